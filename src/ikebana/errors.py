@@ -1,0 +1,49 @@
+"""Everything ikebana refuses, and what to do instead.
+
+IkebanaError             what is wrong, where, and what to try
+├── PhotosError          the photos cannot be used as they are
+│   └── UnreadablePhoto  one photo cannot be used; intake sets it aside and goes on
+├── RecipeError          a choice that cannot be carried out
+├── RunError             a run's folder is missing, damaged, taken, or made from other photos
+└── MachineError         disk or memory falls short
+"""
+
+from pathlib import Path
+
+
+class IkebanaError(Exception):
+    """A refusal that a person can act upon: what is wrong, where, and what to try."""
+
+    def __init__(self, what: str, *, where: str | Path | None = None, advice: str | None = None):
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.advice = advice
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where is not None:
+            lines.append(f"  in   {self.where}")
+        if self.advice is not None:
+            lines.append(f"  try  {self.advice}")
+        return "\n".join(lines)
+
+
+class PhotosError(IkebanaError):
+    """The photos cannot be used as they are."""
+
+
+class UnreadablePhoto(PhotosError):
+    """One photo cannot be used; intake sets it aside with this reason and goes on."""
+
+
+class RecipeError(IkebanaError):
+    """A choice that cannot be carried out."""
+
+
+class RunError(IkebanaError):
+    """A run's folder is missing, damaged, taken, or made from other photos."""
+
+
+class MachineError(IkebanaError):
+    """Disk or memory falls short."""

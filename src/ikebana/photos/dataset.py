@@ -1,0 +1,70 @@
+"""The noun that intake, audit and split hand on: what photos there are."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+USED = "used"
+UNOPENED = "not opened yet"
+
+PARTS = ("train", "validation", "test")
+PART_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+
+SCHEMA = {
+    "path": pl.String,  # below the root; `archive!member` for what came in an archive; as written for a table
+    "label": pl.String,
+    "split": pl.String,  # train, validation, test; null until split
+    "group": pl.String,  # photos of one group are never parted
+    "status": pl.String,  # `used`, or the reason why not
+    "sha256": pl.String,  # of the file's bytes
+    "bytes": pl.Int64,
+    "width": pl.Int32,  # pixels, upright
+    "height": pl.Int32,
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What photos there are."""
+
+    source: str  # what the user pointed at
+    root: Path  # the folder that the paths start from
+    photos: pl.DataFrame  # SCHEMA: one row for every path found, sorted by path
+    classes: tuple[str, ...]
+    ignored: int = 0  # hidden and system files
+    prefix: str = ""  # `archive!` before each path that came in an archive
+    classes_without_photos: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what the user should know about how the source was understood
+
+    def file(self, path: str) -> Path:
+        """Where a row's photo lies on disk."""
+        return self.root / path.removeprefix(self.prefix)
+
+    @property
+    def used(self) -> pl.DataFrame:
+        return self.photos.filter(pl.col("status") == USED)
+
+    @property
+    def set_aside(self) -> pl.DataFrame:
+        return self.photos.filter(pl.col("status") != USED)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Usable photos, class by class and part by part: {"daisy": {"train": 458, ...}, ...}."""
+        table = self.used.group_by("label", "split").len()
+        found = {(label, part): number for label, part, number in table.iter_rows()}
+        return {label: {part: found.get((label, part), 0) for part in PARTS} for label in self.classes}
+
+    def with_photos(self, photos: pl.DataFrame) -> "Dataset":
+        return replace(self, photos=photos)
+
+    def __repr__(self) -> str:
+        used = self.used.height
+        return f"Dataset({self.source}: {used} photos of {len(self.classes)} classes, {self.photos.height - used} set aside)"

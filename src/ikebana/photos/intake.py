@@ -1,0 +1,101 @@
+"""A folder, an archive or a table of photos becomes a Dataset, whatever shape it comes in."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from ikebana.errors import PhotosError
+from ikebana.photos import archive, folder, table
+from ikebana.photos.dataset import UNOPENED, USED, Dataset
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+TABLES = (".csv", ".tsv", ".parquet")
+
+
+def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
+    """Find out what photos a folder, an archive or a table holds; their files are not opened yet.
+
+    raises  PhotosError if there is nothing to learn from: no such place, no class folders, one class only
+    """
+    place = Path(source).expanduser()
+    name = place.name.lower()
+    if place.is_dir():
+        dataset = folder.read(place)
+    elif not place.exists():
+        raise PhotosError("there is no such folder, archive or table", where=source, advice=_similar(place))
+    elif name.endswith(TABLES):
+        dataset = table.read(place)
+    elif name.endswith(ARCHIVES):
+        unpacked = archive.unpack(place)
+        dataset = folder.read(unpacked.folder, source=str(source), prefix=f"{place.name}!", more=unpacked.set_aside)
+    else:
+        raise PhotosError(
+            "this is neither a folder, nor an archive, nor a table of photos",
+            where=source,
+            advice=f"a folder with a sub-folder for each class, or a file ending in {', '.join((*ARCHIVES[:3], *TABLES))}",
+        )
+    return with_classes(dataset, class_order)
+
+
+def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
+    """The classes that have a photo left, sorted or in the given order; classes without one are named in the notes.
+
+    raises  PhotosError if fewer than two classes are left
+    """
+    left = dataset.photos.filter(pl.col("status").is_in((UNOPENED, USED)))
+    classes = tuple(sorted(left["label"].drop_nulls().unique().to_list()))
+    if not left.height:
+        raise PhotosError(
+            f"no photos found{_reasons(dataset)}",
+            where=dataset.source,
+            advice="a folder with a sub-folder of photos for each class",
+        )
+    if len(classes) < 2:
+        raise PhotosError(
+            f"there is only one class with photos: {classes[0]}",
+            where=dataset.source,
+            advice="the folder that holds at least two class folders, each with photos",
+        )
+    gone = sorted(set(dataset.photos["label"].drop_nulls()) - set(classes) - set(dataset.classes_without_photos))
+    return replace(
+        dataset,
+        classes=in_order(classes, class_order, dataset.source),
+        classes_without_photos=tuple(sorted({*dataset.classes_without_photos, *gone})),
+    )
+
+
+def _reasons(dataset: Dataset) -> str:
+    """Why nothing was usable, the most frequent reason first."""
+    if not dataset.photos.height:
+        return ""
+    reason, number = dataset.photos["status"].value_counts(sort=True).row(0)
+    return f": {number} of {dataset.photos.height} paths were set aside ({reason})"
+
+
+def in_order(classes: tuple[str, ...], class_order: tuple[str, ...], source: str) -> tuple[str, ...]:
+    """The classes in the order asked for.
+
+    raises  PhotosError if that order does not name each class once
+    """
+    if not class_order:
+        return classes
+    if sorted(class_order) != sorted(classes):
+        raise PhotosError(
+            f"the class order names {', '.join(class_order)}, but the classes are {', '.join(classes)}",
+            where=source,
+            advice="name each class once",
+        )
+    return class_order
+
+
+def _similar(place: Path) -> str | None:
+    """The name that was probably meant."""
+    import difflib
+
+    try:
+        names = [each.name for each in place.parent.iterdir()]
+    except OSError:
+        return None
+    close = difflib.get_close_matches(place.name, names, n=1)
+    return str(place.parent / close[0]) if close else None

@@ -1,0 +1,207 @@
+"""A Dataset's photos as one uint8 array on disk, decoded once.
+
+The array lies in the cache in a folder named by the hash of what made it: the paths, sizes and times of the files, the side,
+and the decoding rules. So there is nothing to invalidate by hand, and a second run starts from it at once. Beside it lies an
+index with each photo's status, sha256, size, and the checksum of its pixels, by which a damaged array is noticed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL
+import polars as pl
+
+from ikebana import progress
+from ikebana.errors import UnreadablePhoto
+from ikebana.photos import pixels
+from ikebana.photos.dataset import UNOPENED, USED, Dataset
+from ikebana.places import cache_folder, filled, need_space
+from ikebana.recipe import Fit
+
+CHUNK = 32  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves
+OPENED = {
+    "path": pl.String,
+    "status": pl.String,
+    "sha256": pl.String,
+    "bytes": pl.Int64,
+    "width": pl.Int32,
+    "height": pl.Int32,
+    "crc32": pl.Int64,  # of the photo's pixels in the array
+}
+
+Row = tuple[str, str, str | None, int | None, int | None, int | None, int]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The pixels of a Dataset, row by row; the rows of photos that were set aside hold zeros and are never looked at."""
+
+    pixels: np.ndarray  # uint8 [rows of the dataset, side, side, 3], memory-mapped, read-only
+    folder: Path
+
+
+def threads() -> int:
+    """How many threads may decode at once: the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def size_on_disk(dataset: Dataset, side: int) -> int:
+    """Bytes that the array takes."""
+    return dataset.photos.height * side * side * 3
+
+
+def is_kept(dataset: Dataset, side: int, fit: Fit) -> bool:
+    """Whether the array is there already (it may still turn out damaged)."""
+    return _place(dataset, side, fit).exists()
+
+
+def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
+    """Open every photo once, or find that it was done before.
+
+    returns  the dataset with status, sha256 and size filled in, and its pixels
+    raises   MachineError if the disk cannot hold the array
+    """
+    place = _place(dataset, side, fit)
+    found = _load(place, side, dataset.photos.height)
+    if found is None:
+        shutil.rmtree(place, ignore_errors=True)
+        _make(dataset, side, fit, place)
+        found = _load(place, side, dataset.photos.height)
+        assert found is not None, "an array just written is whole"
+    index, array = found
+    columns = ("status", "sha256", "bytes", "width", "height")
+    photos = dataset.photos.with_columns(index[name] for name in columns)
+    return dataset.with_photos(photos), Kept(array, place)
+
+
+def _place(dataset: Dataset, side: int, fit: Fit) -> Path:
+    made_of = hashlib.sha256()
+    rules = [pixels.RULES, PIL.__version__, side, fit, str(dataset.root.resolve())]
+    made_of.update(json.dumps(rules).encode())
+    for path, status in dataset.photos.select("path", "status").iter_rows():
+        made_of.update(json.dumps([path, status, _stamp(dataset.file(path)) if status == UNOPENED else None]).encode())
+    return cache_folder() / "pixels" / made_of.hexdigest()[:32]
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """What changes when a file does: its size and the times of its last change, which no program sets back by accident."""
+    try:
+        told = os.stat(file)
+    except OSError:  # gone since the scan; opening it will say so
+        return None
+    return told.st_size, told.st_mtime_ns, told.st_ctime_ns
+
+
+def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
+    shape = (dataset.photos.height, side, side, 3)
+    need_space(int(np.prod(shape)), cache_folder())
+    with filled(place) as folder:
+        _reserve(folder / "pixels.npy", shape)
+        array = np.load(folder / "pixels.npy", mmap_mode="r+")
+        rows = list(dataset.photos.select("path", "status").iter_rows())
+
+        def open_rows(chosen: range) -> list[Row]:
+            return [_open(dataset.file(rows[row][0]), *rows[row], array[row], side, fit) for row in chosen]
+
+        index: list[Row] = []
+        with progress.stage("read photos", len(rows)) as bar:
+            for part in in_threads(open_rows, _chunks(len(rows))):
+                index += part
+                bar.advance(len(part))
+        array.flush()  # pyright: ignore[reportAttributeAccessIssue]  (a memmap)
+        pl.DataFrame(index, schema=OPENED, orient="row").write_parquet(folder / "index.parquet")
+
+
+def _open(file: Path, path: str, status: str, target: np.ndarray, side: int, fit: Fit) -> Row:
+    """Read one photo into its row; whatever is wrong with it becomes its status."""
+    if status != UNOPENED:
+        return path, status, None, None, None, None, 0
+    digest = size = None
+    try:
+        size = os.stat(file).st_size
+        data = read_bytes(file)
+        size, digest = len(data), pixels.sha256(data)
+        photo = pixels.decode(data, side, fit)
+    except UnreadablePhoto as reason:
+        return path, reason.what, digest, size, None, None, 0
+    except OSError as error:
+        return path, f"unreadable: {error.strerror or error}", digest, size, None, None, 0
+    target[:] = photo.pixels
+    return path, USED, digest, size, photo.width, photo.height, zlib.crc32(photo.pixels.tobytes())
+
+
+def read_bytes(file: Path) -> bytes:
+    """A photo's file, unless it is larger than any photo.
+
+    raises  UnreadablePhoto if it is; OSError if it cannot be read
+    """
+    if os.stat(file).st_size > pixels.MAX_BYTES:
+        raise UnreadablePhoto(f"too large: more than {pixels.MAX_BYTES // 2**20} MB in one file")
+    return file.read_bytes()
+
+
+def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Iterator[Result]:
+    """The chunks' results, in order; when the caller is interrupted, what has not begun is dropped."""
+    pool = ThreadPoolExecutor(threads())
+    try:
+        yield from pool.map(work, chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _chunks(rows: int) -> list[range]:
+    return [range(start, min(start + CHUNK, rows)) for start in range(0, rows, CHUNK)]
+
+
+def _reserve(file: Path, shape: tuple[int, ...]) -> None:
+    """An array file whose blocks exist: writing into a mapped hole on a full disk would kill the process, not raise."""
+    header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with file.open("wb") as stream:
+        np.lib.format.write_array_header_2_0(stream, header)
+        start, size = stream.tell(), int(np.prod(shape))
+        stream.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, start + size)
+        else:
+            block = bytes(2**24)
+            for done in range(0, size, len(block)):
+                stream.write(block[: min(len(block), size - done)])
+
+
+def _load(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray] | None:
+    """The index and the array, or None if they are not there or not what was written."""
+    if not place.exists():
+        return None
+    try:
+        index = pl.read_parquet(place / "index.parquet")
+        array = np.load(place / "pixels.npy", mmap_mode="r")
+    except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
+        progress.say("the kept pixels are damaged: the photos are read again")
+        return None
+    if index.schema != pl.Schema(OPENED) or array.shape != (rows, side, side, 3) or index.height != rows:
+        progress.say("the kept pixels are not what was written: the photos are read again")
+        return None
+    if not _whole(index, array):
+        progress.say("the kept pixels have changed on disk: the photos are read again")
+        return None
+    return index, array
+
+
+def _whole(index: pl.DataFrame, array: np.ndarray) -> bool:
+    used = (index["status"] == USED).to_numpy()
+    expected = index["crc32"].to_numpy()
+
+    def check(chosen: range) -> bool:
+        return all(zlib.crc32(array[row].data) == expected[row] for row in chosen if used[row])
+
+    return all(in_threads(check, _chunks(index.height)))

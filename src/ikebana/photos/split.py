@@ -1,0 +1,160 @@
+"""A Dataset with a split: which photos the network learns from, which serve for choices, and which are sealed.
+
+stratified  keeps each class's share in every part, and never parts photos that belong together: exact copies, and the
+            groups that the user gave
+shuffle     the tutorial's: all photos in one seeded shuffle, cut in three; copies may be parted, and are then reported
+given       a split that came with the photos is kept; only a part that is missing is taken from the training photos
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import polars as pl
+
+from ikebana.errors import PhotosError
+from ikebana.photos.dataset import PARTS, Dataset
+from ikebana.recipe import Recipe
+
+Parts = tuple[float, float, float]
+
+
+def split(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """Every usable photo gets a part; photos that were set aside get none.
+
+    raises  PhotosError if there are too few photos for a training and a test part
+    """
+    used = dataset.used
+    if used["split"].is_not_null().any():
+        parts = _given(used, recipe)
+    elif recipe.split == "shuffle":
+        parts = shuffled(used["label"].to_list(), dataset.classes, recipe.parts, recipe.split_seed)
+    else:
+        parts = stratified(used["label"].to_list(), groups(used), recipe.parts, recipe.split_seed)
+    found = set(parts)
+    for needed in ("train", "test"):
+        if needed not in found:
+            raise PhotosError(
+                f"{used.height} photos are too few: none is left for the {needed} part",
+                where=dataset.source,
+                advice="more photos, at least 3 of each class, or other --parts",
+            )
+    chosen = pl.DataFrame({"path": used["path"], "part": parts}, schema={"path": pl.String, "part": pl.String})
+    photos = dataset.photos.join(chosen, on="path", how="left", maintain_order="left")
+    return dataset.with_photos(photos.with_columns(split=pl.col("part")).drop("part"))
+
+
+def shuffled(labels: Sequence[str], classes: Sequence[str], parts: Parts, seed: int) -> list[str]:
+    """The tutorial's split: class after class in the given order, shuffled by `random.seed`, cut at `int(share * n)`.
+
+    labels   of the photos in sorted order of their paths
+    returns  the part of each photo
+    """
+    rank = {name: number for number, name in enumerate(classes)}
+    order = sorted(range(len(labels)), key=lambda row: rank[labels[row]])
+    random.Random(seed).shuffle(order)
+    first = int(parts[0] * len(order))
+    second = int(round(parts[0] + parts[1], 12) * len(order))
+    result = [""] * len(order)
+    for place, row in enumerate(order):
+        result[row] = PARTS[0] if place < first else PARTS[1] if place < second else PARTS[2]
+    return result
+
+
+def groups(photos: pl.DataFrame) -> list[int]:
+    """Which photos belong together: the same bytes, or the same given group, or both in a chain.
+
+    returns  a group number for each photo
+    """
+    parent = list(range(photos.height))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for column in ("sha256", "group"):
+        first: dict[str, int] = {}
+        for row, key in enumerate(photos[column]):
+            if key is not None:
+                parent[root(row)] = root(first.setdefault(key, row))
+    return [root(row) for row in range(photos.height)]
+
+
+def stratified(labels: Sequence[str], group: Sequence[int], parts: Parts, seed: int) -> list[str]:
+    """Groups dealt out so that every class comes as near to its shares as whole groups allow.
+
+    Large groups are placed first, each where its classes lack most; single photos then fill up exactly. A class of at least
+    three groups has a photo in every part that is asked for; one of two in training and test; a lonely photo is trained on.
+
+    returns  the part of each photo
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for row, key in enumerate(group):
+        members[key].append(row)
+    dealer = random.Random(seed)
+    keys = list(members)
+    dealer.shuffle(keys)
+    keys.sort(key=lambda key: -len(members[key]))
+    lacking = _quotas(labels, members, parts)
+    result = [""] * len(labels)
+    for key in keys:
+        held = Counter(labels[row] for row in members[key])
+        part = max(range(3), key=lambda number: sum(lacking[name][number] * count for name, count in held.items()))
+        for row in members[key]:
+            lacking[labels[row]][part] -= 1
+            result[row] = PARTS[part]
+    return result
+
+
+def _quotas(labels: Sequence[str], members: dict[int, list[int]], parts: Parts) -> dict[str, list[int]]:
+    """How many photos of each class each part should get: {"daisy": [458, 153, 153], ...}."""
+    several = Counter(name for rows in members.values() for name in {labels[row] for row in rows})
+    return {name: _quota(count, several[name], parts) for name, count in Counter(labels).items()}
+
+
+def _quota(photos: int, groups_of_class: int, parts: Parts) -> list[int]:
+    """Whole numbers nearest to the shares (largest remainders), no part left empty that could have one."""
+    exact = [share * photos for share in parts]
+    quota = [int(number + 1e-9) for number in exact]
+    by_remainder = sorted(range(3), key=lambda number: quota[number] - exact[number])
+    for number in by_remainder[: photos - sum(quota)]:
+        quota[number] += 1
+    wanted = [number for number in (0, 2, 1) if parts[number] > 0][: min(groups_of_class, 3)]
+    for number in wanted:
+        if quota[number] == 0:
+            quota[quota.index(max(quota))] -= 1
+            quota[number] = 1
+    return quota
+
+
+def _given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
+    """The parts that came with the photos; a missing validation or test part is taken from the training photos."""
+    parts = used["split"].to_list()
+    loose = [row for row, part in enumerate(parts) if part is None]
+    if loose:
+        raise PhotosError(
+            f"{len(loose)} photos lie in no part, the first: {used['path'][loose[0]]}",
+            advice="a folder each for train, validation and test, and nothing beside them",
+        )
+    shares = tuple(0.0 if name in parts and name != "train" else share for name, share in zip(PARTS, recipe.parts, strict=True))
+    if sum(shares) == shares[0]:
+        return parts
+    whole = sum(shares)
+    rows = [row for row, part in enumerate(parts) if part == "train"]
+    train = used[rows]
+    scaled = (shares[0] / whole, shares[1] / whole, shares[2] / whole)
+    taken = stratified(train["label"].to_list(), groups(train), scaled, recipe.split_seed)
+    for row, part in zip(rows, taken, strict=True):
+        parts[row] = part
+    return parts
+
+
+def fingerprint(hashes: Iterable[str]) -> str:
+    """A name for a set of photos, whatever their files are called: the sha256 of their sorted sha256s."""
+    import hashlib
+
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+
+

@@ -1,0 +1,112 @@
+"""A table of photos: `path,label[,split][,group]` as CSV or Parquet."""
+
+from pathlib import Path
+
+import polars as pl
+
+from ikebana.errors import PhotosError
+from ikebana.photos.dataset import PART_NAMES, PARTS, SCHEMA, Dataset
+from ikebana.photos.folder import file_status
+
+COLUMNS = ("path", "label", "split", "group")
+SEPARATORS = ",;\t"
+
+
+def read(file: Path) -> Dataset:
+    """The photos that a table names; paths start from the table's folder unless they are absolute.
+
+    raises  PhotosError if columns are missing, a part's name is unknown, or a photo has two labels
+    """
+    table = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
+    table = table.rename({name: name.strip().lower() for name in table.columns if name.strip().lower() in COLUMNS})
+    for column in ("path", "label"):
+        if column not in table.columns:
+            raise PhotosError(
+                f"the table has no column {column!r}; it has {', '.join(table.columns) or 'none'}",
+                where=file,
+                advice="a first line that reads: path,label   (and ,split or ,group if wanted)",
+            )
+    table = table.select(pl.col(name).cast(pl.String).str.strip_chars() for name in COLUMNS if name in table.columns)
+    table = _with_parts(_once_each(table, file), file)
+    root = file.parent
+    rows = [_row(row, root) for row in table.iter_rows(named=True)]
+    return Dataset(str(file), root, pl.DataFrame(rows, schema=SCHEMA).sort("path"), ())
+
+
+def _row(row: dict[str, str | None], root: Path) -> dict[str, str | None]:
+    path = row["path"]
+    if not path:
+        return {**row, "path": "", "status": "no path in this row"}
+    if not row["label"]:
+        return {**row, "status": "no label in this row"}
+    try:
+        return {**row, "status": file_status(root / path)}
+    except ValueError as error:  # a NUL in the name
+        return {**row, "status": f"unreadable: {error}"}
+
+
+def _once_each(table: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """Rows said twice are one; one photo with two labels is refused: ikebana gives each photo one label."""
+    table = table.unique(maintain_order=True)
+    labelled = table.filter(pl.col("path").is_not_null() & pl.col("label").is_not_null())
+    labels = labelled.group_by("path").agg(pl.col("label").unique().sort())
+    several = labels.filter(pl.col("label").list.len() > 1).sort("path")
+    if several.height:
+        path, names = several.row(0)
+        raise PhotosError(
+            f"{several.height} photos have more than one label, the first {path}: {', '.join(names)}",
+            where=file,
+            advice="one label a photo: ikebana cannot learn several at once",
+        )
+    if labelled["path"].is_duplicated().any():
+        path = labelled.filter(labelled["path"].is_duplicated())["path"][0]
+        raise PhotosError(f"{path} stands in two parts or groups", where=file, advice="one row a photo")
+    return table
+
+
+def _with_parts(table: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """The `split` column in our own words; all rows have one, or none."""
+    if "split" not in table.columns:
+        return table
+    given = table["split"].replace("", None)
+    if given.is_null().all():
+        return table.drop("split")
+    if given.is_null().any():
+        raise PhotosError(
+            f"{given.is_null().sum()} rows have no split, the others have one",
+            where=file,
+            advice=f"one of {', '.join(PARTS)} in each row, or no split column",
+        )
+    unknown = sorted(set(given.str.to_lowercase()) - PART_NAMES.keys())
+    if unknown:
+        raise PhotosError(f"unknown split {unknown[0]!r}", where=file, advice=f"one of {', '.join(PARTS)}")
+    return table.with_columns(given.str.to_lowercase().replace_strict(PART_NAMES).alias("split"))
+
+
+def _parquet(file: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise PhotosError(f"this Parquet file cannot be read: {_first_line(error)}", where=file) from None
+
+
+def _csv(file: Path) -> pl.DataFrame:
+    """Commas, semicolons (European spreadsheets) or tabs, told by the first line; every value a text."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PhotosError(
+            f"this table is not UTF-8 text (byte {error.start})", where=file, advice="save it as 'CSV UTF-8'"
+        ) from None
+    first = text.split("\n", 1)[0]
+    separator = max(SEPARATORS, key=first.count)
+    if not first.strip():
+        raise PhotosError("the table is empty", where=file, advice="a first line that reads: path,label")
+    try:
+        return pl.read_csv(text.encode(), separator=separator, infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        raise PhotosError(f"this CSV file cannot be read: {_first_line(error)}", where=file) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

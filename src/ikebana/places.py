@@ -1,0 +1,95 @@
+"""Where ikebana keeps what it makes for itself, and how it writes: beside, then renamed, so that nothing is ever half there."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ikebana.errors import MachineError
+
+
+def cache_folder() -> Path:
+    """Where kept pixels, unpacked archives and measurements lie; IKEBANA_CACHE moves it. It may be deleted at any time."""
+    given = os.environ.get("IKEBANA_CACHE")
+    if given:
+        return Path(given).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("ikebana"))
+
+
+@contextmanager
+def written(file: Path) -> Iterator[Path]:
+    """A name to write to; it becomes `file` when the block ends well, and is removed when it does not.
+
+    raises  MachineError if the disk is full or the place cannot be written to
+    """
+    beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        os.replace(beside, file)
+    except OSError as error:
+        raise cannot_write(error, file) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; it becomes `folder` when the block ends well.
+
+    If another process was faster, its folder stays: both were made from the same inputs, by their name.
+
+    raises  MachineError if the disk is full or the place cannot be written to
+    """
+    beside: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        beside.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
+        yield beside
+        try:
+            beside.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) and not folder.exists():
+                raise
+    except OSError as error:
+        raise cannot_write(error, folder) from error
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def cannot_write(error: OSError, place: Path) -> MachineError:
+    """What to tell a user whose disk is full, read-only or gone."""
+    if error.errno == errno.ENOSPC:
+        return MachineError("the disk is full", where=place, advice="free some space; IKEBANA_CACHE=DIR moves the cache")
+    return MachineError(f"this cannot be written: {error.strerror or error}", where=place, advice="a folder that you may write to")
+
+
+def need_space(needed: int, folder: Path) -> None:
+    """Refuse early, with the numbers, what would not fit on the disk.
+
+    needed  bytes
+    raises  MachineError if less is free
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise MachineError(
+            f"{needed / 1e9:.1f} GB are needed on the disk and {free / 1e9:.1f} GB are free",
+            where=folder,
+            advice="free some space, or point IKEBANA_CACHE at a larger disk",
+        )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
