@@ -67,8 +67,12 @@ def filled(folder: Path) -> Iterator[Path]:
 def cannot_write(error: OSError, place: Path) -> MachineError:
     """What to tell a user whose disk is full, read-only or gone."""
     if error.errno == errno.ENOSPC:
-        return MachineError("the disk is full", where=place, advice="free some space; IKEBANA_CACHE=DIR moves the cache")
-    return MachineError(f"this cannot be written: {error.strerror or error}", where=place, advice="a folder that you may write to")
+        return MachineError(
+            "the disk is full", where=place, advice="free some space; IKEBANA_CACHE=DIR moves the cache"
+        )
+    return MachineError(
+        f"this cannot be written: {error.strerror or error}", where=place, advice="a folder that you may write to"
+    )
 
 
 def need_space(needed: int, folder: Path) -> None:

@@ -177,6 +177,11 @@ def audience(listening: Audience) -> Iterator[None]:
         _audience.reset(token)
 
 
+def listen(listening: Audience) -> None:
+    """From now on, tell these."""
+    _audience.set(listening)
+
+
 def say(text: str) -> None:
     """A sentence for the user."""
     _audience.get().say(text)
@@ -206,12 +211,28 @@ def stage(name: str, total: int, unit: str = "photos") -> Iterator[Bar]:
         listening.close(bar)
 
 
+class Stopwatch:
+    """How long each stage of a run took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap belongs to this stage."""
+        now = time.perf_counter()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.since, 3)
+        self.since = now
+
+
 def _speed(done: int, elapsed: float, unit: str) -> str:
     return f"{done / elapsed:,.0f} {unit}/s" if elapsed > 0.2 and done else ""
 
 
 def _written(scores: dict[str, float | str]) -> str:
-    return "  ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items())
+    return "  ".join(
+        f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items()
+    )
 
 
 def _in_notebook() -> bool:

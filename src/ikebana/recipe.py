@@ -41,7 +41,9 @@ class Recipe:
     batch: int = choice(128, "photos a training step")
     epochs: int = choice(20, "passes over the training photos")
     seed: int = choice(0, "of the training alone: first weights, order of the photos, dropout, augmentation")
-    split: SplitName = choice("stratified", "keep the share of each class and never part twins, or the tutorial's shuffle")
+    split: SplitName = choice(
+        "stratified", "keep the share of each class and never part twins, or the tutorial's shuffle"
+    )
     split_seed: int = choice(0, "of the split alone")
     parts: tuple[float, float, float] = choice((0.6, 0.2, 0.2), "shares of training, validation and test photos")
     class_order: tuple[str, ...] = choice((), "the classes in an order of your own, instead of sorted")
@@ -54,28 +56,22 @@ class Recipe:
 
 def _problems(recipe: Recipe) -> list[str]:
     """What is wrong with a recipe, in words; empty if it can be carried out."""
+    shares = recipe.parts
+    whole = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0 and shares[2] > 0 and abs(sum(shares) - 1) < 1e-6
     rules = {
         f"side is {recipe.side}; it must lie between 8 and 2048 pixels": 8 <= recipe.side <= 2048,
-        f"fit is {recipe.fit!r}; it must be one of {', '.join(get_args(Fit))}": recipe.fit in get_args(Fit),
-        f"dropout is {recipe.dropout}; it must lie between 0 and 1": 0 <= recipe.dropout < 1,
-        f"learning rate is {recipe.learning_rate}; it must be positive": recipe.learning_rate > 0,
+        f"dropout is {recipe.dropout}; it must be at least 0 and below 1": 0 <= recipe.dropout < 1,
+        f"learning rate is {recipe.learning_rate}; it must be above 0": recipe.learning_rate > 0,
         f"batch is {recipe.batch}; it must be at least 1": recipe.batch >= 1,
         f"epochs is {recipe.epochs}; it must be at least 1": recipe.epochs >= 1,
         f"seed is {recipe.seed}; it must not be negative": recipe.seed >= 0,
         f"split seed is {recipe.split_seed}; it must not be negative": recipe.split_seed >= 0,
-        f"split is {recipe.split!r}; it must be one of {', '.join(get_args(SplitName))}": recipe.split in get_args(SplitName),
-        f"parts are {_listed(recipe.parts)}; they must be three shares that add up to 1, training and test above 0": (
-            len(recipe.parts) == 3
-            and min(recipe.parts) >= 0
-            and recipe.parts[0] > 0
-            and recipe.parts[2] > 0
-            and abs(sum(recipe.parts) - 1) < 1e-6
-        ),
+        f"parts are {_listed(shares)}; they must be three shares that add up to 1, training and test above 0": whole,
         "the class order names a class twice": len(set(recipe.class_order)) == len(recipe.class_order),
-        f"precision is {recipe.precision!r}; it must be one of {', '.join(get_args(Precision))}": (
-            recipe.precision in get_args(Precision)
-        ),
     }
+    for name, words in (("fit", get_args(Fit)), ("split", get_args(SplitName)), ("precision", get_args(Precision))):
+        value = getattr(recipe, name)
+        rules[f"{name} is {value!r}; it must be one of {', '.join(words)}"] = value in words
     return [problem for problem, holds in rules.items() if not holds]
 
 
@@ -107,10 +103,18 @@ def named(name: str, **choices: Any) -> Recipe:
     """
     if name not in RECIPES:
         raise RecipeError(f"there is no recipe {name!r}", advice=f"one of: {', '.join(RECIPES)}")
+    return changed(RECIPES[name], **choices)
+
+
+def changed(recipe: Recipe, **choices: Any) -> Recipe:
+    """The same recipe with some choices changed.
+
+    raises  RecipeError if there is no such choice, or it cannot be carried out
+    """
     known = {each.name for each in fields(Recipe)} - {"name"}
     for unknown in sorted(choices.keys() - known):
         raise RecipeError(f"a recipe has no choice {unknown!r}", advice=f"one of: {', '.join(sorted(known))}")
-    return replace(RECIPES[name], **{key: _as_declared(key, value) for key, value in choices.items()})
+    return replace(recipe, **{key: _as_declared(key, value) for key, value in choices.items()})
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
@@ -126,7 +130,7 @@ def from_json(values: Mapping[str, Any]) -> Recipe:
     declared = {each.name for each in fields(Recipe)}
     if not isinstance(values, dict) or values.keys() != declared:
         differing = sorted(declared ^ values.keys()) if isinstance(values, dict) else ["everything"]
-        raise RecipeError(f"this recipe was written by another version of ikebana; it differs in {', '.join(differing)}")
+        raise RecipeError(f"another version of ikebana wrote this recipe; it differs in {', '.join(differing)}")
     try:
         return Recipe(**{key: _as_declared(key, value) for key, value in values.items()})
     except TypeError as error:

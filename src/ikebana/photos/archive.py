@@ -60,7 +60,9 @@ def _unpack_into(folder: Path, file: Path) -> list[Found]:
             for number, (name, problem, stream) in enumerate(_members(file), 1):
                 if number > MAX_MEMBERS:
                     raise _bomb(file, f"more than {MAX_MEMBERS:,} members")
-                problem = problem or _leads_outside(name) or ("stands twice in the archive" if _key(name) in taken else None)
+                problem = (
+                    problem or _leads_outside(name) or ("stands twice in the archive" if _key(name) in taken else None)
+                )
                 if problem or stream is None:
                     left.append(Found(name, problem or "not a regular file"))
                     continue
@@ -135,7 +137,9 @@ def _key(name: str) -> str:
 
 
 def _bomb(file: Path, why: str) -> PhotosError:
-    return PhotosError(f"this archive is refused: {why}", where=file, advice="unpack it yourself if you trust it, and give the folder")
+    return PhotosError(
+        f"this archive is refused: {why}", where=file, advice="unpack it yourself if you trust it, and give the folder"
+    )
 
 
 def _sha256(file: Path) -> str:

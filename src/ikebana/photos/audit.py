@@ -1,17 +1,21 @@
 """What is wrong with the files, as far as bytes and counts tell: the cheap part that every `fit` runs."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import polars as pl
 
-from ikebana.photos.dataset import Dataset
+from ikebana.photos.dataset import PARTS, Dataset
 
 Severity = Literal["error", "warning", "note"]
 
 FEW_PHOTOS = 20  # of a class: with fewer, its own score has an interval wider than 40 points
 IMBALANCE = 5.0  # how many times larger the largest class may be than the smallest before it is worth a word
+
+
+SHOWN = 8  # photos set aside that the summary names
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,25 @@ def as_json(dataset: Dataset, found: list[Finding]) -> dict[str, Any]:
     }
 
 
+def summary(dataset: Dataset, found: list[Finding]) -> str:
+    """What came in, in a few lines: the sums, why photos were set aside, and how many findings of each kind."""
+    used, paths = dataset.used, dataset.photos.height
+    split = "  ".join(f"{part} {sum(used['split'] == part):,}" for part in PARTS)
+    lines = [
+        *dataset.notes,
+        f"{paths:,} paths: {used.height:,} photos used, {paths - used.height:,} set aside; "
+        f"{dataset.ignored:,} hidden or system files ignored",
+        f"{len(dataset.classes)} classes; {split}",
+    ]
+    kinds = Counter((each.severity, each.kind) for each in found if each.kind != "unreadable")
+    lines += [f"{severity}: {number} {kind.replace('_', ' ')}" for (severity, kind), number in kinds.items()]
+    aside = dataset.set_aside.select("path", "status").rows()
+    lines += [f"  set aside: {path}: {status}" for path, status in aside[:SHOWN]]
+    if len(aside) > SHOWN:
+        lines.append(f"  and {len(aside) - SHOWN} more: audit.json names them")
+    return "\n".join(lines)
+
+
 def _unreadable(dataset: Dataset) -> Iterator[Finding]:
     for path, status in dataset.set_aside.select("path", "status").iter_rows():
         yield Finding("unreadable", "warning", (path,), status, "mend or remove the file; it was not used")
@@ -63,7 +86,9 @@ def _copies(dataset: Dataset) -> Iterator[Finding]:
             advice = "look at the photo and keep one; until then both stay, in the same part"
             yield Finding("identical_other_label", "warning", tuple(paths), f"the same bytes as {names}", advice)
         else:
-            yield Finding("identical", "note", tuple(paths), "the same bytes", "keep one; they count as one photo twice")
+            yield Finding(
+                "identical", "note", tuple(paths), "the same bytes", "keep one; they count as one photo twice"
+            )
         if len(set(parts)) > 1:
             where = " and ".join(sorted(set(parts)))
             advice = "use --split stratified, or mend the given parts: the score on such photos is memory"
@@ -73,7 +98,9 @@ def _copies(dataset: Dataset) -> Iterator[Finding]:
 def _classes(dataset: Dataset) -> Iterator[Finding]:
     counts = {name: sum(parts.values()) for name, parts in dataset.counts().items()}
     for name in dataset.classes_without_photos:
-        yield Finding("empty_class", "warning", (), f"class {name} has no usable photo", "add photos, or remove the folder")
+        yield Finding(
+            "empty_class", "warning", (), f"class {name} has no usable photo", "add photos, or remove the folder"
+        )
     for name, count in counts.items():
         if count < FEW_PHOTOS:
             advice = f"at least {FEW_PHOTOS} photos, better 100: its own score means little"

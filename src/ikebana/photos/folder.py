@@ -76,7 +76,11 @@ def _only_a_wrapper(folder: Path) -> Path | None:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if not is_hidden(entry.name)]
         inner = folder / names[0] if len(names) == 1 else None
-        return inner if inner is not None and inner.is_dir() and not inner.is_symlink() and len(_folders(inner)) > 0 else None
+        return (
+            inner
+            if inner is not None and inner.is_dir() and not inner.is_symlink() and len(_folders(inner)) > 0
+            else None
+        )
     except OSError as error:
         raise PhotosError(f"this folder cannot be read: {error.strerror}", where=folder) from None
 

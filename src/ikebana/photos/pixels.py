@@ -213,8 +213,10 @@ def _is_srgb(profile: bytes) -> bool:
 
 
 def _is_heif(data: bytes) -> bool:
-    return data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1") and (
-        b"avif" not in data[8:64]
+    return (
+        data[4:8] == b"ftyp"
+        and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+        and (b"avif" not in data[8:64])
     )
 
 

@@ -138,7 +138,9 @@ def _given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
             f"{len(loose)} photos lie in no part, the first: {used['path'][loose[0]]}",
             advice="a folder each for train, validation and test, and nothing beside them",
         )
-    shares = tuple(0.0 if name in parts and name != "train" else share for name, share in zip(PARTS, recipe.parts, strict=True))
+    shares = tuple(
+        0.0 if name in parts and name != "train" else share for name, share in zip(PARTS, recipe.parts, strict=True)
+    )
     if sum(shares) == shares[0]:
         return parts
     whole = sum(shares)
@@ -156,5 +158,3 @@ def fingerprint(hashes: Iterable[str]) -> str:
     import hashlib
 
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
-
-

@@ -1,0 +1,58 @@
+"""From a folder of labelled photos to an image classifier that its owner can trust and ship.
+
+import ikebana
+run = ikebana.fit("flowers/")        # photos in, a trained and honestly scored network out
+run.evaluation                       # accuracy with its interval, the table per class
+ikebana.predict(run, "garden/")      # a Prediction for each photo
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ikebana.errors import IkebanaError, MachineError, PhotosError, RecipeError, RunError
+    from ikebana.pipeline import fit, resume
+    from ikebana.prediction import Prediction, predict
+    from ikebana.recipe import RECIPES, Augmentation, Recipe
+    from ikebana.run import Run, open_run
+    from ikebana.trust.evaluation import Evaluation
+
+# Where each public name lives. They load on first use: `import ikebana` must not wait for torch.
+_HOMES = {
+    "errors": ("IkebanaError", "MachineError", "PhotosError", "RecipeError", "RunError"),
+    "pipeline": ("fit", "resume"),
+    "prediction": ("Prediction", "predict"),
+    "recipe": ("RECIPES", "Augmentation", "Recipe"),
+    "run": ("Run", "open_run"),
+    "trust.evaluation": ("Evaluation",),
+}
+
+__all__ = [
+    "RECIPES",
+    "Augmentation",
+    "Evaluation",
+    "IkebanaError",
+    "MachineError",
+    "PhotosError",
+    "Prediction",
+    "Recipe",
+    "RecipeError",
+    "Run",
+    "RunError",
+    "fit",
+    "open_run",
+    "predict",
+    "resume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"ikebana.{home}"), name)
+    raise AttributeError(f"module 'ikebana' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""`python -m ikebana`"""
+
+from ikebana.cli import main
+
+main()

@@ -1,0 +1,55 @@
+"""`ikebana doctor`: what this machine has, how ikebana will use it, and why."""
+
+import importlib.metadata
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ikebana import progress
+from ikebana.learning import device
+from ikebana.learning.forecast import prepared
+from ikebana.places import cache_folder
+from ikebana.recipe import DEFAULT, RECIPES
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "pillow-heif", "polars", "scikit-learn", "safetensors")
+
+
+def doctor() -> dict[str, Any]:
+    """Look, say it, and return it."""
+    setting = prepared(RECIPES[DEFAULT], classes=5)
+    cache = cache_folder()
+    facts = {
+        "ikebana": importlib.metadata.version("ikebana"),
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "processor": device.processor(),
+        "GPU": "yes" if setting.device != "cpu" else "none that torch can use: ikebana trains on the processor",
+        "device": f"{setting.device}: {setting.reasons['device']}",
+        "threads": f"{setting.threads}: {setting.reasons['threads']}",
+        "allocator": f"{setting.allocator}: {setting.reasons['allocator']}",
+        "number format": f"{setting.number_format} for {DEFAULT}: {setting.reasons['number_format']}",
+        "cache": f"{cache} ({_size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
+        "disk": f"{_free(cache) / 1e9:.0f} GB free",
+        **{name: _version(name) for name in LIBRARIES},
+    }
+    progress.say("\n".join(f"{name:<14} {value}" for name, value in facts.items()))
+    progress.event("done", **facts)
+    return facts
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _size(folder: Path) -> int:
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+
+
+def _free(folder: Path) -> int:
+    place = folder
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

@@ -1,0 +1,186 @@
+"""The verbs on the command line; flags are made from Recipe."""
+
+import signal
+import sys
+from dataclasses import fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_origin
+
+from cyclopts import App, Parameter
+from cyclopts.exceptions import CycloptsError
+
+from ikebana import progress
+from ikebana.errors import IkebanaError, RecipeError
+from ikebana.recipe import DEFAULT, RECIPES, Recipe
+
+DONE, REFUSED, WRONG_USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+app = App(
+    name="ikebana",
+    help="From a folder of labelled photos to an image classifier that its owner can trust and ship.",
+    version_flags=["--version"],
+    help_format="plaintext",
+    result_action="return_value",
+)
+RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="one JSON event a line on standard output")]
+
+
+def _flag(declared: Any) -> Any:
+    """A recipe's field as a flag: tuples are written A,B,C; None means as the recipe has it."""
+    return (str if get_origin(declared.type) is tuple else declared.type) | None
+
+
+_FLAGS = [each for each in fields(Recipe) if "explanation" in each.metadata]
+Choices = make_dataclass(
+    "Choices",
+    [
+        (each.name, Annotated[_flag(each), Parameter(help=each.metadata["explanation"])], None)  # type: ignore[misc]
+        for each in _FLAGS
+    ],
+    frozen=True,
+)
+Choices.__module__ = __name__  # else it counts as Python's own, which cyclopts does not look into
+
+
+def _chosen(choices: Any) -> dict[str, Any]:
+    """The flags that were given, in the recipe's own types."""
+    given = {each.name: getattr(choices, each.name) for each in _FLAGS}
+    tuples = {each.name: each.type for each in _FLAGS if get_origin(each.type) is tuple}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {name: _listed(name, value, tuples[name]) if name in tuples else value for name, value in chosen.items()}
+
+
+def _listed(name: str, text: str, declared: Any) -> tuple[Any, ...]:
+    """A,B,C in the type of the field's entries."""
+    try:
+        return tuple(declared.__args__[0](entry.strip()) for entry in text.split(","))
+    except ValueError:
+        raise RecipeError(
+            f"--{name.replace('_', '-')} {text!r} is not a list of numbers", advice="0.6,0.2,0.2"
+        ) from None
+
+
+@app.command
+def fit(
+    photos: str | None = None,
+    *,
+    recipe: RecipeName = DEFAULT,  # pyright: ignore[reportInvalidTypeForm]
+    run: Path | None = None,
+    resume: Path | None = None,
+    choices: Annotated[Choices, Parameter(name="*")] = Choices(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
+    json: Json = False,
+) -> None:
+    """Train a classifier on labelled photos and score it on photos it has never seen.
+
+    Parameters
+    ----------
+    photos
+        A folder with a sub-folder for each class (or train, validation and test folders of these), a .zip or .tar of it,
+        or a .csv or .parquet table with the columns path and label.
+    recipe
+        What to train, and how; the flags below change single choices of it.
+    run
+        The folder to make; runs/<recipe>-<short hash> if none is given.
+    resume
+        Go on with this interrupted run instead; it needs neither photos nor flags.
+    """
+    from ikebana import pipeline
+
+    _listen(json)
+    if resume is not None:
+        if photos is not None or _chosen(choices):
+            raise RecipeError(
+                "a resumed run has its photos and choices already", advice=f"ikebana fit --resume {resume}"
+            )
+        made = pipeline.resume(resume)
+    elif photos is None:
+        raise RecipeError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
+    else:
+        made = pipeline.fit(photos, recipe, run=run, **_chosen(choices))
+    progress.event("done", run=str(made.folder))
+    progress.result(str(made.folder))
+
+
+@app.command
+def predict(run: Path, *photos: str, out: Path | None = None) -> None:
+    """Say what new photos show: a CSV line for each.
+
+    Parameters
+    ----------
+    run
+        The folder that fit made.
+    photos
+        Files, folders, globs or archives.
+    out
+        The CSV file to write; standard output if none is given.
+    """
+    from ikebana import prediction
+
+    if not photos:
+        raise RecipeError("no photos were given", advice="ikebana predict RUN PHOTOS")
+    predictions = prediction.predict(run, photos, out)
+    if out is None:
+        prediction.write_csv(None, tuple(next(each for each in predictions if each.label).probabilities), predictions)
+    else:
+        progress.result(str(out))
+
+
+@app.command
+def doctor(*, json: Json = False) -> None:
+    """Say what this machine has, how ikebana will use it, and why."""
+    from ikebana import checkup
+
+    _listen(json)
+    checkup.doctor()
+
+
+@app.command
+def demo(*, out: Path | None = None) -> None:
+    """Draw photos of paper flowers and walk the whole road with them, in about a minute.
+
+    Parameters
+    ----------
+    out
+        The folder to make; ikebana-demo here if none is given.
+    """
+    from ikebana import demo as walk
+
+    progress.result(str(walk.demo(out).folder))
+
+
+def _listen(json: bool) -> None:
+    if json:
+        progress.listen(progress.Programs())
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, treated as Ctrl-C is."""
+
+
+def _terminate(_signal: int, _frame: Any) -> None:
+    raise Terminated
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line. Ends the process with 0 done, 1 refused, 2 wrong usage, 130 or 143 interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(arguments, exit_on_error=False, print_error=True)
+        status = DONE
+    except CycloptsError:
+        status = WRONG_USAGE
+    except IkebanaError as error:
+        progress.say(f"{type(error).__name__}: {error}")
+        progress.event(
+            "error", kind=type(error).__name__, what=error.what, where=str(error.where or ""), advice=error.advice or ""
+        )
+        status = REFUSED
+    except Terminated:
+        status = TERMINATED
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has gone: `ikebana predict … | head`
+        sys.stderr.close()
+        status = DONE
+    sys.exit(status)

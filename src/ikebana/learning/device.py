@@ -1,0 +1,225 @@
+"""Device, number format, threads, allocator: each with the reason it was chosen.
+
+On a CPU two things decide more than the arithmetic. Freshly mapped buffers: the C library gives large blocks back to the
+system after each use and the page faults of getting them again took half of a training step here; `keep_large_blocks` ends
+that. And the number format: bfloat16 is three times as fast on one processor and slower on the next, so it is measured, once
+for each processor, network and version, and kept in the cache.
+"""
+
+import ctypes
+import functools
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ikebana.places import cache_folder, written
+from ikebana.recipe import Precision
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's names, from malloc.h
+KEEP_BLOCKS_BELOW = 2**30  # bytes
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How this machine is used."""
+
+    device: str  # cpu, cuda or mps
+    number_format: str  # of the training step: float32 or bfloat16
+    threads: int
+    allocator: str
+    reasons: dict[str, str] = field(default_factory=dict)
+    seconds_per_photo: float | None = None  # of a training step, as measured; None if nothing was measured
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return FORMATS[self.number_format]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The number format, for a forward pass; weights and gradients stay float32."""
+        return torch.autocast(self.device, self.dtype, enabled=self.number_format != "float32")
+
+
+def prepare(threads: int | None = None) -> Setting:
+    """The device, its threads and its allocator, set for this process; the number format is float32 until `measured`."""
+    name, why = _device()
+    count, why_threads = _threads()
+    if threads is not None:
+        count, why_threads = threads, "as the run began with"
+    torch.set_num_threads(count)
+    allocator, why_allocator = keep_large_blocks()
+    reasons = {"device": why, "threads": why_threads, "allocator": why_allocator, "number_format": "not measured yet"}
+    return Setting(name, "float32", count, allocator, reasons)
+
+
+def _device() -> tuple[str, str]:
+    if torch.cuda.is_available():
+        return "cuda", f"a GPU is there: {torch.cuda.get_device_name()}"
+    if torch.backends.mps.is_available():
+        return "mps", "Apple's GPU is there"
+    return "cpu", "no GPU that torch can use was found"
+
+
+def _threads() -> tuple[int, str]:
+    """One thread a processor that this process may use; in a container that is fewer than the machine has."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _container_quota()
+    if quota is not None and quota < allowed:
+        return max(1, int(quota)), f"this container may use {quota:g} of {allowed} processors"
+    physical = min(allowed, torch.get_num_threads())
+    return physical, f"{allowed} processors may be used; a second thread on one core does not help arithmetic"
+
+
+def _container_quota() -> float | None:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+@functools.cache
+def keep_large_blocks() -> tuple[str, str]:
+    """Tell glibc to keep the large blocks that a training step frees, for the next step.
+
+    Without this each step maps hundreds of megabytes anew and pays a page fault for every 4 KiB of them.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return "as it comes", f"{platform.system()}'s own allocator is not glibc's"
+    libc = ctypes.CDLL(None)
+    taken = libc.mallopt(M_MMAP_THRESHOLD, KEEP_BLOCKS_BELOW) and libc.mallopt(
+        M_TRIM_THRESHOLD, 2 * KEEP_BLOCKS_BELOW - 1
+    )
+    if not taken:
+        return "as it comes", "glibc refused the setting"
+    return "glibc, blocks kept", "page faults of freshly mapped buffers cost as much as the arithmetic"
+
+
+def measured(setting: Setting, precision: Precision, network: str, trial: Callable[[Setting], float]) -> Setting:
+    """The setting with the faster number format, found out by a short trial and kept for the next run.
+
+    precision  float32 or bfloat16 are taken as asked; only 'auto' compares
+    network    what is timed, in words: part of the key under which the result is kept
+    trial      runs one training step in that setting: seconds a photo
+    """
+    formats = _formats(setting) if precision == "auto" else {precision: "asked for"}
+    key = _key(setting, network)
+    file = cache_folder() / "measured" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    known = _known(file, key)
+    missing = [name for name in formats if name not in known]
+    if missing:
+        known |= {name: trial(_with_format(setting, name)) for name in missing}
+        with written(file) as beside:
+            beside.write_text(json.dumps({"key": key, "seconds_per_photo": known}, indent=1), "utf-8")
+    best = min(formats, key=lambda name: known[name])
+    reason = formats[best]
+    if len(formats) > 1:
+        reason = "; ".join(f"{name} {1 / known[name]:,.0f} photos/s" for name in formats)
+    reasons = {**setting.reasons, "number_format": reason}
+    return Setting(setting.device, best, setting.threads, setting.allocator, reasons, known[best])
+
+
+def _formats(setting: Setting) -> dict[str, str]:
+    """The number formats worth a trial on this device."""
+    if setting.device == "mps":
+        return {"float32": "bfloat16 is not dependable on MPS yet"}
+    if setting.device == "cuda" and not torch.cuda.is_bf16_supported():
+        return {"float32": "this GPU has no bfloat16"}
+    if setting.device == "cpu" and not _cpu_has_bfloat16():
+        return {"float32": "this processor has no bfloat16 arithmetic"}
+    return dict.fromkeys(FORMATS, "measured")
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether trying is worth it: where bfloat16 is emulated, one trial step would take many times as long."""
+    flags = processor_flags()
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & flags) or (
+        not flags and platform.machine() in ("arm64", "aarch64")
+    )
+
+
+def _with_format(setting: Setting, name: str) -> Setting:
+    return Setting(setting.device, name, setting.threads, setting.allocator, setting.reasons)
+
+
+def _key(setting: Setting, network: str) -> str:
+    accelerator = torch.cuda.get_device_name() if setting.device == "cuda" else processor()
+    return " | ".join(
+        (setting.device, accelerator, str(setting.threads), setting.allocator, torch.__version__, network)
+    )
+
+
+def _known(file: Path, key: str) -> dict[str, float]:
+    try:
+        kept = json.loads(file.read_text("utf-8"))
+        return (
+            {str(name): float(value) for name, value in kept["seconds_per_photo"].items()} if kept["key"] == key else {}
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # absent or damaged: it is measured again
+        return {}
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's name and the instructions that matter here."""
+    name = platform.processor() or platform.machine()
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            name = line.split(":", 1)[1].strip()
+            break
+    extras = sorted({"amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16"} & processor_flags())
+    return f"{name} ({', '.join(extras)})" if extras else name
+
+
+@functools.cache
+def processor_flags() -> frozenset[str]:
+    """What /proc/cpuinfo says the processor can do; empty where there is no such file."""
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
+def remembered(file: Path) -> Setting | None:
+    """The setting that a run began with, from its `environment.json`: to go on in another would change its result.
+
+    returns  None if there is no such file yet, or its device is gone
+    """
+    try:
+        values = json.loads(file.read_text("utf-8"))
+        began = {each.name: values[each.name] for each in fields(Setting)}
+    except (OSError, ValueError, KeyError, TypeError):  # the run was stopped before it was written
+        return None
+    now = prepare(began["threads"])
+    return Setting(**began) if now.device == began["device"] and began["number_format"] in FORMATS else None
+
+
+def environment(setting: Setting) -> dict[str, Any]:
+    """What a run ran on, and why it was used like that, for `environment.json`."""
+    import importlib.metadata
+
+    libraries = ("torch", "numpy", "pillow", "polars", "scikit-learn", "safetensors")
+    return {
+        "ikebana": importlib.metadata.version("ikebana"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": processor(),
+        **asdict(setting),
+        "libraries": {name: importlib.metadata.version(name) for name in libraries},
+    }

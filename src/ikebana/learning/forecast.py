@@ -1,0 +1,63 @@
+"""What a run will cost, said before it begins: time, disk and memory."""
+
+from dataclasses import dataclass
+
+from ikebana.learning import device, networks, training
+from ikebana.learning.device import Setting
+from ikebana.photos import kept
+from ikebana.photos.dataset import Dataset
+from ikebana.recipe import Recipe
+
+LIBRARIES = 0.45e9  # bytes that Python, torch and polars hold before the first photo
+READ_SECONDS = (
+    0.0015  # to open one photo of a quarter of a megapixel, a thread; large ones take up to ten times as long
+)
+FORWARD_SHARE = 0.35  # of a training step's time goes into its forward pass
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """About what `fit` will need."""
+
+    seconds: float
+    disk: float  # bytes in the cache; 0 if the pixels are kept already
+    memory: float  # bytes at the most
+    text: str
+
+
+def prepared(recipe: Recipe, classes: int) -> Setting:
+    """How this machine will be used for this recipe; the first time on a machine this takes some seconds."""
+    setting = device.prepare()
+    network = networks.build(recipe, classes)
+    augmentation = "augmented" if recipe.augmentation is not None else "plain"
+    name = f"{recipe.network} {recipe.side} px, batch {recipe.batch}, {augmentation}"
+    return device.measured(
+        setting, recipe.precision, name, lambda one: training.seconds_per_photo(network, recipe, classes, one)
+    )
+
+
+def forecast(dataset: Dataset, recipe: Recipe, setting: Setting) -> Forecast:
+    """What a run on these photos will cost here; half as much or twice as much is as good as it can know."""
+    photos = dataset.photos.height
+    there = kept.is_kept(dataset, recipe.side, recipe.fit)
+    reading = 0.0 if there else photos * READ_SECONDS / kept.threads()
+    a_photo = setting.seconds_per_photo or 0.0
+    epoch = photos * a_photo * (recipe.parts[0] + FORWARD_SHARE * recipe.parts[1])
+    seconds = reading + recipe.epochs * epoch
+    disk = 0.0 if there else float(kept.size_on_disk(dataset, recipe.side))
+    table = networks.layers(networks.build(recipe, len(dataset.classes)), recipe.side)
+    batch = min(recipe.batch, max(1, int(photos * recipe.parts[0])))
+    step = networks.activation_bytes(table, batch, setting.dtype.itemsize)
+    memory = LIBRARIES + 2.5 * step + 16 * sum(layer.parameters for layer in table)
+    on_disk = "kept from before" if there else f"{disk / 1e9:.2f} GB in the cache"
+    text = (
+        f"expected: {_duration(seconds)} ({recipe.epochs} epochs of {_duration(epoch)}), "
+        f"{memory / 1e9:.1f} GB of memory, pixels {on_disk}"
+    )
+    return Forecast(seconds, disk, memory, text)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,85 @@
+"""Photos of a dataset, batch by batch, and what a network says of them."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ikebana import progress
+from ikebana.learning.device import Setting
+from ikebana.photos.dataset import PARTS, USED, Dataset
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Some rows of the kept pixels, with their labels."""
+
+    pixels: np.ndarray  # uint8 [rows, side, side, 3]
+    rows: np.ndarray  # int64 [photos]: where in `pixels` each photo lies
+    labels: np.ndarray  # int64 [photos]: class indices
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, chosen: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
+        """uint8 [photos, 3, side, side] in the channels-last format, without a copy beyond the gathering; and the labels."""
+        pixels = torch.from_numpy(self.pixels[self.rows[chosen]]).permute(0, 3, 1, 2)
+        return pixels.to(device), torch.from_numpy(self.labels[chosen]).to(device)
+
+
+def parts(dataset: Dataset, pixels: np.ndarray) -> dict[str, Photos]:
+    """The training, validation and test photos of a dataset that is split."""
+    index = {name: number for number, name in enumerate(dataset.classes)}
+    found = dataset.photos.with_row_index("row").filter(pl.col("status") == USED)
+    return {
+        part: Photos(
+            pixels,
+            chosen["row"].to_numpy().astype(np.int64),
+            np.array([index[name] for name in chosen["label"]], np.int64),
+        )
+        for part in PARTS
+        for chosen in [found.filter(pl.col("split") == part)]
+    }
+
+
+def joined(first: Photos, second: Photos) -> Photos:
+    """The photos of both, in that order."""
+    return Photos(
+        first.pixels, np.concatenate((first.rows, second.rows)), np.concatenate((first.labels, second.labels))
+    )
+
+
+@torch.inference_mode()
+def logits_of(
+    network: nn.Module, photos: Photos, setting: Setting, batch: int = 128, bar: progress.Bar | None = None
+) -> np.ndarray:
+    """What the network says of each photo: float32 logits [photos, classes]."""
+    network.eval()
+    found = []
+    for start in range(0, len(photos), batch):
+        pixels, _ = photos.batch(np.arange(start, min(start + batch, len(photos))), setting.device)
+        with setting.autocast():
+            found.append(network(pixels).float().cpu().numpy())
+        if bar is not None:
+            bar.advance(len(pixels))
+    return np.concatenate(found) if found else np.zeros((0, 1), np.float32)
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> tuple[float | None, float | None]:
+    """Mean cross-entropy and accuracy; None where there is no photo."""
+    if not len(labels):
+        return None, None
+    loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
+    return float(loss), float((logits.argmax(1) == labels).mean())
+
+
+def probabilities_of(
+    network: nn.Module, photos: Photos, setting: Setting, bar: progress.Bar | None = None
+) -> np.ndarray:
+    """float32 [photos, classes], each row adding up to 1; always computed in float32, so that scores do not depend on the
+    number format that happened to be fastest for training."""
+    exact = replace(setting, number_format="float32")
+    return torch.softmax(torch.from_numpy(logits_of(network, photos, exact, bar=bar)), 1).numpy()

@@ -1,0 +1,135 @@
+"""Recipe → network. A network takes photos as they are kept, uint8 and 0 to 255; normalisation lives inside it."""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ikebana.errors import RecipeError
+from ikebana.recipe import Recipe
+
+
+class Scale(nn.Module):
+    """0 to 255 becomes 0 to 1."""
+
+    def forward(self, photos: Tensor) -> Tensor:
+        """photos  [photos, 3, side, side], uint8 or float from 0 to 255, in any memory format, which is kept"""
+        return (photos if photos.is_floating_point() else photos.float()) / 255
+
+
+class FlattenLikeKeras(nn.Module):
+    """Rows, columns, channels: the order in which Keras flattens, and free of copies in the channels-last format."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.permute(0, 2, 3, 1).flatten(1)
+
+
+def build(recipe: Recipe, classes: int) -> nn.Module:
+    """The recipe's network with the first weights that its seed draws; it gives logits [photos, classes].
+
+    raises  RecipeError if there is no such network, or the photos are too small for it
+    """
+    if recipe.network != "tutorial":
+        raise RecipeError(f"there is no network {recipe.network!r}", advice="tutorial")
+    torch.manual_seed(recipe.seed)
+    return _tutorial(recipe.side, recipe.dropout, classes)
+
+
+def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
+    """The tutorial's network: four convolutions, each with max-pool 2, then two dense layers.
+
+    The maximum is taken before the ReLU: the same function (both are monotone) with a quarter of the ReLUs.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict(scale=Scale())
+    channels, left = 3, side
+    for number, wider in enumerate((32, 64, 128, 128), 1):
+        layers[f"conv_{number}"] = nn.Conv2d(channels, wider, 3)
+        layers[f"pool_{number}"] = nn.MaxPool2d(2)
+        layers[f"relu_{number}"] = nn.ReLU()
+        channels, left = wider, (left - 2) // 2
+    if left < 1:
+        raise RecipeError(f"photos of {side} pixels vanish in the tutorial's network", advice="a side of at least 46")
+    layers["flatten"] = FlattenLikeKeras()
+    if dropout:
+        layers["dropout"] = nn.Dropout(dropout)
+    layers["dense_1"] = nn.Linear(channels * left * left, 512)
+    layers["relu_5"] = nn.ReLU()
+    layers["dense_2"] = nn.Linear(512, classes)
+    network = nn.Sequential(layers)
+    network.apply(_keras_initialisation)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@torch.no_grad()
+def _keras_initialisation(layer: nn.Module) -> None:
+    """Glorot uniform weights and zero biases, as Keras draws them for convolutions and dense layers."""
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A line of the layer table."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]  # of its output, without the batch
+    parameters: int
+    trainable: int
+
+
+def layers(network: nn.Module, side: int) -> list[Layer]:
+    """The layers in the order in which a photo passes them, with output shapes and parameter counts.
+
+    Parameters are counted as Keras does: moving means and variances count, but are not trainable.
+    """
+    table: list[Layer] = []
+
+    def note(name: str, layer: nn.Module, output: Tensor) -> None:
+        kept = [*layer.parameters(), *(each for each in layer.buffers() if each.is_floating_point())]
+        counted = sum(each.numel() for each in kept)
+        trainable = sum(each.numel() for each in layer.parameters() if each.requires_grad)
+        table.append(Layer(name, type(layer).__name__, tuple(output.shape[1:]), counted, trainable))
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, output, name=name: note(name, layer, output))
+        for name, layer in network.named_modules()
+        if not list(layer.children())
+    ]
+    device = next(network.parameters()).device
+    training = network.training
+    with torch.inference_mode():
+        network.eval()(torch.zeros((1, 3, side, side), dtype=torch.uint8, device=device))
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
+    return table
+
+
+def layer_table(table: list[Layer], batch: int, side: int) -> str:
+    """The layers as text, below them what one batch looks like."""
+    width = max(len(layer.name) for layer in table) + 2
+    lines = [f"{'layer':<{width}}{'kind':<18}{'output shape':<20}{'parameters':>12}"]
+    for layer in table:
+        shape = " x ".join(str(number) for number in layer.shape)
+        lines.append(f"{layer.name:<{width}}{layer.kind:<18}{shape:<20}{layer.parameters:>12,}")
+    counted = sum(layer.parameters for layer in table)
+    trainable = sum(layer.trainable for layer in table)
+    lines += [
+        "",
+        f"parameters       {counted:,}",
+        f"trainable        {trainable:,}",
+        f"not trainable    {counted - trainable:,}",
+        f"photos, a batch  ({batch}, {side}, {side}, 3) uint8",
+        f"labels, a batch  ({batch},) int64",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def activation_bytes(table: list[Layer], batch: int, bytes_each: int) -> int:
+    """About how much memory one training step holds for the backward pass."""
+    return batch * bytes_each * sum(math.prod(layer.shape) for layer in table)

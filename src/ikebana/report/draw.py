@@ -1,0 +1,86 @@
+"""The pictures that a run leaves behind: figures and thumbnails."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from PIL import Image
+
+from ikebana.photos.dataset import Dataset
+from ikebana.places import written
+from ikebana.recipe import Fit
+from ikebana.report import figures
+from ikebana.run import Run
+from ikebana.trust.evaluation import Evaluation
+
+SAMPLES = 24  # photos in the sample grid, at most
+SAMPLES_A_CLASS = 4
+
+
+def everything(
+    run: Run, dataset: Dataset, pixels: np.ndarray, examples: Sequence[np.ndarray], evaluation: Evaluation
+) -> None:
+    """All figures, and the thumbnails of the photos that the scores speak of."""
+    folder = run.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    of_dataset(folder, dataset, pixels, run.recipe.fit)
+    of_training(folder, run.epochs, examples)
+    figures.confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
+    thumbnails(run.folder / "thumbnails", dataset, pixels, run.recipe.fit)
+
+
+def of_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, fit: Fit) -> None:
+    """The classes as bars and as a pie, and a grid of sample photos."""
+    counts = dataset.counts()
+    figures.class_counts_bar(counts, folder / "classes_bar.png")
+    figures.class_counts_pie(counts, folder / "classes_pie.png")
+    rows = sample_rows(dataset)
+    shown = dataset.photos[rows]
+    sizes = shown.select("width", "height").iter_rows()
+    photos = [as_it_was(pixels[row], width, height, fit) for row, (width, height) in zip(rows, sizes, strict=True)]
+    figures.photo_grid(photos, shown["label"].to_list(), folder / "samples.png", title="Photos of each class")
+
+
+def sample_rows(dataset: Dataset) -> list[int]:
+    """A few training photos of each class, spread over the class, the same ones each time."""
+    each = max(1, min(SAMPLES_A_CLASS, SAMPLES // len(dataset.classes)))
+    indexed = dataset.photos.with_row_index("row").filter(pl.col("split") == "train")
+    rows: list[int] = []
+    for name in dataset.classes[:SAMPLES]:
+        found = indexed.filter(pl.col("label") == name)["row"]
+        places = np.unique(np.linspace(0, len(found) - 1, each).astype(int)) if len(found) else []
+        rows += [int(found[int(place)]) for place in places]
+    return rows
+
+
+def of_training(folder: Path, epochs: Sequence[dict[str, Any]], examples: Sequence[np.ndarray]) -> None:
+    """Curves of loss and accuracy; one photo and four changed copies of it, if the recipe changes photos."""
+    figures.curves(epochs, folder / "curves.png")
+    if examples:
+        names = ["as it is", *("as trained on" for _ in examples[1:])]
+        figures.photo_grid(
+            examples, names, folder / "augmented.png", title="What augmentation does", columns=len(names)
+        )
+
+
+def thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, fit: Fit) -> None:
+    """Validation and test photos in small, in their own shape, named by the sha256 of their file."""
+    folder.mkdir(exist_ok=True)
+    chosen = dataset.photos.with_row_index("row").filter(pl.col("split").is_in(("validation", "test")))
+    for row, sha256, width, height in chosen.select("row", "sha256", "width", "height").iter_rows():
+        file = folder / f"{sha256}.jpg"
+        if not file.exists():
+            with written(file) as beside:
+                Image.fromarray(as_it_was(pixels[row], width, height, fit)).save(beside, "JPEG", quality=85)
+
+
+def as_it_was(square: np.ndarray, width: int, height: int, fit: Fit) -> np.ndarray:
+    """A squashed photo in its own shape again; its longer side stays. What was cut out of a photo is square."""
+    if fit == "crop":
+        return square
+    longer = max(width, height)
+    side = square.shape[0]
+    size = max(1, round(side * width / longer)), max(1, round(side * height / longer))
+    return np.asarray(Image.fromarray(square).resize(size, Image.Resampling.BILINEAR))

@@ -1,0 +1,415 @@
+"""The pictures of a run as PNG files: readable for 2 classes and for 200, the same bytes for the same numbers.
+
+Everything is placed in inches from the top left corner of a sheet, and each colour, size and font is said outright.
+So the picture grows where print would have to shrink, a notebook's own matplotlib style changes nothing, and nothing
+global is touched: figures may be drawn from several threads. A file's folder must exist.
+"""
+
+import math
+import os
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Wedge
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+DPI = 150  # print of 6.5 points is then 13 pixels high: the smallest that reads without effort
+MARGIN = 0.35  # inches, on all four sides
+INK, QUIET, FAINT, GRID = "#2B2F33", "#6B7278", "#B9BFC4", "#E6E8EA"
+# Also told apart with each kind of colour blindness: at least 24 in CIELAB (simulated after Machado et al. 2009).
+PARTS = {"train": "#3F8A8C", "validation": "#C96F4B", "test": "#5D3E72"}
+RIGHT, WRONG = "#2C6E74", "#C2613C"
+SHADES = ["#2F4F6B", "#4E8488", "#A9BFA4", "#E8DCB8"]  # dark to light: the order shows without colour too
+SLICES_AT_MOST = 12
+FALLBACK_FONTS = (  # outlines only: matplotlib cannot draw the bitmaps of colour emoji
+    "Noto Sans CJK SC,Noto Sans CJK JP,Noto Sans SC,Noto Sans JP,Noto Sans KR,Source Han Sans SC,PingFang SC,"
+    "Hiragino Sans,Apple SD Gothic Neo,Arial Unicode MS,Microsoft YaHei,Yu Gothic,Meiryo,SimHei,Malgun Gothic,"
+    "WenQuanYi Zen Hei,IPAGothic,Droid Sans Fallback,Noto Sans Arabic,Noto Sans Devanagari,Noto Sans Bengali,"
+    "Noto Sans Thai,Nirmala UI,Leelawadee UI,Segoe UI Symbol,Segoe UI Emoji,Noto Emoji,Symbola,Apple Symbols"
+)
+Epochs = Sequence[Mapping[str, float | None]]
+
+
+def class_counts_bar(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
+    """How many photos each class has in train, validation and test: one bar a class, the largest first."""
+    _write(_bar(counts), file)
+
+
+def class_counts_pie(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
+    """Which share of the photos each class has; beyond 12 classes the smallest are joined to "N other classes"."""
+    _write(_pie(counts), file)
+
+
+def confusion_matrix(confusion: np.ndarray, classes: Sequence[str], file: Path) -> None:
+    """Which classes the network takes for which others.
+
+    Right answers and mistakes have a colour each, since a mistake of 5 % matters as much as a success of 95 %.
+
+    confusion  photos, [truth, prediction]; ValueError unless there are as many rows and columns as classes
+    """
+    _write(_confusion(np.asarray(confusion), classes), file)
+
+
+def curves(epochs: Epochs, file: Path) -> None:
+    """How loss and accuracy went from epoch to epoch, and which epoch was best on the validation photos.
+
+    Best is the highest validation accuracy, and of equals the lowest loss. What is not finite leaves a gap in its line.
+
+    epochs   each with epoch, train_loss, train_accuracy, val_loss, val_accuracy; accuracies from 0 to 1
+    """
+    _write(_curves(epochs), file)
+
+
+def photo_grid(
+    photos: Sequence[np.ndarray], captions: Sequence[str], file: Path, *, title: str = "", columns: int = 6
+) -> None:
+    """Photos side by side, whole and undistorted, each under its caption.
+
+    photos   uint8, [height, width, 3] each, of any size; ValueError unless each has a caption
+    """
+    _write(_grid(photos, captions, title, columns), file)
+
+
+def _bar(counts: Mapping[str, Mapping[str, int]]) -> Axes:
+    size, pitch = (9.5, 0.34) if len(counts) <= 12 else (9.0, 0.26) if len(counts) <= 40 else (8.5, 0.2)
+    names = _labels(list(counts), size, 2.7)
+    totals = [sum(row.get(part, 0) for part in PARTS) for row in counts.values()]
+    rows = sorted(zip(names, totals, counts.values(), strict=True), key=lambda row: -row[1])
+    width, top, largest = 9.0, 1.6, max(totals, default=0)
+    bottom = top + pitch * len(rows)
+    said = f"{sum(totals):,} photos in {len(rows)} classes, the largest class first"
+    sheet, x = _sheet(width, bottom + MARGIN, "How many photos each class has", said, names), MARGIN
+    for part, colour in PARTS.items():
+        if photos := sum(row.get(part, 0) for row in counts.values()):
+            _boxes(sheet, [(x, 0.99, 0.12, 0.12)], [colour])
+            x = _say(sheet, (x + 0.19, 1.05), f"{part} {photos:,}", 9) + 0.3
+    left = MARGIN + max((_wide(name, size) for name in names), default=0) + 0.14
+    scale = (width - MARGIN - _wide(f"{largest:,}", size) - 0.1 - left) / max(largest, 1)
+    for tick in _ticks(0, largest, 5, whole=True):
+        _line(sheet, [left + tick * scale] * 2, [top - 0.04, bottom], GRID)
+        _say(sheet, (left + tick * scale, top - 0.15), f"{tick:,.0f}", 8, QUIET, ha="center")
+    for index, (name, total, row) in enumerate(rows):
+        y, x = top + pitch * (index + 0.5), left
+        _say(sheet, (left - 0.14, y), name, size, ha="right")
+        for part, colour in PARTS.items():
+            _boxes(sheet, [(x, y - pitch * 0.33, row.get(part, 0) * scale, pitch * 0.66)], [colour])
+            x += row.get(part, 0) * scale
+        _boxes(sheet, [(x, y - 0.09, _wide(f"{total:,}", size) + 0.14, 0.18)], ["white"])  # no line through a number
+        _say(sheet, (x + 0.08, y), f"{total:,}", size)
+    return sheet
+
+
+def _pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
+    names = _labels(list(counts), 9.5, 2.2)
+    totals = [sum(row.get(part, 0) for part in PARTS) for row in counts.values()]
+    slices = sorted(zip(names, totals, strict=True), key=lambda pair: -pair[1])
+    if rest := slices[SLICES_AT_MOST - 1 :] if len(slices) > SLICES_AT_MOST else []:
+        slices = [*slices[: SLICES_AT_MOST - 1], (f"{len(rest)} other classes", sum(total for _, total in rest))]
+    colours = list(LinearSegmentedColormap.from_list("", SHADES)(np.linspace(0, 1, max(2, len(slices) - bool(rest)))))
+    colours = [*colours, "#D9DCDF"] if rest else colours[: len(slices)]
+    shown = [name for name, _ in slices]
+    sheet = _sheet(9.5, 5.75, "Which share of the photos each class has", "the largest class first", shown)
+    middle, height, radius = 4.75, 3.3, 1.65
+    shares = np.array([total for _, total in slices], dtype=float) / max(sum(totals), 1)
+    angles, places = _least_crowded(shares, height, radius)
+    for (name, total), share, colour, angle, y in zip(slices, shares, colours, angles, places, strict=True):
+        half, thin = share * 180, 1.0 if share < 1 else 0.0
+        ring = {"width": 0.72, "facecolor": colour, "edgecolor": "white", "linewidth": thin}
+        sheet.add_patch(Wedge((middle, height), radius, angle - half, angle + half, **ring))
+        out, down = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        side, ha = (1, "left") if out >= 0 else (-1, "right")
+        xs = [middle + out * radius * 1.02, middle + side * (radius + 0.3), middle + side * (radius + 0.42)]
+        _line(sheet, xs, [height + down * radius * 1.02, y, y], FAINT)
+        _say(sheet, (xs[2] + side * 0.08, y - 0.085), name, 9.5, ha=ha)
+        _say(sheet, (xs[2] + side * 0.08, y + 0.085), f"{total:,} photos, {_percent(share, 1)}", 8, QUIET, ha=ha)
+    _say(sheet, (middle, height - 0.1), f"{sum(totals):,}", 15, ha="center")
+    _say(sheet, (middle, height + 0.16), f"photos in {len(counts)} classes", 8, QUIET, ha="center")
+    return sheet
+
+
+def _least_crowded(shares: np.ndarray, height: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """The turn of a pie that leaves its labels nearest to their slices: each slice's angle, and its label's place."""
+    found = []
+    for turn in range(-90, 270, 5):
+        degrees = np.cumsum(shares) * 360 - shares * 180 + turn
+        wanted, places = height + 1.15 * radius * np.sin(np.radians(degrees)), np.zeros(len(shares))
+        for side in (np.cos(np.radians(degrees)) >= 0, np.cos(np.radians(degrees)) < 0):
+            places[side] = _spread(wanted[side], 0.39, 1.05, 5.4)
+        # A tenth of an inch must be gained before the largest slice gives up its place at the top.
+        moved = round(float(np.abs(places - wanted).max(initial=0)) + 0.1 * (turn != -90), 6)
+        found.append((moved, turn, degrees, places))
+    return min(found, key=lambda row: row[:2])[2:]
+
+
+def _confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
+    count = len(classes)
+    if confusion.shape != (count, count):
+        raise ValueError(f"{count} classes need a confusion of {count} x {count}, not {confusion.shape}")
+    cell, size, digits = min(max(4.2 / max(count, 1), 0.72), 1.3), 9.5, 11.0
+    if count > 12:
+        cell, size, digits = (0.34, 8.0, 7.5) if count <= 40 else (0.125, 6.5, 0.0)
+    if digits:
+        cell = max(cell, _wide(f"{confusion.max(initial=0):,.0f}", digits) + 0.1)
+    names = _labels(classes, size, 2.4)
+    longest, side = max((_wide(name, size) for name in names), default=0), cell * count
+    upright, again = longest < cell - 0.06, longest + 0.1 if count > 40 else 0.0
+    left, top = MARGIN + max(longest, 0.9) + 0.1, 1.05 + max(0.2 if upright else longest, 0.45)
+    title = "Where the network was right and wrong: rows are the truth"
+    total, right = confusion.sum(), confusion.trace()
+    said = f"{right:,.0f} of {total:,.0f} photos right ({_percent(right / max(total, 1), 1)})"
+    width, low = max(left + side + again + MARGIN, 6.9), top + side + again + 0.5
+    sheet = _sheet(width, low + 0.2 + MARGIN, title, said, names)
+    _cells(sheet, confusion, (left, top), cell, digits)
+    for index, name in enumerate(names):
+        x, y, turn = left + (index + 0.5) * cell, top + (index + 0.5) * cell, 0 if upright else 90
+        _say(sheet, (left - 0.08, y), name, size, ha="right")
+        _say(sheet, (x, top - 0.08), name, size, ha="center", va="bottom", rotation=turn)
+        if again:  # on all four sides, where the eye would lose its row
+            _say(sheet, (left + side + 0.08, y), name, size)
+            _say(sheet, (x, top + side + 0.08), name, size, ha="center", va="top", rotation=turn)
+    _say(sheet, (left - 0.08, top - 0.32), "prediction →", 8, QUIET, ha="right")
+    _say(sheet, (left - 0.08, top - 0.12), "truth ↓", 8, QUIET, ha="right")
+    x = _say(sheet, (MARGIN, low), "share of the row", 8, QUIET) + 0.25
+    for word, colour in (("right", RIGHT), ("wrong", WRONG)):
+        x, shares = _say(sheet, (x, low), f"{word}  0 %", 8, QUIET) + 0.07, np.linspace(0, 1, 51)
+        _boxes(sheet, [(x + share, low - 0.06, 0.02, 0.12) for share in shares], _tints(shares, colour))
+        x = _say(sheet, (x + 1.09, low), "100 %", 8, QUIET) + 0.3
+    return sheet
+
+
+def _cells(sheet: Axes, confusion: np.ndarray, corner: tuple[float, float], cell: float, digits: float) -> None:
+    (left, top), count = corner, len(confusion)
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    colours = np.where(np.eye(count, dtype=bool)[..., None], _tints(shares, RIGHT), _tints(shares, WRONG))
+    filled = np.argwhere(confusion)
+    _boxes(sheet, [(left + c * cell, top + r * cell, cell, cell) for r, c in filled], colours[*filled.T])
+    ends, side = np.arange(count + 1) * cell, count * cell
+    lattice = [[(left, top + end), (left + side, top + end)] for end in ends]
+    lattice += [[(left + end, top), (left + end, top + side)] for end in ends]
+    sheet.add_collection(LineCollection(lattice, colors=GRID, linewidths=0.6), autolim=False)
+    both = cell >= 0.7  # room for the percent under the count
+    for row, column in filled if digits else ():
+        x, y, share = left + (column + 0.5) * cell, top + (row + 0.5) * cell, shares[row, column]
+        colour = "white" if share > 0.43 else INK
+        _say(sheet, (x, y - 0.07 * both), f"{confusion[row, column]:,.0f}", digits, colour, ha="center")
+        if both:
+            _say(sheet, (x, y + 0.13), _percent(share), 7.5, colour, ha="center")
+
+
+def _tints(shares: np.ndarray, colour: str) -> np.ndarray:
+    return LinearSegmentedColormap.from_list("", ["white", colour])(shares**0.6)  # a few percent must be seen too
+
+
+def _curves(epochs: Epochs) -> Axes:
+    best, said = _best(epochs), "no validation photos, so no best epoch"
+    if best is not None:
+        accuracy = _number(epochs[best].get("val_accuracy"))
+        right = f", {_percent(accuracy, 1)} right" if math.isfinite(accuracy) else ""
+        said = f"best validation epoch: {epochs[best]['epoch']:.0f}{right}"
+    sheet = _sheet(11.0, 4.45, "How the network learned, epoch by epoch", said if epochs else "no epoch yet")
+    panels = ((MARGIN, "Loss (lower is better)", "loss"), (5.8, "Accuracy (higher is better)", "accuracy"))
+    for left, word, kind in panels if epochs else ():
+        _say(sheet, (left, 1.12), word, 10)
+        _panel(sheet, epochs, best, left + 0.6, kind)
+    losses = [key for key in ("train_loss", "val_loss") if any(row.get(key) is not None for row in epochs)]
+    gaps = [f"{row['epoch']:.0f}" for row in epochs if not all(math.isfinite(_number(row.get(key))) for key in losses)]
+    if gaps:
+        _say(sheet, (MARGIN, 4.2), _shorten(f"loss missing or not finite in epoch {', '.join(gaps)}", 8, 10.0), 8, QUIET)
+    return sheet
+
+
+def _panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind: str) -> None:
+    right, top, bottom = left + 3.55, 1.5, 3.75
+    keys = {"train": f"train_{kind}", "validation": f"val_{kind}"}
+    lines = {part: np.array([_number(row.get(key)) for row in epochs]) for part, key in keys.items()}
+    known = [value for line in lines.values() for value in line[np.isfinite(line)]] or [0.0, 1.0]
+    ticks = _ticks(min(known), max(known), 5, outside=True)
+    ticks = [tick for tick in ticks if kind == "loss" or tick < max(1, *known) + 1e-9]
+    scale = [ticks[0], max(ticks[-1], *known)], [bottom, top]
+    for tick, y in zip(ticks, np.interp(ticks, *scale), strict=True):
+        _line(sheet, [left, right], [y, y], GRID)
+        _say(sheet, (left - 0.1, y), f"{100 * tick:.6g} %" if kind == "accuracy" else f"{tick:.6g}", 8, QUIET, ha="right")
+    at = np.array([_number(row["epoch"]) for row in epochs])
+    wide = 0 if at.max() > at.min() else 1  # a single epoch stands in the middle
+    span = [at.min() - wide, at.max() + wide], [left + 0.1, right - 0.1]
+    for tick in _ticks(at.min(), at.max(), 6, whole=True):
+        _say(sheet, (float(np.interp(tick, *span)), bottom + 0.18), f"{tick:.0f}", 8, QUIET, ha="center")
+    _say(sheet, (right + 0.1, bottom + 0.18), "epoch", 8, QUIET)
+    xs, ends = np.interp(at, *span), []
+    for part, line in lines.items():
+        ys, style = np.interp(line, *scale), {"color": PARTS[part], "linewidth": 1.8, "markeredgewidth": 0.0}
+        if len(drawn := np.flatnonzero(np.isfinite(ys))):
+            dots = 6.0 if len(drawn) == 1 else 3.2 if len(epochs) <= 30 or len(drawn) < len(epochs) else 0.0
+            sheet.plot(xs, ys, **style, linestyle="-", marker="o", markersize=dots, solid_capstyle="round")
+            ends.append((float(ys[drawn[-1]]), part))
+    ends.sort()
+    for y, (_, part) in zip(_spread(np.array([y for y, _ in ends]), 0.19, top, bottom), ends, strict=True):
+        _say(sheet, (right + 0.1, float(y)), part, 9, PARTS[part])
+    if best is not None:
+        _line(sheet, [xs[best]] * 2, [top - 0.05, bottom], FAINT, (0, (2, 2)))
+        _say(sheet, (xs[best], top - 0.16), "best", 8, QUIET, ha="center")
+        ring = {"marker": "o", "markersize": 7.5, "markeredgewidth": 1.8, "markerfacecolor": "white"}
+        sheet.plot(xs[best], np.interp(lines["validation"][best], *scale), **ring, markeredgecolor=PARTS["validation"])
+
+
+def _best(epochs: Epochs) -> int | None:
+    """The place of the epoch with the highest validation accuracy, the lower loss deciding between equals."""
+    held = [(_number(row.get("val_accuracy")), _number(row.get("val_loss")), at) for at, row in enumerate(epochs)]
+    ranks = [(-np.nan_to_num(accuracy, nan=-1.0), np.nan_to_num(loss, nan=np.inf), at) for accuracy, loss, at in held]
+    known = [rank for rank in ranks if rank[:2] != (1.0, np.inf)]
+    return min(known)[2] if known else None
+
+
+def _grid(photos: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int) -> Axes:
+    box, gap, line = 1.5, 0.16, 0.24  # inches: a photo's longest side, the space between two, its caption
+    columns = max(1, min(columns, len(photos)))
+    width, y = max(MARGIN * 2 + columns * box + (columns - 1) * gap, 4.0), 0.75 if title else MARGIN - 0.1
+    scaled, tops = [], []
+    for photo in photos:
+        size = [max(1, round(side * box * DPI / max(photo.shape[:2]))) for side in (photo.shape[1], photo.shape[0])]
+        image = Image.fromarray(photo).resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        scaled.append(np.asarray(image))
+    for start in range(0, len(scaled), columns):
+        tops.append(y)
+        y += line + max(len(photo) for photo in scaled[start : start + columns]) / DPI + gap
+    sheet = _sheet(width, y - gap + MARGIN, _shorten(_printable(title), 14, width - 2 * MARGIN))
+    for index, (photo, caption) in enumerate(zip(scaled, captions, strict=True)):
+        x, y = MARGIN + index % columns * (box + gap), tops[index // columns]
+        _say(sheet, (x, y + line / 2), _shorten(_printable(caption), 8, box), 8)
+        lowest = round(sheet.bbox.height) - round((y + line) * DPI) - len(photo)
+        cast(Figure, sheet.figure).figimage(photo, round(x * DPI), lowest, origin="upper")
+    return sheet
+
+
+def _sheet(width: float, height: float, title: str, said: str = "", names: Sequence[str] = ()) -> Axes:
+    """White paper, measured in inches from its top left corner, with a title and a quieter line under it."""
+    width, height = math.ceil(width * DPI) / DPI, math.ceil(height * DPI) / DPI
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="white")
+    figure.set_layout_engine("none")
+    sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    sheet.set_axis_off()
+    _say(sheet, (MARGIN, 0.42), title, 14)
+    if any("□" in name for name in names):
+        said += " · □: no font for this here; Noto Sans CJK may help"
+    _say(sheet, (MARGIN, 0.71), _shorten(said, 9, width - 2 * MARGIN), 9, QUIET)
+    return sheet
+
+
+def _say(sheet: Axes, at: tuple[float, float], text: str, size: float, colour: str = INK, **more: Any) -> float:
+    """Prints a text, word for word, and returns where it ends, in inches, if it begins there."""
+    style = {"ha": "left", "va": "center", "fontproperties": _font(size), "parse_math": False, "usetex": False}
+    sheet.text(*at, text, color=colour, **(style | more))
+    return at[0] + _wide(text, size)
+
+
+def _line(sheet: Axes, x: Sequence[float], y: Sequence[float], colour: str, style: Any = "-") -> None:
+    sheet.plot(x, y, color=colour, linewidth=0.8, linestyle=style, marker="none", solid_capstyle="butt", zorder=0.5)
+
+
+def _boxes(sheet: Axes, boxes: Sequence[tuple[float, float, float, float]], colours: Any) -> None:
+    corners = [[(x, y), (x + w, y), (x + w, y + h), (x, y + h)] for x, y, w, h in boxes]
+    sheet.add_collection(PolyCollection(corners, facecolors=colours, edgecolors="none", linewidths=0), autolim=False)
+
+
+def _percent(share: float, places: int = 0) -> str:
+    return f"{100 * share:.{places}f} %"
+
+
+def _number(value: float | None) -> float:
+    return float(value) if value is not None and abs(value) < 1e30 else math.nan  # NaN: cannot be drawn
+
+
+def _ticks(low: float, high: float, count: int, *, whole: bool = False, outside: bool = False) -> list[float]:
+    """Round numbers between the two, or the next beyond them too."""
+    more = 0.1 * max(abs(low), 0.1) if high - low <= 1e-6 * abs(low) else 0.0
+    locator = MaxNLocator(count, integer=whole, steps=[1, 2, 2.5, 5, 10])
+    ticks = [float(tick) for tick in locator.tick_values(low - more, high + more)]
+    return [tick for tick in ticks if outside or low <= tick <= high]
+
+
+def _spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Places near those wanted, in their order and a gap apart: half way between pushing all down and all up."""
+    order, steps, places = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted)), np.empty(len(wanted))
+    flat = wanted[order] - steps
+    flat = (np.maximum.accumulate(flat) + np.minimum.accumulate(flat[::-1])[::-1]) / 2
+    places[order] = np.clip(flat, low, max(low, high - gap * (len(wanted) - 1))) + steps
+    return places
+
+
+def _labels(names: Sequence[str], size: float, room: float) -> list[str]:
+    """The names as they can be printed; numbered where two would look alike or a letter has no font."""
+    shown = [_shorten(_printable(name), size, room) for name in names]
+    times = Counter(shown)
+    doubtful = [times[new] > 1 or ("□" in new and "□" not in old) for new, old in zip(shown, names, strict=True)]
+    numbered = [_shorten(f"{index}: {_printable(name)}", size, room) for index, name in enumerate(names, 1)]
+    return [number if doubt else label for number, label, doubt in zip(numbered, shown, doubtful, strict=True)]
+
+
+@lru_cache(maxsize=4096)
+def _printable(text: str) -> str:
+    """The text on one line, with □ for what no installed font can draw: matplotlib would warn at each such letter."""
+    kept = []
+    for letter in unicodedata.normalize("NFC", text):
+        kind = unicodedata.category(letter)
+        if kind in ("Cc", "Zl", "Zp"):
+            kept.append(" ")
+        elif ord(letter) in _letters():
+            kept.append(letter)
+        elif kind not in ("Cf", "Mn"):  # joiners and variation selectors are invisible in any case
+            kept.append("□")
+    return "".join(kept)
+
+
+@lru_cache(maxsize=4096)
+def _shorten(text: str, size: float, room: float) -> str:
+    """The text, without its middle if it is wider than the room, in inches."""
+    least, most, short = 0, len(text), text
+    while _wide(text, size) > room and most - least > 1:
+        keep = (least + most) // 2
+        tried = text[: keep - keep // 2] + "…" + text[len(text) - keep // 2 :]
+        least, most, short = (keep, most, tried) if _wide(tried, size) <= room else (least, keep, short)
+    return short
+
+
+@lru_cache(maxsize=16384)
+def _wide(text: str, size: float) -> float:
+    return RendererAgg(1, 1, DPI).get_text_width_height_descent(text, _font(size), ismath=False)[0] / DPI
+
+
+@cache
+def _font(size: float) -> font_manager.FontProperties:
+    installed = set(font_manager.get_font_names())
+    families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS.split(",") if name in installed)]  # the first: always
+    return font_manager.FontProperties(family=families, size=size)
+
+
+@cache
+def _letters() -> frozenset[int]:
+    fonts = [font_manager.FontProperties(family=[name]) for name in _font(9).get_family()]
+    files = [font_manager.findfont(font) for font in fonts]
+    return frozenset(letter for file in files for letter in font_manager.get_font(file).get_charmap())
+
+
+def _write(sheet: Axes, file: Path) -> None:
+    """The picture as a PNG without date or program, written beside its place and renamed: whole or not there."""
+    canvas = FigureCanvasAgg(cast(Figure, sheet.figure))
+    canvas.draw()
+    beside = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(beside, format="PNG", dpi=(DPI, DPI))
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)

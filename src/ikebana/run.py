@@ -1,0 +1,224 @@
+"""A run's folder: what `fit` leaves behind and every later verb reads. A person can read it too.
+
+recipe.json                 every choice
+source.json                 where the photos are, their fingerprint, the classes
+dataset.parquet             one row for every path found: used or why not, label, split, sha256
+audit.json                  what is odd about the files
+environment.json            what it ran on, and why it was used like that
+epochs.jsonl                a line an epoch
+weights.safetensors         the network
+predictions.parquet         validation and test photos with a probability for each class
+classification_report.txt   in scikit-learn's layout
+layers.txt                  the network's layers, output shapes and parameter counts
+figures/, thumbnails/       pictures
+evaluation.json             how good it is; written last, so a run that has it is finished
+checkpoint.safetensors      where an unfinished training stands
+"""
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ikebana import progress
+from ikebana import recipe as recipes
+from ikebana.errors import RecipeError, RunError
+from ikebana.photos.dataset import USED, Dataset
+from ikebana.photos.split import fingerprint
+from ikebana.places import filled, written
+from ikebana.recipe import Recipe
+from ikebana.trust import evaluation
+from ikebana.trust.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was learned, a folder."""
+
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """Every choice that was made."""
+        try:
+            return recipes.from_json(self.read_json("recipe.json"))
+        except RecipeError as error:
+            raise RunError(error.what, where=self.folder) from None
+
+    @functools.cached_property
+    def source(self) -> dict[str, Any]:
+        """Where the photos are: `photos`, `fingerprint`, `classes`."""
+        return self.read_json("source.json")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.source["classes"])
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "evaluation.json").exists()
+
+    @functools.cached_property
+    def evaluation(self) -> Evaluation:
+        """How good it is on the sealed test photos.
+
+        raises  RunError if the run has not finished
+        """
+        if not self.finished:
+            raise RunError("this run has not finished", where=self.folder, advice=f"ikebana fit --resume {self.folder}")
+        report = (self.folder / "classification_report.txt").read_text("utf-8")
+        return evaluation.from_json(self.read_json("evaluation.json"), report)
+
+    @property
+    def dataset(self) -> pl.DataFrame:
+        """One row for every path found."""
+        return pl.read_parquet(self.folder / "dataset.parquet")
+
+    @property
+    def predictions(self) -> pl.DataFrame:
+        """Validation and test photos with a probability for each class."""
+        return pl.read_parquet(self.folder / "predictions.parquet")
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        lines = (self.folder / "epochs.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / name).read_text("utf-8"))
+        except FileNotFoundError:
+            raise RunError(
+                f"this is not a run: it has no {name}", where=self.folder, advice="a folder that fit made"
+            ) from None
+        except (ValueError, OSError) as error:
+            raise RunError(f"{name} cannot be read: {error}", where=self.folder) from None
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_json(self.folder / name, value)
+
+    def write_text(self, name: str, text: str) -> None:
+        with written(self.folder / name) as beside:
+            beside.write_text(text, "utf-8")
+
+    def write_table(self, name: str, table: pl.DataFrame) -> None:
+        with written(self.folder / name) as beside:
+            table.write_parquet(beside)
+
+    def write_epochs(self, epochs: Iterable[Any]) -> None:
+        self.write_text("epochs.jsonl", "".join(json.dumps(asdict(each)) + "\n" for each in epochs))
+
+    def write_predictions(self, dataset: Dataset, rows: np.ndarray, probabilities: np.ndarray) -> None:
+        """One row a photo: path, label, split, and `p:<class>` for each class."""
+        columns = {f"p:{name}": probabilities[:, number] for number, name in enumerate(dataset.classes)}
+        self.write_table(
+            "predictions.parquet", dataset.photos[rows].select("path", "label", "split").with_columns(**columns)
+        )
+
+    def finish(self, scored: Evaluation, seconds: Mapping[str, float]) -> "Run":
+        """Write the score, last of all, and drop the checkpoint: the run is complete."""
+        scored = replace(scored, seconds=dict(seconds))
+        self.write_text("classification_report.txt", scored.report)
+        self.write_json("evaluation.json", scored.to_json())
+        self.checkpoint.unlink(missing_ok=True)
+        progress.event("evaluation", **scored.to_json())
+        progress.say(f"\n{scored!r}\nfigures: {self.folder / 'figures'}")
+        return self
+
+    def check_same_photos(self, dataset: Dataset) -> None:
+        """Refuse to go on with other photos than the run began with.
+
+        raises  RunError
+        """
+        same = fingerprint(dataset.used["sha256"]) == self.source["fingerprint"]
+        if same and (self.folder / "dataset.parquet").exists():  # renamed photos would be dealt out anew
+            columns = ("path", "label", "split", "sha256")
+            same = dataset.used.select(columns).equals(self.dataset.filter(pl.col("status") == USED).select(columns))
+        if not same:
+            advice = "a new run, or put the photos back as they were"
+            raise RunError("the photos have changed since this run began", where=self.source["photos"], advice=advice)
+
+    def __repr__(self) -> str:
+        state = repr(self.evaluation).split("\n", 1)[0] if self.finished else "not finished"
+        return f"Run({self.folder}: {self.recipe.name}, {state})"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        about = html.escape(repr(self))
+        return f"<p><b>{about}</b></p>" + (self.evaluation._repr_html_() if self.finished else "")
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Plain values or a record, readable by a person; never NaN, which no JSON reader takes."""
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    with written(file) as beside:
+        beside.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def begin(folder: str | Path | None, recipe: Recipe, dataset: Dataset) -> Run:
+    """A new run's folder; it appears with the recipe and the source inside.
+
+    raises  RunError if the folder is taken
+    """
+    source = {
+        "photos": str(Path(dataset.source).expanduser().resolve()),
+        "fingerprint": fingerprint(dataset.used["sha256"]),
+        "classes": list(dataset.classes),
+    }
+    place = Path(folder).expanduser() if folder is not None else _default_folder(recipe, source)
+    check_free(place)
+    if place.exists():
+        place.rmdir()
+    with filled(place) as beside:
+        write_json(beside / "recipe.json", recipes.to_json(recipe))
+        write_json(beside / "source.json", source)
+    return Run(place)
+
+
+def check_free(folder: str | Path | None) -> None:
+    """Refuse a folder with something in it before any work is done.
+
+    raises  RunError if it is a file or not empty
+    """
+    place = Path(folder).expanduser() if folder is not None else None
+    if place is None or not place.exists():
+        return
+    if not place.is_dir() or any(place.iterdir()):
+        advice = f"ikebana fit --resume {place}" if (place / "recipe.json").exists() else "another --run DIR"
+        raise RunError("this folder is taken", where=place, advice=advice)
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in that folder.
+
+    raises  RunError if it is none
+    """
+    run = Run(Path(folder).expanduser())
+    if not run.folder.is_dir():
+        raise RunError(
+            "there is no such run", where=folder, advice="a folder that fit made, such as runs/baseline-7f3a"
+        )
+    _ = run.recipe, run.source
+    return run
+
+
+def _default_folder(recipe: Recipe, source: dict[str, Any]) -> Path:
+    """`runs/<recipe>-<short hash>`, the hash of choices, photos and time: the same command can be given twice."""
+    made_of = json.dumps([recipes.to_json(recipe), source, time.time_ns()])
+    return Path("runs") / f"{recipe.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:6]}"

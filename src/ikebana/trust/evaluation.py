@@ -1,0 +1,149 @@
+"""Probabilities + labels → Evaluation: accuracy with its interval, per class, confusion, calibration."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+BINS = 15  # of confidence, as Guo et al. 2017 (arXiv:1706.04599) use
+CONFIDENCE = 0.95  # of the interval
+SURE_OF_NOTHING = 1e-7  # a probability below this costs no more than this in the log loss (Keras clips there too)
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """How one class fared. Each is 0 where it would divide by nothing, as in scikit-learn's report."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a network is on photos that it has never seen."""
+
+    accuracy: float
+    accuracy_interval: tuple[float, float]  # 95 %, Wilson: what other photos of the same kind would give
+    n: int
+    classes: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]  # rows are the truth, columns the prediction
+    per_class: Mapping[str, PerClass]
+    balanced_accuracy: float  # mean recall over the classes that have test photos
+    log_loss: float
+    expected_calibration_error: float
+    seconds: Mapping[str, float]  # that each stage of the run took
+    report: str  # in scikit-learn's layout
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `evaluation.json`."""
+        values = asdict(self)
+        del values["report"]
+        return values
+
+    def __repr__(self) -> str:
+        low, high = self.accuracy_interval
+        return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos\n\n{self.report}"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
+    """The evaluation that `to_json` wrote."""
+    return Evaluation(
+        **{
+            **values,
+            "accuracy_interval": tuple(values["accuracy_interval"]),
+            "classes": tuple(values["classes"]),
+            "confusion": tuple(tuple(row) for row in values["confusion"]),
+            "per_class": {name: PerClass(**each) for name, each in values["per_class"].items()},
+        },
+        report=report,
+    )
+
+
+def evaluate(
+    probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], seconds: Mapping[str, float]
+) -> Evaluation:
+    """Score the predictions of photos that were never used for a choice.
+
+    probabilities  float [photos, classes], rows sum to 1
+    labels         class indices [photos]; at least one photo
+    """
+    from sklearn import metrics
+
+    predicted = probabilities.argmax(1)
+    indices = np.arange(len(classes))
+    right = int((predicted == labels).sum())
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        labels,
+        predicted,
+        labels=indices,
+        zero_division=0.0,  # pyright: ignore[reportArgumentType]  (a float is documented)
+    )
+    per_class = {
+        name: PerClass(float(precision[row]), float(recall[row]), float(f1[row]), int(np.asarray(support)[row]))
+        for row, name in enumerate(classes)
+    }
+    confusion = metrics.confusion_matrix(labels, predicted, labels=indices)
+    return Evaluation(
+        accuracy=right / len(labels),
+        accuracy_interval=interval(right, len(labels)),
+        n=len(labels),
+        classes=tuple(classes),
+        confusion=tuple(tuple(int(number) for number in row) for row in confusion),
+        per_class=per_class,
+        balanced_accuracy=float(np.mean([each.recall for each in per_class.values() if each.support])),
+        log_loss=log_loss(probabilities, labels),
+        expected_calibration_error=calibration_error(probabilities, labels),
+        seconds=dict(seconds),
+        report=classification_report(labels, predicted, classes),
+    )
+
+
+def classification_report(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> str:
+    """Precision, recall, F1 and support of each class, in scikit-learn's layout."""
+    from sklearn import metrics
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        text = metrics.classification_report(
+            labels,
+            predicted,
+            labels=np.arange(len(classes)),
+            target_names=list(classes),
+            zero_division=0.0,  # pyright: ignore[reportArgumentType]  (a float is documented)
+        )
+    return str(text)
+
+
+def interval(right: int, n: int) -> tuple[float, float]:
+    """Where the accuracy on very many such photos lies, 95 times of 100 (Wilson's interval, which stays within 0 and 1)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The mean surprise at the truth, in nats: 0 is perfect, log(classes) is guessing."""
+    given = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(given, SURE_OF_NOTHING)).mean())
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """How far "80 % sure" is from right 80 % of the time, on average over the photos.
+
+    source  Guo et al. 2017, arXiv:1706.04599, section 2; bins of equal width
+    """
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == labels
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, confidence - right, BINS)
+    return float(np.abs(gaps).sum() / len(labels))
