@@ -1,0 +1,223 @@
+"""The tutorial's recipes against Keras 3 itself, on its torch backend, and Keras' own ImageDataGenerator."""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ikebana import recipe as recipes
+from ikebana.learning import augmentation, device, networks, training
+
+os.environ["KERAS_BACKEND"] = "torch"
+keras = pytest.importorskip("keras", reason="Keras is a development dependency: pip install 'ikebana[dev]'")
+
+# Keras 3.15 itself asks numpy in a way that numpy 2 warns of.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Please import `affine_transform`:DeprecationWarning"),  # and scipy in another way
+]
+
+CLASSES = 5
+SETTING = device.Setting("cpu", "float32", 2, "as it comes")
+
+
+@pytest.fixture(params=["baseline", "augmented"])
+def recipe(request):
+    return recipes.named(request.param)
+
+
+def keras_network(recipe):
+    """The tutorial's code, layer by layer."""
+    layers = keras.layers
+    model = [keras.Input((150, 150, 3))]
+    for width in (32, 64, 128, 128):
+        model += [layers.Conv2D(width, (3, 3), activation="relu"), layers.MaxPooling2D((2, 2))]
+    model.append(layers.Flatten())
+    if recipe.dropout:
+        model.append(layers.Dropout(recipe.dropout))
+    model += [layers.Dense(512, activation="relu"), layers.Dense(CLASSES, activation="softmax")]
+    return keras.Sequential(model)
+
+
+def with_weights(layers):
+    return [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
+
+
+def copied(model, network):
+    """Keras' weights in our network: convolutions from (rows, columns, in, out), dense layers from (in, out)."""
+    ours = with_weights(network.modules())
+    theirs = [layer for layer in model.layers if layer.weights]
+    with torch.no_grad():
+        for mine, yours in zip(ours, theirs, strict=True):
+            kernel, bias = (torch.from_numpy(np.array(each)) for each in yours.get_weights())
+            mine.weight.copy_(kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T)
+            mine.bias.copy_(bias)
+    return network
+
+
+def photos(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 150, 150, 3), dtype=np.uint8)
+
+
+def as_ours(pixels):
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def test_every_layer_has_as_many_parameters_and_the_same_output_as_keras_builds(recipe):
+    table = [layer for layer in networks.layers(networks.build(recipe, CLASSES), 150) if layer.parameters]
+    theirs = [layer for layer in keras_network(recipe).layers if layer.weights]
+    assert [layer.parameters for layer in table] == [layer.count_params() for layer in theirs]
+    assert [layer.shape[0] for layer in table] == [layer.output.shape[-1] for layer in theirs]
+    assert sum(layer.parameters for layer in table) == 3_455_173
+
+
+def test_with_keras_weights_our_network_says_what_keras_says(recipe):
+    model = keras_network(recipe)
+    network = copied(model, networks.build(recipe, CLASSES)).eval()
+    pixels = photos(4)
+    with torch.no_grad():
+        ours = torch.softmax(network(as_ours(pixels)), 1).numpy()
+    np.testing.assert_allclose(ours, model.predict(pixels.astype(np.float32) / 255, verbose=0), atol=1e-6)
+
+
+def test_first_weights_are_spread_as_keras_spreads_them(recipe):
+    ours = with_weights(networks.build(recipe, CLASSES).modules())
+    theirs = [layer for layer in keras_network(recipe).layers if layer.weights]
+    for mine, yours in zip(ours, theirs, strict=True):
+        kernel = np.array(yours.get_weights()[0])
+        n = kernel.size
+        reach = np.abs(kernel).max()
+        weight = mine.weight.detach()
+        assert not mine.bias.detach().any()
+        # the largest of n uniform draws lies within a few n-ths of the limit: both limits are the same
+        assert float(weight.abs().max()) == pytest.approx(reach, rel=20 / n)
+        assert float(weight.std()) == pytest.approx(kernel.std(), rel=6 / n**0.5)
+
+
+def test_five_steps_of_training_move_the_weights_as_keras_moves_them():
+    recipe = recipes.named("baseline")
+    model = keras_network(recipe)
+    network = copied(model, networks.build(recipe, CLASSES)).train()
+    start = [weight.detach().clone() for weight in network.parameters()]
+    model.compile(keras.optimizers.RMSprop(recipe.learning_rate), "categorical_crossentropy")
+    velocities = [torch.zeros_like(weight) for weight in network.parameters()]
+    for number in range(5):
+        pixels = photos(16, seed=number)
+        labels = np.random.default_rng(number).integers(0, CLASSES, 16)
+        their_loss = model.train_on_batch(pixels.astype(np.float32) / 255, np.eye(CLASSES, dtype=np.float32)[labels])
+        loss, _ = training.step(
+            network, velocities, as_ours(pixels), torch.from_numpy(labels), recipe.learning_rate, SETTING
+        )
+        assert float(loss) == pytest.approx(float(their_loss), rel=2e-4)
+    expected = copied(model, networks.build(recipe, CLASSES))
+    for ours, theirs, began in zip(network.parameters(), expected.parameters(), start, strict=True):
+        moved = (theirs - began).norm()
+        assert moved > 0
+        assert float((ours - theirs).norm() / moved) < 5e-3
+
+
+@pytest.mark.parametrize("learning_rate", [1e-3, 1e-5])
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-8])
+def test_rmsprop_is_keras_rmsprop_for_gradients_of_any_size(learning_rate, size):
+    numbers = np.random.default_rng(0)
+    ours = nn.Parameter(torch.from_numpy(numbers.normal(size=40).astype(np.float32)))
+    theirs = keras.Variable(ours.detach().numpy().copy())
+    optimizer = keras.optimizers.RMSprop(learning_rate)
+    optimizer.build([theirs])
+    velocity = torch.zeros_like(ours)
+    start = ours.detach().clone()
+    for _ in range(5):
+        gradient = (size * numbers.normal(size=40)).astype(np.float32)
+        ours.grad = torch.from_numpy(gradient)
+        training.rmsprop_([(ours, velocity)], learning_rate)
+        optimizer.apply([torch.from_numpy(gradient)])
+    moved = keras.ops.convert_to_numpy(theirs) - start.numpy()
+    np.testing.assert_allclose(ours.detach().numpy() - start.numpy(), moved, rtol=1e-4, atol=2e-7)
+
+
+@pytest.fixture(scope="module")
+def image_data_generator():
+    with warnings.catch_warnings():  # it is deprecated, and the tutorial's own
+        warnings.simplefilter("ignore")
+        from keras.src.legacy.preprocessing import image
+
+        tutorial = recipes.TUTORIAL_AUGMENTATION
+        made = image.ImageDataGenerator(
+            rotation_range=tutorial.rotation,
+            width_shift_range=tutorial.shift[1],
+            height_shift_range=tutorial.shift[0],
+            shear_range=tutorial.shear,
+            zoom_range=tutorial.zoom,
+            horizontal_flip=tutorial.flip,
+            fill_mode="nearest",
+        )
+    return image, made
+
+
+def smooth_photo(seed):
+    """A photo whose neighbouring pixels are alike, so that a wrong position shows and rounding does not."""
+    coarse = torch.from_numpy(np.random.default_rng(seed).uniform(0, 255, (1, 3, 12, 12)))
+    fine = nn.functional.interpolate(coarse, (150, 150), mode="bicubic").clamp(0, 255)
+    return fine[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
+
+
+def test_each_augmentation_moves_pixels_where_keras_moves_them(image_data_generator):
+    _, generator = image_data_generator
+    for seed in range(12):
+        drawn = generator.get_random_transform((150, 150, 3), seed=seed)
+        photo = smooth_photo(seed)
+        theirs = generator.apply_transform(photo.astype(np.float32), drawn)
+        one = lambda value: torch.tensor([value], dtype=torch.float64)  # noqa: E731
+        maps = augmentation.affine_maps(
+            one(np.deg2rad(drawn["theta"])),
+            one(drawn["tx"]),
+            one(drawn["ty"]),
+            one(np.deg2rad(drawn["shear"])),
+            one(drawn["zx"]),
+            one(drawn["zy"]),
+        )
+        if drawn["flip_horizontal"]:
+            maps[:, :, 0] *= -1
+        ours = augmentation.warped(as_ours(photo[None]), maps)[0].permute(1, 2, 0).numpy()
+        assert np.abs(ours - theirs).max() < 0.05  # of 255 grey levels: float32 against float64 positions
+
+
+def test_the_affine_matrix_is_keras_matrix(image_data_generator, monkeypatch):
+    image, generator = image_data_generator
+    seen = []
+    real = image.transform_matrix_offset_center
+    monkeypatch.setattr(image, "transform_matrix_offset_center", lambda m, *a: (seen.append(m.copy()), real(m, *a))[1])
+    drawn = generator.get_random_transform((150, 150, 3), seed=3)
+    generator.apply_transform(smooth_photo(0).astype(np.float32), drawn | {"flip_horizontal": False})
+    one = lambda value: torch.tensor([value], dtype=torch.float64)  # noqa: E731
+    ours = augmentation.affine_maps(
+        one(np.deg2rad(drawn["theta"])), one(drawn["tx"]), one(drawn["ty"]), one(np.deg2rad(drawn["shear"])),
+        one(drawn["zx"]), one(drawn["zy"]),
+    )
+    np.testing.assert_allclose(ours[0].numpy(), seen[0][:2], atol=1e-12)
+
+
+def test_augmentations_are_drawn_from_the_ranges_that_keras_draws_from(image_data_generator):
+    _, generator = image_data_generator
+    count = 4000
+    drawn = [generator.get_random_transform((150, 150, 3), seed=seed) for seed in range(count)]
+    ours = augmentation.random_maps(
+        count, 150, recipes.TUTORIAL_AUGMENTATION, torch.Generator().manual_seed(0)
+    ).numpy()
+    flipped = np.array([each["flip_horizontal"] for each in drawn])
+    # a flip mirrors the first column, so its determinant is negative; zooms multiply to its size
+    assert (np.linalg.det(ours[:, :, :2]) < 0).mean() == pytest.approx(flipped.mean(), abs=0.03)
+    area = np.array([each["zx"] * each["zy"] for each in drawn])
+    for share in (0.01, 0.25, 0.5, 0.75, 0.99):
+        found = np.quantile(np.abs(np.linalg.det(ours[:, :, :2])), share)
+        assert found == pytest.approx(np.quantile(area, share), abs=0.02)
+    angle = np.degrees(np.arctan2(ours[:, 1, 0], ours[:, 0, 0]))
+    upright = np.where(np.abs(angle) > 90, angle - 180 * np.sign(angle), angle)
+    assert np.abs(upright).max() <= 40.0 + 1e-9
+    assert np.abs(upright).max() > 39
+    reach = np.hypot(ours[:, 0, 2], ours[:, 1, 2])  # rotation keeps the length of a shift
+    theirs = np.hypot([each["tx"] for each in drawn], [each["ty"] for each in drawn])
+    assert np.quantile(reach, 0.5) == pytest.approx(np.quantile(theirs, 0.5), rel=0.03)
