@@ -98,7 +98,7 @@ def step(
     """
     with setting.autocast():
         logits = network(pixels)
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # the loss is never taken in half precision
     loss = functional.cross_entropy(logits, labels)
     network.zero_grad(set_to_none=True)
     loss.backward()
