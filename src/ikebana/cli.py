@@ -21,6 +21,7 @@ app = App(
     version_flags=["--version"],
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `main` tells Ctrl-C from SIGTERM
 )
 RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="one JSON event a line on standard output")]

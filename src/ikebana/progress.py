@@ -74,7 +74,7 @@ class PlainBar:
 
     def __init__(self, name: str, total: int, unit: str):
         self.name, self.total, self.unit = name, total, unit
-        self.done, self.scores = 0, ""
+        self.done, self.told, self.scores = 0, -1, ""
         self.begun = self.printed = time.monotonic()
 
     def advance(self, done: int, **scores: float | str) -> None:
@@ -84,7 +84,7 @@ class PlainBar:
             self.print()
 
     def print(self) -> None:
-        self.printed = time.monotonic()
+        self.printed, self.told = time.monotonic(), self.done
         elapsed = self.printed - self.begun
         left = elapsed * (self.total - self.done) / max(self.done, 1)
         ending = f"{left:.0f} s left" if self.done < self.total else f"{elapsed:.1f} s"
@@ -93,7 +93,8 @@ class PlainBar:
         print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        self.print()
+        if self.done != self.told:
+            self.print()
 
 
 class People:

@@ -97,15 +97,21 @@ def stratified(labels: Sequence[str], group: Sequence[int], parts: Parts, seed: 
     keys = list(members)
     dealer.shuffle(keys)
     keys.sort(key=lambda key: -len(members[key]))
-    lacking = _quotas(labels, members, parts)
+    quotas = _quotas(labels, members, parts)
+    lacking = {name: list(quota) for name, quota in quotas.items()}
     result = [""] * len(labels)
     for key in keys:
         held = Counter(labels[row] for row in members[key])
-        part = max(range(3), key=lambda number: sum(lacking[name][number] * count for name, count in held.items()))
+        part = max(range(3), key=lambda number: _need(number, held, lacking, quotas))
         for row in members[key]:
             lacking[labels[row]][part] -= 1
             result[row] = PARTS[part]
     return result
+
+
+def _need(part: int, held: Counter[str], lacking: dict[str, list[int]], quotas: dict[str, list[int]]) -> float:
+    """How much of its quota a part still lacks in the classes of a group: a share, so that groups spread over all parts."""
+    return sum(count * lacking[name][part] / max(quotas[name][part], 1) for name, count in held.items())
 
 
 def _quotas(labels: Sequence[str], members: dict[int, list[int]], parts: Parts) -> dict[str, list[int]]:

@@ -1,30 +1,28 @@
 """The pictures of a run as PNG files: readable for 2 classes and for 200, the same bytes for the same numbers.
 
-Everything is placed in inches from the top left corner of a sheet, and each colour, size and font is said outright.
-So the picture grows where print would have to shrink, a notebook's own matplotlib style changes nothing, and nothing
-global is touched: figures may be drawn from several threads. A file's folder must exist.
+All is placed in inches from the top left corner of a sheet, and each colour, size and font is said outright. So the
+picture grows where print would have to shrink, a notebook's matplotlib style changes nothing, and threads may draw.
 """
 
 import math
-import os
-import threading
 import unicodedata
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font, get_font_names
 from matplotlib.patches import Wedge
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+from ikebana.places import written
 
 DPI = 150  # print of 6.5 points is then 13 pixels high: the smallest that reads without effort
 MARGIN = 0.35  # inches, on all four sides
@@ -41,6 +39,7 @@ FALLBACK_FONTS = (  # outlines only: matplotlib cannot draw the bitmaps of colou
     "Noto Sans Thai,Nirmala UI,Leelawadee UI,Segoe UI Symbol,Segoe UI Emoji,Noto Emoji,Symbola,Apple Symbols"
 )
 Epochs = Sequence[Mapping[str, float | None]]
+Photos = Sequence[np.ndarray]
 
 
 def class_counts_bar(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
@@ -67,15 +66,12 @@ def curves(epochs: Epochs, file: Path) -> None:
     """How loss and accuracy went from epoch to epoch, and which epoch was best on the validation photos.
 
     Best is the highest validation accuracy, and of equals the lowest loss. What is not finite leaves a gap in its line.
-
-    epochs   each with epoch, train_loss, train_accuracy, val_loss, val_accuracy; accuracies from 0 to 1
+    The val_ values may be missing, or None; accuracies are from 0 to 1.
     """
     _write(_curves(epochs), file)
 
 
-def photo_grid(
-    photos: Sequence[np.ndarray], captions: Sequence[str], file: Path, *, title: str = "", columns: int = 6
-) -> None:
+def photo_grid(photos: Photos, captions: Sequence[str], file: Path, *, title: str = "", columns: int = 6) -> None:
     """Photos side by side, whole and undistorted, each under its caption.
 
     photos   uint8, [height, width, 3] each, of any size; ValueError unless each has a caption
@@ -94,21 +90,22 @@ def _bar(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     sheet, x = _sheet(width, bottom + MARGIN, "How many photos each class has", said, names), MARGIN
     for part, colour in PARTS.items():
         if photos := sum(row.get(part, 0) for row in counts.values()):
-            _boxes(sheet, [(x, 0.99, 0.12, 0.12)], [colour])
+            _boxes(sheet, (x, 0.99, 0.12, 0.12), colour)
             x = _say(sheet, (x + 0.19, 1.05), f"{part} {photos:,}", 9) + 0.3
     left = MARGIN + max((_wide(name, size) for name in names), default=0) + 0.14
     scale = (width - MARGIN - _wide(f"{largest:,}", size) - 0.1 - left) / max(largest, 1)
     for tick in _ticks(0, largest, 5, whole=True):
         _line(sheet, [left + tick * scale] * 2, [top - 0.04, bottom], GRID)
         _say(sheet, (left + tick * scale, top - 0.15), f"{tick:,.0f}", 8, QUIET, ha="center")
-    for index, (name, total, row) in enumerate(rows):
-        y, x = top + pitch * (index + 0.5), left
-        _say(sheet, (left - 0.14, y), name, size, ha="right")
-        for part, colour in PARTS.items():
-            _boxes(sheet, [(x, y - pitch * 0.33, row.get(part, 0) * scale, pitch * 0.66)], [colour])
-            x += row.get(part, 0) * scale
-        _boxes(sheet, [(x, y - 0.09, _wide(f"{total:,}", size) + 0.14, 0.18)], ["white"])  # no line through a number
-        _say(sheet, (x + 0.08, y), f"{total:,}", size)
+    starts, ys = np.full(len(rows), left), top + pitch * np.arange(len(rows))
+    for part, colour in PARTS.items():
+        wide = scale * np.array([row.get(part, 0) for _, _, row in rows])
+        _boxes(sheet, (starts, ys + pitch * 0.17, wide, pitch * 0.66), colour)
+        starts = starts + wide
+    for (name, total, _), x, y in zip(rows, starts, ys, strict=True):
+        _say(sheet, (left - 0.14, y + pitch / 2), name, size, ha="right")
+        end = _say(sheet, (x + 0.08, y + pitch / 2), f"{total:,}", size)
+        _boxes(sheet, (x, y, end - x + 0.06, pitch), "white")  # no line through a number
     return sheet
 
 
@@ -118,14 +115,14 @@ def _pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     slices = sorted(zip(names, totals, strict=True), key=lambda pair: -pair[1])
     if rest := slices[SLICES_AT_MOST - 1 :] if len(slices) > SLICES_AT_MOST else []:
         slices = [*slices[: SLICES_AT_MOST - 1], (f"{len(rest)} other classes", sum(total for _, total in rest))]
-    colours = list(LinearSegmentedColormap.from_list("", SHADES)(np.linspace(0, 1, max(2, len(slices) - bool(rest)))))
-    colours = [*colours, "#D9DCDF"] if rest else colours[: len(slices)]
-    shown = [name for name, _ in slices]
-    sheet = _sheet(9.5, 5.75, "Which share of the photos each class has", "the largest class first", shown)
+    named = len(slices) - bool(rest)
+    colours = [*LinearSegmentedColormap.from_list("", SHADES)(np.linspace(0, 1, max(named, 2)))[:named], "#D9DCDF"]
+    title = "Which share of the photos each class has"
+    sheet = _sheet(9.5, 5.75, title, "the darker a slice, the larger its class", dict(slices))
     middle, height, radius = 4.75, 3.3, 1.65
     shares = np.array([total for _, total in slices], dtype=float) / max(sum(totals), 1)
     angles, places = _least_crowded(shares, height, radius)
-    for (name, total), share, colour, angle, y in zip(slices, shares, colours, angles, places, strict=True):
+    for (name, total), share, colour, angle, y in zip(slices, shares, colours, angles, places, strict=False):
         half, thin = share * 180, 1.0 if share < 1 else 0.0
         ring = {"width": 0.72, "facecolor": colour, "edgecolor": "white", "linewidth": thin}
         sheet.add_patch(Wedge((middle, height), radius, angle - half, angle + half, **ring))
@@ -134,7 +131,7 @@ def _pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
         xs = [middle + out * radius * 1.02, middle + side * (radius + 0.3), middle + side * (radius + 0.42)]
         _line(sheet, xs, [height + down * radius * 1.02, y, y], FAINT)
         _say(sheet, (xs[2] + side * 0.08, y - 0.085), name, 9.5, ha=ha)
-        _say(sheet, (xs[2] + side * 0.08, y + 0.085), f"{total:,} photos, {_percent(share, 1)}", 8, QUIET, ha=ha)
+        _say(sheet, (xs[2] + side * 0.08, y + 0.085), f"{total:,} photos, {100 * share:.1f} %", 8, QUIET, ha=ha)
     _say(sheet, (middle, height - 0.1), f"{sum(totals):,}", 15, ha="center")
     _say(sheet, (middle, height + 0.16), f"photos in {len(counts)} classes", 8, QUIET, ha="center")
     return sheet
@@ -148,8 +145,8 @@ def _least_crowded(shares: np.ndarray, height: float, radius: float) -> tuple[np
         wanted, places = height + 1.15 * radius * np.sin(np.radians(degrees)), np.zeros(len(shares))
         for side in (np.cos(np.radians(degrees)) >= 0, np.cos(np.radians(degrees)) < 0):
             places[side] = _spread(wanted[side], 0.39, 1.05, 5.4)
-        # A tenth of an inch must be gained before the largest slice gives up its place at the top.
-        moved = round(float(np.abs(places - wanted).max(initial=0)) + 0.1 * (turn != -90), 6)
+        # A third of an inch must be gained before the largest slice gives up its place at the top.
+        moved = round(float(np.abs(places - wanted).max(initial=0)) + 0.33 * (turn != -90), 6)
         found.append((moved, turn, degrees, places))
     return min(found, key=lambda row: row[:2])[2:]
 
@@ -167,11 +164,10 @@ def _confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
     longest, side = max((_wide(name, size) for name in names), default=0), cell * count
     upright, again = longest < cell - 0.06, longest + 0.1 if count > 40 else 0.0
     left, top = MARGIN + max(longest, 0.9) + 0.1, 1.05 + max(0.2 if upright else longest, 0.45)
-    title = "Where the network was right and wrong: rows are the truth"
     total, right = confusion.sum(), confusion.trace()
-    said = f"{right:,.0f} of {total:,.0f} photos right ({_percent(right / max(total, 1), 1)})"
+    said = f"{right:,.0f} of {total:,.0f} photos right ({100 * right / max(total, 1):.1f} %)"
     width, low = max(left + side + again + MARGIN, 6.9), top + side + again + 0.5
-    sheet = _sheet(width, low + 0.2 + MARGIN, title, said, names)
+    sheet = _sheet(width, low + 0.55, "Where the network was right and wrong: rows are the truth", said, names)
     _cells(sheet, confusion, (left, top), cell, digits)
     for index, name in enumerate(names):
         x, y, turn = left + (index + 0.5) * cell, top + (index + 0.5) * cell, 0 if upright else 90
@@ -185,7 +181,7 @@ def _confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
     x = _say(sheet, (MARGIN, low), "share of the row", 8, QUIET) + 0.25
     for word, colour in (("right", RIGHT), ("wrong", WRONG)):
         x, shares = _say(sheet, (x, low), f"{word}  0 %", 8, QUIET) + 0.07, np.linspace(0, 1, 51)
-        _boxes(sheet, [(x + share, low - 0.06, 0.02, 0.12) for share in shares], _tints(shares, colour))
+        _boxes(sheet, (x + shares, low - 0.06, 0.02, 0.12), _tints(shares, colour))
         x = _say(sheet, (x + 1.09, low), "100 %", 8, QUIET) + 0.3
     return sheet
 
@@ -194,19 +190,19 @@ def _cells(sheet: Axes, confusion: np.ndarray, corner: tuple[float, float], cell
     (left, top), count = corner, len(confusion)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     colours = np.where(np.eye(count, dtype=bool)[..., None], _tints(shares, RIGHT), _tints(shares, WRONG))
-    filled = np.argwhere(confusion)
-    _boxes(sheet, [(left + c * cell, top + r * cell, cell, cell) for r, c in filled], colours[*filled.T])
+    rows, columns = np.nonzero(confusion)
+    _boxes(sheet, (left + columns * cell, top + rows * cell, cell, cell), colours[rows, columns])
     ends, side = np.arange(count + 1) * cell, count * cell
     lattice = [[(left, top + end), (left + side, top + end)] for end in ends]
     lattice += [[(left + end, top), (left + end, top + side)] for end in ends]
     sheet.add_collection(LineCollection(lattice, colors=GRID, linewidths=0.6), autolim=False)
     both = cell >= 0.7  # room for the percent under the count
-    for row, column in filled if digits else ():
+    for row, column in zip(rows, columns, strict=True) if digits else ():
         x, y, share = left + (column + 0.5) * cell, top + (row + 0.5) * cell, shares[row, column]
         colour = "white" if share > 0.43 else INK
         _say(sheet, (x, y - 0.07 * both), f"{confusion[row, column]:,.0f}", digits, colour, ha="center")
         if both:
-            _say(sheet, (x, y + 0.13), _percent(share), 7.5, colour, ha="center")
+            _say(sheet, (x, y + 0.13), f"{100 * share:.0f} %", 7.5, colour, ha="center")
 
 
 def _tints(shares: np.ndarray, colour: str) -> np.ndarray:
@@ -214,10 +210,10 @@ def _tints(shares: np.ndarray, colour: str) -> np.ndarray:
 
 
 def _curves(epochs: Epochs) -> Axes:
-    best, said = _best(epochs), "no validation photos, so no best epoch"
+    best, said = _best(epochs), "no validation score, so no best epoch"
     if best is not None:
         accuracy = _number(epochs[best].get("val_accuracy"))
-        right = f", {_percent(accuracy, 1)} right" if math.isfinite(accuracy) else ""
+        right = f", {100 * accuracy:.1f} % right" if math.isfinite(accuracy) else ""
         said = f"best validation epoch: {epochs[best]['epoch']:.0f}{right}"
     sheet = _sheet(11.0, 4.45, "How the network learned, epoch by epoch", said if epochs else "no epoch yet")
     panels = ((MARGIN, "Loss (lower is better)", "loss"), (5.8, "Accuracy (higher is better)", "accuracy"))
@@ -227,7 +223,7 @@ def _curves(epochs: Epochs) -> Axes:
     losses = [key for key in ("train_loss", "val_loss") if any(row.get(key) is not None for row in epochs)]
     gaps = [f"{row['epoch']:.0f}" for row in epochs if not all(math.isfinite(_number(row.get(key))) for key in losses)]
     if gaps:
-        _say(sheet, (MARGIN, 4.2), _shorten(f"loss missing or not finite in epoch {', '.join(gaps)}", 8, 10.0), 8, QUIET)
+        _say(sheet, (MARGIN, 4.2), _shorten(f"no finite loss in epoch {', '.join(gaps)}", 8, 10.0), 8, QUIET)
     return sheet
 
 
@@ -241,7 +237,8 @@ def _panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind: str
     scale = [ticks[0], max(ticks[-1], *known)], [bottom, top]
     for tick, y in zip(ticks, np.interp(ticks, *scale), strict=True):
         _line(sheet, [left, right], [y, y], GRID)
-        _say(sheet, (left - 0.1, y), f"{100 * tick:.6g} %" if kind == "accuracy" else f"{tick:.6g}", 8, QUIET, ha="right")
+        text = f"{tick:.6g}" if kind == "loss" else f"{100 * tick:.6g} %"
+        _say(sheet, (left - 0.1, y), text, 8, QUIET, ha="right")
     at = np.array([_number(row["epoch"]) for row in epochs])
     wide = 0 if at.max() > at.min() else 1  # a single epoch stands in the middle
     span = [at.min() - wide, at.max() + wide], [left + 0.1, right - 0.1]
@@ -255,7 +252,6 @@ def _panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind: str
             dots = 6.0 if len(drawn) == 1 else 3.2 if len(epochs) <= 30 or len(drawn) < len(epochs) else 0.0
             sheet.plot(xs, ys, **style, linestyle="-", marker="o", markersize=dots, solid_capstyle="round")
             ends.append((float(ys[drawn[-1]]), part))
-    ends.sort()
     for y, (_, part) in zip(_spread(np.array([y for y, _ in ends]), 0.19, top, bottom), ends, strict=True):
         _say(sheet, (right + 0.1, float(y)), part, 9, PARTS[part])
     if best is not None:
@@ -267,13 +263,12 @@ def _panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind: str
 
 def _best(epochs: Epochs) -> int | None:
     """The place of the epoch with the highest validation accuracy, the lower loss deciding between equals."""
-    held = [(_number(row.get("val_accuracy")), _number(row.get("val_loss")), at) for at, row in enumerate(epochs)]
-    ranks = [(-np.nan_to_num(accuracy, nan=-1.0), np.nan_to_num(loss, nan=np.inf), at) for accuracy, loss, at in held]
-    known = [rank for rank in ranks if rank[:2] != (1.0, np.inf)]
-    return min(known)[2] if known else None
+    held = [(-_number(row.get("val_accuracy")), _number(row.get("val_loss"))) for row in epochs]
+    ranks = [(*np.nan_to_num(pair, nan=np.inf), at) for at, pair in enumerate(held)]
+    return min(ranks)[2] if np.isfinite(held).any() else None
 
 
-def _grid(photos: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int) -> Axes:
+def _grid(photos: Photos, captions: Sequence[str], title: str, columns: int) -> Axes:
     box, gap, line = 1.5, 0.16, 0.24  # inches: a photo's longest side, the space between two, its caption
     columns = max(1, min(columns, len(photos)))
     width, y = max(MARGIN * 2 + columns * box + (columns - 1) * gap, 4.0), 0.75 if title else MARGIN - 0.1
@@ -294,7 +289,7 @@ def _grid(photos: Sequence[np.ndarray], captions: Sequence[str], title: str, col
     return sheet
 
 
-def _sheet(width: float, height: float, title: str, said: str = "", names: Sequence[str] = ()) -> Axes:
+def _sheet(width: float, height: float, title: str, said: str = "", names: Iterable[str] = ()) -> Axes:
     """White paper, measured in inches from its top left corner, with a title and a quieter line under it."""
     width, height = math.ceil(width * DPI) / DPI, math.ceil(height * DPI) / DPI
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="white")
@@ -310,8 +305,8 @@ def _sheet(width: float, height: float, title: str, said: str = "", names: Seque
 
 def _say(sheet: Axes, at: tuple[float, float], text: str, size: float, colour: str = INK, **more: Any) -> float:
     """Prints a text, word for word, and returns where it ends, in inches, if it begins there."""
-    style = {"ha": "left", "va": "center", "fontproperties": _font(size), "parse_math": False, "usetex": False}
-    sheet.text(*at, text, color=colour, **(style | more))
+    more = {"va": "center", "fontproperties": _font(size), "parse_math": False, "usetex": False} | more
+    sheet.text(*at, text, color=colour, **more)
     return at[0] + _wide(text, size)
 
 
@@ -319,13 +314,10 @@ def _line(sheet: Axes, x: Sequence[float], y: Sequence[float], colour: str, styl
     sheet.plot(x, y, color=colour, linewidth=0.8, linestyle=style, marker="none", solid_capstyle="butt", zorder=0.5)
 
 
-def _boxes(sheet: Axes, boxes: Sequence[tuple[float, float, float, float]], colours: Any) -> None:
-    corners = [[(x, y), (x + w, y), (x + w, y + h), (x, y + h)] for x, y, w, h in boxes]
-    sheet.add_collection(PolyCollection(corners, facecolors=colours, edgecolors="none", linewidths=0), autolim=False)
-
-
-def _percent(share: float, places: int = 0) -> str:
-    return f"{100 * share:.{places}f} %"
+def _boxes(sheet: Axes, boxes: tuple[Any, Any, Any, Any], colours: Any) -> None:
+    x, y, w, h = np.broadcast_arrays(*np.atleast_1d(*boxes))  # left, top, width, height: numbers, or one for each box
+    corners = np.stack([x, y, x + w, y, x + w, y + h, x, y + h], axis=-1).reshape(-1, 4, 2)
+    sheet.add_collection(PolyCollection([*corners], facecolors=colours, edgecolors="none", linewidths=0), autolim=False)
 
 
 def _number(value: float | None) -> float:
@@ -335,9 +327,8 @@ def _number(value: float | None) -> float:
 def _ticks(low: float, high: float, count: int, *, whole: bool = False, outside: bool = False) -> list[float]:
     """Round numbers between the two, or the next beyond them too."""
     more = 0.1 * max(abs(low), 0.1) if high - low <= 1e-6 * abs(low) else 0.0
-    locator = MaxNLocator(count, integer=whole, steps=[1, 2, 2.5, 5, 10])
-    ticks = [float(tick) for tick in locator.tick_values(low - more, high + more)]
-    return [tick for tick in ticks if outside or low <= tick <= high]
+    ticks = MaxNLocator(count, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(low - more, high + more)
+    return [float(tick) for tick in ticks if outside or low <= tick <= high]
 
 
 def _spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
@@ -352,10 +343,9 @@ def _spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarr
 def _labels(names: Sequence[str], size: float, room: float) -> list[str]:
     """The names as they can be printed; numbered where two would look alike or a letter has no font."""
     shown = [_shorten(_printable(name), size, room) for name in names]
-    times = Counter(shown)
-    doubtful = [times[new] > 1 or ("□" in new and "□" not in old) for new, old in zip(shown, names, strict=True)]
-    numbered = [_shorten(f"{index}: {_printable(name)}", size, room) for index, name in enumerate(names, 1)]
-    return [number if doubt else label for number, label, doubt in zip(numbered, shown, doubtful, strict=True)]
+    doubtful = [shown.count(new) > 1 or ("□" in new and "□" not in old) for new, old in zip(shown, names, strict=True)]
+    rows = enumerate(zip(names, shown, doubtful, strict=True), 1)
+    return [_shorten(f"{at}: {_printable(name)}", size, room) if doubt else label for at, (name, label, doubt) in rows]
 
 
 @lru_cache(maxsize=4096)
@@ -390,26 +380,21 @@ def _wide(text: str, size: float) -> float:
 
 
 @cache
-def _font(size: float) -> font_manager.FontProperties:
-    installed = set(font_manager.get_font_names())
+def _font(size: float) -> FontProperties:
+    installed = set(get_font_names())
     families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS.split(",") if name in installed)]  # the first: always
-    return font_manager.FontProperties(family=families, size=size)
+    return FontProperties(family=families, size=size)
 
 
 @cache
 def _letters() -> frozenset[int]:
-    fonts = [font_manager.FontProperties(family=[name]) for name in _font(9).get_family()]
-    files = [font_manager.findfont(font) for font in fonts]
-    return frozenset(letter for file in files for letter in font_manager.get_font(file).get_charmap())
+    files = [findfont(FontProperties(family=[name])) for name in _font(9).get_family()]
+    return frozenset(letter for file in files for letter in get_font(file).get_charmap())
 
 
 def _write(sheet: Axes, file: Path) -> None:
     """The picture as a PNG without date or program, written beside its place and renamed: whole or not there."""
     canvas = FigureCanvasAgg(cast(Figure, sheet.figure))
     canvas.draw()
-    beside = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
+    with written(file) as beside:
         Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(beside, format="PNG", dpi=(DPI, DPI))
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""Scores against scikit-learn and scipy, and against what must hold for any network."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from ikebana.trust import evaluation
+
+
+def drawn(photos, classes, seed=0, sharpness=2.0):
+    """Probabilities that mean what they say: the labels are drawn from them."""
+    numbers = np.random.default_rng(seed)
+    logits = sharpness * numbers.normal(size=(photos, classes))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = np.array([numbers.choice(classes, p=row) for row in probabilities])
+    return probabilities, labels
+
+
+def names(count):
+    return tuple(f"class {number:03}" for number in range(count))
+
+
+@given(st.integers(2, 12), st.integers(1, 60), st.integers(0, 1000))
+def test_scores_are_those_of_scikit_learn(classes, photos, seed):
+    probabilities, labels = drawn(photos, classes, seed)
+    found = evaluation.evaluate(probabilities, labels, names(classes), {})
+    predicted = probabilities.argmax(1)
+    every = np.arange(classes)
+    assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, predicted))
+    assert np.array_equal(found.confusion, metrics.confusion_matrix(labels, predicted, labels=every))
+    assert found.log_loss == pytest.approx(metrics.log_loss(labels, probabilities, labels=every))
+    report = metrics.classification_report(
+        labels, predicted, labels=every, target_names=names(classes), zero_division=0.0, output_dict=True
+    )
+    for name, each in found.per_class.items():
+        theirs = report[name]
+        assert (each.precision, each.recall, each.f1, each.support) == pytest.approx(
+            (theirs["precision"], theirs["recall"], theirs["f1-score"], theirs["support"])
+        )
+
+
+def test_the_confusion_matrix_counts_every_photo_once_with_the_truth_in_rows():
+    probabilities, labels = drawn(200, 4)
+    found = evaluation.evaluate(probabilities, labels, names(4), {})
+    assert np.sum(found.confusion) == 200
+    assert np.sum(found.confusion, axis=1).tolist() == np.bincount(labels, minlength=4).tolist()
+    assert np.trace(found.confusion) == round(found.accuracy * 200)
+
+
+def test_a_class_without_test_photos_has_no_part_in_balanced_accuracy_and_breaks_nothing():
+    probabilities = np.eye(3)[[0, 0, 1]]
+    found = evaluation.evaluate(probabilities, np.array([0, 0, 1]), names(3), {})
+    assert found.balanced_accuracy == 1.0
+    assert found.per_class["class 002"].support == 0
+    assert "class 002" in found.report
+
+
+@given(st.integers(1, 5000), st.floats(0, 1))
+def test_the_interval_holds_the_accuracy_and_stays_within_0_and_1(n, share):
+    right = round(share * n)
+    low, high = evaluation.interval(right, n)
+    assert 0 <= low <= right / n <= high <= 1
+
+
+def test_the_interval_catches_the_true_accuracy_about_95_times_of_100():
+    numbers = np.random.default_rng(0)
+    truth, n, trials = 0.85, 200, 2000
+    counts = numbers.binomial(n, truth, trials)
+    intervals = {count: evaluation.interval(int(count), n) for count in set(counts.tolist())}
+    caught = np.mean([intervals[count][0] <= truth <= intervals[count][1] for count in counts.tolist()])
+    assert 0.93 < caught < 0.97
+
+
+def test_confidence_that_means_what_it_says_has_a_small_calibration_error_and_boasting_a_large_one():
+    probabilities, labels = drawn(20_000, 5)
+    assert evaluation.calibration_error(probabilities, labels) < 0.02
+    boasting = probabilities**4
+    boasting /= boasting.sum(1, keepdims=True)
+    assert evaluation.calibration_error(boasting, labels) > 0.1
+
+
+def test_guessing_evenly_costs_the_logarithm_of_the_number_of_classes():
+    even = np.full((30, 8), 1 / 8)
+    assert evaluation.log_loss(even, np.arange(30) % 8) == pytest.approx(math.log(8))
+
+
+def test_a_probability_of_zero_for_the_truth_costs_much_but_not_infinitely_much():
+    assert math.isfinite(evaluation.log_loss(np.eye(2), np.array([1, 0])))
+
+
+def test_an_evaluation_comes_back_from_json_as_it_was():
+    probabilities, labels = drawn(50, 3)
+    found = evaluation.evaluate(probabilities, labels, names(3), {"train": 1.5})
+    again = evaluation.from_json(json.loads(json.dumps(found.to_json())), found.report)
+    assert again == found

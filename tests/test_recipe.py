@@ -1,0 +1,49 @@
+"""Choices: the named recipes, what is refused, and the way to JSON and back."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ikebana import recipe
+from ikebana.errors import RecipeError
+
+
+@pytest.mark.parametrize("name", recipe.RECIPES)
+def test_a_recipe_comes_back_from_json_as_it_was(name):
+    made = recipe.named(name, class_order=("b", "a"), parts=(0.5, 0.25, 0.25))
+    assert recipe.from_json(json.loads(json.dumps(recipe.to_json(made)))) == made
+
+
+@pytest.mark.parametrize(
+    ("choice", "value"),
+    [
+        ("epochs", 0), ("batch", 0), ("side", 4), ("side", 100_000), ("dropout", 1.0), ("learning_rate", 0.0), ("seed", -1),
+        ("split_seed", -1), ("fit", "stretch"), ("split", "random"), ("precision", "float16"), ("parts", (0.5, 0.5)),
+        ("parts", (0.5, 0.4, 0.2)), ("parts", (0.0, 0.5, 0.5)), ("parts", (0.8, 0.2, 0.0)), ("class_order", ("a", "a")),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_carried_out_is_refused_and_named(choice, value):
+    with pytest.raises(RecipeError, match=choice.replace("_", " ").split(" ")[0]):
+        recipe.named("baseline", **{choice: value})
+
+
+def test_unknown_recipes_and_choices_are_refused_with_those_that_exist():
+    with pytest.raises(RecipeError) as refusal:
+        recipe.named("best-ever")
+    assert "baseline" in str(refusal.value)
+    with pytest.raises(RecipeError) as refusal:
+        recipe.named("baseline", epoch=3)
+    assert "epochs" in str(refusal.value)
+
+
+@given(st.dictionaries(st.text(max_size=8), st.integers() | st.text(max_size=8) | st.none(), max_size=5))
+def test_a_damaged_recipe_file_is_refused_in_words(values):
+    with pytest.raises(RecipeError):
+        recipe.from_json(values)
+
+
+def test_every_choice_explains_itself_for_the_command_line():
+    explained = [each for each in recipe.fields(recipe.Recipe) if each.name not in ("name", "augmentation")]
+    assert all(each.metadata["explanation"] for each in explained)

@@ -1,0 +1,263 @@
+"""The whole road on a few drawn photos: photos in, a run's folder out, predictions, resuming, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import ikebana
+from ikebana import paper, recipe
+from ikebana.learning import training
+
+SMALL = {"side": 48, "batch": 16, "epochs": 3, "precision": "float32"}
+FLAGS = ["--side", "48", "--batch", "16", "--precision", "float32"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "photos"
+    paper.draw_collection(folder, photos_per_kind=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(cache, monkeypatch):
+    monkeypatch.setenv("IKEBANA_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def run(photos, cache, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(cache))
+        return ikebana.fit(photos, run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+
+
+def command(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "ikebana", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+
+
+def test_a_run_leaves_what_the_contract_promises(run, photos):
+    names = {each.name for each in run.folder.iterdir()}
+    assert names == {
+        "recipe.json", "source.json", "dataset.parquet", "audit.json", "environment.json", "epochs.jsonl", "layers.txt",
+        "weights.safetensors", "predictions.parquet", "classification_report.txt", "evaluation.json", "figures", "thumbnails",
+    }  # fmt: skip
+    assert recipe.from_json(run.read_json("recipe.json")) == recipe.named("baseline", **SMALL)
+    assert Path(run.source["photos"]) == photos
+    assert [each["epoch"] for each in run.epochs] == [1, 2, 3]
+    assert set(run.epochs[0]) == {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
+    reasons = run.read_json("environment.json")["reasons"]
+    assert set(reasons) == {"device", "threads", "allocator", "number_format"}
+    assert all(reasons.values())
+
+
+def test_every_path_is_used_or_set_aside_and_the_sums_add_up(run, photos):
+    table, audit = run.dataset, run.read_json("audit.json")
+    assert table.height == sum(1 for each in photos.rglob("*") if each.is_file())
+    assert audit["used"] + audit["set_aside"] == audit["paths"] == table.height
+    used = table.filter(pl.col("status") == "used")
+    assert used.height == audit["used"]
+    assert used["split"].is_in(["train", "validation", "test"]).all()
+    assert table.filter(pl.col("status") != "used")["split"].is_null().all()
+
+
+def test_the_score_is_that_of_the_stored_probabilities_of_the_sealed_photos(run):
+    test = run.predictions.filter(pl.col("split") == "test")
+    probabilities = test.select(f"p:{name}" for name in run.classes).to_numpy()
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    said = np.array(run.classes)[probabilities.argmax(1)]
+    assert run.evaluation.n == test.height
+    assert run.evaluation.accuracy == pytest.approx((said == test["label"].to_numpy()).mean())
+    assert set(test["path"]).isdisjoint(run.dataset.filter(pl.col("split") == "train")["path"])
+
+
+def test_validation_figures_of_the_last_epoch_are_those_of_the_stored_probabilities(run):
+    held_out = run.predictions.filter(pl.col("split") == "validation")
+    probabilities = held_out.select(f"p:{name}" for name in run.classes).to_numpy()
+    truth = np.array([run.classes.index(name) for name in held_out["label"]])
+    given = probabilities[np.arange(len(truth)), truth]
+    assert run.epochs[-1]["val_loss"] == pytest.approx(-np.log(given).mean(), rel=1e-4)
+
+
+def test_the_same_command_gives_the_same_weights_to_the_bit_and_another_seed_others(run, photos, tmp_path):
+    again = ikebana.fit(photos, run=tmp_path / "again", **SMALL)
+    assert again.weights.read_bytes() == run.weights.read_bytes()
+    other = ikebana.fit(photos, run=tmp_path / "other", **SMALL, seed=1)
+    assert other.weights.read_bytes() != run.weights.read_bytes()
+    assert other.dataset.equals(run.dataset)  # the seed is of the training alone
+
+
+@pytest.mark.parametrize("name", ["baseline", "augmented"])
+def test_a_stopped_run_goes_on_to_the_very_same_weights(name, photos, tmp_path, monkeypatch):
+    whole = ikebana.fit(photos, name, run=tmp_path / "whole", **SMALL)
+    real, calls = training.step, []
+
+    def stops_in_the_second_epoch(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "step", stops_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        ikebana.fit(photos, name, run=tmp_path / "stopped", **SMALL)
+    monkeypatch.setattr(training, "step", real)
+    stopped = ikebana.open_run(tmp_path / "stopped")
+    assert not stopped.finished
+    assert len(stopped.epochs) == 1
+    resumed = ikebana.resume(tmp_path / "stopped")
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+    untimed = [{**each, "seconds": 0} for each in resumed.epochs]
+    assert untimed == [{**each, "seconds": 0} for each in whole.epochs]
+    assert resumed.predictions.equals(whole.predictions)
+    assert not resumed.checkpoint.exists()
+
+
+def test_resuming_a_finished_run_changes_nothing(run):
+    before = {each: each.stat().st_mtime_ns for each in run.folder.rglob("*")}
+    done = command("fit", "--resume", run.folder)
+    assert done.returncode == 0
+    assert "finished already" in done.stderr
+    assert done.stdout.splitlines()[-1] == str(run.folder)
+    assert {each: each.stat().st_mtime_ns for each in run.folder.rglob("*")} == before
+
+
+def test_a_run_does_not_go_on_with_other_photos(tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    paper.draw_collection(folder, photos_per_kind=6)
+    monkeypatch.setattr(training, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        ikebana.fit(folder, run=tmp_path / "run", **SMALL)
+    monkeypatch.undo()
+    victim = next(each for each in sorted(folder.rglob("*.jpg")) if "000" in each.name)
+    victim.rename(victim.with_name("zzz.jpg"))  # the same bytes under another name would be dealt out anew
+    with pytest.raises(ikebana.RunError, match="changed"):
+        ikebana.resume(tmp_path / "run")
+    victim.with_name("zzz.jpg").unlink()
+    with pytest.raises(ikebana.RunError, match="changed"):
+        ikebana.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_end_with_their_status_and_a_run_that_goes_on(number, status, photos, tmp_path, run):
+    place = tmp_path / "run"
+    arguments = [sys.executable, "-m", "ikebana", "fit", photos, "--run", place, *FLAGS, "--epochs", "400"]
+    process = subprocess.Popen([str(each) for each in arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (place / "epochs.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "ikebana fit --resume" in errors
+    assert "Traceback" not in errors
+    stopped = ikebana.open_run(place)
+    assert stopped.checkpoint.exists()
+    assert not any(each.name.endswith(".partial") for each in place.rglob("*"))
+
+
+def test_predicting_gives_each_path_a_line_with_the_probabilities_of_the_run(run, photos, tmp_path):
+    out = tmp_path / "said.csv"
+    done = command("predict", run.folder, photos, "--out", out)
+    assert done.returncode == 0, done.stderr
+    said = pl.read_csv(out, infer_schema_length=None)
+    assert said.columns == ["path", "label", "confidence", "status", *(f"p:{name}" for name in run.classes)]
+    assert said.height == run.dataset.height
+    relative = said.with_columns(path=pl.col("path").str.strip_prefix(f"{photos}/"))
+    both = run.predictions.join(relative, on="path", suffix="_said")
+    assert both.height == run.predictions.height
+    for name in run.classes:
+        np.testing.assert_allclose(both[f"p:{name}"].to_numpy(), both[f"p:{name}_said"].to_numpy(), atol=2e-5)
+    aside = said.filter(pl.col("status") != "used")
+    assert aside.height == run.dataset.filter(pl.col("status") != "used").height
+    assert aside["label"].is_null().all()
+
+
+def test_without_a_file_the_predictions_go_to_standard_output_alone(run, photos):
+    one = next(photos.rglob("*_000.jpg"))
+    done = command("predict", run.folder, one)
+    assert [line.split(",")[0] for line in done.stdout.splitlines()] == ["path", str(one)]
+
+
+def test_fit_tells_programs_one_event_a_line(photos, tmp_path):
+    done = command("fit", photos, "--run", tmp_path / "run", *FLAGS, "--epochs", "2", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.stderr == ""
+    assert events[-1] == {"event": "done", "run": str(tmp_path / "run")}
+    epochs = [{key: value for key, value in each.items() if key != "event"} for each in events if each["event"] == "epoch"]
+    assert epochs == ikebana.open_run(tmp_path / "run").epochs
+
+
+def test_a_folder_that_is_taken_is_refused_before_any_work(run, photos):
+    done = command("fit", photos, "--run", run.folder)
+    assert done.returncode == 1
+    assert "RunError: this folder is taken" in done.stderr
+    assert "expected:" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["fit", "no-such-folder"], 1, "no such folder"),
+        (["fit"], 1, "no photos were given"),
+        (["fit", ".", "--epochs", "0"], 1, "epochs is 0"),
+        (["fit", ".", "--parts", "0.5,0.5"], 1, "parts"),
+        (["fit", ".", "--parts", "a,b,c"], 1, "not a list of numbers"),
+        (["fit", ".", "--epochs", "many"], 2, "many"),
+        (["fit", ".", "--no-such-flag", "1"], 2, "no-such-flag"),
+        (["predict", "no-such-run", "x.jpg"], 1, "no such run"),
+        (["predict", ".", "x.jpg"], 1, "not a run"),
+        (["fit", "--resume", "no-such-run"], 1, "no such run"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_mistakes_get_words_and_a_status_and_never_a_traceback(arguments, status, words, tmp_path):
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == status
+    assert words in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_and_evaluations_show_themselves_in_a_notebook(run):
+    assert f"accuracy {run.evaluation.accuracy:.3f}" in repr(run)
+    assert "<pre>" in run._repr_html_()
+    assert "macro avg" in repr(run.evaluation)
+
+
+def test_figures_are_pictures_and_thumbnails_are_those_of_the_held_out_photos(run):
+    from PIL import Image
+
+    figures = {each.name for each in (run.folder / "figures").iterdir()}
+    assert figures == {"classes_bar.png", "classes_pie.png", "samples.png", "curves.png", "confusion.png"}
+    held_out = run.dataset.filter(pl.col("split").is_in(["validation", "test"]))
+    assert {each.stem for each in (run.folder / "thumbnails").iterdir()} == set(held_out["sha256"])
+    row = held_out.row(0, named=True)
+    with Image.open(run.folder / "thumbnails" / f"{row['sha256']}.jpg") as small:
+        assert small.width / small.height == pytest.approx(row["width"] / row["height"], rel=0.05)
+
+
+def test_a_run_without_validation_photos_still_scores_its_test_photos(photos, tmp_path):
+    made = ikebana.fit(photos, run=tmp_path / "run", **SMALL, parts=(0.7, 0.0, 0.3))
+    assert made.epochs[0]["val_loss"] is None
+    assert made.evaluation.n > 0
+
+
+def test_a_relative_source_is_found_again_from_another_folder(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    made = ikebana.fit(photos.name, run=tmp_path / "run", **SMALL)
+    assert os.path.isabs(made.source["photos"])

@@ -1,0 +1,40 @@
+"""What must stay quick and light: each question is asked of a fresh process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "numpy", "polars", "PIL", "matplotlib", "sklearn", "rich"}
+
+
+def loaded_by(code):
+    """The top-level modules that a fresh interpreter has loaded after running this code."""
+    script = f"{code}\nimport json, sys; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_ikebana_loads_nothing_heavy():
+    assert not loaded_by("import ikebana; dir(ikebana)") & HEAVY
+
+
+def test_asking_for_help_loads_neither_torch_nor_numpy():
+    code = "import sys; sys.argv = ['ikebana', 'fit', '--help']\nfrom ikebana.cli import main\ntry: main()\nexcept SystemExit: pass"
+    assert not loaded_by(code) & {"torch", "numpy", "polars", "PIL"}
+
+
+@pytest.mark.parametrize("room", ["photos.intake", "photos.kept", "trust.evaluation", "report.draw", "run"])
+def test_photos_trust_report_and_runs_do_without_torch(room):
+    assert "torch" not in loaded_by(f"import ikebana.{room}")
+
+
+def test_every_public_name_is_there_and_explains_itself():
+    code = "import ikebana\nfor name in ikebana.__all__: assert getattr(ikebana, name).__doc__ or name == 'RECIPES', name"
+    loaded_by(code)
+
+
+def test_a_name_that_does_not_exist_is_refused_as_python_does():
+    done = subprocess.run([sys.executable, "-c", "import ikebana; ikebana.frobnicate"], capture_output=True, text=True)
+    assert "has no attribute 'frobnicate'" in done.stderr
