@@ -1,0 +1,193 @@
+"""The training engine: it learns, it repeats itself, it refuses nonsense, and its checkpoint is whole or not there."""
+
+import numpy as np
+import pytest
+import torch
+
+from ikebana import recipe as recipes
+from ikebana.errors import MachineError, RecipeError, RunError
+from ikebana.learning import augmentation, checkpoint, device, inference, networks, training
+
+SETTING = device.Setting("cpu", "float32", 2, "as it comes")
+RECIPE = recipes.named("baseline", side=46, batch=16, epochs=4)
+
+
+def striped(photos, seed=0, side=46):
+    """Two classes that differ in the direction of their stripes alone, so that colour tells nothing."""
+    numbers = np.random.default_rng(seed)
+    labels = np.arange(photos) % 2
+    waves = np.sin(np.arange(side)[None] / numbers.uniform(1.2, 2.2, (photos, 1)) + numbers.uniform(0, 6, (photos, 1)))
+    flat = np.repeat((127 + 90 * waves)[:, None, :], side, 1)
+    flat[labels == 1] = flat[labels == 1].swapaxes(1, 2)
+    noisy = flat[..., None] + numbers.normal(0, 25, (photos, side, side, 3))
+    return inference.Photos(noisy.clip(0, 255).astype(np.uint8), np.arange(photos), labels.astype(np.int64))
+
+
+def trained(recipe=RECIPE, setting=SETTING, kept=None):
+    network = networks.build(recipe, 2)
+    epochs = list(training.train(network, recipe, striped(96), striped(40, seed=1), setting, kept))
+    return network, epochs
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_a_network_learns_what_can_be_seen_and_says_so_of_new_photos():
+    _, epochs = trained(recipes.changed(RECIPE, epochs=12))
+    assert epochs[-1].val_accuracy is not None
+    assert epochs[-1].val_accuracy > 0.9
+    assert epochs[-1].train_loss < epochs[0].train_loss
+
+
+def test_labels_that_mean_nothing_cannot_be_learned():
+    recipe = recipes.changed(RECIPE, epochs=12)
+    photos, held_out = striped(96), striped(200, seed=1)
+    shuffled = np.random.default_rng(0).permutation(photos.labels)
+    network = networks.build(recipe, 2)
+    *_, last = training.train(network, recipe, inference.Photos(photos.pixels, photos.rows, shuffled), held_out, SETTING)
+    assert last.val_accuracy is not None
+    assert 0.3 < last.val_accuracy < 0.7
+
+
+def test_the_same_seed_gives_the_same_bits():
+    assert same(trained()[0], trained()[0])
+    assert not same(trained()[0], trained(recipes.changed(RECIPE, seed=1))[0])
+
+
+@pytest.mark.parametrize("name", ["baseline", "augmented"])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
+    recipe = recipes.named(name, side=46, batch=16, epochs=4, learning_rate=1e-3)
+    whole, all_epochs = trained(recipe, kept=tmp_path / "whole")
+    stream = training.train(
+        networks.build(recipe, 2), recipe, striped(96), striped(40, seed=1), SETTING, tmp_path / "stopped"
+    )
+    for _ in range(stop):
+        next(stream)
+    stream.close()
+    resumed, epochs = trained(recipe, kept=tmp_path / "stopped")
+    assert same(whole, resumed)
+    untimed = [(each.epoch, each.train_loss, each.train_accuracy, each.val_loss, each.val_accuracy) for each in epochs]
+    assert untimed == [
+        (each.epoch, each.train_loss, each.train_accuracy, each.val_loss, each.val_accuracy) for each in all_epochs
+    ]
+
+
+def test_bfloat16_computes_about_the_same_first_loss_as_float32():
+    half = device.Setting("cpu", "bfloat16", 2, "as it comes")
+    one = recipes.changed(RECIPE, epochs=1, batch=96)
+    assert trained(one, half)[1][0].train_loss == pytest.approx(trained(one)[1][0].train_loss, rel=0.01)
+
+
+def test_a_loss_that_is_no_number_is_refused_with_advice():
+    with pytest.raises(RecipeError, match="no number") as refusal:
+        trained(recipes.changed(RECIPE, learning_rate=1e30))
+    assert "learning-rate" in str(refusal.value)
+
+
+def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
+    photos = striped(33)
+    network = networks.build(RECIPE, 2)
+    frozen = recipes.changed(RECIPE, learning_rate=1e-30, epochs=1, batch=32)
+    (epoch,) = training.train(network, frozen, photos, striped(0), SETTING)
+    loss, accuracy = inference.score(inference.logits_of(network, photos, SETTING), photos.labels)
+    assert epoch.train_loss == pytest.approx(loss, rel=1e-5)
+    assert epoch.train_accuracy == pytest.approx(accuracy)
+    assert epoch.val_loss is None
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * len(data)])
+def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
+    file = tmp_path / "checkpoint"
+    next(training.train(networks.build(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(RunError, match="checkpoint"):
+        trained(kept=file)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    file = tmp_path / "checkpoint"
+    next(training.train(networks.build(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
+    with pytest.raises(RunError):
+        checkpoint.load(file, networks.build(RECIPE, 3), [])
+
+
+def test_a_failed_write_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatch):
+    file = tmp_path / "checkpoint"
+    network = networks.build(RECIPE, 2)
+    checkpoint.save(file, network, [], [])
+    before = file.read_bytes()
+
+    def half_written(_, place, *rest):
+        place.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", half_written)
+    with pytest.raises(MachineError, match="disk is full"):
+        checkpoint.save(file, network, [], [])
+    assert file.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_photos_too_small_for_the_network_are_refused():
+    with pytest.raises(RecipeError, match="vanish"):
+        networks.build(recipes.named("baseline", side=30), 2)
+
+
+def test_augmentation_that_may_change_nothing_changes_nothing():
+    photos = torch.from_numpy(striped(4).pixels).permute(0, 3, 1, 2)
+    still = augmentation.augmented(photos, recipes.Augmentation(), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(still, photos.float(), atol=0.01, rtol=0)
+
+
+def test_a_flip_alone_mirrors_about_half_of_the_photos():
+    photos = torch.from_numpy(striped(64).pixels).permute(0, 3, 1, 2)
+    changed = augmentation.augmented(photos, recipes.Augmentation(flip=True), torch.Generator().manual_seed(0))
+    mirrored = torch.tensor([torch.allclose(a, b.flip(-1).float(), atol=0.01) for a, b in zip(changed, photos, strict=True)])
+    same_as_before = torch.tensor([torch.allclose(a, b.float(), atol=0.01) for a, b in zip(changed, photos, strict=True)])
+    assert (mirrored | same_as_before).all()
+    assert 16 < int(mirrored.sum()) < 48
+
+
+def test_the_format_is_measured_once_and_then_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
+    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.FORMATS, "measured"))
+    asked = []
+
+    def trial(setting):
+        asked.append(setting.number_format)
+        return {"float32": 0.02, "bfloat16": 0.01}[setting.number_format]
+
+    first = device.measured(SETTING, "auto", "a network", trial)
+    again = device.measured(SETTING, "auto", "a network", trial)
+    assert asked == ["float32", "bfloat16"]
+    assert first == again
+    assert first.number_format == "bfloat16"
+    assert "100 photos/s" in first.reasons["number_format"]
+    assert device.measured(SETTING, "float32", "a network", trial).number_format == "float32"
+    assert device.measured(SETTING, "auto", "another network", trial) == first
+    assert len(asked) == 4
+
+
+def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
+    device.measured(SETTING, "float32", "a network", lambda _: 0.5)
+    (file,) = (tmp_path / "measured").iterdir()
+    file.write_text("{", "utf-8")
+    assert device.measured(SETTING, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
+
+
+def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path):
+    import json
+
+    file = tmp_path / "environment.json"
+    assert device.remembered(file) is None
+    began = device.Setting("cpu", "bfloat16", 1, "as it comes", {"device": "a reason"}, 0.01)
+    file.write_text(json.dumps(device.environment(began)), "utf-8")
+    threads = torch.get_num_threads()
+    try:
+        assert device.remembered(file) == began
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
