@@ -3,7 +3,7 @@
     python bench/awkward.py --photos DIR --awkward DIR [--classes daisy,tulip] [--epochs 1]
 
 Runs `ikebana fit` twice as a process of its own, without and with the awkward files, and compares the peaks of its
-resident memory (and of its anonymous pages, sampled). Files are linked, never copied or changed. Prints what became of each.
+resident memory (and of its anonymous pages, sampled). Files are linked, never changed. Prints what became of each.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python bench/decode.py --photos DIR [--side 150] [--rounds 5]
 
 Both read the same files with as many workers as there are processors, interleaved, the first round dropped (it warms
-the file cache). ikebana's time is a cold `kept.opened`: sha256, EXIF, colour, writing the array and its checksums included.
+the file cache). ikebana's time is a cold `kept.opened`: sha256, EXIF, colour, the array and its checksums included.
 """
 
 import argparse
