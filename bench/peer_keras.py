@@ -275,6 +275,7 @@ def measured(chosen: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     print(f"{result['date']}  {facts['processor']}, {facts['cores']} cores, {flags}")
     for recipe in chosen.recipes:
         measures = result["recipes"][recipe] = {}
+        ready: dict[str, Any] = {}
         if chosen.epochs:
             measures["rounds"] = interleaved(recipe, chosen, peer, scratch)
             ready = measures["rounds"]["ready"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_scores_are_those_of_scikit_learn(classes, photos, seed):
     assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, predicted))
     assert np.array_equal(found.confusion, metrics.confusion_matrix(labels, predicted, labels=every))
     assert found.log_loss == pytest.approx(metrics.log_loss(labels, probabilities, labels=every))
-    report = metrics.classification_report(
+    report: Any = metrics.classification_report(
         labels, predicted, labels=every, target_names=names(classes), zero_division=0.0, output_dict=True
     )
     for name, each in found.per_class.items():

@@ -57,6 +57,7 @@ def copied(model, network):
         for mine, yours in zip(ours, theirs, strict=True):
             kernel, bias = (torch.from_numpy(np.array(each)) for each in yours.get_weights())
             mine.weight.copy_(kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T)
+            assert mine.bias is not None
             mine.bias.copy_(bias)
     return network
 
@@ -94,6 +95,7 @@ def test_first_weights_are_spread_as_keras_spreads_them(recipe):
         n = kernel.size
         reach = np.abs(kernel).max()
         weight = mine.weight.detach()
+        assert mine.bias is not None
         assert not mine.bias.detach().any()
         # the largest of n uniform draws lies within a few n-ths of the limit: both limits are the same
         assert float(weight.abs().max()) == pytest.approx(reach, rel=20 / n)
@@ -102,7 +104,7 @@ def test_first_weights_are_spread_as_keras_spreads_them(recipe):
 
 @pytest.fixture
 def in_float64():
-    """At 1e-3 RMSprop's first steps throw the loss from 1.6 to 8: in float32 the last bit of either program grows to percents."""
+    """In float32 the last bit of either program grows to percents: RMSprop's first steps throw the loss from 1.6 to 8."""
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     yield
@@ -159,7 +161,7 @@ def image_data_generator():
 
         tutorial = recipes.TUTORIAL_AUGMENTATION
         made = image.ImageDataGenerator(
-            rotation_range=tutorial.rotation,
+            rotation_range=int(tutorial.rotation),
             width_shift_range=tutorial.shift[1],
             height_shift_range=tutorial.shift[0],
             shear_range=tutorial.shear,

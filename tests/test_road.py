@@ -46,7 +46,7 @@ def run(photos, cache, tmp_path_factory):
 
 def command(*arguments, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "ikebana", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300
+        [sys.executable, "-m", "ikebana", *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd, timeout=300
     )
 
 

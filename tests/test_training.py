@@ -65,7 +65,7 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
     )
     for _ in range(stop):
         next(stream)
-    stream.close()
+    del stream
     resumed, epochs = trained(recipe, kept=tmp_path / "stopped")
     assert same(whole, resumed)
     untimed = [(each.epoch, each.train_loss, each.train_accuracy, each.val_loss, each.val_accuracy) for each in epochs]

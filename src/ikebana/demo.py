@@ -54,7 +54,9 @@ def fates(run: Run, planted: Planted) -> list[str]:
     table = {row["path"]: row for row in run.dataset.iter_rows(named=True)}
     broken = sum(table[path]["status"] != "used" for path in planted.broken)
     together = sum(table[one]["split"] == table[other]["split"] for one, other in planted.twins)
-    found = {finding["paths"][0] for finding in run.read_json("audit.json")["findings"] if finding["kind"] == "identical"}
+    found = {
+        finding["paths"][0] for finding in run.read_json("audit.json")["findings"] if finding["kind"] == "identical"
+    }
     twins = sum(bool({one, other} & found) for one, other in planted.twins)
     upright = sum(table[path]["status"] == "used" for path in planted.sideways)
     doubted, held_out = _doubted(run, planted.wrong_label)

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ikebana.errors import MachineError
@@ -35,7 +35,8 @@ def written(file: Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(error, file) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # not there: it became the file, or its folder could not even be made
+            beside.unlink()
 
 
 @contextmanager

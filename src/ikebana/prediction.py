@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def write_csv(file: Path | None, classes: tuple[str, ...], predictions: Iterable
         _rows(csv.writer(out, lineterminator="\n"), classes, predictions)
 
 
-def _rows(writer: "csv.Writer", classes: tuple[str, ...], predictions: Iterable[Prediction]) -> None:
+def _rows(writer: Any, classes: tuple[str, ...], predictions: Iterable[Prediction]) -> None:
     writer.writerow(["path", "label", "confidence", "status", *(f"p:{name}" for name in classes)])
     for each in predictions:
         numbers = [f"{each.probabilities[name]:.6f}" if each.probabilities else "" for name in classes]

@@ -45,7 +45,7 @@ class MovingBar:
 
         self.unit = unit
         self.begun = time.monotonic()
-        self.done = 0
+        self.done, self.scores = 0, ""
         self.progress = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(bar_width=24),
@@ -62,8 +62,8 @@ class MovingBar:
     def advance(self, done: int, **scores: float | str) -> None:
         self.done += done
         speed = _speed(self.done, time.monotonic() - self.begun, self.unit)
-        shown = {"scores": _written(scores)} if scores else {}
-        self.progress.update(self.task, advance=done, speed=speed, **shown)
+        self.scores = _written(scores) or self.scores
+        self.progress.update(self.task, advance=done, speed=speed, scores=self.scores)
 
     def close(self) -> None:
         self.progress.stop()

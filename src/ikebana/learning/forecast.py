@@ -51,7 +51,7 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting) -> Forecast:
     memory = LIBRARIES + 2.5 * step + 16 * sum(layer.parameters for layer in table)
     on_disk = "kept from before" if there else f"{disk / 1e9:.2f} GB in the cache"
     text = (
-        f"expected: {_duration(seconds)} ({recipe.epochs} epochs of {_duration(epoch)}), "
+        f"expected: {_duration(seconds)} ({recipe.epochs} epoch{'s' * (recipe.epochs > 1)} of {_duration(epoch)}), "
         f"{memory / 1e9:.1f} GB of memory, pixels {on_disk}"
     )
     return Forecast(seconds, disk, memory, text)

@@ -102,8 +102,7 @@ def step(
     loss = functional.cross_entropy(logits, labels)
     network.zero_grad(set_to_none=True)
     loss.backward()
-    trained = [(weight, velocity) for weight, velocity in zip(network.parameters(), velocities, strict=True)]
-    rmsprop_(trained, learning_rate)
+    rmsprop_(list(zip(network.parameters(), velocities, strict=True)), learning_rate)
     return loss.detach(), logits.detach()
 
 
@@ -116,15 +115,10 @@ def rmsprop_(
     At a learning rate of 1e-5 the two differ in what they learn, since most velocities are small then.
     source  keras/src/optimizers/rmsprop.py, update_step
     """
-    with_gradient = [(weight, velocity) for weight, velocity in trained if weight.grad is not None]
-    weights: list[Tensor] = [weight for weight, _ in with_gradient]
-    velocities: list[Tensor] = [velocity for _, velocity in with_gradient]
-    gradients: list[Tensor] = [weight.grad for weight in weights if weight.grad is not None]
-    torch._foreach_mul_(velocities, rho)
-    torch._foreach_addcmul_(velocities, gradients, gradients, value=1 - rho)
-    roots = torch._foreach_add(velocities, epsilon)
-    torch._foreach_sqrt_(roots)
-    torch._foreach_addcdiv_(weights, gradients, roots, value=-learning_rate)
+    for weight, velocity in trained:
+        if weight.grad is not None:
+            velocity.mul_(rho).addcmul_(weight.grad, weight.grad, value=1 - rho)
+            weight.addcdiv_(weight.grad, (velocity + epsilon).sqrt_(), value=-learning_rate)
 
 
 def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:

@@ -1,7 +1,7 @@
 """What is wrong with a photo's bytes: what they are instead, and damage that a decoder passes over in silence.
 
 A copy that was broken off often has its full length, with zeros where the rest should be. Decoders fill such a picture
-up with grey or noise, and say nothing. Two formats allow to notice it at no cost to speak of: a JPEG has an end
+up with grey or noise, and say nothing. Two formats allow to notice it, in 1 to 7 % of the decoding time: a JPEG has an end
 marker (of 4,341 real ones, all that were whole had it), a PNG has checksums.
 """
 

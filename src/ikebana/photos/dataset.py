@@ -66,5 +66,5 @@ class Dataset:
         return replace(self, photos=photos)
 
     def __repr__(self) -> str:
-        used = self.used.height
-        return f"Dataset({self.source}: {used} photos of {len(self.classes)} classes, {self.photos.height - used} set aside)"
+        used, aside = self.used.height, self.set_aside.height
+        return f"Dataset({self.source}: {used} photos of {len(self.classes)} classes, {aside} set aside)"

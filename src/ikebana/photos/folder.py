@@ -2,14 +2,14 @@
 
     flowers/daisy/1.jpg                   a sub-folder a class
     flowers/train/daisy/1.jpg             parts given: train, validation (or val, valid) and test, kept as they are
-    somewhere/flowers/daisy/1.jpg         one of the above, wrapped in a single folder
+    somewhere/flowers/daisy/1.jpg         one of the above, wrapped in a folder (files beside it do not matter)
 
 Nothing in here opens a photo or changes a file of the user's.
 """
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,77 +30,87 @@ class Found:
 
 
 def read(folder: Path, *, source: str | None = None, prefix: str = "", more: Iterable[Found] = ()) -> Dataset:
-    """The photos of a folder of class folders, with or without parts above the classes."""
+    """The photos of a folder of class folders, with or without parts above the classes.
+
+    raises  PhotosError if the folder cannot be read, or two of its folders are the same part
+    """
     notes: list[str] = []
     top = folder
     while (inner := _only_a_wrapper(top)) is not None:
         top = inner
+    inside = printable(top.relative_to(folder).as_posix())
     if top != folder:
-        notes.append(f"{folder.name} holds only {top.relative_to(folder).as_posix()}/: its sub-folders are the classes")
-    parted = _has_parts(top)
+        notes.append(
+            f"{printable(Path(source or folder).name)} holds no other folder than {inside}/: the classes are in there"
+        )
+    parts = _parts(top)
+    beside = sorted(_names(top) - parts.keys()) if parts else []
+    if beside:
+        notes.append(f"{', '.join(beside)}: beside {', '.join(sorted(parts))}, and therefore not used")
     ignored: list[str] = []
-    rows = [_row(found, prefix, top.relative_to(folder).as_posix(), parted) for found in scan(folder, ignored)]
+    rows = [_row(found, prefix, inside, parts) for found in scan(folder, ignored)]
     rows += [{"path": prefix + each.path, "status": each.status} for each in more]
     photos = pl.DataFrame(rows, schema=SCHEMA).sort("path")
-    empty = _class_folders(top, parted) - set(photos["label"].drop_nulls())
+    empty = set().union(*(_names(top / name) for name in parts)) if parts else _names(top)
+    empty -= set(photos["label"].drop_nulls())
     return Dataset(source or str(folder), folder, photos, (), len(ignored), prefix, tuple(sorted(empty)), tuple(notes))
 
 
-def _class_folders(top: Path, parted: bool) -> set[str]:
-    parents = _folders(top) if parted else [top]
-    return {each.name for parent in parents for each in _folders(parent)}
-
-
-def _row(found: Found, prefix: str, top: str, parted: bool) -> dict[str, str | None]:
+def _row(found: Found, prefix: str, top: str, parts: Mapping[str, str]) -> dict[str, str | None]:
     """A scanned path as a row: its folders tell part and label."""
     inside = found.path if top == "." else found.path.removeprefix(f"{top}/")
     folders = inside.split("/")[:-1]
-    part = None
-    if parted and folders:
-        part, folders = PART_NAMES.get(folders[0].lower()), folders[1:]
+    part, outside = None, "lies outside any class folder"
+    if parts and folders:
+        part = parts.get(folders[0])
+        folders = folders[1:] if part is not None else []
+        outside = outside if part is not None else f"lies outside {', '.join(sorted(parts))}"
     label = folders[0] if folders else None
-    status = found.status
-    if label is None and status == UNOPENED:
-        status = "lies outside any class folder"
+    status = outside if label is None and found.status == UNOPENED else found.status
     return {"path": prefix + found.path, "label": label, "split": part, "status": status}
 
 
 def _folders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return sorted(folder / entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
-
-
-def _only_a_wrapper(folder: Path) -> Path | None:
-    """The single sub-folder of a folder that holds nothing else, if class folders lie in there."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not is_hidden(entry.name)]
-        inner = folder / names[0] if len(names) == 1 else None
-        return (
-            inner
-            if inner is not None and inner.is_dir() and not inner.is_symlink() and len(_folders(inner)) > 0
-            else None
-        )
+            return sorted(folder / entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry))
     except OSError as error:
         raise PhotosError(f"this folder cannot be read: {error.strerror}", where=folder) from None
 
 
-def _has_parts(folder: Path) -> bool:
-    """Whether the sub-folders are parts: all of them bear a part's name, `train` is there, and class folders lie below.
+def _names(folder: Path) -> set[str]:
+    return {printable(each.name) for each in _folders(folder)}
 
-    A class may well be called `train` (beside `bus` and `tram`): then the others give it away.
+
+def _only_a_wrapper(folder: Path) -> Path | None:
+    """The only sub-folder of a folder, if folders lie in there in turn: a single class would be nothing to learn."""
+    folders = _folders(folder)
+    inner = folders[0] if len(folders) == 1 and not folders[0].is_symlink() else None
+    return inner if inner is not None and _folders(inner) else None
+
+
+def _parts(folder: Path) -> dict[str, str]:
+    """Which sub-folders are parts: {"Train": "train", "val": "validation"}; empty if the sub-folders are classes.
+
+    A class may well be called `train` (beside `bus` and `tram`). Parts are several, `train` is one of them, and class
+    folders lie in each; if other folders are beside them, the parts must have a class in common.
+
+    raises  PhotosError if two folders are the same part
     """
     folders = _folders(folder)
-    parts = [PART_NAMES.get(each.name.lower()) for each in folders]
-    if not folders or None in parts or "train" not in parts:
-        return False
-    if len(set(parts)) != len(parts):
+    parts = {each.name: PART_NAMES[each.name.lower()] for each in folders if each.name.lower() in PART_NAMES}
+    classes = [_names(folder / name) for name in parts]
+    if "train" not in parts.values() or len(parts) < 2 or not all(classes):
+        return {}
+    if len(parts) < len(folders) and not set.intersection(*classes):
+        return {}
+    if len(set(parts.values())) != len(parts):
         raise PhotosError(
-            f"two folders are the same part: {', '.join(each.name for each in folders)}",
+            f"two folders are the same part: {', '.join(parts)}",
             where=folder,
             advice="one folder each for train, validation and test",
         )
-    return len(folders) > 1 and all(_folders(each) for each in folders)
+    return parts
 
 
 def is_hidden(name: str) -> bool:
@@ -109,30 +119,35 @@ def is_hidden(name: str) -> bool:
 
 
 def scan(folder: Path, ignored: list[str]) -> Iterator[Found]:
-    """Every path below a folder, in no order; links are followed, loops are named; hidden ones go to `ignored`."""
+    """Every path below a folder, in no order; hidden ones go to `ignored`.
+
+    Links are followed, after all that lies here itself; a folder that was seen under another name, or that lies above,
+    is named instead: links may lead round in a circle.
+    """
     visited = {os.path.realpath(folder)}
-    waiting = [("", folder)]
-    while waiting:
-        inside, place = waiting.pop()
+    above = {str(each) for each in Path(os.path.realpath(folder)).parents}
+    here, links = [("", folder)], []
+    while here or links:
+        inside, place = (here or links).pop()
+        real = os.path.realpath(place)
+        if inside and (real in visited or real in above):
+            yield Found(printable(inside), "a folder that is scanned already under another name")
+            continue
+        visited.add(real)
         try:
             with os.scandir(place) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            yield Found(_printable(inside), f"folder cannot be read: {error.strerror}")
+            yield Found(printable(inside), f"folder cannot be read: {error.strerror}")
             continue
         for entry in listed:
             path = f"{inside}/{entry.name}" if inside else entry.name
             if is_hidden(entry.name):
                 ignored.append(path)
             elif _is_folder(entry):
-                real = os.path.realpath(entry.path)
-                if real in visited:
-                    yield Found(_printable(path), "a link to a folder that is scanned already")
-                else:
-                    visited.add(real)
-                    waiting.append((path, Path(entry.path)))
+                (links if entry.is_symlink() else here).append((path, Path(entry.path)))
             else:
-                yield Found(_printable(path), file_status(entry.path))
+                yield Found(printable(path), file_status(entry.path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -152,11 +167,11 @@ def file_status(file: str | Path) -> str:
         return f"unreadable: {error.strerror}"
     if not stat.S_ISREG(mode):
         return "not a regular file"
-    if _printable(str(file)) != str(file):
+    if printable(str(file)) != str(file):
         return "unreadable: its name is not valid Unicode (rename it)"
     return UNOPENED
 
 
-def _printable(path: str) -> str:
+def printable(path: str) -> str:
     """A name that is no valid UTF-8 still has to be shown, and no table could hold it as it is."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

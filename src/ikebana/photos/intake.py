@@ -24,6 +24,10 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
         dataset = folder.read(place)
     elif not place.exists():
         raise PhotosError("there is no such folder, archive or table", where=source, advice=_similar(place))
+    elif not place.is_file():
+        raise PhotosError(
+            "this is neither a folder nor a file that can be read twice", where=source, advice="a file on the disk"
+        )
     elif name.endswith(TABLES):
         dataset = table.read(place)
     elif name.endswith(ARCHIVES):
@@ -33,7 +37,8 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
         raise PhotosError(
             "this is neither a folder, nor an archive, nor a table of photos",
             where=source,
-            advice=f"a folder with a sub-folder for each class, or a file ending in {', '.join((*ARCHIVES[:3], *TABLES))}",
+            advice="a folder with a sub-folder for each class, or a file ending in "
+            + ", ".join((*ARCHIVES[:3], *TABLES)),
         )
     return with_classes(dataset, class_order)
 
@@ -51,7 +56,7 @@ def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
             where=dataset.source,
             advice="a folder with a sub-folder of photos for each class",
         )
-    if len(classes) < 2:
+    if len(classes) == 1:
         raise PhotosError(
             f"there is only one class with photos: {classes[0]}",
             where=dataset.source,

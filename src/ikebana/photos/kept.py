@@ -1,17 +1,20 @@
 """A Dataset's photos as one uint8 array on disk, decoded once.
 
-The array lies in the cache in a folder named by the hash of what made it: the paths, sizes and times of the files, the side,
-and the decoding rules. So there is nothing to invalidate by hand, and a second run starts from it at once. Beside it lies an
-index with each photo's status, sha256, size, and the checksum of its pixels, by which a damaged array is noticed.
+The array lies in the cache in a folder named by the hash of what made it: the paths, sizes and times of the files, the
+side, and the decoding rules. So there is nothing to invalidate by hand, and a second run starts from it at once. Beside
+it lies an index with each photo's status, sha256, size, and the checksum of its pixels, by which a damaged array is
+noticed; the index bears its own checksum in its name.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +24,13 @@ import PIL
 import polars as pl
 
 from ikebana import progress
-from ikebana.errors import UnreadablePhoto
+from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.photos import pixels
 from ikebana.photos.dataset import UNOPENED, USED, Dataset
 from ikebana.places import cache_folder, filled, need_space
 from ikebana.recipe import Fit
 
+ATTEMPTS = 3  # more than one: another process may take away the damaged array that both have found
 CHUNK = 32  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves
 OPENED = {
     "path": pl.String,
@@ -38,13 +42,13 @@ OPENED = {
     "crc32": pl.Int64,  # of the photo's pixels in the array
 }
 
-Row = tuple[str, str, str | None, int | None, int | None, int | None, int]
+Row = tuple[str, str | None, int | None, int | None, int | None, int]  # all of these but the path
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The pixels of a Dataset, row by row; the rows of photos that were set aside hold zeros and are never looked at."""
+    """The pixels of a Dataset, row by row; those of photos that were set aside are zeros and never looked at."""
 
     pixels: np.ndarray  # uint8 [rows of the dataset, side, side, 3], memory-mapped, read-only
     folder: Path
@@ -69,19 +73,21 @@ def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
     """Open every photo once, or find that it was done before.
 
     returns  the dataset with status, sha256 and size filled in, and its pixels
-    raises   MachineError if the disk cannot hold the array
+    raises   MachineError if the disk cannot hold the array, or does not keep it
     """
-    place = _place(dataset, side, fit)
-    found = _load(place, side, dataset.photos.height)
-    if found is None:
-        shutil.rmtree(place, ignore_errors=True)
-        _make(dataset, side, fit, place)
-        found = _load(place, side, dataset.photos.height)
-        assert found is not None, "an array just written is whole"
-    index, array = found
-    columns = ("status", "sha256", "bytes", "width", "height")
-    photos = dataset.photos.with_columns(index[name] for name in columns)
-    return dataset.with_photos(photos), Kept(array, place)
+    place, rows = _place(dataset, side, fit), dataset.photos.height
+    for attempt in range(ATTEMPTS + 1):
+        found = _load(place, side, rows)
+        if found is not None:
+            index, array = found
+            columns = ("status", "sha256", "bytes", "width", "height")
+            photos = dataset.photos.with_columns(index[name] for name in columns)
+            return dataset.with_photos(photos), Kept(array, place)
+        if attempt < ATTEMPTS:
+            _make(dataset, side, fit, place)
+    raise MachineError(
+        "the kept pixels are not on the disk as they were written", where=place, advice="check the disk, or use another"
+    )
 
 
 def _place(dataset: Dataset, side: int, fit: Fit) -> Path:
@@ -94,7 +100,7 @@ def _place(dataset: Dataset, side: int, fit: Fit) -> Path:
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
-    """What changes when a file does: its size and the times of its last change, which no program sets back by accident."""
+    """What changes when a file does: its size and the times of its last change."""
     try:
         told = os.stat(file)
     except OSError:  # gone since the scan; opening it will say so
@@ -111,21 +117,24 @@ def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
         rows = list(dataset.photos.select("path", "status").iter_rows())
 
         def open_rows(chosen: range) -> list[Row]:
-            return [_open(dataset.file(rows[row][0]), *rows[row], array[row], side, fit) for row in chosen]
+            return [_open(dataset.file(rows[row][0]), rows[row][1], array[row], side, fit) for row in chosen]
 
-        index: list[Row] = []
-        with progress.stage("read photos", len(rows)) as bar:
-            for part in in_threads(open_rows, _chunks(len(rows))):
-                index += part
+        index: list[tuple[str, *Row]] = []
+        with (
+            progress.stage("read photos", len(rows)) as bar,
+            closing(in_threads(open_rows, _chunks(len(rows)))) as parts,
+        ):
+            for part in parts:
+                index += [(rows[len(index) + number][0], *row) for number, row in enumerate(part)]
                 bar.advance(len(part))
         array.flush()  # pyright: ignore[reportAttributeAccessIssue]  (a memmap)
-        pl.DataFrame(index, schema=OPENED, orient="row").write_parquet(folder / "index.parquet")
+        _write_index(folder, pl.DataFrame(index, schema=OPENED, orient="row"))
 
 
-def _open(file: Path, path: str, status: str, target: np.ndarray, side: int, fit: Fit) -> Row:
+def _open(file: Path, status: str, target: np.ndarray, side: int, fit: Fit) -> Row:
     """Read one photo into its row; whatever is wrong with it becomes its status."""
     if status != UNOPENED:
-        return path, status, None, None, None, None, 0
+        return status, None, None, None, None, 0
     digest = size = None
     try:
         size = os.stat(file).st_size
@@ -133,11 +142,11 @@ def _open(file: Path, path: str, status: str, target: np.ndarray, side: int, fit
         size, digest = len(data), pixels.sha256(data)
         photo = pixels.decode(data, side, fit)
     except UnreadablePhoto as reason:
-        return path, reason.what, digest, size, None, None, 0
+        return reason.what, digest, size, None, None, 0
     except OSError as error:
-        return path, f"unreadable: {error.strerror or error}", digest, size, None, None, 0
+        return f"unreadable: {error.strerror or error}", digest, size, None, None, 0
     target[:] = photo.pixels
-    return path, USED, digest, size, photo.width, photo.height, zlib.crc32(photo.pixels.tobytes())
+    return USED, digest, size, photo.width, photo.height, zlib.crc32(photo.pixels.tobytes())
 
 
 def read_bytes(file: Path) -> bytes:
@@ -150,7 +159,7 @@ def read_bytes(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Iterator[Result]:
+def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:
     """The chunks' results, in order; when the caller is interrupted, what has not begun is dropped."""
     pool = ThreadPoolExecutor(threads())
     try:
@@ -178,23 +187,35 @@ def _reserve(file: Path, shape: tuple[int, ...]) -> None:
                 stream.write(block[: min(len(block), size - done)])
 
 
+def _write_index(folder: Path, index: pl.DataFrame) -> None:
+    stream = io.BytesIO()
+    index.write_parquet(stream)
+    (folder / f"index.{pixels.sha256(stream.getvalue())}.parquet").write_bytes(stream.getvalue())
+
+
+def _read_index(folder: Path) -> pl.DataFrame:
+    """The index, if it is what was written; ValueError if not."""
+    for file in folder.glob("index.*.parquet"):
+        data = file.read_bytes()
+        if file.name == f"index.{pixels.sha256(data)}.parquet":
+            return pl.read_parquet(io.BytesIO(data))
+    raise ValueError("there is no index")
+
+
 def _load(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray] | None:
-    """The index and the array, or None if they are not there or not what was written."""
+    """The index and the array, or None if they are not there; what is no longer as it was written is taken away."""
     if not place.exists():
         return None
     try:
-        index = pl.read_parquet(place / "index.parquet")
-        array = np.load(place / "pixels.npy", mmap_mode="r")
+        index, array = _read_index(place), np.load(place / "pixels.npy", mmap_mode="r")
+        fits = array.shape == (rows, side, side, 3) and array.dtype == np.uint8 and array.flags.c_contiguous
+        if fits and index.schema == pl.Schema(OPENED) and index.height == rows and _whole(index, array):
+            return index, array
     except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
-        progress.say("the kept pixels are damaged: the photos are read again")
-        return None
-    if index.schema != pl.Schema(OPENED) or array.shape != (rows, side, side, 3) or index.height != rows:
-        progress.say("the kept pixels are not what was written: the photos are read again")
-        return None
-    if not _whole(index, array):
-        progress.say("the kept pixels have changed on disk: the photos are read again")
-        return None
-    return index, array
+        pass
+    progress.say("the kept pixels have changed on disk: the photos are read again")
+    shutil.rmtree(place, ignore_errors=True)
+    return None
 
 
 def _whole(index: pl.DataFrame, array: np.ndarray) -> bool:

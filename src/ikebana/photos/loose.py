@@ -52,7 +52,7 @@ def _places(source: str | Path) -> list[Path]:
 def _below(place: Path, ignored: list[str]) -> list[LoosePhoto]:
     if place.is_dir():
         return _scanned(place, f"{place}/", ignored)
-    if place.name.lower().endswith(ARCHIVES):
+    if place.is_file() and place.name.lower().endswith(ARCHIVES):
         unpacked = archive.unpack(place)
         packed = [LoosePhoto(f"{place}!{each.path}", place, each.status) for each in unpacked.set_aside]
         return _scanned(unpacked.folder, f"{place}!", ignored) + packed

@@ -11,9 +11,9 @@ bit depth      16-bit integers are scaled from the white level that the file dec
 damage         a photo that is there in part only is refused, never filled up with grey
 animation      the first frame
 size           squashed to a square (or its centre cut out) by an antialiased triangle filter
-large JPEGs    decoded at a half, a quarter or an eighth, as long as both sides stay at least twice the target's; on
-               drawn 12-megapixel photos that moves a pixel by 0.3 grey levels at 150 pixels, by 0.2 at 224 and 299, and
-               nowhere by more than 8 (tests/test_pixels.py)
+large JPEGs    decoded at a half, a quarter or an eighth, as long as both sides stay at least twice the target's. At 150,
+               224 and 299 pixels that moves a pixel of drawn 12-megapixel photos by 0.2 to 0.3 grey levels on average
+               and by 7 at most (tests/test_pixels.py); of real ones with 1 or 2 megapixels by 0.2 to 0.5 and by 15
 """
 
 import functools
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ikebana.errors import UnreadablePhoto
 from ikebana.photos import damage
@@ -127,7 +128,7 @@ def _loaded(image: Image.Image, side: int, fit: Fit) -> Photo:
         image.draft(None, (DRAFT * side, DRAFT * side))  # pyright: ignore[reportArgumentType]  (None keeps the mode)
     profile = image.info.get("icc_profile")
     depth = _depth(image) if image.mode.startswith(("I", "F")) else None
-    if image.format == "TIFF" and not _strips_cover(image):
+    if isinstance(image, TiffImageFile) and not _strips_cover(image):
         raise UnreadablePhoto("unreadable: its data cover a part of the picture only")
     image.load()
     if image.format == "TIFF":  # Pillow turned it while it loaded
@@ -140,12 +141,11 @@ def _loaded(image: Image.Image, side: int, fit: Fit) -> Photo:
     return Photo(np.asarray(_square(_in_srgb(shallow, profile), side, fit)), width, height)
 
 
-def _strips_cover(image: Image.Image) -> bool:
+def _strips_cover(image: TiffImageFile) -> bool:
     """Whether a TIFF has a strip or tile for every pixel it declares: Pillow leaves the others black."""
-    declared = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]  (TiffImageFile has it)
-    right = max((tile[1][2] for tile in image.tile if tile[1]), default=0)
-    bottom = max((tile[1][3] for tile in image.tile if tile[1]), default=0)
-    return right >= declared.get(TIFF_WIDTH, 0) and bottom >= declared.get(TIFF_HEIGHT, 0)
+    boxes = [tile.extents for tile in image.tile if tile.extents is not None]
+    right, bottom = max((box[2] for box in boxes), default=0), max((box[3] for box in boxes), default=0)
+    return right >= image.tag_v2.get(TIFF_WIDTH, 0) and bottom >= image.tag_v2.get(TIFF_HEIGHT, 0)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -188,9 +188,9 @@ class Depth:
 
 
 def _depth(image: Image.Image) -> Depth:
-    if image.format != "TIFF":
+    if not isinstance(image, TiffImageFile):
         return Depth(None if image.mode == "F" else 65535.0)
-    tags = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]  (TiffImageFile has it)
+    tags = image.tag_v2
     bits, kind = tags.get(TIFF_BITS, (16,))[0], tags.get(TIFF_SAMPLE_FORMAT, (1,))[0]
     white = 2.0 ** (bits - 1 if kind == 2 else bits) - 1 if bits <= 16 and image.mode != "F" else None
     unsigned = image.mode == "I" and bits == 32 and kind == 1

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import polars as pl
 
 from ikebana.errors import PhotosError
-from ikebana.photos.dataset import PARTS, Dataset
+from ikebana.photos.dataset import PARTS, USED, Dataset
 from ikebana.recipe import Recipe
 
 Parts = tuple[float, float, float]
@@ -35,13 +35,13 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
     for needed in ("train", "test"):
         if needed not in found:
             raise PhotosError(
-                f"{used.height} photos are too few: none is left for the {needed} part",
+                f"of {used.height} photos none is left for the {needed} part",
                 where=dataset.source,
                 advice="more photos, at least 3 of each class, or other --parts",
             )
-    chosen = pl.DataFrame({"path": used["path"], "part": parts}, schema={"path": pl.String, "part": pl.String})
-    photos = dataset.photos.join(chosen, on="path", how="left", maintain_order="left")
-    return dataset.with_photos(photos.with_columns(split=pl.col("part")).drop("part"))
+    dealt = iter(parts)
+    column = [next(dealt) if status == USED else None for status in dataset.photos["status"]]
+    return dataset.with_photos(dataset.photos.with_columns(pl.Series("split", column, pl.String)))
 
 
 def shuffled(labels: Sequence[str], classes: Sequence[str], parts: Parts, seed: int) -> list[str]:
@@ -85,8 +85,9 @@ def groups(photos: pl.DataFrame) -> list[int]:
 def stratified(labels: Sequence[str], group: Sequence[int], parts: Parts, seed: int) -> list[str]:
     """Groups dealt out so that every class comes as near to its shares as whole groups allow.
 
-    Large groups are placed first, each where its classes lack most; single photos then fill up exactly. A class of at least
-    three groups has a photo in every part that is asked for; one of two in training and test; a lonely photo is trained on.
+    Large groups are placed first, each where its classes lack most; single photos then fill up exactly. A class of at
+    least three groups has a photo in every part that is asked for; one of two in training and test; a lonely photo is
+    trained on. Only groups of several classes may stand in the way of that.
 
     returns  the part of each photo
     """
@@ -97,41 +98,65 @@ def stratified(labels: Sequence[str], group: Sequence[int], parts: Parts, seed: 
     keys = list(members)
     dealer.shuffle(keys)
     keys.sort(key=lambda key: -len(members[key]))
-    quotas = _quotas(labels, members, parts)
-    lacking = {name: list(quota) for name, quota in quotas.items()}
+    number_of_groups = Counter(name for rows in members.values() for name in {labels[row] for row in rows})
+    classes = {name: _Share(count, number_of_groups[name], parts) for name, count in Counter(labels).items()}
     result = [""] * len(labels)
     for key in keys:
         held = Counter(labels[row] for row in members[key])
-        part = max(range(3), key=lambda number: _need(number, held, lacking, quotas))
+        part = _where(held, classes, parts)
+        for name, count in held.items():
+            classes[name].deal(part, count)
         for row in members[key]:
-            lacking[labels[row]][part] -= 1
             result[row] = PARTS[part]
     return result
 
 
-def _need(part: int, held: Counter[str], lacking: dict[str, list[int]], quotas: dict[str, list[int]]) -> float:
-    """How much of its quota a part still lacks in the classes of a group: a share, so that groups spread over all parts."""
-    return sum(count * lacking[name][part] / max(quotas[name][part], 1) for name, count in held.items())
+class _Share:
+    """What the parts still lack of one class."""
+
+    def __init__(self, photos: int, groups_of_class: int, parts: Parts):
+        self.quota = _quota(photos, groups_of_class, parts)
+        self.lacking = list(self.quota)
+        self.groups_left = groups_of_class
+        self.still_empty = {part for part in range(3) if self.quota[part]}
+
+    def deal(self, part: int, photos: int) -> None:
+        self.lacking[part] -= photos
+        self.groups_left -= 1
+        self.still_empty.discard(part)
 
 
-def _quotas(labels: Sequence[str], members: dict[int, list[int]], parts: Parts) -> dict[str, list[int]]:
-    """How many photos of each class each part should get: {"daisy": [458, 153, 153], ...}."""
-    several = Counter(name for rows in members.values() for name in {labels[row] for row in rows})
-    return {name: _quota(count, several[name], parts) for name, count in Counter(labels).items()}
+def _where(held: Counter[str], classes: dict[str, _Share], parts: Parts) -> int:
+    """The part for a group: an empty one where a class has no group to spare, else where its classes lack most.
+
+    They lack a share of their quota, so that large groups spread over all parts.
+    """
+    choice = {part for part in range(3) if parts[part] > 0}
+    for name in held:
+        if classes[name].groups_left <= len(classes[name].still_empty):
+            choice = choice & classes[name].still_empty or choice
+
+    def need(part: int) -> float:
+        return sum(
+            count * classes[name].lacking[part] / max(classes[name].quota[part], 1) for name, count in held.items()
+        )
+
+    return max(sorted(choice), key=need)
 
 
 def _quota(photos: int, groups_of_class: int, parts: Parts) -> list[int]:
     """Whole numbers nearest to the shares (largest remainders), no part left empty that could have one."""
-    exact = [share * photos for share in parts]
+    wanted = [part for part in (0, 2, 1) if parts[part] > 0][:groups_of_class]
+    whole = sum(parts[part] for part in wanted)
+    exact = [parts[part] / whole * photos if part in wanted else 0.0 for part in range(3)]
     quota = [int(number + 1e-9) for number in exact]
-    by_remainder = sorted(range(3), key=lambda number: quota[number] - exact[number])
-    for number in by_remainder[: photos - sum(quota)]:
-        quota[number] += 1
-    wanted = [number for number in (0, 2, 1) if parts[number] > 0][: min(groups_of_class, 3)]
-    for number in wanted:
-        if quota[number] == 0:
+    by_remainder = sorted(sorted(wanted), key=lambda part: quota[part] - exact[part])
+    for part in by_remainder[: photos - sum(quota)]:
+        quota[part] += 1
+    for part in wanted:
+        if quota[part] == 0:
             quota[quota.index(max(quota))] -= 1
-            quota[number] = 1
+            quota[part] = 1
     return quota
 
 

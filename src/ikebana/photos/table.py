@@ -1,5 +1,7 @@
 """A table of photos: `path,label[,split][,group]` as CSV or Parquet."""
 
+import os
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
@@ -13,24 +15,40 @@ SEPARATORS = ",;\t"
 
 
 def read(file: Path) -> Dataset:
-    """The photos that a table names; paths start from the table's folder unless they are absolute.
+    """The photos that a table names; paths start from the table's folder, unless they are absolute.
 
     raises  PhotosError if columns are missing, a part's name is unknown, or a photo has two labels
     """
-    table = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
-    table = table.rename({name: name.strip().lower() for name in table.columns if name.strip().lower() in COLUMNS})
+    table = _with_columns(_parquet(file) if file.suffix.lower() == ".parquet" else _csv(file), file)
+    table = _with_parts(_once_each(table, file), file)
+    root = file.parent
+    rows = [_row(row, root) for row in table.iter_rows(named=True)]
+    return Dataset(str(file), root, pl.DataFrame(rows, schema=SCHEMA).sort("path"), ())
+
+
+def _with_columns(table: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """The columns we know, as text, under our own names."""
+    names = {name: name.strip().lower() for name in table.columns if name.strip().lower() in COLUMNS}
+    for column, number in Counter(names.values()).items():
+        if number > 1:
+            raise PhotosError(f"the table has {number} columns {column!r}", where=file, advice="one of each")
     for column in ("path", "label"):
-        if column not in table.columns:
+        if column not in names.values():
             raise PhotosError(
                 f"the table has no column {column!r}; it has {', '.join(table.columns) or 'none'}",
                 where=file,
                 advice="a first line that reads: path,label   (and ,split or ,group if wanted)",
             )
-    table = table.select(pl.col(name).cast(pl.String).str.strip_chars() for name in COLUMNS if name in table.columns)
-    table = _with_parts(_once_each(table, file), file)
-    root = file.parent
-    rows = [_row(row, root) for row in table.iter_rows(named=True)]
-    return Dataset(str(file), root, pl.DataFrame(rows, schema=SCHEMA).sort("path"), ())
+    nested = [name for name in names if table.schema[name].is_nested() or table.schema[name] == pl.Binary]
+    if nested:
+        raise PhotosError(
+            f"the column {nested[0]!r} does not hold texts but {table.schema[nested[0]]}",
+            where=file,
+            advice="one path and one label a photo: ikebana cannot learn several labels at once",
+        )
+    known = sorted(names, key=lambda name: COLUMNS.index(names[name]))
+    text = (pl.col(name).cast(pl.String).str.strip_chars().replace("", None).alias(names[name]) for name in known)
+    return table.select(text)
 
 
 def _row(row: dict[str, str | None], root: Path) -> dict[str, str | None]:
@@ -47,28 +65,30 @@ def _row(row: dict[str, str | None], root: Path) -> dict[str, str | None]:
 
 def _once_each(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     """Rows said twice are one; one photo with two labels is refused: ikebana gives each photo one label."""
-    table = table.unique(maintain_order=True)
+    place = pl.col("path").map_elements(lambda path: os.path.normpath(file.parent / path), pl.String)
+    table = table.with_columns(place=place)
+    table = table.unique(subset=[name for name in table.columns if name != "path"], keep="first", maintain_order=True)
     labelled = table.filter(pl.col("path").is_not_null() & pl.col("label").is_not_null())
-    labels = labelled.group_by("path").agg(pl.col("label").unique().sort())
+    labels = labelled.group_by("place").agg(pl.col("path").first(), pl.col("label").unique().sort())
     several = labels.filter(pl.col("label").list.len() > 1).sort("path")
     if several.height:
-        path, names = several.row(0)
+        _, path, names = several.row(0)
         raise PhotosError(
             f"{several.height} photos have more than one label, the first {path}: {', '.join(names)}",
             where=file,
             advice="one label a photo: ikebana cannot learn several at once",
         )
-    if labelled["path"].is_duplicated().any():
-        path = labelled.filter(labelled["path"].is_duplicated())["path"][0]
+    if labelled["place"].is_duplicated().any():
+        path = labelled.filter(labelled["place"].is_duplicated())["path"][0]
         raise PhotosError(f"{path} stands in two parts or groups", where=file, advice="one row a photo")
-    return table
+    return table.drop("place")
 
 
 def _with_parts(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     """The `split` column in our own words; all rows have one, or none."""
     if "split" not in table.columns:
         return table
-    given = table["split"].replace("", None)
+    given = table["split"]
     if given.is_null().all():
         return table.drop("split")
     if given.is_null().any():

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from ikebana import progress
 from ikebana.photos.dataset import Dataset
 from ikebana.places import written
 from ikebana.recipe import Fit
@@ -17,6 +18,7 @@ from ikebana.trust.evaluation import Evaluation
 
 SAMPLES = 24  # photos in the sample grid, at most
 SAMPLES_A_CLASS = 4
+DRAWN_CLASSES = 300  # a confusion matrix of more would be a picture of hundreds of megapixels
 
 
 def everything(
@@ -27,7 +29,10 @@ def everything(
     folder.mkdir(exist_ok=True)
     of_dataset(folder, dataset, pixels, run.recipe.fit)
     of_training(folder, run.epochs, examples)
-    figures.confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
+    if len(evaluation.classes) <= DRAWN_CLASSES:
+        figures.confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
+    else:
+        progress.say(f"more than {DRAWN_CLASSES} classes: the confusion matrix is in evaluation.json, not drawn")
     thumbnails(run.folder / "thumbnails", dataset, pixels, run.recipe.fit)
 
 

@@ -81,16 +81,14 @@ def evaluate(
     predicted = probabilities.argmax(1)
     indices = np.arange(len(classes))
     right = int((predicted == labels).sum())
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+    columns = metrics.precision_recall_fscore_support(
         labels,
         predicted,
         labels=indices,
         zero_division=0.0,  # pyright: ignore[reportArgumentType]  (a float is documented)
     )
-    per_class = {
-        name: PerClass(float(precision[row]), float(recall[row]), float(f1[row]), int(np.asarray(support)[row]))
-        for row, name in enumerate(classes)
-    }
+    rows = np.stack([np.asarray(column, dtype=float) for column in columns], axis=1)
+    per_class = {name: PerClass(*map(float, row[:3]), int(row[3])) for name, row in zip(classes, rows, strict=True)}
     confusion = metrics.confusion_matrix(labels, predicted, labels=indices)
     return Evaluation(
         accuracy=right / len(labels),

@@ -1,0 +1,384 @@
+"""An archive from anywhere: its photos come out, nothing gets out of the cache, and nothing is half done."""
+
+import io
+import json
+import os
+import stat
+import struct
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import photo, two_classes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ikebana import places
+from ikebana.errors import MachineError, PhotosError
+from ikebana.photos import archive, intake, kept
+from ikebana.photos.dataset import UNOPENED
+
+LINK = stat.S_IFLNK | 0o777
+DEVICE = stat.S_IFCHR | 0o666
+
+
+def zip_of(members, compression=zipfile.ZIP_STORED):
+    """A zip of these (name, bytes, Unix mode) as they are, however odd."""
+    stream = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(stream, "w", compression) as packed:
+        warnings.simplefilter("ignore")  # of names that stand twice: they are meant to
+        for name, data, mode in members:
+            entry = zipfile.ZipInfo("x")
+            entry.filename, entry.compress_type, entry.create_system = name, compression, 3
+            entry.external_attr = mode << 16
+            packed.writestr(entry, data)
+    return stream.getvalue()
+
+
+def tar_of(members, mode="w:"):
+    """A tar of these (name, bytes, type), a link's bytes being where it leads."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode, format=tarfile.GNU_FORMAT) as packed:  # pyright: ignore
+        for name, data, kind in members:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.size = kind, len(data) if kind == tarfile.REGTYPE else 0
+            entry.linkname = data.decode() if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+            packed.addfile(entry, io.BytesIO(data) if kind == tarfile.REGTYPE else None)
+    return stream.getvalue()
+
+
+def plain(names, kind):
+    """Two good classes, and members under these names."""
+    files = [*two_classes().items(), *((name, photo(200 + row)) for row, name in enumerate(names))]
+    return (
+        zip_of([(*file, 0o100644) for file in files])
+        if kind == "zip"
+        else tar_of([(*file, tarfile.REGTYPE) for file in files])
+    )
+
+
+def told(tmp_path, data, name="photos.zip"):
+    """{member: status} of an archive of these bytes; and nothing was written but into the cache."""
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    (home / name).write_bytes(data)
+    dataset = intake.read(home / name)
+    assert [each.name for each in tmp_path.iterdir()] == ["home"]
+    assert [each.name for each in home.iterdir()] == [name]
+    return {
+        path.removeprefix(f"{name}!"): status for path, status in dataset.photos.select("path", "status").iter_rows()
+    }
+
+
+def in_the_cache(cache):
+    return [each.relative_to(cache).as_posix() for each in cache.rglob("*")]
+
+
+def refusal(tmp_path, data, name="photos.zip"):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(PhotosError) as refused:
+        intake.read(tmp_path / name)
+    assert refused.value.where == tmp_path / name
+    return refused.value.what
+
+
+# What wants to get out
+
+OUTSIDE = [
+    "../x.jpg",
+    "a/../../x.jpg",
+    "/tmp/ikebana-escaped.jpg",
+    "//x.jpg",
+    "C:/x.jpg",
+    "c:x.jpg",
+    "..\\y.jpg",
+    "a/..",
+    "\\y.jpg",
+]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_path_that_leads_out_stays_packed(tmp_path, kind, ikebana_cache):
+    statuses = told(tmp_path, plain(OUTSIDE, kind), f"photos.{kind}")
+    assert list(statuses.values()).count("its path leads out of the archive") == len(OUTSIDE)
+    assert list(statuses.values()).count(UNOPENED) == 6
+    assert not Path("/tmp/ikebana-escaped.jpg").exists()
+    assert len([each for each in ikebana_cache.rglob("*.jpg") if each.is_file()]) == 6
+
+
+def test_links_and_devices_stay_packed(tmp_path, ikebana_cache):
+    kinds = {
+        "a/link.jpg": (b"/etc/passwd", LINK),
+        "a/device.jpg": (b"", DEVICE),
+        "a/pipe.jpg": (b"", stat.S_IFIFO | 0o666),
+    }
+    members = [(name, data, 0o100644) for name, data in two_classes().items()]
+    statuses = told(tmp_path, zip_of(members + [(name, *kind) for name, kind in kinds.items()]))
+    assert {statuses[name] for name in kinds} == {"a link or device in an archive"}
+    assert not any(each.is_symlink() for each in ikebana_cache.rglob("*"))
+
+
+def test_a_tar_cannot_write_through_its_own_links(tmp_path, ikebana_cache):
+    kinds = [
+        ("a/link.jpg", b"/etc/passwd", tarfile.SYMTYPE), ("a/hard.jpg", b"a/0.jpg", tarfile.LNKTYPE),
+        ("a/device.jpg", b"", tarfile.CHRTYPE), ("a/pipe.jpg", b"", tarfile.FIFOTYPE),
+        ("out", str(tmp_path / "home").encode(), tarfile.SYMTYPE), ("out/x.jpg", photo(9), tarfile.REGTYPE),
+    ]  # fmt: skip
+    files = [(name, data, tarfile.REGTYPE) for name, data in two_classes().items()]
+    statuses = told(tmp_path, tar_of(files + kinds), "photos.tar")
+    assert list(statuses.values()).count("a link or device in an archive") == 5
+    assert statuses["out/x.jpg"] == UNOPENED  # in a real folder of that name, within the cache
+    assert not any(each.is_symlink() for each in ikebana_cache.rglob("*"))
+
+
+# What cannot be unpacked, beside what can
+
+
+def test_encrypted_members_are_named(tmp_path):
+    data = bytearray(plain(["a/secret.jpg"], "zip"))
+    for place in (data.index(b"a/secret.jpg") - 24, data.rindex(b"a/secret.jpg") - 38):  # its flags, local and central
+        data[place] |= 1
+    statuses = told(tmp_path, bytes(data))
+    assert statuses.pop("a/secret.jpg") == "encrypted"
+    assert set(statuses.values()) == {UNOPENED}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_of_members_under_one_name_the_first_counts(tmp_path, kind):
+    again = ["a/0.jpg", "A/0.JPG", "./a/0.jpg", "a//0.jpg"]
+    statuses = told(tmp_path, plain(again, kind), f"photos.{kind}")
+    assert len(statuses) == 6 + 3  # two are spelled alike in the table, too
+    with_it = intake.read(tmp_path / "home" / f"photos.{kind}")
+    assert with_it.photos["status"].to_list().count("stands twice in the archive") == 4
+    assert with_it.file(f"photos.{kind}!a/0.jpg").read_bytes() == two_classes()["a/0.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_name_that_is_both_a_file_and_a_folder_keeps_the_first(tmp_path, kind):
+    statuses = told(tmp_path, plain(["a/0.jpg/inside.jpg", "b"], kind), f"photos.{kind}")
+    assert statuses["a/0.jpg/inside.jpg"] == statuses["b"] == "its path is taken by another member"
+
+
+def test_names_that_no_disk_holds_and_names_without_letters_are_named(tmp_path):
+    long = f"a/{'x' * 300}.jpg"
+    statuses = told(tmp_path, plain([long, "a/bell\a.jpg", "./"[:1]], "tar"), "photos.tar")
+    assert statuses[long] == "this disk cannot hold its name"
+    assert statuses["a/bell\\x07.jpg"] == "its name has unprintable letters"
+    assert statuses["."] == "it has no name"
+
+
+GOOD_NAMES = [
+    "a/Blüte été 花.jpg",
+    "a/Screenshot\u202f3.45\u00a0PM.jpg",
+    "a/👩‍🌾.jpg",
+    "a/x: y.jpg",
+    "a/with blank .jpg",
+    "a/..jpg",
+]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_in_any_script_come_out_as_they_are(tmp_path, kind):
+    statuses = told(tmp_path, plain(GOOD_NAMES, kind), f"photos.{kind}")
+    shown = [name for name in GOOD_NAMES if not name.startswith("a/..")]  # hidden, as everywhere
+    assert {statuses[name] for name in shown} == {UNOPENED}
+
+
+def test_a_tar_with_names_in_an_old_encoding_is_set_aside_readably(tmp_path):
+    data = plain(["a/caf_.jpg"], "tar").replace(b"a/caf_.jpg", b"a/caf\xe9.jpg")
+    header = bytearray(data[(start := data.index(b"a/caf\xe9.jpg")) : start + 512])
+    header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
+    statuses = told(tmp_path, data[:start] + bytes(header) + data[start + 512 :], "photos.tar")
+    assert statuses["a/caf\\xe9.jpg"] == "its name has unprintable letters"
+    assert len(statuses) == 7
+
+
+def test_a_zip_with_backslashes_has_the_folders_it_means(tmp_path):
+    data = zip_of([(name.replace("/", "\\"), file, 0) for name, file in two_classes().items()])
+    assert told(tmp_path, data) == dict.fromkeys(two_classes(), UNOPENED)
+
+
+def test_an_empty_class_folder_in_an_archive_is_noticed(tmp_path):
+    files = [(name, data, tarfile.REGTYPE) for name, data in two_classes().items()]
+    (tmp_path / "photos.tar").write_bytes(tar_of([*files, ("c", b"", tarfile.DIRTYPE)]))
+    (tmp_path / "photos.zip").write_bytes(zip_of([*((*file[:2], 0o100644) for file in files), ("c/", b"", 0o40755)]))
+    for name in ("photos.tar", "photos.zip"):
+        assert intake.read(tmp_path / name).classes_without_photos == ("c",)
+
+
+def test_an_archive_within_an_archive_is_no_photo(tmp_path):
+    inner = plain([], "zip")
+    for name, data in {
+        "photos.zip": zip_of([*((*file, 0) for file in two_classes().items()), ("b/more.zip", inner, 0)]),
+        "photos.tar": tar_of(
+            [*((*file, tarfile.REGTYPE) for file in two_classes().items()), ("b/more.zip", inner, tarfile.REGTYPE)]
+        ),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        dataset = kept.opened(intake.read(tmp_path / name), 8, "squash")[0]
+        assert dataset.set_aside.rows() != []
+        assert dict(dataset.set_aside.select("path", "status").iter_rows()) == {
+            f"{name}!b/more.zip": "not a photo: a zip archive or an office document"
+        }
+        assert dataset.used.height == 6
+
+
+# Bombs
+
+
+def test_an_archive_that_grows_too_much_is_refused_and_leaves_nothing(tmp_path, monkeypatch, ikebana_cache):
+    monkeypatch.setattr(archive, "ALWAYS_ALLOWED", 2**20)
+    monkeypatch.setattr(archive, "CHUNK", 2**16)
+    zeros = bytes(3 * 2**20)
+    for name, data in {
+        "one.zip": zip_of([("a/0.jpg", zeros, 0)], zipfile.ZIP_DEFLATED),
+        "many.zip": zip_of([(f"a/{number}.jpg", zeros[: 2**19], 0) for number in range(6)], zipfile.ZIP_DEFLATED),
+        "one.tar.gz": tar_of([("a/0.jpg", zeros, tarfile.REGTYPE)], "w:gz"),
+        "one.tar.xz": tar_of([("a/0.jpg", zeros, tarfile.REGTYPE)], "w:xz"),
+    }.items():
+        assert len(data) * archive.MAX_GROWTH < 2**20
+        assert "grows to more than 100 times" in refusal(tmp_path, data, name)
+        assert in_the_cache(ikebana_cache) in ([], ["archives"])
+
+
+def test_an_archive_may_grow_as_photos_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "ALWAYS_ALLOWED", 2**20)
+    members = [(f"{name}/{number}.jpg", bytes(2**18), 0) for name in "ab" for number in range(2)]  # 1 MiB in all
+    assert len(told(tmp_path, zip_of(members, zipfile.ZIP_DEFLATED))) == 4
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_too_many_members_are_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 6)
+    assert len(told(tmp_path, plain([], kind), f"photos.{kind}")) == 6
+    assert "more than 6 members" in refusal(tmp_path, plain(["a/7.jpg"], kind), f"more.{kind}")
+
+
+# Damage
+
+
+@pytest.mark.parametrize("mode", ["w:", "w:gz", "w:bz2", "w:xz"])
+def test_a_tar_cut_short_anywhere_is_refused(tmp_path, mode, ikebana_cache):
+    data = tar_of([(*file, tarfile.REGTYPE) for file in two_classes().items()], mode)
+    end = len(data) if mode != "w:" else data.rindex(b"b/2.jpg") + 512 + len(two_classes()["b/2.jpg"])
+    cuts = {end * tenth // 10 for tenth in range(1, 10)} | {end - 1, 512, 1024, 1536}
+    for place in sorted(cuts & set(range(end))):
+        assert "archive" in refusal(tmp_path, data[:place], "photos.tar")
+    assert in_the_cache(ikebana_cache) in ([], ["archives"])
+
+
+def test_a_tar_with_a_garbled_header_is_refused_instead_of_ending_there(tmp_path):
+    data = bytearray(plain([], "tar"))
+    data[data.index(b"b/0.jpg")] ^= 1  # the header's checksum tells
+    assert "damaged" in refusal(tmp_path, bytes(data), "photos.tar")
+
+
+def test_a_zip_cut_short_is_refused(tmp_path, ikebana_cache):
+    data = plain([], "zip")
+    for tenth in range(1, 10):
+        assert "damaged: the end of the zip is missing" in refusal(tmp_path, data[: len(data) * tenth // 10])
+    assert "neither" in refusal(tmp_path, b"no archive at all")
+    assert "neither" in refusal(tmp_path, b"")
+    assert in_the_cache(ikebana_cache) in ([], ["archives"])
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_a_zip_costs_that_member_alone(tmp_path, compression, ikebana_cache):
+    data = bytearray(zip_of([(*file, 0) for file in two_classes().items()], compression))
+    place = data.index(b"a/1.jpg") + 60
+    data[place : place + 8] = b"\xff" * 8
+    statuses = told(tmp_path, bytes(data))
+    assert statuses.pop("a/1.jpg").startswith("damaged in the archive")
+    assert set(statuses.values()) == {UNOPENED}
+    assert not [each for each in ikebana_cache.rglob("1.jpg") if each.parent.name == "a"]
+
+
+def test_a_compression_that_python_does_not_know_is_named(tmp_path):
+    data = bytearray(plain(["a/odd.jpg"], "zip"))
+    for place in (data.index(b"a/odd.jpg") - 22, data.rindex(b"a/odd.jpg") - 36):
+        data[place : place + 2] = struct.pack("<H", 77)
+    statuses = told(tmp_path, bytes(data))
+    assert "compression" in statuses.pop("a/odd.jpg")
+    assert set(statuses.values()) == {UNOPENED}
+
+
+@given(
+    kind=st.sampled_from(["w:", "w:gz", "w:bz2", "w:xz", "zip"]),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_archive_with_changed_bytes_is_a_data_set_or_a_refusal(tmp_path_factory, kind, changes):
+    files = two_classes().items()
+    data = bytearray(
+        zip_of([(*file, 0) for file in files], zipfile.ZIP_DEFLATED)
+        if kind == "zip"
+        else tar_of([(*file, tarfile.REGTYPE) for file in files], kind)
+    )
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    file = tmp_path_factory.mktemp("changed") / "photos.zip"
+    file.write_bytes(data)
+    try:
+        dataset = intake.read(file)
+    except PhotosError:
+        return
+    assert 0 < dataset.photos.height <= 7
+
+
+# Once, and whole
+
+
+def test_the_second_time_nothing_is_unpacked(tmp_path, monkeypatch):
+    first = told(tmp_path, plain(["../x.jpg"], "zip"))
+    monkeypatch.setattr(archive, "_members", None)
+    assert told(tmp_path, plain(["../x.jpg"], "zip")) == first
+    os.rename(tmp_path / "home" / "photos.zip", tmp_path / "home" / "other.zip")
+    assert len(intake.read(tmp_path / "home" / "other.zip").photos) == len(first)
+
+
+@pytest.mark.parametrize("spoil", ["{", "[[1]]", None])
+def test_what_was_unpacked_and_spoilt_since_is_unpacked_again(tmp_path, ikebana_cache, spoil):
+    first = told(tmp_path, plain(["../x.jpg"], "zip"))
+    (members,) = ikebana_cache.rglob("members.json")
+    members.unlink() if spoil is None else members.write_text(spoil)
+    assert told(tmp_path, plain(["../x.jpg"], "zip")) == first
+    assert json.loads(members.read_text()) == [["../x.jpg", "its path leads out of the archive"]]
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
+def test_an_interrupted_unpacking_leaves_nothing_half_made(tmp_path, monkeypatch, ikebana_cache, interruption):
+    (tmp_path / "photos.zip").write_bytes(plain([], "zip"))
+    copied, calls = archive._copied, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise interruption
+        return copied(*arguments)
+
+    monkeypatch.setattr(archive, "_copied", interrupted)
+    expected = MachineError if isinstance(interruption, OSError) else interruption
+    with pytest.raises(expected):
+        intake.read(tmp_path / "photos.zip")
+    assert in_the_cache(ikebana_cache) == ["archives"]
+    assert intake.read(tmp_path / "photos.zip").photos.height == 6
+
+
+def test_an_archive_larger_than_the_free_disk_is_refused_with_the_numbers(tmp_path, monkeypatch):
+    (tmp_path / "photos.zip").write_bytes(plain([], "zip"))
+    usage = places.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda place: usage._replace(free=1000))
+    with pytest.raises(MachineError, match=r"GB are needed on the disk and 0\.0 GB are free"):
+        intake.read(tmp_path / "photos.zip")
+
+
+def test_a_cache_that_is_no_folder_is_an_error_for_people(tmp_path, monkeypatch):
+    (tmp_path / "photos.zip").write_bytes(plain([], "zip"))
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(MachineError, match="cannot be written"):
+        intake.read(tmp_path / "photos.zip")
+    with pytest.raises(MachineError, match="cannot be written"), places.written(tmp_path / "file" / "x.json") as beside:
+        beside.write_text("never")

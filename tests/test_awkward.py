@@ -1,0 +1,153 @@
+"""Real files that break image loaders: each has an outcome that its row in the list beside them allows."""
+
+import io
+import re
+import warnings
+
+import numpy as np
+import pytest
+from conftest import away, levels, photo, pillow_heif, reason, seen
+from PIL import Image, ImageOps
+
+from ikebana.photos import intake, kept
+from ikebana.photos.dataset import USED
+
+SIDE = 64
+# What the third column may say: the first pattern that is found decides.
+OUTCOMES = {
+    "ignored": r"^ignore",
+    "either": r"^may decode or fail|either (is fine|way)|^refuse or load|or report as unsupported",
+    "too large": r"refuse by pixel count",
+    "refused": r"^report the file by name and skip|^not a photo",
+    "used": r"^apply the orientation|^load|composite/convert to RGB|^use the first frame|^found",
+    "heif": r"^say that the format is not supported, by name",
+}
+# A row says "report", but the picture is whole: see test_a_bitmap_that_lies_about_its_size_is_read_to_its_end.
+WHOLE_AFTER_ALL = {"mmap_error.bmp"}
+
+
+@pytest.fixture(scope="module")
+def rows(awkward):
+    """{file name: what a correct loader does}, from the list that came with the files."""
+    listed = (awkward.parent / "awkward.md").read_text("utf-8")
+    return dict(re.findall(r"^\| (.+?) \| .+ \| (.+?) \|$", listed, re.MULTILINE)[1:])
+
+
+@pytest.fixture(scope="module")
+def taken_in(awkward, tmp_path_factory):
+    """The files as a class of a folder, opened; nothing is copied."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "flower").mkdir()
+    (folder / "flower" / "good.jpg").write_bytes(photo(1))
+    (folder / "awkward").symlink_to(awkward)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        dataset, keep = kept.opened(intake.read(folder), SIDE, "squash")
+    return dataset, np.array(keep.pixels)
+
+
+@pytest.fixture(scope="module")
+def status(taken_in):
+    """{file name: used, or why not}."""
+    pairs = taken_in[0].photos.filter(taken_in[0].photos["label"] == "awkward").select("path", "status")
+    return {path.removeprefix("awkward/"): status for path, status in pairs.iter_rows()}
+
+
+def outcome(text):
+    return next((name for name, pattern in OUTCOMES.items() if re.search(pattern, text)), f"unknown: {text}")
+
+
+def allowed(name, text, told):
+    """Whether a file's fate is one that its row allows."""
+    wanted = "used" if name in WHOLE_AFTER_ALL else outcome(text)
+    if wanted == "heif":
+        return told == USED if pillow_heif else "HEIF" in (told or "")
+    return {
+        "ignored": told is None,
+        "either": told is not None,
+        "too large": told is not None and told.startswith("too large: "),
+        "refused": told not in (None, USED),
+        "used": told == USED,
+    }[wanted]
+
+
+def test_every_file_is_listed_and_every_sentence_of_the_list_is_understood(awkward, rows):
+    assert {each.name for each in awkward.iterdir()} == rows.keys()
+    assert [outcome(text) for text in rows.values() if outcome(text).startswith("unknown")] == []
+    assert {outcome(text) for text in rows.values()} == OUTCOMES.keys()
+
+
+def test_each_awkward_file_has_an_outcome_that_its_row_allows(rows, status):
+    wrong = {name: (text, status.get(name)) for name, text in rows.items() if not allowed(name, text, status.get(name))}
+    assert wrong == {}
+
+
+def test_every_path_is_accounted_for(rows, status, taken_in):
+    dataset = taken_in[0]
+    hidden = [name for name, text in rows.items() if outcome(text) == "ignored"]
+    assert dataset.ignored == len(hidden)
+    assert status.keys() == rows.keys() - set(hidden)
+    assert dataset.used.height + dataset.set_aside.height == len(rows) - len(hidden) + 1
+    assert all(told.strip() and "\n" not in told for told in status.values())
+
+
+def test_what_was_refused_as_svg_or_office_file_is_called_so(status):
+    assert "SVG" in status["check.svg"]
+    assert "office" in status["document_named_as.jpg"]
+    assert "text" in status["text_named_as.jpg"]
+
+
+def test_nothing_that_was_taken_is_all_black_or_all_grey(taken_in, awkward):
+    dataset, pixels = taken_in
+    for row, (path, told) in enumerate(dataset.photos.select("path", "status").iter_rows()):
+        # two are white indeed: Pillow's own test of lab.tif wants white, and the other is a blank page
+        if told == USED and path not in ("awkward/lab.tif", "awkward/truncated_exif_dpi.jpg", "awkward/one_pixel.png"):
+            assert pixels[row].std() > 0.5, path
+
+
+def test_the_eight_ways_to_hold_a_camera_give_one_picture(awkward):
+    for shape in ("landscape", "portrait"):
+        pictures = [seen(file.read_bytes(), SIDE) for file in sorted(awkward.glob(f"exif_{shape}_*.jpg"))]
+        assert len(pictures) >= 2
+        for picture in pictures[1:]:
+            assert away(picture, pictures[0]) < 3  # they were compressed one by one
+            assert away(picture[::-1], pictures[0]) > 10
+            assert away(picture[:, ::-1], pictures[0]) > 10
+
+
+def test_a_bitmap_that_lies_about_its_size_is_read_to_its_end(awkward):
+    lying, honest = ((awkward / name).read_bytes() for name in ("mmap_error.bmp", "pal8rle.bmp"))
+    assert np.array_equal(seen(lying, 128), seen(honest, 128))
+
+
+def test_a_huge_picture_is_refused_with_its_size(awkward):
+    assert reason((awkward / "65536-uint32-limit.png").read_bytes()) == "too large: 4,295 megapixels"
+
+
+def test_ordinary_pictures_are_what_pillow_shows_over_white(awkward, status):
+    compared = 0
+    for name in sorted(name for name, told in status.items() if told == USED):
+        data = (awkward / name).read_bytes()
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") or image.info.get("icc_profile"):
+                continue  # depth and colour have laws of their own: test_pixels.py
+            shown = _upright(image).convert("RGBA")
+        white = Image.new("RGBA", shown.size, "white")
+        expected = Image.alpha_composite(white, shown).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        # decoding at reduced scale shows in one over-sharpened photo: 1.1 grey levels
+        assert away(seen(data, SIDE), levels(expected)) < 1.5, name
+        compared += 1
+    assert compared > 25
+
+
+def _upright(image):
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's transposing fails on some of these EXIF blocks; ours must not
+        return image
+
+
+def test_the_sixteen_bit_face_is_as_bright_as_the_eight_bit_one(awkward):
+    deep, shallow = (seen((awkward / name).read_bytes(), SIDE) for name in ("hopper_16bit.pgm", "hopper_gray.jpg"))
+    assert away(deep, shallow) < 6

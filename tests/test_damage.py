@@ -1,0 +1,250 @@
+"""What cannot be decoded, or not as a whole, is refused by name: never a grey part, a traceback or a full memory."""
+
+import functools
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from conftest import SLOPE, drawing, encoded, need, noisy, pillow_heif, reason, seen, tiff
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from ikebana.errors import UnreadablePhoto
+from ikebana.photos import pixels
+from ikebana.recipe import Fit
+
+# Files that are not whole
+
+CUT = {
+    "JPEG": ("JPEG", {}),
+    "progressive JPEG": ("JPEG", {"progressive": True}),
+    "PNG": ("PNG", {}),
+    "WebP": ("WEBP", {}),
+    "lossless WebP": ("WEBP", {"lossless": True}),
+    "GIF": ("GIF", {}),
+    "BMP": ("BMP", {}),
+    "TIFF": ("TIFF", {}),
+    "LZW TIFF": ("TIFF", {"compression": "tiff_lzw"}),
+    "JPEG TIFF": ("TIFF", {"compression": "jpeg"}),
+    "AVIF": ("AVIF", {}),
+    "HEIF": ("HEIF", {}),
+    "PPM": ("PPM", {}),
+    "QOI": ("QOI", {}),
+    "TGA": ("TGA", {}),
+    "JPEG 2000": ("JPEG2000", {}),
+    "ICO": ("ICO", {"sizes": [(64, 64)]}),
+}
+
+
+@functools.cache
+def whole_file(name):
+    kind, options = CUT[name]
+    return encoded(noisy(160, 120), kind, **options)
+
+
+def cuts(size):
+    """Every twentieth of a file, and close before its end."""
+    return sorted({size * twentieth // 20 for twentieth in range(20)} | {size - left for left in (1, 2, 3, 8, 20, 60)})
+
+
+def refused_or_equal(data, whole):
+    """Whether a damaged file was refused; if not, it must show the whole picture: never a grey or black part."""
+    try:
+        assert np.array_equal(seen(data, 24), whole)
+    except UnreadablePhoto:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_file_cut_short_is_refused_or_shows_the_whole_picture(name):
+    need(CUT[name][0])
+    data = whole_file(name)
+    whole = seen(data, 24)
+    assert sum(refused_or_equal(data[:place], whole) for place in cuts(len(data))) >= 19
+
+
+@pytest.mark.parametrize("name", ["JPEG", "progressive JPEG", "PNG", "GIF", "JPEG 2000"])
+def test_a_copy_broken_off_and_filled_with_zeros_is_refused_or_shows_the_whole_picture(name):
+    data = whole_file(name)
+    whole = seen(data, 24)
+    filled = [data[:place] + bytes(len(data) - place) for place in cuts(len(data))]
+    assert sum(refused_or_equal(each, whole) for each in filled) >= 18
+
+
+def test_zeros_in_the_first_of_two_pictures_are_noticed():
+    data = encoded(noisy(160, 120, 1), "MPO", save_all=True, append_images=[noisy(160, 120, 2)])
+    for share in (0.1, 0.25, 0.4):
+        assert "end is missing" in reason(data[: int(share * len(data))] + bytes(len(data)))
+
+
+def test_bytes_behind_a_picture_are_nobodys_business():
+    for kind in ("JPEG", "PNG", "WEBP", "GIF"):
+        data = encoded(drawing(), kind)
+        assert np.array_equal(seen(data + b"\xff\xda a video of the same moment \xff\xd8"), seen(data))
+
+
+def test_a_changed_byte_of_png_data_is_noticed():
+    data = bytearray(encoded(noisy(64, 64), "PNG"))
+    data[len(data) // 2] ^= 1
+    assert reason(bytes(data)).startswith("unreadable")
+
+
+def test_a_tiff_whose_strips_do_not_cover_it_is_refused_instead_of_black():
+    assert "part of the picture" in reason(tiff(SLOPE.tobytes(), 8, height=4800))
+    assert np.array_equal(seen(tiff(SLOPE.tobytes(), 8)), np.repeat(SLOPE[..., None], 3, -1))
+
+
+# Bombs
+
+W, H = 16000, 15000  # 240 megapixels: less than any format allows, more than any camera has
+
+
+def big(*numbers, size=4):
+    return b"".join(number.to_bytes(size) for number in numbers)
+
+
+def little(*numbers, size=2):
+    return b"".join(number.to_bytes(size, "little") for number in numbers)
+
+
+def with_sum(chunk):
+    """A PNG chunk with the checksum that belongs to it."""
+    return chunk + big(zlib.crc32(chunk))
+
+
+def bombs():
+    """Files of a few hundred bytes whose headers claim 240 megapixels."""
+    small = Image.new("RGB", (100, 80), (9, 200, 3))
+    png, jpeg, tif = encoded(small, "PNG"), encoded(small, "JPEG"), encoded(small, "TIFF", compression="tiff_lzw")
+    frame = jpeg.index(b"\xff\xc0") + 5
+    yield "PNG", png[:12] + with_sum(b"IHDR" + big(W, H) + png[24:29]) + png[33:]
+    yield "GIF", encoded(small, "GIF").replace(little(100, 80), little(W, H))
+    yield "BMP", encoded(small, "BMP").replace(little(100, 80, size=4), little(W, H, size=4))
+    yield "PPM", b"P6 %d %d 255\n" % (W, H)
+    yield "QOI", encoded(small, "QOI").replace(big(100, 80), big(W, H))
+    yield "TGA", encoded(small, "TGA").replace(little(100, 80), little(W, H))
+    yield "JPEG", jpeg[:frame] + big(H, W, size=2) + jpeg[frame + 4 :]
+    yield "WEBP", encoded(small, "WEBP").replace(b"\x9d\x01\x2a" + little(100, 80), b"\x9d\x01\x2a" + little(W, H))
+    yield (
+        "TIFF",
+        tif.replace(struct.pack("<HHIH", 256, 3, 1, 100), struct.pack("<HHIH", 256, 3, 1, W)).replace(
+            struct.pack("<HHIH", 257, 3, 1, 80), struct.pack("<HHIH", 257, 3, 1, H)
+        ),
+    )
+    if features.check("avif"):
+        yield "AVIF", encoded(small, "AVIF").replace(big(100, 80), big(W, H))
+    if pillow_heif:
+        yield "HEIF", encoded(small, "HEIF").replace(big(100, 80), big(W, H))
+    yield "JPEG2000", encoded(small, "JPEG2000").replace(big(80, 100), big(H, W)).replace(big(100, 80), big(W, H))
+
+
+DEFUSE = """
+import resource, sys
+from pathlib import Path
+from ikebana.errors import UnreadablePhoto
+from ikebana.photos import pixels
+from ikebana.recipe import Fit
+used = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))  # 128 MiB: a bomb's greys alone are 240 MB
+for file in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        pixels.decode(file.read_bytes(), 32)
+        print(file.name, "went off")
+    except UnreadablePhoto as refusal:
+        print(file.name, refusal.what)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory the Linux way")
+def test_bombs_are_refused_by_their_size_before_any_memory_is_taken(tmp_path):
+    names = []
+    for kind, data in bombs():
+        (tmp_path / kind).write_bytes(data)
+        names.append(kind)
+    done = subprocess.run([sys.executable, "-c", DEFUSE, tmp_path], capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.splitlines()) == sorted(f"{name} too large: 240 megapixels" for name in names)
+
+
+def test_bombs_are_refused_even_if_somebody_took_pillows_own_guard_away(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    for _, data in bombs():
+        assert reason(data).startswith("too large: ")
+
+
+def test_large_photos_pass_one_at_a_time():
+    data = encoded(Image.new("RGB", (6100, 4000), (10, 200, 90)), "JPEG")
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(pixels.decode(data, 16))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(photo.width, photo.height) for photo in found] == [(6100, 4000)] * 3
+
+
+# Any bytes at all
+
+STARTS = [
+    b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\x10\0\0\0WEBPVP8 ", b"BM", b"II*\0", b"MM\0*",
+    b"P6 3 3 255\n", b"P5 2 2 65535\n", b"qoif", b"\0\0\1\0\1\0", b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x20ftypavif",
+    b"\0\0\0\x18ftypheic", b"\n\5\1\x08", b"\0\0\2\0\0\0\0\0", b"%!PS", b"8BPS", b"<svg", b"PK\3\4",
+]  # fmt: skip
+
+
+def picture_or_refusal(data: bytes, fit: Fit = "squash") -> str:
+    """Whatever the bytes are: nothing else may happen."""
+    try:
+        photo = pixels.decode(data, 8, fit)
+    except UnreadablePhoto as refusal:
+        return refusal.what
+    assert (photo.pixels.shape, photo.pixels.dtype) == ((8, 8, 3), np.uint8)
+    return "a picture"
+
+
+@given(start=st.sampled_from(STARTS), rest=st.binary(max_size=300), fit=st.sampled_from(["squash", "crop"]))
+@settings(max_examples=300)
+def test_any_bytes_are_a_picture_or_an_unreadable_photo(start, rest, fit):
+    assert picture_or_refusal(start + rest, fit)
+
+
+@given(
+    name=st.sampled_from(sorted(set(CUT) - {"AVIF", "HEIF"})),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
+)
+@settings(max_examples=150)
+def test_a_file_with_changed_bytes_is_a_picture_or_an_unreadable_photo(name, changes):
+    data = bytearray(small_file(name))
+    for place, value in changes:
+        data[place % len(data)] = value
+    assert picture_or_refusal(bytes(data))
+
+
+@functools.cache
+def small_file(name):
+    kind, options = CUT[name]
+    return encoded(noisy(20, 14), kind, **({"sizes": [(14, 14)]} if kind == "ICO" else options))
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"", "empty"), (b"hello, this is no photo", "text"), ("schöne Blume".encode(), "text"),
+        (b"<svg></svg>", "SVG"), (b"<?xml version='1.0'?>\n<svg/>", "SVG"), (b"<!DOCTYPE html><p>404", "web page"),
+        (b"%PDF-1.7", "PDF"), (b"PK\3\4" + bytes(30), "zip"), (b"\xd0\xcf\x11\xe0" + bytes(30), "office"),
+        (b"\0\0\0\x20ftypisom" + bytes(30), "video"), (bytes(100), "no known image format"),
+    ],
+)  # fmt: skip
+def test_what_is_no_photo_is_called_what_it_is(data, word):
+    assert word in reason(data)
+
+
+def test_without_its_plug_in_heif_is_refused_with_the_way_to_read_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what an import finds where it is not installed
+    pixels._register_heif.cache_clear()
+    assert "pip install 'ikebana[heif]'" in reason(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))

@@ -1,0 +1,64 @@
+"""The docs say what the program does."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ikebana import cli
+from ikebana.recipe import RECIPES
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_and_picture_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_verb_has_its_page_and_every_page_its_link():
+    verbs = {name for name in cli.app if not name.startswith("-")}
+    index = (ROOT / "docs/index.md").read_text("utf-8")
+    for verb in verbs:
+        assert (ROOT / f"docs/{verb}.md").exists()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or f"({page.name})" in index
+
+
+def test_the_page_of_fit_names_every_flag_and_no_other():
+    shown = subprocess.run([sys.executable, "-m", "ikebana", "fit", "--help"], capture_output=True, text=True, check=True)
+    flags = set(re.findall(r"(--[a-z][a-z-]+)", shown.stdout)) - {"--photos", "--help"}
+    page = (ROOT / "docs/fit.md").read_text("utf-8")
+    told = set(re.findall(r"`(--[a-z][a-z-]+)", page))
+    assert told == flags
+
+
+def test_the_recipes_page_has_a_section_for_each_recipe():
+    page = (ROOT / "docs/recipes.md").read_text("utf-8")
+    assert set(re.findall(r"^## `(\w+)`", page, re.MULTILINE)) == set(RECIPES)
+
+
+def test_the_commands_that_the_docs_show_are_commands():
+    verbs = {name for name in cli.app if not name.startswith("-")}
+    for page in PAGES:
+        for verb in re.findall(r"^    ikebana (\w+)", page.read_text("utf-8"), re.MULTILINE):
+            assert verb in verbs, (page.name, verb)
+
+
+def test_the_readme_shows_two_commands_and_speaks_of_the_pictures_it_has():
+    text = (ROOT / "README.md").read_text("utf-8")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(block.splitlines()) == 2
+
+
+def test_nothing_that_is_committed_names_a_registry_host():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, listed):
+        file = ROOT / name
+        if file.suffix in {".md", ".toml", ".py", ".lock", ".txt", ""} and file.is_file() and file.name != "LICENSE":
+            assert not re.search(r"https?://[^\s/]*(pypi|pythonhosted|pytorch\.org/whl|npmjs)", file.read_text("utf-8")), name

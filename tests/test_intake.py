@@ -1,0 +1,395 @@
+"""What comes in: a folder, an archive or a table, in whatever shape, with every path accounted for."""
+
+import hashlib
+import io
+import os
+import socket
+import sys
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import drawing, encoded, grow, photo, two_classes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ikebana.errors import PhotosError
+from ikebana.photos import intake, kept
+from ikebana.photos.dataset import SCHEMA, UNOPENED, USED
+from ikebana.photos.folder import is_hidden
+
+
+def opened(source):
+    """The dataset after every photo was opened, as `fit` sees it."""
+    return kept.opened(intake.read(source), 8, "squash")[0]
+
+
+def labels(dataset):
+    """{path: label} of the photos that are not set aside."""
+    rows = dataset.photos.filter(pl.col("status").is_in([UNOPENED, USED])).select("path", "label")
+    return dict(rows.iter_rows())
+
+
+def status(dataset):
+    return dict(dataset.photos.select("path", "status").iter_rows())
+
+
+def parts(dataset):
+    return dict(dataset.photos.select("path", "split").iter_rows())
+
+
+def refusal(source, **choices):
+    with pytest.raises(PhotosError) as refused:
+        intake.read(source, **choices)
+    return refused.value
+
+
+def tree_of(folder):
+    """Everything that a careless program might change: names, kinds, contents and times."""
+    found = {}
+    for place in sorted(folder.rglob("*")):
+        told = place.lstat()
+        content = hashlib.sha256(place.read_bytes()).hexdigest() if place.is_file() else None
+        found[str(place.relative_to(folder))] = (told.st_mode, told.st_mtime_ns, told.st_ctime_ns, content)
+    return found
+
+
+# Folders
+
+
+def test_a_sub_folder_is_a_class(tmp_path):
+    dataset = intake.read(grow(tmp_path, two_classes()))
+    assert dataset.classes == ("a", "b")
+    assert labels(dataset) == {f"{name}/{number}.jpg": name for name in "ab" for number in range(3)}
+    assert dataset.photos.schema == pl.Schema(SCHEMA)
+    assert dataset.photos["path"].is_sorted()
+
+
+def test_folders_within_a_class_belong_to_the_class(tmp_path):
+    grow(tmp_path, {**two_classes(), "a/garden/may/9.jpg": photo(9)})
+    assert labels(intake.read(tmp_path))["a/garden/may/9.jpg"] == "a"
+
+
+PART_FOLDERS = [
+    ("train", "validation", "test"), ("train", "val", "test"), ("Train", "Valid", "Test"),
+    ("TRAINING", "VAL", "TEST"), ("train", None, "test"), ("train", "val", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", PART_FOLDERS)
+@pytest.mark.parametrize("wrapped", ["", "flowers/", "download/flowers/"])
+def test_given_parts_are_understood_in_every_spelling(tmp_path, names, wrapped):
+    meant = {name: part for name, part in zip(names, ("train", "validation", "test"), strict=True) if name}
+    grow(tmp_path, {f"{wrapped}{name}/{file}": data for name in meant for file, data in two_classes().items()})
+    dataset = intake.read(tmp_path)
+    assert dataset.classes == ("a", "b")
+    assert parts(dataset) == {f"{wrapped}{name}/{file}": part for name, part in meant.items() for file in two_classes()}
+    assert bool(dataset.notes) == bool(wrapped)
+
+
+def test_two_folders_for_one_part_are_refused(tmp_path):
+    grow(
+        tmp_path, {f"{name}/{file}": data for name in ("train", "val", "valid") for file, data in two_classes().items()}
+    )
+    assert "val, valid" in refusal(tmp_path).what
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in ("bus", "train", "tram") for number in range(2)})
+    dataset = intake.read(tmp_path)
+    assert dataset.classes == ("bus", "train", "tram")
+    assert set(parts(dataset).values()) == {None}
+
+
+def test_classes_called_train_and_test_with_folders_of_their_own_are_classes_beside_others(tmp_path):
+    files = ("train/steam/1.jpg", "train/electric/2.jpg", "test/blood/3.jpg", "bus/red/4.jpg")
+    dataset = intake.read(grow(tmp_path, {name: photo(row) for row, name in enumerate(files)}))
+    assert dataset.classes == ("bus", "test", "train")
+
+
+def test_what_lies_beside_the_parts_is_set_aside_and_said(tmp_path):
+    grow(tmp_path, {f"{part}/{file}": data for part in ("train", "test") for file, data in two_classes().items()})
+    grow(tmp_path, {"models/old/graph.jpg": photo(50), "notes.txt": b"hello", "train/lost.jpg": photo(51)})
+    dataset = intake.read(tmp_path)
+    assert dataset.classes == ("a", "b")
+    assert status(dataset)["models/old/graph.jpg"] == "lies outside test, train"
+    assert status(dataset)["notes.txt"] == status(dataset)["train/lost.jpg"] == "lies outside any class folder"
+    assert any("models" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("depth", ["flowers", "download/flowers"])
+def test_one_folder_around_the_classes_is_looked_through_even_with_a_readme_beside_it(tmp_path, depth):
+    grow(tmp_path, {f"{depth}/{file}": data for file, data in two_classes().items()})
+    grow(tmp_path, {"README.md": b"who made it", ".DS_Store": b"x"})
+    dataset = intake.read(tmp_path)
+    assert dataset.classes == ("a", "b")
+    assert dataset.root == tmp_path
+    assert status(dataset)["README.md"] == "lies outside any class folder"
+    assert depth in dataset.notes[0]
+
+
+HIDDEN = [
+    ".DS_Store",
+    "a/._0.jpg",
+    "a/Thumbs.db",
+    "b/desktop.ini",
+    "__MACOSX/a/._0.jpg",
+    "a/.trash/old.jpg",
+    "b/@eaDir/x.jpg",
+]
+
+
+def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path):
+    dataset = intake.read(grow(tmp_path, {**two_classes(), **dict.fromkeys(HIDDEN, b"x")}))
+    assert labels(dataset).keys() == two_classes().keys()
+    assert dataset.photos.height == 6
+    assert dataset.ignored == len(HIDDEN)
+
+
+NAMES = {
+    "with blank.jpg": "JPEG", "Blüte été 花 (1).jpeg": "JPEG", "UPPER.JPG": "JPEG", "a jpeg.png": "JPEG",
+    "a png.jpg": "PNG", "no extension": "WEBP", "percent%20!.jpg": "JPEG", "semi;colon,comma.jpg": "JPEG",
+    "quote'\".jpg": "JPEG", "line\nbreak.jpg": "JPEG", "-rf.jpg": "JPEG", "a photo.txt": "GIF", "*.jpg": "JPEG",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no such names")
+def test_a_photo_is_one_by_its_content_whatever_its_name(tmp_path):
+    grow(tmp_path, {f"Rose 🌹 x/{name}": encoded(drawing(16, 3), kind) for name, kind in NAMES.items()})
+    grow(tmp_path, {"b/readme.txt": b"not a photo", "b/1.jpg": photo(1)})
+    dataset = opened(tmp_path)
+    assert labels(dataset) == {**{f"Rose 🌹 x/{name}": "Rose 🌹 x" for name in NAMES}, "b/1.jpg": "b"}
+    assert status(dataset)["b/readme.txt"] == "not a photo: text"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_utf8_is_set_aside_readably(tmp_path):
+    grow(tmp_path, two_classes())
+    for name in (b"a/caf\xe9.jpg", b"ros\xe9/1.jpg"):
+        place = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        Path(os.fsdecode(place)).write_bytes(photo(1))
+    os.mkdir(os.path.join(os.fsencode(tmp_path), b"empty\xff"))
+    dataset = opened(tmp_path)
+    assert "not valid Unicode" in status(dataset)["a/caf\\xe9.jpg"]
+    assert "not valid Unicode" in status(dataset)["ros\\xe9/1.jpg"]
+    assert dataset.classes == ("a", "b")
+    assert dataset.classes_without_photos == ("empty\\xff", "ros\\xe9")
+    str(dataset.classes_without_photos).encode()  # can be printed and written
+
+
+def test_links_are_followed_once_and_loops_are_named(tmp_path):
+    photos = grow(tmp_path / "photos", two_classes())
+    elsewhere = grow(tmp_path / "elsewhere", {"1.jpg": photo(7), "deep/2.jpg": photo(8)})
+    (photos / "c").symlink_to(elsewhere)
+    (photos / "a" / "alias.jpg").symlink_to(photos / "b" / "0.jpg")
+    (photos / "a" / "broken.jpg").symlink_to(tmp_path / "gone.jpg")
+    (photos / "a" / "itself.jpg").symlink_to(photos / "a" / "itself.jpg")
+    (photos / "a" / "loop").symlink_to(photos)
+    (photos / "a" / "above").symlink_to(tmp_path)
+    (photos / "a" / "again").symlink_to(photos / "b")
+    dataset = opened(photos)
+    assert labels(dataset) == {
+        **{f"{name}/{number}.jpg": name for name in "ab" for number in range(3)},
+        "a/alias.jpg": "a", "c/1.jpg": "c", "c/deep/2.jpg": "c",
+    }  # fmt: skip
+    told = status(dataset)
+    assert told["a/broken.jpg"] == "a link that leads nowhere"
+    assert told["a/itself.jpg"].startswith("unreadable")
+    assert {told[f"a/{name}"] for name in ("loop", "above", "again")} == {
+        "a folder that is scanned already under another name"
+    }
+    assert dataset.used.height + dataset.set_aside.height == 14
+
+
+def test_a_linked_class_never_takes_the_place_of_the_folder_it_leads_to(tmp_path):
+    grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in ("rose", "tulip") for number in range(2)})
+    (tmp_path / "also_rose").symlink_to(tmp_path / "rose")
+    dataset = intake.read(tmp_path)
+    assert dataset.classes == ("rose", "tulip")
+    assert "also_rose" in status(dataset)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files there")
+def test_pipes_and_sockets_are_named_and_nobody_waits_for_them(tmp_path):
+    grow(tmp_path, two_classes())
+    os.mkfifo(tmp_path / "a" / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "a" / "socket.jpg"))
+        found: list[dict[str, str]] = []
+        thread = threading.Thread(target=lambda: found.append(status(opened(tmp_path))), daemon=True)
+        thread.start()
+        thread.join(20)
+    assert not thread.is_alive(), "it waits for a pipe"
+    assert found[0]["a/pipe.jpg"] == found[0]["a/socket.jpg"] == "not a regular file"
+    os.mkfifo(tmp_path / "table.csv")
+    assert "read twice" in refusal(tmp_path / "table.csv").what
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has files that nobody can read, not even root")
+def test_a_file_that_cannot_be_read_is_set_aside_with_the_systems_words(tmp_path):
+    grow(tmp_path, two_classes())
+    (tmp_path / "a" / "broken disk.jpg").symlink_to("/proc/self/mem")
+    assert status(opened(tmp_path))["a/broken disk.jpg"] == "unreadable: Input/output error"
+
+
+def test_a_photo_that_goes_away_between_scan_and_opening_is_set_aside(tmp_path):
+    dataset = intake.read(grow(tmp_path, two_classes()))
+    (tmp_path / "a" / "0.jpg").unlink()
+    assert status(kept.opened(dataset, 8, "squash")[0])["a/0.jpg"].startswith("unreadable: No such file")
+
+
+def test_a_file_larger_than_any_photo_is_not_even_read(tmp_path):
+    grow(tmp_path, two_classes())
+    with (tmp_path / "a" / "film.jpg").open("wb") as stream:
+        stream.truncate(2**40)  # a hole: it takes no room
+    assert status(opened(tmp_path))["a/film.jpg"].startswith("too large")
+
+
+def test_an_empty_file_and_an_empty_class_are_named(tmp_path):
+    grow(tmp_path, {**two_classes(), "a/empty.jpg": b"", "c/broken.jpg": b"", "d/.hidden": b""})
+    (tmp_path / "e").mkdir()
+    dataset = opened(tmp_path)
+    assert status(dataset)["a/empty.jpg"] == "empty file"
+    dataset = intake.with_classes(dataset, ())
+    assert dataset.classes == ("a", "b")
+    assert dataset.classes_without_photos == ("c", "d", "e")
+
+
+def test_a_class_of_one_photo_is_a_class(tmp_path):
+    assert intake.read(grow(tmp_path, {"a/1.jpg": photo(1), "b/2.jpg": photo(2)})).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "no photos found"), ({"1.jpg": b"x"}, "1 of 1 paths were set aside (lies outside any class folder)"),
+        ({"a/.hidden": b"", "b/.hidden": b""}, "no photos found"), ({"a/1.jpg": b"x"}, "only one class with photos: a"),
+        ({"a/1.jpg": b"x", "b/.hidden": b""}, "only one class with photos: a"),
+    ],
+)  # fmt: skip
+def test_a_folder_with_nothing_to_learn_is_refused_with_what_is_missing(tmp_path, files, words):
+    refused = refusal(grow(tmp_path / "photos", files))
+    assert words in refused.what
+    assert refused.where == str(tmp_path / "photos")
+    assert refused.advice
+
+
+def test_when_no_photo_can_be_read_the_commonest_reason_is_told(tmp_path):
+    dataset = opened(grow(tmp_path, {"a/1.jpg": b"text", "a/2.jpg": b"text", "b/1.jpg": b""}))
+    with pytest.raises(PhotosError, match=r"2 of 3 paths were set aside \(not a photo: text\)"):
+        intake.with_classes(dataset, ())
+
+
+def test_a_missing_folder_is_refused_with_the_name_that_was_meant(tmp_path):
+    grow(tmp_path, {"flowers/a/1.jpg": b"x"})
+    refused = refusal(tmp_path / "flowres")
+    assert "no such folder" in refused.what
+    assert refused.advice == str(tmp_path / "flowers")
+    assert refusal(tmp_path / "something else").advice is None
+    assert "neither" in refusal(tmp_path / "flowers/a/1.jpg").what
+
+
+def test_the_order_of_the_classes_is_the_users_if_it_names_each_once(tmp_path):
+    grow(tmp_path, two_classes())
+    assert intake.read(tmp_path, ("b", "a")).classes == ("b", "a")
+    for wrong in (("b",), ("a", "b", "c"), ("a", "a", "b"), ("A", "b")):
+        refused = refusal(tmp_path, class_order=wrong)
+        assert "a, b" in refused.what
+        assert "c" not in wrong or "c" in refused.what
+
+
+def test_the_users_files_are_never_touched(tmp_path):
+    photos = grow(tmp_path / "photos", {**two_classes(), "a/broken.jpg": b"x", "c/.hidden": b""})
+    (photos / "a" / "alias.jpg").symlink_to(photos / "b" / "0.jpg")
+    with zipfile.ZipFile(photos / "packed.zip", "w") as archive:
+        archive.writestr("a/1.jpg", photo(1))
+        archive.writestr("b/1.jpg", photo(2))
+    (photos / "table.csv").write_text("path,label\na/0.jpg,x\nb/0.jpg,y\n")
+    for place in [*photos.rglob("*"), photos]:
+        if not place.is_symlink():
+            place.chmod(0o555 if place.is_dir() else 0o444)  # stops everybody but root: hence the comparison
+    before = tree_of(photos)
+    for source in (photos, photos / "packed.zip", photos / "table.csv"):
+        assert opened(source).used.height >= 2
+    assert tree_of(photos) == before
+
+
+PIECES = ["a", "b", "train", "test", "val", ".git", "Thumbs.db", "é", "x y", "1.jpg", "2.JPG", "__MACOSX"]
+
+
+@given(
+    st.dictionaries(
+        st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("/".join), st.integers(0, 2), max_size=12
+    )
+)
+@settings(max_examples=60)
+def test_in_any_tree_every_visible_file_has_exactly_one_row(tmp_path_factory, files):
+    folder = tmp_path_factory.mktemp("tree")
+    contents = (photo(1), b"", b"text")
+    for name, kind in files.items():
+        if not any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in files):
+            grow(folder, {name: contents[kind]})
+    there = {place.relative_to(folder).as_posix() for place in folder.rglob("*") if place.is_file()}
+    visible = sorted(name for name in there if not any(is_hidden(piece) for piece in name.split("/")))
+    try:
+        dataset = intake.read(folder)
+    except PhotosError:
+        return
+    dataset = kept.opened(dataset, 8, "squash")[0]
+    assert dataset.photos["path"].to_list() == visible
+    assert dataset.used.height + dataset.set_aside.height == len(visible)
+    assert all((folder / path).read_bytes() == contents[0] for path in dataset.used["path"])
+    assert all(label in path.split("/") for path, label in labels(dataset).items())
+
+
+# Archives of the same trees: what is unpacked is what was packed
+
+
+def zipped(files):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return stream.getvalue()
+
+
+def tarred(files, mode):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return stream.getvalue()
+
+
+PACKED = {
+    "photos.zip": zipped,
+    "photos.tar": lambda files: tarred(files, "w:"),
+    "photos.tar.gz": lambda files: tarred(files, "w:gz"),
+    "photos.tgz": lambda files: tarred(files, "w:gz"),
+    "Photos.TAR.BZ2": lambda files: tarred(files, "w:bz2"),
+    "photos.tar.xz": lambda files: tarred(files, "w:xz"),
+}
+TREES = {
+    "classes": {**two_classes(), "a/broken.jpg": b"x", "a/.hidden": b"x"},
+    "parts": {f"{part}/{file}": data for part in ("train", "val", "test") for file, data in two_classes().items()},
+    "wrapped": {**{f"Blüten été/{file}": data for file, data in two_classes().items()}, "LICENSE": b"free"},
+}
+
+
+@pytest.mark.parametrize("shape", TREES)
+@pytest.mark.parametrize("name", PACKED)
+def test_an_archive_of_a_folder_is_the_folder(tmp_path, name, shape):
+    (tmp_path / name).write_bytes(PACKED[name](TREES[shape]))
+    packed, plain = opened(tmp_path / name), opened(grow(tmp_path / "plain", TREES[shape]))
+    assert packed.photos["path"].to_list() == [f"{name}!{path}" for path in plain.photos["path"]]
+    columns = ["label", "split", "status", "sha256", "bytes", "width", "height"]
+    assert packed.photos.select(columns).equals(plain.photos.select(columns))
+    assert (packed.classes, packed.ignored) == (plain.classes, plain.ignored)
+    assert packed.source == str(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()].count(name) == 1

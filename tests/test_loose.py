@@ -1,0 +1,64 @@
+"""Photos to predict: files, folders, patterns and archives, in the order that they were named."""
+
+import os
+import sys
+import zipfile
+
+import pytest
+from conftest import grow, photo, two_classes
+
+from ikebana.errors import PhotosError
+from ikebana.photos import loose
+
+
+def names(folder, *sources):
+    return [each.path.removeprefix(f"{folder}/") for each in loose.find([folder / source for source in sources])[0]]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return grow(tmp_path, {**two_classes(2), "a/.hidden.jpg": b"x", "single.jpg": photo(1), "b[1].jpg": photo(2)})
+
+
+def test_files_folders_and_patterns_are_found_in_the_order_they_were_named(photos):
+    assert names(photos, "single.jpg", "a") == ["single.jpg", "a/0.jpg", "a/1.jpg"]
+    assert names(photos, "*/1.jpg", "single.jpg") == ["a/1.jpg", "b/1.jpg", "single.jpg"]
+    assert names(photos, "**/0.jpg") == ["a/0.jpg", "b/0.jpg"]
+
+
+def test_a_name_with_brackets_is_a_name_before_it_is_a_pattern(photos):
+    assert names(photos, "b[1].jpg") == ["b[1].jpg"]
+
+
+def test_hidden_files_of_a_folder_are_counted_and_one_that_was_named_is_taken(photos):
+    found, ignored = loose.find(photos / "a")
+    assert (len(found), ignored) == (2, 1)
+    assert names(photos, "a/.hidden.jpg") == ["a/.hidden.jpg"]
+
+
+def test_what_is_not_there_is_refused_by_name(photos):
+    for source in ("gone.jpg", "*.tif"):
+        with pytest.raises(PhotosError, match="no such file") as refused:
+            loose.find(photos / source)
+        assert refused.value.where == photos / source
+    (photos / "empty").mkdir()
+    with pytest.raises(PhotosError, match="no photos found"):
+        loose.find(photos / "empty")
+
+
+def test_an_archive_shows_its_members_and_what_stayed_packed(photos):
+    with zipfile.ZipFile(photos / "more.zip", "w") as archive:
+        for name in ("x/2.jpg", "../out.jpg", "1.jpg"):
+            archive.writestr(name, photo(3))
+    found, _ = loose.find(photos / "more.zip")
+    assert [each.path for each in found] == [f"{photos}/more.zip!{name}" for name in ("1.jpg", "x/2.jpg", "../out.jpg")]
+    assert [loose.can_open(each) for each in found] == [True, True, False]
+    assert found[0].file.read_bytes() == photo(3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files there")
+def test_nobody_waits_for_a_pipe_that_is_called_like_a_photo_or_an_archive(tmp_path):
+    for name in ("photo.jpg", "photos.zip"):
+        os.mkfifo(tmp_path / name)
+    found, _ = loose.find([tmp_path / "photo.jpg", tmp_path / "photos.zip"])
+    assert [each.status for each in found] == ["not a regular file"] * 2

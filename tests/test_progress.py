@@ -1,0 +1,69 @@
+"""What people and programs see of the same work."""
+
+import json
+
+import pytest
+
+from ikebana import progress
+
+
+def work():
+    """A stage of three steps, a word, an event, a result."""
+    with progress.stage("paint", 3, "petals") as bar:
+        for _ in range(3):
+            bar.advance(1, loss=0.5)
+    progress.say("done painting")
+    progress.event("painted", petals=3)
+    progress.result("a/folder")
+
+
+def test_people_read_standard_error_and_scripts_the_result_alone(capsys):
+    with progress.audience(progress.People()):
+        work()
+    out, err = capsys.readouterr()
+    assert out == "a/folder\n"
+    assert "paint: 3/3 petals" in err
+    assert "loss 0.500" in err
+    assert "done painting" in err
+
+
+def test_programs_read_one_json_object_a_line_and_nothing_on_standard_error(capsys):
+    with progress.audience(progress.Programs()):
+        work()
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert err == ""
+    assert [each["event"] for each in events] == ["stage", "progress", "progress", "stage_end", "message", "painted"]
+    assert events[2] == {"event": "progress", "stage": "paint", "done": 3, "total": 3, "unit": "petals", "loss": 0.5}
+
+
+def test_silence_says_nothing(capsys):
+    with progress.audience(progress.Silence()):
+        work()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_former_audience_listens_again_afterwards(capsys):
+    with progress.audience(progress.People()):
+        with progress.audience(progress.Silence()):
+            progress.say("unheard")
+        progress.say("heard")
+    assert capsys.readouterr().err == "heard\n"
+
+
+@pytest.mark.parametrize("kind", [progress.MovingBar, progress.PlainBar])
+def test_a_bar_closes_where_the_work_was_cut_short_or_nobody_knew_how_long_it_is(kind, capsys):
+    for total in (10, 0):
+        bar = kind("paint", total, "petals")
+        bar.advance(4)
+        bar.close()
+    assert "paint" in capsys.readouterr().err
+
+
+def test_laps_of_one_name_add_up():
+    clock = progress.Stopwatch()
+    clock.lap("train")
+    first = clock.seconds["train"]
+    clock.lap("train")
+    assert clock.seconds["train"] >= first
+    assert set(clock.seconds) == {"train"}

@@ -1,0 +1,248 @@
+"""Every photo gets one part, fairly, repeatably, and never apart from its twin."""
+
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import encoded, grow, noisy, photo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ikebana.errors import PhotosError
+from ikebana.photos import intake, kept, split
+from ikebana.photos.dataset import PARTS, SCHEMA, USED, Dataset
+from ikebana.recipe import TUTORIAL_CLASS_ORDER, Recipe
+
+SHARES = st.sampled_from(
+    [(0.6, 0.2, 0.2), (0.8, 0.1, 0.1), (0.5, 0.0, 0.5), (0.7, 0.15, 0.15), (0.34, 0.33, 0.33), (0.9, 0.0, 0.1)]
+)
+SEEDS = st.integers(0, 2**31)
+LABELS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=60)
+CLASSES = st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(1, 9), min_size=1, max_size=12), min_size=1)
+
+
+def in_groups(classes):
+    """{class: sizes of its groups} as a label and a group number for each photo."""
+    labels, groups = [], []
+    for name, sizes in classes.items():
+        for size in sizes:
+            groups += [len(set(groups))] * size
+            labels += [name] * size
+    return labels, groups
+
+
+def dataset(labels, **columns):
+    """A dataset of opened photos, all with bytes of their own unless `sha256` says otherwise."""
+    names = [f"{row:05}.jpg" for row in range(len(labels))]
+    given = {"path": names, "label": labels, "status": [USED] * len(names), "sha256": names, **columns}
+    empty = {name: [None] * len(names) for name in SCHEMA if name not in given}
+    photos = pl.DataFrame({**given, **empty}, schema_overrides=SCHEMA).select(list(SCHEMA))
+    return Dataset("drawn", Path(), photos, tuple(sorted(set(labels))))
+
+
+def parts(found):
+    return found.used["split"].to_list()
+
+
+# Stratified
+
+
+@given(labels=LABELS, shares=SHARES, seed=SEEDS)
+def test_every_photo_gets_exactly_one_part_and_no_part_that_was_not_asked_for(labels, shares, seed):
+    dealt = split.stratified(labels, range(len(labels)), shares, seed)
+    assert len(dealt) == len(labels)
+    assert set(dealt) <= {part for part, share in zip(PARTS, shares, strict=True) if share > 0}
+
+
+@given(labels=LABELS, shares=SHARES, seed=SEEDS)
+def test_without_groups_each_class_has_its_shares_to_within_one_photo(labels, shares, seed):
+    dealt = split.stratified(labels, range(len(labels)), shares, seed)
+    for name, number in Counter(labels).items():
+        got = Counter(part for part, label in zip(dealt, labels, strict=True) if label == name)
+        for part, share in zip(PARTS, shares, strict=True):
+            if min(each for each in shares if each > 0) * number >= 1:
+                assert abs(got[part] - share * number) < 1 + 1e-9
+
+
+@given(classes=CLASSES, shares=SHARES, seed=SEEDS)
+def test_a_group_is_in_one_part_and_no_part_lacks_a_class_that_has_groups_enough(classes, shares, seed):
+    labels, groups = in_groups(classes)
+    dealt = split.stratified(labels, groups, shares, seed)
+    where = defaultdict(set)
+    for group, part in zip(groups, dealt, strict=True):
+        where[group].add(part)
+    assert all(len(found) == 1 for found in where.values())
+    asked = [
+        part
+        for part, share in zip(("train", "test", "validation"), (shares[0], shares[2], shares[1]), strict=True)
+        if share
+    ]
+    for name, sizes in classes.items():
+        got = {part for part, label in zip(dealt, labels, strict=True) if label == name}
+        assert got >= set(asked[: len(sizes)])
+
+
+@given(labels=LABELS, groups=st.lists(st.integers(0, 5), min_size=60, max_size=60), shares=SHARES, seed=SEEDS)
+def test_groups_across_classes_are_not_parted_either(labels, groups, shares, seed):
+    dealt = split.stratified(labels, groups[: len(labels)], shares, seed)
+    assert len(set(zip(groups, dealt, strict=False))) == len(set(groups[: len(labels)]))
+    assert set(dealt) <= {part for part, share in zip(PARTS, shares, strict=True) if share > 0}
+
+
+@pytest.mark.parametrize(
+    ("photos", "expected"), [(1, {"train"}), (2, {"train", "test"}), (3, set(PARTS)), (5, set(PARTS))]
+)
+def test_small_classes_are_trained_on_first_then_tested(photos, expected):
+    for seed in range(20):
+        dealt = split.stratified(["rare"] * photos + ["usual"] * 50, range(50 + photos), (0.6, 0.2, 0.2), seed)
+        assert set(dealt[:photos]) == expected
+
+
+@given(labels=LABELS, seed=SEEDS)
+def test_the_same_seed_deals_the_same_and_the_training_seed_has_no_say(labels, seed):
+    drawn = dataset(labels + ["a", "b"] * 3)
+    once = split.split(drawn, Recipe(split_seed=seed, seed=1))
+    assert parts(split.split(drawn, Recipe(split_seed=seed, seed=2))) == parts(once)
+
+
+@pytest.mark.parametrize("kind", ["stratified", "shuffle"])
+def test_another_seed_deals_otherwise(kind):
+    drawn = dataset(["a", "b"] * 20)
+    assert len({tuple(parts(split.split(drawn, Recipe(split=kind, split_seed=seed)))) for seed in range(10)}) == 10
+
+
+# Copies and groups
+
+
+@given(st.data())
+def test_copies_and_given_groups_and_chains_of_both_stay_together(data):
+    number = data.draw(st.integers(6, 40))
+    letters = st.lists(st.sampled_from("uvwxyz"), min_size=number, max_size=number)
+    labels, bytes_, group = data.draw(letters), data.draw(letters), data.draw(letters)
+    drawn = dataset(labels, sha256=bytes_, group=[None if key in "uvw" else key for key in group])
+    found = split.groups(drawn.photos)
+    for column in ("sha256", "group"):
+        for key in set(drawn.photos[column].drop_nulls()):
+            assert len({found[row] for row in range(number) if drawn.photos[column][row] == key}) == 1
+    assert len(set(found)) >= number_of_islands(bytes_, drawn.photos["group"].to_list())
+
+
+def number_of_islands(bytes_, group):
+    """The same count by spreading from photo to photo."""
+    left, islands = set(range(len(bytes_))), 0
+    while left:
+        islands, border = islands + 1, [left.pop()]
+        while border:
+            row = border.pop()
+            near = {each for each in left if bytes_[each] == bytes_[row] or (group[row] and group[each] == group[row])}
+            left -= near
+            border += near
+    return islands
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_photo_under_two_labels_stays_under_both_and_in_one_part(tmp_path, seed):
+    names = [f"{name}/{number}.png" for name in "ab" for number in range(9)]
+    files = {name: encoded(noisy(8, 8, row), "PNG") for row, name in enumerate(names)}
+    files["b/as a 3.png"] = files["a/3.png"]
+    found = split.split(kept.opened(intake.read(grow(tmp_path, files)), 8, "squash")[0], Recipe(split_seed=seed))
+    assert found.used.height == 19
+    twins = found.used.filter(pl.col("path").is_in(["a/3.png", "b/as a 3.png"]))
+    assert twins["label"].to_list() == ["a", "b"]
+    assert twins["split"].n_unique() == 1
+
+
+def test_a_photo_that_was_set_aside_has_no_part(tmp_path):
+    grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in "ab" for number in range(5)})
+    grow(tmp_path, {"a/broken.jpg": b"x", "b/empty.jpg": b""})
+    found = split.split(kept.opened(intake.read(tmp_path), 8, "squash")[0], Recipe())
+    assert found.set_aside["split"].to_list() == [None, None]
+    assert found.used["split"].null_count() == 0
+
+
+def test_the_order_in_which_photos_are_found_or_listed_is_irrelevant(tmp_path):
+    names = [f"{name}{number}.jpg" for name in "ab" for number in range(12)]
+    grow(tmp_path, {name: photo(row) for row, name in enumerate(names)})
+    for kind in ("stratified", "shuffle"):
+        found = set()
+        for seed in range(4):
+            random.Random(seed).shuffle(names)
+            (tmp_path / "table.csv").write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+            dealt = split.split(kept.opened(intake.read(tmp_path / "table.csv"), 8, "squash")[0], Recipe(split=kind))
+            found.add(tuple(dealt.used.select("path", "split").iter_rows()))
+        assert len(found) == 1
+
+
+# The tutorial's shuffle
+
+
+@given(counts=st.lists(st.integers(1, 30), min_size=2, max_size=4), seed=SEEDS, data=st.data())
+def test_the_shuffle_is_the_tutorials(counts, seed, data):
+    classes = data.draw(st.permutations("wxyz"[: len(counts)]))
+    labels = data.draw(
+        st.permutations([name for name, count in zip(classes, counts, strict=True) for _ in range(count)])
+    )
+    listed = [(row, name) for name in classes for row, label in enumerate(labels) if label == name]
+    state = random.getstate()
+    random.seed(seed)
+    random.shuffle(listed)
+    random.setstate(state)
+    first, second = int(0.6 * len(listed)), int(0.8 * len(listed))
+    expected = {row: "train" for row, _ in listed[:first]}
+    expected |= {row: "validation" for row, _ in listed[first:second]} | {row: "test" for row, _ in listed[second:]}
+    assert split.shuffled(labels, classes, (0.6, 0.2, 0.2), seed) == [expected[row] for row in range(len(labels))]
+
+
+def test_the_flowers_are_split_as_in_the_tutorial(flowers):
+    found = intake.read(flowers, TUTORIAL_CLASS_ORDER)
+    opened = intake.with_classes(kept.opened(found, 32, "squash")[0], TUTORIAL_CLASS_ORDER)
+    dealt = split.split(opened, Recipe(split="shuffle", class_order=TUTORIAL_CLASS_ORDER, side=32))
+    assert Counter(parts(dealt)) == {"train": 2590, "validation": 863, "test": 864}
+    tested = {name: counts["test"] for name, counts in dealt.counts().items()}
+    assert tested == {"sunflower": 166, "tulip": 199, "rose": 151, "daisy": 139, "dandelion": 209}
+    assert list(tested) == list(TUTORIAL_CLASS_ORDER)
+
+
+# Given parts
+
+
+@given(
+    labels=st.lists(st.sampled_from("ab"), min_size=12, max_size=40),
+    missing=st.sampled_from([None, "validation", "test"]),
+    seed=SEEDS,
+)
+@settings(max_examples=50)
+def test_given_parts_are_kept_and_a_missing_one_is_taken_from_training(labels, missing, seed):
+    names = [name for name in PARTS if name != missing]
+    given_parts = [names[row // 3 % len(names)] if row % 3 == 0 else "train" for row in range(len(labels))]
+    drawn = dataset(labels, split=given_parts)
+    dealt = parts(split.split(drawn, Recipe(split_seed=seed)))
+    moved = [new for new, old in zip(dealt, given_parts, strict=True) if new != old]
+    assert set(moved) <= {missing}
+    assert all(old == "train" for new, old in zip(dealt, given_parts, strict=True) if new != old)
+    expected = 0.0 if missing is None else given_parts.count("train") * 0.25  # 0.2 of 0.6 + 0.2
+    assert abs(len(moved) - expected) <= len(set(labels))
+
+
+def test_copies_in_training_go_to_the_missing_part_together():
+    given_parts = ["train"] * 20 + ["test"] * 5
+    drawn = dataset(["a", "b"] * 12 + ["a"], split=given_parts, sha256=[f"{row // 2}" for row in range(25)])
+    dealt = parts(split.split(drawn, Recipe()))
+    assert dealt[20:] == ["test"] * 5
+    assert dealt[0:20:2] == dealt[1:20:2]
+    assert "validation" in dealt
+
+
+def test_too_few_photos_are_refused_with_the_part_that_stays_empty():
+    with pytest.raises(PhotosError, match="none is left for the test part"):
+        split.split(dataset(["a", "b"]), Recipe())
+    with pytest.raises(PhotosError, match="none is left for the train part"):
+        split.split(dataset(["a", "b", "b"], split=["test", "test", "validation"]), Recipe())
+
+
+@given(st.permutations([f"{number:064x}" for number in range(5)]))
+def test_the_fingerprint_of_photos_is_that_of_their_contents_alone(hashes):
+    assert split.fingerprint(hashes) == split.fingerprint(sorted(hashes))
+    assert split.fingerprint(hashes) != split.fingerprint(hashes[1:])

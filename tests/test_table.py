@@ -1,0 +1,206 @@
+"""Photos listed in a table: CSV as spreadsheets write it, or Parquet."""
+
+import polars as pl
+import pytest
+from conftest import grow, photo, two_classes
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from ikebana.errors import PhotosError
+from ikebana.photos import intake, kept, split, table
+from ikebana.photos.dataset import SCHEMA, UNOPENED
+from ikebana.recipe import Recipe
+
+ROWS = [(f"photos/{name}", name[0]) for name in two_classes()]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    grow(tmp_path / "photos", two_classes())
+    return tmp_path
+
+
+def lines(separator=",", header=("path", "label"), rows=None):
+    return "".join(separator.join(row) + "\n" for row in [header, *(rows or ROWS)])
+
+
+def read(folder, text, name="photos.csv"):
+    data = text if isinstance(text, bytes) else text.encode()
+    (folder / name).write_bytes(data)
+    return intake.read(folder / name)
+
+
+def refused(folder, text, name="photos.csv"):
+    with pytest.raises(PhotosError) as refusal:
+        read(folder, text, name)
+    assert refusal.value.where == folder / name or refusal.value.where == str(folder / name)
+    return refusal.value
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_every_spreadsheets_csv_is_understood(photos, separator, start, end):
+    dataset = read(photos, start + lines(separator).replace("\n", end))
+    assert list(dataset.photos.select("path", "label").iter_rows()) == ROWS
+    assert set(dataset.photos["status"]) == {UNOPENED}
+    assert dataset.classes == ("a", "b")
+    assert dataset.photos.schema == pl.Schema(SCHEMA)
+
+
+def test_columns_may_come_in_any_order_in_capitals_and_among_others(photos):
+    rows = [(label, "x", f" {path} ", "g1") for path, label in ROWS]
+    dataset = read(photos, lines(header=(" Label", "remark", "PATH", "Group "), rows=rows))
+    assert list(dataset.photos.select("path", "label").iter_rows()) == ROWS
+    assert set(dataset.photos["group"]) == {"g1"}
+
+
+def test_names_with_commas_quotes_and_line_breaks_are_one_name(photos):
+    names = ["a, b.jpg", 'the "best".jpg', "two\nlines.jpg", "Blüte 花.jpg"]
+    grow(photos, {name: photo(row) for row, name in enumerate(names)})
+    table = pl.DataFrame({"path": names, "label": ["x", "x", "y, z", "y, z"]})
+    dataset = read(photos, table.write_csv())
+    assert dict(dataset.photos.select("path", "label").iter_rows()) == dict(table.iter_rows())
+    assert dataset.classes == ("x", "y, z")
+    assert kept.opened(dataset, 8, "squash")[0].used.height == 4
+
+
+def test_labels_that_look_like_numbers_stay_as_they_are_written(photos):
+    rows = [(path, "007" if label == "a" else "1e3") for path, label in ROWS]
+    assert read(photos, lines(rows=rows)).classes == ("007", "1e3")
+
+
+def test_absolute_paths_and_paths_from_the_tables_folder_lead_to_the_same_photos(photos, tmp_path_factory):
+    absolute = [(str(photos / path), label) for path, label in ROWS]
+    here = kept.opened(read(photos, lines()), 8, "squash")[0]
+    there = kept.opened(read(tmp_path_factory.mktemp("elsewhere"), lines(rows=absolute)), 8, "squash")[0]
+    assert here.used["sha256"].to_list() == there.used["sha256"].to_list()
+    assert there.used.height == 6
+
+
+def test_what_is_not_there_or_no_file_is_set_aside_with_the_reason(photos):
+    rows = [*ROWS, ("photos/gone.jpg", "a"), ("photos", "b"), ("", "b"), ("photos/new.jpg", "")]
+    dataset = read(photos, lines(rows=rows))
+    told = dict(dataset.photos.select("path", "status").iter_rows())
+    assert told["photos/gone.jpg"] == "there is no such file"
+    assert told["photos"] == "not a regular file"
+    assert told[""] == "no path in this row"
+    assert told["photos/new.jpg"] == "no label in this row"
+    assert dataset.photos.height == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "empty"), ("\n", "empty"), ("name,label\nx,y\n", "no column 'path'"), ("path\nx\n", "no column 'label'"),
+        ("path,label\n", "no photos found"), ("path,label,Path\nx,y,z\n", "2 columns 'path'"),
+        ("path,label\nx,y,z,too many\n", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_used_is_refused_with_the_reason(photos, text, words):
+    refusal = refused(photos, text)
+    assert words in refusal.what
+
+
+def test_a_table_in_another_encoding_is_refused_instead_of_misread(photos):
+    for encoding in ("latin-1", "utf-16"):
+        assert "not UTF-8" in refused(photos, lines(rows=[("Blüte.jpg", "a")]).encode(encoding)).what
+
+
+# Parts and groups
+
+
+def with_column(name, value):
+    """The rows with one more column, filled by a function of the row's number."""
+    return lines(header=("path", "label", name), rows=[(*row, value(number)) for number, row in enumerate(ROWS)])
+
+
+def test_given_parts_are_kept_in_every_spelling(photos):
+    names = ("train", "Training", "VAL", "valid ", "validation", "Test")
+    dataset = read(photos, with_column("split", lambda number: names[number]))
+    assert dataset.photos["split"].to_list() == ["train", "train", "validation", "validation", "validation", "test"]
+
+
+def test_an_empty_split_column_is_none_and_a_patchy_or_unknown_one_is_refused(photos):
+    assert read(photos, with_column("split", lambda number: "")).photos["split"].is_null().all()
+    assert (
+        "5 rows have no split" in refused(photos, with_column("split", lambda number: "" if number else "train")).what
+    )
+    refusal = refused(photos, with_column("split", lambda number: "holdout" if number else "train"))
+    assert "unknown split 'holdout'" in refusal.what
+    assert "validation" in str(refusal)
+
+
+def test_a_group_is_never_parted(tmp_path):
+    names = [f"{label}{number}.jpg" for label in "ab" for number in range(20)]
+    grow(tmp_path, {name: photo(row) for row, name in enumerate(names)})
+    rows = [(name, name[0], f"plant {int(name[1:-4]) // 4}") for name in names]
+    dataset = read(tmp_path, lines(header=("path", "label", "group"), rows=rows))
+    parted = split.split(kept.opened(dataset, 8, "squash")[0], Recipe()).used
+    assert parted.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 5
+
+
+# One photo, one label
+
+
+def test_two_labels_for_one_photo_are_refused_however_its_path_is_written(photos):
+    for again in (ROWS[0][0], f"./{ROWS[0][0]}", "photos/b/../a/0.jpg", str(photos / ROWS[0][0])):
+        refusal = refused(photos, lines(rows=[*ROWS, (again, "b")]))
+        assert "more than one label" in refusal.what
+        assert "a, b" in refusal.what
+
+
+def test_a_row_said_twice_counts_once(photos):
+    assert read(photos, lines(rows=[*ROWS, ROWS[0], (f"./{ROWS[1][0]}", "a")])).photos.height == 6
+
+
+def test_one_photo_in_two_parts_is_refused(photos):
+    rows = [(*row, "train") for row in ROWS]
+    refusal = refused(photos, lines(header=("path", "label", "split"), rows=[*rows, (*ROWS[0], "test")]))
+    assert "two parts" in refusal.what
+
+
+def test_a_photo_with_and_without_a_label_keeps_its_label(photos):
+    dataset = read(photos, lines(rows=[(ROWS[0][0], ""), *ROWS]))
+    assert dataset.photos.filter(pl.col("status") == UNOPENED)["label"].to_list() == ["a"] * 3 + ["b"] * 3
+    parted = split.split(kept.opened(dataset, 8, "squash")[0], Recipe())
+    assert parted.set_aside["split"].to_list() == [None]
+    assert parted.used["split"].null_count() == 0
+
+
+# Parquet, and any text at all
+
+
+def test_parquet_says_the_same_as_csv(photos):
+    frame = pl.DataFrame(ROWS, schema=["path", "label"], orient="row").with_columns(
+        split=pl.lit("train"), group=pl.lit(7)
+    )
+    for labels in (pl.String, pl.Categorical, pl.Enum(["a", "b"])):
+        frame.with_columns(pl.col("label").cast(labels)).write_parquet(photos / "photos.parquet")
+        assert_frame_equal(intake.read(photos / "photos.parquet").photos, read(photos, frame.write_csv()).photos)
+
+
+def test_parquet_with_lists_of_labels_or_no_parquet_is_refused(photos):
+    frame = pl.DataFrame({"path": ["photos/a/0.jpg"], "label": [["a", "b"]]})
+    frame.write_parquet(photos / "many.parquet")
+    for name, words in (("many.parquet", "several labels"), ("fake.parquet", "cannot be read")):
+        (photos / "fake.parquet").write_bytes(b"PAR1 not really")
+        with pytest.raises(PhotosError, match=words):
+            intake.read(photos / name)
+
+
+@given(st.text(max_size=60) | st.text("path,label;\t\n\r\"' x", max_size=60).map(lambda rest: "path,label\n" + rest))
+@example('path,label\n"open,quote\n')
+@example("path,label\na\0b,c\n")
+@example("path,label\n" + "x" * 5000 + ",y\n")
+@settings(max_examples=200)
+def test_any_text_is_a_table_or_a_refusal(tmp_path_factory, text):
+    file = tmp_path_factory.mktemp("table") / "photos.csv"
+    file.write_bytes(text.encode("utf-8", "replace"))
+    try:
+        dataset = table.read(file)
+    except PhotosError:
+        return
+    assert dataset.photos.schema == pl.Schema(SCHEMA)
+    assert dataset.photos["status"].null_count() == 0
