@@ -22,6 +22,10 @@ try:
 except ImportError:
     pillow_heif = None
 
+# Test workers side by side, each with a thread for every processor, would wait for one another at every step.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # A shared machine may hold up any example; what takes long is shown by pytest's --durations.

@@ -31,7 +31,9 @@ def test_every_verb_has_its_page_and_every_page_its_link():
 
 
 def test_the_page_of_fit_names_every_flag_and_no_other():
-    shown = subprocess.run([sys.executable, "-m", "ikebana", "fit", "--help"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "ikebana", "fit", "--help"], capture_output=True, text=True, check=True
+    )
     flags = set(re.findall(r"(--[a-z][a-z-]+)", shown.stdout)) - {"--photos", "--help"}
     page = (ROOT / "docs/fit.md").read_text("utf-8")
     told = set(re.findall(r"`(--[a-z][a-z-]+)", page))
@@ -57,8 +59,12 @@ def test_the_readme_shows_two_commands_and_speaks_of_the_pictures_it_has():
 
 
 def test_nothing_that_is_committed_names_a_registry_host():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     for name in filter(None, listed):
         file = ROOT / name
         if file.suffix in {".md", ".toml", ".py", ".lock", ".txt", ""} and file.is_file() and file.name != "LICENSE":
-            assert not re.search(r"https?://[^\s/]*(pypi|pythonhosted|pytorch\.org/whl|npmjs)", file.read_text("utf-8")), name
+            assert not re.search(
+                r"https?://[^\s/]*(pypi|pythonhosted|pytorch\.org/whl|npmjs)", file.read_text("utf-8")
+            ), name

@@ -36,7 +36,12 @@ def test_scores_are_those_of_scikit_learn(classes, photos, seed):
     assert np.array_equal(found.confusion, metrics.confusion_matrix(labels, predicted, labels=every))
     assert found.log_loss == pytest.approx(metrics.log_loss(labels, probabilities, labels=every))
     report: Any = metrics.classification_report(
-        labels, predicted, labels=every, target_names=names(classes), zero_division=0.0, output_dict=True
+        labels,
+        predicted,
+        labels=every,
+        target_names=names(classes),
+        zero_division=0.0,  # pyright: ignore[reportArgumentType]
+        output_dict=True,
     )
     for name, each in found.per_class.items():
         theirs = report[name]

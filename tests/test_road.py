@@ -46,7 +46,12 @@ def run(photos, cache, tmp_path_factory):
 
 def command(*arguments, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "ikebana", *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd, timeout=300
+        [sys.executable, "-m", "ikebana", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        timeout=300,
     )
 
 
@@ -198,7 +203,9 @@ def test_fit_tells_programs_one_event_a_line(photos, tmp_path):
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.stderr == ""
     assert events[-1] == {"event": "done", "run": str(tmp_path / "run")}
-    epochs = [{key: value for key, value in each.items() if key != "event"} for each in events if each["event"] == "epoch"]
+    epochs = [
+        {key: value for key, value in each.items() if key != "event"} for each in events if each["event"] == "epoch"
+    ]
     assert epochs == ikebana.open_run(tmp_path / "run").epochs
 
 

@@ -31,7 +31,9 @@ def test_photos_trust_report_and_runs_do_without_torch(room):
 
 
 def test_every_public_name_is_there_and_explains_itself():
-    code = "import ikebana\nfor name in ikebana.__all__: assert getattr(ikebana, name).__doc__ or name == 'RECIPES', name"
+    code = (
+        "import ikebana\nfor name in ikebana.__all__: assert getattr(ikebana, name).__doc__ or name == 'RECIPES', name"
+    )
     loaded_by(code)
 
 

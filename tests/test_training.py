@@ -45,7 +45,9 @@ def test_labels_that_mean_nothing_cannot_be_learned():
     photos, held_out = striped(96), striped(200, seed=1)
     shuffled = np.random.default_rng(0).permutation(photos.labels)
     network = networks.build(recipe, 2)
-    *_, last = training.train(network, recipe, inference.Photos(photos.pixels, photos.rows, shuffled), held_out, SETTING)
+    *_, last = training.train(
+        network, recipe, inference.Photos(photos.pixels, photos.rows, shuffled), held_out, SETTING
+    )
     assert last.val_accuracy is not None
     assert 0.3 < last.val_accuracy < 0.7
 
@@ -97,7 +99,9 @@ def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
     assert epoch.val_loss is None
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * len(data)])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * len(data)]
+)
 def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
     file = tmp_path / "checkpoint"
     next(training.train(networks.build(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
@@ -144,8 +148,12 @@ def test_augmentation_that_may_change_nothing_changes_nothing():
 def test_a_flip_alone_mirrors_about_half_of_the_photos():
     photos = torch.from_numpy(striped(64).pixels).permute(0, 3, 1, 2)
     changed = augmentation.augmented(photos, recipes.Augmentation(flip=True), torch.Generator().manual_seed(0))
-    mirrored = torch.tensor([torch.allclose(a, b.flip(-1).float(), atol=0.01) for a, b in zip(changed, photos, strict=True)])
-    same_as_before = torch.tensor([torch.allclose(a, b.float(), atol=0.01) for a, b in zip(changed, photos, strict=True)])
+    mirrored = torch.tensor(
+        [torch.allclose(a, b.flip(-1).float(), atol=0.01) for a, b in zip(changed, photos, strict=True)]
+    )
+    same_as_before = torch.tensor(
+        [torch.allclose(a, b.float(), atol=0.01) for a, b in zip(changed, photos, strict=True)]
+    )
     assert (mirrored | same_as_before).all()
     assert 16 < int(mirrored.sum()) < 48
 

@@ -9,20 +9,24 @@ ikebana.predict(run, "garden/")      # a Prediction for each photo
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ikebana.checkup import doctor
     from ikebana.errors import IkebanaError, MachineError, PhotosError, RecipeError, RunError
     from ikebana.pipeline import fit, resume
     from ikebana.prediction import Prediction, predict
     from ikebana.recipe import RECIPES, Augmentation, Recipe
     from ikebana.run import Run, open_run
+    from ikebana.tour import demo
     from ikebana.trust.evaluation import Evaluation
 
 # Where each public name lives. They load on first use: `import ikebana` must not wait for torch.
 _HOMES = {
+    "checkup": ("doctor",),
     "errors": ("IkebanaError", "MachineError", "PhotosError", "RecipeError", "RunError"),
     "pipeline": ("fit", "resume"),
     "prediction": ("Prediction", "predict"),
     "recipe": ("RECIPES", "Augmentation", "Recipe"),
     "run": ("Run", "open_run"),
+    "tour": ("demo",),
     "trust.evaluation": ("Evaluation",),
 }
 
@@ -38,6 +42,8 @@ __all__ = [
     "RecipeError",
     "Run",
     "RunError",
+    "demo",
+    "doctor",
     "fit",
     "open_run",
     "predict",

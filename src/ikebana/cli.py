@@ -145,9 +145,9 @@ def demo(*, out: Path | None = None) -> None:
     out
         The folder to make; ikebana-demo here if none is given.
     """
-    from ikebana import demo as walk
+    from ikebana import tour
 
-    progress.result(str(walk.demo(out).folder))
+    progress.result(str(tour.demo(out).folder))
 
 
 def _listen(json: bool) -> None:

@@ -45,12 +45,24 @@ def of_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, fit: Fit) -> 
     shown = dataset.photos[rows]
     sizes = shown.select("width", "height").iter_rows()
     photos = [as_it_was(pixels[row], width, height, fit) for row, (width, height) in zip(rows, sizes, strict=True)]
-    figures.photo_grid(photos, shown["label"].to_list(), folder / "samples.png", title="Photos of each class")
+    columns = photos_a_class(dataset)
+    figures.photo_grid(
+        photos,
+        shown["label"].to_list(),
+        folder / "samples.png",
+        title="Photos of each class",
+        columns=columns if columns > 1 else 6,
+    )
+
+
+def photos_a_class(dataset: Dataset) -> int:
+    """How many sample photos each class gets: few where there are many classes."""
+    return max(1, min(SAMPLES_A_CLASS, SAMPLES // len(dataset.classes)))
 
 
 def sample_rows(dataset: Dataset) -> list[int]:
     """A few training photos of each class, spread over the class, the same ones each time."""
-    each = max(1, min(SAMPLES_A_CLASS, SAMPLES // len(dataset.classes)))
+    each = photos_a_class(dataset)
     indexed = dataset.photos.with_row_index("row").filter(pl.col("split") == "train")
     rows: list[int] = []
     for name in dataset.classes[:SAMPLES]:

@@ -88,7 +88,10 @@ def evaluate(
         zero_division=0.0,  # pyright: ignore[reportArgumentType]  (a float is documented)
     )
     rows = np.stack([np.asarray(column, dtype=float) for column in columns], axis=1)
-    per_class = {name: PerClass(*map(float, row[:3]), int(row[3])) for name, row in zip(classes, rows, strict=True)}
+    per_class = {
+        name: PerClass(float(precision), float(recall), float(f1), int(support))
+        for name, (precision, recall, f1, support) in zip(classes, rows, strict=True)
+    }
     confusion = metrics.confusion_matrix(labels, predicted, labels=indices)
     return Evaluation(
         accuracy=right / len(labels),
