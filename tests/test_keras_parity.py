@@ -179,21 +179,21 @@ def smooth_photo(seed):
     return fine[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
 
 
+def our_maps(drawn):
+    """Our map of what Keras has drawn for one photo, without the flip."""
+    values = drawn | {name: np.deg2rad(drawn[name]) for name in ("theta", "shear")}
+    return augmentation.affine_maps(
+        *(torch.tensor([values[name]], dtype=torch.float64) for name in ("theta", "tx", "ty", "shear", "zx", "zy"))
+    )
+
+
 def test_each_augmentation_moves_pixels_where_keras_moves_them(image_data_generator):
     _, generator = image_data_generator
     for seed in range(12):
         drawn = generator.get_random_transform((150, 150, 3), seed=seed)
         photo = smooth_photo(seed)
         theirs = generator.apply_transform(photo.astype(np.float32), drawn)
-        one = lambda value: torch.tensor([value], dtype=torch.float64)  # noqa: E731
-        maps = augmentation.affine_maps(
-            one(np.deg2rad(drawn["theta"])),
-            one(drawn["tx"]),
-            one(drawn["ty"]),
-            one(np.deg2rad(drawn["shear"])),
-            one(drawn["zx"]),
-            one(drawn["zy"]),
-        )
+        maps = our_maps(drawn)
         if drawn["flip_horizontal"]:
             maps[:, :, 0] *= -1
         ours = augmentation.warped(as_ours(photo[None]), maps)[0].permute(1, 2, 0).numpy()
@@ -207,15 +207,7 @@ def test_the_affine_matrix_is_keras_matrix(image_data_generator, monkeypatch):
     monkeypatch.setattr(image, "transform_matrix_offset_center", lambda m, *a: (seen.append(m.copy()), real(m, *a))[1])
     drawn = generator.get_random_transform((150, 150, 3), seed=3)
     generator.apply_transform(smooth_photo(0).astype(np.float32), drawn | {"flip_horizontal": False})
-    one = lambda value: torch.tensor([value], dtype=torch.float64)  # noqa: E731
-    ours = augmentation.affine_maps(
-        one(np.deg2rad(drawn["theta"])),
-        one(drawn["tx"]),
-        one(drawn["ty"]),
-        one(np.deg2rad(drawn["shear"])),
-        one(drawn["zx"]),
-        one(drawn["zy"]),
-    )
+    ours = our_maps(drawn)
     np.testing.assert_allclose(ours[0].numpy(), seen[0][:2], atol=1e-12)
 
 

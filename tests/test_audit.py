@@ -1,0 +1,107 @@
+"""What the files themselves give away: each fault is planted, and found by its name, and nothing else is."""
+
+import polars as pl
+import pytest
+from conftest import drawing, encoded, grow, photo
+
+from ikebana import recipe
+from ikebana.photos import audit, intake, kept, split
+
+
+def looked_at(folder, **choices):
+    """The dataset of a folder, opened and split, and its findings."""
+    chosen = recipe.named("baseline", **choices)
+    opened, _ = kept.opened(intake.read(folder), 32, "squash")
+    dataset = split.split(intake.with_classes(opened, ()), chosen)
+    return dataset, audit.findings(dataset)
+
+
+def kinds(found):
+    return sorted(each.kind for each in found)
+
+
+def clean(photos=24):
+    return {
+        f"{name}/{number}.jpg": photo(1000 * row + number) for row, name in enumerate("ab") for number in range(photos)
+    }
+
+
+def test_clean_photos_give_no_finding(tmp_path):
+    _, found = looked_at(grow(tmp_path / "photos", clean()))
+    assert found == []
+
+
+def test_every_planted_fault_is_found_and_no_other(tmp_path):
+    files = (
+        clean()
+        | {
+            "a/twin.jpg": photo(0),  # of a/0.jpg
+            "b/other.jpg": photo(1),  # of a/1.jpg
+            "b/broken.jpg": photo(7)[:300],
+        }
+    )
+    folder = grow(tmp_path / "photos", files)
+    (folder / "empty").mkdir()
+    dataset, found = looked_at(folder)
+    assert kinds(found) == ["empty_class", "identical", "identical_other_label", "unreadable"]
+    by_kind = {each.kind: each for each in found}
+    assert by_kind["identical"].paths == ("a/0.jpg", "a/twin.jpg")
+    assert by_kind["identical_other_label"].paths == ("a/1.jpg", "b/other.jpg")
+    assert by_kind["unreadable"].paths == ("b/broken.jpg",)
+    assert "empty" in by_kind["empty_class"].evidence
+    parts = dict(dataset.used.select("path", "split").iter_rows())
+    assert parts["a/1.jpg"] == parts["b/other.jpg"]
+
+
+def test_copies_across_given_parts_are_a_leak_and_the_gravest_finding(tmp_path):
+    files = {f"{part}/{path}": data for part in ("train", "val", "test") for path, data in clean(20).items()}
+    files = {path: data if path.endswith("/a/0.jpg") else data + path.encode() for path, data in files.items()}
+    _, found = looked_at(grow(tmp_path / "photos", files))
+    assert found[0].kind == "leak"
+    assert found[0].severity == "error"
+    assert found[0].paths == ("test/a/0.jpg", "train/a/0.jpg", "val/a/0.jpg")
+
+
+@pytest.mark.parametrize(("small", "expected"), [(19, ["few"]), (20, []), (3, ["few", "imbalance"])])
+def test_small_classes_are_named_and_so_is_imbalance(small, expected, tmp_path):
+    files = {path: data for path, data in clean(30).items() if not (path[0] == "b" and int(path[2:-4]) >= small)}
+    _, found = looked_at(grow(tmp_path / "photos", files))
+    assert kinds(found) == expected
+
+
+def test_the_sums_add_up_and_the_summary_names_what_was_set_aside(tmp_path):
+    files = clean() | {"a/.hidden": b"x", "a/notes.txt": b"words", "b/empty.jpg": b"", "loose.jpg": photo(5000)}
+    dataset, found = looked_at(grow(tmp_path / "photos", files))
+    told = audit.as_json(dataset, found)
+    assert (told["paths"], told["used"], told["set_aside"], told["ignored"]) == (51, 48, 3, 1)
+    assert sum(told["reasons"].values()) == told["set_aside"]
+    assert sum(sum(parts.values()) for parts in told["classes"].values()) == told["used"]
+    said = audit.summary(dataset, found)
+    for path, status in dataset.set_aside.select("path", "status").iter_rows():
+        assert f"{path}: {status}" in said
+
+
+def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
+    files = clean() | {f"a/{number:04}.jpg": b"x%d" % number for number in range(1000)}
+    dataset, found = looked_at(grow(tmp_path / "photos", files))
+    assert audit.summary(dataset, found).count("\n") < 20
+    assert "992 more" in audit.summary(dataset, found)
+    assert dataset.set_aside.height == 1000
+
+
+def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
+    from ikebana.learning import device
+    from ikebana.learning.forecast import forecast
+
+    folder = grow(tmp_path / "photos", clean(10) | {"a/large.png": encoded(drawing(200), "PNG")})
+    chosen = recipe.named("baseline", side=46, epochs=10)
+    setting = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
+    found = intake.read(folder)
+    before = forecast(found, chosen, setting)
+    assert before.disk == 21 * 46 * 46 * 3
+    assert 10 * 21 * 0.6 * 0.5 < before.seconds < 2 * 10 * 21 * 0.6 * 0.5
+    kept.opened(found, 46, "squash")
+    again = forecast(found, chosen, setting)
+    assert again.disk == 0
+    assert "kept from before" in again.text
+    assert pl.Series([before.memory, again.memory]).n_unique() == 1
