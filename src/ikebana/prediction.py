@@ -54,7 +54,9 @@ def predict(
     if out is not None:
         write_csv(Path(out), made.classes, predictions)
     aside = "".join(f"\n  {each.path}: {each.status}" for each in predictions if each.label is None)
-    progress.say(f"{usable} photos predicted, {len(found) - usable} set aside, {ignored} hidden files ignored{aside}")
+    progress.say(
+        f"{usable} photo{'s' * (usable != 1)} predicted, {len(found) - usable} set aside, {ignored} hidden files ignored{aside}"
+    )
     return predictions
 
 
