@@ -2,14 +2,13 @@
 
 import importlib.metadata
 import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ikebana import progress
 from ikebana.learning import device
 from ikebana.learning.forecast import prepared
-from ikebana.places import cache_folder
+from ikebana.places import cache_folder, free_space
 from ikebana.recipe import DEFAULT, RECIPES
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "pillow-heif", "polars", "scikit-learn", "safetensors")
@@ -29,7 +28,7 @@ def doctor() -> dict[str, Any]:
         "allocator": f"{setting.allocator}: {setting.reasons['allocator']}",
         "number format": f"{setting.number_format} for {DEFAULT}: {setting.reasons['number_format']}",
         "cache": f"{cache} ({_size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
-        "disk": f"{_free(cache) / 1e9:.0f} GB free",
+        "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: _version(name) for name in LIBRARIES},
     }
     progress.say("\n".join(f"{name:<14} {value}" for name, value in facts.items()))
@@ -46,10 +45,3 @@ def _version(name: str) -> str:
 
 def _size(folder: Path) -> int:
     return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
-
-
-def _free(folder: Path) -> int:
-    place = folder
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free

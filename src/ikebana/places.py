@@ -82,16 +82,21 @@ def need_space(needed: int, folder: Path) -> None:
     needed  bytes
     raises  MachineError if less is free
     """
-    place = folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_space(folder)
     if needed > free:
         raise MachineError(
             f"{needed / 1e9:.1f} GB are needed on the disk and {free / 1e9:.1f} GB are free",
             where=folder,
             advice="free some space, or point IKEBANA_CACHE at a larger disk",
         )
+
+
+def free_space(folder: Path) -> int:
+    """Bytes free on the disk of a folder, which need not be there yet."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def _umask() -> int:

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import hashlib
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ikebana.photos import kept
 from ikebana.places import cache_folder, written
 from ikebana.recipe import Precision
 
@@ -71,7 +71,7 @@ def _device() -> tuple[str, str]:
 
 def _threads() -> tuple[int, str]:
     """One thread a processor that this process may use; in a container that is fewer than the machine has."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = kept.threads()
     quota = _container_quota()
     if quota is not None and quota < allowed:
         return max(1, int(quota)), f"this container may use {quota:g} of {allowed} processors"
