@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
+from ikebana.learning.pooling import MaxPoolReLU
 from ikebana.recipe import Recipe
 
 
@@ -38,16 +39,12 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
 
 
 def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
-    """The tutorial's network: four convolutions, each with max-pool 2, then two dense layers.
-
-    The maximum is taken before the ReLU: the same function (both are monotone) with a quarter of the ReLUs.
-    """
+    """The tutorial's network: four convolutions, each with ReLU and max-pool 2, then two dense layers."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(scale=Scale())
     channels, left = 3, side
     for number, wider in enumerate((32, 64, 128, 128), 1):
         layers[f"conv_{number}"] = nn.Conv2d(channels, wider, 3)
-        layers[f"pool_{number}"] = nn.MaxPool2d(2)
-        layers[f"relu_{number}"] = nn.ReLU()
+        layers[f"pool_{number}"] = MaxPoolReLU()
         channels, left = wider, (left - 2) // 2
     if left < 1:
         raise RecipeError(f"photos of {side} pixels vanish in the tutorial's network", advice="a side of at least 46")
@@ -55,7 +52,7 @@ def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
     if dropout:
         layers["dropout"] = nn.Dropout(dropout)
     layers["dense_1"] = nn.Linear(channels * left * left, 512)
-    layers["relu_5"] = nn.ReLU()
+    layers["relu"] = nn.ReLU()
     layers["dense_2"] = nn.Linear(512, classes)
     network = nn.Sequential(layers)
     network.apply(_keras_initialisation)

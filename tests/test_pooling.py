@@ -1,0 +1,69 @@
+"""Max-pool and ReLU on the bits of bfloat16, against torch's own two layers."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ikebana.learning import pooling
+
+SHAPES = [(3, 8, 6, 6), (5, 16, 7, 9), (2, 4, 2, 3), (1, 1, 5, 2)]  # odd rows and columns are left out
+
+
+def torchs_own(features):
+    return functional.relu(functional.max_pool2d(features, 2))
+
+
+def different_values(shape, seed=0):
+    """bfloat16 of both signs and all sizes, none of them twice, so that every window has one maximum."""
+    count = torch.Size(shape).numel()
+    magnitudes = torch.randperm(0x7F80 - 1, generator=torch.Generator().manual_seed(seed))[:count] + 1  # below infinity
+    signs = torch.randint(0, 2, (count,), generator=torch.Generator().manual_seed(seed)) * -0x8000
+    values = (magnitudes + signs).to(torch.int16).view(torch.bfloat16).reshape(shape)
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def both(features, gradient):
+    results = []
+    for layer in (torchs_own, pooling.MaxPoolReLU()):
+        leaf = features.clone(memory_format=torch.preserve_format).requires_grad_()
+        pooled = layer(leaf)
+        pooled.backward(gradient)
+        results.append((pooled.detach(), leaf.grad))
+    return results
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("cached", [1, 100, pooling.CACHED])
+def test_it_is_torchs_max_pool_and_relu_to_the_bit(shape, cached, monkeypatch):
+    monkeypatch.setattr(pooling, "CACHED", cached)  # chunks of one photo, of some, of all
+    features = different_values(shape)
+    gradient = torch.randn((*shape[:2], shape[2] // 2, shape[3] // 2)).bfloat16()
+    (theirs, their_gradient), (ours, our_gradient) = both(features, gradient)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(our_gradient, their_gradient)
+    assert our_gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_of_equal_values_one_gets_the_whole_gradient():
+    features = torch.randint(-1, 3, (4, 8, 6, 6)).bfloat16().contiguous(memory_format=torch.channels_last)
+    leaf = features.clone(memory_format=torch.preserve_format).requires_grad_()
+    pooled = pooling.MaxPoolReLU()(leaf)
+    pooled.backward(torch.full_like(pooled, 3))
+    assert leaf.grad is not None
+    windows = functional.unfold(leaf.grad.float().flatten(0, 1)[:, None], 2, stride=2)
+    values = functional.unfold(features.float().flatten(0, 1)[:, None], 2, stride=2)
+    largest = values.amax(1)
+    assert torch.equal(windows.sum(1), torch.where(largest > 0, 3.0, 0.0))
+    assert torch.equal((windows != 0).sum(1), (largest > 0).long())
+    assert (values.gather(1, windows.argmax(1, keepdim=True))[:, 0] == largest)[largest > 0].all()
+
+
+def test_where_the_bits_are_of_no_use_it_is_torchs_own():
+    for features in (torch.randn(2, 3, 5, 5), torch.randn(2, 3, 5, 5).bfloat16()):  # float32; channels first
+        assert torch.equal(pooling.MaxPoolReLU()(features), torchs_own(features))
+
+
+def test_a_number_that_is_none_is_not_hidden():
+    features = different_values((2, 4, 4, 4))
+    features[0, 0, 0, 0] = float("nan")
+    assert pooling.MaxPoolReLU()(features)[0, 0, 0, 0].isnan()
