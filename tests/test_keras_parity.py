@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ikebana import recipe as recipes
-from ikebana.learning import augmentation, device, networks, training
+from ikebana.learning import augmentation, device, networks, optimisers
+from ikebana.learning.learner import Learner, phases
 
 os.environ["KERAS_BACKEND"] = "torch"
 keras = pytest.importorskip("keras", reason="Keras is a development dependency: pip install 'ikebana[dev]'")
@@ -119,12 +120,12 @@ def test_five_steps_of_training_move_the_weights_as_keras_moves_them(in_float64,
     network = copied(model, networks.build(recipe, CLASSES).double()).train()
     start = [weight.detach().clone() for weight in network.parameters()]
     model.compile(keras.optimizers.RMSprop(learning_rate), "categorical_crossentropy")
-    velocities = [torch.zeros_like(weight) for weight in network.parameters()]
+    learner = Learner(network, recipe, phases(recipe)[0], 16)
     for number in range(5):
         pixels = photos(16, seed=number).astype(np.float64)
         labels = np.random.default_rng(number).integers(0, CLASSES, 16)
         their_loss = float(np.asarray(model.train_on_batch(pixels / 255, np.eye(CLASSES)[labels])))
-        loss, _ = training.step(network, velocities, as_ours(pixels), torch.from_numpy(labels), learning_rate, SETTING)
+        loss, _ = learner.step(as_ours(pixels), torch.from_numpy(labels), SETTING)
         assert float(loss) == pytest.approx(their_loss, rel=apart)
     expected = copied(model, networks.build(recipe, CLASSES).double())
     with torch.no_grad():
@@ -147,7 +148,7 @@ def test_rmsprop_is_keras_rmsprop_for_gradients_of_any_size(learning_rate, size)
     for _ in range(5):
         gradient = (size * numbers.normal(size=40)).astype(np.float32)
         ours.grad = torch.from_numpy(gradient)
-        training.rmsprop_([(ours, velocity)], learning_rate)
+        optimisers.rmsprop_([(ours, velocity)], learning_rate)
         optimizer.apply([torch.from_numpy(gradient)])
     moved = keras.ops.convert_to_numpy(theirs) - start.numpy()
     np.testing.assert_allclose(ours.detach().numpy() - start.numpy(), moved, rtol=1e-4, atol=2e-7)

@@ -15,9 +15,10 @@ import pytest
 import ikebana
 from ikebana import paper, recipe
 from ikebana.learning import training
+from ikebana.learning.learner import Learner
 
 SMALL = {"side": 48, "batch": 16, "epochs": 3, "precision": "float32"}
-FLAGS = ["--side", "48", "--batch", "16", "--precision", "float32"]
+FLAGS = ["--recipe", "baseline", "--side", "48", "--batch", "16", "--precision", "float32"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def shared_cache(cache, monkeypatch):
 def run(photos, cache, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(cache))
-        return ikebana.fit(photos, run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+        return ikebana.fit(photos, "baseline", run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
 
 
 def command(*arguments, cwd=None):
@@ -99,9 +100,9 @@ def test_validation_figures_of_the_last_epoch_are_those_of_the_stored_probabilit
 
 
 def test_the_same_command_gives_the_same_weights_to_the_bit_and_another_seed_others(run, photos, tmp_path):
-    again = ikebana.fit(photos, run=tmp_path / "again", **SMALL)
+    again = ikebana.fit(photos, "baseline", run=tmp_path / "again", **SMALL)
     assert again.weights.read_bytes() == run.weights.read_bytes()
-    other = ikebana.fit(photos, run=tmp_path / "other", **SMALL, seed=1)
+    other = ikebana.fit(photos, "baseline", run=tmp_path / "other", **SMALL, seed=1)
     assert other.weights.read_bytes() != run.weights.read_bytes()
     assert other.dataset.equals(run.dataset)  # the seed is of the training alone
 
@@ -109,7 +110,7 @@ def test_the_same_command_gives_the_same_weights_to_the_bit_and_another_seed_oth
 @pytest.mark.parametrize("name", ["baseline", "augmented"])
 def test_a_stopped_run_goes_on_to_the_very_same_weights(name, photos, tmp_path, monkeypatch):
     whole = ikebana.fit(photos, name, run=tmp_path / "whole", **SMALL)
-    real, calls = training.step, []
+    real, calls = Learner.step, []
 
     def stops_in_the_second_epoch(*arguments):
         calls.append(1)
@@ -117,10 +118,10 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(name, photos, tmp_path, 
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "step", stops_in_the_second_epoch)
+    monkeypatch.setattr(Learner, "step", stops_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):
         ikebana.fit(photos, name, run=tmp_path / "stopped", **SMALL)
-    monkeypatch.setattr(training, "step", real)
+    monkeypatch.setattr(Learner, "step", real)
     stopped = ikebana.open_run(tmp_path / "stopped")
     assert not stopped.finished
     assert len(stopped.epochs) == 1
@@ -146,7 +147,7 @@ def test_a_run_does_not_go_on_with_other_photos(tmp_path, monkeypatch):
     paper.draw_collection(folder, photos_per_kind=6)
     monkeypatch.setattr(training, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        ikebana.fit(folder, run=tmp_path / "run", **SMALL)
+        ikebana.fit(folder, "baseline", run=tmp_path / "run", **SMALL)
     monkeypatch.undo()
     victim = next(each for each in sorted(folder.rglob("*.jpg")) if "000" in each.name)
     victim.rename(victim.with_name("zzz.jpg"))  # the same bytes under another name would be dealt out anew
@@ -259,12 +260,12 @@ def test_figures_are_pictures_and_thumbnails_are_those_of_the_held_out_photos(ru
 
 
 def test_a_run_without_validation_photos_still_scores_its_test_photos(photos, tmp_path):
-    made = ikebana.fit(photos, run=tmp_path / "run", **SMALL, parts=(0.7, 0.0, 0.3))
+    made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL, parts=(0.7, 0.0, 0.3))
     assert made.epochs[0]["val_loss"] is None
     assert made.evaluation.n > 0
 
 
 def test_a_relative_source_is_found_again_from_another_folder(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(photos.parent)
-    made = ikebana.fit(photos.name, run=tmp_path / "run", **SMALL)
+    made = ikebana.fit(photos.name, "baseline", run=tmp_path / "run", **SMALL)
     assert os.path.isabs(made.source["photos"])

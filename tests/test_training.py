@@ -1,5 +1,7 @@
 """The training engine: it learns, it repeats itself, it refuses nonsense, and its checkpoint is whole or not there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,8 @@ def striped(photos, seed=0, side=46):
     flat = np.repeat((127 + 90 * waves)[:, None, :], side, 1)
     flat[labels == 1] = flat[labels == 1].swapaxes(1, 2)
     noisy = flat[..., None] + numbers.normal(0, 25, (photos, side, side, 3))
-    return inference.Photos(noisy.clip(0, 255).astype(np.uint8), np.arange(photos), labels.astype(np.int64))
+    pixels, for_choices = noisy.clip(0, 255).astype(np.uint8), np.arange(photos) % 4 < 2
+    return inference.Photos(pixels, np.arange(photos), labels.astype(np.int64), for_choices)
 
 
 def trained(recipe=RECIPE, setting=SETTING, kept=None):
@@ -45,9 +48,7 @@ def test_labels_that_mean_nothing_cannot_be_learned():
     photos, held_out = striped(96), striped(200, seed=1)
     shuffled = np.random.default_rng(0).permutation(photos.labels)
     network = networks.build(recipe, 2)
-    *_, last = training.train(
-        network, recipe, inference.Photos(photos.pixels, photos.rows, shuffled), held_out, SETTING
-    )
+    *_, last = training.train(network, recipe, replace(photos, labels=shuffled), held_out, SETTING)
     assert last.val_accuracy is not None
     assert 0.3 < last.val_accuracy < 0.7
 
@@ -113,14 +114,14 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     file = tmp_path / "checkpoint"
     next(training.train(networks.build(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
-    with pytest.raises(RunError):
-        checkpoint.load(file, networks.build(RECIPE, 3), [])
+    with pytest.raises(RunError, match="checkpoint"):
+        next(training.train(networks.build(RECIPE, 3), RECIPE, striped(32), striped(8), SETTING, file))
 
 
 def test_a_failed_write_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatch):
     file = tmp_path / "checkpoint"
-    network = networks.build(RECIPE, 2)
-    checkpoint.save(file, network, [], [])
+    saved = checkpoint.Saved([], networks.build(RECIPE, 2).state_dict())
+    checkpoint.save(file, saved)
     before = file.read_bytes()
 
     def half_written(_, place, *rest):
@@ -129,7 +130,7 @@ def test_a_failed_write_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatc
 
     monkeypatch.setattr(checkpoint, "save_file", half_written)
     with pytest.raises(MachineError, match="disk is full"):
-        checkpoint.save(file, network, [], [])
+        checkpoint.save(file, saved)
     assert file.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["checkpoint"]
 

@@ -4,16 +4,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ikebana import progress
 from ikebana import recipe as recipes
 from ikebana import run as runs
-from ikebana.learning import augmentation, checkpoint, device, inference, networks, training
+from ikebana.learning import augmentation, backbones, checkpoint, device, features, fitting, inference, networks
 from ikebana.learning.device import Setting
 from ikebana.learning.forecast import forecast, prepared
 from ikebana.photos import audit, intake, kept, split
 from ikebana.photos.dataset import Dataset
+from ikebana.photos.kept import Kept
 from ikebana.progress import Stopwatch
 from ikebana.recipe import Recipe
 from ikebana.run import Run
@@ -33,15 +32,17 @@ def fit(
     clock = Stopwatch()
     chosen = recipes.named(recipe, **choices) if isinstance(recipe, str) else recipes.changed(recipe, **choices)
     runs.check_free(run)
+    chosen = networks.settled(chosen)
+    backbones.sought(chosen)  # what is missing is said before any photo is read
     found = intake.read(photos, chosen.class_order)
     setting = prepared(chosen, len(found.classes))
     progress.say(forecast(found, chosen, setting).text)
     clock.lap("prepare")
-    dataset, pixels = _taken_in(found, chosen)
+    dataset, keep = _taken_in(found, chosen)
     begun = runs.begin(run, chosen, dataset)
     begun.write_json("environment.json", device.environment(setting))
     clock.lap("read")
-    return _interruptible(begun, dataset, pixels, setting, clock)
+    return _interruptible(begun, dataset, keep, setting, clock)
 
 
 def resume(run: str | Path) -> Run:
@@ -56,54 +57,59 @@ def resume(run: str | Path) -> Run:
     found = intake.read(begun.source["photos"], begun.recipe.class_order)
     setting = device.remembered(begun.folder / "environment.json") or prepared(begun.recipe, len(found.classes))
     clock.lap("prepare")
-    dataset, pixels = _taken_in(found, begun.recipe)
+    dataset, keep = _taken_in(found, begun.recipe)
     begun.check_same_photos(dataset)
     clock.lap("read")
-    return _interruptible(begun, dataset, pixels, setting, clock)
+    return _interruptible(begun, dataset, keep, setting, clock)
 
 
-def _taken_in(found: Dataset, recipe: Recipe) -> tuple[Dataset, np.ndarray]:
+def _taken_in(found: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:
     """Every photo opened once and given its part; the pixels row by row."""
     opened, keep = kept.opened(found, recipe.side, recipe.fit)
-    return split.split(intake.with_classes(opened, recipe.class_order), recipe), keep.pixels
+    return split.split(intake.with_classes(opened, recipe.class_order), recipe), keep
 
 
-def _interruptible(run: Run, dataset: Dataset, pixels: np.ndarray, setting: Setting, clock: Stopwatch) -> Run:
+def _interruptible(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clock: Stopwatch) -> Run:
     try:
-        return _train_and_score(run, dataset, pixels, setting, clock)
+        return _train_and_score(run, dataset, keep, setting, clock)
     except KeyboardInterrupt:
         progress.say(f"stopped; nothing is lost. To go on: ikebana fit --resume {run.folder}")
         raise
 
 
-def _train_and_score(run: Run, dataset: Dataset, pixels: np.ndarray, setting: Setting, clock: Stopwatch) -> Run:
+def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clock: Stopwatch) -> Run:
     findings = audit.findings(dataset)
     run.write_table("dataset.parquet", dataset.photos)
     run.write_json("audit.json", audit.as_json(dataset, findings))
     progress.say(audit.summary(dataset, findings))
 
-    recipe, parts = run.recipe, inference.parts(dataset, pixels)
+    recipe, parts = run.recipe, inference.parts(dataset, keep.pixels)
     network = networks.build(recipe, len(dataset.classes))
+    weights = backbones.fill(network, recipe)
     run.write_text("layers.txt", networks.layer_table(networks.layers(network, recipe.side), recipe.batch, recipe.side))
+    if weights is not None:
+        run.write_json("pretrained.json", backbones.provenance(weights))
+    given = fitting.lesson(network, recipe, parts, features.origin(keep.folder.name, recipe, weights), setting)
+    clock.lap("features")
     epochs = []
-    for epoch in training.train(network, recipe, parts["train"], parts["validation"], setting, run.checkpoint):
+    for epoch in fitting.learn(given, recipe, setting, run.checkpoint):
         epochs.append(epoch)
         run.write_epochs(epochs)
         progress.event("epoch", **asdict(epoch))
     checkpoint.save_weights(run.weights, network)
     clock.lap("train")
 
+    with progress.stage("score", len(given.held_out)) as bar:
+        probabilities = inference.probabilities_of(given.learner, given.held_out, setting, bar)
     held_out = inference.joined(parts["validation"], parts["test"])
-    with progress.stage("score", len(held_out)) as bar:
-        probabilities = inference.probabilities_of(network, held_out, setting, bar)
     run.write_predictions(dataset, held_out.rows, probabilities)
     clock.lap("score")
 
     from ikebana.report import draw
 
-    examples = augmentation.examples(pixels[parts["train"].rows[0]], recipe.augmentation, recipe.seed)
+    examples = augmentation.examples(keep.pixels[parts["train"].rows[0]], recipe.augmentation, recipe.seed)
     of_test = slice(len(parts["validation"]), None)
     scored = evaluate(probabilities[of_test], held_out.labels[of_test], dataset.classes, clock.seconds)
-    draw.everything(run, dataset, pixels, examples, scored)
+    draw.everything(run, dataset, keep.pixels, examples, scored)
     clock.lap("draw")
     return run.finish(scored, clock.seconds)

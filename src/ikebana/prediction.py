@@ -73,7 +73,7 @@ def stream(run: Run, photos: list[LoosePhoto]) -> Iterator[Prediction]:
             chunk = photos[start : start + CHUNK]
             array, statuses = _opened(chunk, run)
             rows = np.flatnonzero([status == USED for status in statuses])
-            shown = inference.Photos(array, rows, np.zeros(len(rows), np.int64))
+            shown = inference.unlabelled(array, rows)
             probabilities = iter(inference.probabilities_of(network, shown, setting))
             for photo, status in zip(chunk, statuses, strict=True):
                 yield _said(photo.path, status, next(probabilities) if status == USED else None, run.classes)

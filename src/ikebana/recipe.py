@@ -9,6 +9,7 @@ from ikebana.errors import RecipeError
 Fit = Literal["squash", "crop"]
 SplitName = Literal["stratified", "shuffle"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Trained = Literal["all", "head", "tail"]
 
 
 def choice(default: Any, explanation: str) -> Any:
@@ -28,14 +29,51 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """How a pretrained network becomes a classifier of other photos: a new head on it, then perhaps more of it."""
+
+    logistic: bool = False  # the head is a logistic regression; otherwise it is trained like any layer
+    dropout: float = 0.0  # of the head's input
+    hidden: int = 0  # width of a dense layer with ReLU before the last; 0 for none
+    hidden_dropout: float = 0.0  # of that layer's output
+    kept: bool = False  # the head learns from features that are kept on disk: the backbone sees each photo once
+    head_epochs: int = 0  # in which the head alone is trained, before the recipe's own epochs
+    head_learning_rate: float = 0.0
+    trained: Trained = "head"  # in the recipe's own epochs
+    tail_from: str = ""  # the first stage of the tail; for the tutorial's network the last 50 of Keras' layers
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the weights move, where it is not the tutorial's way (RMSprop at one learning rate): AdamW, rising, then falling."""
+
+    weight_decay: float
+    layer_decay: float  # each stage learns at this share of the rate of the stage above it
+    warm_up: float  # share of the steps in which the rate rises from 0; then it falls to 0 along a cosine
+    label_smoothing: float  # share of the truth given to all classes alike
+    averaging: float  # the network that counts is a running mean of the weights; this much of it stays at each step
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Every choice of a run. The photos, this and the versions of the libraries make a run again."""
 
     name: str = "custom"
-    network: str = choice("tutorial", "the network; 'tutorial' has four convolutions and two dense layers")
-    side: int = choice(150, "photos become squares of this many pixels")
+    network: str = choice(
+        "tutorial",
+        "tutorial (four convolutions, two dense layers), keras_inception_v3, or the name of any network of timm",
+    )
+    weights: str = choice(
+        "", "a file with the network's pretrained weights (.safetensors or .pth); found by itself if not given"
+    )
+    until: str = choice("", "the last block of keras_inception_v3 that is used: mixed8, say")
+    side: int = choice(150, "photos become squares of this many pixels; 0 for the side that the network was made for")
     fit: Fit = choice("squash", "how they become square: squash them, or cut out the centre")
-    dropout: float = choice(0.0, "share of the flattened features left out at random in each training step")
+    dropout: float = choice(
+        0.0, "share of the tutorial network's flattened features left out at random in each training step"
+    )
+    transfer: Transfer | None = None
+    tuning: Tuning | None = None
     augmentation: Augmentation | None = None
     learning_rate: float = choice(1e-3, "step size of RMSprop")
     batch: int = choice(128, "photos a training step")
@@ -59,7 +97,8 @@ def _problems(recipe: Recipe) -> list[str]:
     shares = recipe.parts
     whole = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0 and shares[2] > 0 and abs(sum(shares) - 1) < 1e-6
     rules = {
-        f"side is {recipe.side}; it must lie between 8 and 2048 pixels": 8 <= recipe.side <= 2048,
+        f"side is {recipe.side}; it must lie between 8 and 2048 pixels, or be 0": recipe.side == 0
+        or 8 <= recipe.side <= 2048,
         f"dropout is {recipe.dropout}; it must be at least 0 and below 1": 0 <= recipe.dropout < 1,
         f"learning rate is {recipe.learning_rate}; it must be above 0": recipe.learning_rate > 0,
         f"batch is {recipe.batch}; it must be at least 1": recipe.batch >= 1,
@@ -79,6 +118,7 @@ def _listed(numbers: tuple[float, ...]) -> str:
     return ", ".join(f"{number:g}" for number in numbers)
 
 
+KERAS_INCEPTION = "keras_inception_v3"  # InceptionV3 to Keras' arithmetic; timm's own is inception_v3
 TUTORIAL_AUGMENTATION = Augmentation(rotation=40, shift=(0.2, 0.2), shear=0.2, zoom=0.2, flip=True)
 
 # What each named recipe should give on the 4,317 Flowers Recognition photos with the tutorial's split (864 test
@@ -88,9 +128,40 @@ RECIPES: Mapping[str, Recipe] = {
     "augmented": Recipe(
         name="augmented", dropout=0.2, augmentation=TUTORIAL_AUGMENTATION, learning_rate=1e-5, epochs=100
     ),
+    "features": Recipe(
+        name="features",
+        network=KERAS_INCEPTION,
+        transfer=Transfer(hidden=512, hidden_dropout=0.5, kept=True),
+        learning_rate=1.5e-6,
+        epochs=120,
+    ),
+    "frozen": Recipe(
+        name="frozen",
+        network=KERAS_INCEPTION,
+        transfer=Transfer(dropout=0.2, hidden=64),
+        augmentation=TUTORIAL_AUGMENTATION,
+        learning_rate=1e-4,
+        epochs=30,
+    ),
+    "finetuned": Recipe(
+        name="finetuned",
+        network=KERAS_INCEPTION,
+        transfer=Transfer(dropout=0.2, hidden=64, head_epochs=30, head_learning_rate=1e-4, trained="tail"),
+        augmentation=TUTORIAL_AUGMENTATION,
+        learning_rate=1e-5,
+        epochs=100,
+    ),
+    "quick": Recipe(
+        name="quick",
+        network="tf_efficientnet_lite0",
+        side=0,
+        fit="crop",
+        transfer=Transfer(logistic=True, kept=True),
+        epochs=1,
+    ),
 }
 
-DEFAULT = "baseline"
+DEFAULT = "quick"
 
 # The order in which the tutorial lists the classes: its split depends on it.
 TUTORIAL_CLASS_ORDER = ("sunflower", "tulip", "rose", "daisy", "dandelion")
@@ -137,10 +208,13 @@ def from_json(values: Mapping[str, Any]) -> Recipe:
         raise RecipeError(f"this recipe is damaged: {error}") from None
 
 
+RECORDS = {"augmentation": Augmentation, "transfer": Transfer, "tuning": Tuning}
+
+
 def _as_declared(key: str, value: Any) -> Any:
     """JSON knows neither tuples nor records: give them back their type."""
-    if key == "augmentation" and isinstance(value, dict):
-        return Augmentation(**{name: _as_tuple(each) for name, each in value.items()})
+    if key in RECORDS and isinstance(value, dict):
+        return RECORDS[key](**{name: _as_tuple(each) for name, each in value.items()})
     declared = next(each.type for each in fields(Recipe) if each.name == key)
     return tuple(value) if get_origin(declared) is tuple and value is not None else value
 

@@ -1,11 +1,13 @@
 """Where a training stands, as one safetensors file: weights, the optimiser's state, the epochs so far."""
 
 import json
+import math
 import struct
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,28 +31,48 @@ class Epoch:
     seconds: float
 
 
-def save(file: Path, network: nn.Module, velocities: list[Tensor], epochs: list[Epoch]) -> None:
+@dataclass(frozen=True)
+class Saved:
+    """All that an interrupted training needs to go on."""
+
+    epochs: list[Epoch] = field(default_factory=list)  # those that are done
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # of the network, the optimiser and whatever else there is
+    best_loss: float = math.inf  # of the epoch whose weights are kept as the best
+
+    def entries(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, without that beginning."""
+        return entries_of(prefix, self.tensors)
+
+
+def entries_of(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def save(file: Path, saved: Saved) -> None:
     """Write the whole state beside, then rename it: an interrupted write costs nothing."""
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    tensors |= {f"velocity.{number:04}": value for number, value in enumerate(velocities)}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in saved.tensors.items()}
+    about = {"epochs": [asdict(each) for each in saved.epochs], "best_loss": repr(saved.best_loss)}
     with written(file) as beside:
-        save_file(tensors, beside, {"epochs": json.dumps([asdict(each) for each in epochs])})
+        save_file(tensors, beside, {"training": json.dumps(about)})
 
 
-def load(file: Path, network: nn.Module, velocities: list[Tensor]) -> list[Epoch]:
-    """Put the state back into the network and the optimiser's velocities.
+def load(file: Path) -> Saved:
+    """What `save` wrote.
 
-    returns  the epochs that it had seen
-    raises   RunError if the file is damaged or of another network
+    raises  RunError if the file is damaged
     """
+    with usable(file):
+        tensors = load_file(file)  # first: it checks the file from end to end
+        about = json.loads(_metadata(file)["training"])
+        return Saved([Epoch(**each) for each in about["epochs"]], tensors, float(about["best_loss"]))
+
+
+@contextmanager
+def usable(file: Path | None) -> Iterator[None]:
+    """Whatever shows here that a checkpoint is damaged, or of another network, becomes a RunError that says what to do."""
     try:
-        tensors = load_file(file)
-        network.load_state_dict({name[8:]: value for name, value in tensors.items() if name.startswith("network.")})
-        with torch.no_grad():
-            for number, velocity in enumerate(velocities):
-                velocity.copy_(tensors[f"velocity.{number:04}"])
-        return [Epoch(**each) for each in json.loads(_metadata(file)["epochs"])]
+        yield
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise RunError(
             f"the checkpoint cannot be used: {str(error).splitlines()[0]}",

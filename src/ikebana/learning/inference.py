@@ -1,6 +1,7 @@
 """Photos of a dataset, batch by batch, and what a network says of them."""
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,18 @@ from torch.nn import functional
 from ikebana import progress
 from ikebana.learning.device import Setting
 from ikebana.photos.dataset import PARTS, USED, Dataset
+from ikebana.photos.split import for_choices
+
+
+class Examples(Protocol):
+    """What a network is shown: photos, or features of them."""
+
+    @property
+    def labels(self) -> np.ndarray: ...  # int64 [examples]: class indices
+    @property
+    def for_choices(self) -> np.ndarray: ...  # bool [examples]: of validation photos, those that choices are made by
+    def __len__(self) -> int: ...
+    def batch(self, chosen: np.ndarray, device: str) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -20,6 +33,7 @@ class Photos:
     pixels: np.ndarray  # uint8 [rows, side, side, 3]
     rows: np.ndarray  # int64 [photos]: where in `pixels` each photo lies
     labels: np.ndarray  # int64 [photos]: class indices
+    for_choices: np.ndarray  # bool [photos]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -28,6 +42,32 @@ class Photos:
         """uint8 [photos, 3, side, side] in the channels-last format, without a copy beyond the gathering; and the labels."""
         pixels = torch.from_numpy(self.pixels[self.rows[chosen]]).permute(0, 3, 1, 2)
         return pixels.to(device), torch.from_numpy(self.labels[chosen]).to(device)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Some rows of kept features, with their labels."""
+
+    array: np.ndarray  # float [rows, ...]
+    rows: np.ndarray  # int64 [examples]: where in `array` each lies
+    labels: np.ndarray  # int64 [examples]: class indices
+    for_choices: np.ndarray  # bool [examples]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, chosen: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
+        """float32 [examples, ...], and the labels."""
+        found = torch.from_numpy(self.array[self.rows[chosen]].astype(np.float32))
+        return found.to(device), torch.from_numpy(self.labels[chosen]).to(device)
+
+    def values(self) -> np.ndarray:
+        """All of them at once: float32 [examples, ...]."""
+        return self.array[self.rows].astype(np.float32)
+
+    def first(self, count: int) -> "Features":
+        """The first ones alone."""
+        return Features(self.array, self.rows[:count], self.labels[:count], self.for_choices[:count])
 
 
 def parts(dataset: Dataset, pixels: np.ndarray) -> dict[str, Photos]:
@@ -39,22 +79,27 @@ def parts(dataset: Dataset, pixels: np.ndarray) -> dict[str, Photos]:
             pixels,
             chosen["row"].to_numpy().astype(np.int64),
             np.array([index[name] for name in chosen["label"]], np.int64),
+            for_choices(chosen["sha256"]),
         )
         for part in PARTS
         for chosen in [found.filter(pl.col("split") == part)]
     }
 
 
+def unlabelled(pixels: np.ndarray, rows: np.ndarray) -> Photos:
+    """Photos of which nobody says what they show."""
+    return Photos(pixels, rows, np.zeros(len(rows), np.int64), np.zeros(len(rows), bool))
+
+
 def joined(first: Photos, second: Photos) -> Photos:
     """The photos of both, in that order."""
-    return Photos(
-        first.pixels, np.concatenate((first.rows, second.rows)), np.concatenate((first.labels, second.labels))
-    )
+    pairs = [(getattr(first, name), getattr(second, name)) for name in ("rows", "labels", "for_choices")]
+    return Photos(first.pixels, *(np.concatenate(pair) for pair in pairs))
 
 
 @torch.inference_mode()
 def logits_of(
-    network: nn.Module, photos: Photos, setting: Setting, batch: int = 128, bar: progress.Bar | None = None
+    network: nn.Module, photos: Examples, setting: Setting, batch: int = 128, bar: progress.Bar | None = None
 ) -> np.ndarray:
     """What the network says of each photo: float32 logits [photos, classes]."""
     network.eval()
@@ -77,7 +122,7 @@ def score(logits: np.ndarray, labels: np.ndarray) -> tuple[float | None, float |
 
 
 def probabilities_of(
-    network: nn.Module, photos: Photos, setting: Setting, bar: progress.Bar | None = None
+    network: nn.Module, photos: Examples, setting: Setting, bar: progress.Bar | None = None
 ) -> np.ndarray:
     """float32 [photos, classes], each row adding up to 1; always computed in float32, so that scores do not depend on the
     number format that happened to be fastest for training."""

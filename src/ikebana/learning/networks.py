@@ -2,40 +2,38 @@
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
+from ikebana.learning import backbones
+from ikebana.learning.layers import FlattenLikeKeras, Scale, keras_initialisation
+from ikebana.learning.optimisers import Group
 from ikebana.learning.pooling import MaxPoolReLU
-from ikebana.recipe import Recipe
-
-
-class Scale(nn.Module):
-    """0 to 255 becomes 0 to 1."""
-
-    def forward(self, photos: Tensor) -> Tensor:
-        """photos  [photos, 3, side, side], uint8 or float from 0 to 255, in any memory format, which is kept"""
-        return (photos if photos.is_floating_point() else photos.float()) / 255
-
-
-class FlattenLikeKeras(nn.Module):
-    """Rows, columns, channels: the order in which Keras flattens, and free of copies in the channels-last format."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features.permute(0, 2, 3, 1).flatten(1)
+from ikebana.recipe import Recipe, Trained
 
 
 def build(recipe: Recipe, classes: int) -> nn.Module:
     """The recipe's network with the first weights that its seed draws; it gives logits [photos, classes].
 
+    A pretrained backbone's own weights are not in it yet: `backbones.fill` puts them there.
+
     raises  RecipeError if there is no such network, or the photos are too small for it
     """
-    if recipe.network != "tutorial":
-        raise RecipeError(f"there is no network {recipe.network!r}", advice="tutorial")
     torch.manual_seed(recipe.seed)
-    return _tutorial(recipe.side, recipe.dropout, classes)
+    if recipe.network == "tutorial":
+        network = _tutorial(recipe.side, recipe.dropout, classes)
+    else:
+        network = backbones.assembled(recipe, classes)
+    trained_groups(network, recipe, trained_in(recipe), recipe.learning_rate)  # so that the rest is known not to learn
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def trained_in(recipe: Recipe) -> Trained:
+    """What learns in the recipe's own epochs."""
+    return "all" if recipe.transfer is None else recipe.transfer.trained
 
 
 def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
@@ -55,17 +53,30 @@ def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
     layers["relu"] = nn.ReLU()
     layers["dense_2"] = nn.Linear(512, classes)
     network = nn.Sequential(layers)
-    network.apply(_keras_initialisation)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.apply(keras_initialisation)
+    return network
 
 
-@torch.no_grad()
-def _keras_initialisation(layer: nn.Module) -> None:
-    """Glorot uniform weights and zero biases, as Keras draws them for convolutions and dense layers."""
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        nn.init.xavier_uniform_(layer.weight)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with the side that its network was made for, if it leaves that open.
+
+    raises  RecipeError if there is no such network
+    """
+    return recipe if recipe.side else replace(recipe, side=backbones.own_side(recipe))
+
+
+def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learning_rate: float) -> list[Group]:
+    """The weights that learn, in groups of one learning rate each; the others are told not to."""
+    if not hasattr(network, "backbone"):  # the tutorial's network, or a head alone
+        return [Group(list(network.parameters()), learning_rate)]
+    return backbones.trained_groups(network, recipe, trained, learning_rate)
+
+
+def into_training(network: nn.Module, recipe: Recipe, trained: Trained) -> None:
+    """Dropout on; and BatchNorm counts along only where it is trained too."""
+    network.train()
+    if hasattr(network, "backbone"):
+        backbones.into_training(network, recipe, trained)
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,7 @@ def layers(network: nn.Module, side: int) -> list[Layer]:
     table: list[Layer] = []
 
     def note(name: str, layer: nn.Module, output: Tensor) -> None:
-        kept = [*layer.parameters(), *(each for each in layer.buffers() if each.is_floating_point())]
-        counted = sum(each.numel() for each in kept)
+        counted = sum(each.numel() for each in layer.state_dict().values() if each.is_floating_point())
         trainable = sum(each.numel() for each in layer.parameters() if each.requires_grad)
         table.append(Layer(name, type(layer).__name__, tuple(output.shape[1:]), counted, trainable))
 

@@ -112,7 +112,7 @@ def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
     shape = (dataset.photos.height, side, side, 3)
     need_space(int(np.prod(shape)), cache_folder())
     with filled(place) as folder:
-        _reserve(folder / "pixels.npy", shape)
+        reserve(folder / "pixels.npy", shape, np.dtype(np.uint8))
         array = np.load(folder / "pixels.npy", mmap_mode="r+")
         rows = list(dataset.photos.select("path", "status").iter_rows())
 
@@ -172,12 +172,12 @@ def _chunks(rows: int) -> list[range]:
     return [range(start, min(start + CHUNK, rows)) for start in range(0, rows, CHUNK)]
 
 
-def _reserve(file: Path, shape: tuple[int, ...]) -> None:
-    """An array file whose blocks exist: writing into a mapped hole on a full disk would kill the process, not raise."""
-    header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}
+def reserve(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """An array file of zeros whose blocks exist: writing into a mapped hole on a full disk would kill the process, not raise."""
+    header: dict[str, Any] = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with file.open("wb") as stream:
         np.lib.format.write_array_header_2_0(stream, header)
-        start, size = stream.tell(), int(np.prod(shape))
+        start, size = stream.tell(), int(np.prod(shape)) * dtype.itemsize
         stream.flush()
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(stream.fileno(), 0, start + size)

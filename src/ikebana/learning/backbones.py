@@ -1,0 +1,219 @@
+"""Networks on a backbone that others trained: any of timm's, or InceptionV3 as Keras builds it.
+
+A network of this kind has three parts: `normalise`, `backbone` (photo → features, a vector each) and `head`
+(features → logits).
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ikebana.errors import RecipeError
+from ikebana.learning import inception, weights
+from ikebana.learning.layers import FlattenLikeKeras, Normalise, Scale, keras_initialisation
+from ikebana.learning.optimisers import Group
+from ikebana.learning.weights import Weights
+from ikebana.recipe import KERAS_INCEPTION, Recipe, Trained, Transfer
+
+LAST_LAYERS = 50  # of Keras' layers, that the tutorial fine-tunes
+
+
+def assembled(recipe: Recipe, classes: int) -> nn.Sequential:
+    """Normalisation, backbone and head, the backbone's weights not filled in yet.
+
+    raises  RecipeError if there is no such network, or the photos are too small for it
+    """
+    if recipe.network == KERAS_INCEPTION:
+        normalise: nn.Module = Scale()
+        layers = inception.inception(recipe.until or "mixed10")
+        backbone: nn.Module = nn.Sequential(OrderedDict(layers=layers, flatten=FlattenLikeKeras()))
+    else:
+        backbone, about = _timm(recipe)
+        normalise = Normalise(about["mean"], about["std"])
+    head = _head(recipe.transfer or Transfer(), _width(backbone, recipe), classes)
+    return nn.Sequential(OrderedDict(normalise=normalise, backbone=backbone, head=head))
+
+
+def own_side(recipe: Recipe) -> int:
+    """The side in pixels that a network was made for.
+
+    raises  RecipeError if there is no such network
+    """
+    if recipe.network in ("tutorial", KERAS_INCEPTION):
+        return 150
+    return int(_about(recipe.network)["input_size"][1])
+
+
+def _timm(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
+    import timm
+
+    about = _about(recipe.network)
+    if recipe.until:
+        raise RecipeError("only keras_inception_v3 can be cut short", advice="leave out --until")
+    fixed: dict[str, Any] = {"img_size": recipe.side} if about["fixed_input_size"] else {}
+    return timm.create_model(recipe.network, pretrained=False, num_classes=0, **fixed), about
+
+
+def _about(network: str) -> dict[str, Any]:
+    """timm's facts about a network: mean, std, input_size, ...
+
+    raises  RecipeError that names similar networks if timm has none of that name
+    """
+    import timm
+
+    if not timm.is_model(network):
+        close = timm.list_models(f"*{network.split('.', maxsplit=1)[0]}*")[:8]
+        advice = ", ".join(close) if close else f"tutorial, {KERAS_INCEPTION}, or any of timm.list_models()"
+        raise RecipeError(f"there is no network {network!r}", advice=advice)
+    found = timm.get_pretrained_cfg(network)
+    return found.to_dict() if found is not None else timm.models.PretrainedCfg().to_dict()
+
+
+@torch.inference_mode()
+def _width(backbone: nn.Module, recipe: Recipe) -> int:
+    """How many features the backbone gives; found out by trying, since no attribute says so for every network."""
+    try:
+        features = backbone.eval()(torch.zeros(1, 3, recipe.side, recipe.side))
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(
+            f"photos of {recipe.side} pixels do not fit {recipe.network}: {str(error).splitlines()[0]}",
+            advice=f"--side {own_side(recipe)}",
+        ) from None
+    return features.shape[1]
+
+
+def _head(transfer: Transfer, width: int, classes: int) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if transfer.dropout:
+        layers["dropout"] = nn.Dropout(transfer.dropout)
+    if transfer.hidden:
+        layers["dense_1"] = nn.Linear(width, transfer.hidden)
+        layers["relu"] = nn.ReLU()
+        if transfer.hidden_dropout:
+            layers["hidden_dropout"] = nn.Dropout(transfer.hidden_dropout)
+        width = transfer.hidden
+    layers["dense_2" if transfer.hidden else "dense"] = nn.Linear(width, classes)
+    return nn.Sequential(layers).apply(keras_initialisation)
+
+
+def sought(recipe: Recipe) -> Weights | None:
+    """The pretrained weights that the recipe builds on, on this machine from now on; None if it builds on none.
+
+    raises  RecipeError or MachineError if they cannot be had
+    """
+    if recipe.transfer is None or recipe.network == "tutorial":
+        return None
+    name = "inception_v3" if recipe.network == KERAS_INCEPTION else recipe.network
+    return weights.find(name, Path(recipe.weights) if recipe.weights else None)
+
+
+def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
+    """Put the pretrained weights into the backbone, if the recipe builds on any.
+
+    returns  where they come from
+    raises   RecipeError if there are none, or they are of another network
+    """
+    found = sought(recipe)
+    if found is None:
+        return None
+    tensors, backbone = weights.tensors(found), network.get_submodule("backbone")
+    if recipe.network == KERAS_INCEPTION:
+        layers = backbone.get_submodule("layers")
+        assert isinstance(layers, nn.Sequential)
+        inception.load_timm(layers, tensors)
+        return found
+    own = backbone.state_dict()
+    wrong = [each for each, value in own.items() if each not in tensors or tensors[each].shape != value.shape]
+    if wrong:
+        raise RecipeError(
+            f"these weights are not of {recipe.network} at {recipe.side} pixels: {wrong[0]} is missing or of another shape",
+            where=found.file,
+            advice=f"the weights of {recipe.network}, and --side {own_side(recipe)}",
+        )
+    backbone.load_state_dict({each: tensors[each].to(value.dtype) for each, value in own.items()})
+    return found
+
+
+def provenance(weights: Weights) -> dict[str, str | None]:
+    """Where a backbone's weights come from, for `pretrained.json`."""
+    return {"source": weights.source, "sha256": weights.sha256, "license": weights.license}
+
+
+def stages(backbone: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
+    """The backbone's weights in the order in which a photo meets them, stage by stage; what belongs to none comes first.
+
+    A stage begins with a layer that has a weight matrix; norms join the one before them.
+    """
+    found: list[tuple[str, list[nn.Parameter]]] = [("", list(backbone.parameters(recurse=False)))]
+    for name, module in _children(backbone):
+        own = list(module.parameters())
+        if any(each.ndim > 1 for each in own):
+            found.append((name, own))
+        else:
+            found[-1][1].extend(own)
+    return [each for each in found if each[1]]
+
+
+def _children(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in backbone.named_children():
+        if isinstance(module, nn.Sequential):
+            yield from ((f"{name}.{number}", each) for number, each in module.named_children())
+        else:
+            yield name, module
+
+
+def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learning_rate: float) -> list[Group]:
+    """The weights that learn, in groups of one learning rate each; the others are told not to."""
+    backbone, head = network.get_submodule("backbone"), list(network.get_submodule("head").parameters())
+    network.requires_grad_(False)
+    if trained == "head":
+        groups = _group(head, learning_rate)
+    elif trained == "tail" and recipe.network == KERAS_INCEPTION:
+        groups = [Group([*_keras_tail(backbone, recipe), *head], learning_rate)]
+    else:
+        groups = _staged(backbone, head, recipe, learning_rate)
+    for group in groups:
+        for weight in group.weights:
+            weight.requires_grad_(True)
+    return groups
+
+
+def _staged(backbone: nn.Module, head: list[nn.Parameter], recipe: Recipe, learning_rate: float) -> list[Group]:
+    """The head at the full rate, each stage below it at a share of the rate above."""
+    found = stages(backbone)
+    first = 0
+    if recipe.transfer is not None and recipe.transfer.trained == "tail":
+        names = [name for name, _ in found]
+        wanted = recipe.transfer.tail_from
+        first = names.index(wanted) if wanted in names else len(found) // 2
+    groups, rate = _group(head, learning_rate), learning_rate
+    for _, own in reversed(found[first:]):
+        rate *= recipe.tuning.layer_decay if recipe.tuning is not None else 1.0
+        groups += _group(own, rate)
+    return groups
+
+
+def _group(own: list[nn.Parameter], learning_rate: float) -> list[Group]:
+    matrices, others = [each for each in own if each.ndim > 1], [each for each in own if each.ndim <= 1]
+    return [each for each in (Group(matrices, learning_rate, True), Group(others, learning_rate)) if each.weights]
+
+
+def _keras_tail(backbone: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
+    """The weights of the last 50 of Keras' layers, and of every BatchNorm."""
+    layers = inception.keras_layers(recipe.until or "mixed10")
+    last = {each.module for each in layers[-LAST_LAYERS:] if each.module is not None}
+    norms = {each.module for each in layers if each.kind == "BatchNormalization"}
+    chosen = [each.module for each in layers if each.module in last | norms and each.module is not None]
+    body = backbone.get_submodule("layers")
+    return [weight for name in chosen for weight in body.get_submodule(name).parameters()]
+
+
+def into_training(network: nn.Module, recipe: Recipe, trained: Trained) -> None:
+    """A pretrained backbone stays as it is when photos pass it, its BatchNorm's means included; but the tutorial's
+    fine-tuning trains BatchNorm, and a network that is trained from nothing must."""
+    keras_tail = recipe.network == KERAS_INCEPTION and trained == "tail"
+    network.get_submodule("backbone").train(recipe.transfer is None or keras_tail)

@@ -1,0 +1,166 @@
+"""A frozen backbone looks at each photo once; what it says lies on disk, and heads learn from that in seconds.
+
+The features of a data set are one memory-mapped array, named by the hash of all that made them: the kept pixels, the
+network, its weights, the number format. Rows are filled as they are needed and each has a checksum beside it, so a row
+that was never written, was torn by a kill, or has changed on the disk is simply computed again.
+"""
+
+import copy
+import hashlib
+import json
+import shutil
+import time
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ikebana import progress
+from ikebana.learning.device import Setting
+from ikebana.learning.inference import Features, Photos, unlabelled
+from ikebana.learning.weights import Weights
+from ikebana.photos.kept import reserve
+from ikebana.places import cache_folder, filled, need_space
+from ikebana.recipe import Recipe
+
+BATCH = 64  # photos that the backbone sees at a time
+TRIAL = 32  # photos in a trial of the speed
+ALIKE = 1e-3  # of the features' size: how far a folded backbone may be from the one it was made of
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a backbone's features are made of; the same in every way, the same features."""
+
+    pixels: str  # name of the kept pixels: the photos, the side, how they became square
+    network: str
+    weights: str  # sha256
+    until: str = ""
+
+
+def origin(pixels: str, recipe: Recipe, weights: Weights | None) -> Origin:
+    """What the features of a recipe's backbone are made of.
+
+    pixels  the name of the kept pixels
+    """
+    return Origin(pixels, recipe.network, weights.sha256 if weights is not None else "", recipe.until)
+
+
+def seer_of(network: nn.Module) -> nn.Module:
+    """Photo to features: all of a network but its head."""
+    return nn.Sequential(OrderedDict((name, network.get_submodule(name)) for name in ("normalise", "backbone")))
+
+
+def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Features:
+    """The features of these photos, computed now where they are not kept yet.
+
+    seer     normalisation and backbone: photos to features
+    setting  float32 keeps them exactly; bfloat16 is faster and keeps them in half precision
+    raises   MachineError if the disk cannot hold them
+    """
+    exact = setting.number_format == "float32"
+    shape = _shape(seer, photos)
+    array, checks = _opened(
+        origin, setting, (len(photos.pixels), *shape), np.dtype(np.float32 if exact else np.float16)
+    )
+    missing = np.array([row for row in np.unique(photos.rows) if checks[row] != _check(array[row])], np.int64)
+    if len(missing):
+        _fill(folded(seer, photos).to(setting.device), unlabelled(photos.pixels, missing), array, checks, setting)
+    return Features(array, photos.rows, photos.labels, photos.for_choices)
+
+
+@torch.inference_mode()
+def _fill(seer: nn.Module, photos: Photos, array: np.ndarray, checks: np.ndarray, setting: Setting) -> None:
+    with progress.stage("features", len(photos)) as bar:
+        for start in range(0, len(photos), BATCH):
+            rows = photos.rows[start : start + BATCH]
+            pixels, _ = photos.batch(np.arange(start, start + len(rows)), setting.device)
+            with setting.autocast():
+                found = seer(pixels).float().cpu().numpy()
+            array[rows] = found
+            checks[rows] = [_check(array[row]) for row in rows]
+            bar.advance(len(rows))
+
+
+@torch.inference_mode()
+def seconds_per_photo(network: nn.Module, side: int, setting: Setting) -> float:
+    """Time the backbone on random pixels: what a photo's features cost."""
+    pixels = np.random.default_rng(0).integers(0, 256, (TRIAL, side, side, 3), np.uint8)
+    photos = unlabelled(pixels, np.arange(TRIAL))
+    seer = folded(seer_of(network), photos).to(setting.device)
+    inputs, _ = photos.batch(photos.rows, setting.device)
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        with setting.autocast():
+            seer(inputs).float().cpu()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds) / TRIAL
+
+
+def _check(row: np.ndarray) -> int:
+    return zlib.crc32(row.tobytes()) or 1  # 0 is a row that nobody has written
+
+
+@torch.inference_mode()
+def _shape(seer: nn.Module, photos: Photos) -> tuple[int, ...]:
+    """The shape of one photo's features."""
+    side = photos.pixels.shape[1]
+    return tuple(seer.eval()(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=_device(seer))).shape[1:])
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _opened(origin: Origin, setting: Setting, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The array and its checksums, made if they are not there; another process may fill them too, with the same rows."""
+    made_of = json.dumps([*vars(origin).values(), setting.device, setting.number_format, shape, torch.__version__])
+    place = cache_folder() / "features" / hashlib.sha256(made_of.encode()).hexdigest()[:32]
+    if not _is_whole(place, shape, dtype):
+        need_space(int(np.prod(shape)) * dtype.itemsize, cache_folder())
+        with filled(place) as folder:
+            reserve(folder / "features.npy", shape, dtype)
+            reserve(folder / "checks.npy", shape[:1], np.dtype(np.uint32))
+    return np.load(place / "features.npy", mmap_mode="r+"), np.load(place / "checks.npy", mmap_mode="r+")
+
+
+def _is_whole(place: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether both files are there and of their size; what is damaged is taken away."""
+    if not place.exists():
+        return False
+    try:
+        array, checks = (np.load(place / name, mmap_mode="r") for name in ("features.npy", "checks.npy"))
+        if (array.shape, array.dtype, checks.shape, checks.dtype) == (shape, dtype, shape[:1], np.dtype(np.uint32)):
+            return True
+    except (OSError, ValueError, EOFError):
+        pass
+    progress.say("the kept features have changed on disk: they are computed again")
+    shutil.rmtree(place, ignore_errors=True)
+    return False
+
+
+@torch.inference_mode()
+def folded(seer: nn.Module, photos: Photos) -> nn.Module:
+    """A copy that computes the same with fewer passes over memory: BatchNorm becomes part of the convolution before it.
+
+    That two layers follow one another is guessed from their order in the module; the copy is used only if it agrees with
+    the original on a few of the photos.
+    """
+    lean = copy.deepcopy(seer).eval()
+    for module in lean.modules():
+        named = list(module.named_children())
+        for (first, convolution), (second, norm) in pairwise(named):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, first, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, second, getattr(norm, "act", nn.Identity()))  # timm's norms carry their activation
+    lean = lean.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    few, _ = photos.batch(np.arange(min(2, len(photos))), str(_device(seer)))
+    expected, found = seer.eval()(few), lean(few)
+    return lean if (found - expected).abs().max() <= ALIKE * expected.abs().max() else seer

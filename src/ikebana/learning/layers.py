@@ -1,0 +1,47 @@
+"""Small layers that several networks share."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Scale(nn.Module):
+    """0 to 255 becomes 0 to 1."""
+
+    def forward(self, photos: Tensor) -> Tensor:
+        """photos  [photos, 3, side, side], uint8 or float from 0 to 255, in any memory format, which is kept"""
+        return (photos if photos.is_floating_point() else photos.float()) / 255
+
+
+class FlattenLikeKeras(nn.Module):
+    """Rows, columns, channels: the order in which Keras flattens, and free of copies in the channels-last format."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.permute(0, 2, 3, 1).flatten(1)
+
+
+class Normalise(nn.Module):
+    """0 to 255 becomes what a pretrained network was trained on: (x / 255 - mean) / std, each channel apart."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        # Constants of the architecture, not weights: neither saved nor counted.
+        self.register_buffer("shift", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("scale", 1 / (torch.tensor(std).view(3, 1, 1) * 255), persistent=False)
+
+    def forward(self, photos: Tensor) -> Tensor:
+        """photos  [photos, 3, side, side], uint8 or float from 0 to 255, in any memory format, which is kept"""
+        return ((photos if photos.is_floating_point() else photos.float()) - self.shift) * self.scale
+
+
+@torch.no_grad()
+def keras_initialisation(layer: nn.Module) -> None:
+    """Glorot uniform weights and zero biases, as Keras draws them for convolutions and dense layers."""
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,94 @@
+"""What a step of training does to a network, phase by phase, and all that must be kept to go on later."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ikebana.learning import networks, optimisers
+from ikebana.learning.checkpoint import entries_of
+from ikebana.learning.device import Setting
+from ikebana.recipe import Recipe, Trained
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs in a row in which the same weights learn in the same way."""
+
+    first: int  # epoch, from 1
+    last: int
+    trained: Trained
+    learning_rate: float
+
+
+def phases(recipe: Recipe) -> list[Phase]:
+    """The head alone first, if the recipe says so; then what the recipe trains."""
+    transfer, before = recipe.transfer, 0
+    found = []
+    if transfer is not None and transfer.head_epochs:
+        before = transfer.head_epochs
+        found.append(Phase(1, before, "head", transfer.head_learning_rate))
+    return [*found, Phase(before + 1, before + recipe.epochs, networks.trained_in(recipe), recipe.learning_rate)]
+
+
+class Learner:
+    """A network on its way through a phase: what moves its weights, and their running mean where the recipe wants one."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, photos: int):
+        self.network, self.recipe, self.phase = network, recipe, phase
+        groups = networks.trained_groups(network, recipe, phase.trained, phase.learning_rate)
+        self.optimiser: optimisers.RMSprop | optimisers.AdamW
+        if recipe.tuning is None:
+            self.optimiser, self.averaged = optimisers.RMSprop(groups), None
+        else:
+            steps = (phase.last - phase.first + 1) * -(-photos // recipe.batch)
+            self.optimiser = optimisers.AdamW(groups, recipe.tuning, steps)
+            self.averaged = copy.deepcopy(network)
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that counts."""
+        return self.network if self.averaged is None else self.averaged
+
+    def step(self, inputs: Tensor, labels: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
+        """One step of gradient descent on one batch.
+
+        returns  the batch's mean loss and its logits, both as they were before the step
+        """
+        with setting.autocast():
+            logits = self.network(inputs)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no loss is taken in half precision
+        tuning = self.recipe.tuning
+        loss = functional.cross_entropy(logits, labels, label_smoothing=tuning.label_smoothing if tuning else 0.0)
+        self.network.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        if isinstance(self.optimiser, optimisers.AdamW) and self.averaged is not None:
+            stays = self.optimiser.tuning.averaging
+            optimisers.average_(self.averaged, self.network, stays, int(self.optimiser.count))
+        return loss.detach(), logits.detach()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint needs to go on from here."""
+        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        state |= {f"optimiser.{number:05}": value for number, value in enumerate(self.optimiser.state)}
+        if self.averaged is not None:
+            state |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave.
+
+        raises  KeyError or RuntimeError if it is of another network
+        """
+        if len([name for name in state if name.startswith("optimiser.")]) != len(self.optimiser.state):
+            raise KeyError("the optimiser's state is of another network")
+        self.network.load_state_dict(entries_of("network.", state))
+        for number, value in enumerate(self.optimiser.state):
+            value.copy_(state[f"optimiser.{number:05}"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(entries_of("averaged.", state))

@@ -1,0 +1,155 @@
+"""Networks on pretrained backbones: any of timm's, their parts, and which of their weights learn."""
+
+import pytest
+import torch
+from torch import nn
+
+from ikebana import recipe as recipes
+from ikebana.errors import RecipeError
+from ikebana.learning import backbones, networks
+from ikebana.recipe import Transfer, Tuning
+
+QUICK = recipes.named("quick")
+
+
+def built(name="quick", **choices):
+    recipe = networks.settled(recipes.named(name, **choices))
+    return recipe, networks.build(recipe, 5)
+
+
+def photos(side, count=2):
+    numbers = torch.Generator().manual_seed(0)
+    shape = (count, side, side, 3)
+    return torch.randint(0, 256, shape, generator=numbers, dtype=torch.uint8).permute(0, 3, 1, 2)
+
+
+def learning(network):
+    return {name for name, weight in network.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto", "vit_tiny_patch16_224"])
+def test_any_network_of_timm_takes_photos_and_gives_logits(name):
+    recipe, network = built(network=name)
+    assert recipe.side == 224
+    assert network.eval()(photos(224)).shape == (2, 5)
+    assert learning(network) == {"head.dense.weight", "head.dense.bias"}
+
+
+def test_photos_reach_the_backbone_as_it_was_trained_to_see_them():
+    import timm
+
+    _, network = built(network="resnet18")
+    found = timm.get_pretrained_cfg("resnet18")
+    assert found is not None
+    about = found.to_dict()
+    seen = network.get_submodule("normalise")(photos(224))
+    mean, std = (torch.tensor(about[name]).view(3, 1, 1) for name in ("mean", "std"))
+    torch.testing.assert_close(seen, (photos(224) / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+
+
+def test_the_pretrained_backbone_gives_timms_own_features():
+    import timm
+
+    recipe, network = built()
+    weights = backbones.fill(network, recipe)
+    assert weights is not None
+    assert weights.license == "Apache-2.0"
+    peer = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    peer.load_state_dict(network.get_submodule("backbone").state_dict())
+    shown = photos(224)
+    with torch.inference_mode():
+        ours = network.eval().get_submodule("backbone")(network.get_submodule("normalise")(shown))
+        torch.testing.assert_close(ours, peer.eval()((shown.float() - 127.5) / 127.5), rtol=1e-4, atol=1e-4)
+    assert ours.std() > 0.1  # weights that were learned, not drawn, tell photos apart
+
+
+def test_a_network_that_does_not_exist_is_refused_with_those_like_it():
+    with pytest.raises(RecipeError, match="no network") as refusal:
+        built(network="resnet1")
+    assert "resnet18" in str(refusal.value)
+
+
+def test_photos_too_small_for_a_backbone_are_refused_with_its_own_side():
+    with pytest.raises(RecipeError) as refusal:
+        built(network="inception_v3", side=64)
+    assert "--side 299" in str(refusal.value)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    _, other = built(network="resnet18")
+    file = tmp_path / "resnet18.safetensors"
+    save_file({name: value.contiguous() for name, value in other.get_submodule("backbone").state_dict().items()}, file)
+    recipe, network = built(weights=str(file))
+    with pytest.raises(RecipeError, match="not of tf_efficientnet_lite0"):
+        backbones.fill(network, recipe)
+
+
+def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
+    from safetensors.torch import save_file
+
+    recipe, network = built()
+    own = network.get_submodule("backbone").state_dict()
+    mine = {name: torch.full_like(value, 0.5).contiguous() for name, value in own.items()}
+    save_file(mine, tmp_path / "mine.safetensors")
+    recipe = recipes.changed(recipe, weights=str(tmp_path / "mine.safetensors"))
+    found = backbones.fill(network, recipe)
+    assert found is not None
+    assert str(tmp_path) in found.source
+    assert all((weight == 0.5).all() for weight in network.get_submodule("backbone").parameters())
+
+
+def test_stages_hold_each_weight_once_in_the_order_of_the_photos_way():
+    _, network = built()
+    backbone = network.get_submodule("backbone")
+    stages = backbones.stages(backbone)
+    assert [name for name, _ in stages] == ["conv_stem", *(f"blocks.{number}" for number in range(7)), "conv_head"]
+    counted = [id(weight) for _, own in stages for weight in own]
+    assert sorted(counted) == sorted(id(weight) for weight in backbone.parameters())
+
+
+def tuned(trained, tail_from="blocks.4", layer_decay=0.5):
+    tuning = Tuning(weight_decay=0.02, layer_decay=layer_decay, warm_up=0.1, label_smoothing=0.1, averaging=0.9)
+    return recipes.changed(QUICK, side=64, transfer=Transfer(trained=trained, tail_from=tail_from), tuning=tuning)
+
+
+def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
+    recipe = tuned("tail")
+    network = networks.build(recipe, 5)
+    stages = {name.split(".")[1] + "." + name.split(".")[2] for name in learning(network) if ".blocks." in name}
+    assert stages == {"blocks.4", "blocks.5", "blocks.6"}
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    rates = {}
+    for group in networks.trained_groups(network, recipe, "tail", 1.0):
+        for weight in group.weights:
+            rates[names[id(weight)]] = group.learning_rate
+            assert group.decays == (weight.ndim > 1)
+    assert set(rates) == learning(network)
+    assert rates["head.dense.weight"] == 1
+    assert rates["backbone.conv_head.weight"] == 0.5
+    assert rates["backbone.blocks.6.0.conv_pw.weight"] == 0.25
+    assert rates["backbone.blocks.4.0.conv_pw.weight"] == 0.0625
+
+
+def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
+    from ikebana.learning import device
+    from ikebana.learning.learner import Learner, phases
+
+    recipe = tuned("tail")
+    network = networks.build(recipe, 5)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    learner = Learner(network, recipe, phases(recipe)[0], 8)
+    networks.into_training(network, recipe, "tail")
+    for _ in range(3):
+        learner.step(photos(64, 8), torch.arange(8) % 5, device.Setting("cpu", "float32", 2, ""))
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == learning(network)  # the means of BatchNorm, below and above the cut, among what stays
+
+
+def test_the_head_has_the_layers_that_the_recipe_names():
+    recipe = recipes.changed(QUICK, side=64, transfer=Transfer(dropout=0.2, hidden=64, hidden_dropout=0.5))
+    head = networks.build(recipe, 5).get_submodule("head")
+    kinds = [type(layer) for layer in head.children()]
+    assert kinds == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+    assert [layer.p for layer in head.children() if isinstance(layer, nn.Dropout)] == [0.2, 0.5]

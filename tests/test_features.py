@@ -1,0 +1,143 @@
+"""Features are computed once, kept whole, and never trusted when they have changed."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ikebana.learning import device, features, inference
+from ikebana.learning.features import Origin
+from ikebana.places import cache_folder
+
+EXACT = device.Setting("cpu", "float32", 2, "as it comes")
+HALF = device.Setting("cpu", "bfloat16", 2, "as it comes")
+ORIGIN = Origin("some pixels", "a network", "its weights")
+
+
+class Seer(nn.Module):
+    """A small backbone that counts the photos it sees."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, 8, 3, stride=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.norm.register_buffer("running_mean", torch.randn(8))
+        self.norm.register_buffer("running_var", torch.rand(8) * 3)
+        self.seen = [0]  # a list: copies of the backbone count in the same one
+
+    def forward(self, photos):
+        self.seen[0] += len(photos)
+        return torch.relu(self.norm(self.convolution(photos.float() / 255))).mean((2, 3))
+
+    def __deepcopy__(self, memo):
+        copied = Seer()
+        copied.seen = self.seen
+        return copied
+
+
+@pytest.fixture
+def seer():
+    return Seer().eval()
+
+
+def photos(rows, count=20, side=16):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+    return inference.unlabelled(pixels, np.array(rows, np.int64))
+
+
+def computed(seer, shown, setting=EXACT):
+    """How many photos the backbone saw for this, and what came of it."""
+    before = seer.seen[0]
+    found = features.of(seer, ORIGIN, shown, setting)
+    # one zero photo tells the shape, and a few compare the folded copy with the original
+    few = 1 + (2 * min(2, len(np.unique(shown.rows))) if seer.seen[0] - before > 1 else 0)
+    return seer.seen[0] - before - few, found.values()
+
+
+def expected(seer, shown):
+    with torch.inference_mode():
+        return seer(shown.batch(np.arange(len(shown)), "cpu")[0]).numpy()
+
+
+def test_kept_features_are_what_the_backbone_says(seer):
+    shown = photos([3, 1, 19, 1])
+    _, found = computed(seer, shown)
+    np.testing.assert_allclose(found, expected(seer, shown), rtol=1e-5, atol=1e-6)
+
+
+def test_each_photo_is_seen_once_and_more_photos_cost_only_themselves(seer):
+    assert computed(seer, photos([0, 1, 2, 3, 4]))[0] == 5
+    assert computed(seer, photos([4, 3]))[0] == 0
+    seen, found = computed(seer, photos([3, 4, 5, 6]))
+    assert seen == 2
+    np.testing.assert_allclose(found, expected(seer, photos([3, 4, 5, 6])), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_has_changed_on_the_disk_is_computed_again(seer):
+    _, before = computed(seer, photos(range(10)))
+    (file,) = cache_folder().glob("features/*/features.npy")
+    array = np.load(file, mmap_mode="r+")
+    array[4, 2] += 1
+    array.flush()
+    seen, after = computed(seer, photos(range(10)))
+    assert seen == 1
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)  # the last bit depends on the batch
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:40], lambda data: b"", lambda data: data[:-7]])
+@pytest.mark.parametrize("name", ["features.npy", "checks.npy"])
+def test_files_that_are_no_longer_whole_are_made_again(seer, damage, name):
+    _, before = computed(seer, photos(range(10)))
+    (file,) = cache_folder().glob(f"features/*/{name}")
+    file.write_bytes(damage(file.read_bytes()))
+    seen, after = computed(seer, photos(range(10)))
+    assert seen == 10
+    np.testing.assert_array_equal(after, before)
+
+
+def test_other_pixels_other_weights_and_another_format_have_features_of_their_own(seer):
+    shown = photos(range(5))
+    for origin in (ORIGIN, Origin("others", "a network", "its weights"), Origin("some pixels", "a network", "others")):
+        for setting in (EXACT, HALF):
+            features.of(seer, origin, shown, setting)
+    assert len(list(cache_folder().glob("features/*"))) == 6
+
+
+def test_half_precision_is_close_and_takes_half_the_space(seer):
+    shown = photos(range(10))
+    exact, half = (features.of(seer, ORIGIN, shown, setting) for setting in (EXACT, HALF))
+    assert (exact.array.dtype, half.array.dtype) == (np.float32, np.float16)
+    assert np.abs(half.values() - exact.values()).max() < 0.02 * np.abs(exact.values()).max()
+
+
+def test_a_folded_backbone_computes_the_same_and_one_that_would_not_is_left_as_it_is():
+    timm = pytest.importorskip("timm")
+    shown = photos(range(4), side=64)
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
+    floats = nn.Sequential(Float(), network).eval()
+    lean = features.folded(floats, shown)
+    assert not [each for each in lean.modules() if isinstance(each, nn.BatchNorm2d)]
+    pixels, _ = shown.batch(np.arange(4), "cpu")
+    with torch.inference_mode():
+        torch.testing.assert_close(lean(pixels), floats(pixels), rtol=1e-3, atol=1e-5)
+    crooked = nn.Sequential(Float(), Crooked()).eval()
+    assert features.folded(crooked, shown) is crooked
+
+
+class Float(nn.Module):
+    def forward(self, photos):
+        return photos.float() / 255
+
+
+class Crooked(nn.Module):
+    """Its norm stands after its convolution and is used before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 1)
+        self.norm = nn.BatchNorm2d(3)
+        self.norm.register_buffer("running_mean", torch.full((3,), 5.0))
+
+    def forward(self, photos):
+        return self.convolution(torch.relu(self.norm(photos))).mean((2, 3))

