@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ikebana.errors import RecipeError
-from ikebana.learning import inception, weights
+from ikebana.learning import depthwise, inception, weights
 from ikebana.learning.layers import FlattenLikeKeras, Normalise, Scale, keras_initialisation
 from ikebana.learning.optimisers import Group
 from ikebana.learning.weights import Weights
@@ -55,7 +55,7 @@ def _timm(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
     if recipe.until:
         raise RecipeError("only keras_inception_v3 can be cut short", advice="leave out --until")
     fixed: dict[str, Any] = {"img_size": recipe.side} if about["fixed_input_size"] else {}
-    return timm.create_model(recipe.network, pretrained=False, num_classes=0, **fixed), about
+    return depthwise.replaced(timm.create_model(recipe.network, pretrained=False, num_classes=0, **fixed)), about
 
 
 def _about(network: str) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ikebana import progress
+from ikebana.learning.depthwise import Depthwise
 from ikebana.learning.device import Setting
+from ikebana.learning.inception import BatchNorm
 from ikebana.learning.inference import Features, Photos, unlabelled
 from ikebana.learning.weights import Weights
 from ikebana.photos.kept import reserve
@@ -157,8 +159,8 @@ def folded(seer: nn.Module, photos: Photos) -> nn.Module:
     for module in lean.modules():
         named = list(module.named_children())
         for (first, convolution), (second, norm) in pairwise(named):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, first, fuse_conv_bn_eval(convolution, norm))
+            if isinstance(convolution, nn.Conv2d | Depthwise) and isinstance(norm, nn.BatchNorm2d | BatchNorm):
+                setattr(module, first, fuse_conv_bn_eval(convolution, norm))  # type: ignore[type-var]
                 setattr(module, second, getattr(norm, "act", nn.Identity()))  # timm's norms carry their activation
     lean = lean.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     few, _ = photos.batch(np.arange(min(2, len(photos))), str(_device(seer)))
