@@ -18,13 +18,12 @@ CORNER = 3  # side of the kernel that has a fast way back
 class Depthwise(nn.Module):
     """Takes the place of a depthwise `nn.Conv2d`: the same weights under the same names, the same function."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, convolution: nn.Conv2d, same: bool):
         super().__init__()
-        self.weight = convolution.weight
-        self.register_parameter("bias", convolution.bias)
+        self.weight, self.bias = convolution.weight, convolution.bias
         self.kernel, self.stride = convolution.kernel_size[0], convolution.stride[0]
         self.padding, self.same = convolution.padding, same  # same: as TensorFlow pads, more below and right than above
 
