@@ -42,7 +42,7 @@ def test_photos_reach_the_backbone_as_it_was_trained_to_see_them():
     found = timm.get_pretrained_cfg("resnet18")
     assert found is not None
     about = found.to_dict()
-    seen = network.get_submodule("normalise")(photos(224))
+    seen = network.get_submodule("seer.normalise")(photos(224))
     mean, std = (torch.tensor(about[name]).view(3, 1, 1) for name in ("mean", "std"))
     torch.testing.assert_close(seen, (photos(224) / 255 - mean) / std, rtol=1e-5, atol=1e-5)
 
@@ -55,10 +55,10 @@ def test_the_pretrained_backbone_gives_timms_own_features():
     assert weights is not None
     assert weights.license == "Apache-2.0"
     peer = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    peer.load_state_dict(network.get_submodule("backbone").state_dict())
+    peer.load_state_dict(network.get_submodule("seer.backbone").state_dict())
     shown = photos(224)
     with torch.inference_mode():
-        ours = network.eval().get_submodule("backbone")(network.get_submodule("normalise")(shown))
+        ours = network.eval().get_submodule("seer.backbone")(network.get_submodule("seer.normalise")(shown))
         torch.testing.assert_close(ours, peer.eval()((shown.float() - 127.5) / 127.5), rtol=1e-4, atol=1e-4)
     assert ours.std() > 0.1  # weights that were learned, not drawn, tell photos apart
 
@@ -80,7 +80,9 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
     _, other = built(network="resnet18")
     file = tmp_path / "resnet18.safetensors"
-    save_file({name: value.contiguous() for name, value in other.get_submodule("backbone").state_dict().items()}, file)
+    save_file(
+        {name: value.contiguous() for name, value in other.get_submodule("seer.backbone").state_dict().items()}, file
+    )
     recipe, network = built(weights=str(file))
     with pytest.raises(RecipeError, match="not of tf_efficientnet_lite0"):
         backbones.fill(network, recipe)
@@ -90,23 +92,35 @@ def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     from safetensors.torch import save_file
 
     recipe, network = built()
-    own = network.get_submodule("backbone").state_dict()
+    own = network.get_submodule("seer.backbone").state_dict()
     mine = {name: torch.full_like(value, 0.5).contiguous() for name, value in own.items()}
     save_file(mine, tmp_path / "mine.safetensors")
     recipe = recipes.changed(recipe, weights=str(tmp_path / "mine.safetensors"))
     found = backbones.fill(network, recipe)
     assert found is not None
     assert str(tmp_path) in found.source
-    assert all((weight == 0.5).all() for weight in network.get_submodule("backbone").parameters())
+    assert all((weight == 0.5).all() for weight in network.get_submodule("seer.backbone").parameters())
 
 
 def test_stages_hold_each_weight_once_in_the_order_of_the_photos_way():
     _, network = built()
-    backbone = network.get_submodule("backbone")
+    backbone = network.get_submodule("seer.backbone")
     stages = backbones.stages(backbone)
     assert [name for name, _ in stages] == ["conv_stem", *(f"blocks.{number}" for number in range(7)), "conv_head"]
     counted = [id(weight) for _, own in stages for weight in own]
     assert sorted(counted) == sorted(id(weight) for weight in backbone.parameters())
+
+
+def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
+    recipe = recipes.changed(QUICK, side=64, transfer=Transfer(mirrored=True))
+    network = networks.build(recipe, 5).eval()
+    shown = photos(64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(shown), network(shown.flip(3)), rtol=1e-4, atol=1e-5)
+        plain = networks.build(recipes.changed(recipe, transfer=Transfer()), 5).eval()
+        assert not torch.allclose(plain(shown), plain(shown.flip(3)), rtol=1e-3)
+        networks.into_training(network, recipe, "head")
+        torch.testing.assert_close(network(shown), plain(shown))  # while it learns it sees each photo once
 
 
 def tuned(trained, tail_from="blocks.4", layer_decay=0.5):
@@ -117,7 +131,7 @@ def tuned(trained, tail_from="blocks.4", layer_decay=0.5):
 def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
     recipe = tuned("tail")
     network = networks.build(recipe, 5)
-    stages = {name.split(".")[1] + "." + name.split(".")[2] for name in learning(network) if ".blocks." in name}
+    stages = {name.split(".")[2] + "." + name.split(".")[3] for name in learning(network) if ".blocks." in name}
     assert stages == {"blocks.4", "blocks.5", "blocks.6"}
     names = {id(weight): name for name, weight in network.named_parameters()}
     rates = {}
@@ -127,9 +141,9 @@ def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
             assert group.decays == (weight.ndim > 1)
     assert set(rates) == learning(network)
     assert rates["head.dense.weight"] == 1
-    assert rates["backbone.conv_head.weight"] == 0.5
-    assert rates["backbone.blocks.6.0.conv_pw.weight"] == 0.25
-    assert rates["backbone.blocks.4.0.conv_pw.weight"] == 0.0625
+    assert rates["seer.backbone.conv_head.weight"] == 0.5
+    assert rates["seer.backbone.blocks.6.0.conv_pw.weight"] == 0.25
+    assert rates["seer.backbone.blocks.4.0.conv_pw.weight"] == 0.0625
 
 
 def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():

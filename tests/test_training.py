@@ -58,6 +58,67 @@ def test_the_same_seed_gives_the_same_bits():
     assert not same(trained()[0], trained(recipes.changed(RECIPE, seed=1))[0])
 
 
+TUNED = recipes.changed(
+    RECIPE,
+    epochs=5,
+    learning_rate=3e-3,
+    tuning=recipes.Tuning(weight_decay=0.05, layer_decay=1.0, warm_up=0.1, label_smoothing=0.1, averaging=0.5),
+)
+
+
+def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(monkeypatch):
+    seen = []
+    real = training.Best.consider
+
+    def noted(best, loss, network):
+        seen.append((loss, {name: value.clone() for name, value in network.state_dict().items()}))
+        real(best, loss, network)
+
+    monkeypatch.setattr(training.Best, "consider", noted)
+    network, epochs = trained(TUNED)
+    assert len(seen) == len(epochs) == 5
+    loss, weights = min(seen, key=lambda each: each[0])
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    validation = striped(40, seed=1)
+    logits = inference.logits_of(network, validation, SETTING)
+    chosen = validation.for_choices
+    assert inference.score(logits[chosen], validation.labels[chosen])[0] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
+    whole, _ = trained(TUNED)
+    file = tmp_path / "checkpoint"
+    stream = training.train(networks.build(TUNED, 2), TUNED, striped(96), striped(40, seed=1), SETTING, file)
+    next(stream), next(stream)
+    stream.close()
+    resumed, epochs = trained(TUNED, kept=file)
+    assert [each.epoch for each in epochs] == [1, 2, 3, 4, 5]
+    assert same(whole, resumed)
+
+
+def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_phases_changes_nothing(tmp_path):
+    transfer = recipes.Transfer(trained="tail", tail_from="layer4.0", head_epochs=2, head_learning_rate=1e-3)
+    recipe = recipes.changed(RECIPE, network="resnet10t", side=64, transfer=transfer, epochs=2, learning_rate=1e-4)
+
+    def run(kept=None, epochs=4):
+        network = networks.build(recipe, 2)
+        start = {name: value.clone() for name, value in network.state_dict().items()}
+        stream = training.train(network, recipe, striped(32, side=64), striped(16, seed=1, side=64), SETTING, kept)
+        for _ in range(epochs):
+            next(stream)
+        stream.close()
+        moved = {name for name, value in network.state_dict().items() if not torch.equal(value, start[name])}
+        return network, moved
+
+    _, moved = run(epochs=2)
+    assert moved == {"head.dense.weight", "head.dense.bias"}
+    whole, moved = run()
+    assert {name.split(".")[2] for name in moved if name.startswith("seer.")} == {"layer4"}
+    run(tmp_path / "checkpoint", epochs=2)  # stopped where one phase ends and the next has not begun
+    resumed, _ = run(tmp_path / "checkpoint", epochs=4)
+    assert same(whole, resumed)
+
+
 @pytest.mark.parametrize("name", ["baseline", "augmented"])
 @pytest.mark.parametrize("stop", [1, 3])
 def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
@@ -200,3 +261,42 @@ def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
+
+
+PART = recipes.Augmentation(area=0.3)
+
+
+def corners(maps, side):
+    """Where the middles of the four corner pixels are taken from, in pixels from the photo's centre: [count, 4, 2]."""
+    edge = (side - 1) / 2
+    places = torch.tensor([[x, y, 1.0] for x in (-edge, edge) for y in (-edge, edge)], dtype=maps.dtype)
+    return torch.einsum("cij,pj->cpi", maps, places)
+
+
+def test_a_part_of_a_photo_lies_within_it_and_has_the_area_that_was_asked():
+    maps = augmentation.random_maps(500, 64, PART, torch.Generator().manual_seed(0))
+    found = corners(maps, 64)
+    assert found.abs().max() <= 1.11 * 32  # the most elongated of the largest parts reach a tenth beyond
+    area = (maps[:, 0, 0] * maps[:, 1, 1]).abs()
+    assert 0.3 <= area.min() < 0.35
+    assert 0.95 < area.max() <= 1
+    assert (found.mean(1).std(0) > 2).all()  # not always the centre
+
+
+def test_other_light_changes_no_photo_beyond_its_reach():
+    photos = torch.full((200, 3, 4, 4), 100.0)
+    photos[:, :, :2] = 120
+    lit = augmentation.relit(photos.clone(), 0.2, torch.Generator().manual_seed(0))
+    brightness = lit.mean((1, 2, 3)) / 110
+    assert 0.8 <= brightness.min() < 0.83
+    assert 1.17 < brightness.max() <= 1.2
+    contrast = (lit[:, 0, 0, 0] - lit[:, 0, 3, 0]) / 20 / brightness
+    assert 0.8 <= contrast.min() < 0.83
+    assert 1.17 < contrast.max() <= 1.2
+
+
+def test_photos_stay_within_black_and_white():
+    photos = torch.rand((8, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 255
+    lit = augmentation.relit(photos, 0.9, torch.Generator().manual_seed(0))
+    assert lit.min() >= 0
+    assert lit.max() <= 255

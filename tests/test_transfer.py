@@ -78,6 +78,53 @@ def test_it_works_unplugged(photos, tmp_path, monkeypatch):
     assert ikebana.fit(photos, run=tmp_path / "run", **SMALL).finished
 
 
+GOOD = {"side": 64, "precision": "float32", "batch": 16, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def tuned(photos, cache, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(cache))
+        return ikebana.fit(photos, "good", run=tmp_path_factory.mktemp("tuned") / "run", **GOOD)
+
+
+def test_fine_tuning_begins_with_a_head_and_moves_the_tail_alone(tuned, photos, tmp_path):
+    from safetensors.numpy import load_file
+
+    from ikebana.learning import weights
+
+    before, after = weights.tensors(weights.find("tf_efficientnet_lite0")), load_file(tuned.weights)
+    moved = {
+        name.removeprefix("seer.backbone.")
+        for name, value in after.items()
+        if name.startswith("seer.") and not np.array_equal(value, before[name.removeprefix("seer.backbone.")].numpy())
+    }
+    assert moved
+    assert all(name.startswith(("blocks.3", "blocks.4", "blocks.5", "blocks.6", "conv_head", "bn2")) for name in moved)
+    assert not [name for name in moved if "running" in name]  # BatchNorm stays as it was
+    assert tuned.epochs[0]["train_accuracy"] > 0.6  # a head that was drawn at random would begin at 0.2
+
+
+def test_fine_tuning_that_was_stopped_goes_on_to_the_very_same_weights(tuned, photos, tmp_path, monkeypatch):
+    from ikebana.learning.learner import Learner
+
+    real, calls = Learner.step, []
+
+    def stops_in_the_second_epoch(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(Learner, "step", stops_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        ikebana.fit(photos, "good", run=tmp_path / "stopped", **GOOD)
+    monkeypatch.setattr(Learner, "step", real)
+    assert len(ikebana.open_run(tmp_path / "stopped").epochs) == 1
+    resumed = ikebana.resume(tmp_path / "stopped")
+    assert resumed.weights.read_bytes() == tuned.weights.read_bytes()
+
+
 def test_a_head_can_be_trained_like_any_layer_on_kept_features(photos, tmp_path, cache):
     from ikebana.recipe import RECIPES, Transfer, changed
 

@@ -9,7 +9,7 @@ from ikebana import recipe as recipes
 from ikebana import run as runs
 from ikebana.learning import augmentation, backbones, checkpoint, device, features, fitting, inference, networks
 from ikebana.learning.device import Setting
-from ikebana.learning.forecast import forecast, prepared
+from ikebana.learning.forecast import forecast, next_step, prepared
 from ikebana.photos import audit, intake, kept, split
 from ikebana.photos.dataset import Dataset
 from ikebana.photos.kept import Kept
@@ -71,10 +71,13 @@ def _taken_in(found: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:
 
 def _interruptible(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clock: Stopwatch) -> Run:
     try:
-        return _train_and_score(run, dataset, keep, setting, clock)
+        made = _train_and_score(run, dataset, keep, setting, clock)
     except KeyboardInterrupt:
         progress.say(f"stopped; nothing is lost. To go on: ikebana fit --resume {run.folder}")
         raise
+    if advice := next_step(dataset, run.recipe, setting):
+        progress.say(advice)
+    return made
 
 
 def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clock: Stopwatch) -> Run:

@@ -2,6 +2,7 @@
 
 recipe.json                 every choice
 source.json                 where the photos are, their fingerprint, the classes
+pretrained.json             where the pretrained weights came from, and their licence; if the recipe builds on any
 dataset.parquet             one row for every path found: used or why not, label, split, sha256
 audit.json                  what is odd about the files
 environment.json            what it ran on, and why it was used like that

@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from ikebana.recipe import Augmentation
 
+PROPORTION = 0.2  # a part of a photo is up to exp(0.2) times as wide as high, or as high as wide
+
 
 def augmented(photos: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
     """Each photo of the batch changed in its own way.
@@ -23,7 +25,8 @@ def augmented(photos: Tensor, augmentation: Augmentation, generator: torch.Gener
     returns    float32 of the same shape, 0 to 255, channels last
     """
     maps = random_maps(len(photos), photos.shape[-1], augmentation, generator)
-    return warped(photos, maps)
+    changed = warped(photos, maps)
+    return relit(changed, augmentation.light, generator) if augmentation.light else changed
 
 
 def random_maps(count: int, side: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
@@ -42,8 +45,45 @@ def random_maps(count: int, side: int, augmentation: Augmentation, generator: to
     zoom_x, zoom_y = 1 + uniform(augmentation.zoom), 1 + uniform(augmentation.zoom)
     flipped = torch.rand(count, generator=generator, dtype=torch.float64) < (0.5 if augmentation.flip else 0.0)
     maps = affine_maps(rotation, shift_x, shift_y, shear, zoom_x, zoom_y)
+    if augmentation.area < 1:
+        maps = _of_parts(maps, augmentation.area, side, generator)
     maps[flipped, :, 0] *= -1  # Keras flips after it has warped: the changed photo's x is mirrored about its centre
     return maps
+
+
+def _of_parts(maps: Tensor, area: float, side: int, generator: torch.Generator) -> Tensor:
+    """The maps, each of a part of its photo instead of the whole.
+
+    area     the least share of the photo
+    returns  float64 [count, 2, 3]
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(len(maps), generator=generator, dtype=torch.float64)
+
+    size, proportion = uniform(area, 1).sqrt(), uniform(-PROPORTION, PROPORTION).exp().sqrt()
+    width, height = size * proportion, size / proportion
+    maps = (
+        maps * torch.stack((width, height, torch.ones_like(width)), 1)[:, None]
+    )  # x and y of the changed photo shrink
+    for axis, extent in enumerate((width, height)):
+        maps[:, axis, 2] += uniform(-1, 1) * (1 - extent).clamp(min=0) * side / 2
+    return maps
+
+
+def relit(photos: Tensor, reach: float, generator: torch.Generator) -> Tensor:
+    """Photos in another light: contrast about each photo's own mean, then brightness.
+
+    photos  float [photos, 3, side, side], 0 to 255; changed in place
+    """
+
+    def factor() -> Tensor:
+        drawn = 1 + (2 * torch.rand(len(photos), generator=generator) - 1) * reach
+        return drawn.to(photos.device).view(-1, 1, 1, 1)
+
+    mean = photos.mean((1, 2, 3), keepdim=True)
+    contrast, brightness = factor(), factor()
+    return photos.sub_(mean).mul_(contrast).add_(mean).mul_(brightness).clamp_(0, 255)
 
 
 def affine_maps(

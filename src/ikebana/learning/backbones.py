@@ -1,6 +1,6 @@
 """Networks on a backbone that others trained: any of timm's, or InceptionV3 as Keras builds it.
 
-A network of this kind has three parts: `normalise`, `backbone` (photo → features, a vector each) and `head`
+A network of this kind has two parts: `seer` (photo → features, a vector each: normalisation and backbone) and `head`
 (features → logits).
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
 from ikebana.learning import depthwise, inception, weights
@@ -35,7 +35,24 @@ def assembled(recipe: Recipe, classes: int) -> nn.Sequential:
         backbone, about = _timm(recipe)
         normalise = Normalise(about["mean"], about["std"])
     head = _head(recipe.transfer or Transfer(), _width(backbone, recipe), classes)
-    return nn.Sequential(OrderedDict(normalise=normalise, backbone=backbone, head=head))
+    mirrored = recipe.transfer is not None and recipe.transfer.mirrored
+    return nn.Sequential(OrderedDict(seer=Seer(normalise, backbone, mirrored), head=head))
+
+
+class Seer(nn.Module):
+    """Photo to features; outside of training, if asked, the mean of a photo's and of its mirror image's."""
+
+    def __init__(self, normalise: nn.Module, backbone: nn.Module, mirrored: bool):
+        super().__init__()
+        self.normalise, self.backbone, self.mirrored = normalise, backbone, mirrored
+
+    def forward(self, photos: Tensor) -> Tensor:
+        """photos  uint8 or float [photos, 3, side, side], 0 to 255; returns [photos, features]"""
+        ready = self.normalise(photos)
+        features = self.backbone(ready)
+        if self.mirrored and not self.training:
+            features = (features + self.backbone(ready.flip(3))) / 2
+        return features
 
 
 def own_side(recipe: Recipe) -> int:
@@ -120,7 +137,7 @@ def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
     found = sought(recipe)
     if found is None:
         return None
-    tensors, backbone = weights.tensors(found), network.get_submodule("backbone")
+    tensors, backbone = weights.tensors(found), network.get_submodule("seer.backbone")
     if recipe.network == KERAS_INCEPTION:
         layers = backbone.get_submodule("layers")
         assert isinstance(layers, nn.Sequential)
@@ -168,7 +185,7 @@ def _children(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learning_rate: float) -> list[Group]:
     """The weights that learn, in groups of one learning rate each; the others are told not to."""
-    backbone, head = network.get_submodule("backbone"), list(network.get_submodule("head").parameters())
+    backbone, head = network.get_submodule("seer.backbone"), list(network.get_submodule("head").parameters())
     network.requires_grad_(False)
     if trained == "head":
         groups = _group(head, learning_rate)
@@ -216,4 +233,4 @@ def into_training(network: nn.Module, recipe: Recipe, trained: Trained) -> None:
     """A pretrained backbone stays as it is when photos pass it, its BatchNorm's means included; but the tutorial's
     fine-tuning trains BatchNorm, and a network that is trained from nothing must."""
     keras_tail = recipe.network == KERAS_INCEPTION and trained == "tail"
-    network.get_submodule("backbone").train(recipe.transfer is None or keras_tail)
+    network.get_submodule("seer.backbone").train(recipe.transfer is None or keras_tail)

@@ -11,7 +11,6 @@ import json
 import shutil
 import time
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -54,11 +53,6 @@ def origin(pixels: str, recipe: Recipe, weights: Weights | None) -> Origin:
     return Origin(pixels, recipe.network, weights.sha256 if weights is not None else "", recipe.until)
 
 
-def seer_of(network: nn.Module) -> nn.Module:
-    """Photo to features: all of a network but its head."""
-    return nn.Sequential(OrderedDict((name, network.get_submodule(name)) for name in ("normalise", "backbone")))
-
-
 def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Features:
     """The features of these photos, computed now where they are not kept yet.
 
@@ -95,7 +89,7 @@ def seconds_per_photo(network: nn.Module, side: int, setting: Setting) -> float:
     """Time the backbone on random pixels: what a photo's features cost."""
     pixels = np.random.default_rng(0).integers(0, 256, (TRIAL, side, side, 3), np.uint8)
     photos = unlabelled(pixels, np.arange(TRIAL))
-    seer = folded(seer_of(network), photos).to(setting.device)
+    seer = folded(network.get_submodule("seer"), photos).to(setting.device)
     inputs, _ = photos.batch(photos.rows, setting.device)
     seconds = []
     for _ in range(3):

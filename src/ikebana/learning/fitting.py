@@ -36,7 +36,7 @@ def lesson(network: nn.Module, recipe: Recipe, parts: dict[str, Photos], origin:
     transfer, held_out = recipe.transfer, inference.joined(parts["validation"], parts["test"])
     if transfer is None or not (transfer.kept or transfer.logistic):
         return Lesson(network, parts["train"], parts["validation"], held_out)
-    see = features.seer_of(network)
+    see = network.get_submodule("seer")
     train = features.of(see, origin, parts["train"], setting)
     if not transfer.kept:
         validation = features.of(see, origin, parts["validation"], setting)

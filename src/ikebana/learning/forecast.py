@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ikebana import recipe as recipes
 from ikebana.learning import device, features, networks, training
 from ikebana.learning.device import Setting
 from ikebana.photos import kept
@@ -54,13 +55,26 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting) -> Forecast:
     disk = 0.0 if there else float(kept.size_on_disk(dataset, recipe.side))
     network = networks.build(recipe, len(dataset.classes))
     weights = sum(each.numel() for each in network.parameters())
-    batch = min(features.BATCH if of_features else recipe.batch, max(1, int(photos * recipe.parts[0])))
-    step = networks.activation_bytes(networks.layers(network, recipe.side), batch, setting.dtype.itemsize)
-    memory = LIBRARIES + (0.5 if of_features else 2.5) * step + 16 * weights
+    table, size = networks.layers(network, recipe.side), setting.dtype.itemsize
+    if of_features:  # seen once: a few layers' outputs lie in memory at a time
+        step = 4 * max(networks.activation_bytes([layer], features.BATCH, 4) for layer in table)
+    else:
+        step = networks.activation_bytes(networks.from_first_trained(table), min(recipe.batch, photos), size)
+    memory = LIBRARIES + 2.5 * step + 16 * weights
     on_disk = "kept from before" if there else f"{disk / 1e9:.2f} GB in the cache"
     work = f"each photo seen once by {recipe.network}" if of_features else _epochs(recipe.epochs, epoch)
     text = f"expected: {_duration(seconds)} ({work}), {memory / 1e9:.1f} GB of memory, pixels {on_disk}"
     return Forecast(seconds, disk, memory, text)
+
+
+def next_step(dataset: Dataset, recipe: Recipe, setting: Setting) -> str:
+    """What the next better recipe would cost here and usually gains; nothing if there is none."""
+    better = recipes.BETTER.get(recipe.name)
+    if better is None or setting.seconds_per_photo is None:
+        return ""
+    shown = dataset.used.height * recipes.RECIPES[better.recipe].epochs * recipe.parts[0]
+    seconds = shown * setting.seconds_per_photo * better.times_a_look
+    return f"better still: --recipe {better.recipe}, about {_duration(seconds)} here; {better.gain}"
 
 
 def _epochs(count: int, seconds: float) -> str:

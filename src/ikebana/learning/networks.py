@@ -67,7 +67,7 @@ def settled(recipe: Recipe) -> Recipe:
 
 def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learning_rate: float) -> list[Group]:
     """The weights that learn, in groups of one learning rate each; the others are told not to."""
-    if not hasattr(network, "backbone"):  # the tutorial's network, or a head alone
+    if not hasattr(network, "seer"):  # the tutorial's network, or a head alone
         return [Group(list(network.parameters()), learning_rate)]
     return backbones.trained_groups(network, recipe, trained, learning_rate)
 
@@ -75,7 +75,7 @@ def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learnin
 def into_training(network: nn.Module, recipe: Recipe, trained: Trained) -> None:
     """Dropout on; and BatchNorm counts along only where it is trained too."""
     network.train()
-    if hasattr(network, "backbone"):
+    if hasattr(network, "seer"):
         backbones.into_training(network, recipe, trained)
 
 
@@ -135,6 +135,12 @@ def layer_table(table: list[Layer], batch: int, side: int) -> str:
         f"labels, a batch  ({batch},) int64",
     ]
     return "\n".join(lines) + "\n"
+
+
+def from_first_trained(table: list[Layer]) -> list[Layer]:
+    """The layers whose outputs the backward pass needs: those from the first one that learns."""
+    first = next((number for number, layer in enumerate(table) if layer.trainable), 0)
+    return table[first:]
 
 
 def activation_bytes(table: list[Layer], batch: int, bytes_each: int) -> int:

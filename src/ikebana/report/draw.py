@@ -74,7 +74,8 @@ def sample_rows(dataset: Dataset) -> list[int]:
 
 def of_training(folder: Path, epochs: Sequence[dict[str, Any]], examples: Sequence[np.ndarray]) -> None:
     """Curves of loss and accuracy; one photo and four changed copies of it, if the recipe changes photos."""
-    figures.curves(epochs, folder / "curves.png")
+    if len(epochs) > 1:
+        figures.curves(epochs, folder / "curves.png")
     if examples:
         names = ["as it is", *("as trained on" for _ in examples[1:])]
         figures.photo_grid(
