@@ -103,7 +103,7 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
     clock.lap("train")
 
     with progress.stage("score", len(given.held_out)) as bar:
-        probabilities = inference.probabilities_of(given.learner, given.held_out, setting, bar)
+        probabilities = inference.probabilities_of(fitting.lean(given), given.held_out, setting, bar)
     held_out = inference.joined(parts["validation"], parts["test"])
     run.write_predictions(dataset, held_out.rows, probabilities)
     clock.lap("score")

@@ -31,7 +31,7 @@ from ikebana.places import cache_folder, filled, need_space
 from ikebana.recipe import Recipe
 
 BATCH = 64  # photos that the backbone sees at a time
-TRIAL = 32  # photos in a trial of the speed
+TRIAL = 16  # photos in a trial of the speed
 ALIKE = 1e-3  # of the features' size: how far a folded backbone may be from the one it was made of
 
 

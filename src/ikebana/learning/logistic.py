@@ -1,13 +1,18 @@
 """Features + labels → a linear head: logistic regression, its regularisation chosen on photos it has not seen."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from ikebana import progress
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 # Inverse strengths of the pull towards zero, on features of unit variance; the best lay between 1e-3 and 1e-2 for a
 # thousand features and some thousand photos (docs/log.md).
@@ -17,14 +22,7 @@ FEW = 30  # validation photos a class: with fewer the choice is made by cross-va
 FOLDS = 5
 
 
-@dataclass(frozen=True)
-class Tried:
-    """A strength of regularisation, and how it fared."""
-
-    strength: float
-    loss: float  # mean cross-entropy on photos that it was not fitted to
-    accuracy: float
-    fitted: tuple[np.ndarray, np.ndarray]  # weight and bias, of the last of the folds if there are several
+Trial = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # features and labels to fit, and to look at then
 
 
 @dataclass(frozen=True)
@@ -61,18 +59,19 @@ def fit(
         trials = [(scaled, labels, scaled_out, held_out_labels)]
     else:
         trials = _folds(scaled, labels, seed)
-    tried: list[Tried] = []
-    with progress.stage("choose the head", len(STRENGTHS), "strengths") as bar:
-        for strength in STRENGTHS:
-            tried.append(_tried(strength, trials, classes))
-            bar.advance(1, loss=tried[-1].loss, accuracy=tried[-1].accuracy)
-    best = min(tried, key=lambda each: each.loss)
-    weight, bias = best.fitted if len(trials) == 1 else _fitted(scaled, labels, best.strength, classes)
+    with progress.stage("choose the head", len(STRENGTHS) * len(trials), "strengths") as bar:
+        paths = [list(_path(*trial, classes, bar)) for trial in trials]
+    losses = np.mean([[loss for _, _, loss in path] for path in paths], axis=0)
+    best = int(losses.argmin())
+    if len(trials) == 1:
+        weight, bias, _ = paths[0][best]
+    else:
+        weight, bias = _fitted(_model(), STRENGTHS[best], scaled, labels, classes)
     weight = weight / spread
-    return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), best.strength)
+    return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), STRENGTHS[best])
 
 
-def _folds(scaled: np.ndarray, labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, ...]]:
+def _folds(scaled: np.ndarray, labels: np.ndarray, seed: int) -> list[Trial]:
     """The training photos, in turns without a fifth of them, on which the choice is then made."""
     from sklearn.model_selection import StratifiedKFold
 
@@ -84,24 +83,31 @@ def _folds(scaled: np.ndarray, labels: np.ndarray, seed: int) -> list[tuple[np.n
     return [(scaled[fitted], labels[fitted], scaled[left], labels[left]) for fitted, left in parts]
 
 
-def _tried(strength: float, trials: list[tuple[np.ndarray, ...]], classes: int) -> Tried:
-    losses, right, count = 0.0, 0, 0
-    weight = bias = np.zeros(0)
-    for fitted, fitted_labels, left, left_labels in trials:
-        weight, bias = _fitted(fitted, fitted_labels, strength, classes)
+def _path(
+    fitted: np.ndarray, labels: np.ndarray, left: np.ndarray, left_labels: np.ndarray, classes: int, bar: progress.Bar
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """Weight, bias and mean cross-entropy on what was left out, for each strength; each fit begins where the last one ended."""
+    model = _model()
+    for strength in STRENGTHS:
+        weight, bias = _fitted(model, strength, fitted, labels, classes)
         logits = left @ weight.T + bias
         logits -= logits.max(1, keepdims=True)
-        of_truth = logits[np.arange(len(left)), left_labels]
-        losses += float((np.log(np.exp(logits).sum(1)) - of_truth).sum())
-        right += int((logits.argmax(1) == left_labels).sum())
-        count += len(left)
-    return Tried(strength, losses / count, right / count, (weight, bias))
+        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(left)), left_labels]
+        bar.advance(1, loss=float(losses.mean()), accuracy=float((logits.argmax(1) == left_labels).mean()))
+        yield weight, bias, float(losses.mean())
 
 
-def _fitted(scaled: np.ndarray, labels: np.ndarray, strength: float, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [classes, features] and bias [classes] of scikit-learn's logistic regression, in float64."""
-    from sklearn.exceptions import ConvergenceWarning
+def _model() -> "LogisticRegression":
     from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=STEPS, warm_start=True)
+
+
+def _fitted(
+    model: "LogisticRegression", strength: float, scaled: np.ndarray, labels: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight [classes, features] and bias [classes] of scikit-learn's logistic regression."""
+    from sklearn.exceptions import ConvergenceWarning
 
     weight, bias = np.zeros((classes, scaled.shape[1])), np.full(classes, -1e4)  # an absent class is never predicted
     present = np.unique(labels)
@@ -110,9 +116,9 @@ def _fitted(scaled: np.ndarray, labels: np.ndarray, strength: float, classes: in
         return weight, bias
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest strengths need not converge to be compared
-        found = LogisticRegression(C=strength, max_iter=STEPS).fit(scaled, labels)
+        found = model.set_params(C=strength).fit(scaled, labels)
     if len(present) == 2:  # scikit-learn keeps one line for two classes
-        weight[present], bias[present] = np.stack((-found.coef_[0], found.coef_[0])) / 2, 0.0
+        weight[present] = np.stack((-found.coef_[0], found.coef_[0])) / 2
         bias[present] = np.array([-found.intercept_[0], found.intercept_[0]]) / 2
     else:
         weight[present], bias[present] = found.coef_, found.intercept_
