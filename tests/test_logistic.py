@@ -42,7 +42,8 @@ def test_it_is_scikit_learns_own_answer():
 
     features, labels = clouds(600, apart=0.5)
     found = logistic.fit(features, labels, *clouds(400, apart=0.5, seed=1), 3, seed=0)
-    peer = make_pipeline(StandardScaler(), LogisticRegression(C=found.strength, max_iter=1000)).fit(features, labels)
+    model = LogisticRegression(C=found.strength, max_iter=1000, class_weight="balanced")
+    peer = make_pipeline(StandardScaler(), model).fit(features, labels)
     ours = torch.softmax(head_of(found, 3)(torch.from_numpy(features)), 1).detach().numpy()
     np.testing.assert_allclose(ours, peer.predict_proba(features), atol=5e-3)
 
@@ -53,6 +54,17 @@ def test_the_more_the_labels_are_chance_the_more_it_is_held_back():
     chance = logistic.fit(features, labels, *clouds(400, width=300, apart=0.05, seed=1), 3, seed=0)
     clear = logistic.fit(loose, loose_labels, *clouds(400, width=300, apart=1.0, seed=1), 3, seed=0)
     assert chance.strength < clear.strength
+
+
+def test_a_small_class_is_named_as_readily_as_a_large_one():
+    features, labels = clouds(3000, classes=3, width=40, apart=0.35)
+    kept = (labels != 1) | (np.arange(3000) % 25 == 1)  # of the second class a few
+    assert 10 < sum(labels[kept] == 1) < 50
+    found = logistic.fit(features[kept], labels[kept], features[:0], labels[:0], 3, seed=0)
+    new, truth = clouds(3000, classes=3, width=40, apart=0.35, seed=1)
+    said = head_of(found, 3, width=40)(torch.from_numpy(new)).argmax(1).numpy()
+    recall = [(said == truth)[truth == name].mean() for name in range(3)]
+    assert recall[1] > 0.7 * max(recall)
 
 
 def test_a_class_without_training_photos_is_never_predicted():

@@ -29,6 +29,11 @@ def test_what_cannot_be_carried_out_is_refused_and_named(choice, value):
         recipe.named("baseline", **{choice: value})
 
 
+def test_a_recipe_for_pretrained_networks_refuses_one_that_is_not():
+    with pytest.raises(RecipeError, match="baseline"):
+        recipe.named("quick", network="tutorial")
+
+
 def test_unknown_recipes_and_choices_are_refused_with_those_that_exist():
     with pytest.raises(RecipeError) as refusal:
         recipe.named("best-ever")

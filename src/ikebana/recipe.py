@@ -111,6 +111,8 @@ def _problems(recipe: Recipe) -> list[str]:
         f"seed is {recipe.seed}; it must not be negative": recipe.seed >= 0,
         f"split seed is {recipe.split_seed}; it must not be negative": recipe.split_seed >= 0,
         f"parts are {_listed(shares)}; they must be three shares that add up to 1, training and test above 0": whole,
+        "network is tutorial, which nobody has trained before; take the recipe baseline": recipe.network != "tutorial"
+        or recipe.transfer is None,
         "the class order names a class twice": len(set(recipe.class_order)) == len(recipe.class_order),
     }
     for name, words in (("fit", get_args(Fit)), ("split", get_args(SplitName)), ("precision", get_args(Precision))):

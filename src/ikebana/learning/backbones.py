@@ -19,6 +19,9 @@ from ikebana.learning.optimisers import Group
 from ikebana.learning.weights import Weights
 from ikebana.recipe import KERAS_INCEPTION, Recipe, Trained, Transfer
 
+GOOGLES_INCEPTION = (
+    "inception_v3.tf_in1k"  # in timm's hub: the weights that Keras has; plain inception_v3 is torchvision's
+)
 LAST_LAYERS = 50  # of Keras' layers, that the tutorial fine-tunes
 
 
@@ -124,7 +127,7 @@ def sought(recipe: Recipe) -> Weights | None:
     """
     if recipe.transfer is None or recipe.network == "tutorial":
         return None
-    name = "inception_v3" if recipe.network == KERAS_INCEPTION else recipe.network
+    name = GOOGLES_INCEPTION if recipe.network == KERAS_INCEPTION else recipe.network
     return weights.find(name, Path(recipe.weights) if recipe.weights else None)
 
 

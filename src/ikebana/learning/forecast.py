@@ -14,6 +14,7 @@ READ_SECONDS = (
     0.0015  # to open one photo of a quarter of a megapixel, a thread; large ones take up to ten times as long
 )
 FORWARD_SHARE = 0.35  # of a training step's time goes into its forward pass
+HEAD_SPEED = 1e11  # operations a second, of dense layers that learn; six for each of their weights and photos
 EXACT_TOO = 1.4  # held-out photos are seen in float32, which is slower where bfloat16 is the faster
 
 
@@ -51,16 +52,21 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting) -> Forecast:
     of_features = recipe.transfer is not None and recipe.transfer.kept
     a_photo = setting.seconds_per_photo or 0.0
     epoch = photos * a_photo * (recipe.parts[0] + FORWARD_SHARE * recipe.parts[1])
-    seconds = reading + (photos * a_photo * EXACT_TOO if of_features else recipe.epochs * epoch)
     disk = 0.0 if there else float(kept.size_on_disk(dataset, recipe.side))
     network = networks.build(recipe, len(dataset.classes))
     weights = sum(each.numel() for each in network.parameters())
+    if of_features:
+        head = sum(each.numel() for each in network.get_submodule("head").parameters())
+        seconds = photos * (a_photo * EXACT_TOO + recipe.epochs * recipe.parts[0] * 6 * head / HEAD_SPEED)
+    else:
+        seconds = recipe.epochs * epoch
+    seconds += reading
     table, size = networks.layers(network, recipe.side), setting.dtype.itemsize
-    if of_features:  # seen once: a few layers' outputs lie in memory at a time
-        step = 4 * max(networks.activation_bytes([layer], features.BATCH, 4) for layer in table)
+    if of_features:  # seen once: few layers' outputs lie in memory at a time
+        step = max(networks.activation_bytes([layer], features.BATCH, 4) for layer in table)
     else:
         step = networks.activation_bytes(networks.from_first_trained(table), min(recipe.batch, photos), size)
-    memory = LIBRARIES + 2.5 * step + 16 * weights
+    memory = LIBRARIES + (5 if of_features else 2.5) * step + 16 * weights
     on_disk = "kept from before" if there else f"{disk / 1e9:.2f} GB in the cache"
     work = f"each photo seen once by {recipe.network}" if of_features else _epochs(recipe.epochs, epoch)
     text = f"expected: {_duration(seconds)} ({work}), {memory / 1e9:.1f} GB of memory, pixels {on_disk}"
