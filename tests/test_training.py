@@ -89,8 +89,9 @@ def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     whole, _ = trained(TUNED)
     file = tmp_path / "checkpoint"
     stream = training.train(networks.build(TUNED, 2), TUNED, striped(96), striped(40, seed=1), SETTING, file)
-    next(stream), next(stream)
-    stream.close()
+    for _ in range(2):
+        next(stream)
+    del stream
     resumed, epochs = trained(TUNED, kept=file)
     assert [each.epoch for each in epochs] == [1, 2, 3, 4, 5]
     assert same(whole, resumed)
@@ -106,7 +107,7 @@ def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_pha
         stream = training.train(network, recipe, striped(32, side=64), striped(16, seed=1, side=64), SETTING, kept)
         for _ in range(epochs):
             next(stream)
-        stream.close()
+        del stream
         moved = {name for name, value in network.state_dict().items() if not torch.equal(value, start[name])}
         return network, moved
 
