@@ -123,6 +123,27 @@ def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
         torch.testing.assert_close(network(shown), plain(shown))  # while it learns it sees each photo once
 
 
+def test_the_layer_table_counts_each_weight_once_and_says_which_learn():
+    recipe, network = built("good")
+    table = networks.layers(network, recipe.side)
+    weights = [*network.parameters(), *(each for name, each in network.named_buffers() if "running" in name)]
+    assert sum(layer.parameters for layer in table) == sum(each.numel() for each in weights)
+    learning = [each.numel() for each in network.parameters() if each.requires_grad]
+    assert sum(layer.trainable for layer in table) == sum(learning) > 0
+    assert all(layer.trainable for layer in networks.from_first_trained(table)[:1])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "trainable"),
+    [("features", 31_243_045, 9_440_261), ("frozen", 22_982_821, 1_180_037), ("finetuned", 22_982_821, 8_365_253)],
+)
+def test_the_tutorials_recipes_have_the_tutorials_counts(name, parameters, trainable):
+    recipe, network = built(name)
+    table = networks.layers(network, recipe.side)
+    assert sum(layer.parameters for layer in table) == parameters
+    assert sum(layer.trainable for layer in table) == trainable
+
+
 def tuned(trained, tail_from="blocks.4", layer_decay=0.5):
     tuning = Tuning(weight_decay=0.02, layer_decay=layer_decay, warm_up=0.1, label_smoothing=0.1, averaging=0.9)
     return recipes.changed(QUICK, side=64, transfer=Transfer(trained=trained, tail_from=tail_from), tuning=tuning)

@@ -95,17 +95,18 @@ def layers(network: nn.Module, side: int) -> list[Layer]:
 
     Parameters are counted as Keras does: moving means and variances count, but are not trainable.
     """
-    table: list[Layer] = []
+    table: dict[str, Layer] = {}  # by name: a photo may pass a layer twice, once as its mirror image
 
     def note(name: str, layer: nn.Module, output: Tensor) -> None:
-        counted = sum(each.numel() for each in layer.state_dict().values() if each.is_floating_point())
-        trainable = sum(each.numel() for each in layer.parameters() if each.requires_grad)
-        table.append(Layer(name, type(layer).__name__, tuple(output.shape[1:]), counted, trainable))
+        own = [value for entry, value in layer.state_dict().items() if "." not in entry and value.is_floating_point()]
+        counted = sum(each.numel() for each in own)
+        trainable = sum(each.numel() for each in layer.parameters(recurse=False) if each.requires_grad)
+        table[name] = Layer(name, type(layer).__name__, tuple(output.shape[1:]), counted, trainable)
 
     hooks = [
         layer.register_forward_hook(lambda layer, _, output, name=name: note(name, layer, output))
         for name, layer in network.named_modules()
-        if not list(layer.children())
+        if not list(layer.children()) or list(layer.parameters(recurse=False))  # timm's norms hold their activation
     ]
     device = next(network.parameters()).device
     training = network.training
@@ -114,7 +115,7 @@ def layers(network: nn.Module, side: int) -> list[Layer]:
     network.train(training)
     for hook in hooks:
         hook.remove()
-    return table
+    return list(table.values())
 
 
 def layer_table(table: list[Layer], batch: int, side: int) -> str:
