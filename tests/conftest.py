@@ -41,6 +41,19 @@ def ikebana_cache(tmp_path_factory, monkeypatch):
     return place
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One cache for all tests of a module."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def shared_cache(cache, monkeypatch, ikebana_cache):
+    """The module's cache instead of one of the test's own."""
+    monkeypatch.setenv("IKEBANA_CACHE", str(cache))
+    return cache
+
+
 @pytest.fixture(scope="session")
 def flowers() -> Path:
     """The 4,317 photos of Flowers Recognition, five class folders."""

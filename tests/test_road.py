@@ -17,6 +17,8 @@ from ikebana import paper, recipe
 from ikebana.learning import training
 from ikebana.learning.learner import Learner
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 SMALL = {"side": 48, "batch": 16, "epochs": 3, "precision": "float32"}
 FLAGS = ["--recipe", "baseline", "--side", "48", "--batch", "16", "--precision", "float32"]
 
@@ -26,16 +28,6 @@ def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn") / "photos"
     paper.draw_collection(folder, photos_per_kind=10)
     return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(cache, monkeypatch):
-    monkeypatch.setenv("IKEBANA_CACHE", str(cache))
 
 
 @pytest.fixture(scope="module")

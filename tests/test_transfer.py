@@ -10,6 +10,8 @@ import pytest
 import ikebana
 from ikebana import paper
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 SMALL = {"side": 96, "precision": "float32"}
 
 
@@ -18,16 +20,6 @@ def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn") / "photos"
     paper.draw_collection(folder, photos_per_kind=14)
     return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(cache, monkeypatch):
-    monkeypatch.setenv("IKEBANA_CACHE", str(cache))
 
 
 @pytest.fixture(scope="module")

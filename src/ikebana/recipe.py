@@ -193,7 +193,7 @@ class Better:
 
 
 # The multiple was 2.9 on an EPYC with avx512_bf16, validation included; the gain as on Flowers Recognition: bench/records.md.
-BETTER = {"quick": Better("good", 3.0, "it usually takes away a quarter to a third of the mistakes")}
+BETTER = {"quick": Better("good", 3.0, "it usually takes away about a third of the mistakes")}
 
 # The order in which the tutorial lists the classes: its split depends on it.
 TUTORIAL_CLASS_ORDER = ("sunflower", "tulip", "rose", "daisy", "dandelion")

@@ -1,0 +1,63 @@
+"""Steps of fine-tuning with torch's depthwise convolutions and with ours, in turns.
+
+python bench/depthwise.py [--network tf_efficientnet_lite0] [--side 224] [--batch 32] [--rounds 5]
+"""
+
+import argparse
+import time
+
+import timm
+import torch
+from machine import header, spread
+from torch import nn
+from torch.nn import functional
+
+from ikebana.learning import backbones, depthwise, device
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--network", default="tf_efficientnet_lite0")
+    flags.add_argument("--side", type=int, default=224)
+    flags.add_argument("--batch", type=int, default=32)
+    flags.add_argument("--rounds", type=int, default=5)
+    chosen = flags.parse_args()
+    device.prepare()
+    print(header("torch", "timm"), flush=True)
+    networks = {name: timm.create_model(chosen.network, num_classes=5).eval() for name in ("torch", "ours")}
+    depthwise.replaced(networks["ours"])
+    for network in networks.values():
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    photos = torch.rand(chosen.batch, 3, chosen.side, chosen.side).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(chosen.batch) % 5
+    stages = backbones.stages(networks["torch"])
+    for first in range(len(stages) - 2):
+        speeds: dict[str, list[float]] = {name: [] for name in networks}
+        for network in networks.values():
+            for number, (_, weights) in enumerate(backbones.stages(network)):
+                for weight in weights:
+                    weight.requires_grad_(number >= first)
+            step(network, photos, labels)
+        for _ in range(chosen.rounds):
+            for name, network in networks.items():
+                begun = time.perf_counter()
+                step(network, photos, labels)
+                speeds[name].append(chosen.batch / (time.perf_counter() - begun))
+        ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], speeds["torch"], strict=True)]
+        print(
+            f"  from {stages[first][0]:<12} torch {spread(speeds['torch'], 1)} photos/s, ours {spread(speeds['ours'], 1)}, "
+            f"times {spread(ratios, 2)}",
+            flush=True,
+        )
+
+
+def step(network: nn.Module, photos: torch.Tensor, labels: torch.Tensor) -> None:
+    """Forward and backward; the weights stay as they are."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(photos)
+    functional.cross_entropy(logits.float(), labels).backward()
+    network.zero_grad(set_to_none=True)
+
+
+if __name__ == "__main__":
+    main()
