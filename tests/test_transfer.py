@@ -13,6 +13,7 @@ from ikebana import paper
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
 SMALL = {"side": 96, "precision": "float32"}
+GOOD = {"side": 64, "precision": "float32", "batch": 16, "epochs": 2}
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +61,16 @@ def test_the_score_is_that_of_the_whole_network_from_the_files(run, photos, tmp_
         )
 
 
-def test_it_works_unplugged(photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", ["quick", "good"])
+def test_it_works_unplugged(recipe, photos, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("this machine is unplugged")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))  # nothing is kept from before
-    assert ikebana.fit(photos, run=tmp_path / "run", **SMALL).finished
-
-
-GOOD = {"side": 64, "precision": "float32", "batch": 16, "epochs": 2}
+    choices = {"quick": SMALL, "good": GOOD | {"epochs": 1}}[recipe]
+    assert ikebana.fit(photos, recipe, run=tmp_path / "run", **choices).finished
 
 
 @pytest.fixture(scope="module")
