@@ -102,6 +102,13 @@ def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     assert all((weight == 0.5).all() for weight in network.get_submodule("seer.backbone").parameters())
 
 
+def test_a_file_of_weights_is_found_again_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settled = networks.settled(recipes.changed(QUICK, weights="mine.safetensors"))
+    assert settled.weights == str(tmp_path / "mine.safetensors")
+    assert networks.settled(settled) == settled
+
+
 def test_stages_hold_each_weight_once_in_the_order_of_the_photos_way():
     _, network = built()
     backbone = network.get_submodule("seer.backbone")

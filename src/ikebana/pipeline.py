@@ -87,7 +87,7 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
     progress.say(audit.summary(dataset, findings))
 
     recipe, parts = run.recipe, inference.parts(dataset, keep.pixels)
-    network = networks.build(recipe, len(dataset.classes))
+    network = networks.build(recipe, len(dataset.classes)).to(setting.device)
     weights = backbones.fill(network, recipe)
     run.write_text("layers.txt", networks.layer_table(networks.layers(network, recipe.side), recipe.batch, recipe.side))
     if weights is not None:
@@ -104,15 +104,14 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
 
     with progress.stage("score", len(given.held_out)) as bar:
         probabilities = inference.probabilities_of(fitting.lean(given), given.held_out, setting, bar)
-    held_out = inference.joined(parts["validation"], parts["test"])
-    run.write_predictions(dataset, held_out.rows, probabilities)
+    run.write_predictions(dataset, given.held_out.rows, probabilities)
     clock.lap("score")
 
     from ikebana.report import draw
 
     examples = augmentation.examples(keep.pixels[parts["train"].rows[0]], recipe.augmentation, recipe.seed)
     of_test = slice(len(parts["validation"]), None)
-    scored = evaluate(probabilities[of_test], held_out.labels[of_test], dataset.classes, clock.seconds)
+    scored = evaluate(probabilities[of_test], given.held_out.labels[of_test], dataset.classes, clock.seconds)
     draw.everything(run, dataset, keep.pixels, examples, scored)
     clock.lap("draw")
     return run.finish(scored, clock.seconds)

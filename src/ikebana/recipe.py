@@ -128,8 +128,8 @@ def _listed(numbers: tuple[float, ...]) -> str:
 KERAS_INCEPTION = "keras_inception_v3"  # InceptionV3 to Keras' arithmetic; timm's own is inception_v3
 TUTORIAL_AUGMENTATION = Augmentation(rotation=40, shift=(0.2, 0.2), shear=0.2, zoom=0.2, flip=True)
 
-# What each named recipe should give on the 4,317 Flowers Recognition photos with the tutorial's split (864 test
-# photos); measured here over three seeds: bench/records.md.
+# What each of them gives on the 4,317 Flowers Recognition photos with the tutorial's split (864 test photos), and over how
+# many seeds that was measured: bench/records.md.
 RECIPES: Mapping[str, Recipe] = {
     "baseline": Recipe(name="baseline"),
     "augmented": Recipe(

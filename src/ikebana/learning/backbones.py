@@ -195,21 +195,28 @@ def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learnin
     elif trained == "tail" and recipe.network == KERAS_INCEPTION:
         groups = [Group([*_keras_tail(backbone, recipe), *head], learning_rate)]
     else:
-        groups = _staged(backbone, head, recipe, learning_rate)
+        first = recipe.transfer.tail_from if recipe.transfer is not None and trained == "tail" else None
+        groups = _staged(stages(backbone), head, first, recipe, learning_rate)
     for group in groups:
         for weight in group.weights:
             weight.requires_grad_(True)
     return groups
 
 
-def _staged(backbone: nn.Module, head: list[nn.Parameter], recipe: Recipe, learning_rate: float) -> list[Group]:
-    """The head at the full rate, each stage below it at a share of the rate above."""
-    found = stages(backbone)
-    first = 0
-    if recipe.transfer is not None and recipe.transfer.trained == "tail":
-        names = [name for name, _ in found]
-        wanted = recipe.transfer.tail_from
-        first = names.index(wanted) if wanted in names else len(found) // 2
+def _staged(
+    found: list[tuple[str, list[nn.Parameter]]],
+    head: list[nn.Parameter],
+    tail_from: str | None,
+    recipe: Recipe,
+    learning_rate: float,
+) -> list[Group]:
+    """The head at the full rate, each stage below it at a share of the rate above.
+
+    tail_from  the first stage that learns; None for all. A network without such a stage learns from its middle on:
+               recipes name a stage of the network that they were made for
+    """
+    names = [name for name, _ in found]
+    first = 0 if tail_from is None else names.index(tail_from) if tail_from in names else len(found) // 2
     groups, rate = _group(head, learning_rate), learning_rate
     for _, own in reversed(found[first:]):
         rate *= recipe.tuning.layer_decay if recipe.tuning is not None else 1.0

@@ -3,7 +3,7 @@
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,12 +41,7 @@ class Saved:
 
     def entries(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin so, without that beginning."""
-        return entries_of(prefix, self.tensors)
-
-
-def entries_of(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
 
 def save(file: Path, saved: Saved) -> None:

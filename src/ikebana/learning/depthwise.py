@@ -32,10 +32,8 @@ class Depthwise(nn.Module):
         padding: Any = self.padding
         if self.same:
             features, padding = functional.pad(features, self._borders(features)), (0, 0)
-        weight, half = (
-            self.weight,
-            torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16,
-        )
+        weight = self.weight
+        half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         learns = torch.is_grad_enabled() and weight.requires_grad
         if not (learns and half and features.device.type == "cpu"):
             return functional.conv2d(features, weight, self.bias, self.stride, padding, groups=len(weight))
@@ -90,12 +88,9 @@ class _FastBack(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         features, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        for_features = (
-            _features_gradient(gradient, features, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
-        )
-        for_weight = (
-            _weight_gradient(gradient, features, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None
-        )
+        known = gradient, features, weight, ctx.stride, ctx.padding
+        for_features = _features_gradient(*known) if ctx.needs_input_grad[0] else None
+        for_weight = _weight_gradient(*known) if ctx.needs_input_grad[1] else None
         return for_features, for_weight, None, None
 
 

@@ -27,7 +27,7 @@ from ikebana.learning.inception import BatchNorm
 from ikebana.learning.inference import Features, Photos, unlabelled
 from ikebana.learning.weights import Weights
 from ikebana.photos.kept import reserve
-from ikebana.places import cache_folder, filled, need_space
+from ikebana.places import cache_folder, cannot_write, filled, need_space
 from ikebana.recipe import Recipe
 
 BATCH = 64  # photos that the backbone sees at a time
@@ -124,7 +124,10 @@ def _opened(origin: Origin, setting: Setting, shape: tuple[int, ...], dtype: np.
         with filled(place) as folder:
             reserve(folder / "features.npy", shape, dtype)
             reserve(folder / "checks.npy", shape[:1], np.dtype(np.uint32))
-    return np.load(place / "features.npy", mmap_mode="r+"), np.load(place / "checks.npy", mmap_mode="r+")
+    try:
+        return np.load(place / "features.npy", mmap_mode="r+"), np.load(place / "checks.npy", mmap_mode="r+")
+    except OSError as error:
+        raise cannot_write(error, place) from error
 
 
 def _is_whole(place: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:

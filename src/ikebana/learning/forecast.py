@@ -1,10 +1,12 @@
 """What a run will cost, said before it begins: time, disk and memory."""
 
+import functools
 from dataclasses import dataclass
 
 from ikebana import recipe as recipes
 from ikebana.learning import device, features, networks, training
 from ikebana.learning.device import Setting
+from ikebana.learning.learner import phases
 from ikebana.photos import kept
 from ikebana.photos.dataset import Dataset
 from ikebana.recipe import Recipe
@@ -31,16 +33,16 @@ class Forecast:
 def prepared(recipe: Recipe, classes: int) -> Setting:
     """How this machine will be used for this recipe; the first time on a machine this takes some seconds."""
     setting, recipe = device.prepare(), networks.settled(recipe)
-    network = networks.build(recipe, classes)
+    built = functools.cache(lambda: networks.build(recipe, classes))  # only where there is something to measure
     if recipe.transfer is not None and recipe.transfer.kept:
         name = f"features of {recipe.network} {recipe.until} {recipe.side} px"
         return device.measured(
-            setting, recipe.precision, name, lambda one: features.seconds_per_photo(network, recipe.side, one)
+            setting, recipe.precision, name, lambda one: features.seconds_per_photo(built(), recipe.side, one)
         )
     augmentation = "augmented" if recipe.augmentation is not None else "plain"
     name = f"{recipe.name} {recipe.network} {recipe.until} {recipe.side} px, batch {recipe.batch}, {augmentation}"
     return device.measured(
-        setting, recipe.precision, name, lambda one: training.seconds_per_photo(network, recipe, classes, one)
+        setting, recipe.precision, name, lambda one: training.seconds_per_photo(built(), recipe, classes, one)
     )
 
 
@@ -55,11 +57,12 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting) -> Forecast:
     disk = 0.0 if there else float(kept.size_on_disk(dataset, recipe.side))
     network = networks.build(recipe, len(dataset.classes))
     weights = sum(each.numel() for each in network.parameters())
+    epochs = phases(recipe)[-1].last
     if of_features:
         head = sum(each.numel() for each in network.get_submodule("head").parameters())
-        seconds = photos * (a_photo * EXACT_TOO + recipe.epochs * recipe.parts[0] * 6 * head / HEAD_SPEED)
+        seconds = photos * (a_photo * EXACT_TOO + epochs * recipe.parts[0] * 6 * head / HEAD_SPEED)
     else:
-        seconds = recipe.epochs * epoch
+        seconds = epochs * epoch
     seconds += reading
     table, size = networks.layers(network, recipe.side), setting.dtype.itemsize
     if of_features:  # seen once: few layers' outputs lie in memory at a time
@@ -68,7 +71,7 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting) -> Forecast:
         step = networks.activation_bytes(networks.from_first_trained(table), min(recipe.batch, photos), size)
     memory = LIBRARIES + (5 if of_features else 2.5) * step + 16 * weights
     on_disk = "kept from before" if there else f"{disk / 1e9:.2f} GB in the cache"
-    work = f"each photo seen once by {recipe.network}" if of_features else _epochs(recipe.epochs, epoch)
+    work = f"each photo seen once by {recipe.network}" if of_features else _epochs(epochs, epoch)
     text = f"expected: {_duration(seconds)} ({work}), {memory / 1e9:.1f} GB of memory, pixels {on_disk}"
     return Forecast(seconds, disk, memory, text)
 

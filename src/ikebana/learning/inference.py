@@ -19,6 +19,8 @@ class Examples(Protocol):
     """What a network is shown: photos, or features of them."""
 
     @property
+    def rows(self) -> np.ndarray: ...  # int64 [examples]: of the dataset's table
+    @property
     def labels(self) -> np.ndarray: ...  # int64 [examples]: class indices
     @property
     def for_choices(self) -> np.ndarray: ...  # bool [examples]: of validation photos, those that choices are made by

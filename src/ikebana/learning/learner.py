@@ -1,7 +1,6 @@
 """What a step of training does to a network, phase by phase, and all that must be kept to go on later."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ikebana.learning import networks, optimisers
-from ikebana.learning.checkpoint import entries_of
+from ikebana.learning.checkpoint import Saved
 from ikebana.learning.device import Setting
 from ikebana.recipe import Recipe, Trained
 
@@ -80,15 +79,16 @@ class Learner:
         return state
 
     @torch.no_grad()
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, saved: Saved) -> None:
         """Go on from what `tensors` gave.
 
         raises  KeyError or RuntimeError if it is of another network
         """
-        if len([name for name in state if name.startswith("optimiser.")]) != len(self.optimiser.state):
+        optimiser = saved.entries("optimiser.")
+        if len(optimiser) != len(self.optimiser.state):
             raise KeyError("the optimiser's state is of another network")
-        self.network.load_state_dict(entries_of("network.", state))
+        self.network.load_state_dict(saved.entries("network."))
         for number, value in enumerate(self.optimiser.state):
-            value.copy_(state[f"optimiser.{number:05}"])
+            value.copy_(optimiser[f"{number:05}"])
         if self.averaged is not None:
-            self.averaged.load_state_dict(entries_of("averaged.", state))
+            self.averaged.load_state_dict(saved.entries("averaged."))

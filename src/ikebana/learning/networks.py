@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,12 @@ def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
 
 
 def settled(recipe: Recipe) -> Recipe:
-    """The recipe with the side that its network was made for, if it leaves that open.
+    """The recipe with the side that its network was made for, if it leaves that open, and its weights' file found from anywhere.
 
     raises  RecipeError if there is no such network
     """
-    return recipe if recipe.side else replace(recipe, side=backbones.own_side(recipe))
+    weights = str(Path(recipe.weights).expanduser().absolute()) if recipe.weights else ""
+    return replace(recipe, side=recipe.side or backbones.own_side(recipe), weights=weights)
 
 
 def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learning_rate: float) -> list[Group]:

@@ -53,7 +53,7 @@ def train(
             learner = Learner(network, recipe, phase, len(examples))
             if len(epochs) >= phase.first:
                 with checkpoint.usable(kept):
-                    learner.restore(saved.tensors)
+                    learner.restore(saved)
             while len(epochs) < phase.last:
                 name = f"{len(epochs) + 1}/{plan[-1].last}"
                 epochs.append(_epoch(len(epochs) + 1, name, learner, examples, validation, setting, best, bar))
