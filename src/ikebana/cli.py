@@ -36,7 +36,7 @@ _FLAGS = [each for each in fields(Recipe) if "explanation" in each.metadata]
 Choices = make_dataclass(
     "Choices",
     [
-        (each.name, Annotated[_flag(each), Parameter(help=each.metadata["explanation"])], None)  # type: ignore[misc]
+        (each.name, Annotated[_flag(each), Parameter(help=each.metadata["explanation"], negative=())], None)  # type: ignore[misc]
         for each in _FLAGS
     ],
     frozen=True,

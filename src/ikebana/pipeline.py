@@ -7,7 +7,7 @@ from typing import Any
 from ikebana import progress
 from ikebana import recipe as recipes
 from ikebana import run as runs
-from ikebana.learning import augmentation, backbones, checkpoint, device, features, fitting, inference, networks
+from ikebana.learning import augmentation, backbones, checkpoint, device, fitting, inference, networks
 from ikebana.learning.device import Setting
 from ikebana.learning.forecast import forecast, next_step, prepared
 from ikebana.photos import audit, intake, kept, split
@@ -33,7 +33,8 @@ def fit(
     chosen = recipes.named(recipe, **choices) if isinstance(recipe, str) else recipes.changed(recipe, **choices)
     runs.check_free(run)
     chosen = networks.settled(chosen)
-    backbones.sought(chosen)  # what is missing is said before any photo is read
+    for member in chosen.members:  # what is missing is said before any photo is read
+        backbones.sought(member)
     found = intake.read(photos, chosen.class_order)
     setting = prepared(chosen, len(found.classes))
     progress.say(forecast(found, chosen, setting).text)
@@ -81,37 +82,39 @@ def _interruptible(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clo
 
 
 def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clock: Stopwatch) -> Run:
-    findings = audit.findings(dataset)
     run.write_table("dataset.parquet", dataset.photos)
+    findings = audit.findings(dataset)
     run.write_json("audit.json", audit.as_json(dataset, findings))
     progress.say(audit.summary(dataset, findings))
 
     recipe, parts = run.recipe, inference.parts(dataset, keep.pixels)
-    network = networks.build(recipe, len(dataset.classes)).to(setting.device)
-    weights = backbones.fill(network, recipe)
-    run.write_text("layers.txt", networks.layer_table(networks.layers(network, recipe.side), recipe.batch, recipe.side))
-    if weights is not None:
-        run.write_json("pretrained.json", backbones.provenance(weights))
-    given = fitting.lesson(network, recipe, parts, features.origin(keep.folder.name, recipe, weights), setting)
+    given = fitting.course(recipe, len(dataset.classes), parts, keep.folder.name, setting)
+    run.write_text("layers.txt", given.layers)
+    if given.pretrained:
+        run.write_json("pretrained.json", given.pretrained)
     clock.lap("features")
     epochs = []
-    for epoch in fitting.learn(given, recipe, setting, run.checkpoint):
+    for epoch in fitting.learn(given, setting, run.checkpoint):
         epochs.append(epoch)
         run.write_epochs(epochs)
         progress.event("epoch", **asdict(epoch))
-    checkpoint.save_weights(run.weights, network)
     clock.lap("train")
-
-    with progress.stage("score", len(given.held_out)) as bar:
-        probabilities = inference.probabilities_of(fitting.lean(given), given.held_out, setting, bar)
-    run.write_predictions(dataset, given.held_out.rows, probabilities)
+    probabilities, held_out = (
+        fitting.probabilities(given, setting),
+        inference.joined(parts["validation"], parts["test"]),
+    )
+    run.write_predictions(dataset, held_out.rows, probabilities)
     clock.lap("score")
+    if recipe.all:
+        given = fitting.once_more(recipe, len(dataset.classes), parts, keep.folder.name, setting, run.checkpoint_of_all)
+        clock.lap("train on all")
+    checkpoint.save_weights(run.weights, given.network)
 
     from ikebana.report import draw
 
     examples = augmentation.examples(keep.pixels[parts["train"].rows[0]], recipe.augmentation, recipe.seed)
-    of_test = slice(len(parts["validation"]), None)
-    scored = evaluate(probabilities[of_test], given.held_out.labels[of_test], dataset.classes, clock.seconds)
-    draw.everything(run, dataset, keep.pixels, examples, scored)
+    scored, labels = (each[len(parts["validation"]) :] for each in (probabilities, held_out.labels))
+    evaluation = evaluate(scored, labels, dataset.classes, clock.seconds, fitting.note(recipe, parts))
+    draw.everything(run, dataset, keep.pixels, examples, evaluation)
     clock.lap("draw")
-    return run.finish(scored, clock.seconds)
+    return run.finish(evaluation, clock.seconds)

@@ -12,6 +12,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Trained = Literal["all", "head", "tail"]
 
 
+SEEDS_APART = 1_000_003  # between the networks of one recipe: no two runs of neighbouring seeds share a network
+
+
 def choice(default: Any, explanation: str) -> Any:
     """A field of a recipe, with the sentence that the command line and the docs show for it."""
     return field(default=default, metadata={"explanation": explanation})
@@ -66,7 +69,8 @@ class Recipe:
     name: str = "custom"
     network: str = choice(
         "tutorial",
-        "tutorial (four convolutions, two dense layers), keras_inception_v3, or the name of any network of timm",
+        "tutorial (four convolutions, two dense layers), keras_inception_v3, or the name of any network of timm; "
+        "several, joined by +, learn one after the other and are averaged",
     )
     weights: str = choice(
         "", "a file with the network's pretrained weights (.safetensors or .pth); found by itself if not given"
@@ -90,11 +94,25 @@ class Recipe:
     split_seed: int = choice(0, "of the split alone")
     parts: tuple[float, float, float] = choice((0.6, 0.2, 0.2), "shares of training, validation and test photos")
     class_order: tuple[str, ...] = choice((), "the classes in an order of your own, instead of sorted")
+    all: bool = choice(
+        False, "after the score is made, train once more on all photos: that network ships, the score stays"
+    )
     precision: Precision = choice("auto", "number format of the training step; 'auto' measures which is faster here")
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
             raise RecipeError(f"recipe {self.name}: {problem}")
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that learn one after the other; nearly always one."""
+        return tuple(name.strip() for name in self.network.split("+"))
+
+    @property
+    def members(self) -> tuple["Recipe", ...]:
+        """The recipe of each network; the first has the recipe's own seed, so that one network alone is this recipe."""
+        numbered = enumerate(self.networks)
+        return tuple(replace(self, network=name, seed=self.seed + SEEDS_APART * number) for number, name in numbered)
 
 
 def _problems(recipe: Recipe) -> list[str]:
@@ -111,8 +129,12 @@ def _problems(recipe: Recipe) -> list[str]:
         f"seed is {recipe.seed}; it must not be negative": recipe.seed >= 0,
         f"split seed is {recipe.split_seed}; it must not be negative": recipe.split_seed >= 0,
         f"parts are {_listed(shares)}; they must be three shares that add up to 1, training and test above 0": whole,
-        "network is tutorial, which nobody has trained before; take the recipe baseline": recipe.network != "tutorial"
+        "network is tutorial, which nobody has trained before; take the recipe baseline": "tutorial"
+        not in recipe.networks
         or recipe.transfer is None,
+        f"network is {recipe.network}; names of networks, joined by +": all(recipe.networks),
+        "several networks cannot all begin with the one file of --weights": len(recipe.networks) == 1
+        or not recipe.weights,
         "the class order names a class twice": len(set(recipe.class_order)) == len(recipe.class_order),
     }
     for name, words in (("fit", get_args(Fit)), ("split", get_args(SplitName)), ("precision", get_args(Precision))):

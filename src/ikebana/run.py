@@ -2,7 +2,7 @@
 
 recipe.json                 every choice
 source.json                 where the photos are, their fingerprint, the classes
-pretrained.json             where the pretrained weights came from, and their licence; if the recipe builds on any
+pretrained.json             for each network, where its pretrained weights came from, and their licence; if it builds on any
 dataset.parquet             one row for every path found: used or why not, label, split, sha256
 audit.json                  what is odd about the files
 environment.json            what it ran on, and why it was used like that
@@ -13,7 +13,7 @@ classification_report.txt   in scikit-learn's layout
 layers.txt                  the network's layers, output shapes and parameter counts
 figures/, thumbnails/       pictures
 evaluation.json             how good it is; written last, so a run that has it is finished
-checkpoint.safetensors      where an unfinished training stands
+checkpoint*.safetensors     where an unfinished training stands
 """
 
 import functools
@@ -48,6 +48,11 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.safetensors"
+
+    @property
+    def checkpoint_of_all(self) -> Path:
+        """Of the training on all photos that follows the score, if the recipe has it."""
+        return self.folder / "checkpoint-all.safetensors"
 
     @property
     def weights(self) -> Path:
@@ -132,11 +137,12 @@ class Run:
         )
 
     def finish(self, scored: Evaluation, seconds: Mapping[str, float]) -> "Run":
-        """Write the score, last of all, and drop the checkpoint: the run is complete."""
+        """Write the score, last of all, and drop the checkpoints: the run is complete."""
         scored = replace(scored, seconds=dict(seconds))
         self.write_text("classification_report.txt", scored.report)
         self.write_json("evaluation.json", scored.to_json())
-        self.checkpoint.unlink(missing_ok=True)
+        for checkpoint in self.folder.glob("checkpoint*.safetensors"):
+            checkpoint.unlink(missing_ok=True)
         progress.event("evaluation", **scored.to_json())
         progress.say(f"\n{scored!r}\nfigures: {self.folder / 'figures'}")
         return self

@@ -121,7 +121,7 @@ def _head(transfer: Transfer, width: int, classes: int) -> nn.Sequential:
 
 
 def sought(recipe: Recipe) -> Weights | None:
-    """The pretrained weights that the recipe builds on, on this machine from now on; None if it builds on none.
+    """The pretrained weights that a recipe of one network builds on, on this machine from now on; None if it builds on none.
 
     raises  RecipeError or MachineError if they cannot be had
     """
@@ -159,7 +159,7 @@ def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
 
 
 def provenance(weights: Weights) -> dict[str, str | None]:
-    """Where a backbone's weights come from, for `pretrained.json`."""
+    """Where a backbone's weights come from: its entry in `pretrained.json`."""
     return {"source": weights.source, "sha256": weights.sha256, "license": weights.license}
 
 

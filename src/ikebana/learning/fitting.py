@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
-from ikebana.learning import features, inference, logistic, training
+from ikebana import progress
+from ikebana.learning import backbones, features, inference, logistic, networks, training
 from ikebana.learning.checkpoint import Epoch
 from ikebana.learning.device import Setting
 from ikebana.learning.features import Origin
@@ -21,11 +23,39 @@ from ikebana.recipe import Recipe
 class Lesson:
     """A network, or the part of it that learns, and what it is shown."""
 
+    recipe: Recipe  # of this network alone
     learner: nn.Module
     train: Examples
     validation: Examples
     held_out: Examples  # validation, then test
     seen: tuple[Features, Features] | None = None  # of training and validation photos, for a logistic head
+
+
+@dataclass(frozen=True)
+class Course:
+    """All that a recipe lets learn: one lesson, or one after the other for the members of an ensemble."""
+
+    network: nn.Module  # the whole, as it ships
+    layers: str  # as a table
+    pretrained: dict[str, dict[str, str | None]]  # where each backbone's first weights come from
+    lessons: tuple[Lesson, ...]
+
+
+def course(recipe: Recipe, classes: int, parts: dict[str, Photos], pixels: str, setting: Setting) -> Course:
+    """The recipe's network with its first weights, and what it will be shown.
+
+    pixels  the name of the kept pixels
+    raises  RecipeError if pretrained weights are needed and cannot be had, or are of another network
+    """
+    network = networks.build(recipe, classes).to(setting.device)
+    pretrained, lessons = {}, []
+    for member, its in zip(networks.members(network), recipe.members, strict=True):
+        weights = backbones.fill(member, its)
+        if weights is not None:
+            pretrained[its.network] = backbones.provenance(weights)
+        lessons.append(lesson(member, its, parts, features.origin(pixels, its, weights), setting))
+    layers = networks.layer_table(networks.layers(network, recipe.side), recipe.batch, recipe.side)
+    return Course(network, layers, pretrained, tuple(lessons))
 
 
 def lesson(network: nn.Module, recipe: Recipe, parts: dict[str, Photos], origin: Origin, setting: Setting) -> Lesson:
@@ -35,32 +65,76 @@ def lesson(network: nn.Module, recipe: Recipe, parts: dict[str, Photos], origin:
     """
     transfer, held_out = recipe.transfer, inference.joined(parts["validation"], parts["test"])
     if transfer is None or not (transfer.kept or transfer.logistic):
-        return Lesson(network, parts["train"], parts["validation"], held_out)
+        return Lesson(recipe, network, parts["train"], parts["validation"], held_out)
     see = network.get_submodule("seer")
     train = features.of(see, origin, parts["train"], setting)
     if not transfer.kept:
         validation = features.of(see, origin, parts["validation"], setting)
-        return Lesson(network, parts["train"], parts["validation"], held_out, (train, validation))
+        return Lesson(recipe, network, parts["train"], parts["validation"], held_out, (train, validation))
     shown = features.of(see, origin, held_out, replace(setting, number_format="float32"))
     validation = shown.first(len(parts["validation"]))
     learner = nn.Sequential(OrderedDict(head=network.get_submodule("head")))
-    return Lesson(learner, train, validation, shown, (train, validation))
+    return Lesson(recipe, learner, train, validation, shown, (train, validation))
 
 
-def learn(given: Lesson, recipe: Recipe, setting: Setting, kept: Path) -> Iterator[Epoch]:
-    """The recipe's epochs, each yielded once it is safe on disk; a logistic regression alone counts as one."""
-    begun, transfer = time.perf_counter(), recipe.transfer
+def learn(given: Course, setting: Setting, kept: Path, title: str = "train") -> Iterator[Epoch]:
+    """The epochs of all lessons, one after the other, numbered throughout; each is yielded once it is safe on disk.
+
+    kept   the checkpoint's file; each further lesson has one of its own beside it
+    title  of the bar
+    """
+    done, several = 0, len(given.lessons)
+    for number, each in enumerate(given.lessons, 1):
+        own = kept if number == 1 else kept.with_stem(f"{kept.stem}-{number}")
+        for epoch in _learned(each, setting, own, title if several == 1 else f"{title} {number}/{several}"):
+            done += 1
+            yield replace(epoch, epoch=done)
+
+
+def _learned(given: Lesson, setting: Setting, kept: Path, title: str) -> Iterator[Epoch]:
+    """A lesson's epochs; a logistic regression alone counts as one."""
+    begun, transfer = time.perf_counter(), given.recipe.transfer
     if given.seen is not None and transfer is not None and transfer.logistic and not kept.exists():
-        found = _logistic(*given.seen, given.learner, recipe)
+        found = _logistic(*given.seen, given.learner, given.recipe)
         if transfer.trained == "head":
             yield _as_epoch(found, given, setting, time.perf_counter() - begun)
             return
     if transfer is not None and transfer.kept:  # a head is small: nothing is won by halving its numbers
         setting = replace(setting, number_format="float32")
-    yield from training.train(given.learner, recipe, given.train, given.validation, setting, kept)
+    yield from training.train(given.learner, given.recipe, given.train, given.validation, setting, kept, title)
 
 
-def lean(given: Lesson) -> nn.Module:
+def once_more(
+    recipe: Recipe, classes: int, parts: dict[str, Photos], pixels: str, setting: Setting, kept: Path
+) -> Course:
+    """The same recipe on every photo, from the beginning and for as many epochs: a network that no photo is left to score.
+
+    kept  the checkpoint's file
+    """
+    given = course(recipe, classes, inference.all_to_learn_from(parts), pixels, setting)
+    for _ in learn(given, setting, kept, "train on all"):
+        pass
+    return given
+
+
+def note(recipe: Recipe, parts: dict[str, Photos]) -> str:
+    """What must be said beside the score; nothing where it is the score of the very network that ships."""
+    if not recipe.all:
+        return ""
+    return (
+        f"What ships was trained once more, alike, on all {sum(map(len, parts.values()))} photos.\n"
+        "The score is that of the network before it, which had never seen a test photo."
+    )
+
+
+def probabilities(given: Course, setting: Setting) -> np.ndarray:
+    """What the learned network says of validation and test photos, in that order: float32 [photos, classes]."""
+    with progress.stage("score", sum(len(each.held_out) for each in given.lessons)) as bar:
+        said = [inference.probabilities_of(_lean(each), each.held_out, setting, bar) for each in given.lessons]
+    return np.mean(said, axis=0)
+
+
+def _lean(given: Lesson) -> nn.Module:
     """The learner as it is fastest at saying what photos show, for the score: BatchNorm folded into convolutions."""
     if isinstance(given.held_out, Photos) and len(given.held_out):
         return features.folded(given.learner, given.held_out)

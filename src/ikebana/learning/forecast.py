@@ -33,16 +33,23 @@ class Forecast:
 def prepared(recipe: Recipe, classes: int) -> Setting:
     """How this machine will be used for this recipe; the first time on a machine this takes some seconds."""
     setting, recipe = device.prepare(), networks.settled(recipe)
-    built = functools.cache(lambda: networks.build(recipe, classes))  # only where there is something to measure
+    # Only where there is something to measure; the members of an ensemble are measured one by one, and take the same format.
+    built = functools.cache(lambda: networks.members(networks.build(recipe, classes)))
     if recipe.transfer is not None and recipe.transfer.kept:
         name = f"features of {recipe.network} {recipe.until} {recipe.side} px"
         return device.measured(
-            setting, recipe.precision, name, lambda one: features.seconds_per_photo(built(), recipe.side, one)
+            setting,
+            recipe.precision,
+            name,
+            lambda one: sum(features.seconds_per_photo(each, recipe.side, one) for each in built()),
         )
     augmentation = "augmented" if recipe.augmentation is not None else "plain"
     name = f"{recipe.name} {recipe.network} {recipe.until} {recipe.side} px, batch {recipe.batch}, {augmentation}"
     return device.measured(
-        setting, recipe.precision, name, lambda one: training.seconds_per_photo(built(), recipe, classes, one)
+        setting,
+        recipe.precision,
+        name,
+        lambda one: sum(training.seconds_per_photo(each, recipe, classes, one) for each in built()),
     )
 
 
@@ -55,25 +62,35 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting) -> Forecast:
     a_photo = setting.seconds_per_photo or 0.0
     epoch = photos * a_photo * (recipe.parts[0] + FORWARD_SHARE * recipe.parts[1])
     disk = 0.0 if there else float(kept.size_on_disk(dataset, recipe.side))
-    network = networks.build(recipe, len(dataset.classes))
-    weights = sum(each.numel() for each in network.parameters())
+    members = networks.members(networks.build(recipe, len(dataset.classes)))
+    weights = sum(each.numel() for member in members for each in member.parameters())
     epochs = phases(recipe)[-1].last
     if of_features:
-        head = sum(each.numel() for each in network.get_submodule("head").parameters())
+        head = sum(each.numel() for member in members for each in member.get_submodule("head").parameters())
         seconds = photos * (a_photo * EXACT_TOO + epochs * recipe.parts[0] * 6 * head / HEAD_SPEED)
     else:
         seconds = epochs * epoch
+    if recipe.all:  # then once more on all photos
+        seconds *= 1 + 1 / recipe.parts[0]
     seconds += reading
-    table, size = networks.layers(network, recipe.side), setting.dtype.itemsize
-    if of_features:  # seen once: few layers' outputs lie in memory at a time
-        step = max(networks.activation_bytes([layer], features.BATCH, 4) for layer in table)
-    else:
-        step = networks.activation_bytes(networks.from_first_trained(table), min(recipe.batch, photos), size)
+    step = max(_step_bytes(networks.layers(member, recipe.side), recipe, photos, setting) for member in members)
     memory = LIBRARIES + (5 if of_features else 2.5) * step + 16 * weights
     on_disk = "kept from before" if there else f"{disk / 1e9:.2f} GB in the cache"
-    work = f"each photo seen once by {recipe.network}" if of_features else _epochs(epochs, epoch)
+    work = (
+        f"each photo seen once by {recipe.network}"
+        if of_features
+        else _epochs(epochs, epoch / len(members), len(members))
+    )
     text = f"expected: {_duration(seconds)} ({work}), {memory / 1e9:.1f} GB of memory, pixels {on_disk}"
     return Forecast(seconds, disk, memory, text)
+
+
+def _step_bytes(table: list[networks.Layer], recipe: Recipe, photos: int, setting: Setting) -> int:
+    """About how much memory the layers' outputs take in a step."""
+    if recipe.transfer is not None and recipe.transfer.kept:  # seen once: few layers' outputs lie in memory at a time
+        return max(networks.activation_bytes([layer], features.BATCH, 4) for layer in table)
+    trained = networks.from_first_trained(table)
+    return networks.activation_bytes(trained, min(recipe.batch, photos), setting.dtype.itemsize)
 
 
 def next_step(dataset: Dataset, recipe: Recipe, setting: Setting) -> str:
@@ -86,8 +103,9 @@ def next_step(dataset: Dataset, recipe: Recipe, setting: Setting) -> str:
     return f"better still: --recipe {better.recipe}, about {_duration(seconds)} here; {better.gain}"
 
 
-def _epochs(count: int, seconds: float) -> str:
-    return f"{count} epoch{'s' * (count > 1)} of {_duration(seconds)}"
+def _epochs(count: int, seconds: float, networks: int) -> str:
+    each = f" for each of {networks} networks" if networks > 1 else ""
+    return f"{count} epoch{'s' * (count > 1)} of {_duration(seconds)}{each}"
 
 
 def _duration(seconds: float) -> str:

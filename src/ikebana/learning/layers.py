@@ -1,5 +1,6 @@
 """Small layers that several networks share."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,6 +37,19 @@ class Normalise(nn.Module):
     def forward(self, photos: Tensor) -> Tensor:
         """photos  [photos, 3, side, side], uint8 or float from 0 to 255, in any memory format, which is kept"""
         return ((photos if photos.is_floating_point() else photos.float()) - self.shift) * self.scale
+
+
+class Ensemble(nn.Module):
+    """Several networks asked about the same photo; what they say together is the mean of their probabilities."""
+
+    def __init__(self, members: Sequence[nn.Module]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, photos: Tensor) -> Tensor:
+        """Logarithms of probabilities [photos, classes]: a softmax makes probabilities of them, as of any logits."""
+        said = [torch.log_softmax(member(photos).float(), 1) for member in self.members]
+        return torch.logsumexp(torch.stack(said), 0) - math.log(len(said))
 
 
 @torch.no_grad()

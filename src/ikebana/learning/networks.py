@@ -10,19 +10,31 @@ from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
 from ikebana.learning import backbones
-from ikebana.learning.layers import FlattenLikeKeras, Scale, keras_initialisation
+from ikebana.learning.layers import Ensemble, FlattenLikeKeras, Scale, keras_initialisation
 from ikebana.learning.optimisers import Group
 from ikebana.learning.pooling import MaxPoolReLU
 from ikebana.recipe import Recipe, Trained
 
 
 def build(recipe: Recipe, classes: int) -> nn.Module:
-    """The recipe's network with the first weights that its seed draws; it gives logits [photos, classes].
+    """The recipe's network, or several of them averaged, with the first weights that its seed draws.
+
+    It gives logits [photos, classes].
 
     A pretrained backbone's own weights are not in it yet: `backbones.fill` puts them there.
 
     raises  RecipeError if there is no such network, or the photos are too small for it
     """
+    members = [_built(each, classes) for each in recipe.members]
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def members(network: nn.Module) -> list[nn.Module]:
+    """The networks that learn one after the other; nearly always the one network itself."""
+    return list(network.members) if isinstance(network, Ensemble) else [network]
+
+
+def _built(recipe: Recipe, classes: int) -> nn.Module:
     torch.manual_seed(recipe.seed)
     if recipe.network == "tutorial":
         network = _tutorial(recipe.side, recipe.dropout, classes)
@@ -59,12 +71,13 @@ def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
 
 
 def settled(recipe: Recipe) -> Recipe:
-    """The recipe with the side that its network was made for, if it leaves that open, and its weights' file found from anywhere.
+    """The recipe with the side that its first network was made for, if it leaves that open, and its weights' file found from
+    anywhere.
 
     raises  RecipeError if there is no such network
     """
     weights = str(Path(recipe.weights).expanduser().absolute()) if recipe.weights else ""
-    return replace(recipe, side=recipe.side or backbones.own_side(recipe), weights=weights)
+    return replace(recipe, side=recipe.side or backbones.own_side(recipe.members[0]), weights=weights)
 
 
 def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learning_rate: float) -> list[Group]:

@@ -28,6 +28,7 @@ def train(
     validation: Examples,
     setting: Setting,
     kept: Path | None = None,
+    title: str = "train",
 ) -> Iterator[Epoch]:
     """Train to the recipe's last epoch; each epoch is yielded once it is safe on disk.
 
@@ -36,6 +37,7 @@ def train(
 
     kept    the checkpoint's file. Where it exists the training goes on from there: its epochs are yielded again first, so
             the stream is the same whether or not it was interrupted, and on a CPU so are the weights, bit for bit
+    title   of the bar
     raises  RecipeError if the loss is no number any more
     """
     network.to(setting.device)
@@ -46,7 +48,7 @@ def train(
     yield from saved.epochs
     epochs, best = list(saved.epochs), Best(saved)
     plan = phases(recipe)
-    with progress.stage("train", (plan[-1].last - len(epochs)) * len(examples)) as bar:
+    with progress.stage(title, (plan[-1].last - len(epochs)) * len(examples)) as bar:
         for phase in plan:
             if len(epochs) >= phase.last:
                 continue

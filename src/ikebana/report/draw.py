@@ -28,7 +28,7 @@ def everything(
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
     of_dataset(folder, dataset, pixels, run.recipe.fit)
-    of_training(folder, run.epochs, examples)
+    of_training(folder, run.epochs, len(run.recipe.networks), examples)
     if len(evaluation.classes) <= DRAWN_CLASSES:
         figures.confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
     else:
@@ -72,10 +72,13 @@ def sample_rows(dataset: Dataset) -> list[int]:
     return rows
 
 
-def of_training(folder: Path, epochs: Sequence[dict[str, Any]], examples: Sequence[np.ndarray]) -> None:
-    """Curves of loss and accuracy; one photo and four changed copies of it, if the recipe changes photos."""
-    if len(epochs) > 1:
-        figures.curves(epochs, folder / "curves.png")
+def of_training(folder: Path, epochs: Sequence[dict[str, Any]], networks: int, examples: Sequence[np.ndarray]) -> None:
+    """Curves of loss and accuracy, a picture for each network; one photo and four changed copies of it, if the recipe
+    changes photos."""
+    each = len(epochs) // networks
+    for number in range(networks if each > 1 else 0):
+        name = "curves.png" if number == 0 else f"curves_{number + 1}.png"
+        figures.curves(epochs[number * each : (number + 1) * each], folder / name)
     if examples:
         names = ["as it is", *("as trained on" for _ in examples[1:])]
         figures.photo_grid(

@@ -37,6 +37,7 @@ class Evaluation:
     expected_calibration_error: float
     seconds: Mapping[str, float]  # that each stage of the run took
     report: str  # in scikit-learn's layout
+    note: str = ""  # what one must know to read the score rightly
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `evaluation.json`."""
@@ -46,7 +47,8 @@ class Evaluation:
 
     def __repr__(self) -> str:
         low, high = self.accuracy_interval
-        return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos\n\n{self.report}"
+        note = f"{self.note}\n" if self.note else ""
+        return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos\n{note}\n{self.report}"
 
     def _repr_html_(self) -> str:
         import html
@@ -69,12 +71,17 @@ def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
 
 
 def evaluate(
-    probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], seconds: Mapping[str, float]
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    seconds: Mapping[str, float],
+    note: str = "",
 ) -> Evaluation:
     """Score the predictions of photos that were never used for a choice.
 
     probabilities  float [photos, classes], rows sum to 1
     labels         class indices [photos]; at least one photo
+    note           what one must know to read the score rightly
     """
     from sklearn import metrics
 
@@ -105,6 +112,7 @@ def evaluate(
         expected_calibration_error=calibration_error(probabilities, labels),
         seconds=dict(seconds),
         report=classification_report(labels, predicted, classes),
+        note=note,
     )
 
 
