@@ -1,5 +1,6 @@
 """Networks on pretrained backbones: any of timm's, their parts, and which of their weights learn."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -181,7 +182,7 @@ def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
     recipe = tuned("tail")
     network = networks.build(recipe, 5)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    learner = Learner(network, recipe, phases(recipe)[0], 8)
+    learner = Learner(network, recipe, phases(recipe)[0], np.zeros(8, np.int64))
     networks.into_training(network, recipe, "tail")
     for _ in range(3):
         learner.step(photos(64, 8), torch.arange(8) % 5, device.Setting("cpu", "float32", 2, ""))

@@ -120,7 +120,7 @@ def test_five_steps_of_training_move_the_weights_as_keras_moves_them(in_float64,
     network = copied(model, networks.build(recipe, CLASSES).double()).train()
     start = [weight.detach().clone() for weight in network.parameters()]
     model.compile(keras.optimizers.RMSprop(learning_rate), "categorical_crossentropy")
-    learner = Learner(network, recipe, phases(recipe)[0], 16)
+    learner = Learner(network, recipe, phases(recipe)[0], np.zeros(16, np.int64))
     for number in range(5):
         pixels = photos(16, seed=number).astype(np.float64)
         labels = np.random.default_rng(number).integers(0, CLASSES, 16)

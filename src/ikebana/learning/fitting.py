@@ -15,6 +15,7 @@ from ikebana.learning.checkpoint import Epoch
 from ikebana.learning.device import Setting
 from ikebana.learning.features import Origin
 from ikebana.learning.inference import Examples, Features, Photos
+from ikebana.learning.layers import last_linear
 from ikebana.learning.logistic import Linear
 from ikebana.recipe import Recipe
 
@@ -143,10 +144,9 @@ def _lean(given: Lesson) -> nn.Module:
 
 def _logistic(train: Features, validation: Features, learner: nn.Module, recipe: Recipe) -> Linear:
     chosen = validation.for_choices
-    classes = next(each for each in reversed(list(learner.modules())) if isinstance(each, nn.Linear)).out_features
-    found = logistic.fit(
-        train.values(), train.labels, validation.values()[chosen], validation.labels[chosen], classes, recipe.seed
-    )
+    held_out, labels = validation.values()[chosen], validation.labels[chosen]
+    classes = last_linear(learner).out_features
+    found = logistic.fit(train.values(), train.labels, held_out, labels, classes, recipe.seed)
     found.fill(learner)
     return found
 

@@ -39,6 +39,11 @@ class Normalise(nn.Module):
         return ((photos if photos.is_floating_point() else photos.float()) - self.shift) * self.scale
 
 
+def last_linear(network: nn.Module) -> nn.Linear:
+    """The layer that gives the logits."""
+    return next(each for each in reversed(list(network.modules())) if isinstance(each, nn.Linear))
+
+
 class Ensemble(nn.Module):
     """Several networks asked about the same photo; what they say together is the mean of their probabilities."""
 

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +11,8 @@ from torch.nn import functional
 from ikebana.learning import networks, optimisers
 from ikebana.learning.checkpoint import Saved
 from ikebana.learning.device import Setting
+from ikebana.learning.imbalance import log_shares
+from ikebana.learning.layers import last_linear
 from ikebana.recipe import Recipe, Trained
 
 
@@ -36,16 +39,21 @@ def phases(recipe: Recipe) -> list[Phase]:
 class Learner:
     """A network on its way through a phase: what moves its weights, and their running mean where the recipe wants one."""
 
-    def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, photos: int):
+    def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, labels: np.ndarray):
+        """labels: class indices of the photos that an epoch shows"""
         self.network, self.recipe, self.phase = network, recipe, phase
         groups = networks.trained_groups(network, recipe, phase.trained, phase.learning_rate)
         self.optimiser: optimisers.RMSprop | optimisers.AdamW
         if recipe.tuning is None:
             self.optimiser, self.averaged = optimisers.RMSprop(groups), None
         else:
-            steps = (phase.last - phase.first + 1) * -(-photos // recipe.batch)
+            steps = (phase.last - phase.first + 1) * -(-len(labels) // recipe.batch)
             self.optimiser = optimisers.AdamW(groups, recipe.tuning, steps)
             self.averaged = copy.deepcopy(network)
+            # How frequent a class is, is added here so that the network need not learn it: it then names a rare class as
+            # readily as a frequent one.
+            shares = log_shares(labels, last_linear(network).out_features)
+            self.shares = torch.from_numpy(shares).to(next(network.parameters()))
 
     @property
     def scored(self) -> nn.Module:
@@ -60,8 +68,7 @@ class Learner:
         with setting.autocast():
             logits = self.network(inputs)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no loss is taken in half precision
-        tuning = self.recipe.tuning
-        loss = functional.cross_entropy(logits, labels, label_smoothing=tuning.label_smoothing if tuning else 0.0)
+        loss = self._loss(logits, labels)
         self.network.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
@@ -69,6 +76,12 @@ class Learner:
             stays = self.optimiser.tuning.averaging
             optimisers.average_(self.averaged, self.network, stays, int(self.optimiser.count))
         return loss.detach(), logits.detach()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        tuning = self.recipe.tuning
+        if tuning is None:
+            return functional.cross_entropy(logits, labels)
+        return functional.cross_entropy(logits + self.shares, labels, label_smoothing=tuning.label_smoothing)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint needs to go on from here."""

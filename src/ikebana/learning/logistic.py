@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ikebana import progress
+from ikebana.learning.imbalance import log_shares
+from ikebana.learning.layers import last_linear
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -35,7 +37,7 @@ class Linear:
 
     def fill(self, head: nn.Module) -> None:
         """Put it into the head's last layer."""
-        *_, last = (each for each in head.modules() if isinstance(each, nn.Linear))
+        last = last_linear(head)
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(self.weight))
             last.bias.copy_(torch.from_numpy(self.bias))
@@ -44,7 +46,8 @@ class Linear:
 def fit(
     features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, held_out_labels: np.ndarray, classes: int, seed: int
 ) -> Linear:
-    """The head that fits the training photos, as strongly held back as the photos for choices say.
+    """The head that fits the training photos, as strongly held back as the photos for choices say; it names a class as readily
+    if there are few photos of it as if there are many.
 
     features         float [photos, features] of the training photos
     labels           class indices [photos]
@@ -67,7 +70,7 @@ def fit(
         weight, bias, _ = paths[0][best]
     else:
         weight, bias = _fitted(_model(), STRENGTHS[best], scaled, labels, classes)
-    weight = weight / spread
+    weight, bias = weight / spread, bias - log_shares(labels, classes)
     return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), STRENGTHS[best])
 
 
@@ -100,8 +103,7 @@ def _path(
 def _model() -> "LogisticRegression":
     from sklearn.linear_model import LogisticRegression
 
-    # Every class counts alike, however many photos it has: a small one would hardly ever be named (docs/decisions.md).
-    return LogisticRegression(max_iter=STEPS, warm_start=True, class_weight="balanced")
+    return LogisticRegression(max_iter=STEPS, warm_start=True)
 
 
 def _fitted(

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +53,7 @@ def train(
         for phase in plan:
             if len(epochs) >= phase.last:
                 continue
-            learner = Learner(network, recipe, phase, len(examples))
+            learner = Learner(network, recipe, phase, examples.labels)
             if len(epochs) >= phase.first:
                 with checkpoint.usable(kept):
                     learner.restore(saved)
@@ -144,7 +145,7 @@ def _seed(seed: int, epoch: int) -> int:
 def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:
     """Time a few training steps on random pixels, on a copy of the network: what a photo costs in the last phase."""
     trial = copy.deepcopy(network).to(setting.device)
-    learner = Learner(trial, recipe, phases(recipe)[-1], recipe.batch)
+    learner = Learner(trial, recipe, phases(recipe)[-1], np.arange(recipe.batch) % classes)
     networks.into_training(trial, recipe, learner.phase.trained)
     generator = torch.Generator().manual_seed(0)
     shape = (recipe.batch, recipe.side, recipe.side, 3)

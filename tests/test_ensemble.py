@@ -1,0 +1,224 @@
+"""Several networks that are asked together, and a network that learns from all photos once the score is made."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+
+import ikebana
+from ikebana import paper
+from ikebana import recipe as recipes
+from ikebana.errors import RecipeError
+from ikebana.learning import inference, networks
+from ikebana.learning.layers import Ensemble
+from ikebana.learning.learner import Learner
+
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
+SMALL = {"side": 64, "precision": "float32"}
+TWO = "tf_efficientnet_lite0+mobilenetv3_small_050"
+ALL_TRAINED = {"epochs": 2, "batch": 16, "side": 48, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "photos"
+    paper.draw_collection(folder, photos_per_kind=14)
+    return folder
+
+
+def fit(photos, folder, **choices):
+    """Two networks of the tutorial's kind: small, and nothing needs to be fetched for them."""
+    return ikebana.fit(photos, "baseline", run=folder, **(ALL_TRAINED | choices))
+
+
+# --- the average ---
+
+
+class Says(nn.Module):
+    """A network that says the same of every photo."""
+
+    def __init__(self, *logits: float):
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, photos):
+        return self.logits.expand(len(photos), -1)
+
+
+def test_an_ensemble_says_the_mean_of_its_members_probabilities():
+    one, other = Says(2.0, -1.0, 0.5), Says(-3.0, 0.0, 4.0)
+    said = Ensemble([one, other])(torch.zeros(4, 3, 8, 8)).softmax(1)
+    expected = (one.logits.softmax(0) + other.logits.softmax(0)) / 2
+    torch.testing.assert_close(said, expected.expand(4, -1))
+
+
+@pytest.mark.parametrize("louder", [0.0, 5.0, -1e4])
+def test_an_ensemble_of_copies_says_what_one_says_however_loud(louder):
+    one = Says(1.0 + louder, 3.0 + louder, -2.0 + louder)
+    said = Ensemble([one, one, one])(torch.zeros(2, 3, 8, 8)).softmax(1)
+    torch.testing.assert_close(said, one.logits.softmax(0).expand(2, -1))
+
+
+def test_the_members_of_a_recipe_differ_in_network_and_seed_and_the_first_is_the_recipe_alone():
+    recipe = recipes.named("good", network="tf_efficientnet_lite0+tf_efficientnet_lite2", seed=3)
+    first, second = recipe.members
+    assert first == recipes.named("good", network="tf_efficientnet_lite0", seed=3)
+    assert second.network == "tf_efficientnet_lite2"
+    assert second.seed not in range(1000)
+    alone = recipes.named("good")
+    assert alone.members == (alone,)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"network": "tf_efficientnet_lite0+"}, "names of networks, joined by +"),
+        ({"network": "tf_efficientnet_lite0+tutorial"}, "nobody has trained before"),
+        ({"network": TWO, "weights": "mine.safetensors"}, "one file of --weights"),
+    ],
+)
+def test_networks_that_cannot_be_averaged_are_refused_in_words(choices, words):
+    with pytest.raises(RecipeError, match=words):
+        recipes.named("good", **choices)
+
+
+@pytest.fixture(scope="module")
+def pair(photos, cache, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(cache))
+        return fit(photos, tmp_path_factory.mktemp("runs") / "pair", network="tutorial+tutorial")
+
+
+def test_a_pair_learns_one_after_the_other_and_its_score_is_that_of_both_together(pair, photos):
+    assert [each["epoch"] for each in pair.epochs] == [1, 2, 3, 4]
+    assert {"curves.png", "curves_2.png"} <= {each.name for each in (pair.folder / "figures").iterdir()}
+    said = {each.path: each.probabilities for each in ikebana.predict(pair, photos)}
+    for row in pair.predictions.iter_rows(named=True):
+        of_file = said[str(photos / row["path"])]
+        np.testing.assert_allclose([of_file[n] for n in pair.classes], [row[f"p:{n}"] for n in pair.classes], atol=1e-5)
+
+
+def test_the_first_of_a_pair_is_the_network_that_would_have_learned_alone(pair, photos, tmp_path):
+    alone = load_file(fit(photos, tmp_path / "alone").weights)
+    together = load_file(pair.weights)
+    assert len(together) == 2 * len(alone)
+    for name, value in alone.items():
+        np.testing.assert_array_equal(together[f"members.0.{name}"], value)
+        assert "conv" not in name or not np.array_equal(together[f"members.1.{name}"], value)
+
+
+@pytest.mark.parametrize("steps", [2, 7, 11])  # of 12: in the first network, in the second, in its last epoch
+def test_a_pair_that_was_stopped_ends_with_the_very_same_weights(pair, photos, tmp_path, monkeypatch, steps):
+    stopped = stop_after(steps, monkeypatch, lambda: fit(photos, tmp_path / "run", network="tutorial+tutorial"))
+    assert stopped
+    resumed = ikebana.resume(tmp_path / "run")
+    assert resumed.weights.read_bytes() == pair.weights.read_bytes()
+    assert resumed.predictions.equals(pair.predictions)
+    assert not list(resumed.folder.glob("checkpoint*"))
+
+
+def stop_after(steps, monkeypatch, work):
+    """Ctrl-C in the step after so many."""
+    real, made = Learner.step, []
+
+    def step(*arguments):
+        if len(made) == steps:
+            raise KeyboardInterrupt
+        made.append(1)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        try:
+            work()
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def test_a_backbone_averaged_with_itself_says_what_it_says_alone(photos, tmp_path):
+    one_twice = "tf_efficientnet_lite0+tf_efficientnet_lite0"
+    made = ikebana.fit(photos, "quick", run=tmp_path / "run", network=one_twice, **SMALL)
+    alone = ikebana.fit(photos, "quick", run=tmp_path / "alone", **SMALL)
+    assert made.predictions.equals(alone.predictions)  # a logistic head has no chance in it
+    assert list(made.read_json("pretrained.json")) == ["tf_efficientnet_lite0"]
+
+
+# --- all photos ---
+
+
+@pytest.fixture(scope="module")
+def shipped(photos, cache, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(cache))
+        return fit(photos, tmp_path_factory.mktemp("runs") / "all", all=True)
+
+
+def test_with_all_the_score_stays_that_of_the_network_which_had_not_seen_the_test_photos(shipped, photos, tmp_path):
+    honest = fit(photos, tmp_path / "honest")
+    assert shipped.predictions.equals(honest.predictions)
+    assert shipped.evaluation.accuracy == honest.evaluation.accuracy
+    assert honest.evaluation.note == ""
+    assert f"all {shipped.dataset['split'].is_not_null().sum()} photos" in repr(shipped.evaluation)
+    assert shipped.weights.read_bytes() != honest.weights.read_bytes()
+
+
+def test_what_ships_is_the_same_recipe_trained_on_every_photo(shipped, photos, tmp_path, monkeypatch):
+    seen = []
+    real = Learner.step
+
+    def step(self, inputs, labels, setting):
+        seen.append(len(labels))
+        return real(self, inputs, labels, setting)
+
+    monkeypatch.setattr(Learner, "step", step)
+    fit(photos, tmp_path / "again", all=True)
+    used = shipped.dataset.filter(shipped.dataset["split"].is_not_null())
+    train = used.filter(used["split"] == "train").height
+    assert sum(seen) == 2 * train + 2 * used.height  # two epochs each
+
+
+@pytest.mark.parametrize("steps", [4, 8, 14])
+def test_a_run_on_all_photos_that_was_stopped_ends_with_the_very_same_weights(
+    shipped, photos, tmp_path, monkeypatch, steps
+):
+    assert stop_after(steps, monkeypatch, lambda: fit(photos, tmp_path / "run", all=True))
+    resumed = ikebana.resume(tmp_path / "run")
+    assert resumed.weights.read_bytes() == shipped.weights.read_bytes()
+    assert resumed.evaluation.to_json() | {"seconds": {}} == shipped.evaluation.to_json() | {"seconds": {}}
+
+
+def test_quick_can_ship_a_head_that_learned_from_all_photos(photos, tmp_path):
+    made = ikebana.fit(photos, "quick", run=tmp_path / "all", all=True, **SMALL)
+    honest = ikebana.fit(photos, "quick", run=tmp_path / "honest", **SMALL)
+    before, after = load_file(honest.weights), load_file(made.weights)
+    moved = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert moved == ["head.dense.bias", "head.dense.weight"]
+    assert made.predictions.equals(honest.predictions)
+
+
+def test_every_photo_is_learned_from_once_and_none_is_held_out():
+    pixels = np.zeros((9, 8, 8, 3), np.uint8)
+    parts = {
+        "train": part(pixels, [0, 4, 8]),
+        "validation": part(pixels, [2, 3]),
+        "test": part(pixels, [7, 1, 5]),
+    }
+    found = inference.all_to_learn_from(parts)
+    assert found["train"].rows.tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
+    assert found["train"].labels.tolist() == [row % 3 for row in found["train"].rows]
+    assert len(found["validation"]) == len(found["test"]) == 0
+
+
+def part(pixels, rows):
+    rows = np.array(rows)
+    return inference.Photos(pixels, rows, rows % 3, np.zeros(len(rows), bool))
+
+
+def test_one_network_alone_is_no_ensemble():
+    recipe = recipes.named("baseline", side=48)
+    network = networks.build(recipe, 3)
+    assert networks.members(network) == [network]
+    assert not isinstance(network, Ensemble)
