@@ -52,7 +52,8 @@ def test_a_run_leaves_what_the_contract_promises(run, photos):
     names = {each.name for each in run.folder.iterdir()}
     assert names == {
         "recipe.json", "source.json", "dataset.parquet", "audit.json", "environment.json", "epochs.jsonl", "layers.txt",
-        "weights.safetensors", "predictions.parquet", "classification_report.txt", "evaluation.json", "figures", "thumbnails",
+        "weights.safetensors", "predictions.parquet", "calibration.json", "classification_report.txt", "evaluation.json",
+        "figures", "thumbnails",
     }  # fmt: skip
     assert recipe.from_json(run.read_json("recipe.json")) == recipe.named("baseline", **SMALL)
     assert Path(run.source["photos"]) == photos

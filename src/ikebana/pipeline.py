@@ -16,6 +16,7 @@ from ikebana.photos.kept import Kept
 from ikebana.progress import Stopwatch
 from ikebana.recipe import Recipe
 from ikebana.run import Run
+from ikebana.trust.calibration import calibrate
 from ikebana.trust.evaluation import evaluate
 
 
@@ -43,7 +44,8 @@ def fit(
     begun = runs.begin(run, chosen, dataset)
     begun.write_json("environment.json", device.environment(setting))
     clock.lap("read")
-    return _interruptible(begun, dataset, keep, setting, clock)
+    with begun.resumable():
+        return _train_and_score(begun, dataset, keep, setting, clock)
 
 
 def resume(run: str | Path) -> Run:
@@ -61,24 +63,14 @@ def resume(run: str | Path) -> Run:
     dataset, keep = _taken_in(found, begun.recipe)
     begun.check_same_photos(dataset)
     clock.lap("read")
-    return _interruptible(begun, dataset, keep, setting, clock)
+    with begun.resumable():
+        return _train_and_score(begun, dataset, keep, setting, clock)
 
 
 def _taken_in(found: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:
     """Every photo opened once and given its part; the pixels row by row."""
     opened, keep = kept.opened(found, recipe.side, recipe.fit)
     return split.split(intake.with_classes(opened, recipe.class_order), recipe), keep
-
-
-def _interruptible(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clock: Stopwatch) -> Run:
-    try:
-        made = _train_and_score(run, dataset, keep, setting, clock)
-    except KeyboardInterrupt:
-        progress.say(f"stopped; nothing is lost. To go on: ikebana fit --resume {run.folder}")
-        raise
-    if advice := next_step(dataset, run.recipe, setting):
-        progress.say(advice)
-    return made
 
 
 def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clock: Stopwatch) -> Run:
@@ -99,10 +91,10 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
         run.write_epochs(epochs)
         progress.event("epoch", **asdict(epoch))
     clock.lap("train")
-    probabilities, held_out = (
-        fitting.probabilities(given, setting),
-        inference.joined(parts["validation"], parts["test"]),
-    )
+    said, held_out = fitting.probabilities(given, setting), inference.joined(parts["validation"], parts["test"])
+    trusted = calibrate(*inference.for_calibration(parts["validation"], said))
+    run.write_json("calibration.json", trusted)
+    probabilities = trusted.applied(said)
     run.write_predictions(dataset, held_out.rows, probabilities)
     clock.lap("score")
     if recipe.all:
@@ -114,7 +106,11 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
 
     examples = augmentation.examples(keep.pixels[parts["train"].rows[0]], recipe.augmentation, recipe.seed)
     scored, labels = (each[len(parts["validation"]) :] for each in (probabilities, held_out.labels))
-    evaluation = evaluate(scored, labels, dataset.classes, clock.seconds, fitting.note(recipe, parts))
+    note = fitting.note(recipe, parts)
+    evaluation = evaluate(scored, labels, dataset.classes, clock.seconds, note, trusted.threshold)
     draw.everything(run, dataset, keep.pixels, examples, evaluation)
     clock.lap("draw")
-    return run.finish(evaluation, clock.seconds)
+    run.finish(evaluation, clock.seconds)
+    if advice := next_step(dataset, recipe, setting):
+        progress.say(advice)
+    return run

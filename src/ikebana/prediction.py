@@ -74,7 +74,7 @@ def stream(run: Run, photos: list[LoosePhoto]) -> Iterator[Prediction]:
             array, statuses = _opened(chunk, run)
             rows = np.flatnonzero([status == USED for status in statuses])
             shown = inference.unlabelled(array, rows)
-            probabilities = iter(inference.probabilities_of(network, shown, setting))
+            probabilities = iter(run.calibration.applied(inference.probabilities_of(network, shown, setting)))
             for photo, status in zip(chunk, statuses, strict=True):
                 yield _said(photo.path, status, next(probabilities) if status == USED else None, run.classes)
             bar.advance(len(chunk))

@@ -9,6 +9,7 @@ environment.json            what it ran on, and why it was used like that
 epochs.jsonl                a line an epoch
 weights.safetensors         the network
 predictions.parquet         validation and test photos with a probability for each class
+calibration.json            how its confidence is to be read: temperature, and the threshold below which it is "not sure"
 classification_report.txt   in scikit-learn's layout
 layers.txt                  the network's layers, output shapes and parameter counts
 figures/, thumbnails/       pictures
@@ -20,7 +21,8 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,8 @@ from ikebana.photos.dataset import USED, Dataset
 from ikebana.photos.split import fingerprint
 from ikebana.places import filled, written
 from ikebana.recipe import Recipe
-from ikebana.trust import evaluation
+from ikebana.trust import calibration, evaluation
+from ikebana.trust.calibration import Calibration
 from ikebana.trust.evaluation import Evaluation
 
 
@@ -91,6 +94,11 @@ class Run:
         return evaluation.from_json(self.read_json("evaluation.json"), report)
 
     @property
+    def calibration(self) -> Calibration:
+        """How to read the network's confidence."""
+        return calibration.read(self.folder / "calibration.json")
+
+    @property
     def dataset(self) -> pl.DataFrame:
         """One row for every path found."""
         return pl.read_parquet(self.folder / "dataset.parquet")
@@ -129,6 +137,15 @@ class Run:
     def write_epochs(self, epochs: Iterable[Any]) -> None:
         self.write_text("epochs.jsonl", "".join(json.dumps(asdict(each)) + "\n" for each in epochs))
 
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Work that Ctrl-C or SIGTERM interrupts: says how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            progress.say(f"stopped; nothing is lost. To go on: ikebana fit --resume {self.folder}")
+            raise
+
     def write_predictions(self, dataset: Dataset, rows: np.ndarray, probabilities: np.ndarray) -> None:
         """One row a photo: path, label, split, and `p:<class>` for each class."""
         columns = {f"p:{name}": probabilities[:, number] for number, name in enumerate(dataset.classes)}
@@ -136,7 +153,7 @@ class Run:
             "predictions.parquet", dataset.photos[rows].select("path", "label", "split").with_columns(**columns)
         )
 
-    def finish(self, scored: Evaluation, seconds: Mapping[str, float]) -> "Run":
+    def finish(self, scored: Evaluation, seconds: Mapping[str, float]) -> None:
         """Write the score, last of all, and drop the checkpoints: the run is complete."""
         scored = replace(scored, seconds=dict(seconds))
         self.write_text("classification_report.txt", scored.report)
@@ -145,7 +162,6 @@ class Run:
             checkpoint.unlink(missing_ok=True)
         progress.event("evaluation", **scored.to_json())
         progress.say(f"\n{scored!r}\nfigures: {self.folder / 'figures'}")
-        return self
 
     def check_same_photos(self, dataset: Dataset) -> None:
         """Refuse to go on with other photos than the run began with.

@@ -99,6 +99,15 @@ def joined(first: Photos, second: Photos) -> Photos:
     return Photos(first.pixels, *(np.concatenate(pair) for pair in pairs))
 
 
+def for_calibration(validation: Photos, said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What was said of the validation photos that no choice was made by, and their labels.
+
+    said  [photos, classes], beginning with the validation photos
+    """
+    chosen = np.flatnonzero(~validation.for_choices)
+    return said[chosen], validation.labels[chosen]
+
+
 def all_to_learn_from(found: dict[str, Photos]) -> dict[str, Photos]:
     """Every photo a training photo, none held out: for the network that ships after the score is made."""
     everything = joined(joined(found["train"], found["validation"]), found["test"])

@@ -38,6 +38,9 @@ class Evaluation:
     seconds: Mapping[str, float]  # that each stage of the run took
     report: str  # in scikit-learn's layout
     note: str = ""  # what one must know to read the score rightly
+    threshold: float | None = None  # the confidence below which the answer is "not sure"
+    answered: float | None = None  # share of the photos at or above it
+    answered_accuracy: float | None = None  # of those
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `evaluation.json`."""
@@ -47,8 +50,15 @@ class Evaluation:
 
     def __repr__(self) -> str:
         low, high = self.accuracy_interval
-        note = f"{self.note}\n" if self.note else ""
+        note = "".join(f"{line}\n" for line in (self._answers(), self.note) if line)
         return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos\n{note}\n{self.report}"
+
+    def _answers(self) -> str:
+        """What saying "not sure" changes, in words."""
+        if self.threshold is None or self.answered is None:
+            return ""
+        right = f", right in {self.answered_accuracy:.1%} of these" if self.answered_accuracy is not None else ""
+        return f"sure (confidence {self.threshold:.2f} or more) of {self.answered:.1%} of them{right}"
 
     def _repr_html_(self) -> str:
         import html
@@ -76,12 +86,14 @@ def evaluate(
     classes: Sequence[str],
     seconds: Mapping[str, float],
     note: str = "",
+    threshold: float | None = None,
 ) -> Evaluation:
     """Score the predictions of photos that were never used for a choice.
 
     probabilities  float [photos, classes], rows sum to 1
     labels         class indices [photos]; at least one photo
     note           what one must know to read the score rightly
+    threshold      the confidence below which the answer is "not sure", if it may be
     """
     from sklearn import metrics
 
@@ -100,6 +112,7 @@ def evaluate(
         for name, (precision, recall, f1, support) in zip(classes, rows, strict=True)
     }
     confusion = metrics.confusion_matrix(labels, predicted, labels=indices)
+    sure = answered(probabilities, labels, threshold) if threshold is not None else (None, None)
     return Evaluation(
         accuracy=right / len(labels),
         accuracy_interval=interval(right, len(labels)),
@@ -113,6 +126,9 @@ def evaluate(
         seconds=dict(seconds),
         report=classification_report(labels, predicted, classes),
         note=note,
+        threshold=threshold,
+        answered=sure[0],
+        answered_accuracy=sure[1],
     )
 
 
@@ -130,6 +146,13 @@ def classification_report(labels: np.ndarray, predicted: np.ndarray, classes: Se
             zero_division=0.0,  # pyright: ignore[reportArgumentType]  (a float is documented)
         )
     return str(text)
+
+
+def answered(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[float, float | None]:
+    """The share of photos of which the network is sure, and how often it is right there; None if it is sure of none."""
+    sure = probabilities.max(1) >= threshold
+    right = probabilities.argmax(1) == labels
+    return float(sure.mean()), float(right[sure].mean()) if sure.any() else None
 
 
 def interval(right: int, n: int) -> tuple[float, float]:

@@ -1,0 +1,108 @@
+"""What a network says of photos it has not learned from → how much its confidence is worth, and when it should say "not sure"."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ikebana.errors import PhotosError
+
+SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 has no logarithm
+COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are considered
+FEW = 20  # photos; with fewer, confidence is left as the network has it
+RIGHT = 0.95  # of the answers that are given should be right, if saying "not sure" can bring that about
+EVEN = 0.5  # nobody should be told a name that is as probably wrong as right
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How to read a network's confidence."""
+
+    temperature: float = 1.0  # divides the logits; above 1 the network was over-confident
+    threshold: float | None = (
+        None  # the confidence below which the answer is "not sure"; None if there was no way to tell
+    )
+    photos: int = 0  # validation photos that both come from
+
+    def applied(self, probabilities: np.ndarray) -> np.ndarray:
+        """The probabilities as they would be with the logits divided by the temperature: [photos, classes].
+
+        Temperature 1 changes no bit; no temperature changes which class is the most probable.
+        """
+        if self.temperature == 1:
+            return probabilities
+        logits = np.log(np.maximum(probabilities, SMALLEST)) / self.temperature
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return (powers / powers.sum(1, keepdims=True)).astype(probabilities.dtype)
+
+
+def calibrate(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
+    """Temperature and threshold, from photos that served neither for training nor for choices.
+
+    probabilities  float [photos, classes]
+    labels         class indices [photos]
+    returns        the network's own confidence and no threshold, if there are fewer than 20 photos or all are of one class
+    """
+    if len(labels) < FEW or len(np.unique(labels)) < 2:
+        return Calibration(photos=len(labels))
+    found = Calibration(temperature(np.log(np.maximum(probabilities, SMALLEST)), labels))
+    return Calibration(found.temperature, threshold(found.applied(probabilities), labels), len(labels))
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The number to divide logits by so that "80 % sure" is right 80 % of the time.
+
+    The order of the classes never changes, so neither does accuracy.
+
+    logits   float [photos, classes], of photos the network was not trained on
+    labels   class indices [photos]
+    returns  between 0.05 and 20; above 1 means the network was over-confident
+    raises   PhotosError if the photos are all of one class
+    source   Guo et al. 2017, arXiv:1706.04599, section 4.2
+    """
+    from scipy.optimize import minimize_scalar
+
+    if len(np.unique(labels)) < 2:
+        raise PhotosError(
+            f"all {len(labels)} validation photos are of one class, so confidence cannot be checked",
+            advice="hold out more photos (--parts 0.6,0.2,0.2), or at least 5 of each of 2 classes",
+        )
+    exact, truth = logits.astype(np.float64), np.arange(len(labels))
+
+    def surprise(log_temperature: float) -> float:
+        cooled = exact / np.exp(log_temperature)
+        cooled -= cooled.max(1, keepdims=True)
+        return float((np.log(np.exp(cooled).sum(1)) - cooled[truth, labels]).mean())
+
+    # The surprise has one valley in 1 / temperature, so a bounded search cannot be caught in another one.
+    bounds = (np.log(COLDEST), np.log(HOTTEST))
+    found: Any = minimize_scalar(surprise, bounds=bounds, method="bounded", options={"xatol": 1e-8})
+    return float(np.exp(found.x))
+
+
+def threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The least confidence from which on at least 95 % of the answers are right; at least 0.5.
+
+    Where even the surest answers are not as often right as that, the confidence of the surest half.
+
+    probabilities  float [photos, classes], calibrated
+    labels         class indices [photos]
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    order = np.argsort(-confidence, kind="stable")
+    share_right = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    good = np.flatnonzero(share_right >= RIGHT)
+    last = good[-1] if len(good) else len(order) // 2
+    if last == len(order) - 1:  # all of them may be answered
+        return EVEN
+    return float(max(EVEN, confidence[order[last]]))
+
+
+def read(file: Path) -> Calibration:
+    """What a run's `calibration.json` says; confidence is taken as it is where there is none."""
+    if not file.exists():
+        return Calibration()
+    values = json.loads(file.read_text("utf-8"))
+    return Calibration(**{name: values[name] for name in asdict(Calibration())})

@@ -1,0 +1,121 @@
+"""Confidence against photos whose chances are known by construction."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ikebana.errors import PhotosError
+from ikebana.trust.calibration import EVEN, FEW, RIGHT, Calibration, calibrate, read, temperature, threshold
+from ikebana.trust.evaluation import answered, calibration_error, evaluate
+
+
+def photos_with_known_confidence(seed, photos=4000, classes=4, loud=2.0):
+    """Logits that mean what they say: the labels are drawn from their softmax."""
+    numbers = np.random.default_rng(seed)
+    logits = loud * numbers.normal(size=(photos, classes))
+    labels = (softmax(logits).cumsum(1) > numbers.random((photos, 1))).argmax(1)
+    return logits, labels
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def test_logits_that_mean_what_they_say_are_left_as_they_are():
+    assert temperature(*photos_with_known_confidence(seed=1)) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("k", [0.3, 2.0, 7.5])
+def test_louder_logits_need_a_proportionally_higher_temperature(k):
+    logits, labels = photos_with_known_confidence(seed=1)
+    assert temperature(k * logits, labels) == pytest.approx(k * temperature(logits, labels), rel=1e-4)
+
+
+def test_it_is_the_temperature_of_least_surprise():
+    logits, labels = photos_with_known_confidence(seed=2)
+    found = temperature(3 * logits, labels)
+
+    def surprise(one):
+        return -np.log(softmax(3 * logits / one)[np.arange(len(labels)), labels]).mean()
+
+    assert surprise(found) <= min(surprise(found * 0.99), surprise(found * 1.01))
+
+
+def test_an_over_confident_network_is_believed_after_calibration():
+    logits, labels = photos_with_known_confidence(seed=3)
+    found = calibrate(softmax(4 * logits), labels)
+    fresh, truth = photos_with_known_confidence(seed=4)
+    loud = softmax(4 * fresh)
+    assert calibration_error(loud, truth) > 0.1
+    assert calibration_error(found.applied(loud), truth) < 0.03
+
+
+@given(st.floats(0.05, 20), st.integers(0, 100))
+def test_no_temperature_changes_what_is_named_and_one_changes_no_bit(found, seed):
+    logits, _ = photos_with_known_confidence(seed, photos=50)
+    probabilities = softmax(logits).astype(np.float32)
+    calibrated = Calibration(found).applied(probabilities)
+    assert calibrated.dtype == np.float32
+    best = probabilities.max(1, keepdims=True)
+    assert np.all((probabilities == best)[np.arange(50), calibrated.argmax(1)])
+    np.testing.assert_allclose(calibrated.sum(1), 1, rtol=1e-5)
+    assert Calibration().applied(probabilities) is probabilities
+
+
+def test_certainty_stays_certainty():
+    certain = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
+    assert np.isfinite(Calibration(3.0).applied(certain)).all()
+    np.testing.assert_allclose(Calibration(0.5).applied(certain), certain, atol=1e-6)
+
+
+def test_photos_of_one_class_cannot_tell():
+    logits, _ = photos_with_known_confidence(seed=1, photos=14)
+    with pytest.raises(PhotosError, match="all 14 validation photos are of one class"):
+        temperature(logits, np.zeros(14, int))
+
+
+@pytest.mark.parametrize("photos", [0, 1, FEW - 1])
+def test_with_few_photos_confidence_is_left_alone_and_there_is_no_threshold(photos):
+    logits, labels = photos_with_known_confidence(seed=1, photos=photos)
+    assert calibrate(softmax(logits), labels) == Calibration(1.0, None, photos)
+
+
+@given(st.integers(0, 200), st.floats(0.5, 6))
+def test_above_the_threshold_the_answers_are_as_often_right_as_was_asked(seed, loud):
+    logits, labels = photos_with_known_confidence(seed, photos=300, loud=loud)
+    probabilities = softmax(logits)
+    found = threshold(probabilities, labels)
+    share, right = answered(probabilities, labels, found)
+    assert EVEN <= found <= 1
+    reachable = (probabilities.argmax(1) == labels)[np.argsort(-probabilities.max(1))[0]]
+    if found > EVEN and reachable and right is not None:
+        assert right >= RIGHT
+        assert 0 < share < 1
+
+
+def test_a_network_that_is_nearly_always_right_is_asked_only_to_be_more_right_than_wrong():
+    logits, labels = photos_with_known_confidence(seed=5, loud=30)
+    assert threshold(softmax(logits), labels) == EVEN
+
+
+def test_a_network_that_knows_nothing_answers_seldom():
+    probabilities = softmax(np.random.default_rng(0).normal(size=(1000, 4)))
+    labels = np.random.default_rng(1).integers(0, 4, 1000)
+    assert answered(probabilities, labels, threshold(probabilities, labels))[0] <= 0.5
+
+
+def test_the_evaluation_says_how_often_it_would_answer_and_how_often_rightly():
+    logits, labels = photos_with_known_confidence(seed=6)
+    names = tuple("abcd")
+    said = evaluate(softmax(logits), labels, names, {}, threshold=0.9)
+    sure = softmax(logits).max(1) >= 0.9
+    assert said.answered == pytest.approx(sure.mean())
+    assert said.answered_accuracy == pytest.approx((softmax(logits).argmax(1) == labels)[sure].mean())
+    assert f"of {said.answered:.1%} of them" in repr(said)
+    assert "sure" not in repr(evaluate(softmax(logits), labels, names, {}))
+
+
+def test_a_run_without_calibration_takes_confidence_as_it_is(tmp_path):
+    assert read(tmp_path / "calibration.json") == Calibration()
