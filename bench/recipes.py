@@ -1,6 +1,7 @@
 """Test accuracy and time of named recipes over seeds, on the tutorial's split.
 
     python bench/recipes.py --photos DIR [--recipes baseline,augmented] [--seeds 0,1,2] [--epochs N] [--out FOLDER]
+                            [--split shuffle|stratified] [--until BLOCK --weights FILE]
 
 Each run is a whole `ikebana.fit`; its folder stays in --out (a temporary one if none is given).
 """
@@ -23,6 +24,9 @@ def main() -> None:
     flags.add_argument("--recipes", default="baseline,augmented")
     flags.add_argument("--seeds", default="0,1,2")
     flags.add_argument("--epochs", type=int)
+    flags.add_argument("--split", default="shuffle")
+    flags.add_argument("--until")
+    flags.add_argument("--weights")
     flags.add_argument("--out", type=Path)
     chosen = flags.parse_args()
     out = chosen.out or Path(tempfile.mkdtemp())
@@ -34,13 +38,13 @@ def main() -> None:
         accuracies, seconds = [], []
         for seed in map(int, chosen.seeds.split(",")):
             begun = time.perf_counter()
-            choices = {"epochs": chosen.epochs} if chosen.epochs else {}
+            choices = {name: getattr(chosen, name) for name in ("epochs", "until", "weights") if getattr(chosen, name)}
             run = ikebana.fit(
                 chosen.photos,
                 recipe,
                 run=out / f"{recipe}-{seed}",
                 seed=seed,
-                split="shuffle",
+                split=chosen.split,
                 class_order=order,
                 **choices,
             )

@@ -249,17 +249,6 @@ def test_the_moving_variance_goes_towards_that_of_the_batch_which_torch_enlarges
     torch.testing.assert_close(norm.running_var, entering.var((0, 2, 3), correction=0))
 
 
-def test_a_frozen_batch_norm_stays_as_it_is_while_the_others_train():
-    network = inception.inception("mixed0").train()
-    norms = [module for module in network.modules() if isinstance(module, inception.BatchNorm)]
-    norms[0].frozen = True
-    network(photos(75))
-    network.train()(photos(75))
-    assert torch.equal(norms[0].running_mean, torch.zeros(32))
-    assert torch.equal(norms[0].running_var, torch.ones(32))
-    assert all(norm.running_mean.any() for norm in norms[1:])
-
-
 def test_it_trains_in_bfloat16_and_keeps_its_statistics_in_float32():
     network = inception.inception("mixed0").train()
     with torch.autocast("cpu", torch.bfloat16):

@@ -29,7 +29,6 @@ class BatchNorm(nn.Module):
     batch's; Keras moves it towards the batch's as it is.
 
     momentum  the batch's share in the moving statistics: torch's convention, 1 less Keras' momentum
-    frozen    True: the moving statistics are used and kept even while the network trains, as Keras' trainable=False has it
     """
 
     running_mean: Tensor
@@ -39,7 +38,6 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.eps = EPSILON
-        self.frozen = False
         self.register_parameter("weight", None)  # no gamma, said as torch says it: fuse_conv_bn_eval looks for it
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -47,7 +45,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features  [photos, channels, height, width]; the statistics are float32 also where these are bfloat16"""
-        if self.frozen or not self.training:
+        if not self.training:
             mean, variance = self.running_mean, self.running_var
             return functional.batch_norm(features, mean, variance, bias=self.bias, eps=self.eps)
         # With momentum 1 these become the batch's own. Autograd keeps them until the backward pass, so they must not be
