@@ -1,6 +1,7 @@
 """From a folder of labelled photos to an image classifier that its owner can trust and ship.
 
 import ikebana
+ikebana.audit("flowers/")            # what is wrong with the folder, before an hour is spent
 run = ikebana.fit("flowers/")        # photos in, a trained and honestly scored network out
 run.evaluation                       # accuracy with its interval, the table per class
 ikebana.predict(run, "garden/")      # a Prediction for each photo
@@ -9,8 +10,10 @@ ikebana.predict(run, "garden/")      # a Prediction for each photo
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ikebana.advice import Advice
     from ikebana.checkup import doctor
     from ikebana.errors import IkebanaError, MachineError, PhotosError, RecipeError, RunError
+    from ikebana.inspection import Audit, audit
     from ikebana.pipeline import fit, resume
     from ikebana.prediction import Prediction, predict
     from ikebana.recipe import RECIPES, Augmentation, Recipe
@@ -20,8 +23,10 @@ if TYPE_CHECKING:
 
 # Where each public name lives. They load on first use: `import ikebana` must not wait for torch.
 _HOMES = {
+    "advice": ("Advice",),
     "checkup": ("doctor",),
     "errors": ("IkebanaError", "MachineError", "PhotosError", "RecipeError", "RunError"),
+    "inspection": ("Audit", "audit"),
     "pipeline": ("fit", "resume"),
     "prediction": ("Prediction", "predict"),
     "recipe": ("RECIPES", "Augmentation", "Recipe"),
@@ -32,6 +37,8 @@ _HOMES = {
 
 __all__ = [
     "RECIPES",
+    "Advice",
+    "Audit",
     "Augmentation",
     "Evaluation",
     "IkebanaError",
@@ -42,6 +49,7 @@ __all__ = [
     "RecipeError",
     "Run",
     "RunError",
+    "audit",
     "demo",
     "doctor",
     "fit",

@@ -13,7 +13,7 @@ from ikebana import progress
 from ikebana.errors import IkebanaError, RecipeError
 from ikebana.recipe import DEFAULT, RECIPES, Recipe
 
-DONE, REFUSED, WRONG_USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DONE, REFUSED, WRONG_USAGE, LEAK, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 app = App(
     name="ikebana",
@@ -25,6 +25,12 @@ app = App(
 )
 RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="one JSON event a line on standard output")]
+Advise = Annotated[
+    bool,
+    Parameter(
+        negative=(), help="also advise whether a network's head, its tail or all of it should learn from the photos"
+    ),
+]
 
 
 def _flag(declared: Any) -> Any:
@@ -104,6 +110,26 @@ def fit(
 
 
 @app.command
+def audit(photos: str, *, advise: Advise = False, json: Json = False) -> int:
+    """Say what is wrong with the photos, before an hour is spent; and, if asked, how much of a network should learn from them.
+
+    Parameters
+    ----------
+    photos
+        As for fit: a folder with a sub-folder for each class, an archive of it, or a table.
+    """
+    from ikebana import inspection
+
+    _listen(json)
+    looked = inspection.audit(photos, advise)
+    command = looked.advice.command if looked.advice is not None else ""
+    progress.event("done", leaks=len(looked.leaks), command=command)
+    if command:
+        progress.result(command)
+    return LEAK if looked.leaks else DONE
+
+
+@app.command
 def predict(run: Path, *photos: str, out: Path | None = None) -> None:
     """Say what new photos show: a CSV line for each.
 
@@ -164,11 +190,10 @@ def _terminate(_signal: int, _frame: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line. Ends the process with 0 done, 1 refused, 2 wrong usage, 130 or 143 interrupted."""
+    """The command line. Ends the process with 0 done, 1 refused, 2 wrong usage, 3 a leak, 130 or 143 interrupted."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(arguments, exit_on_error=False, print_error=True)
-        status = DONE
+        status = app(arguments, exit_on_error=False, print_error=True) or DONE
     except CycloptsError:
         status = WRONG_USAGE
     except IkebanaError as error:

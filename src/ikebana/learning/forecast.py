@@ -9,7 +9,7 @@ from ikebana.learning.device import Setting
 from ikebana.learning.learner import phases
 from ikebana.photos import kept
 from ikebana.photos.dataset import Dataset
-from ikebana.recipe import Recipe
+from ikebana.recipe import Better, Recipe
 
 LIBRARIES = 0.45e9  # bytes that Python, torch and polars hold before the first photo
 READ_SECONDS = (
@@ -81,7 +81,7 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting) -> Forecast:
         if of_features
         else _epochs(epochs, epoch / len(members), len(members))
     )
-    text = f"expected: {_duration(seconds)} ({work}), {memory / 1e9:.1f} GB of memory, pixels {on_disk}"
+    text = f"expected: {duration(seconds)} ({work}), {memory / 1e9:.1f} GB of memory, pixels {on_disk}"
     return Forecast(seconds, disk, memory, text)
 
 
@@ -98,17 +98,26 @@ def next_step(dataset: Dataset, recipe: Recipe, setting: Setting) -> str:
     better = recipes.BETTER.get(recipe.name)
     if better is None or setting.seconds_per_photo is None:
         return ""
+    seconds = seconds_of_better(dataset, recipe, better, setting.seconds_per_photo)
+    return f"better still: --recipe {better.recipe}, about {duration(seconds)} here; {better.gain}"
+
+
+def seconds_of_better(dataset: Dataset, recipe: Recipe, better: Better, a_look: float) -> float:
+    """About how long the next better recipe would train here.
+
+    a_look  seconds in which the recipe's own frozen backbone sees a photo
+    """
     shown = dataset.used.height * recipes.RECIPES[better.recipe].epochs * recipe.parts[0]
-    seconds = shown * setting.seconds_per_photo * better.times_a_look
-    return f"better still: --recipe {better.recipe}, about {_duration(seconds)} here; {better.gain}"
+    return shown * a_look * better.times_a_look
 
 
 def _epochs(count: int, seconds: float, networks: int) -> str:
     each = f" for each of {networks} networks" if networks > 1 else ""
-    return f"{count} epoch{'s' * (count > 1)} of {_duration(seconds)}{each}"
+    return f"{count} epoch{'s' * (count > 1)} of {duration(seconds)}{each}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words: 3.2 s, 45 s, 7 min, 2.1 h."""
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -74,6 +74,19 @@ def fit(
     return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), STRENGTHS[best])
 
 
+def said_of(left: np.ndarray, features: np.ndarray, labels: np.ndarray, classes: int, strength: float) -> np.ndarray:
+    """What a head that has learned from some photos says of others, classes as frequent there as among them: logits [others,
+    classes].
+
+    left      float [others, features]
+    features  float [photos, features], and `labels` [photos], to learn from
+    strength  the inverse of the pull towards zero, on features of unit variance
+    """
+    mean, spread = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64) + 1e-6
+    weight, bias = _fitted(_model(), strength, ((features - mean) / spread).astype(np.float32), labels, classes)
+    return ((left - mean) / spread) @ weight.T + bias
+
+
 def _folds(scaled: np.ndarray, labels: np.ndarray, seed: int) -> list[Trial]:
     """The training photos, in turns without a fifth of them, on which the choice is then made."""
     from sklearn.model_selection import StratifiedKFold
@@ -94,10 +107,15 @@ def _path(
     for strength in STRENGTHS:
         weight, bias = _fitted(model, strength, fitted, labels, classes)
         logits = left @ weight.T + bias
-        logits -= logits.max(1, keepdims=True)
-        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(left)), left_labels]
+        losses = cross_entropy(logits, left_labels)
         bar.advance(1, loss=float(losses.mean()), accuracy=float((logits.argmax(1) == left_labels).mean()))
         yield weight, bias, float(losses.mean())
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How surprised a head was by each photo's class: float [photos] from logits [photos, classes]."""
+    logits = logits - logits.max(1, keepdims=True)
+    return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
 
 
 def _model() -> "LogisticRegression":

@@ -53,8 +53,11 @@ def as_json(dataset: Dataset, found: list[Finding]) -> dict[str, Any]:
     }
 
 
-def summary(dataset: Dataset, found: list[Finding]) -> str:
-    """What came in, in a few lines: the sums, why photos were set aside, and how many findings of each kind."""
+def summary(dataset: Dataset, found: list[Finding], more: str = "audit.json") -> str:
+    """What came in, in a few lines: the sums, why photos were set aside, and how many findings of each kind.
+
+    more  where to look for what would not fit
+    """
     used, paths = dataset.used, dataset.photos.height
     split = "  ".join(f"{part} {sum(used['split'] == part):,}" for part in PARTS)
     lines = [
@@ -68,7 +71,7 @@ def summary(dataset: Dataset, found: list[Finding]) -> str:
     aside = dataset.set_aside.select("path", "status").rows()
     lines += [f"  set aside: {path}: {status}" for path, status in aside[:SHOWN]]
     if len(aside) > SHOWN:
-        lines.append(f"  and {len(aside) - SHOWN} more: audit.json names them")
+        lines.append(f"  and {len(aside) - SHOWN} more: {more} names them")
     return "\n".join(lines)
 
 

@@ -1,0 +1,296 @@
+"""Head, tail or everything: the rules keep their word, and the probe sees what it may and nothing else."""
+
+import contextvars
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import grow, photo, two_classes
+from hypothesis import given
+from hypothesis import strategies as some
+
+import ikebana
+from ikebana import advice, cli, inspection, paper, recipe
+from ikebana.advice import FEW, MANY, Supply
+from ikebana.learning import probe
+from ikebana.learning.probe import CUTS, Evidence, Score
+from ikebana.places import cache_folder
+
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
+LEVELS = ("head", "tail", "all")
+LITTLE, ENOUGH, PLENTY = FEW // 2, (FEW + MANY) // 2, 4 * MANY  # training photos a class
+
+
+def shown(best=0.8, lead=0.1, error=0.005, judged=1000, doubling=0.02):
+    """What a probe may have shown."""
+    cuts: dict[str, Score] = dict(
+        zip(CUTS, [Score(value, error) for value in (0.3, 0.4, best - lead, best)], strict=True)
+    )
+    halves = Score(best - doubling, error), Score(best - 2 * doubling, error)
+    return Evidence(judged, 0.2, cuts, Score(lead, error), *halves, Score(doubling, error))
+
+
+def supply(a_class, smallest=None):
+    return Supply(photos=6 * a_class, sealed=a_class, a_class=a_class, smallest=("rose", smallest or a_class))
+
+
+def given_for(evidence, photos):
+    return advice.advised(evidence, photos, "my photos", {})
+
+
+LIKE, UNLIKE, SOLVED = shown(), shown(lead=-0.05), shown(best=0.995)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "a_class", "expected"),
+    [
+        (LIKE, LITTLE, "head"),
+        (LIKE, ENOUGH, "tail"),
+        (LIKE, PLENTY, "tail"),
+        (UNLIKE, LITTLE, "head"),
+        (UNLIKE, ENOUGH, "tail"),
+        (UNLIKE, PLENTY, "all"),
+        (SOLVED, PLENTY, "head"),
+        (shown(best=0.99, lead=-0.005), PLENTY, "head"),
+        (shown(lead=0.0, error=0.05), PLENTY, "tail"),  # an earlier cut may be as good, but nobody can tell
+    ],
+)
+def test_the_chapters_cases_get_the_chapters_answers(evidence, a_class, expected):
+    assert given_for(evidence, supply(a_class)).trained == expected
+
+
+@given(
+    best=some.floats(0, 1),
+    lead=some.floats(-0.5, 0.5),
+    error=some.floats(0.001, 0.1),
+    a_class=some.tuples(some.integers(0, 400), some.integers(0, 400)),
+    worse=some.floats(1, 10),
+)
+def test_fewer_photos_never_recommend_more_of_the_network(best, lead, error, a_class, worse):
+    fewer, more = sorted(a_class)
+    with_more = advice.how_much(shown(best, lead, error), supply(more))
+    with_fewer = advice.how_much(shown(best, lead, error * worse), supply(fewer))
+    assert LEVELS.index(with_fewer) <= LEVELS.index(with_more)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_it_says_to_run_is_a_command_with_a_recipe_that_exists(level):
+    said = replace(given_for(LIKE, supply(ENOUGH)), trained=level)
+    assert said.recipe in recipe.RECIPES
+    assert said.command == f"ikebana fit 'my photos' --recipe {said.recipe}"
+    assert said.command in repr(said)
+
+
+def test_it_is_sure_only_where_nothing_speaks_against_it():
+    assert not given_for(LIKE, supply(PLENTY)).doubts
+    assert not given_for(UNLIKE, supply(LITTLE // 2)).doubts
+    for doubtful in (
+        given_for(shown(judged=40), supply(ENOUGH)),
+        given_for(LIKE, supply(FEW)),  # just enough for a tail
+        given_for(UNLIKE, supply(PLENTY)),  # compare
+        given_for(shown(lead=0.02), supply(PLENTY)),  # like ImageNet's, or just not
+        given_for(shown(best=0.205), supply(PLENTY)),  # no better than guessing
+        given_for(LIKE, supply(PLENTY, smallest=2)),
+    ):
+        assert doubtful.doubts
+        assert "not very" in repr(doubtful)
+
+
+def test_whether_more_photos_would_help_follows_from_what_the_last_ones_brought():
+    assert "would help" in given_for(shown(doubling=0.03), supply(PLENTY)).more_photos
+    assert "little" in given_for(shown(doubling=0.001), supply(PLENTY)).more_photos
+
+
+def clouds(count, apart, width=10, classes=3, seed=0):
+    """Photos of classes that lie so far apart in what a cut sees."""
+    numbers = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    seen = numbers.normal(size=(count, width))
+    seen[np.arange(count), labels] += apart
+    return seen.astype(np.float32), labels.astype(np.int64)
+
+
+def judged(cuts, labels, groups=None):
+    groups = list(range(len(labels))) if groups is None else groups
+    return probe.judged(cuts, labels, probe.dealt(labels, groups, "photos"))
+
+
+@pytest.mark.parametrize("winner", [0, 1, 3])
+def test_the_cut_that_tells_more_wins(winner):
+    cuts = [clouds(150, 3.0 if number == winner else 1.0, seed=number)[0] for number in range(4)]
+    evidence = judged(cuts, clouds(150, 1.0)[1])
+    assert max(evidence.cuts, key=lambda name: evidence.cuts[name].value) == CUTS[winner]
+    assert (evidence.lead.value > 0) == (winner == 3)
+    assert abs(evidence.lead.value) > 2 * evidence.lead.error
+
+
+def test_labels_that_mean_nothing_are_guessed_and_twins_do_not_help():
+    seen, _ = clouds(100, 0.0, width=100)
+    labels = np.random.default_rng(5).integers(0, 3, 100)
+    twins, both = np.concatenate((seen, seen)), np.concatenate((labels, labels))
+    honest = judged([twins] * 4, both, [*range(100), *range(100)])
+    assert honest.best.value < 0.5
+    assert judged([twins] * 4, both).best.value > 0.7  # what a split that parts twins would have shown
+
+
+def test_fewer_photos_to_learn_from_tell_less_and_the_error_says_what_chance_may_do():
+    draws = [clouds(240, 2.0, width=60, seed=seed)[0] for seed in range(4)]
+    evidence = judged(draws, clouds(240, 2.0)[1])
+    assert evidence.quarter.value < evidence.half.value < evidence.best.value
+    assert evidence.doubling.value == pytest.approx(evidence.best.value - evidence.half.value)
+    spread = np.std([each.value for each in evidence.cuts.values()], ddof=1)
+    assert evidence.best.error / 4 < spread < evidence.best.error * 4
+    perfect = judged([clouds(30, 50.0)[0]] * 4, clouds(30, 1)[1])
+    assert perfect.best.value == 1
+    assert perfect.best.error > 0.01  # thirty of thirty are no proof
+
+
+def test_every_photo_is_judged_once_even_where_a_class_has_but_one():
+    labels = np.array([0] * 9 + [1] * 9 + [2], np.int64)
+    folds = probe.dealt(labels, list(range(19)), "photos")
+    assert sorted(np.concatenate([left for _, left in folds])) == list(range(19))
+    assert judged([clouds(19, 1.0)[0]] * 4, labels).judged == 19
+
+
+def test_of_many_photos_each_class_is_looked_at_by_its_share_and_twins_together():
+    from ikebana.learning.inference import Photos
+
+    labels = np.array([0] * 600 + [1] * 300 + [2] * 100)
+    rows = np.arange(1000)
+    photos = Photos(np.zeros((1000, 2, 2, 3), np.uint8), rows, labels, np.zeros(1000, bool))
+    twin = [row - row % 2 for row in range(1000)]
+    chosen, groups = probe.sampled(photos, twin, most=200)
+    assert np.abs(np.bincount(chosen.labels) - [120, 60, 20]).max() <= 1
+    assert [twin[row] for row in chosen.rows] == groups
+    assert {row ^ 1 for row in chosen.rows} == set(chosen.rows)
+    assert len(probe.sampled(photos, twin, most=1000)[0]) == 1000
+
+
+def test_the_cuts_are_what_the_network_sees_after_its_blocks():
+    import torch
+
+    from ikebana.learning import networks
+
+    small = recipe.named("quick", side=64)
+    seer = networks.build(small, 2).get_submodule("seer").eval()
+    seen = {}
+    for name in ("blocks.1", "blocks.2", "blocks.4"):
+        seer.get_submodule(f"backbone.{name}").register_forward_hook(
+            lambda _, __, maps, name=name: seen.update({name: maps})
+        )
+    photos = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        depths = probe.Depths(seer)
+        *earlier, last = depths.parted(depths(photos).numpy())
+        np.testing.assert_allclose(last, seer(photos).numpy(), rtol=1e-5, atol=1e-6)
+    for found, maps in zip(earlier, seen.values(), strict=True):
+        expected = np.concatenate([maps.numpy().mean((2, 3)), maps.numpy().std((2, 3), ddof=1)], axis=1)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The default recipe on small photos, in the one number format that needs no measuring."""
+    smaller = recipe.named("quick", side=64, precision="float32")
+    monkeypatch.setattr(inspection, "RECIPES", {**recipe.RECIPES, "quick": smaller})
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "photos"
+    paper.draw_collection(folder, photos_per_kind=14)
+    return folder
+
+
+def test_sealed_photos_are_never_looked_at(drawn):
+    looked = ikebana.audit(drawn, advise=True)
+    (file,) = cache_folder().glob("features/*/checks.npy")
+    parts = looked.dataset.photos["split"].to_numpy()
+    seen = np.load(file) != 0
+    assert set(parts[seen]) == {"train", "validation"}
+    assert seen.sum() == sum(np.isin(parts, ("train", "validation")))
+    assert "test photos stay sealed" in repr(looked.advice)
+
+
+def test_a_second_look_computes_no_features_and_says_the_same(drawn, monkeypatch):
+    from ikebana.learning import features
+
+    first = ikebana.audit(drawn, advise=True)
+    monkeypatch.setattr(features, "_fill", lambda *_: pytest.fail("features were computed again"))
+    assert ikebana.audit(drawn, advise=True).advice == first.advice
+    assert first.advice is not None
+    assert first.advice.trained == "head"  # 8 training photos a class
+    assert repr(first.advice) in repr(first)
+
+
+def command(*arguments):
+    """The command line's status; what it sets for its process is forgotten afterwards."""
+    with pytest.raises(SystemExit) as ended:
+        contextvars.copy_context().run(cli.main, [str(each) for each in arguments])
+    return ended.value.code
+
+
+def test_a_plain_audit_says_what_it_found_and_looks_for_no_network(drawn, monkeypatch, capsys):
+    from ikebana.learning import backbones
+
+    monkeypatch.setattr(backbones, "sought", lambda *_: pytest.fail("weights were looked for"))
+    assert command("audit", drawn) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "photos used" in err
+    assert "Advice" not in err
+
+
+def test_the_last_line_for_scripts_is_the_command_to_run(drawn, capsys):
+    assert command("audit", drawn, "--advise") == 0
+    out, err = capsys.readouterr()
+    assert out == f"ikebana fit {drawn} --recipe quick\n"
+    assert "by whole things" in err
+    assert command("audit", drawn, "--advise", "--json") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    by_name = {each["event"]: each for each in events}
+    assert by_name["advice"]["trained"] == "head"
+    assert set(by_name["advice"]["evidence"]["cuts"]) == set(CUTS)
+    assert by_name["audit"]["used"] + by_name["audit"]["set_aside"] == by_name["audit"]["paths"]
+    assert events[-1] == {"event": "done", "leaks": 0, "command": out.strip()}
+
+
+def test_a_leak_between_given_parts_ends_with_status_3_and_is_named(tmp_path, capsys):
+    files = {
+        f"{part}/{path}": data + part.encode() for part in ("train", "test") for path, data in two_classes().items()
+    }
+    files["test/a/copy.jpg"] = files["train/a/0.jpg"]
+    assert command("audit", grow(tmp_path / "photos", files)) == 3
+    said = capsys.readouterr().err
+    assert "test/a/copy.jpg, train/a/0.jpg" in said
+    assert "test and train" in said
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "no photos"),
+        ({"a/0.jpg": photo(0), "a/1.jpg": photo(1)}, "only one class"),
+        (two_classes(1), "none is left for the test part"),
+        (two_classes(2), "too few for advice"),
+        ({f"{name}/{number}.jpg": photo(ord(name)) for name in "ab" for number in range(3)}, "none is left for the test part"),  # twins
+        ({f"{part}/{name}/0.jpg": photo(number) for number, (part, name) in enumerate([("train", "a"), ("test", "b")])},
+         "too few for advice"),
+    ],
+)  # fmt: skip
+def test_what_nobody_could_judge_is_refused_in_words(files, said, tmp_path, capsys):
+    assert command("audit", grow(tmp_path / "photos", files), "--advise") == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+    assert str(tmp_path) in err
+
+
+def test_a_class_of_two_photos_makes_the_advice_doubtful_and_does_not_end_it(tmp_path):
+    files = two_classes(20) | {"c/0.jpg": photo(900), "c/1.jpg": photo(901)}
+    said = ikebana.audit(grow(tmp_path / "photos", files), advise=True).advice
+    assert said is not None
+    assert said.trained == "head"
+    assert any("class c has 1 training photo" in each for each in said.doubts)
