@@ -288,7 +288,9 @@ def prepared(chosen: argparse.Namespace, scratch: Path) -> tuple[Task, dict[str,
     rows = list(used.select("path", "label", "split").iter_rows())
     parts = {part: sum(row[2] == part for row in rows) for part in ("train", "validation", "test")}
     if parts["train"] < BATCH:
-        raise refuse(f"{parts['train']} training photos; fastai trains on batches of {BATCH}", chosen.photos, "more photos")
+        raise refuse(
+            f"{parts['train']} training photos; fastai trains on batches of {BATCH}", chosen.photos, "more photos"
+        )
     os.environ["IKEBANA_CACHE"] = str(cache)  # the weights under timm's names lie there since the run above
     task = Task(chosen.photos.absolute(), rows, peer, weights.find(NETWORK).file, scratch)
     facts = {

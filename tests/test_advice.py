@@ -275,7 +275,8 @@ def test_a_leak_between_given_parts_ends_with_status_3_and_is_named(tmp_path, ca
         ({"a/0.jpg": photo(0), "a/1.jpg": photo(1)}, "only one class"),
         (two_classes(1), "none is left for the test part"),
         (two_classes(2), "too few for advice"),
-        ({f"{name}/{number}.jpg": photo(ord(name)) for name in "ab" for number in range(3)}, "none is left for the test part"),  # twins
+        ({f"{name}/{number}.jpg": photo(ord(name)) for name in "ab" for number in range(3)},  # twins: one group a class
+         "none is left for the test part"),
         ({f"{part}/{name}/0.jpg": photo(number) for number, (part, name) in enumerate([("train", "a"), ("test", "b")])},
          "too few for advice"),
     ],
