@@ -55,6 +55,50 @@ def shared_cache(cache, monkeypatch, ikebana_cache):
 
 
 @pytest.fixture(scope="session")
+def paper_run(tmp_path_factory):
+    """A small network of the tutorial's kind that has learned 50 photos of paper flowers, which lie beside it."""
+    import ikebana
+    from ikebana import paper
+
+    place = tmp_path_factory.mktemp("paper")
+    paper.draw_collection(place / "photos", photos_per_kind=10)
+    choices = {"side": 48, "batch": 16, "epochs": 30, "precision": "float32"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(place / "cache"))
+        return ikebana.fit(place / "photos", "baseline", run=place / "run", **choices)
+
+
+@pytest.fixture(scope="session")
+def paper_photos(paper_run) -> Path:
+    """The photos that it has learned, faults included."""
+    return paper_run.folder.parent / "photos"
+
+
+@pytest.fixture(scope="session")
+def good_photos(paper_run, paper_photos) -> list[Path]:
+    """Those of them that are not broken."""
+    return [paper_photos / path for path in paper_run.dataset.filter(status="used")["path"]]
+
+
+@pytest.fixture(scope="session")
+def paper_model(paper_run) -> Path:
+    """The file that was made of it."""
+    import ikebana
+
+    file = paper_run.folder.parent / "paper.onnx"
+    ikebana.export(paper_run, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def paper_classifier(paper_model):
+    """The classifier in that file."""
+    from ikebana.shipping.classifier import load
+
+    return load(paper_model)
+
+
+@pytest.fixture(scope="session")
 def flowers() -> Path:
     """The 4,317 photos of Flowers Recognition, five class folders."""
     return _shared("data/flowers")

@@ -1,12 +1,15 @@
 """Confidence against photos whose chances are known by construction."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ikebana.errors import PhotosError
-from ikebana.trust.calibration import EVEN, FEW, RIGHT, Calibration, calibrate, read, temperature, threshold
+from ikebana.trust.calibration import EVEN, FEW, RIGHT, Calibration, calibrate, from_json, temperature, threshold
 from ikebana.trust.evaluation import answered, calibration_error, evaluate
 
 
@@ -117,5 +120,18 @@ def test_the_evaluation_says_how_often_it_would_answer_and_how_often_rightly():
     assert "sure" not in repr(evaluate(softmax(logits), labels, names, {}))
 
 
-def test_a_run_without_calibration_takes_confidence_as_it_is(tmp_path):
-    assert read(tmp_path / "calibration.json") == Calibration()
+@pytest.mark.parametrize("found", [Calibration(0.5, 0.75, 400), Calibration(2.0, None, 3), Calibration()])
+def test_a_calibration_comes_back_from_json_as_it_was(found):
+    assert from_json(json.loads(json.dumps(asdict(found)))) == found
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {}, {"temperature": 1.0}, {"temperature": "hot", "threshold": None}, {"temperature": 0, "threshold": None},
+        {"temperature": -1, "threshold": 0.5}, {"temperature": 1, "threshold": 1.5}, {"temperature": None, "threshold": 0.5},
+    ],
+)  # fmt: skip
+def test_what_is_no_calibration_is_refused(values):
+    with pytest.raises(ValueError, match=r"\w"):
+        from_json(values)

@@ -4,7 +4,8 @@ import ikebana
 ikebana.audit("flowers/")            # what is wrong with the folder, before an hour is spent
 run = ikebana.fit("flowers/")        # photos in, a trained and honestly scored network out
 run.evaluation                       # accuracy with its interval, the table per class
-ikebana.predict(run, "garden/")      # a Prediction for each photo
+flowers = ikebana.export(run, "flowers.onnx")  # one file that predicts the same everywhere
+flowers.predict("garden.jpg")        # Prediction("tulip", 0.93)
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ikebana.advice import Advice
     from ikebana.checkup import doctor
-    from ikebana.errors import IkebanaError, MachineError, PhotosError, RecipeError, RunError
+    from ikebana.errors import (
+        IkebanaError,
+        MachineError,
+        ModelError,
+        PhotosError,
+        RecipeError,
+        RunError,
+        UnreadablePhoto,
+    )
     from ikebana.inspection import Audit, audit
     from ikebana.pipeline import fit, resume
-    from ikebana.prediction import Prediction, predict
+    from ikebana.prediction import predict
     from ikebana.recipe import RECIPES, Augmentation, Recipe
     from ikebana.run import Run, open_run
+    from ikebana.shipping.classifier import Classifier, load
+    from ikebana.shipping.export import export
+    from ikebana.shipping.prediction import Prediction
     from ikebana.tour import demo
     from ikebana.trust.evaluation import Evaluation
 
@@ -25,12 +37,23 @@ if TYPE_CHECKING:
 _HOMES = {
     "advice": ("Advice",),
     "checkup": ("doctor",),
-    "errors": ("IkebanaError", "MachineError", "PhotosError", "RecipeError", "RunError"),
+    "errors": (
+        "IkebanaError",
+        "MachineError",
+        "ModelError",
+        "PhotosError",
+        "RecipeError",
+        "RunError",
+        "UnreadablePhoto",
+    ),
     "inspection": ("Audit", "audit"),
     "pipeline": ("fit", "resume"),
-    "prediction": ("Prediction", "predict"),
+    "prediction": ("predict",),
     "recipe": ("RECIPES", "Augmentation", "Recipe"),
     "run": ("Run", "open_run"),
+    "shipping.classifier": ("Classifier", "load"),
+    "shipping.export": ("export",),
+    "shipping.prediction": ("Prediction",),
     "tour": ("demo",),
     "trust.evaluation": ("Evaluation",),
 }
@@ -40,19 +63,24 @@ __all__ = [
     "Advice",
     "Audit",
     "Augmentation",
+    "Classifier",
     "Evaluation",
     "IkebanaError",
     "MachineError",
+    "ModelError",
     "PhotosError",
     "Prediction",
     "Recipe",
     "RecipeError",
     "Run",
     "RunError",
+    "UnreadablePhoto",
     "audit",
     "demo",
     "doctor",
+    "export",
     "fit",
+    "load",
     "open_run",
     "predict",
     "resume",

@@ -11,7 +11,10 @@ from ikebana.learning.forecast import prepared
 from ikebana.places import cache_folder, free_space
 from ikebana.recipe import DEFAULT, RECIPES
 
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "pillow-heif", "polars", "scikit-learn", "safetensors")
+LIBRARIES = (
+    "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow", "pillow-heif", "polars",
+    "scikit-learn", "safetensors",
+)  # fmt: skip
 
 
 def doctor() -> dict[str, Any]:

@@ -5,6 +5,7 @@ IkebanaError             what is wrong, where, and what to try
 │   └── UnreadablePhoto  one photo cannot be used; intake sets it aside and goes on
 ├── RecipeError          a choice that cannot be carried out
 ├── RunError             a run's folder is missing, damaged, taken, or made from other photos
+├── ModelError           a model file is damaged, foreign or too new, or would not say what its run says
 └── MachineError         disk or memory falls short
 """
 
@@ -43,6 +44,10 @@ class RecipeError(IkebanaError):
 
 class RunError(IkebanaError):
     """A run's folder is missing, damaged, taken, or made from other photos."""
+
+
+class ModelError(IkebanaError):
+    """A model file is damaged, foreign or too new, or would not say what its run says."""
 
 
 class MachineError(IkebanaError):

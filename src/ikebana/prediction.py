@@ -1,128 +1,216 @@
-"""A run's network looks at new photos."""
+"""Says what any number of photos show, with a model file or with a run's own network: `ikebana predict`."""
 
 import csv
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice, tee
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
 from ikebana import progress
 from ikebana.errors import PhotosError, UnreadablePhoto
-from ikebana.photos import kept, pixels
-from ikebana.photos.dataset import USED
-from ikebana.photos.loose import LoosePhoto, can_open, find
-from ikebana.places import written
+from ikebana.photos import loose
+from ikebana.photos.loose import LoosePhoto, Search
 from ikebana.run import Run, open_run
+from ikebana.shipping import classifier, table
+from ikebana.shipping.classifier import BATCH, Classifier, Look
+from ikebana.shipping.prediction import Prediction
+from ikebana.shipping.sorting import Sorter
+from ikebana.shipping.table import Table
 
-CHUNK = 128  # photos decoded, then shown to the network, at a time: memory stays flat for any number of them
+Model: TypeAlias = Classifier | Run | str | Path
+Receiver: TypeAlias = Callable[[Sequence[Prediction]], None]
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says of one photo, or why it could not look at it."""
-
-    path: str
-    label: str | None  # None if the photo could not be used
-    confidence: float  # the probability of `label`
-    probabilities: dict[str, float]
-    status: str = USED
-
-    def __repr__(self) -> str:
-        said = f"{self.label!r}, {self.confidence:.2f}" if self.label is not None else self.status
-        return f"Prediction({self.path}: {said})"
+NAMED = 20  # photos that were set aside and are named at the end
 
 
-def predict(
-    run: Run | str | Path, photos: str | Path | Iterable[str | Path], out: str | Path | None = None
-) -> list[Prediction]:
-    """Predict photos: any files, folders, globs or archives.
+def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | Path | None = None) -> list[Prediction]:
+    """Predict photos: any files, folders, globs or archives. The command `ikebana predict` does so for a million, too.
 
-    out      also write them as CSV: path, label, confidence, status, and a column `p:<class>` for each class
+    model    a model file, a run's folder, or what `load`, `export` or `fit` returned
+    out      also write them as .csv, .jsonl or .parquet
     returns  one Prediction a path; photos that cannot be used say why in their status
-    raises   PhotosError if there is no usable photo at all; RunError if the run has no weights
+    raises   PhotosError if there is no usable photo at all; ModelError or RunError if there is no such model
     """
-    made = run if isinstance(run, Run) else open_run(run)
-    found, ignored = find(photos)
-    predictions = list(stream(made, found))
-    usable = sum(each.label is not None for each in predictions)
-    if not usable:
-        raise PhotosError(
-            f"none of {len(found)} paths can be used; the first: {predictions[0].status}", where=found[0].path
-        )
     if out is not None:
-        write_csv(Path(out), made.classes, predictions)
-    aside = "".join(f"\n  {each.path}: {each.status}" for each in predictions if each.label is None)
-    progress.say(
-        f"{usable} photo{'s' * (usable != 1)} predicted, {len(found) - usable} set aside, {ignored} hidden files ignored{aside}"
-    )
-    return predictions
+        table.check(Path(out))
+    kept: list[Prediction] = []
+    there = model_there(model)
+    found = loose.search(photos)
+    answering, identity = classifier_of(there)
+    counts = each(answering, found, kept.extend)
+    if out is not None:
+        with Table(Path(out), answering.classes, identity, anew=True) as rows:
+            rows.add(kept)
+            rows.finish()
+    progress.say(counts.told(len(found.ignored)))
+    return kept
 
 
-def stream(run: Run, photos: list[LoosePhoto]) -> Iterator[Prediction]:
-    """Predictions in the order of the photos, a chunk at a time, under a bar."""
-    from ikebana.learning import checkpoint, device, inference, networks
+def command(
+    model: Model,
+    photos: Sequence[str],
+    listed: Iterator[str] | None = None,
+    out: Path | None = None,
+    sort_into: Path | None = None,
+    link: bool = False,
+) -> None:
+    """The same for any number of photos: a few of them are held at a time. A call that was killed goes on where it was.
 
+    listed     more photos, a path a line
+    out        the table; CSV on standard output if there is none
+    sort_into  a folder: photos are copied, or linked, into a folder for each class
+    raises     PhotosError if there is no usable photo at all
+    """
+    if out is not None:
+        table.check(out)
+    there = model_there(model)
+    found = loose.search(photos, listed)
+    answering, identity = classifier_of(there)
+    sorter = Sorter(sort_into, answering.classes, link) if sort_into is not None else None
+    if out is None:
+        _print([table.columns(answering.classes)])
+        counts = each(answering, found, partial(_print_rows, answering.classes), sorter)
+    else:
+        with Table(out, answering.classes, identity) as rows:
+            try:
+                counts = each(answering, found, rows.add, sorter, rows.has)
+            except KeyboardInterrupt:
+                progress.say("stopped; nothing is lost. The same command goes on from here")
+                raise
+            rows.finish()
+    progress.say(counts.told(len(found.ignored)))
+
+
+@dataclass
+class Counts:
+    """What became of the photos."""
+
+    sure: int = 0
+    unsure: int = 0
+    there: int = 0  # predicted by an earlier call that was cut short
+    unusable: int = 0
+    reasons: list[str] = field(default_factory=list)  # of the first that could not be used
+
+    def count(self, prediction: Prediction) -> None:
+        """One more."""
+        if prediction.usable:
+            self.sure += prediction.label is not None
+            self.unsure += prediction.label is None
+            return
+        self.unusable += 1
+        if len(self.reasons) < NAMED:
+            self.reasons.append(f"{prediction.path}: {prediction.status}")
+
+    def told(self, ignored: int) -> str:
+        """In words."""
+        usable, more = self.sure + self.unsure, self.unusable - len(self.reasons)
+        unsure = f", {self.unsure} of them not sure" if self.unsure else ""
+        there = f", {self.there} were there already" if self.there else ""
+        aside = f"{self.unusable} set aside, {ignored} hidden files ignored"
+        lines = [f"{usable} photo{'s' * (usable != 1)} predicted{unsure}{there}, {aside}", *self.reasons]
+        return "\n  ".join([*lines, f"and {more} more"] if more else lines)
+
+
+def each(
+    answering: Classifier,
+    photos: Search,
+    receive: Receiver,
+    sorter: Sorter | None = None,
+    is_there: Callable[[str], bool] | None = None,
+) -> Counts:
+    """Hand on the answers, a few at a time, under a bar.
+
+    raises  PhotosError if no photo could be used
+    """
+    counts = Counts()
+    with progress.stage("predict", photos.count()) as bar:
+
+        def still_to_do() -> Iterator[LoosePhoto]:
+            for photo in photos:
+                if is_there is not None and is_there(photo.path):
+                    counts.there += 1
+                    bar.advance(1)
+                else:
+                    yield photo
+
+        first, second = tee(still_to_do())
+        answers = classifier.answers(answering, ((photo.path, partial(_open, answering, photo)) for photo in first))
+        pairs = zip(answers, second, strict=True)
+        while chunk := list(islice(pairs, BATCH)):
+            for said, photo in chunk:
+                counts.count(said)
+                if sorter is not None:
+                    sorter.put(said, photo.file)
+            receive([said for said, _ in chunk])
+            bar.advance(len(chunk))
+    if not counts.sure + counts.unsure + counts.there:
+        why = f"; the first: {counts.reasons[0]}" if counts.reasons else ""
+        raise PhotosError(f"none of {counts.unusable} paths can be used{why}", advice="photos, or folders of photos")
+    return counts
+
+
+def _open(answering: Classifier, photo: LoosePhoto) -> np.ndarray:
+    if not loose.can_open(photo):
+        raise UnreadablePhoto(photo.status)
+    return answering.opened(photo.file)
+
+
+def model_there(model: Model) -> Classifier | Run:
+    """The model, as far as it takes no time: a run's network is not built yet.
+
+    raises  ModelError or RunError if there is none
+    """
+    if isinstance(model, Classifier | Run):
+        return model
+    place = Path(model)
+    return classifier.load(place) if place.is_file() or place.suffix == ".onnx" else open_run(place)
+
+
+def classifier_of(there: Classifier | Run) -> tuple[Classifier, str]:
+    """The classifier, and what tells it from any other.
+
+    raises  RunError if the run has no weights
+    """
+    if isinstance(there, Classifier):
+        return there, str(there.about.get("sha256"))
+    made = of_run(there)
+    weights = hashlib.sha256(there.weights.read_bytes()).hexdigest()
+    return made, f"{weights} {made.threshold} {there.calibration.temperature}"
+
+
+def of_run(run: Run) -> Classifier:
+    """A run's own network as a classifier; it needs torch.
+
+    raises  RunError if the run has no weights
+    """
+    import torch
+
+    from ikebana.learning import checkpoint, device, networks
+
+    trusted = run.calibration
     setting = device.prepare()
     network = networks.build(run.recipe, len(run.classes))
     checkpoint.load_weights(run.weights, network)
-    network.to(setting.device)
-    with progress.stage("predict", len(photos)) as bar:
-        for start in range(0, len(photos), CHUNK):
-            chunk = photos[start : start + CHUNK]
-            array, statuses = _opened(chunk, run)
-            rows = np.flatnonzero([status == USED for status in statuses])
-            shown = inference.unlabelled(array, rows)
-            probabilities = iter(run.calibration.applied(inference.probabilities_of(network, shown, setting)))
-            for photo, status in zip(chunk, statuses, strict=True):
-                yield _said(photo.path, status, next(probabilities) if status == USED else None, run.classes)
-            bar.advance(len(chunk))
+    shipped = networks.Shipped(network, trusted.temperature).to(setting.device).eval()
+
+    @torch.inference_mode()
+    def look(photos: np.ndarray) -> Look:
+        given = torch.from_numpy(photos).to(setting.device).permute(0, 3, 1, 2)
+        return Look(*(found.cpu().numpy() for found in shipped(given)))
+
+    return Classifier(run.classes, run.recipe.side, run.recipe.fit, trusted.threshold, {}, look)
 
 
-def _opened(chunk: list[LoosePhoto], run: Run) -> tuple[np.ndarray, list[str]]:
-    """The chunk's pixels by the very function that training used, and each photo's status."""
-    side, fit = run.recipe.side, run.recipe.fit
-    array = np.zeros((len(chunk), side, side, 3), np.uint8)
-
-    def open_rows(rows: range) -> list[str]:
-        return [_open(chunk[row], array[row], run) if can_open(chunk[row]) else chunk[row].status for row in rows]
-
-    def _open(photo: LoosePhoto, target: np.ndarray, run: Run) -> str:
-        try:
-            target[:] = pixels.decode(kept.read_bytes(photo.file), side, fit).pixels
-        except UnreadablePhoto as reason:
-            return reason.what
-        except OSError as error:
-            return f"unreadable: {error.strerror or error}"
-        return USED
-
-    eighths = [range(start, min(start + CHUNK // 8, len(chunk))) for start in range(0, len(chunk), CHUNK // 8)]
-    return array, [status for part in kept.in_threads(open_rows, eighths) for status in part]
+def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:
+    _print([table.as_text(table.values(said, classes)) for said in predictions])
 
 
-def _said(path: str, status: str, probabilities: np.ndarray | None, classes: tuple[str, ...]) -> Prediction:
-    if probabilities is None:
-        return Prediction(path, None, 0.0, {}, status)
-    best = int(probabilities.argmax())
-    by_class = {name: float(value) for name, value in zip(classes, probabilities, strict=True)}
-    return Prediction(path, classes[best], float(probabilities[best]), by_class)
-
-
-def write_csv(file: Path | None, classes: tuple[str, ...], predictions: Iterable[Prediction]) -> None:
-    """One line a path, those that could not be used too; to standard output if there is no file."""
-    if file is None:
-        import sys
-
-        _rows(csv.writer(sys.stdout, lineterminator="\n"), classes, predictions)
-        return
-    with written(file) as beside, beside.open("w", encoding="utf-8", newline="") as out:
-        _rows(csv.writer(out, lineterminator="\n"), classes, predictions)
-
-
-def _rows(writer: Any, classes: tuple[str, ...], predictions: Iterable[Prediction]) -> None:
-    writer.writerow(["path", "label", "confidence", "status", *(f"p:{name}" for name in classes)])
-    for each in predictions:
-        numbers = [f"{each.probabilities[name]:.6f}" if each.probabilities else "" for name in classes]
-        confidence = f"{each.confidence:.6f}" if each.label is not None else ""
-        writer.writerow([each.path, each.label or "", confidence, each.status, *numbers])
+def _print(rows: Iterable[Sequence[str]]) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+    sys.stdout.flush()

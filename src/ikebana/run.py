@@ -95,8 +95,16 @@ class Run:
 
     @property
     def calibration(self) -> Calibration:
-        """How to read the network's confidence."""
-        return calibration.read(self.folder / "calibration.json")
+        """How to read the network's confidence: as it is, in a run that was not calibrated.
+
+        raises  RunError if the file is damaged
+        """
+        if not (self.folder / "calibration.json").exists():
+            return Calibration()
+        try:
+            return calibration.from_json(self.read_json("calibration.json"))
+        except ValueError as error:
+            raise RunError(f"calibration.json is damaged: {error}", where=self.folder) from None
 
     @property
     def dataset(self) -> pl.DataFrame:

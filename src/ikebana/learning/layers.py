@@ -53,8 +53,13 @@ class Ensemble(nn.Module):
 
     def forward(self, photos: Tensor) -> Tensor:
         """Logarithms of probabilities [photos, classes]: a softmax makes probabilities of them, as of any logits."""
-        said = [torch.log_softmax(member(photos).float(), 1) for member in self.members]
-        return torch.logsumexp(torch.stack(said), 0) - math.log(len(said))
+        return together([member(photos) for member in self.members])
+
+
+def together(logits: Sequence[Tensor]) -> Tensor:
+    """What several networks say together: the logarithms of the means of their probabilities, [photos, classes]."""
+    said = [torch.log_softmax(each.float(), 1) for each in logits]
+    return torch.logsumexp(torch.stack(said), 0) - math.log(len(said))
 
 
 @torch.no_grad()

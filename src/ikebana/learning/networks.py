@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
 from ikebana.learning import backbones
-from ikebana.learning.layers import Ensemble, FlattenLikeKeras, Scale, keras_initialisation
+from ikebana.learning.layers import Ensemble, FlattenLikeKeras, Scale, keras_initialisation, last_linear, together
 from ikebana.learning.optimisers import Group
 from ikebana.learning.pooling import MaxPoolReLU
 from ikebana.recipe import Recipe, Trained
@@ -32,6 +32,29 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
 def members(network: nn.Module) -> list[nn.Module]:
     """The networks that learn one after the other; nearly always the one network itself."""
     return list(network.members) if isinstance(network, Ensemble) else [network]
+
+
+class Shipped(nn.Module):
+    """A trained network as it ships: photos [photos, 3, side, side], 0 to 255 → calibrated probabilities, features."""
+
+    def __init__(self, network: nn.Module, temperature: float):
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
+        seen = [_features_and_logits(member, photos) for member in members(self.network)]
+        logits = seen[0][1] if len(seen) == 1 else together([each[1] for each in seen])
+        return torch.softmax(logits / self.temperature, 1), torch.cat([each[0] for each in seen], 1)
+
+
+def _features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:
+    """What the network's last part decides by, and what it decides."""
+    if hasattr(network, "seer"):
+        found = network.get_submodule("seer")(photos)
+        return found, network.get_submodule("head")(found)
+    assert isinstance(network, nn.Sequential)
+    found = network[:-1](photos)
+    return found, last_linear(network)(found)
 
 
 def _built(recipe: Recipe, classes: int) -> nn.Module:

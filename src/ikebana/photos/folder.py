@@ -119,7 +119,7 @@ def is_hidden(name: str) -> bool:
 
 
 def scan(folder: Path, ignored: list[str]) -> Iterator[Found]:
-    """Every path below a folder, in no order; hidden ones go to `ignored`.
+    """Every path below a folder: its files sorted by name, then folder by folder; hidden ones go to `ignored`.
 
     Links are followed, after all that lies here itself; a folder that was seen under another name, or that lies above,
     is named instead: links may lead round in a circle.
@@ -135,19 +135,33 @@ def scan(folder: Path, ignored: list[str]) -> Iterator[Found]:
             continue
         visited.add(real)
         try:
-            with os.scandir(place) as entries:
-                listed = sorted(entries, key=lambda entry: entry.name)
+            inner, links_here, files = _listed(place, inside, ignored)
         except OSError as error:
             yield Found(printable(inside), f"folder cannot be read: {error.strerror}")
             continue
-        for entry in listed:
-            path = f"{inside}/{entry.name}" if inside else entry.name
+        for name in files:
+            path = _below(inside, name)
+            yield Found(printable(path), file_status(place / name))
+        here += [(_below(inside, name), place / name) for name in reversed(inner)]
+        links += [(_below(inside, name), place / name) for name in links_here]
+
+
+def _listed(folder: Path, inside: str, ignored: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Names in a folder: sub-folders, links to folders, all else; each sorted. Names alone: a folder may hold a million."""
+    inner, links, files = [], [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
             if is_hidden(entry.name):
-                ignored.append(path)
+                ignored.append(_below(inside, entry.name))
             elif _is_folder(entry):
-                (links if entry.is_symlink() else here).append((path, Path(entry.path)))
+                (links if entry.is_symlink() else inner).append(entry.name)
             else:
-                yield Found(printable(path), file_status(entry.path))
+                files.append(entry.name)
+    return sorted(inner), sorted(links), sorted(files)
+
+
+def _below(inside: str, name: str) -> str:
+    return f"{inside}/{name}" if inside else name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

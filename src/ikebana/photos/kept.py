@@ -27,6 +27,7 @@ from ikebana import progress
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.photos import pixels
 from ikebana.photos.dataset import UNOPENED, USED, Dataset
+from ikebana.photos.pixels import read_bytes, threads
 from ikebana.places import cache_folder, filled, need_space
 from ikebana.recipe import Fit
 
@@ -52,11 +53,6 @@ class Kept:
 
     pixels: np.ndarray  # uint8 [rows of the dataset, side, side, 3], memory-mapped, read-only
     folder: Path
-
-
-def threads() -> int:
-    """How many threads may decode at once: the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def size_on_disk(dataset: Dataset, side: int) -> int:
@@ -147,16 +143,6 @@ def _open(file: Path, status: str, target: np.ndarray, side: int, fit: Fit) -> R
         return f"unreadable: {error.strerror or error}", digest, size, None, None, 0
     target[:] = photo.pixels
     return USED, digest, size, photo.width, photo.height, zlib.crc32(photo.pixels.tobytes())
-
-
-def read_bytes(file: Path) -> bytes:
-    """A photo's file, unless it is larger than any photo.
-
-    raises  UnreadablePhoto if it is; OSError if it cannot be read
-    """
-    if os.stat(file).st_size > pixels.MAX_BYTES:
-        raise UnreadablePhoto(f"too large: more than {pixels.MAX_BYTES // 2**20} MB in one file")
-    return file.read_bytes()
 
 
 def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:

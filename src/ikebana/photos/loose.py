@@ -1,17 +1,20 @@
-"""Photos without labels: any files, folders, globs or archives become a list of files to predict."""
+"""Photos without labels: any files, folders, globs or archives, to be predicted."""
 
 import glob
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ikebana.errors import PhotosError
 from ikebana.photos import archive, folder
+from ikebana.photos.archive import Unpacked
 from ikebana.photos.folder import UNOPENED, file_status
 from ikebana.photos.intake import ARCHIVES
 
+NOWHERE = Path()  # where a photo lies that is no file
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class LoosePhoto:
     """A path to predict: how to show it, where it lies, and whether it can be opened."""
 
@@ -20,22 +23,69 @@ class LoosePhoto:
     status: str
 
 
-def find(sources: str | Path | Iterable[str | Path]) -> tuple[list[LoosePhoto], int]:
-    """Every path that the sources name, sorted within each, and how many hidden or system files were passed over.
+@dataclass
+class Search:
+    """What some sources name. Folders are read as the photos are asked for, and anew each time: a million need no memory."""
 
+    places: list[Path]
+    listed: Iterator[str] | None = None  # more sources, one a line, that come as they come: they can be asked for once
+    ignored: list[str] = field(default_factory=list)  # hidden and system files of the last pass
+    unpacked: dict[Path, Unpacked] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[LoosePhoto]:
+        self.ignored.clear()
+        for place in self.places:
+            yield from self._below(place)
+        for line in self.listed or ():
+            if line.rstrip("\r\n"):
+                yield from self._below(Path(line.rstrip("\r\n")).expanduser())
+
+    def count(self) -> int:
+        """How many paths there are; 0 if nobody knows yet."""
+        return 0 if self.listed is not None else sum(1 for _ in self)
+
+    def _below(self, place: Path) -> Iterator[LoosePhoto]:
+        if "\0" in str(place):
+            yield LoosePhoto(str(place).replace("\0", "\\0"), NOWHERE, "there is no such file")
+        elif place.is_dir():
+            yield from self._scanned(place, f"{place}/")
+        elif place.is_file() and place.name.lower().endswith(ARCHIVES):
+            if place not in self.unpacked:
+                self.unpacked[place] = archive.unpack(place)
+            inside = self.unpacked[place]
+            yield from self._scanned(inside.folder, f"{place}!")
+            for each in inside.set_aside:
+                yield LoosePhoto(f"{place}!{each.path}", NOWHERE, each.status)
+        else:
+            yield LoosePhoto(folder.printable(str(place)), place, file_status(place))
+
+    def _scanned(self, place: Path, prefix: str) -> Iterator[LoosePhoto]:
+        for each in folder.scan(place, self.ignored):
+            yield LoosePhoto(folder.printable(prefix) + each.path, place / each.path, each.status)
+
+
+def search(sources: str | Path | Iterable[str | Path], listed: Iterator[str] | None = None) -> Search:
+    """What the sources name, in their order.
+
+    listed  paths that come one a line, as from standard input; one that is not there is said of when its turn comes
     raises  PhotosError if a source does not exist, or nothing is found
     """
     given = [sources] if isinstance(sources, str | Path) else list(sources)
-    found: list[LoosePhoto] = []
-    ignored: list[str] = []
-    for source in given:
-        for place in _places(source):
-            found += _below(place, ignored)
-    if not found:
+    found = Search([place for source in given for place in _places(source)], listed)
+    if listed is None and next(iter(found), None) is None:
         raise PhotosError(
             "no photos found", where=", ".join(str(each) for each in given), advice="files, folders or archives"
         )
-    return found, len(ignored)
+    return found
+
+
+def find(sources: str | Path | Iterable[str | Path]) -> tuple[list[LoosePhoto], int]:
+    """Every path that the sources name, and how many hidden or system files were passed over.
+
+    raises  PhotosError if a source does not exist, or nothing is found
+    """
+    found = search(sources)
+    return list(found), len(found.ignored)
 
 
 def _places(source: str | Path) -> list[Path]:
@@ -47,21 +97,6 @@ def _places(source: str | Path) -> list[Path]:
     if not matches:
         raise PhotosError("there is no such file or folder", where=source)
     return [Path(each) for each in matches]
-
-
-def _below(place: Path, ignored: list[str]) -> list[LoosePhoto]:
-    if place.is_dir():
-        return _scanned(place, f"{place}/", ignored)
-    if place.is_file() and place.name.lower().endswith(ARCHIVES):
-        unpacked = archive.unpack(place)
-        packed = [LoosePhoto(f"{place}!{each.path}", place, each.status) for each in unpacked.set_aside]
-        return _scanned(unpacked.folder, f"{place}!", ignored) + packed
-    return [LoosePhoto(str(place), place, file_status(place))]
-
-
-def _scanned(place: Path, prefix: str, ignored: list[str]) -> list[LoosePhoto]:
-    rows = sorted(folder.scan(place, ignored), key=lambda each: each.path)
-    return [LoosePhoto(prefix + each.path, place / each.path, each.status) for each in rows]
 
 
 def can_open(photo: LoosePhoto) -> bool:

@@ -19,9 +19,13 @@ large JPEGs    decoded at a half, a quarter or an eighth, as long as both sides 
 import functools
 import hashlib
 import io
+import os
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,12 +83,41 @@ def decode(data: bytes, side: int, fit: Fit = "squash") -> Photo:
     data    the whole file
     raises  UnreadablePhoto with a reason in plain words; never anything else for any bytes
     """
-    if not data:
-        raise UnreadablePhoto("empty file")
+    with _in_plain_words(data), _opened(data) as image:
+        photo = _decoded(image, side, fit)
+        _refuse_damage(data, image)
+        return photo
+
+
+def whole(data: bytes) -> np.ndarray:
+    """The photo in these bytes, upright, in sRGB, in its own size: uint8 [height, width, 3].
+
+    raises  UnreadablePhoto with a reason in plain words
+    """
+    with _in_plain_words(data), _opened(data) as image:
+        _refuse_too_large(image)
+        shown, _ = _shown(image)
+        _refuse_damage(data, image)
+        return np.asarray(shown)
+
+
+def of_picture(picture: Image.Image, side: int, fit: Fit = "squash") -> Photo:
+    """The same of a picture that is open already, and is not changed. All of its pixels count; of a large JPEG that comes as
+    bytes only as many are decoded as the square needs.
+
+    raises  UnreadablePhoto with a reason in plain words
+    """
+    with _in_plain_words():
+        _refuse_too_large(picture)
+        shown, _ = _shown(picture)
+        return Photo(np.asarray(_square(shown, side, fit)), *shown.size)
+
+
+@contextmanager
+def _in_plain_words(data: bytes = b"") -> Iterator[None]:
+    """Whatever a decoder raises becomes an UnreadablePhoto."""
     try:
-        with _opened(data) as image:
-            photo = _decoded(image, side, fit)
-            unsaid = damage.in_silence(data, image.format)
+        yield
     except UnreadablePhoto:
         raise
     except UnidentifiedImageError:
@@ -95,9 +128,29 @@ def decode(data: bytes, side: int, fit: Fit = "squash") -> Photo:
         raise UnreadablePhoto("too large for this machine's memory") from None
     except Exception as error:  # Pillow's plug-ins raise whatever their parsers meet: a broken photo must not end a run
         raise UnreadablePhoto(f"unreadable: {_reason(error)}") from None
+
+
+def _refuse_damage(data: bytes, image: Image.Image) -> None:
+    """Damage that the decoder passed over in silence."""
+    unsaid = damage.in_silence(data, image.format)
     if unsaid is not None:
         raise UnreadablePhoto(f"unreadable: {unsaid}")
-    return photo
+
+
+def read_bytes(file: str | Path) -> bytes:
+    """A photo's file, unless it is larger than any photo.
+
+    raises  UnreadablePhoto if it is; OSError if it cannot be read
+    """
+    with open(file, "rb") as stream:
+        if os.fstat(stream.fileno()).st_size > MAX_BYTES:
+            raise UnreadablePhoto(f"too large: more than {MAX_BYTES // 2**20} MB in one file")
+        return stream.read()
+
+
+def threads() -> int:
+    """How many threads may decode at once: the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sha256(data: bytes) -> str:
@@ -106,39 +159,50 @@ def sha256(data: bytes) -> str:
 
 
 def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise UnreadablePhoto("empty file")
     if damage.is_heif(data):
         _register_heif()
         return Image.open(io.BytesIO(data), formats=("HEIF",))
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _decoded(image: Image.Image, side: int, fit: Fit) -> Photo:
+def _refuse_too_large(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UnreadablePhoto(f"too large: {width} x {height} is {width * height / 1e6:,.0f} megapixels")
-    if width * height > LARGE:
+
+
+def _decoded(image: Image.Image, side: int, fit: Fit) -> Photo:
+    _refuse_too_large(image)
+    if image.size[0] * image.size[1] > LARGE:
         with _one_large_photo:
             return _loaded(image, side, fit)
     return _loaded(image, side, fit)
 
 
 def _loaded(image: Image.Image, side: int, fit: Fit) -> Photo:
-    width, height = image.size
+    size = image.size
     if image.format in ("JPEG", "MPO"):
         image.draft(None, (DRAFT * side, DRAFT * side))  # pyright: ignore[reportArgumentType]  (None keeps the mode)
+    shown, turned = _shown(image)
+    if image.format == "TIFF":  # Pillow turned it while it loaded
+        size = image.size
+    width, height = reversed(size) if turned else size
+    return Photo(np.asarray(_square(shown, side, fit)), width, height)
+
+
+def _shown(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The picture upright and in sRGB, and whether it was turned by a quarter for that."""
     profile = image.info.get("icc_profile")
     depth = _depth(image) if image.mode.startswith(("I", "F")) else None
     if isinstance(image, TiffImageFile) and not _strips_cover(image):
         raise UnreadablePhoto("unreadable: its data cover a part of the picture only")
     image.load()
-    if image.format == "TIFF":  # Pillow turned it while it loaded
-        width, height = image.size
     orientation = _orientation(image)
-    if orientation >= 5:
-        width, height = height, width
     upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
     shallow = upright if depth is None else _eight_bits(upright, depth)
-    return Photo(np.asarray(_square(_in_srgb(shallow, profile), side, fit)), width, height)
+    return _in_srgb(shallow, profile), orientation >= 5
 
 
 def _strips_cover(image: TiffImageFile) -> bool:

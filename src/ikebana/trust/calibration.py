@@ -1,8 +1,7 @@
 """What a network says of photos it has not learned from → how much its confidence is worth, and when it should say "not sure"."""
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -100,9 +99,16 @@ def threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(max(EVEN, confidence[order[last]]))
 
 
-def read(file: Path) -> Calibration:
-    """What a run's `calibration.json` says; confidence is taken as it is where there is none."""
-    if not file.exists():
-        return Calibration()
-    values = json.loads(file.read_text("utf-8"))
-    return Calibration(**{name: values[name] for name in asdict(Calibration())})
+def from_json(values: Mapping[str, Any]) -> Calibration:
+    """The calibration of a run's `calibration.json`.
+
+    raises  ValueError if it is none
+    """
+    try:
+        threshold = None if values["threshold"] is None else float(values["threshold"])
+        found = Calibration(float(values["temperature"]), threshold, int(values.get("photos", 0)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if not 0 < found.temperature < float("inf") or (threshold is not None and not 0 <= threshold <= 1):
+        raise ValueError(f"temperature {found.temperature}, threshold {threshold}")
+    return found

@@ -1,0 +1,150 @@
+"""What ships, measured: does it agree with torch from the photos' bytes, how fast is `predict`, how soon comes the first answer.
+
+    python bench/ship.py --run RUN --photos FOLDER [--where DIR] [--rounds 3] [--int8]
+
+RUN is a finished run whose photos are still where they were (else --where says where they are). FOLDER holds photos to
+predict, in sub-folders. Each figure of time is of a whole process, imports included; rounds go round robin, so that a busy
+minute hits all alike. Beside `ikebana predict` stands the same network as people write it: torchvision's transforms,
+ImageFolder and a DataLoader with a worker for each processor.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import header, spread
+
+import ikebana
+from ikebana.photos import pixels
+
+PLAIN = """
+import sys, torch
+from pathlib import Path
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+import ikebana
+from ikebana.learning import checkpoint, networks
+
+run, folder, workers = ikebana.open_run(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+side, crop = run.recipe.side, run.recipe.fit == "crop"
+square = [transforms.Resize(side), transforms.CenterCrop(side)] if crop else [transforms.Resize((side, side))]
+photos = ImageFolder(folder, transforms.Compose([*square, transforms.PILToTensor()]))
+network = networks.build(run.recipe, len(run.classes)).eval()
+checkpoint.load_weights(run.weights, network)
+loader = torch.utils.data.DataLoader(photos, batch_size=64, num_workers=workers)
+with torch.inference_mode():
+    said = [torch.softmax(network(batch), 1) for batch, _ in loader]
+print(len(torch.cat(said)))
+"""
+FIRST = "import sys, ikebana; print(ikebana.load(sys.argv[1]).predict(sys.argv[2]))"
+FIRST_BY_RUN = "import sys, ikebana; print(ikebana.predict(sys.argv[1], sys.argv[2]))"
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--run", type=Path, required=True)
+    flags.add_argument("--photos", type=Path, required=True)
+    flags.add_argument("--where", type=Path)
+    flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--int8", action="store_true", help="the same once more for the file in int8")
+    chosen = flags.parse_args()
+    print(header("torch", "onnxruntime", "onnx", "pillow", "numpy"), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        models = {"float32": Path(scratch) / "float32.onnx"}
+        if chosen.int8:
+            models["int8"] = Path(scratch) / "int8.onnx"
+        for name, file in models.items():
+            command = [sys.executable, "-m", "ikebana", "export", str(chosen.run), str(file)]
+            command += ["--int8"] if name == "int8" else []
+            command += ["--photos", str(chosen.where)] if chosen.where else []
+            told(name, file, *timed(command))
+        whole_folder(models, chosen.run, chosen.photos, chosen.rounds, Path(scratch))
+        first_answer(models, chosen.run, next(chosen.photos.rglob("*.jpg")), chosen.rounds)
+
+
+def told(name: str, file: Path, seconds: float, memory: float) -> None:
+    """What the export found out."""
+    made = ikebana.load(file)
+    found, size = made.about["parity"], file.stat().st_size / 1e6
+    print(f"{name}: {size:.1f} MB; export {seconds:.1f} s, the whole process, at most {memory:,.0f} MB", flush=True)
+    print(
+        f"  torch against onnxruntime, {found['photos']} test photos from their bytes: top-1 the same in "
+        f"{found['top1_agreement']:.4f}, probabilities off by {found['largest_difference']:.1e} at most, "
+        f"{found['mean_difference']:.1e} on average; accuracy {found['accuracy']:.4f}"
+    )
+    print(f"  whole photos to the graph alone: {found['whole_photos']}")
+    if "int8" in made.about:
+        print(f"  {made.about['int8']}", flush=True)
+
+
+def whole_folder(models: dict[str, Path], run: Path, photos: Path, rounds: int, scratch: Path) -> None:
+    """Photos a second, from the start of the process to its end."""
+    count = sum(1 for each in photos.rglob("*") if each.is_file())
+    python = [sys.executable]
+    ways = {
+        f"ikebana predict, {name}": [
+            *python,
+            "-m",
+            "ikebana",
+            "predict",
+            str(file),
+            str(photos),
+            "--out",
+            str(scratch / "x.csv"),
+        ]
+        for name, file in models.items()
+    }
+    ways["torch and DataLoader"] = [*python, "-c", PLAIN, str(run), str(photos), str(pixels.threads())]
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    peaks: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, command in ways.items():
+            seconds, peaks[name] = timed(command)
+            times[name].append(count / seconds)
+    print(f"photos a second on {count} files, the whole process:")
+    for name, speeds in times.items():
+        print(f"  {name}: {spread(speeds, 0)}, at most {peaks[name]:,.0f} MB", flush=True)
+
+
+def first_answer(models: dict[str, Path], run: Path, photo: Path, rounds: int) -> None:
+    """Seconds from the start of the process to the answer for one photo."""
+    ways = {
+        f"ikebana.load(…).predict(…), {name}": [sys.executable, "-c", FIRST, str(file), str(photo)]
+        for name, file in models.items()
+    }
+    ways["ikebana predict FILE PHOTO"] = [
+        sys.executable,
+        "-m",
+        "ikebana",
+        "predict",
+        str(models["float32"]),
+        str(photo),
+    ]
+    ways["ikebana.predict(RUN, PHOTO), which needs torch"] = [sys.executable, "-c", FIRST_BY_RUN, str(run), str(photo)]
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, command in ways.items():
+            times[name].append(timed(command)[0])
+    print("seconds from the process' start to the first answer:")
+    for name, seconds in times.items():
+        print(f"  {name}: {spread(seconds)}", flush=True)
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """Seconds, and MB of memory at most; of the process itself, its workers apart."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begun
+    if status:
+        raise SystemExit(f"{json.dumps(command[:4])} ended with {os.waitstatus_to_exitcode(status)}")
+    return seconds, used.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What goes out: one ONNX file that predicts the same everywhere."""

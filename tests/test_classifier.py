@@ -1,0 +1,143 @@
+"""The classifier in a model file: what it takes, what it says, and what it needs."""
+
+import io
+import itertools
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import encoded, noisy
+from PIL import Image
+
+import ikebana
+from ikebana.errors import PhotosError, UnreadablePhoto
+from ikebana.shipping import classifier as classifiers
+from ikebana.shipping import prediction
+
+
+@pytest.fixture
+def photo(good_photos):
+    return good_photos[0]
+
+
+def same(one, other):
+    return one.label == other.label and one.probabilities == other.probabilities
+
+
+def test_a_path_its_bytes_and_its_pixels_are_the_same_photo(paper_classifier, photo):
+    by_path = paper_classifier.predict(photo)
+    assert by_path.label in paper_classifier.classes
+    assert by_path.path == str(photo)
+    assert sum(by_path.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert by_path.confidence == max(by_path.probabilities.values())
+    assert same(paper_classifier.predict(str(photo)), by_path)
+    assert same(paper_classifier.predict(photo.read_bytes()), by_path)
+
+
+def test_a_picture_and_an_array_are_what_their_pixels_are_as_a_file(paper_classifier):
+    picture = noisy(61, 40)
+    by_bytes = paper_classifier.predict(encoded(picture, "PNG"))
+    assert same(paper_classifier.predict(picture), by_bytes)
+    assert same(paper_classifier.predict(np.asarray(picture)), by_bytes)
+    assert same(paper_classifier.predict(picture.convert("RGBA")), by_bytes)
+
+
+def test_a_picture_that_lies_on_its_side_is_set_upright_and_stays_as_it_is(paper_classifier):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = encoded(noisy(61, 40), "JPEG", quality=95, exif=exif)
+    with Image.open(io.BytesIO(lying)) as opened:
+        said, size = paper_classifier.predict(opened), opened.size
+        assert size == (61, 40)
+    assert said.probabilities == pytest.approx(paper_classifier.predict(lying).probabilities, abs=1e-3)
+
+
+def test_many_photos_are_a_list_in_their_order_and_each_is_what_it_is_alone(paper_classifier, good_photos):
+    photos = good_photos
+    together = paper_classifier.predict(photos)
+    assert [each.path for each in together] == [str(each) for each in photos]
+    for each, photo in zip(together, photos, strict=True):
+        assert each.probabilities == pytest.approx(paper_classifier.predict(photo).probabilities, abs=1e-5)
+    assert [each.label for each in paper_classifier.predict(iter(photos))] == [each.label for each in together]
+    assert paper_classifier.predict([]) == []
+
+
+def test_a_name_of_ones_own_becomes_the_path(paper_classifier, photo):
+    said = list(paper_classifier.stream([("mine", photo.read_bytes()), photo.read_bytes()]))
+    assert [each.path for each in said] == ["mine", ""]
+
+
+def test_one_broken_photo_is_refused_and_among_many_it_is_a_row_with_the_reason(paper_classifier, photo, tmp_path):
+    (tmp_path / "text.jpg").write_text("no photo")
+    wanted = {tmp_path / "text.jpg": "not a photo: text", tmp_path / "gone.jpg": "no such file", tmp_path: "a folder"}
+    for broken, words in wanted.items():
+        with pytest.raises(UnreadablePhoto, match=words) as refused:
+            paper_classifier.predict(broken)
+        assert refused.value.where == broken
+    said = paper_classifier.predict([photo, *wanted, b"", photo])
+    assert [each.label is not None for each in said] == [True, False, False, False, False, True]
+    assert [each.usable for each in said] == [True, False, False, False, False, True]
+    for each, words in zip(said[1:], [*wanted.values(), "empty file"], strict=False):
+        assert words in each.status
+
+
+@pytest.mark.parametrize(
+    "nonsense", [7, np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), {"a": 1}]
+)
+def test_what_is_no_photo_at_all_is_refused_with_words(paper_classifier, nonsense):
+    with pytest.raises(PhotosError) as refused:
+        paper_classifier.predict([nonsense])
+    assert "uint8 [height, width, 3]" in (refused.value.advice or "")
+
+
+def test_an_endless_stream_is_answered_as_it_comes_and_little_of_it_is_held(paper_classifier, photo):
+    taken = itertools.count()
+    photos = ((next(taken), photo)[1] for _ in itertools.count())
+    stream = paper_classifier.stream(photos, batch=4)
+    said = list(itertools.islice(stream, 40))
+    stream.close()
+    assert len({each.label for each in said}) == 1
+    assert next(taken) <= 40 + 4 * (classifiers.AHEAD + 2)
+
+
+def test_many_threads_may_ask_one_classifier(paper_classifier, good_photos):
+    with ThreadPoolExecutor(8) as pool:
+        at_once = list(pool.map(paper_classifier.predict, good_photos))
+    assert all(same(each, paper_classifier.predict(photo)) for each, photo in zip(at_once, good_photos, strict=True))
+
+
+def test_features_of_a_photo_come_with_its_probabilities(paper_classifier, photo):
+    squares = paper_classifier.opened(photo)[None]
+    found = paper_classifier.look(np.concatenate([squares, squares]))
+    assert found.probabilities.shape == (2, 5)
+    assert found.features.shape == (2, 512)
+    assert np.array_equal(found.features[0], found.features[1])
+
+
+def test_below_the_threshold_the_answer_is_not_sure():
+    sure = prediction.said([0.1, 0.9], ("rose", "tulip"), 0.9)
+    assert (sure.label, sure.confidence, sure.status) == ("tulip", 0.9, "used")
+    unsure = prediction.said([0.41, 0.38, 0.21], ("rose", "tulip", "daisy"), 0.5)
+    assert (unsure.label, unsure.confidence, unsure.status, unsure.usable) == (None, 0.41, "not sure", True)
+    assert repr(sure) == 'Prediction("tulip", 0.90)'
+    assert repr(unsure) == 'Prediction("not sure": rose 0.41, tulip 0.38)'
+    assert repr(prediction.unusable("a.jpg", "empty file")) == "Prediction(empty file)"
+
+
+def test_predicting_needs_neither_torch_nor_onnx_nor_tables(paper_model, photo):
+    script = (
+        "import sys, json, ikebana\n"
+        f"said = ikebana.load({str(paper_model)!r}).predict({str(photo)!r})\n"
+        "print(json.dumps([said.label, sorted({name.partition('.')[0] for name in sys.modules})]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    label, loaded = json.loads(done.stdout)
+    assert label == ikebana.load(paper_model).predict(photo).label
+    assert not set(loaded) & {"torch", "timm", "onnx", "polars", "sklearn", "scipy", "matplotlib", "rich", "cyclopts"}
+
+
+def test_it_shows_itself(paper_classifier):
+    assert repr(paper_classifier).startswith("Classifier(5 classes: ")

@@ -1,0 +1,272 @@
+"""What ships says what the run says, from the photo's bytes on, or it does not ship."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import polars as pl
+import pytest
+import torch
+from onnx import numpy_helper
+
+import ikebana
+from ikebana import recipe as recipes
+from ikebana.errors import ModelError, PhotosError, RunError
+from ikebana.learning import networks
+from ikebana.shipping import export as exporting
+from ikebana.shipping import quantised
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def graph(paper_run, good_photos):
+    """The run's network as an ONNX graph, before it becomes a file."""
+    network = exporting._network(paper_run, 1.0)
+    squares = np.zeros((2, 48, 48, 3), np.uint8)
+    return exporting.traced(network, 48, squares).SerializeToString()
+
+
+@pytest.fixture
+def at_once(graph, monkeypatch):
+    """Exports that do not wait for torch to write the same graph again."""
+    monkeypatch.setattr(exporting, "traced", lambda *_: onnx.load_from_string(graph))
+
+
+@pytest.fixture
+def copied(paper_run, tmp_path):
+    """A copy of the run, to be changed."""
+    shutil.copytree(paper_run.folder, tmp_path / "run")
+    return ikebana.open_run(tmp_path / "run")
+
+
+def refused(kind, words, run, place, **choices):
+    before = sorted(place.iterdir())
+    with pytest.raises(kind, match=words) as refusal:
+        ikebana.export(run, place / "out.onnx", **choices)
+    assert sorted(place.iterdir()) == before
+    return refusal.value
+
+
+# --- the same everywhere ---
+
+
+def test_the_file_says_of_every_photo_what_the_runs_network_says(paper_run, paper_classifier, paper_photos):
+    by_run, by_file = (ikebana.predict(model, paper_photos) for model in (paper_run, paper_classifier))
+    assert [each.path for each in by_run] == [each.path for each in by_file]
+    for one, other in zip(by_run, by_file, strict=True):
+        assert (one.label, one.status) == (other.label, other.status)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_it_gives_the_test_photos_the_probabilities_that_were_scored(paper_run, paper_classifier, paper_photos):
+    for row in paper_run.predictions.iter_rows(named=True):
+        said = paper_classifier.predict((paper_photos / row["path"]).read_bytes())
+        for name in paper_run.classes:
+            assert said.probabilities[name] == pytest.approx(row[f"p:{name}"], abs=1e-5)
+
+
+def test_the_ten_lines_of_the_docs_say_the_same_without_ikebana(paper_model, paper_classifier, good_photos, tmp_path):
+    page = (ROOT / "docs/export.md").read_text("utf-8")
+    (script,) = re.findall(r"^```python\n(import json.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert script.count("\n") <= 12
+    assert "ikebana" not in script
+    shutil.copy(paper_model, tmp_path / "flowers.onnx")
+    photo = next(each for each in good_photos if each.suffix == ".jpg")
+    shutil.copy(photo, tmp_path / "garden.jpg")
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    said, confidence = done.stdout.split()
+    expected = paper_classifier.predict(photo)
+    assert said == expected.label
+    assert float(confidence) == pytest.approx(expected.confidence, abs=1e-3)
+
+
+def test_openvino_says_the_same(paper_model, paper_classifier, good_photos):
+    openvino = pytest.importorskip("openvino")
+    model = openvino.Core().compile_model(paper_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    squares = np.stack([paper_classifier.opened(each) for each in good_photos])
+    np.testing.assert_allclose(model(squares)[0], paper_classifier.look(squares).probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tutorial+tutorial", "resnet18"])
+def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
+    if name == "resnet18":
+        recipe = recipes.named("good", network=name, side=64)
+    else:
+        recipe = recipes.named("baseline", network=name, side=64)
+    network = networks.Shipped(networks.build(recipe, 3), temperature=1.7).eval()
+    squares = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    about = {"ikebana": 1, "classes": ["a", "b", "c"], "side": 64, "fit": "squash", "threshold": None}
+    about |= {"versions": {"ikebana": "0"}}
+    traced = exporting.traced(network, 64, squares)
+    file = exporting._file(traced, about)
+    found = exporting.classifier.from_bytes(file).look(squares)
+    with torch.inference_mode():
+        probabilities, features = network(torch.from_numpy(squares).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-5)
+    np.testing.assert_allclose(found.features, features, atol=1e-4 * features.abs().max())
+    if name == "resnet18":
+        mirrored = exporting.classifier.from_bytes(file).look(np.ascontiguousarray(squares[:, :, ::-1]))
+        np.testing.assert_allclose(mirrored.probabilities, found.probabilities, atol=1e-5)
+        assert len(quantised._first_convolutions(traced)) == 4  # two of twenty, for the photo and for its mirror image
+
+
+def test_confidence_and_not_sure_are_the_runs_own(copied, paper_classifier, good_photos, tmp_path):
+    (copied.folder / "calibration.json").write_text('{"temperature": 0.5, "threshold": 0.4}')
+    hot = ikebana.export(copied, tmp_path / "hot.onnx")
+    assert (hot.threshold, hot.about["temperature"]) == (0.4, 0.5)
+    said = hot.predict(good_photos)
+    assert {each.status for each in said} == {"used", "not sure"}
+    for each, before in zip(said, paper_classifier.predict(good_photos), strict=True):
+        assert (each.label is None) == (each.confidence < 0.4)
+        squared = {name: value**2 for name, value in before.probabilities.items()}
+        assert each.probabilities == pytest.approx(
+            {name: value / sum(squared.values()) for name, value in squared.items()}, abs=1e-5
+        )
+    by_run = ikebana.predict(copied, good_photos)
+    assert [(each.label, each.status) for each in by_run] == [(each.label, each.status) for each in said]
+
+
+# --- what it says about itself ---
+
+
+def test_it_says_what_it_is_for_and_how_good_and_where_it_comes_from(paper_classifier, paper_run):
+    about = paper_classifier.about
+    assert about["ikebana"] == 1
+    assert about["classes"] == list(paper_run.classes) == list(paper_classifier.classes)
+    assert (about["side"], about["fit"], about["temperature"]) == (48, "squash", 1.0)
+    assert about["recipe"]["name"] == "baseline"
+    assert about["recipe"]["epochs"] == 30
+    assert about["data"]["fingerprint"] == paper_run.source["fingerprint"]
+    assert about["scores"]["accuracy"] == paper_run.evaluation.accuracy
+    assert about["scores"]["accuracy_interval"] == list(paper_run.evaluation.accuracy_interval)
+    assert about["parity"]["photos"] == paper_run.evaluation.n
+    assert about["parity"]["accuracy"] == pytest.approx(paper_run.evaluation.accuracy)
+    assert about["parity"]["largest_difference"] < 1e-5
+    assert {"ikebana", "torch", "onnxruntime"} <= about["versions"].keys()
+
+
+def test_equal_runs_give_equal_files_that_hold_neither_a_path_nor_a_time(copied, paper_model, tmp_path, at_once):
+    ikebana.export(copied, tmp_path / "elsewhere.onnx")
+    data = (tmp_path / "elsewhere.onnx").read_bytes()
+    assert data == paper_model.read_bytes()
+    for path in (paper_model.parent, tmp_path, ROOT, Path(torch.__file__).parent):
+        assert str(path).encode() not in data
+    assert b'"seconds"' not in data
+
+
+def test_where_a_pretrained_network_came_from_and_its_licence_go_along(copied, tmp_path, at_once):
+    origin = {"tf_efficientnet_lite0": {"source": "a package", "sha256": "0" * 64, "license": "Apache-2.0"}}
+    (copied.folder / "pretrained.json").write_text(json.dumps(origin))
+    assert ikebana.export(copied, tmp_path / "out.onnx").about["pretrained"] == origin
+
+
+# --- refusals: no file, and nothing else left behind ---
+
+
+def test_a_network_that_came_out_otherwise_is_refused_by_the_name_of_a_photo(graph, copied, tmp_path, monkeypatch):
+    def tampered(*_):
+        model = onnx.load_from_string(graph)
+        tensor = max(model.graph.initializer, key=lambda each: np.prod(each.dims))
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.05, tensor.name))
+        return model
+
+    monkeypatch.setattr(exporting, "traced", tampered)
+    refusal = refused(ModelError, "where the run's network says", copied, tmp_path)
+    assert refusal.where in copied.predictions["path"].to_list()
+
+
+def test_a_file_that_would_not_give_what_was_scored_is_refused_unless_other_weights_ship(copied, tmp_path, at_once):
+    first, *others = (f"p:{name}" for name in copied.classes)
+    turned = copied.predictions.with_columns(
+        pl.Series(first, [1.0] * copied.predictions.height), *(pl.lit(0.0).alias(name) for name in others)
+    )
+    turned.write_parquet(copied.folder / "predictions.parquet")
+    assert refused(ModelError, "when it was scored", copied, tmp_path).where
+    recipe = recipes.to_json(recipes.changed(copied.recipe, all=True))
+    (copied.folder / "recipe.json").write_text(json.dumps(recipe))
+    assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").about["recipe"]["all"]
+
+
+def test_photos_that_moved_are_found_where_they_are_and_others_are_refused(
+    copied, paper_photos, paper_model, tmp_path, at_once
+):
+    source = copied.read_json("source.json") | {"photos": str(tmp_path / "gone")}
+    (copied.folder / "source.json").write_text(json.dumps(source))
+    moved = ikebana.open_run(copied.folder)
+    assert "--photos DIR" in (refused(PhotosError, "cannot be found again", moved, tmp_path).advice or "")
+    shutil.copytree(paper_photos, tmp_path / "here")
+    ikebana.export(moved, tmp_path / "out.onnx", photos=tmp_path / "here")
+    assert (tmp_path / "out.onnx").read_bytes() == paper_model.read_bytes()
+    (tmp_path / "out.onnx").unlink()
+    last = tmp_path / "here" / copied.predictions.filter(split="test")["path"][-1]
+    last.write_bytes(last.read_bytes() + b"\0")
+    assert refused(PhotosError, "no longer the one", moved, tmp_path, photos=tmp_path / "here").where == last
+    last.unlink()
+    assert refused(PhotosError, "gone", moved, tmp_path, photos=tmp_path / "here").where == last
+
+
+def test_a_run_from_an_archive_is_tried_on_the_archives_members(copied, paper_photos, paper_model, tmp_path, at_once):
+    archive = shutil.make_archive(str(tmp_path / "flowers"), "zip", paper_photos)
+    table = copied.dataset.with_columns(path="flowers.zip!" + pl.col("path"))
+    table.write_parquet(copied.folder / "dataset.parquet")
+    named = copied.predictions.with_columns(path="flowers.zip!" + pl.col("path"))
+    named.write_parquet(copied.folder / "predictions.parquet")
+    shutil.copy(archive, tmp_path / "renamed.zip")
+    for source in (archive, tmp_path / "renamed.zip", paper_photos):
+        ikebana.export(copied, tmp_path / "out.onnx", photos=source)
+        assert (tmp_path / "out.onnx").read_bytes() == paper_model.read_bytes()
+
+
+def test_an_unfinished_run_and_a_name_of_no_model_file_are_refused(copied, tmp_path):
+    with pytest.raises(ModelError, match=r"ends in \.onnx"):
+        ikebana.export(copied, tmp_path / "flowers.pt")
+    (copied.folder / "evaluation.json").unlink()
+    refused(RunError, "has not finished", ikebana.open_run(copied.folder), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"temperature": 0, "threshold": null}', '{"temperature": "warm"}', "[]", '{"temperature": 1}']
+)
+def test_a_damaged_calibration_is_refused(text, copied, tmp_path):
+    (copied.folder / "calibration.json").write_text(text)
+    refused(RunError, "calibration.json", copied, tmp_path)
+
+
+# --- int8 ---
+
+
+def test_int8_is_refused_with_the_numbers_if_it_costs_accuracy(copied, tmp_path, at_once, monkeypatch):
+    monkeypatch.setattr(quantised, "MARGIN", -1.0)
+    refusal = refused(ModelError, r"falls from 0\.\d+ to 0\.\d+", copied, tmp_path, int8=True)
+    assert "validation photos" in refusal.what
+
+
+def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_photos, tmp_path, at_once, monkeypatch):
+    monkeypatch.setattr(quantised, "MARGIN", 1.0)  # ten photos say little about a margin
+    small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
+    assert (tmp_path / "small.onnx").stat().st_size < 0.4 * paper_model.stat().st_size
+    assert small.about["int8"].keys() >= {"accuracy_in_float32", "accuracy_in_int8", "margin", "judged_by"}
+    squares = np.stack([small.opened(each) for each in good_photos])
+    exact = ikebana.load(paper_model).look(squares).probabilities
+    assert np.abs(small.look(squares).probabilities - exact).max() < 0.1
+
+
+def test_int8_without_validation_photos_is_refused(copied, tmp_path, at_once):
+    copied.dataset.with_columns(pl.col("split").replace("validation", "train")).write_parquet(
+        copied.folder / "dataset.parquet"
+    )
+    refused(ModelError, "no validation photos", copied, tmp_path, int8=True)
+
+
+def test_the_command_writes_the_file_and_names_it_last(copied, paper_model, tmp_path):
+    command = [sys.executable, "-m", "ikebana", "export", str(copied.folder), str(tmp_path / "out.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out.onnx")
+    assert "top-1 the same in 100.00%" in done.stderr
+    assert (tmp_path / "out.onnx").read_bytes() == paper_model.read_bytes()

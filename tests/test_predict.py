@@ -1,0 +1,323 @@
+"""Any number of photos become rows of a table, whatever happens on the way."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from functools import partial
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ikebana
+from ikebana import prediction
+from ikebana.errors import MachineError, ModelError, PhotosError, RecipeError, RunError
+from ikebana.photos import loose
+from ikebana.shipping import classifier, sorting, table
+from ikebana.shipping.table import Table
+
+
+@pytest.fixture
+def photos(good_photos, tmp_path):
+    """Forty photos, one after the other; two of them cannot be used."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(40):
+        shutil.copy(good_photos[number % len(good_photos)], folder / f"{number:02}.jpg")
+    (folder / "07.jpg").write_text("no photo")
+    (folder / "33.jpg").write_bytes(b"")
+    return folder
+
+
+def predicted(model, photos, out, **choices):
+    prediction.command(model, [str(photos)], out=out, **choices)
+    return {
+        ".csv": partial(pl.read_csv, infer_schema_length=None),
+        ".parquet": pl.read_parquet,
+        ".jsonl": pl.read_ndjson,
+    }[out.suffix](out)
+
+
+def interrupted(monkeypatch, looks):
+    """The network is struck down after so many looks."""
+    real, count = classifier._look, []
+
+    def look(*arguments):
+        count.append(1)
+        if len(count) > looks:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(classifier, "_look", look)
+    return count
+
+
+def contents(folder):
+    return {
+        each.relative_to(folder): (each.read_bytes(), each.stat().st_mtime_ns, each.stat().st_ino, each.stat().st_nlink)
+        for each in sorted(folder.rglob("*"))
+        if each.is_file()
+    }
+
+
+# --- tables ---
+
+
+def test_each_kind_of_table_holds_the_same_rows(paper_model, photos, tmp_path):
+    for kind in ("csv", "jsonl", "parquet"):
+        predicted(paper_model, photos, tmp_path / f"said.{kind}")
+    said = pl.read_csv(tmp_path / "said.csv", infer_schema_length=None)
+    assert said["path"].to_list() == sorted(str(each) for each in photos.iterdir())
+    assert pl.read_parquet(tmp_path / "said.parquet").equals(said.cast({pl.Float64: pl.Float64}))
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text("utf-8").splitlines()]
+    for row, of_csv in zip(rows, said.iter_rows(named=True), strict=True):
+        assert all(row[name] == of_csv[name] for name in ("path", "label", "confidence", "status"))
+        assert all(row["probabilities"][name] == of_csv[f"p:{name}"] for name in row["probabilities"])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["photos", "said.csv", "said.jsonl", "said.parquet"]
+
+
+def test_broken_photos_are_rows_with_a_reason_and_the_others_are_not_worse_for_it(paper_model, photos, tmp_path):
+    said = predicted(paper_model, photos, tmp_path / "said.csv")
+    aside = said.filter(pl.col("label").is_null())
+    assert dict(aside.select(pl.col("path").str.slice(-6), "status").iter_rows()) == {
+        "07.jpg": "not a photo: text",
+        "33.jpg": "empty file",
+    }
+    assert aside.select("confidence", "^p:.*$").null_count().row(0) == (2,) * 6
+    alone = ikebana.load(paper_model)
+    for row in said.filter(status="used").iter_rows(named=True):
+        assert alone.predict(row["path"]).confidence == pytest.approx(row["confidence"], abs=2e-6)
+
+
+def test_names_with_commas_quotes_and_line_breaks_stay_what_they_are(paper_model, good_photos, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    names = ['a,"b".jpg', "line\nbreak.jpg", "Ünïcödé 🌷.jpg", "'; --.jpg"]
+    for name in names:
+        shutil.copy(good_photos[0], folder / name)
+    for kind in ("csv", "parquet", "jsonl"):
+        predicted(paper_model, folder, tmp_path / f"said.{kind}")
+    with (tmp_path / "said.csv").open(encoding="utf-8", newline="") as stream:
+        by_csv = [row["path"] for row in csv.DictReader(stream)]
+    lines = (tmp_path / "said.jsonl").read_text("utf-8").split("\n")[:-1]
+    assert by_csv == pl.read_parquet(tmp_path / "said.parquet")["path"].to_list()
+    assert by_csv == [json.loads(line)["path"] for line in lines]
+    assert {each.removeprefix(f"{folder}/") for each in by_csv} == set(names)
+
+
+@pytest.mark.parametrize("name", ["said.txt", "said", "said.csv.gz"])
+def test_a_table_of_another_kind_is_refused_before_any_work(name, tmp_path):
+    with pytest.raises(RecipeError, match="not the name of a table"):
+        prediction.command("no-model.onnx", ["no-photo.jpg"], out=tmp_path / name)
+
+
+# --- going on ---
+
+
+def test_a_call_that_was_interrupted_goes_on_and_the_table_is_that_of_one_that_was_not(
+    paper_model, photos, tmp_path, monkeypatch, capsys
+):
+    whole = predicted(paper_model, photos, tmp_path / "whole.csv")
+    with monkeypatch.context() as patch:
+        interrupted(patch, looks=1)
+        with pytest.raises(KeyboardInterrupt):
+            predicted(paper_model, photos, tmp_path / "said.csv")
+    assert "The same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "said.csv").exists()
+    part = tmp_path / "said.csv.part"
+    assert len(part.read_text("utf-8").splitlines()) == 1 + classifier.BATCH
+    with part.open("a", encoding="utf-8") as stream:
+        stream.write('["torn", "ro')  # as a kill in the middle of a line leaves it
+    looks = interrupted(monkeypatch, looks=99)
+    assert predicted(paper_model, photos, tmp_path / "said.csv").equals(whole)
+    assert len(looks) == 2  # of three batches
+    assert f"{classifier.BATCH} predictions are there already" in capsys.readouterr().err
+    assert not part.exists()
+
+
+def test_a_process_that_was_killed_outright_goes_on(paper_model, photos, tmp_path):
+    for each in sorted(photos.iterdir()):
+        shutil.copy(each, each.with_stem(f"{each.stem}-again"))
+    out, paths = tmp_path / "said.csv", sorted(str(each) for each in photos.iterdir())
+    command = [sys.executable, "-m", "ikebana", "predict", str(paper_model), "-", "--out", str(out)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdin is not None
+    process.stdin.write("\n".join(paths) + "\n")  # and waits for more
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    part = tmp_path / "said.csv.part"
+    while not (part.exists() and part.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdin.close()
+    done = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, check=True)
+    assert "are there already" in done.stderr
+    assert done.stdout == f"{out}\n"
+    assert pl.read_csv(out, infer_schema_length=None)["path"].to_list() == paths
+
+
+def test_what_another_model_began_is_begun_anew(paper_run, paper_model, photos, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupted(patch, looks=2)
+        with pytest.raises(KeyboardInterrupt):
+            predicted(paper_model, photos, tmp_path / "said.csv")
+    said = predicted(paper_run, photos, tmp_path / "said.csv")
+    assert "begun anew" in capsys.readouterr().err
+    assert said["path"].n_unique() == said.height == 40
+
+
+def test_two_processes_do_not_write_one_table(tmp_path):
+    pytest.importorskip("fcntl")
+    out = tmp_path / "said.csv"
+    with (
+        Table(out, ["a", "b"], "model"),
+        pytest.raises(MachineError, match="another process"),
+        Table(out, ["a", "b"], "model"),
+    ):
+        pass
+
+
+def test_a_table_that_is_there_stays_until_the_new_one_is_whole(paper_model, photos, tmp_path, monkeypatch):
+    out = tmp_path / "said.csv"
+    out.write_text("the old one")
+    with monkeypatch.context() as patch:
+        interrupted(patch, looks=1)
+        with pytest.raises(KeyboardInterrupt):
+            predicted(paper_model, photos, out)
+    assert out.read_text() == "the old one"
+    assert predicted(paper_model, photos, out).height == 40
+
+
+# --- sorting ---
+
+
+def test_copies_go_into_class_folders_and_the_photos_stay_as_they_are(paper_model, photos, tmp_path):
+    before = contents(photos)
+    said = predicted(paper_model, photos, tmp_path / "said.csv", sort_into=tmp_path / "sorted")
+    assert contents(photos) == before
+    where = {each.name: each.parent.name for each in (tmp_path / "sorted").rglob("*.jpg")}
+    assert where == {os.path.basename(row["path"]): row["label"] or "unusable" for row in said.iter_rows(named=True)}
+    for each in (tmp_path / "sorted").rglob("*.jpg"):
+        assert each.read_bytes() == (photos / each.name).read_bytes()
+        assert not each.is_symlink()
+
+
+def test_the_same_command_again_adds_nothing_and_nothing_that_is_there_is_written_over(paper_model, photos, tmp_path):
+    place = tmp_path / "sorted"
+    said = predicted(paper_model, photos, tmp_path / "said.csv")
+    label = said.filter(path=str(photos / "00.jpg"))["label"][0]
+    (place / label).mkdir(parents=True)
+    (place / label / "00.jpg").write_bytes(b"somebody's own")
+    predicted(paper_model, photos, tmp_path / "said.csv", sort_into=place)
+    assert (place / label / "00.jpg").read_bytes() == b"somebody's own"
+    assert (place / label / "00-2.jpg").read_bytes() == (photos / "00.jpg").read_bytes()
+    before = contents(place)
+    predicted(paper_model, photos, tmp_path / "said.csv", sort_into=place)
+    assert contents(place) == before
+    assert len(before) == 41
+
+
+def test_links_lead_to_the_photos_and_members_of_archives_are_copied(paper_model, photos, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "more"), "zip", photos)
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("../outside.jpg", b"stays packed")
+    prediction.command(paper_model, [str(photos), archive], out=tmp_path / "x.csv", sort_into=tmp_path / "s", link=True)
+    placed = list((tmp_path / "s").rglob("*.jpg"))
+    links = [each for each in placed if each.is_symlink()]
+    assert {each.resolve() for each in links} == {each.resolve() for each in photos.iterdir()}
+    assert len(placed) - len(links) == 40
+    assert not list((tmp_path / "s").rglob("*.zip"))
+
+
+def test_photos_that_are_not_sure_have_a_folder_of_their_own(paper_model, photos, tmp_path):
+    unsure = ikebana.load(paper_model)
+    object.__setattr__(unsure, "threshold", 1.0)
+    prediction.command(unsure, [str(photos)], out=tmp_path / "said.csv", sort_into=tmp_path / "sorted")
+    assert {each.name: len(list(each.iterdir())) for each in (tmp_path / "sorted").iterdir()} == {
+        "not sure": 38,
+        "unusable": 2,
+    }
+    said = pl.read_csv(tmp_path / "said.csv", infer_schema_length=None)
+    assert said["status"].value_counts().filter(status="not sure")["count"].item() == 38
+    assert said.filter(status="not sure")["confidence"].null_count() == 0
+
+
+@given(st.lists(st.text(max_size=120), max_size=6))
+def test_whatever_a_class_is_called_its_folder_lies_below_the_place_and_is_its_own(names):
+    found = sorting.folders([*names, "..", ".", "", "/etc", "a/../b", "NUL:", "not sure"])
+    assert len({each.casefold() for each in found}) == len(found)
+    for each in found:
+        assert each not in ("", ".", "..")
+        assert not set(each) & {"/", "\\", "\0", ":", "\n"}
+
+
+# --- what may come in ---
+
+
+def test_paths_on_standard_input_may_be_gone_and_the_rest_goes_on(paper_model, photos, tmp_path):
+    lines = iter([f"{photos}/01.jpg\n", f"{tmp_path}/gone.jpg\n", "\n", f"{photos}/02.jpg"])
+    prediction.command(paper_model, [], lines, tmp_path / "said.csv")
+    said = pl.read_csv(tmp_path / "said.csv", infer_schema_length=None)
+    assert said["status"].to_list() == ["used", "there is no such file", "used"]
+
+
+def test_folders_are_read_as_photos_are_asked_for(tmp_path, monkeypatch):
+    for name in ("b", "a", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").touch()
+    (tmp_path / "0.jpg").touch()
+    opened = []
+    real = loose.folder._listed
+    monkeypatch.setattr(loose.folder, "_listed", lambda *given: opened.append(given[1]) or real(*given))
+    found = loose.search(tmp_path)
+    opened.clear()
+    paths = iter(found)
+    assert next(paths).path == f"{tmp_path}/0.jpg"
+    assert opened == [""]
+    assert [each.path.removeprefix(f"{tmp_path}/") for each in paths] == ["a/1.jpg", "b/1.jpg", "c/1.jpg"]
+    assert found.count() == 4
+
+
+def test_models_that_are_none_are_refused_before_photos_are_looked_for(tmp_path):
+    wrong = {"gone.onnx": ModelError, "gone": RunError, tmp_path: RunError, __file__: ModelError}
+    for model, kind in wrong.items():
+        with pytest.raises(kind):
+            ikebana.predict(model, tmp_path / "gone.jpg")
+
+
+def test_if_nothing_can_be_used_that_is_an_error_and_there_is_no_table(paper_model, tmp_path):
+    (tmp_path / "a.jpg").write_text("no photo")
+    with pytest.raises(PhotosError, match="none of 1 paths"):
+        prediction.command(paper_model, [str(tmp_path / "a.jpg")], out=tmp_path / "said.csv")
+    assert not (tmp_path / "said.csv").exists()
+
+
+def test_in_python_the_answers_are_a_list_and_a_table_too(paper_model, photos, tmp_path):
+    said = ikebana.predict(paper_model, photos, tmp_path / "said.parquet")
+    of_table = pl.read_parquet(tmp_path / "said.parquet")
+    assert of_table["path"].to_list() == [each.path for each in said]
+    assert of_table["label"].to_list() == [each.label for each in said]
+
+
+def test_a_flag_that_is_misspelt_is_wrong_usage_and_no_photo():
+    command = [sys.executable, "-m", "ikebana", "predict", "model.onnx", "photo.jpg", "--outt", "x.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--outt" in done.stderr + done.stdout
+
+
+def test_probabilities_survive_the_table_to_the_last_digit_that_is_kept():
+    said = ikebana.Prediction("a.jpg", "x", 1 / 3, {"x": 1 / 3, "y": 2 / 3})
+    row = table.values(said, ("x", "y"))
+    assert row == ["a.jpg", "x", 0.333333, "used", 0.333333, 0.666667]
+    assert table.as_text(row) == ["a.jpg", "x", "0.333333", "used", "0.333333", "0.666667"]
+    assert np.isclose(sum(row[4:]), 1)
