@@ -41,9 +41,21 @@ def test_it_is_the_temperature_of_least_surprise():
     found = temperature(3 * logits, labels)
 
     def surprise(one):
-        return -np.log(softmax(3 * logits / one)[np.arange(len(labels)), labels]).mean()
+        shares = np.log(softmax(3 * logits / one))
+        seen = shares[np.arange(len(labels)), labels]
+        others = (shares.sum(1) - seen) / (shares.shape[1] - 1)
+        return -((len(labels) + 1) * seen + others).mean() / (len(labels) + 2)
 
     assert surprise(found) <= min(surprise(found * 0.99), surprise(found * 1.01))
+
+
+@pytest.mark.parametrize("photos", [20, 39, 500])
+def test_a_network_that_was_always_right_is_not_called_infallible(photos):
+    """Laplace's rule of succession: after n right answers of n, the next is right with (n + 1) / (n + 2)."""
+    labels = np.arange(photos) % 2
+    logits = 9.0 * np.eye(2)[labels]
+    confidence = softmax(logits / temperature(logits, labels)).max(1)
+    np.testing.assert_allclose(confidence, (photos + 1) / (photos + 2), rtol=1e-6)
 
 
 def test_an_over_confident_network_is_believed_after_calibration():

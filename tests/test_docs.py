@@ -30,12 +30,13 @@ def test_every_verb_has_its_page_and_every_page_its_link():
         assert page.name == "index.md" or f"({page.name})" in index
 
 
-def test_the_page_of_fit_names_every_flag_and_no_other():
+@pytest.mark.parametrize(("verb", "no_flag"), [("fit", "--photos"), ("serve", "--file")])
+def test_the_page_of_a_verb_with_many_flags_names_every_one_and_no_other(verb, no_flag):
     shown = subprocess.run(
-        [sys.executable, "-m", "ikebana", "fit", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "ikebana", verb, "--help"], capture_output=True, text=True, check=True
     )
-    flags = set(re.findall(r"(--[a-z][a-z-]+)", shown.stdout)) - {"--photos", "--help"}
-    page = (ROOT / "docs/fit.md").read_text("utf-8")
+    flags = set(re.findall(r"(--[a-z][a-z-]+)", shown.stdout)) - {no_flag, "--help"}
+    page = (ROOT / f"docs/{verb}.md").read_text("utf-8")
     told = set(re.findall(r"`(--[a-z][a-z-]+)", page))
     assert told == flags
 

@@ -25,7 +25,9 @@ def test_asking_for_help_loads_neither_torch_nor_numpy():
     assert not loaded_by(code) & {"torch", "numpy", "polars", "PIL"}
 
 
-@pytest.mark.parametrize("room", ["photos.intake", "photos.kept", "trust.evaluation", "report.draw", "run"])
+@pytest.mark.parametrize(
+    "room", ["photos.intake", "photos.kept", "trust.evaluation", "report.draw", "run", "shipping.server"]
+)
 def test_photos_trust_report_and_runs_do_without_torch(room):
     assert "torch" not in loaded_by(f"import ikebana.{room}")
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ikebana.shipping.classifier import Classifier, load
     from ikebana.shipping.export import export
     from ikebana.shipping.prediction import Prediction
+    from ikebana.shipping.server import serve
+    from ikebana.shipping.web import export_web
     from ikebana.tour import demo
     from ikebana.trust.evaluation import Evaluation
 
@@ -54,6 +56,8 @@ _HOMES = {
     "shipping.classifier": ("Classifier", "load"),
     "shipping.export": ("export",),
     "shipping.prediction": ("Prediction",),
+    "shipping.server": ("serve",),
+    "shipping.web": ("export_web",),
     "tour": ("demo",),
     "trust.evaluation": ("Evaluation",),
 }
@@ -79,11 +83,13 @@ __all__ = [
     "demo",
     "doctor",
     "export",
+    "export_web",
     "fit",
     "load",
     "open_run",
     "predict",
     "resume",
+    "serve",
 ]
 
 

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from dataclasses import fields, make_dataclass
+from dataclasses import asdict, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -12,6 +12,7 @@ from cyclopts.exceptions import CycloptsError
 from ikebana import progress
 from ikebana.errors import IkebanaError, RecipeError
 from ikebana.recipe import DEFAULT, RECIPES, Recipe
+from ikebana.shipping.limits import EXPLANATIONS, Limits
 
 DONE, REFUSED, WRONG_USAGE, LEAK, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -49,6 +50,16 @@ Choices = make_dataclass(
     frozen=True,
 )
 Choices.__module__ = __name__  # else it counts as Python's own, which cyclopts does not look into
+
+Bounds = make_dataclass(
+    "Bounds",
+    [
+        (each.name, Annotated[each.type, Parameter(help=EXPLANATIONS[each.name])], each.default)
+        for each in fields(Limits)
+    ],  # type: ignore[misc]
+    frozen=True,
+)
+Bounds.__module__ = __name__
 
 
 def _chosen(choices: Any) -> dict[str, Any]:
@@ -131,7 +142,14 @@ def audit(photos: str, *, advise: Advise = False, json: Json = False) -> int:
 
 
 @app.command
-def export(run: Path, file: Path, *, int8: Switch = False, photos: str | None = None) -> None:
+def export(
+    run: Path,
+    file: Path | None = None,
+    *,
+    web: Path | None = None,
+    int8: Switch = False,
+    photos: str | None = None,
+) -> None:
     """Make one ONNX file of a run, which predicts the same everywhere; it is tried on all test photos before it is written.
 
     Parameters
@@ -140,15 +158,26 @@ def export(run: Path, file: Path, *, int8: Switch = False, photos: str | None = 
         The folder that fit made.
     file
         The file to write, flowers.onnx say.
+    web
+        A folder to make instead: a page that classifies in the browser, with nothing sent anywhere.
     int8
         In whole numbers of 8 bits: a quarter of the size, often faster; refused if that costs accuracy.
     photos
         Where the run's photos are, if they have moved since.
     """
-    from ikebana.shipping.export import export
+    if file is not None and web is None:
+        from ikebana.shipping.export import export
 
-    export(run, file, int8=int8, photos=photos)
-    progress.result(str(file))
+        export(run, file, int8=int8, photos=photos)
+        progress.result(str(file))
+    elif web is not None and file is None:
+        from ikebana.shipping.web import export_web
+
+        export_web(run, web, int8=int8, photos=photos)
+        progress.result(str(web))
+    else:
+        asked = "nothing was asked for" if file is None else "a file and --web are two different things"
+        raise RecipeError(asked, advice=f"ikebana export {run} flowers.onnx, or ikebana export {run} --web DIR")
 
 
 def _no_flag(_: Any, photo: str) -> None:
@@ -191,6 +220,36 @@ def predict(
     prediction.command(model, named, listed, out, copy_to or link_to, link=link_to is not None)
     if out is not None:
         progress.result(str(out))
+
+
+@app.command
+def serve(
+    file: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: Annotated[str | None, Parameter(env_var="IKEBANA_TOKEN")] = None,
+    limits: Annotated[Bounds, Parameter(name="*")] = Bounds(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
+    json: Json = False,
+) -> None:
+    """Answer over HTTP what photos show, with a page for people and REST for programs, until Ctrl-C.
+
+    Parameters
+    ----------
+    file
+        The file that export made.
+    host
+        The address to listen at: 127.0.0.1 is this machine alone, 0.0.0.0 whoever reaches it.
+    port
+        0 for any that is free.
+    token
+        What a request must bring to be answered; the page asks for it.
+    """
+    from ikebana.shipping import server
+
+    _listen(json)
+    server.serve(file, host, port, token=token, limits=Limits(**asdict(limits)))
+    progress.event("done")
 
 
 @app.command

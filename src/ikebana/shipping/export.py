@@ -162,7 +162,7 @@ def _summary(place: Path, data: bytes, about: dict[str, Any]) -> str:
     found = about["parity"]
     who = "it says" if "int8" not in about else "in float32 it said"
     lines = [
-        f"{place}: {len(data) / 1e6:.1f} MB. On {found['photos']} test photos, from their bytes, {who} what the run says: "
+        f"{place.name}: {len(data) / 1e6:.1f} MB. On {found['photos']} test photos, from their bytes, {who} what the run says: "
         f"top-1 the same in {found['top1_agreement']:.2%}, no probability further off than {found['largest_difference']:.1g}"
     ]
     if "int8" in about:

@@ -1,0 +1,158 @@
+"""The socket, and how long the server waits for those on its other end.
+
+uvicorn speaks HTTP; what it leaves open is decided here: how long a client may take over a request's first lines, how many
+connections there may be, and that whoever stops the server is obeyed when the accepted work is done.
+"""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ikebana.errors import MachineError
+from ikebana.shipping.limits import Limits
+from ikebana.shipping.queueing import Desk
+
+LAST_SECONDS = 5  # for answers that are on their way out when everything else is done
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    port    0 for any that is free
+    raises  MachineError if it is taken, or this machine has no such address
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        advice = f"--port {port + 1}, or --port 0 for any that is free" if port < 65535 else "--port 8000"
+        why = getattr(error, "strerror", None) or str(error)
+        raise MachineError(f"the server cannot listen there: {why}", where=f"{host}:{port}", advice=advice) from None
+    listener.setblocking(False)
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """What to write into a browser."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, str(host))
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """Stops when it is told to and everything accepted is answered; a second Ctrl-C stops it at once."""
+
+    def __init__(self, app: Any, desk: Desk, limits: Limits):
+        self.desk, self.limits, self.told = desk, limits, 0.0
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_patient(limits),
+                ws="none",
+                lifespan="on",
+                interface="asgi3",
+                loop="asyncio",
+                log_config=None,
+                log_level="error",  # what strangers send is not worth a line each
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=LAST_SECONDS,
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Told to stop by SIGTERM or Ctrl-C."""
+        if self.desk.closing:
+            self.should_exit = self.force_exit = True
+        self.desk.close()
+        self.told = time.monotonic()
+
+    async def on_tick(self, counter: int) -> bool:
+        late = time.monotonic() > self.told + self.limits.grace_seconds
+        if self.desk.closing and (self.desk.idle or late):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _patient(limits: Limits) -> type[H11Protocol]:
+    class Within(Patient):
+        bounds = limits
+
+    return Within
+
+
+class Patient(H11Protocol):
+    """HTTP with an end to patience: a request's first lines must come in time, and connections are counted."""
+
+    bounds = Limits()
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def answering(self) -> bool:
+        """Whether a request is there that is not answered yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._be_patient()
+        if len(self.connections) > self.bounds.connections:
+            self._say(503, "too many connections", "the same once more in 1 s", {"Retry-After": "1"})
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.answering:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.answering:
+            self._be_patient()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Bytes that are no HTTP."""
+        self._say(400, "this is not an HTTP request")
+
+    def _be_patient(self) -> None:
+        self._stop_waiting()
+        if not self.transport.is_closing():
+            self.timer = self.loop.call_later(self.bounds.silence_seconds, self._lose_patience)
+
+    def _stop_waiting(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def _lose_patience(self) -> None:
+        if not self.answering:
+            self._say(408, "the request was too slow")
+
+    def _say(self, status: int, what: str, advice: str = "", headers: dict[str, str] | None = None) -> None:
+        """An answer where there was no whole request, and the end of the connection."""
+        if self.transport.is_closing():
+            return
+        body = json.dumps({"error": what, "advice": advice}).encode()
+        lines = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}Connection: close\r\n\r\n"
+        self.transport.write(first.encode() + body)
+        self.transport.close()
+
+
+def run(app: Any, desk: Desk, limits: Limits, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
+    """Answer on this socket until told to stop."""
+    server = Server(app, desk, limits)
+    if ready is not None:
+        ready()
+    server.run(sockets=[listener])

@@ -1,0 +1,69 @@
+// The server looks: each photo goes to POST /predict, and is forgotten there.
+
+import { Problem, start } from "./page.js";
+
+const KEPT = "ikebana-token"; // where this tab keeps the token, until it is closed
+const TRIES = 8; // while the server says that it is busy
+const at = (name) => document.getElementById(name);
+let limits = null;
+let asking = null;
+
+async function fetched(path, options = {}) {
+  const used = sessionStorage.getItem(KEPT);
+  const headers = { ...options.headers, ...(used ? { Authorization: `Bearer ${used}` } : {}) };
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch {
+    throw new Problem("the server cannot be reached", "once more in a moment");
+  }
+  if (response.status !== 401) return response;
+  if (sessionStorage.getItem(KEPT) === used) await token(used !== null); // else another photo has asked meanwhile
+  return fetched(path, options);
+}
+
+// One question for all photos that wait for it.
+function token(wrong) {
+  asking ??= new Promise((answered) => {
+    at("ask-why").textContent = wrong ? "That token is not the right one." : at("ask-why").textContent;
+    at("token").value = "";
+    at("ask").addEventListener("cancel", (event) => event.preventDefault());
+    at("ask-form").addEventListener("submit", () => {
+      sessionStorage.setItem(KEPT, at("token").value.replace(/[^\x21-\x7e]/g, "") || "-");
+      asking = null;
+      answered();
+    }, { once: true });
+    at("ask").showModal();
+  });
+  return asking;
+}
+
+const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+
+async function problem(response) {
+  const said = await response.json().catch(() => ({}));
+  return new Problem(said.error ?? `the server answered ${response.status}`, said.advice ?? "");
+}
+
+async function facts() {
+  const response = await fetched("classes");
+  if (!response.ok) throw await problem(response);
+  const told = await response.json();
+  limits = told.limits;
+  return told;
+}
+
+async function look(file, wait) {
+  if (file.size > limits.bytes) throw new Problem(`this file is larger than ${Math.floor(limits.bytes / 2 ** 20)} MB`, "a smaller photo");
+  const path = `predict?name=${encodeURIComponent(file.name.slice(-100))}`;
+  for (let tries = 1; ; tries += 1) {
+    wait("Looking …");
+    const response = await fetched(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+    if (response.ok) return (await response.json()).predictions[0];
+    if (response.status !== 503 || tries === TRIES) throw await problem(response);
+    wait("The server is busy: waiting …");
+    await pause((Number(response.headers.get("Retry-After")) || 1) * (1 + Math.random() / 2));
+  }
+}
+
+start({ facts, look, side_by_side: 3, note: "Photos go to this server, are looked at and forgotten." });

@@ -1,0 +1,122 @@
+// The network in the browser: onnxruntime-web on one thread, which needs no special headers of whoever hosts the folder.
+//
+// Preparation, temperature and class names are inside model.onnx; what is left to do here is to open the photo upright and in
+// sRGB, which the browser does, and to reduce large ones as ikebana's own decoder does: a half, a quarter or an eighth, as long
+// as both sides stay at least twice what the network sees. A pixel is then the mean of those it stands for.
+
+const SMALLEST = 2; // times the network's side
+const LARGEST = 8; // the most that a side is divided by
+const PIXELS = 100e6; // of one photo: its colours take four bytes each
+const STRIP = 512; // rows that are read at a time, so that memory stays flat
+let ready = null;
+
+self.addEventListener("message", async ({ data: { number, file } }) => {
+  try {
+    ready ??= prepare();
+    const { model, session, ort } = await ready;
+    self.postMessage({ number, said: file ? await look(file, model, session, ort) : model });
+  } catch (error) {
+    if (!file) ready = null;
+    self.postMessage({ number, what: error.message || "this photo cannot be looked at", advice: error.advice ?? "" });
+  }
+});
+
+function problem(what, advice) {
+  return Object.assign(new Error(what), { advice });
+}
+
+async function fetched(path, options) {
+  const response = await fetch(path, options).catch(() => null);
+  if (!response?.ok) throw problem(`${path} could not be loaded`, "the page once more, or another connection");
+  return response;
+}
+
+async function prepare() {
+  const model = await (await fetched("model.json")).json();
+  const { place, script, wasm, integrity } = model.runtime;
+  const checked = (name) => fetched(place + name, { integrity: integrity[name], mode: "cors" });
+  const [code, binary, graph] = await Promise.all([
+    checked(script).then((each) => each.text()),
+    checked(wasm).then((each) => each.arrayBuffer()),
+    fetched("model.onnx").then((each) => each.arrayBuffer()),
+  ]);
+  // What was checked is what runs: a second request for the script could bring another one.
+  const address = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+  const ort = await import(address);
+  URL.revokeObjectURL(address);
+  ort.env.wasm.numThreads = 1;
+  ort.env.wasm.wasmBinary = binary;
+  ort.env.logLevel = "error";
+  const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
+  return { model, session, ort };
+}
+
+async function look(file, model, session, ort) {
+  const { pixels, width, height } = await opened(file, model.side);
+  const photo = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
+  const { probabilities } = await session.run({ photos: photo }, ["probabilities"]);
+  const shares = [...probabilities.data];
+  const confidence = Math.max(...shares);
+  const sure = model.threshold === null || confidence >= model.threshold;
+  return {
+    name: file.name,
+    label: sure ? model.classes[shares.indexOf(confidence)] : null,
+    confidence,
+    probabilities: Object.fromEntries(model.classes.map((name, row) => [name, shares[row]])),
+    status: sure ? "used" : "not sure",
+  };
+}
+
+async function opened(file, side) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
+  } catch {
+    throw problem("this browser cannot open the file as a photo", "JPEG or PNG");
+  }
+  try {
+    if (bitmap.width * bitmap.height > PIXELS) throw problem("this photo has too many pixels", "a smaller one");
+    return reduced(bitmap, side);
+  } finally {
+    bitmap.close();
+  }
+}
+
+function reduced(bitmap, side) {
+  let by = 1;
+  while (by < LARGEST && Math.min(bitmap.width, bitmap.height) >= 2 * by * SMALLEST * side) by *= 2;
+  const [width, height] = [Math.ceil(bitmap.width / by), Math.ceil(bitmap.height / by)];
+  const canvas = new OffscreenCanvas(bitmap.width, Math.min(STRIP, bitmap.height));
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const pixels = new Uint8Array(width * height * 3);
+  for (let top = 0; top < bitmap.height; top += STRIP) {
+    const rows = Math.min(STRIP, bitmap.height - top);
+    context.fillStyle = "white"; // under what is transparent
+    context.fillRect(0, 0, canvas.width, rows);
+    context.drawImage(bitmap, 0, top, bitmap.width, rows, 0, 0, bitmap.width, rows);
+    const strip = context.getImageData(0, 0, bitmap.width, rows).data;
+    average(strip, bitmap.width, rows, by, pixels, (top / by) * width * 3);
+  }
+  return { pixels, width, height };
+}
+
+// Means of squares of pixels: strip RGBA [rows, across] → RGB, from `place` on
+function average(strip, across, rows, by, pixels, place) {
+  for (let top = 0; top < rows; top += by) {
+    for (let left = 0; left < across; left += by) {
+      const [bottom, right] = [Math.min(top + by, rows), Math.min(left + by, across)];
+      let [red, green, blue] = [0, 0, 0];
+      for (let row = top; row < bottom; row += 1) {
+        for (let at = 4 * (row * across + left); at < 4 * (row * across + right); at += 4) {
+          red += strip[at];
+          green += strip[at + 1];
+          blue += strip[at + 2];
+        }
+      }
+      const many = (bottom - top) * (right - left);
+      pixels[place++] = Math.round(red / many);
+      pixels[place++] = Math.round(green / many);
+      pixels[place++] = Math.round(blue / many);
+    }
+  }
+}

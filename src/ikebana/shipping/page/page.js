@@ -1,0 +1,117 @@
+// The page: photos come in, cards come out. What looks at a photo is an engine: the server's, or one in the browser.
+//
+// engine.facts()           what the classifier tells apart, and how well; or a Problem
+// engine.look(file, wait)  { label, confidence, probabilities, status } or a Problem; wait(words) while it has to
+// engine.note              where photos go
+// engine.side_by_side      how many photos it looks at at a time
+
+import { Card, percent } from "./cards.js";
+import { listen } from "./photos.js";
+
+export class Problem extends Error {
+  // What is wrong, and what to try.
+  constructor(what, advice = "") {
+    super(what);
+    this.advice = advice;
+  }
+}
+
+const at = (name) => document.getElementById(name);
+const cards = new Set();
+const todo = [];
+let running = 0;
+let facts = null;
+
+export async function start(engine) {
+  at("note").textContent = engine.note;
+  listen((files) => take(files, engine));
+  at("clear").addEventListener("click", clear);
+  try {
+    facts = await engine.facts();
+  } catch (problem) {
+    at("about").textContent = sentence(problem);
+    at("about").classList.add("trouble");
+    return;
+  }
+  document.body.dataset.ready = "yes";
+  at("about").textContent = told(facts);
+  at("foot").textContent = footnote(facts);
+  next(engine);
+}
+
+function take(files, engine) {
+  const first = at("answers").firstChild;
+  for (const file of files) {
+    const card = new Card(file, () => remove(card));
+    cards.add(card);
+    at("answers").insertBefore(card.element, first);
+    todo.push(card);
+  }
+  at("results").hidden = !cards.size;
+  next(engine);
+}
+
+function next(engine) {
+  while (facts && running < engine.side_by_side && todo.length) {
+    const card = todo.shift();
+    running += 1;
+    answer(card, engine).finally(() => {
+      running -= 1;
+      next(engine);
+    });
+  }
+}
+
+async function answer(card, engine) {
+  const drawn = card.draw();
+  try {
+    if (!card.file.size) throw new Problem("This file is empty.");
+    const said = await engine.look(card.file, (words) => card.wait(words));
+    say(card.show(said, facts.threshold));
+  } catch (problem) {
+    say(card.fail(capital(problem.message), problem instanceof Problem ? problem.advice : ""));
+  }
+  await drawn;
+}
+
+function remove(card) {
+  card.element.remove();
+  cards.delete(card);
+  const place = todo.indexOf(card);
+  if (place >= 0) todo.splice(place, 1);
+  at("results").hidden = !cards.size;
+  (cards.size ? at("results-title") : at("choose")).focus();
+}
+
+function clear() {
+  [...cards].forEach(remove);
+  say("No photos.");
+}
+
+// Lines that come together are read out together: a live region that is written twice at once is heard once.
+let lines = [];
+function say(words) {
+  lines.push(words);
+  if (lines.length > 1) return;
+  setTimeout(() => {
+    at("said").textContent = lines.join(" ");
+    lines = [];
+  }, 150);
+}
+
+function told({ classes, accuracy, accuracy_interval: interval, photos }) {
+  const shown = classes.length > 12 ? [...classes.slice(0, 11), `${classes.length - 11} more`] : classes;
+  const apart = `Tells apart ${listed(shown)}.`;
+  if (accuracy === null) return apart;
+  const within = interval ? ` (between ${percent(interval[0])} and ${percent(interval[1])})` : "";
+  return `${apart} On ${photos} photos that it had never seen, it was right in ${percent(accuracy)}${within}.`;
+}
+
+function footnote({ threshold }) {
+  const unsure = threshold ? `It says “not sure” where no class reaches ${percent(threshold)}. ` : "";
+  return `${unsure}A photo of something else still gets the class that it is most like.`;
+}
+
+const listed = (words) => (words.length < 2 ? words.join() : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
+const capital = (words) => words.charAt(0).toUpperCase() + words.slice(1);
+const sentence = (problem) => [`${capital(problem.message).replace(/\.$/, "")}.`, problem.advice && `Try: ${problem.advice}`].filter(Boolean).join(" ");

@@ -1,0 +1,366 @@
+"""The page, as people meet it: in a real browser, with the server behind it and alone."""
+
+import dataclasses
+import functools
+import http.server
+import json
+import re
+import shutil
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from conftest import drawing, encoded, noisy
+from PIL import Image
+from serving import BLUE, GREY, RED, running
+
+from ikebana.errors import ModelError
+from ikebana.shipping import pages, web
+
+PAGE = Path(pages.__file__).with_name("page")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens the page, and tells afterwards if one of its scripts failed."""
+    failed = []
+
+    def opened(url, **options):
+        page = browser.new_page(**options)
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: failed.append(str(error)))
+        page.goto(url)
+        return page
+
+    yield opened
+    assert not failed
+    for context in browser.contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def served():
+    with running() as one:
+        yield one
+
+
+def given(page, *photos):
+    """Choose these photos, (name, bytes), and wait for the answers."""
+    page.wait_for_selector("body[data-ready]")
+    files = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in photos]
+    page.set_input_files("#choose", files)
+    page.wait_for_selector(".card")
+    while page.locator(".card.waiting").count():
+        page.wait_for_timeout(20)
+    return page.locator(".card").all()
+
+
+# --- with the server ---
+
+
+def test_a_chosen_photo_gets_its_picture_its_class_and_a_bar_for_each(visit, served):
+    page = visit(served.url)
+    (card,) = given(page, ("rose.png", RED))
+    assert card.locator(".answer").inner_text().split() == ["red", ">", "99", "%"]
+    assert card.locator("canvas").count() == 1
+    assert card.locator(".bars li").count() == 3
+    page.wait_for_timeout(700)  # the bars have grown
+    wide, full = (card.locator(f"{each} >> nth=0").bounding_box()["width"] for each in (".fill", ".track"))
+    assert wide == pytest.approx(full, abs=1)
+
+
+def test_many_photos_are_answered_each_in_words_and_read_out(visit, served):
+    page = visit(served.url)
+    photos = [("a.png", RED), ("b.png", GREY), ("c.jpg", b"text, no photo"), ("d.png", BLUE), ("e.png", b"")]
+    red, unsure, text, blue, empty = given(page, *photos)
+    assert "red" in red.locator(".answer").inner_text()
+    assert unsure.locator(".answer").inner_text() == "Not sure"
+    assert re.search(r"It might be \w+ \(33\s%\) or \w+ \(33\s%\)", unsure.locator(".why").inner_text())
+    assert text.locator(".answer").inner_text() == "Not a photo: text"
+    assert "blue" in blue.locator(".answer").inner_text()
+    assert empty.locator(".answer").inner_text() == "This file is empty"
+    spoken = page.locator("#said[aria-live]")
+    page.wait_for_timeout(300)
+    assert spoken.text_content()
+
+
+def test_the_page_works_from_the_keyboard_alone(visit, served):
+    page = visit(served.url)
+    given(page, ("a.png", RED), ("b.png", BLUE))
+    page.locator("#choose").focus()
+    reached = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        element = page.locator(":focus")
+        reached.append(element.get_attribute("aria-label") or element.inner_text() if element.count() else "")
+    assert {"Clear all", "Remove a.png", "Remove b.png"} <= set(reached)
+    page.locator("[aria-label='Remove a.png']").focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".card").count() == 1
+    page.locator("#clear").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#results").is_hidden()
+
+
+def test_photos_can_be_dropped_and_pasted(visit, served):
+    page = visit(served.url)
+    page.wait_for_selector("body[data-ready]")
+    for kind, holder in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        page.evaluate(
+            """([kind, holder, bytes]) => {
+              const data = new DataTransfer();
+              data.items.add(new File([new Uint8Array(bytes)], kind + ".png", {type: "image/png"}));
+              const event = kind === "drop" ? new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true})
+                : new ClipboardEvent(kind, {clipboardData: data, bubbles: true, cancelable: true});
+              document.body.dispatchEvent(event);
+            }""",
+            [kind, holder, list(RED)],
+        )
+        page.wait_for_selector(f"[aria-label='Remove {kind}.png']")
+    page.wait_for_selector(".card.named >> nth=1")
+
+
+@pytest.mark.parametrize("width", [320, 390, 1180])
+def test_nothing_sticks_out_at_the_side(visit, served, width):
+    page = visit(served.url, viewport={"width": width, "height": 700})
+    given(page, ("a-very-long-name-without-a-place-to-break-it-" * 3 + ".png", RED), ("b.png", GREY), ("c", b"text"))
+    assert page.locator("html").evaluate("each => each.scrollWidth") <= width
+    for button in page.locator("button:visible, .button:visible").all():
+        box = button.bounding_box()
+        assert box is not None
+        assert box["height"] >= 40, button.inner_text()  # a finger's width
+
+
+def test_with_a_token_the_page_asks_until_it_is_right(visit):
+    with running(token="sesame") as served:
+        page = visit(served.url)
+        page.wait_for_selector("#ask[open]")
+        for token in ("wrong", "sesame"):
+            page.fill("#token", token)
+            page.keyboard.press("Enter")
+            if token == "wrong":
+                page.wait_for_selector("text=not the right one")
+        (card,) = given(page, ("a.png", RED))
+        assert "red" in card.locator(".answer").inner_text()
+
+
+def test_while_the_server_is_busy_the_page_waits_and_comes_again(visit):
+    with running(waiting=1) as served:
+        page = visit(served.url)
+        page.wait_for_selector("body[data-ready]")
+        served.colours.gate.clear()
+        first = served.soon()
+        served.until(lambda: served.desk.waiting == 1)
+        page.set_input_files("#choose", [{"name": "a.png", "mimeType": "image/png", "buffer": RED}])
+        page.wait_for_selector("text=The server is busy")
+        served.colours.gate.set()
+        page.wait_for_selector(".card.named")
+        assert first.result().status_code == 200
+
+
+def test_the_docs_for_programs_show_every_path_without_another_host(visit, served):
+    page = visit(f"{served.url}/docs")
+    page.wait_for_selector("section >> nth=4")
+    assert page.locator("h2 code >> nth=0").inner_text() == "/predict"
+
+
+# --- colours ---
+
+
+def palette(block: str) -> dict[str, tuple[float, ...]]:
+    named = re.findall(r"--([\w-]+): #(\w{6});", block)
+    return {name: tuple(int(value[at : at + 2], 16) / 255 for at in (0, 2, 4)) for name, value in named}
+
+
+def contrast(one, other):
+    """WCAG 2.1's ratio."""
+
+    def light(colour):
+        linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in colour]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((light(one), light(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_stands_out_from_its_ground(scheme):
+    blocks = re.findall(r":root \{(.*?)\}", (PAGE / "page.css").read_text("utf-8"), re.DOTALL)
+    colours = palette(blocks[0]) if scheme == "light" else palette(blocks[1])
+    assert len(colours) == 12
+    for text in ("ink", "quiet", "accent", "unsure", "wrong"):
+        for ground in ("ground", "card", "track") if text in ("ink", "quiet") else ("ground", "card"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
+    for shape, ground in (("line", "ground"), ("line", "card"), ("bar", "track"), ("accent", "ground")):
+        assert contrast(colours[shape], colours[ground]) >= 3, (shape, ground)  # what is no text
+
+
+# --- alone in a browser ---
+
+
+@pytest.fixture(scope="module")
+def folder(paper_run, paper_classifier, paper_model, tmp_path_factory):
+    """The exported page of the paper flowers, which is sure of little: it says "not sure" below 0.5."""
+    place = tmp_path_factory.mktemp("web")
+
+    def copied(run, file, **_):
+        shutil.copy(paper_model, file)
+        return dataclasses.replace(paper_classifier, threshold=0.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(place / "cache"))
+        patch.setattr(web, "export", copied)  # tests/test_export.py tries the export itself
+        web.export_web(paper_run, place / "flowers")
+    return place / "flowers"
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    """A host of files that does nothing but hand them out, to pages from elsewhere too, as public ones do."""
+
+    def end_headers(self):
+        self.send_header("Access-Control-Allow-Origin", "*")
+        super().end_headers()
+
+    def log_message(self, format, *args):  # noqa: A002 -- the name is the standard library's
+        pass
+
+
+@contextmanager
+def host(folder):
+    handler = functools.partial(Files, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture
+def hosted(folder):
+    """Its address on such a host."""
+    if json.loads((folder / "model.json").read_text("utf-8"))["runtime"]["place"] == web.ELSEWHERE:
+        pytest.skip("npm cannot give onnxruntime-web here")
+    with host(folder) as address:
+        yield address
+
+
+def test_the_browser_says_what_python_says_and_asks_nobody(visit, hosted, paper_classifier, good_photos):
+    page = visit("about:blank")
+    asked = []
+    page.on("request", lambda request: asked.append((request.method, request.url)))
+    page.goto(hosted)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = drawing(300).resize((900, 600))
+    more = {
+        "lying.jpg": encoded(upright, quality=95, exif=exif),
+        "clear.png": encoded(_half_clear(), "PNG"),
+        "large.jpg": encoded(noisy(1900, 1300), quality=92),
+        "odd.jpg": encoded(noisy(777, 1013), quality=92),
+    }
+    photos = {each.name: each.read_bytes() for each in good_photos[:6]} | more
+    cards = given(page, *photos.items())
+    for card, (name, data) in zip(cards, photos.items(), strict=True):
+        expected = paper_classifier.predict(data)
+        shares = dict(zip(card.locator(".label").all_inner_texts(), _shares(card), strict=True))
+        assert shares == pytest.approx(expected.probabilities, abs=0.03), name
+        sure = expected.confidence >= 0.5
+        if abs(expected.confidence - 0.5) > 0.03:
+            assert card.locator(".answer").inner_text().startswith(expected.label if sure else "Not sure"), name
+    assert {method for method, _ in asked} == {"GET"}
+    assert all(url.startswith((hosted, "blob:")) for _, url in asked)
+
+
+def _half_clear():
+    picture = drawing(120).convert("RGBA")
+    picture.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, 120).astype(np.uint8), (120, 1))))
+    return picture
+
+
+def _shares(card):
+    """The bars' own numbers, which are not rounded."""
+    return [
+        float(each.evaluate("bar => bar.style.getPropertyValue('--share')")) for each in card.locator(".fill").all()
+    ]
+
+
+def test_what_the_browser_cannot_open_is_said_in_words(visit, hosted):
+    (card,) = given(visit(hosted), ("a.jpg", b"text, no photo"))
+    assert card.locator(".answer").inner_text() == "This browser cannot open the file as a photo"
+
+
+def test_a_runtime_from_another_host_serves_as_well(visit, hosted, folder):
+    file = folder / "model.json"
+    original = file.read_text("utf-8")
+    try:
+        with host(folder / "onnxruntime") as elsewhere:
+            about = json.loads(original)
+            about["runtime"]["place"] = elsewhere
+            file.write_text(json.dumps(about), "utf-8")
+            given(visit(hosted), ("a.png", RED))[0].locator(".bars").wait_for()
+    finally:
+        file.write_text(original, "utf-8")
+
+
+def test_a_changed_runtime_is_not_run(visit, hosted, folder):
+    file = folder / "onnxruntime" / web.SCRIPT
+    original = file.read_bytes()
+    file.write_bytes(original + b"\n")
+    try:
+        page = visit(hosted)
+        page.wait_for_selector("#about.trouble")
+        assert "could not be loaded" in page.locator("#about").inner_text()
+    finally:
+        file.write_bytes(original)
+
+
+def test_the_folder_holds_the_page_and_the_model_and_names_no_other_host(folder, paper_model):
+    assert (folder / "model.onnx").read_bytes() == paper_model.read_bytes()
+    about = json.loads((folder / "model.json").read_text("utf-8"))
+    assert about["threshold"] == 0.5
+    assert about["side"] == 48
+    index = (folder / "index.html").read_text("utf-8")
+    assert "engine-browser.js" in index
+    assert "engine-server.js" not in index
+    assert "Content-Security-Policy" in index
+    for file in [*folder.glob("*.js"), *folder.glob("*.html"), *folder.glob("*.css")]:
+        assert not re.search(r"(https?:)?//[a-z]", file.read_text("utf-8")), file.name
+
+
+def test_without_npm_the_page_loads_a_pinned_runtime_whose_bytes_browsers_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(web.shutil, "which", lambda _: None)
+    about = web._runtime(tmp_path)
+    assert about["place"] == f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{web.VERSION}/dist/"
+    assert set(about["integrity"]) == {about["script"], about["wasm"]}
+    assert all(each.startswith("sha384-") for each in about["integrity"].values())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_taken_is_refused_and_left_alone(paper_run, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for taken in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(ModelError, match="taken"):
+            web.export_web(paper_run, taken)
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_every_file_that_the_page_needs_is_in_the_package(served):
+    named = {"index.html", "docs.html", *pages.COMMON, *pages.SERVED, *pages.ALONE}
+    assert {each.name for each in PAGE.iterdir()} == named
+    assert httpx.get(f"{served.url}/engine-browser.js").status_code == 404

@@ -1,0 +1,189 @@
+"""What the server does about too much, about those who are slow, and when it is told to stop."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import httpx
+import pytest
+from serving import BLUE, GREY, RED, answer, coloured, refused, running
+
+
+@pytest.fixture(scope="module")
+def served():
+    """A server as it comes."""
+    with running() as one:
+        yield one
+
+
+# --- too much ---
+
+
+def test_too_many_bytes_are_refused_whether_or_not_they_are_declared():
+    with running(megabytes=1) as served:
+        large = os.urandom(3 * 2**20)
+        refused(served.post(large), 413, "larger than 1 MB")
+        refused(served.client.post("/predict", content=iter([large[: 2**19]] * 6)), 413, "larger than 1 MB")
+        refused(served.form(large), 413, "larger than 1 MB")
+        assert served.post(RED).status_code == 200
+        assert served.desk.held == 0
+
+
+def test_too_many_photos_in_one_request_are_refused():
+    with running(files=3) as served:
+        assert served.form(RED, RED, RED).status_code == 200
+        refused(served.form(RED, RED, RED, RED), 413, "more than 3 photos")
+
+
+def test_a_photo_of_too_many_pixels_is_refused_before_it_is_decoded():
+    with running(megapixels=1) as served:
+        assert served.post(coloured("blue", 1000)).status_code == 200
+        refused(served.post(coloured("blue", 1001)), 422, "too large: 1001 x 1001 .* limit here is 1")
+
+
+def test_beyond_the_queues_length_photos_are_sent_away_until_there_is_room():
+    with running(waiting=2) as served:
+        served.colours.gate.clear()
+        accepted = [served.soon(), served.soon()]
+        served.until(lambda: served.desk.waiting == 2)
+        response = served.post()
+        refused(response, 503, "queue is full")
+        assert int(response.headers["Retry-After"]) >= 1
+        served.colours.gate.set()
+        assert [each.result().status_code for each in accepted] == [200, 200]
+        served.until(lambda: served.desk.waiting == 0)
+        assert served.post().status_code == 200
+
+
+def test_a_request_larger_than_the_queue_is_answered_when_nobody_else_waits():
+    with running(waiting=2) as served:
+        assert len(served.form(RED, BLUE, GREY, RED).json()["predictions"]) == 4
+
+
+def test_uploads_that_together_hold_too_much_memory_are_sent_away():
+    with running(held_megabytes=1) as served:
+        response = served.post(bytes(2 * 2**20))
+        refused(response, 503, "too many uploads")
+        assert int(response.headers["Retry-After"]) >= 1
+        assert served.post(RED).status_code == 200
+
+
+def test_too_many_connections_are_sent_away():
+    with running(connections=2) as served:
+        held = [served.socket(), served.socket()]
+        try:
+            with served.socket() as third:
+                status, body = answer(third)
+            assert status == 503
+            assert "connections" in json.loads(body)["error"]
+        finally:
+            for each in held:
+                each.close()
+
+
+def test_a_photo_that_takes_too_long_is_given_up_and_the_server_goes_on():
+    with running(answer_seconds=0.3) as served:
+        served.colours.gate.clear()
+        refused(served.post(), 503, "too much to do")
+        served.colours.gate.set()
+        assert served.post().status_code == 200
+
+
+# --- too slow, cut off, or no HTTP at all ---
+
+
+def begun(served, length=1000, sent=RED[:20]):
+    """An upload of which only the beginning comes."""
+    connection = served.socket()
+    connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + sent)
+    return connection
+
+
+def test_an_upload_that_falls_silent_is_cut_off_with_the_reason():
+    with running(silence_seconds=0.3) as served, begun(served) as connection:
+        status, body = answer(connection)
+        assert status == 408
+        assert "too slow" in json.loads(body)["error"]
+        assert served.counted('ikebana_requests_total{path="/predict",status="408"}') == 1
+
+
+def test_an_upload_that_trickles_is_cut_off_as_well():
+    with running(silence_seconds=5, upload_seconds=0.5) as served, begun(served) as connection:
+        connection.settimeout(0.05)
+        said, end = b"", time.monotonic() + 15
+        while not said and time.monotonic() < end:
+            connection.sendall(b"x")
+            try:
+                said = connection.recv(65536)
+            except TimeoutError:
+                continue
+        assert b" 408 " in said.splitlines()[0]
+
+
+def test_a_request_line_that_never_ends_is_cut_off():
+    with running(silence_seconds=0.3) as served, served.socket() as connection:
+        connection.sendall(b"GET /healthz HTT")
+        assert answer(connection)[0] == 408
+
+
+def test_an_upload_that_breaks_off_leaves_nothing_behind(served):
+    with begun(served):
+        served.until(lambda: served.desk.held > 0)
+    served.until(lambda: served.desk.held == 0 and served.desk.idle)
+    assert served.post().status_code == 200
+
+
+@pytest.mark.parametrize(
+    "noise", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", os.urandom(300) + b"\r\n\r\n", b"A" * 100_000]
+)
+def test_bytes_that_are_no_http_are_refused(served, noise):
+    with served.socket() as connection:
+        connection.sendall(noise)
+        connection.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):  # it may hang up while more is coming
+            assert answer(connection)[0] == 400
+    assert served.client.get("/healthz").status_code == 200
+
+
+# --- the end ---
+
+
+def test_told_to_stop_it_finishes_what_it_accepted_and_takes_no_more():
+    with running() as served:
+        served.colours.gate.clear()
+        accepted = served.soon()
+        served.until(lambda: served.desk.waiting == 1)
+        served.desk.close()
+        refused(served.post(), 503, "shutting down")
+        refused(served.client.get("/readyz"), 503, "shutting down")
+        assert served.client.get("/healthz").status_code == 200
+        served.colours.gate.set()
+        assert accepted.result().json()["predictions"][0]["label"] == "red"
+        served.thread.join(20)
+        assert not served.thread.is_alive()
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(served.url)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_says_where_it_is_answers_and_ends_well(sign, paper_model, good_photos):
+    command = [sys.executable, "-m", "ikebana", "serve", str(paper_model), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            events = iter(json.loads(line) for line in process.stdout)
+            url = next(event["url"] for event in events if event["event"] == "serving")
+            response = httpx.post(f"{url}/predict", content=good_photos[0].read_bytes(), timeout=20)
+            assert response.status_code == 200
+            process.send_signal(sign)
+            assert [event["event"] for event in events] == ["done"]
+            _, errors = process.communicate(timeout=20)
+            assert (process.returncode, errors) == (0, "")
+        finally:
+            process.kill()
