@@ -20,6 +20,7 @@ from ikebana.errors import UnreadablePhoto
 from ikebana.photos import pixels
 from ikebana.shipping.limits import MEGA, Limits, Refusal
 from ikebana.shipping.metrics import Metrics
+from ikebana.shipping.pages import Told
 from ikebana.shipping.upload import Upload
 
 BATCH = 16  # photos that the network sees at a time, at most
@@ -42,15 +43,9 @@ class Said(Protocol):
     def status(self) -> str: ...
 
 
-class Classifier(Protocol):
+class Classifier(Told, Protocol):
     """What the server needs of shipping/classifier.py's; any number of threads may use it."""
 
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def threshold(self) -> float | None: ...
-    @property
-    def about(self) -> Mapping[str, Any]: ...
     def opened(self, photo: bytes, /) -> np.ndarray:
         """A photo's bytes → uint8 [side, side, 3]."""
         ...
