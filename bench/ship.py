@@ -4,8 +4,7 @@
 
 RUN is a finished run whose photos are still where they were (else --where says where they are). FOLDER holds photos to
 predict, in sub-folders. Each figure of time is of a whole process, imports included; rounds go round robin, so that a busy
-minute hits all alike. Beside `ikebana predict` stands the same network as people write it: torchvision's transforms,
-ImageFolder and a DataLoader with a worker for each processor.
+minute hits all alike. `peer_predict.py` has what others take.
 """
 
 import argparse
@@ -20,27 +19,7 @@ from pathlib import Path
 from machine import header, spread
 
 import ikebana
-from ikebana.photos import pixels
 
-PLAIN = """
-import sys, torch
-from pathlib import Path
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
-import ikebana
-from ikebana.learning import checkpoint, networks
-
-run, folder, workers = ikebana.open_run(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-side, crop = run.recipe.side, run.recipe.fit == "crop"
-square = [transforms.Resize(side), transforms.CenterCrop(side)] if crop else [transforms.Resize((side, side))]
-photos = ImageFolder(folder, transforms.Compose([*square, transforms.PILToTensor()]))
-network = networks.build(run.recipe, len(run.classes)).eval()
-checkpoint.load_weights(run.weights, network)
-loader = torch.utils.data.DataLoader(photos, batch_size=64, num_workers=workers)
-with torch.inference_mode():
-    said = [torch.softmax(network(batch), 1) for batch, _ in loader]
-print(len(torch.cat(said)))
-"""
 FIRST = "import sys, ikebana; print(ikebana.load(sys.argv[1]).predict(sys.argv[2]))"
 FIRST_BY_RUN = "import sys, ikebana; print(ikebana.predict(sys.argv[1], sys.argv[2]))"
 
@@ -63,7 +42,7 @@ def main() -> None:
             command += ["--int8"] if name == "int8" else []
             command += ["--photos", str(chosen.where)] if chosen.where else []
             told(name, file, *timed(command))
-        whole_folder(models, chosen.run, chosen.photos, chosen.rounds, Path(scratch))
+        whole_folder(models, chosen.photos, chosen.rounds, Path(scratch))
         first_answer(models, chosen.run, next(chosen.photos.rglob("*.jpg")), chosen.rounds)
 
 
@@ -82,24 +61,11 @@ def told(name: str, file: Path, seconds: float, memory: float) -> None:
         print(f"  {made.about['int8']}", flush=True)
 
 
-def whole_folder(models: dict[str, Path], run: Path, photos: Path, rounds: int, scratch: Path) -> None:
+def whole_folder(models: dict[str, Path], photos: Path, rounds: int, scratch: Path) -> None:
     """Photos a second, from the start of the process to its end."""
     count = sum(1 for each in photos.rglob("*") if each.is_file())
-    python = [sys.executable]
-    ways = {
-        f"ikebana predict, {name}": [
-            *python,
-            "-m",
-            "ikebana",
-            "predict",
-            str(file),
-            str(photos),
-            "--out",
-            str(scratch / "x.csv"),
-        ]
-        for name, file in models.items()
-    }
-    ways["torch and DataLoader"] = [*python, "-c", PLAIN, str(run), str(photos), str(pixels.threads())]
+    start, end = [sys.executable, "-m", "ikebana", "predict"], [str(photos), "--out", str(scratch / "x.csv")]
+    ways = {f"ikebana predict, {name}": [*start, str(file), *end] for name, file in models.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, float] = {}
     for _ in range(rounds):

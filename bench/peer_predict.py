@@ -1,0 +1,112 @@
+"""Photos a second on a folder, from the start of the process to its end: `ikebana predict` beside what people write.
+
+    python bench/peer_predict.py --photos FOLDER [--cnn baseline.onnx --tf-env ENV]
+                                 [--lite0 good.onnx --fastai-env ENV] [--rounds 3]
+
+--cnn is what `ikebana export` made of `baseline` (the tutorial's four convolutions); its peer is Keras, as the tutorial has it:
+`image_dataset_from_directory`, `Rescaling`, `predict`. --lite0 is one of `quick` or `good`; its peers are fastai's
+`test_dl` and `get_preds` around timm's network of that name, and torch with torchvision's ImageFolder and a DataLoader
+with a worker for each processor. The peers' networks have the same layers and no learned weights: the work is the same. Rounds
+go round robin.
+
+FOLDER has a sub-folder for each class. Each ENV is a virtual environment that holds the peer.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import header, spread
+
+KERAS = """
+import sys, keras
+keras.utils.set_random_seed(0)
+layers, side = keras.layers, 150
+network = keras.Sequential([keras.Input((side, side, 3)), layers.Rescaling(1 / 255)])
+for width in (32, 64, 128, 128):
+    network.add(layers.Conv2D(width, 3, activation="relu"))
+    network.add(layers.MaxPooling2D(2))
+for layer in (layers.Flatten(), layers.Dense(512, activation="relu"), layers.Dense(5, activation="softmax")):
+    network.add(layer)
+photos = keras.utils.image_dataset_from_directory(sys.argv[1], image_size=(side, side), batch_size=64, shuffle=False, verbose=0)
+print(len(network.predict(photos, verbose=0)))
+"""
+FASTAI = """
+import sys
+from fastai.vision.all import *
+data = ImageDataLoaders.from_folder(sys.argv[1], valid_pct=0.2, seed=0, item_tfms=Resize(224))
+learn = vision_learner(data, "tf_efficientnet_lite0", pretrained=False, normalize=False)
+files = get_image_files(sys.argv[1])
+said, _ = learn.get_preds(dl=learn.dls.test_dl(files))
+print(len(said))
+"""
+TORCH = """
+import os, sys, timm, torch
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+photos = ImageFolder(sys.argv[1], transforms.Compose([
+    transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]))
+network = timm.create_model("tf_efficientnet_lite0", num_classes=5).eval()
+loader = torch.utils.data.DataLoader(photos, batch_size=64, num_workers=len(os.sched_getaffinity(0)))
+with torch.inference_mode():
+    said = [torch.softmax(network(batch), 1) for batch, _ in loader]
+print(len(torch.cat(said)))
+"""
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--photos", type=Path, required=True)
+    flags.add_argument("--cnn", type=Path)
+    flags.add_argument("--lite0", type=Path)
+    flags.add_argument("--tf-env", type=Path)
+    flags.add_argument("--fastai-env", type=Path)
+    flags.add_argument("--rounds", type=int, default=3)
+    chosen = flags.parse_args()
+    print(header("onnxruntime", "torch", "pillow"), len(os.sched_getaffinity(0)), "of them allowed", flush=True)
+    count = sum(1 for each in chosen.photos.rglob("*") if each.is_file())
+    with tempfile.TemporaryDirectory() as scratch:
+        ways = contestants(chosen, str(Path(scratch) / "x.csv"))
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(chosen.rounds):
+            for name, command in ways.items():
+                times[name].append(seconds(command))
+                print(f"  {name}: {count / times[name][-1]:.0f} photos a second", flush=True)
+    print(f"{count} photos, photos a second:")
+    for name, taken in times.items():
+        print(f"  {name}: {spread([count / each for each in taken], 0)}")
+
+
+def contestants(chosen: argparse.Namespace, out: str) -> dict[str, list[str]]:
+    """The command of each that can be run here."""
+    photos = str(chosen.photos)
+    ways = {
+        f"ikebana predict, {name}": [sys.executable, "-m", "ikebana", "predict", str(file), photos, "--out", out]
+        for name, file in (("the CNN", chosen.cnn), ("Lite0", chosen.lite0))
+        if file
+    }
+    if chosen.cnn and chosen.tf_env:
+        ways["Keras predict, the CNN"] = [str(chosen.tf_env / "bin/python"), "-c", KERAS, photos]
+    if chosen.lite0 and chosen.fastai_env:
+        ways["fastai get_preds, Lite0"] = [str(chosen.fastai_env / "bin/python"), "-c", FASTAI, photos]
+    if chosen.lite0:
+        ways["torch and DataLoader, Lite0"] = [sys.executable, "-c", TORCH, photos]
+    return ways
+
+
+def seconds(command: list[str]) -> float:
+    """Of the whole process."""
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+    begun = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
+    if done.returncode:
+        raise SystemExit(f"{command[:4]}: {done.stderr[-1500:]}")
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()
