@@ -9,12 +9,12 @@ from ikebana.learning import logistic
 
 
 def clouds(photos, classes=3, width=12, apart=2.0, seed=0):
-    """Classes as round clouds about corners; features of very different size, as a network's are."""
+    """Classes as round clouds about corners; the largest feature twenty times the smallest, as a network's are."""
     numbers = np.random.default_rng(seed)
     labels = np.arange(photos) % classes
     corners = np.random.default_rng(7).normal(size=(classes, width))
     found = apart * corners[labels] + numbers.normal(size=(photos, width))
-    return (found * np.geomspace(0.01, 100, width) + 3).astype(np.float32), labels.astype(np.int64)
+    return (found * np.geomspace(0.07, 1.4, width) + 3).astype(np.float32), labels.astype(np.int64)
 
 
 def fewer_of_the_second(features, labels, one_in):
@@ -43,14 +43,14 @@ def test_it_tells_new_photos_of_its_classes_apart(classes, held_out):
 
 def test_it_is_scikit_learns_own_answer_without_the_shares_of_the_classes():
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     features, labels = fewer_of_the_second(*clouds(900, apart=0.5), one_in=3)
     found = logistic.fit(features, labels, *clouds(400, apart=0.5, seed=1), 3, seed=0)
-    peer = make_pipeline(StandardScaler(), LogisticRegression(C=found.strength, max_iter=1000)).fit(features, labels)
+    spread = features.std(0)
+    scaled = (features - features.mean(0)) / np.maximum(spread, np.quantile(spread, logistic.LIVELY))
+    peer = LogisticRegression(C=found.strength, max_iter=1000).fit(scaled, labels)
     ours = torch.softmax(head_of(found, 3)(torch.from_numpy(features)), 1).detach().numpy()
-    without = peer.predict_proba(features) / np.bincount(labels)
+    without = peer.predict_proba(scaled) / np.bincount(labels)
     np.testing.assert_allclose(ours, without / without.sum(1, keepdims=True), atol=5e-3)
 
 
@@ -93,6 +93,33 @@ def test_a_class_of_one_photo_does_not_stop_it():
     labels[0] = 2
     found = logistic.fit(features, labels, features[:0], labels[:0], 3, seed=0)
     assert np.isfinite(found.weight).all()
+
+
+@pytest.mark.parametrize("factor", [0.001, 1000.0])
+def test_one_feature_of_another_size_neither_drowns_the_others_nor_is_needed(factor):
+    def changed(photos, seed):
+        features, labels = clouds(photos, seed=seed)
+        features[:, 5] *= factor
+        return features, labels
+
+    found = logistic.fit(*changed(300, 0), *changed(200, 1), 3, seed=0)
+    assert right(head_of(found, 3), *changed(500, 2)) > 0.9
+
+
+def test_features_that_hardly_vary_and_say_nothing_are_not_made_loud():
+    """Forty that tell the classes apart among whispers of chance, and few photos: louder whispers must cost."""
+
+    def heard(loudness):
+        def among_whispers(photos, seed):
+            features, labels = clouds(photos, width=40, apart=0.5, seed=seed)
+            whispers = loudness * np.random.default_rng(seed + 10).normal(size=(photos, 300))
+            return np.concatenate((features, whispers), 1).astype(np.float32), labels
+
+        features, labels = among_whispers(60, 0)
+        found = logistic.fit(features, labels, features[:0], labels[:0], 3, seed=0)
+        return right(head_of(found, 3, 340), *among_whispers(1500, 1))
+
+    assert heard(0.01) > heard(1.0) + 0.05
 
 
 def test_features_that_are_the_same_everywhere_do_no_harm():
