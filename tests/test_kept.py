@@ -14,6 +14,7 @@ import pytest
 from conftest import encoded, grow, noisy, photo, two_classes
 from polars.testing import assert_frame_equal
 
+from ikebana import places
 from ikebana.errors import MachineError
 from ikebana.photos import intake, kept, pixels
 from ikebana.photos.dataset import USED
@@ -259,9 +260,29 @@ def test_whatever_interrupts_the_making_no_half_array_is_ever_taken_for_a_whole_
     running.send_signal(blow)
     running.communicate(timeout=30)
     assert running.returncode != 0
-    left = list((ikebana_cache / "pixels").iterdir())
-    assert [each.suffix for each in left] == ([".partial"] if blow == signal.SIGKILL else [])
+    left = {each.suffix for each in (ikebana_cache / "pixels").iterdir()}
+    assert left == ({".partial", ".lock"} if blow == signal.SIGKILL else set())
     assert opened(photos)[0].used.height == 306
+    assert [each.suffix for each in (ikebana_cache / "pixels").iterdir()] == [
+        ""
+    ]  # the half array is gone, the whole one there
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+def test_what_a_living_process_fills_is_left_alone(photos, tmp_path, ikebana_cache):
+    grow(photos, {f"a/more {number}.jpg": photo(number) for number in range(300)})
+    (tmp_path / "start").touch()
+    running = process(photos, tmp_path / "start", 0.02)
+    until(lambda: list(ikebana_cache.glob("pixels/.*.partial/pixels.npy")))
+    (half,) = ikebana_cache.glob("pixels/.*.partial")
+    running.send_signal(signal.SIGSTOP)
+    try:
+        places.sweep(ikebana_cache / "pixels")
+        assert (half / "pixels.npy").exists()
+    finally:
+        running.send_signal(signal.SIGCONT)
+    running.communicate(timeout=60)
+    assert running.returncode == 0
 
 
 def until(condition):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ikebana.shipping.prediction import Prediction
     from ikebana.shipping.server import serve
     from ikebana.shipping.web import export_web
+    from ikebana.storage import Cache, cache
     from ikebana.tour import demo
     from ikebana.trust.evaluation import Evaluation
 
@@ -53,6 +54,7 @@ _HOMES = {
     "prediction": ("predict",),
     "recipe": ("RECIPES", "Augmentation", "Recipe"),
     "run": ("Run", "open_run"),
+    "storage": ("Cache", "cache"),
     "shipping.classifier": ("Classifier", "load"),
     "shipping.export": ("export",),
     "shipping.prediction": ("Prediction",),
@@ -67,6 +69,7 @@ __all__ = [
     "Advice",
     "Audit",
     "Augmentation",
+    "Cache",
     "Classifier",
     "Evaluation",
     "IkebanaError",
@@ -80,6 +83,7 @@ __all__ = [
     "RunError",
     "UnreadablePhoto",
     "audit",
+    "cache",
     "demo",
     "doctor",
     "export",

@@ -262,6 +262,21 @@ def doctor(*, json: Json = False) -> None:
 
 
 @app.command
+def cache(*, clear: Switch = False, json: Json = False) -> None:
+    """Say what ikebana keeps for itself, and how large it is: decoded photos, features, unpacked archives, weights.
+
+    Parameters
+    ----------
+    clear
+        Remove it. What is needed again is made again.
+    """
+    from ikebana import storage
+
+    _listen(json)
+    storage.cache(clear)
+
+
+@app.command
 def demo(*, out: Path | None = None) -> None:
     """Draw photos of paper flowers and walk the whole road with them, in about a minute.
 

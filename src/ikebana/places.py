@@ -1,14 +1,21 @@
 """Where ikebana keeps what it makes for itself, and how it writes: beside, then renamed, so that nothing is ever half there."""
 
 import errno
+import glob
 import os
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 from ikebana.errors import MachineError
+
+FORGOTTEN = 3600  # seconds
+PARTIAL, LOCK = ".partial", ".lock"  # what is not whole yet; what says that somebody is at it
 
 
 def cache_folder() -> Path:
@@ -30,6 +37,7 @@ def written(file: Path) -> Iterator[Path]:
     beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        _forget(file)
         yield beside
         os.replace(beside, file)
     except OSError as error:
@@ -39,30 +47,59 @@ def written(file: Path) -> Iterator[Path]:
             beside.unlink()
 
 
+def _forget(file: Path) -> None:
+    """Remove what killed processes had written of this file: it has not grown for an hour."""
+    for half in file.parent.glob(f".{glob.escape(file.name)}.*{PARTIAL}"):
+        with suppress(OSError):
+            if time.time() - half.stat().st_mtime > FORGOTTEN:
+                half.unlink()
+
+
 @contextmanager
 def filled(folder: Path) -> Iterator[Path]:
     """An empty folder to fill; it becomes `folder` when the block ends well.
 
-    If another process was faster, its folder stays: both were made from the same inputs, by their name.
+    If another process was faster, its folder stays: both were made from the same inputs, by their name. What a killed process
+    left half-filled beside it is removed: the kernel lets go of a dead process' lock.
 
     raises  MachineError if the disk is full or the place cannot be written to
     """
     beside: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-        beside.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
-        yield beside
-        try:
-            beside.rename(folder)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) and not folder.exists():
-                raise
+        sweep(folder.parent)
+        beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")
+        with FileLock(lock_of(beside)):
+            beside.mkdir()
+            yield beside
+            try:
+                beside.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) and not folder.exists():
+                    raise
     except OSError as error:
         raise cannot_write(error, folder) from error
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
+            lock_of(beside).unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-filled in this folder; what a living one fills is left alone."""
+    for lock in folder.glob(f".*{PARTIAL}{LOCK}"):
+        half = lock.with_name(lock.name.removesuffix(LOCK))
+        with (
+            suppress(OSError),
+            FileLock(lock, timeout=0),
+        ):  # a living process' lock is a TimeoutError, which is an OSError
+            shutil.rmtree(half, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def lock_of(half: Path) -> Path:
+    """The file whose lock is held as long as a folder is being filled."""
+    return half.with_name(half.name + LOCK)
 
 
 def cannot_write(error: OSError, place: Path) -> MachineError:
@@ -97,9 +134,3 @@ def free_space(folder: Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
