@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -141,3 +142,13 @@ def test_predicting_needs_neither_torch_nor_onnx_nor_tables(paper_model, photo):
 
 def test_it_shows_itself(paper_classifier):
     assert repr(paper_classifier).startswith("Classifier(5 classes: ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="onnxruntime keeps its identifiers elsewhere there")
+def test_nothing_is_reported_to_anybody_and_nothing_is_left_in_the_users_home(paper_model, good_photos, tmp_path):
+    """onnxruntime since 1.29 would leave a device's identifier and unsent events there."""
+    code = "import sys, ikebana; ikebana.load(sys.argv[1]).predict(sys.argv[2])"
+    environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code, str(paper_model), str(good_photos[0])], env=environment, check=True)
+    assert not list(tmp_path.rglob("*"))

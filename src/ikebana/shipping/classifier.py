@@ -21,7 +21,7 @@ from PIL import Image
 from ikebana.errors import ModelError, PhotosError, UnreadablePhoto
 from ikebana.photos import pixels
 from ikebana.recipe import Fit
-from ikebana.shipping import model_file, prediction
+from ikebana.shipping import model_file, prediction, runtime
 from ikebana.shipping.prediction import Prediction
 
 Photo: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -233,8 +233,7 @@ def _wrong_graph(session: Any, classes: int) -> str | None:
 
 
 def _session(data: bytes, where: str | Path | None, threads: int | None) -> Any:
-    import onnxruntime
-
+    onnxruntime = runtime.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong is said in an error
     options.intra_op_num_threads = threads or pixels.threads()

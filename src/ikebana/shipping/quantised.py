@@ -21,7 +21,7 @@ from onnx import ModelProto
 
 from ikebana import progress
 from ikebana.errors import ModelError
-from ikebana.shipping import again, parity
+from ikebana.shipping import again, parity, runtime
 from ikebana.shipping.again import Known
 from ikebana.shipping.classifier import BATCH, Classifier
 
@@ -92,6 +92,8 @@ class _Calibration:
 def _quantised(network: ModelProto, exact: Classifier, train: Sequence[Known]) -> ModelProto:
     """Convolutions and matrix products in whole numbers, each channel of the weights with a scale of its own."""
     import onnx
+
+    runtime.onnxruntime()
     from onnxruntime import quantization
 
     calibration = _Calibration(exact, again.spread(train, SHOWN), network.graph.input[0].name)
