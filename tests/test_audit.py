@@ -98,7 +98,7 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     setting = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
     found = intake.read(folder)
     before = forecast(found, chosen, setting)
-    assert before.disk == 21 * 46 * 46 * 3
+    assert before.disk == 21 * (46 * 46 + kept.SMALL**2) * 3
     assert 10 * 21 * 0.6 * 0.5 < before.seconds < 2 * 10 * 21 * 0.6 * 0.5
     kept.opened(found, 46, "squash")
     again = forecast(found, chosen, setting)

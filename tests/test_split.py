@@ -117,29 +117,55 @@ def test_another_seed_deals_otherwise(kind):
 
 
 @given(st.data())
-def test_copies_and_given_groups_and_chains_of_both_stay_together(data):
+def test_copies_near_twins_and_given_groups_and_chains_of_them_stay_together(data):
     number = data.draw(st.integers(6, 40))
     letters = st.lists(st.sampled_from("uvwxyz"), min_size=number, max_size=number)
-    labels, bytes_, group = data.draw(letters), data.draw(letters), data.draw(letters)
-    drawn = dataset(labels, sha256=bytes_, group=[None if key in "uvw" else key for key in group])
+    labels, bytes_, group, near = (data.draw(letters) for _ in range(4))
+    some = [[None if key in "uvw" else key for key in column] for column in (group, near)]
+    drawn = dataset(labels, sha256=bytes_, group=some[0], twins=some[1])
     found = split.groups(drawn.photos)
-    for column in ("sha256", "group"):
+    for column in ("sha256", "group", "twins"):
         for key in set(drawn.photos[column].drop_nulls()):
             assert len({found[row] for row in range(number) if drawn.photos[column][row] == key}) == 1
-    assert len(set(found)) >= number_of_islands(bytes_, drawn.photos["group"].to_list())
+    assert len(set(found)) == number_of_islands(bytes_, *some)
+    dealt = split.stratified(labels, found, (0.6, 0.2, 0.2), 0)
+    assert len(set(zip(found, dealt, strict=True))) == len(set(found))
 
 
-def number_of_islands(bytes_, group):
+def number_of_islands(*columns):
     """The same count by spreading from photo to photo."""
-    left, islands = set(range(len(bytes_))), 0
+    left, islands = set(range(len(columns[0]))), 0
     while left:
         islands, border = islands + 1, [left.pop()]
         while border:
             row = border.pop()
-            near = {each for each in left if bytes_[each] == bytes_[row] or (group[row] and group[each] == group[row])}
+            near = {each for each in left if any(keys[row] and keys[each] == keys[row] for keys in columns)}
             left -= near
             border += near
     return islands
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=20), order=st.randoms())
+def test_islands_do_not_depend_on_the_order_of_their_bridges(pairs, order):
+    found = split.islands(pairs)
+    turned = [pair[::-1] if order.random() < 0.5 else pair for pair in order.sample(pairs, len(pairs))]
+    assert split.islands(turned) == found
+    assert sorted(row for island in found for row in island) == sorted({row for pair in pairs for row in pair})
+    where = {row: number for number, island in enumerate(found) for row in island}
+    assert all(where[one] == where[other] for one, other in pairs)
+
+
+@given(labels=LABELS, groups=st.lists(st.integers(0, 20), min_size=60, max_size=60), seed=SEEDS)
+def test_no_test_photo_of_the_default_split_has_a_twin_elsewhere_and_a_shuffles_are_counted(labels, groups, seed):
+    groups = groups[: len(labels)]
+    dealt = split.stratified(labels, groups, (0.6, 0.2, 0.2), seed)
+    assert not any(split.twins_seen(groups, dealt))
+    shuffled = split.shuffled(labels, sorted(set(labels)), (0.6, 0.2, 0.2), seed)
+    tested = [row for row, part in enumerate(shuffled) if part == "test"]
+    expected = [
+        any(groups[row] == groups[other] for other in range(len(labels)) if shuffled[other] != "test") for row in tested
+    ]
+    assert split.twins_seen(groups, shuffled) == expected
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -246,3 +272,70 @@ def test_too_few_photos_are_refused_with_the_part_that_stays_empty():
 def test_the_fingerprint_of_photos_is_that_of_their_contents_alone(hashes):
     assert split.fingerprint(hashes) == split.fingerprint(sorted(hashes))
     assert split.fingerprint(hashes) != split.fingerprint(hashes[1:])
+
+
+# Folders inside classes
+
+
+def in_folders(sizes, parts=("",)):
+    """Photos of two classes, so many in each folder inside a class."""
+    return {
+        f"{part}{name}/{folder}/{row}.jpg": photo(10_000 * number + 100 * ord(name) + 10 * ord(folder) + row)
+        for number, part in enumerate(parts)
+        for name in "ab"
+        for folder, size in zip("pqrstuvw", sizes, strict=False)
+        for row in range(size)
+    }
+
+
+def read(folder):
+    return kept.opened(intake.read(folder), 8, "squash")[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_photos_of_one_folder_inside_a_class_stay_together(seed, tmp_path):
+    found = split.split(read(grow(tmp_path, in_folders((3, 3, 2, 2, 2, 1)))), Recipe(split_seed=seed))
+    assert found.photos["group"].n_unique() == 12
+    assert all(path.startswith(f"{group}/") for path, group in found.photos.select("path", "group").iter_rows())
+    assert found.used.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 12
+    assert set(found.used.select("label", "split").iter_rows()) == {(name, part) for name in "ab" for part in PARTS}
+    assert any("12 folders" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("sizes", [(5, 5), (3, 3, 3, 3), (12, 1, 1, 1, 1, 1)])
+def test_folders_inside_classes_that_no_split_could_keep_are_no_groups_and_it_is_said(sizes, tmp_path):
+    found = read(grow(tmp_path, in_folders(sizes)))
+    assert found.photos["group"].is_null().all()
+    assert any("not kept together" in note for note in found.notes)
+
+
+def test_photos_beside_the_folders_of_a_class_are_groups_of_their_own(tmp_path):
+    files = in_folders((3, 3)) | {
+        f"{name}/{row}.jpg": photo(7000 + 100 * ord(name) + row) for name in "ab" for row in range(5)
+    }
+    found = read(grow(tmp_path, files))
+    assert found.photos["group"].drop_nulls().n_unique() == 4
+    assert found.photos.filter(pl.col("group").is_null()).height == 10
+
+
+def test_the_same_folder_names_in_given_parts_are_different_groups_and_no_leak(tmp_path):
+    from ikebana.photos import audit
+
+    found = split.split(read(grow(tmp_path, in_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe())
+    assert found.photos["group"].n_unique() == 20
+    assert not [each for each in audit.findings(found) if each.kind == "leak"]
+
+
+def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
+    from ikebana.photos import audit
+
+    names = [f"{row}.jpg" for row in range(12)]
+    grow(tmp_path, {name: photo(row) for row, name in enumerate(names)})
+    rows = [f"{name},{'ab'[row % 2]},{'train' if row < 8 else 'test'},g{min(row, 8)}" for row, name in enumerate(names)]
+    rows[3] = "3.jpg,b,train,g8"
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,split,group", *rows]))
+    (leak,) = [
+        each for each in audit.findings(split.split(read(tmp_path / "table.csv"), Recipe())) if each.kind == "leak"
+    ]
+    assert set(leak.paths) == {"3.jpg", "8.jpg", "9.jpg", "10.jpg", "11.jpg"}
+    assert "g8" in leak.evidence

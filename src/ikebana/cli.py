@@ -122,22 +122,39 @@ def fit(
 
 
 @app.command
-def audit(photos: str, *, advise: Advise = False, json: Json = False) -> int:
+def audit(
+    photos: str,
+    *,
+    advise: Advise = False,
+    out: Path | None = None,
+    write: Path | None = None,
+    drop: str = "",
+    relabel: str = "",
+    json: Json = False,
+) -> int:
     """Say what is wrong with the photos, before an hour is spent; and, if asked, how much of a network should learn from them.
 
     Parameters
     ----------
     photos
         As for fit: a folder with a sub-folder for each class, an archive of it, or a table.
+    out
+        A folder for all that was found: audit.json and findings.csv.
+    write
+        A table to make of the photos, cleaned.csv say, for fit; your files stay as they are.
+    drop
+        What to leave out of that table: twins (one stays), contradictions, unreadable, doubtful, or a finding's kind.
+    relabel
+        What to relabel in it: 'doubtful>0.95', those surer than that.
     """
     from ikebana import inspection
 
     _listen(json)
-    looked = inspection.audit(photos, advise)
+    looked = inspection.audit(photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","))
     command = looked.advice.command if looked.advice is not None else ""
     progress.event("done", leaks=len(looked.leaks), command=command)
-    if command:
-        progress.result(command)
+    if command or write is not None:
+        progress.result(command or str(write))
     return LEAK if looked.leaks else DONE
 
 

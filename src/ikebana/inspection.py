@@ -1,17 +1,21 @@
 """`ikebana audit`: what is wrong with the photos, and how much of a network should learn from them."""
 
+import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ikebana import progress
 from ikebana.advice import Advice, Supply, advised
+from ikebana.errors import RecipeError
 from ikebana.photos import audit as files
-from ikebana.photos import intake, kept, split
+from ikebana.photos import cleaning, intake, kept, split, twins
 from ikebana.photos.audit import SHOWN, Finding
 from ikebana.photos.dataset import Dataset
 from ikebana.photos.kept import Kept
+from ikebana.places import written
 from ikebana.recipe import BETTER, DEFAULT, RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -33,17 +37,31 @@ class Audit:
 
     def __repr__(self) -> str:
         lines = [files.summary(self.dataset, list(self.findings), "audit(...).findings")]
-        lines += [f"  leak: {', '.join(each.paths)}: {each.evidence}" for each in self.leaks[:SHOWN]]
+        lines += [f"  leak: {files.in_short(each)}" for each in self.leaks[:SHOWN]]
         return "\n".join(lines + ([f"\n{self.advice!r}"] if self.advice is not None else []))
 
 
-def audit(photos: str | Path, advise: bool = False) -> Audit:
-    """What is wrong with a folder, an archive or a table of photos, before an hour is spent.
+def audit(
+    photos: str | Path,
+    advise: bool = False,
+    *,
+    out: str | Path | None = None,
+    write: str | Path | None = None,
+    drop: Sequence[str] = (),
+    relabel: Sequence[str] = (),
+) -> Audit:
+    """What is wrong with a folder, an archive or a table of photos, before an hour is spent. No file of theirs is changed.
 
-    advise  also find out how much of a network should learn from them: its head, its tail or all of it
-    raises  PhotosError if there is nothing to learn from; with `advise` also if there are too few photos to tell, and
-            RecipeError or MachineError if the network that looks at them cannot be had
+    advise   also find out how much of a network should learn from them: its head, its tail or all of it
+    out      a folder for `audit.json` and `findings.csv`
+    write    a table to make of the photos, which `fit` takes: `cleaned.csv`; what was dropped, and why, lies beside it
+    drop     findings whose photos are left out of that table: "twins", "unreadable", "doubtful", or a finding's kind
+    relabel  findings whose photos get the label that is thought right: "doubtful>0.95"
+    raises   PhotosError if there is nothing to learn from; with `advise` also if there are too few photos to tell, and
+             RecipeError or MachineError if the network that looks at them cannot be had
     """
+    to_drop, to_relabel = cleaning.chosen(drop, "--drop"), cleaning.chosen(relabel, "--relabel")
+    _check(out, write, str(photos), bool(to_drop or to_relabel))
     found = intake.read(photos)
     from ikebana.learning import backbones, networks
 
@@ -52,13 +70,51 @@ def audit(photos: str | Path, advise: bool = False) -> Audit:
     if advise:
         backbones.sought(recipe)  # what is missing is said before any photo is read
     opened, keep = kept.opened(found, recipe.side, recipe.fit)
-    dataset = split.split(intake.with_classes(opened, ()), recipe)
+    dataset = split.split(intake.with_classes(twins.found(opened, keep), ()), recipe)
     looked = Audit(dataset, tuple(files.findings(dataset)))
     progress.say(repr(looked))
     progress.event("audit", **files.as_json(dataset, list(looked.findings)))
+    if out is not None:
+        _write_findings(Path(out).expanduser(), looked)
+    if write is not None:
+        given = found.photos["split"].count() > 0
+        _write_table(Path(write), dataset, cleaning.cleaned(dataset, looked.findings, to_drop, to_relabel, given))
+        if vain := cleaning.in_vain((*to_drop, *to_relabel), looked.findings):
+            progress.say(f"nothing was found that is {' or '.join(vain)}")
     if advise:
         looked = replace(looked, advice=_advice(dataset, keep, recipe))
     return looked
+
+
+def _check(out: str | Path | None, write: str | Path | None, source: str, acting: bool) -> None:
+    """Refuse what could not be written before any photo is read."""
+    if acting and write is None:
+        raise RecipeError("--drop and --relabel act on a table", advice="--write cleaned.csv")
+    if write is not None:
+        cleaning.check_writable(Path(write).expanduser(), source)
+    if out is not None:
+        folder = Path(out).expanduser()
+        taken = folder.is_dir() and any(folder.iterdir()) and not (folder / "audit.json").exists()
+        if taken or (folder.exists() and not folder.is_dir()):
+            raise RecipeError("there is something else already", where=folder, advice="an empty folder, or a new one")
+
+
+def _write_findings(folder: Path, looked: Audit) -> None:
+    """`audit.json` and `findings.csv`, whose paths are a JSON list since names may hold anything."""
+    with written(folder / "audit.json") as beside:
+        told = files.as_json(looked.dataset, list(looked.findings))
+        beside.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    with written(folder / "findings.csv") as beside:
+        files.as_table(looked.findings).write_csv(beside)
+    progress.say(f"audit.json and findings.csv: {folder}")
+
+
+def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:
+    cleaning.write(file, dataset, cleaned)
+    progress.say(
+        f"{file}: {cleaned.kept.height:,} photos, {cleaned.relabelled:,} of them relabelled; "
+        f"{cleaned.dropped.height:,} dropped: {cleaning.dropped_beside(file)} says why"
+    )
 
 
 def _advice(dataset: Dataset, keep: Kept, recipe: Recipe) -> Advice:

@@ -10,7 +10,7 @@ from ikebana import run as runs
 from ikebana.learning import augmentation, backbones, checkpoint, device, fitting, inference, networks
 from ikebana.learning.device import Setting
 from ikebana.learning.forecast import forecast, next_step, prepared
-from ikebana.photos import audit, intake, kept, split
+from ikebana.photos import audit, intake, kept, split, twins
 from ikebana.photos.dataset import Dataset
 from ikebana.photos.kept import Kept
 from ikebana.progress import Stopwatch
@@ -18,6 +18,7 @@ from ikebana.recipe import Recipe
 from ikebana.run import Run
 from ikebana.trust.calibration import calibrate
 from ikebana.trust.evaluation import evaluate
+from ikebana.trust.leakage import leakage
 
 
 def fit(
@@ -68,9 +69,9 @@ def resume(run: str | Path) -> Run:
 
 
 def _taken_in(found: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:
-    """Every photo opened once and given its part; the pixels row by row."""
+    """Every photo opened once, its twins found, and given its part; the pixels row by row."""
     opened, keep = kept.opened(found, recipe.side, recipe.fit)
-    return split.split(intake.with_classes(opened, recipe.class_order), recipe), keep
+    return split.split(intake.with_classes(twins.found(opened, keep), recipe.class_order), recipe), keep
 
 
 def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clock: Stopwatch) -> Run:
@@ -106,8 +107,8 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
 
     examples = augmentation.examples(keep.pixels[parts["train"].rows[0]], recipe.augmentation, recipe.seed)
     scored, labels = (each[len(parts["validation"]) :] for each in (probabilities, held_out.labels))
-    note = fitting.note(recipe, parts)
-    evaluation = evaluate(scored, labels, dataset.classes, clock.seconds, note, trusted.threshold)
+    note, leaked = fitting.note(recipe, parts), leakage(dataset, recipe, scored.argmax(1) == labels)
+    evaluation = evaluate(scored, labels, dataset.classes, clock.seconds, note, trusted.threshold, leaked)
     draw.everything(run, dataset, keep.pixels, examples, evaluation)
     clock.lap("draw")
     run.finish(evaluation, clock.seconds)

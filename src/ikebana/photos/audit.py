@@ -1,21 +1,24 @@
-"""What is wrong with the files, as far as bytes and counts tell: the cheap part that every `fit` runs."""
+"""What is wrong with the photos, as far as files, counts and twins tell: the cheap part that every `fit` runs."""
 
-from collections import Counter
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import polars as pl
 
-from ikebana.photos.dataset import PARTS, Dataset
+from ikebana.photos.dataset import PARTS, Dataset, Twin
+from ikebana.photos.split import islands
 
 Severity = Literal["error", "warning", "note"]
+SEVERITIES = ("error", "warning", "note")
 
 FEW_PHOTOS = 20  # of a class: with fewer, its own score has an interval wider than 40 points
 IMBALANCE = 5.0  # how many times larger the largest class may be than the smallest before it is worth a word
-
-
 SHOWN = 8  # photos set aside that the summary names
+COLUMNS = 100  # of the summary's table
+
+MEND = "use --split stratified, or mend the given parts: the score on such photos is memory"
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,19 @@ class Finding:
     paths: tuple[str, ...]
     evidence: str
     advice: str
+    label: str | None = None  # what the photo shows, if somebody thinks to know better
+    confidence: float | None = None  # how sure of that, 0 to 1
 
 
 def findings(dataset: Dataset) -> list[Finding]:
     """What the files show, the gravest first; the dataset is opened and split."""
-    found = [*_unreadable(dataset), *_copies(dataset), *_classes(dataset)]
-    order = ("error", "warning", "note")
-    return sorted(found, key=lambda each: order.index(each.severity))
+    found = [*_unreadable(dataset), *_copies(dataset), *_twins(dataset), *_groups(dataset), *_classes(dataset)]
+    return gravest_first(found)
+
+
+def gravest_first(found: Iterable[Finding]) -> list[Finding]:
+    """Errors, then warnings, then notes; each in the order in which they come."""
+    return sorted(found, key=lambda each: SEVERITIES.index(each.severity))
 
 
 def as_json(dataset: Dataset, found: list[Finding]) -> dict[str, Any]:
@@ -53,6 +62,16 @@ def as_json(dataset: Dataset, found: list[Finding]) -> dict[str, Any]:
     }
 
 
+def as_table(found: Iterable[Finding]) -> pl.DataFrame:
+    """The findings, a row each, for `findings.csv`; the paths as a JSON list, since a name may hold any separator."""
+    rows = [
+        (each.kind, each.severity, json.dumps(each.paths, ensure_ascii=False), each.evidence, each.advice)
+        for each in found
+    ]
+    columns = ("kind", "severity", "paths", "evidence", "advice")
+    return pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
+
+
 def summary(dataset: Dataset, found: list[Finding], more: str = "audit.json") -> str:
     """What came in, in a few lines: the sums, why photos were set aside, and how many findings of each kind.
 
@@ -66,13 +85,32 @@ def summary(dataset: Dataset, found: list[Finding], more: str = "audit.json") ->
         f"{dataset.ignored:,} hidden or system files ignored",
         f"{len(dataset.classes)} classes; {split}",
     ]
-    kinds = Counter((each.severity, each.kind) for each in found if each.kind != "unreadable")
-    lines += [f"{severity}: {number} {kind.replace('_', ' ')}" for (severity, kind), number in kinds.items()]
+    lines += _table([each for each in found if each.kind != "unreadable"])
     aside = dataset.set_aside.select("path", "status").rows()
     lines += [f"  set aside: {path}: {status}" for path, status in aside[:SHOWN]]
     if len(aside) > SHOWN:
         lines.append(f"  and {len(aside) - SHOWN} more: {more} names them")
     return "\n".join(lines)
+
+
+def _table(found: list[Finding]) -> list[str]:
+    """How many findings of each kind, with the first of them as an example: lines of at most 100 columns."""
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for each in found:
+        kinds.setdefault((each.severity, each.kind.replace("_", " ")), []).append(each)
+    wide = max((len(kind) for _, kind in kinds), default=0)
+    lines = []
+    for (severity, kind), several in kinds.items():
+        line = f"  {severity:<7}  {len(several):>5,}  {kind:<{wide}}  {in_short(several[0])}"
+        lines.append(line if len(line) <= COLUMNS else f"{line[: COLUMNS - 1]}…")
+    return lines
+
+
+def in_short(finding: Finding) -> str:
+    """A finding's evidence, and two of its photos."""
+    more = len(finding.paths) - 2
+    shown = ", ".join(finding.paths[:2]) + (f" and {more} more" if more > 0 else "")
+    return f"{finding.evidence}: {shown}" if shown else finding.evidence
 
 
 def _unreadable(dataset: Dataset) -> Iterator[Finding]:
@@ -94,8 +132,55 @@ def _copies(dataset: Dataset) -> Iterator[Finding]:
             )
         if len(set(parts)) > 1:
             where = " and ".join(sorted(set(parts)))
-            advice = "use --split stratified, or mend the given parts: the score on such photos is memory"
-            yield Finding("leak", "error", tuple(paths), f"the same bytes in {where}", advice)
+            yield Finding("leak", "error", tuple(paths), f"the same bytes in {where}", MEND)
+
+
+def _twins(dataset: Dataset) -> Iterator[Finding]:
+    """Copies that are not the same to the byte: resized, saved again, cropped, mirrored, turned."""
+    hashes = dataset.photos["sha256"].to_list()
+    copies: dict[str, list[int]] = {}
+    for row, digest in enumerate(hashes):
+        copies.setdefault(digest, []).append(row)
+    found = islands((each.first, each.second) for each in dataset.twins)
+    island_of = {row: number for number, rows in enumerate(found) for row in rows}
+    done: list[list[Twin]] = [[] for _ in found]
+    for each in dataset.twins:
+        done[island_of[each.first]].append(each)
+    for rows, how in zip(found, done, strict=True):
+        yield from _island(dataset.photos[sorted(copy for row in rows for copy in copies[hashes[row]])], how)
+
+
+def _island(photos: pl.DataFrame, how: list[Twin]) -> Iterator[Finding]:
+    """What photos that are copies of each other mean for the score."""
+    paths, labels, parts = tuple(photos["path"]), set(photos["label"]), set(photos["split"])
+    evidence = f"{how[0].how}, {how[0].alike:.2f} alike"
+    if len(paths) > 2:
+        done = ", ".join(sorted({word for each in how for word in each.how.split(", ")}))
+        evidence = f"{len(paths)} photos, each {min(each.alike for each in how):.2f} alike another or more: {done}"
+    if photos["twins"].has_nulls():
+        advice = (
+            "more than half of a class: they cannot be kept in one part, so its score is too good; add other photos"
+        )
+        yield Finding("near_twin", "warning", paths, evidence, advice)
+        return
+    if len(labels) > 1:
+        names = " and ".join(sorted(labels))
+        advice = "look at them and mend a label, or keep one; until then they stay, in the same part"
+        yield Finding("near_twin_other_label", "warning", paths, f"{evidence}; {names}", advice)
+    else:
+        yield Finding("near_twin", "note", paths, evidence, "keep the best; together they count as one photo")
+    if len(parts) > 1:
+        where = " and ".join(sorted(parts))
+        yield Finding("leak", "error", paths, f"{evidence}, in {where}", MEND)
+
+
+def _groups(dataset: Dataset) -> Iterator[Finding]:
+    """Given groups that lie in several parts."""
+    grouped = dataset.used.filter(pl.col("group").is_not_null()).group_by("group").agg("path", "split")
+    parted = grouped.filter(pl.col("split").list.n_unique() > 1).sort("group")
+    for name, paths, parts in parted.iter_rows():
+        where = " and ".join(sorted(set(parts)))
+        yield Finding("leak", "error", tuple(paths), f"the group {name} lies in {where}", MEND)
 
 
 def _classes(dataset: Dataset) -> Iterator[Finding]:

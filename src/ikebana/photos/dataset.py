@@ -23,12 +23,23 @@ SCHEMA = {
     "label": pl.String,
     "split": pl.String,  # train, validation, test; null until split
     "group": pl.String,  # photos of one group are never parted
+    "twins": pl.String,  # the same for near-copies of each other, null for all others; found once the photos are opened
     "status": pl.String,  # `used`, or the reason why not
     "sha256": pl.String,  # of the file's bytes
     "bytes": pl.Int64,
     "width": pl.Int32,  # pixels, upright
     "height": pl.Int32,
 }
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Two photos of which one is a copy of the other, though not to the byte."""
+
+    first: int  # row of the dataset's table
+    second: int  # a later one
+    how: str  # what was done to the one or the other: "mirrored, cropped"
+    alike: float  # correlation of their fine detail once they lie on each other; 1 is the same
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Dataset:
     prefix: str = ""  # `archive!` before each path that came in an archive
     classes_without_photos: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # what the user should know about how the source was understood
+    twins: tuple[Twin, ...] = ()  # near-twins; of exact copies the first stands for all
 
     def file(self, path: str) -> Path:
         """Where a row's photo lies on disk."""

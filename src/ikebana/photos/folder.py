@@ -1,6 +1,7 @@
 """A folder of class folders becomes a Dataset: one row for every path found.
 
     flowers/daisy/1.jpg                   a sub-folder a class
+    flowers/daisy/garden/1.jpg            photos of one folder inside a class are a group, where every class has enough of them
     flowers/train/daisy/1.jpg             parts given: train, validation (or val, valid) and test, kept as they are
     somewhere/flowers/daisy/1.jpg         one of the above, wrapped in a folder (files beside it do not matter)
 
@@ -9,6 +10,7 @@ Nothing in here opens a photo or changes a file of the user's.
 
 import os
 import stat
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,11 @@ import polars as pl
 
 from ikebana.errors import PhotosError
 from ikebana.photos.dataset import PART_NAMES, SCHEMA, UNOPENED, Dataset
+
+# Folders inside a class are groups only if each class so has this many groups, a photo beside them being one of its own, and
+# none holds more than this share of it: otherwise some part would have no photo of the class, or far too many.
+LEAST_GROUPS = 5
+LARGEST_GROUP = 0.4
 
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
 
@@ -50,7 +57,7 @@ def read(folder: Path, *, source: str | None = None, prefix: str = "", more: Ite
     ignored: list[str] = []
     rows = [_row(found, prefix, inside, parts) for found in scan(folder, ignored)]
     rows += [{"path": prefix + each.path, "status": each.status} for each in more]
-    photos = pl.DataFrame(rows, schema=SCHEMA).sort("path")
+    photos = _grouped(pl.DataFrame(rows, schema=SCHEMA).sort("path"), notes)
     empty = set().union(*(_names(top / name) for name in parts)) if parts else _names(top)
     empty -= set(photos["label"].drop_nulls())
     return Dataset(source or str(folder), folder, photos, (), len(ignored), prefix, tuple(sorted(empty)), tuple(notes))
@@ -67,7 +74,30 @@ def _row(found: Found, prefix: str, top: str, parts: Mapping[str, str]) -> dict[
         outside = outside if part is not None else f"lies outside {', '.join(sorted(parts))}"
     label = folders[0] if folders else None
     status = outside if label is None and found.status == UNOPENED else found.status
-    return {"path": prefix + found.path, "label": label, "split": part, "status": status}
+    group = "/".join([*inside.split("/")[: len(parts) > 0], *folders[:2]]) if len(folders) > 1 else None
+    return {"path": prefix + found.path, "label": label, "split": part, "status": status, "group": group}
+
+
+def _grouped(photos: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
+    """The folders inside classes as groups, if a split can do them justice; else no groups, and a note that says so."""
+    if photos["group"].is_null().all():
+        return photos
+    sizes: dict[str, Counter[str]] = defaultdict(Counter)
+    for number, (label, group) in enumerate(photos.filter(status=UNOPENED).select("label", "group").iter_rows()):
+        sizes[label][group or f"/{number}"] += 1
+    for label, held in sorted(sizes.items()):
+        share = max(held.values()) / held.total()
+        if len(held) < LEAST_GROUPS or share > LARGEST_GROUP:
+            what = f"it has {len(held)} groups" if len(held) < LEAST_GROUPS else f"one holds {share:.0%} of it"
+            notes.append(
+                f"folders inside classes are not kept together: class {label} could not be split so, {what} "
+                "(a table with a group column is always followed)"
+            )
+            return photos.with_columns(pl.lit(None, pl.String).alias("group"))
+    notes.append(
+        f"{photos['group'].n_unique() - photos['group'].has_nulls()} folders inside classes: each stays in one part"
+    )
+    return photos
 
 
 def _folders(folder: Path) -> list[Path]:

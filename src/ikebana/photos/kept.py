@@ -1,8 +1,8 @@
-"""A Dataset's photos as one uint8 array on disk, decoded once.
+"""A Dataset's photos as one uint8 array on disk, decoded once; and all of them in small, for the search for twins.
 
-The array lies in the cache in a folder named by the hash of what made it: the paths, sizes and times of the files, the
+The arrays lie in the cache in a folder named by the hash of what made it: the paths, sizes and times of the files, the
 side, and the decoding rules. So there is nothing to invalidate by hand, and a second run starts from it at once. Beside
-it lies an index with each photo's status, sha256, size, and the checksum of its pixels, by which a damaged array is
+them lies an index with each photo's status, sha256, size, and the checksum of its pixels, by which a damaged array is
 noticed; the index bears its own checksum in its name.
 """
 
@@ -33,6 +33,8 @@ from ikebana.recipe import Fit
 
 ATTEMPTS = 3  # more than one: another process may take away the damaged array that both have found
 CHUNK = 32  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves
+SMALL = 64  # pixels of a side of the photos in small; squashed whole, whatever the fit
+KEPT_RULES = 2  # raised when other files are kept
 OPENED = {
     "path": pl.String,
     "status": pl.String,
@@ -40,7 +42,7 @@ OPENED = {
     "bytes": pl.Int64,
     "width": pl.Int32,
     "height": pl.Int32,
-    "crc32": pl.Int64,  # of the photo's pixels in the array
+    "crc32": pl.Int64,  # of the photo's pixels in the array, and then in small
 }
 
 Row = tuple[str, str | None, int | None, int | None, int | None, int]  # all of these but the path
@@ -53,11 +55,12 @@ class Kept:
 
     pixels: np.ndarray  # uint8 [rows of the dataset, side, side, 3], memory-mapped, read-only
     folder: Path
+    small: np.ndarray  # uint8 [rows of the dataset, SMALL, SMALL, 3], memory-mapped, read-only
 
 
 def size_on_disk(dataset: Dataset, side: int) -> int:
-    """Bytes that the array takes."""
-    return dataset.photos.height * side * side * 3
+    """Bytes that the arrays take."""
+    return dataset.photos.height * (side * side + SMALL * SMALL) * 3
 
 
 def is_kept(dataset: Dataset, side: int, fit: Fit) -> bool:
@@ -75,10 +78,10 @@ def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
     for attempt in range(ATTEMPTS + 1):
         found = _load(place, side, rows)
         if found is not None:
-            index, array = found
+            index, array, small = found
             columns = ("status", "sha256", "bytes", "width", "height")
             photos = dataset.photos.with_columns(index[name] for name in columns)
-            return dataset.with_photos(photos), Kept(array, place)
+            return dataset.with_photos(photos), Kept(array, place, small)
         if attempt < ATTEMPTS:
             _make(dataset, side, fit, place)
     raise MachineError(
@@ -88,7 +91,7 @@ def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
 
 def _place(dataset: Dataset, side: int, fit: Fit) -> Path:
     made_of = hashlib.sha256()
-    rules = [pixels.RULES, PIL.__version__, side, fit, str(dataset.root.resolve())]
+    rules = [pixels.RULES, KEPT_RULES, PIL.__version__, side, fit, str(dataset.root.resolve())]
     made_of.update(json.dumps(rules).encode())
     for path, status in dataset.photos.select("path", "status").iter_rows():
         made_of.update(json.dumps([path, status, _stamp(dataset.file(path)) if status == UNOPENED else None]).encode())
@@ -105,15 +108,16 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
 
 
 def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
-    shape = (dataset.photos.height, side, side, 3)
-    need_space(int(np.prod(shape)), cache_folder())
+    shapes = {"pixels": (dataset.photos.height, side, side, 3), "small": (dataset.photos.height, SMALL, SMALL, 3)}
+    need_space(size_on_disk(dataset, side), cache_folder())
     with filled(place) as folder:
-        reserve(folder / "pixels.npy", shape, np.dtype(np.uint8))
-        array = np.load(folder / "pixels.npy", mmap_mode="r+")
+        for name, shape in shapes.items():
+            reserve(folder / f"{name}.npy", shape, np.dtype(np.uint8))
+        array, small = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes)
         rows = list(dataset.photos.select("path", "status").iter_rows())
 
         def open_rows(chosen: range) -> list[Row]:
-            return [_open(dataset.file(rows[row][0]), rows[row][1], array[row], side, fit) for row in chosen]
+            return [_open(dataset.file(rows[row][0]), rows[row][1], array[row], small[row], fit) for row in chosen]
 
         index: list[tuple[str, *Row]] = []
         with (
@@ -123,12 +127,13 @@ def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
             for part in parts:
                 index += [(rows[len(index) + number][0], *row) for number, row in enumerate(part)]
                 bar.advance(len(part))
-        array.flush()  # pyright: ignore[reportAttributeAccessIssue]  (a memmap)
+        for each in (array, small):
+            each.flush()  # pyright: ignore[reportAttributeAccessIssue]  (a memmap)
         _write_index(folder, pl.DataFrame(index, schema=OPENED, orient="row"))
 
 
-def _open(file: Path, status: str, target: np.ndarray, side: int, fit: Fit) -> Row:
-    """Read one photo into its row; whatever is wrong with it becomes its status."""
+def _open(file: Path, status: str, target: np.ndarray, small: np.ndarray, fit: Fit) -> Row:
+    """Read one photo into its rows; whatever is wrong with it becomes its status."""
     if status != UNOPENED:
         return status, None, None, None, None, 0
     digest = size = None
@@ -136,13 +141,17 @@ def _open(file: Path, status: str, target: np.ndarray, side: int, fit: Fit) -> R
         size = os.stat(file).st_size
         data = read_bytes(file)
         size, digest = len(data), pixels.sha256(data)
-        photo = pixels.decode(data, side, fit)
+        photo = pixels.decode(data, len(target), fit, SMALL)
     except UnreadablePhoto as reason:
         return reason.what, digest, size, None, None, 0
     except OSError as error:
         return f"unreadable: {error.strerror or error}", digest, size, None, None, 0
-    target[:] = photo.pixels
-    return USED, digest, size, photo.width, photo.height, zlib.crc32(photo.pixels.tobytes())
+    target[:], small[:] = photo.pixels, photo.small
+    return USED, digest, size, photo.width, photo.height, _checksum(target, small)
+
+
+def _checksum(photo: np.ndarray, small: np.ndarray) -> int:
+    return zlib.crc32(small.data, zlib.crc32(photo.data))
 
 
 def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:
@@ -188,15 +197,16 @@ def _read_index(folder: Path) -> pl.DataFrame:
     raise ValueError("there is no index")
 
 
-def _load(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray] | None:
-    """The index and the array, or None if they are not there; what is no longer as it was written is taken away."""
+def _load(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
+    """The index and the arrays, or None if they are not there; what is no longer as it was written is taken away."""
     if not place.exists():
         return None
     try:
-        index, array = _read_index(place), np.load(place / "pixels.npy", mmap_mode="r")
-        fits = array.shape == (rows, side, side, 3) and array.dtype == np.uint8 and array.flags.c_contiguous
-        if fits and index.schema == pl.Schema(OPENED) and index.height == rows and _whole(index, array):
-            return index, array
+        index = _read_index(place)
+        array, small = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("pixels", "small"))
+        fits = _fits(array, (rows, side, side, 3)) and _fits(small, (rows, SMALL, SMALL, 3))
+        if fits and index.schema == pl.Schema(OPENED) and index.height == rows and _whole(index, array, small):
+            return index, array, small
     except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
         pass
     progress.say("the kept pixels have changed on disk: the photos are read again")
@@ -204,11 +214,15 @@ def _load(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray] 
     return None
 
 
-def _whole(index: pl.DataFrame, array: np.ndarray) -> bool:
+def _fits(array: np.ndarray, shape: tuple[int, ...]) -> bool:
+    return array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
+
+
+def _whole(index: pl.DataFrame, array: np.ndarray, small: np.ndarray) -> bool:
     used = (index["status"] == USED).to_numpy()
     expected = index["crc32"].to_numpy()
 
     def check(chosen: range) -> bool:
-        return all(zlib.crc32(array[row].data) == expected[row] for row in chosen if used[row])
+        return all(_checksum(array[row], small[row]) == expected[row] for row in chosen if used[row])
 
     return all(in_threads(check, _chunks(index.height)))

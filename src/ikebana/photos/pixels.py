@@ -75,16 +75,18 @@ class Photo:
     pixels: np.ndarray  # uint8 [side, side, 3], sRGB
     width: int  # of the upright original, in pixels
     height: int
+    small: np.ndarray | None = None  # uint8 [small, small, 3]: the whole photo squashed, if it was asked for
 
 
-def decode(data: bytes, side: int, fit: Fit = "squash") -> Photo:
+def decode(data: bytes, side: int, fit: Fit = "squash", small: int = 0) -> Photo:
     """The photo in these bytes, upright, in sRGB, made a square of `side` pixels.
 
     data    the whole file
+    small   the side of a second, squashed square; 0 for none
     raises  UnreadablePhoto with a reason in plain words; never anything else for any bytes
     """
     with _in_plain_words(data), _opened(data) as image:
-        photo = _decoded(image, side, fit)
+        photo = _decoded(image, side, fit, small)
         _refuse_damage(data, image)
         return photo
 
@@ -182,15 +184,15 @@ def _refuse_too_large(image: Image.Image) -> None:
         raise UnreadablePhoto(f"too large: {width} x {height} is {width * height / 1e6:,.0f} megapixels")
 
 
-def _decoded(image: Image.Image, side: int, fit: Fit) -> Photo:
+def _decoded(image: Image.Image, side: int, fit: Fit, small: int) -> Photo:
     _refuse_too_large(image)
     if image.size[0] * image.size[1] > LARGE:
         with _one_large_photo:
-            return _loaded(image, side, fit)
-    return _loaded(image, side, fit)
+            return _loaded(image, side, fit, small)
+    return _loaded(image, side, fit, small)
 
 
-def _loaded(image: Image.Image, side: int, fit: Fit) -> Photo:
+def _loaded(image: Image.Image, side: int, fit: Fit, small: int) -> Photo:
     size = image.size
     if image.format in ("JPEG", "MPO"):
         image.draft(None, (DRAFT * side, DRAFT * side))  # pyright: ignore[reportArgumentType]  (None keeps the mode)
@@ -198,7 +200,8 @@ def _loaded(image: Image.Image, side: int, fit: Fit) -> Photo:
     if image.format == "TIFF":  # Pillow turned it while it loaded
         size = image.size
     width, height = reversed(size) if turned else size
-    return Photo(np.asarray(_square(shown, side, fit)), width, height)
+    second = np.asarray(shown.resize((small, small), Image.Resampling.BILINEAR, reducing_gap=2.0)) if small else None
+    return Photo(np.asarray(_square(shown, side, fit)), width, height, second)
 
 
 def _shown(image: Image.Image) -> tuple[Image.Image, bool]:

@@ -1,8 +1,8 @@
 """A Dataset with a split: which photos the network learns from, which serve for choices, and which are sealed.
 
-stratified  keeps each class's share in every part, and never parts photos that belong together: exact copies, and the
-            groups that the user gave
-shuffle     the tutorial's: all photos in one seeded shuffle, cut in three; copies may be parted, and are then reported
+stratified  keeps each class's share in every part, and never parts photos that belong together: exact copies, near-twins,
+            and the groups that the user gave
+shuffle     the tutorial's: all photos in one seeded shuffle, cut in three; twins may be parted, and are then reported
 given       a split that came with the photos is kept; only a part that is missing is taken from the training photos
 """
 
@@ -63,24 +63,45 @@ def shuffled(labels: Sequence[str], classes: Sequence[str], parts: Parts, seed: 
 
 
 def groups(photos: pl.DataFrame) -> list[int]:
-    """Which photos belong together: the same bytes, or the same given group, or both in a chain.
+    """Which photos belong together: the same bytes, near-twins, or the same given group, or any of these in a chain.
 
     returns  a group number for each photo
     """
-    parent = list(range(photos.height))
+    pairs: list[tuple[int, int]] = []
+    for column in ("sha256", "twins", "group"):
+        first: dict[str, int] = {}
+        pairs += [(first.setdefault(key, row), row) for row, key in enumerate(photos[column]) if key is not None]
+    number = list(range(photos.height))
+    for island in islands(pairs):
+        for row in island:
+            number[row] = island[0]
+    return number
+
+
+def islands(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Who is joined to whom, in however many steps: each island sorted, the islands by their first."""
+    parent: dict[int, int] = {}
 
     def root(row: int) -> int:
+        parent.setdefault(row, row)
         while parent[row] != row:
             parent[row] = parent[parent[row]]
             row = parent[row]
         return row
 
-    for column in ("sha256", "group"):
-        first: dict[str, int] = {}
-        for row, key in enumerate(photos[column]):
-            if key is not None:
-                parent[root(row)] = root(first.setdefault(key, row))
-    return [root(row) for row in range(photos.height)]
+    for one, other in pairs:
+        first, second = sorted((root(one), root(other)))
+        parent[second] = first
+    joined: dict[int, list[int]] = defaultdict(list)
+    for row in sorted(parent):
+        joined[root(row)].append(row)
+    return sorted(joined.values())
+
+
+def twins_seen(group: Sequence[int], parts: Sequence[str]) -> list[bool]:
+    """For each test photo, in order, whether another of its group lies in training or validation: its score may be memory."""
+    seen = {key for key, part in zip(group, parts, strict=True) if part != "test"}
+    return [key in seen for key, part in zip(group, parts, strict=True) if part == "test"]
 
 
 def stratified(labels: Sequence[str], group: Sequence[int], parts: Parts, seed: int) -> list[str]:

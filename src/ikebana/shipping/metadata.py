@@ -29,7 +29,7 @@ def about(run: Run) -> dict[str, Any]:
         "temperature": trusted.temperature,
         "recipe": _without_paths(recipes.to_json(run.recipe)),
         "data": {"fingerprint": run.source["fingerprint"]},
-        "scores": {name: value for name, value in scores.items() if name != "seconds"},
+        "scores": {name: value for name, value in scores.items() if name not in ("seconds", "leakage")},
         "pretrained": run.read_json("pretrained.json") if pretrained else {},
         "versions": {name: _version(name) for name in LIBRARIES},
     }

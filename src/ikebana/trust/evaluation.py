@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ikebana.trust import leakage
+from ikebana.trust.leakage import Leakage
+
 BINS = 15  # of confidence, as Guo et al. 2017 (arXiv:1706.04599) use
 CONFIDENCE = 0.95  # of the interval
 SURE_OF_NOTHING = 1e-7  # a probability below this costs no more than this in the log loss (Keras clips there too)
@@ -41,6 +44,7 @@ class Evaluation:
     threshold: float | None = None  # the confidence below which the answer is "not sure"
     answered: float | None = None  # share of the photos at or above it
     answered_accuracy: float | None = None  # of those
+    leakage: Leakage | None = None  # how much of the score may be memory; None if nobody looked
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `evaluation.json`."""
@@ -50,7 +54,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         low, high = self.accuracy_interval
-        note = "".join(f"{line}\n" for line in (self._answers(), self.note) if line)
+        note = "".join(f"{line}\n" for line in (self._answers(), self._memory(), self.note) if line)
         return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos\n{note}\n{self.report}"
 
     def _answers(self) -> str:
@@ -59,6 +63,10 @@ class Evaluation:
             return ""
         right = f", right in {self.answered_accuracy:.1%} of these" if self.answered_accuracy is not None else ""
         return f"sure (confidence {self.threshold:.2f} or more) of {self.answered:.1%} of them{right}"
+
+    def _memory(self) -> str:
+        """What twins do to the score, in words; nothing if there are none."""
+        return repr(self.leakage) if self.leakage is not None else ""
 
     def _repr_html_(self) -> str:
         import html
@@ -75,6 +83,7 @@ def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
             "classes": tuple(values["classes"]),
             "confusion": tuple(tuple(row) for row in values["confusion"]),
             "per_class": {name: PerClass(**each) for name, each in values["per_class"].items()},
+            "leakage": leakage.from_json(values["leakage"]) if values.get("leakage") is not None else None,
         },
         report=report,
     )
@@ -87,6 +96,7 @@ def evaluate(
     seconds: Mapping[str, float],
     note: str = "",
     threshold: float | None = None,
+    leaked: Leakage | None = None,
 ) -> Evaluation:
     """Score the predictions of photos that were never used for a choice.
 
@@ -94,24 +104,11 @@ def evaluate(
     labels         class indices [photos]; at least one photo
     note           what one must know to read the score rightly
     threshold      the confidence below which the answer is "not sure", if it may be
+    leaked         how much of the score may be memory, if somebody looked
     """
-    from sklearn import metrics
-
     predicted = probabilities.argmax(1)
-    indices = np.arange(len(classes))
     right = int((predicted == labels).sum())
-    columns = metrics.precision_recall_fscore_support(
-        labels,
-        predicted,
-        labels=indices,
-        zero_division=0.0,  # pyright: ignore[reportArgumentType]  (a float is documented)
-    )
-    rows = np.stack([np.asarray(column, dtype=float) for column in columns], axis=1)
-    per_class = {
-        name: PerClass(float(precision), float(recall), float(f1), int(support))
-        for name, (precision, recall, f1, support) in zip(classes, rows, strict=True)
-    }
-    confusion = metrics.confusion_matrix(labels, predicted, labels=indices)
+    per_class, confusion = _class_by_class(labels, predicted, classes)
     sure = answered(probabilities, labels, threshold) if threshold is not None else (None, None)
     return Evaluation(
         accuracy=right / len(labels),
@@ -129,7 +126,29 @@ def evaluate(
         threshold=threshold,
         answered=sure[0],
         answered_accuracy=sure[1],
+        leakage=leaked,
     )
+
+
+def _class_by_class(
+    labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
+) -> tuple[dict[str, PerClass], np.ndarray]:
+    """How each class fared, and the confusion matrix."""
+    from sklearn import metrics
+
+    indices = np.arange(len(classes))
+    columns = metrics.precision_recall_fscore_support(
+        labels,
+        predicted,
+        labels=indices,
+        zero_division=0.0,  # pyright: ignore[reportArgumentType]  (a float is documented)
+    )
+    rows = np.stack([np.asarray(column, dtype=float) for column in columns], axis=1)
+    per_class = {
+        name: PerClass(float(precision), float(recall), float(f1), int(support))
+        for name, (precision, recall, f1, support) in zip(classes, rows, strict=True)
+    }
+    return per_class, metrics.confusion_matrix(labels, predicted, labels=indices)
 
 
 def classification_report(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> str:

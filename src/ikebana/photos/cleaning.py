@@ -1,0 +1,212 @@
+"""Findings become a table of photos that `fit` takes: rows dropped, labels changed, each with its reason; no file is touched.
+
+--drop twins,unreadable,blurred       what to leave out: kinds of findings, or one of the words below
+--drop 'doubtful>0.9'                 only findings that are surer than that
+--relabel 'doubtful>0.95'             what gets the label that the finding thinks right
+"""
+
+import csv
+import io
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ikebana.errors import PhotosError, RecipeError
+from ikebana.photos.audit import Finding
+from ikebana.photos.dataset import PARTS, Dataset
+from ikebana.photos.split import islands
+from ikebana.places import written
+
+# What people say, and the kinds of findings that are meant by it; any kind may be named itself.
+MEANT = {
+    "twins": ("identical", "near_twin"),
+    "contradictions": ("identical_other_label", "near_twin_other_label"),
+    "unreadable": ("unreadable",),
+    "doubtful": ("doubtful_label",),
+}
+KEEP_ONE = MEANT["twins"]  # of several photos; of all other findings every photo is dropped
+OF_NO_PHOTO = ("imbalance", "few", "empty_class", "shortcut", "leak")  # what no single row is to blame for
+WHY = "why"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Findings that are to be acted upon."""
+
+    word: str  # as the user wrote it
+    kinds: tuple[str, ...]
+    surer_than: float | None = None  # those alone that say how sure they are, and are surer
+
+    def takes(self, finding: Finding) -> bool:
+        """Whether this finding is one of them."""
+        if finding.kind not in self.kinds:
+            return False
+        return self.surer_than is None or (finding.confidence is not None and finding.confidence > self.surer_than)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What is left of the photos, and what is not, and why."""
+
+    kept: pl.DataFrame  # path, label, [split], [group], why: null in rows that are as they were
+    dropped: pl.DataFrame  # path, label, why
+
+    @property
+    def relabelled(self) -> int:
+        """How many of the kept photos have another label than before."""
+        return self.kept[WHY].count()
+
+
+def chosen(words: Sequence[str], flag: str) -> tuple[Choice, ...]:
+    """What the user wrote behind a flag: `twins`, `doubtful>0.95`.
+
+    raises  RecipeError if a word is no kind that rows could be dropped or relabelled for
+    """
+    return tuple(_choice(word.strip(), flag) for word in words if word.strip())
+
+
+def _choice(word: str, flag: str) -> Choice:
+    kind, _, number = (part.strip() for part in word.replace("_", "-").partition(">"))
+    kind = kind.replace("-", "_")
+    try:
+        surer_than = float(number) if ">" in word else None
+    except ValueError:
+        raise RecipeError(f"{flag} {word!r}: {number!r} is not a number", advice=f"{flag} '{kind}>0.95'") from None
+    if flag == "--relabel" and kind not in ("doubtful", "doubtful_label"):
+        raise RecipeError(f"{flag} {word!r}: no other label is known for these", advice=f"{flag} 'doubtful>0.95'")
+    if not kind.isidentifier() or kind in OF_NO_PHOTO:
+        known = ", ".join(MEANT)
+        raise RecipeError(f"{flag} {word!r}: no photos can be dropped for that", advice=f"{known}, or a finding's kind")
+    return Choice(word, MEANT.get(kind, (kind,)), surer_than)
+
+
+def in_vain(choices: Sequence[Choice], found: Sequence[Finding]) -> list[str]:
+    """The words for which nothing was found: there is nothing of the kind, or the word was mistyped."""
+    return [choice.word for choice in choices if not any(choice.takes(each) for each in found)]
+
+
+def cleaned(
+    dataset: Dataset,
+    found: Sequence[Finding],
+    drop: Sequence[Choice] = (),
+    relabel: Sequence[Choice] = (),
+    split_given: bool = False,
+) -> Cleaned:
+    """The photos without those that are to go, and with the labels that are to change.
+
+    Photos that cannot be read are always left out. Of twins one stays: a test photo before others, so that the score stays
+    comparable, else the largest. A photo that is to be relabelled is not dropped for the same doubt.
+
+    split_given  whether the photos came with a split, which is then kept; one that was made here is made anew by `fit`
+    """
+    before = dict(dataset.photos.select("path", "label").iter_rows())
+    labels = {
+        path: (each.label, f"was {before[path]}: {_because(each)}")
+        for each in found
+        if each.label is not None and any(choice.takes(each) for choice in relabel)
+        for path in each.paths
+    }
+    gone = dict(dataset.set_aside.select("path", "status").iter_rows())
+    to_drop = [each for each in found if any(choice.takes(each) for choice in drop)]
+    for each in to_drop:
+        if each.kind not in KEEP_ONE and not (each.label is not None and each.paths[0] in labels):
+            gone |= {path: _because(each) for path in each.paths if path not in gone}
+    gone |= dict(_but_one([each for each in to_drop if each.kind in KEEP_ONE], dataset, gone.keys()))
+    return _tables(dataset, gone, labels, split_given)
+
+
+def _because(finding: Finding) -> str:
+    sure = f" ({finding.confidence:.2f} sure)" if finding.confidence is not None else ""
+    return f"{finding.kind.replace('_', ' ')}: {finding.evidence}{sure}"
+
+
+def _but_one(found: Sequence[Finding], dataset: Dataset, gone: Collection[str]) -> Iterator[tuple[str, str]]:
+    """All twins but one of each, with the reason."""
+    paths = dataset.photos["path"].to_list()
+    row_of = {path: row for row, path in enumerate(paths)}
+    evidence = {row_of[path]: each for each in reversed(found) for path in each.paths}
+    pairs = [(row_of[each.paths[0]], row_of[path]) for each in found for path in each.paths[1:]]
+    left = [[row for row in island if paths[row] not in gone] for island in islands(pairs)]
+    for island in filter(None, left):
+        stays, *others = sorted(island, key=lambda row: _worth(dataset.photos.row(row, named=True)))
+        for row in others:
+            yield paths[row], f"{_because(evidence[row])}; {paths[stays]} stays"
+
+
+def _worth(photo: dict[str, Any]) -> tuple[int, int, str]:
+    """What makes one of several twins the one to keep: the least of these."""
+    return -PARTS.index(photo["split"]), -photo["width"] * photo["height"], photo["path"]
+
+
+def _tables(dataset: Dataset, gone: dict[str, str], labels: dict[str, tuple[str, str]], split_given: bool) -> Cleaned:
+    photos = dataset.photos
+    dropped = photos.filter(pl.col("path").is_in(list(gone))).select("path", "label")
+    dropped = dropped.with_columns(pl.Series(WHY, [gone[path] for path in dropped["path"]], pl.String))
+    kept = photos.filter(~pl.col("path").is_in(list(gone)))
+    new = [labels.get(path, (label, None)) for path, label in kept.select("path", "label").iter_rows()]
+    columns = ["path", "label", *(["split"] if split_given else []), *(["group"] if kept["group"].count() else [])]
+    kept = kept.select(columns).with_columns(
+        pl.Series("label", [label for label, _ in new], pl.String), pl.Series(WHY, [why for _, why in new], pl.String)
+    )
+    return Cleaned(kept, dropped)
+
+
+def dropped_beside(file: Path) -> Path:
+    """Where the rows go that were dropped: `cleaned-dropped.csv` beside `cleaned.csv`."""
+    return file.with_name(f"{file.stem}-dropped{file.suffix}")
+
+
+def check_writable(file: Path, source: str) -> None:
+    """Refuse to write over what is not ours before any photo is read.
+
+    raises  RecipeError if it is no .csv; PhotosError if a file of another kind, or the user's own table, lies there
+    """
+    if file.suffix.lower() != ".csv":
+        raise RecipeError(f"the table would be written as {file.suffix or 'nothing'}", advice="--write cleaned.csv")
+    for each in (file, dropped_beside(file)):
+        if each.exists() and (each.resolve() == Path(source).expanduser().resolve() or not _is_ours(each)):
+            raise PhotosError("there is a file already, and it stays", where=each, advice="another name")
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8") as stream:
+            header = stream.readline().strip()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return header.startswith("path,label") and header.endswith(f",{WHY}")
+
+
+def write(file: Path, dataset: Dataset, result: Cleaned) -> None:
+    """Both tables; paths below the table's folder start from there, all others are absolute.
+
+    raises  PhotosError if the photos lie in an archive, where no table can point to
+    """
+    if dataset.prefix:
+        raise PhotosError(
+            "the photos lie in an archive, and a table cannot point into it",
+            where=dataset.source,
+            advice="unpack it, and audit the folder",
+        )
+    folder = file.expanduser().resolve().parent
+    for place, table in ((file, result.kept), (dropped_beside(file), result.dropped)):
+        paths = [_from(folder, dataset.file(path)) if path else "" for path in table["path"]]
+        with written(place.expanduser()) as beside:
+            beside.write_text(_as_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")
+
+
+def _from(folder: Path, photo: Path) -> str:
+    absolute = Path(photo).expanduser().absolute()
+    resolved = absolute.parent.resolve() / absolute.name  # a link to a photo keeps its own name
+    return resolved.relative_to(folder).as_posix() if resolved.is_relative_to(folder) else str(absolute)
+
+
+def _as_csv(table: pl.DataFrame) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.with_columns(pl.all().fill_null("")).iter_rows())
+    return stream.getvalue()

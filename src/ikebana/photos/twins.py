@@ -1,0 +1,181 @@
+"""Near-twins: photos that are copies of others, resized, saved again, cropped a little, mirrored or turned by quarters.
+
+Two steps. Short descriptions tell which photos may be copies (`neighbours.py`); those few pairs are laid over each other,
+pixel on pixel, and compared (`likeness.py`). Everything is found in the photos that are kept in small, whole and squashed,
+whatever side and fit a recipe asks for; none is opened again. What was found is kept beside them, so that it is looked for once.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+
+from ikebana import progress
+from ikebana.photos import likeness, neighbours
+from ikebana.photos.dataset import USED, Dataset, Twin
+from ikebana.photos.kept import Kept, in_threads
+from ikebana.photos.likeness import Small
+from ikebana.photos.split import islands
+from ikebana.places import cache_folder, need_space, written
+
+RULES = 1  # raised with each change of the search: what older rules found is looked for anew
+CHUNK = 128  # photos a task
+PAIRS = 128  # that are compared at once: each needs some 200 kB
+BLANK = 3.0  # grey levels: a photo whose spread is less shows nothing that could be compared
+CROPPED = 0.015  # of a side: less is no more than what resizing moves
+RECOLOURED = (
+    6.0  # levels: resizing, cropping and saving again moved blocks' colours by 4.9 at most, on average over a photo
+)
+TOO_MANY = 0.5  # of a class: copies that are more than this cannot be kept together if every part needs photos
+FEW = 10  # photos of a class for which that does not matter
+
+
+def found(dataset: Dataset, keep: Kept) -> Dataset:
+    """The dataset with its near-twins, and in the column `twins` one name for all photos that are copies of each other.
+
+    keep  its pixels
+    """
+    first = _first_of_each(dataset)
+    pairs = _remembered(keep, dataset)
+    if pairs is None:
+        pairs = [_named(dataset, *pair) for pair in search(keep.small, first)]
+        _remember(keep, pairs)
+    names = _names(dataset, pairs)
+    return replace(
+        dataset, twins=tuple(pairs), photos=dataset.photos.with_columns(pl.Series("twins", names, pl.String))
+    )
+
+
+def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, float]]:
+    """Every pair of these photos of which one is a copy of the other.
+
+    photos   uint8 [photos, 64, 64, 3], squashed
+    rows     of those that are looked at, each another file
+    returns  two rows, the smaller first; what was done to the one or the other, in words; how alike they are
+    """
+    need_space(len(rows) * _RECORD.itemsize, cache_folder())
+    with tempfile.TemporaryFile(dir=_folder()) as stream:
+        small = np.memmap(stream, _RECORD, "w+", shape=max(len(rows), 1))[: len(rows)]
+        chunks = [range(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
+        work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small), chunks))
+        with progress.stage("describe photos", len(rows)) as bar, work as done:
+            for number in done:
+                bar.advance(number)
+        index = neighbours.Index(small["described"][:, 0])
+        best: dict[tuple[int, int], tuple[str, float]] = {}
+        work = closing(in_threads(lambda chosen: _twins_of(chosen, index, small), chunks))
+        with progress.stage("look for twins", len(rows)) as bar, work as parts:
+            for chosen, part in zip(chunks, parts, strict=True):
+                for pair, how in part:
+                    best[pair] = max(how, best.get(pair, how), key=lambda each: each[1])
+                bar.advance(len(chosen))
+    return [(int(rows[one]), int(rows[other]), *how) for (one, other), how in sorted(best.items())]
+
+
+_RECORD = np.dtype(
+    [
+        ("described", np.float32, (len(neighbours.WINDOWS), neighbours.NUMBERS)),
+        ("grey", np.uint8, (likeness.SIDE,) * 2),
+        ("colour", np.uint8, (likeness.COARSE, likeness.COARSE, 3)),
+    ]
+)
+
+
+def _describe(photos: np.ndarray, rows: np.ndarray, chosen: range, small: np.ndarray) -> int:
+    """Fill in what the search needs to know of some photos."""
+    place, seen = slice(chosen.start, chosen.stop), photos[rows[chosen.start : chosen.stop]]
+    small["grey"][place] = np.rint(seen.astype(np.float32) @ neighbours.BANDS[0])
+    small["colour"][place] = np.rint(likeness.reduced(seen, likeness.COARSE))
+    described = neighbours.described(seen)
+    described[small["grey"][place].std((1, 2)) < BLANK] = np.nan
+    small["described"][place] = described
+    return len(chosen)
+
+
+def _twins_of(
+    chosen: range, index: neighbours.Index, small: np.ndarray
+) -> list[tuple[tuple[int, int], tuple[str, float]]]:
+    """The pairs in which some photos are the first, or the second."""
+    near = index.near(chosen, small["described"][chosen.start : chosen.stop])
+    found = []
+    for start in range(0, len(near.first), PAIRS):
+        one, other, window = (each[start : start + PAIRS] for each in near)
+        of = [Small(small["grey"][each], small["colour"][each]) for each in (one, other)]
+        like = likeness.compared(of[0], of[1], neighbours.CUT_OFF[window])
+        for row in np.flatnonzero(like.twins):
+            pair = int(min(one[row], other[row])), int(max(one[row], other[row]))
+            found.append((pair, (_done(like, int(row)), float(like.alike[row]))))
+    return found
+
+
+def _done(like: likeness.Likeness, row: int) -> str:
+    """What was done to the one or the other photo, as far as the pixels tell: "mirrored, cropped"."""
+    cropped = np.abs(like.window[row]).max() > CROPPED
+    recoloured = like.apart[row] > RECOLOURED
+    words = (
+        likeness.NAMES[like.symmetry[row]],
+        "cropped" if cropped else "",
+        "in other colours" if recoloured else "",
+    )
+    return ", ".join(word for word in words if word)
+
+
+def _first_of_each(dataset: Dataset) -> np.ndarray:
+    """Rows of the photos used, exact copies once."""
+    indexed = dataset.photos.with_row_index("row").filter(pl.col("status") == USED)
+    return indexed.unique("sha256", keep="first", maintain_order=True)["row"].to_numpy().astype(np.int64)
+
+
+def _named(dataset: Dataset, one: int, other: int, done: str, alike: float) -> Twin:
+    """A pair, and what was done to the one or the other; the files' sizes tell what squares cannot."""
+    if not done:
+        sizes = dataset.photos[[one, other]].select("width", "height").rows()
+        done = "saved again" if sorted(sizes[0]) == sorted(sizes[1]) else "resized"
+    return Twin(one, other, done, round(alike, 3))
+
+
+def _names(dataset: Dataset, pairs: list[Twin]) -> list[str | None]:
+    """For each photo the path of the first of its twins; None where it has none."""
+    paths, labels = dataset.photos["path"].to_list(), dataset.photos["label"].to_list()
+    names: list[str | None] = [None] * len(paths)
+    number_of = Counter(dataset.used["label"])
+    for rows in islands((each.first, each.second) for each in pairs):
+        held = Counter(labels[row] for row in rows)
+        if all(count <= max(FEW, TOO_MANY * number_of[name]) for name, count in held.items()):
+            for row in rows:
+                names[row] = paths[rows[0]]
+    return _with_copies(dataset, names)
+
+
+def _with_copies(dataset: Dataset, names: list[str | None]) -> list[str | None]:
+    """An exact copy has the twins of its original."""
+    hashes = dataset.photos["sha256"].to_list()
+    known = {
+        digest: name for digest, name in zip(hashes, names, strict=True) if digest is not None and name is not None
+    }
+    used = dataset.photos["status"] == USED
+    return [known.get(digest) if here else None for digest, here in zip(hashes, used, strict=True)]
+
+
+def _folder() -> str:
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    return str(cache_folder())
+
+
+def _remember(keep: Kept, pairs: list[Twin]) -> None:
+    with written(keep.folder / f"twins.{RULES}.json") as beside:
+        beside.write_text(json.dumps([[each.first, each.second, each.how, each.alike] for each in pairs]), "utf-8")
+
+
+def _remembered(keep: Kept, dataset: Dataset) -> list[Twin] | None:
+    """What was found in these pixels before; None if it was not looked for, or somebody spoilt it since."""
+    try:
+        listed = json.loads((keep.folder / f"twins.{RULES}.json").read_text("utf-8"))
+        pairs = [Twin(int(one), int(other), str(how), float(alike)) for one, other, how, alike in listed]
+    except (OSError, ValueError, TypeError):
+        return None
+    return pairs if all(0 <= each.first < each.second < dataset.photos.height for each in pairs) else None

@@ -1,0 +1,261 @@
+"""Findings are acted upon in a table; every row that is dropped or changed says why, and no file of the user's changes."""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+
+import polars as pl
+import pytest
+from conftest import encoded, grow
+from PIL import ImageOps
+from test_twins import plain, scaled, scene
+
+import ikebana
+from ikebana.errors import PhotosError, RecipeError
+from ikebana.photos import audit, cleaning, intake, kept, split, twins
+from ikebana.photos.audit import Finding
+from ikebana.photos.cleaning import chosen, cleaned
+from ikebana.recipe import Recipe
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes, with a mirrored, a smaller and an identical copy, one photo under both labels, and a broken file."""
+    drawn = plain(10)
+    drawn |= {"a/mirrored.jpg": ImageOps.mirror(drawn["a/0.jpg"]), "a/smaller.jpg": scaled(drawn["a/0.jpg"], 0.5)}
+    files = {path: encoded(photo, "JPEG", quality=92) for path, photo in drawn.items()}
+    files |= {"b/copy.jpg": files["b/1.jpg"], "b/wrong.jpg": files["a/2.jpg"], "b/broken.jpg": files["b/3.jpg"][:900]}
+    return grow(tmp_path / "photos", files)
+
+
+def opened(folder):
+    dataset, keep = kept.opened(intake.read(folder), 16, "squash")
+    dataset = split.split(intake.with_classes(twins.found(dataset, keep), ()), Recipe())
+    return dataset, audit.findings(dataset)
+
+
+def words(text, flag="--drop"):
+    return chosen(text.split(","), flag)
+
+
+def dropped(result):
+    return set(result.dropped["path"])
+
+
+def doubt(path, label, confidence):
+    return Finding("doubtful_label", "warning", (path,), f"looks like {label}", "look at it", label, confidence)
+
+
+def test_of_twins_one_stays_the_largest_and_every_other_says_which(photos):
+    dataset, found = opened(photos)
+    result = cleaned(dataset, found, words("twins"))
+    gone = dict(result.dropped.select("path", "why").iter_rows())
+    assert len(gone.keys() & {"a/0.jpg", "a/mirrored.jpg", "a/smaller.jpg"}) == 2
+    assert "a/smaller.jpg" in gone
+    assert len(gone.keys() & {"b/1.jpg", "b/copy.jpg"}) == 1
+    kept_paths = set(result.kept["path"])
+    for path, why in gone.items():
+        if path != "b/broken.jpg":
+            assert why.endswith(" stays")
+            assert why.split("; ")[-1].removesuffix(" stays") in kept_paths
+
+
+def test_a_photo_under_two_labels_stays_under_both_until_contradictions_are_dropped(photos):
+    dataset, found = opened(photos)
+    both = {"a/2.jpg", "b/wrong.jpg"}
+    assert not dropped(cleaned(dataset, found, words("twins"))) & both
+    assert dropped(cleaned(dataset, found, words("contradictions"))) >= both
+
+
+def test_what_cannot_be_read_is_never_in_the_table_and_the_rows_add_up(photos):
+    dataset, found = opened(photos)
+    for drop in ("", "unreadable", "twins,contradictions,unreadable"):
+        result = cleaned(dataset, found, words(drop))
+        assert "b/broken.jpg" in dropped(result)
+        assert result.kept.height + result.dropped.height == dataset.photos.height
+        assert not set(result.kept["path"]) & dropped(result)
+        assert result.dropped["why"].null_count() == 0
+
+
+def test_of_twins_in_given_parts_the_test_photo_stays(tmp_path):
+    drawn = {f"{part}/{path}": scene(9000 + 100 * number + row) for number, part in enumerate(("train", "test"))
+             for row, path in enumerate(plain(5))}  # fmt: skip
+    drawn["test/a/small.jpg"] = scaled(drawn["train/a/1.jpg"], 0.5)
+    dataset, found = opened(grow(tmp_path, {path: encoded(photo) for path, photo in drawn.items()}))
+    assert dropped(cleaned(dataset, found, words("twins"))) == {"train/a/1.jpg"}
+
+
+@pytest.mark.parametrize(("sure", "changed"), [(0.94, False), (0.95, False), (0.96, True)])
+def test_only_what_is_surer_than_asked_is_relabelled_and_says_what_it_was(photos, sure, changed):
+    dataset, found = opened(photos)
+    result = cleaned(dataset, [*found, doubt("a/4.jpg", "b", sure)], (), words("doubtful>0.95", "--relabel"))
+    label, why = result.kept.row(by_predicate=pl.col("path") == "a/4.jpg")[1::1]
+    assert label == ("b" if changed else "a")
+    assert (why is not None) == changed
+    assert result.relabelled == int(changed)
+    if changed:
+        assert "was a" in why
+        assert "0.96" in why
+    others = result.kept.filter(pl.col("path") != "a/4.jpg")
+    assert all(path.split("/")[0] == label for path, label in others.select("path", "label").iter_rows())
+
+
+def test_a_doubt_that_is_mended_is_not_dropped(photos):
+    dataset, found = opened(photos)
+    doubts = [doubt("a/4.jpg", "b", 0.99), doubt("a/5.jpg", "b", 0.6)]
+    result = cleaned(dataset, [*found, *doubts], words("doubtful"), words("doubtful>0.95", "--relabel"))
+    assert dropped(result) & {"a/4.jpg", "a/5.jpg"} == {"a/5.jpg"}
+
+
+def test_any_kind_of_finding_about_photos_can_be_dropped(photos):
+    dataset, found = opened(photos)
+    blurred = Finding("blurred", "note", ("b/4.jpg",), "no edge is sharp", "take another")
+    assert dropped(cleaned(dataset, [*found, blurred], words("blurred"))) == {"b/4.jpg", "b/broken.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("imbalance", "--drop"),
+        ("leak", "--drop"),
+        ("doubtful>high", "--drop"),
+        ("a b", "--drop"),
+        ("twins", "--relabel"),
+    ],
+)
+def test_a_choice_that_cannot_be_carried_out_is_refused_with_another(text, flag):
+    with pytest.raises(RecipeError) as refusal:
+        words(text, flag)
+    assert text in str(refusal.value)
+    assert refusal.value.advice
+
+
+def test_words_for_which_nothing_was_found_are_told(photos):
+    _, found = opened(photos)
+    assert cleaning.in_vain(words("twins,unreadable,contradictions"), found) == []
+    assert cleaning.in_vain(words("twin, doubtful>0.5"), [*found, doubt("a/4.jpg", "b", 0.4)]) == [
+        "twin",
+        "doubtful>0.5",
+    ]
+
+
+# The verb
+
+
+def read(file):
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def contents(folder):
+    return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, beside):
+    file = (photos if beside else tmp_path / "elsewhere") / "cleaned.csv"
+    dataset, found = opened(photos)
+    result = cleaned(dataset, found, words("twins"))
+    before = contents(photos)
+    cleaning.write(file, dataset, result)
+    assert contents(photos).items() >= before.items()
+    assert all(row["path"].startswith("/") != beside for row in read(file))
+    again = kept.opened(intake.read(file), 16, "squash")[0]
+    assert again.used.height == result.kept.height == len(read(file))
+    assert sorted(again.used["sha256"]) == sorted(
+        dataset.photos.filter(pl.col("path").is_in(result.kept["path"].to_list()))["sha256"]
+    )
+    assert {row["path"].split("/")[-1] for row in read(cleaning.dropped_beside(file))} == {
+        path.split("/")[-1] for path in result.dropped["path"]
+    }
+
+
+def test_given_groups_and_parts_are_written_too(tmp_path):
+    drawn = plain(8)
+    folder = grow(tmp_path, {path: encoded(photo) for path, photo in drawn.items()})
+    part = ("train", "train", "validation", "test")
+    lines = [f"{path},{path[0]},{part[row % 4]},g{row}" for row, path in enumerate(sorted(drawn))]
+    (folder / "table.csv").write_text("\n".join(["path,label,split,group", *lines]))
+    dataset, found = opened(folder / "table.csv")
+    for given in (True, False):
+        cleaning.write(folder / "cleaned.csv", dataset, cleaned(dataset, found, (), (), given))
+        rows = read(folder / "cleaned.csv")
+        columns = ["path", "label", *(["split"] if given else []), "group", "why"]
+        assert list(rows[0]) == columns
+        expected = [line.split(",") for line in lines]
+        assert [[row[name] for name in columns[:-1]] for row in rows] == [
+            [cell for cell, name in zip(line, ("path", "label", "split", "group"), strict=True) if name in columns]
+            for line in expected
+        ]
+
+
+def test_no_file_is_written_over_but_the_tables_own(photos, tmp_path):
+    dataset, found = opened(photos)
+    file = tmp_path / "cleaned.csv"
+    cleaning.write(file, dataset, cleaned(dataset, found))
+    cleaning.check_writable(file, str(photos))
+    file.write_text("path,label\nmine,a\n")
+    with pytest.raises(PhotosError, match="it stays"):
+        cleaning.check_writable(file, str(photos))
+    with pytest.raises(RecipeError, match="parquet"):
+        cleaning.check_writable(tmp_path / "cleaned.parquet", str(photos))
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "ikebana", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_audit_writes_what_it_found_and_a_table_that_fit_learns_from(photos, tmp_path):
+    out, table = tmp_path / "found", tmp_path / "cleaned.csv"
+    before = contents(photos)
+    done = command("audit", photos, "--out", out, "--write", table, "--drop", "twins,contradictions")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(table)
+    assert contents(photos) == before
+    told = json.loads((out / "audit.json").read_text())
+    listed = pl.read_csv(out / "findings.csv")
+    assert listed.columns == ["kind", "severity", "paths", "evidence", "advice"]
+    assert [(each["kind"], each["paths"]) for each in told["findings"]] == [
+        (kind, json.loads(paths)) for kind, paths in listed.select("kind", "paths").iter_rows()
+    ]
+    run = ikebana.fit(table, "baseline", run=tmp_path / "run", side=48, epochs=1, batch=8, precision="float32")
+    assert run.dataset.filter(status="used").height == len(read(table)) == 25 - 2 - 1 - 2 - 1
+    assert not [each for each in run.read_json("audit.json")["findings"] if each["kind"] in ("near_twin", "identical")]
+
+
+def test_a_run_tells_which_photos_are_twins_and_that_no_test_photo_has_one_elsewhere(photos, tmp_path):
+    run = ikebana.fit(photos, "baseline", run=tmp_path / "run", side=48, epochs=1, batch=8, precision="float32")
+    joined = run.dataset.filter(pl.col("twins").is_not_null())
+    assert joined["path"].to_list() == ["a/0.jpg", "a/mirrored.jpg", "a/smaller.jpg"]
+    assert joined["twins"].n_unique() == joined["split"].n_unique() == 1
+    told = run.read_json("evaluation.json")["leakage"]
+    assert told["photos"] == []
+    assert told["accuracy_of_others"] == run.evaluation.accuracy
+    assert told["naive_shuffle"]["n"] > 0
+    shuffled = ikebana.fit(
+        photos, "baseline", run=tmp_path / "other", side=48, epochs=1, batch=8, precision="float32", split="shuffle"
+    )
+    again = shuffled.evaluation.leakage
+    assert again is not None
+    assert len(again.photos) == told["naive_shuffle"]["with_twin"] == again.naive_shuffle.with_twin
+
+
+def test_acting_without_a_table_and_writing_over_a_folder_are_refused_before_photos_are_read(photos, tmp_path):
+    with pytest.raises(RecipeError, match="act on a table"):
+        ikebana.audit(photos, drop=["twins"])
+    with pytest.raises(RecipeError, match="something else"):
+        ikebana.audit(photos, out=photos)
+    assert not list(photos.glob("*.json"))
+
+
+def test_photos_in_an_archive_are_no_table(photos, tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for file in photos.glob("*/*.jpg"):
+            archive.write(file, file.relative_to(photos))
+    with pytest.raises(PhotosError, match="archive"):
+        ikebana.audit(tmp_path / "photos.zip", write=tmp_path / "cleaned.csv")

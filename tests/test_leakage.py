@@ -1,0 +1,57 @@
+"""What twins do to a score is told beside it, by plain counting."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_split import LABELS, SEEDS, dataset
+
+from ikebana.photos import split
+from ikebana.recipe import Recipe
+from ikebana.trust import leakage
+from ikebana.trust.evaluation import evaluate, from_json
+
+
+@given(labels=LABELS, seed=SEEDS, kind=st.sampled_from(["stratified", "shuffle"]), data=st.data())
+def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, seed, kind, data):
+    labels = [*labels, *"abcabc" * 2]
+    near = data.draw(st.lists(st.sampled_from("uvwxyz"), min_size=len(labels), max_size=len(labels)))
+    recipe = Recipe(split=kind, split_seed=seed)
+    drawn = split.split(dataset(labels, twins=[None if key in "uvw" else key for key in near]), recipe)
+    tested = drawn.used.filter(split="test")
+    right = np.array(data.draw(st.lists(st.booleans(), min_size=tested.height, max_size=tested.height)))
+    told = leakage.leakage(drawn, recipe, right)
+    seen = np.array([path in told.photos for path in tested["path"]])
+    elsewhere = set(drawn.used.filter(split="train")["twins"].drop_nulls()) | set(
+        drawn.used.filter(split="validation")["twins"].drop_nulls()
+    )
+    assert seen.tolist() == [key in elsewhere for key in tested["twins"]]
+    parts = [(told.accuracy_of_them, seen.sum()), (told.accuracy_of_others, (~seen).sum())]
+    assert sum(accuracy * number for accuracy, number in parts if number) == pytest.approx(right.sum())
+    assert [accuracy is None for accuracy, _ in parts] == [number == 0 for _, number in parts]
+    if kind == "stratified":
+        assert not told.photos
+    else:
+        assert told.naive_shuffle.with_twin == len(told.photos)
+
+
+def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
+    drawn = dataset(["a", "b"] * 30, twins=[str(row // 12) for row in range(60)])
+    recipe = Recipe()
+    parted = split.split(drawn, recipe)
+    told = leakage.leakage(parted, recipe, np.zeros(parted.used.filter(split="test").height, bool))
+    assert told.naive_shuffle.with_twin == told.naive_shuffle.n == 12
+    assert told.naive_shuffle.accuracy == 1
+    assert "12" in repr(told)
+
+
+def test_an_evaluation_keeps_its_leakage_when_it_is_written_and_read():
+    told = leakage.Leakage(("a/1.jpg",), 1.0, 0.5, leakage.NaiveShuffle(10, 4, 0.7))
+    made = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), {}, leaked=told)
+    again = from_json(made.to_json(), made.report)
+    assert again.leakage == told
+    assert "1 test photos have a twin" in repr(again)
+    assert from_json({**made.to_json(), "leakage": None}, "").leakage is None
+    without = made.to_json()
+    del without["leakage"]  # a run of an older version
+    assert from_json(without, "").leakage is None

@@ -1,0 +1,296 @@
+"""Copies are found whatever was done to them, other photos are not, and no split parts them."""
+
+import io
+import json
+import random
+from collections import defaultdict
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import encoded, grow
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from ikebana.photos import audit, intake, kept, likeness, neighbours, split, twins
+from ikebana.photos.kept import SMALL
+from ikebana.recipe import Recipe
+
+
+def scene(seed, size=(320, 240)):
+    """A drawn photo like no other: a soft ground of its own colours, shapes of all sizes with soft edges, a little noise."""
+    dice = np.random.default_rng(seed)
+    ground = Image.fromarray(dice.integers(0, 256, (5, 6, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    shapes = ground.copy()
+    draw = ImageDraw.Draw(shapes)
+    for number in range(14):
+        longest = size[0] // (3 if number < 5 else 8)
+        wide, high = (int(each) for each in dice.integers(longest // 3, longest, 2))
+        x, y = int(dice.integers(0, size[0] - wide)), int(dice.integers(0, max(1, size[1] - high)))
+        shape = draw.ellipse if dice.random() < 0.5 else draw.rectangle
+        shape((x, y, x + wide, y + high), fill=tuple(int(level) for level in dice.integers(0, 256, 3)))
+    photo = Image.blend(ground, shapes.filter(ImageFilter.GaussianBlur(2)), 0.6)
+    noise = dice.normal(0, 4, (size[1], size[0], 3))
+    return Image.fromarray((60 + 0.55 * np.asarray(photo) + noise).clip(0, 255).astype(np.uint8))
+
+
+def cut(photo, left, right, top, bottom):
+    width, height = photo.size
+    return photo.crop(
+        (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
+    )
+
+
+def again(photo, quality):
+    stream = io.BytesIO()
+    photo.save(stream, "JPEG", quality=quality)
+    return Image.open(stream).convert("RGB")
+
+
+def scaled(photo, share):
+    return photo.resize((round(photo.width * share), round(photo.height * share)), Image.Resampling.LANCZOS)
+
+
+def squares(photos):
+    """uint8 [photos, SMALL, SMALL, 3], as they are kept."""
+    return np.stack([np.asarray(each.resize((SMALL, SMALL), Image.Resampling.BILINEAR)) for each in photos])
+
+
+def found(photos):
+    """{(row, row): what was done} among these photos."""
+    array = squares(photos)
+    return {(one, other): how for one, other, how, _ in twins.search(array, np.arange(len(array)))}
+
+
+OTHERS = [scene(seed) for seed in range(40)]
+SIDES = st.floats(0, 0.1)
+TURNS = st.sampled_from([None, *(turn for turn in Image.Transpose)])
+
+
+@given(
+    seed=st.integers(1000, 10**6),
+    sides=st.tuples(SIDES, SIDES, SIDES, SIDES),
+    turn=TURNS,
+    share=st.floats(0.5, 1),
+    quality=st.integers(50, 95),
+    size=st.sampled_from([(320, 240), (240, 320), (300, 300), (400, 220)]),
+)
+@settings(max_examples=60)
+def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(seed, sides, turn, share, quality, size):
+    original = scene(seed, size)
+    copy = cut(original, *sides)
+    copy = again(scaled(copy.transpose(turn) if turn is not None else copy, share), quality)
+    assert set(found([*OTHERS, original, copy])) == {(len(OTHERS), len(OTHERS) + 1)}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda photo: again(photo, 60), ""),
+        (lambda photo: scaled(photo, 0.6), ""),
+        (ImageOps.mirror, "mirrored"),
+        (lambda photo: photo.rotate(90, expand=True), "turned by a quarter"),
+        (lambda photo: photo.rotate(270, expand=True), "turned by a quarter"),
+        (lambda photo: photo.rotate(180), "turned by a half"),
+        (ImageOps.flip, "mirrored and turned by a half"),
+        (lambda photo: photo.transpose(Image.Transpose.TRANSPOSE), "mirrored and turned by a quarter"),
+        (lambda photo: cut(photo, 0.1, 0.02, 0.05, 0.08), "cropped"),
+        (lambda photo: cut(ImageOps.mirror(photo), 0.1, 0.0, 0.0, 0.1), "mirrored, cropped"),
+    ],
+)
+def test_what_was_done_is_told(change, expected):
+    for seed in range(5):
+        original = scene(seed)
+        assert found([original, change(original)]) == {(0, 1): expected}
+        assert found([change(original), original]) == {(0, 1): expected}
+
+
+def test_unlike_drawings_are_no_twins():
+    assert found([scene(seed) for seed in range(150)]) == {}
+
+
+def test_the_same_scene_with_another_thing_in_it_is_no_twin():
+    for seed in range(10):
+        one, other = scene(seed), scene(seed)
+        ImageDraw.Draw(other).ellipse((110, 70, 210, 170), fill=(255, 0, 255) if seed % 2 else (0, 255, 0))
+        ImageDraw.Draw(one).ellipse((110, 70, 210, 170), fill=(0, 0, 0) if seed % 2 else (255, 255, 255))
+        assert found([one, other]) == {}
+
+
+def test_photos_that_show_nothing_are_not_taken_for_each_other():
+    blank = [Image.new("RGB", (100, 80), (level, level, level)) for level in (0, 128, 254, 255, 255)]
+    assert found([*blank, scene(1)]) == {}
+
+
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=15)
+def test_the_order_of_the_photos_is_irrelevant(dice):
+    photos = [*OTHERS[:12], ImageOps.mirror(OTHERS[3]), cut(OTHERS[5], 0.05, 0.08, 0.1, 0.0), scaled(OTHERS[5], 0.5)]
+    order = list(range(len(photos)))
+    dice.shuffle(order)
+    got = found([photos[row] for row in order])
+    assert {frozenset((order[one], order[other])) for one, other in got} >= {frozenset((3, 12)), frozenset((5, 13))}
+    assert split.islands((order[one], order[other]) for one, other in got) == [[3, 12], [5, 13, 14]]
+
+
+def test_many_copies_of_one_photo_are_all_joined():
+    copies = [again(scaled(OTHERS[0], 0.5 + 0.015 * number), 60 + number) for number in range(30)]
+    got = found([*OTHERS[1:], *copies])
+    first = len(OTHERS) - 1
+    assert split.islands(got) == [list(range(first, first + 30))]
+
+
+@given(st.integers(0, 10**6), TURNS)
+@settings(max_examples=20)
+def test_a_description_is_the_same_for_all_eight_symmetries(seed, turn):
+    photo = scene(seed, (SMALL, SMALL))
+    both = neighbours.described(squares([photo, photo.transpose(turn) if turn is not None else photo]))
+    assert np.allclose(both[0, 0], both[1, 0], atol=1e-2)
+
+
+@given(st.tuples(SIDES, SIDES, SIDES, SIDES), st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_the_window_that_was_cut_out_is_found_again(sides, seed):
+    original = scene(seed, (512, 512))
+    copy = cut(original, *sides)
+    pair = [
+        likeness.Small(np.rint(each.mean(3)).astype(np.uint8), np.rint(likeness.reduced(each, 16)).astype(np.uint8))
+        for each in (squares([original]), squares([copy]))
+    ]
+    begun = np.array([[0.025 if side < 0.05 else 0.075 for side in sides]])
+    like = likeness.compared(pair[0], pair[1], begun)
+    assert np.abs(like.window[0] - sides).max() < 0.01
+    assert like.twins[0]
+
+
+# In a folder
+
+
+def folder_of(place, files):
+    return grow(place, {name: encoded(photo, "JPEG", quality=92) for name, photo in files.items()})
+
+
+def with_twins(folder, recipe=None):
+    dataset, keep = kept.opened(intake.read(folder), 16, "squash")
+    return split.split(intake.with_classes(twins.found(dataset, keep), ()), recipe or Recipe()), keep
+
+
+def plain(number=12):
+    return {f"{name}/{row}.jpg": scene(100 * ord(name) + row) for name in "ab" for row in range(number)}
+
+
+def of_kind(found, kind):
+    return [each for each in found if each.kind == kind]
+
+
+def test_near_twins_are_found_in_a_folder_and_told_with_what_was_done(tmp_path):
+    files = plain()
+    files |= {"a/again.jpg": ImageOps.mirror(files["a/3.jpg"]), "a/small.jpg": scaled(files["a/5.jpg"], 0.5)}
+    files |= {"b/wrong.jpg": cut(files["a/7.jpg"], 0.08, 0.0, 0.06, 0.0)}
+    dataset, _ = with_twins(folder_of(tmp_path, files))
+    told = audit.findings(dataset)
+    assert {each.paths: each.evidence.split(",")[0] for each in of_kind(told, "near_twin")} == {
+        ("a/3.jpg", "a/again.jpg"): "mirrored",
+        ("a/5.jpg", "a/small.jpg"): "resized",
+    }
+    (other,) = of_kind(told, "near_twin_other_label")
+    assert other.paths == ("a/7.jpg", "b/wrong.jpg")
+    assert "a and b" in other.evidence
+    assert not of_kind(told, "leak")
+    assert all(len(line) <= audit.COLUMNS for line in audit.summary(dataset, told).split("\n"))
+
+
+def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path):
+    files = plain()
+    files |= {"a/half.jpg": scaled(files["a/0.jpg"], 0.5), "a/turned.jpg": files["a/0.jpg"].rotate(90, expand=True)}
+    folder = folder_of(tmp_path, files)
+    (folder / "b" / "half again.jpg").write_bytes((folder / "a" / "half.jpg").read_bytes())
+    dataset, _ = with_twins(folder)
+    chain = {"a/0.jpg", "a/half.jpg", "a/turned.jpg", "b/half again.jpg"}
+    assert {each.paths for each in of_kind(audit.findings(dataset), "near_twin_other_label")} == {tuple(sorted(chain))}
+    group = dict(zip(dataset.photos["path"], split.groups(dataset.photos), strict=True))
+    assert {path for path, number in group.items() if number == group["a/0.jpg"]} == chain
+    assert dataset.photos.filter(pl.col("twins").is_not_null())["path"].to_list() == sorted(chain)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_default_split_never_parts_near_twins(seed, tmp_path):
+    dice, files = random.Random(seed), plain(16)
+    for number, name in enumerate(dice.sample(sorted(files), 8)):
+        change = dice.choice((ImageOps.mirror, ImageOps.flip, lambda photo: scaled(photo, 0.6)))
+        files[f"{name[0]}/copy {number}.jpg"] = change(files[name])
+    dataset, _ = with_twins(folder_of(tmp_path, files), Recipe(split_seed=seed))
+    where = defaultdict(set)
+    for name, part in dataset.used.select("twins", "split").drop_nulls().iter_rows():
+        where[name].add(part)
+    assert len(where) == 8
+    assert all(len(found) == 1 for found in where.values())
+    assert not of_kind(audit.findings(dataset), "leak")
+
+
+def test_near_twins_across_given_parts_are_a_leak(tmp_path):
+    later = {path: scene(50_000 + row) for row, path in enumerate(plain(4))}
+    files = {
+        f"{part}/{path}": photo
+        for part, photos in (("train", plain(8)), ("test", later))
+        for path, photo in photos.items()
+    }
+    files["test/a/known.jpg"] = ImageOps.mirror(files["train/a/0.jpg"])
+    dataset, _ = with_twins(folder_of(tmp_path, files))
+    parts = dict(dataset.photos.select("path", "split").iter_rows())
+    if parts["train/a/0.jpg"] == "test":  # the given parts are kept
+        pytest.fail("a given part was changed")
+    told = audit.findings(dataset)
+    (leak,) = of_kind(told, "leak")
+    assert leak.paths == ("test/a/known.jpg", "train/a/0.jpg")
+    assert "mirrored" in leak.evidence
+    assert told[0] is leak
+
+
+def test_a_class_of_copies_alone_is_told_and_still_tested(tmp_path):
+    files = plain(20) | {f"c/{row}.jpg": again(scene(77), 60 + row) for row in range(20)}
+    dataset, _ = with_twins(folder_of(tmp_path, files))
+    assert set(dataset.used.filter(label="c")["split"]) == {"train", "validation", "test"}
+    told = audit.findings(dataset)
+    (alike,) = of_kind(told, "near_twin")
+    assert alike.severity == "warning"
+    assert len(alike.paths) == 20
+
+
+def test_what_was_found_is_kept_beside_the_pixels_and_damage_is_noticed(tmp_path):
+    files = plain(6)
+    folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})
+    first, keep = with_twins(folder)
+    (file,) = keep.folder.glob("twins.*.json")
+    listed = json.loads(file.read_text())
+    listed[0][2] = "kept from before"
+    file.write_text(json.dumps(listed))
+    assert with_twins(folder)[0].twins[0].how == "kept from before"
+    for damage in ("", "{", "[[0]]", "[[5, 999, 'x', 1]]", '[[5, 999, "x", 1]]', '[[3, 3, "x", 1]]'):
+        file.write_text(damage)
+        assert with_twins(folder)[0].twins == first.twins
+
+
+def test_the_copies_among_the_flowers_are_found(flowers):
+    dataset, keep = kept.opened(intake.read(flowers), 16, "squash")
+    dataset = split.split(intake.with_classes(twins.found(dataset, keep), ()), Recipe())
+    told = audit.findings(dataset)
+    assert len(of_kind(told, "identical")) == 2
+    contradictions = of_kind(told, "identical_other_label")
+    assert len(contradictions) == 4
+    assert all({path.split("/")[0] for path in each.paths} == {"rose", "tulip"} for each in contradictions)
+    same_picture = {
+        each
+        for each in dataset.photos["path"]
+        if each.endswith("_n.jpg") and each[:-6] + ".jpg" in set(dataset.photos["path"])
+    }
+    joined = {path for each in of_kind(told, "near_twin") for path in each.paths}
+    assert len(same_picture & joined) >= 6  # the same photo in two sizes, by the name that the site gave it
+    assert not of_kind(told, "leak")
+
+
+@pytest.mark.parametrize("photos", [[], [scene(1)], [scene(1), scene(2)], [Image.new("RGB", (50, 50))]])
+def test_few_photos_or_none_have_no_twins(photos):
+    array = squares(photos) if photos else np.zeros((0, SMALL, SMALL, 3), np.uint8)
+    assert twins.search(array, np.arange(len(array))) == []
