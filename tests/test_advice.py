@@ -1,6 +1,7 @@
 """Head, tail or everything: the rules keep their word, and the probe sees what it may and nothing else."""
 
 import contextvars
+import html
 import json
 from dataclasses import replace
 
@@ -206,9 +207,11 @@ def drawn(tmp_path_factory):
 
 def test_sealed_photos_are_never_looked_at(drawn):
     looked = ikebana.audit(drawn, advise=True)
-    (file,) = cache_folder().glob("features/*/checks.npy")
     parts = looked.dataset.photos["split"].to_numpy()
-    seen = np.load(file) != 0
+    # The audit's own look at all photos keeps what the last layer sees; the advice's, which is wider, stops at the seal.
+    files = cache_folder().glob("features/*/features.npy")
+    widest = max(files, key=lambda file: np.load(file, mmap_mode="r").shape[1])
+    seen = np.load(widest.with_name("checks.npy")) != 0
     assert set(parts[seen]) == {"train", "validation"}
     assert seen.sum() == sum(np.isin(parts, ("train", "validation")))
     assert "test photos stay sealed" in repr(looked.advice)
@@ -232,15 +235,27 @@ def command(*arguments):
     return ended.value.code
 
 
-def test_a_plain_audit_says_what_it_found_and_looks_for_no_network(drawn, monkeypatch, capsys):
+def test_a_plain_audit_gives_no_advice_and_goes_on_where_the_network_cannot_be_had(drawn, monkeypatch, capsys):
+    from ikebana.errors import MachineError
     from ikebana.learning import backbones
 
-    monkeypatch.setattr(backbones, "sought", lambda *_: pytest.fail("weights were looked for"))
+    def gone(_):
+        raise MachineError("the weights are gone", advice="look elsewhere")
+
+    monkeypatch.setattr(backbones, "sought", gone)
     assert command("audit", drawn) == 0
     out, err = capsys.readouterr()
     assert out == ""
     assert "photos used" in err
+    assert "labels and subjects were not looked at: the weights are gone (look elsewhere)" in err
     assert "Advice" not in err
+
+
+def test_a_folder_to_write_to_holds_the_page_afterwards(drawn, tmp_path):
+    assert command("audit", drawn, "--out", tmp_path / "told") == 0
+    page = (tmp_path / "told" / inspection.PAGE).read_text("utf-8")
+    for finding in ikebana.audit(drawn).findings:
+        assert html.escape(finding.evidence).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
 
 
 def test_the_last_line_for_scripts_is_the_command_to_run(drawn, capsys):

@@ -219,7 +219,7 @@ def test_audit_writes_what_it_found_and_a_table_that_fit_learns_from(photos, tmp
     assert contents(photos) == before
     told = json.loads((out / "audit.json").read_text())
     listed = pl.read_csv(out / "findings.csv")
-    assert listed.columns == ["kind", "severity", "paths", "evidence", "advice"]
+    assert listed.columns == ["kind", "severity", "paths", "evidence", "advice", "label", "confidence"]
     assert [(each["kind"], each["paths"]) for each in told["findings"]] == [
         (kind, json.loads(paths)) for kind, paths in listed.select("kind", "paths").iter_rows()
     ]

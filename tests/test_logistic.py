@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana.learning import logistic
+from ikebana.learning import logistic, scaling
 
 
 def clouds(photos, classes=3, width=12, apart=2.0, seed=0):
@@ -47,7 +47,7 @@ def test_it_is_scikit_learns_own_answer_without_the_shares_of_the_classes():
     features, labels = fewer_of_the_second(*clouds(900, apart=0.5), one_in=3)
     found = logistic.fit(features, labels, *clouds(400, apart=0.5, seed=1), 3, seed=0)
     spread = features.std(0)
-    scaled = (features - features.mean(0)) / np.maximum(spread, np.quantile(spread, logistic.LIVELY))
+    scaled = (features - features.mean(0)) / np.maximum(spread, np.quantile(spread, scaling.LIVELY))
     peer = LogisticRegression(C=found.strength, max_iter=1000).fit(scaled, labels)
     ours = torch.softmax(head_of(found, 3)(torch.from_numpy(features)), 1).detach().numpy()
     without = peer.predict_proba(scaled) / np.bincount(labels)

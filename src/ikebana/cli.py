@@ -139,7 +139,7 @@ def audit(
     photos
         As for fit: a folder with a sub-folder for each class, an archive of it, or a table.
     out
-        A folder for all that was found: audit.json and findings.csv.
+        A folder for all that was found: a page to look at, audit.json and findings.csv.
     write
         A table to make of the photos, cleaned.csv say, for fit; your files stay as they are.
     drop

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ikebana import progress
+from ikebana import progress, suspects
 from ikebana.advice import Advice, Supply, advised
 from ikebana.errors import RecipeError
 from ikebana.photos import audit as files
@@ -17,9 +17,12 @@ from ikebana.photos.dataset import Dataset
 from ikebana.photos.kept import Kept
 from ikebana.places import written
 from ikebana.recipe import BETTER, DEFAULT, RECIPES, Recipe
+from ikebana.report import page
 
 if TYPE_CHECKING:
     from ikebana.learning.device import Setting
+
+PAGE = "index.html"  # in the folder that was asked for
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def audit(
     """What is wrong with a folder, an archive or a table of photos, before an hour is spent. No file of theirs is changed.
 
     advise   also find out how much of a network should learn from them: its head, its tail or all of it
-    out      a folder for `audit.json` and `findings.csv`
+    out      a folder for a page to look at, `audit.json` and `findings.csv`
     write    a table to make of the photos, which `fit` takes: `cleaned.csv`; what was dropped, and why, lies beside it
     drop     findings whose photos are left out of that table: "twins", "unreadable", "doubtful", or a finding's kind
     relabel  findings whose photos get the label that is thought right: "doubtful>0.95"
@@ -71,11 +74,12 @@ def audit(
         backbones.sought(recipe)  # what is missing is said before any photo is read
     opened, keep = kept.opened(found, recipe.side, recipe.fit)
     dataset = split.split(intake.with_classes(twins.found(opened, keep), ()), recipe)
-    looked = Audit(dataset, tuple(files.findings(dataset)))
+    suspicious = suspects.found(dataset, keep, recipe)
+    looked = Audit(dataset, tuple(files.gravest_first([*files.findings(dataset), *suspicious])))
     progress.say(repr(looked))
     progress.event("audit", **files.as_json(dataset, list(looked.findings)))
     if out is not None:
-        _write_findings(Path(out).expanduser(), looked)
+        _write_findings(Path(out).expanduser(), looked, keep, recipe)
     if write is not None:
         given = found.photos["split"].count() > 0
         _write_table(Path(write), dataset, cleaning.cleaned(dataset, looked.findings, to_drop, to_relabel, given))
@@ -99,14 +103,15 @@ def _check(out: str | Path | None, write: str | Path | None, source: str, acting
             raise RecipeError("there is something else already", where=folder, advice="an empty folder, or a new one")
 
 
-def _write_findings(folder: Path, looked: Audit) -> None:
-    """`audit.json` and `findings.csv`, whose paths are a JSON list since names may hold anything."""
+def _write_findings(folder: Path, looked: Audit, keep: Kept, recipe: Recipe) -> None:
+    """The page, `audit.json`, and `findings.csv`, whose paths are a JSON list since names may hold anything."""
     with written(folder / "audit.json") as beside:
         told = files.as_json(looked.dataset, list(looked.findings))
         beside.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
     with written(folder / "findings.csv") as beside:
         files.as_table(looked.findings).write_csv(beside)
-    progress.say(f"audit.json and findings.csv: {folder}")
+    page.write(folder / PAGE, looked.dataset, looked.findings, keep.pixels, recipe.fit)
+    progress.say(f"to look at: {folder / PAGE}; for programs, beside it: audit.json and findings.csv")
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from ikebana import progress
 from ikebana.learning.imbalance import log_shares
 from ikebana.learning.layers import last_linear
+from ikebana.learning.scaling import scale
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 # Inverse strengths of the pull towards zero, on features so scaled that the liveliest tenth has unit variance or more; the best
 # lay between 1e-2 and 3e-2 for thousands of photos, and about 1 for a dozen a class (docs/log.md).
 STRENGTHS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
-LIVELY = 0.9  # of the features vary less than those that set the scale
 STEPS = 200  # of L-BFGS at the most
 FEW = 30  # validation photos a class: with fewer the choice is made by cross-validation on the training photos
 FOLDS = 5
@@ -56,7 +56,7 @@ def fit(
                      choose instead
     classes          how many classes there are; one that has no training photo is never predicted
     """
-    mean, spread = _scale(features)
+    mean, spread = scale(features)
     scaled = ((features - mean) / spread).astype(np.float32)
     if min(np.bincount(held_out_labels, minlength=classes)) >= FEW:
         scaled_out = ((held_out - mean) / spread).astype(np.float32)
@@ -81,21 +81,11 @@ def said_of(left: np.ndarray, features: np.ndarray, labels: np.ndarray, classes:
 
     left      float [others, features]
     features  float [photos, features], and `labels` [photos], to learn from
-    strength  the inverse of the pull towards zero, on features scaled as `_scale` does
+    strength  the inverse of the pull towards zero, on features scaled as `scaling` does
     """
-    mean, spread = _scale(features)
+    mean, spread = scale(features)
     weight, bias = _fitted(_model(), strength, ((features - mean) / spread).astype(np.float32), labels, classes)
     return ((left - mean) / spread) @ weight.T + bias
-
-
-def _scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale of each feature: one scale for nine of ten, their own for the tenth that varies most.
-
-    Its own spread for each would make features that hardly vary as loud as those that tell the classes apart: on flowers that
-    costs log loss whatever the number of photos, and 1 to 5 points of accuracy where they are few (docs/log.md).
-    """
-    spread = features.std(0, dtype=np.float64)
-    return features.mean(0, dtype=np.float64), np.maximum(spread, np.quantile(spread, LIVELY)) + 1e-6
 
 
 def _folds(scaled: np.ndarray, labels: np.ndarray, seed: int) -> list[Trial]:

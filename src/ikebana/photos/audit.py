@@ -64,12 +64,9 @@ def as_json(dataset: Dataset, found: list[Finding]) -> dict[str, Any]:
 
 def as_table(found: Iterable[Finding]) -> pl.DataFrame:
     """The findings, a row each, for `findings.csv`; the paths as a JSON list, since a name may hold any separator."""
-    rows = [
-        (each.kind, each.severity, json.dumps(each.paths, ensure_ascii=False), each.evidence, each.advice)
-        for each in found
-    ]
-    columns = ("kind", "severity", "paths", "evidence", "advice")
-    return pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
+    rows = [{**asdict(each), "paths": json.dumps(each.paths, ensure_ascii=False)} for each in found]
+    texts = dict.fromkeys(("kind", "severity", "paths", "evidence", "advice", "label"), pl.String)
+    return pl.DataFrame(rows, schema={**texts, "confidence": pl.Float64})
 
 
 def summary(dataset: Dataset, found: list[Finding], more: str = "audit.json") -> str:

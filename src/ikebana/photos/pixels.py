@@ -139,6 +139,34 @@ def _refuse_damage(data: bytes, image: Image.Image) -> None:
         raise UnreadablePhoto(f"unreadable: {unsaid}")
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a photo's file says of itself before its pixels."""
+
+    kind: str  # JPEG, PNG, ...
+    mode: str  # RGB, L, ...
+    compression: float  # mean of a JPEG's quantisation tables: the higher, the poorer; 0 for other files
+    marks: str  # what else was written into it: EXIF, a colour profile, progressive, ...
+
+
+def header(file: str | Path) -> Header:
+    """How a photo's file was made, by its first bytes alone.
+
+    raises  UnreadablePhoto with a reason in plain words; OSError if it cannot be read
+    """
+    with open(file, "rb") as stream:
+        start = stream.read(64)
+        stream.seek(0)
+        if damage.is_heif(start):
+            return Header("HEIF", "RGB", 0.0, "")
+        with _in_plain_words(start), Image.open(stream, formats=FORMATS) as image:
+            tables = getattr(image, "quantization", None) or {}
+            levels = [level for table in tables.values() for level in table]
+            known = ("exif", "icc_profile", "jfif", "adobe", "progressive", "photoshop", "comment")
+            marks = ", ".join(name for name in known if image.info.get(name))
+            return Header(str(image.format), image.mode, float(np.mean(levels)) if levels else 0.0, marks)
+
+
 def read_bytes(file: str | Path) -> bytes:
     """A photo's file, unless it is larger than any photo.
 

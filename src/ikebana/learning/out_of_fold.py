@@ -1,0 +1,88 @@
+"""What a frozen backbone sees in all photos of a data set, and what heads that have not learned from a photo say of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ikebana import progress
+from ikebana.learning import backbones, features, inference, logistic, networks, probe
+from ikebana.learning.device import Setting
+from ikebana.learning.inference import Features, Photos
+from ikebana.recipe import Recipe
+
+STRENGTHS = (3e-4, 3e-3, 3e-2)  # of which the first fold chooses; wrong labels ask for stronger pulls than right ones
+CHUNK = 1024  # photos copied at a time
+MOST = 20_000  # photos that a head learns from: more would teach it little and cost memory
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the backbone saw."""
+
+    features: np.ndarray  # float16 [photos, features]: half precision, since all photos lie in memory at once
+    rows: np.ndarray  # int64 [photos]: of the dataset's table, in rising order
+    labels: np.ndarray  # int64 [photos]: class indices
+
+
+def seen(parts: dict[str, Photos], recipe: Recipe, pixels: str, setting: Setting) -> Seen:
+    """The kept features of a recipe's one backbone for all photos, those that `fit` will use or has left behind.
+
+    parts    the training, validation and test photos: the last two are seen in float32, as `fit` sees them
+    pixels   the name of the kept pixels
+    raises   RecipeError or MachineError if the backbone's weights cannot be had
+    """
+    network = networks.build(recipe, classes=2).to(setting.device)
+    origin = features.origin(pixels, recipe, backbones.fill(network, recipe))
+    see = network.get_submodule("seer")
+    exact = replace(setting, number_format="float32")
+    held_out = inference.joined(parts["validation"], parts["test"])
+    found = [
+        features.of(see, origin, photos, its)
+        for photos, its in ((parts["train"], setting), (held_out, exact))
+        if len(photos)
+    ]
+    rows = np.concatenate([each.rows for each in found])
+    order = np.argsort(rows)
+    half = np.concatenate([chunk for each in found for chunk in _halved(each)])
+    labels = np.concatenate([each.labels for each in found])
+    return Seen(half[order], rows[order], labels[order])
+
+
+def _halved(found: Features) -> Iterator[np.ndarray]:
+    """float16 [photos, features], a few photos at a time."""
+    for start in range(0, len(found), CHUNK):
+        some = found.array[found.rows[start : start + CHUNK]]
+        yield some.reshape(len(some), -1).astype(np.float16)
+
+
+def probabilities(seen: Seen, groups: Sequence[int], classes: int, source: str) -> np.ndarray:
+    """What logistic regressions say of photos that they have not learned from: float [photos, classes].
+
+    groups  a number for each photo: those of one number are never on both sides
+    raises  PhotosError if there are too few photos to learn from some and judge by others
+    """
+    folds = probe.dealt(seen.labels, groups, source)
+    said = np.zeros((len(seen.labels), classes))
+    with progress.stage("doubt labels", len(folds) + len(STRENGTHS) - 1, "heads") as bar:
+        trials = []
+        for strength in STRENGTHS:
+            logits = _judged(seen, folds[0], classes, strength)
+            trials.append((float(logistic.cross_entropy(logits, seen.labels[folds[0][1]]).mean()), strength, logits))
+            bar.advance(1)
+        _, strength, said[folds[0][1]] = min(trials, key=lambda each: each[:2])
+        for fold in folds[1:]:
+            said[fold[1]] = _judged(seen, fold, classes, strength)
+            bar.advance(1)
+    powers = np.exp(said - said.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def _judged(seen: Seen, fold: probe.Fold, classes: int, strength: float) -> np.ndarray:
+    """Logits [judged photos, classes] of a head that has learned from the others, or from as many as are enough."""
+    learned, left = fold
+    if len(learned) > MOST:
+        learned = np.sort(np.random.default_rng(probe.SEED).choice(learned, MOST, replace=False))
+    teachers = seen.features[learned].astype(np.float32)
+    judged = seen.features[left].astype(np.float32)
+    return logistic.said_of(judged, teachers, seen.labels[learned], classes, strength)

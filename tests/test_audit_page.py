@@ -1,0 +1,172 @@
+"""The page of an audit: whole in one file, safe whatever the files are called, and not too large."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ikebana.photos.audit import Finding
+from ikebana.photos.dataset import SCHEMA, USED, Dataset
+from ikebana.report import charts, page
+
+SIDE = 40
+HOSTILE = "a<b>&\"'/<script>alert(1)</script>.jpg"
+VOID = {"meta", "img", "br", "link", "rect", "line", "circle", "path", "input", "hr"}
+
+
+def dataset(paths, classes=("a<b>&\"'", "plain"), status=USED):
+    """Photos of these paths, the classes in turns."""
+    rows = [
+        {
+            "path": path, "label": classes[place % len(classes)], "split": ("train", "validation", "test")[place % 3],
+            "group": None, "status": status if place == 0 else USED, "sha256": str(place), "bytes": 1000 + place,
+            "width": 30 + place % 50, "height": 40,
+        }
+        for place, path in enumerate(paths)
+    ]  # fmt: skip
+    return Dataset("/photos/of <i>mine</i>", None, pl.DataFrame(rows, schema=SCHEMA), tuple(classes))  # pyright: ignore[reportArgumentType]
+
+
+def shown(found, paths=None, **choices):
+    paths = paths or [HOSTILE, *(f"plain/{place}.jpg" for place in range(30))]
+    pixels = np.random.default_rng(0).integers(0, 256, (len(paths), SIDE, SIDE, 3), np.uint8)
+    return page.rendered(dataset(paths, **choices), found, pixels, "squash")
+
+
+class Reader(HTMLParser):
+    """What a browser makes of the page: its text, its attributes, its balance of tags."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.words, self.attributes, self.tags, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+EVERY_KIND = [
+    Finding(kind, severity, (HOSTILE, "plain/3.jpg"), f"evidence <i>of</i> {kind} & more", f"advice for {kind}", label, sure)
+    for kind, severity, label, sure in [
+        *((name, "note", None, None) for name in page.KINDS),
+        ("leak", "error", None, None),
+        ("doubtful_label", "warning", "a<b>&\"'", 0.97),
+        ("a_kind_of_tomorrow", "warning", None, None),
+    ]
+]  # fmt: skip
+
+
+def test_every_findings_words_and_photos_are_on_the_page():
+    read = Reader(shown(EVERY_KIND))
+    for each in EVERY_KIND:
+        assert each.evidence in read.text
+        assert each.advice in read.text
+    assert HOSTILE in read.text
+    assert "A kind of tomorrow" in read.text
+    assert read.open == []
+
+
+def test_nothing_is_fetched_from_anywhere():
+    text = shown(EVERY_KIND)
+    without_pictures = re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", text)
+    assert not re.search(r"(?i)https?:|//[a-z0-9]|url\(|@import|<script|<link|<iframe", without_pictures)
+    for tag, name, value in Reader(text).attributes:
+        if name in ("src", "href", "srcset", "data", "action"):
+            assert value.startswith(("data:image/jpeg;base64,", "#")), (tag, name)
+
+
+def test_the_names_of_files_and_classes_are_words_and_nothing_else():
+    hostile, harmless = Reader(shown(EVERY_KIND)), [HOSTILE.replace("<", "(").replace(">", ")").replace("&", "+")]
+    tame = Reader(shown(
+        [Finding(each.kind, each.severity, (harmless[0], each.paths[1]), "evidence", each.advice, each.label, each.confidence)
+         for each in EVERY_KIND],
+        [harmless[0], *(f"plain/{place}.jpg" for place in range(30))],
+    ))  # fmt: skip
+    assert hostile.tags == tame.tags
+    assert not [name for _, name, _ in hostile.attributes if name.startswith("on")]
+
+
+def test_every_picture_says_what_it_shows():
+    text = shown(EVERY_KIND)
+    assert re.findall("<img ", text)
+    assert all(re.search(r' alt="[^"]+"', tag) for tag in re.findall(r"<img [^>]+>", text))
+    assert all(re.search(r' role="img" aria-label="[^"]+"', tag) for tag in re.findall(r"<svg [^>]+>", text))
+
+
+def test_each_kind_has_its_place_in_the_contents_and_what_to_do():
+    text = shown(EVERY_KIND)
+    for kind in {each.kind for each in EVERY_KIND}:
+        assert f'href="#{kind}"' in text
+        assert f'id="{kind}"' in text
+    assert text.count("What to do") >= len({each.kind for each in EVERY_KIND})
+
+
+def test_the_gravest_kinds_come_first():
+    order = re.findall(r'<section id="(\w+)"', shown(EVERY_KIND))
+    assert order[0] == "leak"
+    assert order.index("doubtful_label") < order.index("odd")
+
+
+def test_a_photo_that_was_set_aside_has_words_and_no_picture():
+    text = shown([Finding("unreadable", "warning", (HOSTILE,), "cut short", "mend it")], status="cut short")
+    section = text.split('<section id="unreadable">')[1].split("</section>")[0]
+    assert "<img" not in section
+    assert HOSTILE in Reader(section).text
+    assert "cut short" in section
+
+
+def test_ten_thousand_findings_make_a_page_of_bounded_size():
+    paths = [f"plain/{place}.jpg" for place in range(3000)]
+    found = [Finding(kind, "note", (path,), f"{place} spreads", "look") for kind in ("odd", "blurred", "dark", "tiny")
+             for place, path in enumerate(paths)]  # fmt: skip
+    text = shown(found, paths)
+    assert text.count("data:image/jpeg") <= page.PICTURES + page.SAMPLES * page.SAMPLED_CLASSES
+    assert "and 940 more" in text
+    assert len(text) < 6e6
+
+
+def test_an_audit_without_findings_still_shows_the_photos():
+    read = Reader(shown([]))
+    assert "Nothing was found that needs a look" in read.text
+    assert read.tags.count("img") == 2 * page.SAMPLES
+
+
+@pytest.mark.parametrize("counts", [{"a": 1}, {"a": 3, "b": 1, "c": 0}, {str(name): name + 1 for name in range(40)}])
+def test_the_slices_of_the_pie_are_all_photos(counts):
+    slices = charts.pie(counts)
+    assert sum(each.photos for each in slices) == sum(counts.values())
+    assert sum(each.share for each in slices) == pytest.approx(1)
+    assert len(slices) <= charts.SLICES
+
+
+def test_every_size_is_drawn_within_its_chart():
+    photos = pl.DataFrame({"width": [1, 300, 20000, 640], "height": [1, 200, 30, 480]})
+    across, upward = charts.PLOT
+    for spot in charts.sizes(photos).spots:
+        assert 0 <= spot.x <= across
+        assert 0 <= spot.y <= upward
+    assert sum(int(words.rsplit(": ")[1]) for *_, words in charts.aspects(photos).bars) == 4
+
+
+def test_the_page_is_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "new" / "index.html"
+    paths = [f"plain/{place}.jpg" for place in range(4)]
+    page.write(file, dataset(paths), [], np.zeros((4, SIDE, SIDE, 3), np.uint8), "crop")
+    assert file.read_text("utf-8").rstrip().endswith("</html>")
+    assert [each.name for each in file.parent.iterdir()] == ["index.html"]

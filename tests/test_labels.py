@@ -1,0 +1,134 @@
+"""Wrong labels and foreign photos, planted among points whose place is known."""
+
+import numpy as np
+import pytest
+
+from ikebana.trust import labels as trust
+
+CLASSES, EACH, WIDTH = 4, 60, 24
+
+
+def clusters(apart, seed=0):
+    """Points around one centre a class: features, labels, groups, and what a perfect judge says of each."""
+    dice = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(CLASSES), EACH)
+    centres = apart * np.eye(CLASSES, WIDTH)
+    features = centres[labels] + dice.normal(0, 1, (len(labels), WIDTH))
+    distances = ((features[:, None] - centres[None]) ** 2).sum(2)
+    logits = -distances / 2
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return features, labels, np.arange(len(labels)), powers / powers.sum(1, keepdims=True)
+
+
+def judged(features, labels, groups, alone):
+    near = trust.neighbours(features, labels, groups)
+    return near, trust.both(alone, trust.vote(near, labels, CLASSES), labels)
+
+
+def with_flips(labels, count, seed=0):
+    dice = np.random.default_rng(seed)
+    rows = dice.choice(len(labels), count, replace=False)
+    wrong = labels.copy()
+    wrong[rows] = (labels[rows] + dice.integers(1, CLASSES, count)) % CLASSES
+    return wrong, set(rows.tolist())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_wrong_labels_of_well_separated_classes_are_exactly_what_is_doubted(seed):
+    features, truth, groups, alone = clusters(apart=9, seed=seed)
+    labels, flipped = with_flips(truth, 8, seed)
+    _, said = judged(features, labels, groups, alone)
+    assert set(trust.ranked(said, labels)[:8].tolist()) == flipped
+    found = trust.doubtful(said, labels)
+    assert {each.photo for each in found} == flipped
+    assert all(each.label == truth[each.photo] for each in found)
+    assert all(0.9 <= each.confidence <= 1 for each in found)
+
+
+def test_right_labels_of_well_separated_classes_are_not_doubted():
+    features, labels, groups, alone = clusters(apart=9)
+    assert trust.doubtful(judged(features, labels, groups, alone)[1], labels) == []
+
+
+def test_where_classes_cannot_be_told_apart_no_label_is_doubted():
+    features, labels, groups, _ = clusters(apart=0)
+    nobody_knows = np.full((len(labels), CLASSES), 1 / CLASSES)
+    assert trust.doubtful(judged(features, labels, groups, nobody_knows)[1], labels) == []
+
+
+def test_the_neighbours_find_what_the_heads_overlook():
+    features, truth, groups, _ = clusters(apart=9)
+    labels, flipped = with_flips(truth, 8)
+    nobody_knows = np.full((len(labels), CLASSES), 1 / CLASSES)
+    _, said = judged(features, labels, groups, nobody_knows)
+    assert set(trust.ranked(said, labels)[:8].tolist()) == flipped
+
+
+def test_a_copy_is_no_witness():
+    features, labels, groups, _ = clusters(apart=9)
+    features[1], labels[1], groups[1] = features[0], (labels[0] + 1) % CLASSES, groups[0]
+    near = trust.neighbours(features, labels, groups)
+    assert 1 not in near.rows[0]
+    assert 0 not in near.rows[1]
+    apart = trust.neighbours(features, labels, np.arange(len(labels)))
+    assert apart.rows[0, 0] == 1
+
+
+def test_the_order_of_the_photos_changes_no_judgement():
+    features, truth, groups, alone = clusters(apart=4)
+    labels, _ = with_flips(truth, 8)
+    _, said = judged(features, labels, groups, alone)
+    order = np.random.default_rng(5).permutation(len(labels))
+    _, shuffled = judged(features[order], labels[order], groups[order], alone[order])
+    np.testing.assert_allclose(shuffled, said[order], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_photos_are_compared_a_few_at_a_time_with_the_same_outcome(chunk, monkeypatch):
+    features, labels, groups, _ = clusters(apart=3)
+    expected = trust.neighbours(features, labels, groups)
+    monkeypatch.setattr(trust, "CHUNK", chunk)
+    found = trust.neighbours(features, labels, groups)
+    np.testing.assert_allclose(found.alike, expected.alike, atol=1e-5)
+    np.testing.assert_allclose(found.own_class, expected.own_class, atol=1e-5)
+    np.testing.assert_allclose(
+        trust.oddness(features, labels, found), trust.oddness(features, labels, expected), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_foreign_photos_are_the_oddest_and_odder_than_any_of_the_kind_before():
+    features, labels, groups, _ = clusters(apart=6)
+    before = trust.oddness(features, labels, trust.neighbours(features, labels, groups))
+    features[::60, CLASSES:] += np.random.default_rng(1).normal(0, 6, (CLASSES, WIDTH - CLASSES))
+    near = trust.neighbours(features, labels, groups)
+    how = trust.oddness(features, labels, near)
+    foreign = [0, 60, 120, 180]
+    assert sorted(np.argsort(-how)[:4].tolist()) == foreign
+    assert how[foreign].min() > before.max()
+    listed = trust.odd(features, labels, near)
+    assert {photo for photo, _ in listed} >= set(foreign)
+    assert [each for _, each in listed] == sorted((each for _, each in listed), reverse=True)
+
+
+def test_further_from_all_others_is_odder():
+    features, labels, groups, _ = clusters(apart=6)
+    direction = np.random.default_rng(2).normal(0, 1, WIDTH)
+    direction[:CLASSES] = 0
+    grown = []
+    for length in (1.0, 3.0, 9.0):
+        moved = features.copy()
+        moved[0] += length * direction
+        grown.append(trust.oddness(moved, labels, trust.neighbours(moved, labels, groups))[0])
+    assert grown == sorted(grown)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 3), (1, 60)])
+def test_a_handful_of_photos_is_judged_without_complaint(sizes):
+    labels = np.repeat([0, 1], sizes)
+    features = np.random.default_rng(0).normal(0, 1, (len(labels), WIDTH))
+    near = trust.neighbours(features, labels, np.arange(len(labels)))
+    alone = np.full((len(labels), 2), 0.5)
+    said = trust.both(alone, trust.vote(near, labels, 2), labels)
+    np.testing.assert_allclose(said.sum(1), 1)
+    assert np.isfinite(trust.oddness(features, labels, near)).all() if len(labels) >= trust.LEAST else True
+    assert len(trust.odd(features, labels, near)) < len(labels)

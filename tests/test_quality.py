@@ -1,0 +1,91 @@
+"""Photos spoilt on purpose are named, and the others are not."""
+
+import numpy as np
+import pytest
+from conftest import noisy
+from PIL import Image, ImageEnhance, ImageFilter
+
+from ikebana.photos import intake, kept, quality
+
+SIDE = 96
+
+
+def collection(folder, spoilt=None, photos=30, size=(160, 120)):
+    """Two classes of sharp photos, of which the first one of class a is changed by `spoilt`."""
+    for place in range(photos):
+        picture = noisy(*size, seed=place)
+        if place == 0 and spoilt is not None:
+            picture = spoilt(picture)
+        file = folder / "ab"[place % 2] / f"{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(file)
+    dataset, keep = kept.opened(intake.read(folder), SIDE, "squash")
+    return intake.with_classes(dataset, ()), keep.pixels
+
+
+def named(folder, spoilt=None, **shape):
+    return [(each.kind, each.paths) for each in quality.findings(*collection(folder, spoilt, **shape))]
+
+
+def blur(radius):
+    return lambda picture: picture.filter(ImageFilter.GaussianBlur(radius))
+
+
+def light(factor):
+    return lambda picture: ImageEnhance.Brightness(picture).enhance(factor)
+
+
+def test_photos_that_nobody_spoilt_give_no_finding(tmp_path):
+    assert named(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoilt"),
+    [
+        ("blurred", blur(4)),
+        ("dark", light(0.1)),
+        ("bright", lambda picture: Image.blend(picture, Image.new("RGB", picture.size, (255, 255, 255)), 0.9)),
+        ("blank", lambda picture: Image.new("RGB", picture.size, (90, 120, 40))),
+        ("tiny", lambda picture: picture.resize((50, 40))),
+        ("aspect", lambda picture: picture.resize((700, 120))),
+    ],
+)
+def test_each_spoilt_photo_is_found_by_its_name(kind, spoilt, tmp_path):
+    found = named(tmp_path, spoilt)
+    assert (kind, ("a/0.png",)) in found
+    assert {paths for _, paths in found} == {("a/0.png",)}
+
+
+def blurred_by(*radii):
+    photos = np.stack([np.asarray(noisy(120, 120).filter(ImageFilter.GaussianBlur(radius))) for radius in radii])
+    return quality.measured(photos, np.arange(len(photos))).sharpness
+
+
+def test_more_blur_is_less_sharp():
+    assert (np.diff(blurred_by(0, 1, 2, 4)) < 0).all()
+
+
+def test_a_photo_of_which_blur_left_hardly_anything_is_still_blurred():
+    assert (blurred_by(4, 8, 16, 32) < quality.BLURRED).all()
+
+
+def test_less_light_and_less_contrast_are_not_less_sharp():
+    picture = noisy(120, 120)
+    photos = np.stack([np.asarray(light(factor)(picture)) for factor in (1.0, 0.7, 0.4)])
+    sharpness = quality.measured(photos, np.arange(len(photos))).sharpness
+    np.testing.assert_allclose(sharpness, sharpness[0], rtol=0.2)
+
+
+def test_where_all_photos_are_soft_none_is_called_blurred(tmp_path):
+    for place in range(30):
+        file = tmp_path / "ab"[place % 2] / f"{place}.png"
+        file.parent.mkdir(exist_ok=True)
+        noisy(160, 120, seed=place).filter(ImageFilter.GaussianBlur(4 + place / 10)).save(file)
+    dataset, keep = kept.opened(intake.read(tmp_path), SIDE, "squash")
+    found = quality.findings(intake.with_classes(dataset, ()), keep.pixels)
+    assert [each for each in found if each.kind == "blurred"] == []
+
+
+def test_what_many_photos_share_is_one_finding(tmp_path):
+    found = [paths for kind, paths in named(tmp_path, photos=120, size=(40, 30)) if kind == "tiny"]
+    assert [len(paths) for paths in found] == [120]

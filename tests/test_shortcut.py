@@ -1,0 +1,102 @@
+"""What could tell a class without a look at its subject: found where it was planted, and only there."""
+
+import numpy as np
+import pytest
+from conftest import encoded, grow, noisy
+from PIL import ImageOps
+
+from ikebana.errors import UnreadablePhoto
+from ikebana.photos import facts, intake, kept, pixels
+from ikebana.trust import shortcut
+
+EACH = 40
+
+
+def judged(folder, made):
+    """What facts tell about photos of two classes; `made` gives a photo's bytes for its class and number."""
+    dice = np.random.default_rng(3)
+    files = {}
+    for place, name in enumerate("ab"):
+        for number in range(EACH):
+            size = (int(dice.integers(100, 160)), int(dice.integers(100, 160)))
+            files[f"{name}/{number}"] = made(name, noisy(*size, seed=1000 * place + number))
+    dataset, keep = kept.opened(intake.read(grow(folder / "photos", files)), 96, "crop")
+    dataset = intake.with_classes(dataset, ())
+    labels = np.array([dataset.classes.index(name) for name in dataset.used["label"]])
+    assert dataset.used.height == 2 * EACH
+    return shortcut.judge(facts.of(dataset, keep.pixels), labels, np.arange(len(labels)))
+
+
+def jpeg(picture):
+    return encoded(picture, "JPEG", quality=88)
+
+
+def bordered(picture):
+    return ImageOps.expand(picture, 4, (20, 20, 20))
+
+
+def test_photos_made_alike_have_no_shortcut(tmp_path):
+    assert shortcut.shortcuts(judged(tmp_path, lambda _, picture: jpeg(picture))) == []
+
+
+def test_a_border_around_every_photo_is_none_either(tmp_path):
+    assert shortcut.shortcuts(judged(tmp_path, lambda _, picture: jpeg(bordered(picture)))) == []
+
+
+@pytest.mark.parametrize(
+    ("fact", "made"),
+    [
+        ("border", lambda name, picture: jpeg(bordered(picture) if name == "a" else picture)),
+        ("JPEG quality", lambda name, picture: encoded(picture, "JPEG", quality=70 if name == "a" else 71)),
+        ("file type", lambda name, picture: encoded(picture, "PNG" if name == "a" else "JPEG")),
+        ("aspect", lambda name, picture: jpeg(picture.resize((120, 100) if name == "a" else (100, 120)))),
+        (
+            "marks of a program",
+            lambda name, picture: encoded(picture, "JPEG", quality=88, progressive=name == "a"),
+        ),
+    ],
+)
+def test_what_only_one_class_has_is_found_and_named(fact, made, tmp_path):
+    found = shortcut.shortcuts(judged(tmp_path, made))
+    assert {each.label for each in found} == {0, 1}
+    assert all(each.area > 0.97 for each in found)
+    # A format changes more than its own fact: whatever is named must tell the classes on its own.
+    assert all(each.area_by_fact > 0.95 for each in found)
+    assert fact in {each.fact for each in found} or fact in ("file type", "aspect")
+
+
+def test_classes_of_too_few_photos_are_not_judged():
+    told = shortcut.judge({"size": np.arange(8.0)[:, None]}, np.repeat([0, 1], 4), np.arange(8))
+    assert told.classes == ()
+
+
+def test_copies_of_one_photo_prove_nothing():
+    """One photo, twenty times, would be told by anything."""
+    dice = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 40)
+    sizes = np.where(labels == 0, 500.0, dice.integers(1, 400, 80))[:, None]
+    groups = np.where(labels == 0, 0, np.arange(80))
+    assert shortcut.judge({"size": sizes}, labels, groups).classes == ()
+    assert shortcut.shortcuts(shortcut.judge({"size": sizes}, labels, np.arange(80)))
+
+
+def test_labels_by_chance_have_no_shortcut():
+    dice = np.random.default_rng(1)
+    told = shortcut.judge({"size": dice.normal(0, 1, (400, 3))}, dice.integers(0, 4, 400), np.arange(400))
+    assert shortcut.shortcuts(told) == []
+    assert all(0.35 < each.area < 0.65 for each in told.classes)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_header_tells_the_kind_of_file(kind, tmp_path):
+    file = tmp_path / "photo"
+    file.write_bytes(encoded(noisy(30, 20), kind))
+    assert pixels.header(file).kind == kind
+    assert (pixels.header(file).compression > 0) == (kind == "JPEG")
+
+
+def test_a_header_of_no_photo_is_refused_in_plain_words(tmp_path):
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(b"words " * 40)
+    with pytest.raises(UnreadablePhoto):
+        pixels.header(file)

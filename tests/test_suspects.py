@@ -1,0 +1,67 @@
+"""What the audit says of whole collections, and what it leaves behind for `fit`."""
+
+import numpy as np
+import pytest
+from conftest import grow, two_classes
+
+import ikebana
+from ikebana import inspection, paper, recipe
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The default recipe on small photos, in the one number format that needs no measuring."""
+    smaller = recipe.named("quick", side=64, precision="float32")
+    monkeypatch.setattr(inspection, "RECIPES", {**recipe.RECIPES, "quick": smaller})
+    return smaller
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "photos"
+    paper.draw_collection(folder, photos_per_kind=14)
+    return folder
+
+
+def test_fit_computes_no_features_after_an_audit(drawn, small, tmp_path, monkeypatch):
+    from ikebana.learning import features
+
+    ikebana.audit(drawn)
+    monkeypatch.setattr(features, "_fill", lambda *_: pytest.fail("features were computed again"))
+    run = ikebana.fit(drawn, small, run=tmp_path / "run")
+    assert run.evaluation.n > 0
+
+
+def test_an_audit_computes_no_features_after_fit(drawn, small, tmp_path, monkeypatch):
+    from ikebana.learning import features
+
+    ikebana.fit(drawn, small, run=tmp_path / "run")
+    monkeypatch.setattr(features, "_fill", lambda *_: pytest.fail("features were computed again"))
+    assert ikebana.audit(drawn).findings is not None
+
+
+def test_the_same_photos_give_the_same_findings(drawn):
+    assert ikebana.audit(drawn).findings == ikebana.audit(drawn).findings
+
+
+def test_photos_under_a_wrong_label_are_doubted_and_the_right_one_is_named(tmp_path):
+    folder = tmp_path / "photos"
+    paper.draw_collection(folder, photos_per_kind=30)
+    kinds = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    source, target = folder / kinds[0], folder / kinds[1]
+    moved = sorted(each for each in source.iterdir() if each.suffix == ".jpg")[:2]
+    for file in moved:
+        file.rename(target / f"moved-{file.name}")
+    found = [each for each in ikebana.audit(folder).findings if each.kind == "doubtful_label"]
+    named = {each.paths[0]: each.label for each in found}
+    for file in moved:
+        assert named.get(f"{kinds[1]}/moved-{file.name}") == kinds[0]
+    assert all(each.confidence is not None and 0.9 <= each.confidence <= 1 for each in found)
+
+
+def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp_path, capsys):
+    looked = ikebana.audit(grow(tmp_path / "photos", two_classes(3)))
+    assert not [each for each in looked.findings if each.kind in ("doubtful_label", "odd", "shortcut")]
+    assert looked.dataset.used.height == 6
+    assert np.isfinite(looked.dataset.used["width"].to_numpy()).all()
+    assert "photos used" in capsys.readouterr().err
