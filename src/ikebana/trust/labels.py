@@ -22,7 +22,7 @@ DIRECTIONS = 64  # in which the photos of a collection mainly differ
 FEW = 10  # photos, for each direction at least so many
 FEW_OF_CLASS = 20  # photos of a class, to know how much they resemble one another
 LEAST = 50  # photos, to call one of them odd
-FAR = 3.25  # spreads above the median from which a photo is reported
+FAR = 3.4  # spreads above the median from which a photo is reported
 SEED = 0
 
 
