@@ -21,8 +21,9 @@ def filled_cache(tmp_path, monkeypatch):
         file = file if "." in name else file / "inside" / "data"
         file.parent.mkdir(parents=True)
         file.write_bytes(bytes(1000))
-    (tmp_path / "onnxruntime-web-1.2.3").mkdir()
-    (tmp_path / "onnxruntime-web-1.2.3" / "ort.wasm").write_bytes(bytes(1000))
+    runtime = tmp_path / "onnxruntime-web" / "1.2.3"
+    runtime.mkdir(parents=True)
+    (runtime / "ort.wasm").write_bytes(bytes(1000))
     return tmp_path
 
 
@@ -46,7 +47,7 @@ def test_clearing_leaves_what_is_not_ikebanas(filled_cache):
             "pixels/mine.png",
             "archives/2019/tax.pdf",
             "weights/my.safetensors",
-            "onnxruntime-web-x/a",
+            "onnxruntime-web/x/a",
         )
     ]
     for file in theirs:

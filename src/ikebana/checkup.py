@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-from pathlib import Path
 from typing import Any
 
 from ikebana import progress
@@ -10,6 +9,7 @@ from ikebana.learning import device
 from ikebana.learning.forecast import prepared
 from ikebana.places import cache_folder, free_space
 from ikebana.recipe import DEFAULT, RECIPES
+from ikebana.storage import size
 
 LIBRARIES = (
     "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow", "pillow-heif", "polars",
@@ -30,7 +30,7 @@ def doctor() -> dict[str, Any]:
         "threads": f"{setting.threads}: {setting.reasons['threads']}",
         "allocator": f"{setting.allocator}: {setting.reasons['allocator']}",
         "number format": f"{setting.number_format} for {DEFAULT}: {setting.reasons['number_format']}",
-        "cache": f"{cache} ({_size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
+        "cache": f"{cache} ({size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: _version(name) for name in LIBRARIES},
     }
@@ -44,7 +44,3 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _size(folder: Path) -> int:
-    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())

@@ -12,7 +12,7 @@ from cyclopts.exceptions import CycloptsError
 from ikebana import progress
 from ikebana.errors import IkebanaError, RecipeError
 from ikebana.recipe import DEFAULT, RECIPES, Recipe
-from ikebana.shipping.limits import EXPLANATIONS, Limits
+from ikebana.shipping.limits import Limits
 
 DONE, REFUSED, WRONG_USAGE, LEAK, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -40,26 +40,20 @@ def _flag(declared: Any) -> Any:
     return (str if get_origin(declared.type) is tuple else declared.type) | None
 
 
-_FLAGS = [each for each in fields(Recipe) if "explanation" in each.metadata]
-Choices = make_dataclass(
-    "Choices",
-    [
-        (each.name, Annotated[_flag(each), Parameter(help=each.metadata["explanation"], negative=())], None)  # type: ignore[misc]
-        for each in _FLAGS
-    ],
-    frozen=True,
-)
-Choices.__module__ = __name__  # else it counts as Python's own, which cyclopts does not look into
+def _flags(name: str, flags: list[tuple[str, Any, Any]]) -> type[Any]:
+    """A class that cyclopts makes flags of: names, types, defaults."""
+    made = make_dataclass(name, flags, frozen=True)
+    made.__module__ = __name__  # else it counts as Python's own, which cyclopts does not look into
+    return made
 
-Bounds = make_dataclass(
-    "Bounds",
-    [
-        (each.name, Annotated[each.type, Parameter(help=EXPLANATIONS[each.name])], each.default)
-        for each in fields(Limits)
-    ],  # type: ignore[misc]
-    frozen=True,
-)
-Bounds.__module__ = __name__
+
+def _explained(kind: Any, field: Any, **more: Any) -> Any:
+    return Annotated[kind, Parameter(help=field.metadata["explanation"], **more)]
+
+
+_FLAGS = [each for each in fields(Recipe) if "explanation" in each.metadata]
+Choices = _flags("Choices", [(each.name, _explained(_flag(each), each, negative=()), None) for each in _FLAGS])
+Bounds = _flags("Bounds", [(each.name, _explained(each.type, each), each.default) for each in fields(Limits)])
 
 
 def _chosen(choices: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`ikebana audit`: what is wrong with the photos, and how much of a network should learn from them."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from ikebana.photos.kept import Kept
 from ikebana.places import written
 from ikebana.recipe import BETTER, DEFAULT, RECIPES, Recipe
 from ikebana.report import page
+from ikebana.run import write_json
 
 if TYPE_CHECKING:
     from ikebana.learning.device import Setting
@@ -105,9 +105,7 @@ def _check(out: str | Path | None, write: str | Path | None, source: str, acting
 
 def _write_findings(folder: Path, looked: Audit, keep: Kept, recipe: Recipe) -> None:
     """The page, `audit.json`, and `findings.csv`, whose paths are a JSON list since names may hold anything."""
-    with written(folder / "audit.json") as beside:
-        told = files.as_json(looked.dataset, list(looked.findings))
-        beside.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_json(folder / "audit.json", files.as_json(looked.dataset, list(looked.findings)))
     with written(folder / "findings.csv") as beside:
         files.as_table(looked.findings).write_csv(beside)
     page.write(folder / PAGE, looked.dataset, looked.findings, keep.pixels, recipe.fit)

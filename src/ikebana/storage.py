@@ -71,30 +71,25 @@ def cache(clear: bool = False) -> Cache:
 def _kept(folder: Path, kind: str) -> Kept:
     entries = list(_entries(folder, kind))
     times = [each.stat().st_mtime for entry in entries for each in _files(entry)]
-    return Kept(kind, KINDS[kind][0], len(entries), sum(map(_size, entries)), max(times, default=None))
+    return Kept(kind, KINDS[kind][0], len(entries), sum(map(size, entries)), max(times, default=None))
 
 
 def _entries(folder: Path, kind: str) -> Iterator[Path]:
-    """Those of a kind that bear a name which ikebana gives. onnxruntime-web lies beside the other folders, with its version."""
-    if kind == "onnxruntime-web":
-        yield from (
-            each for each in folder.glob(f"{kind}-*") if re.fullmatch(KINDS[kind][1], each.name[len(kind) + 1 :])
-        )
-    else:
-        yield from (each for each in folder.glob(f"{kind}/*") if re.fullmatch(KINDS[kind][1], each.name))
+    """Those of a kind that bear a name which ikebana gives."""
+    yield from (each for each in folder.glob(f"{kind}/*") if re.fullmatch(KINDS[kind][1], each.name))
 
 
 def _remove(folder: Path, kind: str) -> int:
     """Bytes that are freed."""
     freed = 0
     for entry in _entries(folder, kind):
-        size = _size(entry)
+        before = size(entry)
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             with suppress(OSError):
                 entry.unlink()
-        freed += size - _size(entry)
+        freed += before - size(entry)
     sweep(folder / kind)
     with suppress(OSError):
         (folder / kind).rmdir()  # stays if something else lies in it
@@ -105,7 +100,8 @@ def _files(entry: Path) -> Iterator[Path]:
     yield from (each for each in (entry.rglob("*") if entry.is_dir() else [entry]) if each.is_file())
 
 
-def _size(entry: Path) -> int:
+def size(entry: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
     return sum(each.stat().st_size for each in _files(entry))
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ikebana import progress
 from ikebana.learning.device import Setting
-from ikebana.photos.dataset import PARTS, USED, Dataset
+from ikebana.photos.dataset import PARTS, Dataset
 from ikebana.photos.split import for_choices
 
 
@@ -75,7 +75,7 @@ class Features:
 def parts(dataset: Dataset, pixels: np.ndarray) -> dict[str, Photos]:
     """The training, validation and test photos of a dataset that is split."""
     index = {name: number for number, name in enumerate(dataset.classes)}
-    found = dataset.photos.with_row_index("row").filter(pl.col("status") == USED)
+    found = dataset.used_by_row
     return {
         part: Photos(
             pixels,

@@ -62,6 +62,8 @@ def probabilities(seen: Seen, groups: Sequence[int], classes: int, source: str) 
     groups  a number for each photo: those of one number are never on both sides
     raises  PhotosError if there are too few photos to learn from some and judge by others
     """
+    from scipy.special import softmax
+
     folds = probe.dealt(seen.labels, groups, source)
     said = np.zeros((len(seen.labels), classes))
     with progress.stage("doubt labels", len(folds) + len(STRENGTHS) - 1, "heads") as bar:
@@ -74,8 +76,7 @@ def probabilities(seen: Seen, groups: Sequence[int], classes: int, source: str) 
         for fold in folds[1:]:
             said[fold[1]] = _judged(seen, fold, classes, strength)
             bar.advance(1)
-    powers = np.exp(said - said.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    return softmax(said, axis=1)
 
 
 def _judged(seen: Seen, fold: probe.Fold, classes: int, strength: float) -> np.ndarray:

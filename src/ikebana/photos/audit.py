@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import polars as pl
 
@@ -11,7 +11,7 @@ from ikebana.photos.dataset import PARTS, Dataset, Twin
 from ikebana.photos.split import islands
 
 Severity = Literal["error", "warning", "note"]
-SEVERITIES = ("error", "warning", "note")
+SEVERITIES = get_args(Severity)  # the gravest first
 
 FEW_PHOTOS = 20  # of a class: with fewer, its own score has an interval wider than 40 points
 IMBALANCE = 5.0  # how many times larger the largest class may be than the smallest before it is worth a word

@@ -65,6 +65,11 @@ class Dataset:
         return self.photos.filter(pl.col("status") == USED)
 
     @property
+    def used_by_row(self) -> pl.DataFrame:
+        """The used photos, each with the `row` that it has among all: the place of its pixels."""
+        return self.photos.with_row_index("row").filter(pl.col("status") == USED)
+
+    @property
     def set_aside(self) -> pl.DataFrame:
         return self.photos.filter(pl.col("status") != USED)
 

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 
 import numpy as np
-import polars as pl
 
 from ikebana.errors import UnreadablePhoto
 from ikebana.photos import pixels as photos
-from ikebana.photos.dataset import USED, Dataset
-from ikebana.photos.kept import in_threads
+from ikebana.photos.dataset import Dataset
+from ikebana.photos.kept import chunks, in_threads
 
 CHUNK = 128  # photos a task
 OUTERMOST = slice(0, 2)  # rows of kept pixels that count as border
@@ -23,7 +22,7 @@ def of(dataset: Dataset, pixels: np.ndarray) -> Facts:
 
     pixels  uint8 [rows of the dataset, side, side, 3]
     """
-    used = dataset.photos.with_row_index("row").filter(pl.col("status") == USED)
+    used = dataset.used_by_row
     width, height, size = (used[name].to_numpy().astype(float) for name in ("width", "height", "bytes"))
     return {
         "size in pixels": np.stack((width, height, width * height), axis=1),
@@ -39,7 +38,7 @@ def _headers(dataset: Dataset, paths: list[str]) -> Facts:
     def read(chosen: range) -> list[photos.Header]:
         return [_header(dataset, paths[place]) for place in chosen]
 
-    found = [each for part in in_threads(read, _chunks(len(paths))) for each in part]
+    found = [each for part in in_threads(read, chunks(len(paths), CHUNK)) for each in part]
     return {
         "file type": np.stack([_numbered([each.kind for each in found]), _numbered([each.mode for each in found])], 1),
         "JPEG quality": np.array([[each.compression] for each in found]),
@@ -76,7 +75,7 @@ def _borders(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
         light = np.take_along_axis(told[:, :, 2], told[:, :, 0].argmin(1)[:, None], 1)
         return np.concatenate((uneven[:, :2], step[:, :2], light), axis=1)
 
-    parts = list(in_threads(look, _chunks(len(rows))))
+    parts = list(in_threads(look, chunks(len(rows), CHUNK)))
     return np.concatenate(parts) if parts else np.zeros((0, 5))
 
 
@@ -84,7 +83,3 @@ def _side(some: np.ndarray) -> np.ndarray:
     """Of the top side: spread along it, mean step to the rows within, mean light; [photos, 3]."""
     outer, inner = (some[:, rows, CORNER:-CORNER].astype(np.float32).mean(1) for rows in (OUTERMOST, WITHIN))
     return np.stack((outer.std(1).mean(1), np.abs(outer - inner).mean((1, 2)), outer.mean((1, 2))), axis=1)
-
-
-def _chunks(count: int) -> list[range]:
-    return [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]

@@ -122,7 +122,7 @@ def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
         index: list[tuple[str, *Row]] = []
         with (
             progress.stage("read photos", len(rows)) as bar,
-            closing(in_threads(open_rows, _chunks(len(rows)))) as parts,
+            closing(in_threads(open_rows, chunks(len(rows)))) as parts,
         ):
             for part in parts:
                 index += [(rows[len(index) + number][0], *row) for number, row in enumerate(part)]
@@ -163,8 +163,9 @@ def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Gene
         pool.shutdown(cancel_futures=True)
 
 
-def _chunks(rows: int) -> list[range]:
-    return [range(start, min(start + CHUNK, rows)) for start in range(0, rows, CHUNK)]
+def chunks(rows: int, size: int = CHUNK) -> list[range]:
+    """So many rows in pieces of a size, for `in_threads`."""
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def reserve(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -225,4 +226,4 @@ def _whole(index: pl.DataFrame, array: np.ndarray, small: np.ndarray) -> bool:
     def check(chosen: range) -> bool:
         return all(_checksum(array[row], small[row]) == expected[row] for row in chosen if used[row])
 
-    return all(in_threads(check, _chunks(index.height)))
+    return all(in_threads(check, chunks(index.height)))

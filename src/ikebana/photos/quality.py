@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 
 from ikebana import progress
 from ikebana.photos.audit import Finding
-from ikebana.photos.dataset import USED, Dataset
-from ikebana.photos.kept import in_threads
+from ikebana.photos.dataset import Dataset
+from ikebana.photos.kept import chunks, in_threads
 
 CHUNK = 64  # photos a task
 EDGE = 0.995  # of the pixels have weaker edges than the sharpest ones, by which a photo is judged: one thing in focus is enough
@@ -46,7 +45,7 @@ def findings(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
 
     pixels  uint8 [rows of the dataset, side, side, 3]
     """
-    used = dataset.photos.with_row_index("row").filter(pl.col("status") == USED)
+    used = dataset.used_by_row
     paths = used["path"].to_list()
     looks = measured(pixels, used["row"].to_numpy().astype(np.int64))
     width, height = (used[name].to_numpy().astype(float) for name in ("width", "height"))
@@ -83,10 +82,9 @@ def measured(pixels: np.ndarray, rows: np.ndarray) -> Looks:
     def look(chosen: range) -> np.ndarray:
         return np.array([_look(pixels[rows[place]]) for place in chosen])
 
-    chunks = [range(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
     with progress.stage("sharpness, light", len(rows)) as bar:
         parts = []
-        for part in in_threads(look, chunks):
+        for part in in_threads(look, chunks(len(rows), CHUNK)):
             parts.append(part)
             bar.advance(len(part))
     found = np.concatenate(parts) if parts else np.zeros((0, 3))

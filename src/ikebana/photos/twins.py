@@ -17,7 +17,7 @@ import polars as pl
 from ikebana import progress
 from ikebana.photos import likeness, neighbours
 from ikebana.photos.dataset import USED, Dataset, Twin
-from ikebana.photos.kept import Kept, in_threads
+from ikebana.photos.kept import Kept, chunks, in_threads
 from ikebana.photos.likeness import Small
 from ikebana.photos.split import islands
 from ikebana.places import cache_folder, need_space, written
@@ -60,16 +60,16 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
     need_space(len(rows) * _RECORD.itemsize, cache_folder())
     with tempfile.TemporaryFile(dir=_folder()) as stream:
         small = np.memmap(stream, _RECORD, "w+", shape=max(len(rows), 1))[: len(rows)]
-        chunks = [range(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
-        work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small), chunks))
+        pieces = chunks(len(rows), CHUNK)
+        work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small), pieces))
         with progress.stage("describe photos", len(rows)) as bar, work as done:
             for number in done:
                 bar.advance(number)
         index = neighbours.Index(small["described"][:, 0])
         best: dict[tuple[int, int], tuple[str, float]] = {}
-        work = closing(in_threads(lambda chosen: _twins_of(chosen, index, small), chunks))
+        work = closing(in_threads(lambda chosen: _twins_of(chosen, index, small), pieces))
         with progress.stage("look for twins", len(rows)) as bar, work as parts:
-            for chosen, part in zip(chunks, parts, strict=True):
+            for chosen, part in zip(pieces, parts, strict=True):
                 for pair, how in part:
                     best[pair] = max(how, best.get(pair, how), key=lambda each: each[1])
                 bar.advance(len(chosen))
@@ -126,8 +126,7 @@ def _done(like: likeness.Likeness, row: int) -> str:
 
 def _first_of_each(dataset: Dataset) -> np.ndarray:
     """Rows of the photos used, exact copies once."""
-    indexed = dataset.photos.with_row_index("row").filter(pl.col("status") == USED)
-    return indexed.unique("sha256", keep="first", maintain_order=True)["row"].to_numpy().astype(np.int64)
+    return dataset.used_by_row.unique("sha256", keep="first", maintain_order=True)["row"].to_numpy().astype(np.int64)
 
 
 def _named(dataset: Dataset, one: int, other: int, done: str, alike: float) -> Twin:

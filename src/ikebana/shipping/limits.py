@@ -1,6 +1,6 @@
 """What the server takes and what it refuses: every bound in one place, each with its reason."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 MEGA = 2**20  # bytes
@@ -25,9 +25,6 @@ class Limits:
     upload_seconds: float = bound(60, "that one upload may take")
     answer_seconds: float = bound(60, "from the last byte of an upload to its answer")
     grace_seconds: float = bound(25, "to finish what was accepted when the server is told to stop")
-
-
-EXPLANATIONS = {each.name: each.metadata["explanation"] for each in fields(Limits)}
 
 
 class Refusal(Exception):

@@ -8,7 +8,6 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -150,9 +149,6 @@ class Patient(H11Protocol):
         self.transport.close()
 
 
-def run(app: Any, desk: Desk, limits: Limits, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
+def run(app: Any, desk: Desk, limits: Limits, listener: socket.socket) -> None:
     """Answer on this socket until told to stop."""
-    server = Server(app, desk, limits)
-    if ready is not None:
-        ready()
-    server.run(sockets=[listener])
+    Server(app, desk, limits).run(sockets=[listener])

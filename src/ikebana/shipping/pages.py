@@ -1,7 +1,7 @@
 """The page's files, and what the page is told of the classifier: the same for the server and for a folder that stands alone."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,11 +59,6 @@ def facts(classifier: Told) -> Facts:
         [float(end) for end in interval] if ends and isinstance(interval, list | tuple) else None,
         photos if whole else None,
     )
-
-
-def as_json(told: Facts) -> dict[str, Any]:
-    """Plain values."""
-    return asdict(told)
 
 
 def _share(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import hmac
 import re
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -125,28 +124,14 @@ def serve(
     shipped = classifier.load(file)
     service = build(shipped, bounds, token)
     listener = listening.bound(host, port)
-    run(
-        service,
-        bounds,
-        listener,
-        f"{Path(file).name}: {', '.join(shipped.classes)}",
-        exposed=host not in HERE and not token,
-    )
-
-
-def run(service: Service, limits: Limits, listener: socket.socket, told: str, *, exposed: bool = False) -> None:
-    """Say where the server is, and answer until told to stop."""
-
-    def ready() -> None:
-        progress.say(told)
-        progress.say("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
-        if exposed:
-            progress.say("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
-        url = listening.address(listener)
-        progress.event("serving", url=url)
-        progress.result(url)
-
-    listening.run(service.app, service.desk, limits, listener, ready)
+    progress.say(f"{Path(file).name}: {', '.join(shipped.classes)}")
+    progress.say("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
+    if host not in HERE and not token:
+        progress.say("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
+    url = listening.address(listener)
+    progress.event("serving", url=url)
+    progress.result(url)
+    listening.run(service.app, service.desk, bounds, listener)
 
 
 def build(classifier: Classifier, limits: Limits, token: str | None = None) -> Service:

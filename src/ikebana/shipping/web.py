@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import tempfile
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def export_web(
     with filled(place) as beside:
         shipped = export(run, beside / "model.onnx", int8=int8, photos=photos)
         runtime = _runtime(beside)
-        about = pages.as_json(pages.facts(shipped)) | {"side": shipped.side, "runtime": runtime}
+        about = asdict(pages.facts(shipped)) | {"side": shipped.side, "runtime": runtime}
         (beside / "model.json").write_text(json.dumps(about, ensure_ascii=False, indent=1) + "\n", "utf-8")
         for name in (*pages.COMMON, *pages.ALONE):
             (beside / name).write_bytes(pages.read(name))
@@ -91,7 +92,7 @@ def _runtime(folder: Path) -> dict[str, Any]:
 
 def kept_runtime() -> Path | None:
     """The folder of the cache with onnxruntime's two files, fetched by npm if they are not there; None if they cannot be had."""
-    kept = cache_folder() / f"{RUNTIME}-{VERSION}"
+    kept = cache_folder() / RUNTIME / VERSION
     if all(_is_whole(kept / name) for name in INTEGRITY):
         return kept
     npm = shutil.which("npm")

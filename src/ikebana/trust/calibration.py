@@ -32,9 +32,10 @@ class Calibration:
         """
         if self.temperature == 1:
             return probabilities
+        from scipy.special import softmax
+
         logits = np.log(np.maximum(probabilities, SMALLEST)) / self.temperature
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        return (powers / powers.sum(1, keepdims=True)).astype(probabilities.dtype)
+        return softmax(logits, axis=1).astype(probabilities.dtype)
 
 
 def calibrate(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:

@@ -100,11 +100,12 @@ def both(out_of_fold: np.ndarray, neighbours_say: np.ndarray, labels: np.ndarray
 
     out_of_fold  float [photos, classes]: of heads that have not learned from the photo
     """
+    from scipy.special import softmax
+
     logits = np.log(np.maximum(out_of_fold, SMALLEST)) + np.log(np.maximum(neighbours_say, SMALLEST))
     if len(np.unique(labels)) > 1:
         logits /= temperature(logits, labels)
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    return softmax(logits, axis=1)
 
 
 def ranked(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
