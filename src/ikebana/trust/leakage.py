@@ -40,7 +40,8 @@ class Leakage:
             )
         if naive.with_twin > len(self.photos):
             lines.append(
-                f"a naive shuffle would have tested on {naive.with_twin} such photos, and shown about {naive.accuracy:.3f}"
+                f"a naive shuffle would have tested on {naive.with_twin} photos with a twin among those learned from, and shown "
+                f"about {naive.accuracy:.3f}"
             )
         return "\n".join(lines)
 
