@@ -30,7 +30,6 @@ from ikebana.photos.kept import reserve
 from ikebana.places import cache_folder, cannot_write, filled, need_space
 from ikebana.recipe import Recipe
 
-BATCH = 64  # photos that the backbone sees at a time
 TRIAL = 16  # photos in a trial of the speed
 ALIKE = 1e-3  # of the features' size: how far a folded backbone may be from the one it was made of
 
@@ -74,8 +73,8 @@ def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Fea
 @torch.inference_mode()
 def _fill(seer: nn.Module, photos: Photos, array: np.ndarray, checks: np.ndarray, setting: Setting) -> None:
     with progress.stage("features", len(photos)) as bar:
-        for start in range(0, len(photos), BATCH):
-            rows = photos.rows[start : start + BATCH]
+        for start in range(0, len(photos), setting.at_a_time):
+            rows = photos.rows[start : start + setting.at_a_time]
             pixels, _ = photos.batch(np.arange(start, start + len(rows)), setting.device)
             with setting.autocast():
                 found = seer(pixels).float().cpu().numpy()

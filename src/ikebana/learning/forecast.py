@@ -88,7 +88,7 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting) -> Forecast:
 def _step_bytes(table: list[networks.Layer], recipe: Recipe, photos: int, setting: Setting) -> int:
     """About how much memory the layers' outputs take in a step."""
     if recipe.transfer is not None and recipe.transfer.kept:  # seen once: few layers' outputs lie in memory at a time
-        return max(networks.activation_bytes([layer], features.BATCH, 4) for layer in table)
+        return max(networks.activation_bytes([layer], setting.at_a_time, 4) for layer in table)
     trained = networks.from_first_trained(table)
     return networks.activation_bytes(trained, min(recipe.batch, photos), setting.dtype.itemsize)
 

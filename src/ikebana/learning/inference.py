@@ -118,14 +118,13 @@ def all_to_learn_from(found: dict[str, Photos]) -> dict[str, Photos]:
 
 
 @torch.inference_mode()
-def logits_of(
-    network: nn.Module, photos: Examples, setting: Setting, batch: int = 128, bar: progress.Bar | None = None
-) -> np.ndarray:
+def logits_of(network: nn.Module, photos: Examples, setting: Setting, bar: progress.Bar | None = None) -> np.ndarray:
     """What the network says of each photo: float32 logits [photos, classes]."""
     network.eval()
     found = []
-    for start in range(0, len(photos), batch):
-        pixels, _ = photos.batch(np.arange(start, min(start + batch, len(photos))), setting.device)
+    for start in range(0, len(photos), setting.at_a_time):
+        chosen = np.arange(start, min(start + setting.at_a_time, len(photos)))
+        pixels, _ = photos.batch(chosen, setting.device)
         with setting.autocast():
             found.append(network(pixels).float().cpu().numpy())
         if bar is not None:

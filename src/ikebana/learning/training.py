@@ -96,7 +96,7 @@ def _epoch(
 ) -> Epoch:
     begun, recipe = time.perf_counter(), learner.recipe
     train_loss, train_accuracy = _steps(number, name, learner, examples, setting, bar)
-    logits = logits_of(learner.scored, validation, setting, recipe.batch)
+    logits = logits_of(learner.scored, validation, setting)
     val_loss, val_accuracy = score(logits, validation.labels)
     if val_accuracy is not None:
         bar.advance(0, epoch=name, loss=train_loss, accuracy=train_accuracy, val_accuracy=val_accuracy)

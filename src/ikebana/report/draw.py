@@ -10,7 +10,8 @@ from PIL import Image
 
 from ikebana import progress
 from ikebana.photos.dataset import Dataset
-from ikebana.places import written
+from ikebana.photos.kept import chunks, in_threads
+from ikebana.places import filled
 from ikebana.recipe import Fit
 from ikebana.report import figures
 from ikebana.run import Run
@@ -88,13 +89,19 @@ def of_training(folder: Path, epochs: Sequence[dict[str, Any]], networks: int, e
 
 def thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, fit: Fit) -> None:
     """Validation and test photos in small, in their own shape, named by the sha256 of their file."""
-    folder.mkdir(exist_ok=True)
+    if folder.exists():  # it appeared whole, before the run was interrupted
+        return
     chosen = dataset.photos.with_row_index("row").filter(pl.col("split").is_in(("validation", "test")))
-    for row, sha256, width, height in chosen.select("row", "sha256", "width", "height").iter_rows():
-        file = folder / f"{sha256}.jpg"
-        if not file.exists():
-            with written(file) as beside:
-                Image.fromarray(as_it_was(pixels[row], width, height, fit)).save(beside, "JPEG", quality=85)
+    shown = list(chosen.select("row", "sha256", "width", "height").iter_rows())
+
+    def save(pieces: range, beside: Path) -> None:
+        for row, sha256, width, height in shown[pieces.start : pieces.stop]:
+            small = Image.fromarray(as_it_was(pixels[row], width, height, fit))
+            small.save(beside / f"{sha256}.jpg", "JPEG", quality=85)
+
+    with filled(folder) as beside:
+        for _ in in_threads(lambda pieces: save(pieces, beside), chunks(len(shown))):
+            pass
 
 
 def as_it_was(square: np.ndarray, width: int, height: int, fit: Fit) -> np.ndarray:
