@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana.learning import device, features, inference
+from ikebana.learning import device, features, inference, lean
 from ikebana.learning.features import Origin
 from ikebana.places import cache_folder
 
@@ -50,9 +50,15 @@ def computed(seer, shown, setting=EXACT):
     """How many photos the backbone saw for this, and what came of it."""
     before = seer.seen[0]
     found = features.of(seer, ORIGIN, shown, setting)
-    # one zero photo tells the shape, and a few compare the folded copy with the original
-    few = 1 + (2 * min(2, len(np.unique(shown.rows))) if seer.seen[0] - before > 1 else 0)
-    return seer.seen[0] - before - few, found.values()
+    asked = seer.seen[0] - before - 1  # one zero photo tells the shape
+    return (asked - trials(seer, shown) if asked else 0), found.values()
+
+
+def trials(seer, shown):
+    """How many photos are looked at to compare lean copies with the original."""
+    before = seer.seen[0]
+    lean.fused(seer, shown)
+    return seer.seen[0] - before
 
 
 def expected(seer, shown):
@@ -109,35 +115,3 @@ def test_half_precision_is_close_and_takes_half_the_space(seer):
     exact, half = (features.of(seer, ORIGIN, shown, setting) for setting in (EXACT, HALF))
     assert (exact.array.dtype, half.array.dtype) == (np.float32, np.float16)
     assert np.abs(half.values() - exact.values()).max() < 0.02 * np.abs(exact.values()).max()
-
-
-def test_a_folded_backbone_computes_the_same_and_one_that_would_not_is_left_as_it_is():
-    timm = pytest.importorskip("timm")
-    shown = photos(range(4), side=64)
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
-    floats = nn.Sequential(Float(), network).eval()
-    lean = features.folded(floats, shown)
-    assert not [each for each in lean.modules() if isinstance(each, nn.BatchNorm2d)]
-    pixels, _ = shown.batch(np.arange(4), "cpu")
-    with torch.inference_mode():
-        torch.testing.assert_close(lean(pixels), floats(pixels), rtol=1e-3, atol=1e-5)
-    crooked = nn.Sequential(Float(), Crooked()).eval()
-    assert features.folded(crooked, shown) is crooked
-
-
-class Float(nn.Module):
-    def forward(self, photos):
-        return photos.float() / 255
-
-
-class Crooked(nn.Module):
-    """Its norm stands after its convolution and is used before it."""
-
-    def __init__(self):
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 3, 1)
-        self.norm = nn.BatchNorm2d(3)
-        self.norm.register_buffer("running_mean", torch.full((3,), 5.0))
-
-    def forward(self, photos):
-        return self.convolution(torch.relu(self.norm(photos))).mean((2, 3))

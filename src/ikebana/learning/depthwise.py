@@ -31,7 +31,7 @@ class Depthwise(nn.Module):
         """features  [photos, channels, height, width]"""
         padding: Any = self.padding
         if self.same:
-            features, padding = functional.pad(features, self._borders(features)), (0, 0)
+            features, padding = functional.pad(features, borders(features, self.kernel, self.stride)), (0, 0)
         weight = self.weight
         half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         learns = torch.is_grad_enabled() and weight.requires_grad
@@ -42,13 +42,14 @@ class Depthwise(nn.Module):
         assert isinstance(found, Tensor)
         return found if self.bias is None else found + self.bias.to(found.dtype).view(-1, 1, 1)
 
-    def _borders(self, features: Tensor) -> list[int]:
-        """Pixels to add left, right, above and below, so that a stride of s gives a side of 1/s, rounded up."""
-        borders: list[int] = []
-        for size in (features.shape[-1], features.shape[-2]):
-            wanted = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
-            borders += [wanted // 2, wanted - wanted // 2]
-        return borders
+
+def borders(features: Tensor, kernel: int, stride: int) -> list[int]:
+    """Pixels to add left, right, above and below, so that a stride of s gives a side of 1/s, rounded up: TensorFlow's "same"."""
+    found: list[int] = []
+    for size in (features.shape[-1], features.shape[-2]):
+        wanted = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        found += [wanted // 2, wanted - wanted // 2]
+    return found
 
 
 def replaced(network: nn.Module) -> nn.Module:

@@ -5,33 +5,29 @@ network, its weights, the number format. Rows are filled as they are needed and 
 that was never written, was torn by a kill, or has changed on the disk is simply computed again.
 """
 
-import copy
 import hashlib
 import json
 import shutil
 import time
 import zlib
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ikebana import progress
-from ikebana.learning.depthwise import Depthwise
+from ikebana.learning import lean
 from ikebana.learning.device import Setting
-from ikebana.learning.inception import BatchNorm
 from ikebana.learning.inference import Features, Photos, unlabelled
 from ikebana.learning.weights import Weights
 from ikebana.photos.kept import reserve
 from ikebana.places import cache_folder, cannot_write, filled, need_space
 from ikebana.recipe import Recipe
 
+RULES = 2  # raised when features of the same photos come out otherwise, if only in the last bit
 TRIAL = 16  # photos in a trial of the speed
-ALIKE = 1e-3  # of the features' size: how far a folded backbone may be from the one it was made of
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Fea
     )
     missing = np.array([row for row in np.unique(photos.rows) if checks[row] != _check(array[row])], np.int64)
     if len(missing):
-        _fill(folded(seer, photos).to(setting.device), unlabelled(photos.pixels, missing), array, checks, setting)
+        _fill(lean.fused(seer, photos).to(setting.device), unlabelled(photos.pixels, missing), array, checks, setting)
     return Features(array, photos.rows, photos.labels, photos.for_choices)
 
 
@@ -88,7 +84,7 @@ def seconds_per_photo(network: nn.Module, side: int, setting: Setting) -> float:
     """Time the backbone on random pixels: what a photo's features cost."""
     pixels = np.random.default_rng(0).integers(0, 256, (TRIAL, side, side, 3), np.uint8)
     photos = unlabelled(pixels, np.arange(TRIAL))
-    seer = folded(network.get_submodule("seer"), photos).to(setting.device)
+    seer = lean.fused(network.get_submodule("seer"), photos).to(setting.device)
     inputs, _ = photos.batch(photos.rows, setting.device)
     seconds = []
     for _ in range(3):
@@ -116,7 +112,9 @@ def _device(module: nn.Module) -> torch.device:
 
 def _opened(origin: Origin, setting: Setting, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """The array and its checksums, made if they are not there; another process may fill them too, with the same rows."""
-    made_of = json.dumps([*vars(origin).values(), setting.device, setting.number_format, shape, torch.__version__])
+    made_of = json.dumps(
+        [RULES, *vars(origin).values(), setting.device, setting.number_format, shape, torch.__version__]
+    )
     place = cache_folder() / "features" / hashlib.sha256(made_of.encode()).hexdigest()[:32]
     if not _is_whole(place, shape, dtype):
         need_space(int(np.prod(shape)) * dtype.itemsize, cache_folder())
@@ -142,23 +140,3 @@ def _is_whole(place: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     progress.say("the kept features have changed on disk: they are computed again")
     shutil.rmtree(place, ignore_errors=True)
     return False
-
-
-@torch.inference_mode()
-def folded(seer: nn.Module, photos: Photos) -> nn.Module:
-    """A copy that computes the same with fewer passes over memory: BatchNorm becomes part of the convolution before it.
-
-    That two layers follow one another is guessed from their order in the module; the copy is used only if it agrees with
-    the original on a few of the photos.
-    """
-    lean = copy.deepcopy(seer).eval()
-    for module in lean.modules():
-        named = list(module.named_children())
-        for (first, convolution), (second, norm) in pairwise(named):
-            if isinstance(convolution, nn.Conv2d | Depthwise) and isinstance(norm, nn.BatchNorm2d | BatchNorm):
-                setattr(module, first, fuse_conv_bn_eval(convolution, norm))  # type: ignore[type-var]
-                setattr(module, second, getattr(norm, "act", nn.Identity()))  # timm's norms carry their activation
-    lean = lean.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    few, _ = photos.batch(np.arange(min(2, len(photos))), str(_device(seer)))
-    expected, found = seer.eval()(few), lean(few)
-    return lean if (found - expected).abs().max() <= ALIKE * expected.abs().max() else seer

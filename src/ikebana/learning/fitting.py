@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from ikebana import progress
-from ikebana.learning import backbones, features, inference, logistic, networks, training
+from ikebana.learning import backbones, features, inference, lean, logistic, networks, training
 from ikebana.learning.checkpoint import Epoch
 from ikebana.learning.device import Setting
 from ikebana.learning.features import Origin
@@ -136,9 +136,9 @@ def probabilities(given: Course, setting: Setting) -> np.ndarray:
 
 
 def _lean(given: Lesson) -> nn.Module:
-    """The learner as it is fastest at saying what photos show, for the score: BatchNorm folded into convolutions."""
+    """The learner as it is fastest at saying what photos show, for the score."""
     if isinstance(given.held_out, Photos) and len(given.held_out):
-        return features.folded(given.learner, given.held_out)
+        return lean.fused(given.learner, given.held_out)
     return given.learner
 
 

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from ikebana import progress
 from ikebana.errors import ModelError
-from ikebana.learning import checkpoint, device, features, inference, networks
+from ikebana.learning import checkpoint, device, inference, lean, networks
 from ikebana.learning.networks import Shipped
 from ikebana.photos import pixels
 from ikebana.places import written
@@ -97,14 +97,14 @@ def traced(network: Shipped, side: int, few: np.ndarray) -> ModelProto:
     few     photos uint8 [photos, side, side, 3], by which the folding is tried
     raises  ModelError if torch cannot write it
     """
-    lean = features.folded(network.network, inference.unlabelled(few, np.arange(len(few))))
+    folded = lean.folded(network.network, inference.unlabelled(few, np.arange(len(few))))
     squares = torch.zeros(TRACED, 3, side, side)
     progress.say("write the network as ONNX")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                Shipped(lean, network.temperature).eval(),
+                Shipped(folded, network.temperature).eval(),
                 (squares,),
                 dynamo=True,
                 opset_version=resize.OPSET,

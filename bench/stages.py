@@ -1,0 +1,262 @@
+"""Where the time of `fit` and `export` goes, stage by stage, and how near each stage comes to what this machine could do at best.
+
+    python bench/stages.py --photos DIR [--recipes quick,good,baseline,augmented] [--epochs 1] [--rounds 1] [--no-export]
+
+Each recipe is fitted as a stranger would, in a process with an empty cache, then exported. A stage's limit is the time that its
+arithmetic would take as products of large matrices, or that its layers' outputs would take to be written and read once,
+whichever is longer; for reading, the time that libjpeg-turbo alone needs to decode the same files. All of these limits are
+measured on the spot. --epochs shortens the recipes that train for long; their step and validation are timed by themselves too.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import header, spread
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ikebana import progress
+from ikebana import recipe as recipes
+from ikebana.learning import forecast, inference, networks, training
+from ikebana.learning.device import FORMATS, Setting
+from ikebana.learning.inference import Photos, unlabelled
+from ikebana.learning.learner import Learner, phases
+from ikebana.photos import kept
+from ikebana.recipe import Recipe
+
+SQUARE = 2048  # rows of the matrices whose product is the limit of arithmetic
+COPIED = 2**28  # bytes that are copied to find the limit of memory
+BATCHES = 8  # that a step and a look are timed for
+FILES = 1000  # photos that libjpeg-turbo is timed with
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this machine does at best."""
+
+    flops: dict[str, float]  # operations a second, for each number format
+    memory: float  # bytes a second, read or written
+    jpegs: float  # photos a second, decoded and nothing else
+
+    def __str__(self) -> str:
+        formats = ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in self.flops.items())
+        return f"limits: {formats}, memory {self.memory / 1e9:.1f} GB/s, libjpeg-turbo {self.jpegs:.0f} photos/s"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one photo costs."""
+
+    operations: float
+    bytes: float  # of the layers' outputs, written and read once, 4 bytes each
+
+    def limit(self, limits: Limits, number_format: str) -> float:
+        """Seconds a photo at best."""
+        size = torch.finfo(FORMATS[number_format]).bits / 32
+        return max(self.operations / limits.flops[number_format], self.bytes * size / limits.memory)
+
+
+def limits_of(setting: Setting, photos: Path) -> Limits:
+    """Measured now, with the threads that a run would use."""
+    flops = {}
+    for name, dtype in FORMATS.items():
+        one = torch.randn(SQUARE, SQUARE, device=setting.device).to(dtype)
+        flops[name] = 2 * SQUARE**3 / _best(lambda one=one: one @ one)
+    source = torch.ones(COPIED // 4)
+    target = torch.empty_like(source)
+    memory = 2 * COPIED / _best(lambda: target.copy_(source))
+    return Limits(flops, memory, _jpegs(photos))
+
+
+def _jpegs(photos: Path) -> float:
+    """Decoded by Pillow's own load, which is libjpeg-turbo's, at the scale that ours would take; from memory."""
+    files = sorted(photos.glob("*/*.jp*g"))[:: max(1, len(list(photos.glob("*/*.jp*g"))) // FILES)]
+    stored = [file.read_bytes() for file in files]
+
+    def decode(data: bytes) -> None:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (2 * 224, 2 * 224))  # pyright: ignore[reportArgumentType]
+            image.load()
+
+    with ThreadPoolExecutor(kept.threads()) as pool:
+        return len(stored) / _best(lambda: list(pool.map(decode, stored)), 3)
+
+
+def _best(work: Callable[[], object], times: int = 8) -> float:
+    """Seconds of the fastest of some tries, the first dropped."""
+    seconds = []
+    for _ in range(times + 1):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds[1:])
+
+
+def look(network: nn.Module, side: int) -> Work:
+    """One photo seen by a network."""
+    photo = torch.zeros((1, 3, side, side), dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(photo)
+    passed = networks.activation_bytes(networks.layers(network, side), 1, 4)
+    return Work(float(counter.get_total_flops()), 2.0 * passed)
+
+
+def step(learner: Learner, recipe: Recipe, setting: Setting, classes: int) -> Work:
+    """One photo of a training step, there and back."""
+    labels = torch.arange(recipe.batch) % classes
+    shape = (recipe.batch, 3, recipe.side, recipe.side)
+    with FlopCounterMode(display=False) as counter:
+        learner.step(torch.zeros(shape, dtype=torch.uint8), labels, setting)
+    table = networks.layers(learner.network, recipe.side)
+    kept_for_back = networks.activation_bytes(networks.from_first_trained(table), 1, 4)
+    passed = networks.activation_bytes(table, 1, 4)
+    return Work(counter.get_total_flops() / recipe.batch, 2.0 * passed + 4.0 * kept_for_back)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    stage: str
+    seconds: float
+    limit: float | None = None  # seconds at best
+    note: str = ""
+
+
+def fitted(photos: Path, recipe: str, epochs: int | None, scratch: Path, export: bool) -> tuple[list[Row], Path]:
+    """The command as a stranger gives it, from the start of the process to its end."""
+    run, cache = scratch / "run", scratch / "cache"
+    command = [sys.executable, "-m", "ikebana", "fit", str(photos), "--recipe", recipe, "--run", str(run), "--json"]
+    command += ["--epochs", str(epochs)] if epochs else []
+    environment = {**os.environ, "IKEBANA_CACHE": str(cache)}
+    begun, done = time.perf_counter(), 0.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "done":
+                done = time.perf_counter() - begun
+    whole = time.perf_counter() - begun
+    if process.returncode:
+        raise SystemExit(f"ikebana fit ended with status {process.returncode}")
+    stages = json.loads((run / "evaluation.json").read_text("utf-8"))["seconds"]
+    rows = [Row("start-up", done - sum(stages.values()))]
+    rows += [Row(name, seconds) for name, seconds in stages.items()]
+    rows.append(Row("exit", whole - done))
+    if export:
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "ikebana", "export", str(run), str(scratch / "model.onnx")]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        rows.append(Row("export", time.perf_counter() - begun, note="a process of its own, all test photos included"))
+    return rows, run
+
+
+def with_limits(rows: list[Row], run: Path, limits: Limits, setting: Setting) -> list[Row]:
+    """The same with what each stage would take at best, where that can be said."""
+    recipe = recipes.from_json(json.loads((run / "recipe.json").read_text("utf-8")))
+    table = _split_counts(run)
+    train, held_out = table["train"], table["validation"] + table["test"]
+    network = networks.build(recipe, len(json.loads((run / "source.json").read_text("utf-8"))["classes"]))
+    seen = look(network, recipe.side)
+    fast, exact = (seen.limit(limits, name) for name in (setting.number_format, "float32"))
+    best = {"read": (train + held_out) / limits.jpegs}
+    if recipe.transfer is not None and recipe.transfer.kept:
+        best["features"] = train * fast + held_out * exact
+    else:
+        best["score"] = held_out * exact
+        if recipe.transfer is not None and recipe.transfer.logistic:
+            best["features"] = (train + table["validation"]) * look(network.get_submodule("seer"), recipe.side).limit(
+                limits, setting.number_format
+            )
+    return [replace(row, limit=best.get(row.stage)) for row in rows]
+
+
+def _split_counts(run: Path) -> dict[str, int]:
+    import polars as pl
+
+    counted = pl.read_parquet(run / "dataset.parquet")["split"].value_counts()
+    return {name: count for name, count in counted.iter_rows() if name}
+
+
+def within_training(recipe: Recipe, classes: int, limits: Limits, setting: Setting) -> list[Row]:
+    """A step and a look at validation photos, by themselves, a photo each."""
+    dice = np.random.default_rng(0)
+    count = max(recipe.batch, setting.at_a_time)
+    photos = unlabelled(dice.integers(0, 256, (count, recipe.side, recipe.side, 3), np.uint8), np.arange(count))
+    network = networks.build(recipe, classes)
+    learner = Learner(network, recipe, phases(recipe)[-1], np.arange(recipe.batch) % classes)
+    networks.into_training(network, recipe, learner.phase.trained)
+    a_step = min(training.seconds_per_photo(network, recipe, classes, setting) for _ in range(BATCHES // 2))
+    networks.into_training(network, recipe, learner.phase.trained)
+    of_step = step(learner, recipe, setting, classes).limit(limits, setting.number_format)
+    rows = [Row("step", a_step, of_step, "a photo, augmentation included")]
+    for name, form in (("validation", setting.number_format), ("score", "float32")):
+        rows.append(_looked(name, network, photos, replace(setting, number_format=form), recipe, limits))
+    return rows
+
+
+def _looked(name: str, network: nn.Module, photos: Photos, setting: Setting, recipe: Recipe, limits: Limits) -> Row:
+    seconds = _best(lambda: inference.logits_of(network, photos, setting), BATCHES) / len(photos)
+    return Row(
+        name,
+        seconds,
+        look(network, recipe.side).limit(limits, setting.number_format),
+        f"a photo, {setting.number_format}",
+    )
+
+
+def shown(title: str, rows: list[Row], unit: float = 1.0, word: str = "s") -> None:
+    """The table of a recipe."""
+    whole = sum(row.seconds for row in rows)
+    print(f"\n{title}\n  {'stage':<12}{word:>10}{'share':>8}{'at best':>10}{'of it':>8}", flush=True)
+    for row in rows:
+        best = f"{row.limit / unit:>10.2f}{row.limit / row.seconds:>8.0%}" if row.limit else f"{'':>18}"
+        share = f"{row.seconds / whole:>8.0%}" if unit == 1.0 else f"{'':>8}"
+        print(f"  {row.stage:<12}{row.seconds / unit:>10.2f}{share}{best}  {row.note}".rstrip(), flush=True)
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--photos", type=Path, required=True)
+    flags.add_argument("--recipes", default="quick,good,baseline,augmented")
+    flags.add_argument("--epochs", type=int, default=1, help="of the recipes that train for more; 0: all of theirs")
+    flags.add_argument("--rounds", type=int, default=1)
+    flags.add_argument("--no-export", action="store_true")
+    chosen = flags.parse_args()
+    progress.listen(progress.Silence())
+    print(header("torch", "timm", "numpy", "pillow", "onnxruntime"), flush=True)
+    for name in chosen.recipes.split(","):
+        recipe = networks.settled(recipes.named(name))
+        setting = forecast.prepared(recipe, 5)
+        limits = limits_of(setting, chosen.photos)
+        print(f"\n{name}: {setting.number_format} ({setting.reasons['number_format']})\n{limits}", flush=True)
+        epochs = chosen.epochs if recipe.epochs > 1 else None
+        wholes = []
+        for number in range(chosen.rounds):
+            with tempfile.TemporaryDirectory() as scratch:
+                rows, run = fitted(chosen.photos, name, epochs or None, Path(scratch), not chosen.no_export)
+                rows = with_limits(rows, run, limits, setting)
+            wholes.append(sum(row.seconds for row in rows if row.stage != "export"))
+            shown(
+                f"{name}, cold, round {number + 1}" + (f", {epochs} of its {recipe.epochs} epochs" if epochs else ""),
+                rows,
+            )
+        print(f"{name}, cold: {spread(wholes, 1)} s, n = {len(wholes)}")
+        if recipe.epochs > 1 and not (recipe.transfer is not None and recipe.transfer.kept):
+            shown(f"{name}, within", within_training(recipe, 5, limits, setting), 1e-3, "ms")
+
+
+if __name__ == "__main__":
+    main()
