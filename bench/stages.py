@@ -33,7 +33,6 @@ from ikebana import recipe as recipes
 from ikebana.learning import forecast, inference, networks, training
 from ikebana.learning.device import FORMATS, Setting
 from ikebana.learning.inference import Photos, unlabelled
-from ikebana.learning.learner import Learner, phases
 from ikebana.photos import kept
 from ikebana.recipe import Recipe
 
@@ -106,24 +105,40 @@ def _best(work: Callable[[], object], times: int = 8) -> float:
 
 
 def look(network: nn.Module, side: int) -> Work:
-    """One photo seen by a network."""
+    """One photo seen by a network, and its mirror image where the network looks at that too."""
+    passed = (1 + _mirrored(network)) * networks.activation_bytes(networks.layers(network, side), 1, 4)
+    return Work(_operations(network, side)[0], 2.0 * passed)
+
+
+def step(network: nn.Module, recipe: Recipe) -> Work:
+    """One photo of a training step: for each layer that learns, its arithmetic twice more on the way back."""
+    forward, of_learning = (each / (1 + _mirrored(network)) for each in _operations(network, recipe.side))
+    table = networks.layers(network, recipe.side)
+    passed = networks.activation_bytes(table, 1, 4)
+    kept_for_back = networks.activation_bytes(networks.from_first_trained(table), 1, 4)
+    return Work(forward + 2 * of_learning, 2.0 * passed + 4.0 * kept_for_back)
+
+
+def _mirrored(network: nn.Module) -> bool:
+    """Whether a photo is looked at twice outside of training."""
+    return any(getattr(each, "mirrored", False) for each in network.modules())
+
+
+def _operations(network: nn.Module, side: int) -> tuple[float, float]:
+    """Of one photo's way through: all, and those of layers that learn. (What the counter says of the way back of depthwise
+    convolutions is many times too much.)"""
     photo = torch.zeros((1, 3, side, side), dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(photo)
-    passed = networks.activation_bytes(networks.layers(network, side), 1, 4)
-    return Work(float(counter.get_total_flops()), 2.0 * passed)
-
-
-def step(learner: Learner, recipe: Recipe, setting: Setting, classes: int) -> Work:
-    """One photo of a training step, there and back."""
-    labels = torch.arange(recipe.batch) % classes
-    shape = (recipe.batch, 3, recipe.side, recipe.side)
-    with FlopCounterMode(display=False) as counter:
-        learner.step(torch.zeros(shape, dtype=torch.uint8), labels, setting)
-    table = networks.layers(learner.network, recipe.side)
-    kept_for_back = networks.activation_bytes(networks.from_first_trained(table), 1, 4)
-    passed = networks.activation_bytes(table, 1, 4)
-    return Work(counter.get_total_flops() / recipe.batch, 2.0 * passed + 4.0 * kept_for_back)
+    counts = counter.get_flop_counts()
+    learns = {
+        name
+        for name, layer in network.named_modules()
+        if any(each.requires_grad for each in layer.parameters(recurse=False))
+    }
+    top = type(network).__name__
+    own = sum(sum(each.values()) for name, each in counts.items() if name.removeprefix(f"{top}.") in learns)
+    return float(counter.get_total_flops()), float(own)
 
 
 @dataclass(frozen=True)
@@ -196,11 +211,8 @@ def within_training(recipe: Recipe, classes: int, limits: Limits, setting: Setti
     count = max(recipe.batch, setting.at_a_time)
     photos = unlabelled(dice.integers(0, 256, (count, recipe.side, recipe.side, 3), np.uint8), np.arange(count))
     network = networks.build(recipe, classes)
-    learner = Learner(network, recipe, phases(recipe)[-1], np.arange(recipe.batch) % classes)
-    networks.into_training(network, recipe, learner.phase.trained)
     a_step = min(training.seconds_per_photo(network, recipe, classes, setting) for _ in range(BATCHES // 2))
-    networks.into_training(network, recipe, learner.phase.trained)
-    of_step = step(learner, recipe, setting, classes).limit(limits, setting.number_format)
+    of_step = step(network, recipe).limit(limits, setting.number_format)
     rows = [Row("step", a_step, of_step, "a photo, augmentation included")]
     for name, form in (("validation", setting.number_format), ("score", "float32")):
         rows.append(_looked(name, network, photos, replace(setting, number_format=form), recipe, limits))
