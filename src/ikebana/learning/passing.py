@@ -16,7 +16,7 @@ class Pass:
 
     def __init__(self, recipe: Recipe, number: int, examples: Examples, device: str):
         """number: of the epoch, from 1"""
-        self.recipe, self.examples, self.device = recipe, examples, device
+        self.recipe, self.number, self.examples, self.device = recipe, number, examples, device
         seed = recipe.seed * 1_000_003 + number  # each epoch draws from a stream of its own
         self.generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout draws from torch's own generator
@@ -80,4 +80,3 @@ class Pass:
         torch.set_rng_state(state["dice"])
         if self.device == "cuda":
             torch.cuda.set_rng_state(state["device_dice"])
-
