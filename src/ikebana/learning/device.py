@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ikebana.learning.repeating import PROMISE
 from ikebana.photos import kept
 from ikebana.places import cache_folder, written
 from ikebana.recipe import Precision
@@ -222,4 +223,5 @@ def environment(setting: Setting) -> dict[str, Any]:
         "processor": processor(),
         **asdict(setting),
         "libraries": {name: importlib.metadata.version(name) for name in libraries},
+        "repeatable": PROMISE,
     }

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ikebana import progress
 from ikebana.photos.dataset import Dataset
-from ikebana.places import written
+from ikebana.places import made, written
 from ikebana.recipe import Fit
 from ikebana.report import figures
 from ikebana.run import Run
@@ -25,8 +25,7 @@ def everything(
     run: Run, dataset: Dataset, pixels: np.ndarray, examples: Sequence[np.ndarray], evaluation: Evaluation
 ) -> None:
     """All figures, and the thumbnails of the photos that the scores speak of."""
-    folder = run.folder / "figures"
-    folder.mkdir(exist_ok=True)
+    folder = made(run.folder / "figures")
     of_dataset(folder, dataset, pixels, run.recipe.fit)
     of_training(folder, run.epochs, len(run.recipe.networks), examples)
     if len(evaluation.classes) <= DRAWN_CLASSES:
@@ -88,7 +87,7 @@ def of_training(folder: Path, epochs: Sequence[dict[str, Any]], networks: int, e
 
 def thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, fit: Fit) -> None:
     """Validation and test photos in small, in their own shape, named by the sha256 of their file."""
-    folder.mkdir(exist_ok=True)
+    made(folder)
     chosen = dataset.photos.with_row_index("row").filter(pl.col("split").is_in(("validation", "test")))
     for row, sha256, width, height in chosen.select("row", "sha256", "width", "height").iter_rows():
         file = folder / f"{sha256}.jpg"
