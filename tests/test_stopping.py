@@ -95,9 +95,10 @@ def test_ctrl_c_while_the_validation_photos_are_looked_at_loses_no_step(tmp_path
     def stopped(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(training, "logits_of", stopped)
-        trained(AUGMENTED, tmp_path / "checkpoint")
+        with pytest.raises(KeyboardInterrupt):
+            trained(AUGMENTED, tmp_path / "checkpoint")
     interrupted_in_step(monkeypatch, {6})  # five are left, of the second epoch
     resumed, epochs = trained(AUGMENTED, tmp_path / "checkpoint")
     assert same(whole, resumed)

@@ -78,7 +78,7 @@ def _listed(name: str, text: str, declared: Any) -> tuple[Any, ...]:
 def fit(
     photos: str | None = None,
     *,
-    recipe: RecipeName = DEFAULT,  # pyright: ignore[reportInvalidTypeForm]
+    recipe: RecipeName | Path = DEFAULT,  # pyright: ignore[reportInvalidTypeForm]
     run: Path | None = None,
     resume: Path | None = None,
     choices: Annotated[Choices, Parameter(name="*")] = Choices(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
@@ -92,7 +92,7 @@ def fit(
         A folder with a sub-folder for each class (or train, validation and test folders of these), a .zip or .tar of it,
         or a .csv or .parquet table with the columns path and label.
     recipe
-        What to train, and how; the flags below change single choices of it.
+        What to train, and how; or a run's recipe.json, to make that run again. The flags below change single choices of it.
     run
         The folder to make; runs/<recipe>-<short hash> if none is given.
     resume

@@ -16,6 +16,7 @@ from filelock import FileLock
 from ikebana.errors import MachineError
 
 FORGOTTEN = 3600  # seconds
+NOTHING = 2**16  # bytes: a disk with less is full
 PARTIAL, LOCK = ".partial", ".lock"  # what is not whole yet; what says that somebody is at it
 
 
@@ -44,7 +45,10 @@ def written(file: Path, make: bool = True) -> Iterator[Path]:
         yield beside
         os.replace(beside, file)
     except Exception as error:
-        raise _refusal(error, file) from error
+        found = _of_the_disk(error)
+        if found is None:
+            raise
+        raise cannot_write(found, file) from error
     finally:
         with suppress(OSError):  # not there: it became the file, or its folder could not even be made
             beside.unlink()
@@ -84,7 +88,10 @@ def filled(folder: Path, shared: bool = True) -> Iterator[Path]:
                 if not (shared and folder.is_dir()):
                     raise
     except Exception as error:
-        raise _refusal(error, folder) from error
+        found = _of_the_disk(error)
+        if found is None:
+            raise
+        raise cannot_write(found, folder) from error
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
@@ -130,15 +137,13 @@ def lock_of(half: Path) -> Path:
     return half.with_name(half.name + LOCK)
 
 
-def _refusal(error: Exception, place: Path) -> Exception:
-    """What a full or missing disk has to say becomes a MachineError, anything else stays what it is.
-
-    polars and safetensors are written in Rust: the error's number is in their words alone.
-    """
+def _of_the_disk(error: Exception) -> OSError | None:
+    """The error as Python's own, if it is one of the disk's: polars and safetensors, written in Rust, have its number in
+    their words alone."""
+    if isinstance(error, OSError):
+        return error
     number = re.search(r"\(os error (\d+)\)", str(error))
-    if isinstance(error, OSError) and error.errno is not None:
-        return cannot_write(error, place)
-    return cannot_write(OSError(int(number[1]), os.strerror(int(number[1]))), place) if number else error
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 def tidy(folder: Path) -> None:
@@ -150,7 +155,8 @@ def tidy(folder: Path) -> None:
 
 def cannot_write(error: OSError, place: Path) -> MachineError:
     """What to tell a user whose disk is full, read-only or gone."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    numberless = error.errno is None and free_space(place) < NOTHING  # as Pillow's and polars' errors are
+    if numberless or error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError(
             "the disk is full", where=place, advice="free some space; IKEBANA_CACHE=DIR moves the cache"
         )

@@ -8,7 +8,6 @@ that was never written, was torn by a kill, or has changed on the disk is simply
 import copy
 import hashlib
 import json
-import shutil
 import time
 import zlib
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from ikebana.learning.inception import BatchNorm
 from ikebana.learning.inference import Features, Photos, unlabelled
 from ikebana.learning.weights import Weights
 from ikebana.photos.kept import reserve
-from ikebana.places import cache_folder, cannot_write, filled, need_space
+from ikebana.places import cache_folder, cannot_write, filled, need_space, set_aside
 from ikebana.recipe import Recipe
 
 BATCH = 64  # photos that the backbone sees at a time
@@ -141,7 +140,7 @@ def _is_whole(place: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     except (OSError, ValueError, EOFError):
         pass
     progress.say("the kept features have changed on disk: they are computed again")
-    shutil.rmtree(place, ignore_errors=True)
+    set_aside(place)
     return False
 
 
