@@ -1,5 +1,6 @@
 """The verbs on the command line; flags are made from Recipe."""
 
+import atexit
 import signal
 import sys
 from dataclasses import asdict, fields, make_dataclass
@@ -314,9 +315,16 @@ def _terminate(_signal: int, _frame: Any) -> None:
     raise Terminated
 
 
+def _nothing_to_stop() -> None:
+    """While the interpreter takes itself apart, with torch in it a second or so, a signal would change the status alone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line. Ends the process with 0 done, 1 refused, 2 wrong usage, 3 a leak, 130 or 143 interrupted."""
     signal.signal(signal.SIGTERM, _terminate)
+    atexit.register(_nothing_to_stop)
     try:
         status = app(arguments, exit_on_error=False, print_error=True) or DONE
     except CycloptsError:

@@ -75,9 +75,11 @@ def _fill(seer: nn.Module, photos: Photos, array: np.ndarray, checks: np.ndarray
     with progress.stage("features", len(photos)) as bar:
         for start in range(0, len(photos), BATCH):
             rows = photos.rows[start : start + BATCH]
-            pixels, _ = photos.batch(np.arange(start, start + len(rows)), setting.device)
+            # Every batch is full: in one of another size last digits differ, and with them what a run that was killed here,
+            # or found some rows kept, would learn.
+            pixels, _ = photos.batch(np.resize(np.arange(start, start + len(rows)), BATCH), setting.device)
             with setting.autocast():
-                found = seer(pixels).float().cpu().numpy()
+                found = seer(pixels)[: len(rows)].float().cpu().numpy()
             array[rows] = found
             checks[rows] = [_check(array[row]) for row in rows]
             bar.advance(len(rows))
