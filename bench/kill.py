@@ -6,7 +6,7 @@
 A moment is drawn uniformly from the life of the undisturbed command; SIGKILL, SIGTERM and SIGINT take turns. A run that was
 killed before its folder was there is begun anew; one whose folder is there is resumed, with the same cache. With
 `--within-one` no run may end before it has been killed so often: moments are drawn from a share of what is left.
-The command is `ikebana fit … --json`; with `--every` the pause between two checkpoints within an epoch is shorter than a
+The command is `ikebana fit … --json`; with `--every` (where it is not `--started`) the pause between two checkpoints within an epoch is shorter than a
 minute, so that small runs have some for SIGKILL to find.
 """
 
@@ -14,12 +14,12 @@ import argparse
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -29,20 +29,35 @@ import polars as pl
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 EXPECTED = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
-DRIVER = """
-import sys
-every = float(sys.argv.pop(1))
-if every:
-    import threading
-    def shorten():  # once the command has loaded it, so that its start-up is what it is
-        import time
-        while "ikebana.learning.training" not in sys.modules or not hasattr(sys.modules["ikebana.learning.training"], "train"):
-            time.sleep(0.01)
-        sys.modules["ikebana.learning.training"].EVERY = every
-        sys.modules["ikebana.learning.training"].SHARE = 1.0
-    threading.Thread(target=shorten, daemon=True).start()
-from ikebana.cli import main
-main(sys.argv[1:])
+# A process that has loaded the libraries and is forked for each life: what is killed is the command's work and not, three
+# times out of four, its start-up. `--started` starts the command itself instead.
+ZYGOTE = """
+import json, os, sys
+from ikebana import cli, pipeline
+from ikebana.learning import training
+from ikebana.report import draw
+import cleanlab, sklearn.linear_model, timm
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if not child:
+        for number, name in ((1, "out"), (2, "errors")):
+            os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.environ["IKEBANA_CACHE"] = order["cache"]
+        if order["every"]:
+            training.EVERY, training.SHARE = order["every"], 1.0
+        status = 1
+        try:
+            cli.main(order["arguments"])
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 SMALL = {
     "augmented": ["--side", "48", "--batch", "8", "--epochs", "8"],
@@ -74,39 +89,85 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
 
-def lived(arguments: list[str], every: float, cache: Path, kill: tuple[int, float] | None) -> Life:
-    """Run the command; kill it so many seconds after its start."""
-    command = [sys.executable, "-c", DRIVER, str(every), "fit", *arguments, "--json"]
-    begun = time.monotonic()
-    environment = {**os.environ, "IKEBANA_CACHE": str(cache)}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        stage, words = ["start"], []
+class Lives:
+    """Where processes come from."""
 
-        def listen() -> None:
-            for line in process.stdout or ():
-                event = json.loads(line) if line.startswith("{") and line.endswith("}\n") else {"event": ""}
-                if event["event"] == "stage":
-                    stage[0] = event["stage"]
-                elif event["event"] == "stage_end":
-                    stage[0] = f"after {event['stage']}"
-                elif event["event"] in ("message", "error"):
-                    words.append(event.get("text") or event.get("what", ""))
+    def __init__(self, options: argparse.Namespace, scratch: Path):
+        self.every, self.started, self.scratch = options.every, options.started, scratch
+        self.zygote = None
+        if not self.started:
+            command = [sys.executable, "-c", ZYGOTE]
+            self.zygote = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-        listener = threading.Thread(target=listen)
-        listener.start()
-        at = "to its end"
-        if kill is not None:
-            try:
-                process.wait(max(0.0, kill[1] - (time.monotonic() - begun)))
-            except subprocess.TimeoutExpired:
-                at = stage[0]
-                process.send_signal(kill[0])
-        status = process.wait()
-        listener.join()
-        errors = process.stderr.read() if process.stderr else ""
-    return Life(status, at, time.monotonic() - begun, "\n".join([*words, errors]))
+    def live(self, arguments: list[str], cache: Path, kill: tuple[int, float] | None) -> Life:
+        """Run the command; kill it so many seconds after its start."""
+        out, errors = self.scratch / "out", self.scratch / "errors"
+        for each in (out, errors):
+            each.unlink(missing_ok=True)
+        pid, ended = self._begin(["fit", *arguments, "--json"], cache, out, errors)
+        begun, at = time.monotonic(), "to its end"
+        if kill is not None and not ended(kill[1]):
+            at = _stage(out)
+            os.kill(pid, kill[0])
+        status = ended(None)
+        events = _events(out)
+        words = [
+            event.get("text") or event.get("what") or "" for event in events if event["event"] in ("message", "error")
+        ]
+        broken = ["Traceback: a broken event"] if any(event["event"] == "broken" for event in events[:-1]) else []
+        return Life(status, at, time.monotonic() - begun, "\n".join([*words, errors.read_text(), *broken]))
+
+    def _begin(self, arguments: list[str], cache: Path, out: Path, errors: Path):
+        """A process's number, and what waits for its end: true, or its status, once it has ended."""
+        if self.zygote is None:
+            environment = {**os.environ, "IKEBANA_CACHE": str(cache)}
+            with out.open("wb") as stream, errors.open("wb") as other:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "ikebana", *arguments], stdout=stream, stderr=other, env=environment
+                )
+
+            def ended(seconds):
+                try:
+                    status = process.wait(seconds)
+                    return status if seconds is None else True
+                except subprocess.TimeoutExpired:
+                    return False
+
+            return process.pid, ended
+        order = {
+            "arguments": arguments,
+            "cache": str(cache),
+            "out": str(out),
+            "errors": str(errors),
+            "every": self.every,
+        }
+        print(json.dumps(order), file=self.zygote.stdin, flush=True)
+        pid = int(self.zygote.stdout.readline())
+
+        def forked_ended(seconds):
+            if seconds is None:
+                return int(self.zygote.stdout.readline())
+            return bool(select.select([self.zygote.stdout], [], [], seconds)[0])
+
+        return pid, forked_ended
+
+
+def _events(out: Path) -> list[dict]:
+    """What the command has told so far; a line that is no event is 'broken', as the last may be after SIGKILL."""
+    events = []
+    for line in out.read_text("utf-8").splitlines() if out.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            events.append({"event": "broken"})
+    return events
+
+
+def _stage(out: Path) -> str:
+    """Where the command is."""
+    names = {"stage": "{}", "stage_end": "after {}"}
+    told = [names[event["event"]].format(event["stage"]) for event in _events(out) if event["event"] in names]
+    return told[-1] if told else "start"
 
 
 def result(run: Path) -> tuple[bytes, str, pl.DataFrame, list[dict]]:
@@ -130,15 +191,15 @@ def same(one: Path, other: Path) -> list[str]:
     return found + ([f"files: {sorted(set(files[0]) ^ set(files[1]))}"] if files[0] != files[1] else [])
 
 
-def trial(arguments: list[str], whole: Path, place: Path, options: argparse.Namespace, tally: Tally, moment) -> None:
+def trial(arguments: list[str], whole: Path, place: Path, lives: Lives, warm: bool, tally: Tally, moment) -> None:
     """One run from its beginning to its end, killed on the way."""
     run, cache = place / "run", place / "cache"
-    if options.warm:
+    if warm:
         shutil.copytree(whole.parent / "cache", cache)
     for _ in range(1000):
         kill = moment(tally)
         there = (run / "recipe.json").exists()
-        life = lived(["--resume", str(run)] if there else [*arguments, "--run", str(run)], options.every, cache, kill)
+        life = lives.live(["--resume", str(run)] if there else [*arguments, "--run", str(run)], cache, kill)
         if life.stage == "to its end":
             if life.status:
                 tally.wrong.append(f"ended with {life.status}: {life.words[-800:]}")
@@ -206,6 +267,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=0.5, help="seconds between checkpoints; 0 for the usual minute")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warm", action="store_true", help="each run finds the cache of the undisturbed one")
+    parser.add_argument("--started", action="store_true", help="start the command each time, its libraries included")
     parser.add_argument("--within-one", action="store_true", help="all kills within one run")
     parser.add_argument("--full", action="store_true", help="the recipe as it is, not with small photos")
     options = parser.parse_args()
@@ -229,8 +291,9 @@ def tried(recipe: str, photos: Path, place: Path, options: argparse.Namespace, d
     if options.epochs:
         arguments += ["--epochs", options.epochs]
     place.mkdir()
+    lives = Lives(options, place)
     whole = place / "whole"
-    undisturbed = lived([*arguments, "--run", str(whole)], options.every, place / "cache", None)
+    undisturbed = lives.live([*arguments, "--run", str(whole)], place / "cache", None)
     if undisturbed.status:
         sys.exit(undisturbed.words)
     print(f"{recipe}: never stopped, {undisturbed.seconds:.1f} s", flush=True)
@@ -238,7 +301,7 @@ def tried(recipe: str, photos: Path, place: Path, options: argparse.Namespace, d
     tally, begun = Tally(), time.monotonic()
     while sum(tally.kills.values()) < options.kills and not (options.within_one and tally.runs):
         with tempfile.TemporaryDirectory(dir=place) as trial_place:
-            trial(arguments, whole, Path(trial_place), options, tally, moment)
+            trial(arguments, whole, Path(trial_place), lives, options.warm, tally, moment)
     told(recipe, tally, time.monotonic() - begun)
     return len(tally.wrong)
 
