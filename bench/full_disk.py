@@ -70,8 +70,11 @@ class Disk:
 
     def fill(self) -> None:
         """No page more than lies there now."""
-        used = shutil.disk_usage(self.place).used
-        _mount("-o", f"remount,size={max(used, 4096)}", str(self.place))
+        for _ in range(100):  # something may be written between the looking and the doing
+            try:
+                return _mount("-o", f"remount,size={max(shutil.disk_usage(self.place).used, 4096)}", str(self.place))
+            except subprocess.CalledProcessError:
+                continue
 
     def lock(self) -> None:
         """Read-only, files that are open included."""

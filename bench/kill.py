@@ -5,9 +5,9 @@
 
 A moment is drawn uniformly from the life of the undisturbed command; SIGKILL, SIGTERM and SIGINT take turns. A run that was
 killed before its folder was there is begun anew; one whose folder is there is resumed, with the same cache. With
-`--within-one` no run may end before it has been killed so often: moments are drawn from a share of what is left.
-The command is `ikebana fit … --json`; with `--every` (where it is not `--started`) the pause between two checkpoints within an epoch is shorter than a
-minute, so that small runs have some for SIGKILL to find.
+`--within-one` one run is killed so often before it may end: each process gets about its share of the work.
+The command is `ikebana fit … --json`; with `--every` (where it is not `--started`) the pause between two checkpoints within
+an epoch is shorter than a minute, so that small runs have some for SIGKILL to find.
 """
 
 import argparse
