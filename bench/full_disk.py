@@ -71,10 +71,11 @@ class Disk:
     def fill(self) -> None:
         """No page more than lies there now."""
         for _ in range(100):  # something may be written between the looking and the doing
-            try:
-                return _mount("-o", f"remount,size={max(shutil.disk_usage(self.place).used, 4096)}", str(self.place))
-            except subprocess.CalledProcessError:
-                continue
+            used = shutil.disk_usage(self.place).used
+            command = ["mount", "-o", f"remount,size={max(used, 4096)}", str(self.place)]
+            if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+                return
+        raise RuntimeError("the disk could not be filled")
 
     def lock(self) -> None:
         """Read-only, files that are open included."""
