@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -94,7 +95,7 @@ class Lives:
 
     def __init__(self, options: argparse.Namespace, scratch: Path):
         self.every, self.started, self.scratch = options.every, options.started, scratch
-        self.zygote = None
+        self.zygote: Any = None
         if not self.started:
             command = [sys.executable, "-c", ZYGOTE]
             self.zygote = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -117,7 +118,7 @@ class Lives:
         broken = ["Traceback: a broken event"] if any(event["event"] == "broken" for event in events[:-1]) else []
         return Life(status, at, time.monotonic() - begun, "\n".join([*words, errors.read_text(), *broken]))
 
-    def _begin(self, arguments: list[str], cache: Path, out: Path, errors: Path):
+    def _begin(self, arguments: list[str], cache: Path, out: Path, errors: Path) -> tuple[int, Any]:
         """A process's number, and what waits for its end: true, or its status, once it has ended."""
         if self.zygote is None:
             environment = {**os.environ, "IKEBANA_CACHE": str(cache)}
@@ -170,25 +171,25 @@ def _stage(out: Path) -> str:
     return told[-1] if told else "start"
 
 
-def result(run: Path) -> tuple[bytes, str, pl.DataFrame, list[dict]]:
-    """All that must be the same but for seconds."""
+def result(run: Path) -> dict[str, Any]:
+    """All that must be the same but for seconds, by the name of its file."""
     scored = json.loads((run / "evaluation.json").read_text())
     epochs = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
     for each in (scored, *epochs):
         each.pop("seconds")
-    table = pl.read_parquet(run / "predictions.parquet")
-    return (run / "weights.safetensors").read_bytes(), json.dumps(scored), table, epochs
+    return {
+        "weights.safetensors": (run / "weights.safetensors").read_bytes(),
+        "predictions.parquet": pl.read_parquet(run / "predictions.parquet").rows(),
+        "evaluation.json": scored,
+        "epochs.jsonl": epochs,
+        "files": sorted(str(each.relative_to(run)) for each in run.rglob("*")),
+    }
 
 
 def same(one: Path, other: Path) -> list[str]:
-    """What differs, in words."""
-    names = ("weights.safetensors", "evaluation.json", "predictions.parquet", "epochs.jsonl")
-    pairs = zip(names, result(one), result(other), strict=True)
-    found = [
-        name for name, first, second in pairs if not (first.equals(second) if name == names[2] else first == second)
-    ]
-    files = [sorted(str(each.relative_to(run)) for each in run.rglob("*")) for run in (one, other)]
-    return found + ([f"files: {sorted(set(files[0]) ^ set(files[1]))}"] if files[0] != files[1] else [])
+    """What differs, by name."""
+    first, second = result(one), result(other)
+    return [name for name in first if first[name] != second[name]]
 
 
 def trial(arguments: list[str], whole: Path, place: Path, lives: Lives, warm: bool, tally: Tally, moment) -> None:
@@ -207,6 +208,9 @@ def trial(arguments: list[str], whole: Path, place: Path, lives: Lives, warm: bo
             break
         name = signal.Signals(kill[0]).name
         tally.kills[name, life.stage] += 1
+        print(
+            f"  {sum(tally.kills.values())}: {name} at {life.stage}, status {life.status}", file=sys.stderr, flush=True
+        )
         tally.statuses[name, life.status] += 1
         tally.resumed += (run / "recipe.json").exists()
         tally.anew += not (run / "recipe.json").exists()
