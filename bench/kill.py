@@ -219,6 +219,7 @@ def trial(arguments: list[str], whole: Path, place: Path, lives: Lives, warm: bo
     tally.runs += 1
     differing = same(whole, run)
     tally.equal += not differing
+    print(f"  ended: {', '.join(differing) or 'bit-equal'}", file=sys.stderr, flush=True)
     if differing:
         tally.wrong.append(f"differs: {', '.join(differing)}")
 
