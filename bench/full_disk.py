@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="good", choices=SMALL)
     parser.add_argument("--how", default="fill,lock,empty,small")
     parser.add_argument("--which", default="run,cache")
+    parser.add_argument("--stages", help="those alone, joined by commas; as --json names them, or 'after' that")
     parser.add_argument("--sizes", type=int, default=6, help="of disks that are too small from the start")
     options = parser.parse_args()
     if os.name != "posix" or os.geteuid() != 0:
@@ -163,7 +164,7 @@ def main() -> None:
             for which in options.which.split(",")
             for how in options.how.split(",")
             if how != "small"
-            for at in undisturbed.stages
+            for at in (options.stages.split(",") if options.stages else undisturbed.stages)
         ]
         if "small" in options.how:
             trials += [
