@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,8 +197,8 @@ def test_the_arrays_take_the_room_that_was_announced(photos, ikebana_cache):
 
 
 def test_a_full_disk_is_refused_before_a_photo_is_opened_with_the_numbers(photos, monkeypatch, decoded):
-    usage = kept.shutil.disk_usage(photos)
-    monkeypatch.setattr(kept.shutil, "disk_usage", lambda place: usage._replace(free=1_500_000_000))
+    usage = shutil.disk_usage(photos)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=1_500_000_000))
     monkeypatch.setattr(kept, "size_on_disk", lambda dataset, side: 2_700_000_000)
     with pytest.raises(MachineError, match=r"2\.7 GB are needed on the disk and 1\.5 GB are free"):
         opened(photos)

@@ -80,7 +80,7 @@ def _listed(name: str, text: str, declared: Any) -> tuple[Any, ...]:
 def fit(
     photos: str | None = None,
     *,
-    recipe: RecipeName = DEFAULT,  # pyright: ignore[reportInvalidTypeForm]
+    recipe: RecipeName | Path = DEFAULT,  # pyright: ignore[reportInvalidTypeForm]
     run: Path | None = None,
     resume: Path | None = None,
     choices: Annotated[Choices, Parameter(name="*")] = Choices(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
@@ -94,7 +94,7 @@ def fit(
         A folder with a sub-folder for each class (or train, validation and test folders of these), a .zip or .tar of it,
         or a .csv or .parquet table with the columns path and label.
     recipe
-        What to train, and how; the flags below change single choices of it.
+        What to train, and how; or a run's recipe.json, to make that run again. The flags below change single choices of it.
     run
         The folder to make; runs/<recipe>-<short hash> if none is given.
     resume
@@ -323,10 +323,17 @@ def _collect_less() -> None:
     atexit.register(gc.freeze)
 
 
+def _nothing_to_stop() -> None:
+    """While the interpreter takes itself apart, with torch in it a second or so, a signal would change the status alone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line. Ends the process with 0 done, 1 refused, 2 wrong usage, 3 a leak, 130 or 143 interrupted."""
     _collect_less()
     signal.signal(signal.SIGTERM, _terminate)
+    atexit.register(_nothing_to_stop)
     try:
         status = app(arguments, exit_on_error=False, print_error=True) or DONE
     except CycloptsError:

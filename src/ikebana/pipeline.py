@@ -10,6 +10,7 @@ from ikebana import run as runs
 from ikebana.learning import augmentation, backbones, checkpoint, device, fitting, inference, networks
 from ikebana.learning.device import Setting
 from ikebana.learning.forecast import forecast, next_step, prepared
+from ikebana.learning.repeating import differing
 from ikebana.photos import audit, intake, kept, split, twins
 from ikebana.photos.dataset import Dataset
 from ikebana.photos.kept import Kept
@@ -22,28 +23,30 @@ from ikebana.trust.leakage import leakage
 
 
 def fit(
-    photos: str | Path, recipe: str | Recipe = recipes.DEFAULT, *, run: str | Path | None = None, **choices: Any
+    photos: str | Path, recipe: str | Path | Recipe = recipes.DEFAULT, *, run: str | Path | None = None, **choices: Any
 ) -> Run:
     """Train a classifier on a folder, an archive or a table of photos, and score it on photos it has never seen.
 
-    recipe   a recipe's name, or a Recipe of your own
+    recipe   a recipe's name, the `recipe.json` of a run that is to be made again, or a Recipe of your own
     run      the folder to make; `runs/<recipe>-<short hash>` if none is given
     choices  of the recipe, to be changed: epochs=5, seed=1, ...
     raises   PhotosError, RecipeError, RunError, MachineError: each says what to try
     """
     clock = Stopwatch()
-    chosen = recipes.named(recipe, **choices) if isinstance(recipe, str) else recipes.changed(recipe, **choices)
+    chosen = networks.settled(recipes.sought(recipe, **choices))
     runs.check_free(run)
-    chosen = networks.settled(chosen)
     for member in chosen.members:  # what is missing is said before any photo is read
         backbones.sought(member)
     found = intake.read(photos, chosen.class_order)
     setting = prepared(chosen, len(found.classes))
+    chosen = recipes.changed(chosen, precision=setting.number_format)  # so that recipe.json says all
+    environment = device.environment(setting)
     progress.say(forecast(found, chosen, setting).text)
+    if other := differing(recipe, environment):
+        progress.say(other)
     clock.lap("prepare")
     dataset, keep = _taken_in(found, chosen)
-    begun = runs.begin(run, chosen, dataset)
-    begun.write_json("environment.json", device.environment(setting))
+    begun = runs.begin(run, chosen, dataset, environment)
     clock.lap("read")
     with begun.resumable():
         return _train_and_score(begun, dataset, keep, setting, clock)
@@ -52,12 +55,13 @@ def fit(
 def resume(run: str | Path) -> Run:
     """Go on where a run was interrupted: from its last checkpoint, from the start if there is none.
 
-    raises  RunError if the photos are not those that the run began with
+    raises  RunError if the photos or the recipe are not those that the run began with
     """
     clock, begun = Stopwatch(), runs.open_run(run)
     if begun.finished:
         progress.say(f"{begun.folder} has finished already: nothing is left to do")
         return begun
+    begun.check_same_recipe()
     found = intake.read(begun.source["photos"], begun.recipe.class_order)
     setting = device.remembered(begun.folder / "environment.json") or prepared(begun.recipe, len(found.classes))
     clock.lap("prepare")
@@ -75,7 +79,6 @@ def _taken_in(found: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:
 
 
 def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clock: Stopwatch) -> Run:
-    run.write_table("dataset.parquet", dataset.photos)
     findings = audit.findings(dataset)
     run.write_json("audit.json", audit.as_json(dataset, findings))
     progress.say(audit.summary(dataset, findings))

@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 import time
@@ -15,6 +16,7 @@ from filelock import FileLock
 from ikebana.errors import MachineError
 
 FORGOTTEN = 3600  # seconds
+NOTHING = 2**16  # bytes: a disk with less is full
 PARTIAL, LOCK = ".partial", ".lock"  # what is not whole yet; what says that somebody is at it
 
 
@@ -29,19 +31,24 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def written(file: Path) -> Iterator[Path]:
+def written(file: Path, make: bool = True) -> Iterator[Path]:
     """A name to write to; it becomes `file` when the block ends well, and is removed when it does not.
 
+    make    whether the folder is made if it is not there; a run's is not, since one that has vanished should be missed
     raises  MachineError if the disk is full or the place cannot be written to
     """
     beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if make:
+            file.parent.mkdir(parents=True, exist_ok=True)
         _forget(file)
         yield beside
         os.replace(beside, file)
-    except OSError as error:
-        raise cannot_write(error, file) from error
+    except Exception as error:
+        found = _of_the_disk(error)
+        if found is None:
+            raise
+        raise cannot_write(found, file) from error
     finally:
         with suppress(OSError):  # not there: it became the file, or its folder could not even be made
             beside.unlink()
@@ -56,13 +63,14 @@ def _forget(file: Path) -> None:
 
 
 @contextmanager
-def filled(folder: Path) -> Iterator[Path]:
+def filled(folder: Path, shared: bool = True) -> Iterator[Path]:
     """An empty folder to fill; it becomes `folder` when the block ends well.
 
     If another process was faster, its folder stays: both were made from the same inputs, by their name. What a killed process
     left half-filled beside it is removed: the kernel lets go of a dead process' lock.
 
-    raises  MachineError if the disk is full or the place cannot be written to
+    shared  False for a folder that must be ours alone
+    raises  MachineError if the disk is full, the place cannot be written to, or another process has made what is not shared
     """
     beside: Path | None = None
     try:
@@ -73,16 +81,43 @@ def filled(folder: Path) -> Iterator[Path]:
             beside.mkdir()
             yield beside
             try:
+                with suppress(OSError):
+                    folder.rmdir()  # an empty one is in nobody's way
                 beside.rename(folder)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) and not folder.exists():
+            except OSError:
+                if not (shared and folder.is_dir()):
                     raise
-    except OSError as error:
-        raise cannot_write(error, folder) from error
+    except Exception as error:
+        found = _of_the_disk(error)
+        if found is None:
+            raise
+        raise cannot_write(found, folder) from error
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
-            lock_of(beside).unlink(missing_ok=True)
+            with suppress(OSError):
+                lock_of(beside).unlink()
+
+
+def made(folder: Path) -> Path:
+    """The folder, made if it is not there; the one around it must be.
+
+    raises  MachineError if it cannot be made
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(error, folder) from error
+    return folder
+
+
+def set_aside(entry: Path) -> None:
+    """Remove what is damaged from where it would be trusted, be it a folder, a file or a link; no error if that fails."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            entry.unlink()
 
 
 def sweep(folder: Path) -> None:
@@ -102,12 +137,31 @@ def lock_of(half: Path) -> Path:
     return half.with_name(half.name + LOCK)
 
 
+def _of_the_disk(error: Exception) -> OSError | None:
+    """The error as Python's own, if it is one of the disk's: polars and safetensors, written in Rust, have its number in
+    their words alone."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder in which nobody else writes."""
+    for half in (*folder.rglob(f".*{PARTIAL}"), *folder.glob(".tmp??????")):  # ours; safetensors'
+        with suppress(OSError):
+            half.unlink()
+
+
 def cannot_write(error: OSError, place: Path) -> MachineError:
     """What to tell a user whose disk is full, read-only or gone."""
-    if error.errno == errno.ENOSPC:
+    numberless = error.errno is None and free_space(place) < NOTHING  # as Pillow's and polars' errors are
+    if numberless or error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError(
             "the disk is full", where=place, advice="free some space; IKEBANA_CACHE=DIR moves the cache"
         )
+    if error.errno == errno.ENOENT:
+        return MachineError("the folder to write to has gone", where=place.parent, advice="put it back, or begin anew")
     return MachineError(
         f"this cannot be written: {error.strerror or error}", where=place, advice="a folder that you may write to"
     )

@@ -138,7 +138,9 @@ class Programs:
         self.event("message", text=text)
 
     def event(self, name: str, **values: Any) -> None:
-        print(json.dumps({"event": name, **values}, ensure_ascii=False), flush=True)
+        # In one piece: Ctrl-C between a line and its end would run two events together.
+        sys.stdout.write(json.dumps({"event": name, **values}, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
 
     def result(self, text: str) -> None:
         """The last event, `done`, carries the result."""

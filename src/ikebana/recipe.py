@@ -1,7 +1,11 @@
 """Every choice of a run, explained once; the named recipes with their expected results."""
 
+import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from ikebana.errors import RecipeError
@@ -234,8 +238,55 @@ def named(name: str, **choices: Any) -> Recipe:
     raises  RecipeError if there is no such recipe or choice, or a choice cannot be carried out
     """
     if name not in RECIPES:
-        raise RecipeError(f"there is no recipe {name!r}", advice=f"one of: {', '.join(RECIPES)}")
+        raise RecipeError(
+            f"there is no recipe {name!r}", advice=f"one of: {', '.join(RECIPES)}; or the recipe.json of a run"
+        )
     return changed(RECIPES[name], **choices)
+
+
+def sought(wanted: "str | Path | Recipe", **choices: Any) -> Recipe:
+    """The recipe that is meant, with some choices changed.
+
+    wanted  a name, a file such as a run's `recipe.json`, or a Recipe
+    raises  RecipeError if there is no such recipe, file or choice, the file is damaged or of another version, or a choice
+            cannot be carried out
+    """
+    if isinstance(wanted, Recipe):
+        return changed(wanted, **choices)
+    if isinstance(wanted, str) and not wanted.endswith(".json"):
+        return named(wanted, **choices)
+    return changed(from_file(Path(wanted).expanduser()), **choices)
+
+
+def from_file(file: Path) -> Recipe:
+    """The recipe in a file, such as the `recipe.json` of a run.
+
+    raises  RecipeError if there is no such file, or it is damaged or of another version
+    """
+    if not file.is_file() and file.suffix != ".json":  # a misspelt name
+        return named(str(file))
+    try:
+        return from_json(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        told = error.strerror if isinstance(error, OSError) else f"it is damaged: {error}"
+        raise RecipeError(
+            f"this recipe cannot be read: {told}", where=file, advice="the recipe.json of a run"
+        ) from None
+    except RecipeError as error:
+        raise RecipeError(error.what, where=file, advice=error.advice) from None
+
+
+def differences(then: Recipe, now: Recipe) -> list[str]:
+    """Each choice that is not the same in both, in words: "epochs was 20 and is 30"."""
+    pairs = ((each.name, getattr(then, each.name), getattr(now, each.name)) for each in fields(Recipe))
+    return [line for name, one, other in pairs for line in _differences(name, one, other)]
+
+
+def _differences(name: str, then: Any, now: Any) -> list[str]:
+    if is_dataclass(then) and is_dataclass(now):
+        inner = ((each.name, getattr(then, each.name), getattr(now, each.name)) for each in fields(then))
+        return [line for each, one, other in inner for line in _differences(f"{name}'s {each}", one, other)]
+    return [] if then == now else [f"{name} was {then!r} and is {now!r}"]
 
 
 def changed(recipe: Recipe, **choices: Any) -> Recipe:
@@ -263,10 +314,40 @@ def from_json(values: Mapping[str, Any]) -> Recipe:
     if not isinstance(values, dict) or values.keys() != declared:
         differing = sorted(declared ^ values.keys()) if isinstance(values, dict) else ["everything"]
         raise RecipeError(f"another version of ikebana wrote this recipe; it differs in {', '.join(differing)}")
+    for each in fields(Recipe):
+        _check_kind(each.name, values[each.name], each.type)
     try:
         return Recipe(**{key: _as_declared(key, value) for key, value in values.items()})
-    except TypeError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RecipeError(f"this recipe is damaged: {error}") from None
+
+
+def _check_kind(name: str, value: Any, declared: Any) -> None:
+    """Refuse a value of JSON that is of another type than the choice; the words of a Literal are checked with the rules.
+
+    raises  RecipeError
+    """
+    kinds = get_args(declared) if isinstance(declared, UnionType) else (declared,)
+    record = next((kind for kind in kinds if is_dataclass(kind)), None)
+    if isinstance(value, dict) and record is not None:
+        if value.keys() != {each.name for each in fields(record)}:
+            raise RecipeError(f"another version of ikebana wrote this recipe; it differs in {name}")
+        for each in fields(record):
+            _check_kind(f"{name}'s {each.name}", value[each.name], each.type)
+    elif not any(_is_of(value, kind) for kind in kinds):
+        raise RecipeError(f"this recipe is damaged: {name} is {value!r}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON can stand for that type."""
+    if get_origin(kind) is tuple:
+        of = get_args(kind)[0]
+        return isinstance(value, list | tuple) and all(_is_of(each, of) for each in value)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is kind  # a bool is no int
 
 
 RECORDS = {"augmentation": Augmentation, "transfer": Transfer, "tuning": Tuning}

@@ -1,7 +1,7 @@
 """A run's folder: what `fit` leaves behind and every later verb reads. A person can read it too.
 
 recipe.json                 every choice
-source.json                 where the photos are, their fingerprint, the classes
+source.json                 where the photos are, their fingerprint, the classes, the choices as the run began with them
 pretrained.json             for each network, where its pretrained weights came from, and their licence; if it builds on any
 dataset.parquet             one row for every path found: used or why not, label, split, sha256
 audit.json                  what is odd about the files
@@ -32,14 +32,17 @@ import polars as pl
 
 from ikebana import progress
 from ikebana import recipe as recipes
-from ikebana.errors import RecipeError, RunError
+from ikebana.errors import MachineError, RecipeError, RunError
 from ikebana.photos.dataset import USED, Dataset
 from ikebana.photos.split import fingerprint
-from ikebana.places import filled, written
+from ikebana.places import filled, tidy, written
 from ikebana.recipe import Recipe
 from ikebana.trust import calibration, evaluation
 from ikebana.trust.calibration import Calibration
 from ikebana.trust.evaluation import Evaluation
+
+DEALT = ("path", "label", "split", "sha256")  # what must be the same for a run to go on
+NAMED = 5  # photos of a kind, at most, in a message
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,12 @@ class Run:
     @property
     def dataset(self) -> pl.DataFrame:
         """One row for every path found."""
-        return pl.read_parquet(self.folder / "dataset.parquet")
+        return self.read_table("dataset.parquet")
 
     @property
     def predictions(self) -> pl.DataFrame:
         """Validation and test photos with a probability for each class."""
-        return pl.read_parquet(self.folder / "predictions.parquet")
+        return self.read_table("predictions.parquet")
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -131,15 +134,22 @@ class Run:
         except (ValueError, OSError) as error:
             raise RunError(f"{name} cannot be read: {error}", where=self.folder) from None
 
+    def read_table(self, name: str) -> pl.DataFrame:
+        try:
+            return pl.read_parquet(self.folder / name)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            told = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunError(f"{name} cannot be read: {told}", where=self.folder) from None
+
     def write_json(self, name: str, value: Any) -> None:
-        write_json(self.folder / name, value)
+        write_json(self.folder / name, value, make=False)
 
     def write_text(self, name: str, text: str) -> None:
-        with written(self.folder / name) as beside:
+        with written(self.folder / name, make=False) as beside:
             beside.write_text(text, "utf-8")
 
     def write_table(self, name: str, table: pl.DataFrame) -> None:
-        with written(self.folder / name) as beside:
+        with written(self.folder / name, make=False) as beside:
             table.write_parquet(beside)
 
     def write_epochs(self, epochs: Iterable[Any]) -> None:
@@ -147,9 +157,13 @@ class Run:
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Work that Ctrl-C or SIGTERM interrupts: says how to go on."""
+        """Work that Ctrl-C, SIGTERM or a full disk interrupts: says how to go on."""
+        tidy(self.folder)
         try:
             yield
+        except MachineError:
+            progress.say(f"what was learned before is safe. To go on then: ikebana fit --resume {self.folder}")
+            raise
         except KeyboardInterrupt:
             progress.say(f"stopped; nothing is lost. To go on: ikebana fit --resume {self.folder}")
             raise
@@ -171,18 +185,42 @@ class Run:
         progress.event("evaluation", **scored.to_json())
         progress.say(f"\n{scored!r}\nfigures: {self.folder / 'figures'}")
 
-    def check_same_photos(self, dataset: Dataset) -> None:
-        """Refuse to go on with other photos than the run began with.
+    def check_same_recipe(self) -> None:
+        """Refuse to go on with other choices than the run began with.
 
         raises  RunError
         """
-        same = fingerprint(dataset.used["sha256"]) == self.source["fingerprint"]
-        if same and (self.folder / "dataset.parquet").exists():  # renamed photos would be dealt out anew
-            columns = ("path", "label", "split", "sha256")
-            same = dataset.used.select(columns).equals(self.dataset.filter(pl.col("status") == USED).select(columns))
+        if "recipe" not in self.source:  # an older version began this run
+            return
+        try:
+            began = recipes.from_json(self.source["recipe"])
+        except RecipeError as error:
+            raise RunError(f"source.json is damaged: {error.what}", where=self.folder) from None
+        if changes := recipes.differences(began, self.recipe):
+            raise RunError(
+                f"the recipe has changed since this run began: {'; '.join(changes)}",
+                where=self.folder / "recipe.json",
+                advice="put it back, or begin a new run: ikebana fit PHOTOS --recipe RUN/recipe.json",
+            )
+
+    def check_same_photos(self, dataset: Dataset) -> None:
+        """Refuse to go on with other photos than the run began with.
+
+        raises  RunError that names some of those that are not as they were
+        """
+        if not (self.folder / "dataset.parquet").exists():
+            same, changes = fingerprint(dataset.used["sha256"]) == self.source["fingerprint"], ""
+            if same:  # an older version began this run
+                self.write_table("dataset.parquet", dataset.photos)
+        else:
+            began = self.dataset.filter(pl.col("status") == USED).select(DEALT)
+            same, changes = began.equals(dataset.used.select(DEALT)), _changes(began, dataset.photos)
         if not same:
-            advice = "a new run, or put the photos back as they were"
-            raise RunError("the photos have changed since this run began", where=self.source["photos"], advice=advice)
+            raise RunError(
+                f"the photos have changed since this run began{changes}",
+                where=self.source["photos"],
+                advice="a new run, or put the photos back as they were",
+            )
 
     def __repr__(self) -> str:
         state = repr(self.evaluation).split("\n", 1)[0] if self.finished else "not finished"
@@ -195,31 +233,55 @@ class Run:
         return f"<p><b>{about}</b></p>" + (self.evaluation._repr_html_() if self.finished else "")
 
 
-def write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any, make: bool = True) -> None:
     """Plain values or a record, readable by a person; never NaN, which no JSON reader takes."""
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    with written(file) as beside:
+    with written(file, make) as beside:
         beside.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
-def begin(folder: str | Path | None, recipe: Recipe, dataset: Dataset) -> Run:
-    """A new run's folder; it appears with the recipe and the source inside.
+def begin(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environment: dict[str, Any]) -> Run:
+    """A new run's folder; it appears with all inside that going on depends on.
 
-    raises  RunError if the folder is taken
+    environment  what it begins on
+    raises       RunError if the folder is taken, MachineError if it cannot be made
     """
     source = {
         "photos": str(Path(dataset.source).expanduser().resolve()),
         "fingerprint": fingerprint(dataset.used["sha256"]),
         "classes": list(dataset.classes),
+        "recipe": recipes.to_json(recipe),  # as it was: if somebody changes recipe.json, --resume says what
     }
     place = Path(folder).expanduser() if folder is not None else _default_folder(recipe, source)
     check_free(place)
-    if place.exists():
-        place.rmdir()
-    with filled(place) as beside:
-        write_json(beside / "recipe.json", recipes.to_json(recipe))
+    with filled(place, shared=False) as beside:
+        write_json(beside / "recipe.json", source["recipe"])
         write_json(beside / "source.json", source)
+        write_json(beside / "environment.json", environment)
+        Run(beside).write_table("dataset.parquet", dataset.photos)
     return Run(place)
+
+
+def _changes(began: pl.DataFrame, photos: pl.DataFrame) -> str:
+    """Some of the photos that are not as they were when the run began, by name: what happened to them, most grave first."""
+    both = began.join(photos.select(*DEALT, "status"), on="path", how="full", suffix="_now", coalesce=True)
+    gone, used = pl.col("status").is_null(), pl.col("status") == USED
+    new, other = pl.col("sha256").is_null(), pl.col("sha256") != pl.col("sha256_now")
+    kinds = {
+        "removed": gone,
+        "no longer usable": ~new & ~gone & ~used,
+        "changed": used & other,
+        "new": new & used,
+        "under another label": used & ~other & (pl.col("label") != pl.col("label_now")),
+        "in another part": used & ~other & (pl.col("split") != pl.col("split_now")),
+    }
+    lines = []
+    for kind, holds in kinds.items():
+        paths = both.filter(holds)["path"].sort().to_list()
+        if paths:
+            more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
+            lines.append(f"\n  {kind}: {', '.join(paths[:NAMED])}{more}")
+    return "".join(lines)
 
 
 def check_free(folder: str | Path | None) -> None:

@@ -2,14 +2,13 @@
 
 import datetime
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ikebana import progress
-from ikebana.places import cache_folder, sweep
+from ikebana.places import cache_folder, set_aside, sweep
 
 # Each kind lies in a folder of its own; its entries bear the name of what made them. Whatever has another name is not ours.
 KINDS = {
@@ -84,11 +83,7 @@ def _remove(folder: Path, kind: str) -> int:
     freed = 0
     for entry in _entries(folder, kind):
         before = size(entry)
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                entry.unlink()
+        set_aside(entry)
         freed += before - size(entry)
     sweep(folder / kind)
     with suppress(OSError):

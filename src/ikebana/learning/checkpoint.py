@@ -48,7 +48,7 @@ def save(file: Path, saved: Saved) -> None:
     """Write the whole state beside, then rename it: an interrupted write costs nothing."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in saved.tensors.items()}
     about = {"epochs": [asdict(each) for each in saved.epochs], "best_loss": repr(saved.best_loss)}
-    with written(file) as beside:
+    with written(file, make=False) as beside:
         save_file(tensors, beside, {"training": json.dumps(about)})
 
 
@@ -79,7 +79,7 @@ def usable(file: Path | None) -> Iterator[None]:
 def save_weights(file: Path, network: nn.Module) -> None:
     """The network alone, for `weights.safetensors`: no time and no path in it, so equal weights are equal files."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    with written(file) as beside:
+    with written(file, make=False) as beside:
         save_file(tensors, beside)
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 import sys
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
@@ -20,8 +21,9 @@ from typing import Any
 
 import torch
 
+from ikebana.learning.repeating import PROMISE
 from ikebana.photos import kept
-from ikebana.places import cache_folder, written
+from ikebana.places import cache_folder, set_aside, written
 from ikebana.recipe import Precision
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's names, from malloc.h
@@ -124,8 +126,11 @@ def measured(setting: Setting, precision: Precision, network: str, trial: Callab
     missing = [name for name in formats if name not in known]
     if missing:
         known |= {name: trial(_with_format(setting, name)) for name in missing}
+        if file.is_dir():
+            set_aside(file)
+        values = {"key": key, "seconds_per_photo": known}
         with written(file) as beside:
-            beside.write_text(json.dumps({"key": key, "seconds_per_photo": known}, indent=1), "utf-8")
+            beside.write_text(json.dumps({**values, "crc32": _checksum(values)}, indent=1), "utf-8")
     best = min(formats, key=lambda name: known[name])
     reason = formats[best]
     if len(formats) > 1:
@@ -167,11 +172,16 @@ def _key(setting: Setting, network: str) -> str:
 def _known(file: Path, key: str) -> dict[str, float]:
     try:
         kept = json.loads(file.read_text("utf-8"))
-        return (
-            {str(name): float(value) for name, value in kept["seconds_per_photo"].items()} if kept["key"] == key else {}
-        )
+        if kept.pop("crc32") != _checksum(kept) or kept["key"] != key:
+            return {}
+        return {str(name): float(value) for name, value in kept["seconds_per_photo"].items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):  # absent or damaged: it is measured again
         return {}
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    """So that a digit that has changed on the disk does not choose another number format."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 @functools.cache
@@ -228,4 +238,5 @@ def environment(setting: Setting) -> dict[str, Any]:
         "processor": processor(),
         **asdict(setting),
         "libraries": {name: importlib.metadata.version(name) for name in libraries},
+        "repeatable": PROMISE,
     }

@@ -7,7 +7,6 @@ that was never written, was torn by a kill, or has changed on the disk is simply
 
 import hashlib
 import json
-import shutil
 import time
 import zlib
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ikebana.learning.device import Setting
 from ikebana.learning.inference import Features, Photos, unlabelled
 from ikebana.learning.weights import Weights
 from ikebana.photos.kept import reserve
-from ikebana.places import cache_folder, cannot_write, filled, need_space
+from ikebana.places import cache_folder, cannot_write, filled, need_space, set_aside
 from ikebana.recipe import Recipe
 
 RULES = 2  # raised when features of the same photos come out otherwise, if only in the last bit
@@ -71,9 +70,12 @@ def _fill(seer: nn.Module, photos: Photos, array: np.ndarray, checks: np.ndarray
     with progress.stage("features", len(photos)) as bar:
         for start in range(0, len(photos), setting.at_a_time):
             rows = photos.rows[start : start + setting.at_a_time]
-            pixels, _ = photos.batch(np.arange(start, start + len(rows)), setting.device)
+            # Every batch is full: in one of another size last digits differ, and with them what a run that was killed here,
+            # or found some rows kept, would learn.
+            chosen = np.resize(np.arange(start, start + len(rows)), setting.at_a_time)
+            pixels, _ = photos.batch(chosen, setting.device)
             with setting.autocast():
-                found = seer(pixels).float().cpu().numpy()
+                found = seer(pixels)[: len(rows)].float().cpu().numpy()
             array[rows] = found
             checks[rows] = [_check(array[row]) for row in rows]
             bar.advance(len(rows))
@@ -138,5 +140,5 @@ def _is_whole(place: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     except (OSError, ValueError, EOFError):
         pass
     progress.say("the kept features have changed on disk: they are computed again")
-    shutil.rmtree(place, ignore_errors=True)
+    set_aside(place)
     return False

@@ -1,6 +1,7 @@
 """Network + examples → a stream of Epochs. Training is a generator: the bar, the JSON stream and the checkpoint read the same."""
 
 import copy
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,14 @@ from ikebana.learning.checkpoint import Epoch, Saved
 from ikebana.learning.device import Setting
 from ikebana.learning.inference import Examples, logits_of, score
 from ikebana.learning.learner import Learner, phases
+from ikebana.learning.passing import Pass
+from ikebana.learning.stopping import held
 from ikebana.recipe import Recipe
 
+# A checkpoint of `good` is 80 MB and takes 0.2 s to write: each minute that is 0.3 % of the time, and a kill costs a minute
+# at most. On a slow disk or with a large network the pauses grow, so that writing never takes more than its share.
+EVERY = 60.0  # seconds between two checkpoints within an epoch, at least
+SHARE = 0.02  # of the time may go into writing them
 TRIAL_STEPS = 2  # timed steps of a trial, after one that warms up
 
 
@@ -31,7 +38,8 @@ def train(
     kept: Path | None = None,
     title: str = "train",
 ) -> Iterator[Epoch]:
-    """Train to the recipe's last epoch; each epoch is yielded once it is safe on disk.
+    """Train to the recipe's last epoch; each epoch is yielded once it is safe on disk. Within a long one, too, the training
+    is kept from time to time, and before Ctrl-C or SIGTERM ends it.
 
     At the end the network is the one that counts: that of the last epoch; in a recipe with `tuning` the running mean of
     the weights in the epoch that had the least loss on the validation photos that are set apart for choices.
@@ -43,28 +51,29 @@ def train(
     """
     network.to(setting.device)
     saved = checkpoint.load(kept) if kept is not None and kept.exists() else Saved()
-    if saved.epochs:
+    if saved.tensors:
         with checkpoint.usable(kept):
             network.load_state_dict(saved.entries("network."))
     yield from saved.epochs
-    epochs, best = list(saved.epochs), Best(saved)
-    plan = phases(recipe)
-    with progress.stage(title, (plan[-1].last - len(epochs)) * len(examples)) as bar:
+    log, plan, within = Log(kept, saved), phases(recipe), saved.entries("pass.")
+    with progress.stage(title, (plan[-1].last - len(log.epochs)) * len(examples)) as bar:
         for phase in plan:
-            if len(epochs) >= phase.last:
+            if len(log.epochs) >= phase.last:
                 continue
             learner = Learner(network, recipe, phase, examples.labels)
-            if len(epochs) >= phase.first:
+            if within or len(log.epochs) >= phase.first:
                 with checkpoint.usable(kept):
                     learner.restore(saved)
-            while len(epochs) < phase.last:
-                name = f"{len(epochs) + 1}/{plan[-1].last}"
-                epochs.append(_epoch(len(epochs) + 1, name, learner, examples, validation, setting, best, bar))
-                if kept is not None:
-                    checkpoint.save(kept, Saved(epochs, learner.tensors() | best.tensors(), best.loss))
-                yield epochs[-1]
-    if best.weights:
-        network.load_state_dict(best.weights)
+            while len(log.epochs) < phase.last:
+                one = Pass(recipe, len(log.epochs) + 1, examples, setting.device)
+                if within:
+                    with checkpoint.usable(kept):
+                        one.restore(within)
+                    within = {}
+                    bar.advance(one.seen)
+                yield _epoch(one, f"{one.number}/{plan[-1].last}", learner, validation, setting, log, bar)
+    if log.best.weights:
+        network.load_state_dict(log.best.weights)
 
 
 class Best:
@@ -84,62 +93,74 @@ class Best:
         return {f"best.{name}": value for name, value in self.weights.items()}
 
 
+class Log:
+    """What a training has come to, and the file that keeps it."""
+
+    def __init__(self, file: Path | None, saved: Saved):
+        self.file, self.epochs, self.best = file, list(saved.epochs), Best(saved)
+        self.written, self.cost = time.monotonic(), 0.0  # when, and the seconds that it took
+
+    @property
+    def due(self) -> bool:
+        """Whether the training has gone on for long enough to be kept, though its epoch has not ended."""
+        return time.monotonic() - self.written > max(EVERY, self.cost / SHARE)
+
+    def save(self, learner: Learner, within: Pass | None = None) -> None:
+        """Write it all down.
+
+        within  the epoch that has not ended yet, if any
+        raises  MachineError if the disk is full; what was written before stays
+        """
+        if self.file is None:
+            return
+        begun, of_pass = time.monotonic(), within.tensors() if within is not None else {}
+        tensors = learner.tensors() | self.best.tensors() | of_pass
+        checkpoint.save(self.file, Saved(self.epochs, tensors, self.best.loss))
+        self.written = time.monotonic()
+        self.cost = self.written - begun
+
+
 def _epoch(
-    number: int,
-    name: str,
-    learner: Learner,
-    examples: Examples,
-    validation: Examples,
-    setting: Setting,
-    best: Best,
-    bar: progress.Bar,
+    one: Pass, name: str, learner: Learner, validation: Examples, setting: Setting, log: Log, bar: progress.Bar
 ) -> Epoch:
-    begun, recipe = time.perf_counter(), learner.recipe
-    train_loss, train_accuracy = _steps(number, name, learner, examples, setting, bar)
-    logits = logits_of(learner.scored, validation, setting)
+    recipe = learner.recipe
+    _steps(one, name, learner, setting, log, bar)
+    try:
+        logits = logits_of(learner.scored, validation, setting)
+    except KeyboardInterrupt:  # all steps are made, and looking changes nothing
+        log.save(learner, one)
+        raise
     val_loss, val_accuracy = score(logits, validation.labels)
     if val_accuracy is not None:
-        bar.advance(0, epoch=name, loss=train_loss, accuracy=train_accuracy, val_accuracy=val_accuracy)
-    if recipe.tuning is not None:
-        chosen_by = validation.for_choices
-        best.consider(score(logits[chosen_by], validation.labels[chosen_by])[0], learner.scored)
-    return Epoch(number, train_loss, train_accuracy, val_loss, val_accuracy, time.perf_counter() - begun)
+        bar.advance(0, epoch=name, loss=one.loss, accuracy=one.accuracy, val_accuracy=val_accuracy)
+    with held():
+        if recipe.tuning is not None:
+            chosen_by = validation.for_choices
+            log.best.consider(score(logits[chosen_by], validation.labels[chosen_by])[0], learner.scored)
+        log.epochs.append(Epoch(one.number, one.loss, one.accuracy, val_loss, val_accuracy, one.seconds))
+        log.save(learner)
+    return log.epochs[-1]
 
 
-def _steps(
-    number: int, name: str, learner: Learner, examples: Examples, setting: Setting, bar: progress.Bar
-) -> tuple[float, float]:
-    """One pass over the examples: mean loss and accuracy, as they were while it went on.
+def _steps(one: Pass, name: str, learner: Learner, setting: Setting, log: Log, bar: progress.Bar) -> None:
+    """The steps that are left of a pass; between two of them it may be kept, and stopped.
 
     raises  RecipeError if the loss is no number any more
     """
-    recipe = learner.recipe
-    generator = torch.Generator().manual_seed(_seed(recipe.seed, number))
-    torch.manual_seed(_seed(recipe.seed, number))  # dropout draws from torch's own generator
-    order = torch.randperm(len(examples), generator=generator).numpy()
-    loss_sum = right = torch.zeros((), device=setting.device)
-    networks.into_training(learner.network, recipe, learner.phase.trained)
-    for start in range(0, len(order), recipe.batch):
-        chosen = order[start : start + recipe.batch]
-        inputs, labels = examples.batch(chosen, setting.device)
-        if recipe.augmentation is not None and inputs.dtype == torch.uint8:  # kept features were changed as photos
-            inputs = augmented(inputs, recipe.augmentation, generator)
-        loss, logits = learner.step(inputs, labels, setting)
-        loss_sum = loss_sum + loss * len(chosen)
-        right = right + (logits.argmax(1) == labels).sum()
-        seen = start + len(chosen)
-        bar.advance(len(chosen), epoch=name, loss=float(loss_sum) / seen, accuracy=float(right) / seen)
-    if not torch.isfinite(loss_sum):
+    networks.into_training(learner.network, learner.recipe, learner.phase.trained)
+    with held() as signals:
+        for inputs, labels in one.batches():
+            loss, logits = learner.step(inputs, labels, setting)
+            one.add(loss, (logits.argmax(1) == labels).sum(), len(labels))
+            bar.advance(len(labels), epoch=name, loss=one.loss, accuracy=one.accuracy)
+            if signals.came or log.due:
+                log.save(learner, one)
+            signals.let_through()
+    if not math.isfinite(one.loss):
         raise RecipeError(
-            f"the loss is no number any more in epoch {number}",
+            f"the loss is no number any more in epoch {one.number}",
             advice=f"a smaller --learning-rate (it is {learner.phase.learning_rate:g})",
         )
-    return float(loss_sum) / len(order), float(right) / len(order)
-
-
-def _seed(seed: int, epoch: int) -> int:
-    """Each epoch draws from a stream of its own, so that a resumed one needs no saved random state."""
-    return seed * 1_000_003 + epoch
 
 
 def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ikebana import progress
 from ikebana.errors import IkebanaError, MachineError, RecipeError
-from ikebana.places import cache_folder, written
+from ikebana.places import cache_folder, set_aside, written
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -150,7 +150,7 @@ def _converted(network: str, file: Path, sha256: str) -> Path:
         with suppress(OSError):
             if kept.stem.rpartition("-")[2] == _sha256(kept)[:DIGEST]:
                 return kept
-            kept.unlink()
+        set_aside(kept)
     data = save(_renamed(network, file))
     made = folder / f"{network}-{sha256}-{hashlib.sha256(data).hexdigest()[:DIGEST]}.safetensors"
     with written(made) as beside:

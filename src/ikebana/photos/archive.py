@@ -5,7 +5,6 @@ import hashlib
 import json
 import lzma
 import re
-import shutil
 import tarfile
 import unicodedata
 import zipfile
@@ -18,7 +17,7 @@ from typing import IO, Self
 from ikebana import progress
 from ikebana.errors import PhotosError
 from ikebana.photos.folder import Found, printable
-from ikebana.places import cache_folder, filled, need_space
+from ikebana.places import cache_folder, filled, need_space, set_aside
 
 MAX_MEMBERS = 2_000_000
 # Photos are compressed already, so an archive of them hardly grows; uncompressed drawings may grow thirtyfold.
@@ -63,7 +62,7 @@ def unpack(file: Path) -> Unpacked:
     left = _remembered(folder)
     if left is None:
         if was_there:
-            shutil.rmtree(folder, ignore_errors=True)
+            set_aside(folder)
         with filled(folder) as place:
             left = _unpack_into(place / "photos", file)
             (place / "members.json").write_text(json.dumps([[each.path, each.status] for each in left]), "utf-8")

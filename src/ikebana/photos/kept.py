@@ -10,14 +10,13 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import PIL
@@ -28,7 +27,7 @@ from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.photos import pixels
 from ikebana.photos.dataset import UNOPENED, USED, Dataset
 from ikebana.photos.pixels import read_bytes, threads
-from ikebana.places import cache_folder, filled, need_space
+from ikebana.places import cache_folder, filled, need_space, set_aside
 from ikebana.recipe import Fit
 
 ATTEMPTS = 3  # more than one: another process may take away the damaged array that both have found
@@ -173,14 +172,19 @@ def reserve(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     header: dict[str, Any] = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with file.open("wb") as stream:
         np.lib.format.write_array_header_2_0(stream, header)
-        start, size = stream.tell(), int(np.prod(shape)) * dtype.itemsize
+        allocate(stream, int(np.prod(shape)) * dtype.itemsize)
+
+
+def allocate(stream: IO[bytes], size: int) -> None:
+    """So many zeros from here on, whose blocks exist."""
+    stream.flush()
+    if hasattr(os, "posix_fallocate") and size:
+        os.posix_fallocate(stream.fileno(), stream.tell(), size)
+    else:
+        block = bytes(2**24)
+        for done in range(0, size, len(block)):
+            stream.write(block[: min(len(block), size - done)])
         stream.flush()
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(stream.fileno(), 0, start + size)
-        else:
-            block = bytes(2**24)
-            for done in range(0, size, len(block)):
-                stream.write(block[: min(len(block), size - done)])
 
 
 def _write_index(folder: Path, index: pl.DataFrame) -> None:
@@ -211,7 +215,7 @@ def _load(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, 
     except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
         pass
     progress.say("the kept pixels have changed on disk: the photos are read again")
-    shutil.rmtree(place, ignore_errors=True)
+    set_aside(place)
     return None
 
 

@@ -5,10 +5,12 @@ pixel on pixel, and compared (`likeness.py`). Everything is found in the photos 
 whatever side and fit a recipe asks for; none is opened again. What was found is kept beside them, so that it is looked for once.
 """
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +19,10 @@ import polars as pl
 from ikebana import progress
 from ikebana.photos import likeness, neighbours
 from ikebana.photos.dataset import USED, Dataset, Twin
-from ikebana.photos.kept import Kept, chunks, in_threads
+from ikebana.photos.kept import Kept, allocate, chunks, in_threads
 from ikebana.photos.likeness import Small
 from ikebana.photos.split import islands
-from ikebana.places import cache_folder, need_space, written
+from ikebana.places import cache_folder, cannot_write, need_space, set_aside, written
 
 RULES = 1  # raised with each change of the search: what older rules found is looked for anew
 CHUNK = 128  # photos a task
@@ -40,7 +42,7 @@ def found(dataset: Dataset, keep: Kept) -> Dataset:
     keep  its pixels
     """
     first = _first_of_each(dataset)
-    pairs = _remembered(keep, dataset)
+    pairs = _remembered(keep)
     if pairs is None:
         pairs = [_named(dataset, *pair) for pair in search(keep.small, first)]
         _remember(keep, pairs)
@@ -58,8 +60,7 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
     returns  two rows, the smaller first; what was done to the one or the other, in words; how alike they are
     """
     need_space(len(rows) * _RECORD.itemsize, cache_folder())
-    with tempfile.TemporaryFile(dir=_folder()) as stream:
-        small = np.memmap(stream, _RECORD, "w+", shape=max(len(rows), 1))[: len(rows)]
+    with _scratch(len(rows)) as small:
         pieces = chunks(len(rows), CHUNK)
         work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small), pieces))
         with progress.stage("describe photos", len(rows)) as bar, work as done:
@@ -160,21 +161,39 @@ def _with_copies(dataset: Dataset, names: list[str | None]) -> list[str | None]:
     return [known.get(digest) if here else None for digest, here in zip(hashes, used, strict=True)]
 
 
-def _folder() -> str:
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    return str(cache_folder())
+@contextmanager
+def _scratch(rows: int) -> Iterator[np.ndarray]:
+    """A table on the disk for the time of the search.
+
+    raises  MachineError if it cannot be made, or written to
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            allocate(stream, max(rows, 1) * _RECORD.itemsize)
+            yield np.memmap(stream, _RECORD, "r+", shape=max(rows, 1))[:rows]
+    except OSError as error:
+        raise cannot_write(error, folder) from error
 
 
 def _remember(keep: Kept, pairs: list[Twin]) -> None:
-    with written(keep.folder / f"twins.{RULES}.json") as beside:
-        beside.write_text(json.dumps([[each.first, each.second, each.how, each.alike] for each in pairs]), "utf-8")
+    """The file bears the checksum of what is in it in its name, as the index of the photos does."""
+    text = json.dumps([[each.first, each.second, each.how, each.alike] for each in pairs])
+    with written(keep.folder / _name(text)) as beside:
+        beside.write_text(text, "utf-8")
 
 
-def _remembered(keep: Kept, dataset: Dataset) -> list[Twin] | None:
+def _name(text: str) -> str:
+    return f"twins.{RULES}.{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _remembered(keep: Kept) -> list[Twin] | None:
     """What was found in these pixels before; None if it was not looked for, or somebody spoilt it since."""
-    try:
-        listed = json.loads((keep.folder / f"twins.{RULES}.json").read_text("utf-8"))
-        pairs = [Twin(int(one), int(other), str(how), float(alike)) for one, other, how, alike in listed]
-    except (OSError, ValueError, TypeError):
-        return None
-    return pairs if all(0 <= each.first < each.second < dataset.photos.height for each in pairs) else None
+    for file in keep.folder.glob(f"twins.{RULES}.*.json"):
+        with suppress(OSError, ValueError):
+            text = file.read_text("utf-8")
+            if file.name == _name(text):
+                return [Twin(*each) for each in json.loads(text)]
+        set_aside(file)
+    return None

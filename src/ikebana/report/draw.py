@@ -11,7 +11,7 @@ from PIL import Image
 from ikebana import progress
 from ikebana.photos.dataset import Dataset
 from ikebana.photos.kept import chunks, in_threads
-from ikebana.places import filled
+from ikebana.places import filled, made
 from ikebana.recipe import Fit
 from ikebana.report import figures
 from ikebana.run import Run
@@ -26,8 +26,7 @@ def everything(
     run: Run, dataset: Dataset, pixels: np.ndarray, examples: Sequence[np.ndarray], evaluation: Evaluation
 ) -> None:
     """All figures, and the thumbnails of the photos that the scores speak of."""
-    folder = run.folder / "figures"
-    folder.mkdir(exist_ok=True)
+    folder = made(run.folder / "figures")
     of_dataset(folder, dataset, pixels, run.recipe.fit)
     of_training(folder, run.epochs, len(run.recipe.networks), examples)
     if len(evaluation.classes) <= DRAWN_CLASSES:

@@ -1,0 +1,37 @@
+"""The same photos and the same `recipe.json` make the same run again: what must be the same besides, and what is not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ikebana.recipe import Recipe
+
+# What a sum of many numbers depends on in its last digits: how many threads share it, and whose code does it.
+DECIDING = ("device", "number_format", "processor", "threads", "ikebana", "libraries")
+PROMISE = (
+    "the same photos and recipe.json give the same bits on this processor with as many threads and these libraries; "
+    "elsewhere sums are taken in another order, which moves last digits, and after many steps the score a little"
+)
+
+
+def differing(recipe: str | Path | Recipe, now: dict[str, Any]) -> str:
+    """What is not as it was when the run whose `recipe.json` this is was made; nothing if all is alike, or nobody knows.
+
+    now  the contents of an `environment.json`
+    """
+    if isinstance(recipe, Recipe):
+        return ""
+    try:
+        then = json.loads((Path(recipe).expanduser().parent / "environment.json").read_text("utf-8"))
+        lines = [line for name in DECIDING for line in _differing(name, then[name], now[name])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the recipe alone
+        return ""
+    if not lines:
+        return "made again on the machine that it was made on: the same bits are expected"
+    return f"{'; '.join(lines)}: the result may differ a little from that of the run that is made again"
+
+
+def _differing(name: str, then: Any, now: Any) -> list[str]:
+    if isinstance(then, dict):
+        return [line for each in then for line in _differing(each, then[each], now.get(each))]
+    return [] if then == now else [f"{name} was {then} and is {now}"]

@@ -1,0 +1,107 @@
+"""The cache is shared by whoever comes, and what is damaged in it is set aside, never trusted."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import ikebana
+from ikebana import paper
+
+FLAGS = ["--side", "64", "--precision", "float32"]
+SMALL = {"side": 64, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "photos"
+    paper.draw_collection(folder, photos_per_kind=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clean(photos, cache, tmp_path_factory):
+    """A run that found nothing in the cache, and the cache that it left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(cache))
+        return ikebana.fit(photos, run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+
+
+def flipped(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) * 2 // 3] ^= 1
+    file.write_bytes(data)
+
+
+def damaged_head(file):
+    data = file.read_bytes()
+    file.write_bytes(b"\xff" * 16 + data[16:])
+
+
+def truncated(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def replaced_by_a_folder(file):
+    file.unlink()
+    (file / "inside").mkdir(parents=True)
+
+
+def removed(file):
+    file.unlink()
+
+
+FILES = (
+    "pixels/*/pixels.npy", "pixels/*/small.npy", "pixels/*/index.*", "pixels/*/twins.*", "features/*/features.npy",
+    "features/*/checks.npy", "weights/*.safetensors", "measured/*.json",
+)  # fmt: skip
+ARRAYS = ("pixels/*/pixels.npy", "features/*/features.npy", "features/*/checks.npy")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name in FILES for damage in (flipped, replaced_by_a_folder)]
+    + [(name, damage) for name in ARRAYS for damage in (damaged_head, truncated, removed)],
+)
+def test_a_damaged_cache_gives_what_a_clean_one_gives(name, damage, clean, cache, photos, tmp_path, monkeypatch):
+    shutil.copytree(cache, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob(name)
+    damage(file)
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
+    again = ikebana.fit(photos, run=tmp_path / "run", **SMALL)
+    assert again.weights.read_bytes() == clean.weights.read_bytes()
+    assert again.predictions.equals(clean.predictions)
+    assert again.dataset.equals(clean.dataset)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "features"])
+def test_a_file_where_a_folder_of_the_cache_should_be_is_set_aside(kind, clean, cache, photos, tmp_path, monkeypatch):
+    shutil.copytree(cache, tmp_path / "cache")
+    (folder,) = (each for each in (tmp_path / "cache" / kind).iterdir() if each.is_dir())
+    shutil.rmtree(folder)
+    folder.write_bytes(b"not a folder")
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
+    again = ikebana.fit(photos, run=tmp_path / "run", **SMALL)
+    assert again.weights.read_bytes() == clean.weights.read_bytes()
+
+
+def test_two_runs_begun_at_once_on_a_cold_cache_both_end_alike(clean, photos, tmp_path):
+    environment = {**os.environ, "IKEBANA_CACHE": str(tmp_path / "cache")}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ikebana", "fit", str(photos), "--run", str(tmp_path / name), *FLAGS],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        for name in ("one", "other")
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    runs = [ikebana.open_run(tmp_path / name) for name in ("one", "other")]
+    assert runs[0].weights.read_bytes() == runs[1].weights.read_bytes() == clean.weights.read_bytes()
+    assert not [each for each in (tmp_path / "cache").rglob("*") if "partial" in each.name]

@@ -1,0 +1,248 @@
+"""A run goes on only as it began, can be made again from its recipe, and a disk that fails it is spoken of in words."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ikebana
+from ikebana import paper, places
+from ikebana import recipe as recipes
+from ikebana.learning.learner import Learner
+
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
+SMALL = {"side": 48, "batch": 16, "epochs": 2, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "photos"
+    paper.draw_collection(folder, photos_per_kind=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(photos, cache, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(cache))
+        return ikebana.fit(photos, "baseline", run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+
+
+@pytest.fixture
+def stopped(photos, tmp_path, monkeypatch):
+    """A run that Ctrl-C ended in its first step."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
+    return tmp_path / "run"
+
+
+def test_a_run_whose_recipe_was_changed_does_not_go_on_and_says_what_differs(stopped, whole):
+    file = stopped / "recipe.json"
+    values = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(values | {"epochs": 7, "learning_rate": 0.5}), "utf-8")
+    with pytest.raises(ikebana.RunError) as refusal:
+        ikebana.resume(stopped)
+    assert "epochs was 2 and is 7" in str(refusal.value)
+    assert "learning_rate was 0.001 and is 0.5" in str(refusal.value)
+    assert "batch" not in str(refusal.value)
+    file.write_text(json.dumps(values), "utf-8")
+    assert ikebana.resume(stopped).weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_differences_reach_into_the_parts_of_a_recipe():
+    good = recipes.named("good")
+    assert recipes.differences(good, good) == []
+    assert recipes.differences(good, recipes.changed(good, tuning=recipes.Tuning(0.5, 0.8, 0.1, 0.1, 0.99))) == [
+        "tuning's weight_decay was 0.02 and is 0.5"
+    ]
+
+
+def test_photos_that_are_not_as_they_were_are_named(tmp_path, monkeypatch, whole):
+    folder = tmp_path / "photos"
+    paper.draw_collection(folder, photos_per_kind=8)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ikebana.fit(folder, "baseline", run=tmp_path / "run", **SMALL)
+    used = ikebana.open_run(tmp_path / "run").dataset.filter(status="used")["path"].to_list()
+    gone, changed, renamed, broken = used[0], used[1], used[2], used[3]
+    (folder / gone).unlink()
+    (folder / changed).write_bytes((folder / used[4]).read_bytes())
+    (folder / renamed).rename((folder / renamed).with_name("another.jpg"))
+    (folder / broken).write_bytes(b"no photo")
+    with pytest.raises(ikebana.RunError) as refusal:
+        ikebana.resume(tmp_path / "run")
+    lines = dict(line.strip().split(": ", 1) for line in str(refusal.value).splitlines() if ": " in line)
+    assert set(lines["removed"].split(", ")) == {gone, renamed}
+    assert lines["changed"] == changed
+    assert lines["new"] == str(Path(renamed).with_name("another.jpg"))
+    assert lines["no longer usable"] == broken
+
+
+def test_a_recipe_file_and_the_photos_make_the_run_again_to_the_bit(whole, photos, tmp_path, capsys):
+    again = ikebana.fit(photos, str(whole.folder / "recipe.json"), run=tmp_path / "again")
+    assert again.recipe == whole.recipe
+    assert again.weights.read_bytes() == whole.weights.read_bytes()
+    assert again.predictions.equals(whole.predictions)
+    assert "the same bits are expected" in capsys.readouterr().err
+
+
+def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_machine(whole, photos, tmp_path):
+    there = tmp_path / "from elsewhere"
+    there.mkdir()
+    about = whole.read_json("environment.json")
+    (there / "recipe.json").write_text((whole.folder / "recipe.json").read_text("utf-8"), "utf-8")
+    (there / "environment.json").write_text(json.dumps(about | {"processor": "an abacus"}), "utf-8")
+    arguments = ["fit", photos, "--recipe", there / "recipe.json", "--epochs", "1", "--run", tmp_path / "run"]
+    command = [sys.executable, "-m", "ikebana", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "processor was an abacus" in done.stderr
+    assert ikebana.open_run(tmp_path / "run").recipe == recipes.changed(whole.recipe, epochs=1)
+    assert "same bits" in about["repeatable"]
+
+
+def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(photos, tmp_path, monkeypatch):
+    from ikebana.learning import device
+
+    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.FORMATS, "measured"))
+    monkeypatch.setattr(device, "_known", lambda *_: {"float32": 1.0, "bfloat16": 2.0})
+    made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL | {"precision": "auto", "epochs": 1})
+    assert made.recipe.precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "damaged"),
+        ("[]", "everything"),
+        ('{"epochs": 3}', "another version"),
+        ({"later": 1}, "later"),
+        ({"epochs": "3"}, "epochs"),
+        ({"epochs": True}, "epochs"),
+        ({"side": 48.5}, "side"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"parts": [0.6, "x", 0.2]}, "parts"),
+        ({"parts": 3}, "parts"),
+        ({"transfer": {"hidden": 3}}, "transfer"),
+        ({"augmentation": 3}, "augmentation"),
+        ({"fit": "stretch"}, "fit"),
+        ({"epochs": 0}, "epochs is 0"),
+    ],
+)
+def test_a_recipe_file_that_is_damaged_or_of_another_version_is_refused_in_words(text, words, tmp_path):
+    if isinstance(text, dict):
+        text = json.dumps(recipes.to_json(recipes.named("quick")) | text)
+    (tmp_path / "recipe.json").write_text(text, "utf-8")
+    with pytest.raises(ikebana.RecipeError, match=words):
+        recipes.sought(str(tmp_path / "recipe.json"))
+
+
+def test_a_recipe_file_that_is_not_there_is_refused_with_its_name(tmp_path):
+    with pytest.raises(ikebana.RecipeError, match="cannot be read"):
+        recipes.sought(tmp_path / "recipe.json")
+    with pytest.raises(ikebana.RecipeError, match="bset"):
+        recipes.sought(Path("bset"))
+
+
+def test_a_run_whose_folder_vanishes_says_so_and_does_not_leave_another(photos, tmp_path, monkeypatch):
+    real = Learner.step
+
+    def vanishing(*arguments):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return real(*arguments)
+
+    monkeypatch.setattr(Learner, "step", vanishing)
+    with pytest.raises(ikebana.MachineError, match="gone"):
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_vanishes_while_a_network_learns_changes_nothing(whole, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
+    real = Learner.step
+
+    def vanishing(*arguments):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        return real(*arguments)
+
+    monkeypatch.setattr(Learner, "step", vanishing)
+    made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
+    assert made.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_a_run_in_a_place_that_is_a_file_is_refused(photos, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ikebana.MachineError):
+        ikebana.fit(photos, "baseline", run=tmp_path / "file" / "run", **SMALL)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk in memory of so many bytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*arguments):
+        return subprocess.run(["mount", *arguments, str(place)], check=False, capture_output=True).returncode == 0
+
+    if sys.platform != "linux" or os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", "size=1g", "tmpfs"):
+        pytest.skip("a small disk can only be mounted by root on Linux")
+    yield place, lambda options: mount("-o", f"remount,{options}")
+    subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("trouble", ["full", "ro"])
+def test_a_disk_that_is_full_or_read_only_is_said_and_the_run_goes_on_when_it_is_not(
+    trouble, small_disk, whole, photos, monkeypatch
+):
+    place, remount = small_disk
+    real, made = Learner.step, []
+
+    def spoilt(*arguments):
+        made.append(1)
+        if len(made) == 3:  # in the second epoch
+            assert remount(trouble if trouble == "ro" else f"size={shutil.disk_usage(place).used}")
+        return real(*arguments)
+
+    monkeypatch.setattr(Learner, "step", spoilt)
+    with pytest.raises(ikebana.MachineError, match=r"the disk is full|Read-only"):
+        ikebana.fit(photos, "baseline", run=place / "run", **SMALL)
+    assert remount("rw,size=1g")
+    assert not [each for each in place.rglob("*") if "partial" in each.name or each.name.startswith(".tmp")]
+    assert len(ikebana.open_run(place / "run").epochs) == 1
+    assert ikebana.resume(place / "run").weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_what_killed_processes_left_half_written_in_a_run_goes_when_it_goes_on(stopped):
+    left = [stopped / name for name in (".checkpoint.safetensors.7.partial", ".tmpAbC123")]
+    for each in left:
+        each.write_bytes(b"half")
+    ikebana.resume(stopped)
+    assert not [each for each in left if each.exists()]
+
+
+def test_two_runs_do_not_end_up_in_one_folder(tmp_path):
+    def late():
+        with places.filled(tmp_path / "run", shared=False):
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "recipe.json").write_text("another's")
+
+    with pytest.raises(ikebana.MachineError):
+        late()
+    assert [each.name for each in (tmp_path / "run").iterdir()] == ["recipe.json"]
