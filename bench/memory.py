@@ -79,12 +79,22 @@ READ += "progress.listen(progress.Programs())\nwith progress.stage('intake', 0):
 READ += "progress.event('read', rows=found.photos.height, bytes=found.photos.estimated_size())"
 
 
+SMALLER = """
+from dataclasses import replace
+from ikebana import cli, recipe
+recipe.RECIPES[recipe.DEFAULT] = replace(recipe.RECIPES[recipe.DEFAULT], side={side})
+cli.main()
+"""
+
+
 def command(chosen: argparse.Namespace, photos: Path, run: Path) -> list[str]:
     """What is run."""
     if chosen.verb == "read":
         return [sys.executable, "-c", READ, str(photos)]
     verb = [sys.executable, "-m", "ikebana", chosen.verb, str(photos), "--json"]
     if chosen.verb == "audit":
+        if chosen.side:  # it has no such flag: the side is that of the recipe whose features it looks at
+            verb[1:3] = ["-c", SMALLER.format(side=chosen.side)]
         return [*verb, "--out", str(run)]
     verb += ["--recipe", chosen.recipe, "--run", str(run)]
     for name in ("network", "side", "epochs", "batch"):
@@ -170,7 +180,7 @@ def measured(chosen: argparse.Namespace, number: int) -> None:
         anon = watched.most[stage]["RssAnon"] / 1e6
         print(f"  {stage:<24}{seconds:>8.1f} s{1000 * seconds / number:>9.3f} ms a photo{anon:>8.0f} MB")
     print(
-        f"  {"all":<24}{total:>8.1f} s{1000 * total / number:>9.3f} ms a photo{most['RssAnon'] / 1e6:>8.0f} MB "
+        f"  {'all':<24}{total:>8.1f} s{1000 * total / number:>9.3f} ms a photo{most['RssAnon'] / 1e6:>8.0f} MB "
         f"anonymous at the most; mapped files up to {most['RssFile'] / 1e6:.0f} MB{kept}",
         flush=True,
     )
