@@ -53,7 +53,9 @@ def by_facts(dataset: Dataset, keep: Kept) -> shortcut.Judged:
     used = dataset.used
     index = {name: number for number, name in enumerate(dataset.classes)}
     classes = np.array([index[name] for name in used["label"]], np.int64)
-    return shortcut.judge(facts.of(dataset, keep.pixels), classes, np.array(split.groups(used)))
+    groups = np.array(split.groups(used))
+    chosen = shortcut.enough(classes, groups)
+    return shortcut.judge(facts.of(dataset, keep.pixels, chosen), classes[chosen], groups[chosen])
 
 
 def _shortcuts(dataset: Dataset, keep: Kept) -> Iterator[Finding]:

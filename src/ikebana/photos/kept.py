@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,12 +27,13 @@ import polars as pl
 from ikebana import progress
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.photos import pixels
-from ikebana.photos.dataset import UNOPENED, USED, Dataset
+from ikebana.photos.dataset import UNOPENED, USED, Dataset, gathered
 from ikebana.photos.pixels import read_bytes, threads
 from ikebana.places import cache_folder, filled, need_space
 from ikebana.recipe import Fit
 
 ATTEMPTS = 3  # more than one: another process may take away the damaged array that both have found
+AHEAD = 8  # chunks that wait for each thread, so that none is idle while one takes long
 CHUNK = 32  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves
 SMALL = 64  # pixels of a side of the photos in small; squashed whole, whatever the fit
 KEPT_RULES = 2  # raised when other files are kept
@@ -114,22 +116,27 @@ def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
         for name, shape in shapes.items():
             reserve(folder / f"{name}.npy", shape, np.dtype(np.uint8))
         array, small = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes)
-        rows = list(dataset.photos.select("path", "status").iter_rows())
+        named = dataset.photos.select("path", "status")
 
-        def open_rows(chosen: range) -> list[Row]:
-            return [_open(dataset.file(rows[row][0]), rows[row][1], array[row], small[row], fit) for row in chosen]
+        def open_rows(chosen: range) -> list[tuple[str, *Row]]:
+            rows = zip(chosen, named[chosen.start : chosen.stop].iter_rows(), strict=True)
+            return [
+                (path, *_open(dataset.file(path), status, array[row], small[row], fit)) for row, (path, status) in rows
+            ]
 
-        index: list[tuple[str, *Row]] = []
-        with (
-            progress.stage("read photos", len(rows)) as bar,
-            closing(in_threads(open_rows, chunks(len(rows)))) as parts,
-        ):
-            for part in parts:
-                index += [(rows[len(index) + number][0], *row) for number, row in enumerate(part)]
-                bar.advance(len(part))
+        def opened_rows() -> Iterator[tuple[str, *Row]]:
+            with (
+                progress.stage("read photos", named.height) as bar,
+                closing(in_threads(open_rows, chunks(named.height))) as parts,
+            ):
+                for part in parts:
+                    yield from part
+                    bar.advance(len(part))
+
+        index = gathered(opened_rows(), OPENED)
         for each in (array, small):
             each.flush()  # pyright: ignore[reportAttributeAccessIssue]  (a memmap)
-        _write_index(folder, pl.DataFrame(index, schema=OPENED, orient="row"))
+        _write_index(folder, index)
 
 
 def _open(file: Path, status: str, target: np.ndarray, small: np.ndarray, fit: Fit) -> Row:
@@ -155,10 +162,18 @@ def _checksum(photo: np.ndarray, small: np.ndarray) -> int:
 
 
 def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:
-    """The chunks' results, in order; when the caller is interrupted, what has not begun is dropped."""
-    pool = ThreadPoolExecutor(threads())
+    """The chunks' results, in order; when the caller is interrupted, what has not begun is dropped.
+
+    Only some are handed out ahead, so that neither the waiting nor the results of a slow caller fill the memory.
+    """
+    pool, waiting = ThreadPoolExecutor(threads()), deque()
     try:
-        yield from pool.map(work, chunks)
+        for chunk in chunks:
+            waiting.append(pool.submit(work, chunk))
+            if len(waiting) > AHEAD * threads():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
