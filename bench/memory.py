@@ -173,7 +173,7 @@ def measured(chosen: argparse.Namespace, number: int) -> None:
     finally:
         if not chosen.keep:
             shutil.rmtree(made, ignore_errors=True)
-    total, most = sum(watched.seconds.values()), {name: 0 for name in FIELDS}
+    total, most = sum(watched.seconds.values()), dict.fromkeys(FIELDS, 0)
     print(f"{number:,} photos: {watched.said}{f'  (ended with {status})' if status else ''}", flush=True)
     for stage, seconds in watched.seconds.items():
         most = {name: max(most[name], watched.most[stage][name]) for name in FIELDS}

@@ -44,9 +44,7 @@ def seen(parts: dict[str, Photos], recipe: Recipe, pixels: str, setting: Setting
     ]
     rows, labels = (np.concatenate([getattr(each, name) for each in found]) for name in ("rows", "labels"))
     order = np.argsort(rows)
-    return Seen(
-        Rows([each.array for each in found], [each.rows for each in found], order), rows[order], labels[order]
-    )
+    return Seen(Rows([each.array for each in found], [each.rows for each in found], order), rows[order], labels[order])
 
 
 def probabilities(seen: Seen, groups: Sequence[int], classes: int, source: str) -> np.ndarray:

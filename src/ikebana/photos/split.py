@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ikebana.errors import PhotosError
-from ikebana.photos.dataset import PARTS, USED, Dataset, texts
+from ikebana.photos.dataset import PARTS, Dataset, texts
 from ikebana.recipe import Recipe
 
 Parts = tuple[float, float, float]
