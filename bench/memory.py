@@ -37,7 +37,7 @@ FIELDS = ("RssAnon", "RssFile", "VmHWM")
 
 
 def drawn(folder: Path, number: int) -> Path:
-    """A folder of class folders with so many drawings, made if it is not there: soft fields of colours, all by chance."""
+    """A folder of class folders with so many drawings, made if it is not there: soft fields, number, light and contrast by chance."""
     place = folder / f"{number}-drawings"
     if place.exists():
         return place
@@ -47,8 +47,9 @@ def drawn(folder: Path, number: int) -> Path:
         (half / f"class-{name}").mkdir(parents=True)
     for each in range(number):
         name = each % CLASSES
-        field = dice.integers(0, 200, (7, 7, 3), np.uint8)
-        field[..., name % 3] += 55  # a tint: something to learn
+        cells, least = dice.integers(2, 7), dice.integers(0, 160, 3)
+        field = dice.integers(least, least + dice.integers(20, 96, 3), (cells, cells, 3), np.uint8)
+        field[..., name % 3] //= 2  # a tint: something to learn
         picture = Image.fromarray(field).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         picture.save(half / f"class-{name}" / f"{each:07}.jpg", quality=80)
     half.rename(place)
