@@ -1,7 +1,8 @@
 """Memory and time of a verb, stage by stage, as the number of photos grows.
 
     python bench/memory.py [--numbers 10000,200000] [--verb fit|audit|read] [--recipe quick] [--side 32] [--epochs N]
-                           [--network NAME] [--table] [--threads N] [--folder DIR] [--keep]
+                           [--network NAME] [--batch N] [--table] [--photos DIR] [--threads N] [--folder DIR]
+                           [--keep]
 
 Draws so many small photos of five classes, no two alike, and runs the command in a process of its own with a cache of its
 own. Every 50 ms the kernel is asked how much memory the process holds that no file backs (RssAnon); pages of mapped files
@@ -9,7 +10,7 @@ do not count, since the system takes them back when it needs them. A line a stag
 
 `read` is intake alone: what photos there are. With --table they come as a CSV of `path,label` instead of a folder; its
 paths are then links to a thousand drawings, so that a million of them are quickly made (for `read`: `fit` would find copies).
-The drawings stay in --folder for the next time; what the command makes there is removed, unless --keep says otherwise.
+--photos looks at a folder of yours instead. The drawings stay in --folder for the next time; what the command makes there is removed, unless --keep says otherwise.
 """
 
 import argparse
@@ -161,7 +162,8 @@ def size(folder: Path) -> int:
 
 def measured(chosen: argparse.Namespace, number: int) -> None:
     """Run the command on so many photos, and print what it took."""
-    photos = table(chosen.folder, number) if chosen.table else drawn(chosen.folder, number)
+    photos = chosen.photos or (table if chosen.table else drawn)(chosen.folder, number)
+    number = number or sum(1 for each in photos.rglob("*") if each.is_file())
     made = Path(tempfile.mkdtemp(dir=chosen.folder))
     try:
         cache, run = made / "cache", made / "run"
@@ -196,6 +198,7 @@ def main() -> None:
         flags.add_argument(f"--{name}", type=int)
     flags.add_argument("--network")
     flags.add_argument("--table", action="store_true")
+    flags.add_argument("--photos", type=Path)
     flags.add_argument("--folder", type=Path)
     flags.add_argument("--keep", action="store_true")
     chosen = flags.parse_args()
@@ -205,7 +208,7 @@ def main() -> None:
     chosen.folder = chosen.folder if given else Path(tempfile.mkdtemp())
     chosen.folder.mkdir(parents=True, exist_ok=True)
     try:
-        for number in map(int, chosen.numbers.split(",")):
+        for number in [0] if chosen.photos else map(int, chosen.numbers.split(",")):
             measured(chosen, number)
     finally:
         if not given:

@@ -47,21 +47,6 @@ def written(file: Path) -> Iterator[Path]:
             beside.unlink()
 
 
-def put(file: Path, data: bytes) -> None:
-    """Write a file beside its place, then rename it: for thousands in one folder that nobody else writes to.
-
-    raises  MachineError if the disk is full or the place cannot be written to
-    """
-    beside = file.with_name(f".{file.name}{PARTIAL}")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, file)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise cannot_write(error, file) from error
-
-
 def _forget(file: Path) -> None:
     """Remove what killed processes had written of this file: it has not grown for an hour."""
     for half in file.parent.glob(f".{glob.escape(file.name)}.*{PARTIAL}"):

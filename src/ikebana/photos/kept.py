@@ -65,33 +65,31 @@ def size_on_disk(dataset: Dataset, side: int) -> int:
     return dataset.photos.height * (side * side + SMALL * SMALL) * 3
 
 
-def is_kept(dataset: Dataset, side: int, fit: Fit) -> bool:
-    """Whether the array is there already (it may still turn out damaged)."""
-    return _place(dataset, side, fit).exists()
-
-
 def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
     """Open every photo once, or find that it was done before.
 
     returns  the dataset with status, sha256 and size filled in, and its pixels
     raises   MachineError if the disk cannot hold the array, or does not keep it
     """
-    place, rows = _place(dataset, side, fit), dataset.photos.height
+    folder, rows = place(dataset, side, fit), dataset.photos.height
     for attempt in range(ATTEMPTS + 1):
-        found = _load(place, side, rows)
+        found = _load(folder, side, rows)
         if found is not None:
             index, array, small = found
             columns = ("status", "sha256", "bytes", "width", "height")
             photos = dataset.photos.with_columns(index[name] for name in columns)
-            return dataset.with_photos(photos), Kept(array, place, small)
+            return dataset.with_photos(photos), Kept(array, folder, small)
         if attempt < ATTEMPTS:
-            _make(dataset, side, fit, place)
+            _make(dataset, side, fit, folder)
     raise MachineError(
-        "the kept pixels are not on the disk as they were written", where=place, advice="check the disk, or use another"
+        "the kept pixels are not on the disk as they were written",
+        where=folder,
+        advice="check the disk, or use another",
     )
 
 
-def _place(dataset: Dataset, side: int, fit: Fit) -> Path:
+def place(dataset: Dataset, side: int, fit: Fit) -> Path:
+    """Where the pixels of these very files are kept, or will be; what is there may still turn out damaged."""
     made_of = hashlib.sha256()
     rules = [pixels.RULES, KEPT_RULES, PIL.__version__, side, fit, str(dataset.root.resolve())]
     made_of.update(json.dumps(rules).encode())

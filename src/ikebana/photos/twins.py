@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -24,6 +25,7 @@ from ikebana.photos.split import islands
 from ikebana.places import cache_folder, need_space, written
 
 RULES = 1  # raised with each change of the search: what older rules found is looked for anew
+_KNOWN = f"twins.{RULES}.json"
 CHUNK = 128  # photos a task
 PAIRS = 128  # that are compared at once: each needs some 200 kB
 BLANK = 3.0  # grey levels: a photo whose spread is less shows nothing that could be compared
@@ -163,20 +165,25 @@ def _names(dataset: Dataset, pairs: list[Twin]) -> pl.Series:
     return photos.select(pl.when(pl.col("status") == USED).then(known).alias("twins"))["twins"]
 
 
+def are_found(place: Path) -> bool:
+    """Whether they were looked for before in the pixels that are kept there."""
+    return (place / _KNOWN).exists()
+
+
 def _folder() -> str:
     cache_folder().mkdir(parents=True, exist_ok=True)
     return str(cache_folder())
 
 
 def _remember(keep: Kept, pairs: list[Twin]) -> None:
-    with written(keep.folder / f"twins.{RULES}.json") as beside:
+    with written(keep.folder / _KNOWN) as beside:
         beside.write_text(json.dumps([[each.first, each.second, each.how, each.alike] for each in pairs]), "utf-8")
 
 
 def _remembered(keep: Kept, dataset: Dataset) -> list[Twin] | None:
     """What was found in these pixels before; None if it was not looked for, or somebody spoilt it since."""
     try:
-        listed = json.loads((keep.folder / f"twins.{RULES}.json").read_text("utf-8"))
+        listed = json.loads((keep.folder / _KNOWN).read_text("utf-8"))
         pairs = [Twin(int(one), int(other), str(how), float(alike)) for one, other, how, alike in listed]
     except (OSError, ValueError, TypeError):
         return None

@@ -1,6 +1,5 @@
 """The pictures that a run leaves behind: figures and thumbnails."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from PIL import Image
 
 from ikebana import progress
 from ikebana.photos.dataset import Dataset
-from ikebana.places import put
+from ikebana.places import written
 from ikebana.recipe import Fit
 from ikebana.report import figures
 from ikebana.run import Run
@@ -94,9 +93,8 @@ def thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, fit: Fit) -> 
     for row, sha256, width, height in chosen.select("row", "sha256", "width", "height").iter_rows():
         file = folder / f"{sha256}.jpg"
         if not file.exists():
-            stream = io.BytesIO()
-            Image.fromarray(as_it_was(pixels[row], width, height, fit)).save(stream, "JPEG", quality=85)
-            put(file, stream.getvalue())
+            with written(file) as beside:
+                Image.fromarray(as_it_was(pixels[row], width, height, fit)).save(beside, "JPEG", quality=85)
 
 
 def as_it_was(square: np.ndarray, width: int, height: int, fit: Fit) -> np.ndarray:
