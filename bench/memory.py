@@ -10,7 +10,8 @@ do not count, since the system takes them back when it needs them. A line a stag
 
 `read` is intake alone: what photos there are. With --table they come as a CSV of `path,label` instead of a folder; its
 paths are then links to a thousand drawings, so that a million of them are quickly made (for `read`: `fit` would find copies).
---photos looks at a folder of yours instead. The drawings stay in --folder for the next time; what the command makes there is removed, unless --keep says otherwise.
+--photos looks at a folder of yours instead. The drawings stay in --folder for the next time; what the command makes there is
+removed, unless --keep says otherwise.
 """
 
 import argparse
@@ -38,7 +39,7 @@ FIELDS = ("RssAnon", "RssFile", "VmHWM")
 
 
 def drawn(folder: Path, number: int) -> Path:
-    """A folder of class folders with so many drawings, made if it is not there: soft fields, number, light and contrast by chance."""
+    """A folder of class folders with so many drawings, made if it is not there: soft fields, light and contrast by chance."""
     place = folder / f"{number}-drawings"
     if place.exists():
         return place

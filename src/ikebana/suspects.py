@@ -9,6 +9,7 @@ import polars as pl
 
 from ikebana import progress
 from ikebana.errors import MachineError, PhotosError, RecipeError
+from ikebana.learning.scaling import Table
 from ikebana.photos import facts, quality, split
 from ikebana.photos.audit import Finding
 from ikebana.photos.dataset import Dataset
@@ -74,7 +75,7 @@ class Look:
     """What the recipe's backbone, and heads on it, say of all usable photos."""
 
     paths: pl.Series
-    features: doubts.Table  # [photos, features], on disk
+    features: Table  # [photos, features], on disk
     labels: np.ndarray  # class indices [photos]
     near: doubts.Neighbours
     alone: np.ndarray  # float [photos, classes]: of logistic regressions that have not learned from the photo

@@ -46,14 +46,20 @@ class Forecast:
         raises  MachineError if disk or memory falls short
         """
         machine.need_disk({cache_folder(): self.cache} | ({self.run: self.made} if self.run is not None else {}))
-        smaller = [f"--side (it is {recipe.side})"]
-        if recipe.transfer is None or not recipe.transfer.kept:
-            smaller.append(f"--batch (it is {recipe.batch})")
-        machine.need_memory(AT_LEAST * self.memory, f"a smaller {' or '.join(smaller)}, or a machine with more memory")
+        machine.need_memory(AT_LEAST * self.memory, _smaller(recipe))
+
+
+def _smaller(recipe: Recipe) -> str:
+    """What to try where memory falls short."""
+    batch = f" or --batch (it is {recipe.batch})" if recipe.transfer is None or not recipe.transfer.kept else ""
+    return f"a smaller --side (it is {recipe.side}){batch}, or a machine with more memory"
 
 
 def prepared(recipe: Recipe, classes: int) -> Setting:
-    """How this machine will be used for this recipe; the first time on a machine this takes some seconds."""
+    """How this machine will be used for this recipe; the first time on a machine this takes some seconds.
+
+    raises  MachineError if the memory is not there for what is timed then
+    """
     setting, recipe = device.prepare(), networks.settled(recipe)
     # Only where there is something to measure; the members of an ensemble are measured one by one, and take the same format.
     built = functools.cache(lambda: networks.members(networks.build(recipe, classes)))
@@ -63,7 +69,9 @@ def prepared(recipe: Recipe, classes: int) -> Setting:
             setting,
             recipe.precision,
             name,
-            lambda one: sum(features.seconds_per_photo(each, recipe.side, one) for each in built()),
+            lambda one: sum(
+                features.seconds_per_photo(each, recipe.side, one) for each in _fitting(built(), recipe, classes, one)
+            ),
         )
     augmentation = "augmented" if recipe.augmentation is not None else "plain"
     name = f"{recipe.name} {recipe.network} {recipe.until} {recipe.side} px, batch {recipe.batch}, {augmentation}"
@@ -71,8 +79,20 @@ def prepared(recipe: Recipe, classes: int) -> Setting:
         setting,
         recipe.precision,
         name,
-        lambda one: sum(training.seconds_per_photo(each, recipe, classes, one) for each in built()),
+        lambda one: sum(
+            training.seconds_per_photo(each, recipe, classes, one) for each in _fitting(built(), recipe, classes, one)
+        ),
     )
+
+
+def _fitting(built: list[nn.Module], recipe: Recipe, classes: int, setting: Setting) -> list[nn.Module]:
+    """The networks, if a step of the largest fits into memory in that number format.
+
+    raises  MachineError if it does not: the kernel would end the process without a word
+    """
+    needed = AT_LEAST * _memory(recipe.batch, classes, recipe, built, setting)
+    machine.need_memory(needed, f"--precision bfloat16, where the processor has it; {_smaller(recipe)}")
+    return built
 
 
 def forecast(dataset: Dataset, recipe: Recipe, setting: Setting, run: Path | None = None) -> Forecast:
@@ -84,10 +104,7 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting, run: Path | Non
     seconds, work = _time(dataset, recipe, setting, built)
     cache, before = _in_cache(dataset, recipe, setting, built)
     made = _in_run(dataset, recipe, built) if run is not None else 0.0
-    step = max(
-        _step_bytes(networks.layers(each, recipe.side), recipe, dataset.photos.height, setting) for each in built
-    )
-    memory = _memory(dataset, recipe, built, step)
+    memory = _memory(dataset.photos.height, len(dataset.classes), recipe, built, setting)
     disk = f"{cache / 1e9:.2f} GB in the cache" if cache else "all kept from before in the cache"
     disk += f", {made / 1e9:.2f} GB in the run" if made else ""
     text = f"expected: {duration(seconds)} ({work}), {memory / 1e9:.1f} GB of memory, {disk}{before if cache else ''}"
@@ -141,12 +158,13 @@ def _in_run(dataset: Dataset, recipe: Recipe, built: list[nn.Module]) -> float:
     return small + dataset.photos.height * A_ROW + weights + 2 * checkpoint
 
 
-def _memory(dataset: Dataset, recipe: Recipe, built: list[nn.Module], step: int) -> float:
+def _memory(photos: int, classes: int, recipe: Recipe, built: list[nn.Module], setting: Setting) -> float:
     """Bytes at the most: libraries, weights and what moves them, a step's maps, and the little that each photo takes."""
     weights = sum(each.numel() for member in built for each in member.parameters())
     of_features = recipe.transfer is not None and recipe.transfer.kept
-    a_photo = A_PHOTO + 16 * len(dataset.classes) * (recipe.parts[1] + recipe.parts[2])
-    return LIBRARIES + (5 if of_features else 2.5) * step + 16 * weights + dataset.photos.height * a_photo
+    step = max(_step_bytes(networks.layers(each, recipe.side), recipe, photos, setting) for each in built)
+    a_photo = A_PHOTO + 16 * classes * (recipe.parts[1] + recipe.parts[2])
+    return LIBRARIES + (5 if of_features else 2.5) * step + 16 * weights + photos * a_photo
 
 
 def _step_bytes(table: list[networks.Layer], recipe: Recipe, photos: int, setting: Setting) -> int:

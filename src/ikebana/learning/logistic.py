@@ -15,8 +15,7 @@ from torch import nn
 from ikebana import progress
 from ikebana.learning.imbalance import log_shares
 from ikebana.learning.layers import last_linear
-from ikebana.learning.rows import Rows
-from ikebana.learning.scaling import scale
+from ikebana.learning.scaling import Table, scale
 
 # Inverse strengths of the pull towards zero, on features so scaled that the liveliest tenth has unit variance or more; the best
 # lay between 1e-2 and 3e-2 for thousands of photos, and about 1 for a dozen a class (docs/log.md).
@@ -29,8 +28,6 @@ FOLDS = 5
 WORSE = 2  # strengths in a row that are worse than the best end the search: the weakest pulls take the most steps
 PIECE = 512  # photos at a time
 HELD = 10_000_000  # numbers that are kept in memory, scaled: 40 MB; of larger tables the pieces are read at each step
-
-Table = np.ndarray | Rows  # float [photos, features]
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,8 @@ def fit(
         trials = [Trial(everything, Pieces(held_out, held_out_labels, mean, spread), classes)]
     else:
         trials = [
-            Trial(*(Pieces(features, labels, mean, spread, side) for side in sides), classes)
-            for sides in _folds(labels, seed)
+            Trial(Pieces(features, labels, mean, spread, some), Pieces(features, labels, mean, spread, rest), classes)
+            for some, rest in _folds(labels, seed)
         ]
     best = _chosen(trials)
     line = trials[0].best if enough else fitted(everything, classes, STRENGTHS[best], trials[0].best)

@@ -6,11 +6,10 @@ neighbours know that classes come in several kinds. What both of them say counts
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
-from ikebana.learning.scaling import scale
+from ikebana.learning.scaling import Table, scale
 from ikebana.trust.calibration import SMALLEST, temperature
 
 NEIGHBOURS = 40  # photos that are asked
@@ -25,15 +24,6 @@ FEW_OF_CLASS = 20  # photos of a class, to know how much they resemble one anoth
 LEAST = 50  # photos, to call one of them odd
 FAR = 3.4  # spreads above the median from which a photo is reported
 SEED = 0
-
-
-class Table(Protocol):
-    """Features, a row a photo: an array, or rows that are read from the disk where they are asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, chosen: Any, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
