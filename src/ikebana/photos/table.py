@@ -70,6 +70,7 @@ def _once_each(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     table = table.with_columns(place=place)
     table = table.unique(subset=[name for name in table.columns if name != "path"], keep="first", maintain_order=True)
     labelled = table.filter(pl.col("path").is_not_null() & pl.col("label").is_not_null())
+    labelled = labelled.filter(labelled["place"].is_duplicated())
     labels = labelled.group_by("place").agg(pl.col("path").first(), pl.col("label").unique().sort())
     several = labels.filter(pl.col("label").list.len() > 1).sort("path")
     if several.height:
@@ -79,9 +80,8 @@ def _once_each(table: pl.DataFrame, file: Path) -> pl.DataFrame:
             where=file,
             advice="one label a photo: ikebana cannot learn several at once",
         )
-    if labelled["place"].is_duplicated().any():
-        path = labelled.filter(labelled["place"].is_duplicated())["path"][0]
-        raise PhotosError(f"{path} stands in two parts or groups", where=file, advice="one row a photo")
+    if labelled.height:
+        raise PhotosError(f"{labelled['path'][0]} stands in two parts or groups", where=file, advice="one row a photo")
     return table.drop("place")
 
 
