@@ -16,7 +16,8 @@ NEIGHBOURS = 40  # photos that are asked
 SHARPNESS = 0.06  # of cosine similarity: a neighbour by so much less alike counts 1/e as much
 UNHEARD = 0.02  # for each class: what no neighbour says is still possible
 REFERENCES = 20_000  # photos among which neighbours are sought: more photos take longer, not squared longer
-CHUNK = 128  # photos compared at a time
+CHUNK = 512  # photos compared at a time: fewer, and the product of matrices slows down
+SORTED = 32  # of these, whose likenesses are sorted at a time
 SURE = 0.9  # from which confidence on a label is called doubtful: docs/audit.md says how often that is right
 DIRECTIONS = 64  # in which the photos of a collection mainly differ
 FEW = 10  # photos, for each direction at least so many
@@ -84,7 +85,10 @@ def _directions(features: Table, mean: np.ndarray, spread: np.ndarray, chosen: n
 
 def _most(similar: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The columns of the largest values of each row, and the values, in falling order."""
-    places = np.argpartition(-similar, width - 1, axis=1)[:, :width]
+    places = np.empty((len(similar), width), np.int32)
+    for start in range(0, len(similar), SORTED):
+        some = slice(start, start + SORTED)
+        places[some] = np.argpartition(-similar[some], width - 1, axis=1)[:, :width]
     values = np.take_along_axis(similar, places, 1)
     order = np.argsort(-values, axis=1, kind="stable")
     return np.take_along_axis(places, order, 1), np.take_along_axis(values, order, 1)
