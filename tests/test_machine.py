@@ -36,7 +36,9 @@ def fit(photos, cache, *flags, before=None):
 def small_disk(place, size):
     """A disk of so many bytes, where one can be had."""
     place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True, check=False
+    )
     if made.returncode:
         pytest.skip("no disk can be mounted here: that needs root")
     try:

@@ -82,7 +82,7 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
     run.write_json("audit.json", audit.as_json(dataset, findings))
     progress.say(audit.summary(dataset, findings))
 
-    recipe, parts = run.recipe, inference.parts(dataset, keep.pixels)
+    recipe, parts = run.recipe, inference.parts(dataset, keep.pixels, setting.device)
     given = fitting.course(recipe, len(dataset.classes), parts, keep.folder.name, setting)
     run.write_text("layers.txt", given.layers)
     if given.pretrained:
