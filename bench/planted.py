@@ -203,7 +203,7 @@ def _cleanlabs(seen: suspects.Look) -> np.ndarray | None:
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=200))
-    features, folds = seen.features.astype(np.float32), StratifiedKFold(5, shuffle=True, random_state=0)
+    features, folds = seen.features[np.arange(len(seen.labels))], StratifiedKFold(5, shuffle=True, random_state=0)
     said = cross_val_predict(model, features, seen.labels, cv=folds, method="predict_proba")
     return np.argsort(get_label_quality_scores(seen.labels, np.asarray(said), method="self_confidence"), kind="stable")
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import drawing, encoded, grow, photo
 
 from ikebana import recipe
-from ikebana.photos import audit, intake, kept, split
+from ikebana.photos import audit, intake, kept, split, twins
 
 
 def looked_at(folder, **choices):
@@ -98,10 +98,10 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     setting = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
     found = intake.read(folder)
     before = forecast(found, chosen, setting)
-    assert before.disk == 21 * (46 * 46 + kept.SMALL**2) * 3
+    assert before.cache == 21 * (46 * 46 + kept.SMALL**2) * 3 + twins.scratch(21)
     assert 10 * 21 * 0.6 * 0.5 < before.seconds < 2 * 10 * 21 * 0.6 * 0.5
-    kept.opened(found, 46, "squash")
+    twins.found(*kept.opened(found, 46, "squash"))
     again = forecast(found, chosen, setting)
-    assert again.disk == 0
-    assert "kept from before" in again.text
+    assert again.cache == 0
+    assert "all kept from before" in again.text
     assert pl.Series([before.memory, again.memory]).n_unique() == 1

@@ -88,10 +88,10 @@ def test_nobody_can_write_into_kept_pixels(photos):
 
 def test_the_second_time_no_photo_is_opened(photos, decoded):
     dataset = intake.read(photos)
-    assert not kept.is_kept(dataset, SIDE, "squash")
+    assert not kept.place(dataset, SIDE, "squash").exists()
     first = opened(photos)
     assert len(decoded) == 8
-    assert kept.is_kept(dataset, SIDE, "squash")
+    assert kept.place(dataset, SIDE, "squash").exists()
     assert_same(opened(photos), first)
     assert len(decoded) == 8
 

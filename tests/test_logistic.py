@@ -54,6 +54,39 @@ def test_it_is_scikit_learns_own_answer_without_the_shares_of_the_classes():
     np.testing.assert_allclose(ours, without / without.sum(1, keepdims=True), atol=5e-3)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("strength", [3e-3, 0.1, 3.0])
+def test_where_it_stops_is_where_scikit_learn_stops(classes, strength):
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels = clouds(700, classes, width=20, apart=0.5)
+    mean, spread = scaling.scale(features)
+    photos = logistic.Pieces(features, labels, mean, spread)
+    line = logistic.fitted(photos, classes, strength)
+    peer = LogisticRegression(C=strength, max_iter=5000, tol=1e-8).fit((features - mean) / spread, labels)
+    ours = torch.softmax(torch.from_numpy(logistic.logits(line, photos)), 1).numpy()
+    # Both stop where the slope is 1e-4; a weak pull leaves the ground flat there.
+    np.testing.assert_allclose(ours, peer.predict_proba((features - mean) / spread), atol=1e-2)
+
+
+def test_a_table_too_large_for_memory_gives_the_same_head(monkeypatch):
+    given = (*clouds(1500), *clouds(400, seed=1), 3, 0)
+    held = logistic.fit(*given)
+    monkeypatch.setattr(logistic, "HELD", 0)
+    read = logistic.fit(*given)
+    assert read.strength == held.strength
+    np.testing.assert_array_equal(read.weight, held.weight)
+
+
+def test_many_photos_to_choose_by_are_enough_however_rare_a_class_is():
+    held_out, labels = clouds(logistic.MANY + 600, seed=1)
+    kept = (labels != 1) | (np.arange(len(labels)) < 30)
+    with_folds = logistic.fit(*clouds(600), *clouds(60, seed=1), 3, seed=0)
+    without = logistic.fit(*clouds(600), held_out[kept], labels[kept], 3, seed=0)
+    features, truth = clouds(500, seed=2)
+    assert right(head_of(without, 3), features, truth) >= right(head_of(with_folds, 3), features, truth) - 0.02
+
+
 def test_the_more_the_labels_are_chance_the_more_it_is_held_back():
     features, labels = clouds(600, width=300, apart=0.05)
     loose, loose_labels = clouds(600, width=300, apart=1.0)

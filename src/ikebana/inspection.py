@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from ikebana import progress, suspects
 from ikebana.advice import Advice, Supply, advised
-from ikebana.errors import RecipeError
+from ikebana.errors import MachineError, RecipeError
+from ikebana.machine import need_disk
 from ikebana.photos import audit as files
 from ikebana.photos import cleaning, intake, kept, split, twins
 from ikebana.photos.audit import SHOWN, Finding
 from ikebana.photos.dataset import Dataset
 from ikebana.photos.kept import Kept
-from ikebana.places import written
+from ikebana.places import cache_folder, written
 from ikebana.recipe import BETTER, DEFAULT, RECIPES, Recipe
 from ikebana.report import page
 from ikebana.run import write_json
@@ -72,6 +73,7 @@ def audit(
     recipe = networks.settled(RECIPES[DEFAULT])
     if advise:
         backbones.sought(recipe)  # what is missing is said before any photo is read
+    _check_machine(found, recipe)
     opened, keep = kept.opened(found, recipe.side, recipe.fit)
     dataset = split.split(intake.with_classes(twins.found(opened, keep), ()), recipe)
     suspicious = suspects.found(dataset, keep, recipe)
@@ -88,6 +90,19 @@ def audit(
     if advise:
         looked = replace(looked, advice=_advice(dataset, keep, recipe))
     return looked
+
+
+def _check_machine(found: Dataset, recipe: Recipe) -> None:
+    """Say what the audit will need, and refuse what this machine does not have; without a backbone it needs little."""
+    from ikebana.learning import backbones
+    from ikebana.learning.forecast import forecast, prepared
+
+    try:
+        backbones.sought(recipe)
+    except (RecipeError, MachineError):
+        need_disk({cache_folder(): kept.size_on_disk(found, recipe.side) + twins.scratch(found.photos.height)})
+        return
+    forecast(found, recipe, prepared(recipe, len(found.classes))).told(recipe)
 
 
 def _check(out: str | Path | None, write: str | Path | None, source: str, acting: bool) -> None:

@@ -41,7 +41,7 @@ def fit(
     setting = prepared(chosen, len(found.classes))
     chosen = recipes.changed(chosen, precision=setting.number_format)  # so that recipe.json says all
     environment = device.environment(setting)
-    progress.say(forecast(found, chosen, setting).text)
+    forecast(found, chosen, setting, Path(run or "runs").expanduser()).told(chosen)
     if other := differing(recipe, environment):
         progress.say(other)
     clock.lap("prepare")
@@ -83,7 +83,7 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
     run.write_json("audit.json", audit.as_json(dataset, findings))
     progress.say(audit.summary(dataset, findings))
 
-    recipe, parts = run.recipe, inference.parts(dataset, keep.pixels)
+    recipe, parts = run.recipe, inference.parts(dataset, keep.pixels, setting.device)
     given = fitting.course(recipe, len(dataset.classes), parts, keep.folder.name, setting)
     run.write_text("layers.txt", given.layers)
     if given.pretrained:

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
 from ikebana import progress
 from ikebana.errors import MachineError, PhotosError, RecipeError
+from ikebana.learning.scaling import Table
 from ikebana.photos import facts, quality, split
 from ikebana.photos.audit import Finding
 from ikebana.photos.dataset import Dataset
@@ -53,7 +55,9 @@ def by_facts(dataset: Dataset, keep: Kept) -> shortcut.Judged:
     used = dataset.used
     index = {name: number for number, name in enumerate(dataset.classes)}
     classes = np.array([index[name] for name in used["label"]], np.int64)
-    return shortcut.judge(facts.of(dataset, keep.pixels), classes, np.array(split.groups(used)))
+    groups = np.array(split.groups(used))
+    chosen = shortcut.enough(classes, groups)
+    return shortcut.judge(facts.of(dataset, keep.pixels, chosen), classes[chosen], groups[chosen])
 
 
 def _shortcuts(dataset: Dataset, keep: Kept) -> Iterator[Finding]:
@@ -70,8 +74,8 @@ def _shortcuts(dataset: Dataset, keep: Kept) -> Iterator[Finding]:
 class Look:
     """What the recipe's backbone, and heads on it, say of all usable photos."""
 
-    paths: list[str]
-    features: np.ndarray  # float16 [photos, features]
+    paths: pl.Series
+    features: Table  # [photos, features], on disk
     labels: np.ndarray  # class indices [photos]
     near: doubts.Neighbours
     alone: np.ndarray  # float [photos, classes]: of logistic regressions that have not learned from the photo
@@ -94,7 +98,7 @@ def look(dataset: Dataset, keep: Kept, recipe: Recipe) -> Look:
     alone = out_of_fold.probabilities(seen, groups, len(dataset.classes), dataset.source)
     near = doubts.neighbours(seen.features, seen.labels, np.array(groups))
     judged = doubts.both(alone, doubts.vote(near, seen.labels, len(dataset.classes)), seen.labels)
-    return Look(photos["path"].to_list(), seen.features, seen.labels, near, alone, judged)
+    return Look(photos["path"], seen.features, seen.labels, near, alone, judged)
 
 
 def _of_look(seen: Look, classes: Sequence[str]) -> Iterator[Finding]:

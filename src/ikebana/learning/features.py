@@ -55,7 +55,7 @@ def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Fea
     raises   MachineError if the disk cannot hold them
     """
     exact = setting.number_format == "float32"
-    shape = _shape(seer, photos)
+    shape = _shape(seer, photos.pixels.shape[1])
     array, checks = _opened(
         origin, setting, (len(photos.pixels), *shape), np.dtype(np.float32 if exact else np.float16)
     )
@@ -102,9 +102,8 @@ def _check(row: np.ndarray) -> int:
 
 
 @torch.inference_mode()
-def _shape(seer: nn.Module, photos: Photos) -> tuple[int, ...]:
+def _shape(seer: nn.Module, side: int) -> tuple[int, ...]:
     """The shape of one photo's features."""
-    side = photos.pixels.shape[1]
     return tuple(seer.eval()(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=_device(seer))).shape[1:])
 
 
@@ -114,10 +113,7 @@ def _device(module: nn.Module) -> torch.device:
 
 def _opened(origin: Origin, setting: Setting, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """The array and its checksums, made if they are not there; another process may fill them too, with the same rows."""
-    made_of = json.dumps(
-        [RULES, *vars(origin).values(), setting.device, setting.number_format, shape, torch.__version__]
-    )
-    place = cache_folder() / "features" / hashlib.sha256(made_of.encode()).hexdigest()[:32]
+    place = _place(origin, setting, shape)
     if not _is_whole(place, shape, dtype):
         need_space(int(np.prod(shape)) * dtype.itemsize, cache_folder())
         with filled(place) as folder:
@@ -127,6 +123,18 @@ def _opened(origin: Origin, setting: Setting, shape: tuple[int, ...], dtype: np.
         return np.load(place / "features.npy", mmap_mode="r+"), np.load(place / "checks.npy", mmap_mode="r+")
     except OSError as error:
         raise cannot_write(error, place) from error
+
+
+def _place(origin: Origin, setting: Setting, shape: tuple[int, ...]) -> Path:
+    facts = [RULES, *vars(origin).values(), setting.device, setting.number_format, shape, torch.__version__]
+    made_of = json.dumps(facts)
+    return cache_folder() / "features" / hashlib.sha256(made_of.encode()).hexdigest()[:32]
+
+
+def size_on_disk(seer: nn.Module, origin: Origin, photos: int, side: int, setting: Setting) -> int:
+    """Bytes that the features of so many rows of kept pixels will take: none if their place is there already."""
+    shape = (photos, *_shape(seer, side))
+    return 0 if _place(origin, setting, shape).exists() else int(np.prod(shape)) * setting.dtype.itemsize
 
 
 def _is_whole(place: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:

@@ -17,6 +17,7 @@ from ikebana.learning.features import Origin
 from ikebana.learning.inference import Examples, Features, Photos
 from ikebana.learning.layers import last_linear
 from ikebana.learning.logistic import Linear
+from ikebana.learning.rows import Rows
 from ikebana.recipe import Recipe
 
 
@@ -144,9 +145,9 @@ def _lean(given: Lesson) -> nn.Module:
 
 def _logistic(train: Features, validation: Features, learner: nn.Module, recipe: Recipe) -> Linear:
     chosen = validation.for_choices
-    held_out, labels = validation.values()[chosen], validation.labels[chosen]
+    held_out, labels = Rows([validation.array], [validation.rows[chosen]]), validation.labels[chosen]
     classes = last_linear(learner).out_features
-    found = logistic.fit(train.values(), train.labels, held_out, labels, classes, recipe.seed)
+    found = logistic.fit(Rows([train.array], [train.rows]), train.labels, held_out, labels, classes, recipe.seed)
     found.fill(learner)
     return found
 

@@ -1,16 +1,25 @@
 """What a run will cost, said before it begins: time, disk and memory."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from torch import nn
+
+from ikebana import machine, progress
 from ikebana import recipe as recipes
-from ikebana.learning import device, features, networks, training
+from ikebana.learning import backbones, device, features, networks, training
 from ikebana.learning.device import Setting
 from ikebana.learning.learner import phases
-from ikebana.photos import kept
+from ikebana.photos import kept, twins
 from ikebana.photos.dataset import Dataset
+from ikebana.places import cache_folder
 from ikebana.recipe import Better, Recipe
 
+AT_LEAST = 0.75  # of the memory that is expected must be there: less than this is never enough
+A_PHOTO = 300  # bytes of memory: its path, label, hash and part, and the numbers that say where it is
+A_ROW = 200  # bytes of the run's tables
+THUMBNAIL, BLOCK = 0.25, 3000  # bytes a pixel of a thumbnail, and what every small file takes besides
 LIBRARIES = 0.45e9  # bytes that Python, torch and polars hold before the first photo
 READ_SECONDS = (
     0.0015  # to open one photo of a quarter of a megapixel, a thread; large ones take up to ten times as long
@@ -25,13 +34,33 @@ class Forecast:
     """About what `fit` will need."""
 
     seconds: float
-    disk: float  # bytes in the cache; 0 if the pixels are kept already
+    cache: float  # bytes that will be added to it at the most; 0 if all is kept from before
+    made: float  # bytes in the run's folder at the most
     memory: float  # bytes at the most
     text: str
+    run: Path | None
+
+    def told(self, recipe: Recipe) -> None:
+        """Say so, and refuse before any photo is opened what this machine cannot hold.
+
+        raises  MachineError if disk or memory falls short
+        """
+        progress.say(self.text)
+        machine.need_disk({cache_folder(): self.cache} | ({self.run: self.made} if self.run is not None else {}))
+        machine.need_memory(AT_LEAST * self.memory, _smaller(recipe))
+
+
+def _smaller(recipe: Recipe) -> str:
+    """What to try where memory falls short."""
+    batch = f" or --batch (it is {recipe.batch})" if recipe.transfer is None or not recipe.transfer.kept else ""
+    return f"a smaller --side (it is {recipe.side}){batch}, or a machine with more memory"
 
 
 def prepared(recipe: Recipe, classes: int) -> Setting:
-    """How this machine will be used for this recipe; the first time on a machine this takes some seconds."""
+    """How this machine will be used for this recipe; the first time on a machine this takes some seconds.
+
+    raises  MachineError if the memory is not there for what is timed then
+    """
     setting, recipe = device.prepare(), networks.settled(recipe)
     # Only where there is something to measure; the members of an ensemble are measured one by one, and take the same format.
     built = functools.cache(lambda: networks.members(networks.build(recipe, classes)))
@@ -41,7 +70,9 @@ def prepared(recipe: Recipe, classes: int) -> Setting:
             setting,
             recipe.precision,
             name,
-            lambda one: sum(features.seconds_per_photo(each, recipe.side, one) for each in built()),
+            lambda one: sum(
+                features.seconds_per_photo(each, recipe.side, one) for each in _fitting(built(), recipe, classes, one)
+            ),
         )
     augmentation = "augmented" if recipe.augmentation is not None else "plain"
     name = f"{recipe.name} {recipe.network} {recipe.until} {recipe.side} px, batch {recipe.batch}, {augmentation}"
@@ -49,40 +80,92 @@ def prepared(recipe: Recipe, classes: int) -> Setting:
         setting,
         recipe.precision,
         name,
-        lambda one: sum(training.seconds_per_photo(each, recipe, classes, one) for each in built()),
+        lambda one: sum(
+            training.seconds_per_photo(each, recipe, classes, one) for each in _fitting(built(), recipe, classes, one)
+        ),
     )
 
 
-def forecast(dataset: Dataset, recipe: Recipe, setting: Setting) -> Forecast:
-    """What a run on these photos will cost here; half as much or twice as much is as good as it can know."""
-    photos = dataset.photos.height
-    there = kept.is_kept(dataset, recipe.side, recipe.fit)
-    reading = 0.0 if there else photos * READ_SECONDS / kept.threads()
-    of_features = recipe.transfer is not None and recipe.transfer.kept
-    a_photo = setting.seconds_per_photo or 0.0
-    epoch = photos * a_photo * (recipe.parts[0] + FORWARD_SHARE * recipe.parts[1])
-    disk = 0.0 if there else float(kept.size_on_disk(dataset, recipe.side))
-    members = networks.members(networks.build(recipe, len(dataset.classes)))
-    weights = sum(each.numel() for member in members for each in member.parameters())
-    epochs = phases(recipe)[-1].last
-    if of_features:
-        head = sum(each.numel() for member in members for each in member.get_submodule("head").parameters())
+def _fitting(built: list[nn.Module], recipe: Recipe, classes: int, setting: Setting) -> list[nn.Module]:
+    """The networks, if a step of the largest fits into memory in that number format.
+
+    raises  MachineError if it does not: the kernel would end the process without a word
+    """
+    needed = AT_LEAST * _memory(recipe.batch, classes, recipe, built, setting)
+    machine.need_memory(needed, f"--precision bfloat16, where the processor has it; {_smaller(recipe)}")
+    return built
+
+
+def forecast(dataset: Dataset, recipe: Recipe, setting: Setting, run: Path | None = None) -> Forecast:
+    """What a run on these photos will cost here; half as much or twice as much is as good as it can know.
+
+    run  the folder that it makes; None for an audit, which makes none
+    """
+    built = networks.members(networks.build(recipe, len(dataset.classes)))
+    seconds, work = _time(dataset, recipe, setting, built)
+    cache, before = _in_cache(dataset, recipe, setting, built)
+    made = _in_run(dataset, recipe, built) if run is not None else 0.0
+    memory = _memory(dataset.photos.height, len(dataset.classes), recipe, built, setting)
+    disk = f"{cache / 1e9:.2f} GB in the cache" if cache else "all kept from before in the cache"
+    disk += f", {made / 1e9:.2f} GB in the run" if made else ""
+    text = f"expected: {duration(seconds)} ({work}), {memory / 1e9:.1f} GB of memory, {disk}{before if cache else ''}"
+    return Forecast(seconds, cache, made, memory, text, run)
+
+
+def _time(dataset: Dataset, recipe: Recipe, setting: Setting, built: list[nn.Module]) -> tuple[float, str]:
+    """Seconds, and on what most of them are spent."""
+    photos, a_photo = dataset.photos.height, setting.seconds_per_photo or 0.0
+    there = kept.place(dataset, recipe.side, recipe.fit).exists()
+    epoch, epochs = photos * a_photo * (recipe.parts[0] + FORWARD_SHARE * recipe.parts[1]), phases(recipe)[-1].last
+    if recipe.transfer is not None and recipe.transfer.kept:
+        head = sum(each.numel() for member in built for each in member.get_submodule("head").parameters())
         seconds = photos * (a_photo * EXACT_TOO + epochs * recipe.parts[0] * 6 * head / HEAD_SPEED)
+        work = f"each photo seen once by {recipe.network}"
     else:
         seconds = epochs * epoch
+        work = _epochs(epochs, epoch / len(built), len(built))
     if recipe.all:  # then once more on all photos
         seconds *= 1 + 1 / recipe.parts[0]
-    seconds += reading
-    step = max(_step_bytes(networks.layers(member, recipe.side), recipe, photos, setting) for member in members)
-    memory = LIBRARIES + (5 if of_features else 2.5) * step + 16 * weights
-    on_disk = "kept from before" if there else f"{disk / 1e9:.2f} GB in the cache"
-    work = (
-        f"each photo seen once by {recipe.network}"
-        if of_features
-        else _epochs(epochs, epoch / len(members), len(members))
-    )
-    text = f"expected: {duration(seconds)} ({work}), {memory / 1e9:.1f} GB of memory, pixels {on_disk}"
-    return Forecast(seconds, disk, memory, text)
+    return seconds + (0.0 if there else photos * READ_SECONDS / kept.threads()), work
+
+
+def _in_cache(dataset: Dataset, recipe: Recipe, setting: Setting, built: list[nn.Module]) -> tuple[float, str]:
+    """Bytes that the cache will grow by at the most, and what of it is there already: pixels, then what the search for twins
+    needs while it lasts, or features."""
+    place = kept.place(dataset, recipe.side, recipe.fit)
+    there = place.exists()
+    pixels = 0 if there else kept.size_on_disk(dataset, recipe.side)
+    searched = 0 if there and twins.are_found(place) else twins.scratch(dataset.photos.height)
+    seen = 0
+    if recipe.transfer is not None and (recipe.transfer.kept or recipe.transfer.logistic):
+        exact = replace(setting, number_format="float32") if recipe.transfer.kept else setting
+        for member, its in zip(built, recipe.members, strict=True):
+            origin = features.origin(place.name, its, backbones.sought(its))
+            seer = member.get_submodule("seer")
+            for each in {one.number_format: one for one in (setting, exact)}.values():
+                seen += features.size_on_disk(seer, origin, dataset.photos.height, recipe.side, each)
+    return float(pixels + max(searched, seen)), "; the pixels are kept from before" if there else ""
+
+
+def _in_run(dataset: Dataset, recipe: Recipe, built: list[nn.Module]) -> float:
+    """Bytes that the run's folder takes at the most: thumbnails, tables, weights, checkpoints and the next one beside them."""
+    held_out = dataset.photos.height * (recipe.parts[1] + recipe.parts[2])
+    weights = 4.0 * sum(each.numel() for member in built for each in member.state_dict().values())
+    trained = 4.0 * sum(each.numel() for member in built for each in member.parameters() if each.requires_grad)
+    checkpoint = weights + trained if recipe.tuning is None else 3 * weights + 2 * trained
+    if recipe.transfer is not None and recipe.transfer.logistic and recipe.transfer.trained == "head":
+        checkpoint = 0.0
+    small = held_out * (recipe.side**2 * THUMBNAIL + BLOCK)
+    return small + dataset.photos.height * A_ROW + weights + 2 * checkpoint
+
+
+def _memory(photos: int, classes: int, recipe: Recipe, built: list[nn.Module], setting: Setting) -> float:
+    """Bytes at the most: libraries, weights and what moves them, a step's maps, and the little that each photo takes."""
+    weights = sum(each.numel() for member in built for each in member.parameters())
+    of_features = recipe.transfer is not None and recipe.transfer.kept
+    step = max(_step_bytes(networks.layers(each, recipe.side), recipe, photos, setting) for each in built)
+    a_photo = A_PHOTO + 16 * classes * (recipe.parts[1] + recipe.parts[2])
+    return LIBRARIES + (5 if of_features else 2.5) * step + 16 * weights + photos * a_photo
 
 
 def _step_bytes(table: list[networks.Layer], recipe: Recipe, photos: int, setting: Setting) -> int:

@@ -14,6 +14,9 @@ from ikebana.learning.device import Setting
 from ikebana.photos.dataset import PARTS, Dataset
 from ikebana.photos.split import for_choices
 
+SHARE = 0.5  # of what is free on a device may be taken by pixels: the rest is for what a step needs
+CHUNK = 1024  # photos sent at a time
+
 
 class Examples(Protocol):
     """What a network is shown: photos, or features of them."""
@@ -36,14 +39,17 @@ class Photos:
     rows: np.ndarray  # int64 [photos]: where in `pixels` each photo lies
     labels: np.ndarray  # int64 [photos]: class indices
     for_choices: np.ndarray  # bool [photos]
+    held: Tensor | None = None  # all of `pixels` on the device, where they fit; else each batch is sent there
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, chosen: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
         """uint8 [photos, 3, side, side] in the channels-last format, without a copy beyond the gathering; and the labels."""
-        pixels = torch.from_numpy(self.pixels[self.rows[chosen]]).permute(0, 3, 1, 2)
-        return pixels.to(device), torch.from_numpy(self.labels[chosen]).to(device)
+        rows, labels = self.rows[chosen], torch.from_numpy(self.labels[chosen]).to(device)
+        if self.held is not None:
+            return self.held[torch.from_numpy(rows).to(self.held.device)].permute(0, 3, 1, 2).to(device), labels
+        return torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2).to(device), labels
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,25 @@ class Features:
         return Features(self.array, self.rows[:count], self.labels[:count], self.for_choices[:count])
 
 
-def parts(dataset: Dataset, pixels: np.ndarray) -> dict[str, Photos]:
-    """The training, validation and test photos of a dataset that is split."""
+def on_device(pixels: np.ndarray, device: str, room: int | None = None) -> Tensor | None:
+    """All pixels on the device, if they take less than half of what is free there; None if they stay in their file, from which
+    a processor reads them as fast.
+
+    room  bytes free on the device; found out if not given
+    """
+    if room is None:
+        room = torch.cuda.mem_get_info()[0] if device == "cuda" else 0
+    if pixels.nbytes > SHARE * room:
+        return None
+    held = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(pixels), CHUNK):
+        held[start : start + CHUNK] = torch.from_numpy(np.array(pixels[start : start + CHUNK]))
+    return held
+
+
+def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu") -> dict[str, Photos]:
+    """The training, validation and test photos of a dataset that is split; their pixels lie on a GPU from now on if they fit."""
+    held = on_device(pixels, device)
     index = {name: number for number, name in enumerate(dataset.classes)}
     found = dataset.used_by_row
     return {
@@ -82,6 +105,7 @@ def parts(dataset: Dataset, pixels: np.ndarray) -> dict[str, Photos]:
             chosen["row"].to_numpy().astype(np.int64),
             np.array([index[name] for name in chosen["label"]], np.int64),
             for_choices(chosen["sha256"]),
+            held,
         )
         for part in PARTS
         for chosen in [found.filter(pl.col("split") == part)]
@@ -96,7 +120,8 @@ def unlabelled(pixels: np.ndarray, rows: np.ndarray) -> Photos:
 def joined(first: Photos, second: Photos) -> Photos:
     """The photos of both, in that order."""
     pairs = [(getattr(first, name), getattr(second, name)) for name in ("rows", "labels", "for_choices")]
-    return Photos(first.pixels, *(np.concatenate(pair) for pair in pairs))
+    rows, labels, for_choices = map(np.concatenate, pairs)
+    return Photos(first.pixels, rows, labels, for_choices, first.held)
 
 
 def for_calibration(validation: Photos, said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +137,8 @@ def all_to_learn_from(found: dict[str, Photos]) -> dict[str, Photos]:
     """Every photo a training photo, none held out: for the network that ships after the score is made."""
     everything = joined(joined(found["train"], found["validation"]), found["test"])
     in_order = everything.rows.argsort(kind="stable")
-    whole = Photos(everything.pixels, everything.rows[in_order], everything.labels[in_order], everything.for_choices)
+    rows, labels = everything.rows[in_order], everything.labels[in_order]
+    whole = replace(everything, rows=rows, labels=labels)
     none = unlabelled(everything.pixels, np.zeros(0, np.int64))
     return {"train": whole, "validation": none, "test": none}
 

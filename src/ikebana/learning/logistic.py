@@ -1,9 +1,12 @@
-"""Features + labels → a linear head: logistic regression, its regularisation chosen on photos it has not seen."""
+"""Features + labels → a linear head: logistic regression, its regularisation chosen on photos it has not seen.
+
+The head is scikit-learn's, to the digit that counts: the same loss, the same optimum. It is found here by reading the features
+some hundred photos at a time, since a table of them that L-BFGS could have whole is what does not fit into memory.
+"""
 
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,20 +15,19 @@ from torch import nn
 from ikebana import progress
 from ikebana.learning.imbalance import log_shares
 from ikebana.learning.layers import last_linear
-from ikebana.learning.scaling import scale
-
-if TYPE_CHECKING:
-    from sklearn.linear_model import LogisticRegression
+from ikebana.learning.scaling import Table, scale
 
 # Inverse strengths of the pull towards zero, on features so scaled that the liveliest tenth has unit variance or more; the best
 # lay between 1e-2 and 3e-2 for thousands of photos, and about 1 for a dozen a class (docs/log.md).
 STRENGTHS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 STEPS = 200  # of L-BFGS at the most
+GRADIENT = 1e-4  # of the mean loss, at its largest: where scikit-learn stops too
 FEW = 30  # validation photos a class: with fewer the choice is made by cross-validation on the training photos
+MANY = 3000  # validation photos: enough for the choice, however few some classes have
 FOLDS = 5
-
-
-Trial = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # features and labels to fit, and to look at then
+WORSE = 2  # strengths in a row that are worse than the best end the search: the weakest pulls take the most steps
+PIECE = 512  # photos at a time
+HELD = 10_000_000  # numbers that are kept in memory, scaled: 40 MB; of larger tables the pieces are read at each step
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class Linear:
 
 
 def fit(
-    features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, held_out_labels: np.ndarray, classes: int, seed: int
+    features: Table, labels: np.ndarray, held_out: Table, held_out_labels: np.ndarray, classes: int, seed: int
 ) -> Linear:
     """The head that fits the training photos, as strongly held back as the photos for choices say; it names a class as readily
-    if there are few photos of it as if there are many.
+    if there are few photos of it as if there are many. Memory does not grow with the photos.
 
     features         float [photos, features] of the training photos
     labels           class indices [photos]
@@ -57,25 +59,22 @@ def fit(
     classes          how many classes there are; one that has no training photo is never predicted
     """
     mean, spread = scale(features)
-    scaled = ((features - mean) / spread).astype(np.float32)
-    if min(np.bincount(held_out_labels, minlength=classes)) >= FEW:
-        scaled_out = ((held_out - mean) / spread).astype(np.float32)
-        trials = [(scaled, labels, scaled_out, held_out_labels)]
+    everything = Pieces(features, labels, mean, spread)
+    enough = min(np.bincount(held_out_labels, minlength=classes)) >= FEW or len(held_out_labels) >= MANY
+    if enough:
+        trials = [Trial(everything, Pieces(held_out, held_out_labels, mean, spread), classes)]
     else:
-        trials = _folds(scaled, labels, seed)
-    with progress.stage("choose the head", len(STRENGTHS) * len(trials), "strengths") as bar:
-        paths = [list(_path(*trial, classes, bar)) for trial in trials]
-    losses = np.mean([[loss for _, _, loss in path] for path in paths], axis=0)
-    best = int(losses.argmin())
-    if len(trials) == 1:
-        weight, bias, _ = paths[0][best]
-    else:
-        weight, bias = _fitted(_model(), STRENGTHS[best], scaled, labels, classes)
-    weight, bias = weight / spread, bias - log_shares(labels, classes)
+        trials = [
+            Trial(Pieces(features, labels, mean, spread, some), Pieces(features, labels, mean, spread, rest), classes)
+            for some, rest in _folds(labels, seed)
+        ]
+    best = _chosen(trials)
+    line = trials[0].best if enough else fitted(everything, classes, STRENGTHS[best], trials[0].best)
+    weight, bias = line[:, :-1] / spread, line[:, -1] - log_shares(labels, classes)
     return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), STRENGTHS[best])
 
 
-def said_of(left: np.ndarray, features: np.ndarray, labels: np.ndarray, classes: int, strength: float) -> np.ndarray:
+def said_of(left: Table, features: Table, labels: np.ndarray, classes: int, strength: float) -> np.ndarray:
     """What a head that has learned from some photos says of others, classes as frequent there as among them: logits [others,
     classes].
 
@@ -84,11 +83,80 @@ def said_of(left: np.ndarray, features: np.ndarray, labels: np.ndarray, classes:
     strength  the inverse of the pull towards zero, on features scaled as `scaling` does
     """
     mean, spread = scale(features)
-    weight, bias = _fitted(_model(), strength, ((features - mean) / spread).astype(np.float32), labels, classes)
-    return ((left - mean) / spread) @ weight.T + bias
+    line = fitted(Pieces(features, labels, mean, spread), classes, strength)
+    return logits(line, Pieces(left, np.zeros(len(left), np.int64), mean, spread))
 
 
-def _folds(scaled: np.ndarray, labels: np.ndarray, seed: int) -> list[Trial]:
+class Pieces:
+    """Features to scale, with their labels, a few hundred photos at a time, as often as they are asked for."""
+
+    def __init__(
+        self,
+        features: Table,
+        labels: np.ndarray,
+        mean: np.ndarray,
+        spread: np.ndarray,
+        chosen: np.ndarray | None = None,
+    ):
+        """chosen: of the photos, int64; all if not given"""
+        self.features, self.width = features, features.shape[1]
+        self.chosen, self.labels = chosen, labels if chosen is None else labels[chosen]
+        self.mean, self.factor = mean.astype(np.float32), (1 / spread).astype(np.float32)
+        self.kept = list(self._read()) if len(self.labels) * self.width <= HELD else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return iter(self.kept) if self.kept is not None else self._read()
+
+    def _read(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(self.labels), PIECE):
+            some = slice(start, start + PIECE)
+            piece = self.features[some if self.chosen is None else self.chosen[some]] - self.mean
+            piece *= self.factor
+            yield piece, self.labels[some]
+
+
+class Trial:
+    """Photos to learn from and photos to choose by: the head that was best so far as the pull gets weaker."""
+
+    def __init__(self, learned: Pieces, left: Pieces, classes: int):
+        self.learned, self.left, self.classes = learned, left, classes
+        self.line = self.best = np.zeros((classes, learned.width + 1))
+
+    def loss(self, strength: float) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy on what was left out; each fit begins where the last one ended."""
+        self.line = fitted(self.learned, self.classes, strength, self.line)
+        said = logits(self.line, self.left)
+        right = (said.argmax(1) == self.left.labels).mean()
+        return float(cross_entropy(said, self.left.labels).mean()), float(right)
+
+    def keep(self) -> None:
+        """The last fit is the best so far."""
+        self.best = self.line
+
+
+def _chosen(trials: list[Trial]) -> int:
+    """The place of the strength with the least loss over all trials, which then hold its fits as their best."""
+    best, least = 0, np.inf
+    with progress.stage("choose the head", len(STRENGTHS) * len(trials), "strengths") as bar:
+        for number, strength in enumerate(STRENGTHS):
+            found = []
+            for trial in trials:
+                found.append(trial.loss(strength))
+                bar.advance(1, loss=found[-1][0], accuracy=found[-1][1])
+            loss = float(np.mean([each for each, _ in found]))
+            if loss < least:
+                best, least = number, loss
+                for trial in trials:
+                    trial.keep()
+            elif number - best >= WORSE:
+                break
+    return best
+
+
+def _folds(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """The training photos, in turns without a fifth of them, on which the choice is then made."""
     from sklearn.model_selection import StratifiedKFold
 
@@ -96,21 +164,7 @@ def _folds(scaled: np.ndarray, labels: np.ndarray, seed: int) -> list[Trial]:
     folds = StratifiedKFold(max(2, min(FOLDS, fewest)), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        parts = list(folds.split(scaled, labels))
-    return [(scaled[fitted], labels[fitted], scaled[left], labels[left]) for fitted, left in parts]
-
-
-def _path(
-    fitted: np.ndarray, labels: np.ndarray, left: np.ndarray, left_labels: np.ndarray, classes: int, bar: progress.Bar
-) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """Weight, bias and mean cross-entropy on what was left out, for each strength; each fit begins where the last one ended."""
-    model = _model()
-    for strength in STRENGTHS:
-        weight, bias = _fitted(model, strength, fitted, labels, classes)
-        logits = left @ weight.T + bias
-        losses = cross_entropy(logits, left_labels)
-        bar.advance(1, loss=float(losses.mean()), accuracy=float((logits.argmax(1) == left_labels).mean()))
-        yield weight, bias, float(losses.mean())
+        return list(folds.split(labels[:, None], labels))
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -119,29 +173,64 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
 
 
-def _model() -> "LogisticRegression":
-    from sklearn.linear_model import LogisticRegression
+def logits(line: np.ndarray, photos: Pieces) -> np.ndarray:
+    """What a head says of photos: float [photos, classes]; `line` as `fitted` returns it."""
+    weight, bias = line[:, :-1].astype(np.float32), line[:, -1]
+    said = np.empty((len(photos), len(line)))
+    done = 0
+    for piece, _ in photos:
+        said[done : done + len(piece)] = piece @ weight.T + bias
+        done += len(piece)
+    return said
 
-    return LogisticRegression(max_iter=STEPS, warm_start=True)
 
+def fitted(photos: Pieces, classes: int, strength: float, begin: np.ndarray | None = None) -> np.ndarray:
+    """The weights that fit these photos best, the bias behind them: float64 [classes, features + 1]; one optimum, by L-BFGS.
 
-def _fitted(
-    model: "LogisticRegression", strength: float, scaled: np.ndarray, labels: np.ndarray, classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [classes, features] and bias [classes] of scikit-learn's logistic regression."""
-    from sklearn.exceptions import ConvergenceWarning
+    begin   near which the search starts; it ends at the same place, sooner or later
+    source  scikit-learn's LogisticRegression(C=strength): two classes are there one line, so pulled half as strongly
+    """
+    from scipy.optimize import minimize
 
-    weight, bias = np.zeros((classes, scaled.shape[1])), np.full(classes, -1e4)  # an absent class is never predicted
-    present = np.unique(labels)
+    line = np.zeros((classes, photos.width + 1))
+    line[:, -1] = -1e4  # an absent class is never predicted
+    present = np.unique(photos.labels)
     if len(present) == 1:
-        bias[present] = 0.0
-        return weight, bias
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest strengths need not converge to be compared
-        found = model.set_params(C=strength).fit(scaled, labels)
-    if len(present) == 2:  # scikit-learn keeps one line for two classes
-        weight[present] = np.stack((-found.coef_[0], found.coef_[0])) / 2
-        bias[present] = np.array([-found.intercept_[0], found.intercept_[0]]) / 2
-    else:
-        weight[present], bias[present] = found.coef_, found.intercept_
-    return weight, bias
+        line[present, -1] = 0.0
+        return line
+    place = np.zeros(classes, np.int64)
+    place[present] = np.arange(len(present))
+    pull = (2.0 if len(present) == 2 else 1.0) / (strength * len(photos))
+    first = np.zeros((len(present), photos.width + 1)) if begin is None else begin[present]
+    found = minimize(
+        lambda flat: _loss(flat.reshape(first.shape), photos, place, pull),
+        first.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": STEPS, "maxls": 50, "gtol": GRADIENT, "ftol": 64 * np.finfo(float).eps},
+    )
+    line[present] = found.x.reshape(first.shape)
+    return line
+
+
+def _loss(line: np.ndarray, photos: Pieces, place: np.ndarray, pull: float) -> tuple[float, np.ndarray]:
+    """Mean cross-entropy and the pull towards zero; and the gradient of both, in one line.
+
+    Each piece is computed in float32, their sums in float64.
+    """
+    weight, bias = line[:, :-1].astype(np.float32), line[:, -1].astype(np.float32)
+    loss, gradient = 0.0, np.zeros(line.shape)
+    for piece, labels in photos:
+        said, own = piece @ weight.T + bias, (np.arange(len(piece)), place[labels])
+        said -= said.max(1, keepdims=True)
+        given = said[own]
+        np.exp(said, out=said)
+        whole = said.sum(1, keepdims=True)
+        loss += float((np.log(whole[:, 0]) - given).sum(dtype=np.float64))
+        said /= whole
+        said[own] -= 1
+        gradient[:, :-1] += said.T @ piece
+        gradient[:, -1] += said.sum(0, dtype=np.float64)
+    gradient /= len(photos)
+    gradient[:, :-1] += pull * line[:, :-1]
+    return loss / len(photos) + pull / 2 * float(np.square(line[:, :-1]).sum()), gradient.ravel()

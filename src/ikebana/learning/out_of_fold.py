@@ -1,6 +1,6 @@
 """What a frozen backbone sees in all photos of a data set, and what heads that have not learned from a photo say of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,19 +8,19 @@ import numpy as np
 from ikebana import progress
 from ikebana.learning import backbones, features, inference, logistic, networks, probe
 from ikebana.learning.device import Setting
-from ikebana.learning.inference import Features, Photos
+from ikebana.learning.inference import Photos
+from ikebana.learning.rows import Rows
 from ikebana.recipe import Recipe
 
 STRENGTHS = (3e-4, 3e-3, 3e-2)  # of which the first fold chooses; wrong labels ask for stronger pulls than right ones
-CHUNK = 1024  # photos copied at a time
-MOST = 20_000  # photos that a head learns from: more would teach it little and cost memory
+MOST = 20_000  # photos that a head learns from: more would teach it little and cost time
 
 
 @dataclass(frozen=True)
 class Seen:
     """What the backbone saw."""
 
-    features: np.ndarray  # float16 [photos, features]: half precision, since all photos lie in memory at once
+    features: Rows  # float32 [photos, features], read from the disk where they are asked for
     rows: np.ndarray  # int64 [photos]: of the dataset's table, in rising order
     labels: np.ndarray  # int64 [photos]: class indices
 
@@ -42,18 +42,9 @@ def seen(parts: dict[str, Photos], recipe: Recipe, pixels: str, setting: Setting
         for photos, its in ((parts["train"], setting), (held_out, exact))
         if len(photos)
     ]
-    rows = np.concatenate([each.rows for each in found])
+    rows, labels = (np.concatenate([getattr(each, name) for each in found]) for name in ("rows", "labels"))
     order = np.argsort(rows)
-    half = np.concatenate([chunk for each in found for chunk in _halved(each)])
-    labels = np.concatenate([each.labels for each in found])
-    return Seen(half[order], rows[order], labels[order])
-
-
-def _halved(found: Features) -> Iterator[np.ndarray]:
-    """float16 [photos, features], a few photos at a time."""
-    for start in range(0, len(found), CHUNK):
-        some = found.array[found.rows[start : start + CHUNK]]
-        yield some.reshape(len(some), -1).astype(np.float16)
+    return Seen(Rows([each.array for each in found], [each.rows for each in found], order), rows[order], labels[order])
 
 
 def probabilities(seen: Seen, groups: Sequence[int], classes: int, source: str) -> np.ndarray:
@@ -84,6 +75,5 @@ def _judged(seen: Seen, fold: probe.Fold, classes: int, strength: float) -> np.n
     learned, left = fold
     if len(learned) > MOST:
         learned = np.sort(np.random.default_rng(probe.SEED).choice(learned, MOST, replace=False))
-    teachers = seen.features[learned].astype(np.float32)
-    judged = seen.features[left].astype(np.float32)
+    teachers, judged = seen.features.of(learned), seen.features.of(left)
     return logistic.said_of(judged, teachers, seen.labels[learned], classes, strength)

@@ -1,12 +1,23 @@
 """How features are made comparable before lines are drawn through them, or distances measured between them."""
 
+from typing import Any, Protocol
+
 import numpy as np
 
 LIVELY = 0.9  # of the features vary less than those that set the scale
 CHUNK = 512  # photos at a time: features may lie on disk, or in half precision
 
 
-def scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+class Table(Protocol):
+    """Features, a row a photo: an array, or rows that are read from the disk where they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, chosen: Any, /) -> np.ndarray: ...
+
+
+def scale(features: Table) -> tuple[np.ndarray, np.ndarray]:
     """Mean and scale of each feature: one scale for nine of ten, their own for the tenth that varies most.
 
     Its own spread for each would make features that hardly vary as loud as those that tell the classes apart: on flowers that

@@ -117,7 +117,8 @@ def _unreadable(dataset: Dataset) -> Iterator[Finding]:
 
 def _copies(dataset: Dataset) -> Iterator[Finding]:
     """Files with the same bytes: harmless in one part, a leak between parts, a contradiction under two labels."""
-    copies = dataset.used.group_by("sha256").agg("path", "label", "split").filter(pl.col("path").list.len() > 1)
+    several = dataset.used.filter(pl.col("sha256").is_duplicated())
+    copies = several.group_by("sha256").agg("path", "label", "split")
     for _, paths, labels, parts in copies.sort(pl.col("path").list.first()).iter_rows():
         if len(set(labels)) > 1:
             names = " and ".join(sorted(set(labels)))
@@ -134,11 +135,12 @@ def _copies(dataset: Dataset) -> Iterator[Finding]:
 
 def _twins(dataset: Dataset) -> Iterator[Finding]:
     """Copies that are not the same to the byte: resized, saved again, cropped, mirrored, turned."""
-    hashes = dataset.photos["sha256"].to_list()
-    copies: dict[str, list[int]] = {}
-    for row, digest in enumerate(hashes):
-        copies.setdefault(digest, []).append(row)
+    hashes = dataset.photos["sha256"]
     found = islands((each.first, each.second) for each in dataset.twins)
+    copies: dict[str, list[int]] = {hashes[row]: [] for rows in found for row in rows}
+    for row, digest in enumerate(hashes if copies else ()):
+        if digest in copies:
+            copies[digest].append(row)
     island_of = {row: number for number, rows in enumerate(found) for row in rows}
     done: list[list[Twin]] = [[] for _ in found]
     for each in dataset.twins:

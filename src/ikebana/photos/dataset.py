@@ -1,7 +1,10 @@
 """The noun that intake, audit and split hand on: what photos there are."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -17,6 +20,8 @@ PART_NAMES = {
     "valid": "validation",
     "test": "test",
 }
+
+ROWS = 8192  # that are gathered at a time
 
 SCHEMA = {
     "path": pl.String,  # below the root; `archive!member` for what came in an archive; as written for a table
@@ -85,3 +90,17 @@ class Dataset:
     def __repr__(self) -> str:
         used, aside = self.used.height, self.set_aside.height
         return f"Dataset({self.source}: {used} photos of {len(self.classes)} classes, {aside} set aside)"
+
+
+def gathered(rows: Iterable[Mapping[str, Any] | tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.DataFrame:
+    """A table of rows that come one by one; as Python's own values only some thousand of them are ever held."""
+    coming, pieces = iter(rows), [pl.DataFrame(schema=schema)]
+    while some := list(islice(coming, ROWS)):
+        pieces.append(pl.DataFrame(some, schema=schema, orient="row"))
+    return pl.concat(pieces, rechunk=True)
+
+
+def texts(column: pl.Series) -> list[str]:
+    """A column without nulls as Python's texts, equal ones one object: a million labels are but a few."""
+    names, places = column.unique().sort().to_list(), column.rank("dense").to_numpy()
+    return [names[place - 1] for place in places]

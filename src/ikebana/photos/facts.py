@@ -17,12 +17,13 @@ CORNER = 8  # pixels at both ends of a side that belong to another one
 Facts = Mapping[str, np.ndarray]  # name in words → float [photos, columns]
 
 
-def of(dataset: Dataset, pixels: np.ndarray) -> Facts:
-    """The facts of each usable photo, in the dataset's order; files are opened for their headers alone.
+def of(dataset: Dataset, pixels: np.ndarray, chosen: np.ndarray | None = None) -> Facts:
+    """The facts of usable photos, in the dataset's order; files are opened for their headers alone.
 
     pixels  uint8 [rows of the dataset, side, side, 3]
+    chosen  which of the usable photos, int64; all if not given
     """
-    used = dataset.used_by_row
+    used = dataset.used_by_row if chosen is None else dataset.used_by_row[chosen]
     width, height, size = (used[name].to_numpy().astype(float) for name in ("width", "height", "bytes"))
     return {
         "size in pixels": np.stack((width, height, width * height), axis=1),

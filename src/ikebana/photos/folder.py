@@ -13,12 +13,13 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
 
 from ikebana.errors import PhotosError
-from ikebana.photos.dataset import PART_NAMES, SCHEMA, UNOPENED, Dataset
+from ikebana.photos.dataset import PART_NAMES, SCHEMA, UNOPENED, Dataset, gathered
 
 # Folders inside a class are groups only if each class so has this many groups, a photo beside them being one of its own, and
 # none holds more than this share of it: otherwise some part would have no photo of the class, or far too many.
@@ -55,9 +56,9 @@ def read(folder: Path, *, source: str | None = None, prefix: str = "", more: Ite
     if beside:
         notes.append(f"{', '.join(beside)}: beside {', '.join(sorted(parts))}, and therefore not used")
     ignored: list[str] = []
-    rows = [_row(found, prefix, inside, parts) for found in scan(folder, ignored)]
-    rows += [{"path": prefix + each.path, "status": each.status} for each in more]
-    photos = _grouped(pl.DataFrame(rows, schema=SCHEMA).sort("path"), notes)
+    rows = (_row(found, prefix, inside, parts) for found in scan(folder, ignored))
+    aside = ({"path": prefix + each.path, "status": each.status} for each in more)
+    photos = _grouped(gathered(chain(rows, aside), SCHEMA).sort("path"), notes)
     empty = set().union(*(_names(top / name) for name in parts)) if parts else _names(top)
     empty -= set(photos["label"].drop_nulls())
     return Dataset(source or str(folder), folder, photos, (), len(ignored), prefix, tuple(sorted(empty)), tuple(notes))

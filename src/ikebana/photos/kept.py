@@ -11,7 +11,8 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,12 +26,13 @@ import polars as pl
 from ikebana import progress
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.photos import pixels
-from ikebana.photos.dataset import UNOPENED, USED, Dataset
+from ikebana.photos.dataset import UNOPENED, USED, Dataset, gathered
 from ikebana.photos.pixels import read_bytes, threads
 from ikebana.places import cache_folder, filled, need_space, set_aside
 from ikebana.recipe import Fit
 
 ATTEMPTS = 3  # more than one: another process may take away the damaged array that both have found
+AHEAD = 8  # chunks that wait for each thread, so that none is idle while one takes long
 CHUNK = 32  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves
 SMALL = 64  # pixels of a side of the photos in small; squashed whole, whatever the fit
 KEPT_RULES = 2  # raised when other files are kept
@@ -62,33 +64,31 @@ def size_on_disk(dataset: Dataset, side: int) -> int:
     return dataset.photos.height * (side * side + SMALL * SMALL) * 3
 
 
-def is_kept(dataset: Dataset, side: int, fit: Fit) -> bool:
-    """Whether the array is there already (it may still turn out damaged)."""
-    return _place(dataset, side, fit).exists()
-
-
 def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
     """Open every photo once, or find that it was done before.
 
     returns  the dataset with status, sha256 and size filled in, and its pixels
     raises   MachineError if the disk cannot hold the array, or does not keep it
     """
-    place, rows = _place(dataset, side, fit), dataset.photos.height
+    folder, rows = place(dataset, side, fit), dataset.photos.height
     for attempt in range(ATTEMPTS + 1):
-        found = _load(place, side, rows)
+        found = _load(folder, side, rows)
         if found is not None:
             index, array, small = found
             columns = ("status", "sha256", "bytes", "width", "height")
             photos = dataset.photos.with_columns(index[name] for name in columns)
-            return dataset.with_photos(photos), Kept(array, place, small)
+            return dataset.with_photos(photos), Kept(array, folder, small)
         if attempt < ATTEMPTS:
-            _make(dataset, side, fit, place)
+            _make(dataset, side, fit, folder)
     raise MachineError(
-        "the kept pixels are not on the disk as they were written", where=place, advice="check the disk, or use another"
+        "the kept pixels are not on the disk as they were written",
+        where=folder,
+        advice="check the disk, or use another",
     )
 
 
-def _place(dataset: Dataset, side: int, fit: Fit) -> Path:
+def place(dataset: Dataset, side: int, fit: Fit) -> Path:
+    """Where the pixels of these very files are kept, or will be; what is there may still turn out damaged."""
     made_of = hashlib.sha256()
     rules = [pixels.RULES, KEPT_RULES, PIL.__version__, side, fit, str(dataset.root.resolve())]
     made_of.update(json.dumps(rules).encode())
@@ -113,22 +113,27 @@ def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
         for name, shape in shapes.items():
             reserve(folder / f"{name}.npy", shape, np.dtype(np.uint8))
         array, small = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes)
-        rows = list(dataset.photos.select("path", "status").iter_rows())
+        named = dataset.photos.select("path", "status")
 
-        def open_rows(chosen: range) -> list[Row]:
-            return [_open(dataset.file(rows[row][0]), rows[row][1], array[row], small[row], fit) for row in chosen]
+        def open_rows(chosen: range) -> list[tuple[str, *Row]]:
+            rows = zip(chosen, named[chosen.start : chosen.stop].iter_rows(), strict=True)
+            return [
+                (path, *_open(dataset.file(path), status, array[row], small[row], fit)) for row, (path, status) in rows
+            ]
 
-        index: list[tuple[str, *Row]] = []
-        with (
-            progress.stage("read photos", len(rows)) as bar,
-            closing(in_threads(open_rows, chunks(len(rows)))) as parts,
-        ):
-            for part in parts:
-                index += [(rows[len(index) + number][0], *row) for number, row in enumerate(part)]
-                bar.advance(len(part))
+        def opened_rows() -> Iterator[tuple[str, *Row]]:
+            with (
+                progress.stage("read photos", named.height) as bar,
+                closing(in_threads(open_rows, chunks(named.height))) as parts,
+            ):
+                for part in parts:
+                    yield from part
+                    bar.advance(len(part))
+
+        index = gathered(opened_rows(), OPENED)
         for each in (array, small):
             each.flush()  # pyright: ignore[reportAttributeAccessIssue]  (a memmap)
-        _write_index(folder, pl.DataFrame(index, schema=OPENED, orient="row"))
+        _write_index(folder, index)
 
 
 def _open(file: Path, status: str, target: np.ndarray, small: np.ndarray, fit: Fit) -> Row:
@@ -154,10 +159,18 @@ def _checksum(photo: np.ndarray, small: np.ndarray) -> int:
 
 
 def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:
-    """The chunks' results, in order; when the caller is interrupted, what has not begun is dropped."""
-    pool = ThreadPoolExecutor(threads())
+    """The chunks' results, in order; when the caller is interrupted, what has not begun is dropped.
+
+    Only some are handed out ahead, so that neither the waiting nor the results of a slow caller fill the memory.
+    """
+    pool, waiting = ThreadPoolExecutor(threads()), deque()
     try:
-        yield from pool.map(work, chunks)
+        for chunk in chunks:
+            waiting.append(pool.submit(work, chunk))
+            if len(waiting) > AHEAD * threads():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -35,6 +35,7 @@ NOISE = np.array(
 RADIUS = 22.0  # in units of that noise: held 600 of 600 copies with random sides cut off, 597 with 0 or 0.1
 NEAREST = 8  # candidates a window, at most: a bound on the time a photo where all are alike
 NUMBERS = len(NOISE)
+PIECE = 4096  # descriptions moved at a time
 
 
 class Candidates(NamedTuple):
@@ -89,11 +90,17 @@ class Index:
     """The descriptions of whole photos, to find those near a description in about the logarithm of their number."""
 
     def __init__(self, whole: np.ndarray):
-        """whole  float32 [photos, numbers]; photos that show nothing are NaN and never found"""
+        """whole  float64 [photos, numbers]; photos that show nothing are NaN and never found
+
+        The tree stands on this array, which may lie on disk; those that are never found are taken out of it.
+        """
         from scipy.spatial import KDTree
 
-        self.photos = np.flatnonzero(np.isfinite(whole).all(1))
-        self.tree = KDTree(whole[self.photos])
+        self.photos = np.flatnonzero(np.isfinite(whole[:, 0]))
+        for start in range(0, len(self.photos), PIECE):
+            some = self.photos[start : start + PIECE]
+            whole[start : start + len(some)] = whole[some]
+        self.tree = KDTree(whole[: len(self.photos)], copy_data=False)
 
     def near(self, photos: range, described: np.ndarray) -> Candidates:
         """The photos that some of them may be copies of, or they of those.

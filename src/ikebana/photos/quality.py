@@ -4,10 +4,11 @@ Sharpness and light are measured on the kept pixels, on what the network will se
 fixed limit and far from the others of its collection: in a collection of soft or dark photos, soft or dark is what they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
 from ikebana import progress
 from ikebana.photos.audit import Finding
@@ -46,30 +47,33 @@ def findings(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
     pixels  uint8 [rows of the dataset, side, side, 3]
     """
     used = dataset.used_by_row
-    paths = used["path"].to_list()
+    paths = used["path"]
     looks = measured(pixels, used["row"].to_numpy().astype(np.int64))
     width, height = (used[name].to_numpy().astype(float) for name in ("width", "height"))
     return [*_of_light(looks, paths), *_of_shape(width, height, pixels.shape[1], paths)]
 
 
-def _of_light(looks: Looks, paths: list[str]) -> Iterator[Finding]:
+def _of_light(looks: Looks, paths: pl.Series) -> Iterator[Finding]:
     blank = looks.lightest - looks.darkest < BLANK
     blurred = _poor(np.log(looks.sharpness), np.log(BLURRED)) & ~blank
     dark = _poor(np.log1p(looks.lightest), np.log1p(DARK)) & ~blank
     bright = _poor(np.log1p(255 - looks.darkest), np.log1p(255 - BRIGHT)) & ~blank
     usual = np.median(looks.sharpness) if len(paths) else 0.0
-    sharpness = [f"sharpness {each:.2f}; the median is {usual:.2f}" for each in looks.sharpness]
-    lightest = [f"95 % of it is darker than {each:.0f} of 255" for each in looks.lightest]
-    darkest = [f"95 % of it is lighter than {each:.0f} of 255" for each in looks.darkest]
-    yield from _named("blank", blank, paths, ["one shade all over"] * len(paths), "remove it, or mend the file")
-    yield from _named("blurred", blurred, paths, sharpness, LOOK)
-    yield from _named("dark", dark, paths, lightest, LOOK)
-    yield from _named("bright", bright, paths, darkest, LOOK)
+    sharp, light, dim = looks.sharpness, looks.lightest, looks.darkest
+    yield from _named("blank", blank, paths, lambda _: "one shade all over", "remove it, or mend the file")
+    yield from _named(
+        "blurred", blurred, paths, lambda row: f"sharpness {sharp[row]:.2f}; the median is {usual:.2f}", LOOK
+    )
+    yield from _named("dark", dark, paths, lambda row: f"95 % of it is darker than {light[row]:.0f} of 255", LOOK)
+    yield from _named("bright", bright, paths, lambda row: f"95 % of it is lighter than {dim[row]:.0f} of 255", LOOK)
 
 
-def _of_shape(width: np.ndarray, height: np.ndarray, side: int, paths: list[str]) -> Iterator[Finding]:
+def _of_shape(width: np.ndarray, height: np.ndarray, side: int, paths: pl.Series) -> Iterator[Finding]:
     shorter, aspect = np.minimum(width, height), np.maximum(width / height, height / width)
-    sizes = [f"{across:.0f} x {down:.0f} pixels" for across, down in zip(width, height, strict=True)]
+
+    def sizes(row: int) -> str:
+        return f"{width[row]:.0f} x {height[row]:.0f} pixels"
+
     larger = f"find it in its first size: enlarged to {side} pixels it shows no more"
     yield from _named("tiny", shorter * ENLARGED < side, paths, sizes, larger)
     long = (aspect > STRETCHED) & (_spreads(np.log(aspect)) > FAR)
@@ -121,12 +125,14 @@ def _spreads(values: np.ndarray) -> np.ndarray:
     return (values - middle) / max(float(middle - lower), 0.02)
 
 
-def _named(kind: str, chosen: np.ndarray, paths: list[str], evidence: list[str], advice: str) -> Iterator[Finding]:
+def _named(
+    kind: str, chosen: np.ndarray, paths: pl.Series, evidence: Callable[[int], str], advice: str
+) -> Iterator[Finding]:
     """A finding for each photo; one for all of them where they are many."""
     rows = np.flatnonzero(chosen)
     if len(rows) > MANY:
-        told = f"{len(rows)} photos, {evidence[rows[0]]} for one"
-        yield Finding(kind, "note", tuple(paths[row] for row in rows), told, advice)
+        told = f"{len(rows)} photos, {evidence(int(rows[0]))} for one"
+        yield Finding(kind, "note", tuple(paths[rows]), told, advice)
         return
     for row in rows:
-        yield Finding(kind, "note", (paths[row],), evidence[row], advice)
+        yield Finding(kind, "note", (paths[int(row)],), evidence(int(row)), advice)

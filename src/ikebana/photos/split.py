@@ -8,13 +8,13 @@ given       a split that came with the photos is kept; only a part that is missi
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
 from ikebana.errors import PhotosError
-from ikebana.photos.dataset import PARTS, USED, Dataset
+from ikebana.photos.dataset import PARTS, Dataset, texts
 from ikebana.recipe import Recipe
 
 Parts = tuple[float, float, float]
@@ -29,9 +29,9 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
     if used["split"].is_not_null().any():
         parts = _given(used, recipe)
     elif recipe.split == "shuffle":
-        parts = shuffled(used["label"].to_list(), dataset.classes, recipe.parts, recipe.split_seed)
+        parts = shuffled(texts(used["label"]), dataset.classes, recipe.parts, recipe.split_seed)
     else:
-        parts = stratified(used["label"].to_list(), groups(used), recipe.parts, recipe.split_seed)
+        parts = stratified(texts(used["label"]), groups(used), recipe.parts, recipe.split_seed)
     found = set(parts)
     for needed in ("train", "test"):
         if needed not in found:
@@ -40,9 +40,10 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
                 where=dataset.source,
                 advice="more photos, at least 3 of each class, or other --parts",
             )
-    dealt = iter(parts)
-    column = [next(dealt) if status == USED else None for status in dataset.photos["status"]]
-    return dataset.with_photos(dataset.photos.with_columns(pl.Series("split", column, pl.String)))
+    dealt = used.select("path").with_columns(pl.Series("split", parts, pl.String))
+    rows = dataset.used_by_row["row"]
+    column = pl.Series("split", [None], pl.String).new_from_index(0, dataset.photos.height)
+    return dataset.with_photos(dataset.photos.with_columns(column.scatter(rows, dealt["split"])))
 
 
 def shuffled(labels: Sequence[str], classes: Sequence[str], parts: Parts, seed: int) -> list[str]:
@@ -67,15 +68,16 @@ def groups(photos: pl.DataFrame) -> list[int]:
 
     returns  a group number for each photo
     """
-    pairs: list[tuple[int, int]] = []
-    for column in ("sha256", "twins", "group"):
-        first: dict[str, int] = {}
-        pairs += [(first.setdefault(key, row), row) for row, key in enumerate(photos[column]) if key is not None]
-    number = list(range(photos.height))
+    columns = ("sha256", "twins", "group")
+    first = photos.lazy().with_row_index("row").select(pl.col("row").min().over(name).alias(name) for name in columns)
+    own = np.arange(photos.height)
+    number, pairs = own.copy(), []
+    for name, values in zip(columns, first.collect().iter_columns(), strict=True):
+        joined = (values.to_numpy() != own) & photos[name].is_not_null().to_numpy()
+        pairs += zip(values.to_numpy()[joined].tolist(), own[joined].tolist(), strict=True)
     for island in islands(pairs):
-        for row in island:
-            number[row] = island[0]
-    return number
+        number[island] = island[0]
+    return number.tolist()
 
 
 def islands(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
@@ -113,22 +115,25 @@ def stratified(labels: Sequence[str], group: Sequence[int], parts: Parts, seed: 
 
     returns  the part of each photo
     """
-    members: dict[int, list[int]] = defaultdict(list)
-    for row, key in enumerate(group):
-        members[key].append(row)
-    dealer = random.Random(seed)
-    keys = list(members)
-    dealer.shuffle(keys)
-    keys.sort(key=lambda key: -len(members[key]))
-    number_of_groups = Counter(name for rows in members.values() for name in {labels[row] for row in rows})
+    _, first, inverse, sizes = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+    rows, ends = np.argsort(inverse, kind="stable"), np.cumsum(sizes)
+    order = np.argsort(first).tolist()  # of the groups: as they come
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda each: -sizes[each])
+
+    def members(each: int) -> list[int]:
+        return rows[ends[each] - sizes[each] : ends[each]].tolist()
+
+    number_of_groups = Counter(name for each in order for name in {labels[row] for row in members(each)})
     classes = {name: _Share(count, number_of_groups[name], parts) for name, count in Counter(labels).items()}
     result = [""] * len(labels)
-    for key in keys:
-        held = Counter(labels[row] for row in members[key])
+    for each in order:
+        its = members(each)
+        held = Counter(labels[row] for row in its) if len(its) > 1 else {labels[its[0]]: 1}
         part = _where(held, classes, parts)
         for name, count in held.items():
             classes[name].deal(part, count)
-        for row in members[key]:
+        for row in its:
             result[row] = PARTS[part]
     return result
 
@@ -148,22 +153,20 @@ class _Share:
         self.still_empty.discard(part)
 
 
-def _where(held: Counter[str], classes: dict[str, _Share], parts: Parts) -> int:
+def _where(held: Mapping[str, int], classes: dict[str, _Share], parts: Parts) -> int:
     """The part for a group: an empty one where a class has no group to spare, else where its classes lack most.
 
     They lack a share of their quota, so that large groups spread over all parts.
     """
-    choice = {part for part in range(3) if parts[part] > 0}
-    for name in held:
-        if classes[name].groups_left <= len(classes[name].still_empty):
-            choice = choice & classes[name].still_empty or choice
-
-    def need(part: int) -> float:
-        return sum(
-            count * classes[name].lacking[part] / max(classes[name].quota[part], 1) for name, count in held.items()
-        )
-
-    return max(sorted(choice), key=need)
+    choice = [part for part in range(3) if parts[part] > 0]
+    need = [0.0, 0.0, 0.0]
+    for name, count in held.items():
+        its = classes[name]
+        if its.groups_left <= len(its.still_empty):
+            choice = [part for part in choice if part in its.still_empty] or choice
+        for part in choice:
+            need[part] += count * its.lacking[part] / max(its.quota[part], 1)
+    return max(choice, key=need.__getitem__)
 
 
 def _quota(photos: int, groups_of_class: int, parts: Parts) -> list[int]:
@@ -200,7 +203,7 @@ def _given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
     rows = [row for row, part in enumerate(parts) if part == "train"]
     train = used[rows]
     scaled = (shares[0] / whole, shares[1] / whole, shares[2] / whole)
-    taken = stratified(train["label"].to_list(), groups(train), scaled, recipe.split_seed)
+    taken = stratified(texts(train["label"]), groups(train), scaled, recipe.split_seed)
     for row, part in zip(rows, taken, strict=True):
         parts[row] = part
     return parts
@@ -210,7 +213,11 @@ def fingerprint(hashes: Iterable[str]) -> str:
     """A name for a set of photos, whatever their files are called: the sha256 of their sorted sha256s."""
     import hashlib
 
-    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+    made_of, between = hashlib.sha256(), b""
+    for each in pl.Series(hashes, dtype=pl.String).sort():
+        made_of.update(between + each.encode())
+        between = b"\n"
+    return made_of.hexdigest()
 
 
 def for_choices(hashes: Iterable[str]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A table of photos: `path,label[,split][,group]` as CSV or Parquet."""
 
+import codecs
 import os
 from collections import Counter
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from ikebana.errors import PhotosError
-from ikebana.photos.dataset import PART_NAMES, PARTS, SCHEMA, Dataset
+from ikebana.photos.dataset import PART_NAMES, PARTS, SCHEMA, Dataset, gathered
 from ikebana.photos.folder import file_status
 
 COLUMNS = ("path", "label", "split", "group")
@@ -21,9 +22,8 @@ def read(file: Path) -> Dataset:
     """
     table = _with_columns(_parquet(file) if file.suffix.lower() == ".parquet" else _csv(file), file)
     table = _with_parts(_once_each(table, file), file)
-    root = file.parent
-    rows = [_row(row, root) for row in table.iter_rows(named=True)]
-    return Dataset(str(file), root, pl.DataFrame(rows, schema=SCHEMA).sort("path"), ())
+    rows = (_row(row, str(file.parent)) for row in table.iter_rows(named=True))
+    return Dataset(str(file), file.parent, gathered(rows, SCHEMA).sort("path"), ())
 
 
 def _with_columns(table: pl.DataFrame, file: Path) -> pl.DataFrame:
@@ -51,24 +51,26 @@ def _with_columns(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     return table.select(text)
 
 
-def _row(row: dict[str, str | None], root: Path) -> dict[str, str | None]:
+def _row(row: dict[str, str | None], root: str) -> dict[str, str | None]:
     path = row["path"]
     if not path:
         return {**row, "path": "", "status": "no path in this row"}
     if not row["label"]:
         return {**row, "status": "no label in this row"}
     try:
-        return {**row, "status": file_status(root / path)}
+        return {**row, "status": file_status(os.path.join(root, path))}
     except ValueError as error:  # a NUL in the name
         return {**row, "status": f"unreadable: {error}"}
 
 
 def _once_each(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     """Rows said twice are one; one photo with two labels is refused: ikebana gives each photo one label."""
-    place = pl.col("path").map_elements(lambda path: os.path.normpath(file.parent / path), pl.String)
+    root = str(file.parent)
+    place = pl.col("path").map_elements(lambda path: os.path.normpath(os.path.join(root, path)), pl.String)
     table = table.with_columns(place=place)
     table = table.unique(subset=[name for name in table.columns if name != "path"], keep="first", maintain_order=True)
     labelled = table.filter(pl.col("path").is_not_null() & pl.col("label").is_not_null())
+    labelled = labelled.filter(labelled["place"].is_duplicated())
     labels = labelled.group_by("place").agg(pl.col("path").first(), pl.col("label").unique().sort())
     several = labels.filter(pl.col("label").list.len() > 1).sort("path")
     if several.height:
@@ -78,9 +80,8 @@ def _once_each(table: pl.DataFrame, file: Path) -> pl.DataFrame:
             where=file,
             advice="one label a photo: ikebana cannot learn several at once",
         )
-    if labelled["place"].is_duplicated().any():
-        path = labelled.filter(labelled["place"].is_duplicated())["path"][0]
-        raise PhotosError(f"{path} stands in two parts or groups", where=file, advice="one row a photo")
+    if labelled.height:
+        raise PhotosError(f"{labelled['path'][0]} stands in two parts or groups", where=file, advice="one row a photo")
     return table.drop("place")
 
 
@@ -113,17 +114,18 @@ def _parquet(file: Path) -> pl.DataFrame:
 def _csv(file: Path) -> pl.DataFrame:
     """Commas, semicolons (European spreadsheets) or tabs, told by the first line; every value a text."""
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        data = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+        data.decode()
     except UnicodeDecodeError as error:
         raise PhotosError(
             f"this table is not UTF-8 text (byte {error.start})", where=file, advice="save it as 'CSV UTF-8'"
         ) from None
-    first = text.split("\n", 1)[0]
+    first = data[: data.find(b"\n") + 1 or None].decode()
     separator = max(SEPARATORS, key=first.count)
     if not first.strip():
         raise PhotosError("the table is empty", where=file, advice="a first line that reads: path,label")
     try:
-        return pl.read_csv(text.encode(), separator=separator, infer_schema=False)
+        return pl.read_csv(data, separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError as error:
         raise PhotosError(f"this CSV file cannot be read: {_first_line(error)}", where=file) from None
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -46,10 +47,7 @@ def found(dataset: Dataset, keep: Kept) -> Dataset:
     if pairs is None:
         pairs = [_named(dataset, *pair) for pair in search(keep.small, first)]
         _remember(keep, pairs)
-    names = _names(dataset, pairs)
-    return replace(
-        dataset, twins=tuple(pairs), photos=dataset.photos.with_columns(pl.Series("twins", names, pl.String))
-    )
+    return replace(dataset, twins=tuple(pairs), photos=dataset.photos.with_columns(_names(dataset, pairs)))
 
 
 def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, float]]:
@@ -59,14 +57,14 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
     rows     of those that are looked at, each another file
     returns  two rows, the smaller first; what was done to the one or the other, in words; how alike they are
     """
-    need_space(len(rows) * _RECORD.itemsize, cache_folder())
-    with _scratch(len(rows)) as small:
+    need_space(scratch(len(rows)), cache_folder())
+    with _on_disk(len(rows), _RECORD) as small, _on_disk(len(rows), _POINT) as points:
         pieces = chunks(len(rows), CHUNK)
-        work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small), pieces))
+        work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small, points), pieces))
         with progress.stage("describe photos", len(rows)) as bar, work as done:
             for number in done:
                 bar.advance(number)
-        index = neighbours.Index(small["described"][:, 0])
+        index = neighbours.Index(points)
         best: dict[tuple[int, int], tuple[str, float]] = {}
         work = closing(in_threads(lambda chosen: _twins_of(chosen, index, small), pieces))
         with progress.stage("look for twins", len(rows)) as bar, work as parts:
@@ -85,15 +83,38 @@ _RECORD = np.dtype(
     ]
 )
 
+_POINT = np.dtype((np.float64, (neighbours.NUMBERS,)))  # of a whole photo, as the tree wants it
 
-def _describe(photos: np.ndarray, rows: np.ndarray, chosen: range, small: np.ndarray) -> int:
+
+def scratch(photos: int) -> int:
+    """Bytes that the search takes on the disk of the cache while it lasts."""
+    return photos * (_RECORD.itemsize + _POINT.itemsize)
+
+
+@contextmanager
+def _on_disk(photos: int, kind: np.dtype) -> Iterator[np.ndarray]:
+    """An array of a record for each photo, in a file without a name, which goes when it is closed.
+
+    raises  MachineError if it cannot be made, or written to
+    """
+    folder, rows = cache_folder(), max(photos, 1)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            allocate(stream, rows * kind.itemsize)
+            yield np.memmap(stream, kind, "r+", shape=rows)[:photos]
+    except OSError as error:
+        raise cannot_write(error, folder) from error
+
+
+def _describe(photos: np.ndarray, rows: np.ndarray, chosen: range, small: np.ndarray, points: np.ndarray) -> int:
     """Fill in what the search needs to know of some photos."""
     place, seen = slice(chosen.start, chosen.stop), photos[rows[chosen.start : chosen.stop]]
     small["grey"][place] = np.rint(seen.astype(np.float32) @ neighbours.BANDS[0])
     small["colour"][place] = np.rint(likeness.reduced(seen, likeness.COARSE))
     described = neighbours.described(seen)
     described[small["grey"][place].std((1, 2)) < BLANK] = np.nan
-    small["described"][place] = described
+    small["described"][place], points[place] = described, described[:, 0]
     return len(chosen)
 
 
@@ -138,43 +159,24 @@ def _named(dataset: Dataset, one: int, other: int, done: str, alike: float) -> T
     return Twin(one, other, done, round(alike, 3))
 
 
-def _names(dataset: Dataset, pairs: list[Twin]) -> list[str | None]:
-    """For each photo the path of the first of its twins; None where it has none."""
-    paths, labels = dataset.photos["path"].to_list(), dataset.photos["label"].to_list()
-    names: list[str | None] = [None] * len(paths)
-    number_of = Counter(dataset.used["label"])
-    for rows in islands((each.first, each.second) for each in pairs):
-        held = Counter(labels[row] for row in rows)
-        if all(count <= max(FEW, TOO_MANY * number_of[name]) for name, count in held.items()):
-            for row in rows:
-                names[row] = paths[rows[0]]
-    return _with_copies(dataset, names)
+def _names(dataset: Dataset, pairs: list[Twin]) -> pl.Series:
+    """The column `twins`: for each photo the path of the first of its twins, null where it has none.
 
-
-def _with_copies(dataset: Dataset, names: list[str | None]) -> list[str | None]:
-    """An exact copy has the twins of its original."""
-    hashes = dataset.photos["sha256"].to_list()
-    known = {
-        digest: name for digest, name in zip(hashes, names, strict=True) if digest is not None and name is not None
-    }
-    used = dataset.photos["status"] == USED
-    return [known.get(digest) if here else None for digest, here in zip(hashes, used, strict=True)]
-
-
-@contextmanager
-def _scratch(rows: int) -> Iterator[np.ndarray]:
-    """A table on the disk for the time of the search.
-
-    raises  MachineError if it cannot be made, or written to
+    An exact copy has the twins of its original.
     """
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            allocate(stream, max(rows, 1) * _RECORD.itemsize)
-            yield np.memmap(stream, _RECORD, "r+", shape=max(rows, 1))[:rows]
-    except OSError as error:
-        raise cannot_write(error, folder) from error
+    photos, names = dataset.photos, dict[str, str]()  # of files, by their hash
+    number_of = dict(dataset.used["label"].value_counts().iter_rows())
+    for rows in islands((each.first, each.second) for each in pairs):
+        held = Counter(photos["label"][rows])
+        if all(count <= max(FEW, TOO_MANY * number_of[name]) for name, count in held.items()):
+            names |= dict.fromkeys(photos["sha256"][rows], photos["path"][rows[0]])
+    known = pl.col("sha256").replace_strict(names, default=None, return_dtype=pl.String)
+    return photos.select(pl.when(pl.col("status") == USED).then(known).alias("twins"))["twins"]
+
+
+def are_found(place: Path) -> bool:
+    """Whether they were looked for before in the pixels that are kept there."""
+    return any(place.glob(f"twins.{RULES}.*.json"))
 
 
 def _remember(keep: Kept, pairs: list[Twin]) -> None:

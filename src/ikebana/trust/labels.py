@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ikebana.learning.scaling import scale
+from ikebana.learning.scaling import Table, scale
 from ikebana.trust.calibration import SMALLEST, temperature
 
 NEIGHBOURS = 40  # photos that are asked
 SHARPNESS = 0.06  # of cosine similarity: a neighbour by so much less alike counts 1/e as much
 UNHEARD = 0.02  # for each class: what no neighbour says is still possible
 REFERENCES = 20_000  # photos among which neighbours are sought: more photos take longer, not squared longer
-CHUNK = 512  # photos compared at a time
+CHUNK = 512  # photos compared at a time: fewer, and the product of matrices slows down
+SORTED = 32  # of these, whose likenesses are sorted at a time
 SURE = 0.9  # from which confidence on a label is called doubtful: docs/audit.md says how often that is right
 DIRECTIONS = 64  # in which the photos of a collection mainly differ
 FEW = 10  # photos, for each direction at least so many
@@ -30,7 +31,7 @@ SEED = 0
 class Neighbours:
     """The photos most alike to each photo; copies and other photos of its own group are left out."""
 
-    rows: np.ndarray  # int64 [photos, neighbours], the most alike first
+    rows: np.ndarray  # int32 [photos, neighbours], the most alike first
     alike: np.ndarray  # float32 [photos, neighbours]: cosine similarity, -1 to 1; -2 where there is no photo left
     own_class: (
         np.ndarray
@@ -46,7 +47,7 @@ class Doubt:
     confidence: float  # 0 to 1
 
 
-def neighbours(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Neighbours:
+def neighbours(features: Table, labels: np.ndarray, groups: np.ndarray) -> Neighbours:
     """The photos that a network sees most alike, for each photo.
 
     features  float [photos, features]
@@ -56,13 +57,13 @@ def neighbours(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> 
     mean, spread = scale(features)
     count = len(labels)
     chosen = np.sort(np.random.default_rng(SEED).choice(count, min(count, REFERENCES), replace=False))
-    references = _directions(features[chosen], mean, spread)
+    references = _directions(features, mean, spread, chosen)
     width = min(NEIGHBOURS, len(chosen))
-    rows, alike = np.zeros((count, width), np.int64), np.zeros((count, width), np.float32)
+    rows, alike = np.zeros((count, width), np.int32), np.zeros((count, width), np.float32)
     own = np.zeros(count, np.float32)
     for start in range(0, count, CHUNK):
         some = slice(start, min(start + CHUNK, count))
-        similar = _directions(features[some], mean, spread) @ references.T
+        similar = _directions(features, mean, spread, np.arange(some.start, some.stop)) @ references.T
         similar[groups[some, None] == groups[None, chosen]] = -2
         places, alike[some] = _most(similar, width)
         rows[some] = chosen[places]
@@ -73,15 +74,21 @@ def neighbours(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> 
     return Neighbours(rows, alike, own)
 
 
-def _directions(features: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Features to scale, each photo's of unit length: float32."""
-    scaled = ((features - mean) / spread).astype(np.float32)
-    return scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
+def _directions(features: Table, mean: np.ndarray, spread: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Features of some photos to scale, each photo's of unit length: float32."""
+    found = np.empty((len(chosen), features.shape[1]), np.float32)
+    for start in range(0, len(chosen), CHUNK):
+        scaled = ((features[chosen[start : start + CHUNK]] - mean) / spread).astype(np.float32)
+        found[start : start + CHUNK] = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
+    return found
 
 
 def _most(similar: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The columns of the largest values of each row, and the values, in falling order."""
-    places = np.argpartition(-similar, width - 1, axis=1)[:, :width]
+    places = np.empty((len(similar), width), np.int32)
+    for start in range(0, len(similar), SORTED):
+        some = slice(start, start + SORTED)
+        places[some] = np.argpartition(-similar[some], width - 1, axis=1)[:, :width]
     values = np.take_along_axis(similar, places, 1)
     order = np.argsort(-values, axis=1, kind="stable")
     return np.take_along_axis(places, order, 1), np.take_along_axis(values, order, 1)
@@ -140,7 +147,7 @@ def doubtful(probabilities: np.ndarray, labels: np.ndarray, sure: float = SURE) 
     ]
 
 
-def oddness(features: np.ndarray, labels: np.ndarray, near: Neighbours) -> np.ndarray:
+def oddness(features: Table, labels: np.ndarray, near: Neighbours) -> np.ndarray:
     """How unlike all others each photo is, in spreads above the median: float [photos].
 
     Added up: how little it resembles the photos of its own label, compared with how much these resemble one another; and how
@@ -155,7 +162,7 @@ def oddness(features: np.ndarray, labels: np.ndarray, near: Neighbours) -> np.nd
     return lonely + _spreads(np.log(_left_over(features)))
 
 
-def odd(features: np.ndarray, labels: np.ndarray, near: Neighbours, far: float = FAR) -> list[tuple[int, float]]:
+def odd(features: Table, labels: np.ndarray, near: Neighbours, far: float = FAR) -> list[tuple[int, float]]:
     """The photos that are unlike all others, the oddest first, each with its oddness; none among too few to tell.
 
     features  float [photos, features]
@@ -167,21 +174,25 @@ def odd(features: np.ndarray, labels: np.ndarray, near: Neighbours, far: float =
     return [(int(photo), float(how[photo])) for photo in np.argsort(-how, kind="stable") if how[photo] >= far]
 
 
-def _left_over(features: np.ndarray) -> np.ndarray:
+def _left_over(features: Table) -> np.ndarray:
     """What the main directions do not explain of each photo: float [photos], the sum of its squares."""
-    from sklearn.decomposition import PCA
-
     mean, spread = scale(features)
     count, width = features.shape
     directions = max(1, min(DIRECTIONS, count // FEW, width // 4))
     chosen = np.random.default_rng(SEED).choice(count, min(count, REFERENCES), replace=False)
-    # Of unit length, so that no photo has a direction of its own for being far away.
-    main = PCA(directions, svd_solver="covariance_eigh").fit(_directions(features[chosen], mean, spread))
-    axes = np.asarray(main.components_)
+    total, products = np.zeros(width), np.zeros((width, width))
+    for start in range(0, len(chosen), CHUNK):
+        # Of unit length, so that no photo has a direction of its own for being far away.
+        some = _directions(features, mean, spread, chosen[start : start + CHUNK])
+        total += some.sum(0, dtype=np.float64)
+        products += some.T @ some
+    centre = total / len(chosen)
+    _, axes = np.linalg.eigh(products / len(chosen) - np.outer(centre, centre))  # the principal ones are the last
+    axes = axes[:, -directions:].astype(np.float32)
     left = np.zeros(count)
     for start in range(0, count, CHUNK):
         scaled = ((features[start : start + CHUNK] - mean) / spread).astype(np.float32)
-        left[start : start + CHUNK] = (scaled**2).sum(1) - ((scaled @ axes.T) ** 2).sum(1)
+        left[start : start + CHUNK] = (scaled**2).sum(1) - ((scaled @ axes) ** 2).sum(1)
     return np.maximum(left, 1e-6)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from ikebana.photos import split
-from ikebana.photos.dataset import Dataset
+from ikebana.photos.dataset import Dataset, texts
 from ikebana.recipe import Recipe
 
 
@@ -52,8 +52,8 @@ def leakage(dataset: Dataset, recipe: Recipe, right: np.ndarray) -> Leakage:
     right  bool, whether each test photo was named correctly, in the table's order
     """
     used = dataset.used
-    group, labels = split.groups(used), used["label"].to_list()
-    seen = np.array(split.twins_seen(group, used["split"].to_list()), bool)
+    group, labels = split.groups(used), texts(used["label"])
+    seen = np.array(split.twins_seen(group, texts(used["split"])), bool)
     naive = split.shuffled(labels, dataset.classes, recipe.parts, recipe.split_seed)
     theirs = split.twins_seen(group, naive)
     others = _share(right[~seen])

@@ -53,7 +53,7 @@ def judge(facts: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarra
     labels  class indices [photos]
     groups  a number for each photo: those of one number are never parted
     """
-    chosen = _enough(labels, groups)
+    chosen = enough(labels, groups)
     labels, groups = labels[chosen], groups[chosen]
     if len(np.unique(labels)) < 2:
         return Judged(0.0, 0.0, ())
@@ -95,8 +95,13 @@ def _part(said: np.ndarray, own: np.ndarray) -> float:
     return float(right[pure].max() / own.sum()) if pure.any() else 0.0
 
 
-def _enough(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The photos of classes that have enough different ones, and not more in all than can be looked at soon."""
+def enough(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The photos of classes that have enough different ones, and not more in all than can be looked at soon.
+
+    labels   class indices [photos]
+    groups   a number for each photo: those of one number are one photo
+    returns  int64, places of photos
+    """
     different = {name: len(np.unique(groups[labels == name])) for name in np.unique(labels)}
     rows = np.flatnonzero([different[name] >= FEW for name in labels])
     if len(rows) > MOST:

@@ -1,0 +1,139 @@
+"""What does not fit is refused with the numbers before any photo is opened; what fits is not."""
+
+import os
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import grow, two_classes
+
+from ikebana import machine
+from ikebana.errors import MachineError
+
+# Python tells an audit hook of every file that is opened: those of photos are named.
+WATCHED = """
+import sys
+sys.addaudithook(lambda event, about: event == "open" and str(about[0]).endswith(".jpg") and print("OPENED", about[0]))
+from ikebana import cli
+cli.main()
+"""
+MEGABYTE = 2**20
+
+
+def fit(photos, cache, *flags, before=None):
+    """The command in a process of its own, which names the photos that it opens."""
+    command = [sys.executable, "-c", WATCHED, *flags, str(photos), "--json"]
+    environment = {**os.environ, "IKEBANA_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, env=environment, cwd=photos.parent, preexec_fn=before, text=True, capture_output=True, check=False
+    )
+
+
+@contextmanager
+def small_disk(place, size):
+    """A disk of so many bytes, where one can be had."""
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("no disk can be mounted here: that needs root")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@contextmanager
+def small_group(size):
+    """A control group with so much memory, where one can be made: version 1 or version 2."""
+    own = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
+    for line in own:
+        _, kinds, path = line.split(":", 2)
+        top, limit = (machine.GROUPS / "memory", "memory.limit_in_bytes") if kinds else (machine.GROUPS, "memory.max")
+        group = top / path.lstrip("/") / f"ikebana-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / limit).write_text(str(size), "ascii")
+        except OSError:
+            group.rmdir()
+            continue
+        try:
+            yield group
+        finally:
+            group.rmdir()
+        return
+    pytest.skip("no control group with a limit can be made here: that needs root and a memory controller")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return grow(tmp_path / "photos", two_classes(20))
+
+
+@pytest.mark.parametrize("flags", [("fit", "--recipe", "baseline"), ("audit",)])
+def test_a_disk_too_small_is_refused_before_any_photo_is_opened(photos, tmp_path, flags):
+    with small_disk(tmp_path / "disk", MEGABYTE) as cache:
+        said = fit(photos, cache, *flags)
+    assert said.returncode == 1, said.stderr
+    assert "are needed on the disk" in said.stdout
+    assert "IKEBANA_CACHE" in said.stdout
+    assert "OPENED" not in said.stdout
+
+
+def test_a_disk_that_is_large_enough_is_used(photos, tmp_path):
+    with small_disk(tmp_path / "disk", 64 * MEGABYTE) as cache:
+        said = fit(photos, cache, "fit", "--recipe", "baseline", "--side", "46", "--epochs", "1", "--batch", "8")
+    assert said.returncode == 0, said.stdout
+    assert said.stdout.count("OPENED") >= 40
+
+
+def test_memory_that_the_process_may_not_have_is_refused_before_any_photo_is_opened(photos, tmp_path):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux counts a process' data against its limit")
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_DATA, (6000 * MEGABYTE, 6000 * MEGABYTE))
+
+    said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--batch", "20000", before=limited)
+    assert said.returncode == 1, said.stderr
+    assert "of memory are needed" in said.stdout
+    assert "--batch (it is 20000)" in said.stdout
+    assert "OPENED" not in said.stdout
+
+
+def test_memory_that_the_container_has_not_is_refused_before_any_photo_is_opened(photos, tmp_path):
+    with small_group(2000 * MEGABYTE) as group:
+
+        def inside():
+            (group / "cgroup.procs").write_text(str(os.getpid()), "ascii")
+
+        said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--batch", "2000", before=inside)
+    assert said.returncode == 1, said.stderr
+    assert "of memory are needed" in said.stdout
+    assert "OPENED" not in said.stdout
+
+
+def test_what_is_needed_on_one_disk_is_added_up(tmp_path):
+    free = machine.free_space(tmp_path)
+    cache, run = tmp_path / "cache", tmp_path / "run" / "deep"
+    machine.need_disk({cache: 0.4 * free, run: 0.1 * free})
+    with pytest.raises(MachineError, match="are needed on the disk") as refusal:
+        machine.need_disk({cache: 0.7 * free, run: 0.7 * free})
+    assert str(cache) in str(refusal.value)
+    assert str(run) in str(refusal.value)
+
+
+def test_a_process_may_hold_what_it_holds_already():
+    left = machine.free_memory()
+    if left is None:
+        pytest.skip("this system does not tell")
+    machine.need_memory(1, "nothing")
+    with pytest.raises(MachineError, match="left"):
+        machine.need_memory(100 * left, "less")

@@ -1,0 +1,55 @@
+"""Features on disk, seen as one table: what numpy would say of a copy in memory."""
+
+import numpy as np
+import pytest
+
+from ikebana.learning import inference
+from ikebana.learning.rows import Rows
+
+
+@pytest.fixture
+def table():
+    """The same table twice: on two arrays of different precision and out of order, and as a copy."""
+    dice = np.random.default_rng(0)
+    half, exact = dice.normal(size=(50, 2, 3)).astype(np.float16), dice.normal(size=(50, 2, 3)).astype(np.float32)
+    first, second = np.array([4, 7, 30]), np.array([1, 8, 49, 20])
+    order = dice.permutation(7)
+    copy = np.concatenate((half[first], exact[second])).reshape(7, 6).astype(np.float32)[order]
+    return Rows([half, exact], [first, second], order), copy
+
+
+@pytest.mark.parametrize(
+    "chosen", [slice(2, 5), slice(0, 0), slice(5, 99), np.array([6, 0, 0, 3]), np.arange(7) % 2 == 0]
+)
+def test_any_rows_are_those_of_a_copy(table, chosen):
+    rows, copy = table
+    assert (len(rows), rows.shape) == (7, (7, 6))
+    np.testing.assert_array_equal(rows[chosen], copy[chosen])
+    assert rows[chosen].dtype == np.float32
+
+
+def test_rows_of_rows_are_rows(table):
+    rows, copy = table
+    some = np.array([5, 1, 6])
+    np.testing.assert_array_equal(rows.of(some)[:], copy[some])
+    np.testing.assert_array_equal(rows.of(some)[np.array([2, 2])], copy[some][[2, 2]])
+
+
+def test_a_batch_is_the_same_whether_its_pixels_lie_on_the_device_or_come_from_the_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3000, 4, 4, 3), np.uint8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
+    held = inference.on_device(mapped, "cpu", room=10 * mapped.nbytes)
+    assert held is not None
+    rows = np.array([7, 2999, 0, 1024, 1500])
+    streamed = inference.Photos(mapped, rows, rows % 3, rows > 9)
+    there = inference.Photos(mapped, rows, rows % 3, rows > 9, held)
+    for photos in ((streamed, there), *((inference.joined(each, each) for each in (streamed, there)),)):
+        one, other = (each.batch(np.array([4, 0, 2]), "cpu") for each in photos)
+        assert all((a == b).all() and a.shape == b.shape for a, b in zip(one, other, strict=True))
+
+
+def test_pixels_that_would_fill_the_device_stay_in_their_file():
+    pixels = np.zeros((10, 4, 4, 3), np.uint8)
+    assert inference.on_device(pixels, "cpu", room=pixels.nbytes) is None
+    assert inference.on_device(pixels, "cpu") is None
