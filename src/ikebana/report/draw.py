@@ -92,7 +92,7 @@ def thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, fit: Fit) -> 
     for row, sha256, width, height in chosen.select("row", "sha256", "width", "height").iter_rows():
         file = folder / f"{sha256}.jpg"
         if not file.exists():
-            with written(file) as beside:
+            with written(file, make=False) as beside:
                 Image.fromarray(as_it_was(pixels[row], width, height, fit)).save(beside, "JPEG", quality=85)
 
 
