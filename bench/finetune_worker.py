@@ -60,9 +60,30 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     return step, gflop
 
 
+def learning(whole: bool) -> tuple[Any, Any, float]:
+    """EfficientNet-Lite0 as the reference trains it, or the layers that `good` trains; what moves its weights; its GFLOP."""
+    import timm
+    import torch
+
+    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=CLASSES)
+    gflop = counted(network.eval(), torch.zeros((1, 3, SIDE, SIDE)))
+    if whole:
+        optimiser: Any = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    else:
+        for name, weight in network.named_parameters():
+            weight.requires_grad = name.startswith(tuple(f"blocks.{number}" for number in range(3, 7))) or any(
+                part in name for part in ("conv_head", "bn2", "classifier")
+            )
+        optimiser = torch.optim.AdamW([each for each in network.parameters() if each.requires_grad], 3e-4)
+    network.train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and not whole:
+            module.eval()
+    return network, optimiser, gflop
+
+
 def looped(photos: Path, whole: bool) -> tuple[Step, float]:
     """A loop in torch: the whole network as the reference trains it, or the layers that `good` trains."""
-    import timm
     import torch
     from torchvision import datasets
     from torchvision.transforms import v2
@@ -76,21 +97,7 @@ def looped(photos: Path, whole: bool) -> tuple[Step, float]:
             v2.Normalize([0.5] * 3, [0.5] * 3),
         ]
     )
-    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=CLASSES)
-    gflop = counted(network.eval(), torch.zeros((1, 3, SIDE, SIDE)))
-    if whole:
-        optimiser: Any = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-        network.train()
-    else:
-        for name, weight in network.named_parameters():
-            weight.requires_grad = name.startswith(tuple(f"blocks.{number}" for number in range(3, 7))) or any(
-                part in name for part in ("conv_head", "bn2", "classifier")
-            )
-        optimiser = torch.optim.AdamW([each for each in network.parameters() if each.requires_grad], 3e-4)
-        network.train()
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.eval()
+    network, optimiser, gflop = learning(whole)
     loader = torch.utils.data.DataLoader(
         datasets.ImageFolder(str(photos), changes), BATCH, shuffle=True, num_workers=processors(), drop_last=True
     )

@@ -23,6 +23,7 @@ from pathlib import Path
 from kill import SMALL, same
 
 ROOM = "2g"  # of a disk that is large enough
+KINDS = ("MachineError", "RunError")  # of what may be said; the second where a run has gone
 
 
 @dataclass
@@ -121,10 +122,12 @@ def trial(which: str, how: str, at: str, arguments: list[str], whole: Path, size
             began = [*arguments, "--run", str(run)]
             act = getattr(disks[which], how) if how != "small" else None
             life = lived(began, cache, at, act)
-            if life.status not in (0, 1) or "Traceback" in life.words or (life.status and life.kind != "MachineError"):
+            if life.status not in (0, 1) or "Traceback" in life.words or (life.status and life.kind not in KINDS):
                 wrong.append(f"status {life.status} {life.kind}: {life.words[-1500:]}")
             said = life.words.strip().splitlines()[-1] if life.status else ""
             disks[which].mend()
+            if how == "empty" and which == "run" and run.exists():
+                wrong.append(f"left of a run that had gone: {sorted(each.name for each in run.rglob('*'))}")
             wrong += [f"left half-written: {each}" for disk in disks.values() for each in half_written(disk.place)]
             if life.status:
                 there = (run / "recipe.json").exists()

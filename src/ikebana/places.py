@@ -63,18 +63,20 @@ def _forget(file: Path) -> None:
 
 
 @contextmanager
-def filled(folder: Path, shared: bool = True) -> Iterator[Path]:
+def filled(folder: Path, shared: bool = True, make: bool = True) -> Iterator[Path]:
     """An empty folder to fill; it becomes `folder` when the block ends well.
 
     If another process was faster, its folder stays: both were made from the same inputs, by their name. What a killed process
     left half-filled beside it is removed: the kernel lets go of a dead process' lock.
 
     shared  False for a folder that must be ours alone
+    make    whether the folder around it is made if it is not there; a run's is not, since one that has vanished should be missed
     raises  MachineError if the disk is full, the place cannot be written to, or another process has made what is not shared
     """
     beside: Path | None = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        if make:
+            folder.parent.mkdir(parents=True, exist_ok=True)
         sweep(folder.parent)
         beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")
         with FileLock(lock_of(beside)):

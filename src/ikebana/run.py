@@ -121,8 +121,15 @@ class Run:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        lines = (self.folder / "epochs.jsonl").read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        """What each epoch gave.
+
+        raises  RunError if there are none yet, or the file is damaged
+        """
+        try:
+            lines = (self.folder / "epochs.jsonl").read_text("utf-8").splitlines()
+            return [json.loads(line) for line in lines]
+        except (OSError, ValueError) as error:
+            raise RunError(f"epochs.jsonl cannot be read: {error}", where=self.folder) from None
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:

@@ -98,7 +98,7 @@ def thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, fit: Fit) -> 
             small = Image.fromarray(as_it_was(pixels[row], width, height, fit))
             small.save(beside / f"{sha256}.jpg", "JPEG", quality=85)
 
-    with filled(folder) as beside:
+    with filled(folder, make=False) as beside:
         for _ in in_threads(lambda pieces: save(pieces, beside), chunks(len(shown))):
             pass
 

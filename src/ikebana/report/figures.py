@@ -396,5 +396,5 @@ def _write(sheet: Axes, file: Path) -> None:
     """The picture as a PNG without date or program, written beside its place and renamed: whole or not there."""
     canvas = FigureCanvasAgg(cast(Figure, sheet.figure))
     canvas.draw()
-    with written(file) as beside:
+    with written(file, make=False) as beside:
         Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(beside, format="PNG", dpi=(DPI, DPI))
