@@ -70,10 +70,9 @@ def learning(whole: bool) -> tuple[Any, Any, float]:
     if whole:
         optimiser: Any = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     else:
+        learned = (*(f"blocks.{number}" for number in range(3, 7)), "conv_head", "bn2", "classifier")
         for name, weight in network.named_parameters():
-            weight.requires_grad = name.startswith(tuple(f"blocks.{number}" for number in range(3, 7))) or any(
-                part in name for part in ("conv_head", "bn2", "classifier")
-            )
+            weight.requires_grad = name.startswith(learned)
         optimiser = torch.optim.AdamW([each for each in network.parameters() if each.requires_grad], 3e-4)
     network.train()
     for module in network.modules():
