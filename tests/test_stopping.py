@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -158,3 +160,25 @@ def test_what_is_ignored_stays_ignored():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_a_library_made_another_error_of_still_ends_the_command_with_its_status(number, status):
+    code = f"""
+import os
+from ikebana import cli, storage
+from ikebana.errors import RecipeError
+
+def damaged(*_):
+    try:
+        os.kill(os.getpid(), {int(number)})
+        while True:
+            pass
+    except KeyboardInterrupt:
+        raise RecipeError("the weights cannot be read") from None
+
+storage.cache = damaged
+cli.main(["cache"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr

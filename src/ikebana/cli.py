@@ -308,12 +308,13 @@ def _listen(json: bool) -> None:
         progress.listen(progress.Programs())
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, treated as Ctrl-C is."""
+_came: list[int] = []  # signals that ask for an end
 
 
-def _terminate(_signal: int, _frame: Any) -> None:
-    raise Terminated
+def _stop(number: int, _: Any) -> None:
+    """SIGTERM is treated as Ctrl-C is. That it came is remembered: libraries in C make other errors of it, now and then."""
+    _came.append(number)
+    raise KeyboardInterrupt
 
 
 def _collect_less() -> None:
@@ -329,26 +330,35 @@ def _nothing_to_stop() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _refused(error: Any) -> int:
+    progress.say(f"{type(error).__name__}: {error}")
+    progress.event(
+        "error", kind=type(error).__name__, what=error.what, where=str(error.where or ""), advice=error.advice or ""
+    )
+    return REFUSED
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line. Ends the process with 0 done, 1 refused, 2 wrong usage, 3 a leak, 130 or 143 interrupted."""
     _collect_less()
-    signal.signal(signal.SIGTERM, _terminate)
+    _came.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
     atexit.register(_nothing_to_stop)
     try:
         status = app(arguments, exit_on_error=False, print_error=True) or DONE
     except CycloptsError:
         status = WRONG_USAGE
-    except IkebanaError as error:
-        progress.say(f"{type(error).__name__}: {error}")
-        progress.event(
-            "error", kind=type(error).__name__, what=error.what, where=str(error.where or ""), advice=error.advice or ""
-        )
-        status = REFUSED
-    except Terminated:
-        status = TERMINATED
-    except KeyboardInterrupt:
-        status = INTERRUPTED
     except BrokenPipeError:  # whoever read our output has gone: `ikebana predict … | head`
         sys.stderr.close()
         status = DONE
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except Exception as error:
+        if not _came and not isinstance(error, IkebanaError):
+            raise
+        status = INTERRUPTED if _came else _refused(error)
+    if _came and status == INTERRUPTED:
+        status = TERMINATED if _came[0] == signal.SIGTERM else INTERRUPTED
     sys.exit(status)
