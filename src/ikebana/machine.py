@@ -51,8 +51,12 @@ def free_memory() -> int | None:
     told = _numbers(Path("/proc/meminfo"))
     if "MemAvailable" not in told:
         return None
-    own = _numbers(Path("/proc/self/status")).get("RssAnon", 0)
-    return own + min([told["MemAvailable"], *_left_in_groups(), *_left_to_process()])
+    return held() + min([told["MemAvailable"], *_left_in_groups(), *_left_to_process()])
+
+
+def held() -> int:
+    """Bytes that this process holds by now and that no file backs; 0 where nothing tells."""
+    return _numbers(Path("/proc/self/status")).get("RssAnon", 0)
 
 
 def _left_in_groups() -> Iterator[int]:

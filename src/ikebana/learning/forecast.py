@@ -106,9 +106,11 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting, run: Path | Non
     cache, before = _in_cache(dataset, recipe, setting, built)
     made = _in_run(dataset, recipe, built) if run is not None else 0.0
     memory = _memory(dataset.photos.height, len(dataset.classes), recipe, built, setting)
+    # The trial of a number format that was not chosen may have taken more; the C library keeps it for the steps to come.
+    most = max(memory, machine.held())
     disk = f"{cache / 1e9:.2f} GB in the cache" if cache else "all kept from before in the cache"
     disk += f", {made / 1e9:.2f} GB in the run" if made else ""
-    text = f"expected: {duration(seconds)} ({work}), {memory / 1e9:.1f} GB of memory, {disk}{before if cache else ''}"
+    text = f"expected: {duration(seconds)} ({work}), {most / 1e9:.1f} GB of memory, {disk}{before if cache else ''}"
     return Forecast(seconds, cache, made, memory, text, run)
 
 
