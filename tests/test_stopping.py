@@ -108,7 +108,7 @@ def test_ctrl_c_while_the_validation_photos_are_looked_at_loses_no_step(tmp_path
 
 
 def test_a_second_ctrl_c_ends_at_once_and_what_was_kept_before_stays(tmp_path, monkeypatch):
-    file = tmp_path / "checkpoint"
+    file, listening = tmp_path / "checkpoint", signal.getsignal(signal.SIGINT)
     interrupted_in_step(monkeypatch, {3})
     with pytest.raises(KeyboardInterrupt):
         trained(RECIPE, file)
@@ -124,7 +124,7 @@ def test_a_second_ctrl_c_ends_at_once_and_what_was_kept_before_stays(tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         trained(RECIPE, file)
     assert file.read_bytes() == before
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is listening
 
 
 def test_whoever_listened_before_listens_again_and_may_go_on(monkeypatch):

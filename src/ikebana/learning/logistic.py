@@ -69,7 +69,7 @@ def fit(
             for some, rest in _folds(labels, seed)
         ]
     best = _chosen(trials)
-    line = trials[0].best if enough else fitted(everything, classes, STRENGTHS[best], trials[0].best)
+    line = trials[0].best if enough else fitted(everything, classes, STRENGTHS[best])
     weight, bias = line[:, :-1] / spread, line[:, -1] - log_shares(labels, classes)
     return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), STRENGTHS[best])
 
