@@ -65,7 +65,7 @@ class Disk:
     """A small disk in memory."""
 
     def __init__(self, place: Path, size: str = ROOM):
-        self.place = place
+        self.place, self.busy = place, False
         place.mkdir()
         _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place))
 
@@ -79,13 +79,20 @@ class Disk:
         raise RuntimeError("the disk could not be filled")
 
     def lock(self) -> None:
-        """Read-only, files that are open included."""
-        subprocess.run(["mount", "-o", "remount,ro", str(self.place)], check=False, capture_output=True)
+        """Read-only; the kernel refuses that while a file on it is open for writing, as some of the cache's are."""
+        for _ in range(200):
+            if not subprocess.run(
+                ["mount", "-o", "remount,ro", str(self.place)], check=False, capture_output=True
+            ).returncode:
+                return
+            time.sleep(0.01)
+        self.busy = True
 
     def empty(self) -> None:
         """As if somebody had deleted all that is on it."""
-        for each in self.place.iterdir():
-            shutil.rmtree(each, ignore_errors=True)
+        for each in [each for each in self.place.iterdir() if not each.name.startswith(".")]:
+            gone = each.rename(each.with_name(f".gone-{each.name}"))  # at once, not file by file
+            shutil.rmtree(gone, ignore_errors=True)
 
     def mend(self) -> None:
         """As it should be; what is on it stays."""
@@ -136,6 +143,8 @@ def trial(which: str, how: str, at: str, arguments: list[str], whole: Path, size
                     return said, [*wrong, f"did not go on: {again.words[-1500:]}"]
             differing = same(whole, run) if how != "empty" or life.status else []
             wrong += [f"differs: {each}" for each in differing]
+            if disks[which].busy:
+                said = "it could not be made read-only: files were open"
             return (said or "went on to its end"), wrong
         finally:
             for disk in disks.values():
