@@ -119,9 +119,9 @@ def unlabelled(pixels: np.ndarray, rows: np.ndarray) -> Photos:
 
 def joined(first: Photos, second: Photos) -> Photos:
     """The photos of both, in that order."""
-    pairs = [(getattr(first, name), getattr(second, name)) for name in ("rows", "labels", "for_choices")]
-    rows, labels, for_choices = map(np.concatenate, pairs)
-    return Photos(first.pixels, rows, labels, for_choices, first.held)
+    names = ("rows", "labels", "for_choices")
+    both = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names}
+    return replace(first, **both)
 
 
 def for_calibration(validation: Photos, said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
