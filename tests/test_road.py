@@ -240,6 +240,10 @@ def test_runs_and_evaluations_show_themselves_in_a_notebook(run):
     assert "macro avg" in repr(run.evaluation)
 
 
+def test_whoever_may_look_into_the_run_may_read_its_weights(run):
+    assert run.weights.stat().st_mode & 0o666 == run.folder.stat().st_mode & 0o666
+
+
 def test_figures_are_pictures_and_thumbnails_are_those_of_the_held_out_photos(run):
     from PIL import Image
 

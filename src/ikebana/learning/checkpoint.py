@@ -48,8 +48,7 @@ def save(file: Path, saved: Saved) -> None:
     """Write the whole state beside, then rename it: an interrupted write costs nothing."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in saved.tensors.items()}
     about = {"epochs": [asdict(each) for each in saved.epochs], "best_loss": repr(saved.best_loss)}
-    with written(file, make=False) as beside:
-        save_file(tensors, beside, {"training": json.dumps(about)})
+    _write(file, tensors, {"training": json.dumps(about)})
 
 
 def load(file: Path) -> Saved:
@@ -79,8 +78,14 @@ def usable(file: Path | None) -> Iterator[None]:
 def save_weights(file: Path, network: nn.Module) -> None:
     """The network alone, for `weights.safetensors`: no time and no path in it, so equal weights are equal files."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    _write(file, tensors)
+
+
+def _write(file: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
+    """A file that whoever may look into the run's folder may read: safetensors makes its own for one user alone."""
     with written(file, make=False) as beside:
-        save_file(tensors, beside)
+        save_file(tensors, beside, about)
+        beside.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def load_weights(file: Path, network: nn.Module) -> None:
