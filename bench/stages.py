@@ -2,10 +2,11 @@
 
     python bench/stages.py --photos DIR [--recipes quick,good,baseline,augmented] [--epochs 1] [--rounds 1] [--no-export]
 
-Each recipe is fitted as a stranger would, in a process with an empty cache, then exported. A stage's limit is the time that its
-arithmetic would take as products of large matrices, or that its layers' outputs would take to be written and read once,
-whichever is longer; for reading, the time that libjpeg-turbo alone needs to decode the same files. All of these limits are
-measured on the spot. --epochs shortens the recipes that train for long; their step and validation are timed by themselves too.
+Each recipe is fitted as a stranger would, in a process with an empty cache, then exported. Beside a stage stands the time its
+arithmetic would take as products of large matrices, and the time that its layers' outputs would take to be written to
+memory and read again once each, which a processor's cache may spare; for reading, the time that libjpeg-turbo alone needs to
+decode the same files. All of these are measured on the spot. --epochs shortens the recipes that train for long; their step and
+validation are timed by themselves too.
 """
 
 import argparse
@@ -62,10 +63,10 @@ class Work:
     operations: float
     bytes: float  # of the layers' outputs, written and read once, 4 bytes each
 
-    def limit(self, limits: Limits, number_format: str) -> float:
-        """Seconds a photo at best."""
+    def limit(self, limits: Limits, number_format: str) -> np.ndarray:
+        """Seconds a photo, of arithmetic and of memory."""
         size = torch.finfo(FORMATS[number_format]).bits / 32
-        return max(self.operations / limits.flops[number_format], self.bytes * size / limits.memory)
+        return np.array([self.operations / limits.flops[number_format], self.bytes * size / limits.memory])
 
 
 def limits_of(setting: Setting, photos: Path) -> Limits:
@@ -147,7 +148,7 @@ class Row:
 
     stage: str
     seconds: float
-    limit: float | None = None  # seconds at best
+    limit: np.ndarray | None = None  # seconds, of arithmetic and of memory
     note: str = ""
 
 
@@ -186,7 +187,7 @@ def with_limits(rows: list[Row], run: Path, limits: Limits, setting: Setting) ->
     network = networks.build(recipe, len(json.loads((run / "source.json").read_text("utf-8"))["classes"]))
     seen = look(network, recipe.side)
     fast, exact = (seen.limit(limits, name) for name in (setting.number_format, "float32"))
-    best = {"read": (train + held_out) / limits.jpegs}
+    best = {"read": np.array([(train + held_out) / limits.jpegs, 0.0])}
     if recipe.transfer is not None and recipe.transfer.kept:
         best["features"] = train * fast + held_out * exact
     else:
@@ -232,11 +233,16 @@ def _looked(name: str, network: nn.Module, photos: Photos, setting: Setting, rec
 def shown(title: str, rows: list[Row], unit: float = 1.0, word: str = "s") -> None:
     """The table of a recipe."""
     whole = sum(row.seconds for row in rows)
-    print(f"\n{title}\n  {'stage':<12}{word:>10}{'share':>8}{'at best':>10}{'of it':>8}", flush=True)
+    print(f"\n{title}\n  {'stage':<12}{word:>8}{'share':>7}{'arithmetic':>12}{'of it':>7}{'memory':>8}", flush=True)
     for row in rows:
-        best = f"{row.limit / unit:>10.2f}{row.limit / row.seconds:>8.0%}" if row.limit else f"{'':>18}"
-        share = f"{row.seconds / whole:>8.0%}" if unit == 1.0 else f"{'':>8}"
-        print(f"  {row.stage:<12}{row.seconds / unit:>10.2f}{share}{best}  {row.note}".rstrip(), flush=True)
+        best = f"{'':>27}"
+        if row.limit is not None:
+            arithmetic, memory = row.limit / unit
+            best = f"{arithmetic:>12.2f}{arithmetic * unit / row.seconds:>7.0%}" + (
+                f"{memory:>8.2f}" if memory else f"{'':>8}"
+            )
+        share = f"{row.seconds / whole:>7.0%}" if unit == 1.0 else f"{'':>7}"
+        print(f"  {row.stage:<12}{row.seconds / unit:>8.2f}{share}{best}  {row.note}".rstrip(), flush=True)
 
 
 def main() -> None:
