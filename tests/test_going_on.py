@@ -60,6 +60,26 @@ def test_a_run_whose_recipe_was_changed_does_not_go_on_and_says_what_differs(sto
     assert ikebana.resume(stopped).weights.read_bytes() == whole.weights.read_bytes()
 
 
+def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
+    holds = """if True:
+        import sys, pathlib
+        from ikebana.places import alone
+        with alone(pathlib.Path(sys.argv[1])) as free:
+            print(free, flush=True)
+            input()"""
+    with subprocess.Popen(
+        [sys.executable, "-c", holds, str(stopped)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        with pytest.raises(ikebana.RunError, match="another process is at this run"):
+            ikebana.resume(stopped)
+        other.kill()  # its lock goes with it
+    assert ikebana.resume(stopped).weights.read_bytes() == whole.weights.read_bytes()
+    assert not list(stopped.glob(".*"))
+    assert not list(places.cache_folder().glob("locks/*"))
+
+
 def test_differences_reach_into_the_parts_of_a_recipe():
     good = recipes.named("good")
     assert recipes.differences(good, good) == []

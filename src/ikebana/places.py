@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import hashlib
 import os
 import re
 import secrets
@@ -146,6 +147,32 @@ def _of_the_disk(error: Exception) -> OSError | None:
         return error
     number = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Whether this process has a folder for itself while the block lasts; the kernel lets go of what a killed process held.
+
+    The lock lies in the cache, so that nothing but what belongs to it is ever in the folder.
+
+    raises  MachineError if the cache cannot be written to
+    """
+    named = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    lock = FileLock(cache_folder() / "locks" / f"{named}{LOCK}", timeout=0)
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except TimeoutError:
+        yield False
+        return
+    except OSError as error:
+        raise cannot_write(error, Path(lock.lock_file)) from error
+    try:
+        yield True
+    finally:
+        with suppress(OSError):  # the cache may have gone
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def tidy(folder: Path) -> None:

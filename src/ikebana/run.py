@@ -35,7 +35,7 @@ from ikebana import recipe as recipes
 from ikebana.errors import MachineError, RecipeError, RunError
 from ikebana.photos.dataset import USED, Dataset
 from ikebana.photos.split import fingerprint
-from ikebana.places import filled, tidy, written
+from ikebana.places import alone, filled, tidy, written
 from ikebana.recipe import Recipe
 from ikebana.trust import calibration, evaluation
 from ikebana.trust.calibration import Calibration
@@ -164,10 +164,18 @@ class Run:
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Work that Ctrl-C, SIGTERM or a full disk interrupts: says how to go on."""
-        tidy(self.folder)
+        """Work that Ctrl-C, SIGTERM or a full disk interrupts: says how to go on.
+
+        raises  RunError if another process is at it
+        """
         try:
-            yield
+            with alone(self.folder) as free:
+                if not free:
+                    raise RunError(
+                        "another process is at this run", where=self.folder, advice="wait for it, or stop it"
+                    )
+                tidy(self.folder)
+                yield
         except MachineError:
             progress.say(f"what was learned before is safe. To go on then: ikebana fit --resume {self.folder}")
             raise
