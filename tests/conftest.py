@@ -1,9 +1,10 @@
 """What the tests share: a cache of their own, the real photos, and small photos that are drawn."""
 
+import functools
 import io
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,20 @@ def ikebana_cache(tmp_path_factory, monkeypatch):
 def cache(tmp_path_factory):
     """One cache for all tests of a module."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Callable[[int], Path]:
+    """So many photos of each kind of paper flower, drawn once for all tests: they are only looked at."""
+    from ikebana import paper
+
+    @functools.cache
+    def of(photos_per_kind: int) -> Path:
+        folder = tmp_path_factory.mktemp("drawn") / "photos"
+        paper.draw_collection(folder, photos_per_kind=photos_per_kind)
+        return folder
+
+    return of
 
 
 @pytest.fixture

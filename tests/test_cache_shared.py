@@ -8,17 +8,14 @@ import sys
 import pytest
 
 import ikebana
-from ikebana import paper
 
 FLAGS = ["--side", "64", "--precision", "float32"]
 SMALL = {"side": 64, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn") / "photos"
-    paper.draw_collection(folder, photos_per_kind=8)
-    return folder
+def photos(drawn):
+    return drawn(8)
 
 
 @pytest.fixture(scope="module")

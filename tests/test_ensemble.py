@@ -7,7 +7,6 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import ikebana
-from ikebana import paper
 from ikebana import recipe as recipes
 from ikebana.errors import RecipeError
 from ikebana.learning import inference, networks
@@ -22,10 +21,8 @@ ALL_TRAINED = {"epochs": 2, "batch": 16, "side": 48, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn") / "photos"
-    paper.draw_collection(folder, photos_per_kind=14)
-    return folder
+def photos(drawn):
+    return drawn(14)
 
 
 def fit(photos, folder, **choices):

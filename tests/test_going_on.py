@@ -20,10 +20,8 @@ SMALL = {"side": 48, "batch": 16, "epochs": 2, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn") / "photos"
-    paper.draw_collection(folder, photos_per_kind=8)
-    return folder
+def photos(drawn):
+    return drawn(8)
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,8 @@ FLAGS = ["--recipe", "baseline", "--side", "48", "--batch", "16", "--precision",
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn") / "photos"
-    paper.draw_collection(folder, photos_per_kind=10)
-    return folder
+def photos(drawn):
+    return drawn(10)
 
 
 @pytest.fixture(scope="module")

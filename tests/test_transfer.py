@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import ikebana
-from ikebana import paper
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -17,10 +16,8 @@ GOOD = {"side": 64, "precision": "float32", "batch": 16, "epochs": 2}
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn") / "photos"
-    paper.draw_collection(folder, photos_per_kind=14)
-    return folder
+def photos(drawn):
+    return drawn(14)
 
 
 @pytest.fixture(scope="module")

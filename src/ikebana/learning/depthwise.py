@@ -33,14 +33,18 @@ class Depthwise(nn.Module):
         if self.same:
             features, padding = functional.pad(features, borders(features, self.kernel, self.stride)), (0, 0)
         weight = self.weight
-        half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         learns = torch.is_grad_enabled() and weight.requires_grad
-        if not (learns and half and features.device.type == "cpu"):
+        if not (learns and in_bfloat16() and features.device.type == "cpu"):
             return functional.conv2d(features, weight, self.bias, self.stride, padding, groups=len(weight))
         features, weight = features.bfloat16(), weight.bfloat16()
         found = _FastBack.apply(features, weight, self.stride, padding)
         assert isinstance(found, Tensor)
         return found if self.bias is None else found + self.bias.to(found.dtype).view(-1, 1, 1)
+
+
+def in_bfloat16() -> bool:
+    """Whether a processor computes in bfloat16 here."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def borders(features: Tensor, kernel: int, stride: int) -> list[int]:
@@ -62,20 +66,18 @@ def replaced(network: nn.Module) -> nn.Module:
 
 
 def _gains(convolution: nn.Conv2d) -> bool:
-    channels, (kernel, other), (stride, across) = convolution.in_channels, convolution.kernel_size, convolution.stride
+    channels, kernel, stride = convolution.in_channels, convolution.kernel_size[0], convolution.stride[0]
     depthwise = convolution.groups == channels == convolution.out_channels > 1
-    plain = (
-        convolution.dilation == (1, 1) and convolution.padding_mode == "zeros" and kernel == other and stride == across
-    )
+    return depthwise and is_plain(convolution) and kernel >= CORNER and (kernel > CORNER or stride > 1)
+
+
+def is_plain(convolution: nn.Conv2d) -> bool:
+    """Whether nothing about it is odd: torch's own class or timm's that pads as TensorFlow does, kernel and stride alike both
+    ways, no dilation, zeros around."""
     known = type(convolution) is nn.Conv2d or type(convolution).__name__ == "Conv2dSame"  # timm's
-    return (
-        depthwise
-        and plain
-        and known
-        and not isinstance(convolution.padding, str)
-        and kernel >= CORNER
-        and (kernel > CORNER or stride > 1)
-    )
+    alike = len(set(convolution.kernel_size)) == len(set(convolution.stride)) == 1
+    zeros = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+    return known and alike and zeros and convolution.dilation == (1, 1)
 
 
 class _FastBack(torch.autograd.Function):

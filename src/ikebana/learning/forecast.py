@@ -102,22 +102,25 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting, run: Path | Non
     run  the folder that it makes; None for an audit, which makes none
     """
     built = networks.members(networks.build(recipe, len(dataset.classes)))
-    seconds, work = _time(dataset, recipe, setting, built)
-    cache, before = _in_cache(dataset, recipe, setting, built)
+    place = kept.place(dataset, recipe.side, recipe.fit)  # once: it looks at every file
+    there = place.exists()
+    seconds, work = _time(dataset.photos.height, recipe, setting, built)
+    seconds += 0.0 if there else dataset.photos.height * READ_SECONDS / kept.threads()
+    cache = _in_cache(dataset, recipe, setting, built, place)
     made = _in_run(dataset, recipe, built) if run is not None else 0.0
     memory = _memory(dataset.photos.height, len(dataset.classes), recipe, built, setting)
     # The trial of a number format that was not chosen may have taken more; the C library keeps it for the steps to come.
     most = max(memory, machine.held())
     disk = f"{cache / 1e9:.2f} GB in the cache" if cache else "all kept from before in the cache"
     disk += f", {made / 1e9:.2f} GB in the run" if made else ""
-    text = f"expected: {duration(seconds)} ({work}), {most / 1e9:.1f} GB of memory, {disk}{before if cache else ''}"
+    disk += "; the pixels are kept from before" if cache and there else ""
+    text = f"expected: {duration(seconds)} ({work}), {most / 1e9:.1f} GB of memory, {disk}"
     return Forecast(seconds, cache, made, memory, text, run)
 
 
-def _time(dataset: Dataset, recipe: Recipe, setting: Setting, built: list[nn.Module]) -> tuple[float, str]:
-    """Seconds, and on what most of them are spent."""
-    photos, a_photo = dataset.photos.height, setting.seconds_per_photo or 0.0
-    there = kept.place(dataset, recipe.side, recipe.fit).exists()
+def _time(photos: int, recipe: Recipe, setting: Setting, built: list[nn.Module]) -> tuple[float, str]:
+    """Seconds from the first look at the pixels, and on what most of them are spent."""
+    a_photo = setting.seconds_per_photo or 0.0
     epoch, epochs = photos * a_photo * (recipe.parts[0] + FORWARD_SHARE * recipe.parts[1]), phases(recipe)[-1].last
     if recipe.transfer is not None and recipe.transfer.kept:
         head = sum(each.numel() for member in built for each in member.get_submodule("head").parameters())
@@ -128,13 +131,14 @@ def _time(dataset: Dataset, recipe: Recipe, setting: Setting, built: list[nn.Mod
         work = _epochs(epochs, epoch / len(built), len(built))
     if recipe.all:  # then once more on all photos
         seconds *= 1 + 1 / recipe.parts[0]
-    return seconds + (0.0 if there else photos * READ_SECONDS / kept.threads()), work
+    return seconds, work
 
 
-def _in_cache(dataset: Dataset, recipe: Recipe, setting: Setting, built: list[nn.Module]) -> tuple[float, str]:
-    """Bytes that the cache will grow by at the most, and what of it is there already: pixels, then what the search for twins
-    needs while it lasts, or features."""
-    place = kept.place(dataset, recipe.side, recipe.fit)
+def _in_cache(dataset: Dataset, recipe: Recipe, setting: Setting, built: list[nn.Module], place: Path) -> float:
+    """Bytes that the cache will grow by at the most: pixels, then what the search for twins needs while it lasts, or features.
+
+    place  where the pixels are kept, or will be
+    """
     there = place.exists()
     pixels = 0 if there else kept.size_on_disk(dataset, recipe.side)
     searched = 0 if there and twins.are_found(place) else twins.scratch(dataset.photos.height)
@@ -146,7 +150,7 @@ def _in_cache(dataset: Dataset, recipe: Recipe, setting: Setting, built: list[nn
             seer = member.get_submodule("seer")
             for each in {one.number_format: one for one in (setting, exact)}.values():
                 seen += features.size_on_disk(seer, origin, dataset.photos.height, recipe.side, each)
-    return float(pixels + max(searched, seen)), "; the pixels are kept from before" if there else ""
+    return float(pixels + max(searched, seen))
 
 
 def _in_run(dataset: Dataset, recipe: Recipe, built: list[nn.Module]) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ikebana.learning.depthwise import Depthwise, borders
+from ikebana.learning.depthwise import Depthwise, borders, in_bfloat16, is_plain
 from ikebana.learning.inception import BatchNorm
 from ikebana.learning.inference import Photos
 
@@ -59,7 +59,7 @@ def fused(network: nn.Module, photos: Photos) -> nn.Module:
     for module in list(lean.modules()):
         named = list(module.named_children())
         for (first, convolution), (second, then) in pairwise([*named, ("", nn.Identity())]):
-            if isinstance(convolution, nn.Conv2d | Depthwise) and _is_plain(convolution):
+            if isinstance(convolution, Depthwise) or (isinstance(convolution, nn.Conv2d) and is_plain(convolution)):
                 known = ACTIVATIONS.get(type(then))
                 setattr(module, first, Fused(convolution, *(known or ("none", []))))
                 if known is not None:
@@ -88,8 +88,7 @@ class Fused(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features  [photos, channels, height, width]"""
-        half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        weight, bias = self.halved if half else self.exact
+        weight, bias = self.halved if in_bfloat16() else self.exact
         features = features.to(weight.dtype)
         if self.same:
             features = functional.pad(features, borders(features, self.kernel, self.stride))
@@ -105,16 +104,6 @@ class Fused(nn.Module):
             self.bounds,
             "",
         )
-
-
-def _is_plain(convolution: nn.Conv2d | Depthwise) -> bool:
-    """Whether nothing about it is odd: the same stride both ways, no dilation, zeros around."""
-    if isinstance(convolution, Depthwise):
-        return True
-    known = type(convolution) is nn.Conv2d or type(convolution).__name__ == "Conv2dSame"  # timm's
-    square = len(set(convolution.stride)) == 1 and len(set(convolution.kernel_size)) == 1
-    zeros = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
-    return known and square and zeros and convolution.dilation == (1, 1)
 
 
 def _agree(lean: nn.Module, network: nn.Module, photos: Photos) -> bool:
