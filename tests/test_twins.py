@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import encoded, grow
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
@@ -76,6 +76,9 @@ TURNS = st.sampled_from([None, *(turn for turn in Image.Transpose)])
     quality=st.integers(50, 95),
     size=st.sampled_from([(320, 240), (240, 320), (300, 300), (400, 220)]),
 )
+@example(
+    seed=1000, sides=(0.09375, 0.0, 0.0, 0.0), turn=None, share=1.0, quality=50, size=(400, 220)
+)  # was missed once
 @settings(max_examples=60)
 def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(seed, sides, turn, share, quality, size):
     original = scene(seed, size)
@@ -143,10 +146,32 @@ def test_many_copies_of_one_photo_are_all_joined():
 
 @given(st.integers(0, 10**6), TURNS)
 @settings(max_examples=20)
-def test_a_description_is_the_same_for_all_eight_symmetries(seed, turn):
+def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the_same(seed, turn):
     photo = scene(seed, (SMALL, SMALL))
-    both = neighbours.described(squares([photo, photo.transpose(turn) if turn is not None else photo]))
-    assert np.allclose(both[0, 0], both[1, 0], atol=1e-2)
+    pair = squares([photo, photo.transpose(turn) if turn is not None else photo])
+    original, copy = neighbours.described(pair)[:, neighbours.WHOLE]
+    assert np.allclose(neighbours.amounts(original), neighbours.amounts(copy), atol=1e-2)
+    assert np.isclose(neighbours.turned(copy), original, atol=1e-2).all(-1).sum() == 1
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=10)
+def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed):
+    dice = np.random.default_rng(seed)
+    photos = squares([cut(OTHERS[number % 3], *dice.uniform(0, 0.1, 4)) for number in range(12)] + OTHERS)
+    described = neighbours.described(photos)
+    whole = described[:, neighbours.WHOLE].copy()
+    index = neighbours.Index(whole, neighbours.lifted(whole))
+    near = index.near(range(len(photos)), described)
+    away = described[:, None, :, None] - neighbours.turned(whole)[None, :, None]
+    away = np.sqrt((away**2).sum(-1)).min((2, 3)) + np.diag([np.inf] * len(photos))
+    expected = away < neighbours.radius(described)[:, None]
+    assert expected.sum(1).max() <= neighbours.NEAREST
+    got = np.zeros_like(expected)
+    got[near.first, near.second] = True
+    clear = np.abs(away - neighbours.radius(described)[:, None]) > 1e-2  # what rounding cannot change
+    assert (got == expected)[clear].all()
+    assert expected.any()
 
 
 @given(st.tuples(SIDES, SIDES, SIDES, SIDES), st.integers(0, 10**6))
@@ -159,7 +184,7 @@ def test_the_window_that_was_cut_out_is_found_again(sides, seed):
         for each in (squares([original]), squares([copy]))
     ]
     begun = np.array([[0.025 if side < 0.05 else 0.075 for side in sides]])
-    like = likeness.compared(pair[0], pair[1], begun)
+    like = likeness.compared(pair[0], pair[1], begun, np.zeros(1, np.int64))
     assert np.abs(like.window[0] - sides).max() < 0.01
     assert like.twins[0]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 SIDE = 64  # pixels of the grey squares that are compared
-COARSE = 16  # of the coloured ones, and of those by which the symmetry is found
+COARSE = 16  # of the coloured ones
 BLOCKS = 8  # a side, whose mean colours are compared
 STEPS = ((32, 5), (SIDE, 4))  # of Gauss-Newton: pixels of a side, steps
 FLOOR = 0.1  # squared grey levels: less variance than this counts as none
@@ -57,12 +57,13 @@ class Likeness(NamedTuple):
     apart: np.ndarray  # the mean difference between the colours of blocks, in levels
 
 
-def compared(first: Small, second: Small, window: np.ndarray) -> Likeness:
-    """Find the symmetry and the window by which the second photo comes from the first, and say whether they are twins.
+def compared(first: Small, second: Small, window: np.ndarray, symmetry: np.ndarray) -> Likeness:
+    """Find the window by which the second photo comes from the first, and say whether they are twins.
 
-    window  float [pairs, 4], where to begin: the shares that the second lacks left, right, top and bottom, to within 0.03
+    window    float [pairs, 4], where to begin: the shares that the second lacks left, right, top and bottom, to within 0.03
+    symmetry  int [pairs]: which of SYMMETRIES turns the second into the first
     """
-    symmetry, hope = _symmetry(first.colour, second.colour, window)
+    hope = _alike_in_small(first.colour, second.colour, window, symmetry)
     result = Likeness(np.zeros(len(hope), bool), symmetry, window.astype(np.float64), *np.zeros((2, len(hope))))
     rows = np.flatnonzero(hope > HOPEFUL)
     if len(rows):
@@ -77,15 +78,15 @@ def compared(first: Small, second: Small, window: np.ndarray) -> Likeness:
 def reduced(pictures: np.ndarray, side: int) -> np.ndarray:
     """Means of blocks: [pictures, height, width, ...] becomes float32 [pictures, side, side, ...]."""
     count, height, width, *bands = pictures.shape
-    blocks = pictures.astype(np.float32).reshape(count, side, height // side, side, width // side, *bands)
-    return blocks.mean((2, 4))
+    rows = pictures.reshape(count, side, height // side, -1).sum(
+        2, dtype=np.float32
+    )  # first the long way, which is quick
+    return rows.reshape(count, side, side, width // side, *bands).sum(3) / (height // side * (width // side))
 
 
-def _symmetry(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The symmetry by which they correlate best, and how well."""
-    seen, other = _windowed(first.mean(3), window), second.mean(3)
-    every = np.stack([_correlation(seen, _applied(other, each)) for each in SYMMETRIES])
-    return every.argmax(0), every.max(0)
+def _alike_in_small(first: np.ndarray, second: np.ndarray, window: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
+    """How well they correlate before the window is fitted."""
+    return _correlation(_windowed(first.mean(3), window), _turned(second.mean(3), symmetry))
 
 
 def _fitted(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

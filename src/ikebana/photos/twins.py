@@ -25,7 +25,7 @@ from ikebana.photos.likeness import Small
 from ikebana.photos.split import islands
 from ikebana.places import cache_folder, cannot_write, need_space, set_aside, written
 
-RULES = 1  # raised with each change of the search: what older rules found is looked for anew
+RULES = 2  # raised with each change of the search: what older rules found is looked for anew
 CHUNK = 128  # photos a task
 PAIRS = 128  # that are compared at once: each needs some 200 kB
 BLANK = 3.0  # grey levels: a photo whose spread is less shows nothing that could be compared
@@ -58,15 +58,15 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
     returns  two rows, the smaller first; what was done to the one or the other, in words; how alike they are
     """
     need_space(scratch(len(rows)), cache_folder())
-    with _on_disk(len(rows), _RECORD) as small, _on_disk(len(rows), _POINT) as points:
+    with _on_disk(len(rows), _RECORD) as small, _on_disk(len(rows), _LIFTED) as lifted:
         pieces = chunks(len(rows), CHUNK)
-        work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small, points), pieces))
+        work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small, lifted), pieces))
         with progress.stage("describe photos", len(rows)) as bar, work as done:
             for number in done:
                 bar.advance(number)
-        index = neighbours.Index(points)
+        index = neighbours.Index(small["whole"], lifted)
         best: dict[tuple[int, int], tuple[str, float]] = {}
-        work = closing(in_threads(lambda chosen: _twins_of(chosen, index, small), pieces))
+        work = closing(in_threads(lambda chosen: _twins_of(photos, rows, chosen, index, small), pieces))
         with progress.stage("look for twins", len(rows)) as bar, work as parts:
             for chosen, part in zip(pieces, parts, strict=True):
                 for pair, how in part:
@@ -77,18 +77,18 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
 
 _RECORD = np.dtype(
     [
-        ("described", np.float32, (len(neighbours.WINDOWS), neighbours.NUMBERS)),
+        ("whole", np.float32, (len(neighbours.NUMBERS),)),
         ("grey", np.uint8, (likeness.SIDE,) * 2),
         ("colour", np.uint8, (likeness.COARSE, likeness.COARSE, 3)),
     ]
 )
 
-_POINT = np.dtype((np.float64, (neighbours.NUMBERS,)))  # of a whole photo, as the tree wants it
+_LIFTED = np.dtype((np.float32, (len(neighbours.NUMBERS) + 1,)))
 
 
 def scratch(photos: int) -> int:
     """Bytes that the search takes on the disk of the cache while it lasts."""
-    return photos * (_RECORD.itemsize + _POINT.itemsize)
+    return photos * (_RECORD.itemsize + _LIFTED.itemsize)
 
 
 @contextmanager
@@ -107,27 +107,31 @@ def _on_disk(photos: int, kind: np.dtype) -> Iterator[np.ndarray]:
         raise cannot_write(error, folder) from error
 
 
-def _describe(photos: np.ndarray, rows: np.ndarray, chosen: range, small: np.ndarray, points: np.ndarray) -> int:
+def _describe(photos: np.ndarray, rows: np.ndarray, chosen: range, small: np.ndarray, lifted: np.ndarray) -> int:
     """Fill in what the search needs to know of some photos."""
-    place, seen = slice(chosen.start, chosen.stop), photos[rows[chosen.start : chosen.stop]]
+    place, seen = slice(chosen.start, chosen.stop), _of(photos, rows, chosen)
     small["grey"][place] = np.rint(seen.astype(np.float32) @ neighbours.BANDS[0])
     small["colour"][place] = np.rint(likeness.reduced(seen, likeness.COARSE))
-    described = neighbours.described(seen)
-    described[small["grey"][place].std((1, 2)) < BLANK] = np.nan
-    small["described"][place], points[place] = described, described[:, 0]
+    whole = neighbours.described(seen, neighbours.LINES[:1])[:, neighbours.WHOLE]
+    whole[small["grey"][place].std((1, 2)) < BLANK] = np.nan
+    small["whole"][place], lifted[place] = whole, neighbours.lifted(whole)
     return len(chosen)
 
 
+def _of(photos: np.ndarray, rows: np.ndarray, chosen: range) -> np.ndarray:
+    return photos[rows[chosen.start : chosen.stop]]
+
+
 def _twins_of(
-    chosen: range, index: neighbours.Index, small: np.ndarray
+    photos: np.ndarray, rows: np.ndarray, chosen: range, index: neighbours.Index, small: np.ndarray
 ) -> list[tuple[tuple[int, int], tuple[str, float]]]:
     """The pairs in which some photos are the first, or the second."""
-    near = index.near(chosen, small["described"][chosen.start : chosen.stop])
+    near = index.near(chosen, neighbours.described(_of(photos, rows, chosen)))
     found = []
     for start in range(0, len(near.first), PAIRS):
-        one, other, window = (each[start : start + PAIRS] for each in near)
+        one, other, window, symmetry = (each[start : start + PAIRS] for each in near)
         of = [Small(small["grey"][each], small["colour"][each]) for each in (one, other)]
-        like = likeness.compared(of[0], of[1], neighbours.CUT_OFF[window])
+        like = likeness.compared(of[0], of[1], neighbours.CUT_OFF[window], symmetry)
         for row in np.flatnonzero(like.twins):
             pair = int(min(one[row], other[row])), int(max(one[row], other[row]))
             found.append((pair, (_done(like, int(row)), float(like.alike[row]))))
