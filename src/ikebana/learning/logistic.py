@@ -27,7 +27,7 @@ MANY = 3000  # validation photos: enough for the choice, however few some classe
 FOLDS = 5
 WORSE = 2  # strengths in a row that are worse than the best end the search: the weakest pulls take the most steps
 PIECE = 512  # photos at a time
-HELD = 10_000_000  # numbers that are kept in memory, scaled: 40 MB; of larger tables the pieces are read at each step
+HELD = 26_000_000  # numbers that are kept in memory, scaled: 104 MB; of larger tables the pieces are read at each step
 
 
 @dataclass(frozen=True)
