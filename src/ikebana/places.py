@@ -196,21 +196,6 @@ def cannot_write(error: OSError, place: Path) -> MachineError:
     )
 
 
-def need_space(needed: int, folder: Path) -> None:
-    """Refuse early, with the numbers, what would not fit on the disk.
-
-    needed  bytes
-    raises  MachineError if less is free
-    """
-    free = free_space(folder)
-    if needed > free:
-        raise MachineError(
-            f"{needed / 1e9:.1f} GB are needed on the disk and {free / 1e9:.1f} GB are free",
-            where=folder,
-            advice="free some space, or point IKEBANA_CACHE at a larger disk",
-        )
-
-
 def free_space(folder: Path) -> int:
     """Bytes free on the disk of a folder, which need not be there yet."""
     place = folder

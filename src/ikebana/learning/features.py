@@ -21,8 +21,9 @@ from ikebana.learning import lean
 from ikebana.learning.device import Setting
 from ikebana.learning.inference import Features, Photos, unlabelled
 from ikebana.learning.weights import Weights
+from ikebana.machine import need_disk
 from ikebana.photos.kept import reserve
-from ikebana.places import cache_folder, cannot_write, filled, need_space, set_aside
+from ikebana.places import cache_folder, cannot_write, filled, set_aside
 from ikebana.recipe import Recipe
 
 RULES = 2  # raised when features of the same photos come out otherwise, if only in the last bit
@@ -115,7 +116,7 @@ def _opened(origin: Origin, setting: Setting, shape: tuple[int, ...], dtype: np.
     """The array and its checksums, made if they are not there; another process may fill them too, with the same rows."""
     place = _place(origin, setting, shape)
     if not _is_whole(place, shape, dtype):
-        need_space(int(np.prod(shape)) * dtype.itemsize, cache_folder())
+        need_disk({cache_folder(): int(np.prod(shape)) * dtype.itemsize})
         with filled(place) as folder:
             reserve(folder / "features.npy", shape, dtype)
             reserve(folder / "checks.npy", shape[:1], np.dtype(np.uint32))

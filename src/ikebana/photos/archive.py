@@ -16,8 +16,9 @@ from typing import IO, Self
 
 from ikebana import progress
 from ikebana.errors import PhotosError
+from ikebana.machine import need_disk
 from ikebana.photos.folder import Found, printable
-from ikebana.places import cache_folder, filled, need_space, set_aside
+from ikebana.places import cache_folder, filled, set_aside
 
 MAX_MEMBERS = 2_000_000
 # Photos are compressed already, so an archive of them hardly grows; uncompressed drawings may grow thirtyfold.
@@ -80,7 +81,7 @@ def _remembered(folder: Path) -> list[Found] | None:
 
 def _unpack_into(folder: Path, file: Path) -> list[Found]:
     budget = max(ALWAYS_ALLOWED, MAX_GROWTH * file.stat().st_size)
-    need_space(file.stat().st_size, folder)
+    need_disk({folder: file.stat().st_size})
     folder.mkdir()
     left: list[Found] = []
     taken: set[str] = set()

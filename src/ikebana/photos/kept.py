@@ -25,10 +25,11 @@ import polars as pl
 
 from ikebana import progress
 from ikebana.errors import MachineError, UnreadablePhoto
+from ikebana.machine import need_disk
 from ikebana.photos import pixels
 from ikebana.photos.dataset import UNOPENED, USED, Dataset, gathered
 from ikebana.photos.pixels import read_bytes, threads
-from ikebana.places import cache_folder, filled, need_space, set_aside
+from ikebana.places import cache_folder, filled, set_aside
 from ikebana.recipe import Fit
 
 ATTEMPTS = 3  # more than one: another process may take away the damaged array that both have found
@@ -108,7 +109,7 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
 
 def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
     shapes = {"pixels": (dataset.photos.height, side, side, 3), "small": (dataset.photos.height, SMALL, SMALL, 3)}
-    need_space(size_on_disk(dataset, side), cache_folder())
+    need_disk({cache_folder(): size_on_disk(dataset, side)})
     with filled(place) as folder:
         for name, shape in shapes.items():
             reserve(folder / f"{name}.npy", shape, np.dtype(np.uint8))

@@ -18,12 +18,13 @@ import numpy as np
 import polars as pl
 
 from ikebana import progress
+from ikebana.machine import need_disk
 from ikebana.photos import likeness, neighbours
 from ikebana.photos.dataset import USED, Dataset, Twin
 from ikebana.photos.kept import Kept, allocate, chunks, in_threads
 from ikebana.photos.likeness import Small
 from ikebana.photos.split import islands
-from ikebana.places import cache_folder, cannot_write, need_space, set_aside, written
+from ikebana.places import cache_folder, cannot_write, set_aside, written
 
 RULES = 2  # raised with each change of the search: what older rules found is looked for anew
 CHUNK = 128  # photos a task
@@ -57,7 +58,7 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
     rows     of those that are looked at, each another file
     returns  two rows, the smaller first; what was done to the one or the other, in words; how alike they are
     """
-    need_space(scratch(len(rows)), cache_folder())
+    need_disk({cache_folder(): scratch(len(rows))})
     with _on_disk(len(rows), _RECORD) as small, _on_disk(len(rows), _LIFTED) as lifted:
         pieces = chunks(len(rows), CHUNK)
         work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small, lifted), pieces))
