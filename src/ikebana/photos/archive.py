@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import lzma
+import os
 import re
 import tarfile
 import unicodedata
@@ -66,17 +67,34 @@ def unpack(file: Path) -> Unpacked:
             set_aside(folder)
         with filled(folder) as place:
             left = _unpack_into(place / "photos", file)
-            (place / "members.json").write_text(json.dumps([[each.path, each.status] for each in left]), "utf-8")
+            told = {"left": [[each.path, each.status] for each in left], "checksum": _checksum(place / "photos")}
+            (place / "members.json").write_text(json.dumps(told), "utf-8")
     return Unpacked(folder / "photos", tuple(left))
 
 
 def _remembered(folder: Path) -> list[Found] | None:
     """What was left packed when this archive was unpacked before; None if it was not, or somebody spoilt it since."""
     try:
-        listed = json.loads((folder / "members.json").read_text("utf-8"))
-        return [Found(path, status) for path, status in listed] if (folder / "photos").is_dir() else None
-    except (OSError, ValueError, TypeError):
+        told = json.loads((folder / "members.json").read_text("utf-8"))
+        left = [Found(path, status) for path, status in told["left"]]
+        whole = (folder / "photos").is_dir() and _checksum(folder / "photos") == told["checksum"]
+        return left if whole else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _checksum(folder: Path) -> str:
+    """Of all files in a folder and their names, in whatever order the disk lists them."""
+    total = 0
+    with progress.stage("check what was unpacked", 0, "files") as bar:
+        for each in folder.rglob("*"):
+            if each.is_file():
+                with each.open("rb") as stream:
+                    found = hashlib.file_digest(stream, "sha256")
+                found.update(os.fsencode(each.relative_to(folder)))
+                total += int.from_bytes(found.digest(), "big")
+                bar.advance(1)
+    return f"{total:x}"
 
 
 def _unpack_into(folder: Path, file: Path) -> list[Found]:
