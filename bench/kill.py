@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ for line in sys.stdin:
     if not child:
         for number, name in ((1, "out"), (2, "errors")):
             os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        os.environ["IKEBANA_CACHE"] = order["cache"]
+        os.environ.update(order["environment"])
         if order["every"]:
             training.EVERY, training.SHARE = order["every"], 1.0
         status = 1
@@ -100,12 +101,19 @@ class Lives:
             command = [sys.executable, "-c", ZYGOTE]
             self.zygote = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def live(self, arguments: list[str], cache: Path, kill: tuple[int, float] | None) -> Life:
+    def live(
+        self,
+        arguments: list[str],
+        cache: Path,
+        kill: tuple[int, float] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Life:
         """Run the command; kill it so many seconds after its start."""
         out, errors = self.scratch / "out", self.scratch / "errors"
         for each in (out, errors):
             each.unlink(missing_ok=True)
-        pid, ended = self._begin(["fit", *arguments, "--json"], cache, out, errors)
+        around = {"IKEBANA_CACHE": str(cache), **(environment or {})}
+        pid, ended = self._begin(["fit", *arguments, "--json"], around, out, errors)
         begun, at = time.monotonic(), "to its end"
         if kill is not None and not ended(kill[1]):
             at = _stage(out)
@@ -118,10 +126,10 @@ class Lives:
         broken = ["Traceback: a broken event"] if any(event["event"] == "broken" for event in events[:-1]) else []
         return Life(status, at, time.monotonic() - begun, "\n".join([*words, errors.read_text(), *broken]))
 
-    def _begin(self, arguments: list[str], cache: Path, out: Path, errors: Path) -> tuple[int, Any]:
+    def _begin(self, arguments: list[str], around: dict[str, str], out: Path, errors: Path) -> tuple[int, Any]:
         """A process's number, and what waits for its end: true, or its status, once it has ended."""
         if self.zygote is None:
-            environment = {**os.environ, "IKEBANA_CACHE": str(cache)}
+            environment = {**os.environ, **around}
             with out.open("wb") as stream, errors.open("wb") as other:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "ikebana", *arguments], stdout=stream, stderr=other, env=environment
@@ -137,7 +145,7 @@ class Lives:
             return process.pid, ended
         order = {
             "arguments": arguments,
-            "cache": str(cache),
+            "environment": around,
             "out": str(out),
             "errors": str(errors),
             "every": self.every,

@@ -43,3 +43,22 @@ def test_a_name_that_does_not_exist_is_refused_as_python_does():
     code = "import ikebana; ikebana.frobnicate"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "has no attribute 'frobnicate'" in done.stderr
+
+
+INTERRUPTED_WHILE_LOADING = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "cyclopts":  # the first thing that the command line loads, and takes its time for
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from ikebana.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_is_a_quiet_end_even_while_the_command_is_loading():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE_LOADING], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
