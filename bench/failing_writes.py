@@ -6,8 +6,8 @@
 A library put before the C library's own calls (failing_writes.c, built here; Linux and a C compiler) counts what the command
 changes below a folder: files opened to be written, written to, made longer, renamed, folders made. An undisturbed run tells
 how many there are. Then runs in which one of them fails: with "no space left" alone (once) or with all that follow (full), or
-with "read-only file system" from there on, which leaves what is open writable and forbids to remove. Of many writes to one file in a
-row the first, one in the middle and the last are tried; moments are spread evenly over what is left.
+with "read-only file system" from there on, which leaves what is open writable and forbids to remove. Of many writes to one
+file in a row the first, one in the middle and the last are tried; moments are spread evenly over what is left.
 
 The command must end with 0, or with 1 and words (no traceback), and leave nothing half-written if it may remove it. Gone on with
 once the disk is as it should be, it must end with the bits of the undisturbed run.
