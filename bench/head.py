@@ -1,0 +1,126 @@
+"""The head of `quick` and scikit-learn's LogisticRegression on the same kept features, in turns.
+
+    python bench/head.py --photos DIR [--rounds 5] [--recipe quick]
+
+Both see the features of the training photos through the same scale, try the same strengths of the pull towards zero, each
+beginning where the one before ended, and take the one with the least loss on the validation photos; ours stops once two in a
+row are worse. Then one fit at the chosen strength from nothing. Seconds, and what is reached: the loss that both are after
+(mean cross-entropy and pull; the lower the better), log loss and accuracy on the validation photos.
+"""
+
+import argparse
+import time
+import warnings
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from machine import header, spread
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from ikebana import progress
+from ikebana.learning import inference, logistic, networks, out_of_fold
+from ikebana.learning.forecast import prepared
+from ikebana.learning.imbalance import log_shares
+from ikebana.learning.scaling import scale
+from ikebana.photos import intake, kept, split
+from ikebana.recipe import RECIPES, TUTORIAL_CLASS_ORDER, Recipe
+
+
+class Tables:
+    """Features in memory and labels, of the photos to learn from and of those to choose by."""
+
+    def __init__(self, photos: Path, recipe: Recipe):
+        opened, keep = kept.opened(intake.read(photos), recipe.side, recipe.fit)
+        dataset = split.split(intake.with_classes(opened, recipe.class_order), recipe)
+        self.classes = len(dataset.classes)
+        setting = prepared(recipe, self.classes)
+        seen = out_of_fold.seen(inference.parts(dataset, keep.pixels), recipe, keep.folder.name, setting)
+        part = dataset.photos["split"].to_numpy()[seen.rows]
+        (learned, self.labels), (left, self.left_labels) = (
+            (seen.features[np.flatnonzero(part == name)], seen.labels[part == name]) for name in ("train", "validation")
+        )
+        self.features, self.left = learned, left
+        mean, factor = scale(learned)
+        self.scaled, self.left_scaled = (((each - mean) / factor).astype(np.float32) for each in (learned, left))
+        self.nothing, self.one = np.zeros(learned.shape[1]), np.ones(learned.shape[1])
+
+    def loss(self, line: np.ndarray, strength: float) -> float:
+        """What both make as small as they can, of weights on features to scale with the bias behind them."""
+        said = self.scaled @ line[:, :-1].T + line[:, -1]
+        pull = np.square(line[:, :-1]).sum() / (2 * strength * len(said))
+        return float(logistic.cross_entropy(said, self.labels).mean() + pull)
+
+    def judged(self, said: np.ndarray) -> tuple[float, float]:
+        """Log loss and accuracy on the validation photos."""
+        right = (said.argmax(1) == self.left_labels).mean()
+        return float(logistic.cross_entropy(said, self.left_labels).mean()), float(right)
+
+
+def ours(tables: Tables) -> tuple[float, np.ndarray]:
+    """The strength that we choose, and what the head says of the validation photos, classes as frequent as they are."""
+    found = logistic.fit(tables.features, tables.labels, tables.left, tables.left_labels, tables.classes, 0)
+    return found.strength, tables.left @ found.weight.T + found.bias + log_shares(tables.labels, tables.classes)
+
+
+def theirs(tables: Tables) -> tuple[float, np.ndarray]:
+    """The same with scikit-learn."""
+    mean, factor = scale(tables.features)
+    learned, left = (((each - mean) / factor).astype(np.float32) for each in (tables.features, tables.left))
+    peer = LogisticRegression(max_iter=logistic.STEPS, warm_start=True)
+    found = []
+    for strength in logistic.STRENGTHS:
+        said = peer.set_params(C=strength).fit(learned, tables.labels).decision_function(left)
+        found.append((tables.judged(said)[0], strength, said))
+    _, strength, said = min(found, key=lambda each: each[:2])
+    return strength, said
+
+
+def our_line(tables: Tables, strength: float) -> np.ndarray:
+    """The weights of one fit from nothing, the bias behind them."""
+    pieces = logistic.Pieces(tables.scaled, tables.labels, tables.nothing, tables.one)
+    return logistic.fitted(pieces, tables.classes, strength)
+
+
+def their_line(tables: Tables, strength: float) -> np.ndarray:
+    """The same with scikit-learn."""
+    peer = LogisticRegression(C=strength, max_iter=logistic.STEPS).fit(tables.scaled, tables.labels)
+    return np.concatenate([peer.coef_, peer.intercept_[:, None]], 1)
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--photos", type=Path, required=True)
+    flags.add_argument("--recipe", default="quick")
+    flags.add_argument("--rounds", type=int, default=5)
+    options = flags.parse_args()
+    progress.listen(progress.Silence())
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    names = {each.name for each in options.photos.iterdir() if each.is_dir()}
+    order = TUTORIAL_CLASS_ORDER if names == set(TUTORIAL_CLASS_ORDER) else ()
+    recipe = networks.settled(replace(RECIPES[options.recipe], split="shuffle", class_order=order))
+    tables = Tables(options.photos, recipe)
+    print(header("scikit-learn", "numpy", "scipy"), flush=True)
+    print(f"{len(tables.labels):,} photos to learn from, {len(tables.left_labels):,} to choose by", flush=True)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    told: dict[str, str] = {}
+    for _ in range(options.rounds):
+        for name, way in (("ours", ours), ("scikit-learn", theirs)):
+            begun = time.perf_counter()
+            strength, said = way(tables)
+            seconds[name].append(time.perf_counter() - begun)
+            log_loss, right = tables.judged(said)
+            told[name] = f"strength {strength:g}; validation: log loss {log_loss:.4f}, accuracy {right:.4f}"
+        for name, line_of in (("ours, one fit", our_line), ("scikit-learn, one fit", their_line)):
+            begun = time.perf_counter()
+            line = line_of(tables, strength)
+            seconds[name].append(time.perf_counter() - begun)
+            told[name] = f"strength {strength:g}; loss {tables.loss(line, strength):.6f}"
+    for name, took in seconds.items():
+        print(f"  {name:<24} {spread(took, 2)} s; {told[name]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
