@@ -154,15 +154,18 @@ def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the
     assert np.isclose(neighbours.turned(copy), original, atol=1e-2).all(-1).sum() == 1
 
 
-@given(st.integers(0, 10**6))
+@given(st.integers(0, 10**6), st.sampled_from([(4096, 8 * 4096), (5, 15)]))
 @settings(max_examples=10)
-def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed):
+def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed, at_a_time):
     dice = np.random.default_rng(seed)
     photos = squares([cut(OTHERS[number % 3], *dice.uniform(0, 0.1, 4)) for number in range(12)] + OTHERS)
     described = neighbours.described(photos)
     whole = described[:, neighbours.WHOLE].copy()
     index = neighbours.Index(whole, neighbours.lifted(whole))
-    near = index.near(range(len(photos)), described)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "BLOCK", at_a_time[0])
+        patch.setattr(neighbours, "HELD", at_a_time[1])
+        near = index.near(range(len(photos)), described)
     away = described[:, None, :, None] - neighbours.turned(whole)[None, :, None]
     away = np.sqrt((away**2).sum(-1)).min((2, 3)) + np.diag([np.inf] * len(photos))
     expected = away < neighbours.radius(described)[:, None]

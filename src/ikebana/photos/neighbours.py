@@ -59,6 +59,7 @@ STEP, FLOOR = 1.2, 25.0
 AMONG = 256  # photos, at most, whose signs are looked at for a photo,
 NEAREST = 8  # and of these the candidates: bounds on the time a photo where all are alike
 BLOCK = 4096  # photos that are compared at a time
+HELD = 8 * BLOCK  # photos of which those in a ball are remembered at once: memory does not grow with their number
 
 
 class Candidates(NamedTuple):
@@ -153,20 +154,23 @@ class Index:
         """
         own = np.flatnonzero(np.isfinite(self.lifted[photos.start : photos.stop, -1]))
         within, numbers = radius(described[own]), amounts(described[own])
+        large, near = _balls(numbers, within), [[] for _ in own]
+        for start in range(0, len(self.lifted), HELD):
+            for one, rows in enumerate(self._inside_large(large, range(start, min(start + HELD, len(self.lifted))))):
+                inside = self._inside(_balls(numbers[one, CELLS], within[one]), rows)
+                near[one].append(self._nearest(numbers[one], inside, within[one]))
         found = [np.zeros((0, 4), np.int64)]
-        for one, inside in enumerate(self._inside_large(_balls(numbers, within))):
-            first = photos[int(own[one])]
-            near = self._inside(_balls(numbers[one, CELLS], within[one]), inside[inside != first])
-            near = self._nearest(numbers[one], near, within[one])
-            found.append(self._alike(first, described[own[one]], near, within[one]))
+        for one, parts in enumerate(near):
+            rows = parts[0] if len(parts) == 1 else self._nearest(numbers[one], np.concatenate(parts), within[one])
+            found.append(self._alike(photos[int(own[one])], described[own[one]], rows, within[one]))
         return Candidates(*np.concatenate(found).T)
 
-    def _inside_large(self, balls: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-        """For each ball the rows of the photos in it."""
+    def _inside_large(self, balls: tuple[np.ndarray, np.ndarray], among: range) -> list[np.ndarray]:
+        """For each ball the rows, of some, of the photos in it."""
         centres, least = balls
-        pairs = [np.zeros((2, 0), np.int64)]
-        for start in range(0, len(self.lifted), BLOCK):
-            ball, row = np.nonzero(centres @ self.lifted[start : start + BLOCK].T > least)
+        pairs = []
+        for start in range(among.start, among.stop, BLOCK):
+            ball, row = np.nonzero(centres @ self.lifted[start : min(start + BLOCK, among.stop)].T > least)
             pairs.append(np.stack([ball, row + start]))
         ball, rows = np.concatenate(pairs, 1)
         order = ball.argsort(kind="stable")
@@ -189,19 +193,17 @@ class Index:
 
     def _alike(self, first: int, described: np.ndarray, rows: np.ndarray, within: float) -> np.ndarray:
         """The nearest of the rows, signs and all: int64 [pairs, 4], as `Candidates` has them."""
-        nearest = []
-        for start in range(0, len(rows), BLOCK // len(SYMMETRIES)):
-            second = rows[start : start + BLOCK // len(SYMMETRIES)]
-            whole = turned(self.whole[second]).reshape(-1, len(NUMBERS))
-            squares = (described**2).sum(1)[:, None] + (whole**2).sum(1) - 2 * described @ whole.T
-            every = squares.reshape(len(described), len(second), -1).transpose(1, 0, 2).reshape(len(second), -1)
-            best = every.argmin(1)
-            distance = every[np.arange(len(second)), best]
-            window, symmetry = np.divmod(best, len(SYMMETRIES))
-            pairs = np.stack([distance, np.full(len(second), first), second, window, symmetry], 1)
-            nearest.append(pairs[distance < within**2])
-        pairs = np.concatenate([np.zeros((0, 5)), *nearest])
-        return pairs[pairs[:, 0].argsort(kind="stable")[:NEAREST], 1:].astype(np.int64)
+        rows = rows[rows != first]
+        whole = turned(self.whole[rows]).reshape(-1, len(NUMBERS))
+        squares = (described**2).sum(1)[:, None] + (whole**2).sum(1) - 2 * described @ whole.T
+        every = squares.reshape(len(described), len(rows), len(SYMMETRIES)).swapaxes(0, 1)
+        every = every.reshape(len(rows), len(described) * len(SYMMETRIES))
+        best = every.argmin(1)
+        away = every[np.arange(len(rows)), best]
+        nearest = away.argsort(kind="stable")[:NEAREST]
+        nearest = nearest[away[nearest] < within**2]
+        window, symmetry = np.divmod(best[nearest], len(SYMMETRIES))
+        return np.stack([np.full(len(nearest), first), rows[nearest], window, symmetry], 1)
 
 
 def radius(described: np.ndarray) -> np.ndarray:
