@@ -17,10 +17,12 @@ from ikebana.places import cache_folder
 from ikebana.recipe import Better, Recipe
 
 AT_LEAST = 0.75  # of the memory that is expected must be there: less than this is never enough
-A_PHOTO = 300  # bytes of memory: its path, label, hash and part, and the numbers that say where it is
+A_PHOTO = (
+    900  # bytes of memory: its path, label, hash and part, where it is, and copies of these while tables are joined
+)
 A_ROW = 200  # bytes of the run's tables
 THUMBNAIL, BLOCK = 0.25, 3000  # bytes a pixel of a thumbnail, and what every small file takes besides
-LIBRARIES = 0.45e9  # bytes that Python, torch and polars hold before the first photo
+LIBRARIES = 0.55e9  # bytes that Python, torch and polars hold before the first photo, and scikit-learn and matplotlib at the end
 READ_SECONDS = (
     0.0015  # to open one photo of a quarter of a megapixel, a thread; large ones take up to ten times as long
 )
