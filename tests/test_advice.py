@@ -160,7 +160,7 @@ def test_of_many_photos_each_class_is_looked_at_by_its_share_and_twins_together(
 
     labels = np.array([0] * 600 + [1] * 300 + [2] * 100)
     rows = np.arange(1000)
-    photos = Photos(np.zeros((1000, 2, 2, 3), np.uint8), rows, labels, np.zeros(1000, bool))
+    photos = Photos(np.zeros((1000, 2, 2, 3), np.uint8), rows, labels, np.zeros(1000, bool), np.arange(1000))
     twin = [row - row % 2 for row in range(1000)]
     chosen, groups = probe.sampled(photos, twin, most=200)
     assert np.abs(np.bincount(chosen.labels) - [120, 60, 20]).max() <= 1

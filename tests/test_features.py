@@ -8,6 +8,7 @@ from torch import nn
 from ikebana.learning import device, features, inference, lean
 from ikebana.learning.features import Origin
 from ikebana.places import cache_folder
+from ikebana.recipe import RECIPES
 
 EXACT = device.Setting("cpu", "float32", 2, "as it comes")
 HALF = device.Setting("cpu", "bfloat16", 2, "as it comes")
@@ -115,3 +116,9 @@ def test_half_precision_is_close_and_takes_half_the_space(seer):
     exact, half = (features.of(seer, ORIGIN, shown, setting) for setting in (EXACT, HALF))
     assert (exact.array.dtype, half.array.dtype) == (np.float32, np.float16)
     assert np.abs(half.values() - exact.values()).max() < 0.02 * np.abs(exact.values()).max()
+
+
+def test_what_is_said_of_photo_and_mirror_image_is_not_taken_for_what_is_said_of_the_photo():
+    photo_alone, both = (features.origin("pixels", RECIPES[name], None) for name in ("quick", "good"))
+    assert RECIPES["quick"].network == RECIPES["good"].network
+    assert photo_alone != both

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import ikebana
-from ikebana import paper, places
+from ikebana import paper, pipeline, places
 from ikebana import recipe as recipes
 from ikebana.learning.learner import Learner
+from ikebana.photos import intake
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -264,3 +265,45 @@ def test_two_runs_do_not_end_up_in_one_folder(tmp_path):
     with pytest.raises(ikebana.MachineError):
         late()
     assert [each.name for each in (tmp_path / "run").iterdir()] == ["recipe.json"]
+
+
+def test_a_run_that_lies_among_the_photos_is_not_taken_for_photos(photos, whole, tmp_path):
+    place = tmp_path / "photos"
+    shutil.copytree(photos, place)
+    before = intake.read(place)
+    shutil.copytree(whole.folder, place / "runs" / "one")
+    shutil.copytree(whole.folder, place / "runs" / "another")
+    shutil.copytree(whole.folder, place / before.classes[0] / "deeper")
+    after = intake.read(place)
+    assert after.photos.equals(before.photos)
+    assert after.classes == before.classes
+    assert after.classes_without_photos == before.classes_without_photos == ()
+    assert after.ignored > before.ignored
+
+
+def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(stopped, whole, monkeypatch):
+    taken_in = pipeline._taken_in
+
+    def ended_meanwhile(*given):
+        shutil.copy(whole.folder / "evaluation.json", stopped)
+        return taken_in(*given)
+
+    monkeypatch.setattr(pipeline, "_taken_in", ended_meanwhile)
+    monkeypatch.setattr(pipeline, "_train_and_score", lambda *_: pytest.fail("it was trained again"))
+    assert ikebana.resume(stopped).finished
+
+
+@pytest.mark.parametrize("more", [["--recipe", "good"], ["--run", "elsewhere"], ["--epochs", "3"], ["photos"]])
+def test_flags_beside_resume_are_refused(whole, more):
+    command = [sys.executable, "-m", "ikebana", "fit", "--resume", str(whole.folder), *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "has its photos and choices already" in done.stderr
+
+
+def test_what_programs_read_is_utf8_whatever_the_locale(tmp_path):
+    command = [sys.executable, "-m", "ikebana", "fit", str(tmp_path / "花"), "--json"]
+    around = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, capture_output=True, check=False, env=around)
+    assert done.returncode == 1
+    assert json.loads(done.stdout.decode("utf-8").splitlines()[-1])["where"].endswith("花")

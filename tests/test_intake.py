@@ -393,3 +393,10 @@ def test_an_archive_of_a_folder_is_the_folder(tmp_path, name, shape):
     assert (packed.classes, packed.ignored) == (plain.classes, plain.ignored)
     assert packed.source == str(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()].count(name) == 1
+
+
+def test_a_file_beside_the_folder_that_holds_the_classes_is_no_class(tmp_path):
+    files = {f"outer/inner/{name}": data for name, data in two_classes().items()}
+    dataset = intake.read(grow(tmp_path, files | {"outer/cover.jpg": photo(9), "outer/README.txt": b"x"}))
+    assert dataset.classes == ("a", "b")
+    assert status(dataset)["outer/cover.jpg"] == status(dataset)["outer/README.txt"] == "lies outside any class folder"

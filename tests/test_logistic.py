@@ -161,3 +161,24 @@ def test_features_that_are_the_same_everywhere_do_no_harm():
     found = logistic.fit(features, labels, *clouds(200, seed=1), 3, seed=0)
     assert np.isfinite(found.weight).all()
     assert right(head_of(found, 3), features, labels) > 0.9
+
+
+def test_copies_do_not_judge_each_other_when_the_pull_is_chosen():
+    """Twelve subjects a class, ten photos of each that hardly differ, and classes that chance alone tells apart."""
+    numbers = np.random.default_rng(3)
+    subjects = numbers.normal(size=(60, 40))
+    features = (np.repeat(subjects, 10, 0) + 0.05 * numbers.normal(size=(600, 40))).astype(np.float32)
+    labels, groups = np.repeat(np.arange(60) % 5, 10), np.repeat(np.arange(60), 10)
+    parted = logistic.fit(features, labels, features[:0], labels[:0], 5, seed=0)
+    whole = logistic.fit(features, labels, features[:0], labels[:0], 5, 0, groups)
+    assert whole.strength == min(logistic.STRENGTHS)  # there is nothing to learn
+    assert parted.strength > whole.strength
+
+
+@pytest.mark.parametrize("groups", [[0, 1], [0, 0, 0, 1, 1, 1]])
+def test_too_few_photos_to_choose_by_any_still_give_a_head(groups):
+    labels = np.arange(len(groups)) * 2 // len(groups)
+    features = (labels[:, None] + 0.1 * np.random.default_rng(0).normal(size=(len(groups), 8))).astype(np.float32)
+    found = logistic.fit(features, labels, features[:0], labels[:0], 2, 0, np.array(groups))
+    assert found.strength == logistic.OF_A_HANDFUL
+    assert right(head_of(found, 2, width=8), features, labels) == 1

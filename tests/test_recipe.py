@@ -20,6 +20,7 @@ def test_a_recipe_comes_back_from_json_as_it_was(name):
     ("choice", "value"),
     [
         ("epochs", 0), ("batch", 0), ("side", 4), ("side", 100_000), ("dropout", 1.0), ("learning_rate", 0.0), ("seed", -1),
+        ("seed", 2**32), ("seed", 2 * 10**13),
         ("split_seed", -1), ("fit", "stretch"), ("split", "random"), ("precision", "float16"), ("parts", (0.5, 0.5)),
         ("parts", (0.5, 0.4, 0.2)), ("parts", (0.0, 0.5, 0.5)), ("parts", (0.8, 0.2, 0.0)), ("class_order", ("a", "a")),
     ],
@@ -52,3 +53,17 @@ def test_a_damaged_recipe_file_is_refused_in_words(values):
 def test_every_choice_explains_itself_for_the_command_line():
     explained = [each for each in recipe.fields(recipe.Recipe) if each.name not in {"name", *recipe.RECORDS}]
     assert all(each.metadata["explanation"] for each in explained)
+
+
+@pytest.mark.parametrize("shift", [[0.2], [0.2, 0.2, 0.2], [], 0.2])
+def test_a_list_of_another_length_than_the_choice_is_refused(shift):
+    values = json.loads(json.dumps(recipe.to_json(recipe.named("augmented"))))
+    assert len(values["augmentation"]["shift"]) == 2
+    values["augmentation"]["shift"] = shift
+    with pytest.raises(RecipeError, match="shift"):
+        recipe.from_json(values)
+
+
+def test_no_network_of_a_recipe_has_a_seed_that_a_library_refuses():
+    members = recipe.named("best", seed=recipe.LARGEST_SEED).members
+    assert len({each.seed for each in members}) == len(members) == 2

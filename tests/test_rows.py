@@ -42,8 +42,8 @@ def test_a_batch_is_the_same_whether_its_pixels_lie_on_the_device_or_come_from_t
     held = inference.on_device(mapped, "cpu", room=10 * mapped.nbytes)
     assert held is not None
     rows = np.array([7, 2999, 0, 1024, 1500])
-    streamed = inference.Photos(mapped, rows, rows % 3, rows > 9)
-    there = inference.Photos(mapped, rows, rows % 3, rows > 9, held)
+    streamed = inference.Photos(mapped, rows, rows % 3, rows > 9, rows)
+    there = inference.Photos(mapped, rows, rows % 3, rows > 9, rows, held)
     for photos in ((streamed, there), *((inference.joined(each, each) for each in (streamed, there)),)):
         one, other = (each.batch(np.array([4, 0, 2]), "cpu") for each in photos)
         assert all((a == b).all() and a.shape == b.shape for a, b in zip(one, other, strict=True))

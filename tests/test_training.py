@@ -23,7 +23,7 @@ def striped(photos, seed=0, side=46):
     flat[labels == 1] = flat[labels == 1].swapaxes(1, 2)
     noisy = flat[..., None] + numbers.normal(0, 25, (photos, side, side, 3))
     pixels, for_choices = noisy.clip(0, 255).astype(np.uint8), np.arange(photos) % 4 < 2
-    return inference.Photos(pixels, np.arange(photos), labels.astype(np.int64), for_choices)
+    return inference.Photos(pixels, np.arange(photos), labels.astype(np.int64), for_choices, np.arange(photos))
 
 
 def trained(recipe=RECIPE, setting=SETTING, kept=None):
@@ -149,6 +149,12 @@ def test_a_loss_that_is_no_number_is_refused_with_advice():
     with pytest.raises(RecipeError, match="no number") as refusal:
         trained(recipes.changed(RECIPE, learning_rate=1e30))
     assert "learning-rate" in str(refusal.value)
+
+
+def test_a_last_step_that_blows_the_network_up_is_noticed_too():
+    recipe = recipes.changed(RECIPE, learning_rate=1e20, epochs=1, batch=96)  # one step, whose loss was still a number
+    with pytest.raises(RecipeError, match="no number"):
+        trained(recipe)
 
 
 def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import io
 import signal
 import sys
 from dataclasses import asdict, fields, make_dataclass
@@ -80,7 +81,7 @@ def _listed(name: str, text: str, declared: Any) -> tuple[Any, ...]:
 def fit(
     photos: str | None = None,
     *,
-    recipe: RecipeName | Path = DEFAULT,  # pyright: ignore[reportInvalidTypeForm]
+    recipe: RecipeName | Path | None = None,  # pyright: ignore[reportInvalidTypeForm]
     run: Path | None = None,
     resume: Path | None = None,
     choices: Annotated[Choices, Parameter(name="*")] = Choices(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
@@ -94,7 +95,8 @@ def fit(
         A folder with a sub-folder for each class (or train, validation and test folders of these), a .zip or .tar of it,
         or a .csv or .parquet table with the columns path and label.
     recipe
-        What to train, and how; or a run's recipe.json, to make that run again. The flags below change single choices of it.
+        What to train, and how; quick if it is not said. Or a run's recipe.json, to make that run again. The flags below change
+        single choices of it.
     run
         The folder to make; runs/<recipe>-<short hash> if none is given.
     resume
@@ -104,7 +106,7 @@ def fit(
 
     _listen(json)
     if resume is not None:
-        if photos is not None or _chosen(choices):
+        if photos is not None or recipe is not None or run is not None or _chosen(choices):
             raise RecipeError(
                 "a resumed run has its photos and choices already", advice=f"ikebana fit --resume {resume}"
             )
@@ -112,7 +114,7 @@ def fit(
     elif photos is None:
         raise RecipeError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
     else:
-        made = pipeline.fit(photos, recipe, run=run, **_chosen(choices))
+        made = pipeline.fit(photos, recipe or DEFAULT, run=run, **_chosen(choices))
     progress.event("done", run=str(made.folder))
     progress.result(str(made.folder))
 
@@ -338,9 +340,20 @@ def _refused(error: Any) -> int:
     return REFUSED
 
 
+def _speak_utf8() -> None:
+    """What programs read is UTF-8 everywhere: a file's name need not fit into what Windows, or an old locale, gives to a pipe."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(
+                encoding=encoding, errors="surrogateescape" if stream is sys.stdin else "backslashreplace"
+            )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line. Ends the process with 0 done, 1 refused, 2 wrong usage, 3 a leak, 130 or 143 interrupted."""
     _collect_less()
+    _speak_utf8()
     _came.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:

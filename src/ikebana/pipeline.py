@@ -58,8 +58,7 @@ def resume(run: str | Path) -> Run:
     raises  RunError if the photos or the recipe are not those that the run began with
     """
     clock, begun = Stopwatch(), runs.open_run(run)
-    if begun.finished:
-        progress.say(f"{begun.folder} has finished already: nothing is left to do")
+    if begun.has_ended():
         return begun
     begun.check_same_recipe()
     found = intake.read(begun.source["photos"], begun.recipe.class_order)
@@ -69,7 +68,8 @@ def resume(run: str | Path) -> Run:
     begun.check_same_photos(dataset)
     clock.lap("read")
     with begun.resumable():
-        return _train_and_score(begun, dataset, keep, setting, clock)
+        # Asked again: another process may have ended it while the photos were read.
+        return begun if begun.has_ended() else _train_and_score(begun, dataset, keep, setting, clock)
 
 
 def _taken_in(found: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:

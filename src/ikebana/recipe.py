@@ -16,6 +16,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Trained = Literal["all", "head", "tail"]
 
 
+LARGEST_SEED = 2**32 - 1  # what all libraries take
 SEEDS_APART = 1_000_003  # between the networks of one recipe: no two runs of neighbouring seeds share a network
 
 
@@ -115,8 +116,9 @@ class Recipe:
     @property
     def members(self) -> tuple["Recipe", ...]:
         """The recipe of each network; the first has the recipe's own seed, so that one network alone is this recipe."""
-        numbered = enumerate(self.networks)
-        return tuple(replace(self, network=name, seed=self.seed + SEEDS_APART * number) for number, name in numbered)
+        seeds = (self.seed + SEEDS_APART * number for number in range(len(self.networks)))
+        pairs = zip(self.networks, seeds, strict=True)
+        return tuple(replace(self, network=name, seed=seed % (LARGEST_SEED + 1)) for name, seed in pairs)
 
 
 def _problems(recipe: Recipe) -> list[str]:
@@ -130,7 +132,7 @@ def _problems(recipe: Recipe) -> list[str]:
         f"learning rate is {recipe.learning_rate}; it must be above 0": recipe.learning_rate > 0,
         f"batch is {recipe.batch}; it must be at least 1": recipe.batch >= 1,
         f"epochs is {recipe.epochs}; it must be at least 1": recipe.epochs >= 1,
-        f"seed is {recipe.seed}; it must not be negative": recipe.seed >= 0,
+        f"seed is {recipe.seed}; it must lie between 0 and {LARGEST_SEED:,}": 0 <= recipe.seed <= LARGEST_SEED,
         f"split seed is {recipe.split_seed}; it must not be negative": recipe.split_seed >= 0,
         f"parts are {_listed(shares)}; they must be three shares that add up to 1, training and test above 0": whole,
         "network is tutorial, which nobody has trained before; take the recipe baseline": "tutorial"
@@ -341,8 +343,9 @@ def _check_kind(name: str, value: Any, declared: Any) -> None:
 def _is_of(value: Any, kind: Any) -> bool:
     """Whether a value of JSON can stand for that type."""
     if get_origin(kind) is tuple:
-        of = get_args(kind)[0]
-        return isinstance(value, list | tuple) and all(_is_of(each, of) for each in value)
+        of = get_args(kind)
+        kinds = [of[0]] * len(value) if of[-1] is ... and isinstance(value, list | tuple) else of
+        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
     if get_origin(kind) is Literal:
         return isinstance(value, str)
     if kind is float:

@@ -162,6 +162,12 @@ class Run:
     def write_epochs(self, epochs: Iterable[Any]) -> None:
         self.write_text("epochs.jsonl", "".join(json.dumps(asdict(each)) + "\n" for each in epochs))
 
+    def has_ended(self) -> bool:
+        """Whether nothing is left to do; says so then."""
+        if self.finished:
+            progress.say(f"{self.folder} has finished already: nothing is left to do")
+        return self.finished
+
     @contextmanager
     def resumable(self) -> Iterator[None]:
         """Work that Ctrl-C, SIGTERM or a full disk interrupts: says how to go on.

@@ -38,6 +38,7 @@ class Origin:
     network: str
     weights: str  # sha256
     until: str = ""
+    mirrored: bool = False  # whether what is said is the mean over photo and mirror image
 
 
 def origin(pixels: str, recipe: Recipe, weights: Weights | None) -> Origin:
@@ -45,7 +46,8 @@ def origin(pixels: str, recipe: Recipe, weights: Weights | None) -> Origin:
 
     pixels  the name of the kept pixels
     """
-    return Origin(pixels, recipe.network, weights.sha256 if weights is not None else "", recipe.until)
+    mirrored = recipe.transfer is not None and recipe.transfer.mirrored
+    return Origin(pixels, recipe.network, weights.sha256 if weights is not None else "", recipe.until, mirrored)
 
 
 def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Features:
@@ -63,7 +65,7 @@ def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Fea
     missing = np.array([row for row in np.unique(photos.rows) if checks[row] != _check(array[row])], np.int64)
     if len(missing):
         _fill(lean.fused(seer, photos).to(setting.device), unlabelled(photos.pixels, missing), array, checks, setting)
-    return Features(array, photos.rows, photos.labels, photos.for_choices)
+    return Features(array, photos.rows, photos.labels, photos.for_choices, photos.groups)
 
 
 @torch.inference_mode()

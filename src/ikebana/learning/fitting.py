@@ -147,7 +147,8 @@ def _logistic(train: Features, validation: Features, learner: nn.Module, recipe:
     chosen = validation.for_choices
     held_out, labels = Rows([validation.array], [validation.rows[chosen]]), validation.labels[chosen]
     classes = last_linear(learner).out_features
-    found = logistic.fit(Rows([train.array], [train.rows]), train.labels, held_out, labels, classes, recipe.seed)
+    learned = Rows([train.array], [train.rows])
+    found = logistic.fit(learned, train.labels, held_out, labels, classes, recipe.seed, train.groups)
     found.fill(learner)
     return found
 

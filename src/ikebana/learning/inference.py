@@ -12,7 +12,7 @@ from torch.nn import functional
 from ikebana import progress
 from ikebana.learning.device import Setting
 from ikebana.photos.dataset import PARTS, Dataset
-from ikebana.photos.split import for_choices
+from ikebana.photos.split import for_choices, groups
 
 SHARE = 0.5  # of what is free on a device may be taken by pixels: the rest is for what a step needs
 CHUNK = 1024  # photos sent at a time
@@ -39,6 +39,7 @@ class Photos:
     rows: np.ndarray  # int64 [photos]: where in `pixels` each photo lies
     labels: np.ndarray  # int64 [photos]: class indices
     for_choices: np.ndarray  # bool [photos]
+    groups: np.ndarray  # int64 [photos]: copies, and photos that belong together, have the same number
     held: Tensor | None = None  # all of `pixels` on the device, where they fit; else each batch is sent there
 
     def __len__(self) -> int:
@@ -60,6 +61,7 @@ class Features:
     rows: np.ndarray  # int64 [examples]: where in `array` each lies
     labels: np.ndarray  # int64 [examples]: class indices
     for_choices: np.ndarray  # bool [examples]
+    groups: np.ndarray  # int64 [examples]: those of one number must not judge each other
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,7 +77,8 @@ class Features:
 
     def first(self, count: int) -> "Features":
         """The first ones alone."""
-        return Features(self.array, self.rows[:count], self.labels[:count], self.for_choices[:count])
+        of_all = (self.rows, self.labels, self.for_choices, self.groups)
+        return Features(self.array, *(each[:count] for each in of_all))
 
 
 def on_device(pixels: np.ndarray, device: str, room: int | None = None) -> Tensor | None:
@@ -105,6 +108,7 @@ def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu") -> dict[str
             chosen["row"].to_numpy().astype(np.int64),
             np.array([index[name] for name in chosen["label"]], np.int64),
             for_choices(chosen["sha256"]),
+            np.array(groups(chosen.drop("row")), np.int64),
             held,
         )
         for part in PARTS
@@ -114,14 +118,15 @@ def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu") -> dict[str
 
 def unlabelled(pixels: np.ndarray, rows: np.ndarray) -> Photos:
     """Photos of which nobody says what they show."""
-    return Photos(pixels, rows, np.zeros(len(rows), np.int64), np.zeros(len(rows), bool))
+    return Photos(pixels, rows, np.zeros(len(rows), np.int64), np.zeros(len(rows), bool), np.arange(len(rows)))
 
 
 def joined(first: Photos, second: Photos) -> Photos:
     """The photos of both, in that order."""
     names = ("rows", "labels", "for_choices")
     both = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names}
-    return replace(first, **both)
+    apart = first.groups.max(initial=-1) + 1  # numbers are of each part alone, and no group lies in two
+    return replace(first, groups=np.concatenate((first.groups, second.groups + apart)), **both)
 
 
 def for_calibration(validation: Photos, said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,8 +142,8 @@ def all_to_learn_from(found: dict[str, Photos]) -> dict[str, Photos]:
     """Every photo a training photo, none held out: for the network that ships after the score is made."""
     everything = joined(joined(found["train"], found["validation"]), found["test"])
     in_order = everything.rows.argsort(kind="stable")
-    rows, labels = everything.rows[in_order], everything.labels[in_order]
-    whole = replace(everything, rows=rows, labels=labels)
+    names = ("rows", "labels", "for_choices", "groups")
+    whole = replace(everything, **{name: getattr(everything, name)[in_order] for name in names})
     none = unlabelled(everything.pixels, np.zeros(0, np.int64))
     return {"train": whole, "validation": none, "test": none}
 

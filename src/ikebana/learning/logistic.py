@@ -25,6 +25,7 @@ GRADIENT = 1e-4  # of the mean loss, at its largest: where scikit-learn stops to
 FEW = 30  # validation photos a class: with fewer the choice is made by cross-validation on the training photos
 MANY = 3000  # validation photos: enough for the choice, however few some classes have
 FOLDS = 5
+OF_A_HANDFUL = 1.0  # one of STRENGTHS: where there are too few photos to choose by any
 WORSE = 2  # strengths in a row that are worse than the best end the search: the weakest pulls take the most steps
 PIECE = 512  # photos at a time
 HELD = 26_000_000  # numbers that are kept in memory, scaled: 104 MB; of larger tables the pieces are read at each step
@@ -47,7 +48,13 @@ class Linear:
 
 
 def fit(
-    features: Table, labels: np.ndarray, held_out: Table, held_out_labels: np.ndarray, classes: int, seed: int
+    features: Table,
+    labels: np.ndarray,
+    held_out: Table,
+    held_out_labels: np.ndarray,
+    classes: int,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> Linear:
     """The head that fits the training photos, as strongly held back as the photos for choices say; it names a class as readily
     if there are few photos of it as if there are many. Memory does not grow with the photos.
@@ -57,6 +64,8 @@ def fit(
     held_out         the same of photos that are set apart for choices; with few of them, folds of the training photos
                      choose instead
     classes          how many classes there are; one that has no training photo is never predicted
+    groups           a number for each training photo: no fold parts those of one number, or copies would judge each other, and
+                     the weakest pull would win; each photo by itself if not given
     """
     mean, spread = scale(features)
     everything = Pieces(features, labels, mean, spread)
@@ -66,9 +75,9 @@ def fit(
     else:
         trials = [
             Trial(Pieces(features, labels, mean, spread, some), Pieces(features, labels, mean, spread, rest), classes)
-            for some, rest in _folds(labels, seed)
+            for some, rest in _folds(labels, np.arange(len(labels)) if groups is None else groups, seed)
         ]
-    best = _chosen(trials)
+    best = _chosen(trials) if trials else STRENGTHS.index(OF_A_HANDFUL)
     line = trials[0].best if enough else fitted(everything, classes, STRENGTHS[best])
     weight, bias = line[:, :-1] / spread, line[:, -1] - log_shares(labels, classes)
     return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), STRENGTHS[best])
@@ -156,15 +165,21 @@ def _chosen(trials: list[Trial]) -> int:
     return best
 
 
-def _folds(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The training photos, in turns without a fifth of them, on which the choice is then made."""
-    from sklearn.model_selection import StratifiedKFold
+def _folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The training photos, in turns without a fifth of them, on which the choice is then made; none if no class can be parted."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    fewest = min(count for count in np.bincount(labels) if count)
-    folds = StratifiedKFold(max(2, min(FOLDS, fewest)), shuffle=True, random_state=seed)
+    held = [len(np.unique(groups[labels == label])) for label in np.unique(labels)]
+    if max(held) < 2:
+        return []
+    number = max(2, min(FOLDS, *held))
+    alone = len(np.unique(groups)) == len(groups)  # then the dealer that keeps no groups is as good, and much quicker
+    dealer = (StratifiedKFold if alone else StratifiedGroupKFold)(number, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        return list(folds.split(labels[:, None], labels))
+        return [
+            fold for fold in dealer.split(labels[:, None], labels, None if alone else groups) if all(map(len, fold))
+        ]
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -130,6 +130,8 @@ def _epoch(
     except KeyboardInterrupt:  # all steps are made, and looking changes nothing
         log.save(learner, one)
         raise
+    if not np.isfinite(logits).all():  # the last step may have blown up what the loss before it did not show
+        raise _blown_up(one, learner)
     val_loss, val_accuracy = score(logits, validation.labels)
     if val_accuracy is not None:
         bar.advance(0, epoch=name, loss=one.loss, accuracy=one.accuracy, val_accuracy=val_accuracy)
@@ -157,10 +159,14 @@ def _steps(one: Pass, name: str, learner: Learner, setting: Setting, log: Log, b
                 log.save(learner, one)
             signals.let_through()
     if not math.isfinite(one.loss):
-        raise RecipeError(
-            f"the loss is no number any more in epoch {one.number}",
-            advice=f"a smaller --learning-rate (it is {learner.phase.learning_rate:g})",
-        )
+        raise _blown_up(one, learner)
+
+
+def _blown_up(one: Pass, learner: Learner) -> RecipeError:
+    return RecipeError(
+        f"the loss is no number any more in epoch {one.number}",
+        advice=f"a smaller --learning-rate (it is {learner.phase.learning_rate:g})",
+    )
 
 
 def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:

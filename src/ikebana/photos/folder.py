@@ -26,6 +26,7 @@ from ikebana.photos.dataset import PART_NAMES, SCHEMA, UNOPENED, Dataset, gather
 LEAST_GROUPS = 5
 LARGEST_GROUP = 0.4
 
+OF_A_RUN = {"recipe.json", "source.json", "environment.json"}  # what every run's folder holds, and no folder of photos
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
 
 
@@ -66,8 +67,9 @@ def read(folder: Path, *, source: str | None = None, prefix: str = "", more: Ite
 
 def _row(found: Found, prefix: str, top: str, parts: Mapping[str, str]) -> dict[str, str | None]:
     """A scanned path as a row: its folders tell part and label."""
+    beside = top != "." and not found.path.startswith(f"{top}/")  # of the wrapper: no class of its own
     inside = found.path if top == "." else found.path.removeprefix(f"{top}/")
-    folders = inside.split("/")[:-1]
+    folders = [] if beside else inside.split("/")[:-1]
     part, outside = None, "lies outside any class folder"
     if parts and folders:
         part = parts.get(folders[0])
@@ -104,9 +106,26 @@ def _grouped(photos: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
 def _folders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry))
+            found = [folder / entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry)]
     except OSError as error:
         raise PhotosError(f"this folder cannot be read: {error.strerror}", where=folder) from None
+    return sorted(each for each in found if not _is_ours(each))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this is a run, or a folder of nothing but runs: the thumbnails in there are no photos of the user's."""
+    try:
+        if all((folder / name).is_file() for name in OF_A_RUN):
+            return True
+        with os.scandir(folder) as entries:
+            shown = (entry for entry in entries if not is_hidden(entry.name))
+            first = next(shown, None)
+            return first is not None and all(
+                _is_folder(each) and all(Path(each.path, name).is_file() for name in OF_A_RUN)
+                for each in chain([first], shown)
+            )
+    except OSError:  # what cannot be read is named when it is scanned
+        return False
 
 
 def _names(folder: Path) -> set[str]:
@@ -150,7 +169,8 @@ def is_hidden(name: str) -> bool:
 
 
 def scan(folder: Path, ignored: list[str]) -> Iterator[Found]:
-    """Every path below a folder: its files sorted by name, then folder by folder; hidden ones go to `ignored`.
+    """Every path below a folder: its files sorted by name, then folder by folder; hidden ones go to `ignored`, and so do runs
+    of ours, which may lie here since somebody called `fit` from here.
 
     Links are followed, after all that lies here itself; a folder that was seen under another name, or that lies above,
     is named instead: links may lead round in a circle.
@@ -163,6 +183,9 @@ def scan(folder: Path, ignored: list[str]) -> Iterator[Found]:
         real = os.path.realpath(place)
         if inside and (real in visited or real in above):
             yield Found(printable(inside), "a folder that is scanned already under another name")
+            continue
+        if inside and _is_ours(place):
+            ignored.append(inside)
             continue
         visited.add(real)
         try:

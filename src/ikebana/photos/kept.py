@@ -113,28 +113,32 @@ def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
     with filled(place) as folder:
         for name, shape in shapes.items():
             reserve(folder / f"{name}.npy", shape, np.dtype(np.uint8))
-        array, small = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes)
-        named = dataset.photos.select("path", "status")
+        # In a function of its own: Windows renames no folder of which a file is still mapped.
+        _write_index(folder, _read_into(folder, dataset, fit))
 
-        def open_rows(chosen: range) -> list[tuple[str, *Row]]:
-            rows = zip(chosen, named[chosen.start : chosen.stop].iter_rows(), strict=True)
-            return [
-                (path, *_open(dataset.file(path), status, array[row], small[row], fit)) for row, (path, status) in rows
-            ]
 
-        def opened_rows() -> Iterator[tuple[str, *Row]]:
-            with (
-                progress.stage("read photos", named.height) as bar,
-                closing(in_threads(open_rows, chunks(named.height))) as parts,
-            ):
-                for part in parts:
-                    yield from part
-                    bar.advance(len(part))
+def _read_into(folder: Path, dataset: Dataset, fit: Fit) -> pl.DataFrame:
+    """Open every photo and write its pixels into the arrays there; what became of each, as the index has it."""
+    array, small = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("pixels", "small"))
+    named = dataset.photos.select("path", "status")
 
-        index = gathered(opened_rows(), OPENED)
-        for each in (array, small):
-            each.flush()  # pyright: ignore[reportAttributeAccessIssue]  (a memmap)
-        _write_index(folder, index)
+    def open_rows(chosen: range) -> list[tuple[str, *Row]]:
+        rows = zip(chosen, named[chosen.start : chosen.stop].iter_rows(), strict=True)
+        return [(path, *_open(dataset.file(path), status, array[row], small[row], fit)) for row, (path, status) in rows]
+
+    def opened_rows() -> Iterator[tuple[str, *Row]]:
+        with (
+            progress.stage("read photos", named.height) as bar,
+            closing(in_threads(open_rows, chunks(named.height))) as parts,
+        ):
+            for part in parts:
+                yield from part
+                bar.advance(len(part))
+
+    index = gathered(opened_rows(), OPENED)
+    for each in (array, small):
+        each.flush()  # pyright: ignore[reportAttributeAccessIssue]  (a memmap)
+    return index
 
 
 def _open(file: Path, status: str, target: np.ndarray, small: np.ndarray, fit: Fit) -> Row:
