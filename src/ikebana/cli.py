@@ -5,6 +5,7 @@ import gc
 import io
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
@@ -345,9 +346,9 @@ def _speak_utf8() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             encoding = None if stream.isatty() else "utf-8"
-            stream.reconfigure(
-                encoding=encoding, errors="surrogateescape" if stream is sys.stdin else "backslashreplace"
-            )
+            errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
+            with suppress(io.UnsupportedOperation):  # who calls `main` in a program may have read from it before
+                stream.reconfigure(encoding=encoding, errors=errors)
 
 
 def main(arguments: list[str] | None = None) -> None:
