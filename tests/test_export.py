@@ -19,7 +19,7 @@ from ikebana import recipe as recipes
 from ikebana.errors import ModelError, PhotosError, RunError
 from ikebana.learning import networks
 from ikebana.shipping import export as exporting
-from ikebana.shipping import quantised
+from ikebana.shipping import pages, quantised
 
 ROOT = Path(__file__).parent.parent
 
@@ -191,6 +191,18 @@ def test_a_file_that_would_not_give_what_was_scored_is_refused_unless_other_weig
     recipe = recipes.to_json(recipes.changed(copied.recipe, all=True))
     (copied.folder / "recipe.json").write_text(json.dumps(recipe))
     assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").about["recipe"]["all"]
+
+
+def test_what_ships_after_learning_all_photos_claims_no_score_on_them(paper_photos, paper_classifier, tmp_path):
+    choices = {"side": 48, "batch": 16, "epochs": 1, "precision": "float32"}
+    made = ikebana.fit(paper_photos, "baseline", run=tmp_path / "all", all=True, **choices)
+    shipped = ikebana.export(made, tmp_path / "all.onnx")
+    assert "accuracy" not in shipped.about["parity"]
+    told = pages.facts(shipped)
+    assert told.note == made.evaluation.note
+    assert "trained once more" in told.note
+    assert "of the network that was scored" in repr(shipped)
+    assert pages.facts(paper_classifier).note == ""
 
 
 def test_photos_that_moved_are_found_where_they_are_and_others_are_refused(
