@@ -250,6 +250,34 @@ def test_a_damaged_calibration_is_refused(text, copied, tmp_path):
     refused(RunError, "calibration.json", copied, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("evaluation.json", "{}"),
+        ("evaluation.json", "[]"),
+        ("evaluation.json", "3"),
+        ("evaluation.json", '{"accuracy": "high"}'),
+        ("classification_report.txt", None),
+        ("source.json", "{}"),
+        ("source.json", "[]"),
+        ("source.json", '{"photos": "here", "fingerprint": "", "classes": "ab"}'),
+        ("source.json", '{"photos": 3, "fingerprint": "", "classes": ["a", "b"]}'),
+    ],
+)
+def test_a_damaged_run_is_refused_by_the_name_of_the_file_with_advice(name, text, copied, tmp_path):
+    damaged = copied.folder / name
+    damaged.write_text(text) if text is not None else damaged.unlink()
+    refusals = [refused(RunError, name, copied.folder, tmp_path)]
+    with pytest.raises(RunError, match=name) as of_score:
+        _ = ikebana.open_run(copied.folder).evaluation
+    refusals.append(of_score.value)
+    if name == "source.json":
+        with pytest.raises(RunError, match=name) as of_answers:
+            ikebana.predict(copied.folder, [])
+        refusals.append(of_answers.value)
+    assert all(each.where and each.advice for each in refusals)
+
+
 # --- int8 ---
 
 

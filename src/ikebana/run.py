@@ -43,6 +43,7 @@ from ikebana.trust.evaluation import Evaluation
 
 DEALT = ("path", "label", "split", "sha256")  # what must be the same for a run to go on
 NAMED = 5  # photos of a kind, at most, in a message
+AGAIN = "a copy of this run that is whole, or the same once more: ikebana fit PHOTOS --recipe RUN/recipe.json"
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,14 @@ class Run:
 
     @functools.cached_property
     def source(self) -> dict[str, Any]:
-        """Where the photos are: `photos`, `fingerprint`, `classes`."""
-        return self.read_json("source.json")
+        """Where the photos are: `photos`, `fingerprint`, `classes`.
+
+        raises  RunError if the file is damaged
+        """
+        found = self.read_json("source.json")
+        if wrong := _wrong_source(found):
+            raise RunError(f"source.json is damaged: {wrong}", where=self.folder, advice=AGAIN)
+        return found
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -89,12 +96,15 @@ class Run:
     def evaluation(self) -> Evaluation:
         """How good it is on the sealed test photos.
 
-        raises  RunError if the run has not finished
+        raises  RunError if the run has not finished, or a file of it is damaged or gone
         """
         if not self.finished:
             raise RunError("this run has not finished", where=self.folder, advice=f"ikebana fit --resume {self.folder}")
-        report = (self.folder / "classification_report.txt").read_text("utf-8")
-        return evaluation.from_json(self.read_json("evaluation.json"), report)
+        report = self.read_text("classification_report.txt")
+        try:
+            return evaluation.from_json(self.read_json("evaluation.json"), report)
+        except ValueError as error:
+            raise RunError(f"evaluation.json is damaged: {error}", where=self.folder, advice=AGAIN) from None
 
     @property
     def calibration(self) -> Calibration:
@@ -107,7 +117,7 @@ class Run:
         try:
             return calibration.from_json(self.read_json("calibration.json"))
         except ValueError as error:
-            raise RunError(f"calibration.json is damaged: {error}", where=self.folder) from None
+            raise RunError(f"calibration.json is damaged: {error}", where=self.folder, advice=AGAIN) from None
 
     @property
     def dataset(self) -> pl.DataFrame:
@@ -140,6 +150,13 @@ class Run:
             ) from None
         except (ValueError, OSError) as error:
             raise RunError(f"{name} cannot be read: {error}", where=self.folder) from None
+
+    def read_text(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text("utf-8")
+        except (ValueError, OSError) as error:
+            told = getattr(error, "strerror", None) or error
+            raise RunError(f"{name} cannot be read: {told}", where=self.folder, advice=AGAIN) from None
 
     def read_table(self, name: str) -> pl.DataFrame:
         try:
@@ -275,6 +292,17 @@ def begin(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environme
         write_json(beside / "environment.json", environment)
         Run(beside).write_table("dataset.parquet", dataset.photos)
     return Run(place)
+
+
+def _wrong_source(values: Any) -> str:
+    """What of a run's source.json is missing or of another kind; nothing if it is as `begin` wrote it."""
+    if not isinstance(values, dict):
+        return "it is no record"
+    wrong = [name for name in ("photos", "fingerprint") if not isinstance(values.get(name), str)]
+    classes = values.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(each, str) for each in classes):
+        wrong.append("classes")
+    return f"{' and '.join(wrong)} cannot be told from it" if wrong else ""
 
 
 def _changes(began: pl.DataFrame, photos: pl.DataFrame) -> str:
