@@ -235,6 +235,12 @@ def test_a_run_from_an_archive_is_tried_on_the_archives_members(copied, paper_ph
         assert (tmp_path / "out.onnx").read_bytes() == paper_model.read_bytes()
 
 
+def test_a_run_of_a_name_that_no_folder_can_have_is_refused_before_photos_are_looked_for(tmp_path):
+    with pytest.raises(RunError, match="too long") as refusal:
+        ikebana.fit(tmp_path / "gone", "baseline", run=tmp_path / ("n" * 300))
+    assert refusal.value.advice
+
+
 def test_an_unfinished_run_and_a_name_of_no_model_file_are_refused(copied, tmp_path):
     with pytest.raises(ModelError, match=r"ends in \.onnx"):
         ikebana.export(copied, tmp_path / "flowers.pt")

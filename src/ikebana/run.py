@@ -20,6 +20,7 @@ checkpoint*.safetensors     where an unfinished training stands
 import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -330,11 +331,19 @@ def _changes(began: pl.DataFrame, photos: pl.DataFrame) -> str:
 def check_free(folder: str | Path | None) -> None:
     """Refuse a folder with something in it before any work is done.
 
-    raises  RunError if it is a file or not empty
+    raises  RunError if it is a file or not empty, or if no folder can have that name
     """
-    place = Path(folder).expanduser() if folder is not None else None
-    if place is None or not place.exists():
+    if folder is None:
         return
+    place = Path(folder).expanduser()
+    try:
+        os.stat(place)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(
+            f"this folder cannot be made: {error.strerror}", where=place, advice="another --run DIR"
+        ) from None
     if not place.is_dir() or any(place.iterdir()):
         advice = f"ikebana fit --resume {place}" if (place / "recipe.json").exists() else "another --run DIR"
         raise RunError("this folder is taken", where=place, advice=advice)
@@ -345,8 +354,8 @@ def open_run(folder: str | Path) -> Run:
 
     raises  RunError if it is none
     """
-    run = Run(Path(folder).expanduser())
-    if not run.folder.is_dir():
+    run = Run(Path(os.path.expanduser(folder)))
+    if not os.path.isdir(run.folder):
         raise RunError(
             "there is no such run", where=folder, advice="a folder that fit made, such as runs/baseline-7f3a"
         )
