@@ -128,11 +128,22 @@ def _write_findings(folder: Path, looked: Audit, keep: Kept, recipe: Recipe) -> 
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:
+    """The table, and what was done for doubt alone, since that moves the score and not only the network."""
     cleaning.write(file, dataset, cleaned)
     progress.say(
         f"{file}: {cleaned.kept.height:,} photos, {cleaned.relabelled:,} of them relabelled; "
         f"{cleaned.dropped.height:,} dropped: {cleaning.dropped_beside(file)} says why"
     )
+    if cleaned.spared:
+        progress.say(
+            f"{cleaned.spared:,} test photo{'s' * (cleaned.spared != 1)} left alone though the label is doubted: "
+            "no network may choose what it is scored on"
+        )
+    if cleaned.doubted and "split" not in cleaned.kept.columns:
+        progress.say(
+            f"{cleaned.doubted:,} photo{'s' * (cleaned.doubted != 1)} dropped or relabelled for doubt before the split: "
+            "unless somebody looked at them, the score will be kinder than the truth"
+        )
 
 
 def _advice(dataset: Dataset, keep: Kept, recipe: Recipe) -> Advice:
