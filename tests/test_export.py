@@ -18,8 +18,9 @@ import ikebana
 from ikebana import recipe as recipes
 from ikebana.errors import ModelError, PhotosError, RunError
 from ikebana.learning import networks
+from ikebana.photos import split
+from ikebana.shipping import again, pages, quantised
 from ikebana.shipping import export as exporting
-from ikebana.shipping import pages, quantised
 
 ROOT = Path(__file__).parent.parent
 
@@ -301,6 +302,23 @@ def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_ph
     squares = np.stack([small.opened(each) for each in good_photos])
     exact = ikebana.load(paper_model).look(squares).probabilities
     assert np.abs(small.look(squares).probabilities - exact).max() < 0.1
+
+
+@pytest.mark.parametrize("enough", [1, 3, 10_000])
+def test_int8_is_judged_by_photos_for_choices_unless_they_are_too_few(enough, paper_run, paper_photos, monkeypatch):
+    monkeypatch.setattr(quantised, "ENOUGH", enough)
+    validation = again.find(paper_run, paper_photos)["validation"]
+    choosing = [each for each in validation if split.for_choices([each.sha256])[0]]
+    assert 3 <= len(choosing) < len(validation)
+    assert quantised.judging(validation) == (choosing if len(choosing) >= enough else validation)
+
+
+def test_int8_says_how_many_photos_it_was_judged_by(copied, tmp_path, at_once, monkeypatch):
+    monkeypatch.setattr(quantised, "MARGIN", 1.0)
+    monkeypatch.setattr(quantised, "ENOUGH", 1)
+    small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
+    hashes = copied.dataset.filter(split="validation")["sha256"]
+    assert small.about["int8"]["validation_photos"] == split.for_choices(hashes).sum() < len(hashes)
 
 
 def test_int8_without_validation_photos_is_refused(copied, tmp_path, at_once):

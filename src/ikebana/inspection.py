@@ -147,12 +147,17 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> Non
 
 
 def _advice(dataset: Dataset, keep: Kept, recipe: Recipe) -> Advice:
-    """Judge by what a frozen network sees in training and validation photos. The test photos stay sealed."""
+    """Judge by what a frozen network sees in training photos and in the validation photos for choices.
+
+    The others of the validation photos, by which confidence is found, and the test photos stay sealed.
+    """
     from ikebana.learning import inference, probe
     from ikebana.learning.forecast import prepared
 
     parts = inference.parts(dataset, keep.pixels)
-    photos = inference.joined(parts["train"], parts["validation"])
+    choosing, by = parts["validation"], parts["validation"].for_choices
+    choosing = replace(choosing, rows=choosing.rows[by], labels=choosing.labels[by], for_choices=by[by])
+    photos = inference.joined(parts["train"], choosing)
     looked_at, groups = probe.sampled(photos, split.groups(dataset.photos[photos.rows]))
     folds = probe.dealt(looked_at.labels, groups, dataset.source)
     setting = prepared(recipe, len(dataset.classes))
