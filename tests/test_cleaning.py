@@ -14,6 +14,7 @@ from PIL import ImageOps
 from test_twins import plain, scaled, scene
 
 import ikebana
+from ikebana import inspection
 from ikebana.errors import PhotosError, RecipeError
 from ikebana.photos import audit, cleaning, intake, kept, split, twins
 from ikebana.photos.audit import Finding
@@ -108,6 +109,35 @@ def test_a_doubt_that_is_mended_is_not_dropped(photos):
     doubts = [doubt("a/4.jpg", "b", 0.99), doubt("a/5.jpg", "b", 0.6)]
     result = cleaned(dataset, [*found, *doubts], words("doubtful"), words("doubtful>0.95", "--relabel"))
     assert dropped(result) & {"a/4.jpg", "a/5.jpg"} == {"a/5.jpg"}
+
+
+def in_given_parts(place):
+    drawn = {f"{part}/{path}": scene(9000 + 100 * number + row) for number, part in enumerate(("train", "test"))
+             for row, path in enumerate(plain(5))}  # fmt: skip
+    dataset, found = opened(grow(place, {path: encoded(photo) for path, photo in drawn.items()}))
+    return dataset, [*found, doubt("test/a/1.jpg", "b", 0.99), doubt("test/a/2.jpg", "b", 0.7),
+                     doubt("train/a/1.jpg", "b", 0.99), doubt("train/a/2.jpg", "b", 0.7)]  # fmt: skip
+
+
+def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
+    dataset, found = in_given_parts(tmp_path)
+    before = dataset.photos.filter(split="test").select("path", "label")
+    for drop, relabel in (("doubtful", ""), ("", "doubtful"), ("doubtful", "doubtful>0.95"), ("twins,doubtful>0.9", "")):
+        result = cleaned(dataset, found, words(drop), words(relabel, "--relabel"), split_given=True)
+        assert result.kept.filter(split="test").select("path", "label").equals(before)
+        surer = [each for each in (0.99, 0.7) if ">0.9" not in drop or each > 0.9]
+        assert (result.spared, result.doubted) == (len(surer), len(surer))
+    assert cleaned(dataset, found, words("twins"), split_given=True).spared == 0
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_who_acts_on_doubt_is_told_what_that_does_to_the_score(given, tmp_path, capsys):
+    dataset, found = in_given_parts(tmp_path / "photos")
+    for drop in ("doubtful", "twins"):
+        inspection._write_table(tmp_path / "cleaned.csv", dataset, cleaned(dataset, found, words(drop), (), given))
+        told = capsys.readouterr().err
+        assert ("2 test photos left alone though the label is doubted" in told) == (given and drop == "doubtful")
+        assert ("4 photos dropped or relabelled for doubt" in told) == (not given and drop == "doubtful")
 
 
 def test_any_kind_of_finding_about_photos_can_be_dropped(photos):

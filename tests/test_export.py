@@ -18,8 +18,9 @@ import ikebana
 from ikebana import recipe as recipes
 from ikebana.errors import ModelError, PhotosError, RunError
 from ikebana.learning import networks
+from ikebana.photos import split
+from ikebana.shipping import again, pages, quantised
 from ikebana.shipping import export as exporting
-from ikebana.shipping import quantised
 
 ROOT = Path(__file__).parent.parent
 
@@ -193,6 +194,18 @@ def test_a_file_that_would_not_give_what_was_scored_is_refused_unless_other_weig
     assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").about["recipe"]["all"]
 
 
+def test_what_ships_after_learning_all_photos_claims_no_score_on_them(paper_photos, paper_classifier, tmp_path):
+    choices = {"side": 48, "batch": 16, "epochs": 1, "precision": "float32"}
+    made = ikebana.fit(paper_photos, "baseline", run=tmp_path / "all", all=True, **choices)
+    shipped = ikebana.export(made, tmp_path / "all.onnx")
+    assert "accuracy" not in shipped.about["parity"]
+    told = pages.facts(shipped)
+    assert told.note == made.evaluation.note
+    assert "trained once more" in told.note
+    assert "of the network that was scored" in repr(shipped)
+    assert pages.facts(paper_classifier).note == ""
+
+
 def test_photos_that_moved_are_found_where_they_are_and_others_are_refused(
     copied, paper_photos, paper_model, tmp_path, at_once
 ):
@@ -223,6 +236,12 @@ def test_a_run_from_an_archive_is_tried_on_the_archives_members(copied, paper_ph
         assert (tmp_path / "out.onnx").read_bytes() == paper_model.read_bytes()
 
 
+def test_a_run_of_a_name_that_no_folder_can_have_is_refused_before_photos_are_looked_for(tmp_path):
+    with pytest.raises(RunError, match="too long") as refusal:
+        ikebana.fit(tmp_path / "gone", "baseline", run=tmp_path / ("n" * 300))
+    assert refusal.value.advice
+
+
 def test_an_unfinished_run_and_a_name_of_no_model_file_are_refused(copied, tmp_path):
     with pytest.raises(ModelError, match=r"ends in \.onnx"):
         ikebana.export(copied, tmp_path / "flowers.pt")
@@ -236,6 +255,34 @@ def test_an_unfinished_run_and_a_name_of_no_model_file_are_refused(copied, tmp_p
 def test_a_damaged_calibration_is_refused(text, copied, tmp_path):
     (copied.folder / "calibration.json").write_text(text)
     refused(RunError, "calibration.json", copied, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("evaluation.json", "{}"),
+        ("evaluation.json", "[]"),
+        ("evaluation.json", "3"),
+        ("evaluation.json", '{"accuracy": "high"}'),
+        ("classification_report.txt", None),
+        ("source.json", "{}"),
+        ("source.json", "[]"),
+        ("source.json", '{"photos": "here", "fingerprint": "", "classes": "ab"}'),
+        ("source.json", '{"photos": 3, "fingerprint": "", "classes": ["a", "b"]}'),
+    ],
+)
+def test_a_damaged_run_is_refused_by_the_name_of_the_file_with_advice(name, text, copied, tmp_path):
+    damaged = copied.folder / name
+    damaged.write_text(text) if text is not None else damaged.unlink()
+    refusals = [refused(RunError, name, copied.folder, tmp_path)]
+    with pytest.raises(RunError, match=name) as of_score:
+        _ = ikebana.open_run(copied.folder).evaluation
+    refusals.append(of_score.value)
+    if name == "source.json":
+        with pytest.raises(RunError, match=name) as of_answers:
+            ikebana.predict(copied.folder, [])
+        refusals.append(of_answers.value)
+    assert all(each.where and each.advice for each in refusals)
 
 
 # --- int8 ---
@@ -255,6 +302,23 @@ def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_ph
     squares = np.stack([small.opened(each) for each in good_photos])
     exact = ikebana.load(paper_model).look(squares).probabilities
     assert np.abs(small.look(squares).probabilities - exact).max() < 0.1
+
+
+@pytest.mark.parametrize("enough", [1, 3, 10_000])
+def test_int8_is_judged_by_photos_for_choices_unless_they_are_too_few(enough, paper_run, paper_photos, monkeypatch):
+    monkeypatch.setattr(quantised, "ENOUGH", enough)
+    validation = again.find(paper_run, paper_photos)["validation"]
+    choosing = [each for each in validation if split.for_choices([each.sha256])[0]]
+    assert 3 <= len(choosing) < len(validation)
+    assert quantised.judging(validation) == (choosing if len(choosing) >= enough else validation)
+
+
+def test_int8_says_how_many_photos_it_was_judged_by(copied, tmp_path, at_once, monkeypatch):
+    monkeypatch.setattr(quantised, "MARGIN", 1.0)
+    monkeypatch.setattr(quantised, "ENOUGH", 1)
+    small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
+    hashes = copied.dataset.filter(split="validation")["sha256"]
+    assert small.about["int8"]["validation_photos"] == split.for_choices(hashes).sum() < len(hashes)
 
 
 def test_int8_without_validation_photos_is_refused(copied, tmp_path, at_once):

@@ -36,6 +36,16 @@ def test_hidden_files_of_a_folder_are_counted_and_one_that_was_named_is_taken(ph
     assert names(photos, "a/.hidden.jpg") == ["a/.hidden.jpg"]
 
 
+@pytest.mark.parametrize("name", ["n" * 300, "~nobody-of-that-name/a.jpg"])
+def test_a_line_with_a_name_that_no_file_can_have_is_told_of_and_the_next_is_looked_at(photos, name):
+    first, second = loose.search([], iter([f"{name}\n", f"{photos}/single.jpg\n"]))
+    assert first.path == name
+    assert not loose.can_open(first)
+    assert loose.can_open(second)
+    with pytest.raises(PhotosError, match="no such file or folder"):
+        loose.search(name)
+
+
 def test_what_is_not_there_is_refused_by_name(photos):
     for source in ("gone.jpg", "*.tif"):
         with pytest.raises(PhotosError, match="no such file") as refused:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import drawing, encoded, noisy
 from PIL import Image
-from serving import BLUE, GREY, RED, running
+from serving import BLUE, GREY, RED, Colours, running
 
 from ikebana.errors import ModelError
 from ikebana.shipping import pages, web
@@ -83,6 +83,21 @@ def test_a_chosen_photo_gets_its_picture_its_class_and_a_bar_for_each(visit, ser
     page.wait_for_timeout(700)  # the bars have grown
     wide, full = (card.locator(f"{each} >> nth=0").bounding_box()["width"] for each in (".fill", ".track"))
     assert wide == pytest.approx(full, abs=1)
+
+
+def test_a_score_that_is_not_of_what_ships_comes_with_the_note_that_says_so(visit, served):
+    plain = visit(served.url)
+    plain.wait_for_selector("body[data-ready]")
+    assert "photos that it had never seen" in plain.locator("#about").inner_text()
+    note = "What ships was trained once more, alike, on all 400 photos."
+    scores = {**served.colours.about["scores"], "note": note}
+    with running(Colours(about={"scores": scores})) as other:
+        page = visit(other.url)
+        page.wait_for_selector("body[data-ready]")
+        about = page.locator("#about").inner_text()
+    assert about.endswith(note)
+    assert "photos that it had never seen" not in about
+    assert "network that was scored" in about
 
 
 def test_many_photos_are_answered_each_in_words_and_read_out(visit, served):

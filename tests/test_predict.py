@@ -294,6 +294,23 @@ def test_models_that_are_none_are_refused_before_photos_are_looked_for(tmp_path)
             ikebana.predict(model, tmp_path / "gone.jpg")
 
 
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 300 + ".onnx", "~nobody-of-that-name/run"])
+def test_a_model_of_a_name_that_no_file_can_have_is_refused(name, tmp_path):
+    for place in (name, tmp_path / name):
+        with pytest.raises((ModelError, RunError)) as refusal:
+            ikebana.predict(place, tmp_path)
+        assert str(refusal.value.where) == str(place)
+
+
+def test_a_name_that_is_too_long_is_one_row_and_the_photos_after_it_are_predicted(paper_model, good_photos, tmp_path):
+    lines = iter([f"{'n' * 300}\n", f"{good_photos[0]}\n"])
+    prediction.command(paper_model, [], lines, out=tmp_path / "out.csv")
+    rows = pl.read_csv(tmp_path / "out.csv").to_dicts()
+    assert [row["path"] for row in rows] == ["n" * 300, str(good_photos[0])]
+    assert "too long" in rows[0]["status"]
+    assert rows[1]["status"] == "used"
+
+
 def test_if_nothing_can_be_used_that_is_an_error_and_there_is_no_table(paper_model, tmp_path):
     (tmp_path / "a.jpg").write_text("no photo")
     with pytest.raises(PhotosError, match="none of 1 paths"):

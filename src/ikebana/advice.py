@@ -46,7 +46,7 @@ IN_WORDS: dict[Trained, str] = {
 class Supply:
     """How many photos there are to learn from."""
 
-    photos: int  # training and validation photos
+    photos: int  # training photos, and validation photos for choices
     sealed: int  # test photos, which nobody looked at
     a_class: int  # training photos: half of the classes have at least so many
     smallest: tuple[str, int]  # the class with the fewest training photos, and how many

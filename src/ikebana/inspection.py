@@ -128,20 +128,36 @@ def _write_findings(folder: Path, looked: Audit, keep: Kept, recipe: Recipe) -> 
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:
+    """The table, and what was done for doubt alone, since that moves the score and not only the network."""
     cleaning.write(file, dataset, cleaned)
     progress.say(
         f"{file}: {cleaned.kept.height:,} photos, {cleaned.relabelled:,} of them relabelled; "
         f"{cleaned.dropped.height:,} dropped: {cleaning.dropped_beside(file)} says why"
     )
+    if cleaned.spared:
+        progress.say(
+            f"{cleaned.spared:,} test photo{'s' * (cleaned.spared != 1)} left alone though the label is doubted: "
+            "no network may choose what it is scored on"
+        )
+    if cleaned.doubted and "split" not in cleaned.kept.columns:
+        progress.say(
+            f"{cleaned.doubted:,} photo{'s' * (cleaned.doubted != 1)} dropped or relabelled for doubt before the split: "
+            "unless somebody looked at them, the score will be kinder than the truth"
+        )
 
 
 def _advice(dataset: Dataset, keep: Kept, recipe: Recipe) -> Advice:
-    """Judge by what a frozen network sees in training and validation photos. The test photos stay sealed."""
+    """Judge by what a frozen network sees in training photos and in the validation photos for choices.
+
+    The others of the validation photos, by which confidence is found, and the test photos stay sealed.
+    """
     from ikebana.learning import inference, probe
     from ikebana.learning.forecast import prepared
 
     parts = inference.parts(dataset, keep.pixels)
-    photos = inference.joined(parts["train"], parts["validation"])
+    choosing, by = parts["validation"], parts["validation"].for_choices
+    choosing = replace(choosing, rows=choosing.rows[by], labels=choosing.labels[by], for_choices=by[by])
+    photos = inference.joined(parts["train"], choosing)
     looked_at, groups = probe.sampled(photos, split.groups(dataset.photos[photos.rows]))
     folds = probe.dealt(looked_at.labels, groups, dataset.source)
     setting = prepared(recipe, len(dataset.classes))

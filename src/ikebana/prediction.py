@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -169,7 +170,7 @@ def model_there(model: Model) -> Classifier | Run:
     if isinstance(model, Classifier | Run):
         return model
     place = Path(model)
-    return classifier.load(place) if place.is_file() or place.suffix == ".onnx" else open_run(place)
+    return classifier.load(place) if os.path.isfile(place) or place.suffix == ".onnx" else open_run(place)
 
 
 def classifier_of(there: Classifier | Run) -> tuple[Classifier, str]:

@@ -20,6 +20,7 @@ checkpoint*.safetensors     where an unfinished training stands
 import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ from ikebana.trust.evaluation import Evaluation
 
 DEALT = ("path", "label", "split", "sha256")  # what must be the same for a run to go on
 NAMED = 5  # photos of a kind, at most, in a message
+AGAIN = "a copy of this run that is whole, or the same once more: ikebana fit PHOTOS --recipe RUN/recipe.json"
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,14 @@ class Run:
 
     @functools.cached_property
     def source(self) -> dict[str, Any]:
-        """Where the photos are: `photos`, `fingerprint`, `classes`."""
-        return self.read_json("source.json")
+        """Where the photos are: `photos`, `fingerprint`, `classes`.
+
+        raises  RunError if the file is damaged
+        """
+        found = self.read_json("source.json")
+        if wrong := _wrong_source(found):
+            raise RunError(f"source.json is damaged: {wrong}", where=self.folder, advice=AGAIN)
+        return found
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -89,12 +97,15 @@ class Run:
     def evaluation(self) -> Evaluation:
         """How good it is on the sealed test photos.
 
-        raises  RunError if the run has not finished
+        raises  RunError if the run has not finished, or a file of it is damaged or gone
         """
         if not self.finished:
             raise RunError("this run has not finished", where=self.folder, advice=f"ikebana fit --resume {self.folder}")
-        report = (self.folder / "classification_report.txt").read_text("utf-8")
-        return evaluation.from_json(self.read_json("evaluation.json"), report)
+        report = self.read_text("classification_report.txt")
+        try:
+            return evaluation.from_json(self.read_json("evaluation.json"), report)
+        except ValueError as error:
+            raise RunError(f"evaluation.json is damaged: {error}", where=self.folder, advice=AGAIN) from None
 
     @property
     def calibration(self) -> Calibration:
@@ -107,7 +118,7 @@ class Run:
         try:
             return calibration.from_json(self.read_json("calibration.json"))
         except ValueError as error:
-            raise RunError(f"calibration.json is damaged: {error}", where=self.folder) from None
+            raise RunError(f"calibration.json is damaged: {error}", where=self.folder, advice=AGAIN) from None
 
     @property
     def dataset(self) -> pl.DataFrame:
@@ -140,6 +151,13 @@ class Run:
             ) from None
         except (ValueError, OSError) as error:
             raise RunError(f"{name} cannot be read: {error}", where=self.folder) from None
+
+    def read_text(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text("utf-8")
+        except (ValueError, OSError) as error:
+            told = getattr(error, "strerror", None) or error
+            raise RunError(f"{name} cannot be read: {told}", where=self.folder, advice=AGAIN) from None
 
     def read_table(self, name: str) -> pl.DataFrame:
         try:
@@ -283,6 +301,17 @@ def begin(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environme
     return Run(place)
 
 
+def _wrong_source(values: Any) -> str:
+    """What of a run's source.json is missing or of another kind; nothing if it is as `begin` wrote it."""
+    if not isinstance(values, dict):
+        return "it is no record"
+    wrong = [name for name in ("photos", "fingerprint") if not isinstance(values.get(name), str)]
+    classes = values.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(each, str) for each in classes):
+        wrong.append("classes")
+    return f"{' and '.join(wrong)} cannot be told from it" if wrong else ""
+
+
 def _changes(began: pl.DataFrame, photos: pl.DataFrame) -> str:
     """Some of the photos that are not as they were when the run began, by name: what happened to them, most grave first."""
     both = began.join(photos.select(*DEALT, "status"), on="path", how="full", suffix="_now", coalesce=True)
@@ -308,11 +337,19 @@ def _changes(began: pl.DataFrame, photos: pl.DataFrame) -> str:
 def check_free(folder: str | Path | None) -> None:
     """Refuse a folder with something in it before any work is done.
 
-    raises  RunError if it is a file or not empty
+    raises  RunError if it is a file or not empty, or if no folder can have that name
     """
-    place = Path(folder).expanduser() if folder is not None else None
-    if place is None or not place.exists():
+    if folder is None:
         return
+    place = Path(folder).expanduser()
+    try:
+        os.stat(place)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(
+            f"this folder cannot be made: {error.strerror}", where=place, advice="another --run DIR"
+        ) from None
     if not place.is_dir() or any(place.iterdir()):
         advice = f"ikebana fit --resume {place}" if (place / "recipe.json").exists() else "another --run DIR"
         raise RunError("this folder is taken", where=place, advice=advice)
@@ -323,8 +360,8 @@ def open_run(folder: str | Path) -> Run:
 
     raises  RunError if it is none
     """
-    run = Run(Path(folder).expanduser())
-    if not run.folder.is_dir():
+    run = Run(Path(os.path.expanduser(folder)))
+    if not os.path.isdir(run.folder):
         raise RunError(
             "there is no such run", where=folder, advice="a folder that fit made, such as runs/baseline-7f3a"
         )

@@ -8,7 +8,7 @@
 import csv
 import io
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ MEANT = {
 }
 KEEP_ONE = MEANT["twins"]  # of several photos; of all other findings every photo is dropped
 OF_NO_PHOTO = ("imbalance", "few", "empty_class", "shortcut", "leak")  # what no single row is to blame for
+DOUBT = MEANT["doubtful"]  # what a network says against a label, which nobody has looked at yet
 WHY = "why"
 
 
@@ -53,6 +54,8 @@ class Cleaned:
 
     kept: pl.DataFrame  # path, label, [split], [group], why: null in rows that are as they were
     dropped: pl.DataFrame  # path, label, why
+    doubted: int = 0  # photos that are dropped or relabelled because a network doubts their label
+    spared: int = 0  # test photos that stay as they are though their label is doubted
 
     @property
     def relabelled(self) -> int:
@@ -98,10 +101,14 @@ def cleaned(
     """The photos without those that are to go, and with the labels that are to change.
 
     Photos that cannot be read are always left out. Of twins one stays: a test photo before others, so that the score stays
-    comparable, else the largest. A photo that is to be relabelled is not dropped for the same doubt.
+    comparable, else the largest. A photo that is to be relabelled is not dropped for the same doubt. Test photos of a given
+    split stay as they are whatever a network doubts: it would choose what it is scored on.
 
     split_given  whether the photos came with a split, which is then kept; one that was made here is made anew by `fit`
     """
+    sealed = set(dataset.photos.filter(pl.col("split") == "test")["path"]) if split_given else set()
+    spared = _doubted_in(sealed, found, (*drop, *relabel))
+    found = _without(sealed, found)
     before = dict(dataset.photos.select("path", "label").iter_rows())
     labels = {
         path: (each.label, f"was {before[path]}: {_because(each)}")
@@ -115,7 +122,24 @@ def cleaned(
         if each.kind not in KEEP_ONE and not (each.label is not None and each.paths[0] in labels):
             gone |= {path: _because(each) for path in each.paths if path not in gone}
     gone |= dict(_but_one([each for each in to_drop if each.kind in KEEP_ONE], dataset, gone.keys()))
-    return _tables(dataset, gone, labels, split_given)
+    result = _tables(dataset, gone, labels, split_given)
+    for_doubt = {path for each in to_drop if each.kind in DOUBT for path in each.paths if gone.get(path) == _because(each)}
+    return replace(result, doubted=len(for_doubt) + result.relabelled, spared=len(spared - gone.keys()))
+
+
+def _doubted_in(paths: Collection[str], found: Sequence[Finding], choices: Sequence[Choice]) -> set[str]:
+    """Those of the photos that would be dropped or relabelled for doubt."""
+    taken = [each for each in found if each.kind in DOUBT and any(choice.takes(each) for choice in choices)]
+    return {path for each in taken for path in each.paths if path in paths}
+
+
+def _without(paths: Collection[str], found: Sequence[Finding]) -> list[Finding]:
+    """The findings, with none of these photos left in those that are doubts."""
+    kept = [
+        replace(each, paths=tuple(path for path in each.paths if path not in paths)) if each.kind in DOUBT else each
+        for each in found
+    ]
+    return [each for each in kept if each.paths or each.kind not in DOUBT]
 
 
 def _because(finding: Finding) -> str:

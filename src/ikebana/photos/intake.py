@@ -1,5 +1,6 @@
 """A folder, an archive or a table of photos becomes a Dataset, whatever shape it comes in."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,14 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
 
     raises  PhotosError if there is nothing to learn from: no such place, no class folders, one class only
     """
-    place = Path(source).expanduser()
+    place = Path(os.path.expanduser(source))
     name = place.name.lower()
-    if place.is_dir():
+    if os.path.isdir(place):  # pathlib's own question ends in an error where a name is too long to be asked for
         dataset = folder.read(place)
-    elif not place.exists():
-        raise PhotosError("there is no such folder, archive or table", where=source, advice=_similar(place))
-    elif not place.is_file():
+    elif not os.path.exists(place):
+        what = f"there is no such folder, archive or table{_hindrance(place)}"
+        raise PhotosError(what, where=source, advice=_similar(place))
+    elif not os.path.isfile(place):
         raise PhotosError(
             "this is neither a folder nor a file that can be read twice", where=source, advice="a file on the disk"
         )
@@ -92,6 +94,17 @@ def in_order(classes: tuple[str, ...], class_order: tuple[str, ...], source: str
             advice="name each class once",
         )
     return class_order
+
+
+def _hindrance(place: Path) -> str:
+    """What the system says of a place that it cannot look for; nothing of one that is just not there."""
+    try:
+        os.stat(place)
+    except (FileNotFoundError, ValueError):
+        return ""
+    except OSError as error:
+        return f": {error.strerror}"
+    return ""
 
 
 def _similar(place: Path) -> str | None:

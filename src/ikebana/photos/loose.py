@@ -1,6 +1,7 @@
 """Photos without labels: any files, folders, globs or archives, to be predicted."""
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ class Search:
             yield from self._below(place)
         for line in self.listed or ():
             if line.rstrip("\r\n"):
-                yield from self._below(Path(line.rstrip("\r\n")).expanduser())
+                yield from self._below(Path(os.path.expanduser(line.rstrip("\r\n"))))
 
     def count(self) -> int:
         """How many paths there are; 0 if nobody knows yet."""
@@ -47,9 +48,9 @@ class Search:
     def _below(self, place: Path) -> Iterator[LoosePhoto]:
         if "\0" in str(place):
             yield LoosePhoto(str(place).replace("\0", "\\0"), NOWHERE, "there is no such file")
-        elif place.is_dir():
+        elif os.path.isdir(place):  # pathlib's own question ends in an error where a name is too long
             yield from self._scanned(place, f"{place}/")
-        elif place.is_file() and place.name.lower().endswith(ARCHIVES):
+        elif os.path.isfile(place) and place.name.lower().endswith(ARCHIVES):
             if place not in self.unpacked:
                 self.unpacked[place] = archive.unpack(place)
             inside = self.unpacked[place]
@@ -90,8 +91,8 @@ def find(sources: str | Path | Iterable[str | Path]) -> tuple[list[LoosePhoto], 
 
 def _places(source: str | Path) -> list[Path]:
     """The source itself if it exists, else what it matches as a glob: a file may well be called `a[1].jpg`."""
-    place = Path(source).expanduser()
-    if place.exists() or place.is_symlink():
+    place = Path(os.path.expanduser(source))
+    if os.path.lexists(place):
         return [place]
     matches = sorted(glob.glob(str(place), recursive=True))
     if not matches:

@@ -102,8 +102,9 @@ class Classifier:
         return prediction.said(probabilities.tolist(), self.classes, self.threshold, path)
 
     def __repr__(self) -> str:
-        accuracy = (self.about.get("scores") or {}).get("accuracy")
-        score = f", accuracy {accuracy:.3f}" if isinstance(accuracy, float) else ""
+        scores = self.about.get("scores") or {}
+        accuracy, whose = scores.get("accuracy"), " of the network that was scored" if scores.get("note") else ""
+        score = f", accuracy {accuracy:.3f}{whose}" if isinstance(accuracy, float) else ""
         return f"Classifier({len(self.classes)} classes: {', '.join(self.classes[:8])}{score})"
 
 

@@ -9,6 +9,7 @@ source  ONNX, onnx/onnx.proto: the numbers of the fields; protobuf's wire format
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,8 +52,8 @@ def read(file: str | Path) -> bytes:
 
     raises  ModelError if there is none, or it is too large to be one
     """
-    place = Path(file).expanduser()
-    if place.is_dir():
+    place = Path(os.path.expanduser(file))
+    if os.path.isdir(place):
         advice = f"ikebana export {place} flowers.onnx, if it is a run"
         raise ModelError("this is a folder, not a model file", where=file, advice=advice)
     try:

@@ -40,9 +40,10 @@ class Facts:
 
     classes: list[str]
     threshold: float | None  # the confidence below which the answer is "not sure"
-    accuracy: float | None  # on photos that it had not seen
+    accuracy: float | None  # of the network that was scored, on photos that it had not seen
     accuracy_interval: list[float] | None  # 95 %
     photos: int | None  # how many these were
+    note: str  # what one must know to read the score rightly: another network ships than was scored; "" if nothing
 
 
 def facts(classifier: Told) -> Facts:
@@ -51,6 +52,7 @@ def facts(classifier: Told) -> Facts:
     scores = scores if isinstance(scores, Mapping) else {}
     accuracy, photos, interval = (scores.get(name) for name in ("accuracy", "n", "accuracy_interval"))
     whole = _share(accuracy) and type(photos) is int and photos > 0
+    note = scores.get("note")
     ends = whole and isinstance(interval, list | tuple) and len(interval) == 2 and all(map(_share, interval))
     return Facts(
         list(classifier.classes),
@@ -58,6 +60,7 @@ def facts(classifier: Told) -> Facts:
         accuracy if whole else None,
         [float(end) for end in interval] if ends and isinstance(interval, list | tuple) else None,
         photos if whole else None,
+        note if whole and isinstance(note, str) else "",
     )
 
 

@@ -1,7 +1,7 @@
 """The network in whole numbers of 8 bits: a quarter of the size, and faster where the processor has instructions for it.
 
 Which numbers the layers' outputs take is found out on training photos. Rounding moves probabilities, so such a file is not
-held against torch's probabilities but against accuracy: on the validation photos, beside the file in float32.
+held against torch's probabilities but against accuracy: on validation photos for choices, beside the file in float32.
 
 source  onnxruntime's quantisation: docs/performance/model-optimizations/quantization.md in its repository
 """
@@ -21,11 +21,13 @@ from onnx import ModelProto
 
 from ikebana import progress
 from ikebana.errors import ModelError
+from ikebana.photos.split import for_choices
 from ikebana.shipping import again, parity, runtime
 from ikebana.shipping.again import Known
 from ikebana.shipping.classifier import BATCH, Classifier
 
 MARGIN = 0.01  # of validation accuracy that may be lost
+ENOUGH = 100  # photos: of fewer, a single one is more than the margin
 SHOWN = 128  # training photos that the layers' ranges are found by
 SPARED = 10  # one of so many convolutions, from the first on, stays in float32
 ROUNDS = 5  # of the speed's measurement
@@ -47,17 +49,18 @@ def of(
         raise ModelError("there are no validation photos to try int8 on", advice="ikebana export without --int8")
     small = _quantised(network, exact, parts["train"])
     rounded = opened(small)
-    before, after, same = _accuracies(exact, rounded, parts["validation"])
+    judges = judging(parts["validation"])
+    before, after, same = _accuracies(exact, rounded, judges)
     if before - after > MARGIN:
         raise ModelError(
-            f"in int8 the accuracy on {len(parts['validation'])} validation photos falls from {before:.3f} to {after:.3f}, "
+            f"in int8 the accuracy on {len(judges)} validation photos falls from {before:.3f} to {after:.3f}, "
             f"by more than {MARGIN}",
             advice="ikebana export without --int8, or another network",
         )
     progress.say(_speed(exact, rounded, parts["validation"][:BATCH]))
     figures = {
         "judged_by": "accuracy on validation photos, beside the same network in float32",
-        "validation_photos": len(parts["validation"]),
+        "validation_photos": len(judges),
         "accuracy_in_float32": before,
         "accuracy_in_int8": after,
         "margin": MARGIN,
@@ -66,6 +69,14 @@ def of(
         "network_bytes_in_int8": small.ByteSize(),
     }
     return small, figures
+
+
+def judging(validation: Sequence[Known]) -> list[Known]:
+    """The photos that the decision is made by: those for choices, so that the others serve confidence alone; all, if these
+    are too few to see the margin."""
+    choosing = for_choices(each.sha256 for each in validation)
+    found = [each for each, chosen in zip(validation, choosing, strict=True) if chosen]
+    return found if len(found) >= ENOUGH else list(validation)
 
 
 def summary(figures: dict[str, Any]) -> str:

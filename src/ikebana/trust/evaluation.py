@@ -75,18 +75,27 @@ class Evaluation:
 
 
 def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
-    """The evaluation that `to_json` wrote."""
-    return Evaluation(
-        **{
-            **values,
-            "accuracy_interval": tuple(values["accuracy_interval"]),
-            "classes": tuple(values["classes"]),
-            "confusion": tuple(tuple(row) for row in values["confusion"]),
-            "per_class": {name: PerClass(**each) for name, each in values["per_class"].items()},
-            "leakage": leakage.from_json(values["leakage"]) if values.get("leakage") is not None else None,
-        },
-        report=report,
-    )
+    """The evaluation that `to_json` wrote.
+
+    raises  ValueError if it is none
+    """
+    try:
+        low, high = map(float, values["accuracy_interval"])
+        return Evaluation(
+            **{
+                **values,
+                "accuracy": float(values["accuracy"]),
+                "accuracy_interval": (low, high),
+                "n": int(values["n"]),
+                "classes": tuple(values["classes"]),
+                "confusion": tuple(tuple(row) for row in values["confusion"]),
+                "per_class": {name: PerClass(**each) for name, each in values["per_class"].items()},
+                "leakage": leakage.from_json(values["leakage"]) if values.get("leakage") is not None else None,
+            },
+            report=report,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def evaluate(

@@ -99,12 +99,14 @@ function say(words) {
   }, 150);
 }
 
-function told({ classes, accuracy, accuracy_interval: interval, photos }) {
+function told({ classes, accuracy, accuracy_interval: interval, photos, note }) {
   const shown = classes.length > 12 ? [...classes.slice(0, 11), `${classes.length - 11} more`] : classes;
   const apart = `Tells apart ${listed(shown)}.`;
   if (accuracy === null) return apart;
   const within = interval ? ` (between ${percent(interval[0])} and ${percent(interval[1])})` : "";
-  return `${apart} On ${photos} photos that it had never seen, it was right in ${percent(accuracy)}${within}.`;
+  const who = note ? "the network that was scored" : "it";
+  const score = `On ${photos} photos that ${who} had never seen, it was right in ${percent(accuracy)}${within}.`;
+  return [apart, score, note].filter(Boolean).join(" ");
 }
 
 function footnote({ threshold }) {
