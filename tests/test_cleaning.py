@@ -122,7 +122,12 @@ def in_given_parts(place):
 def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
     dataset, found = in_given_parts(tmp_path)
     before = dataset.photos.filter(split="test").select("path", "label")
-    for drop, relabel in (("doubtful", ""), ("", "doubtful"), ("doubtful", "doubtful>0.95"), ("twins,doubtful>0.9", "")):
+    for drop, relabel in (
+        ("doubtful", ""),
+        ("", "doubtful"),
+        ("doubtful", "doubtful>0.95"),
+        ("twins,doubtful>0.9", ""),
+    ):
         result = cleaned(dataset, found, words(drop), words(relabel, "--relabel"), split_given=True)
         assert result.kept.filter(split="test").select("path", "label").equals(before)
         surer = [each for each in (0.99, 0.7) if ">0.9" not in drop or each > 0.9]
@@ -166,8 +171,8 @@ def test_a_choice_that_cannot_be_carried_out_is_refused_with_another(text, flag)
 def test_words_for_which_nothing_was_found_are_told(photos):
     _, found = opened(photos)
     assert cleaning.in_vain(words("twins,unreadable,contradictions"), found) == []
-    assert cleaning.in_vain(words("twin, doubtful>0.5"), [*found, doubt("a/4.jpg", "b", 0.4)]) == [
-        "twin",
+    assert cleaning.in_vain(words("odd, doubtful>0.5"), [*found, doubt("a/4.jpg", "b", 0.4)]) == [
+        "odd",
         "doubtful>0.5",
     ]
 
@@ -222,16 +227,27 @@ def test_given_groups_and_parts_are_written_too(tmp_path):
         ]
 
 
-def test_no_file_is_written_over_but_the_tables_own(photos, tmp_path):
+def test_no_file_is_written_over_be_it_one_of_ours_that_somebody_mended(photos, tmp_path):
     dataset, found = opened(photos)
     file = tmp_path / "cleaned.csv"
+    cleaning.check_writable(file)
     cleaning.write(file, dataset, cleaned(dataset, found))
-    cleaning.check_writable(file, str(photos))
-    file.write_text("path,label\nmine,a\n")
-    with pytest.raises(PhotosError, match="it stays"):
-        cleaning.check_writable(file, str(photos))
+    for there in (file, cleaning.dropped_beside(file)):
+        with pytest.raises(PhotosError, match="it stays"):
+            cleaning.check_writable(file)
+        there.unlink()
+    cleaning.check_writable(file)
     with pytest.raises(RecipeError, match="parquet"):
-        cleaning.check_writable(tmp_path / "cleaned.parquet", str(photos))
+        cleaning.check_writable(tmp_path / "cleaned.parquet")
+
+
+@pytest.mark.parametrize(
+    "word", ["nonsense", "contradiction", "doubtful>2", "doubtful>nan", "doubtful>-1", "imbalance"]
+)
+def test_words_that_mean_nothing_are_refused_with_those_that_do(word):
+    with pytest.raises(RecipeError) as refusal:
+        cleaning.chosen([word], "--drop")
+    assert "doubtful" in str(refusal.value)
 
 
 def command(*arguments):

@@ -104,3 +104,9 @@ def test_an_evaluation_comes_back_from_json_as_it_was():
     found = evaluation.evaluate(probabilities, labels, names(3), {"train": 1.5})
     again = evaluation.from_json(json.loads(json.dumps(found.to_json())), found.report)
     assert again == found
+
+
+def test_a_class_of_which_nothing_was_tested_is_named_beside_the_score():
+    scored = evaluation.evaluate(np.eye(3)[[0, 0, 2]], np.array([0, 0, 2]), ("a", "b", "c"), {})
+    assert "no photo of b was tested" in repr(scored)
+    assert "was tested" not in repr(evaluation.evaluate(np.eye(3), np.arange(3), ("a", "b", "c"), {}))

@@ -408,3 +408,16 @@ def test_a_file_beside_the_folder_that_holds_the_classes_is_no_class(tmp_path):
     dataset = intake.read(grow(tmp_path, files | {"outer/cover.jpg": photo(9), "outer/README.txt": b"x"}))
     assert dataset.classes == ("a", "b")
     assert status(dataset)["outer/cover.jpg"] == status(dataset)["outer/README.txt"] == "lies outside any class folder"
+
+
+def test_an_empty_path_is_not_the_working_directory():
+    assert "empty path" in refusal("").what
+
+
+def test_rows_that_say_the_same_again_are_counted(tmp_path):
+    grow(tmp_path, two_classes())
+    lines = [f"{name},{name[0]}" for name in two_classes()]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines, *lines[:3]]) + "\n")
+    dataset = intake.read(tmp_path / "t.csv")
+    assert dataset.photos.height == len(lines)
+    assert any(note.startswith("3 rows") for note in dataset.notes)

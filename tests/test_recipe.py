@@ -19,7 +19,8 @@ def test_a_recipe_comes_back_from_json_as_it_was(name):
 @pytest.mark.parametrize(
     ("choice", "value"),
     [
-        ("epochs", 0), ("batch", 0), ("side", 4), ("side", 100_000), ("dropout", 1.0), ("learning_rate", 0.0), ("seed", -1),
+        ("epochs", 0), ("batch", 0), ("side", 4), ("side", 100_000), ("dropout", 1.0), ("learning_rate", 0.0),
+        ("learning_rate", float("inf")), ("learning_rate", float("nan")), ("learning_rate", 1e308), ("seed", -1),
         ("seed", 2**32), ("seed", 2 * 10**13),
         ("split_seed", -1), ("fit", "stretch"), ("split", "random"), ("precision", "float16"), ("parts", (0.5, 0.5)),
         ("parts", (0.5, 0.4, 0.2)), ("parts", (0.0, 0.5, 0.5)), ("parts", (0.8, 0.2, 0.0)), ("class_order", ("a", "a")),

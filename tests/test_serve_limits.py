@@ -8,10 +8,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import fields
 
 import httpx
 import pytest
 from serving import BLUE, GREY, RED, answer, coloured, refused, running
+
+from ikebana.errors import RecipeError
+from ikebana.shipping.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +191,13 @@ def test_the_command_says_where_it_is_answers_and_ends_well(sign, paper_model, g
             assert (process.returncode, errors) == (0, "")
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("limit", [each.name for each in fields(Limits)])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 0])
+def test_a_limit_that_would_refuse_everything_is_refused_itself(limit, value):
+    if limit == "grace_seconds" and value == 0:
+        assert Limits(grace_seconds=0).grace_seconds == 0
+        return
+    with pytest.raises(RecipeError, match=f"--{limit.replace('_', '-')}"):
+        Limits(**{limit: value})

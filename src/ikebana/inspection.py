@@ -40,7 +40,7 @@ class Audit:
         return tuple(each for each in self.findings if each.kind == "leak")
 
     def __repr__(self) -> str:
-        lines = [files.summary(self.dataset, list(self.findings), "audit(...).findings")]
+        lines = [files.summary(self.dataset, list(self.findings), "--out DIR (in Python: .findings)")]
         lines += [f"  leak: {files.in_short(each)}" for each in self.leaks[:SHOWN]]
         return "\n".join(lines + ([f"\n{self.advice!r}"] if self.advice is not None else []))
 
@@ -65,7 +65,7 @@ def audit(
              RecipeError or MachineError if the network that looks at them cannot be had
     """
     to_drop, to_relabel = cleaning.chosen(drop, "--drop"), cleaning.chosen(relabel, "--relabel")
-    _check(out, write, str(photos), bool(to_drop or to_relabel))
+    _check(out, write, bool(to_drop or to_relabel))
     found = intake.read(photos)
     from ikebana.learning import backbones, networks
 
@@ -105,12 +105,12 @@ def _check_machine(found: Dataset, recipe: Recipe) -> None:
     forecast(found, recipe, prepared(recipe, len(found.classes))).told(recipe)
 
 
-def _check(out: str | Path | None, write: str | Path | None, source: str, acting: bool) -> None:
+def _check(out: str | Path | None, write: str | Path | None, acting: bool) -> None:
     """Refuse what could not be written before any photo is read."""
     if acting and write is None:
         raise RecipeError("--drop and --relabel act on a table", advice="--write cleaned.csv")
     if write is not None:
-        cleaning.check_writable(Path(write).expanduser(), source)
+        cleaning.check_writable(Path(write).expanduser())
     if out is not None:
         folder = Path(out).expanduser()
         taken = folder.is_dir() and any(folder.iterdir()) and not (folder / "audit.json").exists()

@@ -7,7 +7,7 @@ from typing import Any
 from ikebana import progress
 from ikebana import recipe as recipes
 from ikebana import run as runs
-from ikebana.learning import augmentation, backbones, checkpoint, device, fitting, inference, networks
+from ikebana.learning import augmentation, checkpoint, device, fitting, inference, networks
 from ikebana.learning.device import Setting
 from ikebana.learning.forecast import forecast, next_step, prepared
 from ikebana.learning.repeating import differing
@@ -35,8 +35,7 @@ def fit(
     clock = Stopwatch()
     chosen = networks.settled(recipes.sought(recipe, **choices))
     runs.check_free(run)
-    for member in chosen.members:  # what is missing is said before any photo is read
-        backbones.sought(member)
+    fitting.check_weights(chosen)  # what is missing is said before any photo is read
     found = intake.read(photos, chosen.class_order)
     setting = prepared(chosen, len(found.classes))
     chosen = recipes.changed(chosen, precision=setting.number_format)  # so that recipe.json says all

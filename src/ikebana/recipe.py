@@ -129,7 +129,9 @@ def _problems(recipe: Recipe) -> list[str]:
         f"side is {recipe.side}; it must lie between 8 and 2048 pixels, or be 0": recipe.side == 0
         or 8 <= recipe.side <= 2048,
         f"dropout is {recipe.dropout}; it must be at least 0 and below 1": 0 <= recipe.dropout < 1,
-        f"learning rate is {recipe.learning_rate}; it must be above 0": recipe.learning_rate > 0,
+        f"learning rate is {recipe.learning_rate}; it must lie above 0 and not above 1e30": 0
+        < recipe.learning_rate
+        <= 1e30,
         f"batch is {recipe.batch}; it must be at least 1": recipe.batch >= 1,
         f"epochs is {recipe.epochs}; it must be at least 1": recipe.epochs >= 1,
         f"seed is {recipe.seed}; it must lie between 0 and {LARGEST_SEED:,}": 0 <= recipe.seed <= LARGEST_SEED,

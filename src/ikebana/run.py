@@ -334,8 +334,10 @@ def _changes(began: pl.DataFrame, photos: pl.DataFrame) -> str:
     return "".join(lines)
 
 
-def check_free(folder: str | Path | None) -> None:
+def check_free(folder: str | Path | None, flag: str = "--run") -> None:
     """Refuse a folder with something in it before any work is done.
+
+    flag    by which another one is named
 
     raises  RunError if it is a file or not empty, or if no folder can have that name
     """
@@ -351,7 +353,7 @@ def check_free(folder: str | Path | None) -> None:
             f"this folder cannot be made: {error.strerror}", where=place, advice="another --run DIR"
         ) from None
     if not place.is_dir() or any(place.iterdir()):
-        advice = f"ikebana fit --resume {place}" if (place / "recipe.json").exists() else "another --run DIR"
+        advice = f"ikebana fit --resume {place}" if (place / "recipe.json").exists() else f"another {flag} DIR"
         raise RunError("this folder is taken", where=place, advice=advice)
 
 

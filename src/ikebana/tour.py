@@ -80,7 +80,7 @@ def _free_folder(out: str | Path | None) -> Path:
     from ikebana.run import check_free
 
     if out is not None:
-        check_free(out)
+        check_free(out, "--out")
         return Path(out)
     names = (Path("ikebana-demo" if number == 1 else f"ikebana-demo-{number}") for number in range(1, 10_000))
     return next(place for place in names if not place.exists())

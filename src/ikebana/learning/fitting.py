@@ -60,6 +60,17 @@ def course(recipe: Recipe, classes: int, parts: dict[str, Photos], pixels: str, 
     return Course(network, layers, pretrained, tuple(lessons))
 
 
+def check_weights(recipe: Recipe) -> None:
+    """Have the pretrained weights on this machine, and see that those of a file of the user's fit.
+
+    raises  RecipeError or MachineError if they cannot be had, or are of another network
+    """
+    for its in recipe.members:
+        backbones.sought(its)
+        if its.weights:
+            backbones.fill(networks.members(networks.build(its, classes=2))[0], its)
+
+
 def lesson(network: nn.Module, recipe: Recipe, parts: dict[str, Photos], origin: Origin, setting: Setting) -> Lesson:
     """What the recipe shows to what; features are computed here, where it learns from kept ones.
 

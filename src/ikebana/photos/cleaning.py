@@ -28,7 +28,11 @@ MEANT = {
     "doubtful": ("doubtful_label",),
 }
 KEEP_ONE = MEANT["twins"]  # of several photos; of all other findings every photo is dropped
-OF_NO_PHOTO = ("imbalance", "few", "empty_class", "shortcut", "leak")  # what no single row is to blame for
+# The kinds of findings that photos can be dropped for; of the others, as `imbalance`, no single row is to blame.
+OF_PHOTOS = (
+    *("unreadable", "identical", "identical_other_label", "near_twin", "near_twin_other_label"),
+    *("doubtful_label", "odd", "blurred", "dark", "bright", "blank", "tiny", "aspect"),
+)
 DOUBT = MEANT["doubtful"]  # what a network says against a label, which nobody has looked at yet
 WHY = "why"
 
@@ -80,9 +84,13 @@ def _choice(word: str, flag: str) -> Choice:
         raise RecipeError(f"{flag} {word!r}: {number!r} is not a number", advice=f"{flag} '{kind}>0.95'") from None
     if flag == "--relabel" and kind not in ("doubtful", "doubtful_label"):
         raise RecipeError(f"{flag} {word!r}: no other label is known for these", advice=f"{flag} 'doubtful>0.95'")
-    if not kind.isidentifier() or kind in OF_NO_PHOTO:
-        known = ", ".join(MEANT)
-        raise RecipeError(f"{flag} {word!r}: no photos can be dropped for that", advice=f"{known}, or a finding's kind")
+    known = ", ".join(dict.fromkeys([*MEANT, *OF_PHOTOS]))
+    if kind not in MEANT and kind not in OF_PHOTOS:
+        raise RecipeError(f"{flag} {word!r}: no photos can be dropped for that", advice=known)
+    if surer_than is not None and not 0 <= surer_than < 1:
+        raise RecipeError(
+            f"{flag} {word!r}: {number} is no confidence, which lies between 0 and 1", advice=f"{flag} '{kind}>0.95'"
+        )
     return Choice(word, MEANT.get(kind, (kind,)), surer_than)
 
 
@@ -123,7 +131,9 @@ def cleaned(
             gone |= {path: _because(each) for path in each.paths if path not in gone}
     gone |= dict(_but_one([each for each in to_drop if each.kind in KEEP_ONE], dataset, gone.keys()))
     result = _tables(dataset, gone, labels, split_given)
-    for_doubt = {path for each in to_drop if each.kind in DOUBT for path in each.paths if gone.get(path) == _because(each)}
+    for_doubt = {
+        path for each in to_drop if each.kind in DOUBT for path in each.paths if gone.get(path) == _because(each)
+    }
     return replace(result, doubted=len(for_doubt) + result.relabelled, spared=len(spared - gone.keys()))
 
 
@@ -183,25 +193,16 @@ def dropped_beside(file: Path) -> Path:
     return file.with_name(f"{file.stem}-dropped{file.suffix}")
 
 
-def check_writable(file: Path, source: str) -> None:
+def check_writable(file: Path) -> None:
     """Refuse to write over what is not ours before any photo is read.
 
-    raises  RecipeError if it is no .csv; PhotosError if a file of another kind, or the user's own table, lies there
+    raises  RecipeError if it is no .csv; PhotosError if there is a file: one of ours may have been mended by hand since
     """
     if file.suffix.lower() != ".csv":
         raise RecipeError(f"the table would be written as {file.suffix or 'nothing'}", advice="--write cleaned.csv")
     for each in (file, dropped_beside(file)):
-        if each.exists() and (each.resolve() == Path(source).expanduser().resolve() or not _is_ours(each)):
-            raise PhotosError("there is a file already, and it stays", where=each, advice="another name")
-
-
-def _is_ours(file: Path) -> bool:
-    try:
-        with file.open(encoding="utf-8") as stream:
-            header = stream.readline().strip()
-    except (OSError, UnicodeDecodeError):
-        return False
-    return header.startswith("path,label") and header.endswith(f",{WHY}")
+        if each.exists():
+            raise PhotosError("there is a file already, and it stays", where=each, advice="another name, or remove it")
 
 
 def write(file: Path, dataset: Dataset, result: Cleaned) -> None:

@@ -19,6 +19,8 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
 
     raises  PhotosError if there is nothing to learn from: no such place, no class folders, one class only
     """
+    if not str(source):  # it would be the working directory
+        raise PhotosError("an empty path was given", advice="the path of a folder, an archive or a table of photos")
     place = Path(os.path.expanduser(source))
     name = place.name.lower()
     if os.path.isdir(place):  # pathlib's own question ends in an error where a name is too long to be asked for

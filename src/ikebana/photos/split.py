@@ -35,11 +35,15 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
     found = set(parts)
     for needed in ("train", "test"):
         if needed not in found:
-            raise PhotosError(
-                f"of {used.height} photos none is left for the {needed} part",
-                where=dataset.source,
-                advice="more photos, at least 3 of each class, or other --parts",
-            )
+            together = len(set(groups(used)))
+            what = f"of {used.height} photos none is left for the {needed} part"
+            advice = "more photos, at least 3 of each class, or other parts of them (fit --parts)"
+            if together < used.height:
+                what += (
+                    f": they are {together} groups of photos that belong together, or of copies, which are never parted"
+                )
+                advice = "smaller groups, or photos of more different things"
+            raise PhotosError(what, where=dataset.source, advice=advice)
     dealt = used.select("path").with_columns(pl.Series("split", parts, pl.String))
     rows = dataset.used_by_row["row"]
     column = pl.Series("split", [None], pl.String).new_from_index(0, dataset.photos.height)

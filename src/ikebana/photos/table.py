@@ -21,9 +21,11 @@ def read(file: Path) -> Dataset:
     raises  PhotosError if columns are missing, a part's name is unknown, or a photo has two labels
     """
     table = _with_columns(_parquet(file) if file.suffix.lower() == ".parquet" else _csv(file), file)
-    table = _with_parts(_once_each(table, file), file)
-    rows = (_row(row, str(file.parent)) for row in table.iter_rows(named=True))
-    return Dataset(str(file), file.parent, gathered(rows, SCHEMA).sort("path"), ())
+    once = _once_each(table, file)
+    again = table.height - once.height
+    notes = (f"{again:,} rows say what another one says already, and count once with it",) if again else ()
+    rows = (_row(row, str(file.parent)) for row in _with_parts(once, file).iter_rows(named=True))
+    return Dataset(str(file), file.parent, gathered(rows, SCHEMA).sort("path"), (), notes=notes)
 
 
 def _with_columns(table: pl.DataFrame, file: Path) -> pl.DataFrame:

@@ -1,7 +1,10 @@
 """What the server takes and what it refuses: every bound in one place, each with its reason."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from ikebana.errors import RecipeError
 
 MEGA = 2**20  # bytes
 
@@ -25,6 +28,14 @@ class Limits:
     upload_seconds: float = bound(60, "that one upload may take")
     answer_seconds: float = bound(60, "from the last byte of an upload to its answer")
     grace_seconds: float = bound(25, "to finish what was accepted when the server is told to stop")
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value, least = getattr(self, each.name), 0 if each.name == "grace_seconds" else 1e-3
+            if not least <= value < math.inf:  # neither is NaN
+                flag = f"--{each.name.replace('_', '-')}"
+                what = f"{flag} is {value:g}; it must be {'at least' if least == 0 else 'above'} 0"
+                raise RecipeError(what, advice=f"{flag} {each.default:g}: {each.metadata['explanation']}")
 
 
 class Refusal(Exception):

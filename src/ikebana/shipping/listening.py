@@ -31,7 +31,7 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        advice = f"--port {port + 1}, or --port 0 for any that is free" if port < 65535 else "--port 8000"
+        advice = f"--port {port + 1}, or --port 0 for any that is free" if 0 < port < 65535 else "--port 8000"
         why = getattr(error, "strerror", None) or str(error)
         raise MachineError(f"the server cannot listen there: {why}", where=f"{host}:{port}", advice=advice) from None
     listener.setblocking(False)

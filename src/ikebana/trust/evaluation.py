@@ -54,8 +54,13 @@ class Evaluation:
 
     def __repr__(self) -> str:
         low, high = self.accuracy_interval
-        note = "".join(f"{line}\n" for line in (self._answers(), self._memory(), self.note) if line)
+        note = "".join(f"{line}\n" for line in (self._untested(), self._answers(), self._memory(), self.note) if line)
         return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos\n{note}\n{self.report}"
+
+    def _untested(self) -> str:
+        """The classes of which no photo was tested, in words; nothing if there are none."""
+        names = [name for name, each in self.per_class.items() if not each.support]
+        return f"no photo of {' and '.join(names)} was tested: the score says nothing of them" if names else ""
 
     def _answers(self) -> str:
         """What saying "not sure" changes, in words."""
