@@ -122,7 +122,12 @@ def in_given_parts(place):
 def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
     dataset, found = in_given_parts(tmp_path)
     before = dataset.photos.filter(split="test").select("path", "label")
-    for drop, relabel in (("doubtful", ""), ("", "doubtful"), ("doubtful", "doubtful>0.95"), ("twins,doubtful>0.9", "")):
+    for drop, relabel in (
+        ("doubtful", ""),
+        ("", "doubtful"),
+        ("doubtful", "doubtful>0.95"),
+        ("twins,doubtful>0.9", ""),
+    ):
         result = cleaned(dataset, found, words(drop), words(relabel, "--relabel"), split_given=True)
         assert result.kept.filter(split="test").select("path", "label").equals(before)
         surer = [each for each in (0.99, 0.7) if ">0.9" not in drop or each > 0.9]

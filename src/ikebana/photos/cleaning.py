@@ -123,7 +123,9 @@ def cleaned(
             gone |= {path: _because(each) for path in each.paths if path not in gone}
     gone |= dict(_but_one([each for each in to_drop if each.kind in KEEP_ONE], dataset, gone.keys()))
     result = _tables(dataset, gone, labels, split_given)
-    for_doubt = {path for each in to_drop if each.kind in DOUBT for path in each.paths if gone.get(path) == _because(each)}
+    for_doubt = {
+        path for each in to_drop if each.kind in DOUBT for path in each.paths if gone.get(path) == _because(each)
+    }
     return replace(result, doubted=len(for_doubt) + result.relabelled, spared=len(spared - gone.keys()))
 
 
