@@ -293,14 +293,6 @@ def test_a_missing_folder_is_refused_with_the_name_that_was_meant(tmp_path):
     assert "neither" in refusal(tmp_path / "flowers/a/1.jpg").what
 
 
-@pytest.mark.parametrize("name", ["n" * 300, "~nobody-of-that-name/flowers", "n" * 300 + ".zip"])
-def test_a_name_that_no_file_can_have_is_refused_like_any_other_that_is_not_there(tmp_path, name):
-    for place in (name, tmp_path / name):
-        with pytest.raises(PhotosError, match="there is no such folder, archive or table") as refusal:
-            intake.read(place)
-        assert refusal.value.where == place
-
-
 def test_the_order_of_the_classes_is_the_users_if_it_names_each_once(tmp_path):
     grow(tmp_path, two_classes())
     assert intake.read(tmp_path, ("b", "a")).classes == ("b", "a")

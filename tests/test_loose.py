@@ -8,7 +8,7 @@ import pytest
 from conftest import grow, photo, two_classes
 
 from ikebana.errors import PhotosError
-from ikebana.photos import loose
+from ikebana.photos import intake, loose
 
 
 def names(folder, *sources):
@@ -44,6 +44,14 @@ def test_a_line_with_a_name_that_no_file_can_have_is_told_of_and_the_next_is_loo
     assert loose.can_open(second)
     with pytest.raises(PhotosError, match="no such file or folder"):
         loose.search(name)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "~nobody-of-that-name/flowers", "n" * 300 + ".zip"])
+def test_a_name_that_no_file_can_have_is_refused_like_any_other_that_is_not_there(tmp_path, name):
+    for place in (name, tmp_path / name):
+        with pytest.raises(PhotosError, match="there is no such folder, archive or table") as refusal:
+            intake.read(place)
+        assert refusal.value.where == place
 
 
 def test_what_is_not_there_is_refused_by_name(photos):

@@ -346,7 +346,7 @@ def check_free(folder: str | Path | None, flag: str = "--run") -> None:
     place = Path(folder).expanduser()
     try:
         os.stat(place)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # of the latter, whoever makes the folder names the file in the way
         return
     except OSError as error:
         raise RunError(
