@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import stat
 import struct
 import tarfile
@@ -346,30 +345,6 @@ def test_what_was_unpacked_and_spoilt_since_is_unpacked_again(tmp_path, ikebana_
     members.unlink() if spoil is None else members.write_text(spoil)
     assert told(tmp_path, plain(["../x.jpg"], "zip")) == first
     assert json.loads(members.read_text())["left"] == [["../x.jpg", "its path leads out of the archive"]]
-
-
-def flipped(photo):
-    photo.write_bytes(bytes([photo.read_bytes()[0] ^ 1]) + photo.read_bytes()[1:])
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        flipped,
-        lambda photo: photo.unlink(),
-        lambda photo: photo.write_bytes(b""),
-        lambda photo: photo.rename(photo.with_name("other.jpg")),
-        lambda photo: photo.with_name("other.jpg").write_bytes(photo.read_bytes()),
-        lambda photo: shutil.rmtree(photo.parent.parent),
-    ],
-)
-def test_photos_that_were_changed_after_unpacking_are_not_trusted(tmp_path, ikebana_cache, spoil):
-    first = told(tmp_path, plain([], "zip"))
-    (folder,) = ikebana_cache.rglob("photos")
-    before = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.jpg")}
-    spoil(folder / min(before))
-    assert told(tmp_path, plain([], "zip")) == first
-    assert {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.jpg")} == before
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])

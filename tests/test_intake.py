@@ -393,23 +393,3 @@ def test_an_archive_of_a_folder_is_the_folder(tmp_path, name, shape):
     assert (packed.classes, packed.ignored) == (plain.classes, plain.ignored)
     assert packed.source == str(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()].count(name) == 1
-
-
-def test_a_file_beside_the_folder_that_holds_the_classes_is_no_class(tmp_path):
-    files = {f"outer/inner/{name}": data for name, data in two_classes().items()}
-    dataset = intake.read(grow(tmp_path, files | {"outer/cover.jpg": photo(9), "outer/README.txt": b"x"}))
-    assert dataset.classes == ("a", "b")
-    assert status(dataset)["outer/cover.jpg"] == status(dataset)["outer/README.txt"] == "lies outside any class folder"
-
-
-def test_an_empty_path_is_not_the_working_directory():
-    assert "empty path" in refusal("").what
-
-
-def test_rows_that_say_the_same_again_are_counted(tmp_path):
-    grow(tmp_path, two_classes())
-    lines = [f"{name},{name[0]}" for name in two_classes()]
-    (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines, *lines[:3]]) + "\n")
-    dataset = intake.read(tmp_path / "t.csv")
-    assert dataset.photos.height == len(lines)
-    assert any(note.startswith("3 rows") for note in dataset.notes)
