@@ -14,6 +14,7 @@ from ikebana import paper, pipeline, places
 from ikebana import recipe as recipes
 from ikebana.learning.learner import Learner
 from ikebana.photos import intake
+from ikebana.run import Run
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -246,6 +247,24 @@ def test_a_disk_that_is_full_or_read_only_is_said_and_the_run_goes_on_when_it_is
     assert not [each for each in place.rglob("*") if "partial" in each.name or each.name.startswith(".tmp")]
     assert len(ikebana.open_run(place / "run").epochs) == 1
     assert ikebana.resume(place / "run").weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_a_disk_that_becomes_read_only_when_all_is_written_leaves_a_finished_run(
+    small_disk, whole, photos, monkeypatch, capsys
+):
+    place, remount = small_disk
+    real = Run.write_json
+
+    def and_then_locked(run, name, *values):
+        real(run, name, *values)
+        if name == "evaluation.json":
+            assert remount("ro")
+
+    monkeypatch.setattr(Run, "write_json", and_then_locked)
+    made = ikebana.fit(photos, "baseline", run=place / "run", **SMALL)
+    assert made.finished
+    assert made.weights.read_bytes() == whole.weights.read_bytes()
+    assert "checkpoint.safetensors is of no use any more" in capsys.readouterr().err
 
 
 def test_what_killed_processes_left_half_written_in_a_run_goes_when_it_goes_on(stopped):

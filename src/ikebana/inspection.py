@@ -155,8 +155,7 @@ def _advice(dataset: Dataset, keep: Kept, recipe: Recipe) -> Advice:
     from ikebana.learning.forecast import prepared
 
     parts = inference.parts(dataset, keep.pixels)
-    choosing, by = parts["validation"], parts["validation"].for_choices
-    choosing = replace(choosing, rows=choosing.rows[by], labels=choosing.labels[by], for_choices=by[by])
+    choosing = parts["validation"].some(parts["validation"].for_choices)
     photos = inference.joined(parts["train"], choosing)
     looked_at, groups = probe.sampled(photos, split.groups(dataset.photos[photos.rows]))
     folds = probe.dealt(looked_at.labels, groups, dataset.source)

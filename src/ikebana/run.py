@@ -220,7 +220,10 @@ class Run:
         self.write_text("classification_report.txt", scored.report)
         self.write_json("evaluation.json", scored.to_json())
         for checkpoint in self.folder.glob("checkpoint*.safetensors"):
-            checkpoint.unlink(missing_ok=True)
+            try:
+                checkpoint.unlink(missing_ok=True)
+            except OSError as error:  # all that counts is written
+                progress.say(f"{checkpoint} is of no use any more and could not be removed: {error.strerror}")
         progress.event("evaluation", **scored.to_json())
         progress.say(f"\n{scored!r}\nfigures: {self.folder / 'figures'}")
 

@@ -45,6 +45,11 @@ class Photos:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def some(self, chosen: np.ndarray) -> "Photos":
+        """Some of them, in the order asked for: int64 or bool."""
+        names = ("rows", "labels", "for_choices", "groups")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+
     def batch(self, chosen: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
         """uint8 [photos, 3, side, side] in the channels-last format, without a copy beyond the gathering; and the labels."""
         rows, labels = self.rows[chosen], torch.from_numpy(self.labels[chosen]).to(device)
@@ -125,7 +130,8 @@ def joined(first: Photos, second: Photos) -> Photos:
     """The photos of both, in that order."""
     names = ("rows", "labels", "for_choices")
     both = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names}
-    apart = first.groups.max(initial=-1) + 1  # numbers are of each part alone, and no group lies in two
+    # Numbers are of each part alone; a group that lies in two parts, as in given ones it may, is two.
+    apart = first.groups.max(initial=-1) + 1
     return replace(first, groups=np.concatenate((first.groups, second.groups + apart)), **both)
 
 
@@ -141,9 +147,7 @@ def for_calibration(validation: Photos, said: np.ndarray) -> tuple[np.ndarray, n
 def all_to_learn_from(found: dict[str, Photos]) -> dict[str, Photos]:
     """Every photo a training photo, none held out: for the network that ships after the score is made."""
     everything = joined(joined(found["train"], found["validation"]), found["test"])
-    in_order = everything.rows.argsort(kind="stable")
-    names = ("rows", "labels", "for_choices", "groups")
-    whole = replace(everything, **{name: getattr(everything, name)[in_order] for name in names})
+    whole = everything.some(everything.rows.argsort(kind="stable"))
     none = unlabelled(everything.pixels, np.zeros(0, np.int64))
     return {"train": whole, "validation": none, "test": none}
 

@@ -100,8 +100,7 @@ def sampled(photos: Photos, groups: Sequence[int], most: int = MOST) -> tuple[Ph
         share = most / len(photos)
         parts = stratified([str(label) for label in photos.labels], groups, (share, 0.0, 1 - share), SEED)
         taken = np.array([part == "train" for part in parts], bool)
-    rows, labels = photos.rows[taken], photos.labels[taken]
-    chosen = Photos(photos.pixels, rows, labels, photos.for_choices[taken], photos.groups[taken])
+    chosen = photos.some(taken)
     return chosen, [group for group, is_taken in zip(groups, taken, strict=True) if is_taken]
 
 
