@@ -59,6 +59,7 @@ STEP, FLOOR = 1.2, 25.0
 AMONG = 256  # photos, at most, whose signs are looked at for a photo,
 NEAREST = 8  # and of these the candidates: bounds on the time a photo where all are alike
 BLOCK = 4096  # photos that are compared at a time
+FEW = 256  # photos that are held against all windows at once: the small balls would not spare much
 HELD = 8 * BLOCK  # photos of which those in a ball are remembered at once: memory does not grow with their number
 
 
@@ -155,14 +156,18 @@ class Index:
         own = np.flatnonzero(np.isfinite(self.lifted[photos.start : photos.stop, -1]))
         within, numbers = radius(described[own]), amounts(described[own])
         large, near = _balls(numbers, within), [[] for _ in own]
+        windows = np.concatenate([numbers, -(numbers**2).sum(2, keepdims=True) / 2], 2)
         for start in range(0, len(self.lifted), HELD):
             for one, rows in enumerate(self._inside_large(large, range(start, min(start + HELD, len(self.lifted))))):
-                inside = self._inside(_balls(numbers[one, CELLS], within[one]), rows)
-                near[one].append(self._nearest(numbers[one], inside, within[one]))
+                if len(rows) > FEW:
+                    rows = self._inside(_balls(numbers[one, CELLS], within[one]), rows)  # noqa: PLW2901
+                near[one].append(self._nearest(windows[one], rows, within[one]))
         found = [np.zeros((0, 4), np.int64)]
         for one, parts in enumerate(near):
-            rows = parts[0] if len(parts) == 1 else self._nearest(numbers[one], np.concatenate(parts), within[one])
-            found.append(self._alike(photos[int(own[one])], described[own[one]], rows, within[one]))
+            first = photos[int(own[one])]
+            rows = parts[0] if len(parts) == 1 else self._nearest(windows[one], np.concatenate(parts), within[one])
+            if len(rows := rows[rows != first]):
+                found.append(self._alike(first, described[own[one]], rows, within[one]))
         return Candidates(*np.concatenate(found).T)
 
     def _inside_large(self, balls: tuple[np.ndarray, np.ndarray], among: range) -> list[np.ndarray]:
@@ -183,17 +188,23 @@ class Index:
         return np.concatenate([rows[:0], *(each[(centres @ self.lifted[each].T > least).any(0)] for each in some)])
 
     def _nearest(self, windows: np.ndarray, rows: np.ndarray, within: float) -> np.ndarray:
-        """Those of the rows that are nearest to a window, and near enough."""
-        centres = _with_one(windows)
-        lengths = (windows**2).sum(1, keepdims=True) / 2
-        some = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-        away = np.concatenate([np.zeros(0), *((lengths - centres @ self.lifted[each].T).min(0) for each in some)])
-        near = np.flatnonzero(away < within**2 / 2)
-        return rows[near[away[near].argsort(kind="stable")[:AMONG]]]
+        """Those of the rows that are nearest to a window, and near enough.
+
+        windows  float32 [windows, numbers + 1]: lifted as photos are
+        """
+        numbers, lengths = windows[:, :-1], windows[:, -1:]
+        found = [np.zeros(0, np.float32)]
+        for start in range(0, len(rows), BLOCK):
+            photos = self.lifted[rows[start : start + BLOCK]]
+            found.append(
+                (numbers @ photos[:, :-1].T + lengths).max(0) + photos[:, -1]
+            )  # minus half the squared distance
+        near = np.concatenate(found)
+        chosen = np.flatnonzero(near > -(within**2) / 2)
+        return rows[chosen[(-near[chosen]).argsort(kind="stable")[:AMONG]]]
 
     def _alike(self, first: int, described: np.ndarray, rows: np.ndarray, within: float) -> np.ndarray:
         """The nearest of the rows, signs and all: int64 [pairs, 4], as `Candidates` has them."""
-        rows = rows[rows != first]
         whole = turned(self.whole[rows]).reshape(-1, len(NUMBERS))
         squares = (described**2).sum(1)[:, None] + (whole**2).sum(1) - 2 * described @ whole.T
         every = squares.reshape(len(described), len(rows), len(SYMMETRIES)).swapaxes(0, 1)
@@ -223,8 +234,4 @@ def _balls(windows: np.ndarray, within: np.ndarray | float) -> tuple[np.ndarray,
     centres = windows.mean(1)
     reach = np.sqrt(((windows - centres[:, None]) ** 2).sum(2).max(1)) + within
     least = ((centres**2).sum(1) - reach**2) / 2
-    return _with_one(centres), least[:, None]
-
-
-def _with_one(numbers: np.ndarray) -> np.ndarray:
-    return np.concatenate([numbers, np.ones((len(numbers), 1), np.float32)], 1)
+    return np.concatenate([centres, np.ones((len(centres), 1), np.float32)], 1), least[:, None]

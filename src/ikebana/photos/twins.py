@@ -58,8 +58,11 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
     rows     of those that are looked at, each another file
     returns  two rows, the smaller first; what was done to the one or the other, in words; how alike they are
     """
+    from threadpoolctl import threadpool_limits
+
     need_disk({cache_folder(): scratch(len(rows))})
-    with _on_disk(len(rows), _RECORD) as small, _on_disk(len(rows), _LIFTED) as lifted:
+    # The photos are shared out among threads already: products of small matrices that start threads of their own wait for each other.
+    with threadpool_limits(1, "blas"), _on_disk(len(rows), _RECORD) as small, _on_disk(len(rows), _LIFTED) as lifted:
         pieces = chunks(len(rows), CHUNK)
         work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small, lifted), pieces))
         with progress.stage("describe photos", len(rows)) as bar, work as done:
