@@ -61,7 +61,7 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
     from threadpoolctl import threadpool_limits
 
     need_disk({cache_folder(): scratch(len(rows))})
-    # The photos are shared out among threads already: products of small matrices that start threads of their own wait for each other.
+    # The photos are shared out among threads already: small products that start threads of their own wait for each other.
     with threadpool_limits(1, "blas"), _on_disk(len(rows), _RECORD) as small, _on_disk(len(rows), _LIFTED) as lifted:
         pieces = chunks(len(rows), CHUNK)
         work = closing(in_threads(lambda chosen: _describe(photos, rows, chosen, small, lifted), pieces))
