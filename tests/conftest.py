@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import signal
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,10 @@ from PIL import Image, ImageDraw, features
 from ikebana.errors import UnreadablePhoto
 from ikebana.photos import pixels
 from ikebana.recipe import Fit
+
+# A shell that starts tests in the background has them ignore Ctrl-C, and so would every command that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 try:
     import pillow_heif
