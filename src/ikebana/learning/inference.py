@@ -16,6 +16,7 @@ from ikebana.photos.split import for_choices, groups
 
 SHARE = 0.5  # of what is free on a device may be taken by pixels: the rest is for what a step needs
 CHUNK = 1024  # photos sent at a time
+OF_EACH = ("rows", "labels", "for_choices", "groups")  # what `Photos` has of each photo
 
 
 class Examples(Protocol):
@@ -47,8 +48,7 @@ class Photos:
 
     def some(self, chosen: np.ndarray) -> "Photos":
         """Some of them, in the order asked for: int64 or bool."""
-        names = ("rows", "labels", "for_choices", "groups")
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+        return replace(self, **{name: getattr(self, name)[chosen] for name in OF_EACH})
 
     def batch(self, chosen: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
         """uint8 [photos, 3, side, side] in the channels-last format, without a copy beyond the gathering; and the labels."""
@@ -107,13 +107,14 @@ def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu") -> dict[str
     held = on_device(pixels, device)
     index = {name: number for number, name in enumerate(dataset.classes)}
     found = dataset.used_by_row
+    found = found.with_columns(together=np.array(groups(found.drop("row")), np.int64))
     return {
         part: Photos(
             pixels,
             chosen["row"].to_numpy().astype(np.int64),
             np.array([index[name] for name in chosen["label"]], np.int64),
             for_choices(chosen["sha256"]),
-            np.array(groups(chosen.drop("row")), np.int64),
+            chosen["together"].to_numpy(),
             held,
         )
         for part in PARTS
@@ -128,11 +129,8 @@ def unlabelled(pixels: np.ndarray, rows: np.ndarray) -> Photos:
 
 def joined(first: Photos, second: Photos) -> Photos:
     """The photos of both, in that order."""
-    names = ("rows", "labels", "for_choices")
-    both = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names}
-    # Numbers are of each part alone; a group that lies in two parts, as in given ones it may, is two.
-    apart = first.groups.max(initial=-1) + 1
-    return replace(first, groups=np.concatenate((first.groups, second.groups + apart)), **both)
+    both = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in OF_EACH}
+    return replace(first, **both)
 
 
 def for_calibration(validation: Photos, said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -194,7 +194,7 @@ def dropped_beside(file: Path) -> Path:
 
 
 def check_writable(file: Path) -> None:
-    """Refuse to write over what is not ours before any photo is read.
+    """Refuse to write over a file before any photo is read.
 
     raises  RecipeError if it is no .csv; PhotosError if there is a file: one of ours may have been mended by hand since
     """

@@ -115,17 +115,18 @@ def _folders(folder: Path) -> list[Path]:
 def _is_ours(folder: Path) -> bool:
     """Whether this is a run, or a folder of nothing but runs: the thumbnails in there are no photos of the user's."""
     try:
-        if all((folder / name).is_file() for name in OF_A_RUN):
+        if _is_run(folder):
             return True
         with os.scandir(folder) as entries:
-            shown = (entry for entry in entries if not is_hidden(entry.name))
+            shown = (Path(entry.path) for entry in entries if not is_hidden(entry.name))
             first = next(shown, None)
-            return first is not None and all(
-                _is_folder(each) and all(Path(each.path, name).is_file() for name in OF_A_RUN)
-                for each in chain([first], shown)
-            )
+            return first is not None and all(map(_is_run, chain([first], shown)))
     except OSError:  # what cannot be read is named when it is scanned
         return False
+
+
+def _is_run(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in OF_A_RUN)
 
 
 def _names(folder: Path) -> set[str]:
