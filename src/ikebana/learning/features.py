@@ -26,7 +26,7 @@ from ikebana.photos.kept import reserve
 from ikebana.places import cache_folder, cannot_write, filled, set_aside
 from ikebana.recipe import Recipe
 
-RULES = 2  # raised when features of the same photos come out otherwise, if only in the last bit
+RULES = 3  # raised when features of the same photos come out otherwise, if only in the last bit
 TRIAL = 16  # photos in a trial of the speed
 
 

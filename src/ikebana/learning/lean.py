@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ikebana.learning.depthwise import Depthwise, borders, in_bfloat16, is_plain
 from ikebana.learning.inception import BatchNorm
 from ikebana.learning.inference import Photos
+from ikebana.learning.layers import Normalise
 
 ALIKE = 1e-3  # of the output's size: how far a lean network may be from the one it was made of
 FEW = 2  # photos on which that is looked at
@@ -53,11 +54,18 @@ def fused(network: nn.Module, photos: Photos) -> nn.Module:
     """The same, and on a processor with activations computed by the convolutions before them; this copy cannot be exported."""
     plain = folded(network, photos)
     device = next(network.parameters()).device
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, _OPERATOR):
+    if (
+        device.type != "cpu"
+        or not torch.backends.mkldnn.is_available()
+        or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+    ):
         return plain
     lean = copy.deepcopy(plain).eval()
     for module in list(lean.modules()):
         named = list(module.named_children())
+        for name, child in named:
+            if isinstance(child, Normalise):
+                setattr(module, name, Rowwise(child))
         for (first, convolution), (second, then) in pairwise([*named, ("", nn.Identity())]):
             if isinstance(convolution, Depthwise) or (isinstance(convolution, nn.Conv2d) and is_plain(convolution)):
                 known = ACTIVATIONS.get(type(then))
@@ -67,36 +75,55 @@ def fused(network: nn.Module, photos: Photos) -> nn.Module:
     return lean if _agree(lean, network, photos) else plain
 
 
-_OPERATOR = "_convolution_pointwise"
+_OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight")
+
+
+class Rowwise(nn.Module):
+    """`Normalise` a row of pixels at a time: three channels are too few for the processor's vectors."""
+
+    def __init__(self, plain: Normalise):
+        super().__init__()
+        self.shift, self.scale = plain.shift.flatten(), plain.scale.flatten()
+
+    def forward(self, photos: Tensor) -> Tensor:
+        """photos  [photos, 3, height, width], uint8 or float from 0 to 255, in the channels-last format, which is kept"""
+        pixels = photos.permute(0, 2, 3, 1)
+        rows = pixels.flatten(2).float()
+        width = photos.shape[-1]
+        return ((rows - self.shift.repeat(width)) * self.scale.repeat(width)).view(pixels.shape).permute(0, 3, 1, 2)
 
 
 class Fused(nn.Module):
-    """A convolution and the activation behind it, in one pass; its weights in either number format."""
+    """A convolution and the activation behind it, in one pass; its weights in either number format.
+
+    Borders that are wider below and right than above and left, as TensorFlow has them, would need a copy of all features. A
+    kernel with zeros added above and left sees the same through borders that are alike on all sides. And oneDNN wants weights in
+    an order of its own, which depends on the features' shape: they are brought into it once, not for each batch.
+    """
 
     def __init__(self, convolution: nn.Conv2d | Depthwise, activation: str, bounds: list[float]):
         super().__init__()
         kernel, stride = convolution.weight.shape[-1], convolution.stride
         self.kernel, self.stride = kernel, stride if isinstance(stride, int) else stride[0]
         self.same = convolution.same if isinstance(convolution, Depthwise) else type(convolution) is not nn.Conv2d
-        self.padding: Any = [0, 0] if self.same else list(convolution.padding)
+        self.padding: Any = list(convolution.padding)
         self.groups = len(convolution.weight) if isinstance(convolution, Depthwise) else convolution.groups
         self.activation, self.bounds = activation, bounds
-        weight, bias = convolution.weight.detach(), convolution.bias
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        self.exact = weight, None if bias is None else bias.detach()
-        self.halved = weight.bfloat16(), None if bias is None else bias.detach().bfloat16()
+        bias = convolution.bias
+        self.weight, self.bias = convolution.weight.detach(), None if bias is None else bias.detach()
+        self.ready: tuple[Any, ...] = ()  # what the values below it were made for
+        self.ordered, self.added, self.borders = self.weight, self.bias, self.padding
 
     def forward(self, features: Tensor) -> Tensor:
         """features  [photos, channels, height, width]"""
-        weight, bias = self.halved if in_bfloat16() else self.exact
-        features = features.to(weight.dtype)
-        if self.same:
-            features = functional.pad(features, borders(features, self.kernel, self.stride))
+        features = features.to(torch.bfloat16 if in_bfloat16() else torch.float32)
+        if self.ready != (features.shape, features.dtype):
+            self._make_ready(features)
         return torch.ops.mkldnn._convolution_pointwise(
             features,
-            weight,
-            bias,
-            self.padding,
+            self.ordered,
+            self.added,
+            self.borders,
             [self.stride] * 2,
             [1, 1],
             self.groups,
@@ -104,6 +131,20 @@ class Fused(nn.Module):
             self.bounds,
             "",
         )
+
+    def _make_ready(self, features: Tensor) -> None:
+        """Weights, bias and borders for features of this shape and number format."""
+        weight = self.weight
+        if self.same:
+            left, right, above, below = borders(features, self.kernel, self.stride)
+            weight = functional.pad(weight, (right - left, 0, below - above, 0))
+            self.borders = [below, right]
+        weight = weight.to(features.dtype).contiguous(memory_format=torch.channels_last)
+        self.ordered = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, self.borders, [self.stride] * 2, [1, 1], self.groups, list(features.shape)
+        )
+        self.added = None if self.bias is None else self.bias.to(features.dtype)
+        self.ready = features.shape, features.dtype
 
 
 def _agree(lean: nn.Module, network: nn.Module, photos: Photos) -> bool:
