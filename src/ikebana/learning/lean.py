@@ -83,14 +83,16 @@ class Rowwise(nn.Module):
 
     def __init__(self, plain: Normalise):
         super().__init__()
-        self.shift, self.scale = plain.shift.flatten(), plain.scale.flatten()
+        self.scale = plain.scale.flatten()
+        self.added = -plain.shift.flatten() * self.scale
 
     def forward(self, photos: Tensor) -> Tensor:
         """photos  [photos, 3, height, width], uint8 or float from 0 to 255, in the channels-last format, which is kept"""
         pixels = photos.permute(0, 2, 3, 1)
         rows = pixels.flatten(2).float()
         width = photos.shape[-1]
-        return ((rows - self.shift.repeat(width)) * self.scale.repeat(width)).view(pixels.shape).permute(0, 3, 1, 2)
+        found = torch.addcmul(self.added.repeat(width), rows, self.scale.repeat(width))
+        return found.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 class Fused(nn.Module):

@@ -113,18 +113,20 @@ def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
     with filled(place) as folder:
         for name, shape in shapes.items():
             reserve(folder / f"{name}.npy", shape, np.dtype(np.uint8))
-        # In a function of its own: Windows renames no folder of which a file is still mapped.
-        _write_index(folder, _read_into(folder, dataset, fit))
+        _write_index(folder, _read_into(folder, dataset, side, fit))
 
 
-def _read_into(folder: Path, dataset: Dataset, fit: Fit) -> pl.DataFrame:
+def _read_into(folder: Path, dataset: Dataset, side: int, fit: Fit) -> pl.DataFrame:
     """Open every photo and write its pixels into the arrays there; what became of each, as the index has it."""
-    array, small = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("pixels", "small"))
     named = dataset.photos.select("path", "status")
 
     def open_rows(chosen: range) -> list[tuple[str, *Row]]:
-        rows = zip(chosen, named[chosen.start : chosen.stop].iter_rows(), strict=True)
-        return [(path, *_open(dataset.file(path), status, array[row], small[row], fit)) for row, (path, status) in rows]
+        array, small = (np.zeros((len(chosen), size, size, 3), np.uint8) for size in (side, SMALL))
+        rows = zip(named[chosen.start : chosen.stop].iter_rows(), array, small, strict=True)
+        found = [(path, *_open(dataset.file(path), status, *targets, fit)) for (path, status), *targets in rows]
+        for name, each in (("pixels", array), ("small", small)):
+            _write_rows(folder / f"{name}.npy", chosen.start, each)
+        return found
 
     def opened_rows() -> Iterator[tuple[str, *Row]]:
         with (
@@ -135,10 +137,7 @@ def _read_into(folder: Path, dataset: Dataset, fit: Fit) -> pl.DataFrame:
                 yield from part
                 bar.advance(len(part))
 
-    index = gathered(opened_rows(), OPENED)
-    for each in (array, small):
-        each.flush()  # pyright: ignore[reportAttributeAccessIssue]  (a memmap)
-    return index
+    return gathered(opened_rows(), OPENED)
 
 
 def _open(file: Path, status: str, target: np.ndarray, small: np.ndarray, fit: Fit) -> Row:
@@ -191,6 +190,15 @@ def reserve(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     with file.open("wb") as stream:
         np.lib.format.write_array_header_2_0(stream, header)
         allocate(stream, int(np.prod(shape)) * dtype.itemsize)
+
+
+def _write_rows(file: Path, first: int, rows: np.ndarray) -> None:
+    """Fill in rows of a reserved array: written, since to fill a page of a new file through a map takes ten times as long."""
+    with file.open("r+b") as stream:
+        np.lib.format.read_magic(stream)
+        np.lib.format.read_array_header_2_0(stream)
+        stream.seek(first * rows[0].nbytes, os.SEEK_CUR)
+        stream.write(rows.data)
 
 
 def allocate(stream: IO[bytes], size: int) -> None:
