@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ikebana.recipe import Augmentation
 
+CACHED = 2**20  # numbers of photos that are warped at a time
 PROPORTION = 0.2  # a part of a photo is up to exp(0.2) times as wide as high, or as high as wide
 
 
@@ -117,9 +118,16 @@ def warped(photos: Tensor, maps: Tensor) -> Tensor:
     side = photos.shape[-1]
     units = torch.tensor([1.0, 1.0, 2 / (side - 1)], dtype=maps.dtype)  # grid_sample measures from -1 to 1
     theta = (maps * units).to(device=photos.device, dtype=torch.float32)
-    grid = _grid(theta, side)
-    changed = functional.grid_sample(photos.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
-    return changed.contiguous(memory_format=torch.channels_last)
+    changed = torch.empty(photos.shape, device=photos.device, memory_format=torch.channels_last)
+    # On a processor a few at a time, so that what lies between stays in its cache: three quarters of the time.
+    at_a_time = max(1, CACHED // photos[0].numel()) if photos.device.type == "cpu" else len(photos)
+    for start in range(0, len(photos), at_a_time):
+        some = slice(start, start + at_a_time)
+        grid = _grid(theta[some], side)
+        changed[some] = functional.grid_sample(
+            photos[some].float(), grid, mode="bilinear", padding_mode="border", align_corners=True
+        )
+    return changed
 
 
 def _grid(theta: Tensor, side: int) -> Tensor:
