@@ -1,18 +1,19 @@
-"""Depthwise convolutions whose way back is fast on a processor in bfloat16.
+"""Depthwise convolutions whose way back is fast on a processor.
 
-oneDNN has a fast kernel for the weights' gradient of a 3 x 3 depthwise convolution in bfloat16 and none for larger ones:
-there a 5 x 5 takes ten times as long, and half of the time of fine-tuning an EfficientNet. But the gradient of a 5 x 5 kernel
-is that of four 3 x 3 kernels that lie over its corners. Likewise the photos' gradient of a convolution with a stride is
-a convolution without one, of the gradient with zeros between its entries. Same function, same gradients.
+oneDNN has fast kernels for the weights' gradient of a depthwise convolution that is up to three columns wide and none for wider
+ones: there a 5 x 5 takes ten times as long in float32, forty times in bfloat16, and half of the time of fine-tuning an
+EfficientNet. But the gradient of a 5 x 5 kernel is that of two 5 x 3 kernels that lie over its left and its right. And the
+photos' gradient of a convolution with a stride has a fast way in float32 alone. Same function, same gradients.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-CORNER = 3  # side of the kernel that has a fast way back
+COLUMNS = 3  # of the widest kernel that has a fast way back
 
 
 class Depthwise(nn.Module):
@@ -34,10 +35,10 @@ class Depthwise(nn.Module):
             features, padding = functional.pad(features, borders(features, self.kernel, self.stride)), (0, 0)
         weight = self.weight
         learns = torch.is_grad_enabled() and weight.requires_grad
-        if not (learns and in_bfloat16() and features.device.type == "cpu"):
+        if not (learns and features.device.type == "cpu"):
             return functional.conv2d(features, weight, self.bias, self.stride, padding, groups=len(weight))
-        features, weight = features.bfloat16(), weight.bfloat16()
-        found = _FastBack.apply(features, weight, self.stride, padding)
+        kind = torch.bfloat16 if in_bfloat16() else weight.dtype
+        found = _FastBack.apply(features.to(kind), weight.to(kind), self.stride, padding)
         assert isinstance(found, Tensor)
         return found if self.bias is None else found + self.bias.to(found.dtype).view(-1, 1, 1)
 
@@ -66,9 +67,14 @@ def replaced(network: nn.Module) -> nn.Module:
 
 
 def _gains(convolution: nn.Conv2d) -> bool:
-    channels, kernel, stride = convolution.in_channels, convolution.kernel_size[0], convolution.stride[0]
+    channels = convolution.in_channels
     depthwise = convolution.groups == channels == convolution.out_channels > 1
-    return depthwise and is_plain(convolution) and kernel >= CORNER and (kernel > CORNER or stride > 1)
+    return depthwise and is_plain(convolution) and is_slow(convolution.kernel_size[0], convolution.stride[0])
+
+
+def is_slow(kernel: int, stride: int) -> bool:
+    """Whether oneDNN has no fast way back through a depthwise convolution of this kind."""
+    return kernel >= COLUMNS and (kernel > COLUMNS or stride > 1)
 
 
 def is_plain(convolution: nn.Conv2d) -> bool:
@@ -90,58 +96,63 @@ class _FastBack(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         features, weight = ctx.saved_tensors
-        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        known = gradient, features, weight, ctx.stride, ctx.padding
-        for_features = _features_gradient(*known) if ctx.needs_input_grad[0] else None
-        for_weight = _weight_gradient(*known) if ctx.needs_input_grad[1] else None
-        return for_features, for_weight, None, None
+        return *gradients_of(gradients[0], features, weight, ctx.stride, ctx.padding, ctx.needs_input_grad), None, None
+
+
+def gradients_of(
+    gradient: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: tuple[int, int],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """What a depthwise convolution's features and weights should change by; None for what is not wanted."""
+    known = gradient.contiguous(memory_format=torch.channels_last), features, weight, stride, padding
+    return (
+        _features_gradient(*known) if wanted[0] else None,
+        _weight_gradient(*known) if wanted[1] else None,
+    )
 
 
 def _features_gradient(
     gradient: Tensor, features: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]
 ) -> Tensor:
-    """What the features should change by: the gradient, spread out to the features' grid, under the kernel turned round."""
-    kernel = weight.shape[-1]
-    if stride > 1:
-        rows, columns = ((size - 1) * stride + 1 for size in gradient.shape[2:])
-        spread = gradient.new_zeros((*gradient.shape[:2], rows, columns)).contiguous(memory_format=torch.channels_last)
-        spread[:, :, ::stride, ::stride] = gradient
-        gradient = spread
-    # Beyond the last window there are features that no output has seen: their gradient is 0.
-    borders = []
-    for size, had, border in zip(features.shape[2:], gradient.shape[2:], padding, strict=True):
-        before = kernel - 1 - border
-        borders = [before, size + kernel - 1 - had - before, *borders]
-    turned = weight.flip(2, 3)
-    return functional.conv2d(functional.pad(gradient, borders), turned, None, groups=len(weight))
+    """What the features should change by."""
+    if stride > 1:  # oneDNN has a fast way for that in float32 alone
+        kind = torch.promote_types(features.dtype, torch.float32)
+        exact = gradient.to(kind), features.to(kind), weight.to(kind)
+        found, _, _ = _back(*exact, stride, padding, [True, False, False])
+        assert found is not None
+        return found.to(features.dtype)
+    down, across = (weight.shape[-1] - 1 - border for border in padding)
+    gradient = functional.pad(gradient, (across, across, down, down))
+    return functional.conv2d(gradient, weight.flip(2, 3), None, groups=len(weight))
 
 
 def _weight_gradient(
     gradient: Tensor, features: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]
 ) -> Tensor:
-    """What the kernel should change by, a 3 x 3 part of it at a time."""
+    """What the kernel should change by, a few of its columns at a time."""
     kernel, found = weight.shape[-1], torch.empty_like(weight)
     down, across = padding
-    if down or across:
-        features = functional.pad(features, (across, across, down, down))
-    part = weight[:, :, :CORNER, :CORNER].contiguous()
-    rows, columns = ((size - 1) * stride + CORNER for size in gradient.shape[2:])
-    starts = sorted({*range(0, kernel - CORNER + 1, CORNER), kernel - CORNER})
-    for top in starts:
-        for left in starts:
-            seen = features[:, :, top : top + rows, left : left + columns].contiguous(memory_format=torch.channels_last)
-            _, of_part, _ = torch.ops.aten.convolution_backward(
-                gradient,
-                seen,
-                part,
-                None,
-                [stride] * 2,
-                [0, 0],
-                [1, 1],
-                False,
-                [0, 0],
-                len(weight),
-                [False, True, False],
-            )
-            found[:, :, top : top + CORNER, left : left + CORNER] = of_part
+    height, width = features.shape[2:]
+    rows = (gradient.shape[2] - 1) * stride + kernel
+    columns = (gradient.shape[3] - 1) * stride + COLUMNS
+    part = weight[..., :COLUMNS].contiguous()
+    for left in sorted({*range(0, kernel - COLUMNS + 1, COLUMNS), kernel - COLUMNS}):
+        borders = (across - left, left + columns - across - width, down, rows - down - height)  # less than 0 cuts off
+        seen = functional.pad(features, borders).contiguous(memory_format=torch.channels_last)
+        _, of_part, _ = _back(gradient, seen, part, stride, (0, 0), [False, True, False])
+        assert of_part is not None
+        found[..., left : left + COLUMNS] = of_part
     return found
+
+
+def _back(
+    gradient: Tensor, features: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], wanted: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """torch's own way back, for features, weight and bias."""
+    return torch.ops.aten.convolution_backward(
+        gradient, features, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(weight), wanted
+    )

@@ -143,15 +143,11 @@ def note(recipe: Recipe, parts: dict[str, Photos]) -> str:
 def probabilities(given: Course, setting: Setting) -> np.ndarray:
     """What the learned network says of validation and test photos, in that order: float32 [photos, classes]."""
     with progress.stage("score", sum(len(each.held_out) for each in given.lessons)) as bar:
-        said = [inference.probabilities_of(_lean(each), each.held_out, setting, bar) for each in given.lessons]
+        said = []
+        for each in given.lessons:
+            looking = lean.for_looking(each.learner, each.held_out)
+            said.append(inference.probabilities_of(looking, each.held_out, setting, bar))
     return np.mean(said, axis=0)
-
-
-def _lean(given: Lesson) -> nn.Module:
-    """The learner as it is fastest at saying what photos show, for the score."""
-    if isinstance(given.held_out, Photos) and len(given.held_out):
-        return lean.fused(given.learner, given.held_out)
-    return given.learner
 
 
 def _logistic(train: Features, validation: Features, learner: nn.Module, recipe: Recipe) -> Linear:

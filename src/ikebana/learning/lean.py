@@ -7,7 +7,7 @@ else, the network stays as it was.
 """
 
 import copy
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ikebana.learning.depthwise import Depthwise, borders, in_bfloat16, is_plain
 from ikebana.learning.inception import BatchNorm
-from ikebana.learning.inference import Photos
+from ikebana.learning.inference import Examples, Photos
 from ikebana.learning.layers import Normalise
 
+Convolution = nn.Conv2d | Depthwise
 ALIKE = 1e-3  # of the output's size: how far a lean network may be from the one it was made of
 FEW = 2  # photos on which that is looked at
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's names of them
@@ -31,6 +32,14 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's name
 }
 
 
+def has_onednn() -> bool:
+    """Whether this torch can compute convolutions with their activations."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
+
+
+OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight")
+
+
 @torch.inference_mode()
 def folded(network: nn.Module, photos: Photos) -> nn.Module:
     """A copy with BatchNorm folded into the convolutions before it.
@@ -39,12 +48,10 @@ def folded(network: nn.Module, photos: Photos) -> nn.Module:
     the original on a few of the photos.
     """
     lean = copy.deepcopy(network).eval()
-    for module in lean.modules():
-        named = list(module.named_children())
-        for (first, convolution), (second, norm) in pairwise(named):
-            if isinstance(convolution, nn.Conv2d | Depthwise) and isinstance(norm, nn.BatchNorm2d | BatchNorm):
-                setattr(module, first, fuse_conv_bn_eval(convolution, norm))  # type: ignore[type-var]
-                setattr(module, second, getattr(norm, "act", nn.Identity()))  # timm's norms carry their activation
+    for convolution, norm, put in followed(lean):
+        if isinstance(norm, nn.BatchNorm2d | BatchNorm):
+            act = getattr(norm, "act", nn.Identity())  # timm's norms carry their activation
+            put(fuse_conv_bn_eval(convolution, norm), act)  # type: ignore[type-var]
     lean = lean.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return lean if _agree(lean, network, photos) else network
 
@@ -53,29 +60,63 @@ def folded(network: nn.Module, photos: Photos) -> nn.Module:
 def fused(network: nn.Module, photos: Photos) -> nn.Module:
     """The same, and on a processor with activations computed by the convolutions before them; this copy cannot be exported."""
     plain = folded(network, photos)
-    device = next(network.parameters()).device
-    if (
-        device.type != "cpu"
-        or not torch.backends.mkldnn.is_available()
-        or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
-    ):
+    if next(network.parameters()).device.type != "cpu" or not has_onednn():
         return plain
     lean = copy.deepcopy(plain).eval()
-    for module in list(lean.modules()):
-        named = list(module.named_children())
-        for name, child in named:
-            if isinstance(child, Normalise):
-                setattr(module, name, Rowwise(child))
-        for (first, convolution), (second, then) in pairwise([*named, ("", nn.Identity())]):
-            if isinstance(convolution, Depthwise) or (isinstance(convolution, nn.Conv2d) and is_plain(convolution)):
-                known = ACTIVATIONS.get(type(then))
-                setattr(module, first, Fused(convolution, *(known or ("none", []))))
-                if known is not None:
-                    setattr(module, second, nn.Identity())
+    fuse(lean, lambda _: True)
     return lean if _agree(lean, network, photos) else plain
 
 
-_OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight")
+def for_looking(network: nn.Module, shown: Examples) -> nn.Module:
+    """The network as it is fastest at saying what these show."""
+    return fused(network, shown) if isinstance(shown, Photos) and len(shown) else network
+
+
+def fuse(network: nn.Module, looks: Callable[[nn.Module], bool]) -> None:
+    """Let convolutions compute the activations behind them, and normalise photos row by row.
+
+    looks  of a convolution: whether neither it nor anything before it learns
+    """
+    for convolution, then, put in followed(network):
+        if looks(convolution) and is_known(convolution):
+            known = ACTIVATIONS.get(type(then))
+            put(Fused(convolution, *(known or ("none", []))), nn.Identity() if known is not None else then)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Normalise):
+                setattr(module, name, Rowwise(child))
+
+
+def followed(network: nn.Module) -> Iterator[tuple[Convolution, nn.Module, Callable[[nn.Module, nn.Module], None]]]:
+    """Every convolution, the layer behind it, and how to put others in the place of both."""
+    for module in list(network.modules()):
+        named = [*module.named_children(), ("", nn.Identity())]
+        for number, (first, convolution) in enumerate(named[:-1]):
+            second = named[number + 1][0]
+            then = getattr(module, second) if second else nn.Identity()
+            if isinstance(convolution, Convolution):
+
+                def put(one: nn.Module, other: nn.Module, module=module, first=first, second=second) -> None:
+                    setattr(module, first, one)
+                    if second:
+                        setattr(module, second, other)
+
+                yield convolution, then, put
+
+
+def is_known(convolution: Convolution) -> bool:
+    """Whether nothing about it is odd."""
+    return isinstance(convolution, Depthwise) or is_plain(convolution)
+
+
+def stride_of(convolution: Convolution) -> int:
+    """The same both ways."""
+    return convolution.stride if isinstance(convolution.stride, int) else convolution.stride[0]
+
+
+def pads_as_tensorflow(convolution: Convolution) -> bool:
+    """Whether it adds what a stride of s needs for a side of 1/s, which may be more below and right than above and left."""
+    return convolution.same if isinstance(convolution, Depthwise) else type(convolution) is not nn.Conv2d
 
 
 class Rowwise(nn.Module):
@@ -103,11 +144,10 @@ class Fused(nn.Module):
     an order of its own, which depends on the features' shape: they are brought into it once, not for each batch.
     """
 
-    def __init__(self, convolution: nn.Conv2d | Depthwise, activation: str, bounds: list[float]):
+    def __init__(self, convolution: Convolution, activation: str, bounds: list[float]):
         super().__init__()
-        kernel, stride = convolution.weight.shape[-1], convolution.stride
-        self.kernel, self.stride = kernel, stride if isinstance(stride, int) else stride[0]
-        self.same = convolution.same if isinstance(convolution, Depthwise) else type(convolution) is not nn.Conv2d
+        self.kernel, self.stride = convolution.weight.shape[-1], stride_of(convolution)
+        self.same = pads_as_tensorflow(convolution)
         self.padding: Any = list(convolution.padding)
         self.groups = len(convolution.weight) if isinstance(convolution, Depthwise) else convolution.groups
         self.activation, self.bounds = activation, bounds

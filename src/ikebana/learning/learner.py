@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ikebana.learning import networks, optimisers
+from ikebana.learning import networks, optimisers, stepping
 from ikebana.learning.checkpoint import Saved
 from ikebana.learning.device import Setting
 from ikebana.learning.imbalance import log_shares
@@ -42,6 +42,7 @@ class Learner:
     def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, labels: np.ndarray):
         """labels: class indices of the photos that an epoch shows"""
         self.network, self.recipe, self.phase = network, recipe, phase
+        self._for_steps: nn.Module | None = None  # made with the first photos, once the network is set to training
         groups = networks.trained_groups(network, recipe, phase.trained, phase.learning_rate)
         self.optimiser: optimisers.RMSprop | optimisers.AdamW
         if recipe.tuning is None:
@@ -65,8 +66,10 @@ class Learner:
 
         returns  the batch's mean loss and its logits, both as they were before the step
         """
+        if self._for_steps is None:
+            self._for_steps = stepping.for_steps(self.network, inputs)
         with setting.autocast():
-            logits = self.network(inputs)
+            logits = self._for_steps(inputs)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no loss is taken in half precision
         loss = self._loss(logits, labels)
         self.network.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ikebana import progress
 from ikebana.errors import RecipeError
-from ikebana.learning import checkpoint, networks
+from ikebana.learning import checkpoint, lean, networks
 from ikebana.learning.augmentation import augmented
 from ikebana.learning.checkpoint import Epoch, Saved
 from ikebana.learning.device import Setting
@@ -126,7 +126,7 @@ def _epoch(
     recipe = learner.recipe
     _steps(one, name, learner, setting, log, bar)
     try:
-        logits = logits_of(learner.scored, validation, setting)
+        logits = logits_of(lean.for_looking(learner.scored, validation), validation, setting)
     except KeyboardInterrupt:  # all steps are made, and looking changes nothing
         log.save(learner, one)
         raise

@@ -123,7 +123,7 @@ def _read_into(folder: Path, dataset: Dataset, side: int, fit: Fit) -> pl.DataFr
     def open_rows(chosen: range) -> list[tuple[str, *Row]]:
         array, small = (np.zeros((len(chosen), size, size, 3), np.uint8) for size in (side, SMALL))
         rows = zip(named[chosen.start : chosen.stop].iter_rows(), array, small, strict=True)
-        found = [(path, *_open(dataset.file(path), status, *targets, fit)) for (path, status), *targets in rows]
+        found = [(path, *_open(dataset.file(path), status, one, two, fit)) for (path, status), one, two in rows]
         for name, each in (("pixels", array), ("small", small)):
             _write_rows(folder / f"{name}.npy", chosen.start, each)
         return found

@@ -1,0 +1,137 @@
+"""What a step of training sees may be made of the network in any way, as long as it says and learns the same."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ikebana import recipe as recipes
+from ikebana.learning import backbones, lean, networks, stepping
+from ikebana.recipe import Trained, Transfer
+
+needs_onednn = pytest.mark.skipif(not lean.has_onednn(), reason="this torch has no oneDNN")
+NETWORKS = {"tf_efficientnet_lite0": "blocks.4", "resnet18": "layer3", "mobilenetv3_small_050": "blocks.3"}
+
+
+def photos(count=4, side=64):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def learning(name="tf_efficientnet_lite0", trained: Trained = "tail", **choices):
+    """A network on its way, with BatchNorms that do something."""
+    transfer = Transfer(trained=trained, tail_from=NETWORKS.get(name, ""), **choices)
+    recipe = recipes.named("quick", network=name, side=64, transfer=transfer)
+    network = networks.build(recipe, 5)
+    dice = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, stepping.Norm):
+                for each in ("running_mean", "running_var", "weight", "bias"):
+                    value = getattr(module, each)
+                    if value is not None:
+                        value.copy_(0.5 + torch.rand(value.shape, generator=dice))
+    networks.into_training(network, recipe, trained)
+    return network
+
+
+def outcome(network, view, shown, half=False):
+    """What it says, and what its weights would change by."""
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        said = view(shown).float()
+    (said * torch.linspace(-1, 1, said.numel()).view(said.shape)).sum().backward()
+    return said.detach(), [each.grad.clone() for each in network.parameters() if each.requires_grad]
+
+
+def apart(found, expected):
+    return float((found.detach() - expected.detach()).norm() / expected.detach().norm())
+
+
+@needs_onednn
+@pytest.mark.parametrize("trained", ["head", "tail", "all"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_learns_from_it_what_it_would_learn_from_the_network(name, trained):
+    network, shown = learning(name, trained), photos()
+    view = stepping.for_steps(network, shown)
+    assert view is not network
+    (said, learned), (expected, to_learn) = (outcome(network, each, shown) for each in (view, network))
+    assert apart(said, expected) < 1e-4
+    assert max(apart(*pair) for pair in zip(learned, to_learn, strict=True)) < 1e-2
+
+
+@needs_onednn
+def test_in_half_precision_its_gradients_are_no_further_from_the_truth_than_torchs_own():
+    network, shown = learning(), photos(8)
+    view = stepping.for_steps(network, shown)
+    _, truth = outcome(network, network, shown)
+    errors = []
+    for each in (view, network):
+        _, learned = outcome(network, each, shown, half=True)
+        errors.append(np.mean([apart(*pair) for pair in zip(learned, truth, strict=True)]))
+    assert errors[0] < 1.2 * errors[1]
+
+
+@needs_onednn
+def test_it_follows_the_weights_as_they_learn():
+    network, shown = learning(), photos()
+    view = stepping.for_steps(network, shown)
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.requires_grad:
+                weight.mul_(1.1)
+    assert apart(view(shown), network(shown)) < 1e-4
+
+
+@needs_onednn
+def test_what_only_looks_has_its_activations_in_its_convolutions_and_what_learns_is_folded():
+    view = stepping.for_steps(learning(), photos())
+    looks = {name for name, each in view.named_modules() if isinstance(each, lean.Fused)}
+    learns = {name for name, each in view.named_modules() if isinstance(each, stepping.Folded)}
+    assert {name.split(".blocks.")[1][0] for name in looks if ".blocks." in name} == set("0123")
+    assert {name.split(".blocks.")[1][0] for name in learns if ".blocks." in name} == set("456")
+
+
+def test_a_network_whose_batchnorm_follows_the_photos_is_left_as_it_is():
+    network = learning()
+    network.get_submodule("seer.backbone").train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert stepping.for_steps(network, photos()) is network
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+class NormFirst(nn.Module):
+    """Its norm stands after its convolution and is used before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.norm.register_buffer("running_mean", torch.full((3,), 5.0))
+
+    def forward(self, photos):
+        return self.convolution(torch.relu(self.norm(photos.float()))).mean((2, 3))
+
+
+def test_a_network_that_is_not_what_its_order_says_is_left_as_it_is():
+    crooked = NormFirst().eval()
+    assert stepping.for_steps(crooked, photos()) is crooked
+
+
+@needs_onednn
+def test_dropout_draws_what_it_would_have_drawn_without_the_comparison():
+    network = learning(dropout=0.5)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    assert stepping.for_steps(network, photos()) is not network
+    assert torch.equal(torch.rand(3), expected)
+
+
+@needs_onednn
+def test_keras_inception_only_looks_below_the_head():
+    recipe = recipes.named("frozen", until="mixed2")
+    network = networks.build(recipe, 5)
+    backbones.into_training(network, recipe, "head")
+    view = stepping.for_steps(network, photos(side=150))
+    assert view is not network
+    assert not [each for each in view.modules() if isinstance(each, stepping.Norm)]
