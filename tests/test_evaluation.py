@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics
 
 from ikebana.trust import evaluation
@@ -48,6 +51,34 @@ def test_scores_are_those_of_scikit_learn(classes, photos, seed):
         assert (each.precision, each.recall, each.f1, each.support) == pytest.approx(
             (theirs["precision"], theirs["recall"], theirs["f1-score"], theirs["support"])
         )
+
+
+@given(
+    st.lists(st.text("ab ", min_size=1, max_size=20), min_size=2, max_size=9, unique=True),
+    st.integers(1, 40),
+    st.integers(0, 9),
+)
+def test_the_report_is_scikit_learns_to_the_letter(classes, photos, seed):
+    probabilities, labels = drawn(photos, len(classes), seed)
+    found = evaluation.evaluate(probabilities, labels, classes, {})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        theirs = metrics.classification_report(
+            labels,
+            probabilities.argmax(1),
+            labels=np.arange(len(classes)),
+            target_names=classes,
+            zero_division=0.0,  # pyright: ignore[reportArgumentType]
+        )
+    # Where not one prediction is right it counts photos in decimals.
+    assert found.report == re.sub(r"( *)(\d+)\.0\n", r"\1  \2\n", str(theirs))
+
+
+@given(st.integers(1, 5000), st.floats(0, 1))
+def test_the_interval_is_wilsons(n, share):
+    right = round(share * n)
+    theirs = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert evaluation.interval(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
 def test_the_confusion_matrix_counts_every_photo_once_with_the_truth_in_rows():
