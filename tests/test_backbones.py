@@ -31,9 +31,25 @@ def learning(network):
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto", "vit_tiny_patch16_224"])
 def test_any_network_of_timm_takes_photos_and_gives_logits(name):
     recipe, network = built(network=name)
-    assert recipe.side == 224
-    assert network.eval()(photos(224)).shape == (2, 5)
-    assert learning(network) == {"head.dense.weight", "head.dense.bias"}
+    with torch.inference_mode():
+        assert network.eval()(photos(recipe.side)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet50", "convnext_atto", "mobilenetv2_100"])
+def test_a_frozen_network_sees_things_as_large_as_it_did_when_timm_tested_it(name):
+    import timm
+
+    found = timm.get_pretrained_cfg(name)
+    assert found is not None
+    about = found.to_dict()
+    # There the shorter side of a photo has that many pixels before its middle is cut out; here all of it is shown.
+    shorter_side = about["input_size"][1] / about["crop_pct"]
+    assert backbones.own_side(recipes.changed(QUICK, network=name)) == round(shorter_side)
+    assert backbones.own_side(recipes.named("good", network=name)) == about["input_size"][1]
+
+
+def test_a_network_of_one_fixed_size_is_given_that():
+    assert backbones.own_side(recipes.changed(QUICK, network="vit_tiny_patch16_224")) == 224
 
 
 def test_photos_reach_the_backbone_as_it_was_trained_to_see_them():

@@ -61,11 +61,16 @@ class Seer(nn.Module):
 def own_side(recipe: Recipe) -> int:
     """The side in pixels that a network was made for.
 
+    timm's figures for a network are of the middle of a photo, say the middle 0.875, in say 224 pixels. Here all of a photo's middle
+    square is shown; a frozen network therefore gets 224 / 0.875 pixels, and sees things as large as it did there.
+
     raises  RecipeError if there is no such network
     """
     if recipe.network in ("tutorial", KERAS_INCEPTION):
         return 150
-    return int(_about(recipe.network)["input_size"][1])
+    about = _about(recipe.network)
+    side, frozen = int(about["input_size"][1]), recipe.transfer is not None and recipe.transfer.kept
+    return round(side / about["crop_pct"]) if frozen and not about["fixed_input_size"] else side
 
 
 def _timm(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
