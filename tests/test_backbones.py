@@ -88,7 +88,7 @@ def test_a_network_that_does_not_exist_is_refused_with_those_like_it():
 
 def test_photos_too_small_for_a_backbone_are_refused_with_its_own_side():
     with pytest.raises(RecipeError) as refusal:
-        built(network="inception_v3", side=64)
+        built("good", network="inception_v3", side=64)
     assert "--side 299" in str(refusal.value)
 
 

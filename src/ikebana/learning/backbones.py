@@ -61,7 +61,7 @@ class Seer(nn.Module):
 def own_side(recipe: Recipe) -> int:
     """The side in pixels that a network was made for.
 
-    timm's figures for a network are of the middle of a photo, say the middle 0.875, in say 224 pixels. Here all of a photo's middle
+    timm's figures for a network are of the middle of a photo, say 0.875 of it, in say 224 pixels. Here all of a photo's middle
     square is shown; a frozen network therefore gets 224 / 0.875 pixels, and sees things as large as it did there.
 
     raises  RecipeError if there is no such network
