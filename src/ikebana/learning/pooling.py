@@ -7,13 +7,14 @@ that it stays in the processor's cache. Same function, same gradients; where val
 gets the gradient, as in any max-pool, though not always the one that torch would choose.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-CACHED = 2**21  # elements worked on at a time, 4 MiB: more leave the cache, fewer make many short parallel regions
+CACHED = 2**20  # elements worked on at a time, 2 MiB: more leave the cache, fewer make many short parallel regions
 
 
 class MaxPoolReLU(nn.Module):
@@ -36,9 +37,10 @@ class _OnBits(torch.autograd.Function):
         bits = _bits(features)
         photos, height, width, channels = bits.shape
         pooled = bits.new_empty((photos, height // 2, width // 2, channels))
-        for some in _chunks(bits):
-            _, left, right = _halves(bits[some])
-            torch.maximum(left, right, out=pooled[some]).clamp_(min=0)
+        room = _Room(bits)
+        for top, bottom, maxima in zip(*room.pieces(*_rows(bits), pooled), strict=True):
+            _, left, right, _ = room.maxima(top, bottom)
+            torch.maximum(left, right, out=maxima).clamp_(min=0)
         result = pooled.view(features.dtype).permute(0, 3, 1, 2)
         ctx.save_for_backward(features, result)
         return result
@@ -48,22 +50,20 @@ class _OnBits(torch.autograd.Function):
         features, result = ctx.saved_tensors
         given = _bits(gradients[0].contiguous(memory_format=torch.channels_last))
         bits, pooled = _bits(features), _bits(result)
-        height, width = (2 * (size // 2) for size in bits.shape[1:3])
         sent = torch.empty_like(bits)
+        height, width = (2 * (size // 2) for size in bits.shape[1:3])
         sent[:, height:], sent[:, :, width:] = 0, 0
-        chunks = _chunks(bits)
-        # Made once: fresh memory for every chunk would not be in the cache.
-        half = bits.new_zeros((len(bits[chunks[0]]), height // 2, *bits.shape[2:]))
-        spare, spare_quarter = torch.empty_like(half), torch.empty_like(pooled[chunks[0]])
-        for some in chunks:
-            tallest, left, right = _halves(bits[some])
-            count = len(tallest)
-            best = torch.maximum(left, right)
-            passed = pooled[some].clamp(max=1).mul_(given[some])  # by 1, or by 0 where the ReLU is flat
-            to_left, to_right = half[:count, :, 0:width:2], half[:count, :, 1:width:2]
-            _send(passed, left, best, to_left, to_right, spare_quarter[:count])
-            top, bottom = sent[some, 0:height:2], sent[some, 1:height:2]
-            _send(half[:count], bits[some, 0:height:2], tallest, top, bottom, spare[:count])
+        room = _Room(bits)
+        for top, bottom, maxima, gradient, *to in zip(
+            *room.pieces(*_rows(bits), pooled, given, *_rows(sent)), strict=True
+        ):
+            tallest, left, right, best = room.maxima(top, bottom)
+            count = len(top)
+            torch.maximum(left, right, out=best)
+            passed = torch.clamp(maxima, max=1, out=room.passed[:count])
+            passed.mul_(gradient)  # by 1, or by 0 where the ReLU is flat
+            _send(passed, left, best, room.to_left[:count], room.to_right[:count], room.quarter[:count])
+            _send(room.half[:count], top, tallest, to[0], to[1], room.spare[:count])
         return sent.view(features.dtype).permute(0, 3, 1, 2)
 
 
@@ -72,16 +72,40 @@ def _bits(features: Tensor) -> Tensor:
     return features.detach().permute(0, 2, 3, 1).view(torch.int16)
 
 
-def _chunks(bits: Tensor) -> list[slice]:
-    photos = max(1, CACHED // bits[0].numel())
-    return [slice(start, start + photos) for start in range(0, len(bits), photos)]
+def _rows(bits: Tensor) -> tuple[Tensor, Tensor]:
+    """The upper and the lower row of each window."""
+    height = 2 * (bits.shape[1] // 2)
+    return bits[:, 0:height:2], bits[:, 1:height:2]
 
 
-def _halves(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The larger of each two rows; of that the columns that are left in their windows, and those that are right."""
-    height, width = (2 * (size // 2) for size in bits.shape[1:3])
-    tallest = torch.maximum(bits[:, 0:height:2], bits[:, 1:height:2])
-    return tallest, tallest[:, :, 0:width:2], tallest[:, :, 1:width:2]
+class _Room:
+    """What is worked with for a few photos at a time, made once: fresh memory for each few would not be in the cache."""
+
+    def __init__(self, bits: Tensor):
+        _, height, width, channels = bits.shape
+        self.count = max(1, CACHED // bits[0].numel())
+        shape = (self.count, height // 2, width, channels)
+        # What no window sees of the last column gets no gradient.
+        self.tallest, self.half, self.spare = bits.new_empty(shape), bits.new_zeros(shape), bits.new_empty(shape)
+        (self.left, self.right), (self.to_left, self.to_right) = _columns(self.tallest), _columns(self.half)
+        self.best, self.passed, self.quarter = (torch.empty_like(self.left) for _ in range(3))
+
+    def pieces(self, *tensors: Tensor) -> Iterator[Sequence[Tensor]]:
+        """Each tensor, a few photos at a time."""
+        return (each.split(self.count) for each in tensors)
+
+    def maxima(self, top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The larger of each two rows; of that the columns that are left in their windows, those that are right, and room
+        for the larger of them."""
+        count = len(top)
+        torch.maximum(top, bottom, out=self.tallest[:count])
+        return self.tallest[:count], self.left[:count], self.right[:count], self.best[:count]
+
+
+def _columns(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The left and the right column of each window."""
+    width = 2 * (rows.shape[2] // 2)
+    return rows[:, :, 0:width:2], rows[:, :, 1:width:2]
 
 
 def _send(gradient: Tensor, one: Tensor, best: Tensor, to_one: Tensor, to_other: Tensor, spare: Tensor) -> None:
