@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ikebana import progress
 from ikebana import recipe as recipes
-from ikebana.learning import forecast, inference, networks, training
+from ikebana.learning import forecast, inference, lean, networks, training
 from ikebana.learning.device import FORMATS, Setting
 from ikebana.learning.inference import Photos, unlabelled
 from ikebana.photos import kept
@@ -221,7 +221,8 @@ def within_training(recipe: Recipe, classes: int, limits: Limits, setting: Setti
 
 
 def _looked(name: str, network: nn.Module, photos: Photos, setting: Setting, recipe: Recipe, limits: Limits) -> Row:
-    seconds = _best(lambda: inference.logits_of(network, photos, setting), BATCHES) / len(photos)
+    looking = lean.for_looking(network, photos)
+    seconds = _best(lambda: inference.logits_of(looking, photos, setting), BATCHES) / len(photos)
     return Row(
         name,
         seconds,

@@ -28,6 +28,7 @@ from ikebana.recipe import Precision
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's names, from malloc.h
 KEEP_BLOCKS_BELOW = 2**30  # bytes
+RULES = 2  # raised when steps or looks take another time than before: what was measured is measured anew
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -167,7 +168,7 @@ def _with_format(setting: Setting, name: str) -> Setting:
 def _key(setting: Setting, network: str) -> str:
     accelerator = torch.cuda.get_device_name() if setting.device == "cuda" else processor()
     return " | ".join(
-        (setting.device, accelerator, str(setting.threads), setting.allocator, torch.__version__, network)
+        (str(RULES), setting.device, accelerator, str(setting.threads), setting.allocator, torch.__version__, network)
     )
 
 
