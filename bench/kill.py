@@ -38,7 +38,7 @@ import json, os, sys
 from ikebana import cli, pipeline
 from ikebana.learning import training
 from ikebana.report import draw
-import cleanlab, sklearn.linear_model, timm
+import scipy.optimize, timm
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()
