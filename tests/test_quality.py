@@ -61,6 +61,15 @@ def blurred_by(*radii):
     return quality.measured(photos, np.arange(len(photos))).sharpness
 
 
+def test_a_photo_that_was_enlarged_is_not_called_blurred_for_that(tmp_path):
+    def small(picture):
+        return picture.filter(ImageFilter.GaussianBlur(2)).resize((70, 52))
+
+    assert named(tmp_path / "small", small) == []
+    as_large = named(tmp_path / "large", lambda picture: small(picture).resize((160, 120)))
+    assert [kind for kind, _ in as_large] == ["blurred"]
+
+
 def test_more_blur_is_less_sharp():
     assert (np.diff(blurred_by(0, 1, 2, 4)) < 0).all()
 

@@ -5,7 +5,7 @@ fixed limit and far from the others of its collection: in a collection of soft o
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -50,6 +50,9 @@ def findings(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
     paths = used["path"]
     looks = measured(pixels, used["row"].to_numpy().astype(np.int64))
     width, height = (used[name].to_numpy().astype(float) for name in ("width", "height"))
+    # Edges of an enlarged photo rise over more pixels than it has itself: that is no blur.
+    enlarged = np.maximum(pixels.shape[1] / np.minimum(width, height), 1.0)
+    looks = replace(looks, sharpness=looks.sharpness * enlarged)
     return [*_of_light(looks, paths), *_of_shape(width, height, pixels.shape[1], paths)]
 
 
