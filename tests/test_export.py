@@ -285,6 +285,21 @@ def test_a_damaged_run_is_refused_by_the_name_of_the_file_with_advice(name, text
     assert all(each.where and each.advice for each in refusals)
 
 
+@pytest.mark.parametrize("lost", ["path", "split", "p:"])
+def test_predictions_that_lack_a_column_are_refused_by_name(lost, copied, tmp_path):
+    file = copied.folder / "predictions.parquet"
+    table = pl.read_parquet(file)
+    column = next(each for each in table.columns if each.startswith(lost))
+    table.drop(column).write_parquet(file)
+    assert f"it has no {column}" in refused(RunError, "predictions.parquet", copied.folder, tmp_path).what
+
+
+def test_a_table_of_paths_that_lacks_a_column_is_refused_by_name(copied, tmp_path):
+    file = copied.folder / "dataset.parquet"
+    pl.read_parquet(file).drop("sha256").write_parquet(file)
+    assert "it has no sha256" in refused(RunError, "dataset.parquet", copied.folder, tmp_path).what
+
+
 # --- int8 ---
 
 

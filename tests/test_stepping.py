@@ -6,11 +6,18 @@ import torch
 from torch import nn
 
 from ikebana import recipe as recipes
-from ikebana.learning import backbones, lean, networks, stepping
+from ikebana.learning import backbones, device, lean, networks, stepping
 from ikebana.recipe import Trained, Transfer
 
 needs_onednn = pytest.mark.skipif(not lean.has_onednn(), reason="this torch has no oneDNN")
-NETWORKS = {"tf_efficientnet_lite0": "blocks.4", "resnet18": "layer3", "mobilenetv3_small_050": "blocks.3"}
+EXACT = device.Setting("cpu", "float32", 2, "as it comes")
+NETWORKS = {
+    "tf_efficientnet_lite0": "blocks.4",
+    "resnet18": "layer3",
+    "mobilenetv3_small_050": "blocks.3",
+    "regnetx_002": "s3",  # its convolutions have groups
+    "selecsls42b": "features.9",  # a layer of it is given a list
+}
 
 
 def photos(count=4, side=64):
@@ -26,7 +33,7 @@ def learning(name="tf_efficientnet_lite0", trained: Trained = "tail", **choices)
     dice = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in network.modules():
-            if isinstance(module, stepping.Norm):
+            if isinstance(module, lean.Norm):
                 for each in ("running_mean", "running_var", "weight", "bias"):
                     value = getattr(module, each)
                     if value is not None:
@@ -53,7 +60,7 @@ def apart(found, expected):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_learns_from_it_what_it_would_learn_from_the_network(name, trained):
     network, shown = learning(name, trained), photos()
-    view = stepping.for_steps(network, shown)
+    view = stepping.for_steps(network, shown, EXACT)
     assert view is not network
     (said, learned), (expected, to_learn) = (outcome(network, each, shown) for each in (view, network))
     assert apart(said, expected) < 1e-4
@@ -63,7 +70,7 @@ def test_a_step_learns_from_it_what_it_would_learn_from_the_network(name, traine
 @needs_onednn
 def test_in_half_precision_its_gradients_are_no_further_from_the_truth_than_torchs_own():
     network, shown = learning(), photos(8)
-    view = stepping.for_steps(network, shown)
+    view = stepping.for_steps(network, shown, EXACT)
     _, truth = outcome(network, network, shown)
     errors = []
     for each in (view, network):
@@ -75,7 +82,7 @@ def test_in_half_precision_its_gradients_are_no_further_from_the_truth_than_torc
 @needs_onednn
 def test_it_follows_the_weights_as_they_learn():
     network, shown = learning(), photos()
-    view = stepping.for_steps(network, shown)
+    view = stepping.for_steps(network, shown, EXACT)
     with torch.no_grad():
         for weight in network.parameters():
             if weight.requires_grad:
@@ -85,18 +92,19 @@ def test_it_follows_the_weights_as_they_learn():
 
 @needs_onednn
 def test_what_only_looks_has_its_activations_in_its_convolutions_and_what_learns_is_folded():
-    view = stepping.for_steps(learning(), photos())
+    view = stepping.for_steps(learning(), photos(), EXACT)
     looks = {name for name, each in view.named_modules() if isinstance(each, lean.Fused)}
     learns = {name for name, each in view.named_modules() if isinstance(each, stepping.Folded)}
     assert {name.split(".blocks.")[1][0] for name in looks if ".blocks." in name} == set("0123")
     assert {name.split(".blocks.")[1][0] for name in learns if ".blocks." in name} == set("456")
 
 
+@needs_onednn
 def test_a_network_whose_batchnorm_follows_the_photos_is_left_as_it_is():
     network = learning()
     network.get_submodule("seer.backbone").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert stepping.for_steps(network, photos()) is network
+    assert stepping.for_steps(network, photos(), EXACT) is network
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
@@ -112,9 +120,10 @@ class NormFirst(nn.Module):
         return self.convolution(torch.relu(self.norm(photos.float()))).mean((2, 3))
 
 
+@needs_onednn
 def test_a_network_that_is_not_what_its_order_says_is_left_as_it_is():
     crooked = NormFirst().eval()
-    assert stepping.for_steps(crooked, photos()) is crooked
+    assert stepping.for_steps(crooked, photos(), EXACT) is crooked
 
 
 @needs_onednn
@@ -123,7 +132,7 @@ def test_dropout_draws_what_it_would_have_drawn_without_the_comparison():
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    assert stepping.for_steps(network, photos()) is not network
+    assert stepping.for_steps(network, photos(), EXACT) is not network
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -132,6 +141,6 @@ def test_keras_inception_only_looks_below_the_head():
     recipe = recipes.named("frozen", until="mixed2")
     network = networks.build(recipe, 5)
     backbones.into_training(network, recipe, "head")
-    view = stepping.for_steps(network, photos(side=150))
+    view = stepping.for_steps(network, photos(side=150), EXACT)
     assert view is not network
-    assert not [each for each in view.modules() if isinstance(each, stepping.Norm)]
+    assert not [each for each in view.modules() if isinstance(each, lean.Norm)]

@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
@@ -123,12 +123,13 @@ class Run:
     @property
     def dataset(self) -> pl.DataFrame:
         """One row for every path found."""
-        return self.read_table("dataset.parquet")
+        return self.read_table("dataset.parquet", (*DEALT, "status"))
 
     @property
     def predictions(self) -> pl.DataFrame:
         """Validation and test photos with a probability for each class."""
-        return self.read_table("predictions.parquet")
+        classes = [f"p:{name}" for name in self.classes]
+        return self.read_table("predictions.parquet", ("path", "label", "split", *classes))
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -159,12 +160,16 @@ class Run:
             told = getattr(error, "strerror", None) or error
             raise RunError(f"{name} cannot be read: {told}", where=self.folder, advice=AGAIN) from None
 
-    def read_table(self, name: str) -> pl.DataFrame:
+    def read_table(self, name: str, columns: Sequence[str]) -> pl.DataFrame:
+        """A table of the run, which must have these columns."""
         try:
-            return pl.read_parquet(self.folder / name)
+            found = pl.read_parquet(self.folder / name)
         except (OSError, pl.exceptions.PolarsError) as error:
             told = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunError(f"{name} cannot be read: {told}", where=self.folder) from None
+            raise RunError(f"{name} cannot be read: {told}", where=self.folder, advice=AGAIN) from None
+        if missing := [each for each in columns if each not in found.columns]:
+            raise RunError(f"{name} is damaged: it has no {', '.join(missing)}", where=self.folder, advice=AGAIN)
+        return found
 
     def write_json(self, name: str, value: Any) -> None:
         write_json(self.folder / name, value, make=False)

@@ -120,7 +120,7 @@ def warped(photos: Tensor, maps: Tensor) -> Tensor:
     theta = (maps * units).to(device=photos.device, dtype=torch.float32)
     changed = torch.empty(photos.shape, device=photos.device, memory_format=torch.channels_last)
     # On a processor a few at a time, so that what lies between stays in its cache: three quarters of the time.
-    at_a_time = max(1, CACHED // photos[0].numel()) if photos.device.type == "cpu" else len(photos)
+    at_a_time = max(1, CACHED // photos.shape[1:].numel()) if photos.device.type == "cpu" else len(photos)
     for start in range(0, len(photos), at_a_time):
         some = slice(start, start + at_a_time)
         grid = _grid(theta[some], side)

@@ -22,6 +22,7 @@ from ikebana.recipe import KERAS_INCEPTION, Recipe, Trained, Transfer
 GOOGLES_INCEPTION = (
     "inception_v3.tf_in1k"  # in timm's hub: the weights that Keras has; plain inception_v3 is torchvision's
 )
+STEP = 32  # pixels that become one in the last layers of most networks
 LAST_LAYERS = 50  # of Keras' layers, that the tutorial fine-tunes
 
 
@@ -62,7 +63,8 @@ def own_side(recipe: Recipe) -> int:
     """The side in pixels that a network was made for.
 
     timm's figures for a network are of the middle of a photo, say 0.875 of it, in say 224 pixels. Here all of a photo's middle
-    square is shown; a frozen network therefore gets 224 / 0.875 pixels, and sees things as large as it did there.
+    square is shown; a frozen network therefore gets 224 / 0.875 pixels, and sees things as large as it did there, but for what
+    makes it a multiple of 32: some networks want that.
 
     raises  RecipeError if there is no such network
     """
@@ -70,7 +72,9 @@ def own_side(recipe: Recipe) -> int:
         return 150
     about = _about(recipe.network)
     side, frozen = int(about["input_size"][1]), recipe.transfer is not None and recipe.transfer.kept
-    return round(side / about["crop_pct"]) if frozen and not about["fixed_input_size"] else side
+    if not frozen or about["fixed_input_size"]:
+        return side
+    return max(side, STEP * round(side / about["crop_pct"] / STEP))
 
 
 def _timm(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
@@ -105,7 +109,7 @@ def _width(backbone: nn.Module, recipe: Recipe) -> int:
         features = backbone.eval()(torch.zeros(1, 3, recipe.side, recipe.side))
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(
-            f"photos of {recipe.side} pixels do not fit {recipe.network}: {str(error).splitlines()[0]}",
+            f"photos of {recipe.side} pixels do not fit {recipe.network}: {(str(error) or type(error).__name__).splitlines()[0]}",
             advice=f"--side {own_side(recipe)}",
         ) from None
     return features.shape[1]

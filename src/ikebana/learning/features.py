@@ -5,6 +5,7 @@ network, its weights, the number format. Rows are filled as they are needed and 
 that was never written, was torn by a kill, or has changed on the disk is simply computed again.
 """
 
+import copy
 import hashlib
 import json
 import time
@@ -64,7 +65,7 @@ def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Fea
     )
     missing = np.array([row for row in np.unique(photos.rows) if checks[row] != _check(array[row])], np.int64)
     if len(missing):
-        _fill(lean.fused(seer, photos).to(setting.device), unlabelled(photos.pixels, missing), array, checks, setting)
+        _fill(lean.fused(seer.to(setting.device), photos), unlabelled(photos.pixels, missing), array, checks, setting)
     return Features(array, photos.rows, photos.labels, photos.for_choices, photos.groups)
 
 
@@ -89,7 +90,7 @@ def seconds_per_photo(network: nn.Module, side: int, setting: Setting) -> float:
     """Time the backbone on random pixels: what a photo's features cost."""
     pixels = np.random.default_rng(0).integers(0, 256, (TRIAL, side, side, 3), np.uint8)
     photos = unlabelled(pixels, np.arange(TRIAL))
-    seer = lean.fused(network.get_submodule("seer"), photos).to(setting.device)
+    seer = lean.fused(copy.deepcopy(network.get_submodule("seer")).to(setting.device), photos)
     inputs, _ = photos.batch(photos.rows, setting.device)
     seconds = []
     for _ in range(3):

@@ -67,7 +67,7 @@ class Learner:
         returns  the batch's mean loss and its logits, both as they were before the step
         """
         if self._for_steps is None:
-            self._for_steps = stepping.for_steps(self.network, inputs)
+            self._for_steps = stepping.for_steps(self.network, inputs, setting)
         with setting.autocast():
             logits = self._for_steps(inputs)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no loss is taken in half precision

@@ -122,7 +122,8 @@ class Pieces:
     def _read(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(self.labels), PIECE):
             some = slice(start, start + PIECE)
-            piece = self.features[some if self.chosen is None else self.chosen[some]] - self.mean
+            piece = self.features[some if self.chosen is None else self.chosen[some]].astype(np.float32, copy=False)
+            piece = piece - self.mean
             piece *= self.factor
             yield piece, self.labels[some]
 

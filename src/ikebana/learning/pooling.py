@@ -39,7 +39,7 @@ class _OnBits(torch.autograd.Function):
         pooled = bits.new_empty((photos, height // 2, width // 2, channels))
         room = _Room(bits)
         for top, bottom, maxima in zip(*room.pieces(*_rows(bits), pooled), strict=True):
-            _, left, right, _ = room.maxima(top, bottom)
+            _, left, right = room.of_rows(top, bottom)
             torch.maximum(left, right, out=maxima).clamp_(min=0)
         result = pooled.view(features.dtype).permute(0, 3, 1, 2)
         ctx.save_for_backward(features, result)
@@ -54,16 +54,19 @@ class _OnBits(torch.autograd.Function):
         height, width = (2 * (size // 2) for size in bits.shape[1:3])
         sent[:, height:], sent[:, :, width:] = 0, 0
         room = _Room(bits)
-        for top, bottom, maxima, gradient, *to in zip(
+        # What no window sees of the last column gets no gradient.
+        half, spare = torch.zeros_like(room.tallest), torch.empty_like(room.tallest)
+        best, passed, quarter = (torch.empty_like(room.left) for _ in range(3))
+        for top, bottom, maxima, gradient, to_top, to_bottom in zip(
             *room.pieces(*_rows(bits), pooled, given, *_rows(sent)), strict=True
         ):
-            tallest, left, right, best = room.maxima(top, bottom)
-            count = len(top)
+            tallest, left, right = room.of_rows(top, bottom)
+            if len(top) < room.count:
+                half, spare, best, passed, quarter = (each[: len(top)] for each in (half, spare, best, passed, quarter))
             torch.maximum(left, right, out=best)
-            passed = torch.clamp(maxima, max=1, out=room.passed[:count])
-            passed.mul_(gradient)  # by 1, or by 0 where the ReLU is flat
-            _send(passed, left, best, room.to_left[:count], room.to_right[:count], room.quarter[:count])
-            _send(room.half[:count], top, tallest, to[0], to[1], room.spare[:count])
+            torch.clamp(maxima, max=1, out=passed).mul_(gradient)  # by 1, or by 0 where the ReLU is flat
+            _send(passed, left, best, *_columns(half), quarter)
+            _send(half, top, tallest, to_top, to_bottom, spare)
         return sent.view(features.dtype).permute(0, 3, 1, 2)
 
 
@@ -79,27 +82,23 @@ def _rows(bits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Room:
-    """What is worked with for a few photos at a time, made once: fresh memory for each few would not be in the cache."""
+    """Where the larger rows of a few photos at a time lie, made once: fresh memory for each few would not be in the cache."""
 
     def __init__(self, bits: Tensor):
-        _, height, width, channels = bits.shape
-        self.count = max(1, CACHED // bits[0].numel())
-        shape = (self.count, height // 2, width, channels)
-        # What no window sees of the last column gets no gradient.
-        self.tallest, self.half, self.spare = bits.new_empty(shape), bits.new_zeros(shape), bits.new_empty(shape)
-        (self.left, self.right), (self.to_left, self.to_right) = _columns(self.tallest), _columns(self.half)
-        self.best, self.passed, self.quarter = (torch.empty_like(self.left) for _ in range(3))
+        photos, height, width, channels = bits.shape
+        self.count = max(1, min(photos, CACHED // bits[0].numel()))
+        self.tallest = bits.new_empty((self.count, height // 2, width, channels))
+        self.left, self.right = _columns(self.tallest)
 
     def pieces(self, *tensors: Tensor) -> Iterator[Sequence[Tensor]]:
         """Each tensor, a few photos at a time."""
         return (each.split(self.count) for each in tensors)
 
-    def maxima(self, top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The larger of each two rows; of that the columns that are left in their windows, those that are right, and room
-        for the larger of them."""
+    def of_rows(self, top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The larger of each two rows; of that the columns that are left in their windows, and those that are right."""
         count = len(top)
         torch.maximum(top, bottom, out=self.tallest[:count])
-        return self.tallest[:count], self.left[:count], self.right[:count], self.best[:count]
+        return self.tallest[:count], self.left[:count], self.right[:count]
 
 
 def _columns(rows: Tensor) -> tuple[Tensor, Tensor]:

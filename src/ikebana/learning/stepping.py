@@ -16,18 +16,16 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ikebana.learning import lean
-from ikebana.learning.depthwise import Depthwise, borders, gradients_of, in_bfloat16, is_slow
-from ikebana.learning.inception import BatchNorm
+from ikebana.learning.depthwise import borders, gradients_of, in_bfloat16, is_slow
+from ikebana.learning.device import Setting
 
-Norm = nn.BatchNorm2d | BatchNorm
-FEW = 2  # drawn photos on which both are compared: the same ones when a run is gone on with
-ALIKE = 1e-3  # of the output's size
-SIX = 6.0
-THROUGH: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "hardtanh"}  # results show what these let through
-GRADIENTS_ALIKE = 1e-2  # of a gradient's size: rounding moves a few values across the edge of an activation
+THROUGH = (nn.ReLU, nn.ReLU6)  # activations whose results show what they let through
+# Of a gradient's size. A fold that is wrong changes all of it; rounding, which moves a few values across the edge of an
+# activation, changed 0.016 of it at the most. Far from both, so that a run that is gone on with decides as it did before.
+GRADIENTS_ALIKE = 0.3
 
 
-def for_steps(network: nn.Module, photos: Tensor) -> nn.Module:
+def for_steps(network: nn.Module, photos: Tensor, setting: Setting) -> nn.Module:
     """The network for the steps to come, as long as the same weights learn; it shares every weight with the network.
 
     That two layers follow one another is guessed from their order in the module, so it is used only if it agrees with
@@ -38,27 +36,36 @@ def for_steps(network: nn.Module, photos: Tensor) -> nn.Module:
     """
     if photos.device.type != "cpu" or photos.ndim < 4 or not lean.has_onednn():
         return network
-    norms = [each for each in network.modules() if isinstance(each, Norm)]
+    norms = [each for each in network.modules() if isinstance(each, lean.Norm)]
     fixed = norms and not any(each.training or each.running_mean is None for each in norms)
     if not fixed or any(each.dtype != torch.float32 for each in network.parameters()):
         return network
-    few = torch.randint(0, 256, (FEW, *photos.shape[1:]), generator=torch.Generator().manual_seed(0)).float()
+    few = torch.randint(0, 256, (lean.FEW, *photos.shape[1:]), generator=torch.Generator().manual_seed(0)).float()
     shared = copy.deepcopy(network, {id(each): each for each in chain(network.parameters(), network.buffers())})
-    _fold(shared, few)
     with torch.random.fork_rng(devices=[]):  # dropout must not draw from the stream of the epoch
-        return shared if _agree(shared, network, few) else network
+        expected = _said_and_learned(network, network, few)
+        try:
+            _fold(shared, few)
+            found = _said_and_learned(shared, network, few)
+            with setting.autocast():
+                shared(few)
+        except (
+            RuntimeError
+        ):  # a layer changes in its place what the way back needs, or torch or the processor is another
+            return network
+    return shared if _agree(found, expected) else network
 
 
 def _fold(network: nn.Module, few: Tensor) -> None:
     """Fold every BatchNorm, and make lean what no gradient passes."""
     passed, looking = _passed_by_gradients(network, few), set[nn.Module]()
     for convolution, norm, put in lean.followed(network):
-        if not isinstance(norm, Norm) or not lean.is_known(convolution):
+        if not isinstance(norm, lean.Norm) or not lean.is_known(convolution):
             continue
-        act = getattr(norm, "act", nn.Identity())  # timm's norms carry their activation
+        act = lean.act_of(norm)
         if convolution in passed or _learns(convolution) or _learns(norm):
-            known = THROUGH.get(type(act), "none")
-            put(Folded(convolution, norm, known), act if known == "none" else nn.Identity())
+            through = type(act) in THROUGH
+            put(Folded(convolution, norm, act if through else nn.Identity()), nn.Identity() if through else act)
         else:
             plain = fuse_conv_bn_eval(convolution, norm)  # type: ignore[type-var]
             looking.add(plain)
@@ -71,16 +78,15 @@ def _learns(module: nn.Module) -> bool:
 
 
 def _passed_by_gradients(network: nn.Module, few: Tensor) -> set[nn.Module]:
-    """The layers whose input depends on weights that learn."""
+    """The convolutions whose input depends on weights that learn."""
     found: set[nn.Module] = set()
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if any(each.requires_grad for each in inputs):
             found.add(layer)
 
-    hooks = [each.register_forward_pre_hook(note) for each in network.modules() if not list(each.children())]
-    with torch.random.fork_rng(devices=[]):
-        network(few)
+    hooks = [each.register_forward_pre_hook(note) for each in network.modules() if isinstance(each, lean.Convolution)]
+    network(few)
     for hook in hooks:
         hook.remove()
     return found
@@ -89,11 +95,11 @@ def _passed_by_gradients(network: nn.Module, few: Tensor) -> set[nn.Module]:
 class Folded(nn.Module):
     """A convolution, the BatchNorm behind it, whose means stay, and the activation behind both, as one layer that learns."""
 
-    def __init__(self, convolution: lean.Convolution, norm: Norm, activation: str):
+    def __init__(self, convolution: lean.Convolution, norm: lean.Norm, act: nn.Module):
         super().__init__()
-        self.convolution, self.norm, self.activation = convolution, norm, activation
-        self.stride = lean.stride_of(convolution)
-        self.groups = len(convolution.weight) if isinstance(convolution, Depthwise) else convolution.groups
+        self.convolution, self.norm = convolution, norm
+        self.activation, self.bounds = lean.ACTIVATIONS.get(type(act), ("none", []))
+        self.stride, self.groups = lean.stride_of(convolution), lean.groups_of(convolution)
         self.same, self.padding = lean.pads_as_tensorflow(convolution), tuple(convolution.padding)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -104,7 +110,9 @@ class Folded(nn.Module):
         scale = (norm.running_var + norm.eps).rsqrt()
         if isinstance(norm.weight, Tensor):
             scale = norm.weight * scale
-        added = norm.bias - norm.running_mean * scale
+        added = -norm.running_mean * scale
+        if isinstance(norm.bias, Tensor):
+            added = norm.bias + added
         if convolution.bias is not None:
             added = added + convolution.bias * scale
         weight = convolution.weight * scale.view(-1, 1, 1, 1)
@@ -112,7 +120,7 @@ class Folded(nn.Module):
             features, padding = functional.pad(features, borders(features, weight.shape[-1], self.stride)), (0, 0)
         kind = torch.bfloat16 if in_bfloat16() else weight.dtype
         given = (each.to(kind) for each in (features, weight, added))
-        found = _Convolved.apply(*given, self.stride, padding, self.groups, self.activation)
+        found = _Convolved.apply(*given, self.stride, padding, self.groups, self.activation, self.bounds)
         assert isinstance(found, Tensor)
         return found
 
@@ -130,14 +138,14 @@ class _Convolved(torch.autograd.Function):
         padding: tuple[int, int],
         groups: int,
         activation: str,
+        bounds: list[float],
     ) -> Tensor:
-        bounds = [0.0, SIX] if activation == "hardtanh" else []
         found = torch.ops.mkldnn._convolution_pointwise(
             features, weight, bias, padding, [stride] * 2, [1, 1], groups, activation, bounds, ""
         )
         # A layer behind may change a result in its place, where nothing asks what it was.
         ctx.save_for_backward(features, weight, *([] if activation == "none" else [found]))
-        ctx.stride, ctx.padding, ctx.groups, ctx.activation = stride, padding, groups, activation
+        ctx.stride, ctx.padding, ctx.groups, ctx.activation, ctx.bounds = stride, padding, groups, activation, bounds
         return found
 
     @staticmethod
@@ -145,14 +153,14 @@ class _Convolved(torch.autograd.Function):
         features, weight, *found = ctx.saved_tensors
         gradient, wanted = gradients[0], list(ctx.needs_input_grad[:3])
         if ctx.activation == "hardtanh":
-            gradient = torch.ops.aten.hardtanh_backward(gradient, *found, 0.0, SIX)
+            gradient = torch.ops.aten.hardtanh_backward(gradient, *found, *ctx.bounds)
         elif ctx.activation == "relu":
             gradient = torch.ops.aten.threshold_backward(gradient, *found, 0.0)
         depthwise = ctx.groups == len(weight) == features.shape[1]
         if depthwise and is_slow(weight.shape[-1], ctx.stride):
             known = gradient, features, weight, ctx.stride, ctx.padding
             for_bias = gradient.sum((0, 2, 3)) if wanted[2] else None
-            return *gradients_of(*known, wanted), for_bias, None, None, None, None
+            return *gradients_of(*known, wanted), for_bias, None, None, None, None, None
         back = torch.ops.aten.convolution_backward(
             gradient,
             features,
@@ -166,26 +174,25 @@ class _Convolved(torch.autograd.Function):
             ctx.groups,
             wanted,
         )
-        return *back, None, None, None, None
+        return *back, None, None, None, None, None
 
 
-def _agree(shared: nn.Module, network: nn.Module, few: Tensor) -> bool:
-    """Whether both say the same of a few photos, and would learn the same from it."""
-    expected, to_learn = _said_and_learned(network, network, few)
-    try:
-        found, learned = _said_and_learned(shared, network, few)
-    except RuntimeError:  # a layer changes in its place what the way back would need
-        return False
-    if (found - expected).abs().max() > ALIKE * expected.abs().max():
+def _agree(one: "Answer", other: "Answer") -> bool:
+    """Whether two networks say the same of a few photos, and would learn the same from it."""
+    (found, learned), (expected, to_learn) = one, other
+    if (found - expected).abs().max() > lean.ALIKE * expected.abs().max():
         return False
     return all(
-        one is not None and (one - other).norm() <= GRADIENTS_ALIKE * other.norm()
-        for one, other in zip(learned, to_learn, strict=True)
-        if other is not None
+        change is not None and (change - wanted).norm() <= GRADIENTS_ALIKE * wanted.norm()
+        for change, wanted in zip(learned, to_learn, strict=True)
+        if wanted is not None
     )
 
 
-def _said_and_learned(asked: nn.Module, network: nn.Module, few: Tensor) -> tuple[Tensor, Iterable[Tensor | None]]:
+Answer = tuple[Tensor, Iterable[Tensor | None]]  # what is said, and what each weight would change by
+
+
+def _said_and_learned(asked: nn.Module, network: nn.Module, few: Tensor) -> Answer:
     torch.manual_seed(0)
     said = asked(few)
     learned = [each for each in network.parameters() if each.requires_grad]

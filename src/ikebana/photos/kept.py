@@ -35,6 +35,7 @@ from ikebana.recipe import Fit
 ATTEMPTS = 3  # more than one: another process may take away the damaged array that both have found
 AHEAD = 8  # chunks that wait for each thread, so that none is idle while one takes long
 CHUNK = 32  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves
+HELD = 2**24  # bytes of pixels a task may hold before they are written
 SMALL = 64  # pixels of a side of the photos in small; squashed whole, whatever the fit
 KEPT_RULES = 2  # raised when other files are kept
 OPENED = {
@@ -131,7 +132,7 @@ def _read_into(folder: Path, dataset: Dataset, side: int, fit: Fit) -> pl.DataFr
     def opened_rows() -> Iterator[tuple[str, *Row]]:
         with (
             progress.stage("read photos", named.height) as bar,
-            closing(in_threads(open_rows, chunks(named.height))) as parts,
+            closing(in_threads(open_rows, chunks(named.height, max(1, min(CHUNK, HELD // (3 * side**2)))))) as parts,
         ):
             for part in parts:
                 yield from part
