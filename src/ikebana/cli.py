@@ -294,7 +294,7 @@ def cache(*, clear: Switch = False, json: Json = False) -> None:
 
 @app.command
 def demo(*, out: Path | None = None) -> None:
-    """Draw photos of paper flowers and walk the whole road with them, in about a minute.
+    """Draw photos of paper flowers and walk the whole road with them, in about half a minute.
 
     Parameters
     ----------
