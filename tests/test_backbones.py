@@ -31,8 +31,8 @@ def learning(network):
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto", "vit_tiny_patch16_224"])
 def test_any_network_of_timm_takes_photos_and_gives_logits(name):
     recipe, network = built(network=name)
-    with torch.inference_mode():
-        assert network.eval()(photos(recipe.side)).shape == (2, 5)
+    assert network.eval()(photos(recipe.side)).shape == (2, 5)
+    assert learning(network) == {"head.dense.weight", "head.dense.bias"}
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,11 @@ def test_a_network_that_does_not_exist_is_refused_with_those_like_it():
     assert "resnet18" in str(refusal.value)
 
 
-def test_photos_too_small_for_a_backbone_are_refused_with_its_own_side():
+@pytest.mark.parametrize(("recipe", "side"), [("good", 299), ("quick", 352)])
+def test_photos_too_small_for_a_backbone_are_refused_with_its_own_side(recipe, side):
     with pytest.raises(RecipeError) as refusal:
-        built("good", network="inception_v3", side=64)
-    assert "--side 299" in str(refusal.value)
+        built(recipe, network="inception_v3", side=64)
+    assert f"--side {side}" in str(refusal.value)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

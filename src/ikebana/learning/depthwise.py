@@ -122,7 +122,7 @@ def _features_gradient(
     if stride > 1:  # oneDNN has a fast way for that in float32 alone
         kind = torch.promote_types(features.dtype, torch.float32)
         exact = gradient.to(kind), features.to(kind), weight.to(kind)
-        found, _, _ = _back(*exact, stride, padding, [True, False, False])
+        found, _, _ = way_back(*exact, stride, padding, len(weight), [True, False, False])
         assert found is not None
         return found.to(features.dtype)
     down, across = (weight.shape[-1] - 1 - border for border in padding)
@@ -143,16 +143,22 @@ def _weight_gradient(
     for left in sorted({*range(0, kernel - COLUMNS + 1, COLUMNS), kernel - COLUMNS}):
         borders = (across - left, left + columns - across - width, down, rows - down - height)  # less than 0 cuts off
         seen = functional.pad(features, borders).contiguous(memory_format=torch.channels_last)
-        _, of_part, _ = _back(gradient, seen, part, stride, (0, 0), [False, True, False])
+        _, of_part, _ = way_back(gradient, seen, part, stride, (0, 0), len(weight), [False, True, False])
         assert of_part is not None
         found[..., left : left + COLUMNS] = of_part
     return found
 
 
-def _back(
-    gradient: Tensor, features: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], wanted: list[bool]
+def way_back(
+    gradient: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: tuple[int, int],
+    groups: int,
+    wanted: list[bool],
 ) -> tuple[Tensor | None, ...]:
-    """torch's own way back, for features, weight and bias."""
+    """torch's own, of any convolution: what features, weight and bias should change by; None for what is not wanted."""
     return torch.ops.aten.convolution_backward(
-        gradient, features, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(weight), wanted
+        gradient, features, weight, [len(weight)], [stride] * 2, padding, [1, 1], False, [0, 0], groups, wanted
     )

@@ -7,7 +7,7 @@ else, the network stays as it was.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,22 @@ def pads_as_tensorflow(convolution: Convolution) -> bool:
     return convolution.same if isinstance(convolution, Depthwise) else type(convolution) is not nn.Conv2d
 
 
+def convolved(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    groups: int,
+    activation: str,
+    bounds: list[float],
+) -> Tensor:
+    """A convolution and its activation, one of ACTIVATIONS or "none", in one pass; no gradient is kept of it."""
+    return torch.ops.mkldnn._convolution_pointwise(
+        features, weight, bias, padding, [stride] * 2, [1, 1], groups, activation, bounds, ""
+    )
+
+
 class Rowwise(nn.Module):
     """`Normalise` a row of pixels at a time: three channels are too few for the processor's vectors."""
 
@@ -169,17 +185,8 @@ class Fused(nn.Module):
         features = features.to(torch.bfloat16 if in_bfloat16() else torch.float32)
         if self.ready != (features.shape, features.dtype):
             self._make_ready(features)
-        return torch.ops.mkldnn._convolution_pointwise(
-            features,
-            self.ordered,
-            self.added,
-            self.borders,
-            [self.stride] * 2,
-            [1, 1],
-            self.groups,
-            self.activation,
-            self.bounds,
-            "",
+        return convolved(
+            features, self.ordered, self.added, self.stride, self.borders, self.groups, self.activation, self.bounds
         )
 
     def _make_ready(self, features: Tensor) -> None:

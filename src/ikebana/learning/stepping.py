@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ikebana.learning import lean
-from ikebana.learning.depthwise import borders, gradients_of, in_bfloat16, is_slow
+from ikebana.learning.depthwise import borders, gradients_of, in_bfloat16, is_slow, way_back
 from ikebana.learning.device import Setting
 
 THROUGH = (nn.ReLU, nn.ReLU6)  # activations whose results show what they let through
@@ -140,9 +140,7 @@ class _Convolved(torch.autograd.Function):
         activation: str,
         bounds: list[float],
     ) -> Tensor:
-        found = torch.ops.mkldnn._convolution_pointwise(
-            features, weight, bias, padding, [stride] * 2, [1, 1], groups, activation, bounds, ""
-        )
+        found = lean.convolved(features, weight, bias, stride, padding, groups, activation, bounds)
         # A layer behind may change a result in its place, where nothing asks what it was.
         ctx.save_for_backward(features, weight, *([] if activation == "none" else [found]))
         ctx.stride, ctx.padding, ctx.groups, ctx.activation, ctx.bounds = stride, padding, groups, activation, bounds
@@ -156,25 +154,11 @@ class _Convolved(torch.autograd.Function):
             gradient = torch.ops.aten.hardtanh_backward(gradient, *found, *ctx.bounds)
         elif ctx.activation == "relu":
             gradient = torch.ops.aten.threshold_backward(gradient, *found, 0.0)
-        depthwise = ctx.groups == len(weight) == features.shape[1]
-        if depthwise and is_slow(weight.shape[-1], ctx.stride):
-            known = gradient, features, weight, ctx.stride, ctx.padding
+        known = gradient, features, weight, ctx.stride, ctx.padding
+        if ctx.groups == len(weight) == features.shape[1] and is_slow(weight.shape[-1], ctx.stride):
             for_bias = gradient.sum((0, 2, 3)) if wanted[2] else None
             return *gradients_of(*known, wanted), for_bias, None, None, None, None, None
-        back = torch.ops.aten.convolution_backward(
-            gradient,
-            features,
-            weight,
-            [len(weight)],
-            [ctx.stride] * 2,
-            ctx.padding,
-            [1, 1],
-            False,
-            [0, 0],
-            ctx.groups,
-            wanted,
-        )
-        return *back, None, None, None, None, None
+        return *way_back(*known, ctx.groups, wanted), None, None, None, None, None
 
 
 def _agree(one: "Answer", other: "Answer") -> bool:
