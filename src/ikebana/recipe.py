@@ -225,7 +225,8 @@ class Better:
     gain: str
 
 
-# The multiples are of a Xeon with AMX, validation included; the gains as on Flowers Recognition: bench/records.md.
+# Validation included: the first multiple is of a Xeon with AMX, the second of an EPYC with avx512_bf16 before steps became
+# faster (on the Xeon 5.6 at the most, beside other work); the gains as on Flowers Recognition: bench/records.md.
 BETTER = {
     "quick": Better("good", 3.8, "it usually takes away about a third of the mistakes"),
     "good": Better("best", 4.0, "it usually takes away about a quarter of the mistakes"),
