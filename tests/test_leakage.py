@@ -50,7 +50,7 @@ def test_an_evaluation_keeps_its_leakage_when_it_is_written_and_read():
     made = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), {}, leaked=told)
     again = from_json(made.to_json(), made.report)
     assert again.leakage == told
-    assert "1 test photos have a twin" in repr(again)
+    assert "test photos with a twin among those learned from: 1;" in repr(again)
     assert from_json({**made.to_json(), "leakage": None}, "").leakage is None
     without = made.to_json()
     del without["leakage"]  # a run of an older version

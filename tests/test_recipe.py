@@ -68,3 +68,13 @@ def test_a_list_of_another_length_than_the_choice_is_refused(shift):
 def test_no_network_of_a_recipe_has_a_seed_that_a_library_refuses():
     members = recipe.named("best", seed=recipe.LARGEST_SEED).members
     assert len({each.seed for each in members}) == len(members) == 2
+
+
+def test_a_list_on_the_command_line_may_hold_names_with_commas_in_quotes():
+    from ikebana import cli
+
+    given = cli.Choices(class_order='tulip, "rose, wild",daisy', parts="0.5, 0.25,0.25")
+    assert cli._chosen(given) == {"class_order": ("tulip", "rose, wild", "daisy"), "parts": (0.5, 0.25, 0.25)}
+    for wrong in ("a,b", ""):
+        with pytest.raises(RecipeError, match="parts"):
+            recipe.named("quick", **cli._chosen(cli.Choices(parts=wrong)))

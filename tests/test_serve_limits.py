@@ -193,6 +193,28 @@ def test_the_command_says_where_it_is_answers_and_ends_well(sign, paper_model, g
             process.kill()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_a_second_ctrl_c_cuts_off_what_was_accepted_says_so_by_its_status_and_nothing_else(paper_model):
+    command = [sys.executable, "-m", "ikebana", "serve", str(paper_model), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            events = iter(json.loads(line) for line in process.stdout)
+            url = next(event["url"] for event in events if event["event"] == "serving")
+            with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
+                connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of it")
+                while "ikebana_open_requests 1" not in httpx.get(f"{url}/metrics").text:
+                    time.sleep(0.05)
+                process.send_signal(signal.SIGINT)
+                while httpx.get(f"{url}/readyz").status_code == 200:
+                    time.sleep(0.05)
+                process.send_signal(signal.SIGINT)
+                _, errors = process.communicate(timeout=20)
+            assert (process.returncode, errors) == (130, "")
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("limit", [each.name for each in fields(Limits)])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 0])
 def test_a_limit_that_would_refuse_everything_is_refused_itself(limit, value):

@@ -6,6 +6,7 @@ from conftest import grow, two_classes
 
 import ikebana
 from ikebana import inspection, paper, recipe
+from ikebana.errors import PhotosError
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +66,18 @@ def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp
     assert looked.dataset.used.height == 6
     assert np.isfinite(looked.dataset.used["width"].to_numpy()).all()
     assert "photos used" in capsys.readouterr().err
+
+
+def test_photos_that_fit_would_not_split_are_looked_at_all_the_same(drawn, tmp_path, capsys):
+    table = tmp_path / "photos.csv"
+    named = [f"{each},{each.parent.name},one" for each in sorted(drawn.glob("*/*.jpg"))]
+    table.write_text("\n".join(["path,label,group", *named]), "utf-8")
+    found = ikebana.audit(table, out=tmp_path / "page")
+    assert [(each.severity, each.kind) for each in found.refused] == [("error", "unsplit")]
+    assert found.findings[0] is found.refused[0]
+    assert "unreadable" in {each.kind for each in found.findings}
+    assert "fit would refuse" in capsys.readouterr().err
+    assert (tmp_path / "page" / "index.html").exists()
+    with pytest.raises(PhotosError) as refused:
+        ikebana.fit(table)
+    assert (refused.value.what, refused.value.advice) == (found.refused[0].evidence, found.refused[0].advice)

@@ -1,6 +1,7 @@
 """The verbs on the command line; flags are made from Recipe."""
 
 import atexit
+import csv
 import gc
 import io
 import signal
@@ -14,7 +15,7 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from ikebana import progress
-from ikebana.errors import IkebanaError, RecipeError
+from ikebana.errors import IkebanaError, UsageError
 from ikebana.recipe import DEFAULT, RECIPES, Recipe
 from ikebana.shipping.limits import Limits
 
@@ -69,11 +70,12 @@ def _chosen(choices: Any) -> dict[str, Any]:
 
 
 def _listed(name: str, text: str, declared: Any) -> tuple[Any, ...]:
-    """A,B,C in the type of the field's entries."""
+    """A,B,C in the type of the field's entries; one with a comma in it is quoted, as in a CSV file."""
     try:
-        return tuple(declared.__args__[0](entry.strip()) for entry in text.split(","))
+        [entries] = csv.reader([text], skipinitialspace=True)
+        return tuple(declared.__args__[0](entry.strip()) for entry in entries)
     except ValueError:
-        raise RecipeError(
+        raise UsageError(
             f"--{name.replace('_', '-')} {text!r} is not a list of numbers", advice="0.6,0.2,0.2"
         ) from None
 
@@ -108,12 +110,12 @@ def fit(
     _listen(json)
     if resume is not None:
         if photos is not None or recipe is not None or run is not None or _chosen(choices):
-            raise RecipeError(
+            raise UsageError(
                 "a resumed run has its photos and choices already", advice=f"ikebana fit --resume {resume}"
             )
         made = pipeline.resume(resume)
     elif photos is None:
-        raise RecipeError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
+        raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
     else:
         made = pipeline.fit(photos, recipe or DEFAULT, run=run, **_chosen(choices))
     progress.event("done", run=str(made.folder))
@@ -154,7 +156,7 @@ def audit(
     progress.event("done", leaks=len(looked.leaks), command=command)
     if command or write is not None:
         progress.result(command or str(write))
-    return LEAK if looked.leaks else DONE
+    return REFUSED if looked.refused else LEAK if looked.leaks else DONE
 
 
 @app.command
@@ -193,7 +195,7 @@ def export(
         progress.result(str(web))
     else:
         asked = "nothing was asked for" if file is None else "a file and --web are two different things"
-        raise RecipeError(asked, advice=f"ikebana export {run} flowers.onnx, or ikebana export {run} --web DIR")
+        raise UsageError(asked, advice=f"ikebana export {run} flowers.onnx, or ikebana export {run} --web DIR")
 
 
 def _no_flag(_: Any, photo: str) -> None:
@@ -228,9 +230,9 @@ def predict(
     from ikebana import prediction
 
     if not photos:
-        raise RecipeError("no photos were given", advice="ikebana predict MODEL PHOTOS")
+        raise UsageError("no photos were given", advice="ikebana predict MODEL PHOTOS")
     if copy_to is not None and link_to is not None:
-        raise RecipeError("photos are either copied or linked", advice="--copy-to or --link-to")
+        raise UsageError("photos are either copied or linked", advice="--copy-to or --link-to")
     listed = sys.stdin if "-" in photos else None
     named = [each for each in photos if each != "-"]
     prediction.command(model, named, listed, out, copy_to or link_to, link=link_to is not None)
@@ -338,7 +340,7 @@ def _refused(error: Any) -> int:
     progress.event(
         "error", kind=type(error).__name__, what=error.what, where=str(error.where or ""), advice=error.advice or ""
     )
-    return REFUSED
+    return WRONG_USAGE if isinstance(error, UsageError) else REFUSED
 
 
 def _speak_utf8() -> None:

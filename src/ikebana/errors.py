@@ -4,6 +4,7 @@ IkebanaError             what is wrong, where, and what to try
 ├── PhotosError          the photos cannot be used as they are
 │   └── UnreadablePhoto  one photo cannot be used; intake sets it aside and goes on
 ├── RecipeError          a choice that cannot be carried out
+│   └── UsageError       a command that says too little, or two different things
 ├── RunError             a run's folder is missing, damaged, taken, or made from other photos
 ├── ModelError           a model file is damaged, foreign or too new, or would not say what its run says
 └── MachineError         disk or memory falls short
@@ -40,6 +41,10 @@ class UnreadablePhoto(PhotosError):
 
 class RecipeError(IkebanaError):
     """A choice that cannot be carried out."""
+
+
+class UsageError(RecipeError):
+    """A command that says too little, or two different things."""
 
 
 class RunError(IkebanaError):

@@ -6,16 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from ikebana import progress, suspects
 from ikebana.advice import Advice, Supply, advised
-from ikebana.errors import MachineError, RecipeError
+from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.machine import need_disk
 from ikebana.photos import audit as files
 from ikebana.photos import cleaning, intake, kept, split, twins
 from ikebana.photos.audit import SHOWN, Finding
-from ikebana.photos.dataset import Dataset
+from ikebana.photos.dataset import USED, Dataset
 from ikebana.photos.kept import Kept
-from ikebana.places import cache_folder, written
+from ikebana.places import cache_folder, to_write, written
 from ikebana.recipe import BETTER, DEFAULT, RECIPES, Recipe
 from ikebana.report import page
 from ikebana.run import write_json
@@ -23,6 +25,7 @@ from ikebana.run import write_json
 if TYPE_CHECKING:
     from ikebana.learning.device import Setting
 
+UNSPLIT = "unsplit"  # a kind of finding
 PAGE = "index.html"  # in the folder that was asked for
 
 
@@ -39,9 +42,15 @@ class Audit:
         """Photos that lie in more than one part: the score on them would be memory."""
         return tuple(each for each in self.findings if each.kind == "leak")
 
+    @property
+    def refused(self) -> tuple[Finding, ...]:
+        """Why `fit` would not train on the photos, if it would not."""
+        return tuple(each for each in self.findings if each.kind == UNSPLIT)
+
     def __repr__(self) -> str:
         lines = [files.summary(self.dataset, list(self.findings), "--out DIR (in Python: .findings)")]
         lines += [f"  leak: {files.in_short(each)}" for each in self.leaks[:SHOWN]]
+        lines += [f"  fit would refuse: {each.evidence}\n  try  {each.advice}" for each in self.refused]
         return "\n".join(lines + ([f"\n{self.advice!r}"] if self.advice is not None else []))
 
 
@@ -67,6 +76,8 @@ def audit(
     to_drop, to_relabel = cleaning.chosen(drop, "--drop"), cleaning.chosen(relabel, "--relabel")
     _check(out, write, bool(to_drop or to_relabel))
     found = intake.read(photos)
+    if write is not None:
+        cleaning.check_within_reach(found)
     from ikebana.learning import backbones, networks
 
     # As `fit` begins, so that it will find the pixels kept, and make the same split.
@@ -75,9 +86,9 @@ def audit(
         backbones.sought(recipe)  # what is missing is said before any photo is read
     _check_machine(found, recipe)
     opened, keep = kept.opened(found, recipe.side, recipe.fit)
-    dataset = split.split(intake.with_classes(twins.found(opened, keep), ()), recipe)
-    suspicious = suspects.found(dataset, keep, recipe)
-    looked = Audit(dataset, tuple(files.gravest_first([*files.findings(dataset), *suspicious])))
+    dataset, unsplit = _split(intake.with_classes(twins.found(opened, keep), ()), recipe)
+    findings = [*unsplit, *files.findings(dataset), *suspects.found(dataset, keep, recipe)]
+    looked = Audit(dataset, tuple(files.gravest_first(findings)))
     progress.say(repr(looked))
     progress.event("audit", **files.as_json(dataset, list(looked.findings)))
     if out is not None:
@@ -90,6 +101,16 @@ def audit(
     if advise:
         looked = replace(looked, advice=_advice(dataset, keep, recipe))
     return looked
+
+
+def _split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, list[Finding]]:
+    """As `fit` would split them. That it would refuse to is one finding more: all photos then count as training photos."""
+    try:
+        return split.split(dataset, recipe), []
+    except PhotosError as error:
+        of_training = pl.when(pl.col("status") == USED).then(pl.col("split").fill_null("train")).alias("split")
+        whole = dataset.with_photos(dataset.photos.with_columns(of_training))
+        return whole, [Finding(UNSPLIT, "error", (), error.what, error.advice or "more photos")]
 
 
 def _check_machine(found: Dataset, recipe: Recipe) -> None:
@@ -110,9 +131,9 @@ def _check(out: str | Path | None, write: str | Path | None, acting: bool) -> No
     if acting and write is None:
         raise RecipeError("--drop and --relabel act on a table", advice="--write cleaned.csv")
     if write is not None:
-        cleaning.check_writable(Path(write).expanduser())
+        cleaning.check_writable(to_write(write))
     if out is not None:
-        folder = Path(out).expanduser()
+        folder = to_write(out)
         taken = folder.is_dir() and any(folder.iterdir()) and not (folder / "audit.json").exists()
         if taken or (folder.exists() and not folder.is_dir()):
             raise RecipeError("there is something else already", where=folder, advice="an empty folder, or a new one")

@@ -40,7 +40,7 @@ def fit(
     setting = prepared(chosen, len(found.classes))
     chosen = recipes.changed(chosen, precision=setting.number_format)  # so that recipe.json says all
     environment = device.environment(setting)
-    forecast(found, chosen, setting, Path(run or "runs").expanduser()).told(chosen)
+    forecast(found, chosen, setting, Path(run or runs.RUNS).expanduser()).told(chosen)
     if other := differing(recipe, environment):
         progress.say(other)
     clock.lap("prepare")

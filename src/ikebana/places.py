@@ -18,6 +18,11 @@ from ikebana.errors import MachineError
 
 FORGOTTEN = 3600  # seconds
 NOTHING = 2**16  # bytes: a disk with less is full
+ELSEWHERE = {  # what to try, by the number of the error
+    errno.ENAMETOOLONG: "a shorter name",
+    errno.ENOTDIR: "another place",
+    errno.EINVAL: "another name",
+}
 PARTIAL, LOCK = ".partial", ".lock"  # what is not whole yet; what says that somebody is at it
 
 
@@ -31,6 +36,35 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("ikebana"))
 
 
+def to_write(place: str | Path) -> Path:
+    """The place with ~ resolved, before any work is done for what will be written there, a file or a folder.
+
+    raises  MachineError if it is plain already that nothing can be: the name is too long, a file is in the way, or nobody may
+            write there
+    """
+    named = Path(os.path.expanduser(place))
+    if "\0" in str(named):
+        raise cannot_write(OSError(errno.EINVAL, "a NUL in the name"), Path(str(named).replace("\0", "\\0")))
+    try:
+        if named.name:
+            _beside(named).exists()  # the longer of the two names
+        folder = named if named.is_dir() else named.parent
+        while not folder.exists():
+            folder = folder.parent
+    except OSError as error:
+        raise cannot_write(error, named) from None
+    if not folder.is_dir():
+        raise cannot_write(OSError(errno.ENOTDIR, "a file is in the way"), folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise cannot_write(OSError(errno.EACCES, os.strerror(errno.EACCES)), folder)
+    return named
+
+
+def _beside(file: Path) -> Path:
+    """What is written to until all of it is there."""
+    return file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+
+
 @contextmanager
 def written(file: Path, make: bool = True) -> Iterator[Path]:
     """A name to write to; it becomes `file` when the block ends well, and is removed when it does not.
@@ -38,7 +72,7 @@ def written(file: Path, make: bool = True) -> Iterator[Path]:
     make    whether the folder is made if it is not there; a run's is not, since one that has vanished should be missed
     raises  MachineError if the disk is full or the place cannot be written to
     """
-    beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    beside = _beside(file)
     try:
         if make:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -191,9 +225,8 @@ def cannot_write(error: OSError, place: Path) -> MachineError:
         )
     if error.errno == errno.ENOENT:
         return MachineError("the folder to write to has gone", where=place.parent, advice="put it back, or begin anew")
-    return MachineError(
-        f"this cannot be written: {error.strerror or error}", where=place, advice="a folder that you may write to"
-    )
+    advice = ELSEWHERE.get(error.errno or 0, "a folder that you may write to")
+    return MachineError(f"this cannot be written: {error.strerror or error}", where=place, advice=advice)
 
 
 def free_space(folder: Path) -> int:

@@ -17,11 +17,12 @@ from ikebana import progress
 from ikebana.errors import PhotosError, UnreadablePhoto
 from ikebana.photos import loose
 from ikebana.photos.loose import LoosePhoto, Search
+from ikebana.places import to_write
 from ikebana.run import Run, open_run
 from ikebana.shipping import classifier, table
 from ikebana.shipping.classifier import BATCH, Classifier, Look
 from ikebana.shipping.prediction import Prediction
-from ikebana.shipping.sorting import Sorter
+from ikebana.shipping.sorting import NOT_SURE, Sorter
 from ikebana.shipping.table import Table
 
 Model: TypeAlias = Classifier | Run | str | Path
@@ -70,6 +71,8 @@ def command(
     """
     if out is not None:
         table.check(out)
+    if sort_into is not None:
+        to_write(sort_into / NOT_SURE)
     there = model_there(model)
     found = loose.search(photos, listed)
     answering, identity = classifier_of(there)

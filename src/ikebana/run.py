@@ -36,13 +36,14 @@ from ikebana import recipe as recipes
 from ikebana.errors import MachineError, RecipeError, RunError
 from ikebana.photos.dataset import USED, Dataset
 from ikebana.photos.split import fingerprint
-from ikebana.places import alone, filled, tidy, written
+from ikebana.places import alone, filled, tidy, to_write, written
 from ikebana.recipe import Recipe
 from ikebana.trust import calibration, evaluation
 from ikebana.trust.calibration import Calibration
 from ikebana.trust.evaluation import Evaluation
 
 DEALT = ("path", "label", "split", "sha256")  # what must be the same for a run to go on
+RUNS = Path("runs")  # where runs lie that no folder was named for
 NAMED = 5  # photos of a kind, at most, in a message
 AGAIN = "a copy of this run that is whole, or the same once more: ikebana fit PHOTOS --recipe RUN/recipe.json"
 
@@ -271,7 +272,8 @@ class Run:
 
     def __repr__(self) -> str:
         state = repr(self.evaluation).split("\n", 1)[0] if self.finished else "not finished"
-        return f"Run({self.folder}: {self.recipe.name}, {state})"
+        more = "; what ships has learned from all photos since" if self.finished and self.recipe.all else ""
+        return f"Run({self.folder}: {self.recipe.name}, {state}{more})"
 
     def _repr_html_(self) -> str:
         import html
@@ -347,20 +349,10 @@ def check_free(folder: str | Path | None, flag: str = "--run") -> None:
 
     flag    by which another one is named
 
-    raises  RunError if it is a file or not empty, or if no folder can have that name
+    raises  RunError if it is a file or not empty; MachineError if it cannot be made
     """
-    if folder is None:
-        return
-    place = Path(folder).expanduser()
-    try:
-        os.stat(place)
-    except (FileNotFoundError, NotADirectoryError):  # of the latter, whoever makes the folder names the file in the way
-        return
-    except OSError as error:
-        raise RunError(
-            f"this folder cannot be made: {error.strerror}", where=place, advice="another --run DIR"
-        ) from None
-    if not place.is_dir() or any(place.iterdir()):
+    place = to_write(RUNS if folder is None else folder)
+    if folder is not None and place.exists() and not (place.is_dir() and not any(place.iterdir())):
         advice = f"ikebana fit --resume {place}" if (place / "recipe.json").exists() else f"another {flag} DIR"
         raise RunError("this folder is taken", where=place, advice=advice)
 
@@ -382,4 +374,4 @@ def open_run(folder: str | Path) -> Run:
 def _default_folder(recipe: Recipe, source: dict[str, Any]) -> Path:
     """`runs/<recipe>-<short hash>`, the hash of choices, photos and time: the same command can be given twice."""
     made_of = json.dumps([recipes.to_json(recipe), source, time.time_ns()])
-    return Path("runs") / f"{recipe.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:6]}"
+    return RUNS / f"{recipe.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:6]}"

@@ -205,10 +205,10 @@ def check_writable(file: Path) -> None:
             raise PhotosError("there is a file already, and it stays", where=each, advice="another name, or remove it")
 
 
-def write(file: Path, dataset: Dataset, result: Cleaned) -> None:
-    """Both tables; paths below the table's folder start from there, all others are absolute.
+def check_within_reach(dataset: Dataset) -> None:
+    """Refuse photos that no table can point to, before any is read.
 
-    raises  PhotosError if the photos lie in an archive, where no table can point to
+    raises  PhotosError if they lie in an archive
     """
     if dataset.prefix:
         raise PhotosError(
@@ -216,6 +216,14 @@ def write(file: Path, dataset: Dataset, result: Cleaned) -> None:
             where=dataset.source,
             advice="unpack it, and audit the folder",
         )
+
+
+def write(file: Path, dataset: Dataset, result: Cleaned) -> None:
+    """Both tables; paths below the table's folder start from there, all others are absolute.
+
+    raises  PhotosError if the photos lie in an archive
+    """
+    check_within_reach(dataset)
     folder = file.expanduser().resolve().parent
     for place, table in ((file, result.kept), (dropped_beside(file), result.dropped)):
         paths = [_from(folder, dataset.file(path)) if path else "" for path in table["path"]]

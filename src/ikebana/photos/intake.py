@@ -62,7 +62,7 @@ def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
         )
     if len(classes) == 1:
         raise PhotosError(
-            f"there is only one class with photos: {classes[0]}",
+            f"there is only one class with photos: {classes[0]}{_reasons(dataset)}",
             where=dataset.source,
             advice="the folder that holds at least two class folders, each with photos",
         )
@@ -75,10 +75,10 @@ def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
 
 
 def _reasons(dataset: Dataset) -> str:
-    """Why nothing was usable, the most frequent reason first."""
-    if not dataset.photos.height:
+    """Why so little was usable: the most frequent reason."""
+    if not dataset.set_aside.height:
         return ""
-    reason, number = dataset.photos["status"].value_counts(sort=True).row(0)
+    reason, number = dataset.set_aside["status"].value_counts(sort=True).row(0)
     return f": {number} of {dataset.photos.height} paths were set aside ({reason})"
 
 

@@ -26,7 +26,8 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
     raises  PhotosError if there are too few photos for a training and a test part
     """
     used = dataset.used
-    if used["split"].is_not_null().any():
+    given = used["split"].is_not_null().any()
+    if given:
         parts = _given(used, recipe)
     elif recipe.split == "shuffle":
         parts = shuffled(texts(used["label"]), dataset.classes, recipe.parts, recipe.split_seed)
@@ -38,11 +39,13 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
             together = len(set(groups(used)))
             what = f"of {used.height} photos none is left for the {needed} part"
             advice = "more photos, at least 3 of each class, or other parts of them (fit --parts)"
-            if together < used.height:
+            if given:
+                advice = f"photos whose part is {needed}, or no parts: then they are split here"
+            elif together < used.height:
                 what += (
-                    f": they are {together} groups of photos that belong together, or of copies, which are never parted"
+                    f": they make {together} group{'s' * (together != 1)}, of photos that belong together or are copies"
                 )
-                advice = "smaller groups, or photos of more different things"
+                advice = "smaller groups, or photos of more different things: groups are never parted"
             raise PhotosError(what, where=dataset.source, advice=advice)
     dealt = used.select("path").with_columns(pl.Series("split", parts, pl.String))
     rows = dataset.used_by_row["row"]

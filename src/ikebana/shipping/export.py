@@ -17,7 +17,7 @@ from ikebana.errors import ModelError
 from ikebana.learning import checkpoint, device, inference, lean, networks
 from ikebana.learning.networks import Shipped
 from ikebana.photos import pixels
-from ikebana.places import written
+from ikebana.places import to_write, written
 from ikebana.run import Run, open_run
 from ikebana.shipping import again, classifier, metadata, model_file, parity, quantised, resize
 from ikebana.shipping.again import Known
@@ -36,9 +36,9 @@ def export(
     int8    in whole numbers of 8 bits: a quarter of the size, often faster; refused if that costs accuracy
     photos  where the run's photos are, if they have moved
     raises  ModelError if the file would not say what the run says: then there is no file. RunError if the run has not
-            finished; PhotosError if its photos are gone
+            finished; PhotosError if its photos are gone; MachineError if the file cannot be written
     """
-    made, place = run if isinstance(run, Run) else open_run(run), Path(file).expanduser()
+    made, place = run if isinstance(run, Run) else open_run(run), to_write(file)
     if place.is_dir() or place.suffix != ".onnx":
         raise ModelError("a model file's name ends in .onnx", where=file, advice=f"{place.name or 'flowers'}.onnx")
     about = metadata.about(made)

@@ -6,6 +6,7 @@ connections there may be, and that whoever stops the server is obeyed when the a
 
 import asyncio
 import json
+import logging
 import socket
 import time
 from http import HTTPStatus
@@ -70,6 +71,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Told to stop by SIGTERM or Ctrl-C."""
         if self.desk.closing:
+            logging.getLogger("uvicorn.error").addFilter(_is_a_fault)
             self.should_exit = self.force_exit = True
         self.desk.close()
         self.told = time.monotonic()
@@ -79,6 +81,13 @@ class Server(uvicorn.Server):
         if self.desk.closing and (self.desk.idle or late):
             self.should_exit = True
         return await super().on_tick(counter)
+
+
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    """Whether there is more to say than that somebody was cut off, which is what a second Ctrl-C asks for."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)) and (
+        "CancelledError" not in record.getMessage()
+    )
 
 
 def _patient(limits: Limits) -> type[H11Protocol]:
@@ -150,5 +159,11 @@ class Patient(H11Protocol):
 
 
 def run(app: Any, desk: Desk, limits: Limits, listener: socket.socket) -> None:
-    """Answer on this socket until told to stop."""
-    Server(app, desk, limits).run(sockets=[listener])
+    """Answer on this socket until told to stop.
+
+    raises  KeyboardInterrupt if told so twice: what was accepted has not all been answered
+    """
+    server = Server(app, desk, limits)
+    server.run(sockets=[listener])
+    if server.force_exit:
+        raise KeyboardInterrupt

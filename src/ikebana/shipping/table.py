@@ -17,7 +17,7 @@ import numpy as np
 
 from ikebana import progress
 from ikebana.errors import MachineError, RecipeError
-from ikebana.places import cannot_write, written
+from ikebana.places import cannot_write, to_write, written
 from ikebana.shipping.prediction import Prediction
 
 KINDS = (".csv", ".jsonl", ".parquet")
@@ -40,8 +40,9 @@ def values(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
 def check(out: Path) -> None:
     """Refuse a name that no table can be written under, before any work is done.
 
-    raises  RecipeError
+    raises  RecipeError; MachineError if nothing can be written there
     """
+    to_write(out)
     if out.suffix.lower() not in KINDS or out.is_dir():
         raise RecipeError(f"{out} is not the name of a table", advice=f"a name that ends in {', '.join(KINDS)}")
 

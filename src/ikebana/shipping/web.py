@@ -18,7 +18,7 @@ from typing import Any
 
 from ikebana import progress
 from ikebana.errors import ModelError
-from ikebana.places import cache_folder, filled
+from ikebana.places import cache_folder, filled, to_write
 from ikebana.run import Run
 from ikebana.shipping import pages
 from ikebana.shipping.classifier import Classifier
@@ -52,7 +52,7 @@ def export_web(
     photos  where the run's photos are, if they have moved
     raises  ModelError if the folder is taken, or for what `export` refuses; RunError, PhotosError as `export` does
     """
-    place = Path(folder).expanduser()
+    place = to_write(folder)
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
         raise ModelError("this place is taken", where=folder, advice="a folder that is not there yet")
     with filled(place) as beside:

@@ -35,12 +35,12 @@ class Leakage:
         lines = []
         if self.photos and others is not None:
             lines.append(
-                f"{len(self.photos)} test photos have a twin among those learned from: accuracy {self.accuracy_of_them:.3f} "
+                f"test photos with a twin among those learned from: {len(self.photos)}; accuracy {self.accuracy_of_them:.3f} "
                 f"on them, {others:.3f} on the others"
             )
         if naive.with_twin > len(self.photos):
             lines.append(
-                f"a naive shuffle would have tested on {naive.with_twin} photos with a twin among those learned from, and shown "
+                f"in a naive shuffle, test photos with a twin among those learned from: {naive.with_twin}; accuracy shown: "
                 f"about {naive.accuracy:.3f}"
             )
         return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""What cannot be written is refused before any work is done for it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import grow, two_classes
+
+import ikebana
+from ikebana import places
+from ikebana.errors import MachineError
+
+LONG, NEARLY = "n" * 300, "n" * 250  # the second is too long only with what a half-written file is called besides
+
+
+@pytest.mark.parametrize("name", [LONG, NEARLY, "file/inside", "a\0b"])
+def test_a_name_that_nothing_can_have_is_refused_with_the_reason(tmp_path, name):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MachineError, match="cannot be written") as refused:
+        places.to_write(tmp_path / name)
+    assert refused.value.advice
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_can_be_written_is_not_refused_and_nothing_is_made(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for name in ("new.csv", "there", "there/new.csv", "not/yet/there.csv", "n" * 200):
+        assert places.to_write(tmp_path / name) == tmp_path / name
+        assert places.to_write(f"~/{name}") == tmp_path / name
+    assert places.to_write("here.csv") == places.Path("here.csv")
+    assert os.listdir(tmp_path) == ["there"]
+
+
+@pytest.fixture
+def nobody():
+    """The administrator may write anywhere, so the test is somebody else."""
+    if os.geteuid() == 0:
+        os.setresuid(65534, 65534, 0)
+        yield
+        os.setresuid(0, 0, 0)
+    else:
+        yield
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such users")
+@pytest.mark.usefixtures("nobody")
+def test_a_folder_in_which_one_may_not_write_is_refused():
+    with pytest.raises(MachineError, match="Permission denied") as refused:
+        places.to_write("/usr/lib/new.csv")
+    assert refused.value.where == places.Path("/usr/lib")
+
+
+@pytest.mark.parametrize(
+    ("verb", "place"),
+    [
+        ("fit", {"run": LONG}),
+        ("audit", {"out": LONG}),
+        ("audit", {"write": f"{LONG}.csv"}),
+        ("demo", {"out": LONG}),
+    ],
+)
+def test_every_verb_refuses_before_it_looks_at_a_photo(verb, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos = [] if verb == "demo" else [grow(tmp_path / "photos", two_classes())]
+    with pytest.raises(MachineError, match="File name too long"):
+        getattr(ikebana, verb)(*photos, **place)
+    assert os.listdir(tmp_path) == ([] if verb == "demo" else ["photos"])
+
+
+def test_what_is_made_of_a_run_or_a_model_is_refused_before_work_too(paper_run, paper_model, good_photos, tmp_path):
+    (tmp_path / "file").write_text("x")
+    model = str(paper_model)
+    for command in (
+        ["export", str(paper_run.folder), f"{LONG}.onnx"],
+        ["export", str(paper_run.folder), "--web", LONG],
+        ["predict", model, str(good_photos[0]), "--out", f"{LONG}.csv"],
+        ["predict", model, str(good_photos[0]), "--copy-to", "file"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "ikebana", *command], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("MachineError: this cannot be written: ")
+        assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "command", [["fit"], ["export", "run"], ["export", "run", "a.onnx", "--web", "b"], ["predict", "a.onnx"], ["fat"]]
+)
+def test_a_command_that_says_too_little_or_too_much_ends_as_wrong_usage(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ikebana", *command], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
