@@ -19,7 +19,7 @@ and CPU time were compared, interleaved; ms for a batch of 128, 3 repeats (1 for
                     XLA (jit_compile) float32 4693, bfloat16 5311                        -> mixed_bfloat16, no XLA
     augmentation    five Keras layers 550 to 621; one warp 155 to 166, uint8 as fast as float32   -> one warp, uint8
     left out        max-pool before ReLU: 1 to 4 % less, within the spread; MALLOC_MMAP_THRESHOLD_: no less CPU time
-Another processor may prefer others: `--precision` and `--jit` try them.
+Another processor may prefer others: `--precision` and `--jit` try them. Without avx512_bf16 and AMX it is float32.
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     elif image.mode == "P":
         image = image.convert("RGB")
     followed = _transformed(image, profile) if profile else None
-    return followed or image.convert("RGB")
+    return followed or (image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _over_white(image: Image.Image) -> Image.Image:
