@@ -17,6 +17,7 @@ Trained = Literal["all", "head", "tail"]
 
 
 LARGEST_SEED = 2**32 - 1  # what all libraries take
+UNDAMAGED = "a copy of it that is whole, or a recipe's name"
 SEEDS_APART = 1_000_003  # between the networks of one recipe: no two runs of neighbouring seeds share a network
 
 
@@ -317,13 +318,20 @@ def from_json(values: Mapping[str, Any]) -> Recipe:
     declared = {each.name for each in fields(Recipe)}
     if not isinstance(values, dict) or values.keys() != declared:
         differing = sorted(declared ^ values.keys()) if isinstance(values, dict) else ["everything"]
-        raise RecipeError(f"another version of ikebana wrote this recipe; it differs in {', '.join(differing)}")
+        raise _of_another_version(", ".join(differing))
     for each in fields(Recipe):
         _check_kind(each.name, values[each.name], each.type)
     try:
         return Recipe(**{key: _as_declared(key, value) for key, value in values.items()})
     except (TypeError, ValueError, OverflowError) as error:
-        raise RecipeError(f"this recipe is damaged: {error}") from None
+        raise RecipeError(f"this recipe is damaged: {error}", advice=UNDAMAGED) from None
+
+
+def _of_another_version(differing: str) -> RecipeError:
+    return RecipeError(
+        f"another version of ikebana wrote this recipe; it differs in {differing}",
+        advice="the version in the run's environment.json, or a new run",
+    )
 
 
 def _check_kind(name: str, value: Any, declared: Any) -> None:
@@ -335,11 +343,11 @@ def _check_kind(name: str, value: Any, declared: Any) -> None:
     record = next((kind for kind in kinds if is_dataclass(kind)), None)
     if isinstance(value, dict) and record is not None:
         if value.keys() != {each.name for each in fields(record)}:
-            raise RecipeError(f"another version of ikebana wrote this recipe; it differs in {name}")
+            raise _of_another_version(name)
         for each in fields(record):
             _check_kind(f"{name}'s {each.name}", value[each.name], each.type)
     elif not any(_is_of(value, kind) for kind in kinds):
-        raise RecipeError(f"this recipe is damaged: {name} is {value!r}")
+        raise RecipeError(f"this recipe is damaged: {name} is {value!r}", advice=UNDAMAGED)
 
 
 def _is_of(value: Any, kind: Any) -> bool:

@@ -73,7 +73,7 @@ class Run:
         try:
             return recipes.from_json(self.read_json("recipe.json"))
         except RecipeError as error:
-            raise RunError(error.what, where=self.folder) from None
+            raise RunError(error.what, where=self.folder, advice=error.advice) from None
 
     @functools.cached_property
     def source(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Run:
             lines = (self.folder / "epochs.jsonl").read_text("utf-8").splitlines()
             return [json.loads(line) for line in lines]
         except (OSError, ValueError) as error:
-            raise RunError(f"epochs.jsonl cannot be read: {error}", where=self.folder) from None
+            raise RunError(f"epochs.jsonl cannot be read: {error}", where=self.folder, advice=AGAIN) from None
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -152,7 +152,7 @@ class Run:
                 f"this is not a run: it has no {name}", where=self.folder, advice="a folder that fit made"
             ) from None
         except (ValueError, OSError) as error:
-            raise RunError(f"{name} cannot be read: {error}", where=self.folder) from None
+            raise RunError(f"{name} cannot be read: {error}", where=self.folder, advice=AGAIN) from None
 
     def read_text(self, name: str) -> str:
         try:
@@ -243,7 +243,7 @@ class Run:
         try:
             began = recipes.from_json(self.source["recipe"])
         except RecipeError as error:
-            raise RunError(f"source.json is damaged: {error.what}", where=self.folder) from None
+            raise RunError(f"source.json is damaged: {error.what}", where=self.folder, advice=AGAIN) from None
         if changes := recipes.differences(began, self.recipe):
             raise RunError(
                 f"the recipe has changed since this run began: {'; '.join(changes)}",

@@ -98,7 +98,10 @@ def load_weights(file: Path, network: nn.Module) -> None:
     except FileNotFoundError:
         raise RunError("this run has no weights yet", where=file.parent, advice="ikebana fit --resume") from None
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise RunError(f"the weights cannot be used: {str(error).splitlines()[0]}", where=file) from None
+        why = str(error).splitlines()[0]
+        raise RunError(
+            f"the weights cannot be used: {why}", where=file, advice="a copy of the run that is whole"
+        ) from None
 
 
 def _metadata(file: Path) -> dict[str, str]:

@@ -314,7 +314,9 @@ def _read(file: Path) -> dict[str, Tensor]:
     kind = file.suffix.lower()
     if kind != ".safetensors" and kind not in PICKLED:
         raise RecipeError(
-            f"weights are .safetensors, {', '.join(PICKLED)}, not {kind or 'a file without ending'}", where=file
+            f"weights are .safetensors, {', '.join(PICKLED)}, not {kind or 'a file without ending'}",
+            where=file,
+            advice="the network's state_dict, saved as one of these",
         )
     try:
         stored = load_file(file) if kind == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)

@@ -296,4 +296,6 @@ def _sha256(file: Path) -> str:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise PhotosError(f"this archive cannot be read: {error.strerror or error}", where=file) from None
+        raise PhotosError(
+            f"this archive cannot be read: {error.strerror or error}", where=file, advice="a file that you may read"
+        ) from None

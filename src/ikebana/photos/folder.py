@@ -108,7 +108,9 @@ def _folders(folder: Path) -> list[Path]:
         with os.scandir(folder) as entries:
             found = [folder / entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry)]
     except OSError as error:
-        raise PhotosError(f"this folder cannot be read: {error.strerror}", where=folder) from None
+        raise PhotosError(
+            f"this folder cannot be read: {error.strerror}", where=folder, advice="a folder that you may read"
+        ) from None
     return sorted(each for each in found if not _is_ours(each))
 
 

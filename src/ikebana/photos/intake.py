@@ -27,7 +27,7 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
         dataset = folder.read(place)
     elif not os.path.exists(place):
         what = f"there is no such folder, archive or table{_hindrance(place)}"
-        raise PhotosError(what, where=source, advice=_similar(place))
+        raise PhotosError(what, where=source, advice=_similar(place) or "the path of a folder, an archive or a table")
     elif not os.path.isfile(place):
         raise PhotosError(
             "this is neither a folder nor a file that can be read twice", where=source, advice="a file on the disk"

@@ -96,7 +96,9 @@ def _places(source: str | Path) -> list[Path]:
         return [place]
     matches = sorted(glob.glob(str(place), recursive=True))
     if not matches:
-        raise PhotosError("there is no such file or folder", where=source)
+        raise PhotosError(
+            "there is no such file or folder", where=source, advice="photos, folders or archives that are there"
+        )
     return [Path(each) for each in matches]
 
 

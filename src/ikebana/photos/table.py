@@ -110,7 +110,10 @@ def _parquet(file: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(file)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise PhotosError(f"this Parquet file cannot be read: {_first_line(error)}", where=file) from None
+        why = _first_line(error)
+        raise PhotosError(
+            f"this Parquet file cannot be read: {why}", where=file, advice="a copy of it that is whole"
+        ) from None
 
 
 def _csv(file: Path) -> pl.DataFrame:
@@ -129,7 +132,12 @@ def _csv(file: Path) -> pl.DataFrame:
     try:
         return pl.read_csv(data, separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise PhotosError(f"this CSV file cannot be read: {_first_line(error)}", where=file) from None
+        why = _first_line(error)
+        raise PhotosError(
+            f"this CSV file cannot be read: {why}",
+            where=file,
+            advice="as many values in each line as names in the first",
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

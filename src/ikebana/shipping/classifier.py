@@ -256,7 +256,10 @@ def _look(session: Any, classes: int, where: str | Path | None, photos: np.ndarr
     try:
         found = Look(*session.run([PROBABILITIES, FEATURES], {INPUT: photos}))
     except Exception as error:
-        raise ModelError(f"this model file cannot be run: {str(error).splitlines()[0]}", where=where) from None
+        why = str(error).splitlines()[0]
+        raise ModelError(
+            f"this model file cannot be run: {why}", where=where, advice="ikebana export, once more"
+        ) from None
     if found.probabilities.shape != (len(photos), classes) or not np.isfinite(found.probabilities).all():
         raise ModelError("this model file gives no probabilities", where=where, advice="ikebana export, once more")
     return found

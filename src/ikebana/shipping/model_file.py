@@ -19,6 +19,7 @@ from ikebana.errors import ModelError
 
 FORMAT = 1  # raised when older versions of ikebana could not read the file any more
 LARGEST = 2**31 - 1  # bytes: protobuf itself stops there
+EXPORTED = "a file that ikebana export made, such as flowers.onnx"
 DEEPEST = 24  # messages within messages; ours has 8
 SEAL = re.compile(rb'r\x4c\n\x06sha256\x12\x42"([0-9a-f]{64})"\Z')  # a metadata entry, as protobuf writes it
 SEAL_LENGTH = 78
@@ -58,15 +59,13 @@ def read(file: str | Path) -> bytes:
         raise ModelError("this is a folder, not a model file", where=file, advice=advice)
     try:
         if place.stat().st_size > LARGEST:
-            raise ModelError("this file is larger than any model file", where=file)
+            raise ModelError("this file is larger than any model file", where=file, advice=EXPORTED)
         return place.read_bytes()
     except FileNotFoundError:
-        raise ModelError(
-            "there is no such model file", where=file, advice="a file that ikebana export made, such as flowers.onnx"
-        ) from None
+        raise ModelError("there is no such model file", where=file, advice=EXPORTED) from None
     except (OSError, MemoryError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ModelError(f"this model file cannot be read: {why}", where=file) from None
+        raise ModelError(f"this model file cannot be read: {why}", where=file, advice=EXPORTED) from None
 
 
 def sealed(model: bytes) -> bytes:

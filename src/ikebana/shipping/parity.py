@@ -56,7 +56,11 @@ def _opened(classifier: Classifier, photo: Known) -> np.ndarray:
 def _square(opened: tuple[str, np.ndarray | str]) -> np.ndarray:
     path, square = opened
     if isinstance(square, str):
-        raise PhotosError(f"a photo that the run could use cannot be used any more: {square}", where=path)
+        raise PhotosError(
+            f"a photo that the run could use cannot be used any more: {square}",
+            where=path,
+            advice="a copy of it that is whole",
+        )
     return square
 
 
