@@ -91,6 +91,12 @@ def test_a_network_that_does_not_exist_is_refused_with_those_like_it():
     assert "resnet18" in str(refusal.value)
 
 
+def test_weights_that_do_not_exist_are_refused_with_those_that_do():
+    with pytest.raises(RecipeError, match=r"no weights 'resnet18\.nope'") as refusal:
+        built(network="resnet18.nope")
+    assert "resnet18." in str(refusal.value.advice)
+
+
 @pytest.mark.parametrize(("recipe", "side"), [("good", 299), ("quick", 352)])
 def test_photos_too_small_for_a_backbone_are_refused_with_its_own_side(recipe, side):
     with pytest.raises(RecipeError) as refusal:
@@ -210,6 +216,25 @@ def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
         learner.step(photos(64, 8), torch.arange(8) % 5, device.Setting("cpu", "float32", 2, ""))
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == learning(network)  # the means of BatchNorm, below and above the cut, among what stays
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224"])
+def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_the_new_ones_say(name):
+    from ikebana.learning import device
+    from ikebana.learning.learner import Learner, phases
+
+    recipe = networks.settled(recipes.named("good", network=name, transfer=Transfer(trained="all")))
+    network = networks.build(recipe, 5)
+    learner = Learner(network, recipe, phases(recipe)[0], np.zeros(4, np.int64))
+    networks.into_training(network, recipe, "all")
+    setting = device.Setting("cpu", "float32", 2, "")
+    for _ in range(2):
+        learner.step(photos(224, 4), torch.arange(4), setting)
+    fresh = networks.build(recipe, 5)
+    fresh.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        expected = fresh.eval()(photos(224, 2))
+        assert torch.equal(network.eval()(photos(224, 2)), expected)
 
 
 def test_the_head_has_the_layers_that_the_recipe_names():

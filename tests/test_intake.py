@@ -289,7 +289,7 @@ def test_a_missing_folder_is_refused_with_the_name_that_was_meant(tmp_path):
     refused = refusal(tmp_path / "flowres")
     assert "no such folder" in refused.what
     assert refused.advice == str(tmp_path / "flowers")
-    assert str(tmp_path) not in refusal(tmp_path / "something else").advice  # nothing there is called alike
+    assert str(tmp_path) not in str(refusal(tmp_path / "something else").advice)  # nothing there is called alike
     assert "neither" in refusal(tmp_path / "flowers/a/1.jpg").what
 
 

@@ -11,7 +11,9 @@ import pytest
 from conftest import grow, two_classes
 
 from ikebana import machine
+from ikebana import recipe as recipes
 from ikebana.errors import MachineError
+from ikebana.learning import device, forecast, networks
 
 # Python tells an audit hook of every file that is opened: those of photos are named.
 WATCHED = """
@@ -137,3 +139,25 @@ def test_a_process_may_hold_what_it_holds_already():
     machine.need_memory(1, "nothing")
     with pytest.raises(MachineError, match="left"):
         machine.need_memory(100 * left, "less")
+
+
+def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch):
+    recipe = networks.settled(recipes.named("quick"))
+    built = networks.members(networks.build(recipe, 5))
+    here, there = (device.Setting(name, "float32", 2, "") for name in ("cpu", "cuda"))
+    assert forecast._memory(100, 5, recipe, built, there) < forecast._memory(100, 5, recipe, built, here)
+    needed = forecast.AT_LEAST * forecast._of_a_step(recipe.batch, recipe, built, there)
+    monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) + 1)
+    assert forecast._fitting(built, recipe, 5, there) == built
+    monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) - 1)
+    with pytest.raises(MachineError, match="of the GPU's memory are needed"):
+        forecast._fitting(built, recipe, 5, there)
+
+
+def test_a_disk_that_is_not_there_is_said_to_be_not_there(tmp_path):
+    class Unplugged(type(tmp_path)):
+        def exists(self):
+            return False
+
+    with pytest.raises(MachineError, match="no such disk"):
+        machine.free_space(Unplugged(tmp_path))

@@ -96,3 +96,13 @@ def test_a_command_that_says_too_little_or_too_much_ends_as_wrong_usage(command,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
+
+
+def test_the_folder_one_is_in_is_not_replaced_by_a_run(tmp_path, monkeypatch):
+    photos = grow(tmp_path / "photos", two_classes())
+    (tmp_path / "empty" / "within").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "within")
+    for name in (".", "..", str(tmp_path / "empty")):
+        with pytest.raises(MachineError, match="the folder that you are in"):
+            ikebana.fit(photos, run=name)
+    assert places.to_write(".") == places.Path()

@@ -31,6 +31,11 @@ def test_what_cannot_be_carried_out_is_refused_and_named(choice, value):
         recipe.named("baseline", **{choice: value})
 
 
+def test_weights_are_refused_by_a_recipe_that_begins_with_none():
+    with pytest.raises(RecipeError, match="begins with none"):
+        recipe.named("baseline", network="resnet18", weights="mine.pth")
+
+
 def test_a_recipe_for_pretrained_networks_refuses_one_that_is_not():
     with pytest.raises(RecipeError, match="baseline"):
         recipe.named("quick", network="tutorial")

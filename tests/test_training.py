@@ -9,6 +9,7 @@ import torch
 from ikebana import recipe as recipes
 from ikebana.errors import MachineError, RecipeError, RunError
 from ikebana.learning import augmentation, checkpoint, device, inference, networks, training
+from ikebana.learning.passing import Pass
 
 SETTING = device.Setting("cpu", "float32", 2, "as it comes")
 RECIPE = recipes.named("baseline", side=46, batch=16, epochs=4)
@@ -155,6 +156,17 @@ def test_a_last_step_that_blows_the_network_up_is_noticed_too():
     recipe = recipes.changed(RECIPE, learning_rate=1e20, epochs=1, batch=96)  # one step, whose loss was still a number
     with pytest.raises(RecipeError, match="no number"):
         trained(recipe)
+
+
+def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_spread():
+    recipe = recipes.named("baseline", network="resnet18", side=32, batch=4, epochs=1)
+    (epoch,) = training.train(networks.build(recipe, 2), recipe, striped(9, side=32), striped(4, 1, side=32), SETTING)
+    assert np.isfinite(epoch.train_loss)
+    for count, sizes in ((9, [4, 5]), (10, [4, 4, 2]), (8, [4, 4]), (1, [1])):
+        photos = striped(count, side=32)
+        assert [len(labels) for _, labels in Pass(recipe, 1, photos, "cpu").batches()] == sizes
+    tutorial = recipes.changed(RECIPE, batch=4)
+    assert [len(labels) for _, labels in Pass(tutorial, 1, striped(9), "cpu").batches()] == [4, 4, 1]
 
 
 def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():

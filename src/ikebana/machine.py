@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ikebana.errors import MachineError
-from ikebana.places import free_space
+from ikebana.places import free_space, nearest
 
 GROUPS = Path("/sys/fs/cgroup")  # where Linux tells a container's limits
 
@@ -19,7 +19,7 @@ def need_disk(needed: Mapping[Path, float]) -> None:
     """
     disks: dict[int, list[Path]] = {}
     for folder in needed:
-        disks.setdefault(os.stat(_existing(folder)).st_dev, []).append(folder)
+        disks.setdefault(os.stat(nearest(folder)).st_dev, []).append(folder)
     for folders in disks.values():
         total, free = sum(needed[each] for each in folders), free_space(folders[0])
         if total > free:
@@ -31,15 +31,16 @@ def need_disk(needed: Mapping[Path, float]) -> None:
             )
 
 
-def need_memory(needed: float, advice: str) -> None:
+def need_memory(needed: float, advice: str, left: int | None = None, kind: str = "memory") -> None:
     """Refuse what would not fit into memory.
 
     needed  bytes of the whole process, with what it holds by now
+    left    bytes that may be had, if it is another memory than the machine's
     raises  MachineError if less is left
     """
-    left = free_memory()
+    left = free_memory() if left is None else left
     if left is not None and needed > left:
-        raise MachineError(f"{_amount(needed)} of memory are needed and {_amount(left)} are left", advice=advice)
+        raise MachineError(f"{_amount(needed)} of {kind} are needed and {_amount(left)} are left", advice=advice)
 
 
 def free_memory() -> int | None:
@@ -111,10 +112,6 @@ def _number(file: Path) -> int | None:
         return int(file.read_text("ascii"))
     except (OSError, ValueError):
         return None
-
-
-def _existing(folder: Path) -> Path:
-    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
 
 
 def _amount(size: float) -> str:

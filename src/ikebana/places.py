@@ -36,21 +36,24 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("ikebana"))
 
 
-def to_write(place: str | Path) -> Path:
+def to_write(place: str | Path, appears: bool = False) -> Path:
     """The place with ~ resolved, before any work is done for what will be written there, a file or a folder.
 
-    raises  MachineError if it is plain already that nothing can be: the name is too long, a file is in the way, or nobody may
-            write there
+    appears  whether it is a folder that will be there all at once, or not
+    raises   MachineError if it is plain already that nothing can be: the name is too long, a file is in the way, nobody may
+             write there, or another folder should appear in place of the one we are in
     """
     named = Path(os.path.expanduser(place))
+    if appears and named.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise MachineError(
+            "the folder that you are in cannot be made anew", where=place, advice="a folder in it: another name"
+        )
     if "\0" in str(named):
         raise cannot_write(OSError(errno.EINVAL, "a NUL in the name"), Path(str(named).replace("\0", "\\0")))
     try:
         if named.name:
             _beside(named).exists()  # the longer of the two names
-        folder = named if named.is_dir() else named.parent
-        while not folder.exists():
-            folder = folder.parent
+        folder = nearest(named if named.is_dir() else named.parent)
     except OSError as error:
         raise cannot_write(error, named) from None
     if not folder.is_dir():
@@ -58,6 +61,17 @@ def to_write(place: str | Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise cannot_write(OSError(errno.EACCES, os.strerror(errno.EACCES)), folder)
     return named
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the one around it, and so on, that is there.
+
+    raises  MachineError if even the disk is not
+    """
+    found = next((each for each in (folder, *folder.absolute().parents) if each.exists()), None)
+    if found is None:
+        raise MachineError("there is no such disk", where=folder, advice="another place, or a disk that is plugged in")
+    return found
 
 
 def _beside(file: Path) -> Path:
@@ -231,7 +245,4 @@ def cannot_write(error: OSError, place: Path) -> MachineError:
 
 def free_space(folder: Path) -> int:
     """Bytes free on the disk of a folder, which need not be there yet."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    return shutil.disk_usage(nearest(folder)).free

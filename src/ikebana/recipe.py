@@ -144,6 +144,8 @@ def _problems(recipe: Recipe) -> list[str]:
         f"network is {recipe.network}; names of networks, joined by +": all(recipe.networks),
         "several networks cannot all begin with the one file of --weights": len(recipe.networks) == 1
         or not recipe.weights,
+        "weights are given, but this recipe begins with none; take quick, good or best": recipe.transfer is not None
+        or not recipe.weights,
         "the class order names a class twice": len(set(recipe.class_order)) == len(recipe.class_order),
     }
     for name, words in (("fit", get_args(Fit)), ("split", get_args(SplitName)), ("precision", get_args(Precision))):

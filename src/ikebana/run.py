@@ -351,7 +351,7 @@ def check_free(folder: str | Path | None, flag: str = "--run") -> None:
 
     raises  RunError if it is a file or not empty; MachineError if it cannot be made
     """
-    place = to_write(RUNS if folder is None else folder)
+    place = to_write(RUNS if folder is None else folder, appears=folder is not None)
     if folder is not None and place.exists() and not (place.is_dir() and not any(place.iterdir())):
         advice = f"ikebana fit --resume {place}" if (place / "recipe.json").exists() else f"another {flag} DIR"
         raise RunError("this folder is taken", where=place, advice=advice)

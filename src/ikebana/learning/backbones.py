@@ -4,6 +4,7 @@ A network of this kind has two parts: `seer` (photo → features, a vector each:
 (features → logits).
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,22 @@ def _timm(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
     if recipe.until:
         raise RecipeError("only keras_inception_v3 can be cut short", advice="leave out --until")
     fixed: dict[str, Any] = {"img_size": recipe.side} if about["fixed_input_size"] else {}
-    return depthwise.replaced(timm.create_model(recipe.network, pretrained=False, num_classes=0, **fixed)), about
+    backbone = depthwise.replaced(timm.create_model(recipe.network, pretrained=False, num_classes=0, **fixed))
+    for module in backbone.modules():
+        if hasattr(module, "attention_bias_cache"):
+            module.__class__ = _without_memory(type(module))
+    return backbone, about
+
+
+@functools.cache
+def _without_memory(kind: type[nn.Module]) -> type[nn.Module]:
+    """timm's attention layers keep what they make of their weights as long as they are not in training. Here a backbone learns
+    without being told so, that BatchNorm may stay as it is: what was kept would be of older weights, of a graph that is gone."""
+
+    def biases(self: Any, _: torch.device) -> Tensor:
+        return self.attention_biases[:, self.attention_bias_idxs]
+
+    return type(kind.__name__, (kind,), {"get_attention_biases": biases})
 
 
 def _about(network: str) -> dict[str, Any]:
@@ -94,11 +110,16 @@ def _about(network: str) -> dict[str, Any]:
     """
     import timm
 
+    architecture = network.split(".", maxsplit=1)[0]
     if not timm.is_model(network):
-        close = timm.list_models(f"*{network.split('.', maxsplit=1)[0]}*")[:8]
+        close = timm.list_models(f"*{architecture}*")[:8]
         advice = ", ".join(close) if close else f"tutorial, {KERAS_INCEPTION}, or any of timm.list_models()"
         raise RecipeError(f"there is no network {network!r}", advice=advice)
-    found = timm.get_pretrained_cfg(network)
+    try:
+        found = timm.get_pretrained_cfg(network)
+    except RuntimeError:  # what stands behind the dot names weights
+        advice = ", ".join(timm.list_pretrained(f"{architecture}.*")[:8]) or architecture
+        raise RecipeError(f"there are no weights {network!r}", advice=advice) from None
     return found.to_dict() if found is not None else timm.models.PretrainedCfg().to_dict()
 
 

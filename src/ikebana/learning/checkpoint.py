@@ -57,7 +57,8 @@ def load(file: Path) -> Saved:
     raises  RunError if the file is damaged
     """
     with usable(file):
-        tensors = load_file(file)  # first: it checks the file from end to end
+        # First: it checks the file from end to end. Copied, since what is mapped cannot be written over on Windows.
+        tensors = {name: value.clone() for name, value in load_file(file).items()}
         about = json.loads(_metadata(file)["training"])
         return Saved([Epoch(**each) for each in about["epochs"]], tensors, float(about["best_loss"]))
 

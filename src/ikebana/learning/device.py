@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import json
+import os
 import platform
 import sys
 import zlib
@@ -51,7 +52,7 @@ class Setting:
     def at_a_time(self) -> int:
         """Photos that a network looks at together where nothing is learned. On a CPU few of them: their maps then stay in
         its cache, and a gigabyte of memory need not be had from the system first, page by page."""
-        return 16 if self.device == "cpu" else 256
+        return 16 if self.device == "cpu" else 64
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The number format, for a forward pass; weights and gradients stay float32."""
@@ -61,8 +62,8 @@ class Setting:
 def prepare(threads: int | None = None) -> Setting:
     """The device, its threads and its allocator, set for this process; the number format is float32 until `measured`."""
     name, why = _device()
-    if name == "cuda":  # float32 is to mean float32: the score must be that of the file that ships
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if name == "cuda":
+        _repeatable_on_cuda()
     count, why_threads = _threads()
     if threads is not None:
         count, why_threads = threads, "as the run began with"
@@ -72,12 +73,26 @@ def prepare(threads: int | None = None) -> Setting:
     return Setting(name, "float32", count, allocator, reasons)
 
 
+def _repeatable_on_cuda() -> None:
+    """float32 is to mean float32, since the score must be that of the file that ships; and the same run gives the same bits,
+    as far as torch knows how: it warns where it does not."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def _device() -> tuple[str, str]:
     if torch.cuda.is_available():
         return "cuda", f"a GPU is there: {torch.cuda.get_device_name()}"
     if torch.backends.mps.is_available():
         return "mps", "Apple's GPU is there"
     return "cpu", "no GPU that torch can use was found"
+
+
+def free_on_gpu() -> int:
+    """Bytes that are left on the GPU in use, where it has memory of its own (CUDA)."""
+    return torch.cuda.mem_get_info()[0]
 
 
 def _threads() -> tuple[int, str]:
@@ -239,6 +254,7 @@ def environment(setting: Setting) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": processor(),
+        "accelerator": torch.cuda.get_device_name() if setting.device == "cuda" else None,
         **asdict(setting),
         "libraries": {name: importlib.metadata.version(name) for name in libraries},
         "repeatable": PROMISE,

@@ -95,6 +95,9 @@ def _fitting(built: list[nn.Module], recipe: Recipe, classes: int, setting: Sett
     """
     needed = AT_LEAST * _memory(recipe.batch, classes, recipe, built, setting)
     machine.need_memory(needed, f"--precision bfloat16, where the processor has it; {_smaller(recipe)}")
+    if setting.device == "cuda":
+        on_gpu = AT_LEAST * _of_a_step(recipe.batch, recipe, built, setting)
+        machine.need_memory(on_gpu, _smaller(recipe), device.free_on_gpu(), "the GPU's memory")
     return built
 
 
@@ -168,12 +171,18 @@ def _in_run(dataset: Dataset, recipe: Recipe, built: list[nn.Module]) -> float:
 
 
 def _memory(photos: int, classes: int, recipe: Recipe, built: list[nn.Module], setting: Setting) -> float:
-    """Bytes at the most: libraries, weights and what moves them, a step's maps, and the little that each photo takes."""
+    """Bytes at the most: libraries, a step, unless it is made on a GPU of its own, and the little that each photo takes."""
+    a_photo = A_PHOTO + 16 * classes * (recipe.parts[1] + recipe.parts[2])
+    step = 0.0 if setting.device == "cuda" else _of_a_step(photos, recipe, built, setting)
+    return LIBRARIES + step + photos * a_photo
+
+
+def _of_a_step(photos: int, recipe: Recipe, built: list[nn.Module], setting: Setting) -> float:
+    """Bytes that a step takes: weights and what moves them, and the maps."""
     weights = sum(each.numel() for member in built for each in member.parameters())
     of_features = recipe.transfer is not None and recipe.transfer.kept
     step = max(_step_bytes(networks.layers(each, recipe.side), recipe, photos, setting) for each in built)
-    a_photo = A_PHOTO + 16 * classes * (recipe.parts[1] + recipe.parts[2])
-    return LIBRARIES + (5 if of_features else 2.5) * step + 16 * weights + photos * a_photo
+    return (5 if of_features else 2.5) * step + 16 * weights
 
 
 def _step_bytes(table: list[networks.Layer], recipe: Recipe, photos: int, setting: Setting) -> int:

@@ -45,14 +45,16 @@ class BatchNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features  [photos, channels, height, width]; the statistics are float32 also where these are bfloat16"""
+        # A GPU's kernels give beta a gradient only beside a gamma; on a processor its absence is worth a product.
+        gamma = None if self.bias.device.type == "cpu" else torch.ones_like(self.bias)
         if not self.training:
             mean, variance = self.running_mean, self.running_var
-            return functional.batch_norm(features, mean, variance, bias=self.bias, eps=self.eps)
+            return functional.batch_norm(features, mean, variance, gamma, self.bias, eps=self.eps)
         # With momentum 1 these become the batch's own. Autograd keeps them until the backward pass, so they must not be
         # the moving ones, which change before it.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         normal = functional.batch_norm(
-            features, mean, variance, bias=self.bias, training=True, momentum=1.0, eps=self.eps
+            features, mean, variance, gamma, self.bias, training=True, momentum=1.0, eps=self.eps
         )
         count = features.numel() // features.shape[1]
         self.running_mean.lerp_(mean, self.momentum)

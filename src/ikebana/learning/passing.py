@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,11 +29,23 @@ class Pass:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that are left: changed photos, or features as they are kept, and their labels."""
         changes = self.recipe.augmentation
-        for start in range(self.seen, len(self.order), self.recipe.batch):
-            inputs, labels = self.examples.batch(self.order[start : start + self.recipe.batch], self.device)
+        for chosen in self._left():
+            inputs, labels = self.examples.batch(chosen, self.device)
             if changes is not None and inputs.dtype == torch.uint8:  # kept features were changed as photos
                 inputs = augmented(inputs, changes, self.generator)
             yield inputs, labels
+
+    def _left(self) -> Iterator[np.ndarray]:
+        """The rows of each batch to come. A single last photo joins the batch before it where BatchNorm learns: it would have no
+        spread."""
+        together = self.recipe.transfer is None and self.recipe.network != "tutorial"
+        start = self.seen
+        while start < len(self.order):
+            end = start + self.recipe.batch
+            if together and end == len(self.order) - 1:
+                end += 1
+            yield self.order[start:end]
+            start = end
 
     def add(self, loss: Tensor, right: Tensor, photos: int) -> None:
         """Count a step that was made: its mean loss, how many photos were named rightly, and of how many."""

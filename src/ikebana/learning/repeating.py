@@ -7,7 +7,7 @@ from typing import Any
 from ikebana.recipe import Recipe
 
 # What a sum of many numbers depends on in its last digits: how many threads share it, and whose code does it.
-DECIDING = ("device", "number_format", "processor", "threads", "ikebana", "libraries")
+DECIDING = ("device", "accelerator", "number_format", "processor", "threads", "ikebana", "libraries")
 PROMISE = (
     "the same photos and recipe.json give the same bits on this processor with as many threads and these libraries; "
     "elsewhere sums are taken in another order, which moves last digits, and after many steps the score a little"
@@ -23,7 +23,7 @@ def differing(recipe: str | Path | Recipe, now: dict[str, Any]) -> str:
         return ""
     try:
         then = json.loads((Path(recipe).expanduser().parent / "environment.json").read_text("utf-8"))
-        lines = [line for name in DECIDING for line in _differing(name, then[name], now[name])]
+        lines = [line for name in DECIDING for line in _differing(name, then.get(name), now.get(name))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the recipe alone
         return ""
     if not lines:

@@ -52,7 +52,7 @@ def export_web(
     photos  where the run's photos are, if they have moved
     raises  ModelError if the folder is taken, or for what `export` refuses; RunError, PhotosError as `export` does
     """
-    place = to_write(folder)
+    place = to_write(folder, appears=True)
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
         raise ModelError("this place is taken", where=folder, advice="a folder that is not there yet")
     with filled(place) as beside:
