@@ -105,3 +105,14 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     assert again.cache == 0
     assert "all kept from before" in again.text
     assert pl.Series([before.memory, again.memory]).n_unique() == 1
+
+
+def test_a_class_that_nothing_is_learned_of_is_the_gravest_finding_and_a_name_that_was_meant_is_named(tmp_path):
+    files = {f"train/{path}": data for path, data in clean(20).items()}
+    files |= {f"test/a/{number}.jpg": photo(5000 + number) for number in range(20)}
+    files |= {f"test/B/{number}.jpg": photo(6000 + number) for number in range(20)}
+    dataset, found = looked_at(grow(tmp_path / "photos", files))
+    assert dataset.classes == ("B", "a", "b")
+    (untrained,) = (each for each in found if each.kind == "untrained")
+    assert untrained.severity == "error"
+    assert untrained.evidence == "no photo of B is there to learn from, but b is another class"

@@ -83,6 +83,17 @@ def test_zeros_in_the_first_of_two_pictures_are_noticed():
         assert "end is missing" in reason(data[: int(share * len(data))] + bytes(len(data)))
 
 
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded():
+    plain = encoded(drawing(64), "JPEG", progressive=True)
+    start = plain.rindex(b"\xff\xda")
+    last = plain[start : start + 2 + int.from_bytes(plain[start + 2 : start + 4])]
+    endless = plain[:-2] + last * 200 + plain[-2:]
+    assert reason(endless) == "too many scans: more than 100 in one JPEG"
+    with pytest.raises(UnreadablePhoto, match="too many scans"):
+        pixels.whole(endless)
+    assert pixels.decode(plain[:-2] + last * 20 + plain[-2:], 32).width == 64
+
+
 def test_bytes_behind_a_picture_are_nobodys_business():
     for kind in ("JPEG", "PNG", "WEBP", "GIF"):
         data = encoded(drawing(), kind)

@@ -141,3 +141,46 @@ def test_a_class_of_which_nothing_was_tested_is_named_beside_the_score():
     scored = evaluation.evaluate(np.eye(3)[[0, 0, 2]], np.array([0, 0, 2]), ("a", "b", "c"), {})
     assert "no photo of b was tested" in repr(scored)
     assert "was tested" not in repr(evaluation.evaluate(np.eye(3), np.arange(3), ("a", "b", "c"), {}))
+
+
+@pytest.mark.parametrize(("groups", "each"), [(10, 30), (20, 20), (40, 10), (30, 1)])
+def test_the_interval_catches_the_truth_where_photos_of_a_group_fare_alike_too(groups, each):
+    """Of each group's photos another share is named rightly: drawn from Beta(9, 1), 0.9 on average."""
+    numbers, caught, naive = np.random.default_rng(groups), 0, 0
+    group = np.repeat(np.arange(groups), each)
+    for _ in range(1000):
+        right = numbers.random(len(group)) < numbers.beta(9, 1, groups)[group]
+        worth = evaluation.effective(right, group)
+        low, high = evaluation.interval(right.mean() * worth, worth)
+        caught += low <= 0.9 <= high
+        low, high = evaluation.interval(int(right.sum()), len(right))
+        naive += low <= 0.9 <= high
+    assert 900 < caught <= 990
+    assert naive < 880 or each == 1
+
+
+def test_photos_that_stand_for_themselves_count_one_each():
+    right, own = np.arange(50) % 3 > 0, np.arange(50)
+    assert evaluation.effective(right, own) == 50
+    pairs = evaluation.effective(np.repeat(right, 2), np.repeat(own, 2))
+    assert 40 < pairs <= 50.5  # copies tell nothing new
+    assert evaluation.effective(np.ones(60, bool), np.repeat(np.arange(6), 10)) == 6
+    assert evaluation.effective(right, np.zeros(50, int)) == 1
+
+
+@pytest.mark.parametrize("freedom", [4, 9, 30, 1000])
+def test_students_t_is_scipys(freedom):
+    assert evaluation._student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+
+
+def test_an_evaluation_says_what_its_photos_are_worth_if_they_belong_together():
+    labels, group = np.zeros(60, int), np.repeat(np.arange(6), 10)
+    said = np.eye(2)[(group == 2).astype(int)]
+    found = evaluation.evaluate(said, labels, ("a", "b"), {}, groups=group)
+    assert found.n_effective is not None
+    assert found.n_effective < 7
+    assert "they tell as much as" in repr(found)
+    alone = evaluation.evaluate(said, labels, ("a", "b"), {}, groups=np.arange(60))
+    assert "as much as" not in repr(alone)
+    assert alone.accuracy_interval == evaluation.evaluate(said, labels, ("a", "b"), {}).accuracy_interval
+    assert evaluation.from_json(found.to_json(), found.report) == found

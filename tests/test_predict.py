@@ -139,7 +139,9 @@ def test_a_call_that_was_interrupted_goes_on_and_the_table_is_that_of_one_that_w
     looks = interrupted(monkeypatch, looks=99)
     assert predicted(paper_model, photos, tmp_path / "said.csv").equals(whole)
     assert len(looks) == 2  # of three batches
-    assert f"{classifier.BATCH} predictions are there already" in capsys.readouterr().err
+    answered = whole["confidence"][: classifier.BATCH].is_not_null().sum()  # what could not be used is tried again
+    assert 0 < answered < classifier.BATCH
+    assert f"{answered} predictions are there already" in capsys.readouterr().err
     assert not part.exists()
 
 
@@ -163,6 +165,29 @@ def test_a_process_that_was_killed_outright_goes_on(paper_model, photos, tmp_pat
     assert "are there already" in done.stderr
     assert done.stdout == f"{out}\n"
     assert pl.read_csv(out, infer_schema_length=None)["path"].to_list() == paths
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_what_could_not_be_used_is_tried_again(paper_model, photos, tmp_path, ending):
+    first, second = sorted(photos.iterdir())[:2]
+    whole = first.read_bytes()
+    first.write_bytes(whole[:200])
+    out = tmp_path / f"said.{ending}"
+    with pytest.raises(PhotosError):
+        prediction.command(paper_model, [str(first)], None, out)
+    assert not out.exists()
+    first.write_bytes(whole)
+    prediction.command(paper_model, [str(first), str(second)], None, out)
+    read = {"csv": pl.read_csv, "jsonl": pl.read_ndjson, "parquet": pl.read_parquet}[ending]
+    said = read(out)
+    assert said["path"].to_list() == [str(first), str(second)]
+    assert set(said["status"]) <= {"used", "not sure"}
+
+
+def test_a_name_that_no_file_can_have_is_said_of_and_the_others_are_sorted(paper_model, photos, tmp_path):
+    lines = iter([f"{photos}/01.jpg\n", "n" * 300 + "\n"])
+    prediction.command(paper_model, [], lines, tmp_path / "said.csv", tmp_path / "sorted")
+    assert len(list((tmp_path / "sorted").rglob("*.jpg"))) == 1
 
 
 def test_what_another_model_began_is_begun_anew(paper_run, paper_model, photos, tmp_path, monkeypatch, capsys):

@@ -149,6 +149,14 @@ def test_with_a_token_only_those_who_bring_it_are_answered():
             assert asked(path, None).status_code == 200
 
 
+def test_with_a_token_strangers_do_not_learn_what_the_classes_are():
+    with running(token="secret") as served:
+        assert served.client.get("/openapi.json").status_code == 200
+        assert "blue" not in served.client.get("/openapi.json").text
+    with running() as served:
+        assert "blue" in served.client.get("/openapi.json").text
+
+
 @pytest.mark.parametrize("token", ["", "two words", "clé", "a\nb"])
 def test_a_token_that_no_header_can_hold_is_refused_at_the_start(token, paper_model):
     with pytest.raises(RecipeError, match="token"):

@@ -129,6 +129,22 @@ def test_an_upload_that_trickles_is_cut_off_as_well():
         assert b" 408 " in said.splitlines()[0]
 
 
+def test_who_asks_and_asks_and_never_reads_is_hung_up_on():
+    with running(silence_seconds=0.5, connections=2) as served:
+        ends = []
+        for _ in range(2):
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", int(served.url.rsplit(":", 1)[1])))
+            connection.settimeout(0.2)
+            with suppress(TimeoutError, ConnectionError):
+                connection.sendall(b"GET /page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
+            ends.append(connection)
+        served.until(lambda: httpx.get(f"{served.url}/healthz").status_code == 200)
+        for each in ends:
+            each.close()
+
+
 def test_a_request_line_that_never_ends_is_cut_off():
     with running(silence_seconds=0.3) as served, served.socket() as connection:
         connection.sendall(b"GET /healthz HTT")

@@ -110,7 +110,8 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
     examples = augmentation.examples(keep.pixels[parts["train"].rows[0]], recipe.augmentation, recipe.seed)
     scored, labels = (each[len(parts["validation"]) :] for each in (probabilities, held_out.labels))
     note, leaked = fitting.note(recipe, parts), leakage(dataset, recipe, scored.argmax(1) == labels)
-    evaluation = evaluate(scored, labels, dataset.classes, clock.seconds, note, trusted.threshold, leaked)
+    groups = parts["test"].groups
+    evaluation = evaluate(scored, labels, dataset.classes, clock.seconds, note, trusted.threshold, leaked, groups)
     draw.everything(run, dataset, keep.pixels, examples, evaluation)
     clock.lap("draw")
     run.finish(evaluation, clock.seconds)

@@ -26,6 +26,9 @@ MAX_MEMBERS = 2_000_000
 MAX_GROWTH = 100
 ALWAYS_ALLOWED = 2**30  # bytes: a small archive may grow to this in any case
 CHUNK = 2**20
+DEEPEST = 64  # folders within folders
+AN_ENTRY = 4096  # bytes that a file or folder takes on a disk at the least
+LONGEST_NAME = 2**16  # bytes of a member's name, or of what else a tar says of it
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
 NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # what a disk says to a name that it cannot hold
 
@@ -38,6 +41,7 @@ class Member:
     problem: str | None  # why it must stay packed
     opened: Callable[[], IO[bytes]] | None  # None for a folder
     stands_alone: bool = False  # damage to it leaves the others whole
+    passed: int = 0  # bytes that must be unpacked to step over it
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def _unpack_into(folder: Path, file: Path) -> list[Found]:
                     budget -= _unpack_one(member, folder, taken, budget)
                     bar.advance(1)
                 except _StaysPacked as reason:
+                    budget -= member.passed
                     left.append(Found(_shown(member.name), str(reason)))
                 if budget < 0:
                     raise _bomb(file, f"it grows to more than {MAX_GROWTH} times its size")
@@ -127,23 +132,21 @@ def _unpack_into(folder: Path, file: Path) -> list[Found]:
 def _unpack_one(member: Member, folder: Path, taken: set[str], budget: int) -> int:
     """Write one member below the folder; at most a chunk more than the budget.
 
-    returns  bytes written
+    returns  bytes written, and what files and folders take by themselves
     """
     path = _path(member.name)
     problem = member.problem or _no_path(member.name, path)
     if member.opened is None:
-        if problem is None:
-            _made(folder / path)
-        return 0
+        return AN_ENTRY + _made(folder, path) if problem is None else AN_ENTRY
     if problem is None and path.casefold() in taken:  # names that differ by case alone are one file on many disks
         problem = "stands twice in the archive"
     if problem is not None:
         raise _StaysPacked(problem)
     taken.add(path.casefold())
-    _made((folder / path).parent)
+    room = AN_ENTRY + _made(folder, path.rpartition("/")[0])
     try:
         with _new_file(folder / path) as out, member.opened() as stream:
-            return _copied(stream, out, budget)
+            return room + _copied(stream, out, budget)
     except DAMAGED as error:
         if not member.stands_alone:
             raise
@@ -168,11 +171,18 @@ def _read(stream: IO[bytes]) -> bytes:
         raise EOFError(str(error)) from None  # bz2 and gzip call damaged data so
 
 
-def _made(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unless_the_disks(error) from None
+def _made(folder: Path, path: str) -> int:
+    """Make the folders of a path; returns the bytes that new ones take."""
+    room = 0
+    for part in filter(None, path.split("/")):
+        folder /= part
+        try:
+            if not folder.is_dir():
+                folder.mkdir()
+                room += AN_ENTRY
+        except OSError as error:
+            raise _unless_the_disks(error) from None
+    return room
 
 
 def _new_file(target: Path) -> IO[bytes]:
@@ -218,7 +228,8 @@ def _zip_members(file: Path) -> Iterator[Member]:
 
 def _tar_members(file: Path) -> Iterator[Member]:
     class Entry(tarfile.TarInfo):
-        """Remembers the last header: tarfile takes a cut or garbled one for the end, and says nothing."""
+        """Remembers the last header: tarfile takes a cut or garbled one for the end, and says nothing. And reads no name that
+        would fill the memory, nor what else is told of a member: tarfile takes it as long as it is declared to be."""
 
         last = b""
 
@@ -227,16 +238,28 @@ def _tar_members(file: Path) -> Iterator[Member]:
             Entry.last = bytes(buf)
             return super().frombuf(buf, encoding, errors)
 
+        def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+            return super()._proc_gnulong(_unless_too_long(self, archive))  # type: ignore[misc]
+
+        def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+            return super()._proc_pax(_unless_too_long(self, archive))  # type: ignore[misc]
+
     with tarfile.open(file, tarinfo=Entry) as archive:
         for entry in archive:
             if entry.isdir():
                 yield Member(entry.name, None, None)
             else:
                 problem = None if entry.isreg() else "a link or device in an archive"
-                yield Member(entry.name, problem, lambda entry=entry: _content(archive, entry))
+                yield Member(entry.name, problem, lambda entry=entry: _content(archive, entry), passed=entry.size)
         if Entry.last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("its end is missing")
         _read_on(archive)
+
+
+def _unless_too_long(said: tarfile.TarInfo, archive: tarfile.TarFile) -> tarfile.TarFile:
+    if said.size > LONGEST_NAME:
+        raise tarfile.ReadError(f"{said.size:,} bytes are said of one member")
+    return archive
 
 
 def _read_on(archive: tarfile.TarFile) -> None:
@@ -262,9 +285,14 @@ def _path(name: str) -> str:
 
 def _no_path(name: str, path: str) -> str | None:
     """Why a name is no path below the archive."""
-    everywhere = name.replace("\\", "/")
-    if everywhere.startswith("/") or ".." in everywhere.split("/") or re.match(r"[A-Za-z]:", name):
+    parts = path.replace("\\", "/").split("/")
+    outside = name.startswith(("/", "\\")) or "" in parts[:1] * bool(
+        path
+    )  # what is left begins with a slash of Windows
+    if outside or ".." in parts or re.match(r"[A-Za-z]:", path):
         return "its path leads out of the archive"
+    if len(parts) > DEEPEST:
+        return "it lies too deep"
     if not path:
         return "it has no name"
     odd = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)  # control letters, broken Unicode

@@ -183,7 +183,16 @@ def _groups(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _classes(dataset: Dataset) -> Iterator[Finding]:
-    counts = {name: sum(parts.values()) for name, parts in dataset.counts().items()}
+    parts = dataset.counts()
+    counts = {name: sum(each.values()) for name, each in parts.items()}
+    for name in [each for each in counts if counts[each] and not parts[each]["train"]]:
+        alike = [each for each in counts if each != name and each.casefold() == name.casefold()]
+        evidence = f"no photo of {name} is there to learn from" + (
+            f", but {alike[0]} is another class" if alike else ""
+        )
+        yield Finding(
+            "untrained", "error", (), evidence, "photos of it in the training part: it can never be named rightly"
+        )
     for name in dataset.classes_without_photos:
         yield Finding(
             "empty_class", "warning", (), f"class {name} has no usable photo", "add photos, or remove the folder"

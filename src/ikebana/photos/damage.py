@@ -8,8 +8,10 @@ marker (of 4,341 real ones, all that were whole had it), a PNG has checksums.
 import re
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 
-START_OF_IMAGE, END_OF_IMAGE, ALONE = 0xD8, 0xD9, 0x01
+START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN, ALONE = 0xD8, 0xD9, 0xDA, 0x01
+MOST_SCANS = 100  # of a progressive JPEG; programs and cameras write about ten
 # A marker that is neither a stuffed byte, nor a restart between two stretches of picture data, nor filling.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 PNG_SIGNATURE = 8  # bytes
@@ -36,16 +38,27 @@ def in_silence(data: bytes, format_name: str | None) -> str | None:
     return None
 
 
+def takes_too_long(data: bytes, format_name: str | None) -> bool:
+    """Whether a JPEG would be decoded again and again: each of its scans, of ten bytes perhaps, goes over all pixels."""
+    if format_name not in ("JPEG", "MPO"):
+        return False
+    scans = (kind for kind in _jpeg_markers(data) if kind == START_OF_SCAN)
+    return next(islice(scans, MOST_SCANS, None), None) is not None
+
+
 def _jpeg_ends(data: bytes) -> bool:
-    """Whether the first picture's end marker is there; segments may hold pictures of their own and are stepped over."""
-    place = 2
-    while marker := JPEG_MARKER.search(data, place):
+    """Whether the first picture's end marker is there."""
+    return END_OF_IMAGE in _jpeg_markers(data)
+
+
+def _jpeg_markers(data: bytes) -> Iterator[int]:
+    """Of the first picture, its end included; segments may hold pictures of their own and are stepped over."""
+    place, kind = 2, 0
+    while kind != END_OF_IMAGE and (marker := JPEG_MARKER.search(data, place)):
         kind, place = data[marker.end() - 1], marker.end()
-        if kind == END_OF_IMAGE:
-            return True
+        yield kind
         if kind not in (START_OF_IMAGE, ALONE):
             place += int.from_bytes(data[place : place + 2])
-    return False
 
 
 def _png_data_agree(data: bytes) -> bool:

@@ -86,6 +86,7 @@ def decode(data: bytes, side: int, fit: Fit = "squash", small: int = 0) -> Photo
     raises  UnreadablePhoto with a reason in plain words; never anything else for any bytes
     """
     with _in_plain_words(data), _opened(data) as image:
+        _refuse_endless(data, image)
         photo = _decoded(image, side, fit, small)
         _refuse_damage(data, image)
         return photo
@@ -97,6 +98,7 @@ def whole(data: bytes) -> np.ndarray:
     raises  UnreadablePhoto with a reason in plain words
     """
     with _in_plain_words(data), _opened(data) as image:
+        _refuse_endless(data, image)
         _refuse_too_large(image)
         shown, _ = _shown(image)
         _refuse_damage(data, image)
@@ -130,6 +132,11 @@ def _in_plain_words(data: bytes = b"") -> Iterator[None]:
         raise UnreadablePhoto("too large for this machine's memory") from None
     except Exception as error:  # Pillow's plug-ins raise whatever their parsers meet: a broken photo must not end a run
         raise UnreadablePhoto(f"unreadable: {_reason(error)}") from None
+
+
+def _refuse_endless(data: bytes, image: Image.Image) -> None:
+    if damage.takes_too_long(data, image.format):
+        raise UnreadablePhoto(f"too many scans: more than {damage.MOST_SCANS} in one JPEG")
 
 
 def _refuse_damage(data: bytes, image: Image.Image) -> None:

@@ -37,6 +37,8 @@ class Kind:
 
 
 KINDS = {
+    "unsplit": Kind("No split", "As they are, fit would not train on these photos."),
+    "untrained": Kind("Never learned", "Classes that are tested and that nothing is learned of."),
     "leak": Kind("Leaks between parts", "The same photo lies in several parts: a score on it is memory, not skill."),
     "identical_other_label": Kind("One photo, two labels", "Files with the same bytes stand under different labels."),
     "near_twin_other_label": Kind("Near-twins, two labels", "Almost the same photo stands under different labels."),

@@ -102,6 +102,7 @@ class Patient(H11Protocol):
 
     bounds = Limits()
     timer: asyncio.TimerHandle | None = None
+    stuck: asyncio.TimerHandle | None = None  # runs while the other end takes nothing of what we have to say
 
     @property
     def answering(self) -> bool:
@@ -124,8 +125,20 @@ class Patient(H11Protocol):
         if not self.answering:
             self._be_patient()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._abort_soon()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.stuck is not None and not self.transport.is_closing():
+            self.stuck.cancel()
+            self.stuck = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self.stuck is not None:
+            self.stuck.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -156,6 +169,12 @@ class Patient(H11Protocol):
         first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}Connection: close\r\n\r\n"
         self.transport.write(first.encode() + body)
         self.transport.close()
+        self._abort_soon()
+
+    def _abort_soon(self) -> None:
+        """Closing waits for whoever does not read; this does not."""
+        if self.stuck is None:
+            self.stuck = self.loop.call_later(self.bounds.silence_seconds, self.transport.abort)
 
 
 def run(app: Any, desk: Desk, limits: Limits, listener: socket.socket) -> None:

@@ -146,7 +146,7 @@ def build(classifier: Classifier, limits: Limits, token: str | None = None) -> S
 
     app = FastAPI(
         title="ikebana",
-        summary=f"Tells apart {', '.join(classifier.classes)}.",
+        summary="Says what photos show." if token else f"Tells apart {', '.join(classifier.classes)}.",
         version=str(classifier.about.get("ikebana", 1)),
         docs_url=None,
         redoc_url=None,

@@ -47,7 +47,7 @@ class Sorter:
 
         raises  MachineError if the place cannot be written to
         """
-        if not file.is_file():
+        if not os.path.isfile(file):  # pathlib's own question ends in an error where a name is too long
             return None
         folder = self.place / (self.not_sure if prediction.usable else self.unusable)
         if prediction.label is not None:

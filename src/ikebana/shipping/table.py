@@ -60,7 +60,8 @@ class Table:
         self.out, self.part, self.classes = out, out.with_name(f"{out.name}.part"), tuple(classes)
         self.head = json.dumps({"format": FORMAT, "model": model, "classes": list(classes)}) + "\n"
         self.stream: IO[bytes] | None = None
-        self.there = np.zeros(0, np.uint64)  # digests of the paths that were there, sorted
+        self.there = np.zeros(0, np.uint64)  # digests of the paths that were there and could be used, sorted
+        self.failed, self.began = self.there, 0  # digests of those that could not; bytes that were there
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
@@ -87,23 +88,22 @@ class Table:
             part.truncate(0)
             part.write(self.head.encode())
             return
-        digests, end = [], part.tell()
+        digests, failed, end = [], [], part.tell()
         for line in part:
-            if (path := _path_in(line)) is None:
+            if (row := _whole(line)) is None:
                 break
-            digests.append(_digest(path))
+            (digests if _is_answer(row) else failed).append(_digest(row[0]))
             end += len(line)
         part.truncate(end)
         part.seek(0, os.SEEK_END)
-        self.there = np.unique(np.array(digests, np.uint64))
+        self.began = end
+        self.there, self.failed = (np.unique(np.array(each, np.uint64)) for each in (digests, failed))
         if digests:
             progress.say(f"{len(digests)} predictions are there already: going on from them")
 
     def has(self, path: str) -> bool:
-        """Whether the path's row was there when the table was opened."""
-        digest = np.uint64(_digest(path))
-        place = int(np.searchsorted(self.there, digest))
-        return place < len(self.there) and bool(self.there[place] == digest)
+        """Whether the path's answer was there when the table was opened."""
+        return _holds(self.there, _digest(path))
 
     def add(self, predictions: Iterable[Prediction]) -> None:
         """Keep some rows; they survive a kill."""
@@ -126,10 +126,32 @@ class Table:
             self.part.unlink()
 
     def _rows(self) -> Iterator[list[Any]]:
-        with self.part.open(encoding="utf-8") as lines:
-            next(lines)
+        """In the order in which they came; what an earlier call could not use counts as this one has found it."""
+        with self.part.open("rb") as lines, self.part.open("rb") as others:
+            again = self._tried_again(lines)
+            lines.seek(0)
+            place = len(next(lines))
             for line in lines:
-                yield json.loads(line)
+                row = json.loads(line)
+                later = again.get(_digest(row[0]))
+                if later is None or (place < self.began and _is_answer(row)):
+                    yield row
+                elif place < self.began:
+                    others.seek(later)
+                    yield json.loads(others.readline())
+                place += len(line)
+
+    def _tried_again(self, lines: IO[bytes]) -> dict[int, int]:
+        """Where the new rows stand of the paths that could not be used before, by their digests."""
+        found: dict[int, int] = {}
+        place = self.began
+        lines.seek(place)
+        for line in lines if len(self.failed) else ():
+            digest = _digest(json.loads(line)[0])
+            if _holds(self.failed, digest):
+                found[digest] = place
+            place += len(line)
+        return found
 
     def _to_csv(self, file: Path) -> None:
         with file.open("w", encoding="utf-8", newline="") as stream:
@@ -165,13 +187,24 @@ def as_text(row: Sequence[Any]) -> list[str]:
     return ["" if each is None else f"{each:.{DIGITS}f}" if isinstance(each, float) else str(each) for each in row]
 
 
-def _path_in(line: bytes) -> str | None:
-    """The path of a row that is whole; None if it was cut off."""
+def _whole(line: bytes) -> list[Any] | None:
+    """A row; None if it was cut off."""
     try:
-        path = json.loads(line)[0] if line.endswith(b"\n") else None
-    except (ValueError, LookupError, TypeError):
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
         return None
-    return path if isinstance(path, str) else None
+    return row if isinstance(row, list) and len(row) > len(columns(())) and isinstance(row[0], str) else None
+
+
+def _is_answer(row: Sequence[Any]) -> bool:
+    """Whether the photo could be used: what could not may be there, or be read, the next time."""
+    return row[columns(()).index("confidence")] is not None
+
+
+def _holds(digests: np.ndarray, digest: int) -> bool:
+    """Whether it is one of these, which are sorted."""
+    place = int(np.searchsorted(digests, np.uint64(digest)))
+    return place < len(digests) and int(digests[place]) == digest
 
 
 def _digest(path: str) -> int:

@@ -12,6 +12,7 @@ from ikebana.trust.leakage import Leakage
 
 BINS = 15  # of confidence, as Guo et al. 2017 (arXiv:1706.04599) use
 NORMAL = 1.959963984540054  # standard deviations on either side that hold 95 % of a normal distribution
+NEARLY = 0.9  # of the test photos: if they tell as much as so many would by themselves, nothing is said of it
 WEIGHTED = "weighted avg"  # the longest name in scikit-learn's report
 SURE_OF_NOTHING = 1e-7  # a probability below this costs no more than this in the log loss (Keras clips there too)
 
@@ -31,7 +32,9 @@ class Evaluation:
     """How good a network is on photos that it has never seen."""
 
     accuracy: float
-    accuracy_interval: tuple[float, float]  # 95 %, Wilson: what other photos of the same kind would give
+    accuracy_interval: tuple[
+        float, float
+    ]  # 95 %, Wilson: what other photos, and other groups, of the same kind would give
     n: int
     classes: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]  # rows are the truth, columns the prediction
@@ -46,6 +49,7 @@ class Evaluation:
     answered: float | None = None  # share of the photos at or above it
     answered_accuracy: float | None = None  # of those
     leakage: Leakage | None = None  # how much of the score may be memory; None if nobody looked
+    n_effective: float | None = None  # how many photos that have nothing to do with each other would tell as much
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `evaluation.json`."""
@@ -56,7 +60,12 @@ class Evaluation:
     def __repr__(self) -> str:
         low, high = self.accuracy_interval
         note = "".join(f"{line}\n" for line in (self._untested(), self._answers(), self._memory(), self.note) if line)
-        return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos\n{note}\n{self.report}"
+        worth = "" if self.n_effective is None or self.n_effective > NEARLY * self.n else self._worth()
+        return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos{worth}\n{note}\n{self.report}"
+
+    def _worth(self) -> str:
+        """What the photos tell, in words, where they belong together in groups."""
+        return f", in groups whose photos fare alike: they tell as much as {self.n_effective:.0f} would by themselves"
 
     def _untested(self) -> str:
         """The classes of which no photo was tested, in words; nothing if there are none."""
@@ -112,6 +121,7 @@ def evaluate(
     note: str = "",
     threshold: float | None = None,
     leaked: Leakage | None = None,
+    groups: np.ndarray | None = None,
 ) -> Evaluation:
     """Score the predictions of photos that were never used for a choice.
 
@@ -120,15 +130,17 @@ def evaluate(
     note           what one must know to read the score rightly
     threshold      the confidence below which the answer is "not sure", if it may be
     leaked         how much of the score may be memory, if somebody looked
+    groups         whole numbers [photos]: those of one group belong together; None if each stands for itself
     """
     predicted = probabilities.argmax(1)
     right = int((predicted == labels).sum())
+    worth = float(len(labels)) if groups is None else effective(predicted == labels, groups)
     confusion = _confusion(labels, predicted, len(classes))
     per_class = _class_by_class(confusion, classes)
     sure = answered(probabilities, labels, threshold) if threshold is not None else (None, None)
     return Evaluation(
         accuracy=right / len(labels),
-        accuracy_interval=interval(right, len(labels)),
+        accuracy_interval=interval(right / len(labels) * worth, worth),
         n=len(labels),
         classes=tuple(classes),
         confusion=tuple(tuple(int(number) for number in row) for row in confusion),
@@ -143,6 +155,7 @@ def evaluate(
         answered=sure[0],
         answered_accuracy=sure[1],
         leakage=leaked,
+        n_effective=worth,
     )
 
 
@@ -192,7 +205,45 @@ def answered(probabilities: np.ndarray, labels: np.ndarray, threshold: float) ->
     return float(sure.mean()), float(right[sure].mean()) if sure.any() else None
 
 
-def interval(right: int, n: int) -> tuple[float, float]:
+def effective(right: np.ndarray, groups: np.ndarray) -> float:
+    """How many photos that have nothing to do with each other would tell the accuracy as exactly as these do.
+
+    Photos of one plant, patient or film fare alike, so ten plants of thirty photos each are no three hundred plants. Fewer groups
+    also tell less surely how far groups differ.
+
+    right   bool [photos]
+    groups  whole numbers [photos]
+    source  the variance of a ratio over clusters (Cochran, Sampling Techniques, 1977, 11.8); Korn and Graubard, Survey
+            Methodology 24 (1998), divide n by its design effect and by the square of Student's t over the normal's
+    """
+    n, (_, number) = len(right), np.unique(groups, return_inverse=True)
+    share, several = right.mean(), int(number.max()) + 1
+    if several in (1, n) or share in (
+        0.0,
+        1.0,
+    ):  # the latter: nothing differs, so that nothing says how far groups would
+        return float(several)
+    off = np.bincount(number, right - share)
+    variance = several / (several - 1) * float(off @ off) / n**2
+    effect = max(1.0, variance * n / float(share * (1 - share)))
+    return max(1.0, n / effect * (NORMAL / _student(several - 1)) ** 2)
+
+
+def _student(freedom: int) -> float:
+    """Standard deviations on either side that hold 95 % of Student's t; a series that is right to 1 % from four degrees on.
+
+    source  Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5
+    """
+    z = NORMAL
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+
+
+def interval(right: float, n: float) -> tuple[float, float]:
     """Where the accuracy on very many such photos lies, 95 times of 100 (Wilson's interval, which stays within 0 and 1)."""
     share, spread = right / n, NORMAL**2 / n
     middle = (share + spread / 2) / (1 + spread)
