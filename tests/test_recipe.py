@@ -83,3 +83,10 @@ def test_a_list_on_the_command_line_may_hold_names_with_commas_in_quotes():
     for wrong in ("a,b", ""):
         with pytest.raises(RecipeError, match="parts"):
             recipe.named("quick", **cli._chosen(cli.Choices(parts=wrong)))
+
+
+@pytest.mark.parametrize("choice", [{"epochs": 3}, {"batch": 5}, {"learning_rate": 0.1}, {"dropout": 0.3}])
+def test_what_a_head_that_is_found_at_once_would_not_heed_is_refused(choice):
+    with pytest.raises(RecipeError, match="would change nothing"):
+        recipe.sought("quick", **choice)
+    assert recipe.sought("good", **choice) != recipe.sought("good")

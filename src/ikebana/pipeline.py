@@ -115,6 +115,6 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
     draw.everything(run, dataset, keep.pixels, examples, evaluation)
     clock.lap("draw")
     run.finish(evaluation, clock.seconds)
-    if advice := next_step(dataset, recipe, setting):
+    if advice := next_step(dataset, recipe, setting, evaluation.accuracy, evaluation.accuracy_interval[0]):
         progress.say(advice)
     return run

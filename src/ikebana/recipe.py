@@ -17,6 +17,7 @@ Trained = Literal["all", "head", "tail"]
 
 
 LARGEST_SEED = 2**32 - 1  # what all libraries take
+STEPWISE = frozenset(("epochs", "batch", "learning_rate", "dropout"))  # choices of those who learn step by step
 UNDAMAGED = "a copy of it that is whole, or a recipe's name"
 SEEDS_APART = 1_000_003  # between the networks of one recipe: no two runs of neighbouring seeds share a network
 
@@ -259,10 +260,18 @@ def sought(wanted: "str | Path | Recipe", **choices: Any) -> Recipe:
             cannot be carried out
     """
     if isinstance(wanted, Recipe):
-        return changed(wanted, **choices)
-    if isinstance(wanted, str) and not wanted.endswith(".json"):
-        return named(wanted, **choices)
-    return changed(from_file(Path(wanted).expanduser()), **choices)
+        found = changed(wanted, **choices)
+    elif isinstance(wanted, str) and not wanted.endswith(".json"):
+        found = named(wanted, **choices)
+    else:
+        found = changed(from_file(Path(wanted).expanduser()), **choices)
+    in_vain = sorted(STEPWISE & choices.keys())
+    if in_vain and found.transfer is not None and found.transfer.logistic and found.transfer.kept:
+        raise RecipeError(
+            f"the head of {found.name} is found at once, not step by step: {', '.join(in_vain)} would change nothing",
+            advice="leave that out, or --recipe good",
+        )
+    return found
 
 
 def from_file(file: Path) -> Recipe:

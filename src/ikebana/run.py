@@ -353,7 +353,8 @@ def check_free(folder: str | Path | None, flag: str = "--run") -> None:
     """
     place = to_write(RUNS if folder is None else folder, appears=folder is not None)
     if folder is not None and place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        advice = f"ikebana fit --resume {place}" if (place / "recipe.json").exists() else f"another {flag} DIR"
+        resumable = (place / "recipe.json").exists() and not Run(place).finished
+        advice = f"ikebana fit --resume {place}" if resumable else f"another {flag} DIR"
         raise RunError("this folder is taken", where=place, advice=advice)
 
 

@@ -97,7 +97,9 @@ def load_weights(file: Path, network: nn.Module) -> None:
     try:
         network.load_state_dict(load_file(file))
     except FileNotFoundError:
-        raise RunError("this run has no weights yet", where=file.parent, advice="ikebana fit --resume") from None
+        raise RunError(
+            "this run has no weights yet", where=file.parent, advice=f"ikebana fit --resume {file.parent}"
+        ) from None
     except (SafetensorError, OSError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise RunError(

@@ -193,11 +193,16 @@ def _step_bytes(table: list[networks.Layer], recipe: Recipe, photos: int, settin
     return networks.activation_bytes(trained, min(recipe.batch, photos), setting.dtype.itemsize)
 
 
-def next_step(dataset: Dataset, recipe: Recipe, setting: Setting) -> str:
-    """What the next better recipe would cost here and usually gains; nothing if there is none."""
+def next_step(dataset: Dataset, recipe: Recipe, setting: Setting, accuracy: float, at_least: float) -> str:
+    """What the next better recipe would cost here and usually gains; nothing if there is none, or nothing to gain.
+
+    at_least  the accuracy on other photos of the same kind, with some certainty
+    """
     better = recipes.BETTER.get(recipe.name)
-    if better is None or setting.seconds_per_photo is None:
+    if better is None or setting.seconds_per_photo is None or accuracy == 1:
         return ""
+    if at_least <= 1 / len(dataset.classes):
+        return "this may be guessing: look at photos and labels first (ikebana audit), and for more photos"
     seconds = seconds_of_better(dataset, recipe, better, setting.seconds_per_photo)
     return f"better still: --recipe {better.recipe}, about {duration(seconds)} here; {better.gain}"
 

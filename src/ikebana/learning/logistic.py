@@ -149,20 +149,21 @@ class Trial:
 
 def _chosen(trials: list[Trial]) -> int:
     """The place of the strength with the least loss over all trials, which then hold its fits as their best."""
-    best, least = 0, np.inf
+    best, least, accuracy, number = 0, np.inf, 0.0, 0
     with progress.stage("choose the head", len(STRENGTHS) * len(trials), "strengths") as bar:
         for number, strength in enumerate(STRENGTHS):
             found = []
             for trial in trials:
                 found.append(trial.loss(strength))
-                bar.advance(1, loss=found[-1][0], accuracy=found[-1][1])
-            loss = float(np.mean([each for each, _ in found]))
+                bar.advance(1)
+            loss, right = (float(each) for each in np.mean(found, 0))
             if loss < least:
-                best, least = number, loss
+                best, least, accuracy = number, loss, right
                 for trial in trials:
                     trial.keep()
-            elif number - best >= WORSE:
+            elif number - best >= WORSE:  # the others need not be tried
                 break
+        bar.advance((len(STRENGTHS) - 1 - number) * len(trials), loss=least, accuracy=accuracy)
     return best
 
 

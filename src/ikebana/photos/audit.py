@@ -87,6 +87,8 @@ def summary(dataset: Dataset, found: list[Finding], more: str = "audit.json") ->
     lines += [f"  set aside: {path}: {status}" for path, status in aside[:SHOWN]]
     if len(aside) > SHOWN:
         lines.append(f"  and {len(aside) - SHOWN} more: {more} names them")
+    elif found:
+        lines.append(f"  all of them, in full: {more}")
     return "\n".join(lines)
 
 

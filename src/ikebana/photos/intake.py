@@ -76,9 +76,10 @@ def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
 
 def _reasons(dataset: Dataset) -> str:
     """Why so little was usable: the most frequent reason."""
-    if not dataset.set_aside.height:
+    aside = dataset.set_aside.filter(pl.col("status") != UNOPENED)
+    if not aside.height:
         return ""
-    reason, number = dataset.set_aside["status"].value_counts(sort=True).row(0)
+    reason, number = aside["status"].value_counts(sort=True).row(0)
     return f": {number} of {dataset.photos.height} paths were set aside ({reason})"
 
 

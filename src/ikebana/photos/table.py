@@ -78,7 +78,7 @@ def _once_each(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     if several.height:
         _, path, names = several.row(0)
         raise PhotosError(
-            f"{several.height} photos have more than one label, the first {path}: {', '.join(names)}",
+            f"photos with more than one label: {several.height:,}; the first is {path}: {', '.join(names)}",
             where=file,
             advice="one label a photo: ikebana cannot learn several at once",
         )
