@@ -129,7 +129,8 @@ def test_the_evaluation_says_how_often_it_would_answer_and_how_often_rightly():
     assert said.answered == pytest.approx(sure.mean())
     assert said.answered_accuracy == pytest.approx((softmax(logits).argmax(1) == labels)[sure].mean())
     assert f"of {said.answered:.1%} of them" in repr(said)
-    assert "sure" not in repr(evaluate(softmax(logits), labels, names, {}))
+    assert "every photo gets a label" in repr(evaluate(softmax(logits), labels, names, {}))
+    assert "every photo gets a label" not in repr(said)
 
 
 @pytest.mark.parametrize("found", [Calibration(0.5, 0.75, 400), Calibration(2.0, None, 3), Calibration()])

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 import ikebana
 from ikebana import recipe as recipes
-from ikebana.errors import ModelError, PhotosError, RunError
+from ikebana.errors import MachineError, ModelError, PhotosError, RunError
 from ikebana.learning import networks
 from ikebana.photos import split
 from ikebana.shipping import again, pages, quantised
@@ -237,7 +237,7 @@ def test_a_run_from_an_archive_is_tried_on_the_archives_members(copied, paper_ph
 
 
 def test_a_run_of_a_name_that_no_folder_can_have_is_refused_before_photos_are_looked_for(tmp_path):
-    with pytest.raises(RunError, match="too long") as refusal:
+    with pytest.raises(MachineError, match="too long") as refusal:
         ikebana.fit(tmp_path / "gone", "baseline", run=tmp_path / ("n" * 300))
     assert refusal.value.advice
 

@@ -316,7 +316,7 @@ def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(stopped, wh
 def test_flags_beside_resume_are_refused(whole, more):
     command = [sys.executable, "-m", "ikebana", "fit", "--resume", str(whole.folder), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "has its photos and choices already" in done.stderr
 
 

@@ -212,10 +212,10 @@ def test_a_folder_that_is_taken_is_refused_before_any_work(run, photos):
     ("arguments", "status", "words"),
     [
         (["fit", "no-such-folder"], 1, "no such folder"),
-        (["fit"], 1, "no photos were given"),
+        (["fit"], 2, "no photos were given"),
         (["fit", ".", "--epochs", "0"], 1, "epochs is 0"),
         (["fit", ".", "--parts", "0.5,0.5"], 1, "parts"),
-        (["fit", ".", "--parts", "a,b,c"], 1, "not a list of numbers"),
+        (["fit", ".", "--parts", "a,b,c"], 2, "not a list of numbers"),
         (["fit", ".", "--epochs", "many"], 2, "many"),
         (["fit", ".", "--no-such-flag", "1"], 2, "no-such-flag"),
         (["predict", "no-such-run", "x.jpg"], 1, "no such run"),

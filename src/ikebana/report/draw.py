@@ -27,13 +27,18 @@ def everything(
 ) -> None:
     """All figures, and the thumbnails of the photos that the scores speak of."""
     folder = made(run.folder / "figures")
-    of_dataset(folder, dataset, pixels, run.recipe.fit)
-    of_training(folder, run.epochs, len(run.recipe.networks), examples)
-    if len(evaluation.classes) <= DRAWN_CLASSES:
-        figures.confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
-    else:
-        progress.say(f"more than {DRAWN_CLASSES} classes: the confusion matrix is in evaluation.json, not drawn")
-    thumbnails(run.folder / "thumbnails", dataset, pixels, run.recipe.fit)
+    with progress.stage("draw", 4, "kinds of pictures") as bar:
+        of_dataset(folder, dataset, pixels, run.recipe.fit)
+        bar.advance(1)
+        of_training(folder, run.epochs, len(run.recipe.networks), examples)
+        bar.advance(1)
+        if len(evaluation.classes) <= DRAWN_CLASSES:
+            figures.confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
+        else:
+            progress.say(f"more than {DRAWN_CLASSES} classes: the confusion matrix is in evaluation.json, not drawn")
+        bar.advance(1)
+        thumbnails(run.folder / "thumbnails", dataset, pixels, run.recipe.fit)
+        bar.advance(1)
 
 
 def of_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, fit: Fit) -> None:

@@ -117,9 +117,8 @@ def _pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
         slices = [*slices[: SLICES_AT_MOST - 1], (f"{len(rest)} other classes", sum(total for _, total in rest))]
     named = len(slices) - bool(rest)
     colours = [*LinearSegmentedColormap.from_list("", SHADES)(np.linspace(0, 1, max(named, 2)))[:named], "#D9DCDF"]
-    title = "Which share of the photos each class has"
     told = "the darker a slice, the larger its class" if len(set(totals)) > 1 else "all classes are equally large"
-    sheet = _sheet(9.5, 5.75, title, told, dict(slices))
+    sheet = _sheet(9.5, 5.75, "Which share of the photos each class has", told, dict(slices))
     middle, height, radius = 4.75, 3.3, 1.65
     shares = np.array([total for _, total in slices], dtype=float) / max(sum(totals), 1)
     angles, places = _least_crowded(shares, height, radius)

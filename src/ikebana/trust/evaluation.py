@@ -75,7 +75,7 @@ class Evaluation:
     def _answers(self) -> str:
         """What saying "not sure" changes, in words."""
         if self.threshold is None or self.answered is None:
-            return "too few validation photos to tell when it is not sure: every photo gets a label"
+            return 'there is no threshold for "not sure" (it takes 20 validation photos): every photo gets a label'
         right = f", right in {self.answered_accuracy:.1%} of these" if self.answered_accuracy is not None else ""
         return f"sure (confidence {self.threshold:.2f} or more) of {self.answered:.1%} of them{right}"
 
