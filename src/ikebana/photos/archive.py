@@ -285,11 +285,9 @@ def _path(name: str) -> str:
 
 def _no_path(name: str, path: str) -> str | None:
     """Why a name is no path below the archive."""
-    parts = path.replace("\\", "/").split("/")
-    outside = name.startswith(("/", "\\")) or "" in parts[:1] * bool(
-        path
-    )  # what is left begins with a slash of Windows
-    if outside or ".." in parts or re.match(r"[A-Za-z]:", path):
+    everywhere = path.replace("\\", "/")
+    parts = everywhere.split("/")
+    if name.startswith("/") or everywhere.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", path):
         return "its path leads out of the archive"
     if len(parts) > DEEPEST:
         return "it lies too deep"
