@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 
 import httpx
@@ -190,45 +190,46 @@ def test_told_to_stop_it_finishes_what_it_accepted_and_takes_no_more():
             httpx.get(served.url)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_says_where_it_is_answers_and_ends_well(sign, paper_model, good_photos):
-    command = [sys.executable, "-m", "ikebana", "serve", str(paper_model), "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+@contextmanager
+def command(model):
+    """`ikebana serve` as a process that serves, what it says to programs from then on, and its address."""
+    called = [sys.executable, "-m", "ikebana", "serve", str(model), "--port", "0", "--json"]
+    with subprocess.Popen(called, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             events = iter(json.loads(line) for line in process.stdout)
-            url = next(event["url"] for event in events if event["event"] == "serving")
-            response = httpx.post(f"{url}/predict", content=good_photos[0].read_bytes(), timeout=20)
-            assert response.status_code == 200
-            process.send_signal(sign)
-            assert [event["event"] for event in events] == ["done"]
-            _, errors = process.communicate(timeout=20)
-            assert (process.returncode, errors) == (0, "")
+            yield process, events, next(event["url"] for event in events if event["event"] == "serving")
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_says_where_it_is_answers_and_ends_well(sign, paper_model, good_photos):
+    with command(paper_model) as (process, events, url):
+        response = httpx.post(f"{url}/predict", content=good_photos[0].read_bytes(), timeout=20)
+        assert response.status_code == 200
+        process.send_signal(sign)
+        assert [event["event"] for event in events] == ["done"]
+        _, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (0, "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 def test_a_second_ctrl_c_cuts_off_what_was_accepted_says_so_by_its_status_and_nothing_else(paper_model):
-    command = [sys.executable, "-m", "ikebana", "serve", str(paper_model), "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            events = iter(json.loads(line) for line in process.stdout)
-            url = next(event["url"] for event in events if event["event"] == "serving")
-            with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
-                connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of it")
-                while "ikebana_open_requests 1" not in httpx.get(f"{url}/metrics").text:
-                    time.sleep(0.05)
-                process.send_signal(signal.SIGINT)
-                while httpx.get(f"{url}/readyz").status_code == 200:
-                    time.sleep(0.05)
-                process.send_signal(signal.SIGINT)
-                _, errors = process.communicate(timeout=20)
-            assert (process.returncode, errors) == (130, "")
-        finally:
-            process.kill()
+    with (
+        command(paper_model) as (process, _, url),
+        socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection,
+    ):
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of it")
+        while "ikebana_open_requests 1" not in httpx.get(f"{url}/metrics").text:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        while httpx.get(f"{url}/readyz").status_code == 200:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (130, "")
 
 
 @pytest.mark.parametrize("limit", [each.name for each in fields(Limits)])

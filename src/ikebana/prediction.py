@@ -72,7 +72,7 @@ def command(
     if out is not None:
         table.check(out)
     if sort_into is not None:
-        to_write(sort_into / NOT_SURE)
+        to_write(sort_into / NOT_SURE)  # the place must hold folders
     there = model_there(model)
     found = loose.search(photos, listed)
     answering, identity = classifier_of(there)

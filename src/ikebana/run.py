@@ -352,7 +352,9 @@ def check_free(folder: str | Path | None, flag: str = "--run") -> None:
     raises  RunError if it is a file or not empty; MachineError if it cannot be made
     """
     place = to_write(RUNS if folder is None else folder, appears=folder is not None)
-    if folder is not None and place.exists() and not (place.is_dir() and not any(place.iterdir())):
+    if folder is None or not place.exists():
+        return
+    if not place.is_dir() or any(place.iterdir()):
         resumable = (place / "recipe.json").exists() and not Run(place).finished
         advice = f"ikebana fit --resume {place}" if resumable else f"another {flag} DIR"
         raise RunError("this folder is taken", where=place, advice=advice)

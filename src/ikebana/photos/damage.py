@@ -40,8 +40,8 @@ def in_silence(data: bytes, format_name: str | None) -> str | None:
 
 def takes_too_long(data: bytes, format_name: str | None) -> bool:
     """Whether a JPEG would be decoded again and again: each of its scans, of ten bytes perhaps, goes over all pixels."""
-    if format_name not in ("JPEG", "MPO"):
-        return False
+    if format_name not in ("JPEG", "MPO") or data.count(bytes((0xFF, START_OF_SCAN))) <= MOST_SCANS:
+        return False  # without a walk from marker to marker: no more scans than such bytes
     scans = (kind for kind in _jpeg_markers(data) if kind == START_OF_SCAN)
     return next(islice(scans, MOST_SCANS, None), None) is not None
 

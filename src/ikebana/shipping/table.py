@@ -133,7 +133,7 @@ class Table:
             place = len(next(lines))
             for line in lines:
                 row = json.loads(line)
-                later = again.get(_digest(row[0]))
+                later = again.get(_digest(row[0])) if again else None
                 if later is None or (place < self.began and _is_answer(row)):
                     yield row
                 elif place < self.began:
