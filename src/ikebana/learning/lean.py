@@ -46,23 +46,27 @@ def folded(network: nn.Module, photos: Photos) -> nn.Module:
     That two layers follow one another is guessed from their order in the module; the copy is used only if it agrees with
     the original on a few of the photos.
     """
-    lean = copy.deepcopy(network).eval()
-    for convolution, norm, put in followed(lean):
-        if isinstance(norm, Norm):
-            put(fuse_conv_bn_eval(convolution, norm), act_of(norm))  # type: ignore[type-var]
-    lean = lean.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    lean = _folded(network)
     return lean if _agree(lean, network, photos) else network
 
 
 @torch.inference_mode()
 def fused(network: nn.Module, photos: Photos) -> nn.Module:
     """The same, and on a processor with activations computed by the convolutions before them; this copy cannot be exported."""
-    plain = folded(network, photos)
     if next(network.parameters()).device.type != "cpu" or not has_onednn():
-        return plain
-    lean = copy.deepcopy(plain).eval()
+        return folded(network, photos)
+    lean = _folded(network)
     fuse(lean, lambda _: True)
-    return lean if _agree(lean, network, photos) else plain
+    return lean if _agree(lean, network, photos) else folded(network, photos)
+
+
+def _folded(network: nn.Module) -> nn.Module:
+    """A copy of which nobody has seen yet whether it says the same."""
+    lean = copy.deepcopy(network).eval()
+    for convolution, norm, put in followed(lean):
+        if isinstance(norm, Norm):
+            put(fuse_conv_bn_eval(convolution, norm), act_of(norm))  # type: ignore[type-var]
+    return lean.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def for_looking(network: nn.Module, shown: Examples) -> nn.Module:

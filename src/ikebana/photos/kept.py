@@ -37,7 +37,7 @@ AHEAD = 8  # chunks that wait for each thread, so that none is idle while one ta
 CHUNK = 32  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves
 HELD = 2**24  # bytes of pixels a task may hold before they are written
 SMALL = 64  # pixels of a side of the photos in small; squashed whole, whatever the fit
-KEPT_RULES = 2  # raised when other files are kept
+KEPT_RULES = 3  # raised when other files are kept
 OPENED = {
     "path": pl.String,
     "status": pl.String,

@@ -235,7 +235,7 @@ def _loaded(image: Image.Image, side: int, fit: Fit, small: int) -> Photo:
     if image.format == "TIFF":  # Pillow turned it while it loaded
         size = image.size
     width, height = reversed(size) if turned else size
-    second = np.asarray(shown.resize((small, small), Image.Resampling.BILINEAR, reducing_gap=2.0)) if small else None
+    second = np.asarray(shown.resize((small, small), Image.Resampling.BILINEAR, reducing_gap=1.0)) if small else None
     return Photo(np.asarray(_square(shown, side, fit)), width, height, second)
 
 
