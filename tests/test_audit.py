@@ -81,6 +81,20 @@ def test_the_sums_add_up_and_the_summary_names_what_was_set_aside(tmp_path):
         assert f"{path}: {status}" in said
 
 
+def test_an_example_is_told_whole_in_a_column_of_its_own(tmp_path):
+    dataset, _ = looked_at(grow(tmp_path / "photos", clean()))
+    words = [f"word{number:03}" for number in range(30)]
+    told = [
+        audit.Finding("odd", "note", (), " ".join(words), "none"),
+        audit.Finding("few", "note", (), "x " * 400, "none"),
+    ]
+    lines = audit.summary(dataset, told).split("\n")
+    assert [word for line in lines for word in line.split() if word.startswith("word")] == words
+    assert all(len(line) <= audit.COLUMNS for line in lines)
+    assert sum(line.count("x") for line in lines) < 400
+    assert any(line.endswith("…") for line in lines)
+
+
 def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
     files = clean() | {f"a/{number:04}.jpg": b"x%d" % number for number in range(1000)}
     dataset, found = looked_at(grow(tmp_path / "photos", files))

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import ikebana
+from ikebana.learning import device
+from ikebana.learning.forecast import forecast
+from ikebana.photos import intake
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -47,6 +50,18 @@ def test_a_second_run_computes_no_features_and_gives_the_same_weights_to_the_bit
     again = ikebana.fit(photos, run=tmp_path / "again", **SMALL)
     assert again.weights.read_bytes() == run.weights.read_bytes()
     assert again.predictions.equals(run.predictions)
+
+
+def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tmp_path, monkeypatch):
+    slow = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=10.0)
+    found = intake.read(photos, run.recipe.class_order)
+    after = forecast(found, run.recipe, slow)
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "another"))
+    before = forecast(found, run.recipe, slow)
+    used = run.read_json("audit.json")["used"]  # a photo that cannot be read is never seen
+    assert before.seconds - after.seconds > 10 * used
+    assert f"{used} of them before" in after.text
+    assert "before" not in before.text
 
 
 def test_the_score_is_that_of_the_whole_network_from_the_files(run, photos, tmp_path):

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ikebana import progress
 from ikebana.learning.repeating import PROMISE
 from ikebana.photos import kept
 from ikebana.places import cache_folder, set_aside, written
@@ -143,7 +144,10 @@ def measured(setting: Setting, precision: Precision, network: str, trial: Callab
     known = _known(file, key)
     missing = [name for name in formats if name not in known]
     if missing:
-        known |= {name: trial(_with_format(setting, name)) for name in missing}
+        with progress.stage("measure the speed", len(missing), "number formats") as bar:
+            for name in missing:
+                known[name] = trial(_with_format(setting, name))
+                bar.advance(1)
         if file.is_dir():
             set_aside(file)
         values = {"key": key, "seconds_per_photo": known}

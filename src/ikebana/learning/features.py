@@ -140,6 +140,15 @@ def size_on_disk(seer: nn.Module, origin: Origin, photos: int, side: int, settin
     return 0 if _place(origin, setting, shape).exists() else int(np.prod(shape)) * setting.dtype.itemsize
 
 
+def unseen(seer: nn.Module, origin: Origin, photos: int, side: int, setting: Setting) -> int:
+    """How many of so many rows of kept pixels nobody has looked at yet in this number format."""
+    try:
+        checks = np.load(_place(origin, setting, (photos, *_shape(seer, side))) / "checks.npy", mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # not there yet, or damaged: it is made anew
+        return photos
+    return photos - int(np.count_nonzero(checks))
+
+
 def _is_whole(place: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Whether both files are there and of their size; what is damaged is taken away."""
     if not place.exists():

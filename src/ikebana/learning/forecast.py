@@ -29,6 +29,7 @@ READ_SECONDS = (
 FORWARD_SHARE = 0.35  # of a training step's time goes into its forward pass
 HEAD_SPEED = 1e11  # operations a second, of dense layers that learn; six for each of their weights and photos
 EXACT_TOO = 1.4  # held-out photos are seen in float32, which is slower where bfloat16 is the faster
+BESIDES = 4.0  # seconds that a run takes however few its photos: networks made ready, the head, scores, figures
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,10 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting, run: Path | Non
     """
     built = networks.members(networks.build(recipe, len(dataset.classes)))
     place = kept.place(dataset, recipe.side, recipe.fit)  # once: it looks at every file
-    there = place.exists()
-    seconds, work = _time(dataset.photos.height, recipe, setting, built)
-    seconds += 0.0 if there else dataset.photos.height * READ_SECONDS / kept.threads()
-    cache = _in_cache(dataset, recipe, setting, built, place)
+    there, features_too, unseen = place.exists(), *_features(dataset.photos.height, recipe, setting, built, place.name)
+    seconds, work = _time(dataset.photos.height, unseen, recipe, setting, built)
+    seconds += BESIDES + (0.0 if there else dataset.photos.height * READ_SECONDS / kept.threads())
+    cache = _in_cache(dataset, recipe, place, features_too)
     made = _in_run(dataset, recipe, built) if run is not None else 0.0
     memory = _memory(dataset.photos.height, len(dataset.classes), recipe, built, setting)
     # The trial of a number format that was not chosen may have taken more; the C library keeps it for the steps to come.
@@ -123,14 +124,18 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting, run: Path | Non
     return Forecast(seconds, cache, made, memory, text, run)
 
 
-def _time(photos: int, recipe: Recipe, setting: Setting, built: list[nn.Module]) -> tuple[float, str]:
-    """Seconds from the first look at the pixels, and on what most of them are spent."""
+def _time(photos: int, unseen: int, recipe: Recipe, setting: Setting, built: list[nn.Module]) -> tuple[float, str]:
+    """Seconds from the first look at the pixels, and on what most of them are spent.
+
+    unseen  photos whose features are not kept from before
+    """
     a_photo = setting.seconds_per_photo or 0.0
     epoch, epochs = photos * a_photo * (recipe.parts[0] + FORWARD_SHARE * recipe.parts[1]), phases(recipe)[-1].last
     if recipe.transfer is not None and recipe.transfer.kept:
         head = sum(each.numel() for member in built for each in member.get_submodule("head").parameters())
-        seconds = photos * (a_photo * EXACT_TOO + epochs * recipe.parts[0] * 6 * head / HEAD_SPEED)
-        work = f"each photo seen once by {recipe.network}"
+        seconds = unseen * a_photo * EXACT_TOO + photos * epochs * recipe.parts[0] * 6 * head / HEAD_SPEED
+        before = f", {photos - unseen:,} of them before" if unseen < photos else ""
+        work = f"each photo seen once by {recipe.network}{before}"
     else:
         seconds = epochs * epoch
         work = _epochs(epochs, epoch / len(built), len(built))
@@ -139,7 +144,26 @@ def _time(photos: int, recipe: Recipe, setting: Setting, built: list[nn.Module])
     return seconds, work
 
 
-def _in_cache(dataset: Dataset, recipe: Recipe, setting: Setting, built: list[nn.Module], place: Path) -> float:
+def _features(photos: int, recipe: Recipe, setting: Setting, built: list[nn.Module], pixels: str) -> tuple[int, int]:
+    """Bytes that features will take which are not kept yet, and of how many photos they are, at least one network's.
+
+    pixels  the name of the kept pixels
+    """
+    if recipe.transfer is None or not (recipe.transfer.kept or recipe.transfer.logistic):
+        return 0, 0
+    exact = replace(setting, number_format="float32") if recipe.transfer.kept else setting
+    settings = {one.number_format: one for one in (setting, exact)}.values()
+    taken = unseen = 0
+    for member, its in zip(built, recipe.members, strict=True):
+        origin, seer = features.origin(pixels, its, backbones.sought(its)), member.get_submodule("seer")
+        taken += sum(features.size_on_disk(seer, origin, photos, recipe.side, each) for each in settings)
+        # A photo is seen in one format only: as one to learn from, or as one that is held out.
+        seen = sum(photos - features.unseen(seer, origin, photos, recipe.side, each) for each in settings)
+        unseen = max(unseen, photos - seen)
+    return taken, unseen
+
+
+def _in_cache(dataset: Dataset, recipe: Recipe, place: Path, features_too: int) -> float:
     """Bytes that the cache will grow by at the most: pixels, then what the search for twins needs while it lasts, or features.
 
     place  where the pixels are kept, or will be
@@ -147,15 +171,7 @@ def _in_cache(dataset: Dataset, recipe: Recipe, setting: Setting, built: list[nn
     there = place.exists()
     pixels = 0 if there else kept.size_on_disk(dataset, recipe.side)
     searched = 0 if there and twins.are_found(place) else twins.scratch(dataset.photos.height)
-    seen = 0
-    if recipe.transfer is not None and (recipe.transfer.kept or recipe.transfer.logistic):
-        exact = replace(setting, number_format="float32") if recipe.transfer.kept else setting
-        for member, its in zip(built, recipe.members, strict=True):
-            origin = features.origin(place.name, its, backbones.sought(its))
-            seer = member.get_submodule("seer")
-            for each in {one.number_format: one for one in (setting, exact)}.values():
-                seen += features.size_on_disk(seer, origin, dataset.photos.height, recipe.side, each)
-    return float(pixels + max(searched, seen))
+    return float(pixels + max(searched, features_too))
 
 
 def _in_run(dataset: Dataset, recipe: Recipe, built: list[nn.Module]) -> float:
@@ -213,7 +229,7 @@ def seconds_of_better(dataset: Dataset, recipe: Recipe, better: Better, a_look: 
     a_look  seconds in which the recipe's own frozen backbone sees a photo
     """
     shown = dataset.used.height * recipes.RECIPES[better.recipe].epochs * recipe.parts[0]
-    return shown * a_look * better.times_a_look
+    return BESIDES + shown * a_look * better.times_a_look
 
 
 def _epochs(count: int, seconds: float, networks: int) -> str:

@@ -1,6 +1,7 @@
 """What is wrong with the photos, as far as files, counts and twins tell: the cheap part that every `fit` runs."""
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -17,6 +18,8 @@ FEW_PHOTOS = 20  # of a class: with fewer, its own score has an interval wider t
 IMBALANCE = 5.0  # how many times larger the largest class may be than the smallest before it is worth a word
 SHOWN = 8  # photos set aside that the summary names
 COLUMNS = 100  # of the summary's table
+NARROW = 40  # columns that an example gets at least
+LINES = 4  # that it takes at most
 
 MEND = "use --split stratified, or mend the given parts: the score on such photos is memory"
 
@@ -93,15 +96,18 @@ def summary(dataset: Dataset, found: list[Finding], more: str = "audit.json") ->
 
 
 def _table(found: list[Finding]) -> list[str]:
-    """How many findings of each kind, with the first of them as an example: lines of at most 100 columns."""
+    """How many findings of each kind, with the first of them as an example, in a column of its own."""
     kinds: dict[tuple[str, str], list[Finding]] = {}
     for each in found:
         kinds.setdefault((each.severity, each.kind.replace("_", " ")), []).append(each)
     wide = max((len(kind) for _, kind in kinds), default=0)
     lines = []
     for (severity, kind), several in kinds.items():
-        line = f"  {severity:<7}  {len(several):>5,}  {kind:<{wide}}  {in_short(several[0])}"
-        lines.append(line if len(line) <= COLUMNS else f"{line[: COLUMNS - 1]}…")
+        head = f"  {severity:<7}  {len(several):>5,}  {kind:<{wide}}  "
+        example = textwrap.wrap(
+            in_short(several[0]), max(COLUMNS - len(head), NARROW), max_lines=LINES, placeholder=" …"
+        )
+        lines += [f"{start}{piece}" for start, piece in zip([head, *[" " * len(head)] * LINES], example, strict=False)]
     return lines
 
 
