@@ -253,8 +253,12 @@ def test_a_plain_audit_gives_no_advice_and_goes_on_where_the_network_cannot_be_h
     assert "Advice" not in err
 
 
-def test_a_folder_to_write_to_holds_the_page_afterwards(drawn, tmp_path):
+def test_a_folder_to_write_to_holds_the_page_afterwards(drawn, tmp_path, capsys):
+    assert command("audit", drawn) == 0
+    assert "--out DIR" in capsys.readouterr().err
     assert command("audit", drawn, "--out", tmp_path / "told") == 0
+    assert "--out DIR" not in (said := capsys.readouterr().err)
+    assert f"in full: {tmp_path / 'told' / inspection.PAGE}" in said
     page = (tmp_path / "told" / inspection.PAGE).read_text("utf-8")
     for finding in ikebana.audit(drawn).findings:
         assert html.escape(finding.evidence).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page

@@ -276,6 +276,15 @@ def test_photos_that_are_not_sure_have_a_folder_of_their_own(paper_model, photos
     assert said.filter(status="not sure")["confidence"].null_count() == 0
 
 
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_that_no_photo_can_be_not_sure_is_said_each_time(paper_model, good_photos, capsys, threshold):
+    model = ikebana.load(paper_model)
+    object.__setattr__(model, "threshold", threshold)
+    ikebana.predict(model, good_photos)
+    prediction.command(model, [str(good_photos[0])])
+    assert capsys.readouterr().err.count('no threshold for "not sure"') == (2 if threshold is None else 0)
+
+
 @given(st.lists(st.text(max_size=120), max_size=6))
 def test_whatever_a_class_is_called_its_folder_lies_below_the_place_and_is_its_own(names):
     found = sorting.folders([*names, "..", ".", "", "/etc", "a/../b", "NUL:", "not sure"])

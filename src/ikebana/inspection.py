@@ -36,6 +36,7 @@ class Audit:
     dataset: Dataset
     findings: tuple[Finding, ...]  # the gravest first
     advice: Advice | None = None
+    page: Path | None = None  # where all findings are told, if one was asked for
 
     @property
     def leaks(self) -> tuple[Finding, ...]:
@@ -48,7 +49,8 @@ class Audit:
         return tuple(each for each in self.findings if each.kind == UNSPLIT)
 
     def __repr__(self) -> str:
-        lines = [files.summary(self.dataset, list(self.findings), "--out DIR (in Python: .findings)")]
+        more = "--out DIR (in Python: .findings)" if self.page is None else str(self.page)
+        lines = [files.summary(self.dataset, list(self.findings), more)]
         lines += [f"  leak: {files.in_short(each)}" for each in self.leaks[:SHOWN]]
         lines += [f"  fit would refuse: {each.evidence}\n  try  {each.advice}" for each in self.refused]
         return "\n".join(lines + ([f"\n{self.advice!r}"] if self.advice is not None else []))
@@ -88,11 +90,12 @@ def audit(
     opened, keep = kept.opened(found, recipe.side, recipe.fit)
     dataset, unsplit = _split(intake.with_classes(twins.found(opened, keep), ()), recipe)
     findings = [*unsplit, *files.findings(dataset), *suspects.found(dataset, keep, recipe)]
-    looked = Audit(dataset, tuple(files.gravest_first(findings)))
+    told_at = Path(out).expanduser() / PAGE if out is not None else None
+    looked = Audit(dataset, tuple(files.gravest_first(findings)), page=told_at)
     progress.say(repr(looked))
     progress.event("audit", **files.as_json(dataset, list(looked.findings)))
-    if out is not None:
-        _write_findings(Path(out).expanduser(), looked, keep, recipe)
+    if told_at is not None:
+        _write_findings(told_at, looked, keep, recipe)
     if write is not None:
         given = found.photos["split"].count() > 0
         _write_table(Path(write), dataset, cleaning.cleaned(dataset, looked.findings, to_drop, to_relabel, given))
@@ -139,13 +142,14 @@ def _check(out: str | Path | None, write: str | Path | None, acting: bool) -> No
             raise RecipeError("there is something else already", where=folder, advice="an empty folder, or a new one")
 
 
-def _write_findings(folder: Path, looked: Audit, keep: Kept, recipe: Recipe) -> None:
+def _write_findings(told_at: Path, looked: Audit, keep: Kept, recipe: Recipe) -> None:
     """The page, `audit.json`, and `findings.csv`, whose paths are a JSON list since names may hold anything."""
+    folder = told_at.parent
     write_json(folder / "audit.json", files.as_json(looked.dataset, list(looked.findings)))
     with written(folder / "findings.csv") as beside:
         files.as_table(looked.findings).write_csv(beside)
-    page.write(folder / PAGE, looked.dataset, looked.findings, keep.pixels, recipe.fit)
-    progress.say(f"to look at: {folder / PAGE}; for programs, beside it: audit.json and findings.csv")
+    page.write(told_at, looked.dataset, looked.findings, keep.pixels, recipe.fit)
+    progress.say(f"to look at: {told_at}; for programs, beside it: audit.json and findings.csv")
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:

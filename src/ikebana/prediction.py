@@ -24,6 +24,7 @@ from ikebana.shipping.classifier import BATCH, Classifier, Look
 from ikebana.shipping.prediction import Prediction
 from ikebana.shipping.sorting import NOT_SURE, Sorter
 from ikebana.shipping.table import Table
+from ikebana.trust.calibration import NO_THRESHOLD
 
 Model: TypeAlias = Classifier | Run | str | Path
 Receiver: TypeAlias = Callable[[Sequence[Prediction]], None]
@@ -50,7 +51,7 @@ def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | 
         with Table(Path(out), answering.classes, identity, anew=True) as rows:
             rows.add(kept)
             rows.finish()
-    progress.say(counts.told(len(found.ignored)))
+    progress.say(_summary(counts, found, answering))
     return kept
 
 
@@ -88,7 +89,7 @@ def command(
                 progress.say("stopped; nothing is lost. The same command goes on from here")
                 raise
             rows.finish()
-    progress.say(counts.told(len(found.ignored)))
+    progress.say(_summary(counts, found, answering))
 
 
 @dataclass
@@ -119,6 +120,12 @@ class Counts:
         aside = f"{self.unusable} set aside, {ignored} hidden files ignored"
         lines = [f"{usable} photo{'s' * (usable != 1)} predicted{unsure}{there}, {aside}", *self.reasons]
         return "\n  ".join([*lines, f"and {more} more"] if more else lines)
+
+
+def _summary(counts: Counts, found: Search, answering: Classifier) -> str:
+    """What became of the photos, and whether the classifier can say that it is not sure."""
+    told = counts.told(len(found.ignored))
+    return told if answering.threshold is not None else f"{told}\n{NO_THRESHOLD}"
 
 
 def each(

@@ -104,9 +104,8 @@ def _table(found: list[Finding]) -> list[str]:
     lines = []
     for (severity, kind), several in kinds.items():
         head = f"  {severity:<7}  {len(several):>5,}  {kind:<{wide}}  "
-        example = textwrap.wrap(
-            in_short(several[0]), max(COLUMNS - len(head), NARROW), max_lines=LINES, placeholder=" …"
-        )
+        room = max(COLUMNS - len(head), NARROW)
+        example = textwrap.wrap(in_short(several[0]), room, max_lines=LINES, placeholder=" …", break_on_hyphens=False)
         lines += [f"{start}{piece}" for start, piece in zip([head, *[" " * len(head)] * LINES], example, strict=False)]
     return lines
 

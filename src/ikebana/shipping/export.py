@@ -23,6 +23,7 @@ from ikebana.shipping import again, classifier, metadata, model_file, parity, qu
 from ikebana.shipping.again import Known
 from ikebana.shipping.classifier import FEATURES, PROBABILITIES, Classifier
 from ikebana.shipping.parity import Reference
+from ikebana.trust.calibration import NO_THRESHOLD
 
 SQUARES = "squares"  # what the first part of the graph hands to the network
 TRACED = 2  # photos that the network is traced with: with one, the exporter would take the batch for fixed
@@ -167,4 +168,6 @@ def _summary(place: Path, data: bytes, about: dict[str, Any]) -> str:
     ]
     if "int8" in about:
         lines.append(quantised.summary(about["int8"]))
+    if about["threshold"] is None:
+        lines.append(NO_THRESHOLD)
     return "\n".join(lines)

@@ -12,6 +12,7 @@ SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 has no logarit
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are considered
 FEW = 20  # photos; with fewer, confidence is left as the network has it
 RIGHT = 0.95  # of the answers that are given should be right, if saying "not sure" can bring that about
+NO_THRESHOLD = f'there is no threshold for "not sure" (it takes {FEW} validation photos): every photo gets a label'
 EVEN = 0.5  # nobody should be told a name that is as probably wrong as right
 
 

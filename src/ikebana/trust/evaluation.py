@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ikebana.trust import leakage
+from ikebana.trust.calibration import NO_THRESHOLD
 from ikebana.trust.leakage import Leakage
 
 BINS = 15  # of confidence, as Guo et al. 2017 (arXiv:1706.04599) use
@@ -75,7 +76,7 @@ class Evaluation:
     def _answers(self) -> str:
         """What saying "not sure" changes, in words."""
         if self.threshold is None or self.answered is None:
-            return 'there is no threshold for "not sure" (it takes 20 validation photos): every photo gets a label'
+            return NO_THRESHOLD
         right = f", right in {self.answered_accuracy:.1%} of these" if self.answered_accuracy is not None else ""
         return f"sure (confidence {self.threshold:.2f} or more) of {self.answered:.1%} of them{right}"
 
