@@ -34,7 +34,7 @@ from ikebana.recipe import Fit
 
 ATTEMPTS = 3  # more than one: another process may take away the damaged array that both have found
 AHEAD = 8  # chunks that wait for each thread, so that none is idle while one takes long
-CHUNK = 32  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves
+CHUNK = 8  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves and no thread waits
 HELD = 2**24  # bytes of pixels a task may hold before they are written
 SMALL = 64  # pixels of a side of the photos in small; squashed whole, whatever the fit
 KEPT_RULES = 3  # raised when other files are kept

@@ -86,10 +86,9 @@ def decode(data: bytes, side: int, fit: Fit = "squash", small: int = 0) -> Photo
     raises  UnreadablePhoto with a reason in plain words; never anything else for any bytes
     """
     with _in_plain_words(data), _opened(data) as image:
-        _refuse_endless(data, image)
-        photo = _decoded(image, side, fit, small)
+        _refuse_too_large(image)
         _refuse_damage(data, image)
-        return photo
+        return _decoded(image, side, fit, small)
 
 
 def whole(data: bytes) -> np.ndarray:
@@ -98,10 +97,9 @@ def whole(data: bytes) -> np.ndarray:
     raises  UnreadablePhoto with a reason in plain words
     """
     with _in_plain_words(data), _opened(data) as image:
-        _refuse_endless(data, image)
         _refuse_too_large(image)
-        shown, _ = _shown(image)
         _refuse_damage(data, image)
+        shown, _ = _shown(image)
         return np.asarray(shown)
 
 
@@ -134,13 +132,8 @@ def _in_plain_words(data: bytes = b"") -> Iterator[None]:
         raise UnreadablePhoto(f"unreadable: {_reason(error)}") from None
 
 
-def _refuse_endless(data: bytes, image: Image.Image) -> None:
-    if damage.takes_too_long(data, image.format):
-        raise UnreadablePhoto(f"too many scans: more than {damage.MOST_SCANS} in one JPEG")
-
-
 def _refuse_damage(data: bytes, image: Image.Image) -> None:
-    """Damage that the decoder passed over in silence."""
+    """What the decoder would pass over in silence, or never be done with."""
     unsaid = damage.in_silence(data, image.format)
     if unsaid is not None:
         raise UnreadablePhoto(f"unreadable: {unsaid}")
@@ -220,7 +213,6 @@ def _refuse_too_large(image: Image.Image) -> None:
 
 
 def _decoded(image: Image.Image, side: int, fit: Fit, small: int) -> Photo:
-    _refuse_too_large(image)
     if image.size[0] * image.size[1] > LARGE:
         with _one_large_photo:
             return _loaded(image, side, fit, small)
