@@ -5,6 +5,7 @@ network, its weights, the number format. Rows are filled as they are needed and 
 that was never written, was torn by a kill, or has changed on the disk is simply computed again.
 """
 
+import copy
 import hashlib
 import json
 import time
@@ -89,7 +90,8 @@ def seconds_per_photo(network: nn.Module, side: int, setting: Setting) -> float:
     """Time the backbone on random pixels: what a photo's features cost."""
     pixels = np.random.default_rng(0).integers(0, 256, (TRIAL, side, side, 3), np.uint8)
     photos = unlabelled(pixels, np.arange(TRIAL))
-    seer = lean.fused(network.get_submodule("seer").to(setting.device), photos)
+    # A copy: on a GPU the head of the original would be left behind.
+    seer = lean.fused(copy.deepcopy(network.get_submodule("seer")).to(setting.device), photos)
     inputs, _ = photos.batch(photos.rows, setting.device)
     seconds = []
     for _ in range(3):
