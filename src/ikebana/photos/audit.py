@@ -105,7 +105,9 @@ def _table(found: list[Finding]) -> list[str]:
     for (severity, kind), several in kinds.items():
         head = f"  {severity:<7}  {len(several):>5,}  {kind:<{wide}}  "
         room = max(COLUMNS - len(head), NARROW)
-        example = textwrap.wrap(in_short(several[0]), room, max_lines=LINES, placeholder=" …", break_on_hyphens=False)
+        example = textwrap.wrap(
+            in_short(several[0]), room, max_lines=LINES, placeholder=" …", break_on_hyphens=False
+        ) or [""]
         lines += [f"{start}{piece}" for start, piece in zip([head, *[" " * len(head)] * LINES], example, strict=False)]
     return lines
 
