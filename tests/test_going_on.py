@@ -12,6 +12,7 @@ import pytest
 import ikebana
 from ikebana import paper, pipeline, places
 from ikebana import recipe as recipes
+from ikebana.learning import repeating
 from ikebana.learning.learner import Learner
 from ikebana.photos import intake
 from ikebana.run import Run
@@ -80,10 +81,22 @@ def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
     assert not list(places.cache_folder().glob("locks/*"))
 
 
+def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path):
+    run = Run(tmp_path)
+    about = {"net": {"source": "mine.pth", "sha256": "aa", "license": None}}
+    run.note_pretrained({})
+    assert not (tmp_path / "pretrained.json").exists()
+    run.note_pretrained(about)
+    run.note_pretrained({"net": about["net"] | {"source": "the same file elsewhere"}})
+    assert run.read_json("pretrained.json") == about
+    with pytest.raises(ikebana.RunError, match="weights of net are not those"):
+        run.note_pretrained({"net": about["net"] | {"sha256": "bb"}})
+
+
 def test_differences_reach_into_the_parts_of_a_recipe():
     good = recipes.named("good")
-    assert recipes.differences(good, good) == []
-    assert recipes.differences(good, recipes.changed(good, tuning=recipes.Tuning(0.5, 0.8, 0.1, 0.1, 0.99))) == [
+    assert repeating.differences(good, good) == []
+    assert repeating.differences(good, recipes.changed(good, tuning=recipes.Tuning(0.5, 0.8, 0.1, 0.1, 0.99))) == [
         "tuning's weight_decay was 0.02 and is 0.5"
     ]
 

@@ -1,14 +1,21 @@
 """Classes of which there are few photos: they are named as readily as the others."""
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from scipy.special import softmax
 from torch import nn
 
 from ikebana import recipe as recipes
-from ikebana.learning import device
+from ikebana.learning import device, inference
 from ikebana.learning.imbalance import log_shares
 from ikebana.learning.learner import Learner, phases
+from ikebana.photos.dataset import SCHEMA, USED, Dataset
+from ikebana.trust.calibration import calibrate
 
 
 def test_the_shares_of_all_classes_make_a_whole():
@@ -59,3 +66,50 @@ def recall_of_the_rare_class(counts_known: bool) -> float:
 def test_fine_tuning_names_a_rare_class_as_readily_as_a_frequent_one():
     assert recall_of_the_rare_class(counts_known=True) > 0.8  # 0.88 is the best that can be for both
     assert recall_of_the_rare_class(counts_known=False) < 0.7
+
+
+def test_a_class_that_nothing_is_learned_of_takes_no_part_in_the_loss():
+    recipe, labels = recipes.named("good", batch=8), np.array([0, 2, 2, 0, 3, 3, 3, 0])
+    network = nn.Linear(4, 4)
+    with torch.no_grad():
+        network.bias[1] = -30.0
+    features, step = (
+        torch.randn(8, 4, generator=torch.Generator().manual_seed(0)),
+        device.Setting("cpu", "float32", 1, ""),
+    )
+    learner = Learner(nn.Sequential(network), recipe, phases(recipe)[-1], labels)
+    loss, _ = learner.step(features, torch.from_numpy(labels), step)
+    assert loss < 5  # smoothing made it 0.1 / 4 * 30 more
+    assert network.bias.grad is not None
+    assert network.bias.grad[1] == 0
+    assert (network.bias.grad[[0, 2, 3]] != 0).all()
+
+
+def test_confidence_and_choices_are_of_learned_classes_alone():
+    """Validation photos of a class without training photos say nothing of how sure the network may be of the others."""
+    truth, dice = np.arange(400) % 4, np.random.default_rng(0)
+    table = {
+        "path": [f"{row}.jpg" for row in range(400)], "label": [f"class {each}" for each in truth],
+        "split": ["train" if row < 200 and truth[row] != 3 else "validation" for row in range(400)],
+        "status": [USED] * 400, "sha256": [hashlib.sha256(bytes([row % 256, row // 256])).hexdigest() for row in range(400)],
+    }  # fmt: skip
+    empty = {name: [None] * 400 for name in SCHEMA if name not in table}
+    photos = pl.DataFrame({**table, **empty}, schema_overrides=SCHEMA).select(list(SCHEMA))
+    found = inference.parts(
+        Dataset("drawn", Path(), photos, tuple(f"class {each}" for each in range(4))),
+        np.zeros((400, 8, 8, 3), np.uint8),
+    )
+    validation = found["validation"]
+    assert not validation.for_choices[validation.labels == 3].any()
+    assert validation.for_choices[validation.labels != 3].any()
+    logits = dice.normal(0, 1, (len(validation), 4)) + 4 * np.eye(4)[validation.labels] * (
+        dice.random((len(validation), 1)) < 0.9
+    )
+    logits[:, 3] = -30
+    said = softmax(logits, axis=1)
+    given, labels = inference.for_calibration(found, said)
+    rest = np.flatnonzero(~validation.for_choices & (validation.labels != 3))
+    np.testing.assert_allclose(given, said[rest][:, :3])
+    assert (labels == validation.labels[rest]).all()
+    plain = calibrate(softmax(logits[rest][:, :3], axis=1), validation.labels[rest])
+    assert calibrate(given, labels).temperature == pytest.approx(plain.temperature, rel=1e-3)

@@ -1,5 +1,6 @@
 """The pixels are decoded once, kept on disk, and believed only as long as they are what was written."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -16,7 +17,7 @@ from conftest import encoded, grow, noisy, photo, two_classes
 from polars.testing import assert_frame_equal
 
 from ikebana import places
-from ikebana.errors import MachineError
+from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.photos import intake, kept, pixels
 from ikebana.photos.dataset import USED
 from ikebana.recipe import Fit
@@ -94,6 +95,54 @@ def test_the_second_time_no_photo_is_opened(photos, decoded):
     assert kept.place(dataset, SIDE, "squash").exists()
     assert_same(opened(photos), first)
     assert len(decoded) == 8
+
+
+@pytest.mark.parametrize("reason", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_what_was_not_the_photos_fault_is_tried_again(photos, decoded, monkeypatch, reason):
+    whole, read = opened(photos), pixels.decode
+    kept.set_aside(whole[1].folder)
+    poor = (photos / "a/1.jpg").read_bytes()
+
+    def fails(data, *given):
+        with pixels._in_plain_words(data):
+            if data == poor:
+                raise reason
+            return read(data, *given)
+
+    def reads(file):
+        if isinstance(reason, OSError) and file.name == "1.jpg" and file.parent.name == "a":
+            raise reason
+        return pixels.read_bytes(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pixels, "decode", fails)
+        patch.setattr(kept, "read_bytes", reads)
+        first = opened(photos)
+        assert first[0].used.height == whole[0].used.height - 1
+        before = len(decoded)
+        assert_same(opened(photos), first)  # still out of reach: nothing but that photo is opened again
+        assert len(decoded) == before
+    assert_same(opened(photos), whole)
+    before = len(decoded)
+    assert_same(opened(photos), whole)
+    assert len(decoded) == before
+
+
+def test_photos_that_need_an_extra_are_read_once_it_is_there(photos, monkeypatch):
+    (photos / "b" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+
+    def lacking():
+        raise UnreadablePhoto(pixels.NO_HEIF)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pixels, "_register_heif", lacking)
+        before = opened(photos)
+    assert pixels.NO_HEIF in before[0].photos["status"].to_list()
+    shown = pixels.decode((photos / "a/0.jpg").read_bytes(), SIDE, "squash", kept.SMALL)
+    decode = pixels.decode
+    monkeypatch.setattr(pixels, "decode", lambda data, *given: shown if data[4:8] == b"ftyp" else decode(data, *given))
+    after = opened(photos)
+    assert after[0].used.height == before[0].used.height + 1
 
 
 def test_another_side_fit_or_set_of_rules_is_another_array(photos, decoded, monkeypatch):

@@ -114,6 +114,15 @@ def test_a_class_without_training_photos_is_never_predicted():
     assert (said == labels)[kept].mean() > 0.9
 
 
+def test_a_class_without_training_photos_does_not_keep_held_out_photos_from_choosing(monkeypatch):
+    features, labels = clouds(300)
+    kept = labels != 1
+    new, truth = clouds(300, seed=1)
+    known = truth != 1
+    monkeypatch.setattr(logistic, "_folds", lambda *_: pytest.fail("there were photos enough to choose by"))
+    logistic.fit(features[kept], labels[kept], new[known], truth[known], 3, seed=0)
+
+
 def test_one_class_alone_is_always_predicted():
     features, _ = clouds(40)
     found = logistic.fit(features, np.ones(40, np.int64), features, np.ones(40, np.int64), 2, seed=0)

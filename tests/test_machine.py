@@ -103,10 +103,10 @@ def test_memory_that_the_process_may_not_have_is_refused_before_any_photo_is_ope
     def limited():
         resource.setrlimit(resource.RLIMIT_DATA, (6000 * MEGABYTE, 6000 * MEGABYTE))
 
-    said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--batch", "20000", before=limited)
+    said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--side", "640", before=limited)
     assert said.returncode == 1, said.stderr
     assert "of memory are needed" in said.stdout
-    assert "--batch (it is 20000)" in said.stdout
+    assert "--batch (it is " in said.stdout
     assert "OPENED" not in said.stdout
 
 
@@ -116,7 +116,7 @@ def test_memory_that_the_container_has_not_is_refused_before_any_photo_is_opened
         def inside():
             (group / "cgroup.procs").write_text(str(os.getpid()), "ascii")
 
-        said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--batch", "2000", before=inside)
+        said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--side", "640", before=inside)
     assert said.returncode == 1, said.stderr
     assert "of memory are needed" in said.stdout
     assert "OPENED" not in said.stdout
@@ -152,6 +152,13 @@ def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch)
     monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) - 1)
     with pytest.raises(MachineError, match="of the GPU's memory are needed"):
         forecast._fitting(built, recipe, 5, there)
+
+
+def test_a_batch_is_no_larger_than_there_are_photos():
+    recipe = recipes.named("baseline", side=46, batch=10**7)
+    with pytest.raises(MachineError):
+        forecast.prepared(recipe, 2)
+    assert forecast.prepared(recipe, 2, photos=16).number_format
 
 
 def test_a_disk_that_is_not_there_is_said_to_be_not_there(tmp_path):

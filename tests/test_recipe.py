@@ -1,6 +1,8 @@
 """Choices: the named recipes, what is refused, and the way to JSON and back."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -89,4 +91,36 @@ def test_a_list_on_the_command_line_may_hold_names_with_commas_in_quotes():
 def test_what_a_head_that_is_found_at_once_would_not_heed_is_refused(choice):
     with pytest.raises(RecipeError, match="would change nothing"):
         recipe.sought("quick", **choice)
-    assert recipe.sought("good", **choice) != recipe.sought("good")
+    assert recipe.sought("augmented", **choice) != recipe.sought("augmented")
+
+
+def test_choices_of_another_network_are_refused():
+    for name in ("good", "frozen"):
+        with pytest.raises(RecipeError, match="dropout is of the tutorial"):
+            recipe.sought(name, dropout=0.3)
+    for name, network in (("baseline", "tutorial"), ("good", "resnet18"), ("good", "keras_inception_v3+resnet18")):
+        cut = {"network": network, "until": "mixed8"}
+        with pytest.raises(RecipeError, match="cut short"):
+            assert recipe.named(name, **cut).members
+    assert recipe.named("good", network="keras_inception_v3", until="mixed8").until == "mixed8"
+
+
+@pytest.mark.parametrize(
+    ("record", "values", "named"),
+    [
+        (recipe.Transfer, {"logistic": True, "hidden": 16}, "hidden layer"),
+        (recipe.Transfer, {"kept": True, "trained": "tail"}, "only the head"),
+        (recipe.Transfer, {"dropout": 1.0}, "dropout"),
+        (recipe.Transfer, {"hidden_dropout": -0.1}, "hidden dropout"),
+        (recipe.Augmentation, {"area": 0.0}, "area"),
+        (recipe.Augmentation, {"zoom": 1.5}, "zoom"),
+        (recipe.Augmentation, {"light": float("nan")}, "light"),
+        (partial(replace, recipe.GOOD.tuning), {"label_smoothing": 5.0}, "label smoothing"),
+        (partial(replace, recipe.GOOD.tuning), {"layer_decay": 0.0}, "layer decay"),
+        (partial(replace, recipe.GOOD.tuning), {"averaging": 1.0}, "averaging"),
+        (partial(replace, recipe.GOOD), {"transfer": recipe.Transfer(kept=True)}, "as they are"),
+    ],
+)
+def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(record, values, named):
+    with pytest.raises(RecipeError, match=named):
+        record(**values)

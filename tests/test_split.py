@@ -252,6 +252,14 @@ def test_given_parts_are_kept_and_a_missing_one_is_taken_from_training(labels, m
     assert abs(len(moved) - expected) <= len(set(labels))
 
 
+def test_choices_of_a_split_that_came_with_the_photos_are_said_to_change_nothing(capsys):
+    drawn = dataset("ab" * 10, split=["train"] * 14 + ["test"] * 6)
+    split.split(drawn, Recipe())
+    assert not capsys.readouterr().err
+    split.split(drawn, Recipe(split_seed=3))
+    assert "change nothing" in capsys.readouterr().err
+
+
 def test_copies_in_training_go_to_the_missing_part_together():
     given_parts = ["train"] * 20 + ["test"] * 5
     drawn = dataset(["a", "b"] * 12 + ["a"], split=given_parts, sha256=[f"{row // 2}" for row in range(25)])

@@ -160,13 +160,34 @@ def test_a_last_step_that_blows_the_network_up_is_noticed_too():
 
 def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_spread():
     recipe = recipes.named("baseline", network="resnet18", side=32, batch=4, epochs=1)
-    (epoch,) = training.train(networks.build(recipe, 2), recipe, striped(9, side=32), striped(4, 1, side=32), SETTING)
-    assert np.isfinite(epoch.train_loss)
+    keras = recipes.changed(recipe, network="keras_inception_v3", until="mixed2", side=75)
+    for one in (recipe, keras):
+        photos = striped(9, side=one.side), striped(4, 1, side=one.side)
+        (epoch,) = training.train(networks.build(one, 2), one, *photos, SETTING)
+        assert np.isfinite(epoch.train_loss)
     for count, sizes in ((9, [4, 5]), (10, [4, 4, 2]), (8, [4, 4]), (1, [1])):
         photos = striped(count, side=32)
-        assert [len(labels) for _, labels in Pass(recipe, 1, photos, "cpu").batches()] == sizes
-    tutorial = recipes.changed(RECIPE, batch=4)
-    assert [len(labels) for _, labels in Pass(tutorial, 1, striped(9), "cpu").batches()] == [4, 4, 1]
+        assert [len(labels) for _, labels in Pass(recipe, 1, photos, "cpu", together=True).batches()] == sizes
+        alone = [len(labels) for _, labels in Pass(recipe, 1, photos, "cpu").batches()]
+        assert (max(alone), sum(alone)) == (min(4, count), count)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "learns"),
+    [
+        ("baseline", {}, False), ("baseline", {"network": "resnet18"}, True), ("frozen", {}, False), ("finetuned", {}, True),
+        ("good", {}, False), ("good", {"network": "keras_inception_v3"}, True),
+    ],
+)  # fmt: skip
+def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name, choices, learns):
+    recipe = recipes.named(name, **choices)
+    assert networks.trains_norms(recipe, networks.trained_in(recipe)) == learns
+    alone = recipes.changed(recipe, batch=1)
+    if learns:
+        with pytest.raises(RecipeError, match="spread"):
+            networks.settled(alone)
+    else:
+        assert networks.settled(alone).batch == 1
 
 
 def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():

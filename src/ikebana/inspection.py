@@ -18,7 +18,7 @@ from ikebana.photos.audit import SHOWN, Finding
 from ikebana.photos.dataset import USED, Dataset
 from ikebana.photos.kept import Kept
 from ikebana.places import cache_folder, to_write, written
-from ikebana.recipe import BETTER, DEFAULT, RECIPES, Recipe
+from ikebana.recipe import DEFAULT, RECIPES, Recipe
 from ikebana.report import page
 from ikebana.run import write_json
 
@@ -202,7 +202,7 @@ def _advice(dataset: Dataset, keep: Kept, recipe: Recipe) -> Advice:
 
 def _costs(dataset: Dataset, recipe: Recipe, setting: "Setting") -> dict[str, float]:
     """About how many seconds the default recipe and the next better one take here."""
-    from ikebana.learning.forecast import forecast, seconds_of_better
+    from ikebana.learning.forecast import BETTER, forecast, seconds_of_better
 
     costs = {recipe.name: forecast(dataset, recipe, setting).seconds}
     if recipe.name in BETTER and setting.seconds_per_photo is not None:

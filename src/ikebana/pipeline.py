@@ -37,7 +37,7 @@ def fit(
     runs.check_free(run)
     fitting.check_weights(chosen)  # what is missing is said before any photo is read
     found = intake.read(photos, chosen.class_order)
-    setting = prepared(chosen, len(found.classes))
+    setting = prepared(chosen, len(found.classes), found.photos.height)
     chosen = recipes.changed(chosen, precision=setting.number_format)  # so that recipe.json says all
     environment = device.environment(setting)
     forecast(found, chosen, setting, Path(run or runs.RUNS).expanduser()).told(chosen)
@@ -85,8 +85,7 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
     recipe, parts = run.recipe, inference.parts(dataset, keep.pixels, setting.device)
     given = fitting.course(recipe, len(dataset.classes), parts, keep.folder.name, setting)
     run.write_text("layers.txt", given.layers)
-    if given.pretrained:
-        run.write_json("pretrained.json", given.pretrained)
+    run.note_pretrained(given.pretrained)
     clock.lap("features")
     epochs = []
     for epoch in fitting.learn(given, setting, run.checkpoint):
@@ -95,7 +94,7 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
         progress.event("epoch", **asdict(epoch))
     clock.lap("train")
     said, held_out = fitting.probabilities(given, setting), inference.joined(parts["validation"], parts["test"])
-    trusted = calibrate(*inference.for_calibration(parts["validation"], said))
+    trusted = calibrate(*inference.for_calibration(parts, said))
     run.write_json("calibration.json", trusted)
     probabilities = trusted.applied(said)
     run.write_predictions(dataset, held_out.rows, probabilities)

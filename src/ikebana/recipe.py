@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -18,6 +18,8 @@ Trained = Literal["all", "head", "tail"]
 
 LARGEST_SEED = 2**32 - 1  # what all libraries take
 STEPWISE = frozenset(("epochs", "batch", "learning_rate", "dropout"))  # choices of those who learn step by step
+BELOW_ONE = "at least 0 and below 1", lambda value: 0 <= value < 1
+ABOVE_NOTHING = "above 0 and at most 1", lambda value: 0 < value <= 1
 UNDAMAGED = "a copy of it that is whole, or a recipe's name"
 SEEDS_APART = 1_000_003  # between the networks of one recipe: no two runs of neighbouring seeds share a network
 
@@ -41,6 +43,10 @@ class Augmentation:
     )
     light: float = 0.0  # 0.2 draws factors from 0.8 to 1.2, one for the brightness and one for the contrast
 
+    def __post_init__(self) -> None:
+        _check("augmentation", *BELOW_ONE, zoom=self.zoom, light=self.light)
+        _check("augmentation", *ABOVE_NOTHING, area=self.area)
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -57,6 +63,13 @@ class Transfer:
     mirrored: bool = False  # what is said of a photo is the mean of what is seen in it and in its mirror image
     tail_from: str = ""  # the first stage of the tail; for the tutorial's network the last 50 of Keras' layers
 
+    def __post_init__(self) -> None:
+        _check("transfer", *BELOW_ONE, dropout=self.dropout, hidden_dropout=self.hidden_dropout)
+        if self.logistic and self.hidden:
+            raise RecipeError("a logistic head has no hidden layer", advice="logistic=False, or hidden=0")
+        if self.kept and self.trained != "head":
+            raise RecipeError("on kept features only the head can be trained", advice='kept=False, or trained="head"')
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -67,6 +80,21 @@ class Tuning:
     warm_up: float  # share of the steps in which the rate rises from 0; then it falls to 0 along a cosine
     label_smoothing: float  # share of the truth given to all classes alike
     averaging: float  # the network that counts is a running mean of the weights; this much of it stays at each step
+
+    def __post_init__(self) -> None:
+        shares = {"weight_decay": self.weight_decay, "warm_up": self.warm_up, "averaging": self.averaging}
+        _check("tuning", *BELOW_ONE, label_smoothing=self.label_smoothing, **shares)
+        _check("tuning", *ABOVE_NOTHING, layer_decay=self.layer_decay)
+
+
+def _check(of: str, words: str, holds: Callable[[float], bool], **values: float) -> None:
+    """Refuse a number that a record cannot have.
+
+    raises  RecipeError
+    """
+    for name, value in values.items():
+        if not holds(value):
+            raise RecipeError(f"{of}: {name.replace('_', ' ')} is {value:g}; it must be {words}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +121,7 @@ class Recipe:
     augmentation: Augmentation | None = None
     learning_rate: float = choice(1e-3, "step size of RMSprop")
     batch: int = choice(128, "photos a training step")
-    epochs: int = choice(20, "passes over the training photos")
+    epochs: int = choice(20, "passes over the training photos; in finetuned after 30 that train the head alone")
     seed: int = choice(0, "of the training alone: first weights, order of the photos, dropout, augmentation")
     split: SplitName = choice(
         "stratified", "keep the share of each class and never part twins, or the tutorial's shuffle"
@@ -147,6 +175,11 @@ def _problems(recipe: Recipe) -> list[str]:
         or not recipe.weights,
         "weights are given, but this recipe begins with none; take quick, good or best": recipe.transfer is not None
         or not recipe.weights,
+        "until is given, but only keras_inception_v3 can be cut short": KERAS_INCEPTION in recipe.networks
+        or not recipe.until,
+        "kept features are of photos as they are; take no augmentation, or kept=False": recipe.transfer is None
+        or not recipe.transfer.kept
+        or recipe.augmentation is None,
         "the class order names a class twice": len(set(recipe.class_order)) == len(recipe.class_order),
     }
     for name, words in (("fit", get_args(Fit)), ("split", get_args(SplitName)), ("precision", get_args(Precision))):
@@ -220,22 +253,6 @@ RECIPES: Mapping[str, Recipe] = {
 DEFAULT = "quick"
 
 
-@dataclass(frozen=True)
-class Better:
-    """A recipe that is usually better than another, for the last words of a run."""
-
-    recipe: str
-    times_a_look: float  # an epoch's time for a photo, as a multiple of the lesser recipe's: of a look or of a step
-    gain: str
-
-
-# Validation included: the first multiple is of a Xeon with AMX, the second of an EPYC with avx512_bf16 before steps became
-# faster (on the Xeon 5.6 at the most, beside other work); the gains as on Flowers Recognition: bench/records.md.
-BETTER = {
-    "quick": Better("good", 3.8, "it usually takes away about a third of the mistakes"),
-    "good": Better("best", 4.0, "it usually takes away about a quarter of the mistakes"),
-}
-
 # The order in which the tutorial lists the classes: its split depends on it.
 TUTORIAL_CLASS_ORDER = ("sunflower", "tulip", "rose", "daisy", "dandelion")
 
@@ -271,6 +288,10 @@ def sought(wanted: "str | Path | Recipe", **choices: Any) -> Recipe:
             f"the head of {found.name} is found at once, not step by step: {', '.join(in_vain)} would change nothing",
             advice="leave that out, or --recipe good",
         )
+    if "dropout" in choices and "tutorial" not in found.networks:
+        raise RecipeError(
+            f"dropout is of the tutorial's network; {found.name} has {found.network}", advice="leave --dropout out"
+        )
     return found
 
 
@@ -290,19 +311,6 @@ def from_file(file: Path) -> Recipe:
         ) from None
     except RecipeError as error:
         raise RecipeError(error.what, where=file, advice=error.advice) from None
-
-
-def differences(then: Recipe, now: Recipe) -> list[str]:
-    """Each choice that is not the same in both, in words: "epochs was 20 and is 30"."""
-    pairs = ((each.name, getattr(then, each.name), getattr(now, each.name)) for each in fields(Recipe))
-    return [line for name, one, other in pairs for line in _differences(name, one, other)]
-
-
-def _differences(name: str, then: Any, now: Any) -> list[str]:
-    if is_dataclass(then) and is_dataclass(now):
-        inner = ((each.name, getattr(then, each.name), getattr(now, each.name)) for each in fields(then))
-        return [line for each, one, other in inner for line in _differences(f"{name}'s {each}", one, other)]
-    return [] if then == now else [f"{name} was {then!r} and is {now!r}"]
 
 
 def changed(recipe: Recipe, **choices: Any) -> Recipe:

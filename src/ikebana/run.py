@@ -34,6 +34,7 @@ import polars as pl
 from ikebana import progress
 from ikebana import recipe as recipes
 from ikebana.errors import MachineError, RecipeError, RunError
+from ikebana.learning.repeating import differences
 from ikebana.photos.dataset import USED, Dataset
 from ikebana.photos.split import fingerprint
 from ikebana.places import alone, filled, tidy, to_write, written
@@ -244,11 +245,27 @@ class Run:
             began = recipes.from_json(self.source["recipe"])
         except RecipeError as error:
             raise RunError(f"source.json is damaged: {error.what}", where=self.folder, advice=AGAIN) from None
-        if changes := recipes.differences(began, self.recipe):
+        if changes := differences(began, self.recipe):
             raise RunError(
                 f"the recipe has changed since this run began: {'; '.join(changes)}",
                 where=self.folder / "recipe.json",
                 advice="put it back, or begin a new run: ikebana fit PHOTOS --recipe RUN/recipe.json",
+            )
+
+    def note_pretrained(self, weights: dict[str, Any]) -> None:
+        """Write down where the networks' first weights come from, once: whoever goes on does so with the same.
+
+        raises  RunError if they are others by now
+        """
+        if weights and not (self.folder / "pretrained.json").exists():
+            self.write_json("pretrained.json", weights)
+        began = self.read_json("pretrained.json") if weights else {}
+        other = [name for name, each in weights.items() if began.get(name, {}).get("sha256") != each["sha256"]]
+        if other:
+            raise RunError(
+                f"the pretrained weights of {', '.join(other)} are not those that this run began with",
+                where=self.folder / "pretrained.json",
+                advice="put them back, or begin a new run",
             )
 
     def check_same_photos(self, dataset: Dataset) -> None:

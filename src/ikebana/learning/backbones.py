@@ -82,8 +82,6 @@ def _timm(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
     import timm
 
     about = _about(recipe.network)
-    if recipe.until:
-        raise RecipeError("only keras_inception_v3 can be cut short", advice="leave out --until")
     fixed: dict[str, Any] = {"img_size": recipe.side} if about["fixed_input_size"] else {}
     backbone = depthwise.replaced(timm.create_model(recipe.network, pretrained=False, num_classes=0, **fixed))
     for module in backbone.modules():
@@ -272,5 +270,9 @@ def _keras_tail(backbone: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
 def into_training(network: nn.Module, recipe: Recipe, trained: Trained) -> None:
     """A pretrained backbone stays as it is when photos pass it, its BatchNorm's means included; but the tutorial's
     fine-tuning trains BatchNorm, and a network that is trained from nothing must."""
-    keras_tail = recipe.network == KERAS_INCEPTION and trained == "tail"
-    network.get_submodule("seer.backbone").train(recipe.transfer is None or keras_tail)
+    network.get_submodule("seer.backbone").train(trains_norms(recipe, trained))
+
+
+def trains_norms(recipe: Recipe, trained: Trained) -> bool:
+    """Whether BatchNorm takes mean and spread of each batch."""
+    return recipe.transfer is None or (recipe.network == KERAS_INCEPTION and trained == "tail")

@@ -1,5 +1,6 @@
 """Photos of a dataset, batch by batch, and what a network says of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -39,7 +40,7 @@ class Photos:
     pixels: np.ndarray  # uint8 [rows, side, side, 3]
     rows: np.ndarray  # int64 [photos]: where in `pixels` each photo lies
     labels: np.ndarray  # int64 [photos]: class indices
-    for_choices: np.ndarray  # bool [photos]
+    for_choices: np.ndarray  # bool [photos]: none of a class that nothing is learned of
     groups: np.ndarray  # int64 [photos]: copies, and photos that belong together, have the same number
     held: Tensor | None = None  # all of `pixels` on the device, where they fit; else each batch is sent there
 
@@ -108,12 +109,13 @@ def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu") -> dict[str
     index = {name: number for number, name in enumerate(dataset.classes)}
     found = dataset.used_by_row
     found = found.with_columns(together=np.array(groups(found.drop("row")), np.int64))
+    learned = found.filter(pl.col("split") == "train")["label"].unique().to_list()
     return {
         part: Photos(
             pixels,
             chosen["row"].to_numpy().astype(np.int64),
             np.array([index[name] for name in chosen["label"]], np.int64),
-            for_choices(chosen["sha256"]),
+            for_choices(chosen["sha256"]) & chosen["label"].is_in(learned).to_numpy(),
             chosen["together"].to_numpy(),
             held,
         )
@@ -133,13 +135,16 @@ def joined(first: Photos, second: Photos) -> Photos:
     return replace(first, **both)
 
 
-def for_calibration(validation: Photos, said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What was said of the validation photos that no choice was made by, and their labels.
+def for_calibration(parts: Mapping[str, Photos], said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What was said of the validation photos that no choice was made by, and their labels; of the classes that were learned
+    alone: whatever is said of others is no confidence.
 
-    said  [photos, classes], beginning with the validation photos
+    said     [photos, classes], beginning with the validation photos
+    returns  [photos, learned classes], and where among these each photo's class is
     """
-    chosen = np.flatnonzero(~validation.for_choices)
-    return said[chosen], validation.labels[chosen]
+    validation, learned = parts["validation"], np.unique(parts["train"].labels)
+    chosen = np.flatnonzero(~validation.for_choices & np.isin(validation.labels, learned))
+    return said[np.ix_(chosen, learned)], np.searchsorted(learned, validation.labels[chosen])
 
 
 def all_to_learn_from(found: dict[str, Photos]) -> dict[str, Photos]:

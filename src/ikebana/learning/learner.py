@@ -55,6 +55,8 @@ class Learner:
             # readily as a frequent one.
             shares = log_shares(labels, last_linear(network).out_features)
             self.shares = torch.from_numpy(shares).to(next(network.parameters()))
+            # A class without training photos takes no part: smoothing would make it a little true.
+            self.present = torch.from_numpy(np.unique(labels)).to(self.shares.device)
 
     @property
     def scored(self) -> nn.Module:
@@ -84,7 +86,8 @@ class Learner:
         tuning = self.recipe.tuning
         if tuning is None:
             return functional.cross_entropy(logits, labels)
-        return functional.cross_entropy(logits + self.shares, labels, label_smoothing=tuning.label_smoothing)
+        said, labels = (logits + self.shares)[:, self.present], torch.searchsorted(self.present, labels)
+        return functional.cross_entropy(said, labels, label_smoothing=tuning.label_smoothing)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint needs to go on from here."""

@@ -22,6 +22,7 @@ from ikebana.learning.scaling import Table, scale
 STRENGTHS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 STEPS = 200  # of L-BFGS at the most
 GRADIENT = 1e-4  # of the mean loss, at its largest: where scikit-learn stops too
+NEVER = -30.0  # the logit of a class without training photos, which is then named never
 FEW = 30  # validation photos a class: with fewer the choice is made by cross-validation on the training photos
 MANY = 3000  # validation photos: enough for the choice, however few some classes have
 FOLDS = 5
@@ -69,7 +70,8 @@ def fit(
     """
     mean, spread = scale(features)
     everything = Pieces(features, labels, mean, spread)
-    enough = min(np.bincount(held_out_labels, minlength=classes)) >= FEW or len(held_out_labels) >= MANY
+    a_class = np.bincount(held_out_labels, minlength=classes)[np.unique(labels)]
+    enough = min(a_class) >= FEW or len(held_out_labels) >= MANY
     if enough:
         trials = [Trial(everything, Pieces(held_out, held_out_labels, mean, spread), classes)]
     else:
@@ -211,7 +213,7 @@ def fitted(photos: Pieces, classes: int, strength: float, begin: np.ndarray | No
     from threadpoolctl import threadpool_limits
 
     line = np.zeros((classes, photos.width + 1))
-    line[:, -1] = -1e4  # an absent class is never predicted
+    line[:, -1] = NEVER
     present = np.unique(photos.labels)
     if len(present) == 1:
         line[present, -1] = 0.0

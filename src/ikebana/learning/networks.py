@@ -97,8 +97,10 @@ def settled(recipe: Recipe) -> Recipe:
     """The recipe with the side that its first network was made for, if it leaves that open, and its weights' file found from
     anywhere.
 
-    raises  RecipeError if there is no such network
+    raises  RecipeError if there is no such network, or BatchNorm would learn from batches of one photo
     """
+    if recipe.batch == 1 and any(trains_norms(each, trained_in(each)) for each in recipe.members):
+        raise RecipeError("BatchNorm learns the spread of a batch, and one photo has none", advice="--batch 2 or more")
     weights = str(Path(recipe.weights).expanduser().absolute()) if recipe.weights else ""
     return replace(recipe, side=recipe.side or backbones.own_side(recipe.members[0]), weights=weights)
 
@@ -108,6 +110,11 @@ def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learnin
     if not hasattr(network, "seer"):  # the tutorial's network, or a head alone
         return [Group(list(network.parameters()), learning_rate)]
     return backbones.trained_groups(network, recipe, trained, learning_rate)
+
+
+def trains_norms(recipe: Recipe, trained: Trained) -> bool:
+    """Whether BatchNorm takes mean and spread of each batch, of which a single photo has none."""
+    return recipe.network != "tutorial" and backbones.trains_norms(recipe, trained)
 
 
 def into_training(network: nn.Module, recipe: Recipe, trained: Trained) -> None:

@@ -99,11 +99,11 @@ def _adam_(weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate:
 
 
 def schedule(step: int, steps: int, warm_up: float) -> float:
-    """The share of the full learning rate at a step, counted from 1.
+    """The share of the full learning rate at a step, counted from 1: above 0 at each, the last one and an only one included.
 
     warm_up  share of the steps in which it rises
     """
-    share = step / max(steps, 1)
+    share = (step - 0.5) / max(steps, 1)
     if share < warm_up:
         return share / warm_up
     return 0.5 * (1 + math.cos(math.pi * (share - warm_up) / max(1 - warm_up, 1e-9)))

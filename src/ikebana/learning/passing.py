@@ -15,9 +15,13 @@ from ikebana.recipe import Recipe
 class Pass:
     """An epoch's order and dice, and how far it has come; `tensors` is all that must be kept to go on within it."""
 
-    def __init__(self, recipe: Recipe, number: int, examples: Examples, device: str):
-        """number: of the epoch, from 1"""
+    def __init__(self, recipe: Recipe, number: int, examples: Examples, device: str, together: bool = False):
+        """
+        number    of the epoch, from 1
+        together  no photo may be alone in a batch
+        """
         self.recipe, self.number, self.examples, self.device = recipe, number, examples, device
+        self.together = together
         seed = recipe.seed * 1_000_003 + number  # each epoch draws from a stream of its own
         self.generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout draws from torch's own generator
@@ -36,13 +40,11 @@ class Pass:
             yield inputs, labels
 
     def _left(self) -> Iterator[np.ndarray]:
-        """The rows of each batch to come. A single last photo joins the batch before it where BatchNorm learns: it would have no
-        spread."""
-        together = self.recipe.transfer is None and self.recipe.network != "tutorial"
+        """The rows of each batch to come; a single last photo joins the batch before it where it must not be alone."""
         start = self.seen
         while start < len(self.order):
             end = start + self.recipe.batch
-            if together and end == len(self.order) - 1:
+            if self.together and end == len(self.order) - 1:
                 end += 1
             yield self.order[start:end]
             start = end

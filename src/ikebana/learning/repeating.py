@@ -1,6 +1,7 @@
 """The same photos and the same `recipe.json` make the same run again: what must be the same besides, and what is not."""
 
 import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,16 @@ def _differing(name: str, then: Any, now: Any) -> list[str]:
     if isinstance(then, dict):
         return [line for each in then for line in _differing(each, then[each], now.get(each))]
     return [] if then == now else [f"{name} was {then} and is {now}"]
+
+
+def differences(then: Recipe, now: Recipe) -> list[str]:
+    """Each choice that is not the same in both, in words: "epochs was 20 and is 30"."""
+    pairs = ((each.name, getattr(then, each.name), getattr(now, each.name)) for each in fields(Recipe))
+    return [line for name, one, other in pairs for line in _differences(name, one, other)]
+
+
+def _differences(name: str, then: Any, now: Any) -> list[str]:
+    if is_dataclass(then) and is_dataclass(now):
+        inner = ((each.name, getattr(then, each.name), getattr(now, each.name)) for each in fields(then))
+        return [line for each, one, other in inner for line in _differences(f"{name}'s {each}", one, other)]
+    return [] if then == now else [f"{name} was {then!r} and is {now!r}"]

@@ -65,7 +65,8 @@ def train(
                 with checkpoint.usable(kept):
                     learner.restore(saved)
             while len(log.epochs) < phase.last:
-                one = Pass(recipe, len(log.epochs) + 1, examples, setting.device)
+                together = networks.trains_norms(recipe, phase.trained)
+                one = Pass(recipe, len(log.epochs) + 1, examples, setting.device, together)
                 if within:
                     with checkpoint.usable(kept):
                         one.restore(within)
@@ -172,7 +173,7 @@ def _blown_up(one: Pass, learner: Learner) -> RecipeError:
 def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:
     """Time a few training steps on random pixels, on a copy of the network: what a photo costs in the last phase."""
     trial = copy.deepcopy(network).to(setting.device)
-    learner = Learner(trial, recipe, phases(recipe)[-1], np.arange(recipe.batch) % classes)
+    learner = Learner(trial, recipe, phases(recipe)[-1], np.arange(max(recipe.batch, classes)) % classes)
     networks.into_training(trial, recipe, learner.phase.trained)
     generator = torch.Generator().manual_seed(0)
     shape = (recipe.batch, recipe.side, recipe.side, 3)

@@ -35,6 +35,7 @@ from ikebana.recipe import Fit
 ATTEMPTS = 3  # more than one: another process may take away the damaged array that both have found
 AHEAD = 8  # chunks that wait for each thread, so that none is idle while one takes long
 CHUNK = 8  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves and no thread waits
+TRIED = 4  # photos of each passing reason that are tried again before the others are believed
 HELD = 2**24  # bytes of pixels a task may hold before they are written
 SMALL = 64  # pixels of a side of the photos in small; squashed whole, whatever the fit
 KEPT_RULES = 3  # raised when other files are kept
@@ -46,9 +47,10 @@ OPENED = {
     "width": pl.Int32,
     "height": pl.Int32,
     "crc32": pl.Int64,  # of the photo's pixels in the array, and then in small
+    "passing": pl.Boolean,  # whether what keeps the photo from being used is not the photo: a disk, memory, an extra
 }
 
-Row = tuple[str, str | None, int | None, int | None, int | None, int]  # all of these but the path
+Row = tuple[str, str | None, int | None, int | None, int | None, int, bool]  # all of these but the path
 Result = TypeVar("Result")
 
 
@@ -75,6 +77,10 @@ def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
     folder, rows = place(dataset, side, fit), dataset.photos.height
     for attempt in range(ATTEMPTS + 1):
         found = _load(folder, side, rows)
+        if found is not None and attempt == 0 and _has_passed(found[0], dataset, side, fit):
+            progress.say("photos that could not be read before can be by now: all are read again")
+            set_aside(folder)
+            found = None
         if found is not None:
             index, array, small = found
             columns = ("status", "sha256", "bytes", "width", "height")
@@ -87,6 +93,13 @@ def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
         where=folder,
         advice="check the disk, or use another",
     )
+
+
+def _has_passed(index: pl.DataFrame, dataset: Dataset, side: int, fit: Fit) -> bool:
+    """Whether what kept photos from being used is gone; a few of each reason are tried."""
+    tried = index.filter("passing").group_by("status").head(TRIED)["path"].to_list()
+    target, small = (np.zeros((size, size, 3), np.uint8) for size in (side, SMALL))
+    return any(_open(dataset.file(path), UNOPENED, target, small, fit)[0] == USED for path in tried)
 
 
 def place(dataset: Dataset, side: int, fit: Fit) -> Path:
@@ -144,7 +157,7 @@ def _read_into(folder: Path, dataset: Dataset, side: int, fit: Fit) -> pl.DataFr
 def _open(file: Path, status: str, target: np.ndarray, small: np.ndarray, fit: Fit) -> Row:
     """Read one photo into its rows; whatever is wrong with it becomes its status."""
     if status != UNOPENED:
-        return status, None, None, None, None, 0
+        return status, None, None, None, None, 0, False
     digest = size = None
     try:
         size = os.stat(file).st_size
@@ -152,11 +165,11 @@ def _open(file: Path, status: str, target: np.ndarray, small: np.ndarray, fit: F
         size, digest = len(data), pixels.sha256(data)
         photo = pixels.decode(data, len(target), fit, SMALL)
     except UnreadablePhoto as reason:
-        return reason.what, digest, size, None, None, 0
+        return reason.what, digest, size, None, None, 0, reason.what in pixels.PASSING
     except OSError as error:
-        return f"unreadable: {error.strerror or error}", digest, size, None, None, 0
+        return f"unreadable: {error.strerror or error}", digest, size, None, None, 0, True
     target[:], small[:] = photo.pixels, photo.small
-    return USED, digest, size, photo.width, photo.height, _checksum(target, small)
+    return USED, digest, size, photo.width, photo.height, _checksum(target, small), False
 
 
 def _checksum(photo: np.ndarray, small: np.ndarray) -> int:

@@ -59,6 +59,10 @@ SAME = 2  # grey levels that a profile may move a colour and still be called sRG
 TRANSFORMS = 64  # colour transforms a thread keeps: some programs write a profile of its own into each photo
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 256, 257, 258, 262, 339  # its tags
 
+NO_MEMORY = "too large for this machine's memory"
+NO_HEIF = "unsupported format: HEIF (it can be read after: pip install 'ikebana[heif]')"
+PASSING = (NO_MEMORY, NO_HEIF)  # reasons that say nothing of the photo
+
 Image.init()  # all plug-ins now: doing so at the first odd file would race between threads
 _one_large_photo = threading.Semaphore(1)
 _transforms = threading.local()  # littlecms transforms keep a state: one set a thread
@@ -127,7 +131,7 @@ def _in_plain_words(data: bytes = b"") -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise UnreadablePhoto(f"too large: {_first_number(str(error)) / 1e6:,.0f} megapixels") from None
     except MemoryError:
-        raise UnreadablePhoto("too large for this machine's memory") from None
+        raise UnreadablePhoto(NO_MEMORY) from None
     except Exception as error:  # Pillow's plug-ins raise whatever their parsers meet: a broken photo must not end a run
         raise UnreadablePhoto(f"unreadable: {_reason(error)}") from None
 
@@ -353,7 +357,7 @@ def _register_heif() -> None:
     try:
         from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:
-        raise UnreadablePhoto("unsupported format: HEIF (it can be read after: pip install 'ikebana[heif]')") from None
+        raise UnreadablePhoto(NO_HEIF) from None
     register_heif_opener()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import polars as pl
 
+from ikebana import progress
 from ikebana.errors import PhotosError
 from ikebana.photos.dataset import PARTS, Dataset, texts
 from ikebana.recipe import Recipe
@@ -28,6 +29,8 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
     used = dataset.used
     given = used["split"].is_not_null().any()
     if given:
+        if (recipe.split, recipe.parts, recipe.split_seed) != (Recipe.split, Recipe.parts, Recipe.split_seed):
+            progress.say("the parts came with the photos: --split, --parts and --split-seed change nothing")
         parts = _given(used, recipe)
     elif recipe.split == "shuffle":
         parts = shuffled(texts(used["label"]), dataset.classes, recipe.parts, recipe.split_seed)
