@@ -95,6 +95,13 @@ def test_an_example_is_told_whole_in_a_column_of_its_own(tmp_path):
     assert any(line.endswith("…") for line in lines)
 
 
+def test_copies_do_not_make_a_class_large(tmp_path):
+    one = photo(3)
+    _, found = looked_at(grow(tmp_path / "photos", clean(25) | {f"c/{number}.jpg": one for number in range(30)}))
+    (few,) = [each for each in found if each.kind == "few"]
+    assert few.evidence == "class c has 30 photos, 1 of them different"
+
+
 def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
     files = clean() | {f"a/{number:04}.jpg": b"x%d" % number for number in range(1000)}
     dataset, found = looked_at(grow(tmp_path / "photos", files))

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ikebana.errors import PhotosError
-from ikebana.trust.calibration import EVEN, FEW, RIGHT, Calibration, calibrate, from_json, temperature, threshold
+from ikebana.trust.calibration import (
+    ENOUGH,
+    EVEN,
+    FEW,
+    RIGHT,
+    Calibration,
+    calibrate,
+    from_json,
+    temperature,
+    threshold,
+)
 from ikebana.trust.evaluation import answered, calibration_error, evaluate
 
 
@@ -104,10 +114,29 @@ def test_above_the_threshold_the_answers_are_as_often_right_as_was_asked(seed, l
     found = threshold(probabilities, labels)
     share, right = answered(probabilities, labels, found)
     assert EVEN <= found <= 1
-    reachable = (probabilities.argmax(1) == labels)[np.argsort(-probabilities.max(1))[0]]
-    if found > EVEN and reachable and right is not None:
+    right_from_the_top = np.cumsum((probabilities.argmax(1) == labels)[np.argsort(-probabilities.max(1))]) / np.arange(
+        1, 301
+    )
+    if found > EVEN and (right_from_the_top[ENOUGH - 1 :] >= RIGHT).any():
+        assert right is not None
         assert right >= RIGHT
-        assert 0 < share < 1
+        assert ENOUGH / 300 <= share < 1
+
+
+def test_answers_of_one_confidence_are_given_together():
+    """Of 100 photos at 0.8 the first 50 are right: in another order there is no reason to stop between them."""
+    probabilities = np.array([[0.99, 0.01]] * 20 + [[0.8, 0.2]] * 100)
+    labels = np.array([0] * 70 + [1] * 50)
+    found = threshold(probabilities, labels)
+    assert answered(probabilities, labels, found) == (20 / 120, 1.0)
+    assert threshold(probabilities[::-1], labels[::-1]) == found
+
+
+def test_one_right_answer_at_the_top_is_no_evidence():
+    probabilities = np.linspace([0.9, 0.1], [0.55, 0.45], 200)
+    labels = np.array([0, 1] * 100)
+    share, _ = answered(probabilities, labels, threshold(probabilities, labels))
+    assert share == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_network_that_is_nearly_always_right_is_asked_only_to_be_more_right_than_wrong():

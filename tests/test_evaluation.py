@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
@@ -58,6 +58,7 @@ def test_scores_are_those_of_scikit_learn(classes, photos, seed):
     st.integers(1, 40),
     st.integers(0, 9),
 )
+@example(["a", " ", "aa", "a ", " a", "aaa", "aaaa", "aaaaa"], 11, 5)  # an average of 0.375 but for the last bit
 def test_the_report_is_scikit_learns_to_the_letter(classes, photos, seed):
     probabilities, labels = drawn(photos, len(classes), seed)
     found = evaluation.evaluate(probabilities, labels, classes, {})

@@ -110,6 +110,16 @@ def test_foreign_photos_are_the_oddest_and_odder_than_any_of_the_kind_before():
     assert [each for _, each in listed] == sorted((each for _, each in listed), reverse=True)
 
 
+def test_copies_of_one_photo_make_no_other_photo_odd():
+    """Twenty copies beside ten photos: half of the class is one photo, which says nothing of how much photos differ."""
+    features, labels, groups, _ = clusters(apart=6)
+    copies = np.flatnonzero(labels == 0)[:1].repeat(4 * (labels == 0).sum())
+    grown = np.concatenate((features, features[copies]))
+    names, together = np.concatenate((labels, labels[copies])), np.concatenate((groups, groups[copies]))
+    how = trust.oddness(grown, names, trust.neighbours(grown, names, together))
+    assert how.max() < 10  # it was some 1e8
+
+
 def test_further_from_all_others_is_odder():
     features, labels, groups, _ = clusters(apart=6)
     direction = np.random.default_rng(2).normal(0, 1, WIDTH)

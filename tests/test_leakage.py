@@ -45,12 +45,29 @@ def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
     assert "12" in repr(told)
 
 
+def test_photos_of_one_group_are_no_twins():
+    """Forty groups of three: nobody knows whether a network that has seen some of a group knows the others."""
+    drawn = dataset(["a", "b"] * 60, group=[str(row // 6) for row in range(120)])
+    parted = split.split(drawn, Recipe())
+    told = leakage.leakage(parted, Recipe(), np.arange(parted.used.filter(split="test").height) % 2 == 0)
+    assert (told.naive_shuffle.with_twin, told.naive_shuffle.accuracy) == (0, told.accuracy_of_others)
+    assert repr(told) == ""
+
+
+def test_a_score_on_nothing_but_twins_is_called_memory():
+    drawn = dataset(["a", "b"] * 30, group=["one"] * 60, split=["train", "test", "train"] * 20)
+    told = leakage.leakage(drawn, Recipe(), np.ones(20, bool))
+    assert len(told.photos) == 20
+    assert "all 20 test photos" in repr(told)
+    assert "memory" in repr(told)
+
+
 def test_an_evaluation_keeps_its_leakage_when_it_is_written_and_read():
     told = leakage.Leakage(("a/1.jpg",), 1.0, 0.5, leakage.NaiveShuffle(10, 4, 0.7))
     made = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), {}, leaked=told)
     again = from_json(made.to_json(), made.report)
     assert again.leakage == told
-    assert "test photos with a twin among those learned from: 1;" in repr(again)
+    assert "test photos with a twin, or one of their group, among those learned from: 1;" in repr(again)
     assert from_json({**made.to_json(), "leakage": None}, "").leakage is None
     without = made.to_json()
     del without["leakage"]  # a run of an older version

@@ -87,6 +87,15 @@ def test_labels_by_chance_have_no_shortcut():
     assert all(0.35 < each.area < 0.65 for each in told.classes)
 
 
+@pytest.mark.parametrize(("classes", "each"), [(2, 12), (2, 15), (3, 12)])
+def test_few_photos_have_hardly_ever_a_shortcut_by_chance(classes, each):
+    labels, found = np.repeat(np.arange(classes), each), 0
+    for seed in range(20):
+        facts = {"size": np.random.default_rng(seed).normal(0, 1, (len(labels), 3))}
+        found += bool(shortcut.shortcuts(shortcut.judge(facts, labels, np.arange(len(labels)))))
+    assert found <= 1
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_a_header_tells_the_kind_of_file(kind, tmp_path):
     file = tmp_path / "photo"

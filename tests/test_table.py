@@ -66,6 +66,15 @@ def test_names_with_commas_quotes_and_line_breaks_are_one_name(photos):
     assert kept.opened(dataset, 8, "squash")[0].used.height == 4
 
 
+def test_spaces_around_a_path_are_the_files_if_it_has_some_and_a_slip_of_the_pen_if_not(photos):
+    grow(photos / "photos", {"a/trail.jpg ": photo(7), " lead.jpg": photo(8)})
+    found = read(
+        photos, lines(rows=[("photos/a/trail.jpg ", "a"), (" photos/a/1.jpg ", "a"), ("photos/ lead.jpg", "b")])
+    )
+    assert found.photos["path"].to_list() == ["photos/ lead.jpg", "photos/a/1.jpg", "photos/a/trail.jpg "]
+    assert set(found.photos["status"]) == {UNOPENED}
+
+
 def test_labels_that_look_like_numbers_stay_as_they_are_written(photos):
     rows = [(path, "007" if label == "a" else "1e3") for path, label in ROWS]
     assert read(photos, lines(rows=rows)).classes == ("007", "1e3")

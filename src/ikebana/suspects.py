@@ -1,6 +1,5 @@
 """What is suspicious about photos that can all be opened: their labels, their subjects, their looks, and shortcuts in them."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +17,6 @@ from ikebana.recipe import Recipe
 from ikebana.trust import labels as doubts
 from ikebana.trust import shortcut
 
-LISTED = 200  # findings of one kind at the most; further ones are counted
-
 LOOK = "look at it; if it shows the other class, move it there; if neither, remove it"
 REMOVE = "look at it; remove it if photos to come will not be like this"
 SHORTCUT = "give all classes the same {fact}, or a network may learn that instead of the subject"
@@ -35,7 +32,7 @@ def found(dataset: Dataset, keep: Kept, recipe: Recipe) -> list[Finding]:
     return [
         *quality.findings(dataset, keep.pixels),
         *_shortcuts(dataset, keep),
-        *_unless_refused(lambda: [*_listed(_of_look(look(dataset, keep, recipe), dataset.classes))]),
+        *_unless_refused(lambda: [*_of_look(look(dataset, keep, recipe), dataset.classes)]),
     ]
 
 
@@ -111,15 +108,3 @@ def _of_look(seen: Look, classes: Sequence[str]) -> Iterator[Finding]:
     for photo, how in doubts.odd(seen.features, seen.labels, seen.near):
         told = f"{how:.1f} spreads less like the others than most"
         yield Finding("odd", "note", (seen.paths[photo],), told, REMOVE)
-
-
-def _listed(found: Iterator[Finding]) -> Iterator[Finding]:
-    """Of each kind not more than anybody will look at; what is left out is counted, not silent."""
-    counted: Counter[str] = Counter()
-    for each in found:
-        counted[each.kind] += 1
-        if counted[each.kind] <= LISTED:
-            yield each
-    for kind, number in counted.items():
-        if number > LISTED:
-            progress.say(f"{number:,} findings of the kind {kind}: the {LISTED} plainest of them are listed")

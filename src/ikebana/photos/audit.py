@@ -206,10 +206,12 @@ def _classes(dataset: Dataset) -> Iterator[Finding]:
         yield Finding(
             "empty_class", "warning", (), f"class {name} has no usable photo", "add photos, or remove the folder"
         )
+    different = dict(dataset.used.group_by("label").agg(pl.col("sha256").n_unique()).iter_rows())
     for name, count in counts.items():
-        if count < FEW_PHOTOS:
+        if different.get(name, 0) < FEW_PHOTOS:
             advice = f"at least {FEW_PHOTOS} photos, better 100: its own score means little"
-            yield Finding("few", "warning", (), f"class {name} has {count} photos", advice)
+            copies = f", {different[name]} of them different" if different.get(name, 0) < count else ""
+            yield Finding("few", "warning", (), f"class {name} has {count} photos{copies}", advice)
     largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     if counts[largest] > IMBALANCE * counts[smallest]:
         evidence = f"{largest} has {counts[largest]} photos, {smallest} has {counts[smallest]}"

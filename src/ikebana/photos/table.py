@@ -50,7 +50,16 @@ def _with_columns(table: pl.DataFrame, file: Path) -> pl.DataFrame:
         )
     known = sorted(names, key=lambda name: COLUMNS.index(names[name]))
     text = (pl.col(name).cast(pl.String).str.strip_chars().replace("", None).alias(names[name]) for name in known)
-    return table.select(text)
+    found, named = table.select(text), next(name for name in known if names[name] == "path")
+    whole = table[named].cast(pl.String)
+    spaced = (whole != found["path"]).fill_null(False)
+    if not spaced.any():
+        return found
+    root = str(file.parent)
+    kept = whole.map_elements(
+        lambda path: path if os.path.lexists(os.path.join(root, path)) else path.strip(), pl.String
+    )
+    return found.with_columns(pl.when(spaced).then(kept).otherwise(pl.col("path")).alias("path"))
 
 
 def _row(row: dict[str, str | None], root: str) -> dict[str, str | None]:

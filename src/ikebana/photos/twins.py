@@ -173,7 +173,7 @@ def _names(dataset: Dataset, pairs: list[Twin]) -> pl.Series:
     An exact copy has the twins of its original.
     """
     photos, names = dataset.photos, dict[str, str]()  # of files, by their hash
-    number_of = dict(dataset.used["label"].value_counts().iter_rows())
+    number_of = dict(dataset.used.unique("sha256")["label"].value_counts().iter_rows())
     for rows in islands((each.first, each.second) for each in pairs):
         held = Counter(photos["label"][rows])
         if all(count <= max(FEW, TOO_MANY * number_of[name]) for name, count in held.items()):

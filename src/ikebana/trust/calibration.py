@@ -11,8 +11,12 @@ from ikebana.errors import PhotosError
 SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 has no logarithm
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are considered
 FEW = 20  # photos; with fewer, confidence is left as the network has it
+ENOUGH = 10  # answers that must have been as often right as that: a single one says nothing
 RIGHT = 0.95  # of the answers that are given should be right, if saying "not sure" can bring that about
-NO_THRESHOLD = f'there is no threshold for "not sure" (it takes {FEW} validation photos): every photo gets a label'
+NO_THRESHOLD = (
+    f'there is no threshold for "not sure" (it takes {FEW} validation photos that no choice was made by): '
+    "every photo gets a label"
+)
 EVEN = 0.5  # nobody should be told a name that is as probably wrong as right
 
 
@@ -89,7 +93,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The least confidence from which on at least 95 % of the answers are right; at least 0.5.
+    """The least confidence from which on at least 95 % of the answers are right, and there are ten of them; at least 0.5.
 
     Where even the surest answers are not as often right as that, the confidence of the surest half.
 
@@ -98,8 +102,10 @@ def threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     order = np.argsort(-confidence, kind="stable")
-    share_right = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    good = np.flatnonzero(share_right >= RIGHT)
+    answers = np.arange(1, len(order) + 1)
+    # Answers of equal confidence are given together or not at all.
+    last_of_its_value = np.append(np.diff(confidence[order]) != 0, True)
+    good = np.flatnonzero((np.cumsum(right[order]) / answers >= RIGHT) & (answers >= ENOUGH) & last_of_its_value)
     last = good[-1] if len(good) else len(order) // 2
     if last == len(order) - 1:  # all of them may be answered
         return EVEN

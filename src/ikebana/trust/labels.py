@@ -21,6 +21,7 @@ SORTED = 32  # of these, whose likenesses are sorted at a time
 SURE = 0.9  # from which confidence on a label is called doubtful: docs/audit.md says how often that is right
 DIRECTIONS = 64  # in which the photos of a collection mainly differ
 FEW = 10  # photos, for each direction at least so many
+NARROWEST = 0.01  # spread, of similarities and of logarithms: of photos that hardly differ none is odd
 FEW_OF_CLASS = 20  # photos of a class, to know how much they resemble one another
 LEAST = 50  # photos, to call one of them odd
 FAR = 3.4  # spreads above the median from which a photo is reported
@@ -36,6 +37,7 @@ class Neighbours:
     own_class: (
         np.ndarray
     )  # float32 [photos]: mean similarity to as many photos of the same label, or to as many as there are
+    first: np.ndarray  # bool [photos]: the first of its group
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def neighbours(features: Table, labels: np.ndarray, groups: np.ndarray) -> Neigh
         of_class = _most(similar, width)[1]
         there = of_class > -2
         own[some] = (of_class * there).sum(1) / np.maximum(there.sum(1), 1)
-    return Neighbours(rows, alike, own)
+    first = np.zeros(count, bool)
+    first[np.unique(groups, return_index=True)[1]] = True
+    return Neighbours(rows, alike, own, first)
 
 
 def _directions(features: Table, mean: np.ndarray, spread: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -157,9 +161,9 @@ def oddness(features: Table, labels: np.ndarray, near: Neighbours) -> np.ndarray
     lonely = np.zeros(len(labels))
     for name in np.unique(labels):
         own = labels == name
-        if own.sum() >= FEW_OF_CLASS:
-            lonely[own] = _spreads(-near.own_class[own])
-    return lonely + _spreads(np.log(_left_over(features)))
+        if (own & near.first).sum() >= FEW_OF_CLASS:
+            lonely[own] = _spreads(-near.own_class[own], near.first[own])
+    return lonely + _spreads(np.log(_left_over(features)), near.first)
 
 
 def odd(features: Table, labels: np.ndarray, near: Neighbours, far: float = FAR) -> list[tuple[int, float]]:
@@ -196,7 +200,10 @@ def _left_over(features: Table) -> np.ndarray:
     return np.maximum(left, 1e-6)
 
 
-def _spreads(values: np.ndarray) -> np.ndarray:
-    """How many spreads above the median: the upper spread, since what is odd is looked for at that side."""
-    middle, upper = np.percentile(values, (50, 84.1))
-    return (values - middle) / max(float(upper - middle), 1e-9)
+def _spreads(values: np.ndarray, once: np.ndarray) -> np.ndarray:
+    """How many spreads above the median: the upper spread, since what is odd is looked for at that side.
+
+    once  bool [photos]: those that median and spread are taken of; copies would have none between them
+    """
+    middle, upper = np.percentile(values[once], (50, 84.1))
+    return (values - middle) / max(float(upper - middle), NARROWEST)

@@ -14,10 +14,13 @@ from ikebana.recipe import Recipe
 
 @dataclass(frozen=True)
 class NaiveShuffle:
-    """The same photos in one shuffle that knows of no twins, with the same seed and the same shares."""
+    """The same photos in one shuffle that knows of no twins, with the same seed and the same shares.
+
+    Other photos of a group are no twins: a network that has learned from some photos of a plant is not sure to know the others.
+    """
 
     n: int  # test photos
-    with_twin: int  # of them, those with a twin (or another photo of their group) in training or validation
+    with_twin: int  # of them, those with a twin in training or validation
     accuracy: float  # about what it would have shown, if a network is right on photos whose twin it has learned
 
 
@@ -35,8 +38,13 @@ class Leakage:
         lines = []
         if self.photos and others is not None:
             lines.append(
-                f"test photos with a twin among those learned from: {len(self.photos)}; accuracy {self.accuracy_of_them:.3f} "
-                f"on them, {others:.3f} on the others"
+                f"test photos with a twin, or one of their group, among those learned from: {len(self.photos)}; "
+                f"accuracy {self.accuracy_of_them:.3f} on them, {others:.3f} on the others"
+            )
+        elif self.photos:
+            lines.append(
+                f"all {len(self.photos)} test photos have a twin, or one of their group, among those learned from: "
+                "the score is memory"
             )
         if naive.with_twin > len(self.photos):
             lines.append(
@@ -55,7 +63,7 @@ def leakage(dataset: Dataset, recipe: Recipe, right: np.ndarray) -> Leakage:
     group, labels = split.groups(used), texts(used["label"])
     seen = np.array(split.twins_seen(group, texts(used["split"])), bool)
     naive = split.shuffled(labels, dataset.classes, recipe.parts, recipe.split_seed)
-    theirs = split.twins_seen(group, naive)
+    theirs = split.twins_seen(split.groups(used.with_columns(group=pl.lit(None, pl.String))), naive)
     others = _share(right[~seen])
     share = sum(theirs) / max(len(theirs), 1)
     # Nobody knows how a network fares that was not trained: on photos without a twin as this one does, on the others perfectly.

@@ -17,6 +17,7 @@ TREES = 40
 LEAVES, IN_A_LEAF = 12, 5  # of the small tree that judges by one fact; leaves of the forest hold as many photos
 TELLING = 0.9  # area under the curve from which a class counts as told; flowers as they are gave 0.80 at most
 PURE, PART = 0.95, 0.25  # or if so large a part of it can be picked out, so purely
+ENOUGH = 10  # photos that can be picked out: three or four are at the top by chance
 SEED = 0
 
 
@@ -27,6 +28,7 @@ class Shortcut:
     label: int
     area: float  # chance that one of its photos looks more like it than one of another class, by these facts alone
     part: float  # of its photos that can be picked out with hardly a wrong one
+    picked: int  # how many these are
     fact: str  # that tells most
     area_by_fact: float  # by that fact alone
 
@@ -42,7 +44,7 @@ class Judged:
 
 def shortcuts(judged: Judged) -> list[Shortcut]:
     """The classes that are given away, the plainest first."""
-    told = [each for each in judged.classes if each.area >= TELLING or each.part >= PART]
+    told = [each for each in judged.classes if each.area >= TELLING or (each.part >= PART and each.picked >= ENOUGH)]
     return sorted(told, key=lambda each: -each.area)
 
 
@@ -83,16 +85,17 @@ def _told(place: int, own: np.ndarray, said: np.ndarray, by_fact: Mapping[str, n
     areas = {name: float(roc_auc_score(own, each[:, place])) for name, each in by_fact.items()}
     best = max(areas, key=lambda name: areas[name])
     area = float(roc_auc_score(own, said[:, place]))
-    return Shortcut(label, area, _part(said[:, place], own), best, areas[best])
+    picked = _picked(said[:, place], own)
+    return Shortcut(label, area, picked / int(own.sum()), picked, best, areas[best])
 
 
-def _part(said: np.ndarray, own: np.ndarray) -> float:
-    """The largest part of a class that can be picked out with one photo of twenty wrong."""
+def _picked(said: np.ndarray, own: np.ndarray) -> int:
+    """How many photos of a class can be picked out with one of twenty wrong."""
     order = np.argsort(-said, kind="stable")
     right = np.cumsum(own[order])
     last_of_its_value = np.append(np.diff(said[order]) != 0, True)
     pure = (right >= PURE * np.arange(1, len(own) + 1)) & last_of_its_value
-    return float(right[pure].max() / own.sum()) if pure.any() else 0.0
+    return int(right[pure].max()) if pure.any() else 0
 
 
 def enough(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
