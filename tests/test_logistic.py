@@ -123,6 +123,20 @@ def test_a_class_without_training_photos_does_not_keep_held_out_photos_from_choo
     logistic.fit(features[kept], labels[kept], new[known], truth[known], 3, seed=0)
 
 
+def test_a_class_of_one_photo_does_not_drown_the_choice(monkeypatch):
+    """The fold that judges it has not learned it: whatever is said of it, the loss shown is that of the others."""
+    features, labels = clouds(91)
+    labels[labels == 2] = 0
+    labels[0] = 2
+    for some, rest in logistic._folds(labels, np.arange(91), seed=0):
+        assert set(labels[rest]) <= set(labels[some])
+    shown = []
+    trial = logistic.Trial.loss
+    monkeypatch.setattr(logistic.Trial, "loss", lambda *given: shown.append(found := trial(*given)) or found)
+    logistic.fit(features, labels, features[:0], labels[:0], 3, seed=0)
+    assert max(loss for loss, _ in shown) < 2
+
+
 def test_one_class_alone_is_always_predicted():
     features, _ = clouds(40)
     found = logistic.fit(features, np.ones(40, np.int64), features, np.ones(40, np.int64), 2, seed=0)

@@ -88,6 +88,7 @@ def test_another_programs_onnx_file_is_called_that(data):
     assert "not made by ikebana" in refused(changed(data, foreign))
     assert "not an ONNX file" in refused(b"GIF89a, perhaps")
     assert "not an ONNX file" in refused(b"")
+    assert "not an ONNX file" in refused(b"hello, a text\n")
 
 
 def test_a_file_of_the_future_says_so(data):

@@ -363,7 +363,8 @@ def test_a_flag_that_is_misspelt_is_wrong_usage_and_no_photo():
     command = [sys.executable, "-m", "ikebana", "predict", "model.onnx", "photo.jpg", "--outt", "x.csv"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "--outt" in done.stderr + done.stdout
+    assert "there is no option --outt" in done.stderr + done.stdout
+    assert "photo.jpg" not in done.stderr + done.stdout
 
 
 def test_probabilities_survive_the_table_to_the_last_digit_that_is_kept():

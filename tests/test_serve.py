@@ -169,6 +169,20 @@ def test_a_port_that_is_taken_is_refused_with_advice(served):
     assert "--port" in (refusal.value.advice or "")
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "words", "advice"),
+    [
+        ("nohost.invalid", 0, "no such address", "--host"), ("192.0.2.1", 0, "no such address", "--host"),
+        ("127.0.0.1", 99999, "no port 99999", "--port"), ("127.0.0.1", -1, "no port -1", "--port"),
+    ],
+)  # fmt: skip
+def test_where_the_server_cannot_listen_is_told_from_why(host, port, words, advice):
+    with pytest.raises(MachineError, match=words) as refusal:
+        listening.bound(host, port)
+    assert advice in (refusal.value.advice or "")
+    assert "bind" not in str(refusal.value)
+
+
 def test_every_answer_tells_browsers_to_be_careful_and_none_is_kept(served):
     for response in (served.post(), served.post(TEXT), served.client.get("/"), served.client.get("/nothing")):
         assert "default-src 'none'" in response.headers["content-security-policy"]

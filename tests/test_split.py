@@ -180,6 +180,15 @@ def test_a_photo_under_two_labels_stays_under_both_and_in_one_part(tmp_path, see
     assert twins["split"].n_unique() == 1
 
 
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 12)), min_size=4, max_size=60), SEEDS)
+@settings(max_examples=60)
+def test_every_class_has_a_photo_to_learn_from_however_groups_lie_across_classes(drawn, seed):
+    labels, group = [f"class {name}" for name, _ in drawn], [number for _, number in drawn]
+    found = split.stratified(labels, group, (0.6, 0.2, 0.2), seed)
+    assert {label for label, part in zip(labels, found, strict=True) if part == "train"} == set(labels)
+    assert all(len({found[row] for row in range(len(group)) if group[row] == name}) == 1 for name in set(group))
+
+
 def test_a_photo_that_was_set_aside_has_no_part(tmp_path):
     grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in "ab" for number in range(5)})
     grow(tmp_path, {"a/broken.jpg": b"x", "b/empty.jpg": b""})

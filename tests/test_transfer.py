@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import ikebana
+from ikebana import recipe as recipes
 from ikebana.learning import device
-from ikebana.learning.forecast import forecast
+from ikebana.learning.forecast import forecast, next_step
 from ikebana.photos import intake
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
@@ -62,6 +63,16 @@ def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tm
     assert before.seconds - after.seconds > 10 * used
     assert f"{used} of them before" in after.text
     assert "before" not in before.text
+
+
+def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, photos):
+    slow = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=10.0)
+    found = intake.read(photos)
+    other = next_step(found, run.recipe, slow, 0.9, 0.8)
+    assert run.recipe.side == 96
+    assert "--recipe good; " in other
+    plain = next_step(found, recipes.changed(run.recipe, side=256), slow, 0.9, 0.8)
+    assert "--recipe good, about " in plain
 
 
 def test_the_score_is_that_of_the_whole_network_from_the_files(run, photos, tmp_path):

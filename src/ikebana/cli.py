@@ -198,16 +198,10 @@ def export(
         raise UsageError(asked, advice=f"ikebana export {run} flowers.onnx, or ikebana export {run} --web DIR")
 
 
-def _no_flag(_: Any, photo: str) -> None:
-    """`-` is standard input; anything else with a hyphen in front was meant as a flag."""
-    if photo.startswith("-") and photo != "-":
-        raise ValueError(f"there is no option {photo}")
-
-
 @app.command
 def predict(
     model: Path,
-    *photos: Annotated[str, Parameter(allow_leading_hyphen=True, validator=_no_flag)],
+    *photos: Annotated[str, Parameter(allow_leading_hyphen=True)],
     out: Path | None = None,
     copy_to: Path | None = None,
     link_to: Path | None = None,
@@ -229,6 +223,12 @@ def predict(
     """
     from ikebana import prediction
 
+    # `-` is standard input; anything else with a hyphen in front was meant as a flag.
+    for each in photos:
+        if each.startswith("-") and each != "-":
+            raise UsageError(
+                f"there is no option {each}", advice="ikebana predict --help; a photo of that name: ./" + each
+            )
     if not photos:
         raise UsageError("no photos were given", advice="ikebana predict MODEL PHOTOS")
     if copy_to is not None and link_to is not None:

@@ -157,7 +157,7 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> Non
     cleaning.write(file, dataset, cleaned)
     progress.say(
         f"{file}: {cleaned.kept.height:,} photos, {cleaned.relabelled:,} of them relabelled; "
-        f"{cleaned.dropped.height:,} dropped: {cleaning.dropped_beside(file)} says why"
+        f"{cleaned.dropped.height:,} dropped: {cleaning.dropped_beside(file)} says why. To learn from it: ikebana fit {file}"
     )
     if cleaned.spared:
         progress.say(

@@ -238,8 +238,13 @@ def next_step(dataset: Dataset, recipe: Recipe, setting: Setting, accuracy: floa
         return ""
     if at_least <= 1 / len(dataset.classes):
         return "this may be guessing: look at photos and labels first (ikebana audit), and for more photos"
-    seconds = seconds_of_better(dataset, recipe, better, setting.seconds_per_photo)
-    return f"better still: --recipe {better.recipe}, about {duration(seconds)} here; {better.gain}"
+    seconds, as_named = (
+        seconds_of_better(dataset, recipe, better, setting.seconds_per_photo),
+        recipes.RECIPES[recipe.name],
+    )
+    same = (recipe.network, recipe.side) == (as_named.network, networks.settled(as_named).side)
+    cost = f", about {duration(seconds)} here" if same else ""  # nobody has timed what it would be shown
+    return f"better still: --recipe {better.recipe}{cost}; {better.gain}"
 
 
 def seconds_of_better(dataset: Dataset, recipe: Recipe, better: Better, a_look: float) -> float:

@@ -181,9 +181,10 @@ def _folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.n
     dealer = (StratifiedKFold if alone else StratifiedGroupKFold)(number, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        return [
-            fold for fold in dealer.split(labels[:, None], labels, None if alone else groups) if all(map(len, fold))
-        ]
+        dealt = dealer.split(labels[:, None], labels, None if alone else groups)
+        # Photos of a class that a fold has not learned say nothing of the pull.
+        known = [(some, rest[np.isin(labels[rest], labels[some])]) for some, rest in dealt]
+        return [fold for fold in known if all(map(len, fold))]
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -47,6 +47,16 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
     return with_classes(dataset, class_order)
 
 
+def _where_photos_are(dataset: Dataset) -> str:
+    """What to try where none was found."""
+    if not dataset.source.lower().endswith(TABLES):
+        return "a folder with a sub-folder of photos for each class"
+    if not dataset.photos.height:
+        return "a table with a row for each photo: path,label"
+    first = dataset.file(dataset.photos["path"][0])
+    return f"paths that start from the table's folder, or absolute ones; the first leads to {first}"
+
+
 def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
     """The classes that have a photo left, sorted or in the given order; classes without one are named in the notes.
 
@@ -58,7 +68,7 @@ def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
         raise PhotosError(
             f"no photos found{_reasons(dataset)}",
             where=dataset.source,
-            advice="a folder with a sub-folder of photos for each class",
+            advice=_where_photos_are(dataset),
         )
     if len(classes) == 1:
         raise PhotosError(

@@ -121,7 +121,7 @@ def stratified(labels: Sequence[str], group: Sequence[int], parts: Parts, seed: 
 
     Large groups are placed first, each where its classes lack most; single photos then fill up exactly. A class of at
     least three groups has a photo in every part that is asked for; one of two in training and test; a lonely photo is
-    trained on. Only groups of several classes may stand in the way of that.
+    trained on. Only groups of several classes may stand in the way of that, though not of a training photo for each class.
 
     returns  the part of each photo
     """
@@ -145,6 +145,12 @@ def stratified(labels: Sequence[str], group: Sequence[int], parts: Parts, seed: 
             classes[name].deal(part, count)
         for row in its:
             result[row] = PARTS[part]
+    for name in sorted(set(labels) - {label for label, part in zip(labels, result, strict=True) if part == PARTS[0]}):
+        smallest = min(
+            inverse[[row for row, label in enumerate(labels) if label == name]].tolist(), key=sizes.__getitem__
+        )
+        for row in members(smallest):
+            result[row] = PARTS[0]
     return result
 
 

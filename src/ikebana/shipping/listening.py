@@ -5,8 +5,10 @@ connections there may be, and that whoever stops the server is obeyed when the a
 """
 
 import asyncio
+import errno
 import json
 import logging
+import os
 import socket
 import time
 from http import HTTPStatus
@@ -19,6 +21,7 @@ from ikebana.errors import MachineError
 from ikebana.shipping.limits import Limits
 from ikebana.shipping.queueing import Desk
 
+LAST_PORT = 65535
 LAST_SECONDS = 5  # for answers that are on their way out when everything else is done
 
 
@@ -29,11 +32,24 @@ def bound(host: str, port: int) -> socket.socket:
     raises  MachineError if it is taken, or this machine has no such address
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if not 0 <= port <= LAST_PORT:
+        raise MachineError(
+            f"there is no port {port}", where=f"{host}:{port}", advice="--port 8000, or 0 for any that is free"
+        )
     try:
         listener = socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        advice = f"--port {port + 1}, or --port 0 for any that is free" if 0 < port < 65535 else "--port 8000"
-        why = getattr(error, "strerror", None) or str(error)
+    except (OSError, UnicodeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, socket.gaierror | UnicodeError) or number == errno.EADDRNOTAVAIL:
+            why, advice = (
+                "this machine has no such address",
+                "--host 127.0.0.1, or --host 0.0.0.0 for all of its addresses",
+            )
+        else:  # Python's own words repeat where it was
+            why, advice = (
+                os.strerror(number or 0),
+                f"--port {min(port + 1, LAST_PORT)}, or --port 0 for any that is free",
+            )
         raise MachineError(f"the server cannot listen there: {why}", where=f"{host}:{port}", advice=advice) from None
     listener.setblocking(False)
     return listener

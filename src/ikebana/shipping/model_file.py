@@ -34,6 +34,7 @@ WITHIN = {  # which fields hold what kind of message
 }
 OF_A_MODEL = {1, 2, 3, 4, 5, 6, 7, 8, 14}  # versions, names, graph, metadata: no training, no functions
 METADATA = 14
+IR_VERSION = 0x08  # a model's first byte: field 1, a number
 DOMAINS = {"operators": 1, "node": 7}  # the field that names a set of operators
 OPERATOR = 4  # a node's field
 EXTERNAL = {13, 14}  # a tensor's fields: its numbers lie in another file
@@ -121,6 +122,8 @@ def _entries(data: memoryview) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     if not data:
         raise ValueError("an empty file")
+    if data[0] != IR_VERSION:
+        raise ValueError("no model begins so")
     for field in _fields(data):
         if field.number not in OF_A_MODEL:
             raise _Refused("it holds more than a network")

@@ -52,10 +52,12 @@ def of(
     judges = judging(parts["validation"])
     before, after, same = _accuracies(exact, rounded, judges)
     if before - after > MARGIN:
+        lost = round((before - after) * len(judges))
+        few = f" (one photo is more than that: it takes {ENOUGH} to tell)" if len(judges) < ENOUGH else ""
         raise ModelError(
-            f"in int8 the accuracy on {len(judges)} validation photos falls from {before:.3f} to {after:.3f}, "
-            f"by more than {MARGIN}",
-            advice="ikebana export without --int8, or another network",
+            f"in int8 the accuracy on {len(judges)} validation photos falls from {before:.3f} to {after:.3f}, by {lost} "
+            f"photo{'s' * (lost != 1)} and more than {MARGIN}{few}",
+            advice="ikebana export without --int8" + (", or more photos" if few else ", or another network"),
         )
     progress.say(_speed(exact, rounded, parts["validation"][:BATCH]))
     figures = {
