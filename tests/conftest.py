@@ -1,8 +1,11 @@
 """What the tests share: a cache of their own, the real photos, and small photos that are drawn."""
 
+import dataclasses
 import functools
 import io
+import json
 import os
+import shutil
 import signal
 import struct
 from collections.abc import Callable, Mapping
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import BROWSER, host
 from hypothesis import settings
 from PIL import Image, ImageDraw, features
 
@@ -116,6 +120,65 @@ def paper_classifier(paper_model):
     from ikebana.shipping.classifier import load
 
     return load(paper_model)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens the page, and tells afterwards if one of its scripts failed."""
+    failed = []
+
+    def opened(url, **options):
+        page = browser.new_page(**options)
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: failed.append(str(error)))
+        page.goto(url)
+        return page
+
+    yield opened
+    assert not failed
+    for context in browser.contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def folder(paper_run, paper_classifier, paper_model, tmp_path_factory):
+    """The exported page of the paper flowers, which is sure of little: it says "not sure" below 0.5."""
+    from ikebana.shipping import web
+
+    place = tmp_path_factory.mktemp("web")
+
+    def copied(run, file, **_):
+        shutil.copy(paper_model, file)
+        return dataclasses.replace(paper_classifier, threshold=0.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKEBANA_CACHE", str(place / "cache"))
+        patch.setattr(web, "export", copied)  # tests/test_export.py tries the export itself
+        web.export_web(paper_run, place / "flowers")
+    return place / "flowers"
+
+
+@pytest.fixture
+def hosted(folder):
+    """Its address on such a host."""
+    from ikebana.shipping import web
+
+    if json.loads((folder / "model.json").read_text("utf-8"))["runtime"]["place"] == web.ELSEWHERE:
+        pytest.skip("npm cannot give onnxruntime-web here")
+    with host(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

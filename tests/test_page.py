@@ -1,18 +1,13 @@
 """The page, as people meet it: in a real browser, with the server behind it and alone."""
 
-import dataclasses
-import functools
-import http.server
 import json
 import re
-import shutil
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from browsing import given, host
 from conftest import drawing, encoded, noisy
 from PIL import Image
 from serving import BLUE, GREY, RED, Colours, running
@@ -21,54 +16,12 @@ from ikebana.errors import ModelError
 from ikebana.shipping import pages, web
 
 PAGE = Path(pages.__file__).with_name("page")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if BROWSER is None:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens the page, and tells afterwards if one of its scripts failed."""
-    failed = []
-
-    def opened(url, **options):
-        page = browser.new_page(**options)
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: failed.append(str(error)))
-        page.goto(url)
-        return page
-
-    yield opened
-    assert not failed
-    for context in browser.contexts:
-        context.close()
 
 
 @pytest.fixture(scope="module")
 def served():
     with running() as one:
         yield one
-
-
-def given(page, *photos):
-    """Choose these photos, (name, bytes), and wait for the answers."""
-    page.wait_for_selector("body[data-ready]")
-    files = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in photos]
-    page.set_input_files("#choose", files)
-    page.wait_for_selector(".card")
-    while page.locator(".card.waiting").count():
-        page.wait_for_timeout(20)
-    return page.locator(".card").all()
 
 
 # --- with the server ---
@@ -228,51 +181,6 @@ def test_every_text_stands_out_from_its_ground(scheme):
 
 
 # --- alone in a browser ---
-
-
-@pytest.fixture(scope="module")
-def folder(paper_run, paper_classifier, paper_model, tmp_path_factory):
-    """The exported page of the paper flowers, which is sure of little: it says "not sure" below 0.5."""
-    place = tmp_path_factory.mktemp("web")
-
-    def copied(run, file, **_):
-        shutil.copy(paper_model, file)
-        return dataclasses.replace(paper_classifier, threshold=0.5)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IKEBANA_CACHE", str(place / "cache"))
-        patch.setattr(web, "export", copied)  # tests/test_export.py tries the export itself
-        web.export_web(paper_run, place / "flowers")
-    return place / "flowers"
-
-
-class Files(http.server.SimpleHTTPRequestHandler):
-    """A host of files that does nothing but hand them out, to pages from elsewhere too, as public ones do."""
-
-    def end_headers(self):
-        self.send_header("Access-Control-Allow-Origin", "*")
-        super().end_headers()
-
-    def log_message(self, format, *args):  # noqa: A002 -- the name is the standard library's
-        pass
-
-
-@contextmanager
-def host(folder):
-    handler = functools.partial(Files, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-@pytest.fixture
-def hosted(folder):
-    """Its address on such a host."""
-    if json.loads((folder / "model.json").read_text("utf-8"))["runtime"]["place"] == web.ELSEWHERE:
-        pytest.skip("npm cannot give onnxruntime-web here")
-    with host(folder) as address:
-        yield address
 
 
 def test_the_browser_says_what_python_says_and_asks_nobody(visit, hosted, paper_classifier, good_photos):

@@ -42,17 +42,18 @@ export class Card {
     this.element.append(this.picture, text, button);
   }
 
-  // A small copy, so that a hundred large photos do not stay in memory; a browser that cannot open it shows none.
+  // A small copy of the square in the middle, so that a hundred large photos do not stay in memory, nor a very long one
+  // exceeds what a canvas can be; a browser that cannot open it shows none.
   async draw() {
     try {
       const whole = await createImageBitmap(this.file);
-      const scale = THUMBNAIL / Math.min(whole.width, whole.height);
+      const side = Math.min(whole.width, whole.height);
+      const [left, top] = [Math.floor((whole.width - side) / 2), Math.floor((whole.height - side) / 2)];
       const canvas = made("canvas");
-      canvas.width = Math.max(1, Math.round(whole.width * Math.min(scale, 1)));
-      canvas.height = Math.max(1, Math.round(whole.height * Math.min(scale, 1)));
+      canvas.width = canvas.height = Math.min(side, THUMBNAIL);
       const context = canvas.getContext("2d");
       context.imageSmoothingQuality = "high";
-      context.drawImage(whole, 0, 0, canvas.width, canvas.height);
+      context.drawImage(whole, left, top, side, side, 0, 0, canvas.width, canvas.height);
       whole.close();
       this.picture.replaceChildren(canvas);
     } catch {

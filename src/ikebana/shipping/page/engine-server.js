@@ -8,6 +8,10 @@ const at = (name) => document.getElementById(name);
 let limits = null;
 let asking = null;
 
+at("ask").addEventListener("cancel", (event) => event.preventDefault());
+// A browser closes a dialog at the second Escape, whatever the page wants; but nothing goes on without a token.
+at("ask").addEventListener("close", () => asking && !at("ask").open && at("ask").showModal());
+
 async function fetched(path, options = {}) {
   const used = sessionStorage.getItem(KEPT);
   const headers = { ...options.headers, ...(used ? { Authorization: `Bearer ${used}` } : {}) };
@@ -27,7 +31,6 @@ function token(wrong) {
   asking ??= new Promise((answered) => {
     at("ask-why").textContent = wrong ? "That token is not the right one." : at("ask-why").textContent;
     at("token").value = "";
-    at("ask").addEventListener("cancel", (event) => event.preventDefault());
     at("ask-form").addEventListener("submit", () => {
       sessionStorage.setItem(KEPT, at("token").value.replace(/[^\x21-\x7e]/g, "") || "-");
       asking = null;
@@ -53,12 +56,27 @@ async function facts() {
   return told;
 }
 
+// Read before it is sent: else a file that is gone looks like a server that is.
+async function read(file) {
+  try {
+    return await file.arrayBuffer();
+  } catch {
+    throw new Problem("this file cannot be read", "choosing it once more");
+  }
+}
+
+// The end of a file's name, cut between letters: an address cannot hold half of one, which names on Windows may contain as well.
+function ending(name) {
+  return [...name].slice(-100).join("").replace(/\p{Surrogate}/gu, "\ufffd");
+}
+
 async function look(file, wait) {
   if (file.size > limits.bytes) throw new Problem(`this file is larger than ${Math.floor(limits.bytes / 2 ** 20)} MB`, "a smaller photo");
-  const path = `predict?name=${encodeURIComponent(file.name.slice(-100))}`;
+  const path = `predict?name=${encodeURIComponent(ending(file.name))}`;
+  const body = await read(file);
   for (let tries = 1; ; tries += 1) {
     wait("Looking …");
-    const response = await fetched(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+    const response = await fetched(path, { method: "POST", body, headers: { "Content-Type": "application/octet-stream" } });
     if (response.ok) return (await response.json()).predictions[0];
     if (response.status !== 503 || tries === TRIES) throw await problem(response);
     wait("The server is busy: waiting …");

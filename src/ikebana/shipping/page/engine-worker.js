@@ -7,7 +7,8 @@
 const SMALLEST = 2; // times the network's side
 const LARGEST = 8; // the most that a side is divided by
 const PIXELS = 100e6; // of one photo: its colours take four bytes each
-const STRIP = 512; // rows that are read at a time, so that memory stays flat
+const [ROWS, ACROSS] = [512, 4096]; // that are read at a time: memory stays flat, and no canvas is larger than browsers have
+const PNG = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]; // how such a file begins
 let ready = null;
 
 self.addEventListener("message", async ({ data: { number, file } }) => {
@@ -67,7 +68,22 @@ async function look(file, model, session, ort) {
   };
 }
 
+// Bits of a colour, as a PNG's header has them; other files that browsers open have 8, or what a screen shows of them.
+async function depth(file) {
+  try {
+    const head = new Uint8Array(await file.slice(0, 25).arrayBuffer());
+    return PNG.every((byte, place) => head[place] === byte) ? head[24] : 8;
+  } catch {
+    throw problem("this file cannot be read", "choosing it once more");
+  }
+}
+
 async function opened(file, side) {
+  // Cameras and instruments use a small part of 16 bits: the browser's upper 8 are then black, where ikebana's decoder stretches.
+  if ((await depth(file)) === 16) {
+    const what = "a browser reads only 8 of the 16 bits a colour that this PNG has";
+    throw problem(what, "a copy saved with 8 bits, or ikebana serve or predict, which read all 16");
+  }
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
@@ -86,31 +102,41 @@ function reduced(bitmap, side) {
   let by = 1;
   while (by < LARGEST && Math.min(bitmap.width, bitmap.height) >= 2 * by * SMALLEST * side) by *= 2;
   const [width, height] = [Math.ceil(bitmap.width / by), Math.ceil(bitmap.height / by)];
-  const canvas = new OffscreenCanvas(bitmap.width, Math.min(STRIP, bitmap.height));
+  const canvas = new OffscreenCanvas(Math.min(ACROSS, bitmap.width), Math.min(ROWS, bitmap.height));
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const pixels = new Uint8Array(width * height * 3);
-  for (let top = 0; top < bitmap.height; top += STRIP) {
-    const rows = Math.min(STRIP, bitmap.height - top);
-    context.fillStyle = "white"; // under what is transparent
-    context.fillRect(0, 0, canvas.width, rows);
-    context.drawImage(bitmap, 0, top, bitmap.width, rows, 0, 0, bitmap.width, rows);
-    const strip = context.getImageData(0, 0, bitmap.width, rows).data;
-    average(strip, bitmap.width, rows, by, pixels, (top / by) * width * 3);
+  for (let top = 0; top < bitmap.height; top += ROWS) {
+    for (let left = 0; left < bitmap.width; left += ACROSS) {
+      const piece = [left, top, Math.min(ACROSS, bitmap.width - left), Math.min(ROWS, bitmap.height - top)];
+      average(drawn(context, bitmap, piece), piece, by, pixels, width);
+    }
   }
   return { pixels, width, height };
 }
 
-// Means of squares of pixels: strip RGBA [rows, across] → RGB, from `place` on
-function average(strip, across, rows, by, pixels, place) {
+// RGBA [rows, across] of a piece of the photo, on white
+function drawn(context, bitmap, [left, top, across, rows]) {
+  context.fillStyle = "white"; // under what is transparent
+  context.fillRect(0, 0, across, rows);
+  context.drawImage(bitmap, left, top, across, rows, 0, 0, across, rows);
+  const piece = context.getImageData(0, 0, across, rows).data;
+  // A canvas that is larger than the browser can have draws nothing, and says nothing.
+  if (!piece[3]) throw problem("this photo is too large for this browser", "a smaller one");
+  return piece;
+}
+
+// Means of squares of pixels: a piece, RGBA [rows, across] → its place in the RGB of a photo that is so wide
+function average(piece, [first, above, across, rows], by, pixels, width) {
   for (let top = 0; top < rows; top += by) {
+    let place = 3 * (((above + top) / by) * width + first / by);
     for (let left = 0; left < across; left += by) {
       const [bottom, right] = [Math.min(top + by, rows), Math.min(left + by, across)];
       let [red, green, blue] = [0, 0, 0];
       for (let row = top; row < bottom; row += 1) {
         for (let at = 4 * (row * across + left); at < 4 * (row * across + right); at += 4) {
-          red += strip[at];
-          green += strip[at + 1];
-          blue += strip[at + 2];
+          red += piece[at];
+          green += piece[at + 1];
+          blue += piece[at + 2];
         }
       }
       const many = (bottom - top) * (right - left);

@@ -65,13 +65,21 @@ function next(engine) {
 async function answer(card, engine) {
   const drawn = card.draw();
   try {
-    if (!card.file.size) throw new Problem("This file is empty.");
+    await check(card.file);
     const said = await engine.look(card.file, (words) => card.wait(words));
-    say(card.show(said, facts.threshold));
+    say(card.show(said, facts.threshold), card);
   } catch (problem) {
-    say(card.fail(capital(problem.message), problem instanceof Problem ? problem.advice : ""));
+    say(card.fail(capital(problem.message), problem instanceof Problem ? problem.advice : ""), card);
   }
   await drawn;
+}
+
+async function check(file) {
+  if (file.trouble) throw new Problem(file.trouble);
+  if (file.size) return;
+  // Of a file that is gone a browser says that it has no bytes.
+  const there = await file.arrayBuffer().catch(() => null);
+  throw there ? new Problem("This file is empty.") : new Problem("This file cannot be read.", "choosing it once more");
 }
 
 function remove(card) {
@@ -89,12 +97,14 @@ function clear() {
 }
 
 // Lines that come together are read out together: a live region that is written twice at once is heard once.
+// What is said of a card that was removed meanwhile is said of nothing that can be seen.
 let lines = [];
-function say(words) {
-  lines.push(words);
+function say(words, card = null) {
+  if (card && !cards.has(card)) return;
+  lines.push({ words, card });
   if (lines.length > 1) return;
   setTimeout(() => {
-    at("said").textContent = lines.join(" ");
+    at("said").textContent = lines.filter((line) => !line.card || cards.has(line.card)).map((line) => line.words).join(" ");
     lines = [];
   }, 150);
 }

@@ -1,6 +1,10 @@
 // The ways a photo comes in: chosen, dropped, pasted, or from the camera.
+//
+// take(files)  each a File, or { name, trouble } where there is none to be had
 
 const at = (name) => document.getElementById(name);
+// Of the system, or hidden on purpose: the same as in photos/folder.py.
+const HIDDEN = /^\.|^(thumbs\.db|ehthumbs\.db|desktop\.ini|__macosx|@eadir|\$recycle\.bin|icon\r)$/i;
 let stream = null;
 
 export function listen(take) {
@@ -13,11 +17,63 @@ export function listen(take) {
   listenToDrops(take);
   document.addEventListener("paste", (event) => {
     if (document.querySelector("dialog[open]")) return;
-    const files = [...(event.clipboardData?.files ?? [])];
-    if (files.length) event.preventDefault();
-    take(files);
+    const found = given(event.clipboardData);
+    if (!found.length) return;
+    event.preventDefault();
+    unfolded(found).then(take);
   });
   offerCamera(take);
+}
+
+// The files and folders that are dropped or pasted, asked for at once: after the event a browser has forgotten them.
+function given(transfer) {
+  const items = [...(transfer?.items ?? [])].filter((item) => item.kind === "file");
+  const found = items.map((item) => {
+    const entry = item.webkitGetAsEntry?.();
+    return entry?.isDirectory ? entry : item.getAsFile();
+  });
+  return found.filter(Boolean);
+}
+
+// → files alone: in a folder's place, all that lie in it
+async function unfolded(found) {
+  const files = [];
+  for (const each of found) {
+    const before = files.length;
+    if (each instanceof File) files.push(each);
+    else for await (const file of below(each)) files.push(file);
+    if (files.length === before) files.push({ name: each.name, trouble: "There is no photo in this folder." });
+  }
+  return files;
+}
+
+// In the order in which ikebana reads folders: files by name, then folder by folder.
+async function* below(folder) {
+  let entries;
+  try {
+    entries = await listed(folder);
+  } catch {
+    yield { name: folder.name, trouble: "This folder cannot be read." };
+    return;
+  }
+  for (const entry of entries.filter((each) => each.isFile)) yield fileOf(entry);
+  for (const entry of entries.filter((each) => each.isDirectory)) yield* below(entry);
+}
+
+// A browser gives some of a folder at a time, until nothing is left.
+async function listed(folder) {
+  const reader = folder.createReader();
+  const entries = [];
+  for (;;) {
+    const more = await new Promise((done, failed) => reader.readEntries(done, failed));
+    if (!more.length) break;
+    entries.push(...more);
+  }
+  return entries.filter(({ name }) => !HIDDEN.test(name)).sort((one, other) => (one.name < other.name ? -1 : 1));
+}
+
+function fileOf(entry) {
+  return new Promise((done) => entry.file(done, () => done({ name: entry.name, trouble: "This file cannot be read." })));
 }
 
 function listenToDrops(take) {
@@ -34,7 +90,7 @@ function listenToDrops(take) {
     if (!dragged(event)) return;
     event.preventDefault(); // else the browser would leave the page and show the photo
     show(0);
-    take([...event.dataTransfer.files]);
+    unfolded(given(event.dataTransfer)).then(take);
   });
 }
 

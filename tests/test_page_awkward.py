@@ -1,0 +1,192 @@
+"""The page, where it did not expect what comes: folders, files that are gone, Escape, photos that browsers see otherwise."""
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from browsing import given
+from conftest import drawing, encoded
+from PIL import Image
+from serving import BLUE, GREY, RED, running
+
+
+@pytest.fixture(scope="module")
+def served():
+    with running() as one:
+        yield one
+
+
+def dropped(page, *paths):
+    """Drop what lies there, as a file manager does."""
+    page.wait_for_selector("body[data-ready]")
+    box = page.locator("#drop").bounding_box()
+    data = {"items": [], "files": [str(each) for each in paths], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for step in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": step, "x": box["x"] + 20, "y": box["y"] + 20, "data": data})
+
+
+def answers(page, count):
+    """What so many cards say, once all say it."""
+    page.wait_for_selector(f".card >> nth={count - 1}")
+    while page.locator(".card.waiting").count():
+        page.wait_for_timeout(20)
+    return dict(zip(page.locator(".name").all_inner_texts(), page.locator(".answer").all_inner_texts(), strict=True))
+
+
+# --- folders and files ---
+
+
+def test_of_a_dropped_folder_every_photo_is_looked_at_in_order_and_nothing_hidden(visit, served, tmp_path):
+    inside = {
+        "b.png": RED,
+        "a.png": BLUE,
+        ".c.png": RED,
+        "Thumbs.db": b"x",
+        "more/a/d.png": GREY,
+        "more/.git/e.png": RED,
+    }
+    for name, data in inside.items():
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(data)
+    (tmp_path / "alone.png").write_bytes(RED)
+    page = visit(served.url)
+    dropped(page, tmp_path / "alone.png", tmp_path / "photos")
+    said = answers(page, 4)
+    assert list(said) == ["alone.png", "a.png", "b.png", "d.png"]
+    assert [each.split()[0] for each in said.values()] == ["red", "blue", "red", "Not"]
+
+
+def test_a_dropped_folder_may_hold_more_than_a_browser_gives_at_a_time(visit, served, tmp_path):
+    for number in range(130):
+        (tmp_path / f"{number:03}.txt").write_bytes(b"")
+    page = visit(served.url)
+    dropped(page, tmp_path)
+    assert list(answers(page, 130)) == [f"{number:03}.txt" for number in range(130)]
+
+
+def test_a_dropped_folder_without_a_photo_is_said_to_be_one(visit, served, tmp_path):
+    (tmp_path / "holiday").mkdir()
+    page = visit(served.url)
+    dropped(page, tmp_path / "holiday")
+    assert answers(page, 1) == {"holiday": "There is no photo in this folder"}
+
+
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_a_file_that_cannot_be_read_is_neither_empty_nor_a_server_that_is_gone(visit, served, tmp_path, change):
+    held = []
+
+    def hold(route):
+        held.append(route)
+
+    file = tmp_path / "a.png"
+    file.write_bytes(RED)
+    page = visit("about:blank")
+    page.route("**/classes", hold)
+    page.goto(served.url)
+    page.set_input_files("#choose", file)
+    page.wait_for_selector(".card")
+    if change == "gone":
+        file.unlink()
+    else:  # browsers refuse to read what is no longer what was chosen
+        file.write_bytes(BLUE * 2)
+        os.utime(file, (1, 1))
+    held[0].continue_()
+    assert answers(page, 1) == {"a.png": "This file cannot be read"}
+
+
+@pytest.mark.parametrize("name", ["🌹" * 60 + ".jpeg", "🌹" * 200 + ".jpeg"], ids=["long", "longer"])
+def test_a_photo_may_be_called_anything(visit, served, name):
+    (card,) = given(visit(served.url), (name, RED))
+    assert "red" in card.locator(".answer").inner_text()
+
+
+# --- people ---
+
+
+def test_escape_does_not_leave_the_page_without_the_question_for_the_token(visit):
+    with running(token="sesame") as served:
+        page = visit(served.url)
+        page.wait_for_selector("#ask[open]")
+        for _ in range(5):
+            page.keyboard.press("Escape")
+            page.wait_for_timeout(100)
+        page.wait_for_selector("#ask[open]")
+        page.keyboard.type("sesame")  # where the question is, there is the cursor
+        page.keyboard.press("Enter")
+        (card,) = given(page, ("a.png", RED))
+        assert "red" in card.locator(".answer").inner_text()
+        assert page.locator("#ask").is_hidden()
+
+
+def test_of_photos_that_were_cleared_away_nothing_is_read_out(visit):
+    with running() as served:
+        page = visit(served.url)
+        page.wait_for_selector("body[data-ready]")
+        served.colours.gate.clear()
+        page.set_input_files("#choose", [{"name": "a.png", "mimeType": "image/png", "buffer": RED}])
+        served.until(lambda: served.colours.looks)
+        page.click("#clear")
+        page.wait_for_selector("#said:text-is('No photos.')", state="attached")
+        with page.expect_response("**/predict?*"):
+            served.colours.gate.set()
+        page.wait_for_timeout(500)  # longer than lines are gathered
+        assert page.locator("#said").text_content() == "No photos."
+
+
+# --- what a browser sees otherwise ---
+
+
+@pytest.mark.parametrize("mode", ["grey", "colour"])
+def test_a_png_of_16_bits_is_refused_by_the_browser_that_would_see_it_black(visit, hosted, mode):
+    (card,) = given(visit(hosted), ("a.png", _deep_png(mode)))
+    assert "16 bits" in card.locator(".answer").inner_text()
+    assert "ikebana serve" in card.locator(".why").inner_text()
+
+
+def _deep_png(mode):
+    """12 bits in 16, as cameras write."""
+    if mode == "grey":
+        grey = np.asarray(drawing(64).convert("L")).astype(np.uint16) * 16
+        return encoded(Image.fromarray(grey), "PNG")
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0))]
+    rows = np.asarray(drawing(64).convert("RGB")).astype(">u2") * 16
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows.astype(">u2")))
+    chunks += [(b"IDAT", packed), (b"IEND", b"")]
+    whole = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
+
+
+@pytest.mark.parametrize("size", [(70_000, 60), (60, 70_000), (9_001, 1_203)])
+def test_a_long_photo_is_seen_whole_as_python_sees_it(visit, hosted, paper_classifier, size):
+    data = encoded(drawing(48, seed=3).resize(size), "PNG")
+    (card,) = given(visit(hosted), ("a.png", data))
+    expected = paper_classifier.predict(data).probabilities
+    fills = card.locator(".fill").all()
+    shares = [float(each.evaluate("bar => bar.style.getPropertyValue('--share')")) for each in fills]
+    said = dict(zip(card.locator(".label").all_inner_texts(), shares, strict=True))
+    assert said == pytest.approx(expected, abs=0.03)
+    assert said != pytest.approx(paper_classifier.predict(_blank(size)).probabilities, abs=0.03)
+    middle = "one => [...one.getContext('2d').getImageData(one.width / 2, one.height / 2, 1, 1).data]"
+    assert card.locator("canvas").evaluate(middle)[3] == 255  # its picture is no blank canvas either
+
+
+def _blank(size):
+    return encoded(Image.new("RGB", size, "white"), "PNG")
+
+
+def test_a_canvas_that_stays_blank_is_no_photo(visit, hosted):
+    def larger(route):
+        script = route.fetch().text()
+        assert "[512, 4096]" in script
+        route.fulfill(body=script.replace("[512, 4096]", "[512, 100000]"), content_type="text/javascript")
+
+    page = visit("about:blank")
+    page.context.route("**/engine-worker.js", larger)
+    page.goto(hosted)
+    (card,) = given(page, ("a.png", encoded(drawing(48).resize((70_000, 60)), "PNG")))
+    assert card.locator(".answer").inner_text() == "This photo is too large for this browser"
