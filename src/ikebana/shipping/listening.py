@@ -40,15 +40,15 @@ def bound(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
         number = error.errno if isinstance(error, OSError) else None
-        if isinstance(error, socket.gaierror | UnicodeError) or number == errno.EADDRNOTAVAIL:
+        if number is None or number < 0 or number == errno.EADDRNOTAVAIL:  # below 0: a name that leads nowhere
             why, advice = (
                 "this machine has no such address",
-                "--host 127.0.0.1, or --host 0.0.0.0 for all of its addresses",
+                "--host 127.0.0.1, or --host 0.0.0.0 for all its addresses",
             )
-        else:  # Python's own words repeat where it was
+        else:  # Python's own words say once more where it was
             why, advice = (
-                os.strerror(number or 0),
-                f"--port {min(port + 1, LAST_PORT)}, or --port 0 for any that is free",
+                os.strerror(number),
+                f"--port {port + 1 if 0 < port < LAST_PORT else 8000}, or --port 0 for any that is free",
             )
         raise MachineError(f"the server cannot listen there: {why}", where=f"{host}:{port}", advice=advice) from None
     listener.setblocking(False)
