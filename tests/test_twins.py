@@ -199,6 +199,25 @@ def folder_of(place, files):
     return grow(place, {name: encoded(photo, "JPEG", quality=92) for name, photo in files.items()})
 
 
+def figure(seed):
+    """A drawing of one figure on an even ground: two of the same shape differ by where it is, and by a shade."""
+    dice = np.random.default_rng(seed)
+    ground, ink = (tuple(int(level) for level in dice.integers(low, low + 25, 3)) for low in (215, 40))
+    drawing, radius = Image.new("RGB", (96, 96), ground), int(dice.integers(16, 20))
+    x, y = (int(each) for each in dice.integers(38, 59, 2))
+    shape = ImageDraw.Draw(drawing).ellipse if seed % 2 else ImageDraw.Draw(drawing).rectangle
+    shape((x - radius, y - radius, x + radius, y + radius), fill=ink)
+    return drawing
+
+
+def test_two_figures_of_one_shape_are_seldom_taken_for_one_picture(monkeypatch):
+    drawn = [figure(seed) for seed in range(60)]
+    assert found([figure(1), again(scaled(figure(1), 0.7), 75)])
+    pairs = len(found(drawn))
+    monkeypatch.setattr(likeness, "BUSY", 0.0)
+    assert len(found(drawn)) > 3 * pairs
+
+
 def with_twins(folder, recipe=None):
     dataset, keep = kept.opened(intake.read(folder), 16, "squash")
     return split.split(intake.with_classes(twins.found(dataset, keep), ()), recipe or Recipe()), keep

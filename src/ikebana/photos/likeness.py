@@ -22,6 +22,12 @@ HOPEFUL = 0.6  # correlation of 16 x 16 pixels before the window is fitted
 ALIKE = 0.8  # correlation of fine detail when it is
 COLOURS = 48.0  # levels between the mean colours of any of 8 x 8 blocks
 
+# Where nearly all detail is one figure on an even ground, as in logos and drawings, any other of its shape and size looks like a
+# copy that was cropped: such photos must be more alike. A tenth of the flowers are so. Of 164 planted pairs of that kind the
+# least had 0.90 and 7.1 levels; of 551 false ones nine in ten were less alike or further apart.
+BUSY = 0.38  # share of the blocks that detail is spread over
+ALIKE_ALONE, APART_ALONE = 0.92, 7.0
+
 # What turns the second photo into the first: transposed, then mirrored left to right, then top to bottom.
 SYMMETRIES = tuple((transposed, across, down) for transposed in (0, 1) for across in (0, 1) for down in (0, 1))
 NAMES = (
@@ -68,10 +74,11 @@ def compared(first: Small, second: Small, window: np.ndarray, symmetry: np.ndarr
     rows = np.flatnonzero(hope > HOPEFUL)
     if len(rows):
         first, second = first.of(rows), second.of(rows)
-        fitted, alike = _fitted(first.grey, _turned(second.grey, symmetry[rows]), window[rows])
+        fitted, alike, busy = _fitted(first.grey, _turned(second.grey, symmetry[rows]), window[rows])
         most, apart = _colours_apart(first.colour, _turned(second.colour, symmetry[rows]), fitted)
         result.window[rows], result.alike[rows], result.apart[rows] = fitted, alike, apart
-        result.twins[rows] = (alike >= ALIKE) & (most <= COLOURS)
+        sure = (busy >= BUSY) | ((alike >= ALIKE_ALONE) & (apart <= APART_ALONE))
+        result.twins[rows] = (alike >= ALIKE) & (most <= COLOURS) & sure
     return result
 
 
@@ -89,14 +96,25 @@ def _alike_in_small(first: np.ndarray, second: np.ndarray, window: np.ndarray, s
     return _correlation(_windowed(first.mean(3), window), _turned(second.mean(3), symmetry))
 
 
-def _fitted(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The window in which the first looks most like the second, and how alike their fine detail is then."""
+def _fitted(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The window in which the first looks most like the second, how alike their fine detail is then, and the share of the blocks
+    that it is spread over."""
     for side, steps in STEPS:
         one, other = reduced(first, side), reduced(second, side)
         for _ in range(steps):
             window = _stepped(one, other, window)
-    seen = _windowed(first.astype(np.float32), window)
-    return window, _correlation(_detail(seen), _detail(second.astype(np.float32)))
+    one, other = _detail(_windowed(first.astype(np.float32), window)), _detail(second.astype(np.float32))
+    return window, _correlation(one, other), np.minimum(_busy(one), _busy(other))
+
+
+def _busy(detail: np.ndarray) -> np.ndarray:
+    """The share of 8 x 8 blocks that would hold it all if it were evenly spread over them, as a participation ratio counts."""
+    rest = detail.shape[1] % BLOCKS
+    inner = detail[
+        :, rest // 2 : detail.shape[1] - (rest - rest // 2), rest // 2 : detail.shape[2] - (rest - rest // 2)
+    ]
+    power = reduced(np.square(inner), BLOCKS).reshape(len(inner), -1)
+    return power.sum(1) ** 2 / np.maximum(power.shape[1] * np.square(power).sum(1), FLOOR)
 
 
 def _colours_apart(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from ikebana.photos.likeness import Small
 from ikebana.photos.split import islands
 from ikebana.places import cache_folder, cannot_write, set_aside, written
 
-RULES = 2  # raised with each change of the search: what older rules found is looked for anew
+RULES = 3  # raised with each change of the search: what older rules found is looked for anew
 CHUNK = 128  # photos a task
 PAIRS = 128  # that are compared at once: each needs some 200 kB
 BLANK = 3.0  # grey levels: a photo whose spread is less shows nothing that could be compared
