@@ -210,7 +210,7 @@ def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
     recipe = tuned("tail")
     network = networks.build(recipe, 5)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    learner = Learner(network, recipe, phases(recipe)[0], np.zeros(8, np.int64))
+    learner = Learner(network, recipe, phases(recipe)[0], np.arange(8) % 5)
     networks.into_training(network, recipe, "tail")
     for _ in range(3):
         learner.step(photos(64, 8), torch.arange(8) % 5, device.Setting("cpu", "float32", 2, ""))
@@ -225,7 +225,7 @@ def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_
 
     recipe = networks.settled(recipes.named("good", network=name, transfer=Transfer(trained="all")))
     network = networks.build(recipe, 5)
-    learner = Learner(network, recipe, phases(recipe)[0], np.zeros(4, np.int64))
+    learner = Learner(network, recipe, phases(recipe)[0], np.arange(4))
     networks.into_training(network, recipe, "all")
     setting = device.Setting("cpu", "float32", 2, "")
     for _ in range(2):
