@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ikebana import recipe as recipes
-from ikebana.learning import backbones, device, lean, networks, stepping
+from ikebana.learning import device, lean, networks, stepping
 from ikebana.recipe import Trained, Transfer
 
 needs_onednn = pytest.mark.skipif(not lean.has_onednn(), reason="this torch has no oneDNN")
@@ -140,7 +140,7 @@ def test_dropout_draws_what_it_would_have_drawn_without_the_comparison():
 def test_keras_inception_only_looks_below_the_head():
     recipe = recipes.named("frozen", until="mixed2")
     network = networks.build(recipe, 5)
-    backbones.into_training(network, recipe, "head")
+    networks.into_training(network, recipe, "head")
     view = stepping.for_steps(network, photos(side=150), EXACT)
     assert view is not network
     assert not [each for each in view.modules() if isinstance(each, lean.Norm)]

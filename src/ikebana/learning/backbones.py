@@ -265,14 +265,3 @@ def _keras_tail(backbone: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
     chosen = [each.module for each in layers if each.module in last | norms and each.module is not None]
     body = backbone.get_submodule("layers")
     return [weight for name in chosen for weight in body.get_submodule(name).parameters()]
-
-
-def into_training(network: nn.Module, recipe: Recipe, trained: Trained) -> None:
-    """A pretrained backbone stays as it is when photos pass it, its BatchNorm's means included; but the tutorial's
-    fine-tuning trains BatchNorm, and a network that is trained from nothing must."""
-    network.get_submodule("seer.backbone").train(trains_norms(recipe, trained))
-
-
-def trains_norms(recipe: Recipe, trained: Trained) -> bool:
-    """Whether BatchNorm takes mean and spread of each batch."""
-    return recipe.transfer is None or (recipe.network == KERAS_INCEPTION and trained == "tail")

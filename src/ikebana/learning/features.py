@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,19 +137,28 @@ def _place(origin: Origin, setting: Setting, shape: tuple[int, ...]) -> Path:
     return cache_folder() / "features" / hashlib.sha256(made_of.encode()).hexdigest()[:32]
 
 
-def size_on_disk(seer: nn.Module, origin: Origin, photos: int, side: int, setting: Setting) -> int:
-    """Bytes that the features of so many rows of kept pixels will take: none if their place is there already."""
+def still_to_come(
+    seer: nn.Module, origin: Origin, photos: int, side: int, settings: Iterable[Setting]
+) -> tuple[int, int]:
+    """Of the features of so many rows of kept pixels: bytes that they will take where they have no place yet, and how many rows
+    nobody has looked at in any of these number formats."""
     shape = (photos, *_shape(seer, side))
-    return 0 if _place(origin, setting, shape).exists() else int(np.prod(shape)) * setting.dtype.itemsize
+    taken = seen = 0
+    for setting in settings:
+        place = _place(origin, setting, shape)
+        if place.exists():
+            seen += _looked_at(place)
+        else:
+            taken += int(np.prod(shape)) * setting.dtype.itemsize
+    return taken, max(0, photos - seen)
 
 
-def unseen(seer: nn.Module, origin: Origin, photos: int, side: int, setting: Setting) -> int:
-    """How many of so many rows of kept pixels nobody has looked at yet in this number format."""
+def _looked_at(place: Path) -> int:
+    """How many rows are kept there; none if they are damaged: they are made anew."""
     try:
-        checks = np.load(_place(origin, setting, (photos, *_shape(seer, side))) / "checks.npy", mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # not there yet, or damaged: it is made anew
-        return photos
-    return photos - int(np.count_nonzero(checks))
+        return int(np.count_nonzero(np.load(place / "checks.npy", mmap_mode="r")))
+    except (OSError, ValueError, EOFError):
+        return 0
 
 
 def _is_whole(place: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:

@@ -128,7 +128,8 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting, run: Path | Non
     """
     built = networks.members(networks.build(recipe, len(dataset.classes)))
     place = kept.place(dataset, recipe.side, recipe.fit)  # once: it looks at every file
-    there, features_too, unseen = place.exists(), *_features(dataset.photos.height, recipe, setting, built, place.name)
+    there = place.exists()
+    features_too, unseen = _features(dataset.photos.height, recipe, setting, built, place.name)
     seconds, work = _time(dataset.photos.height, unseen, recipe, setting, built)
     seconds += BESIDES + (0.0 if there else dataset.photos.height * READ_SECONDS / kept.threads())
     cache = _in_cache(dataset, recipe, place, features_too)
@@ -175,10 +176,9 @@ def _features(photos: int, recipe: Recipe, setting: Setting, built: list[nn.Modu
     taken = unseen = 0
     for member, its in zip(built, recipe.members, strict=True):
         origin, seer = features.origin(pixels, its, backbones.sought(its)), member.get_submodule("seer")
-        taken += sum(features.size_on_disk(seer, origin, photos, recipe.side, each) for each in settings)
         # A photo is seen in one format only: as one to learn from, or as one that is held out.
-        seen = sum(photos - features.unseen(seer, origin, photos, recipe.side, each) for each in settings)
-        unseen = max(unseen, photos - seen)
+        its_bytes, its_unseen = features.still_to_come(seer, origin, photos, recipe.side, settings)
+        taken, unseen = taken + its_bytes, max(unseen, its_unseen)
     return taken, unseen
 
 
@@ -238,12 +238,12 @@ def next_step(dataset: Dataset, recipe: Recipe, setting: Setting, accuracy: floa
         return ""
     if at_least <= 1 / len(dataset.classes):
         return "this may be guessing: look at photos and labels first (ikebana audit), and for more photos"
-    seconds, as_named = (
-        seconds_of_better(dataset, recipe, better, setting.seconds_per_photo),
-        recipes.RECIPES[recipe.name],
-    )
-    same = (recipe.network, recipe.side) == (as_named.network, networks.settled(as_named).side)
-    cost = f", about {duration(seconds)} here" if same else ""  # nobody has timed what it would be shown
+    as_named, cost = networks.settled(recipes.RECIPES[recipe.name]), ""
+    if (recipe.network, recipe.side) == (
+        as_named.network,
+        as_named.side,
+    ):  # else nobody has timed what it would be shown
+        cost = f", about {duration(seconds_of_better(dataset, recipe, better, setting.seconds_per_photo))} here"
     return f"better still: --recipe {better.recipe}{cost}; {better.gain}"
 
 

@@ -13,7 +13,7 @@ from ikebana.learning import backbones
 from ikebana.learning.layers import Ensemble, FlattenLikeKeras, Scale, keras_initialisation, last_linear, together
 from ikebana.learning.optimisers import Group
 from ikebana.learning.pooling import MaxPoolReLU
-from ikebana.recipe import Recipe, Trained
+from ikebana.recipe import KERAS_INCEPTION, Recipe, Trained
 
 
 def build(recipe: Recipe, classes: int) -> nn.Module:
@@ -113,15 +113,20 @@ def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learnin
 
 
 def trains_norms(recipe: Recipe, trained: Trained) -> bool:
-    """Whether BatchNorm takes mean and spread of each batch, of which a single photo has none."""
-    return recipe.network != "tutorial" and backbones.trains_norms(recipe, trained)
+    """Whether BatchNorm takes mean and spread of each batch, of which a single photo has none.
+
+    A pretrained backbone stays as it is when photos pass it, its BatchNorm's means included; but the tutorial's fine-tuning
+    trains BatchNorm, and a network that is trained from nothing must.
+    """
+    keras_tail = recipe.network == KERAS_INCEPTION and trained == "tail"
+    return recipe.network != "tutorial" and (recipe.transfer is None or keras_tail)
 
 
 def into_training(network: nn.Module, recipe: Recipe, trained: Trained) -> None:
     """Dropout on; and BatchNorm counts along only where it is trained too."""
     network.train()
     if hasattr(network, "seer"):
-        backbones.into_training(network, recipe, trained)
+        network.get_submodule("seer.backbone").train(trains_norms(recipe, trained))
 
 
 @dataclass(frozen=True)
