@@ -179,6 +179,7 @@ def test_told_to_stop_it_finishes_what_it_accepted_and_takes_no_more():
         accepted = served.soon()
         served.until(lambda: served.desk.waiting == 1)
         served.desk.close()
+        time.sleep(0.5)  # the server looks at its desk every tenth of a second
         refused(served.post(), 503, "shutting down")
         refused(served.client.get("/readyz"), 503, "shutting down")
         assert served.client.get("/healthz").status_code == 200
@@ -188,6 +189,17 @@ def test_told_to_stop_it_finishes_what_it_accepted_and_takes_no_more():
         assert not served.thread.is_alive()
         with pytest.raises(httpx.ConnectError):
             httpx.get(served.url)
+
+
+def test_told_to_stop_it_does_not_wait_for_ever():
+    with running(grace_seconds=0.2) as served:
+        served.colours.gate.clear()
+        accepted = served.soon()
+        served.until(lambda: served.desk.waiting == 1)
+        served.desk.close()
+        served.thread.join(20)
+        assert not served.thread.is_alive()
+        assert accepted.exception() or accepted.result().status_code == 500
 
 
 @contextmanager

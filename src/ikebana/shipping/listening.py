@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import socket
-import time
 from http import HTTPStatus
 from typing import Any
 
@@ -66,7 +65,7 @@ class Server(uvicorn.Server):
     """Stops when it is told to and everything accepted is answered; a second Ctrl-C stops it at once."""
 
     def __init__(self, app: Any, desk: Desk, limits: Limits):
-        self.desk, self.limits, self.told = desk, limits, 0.0
+        self.desk = desk
         super().__init__(
             uvicorn.Config(
                 app,
@@ -90,11 +89,9 @@ class Server(uvicorn.Server):
             logging.getLogger("uvicorn.error").addFilter(_is_a_fault)
             self.should_exit = self.force_exit = True
         self.desk.close()
-        self.told = time.monotonic()
 
     async def on_tick(self, counter: int) -> bool:
-        late = time.monotonic() > self.told + self.limits.grace_seconds
-        if self.desk.closing and (self.desk.idle or late):
+        if self.desk.closing and (self.desk.idle or self.desk.late):
             self.should_exit = True
         return await super().on_tick(counter)
 

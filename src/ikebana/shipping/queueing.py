@@ -114,7 +114,7 @@ class Desk:
         self.some = asyncio.Event()  # something is ready
         self.waiting = self.held = self.visits = 0  # photos, bytes, requests
         self.pace = PACE
-        self.closing = False
+        self.closed: float | None = None  # when it was told to accept nothing more, by time.monotonic
         metrics.waiting.set_function(lambda: self.waiting)
         metrics.held.set_function(lambda: self.held)
         metrics.open.set_function(lambda: self.visits)
@@ -124,9 +124,19 @@ class Desk:
         """Whether everything that was accepted is answered."""
         return not self.visits
 
+    @property
+    def closing(self) -> bool:
+        return self.closed is not None
+
+    @property
+    def late(self) -> bool:
+        """Whether the time to finish what was accepted is over."""
+        return self.closed is not None and time.monotonic() > self.closed + self.limits.grace_seconds
+
     def close(self) -> None:
         """Accept nothing more; what was accepted is still answered."""
-        self.closing = True
+        if self.closed is None:
+            self.closed = time.monotonic()
 
     def busy(self, what: str) -> Refusal:
         """503, with the time that the photos which wait will take."""
