@@ -154,6 +154,17 @@ def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch)
         forecast._fitting(built, recipe, 5, there)
 
 
+def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
+    recipe = networks.settled(recipes.named("good"))
+    here, there = (device.Setting(name, "float32", 2, "") for name in ("cpu", "cuda"))
+    step = int(forecast._of_a_step(recipe.batch, recipe, networks.members(networks.build(recipe, 5)), there))
+    monkeypatch.setattr(device, "free_on_gpu", lambda: step + 1000)
+    assert forecast.left_on_gpu(recipe, 5, there) == 1000
+    assert forecast.left_on_gpu(recipe, 5, here) == 0
+    monkeypatch.setattr(device, "free_on_gpu", lambda: step // 2)
+    assert forecast.left_on_gpu(recipe, 5, there) == 0
+
+
 def test_a_batch_is_no_larger_than_there_are_photos():
     recipe = recipes.named("baseline", side=46, batch=10**7)
     with pytest.raises(MachineError):

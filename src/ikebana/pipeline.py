@@ -9,7 +9,7 @@ from ikebana import recipe as recipes
 from ikebana import run as runs
 from ikebana.learning import augmentation, checkpoint, device, fitting, inference, networks
 from ikebana.learning.device import Setting
-from ikebana.learning.forecast import forecast, next_step, prepared
+from ikebana.learning.forecast import forecast, left_on_gpu, next_step, prepared
 from ikebana.learning.repeating import differing
 from ikebana.photos import audit, intake, kept, split, twins
 from ikebana.photos.dataset import Dataset
@@ -82,7 +82,8 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
     run.write_json("audit.json", audit.as_json(dataset, findings))
     progress.say(audit.summary(dataset, findings))
 
-    recipe, parts = run.recipe, inference.parts(dataset, keep.pixels, setting.device)
+    recipe, room = run.recipe, left_on_gpu(run.recipe, len(dataset.classes), setting)
+    parts = inference.parts(dataset, keep.pixels, setting.device, room)
     given = fitting.course(recipe, len(dataset.classes), parts, keep.folder.name, setting)
     run.write_text("layers.txt", given.layers)
     run.note_pretrained(given.pretrained)

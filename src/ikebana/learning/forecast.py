@@ -121,6 +121,14 @@ def _fitting(built: list[nn.Module], recipe: Recipe, classes: int, setting: Sett
     return built
 
 
+def left_on_gpu(recipe: Recipe, classes: int, setting: Setting) -> int:
+    """Bytes that a step leaves of a GPU's own memory; 0 where there is none."""
+    if setting.device != "cuda":
+        return 0
+    built = networks.members(networks.build(recipe, classes))
+    return max(0, device.free_on_gpu() - int(_of_a_step(recipe.batch, recipe, built, setting)))
+
+
 def forecast(dataset: Dataset, recipe: Recipe, setting: Setting, run: Path | None = None) -> Forecast:
     """What a run on these photos will cost here; half as much or twice as much is as good as it can know.
 

@@ -15,7 +15,7 @@ from ikebana.learning.device import Setting
 from ikebana.photos.dataset import PARTS, Dataset
 from ikebana.photos.split import for_choices, groups
 
-SHARE = 0.5  # of what is free on a device may be taken by pixels: the rest is for what a step needs
+SHARE = 0.5  # of what a step leaves on a device may be taken by pixels: what a step needs is an estimate
 CHUNK = 1024  # photos sent at a time
 OF_EACH = ("rows", "labels", "for_choices", "groups")  # what `Photos` has of each photo
 
@@ -87,14 +87,12 @@ class Features:
         return Features(self.array, *(each[:count] for each in of_all))
 
 
-def on_device(pixels: np.ndarray, device: str, room: int | None = None) -> Tensor | None:
-    """All pixels on the device, if they take less than half of what is free there; None if they stay in their file, from which
-    a processor reads them as fast.
+def on_device(pixels: np.ndarray, device: str, room: int) -> Tensor | None:
+    """All pixels on the device, if they take less than half of the room that there is; None if they stay in their file, from
+    which a processor reads them as fast.
 
-    room  bytes free on the device; found out if not given
+    room  bytes that a training step leaves of the device's own memory
     """
-    if room is None:
-        room = torch.cuda.mem_get_info()[0] if device == "cuda" else 0
     if pixels.nbytes > SHARE * room:
         return None
     held = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
@@ -103,9 +101,12 @@ def on_device(pixels: np.ndarray, device: str, room: int | None = None) -> Tenso
     return held
 
 
-def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu") -> dict[str, Photos]:
-    """The training, validation and test photos of a dataset that is split; their pixels lie on a GPU from now on if they fit."""
-    held = on_device(pixels, device)
+def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu", room: int = 0) -> dict[str, Photos]:
+    """The training, validation and test photos of a dataset that is split; their pixels lie on a GPU from now on if they fit.
+
+    room  bytes that a training step leaves of the device's own memory
+    """
+    held = on_device(pixels, device, room)
     index = {name: number for number, name in enumerate(dataset.classes)}
     found = dataset.used_by_row
     found = found.with_columns(together=np.array(groups(found.drop("row")), np.int64))

@@ -79,8 +79,8 @@ class Pass:
             "generator": self.generator.get_state(),
             "dice": torch.get_rng_state(),
         }
-        if self.device == "cuda":
-            state["device_dice"] = torch.cuda.get_rng_state()
+        if self.device != "cpu":
+            state["device_dice"] = torch.get_device_module(self.device).get_rng_state()
         return {f"pass.{name}": value for name, value in state.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -93,5 +93,5 @@ class Pass:
         self.loss_sum, self.right = (state[name].to(self.device) for name in ("loss_sum", "right"))
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["dice"])
-        if self.device == "cuda":
-            torch.cuda.set_rng_state(state["device_dice"])
+        if self.device != "cpu":
+            torch.get_device_module(self.device).set_rng_state(state["device_dice"])

@@ -1,0 +1,137 @@
+"""On a device of its own memory nothing is left on the host by mistake, and what comes out is what comes out on the processor."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch.utils import backend_registration
+
+import ikebana
+from ikebana.recipe import RECIPES
+from ikebana.run import open_run
+
+pytestmark = [
+    pytest.mark.usefixtures("shared_cache"),
+    pytest.mark.skipif(
+        not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+        reason="this torch takes no device that is written in Python",
+    ),
+]
+
+SMALL = {"precision": "float32", "parts": [0.5, 0.25, 0.25]}
+TRANSFER = dataclasses.asdict(RECIPES["finetuned"])["transfer"] | {"head_epochs": 1}
+# Rates at which rounding does not grow: RMSprop divides each gradient by its own size, the least ones included.
+CHOICES = {
+    "quick": {"side": 96},
+    "good": {"side": 64, "batch": 16, "epochs": 1},
+    "augmented": {"side": 48, "batch": 16, "epochs": 2, "dropout": 0.0},
+    "finetuned": {"side": 75, "until": "mixed0", "epochs": 1, "batch": 16, "transfer": TRANSFER},
+}
+
+
+@pytest.fixture(scope="module")
+def photos(drawn):
+    return drawn(8)
+
+
+@pytest.fixture(scope="module")
+def inceptions(tmp_path_factory):
+    """Weights for InceptionV3, drawn at random."""
+    file = tmp_path_factory.mktemp("weights") / "drawn.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("inception_v3", pretrained=False).state_dict(), file)
+    return file
+
+
+def elsewhere(code, *arguments):
+    """Run a program on that device, and give the names of the operators that ran there."""
+    words = f"import elsewhere, json, sys; elsewhere.present(); import ikebana; {code}; print(json.dumps(sorted(elsewhere.used)))"
+    called = [sys.executable, "-c", words, *map(str, arguments)]
+    done = subprocess.run(called, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def fitted(photos, name, run, choices):
+    """The run of that recipe there, and the operators."""
+    code = "ikebana.fit(sys.argv[1], sys.argv[2], run=sys.argv[3], **json.loads(sys.argv[4]))"
+    used = elsewhere(code, photos, name, run, json.dumps(choices))
+    return open_run(run), used
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_run_elsewhere_says_what_a_run_here_says(name, photos, inceptions, tmp_path):
+    choices = SMALL | CHOICES[name] | ({"weights": str(inceptions)} if name == "finetuned" else {})
+    there, used = fitted(photos, name, tmp_path / "there", choices)
+    here = ikebana.fit(photos, name, run=tmp_path / "here", **choices)
+    assert there.read_json("environment.json")["device"] == "elsewhere"
+    assert {"convolution", "addmm"} <= used
+    assert ("convolution_backward" in used) == (name != "quick")
+    columns = [f"p:{each}" for each in here.classes]
+    one, other = (each.predictions.select(columns).to_numpy() for each in (here, there))
+    np.testing.assert_allclose(one, other, atol=2e-3)
+
+
+STOPPED = """
+from ikebana.learning.learner import Learner
+real, left = Learner.step, [int(sys.argv[5])]
+def step(*given):
+    left[0] -= 1
+    if left[0] < 0: raise KeyboardInterrupt
+    return real(*given)
+Learner.step = step
+from ikebana.learning import training
+training.EVERY, training.SHARE = 0, 1e9
+try:
+    ikebana.fit(sys.argv[1], sys.argv[2], run=sys.argv[3], **json.loads(sys.argv[4]))
+except KeyboardInterrupt:
+    left[0] = 10**6
+    ikebana.resume(sys.argv[3])
+else:
+    sys.exit("it was not stopped")
+"""
+
+
+def test_dropout_goes_on_with_the_dice_of_the_device_where_a_run_was_stopped_within_an_epoch(photos, tmp_path):
+    choices = SMALL | {"side": 48, "batch": 4, "epochs": 2}
+    code = f"exec({STOPPED!r})"
+    used = elsewhere(code, photos, "augmented", tmp_path / "stopped", json.dumps(choices), 7)
+    whole, _ = fitted(photos, "augmented", tmp_path / "whole", choices)
+    assert "native_dropout" in used
+    assert (tmp_path / "stopped" / "weights.safetensors").read_bytes() == whole.weights.read_bytes()
+
+
+def test_photos_are_audited_and_a_network_is_used_elsewhere(photos, paper_run, good_photos, tmp_path):
+    code = """
+ikebana.audit(sys.argv[1], advise=True, out=sys.argv[2] + "/audit")
+said = [dict(each.probabilities) for each in ikebana.predict(sys.argv[3], sys.argv[4:])]
+open(sys.argv[2] + "/said.json", "w").write(json.dumps(said))
+"""
+    used = elsewhere(f"exec({code!r})", photos, tmp_path, paper_run.folder, *good_photos[:4])
+    assert {"convolution", "addmm", "_softmax"} <= used
+    here = ikebana.predict(paper_run, good_photos[:4])
+    there = json.loads((tmp_path / "said.json").read_text("utf-8"))
+    for one, other in zip(here, there, strict=True):
+        assert dict(one.probabilities) == pytest.approx(other, abs=1e-5)
+
+
+def test_batches_are_taken_from_pixels_that_lie_there(tmp_path):
+    code = """
+import numpy as np
+from ikebana.learning import inference
+pixels = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), np.uint8)
+rows = np.array([7, 29, 0])
+held = inference.on_device(pixels, "elsewhere", room=10**6)
+photos = inference.Photos(pixels, rows, rows, rows > 9, rows, held)
+inputs, labels = photos.batch(np.array([2, 0]), "elsewhere")
+assert type(inputs) is type(labels) is elsewhere.Elsewhere
+assert (inputs.cpu().numpy() == pixels[[0, 7]].transpose(0, 3, 1, 2)).all()
+"""
+    assert "index" in elsewhere(f"exec({code!r})")
