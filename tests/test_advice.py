@@ -219,6 +219,12 @@ def test_sealed_photos_and_those_for_confidence_are_never_looked_at(drawn):
     assert "test photos stay sealed" in repr(looked.advice)
 
 
+def test_the_command_it_gives_is_of_the_table_that_was_made(drawn, tmp_path):
+    looked = ikebana.audit(drawn, advise=True, write=tmp_path / "cleaned.csv", drop=["twins"])
+    assert looked.advice is not None
+    assert f"ikebana fit {tmp_path / 'cleaned.csv'} --recipe" in repr(looked)
+
+
 def test_a_second_look_computes_no_features_and_says_the_same(drawn, monkeypatch):
     from ikebana.learning import features
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from ikebana import recipe as recipes
+from ikebana.choices import Transfer, Tuning
 from ikebana.errors import RecipeError
 from ikebana.learning import backbones, networks
-from ikebana.recipe import Transfer, Tuning
 
 QUICK = recipes.named("quick")
 

@@ -1,6 +1,7 @@
 """What people and programs see of the same work."""
 
 import json
+import sys
 
 import pytest
 
@@ -67,3 +68,17 @@ def test_laps_of_one_name_add_up():
     clock.lap("train")
     assert clock.seconds["train"] >= first
     assert set(clock.seconds) == {"train"}
+
+
+def test_a_terminal_says_that_libraries_load_until_there_is_more_to_say(capsys, monkeypatch):
+    progress.loading()
+    assert capsys.readouterr() == ("", "")  # nobody waits for a word in a log file
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress.loading()
+    with progress.audience(progress.Programs()):
+        progress.loading()
+    assert capsys.readouterr() == ("", progress.LOADING)
+    progress.say("ready")
+    written = capsys.readouterr().err
+    assert written.endswith("\rready\n")
+    assert written.count(" ") >= len(progress.LOADING)

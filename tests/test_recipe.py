@@ -111,7 +111,7 @@ def test_choices_of_another_network_are_refused():
     ("record", "values", "named"),
     [
         (recipe.Transfer, {"logistic": True, "hidden": 16}, "hidden layer"),
-        (recipe.Transfer, {"kept": True, "trained": "tail"}, "only the head"),
+        (recipe.Transfer, {"kept": True, "trained": "all"}, "nothing can be kept"),
         (recipe.Transfer, {"dropout": 1.0}, "dropout"),
         (recipe.Transfer, {"hidden_dropout": -0.1}, "hidden dropout"),
         (recipe.Augmentation, {"area": 0.0}, "area"),
@@ -120,7 +120,7 @@ def test_choices_of_another_network_are_refused():
         (partial(replace, TUNING), {"label_smoothing": 5.0}, "label smoothing"),
         (partial(replace, TUNING), {"layer_decay": 0.0}, "layer decay"),
         (partial(replace, TUNING), {"averaging": 1.0}, "averaging"),
-        (partial(replace, recipe.GOOD), {"transfer": recipe.Transfer(kept=True)}, "as they are"),
+        (partial(replace, recipe.GOOD), {"transfer": recipe.Transfer(kept=True)}, "both augmentation and views"),
     ],
 )
 def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(record, values, named):

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ikebana import recipe as recipes
+from ikebana.choices import Trained, Transfer
 from ikebana.learning import device, lean, networks, stepping
-from ikebana.recipe import Trained, Transfer
 
 needs_onednn = pytest.mark.skipif(not lean.has_onednn(), reason="this torch has no oneDNN")
 EXACT = device.Setting("cpu", "float32", 2, "as it comes")

@@ -15,9 +15,10 @@ import textwrap
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ikebana.choices import Trained
 from ikebana.learning.forecast import duration
 from ikebana.learning.probe import Evidence, Score
-from ikebana.recipe import RECIPES, Trained
+from ikebana.recipe import RECIPES
 
 FEW = 40  # training photos of a class, below which a tail learns them by heart (docs/log.md)
 MANY = (

@@ -105,9 +105,10 @@ def fit(
     resume
         Go on with this interrupted run instead; it needs neither photos nor flags.
     """
+    _listen(json)
+    progress.loading()
     from ikebana import pipeline
 
-    _listen(json)
     if resume is not None:
         if photos is not None or recipe is not None or run is not None or _chosen(choices):
             raise UsageError(
@@ -148,9 +149,10 @@ def audit(
     relabel
         What to relabel in it: 'doubtful>0.95', those surer than that.
     """
+    _listen(json)
+    progress.loading()
     from ikebana import inspection
 
-    _listen(json)
     looked = inspection.audit(photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","))
     command = looked.advice.command if looked.advice is not None else ""
     progress.event("done", leaks=len(looked.leaks), command=command)

@@ -102,7 +102,7 @@ def audit(
         if vain := cleaning.in_vain((*to_drop, *to_relabel), looked.findings):
             progress.say(f"nothing was found that is {' or '.join(vain)}")
     if advise:
-        looked = replace(looked, advice=_advice(dataset, keep, recipe))
+        looked = replace(looked, advice=_advice(dataset, keep, recipe, str(write or dataset.source)))
     return looked
 
 
@@ -171,10 +171,12 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> Non
         )
 
 
-def _advice(dataset: Dataset, keep: Kept, recipe: Recipe) -> Advice:
+def _advice(dataset: Dataset, keep: Kept, recipe: Recipe, to_fit: str) -> Advice:
     """Judge by what a frozen network sees in training photos and in the validation photos for choices.
 
     The others of the validation photos, by which confidence is found, and the test photos stay sealed.
+
+    to_fit  where what is to be learned from lies: the table that was made of these photos, if one was
     """
     from ikebana.learning import inference, probe
     from ikebana.learning.forecast import prepared
@@ -194,7 +196,7 @@ def _advice(dataset: Dataset, keep: Kept, recipe: Recipe) -> Advice:
         a_class=statistics.median_low(counts.values()),
         smallest=(smallest, counts[smallest]),
     )
-    advice = advised(evidence, supply, dataset.source, _costs(dataset, recipe, setting))
+    advice = advised(evidence, supply, to_fit, _costs(dataset, recipe, setting))
     progress.say(f"\n{advice!r}")
     progress.event("advice", **advice.to_json())
     return advice

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+LOADING = "loading PyTorch ..."
 LINE_SECONDS = 10.0  # how often a bar that cannot move prints a line
 
 
@@ -101,7 +102,7 @@ class People:
     """Words and bars on standard error, the result on standard output."""
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(_line() + text, file=sys.stderr, flush=True)
 
     def event(self, name: str, **values: Any) -> None:
         """People read the bar and the words; the events repeat them for programs."""
@@ -110,6 +111,7 @@ class People:
         print(text, flush=True)
 
     def open(self, name: str, total: int, unit: str) -> Bar:
+        print(_line(), end="", file=sys.stderr)
         return (MovingBar if sys.stderr.isatty() or _in_notebook() else PlainBar)(name, total, unit)
 
     def close(self, bar: Bar) -> None:
@@ -198,6 +200,17 @@ def event(name: str, **values: Any) -> None:
 def result(text: str) -> None:
     """What a script reads: the last line of standard output."""
     _audience.get().result(text)
+
+
+def loading() -> None:
+    """Tell people in a terminal that libraries load, for some seconds; what is said next takes the place of these words."""
+    if isinstance(_audience.get(), People) and sys.stderr.isatty():
+        print(LOADING, end="", file=sys.stderr, flush=True)
+
+
+def _line() -> str:
+    """The beginning of a line of the terminal that says nothing yet."""
+    return f"\r{'':{len(LOADING)}}\r" if sys.stderr.isatty() else ""
 
 
 @contextmanager

@@ -2,24 +2,21 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
+from ikebana.choices import Augmentation, Transfer, Tuning
 from ikebana.errors import RecipeError
 
 Fit = Literal["squash", "crop"]
 SplitName = Literal["stratified", "shuffle"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Trained = Literal["all", "head", "tail"]
-
 
 LARGEST_SEED = 2**32 - 1  # what all libraries take
 STEPWISE = frozenset(("epochs", "batch", "learning_rate", "dropout"))  # choices of those who learn step by step
-BELOW_ONE = "at least 0 and below 1", lambda value: 0 <= value < 1
-ABOVE_NOTHING = "above 0 and at most 1", lambda value: 0 < value <= 1
 UNDAMAGED = "a copy of it that is whole, or a recipe's name"
 SEEDS_APART = 1_000_003  # between the networks of one recipe: no two runs of neighbouring seeds share a network
 
@@ -27,74 +24,6 @@ SEEDS_APART = 1_000_003  # between the networks of one recipe: no two runs of ne
 def choice(default: Any, explanation: str) -> Any:
     """A field of a recipe, with the sentence that the command line and the docs show for it."""
     return field(default=default, metadata={"explanation": explanation})
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How far a training photo may be changed; the first five in the units of Keras' `ImageDataGenerator`."""
-
-    rotation: float = 0.0  # degrees, either way
-    shift: tuple[float, float] = (0.0, 0.0)  # fraction of the height and of the width, either way
-    shear: float = 0.0  # degrees, either way: Keras' 0.2 is 0.2 degrees, which one cannot see
-    zoom: float = 0.0  # 0.2 draws a factor from 0.8 to 1.2, for each axis apart
-    flip: bool = False  # left and right, for every second photo
-    area: float = (
-        1.0  # the least share of the photo that is shown, somewhere in it, somewhat wider or higher than it is
-    )
-    light: float = 0.0  # 0.2 draws factors from 0.8 to 1.2, one for the brightness and one for the contrast
-
-    def __post_init__(self) -> None:
-        _check("augmentation", *BELOW_ONE, zoom=self.zoom, light=self.light)
-        _check("augmentation", *ABOVE_NOTHING, area=self.area)
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """How a pretrained network becomes a classifier of other photos: a new head on it, then perhaps more of it."""
-
-    logistic: bool = False  # the head is a logistic regression; otherwise it is trained like any layer
-    dropout: float = 0.0  # of the head's input
-    hidden: int = 0  # width of a dense layer with ReLU before the last; 0 for none
-    hidden_dropout: float = 0.0  # of that layer's output
-    kept: bool = False  # the head learns from features that are kept on disk: the backbone sees each photo once
-    head_epochs: int = 0  # in which the head alone is trained, before the recipe's own epochs
-    head_learning_rate: float = 0.0
-    trained: Trained = "head"  # in the recipe's own epochs
-    mirrored: bool = False  # what is said of a photo is the mean of what is seen in it and in its mirror image
-    tail_from: str = ""  # the first stage of the tail; for the tutorial's network the last 50 of Keras' layers
-
-    def __post_init__(self) -> None:
-        _check("transfer", *BELOW_ONE, dropout=self.dropout, hidden_dropout=self.hidden_dropout)
-        if self.logistic and self.hidden:
-            raise RecipeError("a logistic head has no hidden layer", advice="logistic=False, or hidden=0")
-        if self.kept and self.trained != "head":
-            raise RecipeError("on kept features only the head can be trained", advice='kept=False, or trained="head"')
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How the weights move, where it is not the tutorial's way (RMSprop at one learning rate): AdamW, rising, then falling."""
-
-    weight_decay: float
-    layer_decay: float  # each stage learns at this share of the rate of the stage above it
-    warm_up: float  # share of the steps in which the rate rises from 0; then it falls to 0 along a cosine
-    label_smoothing: float  # share of the truth given to all classes alike
-    averaging: float  # the network that counts is a running mean of the weights; this much of it stays at each step
-
-    def __post_init__(self) -> None:
-        shares = {"weight_decay": self.weight_decay, "warm_up": self.warm_up, "averaging": self.averaging}
-        _check("tuning", *BELOW_ONE, label_smoothing=self.label_smoothing, **shares)
-        _check("tuning", *ABOVE_NOTHING, layer_decay=self.layer_decay)
-
-
-def _check(of: str, words: str, holds: Callable[[float], bool], **values: float) -> None:
-    """Refuse a number that a record cannot have.
-
-    raises  RecipeError
-    """
-    for name, value in values.items():
-        if not holds(value):
-            raise RecipeError(f"{of}: {name.replace('_', ' ')} is {value:g}; it must be {words}")
 
 
 @dataclass(frozen=True)
@@ -177,9 +106,14 @@ def _problems(recipe: Recipe) -> list[str]:
         or not recipe.weights,
         "until is given, but only keras_inception_v3 can be cut short": KERAS_INCEPTION in recipe.networks
         or not recipe.until,
-        "kept features are of photos as they are; take no augmentation, or kept=False": recipe.transfer is None
+        "kept features are of photos as they are and of so many changed views; take both augmentation and views, or "
+        "neither": recipe.transfer is None
         or not recipe.transfer.kept
-        or recipe.augmentation is None,
+        or (recipe.augmentation is None) == (recipe.transfer.views == 0),
+        f"{KERAS_INCEPTION} learns in all of its BatchNorm, so nothing of it can be kept; take kept=False": recipe.transfer
+        is None
+        or not recipe.transfer.cut
+        or KERAS_INCEPTION not in recipe.networks,
         "the class order names a class twice": len(set(recipe.class_order)) == len(recipe.class_order),
     }
     for name, words in (("fit", get_args(Fit)), ("split", get_args(SplitName)), ("precision", get_args(Precision))):
@@ -247,6 +181,12 @@ RECIPES: Mapping[str, Recipe] = {
         epochs=1,
     ),
     "good": GOOD,
+    "tail": replace(
+        GOOD,
+        name="tail",
+        transfer=Transfer(logistic=True, kept=True, views=4, trained="tail", tail_from="blocks.6"),
+        epochs=2,
+    ),
     "best": replace(GOOD, name="best", network="tf_efficientnet_lite2+tf_efficientnet_lite1", side=256, epochs=8),
 }
 
@@ -283,7 +223,7 @@ def sought(wanted: "str | Path | Recipe", **choices: Any) -> Recipe:
     else:
         found = changed(from_file(Path(wanted).expanduser()), **choices)
     in_vain = sorted(STEPWISE & choices.keys())
-    if in_vain and found.transfer is not None and found.transfer.logistic and found.transfer.kept:
+    if in_vain and found.transfer is not None and found.transfer.logistic and found.transfer.trained == "head":
         raise RecipeError(
             f"the head of {found.name} is found at once, not step by step: {', '.join(in_vain)} would change nothing",
             advice="leave that out, or --recipe good",

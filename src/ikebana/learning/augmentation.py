@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ikebana.recipe import Augmentation
+from ikebana.choices import Augmentation
 
 CACHED = 2**20  # numbers of photos that are warped at a time
 PROPORTION = 0.2  # a part of a photo is up to exp(0.2) times as wide as high, or as high as wide

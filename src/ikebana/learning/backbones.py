@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ikebana.choices import Trained, Transfer
 from ikebana.errors import RecipeError
 from ikebana.learning import depthwise, inception, weights
 from ikebana.learning.layers import FlattenLikeKeras, Normalise, Scale, keras_initialisation
 from ikebana.learning.optimisers import Group
 from ikebana.learning.weights import Weights
-from ikebana.recipe import KERAS_INCEPTION, Recipe, Trained, Transfer
+from ikebana.recipe import KERAS_INCEPTION, Recipe
 
 GOOGLES_INCEPTION = (
     "inception_v3.tf_in1k"  # in timm's hub: the weights that Keras has; plain inception_v3 is torchvision's
@@ -197,7 +198,7 @@ def stages(backbone: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     A stage begins with a layer that has a weight matrix; norms join the one before them.
     """
     found: list[tuple[str, list[nn.Parameter]]] = [("", list(backbone.parameters(recurse=False)))]
-    for name, module in _children(backbone):
+    for name, module in children(backbone):
         own = list(module.parameters())
         if any(each.ndim > 1 for each in own):
             found.append((name, own))
@@ -206,7 +207,8 @@ def stages(backbone: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     return [each for each in found if each[1]]
 
 
-def _children(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def children(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The backbone's layers by name, in the order in which a photo meets them; those of a Sequential one by one."""
     for name, module in backbone.named_children():
         if isinstance(module, nn.Sequential):
             yield from ((f"{name}.{number}", each) for number, each in module.named_children())
@@ -240,16 +242,25 @@ def _staged(
 ) -> list[Group]:
     """The head at the full rate, each stage below it at a share of the rate above.
 
-    tail_from  the first stage that learns; None for all. A network without such a stage learns from its middle on:
-               recipes name a stage of the network that they were made for
+    tail_from  the first stage that learns; None for all
     """
     names = [name for name, _ in found]
-    first = 0 if tail_from is None else names.index(tail_from) if tail_from in names else len(found) // 2
+    first = 0 if tail_from is None else names.index(_tail(names, tail_from))
     groups, rate = _group(head, learning_rate), learning_rate
     for _, own in reversed(found[first:]):
         rate *= recipe.tuning.layer_decay if recipe.tuning is not None else 1.0
         groups += _group(own, rate)
     return groups
+
+
+def tail(backbone: nn.Module, tail_from: str) -> str:
+    """The first stage of its tail: the one that is named, or the middle one of a network that has none of that name, since
+    recipes name a stage of the network that they were made for."""
+    return _tail([name for name, _ in stages(backbone)], tail_from)
+
+
+def _tail(names: list[str], tail_from: str) -> str:
+    return tail_from if tail_from in names else names[len(names) // 2]
 
 
 def _group(own: list[nn.Parameter], learning_rate: float) -> list[Group]:

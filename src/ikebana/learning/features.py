@@ -22,6 +22,7 @@ from ikebana import progress
 from ikebana.learning import lean
 from ikebana.learning.device import Setting
 from ikebana.learning.inference import Features, Photos, unlabelled
+from ikebana.learning.views import Views
 from ikebana.learning.weights import Weights
 from ikebana.machine import need_disk
 from ikebana.photos.kept import reserve
@@ -41,6 +42,8 @@ class Origin:
     weights: str  # sha256
     until: str = ""
     mirrored: bool = False  # whether what is said is the mean over photo and mirror image
+    cut: str = ""  # the stage of which what it is given is kept; none: the backbone's features
+    views: str = ""  # which photos were seen and how they were changed; none: all of the kept pixels, as they are
 
 
 def origin(pixels: str, recipe: Recipe, weights: Weights | None) -> Origin:
@@ -52,27 +55,29 @@ def origin(pixels: str, recipe: Recipe, weights: Weights | None) -> Origin:
     return Origin(pixels, recipe.network, weights.sha256 if weights is not None else "", recipe.until, mirrored)
 
 
-def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Features:
+def of(seer: nn.Module, origin: Origin, photos: Photos | Views, setting: Setting) -> Features:
     """The features of these photos, computed now where they are not kept yet.
 
-    seer     normalisation and backbone: photos to features
-    setting  float32 keeps them exactly; bfloat16 is faster and keeps them in half precision
+    seer     normalisation and backbone, or the part of it below a cut: photos to features
+    setting  float32 keeps features exactly; bfloat16 is faster and keeps them in half precision, as what is given at a cut
+             always is, since it is large
     raises   MachineError if the disk cannot hold them
     """
-    exact = setting.number_format == "float32"
-    shape = _shape(seer, photos.pixels.shape[1])
-    array, checks = _opened(
-        origin, setting, (len(photos.pixels), *shape), np.dtype(np.float32 if exact else np.float16)
-    )
+    exact = setting.number_format == "float32" and not origin.cut
+    whole = (photos.height, *shape(seer, photos.side))
+    array, checks = _opened(origin, setting, whole, np.dtype(np.float32 if exact else np.float16))
     missing = np.array([row for row in np.unique(photos.rows) if checks[row] != _check(array[row])], np.int64)
     if len(missing):
-        _fill(lean.fused(seer.to(setting.device), photos), unlabelled(photos.pixels, missing), array, checks, setting)
+        title = "features" if not origin.cut else "below the cut"
+        _fill(lean.fused(seer.to(setting.device), photos), photos.at(missing), array, checks, setting, title)
     return Features(array, photos.rows, photos.labels, photos.for_choices, photos.groups)
 
 
 @torch.inference_mode()
-def _fill(seer: nn.Module, photos: Photos, array: np.ndarray, checks: np.ndarray, setting: Setting) -> None:
-    with progress.stage("features", len(photos)) as bar:
+def _fill(
+    seer: nn.Module, photos: Photos | Views, array: np.ndarray, checks: np.ndarray, setting: Setting, title: str
+) -> None:
+    with progress.stage(title, len(photos)) as bar:
         for start in range(0, len(photos), setting.at_a_time):
             rows = photos.rows[start : start + setting.at_a_time]
             # Every batch is full: in one of another size last digits differ, and with them what a run that was killed here,
@@ -108,7 +113,7 @@ def _check(row: np.ndarray) -> int:
 
 
 @torch.inference_mode()
-def _shape(seer: nn.Module, side: int) -> tuple[int, ...]:
+def shape(seer: nn.Module, side: int) -> tuple[int, ...]:
     """The shape of one photo's features."""
     return tuple(seer.eval()(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=_device(seer))).shape[1:])
 
@@ -142,14 +147,14 @@ def still_to_come(
 ) -> tuple[int, int]:
     """Of the features of so many rows of kept pixels: bytes that they will take where they have no place yet, and how many rows
     nobody has looked at in any of these number formats."""
-    shape = (photos, *_shape(seer, side))
+    whole = (photos, *shape(seer, side))
     taken = seen = 0
     for setting in settings:
-        place = _place(origin, setting, shape)
+        place = _place(origin, setting, whole)
         if place.exists():
             seen += _looked_at(place)
         else:
-            taken += int(np.prod(shape)) * setting.dtype.itemsize
+            taken += int(np.prod(whole)) * setting.dtype.itemsize
     return taken, max(0, photos - seen)
 
 

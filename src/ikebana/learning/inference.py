@@ -47,6 +47,19 @@ class Photos:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def side(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def height(self) -> int:
+        """How many rows there are in all."""
+        return len(self.pixels)
+
+    def at(self, rows: np.ndarray) -> "Photos":
+        """Those of some rows, of which nobody says what they show."""
+        return unlabelled(self.pixels, rows)
+
     def some(self, chosen: np.ndarray) -> "Photos":
         """Some of them, in the order asked for: int64 or bool."""
         return replace(self, **{name: getattr(self, name)[chosen] for name in OF_EACH})

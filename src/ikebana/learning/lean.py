@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ikebana.learning.depthwise import Depthwise, borders, in_bfloat16, is_plain
 from ikebana.learning.inception import BatchNorm
-from ikebana.learning.inference import Examples, Photos
+from ikebana.learning.inference import Examples
 from ikebana.learning.layers import Normalise
 
 Convolution = nn.Conv2d | Depthwise
@@ -40,7 +40,7 @@ def has_onednn() -> bool:
 
 
 @torch.inference_mode()
-def folded(network: nn.Module, photos: Photos) -> nn.Module:
+def folded(network: nn.Module, photos: Examples) -> nn.Module:
     """A copy with BatchNorm folded into the convolutions before it.
 
     That two layers follow one another is guessed from their order in the module; the copy is used only if it agrees with
@@ -51,7 +51,7 @@ def folded(network: nn.Module, photos: Photos) -> nn.Module:
 
 
 @torch.inference_mode()
-def fused(network: nn.Module, photos: Photos) -> nn.Module:
+def fused(network: nn.Module, photos: Examples) -> nn.Module:
     """The same, and on a processor with activations computed by the convolutions before them; this copy cannot be exported."""
     if next(network.parameters()).device.type != "cpu" or not has_onednn():
         return folded(network, photos)
@@ -70,8 +70,9 @@ def _folded(network: nn.Module) -> nn.Module:
 
 
 def for_looking(network: nn.Module, shown: Examples) -> nn.Module:
-    """The network as it is fastest at saying what these show."""
-    return fused(network, shown) if isinstance(shown, Photos) and len(shown) else network
+    """The network as it is fastest at saying what these show; a head alone has nothing to be folded."""
+    convolves = any(isinstance(each, Convolution) for each in network.modules())
+    return fused(network, shown) if len(shown) and convolves else network
 
 
 def fuse(network: nn.Module, looks: Callable[[nn.Module], bool]) -> None:
@@ -208,7 +209,7 @@ class Fused(nn.Module):
         self.ready = features.shape, features.dtype
 
 
-def _agree(lean: nn.Module, network: nn.Module, photos: Photos) -> bool:
+def _agree(lean: nn.Module, network: nn.Module, photos: Examples) -> bool:
     """Whether both say the same of a few of the photos."""
     few, _ = photos.batch(np.arange(min(FEW, len(photos))), str(next(network.parameters()).device))
     expected = network.eval()(few)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ikebana.choices import Trained
 from ikebana.learning import networks, optimisers, stepping
 from ikebana.learning.checkpoint import Saved
 from ikebana.learning.device import Setting
 from ikebana.learning.imbalance import log_shares
 from ikebana.learning.layers import last_linear
-from ikebana.recipe import Recipe, Trained
+from ikebana.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ikebana.choices import Trained
 from ikebana.errors import RecipeError
 from ikebana.learning import backbones
 from ikebana.learning.layers import Ensemble, FlattenLikeKeras, Scale, keras_initialisation, last_linear, together
 from ikebana.learning.optimisers import Group
 from ikebana.learning.pooling import MaxPoolReLU
-from ikebana.recipe import KERAS_INCEPTION, Recipe, Trained
+from ikebana.recipe import KERAS_INCEPTION, Recipe
 
 
 def build(recipe: Recipe, classes: int) -> nn.Module:

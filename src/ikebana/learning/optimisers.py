@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ikebana.recipe import Tuning
+from ikebana.choices import Tuning
 
 RHO, RMSPROP_EPSILON = 0.9, 1e-7  # Keras 3's defaults for RMSprop
 BETAS, ADAM_EPSILON = (
