@@ -200,6 +200,12 @@ def test_one_that_was_stopped_goes_on_to_the_very_same_weights(run, folder_of_ph
     assert ikebana.resume(tmp_path / "stopped").weights.read_bytes() == run.weights.read_bytes()
 
 
+def test_it_can_learn_once_more_from_all_photos(run, folder_of_photos, tmp_path):
+    more = ikebana.fit(folder_of_photos, "tail", run=tmp_path / "all", all=True, **SMALL)
+    assert more.predictions.equals(run.predictions)  # the score stays
+    assert more.weights.read_bytes() != run.weights.read_bytes()
+
+
 def test_a_head_learns_from_changed_copies_too(folder_of_photos, tmp_path):
     quick = changed(
         RECIPES["quick"],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ikebana.advice import Advice
     from ikebana.checkup import doctor
+    from ikebana.choices import Augmentation, Transfer, Tuning
     from ikebana.errors import (
         IkebanaError,
         MachineError,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ikebana.inspection import Audit, audit
     from ikebana.pipeline import fit, resume
     from ikebana.prediction import predict
-    from ikebana.recipe import RECIPES, Augmentation, Recipe
+    from ikebana.recipe import RECIPES, Recipe
     from ikebana.run import Run, open_run
     from ikebana.shipping.classifier import Classifier, load
     from ikebana.shipping.export import export
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "advice": ("Advice",),
     "checkup": ("doctor",),
+    "choices": ("Augmentation", "Transfer", "Tuning"),
     "errors": (
         "IkebanaError",
         "MachineError",
@@ -52,7 +54,7 @@ _HOMES = {
     "inspection": ("Audit", "audit"),
     "pipeline": ("fit", "resume"),
     "prediction": ("predict",),
-    "recipe": ("RECIPES", "Augmentation", "Recipe"),
+    "recipe": ("RECIPES", "Recipe"),
     "run": ("Run", "open_run"),
     "storage": ("Cache", "cache"),
     "shipping.classifier": ("Classifier", "load"),
@@ -81,6 +83,8 @@ __all__ = [
     "RecipeError",
     "Run",
     "RunError",
+    "Transfer",
+    "Tuning",
     "UnreadablePhoto",
     "audit",
     "cache",

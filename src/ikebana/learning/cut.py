@@ -16,6 +16,7 @@ from ikebana.learning import backbones
 from ikebana.learning.backbones import Seer
 from ikebana.recipe import Recipe
 
+STUMBLES = (RuntimeError, TypeError, AttributeError, ValueError, IndexError)  # of a network that nobody foresaw
 ALIKE = 1e-3  # of the features' size: how far the two halves may be from the whole
 
 
@@ -79,13 +80,7 @@ def halves(seer: nn.Module, recipe: Recipe) -> tuple[Below, Above]:
     try:
         found = above(below(photo))
         alike = found.shape == whole.shape and bool((found - whole).abs().max() <= ALIKE * whole.abs().max())
-    except (
-        RuntimeError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        IndexError,
-    ):  # whatever an unforeseen network stumbles over
+    except STUMBLES:
         alike = False
     if not alike:
         raise RecipeError(

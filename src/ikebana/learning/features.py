@@ -64,8 +64,10 @@ def of(seer: nn.Module, origin: Origin, photos: Photos | Views, setting: Setting
     raises   MachineError if the disk cannot hold them
     """
     exact = setting.number_format == "float32" and not origin.cut
-    whole = (photos.height, *shape(seer, photos.side))
-    array, checks = _opened(origin, setting, whole, np.dtype(np.float32 if exact else np.float16))
+    whole, dtype = (photos.height, *shape(seer, photos.side)), np.dtype(np.float32 if exact else np.float16)
+    if not photos.height:  # no file of no rows can be mapped
+        return Features(np.zeros(whole, dtype), photos.rows, photos.labels, photos.for_choices, photos.groups)
+    array, checks = _opened(origin, setting, whole, dtype)
     missing = np.array([row for row in np.unique(photos.rows) if checks[row] != _check(array[row])], np.int64)
     if len(missing):
         title = "features" if not origin.cut else "below the cut"

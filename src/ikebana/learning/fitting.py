@@ -138,9 +138,7 @@ def _learned(given: Lesson, setting: Setting, kept: Path, title: str) -> Iterato
         if transfer.trained == "head":
             yield _as_epoch(found, given, setting, time.perf_counter() - begun)
             return
-    if (
-        transfer is not None and transfer.kept and not transfer.cut
-    ):  # a head is small: nothing is won by halving its numbers
+    if transfer is not None and transfer.kept and not transfer.cut:  # nothing is won by halving a head's numbers
         setting = replace(setting, number_format="float32")
     yield from training.train(given.learner, given.recipe, given.train, given.validation, setting, kept, title)
 

@@ -31,7 +31,7 @@ FORWARD_SHARE = 0.35  # of a training step's time goes into its forward pass
 HEAD_SPEED = 1e11  # operations a second, of dense layers that learn; six for each of their weights and photos
 EXACT_TOO = 1.4  # held-out photos are seen in float32, which is slower where bfloat16 is the faster
 A_STEP_ABOVE = (
-    0.6  # of the time in which a photo is seen goes into a step of the layers above a cut: of the recipe tail
+    0.4  # a step of the layers above a cut takes so much of the time in which a photo is seen: those of `tail`
 )
 BESIDES = 4.0  # seconds that a run takes however few its photos: networks made ready, the head, scores, figures
 
