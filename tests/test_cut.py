@@ -226,8 +226,9 @@ def test_the_forecast_has_room_for_what_is_kept(run, folder_of_photos, tmp_path,
     said = forecast(found, run.recipe, prepared(run.recipe, 5))
     assert "4 changed copies of each training photo" in said.text
     ikebana.fit(folder_of_photos, "tail", run=tmp_path / "run", **SMALL)
-    grown = sum(each.stat().st_size for each in (tmp_path / "cache").rglob("*") if each.is_file())
-    assert said.cache / 2 < grown < said.cache
+    kinds = (each for each in (tmp_path / "cache").iterdir() if each.name != "weights")  # those are there in any case
+    grown = sum(each.stat().st_size for kind in kinds for each in kind.rglob("*") if each.is_file())
+    assert said.cache / 2 < grown < 1.05 * said.cache  # tables and checksums are not counted
 
 
 @pytest.mark.parametrize(
