@@ -188,7 +188,7 @@ def with_limits(rows: list[Row], run: Path, limits: Limits, setting: Setting) ->
     seen = look(network, recipe.side)
     fast, exact = (seen.limit(limits, name) for name in (setting.number_format, "float32"))
     best = {"read": np.array([(train + held_out) / limits.jpegs, 0.0])}
-    if recipe.transfer is not None and recipe.transfer.kept and not recipe.transfer.cut:
+    if recipe.transfer is not None and recipe.transfer.on_features:
         best["features"] = train * (1 + recipe.transfer.views) * fast + held_out * exact
     else:
         best["score"] = held_out * exact

@@ -8,7 +8,8 @@ import os
 import shutil
 import signal
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,25 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A shared machine may hold up any example; what takes long is shown by pytest's --durations.
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+
+@contextmanager
+def stopped_after(steps: int) -> Iterator[None]:
+    """Within this block Ctrl-C comes in the step of training after so many, and must."""
+    from ikebana.learning.learner import Learner
+
+    real, left = Learner.step, [steps]
+
+    def step(*given):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 @pytest.fixture(autouse=True)

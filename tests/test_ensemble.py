@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import stopped_after
 from safetensors.numpy import load_file
 from torch import nn
 
@@ -107,32 +108,13 @@ def test_the_first_of_a_pair_is_the_network_that_would_have_learned_alone(pair, 
 
 
 @pytest.mark.parametrize("steps", [2, 7, 11])  # of 12: in the first network, in the second, in its last epoch
-def test_a_pair_that_was_stopped_ends_with_the_very_same_weights(pair, photos, tmp_path, monkeypatch, steps):
-    stopped = stop_after(steps, monkeypatch, lambda: fit(photos, tmp_path / "run", network="tutorial+tutorial"))
-    assert stopped
+def test_a_pair_that_was_stopped_ends_with_the_very_same_weights(pair, photos, tmp_path, steps):
+    with stopped_after(steps):
+        fit(photos, tmp_path / "run", network="tutorial+tutorial")
     resumed = ikebana.resume(tmp_path / "run")
     assert resumed.weights.read_bytes() == pair.weights.read_bytes()
     assert resumed.predictions.equals(pair.predictions)
     assert not list(resumed.folder.glob("checkpoint*"))
-
-
-def stop_after(steps, monkeypatch, work):
-    """Ctrl-C in the step after so many."""
-    real, made = Learner.step, []
-
-    def step(*arguments):
-        if len(made) == steps:
-            raise KeyboardInterrupt
-        made.append(1)
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", step)
-        try:
-            work()
-        except KeyboardInterrupt:
-            return True
-    return False
 
 
 def test_a_backbone_averaged_with_itself_says_what_it_says_alone(photos, tmp_path):
@@ -178,10 +160,9 @@ def test_what_ships_is_the_same_recipe_trained_on_every_photo(shipped, photos, t
 
 
 @pytest.mark.parametrize("steps", [4, 8, 14])
-def test_a_run_on_all_photos_that_was_stopped_ends_with_the_very_same_weights(
-    shipped, photos, tmp_path, monkeypatch, steps
-):
-    assert stop_after(steps, monkeypatch, lambda: fit(photos, tmp_path / "run", all=True))
+def test_a_run_on_all_photos_that_was_stopped_ends_with_the_very_same_weights(shipped, photos, tmp_path, steps):
+    with stopped_after(steps):
+        fit(photos, tmp_path / "run", all=True)
     resumed = ikebana.resume(tmp_path / "run")
     assert resumed.weights.read_bytes() == shipped.weights.read_bytes()
     assert resumed.evaluation.to_json() | {"seconds": {}} == shipped.evaluation.to_json() | {"seconds": {}}

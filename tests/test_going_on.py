@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import stopped_after
 
 import ikebana
 from ikebana import paper, pipeline, places
@@ -35,16 +36,10 @@ def whole(photos, cache, tmp_path_factory):
 
 
 @pytest.fixture
-def stopped(photos, tmp_path, monkeypatch):
+def stopped(photos, tmp_path):
     """A run that Ctrl-C ended in its first step."""
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
+    with stopped_after(0):
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
     return tmp_path / "run"
 
 
@@ -101,15 +96,10 @@ def test_differences_reach_into_the_parts_of_a_recipe():
     ]
 
 
-def test_photos_that_are_not_as_they_were_are_named(tmp_path, monkeypatch, whole):
+def test_photos_that_are_not_as_they_were_are_named(tmp_path, whole):
     folder = tmp_path / "photos"
     paper.draw_collection(folder, photos_per_kind=8)
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Learner, "step", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(0):
         ikebana.fit(folder, "baseline", run=tmp_path / "run", **SMALL)
     used = ikebana.open_run(tmp_path / "run").dataset.filter(status="used")["path"].to_list()
     gone, changed, renamed, broken = used[0], used[1], used[2], used[3]

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from conftest import stopped_after
 
 import ikebana
 from ikebana import paper, recipe
 from ikebana.learning import training
-from ikebana.learning.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -99,20 +99,10 @@ def test_the_same_command_gives_the_same_weights_to_the_bit_and_another_seed_oth
 
 
 @pytest.mark.parametrize("name", ["baseline", "augmented"])
-def test_a_stopped_run_goes_on_to_the_very_same_weights(name, photos, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_very_same_weights(name, photos, tmp_path):
     whole = ikebana.fit(photos, name, run=tmp_path / "whole", **SMALL)
-    real, calls = Learner.step, []
-
-    def stops_in_the_second_epoch(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(Learner, "step", stops_in_the_second_epoch)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(2):  # in the second epoch
         ikebana.fit(photos, name, run=tmp_path / "stopped", **SMALL)
-    monkeypatch.setattr(Learner, "step", real)
     stopped = ikebana.open_run(tmp_path / "stopped")
     assert not stopped.finished
     assert len(stopped.epochs) == 1

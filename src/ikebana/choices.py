@@ -58,15 +58,18 @@ class Transfer:
             )
         if self.cut and self.mirrored:
             raise RecipeError("what is kept for a tail is not of mirror images", advice="mirrored=False, or kept=False")
-        _check("transfer", "at least 0, and 0 where nothing is kept", self._has_views, views=self.views)
+        some, words = self.kept and self.views > 0, "at least 0, and 0 where nothing is kept"
+        _check("transfer", words, lambda views: some or views == 0, views=self.views)
+
+    @property
+    def on_features(self) -> bool:
+        """Whether a head alone learns, from features that are kept."""
+        return self.kept and self.trained == "head"
 
     @property
     def cut(self) -> bool:
         """Whether the tail learns from what is kept of the layers before it."""
         return self.kept and self.trained == "tail"
-
-    def _has_views(self, views: float) -> bool:
-        return views == 0 or (views > 0 and self.kept)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def lesson(network: nn.Module, recipe: Recipe, parts: dict[str, Photos], origin:
     if transfer is None or not (transfer.kept or transfer.logistic):
         return Lesson(recipe, network, parts["train"], parts["validation"], network, held_out)
     see, head = network.get_submodule("seer"), network.get_submodule("head")
-    if transfer.kept and not transfer.cut:
+    if transfer.on_features:
         train = _viewed(see, origin, parts["train"], recipe, setting, transfer.views)
         shown = features.of(see, origin, held_out, replace(setting, number_format="float32"))
         validation, learner = shown.first(len(parts["validation"])), nn.Sequential(OrderedDict(head=head))
@@ -138,7 +138,7 @@ def _learned(given: Lesson, setting: Setting, kept: Path, title: str) -> Iterato
         if transfer.trained == "head":
             yield _as_epoch(found, given, setting, time.perf_counter() - begun)
             return
-    if transfer is not None and transfer.kept and not transfer.cut:  # nothing is won by halving a head's numbers
+    if transfer is not None and transfer.on_features:  # a head is small: nothing is won by halving its numbers
         setting = replace(setting, number_format="float32")
     yield from training.train(given.learner, given.recipe, given.train, given.validation, setting, kept, title)
 

@@ -30,9 +30,7 @@ READ_SECONDS = (
 FORWARD_SHARE = 0.35  # of a training step's time goes into its forward pass
 HEAD_SPEED = 1e11  # operations a second, of dense layers that learn; six for each of their weights and photos
 EXACT_TOO = 1.4  # held-out photos are seen in float32, which is slower where bfloat16 is the faster
-A_STEP_ABOVE = (
-    0.4  # a step of the layers above a cut takes so much of the time in which a photo is seen: those of `tail`
-)
+A_STEP_ABOVE = 0.4  # of the time in which a photo is seen goes into a step above a cut, that of `tail`
 BESIDES = 4.0  # seconds that a run takes however few its photos: networks made ready, the head, scores, figures
 
 
@@ -76,8 +74,7 @@ class Forecast:
 
 def _smaller(recipe: Recipe) -> str:
     """What to try where memory falls short."""
-    stepwise = recipe.transfer is None or not recipe.transfer.kept or recipe.transfer.cut
-    batch = f" or --batch (it is {recipe.batch})" if stepwise else ""
+    batch = f" or --batch (it is {recipe.batch})" if recipe.transfer is None or not recipe.transfer.on_features else ""
     return f"a smaller --side (it is {recipe.side}){batch}, or a machine with more memory"
 
 
@@ -191,7 +188,7 @@ def _features(photos: int, recipe: Recipe, setting: Setting, built: list[nn.Modu
     """
     if recipe.transfer is None or not (recipe.transfer.kept or recipe.transfer.logistic):
         return 0, 0
-    exact = replace(setting, number_format="float32") if recipe.transfer.kept and not recipe.transfer.cut else setting
+    exact = replace(setting, number_format="float32") if recipe.transfer.on_features else setting
     settings = {one.number_format: one for one in (setting, exact)}.values()
     taken = unseen = 0
     for member, its in zip(built, recipe.members, strict=True):
@@ -204,7 +201,7 @@ def _features(photos: int, recipe: Recipe, setting: Setting, built: list[nn.Modu
 
 
 def _of_views(photos: int, seer: nn.Module, recipe: Recipe, setting: Setting) -> int:
-    """Bytes that is kept of changed copies, and of all of them at a cut: at the most, since a part of it may be there."""
+    """Bytes of what is kept of changed copies, and at a cut of the photos too: at the most, since a part may be there."""
     assert recipe.transfer is not None
     views = 1 + recipe.transfer.views
     if recipe.transfer.cut:
@@ -247,7 +244,7 @@ def _memory(photos: int, classes: int, recipe: Recipe, built: list[nn.Module], s
 def _of_a_step(photos: int, recipe: Recipe, built: list[nn.Module], setting: Setting) -> float:
     """Bytes that a step takes: weights and what moves them, and the maps."""
     weights = sum(each.numel() for member in built for each in member.parameters())
-    of_features = recipe.transfer is not None and recipe.transfer.kept and not recipe.transfer.cut
+    of_features = recipe.transfer is not None and recipe.transfer.on_features
     step = max(_step_bytes(networks.layers(each, recipe.side), recipe, photos, setting) for each in built)
     return (5 if of_features else 2.5) * step + 16 * weights
 
@@ -255,11 +252,11 @@ def _of_a_step(photos: int, recipe: Recipe, built: list[nn.Module], setting: Set
 def _step_bytes(table: list[networks.Layer], recipe: Recipe, photos: int, setting: Setting) -> int:
     """About how much memory the layers' outputs take in a step."""
     looks = max(networks.activation_bytes([layer], setting.at_a_time, 4) for layer in table)
-    if recipe.transfer is not None and recipe.transfer.kept and not recipe.transfer.cut:
+    if recipe.transfer is not None and recipe.transfer.on_features:
         return looks  # seen once: few layers' outputs lie in memory at a time
     trained = networks.from_first_trained(table)
     step = networks.activation_bytes(trained, min(recipe.batch, photos), setting.dtype.itemsize)
-    return max(step, looks) if recipe.transfer is not None and recipe.transfer.kept else step
+    return max(step, looks) if recipe.transfer is not None and recipe.transfer.cut else step
 
 
 def next_step(dataset: Dataset, recipe: Recipe, setting: Setting, accuracy: float, at_least: float) -> str:
