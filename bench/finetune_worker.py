@@ -60,6 +60,12 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     return step, gflop
 
 
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def learning(whole: bool) -> tuple[Any, Any, float]:
     """EfficientNet-Lite0 as the reference trains it, or the layers that `good` trains; what moves its weights; its GFLOP."""
     import timm
@@ -67,6 +73,7 @@ def learning(whole: bool) -> tuple[Any, Any, float]:
 
     network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=CLASSES)
     gflop = counted(network.eval(), torch.zeros((1, 3, SIDE, SIDE)))
+    network.to(device())
     if whole:
         optimiser: Any = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     else:
@@ -98,7 +105,12 @@ def looped(photos: Path, whole: bool) -> tuple[Step, float]:
     )
     network, optimiser, gflop = learning(whole)
     loader = torch.utils.data.DataLoader(
-        datasets.ImageFolder(str(photos), changes), BATCH, shuffle=True, num_workers=processors(), drop_last=True
+        datasets.ImageFolder(str(photos), changes),
+        BATCH,
+        shuffle=True,
+        num_workers=processors(),
+        drop_last=True,
+        pin_memory=device() == "cuda",
     )
     loss_of = torch.nn.CrossEntropyLoss()
 
@@ -109,11 +121,12 @@ def looped(photos: Path, whole: bool) -> tuple[Step, float]:
     batches = endless()
 
     def step() -> int:
-        inputs, labels = next(batches)
+        inputs, labels = (each.to(device(), non_blocking=True) for each in next(batches))
         loss = loss_of(network(inputs), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        float(loss)  # a GPU is at it while the processor goes on
         return len(labels)
 
     return step, gflop

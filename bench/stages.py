@@ -37,8 +37,8 @@ from ikebana.learning.inference import Photos, unlabelled
 from ikebana.photos import kept
 from ikebana.recipe import Recipe
 
-SQUARE = 2048  # rows of the matrices whose product is the limit of arithmetic
-COPIED = 2**28  # bytes that are copied to find the limit of memory
+SQUARE = {"cpu": 2048, "cuda": 8192}  # rows of the matrices whose product is the limit of arithmetic
+COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes that are copied to find the limit of memory
 BATCHES = 8  # that a step and a look are timed for
 FILES = 1000  # photos that libjpeg-turbo is timed with
 
@@ -73,11 +73,12 @@ def limits_of(setting: Setting, photos: Path) -> Limits:
     """Measured now, with the threads that a run would use."""
     flops = {}
     for name, dtype in FORMATS.items():
-        one = torch.randn(SQUARE, SQUARE, device=setting.device).to(dtype)
-        flops[name] = 2 * SQUARE**3 / _best(lambda one=one: one @ one)
-    source = torch.ones(COPIED // 4)
+        rows = SQUARE[setting.device]
+        one = torch.randn(rows, rows, device=setting.device).to(dtype)
+        flops[name] = 2 * rows**3 / _best(lambda one=one: _ended(one @ one))
+    source = torch.ones(COPIED[setting.device] // 4, device=setting.device)
     target = torch.empty_like(source)
-    memory = 2 * COPIED / _best(lambda: target.copy_(source))
+    memory = 2 * COPIED[setting.device] / _best(lambda: _ended(target.copy_(source)))
     return Limits(flops, memory, _jpegs(photos))
 
 
@@ -93,6 +94,12 @@ def _jpegs(photos: Path) -> float:
 
     with ThreadPoolExecutor(kept.threads()) as pool:
         return len(stored) / _best(lambda: list(pool.map(decode, stored)), 3)
+
+
+def _ended(work: torch.Tensor) -> None:
+    """Waits for it: a GPU is at it while the processor goes on."""
+    if work.is_cuda:
+        torch.cuda.synchronize()
 
 
 def _best(work: Callable[[], object], times: int = 8) -> float:

@@ -71,6 +71,14 @@ def ikebana_cache(tmp_path_factory, monkeypatch):
     return place
 
 
+@pytest.fixture
+def on_processor(monkeypatch):
+    """Within this test ikebana takes no GPU, whatever there is."""
+    from ikebana.learning import device
+
+    monkeypatch.setattr(device, "_device", lambda: ("cpu", "the tests want it"))
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """One cache for all tests of a module."""

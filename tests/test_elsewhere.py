@@ -1,4 +1,7 @@
-"""On a device of its own memory nothing is left on the host by mistake, and what comes out is what comes out on the processor."""
+"""On a device of its own memory nothing is left on the host by mistake, and what comes out is what comes out on the processor.
+
+The device is one that is written in Python, and CUDA's where there is one.
+"""
 
 import dataclasses
 import json
@@ -17,13 +20,13 @@ import ikebana
 from ikebana.recipe import RECIPES
 from ikebana.run import open_run
 
-pytestmark = [
-    pytest.mark.usefixtures("shared_cache"),
-    pytest.mark.skipif(
-        not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-        reason="this torch takes no device that is written in Python",
-    ),
-]
+pytestmark = pytest.mark.usefixtures("shared_cache")
+OURS = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch takes no device that is written in Python",
+)
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+DEVICES = [pytest.param("elsewhere", marks=OURS), pytest.param("cuda", marks=CUDA)]
 
 SMALL = {"precision": "float32", "parts": [0.5, 0.25, 0.25]}
 TRANSFER = dataclasses.asdict(RECIPES["finetuned"])["transfer"] | {"head_epochs": 1}
@@ -51,30 +54,40 @@ def inceptions(tmp_path_factory):
     return file
 
 
-def elsewhere(code, *arguments):
-    """Run a program on that device, and give the names of the operators that ran there."""
-    words = f"import elsewhere, json, sys; elsewhere.present(); import ikebana; {code}; print(json.dumps(sorted(elsewhere.used)))"
+@pytest.fixture(params=DEVICES)
+def device(request, on_processor):
+    """Its name; within this process ikebana stays on the processor."""
+    return request.param
+
+
+def on(device, code, *arguments):
+    """Run a program on that device, and give the names of the operators that ran there, which CUDA does not tell."""
+    words = "import elsewhere, json, sys; "
+    words += "elsewhere.present(); " if device == "elsewhere" else ""
+    words += f"import ikebana; {code}; print(json.dumps(sorted(elsewhere.used)))"
     called = [sys.executable, "-c", words, *map(str, arguments)]
     done = subprocess.run(called, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def fitted(photos, name, run, choices):
+def fitted(device, photos, name, run, choices):
     """The run of that recipe there, and the operators."""
     code = "ikebana.fit(sys.argv[1], sys.argv[2], run=sys.argv[3], **json.loads(sys.argv[4]))"
-    used = elsewhere(code, photos, name, run, json.dumps(choices))
+    used = on(device, code, photos, name, run, json.dumps(choices))
     return open_run(run), used
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_a_run_elsewhere_says_what_a_run_here_says(name, photos, inceptions, tmp_path):
+def test_a_run_elsewhere_says_what_a_run_here_says(name, device, photos, inceptions, tmp_path):
     choices = SMALL | CHOICES[name] | ({"weights": str(inceptions)} if name == "finetuned" else {})
-    there, used = fitted(photos, name, tmp_path / "there", choices)
+    there, used = fitted(device, photos, name, tmp_path / "there", choices)
     here = ikebana.fit(photos, name, run=tmp_path / "here", **choices)
-    assert there.read_json("environment.json")["device"] == "elsewhere"
-    assert {"convolution", "addmm"} <= used
-    assert ("convolution_backward" in used) == (name != "quick")
+    assert there.read_json("environment.json")["device"] == device
+    assert here.read_json("environment.json")["device"] == "cpu"
+    if device == "elsewhere":
+        assert {"convolution", "addmm"} <= used
+        assert ("convolution_backward" in used) == (name != "quick")
     columns = [f"p:{each}" for each in here.classes]
     one, other = (each.predictions.select(columns).to_numpy() for each in (here, there))
     np.testing.assert_allclose(one, other, atol=2e-3)
@@ -100,39 +113,42 @@ else:
 """
 
 
-def test_dropout_goes_on_with_the_dice_of_the_device_where_a_run_was_stopped_within_an_epoch(photos, tmp_path):
+@pytest.mark.parametrize("name", ["augmented", "good"])
+def test_a_run_that_was_stopped_within_an_epoch_ends_with_the_same_bits(name, device, photos, tmp_path):
+    """The dice of the device, which dropout throws, among them."""
     choices = SMALL | {"side": 48, "batch": 4, "epochs": 2}
     code = f"exec({STOPPED!r})"
-    used = elsewhere(code, photos, "augmented", tmp_path / "stopped", json.dumps(choices), 7)
-    whole, _ = fitted(photos, "augmented", tmp_path / "whole", choices)
-    assert "native_dropout" in used
+    used = on(device, code, photos, name, tmp_path / "stopped", json.dumps(choices), 7)
+    whole, _ = fitted(device, photos, name, tmp_path / "whole", choices)
+    assert device == "cuda" or name == "good" or "native_dropout" in used
     assert (tmp_path / "stopped" / "weights.safetensors").read_bytes() == whole.weights.read_bytes()
 
 
-def test_photos_are_audited_and_a_network_is_used_elsewhere(photos, paper_run, good_photos, tmp_path):
+def test_photos_are_audited_and_a_network_is_used_elsewhere(device, photos, paper_run, good_photos, tmp_path):
     code = """
 ikebana.audit(sys.argv[1], advise=True, out=sys.argv[2] + "/audit")
 said = [dict(each.probabilities) for each in ikebana.predict(sys.argv[3], sys.argv[4:])]
 open(sys.argv[2] + "/said.json", "w").write(json.dumps(said))
 """
-    used = elsewhere(f"exec({code!r})", photos, tmp_path, paper_run.folder, *good_photos[:4])
-    assert {"convolution", "addmm", "_softmax"} <= used
+    used = on(device, f"exec({code!r})", photos, tmp_path, paper_run.folder, *good_photos[:4])
+    assert device == "cuda" or {"convolution", "addmm", "_softmax"} <= used
     here = ikebana.predict(paper_run, good_photos[:4])
     there = json.loads((tmp_path / "said.json").read_text("utf-8"))
     for one, other in zip(here, there, strict=True):
         assert dict(one.probabilities) == pytest.approx(other, abs=1e-5)
 
 
-def test_batches_are_taken_from_pixels_that_lie_there(tmp_path):
+def test_batches_are_taken_from_pixels_that_lie_there(device, tmp_path):
     code = """
 import numpy as np
 from ikebana.learning import inference
 pixels = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), np.uint8)
 rows = np.array([7, 29, 0])
-held = inference.on_device(pixels, "elsewhere", room=10**6)
+held = inference.on_device(pixels, sys.argv[1], room=10**6)
 photos = inference.Photos(pixels, rows, rows, rows > 9, rows, held)
-inputs, labels = photos.batch(np.array([2, 0]), "elsewhere")
-assert type(inputs) is type(labels) is elsewhere.Elsewhere
+inputs, labels = photos.batch(np.array([2, 0]), sys.argv[1])
+assert inputs.device.type == labels.device.type == sys.argv[1]
 assert (inputs.cpu().numpy() == pixels[[0, 7]].transpose(0, 3, 1, 2)).all()
 """
-    assert "index" in elsewhere(f"exec({code!r})")
+    used = on(device, f"exec({code!r})", device)
+    assert device == "cuda" or "index" in used

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ikebana.errors import RecipeError
 from ikebana.learning import inception
 
-os.environ["KERAS_BACKEND"] = "torch"
+os.environ["KERAS_BACKEND"], os.environ["KERAS_TORCH_DEVICE"] = "torch", "cpu"
 keras = pytest.importorskip("keras", reason="Keras is a development dependency: pip install 'ikebana[dev]'")
 
 # Keras 3.15 itself asks numpy in a way that numpy 2 warns of.
@@ -299,8 +299,10 @@ def timm_features(network, last, given, monkeypatch):
     """What timm's network gives after a stage, if its average pools left out the padding as Keras' do."""
     with monkeypatch.context() as patched:
         patched.setattr(functional, "avg_pool2d", functools.partial(functional.avg_pool2d, count_include_pad=False))
-        for stage in network.layer_names[: network.layer_names.index(last) + 1]:
-            given = getattr(network, stage)(given)
+        for name, stage in network.named_children():
+            given = stage(given)
+            if name == last:
+                break
     return given.numpy()
 
 

@@ -12,7 +12,7 @@ from ikebana import recipe as recipes
 from ikebana.learning import augmentation, device, networks, optimisers
 from ikebana.learning.learner import Learner, phases
 
-os.environ["KERAS_BACKEND"] = "torch"
+os.environ["KERAS_BACKEND"], os.environ["KERAS_TORCH_DEVICE"] = "torch", "cpu"
 keras = pytest.importorskip("keras", reason="Keras is a development dependency: pip install 'ikebana[dev]'")
 
 # Keras 3.15 itself asks numpy in a way that numpy 2 warns of.

@@ -83,15 +83,27 @@ def test_no_step_is_made_for_nothing_however_few_there_are(steps):
 
 def test_a_running_mean_comes_to_what_stays_the_same_and_follows_what_moves():
     network = nn.BatchNorm1d(3)
-    averaged = nn.BatchNorm1d(3)
+    mean = optimisers.RunningMean(network, stays=0.9)
     network.weight.data.fill_(5.0)
-    network.register_buffer("num_batches_tracked", torch.tensor(7))
-    optimisers.average_(averaged, network, stays=0.9, made=1)
-    assert 1.0 < float(averaged.weight.detach()[0]) <= 5.0  # early on a mean of few follows quickly
+    network.load_state_dict(network.state_dict() | {"num_batches_tracked": torch.tensor(7)})
+    followed = mean.network.get_parameter("weight")
+    mean.step(made=1)
+    assert 1.0 < float(followed.detach()[0]) <= 5.0  # early on a mean of few follows quickly
     for made in range(2, 400):
-        optimisers.average_(averaged, network, stays=0.9, made=made)
-    torch.testing.assert_close(averaged.weight, network.weight)
-    assert averaged.num_batches_tracked == 7
+        mean.step(made)
+    torch.testing.assert_close(followed, network.weight)
+    assert mean.network.num_batches_tracked == 7
     network.weight.data.fill_(6.0)
-    optimisers.average_(averaged, network, stays=0.9, made=400)
-    torch.testing.assert_close(averaged.weight, torch.full((3,), 5.1))
+    mean.step(made=400)
+    torch.testing.assert_close(followed.detach(), torch.full((3,), 5.1))
+
+
+def test_the_mean_of_weights_that_do_not_learn_is_what_they_are():
+    network = nn.Linear(2, 2)
+    network.bias.requires_grad = False
+    before = network.bias.clone()
+    mean = optimisers.RunningMean(network, stays=0.9)
+    network.weight.data.add_(1)
+    mean.step(made=3)
+    assert torch.equal(mean.network.get_parameter("bias"), before)
+    assert not torch.equal(mean.network.get_parameter("weight"), network.weight)

@@ -288,6 +288,7 @@ def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):
     assert device.measured(SETTING, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path):
     import json
 

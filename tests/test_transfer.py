@@ -1,5 +1,6 @@
 """The road on a pretrained backbone: kept features, a run that is the same warm and cold, and no network at all."""
 
+import dataclasses
 import socket
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_a_second_run_computes_no_features_and_gives_the_same_weights_to_the_bit
 
 
 def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tmp_path, monkeypatch):
-    slow = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=10.0)
+    slow = dataclasses.replace(device.prepare(), seconds_per_photo=10.0)
     found = intake.read(photos, run.recipe.class_order)
     after = forecast(found, run.recipe, slow)
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "another"))

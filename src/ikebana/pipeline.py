@@ -9,7 +9,7 @@ from ikebana import recipe as recipes
 from ikebana import run as runs
 from ikebana.learning import augmentation, checkpoint, device, fitting, inference, networks
 from ikebana.learning.device import Setting
-from ikebana.learning.forecast import forecast, left_on_gpu, next_step, prepared
+from ikebana.learning.forecast import forecast, left_on_gpu, next_step, prepared, within_memory
 from ikebana.learning.repeating import differing
 from ikebana.photos import audit, intake, kept, split, twins
 from ikebana.photos.dataset import Dataset
@@ -47,7 +47,7 @@ def fit(
     dataset, keep = _taken_in(found, chosen)
     begun = runs.begin(run, chosen, dataset, environment)
     clock.lap("read")
-    with begun.resumable():
+    with begun.resumable(), within_memory(chosen):
         return _train_and_score(begun, dataset, keep, setting, clock)
 
 
@@ -66,7 +66,7 @@ def resume(run: str | Path) -> Run:
     dataset, keep = _taken_in(found, begun.recipe)
     begun.check_same_photos(dataset)
     clock.lap("read")
-    with begun.resumable():
+    with begun.resumable(), within_memory(begun.recipe):
         # Asked again: another process may have ended it while the photos were read.
         return begun if begun.has_ended() else _train_and_score(begun, dataset, keep, setting, clock)
 

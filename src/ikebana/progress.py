@@ -125,12 +125,16 @@ class EventBar:
     def __init__(self, tell: "Programs", name: str, total: int, unit: str):
         self.tell, self.name, self.total, self.unit = tell, name, total, unit
         self.done, self.told = 0, 0.0
+        self.scores: dict[str, float | str] = {}
 
     def advance(self, done: int, **scores: float | str) -> None:
         self.done += done
+        self.scores = scores or self.scores
         if time.monotonic() - self.told > 0.5 or self.done >= self.total:
             self.told = time.monotonic()
-            self.tell.event("progress", stage=self.name, done=self.done, total=self.total, unit=self.unit, **scores)
+            self.tell.event(
+                "progress", stage=self.name, done=self.done, total=self.total, unit=self.unit, **self.scores
+            )
 
 
 class Programs:

@@ -30,7 +30,6 @@ from ikebana.places import cache_folder, cannot_write, filled, set_aside
 from ikebana.recipe import Recipe
 
 RULES = 3  # raised when features of the same photos come out otherwise, if only in the last bit
-TRIAL = 16  # photos in a trial of the speed
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,9 @@ def _fill(
 @torch.inference_mode()
 def seconds_per_photo(network: nn.Module, side: int, setting: Setting) -> float:
     """Time the backbone on random pixels: what a photo's features cost."""
-    pixels = np.random.default_rng(0).integers(0, 256, (TRIAL, side, side, 3), np.uint8)
-    photos = unlabelled(pixels, np.arange(TRIAL))
+    count = setting.at_a_time
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+    photos = unlabelled(pixels, np.arange(count))
     # A copy: on a GPU the head of the original would be left behind.
     seer = lean.fused(copy.deepcopy(network.get_submodule("seer")).to(setting.device), photos)
     inputs, _ = photos.batch(photos.rows, setting.device)
@@ -107,7 +107,7 @@ def seconds_per_photo(network: nn.Module, side: int, setting: Setting) -> float:
         with setting.autocast():
             seer(inputs).float().cpu()
         seconds.append(time.perf_counter() - begun)
-    return min(seconds) / TRIAL
+    return min(seconds) / count
 
 
 def _check(row: np.ndarray) -> int:

@@ -2,13 +2,17 @@
 
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ikebana import machine, progress
 from ikebana import recipe as recipes
+from ikebana.errors import MachineError
 from ikebana.learning import backbones, cut, device, features, networks, training
 from ikebana.learning.device import Setting
 from ikebana.learning.learner import phases
@@ -78,6 +82,18 @@ def _smaller(recipe: Recipe) -> str:
     return f"a smaller --side (it is {recipe.side}){batch}, or a machine with more memory"
 
 
+@contextmanager
+def within_memory(recipe: Recipe) -> Iterator[None]:
+    """What a GPU's memory turns out not to hold, whatever was expected, is said in words.
+
+    raises  MachineError
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MachineError("the GPU's memory does not hold this", advice=_smaller(recipe)) from error
+
+
 def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting:
     """How this machine will be used for this recipe; the first time on a machine this takes some seconds.
 
@@ -90,24 +106,17 @@ def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting
     built = functools.cache(lambda: networks.members(networks.build(recipe, classes)))
     if recipe.transfer is not None and recipe.transfer.kept:
         name = f"features of {recipe.network} {recipe.until} {recipe.side} px"
-        return device.measured(
-            setting,
-            recipe.precision,
-            name,
-            lambda one: sum(
-                features.seconds_per_photo(each, recipe.side, one) for each in _fitting(built(), recipe, classes, one)
-            ),
-        )
-    augmentation = "augmented" if recipe.augmentation is not None else "plain"
-    name = f"{recipe.name} {recipe.network} {recipe.until} {recipe.side} px, batch {recipe.batch}, {augmentation}"
-    return device.measured(
-        setting,
-        recipe.precision,
-        name,
-        lambda one: sum(
-            training.seconds_per_photo(each, recipe, classes, one) for each in _fitting(built(), recipe, classes, one)
-        ),
-    )
+        timed = functools.partial(features.seconds_per_photo, side=recipe.side)
+    else:
+        augmentation = "augmented" if recipe.augmentation is not None else "plain"
+        name = f"{recipe.name} {recipe.network} {recipe.until} {recipe.side} px, batch {recipe.batch}, {augmentation}"
+        timed = functools.partial(training.seconds_per_photo, recipe=recipe, classes=classes)
+
+    def trial(one: Setting) -> float:
+        with within_memory(recipe):
+            return sum(timed(each, setting=one) for each in _fitting(built(), recipe, classes, one))
+
+    return device.measured(setting, recipe.precision, name, trial)
 
 
 def _fitting(built: list[nn.Module], recipe: Recipe, classes: int, setting: Setting) -> list[nn.Module]:

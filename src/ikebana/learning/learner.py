@@ -1,6 +1,6 @@
 """What a step of training does to a network, phase by phase, and all that must be kept to go on later."""
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ikebana.choices import Trained
 from ikebana.learning import networks, optimisers, stepping
+from ikebana.learning.captured import Captured
 from ikebana.learning.checkpoint import Saved
 from ikebana.learning.device import Setting
 from ikebana.learning.imbalance import log_shares
@@ -43,7 +44,9 @@ class Learner:
     def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, labels: np.ndarray):
         """labels: class indices of the photos that an epoch shows"""
         self.network, self.recipe, self.phase = network, recipe, phase
-        self._for_steps: nn.Module | None = None  # made with the first photos, once the network is set to training
+        self._for_steps: Callable[[Tensor], Tensor] | None = (
+            None  # made with the first photos, once the network is set to training
+        )
         groups = networks.trained_groups(network, recipe, phase.trained, phase.learning_rate)
         self.optimiser: optimisers.RMSprop | optimisers.AdamW
         if recipe.tuning is None:
@@ -51,7 +54,7 @@ class Learner:
         else:
             steps = (phase.last - phase.first + 1) * -(-len(labels) // recipe.batch)
             self.optimiser = optimisers.AdamW(groups, recipe.tuning, steps)
-            self.averaged = copy.deepcopy(network)
+            self.averaged = optimisers.RunningMean(network, recipe.tuning.averaging)
             # How frequent a class is, is added here so that the network need not learn it: it then names a rare class as
             # readily as a frequent one.
             shares = log_shares(labels, last_linear(network).out_features)
@@ -62,7 +65,7 @@ class Learner:
     @property
     def scored(self) -> nn.Module:
         """The network that counts."""
-        return self.network if self.averaged is None else self.averaged
+        return self.network if self.averaged is None else self.averaged.network
 
     def step(self, inputs: Tensor, labels: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
         """One step of gradient descent on one batch.
@@ -70,7 +73,7 @@ class Learner:
         returns  the batch's mean loss and its logits, both as they were before the step
         """
         if self._for_steps is None:
-            self._for_steps = stepping.for_steps(self.network, inputs, setting)
+            self._for_steps = self._made_for_steps(inputs, setting)
         with setting.autocast():
             logits = self._for_steps(inputs)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no loss is taken in half precision
@@ -79,9 +82,13 @@ class Learner:
         loss.backward()
         self.optimiser.step()
         if isinstance(self.optimiser, optimisers.AdamW) and self.averaged is not None:
-            stays = self.optimiser.tuning.averaging
-            optimisers.average_(self.averaged, self.network, stays, int(self.optimiser.count))
+            self.averaged.step(int(self.optimiser.count))
         return loss.detach(), logits.detach()
+
+    def _made_for_steps(self, inputs: Tensor, setting: Setting) -> Callable[[Tensor], Tensor]:
+        if setting.device == "cuda":
+            return Captured(self.network, self.recipe.batch, setting)
+        return stepping.for_steps(self.network, inputs, setting)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         tuning = self.recipe.tuning
@@ -95,7 +102,7 @@ class Learner:
         state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         state |= {f"optimiser.{number:05}": value for number, value in enumerate(self.optimiser.state)}
         if self.averaged is not None:
-            state |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
+            state |= {f"averaged.{name}": value for name, value in self.averaged.network.state_dict().items()}
         return state
 
     @torch.no_grad()
@@ -111,4 +118,4 @@ class Learner:
         for number, value in enumerate(self.optimiser.state):
             value.copy_(optimiser[f"{number:05}"])
         if self.averaged is not None:
-            self.averaged.load_state_dict(saved.entries("averaged."))
+            self.averaged.network.load_state_dict(saved.entries("averaged."))

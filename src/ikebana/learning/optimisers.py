@@ -1,11 +1,15 @@
 """How weights move: RMSprop as Keras 3 defines it, for the tutorial's recipes; AdamW on a schedule, for fine-tuning.
 
-Both keep their state as a plain list of tensors, which is what a checkpoint holds of them.
+Both keep their state as a plain list of tensors, which is what a checkpoint holds of them. All weights of a group are moved
+together, in torch's operators for lists of tensors: on a GPU that is one kernel instead of one for each of some hundred weights;
+a processor does the same one by one.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +21,9 @@ BETAS, ADAM_EPSILON = (
     (0.9, 0.99),
     1e-8,
 )  # the second is shorter than usual: a fine-tuning has hundreds of steps, not many thousands
+
+
+each_of: Any = torch  # its operators for lists are documented, but not typed, as public
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,15 @@ def rmsprop_(
     At a learning rate of 1e-5 the two differ in what they learn, since most velocities are small then.
     source  keras/src/optimizers/rmsprop.py, update_step
     """
-    for weight, velocity in trained:
-        if weight.grad is not None:
-            velocity.mul_(rho).addcmul_(weight.grad, weight.grad, value=1 - rho)
-            weight.addcdiv_(weight.grad, (velocity + epsilon).sqrt_(), value=-learning_rate)
+    moved = [(weight, weight.grad, velocity) for weight, velocity in trained if weight.grad is not None]
+    if not moved:
+        return
+    weights, gradients, velocities = zip(*moved, strict=True)
+    each_of._foreach_mul_(velocities, rho)
+    each_of._foreach_addcmul_(velocities, gradients, gradients, value=1 - rho)
+    roots = each_of._foreach_add(velocities, epsilon)
+    each_of._foreach_sqrt_(roots)
+    each_of._foreach_addcdiv_(weights, gradients, roots, value=-learning_rate)
 
 
 class AdamW:
@@ -80,22 +92,32 @@ class AdamW:
         made = int(self.count)
         factor = schedule(made, self.steps, self.tuning.warm_up)
         moments = iter(self.state[1:])
+        moved = []
         for group in self.groups:
             rate = group.learning_rate * factor
-            decay = self.tuning.weight_decay if group.decays else 0.0
+            stays = 1 - rate * (self.tuning.weight_decay if group.decays else 0.0)
             for weight in group.weights:
                 mean, square = next(moments), next(moments)
                 if weight.grad is not None:
-                    weight.mul_(1 - rate * decay)
-                    _adam_(weight, weight.grad, mean, square, rate, made)
+                    moved.append((weight, weight.grad, mean, square, rate, stays))
+        if moved:
+            _adam_(moved, made)
 
 
-def _adam_(weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: float, made: int) -> None:
+def _adam_(moved: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, float, float]], made: int) -> None:
+    """
+    moved  weights, their gradients and moments, their rates in this step, and what weight decay leaves of them
+    """
+    weights, gradients, means, squares, rates, stays = zip(*moved, strict=True)
     first, second = BETAS
-    mean.lerp_(gradient, 1 - first)
-    square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-    spread = (square / (1 - second**made)).sqrt_().add_(ADAM_EPSILON)
-    weight.addcdiv_(mean, spread, value=-rate / (1 - first**made))
+    each_of._foreach_mul_(weights, stays)
+    each_of._foreach_lerp_(means, gradients, 1 - first)
+    each_of._foreach_mul_(squares, second)
+    each_of._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
+    spreads = each_of._foreach_div(squares, 1 - second**made)
+    each_of._foreach_sqrt_(spreads)
+    each_of._foreach_add_(spreads, ADAM_EPSILON)
+    each_of._foreach_addcdiv_(weights, means, spreads, [-rate / (1 - first**made) for rate in rates])
 
 
 def schedule(step: int, steps: int, warm_up: float) -> float:
@@ -109,16 +131,29 @@ def schedule(step: int, steps: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (share - warm_up) / max(1 - warm_up, 1e-9)))
 
 
-@torch.no_grad()
-def average_(averaged: nn.Module, network: nn.Module, stays: float, made: int) -> None:
-    """Move a running mean of the weights towards the network's.
+class RunningMean:
+    """The running mean of a network's weights over the steps, as a network of its own."""
 
-    stays  share of the mean that stays at each step; less in the first ones, when there is little to average
-    made   steps made so far
-    """
-    stays = min(stays, made / (made + 9))
-    for mean, now in zip(averaged.state_dict().values(), network.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(now, 1 - stays)
-        else:
-            mean.copy_(now)
+    def __init__(self, network: nn.Module, stays: float):
+        """
+        network  both start from what it is now; it must stay where it is
+        stays    share of the mean that stays at each step; less in the first ones, when there is little to average
+        """
+        self.network, self.stays = copy.deepcopy(network), stays
+        moving = {name for name, weight in network.named_parameters() if weight.requires_grad}
+        moving |= {
+            name for name, _ in network.named_buffers()
+        }  # the other weights stay what they are, and so does their mean
+        now = network.state_dict()
+        pairs = [(mean, now[name]) for name, mean in self.network.state_dict().items() if name in moving]
+        self.means = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.copies = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def step(self, made: int) -> None:
+        """Move the mean towards the network as it is now, `made` steps after the beginning."""
+        stays = min(self.stays, made / (made + 9))
+        if self.means:
+            each_of._foreach_lerp_(*zip(*self.means, strict=True), 1 - stays)
+        if self.copies:
+            each_of._foreach_copy_(*zip(*self.copies, strict=True))

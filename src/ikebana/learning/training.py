@@ -26,6 +26,7 @@ from ikebana.recipe import Recipe
 # at most. On a slow disk or with a large network the pauses grow, so that writing never takes more than its share.
 EVERY = 60.0  # seconds between two checkpoints within an epoch, at least
 SHARE = 0.02  # of the time may go into writing them
+GLANCES = 0.2  # seconds between two looks at the scores, at least: for each of them the processor waits for a GPU
 TRIAL_STEPS = 2  # timed steps of a trial, after one that warms up
 
 
@@ -151,11 +152,16 @@ def _steps(one: Pass, name: str, learner: Learner, setting: Setting, log: Log, b
     raises  RecipeError if the loss is no number any more
     """
     networks.into_training(learner.network, learner.recipe, learner.phase.trained)
+    glanced = 0.0
     with held() as signals:
         for inputs, labels in one.batches():
             loss, logits = learner.step(inputs, labels, setting)
             one.add(loss, (logits.argmax(1) == labels).sum(), len(labels))
-            bar.advance(len(labels), epoch=name, loss=one.loss, accuracy=one.accuracy)
+            scores: dict[str, float | str] = {}
+            if time.monotonic() - glanced > GLANCES:
+                scores = {"epoch": name, "loss": one.loss, "accuracy": one.accuracy}
+                glanced = time.monotonic()
+            bar.advance(len(labels), **scores)
             if signals.came or log.due:
                 log.save(learner, one)
             signals.let_through()
