@@ -51,7 +51,7 @@ def test_it_takes_the_first_free_folder_and_refuses_one_that_is_taken(tmp_path, 
 def test_doctor_says_how_the_machine_is_used_and_why(monkeypatch, capsys):
     from ikebana.learning import features
 
-    monkeypatch.setattr(features, "seconds_per_photo", lambda *_: 0.01)
+    monkeypatch.setattr(features, "seconds_per_photo", lambda *_, **__: 0.01)
     facts = ikebana.doctor()
     assert {"processor", "GPU", "device", "threads", "allocator", "number format", "cache", "torch"} <= set(facts)
     said = capsys.readouterr().err

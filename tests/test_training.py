@@ -1,6 +1,6 @@
 """The training engine: it learns, it repeats itself, it refuses nonsense, and its checkpoint is whole or not there."""
 
-from dataclasses import replace
+import dataclasses
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_labels_that_mean_nothing_cannot_be_learned():
     photos, held_out = striped(96), striped(200, seed=1)
     shuffled = np.random.default_rng(0).permutation(photos.labels)
     network = networks.build(recipe, 2)
-    *_, last = training.train(network, recipe, replace(photos, labels=shuffled), held_out, SETTING)
+    *_, last = training.train(network, recipe, dataclasses.replace(photos, labels=shuffled), held_out, SETTING)
     assert last.val_accuracy is not None
     assert 0.3 < last.val_accuracy < 0.7
 
@@ -276,8 +276,26 @@ def test_the_format_is_measured_once_and_then_remembered(tmp_path, monkeypatch):
     assert first.number_format == "bfloat16"
     assert "100 photos/s" in first.reasons["number_format"]
     assert device.measured(SETTING, "float32", "a network", trial).number_format == "float32"
-    assert device.measured(SETTING, "auto", "another network", trial) == first
+    another = device.measured(SETTING, "auto", "another network", trial)
+    assert dataclasses.replace(another, measured_in=first.measured_in) == first
     assert len(asked) == 4
+
+
+def test_a_trial_beside_other_work_is_believed_until_it_goes_faster(tmp_path, monkeypatch):
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
+
+    def measured():
+        return device.measured(SETTING, "float32", "a network", lambda _: 0.5)
+
+    setting = measured()
+    device.was_faster(setting, 0.75)
+    assert device.speed(setting) == measured().seconds_per_photo == 0.5
+    device.was_faster(setting, 0.125)
+    assert device.speed(setting) == measured().seconds_per_photo == 0.125
+    device.was_faster(dataclasses.replace(setting, number_format="bfloat16"), 0.01)  # nobody has timed it
+    assert device.speed(setting) == 0.125
+    (tmp_path / "measured" / f"{setting.measured_in}.json").unlink()
+    assert device.speed(setting) == 0.5
 
 
 def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):

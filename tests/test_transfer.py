@@ -11,8 +11,8 @@ from conftest import stopped_after
 
 import ikebana
 from ikebana import recipe as recipes
-from ikebana.learning import device
-from ikebana.learning.forecast import forecast, next_step
+from ikebana.learning import device, features
+from ikebana.learning.forecast import forecast, next_step, prepared
 from ikebana.photos import intake
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
@@ -75,6 +75,19 @@ def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, 
     assert "--recipe good; " in other
     plain = next_step(found, recipes.changed(run.recipe, side=256), slow, 0.9, 0.8)
     assert "--recipe good, about " in plain
+
+
+def test_a_speed_measured_while_the_machine_was_busy_prices_nothing_once_a_run_has_been_faster(
+    run, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "seconds_per_photo", lambda *_, **__: 100.0)
+    monkeypatch.setattr(features, "MANY", 20)
+    ikebana.fit(photos, run=tmp_path / "run", **SMALL)
+    setting = prepared(run.recipe, len(run.classes))
+    assert setting.seconds_per_photo == device.speed(setting)
+    assert setting.seconds_per_photo is not None
+    assert 0 < setting.seconds_per_photo < 10
 
 
 def test_the_score_is_that_of_the_whole_network_from_the_files(run, photos, tmp_path):

@@ -38,7 +38,7 @@ STRONGER: dict[Trained, tuple[str, ...]] = {  # the recipes that train so much, 
 }
 IN_WORDS: dict[Trained, str] = {
     "head": "a new head on the frozen network is enough",
-    "tail": "let the network's tail learn too",
+    "tail": "let the network's last stages learn too",
     "all": "let more of the network learn, and for longer",
 }
 
@@ -133,7 +133,7 @@ def _reasons(evidence: Evidence, supply: Supply, trained: Trained) -> list[str]:
     likeness, several = _likeness(evidence), f"a class has {_photos(supply.a_class)}"
     if supply.a_class < FEW:
         return [
-            f"{several}, which is few (below {FEW}): a tail would learn them by heart, not what they show",
+            f"{several}, which is few (below {FEW}): the last stages would learn them by heart, not what they show",
             likeness,
         ]
     if trained == "head":
@@ -144,7 +144,7 @@ def _reasons(evidence: Evidence, supply: Supply, trained: Trained) -> list[str]:
     if trained == "all":
         return [likeness, f"{several}, enough (from {MANY} on) for layers further down to learn anew"]
     more = f"; the whole network should have {MANY}" if _unlike(evidence) else ""
-    return [likeness, f"{several}, enough (from {FEW} on) for a tail not to learn them by heart{more}"]
+    return [likeness, f"{several}, enough (from {FEW} on) for the last stages not to learn them by heart{more}"]
 
 
 def _photos(count: int) -> str:

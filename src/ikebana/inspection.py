@@ -204,10 +204,12 @@ def _advice(dataset: Dataset, keep: Kept, recipe: Recipe, to_fit: str) -> Advice
 
 def _costs(dataset: Dataset, recipe: Recipe, setting: "Setting") -> dict[str, float]:
     """About how many seconds the default recipe and the next better one take here."""
+    from ikebana.learning.device import speed
     from ikebana.learning.forecast import BETTER, forecast, seconds_of_better
 
     costs = {recipe.name: forecast(dataset, recipe, setting).seconds}
-    if recipe.name in BETTER and setting.seconds_per_photo is not None:
+    a_look = speed(setting)
+    if recipe.name in BETTER and a_look is not None:
         better = BETTER[recipe.name]
-        costs[better.recipe] = seconds_of_better(dataset, recipe, better, setting.seconds_per_photo)
+        costs[better.recipe] = seconds_of_better(dataset, recipe, better, a_look)
     return costs

@@ -44,6 +44,7 @@ class Setting:
     allocator: str
     reasons: dict[str, str] = field(default_factory=dict)
     seconds_per_photo: float | None = None  # of a training step, as measured; None if nothing was measured
+    measured_in: str = ""  # the name of the file in the cache that keeps this
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,7 +143,7 @@ def measured(setting: Setting, precision: Precision, network: str, trial: Callab
     """
     formats = _formats(setting) if precision == "auto" else {precision: "asked for"}
     key = _key(setting, network)
-    file = cache_folder() / "measured" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    file = _file(hashlib.sha256(key.encode()).hexdigest()[:16])
     known = _known(file, key)
     missing = [name for name in formats if name not in known]
     if missing:
@@ -150,17 +151,44 @@ def measured(setting: Setting, precision: Precision, network: str, trial: Callab
             for name in missing:
                 known[name] = trial(_with_format(setting, name))
                 bar.advance(1)
-        if file.is_dir():
-            set_aside(file)
-        values = {"key": key, "seconds_per_photo": known}
-        with written(file) as beside:
-            beside.write_text(json.dumps({**values, "crc32": _checksum(values)}, indent=1), "utf-8")
+        _keep(file, key, known)
     best = min(formats, key=lambda name: known[name])
     reason = formats[best]
     if len(formats) > 1:
         reason = "; ".join(f"{name} {1 / known[name]:,.0f} photos/s" for name in formats)
     reasons = {**setting.reasons, "number_format": reason}
-    return Setting(setting.device, best, setting.threads, setting.allocator, reasons, known[best])
+    return Setting(setting.device, best, setting.threads, setting.allocator, reasons, known[best], file.stem)
+
+
+def was_faster(setting: Setting, seconds: float) -> None:
+    """Whoever was at it for long may have found it faster than the short trial did, while the machine was busy perhaps: then
+    that is kept instead.
+
+    setting  as `measured` gave it, or in another number format
+    seconds  a photo
+    """
+    file = _file(setting.measured_in)
+    key, known = _read(file) if setting.measured_in else ("", {})
+    if seconds < known.get(setting.number_format, 0.0):
+        _keep(file, key, {**known, setting.number_format: seconds})
+
+
+def speed(setting: Setting) -> float | None:
+    """Seconds a photo, as far as is known by now; None if nothing was measured."""
+    known = _read(_file(setting.measured_in))[1] if setting.measured_in else {}
+    return known.get(setting.number_format, setting.seconds_per_photo)
+
+
+def _file(name: str) -> Path:
+    return cache_folder() / "measured" / f"{name}.json"
+
+
+def _keep(file: Path, key: str, known: dict[str, float]) -> None:
+    if file.is_dir():
+        set_aside(file)
+    values = {"key": key, "seconds_per_photo": known}
+    with written(file) as beside:
+        beside.write_text(json.dumps({**values, "crc32": _checksum(values)}, indent=1), "utf-8")
 
 
 def _formats(setting: Setting) -> dict[str, str]:
@@ -194,13 +222,19 @@ def _key(setting: Setting, network: str) -> str:
 
 
 def _known(file: Path, key: str) -> dict[str, float]:
+    of, known = _read(file)
+    return known if of == key else {}
+
+
+def _read(file: Path) -> tuple[str, dict[str, float]]:
+    """What was measured, and how fast it was in each number format; nothing if the file is absent or damaged."""
     try:
         kept = json.loads(file.read_text("utf-8"))
-        if kept.pop("crc32") != _checksum(kept) or kept["key"] != key:
-            return {}
-        return {str(name): float(value) for name, value in kept["seconds_per_photo"].items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # absent or damaged: it is measured again
-        return {}
+        if kept.pop("crc32") != _checksum(kept):
+            return "", {}
+        return kept["key"], {str(name): float(value) for name, value in kept["seconds_per_photo"].items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return "", {}
 
 
 def _checksum(values: dict[str, Any]) -> int:

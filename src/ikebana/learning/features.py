@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ikebana import progress
-from ikebana.learning import lean
+from ikebana.learning import device, lean
 from ikebana.learning.device import Setting
 from ikebana.learning.inference import Features, Photos, unlabelled
 from ikebana.learning.views import Views
@@ -29,6 +29,7 @@ from ikebana.photos.kept import reserve
 from ikebana.places import cache_folder, cannot_write, filled, set_aside
 from ikebana.recipe import Recipe
 
+MANY = 256  # photos that tell how fast a network sees them
 RULES = 3  # raised when features of the same photos come out otherwise, if only in the last bit
 
 
@@ -69,8 +70,10 @@ def of(seer: nn.Module, origin: Origin, photos: Photos | Views, setting: Setting
     array, checks = _opened(origin, setting, whole, dtype)
     missing = np.array([row for row in np.unique(photos.rows) if checks[row] != _check(array[row])], np.int64)
     if len(missing):
-        title = "features" if not origin.cut else "below the cut"
+        title, begun = "features" if not origin.cut else "below the cut", time.perf_counter()
         _fill(lean.fused(seer.to(setting.device), photos), photos.at(missing), array, checks, setting, title)
+        if not origin.cut and len(missing) >= MANY:
+            device.was_faster(setting, (time.perf_counter() - begun) / len(missing))
     return Features(array, photos.rows, photos.labels, photos.for_choices, photos.groups)
 
 
