@@ -1,0 +1,166 @@
+"""Epochs as `fit` makes them, on drawn photos, on the device that there is: seconds, memory, and whether they can be repeated.
+
+    python bench/epochs.py [--recipes good,augmented,...] [--train 2590] [--validation 863] [--epochs 3] [--again]
+
+Only training is timed: nothing is read, no figure is drawn. Recipes that learn from kept features are timed while their network
+looks at all photos. On a GPU the most memory that was taken stands beside what `fit` expects a step to take. With --again
+each training is made twice, the second time it is stopped within its last epoch and gone on with: the bits must be the same.
+"""
+
+import argparse
+import contextlib
+import os
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import header
+from torch import Tensor, nn
+
+from ikebana import progress
+from ikebana import recipe as recipes
+from ikebana.learning import features, forecast, inference, networks, training
+from ikebana.learning.device import Setting
+from ikebana.learning.inference import Photos
+from ikebana.learning.learner import Learner
+from ikebana.recipe import Recipe
+
+CLASSES = 5
+ROOM = 10**12  # bytes: the drawn pixels lie on a GPU in any case
+
+
+def drawn(side: int, train: int, validation: int, setting: Setting) -> tuple[Photos, Photos]:
+    """Noise with labels, for training and validation."""
+    count = train + validation
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+    rows = np.arange(count)
+    held = None if setting.device == "cpu" else inference.on_device(pixels, setting.device, ROOM)
+    whole = Photos(pixels, rows, rows % CLASSES, rows % 2 == 0, rows, held)
+    return whole.some(rows[:train]), whole.some(rows[train:])
+
+
+def ended(setting: Setting) -> None:
+    """Wait for the device."""
+    if setting.device != "cpu":
+        torch.get_device_module(setting.device).synchronize()
+
+
+@contextlib.contextmanager
+def stopped_after(steps: int) -> Iterator[None]:
+    """Within this block Ctrl-C comes in the step after so many."""
+    real, left = Learner.step, [steps]
+
+    def step(self: Learner, inputs: Tensor, labels: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(self, inputs, labels, setting)
+
+    Learner.step = step
+    try:
+        yield
+    finally:
+        Learner.step = real
+
+
+def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
+    """Some epochs of one network, and what they took."""
+    setting, recipe = forecast.prepared(recipe, CLASSES), recipe.members[0]
+    train, validation = drawn(recipe.side, chosen.train, chosen.validation, setting)
+    on_gpu = setting.device == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if on_gpu else 0
+    network, seconds = networks.members(networks.build(recipe, CLASSES))[0], []
+    stream = training.train(network, recipe, train, validation, setting)
+    for _ in range(chosen.epochs):
+        begun = time.perf_counter()
+        next(stream)
+        ended(setting)
+        seconds.append(time.perf_counter() - begun)
+    del stream
+    print(
+        f"{recipe.name}: {setting.number_format} ({setting.reasons['number_format']}); "
+        f"epochs of {', '.join(f'{each:.2f}' for each in seconds)} s, validation included",
+        flush=True,
+    )
+    if on_gpu:
+        expected = forecast._of_a_step(recipe.batch, recipe, [network], setting)
+        taken = torch.cuda.max_memory_allocated() - before
+        print(f"  at most {taken / 1e9:.2f} GB beside the pixels, expected {expected / 1e9:.2f}", flush=True)
+
+
+def repeated(recipe: Recipe, chosen: argparse.Namespace) -> None:
+    """Two epochs without a stop, and the same stopped within the second."""
+    setting = forecast.prepared(recipe, CLASSES)
+    short = recipes.changed(recipe.members[0], epochs=2)
+    train, validation = drawn(short.side, chosen.train, chosen.validation, setting)
+    steps = sum(-(-chosen.train // short.batch) for _ in range(2)) - 2
+
+    def learned(kept: Path | None) -> list[Tensor]:
+        network: nn.Module = networks.members(networks.build(short, CLASSES))[0]
+        for _ in training.train(network, short, train, validation, setting, kept):
+            pass
+        return [value.cpu() for value in network.state_dict().values()]
+
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "checkpoint.safetensors"
+        with stopped_after(steps), contextlib.suppress(KeyboardInterrupt):
+            learned(kept)
+        same = all(torch.equal(one, other) for one, other in zip(learned(None), learned(kept), strict=True))
+    print(f"  stopped and gone on with: {'the same bits' if same else 'OTHER BITS'}", flush=True)
+
+
+def looked(recipe: Recipe, chosen: argparse.Namespace) -> None:
+    """A frozen network looks at all photos once."""
+    found = forecast.prepared(recipe, CLASSES)
+    for number_format in ("float32", "bfloat16"):
+        setting = replace(found, number_format=number_format, measured_in="")
+        photos, _ = drawn(recipe.side, chosen.train + chosen.validation, 0, setting)
+        seer = networks.build(recipe, CLASSES).get_submodule("seer")
+        begun = time.perf_counter()
+        features.of(seer, features.Origin("drawn", recipe.network, f"{number_format} {begun}"), photos, setting)
+        seconds = time.perf_counter() - begun
+        print(
+            f"{recipe.name}: features in {number_format}, {len(photos) / seconds:.0f} photos/s, {seconds:.2f} s",
+            flush=True,
+        )
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--recipes", default="quick,good,augmented,baseline,finetuned,best")
+    flags.add_argument("--train", type=int, default=2590)
+    flags.add_argument("--validation", type=int, default=863)
+    flags.add_argument("--epochs", type=int, default=3)
+    flags.add_argument("--again", action="store_true")
+    chosen = flags.parse_args()
+    progress.listen(progress.Silence())
+    warned: Counter[str] = Counter()
+    warnings.simplefilter("always")
+    warnings.showwarning = lambda message, *_, **__: warned.update([str(message)])
+    print(header("torch", "timm"), torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", flush=True)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["IKEBANA_CACHE"] = cache
+        for name in chosen.recipes.split(","):
+            # Random weights: InceptionV3's are not a package's.
+            recipe = networks.settled(recipes.named(name, **({"until": "mixed8"} if name == "finetuned" else {})))
+            if recipe.transfer is not None and recipe.transfer.kept:
+                looked(recipe, chosen)
+                continue
+            timed(recipe, chosen)
+            if chosen.again:
+                repeated(recipe, chosen)
+    for message, times in warned.items():
+        print(f"warned {times} times: {message}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
