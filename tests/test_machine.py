@@ -165,6 +165,15 @@ def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
     assert forecast.left_on_gpu(recipe, 5, there) == 0
 
 
+def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are_made(monkeypatch):
+    made = []
+    monkeypatch.setattr(networks.nn, "Linear", lambda *sizes: made.append(sizes))
+    monkeypatch.setattr(machine, "free_memory", lambda: machine.held() + 4 * 10**9)
+    with pytest.raises(MachineError, match="smaller --side"):
+        networks.build(recipes.named("baseline", side=2048), 5)  # 128 x 126 x 126 x 512 weights
+    assert not made
+
+
 def test_a_batch_is_no_larger_than_there_are_photos():
     recipe = recipes.named("baseline", side=46, batch=10**7)
     with pytest.raises(MachineError):

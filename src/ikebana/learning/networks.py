@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ikebana import machine
 from ikebana.choices import Trained
 from ikebana.errors import RecipeError
 from ikebana.learning import backbones
@@ -15,6 +16,8 @@ from ikebana.learning.layers import Ensemble, FlattenLikeKeras, Scale, keras_ini
 from ikebana.learning.optimisers import Group
 from ikebana.learning.pooling import MaxPoolReLU
 from ikebana.recipe import KERAS_INCEPTION, Recipe
+
+DENSE = 512  # features of the tutorial's first dense layer
 
 
 def build(recipe: Recipe, classes: int) -> nn.Module:
@@ -24,7 +27,7 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
 
     A pretrained backbone's own weights are not in it yet: `backbones.fill` puts them there.
 
-    raises  RecipeError if there is no such network, or the photos are too small for it
+    raises  RecipeError or MachineError if there is no such network, or the photos are too small or too large for it
     """
     members = [_built(each, classes) for each in recipe.members]
     return members[0] if len(members) == 1 else Ensemble(members)
@@ -74,7 +77,10 @@ def trained_in(recipe: Recipe) -> Trained:
 
 
 def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
-    """The tutorial's network: four convolutions, each with ReLU and max-pool 2, then two dense layers."""
+    """The tutorial's network: four convolutions, each with ReLU and max-pool 2, then two dense layers.
+
+    raises  RecipeError or MachineError if photos are too small for it, or so large that memory does not hold its weights
+    """
     layers: OrderedDict[str, nn.Module] = OrderedDict(scale=Scale())
     channels, left = 3, side
     for number, wider in enumerate((32, 64, 128, 128), 1):
@@ -83,12 +89,14 @@ def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
         channels, left = wider, (left - 2) // 2
     if left < 1:
         raise RecipeError(f"photos of {side} pixels vanish in the tutorial's network", advice="a side of at least 46")
+    wide = channels * left * left
+    machine.need_memory(machine.held() + 4.0 * wide * DENSE, f"a smaller --side (it is {side})")
     layers["flatten"] = FlattenLikeKeras()
     if dropout:
         layers["dropout"] = nn.Dropout(dropout)
-    layers["dense_1"] = nn.Linear(channels * left * left, 512)
+    layers["dense_1"] = nn.Linear(wide, DENSE)
     layers["relu"] = nn.ReLU()
-    layers["dense_2"] = nn.Linear(512, classes)
+    layers["dense_2"] = nn.Linear(DENSE, classes)
     network = nn.Sequential(layers)
     network.apply(keras_initialisation)
     return network

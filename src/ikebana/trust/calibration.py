@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ikebana.errors import PhotosError
+from ikebana.trust.ties import descending
 
 SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 has no logarithm
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are considered
@@ -101,11 +102,9 @@ def threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     labels         class indices [photos]
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    order = np.argsort(-confidence, kind="stable")
+    order, ends = descending(confidence)
     answers = np.arange(1, len(order) + 1)
-    # Answers of equal confidence are given together or not at all.
-    last_of_its_value = np.append(np.diff(confidence[order]) != 0, True)
-    good = np.flatnonzero((np.cumsum(right[order]) / answers >= RIGHT) & (answers >= ENOUGH) & last_of_its_value)
+    good = np.flatnonzero((np.cumsum(right[order]) / answers >= RIGHT) & (answers >= ENOUGH) & ends)
     last = good[-1] if len(good) else len(order) // 2
     if last == len(order) - 1:  # all of them may be answered
         return EVEN

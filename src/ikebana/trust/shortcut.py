@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ikebana.trust.ties import descending
+
 MOST = 20_000  # photos that are looked at
 FEW = 12  # photos that a class needs to be judged
 FOLDS = 3
@@ -91,10 +93,9 @@ def _told(place: int, own: np.ndarray, said: np.ndarray, by_fact: Mapping[str, n
 
 def _picked(said: np.ndarray, own: np.ndarray) -> int:
     """How many photos of a class can be picked out with one of twenty wrong."""
-    order = np.argsort(-said, kind="stable")
+    order, ends = descending(said)
     right = np.cumsum(own[order])
-    last_of_its_value = np.append(np.diff(said[order]) != 0, True)
-    pure = (right >= PURE * np.arange(1, len(own) + 1)) & last_of_its_value
+    pure = (right >= PURE * np.arange(1, len(own) + 1)) & ends
     return int(right[pure].max()) if pure.any() else 0
 
 
