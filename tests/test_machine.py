@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import grow, two_classes
 
+import ikebana
 from ikebana import machine
 from ikebana import recipe as recipes
 from ikebana.errors import MachineError
-from ikebana.learning import device, forecast, networks
+from ikebana.learning import device, forecast, networks, training
+from ikebana.learning.learner import Learner
 
 # Python tells an audit hook of every file that is opened: those of photos are named.
 WATCHED = """
@@ -172,6 +175,45 @@ def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are
     with pytest.raises(MachineError, match="smaller --side"):
         networks.build(recipes.named("baseline", side=2048), 5)  # 128 x 126 x 126 x 512 weights
     assert not made
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        lambda: torch.empty(10**15),  # a processor's real words
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")),
+        lambda: (_ for _ in ()).throw(RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)")),
+    ],
+)
+def test_memory_that_runs_out_is_said_in_words(fails):
+    with (
+        pytest.raises(MachineError, match=r"smaller --side.* or --batch"),
+        forecast.within_memory(recipes.named("good")),
+    ):
+        next(iter(fails()), None)
+
+
+def test_other_failures_of_a_step_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shape"), forecast.within_memory(recipes.named("good")):
+        torch.zeros(2).view(3)
+
+
+def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, monkeypatch, capsys):
+    real, left = Learner.step, [1 + training.TRIAL_STEPS]
+
+    def step(*given):
+        if not left[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        left[0] -= 1
+        return real(*given)
+
+    choices = {"side": 46, "epochs": 1, "batch": 16, "precision": "float32"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        with pytest.raises(MachineError, match="memory does not hold a step"):
+            ikebana.fit(drawn(8), "baseline", run=tmp_path / "run", **choices)
+    assert "--resume" in capsys.readouterr().err
+    assert ikebana.resume(tmp_path / "run").finished
 
 
 def test_a_batch_is_no_larger_than_there_are_photos():

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from ikebana import machine, progress
@@ -21,6 +20,7 @@ from ikebana.photos.dataset import Dataset
 from ikebana.places import cache_folder
 from ikebana.recipe import Recipe
 
+NO_MEMORY = ("out of memory", "can't allocate memory")  # CUDA's and MPS's words, and those of a processor
 AT_LEAST = 0.75  # of the memory that is expected must be there: less than this is never enough
 A_PHOTO = (
     900  # bytes of memory: its path, label, hash and part, where it is, and copies of these while tables are joined
@@ -84,14 +84,16 @@ def _smaller(recipe: Recipe) -> str:
 
 @contextmanager
 def within_memory(recipe: Recipe) -> Iterator[None]:
-    """What a GPU's memory turns out not to hold, whatever was expected, is said in words.
+    """What memory turns out not to hold, a GPU's or the machine's, is said in words, whatever was expected.
 
     raises  MachineError
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise MachineError("the GPU's memory does not hold this", advice=_smaller(recipe)) from error
+    except RuntimeError as error:  # torch has a class of its own for CUDA's alone
+        if not any(words in str(error) for words in NO_MEMORY):
+            raise
+        raise MachineError("memory does not hold a step", advice=_smaller(recipe)) from error
 
 
 def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting:
