@@ -276,7 +276,7 @@ def remembered(file: Path) -> Setting | None:
     returns  None if there is no such file yet, or its device is gone
     """
     try:
-        values = json.loads(file.read_text("utf-8"))
+        values = {"measured_in": "", **json.loads(file.read_text("utf-8"))}
         began = {each.name: values[each.name] for each in fields(Setting)}
     except (OSError, ValueError, KeyError, TypeError):  # the run was stopped before it was written
         return None

@@ -44,9 +44,8 @@ class Learner:
     def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, labels: np.ndarray):
         """labels: class indices of the photos that an epoch shows"""
         self.network, self.recipe, self.phase = network, recipe, phase
-        self._for_steps: Callable[[Tensor], Tensor] | None = (
-            None  # made with the first photos, once the network is set to training
-        )
+        # Made with the first photos, once the network is set to training.
+        self._for_steps: Callable[[Tensor], Tensor] | None = None
         groups = networks.trained_groups(network, recipe, phase.trained, phase.learning_rate)
         self.optimiser: optimisers.RMSprop | optimisers.AdamW
         if recipe.tuning is None:

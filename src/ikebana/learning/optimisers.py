@@ -140,10 +140,9 @@ class RunningMean:
         stays    share of the mean that stays at each step; less in the first ones, when there is little to average
         """
         self.network, self.stays = copy.deepcopy(network), stays
+        # The other weights stay what they are, and so does their mean.
         moving = {name for name, weight in network.named_parameters() if weight.requires_grad}
-        moving |= {
-            name for name, _ in network.named_buffers()
-        }  # the other weights stay what they are, and so does their mean
+        moving |= {name for name, _ in network.named_buffers()}
         now = network.state_dict()
         pairs = [(mean, now[name]) for name, mean in self.network.state_dict().items() if name in moving]
         self.means = [pair for pair in pairs if pair[0].is_floating_point()]
