@@ -67,6 +67,23 @@ def test_a_dropped_folder_may_hold_more_than_a_browser_gives_at_a_time(visit, se
     assert list(answers(page, 130)) == [f"{number:03}.txt" for number in range(130)]
 
 
+def test_of_more_photos_than_anybody_looks_at_the_others_are_counted_and_may_come_later(visit, served, tmp_path):
+    for number in range(503):
+        (tmp_path / "many" / f"{number:03}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / "many" / f"{number:03}.txt").write_bytes(b"")
+    page = visit(served.url)
+    assert page.locator("#left-out").is_hidden()
+    dropped(page, tmp_path / "many")
+    assert list(answers(page, 500)) == [f"{number:03}.txt" for number in range(500)]
+    assert page.locator("#left-out").inner_text().startswith("Left out: 3 of 503.")
+    given(page, ("red.png", RED))
+    assert page.locator("#left-out").inner_text().startswith("Left out: 1 of 1.")
+    page.click("#clear")
+    assert page.locator("#left-out").is_hidden()
+    (card,) = given(page, ("red.png", RED))
+    assert "red" in card.locator(".answer").inner_text()
+
+
 def test_a_dropped_folder_without_a_photo_is_said_to_be_one(visit, served, tmp_path):
     (tmp_path / "holiday").mkdir()
     page = visit(served.url)

@@ -16,6 +16,7 @@ export class Problem extends Error {
   }
 }
 
+const MOST = 500; // cards: with thousands of them a browser grows slow, and nobody looks at so many
 const at = (name) => document.getElementById(name);
 const cards = new Set();
 const todo = [];
@@ -41,14 +42,23 @@ export async function start(engine) {
 
 function take(files, engine) {
   const first = at("answers").firstChild;
-  for (const file of files) {
+  const taken = files.slice(0, MOST - cards.size);
+  for (const file of taken) {
     const card = new Card(file, () => remove(card));
     cards.add(card);
     at("answers").insertBefore(card.element, first);
     todo.push(card);
   }
   at("results").hidden = !cards.size;
+  leave(files.length - taken.length, files.length);
   next(engine);
+}
+
+function leave(out, all) {
+  at("left-out").hidden = !out;
+  if (!out) return;
+  at("left-out").textContent = `Left out: ${out} of ${all}. There is room for ${MOST} photos; “Clear all” makes room for others.`;
+  say(at("left-out").textContent);
 }
 
 function next(engine) {
@@ -88,6 +98,7 @@ function remove(card) {
   const place = todo.indexOf(card);
   if (place >= 0) todo.splice(place, 1);
   at("results").hidden = !cards.size;
+  leave(0);
   (cards.size ? at("results-title") : at("choose")).focus();
 }
 
