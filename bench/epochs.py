@@ -28,7 +28,7 @@ from ikebana import recipe as recipes
 from ikebana.learning import features, forecast, inference, networks, training
 from ikebana.learning.device import Setting
 from ikebana.learning.inference import Photos
-from ikebana.learning.learner import Learner
+from ikebana.learning.learner import Learner, phases
 from ikebana.recipe import Recipe
 
 CLASSES = 5
@@ -102,7 +102,7 @@ def repeated(recipe: Recipe, chosen: argparse.Namespace) -> None:
     setting = forecast.prepared(recipe, CLASSES)
     short = recipes.changed(recipe.members[0], epochs=2)
     train, validation = drawn(short.side, chosen.train, chosen.validation, setting)
-    steps = sum(-(-chosen.train // short.batch) for _ in range(2)) - 2
+    steps = phases(short)[-1].last * -(-chosen.train // short.batch) - 2
 
     def learned(kept: Path | None) -> list[Tensor]:
         network: nn.Module = networks.members(networks.build(short, CLASSES))[0]
@@ -110,10 +110,14 @@ def repeated(recipe: Recipe, chosen: argparse.Namespace) -> None:
             pass
         return [value.cpu() for value in network.state_dict().values()]
 
+    usual = training.EVERY, training.SHARE
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "checkpoint.safetensors"
+        # Kept after each step: what raises here is no signal, for which a training would be kept before it ends.
+        training.EVERY, training.SHARE = 0.0, 1e9
         with stopped_after(steps), contextlib.suppress(KeyboardInterrupt):
             learned(kept)
+        training.EVERY, training.SHARE = usual
         same = all(torch.equal(one, other) for one, other in zip(learned(None), learned(kept), strict=True))
     print(f"  stopped and gone on with: {'the same bits' if same else 'OTHER BITS'}", flush=True)
 
@@ -152,6 +156,8 @@ def main() -> None:
         for name in chosen.recipes.split(","):
             # Random weights: InceptionV3's are not a package's.
             recipe = networks.settled(recipes.named(name, **({"until": "mixed8"} if name == "finetuned" else {})))
+            if recipe.transfer is not None:  # what is timed is the last phase, not that of the head alone
+                recipe = recipes.changed(recipe, transfer=replace(recipe.transfer, head_epochs=0))
             if recipe.transfer is not None and recipe.transfer.kept:
                 looked(recipe, chosen)
                 continue

@@ -183,6 +183,8 @@ def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are
         lambda: torch.empty(10**15),  # a processor's real words
         lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")),
         lambda: (_ for _ in ()).throw(RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)")),
+        lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")),
+        lambda: (_ for _ in ()).throw(MemoryError()),
     ],
 )
 def test_memory_that_runs_out_is_said_in_words(fails):
@@ -210,7 +212,7 @@ def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, mo
     choices = {"side": 46, "epochs": 1, "batch": 16, "precision": "float32"}
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", step)
-        with pytest.raises(MachineError, match="memory does not hold a step"):
+        with pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
             ikebana.fit(drawn(8), "baseline", run=tmp_path / "run", **choices)
     assert "--resume" in capsys.readouterr().err
     assert ikebana.resume(tmp_path / "run").finished

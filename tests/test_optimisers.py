@@ -96,14 +96,3 @@ def test_a_running_mean_comes_to_what_stays_the_same_and_follows_what_moves():
     network.weight.data.fill_(6.0)
     mean.step(made=400)
     torch.testing.assert_close(followed.detach(), torch.full((3,), 5.1))
-
-
-def test_the_mean_of_weights_that_do_not_learn_is_what_they_are():
-    network = nn.Linear(2, 2)
-    network.bias.requires_grad = False
-    before = network.bias.clone()
-    mean = optimisers.RunningMean(network, stays=0.9)
-    network.weight.data.add_(1)
-    mean.step(made=3)
-    assert torch.equal(mean.network.get_parameter("bias"), before)
-    assert not torch.equal(mean.network.get_parameter("weight"), network.weight)

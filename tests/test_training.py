@@ -294,8 +294,25 @@ def test_a_trial_beside_other_work_is_believed_until_it_goes_faster(tmp_path, mo
     assert device.speed(setting) == measured().seconds_per_photo == 0.125
     device.was_faster(dataclasses.replace(setting, number_format="bfloat16"), 0.01)  # nobody has timed it
     assert device.speed(setting) == 0.125
+    elsewhere = dataclasses.replace(setting, threads=77)  # another machine that has the same cache
+    device.was_faster(elsewhere, 0.001)
+    assert device.speed(setting) == 0.125
     (tmp_path / "measured" / f"{setting.measured_in}.json").unlink()
     assert device.speed(setting) == 0.5
+
+
+def test_the_number_format_stays_the_one_of_the_trial_however_fast_another_turns_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
+    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.FORMATS, "measured"))
+
+    def measured():
+        return device.measured(
+            SETTING, "auto", "a network", lambda one: {"float32": 1.0, "bfloat16": 0.9}[one.number_format]
+        )
+
+    device.was_faster(dataclasses.replace(measured(), number_format="float32"), 0.5)
+    assert measured().number_format == "bfloat16"
+    assert measured().seconds_per_photo == 0.9
 
 
 def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):

@@ -85,7 +85,6 @@ def test_a_speed_measured_while_the_machine_was_busy_prices_nothing_once_a_run_h
     monkeypatch.setattr(features, "MANY", 20)
     ikebana.fit(photos, run=tmp_path / "run", **SMALL)
     setting = prepared(run.recipe, len(run.classes))
-    assert setting.seconds_per_photo == device.speed(setting)
     assert setting.seconds_per_photo is not None
     assert 0 < setting.seconds_per_photo < 10
 

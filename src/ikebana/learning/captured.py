@@ -4,6 +4,7 @@ A fine-tuning step of a small network is some thousand kernels of a few microsec
 for a seventh of the step's time.
 """
 
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ikebana import progress
 from ikebana.learning.device import Setting
 
 # What torch warns of while its own function for this records: nothing that a user could do anything about.
-HARMLESS = (
-    "Attempting to run cuBLAS, but there was no current CUDA context",
-    "The AccumulateGrad node's stream does not match",
-)
+HARMLESS = "Attempting to run cuBLAS, but there was no current CUDA context"
 
 
 class Captured:
@@ -44,22 +43,36 @@ class Captured:
 
     def _record(self, inputs: Tensor) -> None:
         """To record a step is to make some: what they change beside gradients is put back."""
+        gc.collect()  # an earlier recording is in a circle with its network, and holds the memory of a step until then
         before = [each.clone() for each in self.network.buffers()]
-        # Weights in half precision are not kept from one forward pass to the next: a recording would keep those of today.
-        form = torch.autocast("cuda", self.setting.dtype, self.setting.number_format != "float32", cache_enabled=False)
         try:
-            with warnings.catch_warnings(), torch.random.fork_rng(devices=[inputs.device]), form:
-                for heard in HARMLESS:
-                    warnings.filterwarnings("ignore", heard)
-                whole: Any = torch.cuda.make_graphed_callables(
-                    _Whole(self.network), (inputs.clone(),), allow_unused_input=True
-                )
-                self.whole = whole
-        except RuntimeError:  # a layer asks the device something on its way, or the memory does not hold both
+            self.whole = self._recorded(inputs)
+        except (
+            RuntimeError
+        ) as error:  # a layer asks the device something on its way, or the memory does not hold a recording
+            progress.say(f"steps are launched one by one: {str(error).strip().splitlines()[0]}")
             self.whole = self.network
         with torch.no_grad():
             for now, then in zip(self.network.buffers(), before, strict=True):
                 now.copy_(then)
+
+    def _recorded(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        """
+        raises  RuntimeError if it cannot be
+        """
+        where, form = inputs.device, self.setting.number_format
+        here = torch.cuda.current_stream(where) if inputs.is_cuda else None  # to be back on it if recording fails
+        with (
+            torch.cuda.stream(here),
+            torch.random.fork_rng(devices=[where] if inputs.is_cuda else []),
+            # Weights in half precision are not kept from one forward pass to the next: a recording would keep those of today.
+            torch.autocast(where.type, self.setting.dtype, form != "float32", cache_enabled=False),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", HARMLESS)
+            arguments = (inputs.clone(),)
+            whole: Any = torch.cuda.make_graphed_callables(_Whole(self.network), arguments, allow_unused_input=True)
+            return whole
 
 
 class _Whole(nn.Module):

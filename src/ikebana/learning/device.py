@@ -6,8 +6,10 @@ that. And the number format: bfloat16 is three times as fast on one processor an
 for each processor, network and version, and kept in the cache.
 """
 
+import contextlib
 import ctypes
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 
 from ikebana import progress
+from ikebana.errors import MachineError
 from ikebana.learning.repeating import PROMISE
 from ikebana.photos import kept
 from ikebana.places import cache_folder, set_aside, written
@@ -44,7 +47,9 @@ class Setting:
     allocator: str
     reasons: dict[str, str] = field(default_factory=dict)
     seconds_per_photo: float | None = None  # of a training step, as measured; None if nothing was measured
-    measured_in: str = ""  # the name of the file in the cache that keeps this
+    measured_in: str = (
+        ""  # the name of the file in the cache that a faster look may correct; none if nobody looks again
+    )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,13 +82,16 @@ def prepare(threads: int | None = None) -> Setting:
 
 def _repeatable_on_cuda() -> None:
     """float32 is to mean float32, since the score must be that of the file that ships; and the same run gives the same bits,
-    as far as torch knows how: it warns where it does not. Nobody here reads memory that nothing was written to, so it need not
-    be filled first, as torch would do with each of some hundred outputs of a step."""
+    as far as torch knows how: it warns where it does not. No result here depends on memory that nothing was written to, so it
+    need not be filled first, as torch would do with each of some hundred outputs of a step."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(
+        False
+    )  # steps are recorded on a stream of their own
 
 
 def _device() -> tuple[str, str]:
@@ -96,6 +104,8 @@ def _device() -> tuple[str, str]:
 
 def free_on_gpu() -> int:
     """Bytes that are left on the GPU in use, where it has memory of its own (CUDA)."""
+    gc.collect()  # recorded steps of a trial are in a circle with its network
+    torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
 
 
@@ -144,49 +154,61 @@ def measured(setting: Setting, precision: Precision, network: str, trial: Callab
     formats = _formats(setting) if precision == "auto" else {precision: "asked for"}
     key = _key(setting, network)
     file = _file(hashlib.sha256(key.encode()).hexdigest()[:16])
-    known = _known(file, key)
+    of, known, since = _read(file)
+    if of != key:
+        known, since = {}, {}
     missing = [name for name in formats if name not in known]
     if missing:
         with progress.stage("measure the speed", len(missing), "number formats") as bar:
             for name in missing:
                 known[name] = trial(_with_format(setting, name))
                 bar.advance(1)
-        _keep(file, key, known)
+        _keep(file, key, known, since)
     best = min(formats, key=lambda name: known[name])
     reason = formats[best]
     if len(formats) > 1:
         reason = "; ".join(f"{name} {1 / known[name]:,.0f} photos/s" for name in formats)
     reasons = {**setting.reasons, "number_format": reason}
-    return Setting(setting.device, best, setting.threads, setting.allocator, reasons, known[best], file.stem)
+    return Setting(
+        setting.device, best, setting.threads, setting.allocator, reasons, since.get(best, known[best]), file.stem
+    )
 
 
 def was_faster(setting: Setting, seconds: float) -> None:
-    """Whoever was at it for long may have found it faster than the short trial did, while the machine was busy perhaps: then
-    that is kept instead.
+    """Whoever was at it for long may have found it faster than the short trial did, while the machine was busy perhaps: that is
+    what is said from then on. The number format stays the one that the trial chose, since the trial compared like with like.
 
     setting  as `measured` gave it, or in another number format
     seconds  a photo
     """
+    if not setting.measured_in:
+        return
     file = _file(setting.measured_in)
-    key, known = _read(file) if setting.measured_in else ("", {})
-    if seconds < known.get(setting.number_format, 0.0):
-        _keep(file, key, {**known, setting.number_format: seconds})
+    key, known, since = _read(file)
+    name = setting.number_format
+    if key.startswith(_here(setting)) and seconds < since.get(name, known.get(name, 0.0)):
+        with contextlib.suppress(MachineError):  # a run does not end because its speed cannot be written down
+            _keep(file, key, known, {**since, name: seconds})
 
 
 def speed(setting: Setting) -> float | None:
     """Seconds a photo, as far as is known by now; None if nothing was measured."""
-    known = _read(_file(setting.measured_in))[1] if setting.measured_in else {}
-    return known.get(setting.number_format, setting.seconds_per_photo)
+    since = _read(_file(setting.measured_in))[2] if setting.measured_in else {}
+    return since.get(setting.number_format, setting.seconds_per_photo)
 
 
 def _file(name: str) -> Path:
     return cache_folder() / "measured" / f"{name}.json"
 
 
-def _keep(file: Path, key: str, known: dict[str, float]) -> None:
+def _keep(file: Path, key: str, known: dict[str, float], since: dict[str, float]) -> None:
+    """
+    known  seconds a photo of each number format's trial
+    since  the same where it was faster later
+    """
     if file.is_dir():
         set_aside(file)
-    values = {"key": key, "seconds_per_photo": known}
+    values = {"key": key, "seconds_per_photo": known, "since": since}
     with written(file) as beside:
         beside.write_text(json.dumps({**values, "crc32": _checksum(values)}, indent=1), "utf-8")
 
@@ -215,26 +237,28 @@ def _with_format(setting: Setting, name: str) -> Setting:
 
 
 def _key(setting: Setting, network: str) -> str:
+    return _here(setting) + network
+
+
+def _here(setting: Setting) -> str:
+    """This machine, as far as speed depends on it."""
     accelerator = torch.cuda.get_device_name() if setting.device == "cuda" else processor()
-    return " | ".join(
-        (str(RULES), setting.device, accelerator, str(setting.threads), setting.allocator, torch.__version__, network)
-    )
+    parts = (str(RULES), setting.device, accelerator, str(setting.threads), setting.allocator, torch.__version__, "")
+    return " | ".join(parts)
 
 
-def _known(file: Path, key: str) -> dict[str, float]:
-    of, known = _read(file)
-    return known if of == key else {}
-
-
-def _read(file: Path) -> tuple[str, dict[str, float]]:
-    """What was measured, and how fast it was in each number format; nothing if the file is absent or damaged."""
+def _read(file: Path) -> tuple[str, dict[str, float], dict[str, float]]:
+    """What was measured, and the seconds a photo that `_keep` was given; nothing if the file is absent or damaged."""
     try:
         kept = json.loads(file.read_text("utf-8"))
         if kept.pop("crc32") != _checksum(kept):
-            return "", {}
-        return kept["key"], {str(name): float(value) for name, value in kept["seconds_per_photo"].items()}
+            return "", {}, {}
+        known, since = (
+            {str(name): float(value) for name, value in kept[part].items()} for part in ("seconds_per_photo", "since")
+        )
+        return str(kept["key"]), known, since
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return "", {}
+        return "", {}, {}
 
 
 def _checksum(values: dict[str, Any]) -> int:

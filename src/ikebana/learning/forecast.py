@@ -20,7 +20,8 @@ from ikebana.photos.dataset import Dataset
 from ikebana.places import cache_folder
 from ikebana.recipe import Recipe
 
-NO_MEMORY = ("out of memory", "can't allocate memory")  # CUDA's and MPS's words, and those of a processor
+# What torch says of CUDA and MPS, of a processor, and of CUDA's libraries.
+NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 AT_LEAST = 0.75  # of the memory that is expected must be there: less than this is never enough
 A_PHOTO = (
     900  # bytes of memory: its path, label, hash and part, where it is, and copies of these while tables are joined
@@ -90,10 +91,13 @@ def within_memory(recipe: Recipe) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:  # torch has a class of its own for CUDA's alone
-        if not any(words in str(error) for words in NO_MEMORY):
+    except (RuntimeError, MemoryError) as error:  # torch has a class of its own for CUDA's alone
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
             raise
-        raise MachineError("memory does not hold a step", advice=_smaller(recipe)) from error
+        said = str(error).strip().splitlines()
+        what = f"memory ran out: {said[0]}" if said else "memory ran out"
+        advice = f"ending what else needs memory; or anew with {_smaller(recipe)}"
+        raise MachineError(what, advice=advice) from error.with_traceback(None)  # whose frames hold what takes it
 
 
 def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting:

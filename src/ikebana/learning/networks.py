@@ -90,7 +90,7 @@ def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
     if left < 1:
         raise RecipeError(f"photos of {side} pixels vanish in the tutorial's network", advice="a side of at least 46")
     wide = channels * left * left
-    machine.need_memory(machine.held() + 4.0 * wide * DENSE, f"a smaller --side (it is {side})")
+    machine.need_memory(machine.held() + 4.0 * wide * DENSE, f"a smaller --side (it is {side}), or more memory")
     layers["flatten"] = FlattenLikeKeras()
     if dropout:
         layers["dropout"] = nn.Dropout(dropout)

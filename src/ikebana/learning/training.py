@@ -165,6 +165,7 @@ def _steps(one: Pass, name: str, learner: Learner, setting: Setting, log: Log, b
             if signals.came or log.due:
                 log.save(learner, one)
             signals.let_through()
+    bar.advance(0, epoch=name, loss=one.loss, accuracy=one.accuracy)
     if not math.isfinite(one.loss):
         raise _blown_up(one, learner)
 
