@@ -143,7 +143,7 @@ def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(pho
     from ikebana.learning import device
 
     monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.FORMATS, "measured"))
-    monkeypatch.setattr(device, "_known", lambda *_: {"float32": 1.0, "bfloat16": 2.0})
+    monkeypatch.setattr(device, "_known", lambda *_: ({"float32": 1.0, "bfloat16": 2.0}, {}))
     made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL | {"precision": "auto", "epochs": 1})
     assert made.recipe.precision == "float32"
 

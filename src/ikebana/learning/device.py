@@ -154,9 +154,7 @@ def measured(setting: Setting, precision: Precision, network: str, trial: Callab
     formats = _formats(setting) if precision == "auto" else {precision: "asked for"}
     key = _key(setting, network)
     file = _file(hashlib.sha256(key.encode()).hexdigest()[:16])
-    of, known, since = _read(file)
-    if of != key:
-        known, since = {}, {}
+    known, since = _known(file, key)
     missing = [name for name in formats if name not in known]
     if missing:
         with progress.stage("measure the speed", len(missing), "number formats") as bar:
@@ -245,6 +243,11 @@ def _here(setting: Setting) -> str:
     accelerator = torch.cuda.get_device_name() if setting.device == "cuda" else processor()
     parts = (str(RULES), setting.device, accelerator, str(setting.threads), setting.allocator, torch.__version__, "")
     return " | ".join(parts)
+
+
+def _known(file: Path, key: str) -> tuple[dict[str, float], dict[str, float]]:
+    of, *values = _read(file)
+    return (values[0], values[1]) if of == key else ({}, {})
 
 
 def _read(file: Path) -> tuple[str, dict[str, float], dict[str, float]]:
