@@ -315,6 +315,28 @@ def test_the_number_format_stays_the_one_of_the_trial_however_fast_another_turns
     assert measured().seconds_per_photo == 0.9
 
 
+def test_a_format_that_memory_does_not_hold_is_left_and_tried_again_another_day(tmp_path, monkeypatch):
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
+    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.FORMATS, "measured"))
+    full = ["float32"]
+
+    def trial(setting):
+        if setting.number_format in full:
+            raise MachineError(f"no room for {setting.number_format}")
+        return {"float32": 0.01, "bfloat16": 0.02}[setting.number_format]
+
+    found = device.measured(SETTING, "auto", "a network", trial)
+    assert found.number_format == "bfloat16"
+    assert found.reasons["number_format"] == "float32 needs more memory; bfloat16 50 photos/s"
+    with pytest.raises(MachineError, match="no room for float32"):
+        device.measured(SETTING, "float32", "a network", trial)
+    full.append("bfloat16")
+    with pytest.raises(MachineError, match="no room for float32"):
+        device.measured(SETTING, "auto", "another network", trial)
+    full.clear()
+    assert device.measured(SETTING, "auto", "a network", trial).number_format == "float32"
+
+
 def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
     device.measured(SETTING, "float32", "a network", lambda _: 0.5)

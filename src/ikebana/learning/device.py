@@ -149,23 +149,32 @@ def measured(setting: Setting, precision: Precision, network: str, trial: Callab
 
     precision  float32 or bfloat16 are taken as asked; only 'auto' compares
     network    what is timed, in words: part of the key under which the result is kept
-    trial      runs one training step in that setting: seconds a photo
+    trial      runs one training step in that setting: seconds a photo; MachineError where memory does not hold it
+    raises     MachineError if memory holds it in no number format
     """
     formats = _formats(setting) if precision == "auto" else {precision: "asked for"}
     key = _key(setting, network)
     file = _file(hashlib.sha256(key.encode()).hexdigest()[:16])
     known, since = _known(file, key)
     missing = [name for name in formats if name not in known]
+    refused: dict[str, MachineError] = {}
     if missing:
         with progress.stage("measure the speed", len(missing), "number formats") as bar:
             for name in missing:
-                known[name] = trial(_with_format(setting, name))
+                try:
+                    known[name] = trial(_with_format(setting, name))
+                except MachineError as error:
+                    refused[name] = error
                 bar.advance(1)
+    if len(refused) == len(formats):
+        raise next(iter(refused.values()))
+    if missing:
         _keep(file, key, known, since)
-    best = min(formats, key=lambda name: known[name])
+    best = min((name for name in formats if name not in refused), key=lambda name: known[name])
     reason = formats[best]
     if len(formats) > 1:
-        reason = "; ".join(f"{name} {1 / known[name]:,.0f} photos/s" for name in formats)
+        found = {name: f"{1 / known[name]:,.0f} photos/s" for name in formats if name not in refused}
+        reason = "; ".join(f"{name} {found.get(name, 'needs more memory')}" for name in formats)
     reasons = {**setting.reasons, "number_format": reason}
     return Setting(
         setting.device, best, setting.threads, setting.allocator, reasons, since.get(best, known[best]), file.stem

@@ -134,7 +134,7 @@ def _fitting(built: list[nn.Module], recipe: Recipe, classes: int, setting: Sett
     raises  MachineError if it does not: the kernel would end the process without a word
     """
     needed = AT_LEAST * _memory(recipe.batch, classes, recipe, built, setting)
-    machine.need_memory(needed, f"--precision bfloat16, where the processor has it; {_smaller(recipe)}")
+    machine.need_memory(needed, _smaller(recipe))
     if setting.device == "cuda":
         on_gpu = AT_LEAST * _of_a_step(recipe.batch, recipe, built, setting)
         machine.need_memory(on_gpu, _smaller(recipe), device.free_on_gpu(), "the GPU's memory")
