@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import header
+from machine import ended, header
 from torch import Tensor, nn
 
 from ikebana import progress
@@ -43,12 +43,6 @@ def drawn(side: int, train: int, validation: int, setting: Setting) -> tuple[Pho
     held = None if setting.device == "cpu" else inference.on_device(pixels, setting.device, ROOM)
     whole = Photos(pixels, rows, rows % CLASSES, rows % 2 == 0, rows, held)
     return whole.some(rows[:train]), whole.some(rows[train:])
-
-
-def ended(setting: Setting) -> None:
-    """Wait for the device."""
-    if setting.device != "cpu":
-        torch.get_device_module(setting.device).synchronize()
 
 
 @contextlib.contextmanager
@@ -83,9 +77,8 @@ def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
     for _ in range(chosen.epochs):
         begun = time.perf_counter()
         next(stream)
-        ended(setting)
+        ended(setting.device)
         seconds.append(time.perf_counter() - begun)
-    del stream
     print(
         f"{recipe.name}: {setting.number_format} ({setting.reasons['number_format']}); "
         f"epochs of {', '.join(f'{each:.2f}' for each in seconds)} s, validation included",
@@ -126,7 +119,7 @@ def looked(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """A frozen network looks at all photos once."""
     found = forecast.prepared(recipe, CLASSES)
     for number_format in ("float32", "bfloat16"):
-        setting = replace(found, number_format=number_format, measured_in="")
+        setting = replace(found, number_format=number_format)
         photos, _ = drawn(recipe.side, chosen.train + chosen.validation, 0, setting)
         seer = networks.build(recipe, CLASSES).get_submodule("seer")
         begun = time.perf_counter()

@@ -40,7 +40,9 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     train = inference.parts(dataset, keep.pixels)["train"]
     network = networks.build(recipe, len(dataset.classes))
     backbones.fill(network, recipe)
-    learner = Learner(network, recipe, phases(recipe)[-1], train.labels)
+    photo = torch.zeros((1, 3, recipe.side, recipe.side), dtype=torch.uint8)
+    gflop = counted(network.eval(), photo) / 2  # mirrored: seen twice
+    learner = Learner(network.to(setting.device), recipe, phases(recipe)[-1], train.labels)
     generator = torch.Generator().manual_seed(0)
     order = np.random.default_rng(0).permutation(len(train))
     places = iter(range(10**9))
@@ -53,9 +55,6 @@ def ikebana(photos: Path) -> tuple[Step, float]:
         float(loss)
         return len(labels)
 
-    gflop = (
-        counted(network.eval(), torch.zeros((1, 3, recipe.side, recipe.side), dtype=torch.uint8)) / 2
-    )  # mirrored: seen twice
     networks.into_training(network, recipe, learner.phase.trained)
     return step, gflop
 

@@ -6,6 +6,8 @@ import os
 import statistics
 from collections.abc import Sequence
 
+import torch
+
 from ikebana.learning import device
 
 
@@ -13,6 +15,12 @@ def header(*libraries: str) -> str:
     """Date, processor, processors and versions, on one line."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
     return f"{datetime.date.today()}  {device.processor()}  {os.cpu_count()} processors  {versions}"
+
+
+def ended(on: str) -> None:
+    """Wait for a device: a GPU is at it while the processor goes on."""
+    if on != "cpu":
+        torch.get_device_module(on).synchronize()
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

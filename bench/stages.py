@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import header, spread
+from machine import ended, header, spread
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,8 +37,8 @@ from ikebana.learning.inference import Photos, unlabelled
 from ikebana.photos import kept
 from ikebana.recipe import Recipe
 
-SQUARE = {"cpu": 2048, "cuda": 8192}  # rows of the matrices whose product is the limit of arithmetic
-COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes that are copied to find the limit of memory
+SQUARE, ON_CUDA = 2048, 8192  # rows of the matrices whose product is the limit of arithmetic
+COPIED, IN_CUDA = 2**28, 2**31  # bytes that are copied to find the limit of memory
 BATCHES = 8  # that a step and a look are timed for
 FILES = 1000  # photos that libjpeg-turbo is timed with
 
@@ -71,14 +71,14 @@ class Work:
 
 def limits_of(setting: Setting, photos: Path) -> Limits:
     """Measured now, with the threads that a run would use."""
-    flops = {}
+    flops, on = {}, setting.device
+    rows, copied = (ON_CUDA, IN_CUDA) if on == "cuda" else (SQUARE, COPIED)
     for name, dtype in FORMATS.items():
-        rows = SQUARE[setting.device]
-        one = torch.randn(rows, rows, device=setting.device).to(dtype)
-        flops[name] = 2 * rows**3 / _best(lambda one=one: _ended(one @ one))
-    source = torch.ones(COPIED[setting.device] // 4, device=setting.device)
+        one = torch.randn(rows, rows, device=on).to(dtype)
+        flops[name] = 2 * rows**3 / _best(lambda one=one: (one @ one, ended(on)))
+    source = torch.ones(copied // 4, device=on)
     target = torch.empty_like(source)
-    memory = 2 * COPIED[setting.device] / _best(lambda: _ended(target.copy_(source)))
+    memory = 2 * copied / _best(lambda: (target.copy_(source), ended(on)))
     return Limits(flops, memory, _jpegs(photos))
 
 
@@ -94,12 +94,6 @@ def _jpegs(photos: Path) -> float:
 
     with ThreadPoolExecutor(kept.threads()) as pool:
         return len(stored) / _best(lambda: list(pool.map(decode, stored)), 3)
-
-
-def _ended(work: torch.Tensor) -> None:
-    """Waits for it: a GPU is at it while the processor goes on."""
-    if work.is_cuda:
-        torch.cuda.synchronize()
 
 
 def _best(work: Callable[[], object], times: int = 8) -> float:

@@ -45,22 +45,28 @@ settings.load_profile("shared machine")
 
 
 @contextmanager
-def stopped_after(steps: int) -> Iterator[None]:
-    """Within this block Ctrl-C comes in the step of training after so many, and must."""
+def failing_after(steps: int, error: BaseException) -> Iterator[None]:
+    """Within this block the step of training after so many raises this, and so do those after it."""
     from ikebana.learning.learner import Learner
 
     real, left = Learner.step, [steps]
 
     def step(*given):
         if not left[0]:
-            raise KeyboardInterrupt
+            raise error
         left[0] -= 1
         return real(*given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "step", step)
-        with pytest.raises(KeyboardInterrupt):
-            yield
+        yield
+
+
+@contextmanager
+def stopped_after(steps: int) -> Iterator[None]:
+    """Within this block Ctrl-C comes in the step of training after so many, and must."""
+    with failing_after(steps, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        yield
 
 
 @pytest.fixture(autouse=True)

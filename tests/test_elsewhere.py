@@ -94,22 +94,12 @@ def test_a_run_elsewhere_says_what_a_run_here_says(name, device, photos, incepti
 
 
 STOPPED = """
-from ikebana.learning.learner import Learner
-real, left = Learner.step, [int(sys.argv[5])]
-def step(*given):
-    left[0] -= 1
-    if left[0] < 0: raise KeyboardInterrupt
-    return real(*given)
-Learner.step = step
+from conftest import stopped_after
 from ikebana.learning import training
 training.EVERY, training.SHARE = 0, 1e9
-try:
+with stopped_after(int(sys.argv[5])):
     ikebana.fit(sys.argv[1], sys.argv[2], run=sys.argv[3], **json.loads(sys.argv[4]))
-except KeyboardInterrupt:
-    left[0] = 10**6
-    ikebana.resume(sys.argv[3])
-else:
-    sys.exit("it was not stopped")
+ikebana.resume(sys.argv[3])
 """
 
 

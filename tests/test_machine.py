@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import grow, two_classes
+from conftest import failing_after, grow, two_classes
 
 import ikebana
 from ikebana import machine
 from ikebana import recipe as recipes
 from ikebana.errors import MachineError
 from ikebana.learning import device, forecast, networks, training
-from ikebana.learning.learner import Learner
 
 # Python tells an audit hook of every file that is opened: those of photos are named.
 WATCHED = """
@@ -178,21 +177,30 @@ def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are
 
 
 @pytest.mark.parametrize(
-    "fails",
+    "error",
     [
-        lambda: torch.empty(10**15),  # a processor's real words
-        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")),
-        lambda: (_ for _ in ()).throw(RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)")),
-        lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")),
-        lambda: (_ for _ in ()).throw(MemoryError()),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        MemoryError(),
     ],
 )
-def test_memory_that_runs_out_is_said_in_words(fails):
-    with (
-        pytest.raises(MachineError, match=r"smaller --side.* or --batch"),
-        forecast.within_memory(recipes.named("good")),
-    ):
-        next(iter(fails()), None)
+def test_memory_that_runs_out_is_said_in_words(error):
+    with told_of_memory():
+        raise error
+
+
+def test_so_are_a_processors_real_words():
+    with told_of_memory():
+        torch.empty(10**15)
+
+
+@contextmanager
+def told_of_memory():
+    """Within this block memory must run out, and be said to."""
+    words = r"memory ran out[\s\S]*smaller --side.* or --batch"
+    with pytest.raises(MachineError, match=words), forecast.within_memory(recipes.named("good")):
+        yield
 
 
 def test_other_failures_of_a_step_stay_what_they_are():
@@ -200,20 +208,12 @@ def test_other_failures_of_a_step_stay_what_they_are():
         torch.zeros(2).view(3)
 
 
-def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, monkeypatch, capsys):
-    real, left = Learner.step, [1 + training.TRIAL_STEPS]
-
-    def step(*given):
-        if not left[0]:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        left[0] -= 1
-        return real(*given)
-
+def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, capsys):
     choices = {"side": 46, "epochs": 1, "batch": 16, "precision": "float32"}
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", step)
-        with pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
-            ikebana.fit(drawn(8), "baseline", run=tmp_path / "run", **choices)
+    after_the_trial = 1 + training.TRIAL_STEPS
+    full = failing_after(after_the_trial, torch.OutOfMemoryError("CUDA out of memory."))
+    with full, pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
+        ikebana.fit(drawn(8), "baseline", run=tmp_path / "run", **choices)
     assert "--resume" in capsys.readouterr().err
     assert ikebana.resume(tmp_path / "run").finished
 

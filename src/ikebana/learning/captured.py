@@ -47,9 +47,8 @@ class Captured:
         before = [each.clone() for each in self.network.buffers()]
         try:
             self.whole = self._recorded(inputs)
-        except (
-            RuntimeError
-        ) as error:  # a layer asks the device something on its way, or the memory does not hold a recording
+        except RuntimeError as error:
+            # A layer asks the device something on its way, or the memory does not hold a recording.
             progress.say(f"steps are launched one by one: {str(error).strip().splitlines()[0]}")
             self.whole = self.network
         with torch.no_grad():

@@ -18,7 +18,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,7 @@ class Setting:
     allocator: str
     reasons: dict[str, str] = field(default_factory=dict)
     seconds_per_photo: float | None = None  # of a training step, as measured; None if nothing was measured
-    measured_in: str = (
-        ""  # the name of the file in the cache that a faster look may correct; none if nobody looks again
-    )
+    measured_in: str = ""  # a file of the cache, by name, that a faster look may correct; none if nobody looks again
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,9 +87,8 @@ def _repeatable_on_cuda() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]
-    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(
-        False
-    )  # steps are recorded on a stream of their own
+    # Steps are recorded on a stream of their own.
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
 
 def _device() -> tuple[str, str]:
@@ -162,7 +159,7 @@ def measured(setting: Setting, precision: Precision, network: str, trial: Callab
         with progress.stage("measure the speed", len(missing), "number formats") as bar:
             for name in missing:
                 try:
-                    known[name] = trial(_with_format(setting, name))
+                    known[name] = trial(replace(setting, number_format=name))
                 except MachineError as error:
                     refused[name] = error
                 bar.advance(1)
@@ -176,9 +173,8 @@ def measured(setting: Setting, precision: Precision, network: str, trial: Callab
         found = {name: f"{1 / known[name]:,.0f} photos/s" for name in formats if name not in refused}
         reason = "; ".join(f"{name} {found.get(name, 'needs more memory')}" for name in formats)
     reasons = {**setting.reasons, "number_format": reason}
-    return Setting(
-        setting.device, best, setting.threads, setting.allocator, reasons, since.get(best, known[best]), file.stem
-    )
+    seconds = since.get(best, known[best])
+    return replace(setting, number_format=best, reasons=reasons, seconds_per_photo=seconds, measured_in=file.stem)
 
 
 def was_faster(setting: Setting, seconds: float) -> None:
@@ -239,10 +235,6 @@ def _cpu_has_bfloat16() -> bool:
     )
 
 
-def _with_format(setting: Setting, name: str) -> Setting:
-    return Setting(setting.device, name, setting.threads, setting.allocator, setting.reasons)
-
-
 def _key(setting: Setting, network: str) -> str:
     return _here(setting) + network
 
@@ -255,8 +247,8 @@ def _here(setting: Setting) -> str:
 
 
 def _known(file: Path, key: str) -> tuple[dict[str, float], dict[str, float]]:
-    of, *values = _read(file)
-    return (values[0], values[1]) if of == key else ({}, {})
+    of, known, since = _read(file)
+    return (known, since) if of == key else ({}, {})
 
 
 def _read(file: Path) -> tuple[str, dict[str, float], dict[str, float]]:

@@ -1,8 +1,8 @@
 """How weights move: RMSprop as Keras 3 defines it, for the tutorial's recipes; AdamW on a schedule, for fine-tuning.
 
-Both keep their state as a plain list of tensors, which is what a checkpoint holds of them. All weights of a group are moved
-together, in torch's operators for lists of tensors: on a GPU that is one kernel instead of one for each of some hundred weights;
-a processor does the same one by one.
+Both keep their state as a plain list of tensors, which is what a checkpoint holds of them. Weights are moved together, by
+torch's operators for lists of tensors: on a GPU those are a few kernels, not a few for each of some hundred weights; a processor
+does the same one by one.
 """
 
 import copy

@@ -135,8 +135,8 @@ def _epoch(
     if not np.isfinite(logits).all():  # the last step may have blown up what the loss before it did not show
         raise _blown_up(one, learner)
     val_loss, val_accuracy = score(logits, validation.labels)
-    if val_accuracy is not None:
-        bar.advance(0, epoch=name, loss=one.loss, accuracy=one.accuracy, val_accuracy=val_accuracy)
+    of_held_out = {} if val_accuracy is None else {"val_accuracy": val_accuracy}
+    bar.advance(0, epoch=name, loss=one.loss, accuracy=one.accuracy, **of_held_out)
     with held():
         if recipe.tuning is not None:
             chosen_by = validation.for_choices
@@ -165,7 +165,6 @@ def _steps(one: Pass, name: str, learner: Learner, setting: Setting, log: Log, b
             if signals.came or log.due:
                 log.save(learner, one)
             signals.let_through()
-    bar.advance(0, epoch=name, loss=one.loss, accuracy=one.accuracy)
     if not math.isfinite(one.loss):
         raise _blown_up(one, learner)
 
