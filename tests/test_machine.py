@@ -15,7 +15,7 @@ import ikebana
 from ikebana import machine
 from ikebana import recipe as recipes
 from ikebana.errors import MachineError
-from ikebana.learning import device, forecast, networks, training
+from ikebana.learning import device, forecast, networks, out_of_fold, probe, training
 
 # Python tells an audit hook of every file that is opened: those of photos are named.
 WATCHED = """
@@ -216,6 +216,25 @@ def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, ca
         ikebana.fit(drawn(8), "baseline", run=tmp_path / "run", **choices)
     assert "--resume" in capsys.readouterr().err
     assert ikebana.resume(tmp_path / "run").finished
+
+
+def running_out(*_given, **_named):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_predictions_for_which_memory_runs_out_say_so(paper_run, good_photos, monkeypatch):
+    monkeypatch.setattr(networks.Shipped, "forward", running_out)
+    with pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
+        ikebana.predict(paper_run, good_photos[:3])
+
+
+def test_so_does_advice_and_an_audit_goes_on_without_what_needs_the_memory(drawn, monkeypatch, capsys):
+    monkeypatch.setattr(out_of_fold, "seen", running_out)
+    assert ikebana.audit(drawn(30)).dataset.used.height
+    assert "were not looked at: memory ran out: CUDA out of memory" in capsys.readouterr().err
+    monkeypatch.setattr(probe, "seen", running_out)
+    with pytest.raises(MachineError, match="memory ran out"):
+        ikebana.audit(drawn(30), advise=True)
 
 
 def test_a_batch_is_no_larger_than_there_are_photos():

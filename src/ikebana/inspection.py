@@ -11,7 +11,7 @@ import polars as pl
 from ikebana import progress, suspects
 from ikebana.advice import Advice, Supply, advised
 from ikebana.errors import MachineError, PhotosError, RecipeError
-from ikebana.machine import need_disk
+from ikebana.machine import need_disk, within_memory
 from ikebana.photos import audit as files
 from ikebana.photos import cleaning, intake, kept, split, twins
 from ikebana.photos.audit import SHOWN, Finding
@@ -102,7 +102,8 @@ def audit(
         if vain := cleaning.in_vain((*to_drop, *to_relabel), looked.findings):
             progress.say(f"nothing was found that is {' or '.join(vain)}")
     if advise:
-        looked = replace(looked, advice=_advice(dataset, keep, recipe, str(write or dataset.source)))
+        with within_memory():
+            looked = replace(looked, advice=_advice(dataset, keep, recipe, str(write or dataset.source)))
     return looked
 
 

@@ -3,12 +3,15 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from ikebana.errors import MachineError
 from ikebana.places import free_space, nearest
 
 GROUPS = Path("/sys/fs/cgroup")  # where Linux tells a container's limits
+# What torch says of CUDA and MPS, of a processor, and of CUDA's libraries.
+NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 def need_disk(needed: Mapping[Path, float]) -> None:
@@ -41,6 +44,24 @@ def need_memory(needed: float, advice: str, left: int | None = None, kind: str =
     left = free_memory() if left is None else left
     if left is not None and needed > left:
         raise MachineError(f"{_amount(needed)} of {kind} are needed and {_amount(left)} are left", advice=advice)
+
+
+@contextmanager
+def within_memory(smaller: str = "") -> Iterator[None]:
+    """What memory turns out not to hold, a GPU's or the machine's, is said in words, whatever was expected.
+
+    smaller  what else to try than to end what else needs memory
+    raises   MachineError
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch has a class of its own for CUDA's alone
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+            raise
+        said = str(error).strip().splitlines()
+        what = f"memory ran out: {said[0]}" if said else "memory ran out"
+        advice = "ending what else needs memory" + (f"; or {smaller}" if smaller else "")
+        raise MachineError(what, advice=advice) from error.with_traceback(None)  # whose frames hold what takes it
 
 
 def free_memory() -> int | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ikebana import progress
 from ikebana.errors import PhotosError, UnreadablePhoto
+from ikebana.machine import within_memory
 from ikebana.photos import loose
 from ikebana.photos.loose import LoosePhoto, Search
 from ikebana.places import to_write
@@ -208,8 +209,10 @@ def of_run(run: Run) -> Classifier:
     setting = device.prepare()
     network = networks.build(run.recipe, len(run.classes))
     checkpoint.load_weights(run.weights, network)
-    shipped = networks.Shipped(network, trusted.temperature).to(setting.device).eval()
+    with within_memory():
+        shipped = networks.Shipped(network, trusted.temperature).to(setting.device).eval()
 
+    @within_memory()
     @torch.inference_mode()
     def look(photos: np.ndarray) -> Look:
         given = torch.from_numpy(photos).to(setting.device).permute(0, 3, 1, 2)

@@ -9,6 +9,7 @@ import polars as pl
 from ikebana import progress
 from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.learning.scaling import Table
+from ikebana.machine import within_memory
 from ikebana.photos import facts, quality, split
 from ikebana.photos.audit import Finding
 from ikebana.photos.dataset import Dataset
@@ -38,7 +39,8 @@ def found(dataset: Dataset, keep: Kept, recipe: Recipe) -> list[Finding]:
 
 def _unless_refused(work: Callable[[], list[Finding]]) -> list[Finding]:
     try:
-        return work()
+        with within_memory():
+            return work()
     except PhotosError:
         reason = "there are too few photos for some to judge others"
     except (RecipeError, MachineError) as error:

@@ -2,8 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from torch import nn
 
 from ikebana import machine, progress
 from ikebana import recipe as recipes
-from ikebana.errors import MachineError
 from ikebana.learning import backbones, cut, device, features, networks, training
 from ikebana.learning.device import Setting
 from ikebana.learning.learner import phases
@@ -20,8 +18,6 @@ from ikebana.photos.dataset import Dataset
 from ikebana.places import cache_folder
 from ikebana.recipe import Recipe
 
-# What torch says of CUDA and MPS, of a processor, and of CUDA's libraries.
-NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 AT_LEAST = 0.75  # of the memory that is expected must be there: less than this is never enough
 A_PHOTO = (
     900  # bytes of memory: its path, label, hash and part, where it is, and copies of these while tables are joined
@@ -83,21 +79,12 @@ def _smaller(recipe: Recipe) -> str:
     return f"a smaller --side (it is {recipe.side}){batch}, or a machine with more memory"
 
 
-@contextmanager
-def within_memory(recipe: Recipe) -> Iterator[None]:
-    """What memory turns out not to hold, a GPU's or the machine's, is said in words, whatever was expected.
+def within_memory(recipe: Recipe) -> AbstractContextManager[None]:
+    """`machine.within_memory` around work that this recipe's choices make smaller.
 
     raises  MachineError
     """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch has a class of its own for CUDA's alone
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
-            raise
-        said = str(error).strip().splitlines()
-        what = f"memory ran out: {said[0]}" if said else "memory ran out"
-        advice = f"ending what else needs memory; or anew with {_smaller(recipe)}"
-        raise MachineError(what, advice=advice) from error.with_traceback(None)  # whose frames hold what takes it
+    return machine.within_memory(f"anew with {_smaller(recipe)}")
 
 
 def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting:
