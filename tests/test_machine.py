@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import failing_after, grow, two_classes
+from torch import nn
 
 import ikebana
 from ikebana import machine
 from ikebana import recipe as recipes
 from ikebana.errors import MachineError
-from ikebana.learning import device, forecast, networks, out_of_fold, probe, training
+from ikebana.learning import backbones, device, forecast, networks, out_of_fold, probe, training
 
 # Python tells an audit hook of every file that is opened: those of photos are named.
 WATCHED = """
@@ -174,6 +176,22 @@ def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are
     with pytest.raises(MachineError, match="smaller --side"):
         networks.build(recipes.named("baseline", side=2048), 5)  # 128 x 126 x 126 x 512 weights
     assert not made
+
+
+def test_so_is_one_of_timms(monkeypatch):
+    monkeypatch.setattr(machine, "free_memory", lambda: machine.held() + 300 * MEGABYTE)
+    monkeypatch.setattr(nn.Module, "to", lambda *_, **__: pytest.fail("the network was made"))
+    with pytest.raises(MachineError, match="smaller --network"):
+        networks.build(networks.settled(recipes.named("quick", network="vit_base_patch16_224")), 5)  # 343 MB of weights
+
+
+def test_what_a_network_weighs_is_known_without_it_and_moves_no_dice():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    said = backbones._size.__wrapped__("mobilenetv3_small_050")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    made = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=0).state_dict()
+    assert said == sum(each.nbytes for each in made.values())
 
 
 @pytest.mark.parametrize(

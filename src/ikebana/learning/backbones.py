@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ikebana import machine
 from ikebana.choices import Trained, Transfer
 from ikebana.errors import RecipeError
 from ikebana.learning import depthwise, inception, weights
@@ -31,7 +32,8 @@ LAST_LAYERS = 50  # of Keras' layers, that the tutorial fine-tunes
 def assembled(recipe: Recipe, classes: int) -> nn.Sequential:
     """Normalisation, backbone and head, the backbone's weights not filled in yet.
 
-    raises  RecipeError if there is no such network, or the photos are too small for it
+    raises  RecipeError if there is no such network, or the photos are too small for it; MachineError if memory does not
+            hold its weights
     """
     if recipe.network == KERAS_INCEPTION:
         normalise: nn.Module = Scale()
@@ -84,11 +86,24 @@ def _timm(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
 
     about = _about(recipe.network)
     fixed: dict[str, Any] = {"img_size": recipe.side} if about["fixed_input_size"] else {}
+    if recipe.network not in weights.PACKAGED:  # those are small
+        needed = _size(recipe.network, **fixed)
+        machine.need_memory(machine.held() + needed, "a smaller --network, or a machine with more memory")
     backbone = depthwise.replaced(timm.create_model(recipe.network, pretrained=False, num_classes=0, **fixed))
     for module in backbone.modules():
         if hasattr(module, "attention_bias_cache"):
             module.__class__ = _without_memory(type(module))
     return backbone, about
+
+
+@functools.cache
+def _size(network: str, **fixed: Any) -> int:
+    """Bytes of the network's weights, found out without making them: the kernel ends a process that holds too much."""
+    import timm
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # what is drawn here must not move the run's own dice
+        made = timm.create_model(network, pretrained=False, num_classes=0, **fixed)
+    return sum(each.numel() * each.element_size() for each in made.state_dict().values())
 
 
 @functools.cache
