@@ -90,7 +90,7 @@ def body(photos: list[bytes]) -> tuple[bytes, bytes]:
 
 def head(length: int, kind: bytes) -> bytes:
     return (
-        b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
         % (
             kind,
             length,
@@ -139,7 +139,9 @@ async def _oversized(writer: asyncio.StreamWriter, _: Ammunition, dice: random.R
         writer.write(head(200 * MEGA, b"image/jpeg") + b"x" * MEGA)
         await writer.drain()
         return
-    writer.write(b"POST /predict HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+    writer.write(
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    )
     for _megabyte in range(Limits().megabytes + 8):
         writer.write(b"%x\r\n" % MEGA + b"x" * MEGA + b"\r\n")
         await writer.drain()

@@ -173,7 +173,7 @@ GOOD_NAMES = [
     "a/Blüte été 花.jpg",
     "a/Screenshot\u202f3.45\u00a0PM.jpg",
     "a/👩‍🌾.jpg",
-    "a/x: y.jpg",
+    "a/console con.jpg",
     "a/with blank .jpg",
     "a/..jpg",
 ]
@@ -284,7 +284,7 @@ def test_a_zip_cut_short_is_refused(tmp_path, ikebana_cache):
     assert in_the_cache(ikebana_cache) in ([], ["archives"])
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_damaged_member_of_a_zip_costs_that_member_alone(tmp_path, compression, ikebana_cache):
     data = bytearray(zip_of([(*file, 0) for file in two_classes().items()], compression))
     place = data.index(b"a/1.jpg") + 60
@@ -300,7 +300,7 @@ def test_a_compression_that_python_does_not_know_is_named(tmp_path):
     for place in (data.index(b"a/odd.jpg") - 22, data.rindex(b"a/odd.jpg") - 36):
         data[place : place + 2] = struct.pack("<H", 77)
     statuses = told(tmp_path, bytes(data))
-    assert "compression" in statuses.pop("a/odd.jpg")
+    assert statuses.pop("a/odd.jpg") == "packed by an odd compression (pack it again, by deflate)"
     assert set(statuses.values()) == {UNOPENED}
 
 

@@ -1,13 +1,17 @@
 """Archives made to do harm: outside of their folder, to the memory, to the disk."""
 
+import gzip
 import io
 import tarfile
+import zipfile
 
 import pytest
 from conftest import photo
+from test_archive import plain, told, zip_of
 
 from ikebana.errors import PhotosError
 from ikebana.photos import archive
+from ikebana.photos.dataset import UNOPENED
 
 
 def gzipped_tar(members):
@@ -38,9 +42,32 @@ def test_no_name_leads_out_on_any_system(name):
     assert problem == "its path leads out of the archive"
 
 
-@pytest.mark.parametrize("name", ["a/12:30.jpg", "rose: red/1.jpg", "./a//b.jpg"])
-def test_names_that_lead_nowhere_else_are_no_problem(name):
+@pytest.mark.parametrize("name", ["a/12.30.jpg", "console/1.jpg", "a/com10.jpg", "a/x.con", "./a//b.jpg"])
+def test_names_that_lead_nowhere_else_are_no_problem(name, monkeypatch):
+    monkeypatch.setattr(archive, "ON_WINDOWS", True)
     assert archive._no_path(name, archive._path(name)) is None
+
+
+NOT_ON_WINDOWS = [
+    "a/12:30.jpg",
+    "a/x.jpg:stream",
+    "rose: red/1.jpg",
+    "a/CON",
+    "con/1.jpg",
+    "a/Nul.jpg",
+    "a/com1.tar.gz",
+    "aux ./x.jpg",
+]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_of_windows_devices_and_streams_stay_packed_there_alone(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(archive, "ON_WINDOWS", True)
+    statuses = told(tmp_path, plain(NOT_ON_WINDOWS, kind), f"photos.{kind}")
+    assert {statuses.pop(name) for name in NOT_ON_WINDOWS} == {"Windows cannot hold its name (rename it)"}
+    assert list(statuses.values()) == [UNOPENED] * 6
+    monkeypatch.setattr(archive, "ON_WINDOWS", False)
+    assert all(archive._no_path(name, archive._path(name)) is None for name in NOT_ON_WINDOWS)
 
 
 def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path):
@@ -53,10 +80,129 @@ def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path
     assert sorted(each.name for each in found.folder.rglob("*.jpg")) == ["1.jpg", "2.jpg"]
 
 
-def test_what_is_said_of_a_member_does_not_fill_the_memory(tmp_path):
-    (tmp_path / "photos.tar.gz").write_bytes(gzipped_tar([("n" * 200_000, photo(0))]))
-    with pytest.raises(PhotosError, match="bytes are said of one member"):
-        archive.unpack(tmp_path / "photos.tar.gz")
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_a_zip_cannot_unpack_piece_by_piece_stays_packed(tmp_path, compression):
+    (tmp_path / "photos.zip").write_bytes(zip_of([("a/bomb.jpg", bytes(2**20), 0)], compression))
+    found = archive.unpack(tmp_path / "photos.zip")
+    assert [each.status for each in found.set_aside] == ["packed by bzip2 or LZMA (pack it again, by deflate)"]
+    assert list(found.folder.iterdir()) == []
+
+
+# What a tar says of its members
+
+
+def pax(said, kind=tarfile.XHDTYPE, name="a/1.jpg"):
+    """A .tar.gz of one photo and the bytes that are said of it."""
+    entry, header, data = tarfile.TarInfo(name), tarfile.TarInfo("PaxHeaders"), photo(0)
+    entry.size, header.size, header.type = len(data), len(said), kind
+    blocks = (header.tobuf(tarfile.USTAR_FORMAT), said, entry.tobuf(tarfile.USTAR_FORMAT), data, bytes(1024))
+    return gzip.compress(b"".join(block + bytes(-len(block) % 512) for block in blocks))
+
+
+def record(key, value):
+    """LENGTH KEY=VALUE, its own digits counted; pax in POSIX.1-2017."""
+    rest = f" {key}=".encode() + value + b"\n"
+    length = next(size for size in range(len(rest), len(rest) + 9) if size == len(rest) + len(str(size)))
+    return str(length).encode() + rest
+
+
+def unpacked(tmp_path, data):
+    """Paths of the photos in an archive of these bytes."""
+    (tmp_path / "photos.tar.gz").write_bytes(data)
+    folder = archive.unpack(tmp_path / "photos.tar.gz").folder
+    return [each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()]
+
+
+def test_what_a_mac_knows_of_a_photo_does_not_cost_it_or_its_name(tmp_path):
+    said = record("LIBARCHIVE.xattr.com.apple.ResourceFork", b"\n=\0 7" * 100_000) + record(
+        "path", "a/Blüte.jpg".encode()
+    )
+    assert unpacked(tmp_path, pax(said + record("size", b"%d" % len(photo(0))))) == ["a/Blüte.jpg"]
+
+
+def test_names_in_a_tar_of_any_format_are_those_that_tarfile_wrote(tmp_path):
+    names = ["a/" + "x" * 150 + ".jpg", "a/花.jpg", "a/" + "deep/" * 30 + "1.jpg"]
+    for number, form in enumerate((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)):
+        (tmp_path / str(number)).mkdir()
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w:gz", format=form) as packed:
+            for name in names[number == 0 :]:  # the first is too long for the oldest format
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mtime = 3, 1.5  # half a second is said in a PAX header
+                packed.addfile(entry, io.BytesIO(b"abc"))
+        assert sorted(unpacked(tmp_path / str(number), stream.getvalue())) == sorted(names[number == 0 :])
+
+
+def test_what_is_said_of_all_members_is_the_name_of_none(tmp_path):
+    assert unpacked(tmp_path, pax(record("comment", b"a commit") + record("path", b"x"), tarfile.XGLTYPE)) == [
+        "a/1.jpg"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (record("SCHILY.xattr.x", bytes(2**20)), "1,048,600 bytes are said of one member"),
+        (record("path", b"n" * 2**17), "a name of 131,072 bytes"),
+        (record("GNU.sparse.major", b"1") + record("GNU.sparse.minor", b"0"), "a member is sparse"),
+        (record("GNU.sparse.map", b"1,2,3,4"), "a member is sparse"),
+        (record("GNU.sparse.size", b"9") + record("GNU.sparse.offset", b"1"), "a member is sparse"),
+    ],
+)
+def test_a_tar_that_says_too_much_of_a_member_is_refused_and_not_called_damaged(tmp_path, said, why):
+    with pytest.raises(PhotosError, match=f"this archive is refused: {why}") as refused:
+        unpacked(tmp_path, pax(said))
+    assert "unpack it yourself" in (refused.value.advice or "")
+
+
+def test_a_long_name_does_not_fill_the_memory(tmp_path):
+    with pytest.raises(PhotosError, match="refused: 200,001 bytes are said of one member"):
+        unpacked(tmp_path, gzipped_tar([("n" * 200_000, photo(0))]))
+
+
+def block(kind, size=b"%011o\0" % 0, more=b""):
+    """A header of the old GNU kind, with the checksum that belongs to it."""
+    entry = tarfile.TarInfo("a/1.jpg")
+    entry.type = kind
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[124:136], header[386 : 386 + len(more)] = size, more
+    header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
+    return bytes(header)
+
+
+def test_a_sparse_member_of_the_old_kind_is_refused_before_its_map_is_read(tmp_path):
+    pieces = b"%011o\0%011o\0" % (7, 9)
+    first = block(
+        tarfile.GNUTYPE_SPARSE, more=pieces * 4 + b"\1"
+    )  # the map goes on in the next block, and there in the next
+    with pytest.raises(PhotosError, match="refused: a member is sparse"):
+        unpacked(tmp_path, gzip.compress(first + (pieces * 21 + b"\1" + bytes(7)) * 1000 + bytes(1024)))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"2 " * 1000 + b"=\n", b"9 path=x", b"99 path=x\n", b"8 path=x\n", b"path=x\n", record("size", b"-1"), b"0 x=y\n"],
+)
+def test_what_is_said_of_a_member_and_garbled_is_damage(tmp_path, said):
+    good = gzip.decompress(gzipped_tar([("a/0.jpg", photo(1))])).rstrip(b"\0")
+    with pytest.raises(PhotosError, match="this archive is damaged"):
+        unpacked(tmp_path, gzip.compress(good + bytes(-len(good) % 512) + gzip.decompress(pax(said))))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        block(tarfile.REGTYPE, b"\xff" * 11 + b"\0"),  # less than nothing: tarfile would go back and read it again
+        block(tarfile.SYMTYPE, b"\xff" * 11 + b"\0"),
+        block(tarfile.REGTYPE, b"\x80" + b"\x7f" * 11),
+        (block(tarfile.GNUTYPE_LONGNAME, b"%011o\0" % 2) + b"a".ljust(512, b"\0"))
+        * 3000,  # names upon names of one member
+    ],
+)
+def test_headers_made_to_lead_astray_are_damage(tmp_path, headers):
+    good = gzip.decompress(gzipped_tar([("a/0.jpg", photo(1))])).rstrip(b"\0")
+    with pytest.raises(PhotosError, match="this archive is damaged"):
+        unpacked(tmp_path, gzip.compress(good + bytes(-len(good) % 512) + headers + bytes(1024)))
 
 
 def test_files_and_folders_cost_room_even_if_nothing_is_in_them(tmp_path, monkeypatch):

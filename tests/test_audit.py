@@ -137,3 +137,16 @@ def test_a_class_that_nothing_is_learned_of_is_the_gravest_finding_and_a_name_th
     (untrained,) = (each for each in found if each.kind == "untrained")
     assert untrained.severity == "error"
     assert untrained.evidence == "no photo of B is there to learn from, but b is another class"
+
+
+def test_classes_whose_names_a_person_would_take_for_one_are_named(tmp_path):
+    names = ("Rose", "rose", "red  rose", "Red rose", "tulip")
+    folder = grow(tmp_path / "photos", {f"{number}.jpg": photo(number) for number in range(10)})
+    rows = "".join(f"{number}.jpg,{names[number % 5]}\n" for number in range(10))  # not every disk has Rose beside rose
+    (folder / "photos.csv").write_text(f"path,label\n{rows}")
+    _, found = looked_at(folder / "photos.csv")
+    told = {each.evidence for each in found if each.kind == "alike_names"}
+    assert told == {
+        "'Red rose' and 'red  rose' differ in capitals or blanks alone",
+        "'Rose' and 'rose' differ in capitals or blanks alone",
+    }

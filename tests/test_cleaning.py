@@ -305,3 +305,28 @@ def test_photos_in_an_archive_are_no_table(photos, tmp_path):
             archive.write(file, file.relative_to(photos))
     with pytest.raises(PhotosError, match="archive"):
         ikebana.audit(tmp_path / "photos.zip", write=tmp_path / "cleaned.csv")
+
+
+def test_a_photo_that_a_table_names_twice_stays_for_the_row_that_is_used(photos, tmp_path):
+    rows = [(path.relative_to(photos).as_posix(), path.parent.name) for path in sorted(photos.glob("*/*.jpg"))]
+    (photos / "all.csv").write_text(
+        "path,label\n" + "".join(f"{path},{label}\n" for path, label in [*rows, ("a/0.jpg", "")])
+    )
+    dataset, found = opened(photos / "all.csv")
+    result = cleaned(dataset, found)
+    assert set(result.kept["path"]) == set(dataset.used["path"])
+    assert result.kept.height == dataset.used.height
+    assert dict(result.dropped.select("path", "why").iter_rows())["a/0.jpg"] == "no label in this row"
+    assert result.kept.height + result.dropped.height == len(rows) + 1
+
+
+def test_no_audit_is_written_over_what_is_not_one(photos, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("mine")
+    for values, other in (("{}", "findings.csv"), ('{"source": "x", "findings": []}', "recipe.json")):
+        (tmp_path / "site" / "audit.json").write_text(values)
+        (tmp_path / "site" / other).write_text("mine too")
+        with pytest.raises(RecipeError, match="something else"):
+            ikebana.audit(photos, out=tmp_path / "site")
+        (tmp_path / "site" / other).unlink()
+    assert (tmp_path / "site" / "index.html").read_text() == "mine"

@@ -84,6 +84,17 @@ def test_the_halves_have_the_networks_own_weights():
     assert {name.split(".")[2] for name, _ in above.named_parameters() if "blocks" in name} == {"5", "6"}
 
 
+@pytest.mark.parametrize("network", ["tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_050", "convnext_atto"])
+def test_what_learns_above_the_cut_is_what_would_learn_in_the_whole_network(network):
+    recipe = recipe_for(network, "blocks.6")
+    whole = networks.build(recipe, 2)
+    asked = {id(each) for each in whole.parameters() if each.requires_grad}
+    parts = {part: photos(4, 64) for part in ("train", "validation", "test")}
+    lesson = fitting.lesson(whole, recipe, parts, features.origin("drawn", recipe, None), EXACT)
+    groups = networks.trained_groups(lesson.learner, lesson.recipe, "tail", 1e-3)
+    assert {id(each) for group in groups for each in group.weights} == asked
+
+
 @pytest.mark.parametrize("network", ["test_vit", "tf_efficientnet_lite0"])
 def test_a_network_that_is_more_than_its_stages_in_a_row_is_refused(network, monkeypatch):
     recipe = recipe_for(network, "blocks.5", 160)

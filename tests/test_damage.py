@@ -1,6 +1,7 @@
 """What cannot be decoded, or not as a whole, is refused by name: never a grey part, a traceback or a full memory."""
 
 import functools
+import io
 import struct
 import subprocess
 import sys
@@ -9,13 +10,14 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import SLOPE, drawing, encoded, need, noisy, pillow_heif, reason, seen, tiff
+from conftest import SLOPE, drawing, encoded, grow, levels, need, noisy, pillow_heif, reason, seen, tiff, two_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
+from PIL.IcoImagePlugin import IcoFile
 
 from ikebana.errors import UnreadablePhoto
-from ikebana.photos import pixels
+from ikebana.photos import intake, kept, pixels
 from ikebana.recipe import Fit
 
 # Files that are not whole
@@ -197,6 +199,94 @@ def test_large_photos_pass_one_at_a_time():
     for thread in threads:
         thread.join()
     assert [(photo.width, photo.height) for photo in found] == [(6100, 4000)] * 3
+
+
+def icon(side):
+    """One frame, which says 256 pixels whatever it has; a PNG, as Windows Vista and later write it."""
+    png = encoded(Image.new("L", (side, side)), "PNG")
+    entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(png), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + png
+
+
+def tiled_tiff(side):
+    """100 x 100 pixels that lie in a single tile of so many a side, deflated."""
+    data = zlib.compress(bytes(side * side))
+    entries = [
+        (256, 4, 100), (257, 4, 100), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1),
+        (322, 4, side), (323, 4, side), (324, 4, 8), (325, 4, len(data)),
+    ]  # fmt: skip
+    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(entries)) + table + bytes(4)
+
+
+def test_an_icon_is_measured_before_it_is_decoded():
+    refusal = "too large: an icon of 4096 x 4096 pixels"
+    decoded = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IcoFile, "frame", lambda *given: decoded.append(given))
+        assert reason(icon(4096)) == refusal
+        assert pixels.declared(icon(4096)) is None
+    assert decoded == []
+    assert pixels.decode(icon(1024), 16).width == 1024
+    assert pixels.declared(icon(1024)) == (1024, 1024)
+
+
+def test_an_icon_of_a_bitmap_is_measured_too():
+    header = struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 32, 0, 0, 0, 0, 0, 0)
+    entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(header), 22)
+    assert reason(struct.pack("<HHH", 0, 1, 1) + entry + header).startswith("too large: ")
+    whole = encoded(drawing(64), "ICO", sizes=[(64, 64)], bitmap_format="bmp")
+    assert np.array_equal(seen(whole, 64), levels(drawing(64)))
+
+
+def test_what_begins_like_an_icon_and_is_none_is_no_known_format():
+    for rest in (b"", b"\1\0", b"\1\0" + bytes(12) + b"\xff" * 4, b"\1\0" + bytes(100)):
+        assert reason(b"\0\0\1\0" + rest).startswith("unreadable: ")
+
+
+def test_a_tile_of_a_tiff_counts_even_if_the_picture_is_smaller(monkeypatch):
+    assert pixels.declared(tiled_tiff(2000)) == (2000, 2000)
+    assert pixels.decode(tiled_tiff(2000), 16).width == 100
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 1_000_000)
+    assert reason(tiled_tiff(2000)) == "too large: 2000 x 2000 is 4 megapixels"
+
+
+class Turns:
+    """Counts who waits for a turn."""
+
+    taken = 0
+
+    def __enter__(self):
+        self.taken += 1
+
+    def __exit__(self, *error):
+        pass
+
+
+def test_photos_with_large_tiles_pass_one_at_a_time(monkeypatch):
+    turns = Turns()
+    monkeypatch.setattr(pixels, "LARGE", 1_000_000)
+    monkeypatch.setattr(pixels, "_one_large_photo", turns)
+    for side, taken in ((992, 0), (1008, 1)):  # the format wants multiples of 16
+        pixels.decode(tiled_tiff(side), 16)
+        assert turns.taken == taken
+
+
+class Full(io.FileIO):
+    """A file that is larger than the memory that is left."""
+
+    def read(self, size=-1):
+        raise MemoryError
+
+
+def test_a_photo_whose_file_memory_does_not_hold_is_set_aside_alone(tmp_path, monkeypatch):
+    photos = grow(tmp_path, two_classes(2))
+    monkeypatch.setattr(
+        pixels, "open", lambda file, mode: (Full if file.name == "1.jpg" else io.FileIO)(file, mode), raising=False
+    )
+    dataset, _ = kept.opened(intake.read(photos), 8, "squash")
+    assert dataset.used["path"].to_list() == ["a/0.jpg", "b/0.jpg"]
+    assert set(dataset.set_aside["status"]) == {"too large for this machine's memory"}
 
 
 # Any bytes at all

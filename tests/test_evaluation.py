@@ -169,9 +169,12 @@ def test_photos_that_stand_for_themselves_count_one_each():
     assert evaluation.effective(right, np.zeros(50, int)) == 1
 
 
-@pytest.mark.parametrize("freedom", [4, 9, 30, 1000])
-def test_students_t_is_scipys(freedom):
-    assert evaluation._student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+@pytest.mark.parametrize("groups", [3, 4, 20])
+def test_groups_that_agree_within_themselves_are_worth_as_many_photos_with_students_doubt(groups):
+    each = np.arange(groups) % 2 == 0
+    right, group = np.repeat(each, 50), np.repeat(np.arange(groups), 50)
+    doubt = (stats.norm.ppf(0.975) / stats.t.ppf(0.975, groups - 1)) ** 2
+    assert evaluation.effective(right, group) == pytest.approx(max(1, (groups - 1) * doubt))
 
 
 def test_an_evaluation_says_what_its_photos_are_worth_if_they_belong_together():

@@ -18,7 +18,7 @@ import ikebana
 from ikebana import recipe as recipes
 from ikebana.errors import MachineError, ModelError, PhotosError, RunError
 from ikebana.learning import networks
-from ikebana.photos import split
+from ikebana.photos import dataset, split
 from ikebana.shipping import again, pages, quantised
 from ikebana.shipping import export as exporting
 
@@ -118,7 +118,7 @@ def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
 
 
 def test_confidence_and_not_sure_are_the_runs_own(copied, paper_classifier, good_photos, tmp_path):
-    (copied.folder / "calibration.json").write_text('{"temperature": 0.5, "threshold": 0.4}')
+    (copied.folder / "calibration.json").write_text('{"temperature": 0.5, "threshold": 0.4, "photos": 40}')
     hot = ikebana.export(copied, tmp_path / "hot.onnx")
     assert (hot.threshold, hot.about["temperature"]) == (0.4, 0.5)
     said = hot.predict(good_photos)
@@ -188,7 +188,9 @@ def test_a_file_that_would_not_give_what_was_scored_is_refused_unless_other_weig
         pl.Series(first, [1.0] * copied.predictions.height), *(pl.lit(0.0).alias(name) for name in others)
     )
     turned.write_parquet(copied.folder / "predictions.parquet")
-    assert refused(ModelError, "when it was scored", copied, tmp_path).where
+    refusal = refused(ModelError, "when it was scored", copied, tmp_path)
+    assert refusal.where
+    assert "differs" not in refusal.what  # from what the network says today nothing does
     recipe = recipes.to_json(recipes.changed(copied.recipe, all=True))
     (copied.folder / "recipe.json").write_text(json.dumps(recipe))
     assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").about["recipe"]["all"]
@@ -234,6 +236,22 @@ def test_a_run_from_an_archive_is_tried_on_the_archives_members(copied, paper_ph
     for source in (archive, tmp_path / "renamed.zip", paper_photos):
         ikebana.export(copied, tmp_path / "out.onnx", photos=source)
         assert (tmp_path / "out.onnx").read_bytes() == paper_model.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("flowers.zip!rose/1.jpg", "rose/1.jpg"),
+        ("old!flowers.TAR.gz!rose/!.jpg", "rose/!.jpg"),
+        ("rose/wow!.jpg", "rose/wow!.jpg"),
+        ("wow!/rose/1.jpg", "wow!/rose/1.jpg"),
+        ("old.zip!/1.jpg", "old.zip!/1.jpg"),
+        ("rose/x.zip!1.jpg", "rose/x.zip!1.jpg"),
+    ],
+)
+def test_of_a_path_that_is_gone_only_an_archives_name_is_left_out(path, found, tmp_path):
+    here = dataset.Dataset("somewhere", tmp_path, pl.DataFrame(), ())
+    assert again._file(path, here, set()) == tmp_path / found
 
 
 def test_a_run_of_a_name_that_no_folder_can_have_is_refused_before_photos_are_looked_for(tmp_path):
@@ -324,7 +342,7 @@ def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_ph
 def test_int8_is_judged_by_photos_for_choices_unless_they_are_too_few(enough, paper_run, paper_photos, monkeypatch):
     monkeypatch.setattr(quantised, "ENOUGH", enough)
     validation = again.find(paper_run, paper_photos)["validation"]
-    choosing = [each for each in validation if split.for_choices([each.sha256])[0]]
+    choosing = [each for each in validation if each.for_choices]
     assert 3 <= len(choosing) < len(validation)
     assert quantised.judging(validation) == (choosing if len(choosing) >= enough else validation)
 
@@ -333,8 +351,8 @@ def test_int8_says_how_many_photos_it_was_judged_by(copied, tmp_path, at_once, m
     monkeypatch.setattr(quantised, "MARGIN", 1.0)
     monkeypatch.setattr(quantised, "ENOUGH", 1)
     small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
-    hashes = copied.dataset.filter(split="validation")["sha256"]
-    assert small.about["int8"]["validation_photos"] == split.for_choices(hashes).sum() < len(hashes)
+    validation = copied.dataset.filter(split="validation")
+    assert small.about["int8"]["validation_photos"] == split.for_choices(validation).sum() < len(validation)
 
 
 def test_int8_without_validation_photos_is_refused(copied, tmp_path, at_once):

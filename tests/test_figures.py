@@ -257,3 +257,13 @@ def test_a_mistake_and_a_success_have_different_colours_and_the_empty_cell_has_n
     assert wrong[1, :3].min() < 0.95  # three percent are already seen
     assert wrong[2, 0] > wrong[2, 2]  # warm against cold
     assert right[0, 0] < right[0, 2]
+
+
+def test_a_sheet_of_bars_is_no_higher_for_ten_thousand_classes(tmp_path):
+    heights = set()
+    for count in (figures.BARS_AT_MOST, 10_000):
+        counts = {f"class {number}": {"train": 10_000 - number, "validation": 3, "test": 3} for number in range(count)}
+        figures.class_counts_bar(counts, tmp_path / "bars.png")
+        with Image.open(tmp_path / "bars.png") as sheet:
+            heights.add(sheet.height)
+    assert len(heights) == 1

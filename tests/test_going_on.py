@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import stopped_after
 
 import ikebana
 from ikebana import paper, pipeline, places
 from ikebana import recipe as recipes
-from ikebana.learning import repeating
+from ikebana.learning import checkpoint, device, repeating
 from ikebana.learning.learner import Learner
 from ikebana.photos import intake
 from ikebana.run import Run
@@ -152,8 +153,8 @@ def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(pho
     ("text", "words"),
     [
         ("{", "damaged"),
-        ("[]", "everything"),
-        ('{"epochs": 3}', "another version"),
+        ("[]", "no recipe"),
+        ('{"epochs": 3}', "no recipe"),
         ({"later": 1}, "later"),
         ({"epochs": "3"}, "epochs"),
         ({"epochs": True}, "epochs"),
@@ -329,3 +330,51 @@ def test_what_programs_read_is_utf8_whatever_the_locale(tmp_path):
     done = subprocess.run(command, capture_output=True, check=False, env=around)
     assert done.returncode == 1
     assert json.loads(done.stdout.decode("utf-8").splitlines()[-1])["where"].endswith("花")
+
+
+@pytest.mark.usefixtures("on_processor")
+def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path, monkeypatch):
+    file = tmp_path / "environment.json"
+    assert device.remembered(file) is None
+    began = device.Setting("cpu", "bfloat16", 1, "as it comes", {"device": "a reason"}, 0.01)
+    file.write_text(json.dumps(device.environment(began)), "utf-8")
+    threads = torch.get_num_threads()
+    try:
+        assert device.remembered(file) == began
+        assert torch.get_num_threads() == 1
+        assert device.prepare().threads == threads  # a new run is not held to that
+        monkeypatch.setattr(device, "_device", lambda: ("cuda", "a GPU is there now"))
+        assert device.remembered(file) == began
+        file.write_text(json.dumps({**device.environment(began), "device": "mps"}), "utf-8")
+        assert device.remembered(file) is None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_is_not_as_it_was(stopped, whole, capsys):
+    file = stopped / "environment.json"
+    values = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(values | {"processor": "an abacus"}), "utf-8")
+    assert ikebana.resume(stopped).weights.read_bytes() == whole.weights.read_bytes()
+    assert "processor was an abacus and is" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(stopped):
+    for error in (PermissionError(13, "Permission denied"), OSError(5, "Input/output error")):
+        with pytest.raises(ikebana.RunError, match="cannot be read") as refusal, checkpoint.usable(stopped):
+            raise error
+        assert "delete" not in str(refusal.value)
+    with pytest.raises(torch.OutOfMemoryError), checkpoint.usable(stopped):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(ikebana.RunError, match="delete it"), checkpoint.usable(stopped):
+        raise KeyError("network.dense")
+
+
+def test_a_run_whose_photos_have_moved_says_where_they_are_looked_for(tmp_path, drawn):
+    shutil.copytree(drawn(8), tmp_path / "photos")
+    with stopped_after(0):
+        ikebana.fit(tmp_path / "photos", "baseline", run=tmp_path / "run", **SMALL)
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    with pytest.raises(ikebana.PhotosError, match="cannot be found again") as refused:
+        ikebana.resume(tmp_path / "run")
+    assert "put them back there" in str(refused.value)

@@ -107,9 +107,10 @@ def test_confidence_and_choices_are_of_learned_classes_alone():
     )
     logits[:, 3] = -30
     said = softmax(logits, axis=1)
-    given, labels = inference.for_calibration(found, said)
+    given, labels, groups = inference.for_calibration(found, said)
     rest = np.flatnonzero(~validation.for_choices & (validation.labels != 3))
     np.testing.assert_allclose(given, said[rest][:, :3])
     assert (labels == validation.labels[rest]).all()
+    assert (groups == validation.groups[rest]).all()
     plain = calibrate(softmax(logits[rest][:, :3], axis=1), validation.labels[rest])
     assert calibrate(given, labels).temperature == pytest.approx(plain.temperature, rel=1e-3)

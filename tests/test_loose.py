@@ -12,7 +12,7 @@ from ikebana.photos import intake, loose
 
 
 def names(folder, *sources):
-    return [each.path.removeprefix(f"{folder}/") for each in loose.find([folder / source for source in sources])[0]]
+    return [each.path.removeprefix(f"{folder}/") for each in loose.search([folder / source for source in sources])]
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def test_a_name_with_brackets_is_a_name_before_it_is_a_pattern(photos):
 
 
 def test_hidden_files_of_a_folder_are_counted_and_one_that_was_named_is_taken(photos):
-    found, ignored = loose.find(photos / "a")
-    assert (len(found), ignored) == (2, 1)
+    found = loose.search(photos / "a")
+    assert (len(list(found)), len(found.ignored)) == (2, 1)
     assert names(photos, "a/.hidden.jpg") == ["a/.hidden.jpg"]
 
 
@@ -57,26 +57,45 @@ def test_a_name_that_no_file_can_have_is_refused_like_any_other_that_is_not_ther
 def test_what_is_not_there_is_refused_by_name(photos):
     for source in ("gone.jpg", "*.tif"):
         with pytest.raises(PhotosError, match="no such file") as refused:
-            loose.find(photos / source)
+            loose.search(photos / source)
         assert refused.value.where == photos / source
     (photos / "empty").mkdir()
     with pytest.raises(PhotosError, match="no photos found"):
-        loose.find(photos / "empty")
+        loose.search(photos / "empty")
 
 
 def test_an_archive_shows_its_members_and_what_stayed_packed(photos):
     with zipfile.ZipFile(photos / "more.zip", "w") as archive:
         for name in ("x/2.jpg", "../out.jpg", "1.jpg"):
             archive.writestr(name, photo(3))
-    found, _ = loose.find(photos / "more.zip")
+    found = list(loose.search(photos / "more.zip"))
     assert [each.path for each in found] == [f"{photos}/more.zip!{name}" for name in ("1.jpg", "x/2.jpg", "../out.jpg")]
     assert [loose.can_open(each) for each in found] == [True, True, False]
     assert found[0].file.read_bytes() == photo(3)
+
+
+def test_a_damaged_archive_among_listed_lines_is_told_of_and_the_next_line_is_looked_at(photos):
+    with zipfile.ZipFile(photos / "more.zip", "w") as archive:
+        archive.writestr("1.jpg", photo(3))
+    (photos / "cut.zip").write_bytes((photos / "more.zip").read_bytes()[:-10])
+    cut, inside, single = loose.search([], iter(f"{photos}/{name}\n" for name in ("cut.zip", "more.zip", "single.jpg")))
+    assert (cut.path, cut.status) == (f"{photos}/cut.zip", "this archive is damaged: the end of the zip is missing")
+    assert [loose.can_open(each) for each in (cut, inside, single)] == [False, True, True]
+    with pytest.raises(PhotosError, match="damaged") as refused:
+        loose.search(photos / "cut.zip")
+    assert refused.value.where == photos / "cut.zip"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files there")
 def test_nobody_waits_for_a_pipe_that_is_called_like_a_photo_or_an_archive(tmp_path):
     for name in ("photo.jpg", "photos.zip"):
         os.mkfifo(tmp_path / name)
-    found, _ = loose.find([tmp_path / "photo.jpg", tmp_path / "photos.zip"])
+    found = loose.search([tmp_path / "photo.jpg", tmp_path / "photos.zip"])
     assert [each.status for each in found] == ["not a regular file"] * 2
+
+
+@pytest.mark.parametrize("sources", ["", [""], ["photo.jpg", ""]])
+def test_an_empty_path_is_not_taken_for_the_folder_that_we_are_in(photos, monkeypatch, sources):
+    monkeypatch.chdir(photos)
+    with pytest.raises(PhotosError, match="an empty path"):
+        loose.search(sources)

@@ -68,6 +68,15 @@ def test_laps_of_one_name_add_up():
     clock.lap("train")
     assert clock.seconds["train"] >= first
     assert set(clock.seconds) == {"train"}
+    clock.lap("train", at_least=1000.0)  # what a process that was stopped had done before
+    assert clock.seconds["train"] == 1000.0
+
+
+def test_work_of_which_nobody_knows_the_end_does_not_flood_programs(capsys):
+    with progress.audience(progress.Programs()), progress.stage("unpack", 0, "files") as bar:
+        for _ in range(1000):
+            bar.advance(1)
+    assert len(capsys.readouterr().out.splitlines()) < 10
 
 
 def test_a_terminal_says_that_libraries_load_until_there_is_more_to_say(capsys, monkeypatch):

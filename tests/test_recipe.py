@@ -126,3 +126,27 @@ def test_choices_of_another_network_are_refused():
 def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(record, values, named):
     with pytest.raises(RecipeError, match=named):
         record(**values)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"seed": 1.5},
+        {"epochs": "8"},
+        {"parts": "0.6"},
+        {"side": None},
+        {"class_order": "abc"},
+        {"all": 1},
+        {"transfer": 3},
+    ],
+)
+def test_a_choice_of_another_kind_is_refused_before_anything_is_made_of_it(choices):
+    (name,) = choices
+    with pytest.raises(RecipeError, match=f"{name} cannot be"):
+        recipe.named("quick", **choices)
+    with pytest.raises(RecipeError, match=f"{name} cannot be"):
+        recipe.Recipe(name="mine", **choices)
+
+
+def test_a_file_of_weights_may_be_a_path(tmp_path):
+    assert recipe.named("quick", weights=tmp_path / "mine.safetensors").weights == str(tmp_path / "mine.safetensors")

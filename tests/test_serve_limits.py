@@ -233,7 +233,7 @@ def test_a_second_ctrl_c_cuts_off_what_was_accepted_says_so_by_its_status_and_no
         command(paper_model) as (process, _, url),
         socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection,
     ):
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of it")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf of it")
         while "ikebana_open_requests 1" not in httpx.get(f"{url}/metrics").text:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

@@ -1,6 +1,8 @@
 """What is in the cache is told and can be cleared, and nothing that is not ikebana's ever goes."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +94,32 @@ def test_a_file_that_a_killed_process_left_half_written_goes_with_the_next_writi
     with places.written(tmp_path / "a.json") as beside:
         beside.write_text("{}")
     assert {each.name for each in tmp_path.iterdir()} == {"a.json", young.name, other.name}
+
+
+def test_a_file_that_another_process_takes_away_meanwhile_does_not_end_the_count(monkeypatch):
+    place = places.cache_folder() / "measured"
+    place.mkdir(parents=True)
+    for number in range(3):
+        (place / f"{number:016x}.json").write_bytes(b"12345")
+    real = Path.stat
+
+    def vanishing(self, **how):
+        if self.name.startswith("0000000000000001"):
+            raise FileNotFoundError(errno.ENOENT, "gone", str(self))
+        return real(self, **how)
+
+    monkeypatch.setattr(Path, "stat", vanishing)
+    assert storage.cache().bytes == 10
+
+
+def test_clearing_takes_what_was_left_half_written_long_ago_and_nothing_that_is_being_written(capsys):
+    place = places.cache_folder() / "weights"
+    place.mkdir(parents=True)
+    old, new = (place / f".net.safetensors.{name}.partial" for name in ("aa", "bb"))
+    for each in (old, new):
+        each.write_bytes(b"x" * 10)
+    os.utime(old, (0, 0))
+    storage.cache(clear=True)
+    assert not old.exists()
+    assert new.exists()
+    assert capsys.readouterr().out  # the report is what the command is for

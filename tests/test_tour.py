@@ -48,11 +48,17 @@ def test_it_takes_the_first_free_folder_and_refuses_one_that_is_taken(tmp_path, 
         ikebana.demo(tmp_path / "ikebana-demo")
 
 
+def test_a_folder_below_home_is_made_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert tour._free_folder("~/x") == tmp_path / "x"
+
+
 def test_doctor_says_how_the_machine_is_used_and_why(monkeypatch, capsys):
     from ikebana.learning import features
 
     monkeypatch.setattr(features, "seconds_per_photo", lambda *_, **__: 0.01)
     facts = ikebana.doctor()
     assert {"processor", "GPU", "device", "threads", "allocator", "number format", "cache", "torch"} <= set(facts)
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert all(str(value) in said for value in facts.values())

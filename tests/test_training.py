@@ -345,22 +345,6 @@ def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):
     assert device.measured(SETTING, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
 
 
-@pytest.mark.usefixtures("on_processor")
-def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path):
-    import json
-
-    file = tmp_path / "environment.json"
-    assert device.remembered(file) is None
-    began = device.Setting("cpu", "bfloat16", 1, "as it comes", {"device": "a reason"}, 0.01)
-    file.write_text(json.dumps(device.environment(began)), "utf-8")
-    threads = torch.get_num_threads()
-    try:
-        assert device.remembered(file) == began
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(threads)
-
-
 PART = recipes.Augmentation(area=0.3)
 
 

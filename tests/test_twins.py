@@ -350,3 +350,15 @@ def test_the_copies_among_the_flowers_are_found(flowers):
 def test_few_photos_or_none_have_no_twins(photos):
     array = squares(photos) if photos else np.zeros((0, SMALL, SMALL, 3), np.uint8)
     assert twins.search(array, np.arange(len(array))) == []
+
+
+def test_what_was_found_while_a_photo_could_not_be_read_is_not_taken_once_it_can_be(tmp_path):
+    """Another process reads all photos again, into the same place, while this one looks for twins in what it has read."""
+    files = plain(6)
+    folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})
+    whole, keep = with_twins(folder)
+    (file,) = keep.folder.glob("twins.*.json")
+    file.unlink()
+    gone = pl.when(pl.col("path") == "a/m.jpg").then(pl.lit("Input/output error")).otherwise(pl.col("status"))
+    assert not twins.found(whole.with_photos(whole.photos.with_columns(gone.alias("status"))), keep).twins
+    assert with_twins(folder)[0].twins == whole.twins

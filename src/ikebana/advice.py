@@ -18,7 +18,6 @@ from typing import Any
 from ikebana.choices import Trained
 from ikebana.learning.forecast import duration
 from ikebana.learning.probe import Evidence, Score
-from ikebana.recipe import RECIPES
 
 FEW = 40  # training photos of a class, below which a tail learns them by heart (docs/log.md)
 MANY = (
@@ -31,15 +30,11 @@ JUDGED = 100  # photos, below which an accuracy is known to five points at best
 CLOSE = 1.5  # times a threshold: nearer than this, the other side of it may be right
 WIDTH = 100  # characters a line
 
-STRONGER: dict[Trained, tuple[str, ...]] = {  # the recipes that train so much, the first that there is
-    "head": ("quick",),
-    "tail": ("good",),
-    "all": ("best", "good"),
-}
+STRONGER: dict[Trained, str] = {"head": "quick", "tail": "good", "all": "best"}  # the recipe that comes nearest to that
 IN_WORDS: dict[Trained, str] = {
     "head": "a new head on the frozen network is enough",
     "tail": "let the network's last stages learn too",
-    "all": "let more of the network learn, and for longer",
+    "all": "let larger networks learn, and for longer",
 }
 
 
@@ -69,7 +64,7 @@ class Advice:
     @property
     def recipe(self) -> str:
         """The named recipe that does it."""
-        return next(name for name in STRONGER[self.trained] if name in RECIPES)
+        return STRONGER[self.trained]
 
     @property
     def command(self) -> str:
@@ -126,7 +121,7 @@ def _nothing_to_gain(evidence: Evidence) -> bool:
 
 def _unlike(evidence: Evidence) -> bool:
     """Whether an earlier cut surely tells as much as the last: what the network knows of whole things does not apply."""
-    return evidence.lead.value + evidence.lead.error <= AS_GOOD
+    return evidence.lead.value + ERRORS * evidence.lead.error <= AS_GOOD
 
 
 def _reasons(evidence: Evidence, supply: Supply, trained: Trained) -> list[str]:
@@ -142,7 +137,7 @@ def _reasons(evidence: Evidence, supply: Supply, trained: Trained) -> list[str]:
             f"a head alone is wrong on {wrong} of {evidence.judged:,} photos: nothing that is left to gain could be seen"
         ]
     if trained == "all":
-        return [likeness, f"{several}, enough (from {MANY} on) for layers further down to learn anew"]
+        return [likeness, f"{several}, enough (from {MANY} on) for larger networks to learn, and for longer"]
     more = f"; the whole network should have {MANY}" if _unlike(evidence) else ""
     return [likeness, f"{several}, enough (from {FEW} on) for the last stages not to learn them by heart{more}"]
 
@@ -166,7 +161,7 @@ def _likeness(evidence: Evidence) -> str:
 def _close(evidence: Evidence) -> bool:
     """Whether chance may have decided between like and unlike."""
     lead = evidence.lead
-    return abs(lead.value + lead.error - AS_GOOD) <= ERRORS * lead.error
+    return abs(lead.value - AS_GOOD) <= ERRORS * lead.error
 
 
 def _doubts(evidence: Evidence, supply: Supply) -> list[str]:

@@ -34,7 +34,7 @@ def doctor() -> dict[str, Any]:
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: _version(name) for name in LIBRARIES},
     }
-    progress.say("\n".join(f"{name:<14} {value}" for name, value in facts.items()))
+    progress.result("\n".join(f"{name:<14} {value}" for name, value in facts.items()))
     progress.event("done", **facts)
     return facts
 

@@ -4,10 +4,12 @@ import atexit
 import csv
 import gc
 import io
+import os
 import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict, fields, make_dataclass
+from errno import EIO, ENOSPC
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -15,11 +17,11 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from ikebana import progress
-from ikebana.errors import IkebanaError, UsageError
+from ikebana.errors import IkebanaError, MachineError, UsageError
 from ikebana.recipe import DEFAULT, RECIPES, Recipe
 from ikebana.shipping.limits import Limits
 
-DONE, REFUSED, WRONG_USAGE, LEAK, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+DONE, REFUSED, WRONG_USAGE, LEAK, INTERRUPTED, UNHEARD, TERMINATED = 0, 1, 2, 3, 130, 141, 143
 
 app = App(
     name="ikebana",
@@ -337,11 +339,28 @@ def _nothing_to_stop() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _open_what_is_closed() -> None:
+    """What is said to a stream that was closed, `>&-`, is said to nobody, and the work goes on."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _of_output(error: Exception) -> Exception:
+    """A full disk behind `> FILE` has no name of its own, since it was the shell that opened the file."""
+    if isinstance(error, OSError) and error.filename is None and error.errno in (ENOSPC, EIO):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        progress.listen(progress.People())  # who speak on standard error
+        return MachineError(f"the output cannot be written: {error.strerror}", advice="a file on another disk")
+    return error
+
+
 def _refused(error: Any) -> int:
+    if not isinstance(error, IkebanaError):
+        raise error
     progress.say(f"{type(error).__name__}: {error}")
-    progress.event(
-        "error", kind=type(error).__name__, what=error.what, where=str(error.where or ""), advice=error.advice or ""
-    )
+    about = {"what": error.what, "where": str(error.where or ""), "advice": error.advice or ""}
+    progress.event("error", kind=type(error).__name__, **about)
     return WRONG_USAGE if isinstance(error, UsageError) else REFUSED
 
 
@@ -356,8 +375,9 @@ def _speak_utf8() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line. Ends the process with 0 done, 1 refused, 2 wrong usage, 3 a leak, 130 or 143 interrupted."""
+    """The command line. Ends the process with 0 done, 1 refused, 2 usage, 3 a leak, 130 or 143 interrupted, 141 unheard."""
     _collect_less()
+    _open_what_is_closed()
     _speak_utf8()
     _came.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -370,13 +390,11 @@ def main(arguments: list[str] | None = None) -> None:
         status = WRONG_USAGE
     except BrokenPipeError:  # whoever read our output has gone: `ikebana predict … | head`
         sys.stderr.close()
-        status = DONE
+        status = UNHEARD
     except KeyboardInterrupt:
         status = INTERRUPTED
     except Exception as error:
-        if not _came and not isinstance(error, IkebanaError):
-            raise
-        status = INTERRUPTED if _came else _refused(error)
+        status = INTERRUPTED if _came else _refused(_of_output(error))
     if _came and status == INTERRUPTED:
         status = TERMINATED if _came[0] == signal.SIGTERM else INTERRUPTED
     sys.exit(status)

@@ -1,5 +1,6 @@
 """`ikebana audit`: what is wrong with the photos, and how much of a network should learn from them."""
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ikebana.learning.device import Setting
 
 UNSPLIT = "unsplit"  # a kind of finding
-PAGE = "index.html"  # in the folder that was asked for
+PAGE, BESIDE = "index.html", ("audit.json", "findings.csv")  # in the folder that was asked for
 
 
 @dataclass(frozen=True)
@@ -138,19 +139,29 @@ def _check(out: str | Path | None, write: str | Path | None, acting: bool) -> No
         cleaning.check_writable(to_write(write))
     if out is not None:
         folder = to_write(out)
-        taken = folder.is_dir() and any(folder.iterdir()) and not (folder / "audit.json").exists()
+        taken = folder.is_dir() and any(folder.iterdir()) and not _is_an_audits(folder)
         if taken or (folder.exists() and not folder.is_dir()):
             raise RecipeError("there is something else already", where=folder, advice="an empty folder, or a new one")
+
+
+def _is_an_audits(folder: Path) -> bool:
+    """Whether an earlier audit filled the folder, and nothing else lies in it: all of that may be written over."""
+    try:
+        values = json.loads((folder / "audit.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    names = {each.name for each in folder.iterdir()}
+    return isinstance(values, dict) and values.keys() >= {"source", "findings"} and names <= {PAGE, *BESIDE}
 
 
 def _write_findings(told_at: Path, looked: Audit, keep: Kept, recipe: Recipe) -> None:
     """The page, `audit.json`, and `findings.csv`, whose paths are a JSON list since names may hold anything."""
     folder = told_at.parent
-    write_json(folder / "audit.json", files.as_json(looked.dataset, list(looked.findings)))
-    with written(folder / "findings.csv") as beside:
+    write_json(folder / BESIDE[0], files.as_json(looked.dataset, list(looked.findings)))
+    with written(folder / BESIDE[1]) as beside:
         files.as_table(looked.findings).write_csv(beside)
     page.write(told_at, looked.dataset, looked.findings, keep.pixels, recipe.fit)
-    progress.say(f"to look at: {told_at}; for programs, beside it: audit.json and findings.csv")
+    progress.say(f"to look at: {told_at}; for programs, beside it: {' and '.join(BESIDE)}")
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:
@@ -188,7 +199,7 @@ def _advice(dataset: Dataset, keep: Kept, recipe: Recipe, to_fit: str) -> Advice
     looked_at, groups = probe.sampled(photos, split.groups(dataset.photos[photos.rows]))
     folds = probe.dealt(looked_at.labels, groups, dataset.source)
     setting = prepared(recipe, len(dataset.classes))
-    evidence = probe.judged(probe.seen(looked_at, recipe, keep.folder.name, setting), looked_at.labels, folds)
+    evidence = probe.judged(probe.seen(looked_at, recipe, keep.folder.name, setting), looked_at.labels, groups, folds)
     counts = {name: each["train"] for name, each in dataset.counts().items()}
     smallest = min(counts, key=lambda name: counts[name])
     supply = Supply(

@@ -55,13 +55,18 @@ def within_memory(smaller: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch has a class of its own for CUDA's alone
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+    except (RuntimeError, MemoryError) as error:
+        if not no_memory(error):
             raise
         said = str(error).strip().splitlines()
         what = f"memory ran out: {said[0]}" if said else "memory ran out"
         advice = "ending what else needs memory" + (f"; or {smaller}" if smaller else "")
         raise MachineError(what, advice=advice) from error.with_traceback(None)  # whose frames hold what takes it
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether that is what an error says; torch has a class of its own for CUDA's alone."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def free_memory() -> int | None:

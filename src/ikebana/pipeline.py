@@ -9,7 +9,7 @@ from ikebana import recipe as recipes
 from ikebana import run as runs
 from ikebana.learning import augmentation, checkpoint, device, fitting, inference, networks
 from ikebana.learning.device import Setting
-from ikebana.learning.forecast import forecast, left_on_gpu, next_step, prepared, within_memory
+from ikebana.learning.forecast import as_begun, forecast, left_on_gpu, next_step, prepared, within_memory
 from ikebana.learning.repeating import differing
 from ikebana.photos import audit, intake, kept, split, twins
 from ikebana.photos.dataset import Dataset
@@ -60,8 +60,8 @@ def resume(run: str | Path) -> Run:
     if begun.has_ended():
         return begun
     begun.check_same_recipe()
-    found = intake.read(begun.source["photos"], begun.recipe.class_order)
-    setting = device.remembered(begun.folder / "environment.json") or prepared(begun.recipe, len(found.classes))
+    found = begun.photos_found()
+    setting = as_begun(begun.folder, begun.recipe, len(found.classes))
     clock.lap("prepare")
     dataset, keep = _taken_in(found, begun.recipe)
     begun.check_same_photos(dataset)
@@ -93,7 +93,7 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
         epochs.append(epoch)
         run.write_epochs(epochs)
         progress.event("epoch", **asdict(epoch))
-    clock.lap("train")
+    clock.lap("train", sum(each.seconds for each in epochs))
     said, held_out = fitting.probabilities(given, setting), inference.joined(parts["validation"], parts["test"])
     trusted = calibrate(*inference.for_calibration(parts, said))
     run.write_json("calibration.json", trusted)

@@ -44,15 +44,16 @@ def to_write(place: str | Path, appears: bool = False) -> Path:
              write there, or another folder should appear in place of the one we are in
     """
     named = Path(os.path.expanduser(place))
+    if "\0" in str(named):
+        raise cannot_write(OSError(errno.EINVAL, "a NUL in the name"), Path(str(named).replace("\0", "\\0")))
     if appears and named.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise MachineError(
             "the folder that you are in cannot be made anew", where=place, advice="a folder in it: another name"
         )
-    if "\0" in str(named):
-        raise cannot_write(OSError(errno.EINVAL, "a NUL in the name"), Path(str(named).replace("\0", "\\0")))
     try:
         if named.name:
-            _beside(named).exists()  # the longer of the two names
+            half = _beside(named)
+            (lock_of(half) if appears else half).exists()  # the longest of the names that there will be
         folder = nearest(named if named.is_dir() else named.parent)
     except OSError as error:
         raise cannot_write(error, named) from None
@@ -76,7 +77,9 @@ def nearest(folder: Path) -> Path:
 
 def _beside(file: Path) -> Path:
     """What is written to until all of it is there."""
-    return file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+    return file.with_name(
+        f".{file.name}.{secrets.token_hex(4)}{PARTIAL}"
+    )  # every container's first process has the same number
 
 
 @contextmanager
@@ -104,11 +107,16 @@ def written(file: Path, make: bool = True) -> Iterator[Path]:
 
 
 def _forget(file: Path) -> None:
-    """Remove what killed processes had written of this file: it has not grown for an hour."""
+    """Remove what killed processes had written of this file."""
     for half in file.parent.glob(f".{glob.escape(file.name)}.*{PARTIAL}"):
-        with suppress(OSError):
-            if time.time() - half.stat().st_mtime > FORGOTTEN:
-                half.unlink()
+        _forgotten(half)
+
+
+def _forgotten(half: Path) -> None:
+    """Remove a half-written file that has not grown for an hour."""
+    with suppress(OSError):
+        if half.is_file() and time.time() - half.stat().st_mtime > FORGOTTEN:
+            half.unlink()
 
 
 @contextmanager
@@ -172,7 +180,7 @@ def set_aside(entry: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-filled in this folder; what a living one fills is left alone."""
+    """Remove what killed processes left half-filled or half-written in this folder; what a living one is at is left alone."""
     for lock in folder.glob(f".*{PARTIAL}{LOCK}"):
         half = lock.with_name(lock.name.removesuffix(LOCK))
         with (
@@ -181,6 +189,8 @@ def sweep(folder: Path) -> None:
         ):  # a living process' lock is a TimeoutError, which is an OSError
             shutil.rmtree(half, ignore_errors=True)
             lock.unlink(missing_ok=True)
+    for half in folder.glob(f".*{PARTIAL}"):
+        _forgotten(half)
 
 
 def lock_of(half: Path) -> Path:

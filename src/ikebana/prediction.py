@@ -22,8 +22,8 @@ from ikebana.places import to_write
 from ikebana.run import Run, open_run
 from ikebana.shipping import classifier, table
 from ikebana.shipping.classifier import BATCH, Classifier, Look
-from ikebana.shipping.prediction import Prediction
-from ikebana.shipping.sorting import NOT_SURE, Sorter
+from ikebana.shipping.prediction import NOT_SURE, Prediction
+from ikebana.shipping.sorting import Sorter
 from ikebana.shipping.table import Table
 from ikebana.trust.calibration import NO_THRESHOLD
 
@@ -41,15 +41,14 @@ def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | 
     returns  one Prediction a path; photos that cannot be used say why in their status
     raises   PhotosError if there is no usable photo at all; ModelError or RunError if there is no such model
     """
-    if out is not None:
-        table.check(Path(out))
+    place = table.check(Path(out)) if out is not None else None
     kept: list[Prediction] = []
     there = model_there(model)
     found = loose.search(photos)
     answering, identity = classifier_of(there)
-    counts = each(answering, found, kept.extend)
-    if out is not None:
-        with Table(Path(out), answering.classes, identity, anew=True) as rows:
+    counts = each(answering, found, kept.extend, out=place)
+    if place is not None:
+        with Table(place, answering.classes, identity, anew=True) as rows:
             rows.add(kept)
             rows.finish()
     progress.say(_summary(counts, found, answering))
@@ -72,9 +71,9 @@ def command(
     raises     PhotosError if there is no usable photo at all
     """
     if out is not None:
-        table.check(out)
+        out = table.check(out)
     if sort_into is not None:
-        to_write(sort_into / NOT_SURE)  # the place must hold folders
+        sort_into = to_write(sort_into / NOT_SURE).parent  # the place must hold folders
     there = model_there(model)
     found = loose.search(photos, listed)
     answering, identity = classifier_of(there)
@@ -85,7 +84,7 @@ def command(
     else:
         with Table(out, answering.classes, identity) as rows:
             try:
-                counts = each(answering, found, rows.add, sorter, rows.has)
+                counts = each(answering, found, rows.add, sorter, rows.was, out)
             except KeyboardInterrupt:
                 progress.say("stopped; nothing is lost. The same command goes on from here")
                 raise
@@ -134,10 +133,13 @@ def each(
     photos: Search,
     receive: Receiver,
     sorter: Sorter | None = None,
-    is_there: Callable[[str], bool] | None = None,
+    was: Callable[[str, Path], Prediction | None] | None = None,
+    out: Path | None = None,
 ) -> Counts:
     """Hand on the answers, a few at a time, under a bar.
 
+    was     the answer that is there of a path and its file, if one is: it is sorted and counted, and not handed on
+    out     the table, which may lie among the photos and is none
     raises  PhotosError if no photo could be used
     """
     counts = Counts()
@@ -145,11 +147,15 @@ def each(
 
         def still_to_do() -> Iterator[LoosePhoto]:
             for photo in photos:
-                if is_there is not None and is_there(photo.path):
-                    counts.there += 1
+                if out is not None and table.is_own(photo.file, out):
                     bar.advance(1)
-                else:
+                elif was is None or (said := was(photo.path, photo.file)) is None:
                     yield photo
+                else:
+                    counts.there += 1
+                    if sorter is not None:
+                        sorter.put(said, photo.file)
+                    bar.advance(1)
 
         first, second = tee(still_to_do())
         answers = classifier.answers(answering, ((photo.path, partial(_open, answering, photo)) for photo in first))
@@ -162,8 +168,8 @@ def each(
             receive([said for said, _ in chunk])
             bar.advance(len(chunk))
     if not counts.sure + counts.unsure + counts.there:
-        why = f"; the first: {counts.reasons[0]}" if counts.reasons else ""
-        raise PhotosError(f"none of {counts.unusable} paths can be used{why}", advice="photos, or folders of photos")
+        why = f"none of {counts.unusable} paths can be used; the first: " if counts.unusable else "no photos found"
+        raise PhotosError("".join([why, *counts.reasons[:1]]), advice="photos, or folders of photos")
     return counts
 
 

@@ -10,6 +10,7 @@ Standard output otherwise carries the result alone, so that a script can read it
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ class MovingBar:
         self.begun = time.monotonic()
         self.done, self.scores = 0, ""
         self.progress = Progress(
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<18}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TextColumn("{task.fields[speed]}"),
@@ -130,7 +131,7 @@ class EventBar:
     def advance(self, done: int, **scores: float | str) -> None:
         self.done += done
         self.scores = scores or self.scores
-        if time.monotonic() - self.told > 0.5 or self.done >= self.total:
+        if time.monotonic() - self.told > 0.5 or (self.total and self.done >= self.total):
             self.told = time.monotonic()
             self.tell.event(
                 "progress", stage=self.name, done=self.done, total=self.total, unit=self.unit, **self.scores
@@ -145,7 +146,7 @@ class Programs:
 
     def event(self, name: str, **values: Any) -> None:
         # In one piece: Ctrl-C between a line and its end would run two events together.
-        sys.stdout.write(json.dumps({"event": name, **values}, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(_plain({"event": name, **values}), ensure_ascii=False, allow_nan=False) + "\n")
         sys.stdout.flush()
 
     def result(self, text: str) -> None:
@@ -238,11 +239,23 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
         self.since = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        """The time since the last lap belongs to this stage."""
+    def lap(self, name: str, at_least: float = 0.0) -> None:
+        """The time since the last lap belongs to this stage.
+
+        at_least  seconds that it is known to have taken, part of them perhaps in a process that was stopped
+        """
         now = time.perf_counter()
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.since, 3)
+        self.seconds[name] = round(max(self.seconds.get(name, 0.0) + now - self.since, at_least), 3)
         self.since = now
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for what is no number: no JSON reader takes NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _speed(done: int, elapsed: float, unit: str) -> str:

@@ -48,7 +48,7 @@ class Recipe:
     transfer: Transfer | None = None
     tuning: Tuning | None = None
     augmentation: Augmentation | None = None
-    learning_rate: float = choice(1e-3, "step size of RMSprop")
+    learning_rate: float = choice(1e-3, "step size of the optimiser")
     batch: int = choice(128, "photos a training step")
     epochs: int = choice(20, "passes over the training photos; in finetuned after 30 that train the head alone")
     seed: int = choice(0, "of the training alone: first weights, order of the photos, dropout, augmentation")
@@ -64,6 +64,8 @@ class Recipe:
     precision: Precision = choice("auto", "number format of the training step; 'auto' measures which is faster here")
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            _check_kind(each.name, getattr(self, each.name), each.type)
         for problem in _problems(self):
             raise RecipeError(f"recipe {self.name}: {problem}")
 
@@ -78,6 +80,37 @@ class Recipe:
         seeds = (self.seed + SEEDS_APART * number for number in range(len(self.networks)))
         pairs = zip(self.networks, seeds, strict=True)
         return tuple(replace(self, network=name, seed=seed % (LARGEST_SEED + 1)) for name, seed in pairs)
+
+
+def _check_kind(name: str, value: Any, declared: Any, begins: str = "", advice: str | None = None) -> None:
+    """Refuse a value that is of another type than the choice; the words of a Literal are checked with the rules.
+
+    begins, advice  what the error says first and last, if it is not a choice of the caller's
+    raises          RecipeError
+    """
+    kinds = get_args(declared) if isinstance(declared, UnionType) else (declared,)
+    record = next((kind for kind in kinds if is_dataclass(kind)), None)
+    if isinstance(value, dict) and record is not None:
+        if value.keys() != {each.name for each in fields(record)}:
+            raise _of_another_version(name)
+        for each in fields(record):
+            _check_kind(f"{name}'s {each.name}", value[each.name], each.type, begins, advice)
+    elif not any(_is_of(value, kind) for kind in kinds):
+        kind = getattr(declared, "__name__", None) or str(declared)
+        raise RecipeError(f"{begins}{name} cannot be {value!r}", advice=advice or f"a value of the kind {kind}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON can stand for that type."""
+    if get_origin(kind) is tuple:
+        of = get_args(kind)
+        kinds = [of[0]] * len(value) if of[-1] is ... and isinstance(value, list | tuple) else of
+        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if get_origin(kind) is Literal:
+        return isinstance(value, str)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is kind  # a bool is no int
 
 
 def _problems(recipe: Recipe) -> list[str]:
@@ -275,11 +308,12 @@ def from_json(values: Mapping[str, Any]) -> Recipe:
     raises  RecipeError if a choice is unknown or missing: it was written by another version
     """
     declared = {each.name for each in fields(Recipe)}
-    if not isinstance(values, dict) or values.keys() != declared:
-        differing = sorted(declared ^ values.keys()) if isinstance(values, dict) else ["everything"]
-        raise _of_another_version(", ".join(differing))
+    if not isinstance(values, dict) or len(declared & values.keys()) < len(declared) / 2:
+        raise RecipeError("this is no recipe", advice="the recipe.json of a run, or a recipe's name")
+    if values.keys() != declared:
+        raise _of_another_version(", ".join(sorted(declared ^ values.keys())))
     for each in fields(Recipe):
-        _check_kind(each.name, values[each.name], each.type)
+        _check_kind(each.name, values[each.name], each.type, "this recipe is damaged: ", UNDAMAGED)
     try:
         return Recipe(**{key: _as_declared(key, value) for key, value in values.items()})
     except (TypeError, ValueError, OverflowError) as error:
@@ -293,35 +327,6 @@ def _of_another_version(differing: str) -> RecipeError:
     )
 
 
-def _check_kind(name: str, value: Any, declared: Any) -> None:
-    """Refuse a value of JSON that is of another type than the choice; the words of a Literal are checked with the rules.
-
-    raises  RecipeError
-    """
-    kinds = get_args(declared) if isinstance(declared, UnionType) else (declared,)
-    record = next((kind for kind in kinds if is_dataclass(kind)), None)
-    if isinstance(value, dict) and record is not None:
-        if value.keys() != {each.name for each in fields(record)}:
-            raise _of_another_version(name)
-        for each in fields(record):
-            _check_kind(f"{name}'s {each.name}", value[each.name], each.type)
-    elif not any(_is_of(value, kind) for kind in kinds):
-        raise RecipeError(f"this recipe is damaged: {name} is {value!r}", advice=UNDAMAGED)
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON can stand for that type."""
-    if get_origin(kind) is tuple:
-        of = get_args(kind)
-        kinds = [of[0]] * len(value) if of[-1] is ... and isinstance(value, list | tuple) else of
-        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
-    if get_origin(kind) is Literal:
-        return isinstance(value, str)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return type(value) is kind  # a bool is no int
-
-
 RECORDS = {"augmentation": Augmentation, "transfer": Transfer, "tuning": Tuning}
 
 
@@ -329,8 +334,9 @@ def _as_declared(key: str, value: Any) -> Any:
     """JSON knows neither tuples nor records: give them back their type."""
     if key in RECORDS and isinstance(value, dict):
         return RECORDS[key](**{name: _as_tuple(each) for name, each in value.items()})
-    declared = next(each.type for each in fields(Recipe) if each.name == key)
-    return tuple(value) if get_origin(declared) is tuple and value is not None else value
+    if isinstance(value, Path):
+        return str(value)
+    return _as_tuple(value)
 
 
 def _as_tuple(value: Any) -> Any:

@@ -33,8 +33,9 @@ import polars as pl
 
 from ikebana import progress
 from ikebana import recipe as recipes
-from ikebana.errors import MachineError, RecipeError, RunError
+from ikebana.errors import MachineError, PhotosError, RecipeError, RunError
 from ikebana.learning.repeating import differences
+from ikebana.photos import intake
 from ikebana.photos.dataset import USED, Dataset
 from ikebana.photos.split import fingerprint
 from ikebana.places import alone, filled, tidy, to_write, written
@@ -111,12 +112,10 @@ class Run:
 
     @property
     def calibration(self) -> Calibration:
-        """How to read the network's confidence: as it is, in a run that was not calibrated.
+        """How to read the network's confidence.
 
-        raises  RunError if the file is damaged
+        raises  RunError if the file is damaged or gone
         """
-        if not (self.folder / "calibration.json").exists():
-            return Calibration()
         try:
             return calibration.from_json(self.read_json("calibration.json"))
         except ValueError as error:
@@ -239,8 +238,6 @@ class Run:
 
         raises  RunError
         """
-        if "recipe" not in self.source:  # an older version began this run
-            return
         try:
             began = recipes.from_json(self.source["recipe"])
         except RecipeError as error:
@@ -268,21 +265,26 @@ class Run:
                 advice="put them back, or begin a new run",
             )
 
+    def photos_found(self) -> Dataset:
+        """The photos that it began with, none of them opened; PhotosError if they are not where they were."""
+        try:
+            return intake.read(self.source["photos"], self.recipe.class_order)
+        except PhotosError as error:
+            raise PhotosError(
+                f"the photos of this run cannot be found again: {error.what}",
+                where=self.source["photos"],
+                advice="put them back there: a run goes on with the photos that it began with",
+            ) from None
+
     def check_same_photos(self, dataset: Dataset) -> None:
         """Refuse to go on with other photos than the run began with.
 
         raises  RunError that names some of those that are not as they were
         """
-        if not (self.folder / "dataset.parquet").exists():
-            same, changes = fingerprint(dataset.used["sha256"]) == self.source["fingerprint"], ""
-            if same:  # an older version began this run
-                self.write_table("dataset.parquet", dataset.photos)
-        else:
-            began = self.dataset.filter(pl.col("status") == USED).select(DEALT)
-            same, changes = began.equals(dataset.used.select(DEALT)), _changes(began, dataset.photos)
-        if not same:
+        began = self.dataset.filter(pl.col("status") == USED).select(DEALT)
+        if not began.equals(dataset.used.select(DEALT)):
             raise RunError(
-                f"the photos have changed since this run began{changes}",
+                f"the photos have changed since this run began{_changes(began, dataset.photos)}",
                 where=self.source["photos"],
                 advice="a new run, or put the photos back as they were",
             )
@@ -332,7 +334,8 @@ def _wrong_source(values: Any) -> str:
     """What of a run's source.json is missing or of another kind; nothing if it is as `begin` wrote it."""
     if not isinstance(values, dict):
         return "it is no record"
-    wrong = [name for name in ("photos", "fingerprint") if not isinstance(values.get(name), str)]
+    kinds = {"photos": str, "fingerprint": str, "recipe": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(values.get(name), kind)]
     classes = values.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(each, str) for each in classes):
         wrong.append("classes")

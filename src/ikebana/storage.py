@@ -1,7 +1,9 @@
 """`ikebana cache`: what ikebana keeps for itself, how large it is, and how to be rid of it."""
 
 import datetime
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,14 +64,14 @@ def cache(clear: bool = False) -> Cache:
         freed = sum(_remove(folder, kind) for kind in KINDS)
         progress.say(f"{freed / 1e6:,.1f} MB cleared")
     found = Cache(folder, tuple(_kept(folder, kind) for kind in KINDS))
-    progress.say(repr(found))
-    progress.event("cache", folder=str(folder), bytes={each.kind: each.bytes for each in found.kinds})
+    progress.result(repr(found))
+    progress.event("done", folder=str(folder), bytes={each.kind: each.bytes for each in found.kinds})
     return found
 
 
 def _kept(folder: Path, kind: str) -> Kept:
     entries = list(_entries(folder, kind))
-    times = [each.stat().st_mtime for entry in entries for each in _files(entry)]
+    times = [each.st_mtime for entry in entries for each in _files(entry)]
     return Kept(kind, KINDS[kind][0], len(entries), sum(map(size, entries)), max(times, default=None))
 
 
@@ -91,13 +93,18 @@ def _remove(folder: Path, kind: str) -> int:
     return freed
 
 
-def _files(entry: Path) -> Iterator[Path]:
-    yield from (each for each in (entry.rglob("*") if entry.is_dir() else [entry]) if each.is_file())
+def _files(entry: Path) -> Iterator[os.stat_result]:
+    """A file, or all files in a folder, as the disk knows them; other processes may take them away meanwhile."""
+    for each in entry.rglob("*") if entry.is_dir() else [entry]:
+        with suppress(OSError):
+            found = each.stat()
+            if stat.S_ISREG(found.st_mode):
+                yield found
 
 
 def size(entry: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    return sum(each.stat().st_size for each in _files(entry))
+    return sum(each.st_size for each in _files(entry))
 
 
 def _day(moment: float | None) -> str:

@@ -41,9 +41,7 @@ def _unless_refused(work: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         with within_memory():
             return work()
-    except PhotosError:
-        reason = "there are too few photos for some to judge others"
-    except (RecipeError, MachineError) as error:
+    except (PhotosError, RecipeError, MachineError) as error:
         reason = error.what + (f" ({error.advice})" if error.advice else "")
     progress.say(f"labels and subjects were not looked at: {reason}")
     return []
@@ -93,9 +91,9 @@ def look(dataset: Dataset, keep: Kept, recipe: Recipe) -> Look:
     parts = inference.parts(dataset, keep.pixels)
     seen = out_of_fold.seen(parts, recipe, keep.folder.name, prepared(recipe, len(dataset.classes)))
     photos = dataset.photos[seen.rows]
-    groups = split.groups(photos)
+    groups = np.array(split.groups(photos))
     alone = out_of_fold.probabilities(seen, groups, len(dataset.classes), dataset.source)
-    near = doubts.neighbours(seen.features, seen.labels, np.array(groups))
+    near = doubts.neighbours(seen.features, seen.labels, groups)
     judged = doubts.both(alone, doubts.vote(near, seen.labels, len(dataset.classes)), seen.labels)
     return Look(photos["path"], seen.features, seen.labels, near, alone, judged)
 

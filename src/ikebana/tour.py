@@ -1,5 +1,6 @@
 """Draws its own photos and walks the whole road with them: `ikebana demo`."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def _free_folder(out: str | Path | None) -> Path:
 
     if out is not None:
         check_free(out, "--out")
-        return Path(out)
+        return Path(os.path.expanduser(out))
     names = (Path("ikebana-demo" if number == 1 else f"ikebana-demo-{number}") for number in range(1, 10_000))
     return next(place for place in names if not place.exists())
 

@@ -269,13 +269,13 @@ def _staged(
 
 
 def tail(backbone: nn.Module, tail_from: str) -> str:
-    """The first stage of its tail: the one that is named, or the middle one of a network that has none of that name, since
-    recipes name a stage of the network that they were made for."""
+    """The first stage of its tail: the one that is named, or the middle one if none is or the network has none of that name,
+    since recipes name a stage of the network that they were made for."""
     return _tail([name for name, _ in stages(backbone)], tail_from)
 
 
 def _tail(names: list[str], tail_from: str) -> str:
-    return tail_from if tail_from in names else names[len(names) // 2]
+    return tail_from if tail_from and tail_from in names else names[len(names) // 2]
 
 
 def _group(own: list[nn.Parameter], learning_rate: float) -> list[Group]:

@@ -13,14 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ikebana.errors import RunError
+from ikebana.machine import no_memory
 from ikebana.places import written
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training photos: what it gave. Losses are mean cross-entropies, accuracies shares of 1.
+    """One pass over the training photos: what it gave. Losses are means of what was made small, accuracies shares of 1.
 
-    `train_` figures are running means over the epoch's own steps, augmentation and dropout included, as Keras gives them.
+    `train_` figures are running means over the epoch's own steps, augmentation and dropout included, as Keras gives them; in a
+    recipe with `tuning` of the smoothed truth and with the classes' shares counted in, neither of which is in `val_` figures,
+    which are plain cross-entropies. Where the head is found at once, both are of the head that was found.
     """
 
     epoch: int  # from 1
@@ -65,10 +68,18 @@ def load(file: Path) -> Saved:
 
 @contextmanager
 def usable(file: Path | None) -> Iterator[None]:
-    """Whatever shows here that a checkpoint is damaged, or of another network, becomes a RunError that says what to do."""
+    """Whatever shows here that a checkpoint is damaged, or of another network, becomes a RunError that says what to do; it is
+    to be deleted only where nothing else would help."""
     try:
         yield
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+    except OSError as error:
+        why = error.strerror or error
+        raise RunError(
+            f"the checkpoint cannot be read: {why}", where=file, advice="see that it can be, then again"
+        ) from None
+    except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        if no_memory(error):
+            raise
         raise RunError(
             f"the checkpoint cannot be used: {str(error).splitlines()[0]}",
             where=file,

@@ -64,9 +64,12 @@ class Setting:
         return torch.autocast(self.device, self.dtype, enabled=self.number_format != "float32")
 
 
-def prepare(threads: int | None = None) -> Setting:
-    """The device, its threads and its allocator, set for this process; the number format is float32 until `measured`."""
-    name, why = _device()
+def prepare(threads: int | None = None, device: str | None = None) -> Setting:
+    """The device, its threads and its allocator, set for this process; the number format is float32 until `measured`.
+
+    threads, device  as a run began with, if it is gone on with
+    """
+    name, why = _device() if device is None else (device, "as the run began with")
     if name == "cuda":
         _repeatable_on_cuda()
     count, why_threads = _threads()
@@ -106,6 +109,7 @@ def free_on_gpu() -> int:
     return torch.cuda.mem_get_info()[0]
 
 
+@functools.cache  # torch's own number is what it was told last, once `prepare` has told it
 def _threads() -> tuple[int, str]:
     """One thread a processor that this process may use; in a container that is fewer than the machine has."""
     allowed = kept.threads()
@@ -301,22 +305,24 @@ def _cpuinfo() -> list[str]:
 def remembered(file: Path) -> Setting | None:
     """The setting that a run began with, from its `environment.json`: to go on in another would change its result.
 
-    returns  None if there is no such file yet, or its device is gone
+    returns  None if there is no such file yet, or its device is gone; a processor is always there
     """
     try:
-        values = {"measured_in": "", **json.loads(file.read_text("utf-8"))}
+        values = json.loads(file.read_text("utf-8"))
         began = {each.name: values[each.name] for each in fields(Setting)}
     except (OSError, ValueError, KeyError, TypeError):  # the run was stopped before it was written
         return None
-    now = prepare(began["threads"])
-    return Setting(**began) if now.device == began["device"] and began["number_format"] in FORMATS else None
+    if began["number_format"] not in FORMATS or began["device"] not in ("cpu", _device()[0]):
+        return None
+    prepare(began["threads"], began["device"])
+    return Setting(**began)
 
 
 def environment(setting: Setting) -> dict[str, Any]:
     """What a run ran on, and why it was used like that, for `environment.json`."""
     import importlib.metadata
 
-    libraries = ("torch", "numpy", "pillow", "polars", "scikit-learn", "safetensors")
+    libraries = ("torch", "timm", "numpy", "scipy", "pillow", "polars", "scikit-learn", "safetensors")
     return {
         "ikebana": importlib.metadata.version("ikebana"),
         "python": platform.python_version(),

@@ -7,19 +7,22 @@ that was never written, was torn by a kill, or has changed on the disk is simply
 
 import copy
 import hashlib
+import importlib.metadata
 import json
 import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from ikebana import progress
-from ikebana.learning import device, lean
+from ikebana.errors import RecipeError
+from ikebana.learning import backbones, device, lean, networks
 from ikebana.learning.device import Setting
 from ikebana.learning.inference import Features, Photos, unlabelled
 from ikebana.learning.views import Views
@@ -44,6 +47,7 @@ class Origin:
     mirrored: bool = False  # whether what is said is the mean over photo and mirror image
     cut: str = ""  # the stage of which what it is given is kept; none: the backbone's features
     views: str = ""  # which photos were seen and how they were changed; none: all of the kept pixels, as they are
+    depths: str = ""  # which maps within the network are told of besides its last, and how; none: what a head sees
 
 
 def origin(pixels: str, recipe: Recipe, weights: Weights | None) -> Origin:
@@ -55,13 +59,24 @@ def origin(pixels: str, recipe: Recipe, weights: Weights | None) -> Origin:
     return Origin(pixels, recipe.network, weights.sha256 if weights is not None else "", recipe.until, mirrored)
 
 
+def backbone(recipe: Recipe, pixels: str, setting: Setting) -> tuple[nn.Module, Origin]:
+    """A recipe's one frozen backbone with its pretrained weights, on the device, and what its features are made of.
+
+    pixels  the name of the kept pixels
+    raises  RecipeError or MachineError if its weights cannot be had
+    """
+    network = networks.build(recipe, classes=2).to(setting.device)
+    weights = backbones.fill(network, recipe)
+    return network.get_submodule("seer"), origin(pixels, recipe, weights)
+
+
 def of(seer: nn.Module, origin: Origin, photos: Photos | Views, setting: Setting) -> Features:
     """The features of these photos, computed now where they are not kept yet.
 
     seer     normalisation and backbone, or the part of it below a cut: photos to features
     setting  float32 keeps features exactly; bfloat16 is faster and keeps them in half precision, as what is given at a cut
              always is, since it is large
-    raises   MachineError if the disk cannot hold them
+    raises   MachineError if the disk cannot hold them; RecipeError if they are no numbers
     """
     exact = setting.number_format == "float32" and not origin.cut
     whole, dtype = (photos.height, *shape(seer, photos.side)), np.dtype(np.float32 if exact else np.float16)
@@ -90,6 +105,13 @@ def _fill(
             pixels, _ = photos.batch(chosen, setting.device)
             with setting.autocast():
                 found = seer(pixels)[: len(rows)].float().cpu().numpy()
+            with np.errstate(over="ignore"):  # what half precision does not hold becomes infinite
+                found = found.astype(array.dtype)
+            if not np.isfinite(found).all():
+                raise RecipeError(
+                    "what the frozen network sees in some photo is no number, or too large for half precision",
+                    advice="--precision float32, or another --network",
+                )
             array[rows] = found
             checks[rows] = [_check(array[row]) for row in rows]
             bar.advance(len(rows))
@@ -142,7 +164,8 @@ def _opened(origin: Origin, setting: Setting, shape: tuple[int, ...], dtype: np.
 
 
 def _place(origin: Origin, setting: Setting, shape: tuple[int, ...]) -> Path:
-    facts = [RULES, *vars(origin).values(), setting.device, setting.number_format, shape, torch.__version__]
+    versions = (torch.__version__, importlib.metadata.version("timm"))
+    facts = [RULES, *vars(origin).values(), setting.device, setting.number_format, shape, *versions]
     made_of = json.dumps(facts)
     return cache_folder() / "features" / hashlib.sha256(made_of.encode()).hexdigest()[:32]
 
@@ -175,12 +198,17 @@ def _is_whole(place: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Whether both files are there and of their size; what is damaged is taken away."""
     if not place.exists():
         return False
-    try:
-        array, checks = (np.load(place / name, mmap_mode="r") for name in ("features.npy", "checks.npy"))
-        if (array.shape, array.dtype, checks.shape, checks.dtype) == (shape, dtype, shape[:1], np.dtype(np.uint32)):
-            return True
-    except (OSError, ValueError, EOFError):
-        pass
+    if _sizes(place) == (shape, dtype, shape[:1], np.dtype(np.uint32)):
+        return True
     progress.say("the kept features have changed on disk: they are computed again")
     set_aside(place)
     return False
+
+
+def _sizes(place: Path) -> tuple[Any, ...] | None:
+    """Shapes and types of what is kept there; None if it cannot be read. Nothing stays mapped: Windows could not remove it."""
+    try:
+        array, checks = (np.load(place / name, mmap_mode="r") for name in ("features.npy", "checks.npy"))
+    except (OSError, ValueError, EOFError):
+        return None
+    return array.shape, array.dtype, checks.shape, checks.dtype

@@ -97,6 +97,8 @@ def lesson(network: nn.Module, recipe: Recipe, parts: dict[str, Photos], origin:
     if not transfer.cut:
         return Lesson(recipe, network, parts["train"], parts["validation"], network, held_out, seen)
     below, above = cut.halves(see, recipe)
+    # By its own name: the middle stage of what lies above the cut would be another one.
+    recipe = replace(recipe, transfer=replace(transfer, tail_from=below.stage))
     origin, learner = replace(origin, cut=below.stage), nn.Sequential(OrderedDict(seer=above, head=head))
     train = _viewed(below, origin, parts["train"], recipe, setting, transfer.views)
     validation = _viewed(below, origin, parts["validation"], recipe, setting)

@@ -13,6 +13,7 @@ from ikebana import recipe as recipes
 from ikebana.learning import backbones, cut, device, features, networks, training
 from ikebana.learning.device import Setting
 from ikebana.learning.learner import phases
+from ikebana.learning.repeating import changed_since
 from ikebana.photos import kept, twins
 from ikebana.photos.dataset import Dataset
 from ikebana.places import cache_folder
@@ -113,6 +114,17 @@ def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting
     # What one frozen network sees is timed again while it sees them all; a step is not, nor are two networks one after the other.
     a_look = recipe.transfer is not None and recipe.transfer.kept and len(recipe.members) == 1
     return found if a_look else replace(found, measured_in="")
+
+
+def as_begun(run: Path, recipe: Recipe, classes: int) -> Setting:
+    """How the machine was used when a run began, for going on with it; what is not as it was then is said.
+
+    run  its folder
+    """
+    setting = device.remembered(run / "environment.json") or prepared(recipe, classes)
+    if since := changed_since(run, device.environment(setting)):
+        progress.say(since)
+    return setting
 
 
 def _fitting(built: list[nn.Module], recipe: Recipe, classes: int, setting: Setting) -> list[nn.Module]:

@@ -129,7 +129,7 @@ def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu", room: int =
             pixels,
             chosen["row"].to_numpy().astype(np.int64),
             np.array([index[name] for name in chosen["label"]], np.int64),
-            for_choices(chosen["sha256"]) & chosen["label"].is_in(learned).to_numpy(),
+            for_choices(chosen) & chosen["label"].is_in(learned).to_numpy(),
             chosen["together"].to_numpy(),
             held,
         )
@@ -149,16 +149,17 @@ def joined(first: Photos, second: Photos) -> Photos:
     return replace(first, **both)
 
 
-def for_calibration(parts: Mapping[str, Photos], said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What was said of the validation photos that no choice was made by, and their labels; of the classes that were learned
-    alone: whatever is said of others is no confidence.
+def for_calibration(parts: Mapping[str, Photos], said: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What was said of the validation photos that no choice was made by, their labels and groups; of the classes that were
+    learned alone: whatever is said of others is no confidence.
 
     said     [photos, classes], beginning with the validation photos
-    returns  [photos, learned classes], and where among these each photo's class is
+    returns  [photos, learned classes]; where among these each photo's class is; and the number of its group
     """
     validation, learned = parts["validation"], np.unique(parts["train"].labels)
     chosen = np.flatnonzero(~validation.for_choices & np.isin(validation.labels, learned))
-    return said[np.ix_(chosen, learned)], np.searchsorted(learned, validation.labels[chosen])
+    labels = np.searchsorted(learned, validation.labels[chosen])
+    return said[np.ix_(chosen, learned)], labels, validation.groups[chosen]
 
 
 def all_to_learn_from(found: dict[str, Photos]) -> dict[str, Photos]:

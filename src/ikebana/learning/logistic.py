@@ -4,9 +4,11 @@ The head is scikit-learn's, to the digit that counts: the same loss, the same op
 some hundred photos at a time, since a table of them that L-BFGS could have whole is what does not fit into memory.
 """
 
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -70,14 +72,16 @@ def fit(
     """
     mean, spread = scale(features)
     everything = Pieces(features, labels, mean, spread)
+    if groups is None:
+        groups = np.arange(len(labels))
     a_class = np.bincount(held_out_labels, minlength=classes)[np.unique(labels)]
     enough = min(a_class) >= FEW or len(held_out_labels) >= MANY
     if enough:
         trials = [Trial(everything, Pieces(held_out, held_out_labels, mean, spread), classes)]
     else:
         trials = [
-            Trial(Pieces(features, labels, mean, spread, some), Pieces(features, labels, mean, spread, rest), classes)
-            for some, rest in _folds(labels, np.arange(len(labels)) if groups is None else groups, seed)
+            Trial(everything.some(learned), everything.some(left), classes)
+            for learned, left in dealt(labels, groups, seed, learned_alone=True)
         ]
     best = _chosen(trials) if trials else STRENGTHS.index(OF_A_HANDFUL)
     line = trials[0].best if enough else fitted(everything, classes, STRENGTHS[best])
@@ -101,33 +105,36 @@ def said_of(left: Table, features: Table, labels: np.ndarray, classes: int, stre
 class Pieces:
     """Features to scale, with their labels, a few hundred photos at a time, as often as they are asked for."""
 
-    def __init__(
-        self,
-        features: Table,
-        labels: np.ndarray,
-        mean: np.ndarray,
-        spread: np.ndarray,
-        chosen: np.ndarray | None = None,
-    ):
-        """chosen: of the photos, int64; all if not given"""
-        self.features, self.width = features, features.shape[1]
-        self.chosen, self.labels = chosen, labels if chosen is None else labels[chosen]
+    def __init__(self, features: Table, labels: np.ndarray, mean: np.ndarray, spread: np.ndarray):
+        self.features, self.labels, self.width = features, labels, features.shape[1]
         self.mean, self.factor = mean.astype(np.float32), (1 / spread).astype(np.float32)
-        self.kept = list(self._read()) if len(self.labels) * self.width <= HELD else None
+        self.chosen: np.ndarray | None = None  # int64, of the features; None for all
+        self.scaled: np.ndarray | None = None  # float32, all of them, if memory holds them
+        if len(labels) * self.width <= HELD:
+            scaled = np.empty((len(labels), self.width), np.float32)
+            for start in range(0, len(labels), PIECE):
+                scaled[start : start + PIECE] = self._read(slice(start, start + PIECE))
+            self.scaled = scaled
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return iter(self.kept) if self.kept is not None else self._read()
-
-    def _read(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(self.labels), PIECE):
+        for start in range(0, len(self), PIECE):
             some = slice(start, start + PIECE)
-            piece = self.features[some if self.chosen is None else self.chosen[some]].astype(np.float32, copy=False)
-            piece = piece - self.mean
-            piece *= self.factor
-            yield piece, self.labels[some]
+            rows = some if self.chosen is None else self.chosen[some]
+            yield self._read(rows) if self.scaled is None else self.scaled[rows], self.labels[some]
+
+    def _read(self, rows: slice | np.ndarray) -> np.ndarray:
+        piece = self.features[rows].astype(np.float32, copy=False) - self.mean
+        piece *= self.factor
+        return piece
+
+    def some(self, chosen: np.ndarray) -> "Pieces":
+        """Some of them, int64 or bool, without another table in memory."""
+        part = copy.copy(self)
+        part.chosen, part.labels = chosen, self.labels[chosen]
+        return part
 
 
 class Trial:
@@ -169,22 +176,32 @@ def _chosen(trials: list[Trial]) -> int:
     return best
 
 
-def _folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The training photos, in turns without a fifth of them, on which the choice is then made; none if no class can be parted."""
+Fold: TypeAlias = tuple[
+    np.ndarray, np.ndarray
+]  # the photos that a head learns from, and those that it is judged by: int64
+
+
+def dealt(labels: np.ndarray, groups: np.ndarray, seed: int, learned_alone: bool = False) -> list[Fold]:
+    """Every photo left out once, in turns a fifth of each class; in fewer turns only where no class can be parted in five.
+
+    labels         class indices [photos]
+    groups         a number for each photo: those of one number are never on both sides
+    learned_alone  leave out none of a class that is not learned then: they say nothing of how strongly to pull
+    returns        none if no class can be parted
+    """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    held = [len(np.unique(groups[labels == label])) for label in np.unique(labels)]
-    if max(held) < 2:
+    most = max(len(np.unique(groups[labels == label])) for label in np.unique(labels))
+    if most < 2:
         return []
-    number = max(2, min(FOLDS, *held))
     alone = len(np.unique(groups)) == len(groups)  # then the dealer that keeps no groups is as good, and much quicker
-    dealer = (StratifiedKFold if alone else StratifiedGroupKFold)(number, shuffle=True, random_state=seed)
+    dealer = (StratifiedKFold if alone else StratifiedGroupKFold)(min(FOLDS, most), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        dealt = dealer.split(labels[:, None], labels, None if alone else groups)
-        # Photos of a class that a fold has not learned say nothing of the pull.
-        known = [(some, rest[np.isin(labels[rest], labels[some])]) for some, rest in dealt]
-        return [fold for fold in known if all(map(len, fold))]
+        found = list(dealer.split(labels[:, None], labels, None if alone else groups))
+    if learned_alone:
+        found = [(learned, left[np.isin(labels[left], labels[learned])]) for learned, left in found]
+    return [fold for fold in found if all(map(len, fold))]
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

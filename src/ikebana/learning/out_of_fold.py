@@ -1,14 +1,14 @@
 """What a frozen backbone sees in all photos of a data set, and what heads that have not learned from a photo say of it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ikebana import progress
-from ikebana.learning import backbones, features, inference, logistic, networks, probe
+from ikebana.learning import features, inference, logistic, probe
 from ikebana.learning.device import Setting
 from ikebana.learning.inference import Photos
+from ikebana.learning.logistic import Fold
 from ikebana.learning.rows import Rows
 from ikebana.recipe import Recipe
 
@@ -32,9 +32,7 @@ def seen(parts: dict[str, Photos], recipe: Recipe, pixels: str, setting: Setting
     pixels   the name of the kept pixels
     raises   RecipeError or MachineError if the backbone's weights cannot be had
     """
-    network = networks.build(recipe, classes=2).to(setting.device)
-    origin = features.origin(pixels, recipe, backbones.fill(network, recipe))
-    see = network.get_submodule("seer")
+    see, origin = features.backbone(recipe, pixels, setting)
     exact = replace(setting, number_format="float32")
     held_out = inference.joined(parts["validation"], parts["test"])
     found = [
@@ -47,7 +45,7 @@ def seen(parts: dict[str, Photos], recipe: Recipe, pixels: str, setting: Setting
     return Seen(Rows([each.array for each in found], [each.rows for each in found], order), rows[order], labels[order])
 
 
-def probabilities(seen: Seen, groups: Sequence[int], classes: int, source: str) -> np.ndarray:
+def probabilities(seen: Seen, groups: np.ndarray, classes: int, source: str) -> np.ndarray:
     """What logistic regressions say of photos that they have not learned from: float [photos, classes].
 
     groups  a number for each photo: those of one number are never on both sides
@@ -70,7 +68,7 @@ def probabilities(seen: Seen, groups: Sequence[int], classes: int, source: str) 
     return softmax(said, axis=1)
 
 
-def _judged(seen: Seen, fold: probe.Fold, classes: int, strength: float) -> np.ndarray:
+def _judged(seen: Seen, fold: Fold, classes: int, strength: float) -> np.ndarray:
     """Logits [judged photos, classes] of a head that has learned from the others, or from as many as are enough."""
     learned, left = fold
     if len(learned) > MOST:

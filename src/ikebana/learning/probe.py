@@ -6,9 +6,8 @@ Source: Yosinski et al. 2014, arXiv:1411.1792; Alain and Bengio 2016, arXiv:1610
 """
 
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,14 @@ from torch import Tensor, nn
 
 from ikebana import progress
 from ikebana.errors import PhotosError
-from ikebana.learning import backbones, features, logistic, networks
+from ikebana.learning import features, logistic
 from ikebana.learning.device import Setting
-from ikebana.learning.features import Origin
 from ikebana.learning.inference import Photos
+from ikebana.learning.logistic import Fold
 from ikebana.photos.split import stratified
 from ikebana.recipe import Recipe
 
 MOST = 2000  # photos that are looked at: an accuracy near 0.9 is then known to 0.7 points
-FOLDS = 5
 SEED = 0  # of the sample and the folds: the same photos, the same advice
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # tried in this order until it gets worse: few features bear weaker pulls
 
@@ -89,7 +87,7 @@ class Evidence:
         return list(self.cuts.values())[-1]
 
 
-def sampled(photos: Photos, groups: Sequence[int], most: int = MOST) -> tuple[Photos, list[int]]:
+def sampled(photos: Photos, groups: Sequence[int], most: int = MOST) -> tuple[Photos, np.ndarray]:
     """The photos that are looked at, if there are many: each class by its share, and what belongs together all or not at all.
 
     groups   a number for each photo: those of one number are never parted
@@ -100,8 +98,7 @@ def sampled(photos: Photos, groups: Sequence[int], most: int = MOST) -> tuple[Ph
         share = most / len(photos)
         parts = stratified([str(label) for label in photos.labels], groups, (share, 0.0, 1 - share), SEED)
         taken = np.array([part == "train" for part in parts], bool)
-    chosen = photos.some(taken)
-    return chosen, [group for group, is_taken in zip(groups, taken, strict=True) if is_taken]
+    return photos.some(taken), np.array(groups)[taken]
 
 
 def seen(photos: Photos, recipe: Recipe, pixels: str, setting: Setting) -> list[np.ndarray]:
@@ -110,44 +107,35 @@ def seen(photos: Photos, recipe: Recipe, pixels: str, setting: Setting) -> list[
     pixels  the name of the kept pixels
     raises  RecipeError or MachineError if its weights cannot be had
     """
-    network = networks.build(recipe, classes=2)
-    weights = backbones.fill(network, recipe)
-    depths = Depths(network.get_submodule("seer")).eval().to(setting.device)
-    sha256 = weights.sha256 if weights is not None else ""
-    origin = Origin(pixels, recipe.network, sha256, f"mean and spread of stages {STAGES}, mean of the last")
+    seer, origin = features.backbone(recipe, pixels, setting)
+    depths = Depths(seer).eval()
+    origin = replace(origin, depths=f"mean and spread of stages {STAGES}")
     return depths.parted(features.of(depths, origin, photos, setting).values())
 
 
-Fold = tuple[np.ndarray, np.ndarray]  # the photos that a head learns from, and those that it judges
-
-
-def dealt(labels: np.ndarray, groups: Sequence[int], source: str) -> list[Fold]:
+def dealt(labels: np.ndarray, groups: np.ndarray, source: str) -> list[Fold]:
     """Every photo judged once, by a head that has not seen it; classes keep their share and groups stay whole.
 
     labels  class indices [photos]
     groups  a number for each photo: those of one number are never on both sides
     raises  PhotosError if there are too few photos to learn from some and judge by others
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    held = [len(np.unique(np.asarray(groups)[labels == label])) for label in np.unique(labels)]
+    held = [len(np.unique(groups[labels == label])) for label in np.unique(labels)]
     if sum(count > 1 for count in held) < 2:
         raise PhotosError(
-            f"{len(labels)} training and validation photos are too few for advice: some must judge what others teach",
+            f"{len(labels)} photos that may be looked at are too few: some must judge what others teach",
             where=source,
             advice="at least 4 different photos of each of 2 classes, better 30; fit itself may do with fewer",
         )
-    dealer = StratifiedGroupKFold(min(FOLDS, max(held)), shuffle=True, random_state=SEED)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        return [fold for fold in dealer.split(labels[:, None], labels, groups) if len(fold[1])]
+    return logistic.dealt(labels, groups, SEED)
 
 
-def judged(cuts: Sequence[np.ndarray], labels: np.ndarray, folds: list[Fold]) -> Evidence:
+def judged(cuts: Sequence[np.ndarray], labels: np.ndarray, groups: np.ndarray, folds: list[Fold]) -> Evidence:
     """How well the classes are told apart from each cut, by logistic regressions that have not seen what they judge.
 
     cuts    float [photos, features] each, one for each of CUTS
     labels  class indices [photos]
+    groups  a number for each photo: those of one number may fare alike, so that many of them tell less than as many others
     """
     with progress.stage("judge", len(cuts) + 2, "heads") as bar:
         right: list[np.ndarray] = []
@@ -163,11 +151,11 @@ def judged(cuts: Sequence[np.ndarray], labels: np.ndarray, folds: list[Fold]) ->
     return Evidence(
         judged=len(labels),
         guess=float(np.bincount(labels).max() / len(labels)),
-        cuts={name: _accuracy(each) for name, each in zip(CUTS, (*earlier, last), strict=True)},
-        lead=_difference(last, max(earlier, key=lambda each: each.mean())),
-        half=_accuracy(half),
-        quarter=_accuracy(quarter),
-        doubling=_difference(last, half),
+        cuts={name: _accuracy(each, groups) for name, each in zip(CUTS, (*earlier, last), strict=True)},
+        lead=_difference(last, max(earlier, key=lambda each: each.mean()), groups),
+        half=_accuracy(half, groups),
+        quarter=_accuracy(quarter, groups),
+        doubling=_difference(last, half, groups),
     )
 
 
@@ -210,13 +198,28 @@ def _out_of_fold(cut: np.ndarray, labels: np.ndarray, folds: list[Fold], strengt
     return right, float(losses.mean())
 
 
-def _accuracy(right: np.ndarray) -> Score:
+def _accuracy(right: np.ndarray, groups: np.ndarray) -> Score:
     """One right and one wrong photo are added for the error alone: ten of ten are no proof of perfection."""
     softened = (right.sum() + 1) / (len(right) + 2)
-    return Score(float(right.mean()), float(np.sqrt(softened * (1 - softened) / (len(right) + 2))))
+    alone = softened * (1 - softened) / (len(right) + 2)
+    return Score(float(right.mean()), float(np.sqrt(alone * _effect(right, groups))))
 
 
-def _difference(one: np.ndarray, other: np.ndarray) -> Score:
+def _difference(one: np.ndarray, other: np.ndarray, groups: np.ndarray) -> Score:
     """How much more often one is right than the other, on the same photos: those that both got right do not count."""
     apart = one.astype(float) - other
-    return Score(float(apart.mean()), float(np.sqrt(apart.var() * len(apart) + 1) / len(apart)))
+    return Score(
+        float(apart.mean()), float(np.sqrt((apart.var() * len(apart) + 1) * _effect(apart, groups)) / len(apart))
+    )
+
+
+def _effect(values: np.ndarray, groups: np.ndarray) -> float:
+    """How many times larger the variance of the mean is than it would be if each photo stood for itself; at least 1.
+
+    source  the variance of a ratio over clusters (Cochran, Sampling Techniques, 1977, 11.8)
+    """
+    (_, number), off = np.unique(groups, return_inverse=True), values - values.mean()
+    several, alone = int(number.max()) + 1, float(off @ off)
+    if not alone or several < 2:
+        return 1.0
+    return max(1.0, several / (several - 1) * float(np.square(np.bincount(number, off)).sum()) / alone)

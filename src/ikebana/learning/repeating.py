@@ -22,14 +22,33 @@ def differing(recipe: str | Path | Recipe, now: dict[str, Any]) -> str:
     """
     if isinstance(recipe, Recipe):
         return ""
-    try:
-        then = json.loads((Path(recipe).expanduser().parent / "environment.json").read_text("utf-8"))
-        lines = [line for name in DECIDING for line in _differing(name, then.get(name), now.get(name))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the recipe alone
+    lines = _since(Path(recipe).expanduser().parent, now)
+    if lines is None:
         return ""
     if not lines:
         return "made again on the machine that it was made on: the same bits are expected"
     return f"{'; '.join(lines)}: the result may differ a little from that of the run that is made again"
+
+
+def changed_since(run: Path, now: dict[str, Any]) -> str:
+    """What a run that is gone on with does not find as it was; nothing if all is alike, or nobody knows.
+
+    run  its folder
+    now  the contents of an `environment.json`
+    """
+    lines = _since(run, now)
+    return (
+        f"{'; '.join(lines)}: the result may differ a little from that of a run that was never stopped" if lines else ""
+    )
+
+
+def _since(run: Path, now: dict[str, Any]) -> list[str] | None:
+    """What decides the last digits and is not as the run's own `environment.json` says; None if there is none."""
+    try:
+        then = json.loads((run / "environment.json").read_text("utf-8"))
+        return [line for name in DECIDING for line in _differing(name, then.get(name), now.get(name))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _differing(name: str, then: Any, now: Any) -> list[str]:

@@ -65,6 +65,7 @@ def train(
             if within or len(log.epochs) >= phase.first:
                 with checkpoint.usable(kept):
                     learner.restore(saved)
+            saved = Saved()  # what it held is the learner's now, and takes as much memory again
             while len(log.epochs) < phase.last:
                 together = networks.trains_norms(recipe, phase.trained)
                 one = Pass(recipe, len(log.epochs) + 1, examples, setting.device, together)

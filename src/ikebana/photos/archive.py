@@ -28,8 +28,19 @@ ALWAYS_ALLOWED = 2**30  # bytes: a small archive may grow to this in any case
 CHUNK = 2**20
 DEEPEST = 64  # folders within folders
 AN_ENTRY = 4096  # bytes that a file or folder takes on a disk at the least
-LONGEST_NAME = 2**16  # bytes of a member's name, or of what else a tar says of it
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
+LONGEST_NAME = 2**16  # bytes
+MOST_SAID = 2**20  # bytes that a tar may say of a member: a Mac puts there whatever it knows of the file
+LARGEST = 2**60  # bytes of a member: none is larger, and no file has places beyond
+SPARSE = "a member is sparse, packed without its zeros"
+DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, RecursionError,
+)  # fmt: skip
+# How a zip may be packed: zipfile unpacks a chunk of what bzip2 and LZMA wrote at once, be it into gigabytes.
+PIECE_BY_PIECE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+RECORD = re.compile(rb"(\d{1,10}) ")  # the length that each thing begins with which a tar says of a member
+# Windows takes the first for a device, whatever follows its dot, and what has a colon for a stream beside a file.
+NOT_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³])\s*(\.|$)|[^:]*:", re.IGNORECASE)
+ON_WINDOWS = os.name == "nt"
 NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # what a disk says to a name that it cannot hold
 
 
@@ -56,12 +67,16 @@ class _StaysPacked(Exception):
     """One member cannot be unpacked; the others can."""
 
 
+class _Refused(Exception):
+    """The archive would take too much disk, memory or time."""
+
+
 def unpack(file: Path) -> Unpacked:
     """The archive's members as files in the cache, under the archive's sha256: the second time they are there.
 
-    A link, a device, an encrypted, damaged or repeated member, or one that leads outside, stays packed and is named.
+    What cannot or must not be unpacked stays packed and is named: a link, a damaged member, a name that leads outside, ...
 
-    raises  PhotosError if the archive is damaged or a bomb: too many members, or too large when unpacked
+    raises  PhotosError if the archive is damaged or a bomb: too many members, too large when unpacked, too much said of them
     """
     folder = cache_folder() / "archives" / _sha256(file)
     was_there = folder.exists()  # asked first: another process may finish in between, and its folder is whole
@@ -111,7 +126,7 @@ def _unpack_into(folder: Path, file: Path) -> list[Found]:
         with progress.stage(f"unpack {file.name}", 0, "files") as bar:
             for number, member in enumerate(_members(file), 1):
                 if number > MAX_MEMBERS:
-                    raise _bomb(file, f"more than {MAX_MEMBERS:,} members")
+                    raise _Refused(f"more than {MAX_MEMBERS:,} members")
                 try:
                     budget -= _unpack_one(member, folder, taken, budget)
                     bar.advance(1)
@@ -119,7 +134,10 @@ def _unpack_into(folder: Path, file: Path) -> list[Found]:
                     budget -= member.passed
                     left.append(Found(_shown(member.name), str(reason)))
                 if budget < 0:
-                    raise _bomb(file, f"it grows to more than {MAX_GROWTH} times its size")
+                    raise _Refused(f"it grows to more than {MAX_GROWTH} times its size")
+    except _Refused as why:
+        advice = "unpack it yourself if you trust it, and give the folder"
+        raise PhotosError(f"this archive is refused: {why}", where=file, advice=advice) from None
     except DAMAGED as error:
         raise _damaged(file, str(error)) from None
     except OSError as error:
@@ -200,8 +218,13 @@ def _unless_the_disks(error: OSError) -> Exception:
 
 
 def _members(file: Path) -> Iterator[Member]:
-    if tarfile.is_tarfile(file):  # asked first: a tar whose last member is a zip looks like a zip from behind
-        yield from _tar_members(file)
+    kind = type("Entry", (_Entry,), {})  # of this archive alone: the class remembers
+    try:  # not `is_tarfile`, which would read the first member without our bounds
+        packed = tarfile.open(file, tarinfo=kind)  # noqa: SIM115  (closed with its members)
+    except tarfile.TarError:
+        packed = None
+    if packed is not None:  # asked first: a tar whose last member is a zip looks like a zip from behind
+        yield from _tar_members(packed, kind)
     elif zipfile.is_zipfile(file):
         yield from _zip_members(file)
     elif _starts_with(file, b"PK\x03\x04"):
@@ -218,48 +241,102 @@ def _zip_members(file: Path) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
             name = entry.filename.replace("\\", "/")  # some Windows programs write what the format forbids
-            kind = entry.external_attr >> 28 if entry.create_system == 3 else 0  # the Unix file type, from Unix alone
-            problem = "encrypted" if entry.flag_bits & 1 else None
-            if kind not in (0, 0o10, 0o4):
-                problem = "a link or device in an archive"
             opened = None if name.endswith("/") else lambda entry=entry: archive.open(entry)
-            yield Member(name, problem, opened, stands_alone=True)
+            yield Member(name, _zip_problem(entry), opened, stands_alone=True)
 
 
-def _tar_members(file: Path) -> Iterator[Member]:
-    class Entry(tarfile.TarInfo):
-        """Remembers the last header: tarfile takes a cut or garbled one for the end, and says nothing. And reads no name that
-        would fill the memory, nor what else is told of a member: tarfile takes it as long as it is declared to be."""
+def _zip_problem(entry: zipfile.ZipInfo) -> str | None:
+    kind = entry.external_attr >> 28 if entry.create_system == 3 else 0  # the Unix file type, from Unix alone
+    if kind not in (0, 0o10, 0o4):
+        return "a link or device in an archive"
+    if entry.flag_bits & 1:
+        return "encrypted"
+    if entry.compress_type in PIECE_BY_PIECE:
+        return None
+    known = entry.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    return f"packed by {'bzip2 or LZMA' if known else 'an odd compression'} (pack it again, by deflate)"
 
-        last = b""
 
-        @classmethod
-        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-            Entry.last = bytes(buf)
-            return super().frombuf(buf, encoding, errors)
+class _Entry(tarfile.TarInfo):
+    """A member that remembers the last header: tarfile takes a cut or garbled one for the end, and says nothing. And that reads
+    nothing which fills the memory or takes minutes: for tarfile what is said of a member is as long as it is declared to be."""
 
-        def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-            return super()._proc_gnulong(_unless_too_long(self, archive))  # type: ignore[misc]
+    last = b""
 
-        def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-            return super()._proc_pax(_unless_too_long(self, archive))  # type: ignore[misc]
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        cls.last = bytes(buf)
+        entry = super().frombuf(buf, encoding, errors)
+        entry.size = _within_a_file(entry.size)
+        return entry
 
-    with tarfile.open(file, tarinfo=Entry) as archive:
+    def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        return super()._proc_gnulong(_unless_too_long(self, archive, LONGEST_NAME))  # type: ignore[misc]
+
+    def _proc_sparse(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        raise _Refused(SPARSE)
+
+    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        """Name and size alone: tarfile keeps all that is said of all members, and before Python 3.11.10 takes time and memory by
+        its square. What is said of all members at once is passed over: it is a comment, and never their name."""
+        stream = _unless_too_long(self, archive, MOST_SAID).fileobj
+        said = _records(stream.read(self._block(self.size))[: self.size])  # type: ignore
+        try:
+            entry = self.fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+        if self.type == tarfile.XGLTYPE:
+            return entry
+        if any(key.startswith(b"GNU.sparse.") for key in said):
+            raise _Refused(SPARSE)
+        if b"path" in said:
+            entry.name = said[b"path"].decode("utf-8", "surrogateescape").rstrip("/")
+        if b"size" in said and entry.isreg():
+            entry.size = _within_a_file(int(said[b"size"]))
+            archive.offset = entry.offset_data + entry._block(entry.size)  # type: ignore
+        return entry
+
+
+def _tar_members(archive: tarfile.TarFile, kind: type[_Entry]) -> Iterator[Member]:
+    with archive:
         for entry in archive:
             if entry.isdir():
                 yield Member(entry.name, None, None)
             else:
                 problem = None if entry.isreg() else "a link or device in an archive"
                 yield Member(entry.name, problem, lambda entry=entry: _content(archive, entry), passed=entry.size)
-        if Entry.last != bytes(tarfile.BLOCKSIZE):
+        if kind.last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("its end is missing")
         _read_on(archive)
 
 
-def _unless_too_long(said: tarfile.TarInfo, archive: tarfile.TarFile) -> tarfile.TarFile:
-    if said.size > LONGEST_NAME:
-        raise tarfile.ReadError(f"{said.size:,} bytes are said of one member")
+def _unless_too_long(said: tarfile.TarInfo, archive: tarfile.TarFile, most: int) -> tarfile.TarFile:
+    if said.size > most:
+        raise _Refused(f"{said.size:,} bytes are said of one member, its content not counted")
     return archive
+
+
+def _records(said: bytes) -> dict[bytes, bytes]:
+    """What the tar format of POSIX says of a member: LENGTH KEY=VALUE, again and again, each with its end of line."""
+    told, place = {}, 0
+    while start := RECORD.match(said, place):
+        end = place + int(start[1])
+        key, _, value = said[start.end() : end].partition(b"=")
+        if not value.endswith(b"\n"):
+            break
+        told[key], place = value[:-1], end
+    if place != len(said):
+        raise tarfile.ReadError("what is said of a member is garbled")
+    if len(told.get(b"path", b"")) > LONGEST_NAME:
+        raise _Refused(f"a name of {len(told[b'path']):,} bytes")
+    return told
+
+
+def _within_a_file(size: int) -> int:
+    """A size below zero would have tarfile read the same again and again."""
+    if not 0 <= size <= LARGEST:
+        raise tarfile.ReadError(f"a member of {size:,} bytes")
+    return size
 
 
 def _read_on(archive: tarfile.TarFile) -> None:
@@ -294,7 +371,9 @@ def _no_path(name: str, path: str) -> str | None:
     if not path:
         return "it has no name"
     odd = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)  # control letters, broken Unicode
-    return "its name has unprintable letters" if odd else None
+    if odd:
+        return "its name has unprintable letters"
+    return "Windows cannot hold its name (rename it)" if ON_WINDOWS and any(map(NOT_ON_WINDOWS.match, parts)) else None
 
 
 def _shown(name: str) -> str:
@@ -304,12 +383,6 @@ def _shown(name: str) -> str:
 
 def _damaged(file: Path, how: str) -> PhotosError:
     return PhotosError(f"this archive is damaged: {how}", where=file, advice="fetch or pack it again")
-
-
-def _bomb(file: Path, why: str) -> PhotosError:
-    return PhotosError(
-        f"this archive is refused: {why}", where=file, advice="unpack it yourself if you trust it, and give the folder"
-    )
 
 
 def _starts_with(file: Path, magic: bytes) -> bool:

@@ -2,13 +2,14 @@
 
 import json
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import polars as pl
 
-from ikebana.photos.dataset import PARTS, Dataset, Twin
+from ikebana.photos.dataset import PARTS, USED, Dataset, Twin
 from ikebana.photos.split import islands
 
 Severity = Literal["error", "warning", "note"]
@@ -103,10 +104,11 @@ def _table(found: list[Finding]) -> list[str]:
     wide = max((len(kind) for _, kind in kinds), default=0)
     lines = []
     for (severity, kind), several in kinds.items():
+        others = f" (the first of {len(several):,})" if len(several) > 1 else ""
         head = f"  {severity:<7}  {len(several):>5,}  {kind:<{wide}}  "
         room = max(COLUMNS - len(head), NARROW)
         example = textwrap.wrap(
-            in_short(several[0]), room, max_lines=LINES, placeholder=" …", break_on_hyphens=False
+            in_short(several[0]) + others, room, max_lines=LINES, placeholder=" …", break_on_hyphens=False
         ) or [""]
         lines += [f"{start}{piece}" for start, piece in zip([head, *[" " * len(head)] * LINES], example, strict=False)]
     return lines
@@ -147,8 +149,9 @@ def _twins(dataset: Dataset) -> Iterator[Finding]:
     hashes = dataset.photos["sha256"]
     found = islands((each.first, each.second) for each in dataset.twins)
     copies: dict[str, list[int]] = {hashes[row]: [] for rows in found for row in rows}
-    for row, digest in enumerate(hashes if copies else ()):
-        if digest in copies:
+    used = dataset.photos["status"] == USED  # a copy that could not be read is in no part
+    for row, (digest, is_used) in enumerate(zip(hashes, used, strict=True) if copies else ()):
+        if is_used and digest in copies:
             copies[digest].append(row)
     island_of = {row: number for number, rows in enumerate(found) for row in rows}
     done: list[list[Twin]] = [[] for _ in found]
@@ -191,6 +194,14 @@ def _groups(dataset: Dataset) -> Iterator[Finding]:
         yield Finding("leak", "error", tuple(paths), f"the group {name} lies in {where}", MEND)
 
 
+def _written_alike(names: Iterable[str]) -> Iterator[list[str]]:
+    """Classes whose names a person would take for one."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(name)
+    yield from (each for each in alike.values() if len(each) > 1)
+
+
 def _classes(dataset: Dataset) -> Iterator[Finding]:
     parts = dataset.counts()
     counts = {name: sum(each.values()) for name, each in parts.items()}
@@ -202,12 +213,15 @@ def _classes(dataset: Dataset) -> Iterator[Finding]:
         yield Finding(
             "untrained", "error", (), evidence, "photos of it in the training part: it can never be named rightly"
         )
+    for names in _written_alike(counts):
+        evidence = f"{' and '.join(map(repr, names))} differ in capitals or blanks alone"
+        yield Finding("alike_names", "warning", (), evidence, "if they are one class, give them one name")
     for name in dataset.classes_without_photos:
         yield Finding(
             "empty_class", "warning", (), f"class {name} has no usable photo", "add photos, or remove the folder"
         )
     different = dict(dataset.used.group_by("label").agg(pl.col("sha256").n_unique()).iter_rows())
-    for name, count in counts.items():
+    for name, count in sorted(counts.items(), key=lambda each: each[1]):
         if different.get(name, 0) < FEW_PHOTOS:
             advice = f"at least {FEW_PHOTOS} photos, better 100: its own score means little"
             copies = f", {different[name]} of them different" if different.get(name, 0) < count else ""

@@ -16,7 +16,7 @@ import polars as pl
 
 from ikebana.errors import PhotosError, RecipeError
 from ikebana.photos.audit import Finding
-from ikebana.photos.dataset import PARTS, Dataset
+from ikebana.photos.dataset import PARTS, USED, Dataset
 from ikebana.photos.split import islands
 from ikebana.places import written
 
@@ -117,14 +117,15 @@ def cleaned(
     sealed = set(dataset.photos.filter(pl.col("split") == "test")["path"]) if split_given else set()
     spared = _doubted_in(sealed, found, (*drop, *relabel))
     found = _without(sealed, found)
-    before = dict(dataset.photos.select("path", "label").iter_rows())
+    before = dict(dataset.used.select("path", "label").iter_rows())
     labels = {
         path: (each.label, f"was {before[path]}: {_because(each)}")
         for each in found
         if each.label is not None and any(choice.takes(each) for choice in relabel)
         for path in each.paths
     }
-    gone = dict(dataset.set_aside.select("path", "status").iter_rows())
+    # A table may name a photo twice, in a row that is used and in one that cannot be.
+    gone = {path: why for path, why in dataset.set_aside.select("path", "status").iter_rows() if path not in before}
     to_drop = [each for each in found if any(choice.takes(each) for choice in drop)]
     for each in to_drop:
         if each.kind not in KEEP_ONE and not (each.label is not None and each.paths[0] in labels):
@@ -160,7 +161,8 @@ def _because(finding: Finding) -> str:
 def _but_one(found: Sequence[Finding], dataset: Dataset, gone: Collection[str]) -> Iterator[tuple[str, str]]:
     """All twins but one of each, with the reason."""
     paths = dataset.photos["path"].to_list()
-    row_of = {path: row for row, path in enumerate(paths)}
+    used = (dataset.photos["status"] == USED).to_list()
+    row_of = {path: row for row, path in enumerate(paths) if used[row]}
     evidence = {row_of[path]: each for each in reversed(found) for path in each.paths}
     pairs = [(row_of[each.paths[0]], row_of[path]) for each in found for path in each.paths[1:]]
     left = [[row for row in island if paths[row] not in gone] for island in islands(pairs)]
@@ -176,10 +178,12 @@ def _worth(photo: dict[str, Any]) -> tuple[int, int, str]:
 
 
 def _tables(dataset: Dataset, gone: dict[str, str], labels: dict[str, tuple[str, str]], split_given: bool) -> Cleaned:
-    photos = dataset.photos
-    dropped = photos.filter(pl.col("path").is_in(list(gone))).select("path", "label")
-    dropped = dropped.with_columns(pl.Series(WHY, [gone[path] for path in dropped["path"]], pl.String))
-    kept = photos.filter(~pl.col("path").is_in(list(gone)))
+    photos, used = dataset.photos, pl.col("status") == USED
+    stays = used & ~pl.col("path").is_in(list(gone))
+    dropped = photos.filter(~stays)
+    why = [gone[path] if status == USED else status for path, status in dropped.select("path", "status").iter_rows()]
+    dropped = dropped.select("path", "label", pl.Series(WHY, why, pl.String))
+    kept = photos.filter(stays)
     new = [labels.get(path, (label, None)) for path, label in kept.select("path", "label").iter_rows()]
     columns = ["path", "label", *(["split"] if split_given else []), *(["group"] if kept["group"].count() else [])]
     kept = kept.select(columns).with_columns(
@@ -225,7 +229,8 @@ def write(file: Path, dataset: Dataset, result: Cleaned) -> None:
     """
     check_within_reach(dataset)
     folder = file.expanduser().resolve().parent
-    for place, table in ((file, result.kept), (dropped_beside(file), result.dropped)):
+    # What was dropped first: if only one can be written, it is not the one that would keep the same command from running again.
+    for place, table in ((dropped_beside(file), result.dropped), (file, result.kept)):
         paths = [_from(folder, dataset.file(path)) if path else "" for path in table["path"]]
         with written(place.expanduser()) as beside:
             beside.write_text(_as_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")

@@ -14,6 +14,7 @@ MOST_SCANS = 100  # of a progressive JPEG; programs and cameras write about ten
 # A marker that is neither a stuffed byte, nor a restart between two stretches of picture data, nor filling.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 PNG_SIGNATURE = 8  # bytes
+ICON = b"\0\0\1\0"
 
 FOREIGN = {
     b"%pdf": "PDF",

@@ -76,11 +76,13 @@ def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
             where=dataset.source,
             advice="the folder that holds at least two class folders, each with photos",
         )
-    gone = sorted(set(dataset.photos["label"].drop_nulls()) - set(classes) - set(dataset.classes_without_photos))
+    gone = {*dataset.photos["label"].drop_nulls(), *dataset.classes_without_photos} - set(classes)
+    # The order was given before anybody knew of which classes no photo can be read.
+    order = tuple(name for name in class_order if name not in gone)
     return replace(
         dataset,
-        classes=in_order(classes, class_order, dataset.source),
-        classes_without_photos=tuple(sorted({*dataset.classes_without_photos, *gone})),
+        classes=in_order(classes, order, dataset.source),
+        classes_without_photos=tuple(sorted(gone)),
     )
 
 

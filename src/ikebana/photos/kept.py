@@ -79,8 +79,8 @@ def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
         found = _load(folder, side, rows)
         if found is not None and attempt == 0 and _has_passed(found[0], dataset, side, fit):
             progress.say("photos that could not be read before can be by now: all are read again")
+            found = None  # before its files go: Windows removes none that is mapped
             set_aside(folder)
-            found = None
         if found is not None:
             index, array, small = found
             columns = ("status", "sha256", "bytes", "width", "height")
@@ -246,6 +246,15 @@ def _load(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, 
     """The index and the arrays, or None if they are not there; what is no longer as it was written is taken away."""
     if not place.exists():
         return None
+    if (found := _if_whole(place, side, rows)) is not None:
+        return found
+    progress.say("the kept pixels have changed on disk: the photos are read again")
+    set_aside(place)
+    return None
+
+
+def _if_whole(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
+    """The index and the arrays, if they are as they were written; else nothing of them stays mapped."""
     try:
         index = _read_index(place)
         array, small = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("pixels", "small"))
@@ -253,9 +262,7 @@ def _load(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, 
         if fits and index.schema == pl.Schema(OPENED) and index.height == rows and _whole(index, array, small):
             return index, array, small
     except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
-        pass
-    progress.say("the kept pixels have changed on disk: the photos are read again")
-    set_aside(place)
+        pass  # they are not whole
     return None
 
 

@@ -39,11 +39,18 @@ class Search:
             yield from self._below(place)
         for line in self.listed or ():
             if line.rstrip("\r\n"):
-                yield from self._below(Path(os.path.expanduser(line.rstrip("\r\n"))))
+                yield from self._of_line(Path(os.path.expanduser(line.rstrip("\r\n"))))
 
     def count(self) -> int:
         """How many paths there are; 0 if nobody knows yet."""
         return 0 if self.listed is not None else sum(1 for _ in self)
+
+    def _of_line(self, place: Path) -> Iterator[LoosePhoto]:
+        """An archive that cannot be unpacked is told of like any other bad line: a million good ones may come after it."""
+        try:
+            yield from self._below(place)
+        except PhotosError as error:
+            yield LoosePhoto(folder.printable(str(place)), place, error.what)
 
     def _below(self, place: Path) -> Iterator[LoosePhoto]:
         if "\0" in str(place):
@@ -69,24 +76,18 @@ def search(sources: str | Path | Iterable[str | Path], listed: Iterator[str] | N
     """What the sources name, in their order.
 
     listed  paths that come one a line, as from standard input; one that is not there is said of when its turn comes
-    raises  PhotosError if a source does not exist, or nothing is found
+    raises  PhotosError if a source is empty or does not exist, or nothing is found; so does the search, of an archive that is a
+            source
     """
     given = [sources] if isinstance(sources, str | Path) else list(sources)
+    if not all(map(str, given)):  # it would be the working directory
+        raise PhotosError("an empty path was given", advice="photos, folders or archives")
     found = Search([place for source in given for place in _places(source)], listed)
     if listed is None and next(iter(found), None) is None:
         raise PhotosError(
             "no photos found", where=", ".join(str(each) for each in given), advice="files, folders or archives"
         )
     return found
-
-
-def find(sources: str | Path | Iterable[str | Path]) -> tuple[list[LoosePhoto], int]:
-    """Every path that the sources name, and how many hidden or system files were passed over.
-
-    raises  PhotosError if a source does not exist, or nothing is found
-    """
-    found = search(sources)
-    return list(found), len(found.ignored)
 
 
 def _places(source: str | Path) -> list[Path]:

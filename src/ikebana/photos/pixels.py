@@ -1,6 +1,6 @@
 """The only place that opens a photo.
 
-Training, prediction and (later) the server all come through `decode`, so a photo means the same everywhere. Its rules:
+Training, prediction and the server all come through `decode`, so a photo means the same everywhere. Its rules:
 
 orientation    EXIF's, applied once; Pillow turns TIFFs itself when it loads them and then drops the tag
 colour         an embedded ICC profile is followed to sRGB; CMYK, Lab, grey and palettes become RGB
@@ -19,7 +19,9 @@ large JPEGs    decoded at a half, a quarter or an eighth, as long as both sides 
 import functools
 import hashlib
 import io
+import math
 import os
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.IcoImagePlugin import IcoFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ikebana.errors import UnreadablePhoto
@@ -39,7 +42,8 @@ from ikebana.recipe import Fit
 RULES = 2  # raised with each change of the rules above: kept pixels of older rules are made anew
 
 MAX_BYTES = 512 * 2**20  # of a file: nothing that a camera writes is larger
-MAX_PIXELS = 178_956_970  # Pillow's own limit, four times 1 GiB of greys
+MAX_PIXELS = 178_956_970  # twice Image.MAX_IMAGE_PIXELS: beyond it Pillow itself refuses
+LARGEST_ICON = 2048  # pixels of a side, a bitmap's mask beneath it included: Windows shows 256, some write 1024
 LARGE = 24_000_000  # pixels from which photos are decoded one at a time, so that memory stays flat
 DRAFT = 2  # a JPEG may be reduced while it decodes as long as it stays this many times the target
 
@@ -58,6 +62,7 @@ SRGB = ImageCms.createProfile("sRGB")
 SAME = 2  # grey levels that a profile may move a colour and still be called sRGB
 TRANSFORMS = 64  # colour transforms a thread keeps: some programs write a profile of its own into each photo
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 256, 257, 258, 262, 339  # its tags
+TIFF_TILE = (322, 323)  # its width and height
 
 NO_MEMORY = "too large for this machine's memory"
 NO_HEIF = "unsupported format: HEIF (it can be read after: pip install 'ikebana[heif]')"
@@ -174,12 +179,15 @@ def header(file: str | Path) -> Header:
 def read_bytes(file: str | Path) -> bytes:
     """A photo's file, unless it is larger than any photo.
 
-    raises  UnreadablePhoto if it is; OSError if it cannot be read
+    raises  UnreadablePhoto if it is, or than the memory that is left; OSError if it cannot be read
     """
     with open(file, "rb") as stream:
         if os.fstat(stream.fileno()).st_size > MAX_BYTES:
             raise UnreadablePhoto(f"too large: more than {MAX_BYTES // 2**20} MB in one file")
-        return stream.read()
+        try:
+            return stream.read()
+        except MemoryError:
+            raise UnreadablePhoto(NO_MEMORY) from None
 
 
 def threads() -> int:
@@ -188,10 +196,10 @@ def threads() -> int:
 
 
 def declared(data: bytes) -> tuple[int, int] | None:
-    """Width and height as a file's header declares them; nothing is decoded. None where `decode` will say what is wrong."""
+    """Width and height of what `decode` would hold, by the file's header. None where `decode` will say what is wrong."""
     try:
         with _opened(data) as image:
-            return image.size
+            return _extent(image)
     except Exception:  # Pillow's plug-ins raise whatever their parsers meet
         return None
 
@@ -207,17 +215,39 @@ def _opened(data: bytes) -> Image.Image:
     if damage.is_heif(data):
         _register_heif()
         return Image.open(io.BytesIO(data), formats=("HEIF",))
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    return Image.open(io.BytesIO(data), formats=_formats(data))
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """What this file may be. Pillow decodes an icon as it opens it, so what it would decode is measured before."""
+    if not data.startswith(damage.ICON):
+        return FORMATS
+    try:
+        place = IcoFile(io.BytesIO(data)).entry[0].offset
+        with Image.open(io.BytesIO(data[place:]), formats=("PNG", "DIB")) as icon:
+            width, height = icon.size
+    except (SyntaxError, IndexError, struct.error, UnidentifiedImageError):
+        return tuple(name for name in FORMATS if name != "ICO")
+    if max(width, height) > LARGEST_ICON:
+        raise UnreadablePhoto(f"too large: an icon of {width} x {height} pixels")
+    return FORMATS
+
+
+def _extent(image: Image.Image) -> tuple[int, int]:
+    """Width and height of what must be in memory at once: a TIFF's tile may be larger than its picture."""
+    tile = [image.tag_v2.get(tag) for tag in TIFF_TILE] if isinstance(image, TiffImageFile) else []
+    numbers = [side for side in tile if isinstance(side, int)]  # what else a file may write there is no size
+    return max(image.size, (numbers[0], numbers[1]), key=math.prod) if len(numbers) == 2 else image.size
 
 
 def _refuse_too_large(image: Image.Image) -> None:
-    width, height = image.size
+    width, height = _extent(image)
     if width * height > MAX_PIXELS:
         raise UnreadablePhoto(f"too large: {width} x {height} is {width * height / 1e6:,.0f} megapixels")
 
 
 def _decoded(image: Image.Image, side: int, fit: Fit, small: int) -> Photo:
-    if image.size[0] * image.size[1] > LARGE:
+    if math.prod(_extent(image)) > LARGE:
         with _one_large_photo:
             return _loaded(image, side, fit, small)
     return _loaded(image, side, fit, small)

@@ -79,7 +79,8 @@ def groups(photos: pl.DataFrame) -> list[int]:
     returns  a group number for each photo
     """
     columns = ("sha256", "twins", "group")
-    first = photos.lazy().with_row_index("row").select(pl.col("row").min().over(name).alias(name) for name in columns)
+    rows = photos.lazy().select(columns).with_row_index("row")
+    first = rows.select(pl.col("row").min().over(name).alias(name) for name in columns)
     own = np.arange(photos.height)
     number, pairs = own.copy(), []
     for name, values in zip(columns, first.collect().iter_columns(), strict=True):
@@ -236,10 +237,14 @@ def fingerprint(hashes: Iterable[str]) -> str:
     return made_of.hexdigest()
 
 
-def for_choices(hashes: Iterable[str]) -> np.ndarray:
+def for_choices(validation: pl.DataFrame) -> np.ndarray:
     """Which validation photos choices are made by; confidence is calibrated on the others. About half, the same for ever.
 
-    hashes   sha256 of each photo's file
-    returns  bool, one each
+    Copies, and photos of one group, stay together: otherwise confidence would be tried on what a choice has seen.
+
+    validation  the photos of that part, with `sha256`, `twins` and `group`
+    returns     bool, one each
     """
-    return np.array([int(each[-1], 16) % 2 == 0 for each in hashes], bool)
+    together = validation.select("sha256", together=pl.Series(groups(validation), dtype=pl.Int64))
+    first = together.select(pl.col("sha256").min().over("together"))["sha256"]
+    return np.array([int(each[-1], 16) % 2 == 0 for each in first], bool)

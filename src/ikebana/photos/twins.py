@@ -26,7 +26,7 @@ from ikebana.photos.likeness import Small
 from ikebana.photos.split import islands
 from ikebana.places import cache_folder, cannot_write, set_aside, written
 
-RULES = 3  # raised with each change of the search: what older rules found is looked for anew
+RULES = 4  # raised with each change of the search: what older rules found is looked for anew
 CHUNK = 128  # photos a task
 PAIRS = 128  # that are compared at once: each needs some 200 kB
 BLANK = 3.0  # grey levels: a photo whose spread is less shows nothing that could be compared
@@ -44,10 +44,11 @@ def found(dataset: Dataset, keep: Kept) -> Dataset:
     keep  its pixels
     """
     first = _first_of_each(dataset)
-    pairs = _remembered(keep)
+    name = _begins(dataset)
+    pairs = _remembered(keep, name)
     if pairs is None:
         pairs = [_named(dataset, *pair) for pair in search(keep.small, first)]
-        _remember(keep, pairs)
+        _remember(keep, name, pairs)
     return replace(dataset, twins=tuple(pairs), photos=dataset.photos.with_columns(_names(dataset, pairs)))
 
 
@@ -173,7 +174,9 @@ def _names(dataset: Dataset, pairs: list[Twin]) -> pl.Series:
     An exact copy has the twins of its original.
     """
     photos, names = dataset.photos, dict[str, str]()  # of files, by their hash
-    number_of = dict(dataset.used.unique("sha256")["label"].value_counts().iter_rows())
+    number_of = dict(
+        dataset.used.unique("sha256", keep="first", maintain_order=True)["label"].value_counts().iter_rows()
+    )
     for rows in islands((each.first, each.second) for each in pairs):
         held = Counter(photos["label"][rows])
         if all(count <= max(FEW, TOO_MANY * number_of[name]) for name, count in held.items()):
@@ -187,23 +190,31 @@ def are_found(place: Path) -> bool:
     return any(place.glob(f"twins.{RULES}.*.json"))
 
 
-def _remember(keep: Kept, pairs: list[Twin]) -> None:
+def _begins(dataset: Dataset) -> str:
+    """How the file's name begins: it tells of which photos the twins are. Those that can be used may be others by the time that
+    the twins are found: another process has read all photos again, since one can be read by now that could not."""
+    seen = pl.when(pl.col("status") == USED).then(pl.col("sha256")).otherwise(pl.lit(""))
+    made_of = "\n".join(dataset.photos.select(seen.alias("seen"))["seen"])
+    return f"twins.{RULES}.{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+
+
+def _remember(keep: Kept, begins: str, pairs: list[Twin]) -> None:
     """The file bears the checksum of what is in it in its name, as the index of the photos does."""
     text = json.dumps([[each.first, each.second, each.how, each.alike] for each in pairs])
-    with written(keep.folder / _name(text)) as beside:
+    with written(keep.folder / _name(begins, text)) as beside:
         beside.write_text(text, "utf-8")
 
 
-def _name(text: str) -> str:
-    return f"twins.{RULES}.{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+def _name(begins: str, text: str) -> str:
+    return f"{begins}.{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _remembered(keep: Kept) -> list[Twin] | None:
+def _remembered(keep: Kept, begins: str) -> list[Twin] | None:
     """What was found in these pixels before; None if it was not looked for, or somebody spoilt it since."""
-    for file in keep.folder.glob(f"twins.{RULES}.*.json"):
+    for file in keep.folder.glob(f"{begins}.*.json"):
         with suppress(OSError, ValueError):
             text = file.read_text("utf-8")
-            if file.name == _name(text):
+            if file.name == _name(begins, text):
                 return [Twin(*each) for each in json.loads(text)]
         set_aside(file)
     return None

@@ -31,7 +31,7 @@ INK, QUIET, FAINT, GRID = "#2B2F33", "#6B7278", "#B9BFC4", "#E6E8EA"
 PARTS = {"train": "#3F8A8C", "validation": "#C96F4B", "test": "#5D3E72"}
 RIGHT, WRONG = "#2C6E74", "#C2613C"
 SHADES = ["#2F4F6B", "#4E8488", "#A9BFA4", "#E8DCB8"]  # dark to light: the order shows without colour too
-SLICES_AT_MOST = 12
+SLICES_AT_MOST, BARS_AT_MOST = 12, 150  # of the largest classes
 FALLBACK_FONTS = (  # outlines only: matplotlib cannot draw the bitmaps of colour emoji
     "Noto Sans CJK SC,Noto Sans CJK JP,Noto Sans SC,Noto Sans JP,Noto Sans KR,Source Han Sans SC,PingFang SC,"
     "Hiragino Sans,Apple SD Gothic Neo,Arial Unicode MS,Microsoft YaHei,Yu Gothic,Meiryo,SimHei,Malgun Gothic,"
@@ -81,18 +81,18 @@ def photo_grid(photos: Photos, captions: Sequence[str], file: Path, *, title: st
 
 def _bar(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     size, pitch = (9.5, 0.34) if len(counts) <= 12 else (9.0, 0.26) if len(counts) <= 40 else (8.5, 0.2)
-    names = _labels(list(counts), size, 2.7)
-    totals = [sum(row.get(part, 0) for part in PARTS) for row in counts.values()]
-    rows = sorted(zip(names, totals, counts.values(), strict=True), key=lambda row: -row[1])
-    width, top, largest = 9.0, 1.6, max(totals, default=0)
-    bottom = top + pitch * len(rows)
-    said = f"{sum(totals):,} photos in {len(rows)} classes, the largest class first"
-    sheet, x = _sheet(width, bottom + MARGIN, "How many photos each class has", said, names), MARGIN
+    totals = {name: sum(row.get(part, 0) for part in PARTS) for name, row in counts.items()}
+    drawn = sorted(counts, key=lambda name: -totals[name])[:BARS_AT_MOST]
+    rows = [(label, totals[name], counts[name]) for label, name in zip(_labels(drawn, size, 2.7), drawn, strict=True)]
+    width, top, largest, bottom = 9.0, 1.6, max(totals.values(), default=0), 1.6 + pitch * len(rows)
+    first = "the largest class first" if len(rows) == len(counts) else f"the {len(rows)} largest"
+    said = f"{sum(totals.values()):,} photos in {len(counts):,} classes, {first}"
+    sheet, x = _sheet(width, bottom + MARGIN, "How many photos each class has", said, [row[0] for row in rows]), MARGIN
     for part, colour in PARTS.items():
         if photos := sum(row.get(part, 0) for row in counts.values()):
             _boxes(sheet, (x, 0.99, 0.12, 0.12), colour)
             x = _say(sheet, (x + 0.19, 1.05), f"{part} {photos:,}", 9) + 0.3
-    left = MARGIN + max((_wide(name, size) for name in names), default=0) + 0.14
+    left = MARGIN + max((_wide(label, size) for label, _, _ in rows), default=0) + 0.14
     scale = (width - MARGIN - _wide(f"{largest:,}", size) - 0.1 - left) / max(largest, 1)
     for tick in _ticks(0, largest, 5, whole=True):
         _line(sheet, [left + tick * scale] * 2, [top - 0.04, bottom], GRID)
@@ -117,7 +117,7 @@ def _pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
         slices = [*slices[: SLICES_AT_MOST - 1], (f"{len(rest)} other classes", sum(total for _, total in rest))]
     named = len(slices) - bool(rest)
     colours = [*LinearSegmentedColormap.from_list("", SHADES)(np.linspace(0, 1, max(named, 2)))[:named], "#D9DCDF"]
-    told = "the darker a slice, the larger its class" if len(set(totals)) > 1 else "all classes are equally large"
+    told = "the largest class is the darkest" if len(set(totals)) > 1 else "all classes are equally large"
     sheet = _sheet(9.5, 5.75, "Which share of the photos each class has", told, dict(slices))
     middle, height, radius = 4.75, 3.3, 1.65
     shares = np.array([total for _, total in slices], dtype=float) / max(sum(totals), 1)
@@ -210,11 +210,11 @@ def _tints(shares: np.ndarray, colour: str) -> np.ndarray:
 
 
 def _curves(epochs: Epochs) -> Axes:
-    best, said = _best(epochs), "no validation score, so no best epoch"
+    best, said = _best(epochs), "no validation score"
     if best is not None:
         accuracy = _number(epochs[best].get("val_accuracy"))
         right = f", {100 * accuracy:.1f} % right" if math.isfinite(accuracy) else ""
-        said = f"best validation epoch: {epochs[best]['epoch']:.0f}{right}"
+        said = f"highest validation accuracy: in epoch {epochs[best]['epoch']:.0f}{right}"
     sheet = _sheet(11.0, 4.45, "How the network learned, epoch by epoch", said if epochs else "no epoch yet")
     panels = ((MARGIN, "Loss (lower is better)", "loss"), (5.8, "Accuracy (higher is better)", "accuracy"))
     for left, word, kind in panels if epochs else ():
@@ -256,7 +256,7 @@ def _panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind: str
         _say(sheet, (right + 0.1, float(y)), part, 9, PARTS[part])
     if best is not None:
         _line(sheet, [xs[best]] * 2, [top - 0.05, bottom], FAINT, (0, (2, 2)))
-        _say(sheet, (xs[best], top - 0.16), "best", 8, QUIET, ha="center")
+        _say(sheet, (xs[best], top - 0.16), "highest accuracy", 8, QUIET, ha="center")
         ring = {"marker": "o", "markersize": 7.5, "markeredgewidth": 1.8, "markerfacecolor": "white"}
         sheet.plot(xs[best], np.interp(lines["validation"][best], *scale), **ring, markeredgecolor=PARTS["validation"])
 

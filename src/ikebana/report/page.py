@@ -59,6 +59,9 @@ KINDS = {
     "blank": Kind("Blank", "One shade all over."),
     "tiny": Kind("Tiny", "So small that they must be enlarged a lot."),
     "aspect": Kind("Odd shapes", "Much longer than high, or higher than long: a square shows only a part."),
+    "alike_names": Kind(
+        "Names alike", "Two classes whose names differ in capitals or blanks alone are one, more often than not."
+    ),
     "imbalance": Kind("Imbalance", "The classes differ a lot in size."),
     "few": Kind("Small classes", "Too few photos to judge these classes by."),
     "empty_class": Kind("Empty classes", "Class folders without one usable photo."),
@@ -195,7 +198,10 @@ class _Album:
 
     def __init__(self, dataset: Dataset, pixels: np.ndarray, fit: Fit):
         columns = dataset.photos.select("path", "label", "split", "status", "width", "height")
-        self.facts = {row["path"]: (number, row) for number, row in enumerate(columns.iter_rows(named=True))}
+        rows = list(enumerate(columns.iter_rows(named=True)))
+        # A path may stand there twice, used and set aside: the one that is used counts.
+        rows.sort(key=lambda each: each[1]["status"] == USED)
+        self.facts = {row["path"]: (number, row) for number, row in rows}
         self.pixels = pixels
         self.fit: Fit = fit
         self.classes: dict[str, list[str]] = {name: [] for name in dataset.classes}

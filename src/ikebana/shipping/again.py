@@ -1,5 +1,6 @@
 """A run's photos, found again where they lie: the file that ships is tried on their bytes."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,13 @@ import polars as pl
 from ikebana.errors import PhotosError
 from ikebana.photos import intake, pixels
 from ikebana.photos.dataset import PARTS, USED, Dataset
+from ikebana.photos.split import for_choices
 from ikebana.run import Run
+
+# How a path in an archive is written; a folder may have a `!` in its name as well.
+PACKED = re.compile(
+    rf"[^/]*?({'|'.join(map(re.escape, intake.ARCHIVES))})!(?P<member>[^/].*)", re.IGNORECASE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class Known:
     file: Path
     sha256: str
     label: int  # the index of its class
+    for_choices: bool  # of a validation photo: whether choices were made by it
 
 
 def find(run: Run, photos: str | Path | None = None) -> dict[str, list[Known]]:
@@ -41,17 +49,20 @@ def find(run: Run, photos: str | Path | None = None) -> dict[str, list[Known]]:
     there = set(found.photos["path"])
     parts: dict[str, list[Known]] = {part: [] for part in PARTS}
     used = run.dataset.filter(pl.col("status") == USED).sort("path")
-    for path, label, part, digest in used.select("path", "label", "split", "sha256").iter_rows():
-        file = _file(path, found, there)
-        parts[part].append(Known(path, file, digest, index[label]))
+    for part in PARTS:
+        chosen = used.filter(split=part)
+        rows = chosen.select("path", "label", "sha256").iter_rows()
+        for (path, label, digest), choice in zip(rows, for_choices(chosen), strict=True):
+            parts[part].append(Known(path, _file(path, found, there), digest, index[label], bool(choice)))
     return parts
 
 
 def _file(path: str, found: Dataset, there: set[str]) -> Path:
     """Where a photo lies now; an archive may have been renamed or unpacked since."""
-    if path in there or "!" not in path:
+    packed = PACKED.fullmatch(path)
+    if path in there or packed is None:
         return found.file(path)
-    return found.root / path.split("!", 1)[1]
+    return found.root / packed["member"]
 
 
 def spread(photos: Sequence[Known], count: int) -> list[Known]:

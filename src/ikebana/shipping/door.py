@@ -5,10 +5,13 @@ unread bytes resets it. So the reason is sent first, and what still comes is rea
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
 from typing import Any
+
+from fastapi.responses import JSONResponse
 
 from ikebana.shipping.metrics import Metrics
 from ikebana.shipping.pages import POLICY
@@ -29,16 +32,19 @@ HEADERS = [
 ]
 NOT_KEPT = (b"cache-control", b"no-store")
 CLOSE = (b"connection", b"close")
+# Paths that tell a stranger nothing: whoever looks after servers may ask by names of his own.
+FOR_ALL = ("/healthz", "/readyz")
 
 
 class Door:
     """The application, with every request counted and every answer in order.
 
     paths  that are counted under their own name; all others together, since anybody can invent them
+    names  of this server: a request for any other is refused; None if it may have any name
     """
 
-    def __init__(self, app: App, metrics: Metrics, paths: Collection[str]):
-        self.app, self.metrics, self.paths = app, metrics, frozenset(paths)
+    def __init__(self, app: App, metrics: Metrics, paths: Collection[str], names: Collection[str] | None = None):
+        self.app, self.metrics, self.paths, self.names = app, metrics, frozenset(paths), names
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,11 +53,27 @@ class Door:
         passage = Passage(scope, receive, send)
         begun, path = time.perf_counter(), scope["path"] if scope["path"] in self.paths else "other"
         try:
-            await self.app(scope, passage.receive, passage.send)
+            app = self.app if scope["path"] in FOR_ALL or self._is_meant(scope) else _misdirected
+            await app(scope, passage.receive, passage.send)
         finally:
             self.metrics.requests.labels(path, str(passage.status)).inc()
             if path == "/predict":
                 self.metrics.request.observe(time.perf_counter() - begun)
+
+    def _is_meant(self, scope: MutableMapping[str, Any]) -> bool:
+        asked = dict(scope["headers"]).get(b"host")  # which browsers always send
+        return self.names is None or asked is None or _name(asked.decode("latin-1")) in self.names
+
+
+def _name(host: str) -> str:
+    """The name in a `Host`, without the port."""
+    return re.sub(r":\d*$", "", host.strip().lower()).removesuffix(".").strip("[]")
+
+
+async def _misdirected(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    what = "this server listens at its own machine alone, and the request is for another name"
+    advice = "http://localhost and the port; behind another server: ikebana serve --token SECRET"
+    await JSONResponse({"error": what, "advice": advice}, 421)(scope, receive, send)
 
 
 class Passage:
@@ -61,7 +83,10 @@ class Passage:
         self._receive, self._send = receive, send
         self.status = 0
         headers = dict(scope["headers"])
-        self.unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+        chunked = b"transfer-encoding" in headers
+        self.unread = chunked or headers.get(b"content-length", b"0") != b"0"
+        # Whoever passes such a request on may see its end elsewhere than we do, and the next one too (RFC 9112, 6.3).
+        self.last = chunked and b"content-length" in headers
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -74,7 +99,7 @@ class Passage:
             self.status = message["status"]
             given = list(message.get("headers", []))
             kept = [] if any(name == b"cache-control" for name, _ in given) else [NOT_KEPT]
-            message = {**message, "headers": given + HEADERS + kept + ([CLOSE] if self.unread else [])}
+            message = {**message, "headers": given + HEADERS + kept + ([CLOSE] if self.unread or self.last else [])}
         elif self.unread and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._rest()

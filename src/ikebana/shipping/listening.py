@@ -6,6 +6,7 @@ connections there may be, and that whoever stops the server is obeyed when the a
 
 import asyncio
 import errno
+import ipaddress
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import socket
 from http import HTTPStatus
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -59,6 +61,20 @@ def address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, str(host))
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def names(listener: socket.socket, host: str) -> frozenset[str] | None:
+    """What requests may call a server that only this machine reaches; None if others do, who may have names of their own.
+
+    A page from elsewhere whose name is made to lead here later (DNS rebinding) is an insider to the browser; its requests
+    still bear the page's name.
+
+    host  as it was given
+    """
+    where = str(listener.getsockname()[0])
+    if not ipaddress.ip_address(where.partition("%")[0]).is_loopback:
+        return None
+    return frozenset({host.lower(), where, "localhost", "127.0.0.1", "::1"})
 
 
 class Server(uvicorn.Server):
@@ -156,7 +172,11 @@ class Patient(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Bytes that are no HTTP."""
-        self._say(400, "this is not an HTTP request")
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._say(400, "this is not an HTTP request")
+        else:  # they belong to a request whose answer is on its way already: a second one would be taken for the next one's
+            self.transport.close()
+            self._abort_soon()
 
     def _be_patient(self) -> None:
         self._stop_waiting()
@@ -176,6 +196,9 @@ class Patient(H11Protocol):
         """An answer where there was no whole request, and the end of the connection."""
         if self.transport.is_closing():
             return
+        if self.answering:  # what the application still says comes too late
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         body = json.dumps({"error": what, "advice": advice}).encode()
         lines = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())

@@ -80,10 +80,12 @@ def checked(
         for photo, said, meant, distance in zip(seen.photos, seen.said, expected, off, strict=True):
             best = int(said.argmax())
             if distance > TOLERANCE or not _as_probable(meant, best):
-                raise _disagreement(photo, _in_words(said, classifier), _in_words(meant, classifier), distance)
+                says = f"says {_in_words(meant, classifier)}: a probability differs by {distance:.4f}"
+                raise _disagreement(photo, _in_words(said, classifier), says)
             if scored is not None and not _as_probable(said, scored[photo.path]):
                 was = classifier.classes[scored[photo.path]]
-                raise _disagreement(photo, _in_words(said, classifier), f"{was}, when it was scored,", distance)
+                says = f"said {was} when it was scored, and says the same as the file today"
+                raise _disagreement(photo, _in_words(said, classifier), says)
             ties += int(best != meant.argmax())
             right += int(best == photo.label)
         differences.append(off)
@@ -108,9 +110,9 @@ def _in_words(probabilities: np.ndarray, classifier: Classifier) -> str:
     return f"{classifier.classes[int(probabilities.argmax())]} {probabilities.max():.3f}"
 
 
-def _disagreement(photo: Known, file: str, run: str, distance: float) -> ModelError:
+def _disagreement(photo: Known, file: str, says: str) -> ModelError:
     return ModelError(
-        f"the file would say {file} where the run's network says {run}: a probability differs by {distance:.4f}",
+        f"the file would say {file} where the run's network {says}",
         where=photo.path,
         advice="nothing was written; please report this, with the network and the versions that ikebana doctor names",
     )

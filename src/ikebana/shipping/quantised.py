@@ -21,7 +21,6 @@ from onnx import ModelProto
 
 from ikebana import progress
 from ikebana.errors import ModelError
-from ikebana.photos.split import for_choices
 from ikebana.shipping import again, parity, runtime
 from ikebana.shipping.again import Known
 from ikebana.shipping.classifier import BATCH, Classifier
@@ -76,8 +75,7 @@ def of(
 def judging(validation: Sequence[Known]) -> list[Known]:
     """The photos that the decision is made by: those for choices, so that the others serve confidence alone; all, if these
     are too few to see the margin."""
-    choosing = for_choices(each.sha256 for each in validation)
-    found = [each for each, chosen in zip(validation, choosing, strict=True) if chosen]
+    found = [each for each in validation if each.for_choices]
     return found if len(found) >= ENOUGH else list(validation)
 
 

@@ -21,13 +21,15 @@ from ikebana.photos import pixels
 from ikebana.shipping.limits import MEGA, Limits, Refusal
 from ikebana.shipping.metrics import Metrics
 from ikebana.shipping.pages import Told
+from ikebana.shipping.prediction import NOT_SURE
+from ikebana.shipping.sorting import UNUSABLE
 from ikebana.shipping.upload import Upload
 
 BATCH = 16  # photos that the network sees at a time, at most
 LONGEST_AGAIN = 30  # seconds after which a client is asked to come again, at most
 PACE = 0.05  # seconds a photo takes, until it has been seen
 RECENT = 0.2  # how much the last batch counts in the pace
-NAMED, NOT_SURE, UNUSABLE = "named", "not sure", "unusable"
+NAMED = "named"
 
 
 class Said(Protocol):

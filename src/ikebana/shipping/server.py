@@ -1,8 +1,9 @@
 """The ONNX file → HTTP and a page."""
 
 import hmac
+import importlib.metadata
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +21,11 @@ from ikebana.shipping.door import Door
 from ikebana.shipping.limits import Gone, Limits, Refusal
 from ikebana.shipping.metrics import CONTENT_TYPE_LATEST, Metrics
 from ikebana.shipping.pages import Facts
-from ikebana.shipping.queueing import UNUSABLE, Answer, Classifier, Desk
+from ikebana.shipping.queueing import Answer, Classifier, Desk
+from ikebana.shipping.sorting import UNUSABLE
 from ikebana.shipping.upload import received
 
 HUNG_UP = 499  # nobody is there to read it; it is counted under this number, as nginx does
-HERE = ("localhost", "127.0.0.1", "::1")
 PAGES = {"/": "index.html", "/docs": "docs.html"} | {f"/{name}": name for name in (*pages.COMMON, *pages.SERVED)}
 PHOTO = {"type": "string", "format": "binary"}
 BODY = {
@@ -122,11 +123,12 @@ def serve(
     if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
         raise RecipeError("this token cannot be sent in a header", advice="letters and digits, 32 say")
     shipped = classifier.load(file)
-    service = build(shipped, bounds, token)
     listener = listening.bound(host, port)
+    names = listening.names(listener, host)
+    service = build(shipped, bounds, token, None if token else names)
     progress.say(f"{Path(file).name}: {', '.join(shipped.classes)}")
     progress.say("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
-    if host not in HERE and not token:
+    if names is None and not token:
         progress.say("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
     url = listening.address(listener)
     progress.event("serving", url=url)
@@ -134,8 +136,13 @@ def serve(
     listening.run(service.app, service.desk, bounds, listener)
 
 
-def build(classifier: Classifier, limits: Limits, token: str | None = None) -> Service:
-    """The application, without a socket. It must be made and run on the same event loop's thread."""
+def build(
+    classifier: Classifier, limits: Limits, token: str | None = None, names: Collection[str] | None = None
+) -> Service:
+    """The application, without a socket. It must be made and run on the same event loop's thread.
+
+    names  of the server: requests for any other are refused; None if it may have any, as one that asks for a token may
+    """
     metrics = Metrics()
     desk = Desk(classifier, limits, metrics)
 
@@ -147,7 +154,7 @@ def build(classifier: Classifier, limits: Limits, token: str | None = None) -> S
     app = FastAPI(
         title="ikebana",
         summary="Says what photos show." if token else f"Tells apart {', '.join(classifier.classes)}.",
-        version=str(classifier.about.get("ikebana", 1)),
+        version=importlib.metadata.version("ikebana"),
         docs_url=None,
         redoc_url=None,
         lifespan=working,
@@ -164,7 +171,7 @@ def build(classifier: Classifier, limits: Limits, token: str | None = None) -> S
     _tell_state(app, desk)
     for path, name in PAGES.items():
         app.add_api_route(path, _page(name), methods=["GET", "HEAD"], include_in_schema=False)
-    return Service(Door(app, metrics, [getattr(each, "path", "") for each in app.routes]), desk)
+    return Service(Door(app, metrics, [getattr(each, "path", "") for each in app.routes], names), desk)
 
 
 def _predict(app: FastAPI, desk: Desk, limits: Limits, private: list[Any]) -> None:

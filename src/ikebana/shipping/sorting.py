@@ -1,18 +1,25 @@
 """Photos sorted into folders by what they show: copied or linked, never moved, and nothing that is there is written over."""
 
 import errno
-import filecmp
+import hashlib
 import os
+import re
+import secrets
 import shutil
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ikebana.places import cannot_write
-from ikebana.shipping.prediction import Prediction
+from ikebana.shipping.prediction import NOT_SURE, Prediction
 
-NOT_SURE, UNUSABLE = "not sure", "unusable"
+UNUSABLE = "unusable"
 FORBIDDEN = frozenset('/\\:*?"<>|')  # in a folder's name, on one system or another
-LONGEST = 100  # letters of a folder's name
+RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)  # on Windows
+LONGEST = 255  # bytes in UTF-8 of a name, on most disks
+ROOM = 15  # of them for what follows a folder's name: a number
 
 
 def folders(names: Sequence[str]) -> list[str]:
@@ -21,23 +28,53 @@ def folders(names: Sequence[str]) -> list[str]:
     A model file may come from anybody: what its classes are called is not trusted to be a folder's name.
     """
     found: list[str] = []
+    taken: set[str] = set()
     for name in names:
-        kept = "".join("_" if each in FORBIDDEN or not each.isprintable() else each for each in name)
-        plain, number = kept[:LONGEST].strip(". ") or "_", 2
+        plain, number = _plain(name), 2
         kept = plain
-        while kept.casefold() in {each.casefold() for each in found}:
+        while _folded(kept) in taken:
             kept, number = f"{plain}-{number}", number + 1
+        taken.add(_folded(kept))
         found.append(kept)
     return found
+
+
+def _plain(name: str) -> str:
+    letters = unicodedata.normalize("NFC", name)  # letters that look alike are one name on some disks
+    kept = "".join("_" if each in FORBIDDEN or not each.isprintable() else each for each in letters)
+    kept = _cut(kept.strip(". "), LONGEST - ROOM).strip(". ") or "_"
+    return f"_{kept}" if RESERVED.fullmatch(kept) else kept
+
+
+def _folded(name: str) -> str:
+    """What two names share that are one on a disk which does not tell capitals, or ways to write an accent, apart."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _cut(name: str, most: int) -> str:
+    """Its beginning, of so many bytes at most, cut between letters."""
+    whole = os.fsencode(name)
+    return name if len(whole) <= most else whole[:most].decode("utf-8", "ignore")
+
+
+@dataclass(slots=True)
+class _Alike:
+    """The photos of one name in one folder."""
+
+    numbers: dict[bytes | None, int] = field(
+        default_factory=dict
+    )  # by what they hold; None is what is no photo of ours
+    seen: int = 0  # numbers that were looked at: all of them are taken
 
 
 class Sorter:
     """Puts each photo into the folder of its class, or of those that are not sure or unusable."""
 
     def __init__(self, place: Path, classes: Sequence[str], link: bool):
-        self.place, self.link = place, link
+        self.place, self.link = Path(os.path.expanduser(place)), link
         *of_classes, self.not_sure, self.unusable = folders([*classes, NOT_SURE, UNUSABLE])
         self.folders = dict(zip(classes, of_classes, strict=True))
+        self.alike: dict[str, _Alike] = {}  # of each name that several photos have: those of the others need no memory
 
     def put(self, prediction: Prediction, file: Path) -> Path | None:
         """Copy or link one photo; None if there is no file to copy.
@@ -53,22 +90,52 @@ class Sorter:
         if prediction.label is not None:
             folder = self.place / self.folders[prediction.label]
         link = self.link and Path(prediction.path) == file
-        name, number = Path(file.name), 1
+        target = folder / file.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            while True:
-                target = folder / (name if number == 1 else f"{name.stem}-{number}{name.suffix}")
-                if _is_there(target, file, link) or _made(target, file, link):
-                    return target
-                number += 1
+            if str(target) not in self.alike and (_made(target, file, link) or _is_there(target, file, link)):
+                return target
+            return self._beside(target, file, link)
         except OSError as error:
             raise cannot_write(error, folder) from error
 
+    def _beside(self, target: Path, file: Path, link: bool) -> Path:
+        """The photo at the first number that is free, unless it is there already; each that is there is looked at once."""
+        alike = self.alike.setdefault(str(target), _Alike())
+        mine = _held(file, link)
+        while mine not in alike.numbers:
+            alike.seen += 1
+            place = _numbered(target, alike.seen)
+            new = _made(place, file, link)
+            alike.numbers.setdefault(mine if new else _held_there(place), alike.seen)
+        return _numbered(target, alike.numbers[mine])
+
+
+def _numbered(target: Path, number: int) -> Path:
+    if number == 1:
+        return target
+    ending = f"-{number}{_cut(target.suffix, ROOM)}"
+    return target.with_name(_cut(target.stem, LONGEST - len(os.fsencode(ending))) + ending)
+
 
 def _is_there(target: Path, file: Path, link: bool) -> bool:
-    if target.is_symlink():
-        return link and os.readlink(target) == str(file.absolute())
-    return not link and target.is_file() and filecmp.cmp(target, file, shallow=False)
+    return target.is_symlink() == link and _held_there(target) == _held(file, link)
+
+
+def _held_there(place: Path) -> bytes | None:
+    """What tells the photo or the link at a place from others; None for what is neither."""
+    if place.is_symlink():
+        return _held(place, True) if place.exists() else None
+    return _held(place, False) if place.is_file() else None
+
+
+def _held(file: Path, link: bool) -> bytes:
+    """What tells a photo from others: as a copy what is in it, as a link which file it is."""
+    if link:
+        about = os.stat(file)
+        return f"{about.st_dev} {about.st_ino}".encode()
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, partial(hashlib.blake2b, digest_size=16)).digest()
 
 
 def _made(target: Path, file: Path, link: bool) -> bool:
@@ -87,7 +154,7 @@ def _copy(file: Path, target: Path) -> None:
     """A whole copy appears at once; FileExistsError if the name is taken."""
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "taken", str(target))
-    beside = target.with_name(f".{os.getpid()}.partial")
+    beside = target.with_name(f".{secrets.token_hex(4)}.partial")
     try:
         shutil.copyfile(file, beside)
         try:

@@ -1,15 +1,20 @@
 """Predictions on their way into a table: `.csv`, `.jsonl` or `.parquet`, a row a path.
 
-Rows are kept in `OUT.part` as they come, a JSON line each. Whoever is killed goes on from there; only what is complete becomes
-OUT, by rename, and the part is taken away. Nothing of it stays in memory but eight bytes for each path that was there.
+Rows are kept in `OUT.part` as they come, a JSON line each. Whoever is killed goes on from there: where an answer is there already
+a line says where it stands, so that the lines of the last call are the table, in the order in which it asked. Only what is
+complete becomes OUT, by rename, and the part is taken away. In memory are 16 bytes for each answer that was there.
 """
 
 import csv
+import heapq
 import json
 import os
+from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from hashlib import blake2b
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -22,7 +27,8 @@ from ikebana.shipping.prediction import Prediction
 
 KINDS = (".csv", ".jsonl", ".parquet")
 DIGITS = 6  # of a probability: a millionth is less than what two processors differ by
-FORMAT = 1  # of the part: a part of another format is begun anew
+FORMAT = 2  # of the part: a part of another format is begun anew
+NOBODYS = 0  # in place of the digest of a photo that was not asked for: no later call can go on from its row
 
 
 def columns(classes: Sequence[str]) -> list[str]:
@@ -37,14 +43,25 @@ def values(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
     return [prediction.path, prediction.label, confidence, prediction.status, *numbers]
 
 
-def check(out: Path) -> None:
-    """Refuse a name that no table can be written under, before any work is done.
+def check(out: Path) -> Path:
+    """The table's place with ~ resolved; a name that no table can be written under is refused before any work is done.
 
     raises  RecipeError; MachineError if nothing can be written there
     """
-    to_write(out)
-    if out.suffix.lower() not in KINDS or out.is_dir():
+    place = to_write(out)
+    if place.suffix.lower() not in KINDS or place.is_dir():
         raise RecipeError(f"{out} is not the name of a table", advice=f"a name that ends in {', '.join(KINDS)}")
+    return place
+
+
+def part_of(out: Path) -> Path:
+    """Where rows are kept until all are there."""
+    return out.with_name(f"{out.name}.part")
+
+
+def is_own(file: Path, out: Path) -> bool:
+    """Whether the file is the table itself or its part, which may lie among the photos."""
+    return file.name in (out.name, part_of(out).name) and file.parent.resolve() == out.parent.resolve()
 
 
 class Table:
@@ -55,103 +72,114 @@ class Table:
         model  what tells the classifier from any other: only its own rows are gone on from
         anew   from the beginning, whatever is there
         """
-        check(out)
-        self.anew = anew
-        self.out, self.part, self.classes = out, out.with_name(f"{out.name}.part"), tuple(classes)
+        self.out, self.anew, self.classes = check(out), anew, tuple(classes)
+        self.part = part_of(self.out)
         self.head = json.dumps({"format": FORMAT, "model": model, "classes": list(classes)}) + "\n"
-        self.stream: IO[bytes] | None = None
-        self.there = np.zeros(0, np.uint64)  # digests of the paths that were there and could be used, sorted
-        self.failed, self.began = self.there, 0  # digests of those that could not; bytes that were there
+        self.opened = ExitStack()
+        self.stream: IO[bytes] | None = None  # what is added
+        self.old: IO[bytes] | None = None  # what was there
+        self.there = np.zeros(0, np.uint64)  # digests of the answers that were there, sorted
+        self.places, self.began = self.there, 0  # where these stand; bytes that were there
+        self.looked_at: deque[int] = deque()  # digests of the photos whose rows are still to come
+        self.new = 0  # photos that were asked for and not there
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
             try:
                 self.out.parent.mkdir(parents=True, exist_ok=True)
-                self.stream = opened.enter_context(self.part.open("a+b"))
-                _lock(self.stream, self.part)
+                self.stream = opened.enter_context(_locked(self.part))
                 self._go_on(self.stream)
+                self.old = opened.enter_context(self.part.open("rb"))
             except OSError as error:
                 raise cannot_write(error, self.part) from error
-            opened.pop_all()  # it stays open
+            self.opened = opened.pop_all()  # they stay open
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
-            self.stream.close()
+        self.opened.close()
 
     def _go_on(self, part: IO[bytes]) -> None:
         """Find out what is there; a row that was cut off, and all of another model's, is taken away."""
         part.seek(0)
-        if self.anew or part.readline() != self.head.encode():
-            if part.tell():
+        head = b"" if self.anew else part.readline()
+        if head != self.head.encode():
+            if head.endswith(b"\n"):  # else a kill cut it off, and nothing was in there
                 progress.say(f"{self.part} was made by another model: it is begun anew")
             part.truncate(0)
             part.write(self.head.encode())
+            self.began = len(self.head.encode())
             return
-        digests, failed, end = [], [], part.tell()
+        digests, places, end = array("Q"), array("Q"), part.tell()
         for line in part:
             if (row := _whole(line)) is None:
                 break
-            (digests if _is_answer(row) else failed).append(_digest(row[0]))
+            if row and _is_answer(row):
+                digests.append(row[0])
+                places.append(end)
             end += len(line)
         part.truncate(end)
         part.seek(0, os.SEEK_END)
-        self.began = end
-        self.there, self.failed = (np.unique(np.array(each, np.uint64)) for each in (digests, failed))
+        self.began, order = end, np.argsort(digests)
+        self.there, self.places = (np.array(each, np.uint64)[order] for each in (digests, places))
         if digests:
             progress.say(f"{len(digests)} predictions are there already: going on from them")
 
-    def has(self, path: str) -> bool:
-        """Whether the path's answer was there when the table was opened."""
-        return _holds(self.there, _digest(path))
+    def was(self, path: str, file: Path) -> Prediction | None:
+        """The answer that was there when the table was opened; None if this photo is to be looked at, and its row to be added.
+
+        file  what lies at the path now: the answer of one that has been changed since does not count
+        """
+        assert self.old is not None
+        digest = _digest(path, file)
+        found = int(np.searchsorted(self.there, np.uint64(digest)))
+        if found == len(self.there) or int(self.there[found]) != digest:
+            self.looked_at.append(digest)
+            self.new += 1
+            return None
+        place = int(self.places[found])
+        self._write(json.dumps({"after": self.new, "place": place}) + "\n")
+        shown, label, confidence, status, *numbers = _row(self.old, place)
+        return Prediction(shown, label, confidence, dict(zip(self.classes, numbers, strict=True)), status)
 
     def add(self, predictions: Iterable[Prediction]) -> None:
-        """Keep some rows; they survive a kill."""
+        """Keep some rows, in the order in which they were asked for; they survive a kill."""
+        rows = []
+        for each in predictions:
+            digest = self.looked_at.popleft() if self.looked_at else NOBODYS
+            rows.append(json.dumps([digest, *values(each, self.classes)], ensure_ascii=False) + "\n")
+        self._write("".join(rows), through=True)
+
+    def _write(self, text: str, through: bool = False) -> None:
         assert self.stream is not None
-        lines = [json.dumps(values(each, self.classes), ensure_ascii=False) + "\n" for each in predictions]
         try:
-            self.stream.write("".join(lines).encode())
-            self.stream.flush()
+            self.stream.write(text.encode())
+            if through:
+                self.stream.flush()
         except OSError as error:
             raise cannot_write(error, self.part) from error
 
     def finish(self) -> None:
         """The rows become the table."""
         write = {".csv": self._to_csv, ".jsonl": self._to_jsonl, ".parquet": self._to_parquet}[self.out.suffix.lower()]
+        self._write("", through=True)
         with written(self.out) as beside:
             write(beside)
-        if self.stream is not None:
-            self.stream.close()
+        if os.name == "nt":  # where what is open cannot be removed; elsewhere the lock is held meanwhile
+            self.opened.close()
         with suppress(OSError):
             self.part.unlink()
+        self.opened.close()
 
     def _rows(self) -> Iterator[list[Any]]:
-        """In the order in which they came; what an earlier call could not use counts as this one has found it."""
-        with self.part.open("rb") as lines, self.part.open("rb") as others:
-            again = self._tried_again(lines)
-            lines.seek(0)
-            place = len(next(lines))
-            for line in lines:
-                row = json.loads(line)
-                later = again.get(_digest(row[0])) if again else None
-                if later is None or (place < self.began and _is_answer(row)):
-                    yield row
-                elif place < self.began:
-                    others.seek(later)
-                    yield json.loads(others.readline())
-                place += len(line)
-
-    def _tried_again(self, lines: IO[bytes]) -> dict[int, int]:
-        """Where the new rows stand of the paths that could not be used before, by their digests."""
-        found: dict[int, int] = {}
-        place = self.began
-        lines.seek(place)
-        for line in lines if len(self.failed) else ():
-            digest = _digest(json.loads(line)[0])
-            if _holds(self.failed, digest):
-                found[digest] = place
-            place += len(line)
-        return found
+        """Of the photos that this call asked for, in its order: its own, and in between what an earlier one had answered."""
+        with self.part.open("rb") as lines, self.part.open("rb") as again, self.part.open("rb") as old:
+            lines.seek(self.began)
+            again.seek(self.began)
+            new = enumerate(json.loads(line)[1:] for line in lines if not _is_note(line))
+            notes = (json.loads(line) for line in again if _is_note(line))
+            there = ((note["after"], _row(old, note["place"])) for note in notes)
+            for _, row in heapq.merge(there, new, key=itemgetter(0)):  # of equals the first comes first
+                yield row
 
     def _to_csv(self, file: Path) -> None:
         with file.open("w", encoding="utf-8", newline="") as stream:
@@ -187,28 +215,59 @@ def as_text(row: Sequence[Any]) -> list[str]:
     return ["" if each is None else f"{each:.{DIGITS}f}" if isinstance(each, float) else str(each) for each in row]
 
 
+def _row(part: IO[bytes], place: int) -> list[Any]:
+    """The row that stands there, without its digest."""
+    part.seek(place)
+    return json.loads(part.readline())[1:]
+
+
+def _is_note(line: bytes) -> bool:
+    """Whether a line says where an answer stands that was there already, and is no row."""
+    return line.startswith(b"{")
+
+
 def _whole(line: bytes) -> list[Any] | None:
-    """A row; None if it was cut off."""
+    """A row with its digest; an empty one for a note, None if it was cut off."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    return row if isinstance(row, list) and len(row) > len(columns(())) and isinstance(row[0], str) else None
+    if isinstance(row, dict):
+        return []
+    if not isinstance(row, list) or len(row) <= 1 + len(columns(())):
+        return None
+    digest, path = row[:2]
+    return row if isinstance(path, str) and isinstance(digest, int) and 0 <= digest < 2**64 else None
 
 
 def _is_answer(row: Sequence[Any]) -> bool:
     """Whether the photo could be used: what could not may be there, or be read, the next time."""
-    return row[columns(()).index("confidence")] is not None
+    return row[1 + columns(()).index("confidence")] is not None
 
 
-def _holds(digests: np.ndarray, digest: int) -> bool:
-    """Whether it is one of these, which are sorted."""
-    place = int(np.searchsorted(digests, np.uint64(digest)))
-    return place < len(digests) and int(digests[place]) == digest
+def _digest(path: str, file: Path) -> int:
+    """Of a path and of the file that lies there, which is another one if its size or its time has changed."""
+    try:
+        about = os.stat(file)
+        stamp = f"{about.st_size} {about.st_mtime_ns}"
+    except (OSError, ValueError):  # it cannot be opened either, and its row will say why
+        stamp = ""
+    return int.from_bytes(blake2b(f"{stamp}\n{path}".encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-def _digest(path: str) -> int:
-    return int.from_bytes(blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+def _locked(part: Path) -> IO[bytes]:
+    """The part, opened to be gone on with, for this process alone.
+
+    raises  MachineError if another process has it
+    """
+    while True:
+        with ExitStack() as opened:
+            stream = opened.enter_context(part.open("a+b"))
+            _lock(stream, part)
+            with suppress(FileNotFoundError):  # whoever had the lock may have finished in between, and removed the part
+                if os.path.samestat(os.fstat(stream.fileno()), os.stat(part)):
+                    opened.pop_all()  # it stays open
+                    return stream
 
 
 def _lock(part: IO[bytes], name: Path) -> None:

@@ -11,14 +11,13 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ikebana import progress
-from ikebana.errors import ModelError
-from ikebana.places import cache_folder, filled, to_write
+from ikebana.errors import MachineError, ModelError
+from ikebana.places import cache_folder, filled, set_aside, to_write
 from ikebana.run import Run
 from ikebana.shipping import pages
 from ikebana.shipping.classifier import Classifier
@@ -33,6 +32,8 @@ INTEGRITY = {  # of that version, as the npm package has them; browsers check th
 }
 ELSEWHERE = f"https://cdn.jsdelivr.net/npm/{RUNTIME}@{VERSION}/dist/"  # where browsers get it if it cannot be copied in
 SECONDS = 180  # that npm may take
+# What may go wrong on the way: npm or its package is not as it should be, or the cache cannot be written to.
+UNAVAILABLE = (OSError, subprocess.SubprocessError, tarfile.TarError, KeyError, ValueError, MachineError)
 ENGINE = {"engine-server.js": "engine-browser.js"}  # the one word in which the two pages differ
 HEAD = '<meta charset="utf-8">'
 # As the server's policy, less what a page itself cannot say; the worker has the browser's own freedom to compile WebAssembly.
@@ -55,7 +56,7 @@ def export_web(
     place = to_write(folder, appears=True)
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
         raise ModelError("this place is taken", where=folder, advice="a folder that is not there yet")
-    with filled(place) as beside:
+    with filled(place, shared=False) as beside:
         shipped = export(run, beside / "model.onnx", int8=int8, photos=photos)
         runtime = _runtime(beside)
         about = asdict(pages.facts(shipped)) | {"side": shipped.side, "runtime": runtime}
@@ -93,23 +94,36 @@ def _runtime(folder: Path) -> dict[str, Any]:
 def kept_runtime() -> Path | None:
     """The folder of the cache with onnxruntime's two files, fetched by npm if they are not there; None if they cannot be had."""
     kept = cache_folder() / RUNTIME / VERSION
-    if all(_is_whole(kept / name) for name in INTEGRITY):
+    if _all_whole(kept):
         return kept
     npm = shutil.which("npm")
     if npm is None:
         return None
     progress.say(f"fetch {RUNTIME} {VERSION} with npm")
-    shutil.rmtree(kept, ignore_errors=True)
-    with (
-        suppress(OSError, subprocess.SubprocessError, tarfile.TarError, KeyError),
-        tempfile.TemporaryDirectory() as scratch,
-    ):
-        command = [npm, "pack", "--silent", f"{RUNTIME}@{VERSION}"]
-        subprocess.run(command, cwd=scratch, capture_output=True, check=True, timeout=SECONDS)
-        (package,) = Path(scratch).glob("*.tgz")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            # Said here, since a user's own .npmrc may name another place.
+            command = [npm, "pack", "--silent", "--pack-destination", ".", f"{RUNTIME}@{VERSION}"]
+            subprocess.run(command, cwd=scratch, capture_output=True, check=True, timeout=SECONDS)
+            packages = list(Path(scratch).glob("*.tgz"))
+            if len(packages) != 1:
+                raise ValueError(f"npm pack made {len(packages)} packages")
+            _keep(packages[0], kept)
+    except UNAVAILABLE as error:
+        progress.say(f"{RUNTIME} could not be had: {error}")
+    return kept if _all_whole(kept) else None
+
+
+def _keep(package: Path, kept: Path) -> None:
+    """The package's files in the cache, unless another process has put them there meanwhile."""
+    if not _all_whole(kept):
+        set_aside(kept)
         with filled(kept) as beside:
             _unpack(package, beside)
-    return kept if all(_is_whole(kept / name) for name in INTEGRITY) else None
+
+
+def _all_whole(folder: Path) -> bool:
+    return all(_is_whole(folder / name) for name in INTEGRITY)
 
 
 def _unpack(package: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 // A photo's card: its picture, what it shows, how sure that is, or why nothing can be said.
 
 const THUMBNAIL = 320; // pixels: a card's picture, on a screen of two pixels a point
+export const WAITING = "Waiting …";
 const SHOWN = 5; // classes; the others are one click away
 
 export function percent(share) {
@@ -29,7 +30,7 @@ export class Card {
     this.element = made("li", "card waiting");
     this.picture = made("div", "picture");
     this.picture.setAttribute("aria-hidden", "true");
-    this.answer = made("h3", "answer", "Waiting …");
+    this.answer = made("h3", "answer", WAITING);
     this.why = made("p", "why");
     const name = made("p", "name", this.name);
     name.title = this.name;

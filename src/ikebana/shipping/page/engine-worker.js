@@ -1,8 +1,9 @@
 // The network in the browser: onnxruntime-web on one thread, which needs no special headers of whoever hosts the folder.
 //
 // Preparation, temperature and class names are inside model.onnx; what is left to do here is to open the photo upright and in
-// sRGB, which the browser does, and to reduce large ones as ikebana's own decoder does: a half, a quarter or an eighth, as long
-// as both sides stay at least twice what the network sees. A pixel is then the mean of those it stands for.
+// sRGB, which the browser does, and to reduce large ones as ikebana's own decoder reduces JPEGs: a half, a quarter or an eighth,
+// as long as both sides stay at least twice what the network sees. A pixel is then the mean of those it stands for. Here that is
+// done to photos of all kinds, where ikebana opens others than JPEGs whole: a browser has less memory.
 
 const SMALLEST = 2; // times the network's side
 const LARGEST = 8; // the most that a side is divided by

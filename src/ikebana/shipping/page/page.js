@@ -5,7 +5,7 @@
 // engine.note              where photos go
 // engine.side_by_side      how many photos it looks at at a time
 
-import { Card, percent } from "./cards.js";
+import { Card, percent, WAITING } from "./cards.js";
 import { listen } from "./photos.js";
 
 export class Problem extends Error {
@@ -17,27 +17,47 @@ export class Problem extends Error {
 }
 
 const MOST = 500; // cards: with thousands of them a browser grows slow, and nobody looks at so many
+const STUCK = "Not looked at: see above";
 const at = (name) => document.getElementById(name);
 const cards = new Set();
 const todo = [];
 let running = 0;
 let facts = null;
+let stuck = false;
 
 export async function start(engine) {
   at("note").textContent = engine.note;
   listen((files) => take(files, engine));
   at("clear").addEventListener("click", clear);
+  at("again").addEventListener("click", () => {
+    show("Getting ready …", false);
+    prepare(engine);
+  });
+  await prepare(engine);
+}
+
+async function prepare(engine) {
   try {
     facts = await engine.facts();
   } catch (problem) {
-    at("about").textContent = sentence(problem);
-    at("about").classList.add("trouble");
+    show(sentence(problem), true);
+    say(sentence(problem));
     return;
   }
   document.body.dataset.ready = "yes";
   at("about").textContent = told(facts);
   at("foot").textContent = footnote(facts);
   next(engine);
+}
+
+// What keeps photos waiting, and whether it will go on by itself.
+function show(words, trouble) {
+  stuck = trouble;
+  at("about").textContent = words;
+  at("about").classList.toggle("trouble", stuck);
+  if (document.activeElement === at("again")) at("choose").focus(); // else the keyboard would be nowhere
+  at("again").hidden = !stuck;
+  for (const card of todo) card.wait(stuck ? STUCK : WAITING);
 }
 
 function take(files, engine) {
@@ -48,6 +68,7 @@ function take(files, engine) {
     cards.add(card);
     at("answers").insertBefore(card.element, first);
     todo.push(card);
+    if (stuck) card.wait(STUCK);
   }
   at("results").hidden = !cards.size;
   leave(files.length - taken.length, files.length);

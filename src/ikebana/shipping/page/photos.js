@@ -6,6 +6,7 @@ const at = (name) => document.getElementById(name);
 // Of the system, or hidden on purpose: the same as in photos/folder.py.
 const HIDDEN = /^\.|^(thumbs\.db|ehthumbs\.db|desktop\.ini|__macosx|@eadir|\$recycle\.bin|icon\r)$/i;
 let stream = null;
+let opening = 0; // the number of the last time that the camera was opened or put away
 
 export function listen(take) {
   for (const input of [at("choose"), at("capture")]) {
@@ -106,18 +107,22 @@ function offerCamera(take) {
 }
 
 async function open() {
+  opening += 1;
+  const mine = opening;
   at("camera-trouble").hidden = true;
   at("shoot").disabled = true;
   at("viewfinder").showModal();
   try {
     const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
-    if (!at("viewfinder").open) return opened.getTracks().forEach((track) => track.stop());
+    if (mine !== opening) return stop(opened); // it was put away meanwhile, and perhaps opened again
     stream = opened;
     at("video").srcObject = stream;
     await at("video").play();
+    if (mine !== opening) return;
     at("shoot").disabled = false;
     at("shoot").focus();
   } catch (error) {
+    if (mine !== opening) return;
     const denied = error.name === "NotAllowedError";
     at("camera-trouble").textContent = denied ? "The browser was not allowed to use the camera." : "There is no camera that can be used.";
     at("camera-trouble").hidden = false;
@@ -133,7 +138,12 @@ function shoot(take) {
 }
 
 function putAway() {
-  stream?.getTracks().forEach((track) => track.stop());
+  opening += 1;
+  if (stream) stop(stream);
   stream = null;
   at("video").srcObject = null;
+}
+
+function stop(camera) {
+  camera.getTracks().forEach((track) => track.stop());
 }
