@@ -275,7 +275,7 @@ def test_photos_with_large_tiles_pass_one_at_a_time(monkeypatch):
 class Full(io.FileIO):
     """A file that is larger than the memory that is left."""
 
-    def read(self, size=-1):
+    def read(self, size: int | None = -1, /) -> bytes:
         raise MemoryError
 
 
