@@ -366,5 +366,5 @@ def test_the_command_writes_the_file_and_names_it_last(copied, paper_model, tmp_
     command = [sys.executable, "-m", "ikebana", "export", str(copied.folder), str(tmp_path / "out.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out.onnx")
-    assert "top-1 the same in 100.00%" in done.stderr
+    assert "the same class in 100.00%" in done.stderr
     assert (tmp_path / "out.onnx").read_bytes() == paper_model.read_bytes()

@@ -91,3 +91,9 @@ def test_a_terminal_says_that_libraries_load_until_there_is_more_to_say(capsys, 
     written = capsys.readouterr().err
     assert written.endswith("\rready\n")
     assert written.count(" ") >= len(progress.LOADING)
+
+
+def test_a_name_tells_the_terminal_nothing(capsys):
+    with progress.audience(progress.People()):
+        progress.say("rose\x1b[2J\x07.jpg: no photo\n  a line\tand a column, Gänseblümchen")
+    assert capsys.readouterr().err == "rose\\x1b[2J\\x07.jpg: no photo\n  a line\tand a column, Gänseblümchen\n"

@@ -11,6 +11,7 @@ Standard output otherwise carries the result alone, so that a script can read it
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 LOADING = "loading PyTorch ..."
+COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control letters but the tab and the end of a line
 LINE_SECONDS = 10.0  # how often a bar that cannot move prints a line
 
 
@@ -103,7 +105,7 @@ class People:
     """Words and bars on standard error, the result on standard output."""
 
     def say(self, text: str) -> None:
-        print(_line() + text, file=sys.stderr, flush=True)
+        print(_line() + COMMANDS.sub(_spelled, text), file=sys.stderr, flush=True)
 
     def event(self, name: str, **values: Any) -> None:
         """People read the bar and the words; the events repeat them for programs."""
@@ -247,6 +249,11 @@ class Stopwatch:
         now = time.perf_counter()
         self.seconds[name] = round(max(self.seconds.get(name, 0.0) + now - self.since, at_least), 3)
         self.since = now
+
+
+def _spelled(command: re.Match[str]) -> str:
+    """A letter that a terminal would obey, as \\x1b say: names of files and classes may come from anybody."""
+    return f"\\x{ord(command[0]):02x}"
 
 
 def _plain(value: Any) -> Any:

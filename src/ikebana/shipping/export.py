@@ -164,7 +164,7 @@ def _summary(place: Path, data: bytes, about: dict[str, Any]) -> str:
     who = "it says" if "int8" not in about else "in float32 it said"
     lines = [
         f"{place.name}: {len(data) / 1e6:.1f} MB. On {found['photos']} test photos, from their bytes, {who} what the run says: "
-        f"top-1 the same in {found['top1_agreement']:.2%}, no probability further off than {found['largest_difference']:.1g}"
+        f"the same class in {found['top1_agreement']:.2%}, no probability further off than {found['largest_difference']:.1g}"
     ]
     if "int8" in about:
         lines.append(quantised.summary(about["int8"]))

@@ -84,7 +84,7 @@ def summary(figures: dict[str, Any]) -> str:
     return (
         f"int8: {figures['network_bytes_in_float32'] / 1e6:.1f} MB became {figures['network_bytes_in_int8'] / 1e6:.1f}; "
         f"accuracy on {figures['validation_photos']} validation photos {figures['accuracy_in_float32']:.3f} in float32 and "
-        f"{figures['accuracy_in_int8']:.3f} in int8, top-1 the same in {figures['top1_agreement']:.1%}"
+        f"{figures['accuracy_in_int8']:.3f} in int8, the same class in {figures['top1_agreement']:.1%}"
     )
 
 
