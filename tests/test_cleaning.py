@@ -330,3 +330,7 @@ def test_no_audit_is_written_over_what_is_not_one(photos, tmp_path):
             ikebana.audit(photos, out=tmp_path / "site")
         (tmp_path / "site" / other).unlink()
     assert (tmp_path / "site" / "index.html").read_text() == "mine"
+
+
+def test_a_single_kind_may_stand_by_itself():
+    assert chosen("twins", "--drop") == chosen(["twins"], "--drop")

@@ -68,11 +68,12 @@ class Cleaned:
 
 
 def chosen(words: Sequence[str], flag: str) -> tuple[Choice, ...]:
-    """What the user wrote behind a flag: `twins`, `doubtful>0.95`.
+    """What the user wrote behind a flag: `twins`, `doubtful>0.95`; a single one may stand by itself.
 
     raises  RecipeError if a word is no kind that rows could be dropped or relabelled for
     """
-    return tuple(_choice(word.strip(), flag) for word in words if word.strip())
+    several = [words] if isinstance(words, str) else words
+    return tuple(_choice(word.strip(), flag) for word in several if word.strip())
 
 
 def _choice(word: str, flag: str) -> Choice:

@@ -63,7 +63,7 @@ class Classifier:
         """What a photo shows; or a list of answers, for many.
 
         photos  a path, a file's bytes, a picture of Pillow's or an array uint8 [height, width, 3] in RGB; or any number of
-                these. A photo may also be a pair: a name of yours, for the answer's `path`, and the photo
+                these, of which each may also be a pair: a name of yours, for the answer's `path`, and the photo
         raises  UnreadablePhoto if the one photo cannot be used. Of many, those have no label, and a `status` that says why
         """
         if isinstance(photos, str | os.PathLike | bytes | bytearray | Image.Image) or _is_array(photos, 3):
