@@ -13,12 +13,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 from ikebana import progress
 from ikebana.errors import PhotosError
 from ikebana.machine import need_disk
+from ikebana.photos import tars
 from ikebana.photos.folder import Found, printable
+from ikebana.photos.tars import Refused
 from ikebana.places import cache_folder, filled, set_aside
 
 MAX_MEMBERS = 2_000_000
@@ -28,16 +30,11 @@ ALWAYS_ALLOWED = 2**30  # bytes: a small archive may grow to this in any case
 CHUNK = 2**20
 DEEPEST = 64  # folders within folders
 AN_ENTRY = 4096  # bytes that a file or folder takes on a disk at the least
-LONGEST_NAME = 2**16  # bytes
-MOST_SAID = 2**20  # bytes that a tar may say of a member: a Mac puts there whatever it knows of the file
-LARGEST = 2**60  # bytes of a member: none is larger, and no file has places beyond
-SPARSE = "a member is sparse, packed without its zeros"
 DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, RecursionError,
 )  # fmt: skip
 # How a zip may be packed: zipfile unpacks a chunk of what bzip2 and LZMA wrote at once, be it into gigabytes.
 PIECE_BY_PIECE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-RECORD = re.compile(rb"(\d{1,10}) ")  # the length that each thing begins with which a tar says of a member
 # Windows takes the first for a device, whatever follows its dot, and what has a colon for a stream beside a file.
 NOT_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³])\s*(\.|$)|[^:]*:", re.IGNORECASE)
 ON_WINDOWS = os.name == "nt"
@@ -65,10 +62,6 @@ class Unpacked:
 
 class _StaysPacked(Exception):
     """One member cannot be unpacked; the others can."""
-
-
-class _Refused(Exception):
-    """The archive would take too much disk, memory or time."""
 
 
 def unpack(file: Path) -> Unpacked:
@@ -126,7 +119,7 @@ def _unpack_into(folder: Path, file: Path) -> list[Found]:
         with progress.stage(f"unpack {file.name}", 0, "files") as bar:
             for number, member in enumerate(_members(file), 1):
                 if number > MAX_MEMBERS:
-                    raise _Refused(f"more than {MAX_MEMBERS:,} members")
+                    raise Refused(f"more than {MAX_MEMBERS:,} members")
                 try:
                     budget -= _unpack_one(member, folder, taken, budget)
                     bar.advance(1)
@@ -134,8 +127,8 @@ def _unpack_into(folder: Path, file: Path) -> list[Found]:
                     budget -= member.passed
                     left.append(Found(_shown(member.name), str(reason)))
                 if budget < 0:
-                    raise _Refused(f"it grows to more than {MAX_GROWTH} times its size")
-    except _Refused as why:
+                    raise Refused(f"it grows to more than {MAX_GROWTH} times its size")
+    except Refused as why:
         advice = "unpack it yourself if you trust it, and give the folder"
         raise PhotosError(f"this archive is refused: {why}", where=file, advice=advice) from None
     except DAMAGED as error:
@@ -218,13 +211,9 @@ def _unless_the_disks(error: OSError) -> Exception:
 
 
 def _members(file: Path) -> Iterator[Member]:
-    kind = type("Entry", (_Entry,), {})  # of this archive alone: the class remembers
-    try:  # not `is_tarfile`, which would read the first member without our bounds
-        packed = tarfile.open(file, tarinfo=kind)  # noqa: SIM115  (closed with its members)
-    except tarfile.TarError:
-        packed = None
+    packed = tars.opened(file)
     if packed is not None:  # asked first: a tar whose last member is a zip looks like a zip from behind
-        yield from _tar_members(packed, kind)
+        yield from _tar_members(packed)
     elif zipfile.is_zipfile(file):
         yield from _zip_members(file)
     elif _starts_with(file, b"PK\x03\x04"):
@@ -257,96 +246,13 @@ def _zip_problem(entry: zipfile.ZipInfo) -> str | None:
     return f"packed by {'bzip2 or LZMA' if known else 'an odd compression'} (pack it again, by deflate)"
 
 
-class _Entry(tarfile.TarInfo):
-    """A member that remembers the last header: tarfile takes a cut or garbled one for the end, and says nothing. And that reads
-    nothing which fills the memory or takes minutes: for tarfile what is said of a member is as long as it is declared to be."""
-
-    last = b""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        cls.last = bytes(buf)
-        entry = super().frombuf(buf, encoding, errors)
-        entry.size = _within_a_file(entry.size)
-        return entry
-
-    def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        return super()._proc_gnulong(_unless_too_long(self, archive, LONGEST_NAME))  # type: ignore[misc]
-
-    def _proc_sparse(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        raise _Refused(SPARSE)
-
-    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        """Name and size alone: tarfile keeps all that is said of all members, and before Python 3.11.10 takes time and memory by
-        its square. What is said of all members at once is passed over: it is a comment, and never their name."""
-        stream = _unless_too_long(self, archive, MOST_SAID).fileobj
-        said = _records(stream.read(self._block(self.size))[: self.size])  # type: ignore
-        try:
-            entry = self.fromtarfile(archive)
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from None
-        if self.type == tarfile.XGLTYPE:
-            return entry
-        if any(key.startswith(b"GNU.sparse.") for key in said):
-            raise _Refused(SPARSE)
-        if b"path" in said:
-            entry.name = said[b"path"].decode("utf-8", "surrogateescape").rstrip("/")
-        if b"size" in said and entry.isreg():
-            entry.size = _within_a_file(int(said[b"size"]))
-            archive.offset = entry.offset_data + entry._block(entry.size)  # type: ignore
-        return entry
-
-
-def _tar_members(archive: tarfile.TarFile, kind: type[_Entry]) -> Iterator[Member]:
-    with archive:
-        for entry in archive:
-            if entry.isdir():
-                yield Member(entry.name, None, None)
-            else:
-                problem = None if entry.isreg() else "a link or device in an archive"
-                yield Member(entry.name, problem, lambda entry=entry: _content(archive, entry), passed=entry.size)
-        if kind.last != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("its end is missing")
-        _read_on(archive)
-
-
-def _unless_too_long(said: tarfile.TarInfo, archive: tarfile.TarFile, most: int) -> tarfile.TarFile:
-    if said.size > most:
-        raise _Refused(f"{said.size:,} bytes are said of one member, its content not counted")
-    return archive
-
-
-def _records(said: bytes) -> dict[bytes, bytes]:
-    """What the tar format of POSIX says of a member: LENGTH KEY=VALUE, again and again, each with its end of line."""
-    told, place = {}, 0
-    while start := RECORD.match(said, place):
-        end = place + int(start[1])
-        key, _, value = said[start.end() : end].partition(b"=")
-        if not value.endswith(b"\n"):
-            break
-        told[key], place = value[:-1], end
-    if place != len(said):
-        raise tarfile.ReadError("what is said of a member is garbled")
-    if len(told.get(b"path", b"")) > LONGEST_NAME:
-        raise _Refused(f"a name of {len(told[b'path']):,} bytes")
-    return told
-
-
-def _within_a_file(size: int) -> int:
-    """A size below zero would have tarfile read the same again and again."""
-    if not 0 <= size <= LARGEST:
-        raise tarfile.ReadError(f"a member of {size:,} bytes")
-    return size
-
-
-def _read_on(archive: tarfile.TarFile) -> None:
-    """To the end of the file, where gzip, bzip2 and xz keep the checksums of what was unpacked."""
-    assert archive.fileobj is not None, "it is open"
-    behind = 0
-    while chunk := archive.fileobj.read(CHUNK):
-        behind += len(chunk)
-        if behind > ALWAYS_ALLOWED:
-            raise tarfile.ReadError("it goes on and on behind its end")
+def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
+    for entry in tars.entries(archive):
+        if entry.isdir():
+            yield Member(entry.name, None, None)
+        else:
+            problem = None if entry.isreg() else "a link or device in an archive"
+            yield Member(entry.name, problem, lambda entry=entry: _content(archive, entry), passed=entry.size)
 
 
 def _content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
