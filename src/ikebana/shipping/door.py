@@ -99,7 +99,9 @@ class Passage:
             self.status = message["status"]
             given = list(message.get("headers", []))
             kept = [] if any(name == b"cache-control" for name, _ in given) else [NOT_KEPT]
-            message = {**message, "headers": given + HEADERS + kept + ([CLOSE] if self.unread or self.last else [])}
+            # After an error that nobody foresaw uvicorn hangs up; whoever is not told sends the next request into nothing.
+            last = self.unread or self.last or self.status == 500
+            message = {**message, "headers": given + HEADERS + kept + ([CLOSE] if last else [])}
         elif self.unread and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._rest()

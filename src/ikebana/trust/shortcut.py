@@ -131,8 +131,17 @@ def _out_of_fold(model: Any, table: np.ndarray, labels: np.ndarray, folds: list[
     """Probabilities [photos, classes present], each photo judged once by a model that has not seen it."""
     import warnings
 
-    from sklearn.model_selection import cross_val_predict
+    from sklearn.base import clone
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Number of classes in training fold")
-        return np.asarray(cross_val_predict(model, table, labels, cv=folds, method="predict_proba"))
+    present = np.unique(labels)
+    said = np.zeros((len(labels), len(present)))
+    for learned, left in folds:
+        # A forest's threads set the filters of warnings aside at once and, now and then, leave none behind: the next forest then
+        # warned of that once a tree.
+        with warnings.catch_warnings():
+            fitted: Any = clone(model)
+            fitted.fit(table[learned], labels[learned])
+        with warnings.catch_warnings():
+            found = fitted.predict_proba(table[left])
+        said[np.ix_(left, np.searchsorted(present, fitted.classes_))] = found
+    return said
