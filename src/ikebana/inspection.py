@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ikebana.learning.device import Setting
 
 UNSPLIT = "unsplit"  # a kind of finding
-PAGE, BESIDE = "index.html", ("audit.json", "findings.csv")  # in the folder that was asked for
+PAGE, AUDIT, TABLE = "index.html", "audit.json", "findings.csv"  # in the folder that was asked for
 
 
 @dataclass(frozen=True)
@@ -147,21 +147,21 @@ def _check(out: str | Path | None, write: str | Path | None, acting: bool) -> No
 def _is_an_audits(folder: Path) -> bool:
     """Whether an earlier audit filled the folder, and nothing else lies in it: all of that may be written over."""
     try:
-        values = json.loads((folder / "audit.json").read_text("utf-8"))
+        values = json.loads((folder / AUDIT).read_text("utf-8"))
     except (OSError, ValueError):
         return False
     names = {each.name for each in folder.iterdir()}
-    return isinstance(values, dict) and values.keys() >= {"source", "findings"} and names <= {PAGE, *BESIDE}
+    return isinstance(values, dict) and values.keys() >= {"source", "findings"} and names <= {PAGE, AUDIT, TABLE}
 
 
 def _write_findings(told_at: Path, looked: Audit, keep: Kept, recipe: Recipe) -> None:
     """The page, `audit.json`, and `findings.csv`, whose paths are a JSON list since names may hold anything."""
     folder = told_at.parent
-    write_json(folder / BESIDE[0], files.as_json(looked.dataset, list(looked.findings)))
-    with written(folder / BESIDE[1]) as beside:
+    write_json(folder / AUDIT, files.as_json(looked.dataset, list(looked.findings)))
+    with written(folder / TABLE) as beside:
         files.as_table(looked.findings).write_csv(beside)
     page.write(told_at, looked.dataset, looked.findings, keep.pixels, recipe.fit)
-    progress.say(f"to look at: {told_at}; for programs, beside it: {' and '.join(BESIDE)}")
+    progress.say(f"to look at: {told_at}; for programs, beside it: {AUDIT} and {TABLE}")
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:

@@ -76,10 +76,8 @@ def nearest(folder: Path) -> Path:
 
 
 def _beside(file: Path) -> Path:
-    """What is written to until all of it is there."""
-    return file.with_name(
-        f".{file.name}.{secrets.token_hex(4)}{PARTIAL}"
-    )  # every container's first process has the same number
+    """What is written to until all of it is there. Not by the process' number: that of each container's first one is the same."""
+    return file.with_name(f".{file.name}.{secrets.token_hex(4)}{PARTIAL}")
 
 
 @contextmanager

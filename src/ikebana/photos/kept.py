@@ -259,11 +259,10 @@ def _if_whole(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarr
         index = _read_index(place)
         array, small = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("pixels", "small"))
         fits = _fits(array, (rows, side, side, 3)) and _fits(small, (rows, SMALL, SMALL, 3))
-        if fits and index.schema == pl.Schema(OPENED) and index.height == rows and _whole(index, array, small):
-            return index, array, small
+        fits = fits and index.schema == pl.Schema(OPENED) and index.height == rows
+        return (index, array, small) if fits and _whole(index, array, small) else None
     except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
-        pass  # they are not whole
-    return None
+        return None
 
 
 def _fits(array: np.ndarray, shape: tuple[int, ...]) -> bool:
