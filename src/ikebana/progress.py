@@ -105,7 +105,7 @@ class People:
     """Words and bars on standard error, the result on standard output."""
 
     def say(self, text: str) -> None:
-        print(_line() + COMMANDS.sub(_spelled, text), file=sys.stderr, flush=True)
+        print(_line() + COMMANDS.sub(spelled, text), file=sys.stderr, flush=True)
 
     def event(self, name: str, **values: Any) -> None:
         """People read the bar and the words; the events repeat them for programs."""
@@ -251,7 +251,7 @@ class Stopwatch:
         self.since = now
 
 
-def _spelled(command: re.Match[str]) -> str:
+def spelled(command: re.Match[str]) -> str:
     """A letter that a terminal would obey, as \\x1b say: names of files and classes may come from anybody."""
     return f"\\x{ord(command[0]):02x}"
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ikebana import progress
 from ikebana.errors import PhotosError
 from ikebana.learning import features, logistic
+from ikebana.learning.clusters import design_effect
 from ikebana.learning.device import Setting
 from ikebana.learning.inference import Photos
 from ikebana.learning.logistic import Fold
@@ -202,24 +203,12 @@ def _accuracy(right: np.ndarray, groups: np.ndarray) -> Score:
     """One right and one wrong photo are added for the error alone: ten of ten are no proof of perfection."""
     softened = (right.sum() + 1) / (len(right) + 2)
     alone = softened * (1 - softened) / (len(right) + 2)
-    return Score(float(right.mean()), float(np.sqrt(alone * _effect(right, groups))))
+    return Score(float(right.mean()), float(np.sqrt(alone * design_effect(right, groups))))
 
 
 def _difference(one: np.ndarray, other: np.ndarray, groups: np.ndarray) -> Score:
     """How much more often one is right than the other, on the same photos: those that both got right do not count."""
     apart = one.astype(float) - other
     return Score(
-        float(apart.mean()), float(np.sqrt((apart.var() * len(apart) + 1) * _effect(apart, groups)) / len(apart))
+        float(apart.mean()), float(np.sqrt((apart.var() * len(apart) + 1) * design_effect(apart, groups)) / len(apart))
     )
-
-
-def _effect(values: np.ndarray, groups: np.ndarray) -> float:
-    """How many times larger the variance of the mean is than it would be if each photo stood for itself; at least 1.
-
-    source  the variance of a ratio over clusters (Cochran, Sampling Techniques, 1977, 11.8)
-    """
-    (_, number), off = np.unique(groups, return_inverse=True), values - values.mean()
-    several, alone = int(number.max()) + 1, float(off @ off)
-    if not alone or several < 2:
-        return 1.0
-    return max(1.0, several / (several - 1) * float(np.square(np.bincount(number, off)).sum()) / alone)

@@ -284,7 +284,7 @@ def _no_path(name: str, path: str) -> str | None:
 
 def _shown(name: str) -> str:
     """A name that a table can hold and a terminal can print."""
-    return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", printable(name))
+    return re.sub(r"[\x00-\x1f\x7f]", progress.spelled, printable(name))
 
 
 def _damaged(file: Path, how: str) -> PhotosError:

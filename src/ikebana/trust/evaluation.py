@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ikebana.learning.clusters import design_effect
 from ikebana.trust import leakage
 from ikebana.trust.calibration import NO_THRESHOLD
 from ikebana.trust.leakage import Leakage
@@ -218,20 +219,15 @@ def effective(right: np.ndarray, groups: np.ndarray) -> float:
     source  the variance of a ratio over clusters (Cochran, Sampling Techniques, 1977, 11.8); Korn and Graubard, Survey
             Methodology 24 (1998), divide n by its design effect and by the square of Student's t over the normal's
     """
-    n, (_, number) = len(right), np.unique(groups, return_inverse=True)
-    share, several = right.mean(), int(number.max()) + 1
-    if several in (1, n) or share in (
-        0.0,
-        1.0,
-    ):  # the latter: nothing differs, so that nothing says how far groups would
+    n, several = len(right), len(np.unique(groups))
+    if (
+        several in (1, n) or right.all() or not right.any()
+    ):  # nothing differs, so that nothing says how far groups would
         return float(several)
-    off = np.bincount(number, right - share)
-    variance = several / (several - 1) * float(off @ off) / n**2
-    effect = max(1.0, variance * n / float(share * (1 - share)))
     from scipy.special import stdtrit
 
     student = stdtrit(several - 1, 0.975)  # standard deviations on either side that hold 95 %
-    return max(1.0, n / effect * (NORMAL / float(student)) ** 2)
+    return max(1.0, n / design_effect(right, groups) * (NORMAL / float(student)) ** 2)
 
 
 def interval(right: float, n: float) -> tuple[float, float]:
