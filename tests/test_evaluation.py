@@ -4,6 +4,7 @@ import json
 import math
 import re
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def names(count):
 @given(st.integers(2, 12), st.integers(1, 60), st.integers(0, 1000))
 def test_scores_are_those_of_scikit_learn(classes, photos, seed):
     probabilities, labels = drawn(photos, classes, seed)
-    found = evaluation.evaluate(probabilities, labels, names(classes), {})
+    found = evaluation.evaluate(probabilities, labels, names(classes))
     predicted = probabilities.argmax(1)
     every = np.arange(classes)
     assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, predicted))
@@ -61,7 +62,7 @@ def test_scores_are_those_of_scikit_learn(classes, photos, seed):
 @example(["a", " ", "aa", "a ", " a", "aaa", "aaaa", "aaaaa"], 11, 5)  # an average of 0.375 but for the last bit
 def test_the_report_is_scikit_learns_to_the_letter(classes, photos, seed):
     probabilities, labels = drawn(photos, len(classes), seed)
-    found = evaluation.evaluate(probabilities, labels, classes, {})
+    found = evaluation.evaluate(probabilities, labels, classes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
         theirs = metrics.classification_report(
@@ -84,7 +85,7 @@ def test_the_interval_is_wilsons(n, share):
 
 def test_the_confusion_matrix_counts_every_photo_once_with_the_truth_in_rows():
     probabilities, labels = drawn(200, 4)
-    found = evaluation.evaluate(probabilities, labels, names(4), {})
+    found = evaluation.evaluate(probabilities, labels, names(4))
     assert np.sum(found.confusion) == 200
     assert np.sum(found.confusion, axis=1).tolist() == np.bincount(labels, minlength=4).tolist()
     assert np.trace(found.confusion) == round(found.accuracy * 200)
@@ -92,7 +93,7 @@ def test_the_confusion_matrix_counts_every_photo_once_with_the_truth_in_rows():
 
 def test_a_class_without_test_photos_has_no_part_in_balanced_accuracy_and_breaks_nothing():
     probabilities = np.eye(3)[[0, 0, 1]]
-    found = evaluation.evaluate(probabilities, np.array([0, 0, 1]), names(3), {})
+    found = evaluation.evaluate(probabilities, np.array([0, 0, 1]), names(3))
     assert found.balanced_accuracy == 1.0
     assert found.per_class["class 002"].support == 0
     assert "class 002" in found.report
@@ -133,15 +134,15 @@ def test_a_probability_of_zero_for_the_truth_costs_much_but_not_infinitely_much(
 
 def test_an_evaluation_comes_back_from_json_as_it_was():
     probabilities, labels = drawn(50, 3)
-    found = evaluation.evaluate(probabilities, labels, names(3), {"train": 1.5})
+    found = replace(evaluation.evaluate(probabilities, labels, names(3)), seconds={"train": 1.5})
     again = evaluation.from_json(json.loads(json.dumps(found.to_json())), found.report)
     assert again == found
 
 
 def test_a_class_of_which_nothing_was_tested_is_named_beside_the_score():
-    scored = evaluation.evaluate(np.eye(3)[[0, 0, 2]], np.array([0, 0, 2]), ("a", "b", "c"), {})
+    scored = evaluation.evaluate(np.eye(3)[[0, 0, 2]], np.array([0, 0, 2]), ("a", "b", "c"))
     assert "no photo of b was tested" in repr(scored)
-    assert "was tested" not in repr(evaluation.evaluate(np.eye(3), np.arange(3), ("a", "b", "c"), {}))
+    assert "was tested" not in repr(evaluation.evaluate(np.eye(3), np.arange(3), ("a", "b", "c")))
 
 
 @pytest.mark.parametrize(("groups", "each"), [(10, 30), (20, 20), (40, 10), (30, 1)])
@@ -180,11 +181,11 @@ def test_groups_that_agree_within_themselves_are_worth_as_many_photos_with_stude
 def test_an_evaluation_says_what_its_photos_are_worth_if_they_belong_together():
     labels, group = np.zeros(60, int), np.repeat(np.arange(6), 10)
     said = np.eye(2)[(group == 2).astype(int)]
-    found = evaluation.evaluate(said, labels, ("a", "b"), {}, groups=group)
+    found = evaluation.evaluate(said, labels, ("a", "b"), groups=group)
     assert found.n_effective is not None
     assert found.n_effective < 7
     assert "they tell as much as" in repr(found)
-    alone = evaluation.evaluate(said, labels, ("a", "b"), {}, groups=np.arange(60))
+    alone = evaluation.evaluate(said, labels, ("a", "b"), groups=np.arange(60))
     assert "as much as" not in repr(alone)
-    assert alone.accuracy_interval == evaluation.evaluate(said, labels, ("a", "b"), {}).accuracy_interval
+    assert alone.accuracy_interval == evaluation.evaluate(said, labels, ("a", "b")).accuracy_interval
     assert evaluation.from_json(found.to_json(), found.report) == found

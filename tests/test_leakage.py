@@ -64,7 +64,7 @@ def test_a_score_on_nothing_but_twins_is_called_memory():
 
 def test_an_evaluation_keeps_its_leakage_when_it_is_written_and_read():
     told = leakage.Leakage(("a/1.jpg",), 1.0, 0.5, leakage.NaiveShuffle(10, 4, 0.7))
-    made = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), {}, leaked=told)
+    made = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), leaked=told)
     again = from_json(made.to_json(), made.report)
     assert again.leakage == told
     assert "test photos with a twin, or one of their group, among those learned from: 1;" in repr(again)

@@ -1,9 +1,12 @@
-"""A command whose output nobody reads, or can be written nowhere, says so by its status and loses no work."""
+"""What a shell does to a command: output that nobody reads or that can be written nowhere, a folder that has gone."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import ikebana
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="this is a shell's way of speaking")
 IKEBANA = f"{sys.executable} -m ikebana"
@@ -35,3 +38,10 @@ def test_whoever_stops_reading_does_not_make_it_look_done():
     done = shell(f"({slow}; {IKEBANA} cache --json) | true; echo ${{PIPESTATUS[0]}}")
     assert done.stdout.strip() == "141"
     assert not done.stderr
+
+
+def test_a_folder_that_has_gone_is_said_in_words(tmp_path):
+    gone, source = tmp_path / "gone", Path(ikebana.__file__).parents[1]
+    done = shell(f"mkdir {gone} && cd {gone} && rmdir {gone} && PYTHONPATH={source} {IKEBANA} doctor")
+    assert done.returncode == 1
+    assert done.stderr == "MachineError: the folder that you are in has gone\n  try  go to one that is there: cd\n"

@@ -1,23 +1,17 @@
 """The verbs on the command line; flags are made from Recipe."""
 
-import atexit
 import csv
-import gc
-import io
-import os
 import signal
 import sys
-from contextlib import suppress
 from dataclasses import asdict, fields, make_dataclass
-from errno import EIO, ENOSPC
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
-from ikebana import progress
-from ikebana.errors import IkebanaError, MachineError, UsageError
+from ikebana import process, progress
+from ikebana.errors import IkebanaError, UsageError
 from ikebana.recipe import DEFAULT, RECIPES, Recipe
 from ikebana.shipping.limits import Limits
 
@@ -317,44 +311,6 @@ def _listen(json: bool) -> None:
         progress.listen(progress.Programs())
 
 
-_came: list[int] = []  # signals that ask for an end
-
-
-def _stop(number: int, _: Any) -> None:
-    """SIGTERM is treated as Ctrl-C is. That it came is remembered: libraries in C make other errors of it, now and then."""
-    _came.append(number)
-    raise KeyboardInterrupt
-
-
-def _collect_less() -> None:
-    """Libraries make half a million objects that all stay. To look through them for garbage, again and again while they load and
-    once more at the end, took half a second of a command's start and more than one of its end."""
-    gc.set_threshold(100_000, 50, 100)
-    atexit.register(gc.freeze)
-
-
-def _nothing_to_stop() -> None:
-    """While the interpreter takes itself apart, with torch in it a second or so, a signal would change the status alone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _open_what_is_closed() -> None:
-    """What is said to a stream that was closed, `>&-`, is said to nobody, and the work goes on."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-
-
-def _of_output(error: Exception) -> Exception:
-    """A full disk behind `> FILE` has no name of its own, since it was the shell that opened the file."""
-    if isinstance(error, OSError) and error.filename is None and error.errno in (ENOSPC, EIO):
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        progress.listen(progress.People())  # who speak on standard error
-        return MachineError(f"the output cannot be written: {error.strerror}", advice="a file on another disk")
-    return error
-
-
 def _refused(error: Any) -> int:
     if not isinstance(error, IkebanaError):
         raise error
@@ -364,27 +320,11 @@ def _refused(error: Any) -> int:
     return WRONG_USAGE if isinstance(error, UsageError) else REFUSED
 
 
-def _speak_utf8() -> None:
-    """What programs read is UTF-8 everywhere: a file's name need not fit into what Windows, or an old locale, gives to a pipe."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            encoding = None if stream.isatty() else "utf-8"
-            errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
-            with suppress(io.UnsupportedOperation):  # who calls `main` in a program may have read from it before
-                stream.reconfigure(encoding=encoding, errors=errors)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command line. Ends the process with 0 done, 1 refused, 2 usage, 3 a leak, 130 or 143 interrupted, 141 unheard."""
-    _collect_less()
-    _open_what_is_closed()
-    _speak_utf8()
-    _came.clear()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _stop)
-    atexit.register(_nothing_to_stop)
+    process.set_up()
     try:
+        process.check_here()
         status = app(arguments, exit_on_error=False, print_error=True) or DONE
     except CycloptsError:
         status = WRONG_USAGE
@@ -394,7 +334,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except Exception as error:
-        status = INTERRUPTED if _came else _refused(_of_output(error))
-    if _came and status == INTERRUPTED:
-        status = TERMINATED if _came[0] == signal.SIGTERM else INTERRUPTED
+        status = INTERRUPTED if process.came else _refused(process.of_output(error))
+    if status == INTERRUPTED and process.came[:1] == [signal.SIGTERM]:
+        status = TERMINATED
     sys.exit(status)

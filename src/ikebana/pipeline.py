@@ -111,7 +111,7 @@ def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, c
     scored, labels = (each[len(parts["validation"]) :] for each in (probabilities, held_out.labels))
     note, leaked = fitting.note(recipe, parts), leakage(dataset, recipe, scored.argmax(1) == labels)
     groups = parts["test"].groups
-    evaluation = evaluate(scored, labels, dataset.classes, clock.seconds, note, trusted.threshold, leaked, groups)
+    evaluation = evaluate(scored, labels, dataset.classes, note, trusted.threshold, leaked, groups)
     draw.everything(run, dataset, keep.pixels, examples, evaluation)
     clock.lap("draw")
     run.finish(evaluation, clock.seconds)

@@ -19,6 +19,9 @@ from ikebana.trust.evaluation import Evaluation
 
 SAMPLES = 24  # photos in the sample grid, at most
 SAMPLES_A_CLASS = 4
+NO_PHOTO = np.full(
+    (1, 16, 3), 255, np.uint8
+)  # as white as the sheet, and low, since a row is as high as its highest photo
 DRAWN_CLASSES = 300  # a confusion matrix of more would be a picture of hundreds of megapixels
 
 
@@ -46,17 +49,10 @@ def of_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, fit: Fit) -> 
     counts = dataset.counts()
     figures.class_counts_bar(counts, folder / "classes_bar.png")
     figures.class_counts_pie(counts, folder / "classes_pie.png")
-    rows = sample_rows(dataset)
-    shown = dataset.photos[rows]
-    sizes = shown.select("width", "height").iter_rows()
-    photos = [as_it_was(pixels[row], width, height, fit) for row, (width, height) in zip(rows, sizes, strict=True)]
     columns = photos_a_class(dataset)
+    photos, captions = samples(dataset, pixels, fit, columns)
     figures.photo_grid(
-        photos,
-        shown["label"].to_list(),
-        folder / "samples.png",
-        title="Photos of each class",
-        columns=columns if columns > 1 else 6,
+        photos, captions, folder / "samples.png", title="Photos of each class", columns=columns if columns > 1 else 6
     )
 
 
@@ -65,16 +61,24 @@ def photos_a_class(dataset: Dataset) -> int:
     return max(1, min(SAMPLES_A_CLASS, SAMPLES // len(dataset.classes)))
 
 
-def sample_rows(dataset: Dataset) -> list[int]:
-    """A few training photos of each class, spread over the class, the same ones each time."""
-    each = photos_a_class(dataset)
+def samples(dataset: Dataset, pixels: np.ndarray, fit: Fit, each: int) -> tuple[list[np.ndarray], list[str]]:
+    """A few training photos of each class, spread over the class, the same ones each time, and their captions.
+
+    A class that has fewer than the others leaves places empty, so that each class keeps a row of its own.
+    """
+    photos: list[np.ndarray] = []
+    captions: list[str] = []
     indexed = dataset.photos.with_row_index("row").filter(pl.col("split") == "train")
-    rows: list[int] = []
     for name in dataset.classes[:SAMPLES]:
-        found = indexed.filter(pl.col("label") == name)["row"]
-        places = np.unique(np.linspace(0, len(found) - 1, each).astype(int)) if len(found) else []
-        rows += [int(found[int(place)]) for place in places]
-    return rows
+        found = indexed.filter(pl.col("label") == name)
+        if found.is_empty():
+            continue
+        places = np.unique(np.linspace(0, len(found) - 1, each).astype(int))
+        shown = list(found[places].select("row", "width", "height").iter_rows())
+        empty = each - len(shown)
+        photos += [*(as_it_was(pixels[row], width, height, fit) for row, width, height in shown), *[NO_PHOTO] * empty]
+        captions += [name] * len(shown) + [""] * empty
+    return photos, captions
 
 
 def of_training(folder: Path, epochs: Sequence[dict[str, Any]], networks: int, examples: Sequence[np.ndarray]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,6 @@ class Evaluation:
     balanced_accuracy: float  # mean recall over the classes that have test photos
     log_loss: float
     expected_calibration_error: float
-    seconds: Mapping[str, float]  # that each stage of the run took
     report: str  # in scikit-learn's layout
     note: str = ""  # what one must know to read the score rightly
     threshold: float | None = None  # the confidence below which the answer is "not sure"
@@ -52,6 +51,7 @@ class Evaluation:
     answered_accuracy: float | None = None  # of those
     leakage: Leakage | None = None  # how much of the score may be memory; None if nobody looked
     n_effective: float | None = None  # how many photos that have nothing to do with each other would tell as much
+    seconds: Mapping[str, float] = field(default_factory=dict)  # that each stage of the run took; told when it ends
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `evaluation.json`."""
@@ -119,7 +119,6 @@ def evaluate(
     probabilities: np.ndarray,
     labels: np.ndarray,
     classes: Sequence[str],
-    seconds: Mapping[str, float],
     note: str = "",
     threshold: float | None = None,
     leaked: Leakage | None = None,
@@ -150,7 +149,6 @@ def evaluate(
         balanced_accuracy=float(np.mean([each.recall for each in per_class.values() if each.support])),
         log_loss=log_loss(probabilities, labels),
         expected_calibration_error=calibration_error(probabilities, labels),
-        seconds=dict(seconds),
         report=classification_report(per_class, right / len(labels)),
         note=note,
         threshold=threshold,
