@@ -10,7 +10,7 @@ import pytest
 
 import ikebana
 from ikebana import prediction
-from ikebana.errors import PhotosError
+from ikebana.errors import PhotosError, UsageError
 from ikebana.shipping import table
 from ikebana.shipping.prediction import said, unusable
 from ikebana.shipping.table import Table
@@ -140,6 +140,32 @@ def test_what_an_earlier_call_had_answered_is_sorted_too(paper_model, photos, tm
     of_table = {Path(row["path"]).name: row["label"] or "not sure" for row in read(tmp_path / "said.csv").to_dicts()}
     assert where == of_table
     assert len(where) == 24
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_sorted_photos_among_those_they_come_from_are_not_found_the_next_time(paper_model, photos, tmp_path, link):
+    sorted_photos = photos / "a folder" / "sorted"
+    tables = []
+    for _ in range(3):
+        prediction.command(paper_model, [str(photos)], out=tmp_path / "a.csv", sort_into=sorted_photos, link=link)
+        tables.append(read(tmp_path / "a.csv"))
+    assert [each.height for each in tables] == [24] * 3
+    assert len(list(sorted_photos.rglob("*.jpg"))) == 24
+    one, *_ = (each for each in sorted_photos.iterdir() if each.is_dir())
+    prediction.command(paper_model, [str(one)], out=tmp_path / "b.csv", sort_into=tmp_path / "elsewhere")
+    prediction.command(paper_model, [str(sorted_photos)], out=tmp_path / "c.csv")  # whoever names them gets them
+    assert read(tmp_path / "b.csv").height == len(list(one.iterdir()))
+    assert read(tmp_path / "c.csv").height == 24
+
+
+def test_photos_are_not_sorted_into_the_very_folder_that_they_lie_in(paper_model, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    for named, place in [(".", photos), (str(photos), Path()), (f"{photos}/../photos", photos)]:
+        with pytest.raises(UsageError, match="would lie among those"):
+            prediction.command(paper_model, [named], out=tmp_path / "a.csv", sort_into=place)
+    assert len(os.listdir(photos)) == 24
+    prediction.command(paper_model, [str(photos / "00.jpg")], out=tmp_path / "a.csv", sort_into=photos)
+    assert len(os.listdir(photos)) == 25
 
 
 # --- the table's own files ---

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ikebana import progress
-from ikebana.errors import PhotosError, UnreadablePhoto
+from ikebana.errors import PhotosError, UnreadablePhoto, UsageError
 from ikebana.machine import within_memory
 from ikebana.photos import loose
 from ikebana.photos.loose import LoosePhoto, Search
@@ -75,7 +75,13 @@ def command(
     if sort_into is not None:
         sort_into = to_write(sort_into / NOT_SURE).parent  # the place must hold folders
     there = model_there(model)
-    found = loose.search(photos, listed)
+    found = loose.search(photos, listed, apart=sort_into)
+    if found.apart in (os.path.realpath(place) for place in found.places):
+        raise UsageError(
+            "sorted photos would lie among those that they come from, and be found with them the next time",
+            where=sort_into,
+            advice=f"a folder in it: {sort_into / 'sorted'}",
+        )
     answering, identity = classifier_of(there)
     sorter = Sorter(sort_into, answering.classes, link) if sort_into is not None else None
     if out is None:

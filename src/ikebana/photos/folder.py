@@ -171,9 +171,9 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def scan(folder: Path, ignored: list[str]) -> Iterator[Found]:
+def scan(folder: Path, ignored: list[str], apart: str | None = None) -> Iterator[Found]:
     """Every path below a folder: its files sorted by name, then folder by folder; hidden ones go to `ignored`, and so do runs
-    of ours, which may lie here since somebody called `fit` from here.
+    of ours, which may lie here since somebody called `fit` from here, and the folder `apart`, by its real path.
 
     Links are followed, after all that lies here itself; a folder that was seen under another name, or that lies above,
     is named instead: links may lead round in a circle.
@@ -187,7 +187,7 @@ def scan(folder: Path, ignored: list[str]) -> Iterator[Found]:
         if inside and (real in visited or real in above):
             yield Found(printable(inside), "a folder that is scanned already under another name")
             continue
-        if inside and _is_ours(place):
+        if inside and (real == apart or _is_ours(place)):
             ignored.append(inside)
             continue
         visited.add(real)

@@ -30,6 +30,7 @@ class Search:
 
     places: list[Path]
     listed: Iterator[str] | None = None  # more sources, one a line, that come as they come: they can be asked for once
+    apart: str | None = None  # the real path of a folder that is not looked into where it lies in another
     ignored: list[str] = field(default_factory=list)  # hidden and system files of the last pass
     unpacked: dict[Path, Unpacked] = field(default_factory=dict)
 
@@ -68,21 +69,25 @@ class Search:
             yield LoosePhoto(folder.printable(str(place)), place, file_status(place))
 
     def _scanned(self, place: Path, prefix: str) -> Iterator[LoosePhoto]:
-        for each in folder.scan(place, self.ignored):
+        for each in folder.scan(place, self.ignored, self.apart):
             yield LoosePhoto(folder.printable(prefix) + each.path, place / each.path, each.status)
 
 
-def search(sources: str | Path | Iterable[str | Path], listed: Iterator[str] | None = None) -> Search:
+def search(
+    sources: str | Path | Iterable[str | Path], listed: Iterator[str] | None = None, apart: Path | None = None
+) -> Search:
     """What the sources name, in their order.
 
     listed  paths that come one a line, as from standard input; one that is not there is said of when its turn comes
+    apart   a folder that is not looked into where it lies in one of the sources: what is in there was made of them
     raises  PhotosError if a source is empty or does not exist, or nothing is found; so does the search, of an archive that is a
             source
     """
     given = [sources] if isinstance(sources, str | Path) else list(sources)
     if not all(map(str, given)):  # it would be the working directory
         raise PhotosError("an empty path was given", advice="photos, folders or archives")
-    found = Search([place for source in given for place in _places(source)], listed)
+    places = [place for source in given for place in _places(source)]
+    found = Search(places, listed, os.path.realpath(apart) if apart is not None else None)
     if listed is None and next(iter(found), None) is None:
         raise PhotosError(
             "no photos found", where=", ".join(str(each) for each in given), advice="files, folders or archives"
