@@ -3,11 +3,13 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from ikebana import cli
+from ikebana.choices import Augmentation, Transfer, Tuning
 from ikebana.recipe import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +21,18 @@ def test_every_link_and_picture_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def anchors(page):
+    """What can be linked to on a page: its headings, as readers of Markdown name them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_section_leads_to_one(page):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text("utf-8")):
+        assert anchor in anchors(page.parent / target if target else page), (target, anchor)
 
 
 def test_every_verb_has_its_page_and_every_page_its_link():
@@ -44,6 +58,14 @@ def test_the_page_of_a_verb_with_many_flags_names_every_one_and_no_other(verb, n
 def test_the_recipes_page_has_a_section_for_each_recipe():
     page = (ROOT / "docs/recipes.md").read_text("utf-8")
     assert set(re.findall(r"^## `(\w+)`", page, re.MULTILINE)) == set(RECIPES)
+
+
+@pytest.mark.parametrize("record", [Augmentation, Transfer, Tuning], ids=lambda record: record.__name__)
+def test_the_page_on_python_names_every_choice_of_a_recipes_records(record):
+    page = (ROOT / "docs/python.md").read_text("utf-8")
+    table = page.split(f"| `{record.__name__}` |")[1].split("\n\n")[0]
+    told = set(re.findall(r"`(\w+)`", table))
+    assert {each.name for each in fields(record)} <= told
 
 
 def test_the_commands_that_the_docs_show_are_commands():

@@ -46,10 +46,10 @@ class Better:
 
 
 # Validation included: the first multiple is of a Xeon with AMX, the second of an EPYC with avx512_bf16 before steps became
-# faster (on the Xeon 5.6 at the most, beside other work); the gains as on Flowers Recognition: bench/records.md.
+# faster (on the Xeon 5.6 at the most, beside other work); the gains on Flowers Recognition, by both splits: bench/records.md.
 BETTER = {
-    "quick": Better("good", 3.8, "it usually takes away about a third of the mistakes"),
-    "good": Better("best", 4.0, "it usually takes away about a quarter of the mistakes"),
+    "quick": Better("good", 3.8, "it usually takes away a quarter to a third of the mistakes"),
+    "good": Better("best", 4.0, "it took away a tenth to a quarter of the mistakes where that was tried"),
 }
 
 
