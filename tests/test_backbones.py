@@ -1,14 +1,19 @@
 """Networks on pretrained backbones: any of timm's, their parts, and which of their weights learn."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import ikebana
 from ikebana import recipe as recipes
 from ikebana.choices import Transfer, Tuning
 from ikebana.errors import RecipeError
-from ikebana.learning import backbones, networks
+from ikebana.learning import backbones, networks, weights
+from ikebana.learning.weights import Weights
+from ikebana.photos import intake
 
 QUICK = recipes.named("quick")
 
@@ -117,6 +122,19 @@ def test_weights_of_another_network_are_refused(tmp_path):
         backbones.fill(network, recipe)
 
 
+def test_weights_for_another_side_are_refused_before_any_photo_is_read(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "hub.safetensors"
+    _, made = built("good", network="test_vit")
+    save_file({n: v.contiguous() for n, v in made.get_submodule("seer.backbone").state_dict().items()}, file)
+    monkeypatch.setattr(weights, "find", lambda *_: Weights(file, "", "the hub", None))
+    monkeypatch.setattr(intake, "read", lambda *_: pytest.fail("photos were read"))
+    with pytest.raises(RecipeError, match=r"not of test_vit at 192 pixels") as refused:
+        ikebana.fit(tmp_path, "good", network="test_vit", side=192)
+    assert "--side 160" in str(refused.value.advice)
+
+
 def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     from safetensors.torch import save_file
 
@@ -145,6 +163,25 @@ def test_stages_hold_each_weight_once_in_the_order_of_the_photos_way():
     assert [name for name, _ in stages] == ["conv_stem", *(f"blocks.{number}" for number in range(7)), "conv_head"]
     counted = [id(weight) for _, own in stages for weight in own]
     assert sorted(counted) == sorted(id(weight) for weight in backbone.parameters())
+
+
+def test_layers_in_a_list_are_stages_too():
+    _, network = built("good", network="test_vit_relpos")
+    assert isinstance(network.get_submodule("seer.backbone.blocks"), nn.ModuleList)
+    names = [name for name, _ in backbones.stages(network.get_submodule("seer.backbone"))]
+    assert "blocks.0" in names
+    assert {name.split(".")[2] for name in learning(network) if ".blocks." in name} == {"blocks"}
+    assert not any("blocks.0." in name or "patch_embed" in name for name in learning(network))
+
+
+@pytest.mark.parametrize("name", ["mvitv2_tiny", "efficientvim_m1", "sequencer2d_s"])
+def test_the_layer_table_has_layers_that_give_several_things(name):
+    recipe, network = built(network=name)
+    table = networks.layers(network, recipe.side)
+    assert sum(layer.trainable for layer in table) == sum(
+        each.numel() for each in network.parameters() if each.requires_grad
+    )
+    assert sum(layer.parameters for layer in table) >= sum(each.numel() for each in network.parameters())
 
 
 def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
@@ -201,6 +238,18 @@ def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
     assert rates["seer.backbone.conv_head.weight"] == 0.5
     assert rates["seer.backbone.blocks.6.0.conv_pw.weight"] == 0.25
     assert rates["seer.backbone.blocks.4.0.conv_pw.weight"] == 0.0625
+
+
+def test_a_head_alone_decays_as_it_does_within_its_network():
+    recipe = tuned("head")
+    network = networks.build(recipe, 5)
+    alone = nn.Sequential(OrderedDict(head=network.get_submodule("head")))
+    for learner in (network, alone):
+        groups = networks.trained_groups(learner, recipe, "head", 1.0)
+        assert [(each.decays, [tuple(one.shape) for one in each.weights]) for each in groups] == [
+            (True, [(5, 1280)]),
+            (False, [(5,)]),
+        ]
 
 
 def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():

@@ -112,6 +112,12 @@ def test_a_network_that_is_more_than_its_stages_in_a_row_is_refused(network, mon
         cut.halves(networks.build(recipe, 5).get_submodule("seer"), recipe)
 
 
+def test_a_cut_with_nothing_below_it_is_refused():
+    recipe = recipe_for("tf_efficientnet_lite0", "conv_stem")
+    with pytest.raises(RecipeError, match="nothing lies below it"):
+        cut.halves(networks.build(recipe, 5).get_submodule("seer"), recipe)
+
+
 def test_it_is_refused_before_any_photo_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "sought", lambda _: None)
     monkeypatch.setattr(intake, "read", lambda *_: pytest.fail("photos were read"))

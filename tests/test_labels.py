@@ -22,7 +22,7 @@ def clusters(apart, seed=0):
 
 def judged(features, labels, groups, alone):
     near = trust.neighbours(features, labels, groups)
-    return near, trust.both(alone, trust.vote(near, labels, CLASSES), labels)
+    return near, trust.both(alone, trust.vote(near, labels, CLASSES), labels, np.ones(len(labels), bool))
 
 
 def with_flips(labels, count, seed=0):
@@ -54,6 +54,18 @@ def test_where_classes_cannot_be_told_apart_no_label_is_doubted():
     features, labels, groups, _ = clusters(apart=0)
     nobody_knows = np.full((len(labels), CLASSES), 1 / CLASSES)
     assert trust.doubtful(judged(features, labels, groups, nobody_knows)[1], labels) == []
+
+
+def test_a_label_that_nobody_could_speak_for_is_taken_as_given_and_changes_no_other_judgement():
+    features, truth, groups, alone = clusters(apart=4)
+    labels, _ = with_flips(truth, 8)
+    heard = labels != 3
+    alone[~heard] = np.eye(CLASSES)[0]  # as sure as can be, of what it has never learned
+    near = trust.neighbours(features, labels, groups)
+    said = trust.both(alone, trust.vote(near, labels, CLASSES), labels, heard)
+    assert not [each for each in trust.doubtful(said, labels) if labels[each.photo] == 3]
+    others = trust.both(alone[heard], trust.vote(near, labels, CLASSES)[heard], labels[heard], heard[heard])
+    np.testing.assert_allclose(said[heard], others)
 
 
 def test_the_neighbours_find_what_the_heads_overlook():

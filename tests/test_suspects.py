@@ -60,6 +60,29 @@ def test_photos_under_a_wrong_label_are_doubted_and_the_right_one_is_named(tmp_p
     assert all(each.confidence is not None and 0.9 <= each.confidence <= 1 for each in found)
 
 
+def test_nobody_doubts_the_photos_of_a_class_that_lies_in_one_group(drawn, tmp_path):
+    """No head learns such a class from photos of another group, and no neighbour is one of it: that says nothing."""
+    files = sorted(drawn.glob("*/*.jpg"))
+    alone = sorted({each.parent.name for each in files})[0]
+    rows = [f"{each},{each.parent.name},{alone if each.parent.name == alone else each.name}" for each in files]
+    table = tmp_path / "photos.csv"
+    table.write_text("\n".join(["path,label,group", *rows]), "utf-8")
+    found = [each for each in ikebana.audit(table).findings if each.kind == "doubtful_label"]
+    assert not [each for each in found if alone in each.paths[0]]
+
+
+def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_one(monkeypatch):
+    from ikebana.learning import out_of_fold
+
+    monkeypatch.setattr(out_of_fold, "MOST", 200)
+    labels = np.repeat([0, 1, 2], [900, 600, 3])
+    learned = np.arange(1, len(labels))
+    chosen = out_of_fold._enough(learned, labels)
+    assert np.bincount(labels[chosen]).tolist() == [120, 80, 3]
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert set(chosen.tolist()) <= set(learned.tolist())
+
+
 def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp_path, capsys):
     looked = ikebana.audit(grow(tmp_path / "photos", two_classes(3)))
     assert not [each for each in looked.findings if each.kind in ("doubtful_label", "odd", "shortcut")]

@@ -92,9 +92,9 @@ def look(dataset: Dataset, keep: Kept, recipe: Recipe) -> Look:
     seen = out_of_fold.seen(parts, recipe, keep.folder.name, prepared(recipe, len(dataset.classes)))
     photos = dataset.photos[seen.rows]
     groups = np.array(split.groups(photos))
-    alone = out_of_fold.probabilities(seen, groups, len(dataset.classes), dataset.source)
+    alone, heard = out_of_fold.probabilities(seen, groups, len(dataset.classes), dataset.source)
     near = doubts.neighbours(seen.features, seen.labels, groups)
-    judged = doubts.both(alone, doubts.vote(near, seen.labels, len(dataset.classes)), seen.labels)
+    judged = doubts.both(alone, doubts.vote(near, seen.labels, len(dataset.classes)), seen.labels, heard)
     return Look(photos["path"], seen.features, seen.labels, near, alone, judged)
 
 

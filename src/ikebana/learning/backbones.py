@@ -202,6 +202,11 @@ def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
     return found
 
 
+def is_of_one_side(recipe: Recipe) -> bool:
+    """Whether some of its weights belong to places in the photo, so that those of another side do not fit."""
+    return recipe.network not in ("tutorial", KERAS_INCEPTION) and bool(_about(recipe.network)["fixed_input_size"])
+
+
 def provenance(weights: Weights) -> dict[str, str | None]:
     """Where a backbone's weights come from: its entry in `pretrained.json`."""
     return {"source": weights.source, "sha256": weights.sha256, "license": weights.license}
@@ -223,9 +228,9 @@ def stages(backbone: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
 
 
 def children(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The backbone's layers by name, in the order in which a photo meets them; those of a Sequential one by one."""
+    """The backbone's layers by name, in the order in which a photo meets them; those of a list of layers one by one."""
     for name, module in backbone.named_children():
-        if isinstance(module, nn.Sequential):
+        if isinstance(module, nn.Sequential | nn.ModuleList):
             yield from ((f"{name}.{number}", each) for number, each in module.named_children())
         else:
             yield name, module
@@ -236,7 +241,7 @@ def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learnin
     backbone, head = network.get_submodule("seer.backbone"), list(network.get_submodule("head").parameters())
     network.requires_grad_(False)
     if trained == "head":
-        groups = _group(head, learning_rate)
+        groups = groups_of(head, learning_rate)
     elif trained == "tail" and recipe.network == KERAS_INCEPTION:
         groups = [Group([*_keras_tail(backbone, recipe), *head], learning_rate)]
     else:
@@ -261,10 +266,10 @@ def _staged(
     """
     names = [name for name, _ in found]
     first = 0 if tail_from is None else names.index(_tail(names, tail_from))
-    groups, rate = _group(head, learning_rate), learning_rate
+    groups, rate = groups_of(head, learning_rate), learning_rate
     for _, own in reversed(found[first:]):
         rate *= recipe.tuning.layer_decay if recipe.tuning is not None else 1.0
-        groups += _group(own, rate)
+        groups += groups_of(own, rate)
     return groups
 
 
@@ -278,7 +283,8 @@ def _tail(names: list[str], tail_from: str) -> str:
     return tail_from if tail_from and tail_from in names else names[len(names) // 2]
 
 
-def _group(own: list[nn.Parameter], learning_rate: float) -> list[Group]:
+def groups_of(own: list[nn.Parameter], learning_rate: float) -> list[Group]:
+    """Weights of one learning rate, those that decay apart from biases and norms, which do not."""
     matrices, others = [each for each in own if each.ndim > 1], [each for each in own if each.ndim <= 1]
     return [each for each in (Group(matrices, learning_rate, True), Group(others, learning_rate)) if each.weights]
 

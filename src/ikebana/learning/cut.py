@@ -17,6 +17,7 @@ from ikebana.learning.backbones import Seer
 from ikebana.recipe import Recipe
 
 STUMBLES = (RuntimeError, TypeError, AttributeError, ValueError, IndexError)  # of a network that nobody foresaw
+OTHERWISE = "--recipe good, which keeps nothing, or a convolutional network"
 ALIKE = 1e-3  # of the features' size: how far the two halves may be from the whole
 
 
@@ -74,6 +75,12 @@ def halves(seer: nn.Module, recipe: Recipe) -> tuple[Below, Above]:
     assert isinstance(seer, Seer)
     assert recipe.transfer is not None
     stage = backbones.tail(seer.backbone, recipe.transfer.tail_from)
+    names = [name for name, _ in backbones.stages(seer.backbone)]
+    if not any(names[: names.index(stage)]):
+        raise RecipeError(
+            f"{recipe.network} cannot be cut before {stage or 'its first layer'}: nothing lies below it",
+            advice=OTHERWISE,
+        )
     photo = torch.randint(0, 256, (1, 3, recipe.side, recipe.side), generator=torch.Generator().manual_seed(0))
     photo = photo.float().to(next(seer.parameters()).device)
     below, above, whole = Below(seer, stage).eval(), Above(seer, stage).eval(), seer.eval()(photo)
@@ -85,7 +92,7 @@ def halves(seer: nn.Module, recipe: Recipe) -> tuple[Below, Above]:
     if not alike:
         raise RecipeError(
             f"{recipe.network} cannot be cut before {stage or 'its first layer'}: it is more than its stages in a row",
-            advice="--recipe good, which keeps nothing, or a convolutional network",
+            advice=OTHERWISE,
         )
     return below, above
 

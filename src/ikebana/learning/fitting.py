@@ -64,13 +64,13 @@ def course(recipe: Recipe, classes: int, parts: dict[str, Photos], pixels: str, 
 
 
 def check_weights(recipe: Recipe) -> None:
-    """Have the pretrained weights on this machine, and see that those of a file of the user's fit, and the network can be cut.
+    """Have the pretrained weights on this machine, and see that they fit where they may not, and the network can be cut.
 
     raises  RecipeError or MachineError if they cannot be had or are of another network, or it cannot
     """
     for its in recipe.members:
         backbones.sought(its)
-        if its.weights:
+        if its.weights or (its.transfer is not None and backbones.is_of_one_side(its)):
             backbones.fill(networks.members(networks.build(its, classes=2))[0], its)
         if its.transfer is not None and its.transfer.cut:
             cut.halves(networks.build(its, classes=2).get_submodule("seer"), its)

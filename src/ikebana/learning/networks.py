@@ -4,6 +4,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,8 @@ def settled(recipe: Recipe) -> Recipe:
 def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learning_rate: float) -> list[Group]:
     """The weights that learn, in groups of one learning rate each; the others are told not to."""
     if not hasattr(network, "seer"):  # the tutorial's network, or a head alone
-        return [Group(list(network.parameters()), learning_rate)]
+        own = list(network.parameters())
+        return backbones.groups_of(own, learning_rate) if recipe.tuning is not None else [Group(own, learning_rate)]
     return backbones.trained_groups(network, recipe, trained, learning_rate)
 
 
@@ -156,11 +158,15 @@ def layers(network: nn.Module, side: int) -> list[Layer]:
     """
     table: dict[str, Layer] = {}  # by name: a photo may pass a layer twice, once as its mirror image
 
-    def note(name: str, layer: nn.Module, output: Tensor) -> None:
+    def note(name: str, layer: nn.Module, output: Any) -> None:
+        several = (
+            output if isinstance(output, tuple | list) else (output,)
+        )  # recurrent and some attention layers give more
+        shape = next((tuple(each.shape[1:]) for each in several if isinstance(each, Tensor)), ())
         own = [value for entry, value in layer.state_dict().items() if "." not in entry and value.is_floating_point()]
         counted = sum(each.numel() for each in own)
         trainable = sum(each.numel() for each in layer.parameters(recurse=False) if each.requires_grad)
-        table[name] = Layer(name, type(layer).__name__, tuple(output.shape[1:]), counted, trainable)
+        table[name] = Layer(name, type(layer).__name__, shape, counted, trainable)
 
     hooks = [
         layer.register_forward_hook(lambda layer, _, output, name=name: note(name, layer, output))

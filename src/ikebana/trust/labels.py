@@ -106,17 +106,21 @@ def vote(near: Neighbours, labels: np.ndarray, classes: int) -> np.ndarray:
     return (share + UNHEARD) / (share + UNHEARD).sum(1, keepdims=True)
 
 
-def both(out_of_fold: np.ndarray, neighbours_say: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def both(out_of_fold: np.ndarray, neighbours_say: np.ndarray, labels: np.ndarray, heard: np.ndarray) -> np.ndarray:
     """The product of two witnesses, tempered until "80 % sure" agrees with 80 % of the labels: float [photos, classes].
 
     out_of_fold  float [photos, classes]: of heads that have not learned from the photo
+    heard        bool [photos]: whether those heads know its class at all. Where they do not, nobody speaks for the label, and
+                 it is taken as given: to contradict it would be to doubt every photo of a class that lies in one group
     """
     from scipy.special import softmax
 
     logits = np.log(np.maximum(out_of_fold, SMALLEST)) + np.log(np.maximum(neighbours_say, SMALLEST))
-    if len(np.unique(labels)) > 1:
-        logits /= temperature(logits, labels)
-    return softmax(logits, axis=1)
+    if len(np.unique(labels[heard])) > 1:
+        logits /= temperature(logits[heard], labels[heard])
+    said = softmax(logits, axis=1)
+    said[~heard] = np.eye(said.shape[1])[labels[~heard]]
+    return said
 
 
 def ranked(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
