@@ -7,6 +7,9 @@ from conftest import grow, two_classes
 import ikebana
 from ikebana import inspection, paper, recipe
 from ikebana.errors import PhotosError
+from ikebana.learning import out_of_fold
+from ikebana.learning.rows import Rows
+from ikebana.trust import labels as doubts
 
 
 @pytest.fixture(autouse=True)
@@ -60,20 +63,24 @@ def test_photos_under_a_wrong_label_are_doubted_and_the_right_one_is_named(tmp_p
     assert all(each.confidence is not None and 0.9 <= each.confidence <= 1 for each in found)
 
 
-def test_nobody_doubts_the_photos_of_a_class_that_lies_in_one_group(drawn, tmp_path):
+def test_a_class_that_lies_in_one_group_is_not_doubted_and_hides_no_doubt():
     """No head learns such a class from photos of another group, and no neighbour is one of it: that says nothing."""
-    files = sorted(drawn.glob("*/*.jpg"))
-    alone = sorted({each.parent.name for each in files})[0]
-    rows = [f"{each},{each.parent.name},{alone if each.parent.name == alone else each.name}" for each in files]
-    table = tmp_path / "photos.csv"
-    table.write_text("\n".join(["path,label,group", *rows]), "utf-8")
-    found = [each for each in ikebana.audit(table).findings if each.kind == "doubtful_label"]
-    assert not [each for each in found if alone in each.paths[0]]
+    truth = np.repeat([0, 1, 2], [60, 60, 6])
+    features = (9 * np.eye(3, 24)[truth] + np.random.default_rng(0).normal(0, 1, (126, 24))).astype(np.float32)
+    labels, wrong = truth.copy(), [3, 70, 80]
+    labels[wrong] = 1 - truth[wrong]
+    groups = np.where(truth == 2, 120, np.arange(126))
+    seen = out_of_fold.Seen(Rows([features], [np.arange(126)]), np.arange(126), labels)
+    alone, heard = out_of_fold.probabilities(seen, groups, 3, "drawn")
+    assert heard.tolist() == (labels != 2).tolist()
+    vote = doubts.vote(doubts.neighbours(features, labels, groups), labels, 3)
+    judged = doubts.both(alone, vote, labels, heard)
+    assert {each.photo for each in doubts.doubtful(judged, labels)} == set(wrong)
+    unasked = doubts.both(alone, vote, labels, np.ones(126, bool))  # one group of six is heard by everybody
+    assert {each.photo for each in doubts.doubtful(unasked, labels)} != set(wrong)
 
 
 def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_one(monkeypatch):
-    from ikebana.learning import out_of_fold
-
     monkeypatch.setattr(out_of_fold, "MOST", 200)
     labels = np.repeat([0, 1, 2], [900, 600, 3])
     learned = np.arange(1, len(labels))
