@@ -226,15 +226,24 @@ def test_a_head_learns_from_changed_copies_too(folder_of_photos, tmp_path):
     assert made.evaluation.accuracy > 0.5
 
 
+def kept_in(cache):
+    """Bytes, but for weights, which are there in any case."""
+    kinds = (each for each in cache.iterdir() if each.name != "weights")
+    return sum(each.stat().st_size for kind in kinds for each in kind.rglob("*") if each.is_file())
+
+
 def test_the_forecast_has_room_for_what_is_kept(run, folder_of_photos, tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
     found = intake.read(folder_of_photos)
     said = forecast(found, run.recipe, prepared(run.recipe, 5))
     assert "4 changed copies of each training photo" in said.text
     ikebana.fit(folder_of_photos, "tail", run=tmp_path / "run", **SMALL)
-    kinds = (each for each in (tmp_path / "cache").iterdir() if each.name != "weights")  # those are there in any case
-    grown = sum(each.stat().st_size for kind in kinds for each in kind.rglob("*") if each.is_file())
+    grown = kept_in(tmp_path / "cache")
     assert said.cache / 2 < grown < 1.05 * said.cache  # tables and checksums are not counted
+    of_all = forecast(found, changed(run.recipe, all=True), prepared(run.recipe, 5), tmp_path)
+    ikebana.fit(folder_of_photos, "tail", run=tmp_path / "all", all=True, **SMALL)
+    assert 0 < kept_in(tmp_path / "cache") - grown < 1.05 * of_all.cache
+    assert of_all.seconds > forecast(found, run.recipe, prepared(run.recipe, 5), tmp_path).seconds
 
 
 @pytest.mark.parametrize(
@@ -263,6 +272,10 @@ def test_choices_that_do_not_go_together_are_refused(choices, words):
         ({"views": 2}, "views is 2; it must be .* 0 where nothing is kept"),
         ({"views": -1, "kept": True}, "views is -1"),
         ({"kept": True, "trained": "all"}, "nothing can be kept"),
+        ({"trained": "Tail"}, "trained is 'Tail'"),
+        ({"hidden": -1}, "hidden is -1; it must be at least 0"),
+        ({"head_epochs": -1}, "head epochs is -1"),
+        ({"head_epochs": 5}, "in 5 epochs of the head it learns nothing"),
         ({"kept": True, "trained": "tail", "mirrored": True}, "not of mirror images"),
     ],
 )

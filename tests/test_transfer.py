@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import polars as pl
 import pytest
 from conftest import stopped_after
 
@@ -14,6 +15,7 @@ from ikebana import recipe as recipes
 from ikebana.learning import device, features
 from ikebana.learning.forecast import forecast, next_step, prepared
 from ikebana.photos import intake
+from ikebana.photos.dataset import USED
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -69,12 +71,30 @@ def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tm
 
 def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, photos):
     slow = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=10.0)
-    found = intake.read(photos)
+    few = intake.read(photos)
+    few = dataclasses.replace(few, photos=few.photos.with_columns(status=pl.lit(USED)))
+    found = dataclasses.replace(few, photos=pl.concat([few.photos] * 10))
     other = next_step(found, run.recipe, slow, 0.9, 0.8)
     assert run.recipe.side == 96
     assert "--recipe good; " in other
     plain = next_step(found, recipes.changed(run.recipe, side=256), slow, 0.9, 0.8)
     assert "--recipe good, about " in plain
+    resnet = next_step(found, recipes.changed(run.recipe, network="resnet18"), slow, 0.9, 0.8)
+    assert resnet == "better still, perhaps: --recipe good --network resnet18"
+    assert "more photos help more" in next_step(few, run.recipe, slow, 0.9, 0.8)
+
+
+def test_recipes_that_learn_otherwise_are_timed_apart(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(device, "measured", lambda setting, precision, network, trial: asked.append(network) or setting)
+    assert run.recipe.transfer is not None
+    everything = dataclasses.replace(recipes.RECIPES["good"].transfer, trained="all")
+    mirrored = dataclasses.replace(run.recipe.transfer, mirrored=True)
+    for changes in ({"name": "good"}, {"name": "good", "transfer": everything}):
+        prepared(dataclasses.replace(recipes.RECIPES["good"], side=64, **changes), 2)
+    for recipe in (run.recipe, run.recipe, dataclasses.replace(run.recipe, transfer=mirrored)):
+        prepared(recipe, 2)
+    assert len(set(asked)) == 4
 
 
 def test_a_speed_measured_while_the_machine_was_busy_prices_nothing_once_a_run_has_been_faster(

@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ikebana.choices import Trained
-from ikebana.learning.forecast import duration
+from ikebana.learning.forecast import FEW, duration
 from ikebana.learning.probe import Evidence, Score
 
-FEW = 40  # training photos of a class, below which a tail learns them by heart (docs/log.md)
 MANY = (
     200  # training photos of a class from which on more of the network may learn; with 80 it did not pay (docs/log.md)
 )

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ikebana.errors import RecipeError
 
 Trained = Literal["all", "head", "tail"]
 
 BELOW_ONE = "at least 0 and below 1", lambda value: 0 <= value < 1
+NOT_NEGATIVE = "at least 0", lambda value: value >= 0
 ABOVE_NOTHING = "above 0 and at most 1", lambda value: 0 < value <= 1
 
 
@@ -50,6 +51,14 @@ class Transfer:
 
     def __post_init__(self) -> None:
         _check("transfer", *BELOW_ONE, dropout=self.dropout, hidden_dropout=self.hidden_dropout)
+        _check("transfer", *NOT_NEGATIVE, hidden=self.hidden, head_epochs=self.head_epochs)
+        if self.trained not in get_args(Trained):
+            raise RecipeError(f"transfer: trained is {self.trained!r}", advice=f"one of {', '.join(get_args(Trained))}")
+        if self.head_epochs and not self.head_learning_rate > 0:
+            raise RecipeError(
+                f"transfer: in {self.head_epochs} epochs of the head it learns nothing",
+                advice="a head_learning_rate above 0",
+            )
         if self.logistic and self.hidden:
             raise RecipeError("a logistic head has no hidden layer", advice="logistic=False, or hidden=0")
         if self.kept and self.trained == "all":

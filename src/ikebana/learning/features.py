@@ -85,8 +85,8 @@ def of(seer: nn.Module, origin: Origin, photos: Photos | Views, setting: Setting
     array, checks = _opened(origin, setting, whole, dtype)
     missing = np.array([row for row in np.unique(photos.rows) if checks[row] != _check(array[row])], np.int64)
     if len(missing):
-        title, begun = "features" if not origin.cut else "below the cut", time.perf_counter()
-        _fill(lean.fused(seer.to(setting.device), photos), photos.at(missing), array, checks, setting, title)
+        begun = time.perf_counter()
+        _fill(lean.fused(seer.to(setting.device), photos), photos.at(missing), array, checks, setting, origin)
         if not origin.cut and len(missing) >= MANY:
             device.was_faster(setting, (time.perf_counter() - begun) / len(missing))
     return Features(array, photos.rows, photos.labels, photos.for_choices, photos.groups)
@@ -94,9 +94,9 @@ def of(seer: nn.Module, origin: Origin, photos: Photos | Views, setting: Setting
 
 @torch.inference_mode()
 def _fill(
-    seer: nn.Module, photos: Photos | Views, array: np.ndarray, checks: np.ndarray, setting: Setting, title: str
+    seer: nn.Module, photos: Photos | Views, array: np.ndarray, checks: np.ndarray, setting: Setting, origin: Origin
 ) -> None:
-    with progress.stage(title, len(photos)) as bar:
+    with progress.stage("features" if not origin.cut else "below the cut", len(photos)) as bar:
         for start in range(0, len(photos), setting.at_a_time):
             rows = photos.rows[start : start + setting.at_a_time]
             # Every batch is full: in one of another size last digits differ, and with them what a run that was killed here,
@@ -110,7 +110,7 @@ def _fill(
             if not np.isfinite(found).all():
                 raise RecipeError(
                     "what the frozen network sees in some photo is no number, or too large for half precision",
-                    advice="--precision float32, or another --network",
+                    advice=f"{'--recipe good' if origin.cut else '--precision float32'}, or another --network",
                 )
             array[rows] = found
             checks[rows] = [_check(array[row]) for row in rows]

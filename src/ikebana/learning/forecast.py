@@ -1,6 +1,7 @@
 """What a run will cost, said before it begins: time, disk and memory."""
 
 import functools
+import hashlib
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -34,6 +35,9 @@ HEAD_SPEED = 1e11  # operations a second, of dense layers that learn; six for ea
 EXACT_TOO = 1.4  # held-out photos are seen in float32, which is slower where bfloat16 is the faster
 A_STEP_ABOVE = 0.4  # of the time in which a photo is seen goes into a step above a cut, that of `tail`
 BESIDES = 4.0  # seconds that a run takes however few its photos: networks made ready, the head, scores, figures
+
+
+FEW = 40  # training photos of a class, below which a tail learns them by heart (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,12 @@ def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting
     # Only where there is something to measure; the members of an ensemble are measured one by one, and take the same format.
     built = functools.cache(lambda: networks.members(networks.build(recipe, classes)))
     if recipe.transfer is not None and recipe.transfer.kept:
-        name = f"features of {recipe.network} {recipe.until} {recipe.side} px"
+        name = f"features of {recipe.network} {recipe.until} {recipe.side} px{_otherwise(recipe)}"
         timed = functools.partial(features.seconds_per_photo, side=recipe.side)
     else:
         augmentation = "augmented" if recipe.augmentation is not None else "plain"
-        name = f"{recipe.name} {recipe.network} {recipe.until} {recipe.side} px, batch {recipe.batch}, {augmentation}"
+        about = f"{recipe.side} px, batch {recipe.batch}, {augmentation}{_otherwise(recipe)}"
+        name = f"{recipe.name} {recipe.network} {recipe.until} {about}"
         timed = functools.partial(training.seconds_per_photo, recipe=recipe, classes=classes)
 
     def trial(one: Setting) -> float:
@@ -114,6 +119,15 @@ def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting
     # What one frozen network sees is timed again while it sees them all; a step is not, nor are two networks one after the other.
     a_look = recipe.transfer is not None and recipe.transfer.kept and len(recipe.members) == 1
     return found if a_look else replace(found, measured_in="")
+
+
+def _otherwise(recipe: Recipe) -> str:
+    """What tells it from the recipe of its name, as far as that changes how long a photo takes."""
+    named = recipes.RECIPES.get(recipe.name)
+    learning = (recipe.transfer, recipe.tuning)
+    if named is not None and learning == (named.transfer, named.tuning):
+        return ""
+    return f", {hashlib.sha256(repr(learning).encode()).hexdigest()[:8]}"
 
 
 def as_begun(run: Path, recipe: Recipe, classes: int) -> Setting:
@@ -177,24 +191,35 @@ def _time(photos: int, unseen: int, recipe: Recipe, setting: Setting, built: lis
     unseen  photos whose features are not kept from before
     """
     a_photo = setting.seconds_per_photo or 0.0
-    epoch, epochs = photos * a_photo * (recipe.parts[0] + FORWARD_SHARE * recipe.parts[1]), phases(recipe)[-1].last
     if recipe.transfer is not None and recipe.transfer.kept:
-        views = photos * recipe.parts[0] * (1 + recipe.transfer.views)  # the photos themselves among them
-        head = sum(each.numel() for member in built for each in member.get_submodule("head").parameters())
-        seconds = unseen * a_photo * EXACT_TOO + epochs * views * 6 * head / HEAD_SPEED
-        before = f", {photos - unseen:,} of them before" if unseen < photos else ""
-        work = f"each photo seen once by {recipe.network}{before}"
-        if recipe.transfer.views:
-            seconds += (views - photos * recipe.parts[0]) * a_photo
-            work += f", {recipe.transfer.views} changed copies of each training photo too"
-        if recipe.transfer.cut:
-            seconds += (photos * recipe.parts[0] + epochs * views * A_STEP_ABOVE) * a_photo
-            work += f"; then {_epochs(epochs, views * A_STEP_ABOVE * a_photo, 1)} above a cut"
-    else:
-        seconds = epochs * epoch
-        work = _epochs(epochs, epoch / len(built), len(built))
-    if recipe.all:  # then once more on all photos
-        seconds *= 1 + 1 / recipe.parts[0]
+        return _time_of_kept(photos, unseen, recipe, setting, built)
+    epoch, epochs = photos * a_photo * (recipe.parts[0] + FORWARD_SHARE * recipe.parts[1]), phases(recipe)[-1].last
+    once_more = 1 + 1 / recipe.parts[0] if recipe.all else 1.0  # then on all photos
+    return epochs * epoch * once_more, _epochs(epochs, epoch / len(built), len(built))
+
+
+def _time_of_kept(
+    photos: int, unseen: int, recipe: Recipe, setting: Setting, built: list[nn.Module]
+) -> tuple[float, str]:
+    """The same where what does not learn sees each photo once."""
+    assert recipe.transfer is not None
+    a_photo, epochs = setting.seconds_per_photo or 0.0, phases(recipe)[-1].last
+    learned = photos * recipe.parts[0]
+    views = learned * (1 + recipe.transfer.views)  # the photos themselves among them
+    head = sum(each.numel() for member in built for each in member.get_submodule("head").parameters())
+    learning = epochs * views * 6 * head / HEAD_SPEED
+    before = f", {photos - unseen:,} of them before" if unseen < photos else ""
+    work = f"each photo seen once by {recipe.network}{before}"
+    if recipe.transfer.views:
+        learning += (views - learned) * a_photo
+        work += f", {recipe.transfer.views} changed copies of each training photo too"
+    if recipe.transfer.cut:
+        learning += (learned + epochs * views * A_STEP_ABOVE) * a_photo
+        work += f"; then {_epochs(epochs, views * A_STEP_ABOVE * a_photo, 1)} above a cut"
+    seconds = unseen * a_photo * EXACT_TOO + learning
+    if recipe.all:  # those that were held out are learned from too, and then seen as the others are
+        seen_otherwise = 0.0 if setting.number_format == "float32" else (photos - learned) * a_photo
+        seconds += learning / recipe.parts[0] + seen_otherwise
     return seconds, work
 
 
@@ -221,11 +246,12 @@ def _of_views(photos: int, seer: nn.Module, recipe: Recipe, setting: Setting) ->
     """Bytes of what is kept of changed copies, and at a cut of the photos too: at the most, since a part may be there."""
     assert recipe.transfer is not None
     views = 1 + recipe.transfer.views
+    learned = (recipe.parts[0] + recipe.all) * views  # once more of all photos, which have places of their own
     if recipe.transfer.cut:
         shape = features.shape(cut.halves(seer, recipe)[0], recipe.side)
-        return int(photos * (recipe.parts[0] * views + recipe.parts[1]) * math.prod(shape) * 2)
+        return int(photos * (learned + recipe.parts[1]) * math.prod(shape) * 2)
     wide = math.prod(features.shape(seer, recipe.side)) * setting.dtype.itemsize
-    return int(photos * recipe.parts[0] * views * wide) if recipe.transfer.views else 0
+    return int(photos * learned * wide) if recipe.transfer.views else 0
 
 
 def _in_cache(dataset: Dataset, recipe: Recipe, place: Path, features_too: int) -> float:
@@ -248,7 +274,7 @@ def _in_run(dataset: Dataset, recipe: Recipe, built: list[nn.Module]) -> float:
     if recipe.transfer is not None and recipe.transfer.logistic and recipe.transfer.trained == "head":
         checkpoint = 0.0
     small = held_out * (recipe.side**2 * THUMBNAIL + BLOCK)
-    return small + dataset.photos.height * A_ROW + weights + 2 * checkpoint
+    return small + dataset.photos.height * A_ROW + weights + (2 + recipe.all) * checkpoint
 
 
 def _memory(photos: int, classes: int, recipe: Recipe, built: list[nn.Module], setting: Setting) -> float:
@@ -287,11 +313,13 @@ def next_step(dataset: Dataset, recipe: Recipe, setting: Setting, accuracy: floa
         return ""
     if at_least <= 1 / len(dataset.classes):
         return "this may be guessing: look at photos and labels first (ikebana audit), and for more photos"
+    a_class = dataset.used.group_by("label").len()["len"].median()
+    if isinstance(a_class, float) and a_class * recipe.parts[0] < FEW:
+        return f"with fewer than {FEW} photos a class to learn from, more photos help more than another recipe"
     as_named, cost = networks.settled(recipes.RECIPES[recipe.name]), ""
-    if (recipe.network, recipe.side) == (
-        as_named.network,
-        as_named.side,
-    ):  # else nobody has timed what it would be shown
+    if recipe.network != as_named.network:  # what the better recipe gains with another nobody has measured
+        return f"better still, perhaps: --recipe {better.recipe} --network {recipe.network}"
+    if recipe.side == as_named.side:  # else nobody has timed what it would be shown
         cost = f", about {duration(seconds_of_better(dataset, recipe, better, a_look))} here"
     return f"better still: --recipe {better.recipe}{cost}; {better.gain}"
 
@@ -299,7 +327,7 @@ def next_step(dataset: Dataset, recipe: Recipe, setting: Setting, accuracy: floa
 def seconds_of_better(dataset: Dataset, recipe: Recipe, better: Better, a_look: float) -> float:
     """About how long the next better recipe would train here.
 
-    a_look  seconds in which the recipe's own frozen backbone sees a photo
+    a_look  seconds in which the recipe's own frozen backbone sees a photo, or of a step of its training
     """
     shown = dataset.used.height * recipes.RECIPES[better.recipe].epochs * recipe.parts[0]
     return BESIDES + shown * a_look * better.times_a_look

@@ -225,7 +225,7 @@ def fitted(photos: Pieces, classes: int, strength: float, begin: np.ndarray | No
     """The weights that fit these photos best, the bias behind them: float64 [classes, features + 1]; one optimum, by L-BFGS.
 
     begin   near which the search starts; it ends at the same place, sooner or later
-    source  scikit-learn's LogisticRegression(C=strength): two classes are there one line, so pulled half as strongly
+    source  scikit-learn's LogisticRegression(C=strength): two classes are there one line, for which each of two is pulled twice
     """
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
