@@ -246,6 +246,14 @@ def test_the_forecast_has_room_for_what_is_kept(run, folder_of_photos, tmp_path,
     assert of_all.seconds > forecast(found, run.recipe, prepared(run.recipe, 5), tmp_path).seconds
 
 
+def test_where_a_network_without_the_recipes_stage_begins_to_learn_is_said(folder_of_photos, monkeypatch):
+    monkeypatch.setattr(backbones, "sought", lambda _: None)
+    found = intake.read(folder_of_photos)
+    for network, said in (("resnet18", True), ("tf_efficientnet_lite0", False), ("mobilenetv3_small_050", False)):
+        text = forecast(found, recipe_for(network, "blocks.5"), EXACT).text
+        assert (f"{network} has no stage blocks.5: it learns from its middle on" in text) == said
+
+
 @pytest.mark.parametrize(
     ("choices", "words"),
     [

@@ -182,7 +182,18 @@ def forecast(dataset: Dataset, recipe: Recipe, setting: Setting, run: Path | Non
     disk += f", {made / 1e9:.2f} GB in the run" if made else ""
     disk += "; the pixels are kept from before" if cache and there else ""
     text = f"expected: {duration(seconds)} ({work}), {most / 1e9:.1f} GB of memory, {disk}"
+    text += "".join(map(_tail_of_its_own, built, recipe.members))
     return Forecast(seconds, cache, made, memory, text, run)
+
+
+def _tail_of_its_own(network: nn.Module, recipe: Recipe) -> str:
+    """Where the network begins to learn, in words, if it has no stage of the name that the recipe says."""
+    if recipe.transfer is None or recipe.transfer.trained != "tail" or not recipe.transfer.tail_from:
+        return ""
+    stage = backbones.tail(network.get_submodule("seer.backbone"), recipe.transfer.tail_from)
+    if stage == recipe.transfer.tail_from:
+        return ""
+    return f"\n{recipe.network} has no stage {recipe.transfer.tail_from}: it learns from its middle on, {stage}"
 
 
 def _time(photos: int, unseen: int, recipe: Recipe, setting: Setting, built: list[nn.Module]) -> tuple[float, str]:
