@@ -181,12 +181,12 @@ def test_a_network_that_knows_nothing_answers_seldom():
 def test_the_evaluation_says_how_often_it_would_answer_and_how_often_rightly():
     logits, labels = photos_with_known_confidence(seed=6)
     names = tuple("abcd")
-    said = evaluate(softmax(logits), labels, names, {}, threshold=0.9)
+    said = evaluate(softmax(logits), labels, names, threshold=0.9)
     sure = softmax(logits).max(1) >= 0.9
     assert said.answered == pytest.approx(sure.mean())
     assert said.answered_accuracy == pytest.approx((softmax(logits).argmax(1) == labels)[sure].mean())
     assert f"of {said.answered:.1%} of them" in repr(said)
-    assert "every photo gets a label" in repr(evaluate(softmax(logits), labels, names, {}))
+    assert "every photo gets a label" in repr(evaluate(softmax(logits), labels, names))
     assert "every photo gets a label" not in repr(said)
 
 

@@ -150,7 +150,7 @@ def test_a_handful_of_photos_is_judged_without_complaint(sizes):
     features = np.random.default_rng(0).normal(0, 1, (len(labels), WIDTH))
     near = trust.neighbours(features, labels, np.arange(len(labels)))
     alone = np.full((len(labels), 2), 0.5)
-    said = trust.both(alone, trust.vote(near, labels, 2), labels)
+    said = trust.both(alone, trust.vote(near, labels, 2), labels, np.ones(len(labels), bool))
     np.testing.assert_allclose(said.sum(1), 1)
     assert np.isfinite(trust.oddness(features, labels, near)).all() if len(labels) >= trust.LEAST else True
     assert len(trust.odd(features, labels, near)) < len(labels)

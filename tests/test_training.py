@@ -27,9 +27,9 @@ def striped(photos, seed=0, side=46):
     return inference.Photos(pixels, np.arange(photos), labels.astype(np.int64), for_choices, np.arange(photos))
 
 
-def trained(recipe=RECIPE, setting=SETTING, kept=None):
+def trained(recipe=RECIPE, setting=SETTING, kept=None, held_out=80):
     network = networks.build(recipe, 2)
-    epochs = list(training.train(network, recipe, striped(96), striped(40, seed=1), setting, kept))
+    epochs = list(training.train(network, recipe, striped(96), striped(held_out, seed=1), setting, kept))
     return network, epochs
 
 
@@ -80,16 +80,29 @@ def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(mon
     assert len(seen) == len(epochs) == 5
     loss, weights = min(seen, key=lambda each: each[0])
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
-    validation = striped(40, seed=1)
+    validation = striped(80, seed=1)
     logits = inference.logits_of(network, validation, SETTING)
     chosen = validation.for_choices
     assert inference.score(logits[chosen], validation.labels[chosen])[0] == pytest.approx(loss, rel=1e-5)
 
 
+def test_with_few_photos_for_choices_the_last_epoch_counts(monkeypatch):
+    asked, real = [], training.Best.consider
+
+    def noted(best, loss, network):
+        asked.append((loss, {name: value.clone() for name, value in network.state_dict().items()}))
+        real(best, loss, network)
+
+    monkeypatch.setattr(training.Best, "consider", noted)
+    network, _ = trained(TUNED, held_out=2 * training.FEW - 2)
+    assert [loss for loss, _ in asked] == [None] * 5
+    assert all(torch.equal(value, asked[-1][1][name]) for name, value in network.state_dict().items())
+
+
 def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     whole, _ = trained(TUNED)
     file = tmp_path / "checkpoint"
-    stream = training.train(networks.build(TUNED, 2), TUNED, striped(96), striped(40, seed=1), SETTING, file)
+    stream = training.train(networks.build(TUNED, 2), TUNED, striped(96), striped(80, seed=1), SETTING, file)
     for _ in range(2):
         next(stream)
     del stream
@@ -127,7 +140,7 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
     recipe = recipes.named(name, side=46, batch=16, epochs=4, learning_rate=1e-3)
     whole, all_epochs = trained(recipe, kept=tmp_path / "whole")
     stream = training.train(
-        networks.build(recipe, 2), recipe, striped(96), striped(40, seed=1), SETTING, tmp_path / "stopped"
+        networks.build(recipe, 2), recipe, striped(96), striped(80, seed=1), SETTING, tmp_path / "stopped"
     )
     for _ in range(stop):
         next(stream)

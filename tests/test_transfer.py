@@ -87,11 +87,13 @@ def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, 
 def test_recipes_that_learn_otherwise_are_timed_apart(run, monkeypatch):
     asked = []
     monkeypatch.setattr(device, "measured", lambda setting, precision, network, trial: asked.append(network) or setting)
+    good = recipes.RECIPES["good"]
     assert run.recipe.transfer is not None
-    everything = dataclasses.replace(recipes.RECIPES["good"].transfer, trained="all")
+    assert good.transfer is not None
+    everything = dataclasses.replace(good.transfer, trained="all")
     mirrored = dataclasses.replace(run.recipe.transfer, mirrored=True)
     for changes in ({"name": "good"}, {"name": "good", "transfer": everything}):
-        prepared(dataclasses.replace(recipes.RECIPES["good"], side=64, **changes), 2)
+        prepared(dataclasses.replace(good, side=64, **changes), 2)
     for recipe in (run.recipe, run.recipe, dataclasses.replace(run.recipe, transfer=mirrored)):
         prepared(recipe, 2)
     assert len(set(asked)) == 4

@@ -76,7 +76,7 @@ def command(
         sort_into = to_write(sort_into / NOT_SURE).parent  # the place must hold folders
     there = model_there(model)
     found = loose.search(photos, listed, apart=sort_into)
-    if found.apart in (os.path.realpath(place) for place in found.places):
+    if sort_into is not None and found.apart in [os.path.realpath(place) for place in found.places]:
         raise UsageError(
             "sorted photos would lie among those that they come from, and be found with them the next time",
             where=sort_into,

@@ -26,6 +26,7 @@ from ikebana.recipe import Recipe
 # at most. On a slow disk or with a large network the pauses grow, so that writing never takes more than its share.
 EVERY = 60.0  # seconds between two checkpoints within an epoch, at least
 SHARE = 0.02  # of the time may go into writing them
+FEW = 30  # validation photos for choices: with fewer it is chance which epoch they like best, and the last one counts
 GLANCES = 0.2  # seconds between two looks at the scores, at least: for each of them the processor waits for a GPU
 TRIAL_STEPS = 2  # timed steps of a trial, after one that warms up
 
@@ -86,7 +87,7 @@ class Best:
         self.loss, self.weights = saved.best_loss, saved.entries("best.")
 
     def consider(self, loss: float | None, network: nn.Module) -> None:
-        """Take these weights if they are better; without validation photos the last ones are the best."""
+        """Take these weights if they are better; without enough validation photos the last ones are the best."""
         if loss is None or loss <= self.loss:
             self.loss = self.loss if loss is None else loss
             self.weights = copy.deepcopy(network.state_dict())
@@ -140,8 +141,9 @@ def _epoch(
     bar.advance(0, epoch=name, loss=one.loss, accuracy=one.accuracy, **of_held_out)
     with held():
         if recipe.tuning is not None:
-            chosen_by = validation.for_choices
-            log.best.consider(score(logits[chosen_by], validation.labels[chosen_by])[0], learner.scored)
+            chosen_by = np.flatnonzero(validation.for_choices)
+            loss, _ = score(logits[chosen_by], validation.labels[chosen_by]) if len(chosen_by) >= FEW else (None, None)
+            log.best.consider(loss, learner.scored)
         log.epochs.append(Epoch(one.number, one.loss, one.accuracy, val_loss, val_accuracy, one.seconds))
         log.save(learner)
     return log.epochs[-1]
