@@ -72,7 +72,7 @@ def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tm
 def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, photos):
     slow = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=10.0)
     few = intake.read(photos)
-    few = dataclasses.replace(few, photos=few.photos.with_columns(status=pl.lit(USED)))
+    few = dataclasses.replace(few, photos=few.photos.with_columns(status=pl.lit(USED), split=pl.lit("train")))
     found = dataclasses.replace(few, photos=pl.concat([few.photos] * 10))
     other = next_step(found, run.recipe, slow, 0.9, 0.8)
     assert run.recipe.side == 96

@@ -316,6 +316,7 @@ def _step_bytes(table: list[networks.Layer], recipe: Recipe, photos: int, settin
 def next_step(dataset: Dataset, recipe: Recipe, setting: Setting, accuracy: float, at_least: float) -> str:
     """What the next better recipe would cost here and usually gains; nothing if there is none, or nothing to gain.
 
+    dataset   split
     at_least  the accuracy on other photos of the same kind, with some certainty
     """
     better = BETTER.get(recipe.name)
@@ -324,8 +325,8 @@ def next_step(dataset: Dataset, recipe: Recipe, setting: Setting, accuracy: floa
         return ""
     if at_least <= 1 / len(dataset.classes):
         return "this may be guessing: look at photos and labels first (ikebana audit), and for more photos"
-    a_class = dataset.used.group_by("label").len()["len"].median()
-    if isinstance(a_class, float) and a_class * recipe.parts[0] < FEW:
+    a_class = dataset.used.filter(split="train").group_by("label").len()["len"].median()
+    if isinstance(a_class, float) and a_class < FEW:
         return f"with fewer than {FEW} photos a class to learn from, more photos help more than another recipe"
     as_named, cost = networks.settled(recipes.RECIPES[recipe.name]), ""
     if recipe.network != as_named.network:  # what the better recipe gains with another nobody has measured

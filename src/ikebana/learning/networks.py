@@ -159,9 +159,8 @@ def layers(network: nn.Module, side: int) -> list[Layer]:
     table: dict[str, Layer] = {}  # by name: a photo may pass a layer twice, once as its mirror image
 
     def note(name: str, layer: nn.Module, output: Any) -> None:
-        several = (
-            output if isinstance(output, tuple | list) else (output,)
-        )  # recurrent and some attention layers give more
+        # Recurrent and some attention layers give several things.
+        several = output if isinstance(output, tuple | list) else (output,)
         shape = next((tuple(each.shape[1:]) for each in several if isinstance(each, Tensor)), ())
         own = [value for entry, value in layer.state_dict().items() if "." not in entry and value.is_floating_point()]
         counted = sum(each.numel() for each in own)
