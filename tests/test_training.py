@@ -67,18 +67,23 @@ TUNED = recipes.changed(
 )
 
 
-def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(monkeypatch):
-    seen = []
-    real = training.Best.consider
+@pytest.fixture
+def considered(monkeypatch):
+    """What each epoch had to say for itself: its loss, and its weights."""
+    found, real = [], training.Best.consider
 
     def noted(best, loss, network):
-        seen.append((loss, {name: value.clone() for name, value in network.state_dict().items()}))
+        found.append((loss, {name: value.clone() for name, value in network.state_dict().items()}))
         real(best, loss, network)
 
     monkeypatch.setattr(training.Best, "consider", noted)
+    return found
+
+
+def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(considered):
     network, epochs = trained(TUNED)
-    assert len(seen) == len(epochs) == 5
-    loss, weights = min(seen, key=lambda each: each[0])
+    assert len(considered) == len(epochs) == 5
+    loss, weights = min(considered, key=lambda each: each[0])
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     validation = striped(80, seed=1)
     logits = inference.logits_of(network, validation, SETTING)
@@ -86,17 +91,10 @@ def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(mon
     assert inference.score(logits[chosen], validation.labels[chosen])[0] == pytest.approx(loss, rel=1e-5)
 
 
-def test_with_few_photos_for_choices_the_last_epoch_counts(monkeypatch):
-    asked, real = [], training.Best.consider
-
-    def noted(best, loss, network):
-        asked.append((loss, {name: value.clone() for name, value in network.state_dict().items()}))
-        real(best, loss, network)
-
-    monkeypatch.setattr(training.Best, "consider", noted)
+def test_with_few_photos_for_choices_the_last_epoch_counts(considered):
     network, _ = trained(TUNED, held_out=2 * training.FEW - 4)
-    assert [loss for loss, _ in asked] == [None] * 5
-    assert all(torch.equal(value, asked[-1][1][name]) for name, value in network.state_dict().items())
+    assert [loss for loss, _ in considered] == [None] * 5
+    assert all(torch.equal(value, considered[-1][1][name]) for name, value in network.state_dict().items())
 
 
 def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):

@@ -70,10 +70,14 @@ def check_weights(recipe: Recipe) -> None:
     """
     for its in recipe.members:
         backbones.sought(its)
-        if its.weights or (its.transfer is not None and backbones.is_of_one_side(its)):
-            backbones.fill(networks.members(networks.build(its, classes=2))[0], its)
-        if its.transfer is not None and its.transfer.cut:
-            cut.halves(networks.build(its, classes=2).get_submodule("seer"), its)
+        may_not_fit = its.weights or (its.transfer is not None and backbones.is_of_one_side(its))
+        is_cut = its.transfer is not None and its.transfer.cut
+        if may_not_fit or is_cut:
+            network = networks.members(networks.build(its, classes=2))[0]
+            if may_not_fit:
+                backbones.fill(network, its)
+            if is_cut:
+                cut.halves(network.get_submodule("seer"), its)
 
 
 def lesson(network: nn.Module, recipe: Recipe, parts: dict[str, Photos], origin: Origin, setting: Setting) -> Lesson:

@@ -19,9 +19,7 @@ from ikebana.trust.evaluation import Evaluation
 
 SAMPLES = 24  # photos in the sample grid, at most
 SAMPLES_A_CLASS = 4
-NO_PHOTO = np.full(
-    (1, 16, 3), 255, np.uint8
-)  # as white as the sheet, and low, since a row is as high as its highest photo
+NO_PHOTO = np.full((1, 16, 3), 255, np.uint8)  # white, as the sheet is; and low: a row is as high as its highest photo
 DRAWN_CLASSES = 300  # a confusion matrix of more would be a picture of hundreds of megapixels
 
 
