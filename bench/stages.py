@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ikebana import progress
 from ikebana import recipe as recipes
-from ikebana.learning import cut, forecast, inference, lean, networks, training
+from ikebana.learning import forecast, inference, lean, networks, training
 from ikebana.learning.device import FORMATS, Setting
 from ikebana.learning.inference import Photos, unlabelled
 from ikebana.photos import kept
@@ -189,8 +189,8 @@ def with_limits(rows: list[Row], run: Path, limits: Limits, setting: Setting) ->
     seen = look(network, recipe.side)
     fast, exact = (seen.limit(limits, name) for name in (setting.number_format, "float32"))
     best = {"read": np.array([(train + held_out) / limits.jpegs, 0.0])}
-    if recipe.transfer is not None and recipe.transfer.on_features:
-        best["features"] = train * (1 + recipe.transfer.views) * fast + held_out * exact
+    if recipe.transfer is not None and recipe.transfer.kept:
+        best["features"] = train * fast + held_out * exact
     else:
         best["score"] = held_out * exact
         if recipe.transfer is not None and recipe.transfer.logistic:
@@ -198,10 +198,6 @@ def with_limits(rows: list[Row], run: Path, limits: Limits, setting: Setting) ->
             best["features"] = (train + table["validation"]) * look(seer, recipe.side).limit(
                 limits, setting.number_format
             )
-            if recipe.transfer.cut:
-                kept = train * (1 + recipe.transfer.views) + table["validation"]
-                below = look(cut.halves(seer, recipe)[0], recipe.side)
-                best["features"] += kept * below.limit(limits, setting.number_format)
     return [replace(row, limit=best.get(row.stage)) for row in rows]
 
 

@@ -34,7 +34,6 @@ TRANSFER = dataclasses.asdict(RECIPES["finetuned"])["transfer"] | {"head_epochs"
 CHOICES = {
     "quick": {"side": 96},
     "good": {"side": 64, "batch": 16, "epochs": 1},
-    "tail": {"side": 64, "batch": 16, "epochs": 1},
     "augmented": {"side": 48, "batch": 16, "epochs": 2, "dropout": 0.0},
     "finetuned": {"side": 75, "until": "mixed0", "epochs": 1, "batch": 16, "transfer": TRANSFER},
 }

@@ -111,7 +111,12 @@ def test_choices_of_another_network_are_refused():
     ("record", "values", "named"),
     [
         (recipe.Transfer, {"logistic": True, "hidden": 16}, "hidden layer"),
-        (recipe.Transfer, {"kept": True, "trained": "all"}, "nothing can be kept"),
+        (recipe.Transfer, {"kept": True, "trained": "all"}, "only where the head alone learns"),
+        (recipe.Transfer, {"kept": True, "trained": "tail"}, "only where the head alone learns"),
+        (recipe.Transfer, {"trained": "Tail"}, "trained is 'Tail'"),
+        (recipe.Transfer, {"hidden": -1}, "hidden is -1; it must be at least 0"),
+        (recipe.Transfer, {"head_epochs": -1}, "head epochs is -1"),
+        (recipe.Transfer, {"head_epochs": 5}, "in 5 epochs of the head it learns nothing"),
         (recipe.Transfer, {"dropout": 1.0}, "dropout"),
         (recipe.Transfer, {"hidden_dropout": -0.1}, "hidden dropout"),
         (recipe.Augmentation, {"area": 0.0}, "area"),
@@ -120,7 +125,7 @@ def test_choices_of_another_network_are_refused():
         (partial(replace, TUNING), {"label_smoothing": 5.0}, "label smoothing"),
         (partial(replace, TUNING), {"layer_decay": 0.0}, "layer decay"),
         (partial(replace, TUNING), {"averaging": 1.0}, "averaging"),
-        (partial(replace, recipe.GOOD), {"transfer": recipe.Transfer(kept=True)}, "both augmentation and views"),
+        (partial(replace, recipe.GOOD), {"transfer": recipe.Transfer(kept=True)}, "leave augmentation out"),
     ],
 )
 def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(record, values, named):

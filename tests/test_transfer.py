@@ -12,7 +12,7 @@ from conftest import stopped_after
 
 import ikebana
 from ikebana import recipe as recipes
-from ikebana.learning import device, features
+from ikebana.learning import backbones, device, features
 from ikebana.learning.forecast import forecast, next_step, prepared
 from ikebana.photos import intake
 from ikebana.photos.dataset import USED
@@ -187,3 +187,11 @@ def test_a_file_that_is_no_weights_is_refused_before_any_photo_is_read(photos, t
     assert "Traceback" not in done.stderr
     assert "mine.safetensors" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_where_a_network_without_the_recipes_stage_begins_to_learn_is_said(photos, monkeypatch):
+    monkeypatch.setattr(backbones, "sought", lambda _: None)
+    found, setting = intake.read(photos), device.Setting("cpu", "float32", 1, "as it comes")
+    for network, said in (("resnet18", True), ("tf_efficientnet_lite0", False), ("mobilenetv3_small_050", False)):
+        text = forecast(found, recipes.named("good", network=network, side=64), setting).text
+        assert (f"{network} has no stage blocks.3: it learns from its middle on" in text) == said

@@ -40,9 +40,9 @@ class Transfer:
     dropout: float = 0.0  # of the head's input
     hidden: int = 0  # width of a dense layer with ReLU before the last; 0 for none
     hidden_dropout: float = 0.0  # of that layer's output
-    kept: bool = False  # what does not learn sees each photo once, and what it says is kept on disk: features for a
-    # head, or what the first stage of a tail is given
-    views: int = 0  # and once so many changed copies of each training photo, which stay the same in all epochs
+    kept: bool = (
+        False  # the backbone sees each photo once, and the head learns from its features, which are kept on disk
+    )
     head_epochs: int = 0  # in which the head alone is trained, before the recipe's own epochs
     head_learning_rate: float = 0.0
     trained: Trained = "head"  # in the recipe's own epochs
@@ -61,24 +61,10 @@ class Transfer:
             )
         if self.logistic and self.hidden:
             raise RecipeError("a logistic head has no hidden layer", advice="logistic=False, or hidden=0")
-        if self.kept and self.trained == "all":
+        if self.kept and self.trained != "head":
             raise RecipeError(
-                "where all of a network learns, nothing can be kept", advice='kept=False, or trained="tail"'
+                "features can be kept only where the head alone learns", advice='kept=False, or trained="head"'
             )
-        if self.cut and self.mirrored:
-            raise RecipeError("what is kept for a tail is not of mirror images", advice="mirrored=False, or kept=False")
-        some, words = self.kept and self.views > 0, "at least 0, and 0 where nothing is kept"
-        _check("transfer", words, lambda views: some or views == 0, views=self.views)
-
-    @property
-    def on_features(self) -> bool:
-        """Whether a head alone learns, from features that are kept."""
-        return self.kept and self.trained == "head"
-
-    @property
-    def cut(self) -> bool:
-        """Whether the tail learns from what is kept of the layers before it."""
-        return self.kept and self.trained == "tail"
 
 
 @dataclass(frozen=True)

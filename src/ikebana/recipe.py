@@ -139,14 +139,9 @@ def _problems(recipe: Recipe) -> list[str]:
         or not recipe.weights,
         "until is given, but only keras_inception_v3 can be cut short": KERAS_INCEPTION in recipe.networks
         or not recipe.until,
-        "kept features are of photos as they are and of so many changed views; take both augmentation and views, or "
-        "neither": recipe.transfer is None
+        "kept features are of photos as they are; leave augmentation out, or take kept=False": recipe.transfer is None
         or not recipe.transfer.kept
-        or (recipe.augmentation is None) == (recipe.transfer.views == 0),
-        f"{KERAS_INCEPTION} learns in all of its BatchNorm, so nothing of it can be kept; take kept=False": recipe.transfer
-        is None
-        or not recipe.transfer.cut
-        or KERAS_INCEPTION not in recipe.networks,
+        or recipe.augmentation is None,
         "the class order names a class twice": len(set(recipe.class_order)) == len(recipe.class_order),
     }
     for name, words in (("fit", get_args(Fit)), ("split", get_args(SplitName)), ("precision", get_args(Precision))):
@@ -214,12 +209,6 @@ RECIPES: Mapping[str, Recipe] = {
         epochs=1,
     ),
     "good": GOOD,
-    "tail": replace(
-        GOOD,
-        name="tail",
-        transfer=Transfer(logistic=True, kept=True, views=4, trained="tail", tail_from="blocks.6"),
-        epochs=2,
-    ),
     "best": replace(GOOD, name="best", network="tf_efficientnet_lite2+tf_efficientnet_lite1", side=256, epochs=8),
 }
 

@@ -25,7 +25,6 @@ from ikebana.errors import RecipeError
 from ikebana.learning import backbones, device, lean, networks
 from ikebana.learning.device import Setting
 from ikebana.learning.inference import Features, Photos, unlabelled
-from ikebana.learning.views import Views
 from ikebana.learning.weights import Weights
 from ikebana.machine import need_disk
 from ikebana.photos.kept import reserve
@@ -45,8 +44,6 @@ class Origin:
     weights: str  # sha256
     until: str = ""
     mirrored: bool = False  # whether what is said is the mean over photo and mirror image
-    cut: str = ""  # the stage of which what it is given is kept; none: the backbone's features
-    views: str = ""  # which photos were seen and how they were changed; none: all of the kept pixels, as they are
     depths: str = ""  # which maps within the network are told of besides its last, and how; none: what a head sees
 
 
@@ -70,15 +67,14 @@ def backbone(recipe: Recipe, pixels: str, setting: Setting) -> tuple[nn.Module, 
     return network.get_submodule("seer"), origin(pixels, recipe, weights)
 
 
-def of(seer: nn.Module, origin: Origin, photos: Photos | Views, setting: Setting) -> Features:
+def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Features:
     """The features of these photos, computed now where they are not kept yet.
 
-    seer     normalisation and backbone, or the part of it below a cut: photos to features
-    setting  float32 keeps features exactly; bfloat16 is faster and keeps them in half precision, as what is given at a cut
-             always is, since it is large
+    seer     normalisation and backbone: photos to features
+    setting  float32 keeps features exactly; bfloat16 is faster and keeps them in half precision
     raises   MachineError if the disk cannot hold them; RecipeError if they are no numbers
     """
-    exact = setting.number_format == "float32" and not origin.cut
+    exact = setting.number_format == "float32"
     whole, dtype = (photos.height, *shape(seer, photos.side)), np.dtype(np.float32 if exact else np.float16)
     if not photos.height:  # no file of no rows can be mapped
         return Features(np.zeros(whole, dtype), photos.rows, photos.labels, photos.for_choices, photos.groups)
@@ -86,17 +82,15 @@ def of(seer: nn.Module, origin: Origin, photos: Photos | Views, setting: Setting
     missing = np.array([row for row in np.unique(photos.rows) if checks[row] != _check(array[row])], np.int64)
     if len(missing):
         begun = time.perf_counter()
-        _fill(lean.fused(seer.to(setting.device), photos), photos.at(missing), array, checks, setting, origin)
-        if not origin.cut and len(missing) >= MANY:
+        _fill(lean.fused(seer.to(setting.device), photos), photos.at(missing), array, checks, setting)
+        if len(missing) >= MANY:
             device.was_faster(setting, (time.perf_counter() - begun) / len(missing))
     return Features(array, photos.rows, photos.labels, photos.for_choices, photos.groups)
 
 
 @torch.inference_mode()
-def _fill(
-    seer: nn.Module, photos: Photos | Views, array: np.ndarray, checks: np.ndarray, setting: Setting, origin: Origin
-) -> None:
-    with progress.stage("features" if not origin.cut else "below the cut", len(photos)) as bar:
+def _fill(seer: nn.Module, photos: Photos, array: np.ndarray, checks: np.ndarray, setting: Setting) -> None:
+    with progress.stage("features", len(photos)) as bar:
         for start in range(0, len(photos), setting.at_a_time):
             rows = photos.rows[start : start + setting.at_a_time]
             # Every batch is full: in one of another size last digits differ, and with them what a run that was killed here,
@@ -110,7 +104,7 @@ def _fill(
             if not np.isfinite(found).all():
                 raise RecipeError(
                     "what the frozen network sees in some photo is no number, or too large for half precision",
-                    advice=f"{'--recipe good' if origin.cut else '--precision float32'}, or another --network",
+                    advice="--precision float32, or another --network",
                 )
             array[rows] = found
             checks[rows] = [_check(array[row]) for row in rows]

@@ -10,8 +10,7 @@ import numpy as np
 from torch import nn
 
 from ikebana import progress
-from ikebana.choices import Augmentation
-from ikebana.learning import backbones, cut, features, inference, lean, logistic, networks, training
+from ikebana.learning import backbones, features, inference, lean, logistic, networks, training
 from ikebana.learning.checkpoint import Epoch
 from ikebana.learning.device import Setting
 from ikebana.learning.features import Origin
@@ -19,7 +18,6 @@ from ikebana.learning.inference import Examples, Features, Photos
 from ikebana.learning.layers import last_linear
 from ikebana.learning.logistic import Linear
 from ikebana.learning.rows import Rows
-from ikebana.learning.views import Views
 from ikebana.recipe import Recipe
 
 
@@ -31,7 +29,6 @@ class Lesson:
     learner: nn.Module
     train: Examples
     validation: Examples
-    scored: nn.Module  # what names the held-out ones: the learner, or the whole that it is a part of
     held_out: Examples  # validation, then test
     seen: tuple[Features, Features] | None = None  # of training and validation photos, for a logistic head
 
@@ -64,20 +61,14 @@ def course(recipe: Recipe, classes: int, parts: dict[str, Photos], pixels: str, 
 
 
 def check_weights(recipe: Recipe) -> None:
-    """Have the pretrained weights on this machine, and see that they fit where they may not, and the network can be cut.
+    """Have the pretrained weights on this machine, and see that they fit where they may not.
 
-    raises  RecipeError or MachineError if they cannot be had or are of another network, or it cannot
+    raises  RecipeError or MachineError if they cannot be had or are of another network
     """
     for its in recipe.members:
         backbones.sought(its)
-        may_not_fit = its.weights or (its.transfer is not None and backbones.is_of_one_side(its))
-        is_cut = its.transfer is not None and its.transfer.cut
-        if may_not_fit or is_cut:
-            network = networks.members(networks.build(its, classes=2))[0]
-            if may_not_fit:
-                backbones.fill(network, its)
-            if is_cut:
-                cut.halves(network.get_submodule("seer"), its)
+        if its.weights or (its.transfer is not None and backbones.is_of_one_side(its)):
+            backbones.fill(networks.build(its, classes=2), its)
 
 
 def lesson(network: nn.Module, recipe: Recipe, parts: dict[str, Photos], origin: Origin, setting: Setting) -> Lesson:
@@ -87,39 +78,15 @@ def lesson(network: nn.Module, recipe: Recipe, parts: dict[str, Photos], origin:
     """
     transfer, held_out = recipe.transfer, inference.joined(parts["validation"], parts["test"])
     if transfer is None or not (transfer.kept or transfer.logistic):
-        return Lesson(recipe, network, parts["train"], parts["validation"], network, held_out)
+        return Lesson(recipe, network, parts["train"], parts["validation"], held_out)
     see, head = network.get_submodule("seer"), network.get_submodule("head")
-    if transfer.on_features:
-        train = _viewed(see, origin, parts["train"], recipe, setting, transfer.views)
+    if transfer.kept:
+        train = features.of(see, origin, parts["train"], setting)
         shown = features.of(see, origin, held_out, replace(setting, number_format="float32"))
         validation, learner = shown.first(len(parts["validation"])), nn.Sequential(OrderedDict(head=head))
-        return Lesson(recipe, learner, train, validation, learner, shown, (train, validation))
-    seen = None
-    if transfer.logistic:
-        train, validation = (features.of(see, origin, parts[part], setting) for part in ("train", "validation"))
-        seen = train, validation
-    if not transfer.cut:
-        return Lesson(recipe, network, parts["train"], parts["validation"], network, held_out, seen)
-    below, above = cut.halves(see, recipe)
-    # By its own name: the middle stage of what lies above the cut would be another one.
-    recipe = replace(recipe, transfer=replace(transfer, tail_from=below.stage))
-    origin, learner = replace(origin, cut=below.stage), nn.Sequential(OrderedDict(seer=above, head=head))
-    train = _viewed(below, origin, parts["train"], recipe, setting, transfer.views)
-    validation = _viewed(below, origin, parts["validation"], recipe, setting)
-    return Lesson(recipe, learner, train, validation, network, held_out, seen)
-
-
-def _viewed(
-    see: nn.Module, origin: Origin, photos: Photos, recipe: Recipe, setting: Setting, copies: int = 0
-) -> Features:
-    """What is kept of photos and of so many changed copies of each.
-
-    What is given at a cut is large: it has places for these photos alone. Features have one for each that there is.
-    """
-    if not copies and not origin.cut:
-        return features.of(see, origin, photos, setting)
-    views = Views(photos, recipe.augmentation or Augmentation(), copies)
-    return features.of(see, replace(origin, views=views.about), views, setting)
+        return Lesson(recipe, learner, train, validation, shown, (train, validation))
+    seen = [features.of(see, origin, parts[part], setting) for part in ("train", "validation")]
+    return Lesson(recipe, network, parts["train"], parts["validation"], held_out, (seen[0], seen[1]))
 
 
 def learn(given: Course, setting: Setting, kept: Path, title: str = "train") -> Iterator[Epoch]:
@@ -144,7 +111,7 @@ def _learned(given: Lesson, setting: Setting, kept: Path, title: str) -> Iterato
         if transfer.trained == "head":
             yield _as_epoch(found, given, setting, time.perf_counter() - begun)
             return
-    if transfer is not None and transfer.on_features:  # a head is small: nothing is won by halving its numbers
+    if transfer is not None and transfer.kept:  # a head is small: nothing is won by halving its numbers
         setting = replace(setting, number_format="float32")
     yield from training.train(given.learner, given.recipe, given.train, given.validation, setting, kept, title)
 
@@ -177,7 +144,7 @@ def probabilities(given: Course, setting: Setting) -> np.ndarray:
     with progress.stage("score", sum(len(each.held_out) for each in given.lessons)) as bar:
         said = []
         for each in given.lessons:
-            looking = lean.for_looking(each.scored, each.held_out)
+            looking = lean.for_looking(each.learner, each.held_out)
             said.append(inference.probabilities_of(looking, each.held_out, setting, bar))
     return np.mean(said, axis=0)
 

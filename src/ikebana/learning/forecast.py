@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import nn
 
 from ikebana import machine, progress
 from ikebana import recipe as recipes
-from ikebana.learning import backbones, cut, device, features, networks, training
+from ikebana.learning import backbones, device, features, networks, training
 from ikebana.learning.device import Setting
 from ikebana.learning.learner import phases
 from ikebana.learning.repeating import changed_since
@@ -33,7 +32,6 @@ READ_SECONDS = (
 FORWARD_SHARE = 0.35  # of a training step's time goes into its forward pass
 HEAD_SPEED = 1e11  # operations a second, of dense layers that learn; six for each of their weights and photos
 EXACT_TOO = 1.4  # held-out photos are seen in float32, which is slower where bfloat16 is the faster
-A_STEP_ABOVE = 0.4  # of the time in which a photo is seen goes into a step above a cut, that of `tail`
 BESIDES = 4.0  # seconds that a run takes however few its photos: networks made ready, the head, scores, figures
 
 
@@ -80,7 +78,7 @@ class Forecast:
 
 def _smaller(recipe: Recipe) -> str:
     """What to try where memory falls short."""
-    batch = f" or --batch (it is {recipe.batch})" if recipe.transfer is None or not recipe.transfer.on_features else ""
+    batch = f" or --batch (it is {recipe.batch})" if recipe.transfer is None or not recipe.transfer.kept else ""
     return f"a smaller --side (it is {recipe.side}){batch}, or a machine with more memory"
 
 
@@ -216,17 +214,10 @@ def _time_of_kept(
     assert recipe.transfer is not None
     a_photo, epochs = setting.seconds_per_photo or 0.0, phases(recipe)[-1].last
     learned = photos * recipe.parts[0]
-    views = learned * (1 + recipe.transfer.views)  # the photos themselves among them
     head = sum(each.numel() for member in built for each in member.get_submodule("head").parameters())
-    learning = epochs * views * 6 * head / HEAD_SPEED
+    learning = epochs * learned * 6 * head / HEAD_SPEED
     before = f", {photos - unseen:,} of them before" if unseen < photos else ""
     work = f"each photo seen once by {recipe.network}{before}"
-    if recipe.transfer.views:
-        learning += (views - learned) * a_photo
-        work += f", {recipe.transfer.views} changed copies of each training photo too"
-    if recipe.transfer.cut:
-        learning += (learned + epochs * views * A_STEP_ABOVE) * a_photo
-        work += f"; then {_epochs(epochs, views * A_STEP_ABOVE * a_photo, 1)} above a cut"
     seconds = unseen * a_photo * EXACT_TOO + learning
     if recipe.all:  # those that were held out are learned from too, and then seen as the others are
         seen_otherwise = 0.0 if setting.number_format == "float32" else (photos - learned) * a_photo
@@ -241,7 +232,7 @@ def _features(photos: int, recipe: Recipe, setting: Setting, built: list[nn.Modu
     """
     if recipe.transfer is None or not (recipe.transfer.kept or recipe.transfer.logistic):
         return 0, 0
-    exact = replace(setting, number_format="float32") if recipe.transfer.on_features else setting
+    exact = replace(setting, number_format="float32") if recipe.transfer.kept else setting
     settings = {one.number_format: one for one in (setting, exact)}.values()
     taken = unseen = 0
     for member, its in zip(built, recipe.members, strict=True):
@@ -249,20 +240,7 @@ def _features(photos: int, recipe: Recipe, setting: Setting, built: list[nn.Modu
         # A photo is seen in one format only: as one to learn from, or as one that is held out.
         its_bytes, its_unseen = features.still_to_come(seer, origin, photos, recipe.side, settings)
         taken, unseen = taken + its_bytes, max(unseen, its_unseen)
-        taken += _of_views(photos, seer, its, setting)
     return taken, unseen
-
-
-def _of_views(photos: int, seer: nn.Module, recipe: Recipe, setting: Setting) -> int:
-    """Bytes of what is kept of changed copies, and at a cut of the photos too: at the most, since a part may be there."""
-    assert recipe.transfer is not None
-    views = 1 + recipe.transfer.views
-    learned = (recipe.parts[0] + recipe.all) * views  # once more of all photos, which have places of their own
-    if recipe.transfer.cut:
-        shape = features.shape(cut.halves(seer, recipe)[0], recipe.side)
-        return int(photos * (learned + recipe.parts[1]) * math.prod(shape) * 2)
-    wide = math.prod(features.shape(seer, recipe.side)) * setting.dtype.itemsize
-    return int(photos * learned * wide) if recipe.transfer.views else 0
 
 
 def _in_cache(dataset: Dataset, recipe: Recipe, place: Path, features_too: int) -> float:
@@ -298,7 +276,7 @@ def _memory(photos: int, classes: int, recipe: Recipe, built: list[nn.Module], s
 def _of_a_step(photos: int, recipe: Recipe, built: list[nn.Module], setting: Setting) -> float:
     """Bytes that a step takes: weights and what moves them, and the maps."""
     weights = sum(each.numel() for member in built for each in member.parameters())
-    of_features = recipe.transfer is not None and recipe.transfer.on_features
+    of_features = recipe.transfer is not None and recipe.transfer.kept
     step = max(_step_bytes(networks.layers(each, recipe.side), recipe, photos, setting) for each in built)
     return (5 if of_features else 2.5) * step + 16 * weights
 
@@ -306,11 +284,10 @@ def _of_a_step(photos: int, recipe: Recipe, built: list[nn.Module], setting: Set
 def _step_bytes(table: list[networks.Layer], recipe: Recipe, photos: int, setting: Setting) -> int:
     """About how much memory the layers' outputs take in a step."""
     looks = max(networks.activation_bytes([layer], setting.at_a_time, 4) for layer in table)
-    if recipe.transfer is not None and recipe.transfer.on_features:
+    if recipe.transfer is not None and recipe.transfer.kept:
         return looks  # seen once: few layers' outputs lie in memory at a time
     trained = networks.from_first_trained(table)
-    step = networks.activation_bytes(trained, min(recipe.batch, photos), setting.dtype.itemsize)
-    return max(step, looks) if recipe.transfer is not None and recipe.transfer.cut else step
+    return networks.activation_bytes(trained, min(recipe.batch, photos), setting.dtype.itemsize)
 
 
 def next_step(dataset: Dataset, recipe: Recipe, setting: Setting, accuracy: float, at_least: float) -> str:

@@ -31,11 +31,11 @@ class Pass:
         self.begun = time.perf_counter()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches that are left: changed photos, or features as they are kept, and their labels."""
+        """The batches that are left: photos, changed if the recipe says so, or features; and their labels."""
         changes = self.recipe.augmentation
         for chosen in self._left():
             inputs, labels = self.examples.batch(chosen, self.device)
-            if changes is not None and inputs.dtype == torch.uint8:  # kept features were changed as photos
+            if changes is not None:
                 inputs = augmented(inputs, changes, self.generator)
             yield inputs, labels
 
