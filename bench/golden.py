@@ -1,0 +1,169 @@
+"""Hash everything that training computes, so that a refactoring can prove that it changed no bit.
+
+    python bench/golden.py --out before.json            # before a change
+    python bench/golden.py --against before.json        # after it: exits 1 if anything differs
+
+Every recipe is trained in float32 on drawn photos, small enough that all of it takes a few minutes. Bits depend on the
+processor, its number of threads and the libraries, so the file is only valid on the machine that wrote it and is never
+committed. Names are not part of a hash: weights are hashed by value, shape and type, so they may be renamed.
+
+What is hashed: the weights and the predictions of each recipe, of runs that were interrupted within an epoch and
+resumed, and of a run that was trained once more on all photos; the features that `quick` caches; what an exported file
+predicts for new photos.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from machine import header
+from safetensors.torch import load_file, save_file
+
+import ikebana
+from ikebana import paper
+from ikebana.learning import training
+from ikebana.learning.learner import Learner
+from ikebana.run import Run
+
+PHOTOS_PER_KIND = 12
+COMMON: dict[str, Any] = {"precision": "float32"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "baseline": {"side": 48, "batch": 16, "epochs": 3},
+    "augmented": {"side": 48, "batch": 16, "epochs": 3},
+    "features": {"side": 75, "batch": 16, "epochs": 3, "until": "mixed0"},
+    "frozen": {"side": 75, "batch": 16, "epochs": 2, "until": "mixed0"},
+    "finetuned": {"side": 75, "batch": 16, "epochs": 2, "until": "mixed0"},
+    "quick": {"side": 96},
+    "good": {"side": 64, "batch": 16, "epochs": 2},
+    "best": {"side": 64, "batch": 16, "epochs": 1},
+}
+INCEPTION_RECIPES = ("features", "frozen", "finetuned")
+STEPS_BEFORE_INTERRUPT = 5
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--out", type=Path, help="the file to write")
+    flags.add_argument("--against", type=Path, help="a file that --out wrote on this machine")
+    arguments = flags.parse_args()
+    print(header("torch", "timm", "numpy", "pillow"), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        hashes = compute_hashes(Path(scratch))
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(hashes, indent=1) + "\n", "utf-8")
+    if arguments.against is not None:
+        compare(json.loads(arguments.against.read_text("utf-8")), hashes)
+
+
+def compare(before: dict[str, str], after: dict[str, str]) -> None:
+    """Print what differs, and exit with status 1 if anything does."""
+    different = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    for name in sorted(different):
+        print(f"{name}: was {before.get(name, 'missing')[:12]}, is {after.get(name, 'missing')[:12]}")
+    print(f"{len(before.keys() & after.keys()) - len(different)} of {len(before)} hashes are equal")
+    sys.exit(1 if different else 0)
+
+
+def compute_hashes(scratch: Path) -> dict[str, str]:
+    os.environ["IKEBANA_CACHE"] = str(scratch / "cache")
+    paper.draw_collection(scratch / "photos", photos_per_kind=PHOTOS_PER_KIND)
+    paper.draw_new(scratch / "new", photos_per_kind=2)
+    inception_weights = draw_inception_weights(scratch / "inception.safetensors")
+    hashes: dict[str, str] = {}
+
+    def record(name: str, run: Run) -> None:
+        hashes[f"{name} weights"] = hash_arrays(tensor.numpy() for tensor in load_file(run.weights).values())
+        hashes[f"{name} predictions"] = hash_arrays([probabilities_of(run)])
+        print(f"{name}: {hashes[f'{name} weights'][:12]}", flush=True)
+
+    runs = {}
+    for recipe, options in OPTIONS.items():
+        options = COMMON | options
+        if recipe in INCEPTION_RECIPES:
+            options["weights"] = str(inception_weights)
+        runs[recipe] = quietly(lambda: ikebana.fit(scratch / "photos", recipe, run=scratch / recipe, **options))
+        record(recipe, runs[recipe])
+        if recipe in ("augmented", "finetuned", "good"):
+            with interrupted_after(STEPS_BEFORE_INTERRUPT):
+                quietly(lambda: ikebana.fit(scratch / "photos", recipe, run=scratch / f"{recipe}-resumed", **options))
+            record(f"{recipe} resumed", quietly(lambda: ikebana.resume(scratch / f"{recipe}-resumed")))
+    everything = COMMON | OPTIONS["baseline"] | {"all": True}
+    record("all", quietly(lambda: ikebana.fit(scratch / "photos", "baseline", run=scratch / "all", **everything)))
+    feature_files = sorted((scratch / "cache" / "features").glob("*/features.npy"))
+    hashes["features"] = hash_arrays(np.load(file) for file in feature_files)
+    for recipe in ("baseline", "good"):
+        classifier = quietly(lambda: ikebana.export(runs[recipe], scratch / f"{recipe}.onnx"))
+        predictions = [classifier.predict(photo) for photo in sorted((scratch / "new").glob("*.*"))]
+        hashes[f"{recipe} exported"] = hash_arrays([np.array([list(p.probabilities.values()) for p in predictions])])
+    return hashes
+
+
+def draw_inception_weights(file: Path) -> Path:
+    """Random weights for InceptionV3, since no package has them."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("inception_v3", pretrained=False).state_dict(), file)
+    return file
+
+
+def probabilities_of(run: Run) -> np.ndarray:
+    return run.predictions.select(f"p:{name}" for name in run.classes).to_numpy()
+
+
+def hash_arrays(arrays: Iterable[np.ndarray]) -> str:
+    """One hash of arrays in any order, whatever their names are."""
+    digests = sorted(hash_array(array) for array in arrays)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def hash_array(array: np.ndarray) -> str:
+    about = f"{array.dtype} {array.shape}".encode()
+    return hashlib.sha256(about + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def quietly(work: Callable[[], Any]) -> Any:
+    """The result of some work without its progress bars; what it wrote is shown if it fails."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as stream, redirect_stderr(stream):
+        try:
+            return work()
+        except Exception:
+            stream.seek(0)
+            sys.stdout.write(stream.read())
+            raise
+
+
+@contextmanager
+def interrupted_after(steps: int) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the training step after so many, with a checkpoint after every step."""
+    step, intervals, made = Learner.step, (training.EVERY, training.SHARE), 0
+
+    def interrupted_step(*arguments: Any) -> Any:
+        nonlocal made
+        if made == steps:
+            raise KeyboardInterrupt
+        made += 1
+        return step(*arguments)
+
+    Learner.step, training.EVERY, training.SHARE = interrupted_step, 0, 1e9
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    else:
+        raise AssertionError(f"training ended within {steps} steps")
+    finally:
+        Learner.step = step
+        training.EVERY, training.SHARE = intervals
+
+
+if __name__ == "__main__":
+    main()
