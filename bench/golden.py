@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "best": {"side": 64, "batch": 16, "epochs": 1},
 }
 INCEPTION_RECIPES = ("features", "frozen", "finetuned")
+INTERRUPTED_RECIPES = ("augmented", "finetuned", "good")
 STEPS_BEFORE_INTERRUPT = 5
 
 
@@ -87,22 +89,23 @@ def compute_hashes(scratch: Path) -> dict[str, str]:
         print(f"{name}: {hashes[f'{name} weights'][:12]}", flush=True)
 
     runs = {}
-    for recipe, options in OPTIONS.items():
-        options = COMMON | options
+    for recipe in OPTIONS:
+        options = COMMON | OPTIONS[recipe]
         if recipe in INCEPTION_RECIPES:
             options["weights"] = str(inception_weights)
-        runs[recipe] = quietly(lambda: ikebana.fit(scratch / "photos", recipe, run=scratch / recipe, **options))
+        fit = partial(ikebana.fit, scratch / "photos", recipe, **options)
+        runs[recipe] = quietly(fit, run=scratch / recipe)
         record(recipe, runs[recipe])
-        if recipe in ("augmented", "finetuned", "good"):
+        if recipe in INTERRUPTED_RECIPES:
             with interrupted_after(STEPS_BEFORE_INTERRUPT):
-                quietly(lambda: ikebana.fit(scratch / "photos", recipe, run=scratch / f"{recipe}-resumed", **options))
-            record(f"{recipe} resumed", quietly(lambda: ikebana.resume(scratch / f"{recipe}-resumed")))
-    everything = COMMON | OPTIONS["baseline"] | {"all": True}
-    record("all", quietly(lambda: ikebana.fit(scratch / "photos", "baseline", run=scratch / "all", **everything)))
+                quietly(fit, run=scratch / f"{recipe}-resumed")
+            record(f"{recipe} resumed", quietly(ikebana.resume, scratch / f"{recipe}-resumed"))
+    options = COMMON | OPTIONS["baseline"] | {"all": True}
+    record("all", quietly(ikebana.fit, scratch / "photos", "baseline", run=scratch / "all", **options))
     feature_files = sorted((scratch / "cache" / "features").glob("*/features.npy"))
     hashes["features"] = hash_arrays(np.load(file) for file in feature_files)
     for recipe in ("baseline", "good"):
-        classifier = quietly(lambda: ikebana.export(runs[recipe], scratch / f"{recipe}.onnx"))
+        classifier = quietly(ikebana.export, runs[recipe], scratch / f"{recipe}.onnx")
         predictions = [classifier.predict(photo) for photo in sorted((scratch / "new").glob("*.*"))]
         hashes[f"{recipe} exported"] = hash_arrays([np.array([list(p.probabilities.values()) for p in predictions])])
     return hashes
@@ -130,11 +133,11 @@ def hash_array(array: np.ndarray) -> str:
     return hashlib.sha256(about + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def quietly(work: Callable[[], Any]) -> Any:
+def quietly(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """The result of some work without its progress bars; what it wrote is shown if it fails."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stream, redirect_stderr(stream):
         try:
-            return work()
+            return work(*arguments, **options)
         except Exception:
             stream.seek(0)
             sys.stdout.write(stream.read())
