@@ -89,8 +89,8 @@ def compute_hashes(scratch: Path) -> dict[str, str]:
         print(f"{name}: {hashes[f'{name} weights'][:12]}", flush=True)
 
     runs = {}
-    for recipe in OPTIONS:
-        options = COMMON | OPTIONS[recipe]
+    for recipe, small in OPTIONS.items():
+        options = COMMON | small
         if recipe in INCEPTION_RECIPES:
             options["weights"] = str(inception_weights)
         fit = partial(ikebana.fit, scratch / "photos", recipe, **options)
