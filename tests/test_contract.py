@@ -91,7 +91,8 @@ DATASET = {
 AGREEMENT = {"photos": "int", "top1_agreement": "float", "largest_difference": "float", "mean_difference": "float"}
 PARITY = AGREEMENT | {"of": "str", "accuracy": "float", "tolerance": "float", "whole_photos": AGREEMENT}
 METADATA = {
-    "sha256": "str", "parity": PARITY, "ikebana": "int", "classes": ["str"], "side": "int", "fit": "str", "threshold": "null", "temperature": "float",
+    "sha256": "str", "parity": PARITY, "ikebana": "int",
+    "classes": ["str"], "side": "int", "fit": "str", "threshold": "null", "temperature": "float",
     "recipe": RECIPE, "data": {"fingerprint": "str"},
     "scores": {name: value for name, value in EVALUATION.items() if name not in ("seconds", "leakage")},
     "pretrained": RUN["pretrained.json"], "versions": dict.fromkeys(
@@ -207,7 +208,7 @@ def test_a_table_of_predictions_has_these_columns_in_every_format(model, photos,
         ikebana.predict(model, photos / "iris", tmp_path / f"table.{ending}")
         table = read(tmp_path / f"table.{ending}")
         nested = ending == "jsonl"
-        assert table.columns == (columns[:4] + ["probabilities"] if nested else columns)
+        assert table.columns == ([*columns[:4], "probabilities"] if nested else columns)
         assert not nested or table["probabilities"].struct.fields == list(KINDS)
         assert "used" in set(table["status"])
 
