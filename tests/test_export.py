@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def graph(paper_run, good_photos):
     """The run's network as an ONNX graph, before it becomes a file."""
-    network = exporting._network(paper_run, 1.0)
+    network = exporting._load_network(paper_run, 1.0)
     squares = np.zeros((2, 48, 48, 3), np.uint8)
     return exporting.traced(network, 48, squares).SerializeToString()
 
@@ -105,7 +105,7 @@ def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
     about = {"ikebana": 1, "classes": ["a", "b", "c"], "side": 64, "fit": "squash", "threshold": None}
     about |= {"versions": {"ikebana": "0"}}
     traced = exporting.traced(network, 64, squares)
-    file = exporting._file(traced, about)
+    file = exporting._assemble_file(traced, about)
     found = exporting.classifier.from_bytes(file).look(squares)
     with torch.inference_mode():
         probabilities, features = network(torch.from_numpy(squares).permute(0, 3, 1, 2))

@@ -1,4 +1,7 @@
-"""Run → one ONNX file, tried on the test photos before it is written. The one room of shipping that needs torch."""
+"""Export a run to one ONNX file, verified on the test photos.
+
+The only module of exporting that needs torch.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -25,107 +28,127 @@ from ikebana.shipping.classifier import FEATURES, PROBABILITIES, Classifier
 from ikebana.shipping.parity import Reference
 from ikebana.trust.calibration import NO_THRESHOLD
 
-SQUARES = "squares"  # what the first part of the graph hands to the network
-TRACED = 2  # photos that the network is traced with: with one, the exporter would take the batch for fixed
+# Name of the tensor that the resize graph passes to the network.
+NETWORK_INPUT = "squares"
+# Photos per tracing batch: with one photo, the exporter would make the batch size a constant.
+TRACE_BATCH_SIZE = 2
 
 
 def export(
     run: Run | str | Path, file: str | Path, *, int8: bool = False, photos: str | Path | None = None
 ) -> Classifier:
-    """One ONNX file that says what the run's network says, from the photo's bytes on. It is tried on all test photos first.
+    """Write one ONNX file that predicts what the run's network predicts.
 
-    int8    in whole numbers of 8 bits: a quarter of the size, often faster; refused if that costs accuracy
-    photos  where the run's photos are, if they have moved
-    raises  ModelError if the file would not say what the run says: then there is no file. RunError if the run has not
-            finished; PhotosError if its photos are gone; MachineError if the file cannot be written
+    The input is the photo's bytes. All test photos are compared before the file is written.
+
+    Args:
+        int8: quantise to 8 bits: a quarter of the size, often faster; refused if it costs accuracy.
+        photos: where the run's photos are, if they have moved.
+    Raises:
+        ModelError: the file would predict something else than the run; no file is written then.
+        RunError: the run has not finished.
+        PhotosError: the run's photos are gone.
+        MachineError: the file cannot be written.
     """
-    made, place = run if isinstance(run, Run) else open_run(run), to_write(file)
-    if place.is_dir() or place.suffix != ".onnx":
-        raise ModelError("a model file's name ends in .onnx", where=file, advice=f"{place.name or 'flowers'}.onnx")
-    about = metadata.about(made)
-    parts = again.find(made, photos)
-    network = _network(made, about["temperature"])
-    graph = traced(network, made.recipe.side, _few(parts["test"], about))
-    found = classifier.from_bytes(_file(graph, about))
-    agreement = parity.checked(found, _reference(network), parts["test"], _scored(made))
-    about["parity"] = {"of": "float32", **agreement, "whole_photos": parity.plain(found, parts["test"])}
+    source_run, output_path = run if isinstance(run, Run) else open_run(run), to_write(file)
+    if output_path.is_dir() or output_path.suffix != ".onnx":
+        raise ModelError(
+            "a model file's name ends in .onnx", where=file, advice=f"{output_path.name or 'flowers'}.onnx"
+        )
+    model_info = metadata.about(source_run)
+    splits = again.find(source_run, photos)
+    network = _load_network(source_run, model_info["temperature"])
+    graph = traced(network, source_run.recipe.side, _decode_examples(splits["test"], model_info))
+    float32_classifier = classifier.from_bytes(_assemble_file(graph, model_info))
+    agreement = parity.checked(float32_classifier, _reference(network), splits["test"], _scored_classes(source_run))
+    whole_photos = parity.plain(float32_classifier, splits["test"])
+    model_info["parity"] = {"of": "float32", **agreement, "whole_photos": whole_photos}
     if int8:
-        graph, about["int8"] = quantised.of(graph, found, parts, lambda new: classifier.from_bytes(_file(new, about)))
-    data = _file(graph, about)
-    shipped = classifier.from_bytes(data, place)  # as it will be read
-    with written(place) as beside:
-        beside.write_bytes(data)
-    progress.say(_summary(place, data, about))
+        graph, model_info["int8"] = quantised.of(
+            graph, float32_classifier, splits, lambda new: classifier.from_bytes(_assemble_file(new, model_info))
+        )
+    data = _assemble_file(graph, model_info)
+    # Loaded from the bytes that users will load.
+    shipped = classifier.from_bytes(data, output_path)
+    with written(output_path) as partial_file:
+        partial_file.write_bytes(data)
+    progress.say(_summarise(output_path, data, model_info))
     return shipped
 
 
-def _network(run: Run, temperature: float) -> Shipped:
-    """What the run ships, in float32 on the processor: scores must not depend on the device of this export."""
+def _load_network(run: Run, temperature: float) -> Shipped:
+    """Load in float32 on the CPU: scores must not depend on the exporting device."""
     device.prepare()
     network = networks.build(run.recipe, len(run.classes))
     checkpoint.load_weights(run.weights, network)
     return Shipped(network, temperature).eval()
 
 
-def _few(photos: Sequence[Known], about: dict[str, Any]) -> np.ndarray:
-    """Some test photos as the network sees them."""
-    return np.stack([pixels.decode(again.read(each), about["side"], about["fit"]).pixels for each in photos[:TRACED]])
+def _decode_examples(photos: Sequence[Known], model_info: dict[str, Any]) -> np.ndarray:
+    """Decode the first test photos as network input."""
+    few, size, method = photos[:TRACE_BATCH_SIZE], model_info["side"], model_info["fit"]
+    return np.stack([pixels.decode(again.read(photo), size, method).pixels for photo in few])
 
 
 def _reference(network: Shipped) -> Reference:
-    """Torch's own word, from the network as it was trained: BatchNorm is not folded here."""
+    """Return torch's predictions from the network as trained, without BatchNorm folding."""
 
     @torch.inference_mode()
-    def probabilities(squares: np.ndarray) -> np.ndarray:
-        found, _ = network(torch.from_numpy(squares).permute(0, 3, 1, 2).float())
-        return found.numpy()
+    def predict(images: np.ndarray) -> np.ndarray:
+        probabilities, _ = network(torch.from_numpy(images).permute(0, 3, 1, 2).float())
+        return probabilities.numpy()
 
-    return probabilities
+    return predict
 
 
-def _scored(run: Run) -> dict[str, int] | None:
-    """What each test photo was scored as; None where another network ships than was scored."""
+def _scored_classes(run: Run) -> dict[str, int] | None:
+    """Return the scored class per test photo; None if another network is exported."""
     if run.recipe.all:
         return None
     test = run.predictions.filter(pl.col("split") == "test")
-    best = test.select(f"p:{name}" for name in run.classes).to_numpy().argmax(1)
-    return dict(zip(test["path"], best.tolist(), strict=True))
+    classes = test.select(f"p:{name}" for name in run.classes).to_numpy().argmax(1)
+    return dict(zip(test["path"], classes.tolist(), strict=True))
 
 
-def traced(network: Shipped, side: int, few: np.ndarray) -> ModelProto:
-    """The network as an ONNX graph: squares float [N, 3, side, side] → probabilities, features. BatchNorm is folded.
+def traced(network: Shipped, image_size: int, images: np.ndarray) -> ModelProto:
+    """Trace the network into an ONNX graph with BatchNorm folded.
 
-    few     photos uint8 [photos, side, side, 3], by which the folding is tried
-    raises  ModelError if torch cannot write it
+    The graph maps float [N, 3, image_size, image_size] to probabilities and features.
+
+    Args:
+        images: uint8 [photos, image_size, image_size, 3]; the folding is verified on them.
+    Raises:
+        ModelError: torch cannot export this network.
     """
-    folded = lean.folded(network.network, inference.unlabelled(few, np.arange(len(few))))
-    squares = torch.zeros(TRACED, 3, side, side)
+    folded = lean.folded(network.network, inference.unlabelled(images, np.arange(len(images))))
+    inputs = torch.zeros(TRACE_BATCH_SIZE, 3, image_size, image_size)
     progress.say("write the network as ONNX")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 Shipped(folded, network.temperature).eval(),
-                (squares,),
+                (inputs,),
                 dynamo=True,
                 opset_version=resize.OPSET,
-                input_names=[SQUARES],
+                input_names=[NETWORK_INPUT],
                 output_names=[PROBABILITIES, FEATURES],
                 dynamic_shapes=({0: torch.export.Dim("N")},),
                 verbose=False,
             )
             assert program is not None
             graph = program.model_proto
-    except Exception as error:  # the exporter wraps whatever its passes meet
+    # The exporter wraps errors of any type from its passes.
+    except Exception as error:
         raise ModelError(
             f"torch {torch.__version__} cannot write this network as ONNX: {str(error).strip().splitlines()[0]}",
             advice="another network",
         ) from None
-    return _bare(graph)
+    return _strip_debug_info(graph)
 
 
-def _bare(graph: ModelProto) -> ModelProto:
-    """Without the exporter's notes: they hold the paths of this machine."""
+def _strip_debug_info(graph: ModelProto) -> ModelProto:
+    """Remove the exporter's debug info: it contains paths of this machine."""
     for node in graph.graph.node:
         node.doc_string = ""
         node.ClearField("metadata_props")
@@ -134,40 +157,38 @@ def _bare(graph: ModelProto) -> ModelProto:
     for tensor in graph.graph.initializer:
         tensor.doc_string = ""
         tensor.ClearField("metadata_props")
-    for notes in ("value_info", "metadata_props", "doc_string"):
-        graph.graph.ClearField(notes)
+    for field in ("value_info", "metadata_props", "doc_string"):
+        graph.graph.ClearField(field)
     graph.ClearField("metadata_props")
     graph.ir_version = resize.IR_VERSION
     return graph
 
 
-def _file(network: ModelProto, about: dict[str, Any]) -> bytes:
-    """The whole file: photos of any size → squares → network, what it says about itself, and the seal.
-
-    raises  ModelError if it would be larger than such a file can be
-    """
-    front = resize.front(about["side"], about["fit"])
-    behind = onnx.compose.add_prefix(network, "network/", rename_inputs=False, rename_outputs=False)
-    whole = onnx.compose.merge_models(front, behind, io_map=[(SQUARES, SQUARES)], name="ikebana")
-    whole.producer_name, whole.producer_version = "ikebana", about["versions"]["ikebana"]
-    for output in whole.graph.output:
+def _assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
+    """Build the whole file: resize graph, network, metadata and seal."""
+    resize_graph = resize.front(model_info["side"], model_info["fit"])
+    prefixed = onnx.compose.add_prefix(network, "network/", rename_inputs=False, rename_outputs=False)
+    model = onnx.compose.merge_models(resize_graph, prefixed, io_map=[(NETWORK_INPUT, NETWORK_INPUT)], name="ikebana")
+    model.producer_name, model.producer_version = "ikebana", model_info["versions"]["ikebana"]
+    for output in model.graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = "N"
-    onnx.helper.set_model_props(whole, metadata.as_entries(about))
-    if whole.ByteSize() > model_file.LARGEST - model_file.SEAL_LENGTH:
+    onnx.helper.set_model_props(model, metadata.as_entries(model_info))
+    if model.ByteSize() > model_file.LARGEST - model_file.SEAL_LENGTH:
         raise ModelError("this network is too large for one ONNX file", advice="another network")
-    return model_file.sealed(whole.SerializeToString(deterministic=True))
+    return model_file.sealed(model.SerializeToString(deterministic=True))
 
 
-def _summary(place: Path, data: bytes, about: dict[str, Any]) -> str:
-    """What was found out, for people."""
-    found = about["parity"]
-    who = "it says" if "int8" not in about else "in float32 it said"
+def _summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str:
+    """Describe the size, the agreement with the run, and the int8 figures."""
+    agreement = model_info["parity"]
+    subject = "it says" if "int8" not in model_info else "in float32 it said"
     lines = [
-        f"{place.name}: {len(data) / 1e6:.1f} MB. On {found['photos']} test photos, from their bytes, {who} what the run says: "
-        f"the same class in {found['top1_agreement']:.2%}, no probability further off than {found['largest_difference']:.1g}"
+        f"{output_path.name}: {len(data) / 1e6:.1f} MB. On {agreement['photos']} test photos, from their bytes, {subject} what "
+        f"the run says: the same class in {agreement['top1_agreement']:.2%}, no probability further off than "
+        f"{agreement['largest_difference']:.1g}"
     ]
-    if "int8" in about:
-        lines.append(quantised.summary(about["int8"]))
-    if about["threshold"] is None:
+    if "int8" in model_info:
+        lines.append(quantised.summary(model_info["int8"]))
+    if model_info["threshold"] is None:
         lines.append(NO_THRESHOLD)
     return "\n".join(lines)
