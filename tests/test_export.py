@@ -114,7 +114,7 @@ def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
     if name == "resnet18":
         mirrored = exporting.classifier.from_bytes(file).look(np.ascontiguousarray(squares[:, :, ::-1]))
         np.testing.assert_allclose(mirrored.probabilities, found.probabilities, atol=1e-5)
-        assert len(quantised._first_convolutions(traced)) == 4  # two of twenty, for the photo and for its mirror image
+        assert len(quantised._list_first_convolutions(traced)) == 4  # two of twenty, for the photo and for its mirror image
 
 
 def test_confidence_and_not_sure_are_the_runs_own(copied, paper_classifier, good_photos, tmp_path):
@@ -251,7 +251,7 @@ def test_a_run_from_an_archive_is_tried_on_the_archives_members(copied, paper_ph
 )
 def test_of_a_path_that_is_gone_only_an_archives_name_is_left_out(path, found, tmp_path):
     here = dataset.Dataset("somewhere", tmp_path, pl.DataFrame(), ())
-    assert again._file(path, here, set()) == tmp_path / found
+    assert again._locate(path, here, set()) == tmp_path / found
 
 
 def test_a_run_of_a_name_that_no_folder_can_have_is_refused_before_photos_are_looked_for(tmp_path):

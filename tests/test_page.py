@@ -268,7 +268,7 @@ def test_the_folder_holds_the_page_and_the_model_and_names_no_other_host(folder,
 
 def test_without_npm_the_page_loads_a_pinned_runtime_whose_bytes_browsers_check(tmp_path, monkeypatch):
     monkeypatch.setattr(web.shutil, "which", lambda _: None)
-    about = web._runtime(tmp_path)
+    about = web._add_runtime(tmp_path)
     assert about["place"] == f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{web.VERSION}/dist/"
     assert set(about["integrity"]) == {about["script"], about["wasm"]}
     assert all(each.startswith("sha384-") for each in about["integrity"].values())

@@ -14,7 +14,7 @@ from ikebana.shipping import web
 def runtime(monkeypatch):
     """Two small files in place of the WebAssembly build."""
     contents = {name: name.encode() for name in web.INTEGRITY}
-    monkeypatch.setattr(web, "_is_whole", lambda file: file.is_file() and file.read_bytes() == contents[file.name])
+    monkeypatch.setattr(web, "_is_intact", lambda file: file.is_file() and file.read_bytes() == contents[file.name])
     return contents
 
 
@@ -79,7 +79,7 @@ def another_package(folder):
 @pytest.mark.parametrize("act", [nothing, no_archive, another_package])
 def test_if_npm_gives_no_package_the_page_loads_it_from_elsewhere(runtime, cache, npm, tmp_path, capsys, act):
     npm(act)
-    assert web._runtime(tmp_path)["place"] == web.ELSEWHERE
+    assert web._add_runtime(tmp_path)["place"] == web.ELSEWHERE
     said = capsys.readouterr().err
     assert "could not be had" in said
     assert "not enough values" not in said
@@ -89,7 +89,7 @@ def test_a_cache_that_cannot_be_written_to_is_no_reason_to_export_no_page(runtim
     npm(lambda folder: packed(runtime, folder))
     cache.parent.parent.mkdir(parents=True)
     cache.parent.write_text("a file in the way")
-    assert web._runtime(tmp_path)["place"] == web.ELSEWHERE
+    assert web._add_runtime(tmp_path)["place"] == web.ELSEWHERE
 
 
 def test_what_another_process_has_fetched_meanwhile_is_left_alone(runtime, cache, npm):

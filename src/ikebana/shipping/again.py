@@ -1,4 +1,4 @@
-"""A run's photos, found again where they lie: the file that ships is tried on their bytes."""
+"""Find a run's photos again: the exported file is verified on their bytes."""
 
 import re
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from ikebana.photos.dataset import PARTS, USED, Dataset
 from ikebana.photos.split import for_choices
 from ikebana.run import Run
 
-# How a path in an archive is written; a folder may have a `!` in its name as well.
-PACKED = re.compile(
+# How the dataset writes the path of a photo in an archive. A folder's name may contain `!` as well.
+PATH_IN_ARCHIVE = re.compile(
     rf"[^/]*?({'|'.join(map(re.escape, intake.ARCHIVES))})!(?P<member>[^/].*)", re.IGNORECASE | re.DOTALL
 )
 
@@ -27,54 +27,60 @@ class Known:
     path: str
     file: Path
     sha256: str
-    label: int  # the index of its class
-    for_choices: bool  # of a validation photo: whether choices were made by it
+    # Class index.
+    label: int
+    # For a validation photo: whether it was used for model selection.
+    for_choices: bool
 
 
 def find(run: Run, photos: str | Path | None = None) -> dict[str, list[Known]]:
-    """The photos of each part, in the order of their paths; none of them is opened yet.
+    """List the photos of each split, sorted by path, without opening any.
 
-    photos  where they are now, if they have moved
-    raises  PhotosError if they are not there
+    Args:
+        photos: where they are now, if they have moved.
+    Raises:
+        PhotosError: they are not there.
     """
     source = photos if photos is not None else run.source["photos"]
     try:
-        found = intake.read(source)
+        dataset = intake.read(source)
     except PhotosError as error:
-        moved = "ikebana export RUN FILE --photos DIR, where they are now"
+        advice = "ikebana export RUN FILE --photos DIR, where they are now"
         raise PhotosError(
-            f"the photos of this run cannot be found again: {error.what}", where=source, advice=moved
+            f"the photos of this run cannot be found again: {error.what}", where=source, advice=advice
         ) from None
-    index = {name: number for number, name in enumerate(run.classes)}
-    there = set(found.photos["path"])
-    parts: dict[str, list[Known]] = {part: [] for part in PARTS}
+    class_indices = {name: index for index, name in enumerate(run.classes)}
+    present = set(dataset.photos["path"])
+    splits: dict[str, list[Known]] = {split: [] for split in PARTS}
     used = run.dataset.filter(pl.col("status") == USED).sort("path")
-    for part in PARTS:
-        chosen = used.filter(split=part)
-        rows = chosen.select("path", "label", "sha256").iter_rows()
-        for (path, label, digest), choice in zip(rows, for_choices(chosen), strict=True):
-            parts[part].append(Known(path, _file(path, found, there), digest, index[label], bool(choice)))
-    return parts
+    for split in PARTS:
+        in_split = used.filter(split=split)
+        rows = in_split.select("path", "label", "sha256").iter_rows()
+        for (path, label, digest), selected in zip(rows, for_choices(in_split), strict=True):
+            file = _locate(path, dataset, present)
+            splits[split].append(Known(path, file, digest, class_indices[label], bool(selected)))
+    return splits
 
 
-def _file(path: str, found: Dataset, there: set[str]) -> Path:
-    """Where a photo lies now; an archive may have been renamed or unpacked since."""
-    packed = PACKED.fullmatch(path)
-    if path in there or packed is None:
-        return found.file(path)
-    return found.root / packed["member"]
+def _locate(path: str, dataset: Dataset, present: set[str]) -> Path:
+    """Return where a photo is now; the archive may have been renamed or unpacked since."""
+    in_archive = PATH_IN_ARCHIVE.fullmatch(path)
+    if path in present or in_archive is None:
+        return dataset.file(path)
+    return dataset.root / in_archive["member"]
 
 
 def spread(photos: Sequence[Known], count: int) -> list[Known]:
-    """So many of the photos, evenly spread over all; the same ones each time."""
-    places = np.unique(np.linspace(0, len(photos) - 1, count).astype(int)) if photos else ()
-    return [photos[place] for place in places]
+    """Pick `count` evenly spaced photos; the same ones each time."""
+    indices = np.unique(np.linspace(0, len(photos) - 1, count).astype(int)) if photos else ()
+    return [photos[index] for index in indices]
 
 
 def read(photo: Known) -> bytes:
-    """The very bytes that the run saw.
+    """Read a photo's bytes and verify that they are those of the run.
 
-    raises  PhotosError if they are gone or others
+    Raises:
+        PhotosError: the photo is missing or has changed.
     """
     try:
         data = pixels.read_bytes(photo.file)

@@ -1,8 +1,9 @@
-"""The file that ships, tried on the test photos from their bytes: it must say what the run's network says.
+"""Verify a model file on the test photos against the run's network.
 
-What is compared are calibrated probabilities, of torch in float32 and of the very Classifier that users get. Both add up the
-same numbers in another order; on the flowers that changed no probability by more than 0.00001. A wrong preprocessing, a layer
-that was exported wrongly, or weights that are not the run's change some photo's by 0.01 and more. The tolerance lies between.
+Calibrated probabilities are compared: those of torch in float32 and those of the Classifier that
+users get. Both add up the same numbers in another order, which changed no probability by more than
+0.00001 on the flowers data. Wrong preprocessing, a wrongly exported layer or weights of another run
+change the probabilities of some photos by 0.01 and more. The tolerance lies between.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,93 +21,106 @@ from ikebana.shipping import again
 from ikebana.shipping.again import Known
 from ikebana.shipping.classifier import AHEAD, BATCH, Classifier, opened_ahead
 
-TOLERANCE = 1e-3  # of a probability
-SAMPLE = 32  # photos that are also given to the graph whole
+MAX_PROBABILITY_DIFFERENCE = 1e-3
+# Photos for which the resize inside the graph is compared as well.
+GRAPH_RESIZE_PHOTOS = 32
 
-Reference = Callable[[np.ndarray], np.ndarray]  # photos uint8 [photos, side, side, 3] → probabilities [photos, classes]
+# Images uint8 [photos, image_size, image_size, 3] → probabilities [photos, classes].
+Reference = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Some photos, and what was said of them."""
+    """Some photos and the predictions of the model file.
+
+    Args:
+        squares: uint8 [photos, image_size, image_size, 3].
+        said: float32 probabilities [photos, classes].
+    """
 
     photos: Sequence[Known]
-    squares: np.ndarray  # uint8 [photos, side, side, 3]
-    said: np.ndarray  # float32 [photos, classes], by the file
+    squares: np.ndarray
+    said: np.ndarray
 
 
 def shown(classifier: Classifier, photos: Sequence[Known], title: str) -> Iterator[Seen]:
-    """The photos from their bytes through the classifier, some at a time, under a bar.
+    """Predict photos from their bytes in batches, with a progress bar.
 
-    raises  PhotosError if a photo is gone or no longer the one that the run saw
+    Raises:
+        PhotosError: a photo is missing or has changed since the run.
     """
-    openers = ((each.path, partial(_opened, classifier, each)) for each in photos)
-    ready, known = opened_ahead(openers, AHEAD * BATCH), iter(photos)
+    openers = ((photo.path, partial(_preprocess, classifier, photo)) for photo in photos)
+    preprocessed, remaining = opened_ahead(openers, AHEAD * BATCH), iter(photos)
     with progress.stage(title, len(photos)) as bar:
-        while chunk := list(islice(known, BATCH)):
-            squares = np.stack([_square(each) for each in islice(ready, len(chunk))])
-            yield Seen(chunk, squares, classifier.look(squares).probabilities)
+        while chunk := list(islice(remaining, BATCH)):
+            images = np.stack([_require_image(result) for result in islice(preprocessed, len(chunk))])
+            yield Seen(chunk, images, classifier.look(images).probabilities)
             bar.advance(len(chunk))
 
 
-def _opened(classifier: Classifier, photo: Known) -> np.ndarray:
+def _preprocess(classifier: Classifier, photo: Known) -> np.ndarray:
     return classifier.opened(again.read(photo))
 
 
-def _square(opened: tuple[str, np.ndarray | str]) -> np.ndarray:
-    path, square = opened
-    if isinstance(square, str):
+def _require_image(result: tuple[str, np.ndarray | str]) -> np.ndarray:
+    path, image = result
+    if isinstance(image, str):
         raise PhotosError(
-            f"a photo that the run could use cannot be used any more: {square}",
+            f"a photo that the run could use cannot be used any more: {image}",
             where=path,
             advice="a copy of it that is whole",
         )
-    return square
+    return image
 
 
 def checked(
     classifier: Classifier, reference: Reference, photos: Sequence[Known], scored: Mapping[str, int] | None
 ) -> dict[str, Any]:
-    """Every test photo, from its bytes, through the file and through torch; the figures, if they agree.
+    """Compare the model file with torch on every test photo, from its bytes.
 
-    scored  the class that each path was scored as, if the network that ships is the one that was scored; of another one,
-            which has learned these photos too, no accuracy is told
-    raises  ModelError that names the first photo of which they say different things
+    Args:
+        scored: the scored class per path, if the exported network is the scored one. Otherwise it
+            has been trained on these photos too, so no accuracy is reported.
+    Returns:
+        The figures for the file's metadata.
+    Raises:
+        ModelError: they disagree; it names the first such photo.
     """
-    differences, ties, right = [], 0, 0
-    for seen in shown(classifier, photos, "check the file"):
-        expected = reference(seen.squares)
-        off = np.abs(seen.said - expected).max(1)
-        for photo, said, meant, distance in zip(seen.photos, seen.said, expected, off, strict=True):
-            best = int(said.argmax())
-            if distance > TOLERANCE or not _as_probable(meant, best):
-                says = f"says {_in_words(meant, classifier)}: a probability differs by {distance:.4f}"
-                raise _disagreement(photo, _in_words(said, classifier), says)
-            if scored is not None and not _as_probable(said, scored[photo.path]):
-                was = classifier.classes[scored[photo.path]]
-                says = f"said {was} when it was scored, and says the same as the file today"
-                raise _disagreement(photo, _in_words(said, classifier), says)
-            ties += int(best != meant.argmax())
-            right += int(best == photo.label)
-        differences.append(off)
-    found = np.concatenate(differences) if differences else np.zeros(1)
-    accuracy = {"accuracy": right / max(len(photos), 1)} if scored is not None else {}
+    differences, ties, correct = [], 0, 0
+    for batch in shown(classifier, photos, "check the file"):
+        expected = reference(batch.squares)
+        distances = np.abs(batch.said - expected).max(1)
+        for photo, actual, wanted, distance in zip(batch.photos, batch.said, expected, distances, strict=True):
+            best = int(actual.argmax())
+            if distance > MAX_PROBABILITY_DIFFERENCE or not _is_top_class(wanted, best):
+                says = f"says {_describe(wanted, classifier)}: a probability differs by {distance:.4f}"
+                raise _disagreement(photo, _describe(actual, classifier), says)
+            if scored is not None and not _is_top_class(actual, scored[photo.path]):
+                scored_class = classifier.classes[scored[photo.path]]
+                says = f"said {scored_class} when it was scored, and says the same as the file today"
+                raise _disagreement(photo, _describe(actual, classifier), says)
+            ties += int(best != wanted.argmax())
+            correct += int(best == photo.label)
+        differences.append(distances)
+    all_differences = np.concatenate(differences) if differences else np.zeros(1)
+    accuracy = {"accuracy": correct / max(len(photos), 1)} if scored is not None else {}
     return {
         "photos": len(photos),
-        "top1_agreement": 1 - ties / max(len(photos), 1),  # the rest are ties
+        # Photos with another top class are ties within the tolerance.
+        "top1_agreement": 1 - ties / max(len(photos), 1),
         **accuracy,
-        "largest_difference": float(found.max()),
-        "mean_difference": float(found.mean()),
-        "tolerance": TOLERANCE,
+        "largest_difference": float(all_differences.max()),
+        "mean_difference": float(all_differences.mean()),
+        "tolerance": MAX_PROBABILITY_DIFFERENCE,
     }
 
 
-def _as_probable(probabilities: np.ndarray, chosen: int) -> bool:
-    """Whether a class is the most probable one, or as good as that."""
-    return bool(probabilities.max() - probabilities[chosen] <= TOLERANCE)
+def _is_top_class(probabilities: np.ndarray, chosen: int) -> bool:
+    """Return whether a class is the most probable one, within the tolerance."""
+    return bool(probabilities.max() - probabilities[chosen] <= MAX_PROBABILITY_DIFFERENCE)
 
 
-def _in_words(probabilities: np.ndarray, classifier: Classifier) -> str:
+def _describe(probabilities: np.ndarray, classifier: Classifier) -> str:
     return f"{classifier.classes[int(probabilities.argmax())]} {probabilities.max():.3f}"
 
 
@@ -119,21 +133,22 @@ def _disagreement(photo: Known, file: str, says: str) -> ModelError:
 
 
 def plain(classifier: Classifier, photos: Sequence[Known]) -> dict[str, Any]:
-    """How far it is from this when a program without ikebana gives whole photos to the graph, which then resizes them itself.
+    """Measure the effect of resizing inside the graph, as programs without ikebana do.
 
-    It is the same for photos that are decoded whole here too; of large JPEGs, ikebana's own decoder leaves detail out.
+    Results are equal for photos that ikebana decodes at full size. For large JPEGs ikebana's own
+    decoder skips detail, so they differ.
     """
-    chosen = again.spread(photos, SAMPLE)
-    differences, same = [], 0
+    chosen = again.spread(photos, GRAPH_RESIZE_PHOTOS)
+    differences, equal = [], 0
     for photo in chosen:
         data = again.read(photo)
         by_graph = classifier.look(pixels.whole(data)[None]).probabilities[0]
-        by_both = classifier.look(classifier.opened(data)[None]).probabilities[0]
-        differences.append(float(np.abs(by_graph - by_both).max()))
-        same += int(by_graph.argmax() == by_both.argmax())
+        by_ikebana = classifier.look(classifier.opened(data)[None]).probabilities[0]
+        differences.append(float(np.abs(by_graph - by_ikebana).max()))
+        equal += int(by_graph.argmax() == by_ikebana.argmax())
     return {
         "photos": len(chosen),
-        "top1_agreement": same / max(len(chosen), 1),
+        "top1_agreement": equal / max(len(chosen), 1),
         "largest_difference": max(differences, default=0.0),
         "mean_difference": float(np.mean(differences or [0.0])),
     }

@@ -1,20 +1,25 @@
-"""Photos of any size become squares inside the graph, by the arithmetic of Pillow's antialiased triangle filter.
+"""Resize photos inside the ONNX graph, bit-equal to Pillow's antialiased triangle filter.
 
-Not ONNX's own `Resize`: runtimes differ in it by whole grey levels. Here all is whole numbers. Pillow's weights are integers in
-units of 2^-22, so a resize is two products with matrices of integers, each rounded to grey levels. Cut into two digits of
-11 bits, the weights, the products and their sums are whole numbers that float32 holds exactly, in any order of summation:
-every runtime must give the same squares, and they are Pillow's own to the bit.
+ONNX's own `Resize` is not used: runtimes differ in it by whole grey levels. Here all values are
+integers. Pillow's weights are integers in units of 2^-22, so a resize is two products with integer
+matrices, each rounded to grey levels. The weights are split into two digits of 11 bits. Then
+weights, products and sums are integers that float32 holds exactly, in any order of summation.
+Every runtime must give the same images.
 
-The weight of source pixel x for target pixel o, where the filter is wider than a source pixel when the photo shrinks:
+The weight of source pixel x for target pixel o, where the filter is wider than a source pixel when
+the photo shrinks:
 
-    t = max(0, 2 max(crop, side) - |(2x + 1 - offset) side - (2o + 1) crop|),    offset = length - crop
+    t = max(0, 2 max(crop, side) - |(2x + 1 - offset) side - (2o + 1) crop|)
+    offset = length - crop
     weight = round(2^22 t / sum of t over x)
 
-`length` is the photo's width or height, `crop` how much of it the square shows: all of it if photos are squashed, the shorter
-side if the centre is cut out. A target pixel sees a few source pixels only, so 16 target pixels at a time are computed from
-the stretch of the photo that they see: a twelfth of the arithmetic, for a phone's photo.
+`length` is the photo's width or height and `side` the image size. `crop` is the part of `length`
+that the image shows: all of it with squash, the shorter edge with crop. A target pixel depends on
+few source pixels, so each block of 16 target pixels is computed from the range of source pixels
+that it needs. That is a twelfth of the arithmetic for a phone's photo.
 
-source  Pillow, src/libImaging/Resample.c; the order of its passes is that of Pillow 13 (before it, always columns first)
+Source: Pillow, src/libImaging/Resample.c; the order of the passes is that of Pillow 13 (before it,
+always columns first).
 """
 
 from typing import TYPE_CHECKING
@@ -24,19 +29,22 @@ from ikebana.recipe import Fit
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-OPSET = 18  # of ONNX: onnxruntime since 1.14 and its web build know it
-IR_VERSION = 8  # of the file format that came with it
-BLOCK = 16  # target pixels computed together
+# onnxruntime since 1.14 and its web build support this opset.
+OPSET = 18
+# The version of the file format that belongs to the opset.
+IR_VERSION = 8
+# Target pixels computed together.
+BLOCK_PIXELS = 16
 
-# One axis of a photo: lines uint8 or float [length, ...] become whole numbers float [side, ...].
-ONE_AXIS = f"""
+# Resizes one axis: lines uint8 or float [length, ...] to integer-valued float [side, ...].
+AXIS_FUNCTION = f"""
 <domain: "ikebana", opset_import: ["" : {OPSET}]>
 one_axis (lines, length, crop, side) => (resized)
 {{
     zero = Constant <value_int = 0> ()
     one = Constant <value_int = 1> ()
     two = Constant <value_int = 2> ()
-    block = Constant <value_int = {BLOCK}> ()
+    block = Constant <value_int = {BLOCK_PIXELS}> ()
     axis_0 = Constant <value_ints = [0]> ()
     axis_1 = Constant <value_ints = [1]> ()
     axis_2 = Constant <value_ints = [2]> ()
@@ -134,19 +142,20 @@ one_axis (lines, length, crop, side) => (resized)
 }}
 """
 
-# There are three ways through: photos that are squares already pass untouched; of the others, the columns come first, or the
-# rows, where a photo loses more than twice as many rows as columns (so Pillow 13). An `If` would choose, but OpenVINO computes
-# wrongly what follows one. So each way gets all photos of the call or none of them, and what comes out is joined.
-FRONT = """
+# The graph has three branches. Photos of the right size pass unchanged. The others are resized
+# columns first, or rows first where a photo loses more than twice as many rows as columns (as in
+# Pillow 13). An `If` would choose, but OpenVINO computes wrong results after one. So each branch
+# gets all photos of the call or none, and the outputs are concatenated.
+RESIZE_GRAPH = """
 <ir_version: {ir_version}, opset_import: ["" : {opset}, "ikebana" : 1]>
-front (uint8[N, H, W, 3] photos) => (float[N, 3, {side}, {side}] squares)
+front (uint8[N, H, W, 3] photos) => (float[N, 3, {image_size}, {image_size}] squares)
 {{
     photos_vector = Shape <start = 0, end = 1> (photos)
     height_vector = Shape <start = 1, end = 2> (photos)
     width_vector = Shape <start = 2, end = 3> (photos)
     height = Squeeze (height_vector)
     width = Squeeze (width_vector)
-    side = Constant <value_int = {side}> ()
+    side = Constant <value_int = {image_size}> ()
     two = Constant <value_int = 2> ()
     none = Constant <value_ints = [0]> ()
     rows_lost = Sub (height, side)
@@ -200,15 +209,18 @@ front (uint8[N, H, W, 3] photos) => (float[N, 3, {side}, {side}] squares)
 """
 
 
-def front(side: int, fit: Fit) -> "ModelProto":
-    """The part of the graph before the network: `photos` uint8 [N, H, W, 3] → `squares` float [N, 3, side, side], 0 to 255.
+def front(image_size: int, method: Fit) -> "ModelProto":
+    """Build the graph before the network: decoded photos to network input.
 
-    fit  squash photos to a square, or cut out the centre
+    It maps `photos` uint8 [N, H, W, 3] to `squares` float [N, 3, image_size, image_size], 0 to 255.
     """
     from onnx import inliner, parser
 
-    first, second = ("shorter", "shorter") if fit == "crop" else ("first_length", "second_length")
-    text = FRONT.format(ir_version=IR_VERSION, opset=OPSET, side=side, first_crop=first, second_crop=second)
-    graph = inliner.inline_local_functions(parser.parse_model(text + ONE_AXIS))
-    del graph.opset_import[1:]  # our own functions are no longer called
+    first, second = ("shorter", "shorter") if method == "crop" else ("first_length", "second_length")
+    text = RESIZE_GRAPH.format(
+        ir_version=IR_VERSION, opset=OPSET, image_size=image_size, first_crop=first, second_crop=second
+    )
+    graph = inliner.inline_local_functions(parser.parse_model(text + AXIS_FUNCTION))
+    # The functions are inlined: their domain is no longer used.
+    del graph.opset_import[1:]
     return graph
