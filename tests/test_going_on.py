@@ -305,13 +305,13 @@ def test_a_run_that_lies_among_the_photos_is_not_taken_for_photos(photos, whole,
 
 
 def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(stopped, whole, monkeypatch):
-    taken_in = pipeline._taken_in
+    taken_in = pipeline._load_and_split
 
     def ended_meanwhile(*given):
         shutil.copy(whole.folder / "evaluation.json", stopped)
         return taken_in(*given)
 
-    monkeypatch.setattr(pipeline, "_taken_in", ended_meanwhile)
+    monkeypatch.setattr(pipeline, "_load_and_split", ended_meanwhile)
     monkeypatch.setattr(pipeline, "_train_and_score", lambda *_: pytest.fail("it was trained again"))
     assert ikebana.resume(stopped).finished
 

@@ -1,4 +1,4 @@
-"""The whole road on one screen: photos → Dataset → pixels → split → network → Epochs → Evaluation → Run."""
+"""The flow of `fit`: photos → dataset → split → network → evaluation → run."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,98 +23,97 @@ from ikebana.trust.leakage import leakage
 
 
 def fit(
-    photos: str | Path, recipe: str | Path | Recipe = recipes.DEFAULT, *, run: str | Path | None = None, **choices: Any
+    photos: str | Path, recipe: str | Path | Recipe = recipes.DEFAULT, *, run: str | Path | None = None, **options: Any
 ) -> Run:
-    """Train a classifier on a folder, an archive or a table of photos, and score it on photos it has never seen.
+    """Train a classifier on labelled photos and score it on photos it has never seen.
 
-    recipe   a recipe's name, the `recipe.json` of a run that is to be made again, or a Recipe of your own
-    run      the folder to make; `runs/<recipe>-<short hash>` if none is given
-    choices  of the recipe, to be changed: epochs=5, seed=1, ...
-    raises   PhotosError, RecipeError, RunError, MachineError: each says what to try
+    Args:
+        recipe: its name, the `recipe.json` of a run to repeat, or a Recipe of your own.
+        run: the folder to make; `runs/<recipe>-<short hash>` if not given.
+        options: of the recipe, to be changed: epochs=5, seed=1, ...
+    Raises:
+        PhotosError, RecipeError, RunError, MachineError: each tells what to try.
     """
     clock = Stopwatch()
-    chosen = networks.settled(recipes.sought(recipe, **choices))
+    resolved = networks.settled(recipes.sought(recipe, **options))
     runs.check_free(run)
-    fitting.check_weights(chosen)  # what is missing is said before any photo is read
-    found = intake.read(photos, chosen.class_order)
-    setting = prepared(chosen, len(found.classes), found.photos.height)
-    chosen = recipes.changed(chosen, precision=setting.number_format)  # so that recipe.json says all
-    environment = device.environment(setting)
-    forecast(found, chosen, setting, Path(run or runs.RUNS).expanduser()).told(chosen)
-    if other := differing(recipe, environment):
-        progress.say(other)
+    # Missing weights are reported before any photo is read.
+    fitting.check_weights(resolved)
+    dataset = intake.read(photos, resolved.class_order)
+    settings = prepared(resolved, len(dataset.classes), dataset.photos.height)
+    # So that recipe.json contains the measured precision.
+    resolved = recipes.changed(resolved, precision=settings.number_format)
+    environment = device.environment(settings)
+    forecast(dataset, resolved, settings, Path(run or runs.RUNS).expanduser()).told(resolved)
+    if changes := differing(recipe, environment):
+        progress.say(changes)
     clock.lap("prepare")
-    dataset, keep = _taken_in(found, chosen)
-    begun = runs.begin(run, chosen, dataset, environment)
+    dataset, pixel_cache = _load_and_split(dataset, resolved)
+    new_run = runs.begin(run, resolved, dataset, environment)
     clock.lap("read")
-    with begun.resumable(), within_memory(chosen):
-        return _train_and_score(begun, dataset, keep, setting, clock)
+    with new_run.resumable(), within_memory(resolved):
+        return _train_and_score(new_run, dataset, pixel_cache, settings, clock)
 
 
 def resume(run: str | Path) -> Run:
-    """Go on where a run was interrupted: from its last checkpoint, from the start if there is none.
-
-    raises  RunError if the photos or the recipe are not those that the run began with
-    """
-    clock, begun = Stopwatch(), runs.open_run(run)
-    if begun.has_ended():
-        return begun
-    begun.check_same_recipe()
-    found = begun.photos_found()
-    setting = as_begun(begun.folder, begun.recipe, len(found.classes))
+    """Continue a run from its last checkpoint; RunError if photos or recipe have changed."""
+    clock, opened = Stopwatch(), runs.open_run(run)
+    if opened.has_ended():
+        return opened
+    opened.check_same_recipe()
+    dataset = opened.photos_found()
+    settings = as_begun(opened.folder, opened.recipe, len(dataset.classes))
     clock.lap("prepare")
-    dataset, keep = _taken_in(found, begun.recipe)
-    begun.check_same_photos(dataset)
+    dataset, pixel_cache = _load_and_split(dataset, opened.recipe)
+    opened.check_same_photos(dataset)
     clock.lap("read")
-    with begun.resumable(), within_memory(begun.recipe):
-        # Asked again: another process may have ended it while the photos were read.
-        return begun if begun.has_ended() else _train_and_score(begun, dataset, keep, setting, clock)
+    with opened.resumable(), within_memory(opened.recipe):
+        # Another process may have finished it while the photos were read.
+        return opened if opened.has_ended() else _train_and_score(opened, dataset, pixel_cache, settings, clock)
 
 
-def _taken_in(found: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:
-    """Every photo opened once, its twins found, and given its part; the pixels row by row."""
-    opened, keep = kept.opened(found, recipe.side, recipe.fit)
-    return split.split(intake.with_classes(twins.found(opened, keep), recipe.class_order), recipe), keep
+def _load_and_split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:
+    """Decode every photo once, find duplicates, assign splits; the cache holds pixels by row."""
+    decoded, pixel_cache = kept.opened(dataset, recipe.side, recipe.fit)
+    return split.split(intake.with_classes(twins.found(decoded, pixel_cache), recipe.class_order), recipe), pixel_cache
 
 
-def _train_and_score(run: Run, dataset: Dataset, keep: Kept, setting: Setting, clock: Stopwatch) -> Run:
-    findings = audit.findings(dataset)
+def _train_and_score(run: Run, dataset: Dataset, pixel_cache: Kept, settings: Setting, clock: Stopwatch) -> Run:
+    findings, classes, pixels_id = audit.findings(dataset), len(dataset.classes), pixel_cache.folder.name
     run.write_json("audit.json", audit.as_json(dataset, findings))
     progress.say(audit.summary(dataset, findings))
-
-    recipe, room = run.recipe, left_on_gpu(run.recipe, len(dataset.classes), setting)
-    parts = inference.parts(dataset, keep.pixels, setting.device, room)
-    given = fitting.course(recipe, len(dataset.classes), parts, keep.folder.name, setting)
-    run.write_text("layers.txt", given.layers)
-    run.note_pretrained(given.pretrained)
+    recipe, gpu_bytes = run.recipe, left_on_gpu(run.recipe, classes, settings)
+    splits = inference.parts(dataset, pixel_cache.pixels, settings.device, gpu_bytes)
+    plan = fitting.course(recipe, classes, splits, pixels_id, settings)
+    run.write_text("layers.txt", plan.layers)
+    run.note_pretrained(plan.pretrained)
     clock.lap("features")
     epochs = []
-    for epoch in fitting.learn(given, setting, run.checkpoint):
+    for epoch in fitting.learn(plan, settings, run.checkpoint):
         epochs.append(epoch)
         run.write_epochs(epochs)
         progress.event("epoch", **asdict(epoch))
-    clock.lap("train", sum(each.seconds for each in epochs))
-    said, held_out = fitting.probabilities(given, setting), inference.joined(parts["validation"], parts["test"])
-    trusted = calibrate(*inference.for_calibration(parts, said))
-    run.write_json("calibration.json", trusted)
-    probabilities = trusted.applied(said)
+    clock.lap("train", sum(epoch.seconds for epoch in epochs))
+    raw, held_out = fitting.probabilities(plan, settings), inference.joined(splits["validation"], splits["test"])
+    calibration = calibrate(*inference.for_calibration(splits, raw))
+    run.write_json("calibration.json", calibration)
+    probabilities = calibration.applied(raw)
     run.write_predictions(dataset, held_out.rows, probabilities)
     clock.lap("score")
     if recipe.all:
-        given = fitting.once_more(recipe, len(dataset.classes), parts, keep.folder.name, setting, run.checkpoint_of_all)
+        plan = fitting.once_more(recipe, classes, splits, pixels_id, settings, run.checkpoint_of_all)
         clock.lap("train on all")
-    checkpoint.save_weights(run.weights, given.network)
+    checkpoint.save_weights(run.weights, plan.network)
 
     from ikebana.report import draw
 
-    examples = augmentation.examples(keep.pixels[parts["train"].rows[0]], recipe.augmentation, recipe.seed)
-    scored, labels = (each[len(parts["validation"]) :] for each in (probabilities, held_out.labels))
-    note, leaked = fitting.note(recipe, parts), leakage(dataset, recipe, scored.argmax(1) == labels)
-    groups = parts["test"].groups
-    evaluation = evaluate(scored, labels, dataset.classes, note, trusted.threshold, leaked, groups)
-    draw.everything(run, dataset, keep.pixels, examples, evaluation)
+    examples = augmentation.examples(pixel_cache.pixels[splits["train"].rows[0]], recipe.augmentation, recipe.seed)
+    test, labels = (values[len(splits["validation"]) :] for values in (probabilities, held_out.labels))
+    note, leaks = fitting.note(recipe, splits), leakage(dataset, recipe, test.argmax(1) == labels)
+    evaluation = evaluate(test, labels, dataset.classes, note, calibration.threshold, leaks, splits["test"].groups)
+    draw.everything(run, dataset, pixel_cache.pixels, examples, evaluation)
     clock.lap("draw")
     run.finish(evaluation, clock.seconds)
-    if advice := next_step(dataset, recipe, setting, evaluation.accuracy, evaluation.accuracy_interval[0]):
+    if advice := next_step(dataset, recipe, settings, evaluation.accuracy, evaluation.accuracy_interval[0]):
         progress.say(advice)
     return run

@@ -1,4 +1,4 @@
-"""Says what any number of photos show, with a model file or with a run's own network: `ikebana predict`."""
+"""Predict any number of photos with a model file or a run: `ikebana predict`."""
 
 import csv
 import hashlib
@@ -30,211 +30,222 @@ from ikebana.trust.calibration import NO_THRESHOLD
 Model: TypeAlias = Classifier | Run | str | Path
 Receiver: TypeAlias = Callable[[Sequence[Prediction]], None]
 
-NAMED = 20  # photos that were set aside and are named at the end
+# Unusable photos that the summary lists.
+MAX_NAMED_PHOTOS = 20
 
 
 def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | Path | None = None) -> list[Prediction]:
-    """Predict photos: any files, folders, globs or archives. The command `ikebana predict` does so for a million, too.
+    """Predict photos from any files, folders, globs or archives.
 
-    model    a model file, a run's folder, or what `load`, `export` or `fit` returned
-    out      also write them as .csv, .jsonl or .parquet
-    returns  one Prediction a path; photos that cannot be used say why in their status
-    raises   PhotosError if there is no usable photo at all; ModelError or RunError if there is no such model
+    All predictions are held in memory; the command `ikebana predict` streams them.
+
+    Args:
+        model: a model file, a run's folder, or what `load`, `export` or `fit` returned.
+        out: also write them as .csv, .jsonl or .parquet.
+    Returns:
+        One Prediction per path; the status of an unusable photo is the reason.
+    Raises:
+        PhotosError: there is no usable photo.
+        ModelError, RunError: there is no such model.
     """
-    place = table.check(Path(out)) if out is not None else None
-    kept: list[Prediction] = []
-    there = model_there(model)
-    found = loose.search(photos)
-    answering, identity = classifier_of(there)
-    counts = each(answering, found, kept.extend, out=place)
-    if place is not None:
-        with Table(place, answering.classes, identity, anew=True) as rows:
-            rows.add(kept)
+    table_path = table.check(Path(out)) if out is not None else None
+    predictions: list[Prediction] = []
+    opened_model = _open_model(model)
+    search = loose.search(photos)
+    model_classifier, identity = _build_classifier(opened_model)
+    counts = _predict_all(model_classifier, search, predictions.extend, out=table_path)
+    if table_path is not None:
+        with Table(table_path, model_classifier.classes, identity, anew=True) as rows:
+            rows.add(predictions)
             rows.finish()
-    progress.say(_summary(counts, found, answering))
-    return kept
+    progress.say(_summarise(counts, search, model_classifier))
+    return predictions
 
 
 def command(
     model: Model,
     photos: Sequence[str],
-    listed: Iterator[str] | None = None,
+    path_lines: Iterator[str] | None = None,
     out: Path | None = None,
     sort_into: Path | None = None,
     link: bool = False,
 ) -> None:
-    """The same for any number of photos: a few of them are held at a time. A call that was killed goes on where it was.
+    """Predict any number of photos to a table, in constant memory; resumes after a kill.
 
-    listed     more photos, a path a line
-    out        the table; CSV on standard output if there is none
-    sort_into  a folder: photos are copied, or linked, into a folder for each class
-    raises     PhotosError if there is no usable photo at all
+    Args:
+        path_lines: more photos, one path per line.
+        out: the table; None for CSV on standard output.
+        sort_into: a folder that gets a sub-folder per class with copies, or links, of the photos.
+    Raises:
+        PhotosError: there is no usable photo.
     """
     if out is not None:
         out = table.check(out)
     if sort_into is not None:
-        sort_into = to_write(sort_into / NOT_SURE).parent  # the place must hold folders
-    there = model_there(model)
-    found = loose.search(photos, listed, apart=sort_into)
-    if sort_into is not None and found.apart in [os.path.realpath(place) for place in found.places]:
+        # Check that the path can hold folders.
+        sort_into = to_write(sort_into / NOT_SURE).parent
+    opened_model = _open_model(model)
+    search = loose.search(photos, path_lines, apart=sort_into)
+    if sort_into is not None and search.apart in [os.path.realpath(place) for place in search.places]:
         raise UsageError(
             "sorted photos would lie among those that they come from, and be found with them the next time",
             where=sort_into,
             advice=f"a folder in it: {sort_into / 'sorted'}",
         )
-    answering, identity = classifier_of(there)
-    sorter = Sorter(sort_into, answering.classes, link) if sort_into is not None else None
+    model_classifier, identity = _build_classifier(opened_model)
+    sorter = Sorter(sort_into, model_classifier.classes, link) if sort_into is not None else None
     if out is None:
-        _print([table.columns(answering.classes)])
-        counts = each(answering, found, partial(_print_rows, answering.classes), sorter)
+        _print([table.columns(model_classifier.classes)])
+        counts = _predict_all(model_classifier, search, partial(_print_rows, model_classifier.classes), sorter)
     else:
-        with Table(out, answering.classes, identity) as rows:
+        with Table(out, model_classifier.classes, identity) as rows:
             try:
-                counts = each(answering, found, rows.add, sorter, rows.was, out)
+                counts = _predict_all(model_classifier, search, rows.add, sorter, rows.was, out)
             except KeyboardInterrupt:
                 progress.say("stopped; nothing is lost. The same command goes on from here")
                 raise
             rows.finish()
-    progress.say(_summary(counts, found, answering))
+    progress.say(_summarise(counts, search, model_classifier))
 
 
 @dataclass
 class Counts:
-    """What became of the photos."""
+    """Numbers of photos per outcome."""
 
     sure: int = 0
     unsure: int = 0
-    there: int = 0  # predicted by an earlier call that was cut short
+    # Predicted by an earlier call that was interrupted.
+    resumed: int = 0
     unusable: int = 0
-    reasons: list[str] = field(default_factory=list)  # of the first that could not be used
+    # Of the first unusable photos.
+    reasons: list[str] = field(default_factory=list)
 
-    def count(self, prediction: Prediction) -> None:
-        """One more."""
+    def add(self, prediction: Prediction) -> None:
+        """Count one prediction."""
         if prediction.usable:
             self.sure += prediction.label is not None
             self.unsure += prediction.label is None
             return
         self.unusable += 1
-        if len(self.reasons) < NAMED:
+        if len(self.reasons) < MAX_NAMED_PHOTOS:
             self.reasons.append(f"{prediction.path}: {prediction.status}")
 
-    def told(self, ignored: int) -> str:
-        """In words."""
+    def summarise(self, ignored: int) -> str:
+        """Describe the counts in one sentence."""
         usable, more = self.sure + self.unsure, self.unusable - len(self.reasons)
         unsure = f", {self.unsure} of them not sure" if self.unsure else ""
-        there = f", {self.there} were there already" if self.there else ""
-        aside = f"{self.unusable} set aside, {ignored} hidden files ignored"
-        lines = [f"{usable} photo{'s' * (usable != 1)} predicted{unsure}{there}, {aside}", *self.reasons]
+        resumed = f", {self.resumed} were there already" if self.resumed else ""
+        unusable = f"{self.unusable} set aside, {ignored} hidden files ignored"
+        lines = [f"{usable} photo{'s' * (usable != 1)} predicted{unsure}{resumed}, {unusable}", *self.reasons]
         return "\n  ".join([*lines, f"and {more} more"] if more else lines)
 
 
-def _summary(counts: Counts, found: Search, answering: Classifier) -> str:
-    """What became of the photos, and whether the classifier can say that it is not sure."""
-    told = counts.told(len(found.ignored))
-    return told if answering.threshold is not None else f"{told}\n{NO_THRESHOLD}"
+def _summarise(counts: Counts, search: Search, model_classifier: Classifier) -> str:
+    """Describe the counts, and the lack of a threshold if there is none."""
+    summary = counts.summarise(len(search.ignored))
+    return summary if model_classifier.threshold is not None else f"{summary}\n{NO_THRESHOLD}"
 
 
-def each(
-    answering: Classifier,
+def _predict_all(
+    model_classifier: Classifier,
     photos: Search,
     receive: Receiver,
     sorter: Sorter | None = None,
-    was: Callable[[str, Path], Prediction | None] | None = None,
+    find_existing: Callable[[str, Path], Prediction | None] | None = None,
     out: Path | None = None,
 ) -> Counts:
-    """Hand on the answers, a few at a time, under a bar.
+    """Pass predictions to `receive` in batches, with a progress bar.
 
-    was     the answer that is there of a path and its file, if one is: it is sorted and counted, and not handed on
-    out     the table, which may lie among the photos and is none
-    raises  PhotosError if no photo could be used
+    Args:
+        find_existing: returns the prediction that the table already has for a path and its file.
+            It is sorted and counted, but not passed on.
+        out: the table, which is skipped if it lies among the photos.
+    Raises:
+        PhotosError: no photo could be used.
     """
     counts = Counts()
     with progress.stage("predict", photos.count()) as bar:
 
-        def still_to_do() -> Iterator[LoosePhoto]:
+        def remaining() -> Iterator[LoosePhoto]:
             for photo in photos:
                 if out is not None and table.is_own(photo.file, out):
                     bar.advance(1)
-                elif was is None or (said := was(photo.path, photo.file)) is None:
+                elif find_existing is None or (existing := find_existing(photo.path, photo.file)) is None:
                     yield photo
                 else:
-                    counts.there += 1
+                    counts.resumed += 1
                     if sorter is not None:
-                        sorter.put(said, photo.file)
+                        sorter.put(existing, photo.file)
                     bar.advance(1)
 
-        first, second = tee(still_to_do())
-        answers = classifier.answers(answering, ((photo.path, partial(_open, answering, photo)) for photo in first))
-        pairs = zip(answers, second, strict=True)
+        first, second = tee(remaining())
+        openers = ((photo.path, partial(_preprocess, model_classifier, photo)) for photo in first)
+        predictions = classifier.answers(model_classifier, openers)
+        pairs = zip(predictions, second, strict=True)
         while chunk := list(islice(pairs, BATCH)):
-            for said, photo in chunk:
-                counts.count(said)
+            for prediction, photo in chunk:
+                counts.add(prediction)
                 if sorter is not None:
-                    sorter.put(said, photo.file)
-            receive([said for said, _ in chunk])
+                    sorter.put(prediction, photo.file)
+            receive([prediction for prediction, _ in chunk])
             bar.advance(len(chunk))
-    if not counts.sure + counts.unsure + counts.there:
-        why = f"none of {counts.unusable} paths can be used; the first: " if counts.unusable else "no photos found"
-        raise PhotosError("".join([why, *counts.reasons[:1]]), advice="photos, or folders of photos")
+    if not counts.sure + counts.unsure + counts.resumed:
+        reason = f"none of {counts.unusable} paths can be used; the first: " if counts.unusable else "no photos found"
+        raise PhotosError("".join([reason, *counts.reasons[:1]]), advice="photos, or folders of photos")
     return counts
 
 
-def _open(answering: Classifier, photo: LoosePhoto) -> np.ndarray:
+def _preprocess(model_classifier: Classifier, photo: LoosePhoto) -> np.ndarray:
     if not loose.can_open(photo):
         raise UnreadablePhoto(photo.status)
-    return answering.opened(photo.file)
+    return model_classifier.opened(photo.file)
 
 
-def model_there(model: Model) -> Classifier | Run:
-    """The model, as far as it takes no time: a run's network is not built yet.
+def _open_model(model: Model) -> Classifier | Run:
+    """Load a model file or open a run, whose network is not built yet.
 
-    raises  ModelError or RunError if there is none
+    Raises:
+        ModelError, RunError: there is none.
     """
     if isinstance(model, Classifier | Run):
         return model
-    place = Path(model)
-    return classifier.load(place) if os.path.isfile(place) or place.suffix == ".onnx" else open_run(place)
+    path = Path(model)
+    return classifier.load(path) if os.path.isfile(path) or path.suffix == ".onnx" else open_run(path)
 
 
-def classifier_of(there: Classifier | Run) -> tuple[Classifier, str]:
-    """The classifier, and what tells it from any other.
-
-    raises  RunError if the run has no weights
-    """
-    if isinstance(there, Classifier):
-        return there, str(there.about.get("sha256"))
-    made = of_run(there)
-    weights = hashlib.sha256(there.weights.read_bytes()).hexdigest()
-    return made, f"{weights} {made.threshold} {there.calibration.temperature}"
+def _build_classifier(opened_model: Classifier | Run) -> tuple[Classifier, str]:
+    """Return the classifier, and a text that identifies it; RunError without weights."""
+    if isinstance(opened_model, Classifier):
+        return opened_model, str(opened_model.about.get("sha256"))
+    run_classifier = _build_run_classifier(opened_model)
+    weights = hashlib.sha256(opened_model.weights.read_bytes()).hexdigest()
+    return run_classifier, f"{weights} {run_classifier.threshold} {opened_model.calibration.temperature}"
 
 
-def of_run(run: Run) -> Classifier:
-    """A run's own network as a classifier; it needs torch.
-
-    raises  RunError if the run has no weights
-    """
+def _build_run_classifier(run: Run) -> Classifier:
+    """Build a classifier from a run's own network, which needs torch."""
     import torch
 
     from ikebana.learning import checkpoint, device, networks
 
-    trusted = run.calibration
-    setting = device.prepare()
+    calibration = run.calibration
+    settings = device.prepare()
     network = networks.build(run.recipe, len(run.classes))
     checkpoint.load_weights(run.weights, network)
     with within_memory():
-        shipped = networks.Shipped(network, trusted.temperature).to(setting.device).eval()
+        shipped = networks.Shipped(network, calibration.temperature).to(settings.device).eval()
 
     @within_memory()
     @torch.inference_mode()
-    def look(photos: np.ndarray) -> Look:
-        given = torch.from_numpy(photos).to(setting.device).permute(0, 3, 1, 2)
-        return Look(*(found.cpu().numpy() for found in shipped(given)))
+    def forward(photos: np.ndarray) -> Look:
+        inputs = torch.from_numpy(photos).to(settings.device).permute(0, 3, 1, 2)
+        return Look(*(output.cpu().numpy() for output in shipped(inputs)))
 
-    return Classifier(run.classes, run.recipe.side, run.recipe.fit, trusted.threshold, {}, look)
+    return Classifier(run.classes, run.recipe.side, run.recipe.fit, calibration.threshold, {}, forward)
 
 
 def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:
-    _print([table.as_text(table.values(said, classes)) for said in predictions])
+    _print([table.as_text(table.values(prediction, classes)) for prediction in predictions])
 
 
 def _print(rows: Iterable[Sequence[str]]) -> None:

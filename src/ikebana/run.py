@@ -1,20 +1,22 @@
-"""A run's folder: what `fit` leaves behind and every later verb reads. A person can read it too.
+"""A run's folder: what `fit` writes and every later command reads.
 
-recipe.json                 every choice
-source.json                 where the photos are, their fingerprint, the classes, the choices as the run began with them
-pretrained.json             for each network, where its pretrained weights came from, and their licence; if it builds on any
-dataset.parquet             one row for every path found: used or why not, label, split, sha256
-audit.json                  what is odd about the files
-environment.json            what it ran on, and why it was used like that
-epochs.jsonl                a line an epoch
+recipe.json                 every option
+source.json                 path and fingerprint of the photos, the classes, the initial recipe
+pretrained.json             source and licence of the pretrained weights per network, if any
+dataset.parquet             one row per path found: status, label, split, sha256
+audit.json                  findings about the photos
+environment.json            the machine and versions, and the reasons for the device settings
+epochs.jsonl                one line per epoch
 weights.safetensors         the network
 predictions.parquet         validation and test photos with a probability for each class
-calibration.json            how its confidence is to be read: temperature, and the threshold below which it is "not sure"
+calibration.json            temperature, and the threshold below which the answer is "not sure"
 classification_report.txt   in scikit-learn's layout
-layers.txt                  the network's layers, output shapes and parameter counts
+layers.txt                  layers, output shapes and parameter counts of the network
 figures/, thumbnails/       pictures
-evaluation.json             how good it is; written last, so a run that has it is finished
-checkpoint*.safetensors     where an unfinished training stands
+evaluation.json             the scores; written last, so a run that has it is finished
+checkpoint*.safetensors     state of an unfinished training
+
+Reading a missing or damaged file raises RunError.
 """
 
 import functools
@@ -44,15 +46,17 @@ from ikebana.trust import calibration, evaluation
 from ikebana.trust.calibration import Calibration
 from ikebana.trust.evaluation import Evaluation
 
-DEALT = ("path", "label", "split", "sha256")  # what must be the same for a run to go on
-RUNS = Path("runs")  # where runs lie that no folder was named for
-NAMED = 5  # photos of a kind, at most, in a message
-AGAIN = "a copy of this run that is whole, or the same once more: ikebana fit PHOTOS --recipe RUN/recipe.json"
+# Columns of the dataset that must not change before a resume.
+RESUME_COLUMNS = ("path", "label", "split", "sha256")
+RUNS = Path("runs")
+# Photos listed in a message per kind of change.
+MAX_NAMED_PHOTOS = 5
+DAMAGED_ADVICE = "a copy of this run that is whole, or the same once more: ikebana fit PHOTOS --recipe RUN/recipe.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was learned, a folder."""
+    """A run's folder and what is in it."""
 
     folder: Path
 
@@ -62,7 +66,7 @@ class Run:
 
     @property
     def checkpoint_of_all(self) -> Path:
-        """Of the training on all photos that follows the score, if the recipe has it."""
+        """The checkpoint of the refit on all photos, if the recipe has one."""
         return self.folder / "checkpoint-all.safetensors"
 
     @property
@@ -71,7 +75,7 @@ class Run:
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """Every choice that was made."""
+        """Every option of the run."""
         try:
             return recipes.from_json(self.read_json("recipe.json"))
         except RecipeError as error:
@@ -79,14 +83,11 @@ class Run:
 
     @functools.cached_property
     def source(self) -> dict[str, Any]:
-        """Where the photos are: `photos`, `fingerprint`, `classes`.
-
-        raises  RunError if the file is damaged
-        """
-        found = self.read_json("source.json")
-        if wrong := _wrong_source(found):
-            raise RunError(f"source.json is damaged: {wrong}", where=self.folder, advice=AGAIN)
-        return found
+        """Where the photos are: `photos`, `fingerprint`, `classes`."""
+        values = self.read_json("source.json")
+        if problem := _find_source_problem(values):
+            raise RunError(f"source.json is damaged: {problem}", where=self.folder, advice=DAMAGED_ADVICE)
+        return values
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -98,33 +99,27 @@ class Run:
 
     @functools.cached_property
     def evaluation(self) -> Evaluation:
-        """How good it is on the sealed test photos.
-
-        raises  RunError if the run has not finished, or a file of it is damaged or gone
-        """
+        """The scores on the test photos; RunError if the run has not finished."""
         if not self.finished:
             raise RunError("this run has not finished", where=self.folder, advice=f"ikebana fit --resume {self.folder}")
         report = self.read_text("classification_report.txt")
         try:
             return evaluation.from_json(self.read_json("evaluation.json"), report)
         except ValueError as error:
-            raise RunError(f"evaluation.json is damaged: {error}", where=self.folder, advice=AGAIN) from None
+            raise RunError(f"evaluation.json is damaged: {error}", where=self.folder, advice=DAMAGED_ADVICE) from None
 
     @property
     def calibration(self) -> Calibration:
-        """How to read the network's confidence.
-
-        raises  RunError if the file is damaged or gone
-        """
+        """Temperature and threshold of the network's confidence."""
         try:
             return calibration.from_json(self.read_json("calibration.json"))
         except ValueError as error:
-            raise RunError(f"calibration.json is damaged: {error}", where=self.folder, advice=AGAIN) from None
+            raise RunError(f"calibration.json is damaged: {error}", where=self.folder, advice=DAMAGED_ADVICE) from None
 
     @property
     def dataset(self) -> pl.DataFrame:
-        """One row for every path found."""
-        return self.read_table("dataset.parquet", (*DEALT, "status"))
+        """One row per path found."""
+        return self.read_table("dataset.parquet", (*RESUME_COLUMNS, "status"))
 
     @property
     def predictions(self) -> pl.DataFrame:
@@ -134,15 +129,12 @@ class Run:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """What each epoch gave.
-
-        raises  RunError if there are none yet, or the file is damaged
-        """
+        """Loss, accuracy and seconds per epoch; RunError if there are none yet."""
         try:
             lines = (self.folder / "epochs.jsonl").read_text("utf-8").splitlines()
             return [json.loads(line) for line in lines]
         except (OSError, ValueError) as error:
-            raise RunError(f"epochs.jsonl cannot be read: {error}", where=self.folder, advice=AGAIN) from None
+            raise RunError(f"epochs.jsonl cannot be read: {error}", where=self.folder, advice=DAMAGED_ADVICE) from None
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -152,55 +144,57 @@ class Run:
                 f"this is not a run: it has no {name}", where=self.folder, advice="a folder that fit made"
             ) from None
         except (ValueError, OSError) as error:
-            raise RunError(f"{name} cannot be read: {error}", where=self.folder, advice=AGAIN) from None
+            raise RunError(f"{name} cannot be read: {error}", where=self.folder, advice=DAMAGED_ADVICE) from None
 
     def read_text(self, name: str) -> str:
         try:
             return (self.folder / name).read_text("utf-8")
         except (ValueError, OSError) as error:
-            told = getattr(error, "strerror", None) or error
-            raise RunError(f"{name} cannot be read: {told}", where=self.folder, advice=AGAIN) from None
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(f"{name} cannot be read: {reason}", where=self.folder, advice=DAMAGED_ADVICE) from None
 
     def read_table(self, name: str, columns: Sequence[str]) -> pl.DataFrame:
-        """A table of the run, which must have these columns."""
+        """Read a table of the run that must have these columns."""
         try:
-            found = pl.read_parquet(self.folder / name)
+            table = pl.read_parquet(self.folder / name)
         except (OSError, pl.exceptions.PolarsError) as error:
-            told = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunError(f"{name} cannot be read: {told}", where=self.folder, advice=AGAIN) from None
-        if missing := [each for each in columns if each not in found.columns]:
-            raise RunError(f"{name} is damaged: it has no {', '.join(missing)}", where=self.folder, advice=AGAIN)
-        return found
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunError(f"{name} cannot be read: {reason}", where=self.folder, advice=DAMAGED_ADVICE) from None
+        if missing := [column for column in columns if column not in table.columns]:
+            what = f"{name} is damaged: it has no {', '.join(missing)}"
+            raise RunError(what, where=self.folder, advice=DAMAGED_ADVICE)
+        return table
 
     def write_json(self, name: str, value: Any) -> None:
-        write_json(self.folder / name, value, make=False)
+        write_json(self.folder / name, value, create_parent=False)
 
     def write_text(self, name: str, text: str) -> None:
-        with written(self.folder / name, make=False) as beside:
-            beside.write_text(text, "utf-8")
+        with written(self.folder / name, make=False) as partial_file:
+            partial_file.write_text(text, "utf-8")
 
     def write_table(self, name: str, table: pl.DataFrame) -> None:
-        with written(self.folder / name, make=False) as beside:
-            table.write_parquet(beside)
+        with written(self.folder / name, make=False) as partial_file:
+            table.write_parquet(partial_file)
 
     def write_epochs(self, epochs: Iterable[Any]) -> None:
-        self.write_text("epochs.jsonl", "".join(json.dumps(asdict(each)) + "\n" for each in epochs))
+        self.write_text("epochs.jsonl", "".join(json.dumps(asdict(epoch)) + "\n" for epoch in epochs))
 
     def has_ended(self) -> bool:
-        """Whether nothing is left to do; says so then."""
+        """Return whether the run is finished, and print a message if it is."""
         if self.finished:
             progress.say(f"{self.folder} has finished already: nothing is left to do")
         return self.finished
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Work that Ctrl-C, SIGTERM or a full disk interrupts: says how to go on.
+        """Lock the run; if Ctrl-C, SIGTERM or a full disk interrupts, print how to resume.
 
-        raises  RunError if another process is at it
+        Raises:
+            RunError: another process holds the lock.
         """
         try:
-            with alone(self.folder) as free:
-                if not free:
+            with alone(self.folder) as acquired:
+                if not acquired:
                     raise RunError(
                         "another process is at this run", where=self.folder, advice="wait for it, or stop it"
                     )
@@ -214,35 +208,34 @@ class Run:
             raise
 
     def write_predictions(self, dataset: Dataset, rows: np.ndarray, probabilities: np.ndarray) -> None:
-        """One row a photo: path, label, split, and `p:<class>` for each class."""
-        columns = {f"p:{name}": probabilities[:, number] for number, name in enumerate(dataset.classes)}
+        """Write one row per photo: path, label, split, and `p:<class>` for each class."""
+        columns = {f"p:{name}": probabilities[:, index] for index, name in enumerate(dataset.classes)}
         self.write_table(
             "predictions.parquet", dataset.photos[rows].select("path", "label", "split").with_columns(**columns)
         )
 
-    def finish(self, scored: Evaluation, seconds: Mapping[str, float]) -> None:
-        """Write the score, last of all, and drop the checkpoints: the run is complete."""
-        scored = replace(scored, seconds=dict(seconds))
-        self.write_text("classification_report.txt", scored.report)
-        self.write_json("evaluation.json", scored.to_json())
+    def finish(self, scores: Evaluation, seconds: Mapping[str, float]) -> None:
+        """Write the scores last, which finishes the run, and remove the checkpoints."""
+        scores = replace(scores, seconds=dict(seconds))
+        self.write_text("classification_report.txt", scores.report)
+        self.write_json("evaluation.json", scores.to_json())
         for checkpoint in self.folder.glob("checkpoint*.safetensors"):
             try:
                 checkpoint.unlink(missing_ok=True)
-            except OSError as error:  # all that counts is written
+            # The run is complete without this.
+            except OSError as error:
                 progress.say(f"{checkpoint} is of no use any more and could not be removed: {error.strerror}")
-        progress.event("evaluation", **scored.to_json())
-        progress.say(f"\n{scored!r}\nfigures: {self.folder / 'figures'}")
+        progress.event("evaluation", **scores.to_json())
+        progress.say(f"\n{scores!r}\nfigures: {self.folder / 'figures'}")
 
     def check_same_recipe(self) -> None:
-        """Refuse to go on with other choices than the run began with.
-
-        raises  RunError
-        """
+        """Raise RunError if recipe.json has changed since the run began."""
         try:
-            began = recipes.from_json(self.source["recipe"])
+            initial = recipes.from_json(self.source["recipe"])
         except RecipeError as error:
-            raise RunError(f"source.json is damaged: {error.what}", where=self.folder, advice=AGAIN) from None
-        if changes := differences(began, self.recipe):
+            what = f"source.json is damaged: {error.what}"
+            raise RunError(what, where=self.folder, advice=DAMAGED_ADVICE) from None
+        if changes := differences(initial, self.recipe):
             raise RunError(
                 f"the recipe has changed since this run began: {'; '.join(changes)}",
                 where=self.folder / "recipe.json",
@@ -250,23 +243,20 @@ class Run:
             )
 
     def note_pretrained(self, weights: dict[str, Any]) -> None:
-        """Write down where the networks' first weights come from, once: whoever goes on does so with the same.
-
-        raises  RunError if they are others by now
-        """
+        """Record the source of the pretrained weights once; RunError if they have changed since."""
         if weights and not (self.folder / "pretrained.json").exists():
             self.write_json("pretrained.json", weights)
-        began = self.read_json("pretrained.json") if weights else {}
-        other = [name for name, each in weights.items() if began.get(name, {}).get("sha256") != each["sha256"]]
-        if other:
+        initial = self.read_json("pretrained.json") if weights else {}
+        changed = [name for name, source in weights.items() if initial.get(name, {}).get("sha256") != source["sha256"]]
+        if changed:
             raise RunError(
-                f"the pretrained weights of {', '.join(other)} are not those that this run began with",
+                f"the pretrained weights of {', '.join(changed)} are not those that this run began with",
                 where=self.folder / "pretrained.json",
                 advice="put them back, or begin a new run",
             )
 
     def photos_found(self) -> Dataset:
-        """The photos that it began with, none of them opened; PhotosError if they are not where they were."""
+        """List the run's photos without opening any; PhotosError if they are missing."""
         try:
             return intake.read(self.source["photos"], self.recipe.class_order)
         except PhotosError as error:
@@ -277,14 +267,11 @@ class Run:
             ) from None
 
     def check_same_photos(self, dataset: Dataset) -> None:
-        """Refuse to go on with other photos than the run began with.
-
-        raises  RunError that names some of those that are not as they were
-        """
-        began = self.dataset.filter(pl.col("status") == USED).select(DEALT)
-        if not began.equals(dataset.used.select(DEALT)):
+        """Raise RunError, naming some photos, if the photos have changed since the run began."""
+        initial = self.dataset.filter(pl.col("status") == USED).select(RESUME_COLUMNS)
+        if not initial.equals(dataset.used.select(RESUME_COLUMNS)):
             raise RunError(
-                f"the photos have changed since this run began{_changes(began, dataset.photos)}",
+                f"the photos have changed since this run began{_describe_changes(initial, dataset.photos)}",
                 where=self.source["photos"],
                 advice="a new run, or put the photos back as they were",
             )
@@ -297,94 +284,95 @@ class Run:
     def _repr_html_(self) -> str:
         import html
 
-        about = html.escape(repr(self))
-        return f"<p><b>{about}</b></p>" + (self.evaluation._repr_html_() if self.finished else "")
+        text = html.escape(repr(self))
+        return f"<p><b>{text}</b></p>" + (self.evaluation._repr_html_() if self.finished else "")
 
 
-def write_json(file: Path, value: Any, make: bool = True) -> None:
-    """Plain values or a record, readable by a person; never NaN, which no JSON reader takes."""
+def write_json(file: Path, value: Any, create_parent: bool = True) -> None:
+    """Write plain values or a record as indented JSON, which has no NaN."""
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    with written(file, make) as beside:
-        beside.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    with written(file, create_parent) as partial_file:
+        partial_file.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 def begin(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environment: dict[str, Any]) -> Run:
-    """A new run's folder; it appears with all inside that going on depends on.
+    """Create a new run's folder, complete with everything that a resume needs.
 
-    environment  what it begins on
-    raises       RunError if the folder is taken, MachineError if it cannot be made
+    Raises:
+        RunError: the folder is taken.
+        MachineError: it cannot be made.
     """
     source = {
         "photos": str(Path(dataset.source).expanduser().resolve()),
         "fingerprint": fingerprint(dataset.used["sha256"]),
         "classes": list(dataset.classes),
-        "recipe": recipes.to_json(recipe),  # as it was: if somebody changes recipe.json, --resume says what
+        # A resume compares it with recipe.json, which a user may have edited.
+        "recipe": recipes.to_json(recipe),
     }
-    place = Path(folder).expanduser() if folder is not None else _default_folder(recipe, source)
-    check_free(place)
-    with filled(place, shared=False) as beside:
-        write_json(beside / "recipe.json", source["recipe"])
-        write_json(beside / "source.json", source)
-        write_json(beside / "environment.json", environment)
-        Run(beside).write_table("dataset.parquet", dataset.photos)
-    return Run(place)
+    path = Path(folder).expanduser() if folder is not None else _choose_folder(recipe, source)
+    check_free(path)
+    with filled(path, shared=False) as partial_folder:
+        write_json(partial_folder / "recipe.json", source["recipe"])
+        write_json(partial_folder / "source.json", source)
+        write_json(partial_folder / "environment.json", environment)
+        Run(partial_folder).write_table("dataset.parquet", dataset.photos)
+    return Run(path)
 
 
-def _wrong_source(values: Any) -> str:
-    """What of a run's source.json is missing or of another kind; nothing if it is as `begin` wrote it."""
+def _find_source_problem(values: Any) -> str:
+    """Describe what a source.json lacks; empty if nothing."""
     if not isinstance(values, dict):
         return "it is no record"
-    kinds = {"photos": str, "fingerprint": str, "recipe": dict}
-    wrong = [name for name, kind in kinds.items() if not isinstance(values.get(name), kind)]
+    types = {"photos": str, "fingerprint": str, "recipe": dict}
+    wrong = [name for name, expected in types.items() if not isinstance(values.get(name), expected)]
     classes = values.get("classes")
-    if not isinstance(classes, list) or not classes or not all(isinstance(each, str) for each in classes):
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         wrong.append("classes")
     return f"{' and '.join(wrong)} cannot be told from it" if wrong else ""
 
 
-def _changes(began: pl.DataFrame, photos: pl.DataFrame) -> str:
-    """Some of the photos that are not as they were when the run began, by name: what happened to them, most grave first."""
-    both = began.join(photos.select(*DEALT, "status"), on="path", how="full", suffix="_now", coalesce=True)
+def _describe_changes(initial: pl.DataFrame, photos: pl.DataFrame) -> str:
+    """Name some changed photos per kind of change, most serious first."""
+    both = initial.join(photos.select(*RESUME_COLUMNS, "status"), on="path", how="full", suffix="_now", coalesce=True)
     gone, used = pl.col("status").is_null(), pl.col("status") == USED
-    new, other = pl.col("sha256").is_null(), pl.col("sha256") != pl.col("sha256_now")
+    new, modified = pl.col("sha256").is_null(), pl.col("sha256") != pl.col("sha256_now")
     kinds = {
         "removed": gone,
         "no longer usable": ~new & ~gone & ~used,
-        "changed": used & other,
+        "changed": used & modified,
         "new": new & used,
-        "under another label": used & ~other & (pl.col("label") != pl.col("label_now")),
-        "in another part": used & ~other & (pl.col("split") != pl.col("split_now")),
+        "under another label": used & ~modified & (pl.col("label") != pl.col("label_now")),
+        "in another part": used & ~modified & (pl.col("split") != pl.col("split_now")),
     }
     lines = []
-    for kind, holds in kinds.items():
-        paths = both.filter(holds)["path"].sort().to_list()
+    for kind, condition in kinds.items():
+        paths = both.filter(condition)["path"].sort().to_list()
         if paths:
-            more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
-            lines.append(f"\n  {kind}: {', '.join(paths[:NAMED])}{more}")
+            more = f" and {len(paths) - MAX_NAMED_PHOTOS:,} more" if len(paths) > MAX_NAMED_PHOTOS else ""
+            lines.append(f"\n  {kind}: {', '.join(paths[:MAX_NAMED_PHOTOS])}{more}")
     return "".join(lines)
 
 
 def check_free(folder: str | Path | None, flag: str = "--run") -> None:
-    """Refuse a folder with something in it before any work is done.
+    """Refuse a non-empty folder before any work is done.
 
-    flag    by which another one is named
-
-    raises  RunError if it is a file or not empty; MachineError if it cannot be made
+    Args:
+        flag: the command-line flag that names the folder.
+    Raises:
+        RunError: it is a file or not empty.
+        MachineError: it cannot be made.
     """
-    place = to_write(RUNS if folder is None else folder, appears=folder is not None)
-    if folder is None or not place.exists():
+    path = to_write(RUNS if folder is None else folder, appears=folder is not None)
+    if folder is None or not path.exists():
         return
-    if not place.is_dir() or any(place.iterdir()):
-        resumable = (place / "recipe.json").exists() and not Run(place).finished
-        advice = f"ikebana fit --resume {place}" if resumable else f"another {flag} DIR"
-        raise RunError("this folder is taken", where=place, advice=advice)
+    if not path.is_dir() or any(path.iterdir()):
+        can_resume = (path / "recipe.json").exists() and not Run(path).finished
+        advice = f"ikebana fit --resume {path}" if can_resume else f"another {flag} DIR"
+        raise RunError("this folder is taken", where=path, advice=advice)
 
 
 def open_run(folder: str | Path) -> Run:
-    """The run in that folder.
-
-    raises  RunError if it is none
-    """
+    """Open the run in a folder; RunError if there is none."""
     run = Run(Path(os.path.expanduser(folder)))
     if not os.path.isdir(run.folder):
         raise RunError(
@@ -394,7 +382,7 @@ def open_run(folder: str | Path) -> Run:
     return run
 
 
-def _default_folder(recipe: Recipe, source: dict[str, Any]) -> Path:
-    """`runs/<recipe>-<short hash>`, the hash of choices, photos and time: the same command can be given twice."""
-    made_of = json.dumps([recipes.to_json(recipe), source, time.time_ns()])
-    return RUNS / f"{recipe.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:6]}"
+def _choose_folder(recipe: Recipe, source: dict[str, Any]) -> Path:
+    """Return `runs/<recipe>-<hash>`; the time is hashed too, so a command can be repeated."""
+    hashed = json.dumps([recipes.to_json(recipe), source, time.time_ns()])
+    return RUNS / f"{recipe.name}-{hashlib.sha256(hashed.encode()).hexdigest()[:6]}"
