@@ -1,4 +1,4 @@
-"""`ikebana doctor`: what this machine has, how ikebana will use it, and why."""
+"""`ikebana doctor`: this machine's hardware and versions, and how ikebana uses them."""
 
 import importlib.metadata
 import platform
@@ -18,28 +18,28 @@ LIBRARIES = (
 
 
 def doctor() -> dict[str, Any]:
-    """Look, say it, and return it."""
-    setting = prepared(RECIPES[DEFAULT], classes=5)
+    """Print and return facts about this machine and the chosen device settings."""
+    settings = prepared(RECIPES[DEFAULT], classes=5)
     cache = cache_folder()
     facts = {
         "ikebana": importlib.metadata.version("ikebana"),
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": device.processor(),
-        "GPU": "yes" if setting.device != "cpu" else "none that torch can use: ikebana trains on the processor",
-        "device": f"{setting.device}: {setting.reasons['device']}",
-        "threads": f"{setting.threads}: {setting.reasons['threads']}",
-        "allocator": f"{setting.allocator}: {setting.reasons['allocator']}",
-        "number format": f"{setting.number_format} for {DEFAULT}: {setting.reasons['number_format']}",
+        "GPU": "yes" if settings.device != "cpu" else "none that torch can use: ikebana trains on the processor",
+        "device": f"{settings.device}: {settings.reasons['device']}",
+        "threads": f"{settings.threads}: {settings.reasons['threads']}",
+        "allocator": f"{settings.allocator}: {settings.reasons['allocator']}",
+        "number format": f"{settings.number_format} for {DEFAULT}: {settings.reasons['number_format']}",
         "cache": f"{cache} ({size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
-        **{name: _version(name) for name in LIBRARIES},
+        **{name: _find_version(name) for name in LIBRARIES},
     }
     progress.result("\n".join(f"{name:<14} {value}" for name, value in facts.items()))
     progress.event("done", **facts)
     return facts
 
 
-def _version(name: str) -> str:
+def _find_version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

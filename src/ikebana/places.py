@@ -1,4 +1,7 @@
-"""Where ikebana keeps what it makes for itself, and how it writes: beside, then renamed, so that nothing is ever half there."""
+"""The cache folder, atomic writes and locks.
+
+Files and folders are written beside their target and renamed when complete.
+"""
 
 import errno
 import glob
@@ -16,151 +19,157 @@ from filelock import FileLock
 
 from ikebana.errors import MachineError
 
-FORGOTTEN = 3600  # seconds
-NOTHING = 2**16  # bytes: a disk with less is full
-ELSEWHERE = {  # what to try, by the number of the error
+# Age at which a partial file counts as left behind by a killed process.
+STALE_SECONDS = 3600
+# A disk with less free space is full.
+FULL_DISK_BYTES = 2**16
+ADVICE_BY_ERRNO = {
     errno.ENAMETOOLONG: "a shorter name",
     errno.ENOTDIR: "another place",
     errno.EINVAL: "another name",
 }
-PARTIAL, LOCK = ".partial", ".lock"  # what is not whole yet; what says that somebody is at it
+PARTIAL_SUFFIX, LOCK_SUFFIX = ".partial", ".lock"
 
 
 def cache_folder() -> Path:
-    """Where kept pixels, unpacked archives and measurements lie; IKEBANA_CACHE moves it. It may be deleted at any time."""
-    given = os.environ.get("IKEBANA_CACHE")
-    if given:
-        return Path(given).expanduser()
+    """Return the cache folder, which IKEBANA_CACHE moves; users may delete it at any time."""
+    override = os.environ.get("IKEBANA_CACHE")
+    if override:
+        return Path(override).expanduser()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("ikebana"))
 
 
-def to_write(place: str | Path, appears: bool = False) -> Path:
-    """The place with ~ resolved, before any work is done for what will be written there, a file or a folder.
+def to_write(path: str | Path, appears: bool = False) -> Path:
+    """Expand ~ in an output path and check that it can be written, before any work.
 
-    appears  whether it is a folder that will be there all at once, or not
-    raises   MachineError if it is plain already that nothing can be: the name is too long, a file is in the way, nobody may
-             write there, or another folder should appear in place of the one we are in
+    Args:
+        appears: whether it is a folder that is renamed into place when complete.
+    Raises:
+        MachineError: the name is too long, a file is in the way, permission is missing, or the
+            new folder would replace the working directory or one around it.
     """
-    named = Path(os.path.expanduser(place))
-    if "\0" in str(named):
-        raise cannot_write(OSError(errno.EINVAL, "a NUL in the name"), Path(str(named).replace("\0", "\\0")))
-    if appears and named.resolve() in (Path.cwd(), *Path.cwd().parents):
+    expanded = Path(os.path.expanduser(path))
+    if "\0" in str(expanded):
+        raise cannot_write(OSError(errno.EINVAL, "a NUL in the name"), Path(str(expanded).replace("\0", "\\0")))
+    if appears and expanded.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise MachineError(
-            "the folder that you are in cannot be made anew", where=place, advice="a folder in it: another name"
+            "the folder that you are in cannot be made anew", where=path, advice="a folder in it: another name"
         )
     try:
-        if named.name:
-            half = _beside(named)
-            (lock_of(half) if appears else half).exists()  # the longest of the names that there will be
-        folder = nearest(named if named.is_dir() else named.parent)
+        if expanded.name:
+            partial = _partial_path(expanded)
+            # Raises for the longest name that will be used.
+            (lock_of(partial) if appears else partial).exists()
+        folder = nearest(expanded if expanded.is_dir() else expanded.parent)
     except OSError as error:
-        raise cannot_write(error, named) from None
+        raise cannot_write(error, expanded) from None
     if not folder.is_dir():
         raise cannot_write(OSError(errno.ENOTDIR, "a file is in the way"), folder)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise cannot_write(OSError(errno.EACCES, os.strerror(errno.EACCES)), folder)
-    return named
+    return expanded
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the one around it, and so on, that is there.
-
-    raises  MachineError if even the disk is not
-    """
-    found = next((each for each in (folder, *folder.absolute().parents) if each.exists()), None)
-    if found is None:
+    """Return the folder, or its nearest parent that exists; MachineError if none does."""
+    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
+    if existing is None:
         raise MachineError("there is no such disk", where=folder, advice="another place, or a disk that is plugged in")
-    return found
+    return existing
 
 
-def _beside(file: Path) -> Path:
-    """What is written to until all of it is there. Not by the process' number: that of each container's first one is the same."""
-    return file.with_name(f".{file.name}.{secrets.token_hex(4)}{PARTIAL}")
+def _partial_path(file: Path) -> Path:
+    """Return a random name beside the file; process ids collide between containers."""
+    return file.with_name(f".{file.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
 
 
 @contextmanager
 def written(file: Path, make: bool = True) -> Iterator[Path]:
-    """A name to write to; it becomes `file` when the block ends well, and is removed when it does not.
+    """Yield a path to write to; it is renamed to `file` on success and removed on error.
 
-    make    whether the folder is made if it is not there; a run's is not, since one that has vanished should be missed
-    raises  MachineError if the disk is full or the place cannot be written to
+    Args:
+        make: create the parent folder. False for a run's folder, whose disappearance is an error.
+    Raises:
+        MachineError: the disk is full, or the path cannot be written.
     """
-    beside = _beside(file)
+    partial = _partial_path(file)
     try:
         if make:
             file.parent.mkdir(parents=True, exist_ok=True)
-        _forget(file)
-        yield beside
-        os.replace(beside, file)
+        _remove_stale_partials(file)
+        yield partial
+        os.replace(partial, file)
     except Exception as error:
-        found = _of_the_disk(error)
-        if found is None:
+        disk_error = _find_os_error(error)
+        if disk_error is None:
             raise
-        raise cannot_write(found, file) from error
+        raise cannot_write(disk_error, file) from error
     finally:
-        with suppress(OSError):  # not there: it became the file, or its folder could not even be made
-            beside.unlink()
+        # It is missing after the rename, or if its folder could not be made.
+        with suppress(OSError):
+            partial.unlink()
 
 
-def _forget(file: Path) -> None:
-    """Remove what killed processes had written of this file."""
-    for half in file.parent.glob(f".{glob.escape(file.name)}.*{PARTIAL}"):
-        _forgotten(half)
+def _remove_stale_partials(file: Path) -> None:
+    """Remove the partial files that killed processes left beside this file."""
+    for partial in file.parent.glob(f".{glob.escape(file.name)}.*{PARTIAL_SUFFIX}"):
+        _remove_if_stale(partial)
 
 
-def _forgotten(half: Path) -> None:
-    """Remove a half-written file that has not grown for an hour."""
+def _remove_if_stale(partial: Path) -> None:
+    """Remove a partial file that has not changed for an hour."""
     with suppress(OSError):
-        if half.is_file() and time.time() - half.stat().st_mtime > FORGOTTEN:
-            half.unlink()
+        if partial.is_file() and time.time() - partial.stat().st_mtime > STALE_SECONDS:
+            partial.unlink()
 
 
 @contextmanager
 def filled(folder: Path, shared: bool = True, make: bool = True) -> Iterator[Path]:
-    """An empty folder to fill; it becomes `folder` when the block ends well.
+    """Yield an empty folder to fill; it is renamed to `folder` on success.
 
-    If another process was faster, its folder stays: both were made from the same inputs, by their name. What a killed process
-    left half-filled beside it is removed: the kernel lets go of a dead process' lock.
+    If another process was faster, its folder stays: both have the same content, given by the name.
+    Folders that a killed process left are removed: the kernel releases a dead process's lock.
 
-    shared  False for a folder that must be ours alone
-    make    whether the folder around it is made if it is not there; a run's is not, since one that has vanished should be missed
-    raises  MachineError if the disk is full, the place cannot be written to, or another process has made what is not shared
+    Args:
+        shared: accept the folder of a faster process. False if it must be this process's own.
+        make: create the parent folder. False for a run's folder, whose disappearance is an error.
+    Raises:
+        MachineError: the disk is full, the path cannot be written, or another process made the
+            folder and `shared` is False.
     """
-    beside: Path | None = None
+    partial: Path | None = None
     try:
         if make:
             folder.parent.mkdir(parents=True, exist_ok=True)
         sweep(folder.parent)
-        beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")
-        with FileLock(lock_of(beside)):
-            beside.mkdir()
-            yield beside
+        partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+        with FileLock(lock_of(partial)):
+            partial.mkdir()
+            yield partial
             try:
+                # An empty folder may be replaced.
                 with suppress(OSError):
-                    folder.rmdir()  # an empty one is in nobody's way
-                beside.rename(folder)
+                    folder.rmdir()
+                partial.rename(folder)
             except OSError:
                 if not (shared and folder.is_dir()):
                     raise
     except Exception as error:
-        found = _of_the_disk(error)
-        if found is None:
+        disk_error = _find_os_error(error)
+        if disk_error is None:
             raise
-        raise cannot_write(found, folder) from error
+        raise cannot_write(disk_error, folder) from error
     finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
             with suppress(OSError):
-                lock_of(beside).unlink()
+                lock_of(partial).unlink()
 
 
 def made(folder: Path) -> Path:
-    """The folder, made if it is not there; the one around it must be.
-
-    raises  MachineError if it cannot be made
-    """
+    """Create the folder if missing, in an existing parent; MachineError if that fails."""
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -169,7 +178,7 @@ def made(folder: Path) -> Path:
 
 
 def set_aside(entry: Path) -> None:
-    """Remove what is damaged from where it would be trusted, be it a folder, a file or a link; no error if that fails."""
+    """Remove a damaged folder, file or link so that it is not used; errors are ignored."""
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry, ignore_errors=True)
     else:
@@ -178,27 +187,24 @@ def set_aside(entry: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-filled or half-written in this folder; what a living one is at is left alone."""
-    for lock in folder.glob(f".*{PARTIAL}{LOCK}"):
-        half = lock.with_name(lock.name.removesuffix(LOCK))
-        with (
-            suppress(OSError),
-            FileLock(lock, timeout=0),
-        ):  # a living process' lock is a TimeoutError, which is an OSError
-            shutil.rmtree(half, ignore_errors=True)
+    """Remove partial files and folders of killed processes; those of running processes stay."""
+    for lock in folder.glob(f".*{PARTIAL_SUFFIX}{LOCK_SUFFIX}"):
+        partial = lock.with_name(lock.name.removesuffix(LOCK_SUFFIX))
+        # The lock of a running process raises TimeoutError, which is an OSError.
+        with suppress(OSError), FileLock(lock, timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)
             lock.unlink(missing_ok=True)
-    for half in folder.glob(f".*{PARTIAL}"):
-        _forgotten(half)
+    for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
+        _remove_if_stale(partial)
 
 
-def lock_of(half: Path) -> Path:
-    """The file whose lock is held as long as a folder is being filled."""
-    return half.with_name(half.name + LOCK)
+def lock_of(partial: Path) -> Path:
+    """Return the lock file that is held while a folder is being filled."""
+    return partial.with_name(partial.name + LOCK_SUFFIX)
 
 
-def _of_the_disk(error: Exception) -> OSError | None:
-    """The error as Python's own, if it is one of the disk's: polars and safetensors, written in Rust, have its number in
-    their words alone."""
+def _find_os_error(error: Exception) -> OSError | None:
+    """Return the OSError behind an error; polars and safetensors put its number in the text."""
     if isinstance(error, OSError):
         return error
     number = re.search(r"\(os error (\d+)\)", str(error))
@@ -207,14 +213,16 @@ def _of_the_disk(error: Exception) -> OSError | None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[bool]:
-    """Whether this process has a folder for itself while the block lasts; the kernel lets go of what a killed process held.
+    """Try to lock a folder for this process; yields whether it succeeded.
 
-    The lock lies in the cache, so that nothing but what belongs to it is ever in the folder.
+    The kernel releases the lock of a killed process. The lock file is in the cache, so the folder
+    contains nothing but its own files.
 
-    raises  MachineError if the cache cannot be written to
+    Raises:
+        MachineError: the cache cannot be written.
     """
-    named = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    lock = FileLock(cache_folder() / "locks" / f"{named}{LOCK}", timeout=0)
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    lock = FileLock(cache_folder() / "locks" / f"{name}{LOCK_SUFFIX}", timeout=0)
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -226,31 +234,31 @@ def alone(folder: Path) -> Iterator[bool]:
     try:
         yield True
     finally:
-        with suppress(OSError):  # the cache may have gone
+        # A user may have removed the cache.
+        with suppress(OSError):
             Path(lock.lock_file).unlink()
         lock.release()
 
 
 def tidy(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder in which nobody else writes."""
-    for half in (*folder.rglob(f".*{PARTIAL}"), *folder.glob(".tmp??????")):  # ours; safetensors'
+    """Remove partial files, ikebana's and safetensors', from a folder that is locked."""
+    for partial in (*folder.rglob(f".*{PARTIAL_SUFFIX}"), *folder.glob(".tmp??????")):
         with suppress(OSError):
-            half.unlink()
+            partial.unlink()
 
 
-def cannot_write(error: OSError, place: Path) -> MachineError:
-    """What to tell a user whose disk is full, read-only or gone."""
-    numberless = error.errno is None and free_space(place) < NOTHING  # as Pillow's and polars' errors are
-    if numberless or error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(
-            "the disk is full", where=place, advice="free some space; IKEBANA_CACHE=DIR moves the cache"
-        )
+def cannot_write(error: OSError, path: Path) -> MachineError:
+    """Build the error for a disk that is full, read-only or missing."""
+    # Errors of Pillow and polars have no errno.
+    full_without_errno = error.errno is None and free_space(path) < FULL_DISK_BYTES
+    if full_without_errno or error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError("the disk is full", where=path, advice="free some space; IKEBANA_CACHE=DIR moves the cache")
     if error.errno == errno.ENOENT:
-        return MachineError("the folder to write to has gone", where=place.parent, advice="put it back, or begin anew")
-    advice = ELSEWHERE.get(error.errno or 0, "a folder that you may write to")
-    return MachineError(f"this cannot be written: {error.strerror or error}", where=place, advice=advice)
+        return MachineError("the folder to write to has gone", where=path.parent, advice="put it back, or begin anew")
+    advice = ADVICE_BY_ERRNO.get(error.errno or 0, "a folder that you may write to")
+    return MachineError(f"this cannot be written: {error.strerror or error}", where=path, advice=advice)
 
 
 def free_space(folder: Path) -> int:
-    """Bytes free on the disk of a folder, which need not be there yet."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(nearest(folder)).free

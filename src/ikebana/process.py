@@ -1,4 +1,4 @@
-"""What a process has from the shell that began it, and owes to it: its streams, signals and working directory."""
+"""What a process shares with the shell that started it: streams, signals, working directory."""
 
 import atexit
 import gc
@@ -13,25 +13,26 @@ from typing import Any, TextIO
 from ikebana import progress
 from ikebana.errors import MachineError
 
-came: list[int] = []  # signals that ask for an end
+# SIGINT and SIGTERM received so far.
+came: list[int] = []
 
 
 def set_up() -> None:
-    """Once, before any work: streams that can be written to, and signals that end the work in good order."""
-    _collect_less()
-    _open_what_is_closed()
-    _speak_utf8()
+    """Prepare streams and signal handlers, once, before any work."""
+    _reduce_garbage_collection()
+    _replace_closed_streams()
+    _use_utf8()
     came.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _stop)
-    atexit.register(_nothing_to_stop)
+            signal.signal(number, _interrupt)
+    atexit.register(_ignore_signals)
 
 
 def check_here() -> None:
-    """Refuse to work in a folder that has gone: libraries look for their files from there, and end in words of their own.
+    """Raise MachineError if the working directory no longer exists.
 
-    raises  MachineError
+    Libraries look for files relative to it and would fail with errors of their own.
     """
     try:
         os.getcwd()
@@ -40,49 +41,56 @@ def check_here() -> None:
 
 
 def of_output(error: Exception) -> Exception:
-    """A full disk behind `> FILE` has no name of its own, since it was the shell that opened the file."""
+    """Translate a full disk behind `> FILE` to a MachineError; return other errors unchanged.
+
+    Such an error has no file name, since the shell opened the file.
+    """
     if isinstance(error, OSError) and error.filename is None and error.errno in (ENOSPC, EIO):
-        sys.stdout = _nobody()
-        progress.listen(progress.People())  # who speak on standard error
+        sys.stdout = _open_devnull()
+        # Reports on standard error, which still works.
+        progress.listen(progress.People())
         return MachineError(f"the output cannot be written: {error.strerror}", advice="a file on another disk")
     return error
 
 
-def _collect_less() -> None:
-    """Libraries make half a million objects that all stay. To look through them for garbage, again and again while they load and
-    once more at the end, took half a second of a command's start and more than one of its end."""
+def _reduce_garbage_collection() -> None:
+    """Collect garbage rarely, since libraries create half a million objects that all stay.
+
+    Scanning them took half a second of a command's start and over a second of its end.
+    """
     gc.set_threshold(100_000, 50, 100)
     atexit.register(gc.freeze)
 
 
-def _open_what_is_closed() -> None:
-    """What is said to a stream that was closed, `>&-`, is said to nobody, and the work goes on."""
+def _replace_closed_streams() -> None:
+    """Send output to /dev/null where the stream is closed (`>&-`), so that the work continues."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, _nobody())
+            setattr(sys, name, _open_devnull())
 
 
-def _nobody() -> TextIO:
+def _open_devnull() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")
 
 
-def _speak_utf8() -> None:
-    """What programs read is UTF-8 everywhere: a file's name need not fit into what Windows, or an old locale, gives to a pipe."""
+def _use_utf8() -> None:
+    """Use UTF-8 in pipes and files: Windows or an old locale cannot encode all file names."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             encoding = None if stream.isatty() else "utf-8"
             errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
-            with suppress(io.UnsupportedOperation):  # who calls `main` in a program may have read from it before
+            # A program that calls `main` may have read from stdin before.
+            with suppress(io.UnsupportedOperation):
                 stream.reconfigure(encoding=encoding, errors=errors)
 
 
-def _stop(number: int, _: Any) -> None:
-    """SIGTERM is treated as Ctrl-C is. That it came is remembered: libraries in C make other errors of it, now and then."""
+def _interrupt(number: int, _: Any) -> None:
+    """Treat SIGTERM like Ctrl-C; record it, as C libraries may turn it into errors."""
     came.append(number)
     raise KeyboardInterrupt
 
 
-def _nothing_to_stop() -> None:
-    """While the interpreter takes itself apart, with torch in it a second or so, a signal would change the status alone."""
+def _ignore_signals() -> None:
+    """Ignore signals during interpreter shutdown, where they would only change the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""`ikebana cache`: what ikebana keeps for itself, how large it is, and how to be rid of it."""
+"""`ikebana cache`: what the cache contains, its size, and how to clear it."""
 
 import datetime
 import os
@@ -12,7 +12,8 @@ from pathlib import Path
 from ikebana import progress
 from ikebana.places import cache_folder, set_aside, sweep
 
-# Each kind lies in a folder of its own; its entries bear the name of what made them. Whatever has another name is not ours.
+# Per folder of the cache: a description, and the pattern of its entries' names. Other names are not
+# ikebana's and stay.
 KINDS = {
     "pixels": ("photos, decoded", r"[0-9a-f]{32}"),
     "features": ("what backbones say of photos", r"[0-9a-f]{32}"),
@@ -25,87 +26,89 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Kept:
-    """All that is kept of one kind."""
+    """The entries of one kind."""
 
     kind: str
     about: str
     entries: int
     bytes: int
-    made: float | None  # when the newest was, in seconds since 1970; None if there is nothing
+    # Of the newest file, in seconds since 1970; None if there is none.
+    made: float | None
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The cache as it is."""
+    """The contents of the cache."""
 
     folder: Path
     kinds: tuple[Kept, ...]
 
     @property
     def bytes(self) -> int:
-        return sum(each.bytes for each in self.kinds)
+        return sum(usage.bytes for usage in self.kinds)
 
     def __repr__(self) -> str:
         lines = [
-            f"{each.about:<30} {each.entries:>5,}  {each.bytes / 1e6:>10,.1f} MB  {_day(each.made)}".rstrip()
-            for each in self.kinds
+            f"{usage.about:<30} {usage.entries:>5,}  {usage.bytes / 1e6:>10,.1f} MB  {_format_time(usage.made)}".rstrip()
+            for usage in self.kinds
         ]
         total = f"{self.folder}: {self.bytes / 1e6:,.1f} MB; it may be cleared at any time: ikebana cache --clear"
         return "\n".join([*lines, total])
 
 
 def cache(clear: bool = False) -> Cache:
-    """What is in the cache; with `clear` it is emptied first.
+    """Report what the cache contains, after clearing it if asked.
 
-    Only what ikebana made goes, and nothing that a running process is filling.
+    Only files that ikebana made are removed, and none that another process is writing.
     """
     folder = cache_folder()
     if clear:
-        freed = sum(_remove(folder, kind) for kind in KINDS)
+        freed = sum(_clear(folder, kind) for kind in KINDS)
         progress.say(f"{freed / 1e6:,.1f} MB cleared")
-    found = Cache(folder, tuple(_kept(folder, kind) for kind in KINDS))
-    progress.result(repr(found))
-    progress.event("done", folder=str(folder), bytes={each.kind: each.bytes for each in found.kinds})
-    return found
+    contents = Cache(folder, tuple(_measure_kind(folder, kind) for kind in KINDS))
+    progress.result(repr(contents))
+    progress.event("done", folder=str(folder), bytes={usage.kind: usage.bytes for usage in contents.kinds})
+    return contents
 
 
-def _kept(folder: Path, kind: str) -> Kept:
-    entries = list(_entries(folder, kind))
-    times = [each.st_mtime for entry in entries for each in _files(entry)]
+def _measure_kind(folder: Path, kind: str) -> Kept:
+    entries = list(_list_entries(folder, kind))
+    times = [status.st_mtime for entry in entries for status in _stat_files(entry)]
     return Kept(kind, KINDS[kind][0], len(entries), sum(map(size, entries)), max(times, default=None))
 
 
-def _entries(folder: Path, kind: str) -> Iterator[Path]:
-    """Those of a kind that bear a name which ikebana gives."""
-    yield from (each for each in folder.glob(f"{kind}/*") if re.fullmatch(KINDS[kind][1], each.name))
+def _list_entries(folder: Path, kind: str) -> Iterator[Path]:
+    """List the entries of a kind whose names match ikebana's pattern."""
+    yield from (entry for entry in folder.glob(f"{kind}/*") if re.fullmatch(KINDS[kind][1], entry.name))
 
 
-def _remove(folder: Path, kind: str) -> int:
-    """Bytes that are freed."""
+def _clear(folder: Path, kind: str) -> int:
+    """Remove the entries of a kind and return the freed bytes."""
     freed = 0
-    for entry in _entries(folder, kind):
+    for entry in _list_entries(folder, kind):
         before = size(entry)
         set_aside(entry)
         freed += before - size(entry)
     sweep(folder / kind)
+    # The folder stays if it contains anything else.
     with suppress(OSError):
-        (folder / kind).rmdir()  # stays if something else lies in it
+        (folder / kind).rmdir()
     return freed
 
 
-def _files(entry: Path) -> Iterator[os.stat_result]:
-    """A file, or all files in a folder, as the disk knows them; other processes may take them away meanwhile."""
-    for each in entry.rglob("*") if entry.is_dir() else [entry]:
+def _stat_files(entry: Path) -> Iterator[os.stat_result]:
+    """Stat a file, or all files in a folder; other processes may remove them meanwhile."""
+    for path in entry.rglob("*") if entry.is_dir() else [entry]:
         with suppress(OSError):
-            found = each.stat()
-            if stat.S_ISREG(found.st_mode):
-                yield found
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                yield status
 
 
 def size(entry: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    return sum(each.st_size for each in _files(entry))
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(status.st_size for status in _stat_files(entry))
 
 
-def _day(moment: float | None) -> str:
-    return f"made {datetime.datetime.fromtimestamp(moment):%Y-%m-%d %H:%M}" if moment is not None else ""
+def _format_time(seconds: float | None) -> str:
+    return f"made {datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}" if seconds is not None else ""
