@@ -42,7 +42,7 @@ def cache_folder() -> Path:
 
 
 def to_write(path: str | Path, appears: bool = False) -> Path:
-    """Expand ~ in an output path and check that it can be written, before any work.
+    """Expand ~ in an output path and check early that it can be written.
 
     Args:
         appears: whether it is a folder that is renamed into place when complete.
@@ -87,7 +87,7 @@ def _partial_path(file: Path) -> Path:
 
 @contextmanager
 def written(file: Path, make: bool = True) -> Iterator[Path]:
-    """Yield a path to write to; it is renamed to `file` on success and removed on error.
+    """Yield a path to write; it becomes `file` on success, or is removed.
 
     Args:
         make: create the parent folder. False for a run's folder, whose disappearance is an error.
@@ -178,7 +178,7 @@ def made(folder: Path) -> Path:
 
 
 def set_aside(entry: Path) -> None:
-    """Remove a damaged folder, file or link so that it is not used; errors are ignored."""
+    """Remove a damaged folder, file or link from use; errors are ignored."""
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry, ignore_errors=True)
     else:
@@ -204,7 +204,7 @@ def lock_of(partial: Path) -> Path:
 
 
 def _find_os_error(error: Exception) -> OSError | None:
-    """Return the OSError behind an error; polars and safetensors put its number in the text."""
+    """Return the OSError behind an error; polars and safetensors only name its number."""
     if isinstance(error, OSError):
         return error
     number = re.search(r"\(os error (\d+)\)", str(error))

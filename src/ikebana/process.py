@@ -74,7 +74,7 @@ def _open_devnull() -> TextIO:
 
 
 def _use_utf8() -> None:
-    """Use UTF-8 in pipes and files: Windows or an old locale cannot encode all file names."""
+    """Use UTF-8 in pipes: Windows or an old locale cannot encode all file names."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             encoding = None if stream.isatty() else "utf-8"
