@@ -83,10 +83,10 @@ def test_a_list_on_the_command_line_may_hold_names_with_commas_in_quotes():
     from ikebana import cli
 
     given = cli.Choices(class_order='tulip, "rose, wild",daisy', parts="0.5, 0.25,0.25")
-    assert cli._chosen(given) == {"class_order": ("tulip", "rose, wild", "daisy"), "parts": (0.5, 0.25, 0.25)}
+    assert cli._parse_options(given) == {"class_order": ("tulip", "rose, wild", "daisy"), "parts": (0.5, 0.25, 0.25)}
     for wrong in ("a,b", ""):
         with pytest.raises(RecipeError, match="parts"):
-            recipe.named("quick", **cli._chosen(cli.Choices(parts=wrong)))
+            recipe.named("quick", **cli._parse_options(cli.Choices(parts=wrong)))
 
 
 @pytest.mark.parametrize("choice", [{"epochs": 3}, {"batch": 5}, {"learning_rate": 0.1}, {"dropout": 0.3}])

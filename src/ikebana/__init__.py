@@ -1,10 +1,10 @@
 """From a folder of labelled photos to an image classifier that its owner can trust and ship.
 
 import ikebana
-ikebana.audit("flowers/")            # what is wrong with the folder, before an hour is spent
-run = ikebana.fit("flowers/")        # photos in, a trained and honestly scored network out
-run.evaluation                       # accuracy with its interval, the table per class
-flowers = ikebana.export(run, "flowers.onnx")  # one file that predicts the same everywhere
+ikebana.audit("flowers/")            # problems of the photos, before training
+run = ikebana.fit("flowers/")        # train a network and score it on a test set
+run.evaluation                       # accuracy with its confidence interval, scores per class
+flowers = ikebana.export(run, "flowers.onnx")  # one verified file
 flowers.predict("garden.jpg")        # Prediction("tulip", 0.93)
 """
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ikebana.tour import demo
     from ikebana.trust.evaluation import Evaluation
 
-# Where each public name lives. They load on first use: `import ikebana` must not wait for torch.
-_HOMES = {
+# Public names per module. They load on first use: `import ikebana` must not wait for torch.
+_PUBLIC_NAMES = {
     "advice": ("Advice",),
     "checkup": ("doctor",),
     "choices": ("Augmentation", "Transfer", "Tuning"),
@@ -104,9 +104,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    for home, names in _HOMES.items():
+    for module, names in _PUBLIC_NAMES.items():
         if name in names:
-            return getattr(import_module(f"ikebana.{home}"), name)
+            return getattr(import_module(f"ikebana.{module}"), name)
     raise AttributeError(f"module 'ikebana' has no attribute {name!r}")
 
 

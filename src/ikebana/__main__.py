@@ -1,16 +1,20 @@
-"""`ikebana`, and `python -m ikebana`: nothing is loaded here, so that Ctrl-C is a quiet end from the first moment on."""
+"""Entry point of `ikebana` and `python -m ikebana`.
+
+Nothing is imported at the top, so that Ctrl-C ends the process quietly from the start.
+"""
 
 import sys
 
-INTERRUPTED = 130  # as cli has it, which is what is being loaded
+# The value of `cli.EXIT_INTERRUPTED`, which is not loaded yet.
+EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
-    """The command line; see `ikebana.cli`."""
+    """Run the command line; see `ikebana.cli`."""
     try:
         from ikebana import cli
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
     cli.main()
 
 

@@ -1,4 +1,4 @@
-"""The records that a recipe is made of: how photos are changed, what a pretrained network becomes, how weights move."""
+"""Records of a recipe: augmentation, transfer learning and fine-tuning."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,17 +15,25 @@ ABOVE_NOTHING = "above 0 and at most 1", lambda value: 0 < value <= 1
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training photo may be changed; the first five in the units of Keras' `ImageDataGenerator`."""
+    """Ranges of the random changes to training photos.
 
-    rotation: float = 0.0  # degrees, either way
-    shift: tuple[float, float] = (0.0, 0.0)  # fraction of the height and of the width, either way
-    shear: float = 0.0  # degrees, either way: Keras' 0.2 is 0.2 degrees, which one cannot see
-    zoom: float = 0.0  # 0.2 draws a factor from 0.8 to 1.2, for each axis apart
-    flip: bool = False  # left and right, for every second photo
-    area: float = (
-        1.0  # the least share of the photo that is shown, somewhere in it, somewhat wider or higher than it is
-    )
-    light: float = 0.0  # 0.2 draws factors from 0.8 to 1.2, one for the brightness and one for the contrast
+    The first five have the units of Keras' `ImageDataGenerator`.
+    """
+
+    # Degrees, in both directions.
+    rotation: float = 0.0
+    # Fractions of height and width, in both directions.
+    shift: tuple[float, float] = (0.0, 0.0)
+    # Degrees, in both directions. Keras' 0.2 is 0.2 degrees, which is invisible.
+    shear: float = 0.0
+    # 0.2 draws a factor from 0.8 to 1.2 per axis.
+    zoom: float = 0.0
+    # Flip half of the photos horizontally.
+    flip: bool = False
+    # Smallest share of the photo's area in a random crop, whose aspect ratio varies slightly.
+    area: float = 1.0
+    # 0.2 draws factors from 0.8 to 1.2, one for brightness and one for contrast.
+    light: float = 0.0
 
     def __post_init__(self) -> None:
         _check("augmentation", *BELOW_ONE, zoom=self.zoom, light=self.light)
@@ -69,13 +77,20 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the weights move, where it is not the tutorial's way (RMSprop at one learning rate): AdamW, rising, then falling."""
+    """Options of AdamW with warm-up, cosine decay and EMA of the weights.
+
+    Without them a recipe trains as the tutorial does: RMSprop at a constant learning rate.
+    """
 
     weight_decay: float
-    layer_decay: float  # each stage learns at this share of the rate of the stage above it
-    warm_up: float  # share of the steps in which the rate rises from 0; then it falls to 0 along a cosine
-    label_smoothing: float  # share of the truth given to all classes alike
-    averaging: float  # the network that counts is a running mean of the weights; this much of it stays at each step
+    # Learning rate of each stage, relative to the stage above it.
+    layer_decay: float
+    # Share of the steps in which the rate rises from 0; then it falls to 0 along a cosine.
+    warm_up: float
+    # Share of the target distributed equally to all classes.
+    label_smoothing: float
+    # Decay per step of the exponential moving average of the weights, which is the final network.
+    averaging: float
 
     def __post_init__(self) -> None:
         shares = {"weight_decay": self.weight_decay, "warm_up": self.warm_up, "averaging": self.averaging}
@@ -83,11 +98,8 @@ class Tuning:
         _check("tuning", *ABOVE_NOTHING, layer_decay=self.layer_decay)
 
 
-def _check(of: str, words: str, holds: Callable[[float], bool], **values: float) -> None:
-    """Refuse a number that a record cannot have.
-
-    raises  RecipeError
-    """
+def _check(record: str, expected: str, is_valid: Callable[[float], bool], **values: float) -> None:
+    """Raise RecipeError if a number is out of range."""
     for name, value in values.items():
-        if not holds(value):
-            raise RecipeError(f"{of}: {name.replace('_', ' ')} is {value:g}; it must be {words}")
+        if not is_valid(value):
+            raise RecipeError(f"{record}: {name.replace('_', ' ')} is {value:g}; it must be {expected}")

@@ -1,4 +1,4 @@
-"""The verbs on the command line; flags are made from Recipe."""
+"""The command line; the flags of `fit` and `serve` come from Recipe and Limits."""
 
 import csv
 import signal
@@ -15,7 +15,8 @@ from ikebana.errors import IkebanaError, UsageError
 from ikebana.recipe import DEFAULT, RECIPES, Recipe
 from ikebana.shipping.limits import Limits
 
-DONE, REFUSED, WRONG_USAGE, LEAK, INTERRUPTED, UNHEARD, TERMINATED = 0, 1, 2, 3, 130, 141, 143
+EXIT_DONE, EXIT_REFUSED, EXIT_WRONG_USAGE, EXIT_LEAKAGE = 0, 1, 2, 3
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
 
 app = App(
     name="ikebana",
@@ -23,7 +24,7 @@ app = App(
     version_flags=["--version"],
     help_format="plaintext",
     result_action="return_value",
-    suppress_keyboard_interrupt=False,  # `main` tells Ctrl-C from SIGTERM
+    suppress_keyboard_interrupt=False,  # `main` distinguishes Ctrl-C from SIGTERM
 )
 RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
 Switch = Annotated[bool, Parameter(negative=())]
@@ -36,37 +37,42 @@ Advise = Annotated[
 ]
 
 
-def _flag(declared: Any) -> Any:
-    """A recipe's field as a flag: tuples are written A,B,C; None means as the recipe has it."""
-    return (str if get_origin(declared.type) is tuple else declared.type) | None
+def _flag_type(field: Any) -> Any:
+    """Return the type of a recipe field's flag: tuples are text, None keeps the recipe's value."""
+    return (str if get_origin(field.type) is tuple else field.type) | None
 
 
-def _flags(name: str, flags: list[tuple[str, Any, Any]]) -> type[Any]:
-    """A class that cyclopts makes flags of: names, types, defaults."""
-    made = make_dataclass(name, flags, frozen=True)
-    made.__module__ = __name__  # else it counts as Python's own, which cyclopts does not look into
-    return made
+def _make_flags_class(name: str, flags: list[tuple[str, Any, Any]]) -> type[Any]:
+    """Make a dataclass for cyclopts from (name, type, default) per flag."""
+    flags_class = make_dataclass(name, flags, frozen=True)
+    # Otherwise cyclopts takes it for a class of Python's own and does not expand it.
+    flags_class.__module__ = __name__
+    return flags_class
 
 
-def _explained(kind: Any, field: Any, **more: Any) -> Any:
-    return Annotated[kind, Parameter(help=field.metadata["explanation"], **more)]
+def _annotate(flag_type: Any, field: Any, **settings: Any) -> Any:
+    return Annotated[flag_type, Parameter(help=field.metadata["explanation"], **settings)]
 
 
-_FLAGS = [each for each in fields(Recipe) if "explanation" in each.metadata]
-Choices = _flags("Choices", [(each.name, _explained(_flag(each), each, negative=()), None) for each in _FLAGS])
-Bounds = _flags("Bounds", [(each.name, _explained(each.type, each), each.default) for each in fields(Limits)])
+_OPTION_FIELDS = [field for field in fields(Recipe) if "explanation" in field.metadata]
+Choices = _make_flags_class(
+    "Choices", [(field.name, _annotate(_flag_type(field), field, negative=()), None) for field in _OPTION_FIELDS]
+)
+LimitOptions = _make_flags_class(
+    "Bounds", [(field.name, _annotate(field.type, field), field.default) for field in fields(Limits)]
+)
 
 
-def _chosen(choices: Any) -> dict[str, Any]:
-    """The flags that were given, in the recipe's own types."""
-    given = {each.name: getattr(choices, each.name) for each in _FLAGS}
-    tuples = {each.name: each.type for each in _FLAGS if get_origin(each.type) is tuple}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return {name: _listed(name, value, tuples[name]) if name in tuples else value for name, value in chosen.items()}
+def _parse_options(options: Any) -> dict[str, Any]:
+    """Return the flags that were given, with the recipe's types."""
+    values = {field.name: getattr(options, field.name) for field in _OPTION_FIELDS}
+    tuples = {field.name: field.type for field in _OPTION_FIELDS if get_origin(field.type) is tuple}
+    given = {name: value for name, value in values.items() if value is not None}
+    return {name: _parse_tuple(name, value, tuples[name]) if name in tuples else value for name, value in given.items()}
 
 
-def _listed(name: str, text: str, declared: Any) -> tuple[Any, ...]:
-    """A,B,C in the type of the field's entries; one with a comma in it is quoted, as in a CSV file."""
+def _parse_tuple(name: str, text: str, declared: Any) -> tuple[Any, ...]:
+    """Parse A,B,C as a CSV row, so an entry with a comma can be quoted."""
     try:
         [entries] = csv.reader([text], skipinitialspace=True)
         return tuple(declared.__args__[0](entry.strip()) for entry in entries)
@@ -83,7 +89,7 @@ def fit(
     recipe: RecipeName | Path | None = None,  # pyright: ignore[reportInvalidTypeForm]
     run: Path | None = None,
     resume: Path | None = None,
-    choices: Annotated[Choices, Parameter(name="*")] = Choices(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
+    options: Annotated[Choices, Parameter(name="*")] = Choices(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
     json: Json = False,
 ) -> None:
     """Train a classifier on labelled photos and score it on photos it has never seen.
@@ -101,22 +107,22 @@ def fit(
     resume
         Go on with this interrupted run instead; it needs neither photos nor flags.
     """
-    _listen(json)
+    _use_json_events(json)
     progress.loading()
     from ikebana import pipeline
 
     if resume is not None:
-        if photos is not None or recipe is not None or run is not None or _chosen(choices):
+        if photos is not None or recipe is not None or run is not None or _parse_options(options):
             raise UsageError(
                 "a resumed run has its photos and choices already", advice=f"ikebana fit --resume {resume}"
             )
-        made = pipeline.resume(resume)
+        finished_run = pipeline.resume(resume)
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
     else:
-        made = pipeline.fit(photos, recipe or DEFAULT, run=run, **_chosen(choices))
-    progress.event("done", run=str(made.folder))
-    progress.result(str(made.folder))
+        finished_run = pipeline.fit(photos, recipe or DEFAULT, run=run, **_parse_options(options))
+    progress.event("done", run=str(finished_run.folder))
+    progress.result(str(finished_run.folder))
 
 
 @app.command
@@ -145,16 +151,16 @@ def audit(
     relabel
         What to relabel in it: 'doubtful>0.95', those surer than that.
     """
-    _listen(json)
+    _use_json_events(json)
     progress.loading()
     from ikebana import inspection
 
-    looked = inspection.audit(photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","))
-    command = looked.advice.command if looked.advice is not None else ""
-    progress.event("done", leaks=len(looked.leaks), command=command)
+    result = inspection.audit(photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","))
+    command = result.advice.command if result.advice is not None else ""
+    progress.event("done", leaks=len(result.leaks), command=command)
     if command or write is not None:
         progress.result(command or str(write))
-    return REFUSED if looked.refused else LEAK if looked.leaks else DONE
+    return EXIT_REFUSED if result.refused else EXIT_LEAKAGE if result.leaks else EXIT_DONE
 
 
 @app.command
@@ -192,8 +198,8 @@ def export(
         export_web(run, web, int8=int8, photos=photos)
         progress.result(str(web))
     else:
-        asked = "nothing was asked for" if file is None else "a file and --web are two different things"
-        raise UsageError(asked, advice=f"ikebana export {run} flowers.onnx, or ikebana export {run} --web DIR")
+        what = "nothing was asked for" if file is None else "a file and --web are two different things"
+        raise UsageError(what, advice=f"ikebana export {run} flowers.onnx, or ikebana export {run} --web DIR")
 
 
 @app.command
@@ -221,19 +227,19 @@ def predict(
     """
     from ikebana import prediction
 
-    # `-` is standard input; anything else with a hyphen in front was meant as a flag.
-    for each in photos:
-        if each.startswith("-") and each != "-":
+    # `-` is standard input; any other argument with a leading hyphen is a misspelt flag.
+    for photo in photos:
+        if photo.startswith("-") and photo != "-":
             raise UsageError(
-                f"there is no option {each}", advice="ikebana predict --help; a photo of that name: ./" + each
+                f"there is no option {photo}", advice="ikebana predict --help; a photo of that name: ./" + photo
             )
     if not photos:
         raise UsageError("no photos were given", advice="ikebana predict MODEL PHOTOS")
     if copy_to is not None and link_to is not None:
         raise UsageError("photos are either copied or linked", advice="--copy-to or --link-to")
-    listed = sys.stdin if "-" in photos else None
-    named = [each for each in photos if each != "-"]
-    prediction.command(model, named, listed, out, copy_to or link_to, link=link_to is not None)
+    path_lines = sys.stdin if "-" in photos else None
+    paths = [photo for photo in photos if photo != "-"]
+    prediction.command(model, paths, path_lines, out, copy_to or link_to, link=link_to is not None)
     if out is not None:
         progress.result(str(out))
 
@@ -245,7 +251,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     token: Annotated[str | None, Parameter(env_var="IKEBANA_TOKEN")] = None,
-    limits: Annotated[Bounds, Parameter(name="*")] = Bounds(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
+    limits: Annotated[LimitOptions, Parameter(name="*")] = LimitOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
     json: Json = False,
 ) -> None:
     """Answer over HTTP what photos show, with a page for people and REST for programs, until Ctrl-C.
@@ -263,7 +269,7 @@ def serve(
     """
     from ikebana.shipping import server
 
-    _listen(json)
+    _use_json_events(json)
     server.serve(file, host, port, token=token, limits=Limits(**asdict(limits)))
     progress.event("done")
 
@@ -273,7 +279,7 @@ def doctor(*, json: Json = False) -> None:
     """Say what this machine has, how ikebana will use it, and why."""
     from ikebana import checkup
 
-    _listen(json)
+    _use_json_events(json)
     checkup.doctor()
 
 
@@ -288,7 +294,7 @@ def cache(*, clear: Switch = False, json: Json = False) -> None:
     """
     from ikebana import storage
 
-    _listen(json)
+    _use_json_events(json)
     storage.cache(clear)
 
 
@@ -306,35 +312,41 @@ def demo(*, out: Path | None = None) -> None:
     progress.result(str(tour.demo(out).folder))
 
 
-def _listen(json: bool) -> None:
+def _use_json_events(json: bool) -> None:
     if json:
         progress.listen(progress.Programs())
 
 
-def _refused(error: Any) -> int:
+def _report_error(error: Any) -> int:
+    """Report an IkebanaError and return the exit status; raise any other error."""
     if not isinstance(error, IkebanaError):
         raise error
     progress.say(f"{type(error).__name__}: {error}")
-    about = {"what": error.what, "where": str(error.where or ""), "advice": error.advice or ""}
-    progress.event("error", kind=type(error).__name__, **about)
-    return WRONG_USAGE if isinstance(error, UsageError) else REFUSED
+    details = {"what": error.what, "where": str(error.where or ""), "advice": error.advice or ""}
+    progress.event("error", kind=type(error).__name__, **details)
+    return EXIT_WRONG_USAGE if isinstance(error, UsageError) else EXIT_REFUSED
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line. Ends the process with 0 done, 1 refused, 2 usage, 3 a leak, 130 or 143 interrupted, 141 unheard."""
+    """Run the command line and end the process.
+
+    The exit status is 0 done, 1 refused, 2 wrong usage, 3 leakage, 130 interrupted (Ctrl-C), 141
+    broken pipe, 143 interrupted (SIGTERM).
+    """
     process.set_up()
     try:
         process.check_here()
-        status = app(arguments, exit_on_error=False, print_error=True) or DONE
+        status = app(arguments, exit_on_error=False, print_error=True) or EXIT_DONE
     except CycloptsError:
-        status = WRONG_USAGE
-    except BrokenPipeError:  # whoever read our output has gone: `ikebana predict … | head`
+        status = EXIT_WRONG_USAGE
+    # The reader of the output has ended, as in `ikebana predict … | head`.
+    except BrokenPipeError:
         sys.stderr.close()
-        status = UNHEARD
+        status = EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
-        status = INTERRUPTED
+        status = EXIT_INTERRUPTED
     except Exception as error:
-        status = INTERRUPTED if process.came else _refused(process.of_output(error))
-    if status == INTERRUPTED and process.came[:1] == [signal.SIGTERM]:
-        status = TERMINATED
+        status = EXIT_INTERRUPTED if process.came else _report_error(process.of_output(error))
+    if status == EXIT_INTERRUPTED and process.came[:1] == [signal.SIGTERM]:
+        status = EXIT_TERMINATED
     sys.exit(status)

@@ -1,20 +1,26 @@
-"""Everything ikebana refuses, and what to do instead.
+"""Errors for users: what happened, where, and what to try.
 
-IkebanaError             what is wrong, where, and what to try
+IkebanaError             the base class
 ├── PhotosError          the photos cannot be used as they are
-│   └── UnreadablePhoto  one photo cannot be used; intake sets it aside and goes on
-├── RecipeError          a choice that cannot be carried out
-│   └── UsageError       a command that says too little, or two different things
-├── RunError             a run's folder is missing, damaged, taken, or made from other photos
-├── ModelError           a model file is damaged, foreign or too new, or would not say what its run says
-└── MachineError         disk or memory falls short
+│   └── UnreadablePhoto  one photo cannot be used; it is reported and skipped
+├── RecipeError          an option is invalid
+│   └── UsageError       a command is incomplete or contradictory
+├── RunError             a run's folder is missing, damaged, taken, locked, or of other photos
+├── ModelError           a model file is damaged, foreign, too new, or unlike its run
+└── MachineError         disk or memory is too small, or cannot be used
 """
 
 from pathlib import Path
 
 
 class IkebanaError(Exception):
-    """A refusal that a person can act upon: what is wrong, where, and what to try."""
+    """An error that the user can act on.
+
+    Args:
+        what: what happened, with the value.
+        where: the file, folder or photo.
+        advice: what to try.
+    """
 
     def __init__(self, what: str, *, where: str | Path | None = None, advice: str | None = None):
         super().__init__(what)
@@ -36,24 +42,24 @@ class PhotosError(IkebanaError):
 
 
 class UnreadablePhoto(PhotosError):
-    """One photo cannot be used; intake sets it aside with this reason and goes on."""
+    """One photo cannot be used; it is reported with this reason and skipped."""
 
 
 class RecipeError(IkebanaError):
-    """A choice that cannot be carried out."""
+    """An option is invalid."""
 
 
 class UsageError(RecipeError):
-    """A command that says too little, or two different things."""
+    """A command is incomplete or contradictory."""
 
 
 class RunError(IkebanaError):
-    """A run's folder is missing, damaged, taken, or made from other photos."""
+    """A run's folder is missing, damaged, taken, locked, or of other photos."""
 
 
 class ModelError(IkebanaError):
-    """A model file is damaged, foreign or too new, or would not say what its run says."""
+    """A model file is damaged, foreign, too new, or predicts something else than its run."""
 
 
 class MachineError(IkebanaError):
-    """Disk or memory falls short."""
+    """Disk or memory is too small, or cannot be used."""

@@ -1,4 +1,4 @@
-"""Every choice of a run, explained once; the named recipes with their expected results."""
+"""Recipes: every option of a run with its explanation, and the named recipes."""
 
 import json
 import math
@@ -15,102 +15,113 @@ Fit = Literal["squash", "crop"]
 SplitName = Literal["stratified", "shuffle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
-LARGEST_SEED = 2**32 - 1  # what all libraries take
-STEPWISE = frozenset(("epochs", "batch", "learning_rate", "dropout"))  # choices of those who learn step by step
-UNDAMAGED = "a copy of it that is whole, or a recipe's name"
-SEEDS_APART = 1_000_003  # between the networks of one recipe: no two runs of neighbouring seeds share a network
+# The largest seed that all libraries accept.
+LARGEST_SEED = 2**32 - 1
+# Options without effect where a head is fitted directly.
+GRADIENT_TRAINING_OPTIONS = frozenset(("epochs", "batch", "learning_rate", "dropout"))
+DAMAGED_ADVICE = "a copy of it that is whole, or a recipe's name"
+# Between the networks of one recipe: runs with neighbouring seeds share no network.
+MEMBER_SEED_STRIDE = 1_000_003
 
 
-def choice(default: Any, explanation: str) -> Any:
-    """A field of a recipe, with the sentence that the command line and the docs show for it."""
+def option(default: Any, explanation: str) -> Any:
+    """Declare a recipe field with its explanation for the command line and the docs."""
     return field(default=default, metadata={"explanation": explanation})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every choice of a run. The photos, this and the versions of the libraries make a run again."""
+    """Every option of a run.
+
+    The photos, the recipe and the versions of the libraries reproduce a run.
+    """
 
     name: str = "custom"
-    network: str = choice(
+    network: str = option(
         "tutorial",
         "tutorial (four convolutions, two dense layers), keras_inception_v3, or the name of any network of timm; "
         "several, joined by +, learn one after the other and are averaged",
     )
-    weights: str = choice(
+    weights: str = option(
         "", "a file with the network's pretrained weights (.safetensors or .pth); found by itself if not given"
     )
-    until: str = choice("", "the last block of keras_inception_v3 that is used: mixed8, say")
-    side: int = choice(150, "photos become squares of this many pixels; 0 for the side that the network was made for")
-    fit: Fit = choice("squash", "how they become square: squash them, or cut out the centre")
-    dropout: float = choice(
+    until: str = option("", "the last block of keras_inception_v3 that is used: mixed8, say")
+    side: int = option(150, "photos become squares of this many pixels; 0 for the side that the network was made for")
+    fit: Fit = option("squash", "how they become square: squash them, or cut out the centre")
+    dropout: float = option(
         0.0, "share of the tutorial network's flattened features left out at random in each training step"
     )
     transfer: Transfer | None = None
     tuning: Tuning | None = None
     augmentation: Augmentation | None = None
-    learning_rate: float = choice(1e-3, "step size of the optimiser")
-    batch: int = choice(128, "photos a training step")
-    epochs: int = choice(20, "passes over the training photos; in finetuned after 30 that train the head alone")
-    seed: int = choice(0, "of the training alone: first weights, order of the photos, dropout, augmentation")
-    split: SplitName = choice(
+    learning_rate: float = option(1e-3, "step size of the optimiser")
+    batch: int = option(128, "photos a training step")
+    epochs: int = option(20, "passes over the training photos; in finetuned after 30 that train the head alone")
+    seed: int = option(0, "of the training alone: first weights, order of the photos, dropout, augmentation")
+    split: SplitName = option(
         "stratified", "keep the share of each class and never part twins, or the tutorial's shuffle"
     )
-    split_seed: int = choice(0, "of the split alone")
-    parts: tuple[float, float, float] = choice((0.6, 0.2, 0.2), "shares of training, validation and test photos")
-    class_order: tuple[str, ...] = choice((), "the classes in an order of your own, instead of sorted")
-    all: bool = choice(
+    split_seed: int = option(0, "of the split alone")
+    parts: tuple[float, float, float] = option((0.6, 0.2, 0.2), "shares of training, validation and test photos")
+    class_order: tuple[str, ...] = option((), "the classes in an order of your own, instead of sorted")
+    all: bool = option(
         False, "after the score is made, train once more on all photos: that network ships, the score stays"
     )
-    precision: Precision = choice("auto", "number format of the training step; 'auto' measures which is faster here")
+    precision: Precision = option("auto", "number format of the training step; 'auto' measures which is faster here")
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            _check_kind(each.name, getattr(self, each.name), each.type)
+        for option_field in fields(self):
+            _check_type(option_field.name, getattr(self, option_field.name), option_field.type)
         for problem in _problems(self):
             raise RecipeError(f"recipe {self.name}: {problem}")
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The networks that learn one after the other; nearly always one."""
+        """The networks, trained one after the other; usually one."""
         return tuple(name.strip() for name in self.network.split("+"))
 
     @property
     def members(self) -> tuple["Recipe", ...]:
-        """The recipe of each network; the first has the recipe's own seed, so that one network alone is this recipe."""
-        seeds = (self.seed + SEEDS_APART * number for number in range(len(self.networks)))
+        """One recipe per network; the first has the recipe's own seed."""
+        seeds = (self.seed + MEMBER_SEED_STRIDE * index for index in range(len(self.networks)))
         pairs = zip(self.networks, seeds, strict=True)
         return tuple(replace(self, network=name, seed=seed % (LARGEST_SEED + 1)) for name, seed in pairs)
 
 
-def _check_kind(name: str, value: Any, declared: Any, begins: str = "", advice: str | None = None) -> None:
-    """Refuse a value that is of another type than the choice; the words of a Literal are checked with the rules.
+def _check_type(name: str, value: Any, declared: Any, prefix: str = "", advice: str | None = None) -> None:
+    """Raise RecipeError if a value has another type than the option.
 
-    begins, advice  what the error says first and last, if it is not a choice of the caller's
-    raises          RecipeError
+    The values of a Literal are checked by `_problems`.
+
+    Args:
+        prefix: the start of the error's text.
+        advice: of the error, instead of the expected type.
     """
-    kinds = get_args(declared) if isinstance(declared, UnionType) else (declared,)
-    record = next((kind for kind in kinds if is_dataclass(kind)), None)
+    types = get_args(declared) if isinstance(declared, UnionType) else (declared,)
+    record = next((expected for expected in types if is_dataclass(expected)), None)
     if isinstance(value, dict) and record is not None:
-        if value.keys() != {each.name for each in fields(record)}:
-            raise _of_another_version(name)
-        for each in fields(record):
-            _check_kind(f"{name}'s {each.name}", value[each.name], each.type, begins, advice)
-    elif not any(_is_of(value, kind) for kind in kinds):
-        kind = getattr(declared, "__name__", None) or str(declared)
-        raise RecipeError(f"{begins}{name} cannot be {value!r}", advice=advice or f"a value of the kind {kind}")
+        if value.keys() != {record_field.name for record_field in fields(record)}:
+            raise _other_version_error(name)
+        for record_field in fields(record):
+            key = record_field.name
+            _check_type(f"{name}'s {key}", value[key], record_field.type, prefix, advice)
+    elif not any(_has_type(value, expected) for expected in types):
+        type_name = getattr(declared, "__name__", None) or str(declared)
+        raise RecipeError(f"{prefix}{name} cannot be {value!r}", advice=advice or f"a value of the kind {type_name}")
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON can stand for that type."""
-    if get_origin(kind) is tuple:
-        of = get_args(kind)
-        kinds = [of[0]] * len(value) if of[-1] is ... and isinstance(value, list | tuple) else of
-        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
-    if get_origin(kind) is Literal:
+def _has_type(value: Any, expected: Any) -> bool:
+    """Return whether a JSON value can represent that type."""
+    if get_origin(expected) is tuple:
+        declared = get_args(expected)
+        types = [declared[0]] * len(value) if declared[-1] is ... and isinstance(value, list | tuple) else declared
+        return isinstance(value, list | tuple) and len(value) == len(types) and all(map(_has_type, value, types))
+    if get_origin(expected) is Literal:
         return isinstance(value, str)
-    if kind is float:
+    if expected is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return type(value) is kind  # a bool is no int
+    # Not isinstance: a bool is an int, too.
+    return type(value) is expected
 
 
 def _problems(recipe: Recipe) -> list[str]:
@@ -154,7 +165,8 @@ def _listed(numbers: tuple[float, ...]) -> str:
     return ", ".join(f"{number:g}" for number in numbers)
 
 
-KERAS_INCEPTION = "keras_inception_v3"  # InceptionV3 to Keras' arithmetic; timm's own is inception_v3
+# InceptionV3 with Keras' arithmetic; timm's own is inception_v3.
+KERAS_INCEPTION = "keras_inception_v3"
 TUTORIAL_AUGMENTATION = Augmentation(rotation=40, shift=(0.2, 0.2), shear=0.2, zoom=0.2, flip=True)
 
 GOOD = Recipe(
@@ -170,8 +182,8 @@ GOOD = Recipe(
     epochs=6,
 )
 
-# What each of them gives on the 4,317 Flowers Recognition photos with the tutorial's split (864 test photos), and over how
-# many seeds that was measured: bench/records.md.
+# bench/records.md has their test accuracy on the 4,317 Flowers Recognition photos with the
+# tutorial's split, and the number of seeds.
 RECIPES: Mapping[str, Recipe] = {
     "baseline": Recipe(name="baseline"),
     "augmented": Recipe(
@@ -215,101 +227,101 @@ RECIPES: Mapping[str, Recipe] = {
 DEFAULT = "quick"
 
 
-# The order in which the tutorial lists the classes: its split depends on it.
+# The order in which the tutorial lists the classes; its split depends on it.
 TUTORIAL_CLASS_ORDER = ("sunflower", "tulip", "rose", "daisy", "dandelion")
 
 
-def named(name: str, **choices: Any) -> Recipe:
-    """The recipe of that name, with some choices changed.
+def named(name: str, **options: Any) -> Recipe:
+    """Return the recipe of that name with some options changed.
 
-    raises  RecipeError if there is no such recipe or choice, or a choice cannot be carried out
+    Raises:
+        RecipeError: there is no such recipe or option, or an option is invalid.
     """
     if name not in RECIPES:
         raise RecipeError(
             f"there is no recipe {name!r}", advice=f"one of: {', '.join(RECIPES)}; or the recipe.json of a run"
         )
-    return changed(RECIPES[name], **choices)
+    return changed(RECIPES[name], **options)
 
 
-def sought(wanted: "str | Path | Recipe", **choices: Any) -> Recipe:
-    """The recipe that is meant, with some choices changed.
+def sought(source: "str | Path | Recipe", **options: Any) -> Recipe:
+    """Return the recipe that a name, file or Recipe refers to, with some options changed.
 
-    wanted  a name, a file such as a run's `recipe.json`, or a Recipe
-    raises  RecipeError if there is no such recipe, file or choice, the file is damaged or of another version, or a choice
-            cannot be carried out
+    Args:
+        source: a name, a file such as a run's `recipe.json`, or a Recipe.
+    Raises:
+        RecipeError: there is no such recipe, file or option, the file is damaged or from another
+            version, or an option is invalid.
     """
-    if isinstance(wanted, Recipe):
-        found = changed(wanted, **choices)
-    elif isinstance(wanted, str) and not wanted.endswith(".json"):
-        found = named(wanted, **choices)
+    if isinstance(source, Recipe):
+        recipe = changed(source, **options)
+    elif isinstance(source, str) and not source.endswith(".json"):
+        recipe = named(source, **options)
     else:
-        found = changed(from_file(Path(wanted).expanduser()), **choices)
-    in_vain = sorted(STEPWISE & choices.keys())
-    if in_vain and found.transfer is not None and found.transfer.logistic and found.transfer.trained == "head":
+        recipe = changed(read_recipe(Path(source).expanduser()), **options)
+    unused = sorted(GRADIENT_TRAINING_OPTIONS & options.keys())
+    if unused and recipe.transfer is not None and recipe.transfer.logistic and recipe.transfer.trained == "head":
         raise RecipeError(
-            f"the head of {found.name} is found at once, not step by step: {', '.join(in_vain)} would change nothing",
+            f"the head of {recipe.name} is found at once, not step by step: {', '.join(unused)} would change nothing",
             advice="leave that out, or --recipe good",
         )
-    if "dropout" in choices and "tutorial" not in found.networks:
+    if "dropout" in options and "tutorial" not in recipe.networks:
         raise RecipeError(
-            f"dropout is of the tutorial's network; {found.name} has {found.network}", advice="leave --dropout out"
+            f"dropout is of the tutorial's network; {recipe.name} has {recipe.network}", advice="leave --dropout out"
         )
-    return found
+    return recipe
 
 
-def from_file(file: Path) -> Recipe:
-    """The recipe in a file, such as the `recipe.json` of a run.
-
-    raises  RecipeError if there is no such file, or it is damaged or of another version
-    """
-    if not file.is_file() and file.suffix != ".json":  # a misspelt name
+def read_recipe(file: Path) -> Recipe:
+    """Read a recipe file, such as the `recipe.json` of a run; RecipeError if that fails."""
+    # Probably a misspelt name: the error lists the names.
+    if not file.is_file() and file.suffix != ".json":
         return named(str(file))
     try:
         return from_json(json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, RecursionError) as error:
-        told = error.strerror if isinstance(error, OSError) else f"it is damaged: {error}"
+        reason = error.strerror if isinstance(error, OSError) else f"it is damaged: {error}"
         raise RecipeError(
-            f"this recipe cannot be read: {told}", where=file, advice="the recipe.json of a run"
+            f"this recipe cannot be read: {reason}", where=file, advice="the recipe.json of a run"
         ) from None
     except RecipeError as error:
         raise RecipeError(error.what, where=file, advice=error.advice) from None
 
 
-def changed(recipe: Recipe, **choices: Any) -> Recipe:
-    """The same recipe with some choices changed.
-
-    raises  RecipeError if there is no such choice, or it cannot be carried out
-    """
-    known = {each.name for each in fields(Recipe)} - {"name"}
-    for unknown in sorted(choices.keys() - known):
+def changed(recipe: Recipe, **options: Any) -> Recipe:
+    """Return the recipe with some options changed; RecipeError if one is unknown or invalid."""
+    known = {option_field.name for option_field in fields(Recipe)} - {"name"}
+    for unknown in sorted(options.keys() - known):
         raise RecipeError(f"a recipe has no choice {unknown!r}", advice=f"one of: {', '.join(sorted(known))}")
-    return replace(recipe, **{key: _as_declared(key, value) for key, value in choices.items()})
+    return replace(recipe, **{key: _to_declared_type(key, value) for key, value in options.items()})
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain values, for `recipe.json`."""
+    """Convert a recipe to plain values for `recipe.json`."""
     return asdict(recipe)
 
 
 def from_json(values: Mapping[str, Any]) -> Recipe:
-    """The recipe that `to_json` wrote.
+    """Build the recipe that `to_json` wrote.
 
-    raises  RecipeError if a choice is unknown or missing: it was written by another version
+    Raises:
+        RecipeError: an option is unknown or missing, so another version wrote it.
     """
-    declared = {each.name for each in fields(Recipe)}
+    declared = {option_field.name for option_field in fields(Recipe)}
     if not isinstance(values, dict) or len(declared & values.keys()) < len(declared) / 2:
         raise RecipeError("this is no recipe", advice="the recipe.json of a run, or a recipe's name")
     if values.keys() != declared:
-        raise _of_another_version(", ".join(sorted(declared ^ values.keys())))
-    for each in fields(Recipe):
-        _check_kind(each.name, values[each.name], each.type, "this recipe is damaged: ", UNDAMAGED)
+        raise _other_version_error(", ".join(sorted(declared ^ values.keys())))
+    for option_field in fields(Recipe):
+        name = option_field.name
+        _check_type(name, values[name], option_field.type, "this recipe is damaged: ", DAMAGED_ADVICE)
     try:
-        return Recipe(**{key: _as_declared(key, value) for key, value in values.items()})
+        return Recipe(**{key: _to_declared_type(key, value) for key, value in values.items()})
     except (TypeError, ValueError, OverflowError) as error:
-        raise RecipeError(f"this recipe is damaged: {error}", advice=UNDAMAGED) from None
+        raise RecipeError(f"this recipe is damaged: {error}", advice=DAMAGED_ADVICE) from None
 
 
-def _of_another_version(differing: str) -> RecipeError:
+def _other_version_error(differing: str) -> RecipeError:
     return RecipeError(
         f"another version of ikebana wrote this recipe; it differs in {differing}",
         advice="the version in the run's environment.json, or a new run",
@@ -319,14 +331,14 @@ def _of_another_version(differing: str) -> RecipeError:
 RECORDS = {"augmentation": Augmentation, "transfer": Transfer, "tuning": Tuning}
 
 
-def _as_declared(key: str, value: Any) -> Any:
-    """JSON knows neither tuples nor records: give them back their type."""
+def _to_declared_type(key: str, value: Any) -> Any:
+    """Restore tuples and records, which JSON does not have."""
     if key in RECORDS and isinstance(value, dict):
-        return RECORDS[key](**{name: _as_tuple(each) for name, each in value.items()})
+        return RECORDS[key](**{name: _list_to_tuple(item) for name, item in value.items()})
     if isinstance(value, Path):
         return str(value)
-    return _as_tuple(value)
+    return _list_to_tuple(value)
 
 
-def _as_tuple(value: Any) -> Any:
+def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
