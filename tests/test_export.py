@@ -114,7 +114,9 @@ def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
     if name == "resnet18":
         mirrored = exporting.classifier.from_bytes(file).look(np.ascontiguousarray(squares[:, :, ::-1]))
         np.testing.assert_allclose(mirrored.probabilities, found.probabilities, atol=1e-5)
-        assert len(quantised._list_first_convolutions(traced)) == 4  # two of twenty, for the photo and for its mirror image
+        assert (
+            len(quantised._list_first_convolutions(traced)) == 4
+        )  # two of twenty, for the photo and for its mirror image
 
 
 def test_confidence_and_not_sure_are_the_runs_own(copied, paper_classifier, good_photos, tmp_path):
