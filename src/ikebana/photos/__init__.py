@@ -1,1 +1,1 @@
-"""What comes in: photos on disk become a checked table, a split, and one array of pixels. No torch in here."""
+"""Turn photos on disk into a checked table, a split and one pixel array. No torch."""

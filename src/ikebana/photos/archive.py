@@ -24,21 +24,26 @@ from ikebana.photos.tars import Refused
 from ikebana.places import cache_folder, filled, set_aside
 
 MAX_MEMBERS = 2_000_000
-# Photos are compressed already, so an archive of them hardly grows; uncompressed drawings may grow thirtyfold.
+# Photos are already compressed, so an archive of them hardly grows. Uncompressed drawings may
+# grow thirtyfold.
 MAX_GROWTH = 100
-ALWAYS_ALLOWED = 2**30  # bytes: a small archive may grow to this in any case
+# A small archive may always grow to this many bytes.
+ALWAYS_ALLOWED = 2**30
 CHUNK = 2**20
-DEEPEST = 64  # folders within folders
-AN_ENTRY = 4096  # bytes that a file or folder takes on a disk at the least
-DAMAGED = (
+MAX_PATH_DEPTH = 64
+# Bytes that a file or folder takes on a disk at least.
+AN_ENTRY = 4096
+CORRUPTION_ERRORS = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, RecursionError,
 )  # fmt: skip
-# How a zip may be packed: zipfile unpacks a chunk of what bzip2 and LZMA wrote at once, be it into gigabytes.
-PIECE_BY_PIECE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# Windows takes the first for a device, whatever follows its dot, and what has a colon for a stream beside a file.
-NOT_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³])\s*(\.|$)|[^:]*:", re.IGNORECASE)
+# zipfile decompresses a whole chunk of bzip2 or LZMA data at once, even if it expands to gigabytes.
+STREAMABLE_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Windows treats the first as a device, whatever its suffix, and a colon as the start of a
+# stream name.
+WINDOWS_RESERVED_NAME = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³])\s*(\.|$)|[^:]*:", re.IGNORECASE)
 ON_WINDOWS = os.name == "nt"
-NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # what a disk says to a name that it cannot hold
+# Errors that a file system raises for a name that it cannot store.
+INVALID_NAME_ERRNOS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -46,178 +51,195 @@ class Member:
     """One member of an archive."""
 
     name: str
-    problem: str | None  # why it must stay packed
-    opened: Callable[[], IO[bytes]] | None  # None for a folder
-    stands_alone: bool = False  # damage to it leaves the others whole
-    passed: int = 0  # bytes that must be unpacked to step over it
+    # Why the member must not be unpacked.
+    problem: str | None
+    # None for a folder.
+    open_content: Callable[[], IO[bytes]] | None
+    # Whether the other members survive damage to this one.
+    is_independent: bool = False
+    # Bytes that must be decompressed to skip the member.
+    skip_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """An archive's photos on disk, and the members that were left packed."""
+    """An archive's photos on disk, and the members that were not unpacked."""
 
     folder: Path
     set_aside: tuple[Found, ...]
 
 
-class _StaysPacked(Exception):
+class _MemberSkipped(Exception):
     """One member cannot be unpacked; the others can."""
 
 
 def unpack(file: Path) -> Unpacked:
-    """The archive's members as files in the cache, under the archive's sha256: the second time they are there.
+    """Unpack an archive into the cache, under its sha256, or reuse what is there.
 
-    What cannot or must not be unpacked stays packed and is named: a link, a damaged member, a name that leads outside, ...
+    Members that cannot or must not be unpacked are listed with the reason: a link, a damaged
+    member, a name that leads outside, ...
 
-    raises  PhotosError if the archive is damaged or a bomb: too many members, too large when unpacked, too much said of them
+    Raises:
+        PhotosError: the archive is damaged or a bomb: too many members, too large when unpacked,
+            or headers that are too large.
     """
-    folder = cache_folder() / "archives" / _sha256(file)
-    was_there = folder.exists()  # asked first: another process may finish in between, and its folder is whole
-    left = _remembered(folder)
-    if left is None:
-        if was_there:
+    folder = cache_folder() / "archives" / _hash_file(file)
+    # Checked before loading: another process may finish in between, and its folder is intact.
+    existed = folder.exists()
+    skipped = _load_skipped_members(folder)
+    if skipped is None:
+        if existed:
             set_aside(folder)
-        with filled(folder) as place:
-            left = _unpack_into(place / "photos", file)
-            told = {"left": [[each.path, each.status] for each in left], "checksum": _checksum(place / "photos")}
-            (place / "members.json").write_text(json.dumps(told), "utf-8")
-    return Unpacked(folder / "photos", tuple(left))
+        with filled(folder) as partial:
+            skipped = _unpack_members(partial / "photos", file)
+            record = {
+                "left": [[member.path, member.status] for member in skipped],
+                "checksum": _checksum_folder(partial / "photos"),
+            }
+            (partial / "members.json").write_text(json.dumps(record), "utf-8")
+    return Unpacked(folder / "photos", tuple(skipped))
 
 
-def _remembered(folder: Path) -> list[Found] | None:
-    """What was left packed when this archive was unpacked before; None if it was not, or somebody spoilt it since."""
+def _load_skipped_members(folder: Path) -> list[Found] | None:
+    """Load the skipped members of an earlier unpacking; None if there is none or it changed since."""
     try:
-        told = json.loads((folder / "members.json").read_text("utf-8"))
-        left = [Found(path, status) for path, status in told["left"]]
-        whole = (folder / "photos").is_dir() and _checksum(folder / "photos") == told["checksum"]
-        return left if whole else None
+        record = json.loads((folder / "members.json").read_text("utf-8"))
+        skipped = [Found(path, status) for path, status in record["left"]]
+        is_intact = (folder / "photos").is_dir() and _checksum_folder(folder / "photos") == record["checksum"]
+        return skipped if is_intact else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _checksum(folder: Path) -> str:
-    """Of all files in a folder and their names, in whatever order the disk lists them."""
+def _checksum_folder(folder: Path) -> str:
+    """Compute a checksum of all files and their names, independent of the order of listing."""
     total = 0
     with progress.stage("check what was unpacked", 0, "files") as bar:
-        for each in folder.rglob("*"):
-            if each.is_file():
-                with each.open("rb") as stream:
-                    found = hashlib.file_digest(stream, "sha256")
-                found.update(os.fsencode(each.relative_to(folder)))
-                total += int.from_bytes(found.digest(), "big")
+        for file in folder.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256")
+                digest.update(os.fsencode(file.relative_to(folder)))
+                total += int.from_bytes(digest.digest(), "big")
                 bar.advance(1)
     return f"{total:x}"
 
 
-def _unpack_into(folder: Path, file: Path) -> list[Found]:
+def _unpack_members(folder: Path, file: Path) -> list[Found]:
+    """Write all members below the folder and return those that were skipped."""
     budget = max(ALWAYS_ALLOWED, MAX_GROWTH * file.stat().st_size)
     need_disk({folder: file.stat().st_size})
     folder.mkdir()
-    left: list[Found] = []
-    taken: set[str] = set()
+    skipped: list[Found] = []
+    taken_paths: set[str] = set()
     try:
         with progress.stage(f"unpack {file.name}", 0, "files") as bar:
             for number, member in enumerate(_members(file), 1):
                 if number > MAX_MEMBERS:
                     raise Refused(f"more than {MAX_MEMBERS:,} members")
                 try:
-                    budget -= _unpack_one(member, folder, taken, budget)
+                    budget -= _unpack_member(member, folder, taken_paths, budget)
                     bar.advance(1)
-                except _StaysPacked as reason:
-                    budget -= member.passed
-                    left.append(Found(_shown(member.name), str(reason)))
+                except _MemberSkipped as reason:
+                    budget -= member.skip_bytes
+                    skipped.append(Found(_make_printable(member.name), str(reason)))
                 if budget < 0:
                     raise Refused(f"it grows to more than {MAX_GROWTH} times its size")
-    except Refused as why:
+    except Refused as reason:
         advice = "unpack it yourself if you trust it, and give the folder"
-        raise PhotosError(f"this archive is refused: {why}", where=file, advice=advice) from None
-    except DAMAGED as error:
-        raise _damaged(file, str(error)) from None
+        raise PhotosError(f"this archive is refused: {reason}", where=file, advice=advice) from None
+    except CORRUPTION_ERRORS as error:
+        raise _damaged_archive(file, str(error)) from None
     except OSError as error:
-        if error.errno is not None:  # the disk's; decompressors raise OSError without a number
+        # Decompressors raise OSError without a number; with one, it comes from the disk.
+        if error.errno is not None:
             raise
-        raise _damaged(file, str(error)) from None
-    return left
+        raise _damaged_archive(file, str(error)) from None
+    return skipped
 
 
-def _unpack_one(member: Member, folder: Path, taken: set[str], budget: int) -> int:
-    """Write one member below the folder; at most a chunk more than the budget.
+def _unpack_member(member: Member, folder: Path, taken_paths: set[str], budget: int) -> int:
+    """Write one member below the folder; at most one chunk more than the budget.
 
-    returns  bytes written, and what files and folders take by themselves
+    Returns:
+        Bytes written, including the overhead of new files and folders.
     """
     path = _path(member.name)
     problem = member.problem or _no_path(member.name, path)
-    if member.opened is None:
-        return AN_ENTRY + _made(folder, path) if problem is None else AN_ENTRY
-    if problem is None and path.casefold() in taken:  # names that differ by case alone are one file on many disks
+    if member.open_content is None:
+        return AN_ENTRY + _make_folders(folder, path) if problem is None else AN_ENTRY
+    # On many disks, names that differ by case alone are one file.
+    if problem is None and path.casefold() in taken_paths:
         problem = "stands twice in the archive"
     if problem is not None:
-        raise _StaysPacked(problem)
-    taken.add(path.casefold())
-    room = AN_ENTRY + _made(folder, path.rpartition("/")[0])
+        raise _MemberSkipped(problem)
+    taken_paths.add(path.casefold())
+    overhead = AN_ENTRY + _make_folders(folder, path.rpartition("/")[0])
     try:
-        with _new_file(folder / path) as out, member.opened() as stream:
-            return room + _copied(stream, out, budget)
-    except DAMAGED as error:
-        if not member.stands_alone:
+        with _create_file(folder / path) as out, member.open_content() as stream:
+            return overhead + _copied(stream, out, budget)
+    except CORRUPTION_ERRORS as error:
+        if not member.is_independent:
             raise
         (folder / path).unlink()
-        raise _StaysPacked(f"damaged in the archive: {error}") from None
+        raise _MemberSkipped(f"damaged in the archive: {error}") from None
 
 
 def _copied(stream: IO[bytes], out: IO[bytes], budget: int) -> int:
-    """Copy by the bytes that really come: declared sizes may lie."""
+    """Copy and count the bytes that are really read: declared sizes may lie."""
     written = 0
-    while written <= budget and (chunk := _read(stream)):
+    while written <= budget and (chunk := _read_chunk(stream)):
         written += out.write(chunk)
     return written
 
 
-def _read(stream: IO[bytes]) -> bytes:
+def _read_chunk(stream: IO[bytes]) -> bytes:
     try:
         return stream.read(CHUNK)
     except OSError as error:
-        if error.errno is not None:  # the disk's own
+        # bz2 and gzip raise OSError without a number for damaged data.
+        if error.errno is not None:
             raise
-        raise EOFError(str(error)) from None  # bz2 and gzip call damaged data so
+        raise EOFError(str(error)) from None
 
 
-def _made(folder: Path, path: str) -> int:
-    """Make the folders of a path; returns the bytes that new ones take."""
-    room = 0
+def _make_folders(folder: Path, path: str) -> int:
+    """Make the folders of a path and return the bytes that new ones take."""
+    overhead = 0
     for part in filter(None, path.split("/")):
         folder /= part
         try:
             if not folder.is_dir():
                 folder.mkdir()
-                room += AN_ENTRY
+                overhead += AN_ENTRY
         except OSError as error:
-            raise _unless_the_disks(error) from None
-    return room
+            raise _convert_os_error(error) from None
+    return overhead
 
 
-def _new_file(target: Path) -> IO[bytes]:
+def _create_file(target: Path) -> IO[bytes]:
     try:
         return target.open("xb")
     except OSError as error:
-        raise _unless_the_disks(error) from None
+        raise _convert_os_error(error) from None
 
 
-def _unless_the_disks(error: OSError) -> Exception:
-    """A member's own fault stays with it; a full or broken disk is everybody's."""
+def _convert_os_error(error: OSError) -> Exception:
+    """Skip a member for its own fault; keep the error of a full or broken disk."""
     if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
-        return _StaysPacked("its path is taken by another member")
-    return _StaysPacked("this disk cannot hold its name") if error.errno in NO_SUCH_NAME else error
+        return _MemberSkipped("its path is taken by another member")
+    return _MemberSkipped("this disk cannot hold its name") if error.errno in INVALID_NAME_ERRNOS else error
 
 
 def _members(file: Path) -> Iterator[Member]:
-    packed = tars.opened(file)
-    if packed is not None:  # asked first: a tar whose last member is a zip looks like a zip from behind
-        yield from _tar_members(packed)
+    # Tar first: a tar whose last member is a zip looks like a zip from its end.
+    tar = tars.opened(file)
+    if tar is not None:
+        yield from _iterate_tar_members(tar)
     elif zipfile.is_zipfile(file):
-        yield from _zip_members(file)
+        yield from _iterate_zip_members(file)
     elif _starts_with(file, b"PK\x03\x04"):
-        raise _damaged(file, "the end of the zip is missing")
+        raise _damaged_archive(file, "the end of the zip is missing")
     else:
         raise PhotosError(
             "this archive cannot be read: it is neither a zip nor a tar that this Python knows",
@@ -226,68 +248,75 @@ def _members(file: Path) -> Iterator[Member]:
         )
 
 
-def _zip_members(file: Path) -> Iterator[Member]:
+def _iterate_zip_members(file: Path) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
-            name = entry.filename.replace("\\", "/")  # some Windows programs write what the format forbids
-            opened = None if name.endswith("/") else lambda entry=entry: archive.open(entry)
-            yield Member(name, _zip_problem(entry), opened, stands_alone=True)
+            # Some Windows programs write backslashes, which the format forbids.
+            name = entry.filename.replace("\\", "/")
+            open_content = None if name.endswith("/") else lambda entry=entry: archive.open(entry)
+            yield Member(name, _find_zip_problem(entry), open_content, is_independent=True)
 
 
-def _zip_problem(entry: zipfile.ZipInfo) -> str | None:
-    kind = entry.external_attr >> 28 if entry.create_system == 3 else 0  # the Unix file type, from Unix alone
-    if kind not in (0, 0o10, 0o4):
+def _find_zip_problem(entry: zipfile.ZipInfo) -> str | None:
+    """Say why a zip member must not be unpacked."""
+    # Only zips made on Unix carry the Unix file type.
+    file_type = entry.external_attr >> 28 if entry.create_system == 3 else 0
+    if file_type not in (0, 0o10, 0o4):
         return "a link or device in an archive"
     if entry.flag_bits & 1:
         return "encrypted"
-    if entry.compress_type in PIECE_BY_PIECE:
+    if entry.compress_type in STREAMABLE_COMPRESSION:
         return None
-    known = entry.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-    return f"packed by {'bzip2 or LZMA' if known else 'an odd compression'} (pack it again, by deflate)"
+    is_known = entry.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    return f"packed by {'bzip2 or LZMA' if is_known else 'an odd compression'} (pack it again, by deflate)"
 
 
-def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
+def _iterate_tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
     for entry in tars.entries(archive):
         if entry.isdir():
             yield Member(entry.name, None, None)
         else:
             problem = None if entry.isreg() else "a link or device in an archive"
-            yield Member(entry.name, problem, lambda entry=entry: _content(archive, entry), passed=entry.size)
+            yield Member(
+                entry.name, problem, lambda entry=entry: _open_tar_content(archive, entry), skip_bytes=entry.size
+            )
 
 
-def _content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+def _open_tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
     stream = archive.extractfile(entry)
     assert stream is not None, "a regular file has content"
     return stream
 
 
 def _path(name: str) -> str:
-    """A member's name without `.` and doubled slashes."""
+    """Remove `.` and doubled slashes from a member's name."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _no_path(name: str, path: str) -> str | None:
-    """Why a name is no path below the archive."""
-    everywhere = path.replace("\\", "/")
-    parts = everywhere.split("/")
-    if name.startswith("/") or everywhere.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", path):
+    """Say why a name is not a valid path below the archive."""
+    with_slashes = path.replace("\\", "/")
+    parts = with_slashes.split("/")
+    if name.startswith("/") or with_slashes.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", path):
         return "its path leads out of the archive"
-    if len(parts) > DEEPEST:
+    if len(parts) > MAX_PATH_DEPTH:
         return "it lies too deep"
     if not path:
         return "it has no name"
-    odd = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)  # control letters, broken Unicode
-    if odd:
+    # Cc: control characters; Cs: broken Unicode.
+    is_unprintable = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+    if is_unprintable:
         return "its name has unprintable letters"
-    return "Windows cannot hold its name (rename it)" if ON_WINDOWS and any(map(NOT_ON_WINDOWS.match, parts)) else None
+    is_reserved = ON_WINDOWS and any(map(WINDOWS_RESERVED_NAME.match, parts))
+    return "Windows cannot hold its name (rename it)" if is_reserved else None
 
 
-def _shown(name: str) -> str:
-    """A name that a table can hold and a terminal can print."""
+def _make_printable(name: str) -> str:
+    """Escape a name so that a table can hold it and a terminal can print it."""
     return re.sub(r"[\x00-\x1f\x7f]", progress.spelled, printable(name))
 
 
-def _damaged(file: Path, how: str) -> PhotosError:
+def _damaged_archive(file: Path, how: str) -> PhotosError:
     return PhotosError(f"this archive is damaged: {how}", where=file, advice="fetch or pack it again")
 
 
@@ -296,7 +325,7 @@ def _starts_with(file: Path, magic: bytes) -> bool:
         return stream.read(len(magic)) == magic
 
 
-def _sha256(file: Path) -> str:
+def _hash_file(file: Path) -> str:
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What lies in a `.tar*`, read within bounds: for Python's `tarfile` all is as long as a header declares it to be."""
+"""Read a `.tar*` within bounds. Python's `tarfile` trusts every length that a header declares."""
 
 import re
 import tarfile
@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-LONGEST_NAME = 2**16  # bytes
-MOST_SAID = 2**20  # bytes that may be said of a member: a Mac puts there whatever it knows of the file
-LARGEST = 2**60  # bytes of a member: none is larger, and no file has places beyond
-BEHIND = 2**30  # bytes that may follow the end: tapes are padded
-CHUNK = 2**20
-SPARSE = "a member is sparse, packed without its zeros"
-RECORD = re.compile(rb"(\d{1,10}) ")  # the length that each thing begins with which is said of a member
+MAX_NAME_BYTES = 2**16
+# Extended headers of one member: macOS stores whatever it knows about the file there.
+MAX_METADATA_BYTES = 2**20
+# No member is larger, and no file has offsets beyond.
+MAX_MEMBER_BYTES = 2**60
+# Bytes that may follow the end of the archive: tapes are padded.
+MAX_TRAILING_BYTES = 2**30
+CHUNK_BYTES = 2**20
+SPARSE_MESSAGE = "a member is sparse, packed without its zeros"
+# The length with which each pax record begins.
+PAX_RECORD_LENGTH = re.compile(rb"(\d{1,10}) ")
 
 
 class Refused(Exception):
@@ -20,104 +24,115 @@ class Refused(Exception):
 
 
 def opened(file: Path) -> tarfile.TarFile | None:
-    """The archive, whose `entries` close it; None if it is no tar. Not `is_tarfile`, which would read the first member without
-    bounds.
+    """Open a tar, which `entries` closes; return None if the file is no tar.
 
-    raises  Refused, or tarfile's errors
+    `is_tarfile` would read the first member without bounds.
+
+    Raises:
+        Refused: the first member exceeds a bound; or an error of tarfile.
     """
-    kind = type("Entry", (Entry,), {})  # of this archive alone: the class remembers
+    # A class per archive, because the class stores the last header.
+    tarinfo = type("BoundedTarInfo", (BoundedTarInfo,), {})
     try:
-        return tarfile.open(file, tarinfo=kind)
+        return tarfile.open(file, tarinfo=tarinfo)
     except tarfile.TarError:
         return None
 
 
 def entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """What `opened` found, to the very end of the file.
+    """Iterate over the members of a tar from `opened`, to the end of the file.
 
-    raises  Refused, or tarfile's errors if it is damaged or its end is missing
+    Raises:
+        Refused: a member exceeds a bound; or an error of tarfile if the archive is damaged or
+            its end is missing.
     """
     with archive:
         yield from archive
-        if archive.tarinfo.last != bytes(tarfile.BLOCKSIZE):  # type: ignore[attr-defined]
+        if archive.tarinfo.last_header != bytes(tarfile.BLOCKSIZE):  # type: ignore[attr-defined]
             raise tarfile.ReadError("its end is missing")
-        _read_on(archive)
+        _read_trailing_bytes(archive)
 
 
-class Entry(tarfile.TarInfo):
-    """A member that remembers the last header: tarfile takes a cut or garbled one for the end, and says nothing. And that reads
-    nothing which fills the memory or takes minutes: for tarfile what is said of a member is as long as it is declared to be."""
+class BoundedTarInfo(tarfile.TarInfo):
+    """A tar header that limits what is read for it, and remembers the last header.
 
-    last = b""
+    tarfile takes a cut or garbled header for the end of the archive and reports nothing. It also
+    reads as many metadata bytes as a header declares, which may fill the memory or take minutes.
+    """
+
+    last_header = b""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        cls.last = bytes(buf)
+        cls.last_header = bytes(buf)
         entry = super().frombuf(buf, encoding, errors)
-        entry.size = _within_a_file(entry.size)
+        entry.size = _check_member_size(entry.size)
         return entry
 
     def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        return super()._proc_gnulong(_unless_too_long(self, archive, LONGEST_NAME))  # type: ignore[misc]
+        _check_metadata_size(self, MAX_NAME_BYTES)
+        return super()._proc_gnulong(archive)  # type: ignore[misc]
 
     def _proc_sparse(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        raise Refused(SPARSE)
+        raise Refused(SPARSE_MESSAGE)
 
     def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        """Name and size alone: tarfile keeps all that is said of all members, and before Python 3.11.10 takes time and memory by
-        its square. What is said of all members at once is passed over: it is a comment, and never their name."""
-        stream = _unless_too_long(self, archive, MOST_SAID).fileobj
-        said = _records(stream.read(self._block(self.size))[: self.size])  # type: ignore
+        """Apply only the name and size of a pax header.
+
+        tarfile keeps all metadata of all members, and before Python 3.11.10 parses them in
+        quadratic time and memory. Global headers are skipped: they hold comments, never names.
+        """
+        _check_metadata_size(self, MAX_METADATA_BYTES)
+        records = _parse_pax_records(archive.fileobj.read(self._block(self.size))[: self.size])  # type: ignore
         try:
             entry = self.fromtarfile(archive)
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from None
         if self.type == tarfile.XGLTYPE:
             return entry
-        if any(key.startswith(b"GNU.sparse.") for key in said):
-            raise Refused(SPARSE)
-        if b"path" in said:
-            entry.name = said[b"path"].decode("utf-8", "surrogateescape").rstrip("/")
-        if b"size" in said and entry.isreg():
-            entry.size = _within_a_file(int(said[b"size"]))
+        if any(key.startswith(b"GNU.sparse.") for key in records):
+            raise Refused(SPARSE_MESSAGE)
+        if b"path" in records:
+            entry.name = records[b"path"].decode("utf-8", "surrogateescape").rstrip("/")
+        if b"size" in records and entry.isreg():
+            entry.size = _check_member_size(int(records[b"size"]))
             archive.offset = entry.offset_data + entry._block(entry.size)  # type: ignore
         return entry
 
 
-def _unless_too_long(said: tarfile.TarInfo, archive: tarfile.TarFile, most: int) -> tarfile.TarFile:
-    if said.size > most:
-        raise Refused(f"{said.size:,} bytes are said of one member, its content not counted")
-    return archive
+def _check_metadata_size(header: tarfile.TarInfo, max_bytes: int) -> None:
+    if header.size > max_bytes:
+        raise Refused(f"{header.size:,} bytes are said of one member, its content not counted")
 
 
-def _records(said: bytes) -> dict[bytes, bytes]:
-    """What the tar format of POSIX says of a member: LENGTH KEY=VALUE, again and again, each with its end of line."""
-    told, place = {}, 0
-    while start := RECORD.match(said, place):
-        end = place + int(start[1])
-        key, _, value = said[start.end() : end].partition(b"=")
+def _parse_pax_records(data: bytes) -> dict[bytes, bytes]:
+    """Parse the records of a POSIX pax header: LENGTH KEY=VALUE and a newline, repeated."""
+    records, position = {}, 0
+    while length := PAX_RECORD_LENGTH.match(data, position):
+        end = position + int(length[1])
+        key, _, value = data[length.end() : end].partition(b"=")
         if not value.endswith(b"\n"):
             break
-        told[key], place = value[:-1], end
-    if place != len(said):
+        records[key], position = value[:-1], end
+    if position != len(data):
         raise tarfile.ReadError("what is said of a member is garbled")
-    if len(told.get(b"path", b"")) > LONGEST_NAME:
-        raise Refused(f"a name of {len(told[b'path']):,} bytes")
-    return told
+    if len(records.get(b"path", b"")) > MAX_NAME_BYTES:
+        raise Refused(f"a name of {len(records[b'path']):,} bytes")
+    return records
 
 
-def _within_a_file(size: int) -> int:
-    """A size below zero would have tarfile read the same again and again."""
-    if not 0 <= size <= LARGEST:
+def _check_member_size(size: int) -> int:
+    """Refuse an invalid size: a negative one would make tarfile read the same data forever."""
+    if not 0 <= size <= MAX_MEMBER_BYTES:
         raise tarfile.ReadError(f"a member of {size:,} bytes")
     return size
 
 
-def _read_on(archive: tarfile.TarFile) -> None:
-    """To the end of the file, where gzip, bzip2 and xz keep the checksums of what was unpacked."""
+def _read_trailing_bytes(archive: tarfile.TarFile) -> None:
+    """Read to the end of the file, where gzip, bzip2 and xz keep their checksums."""
     assert archive.fileobj is not None, "it is open"
-    behind = 0
-    while chunk := archive.fileobj.read(CHUNK):
-        behind += len(chunk)
-        if behind > BEHIND:
+    trailing_bytes = 0
+    while chunk := archive.fileobj.read(CHUNK_BYTES):
+        trailing_bytes += len(chunk)
+        if trailing_bytes > MAX_TRAILING_BYTES:
             raise tarfile.ReadError("it goes on and on behind its end")
