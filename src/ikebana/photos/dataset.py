@@ -1,4 +1,4 @@
-"""The noun that intake, audit and split hand on: what photos there are."""
+"""The `Dataset` that sources, audit and split share: which photos there are."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,48 +21,67 @@ PART_NAMES = {
     "test": "test",
 }
 
-ROWS = 8192  # that are gathered at a time
+# Rows that `gathered` holds as Python objects at a time.
+CHUNK_ROWS = 8192
 
 SCHEMA = {
-    "path": pl.String,  # below the root; `archive!member` for what came in an archive; as written for a table
+    # Below the root; `archive!member` for an archive; as written for a table.
+    "path": pl.String,
     "label": pl.String,
-    "split": pl.String,  # train, validation, test; null until split
-    "group": pl.String,  # photos of one group are never parted
-    "twins": pl.String,  # the same for near-copies of each other, null for all others; found once the photos are opened
-    "status": pl.String,  # `used`, or the reason why not
-    "sha256": pl.String,  # of the file's bytes
+    # train, validation, test; null until split.
+    "split": pl.String,
+    # Photos of one group stay in one split.
+    "group": pl.String,
+    # The same for all near-duplicates of each other, else null. Known once the photos are opened.
+    "twins": pl.String,
+    # `used`, or why the photo is not used.
+    "status": pl.String,
+    # Of the file's bytes.
+    "sha256": pl.String,
     "bytes": pl.Int64,
-    "width": pl.Int32,  # pixels, upright
+    # Pixels, upright.
+    "width": pl.Int32,
     "height": pl.Int32,
 }
 
 
 @dataclass(frozen=True)
 class Twin:
-    """Two photos of which one is a copy of the other, though not to the byte."""
+    """A pair of photos of which one is a modified copy of the other."""
 
-    first: int  # row of the dataset's table
-    second: int  # a later one
-    how: str  # what was done to the one or the other: "mirrored, cropped"
-    alike: float  # correlation of their fine detail once they lie on each other; 1 is the same
+    # Row in the dataset's table.
+    first: int
+    # A later row.
+    second: int
+    # What was done to one of them: "mirrored, cropped".
+    how: str
+    # Correlation of their fine detail after alignment, at most 1.
+    alike: float
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What photos there are."""
+    """The photos of a source, used and unused."""
 
-    source: str  # what the user pointed at
-    root: Path  # the folder that the paths start from
-    photos: pl.DataFrame  # SCHEMA: one row for every path found, sorted by path
+    # What the user named.
+    source: str
+    # The folder that paths are relative to.
+    root: Path
+    # SCHEMA: one row per path, sorted by path.
+    photos: pl.DataFrame
     classes: tuple[str, ...]
-    ignored: int = 0  # hidden and system files
-    prefix: str = ""  # `archive!` before each path that came in an archive
+    # Number of hidden and system files.
+    ignored: int = 0
+    # `archive!` before each path from an archive.
+    prefix: str = ""
     classes_without_photos: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # what the user should know about how the source was understood
-    twins: tuple[Twin, ...] = ()  # near-twins; of exact copies the first stands for all
+    # How the source was understood, for the user.
+    notes: tuple[str, ...] = ()
+    # Near-duplicates; the first of several exact copies stands for all.
+    twins: tuple[Twin, ...] = ()
 
     def file(self, path: str) -> Path:
-        """Where a row's photo lies on disk."""
+        """Return the file on disk of a row's path."""
         return self.root / path.removeprefix(self.prefix)
 
     @property
@@ -71,7 +90,7 @@ class Dataset:
 
     @property
     def used_by_row(self) -> pl.DataFrame:
-        """The used photos, each with the `row` that it has among all: the place of its pixels."""
+        """The used photos with their `row` among all photos, which is the row of their pixels."""
         return self.photos.with_row_index("row").filter(pl.col("status") == USED)
 
     @property
@@ -79,10 +98,10 @@ class Dataset:
         return self.photos.filter(pl.col("status") != USED)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Usable photos, class by class and part by part: {"daisy": {"train": 458, ...}, ...}."""
+        """Count the used photos per class and split: {"daisy": {"train": 458, ...}, ...}."""
         table = self.used.group_by("label", "split").len()
-        found = {(label, part): number for label, part, number in table.iter_rows()}
-        return {label: {part: found.get((label, part), 0) for part in PARTS} for label in self.classes}
+        counts = {(label, split): number for label, split, number in table.iter_rows()}
+        return {label: {split: counts.get((label, split), 0) for split in PARTS} for label in self.classes}
 
     def with_photos(self, photos: pl.DataFrame) -> "Dataset":
         return replace(self, photos=photos)
@@ -93,14 +112,14 @@ class Dataset:
 
 
 def gathered(rows: Iterable[Mapping[str, Any] | tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.DataFrame:
-    """A table of rows that come one by one; as Python's own values only some thousand of them are ever held."""
-    coming, pieces = iter(rows), [pl.DataFrame(schema=schema)]
-    while some := list(islice(coming, ROWS)):
-        pieces.append(pl.DataFrame(some, schema=schema, orient="row"))
-    return pl.concat(pieces, rechunk=True)
+    """Collect rows into a table, holding at most CHUNK_ROWS of them as Python objects."""
+    remaining, tables = iter(rows), [pl.DataFrame(schema=schema)]
+    while chunk := list(islice(remaining, CHUNK_ROWS)):
+        tables.append(pl.DataFrame(chunk, schema=schema, orient="row"))
+    return pl.concat(tables, rechunk=True)
 
 
 def texts(column: pl.Series) -> list[str]:
-    """A column without nulls as Python's texts, equal ones one object: a million labels are but a few."""
-    names, places = column.unique().sort().to_list(), column.rank("dense").to_numpy()
-    return [names[place - 1] for place in places]
+    """Convert a column without nulls to strings; equal values share one object to save memory."""
+    values, ranks = column.unique().sort().to_list(), column.rank("dense").to_numpy()
+    return [values[rank - 1] for rank in ranks]

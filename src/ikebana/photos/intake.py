@@ -1,4 +1,4 @@
-"""A folder, an archive or a table of photos becomes a Dataset, whatever shape it comes in."""
+"""Turn a folder, an archive or a table of photos into a Dataset."""
 
 import os
 from dataclasses import replace
@@ -11,45 +11,50 @@ from ikebana.photos import archive, folder, table
 from ikebana.photos.dataset import UNOPENED, USED, Dataset
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-TABLES = (".csv", ".tsv", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
-    """Find out what photos a folder, an archive or a table holds; their files are not opened yet.
+    """List the photos of a folder, an archive or a table, without opening them.
 
-    raises  PhotosError if there is nothing to learn from: no such place, no class folders, one class only
+    Raises:
+        PhotosError: there is nothing to learn from: the source does not exist, or has no class
+            folders, or one class only.
     """
-    if not str(source):  # it would be the working directory
+    # An empty path would be the working directory.
+    if not str(source):
         raise PhotosError("an empty path was given", advice="the path of a folder, an archive or a table of photos")
-    place = Path(os.path.expanduser(source))
-    name = place.name.lower()
-    if os.path.isdir(place):  # pathlib's own question ends in an error where a name is too long to be asked for
-        dataset = folder.read(place)
-    elif not os.path.exists(place):
-        what = f"there is no such folder, archive or table{_hindrance(place)}"
-        raise PhotosError(what, where=source, advice=_similar(place) or "the path of a folder, an archive or a table")
-    elif not os.path.isfile(place):
+    path = Path(os.path.expanduser(source))
+    name = path.name.lower()
+    # pathlib's `is_dir` raises where a name is too long.
+    if os.path.isdir(path):
+        dataset = folder.read(path)
+    elif not os.path.exists(path):
+        what = f"there is no such folder, archive or table{_describe_access_error(path)}"
+        advice = _suggest_similar_path(path) or "the path of a folder, an archive or a table"
+        raise PhotosError(what, where=source, advice=advice)
+    elif not os.path.isfile(path):
         raise PhotosError(
             "this is neither a folder nor a file that can be read twice", where=source, advice="a file on the disk"
         )
-    elif name.endswith(TABLES):
-        dataset = table.read(place)
+    elif name.endswith(TABLE_SUFFIXES):
+        dataset = table.read(path)
     elif name.endswith(ARCHIVES):
-        unpacked = archive.unpack(place)
-        dataset = folder.read(unpacked.folder, source=str(source), prefix=f"{place.name}!", more=unpacked.set_aside)
+        unpacked = archive.unpack(path)
+        dataset = folder.read(unpacked.folder, source=str(source), prefix=f"{path.name}!", more=unpacked.set_aside)
     else:
         raise PhotosError(
             "this is neither a folder, nor an archive, nor a table of photos",
             where=source,
             advice="a folder with a sub-folder for each class, or a file ending in "
-            + ", ".join((*ARCHIVES[:3], *TABLES)),
+            + ", ".join((*ARCHIVES[:3], *TABLE_SUFFIXES)),
         )
     return with_classes(dataset, class_order)
 
 
-def _where_photos_are(dataset: Dataset) -> str:
-    """What to try where none was found."""
-    if not dataset.source.lower().endswith(TABLES):
+def _advise_without_photos(dataset: Dataset) -> str:
+    """Say what to try where no photos were found."""
+    if not dataset.source.lower().endswith(TABLE_SUFFIXES):
         return "a folder with a sub-folder of photos for each class"
     if not dataset.photos.height:
         return "a table with a row for each photo: path,label"
@@ -58,48 +63,46 @@ def _where_photos_are(dataset: Dataset) -> str:
 
 
 def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
-    """The classes that have a photo left, sorted or in the given order; classes without one are named in the notes.
+    """Set the classes that still have photos, sorted or in the given order, and the empty ones.
 
-    raises  PhotosError if fewer than two classes are left
+    Raises:
+        PhotosError: fewer than two classes are left.
     """
-    left = dataset.photos.filter(pl.col("status").is_in((UNOPENED, USED)))
-    classes = tuple(sorted(left["label"].drop_nulls().unique().to_list()))
-    if not left.height:
+    usable = dataset.photos.filter(pl.col("status").is_in((UNOPENED, USED)))
+    classes = tuple(sorted(usable["label"].drop_nulls().unique().to_list()))
+    if not usable.height:
         raise PhotosError(
-            f"no photos found{_reasons(dataset)}",
+            f"no photos found{_summarise_reasons(dataset)}",
             where=dataset.source,
-            advice=_where_photos_are(dataset),
+            advice=_advise_without_photos(dataset),
         )
     if len(classes) == 1:
         raise PhotosError(
-            f"there is only one class with photos: {classes[0]}{_reasons(dataset)}",
+            f"there is only one class with photos: {classes[0]}{_summarise_reasons(dataset)}",
             where=dataset.source,
             advice="the folder that holds at least two class folders, each with photos",
         )
-    gone = {*dataset.photos["label"].drop_nulls(), *dataset.classes_without_photos} - set(classes)
-    # The order was given before anybody knew of which classes no photo can be read.
-    order = tuple(name for name in class_order if name not in gone)
+    empty = {*dataset.photos["label"].drop_nulls(), *dataset.classes_without_photos} - set(classes)
+    # The user gave the order before it was known that these classes have no readable photo.
+    order = tuple(name for name in class_order if name not in empty)
     return replace(
         dataset,
-        classes=in_order(classes, order, dataset.source),
-        classes_without_photos=tuple(sorted(gone)),
+        classes=_order_classes(classes, order, dataset.source),
+        classes_without_photos=tuple(sorted(empty)),
     )
 
 
-def _reasons(dataset: Dataset) -> str:
-    """Why so little was usable: the most frequent reason."""
-    aside = dataset.set_aside.filter(pl.col("status") != UNOPENED)
-    if not aside.height:
+def _summarise_reasons(dataset: Dataset) -> str:
+    """Name the most frequent reason why photos are not used."""
+    unused = dataset.set_aside.filter(pl.col("status") != UNOPENED)
+    if not unused.height:
         return ""
-    reason, number = aside["status"].value_counts(sort=True).row(0)
+    reason, number = unused["status"].value_counts(sort=True).row(0)
     return f": {number} of {dataset.photos.height} paths were set aside ({reason})"
 
 
-def in_order(classes: tuple[str, ...], class_order: tuple[str, ...], source: str) -> tuple[str, ...]:
-    """The classes in the order asked for.
-
-    raises  PhotosError if that order does not name each class once
-    """
+def _order_classes(classes: tuple[str, ...], class_order: tuple[str, ...], source: str) -> tuple[str, ...]:
+    """Check that the order names each class once, and return it."""
     if not class_order:
         return classes
     if sorted(class_order) != sorted(classes):
@@ -111,10 +114,10 @@ def in_order(classes: tuple[str, ...], class_order: tuple[str, ...], source: str
     return class_order
 
 
-def _hindrance(place: Path) -> str:
-    """What the system says of a place that it cannot look for; nothing of one that is just not there."""
+def _describe_access_error(path: Path) -> str:
+    """Describe the system's error for a path; empty if the path just does not exist."""
     try:
-        os.stat(place)
+        os.stat(path)
     except (FileNotFoundError, ValueError):
         return ""
     except OSError as error:
@@ -122,13 +125,13 @@ def _hindrance(place: Path) -> str:
     return ""
 
 
-def _similar(place: Path) -> str | None:
-    """The name that was probably meant."""
+def _suggest_similar_path(path: Path) -> str | None:
+    """Find a sibling whose name the user may have meant."""
     import difflib
 
     try:
-        names = [each.name for each in place.parent.iterdir()]
+        names = [sibling.name for sibling in path.parent.iterdir()]
     except OSError:
         return None
-    close = difflib.get_close_matches(place.name, names, n=1)
-    return str(place.parent / close[0]) if close else None
+    matches = difflib.get_close_matches(path.name, names, n=1)
+    return str(path.parent / matches[0]) if matches else None

@@ -16,20 +16,21 @@ SEPARATORS = ",;\t"
 
 
 def read(file: Path) -> Dataset:
-    """The photos that a table names; paths start from the table's folder, unless they are absolute.
+    """Read the photos of a table; relative paths start at the table's folder.
 
-    raises  PhotosError if columns are missing, a part's name is unknown, or a photo has two labels
+    Raises:
+        PhotosError: columns are missing, a split is unknown, or a photo has two labels.
     """
-    table = _with_columns(_parquet(file) if file.suffix.lower() == ".parquet" else _csv(file), file)
-    once = _once_each(table, file)
-    again = table.height - once.height
-    notes = (f"{again:,} rows say what another one says already, and count once with it",) if again else ()
-    rows = (_row(row, str(file.parent)) for row in _with_parts(once, file).iter_rows(named=True))
+    table = _normalise_columns(_read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file), file)
+    unique = _merge_duplicate_rows(table, file)
+    n_merged = table.height - unique.height
+    notes = (f"{n_merged:,} rows say what another one says already, and count once with it",) if n_merged else ()
+    rows = (_set_status(row, str(file.parent)) for row in _normalise_splits(unique, file).iter_rows(named=True))
     return Dataset(str(file), file.parent, gathered(rows, SCHEMA).sort("path"), (), notes=notes)
 
 
-def _with_columns(table: pl.DataFrame, file: Path) -> pl.DataFrame:
-    """The columns we know, as text, under our own names."""
+def _normalise_columns(table: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """Select the known columns, as strings and under their standard names."""
     names = {name: name.strip().lower() for name in table.columns if name.strip().lower() in COLUMNS}
     for column, number in Counter(names.values()).items():
         if number > 1:
@@ -49,20 +50,21 @@ def _with_columns(table: pl.DataFrame, file: Path) -> pl.DataFrame:
             advice="one path and one label a photo: ikebana cannot learn several labels at once",
         )
     known = sorted(names, key=lambda name: COLUMNS.index(names[name]))
-    text = (pl.col(name).cast(pl.String).str.strip_chars().replace("", None).alias(names[name]) for name in known)
-    found, named = table.select(text), next(name for name in known if names[name] == "path")
-    whole = table[named].cast(pl.String)
-    spaced = (whole != found["path"]).fill_null(False)
-    if not spaced.any():
-        return found
+    columns = (pl.col(name).cast(pl.String).str.strip_chars().replace("", None).alias(names[name]) for name in known)
+    normalised, path_column = table.select(columns), next(name for name in known if names[name] == "path")
+    raw_paths = table[path_column].cast(pl.String)
+    is_stripped = (raw_paths != normalised["path"]).fill_null(False)
+    if not is_stripped.any():
+        return normalised
+    # A file name may really begin or end with a space.
     root = str(file.parent)
-    kept = whole.map_elements(
+    existing_paths = raw_paths.map_elements(
         lambda path: path if os.path.lexists(os.path.join(root, path)) else path.strip(), pl.String
     )
-    return found.with_columns(pl.when(spaced).then(kept).otherwise(pl.col("path")).alias("path"))
+    return normalised.with_columns(pl.when(is_stripped).then(existing_paths).otherwise(pl.col("path")).alias("path"))
 
 
-def _row(row: dict[str, str | None], root: str) -> dict[str, str | None]:
+def _set_status(row: dict[str, str | None], root: str) -> dict[str, str | None]:
     path = row["path"]
     if not path:
         return {**row, "path": "", "status": "no path in this row"}
@@ -70,34 +72,37 @@ def _row(row: dict[str, str | None], root: str) -> dict[str, str | None]:
         return {**row, "status": "no label in this row"}
     try:
         return {**row, "status": file_status(os.path.join(root, path))}
-    except ValueError as error:  # a NUL in the name
+    except ValueError as error:
+        # The path contains a NUL.
         return {**row, "status": f"unreadable: {error}"}
 
 
-def _once_each(table: pl.DataFrame, file: Path) -> pl.DataFrame:
-    """Rows said twice are one; one photo with two labels is refused: ikebana gives each photo one label."""
+def _merge_duplicate_rows(table: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """Merge repeated rows; refuse a photo with two labels, splits or groups."""
     root = str(file.parent)
     place = pl.col("path").map_elements(lambda path: os.path.normpath(os.path.join(root, path)), pl.String)
     table = table.with_columns(place=place)
     table = table.unique(subset=[name for name in table.columns if name != "path"], keep="first", maintain_order=True)
     labelled = table.filter(pl.col("path").is_not_null() & pl.col("label").is_not_null())
-    labelled = labelled.filter(labelled["place"].is_duplicated())
-    labels = labelled.group_by("place").agg(pl.col("path").first(), pl.col("label").unique().sort())
-    several = labels.filter(pl.col("label").list.len() > 1).sort("path")
-    if several.height:
-        _, path, names = several.row(0)
+    duplicates = labelled.filter(labelled["place"].is_duplicated())
+    labels = duplicates.group_by("place").agg(pl.col("path").first(), pl.col("label").unique().sort())
+    conflicting = labels.filter(pl.col("label").list.len() > 1).sort("path")
+    if conflicting.height:
+        _, path, names = conflicting.row(0)
         raise PhotosError(
-            f"photos with more than one label: {several.height:,}; the first is {path}: {', '.join(names)}",
+            f"photos with more than one label: {conflicting.height:,}; the first is {path}: {', '.join(names)}",
             where=file,
             advice="one label a photo: ikebana cannot learn several at once",
         )
-    if labelled.height:
-        raise PhotosError(f"{labelled['path'][0]} stands in two parts or groups", where=file, advice="one row a photo")
+    if duplicates.height:
+        raise PhotosError(
+            f"{duplicates['path'][0]} stands in two parts or groups", where=file, advice="one row a photo"
+        )
     return table.drop("place")
 
 
-def _with_parts(table: pl.DataFrame, file: Path) -> pl.DataFrame:
-    """The `split` column in our own words; all rows have one, or none."""
+def _normalise_splits(table: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """Map the `split` column to the standard names; all rows have a split, or none."""
     if "split" not in table.columns:
         return table
     given = table["split"]
@@ -115,18 +120,21 @@ def _with_parts(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     return table.with_columns(given.str.to_lowercase().replace_strict(PART_NAMES).alias("split"))
 
 
-def _parquet(file: Path) -> pl.DataFrame:
+def _read_parquet(file: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(file)
     except (pl.exceptions.PolarsError, OSError) as error:
-        why = _first_line(error)
+        reason = _get_first_line(error)
         raise PhotosError(
-            f"this Parquet file cannot be read: {why}", where=file, advice="a copy of it that is whole"
+            f"this Parquet file cannot be read: {reason}", where=file, advice="a copy of it that is whole"
         ) from None
 
 
-def _csv(file: Path) -> pl.DataFrame:
-    """Commas, semicolons (European spreadsheets) or tabs, told by the first line; every value a text."""
+def _read_csv(file: Path) -> pl.DataFrame:
+    """Read every value as a string; commas, semicolons (European spreadsheets) or tabs.
+
+    The first line decides which separator is used.
+    """
     try:
         data = file.read_bytes().removeprefix(codecs.BOM_UTF8)
         data.decode()
@@ -134,20 +142,20 @@ def _csv(file: Path) -> pl.DataFrame:
         raise PhotosError(
             f"this table is not UTF-8 text (byte {error.start})", where=file, advice="save it as 'CSV UTF-8'"
         ) from None
-    first = data[: data.find(b"\n") + 1 or None].decode()
-    separator = max(SEPARATORS, key=first.count)
-    if not first.strip():
+    first_line = data[: data.find(b"\n") + 1 or None].decode()
+    separator = max(SEPARATORS, key=first_line.count)
+    if not first_line.strip():
         raise PhotosError("the table is empty", where=file, advice="a first line that reads: path,label")
     try:
         return pl.read_csv(data, separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        why = _first_line(error)
+        reason = _get_first_line(error)
         raise PhotosError(
-            f"this CSV file cannot be read: {why}",
+            f"this CSV file cannot be read: {reason}",
             where=file,
             advice="as many values in each line as names in the first",
         ) from None
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
