@@ -1,11 +1,11 @@
-"""A folder of class folders becomes a Dataset: one row for every path found.
+"""Turn a folder of class folders into a Dataset with one row per path.
 
-    flowers/daisy/1.jpg                   a sub-folder a class
-    flowers/daisy/garden/1.jpg            photos of one folder inside a class are a group, where every class has enough of them
-    flowers/train/daisy/1.jpg             parts given: train, validation (or val, valid) and test, kept as they are
-    somewhere/flowers/daisy/1.jpg         one of the above, wrapped in a folder (files beside it do not matter)
+    flowers/daisy/1.jpg               one sub-folder per class
+    flowers/daisy/garden/1.jpg        a folder inside a class is a group, if every class has enough
+    flowers/train/daisy/1.jpg         given splits: train, validation (or val, valid) and test
+    somewhere/flowers/daisy/1.jpg     any of these inside a wrapper folder (other files are allowed)
 
-Nothing in here opens a photo or changes a file of the user's.
+This module neither opens a photo nor changes a user's file.
 """
 
 import os
@@ -21,12 +21,14 @@ import polars as pl
 from ikebana.errors import PhotosError
 from ikebana.photos.dataset import PART_NAMES, SCHEMA, UNOPENED, Dataset, gathered
 
-# Folders inside a class are groups only if each class so has this many groups, a photo beside them being one of its own, and
-# none holds more than this share of it: otherwise some part would have no photo of the class, or far too many.
-LEAST_GROUPS = 5
-LARGEST_GROUP = 0.4
+# Folders inside a class are groups only if each class then has this many groups (a photo beside
+# the folders is its own group), and no group exceeds this share of its class. Otherwise some split
+# would have no photo of the class, or far too many.
+MIN_GROUPS_PER_CLASS = 5
+MAX_GROUP_SHARE = 0.4
 
-OF_A_RUN = {"recipe.json", "source.json", "environment.json"}  # what every run's folder holds, and no folder of photos
+# Files that every run folder holds and no photo folder does.
+RUN_FILES = {"recipe.json", "source.json", "environment.json"}
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
 
 
@@ -34,66 +36,76 @@ SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir",
 class Found:
     """One path of a scan."""
 
-    path: str  # below the scanned folder, with forward slashes
+    # Below the scanned folder, with forward slashes.
+    path: str
     status: str
 
 
 def read(folder: Path, *, source: str | None = None, prefix: str = "", more: Iterable[Found] = ()) -> Dataset:
-    """The photos of a folder of class folders, with or without parts above the classes.
+    """List the photos of a folder of class folders, with or without split folders above them.
 
-    raises  PhotosError if the folder cannot be read, or two of its folders are the same part
+    Args:
+        source: what the user named, if not the folder.
+        prefix: put before each path.
+        more: paths to add that are not in the folder.
+    Raises:
+        PhotosError: the folder cannot be read, or two of its folders are the same split.
     """
     notes: list[str] = []
     top = folder
-    while (inner := _only_a_wrapper(top)) is not None:
+    while (inner := _find_wrapped_folder(top)) is not None:
         top = inner
-    inside = printable(top.relative_to(folder).as_posix())
+    top_path = printable(top.relative_to(folder).as_posix())
     if top != folder:
         notes.append(
-            f"{printable(Path(source or folder).name)} holds no other folder than {inside}/: the classes are in there"
+            f"{printable(Path(source or folder).name)} holds no other folder than {top_path}/: the classes are in there"
         )
-    parts = _parts(top)
-    beside = sorted(_names(top) - parts.keys()) if parts else []
-    if beside:
-        notes.append(f"{', '.join(beside)}: beside {', '.join(sorted(parts))}, and therefore not used")
+    splits = _find_split_folders(top)
+    unused = sorted(_list_folder_names(top) - splits.keys()) if splits else []
+    if unused:
+        notes.append(f"{', '.join(unused)}: beside {', '.join(sorted(splits))}, and therefore not used")
     ignored: list[str] = []
-    rows = (_row(found, prefix, inside, parts) for found in scan(folder, ignored))
-    aside = ({"path": prefix + each.path, "status": each.status} for each in more)
-    photos = _grouped(gathered(chain(rows, aside), SCHEMA).sort("path"), notes)
-    empty = set().union(*(_names(top / name) for name in parts)) if parts else _names(top)
+    rows = (_to_row(scanned, prefix, top_path, splits) for scanned in scan(folder, ignored))
+    extra_rows = ({"path": prefix + scanned.path, "status": scanned.status} for scanned in more)
+    photos = _check_groups(gathered(chain(rows, extra_rows), SCHEMA).sort("path"), notes)
+    empty = set().union(*(_list_folder_names(top / name) for name in splits)) if splits else _list_folder_names(top)
     empty -= set(photos["label"].drop_nulls())
     return Dataset(source or str(folder), folder, photos, (), len(ignored), prefix, tuple(sorted(empty)), tuple(notes))
 
 
-def _row(found: Found, prefix: str, top: str, parts: Mapping[str, str]) -> dict[str, str | None]:
-    """A scanned path as a row: its folders tell part and label."""
-    beside = top != "." and not found.path.startswith(f"{top}/")  # of the wrapper: no class of its own
-    inside = found.path if top == "." else found.path.removeprefix(f"{top}/")
-    folders = [] if beside else inside.split("/")[:-1]
-    part, outside = None, "lies outside any class folder"
-    if parts and folders:
-        part = parts.get(folders[0])
-        folders = folders[1:] if part is not None else []
-        outside = outside if part is not None else f"lies outside {', '.join(sorted(parts))}"
+def _to_row(scanned: Found, prefix: str, top: str, splits: Mapping[str, str]) -> dict[str, str | None]:
+    """Make a row of a scanned path; its folders are split, label and group."""
+    is_beside_top = top != "." and not scanned.path.startswith(f"{top}/")
+    path = scanned.path if top == "." else scanned.path.removeprefix(f"{top}/")
+    folders = [] if is_beside_top else path.split("/")[:-1]
+    split, reason = None, "lies outside any class folder"
+    if splits and folders:
+        split = splits.get(folders[0])
+        folders = folders[1:] if split is not None else []
+        reason = reason if split is not None else f"lies outside {', '.join(sorted(splits))}"
     label = folders[0] if folders else None
-    status = outside if label is None and found.status == UNOPENED else found.status
-    group = "/".join([*inside.split("/")[: len(parts) > 0], *folders[:2]]) if len(folders) > 1 else None
-    return {"path": prefix + found.path, "label": label, "split": part, "status": status, "group": group}
+    status = reason if label is None and scanned.status == UNOPENED else scanned.status
+    group = "/".join([*path.split("/")[: len(splits) > 0], *folders[:2]]) if len(folders) > 1 else None
+    return {"path": prefix + scanned.path, "label": label, "split": split, "status": status, "group": group}
 
 
-def _grouped(photos: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
-    """The folders inside classes as groups, if a split can do them justice; else no groups, and a note that says so."""
+def _check_groups(photos: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
+    """Keep the folders inside classes as groups if every class can be split by them.
+
+    Otherwise remove all groups. A note says which.
+    """
     if photos["group"].is_null().all():
         return photos
-    sizes: dict[str, Counter[str]] = defaultdict(Counter)
+    group_sizes: dict[str, Counter[str]] = defaultdict(Counter)
     for number, (label, group) in enumerate(photos.filter(status=UNOPENED).select("label", "group").iter_rows()):
-        sizes[label][group or f"/{number}"] += 1
-    for label, held in sorted(sizes.items()):
-        share = max(held.values()) / held.total()
-        if len(held) < LEAST_GROUPS or share > LARGEST_GROUP:
-            what = f"it has {len(held)} groups" if len(held) < LEAST_GROUPS else f"one holds {share:.0%} of it"
+        group_sizes[label][group or f"/{number}"] += 1
+    for label, sizes in sorted(group_sizes.items()):
+        share = max(sizes.values()) / sizes.total()
+        if len(sizes) < MIN_GROUPS_PER_CLASS or share > MAX_GROUP_SHARE:
+            is_few = len(sizes) < MIN_GROUPS_PER_CLASS
+            reason = f"it has {len(sizes)} groups" if is_few else f"one holds {share:.0%} of it"
             notes.append(
-                f"folders inside classes are not kept together: class {label} could not be split so, {what} "
+                f"folders inside classes are not kept together: class {label} could not be split so, {reason} "
                 "(a table with a group column is always followed)"
             )
             return photos.with_columns(pl.lit(None, pl.String).alias("group"))
@@ -103,133 +115,143 @@ def _grouped(photos: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
     return photos
 
 
-def _folders(folder: Path) -> list[Path]:
+def _list_folders(folder: Path) -> list[Path]:
+    """List the visible sub-folders, without run folders."""
     try:
         with os.scandir(folder) as entries:
-            found = [folder / entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry)]
+            folders = [folder / entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry)]
     except OSError as error:
         raise PhotosError(
             f"this folder cannot be read: {error.strerror}", where=folder, advice="a folder that you may read"
         ) from None
-    return sorted(each for each in found if not _is_ours(each))
+    return sorted(path for path in folders if not _is_run_output(path))
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether this is a run, or a folder of nothing but runs: the thumbnails in there are no photos of the user's."""
+def _is_run_output(folder: Path) -> bool:
+    """Tell whether a folder is a run, or holds only runs: their thumbnails are not user photos."""
     try:
         if _is_run(folder):
             return True
         with os.scandir(folder) as entries:
-            shown = (Path(entry.path) for entry in entries if not is_hidden(entry.name))
-            first = next(shown, None)
-            return first is not None and all(map(_is_run, chain([first], shown)))
-    except OSError:  # what cannot be read is named when it is scanned
+            visible = (Path(entry.path) for entry in entries if not is_hidden(entry.name))
+            first = next(visible, None)
+            return first is not None and all(map(_is_run, chain([first], visible)))
+    except OSError:
+        # The scan reports unreadable folders.
         return False
 
 
 def _is_run(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in OF_A_RUN)
+    return all((folder / name).is_file() for name in RUN_FILES)
 
 
-def _names(folder: Path) -> set[str]:
-    return {printable(each.name) for each in _folders(folder)}
+def _list_folder_names(folder: Path) -> set[str]:
+    return {printable(path.name) for path in _list_folders(folder)}
 
 
-def _only_a_wrapper(folder: Path) -> Path | None:
-    """The only sub-folder of a folder, if folders lie in there in turn: a single class would be nothing to learn."""
-    folders = _folders(folder)
+def _find_wrapped_folder(folder: Path) -> Path | None:
+    """Find the only sub-folder, if it has sub-folders in turn: one class alone cannot be learned."""
+    folders = _list_folders(folder)
     inner = folders[0] if len(folders) == 1 and not folders[0].is_symlink() else None
-    return inner if inner is not None and _folders(inner) else None
+    return inner if inner is not None and _list_folders(inner) else None
 
 
-def _parts(folder: Path) -> dict[str, str]:
-    """Which sub-folders are parts: {"Train": "train", "val": "validation"}; empty if the sub-folders are classes.
+def _find_split_folders(folder: Path) -> dict[str, str]:
+    """Map split folders to splits: {"Train": "train", "val": "validation"}; empty if there are none.
 
-    A class may well be called `train` (beside `bus` and `tram`). Parts are several, `train` is one of them, and class
-    folders lie in each; if other folders are beside them, the parts must have a class in common.
+    A class may be called `train` (beside `bus` and `tram`). So splits need several folders, one of
+    them `train`, with class folders in each. If there are other folders, the splits must share a class.
 
-    raises  PhotosError if two folders are the same part
+    Raises:
+        PhotosError: two folders are the same split.
     """
-    folders = _folders(folder)
-    parts = {each.name: PART_NAMES[each.name.lower()] for each in folders if each.name.lower() in PART_NAMES}
-    classes = [_names(folder / name) for name in parts]
-    if "train" not in parts.values() or len(parts) < 2 or not all(classes):
+    folders = _list_folders(folder)
+    splits = {path.name: PART_NAMES[path.name.lower()] for path in folders if path.name.lower() in PART_NAMES}
+    classes = [_list_folder_names(folder / name) for name in splits]
+    if "train" not in splits.values() or len(splits) < 2 or not all(classes):
         return {}
-    if len(parts) < len(folders) and not set.intersection(*classes):
+    if len(splits) < len(folders) and not set.intersection(*classes):
         return {}
-    if len(set(parts.values())) != len(parts):
+    if len(set(splits.values())) != len(splits):
         raise PhotosError(
-            f"two folders are the same part: {', '.join(parts)}",
+            f"two folders are the same part: {', '.join(splits)}",
             where=folder,
             advice="one folder each for train, validation and test",
         )
-    return parts
+    return splits
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name belongs to the system or was hidden on purpose: not a photo of the user's."""
+    """Tell whether a name is a system file or hidden, and so not a photo."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def scan(folder: Path, ignored: list[str], apart: str | None = None) -> Iterator[Found]:
-    """Every path below a folder: its files sorted by name, then folder by folder; hidden ones go to `ignored`, and so do runs
-    of ours, which may lie here since somebody called `fit` from here, and the folder `apart`, by its real path.
+def scan(folder: Path, ignored: list[str], excluded_folder: str | None = None) -> Iterator[Found]:
+    """Iterate over all paths below a folder: its files sorted by name, then folder by folder.
 
-    Links are followed, after all that lies here itself; a folder that was seen under another name, or that lies above,
-    is named instead: links may lead round in a circle.
+    Links are followed last. A folder already seen under another name, or one above, is reported
+    instead of entered, because links may form a cycle.
+
+    Args:
+        ignored: receives hidden paths, run folders and the excluded folder.
+        excluded_folder: the real path of a folder not to enter.
     """
     visited = {os.path.realpath(folder)}
-    above = {str(each) for each in Path(os.path.realpath(folder)).parents}
-    here, links = [("", folder)], []
-    while here or links:
-        inside, place = (here or links).pop()
-        real = os.path.realpath(place)
-        if inside and (real in visited or real in above):
-            yield Found(printable(inside), "a folder that is scanned already under another name")
+    parents = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
+    folders, links = [("", folder)], []
+    while folders or links:
+        relative, current = (folders or links).pop()
+        real = os.path.realpath(current)
+        if relative and (real in visited or real in parents):
+            yield Found(printable(relative), "a folder that is scanned already under another name")
             continue
-        if inside and (real == apart or _is_ours(place)):
-            ignored.append(inside)
+        if relative and (real == excluded_folder or _is_run_output(current)):
+            ignored.append(relative)
             continue
         visited.add(real)
         try:
-            inner, links_here, files = _listed(place, inside, ignored)
+            folder_names, link_names, file_names = _listed(current, relative, ignored)
         except OSError as error:
-            yield Found(printable(inside), f"folder cannot be read: {error.strerror}")
+            yield Found(printable(relative), f"folder cannot be read: {error.strerror}")
             continue
-        for name in files:
-            path = _below(inside, name)
-            yield Found(printable(path), file_status(place / name))
-        here += [(_below(inside, name), place / name) for name in reversed(inner)]
-        links += [(_below(inside, name), place / name) for name in links_here]
+        for name in file_names:
+            path = _join(relative, name)
+            yield Found(printable(path), file_status(current / name))
+        folders += [(_join(relative, name), current / name) for name in reversed(folder_names)]
+        links += [(_join(relative, name), current / name) for name in link_names]
 
 
-def _listed(folder: Path, inside: str, ignored: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Names in a folder: sub-folders, links to folders, all else; each sorted. Names alone: a folder may hold a million."""
-    inner, links, files = [], [], []
+def _listed(folder: Path, relative: str, ignored: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """List the sorted names of sub-folders, links to folders, and files.
+
+    Names rather than objects: a folder may hold a million.
+    """
+    folders, links, files = [], [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
-                ignored.append(_below(inside, entry.name))
+                ignored.append(_join(relative, entry.name))
             elif _is_folder(entry):
-                (links if entry.is_symlink() else inner).append(entry.name)
+                (links if entry.is_symlink() else folders).append(entry.name)
             else:
                 files.append(entry.name)
-    return sorted(inner), sorted(links), sorted(files)
+    return sorted(folders), sorted(links), sorted(files)
 
 
-def _below(inside: str, name: str) -> str:
-    return f"{inside}/{name}" if inside else name
+def _join(relative: str, name: str) -> str:
+    return f"{relative}/{name}" if relative else name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads round in a circle: file_status names it
+    except OSError:
+        # A circular link, which `file_status` reports.
         return False
 
 
 def file_status(file: str | Path) -> str:
-    """Whether a path can be opened at all, before it is: pipes would wait for ever, links may lead nowhere."""
+    """Check whether a path can be opened, without opening it: a pipe would block forever."""
     try:
         mode = os.stat(file).st_mode
     except FileNotFoundError:
@@ -244,5 +266,5 @@ def file_status(file: str | Path) -> str:
 
 
 def printable(path: str) -> str:
-    """A name that is no valid UTF-8 still has to be shown, and no table could hold it as it is."""
+    """Escape bytes of a name that are not valid UTF-8: no table can hold them."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Photos without labels: any files, folders, globs or archives, to be predicted."""
+"""Photos without labels: files, folders, globs or archives to predict."""
 
 import glob
 import os
@@ -12,12 +12,13 @@ from ikebana.photos.archive import Unpacked
 from ikebana.photos.folder import UNOPENED, file_status
 from ikebana.photos.intake import ARCHIVES
 
-NOWHERE = Path()  # where a photo lies that is no file
+# The file of a photo that does not exist on disk.
+NO_FILE = Path()
 
 
 @dataclass(frozen=True, slots=True)
 class LoosePhoto:
-    """A path to predict: how to show it, where it lies, and whether it can be opened."""
+    """A path to predict: how to show it, its file, and whether it can be opened."""
 
     path: str
     file: Path
@@ -26,86 +27,94 @@ class LoosePhoto:
 
 @dataclass
 class Search:
-    """What some sources name. Folders are read as the photos are asked for, and anew each time: a million need no memory."""
+    """The photos of some sources, listed anew in each iteration: a million need no memory."""
 
     places: list[Path]
-    listed: Iterator[str] | None = None  # more sources, one a line, that come as they come: they can be asked for once
-    apart: str | None = None  # the real path of a folder that is not looked into where it lies in another
-    ignored: list[str] = field(default_factory=list)  # hidden and system files of the last pass
-    unpacked: dict[Path, Unpacked] = field(default_factory=dict)
+    # More sources, one per line, from a stream that can be iterated once.
+    listed: Iterator[str] | None = None
+    # The real path of a folder not to enter.
+    apart: str | None = None
+    # Hidden and system files of the last iteration.
+    ignored: list[str] = field(default_factory=list)
+    unpacked_archives: dict[Path, Unpacked] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[LoosePhoto]:
         self.ignored.clear()
-        for place in self.places:
-            yield from self._below(place)
+        for path in self.places:
+            yield from self._iterate_source(path)
         for line in self.listed or ():
             if line.rstrip("\r\n"):
-                yield from self._of_line(Path(os.path.expanduser(line.rstrip("\r\n"))))
+                yield from self._iterate_line(Path(os.path.expanduser(line.rstrip("\r\n"))))
 
     def count(self) -> int:
-        """How many paths there are; 0 if nobody knows yet."""
+        """Count the paths; 0 if the number is not known yet."""
         return 0 if self.listed is not None else sum(1 for _ in self)
 
-    def _of_line(self, place: Path) -> Iterator[LoosePhoto]:
-        """An archive that cannot be unpacked is told of like any other bad line: a million good ones may come after it."""
+    def _iterate_line(self, path: Path) -> Iterator[LoosePhoto]:
+        """Report an archive that cannot be unpacked like any other bad line, and go on."""
         try:
-            yield from self._below(place)
+            yield from self._iterate_source(path)
         except PhotosError as error:
-            yield LoosePhoto(folder.printable(str(place)), place, error.what)
+            yield LoosePhoto(folder.printable(str(path)), path, error.what)
 
-    def _below(self, place: Path) -> Iterator[LoosePhoto]:
-        if "\0" in str(place):
-            yield LoosePhoto(str(place).replace("\0", "\\0"), NOWHERE, "there is no such file")
-        elif os.path.isdir(place):  # pathlib's own question ends in an error where a name is too long
-            yield from self._scanned(place, f"{place}/")
-        elif os.path.isfile(place) and place.name.lower().endswith(ARCHIVES):
-            if place not in self.unpacked:
-                self.unpacked[place] = archive.unpack(place)
-            inside = self.unpacked[place]
-            yield from self._scanned(inside.folder, f"{place}!")
-            for each in inside.set_aside:
-                yield LoosePhoto(f"{place}!{each.path}", NOWHERE, each.status)
+    def _iterate_source(self, path: Path) -> Iterator[LoosePhoto]:
+        if "\0" in str(path):
+            yield LoosePhoto(str(path).replace("\0", "\\0"), NO_FILE, "there is no such file")
+        # pathlib's `is_dir` raises where a name is too long.
+        elif os.path.isdir(path):
+            yield from self._iterate_folder(path, f"{path}/")
+        elif os.path.isfile(path) and path.name.lower().endswith(ARCHIVES):
+            if path not in self.unpacked_archives:
+                self.unpacked_archives[path] = archive.unpack(path)
+            unpacked = self.unpacked_archives[path]
+            yield from self._iterate_folder(unpacked.folder, f"{path}!")
+            for member in unpacked.set_aside:
+                yield LoosePhoto(f"{path}!{member.path}", NO_FILE, member.status)
         else:
-            yield LoosePhoto(folder.printable(str(place)), place, file_status(place))
+            yield LoosePhoto(folder.printable(str(path)), path, file_status(path))
 
-    def _scanned(self, place: Path, prefix: str) -> Iterator[LoosePhoto]:
-        for each in folder.scan(place, self.ignored, self.apart):
-            yield LoosePhoto(folder.printable(prefix) + each.path, place / each.path, each.status)
+    def _iterate_folder(self, path: Path, prefix: str) -> Iterator[LoosePhoto]:
+        for scanned in folder.scan(path, self.ignored, self.apart):
+            yield LoosePhoto(folder.printable(prefix) + scanned.path, path / scanned.path, scanned.status)
 
 
 def search(
     sources: str | Path | Iterable[str | Path], listed: Iterator[str] | None = None, apart: Path | None = None
 ) -> Search:
-    """What the sources name, in their order.
+    """Find the photos of the sources, in the order of the sources.
 
-    listed  paths that come one a line, as from standard input; one that is not there is said of when its turn comes
-    apart   a folder that is not looked into where it lies in one of the sources: what is in there was made of them
-    raises  PhotosError if a source is empty or does not exist, or nothing is found; so does the search, of an archive that is a
-            source
+    Iterating over the result raises PhotosError too, if a source is a damaged archive.
+
+    Args:
+        listed: more paths, one per line, as from standard input; a missing one is reported in turn.
+        apart: a folder not to enter where a source contains it, because it holds output.
+    Raises:
+        PhotosError: a source is empty or does not exist, or no photo is found.
     """
     given = [sources] if isinstance(sources, str | Path) else list(sources)
-    if not all(map(str, given)):  # it would be the working directory
+    # An empty path would be the working directory.
+    if not all(map(str, given)):
         raise PhotosError("an empty path was given", advice="photos, folders or archives")
-    places = [place for source in given for place in _places(source)]
-    found = Search(places, listed, os.path.realpath(apart) if apart is not None else None)
-    if listed is None and next(iter(found), None) is None:
+    paths = [path for source in given for path in _expand_source(source)]
+    photos = Search(paths, listed, os.path.realpath(apart) if apart is not None else None)
+    if listed is None and next(iter(photos), None) is None:
         raise PhotosError(
-            "no photos found", where=", ".join(str(each) for each in given), advice="files, folders or archives"
+            "no photos found", where=", ".join(str(source) for source in given), advice="files, folders or archives"
         )
-    return found
+    return photos
 
 
-def _places(source: str | Path) -> list[Path]:
-    """The source itself if it exists, else what it matches as a glob: a file may well be called `a[1].jpg`."""
-    place = Path(os.path.expanduser(source))
-    if os.path.lexists(place):
-        return [place]
-    matches = sorted(glob.glob(str(place), recursive=True))
+def _expand_source(source: str | Path) -> list[Path]:
+    """Return the source if it exists, else its glob matches: a file may be called `a[1].jpg`."""
+    path = Path(os.path.expanduser(source))
+    if os.path.lexists(path):
+        return [path]
+    matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
         raise PhotosError(
             "there is no such file or folder", where=source, advice="photos, folders or archives that are there"
         )
-    return [Path(each) for each in matches]
+    return [Path(match) for match in matches]
 
 
 def can_open(photo: LoosePhoto) -> bool:
