@@ -101,7 +101,7 @@ def unpack(file: Path) -> Unpacked:
 
 
 def _load_skipped_members(folder: Path) -> list[Found] | None:
-    """Load the skipped members of an earlier unpacking; None if there is none or it changed since."""
+    """Load the skipped members of an intact earlier unpacking; None if there is none."""
     try:
         record = json.loads((folder / "members.json").read_text("utf-8"))
         skipped = [Found(path, status) for path, status in record["left"]]

@@ -49,9 +49,8 @@ SCHEMA = {
 class Twin:
     """A pair of photos of which one is a modified copy of the other."""
 
-    # Row in the dataset's table.
+    # Rows in the dataset's table, in ascending order.
     first: int
-    # A later row.
     second: int
     # What was done to one of them: "mirrored, cropped".
     how: str

@@ -1,9 +1,10 @@
-"""A Dataset with a split: which photos the network learns from, which serve for choices, and which are sealed.
+"""Assign photos to train, validation (model selection and calibration) and test.
 
-stratified  keeps each class's share in every part, and never parts photos that belong together: exact copies, near-twins,
-            and the groups that the user gave
-shuffle     the tutorial's: all photos in one seeded shuffle, cut in three; twins may be parted, and are then reported
-given       a split that came with the photos is kept; only a part that is missing is taken from the training photos
+stratified  keeps each class's share in every split, and photos that belong together in one split:
+            exact copies, near-duplicates, and the user's groups
+shuffle     the tutorial's: one seeded shuffle of all photos, cut in three; it may separate
+            near-duplicates, which are then reported
+given       keeps a split that came with the photos; takes a missing one from the training photos
 """
 
 import random
@@ -18,233 +19,239 @@ from ikebana.errors import PhotosError
 from ikebana.photos.dataset import PARTS, Dataset, texts
 from ikebana.recipe import Recipe
 
-Parts = tuple[float, float, float]
+SplitFractions = tuple[float, float, float]
 
 
 def split(dataset: Dataset, recipe: Recipe) -> Dataset:
-    """Every usable photo gets a part; photos that were set aside get none.
+    """Assign a split to every used photo, and none to the others.
 
-    raises  PhotosError if there are too few photos for a training and a test part
+    Raises:
+        PhotosError: too few photos for a training and a test split.
     """
     used = dataset.used
-    given = used["split"].is_not_null().any()
-    if given:
+    is_given = used["split"].is_not_null().any()
+    if is_given:
         if (recipe.split, recipe.parts, recipe.split_seed) != (Recipe.split, Recipe.parts, Recipe.split_seed):
             progress.say("the parts came with the photos: --split, --parts and --split-seed change nothing")
-        parts = _given(used, recipe)
+        splits = _complete_given(used, recipe)
     elif recipe.split == "shuffle":
-        parts = shuffled(texts(used["label"]), dataset.classes, recipe.parts, recipe.split_seed)
+        splits = shuffled(texts(used["label"]), dataset.classes, recipe.parts, recipe.split_seed)
     else:
-        parts = stratified(texts(used["label"]), groups(used), recipe.parts, recipe.split_seed)
-    found = set(parts)
-    for needed in ("train", "test"):
-        if needed not in found:
-            together = len(set(groups(used)))
-            what = f"of {used.height} photos none is left for the {needed} part"
+        splits = stratified(texts(used["label"]), groups(used), recipe.parts, recipe.split_seed)
+    present = set(splits)
+    for required in ("train", "test"):
+        if required not in present:
+            n_groups = len(set(groups(used)))
+            what = f"of {used.height} photos none is left for the {required} part"
             advice = "more photos, at least 3 of each class, or other parts of them (fit --parts)"
-            if given:
-                advice = f"photos whose part is {needed}, or no parts: then they are split here"
-            elif together < used.height:
-                what += (
-                    f": they make {together} group{'s' * (together != 1)}, of photos that belong together or are copies"
-                )
+            if is_given:
+                advice = f"photos whose part is {required}, or no parts: then they are split here"
+            elif n_groups < used.height:
+                plural = "s" * (n_groups != 1)
+                what += f": they make {n_groups} group{plural}, of photos that belong together or are copies"
                 advice = "smaller groups, or photos of more different things: groups are never parted"
             raise PhotosError(what, where=dataset.source, advice=advice)
-    dealt = used.select("path").with_columns(pl.Series("split", parts, pl.String))
     rows = dataset.used_by_row["row"]
     column = pl.Series("split", [None], pl.String).new_from_index(0, dataset.photos.height)
-    return dataset.with_photos(dataset.photos.with_columns(column.scatter(rows, dealt["split"])))
+    column = column.scatter(rows, pl.Series("split", splits, pl.String))
+    return dataset.with_photos(dataset.photos.with_columns(column))
 
 
-def shuffled(labels: Sequence[str], classes: Sequence[str], parts: Parts, seed: int) -> list[str]:
-    """The tutorial's split: class after class in the given order, shuffled by `random.seed`, cut at `int(share * n)`.
+def shuffled(labels: Sequence[str], classes: Sequence[str], fractions: SplitFractions, seed: int) -> list[str]:
+    """Return the tutorial's split for each photo.
 
-    labels   of the photos in sorted order of their paths
-    returns  the part of each photo
+    All photos class by class in the given order, shuffled by `random.seed`, cut at `int(share * n)`.
+
+    Args:
+        labels: of the photos, sorted by path.
     """
-    rank = {name: number for number, name in enumerate(classes)}
-    order = sorted(range(len(labels)), key=lambda row: rank[labels[row]])
+    class_ranks = {name: number for number, name in enumerate(classes)}
+    order = sorted(range(len(labels)), key=lambda row: class_ranks[labels[row]])
     random.Random(seed).shuffle(order)
-    first = int(parts[0] * len(order))
-    second = int(round(parts[0] + parts[1], 12) * len(order))
-    result = [""] * len(order)
-    for place, row in enumerate(order):
-        result[row] = PARTS[0] if place < first else PARTS[1] if place < second else PARTS[2]
-    return result
+    train_end = int(fractions[0] * len(order))
+    validation_end = int(round(fractions[0] + fractions[1], 12) * len(order))
+    splits = [""] * len(order)
+    for position, row in enumerate(order):
+        splits[row] = PARTS[0] if position < train_end else PARTS[1] if position < validation_end else PARTS[2]
+    return splits
 
 
 def groups(photos: pl.DataFrame) -> list[int]:
-    """Which photos belong together: the same bytes, near-twins, or the same given group, or any of these in a chain.
+    """Return a group number for each photo; photos of one group belong together.
 
-    returns  a group number for each photo
+    They have the same bytes, are near-duplicates or share a given group, directly or in a chain.
     """
     columns = ("sha256", "twins", "group")
     rows = photos.lazy().select(columns).with_row_index("row")
-    first = rows.select(pl.col("row").min().over(name).alias(name) for name in columns)
-    own = np.arange(photos.height)
-    number, pairs = own.copy(), []
-    for name, values in zip(columns, first.collect().iter_columns(), strict=True):
-        joined = (values.to_numpy() != own) & photos[name].is_not_null().to_numpy()
-        pairs += zip(values.to_numpy()[joined].tolist(), own[joined].tolist(), strict=True)
-    for island in islands(pairs):
-        number[island] = island[0]
-    return number.tolist()
+    first_rows = rows.select(pl.col("row").min().over(name).alias(name) for name in columns)
+    row_numbers = np.arange(photos.height)
+    group_numbers, pairs = row_numbers.copy(), []
+    for name, first in zip(columns, first_rows.collect().iter_columns(), strict=True):
+        has_earlier = (first.to_numpy() != row_numbers) & photos[name].is_not_null().to_numpy()
+        pairs += zip(first.to_numpy()[has_earlier].tolist(), row_numbers[has_earlier].tolist(), strict=True)
+    for component in islands(pairs):
+        group_numbers[component] = component[0]
+    return group_numbers.tolist()
 
 
 def islands(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Who is joined to whom, in however many steps: each island sorted, the islands by their first."""
-    parent: dict[int, int] = {}
+    """Find the connected components of a graph by union-find: each sorted, ordered by first row."""
+    parents: dict[int, int] = {}
 
-    def root(row: int) -> int:
-        parent.setdefault(row, row)
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
+    def find_root(row: int) -> int:
+        parents.setdefault(row, row)
+        while parents[row] != row:
+            parents[row] = parents[parents[row]]
+            row = parents[row]
         return row
 
-    for one, other in pairs:
-        first, second = sorted((root(one), root(other)))
-        parent[second] = first
-    joined: dict[int, list[int]] = defaultdict(list)
-    for row in sorted(parent):
-        joined[root(row)].append(row)
-    return sorted(joined.values())
+    for left, right in pairs:
+        first, second = sorted((find_root(left), find_root(right)))
+        parents[second] = first
+    components: dict[int, list[int]] = defaultdict(list)
+    for row in sorted(parents):
+        components[find_root(row)].append(row)
+    return sorted(components.values())
 
 
-def twins_seen(group: Sequence[int], parts: Sequence[str]) -> list[bool]:
-    """For each test photo, in order, whether another of its group lies in training or validation: its score may be memory."""
-    seen = {key for key, part in zip(group, parts, strict=True) if part != "test"}
-    return [key in seen for key, part in zip(group, parts, strict=True) if part == "test"]
+def twins_seen(group_numbers: Sequence[int], splits: Sequence[str]) -> list[bool]:
+    """Tell for each test photo whether its group is also in training or validation (leakage)."""
+    seen = {group for group, split in zip(group_numbers, splits, strict=True) if split != "test"}
+    return [group in seen for group, split in zip(group_numbers, splits, strict=True) if split == "test"]
 
 
-def stratified(labels: Sequence[str], group: Sequence[int], parts: Parts, seed: int) -> list[str]:
-    """Groups dealt out so that every class comes as near to its shares as whole groups allow.
+def stratified(labels: Sequence[str], group_numbers: Sequence[int], fractions: SplitFractions, seed: int) -> list[str]:
+    """Return a split for each photo: whole groups, each class as near to its shares as possible.
 
-    Large groups are placed first, each where its classes lack most; single photos then fill up exactly. A class of at
-    least three groups has a photo in every part that is asked for; one of two in training and test; a lonely photo is
-    trained on. Only groups of several classes may stand in the way of that, though not of a training photo for each class.
-
-    returns  the part of each photo
+    Large groups come first, each to the split where its classes lack most; single photos then fill
+    up exactly. A class of three groups or more has a photo in every requested split; one of two
+    groups in train and test; one of a single group in train. Only groups of several classes may
+    prevent that, but never a training photo for each class.
     """
-    _, first, inverse, sizes = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+    _, first_rows, inverse, sizes = np.unique(group_numbers, return_index=True, return_inverse=True, return_counts=True)
     rows, ends = np.argsort(inverse, kind="stable"), np.cumsum(sizes)
-    order = np.argsort(first).tolist()  # of the groups: as they come
+    # Groups in the order of their first photos.
+    order = np.argsort(first_rows).tolist()
     random.Random(seed).shuffle(order)
-    order.sort(key=lambda each: -sizes[each])
+    order.sort(key=lambda group: -sizes[group])
 
-    def members(each: int) -> list[int]:
-        return rows[ends[each] - sizes[each] : ends[each]].tolist()
+    def get_members(group: int) -> list[int]:
+        return rows[ends[group] - sizes[group] : ends[group]].tolist()
 
-    number_of_groups = Counter(name for each in order for name in {labels[row] for row in members(each)})
-    classes = {name: _Share(count, number_of_groups[name], parts) for name, count in Counter(labels).items()}
-    result = [""] * len(labels)
-    for each in order:
-        its = members(each)
-        held = Counter(labels[row] for row in its) if len(its) > 1 else {labels[its[0]]: 1}
-        part = _where(held, classes, parts)
-        for name, count in held.items():
-            classes[name].deal(part, count)
-        for row in its:
-            result[row] = PARTS[part]
-    for name in sorted(set(labels) - {label for label, part in zip(labels, result, strict=True) if part == PARTS[0]}):
-        smallest = min(
-            inverse[[row for row, label in enumerate(labels) if label == name]].tolist(), key=sizes.__getitem__
-        )
-        for row in members(smallest):
-            result[row] = PARTS[0]
-    return result
+    n_groups = Counter(name for group in order for name in {labels[row] for row in get_members(group)})
+    quotas = {name: _ClassQuota(count, n_groups[name], fractions) for name, count in Counter(labels).items()}
+    splits = [""] * len(labels)
+    for group in order:
+        members = get_members(group)
+        label_counts = Counter(labels[row] for row in members) if len(members) > 1 else {labels[members[0]]: 1}
+        chosen = _choose_split(label_counts, quotas, fractions)
+        for name, count in label_counts.items():
+            quotas[name].assign(chosen, count)
+        for row in members:
+            splits[row] = PARTS[chosen]
+    trained = {label for label, split in zip(labels, splits, strict=True) if split == PARTS[0]}
+    for name in sorted(set(labels) - trained):
+        groups_of_class = inverse[[row for row, label in enumerate(labels) if label == name]].tolist()
+        for row in get_members(min(groups_of_class, key=sizes.__getitem__)):
+            splits[row] = PARTS[0]
+    return splits
 
 
-class _Share:
-    """What the parts still lack of one class."""
+class _ClassQuota:
+    """The photos of one class that each split still lacks."""
 
-    def __init__(self, photos: int, groups_of_class: int, parts: Parts):
-        self.quota = _quota(photos, groups_of_class, parts)
+    def __init__(self, n_photos: int, n_groups: int, fractions: SplitFractions):
+        self.quota = _compute_quota(n_photos, n_groups, fractions)
         self.lacking = list(self.quota)
-        self.groups_left = groups_of_class
-        self.still_empty = {part for part in range(3) if self.quota[part]}
+        self.groups_left = n_groups
+        self.empty_splits = {split for split in range(3) if self.quota[split]}
 
-    def deal(self, part: int, photos: int) -> None:
-        self.lacking[part] -= photos
+    def assign(self, split: int, n_photos: int) -> None:
+        self.lacking[split] -= n_photos
         self.groups_left -= 1
-        self.still_empty.discard(part)
+        self.empty_splits.discard(split)
 
 
-def _where(held: Mapping[str, int], classes: dict[str, _Share], parts: Parts) -> int:
-    """The part for a group: an empty one where a class has no group to spare, else where its classes lack most.
+def _choose_split(label_counts: Mapping[str, int], quotas: dict[str, _ClassQuota], fractions: SplitFractions) -> int:
+    """Choose the split that a group's classes need most.
 
-    They lack a share of their quota, so that large groups spread over all parts.
+    An empty split first, where a class has no group to spare. Need is relative to the quota, so
+    that large groups spread over all splits.
     """
-    choice = [part for part in range(3) if parts[part] > 0]
+    candidates = [split for split in range(3) if fractions[split] > 0]
     need = [0.0, 0.0, 0.0]
-    for name, count in held.items():
-        its = classes[name]
-        if its.groups_left <= len(its.still_empty):
-            choice = [part for part in choice if part in its.still_empty] or choice
-        for part in choice:
-            need[part] += count * its.lacking[part] / max(its.quota[part], 1)
-    return max(choice, key=need.__getitem__)
+    for name, count in label_counts.items():
+        class_quota = quotas[name]
+        if class_quota.groups_left <= len(class_quota.empty_splits):
+            candidates = [split for split in candidates if split in class_quota.empty_splits] or candidates
+        for split in candidates:
+            need[split] += count * class_quota.lacking[split] / max(class_quota.quota[split], 1)
+    return max(candidates, key=need.__getitem__)
 
 
-def _quota(photos: int, groups_of_class: int, parts: Parts) -> list[int]:
-    """Whole numbers nearest to the shares (largest remainders), no part left empty that could have one."""
-    wanted = [part for part in (0, 2, 1) if parts[part] > 0][:groups_of_class]
-    whole = sum(parts[part] for part in wanted)
-    exact = [parts[part] / whole * photos if part in wanted else 0.0 for part in range(3)]
+def _compute_quota(n_photos: int, n_groups: int, fractions: SplitFractions) -> list[int]:
+    """Round the shares to whole numbers by largest remainder; no split stays empty needlessly."""
+    wanted = [split for split in (0, 2, 1) if fractions[split] > 0][:n_groups]
+    total = sum(fractions[split] for split in wanted)
+    exact = [fractions[split] / total * n_photos if split in wanted else 0.0 for split in range(3)]
     quota = [int(number + 1e-9) for number in exact]
-    by_remainder = sorted(sorted(wanted), key=lambda part: quota[part] - exact[part])
-    for part in by_remainder[: photos - sum(quota)]:
-        quota[part] += 1
-    for part in wanted:
-        if quota[part] == 0:
+    by_remainder = sorted(sorted(wanted), key=lambda split: quota[split] - exact[split])
+    for split in by_remainder[: n_photos - sum(quota)]:
+        quota[split] += 1
+    for split in wanted:
+        if quota[split] == 0:
             quota[quota.index(max(quota))] -= 1
-            quota[part] = 1
+            quota[split] = 1
     return quota
 
 
-def _given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
-    """The parts that came with the photos; a missing validation or test part is taken from the training photos."""
-    parts = used["split"].to_list()
-    loose = [row for row, part in enumerate(parts) if part is None]
-    if loose:
+def _complete_given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
+    """Keep the given splits, and take a missing validation or test split from the training photos."""
+    splits = used["split"].to_list()
+    unassigned = [row for row, split in enumerate(splits) if split is None]
+    if unassigned:
         raise PhotosError(
-            f"{len(loose)} photos lie in no part, the first: {used['path'][loose[0]]}",
+            f"{len(unassigned)} photos lie in no part, the first: {used['path'][unassigned[0]]}",
             advice="a folder each for train, validation and test, and nothing beside them",
         )
-    shares = tuple(
-        0.0 if name in parts and name != "train" else share for name, share in zip(PARTS, recipe.parts, strict=True)
+    missing = tuple(
+        0.0 if name in splits and name != "train" else fraction
+        for name, fraction in zip(PARTS, recipe.parts, strict=True)
     )
-    if sum(shares) == shares[0]:
-        return parts
-    whole = sum(shares)
-    rows = [row for row, part in enumerate(parts) if part == "train"]
+    if sum(missing) == missing[0]:
+        return splits
+    total = sum(missing)
+    rows = [row for row, split in enumerate(splits) if split == "train"]
     train = used[rows]
-    scaled = (shares[0] / whole, shares[1] / whole, shares[2] / whole)
-    taken = stratified(texts(train["label"]), groups(train), scaled, recipe.split_seed)
-    for row, part in zip(rows, taken, strict=True):
-        parts[row] = part
-    return parts
+    fractions = (missing[0] / total, missing[1] / total, missing[2] / total)
+    assigned = stratified(texts(train["label"]), groups(train), fractions, recipe.split_seed)
+    for row, split in zip(rows, assigned, strict=True):
+        splits[row] = split
+    return splits
 
 
 def fingerprint(hashes: Iterable[str]) -> str:
-    """A name for a set of photos, whatever their files are called: the sha256 of their sorted sha256s."""
+    """Name a set of photos by the sha256 of their sorted sha256s, whatever the files are called."""
     import hashlib
 
-    made_of, between = hashlib.sha256(), b""
-    for each in pl.Series(hashes, dtype=pl.String).sort():
-        made_of.update(between + each.encode())
-        between = b"\n"
-    return made_of.hexdigest()
+    digest, separator = hashlib.sha256(), b""
+    for photo_hash in pl.Series(hashes, dtype=pl.String).sort():
+        digest.update(separator + photo_hash.encode())
+        separator = b"\n"
+    return digest.hexdigest()
 
 
 def for_choices(validation: pl.DataFrame) -> np.ndarray:
-    """Which validation photos choices are made by; confidence is calibrated on the others. About half, the same for ever.
+    """Return which validation photos are for model selection; the others are for calibration.
 
-    Copies, and photos of one group, stay together: otherwise confidence would be tried on what a choice has seen.
+    About half, and always the same. Copies and groups stay together: otherwise calibration would
+    use photos that model selection has seen.
 
-    validation  the photos of that part, with `sha256`, `twins` and `group`
-    returns     bool, one each
+    Args:
+        validation: the photos of that split, with `sha256`, `twins` and `group`.
+    Returns:
+        bool [photos].
     """
     together = validation.select("sha256", together=pl.Series(groups(validation), dtype=pl.Int64))
-    first = together.select(pl.col("sha256").min().over("together"))["sha256"]
-    return np.array([int(each[-1], 16) % 2 == 0 for each in first], bool)
+    first_hashes = together.select(pl.col("sha256").min().over("together"))["sha256"]
+    return np.array([int(first_hash[-1], 16) % 2 == 0 for first_hash in first_hashes], bool)
