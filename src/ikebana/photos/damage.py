@@ -1,22 +1,24 @@
-"""What is wrong with a photo's bytes: what they are instead, and damage that a decoder passes over in silence.
+"""Detect corruption that decoders do not report, and identify files that are not photos.
 
-A copy that was broken off often has its full length, with zeros where the rest should be. Decoders fill such a picture
-up with grey or noise, and say nothing. Two formats allow to notice it, in 1 to 7 % of the decoding time: a JPEG has an end
-marker (of 4,341 real ones, all that were whole had it), a PNG has checksums. And a JPEG may ask to be decoded for ever.
+A truncated copy often has its full length, with zeros for the rest. Decoders fill such an image
+with grey or noise and report nothing. Two formats reveal it, in 1 to 7 % of the decoding time: a
+JPEG has an end marker (all intact ones of 4,341 real JPEGs had it), a PNG has checksums. And a
+JPEG may declare so many scans that decoding never ends.
 """
 
 import re
 import zlib
 from collections.abc import Iterator
 
-START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN, ALONE = 0xD8, 0xD9, 0xDA, 0x01
-MOST_SCANS = 100  # of a progressive JPEG; programs and cameras write about ten
-# A marker that is neither a stuffed byte, nor a restart between two stretches of picture data, nor filling.
+START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN, STANDALONE_MARKER = 0xD8, 0xD9, 0xDA, 0x01
+# Of a progressive JPEG; programs and cameras write about ten.
+MAX_JPEG_SCANS = 100
+# A marker, but not a stuffed byte, a restart marker inside image data, or a fill byte.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-PNG_SIGNATURE = 8  # bytes
+PNG_SIGNATURE_BYTES = 8
 ICON = b"\0\0\1\0"
 
-FOREIGN = {
+FOREIGN_SIGNATURES = {
     b"%pdf": "PDF",
     b"pk\x03\x04": "a zip archive or an office document",
     b"\xd0\xcf\x11\xe0": "an office document",
@@ -30,68 +32,70 @@ VIDEO_BRANDS = (b"mp4", b"iso", b"qt ", b"m4v", b"avc", b"3gp")
 
 
 def in_silence(data: bytes, format_name: str | None) -> str | None:
-    """What the decoder of this format would not report; None if there is nothing, or the format cannot tell."""
+    """Describe damage that this format's decoder would not report; None if there is none."""
     if format_name in ("JPEG", "MPO"):
-        return _jpeg_fault(data)
-    if format_name == "PNG" and not _png_data_agree(data):
+        return _find_jpeg_damage(data)
+    if format_name == "PNG" and not _has_valid_png_checksums(data):
         return "its data do not agree with their checksum"
     return None
 
 
-def _jpeg_fault(data: bytes) -> str | None:
-    """Of the first picture: that its end is missing, or that it would be decoded again and again, since each of its scans, of ten
-    bytes perhaps, goes over all pixels."""
-    scans, kind = 0, None
-    for kind in _jpeg_markers(data):
-        scans += kind == START_OF_SCAN
-        if scans > MOST_SCANS:
-            return f"it has more than {MOST_SCANS} scans"
-    return None if kind == END_OF_IMAGE else "its end is missing"
+def _find_jpeg_damage(data: bytes) -> str | None:
+    """Report a missing end of the first image, or too many scans.
+
+    Each scan, of ten bytes perhaps, makes the decoder go over all pixels.
+    """
+    scans, marker = 0, None
+    for marker in _iterate_jpeg_markers(data):
+        scans += marker == START_OF_SCAN
+        if scans > MAX_JPEG_SCANS:
+            return f"it has more than {MAX_JPEG_SCANS} scans"
+    return None if marker == END_OF_IMAGE else "its end is missing"
 
 
-def _jpeg_markers(data: bytes) -> Iterator[int]:
-    """Of the first picture, its end included; segments may hold pictures of their own and are stepped over."""
-    place, kind = 2, 0
-    while kind != END_OF_IMAGE and (marker := JPEG_MARKER.search(data, place)):
-        kind, place = data[marker.end() - 1], marker.end()
-        yield kind
-        if kind not in (START_OF_IMAGE, ALONE):
-            place += int.from_bytes(data[place : place + 2])
+def _iterate_jpeg_markers(data: bytes) -> Iterator[int]:
+    """Iterate over the first image's markers; skip segments, which may hold images of their own."""
+    position, marker = 2, 0
+    while marker != END_OF_IMAGE and (match := JPEG_MARKER.search(data, position)):
+        marker, position = data[match.end() - 1], match.end()
+        yield marker
+        if marker not in (START_OF_IMAGE, STANDALONE_MARKER):
+            position += int.from_bytes(data[position : position + 2])
 
 
-def _png_data_agree(data: bytes) -> bool:
+def _has_valid_png_checksums(data: bytes) -> bool:
     return all(
         zlib.crc32(data[start - 4 : end]) == int.from_bytes(data[end : end + 4]) or end + 4 > len(data)
-        for kind, start, end in _png_chunks(data)
-        if kind == b"IDAT"
+        for chunk_type, start, end in _iterate_png_chunks(data)
+        if chunk_type == b"IDAT"
     )
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Each chunk's kind, and where its content starts and ends."""
-    place = PNG_SIGNATURE
-    while place + 8 <= len(data):
-        length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
-        if not kind.isalpha():
+def _iterate_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Iterate over the type, start and end of each chunk's content."""
+    position = PNG_SIGNATURE_BYTES
+    while position + 8 <= len(data):
+        length, chunk_type = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
+        if not chunk_type.isalpha():
             return
-        yield kind, place + 8, place + 8 + length
-        place += length + 12
+        yield chunk_type, position + 8, position + 8 + length
+        position += length + 12
 
 
 def is_heif(data: bytes) -> bool:
-    """Whether this is a phone's HEIF picture, whose decoder is an extra; AVIF has the same container."""
+    """Tell whether this is HEIF, whose decoder is an extra; AVIF uses the same container."""
     brands = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
     return data[4:8] == b"ftyp" and data[8:12] in brands and b"avif" not in data[8:64]
 
 
 def what_it_is_instead(data: bytes) -> str:
-    """What to say of a file that no decoder takes."""
+    """Describe a file that no decoder accepts."""
     start = data[:512].lstrip().lower()
     if start.startswith(b"<?xml") and b"<svg" in data[:4096].lower():
         return "not a photo: SVG"
     if start[4:8] == b"ftyp" and start[8:11] in VIDEO_BRANDS:
         return "not a photo: a video"
-    for magic, name in FOREIGN.items():
+    for magic, name in FOREIGN_SIGNATURES.items():
         if start.startswith(magic):
             return f"not a photo: {name}"
     if b"\x00" not in data[:4096] and _is_text(data[:4096]):
@@ -103,5 +107,6 @@ def _is_text(start: bytes) -> bool:
     try:
         start.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start > len(start) - 4  # a letter cut in two by our own limit
+        # The limit of `start` may cut the last letter in two.
+        return error.start > len(start) - 4
     return True
