@@ -1,9 +1,9 @@
-"""A Dataset's photos as one uint8 array on disk, decoded once; and all of them in small, for the search for twins.
+"""Cache a Dataset's photos as one uint8 array on disk, decoded once, plus their thumbnails.
 
-The arrays lie in the cache in a folder named by the hash of what made it: the paths, sizes and times of the files, the
-side, and the decoding rules. So there is nothing to invalidate by hand, and a second run starts from it at once. Beside
-them lies an index with each photo's status, sha256, size, and the checksum of its pixels, by which a damaged array is
-noticed; the index bears its own checksum in its name.
+A cache folder is named by the hash of its inputs: the files' paths, sizes and times, the image
+size, and the decoder version. So nothing needs manual invalidation, and a second run starts at
+once. An index holds each photo's status, sha256, size, and the checksum of its pixels, by which a
+damaged array is detected. The index has its own checksum in its name.
 """
 
 import hashlib
@@ -32,13 +32,21 @@ from ikebana.photos.pixels import read_bytes, threads
 from ikebana.places import cache_folder, filled, set_aside
 from ikebana.recipe import Fit
 
-ATTEMPTS = 3  # more than one: another process may take away the damaged array that both have found
-AHEAD = 8  # chunks that wait for each thread, so that none is idle while one takes long
-CHUNK = 8  # photos a task: large enough that handing out work costs nothing, small enough that the bar moves and no thread waits
-TRIED = 4  # photos of each passing reason that are tried again before the others are believed
-HELD = 2**24  # bytes of pixels a task may hold before they are written
-SMALL = 64  # pixels of a side of the photos in small; squashed whole, whatever the fit
-KEPT_RULES = 3  # raised when other files are kept
+# More than one: another process may remove the damaged array that both have found.
+ATTEMPTS = 3
+# Chunks queued per thread, so that no thread idles while one chunk takes long.
+MAX_QUEUED_CHUNKS = 8
+# Photos per task: large enough that scheduling costs nothing, small enough that the progress bar
+# moves and no thread waits.
+CHUNK_PHOTOS = 8
+# Photos of each transient reason that are tried again before the others are believed.
+RETRIES_PER_REASON = 4
+# Bytes of pixels that a task may hold before it writes them.
+MAX_CHUNK_BYTES = 2**24
+# Pixels; thumbnails are squashed, whatever the resize option.
+SMALL = 64
+# Raised when the cached files change.
+PIXEL_CACHE_VERSION = 3
 OPENED = {
     "path": pl.String,
     "status": pl.String,
@@ -46,48 +54,56 @@ OPENED = {
     "bytes": pl.Int64,
     "width": pl.Int32,
     "height": pl.Int32,
-    "crc32": pl.Int64,  # of the photo's pixels in the array, and then in small
-    "passing": pl.Boolean,  # whether what keeps the photo from being used is not the photo: a disk, memory, an extra
+    # Of the photo's pixels, then of its thumbnail.
+    "crc32": pl.Int64,
+    # Whether the photo is unused for a transient reason: a disk, memory, a missing extra.
+    "passing": pl.Boolean,
 }
 
-Row = tuple[str, str | None, int | None, int | None, int | None, int, bool]  # all of these but the path
+# All columns of OPENED but the path.
+IndexRow = tuple[str, str | None, int | None, int | None, int | None, int, bool]
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The pixels of a Dataset, row by row; those of photos that were set aside are zeros and never looked at."""
+    """The memory-mapped, read-only pixels of a Dataset's rows; those of unused photos are zeros."""
 
-    pixels: np.ndarray  # uint8 [rows of the dataset, side, side, 3], memory-mapped, read-only
+    # uint8 [rows of the dataset, image_size, image_size, 3].
+    pixels: np.ndarray
     folder: Path
-    small: np.ndarray  # uint8 [rows of the dataset, SMALL, SMALL, 3], memory-mapped, read-only
+    # uint8 [rows of the dataset, SMALL, SMALL, 3].
+    small: np.ndarray
 
 
-def size_on_disk(dataset: Dataset, side: int) -> int:
-    """Bytes that the arrays take."""
-    return dataset.photos.height * (side * side + SMALL * SMALL) * 3
+def size_on_disk(dataset: Dataset, image_size: int) -> int:
+    """Compute the bytes that the arrays take."""
+    return dataset.photos.height * (image_size * image_size + SMALL * SMALL) * 3
 
 
-def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
-    """Open every photo once, or find that it was done before.
+def opened(dataset: Dataset, image_size: int, resize: Fit) -> tuple[Dataset, Kept]:
+    """Decode every photo, or load the pixels of an earlier call.
 
-    returns  the dataset with status, sha256 and size filled in, and its pixels
-    raises   MachineError if the disk cannot hold the array, or does not keep it
+    Returns:
+        The dataset with status, sha256 and size filled in, and its pixels.
+    Raises:
+        MachineError: the disk cannot hold the array, or does not keep it.
     """
-    folder, rows = place(dataset, side, fit), dataset.photos.height
+    folder, rows = place(dataset, image_size, resize), dataset.photos.height
     for attempt in range(ATTEMPTS + 1):
-        found = _load(folder, side, rows)
-        if found is not None and attempt == 0 and _has_passed(found[0], dataset, side, fit):
+        loaded = _load(folder, image_size, rows)
+        if loaded is not None and attempt == 0 and _can_read_more(loaded[0], dataset, image_size, resize):
             progress.say("photos that could not be read before can be by now: all are read again")
-            found = None  # before its files go: Windows removes none that is mapped
+            # Unmap the arrays before their files are removed, as Windows demands.
+            loaded = None
             set_aside(folder)
-        if found is not None:
-            index, array, small = found
+        if loaded is not None:
+            index, array, small = loaded
             columns = ("status", "sha256", "bytes", "width", "height")
             photos = dataset.photos.with_columns(index[name] for name in columns)
             return dataset.with_photos(photos), Kept(array, folder, small)
         if attempt < ATTEMPTS:
-            _make(dataset, side, fit, folder)
+            _build(dataset, image_size, resize, folder)
     raise MachineError(
         "the kept pixels are not on the disk as they were written",
         where=folder,
@@ -95,67 +111,74 @@ def opened(dataset: Dataset, side: int, fit: Fit) -> tuple[Dataset, Kept]:
     )
 
 
-def _has_passed(index: pl.DataFrame, dataset: Dataset, side: int, fit: Fit) -> bool:
-    """Whether what kept photos from being used is gone; a few of each reason are tried."""
-    tried = index.filter("passing").group_by("status").head(TRIED)["path"].to_list()
-    target, small = (np.zeros((size, size, 3), np.uint8) for size in (side, SMALL))
-    return any(_open(dataset.file(path), UNOPENED, target, small, fit)[0] == USED for path in tried)
+def _can_read_more(index: pl.DataFrame, dataset: Dataset, image_size: int, resize: Fit) -> bool:
+    """Tell whether a transient reason is gone, by retrying a few photos of each reason."""
+    retried = index.filter("passing").group_by("status").head(RETRIES_PER_REASON)["path"].to_list()
+    target, small = (np.zeros((size, size, 3), np.uint8) for size in (image_size, SMALL))
+    return any(_decode_into(dataset.file(path), UNOPENED, target, small, resize)[0] == USED for path in retried)
 
 
-def place(dataset: Dataset, side: int, fit: Fit) -> Path:
-    """Where the pixels of these very files are kept, or will be; what is there may still turn out damaged."""
-    made_of = hashlib.sha256()
-    rules = [pixels.RULES, KEPT_RULES, PIL.__version__, side, fit, str(dataset.root.resolve())]
-    made_of.update(json.dumps(rules).encode())
+def place(dataset: Dataset, image_size: int, resize: Fit) -> Path:
+    """Return the cache folder of exactly these files; it may be missing or damaged."""
+    digest = hashlib.sha256()
+    versions = [pixels.RULES, PIXEL_CACHE_VERSION, PIL.__version__, image_size, resize, str(dataset.root.resolve())]
+    digest.update(json.dumps(versions).encode())
     for path, status in dataset.photos.select("path", "status").iter_rows():
-        made_of.update(json.dumps([path, status, _stamp(dataset.file(path)) if status == UNOPENED else None]).encode())
-    return cache_folder() / "pixels" / made_of.hexdigest()[:32]
+        stamp = _stamp_file(dataset.file(path)) if status == UNOPENED else None
+        digest.update(json.dumps([path, status, stamp]).encode())
+    return cache_folder() / "pixels" / digest.hexdigest()[:32]
 
 
-def _stamp(file: Path) -> tuple[int, ...] | None:
-    """What changes when a file does: its size and the times of its last change."""
+def _stamp_file(file: Path) -> tuple[int, ...] | None:
+    """Return what changes with a file: its size and its modification times."""
     try:
-        told = os.stat(file)
-    except OSError:  # gone since the scan; opening it will say so
+        stat = os.stat(file)
+    # Removed since the scan, which opening the file will report.
+    except OSError:
         return None
-    return told.st_size, told.st_mtime_ns, told.st_ctime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _make(dataset: Dataset, side: int, fit: Fit, place: Path) -> None:
-    shapes = {"pixels": (dataset.photos.height, side, side, 3), "small": (dataset.photos.height, SMALL, SMALL, 3)}
-    need_disk({cache_folder(): size_on_disk(dataset, side)})
-    with filled(place) as folder:
+def _build(dataset: Dataset, image_size: int, resize: Fit, target: Path) -> None:
+    rows = dataset.photos.height
+    shapes = {"pixels": (rows, image_size, image_size, 3), "small": (rows, SMALL, SMALL, 3)}
+    need_disk({cache_folder(): size_on_disk(dataset, image_size)})
+    with filled(target) as folder:
         for name, shape in shapes.items():
             reserve(folder / f"{name}.npy", shape, np.dtype(np.uint8))
-        _write_index(folder, _read_into(folder, dataset, side, fit))
+        _write_index(folder, _decode_all(folder, dataset, image_size, resize))
 
 
-def _read_into(folder: Path, dataset: Dataset, side: int, fit: Fit) -> pl.DataFrame:
-    """Open every photo and write its pixels into the arrays there; what became of each, as the index has it."""
-    named = dataset.photos.select("path", "status")
+def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Fit) -> pl.DataFrame:
+    """Decode every photo into the arrays of the folder, and return the index."""
+    table = dataset.photos.select("path", "status")
 
-    def open_rows(chosen: range) -> list[tuple[str, *Row]]:
-        array, small = (np.zeros((len(chosen), size, size, 3), np.uint8) for size in (side, SMALL))
-        rows = zip(named[chosen.start : chosen.stop].iter_rows(), array, small, strict=True)
-        found = [(path, *_open(dataset.file(path), status, one, two, fit)) for (path, status), one, two in rows]
-        for name, each in (("pixels", array), ("small", small)):
-            _write_rows(folder / f"{name}.npy", chosen.start, each)
-        return found
+    def decode_chunk(chunk: range) -> list[tuple[str, *IndexRow]]:
+        array, small = (np.zeros((len(chunk), size, size, 3), np.uint8) for size in (image_size, SMALL))
+        rows = zip(table[chunk.start : chunk.stop].iter_rows(), array, small, strict=True)
+        index_rows = [
+            (path, *_decode_into(dataset.file(path), status, target, small_target, resize))
+            for (path, status), target, small_target in rows
+        ]
+        for name, values in (("pixels", array), ("small", small)):
+            _write_rows(folder / f"{name}.npy", chunk.start, values)
+        return index_rows
 
-    def opened_rows() -> Iterator[tuple[str, *Row]]:
+    def decode_rows() -> Iterator[tuple[str, *IndexRow]]:
+        chunk_size = max(1, min(CHUNK_PHOTOS, MAX_CHUNK_BYTES // (3 * image_size**2)))
         with (
-            progress.stage("read photos", named.height) as bar,
-            closing(in_threads(open_rows, chunks(named.height, max(1, min(CHUNK, HELD // (3 * side**2)))))) as parts,
+            progress.stage("read photos", table.height) as bar,
+            closing(in_threads(decode_chunk, chunks(table.height, chunk_size))) as results,
         ):
-            for part in parts:
-                yield from part
-                bar.advance(len(part))
+            for index_rows in results:
+                yield from index_rows
+                bar.advance(len(index_rows))
 
-    return gathered(opened_rows(), OPENED)
+    return gathered(decode_rows(), OPENED)
 
 
-def _open(file: Path, status: str, target: np.ndarray, small: np.ndarray, fit: Fit) -> Row:
-    """Read one photo into its rows; whatever is wrong with it becomes its status."""
+def _decode_into(file: Path, status: str, target: np.ndarray, small: np.ndarray, resize: Fit) -> IndexRow:
+    """Decode one photo into its rows; an error becomes its status."""
     if status != UNOPENED:
         return status, None, None, None, None, 0, False
     digest = size = None
@@ -163,43 +186,47 @@ def _open(file: Path, status: str, target: np.ndarray, small: np.ndarray, fit: F
         size = os.stat(file).st_size
         data = read_bytes(file)
         size, digest = len(data), pixels.sha256(data)
-        photo = pixels.decode(data, len(target), fit, SMALL)
+        photo = pixels.decode(data, len(target), resize, SMALL)
     except UnreadablePhoto as reason:
         return reason.what, digest, size, None, None, 0, reason.what in pixels.PASSING
     except OSError as error:
         return f"unreadable: {error.strerror or error}", digest, size, None, None, 0, True
     target[:], small[:] = photo.pixels, photo.small
-    return USED, digest, size, photo.width, photo.height, _checksum(target, small), False
+    return USED, digest, size, photo.width, photo.height, _compute_checksum(target, small), False
 
 
-def _checksum(photo: np.ndarray, small: np.ndarray) -> int:
+def _compute_checksum(photo: np.ndarray, small: np.ndarray) -> int:
     return zlib.crc32(small.data, zlib.crc32(photo.data))
 
 
 def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:
-    """The chunks' results, in order; when the caller is interrupted, what has not begun is dropped.
+    """Run work on chunks in threads and yield the results in order.
 
-    Only some are handed out ahead, so that neither the waiting nor the results of a slow caller fill the memory.
+    Only a few chunks are queued ahead, so that a slow caller's results do not fill the memory. Closing the
+    generator drops the chunks that have not started.
     """
-    pool, waiting = ThreadPoolExecutor(threads()), deque()
+    pool, pending = ThreadPoolExecutor(threads()), deque()
     try:
         for chunk in chunks:
-            waiting.append(pool.submit(work, chunk))
-            if len(waiting) > AHEAD * threads():
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(work, chunk))
+            if len(pending) > MAX_QUEUED_CHUNKS * threads():
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def chunks(rows: int, size: int = CHUNK) -> list[range]:
-    """So many rows in pieces of a size, for `in_threads`."""
+def chunks(rows: int, size: int = CHUNK_PHOTOS) -> list[range]:
+    """Divide rows into ranges of a size, for `in_threads`."""
     return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def reserve(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """An array file of zeros whose blocks exist: writing into a mapped hole on a full disk would kill the process, not raise."""
+    """Write an array file of zeros with allocated blocks.
+
+    Writing into a mapped hole of a file on a full disk would kill the process instead of raising.
+    """
     header: dict[str, Any] = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with file.open("wb") as stream:
         np.lib.format.write_array_header_2_0(stream, header)
@@ -207,7 +234,7 @@ def reserve(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def _write_rows(file: Path, first: int, rows: np.ndarray) -> None:
-    """Fill in rows of a reserved array: written, since to fill a page of a new file through a map takes ten times as long."""
+    """Write rows into a reserved array; filling new pages through a map takes ten times as long."""
     with file.open("r+b") as stream:
         np.lib.format.read_magic(stream)
         np.lib.format.read_array_header_2_0(stream)
@@ -216,14 +243,14 @@ def _write_rows(file: Path, first: int, rows: np.ndarray) -> None:
 
 
 def allocate(stream: IO[bytes], size: int) -> None:
-    """So many zeros from here on, whose blocks exist."""
+    """Write zeros from the current position on, with allocated blocks."""
     stream.flush()
     if hasattr(os, "posix_fallocate") and size:
         os.posix_fallocate(stream.fileno(), stream.tell(), size)
     else:
         block = bytes(2**24)
-        for done in range(0, size, len(block)):
-            stream.write(block[: min(len(block), size - done)])
+        for written in range(0, size, len(block)):
+            stream.write(block[: min(len(block), size - written)])
         stream.flush()
 
 
@@ -234,7 +261,7 @@ def _write_index(folder: Path, index: pl.DataFrame) -> None:
 
 
 def _read_index(folder: Path) -> pl.DataFrame:
-    """The index, if it is what was written; ValueError if not."""
+    """Read the index; raise ValueError if it is missing or damaged."""
     for file in folder.glob("index.*.parquet"):
         data = file.read_bytes()
         if file.name == f"index.{pixels.sha256(data)}.parquet":
@@ -242,38 +269,39 @@ def _read_index(folder: Path) -> pl.DataFrame:
     raise ValueError("there is no index")
 
 
-def _load(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
-    """The index and the arrays, or None if they are not there; what is no longer as it was written is taken away."""
-    if not place.exists():
+def _load(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
+    """Load the index and the arrays; None if they are missing or damaged, and then remove them."""
+    if not folder.exists():
         return None
-    if (found := _if_whole(place, side, rows)) is not None:
-        return found
+    if (loaded := _load_if_intact(folder, image_size, rows)) is not None:
+        return loaded
     progress.say("the kept pixels have changed on disk: the photos are read again")
-    set_aside(place)
+    set_aside(folder)
     return None
 
 
-def _if_whole(place: Path, side: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
-    """The index and the arrays, if they are as they were written; else nothing of them stays mapped."""
+def _load_if_intact(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
+    """Load the index and the arrays if they are intact, else leave nothing memory-mapped."""
     try:
-        index = _read_index(place)
-        array, small = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("pixels", "small"))
-        fits = _fits(array, (rows, side, side, 3)) and _fits(small, (rows, SMALL, SMALL, 3))
-        fits = fits and index.schema == pl.Schema(OPENED) and index.height == rows
-        return (index, array, small) if fits and _whole(index, array, small) else None
+        index = _read_index(folder)
+        array, small = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixels", "small"))
+        is_valid = _has_layout(array, (rows, image_size, image_size, 3)) and _has_layout(small, (rows, SMALL, SMALL, 3))
+        is_valid = is_valid and index.schema == pl.Schema(OPENED) and index.height == rows
+        return (index, array, small) if is_valid and _whole(index, array, small) else None
     except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
         return None
 
 
-def _fits(array: np.ndarray, shape: tuple[int, ...]) -> bool:
+def _has_layout(array: np.ndarray, shape: tuple[int, ...]) -> bool:
     return array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
 
 
 def _whole(index: pl.DataFrame, array: np.ndarray, small: np.ndarray) -> bool:
-    used = (index["status"] == USED).to_numpy()
+    """Compare all checksums."""
+    is_used = (index["status"] == USED).to_numpy()
     expected = index["crc32"].to_numpy()
 
-    def check(chosen: range) -> bool:
-        return all(_checksum(array[row], small[row]) == expected[row] for row in chosen if used[row])
+    def check(chunk: range) -> bool:
+        return all(_compute_checksum(array[row], small[row]) == expected[row] for row in chunk if is_used[row])
 
     return all(in_threads(check, chunks(index.height)))
