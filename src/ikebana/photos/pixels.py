@@ -353,7 +353,7 @@ def _scale_to_eight_bits(image: Image.Image, depth: SampleDepth) -> Image.Image:
 
 
 def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Convert to sRGB by the ICC profile; None if that is sRGB already, broken or of another kind."""
+    """Convert to sRGB by the ICC profile; None if it is sRGB, broken or of another kind."""
     if image.mode not in ("RGB", "L", "CMYK"):
         return None
     key = (image.mode, profile)
