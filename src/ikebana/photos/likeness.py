@@ -1,34 +1,50 @@
-"""A second look at two photos that may be one: laid over each other, how alike are they?
+"""Compare two photos that may be copies: align them and measure how similar they are.
 
-Photos are squares here, whatever their shape was. So mirroring and quarter turns are the eight symmetries of the square, and
-what is left when sides are cut off is a window with edges parallel to the axes. All of it in small, many pairs at once.
+Photos are squares here, whatever their shape was. So mirroring and quarter turns are the eight
+symmetries of the square, and a crop leaves an axis-parallel window. Many pairs are compared at
+once, at thumbnail size.
 
-source  Baker and Matthews 2004, Lucas-Kanade 20 Years On, 10.1023/B:VISI.0000011205.11775.fd: Gauss-Newton on a window's edges
+Source: Baker and Matthews 2004, Lucas-Kanade 20 Years On, 10.1023/B:VISI.0000011205.11775.fd:
+Gauss-Newton on a window's edges.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-SIDE = 64  # pixels of the grey squares that are compared
-COARSE = 16  # of the coloured ones
-BLOCKS = 8  # a side, whose mean colours are compared
-STEPS = ((32, 5), (SIDE, 4))  # of Gauss-Newton: pixels of a side, steps
-FLOOR = 0.1  # squared grey levels: less variance than this counts as none
+# Pixels of a side of the grey squares.
+SIDE = 64
+# Pixels of a side of the coloured squares.
+COARSE = 16
+# Blocks of a side, whose mean colours are compared.
+BLOCKS_PER_SIDE = 8
+# Gauss-Newton: (pixels of a side, steps).
+GAUSS_NEWTON_SCHEDULE = ((32, 5), (SIDE, 4))
+# Squared grey levels; a smaller variance counts as this.
+MIN_VARIANCE = 0.1
+# Bounds on one step, in shares of a side, and on the window's edges.
+MAX_STEP = 0.03
+EDGE_RANGE = (-0.05, 0.2)
 
-# The least and the most that lets two photos pass for one. Of 1,800 copies of flowers (resized, recompressed, cropped by up
-# to a tenth a side, mirrored, turned, and all of it) the worst had 0.72, 0.86 and 12 levels; see docs/decisions.md.
-HOPEFUL = 0.6  # correlation of 16 x 16 pixels before the window is fitted
-ALIKE = 0.8  # correlation of fine detail when it is
-COLOURS = 48.0  # levels between the mean colours of any of 8 x 8 blocks
+# Thresholds for a duplicate. The worst of 1,800 copies of flowers (resized, recompressed, cropped
+# by up to a tenth per side, mirrored, turned, and all of it) had 0.72, 0.86 and 12 levels; see
+# docs/decisions.md.
+# Correlation of 16 x 16 pixels before the window is fitted.
+MIN_COARSE_CORRELATION = 0.6
+# Correlation of fine detail after the fit.
+MIN_DETAIL_CORRELATION = 0.8
+# Levels between the mean colours of any of 8 x 8 blocks.
+MAX_BLOCK_COLOUR_DISTANCE = 48.0
 
-# Where nearly all detail is one figure on an even ground, as in logos and drawings, any other of its shape and size looks like a
-# copy that was cropped: such photos must be more alike. A tenth of the flowers are so. Of 164 planted pairs of that kind the
-# least had 0.90 and 7.1 levels; of 551 false ones nine in ten were less alike or further apart.
-BUSY = 0.38  # share of the blocks that detail is spread over
-ALIKE_ALONE, APART_ALONE = 0.92, 7.0
+# In logos and drawings, nearly all detail is one figure on a plain background. Any other figure of
+# the same shape and size looks like a cropped copy. Such photos, a tenth of the flowers, must be
+# more similar. Of 164 planted pairs of that kind the least similar had 0.90 and 7.1 levels; nine in
+# ten of 551 false pairs were less similar or further apart.
+# Share of the blocks that detail is spread over.
+BUSY = 0.38
+MIN_SPARSE_CORRELATION, MAX_SPARSE_COLOUR_DISTANCE = 0.92, 7.0
 
-# What turns the second photo into the first: transposed, then mirrored left to right, then top to bottom.
+# What turns the second photo into the first: transpose, mirror left to right, mirror top to bottom.
 SYMMETRIES = tuple((transposed, across, down) for transposed in (0, 1) for across in (0, 1) for down in (0, 1))
 NAMES = (
     "",
@@ -43,148 +59,162 @@ NAMES = (
 
 
 class Small(NamedTuple):
-    """Photos in small."""
+    """Photos reduced for comparison."""
 
-    grey: np.ndarray  # uint8 [photos, SIDE, SIDE]
-    colour: np.ndarray  # uint8 [photos, COARSE, COARSE, 3]
+    # uint8 [photos, SIDE, SIDE].
+    grey: np.ndarray
+    # uint8 [photos, COARSE, COARSE, 3].
+    colour: np.ndarray
 
-    def of(self, chosen: np.ndarray) -> "Small":
-        """Some of them."""
-        return Small(self.grey[chosen], self.colour[chosen])
+    def select(self, rows: np.ndarray) -> "Small":
+        return Small(self.grey[rows], self.colour[rows])
 
 
 class Likeness(NamedTuple):
-    """How pairs of photos lie on each other; an entry a pair."""
+    """The result of a comparison, one entry per pair."""
 
-    twins: np.ndarray  # bool: whether they pass for one photo
-    symmetry: np.ndarray  # int: which of SYMMETRIES turns the second into the first
-    window: np.ndarray  # float [pairs, 4]: shares of the first's left, right, top and bottom that the second lacks
-    alike: np.ndarray  # correlation of their fine detail, -1 to 1
-    apart: np.ndarray  # the mean difference between the colours of blocks, in levels
+    # bool: whether they count as duplicates.
+    twins: np.ndarray
+    # int: which of SYMMETRIES turns the second into the first.
+    symmetry: np.ndarray
+    # float [pairs, 4]: shares of the first's left, right, top and bottom that the second lacks.
+    window: np.ndarray
+    # Correlation of their fine detail, -1 to 1.
+    alike: np.ndarray
+    # Mean colour difference of their blocks, in levels.
+    apart: np.ndarray
 
 
 def compared(first: Small, second: Small, window: np.ndarray, symmetry: np.ndarray) -> Likeness:
-    """Find the window by which the second photo comes from the first, and say whether they are twins.
+    """Fit the window by which the second photo comes from the first, and test for duplicates.
 
-    window    float [pairs, 4], where to begin: the shares that the second lacks left, right, top and bottom, to within 0.03
-    symmetry  int [pairs]: which of SYMMETRIES turns the second into the first
+    Args:
+        window: float [pairs, 4], initial shares that the second lacks left, right, top and bottom,
+            right to within 0.03.
+        symmetry: int [pairs]: which of SYMMETRIES turns the second into the first.
     """
-    hope = _alike_in_small(first.colour, second.colour, window, symmetry)
-    result = Likeness(np.zeros(len(hope), bool), symmetry, window.astype(np.float64), *np.zeros((2, len(hope))))
-    rows = np.flatnonzero(hope > HOPEFUL)
+    coarse = _correlate_coarsely(first.colour, second.colour, window, symmetry)
+    result = Likeness(np.zeros(len(coarse), bool), symmetry, window.astype(np.float64), *np.zeros((2, len(coarse))))
+    rows = np.flatnonzero(coarse > MIN_COARSE_CORRELATION)
     if len(rows):
-        first, second = first.of(rows), second.of(rows)
-        fitted, alike, busy = _fitted(first.grey, _turned(second.grey, symmetry[rows]), window[rows])
-        most, apart = _colours_apart(first.colour, _turned(second.colour, symmetry[rows]), fitted)
-        result.window[rows], result.alike[rows], result.apart[rows] = fitted, alike, apart
-        sure = (busy >= BUSY) | ((alike >= ALIKE_ALONE) & (apart <= APART_ALONE))
-        result.twins[rows] = (alike >= ALIKE) & (most <= COLOURS) & sure
+        first, second = first.select(rows), second.select(rows)
+        fitted, correlation, spread = _fit_window(first.grey, _apply_each(second.grey, symmetry[rows]), window[rows])
+        turned = _apply_each(second.colour, symmetry[rows])
+        max_distance, mean_distance = _measure_colour_distance(first.colour, turned, fitted)
+        result.window[rows], result.alike[rows], result.apart[rows] = fitted, correlation, mean_distance
+        is_similar = (correlation >= MIN_SPARSE_CORRELATION) & (mean_distance <= MAX_SPARSE_COLOUR_DISTANCE)
+        is_certain = (spread >= BUSY) | is_similar
+        is_match = (correlation >= MIN_DETAIL_CORRELATION) & (max_distance <= MAX_BLOCK_COLOUR_DISTANCE)
+        result.twins[rows] = is_match & is_certain
     return result
 
 
-def reduced(pictures: np.ndarray, side: int) -> np.ndarray:
-    """Means of blocks: [pictures, height, width, ...] becomes float32 [pictures, side, side, ...]."""
-    count, height, width, *bands = pictures.shape
-    rows = pictures.reshape(count, side, height // side, -1).sum(
-        2, dtype=np.float32
-    )  # first the long way, which is quick
+def reduced(images: np.ndarray, side: int) -> np.ndarray:
+    """Average blocks: [images, height, width, ...] -> float32 [images, side, side, ...]."""
+    count, height, width, *bands = images.shape
+    # Summing along the long axis first is faster.
+    rows = images.reshape(count, side, height // side, -1).sum(2, dtype=np.float32)
     return rows.reshape(count, side, side, width // side, *bands).sum(3) / (height // side * (width // side))
 
 
-def _alike_in_small(first: np.ndarray, second: np.ndarray, window: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
-    """How well they correlate before the window is fitted."""
-    return _correlation(_windowed(first.mean(3), window), _turned(second.mean(3), symmetry))
+def _correlate_coarsely(first: np.ndarray, second: np.ndarray, window: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
+    """Correlate the small images before the window is fitted."""
+    return _correlate(_cut_window(first.mean(3), window), _apply_each(second.mean(3), symmetry))
 
 
-def _fitted(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The window in which the first looks most like the second, how alike their fine detail is then, and the share of the blocks
-    that it is spread over."""
-    for side, steps in STEPS:
-        one, other = reduced(first, side), reduced(second, side)
+def _fit_window(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit the window; return it, the correlation of fine detail, and the spread of that detail."""
+    for side, steps in GAUSS_NEWTON_SCHEDULE:
+        left, right = reduced(first, side), reduced(second, side)
         for _ in range(steps):
-            window = _stepped(one, other, window)
-    one, other = _detail(_windowed(first.astype(np.float32), window)), _detail(second.astype(np.float32))
-    return window, _correlation(one, other), np.minimum(_busy(one), _busy(other))
+            window = _take_step(left, right, window)
+    left = _extract_detail(_cut_window(first.astype(np.float32), window))
+    right = _extract_detail(second.astype(np.float32))
+    return window, _correlate(left, right), np.minimum(_measure_spread(left), _measure_spread(right))
 
 
-def _busy(detail: np.ndarray) -> np.ndarray:
-    """The share of 8 x 8 blocks that would hold it all if it were evenly spread over them, as a participation ratio counts."""
-    rest = detail.shape[1] % BLOCKS
-    inner = detail[
-        :, rest // 2 : detail.shape[1] - (rest - rest // 2), rest // 2 : detail.shape[2] - (rest - rest // 2)
-    ]
-    power = reduced(np.square(inner), BLOCKS).reshape(len(inner), -1)
-    return power.sum(1) ** 2 / np.maximum(power.shape[1] * np.square(power).sum(1), FLOOR)
+def _measure_spread(detail: np.ndarray) -> np.ndarray:
+    """Compute the participation ratio of blocks: the share that would hold evenly spread detail."""
+    margin = detail.shape[1] % BLOCKS_PER_SIDE
+    before, after = margin // 2, margin - margin // 2
+    inner = detail[:, before : detail.shape[1] - after, before : detail.shape[2] - after]
+    power = reduced(np.square(inner), BLOCKS_PER_SIDE).reshape(len(inner), -1)
+    return power.sum(1) ** 2 / np.maximum(power.shape[1] * np.square(power).sum(1), MIN_VARIANCE)
 
 
-def _colours_apart(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far blocks' colours differ, most and on average, in levels of the band that differs most."""
+def _measure_colour_distance(
+    first: np.ndarray, second: np.ndarray, window: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the maximum and mean colour distance of blocks, in levels of the worst band."""
     bands = []
     for band in range(3):
-        seen = reduced(_windowed(first[..., band].astype(np.float32), window), BLOCKS)
-        bands.append(np.abs(seen - reduced(second[..., band], BLOCKS)))
-    apart = np.max(bands, axis=0)
-    return apart.max((1, 2)), apart.mean((1, 2))
+        cut = reduced(_cut_window(first[..., band].astype(np.float32), window), BLOCKS_PER_SIDE)
+        bands.append(np.abs(cut - reduced(second[..., band], BLOCKS_PER_SIDE)))
+    distance = np.max(bands, axis=0)
+    return distance.max((1, 2)), distance.mean((1, 2))
 
 
-def _turned(pictures: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
-    result = np.empty_like(pictures)
-    for number, each in enumerate(SYMMETRIES):
-        result[symmetry == number] = _applied(pictures[symmetry == number], each)
+def _apply_each(images: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
+    """Apply to each image its own symmetry."""
+    result = np.empty_like(images)
+    for number, steps in enumerate(SYMMETRIES):
+        result[symmetry == number] = _apply_symmetry(images[symmetry == number], steps)
     return result
 
 
-def _applied(pictures: np.ndarray, symmetry: tuple[int, int, int]) -> np.ndarray:
+def _apply_symmetry(images: np.ndarray, symmetry: tuple[int, int, int]) -> np.ndarray:
     transposed, across, down = symmetry
-    turned = pictures.swapaxes(1, 2) if transposed else pictures
+    turned = images.swapaxes(1, 2) if transposed else images
     return turned[:, :: -1 if down else 1, :: -1 if across else 1]
 
 
-def _windowed(pictures: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """The window of each picture as a square of as many pixels, between the pixels by straight lines."""
+def _cut_window(images: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """Resample the window of each image to the image's size, by linear interpolation."""
     left, right, top, bottom = window.T
-    down, across = (_between(pictures.shape[1], *ends) for ends in ((top, bottom), (left, right)))
-    return down @ pictures @ across.swapaxes(1, 2)
+    down, across = (_interpolate(images.shape[1], *ends) for ends in ((top, bottom), (left, right)))
+    return down @ images @ across.swapaxes(1, 2)
 
 
-def _between(pixels: int, before: np.ndarray, behind: np.ndarray) -> np.ndarray:
-    """Weights [pairs, pixels, pixels] that read a line of pixels from `before` to 1 - `behind`."""
+def _interpolate(pixels: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Compute weights [pairs, pixels, pixels] that read an axis from `before` to 1 - `after`."""
     share = (np.arange(pixels) + 0.5) / pixels
-    place = (before[:, None] + share * (1 - before - behind)[:, None]) * pixels - 0.5
-    place = place.clip(0, pixels - 1)[:, :, None]
-    return np.maximum(0, 1 - np.abs(place - np.arange(pixels))).astype(np.float32)
+    position = (before[:, None] + share * (1 - before - after)[:, None]) * pixels - 0.5
+    position = position.clip(0, pixels - 1)[:, :, None]
+    return np.maximum(0, 1 - np.abs(position - np.arange(pixels))).astype(np.float32)
 
 
-def _stepped(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """One Gauss-Newton step towards the window in which the first looks like the second."""
+def _take_step(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """Take one Gauss-Newton step towards the window in which the first matches the second."""
     side = first.shape[1]
-    seen = _windowed(first, window)
+    current = _cut_window(first, window)
     share = ((np.arange(side) + 0.5) / side).astype(np.float32)
-    wide, high = (1 - window[:, 0] - window[:, 1]), (1 - window[:, 2] - window[:, 3])
-    across = np.gradient(seen, axis=2) * (side / wide).astype(np.float32)[:, None, None]
-    down = np.gradient(seen, axis=1) * (side / high).astype(np.float32)[:, None, None]
-    # Cutting more off the left moves what is seen at a place by (1 - share) of it, off the right by -share; so up and down.
+    width, height = (1 - window[:, 0] - window[:, 1]), (1 - window[:, 2] - window[:, 3])
+    across = np.gradient(current, axis=2) * (side / width).astype(np.float32)[:, None, None]
+    down = np.gradient(current, axis=1) * (side / height).astype(np.float32)[:, None, None]
+    # Cropping more on the left moves content by (1 - share) of it, on the right by -share; the same
+    # holds vertically.
     slopes = (across * (1 - share), -across * share, down * (1 - share)[:, None], -down * share[:, None])
-    slope = np.stack(slopes, axis=-1).reshape(len(seen), -1, 4)
-    lacking = (second - seen).reshape(len(seen), -1, 1)
-    normal = slope.swapaxes(1, 2) @ slope
-    ridge = 1.0 + 1e-3 * np.trace(normal, axis1=1, axis2=2) / 4  # where an edge shows nothing it stays
+    jacobian = np.stack(slopes, axis=-1).reshape(len(current), -1, 4)
+    residual = (second - current).reshape(len(current), -1, 1)
+    normal = jacobian.swapaxes(1, 2) @ jacobian
+    # The ridge keeps an edge in place where it has no visible effect.
+    ridge = 1.0 + 1e-3 * np.trace(normal, axis1=1, axis2=2) / 4
     normal = normal + ridge[:, None, None] * np.eye(4, dtype=np.float32)
-    step = np.linalg.solve(normal, slope.swapaxes(1, 2) @ lacking)[..., 0]
-    return (window + step.clip(-0.03, 0.03)).clip(-0.05, 0.2)
+    step = np.linalg.solve(normal, jacobian.swapaxes(1, 2) @ residual)[..., 0]
+    return (window + step.clip(-MAX_STEP, MAX_STEP)).clip(*EDGE_RANGE)
 
 
-def _detail(pictures: np.ndarray) -> np.ndarray:
-    """What differs from the mean of the neighbourhood: edges and texture, without light and shade."""
-    around = pictures
+def _extract_detail(images: np.ndarray) -> np.ndarray:
+    """Subtract the mean of each pixel's neighbourhood: edges and texture, without shading."""
+    blurred = images
     for axis in (1, 2):
-        steps = [np.roll(around, step, axis) for step in range(-3, 4)]
-        around = np.mean(steps, axis=0)
-    return (pictures - around)[:, 3:-3, 3:-3]
+        shifted = [np.roll(blurred, shift, axis) for shift in range(-3, 4)]
+        blurred = np.mean(shifted, axis=0)
+    return (images - blurred)[:, 3:-3, 3:-3]
 
 
-def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _correlate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     first = first - first.mean((1, 2), keepdims=True)
     second = second - second.mean((1, 2), keepdims=True)
-    spread = np.sqrt((first**2).mean((1, 2)) * (second**2).mean((1, 2)))
-    return (first * second).mean((1, 2)) / np.maximum(spread, FLOOR)
+    deviation = np.sqrt((first**2).mean((1, 2)) * (second**2).mean((1, 2)))
+    return (first * second).mean((1, 2)) / np.maximum(deviation, MIN_VARIANCE)

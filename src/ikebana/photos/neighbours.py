@@ -10,9 +10,9 @@ windows: three crop shares per side. For any crop up to a tenth per side, one wi
 0.025, and exact on an uncropped side. The distances between windows bound a copy's distance from
 the nearest one.
 
-Not every photo is compared with every window of every other. All windows of a photo lie in one large
-ball and in sixteen smaller ones. Photos near enough to the large ball are compared with the small
-balls, the remaining ones with the windows, and the nearest by their signs, which reveal the symmetry.
+To save comparisons, all windows of a photo lie in one large ball and in sixteen smaller ones.
+Photos inside the large ball are compared with the small balls, those inside one with the windows,
+and the nearest by their signs, which reveal the symmetry.
 """
 
 import itertools
@@ -168,15 +168,12 @@ def lifted(whole: np.ndarray) -> np.ndarray:
 
 
 class Index:
-    """Descriptions of uncropped photos, searched for those near a window of another photo."""
+    """Descriptions of uncropped photos, searched for those near a window of another photo.
+
+    Both arrays may be memory-mapped: float32 [photos, coefficients] and one column more.
+    """
 
     def __init__(self, whole: np.ndarray, lifted: np.ndarray):
-        """Store arrays that may be memory-mapped.
-
-        Args:
-            whole: float32 [photos, coefficients].
-            lifted: float32 [photos, coefficients + 1].
-        """
         self.whole, self.lifted = whole, lifted
 
     def near(self, photos: range, descriptions: np.ndarray) -> Candidates:
