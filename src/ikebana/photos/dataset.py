@@ -21,7 +21,7 @@ PART_NAMES = {
     "test": "test",
 }
 
-# Rows that `gathered` holds as Python objects at a time.
+# Rows that `collect_rows` holds as Python objects at a time.
 CHUNK_ROWS = 8192
 
 SCHEMA = {

@@ -46,8 +46,8 @@ def read(folder: Path, *, source: str | None = None, prefix: str = "", more: Ite
 
     Args:
         source: what the user named, if not the folder.
-        prefix: put before each path.
-        more: paths to add that are not in the folder.
+        archive_prefix: put before each path.
+        skipped_members: paths to add that are not in the folder.
     Raises:
         PhotosError: the folder cannot be read, or two of its folders are the same split.
     """
@@ -246,7 +246,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A circular link, which `file_status` reports.
+        # A circular link, which `check_file` reports.
         return False
 
 

@@ -60,7 +60,7 @@ OPENED = {
     "passing": pl.Boolean,
 }
 
-# All columns of OPENED but the path.
+# All columns of INDEX_SCHEMA but the path.
 IndexRow = tuple[str, str | None, int | None, int | None, int | None, int, bool]
 Result = TypeVar("Result")
 
@@ -72,7 +72,7 @@ class Kept:
     # uint8 [rows of the dataset, image_size, image_size, 3].
     pixels: np.ndarray
     folder: Path
-    # uint8 [rows of the dataset, SMALL, SMALL, 3].
+    # uint8 [rows of the dataset, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3].
     small: np.ndarray
 
 
@@ -218,7 +218,7 @@ def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Gene
 
 
 def chunks(rows: int, size: int = CHUNK_PHOTOS) -> list[range]:
-    """Divide rows into ranges of a size, for `in_threads`."""
+    """Divide rows into ranges of a size, for `map_in_threads`."""
     return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 

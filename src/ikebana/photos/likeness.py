@@ -61,9 +61,9 @@ NAMES = (
 class Small(NamedTuple):
     """Photos reduced for comparison."""
 
-    # uint8 [photos, SIDE, SIDE].
+    # uint8 [photos, GREY_SIZE, GREY_SIZE].
     grey: np.ndarray
-    # uint8 [photos, COARSE, COARSE, 3].
+    # uint8 [photos, COLOUR_SIZE, COLOUR_SIZE, 3].
     colour: np.ndarray
 
     def select(self, rows: np.ndarray) -> "Small":

@@ -31,7 +31,7 @@ class Search:
 
     places: list[Path]
     # More sources, one per line, from a stream that can be iterated once.
-    listed: Iterator[str] | None = None
+    path_lines: Iterator[str] | None = None
     # The real path of a folder not to enter.
     apart: str | None = None
     # Hidden and system files of the last iteration.
@@ -42,13 +42,13 @@ class Search:
         self.ignored.clear()
         for path in self.places:
             yield from self._iterate_source(path)
-        for line in self.listed or ():
+        for line in self.path_lines or ():
             if line.rstrip("\r\n"):
                 yield from self._iterate_line(Path(os.path.expanduser(line.rstrip("\r\n"))))
 
     def count(self) -> int:
         """Count the paths; 0 if the number is not known yet."""
-        return 0 if self.listed is not None else sum(1 for _ in self)
+        return 0 if self.path_lines is not None else sum(1 for _ in self)
 
     def _iterate_line(self, path: Path) -> Iterator[LoosePhoto]:
         """Report an archive that cannot be unpacked like any other bad line, and go on."""
@@ -79,15 +79,15 @@ class Search:
 
 
 def search(
-    sources: str | Path | Iterable[str | Path], listed: Iterator[str] | None = None, apart: Path | None = None
+    sources: str | Path | Iterable[str | Path], path_lines: Iterator[str] | None = None, apart: Path | None = None
 ) -> Search:
     """Find the photos of the sources, in the order of the sources.
 
     Iterating over the result raises PhotosError too, if a source is a damaged archive.
 
     Args:
-        listed: more paths, one per line, as from standard input; a missing one is reported in turn.
-        apart: a folder not to enter where a source contains it, because it holds output.
+        path_lines: more paths, one per line, as from standard input; a missing one is reported in turn.
+        excluded_folder: a folder not to enter where a source contains it, because it holds output.
     Raises:
         PhotosError: a source is empty or does not exist, or no photo is found.
     """
@@ -96,8 +96,8 @@ def search(
     if not all(map(str, given)):
         raise PhotosError("an empty path was given", advice="photos, folders or archives")
     paths = [path for source in given for path in _expand_source(source)]
-    photos = Search(paths, listed, os.path.realpath(apart) if apart is not None else None)
-    if listed is None and next(iter(photos), None) is None:
+    photos = Search(paths, path_lines, os.path.realpath(apart) if apart is not None else None)
+    if path_lines is None and next(iter(photos), None) is None:
         raise PhotosError(
             "no photos found", where=", ".join(str(source) for source in given), advice="files, folders or archives"
         )

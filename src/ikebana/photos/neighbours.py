@@ -82,7 +82,7 @@ class Candidates(NamedTuple):
     # int64 [pairs].
     first: np.ndarray
     second: np.ndarray
-    # int64 [pairs]: the row of CUT_OFF whose window of the first may be the second.
+    # int64 [pairs]: the row of WINDOW_CROPS whose window of the first may be the second.
     window: np.ndarray
     # int64 [pairs]: which of SYMMETRIES turns the second into the first.
     symmetry: np.ndarray

@@ -248,7 +248,7 @@ def for_choices(validation: pl.DataFrame) -> np.ndarray:
     use photos that model selection has seen.
 
     Args:
-        validation: the photos of that split, with `sha256`, `twins` and `group`.
+        validation: the photos of that split, with `sha256`, `duplicate_of` and `group`.
     Returns:
         bool [photos].
     """

@@ -24,12 +24,12 @@ class Refused(Exception):
 
 
 def opened(file: Path) -> tarfile.TarFile | None:
-    """Open a tar, which `entries` closes; return None if the file is no tar.
+    """Open a tar, which `iterate_members` closes; return None if the file is no tar.
 
     `is_tarfile` would read the first member without bounds.
 
     Raises:
-        Refused: the first member exceeds a bound; or an error of tarfile.
+        ArchiveRefused: the first member exceeds a bound; or an error of tarfile.
     """
     # A class per archive, because the class stores the last header.
     tarinfo = type("BoundedTarInfo", (BoundedTarInfo,), {})
@@ -40,10 +40,10 @@ def opened(file: Path) -> tarfile.TarFile | None:
 
 
 def entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Iterate over the members of a tar from `opened`, to the end of the file.
+    """Iterate over the members of a tar from `open_tar`, to the end of the file.
 
     Raises:
-        Refused: a member exceeds a bound; or an error of tarfile if the archive is damaged or
+        ArchiveRefused: a member exceeds a bound; or an error of tarfile if the archive is damaged or
             its end is missing.
     """
     with archive:

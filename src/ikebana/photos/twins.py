@@ -46,7 +46,7 @@ MAX_SMALL_GROUP_PHOTOS = 10
 
 
 def found(dataset: Dataset, pixel_cache: Kept) -> Dataset:
-    """Add the near-duplicates to a dataset, and one name per group of copies in column `twins`."""
+    """Add the near-duplicates to a dataset, and one name per group of copies in column `duplicate_of`."""
     rows = _get_unique_rows(dataset)
     file_prefix = _make_file_prefix(dataset)
     pairs = _load_pairs(pixel_cache, file_prefix)
@@ -182,7 +182,7 @@ def _describe_pair(dataset: Dataset, first: int, second: int, changes: str, simi
 
 
 def _name_groups(dataset: Dataset, pairs: list[Twin]) -> pl.Series:
-    """Make the column `twins`: the path of the first photo of each group of near-duplicates, or null.
+    """Make the column `duplicate_of`: the path of the first photo of a group of near-duplicates.
 
     An exact copy belongs to the group of its original.
     """
