@@ -46,7 +46,7 @@ MAX_SMALL_GROUP_PHOTOS = 10
 
 
 def found(dataset: Dataset, pixel_cache: Kept) -> Dataset:
-    """Add the near-duplicates to a dataset, and one name per group of copies in column `duplicate_of`."""
+    """Add the near-duplicates to a dataset, and the column `duplicate_of` that names their groups."""
     rows = _get_unique_rows(dataset)
     file_prefix = _make_file_prefix(dataset)
     pairs = _load_pairs(pixel_cache, file_prefix)
