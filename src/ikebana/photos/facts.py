@@ -1,4 +1,4 @@
-"""What could tell a class without looking at its subject: the photos' sizes, files and borders."""
+"""Facts that may reveal a class without its subject: image sizes, file properties, borders."""
 
 from collections.abc import Mapping
 
@@ -9,78 +9,91 @@ from ikebana.photos import pixels as photos
 from ikebana.photos.dataset import Dataset
 from ikebana.photos.kept import chunks, in_threads
 
-CHUNK = 128  # photos a task
-OUTERMOST = slice(0, 2)  # rows of kept pixels that count as border
-WITHIN = slice(8, 10)  # and those that they are compared with
-CORNER = 8  # pixels at both ends of a side that belong to another one
+CHUNK_PHOTOS = 128
+# Rows of cached pixels that count as border, and the inner rows they are compared with.
+BORDER_ROWS = slice(0, 2)
+INNER_ROWS = slice(8, 10)
+# Pixels at both ends of a side that belong to the adjacent side.
+CORNER_PIXELS = 8
 
-Facts = Mapping[str, np.ndarray]  # name in words → float [photos, columns]
+# Readable name → float [photos, columns].
+Facts = Mapping[str, np.ndarray]
 
 
-def of(dataset: Dataset, pixels: np.ndarray, chosen: np.ndarray | None = None) -> Facts:
-    """The facts of usable photos, in the dataset's order; files are opened for their headers alone.
+def of(dataset: Dataset, pixels: np.ndarray, selection: np.ndarray | None = None) -> Facts:
+    """Extract the facts of usable photos, in the dataset's order; only file headers are read.
 
-    pixels  uint8 [rows of the dataset, side, side, 3]
-    chosen  which of the usable photos, int64; all if not given
+    Args:
+        dataset: opened.
+        pixels: uint8 [rows of the dataset, image_size, image_size, 3].
+        selection: int64, positions among the usable photos; None for all.
     """
-    used = dataset.used_by_row if chosen is None else dataset.used_by_row[chosen]
+    used = dataset.used_by_row if selection is None else dataset.used_by_row[selection]
     width, height, size = (used[name].to_numpy().astype(float) for name in ("width", "height", "bytes"))
     return {
         "size in pixels": np.stack((width, height, width * height), axis=1),
         "aspect": (width / height)[:, None],
         "file size": size[:, None],
         "bytes a pixel": (size / (width * height))[:, None],
-        **_headers(dataset, used["path"].to_list()),
-        "border": _borders(pixels, used["row"].to_numpy().astype(np.int64)),
+        **_read_headers(dataset, used["path"].to_list()),
+        "border": _measure_borders(pixels, used["row"].to_numpy().astype(np.int64)),
     }
 
 
-def _headers(dataset: Dataset, paths: list[str]) -> Facts:
-    def read(chosen: range) -> list[photos.Header]:
-        return [_header(dataset, paths[place]) for place in chosen]
+def _read_headers(dataset: Dataset, paths: list[str]) -> Facts:
+    def read(chunk: range) -> list[photos.Header]:
+        return [_read_header(dataset, paths[place]) for place in chunk]
 
-    found = [each for part in in_threads(read, chunks(len(paths), CHUNK)) for each in part]
+    headers = [header for part in in_threads(read, chunks(len(paths), CHUNK_PHOTOS)) for header in part]
+    kinds = _encode([header.kind for header in headers])
+    modes = _encode([header.mode for header in headers])
     return {
-        "file type": np.stack([_numbered([each.kind for each in found]), _numbered([each.mode for each in found])], 1),
-        "JPEG quality": np.array([[each.compression] for each in found]),
-        "marks of a program": _numbered([each.marks for each in found])[:, None],
+        "file type": np.stack([kinds, modes], 1),
+        "JPEG quality": np.array([[header.compression] for header in headers]),
+        "marks of a program": _encode([header.marks for header in headers])[:, None],
     }
 
 
-def _header(dataset: Dataset, path: str) -> photos.Header:
-    """The pixels are kept: a file that has gone since then says nothing more."""
+def _read_header(dataset: Dataset, path: str) -> photos.Header:
+    """Return a photo's header, an empty one if the file has disappeared since it was cached."""
     try:
         return photos.header(dataset.file(path))
     except (UnreadablePhoto, OSError):
         return photos.Header("", "", 0.0, "")
 
 
-def _numbered(words: list[str]) -> np.ndarray:
-    """Each word as its place among all of them."""
-    places = {word: place for place, word in enumerate(sorted(set(words)))}
-    return np.array([places[word] for word in words], float)
+def _encode(words: list[str]) -> np.ndarray:
+    """Encode each word as its index among the sorted distinct words."""
+    indices = {word: index for index, word in enumerate(sorted(set(words)))}
+    return np.array([indices[word] for word in words], float)
 
 
-def _borders(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """How even each photo's sides are, and how far they step off from what lies inside: float [photos, 5].
+def _measure_borders(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Measure how uniform each photo's sides are, and how they contrast with the inside.
 
-    A frame is even and steps off; what grows at the edge of a photo is neither. Of the four sides the evenest two and the
-    steepest two are told, since a squarely cut photo keeps only two of them; and how light the evenest is.
+    A frame is uniform and contrasts; a subject at the edge of a photo does neither. Only the two
+    most uniform and the two most contrasting sides count, because a square crop keeps only two
+    sides of a frame.
+
+    Returns:
+        float [photos, 5]: two spreads, two contrasts, brightness of the most uniform side.
     """
 
-    def look(chosen: range) -> np.ndarray:
-        some = pixels[rows[chosen.start : chosen.stop]]
-        sides = [some, some[:, ::-1], some.transpose(0, 2, 1, 3), some[:, :, ::-1].transpose(0, 2, 1, 3)]
-        told = np.stack([_side(each) for each in sides], axis=1)
-        uneven, step = np.sort(told[:, :, 0], axis=1), -np.sort(-told[:, :, 1], axis=1)
-        light = np.take_along_axis(told[:, :, 2], told[:, :, 0].argmin(1)[:, None], 1)
-        return np.concatenate((uneven[:, :2], step[:, :2], light), axis=1)
+    def measure(chunk: range) -> np.ndarray:
+        images = pixels[rows[chunk.start : chunk.stop]]
+        turned = [images, images[:, ::-1], images.transpose(0, 2, 1, 3), images[:, :, ::-1].transpose(0, 2, 1, 3)]
+        sides = np.stack([_measure_top_side(view) for view in turned], axis=1)
+        spread, contrast = np.sort(sides[:, :, 0], axis=1), -np.sort(-sides[:, :, 1], axis=1)
+        brightness = np.take_along_axis(sides[:, :, 2], sides[:, :, 0].argmin(1)[:, None], 1)
+        return np.concatenate((spread[:, :2], contrast[:, :2], brightness), axis=1)
 
-    parts = list(in_threads(look, chunks(len(rows), CHUNK)))
+    parts = list(in_threads(measure, chunks(len(rows), CHUNK_PHOTOS)))
     return np.concatenate(parts) if parts else np.zeros((0, 5))
 
 
-def _side(some: np.ndarray) -> np.ndarray:
-    """Of the top side: spread along it, mean step to the rows within, mean light; [photos, 3]."""
-    outer, inner = (some[:, rows, CORNER:-CORNER].astype(np.float32).mean(1) for rows in (OUTERMOST, WITHIN))
+def _measure_top_side(images: np.ndarray) -> np.ndarray:
+    """Return spread along the top side, mean contrast to the inner rows, mean brightness: [photos, 3]."""
+    outer, inner = (
+        images[:, rows, CORNER_PIXELS:-CORNER_PIXELS].astype(np.float32).mean(1) for rows in (BORDER_ROWS, INNER_ROWS)
+    )
     return np.stack((outer.std(1).mean(1), np.abs(outer - inner).mean((1, 2)), outer.mean((1, 2))), axis=1)
