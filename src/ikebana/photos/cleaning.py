@@ -1,8 +1,10 @@
-"""Findings become a table of photos that `fit` takes: rows dropped, labels changed, each with its reason; no file is touched.
+"""Turn findings into a table of photos for `fit`: rows dropped, labels changed, each with a reason.
 
---drop twins,unreadable,blurred       what to leave out: kinds of findings, or one of the words below
---drop 'doubtful>0.9'                 only findings that are surer than that
---relabel 'doubtful>0.95'             what gets the label that the finding thinks right
+No file is changed.
+
+--drop twins,unreadable,blurred       what to leave out: kinds of findings, or a word of KINDS_BY_WORD
+--drop 'doubtful>0.9'                 only findings with a higher confidence
+--relabel 'doubtful>0.95'             what gets the suggested label
 """
 
 import csv
@@ -20,200 +22,241 @@ from ikebana.photos.dataset import PARTS, USED, Dataset
 from ikebana.photos.split import islands
 from ikebana.places import written
 
-# What people say, and the kinds of findings that are meant by it; any kind may be named itself.
-MEANT = {
+# Words the user may write, and the kinds of findings they select. Kinds may be written too.
+KINDS_BY_WORD = {
     "twins": ("identical", "near_twin"),
     "contradictions": ("identical_other_label", "near_twin_other_label"),
     "unreadable": ("unreadable",),
     "doubtful": ("doubtful_label",),
 }
-KEEP_ONE = MEANT["twins"]  # of several photos; of all other findings every photo is dropped
-# The kinds of findings that photos can be dropped for; of the others, as `imbalance`, no single row is to blame.
-OF_PHOTOS = (
+# Of these findings one photo is kept, of all others every photo is dropped.
+DUPLICATE_KINDS = KINDS_BY_WORD["twins"]
+# Kinds that photos can be dropped for. The others, such as `imbalance`, concern no single row.
+PHOTO_KINDS = (
     *("unreadable", "identical", "identical_other_label", "near_twin", "near_twin_other_label"),
     *("doubtful_label", "odd", "blurred", "dark", "bright", "blank", "tiny", "aspect"),
 )
-DOUBT = MEANT["doubtful"]  # what a network says against a label, which nobody has looked at yet
-WHY = "why"
+# A model's opinion of a label, which no person has checked yet.
+SUSPECT_LABEL_KINDS = KINDS_BY_WORD["doubtful"]
+REASON_COLUMN = "why"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Findings that are to be acted upon."""
+class Selector:
+    """Selection of findings to act on.
 
-    word: str  # as the user wrote it
+    `text` is what the user wrote. `above_confidence` excludes findings without a confidence.
+    """
+
+    text: str
     kinds: tuple[str, ...]
-    surer_than: float | None = None  # those alone that say how sure they are, and are surer
+    above_confidence: float | None = None
 
-    def takes(self, finding: Finding) -> bool:
-        """Whether this finding is one of them."""
+    def matches(self, finding: Finding) -> bool:
+        """Return whether this finding is selected."""
         if finding.kind not in self.kinds:
             return False
-        return self.surer_than is None or (finding.confidence is not None and finding.confidence > self.surer_than)
+        if self.above_confidence is None:
+            return True
+        return finding.confidence is not None and finding.confidence > self.above_confidence
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What is left of the photos, and what is not, and why."""
+    """Tables of the kept and the dropped photos, with reasons.
 
-    kept: pl.DataFrame  # path, label, [split], [group], why: null in rows that are as they were
-    dropped: pl.DataFrame  # path, label, why
-    doubted: int = 0  # photos that are dropped or relabelled because a network doubts their label
-    spared: int = 0  # test photos that stay as they are though their label is doubted
+    `kept` has path, label, [split], [group] and the reason, null in unchanged rows. `dropped` has
+    path, label and the reason. `doubted` counts photos dropped or relabelled because of a suspect
+    label, `spared` the test photos that stay unchanged although their label is suspect.
+    """
+
+    kept: pl.DataFrame
+    dropped: pl.DataFrame
+    doubted: int = 0
+    spared: int = 0
 
     @property
     def relabelled(self) -> int:
-        """How many of the kept photos have another label than before."""
-        return self.kept[WHY].count()
+        """Number of kept photos whose label changed."""
+        return self.kept[REASON_COLUMN].count()
 
 
-def chosen(words: Sequence[str], flag: str) -> tuple[Choice, ...]:
-    """What the user wrote behind a flag: `twins`, `doubtful>0.95`; a single one may stand by itself.
+def chosen(words: Sequence[str], flag: str) -> tuple[Selector, ...]:
+    """Parse the values of a flag, such as `twins` and `doubtful>0.95`; a single string is allowed.
 
-    raises  RecipeError if a word is no kind that rows could be dropped or relabelled for
+    Raises:
+        RecipeError: a word is no kind that rows can be dropped or relabelled for.
     """
-    several = [words] if isinstance(words, str) else words
-    return tuple(_choice(word.strip(), flag) for word in several if word.strip())
+    words = [words] if isinstance(words, str) else words
+    return tuple(_parse_selector(word.strip(), flag) for word in words if word.strip())
 
 
-def _choice(word: str, flag: str) -> Choice:
+def _parse_selector(word: str, flag: str) -> Selector:
     kind, _, number = (part.strip() for part in word.replace("_", "-").partition(">"))
     kind = kind.replace("-", "_")
     try:
-        surer_than = float(number) if ">" in word else None
+        above_confidence = float(number) if ">" in word else None
     except ValueError:
         raise RecipeError(f"{flag} {word!r}: {number!r} is not a number", advice=f"{flag} '{kind}>0.95'") from None
     if flag == "--relabel" and kind not in ("doubtful", "doubtful_label"):
         raise RecipeError(f"{flag} {word!r}: no other label is known for these", advice=f"{flag} 'doubtful>0.95'")
-    known = ", ".join(dict.fromkeys([*MEANT, *OF_PHOTOS]))
-    if kind not in MEANT and kind not in OF_PHOTOS:
+    known = ", ".join(dict.fromkeys([*KINDS_BY_WORD, *PHOTO_KINDS]))
+    if kind not in KINDS_BY_WORD and kind not in PHOTO_KINDS:
         raise RecipeError(f"{flag} {word!r}: no photos can be dropped for that", advice=known)
-    if surer_than is not None and not 0 <= surer_than < 1:
+    if above_confidence is not None and not 0 <= above_confidence < 1:
         raise RecipeError(
             f"{flag} {word!r}: {number} is no confidence, which lies between 0 and 1", advice=f"{flag} '{kind}>0.95'"
         )
-    return Choice(word, MEANT.get(kind, (kind,)), surer_than)
+    return Selector(word, KINDS_BY_WORD.get(kind, (kind,)), above_confidence)
 
 
-def in_vain(choices: Sequence[Choice], found: Sequence[Finding]) -> list[str]:
-    """The words for which nothing was found: there is nothing of the kind, or the word was mistyped."""
-    return [choice.word for choice in choices if not any(choice.takes(each) for each in found)]
+def in_vain(selectors: Sequence[Selector], findings: Sequence[Finding]) -> list[str]:
+    """Return the words that match no finding: there is none of the kind, or a typing error."""
+    return [selector.text for selector in selectors if not any(selector.matches(finding) for finding in findings)]
 
 
 def cleaned(
     dataset: Dataset,
-    found: Sequence[Finding],
-    drop: Sequence[Choice] = (),
-    relabel: Sequence[Choice] = (),
+    findings: Sequence[Finding],
+    drop: Sequence[Selector] = (),
+    relabel: Sequence[Selector] = (),
     split_given: bool = False,
 ) -> Cleaned:
-    """The photos without those that are to go, and with the labels that are to change.
+    """Drop and relabel photos as selected.
 
-    Photos that cannot be read are always left out. Of twins one stays: a test photo before others, so that the score stays
-    comparable, else the largest. A photo that is to be relabelled is not dropped for the same doubt. Test photos of a given
-    split stay as they are whatever a network doubts: it would choose what it is scored on.
+    Unreadable photos are always dropped. Of duplicates one stays: a test photo if there is one, so
+    that scores stay comparable, else the largest. A relabelled photo is not dropped for the same
+    suspect label. Test photos of a given split are never changed because of a suspect label: the
+    model would choose its own test set.
 
-    split_given  whether the photos came with a split, which is then kept; one that was made here is made anew by `fit`
+    Args:
+        split_given: whether the photos came with a split, which is then kept. Otherwise `fit`
+            splits the cleaned table itself.
     """
-    sealed = set(dataset.photos.filter(pl.col("split") == "test")["path"]) if split_given else set()
-    spared = _doubted_in(sealed, found, (*drop, *relabel))
-    found = _without(sealed, found)
+    protected = set(dataset.photos.filter(pl.col("split") == "test")["path"]) if split_given else set()
+    spared = _find_protected(protected, findings, (*drop, *relabel))
+    findings = _exclude_protected(protected, findings)
     before = dict(dataset.used.select("path", "label").iter_rows())
     labels = {
-        path: (each.label, f"was {before[path]}: {_because(each)}")
-        for each in found
-        if each.label is not None and any(choice.takes(each) for choice in relabel)
-        for path in each.paths
+        path: (finding.label, f"was {before[path]}: {_give_reason(finding)}")
+        for finding in findings
+        if finding.label is not None and any(selector.matches(finding) for selector in relabel)
+        for path in finding.paths
     }
-    # A table may name a photo twice, in a row that is used and in one that cannot be.
-    gone = {path: why for path, why in dataset.set_aside.select("path", "status").iter_rows() if path not in before}
-    to_drop = [each for each in found if any(choice.takes(each) for choice in drop)]
-    for each in to_drop:
-        if each.kind not in KEEP_ONE and not (each.label is not None and each.paths[0] in labels):
-            gone |= {path: _because(each) for path in each.paths if path not in gone}
-    gone |= dict(_but_one([each for each in to_drop if each.kind in KEEP_ONE], dataset, gone.keys()))
-    result = _tables(dataset, gone, labels, split_given)
-    for_doubt = {
-        path for each in to_drop if each.kind in DOUBT for path in each.paths if gone.get(path) == _because(each)
+    # A table may contain a path twice, in a used and in an unused row.
+    unused = dataset.set_aside.select("path", "status").iter_rows()
+    gone = {path: reason for path, reason in unused if path not in before}
+    to_drop = [finding for finding in findings if any(selector.matches(finding) for selector in drop)]
+    for finding in to_drop:
+        is_relabelled = finding.label is not None and finding.paths[0] in labels
+        if finding.kind not in DUPLICATE_KINDS and not is_relabelled:
+            gone |= {path: _give_reason(finding) for path in finding.paths if path not in gone}
+    duplicates = [finding for finding in to_drop if finding.kind in DUPLICATE_KINDS]
+    gone |= dict(_drop_duplicates(duplicates, dataset, gone.keys()))
+    kept, dropped = _make_tables(dataset, gone, labels, split_given)
+    dropped_as_suspect = {
+        path
+        for finding in to_drop
+        if finding.kind in SUSPECT_LABEL_KINDS
+        for path in finding.paths
+        if gone.get(path) == _give_reason(finding)
     }
-    return replace(result, doubted=len(for_doubt) + result.relabelled, spared=len(spared - gone.keys()))
+    doubted = len(dropped_as_suspect) + kept[REASON_COLUMN].count()
+    return Cleaned(kept, dropped, doubted, len(spared - gone.keys()))
 
 
-def _doubted_in(paths: Collection[str], found: Sequence[Finding], choices: Sequence[Choice]) -> set[str]:
-    """Those of the photos that would be dropped or relabelled for doubt."""
-    taken = [each for each in found if each.kind in DOUBT and any(choice.takes(each) for choice in choices)]
-    return {path for each in taken for path in each.paths if path in paths}
+def _find_protected(protected: Collection[str], findings: Sequence[Finding], selectors: Sequence[Selector]) -> set[str]:
+    """Return the protected paths that would be changed because of a suspect label."""
+    return {
+        path
+        for finding in findings
+        if finding.kind in SUSPECT_LABEL_KINDS and any(selector.matches(finding) for selector in selectors)
+        for path in finding.paths
+        if path in protected
+    }
 
 
-def _without(paths: Collection[str], found: Sequence[Finding]) -> list[Finding]:
-    """The findings, with none of these photos left in those that are doubts."""
-    kept = [
-        replace(each, paths=tuple(path for path in each.paths if path not in paths)) if each.kind in DOUBT else each
-        for each in found
-    ]
-    return [each for each in kept if each.paths or each.kind not in DOUBT]
+def _exclude_protected(protected: Collection[str], findings: Sequence[Finding]) -> list[Finding]:
+    """Remove the protected paths from suspect labels, and those findings that have no path left."""
+
+    def exclude(finding: Finding) -> Finding:
+        return replace(finding, paths=tuple(path for path in finding.paths if path not in protected))
+
+    suspect = SUSPECT_LABEL_KINDS
+    remaining = [exclude(finding) if finding.kind in suspect else finding for finding in findings]
+    return [finding for finding in remaining if finding.paths or finding.kind not in suspect]
 
 
-def _because(finding: Finding) -> str:
-    sure = f" ({finding.confidence:.2f} sure)" if finding.confidence is not None else ""
-    return f"{finding.kind.replace('_', ' ')}: {finding.evidence}{sure}"
+def _give_reason(finding: Finding) -> str:
+    confidence = f" ({finding.confidence:.2f} sure)" if finding.confidence is not None else ""
+    return f"{finding.kind.replace('_', ' ')}: {finding.evidence}{confidence}"
 
 
-def _but_one(found: Sequence[Finding], dataset: Dataset, gone: Collection[str]) -> Iterator[tuple[str, str]]:
-    """All twins but one of each, with the reason."""
+def _drop_duplicates(findings: Sequence[Finding], dataset: Dataset, gone: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield all duplicates but one per connected component, with the reason."""
     paths = dataset.photos["path"].to_list()
     used = (dataset.photos["status"] == USED).to_list()
     row_of = {path: row for row, path in enumerate(paths) if used[row]}
-    evidence = {row_of[path]: each for each in reversed(found) for path in each.paths}
-    pairs = [(row_of[each.paths[0]], row_of[path]) for each in found for path in each.paths[1:]]
-    left = [[row for row in island if paths[row] not in gone] for island in islands(pairs)]
-    for island in filter(None, left):
-        stays, *others = sorted(island, key=lambda row: _worth(dataset.photos.row(row, named=True)))
+    evidence = {row_of[path]: finding for finding in reversed(findings) for path in finding.paths}
+    pairs = [(row_of[finding.paths[0]], row_of[path]) for finding in findings for path in finding.paths[1:]]
+    remaining = [[row for row in component if paths[row] not in gone] for component in islands(pairs)]
+    for component in filter(None, remaining):
+        best, *others = sorted(component, key=lambda row: _rank(dataset.photos.row(row, named=True)))
         for row in others:
-            yield paths[row], f"{_because(evidence[row])}; {paths[stays]} stays"
+            yield paths[row], f"{_give_reason(evidence[row])}; {paths[best]} stays"
 
 
-def _worth(photo: dict[str, Any]) -> tuple[int, int, str]:
-    """What makes one of several twins the one to keep: the least of these."""
+def _rank(photo: dict[str, Any]) -> tuple[int, int, str]:
+    """Rank duplicates: the lowest is kept."""
     return -PARTS.index(photo["split"]), -photo["width"] * photo["height"], photo["path"]
 
 
-def _tables(dataset: Dataset, gone: dict[str, str], labels: dict[str, tuple[str, str]], split_given: bool) -> Cleaned:
-    photos, used = dataset.photos, pl.col("status") == USED
-    stays = used & ~pl.col("path").is_in(list(gone))
+def _make_tables(
+    dataset: Dataset, gone: dict[str, str], labels: dict[str, tuple[str, str]], has_split: bool
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the tables of kept and dropped photos."""
+    photos = dataset.photos
+    stays = (pl.col("status") == USED) & ~pl.col("path").is_in(list(gone))
     dropped = photos.filter(~stays)
-    why = [gone[path] if status == USED else status for path, status in dropped.select("path", "status").iter_rows()]
-    dropped = dropped.select("path", "label", pl.Series(WHY, why, pl.String))
+    rows = dropped.select("path", "status").iter_rows()
+    reasons = [gone[path] if status == USED else status for path, status in rows]
+    dropped = dropped.select("path", "label", pl.Series(REASON_COLUMN, reasons, pl.String))
     kept = photos.filter(stays)
-    new = [labels.get(path, (label, None)) for path, label in kept.select("path", "label").iter_rows()]
-    columns = ["path", "label", *(["split"] if split_given else []), *(["group"] if kept["group"].count() else [])]
+    changed = [labels.get(path, (label, None)) for path, label in kept.select("path", "label").iter_rows()]
+    columns = ["path", "label", *(["split"] if has_split else []), *(["group"] if kept["group"].count() else [])]
     kept = kept.select(columns).with_columns(
-        pl.Series("label", [label for label, _ in new], pl.String), pl.Series(WHY, [why for _, why in new], pl.String)
+        pl.Series("label", [label for label, _ in changed], pl.String),
+        pl.Series(REASON_COLUMN, [reason for _, reason in changed], pl.String),
     )
-    return Cleaned(kept, dropped)
+    return kept, dropped
 
 
 def dropped_beside(file: Path) -> Path:
-    """Where the rows go that were dropped: `cleaned-dropped.csv` beside `cleaned.csv`."""
+    """Return the path for dropped rows: `cleaned-dropped.csv` beside `cleaned.csv`."""
     return file.with_name(f"{file.stem}-dropped{file.suffix}")
 
 
 def check_writable(file: Path) -> None:
-    """Refuse to write over a file before any photo is read.
+    """Refuse to overwrite a file, before any photo is read.
 
-    raises  RecipeError if it is no .csv; PhotosError if there is a file: one of ours may have been mended by hand since
+    The user may have edited an earlier table by hand.
+
+    Raises:
+        RecipeError: the file is no .csv.
+        PhotosError: one of the two files exists.
     """
     if file.suffix.lower() != ".csv":
         raise RecipeError(f"the table would be written as {file.suffix or 'nothing'}", advice="--write cleaned.csv")
-    for each in (file, dropped_beside(file)):
-        if each.exists():
-            raise PhotosError("there is a file already, and it stays", where=each, advice="another name, or remove it")
+    for table in (file, dropped_beside(file)):
+        if table.exists():
+            raise PhotosError("there is a file already, and it stays", where=table, advice="another name, or remove it")
 
 
 def check_within_reach(dataset: Dataset) -> None:
-    """Refuse photos that no table can point to, before any is read.
+    """Refuse photos in an archive, before any is read: a table cannot point into it.
 
-    raises  PhotosError if they lie in an archive
+    Raises:
+        PhotosError: the photos are in an archive.
     """
     if dataset.prefix:
         raise PhotosError(
@@ -224,26 +267,28 @@ def check_within_reach(dataset: Dataset) -> None:
 
 
 def write(file: Path, dataset: Dataset, result: Cleaned) -> None:
-    """Both tables; paths below the table's folder start from there, all others are absolute.
+    """Write both tables; paths below the table's folder become relative, others absolute.
 
-    raises  PhotosError if the photos lie in an archive
+    Raises:
+        PhotosError: the photos are in an archive.
     """
     check_within_reach(dataset)
     folder = file.expanduser().resolve().parent
-    # What was dropped first: if only one can be written, it is not the one that would keep the same command from running again.
-    for place, table in ((dropped_beside(file), result.dropped), (file, result.kept)):
-        paths = [_from(folder, dataset.file(path)) if path else "" for path in table["path"]]
-        with written(place.expanduser()) as beside:
-            beside.write_text(_as_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")
+    # Dropped rows first: if the second write fails, the same command can run again.
+    for target, table in ((dropped_beside(file), result.dropped), (file, result.kept)):
+        paths = [_relative_to(folder, dataset.file(path)) if path else "" for path in table["path"]]
+        with written(target.expanduser()) as beside:
+            beside.write_text(_to_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")
 
 
-def _from(folder: Path, photo: Path) -> str:
+def _relative_to(folder: Path, photo: Path) -> str:
     absolute = Path(photo).expanduser().absolute()
-    resolved = absolute.parent.resolve() / absolute.name  # a link to a photo keeps its own name
+    # A symbolic link to a photo keeps its own name.
+    resolved = absolute.parent.resolve() / absolute.name
     return resolved.relative_to(folder).as_posix() if resolved.is_relative_to(folder) else str(absolute)
 
 
-def _as_csv(table: pl.DataFrame) -> str:
+def _to_csv(table: pl.DataFrame) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(table.columns)
