@@ -99,7 +99,7 @@ def test_the_order_of_the_photos_changes_no_judgement():
 def test_photos_are_compared_a_few_at_a_time_with_the_same_outcome(chunk, monkeypatch):
     features, labels, groups, _ = clusters(apart=3)
     expected = trust.neighbours(features, labels, groups)
-    monkeypatch.setattr(trust, "CHUNK", chunk)
+    monkeypatch.setattr(trust, "CHUNK_PHOTOS", chunk)
     found = trust.neighbours(features, labels, groups)
     np.testing.assert_allclose(found.alike, expected.alike, atol=1e-5)
     np.testing.assert_allclose(found.own_class, expected.own_class, atol=1e-5)

@@ -1,1 +1,1 @@
-"""How far a network can be believed: arrays in, judgements out. No torch in here."""
+"""Evaluation of a model: arrays in, scores and reports out, without torch."""

@@ -1,4 +1,4 @@
-"""What a network says of photos it has not learned from → how much its confidence is worth, and when it should say "not sure"."""
+"""Calibration: how to read a network's confidence, and below which the answer is "not sure"."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,31 +9,37 @@ import numpy as np
 from ikebana.errors import PhotosError
 from ikebana.trust.ties import descending
 
-SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 has no logarithm
-COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are considered
-FEW = 20  # groups of photos; with fewer, confidence is left as the network has it
-RIGHT = 0.95  # of the answers that are given should be right, if saying "not sure" can bring that about
+# A probability of 0 has no logarithm.
+SMALLEST = float(np.finfo(np.float32).tiny)
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+# With fewer groups of photos, the network's own confidence is kept.
+FEW = 20
+# Accuracy that the answers other than "not sure" should have.
+RIGHT = 0.95
 NO_THRESHOLD = (
     f'there is no threshold for "not sure" (it takes {FEW} validation photos, of as many groups, that no choice was made by): '
     "every photo gets a label"
 )
-EVEN = 0.5  # nobody should be told a name that is as probably wrong as right
+# Below this confidence, a label is more probably wrong than right.
+EVEN = 0.5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How to read a network's confidence."""
+    """Temperature that divides the logits, and confidence threshold for "not sure".
 
-    temperature: float = 1.0  # divides the logits; above 1 the network was over-confident
-    threshold: float | None = (
-        None  # the confidence below which the answer is "not sure"; None if there was no way to tell
-    )
-    photos: int = 0  # validation photos that both come from
+    Above temperature 1 the network is over-confident. The threshold is None if the `photos`
+    validation photos cannot determine one.
+    """
+
+    temperature: float = 1.0
+    threshold: float | None = None
+    photos: int = 0
 
     def applied(self, probabilities: np.ndarray) -> np.ndarray:
-        """The probabilities as they would be with the logits divided by the temperature: [photos, classes].
+        """Divide the logits by the temperature: probabilities [photos, classes].
 
-        Temperature 1 changes no bit; no temperature changes which class is the most probable.
+        Temperature 1 changes no bit. No temperature changes which class is the most probable.
         """
         if self.temperature == 1:
             return probabilities
@@ -44,35 +50,39 @@ class Calibration:
 
 
 def calibrate(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Calibration:
-    """Temperature and threshold, from photos that served neither for training nor for choices.
+    """Fit temperature and threshold on photos used neither for training nor model selection.
 
-    probabilities  float [photos, classes]
-    labels         class indices [photos]
-    groups         a number for each photo: ten copies of one, or ten photos of one subject, say little more than one does;
-                   each photo by itself if not given
-    returns        the network's own confidence and no threshold, if there are fewer than 20 groups or all photos are of one
-                   class
+    Args:
+        probabilities: float [photos, classes].
+        labels: class indices [photos].
+        groups: a number per photo; None if each photo is its own group. Ten copies of a photo, or
+            ten photos of one subject, tell little more than one.
+    Returns:
+        Temperature 1 and no threshold if there are fewer than 20 groups or only one class.
     """
-    several = len(labels) if groups is None else len(np.unique(groups))
-    if several < FEW or len(np.unique(labels)) < 2:
+    group_count = len(labels) if groups is None else len(np.unique(groups))
+    if group_count < FEW or len(np.unique(labels)) < 2:
         return Calibration(photos=len(labels))
-    found = Calibration(temperature(np.log(np.maximum(probabilities, SMALLEST)), labels, several))
-    return Calibration(found.temperature, threshold(found.applied(probabilities), labels, groups), len(labels))
+    fitted = Calibration(temperature(np.log(np.maximum(probabilities, SMALLEST)), labels, group_count))
+    return Calibration(fitted.temperature, threshold(fitted.applied(probabilities), labels, groups), len(labels))
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray, groups: int | None = None) -> float:
-    """The number to divide logits by so that "80 % sure" is right 80 % of the time.
+def temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | None = None) -> float:
+    """Fit the temperature with which 80 % confidence is right 80 % of the time.
 
-    The order of the classes never changes, so neither does accuracy. Of n photos one more is thought to be wrong than was
-    seen to be, so that no network is called infallible by a few photos that it got right: after n right answers the next may
-    be expected with (n + 1) / (n + 2), no more.
+    The order of the classes, and so accuracy, does not change. Platt's targets assume one more
+    error than was seen among n photos: after n right answers, the next is right with probability
+    (n + 1) / (n + 2). A few right answers then do not make a network infallible.
 
-    logits   float [photos, classes], of photos the network was not trained on
-    labels   class indices [photos]
-    groups   how many of the photos are independent of each other, n; all if not given
-    returns  between 0.05 and 20; above 1 means the network was over-confident
-    raises   PhotosError if the photos are all of one class
-    source   Guo et al. 2017, arXiv:1706.04599, section 4.2; the targets are Platt's, 1999, section 2.2
+    Args:
+        logits: float [photos, classes], of photos the network was not trained on.
+        labels: class indices [photos].
+        group_count: number of independent photos n; None for all.
+    Returns:
+        Between 0.05 and 20; above 1 the network is over-confident.
+    Raises:
+        PhotosError: all photos are of one class.
+    Source: Guo et al. 2017, arXiv:1706.04599, section 4.2; Platt 1999, section 2.2.
     """
     from scipy.optimize import minimize_scalar
 
@@ -82,55 +92,61 @@ def temperature(logits: np.ndarray, labels: np.ndarray, groups: int | None = Non
             advice="hold out more photos (--parts 0.6,0.2,0.2), or at least 5 of each of 2 classes",
         )
     exact = logits.astype(np.float64)
-    doubt = 1 / ((len(labels) if groups is None else groups) + 2)
-    targets = np.full(exact.shape, doubt / (exact.shape[1] - 1))
-    targets[np.arange(len(labels)), labels] = 1 - doubt
+    error_rate = 1 / ((len(labels) if group_count is None else group_count) + 2)
+    targets = np.full(exact.shape, error_rate / (exact.shape[1] - 1))
+    targets[np.arange(len(labels)), labels] = 1 - error_rate
 
-    def surprise(log_temperature: float) -> float:
-        cooled = exact / np.exp(log_temperature)
-        cooled -= cooled.max(1, keepdims=True)
-        return float((np.log(np.exp(cooled).sum(1)) - (targets * cooled).sum(1)).mean())
+    def cross_entropy(log_temperature: float) -> float:
+        scaled = exact / np.exp(log_temperature)
+        scaled -= scaled.max(1, keepdims=True)
+        return float((np.log(np.exp(scaled).sum(1)) - (targets * scaled).sum(1)).mean())
 
-    # The surprise has one valley in 1 / temperature, so a bounded search cannot be caught in another one.
-    bounds = (np.log(COLDEST), np.log(HOTTEST))
-    found: Any = minimize_scalar(surprise, bounds=bounds, method="bounded", options={"xatol": 1e-8})
-    return float(np.exp(found.x))
+    # Cross-entropy is convex in 1 / temperature, so a bounded search finds its only minimum.
+    bounds = (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))
+    minimum: Any = minimize_scalar(cross_entropy, bounds=bounds, method="bounded", options={"xatol": 1e-8})
+    return float(np.exp(minimum.x))
 
 
 def threshold(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """The least confidence from which on the next answer may be expected to be right with 95 %; at least 0.5.
+    """Choose the lowest confidence from which 95 % of answers are expected to be right.
 
-    Of n answers of which r were right, the next is with (r + 1) / (n + 2): the share that was seen would flatter, since of all
-    places to stop at the luckiest is taken. So there are 18 answers at least. Where even the surest are not as often right as
-    that, the confidence of the surest half.
+    If r of n answers were right, the next is right with probability (r + 1) / (n + 2). The observed
+    share would be optimistic, because the luckiest of all thresholds is taken. So at least 18
+    answers are needed. If no threshold reaches 95 %, it is the median confidence.
 
-    probabilities  float [photos, classes], calibrated
-    labels         class indices [photos]
-    groups         a number for each photo: n is how many of them there are among the answers; as many as photos if not given
+    Args:
+        probabilities: float [photos, classes], calibrated.
+        labels: class indices [photos].
+        groups: a number per photo; n counts the groups among the answers. None to count photos.
+    Returns:
+        At least 0.5.
     """
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    order, ends = descending(confidence)
-    share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    new = np.zeros(len(order), bool)
-    new[np.unique((np.arange(len(order)) if groups is None else groups)[order], return_index=True)[1]] = True
-    several = np.cumsum(new)
-    good = np.flatnonzero(((share * several + 1) / (several + 2) >= RIGHT) & ends)
+    confidence, is_right = probabilities.max(1), probabilities.argmax(1) == labels
+    order, is_end = descending(confidence)
+    accuracy = np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
+    is_new_group = np.zeros(len(order), bool)
+    sorted_groups = (np.arange(len(order)) if groups is None else groups)[order]
+    is_new_group[np.unique(sorted_groups, return_index=True)[1]] = True
+    n = np.cumsum(is_new_group)
+    good = np.flatnonzero(((accuracy * n + 1) / (n + 2) >= RIGHT) & is_end)
     last = good[-1] if len(good) else len(order) // 2
-    if last == len(order) - 1:  # all of them may be answered
+    # All photos may be answered.
+    if last == len(order) - 1:
         return EVEN
     return float(max(EVEN, confidence[order[last]]))
 
 
 def from_json(values: Mapping[str, Any]) -> Calibration:
-    """The calibration of a run's `calibration.json`.
+    """Read the calibration from a run's `calibration.json`.
 
-    raises  ValueError if it is none
+    Raises:
+        ValueError: a value is missing or out of range.
     """
     try:
         threshold = None if values["threshold"] is None else float(values["threshold"])
-        found = Calibration(float(values["temperature"]), threshold, int(values["photos"]))
+        calibration = Calibration(float(values["temperature"]), threshold, int(values["photos"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    if not 0 < found.temperature < float("inf") or (threshold is not None and not 0 <= threshold <= 1):
-        raise ValueError(f"temperature {found.temperature}, threshold {threshold}")
-    return found
+    if not 0 < calibration.temperature < float("inf") or (threshold is not None and not 0 <= threshold <= 1):
+        raise ValueError(f"temperature {calibration.temperature}, threshold {threshold}")
+    return calibration

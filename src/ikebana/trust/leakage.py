@@ -1,4 +1,4 @@
-"""How much of a score may be memory: test photos whose twin was learned from, and what a naive shuffle would have done."""
+"""Leakage: test photos with a duplicate in training, and what a naive shuffle would have leaked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,23 +14,31 @@ from ikebana.recipe import Recipe
 
 @dataclass(frozen=True)
 class NaiveShuffle:
-    """The same photos in one shuffle that knows of no twins, with the same seed and the same shares.
+    """The same photos in a shuffle that ignores duplicates, with the same seed and fractions.
 
-    Other photos of a group are no twins: a network that has learned from some photos of a plant is not sure to know the others.
+    Other photos of a group are no duplicates: a network that has learned some photos of a plant
+    may still be wrong on the others.
+
+    n: test photos.
+    with_twin: of these, photos with a duplicate in training or validation.
+    accuracy: estimate, if a network is right on every photo whose duplicate it has learned.
     """
 
-    n: int  # test photos
-    with_twin: int  # of them, those with a twin in training or validation
-    accuracy: float  # about what it would have shown, if a network is right on photos whose twin it has learned
+    n: int
+    with_twin: int
+    accuracy: float
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """Test photos whose twin, or another photo of their group, lies in training or validation."""
+    """Paths of test photos with a duplicate or a group member in training or validation.
 
-    photos: tuple[str, ...]  # their paths
+    `accuracy_of_others` is the test accuracy without them.
+    """
+
+    photos: tuple[str, ...]
     accuracy_of_them: float | None
-    accuracy_of_others: float | None  # the score without them
+    accuracy_of_others: float | None
     naive_shuffle: NaiveShuffle
 
     def __repr__(self) -> str:
@@ -54,33 +62,38 @@ class Leakage:
         return "\n".join(lines)
 
 
-def leakage(dataset: Dataset, recipe: Recipe, right: np.ndarray) -> Leakage:
-    """What twins do to the score, and would have done in a naive shuffle.
+def leakage(dataset: Dataset, recipe: Recipe, is_right: np.ndarray) -> Leakage:
+    """Measure what duplicates do to the score, and would have done in a naive shuffle.
 
-    right  bool, whether each test photo was named correctly, in the table's order
+    Args:
+        dataset: opened and split.
+        recipe: gives fractions and seed of the naive shuffle.
+        is_right: bool, whether each test photo was classified correctly, in the table's order.
     """
     used = dataset.used
-    group, labels = split.groups(used), texts(used["label"])
-    seen = np.array(split.twins_seen(group, texts(used["split"])), bool)
-    naive = split.shuffled(labels, dataset.classes, recipe.parts, recipe.split_seed)
-    theirs = split.twins_seen(split.groups(used.with_columns(group=pl.lit(None, pl.String))), naive)
-    others = _share(right[~seen])
-    share = sum(theirs) / max(len(theirs), 1)
-    # Nobody knows how a network fares that was not trained: on photos without a twin as this one does, on the others perfectly.
-    guessed = (1 - share) * (others if others is not None else 1.0) + share
+    groups, labels = split.groups(used), texts(used["label"])
+    is_leaked = np.array(split.twins_seen(groups, texts(used["split"])), bool)
+    naive_splits = split.shuffled(labels, dataset.classes, recipe.parts, recipe.split_seed)
+    without_groups = used.with_columns(group=pl.lit(None, pl.String))
+    naive_leaked = split.twins_seen(split.groups(without_groups), naive_splits)
+    others = _mean(is_right[~is_leaked])
+    share = sum(naive_leaked) / max(len(naive_leaked), 1)
+    # No network was trained on the naive shuffle. Assume this one's accuracy on photos without a
+    # duplicate, and 1 on the others.
+    estimate = (1 - share) * (others if others is not None else 1.0) + share
     return Leakage(
-        tuple(used.filter(pl.col("split") == "test").filter(pl.Series(seen, dtype=pl.Boolean))["path"]),
-        _share(right[seen]),
+        tuple(used.filter(pl.col("split") == "test").filter(pl.Series(is_leaked, dtype=pl.Boolean))["path"]),
+        _mean(is_right[is_leaked]),
         others,
-        NaiveShuffle(len(theirs), sum(theirs), guessed),
+        NaiveShuffle(len(naive_leaked), sum(naive_leaked), estimate),
     )
 
 
 def from_json(values: Mapping[str, Any]) -> Leakage:
-    """The leakage that an evaluation's `to_json` wrote."""
+    """Read the leakage from an evaluation's `to_json`."""
     naive = NaiveShuffle(**values["naive_shuffle"])
     return Leakage(**{**values, "photos": tuple(values["photos"]), "naive_shuffle": naive})
 
 
-def _share(right: np.ndarray) -> float | None:
-    return float(right.mean()) if len(right) else None
+def _mean(is_right: np.ndarray) -> float | None:
+    return float(is_right.mean()) if len(is_right) else None

@@ -1,7 +1,8 @@
-"""Facts about the files + labels → classes that can be told without looking at what the photos show.
+"""Shortcuts: classes that facts about the files reveal, without the image content.
 
-A network takes the easiest way. If all photos of one class have a border, or come from one camera, it learns the border or
-the camera, scores high on photos from the same source, and fails on others.
+A network learns the easiest feature. If all photos of one class have a border or come from one
+camera, it learns the border or the camera. It scores high on photos from the same source and fails
+on others.
 """
 
 from collections.abc import Mapping
@@ -12,136 +13,160 @@ import numpy as np
 
 from ikebana.trust.ties import descending
 
-MOST = 20_000  # photos that are looked at
-FEW = 12  # photos that a class needs to be judged
-FOLDS = 3
-TREES = 40
-LEAVES, IN_A_LEAF = 12, 5  # of the small tree that judges by one fact; leaves of the forest hold as many photos
-TELLING = 0.9  # area under the curve from which a class counts as told; flowers as they are gave 0.80 at most
-PURE, PART = 0.95, 0.25  # or if so large a part of it can be picked out, so purely
-ENOUGH = 10  # photos that can be picked out: three or four are at the top by chance
+MAX_PHOTOS = 20_000
+MIN_PHOTOS_PER_CLASS = 12
+FOLD_COUNT = 3
+TREE_COUNT = 40
+# Leaves of the small tree that uses one fact, and photos per leaf, there and in the forest.
+MAX_LEAVES, MIN_PHOTOS_PER_LEAF = 12, 5
+# Area under the ROC curve from which a class has a shortcut; flower photos gave 0.80 at most.
+MIN_SHORTCUT_AUC = 0.9
+# A class also has one if this share of it can be picked out with this precision,
+MIN_PRECISION, MIN_PICKED_SHARE = 0.95, 0.25
+# and at least this many photos: three or four come first by chance.
+MIN_PICKED_PHOTOS = 10
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A class that facts about its files give away."""
+    """How well facts about the files tell one class from the rest.
+
+    area: area under the ROC curve, from all facts.
+    part: share of its photos that can be picked out with hardly an error.
+    picked_count: number of these photos.
+    fact: the most telling fact.
+    area_by_fact: area under the ROC curve, from that fact alone.
+    """
 
     label: int
-    area: float  # chance that one of its photos looks more like it than one of another class, by these facts alone
-    part: float  # of its photos that can be picked out with hardly a wrong one
-    picked: int  # how many these are
-    fact: str  # that tells most
-    area_by_fact: float  # by that fact alone
+    area: float
+    part: float
+    picked_count: int
+    fact: str
+    area_by_fact: float
 
 
 @dataclass(frozen=True)
 class Judged:
-    """How far the facts alone lead."""
+    """Accuracy from the facts alone, that of the most frequent class, and one result per class."""
 
-    accuracy: float  # of naming the class by them
-    majority: float  # of always naming the commonest class
-    classes: tuple[Shortcut, ...]  # one for each class that has enough photos, told or not
+    accuracy: float
+    majority: float
+    classes: tuple[Shortcut, ...]
 
 
-def shortcuts(judged: Judged) -> list[Shortcut]:
-    """The classes that are given away, the plainest first."""
-    told = [each for each in judged.classes if each.area >= TELLING or (each.part >= PART and each.picked >= ENOUGH)]
-    return sorted(told, key=lambda each: -each.area)
+def shortcuts(evaluation: Judged) -> list[Shortcut]:
+    """List the classes that have a shortcut, the plainest first."""
+    revealed = [
+        result
+        for result in evaluation.classes
+        if result.area >= MIN_SHORTCUT_AUC
+        or (result.part >= MIN_PICKED_SHARE and result.picked_count >= MIN_PICKED_PHOTOS)
+    ]
+    return sorted(revealed, key=lambda result: -result.area)
 
 
 def judge(facts: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray) -> Judged:
-    """How well classes are told from facts alone, by forests that have not seen the photos they judge.
+    """Predict classes from facts alone, by cross-validated random forests.
 
-    facts   name → float [photos, columns]
-    labels  class indices [photos]
-    groups  a number for each photo: those of one number are never parted
+    Args:
+        facts: name → float [photos, columns].
+        labels: class indices [photos].
+        groups: a number per photo; folds do not divide a group.
     """
-    chosen = enough(labels, groups)
-    labels, groups = labels[chosen], groups[chosen]
+    selection = enough(labels, groups)
+    labels, groups = labels[selection], groups[selection]
     if len(np.unique(labels)) < 2:
         return Judged(0.0, 0.0, ())
-    table = {name: columns[chosen] for name, columns in facts.items()}
+    table = {name: columns[selection] for name, columns in facts.items()}
     table = {name: columns for name, columns in table.items() if np.ptp(columns, axis=0).any()}
     if not table:
         return Judged(0.0, 0.0, ())
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.tree import DecisionTreeClassifier
 
-    forest = RandomForestClassifier(TREES, min_samples_leaf=IN_A_LEAF, random_state=SEED, n_jobs=-1)
-    tree = DecisionTreeClassifier(max_leaf_nodes=LEAVES, min_samples_leaf=IN_A_LEAF, random_state=SEED)
-    folds = _dealt(labels, groups)
-    said = _out_of_fold(forest, np.concatenate(list(table.values()), axis=1), labels, folds)
-    by_fact = {name: _out_of_fold(tree, columns, labels, folds) for name, columns in table.items()}
-    names = np.unique(labels)
+    forest = RandomForestClassifier(TREE_COUNT, min_samples_leaf=MIN_PHOTOS_PER_LEAF, random_state=SEED, n_jobs=-1)
+    tree = DecisionTreeClassifier(max_leaf_nodes=MAX_LEAVES, min_samples_leaf=MIN_PHOTOS_PER_LEAF, random_state=SEED)
+    folds = _make_folds(labels, groups)
+    by_all = _predict_out_of_fold(forest, np.concatenate(list(table.values()), axis=1), labels, folds)
+    by_fact = {name: _predict_out_of_fold(tree, columns, labels, folds) for name, columns in table.items()}
+    present = np.unique(labels)
     return Judged(
-        accuracy=float((names[said.argmax(1)] == labels).mean()),
+        accuracy=float((present[by_all.argmax(1)] == labels).mean()),
         majority=float(np.bincount(labels).max() / len(labels)),
-        classes=tuple(_told(place, labels == name, said, by_fact, int(name)) for place, name in enumerate(names)),
+        classes=tuple(
+            _evaluate_class(column, int(label), labels == label, by_all, by_fact)
+            for column, label in enumerate(present)
+        ),
     )
 
 
-def _told(place: int, own: np.ndarray, said: np.ndarray, by_fact: Mapping[str, np.ndarray], label: int) -> Shortcut:
+def _evaluate_class(
+    column: int, label: int, is_own: np.ndarray, by_all: np.ndarray, by_fact: Mapping[str, np.ndarray]
+) -> Shortcut:
     from sklearn.metrics import roc_auc_score
 
-    areas = {name: float(roc_auc_score(own, each[:, place])) for name, each in by_fact.items()}
-    best = max(areas, key=lambda name: areas[name])
-    area = float(roc_auc_score(own, said[:, place]))
-    picked = _picked(said[:, place], own)
-    return Shortcut(label, area, picked / int(own.sum()), picked, best, areas[best])
+    aucs = {name: float(roc_auc_score(is_own, scores[:, column])) for name, scores in by_fact.items()}
+    best = max(aucs, key=lambda name: aucs[name])
+    auc = float(roc_auc_score(is_own, by_all[:, column]))
+    picked_count = _count_picked(by_all[:, column], is_own)
+    return Shortcut(label, auc, picked_count / int(is_own.sum()), picked_count, best, aucs[best])
 
 
-def _picked(said: np.ndarray, own: np.ndarray) -> int:
-    """How many photos of a class can be picked out with one of twenty wrong."""
-    order, ends = descending(said)
-    right = np.cumsum(own[order])
-    pure = (right >= PURE * np.arange(1, len(own) + 1)) & ends
-    return int(right[pure].max()) if pure.any() else 0
+def _count_picked(scores: np.ndarray, is_own: np.ndarray) -> int:
+    """Count the photos of a class that can be picked out with at most one in twenty wrong."""
+    order, is_end = descending(scores)
+    hits = np.cumsum(is_own[order])
+    is_precise = (hits >= MIN_PRECISION * np.arange(1, len(is_own) + 1)) & is_end
+    return int(hits[is_precise].max()) if is_precise.any() else 0
 
 
 def enough(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The photos of classes that have enough different ones, and not more in all than can be looked at soon.
+    """Select photos of classes with enough distinct photos, at most MAX_PHOTOS.
 
-    labels   class indices [photos]
-    groups   a number for each photo: those of one number are one photo
-    returns  int64, places of photos
+    Args:
+        labels: class indices [photos].
+        groups: a number per photo; photos of one group count as one.
+    Returns:
+        int64, positions of the selected photos.
     """
-    different = {name: len(np.unique(groups[labels == name])) for name in np.unique(labels)}
-    rows = np.flatnonzero([different[name] >= FEW for name in labels])
-    if len(rows) > MOST:
-        rows = np.sort(np.random.default_rng(SEED).choice(rows, MOST, replace=False))
-        counted = np.bincount(labels[rows])
-        rows = rows[counted[labels[rows]] >= FEW]
+    distinct = {label: len(np.unique(groups[labels == label])) for label in np.unique(labels)}
+    rows = np.flatnonzero([distinct[label] >= MIN_PHOTOS_PER_CLASS for label in labels])
+    if len(rows) > MAX_PHOTOS:
+        rows = np.sort(np.random.default_rng(SEED).choice(rows, MAX_PHOTOS, replace=False))
+        counts = np.bincount(labels[rows])
+        rows = rows[counts[labels[rows]] >= MIN_PHOTOS_PER_CLASS]
     return rows
 
 
-def _dealt(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The photos that models learn from and those that they judge then, in turns: dealt once, since groups take time."""
+def _make_folds(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return training and held-out rows per fold; made once, because groups take time."""
     import warnings
 
     from sklearn.model_selection import StratifiedGroupKFold
 
-    dealer = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED)
+    splitter = StratifiedGroupKFold(FOLD_COUNT, shuffle=True, random_state=SEED)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        return list(dealer.split(labels[:, None], labels, groups))
+        return list(splitter.split(labels[:, None], labels, groups))
 
 
-def _out_of_fold(model: Any, table: np.ndarray, labels: np.ndarray, folds: list[Any]) -> np.ndarray:
-    """Probabilities [photos, classes present], each photo judged once by a model that has not seen it."""
+def _predict_out_of_fold(model: Any, table: np.ndarray, labels: np.ndarray, folds: list[Any]) -> np.ndarray:
+    """Return out-of-fold probabilities: [photos, classes present]."""
     import warnings
 
     from sklearn.base import clone
 
     present = np.unique(labels)
-    said = np.zeros((len(labels), len(present)))
-    for learned, left in folds:
-        # A forest's threads set the filters of warnings aside at once and, now and then, leave none behind: the next forest then
-        # warned of that once a tree.
+    result = np.zeros((len(labels), len(present)))
+    for training, held_out in folds:
+        # The threads of a forest change the global warning filters concurrently and sometimes
+        # leave none behind. The next forest would then warn once per tree.
         with warnings.catch_warnings():
             fitted: Any = clone(model)
-            fitted.fit(table[learned], labels[learned])
+            fitted.fit(table[training], labels[training])
         with warnings.catch_warnings():
-            found = fitted.predict_proba(table[left])
-        said[np.ix_(left, np.searchsorted(present, fitted.classes_))] = found
-    return said
+            probabilities = fitted.predict_proba(table[held_out])
+        result[np.ix_(held_out, np.searchsorted(present, fitted.classes_))] = probabilities
+    return result
