@@ -1,8 +1,7 @@
-"""Head, tail or everything? What a probe has shown, weighed by a few rules that are written down here.
+"""Recommendation of how much of a network to train, from the evidence of a probe.
 
-The tutorial's chapter on transfer learning asks two questions, and so do these rules: are there many photos, and do they look
-like those that the network has learned from? More of the network is advised only where more photos carry it, so that
-fewer photos never lead to more of it.
+The rules follow the tutorial's chapter on transfer learning: are there many photos, and do they
+resemble ImageNet? Fewer photos never lead to training more of the network.
 
                  unlike ImageNet's      like ImageNet's
 few photos       head                   head
@@ -19,18 +18,23 @@ from ikebana.choices import Trained
 from ikebana.learning.forecast import FEW, duration
 from ikebana.learning.probe import Evidence, Score
 
-MANY = (
-    200  # training photos of a class from which on more of the network may learn; with 80 it did not pay (docs/log.md)
-)
-AS_GOOD = 0.02  # of accuracy: an earlier cut that surely comes this near to the last one tells as much
-NEARLY_ALL = 0.99  # accuracy of a head that leaves nothing to gain
-ERRORS = 2  # standard errors that chance seldom exceeds
-JUDGED = 100  # photos, below which an accuracy is known to five points at best
-CLOSE = 1.5  # times a threshold: nearer than this, the other side of it may be right
-WIDTH = 100  # characters a line
+# Training photos per class from which larger networks pay; with 80 they did not (docs/log.md).
+MANY = 200
+# Accuracy lead of the last cut over the best earlier one, up to which photos are unlike ImageNet's.
+MAX_UNLIKE_LEAD = 0.02
+# Accuracy of a head that leaves nothing to gain.
+CEILING_ACCURACY = 0.99
+# Chance seldom exceeds this many standard errors.
+STANDARD_ERRORS = 2
+# With fewer judged photos, an accuracy is known to five points at best.
+MIN_JUDGED_PHOTOS = 100
+# Within this factor of a threshold, the other side of it may be right.
+NEAR_THRESHOLD_FACTOR = 1.5
+LINE_COLUMNS = 100
 
-STRONGER: dict[Trained, str] = {"head": "quick", "tail": "good", "all": "best"}  # the recipe that comes nearest to that
-IN_WORDS: dict[Trained, str] = {
+# The recipe that comes closest.
+RECIPES_BY_TRAINABLE: dict[Trained, str] = {"head": "quick", "tail": "good", "all": "best"}
+SENTENCES: dict[Trained, str] = {
     "head": "a new head on the frozen network is enough",
     "tail": "let the network's last stages learn too",
     "all": "let larger networks learn, and for longer",
@@ -39,66 +43,82 @@ IN_WORDS: dict[Trained, str] = {
 
 @dataclass(frozen=True)
 class Supply:
-    """How many photos there are to learn from."""
+    """Numbers of photos to learn from.
 
-    photos: int  # training photos, and validation photos for choices
-    sealed: int  # test photos, which nobody looked at
-    a_class: int  # training photos: half of the classes have at least so many
-    smallest: tuple[str, int]  # the class with the fewest training photos, and how many
+    photos: training photos, and validation photos for model selection.
+    sealed: test photos, which stay unseen.
+    a_class: median of the training photos per class.
+    smallest: the class with the fewest training photos, and their number.
+    """
+
+    photos: int
+    sealed: int
+    a_class: int
+    smallest: tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Advice:
-    """How much of the network should learn from these photos, and why."""
+    """How much of the network to train on these photos, and why.
+
+    doubts: reasons to be unsure; none if the recommendation is fairly sure.
+    more_photos: whether more photos would help.
+    photos: their path, for the command.
+    costs: estimated seconds per recipe on this machine, if known.
+    """
 
     trained: Trained
     reasons: tuple[str, ...]
-    doubts: tuple[str, ...]  # none: fairly sure
-    more_photos: str  # whether they would help
+    doubts: tuple[str, ...]
+    more_photos: str
     supply: Supply
     evidence: Evidence
-    photos: str = ""  # where they lie, for the command
-    costs: dict[str, float] = field(default_factory=dict)  # about how many seconds a recipe takes here, where known
+    photos: str = ""
+    costs: dict[str, float] = field(default_factory=dict)
 
     @property
     def recipe(self) -> str:
-        """The named recipe that does it."""
-        return STRONGER[self.trained]
+        """Name of the recommended recipe."""
+        return RECIPES_BY_TRAINABLE[self.trained]
 
     @property
     def command(self) -> str:
-        """What to type."""
+        """Command line that trains it."""
         return f"ikebana fit {shlex.quote(self.photos or 'PHOTOS')} --recipe {self.recipe}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for programs."""
+        """Return plain values for JSON."""
         return asdict(self) | {"recipe": self.recipe, "command": self.command}
 
     def __repr__(self) -> str:
         cost = f"    (about {duration(self.costs[self.recipe])} here)" if self.recipe in self.costs else ""
-        told = [
-            *(("why", each) for each in self.reasons),
+        items = [
+            *(("why", reason) for reason in self.reasons),
             ("more", self.more_photos),
-            *(("doubt", each) for each in self.doubts),
+            *(("doubt", doubt) for doubt in self.doubts),
             ("sure", "not very" if self.doubts else "fairly"),
         ]
-        lines = [line for name, text in told for line in _wrapped(name, text)]
-        run = f"  run    {self.command}{cost}"  # never wrapped: it is to be copied
-        return "\n".join([f"Advice: {IN_WORDS[self.trained]}", "", *_table(self), "", *lines, run])
+        lines = [line for name, text in items for line in _wrap(name, text)]
+        # Never wrapped, because users copy it.
+        run = f"  run    {self.command}{cost}"
+        return "\n".join([f"Advice: {SENTENCES[self.trained]}", "", *_format_table(self), "", *lines, run])
 
 
 def advised(evidence: Evidence, supply: Supply, photos: str, costs: dict[str, float]) -> Advice:
-    """The advice that follows from the evidence.
+    """Recommend how much of the network to train.
 
-    photos  where they lie, for the command
-    costs   about how many seconds recipes take here
+    Args:
+        evidence: of the probe.
+        supply: numbers of photos.
+        photos: their path, for the command.
+        costs: estimated seconds per recipe on this machine.
     """
     trained = how_much(evidence, supply)
     return Advice(
         trained,
-        tuple(_reasons(evidence, supply, trained)),
-        tuple(_doubts(evidence, supply)),
-        _more_photos(evidence),
+        tuple(_list_reasons(evidence, supply, trained)),
+        tuple(_list_doubts(evidence, supply)),
+        _describe_more_photos(evidence),
         supply,
         evidence,
         photos,
@@ -107,28 +127,29 @@ def advised(evidence: Evidence, supply: Supply, photos: str, costs: dict[str, fl
 
 
 def how_much(evidence: Evidence, supply: Supply) -> Trained:
-    """The rules. Fewer photos, or evidence from fewer of them, never give more of the network."""
-    if supply.a_class < FEW or _nothing_to_gain(evidence):
+    """Apply the rules: fewer photos, or weaker evidence, never train more of the network."""
+    if supply.a_class < FEW or _is_at_ceiling(evidence):
         return "head"
-    return "all" if _unlike(evidence) and supply.a_class >= MANY else "tail"
+    return "all" if _is_unlike_imagenet(evidence) and supply.a_class >= MANY else "tail"
 
 
-def _nothing_to_gain(evidence: Evidence) -> bool:
-    """Whether a head is right as often as anybody could tell from so many photos."""
-    return evidence.best.value >= NEARLY_ALL or evidence.best.value + ERRORS * evidence.best.error >= 1
+def _is_at_ceiling(evidence: Evidence) -> bool:
+    """Return whether a head leaves no gain that so many photos could show."""
+    best = evidence.best
+    return best.value >= CEILING_ACCURACY or best.value + STANDARD_ERRORS * best.error >= 1
 
 
-def _unlike(evidence: Evidence) -> bool:
-    """Whether an earlier cut surely tells as much as the last: what the network knows of whole things does not apply."""
-    return evidence.lead.value + ERRORS * evidence.lead.error <= AS_GOOD
+def _is_unlike_imagenet(evidence: Evidence) -> bool:
+    """Return whether an earlier cut is significantly as good as the last one."""
+    return evidence.lead.value + STANDARD_ERRORS * evidence.lead.error <= MAX_UNLIKE_LEAD
 
 
-def _reasons(evidence: Evidence, supply: Supply, trained: Trained) -> list[str]:
-    likeness, several = _likeness(evidence), f"a class has {_photos(supply.a_class)}"
+def _list_reasons(evidence: Evidence, supply: Supply, trained: Trained) -> list[str]:
+    resemblance, per_class = _describe_resemblance(evidence), f"a class has {_format_count(supply.a_class)}"
     if supply.a_class < FEW:
         return [
-            f"{several}, which is few (below {FEW}): the last stages would learn them by heart, not what they show",
-            likeness,
+            f"{per_class}, which is few (below {FEW}): the last stages would learn them by heart, not what they show",
+            resemblance,
         ]
     if trained == "head":
         wrong = round((1 - evidence.best.value) * evidence.judged)
@@ -136,74 +157,75 @@ def _reasons(evidence: Evidence, supply: Supply, trained: Trained) -> list[str]:
             f"a head alone is wrong on {wrong} of {evidence.judged:,} photos: nothing that is left to gain could be seen"
         ]
     if trained == "all":
-        return [likeness, f"{several}, enough (from {MANY} on) for larger networks to learn, and for longer"]
-    more = f"; the whole network should have {MANY}" if _unlike(evidence) else ""
-    return [likeness, f"{several}, enough (from {FEW} on) for the last stages not to learn them by heart{more}"]
+        return [resemblance, f"{per_class}, enough (from {MANY} on) for larger networks to learn, and for longer"]
+    more = f"; the whole network should have {MANY}" if _is_unlike_imagenet(evidence) else ""
+    return [resemblance, f"{per_class}, enough (from {FEW} on) for the last stages not to learn them by heart{more}"]
 
 
-def _photos(count: int) -> str:
+def _format_count(count: int) -> str:
     return f"{count:,} training photo{'s' * (count != 1)}"
 
 
-def _likeness(evidence: Evidence) -> str:
-    """Whether the photos look like those that the network has learned from, and what shows it."""
+def _describe_resemblance(evidence: Evidence) -> str:
+    """Describe whether the photos resemble ImageNet's, with the evidence."""
     earlier = max(list(evidence.cuts)[:-1], key=lambda name: evidence.cuts[name].value)
     lead = f"{100 * evidence.lead.value:+.1f} points against {earlier}"
-    if _unlike(evidence):
+    if _is_unlike_imagenet(evidence):
         return f"the photos are unlike ImageNet's: whole things tell the classes apart no better than what comes before ({lead})"
-    if _close(evidence):
-        limit = f"{100 * AS_GOOD:+.0f}"
+    if _is_close(evidence):
+        limit = f"{100 * MAX_UNLIKE_LEAD:+.0f}"
         return f"whether the photos resemble ImageNet's lies within chance of the limit ({lead}; the limit is {limit})"
     return f"the photos resemble ImageNet's: the network's last layers tell the classes apart best ({lead})"
 
 
-def _close(evidence: Evidence) -> bool:
-    """Whether chance may have decided between like and unlike."""
+def _is_close(evidence: Evidence) -> bool:
+    """Return whether chance may have decided between like and unlike ImageNet."""
     lead = evidence.lead
-    return abs(lead.value - AS_GOOD) <= ERRORS * lead.error
+    return abs(lead.value - MAX_UNLIKE_LEAD) <= STANDARD_ERRORS * lead.error
 
 
-def _doubts(evidence: Evidence, supply: Supply) -> list[str]:
-    """What speaks against being sure; a threshold counts only where the advice hangs on it."""
+def _list_doubts(evidence: Evidence, supply: Supply) -> list[str]:
+    """List reasons to be unsure; a threshold counts only if the recommendation depends on it."""
     best, doubts = evidence.best, []
-    if evidence.judged < JUDGED:
+    if evidence.judged < MIN_JUDGED_PHOTOS:
         doubts.append(f"only {evidence.judged} photos could be judged")
-    if best.value - ERRORS * best.error <= evidence.guess:
+    if best.value - STANDARD_ERRORS * best.error <= evidence.guess:
         doubts.append(
             "nothing that this network sees tells the classes apart better than guessing: look at photos and labels first"
         )
-    if not _nothing_to_gain(evidence):
-        pivots = (FEW, MANY) if _unlike(evidence) else (FEW,)
-        near = [each for each in pivots if each / CLOSE <= supply.a_class < each * CLOSE]
-        doubts += [f"{_photos(supply.a_class)} a class: near the limit of {each}" for each in near]
-        if supply.a_class >= MANY and _close(evidence):
+    if not _is_at_ceiling(evidence):
+        limits = (FEW, MANY) if _is_unlike_imagenet(evidence) else (FEW,)
+        factor = NEAR_THRESHOLD_FACTOR
+        near = [limit for limit in limits if limit / factor <= supply.a_class < limit * factor]
+        doubts += [f"{_format_count(supply.a_class)} a class: near the limit of {limit}" for limit in near]
+        if supply.a_class >= MANY and _is_close(evidence):
             doubts.append("whether the photos resemble ImageNet's came out close")
-    if _unlike(evidence) and how_much(evidence, supply) != "head":
+    if _is_unlike_imagenet(evidence) and how_much(evidence, supply) != "head":
         doubts.append(
             "for photos unlike ImageNet's this is the textbook's rule, and has failed too: compare with --recipe quick"
         )
     name, count = supply.smallest
     if count < min(FEW, supply.a_class):
-        doubts.append(f"class {name} has {_photos(count)}, too few whatever learns from them")
+        doubts.append(f"class {name} has {_format_count(count)}, too few whatever learns from them")
     return doubts
 
 
-def _more_photos(evidence: Evidence) -> str:
-    """Whether more of them would help, as far as halving them tells."""
-    brought = evidence.doubling
-    points = f"{100 * brought.value:+.1f} points"
-    if brought.value - ERRORS * brought.error > 0:
+def _describe_more_photos(evidence: Evidence) -> str:
+    """Describe whether more photos would help, from the gain of doubling them."""
+    gain = evidence.doubling
+    points = f"{100 * gain.value:+.1f} points"
+    if gain.value - STANDARD_ERRORS * gain.error > 0:
         return f"more photos would help: twice as many to learn from brought {points} here"
     return f"more photos of the same kind would bring a head little: twice as many brought {points} here, within chance"
 
 
-def _wrapped(name: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9)
+def _wrap(name: str, text: str) -> list[str]:
+    return textwrap.wrap(text, LINE_COLUMNS, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9)
 
 
-def _table(advice: Advice) -> list[str]:
-    """The evidence, a line each."""
-    evidence, supply = advice.evidence, advice.supply
+def _format_table(recommendation: Advice) -> list[str]:
+    """Format the evidence, one line per accuracy."""
+    evidence, supply = recommendation.evidence, recommendation.supply
     rows: list[tuple[str, str | Score]] = [
         ("always the commonest class", f"{evidence.guess:.3f}"),
         *((f"by {name}", score) for name, score in evidence.cuts.items()),

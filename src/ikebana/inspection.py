@@ -1,4 +1,4 @@
-"""`ikebana audit`: what is wrong with the photos, and how much of a network should learn from them."""
+"""`ikebana audit`: problems of the photos, and how much of a network to train on them."""
 
 import json
 import statistics
@@ -26,34 +26,38 @@ from ikebana.run import write_json
 if TYPE_CHECKING:
     from ikebana.learning.device import Setting
 
-UNSPLIT = "unsplit"  # a kind of finding
-PAGE, AUDIT, TABLE = "index.html", "audit.json", "findings.csv"  # in the folder that was asked for
+CANNOT_SPLIT = "unsplit"
+# Files in the output folder.
+PAGE, AUDIT_FILE, TABLE_FILE = "index.html", "audit.json", "findings.csv"
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found out about the photos before anything is trained."""
+    """Problems found in the photos before anything is trained.
+
+    `findings` are sorted, most severe first. `page` is the HTML page, if one was written.
+    """
 
     dataset: Dataset
-    findings: tuple[Finding, ...]  # the gravest first
+    findings: tuple[Finding, ...]
     advice: Advice | None = None
-    page: Path | None = None  # where all findings are told, if one was asked for
+    page: Path | None = None
 
     @property
     def leaks(self) -> tuple[Finding, ...]:
-        """Photos that lie in more than one part: the score on them would be memory."""
-        return tuple(each for each in self.findings if each.kind == "leak")
+        """Findings of photos in more than one split: test accuracy on them is inflated."""
+        return tuple(finding for finding in self.findings if finding.kind == "leak")
 
     @property
     def refused(self) -> tuple[Finding, ...]:
-        """Why `fit` would not train on the photos, if it would not."""
-        return tuple(each for each in self.findings if each.kind == UNSPLIT)
+        """Findings because of which `fit` would refuse to split the photos."""
+        return tuple(finding for finding in self.findings if finding.kind == CANNOT_SPLIT)
 
     def __repr__(self) -> str:
-        more = "--out DIR (in Python: .findings)" if self.page is None else str(self.page)
-        lines = [files.summary(self.dataset, list(self.findings), more)]
-        lines += [f"  leak: {files.in_short(each)}" for each in self.leaks[:SHOWN]]
-        lines += [f"  fit would refuse: {each.evidence}\n  try  {each.advice}" for each in self.refused]
+        details = "--out DIR (in Python: .findings)" if self.page is None else str(self.page)
+        lines = [files.summary(self.dataset, list(self.findings), details)]
+        lines += [f"  leak: {files.in_short(leak)}" for leak in self.leaks[:SHOWN]]
+        lines += [f"  fit would refuse: {error.evidence}\n  try  {error.advice}" for error in self.refused]
         return "\n".join(lines + ([f"\n{self.advice!r}"] if self.advice is not None else []))
 
 
@@ -66,106 +70,117 @@ def audit(
     drop: Sequence[str] = (),
     relabel: Sequence[str] = (),
 ) -> Audit:
-    """What is wrong with a folder, an archive or a table of photos, before an hour is spent. No file of theirs is changed.
+    """Check a folder, an archive or a table of photos for problems; no photo is changed.
 
-    advise   also find out how much of a network should learn from them: its head, its tail or all of it
-    out      a folder for a page to look at, `audit.json` and `findings.csv`
-    write    a table to make of the photos, which `fit` takes: `cleaned.csv`; what was dropped, and why, lies beside it
-    drop     findings whose photos are left out of that table: "twins", "unreadable", "doubtful", or a finding's kind
-    relabel  findings whose photos get the label that is thought right: "doubtful>0.95"
-    raises   PhotosError if there is nothing to learn from; with `advise` also if there are too few photos to tell, and
-             RecipeError or MachineError if the network that looks at them cannot be had
+    Args:
+        photos: path of the folder, archive or table.
+        advise: also recommend how much of a network to train: its head, its tail or all of it.
+        out: folder for a page, `audit.json` and `findings.csv`.
+        write: table to write for `fit`, such as `cleaned.csv`. The dropped rows go beside it.
+        drop: findings whose photos are left out of that table: "twins", "unreadable", "doubtful",
+            or a finding's kind.
+        relabel: findings whose photos get the suggested label: "doubtful>0.95".
+    Raises:
+        PhotosError: there are no usable photos, or with `advise` too few.
+        RecipeError, MachineError: with `advise`, the backbone is not available.
     """
     to_drop, to_relabel = cleaning.chosen(drop, "--drop"), cleaning.chosen(relabel, "--relabel")
-    _check(out, write, bool(to_drop or to_relabel))
-    found = intake.read(photos)
+    _check_outputs(out, write, bool(to_drop or to_relabel))
+    unopened = intake.read(photos)
     if write is not None:
-        cleaning.check_within_reach(found)
+        cleaning.check_within_reach(unopened)
     from ikebana.learning import backbones, networks
 
-    # As `fit` begins, so that it will find the pixels kept, and make the same split.
+    # The recipe with which `fit` begins, so that it reuses the pixel cache and makes the same split.
     recipe = networks.settled(RECIPES[DEFAULT])
     if advise:
-        backbones.sought(recipe)  # what is missing is said before any photo is read
-    _check_machine(found, recipe)
-    opened, keep = kept.opened(found, recipe.side, recipe.fit)
-    dataset, unsplit = _split(intake.with_classes(twins.found(opened, keep), ()), recipe)
-    findings = [*unsplit, *files.findings(dataset), *suspects.found(dataset, keep, recipe)]
-    told_at = Path(out).expanduser() / PAGE if out is not None else None
-    looked = Audit(dataset, tuple(files.gravest_first(findings)), page=told_at)
-    progress.say(repr(looked))
-    progress.event("audit", **files.as_json(dataset, list(looked.findings)))
-    if told_at is not None:
-        _write_findings(told_at, looked, keep, recipe)
+        # Fails before any photo is read.
+        backbones.sought(recipe)
+    _check_machine(unopened, recipe)
+    opened, pixel_cache = kept.opened(unopened, recipe.side, recipe.fit)
+    dataset, split_errors = _split(intake.with_classes(twins.found(opened, pixel_cache), ()), recipe)
+    findings = [*split_errors, *files.findings(dataset), *suspects.found(dataset, pixel_cache, recipe)]
+    page_file = Path(out).expanduser() / PAGE if out is not None else None
+    result = Audit(dataset, tuple(files.gravest_first(findings)), page=page_file)
+    progress.say(repr(result))
+    progress.event("audit", **files.as_json(dataset, list(result.findings)))
+    if page_file is not None:
+        _write_findings(page_file, result, pixel_cache, recipe)
     if write is not None:
-        given = found.photos["split"].count() > 0
-        _write_table(Path(write), dataset, cleaning.cleaned(dataset, looked.findings, to_drop, to_relabel, given))
-        if vain := cleaning.in_vain((*to_drop, *to_relabel), looked.findings):
-            progress.say(f"nothing was found that is {' or '.join(vain)}")
+        has_split = unopened.photos["split"].count() > 0
+        _write_table(Path(write), dataset, cleaning.cleaned(dataset, result.findings, to_drop, to_relabel, has_split))
+        if unmatched := cleaning.in_vain((*to_drop, *to_relabel), result.findings):
+            progress.say(f"nothing was found that is {' or '.join(unmatched)}")
     if advise:
         with within_memory():
-            looked = replace(looked, advice=_advice(dataset, keep, recipe, str(write or dataset.source)))
-    return looked
+            advice = _recommend(dataset, pixel_cache, recipe, str(write or dataset.source))
+            result = replace(result, advice=advice)
+    return result
 
 
 def _split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, list[Finding]]:
-    """As `fit` would split them. That it would refuse to is one finding more: all photos then count as training photos."""
+    """Split like `fit`; if it would refuse, report that and treat all photos as training photos."""
     try:
         return split.split(dataset, recipe), []
     except PhotosError as error:
-        of_training = pl.when(pl.col("status") == USED).then(pl.col("split").fill_null("train")).alias("split")
-        whole = dataset.with_photos(dataset.photos.with_columns(of_training))
-        return whole, [Finding(UNSPLIT, "error", (), error.what, error.advice or "more photos")]
+        all_train = pl.when(pl.col("status") == USED).then(pl.col("split").fill_null("train")).alias("split")
+        unsplit = dataset.with_photos(dataset.photos.with_columns(all_train))
+        return unsplit, [Finding(CANNOT_SPLIT, "error", (), error.what, error.advice or "more photos")]
 
 
-def _check_machine(found: Dataset, recipe: Recipe) -> None:
-    """Say what the audit will need, and refuse what this machine does not have; without a backbone it needs little."""
+def _check_machine(dataset: Dataset, recipe: Recipe) -> None:
+    """Report the cost estimate and refuse what this machine cannot do.
+
+    Without a backbone, an audit needs only disk space.
+    """
     from ikebana.learning import backbones
     from ikebana.learning.forecast import forecast, prepared
 
     try:
         backbones.sought(recipe)
     except (RecipeError, MachineError):
-        need_disk({cache_folder(): kept.size_on_disk(found, recipe.side) + twins.scratch(found.photos.height)})
+        needed = kept.size_on_disk(dataset, recipe.side) + twins.scratch(dataset.photos.height)
+        need_disk({cache_folder(): needed})
         return
-    forecast(found, recipe, prepared(recipe, len(found.classes))).told(recipe)
+    forecast(dataset, recipe, prepared(recipe, len(dataset.classes))).told(recipe)
 
 
-def _check(out: str | Path | None, write: str | Path | None, acting: bool) -> None:
-    """Refuse what could not be written before any photo is read."""
-    if acting and write is None:
+def _check_outputs(out: str | Path | None, write: str | Path | None, has_selectors: bool) -> None:
+    """Refuse outputs that cannot be written, before any photo is read."""
+    if has_selectors and write is None:
         raise RecipeError("--drop and --relabel act on a table", advice="--write cleaned.csv")
     if write is not None:
         cleaning.check_writable(to_write(write))
     if out is not None:
         folder = to_write(out)
-        taken = folder.is_dir() and any(folder.iterdir()) and not _is_an_audits(folder)
-        if taken or (folder.exists() and not folder.is_dir()):
+        is_taken = folder.is_dir() and any(folder.iterdir()) and not _is_audit_folder(folder)
+        if is_taken or (folder.exists() and not folder.is_dir()):
             raise RecipeError("there is something else already", where=folder, advice="an empty folder, or a new one")
 
 
-def _is_an_audits(folder: Path) -> bool:
-    """Whether an earlier audit filled the folder, and nothing else lies in it: all of that may be written over."""
+def _is_audit_folder(folder: Path) -> bool:
+    """Return whether the folder holds only an earlier audit, which may be overwritten."""
     try:
-        values = json.loads((folder / AUDIT).read_text("utf-8"))
+        values = json.loads((folder / AUDIT_FILE).read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    names = {each.name for each in folder.iterdir()}
-    return isinstance(values, dict) and values.keys() >= {"source", "findings"} and names <= {PAGE, AUDIT, TABLE}
+    names = {file.name for file in folder.iterdir()}
+    is_audit = isinstance(values, dict) and values.keys() >= {"source", "findings"}
+    return is_audit and names <= {PAGE, AUDIT_FILE, TABLE_FILE}
 
 
-def _write_findings(told_at: Path, looked: Audit, keep: Kept, recipe: Recipe) -> None:
-    """The page, `audit.json`, and `findings.csv`, whose paths are a JSON list since names may hold anything."""
-    folder = told_at.parent
-    write_json(folder / AUDIT, files.as_json(looked.dataset, list(looked.findings)))
-    with written(folder / TABLE) as beside:
-        files.as_table(looked.findings).write_csv(beside)
-    page.write(told_at, looked.dataset, looked.findings, keep.pixels, recipe.fit)
-    progress.say(f"to look at: {told_at}; for programs, beside it: {AUDIT} and {TABLE}")
+def _write_findings(page_file: Path, result: Audit, pixel_cache: Kept, recipe: Recipe) -> None:
+    """Write the page, `audit.json` and `findings.csv`."""
+    folder = page_file.parent
+    write_json(folder / AUDIT_FILE, files.as_json(result.dataset, list(result.findings)))
+    with written(folder / TABLE_FILE) as beside:
+        files.as_table(result.findings).write_csv(beside)
+    page.write(page_file, result.dataset, result.findings, pixel_cache.pixels, recipe.fit)
+    progress.say(f"to look at: {page_file}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:
-    """The table, and what was done for doubt alone, since that moves the score and not only the network."""
+    """Write the table, and warn about changes from suspect labels, which affect the score."""
     cleaning.write(file, dataset, cleaned)
     progress.say(
         f"{file}: {cleaned.kept.height:,} photos, {cleaned.relabelled:,} of them relabelled; "
@@ -183,45 +198,47 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> Non
         )
 
 
-def _advice(dataset: Dataset, keep: Kept, recipe: Recipe, to_fit: str) -> Advice:
-    """Judge by what a frozen network sees in training photos and in the validation photos for choices.
+def _recommend(dataset: Dataset, pixel_cache: Kept, recipe: Recipe, photos: str) -> Advice:
+    """Recommend from frozen features of training photos and model-selection photos.
 
-    The others of the validation photos, by which confidence is found, and the test photos stay sealed.
+    The calibration photos and the test photos stay unseen.
 
-    to_fit  where what is to be learned from lies: the table that was made of these photos, if one was
+    Args:
+        photos: path for the command: the cleaned table if one was written.
     """
     from ikebana.learning import inference, probe
     from ikebana.learning.forecast import prepared
 
-    parts = inference.parts(dataset, keep.pixels)
-    choosing = parts["validation"].some(parts["validation"].for_choices)
-    photos = inference.joined(parts["train"], choosing)
-    looked_at, groups = probe.sampled(photos, split.groups(dataset.photos[photos.rows]))
-    folds = probe.dealt(looked_at.labels, groups, dataset.source)
-    setting = prepared(recipe, len(dataset.classes))
-    evidence = probe.judged(probe.seen(looked_at, recipe, keep.folder.name, setting), looked_at.labels, groups, folds)
-    counts = {name: each["train"] for name, each in dataset.counts().items()}
+    splits = inference.parts(dataset, pixel_cache.pixels)
+    for_selection = splits["validation"].some(splits["validation"].for_choices)
+    examples = inference.joined(splits["train"], for_selection)
+    sample, groups = probe.sampled(examples, split.groups(dataset.photos[examples.rows]))
+    folds = probe.dealt(sample.labels, groups, dataset.source)
+    settings = prepared(recipe, len(dataset.classes))
+    features = probe.seen(sample, recipe, pixel_cache.folder.name, settings)
+    evidence = probe.judged(features, sample.labels, groups, folds)
+    counts = {name: of_class["train"] for name, of_class in dataset.counts().items()}
     smallest = min(counts, key=lambda name: counts[name])
     supply = Supply(
-        photos=len(photos),
-        sealed=len(parts["test"]),
+        photos=len(examples),
+        sealed=len(splits["test"]),
         a_class=statistics.median_low(counts.values()),
         smallest=(smallest, counts[smallest]),
     )
-    advice = advised(evidence, supply, to_fit, _costs(dataset, recipe, setting))
+    advice = advised(evidence, supply, photos, _estimate_costs(dataset, recipe, settings))
     progress.say(f"\n{advice!r}")
     progress.event("advice", **advice.to_json())
     return advice
 
 
-def _costs(dataset: Dataset, recipe: Recipe, setting: "Setting") -> dict[str, float]:
-    """About how many seconds the default recipe and the next better one take here."""
+def _estimate_costs(dataset: Dataset, recipe: Recipe, settings: "Setting") -> dict[str, float]:
+    """Estimate the seconds of the default recipe and of the next better one on this machine."""
     from ikebana.learning.device import speed
     from ikebana.learning.forecast import BETTER, forecast, seconds_of_better
 
-    costs = {recipe.name: forecast(dataset, recipe, setting).seconds}
-    a_look = speed(setting)
-    if recipe.name in BETTER and a_look is not None:
+    costs = {recipe.name: forecast(dataset, recipe, settings).seconds}
+    seconds_per_photo = speed(settings)
+    if recipe.name in BETTER and seconds_per_photo is not None:
         better = BETTER[recipe.name]
-        costs[better.recipe] = seconds_of_better(dataset, recipe, better, a_look)
+        costs[better.recipe] = seconds_of_better(dataset, recipe, better, seconds_per_photo)
     return costs

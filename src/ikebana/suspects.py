@@ -1,4 +1,4 @@
-"""What is suspicious about photos that can all be opened: their labels, their subjects, their looks, and shortcuts in them."""
+"""Checks of photo content: suspect labels, outliers, image quality and shortcuts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,96 +15,119 @@ from ikebana.photos.audit import Finding
 from ikebana.photos.dataset import Dataset
 from ikebana.photos.kept import Kept
 from ikebana.recipe import Recipe
-from ikebana.trust import labels as doubts
+from ikebana.trust import labels as label_errors
 from ikebana.trust import shortcut
 
-LOOK = "look at it; if it shows the other class, move it there; if neither, remove it"
-REMOVE = "look at it; remove it if photos to come will not be like this"
-SHORTCUT = "give all classes the same {fact}, or a network may learn that instead of the subject"
+SUSPECT_LABEL_ADVICE = "look at it; if it shows the other class, move it there; if neither, remove it"
+OUTLIER_ADVICE = "look at it; remove it if photos to come will not be like this"
+SHORTCUT_ADVICE = "give all classes the same {fact}, or a network may learn that instead of the subject"
 
 
-def found(dataset: Dataset, keep: Kept, recipe: Recipe) -> list[Finding]:
-    """Doubtful labels, odd photos, poor photos, and classes that can be told without looking; each kind the plainest first.
+def found(dataset: Dataset, pixel_cache: Kept, recipe: Recipe) -> list[Finding]:
+    """List suspect labels, outliers, poor images and shortcuts; most pronounced first per kind.
 
-    What needs the recipe's backbone is left out, and that is said, where the backbone cannot be had.
+    Without the recipe's backbone, a message says that labels and outliers were not checked.
 
-    dataset  opened and split
+    Args:
+        dataset: opened and split.
+        pixel_cache: of the dataset.
+        recipe: its backbone extracts the features.
     """
+
+    def check_labels() -> list[Finding]:
+        return [*_check_labels(look(dataset, pixel_cache, recipe), dataset.classes)]
+
     return [
-        *quality.findings(dataset, keep.pixels),
-        *_shortcuts(dataset, keep),
-        *_unless_refused(lambda: [*_of_look(look(dataset, keep, recipe), dataset.classes)]),
+        *quality.findings(dataset, pixel_cache.pixels),
+        *_check_shortcuts(dataset, pixel_cache),
+        *_run_if_possible(check_labels),
     ]
 
 
-def _unless_refused(work: Callable[[], list[Finding]]) -> list[Finding]:
+def _run_if_possible(check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         with within_memory():
-            return work()
+            return check()
     except (PhotosError, RecipeError, MachineError) as error:
         reason = error.what + (f" ({error.advice})" if error.advice else "")
     progress.say(f"labels and subjects were not looked at: {reason}")
     return []
 
 
-def by_facts(dataset: Dataset, keep: Kept) -> shortcut.Judged:
-    """How well the classes are told by sizes, files and borders alone."""
+def by_facts(dataset: Dataset, pixel_cache: Kept) -> shortcut.Judged:
+    """Evaluate how well sizes, file properties and borders alone predict the classes."""
     used = dataset.used
     index = {name: number for number, name in enumerate(dataset.classes)}
-    classes = np.array([index[name] for name in used["label"]], np.int64)
+    labels = np.array([index[name] for name in used["label"]], np.int64)
     groups = np.array(split.groups(used))
-    chosen = shortcut.enough(classes, groups)
-    return shortcut.judge(facts.of(dataset, keep.pixels, chosen), classes[chosen], groups[chosen])
+    selection = shortcut.enough(labels, groups)
+    file_facts = facts.of(dataset, pixel_cache.pixels, selection)
+    return shortcut.judge(file_facts, labels[selection], groups[selection])
 
 
-def _shortcuts(dataset: Dataset, keep: Kept) -> Iterator[Finding]:
-    for each in shortcut.shortcuts(by_facts(dataset, keep)):
-        told = (
-            f"{dataset.classes[each.label]} is told from the rest without a look at what the photos show: by all facts "
-            f"about the files the area under the curve is {each.area:.2f}, by {each.fact} alone {each.area_by_fact:.2f}; "
-            f"{each.part:.0%} of its photos can be picked out almost without fail"
+def _check_shortcuts(dataset: Dataset, pixel_cache: Kept) -> Iterator[Finding]:
+    for result in shortcut.shortcuts(by_facts(dataset, pixel_cache)):
+        name = dataset.classes[result.label]
+        evidence = (
+            f"{name} is told from the rest without a look at what the photos show: by all facts "
+            f"about the files the area under the curve is {result.area:.2f}, by {result.fact} alone "
+            f"{result.area_by_fact:.2f}; {result.part:.0%} of its photos can be picked out almost without fail"
         )
-        yield Finding("shortcut", "warning", (), told, SHORTCUT.format(fact=each.fact))
+        yield Finding("shortcut", "warning", (), evidence, SHORTCUT_ADVICE.format(fact=result.fact))
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the recipe's backbone, and heads on it, say of all usable photos."""
+    """Features of all usable photos, and class probabilities that did not use the own label.
+
+    features: [photos, features], on disk.
+    labels: class indices [photos].
+    alone: float [photos, classes], out-of-fold, from logistic regressions.
+    judged: float [photos, classes], combined with the vote of the nearest neighbours.
+    """
 
     paths: pl.Series
-    features: Table  # [photos, features], on disk
-    labels: np.ndarray  # class indices [photos]
-    near: doubts.Neighbours
-    alone: np.ndarray  # float [photos, classes]: of logistic regressions that have not learned from the photo
-    judged: np.ndarray  # float [photos, classes]: of these and of the photos most alike, together
+    features: Table
+    labels: np.ndarray
+    near: label_errors.Neighbours
+    alone: np.ndarray
+    judged: np.ndarray
 
 
-def look(dataset: Dataset, keep: Kept, recipe: Recipe) -> Look:
-    """See all photos once, and judge each by the others.
+def look(dataset: Dataset, pixel_cache: Kept, recipe: Recipe) -> Look:
+    """Extract features of all photos and judge each photo by the others.
 
-    dataset  opened and split
-    raises   RecipeError or MachineError if the backbone cannot be had; PhotosError if there are too few photos
+    Args:
+        dataset: opened and split.
+        pixel_cache: of the dataset.
+        recipe: its backbone extracts the features.
+    Raises:
+        RecipeError, MachineError: the backbone is not available.
+        PhotosError: there are too few photos.
     """
     from ikebana.learning import inference, out_of_fold
     from ikebana.learning.forecast import prepared
 
-    parts = inference.parts(dataset, keep.pixels)
-    seen = out_of_fold.seen(parts, recipe, keep.folder.name, prepared(recipe, len(dataset.classes)))
+    splits = inference.parts(dataset, pixel_cache.pixels)
+    settings = prepared(recipe, len(dataset.classes))
+    seen = out_of_fold.seen(splits, recipe, pixel_cache.folder.name, settings)
     photos = dataset.photos[seen.rows]
     groups = np.array(split.groups(photos))
-    alone, heard = out_of_fold.probabilities(seen, groups, len(dataset.classes), dataset.source)
-    near = doubts.neighbours(seen.features, seen.labels, groups)
-    judged = doubts.both(alone, doubts.vote(near, seen.labels, len(dataset.classes)), seen.labels, heard)
-    return Look(photos["path"], seen.features, seen.labels, near, alone, judged)
+    class_count = len(dataset.classes)
+    probabilities, is_known = out_of_fold.probabilities(seen, groups, class_count, dataset.source)
+    neighbours = label_errors.neighbours(seen.features, seen.labels, groups)
+    votes = label_errors.vote(neighbours, seen.labels, class_count)
+    combined = label_errors.both(probabilities, votes, seen.labels, is_known)
+    return Look(photos["path"], seen.features, seen.labels, neighbours, probabilities, combined)
 
 
-def _of_look(seen: Look, classes: Sequence[str]) -> Iterator[Finding]:
-    """The labels that the other photos contradict, and photos of something else."""
-    for each in doubts.doubtful(seen.judged, seen.labels):
-        given, thought = classes[seen.labels[each.photo]], classes[each.label]
-        told = f"labelled {given}, looks like {thought}: {min(each.confidence, 0.99):.0%} sure"
-        path = (seen.paths[each.photo],)
-        yield Finding("doubtful_label", "warning", path, told, LOOK, thought, round(each.confidence, 4))
-    for photo, how in doubts.odd(seen.features, seen.labels, seen.near):
-        told = f"{how:.1f} spreads less like the others than most"
-        yield Finding("odd", "note", (seen.paths[photo],), told, REMOVE)
+def _check_labels(evidence: Look, classes: Sequence[str]) -> Iterator[Finding]:
+    """Report suspect labels, then outliers."""
+    for suspect in label_errors.doubtful(evidence.judged, evidence.labels):
+        given, suggested = classes[evidence.labels[suspect.photo]], classes[suspect.label]
+        text = f"labelled {given}, looks like {suggested}: {min(suspect.confidence, 0.99):.0%} sure"
+        path, confidence = (evidence.paths[suspect.photo],), round(suspect.confidence, 4)
+        yield Finding("doubtful_label", "warning", path, text, SUSPECT_LABEL_ADVICE, suggested, confidence)
+    for photo, score in label_errors.odd(evidence.features, evidence.labels, evidence.near):
+        text = f"{score:.1f} spreads less like the others than most"
+        yield Finding("odd", "note", (evidence.paths[photo],), text, OUTLIER_ADVICE)
