@@ -1,1 +1,1 @@
-"""What people look at: one self-contained HTML page, its charts and its templates."""
+"""Reports for people: a self-contained HTML page, its charts and its templates."""
