@@ -1,7 +1,7 @@
-"""The pictures of a run as PNG files: readable for 2 classes and for 200, the same bytes for the same numbers.
+"""Figures of a run as PNG files, readable for 2 or 200 classes; same numbers, same bytes.
 
-All is placed in inches from the top left corner of a sheet, and each colour, size and font is said outright. So the
-picture grows where print would have to shrink, a notebook's matplotlib style changes nothing, and threads may draw.
+Places are in inches from the top left corner; colours, sizes and fonts are explicit. So figures
+grow instead of shrinking their text, matplotlib styles have no effect, and threads may draw.
 """
 
 import math
@@ -24,15 +24,18 @@ from PIL import Image
 
 from ikebana.places import written
 
-DPI = 150  # print of 6.5 points is then 13 pixels high: the smallest that reads without effort
-MARGIN = 0.35  # inches, on all four sides
-INK, QUIET, FAINT, GRID = "#2B2F33", "#6B7278", "#B9BFC4", "#E6E8EA"
-# Also told apart with each kind of colour blindness: at least 24 in CIELAB (simulated after Machado et al. 2009).
-PARTS = {"train": "#3F8A8C", "validation": "#C96F4B", "test": "#5D3E72"}
+# At this resolution 6.5 points are 13 pixels, the smallest text that reads without effort.
+DPI = 150
+MARGIN = 0.35
+INK, GREY, SILVER, GRID = "#2B2F33", "#6B7278", "#B9BFC4", "#E6E8EA"
+# Distinct with every kind of colour blindness: at least 24 in CIELAB (Machado et al. 2009).
+SPLIT_COLOURS = {"train": "#3F8A8C", "validation": "#C96F4B", "test": "#5D3E72"}
 RIGHT, WRONG = "#2C6E74", "#C2613C"
-SHADES = ["#2F4F6B", "#4E8488", "#A9BFA4", "#E8DCB8"]  # dark to light: the order shows without colour too
-SLICES_AT_MOST, BARS_AT_MOST = 12, 150  # of the largest classes
-FALLBACK_FONTS = (  # outlines only: matplotlib cannot draw the bitmaps of colour emoji
+# From dark to light, so that the order shows without colour.
+PIE_COLOURS = ["#2F4F6B", "#4E8488", "#A9BFA4", "#E8DCB8"]
+MAX_SLICES, BARS_AT_MOST = 12, 150
+# Outline fonts only: matplotlib cannot draw the bitmaps of colour emoji.
+FALLBACK_FONTS = (
     "Noto Sans CJK SC,Noto Sans CJK JP,Noto Sans SC,Noto Sans JP,Noto Sans KR,Source Han Sans SC,PingFang SC,"
     "Hiragino Sans,Apple SD Gothic Neo,Arial Unicode MS,Microsoft YaHei,Yu Gothic,Meiryo,SimHei,Malgun Gothic,"
     "WenQuanYi Zen Hei,IPAGothic,Droid Sans Fallback,Noto Sans Arabic,Noto Sans Devanagari,Noto Sans Bengali,"
@@ -43,112 +46,105 @@ Photos = Sequence[np.ndarray]
 
 
 def class_counts_bar(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
-    """How many photos each class has in train, validation and test: one bar a class, the largest first."""
+    """Draw one stacked bar per class: its train, validation and test photos, largest first."""
     _write(_bar(counts), file)
 
 
 def class_counts_pie(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
-    """Which share of the photos each class has; beyond 12 classes the smallest are joined to "N other classes"."""
+    """Draw the share of each class; beyond 12 classes the smallest become "N other classes"."""
     _write(_pie(counts), file)
 
 
 def confusion_matrix(confusion: np.ndarray, classes: Sequence[str], file: Path) -> None:
-    """Which classes the network takes for which others.
-
-    Right answers and mistakes have a colour each, since a mistake of 5 % matters as much as a success of 95 %.
-
-    confusion  photos, [truth, prediction]; ValueError unless there are as many rows and columns as classes
-    """
+    """Draw a confusion matrix of photos [truth, prediction], right and wrong in two colours."""
     _write(_confusion(np.asarray(confusion), classes), file)
 
 
 def curves(epochs: Epochs, file: Path) -> None:
-    """How loss and accuracy went from epoch to epoch, and which epoch was best on the validation photos.
+    """Draw loss and accuracy per epoch; NaN and infinite values leave a gap.
 
-    Best is the highest validation accuracy, and of equals the lowest loss. What is not finite leaves a gap in its line.
-    The val_ values may be missing, or None; accuracies are from 0 to 1.
+    Marks the epoch with the highest validation accuracy. The val_ values may be missing or None.
     """
     _write(_curves(epochs), file)
 
 
 def photo_grid(photos: Photos, captions: Sequence[str], file: Path, *, title: str = "", columns: int = 6) -> None:
-    """Photos side by side, whole and undistorted, each under its caption.
-
-    photos   uint8, [height, width, 3] each, of any size; ValueError unless each has a caption
-    """
+    """Draw uint8 photos [height, width, 3] of any size in a grid, each under its caption."""
     _write(_grid(photos, captions, title, columns), file)
 
 
 def _bar(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     size, pitch = (9.5, 0.34) if len(counts) <= 12 else (9.0, 0.26) if len(counts) <= 40 else (8.5, 0.2)
-    totals = {name: sum(row.get(part, 0) for part in PARTS) for name, row in counts.items()}
+    totals = {name: sum(row.get(split, 0) for split in SPLIT_COLOURS) for name, row in counts.items()}
     drawn = sorted(counts, key=lambda name: -totals[name])[:BARS_AT_MOST]
-    rows = [(label, totals[name], counts[name]) for label, name in zip(_labels(drawn, size, 2.7), drawn, strict=True)]
+    labels, x = _labels(drawn, size, 2.7), MARGIN
+    rows = [(label, totals[name], counts[name]) for label, name in zip(labels, drawn, strict=True)]
     width, top, largest, bottom = 9.0, 1.6, max(totals.values(), default=0), 1.6 + pitch * len(rows)
     first = "the largest class first" if len(rows) == len(counts) else f"the {len(rows)} largest"
-    said = f"{sum(totals.values()):,} photos in {len(counts):,} classes, {first}"
-    sheet, x = _sheet(width, bottom + MARGIN, "How many photos each class has", said, [row[0] for row in rows]), MARGIN
-    for part, colour in PARTS.items():
-        if photos := sum(row.get(part, 0) for row in counts.values()):
-            _boxes(sheet, (x, 0.99, 0.12, 0.12), colour)
-            x = _say(sheet, (x + 0.19, 1.05), f"{part} {photos:,}", 9) + 0.3
-    left = MARGIN + max((_wide(label, size) for label, _, _ in rows), default=0) + 0.14
+    subtitle = f"{sum(totals.values()):,} photos in {len(counts):,} classes, {first}"
+    sheet = _make_sheet(width, bottom + MARGIN, "How many photos each class has", subtitle, labels)
+    for split, colour in SPLIT_COLOURS.items():
+        if photos := sum(row.get(split, 0) for row in counts.values()):
+            _fill_boxes(sheet, (x, 0.99, 0.12, 0.12), colour)
+            x = _print(sheet, (x + 0.19, 1.05), f"{split} {photos:,}", 9) + 0.3
+    left = MARGIN + max((_wide(label, size) for label in labels), default=0) + 0.14
     scale = (width - MARGIN - _wide(f"{largest:,}", size) - 0.1 - left) / max(largest, 1)
-    for tick in _ticks(0, largest, 5, whole=True):
-        _line(sheet, [left + tick * scale] * 2, [top - 0.04, bottom], GRID)
-        _say(sheet, (left + tick * scale, top - 0.15), f"{tick:,.0f}", 8, QUIET, ha="center")
+    for tick in _choose_ticks(0, largest, 5, whole=True):
+        _draw_line(sheet, [left + tick * scale] * 2, [top - 0.04, bottom], GRID)
+        _print(sheet, (left + tick * scale, top - 0.15), f"{tick:,.0f}", 8, GREY, ha="center")
     starts, ys = np.full(len(rows), left), top + pitch * np.arange(len(rows))
-    for part, colour in PARTS.items():
-        wide = scale * np.array([row.get(part, 0) for _, _, row in rows])
-        _boxes(sheet, (starts, ys + pitch * 0.17, wide, pitch * 0.66), colour)
-        starts = starts + wide
+    for split, colour in SPLIT_COLOURS.items():
+        widths = scale * np.array([row.get(split, 0) for _, _, row in rows])
+        _fill_boxes(sheet, (starts, ys + pitch * 0.17, widths, pitch * 0.66), colour)
+        starts = starts + widths
     for (name, total, _), x, y in zip(rows, starts, ys, strict=True):
-        _say(sheet, (left - 0.14, y + pitch / 2), name, size, ha="right")
-        end = _say(sheet, (x + 0.08, y + pitch / 2), f"{total:,}", size)
-        _boxes(sheet, (x, y, end - x + 0.06, pitch), "white")  # no line through a number
+        _print(sheet, (left - 0.14, y + pitch / 2), name, size, ha="right")
+        end = _print(sheet, (x + 0.08, y + pitch / 2), f"{total:,}", size)
+        _fill_boxes(sheet, (x, y, end - x + 0.06, pitch), "white")
     return sheet
 
 
 def _pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     names = _labels(list(counts), 9.5, 2.2)
-    totals = [sum(row.get(part, 0) for part in PARTS) for row in counts.values()]
+    totals = [sum(row.get(split, 0) for split in SPLIT_COLOURS) for row in counts.values()]
     slices = sorted(zip(names, totals, strict=True), key=lambda pair: -pair[1])
-    if rest := slices[SLICES_AT_MOST - 1 :] if len(slices) > SLICES_AT_MOST else []:
-        slices = [*slices[: SLICES_AT_MOST - 1], (f"{len(rest)} other classes", sum(total for _, total in rest))]
-    named = len(slices) - bool(rest)
-    colours = [*LinearSegmentedColormap.from_list("", SHADES)(np.linspace(0, 1, max(named, 2)))[:named], "#D9DCDF"]
-    told = "the largest class is the darkest" if len(set(totals)) > 1 else "all classes are equally large"
-    sheet = _sheet(9.5, 5.75, "Which share of the photos each class has", told, dict(slices))
+    if rest := slices[MAX_SLICES - 1 :] if len(slices) > MAX_SLICES else []:
+        slices = [*slices[: MAX_SLICES - 1], (f"{len(rest)} other classes", sum(total for _, total in rest))]
+    class_count = len(slices) - bool(rest)
+    shades = LinearSegmentedColormap.from_list("", PIE_COLOURS)(np.linspace(0, 1, max(class_count, 2)))
+    colours = [*shades[:class_count], "#D9DCDF"]
+    subtitle = "the largest class is the darkest" if len(set(totals)) > 1 else "all classes are equally large"
+    sheet = _make_sheet(9.5, 5.75, "Which share of the photos each class has", subtitle, dict(slices))
     middle, height, radius = 4.75, 3.3, 1.65
     shares = np.array([total for _, total in slices], dtype=float) / max(sum(totals), 1)
-    angles, places = _least_crowded(shares, height, radius)
+    angles, places = _turn_pie(shares, height, radius)
     for (name, total), share, colour, angle, y in zip(slices, shares, colours, angles, places, strict=False):
-        half, thin = share * 180, 1.0 if share < 1 else 0.0
-        ring = {"width": 0.72, "facecolor": colour, "edgecolor": "white", "linewidth": thin}
+        half, line_width = share * 180, 1.0 if share < 1 else 0.0
+        ring = {"width": 0.72, "facecolor": colour, "edgecolor": "white", "linewidth": line_width}
         sheet.add_patch(Wedge((middle, height), radius, angle - half, angle + half, **ring))
         out, down = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         side, ha = (1, "left") if out >= 0 else (-1, "right")
         xs = [middle + out * radius * 1.02, middle + side * (radius + 0.3), middle + side * (radius + 0.42)]
-        _line(sheet, xs, [height + down * radius * 1.02, y, y], FAINT)
-        _say(sheet, (xs[2] + side * 0.08, y - 0.085), name, 9.5, ha=ha)
-        _say(sheet, (xs[2] + side * 0.08, y + 0.085), f"{total:,} photos, {100 * share:.1f} %", 8, QUIET, ha=ha)
-    _say(sheet, (middle, height - 0.1), f"{sum(totals):,}", 15, ha="center")
-    _say(sheet, (middle, height + 0.16), f"photos in {len(counts)} classes", 8, QUIET, ha="center")
+        _draw_line(sheet, xs, [height + down * radius * 1.02, y, y], SILVER)
+        _print(sheet, (xs[2] + side * 0.08, y - 0.085), name, 9.5, ha=ha)
+        _print(sheet, (xs[2] + side * 0.08, y + 0.085), f"{total:,} photos, {100 * share:.1f} %", 8, GREY, ha=ha)
+    _print(sheet, (middle, height - 0.1), f"{sum(totals):,}", 15, ha="center")
+    _print(sheet, (middle, height + 0.16), f"photos in {len(counts)} classes", 8, GREY, ha="center")
     return sheet
 
 
-def _least_crowded(shares: np.ndarray, height: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """The turn of a pie that leaves its labels nearest to their slices: each slice's angle, and its label's place."""
-    found = []
+def _turn_pie(shares: np.ndarray, height: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Turn a pie so that labels are near their slices: angle and label height per slice."""
+    turns = []
     for turn in range(-90, 270, 5):
         degrees = np.cumsum(shares) * 360 - shares * 180 + turn
         wanted, places = height + 1.15 * radius * np.sin(np.radians(degrees)), np.zeros(len(shares))
         for side in (np.cos(np.radians(degrees)) >= 0, np.cos(np.radians(degrees)) < 0):
             places[side] = _spread(wanted[side], 0.39, 1.05, 5.4)
-        # A third of an inch must be gained before the largest slice gives up its place at the top.
+        # The largest slice leaves the top only if that gains a third of an inch.
         moved = round(float(np.abs(places - wanted).max(initial=0)) + 0.33 * (turn != -90), 6)
-        found.append((moved, turn, degrees, places))
-    return min(found, key=lambda row: row[:2])[2:]
+        turns.append((moved, turn, degrees, places))
+    return min(turns, key=lambda row: row[:2])[2:]
 
 
 def _confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
@@ -162,114 +158,117 @@ def _confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
         cell = max(cell, _wide(f"{confusion.max(initial=0):,.0f}", digits) + 0.1)
     names = _labels(classes, size, 2.4)
     longest, side = max((_wide(name, size) for name in names), default=0), cell * count
-    upright, again = longest < cell - 0.06, longest + 0.1 if count > 40 else 0.0
-    left, top = MARGIN + max(longest, 0.9) + 0.1, 1.05 + max(0.2 if upright else longest, 0.45)
+    is_upright, footer = longest < cell - 0.06, longest + 0.1 if count > 40 else 0.0
+    left, top = MARGIN + max(longest, 0.9) + 0.1, 1.05 + max(0.2 if is_upright else longest, 0.45)
     total, right = confusion.sum(), confusion.trace()
-    said = f"{right:,.0f} of {total:,.0f} photos right ({100 * right / max(total, 1):.1f} %)"
-    width, low = max(left + side + again + MARGIN, 6.9), top + side + again + 0.5
-    sheet = _sheet(width, low + 0.55, "Where the network was right and wrong: rows are the truth", said, names)
-    _cells(sheet, confusion, (left, top), cell, digits)
+    subtitle = f"{right:,.0f} of {total:,.0f} photos right ({100 * right / max(total, 1):.1f} %)"
+    width, low = max(left + side + footer + MARGIN, 6.9), top + side + footer + 0.5
+    sheet = _make_sheet(width, low + 0.55, "Where the network was right and wrong: rows are the truth", subtitle, names)
+    _draw_cells(sheet, confusion, (left, top), cell, digits)
     for index, name in enumerate(names):
-        x, y, turn = left + (index + 0.5) * cell, top + (index + 0.5) * cell, 0 if upright else 90
-        _say(sheet, (left - 0.08, y), name, size, ha="right")
-        _say(sheet, (x, top - 0.08), name, size, ha="center", va="bottom", rotation=turn)
-        if again:  # on all four sides, where the eye would lose its row
-            _say(sheet, (left + side + 0.08, y), name, size)
-            _say(sheet, (x, top + side + 0.08), name, size, ha="center", va="top", rotation=turn)
-    _say(sheet, (left - 0.08, top - 0.32), "prediction →", 8, QUIET, ha="right")
-    _say(sheet, (left - 0.08, top - 0.12), "truth ↓", 8, QUIET, ha="right")
-    x = _say(sheet, (MARGIN, low), "share of the row", 8, QUIET) + 0.25
+        x, y, turn = left + (index + 0.5) * cell, top + (index + 0.5) * cell, 0 if is_upright else 90
+        _print(sheet, (left - 0.08, y), name, size, ha="right")
+        _print(sheet, (x, top - 0.08), name, size, ha="center", va="bottom", rotation=turn)
+        if footer:
+            _print(sheet, (left + side + 0.08, y), name, size)
+            _print(sheet, (x, top + side + 0.08), name, size, ha="center", va="top", rotation=turn)
+    _print(sheet, (left - 0.08, top - 0.32), "prediction →", 8, GREY, ha="right")
+    _print(sheet, (left - 0.08, top - 0.12), "truth ↓", 8, GREY, ha="right")
+    x = _print(sheet, (MARGIN, low), "share of the row", 8, GREY) + 0.25
     for word, colour in (("right", RIGHT), ("wrong", WRONG)):
-        x, shares = _say(sheet, (x, low), f"{word}  0 %", 8, QUIET) + 0.07, np.linspace(0, 1, 51)
-        _boxes(sheet, (x + shares, low - 0.06, 0.02, 0.12), _tints(shares, colour))
-        x = _say(sheet, (x + 1.09, low), "100 %", 8, QUIET) + 0.3
+        x, shares = _print(sheet, (x, low), f"{word}  0 %", 8, GREY) + 0.07, np.linspace(0, 1, 51)
+        _fill_boxes(sheet, (x + shares, low - 0.06, 0.02, 0.12), _tints(shares, colour))
+        x = _print(sheet, (x + 1.09, low), "100 %", 8, GREY) + 0.3
     return sheet
 
 
-def _cells(sheet: Axes, confusion: np.ndarray, corner: tuple[float, float], cell: float, digits: float) -> None:
+def _draw_cells(sheet: Axes, confusion: np.ndarray, corner: tuple[float, float], cell: float, digits: float) -> None:
     (left, top), count = corner, len(confusion)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     colours = np.where(np.eye(count, dtype=bool)[..., None], _tints(shares, RIGHT), _tints(shares, WRONG))
     rows, columns = np.nonzero(confusion)
-    _boxes(sheet, (left + columns * cell, top + rows * cell, cell, cell), colours[rows, columns])
+    _fill_boxes(sheet, (left + columns * cell, top + rows * cell, cell, cell), colours[rows, columns])
     ends, side = np.arange(count + 1) * cell, count * cell
     lattice = [[(left, top + end), (left + side, top + end)] for end in ends]
     lattice += [[(left + end, top), (left + end, top + side)] for end in ends]
     sheet.add_collection(LineCollection(lattice, colors=GRID, linewidths=0.6), autolim=False)
-    both = cell >= 0.7  # room for the percent under the count
+    has_share = cell >= 0.7
     for row, column in zip(rows, columns, strict=True) if digits else ():
         x, y, share = left + (column + 0.5) * cell, top + (row + 0.5) * cell, shares[row, column]
         colour = "white" if share > 0.43 else INK
-        _say(sheet, (x, y - 0.07 * both), f"{confusion[row, column]:,.0f}", digits, colour, ha="center")
-        if both:
-            _say(sheet, (x, y + 0.13), f"{100 * share:.0f} %", 7.5, colour, ha="center")
+        _print(sheet, (x, y - 0.07 * has_share), f"{confusion[row, column]:,.0f}", digits, colour, ha="center")
+        if has_share:
+            _print(sheet, (x, y + 0.13), f"{100 * share:.0f} %", 7.5, colour, ha="center")
 
 
 def _tints(shares: np.ndarray, colour: str) -> np.ndarray:
-    return LinearSegmentedColormap.from_list("", ["white", colour])(shares**0.6)  # a few percent must be seen too
+    return LinearSegmentedColormap.from_list("", ["white", colour])(shares**0.6)
 
 
 def _curves(epochs: Epochs) -> Axes:
-    best, said = _best(epochs), "no validation score"
+    best, subtitle = _best(epochs), "no validation score"
     if best is not None:
-        accuracy = _number(epochs[best].get("val_accuracy"))
+        accuracy = _to_float(epochs[best].get("val_accuracy"))
         right = f", {100 * accuracy:.1f} % right" if math.isfinite(accuracy) else ""
-        said = f"highest validation accuracy: in epoch {epochs[best]['epoch']:.0f}{right}"
-    sheet = _sheet(11.0, 4.45, "How the network learned, epoch by epoch", said if epochs else "no epoch yet")
+        subtitle = f"highest validation accuracy: in epoch {epochs[best]['epoch']:.0f}{right}"
+    sheet = _make_sheet(11.0, 4.45, "How the network learned, epoch by epoch", subtitle if epochs else "no epoch yet")
     panels = ((MARGIN, "Loss (lower is better)", "loss"), (5.8, "Accuracy (higher is better)", "accuracy"))
-    for left, word, kind in panels if epochs else ():
-        _say(sheet, (left, 1.12), word, 10)
-        _panel(sheet, epochs, best, left + 0.6, kind)
+    for left, heading, kind in panels if epochs else ():
+        _print(sheet, (left, 1.12), heading, 10)
+        _draw_panel(sheet, epochs, best, left + 0.6, kind)
     losses = [key for key in ("train_loss", "val_loss") if any(row.get(key) is not None for row in epochs)]
-    gaps = [f"{row['epoch']:.0f}" for row in epochs if not all(math.isfinite(_number(row.get(key))) for key in losses)]
+    gaps = [row for row in epochs if not all(math.isfinite(_to_float(row.get(key))) for key in losses)]
     if gaps:
-        _say(sheet, (MARGIN, 4.2), _shorten(f"no finite loss in epoch {', '.join(gaps)}", 8, 10.0), 8, QUIET)
+        text = "no finite loss in epoch " + ", ".join(f"{row['epoch']:.0f}" for row in gaps)
+        _print(sheet, (MARGIN, 4.2), _shorten(text, 8, 10.0), 8, GREY)
     return sheet
 
 
-def _panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind: str) -> None:
+def _draw_panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind: str) -> None:
     right, top, bottom = left + 3.55, 1.5, 3.75
     keys = {"train": f"train_{kind}", "validation": f"val_{kind}"}
-    lines = {part: np.array([_number(row.get(key)) for row in epochs]) for part, key in keys.items()}
+    lines = {split: np.array([_to_float(row.get(key)) for row in epochs]) for split, key in keys.items()}
     known = [value for line in lines.values() for value in line[np.isfinite(line)]] or [0.0, 1.0]
-    ticks = _ticks(min(known), max(known), 5, outside=True)
+    ticks = _choose_ticks(min(known), max(known), 5, outside=True)
     ticks = [tick for tick in ticks if kind == "loss" or tick < max(1, *known) + 1e-9]
     scale = [ticks[0], max(ticks[-1], *known)], [bottom, top]
     for tick, y in zip(ticks, np.interp(ticks, *scale), strict=True):
-        _line(sheet, [left, right], [y, y], GRID)
+        _draw_line(sheet, [left, right], [y, y], GRID)
         text = f"{tick:.6g}" if kind == "loss" else f"{100 * tick:.6g} %"
-        _say(sheet, (left - 0.1, y), text, 8, QUIET, ha="right")
-    at = np.array([_number(row["epoch"]) for row in epochs])
-    wide = 0 if at.max() > at.min() else 1  # a single epoch stands in the middle
-    span = [at.min() - wide, at.max() + wide], [left + 0.1, right - 0.1]
-    for tick in _ticks(at.min(), at.max(), 6, whole=True):
-        _say(sheet, (float(np.interp(tick, *span)), bottom + 0.18), f"{tick:.0f}", 8, QUIET, ha="center")
-    _say(sheet, (right + 0.1, bottom + 0.18), "epoch", 8, QUIET)
-    xs, ends = np.interp(at, *span), []
-    for part, line in lines.items():
-        ys, style = np.interp(line, *scale), {"color": PARTS[part], "linewidth": 1.8, "markeredgewidth": 0.0}
+        _print(sheet, (left - 0.1, y), text, 8, GREY, ha="right")
+    numbers = np.array([_to_float(row["epoch"]) for row in epochs])
+    padding = 0 if numbers.max() > numbers.min() else 1
+    span = [numbers.min() - padding, numbers.max() + padding], [left + 0.1, right - 0.1]
+    for tick in _choose_ticks(numbers.min(), numbers.max(), 6, whole=True):
+        _print(sheet, (float(np.interp(tick, *span)), bottom + 0.18), f"{tick:.0f}", 8, GREY, ha="center")
+    _print(sheet, (right + 0.1, bottom + 0.18), "epoch", 8, GREY)
+    xs, ends = np.interp(numbers, *span), []
+    for split, line in lines.items():
+        ys, style = np.interp(line, *scale), {"color": SPLIT_COLOURS[split], "linewidth": 1.8, "markeredgewidth": 0.0}
         if len(drawn := np.flatnonzero(np.isfinite(ys))):
             dots = 6.0 if len(drawn) == 1 else 3.2 if len(epochs) <= 30 or len(drawn) < len(epochs) else 0.0
             sheet.plot(xs, ys, **style, linestyle="-", marker="o", markersize=dots, solid_capstyle="round")
-            ends.append((float(ys[drawn[-1]]), part))
-    for y, (_, part) in zip(_spread(np.array([y for y, _ in ends]), 0.19, top, bottom), ends, strict=True):
-        _say(sheet, (right + 0.1, float(y)), part, 9, PARTS[part])
+            ends.append((float(ys[drawn[-1]]), split))
+    for y, (_, split) in zip(_spread(np.array([y for y, _ in ends]), 0.19, top, bottom), ends, strict=True):
+        _print(sheet, (right + 0.1, float(y)), split, 9, SPLIT_COLOURS[split])
     if best is not None:
-        _line(sheet, [xs[best]] * 2, [top - 0.05, bottom], FAINT, (0, (2, 2)))
-        _say(sheet, (xs[best], top - 0.16), "highest accuracy", 8, QUIET, ha="center")
+        _draw_line(sheet, [xs[best]] * 2, [top - 0.05, bottom], SILVER, (0, (2, 2)))
+        _print(sheet, (xs[best], top - 0.16), "highest accuracy", 8, GREY, ha="center")
         ring = {"marker": "o", "markersize": 7.5, "markeredgewidth": 1.8, "markerfacecolor": "white"}
-        sheet.plot(xs[best], np.interp(lines["validation"][best], *scale), **ring, markeredgecolor=PARTS["validation"])
+        sheet.plot(
+            xs[best], np.interp(lines["validation"][best], *scale), **ring, markeredgecolor=SPLIT_COLOURS["validation"]
+        )
 
 
 def _best(epochs: Epochs) -> int | None:
-    """The place of the epoch with the highest validation accuracy, the lower loss deciding between equals."""
-    held = [(-_number(row.get("val_accuracy")), _number(row.get("val_loss"))) for row in epochs]
-    ranks = [(*np.nan_to_num(pair, nan=np.inf), at) for at, pair in enumerate(held)]
-    return min(ranks)[2] if np.isfinite(held).any() else None
+    """Return the index of the epoch with the highest validation accuracy, then the lowest loss."""
+    scores = [(-_to_float(row.get("val_accuracy")), _to_float(row.get("val_loss"))) for row in epochs]
+    ranks = [(*np.nan_to_num(pair, nan=np.inf), index) for index, pair in enumerate(scores)]
+    return min(ranks)[2] if np.isfinite(scores).any() else None
 
 
 def _grid(photos: Photos, captions: Sequence[str], title: str, columns: int) -> Axes:
-    box, gap, line = 1.5, 0.16, 0.24  # inches: a photo's longest side, the space between two, its caption
+    box, gap, caption_height = 1.5, 0.16, 0.24
     columns = max(1, min(columns, len(photos)))
     width, y = max(MARGIN * 2 + columns * box + (columns - 1) * gap, 4.0), 0.75 if title else MARGIN - 0.1
     scaled, tops = [], []
@@ -279,60 +278,60 @@ def _grid(photos: Photos, captions: Sequence[str], title: str, columns: int) -> 
         scaled.append(np.asarray(image))
     for start in range(0, len(scaled), columns):
         tops.append(y)
-        y += line + max(len(photo) for photo in scaled[start : start + columns]) / DPI + gap
-    sheet = _sheet(width, y - gap + MARGIN, _shorten(_printable(title), 14, width - 2 * MARGIN))
+        y += caption_height + max(len(photo) for photo in scaled[start : start + columns]) / DPI + gap
+    sheet = _make_sheet(width, y - gap + MARGIN, _shorten(_printable(title), 14, width - 2 * MARGIN))
     for index, (photo, caption) in enumerate(zip(scaled, captions, strict=True)):
         x, y = MARGIN + index % columns * (box + gap), tops[index // columns]
-        _say(sheet, (x, y + line / 2), _shorten(_printable(caption), 8, box), 8)
-        lowest = round(sheet.bbox.height) - round((y + line) * DPI) - len(photo)
+        _print(sheet, (x, y + caption_height / 2), _shorten(_printable(caption), 8, box), 8)
+        lowest = round(sheet.bbox.height) - round((y + caption_height) * DPI) - len(photo)
         cast(Figure, sheet.figure).figimage(photo, round(x * DPI), lowest, origin="upper")
     return sheet
 
 
-def _sheet(width: float, height: float, title: str, said: str = "", names: Iterable[str] = ()) -> Axes:
-    """White paper, measured in inches from its top left corner, with a title and a quieter line under it."""
+def _make_sheet(width: float, height: float, title: str, subtitle: str = "", names: Iterable[str] = ()) -> Axes:
+    """Make a white sheet, in inches from the top left corner, with title and subtitle."""
     width, height = math.ceil(width * DPI) / DPI, math.ceil(height * DPI) / DPI
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="white")
     figure.set_layout_engine("none")
     sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     sheet.set_axis_off()
-    _say(sheet, (MARGIN, 0.42), title, 14)
+    _print(sheet, (MARGIN, 0.42), title, 14)
     if any("□" in name for name in names):
-        said += " · □: no font for this here; Noto Sans CJK may help"
-    _say(sheet, (MARGIN, 0.71), _shorten(said, 9, width - 2 * MARGIN), 9, QUIET)
+        subtitle += " · □: no font for this here; Noto Sans CJK may help"
+    _print(sheet, (MARGIN, 0.71), _shorten(subtitle, 9, width - 2 * MARGIN), 9, GREY)
     return sheet
 
 
-def _say(sheet: Axes, at: tuple[float, float], text: str, size: float, colour: str = INK, **more: Any) -> float:
-    """Prints a text, word for word, and returns where it ends, in inches, if it begins there."""
+def _print(sheet: Axes, place: tuple[float, float], text: str, size: float, colour: str = INK, **more: Any) -> float:
+    """Print a text literally and return where it ends, in inches, if left-aligned."""
     more = {"va": "center", "fontproperties": _font(size), "parse_math": False, "usetex": False} | more
-    sheet.text(*at, text, color=colour, **more)
-    return at[0] + _wide(text, size)
+    sheet.text(*place, text, color=colour, **more)
+    return place[0] + _wide(text, size)
 
 
-def _line(sheet: Axes, x: Sequence[float], y: Sequence[float], colour: str, style: Any = "-") -> None:
+def _draw_line(sheet: Axes, x: Sequence[float], y: Sequence[float], colour: str, style: Any = "-") -> None:
     sheet.plot(x, y, color=colour, linewidth=0.8, linestyle=style, marker="none", solid_capstyle="butt", zorder=0.5)
 
 
-def _boxes(sheet: Axes, boxes: tuple[Any, Any, Any, Any], colours: Any) -> None:
-    x, y, w, h = np.broadcast_arrays(*np.atleast_1d(*boxes))  # left, top, width, height: numbers, or one for each box
+def _fill_boxes(sheet: Axes, boxes: tuple[Any, Any, Any, Any], colours: Any) -> None:
+    x, y, w, h = np.broadcast_arrays(*np.atleast_1d(*boxes))
     corners = np.stack([x, y, x + w, y, x + w, y + h, x, y + h], axis=-1).reshape(-1, 4, 2)
     sheet.add_collection(PolyCollection([*corners], facecolors=colours, edgecolors="none", linewidths=0), autolim=False)
 
 
-def _number(value: float | None) -> float:
-    return float(value) if value is not None and abs(value) < 1e30 else math.nan  # NaN: cannot be drawn
+def _to_float(value: float | None) -> float:
+    return float(value) if value is not None and abs(value) < 1e30 else math.nan
 
 
-def _ticks(low: float, high: float, count: int, *, whole: bool = False, outside: bool = False) -> list[float]:
-    """Round numbers between the two, or the next beyond them too."""
-    more = 0.1 * max(abs(low), 0.1) if high - low <= 1e-6 * abs(low) else 0.0
-    ticks = MaxNLocator(count, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(low - more, high + more)
+def _choose_ticks(low: float, high: float, count: int, *, whole: bool = False, outside: bool = False) -> list[float]:
+    """Choose round numbers within the range, or also the next ones outside."""
+    margin = 0.1 * max(abs(low), 0.1) if high - low <= 1e-6 * abs(low) else 0.0
+    ticks = MaxNLocator(count, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(low - margin, high + margin)
     return [float(tick) for tick in ticks if outside or low <= tick <= high]
 
 
 def _spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Places near those wanted, in their order and a gap apart: half way between pushing all down and all up."""
+    """Return places near those wanted, in their order, at least a gap apart."""
     order, steps, places = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted)), np.empty(len(wanted))
     flat = wanted[order] - steps
     flat = (np.maximum.accumulate(flat) + np.minimum.accumulate(flat[::-1])[::-1]) / 2
@@ -341,36 +340,36 @@ def _spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarr
 
 
 def _labels(names: Sequence[str], size: float, room: float) -> list[str]:
-    """The names as they can be printed; numbered where two would look alike or a letter has no font."""
+    """Shorten names to fit; number those that look alike or contain an undrawable letter."""
     shown = [_shorten(_printable(name), size, room) for name in names]
-    doubtful = [shown.count(new) > 1 or ("□" in new and "□" not in old) for new, old in zip(shown, names, strict=True)]
-    rows = enumerate(zip(names, shown, doubtful, strict=True), 1)
-    return [_shorten(f"{at}: {_printable(name)}", size, room) if doubt else label for at, (name, label, doubt) in rows]
+    unclear = [shown.count(new) > 1 or ("□" in new and "□" not in old) for new, old in zip(shown, names, strict=True)]
+    rows = enumerate(zip(names, shown, unclear, strict=True), 1)
+    return [_shorten(f"{n}: {_printable(name)}", size, room) if bad else label for n, (name, label, bad) in rows]
 
 
 @lru_cache(maxsize=4096)
 def _printable(text: str) -> str:
-    """The text on one line, with □ for what no installed font can draw: matplotlib would warn at each such letter."""
-    kept = []
+    """Return the text on one line, with □ for letters that no installed font has."""
+    letters = []
     for letter in unicodedata.normalize("NFC", text):
         kind = unicodedata.category(letter)
         if kind in ("Cc", "Zl", "Zp"):
-            kept.append(" ")
+            letters.append(" ")
         elif ord(letter) in _letters():
-            kept.append(letter)
-        elif kind not in ("Cf", "Mn"):  # joiners and variation selectors are invisible in any case
-            kept.append("□")
-    return "".join(kept)
+            letters.append(letter)
+        elif kind not in ("Cf", "Mn"):
+            letters.append("□")
+    return "".join(letters)
 
 
 @lru_cache(maxsize=4096)
 def _shorten(text: str, size: float, room: float) -> str:
-    """The text, without its middle if it is wider than the room, in inches."""
+    """Cut out the middle of a text that is wider than `room`, in inches."""
     least, most, short = 0, len(text), text
     while _wide(text, size) > room and most - least > 1:
-        keep = (least + most) // 2
-        tried = text[: keep - keep // 2] + "…" + text[len(text) - keep // 2 :]
-        least, most, short = (keep, most, tried) if _wide(tried, size) <= room else (least, keep, short)
+        length = (least + most) // 2
+        tried = text[: length - length // 2] + "…" + text[len(text) - length // 2 :]
+        least, most, short = (length, most, tried) if _wide(tried, size) <= room else (least, length, short)
     return short
 
 
@@ -382,7 +381,7 @@ def _wide(text: str, size: float) -> float:
 @cache
 def _font(size: float) -> FontProperties:
     installed = set(get_font_names())
-    families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS.split(",") if name in installed)]  # the first: always
+    families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS.split(",") if name in installed)]
     return FontProperties(family=families, size=size)
 
 
@@ -393,7 +392,7 @@ def _letters() -> frozenset[int]:
 
 
 def _write(sheet: Axes, file: Path) -> None:
-    """The picture as a PNG without date or program, written beside its place and renamed: whole or not there."""
+    """Write the sheet as a PNG without metadata, atomically."""
     canvas = FigureCanvasAgg(cast(Figure, sheet.figure))
     canvas.draw()
     with written(file, make=False) as beside:
