@@ -10,7 +10,7 @@ from ikebana import paper, tour
 def walk(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(tour, "CHOICES", {"side": 96, "precision": "float32"})
+        patch.setattr(tour, "OPTIONS", {"side": 96, "precision": "float32"})
         real = paper.draw_collection
         patch.setattr(paper, "draw_collection", lambda folder: real(folder, photos_per_kind=16))
         return ikebana.demo(tmp_path_factory.mktemp("walk") / "demo")

@@ -1,8 +1,8 @@
-"""Photos of paper flowers, drawn in code: what the demo and the tests look at, since neither may need outside photos.
+"""Photos of paper flowers, drawn in code for the demo and the tests, which need no outside photos.
 
-A flower is folded before it is painted: a list of sheets, each a grid of points in space, bent, creased and turned,
-whose facets are lit by one lamp and shade what lies beneath. Light and dark halves, drop shadows and foreshortening so
-agree, and the kinds differ in form alone, since each of them comes in every colour.
+A flower is folded before it is painted. It is a list of sheets, each a grid of points in space,
+bent, creased and turned. One lamp lights the facets, and each sheet shades what lies beneath. So
+light, shadows and foreshortening agree. The kinds differ in form only: each has every colour.
 
 Lengths are flower radii until a camera makes them pixels; x right, y up, z towards the viewer; colours from 0 to 1.
 """
@@ -25,9 +25,9 @@ COLOURS = bytes.fromhex(
     "d7402b e8735a f2a49b f4c7c3 c8376b a03a6e e58fb4 7b4b94 b59ad0 4a4f9c 2f6fb0 7fb4dc bfe0ee 2a8c8c 7cc4b4 3f8f55"
     "93bf5a d9cf58 f0b93a e8902e c46a2c f6e7c8 fbf7ee d9cbb4 8c5a44 5b6470"
 )
-LARGER = 2  # facets are painted so much larger, then reduced; 3 looks no better and costs a third more
-AMBIENT, LAMP = 0.58, 0.58  # brightness of a facet the lamp misses, and what it adds to one it hits squarely
-GROUND = (28, 20, 34)  # 8-bit colour of a full shadow: never quite black, a little violet, as in a room by day
+OVERSAMPLING = 2  # facets are painted larger, then reduced; 3 looks no better and costs a third more
+AMBIENT, LAMP = 0.58, 0.58  # brightness without the lamp, and what the lamp adds at a right angle
+SHADOW = (28, 20, 34)  # 8-bit colour of a full shadow: a little violet, as in a room by day
 SIZES = ((320, 240), (240, 320), (280, 280))
 TURNS = ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270))
 
@@ -50,7 +50,7 @@ class Sheet(NamedTuple):
 
 
 class Camera(NamedTuple):
-    """How something lies in the frame: its turn in space, its centre in pixels, pixels to a radius, the lamp."""
+    """Pose in the frame: rotation in space, centre in pixels, pixels per radius, lamp direction."""
 
     turn: Floats
     centre: tuple[float, float]
@@ -59,9 +59,9 @@ class Camera(NamedTuple):
 
 
 def _colour(rng: Rng, unlike: Floats | None = None) -> Floats:
-    """Some paper's colour; one that can be told from another if that is given."""
-    found = rng.choice(np.frombuffer(COLOURS, np.uint8).reshape(-1, 3) / 255, 1 if unlike is None else 6)
-    rgb = found[0 if unlike is None else np.argmax(np.minimum(0.7, np.abs(found - unlike).sum(1)))]
+    """Choose a paper colour, distinct from another if that is given."""
+    choices = rng.choice(np.frombuffer(COLOURS, np.uint8).reshape(-1, 3) / 255, 1 if unlike is None else 6)
+    rgb = choices[0 if unlike is None else np.argmax(np.minimum(0.7, np.abs(choices - unlike).sum(1)))]
     return np.clip(rgb * rng.uniform(0.92, 1.08) + rng.normal(0, 0.02, 3), 0, 1)
 
 
@@ -73,7 +73,7 @@ def _paper(rng: Rng, backdrop: Floats) -> Paper:
 
 
 def _turn(spin: float, lean: float = 0) -> Floats:
-    """Turns what faces the viewer in its own plane, then leans it back, so that it faces up."""
+    """Return the rotation in the image plane, then backwards, so that a front side faces up."""
     (cos, sin), (upright, back) = ((math.cos(angle), math.sin(angle)) for angle in (spin, lean))
     return np.array([[cos, -sin, 0], [upright * sin, upright * cos, back], [-back * sin, -back * cos, upright]])
 
@@ -82,12 +82,12 @@ def _petal(
     rng: Rng, paper: Paper, turn: float, outline: tuple[float, float], size: tuple[float, float], *,
     lift: float, curl: float = 0, crease: float = 0, cup: float = 0, high: float = 0, grid: tuple[int, int] = (4, 2),
 ) -> Sheet:  # fmt: skip
-    """One petal: cut to an outline, lifted from the ground, curled along and creased across, turned to its place.
+    """Fold one petal: cut, lifted, curled, creased and turned to its place.
 
-    size     length and greatest half-width
-    outline  exponents of t and 1 - t, from base to tip: a small second one makes a round end, 1 a pointed one
-    lift     slope at the base; curl is what the slope gains on the way to the tip
-    crease   how much the two halves rise to a V; cup the same, but round
+    size: length and greatest half-width.
+    outline: exponents of t and 1 - t, from base to tip; a small second one makes a round end.
+    lift: slope at the base, which grows by curl up to the tip.
+    crease: rise of the two halves to a V; cup: the same, but round.
     """
     (p, q), (length, width) = outline, size
     t = 1 - (1 - np.linspace(0, 1, grid[0] + 1)) ** (1.7 if q < 0.8 else 1.0)  # round ends need short facets
@@ -175,22 +175,22 @@ KINDS: tuple[str, ...] = tuple(FOLDS)
 
 
 def _band(path: tuple[Floats, Floats, Floats], half: Floats | float, front: Floats, back: Floats) -> Sheet:
-    """A strip of some half-width along a line, arched so that one side of it catches the light."""
+    """Make a strip of some half-width along a line, arched so that one side catches the light."""
     side = np.array([-1.0, -0.45, 0.45, 1.0]) * np.reshape(half, (-1, 1))
     x, y, z = (line[:, None] for line in path)
     return Sheet(np.stack(np.broadcast_arrays(x, y + side, z - 0.8 * np.abs(side)), axis=-1), front, back)
 
 
 def _clutter(rng: Rng) -> Sheet:
-    """A ribbon, a pencil, a scrap or a leaf."""
-    colour, other, what, wave = _colour(rng), _colour(rng), rng.integers(5), rng.uniform(1.5, 3)
-    if what == 0:
+    """Make a ribbon, a pencil, a scrap or a leaf."""
+    colour, other, kind, wave = _colour(rng), _colour(rng), rng.integers(5), rng.uniform(1.5, 3)
+    if kind == 0:
         t = np.linspace(-2.5, 2.5, 25)
         return _band((t, 0.35 * np.sin(wave * t), 0.3 * np.cos(1.7 * wave * t)), 0.14, colour, other)
-    if what == 1:
+    if kind == 1:
         x, parts = np.array([-2.2, 1.5, 1.85, 2]), np.stack([colour, [0.86, 0.7, 0.5], colour * 0.6])[:, None]
         return _band((x, 0 * x, 0 * x), np.array([0.11, 0.11, 0.04, 0]), parts, parts)
-    if what == 2:
+    if kind == 2:
         x, y = np.meshgrid([-0.7, 0, 0.7], [-0.5, 0, 0.5], indexing="ij")
         return Sheet(np.stack([x, y, 0.15 * x * x], axis=-1) + rng.normal(0, 0.09, (3, 3, 3)), colour, other)
     green = colour if rng.random() < 0.4 else np.array([0.3, 0.52, 0.27]) * rng.uniform(0.6, 1.4)
@@ -199,7 +199,7 @@ def _clutter(rng: Rng) -> Sheet:
 
 
 def _cut_out(sheet: Sheet, camera: Camera, frame: tuple[int, int]) -> tuple[Image.Image, tuple[int, int], float] | None:
-    """The sheet as seen and lit, its corner in the frame, how near it is; None if it lies outside the frame."""
+    """Render a sheet: image, corner in the frame and mean z; None if it is outside the frame."""
     world = sheet.points @ camera.turn.T
     flat = world[..., :2] * (camera.scale, -camera.scale) / (1 - 0.15 * world[..., 2:]) + camera.centre
     low = np.maximum(np.floor(flat.min((0, 1))) - 1, -8).astype(int)
@@ -214,29 +214,29 @@ def _cut_out(sheet: Sheet, camera: Camera, frame: tuple[int, int]) -> tuple[Imag
     lit = ((normal * facing) @ camera.lamp)[..., None]
     lit = AMBIENT + LAMP * np.maximum(lit, -0.35 * lit)  # paper glows a little when the lamp stands behind it
     colours = ((np.where(facing > 0, sheet.front, sheet.back) * lit).clip(0, 1) * 255).astype(int).reshape(-1, 3)
-    flat = (flat - low) * LARGER
+    flat = (flat - low) * OVERSAMPLING
     corners = np.stack([flat[:-1, :-1], flat[1:, :-1], flat[1:, 1:], flat[:-1, 1:]], axis=2).reshape(-1, 8).tolist()
-    picture = Image.new("RGBa", tuple((high - low) * LARGER))
+    picture = Image.new("RGBa", tuple((high - low) * OVERSAMPLING))
     pen = ImageDraw.Draw(picture)
     for facet in np.argsort((a + b + c + d)[..., 2], axis=None):
         pen.polygon(corners[facet], fill=tuple(colours[facet]))
     rim = np.concatenate([flat[:, 0], flat[-1], flat[::-1, -1]]).ravel().tolist()
     pen.line(rim, fill=tuple(np.minimum(colours.max(0) + 26, 255)), width=1)  # the cut edge catches the light
-    return picture.reduce(LARGER).convert("RGBA"), (int(low[0]), int(low[1])), float(world[..., 2].mean())
+    return picture.reduce(OVERSAMPLING).convert("RGBA"), (int(low[0]), int(low[1])), float(world[..., 2].mean())
 
 
 def _shade(photo: Image.Image, mask: Image.Image, corner: tuple[int, int], camera: Camera, high: float) -> None:
-    """Throws the soft shadow of something `high` radii above what is there already."""
+    """Paint the soft shadow of something `high` radii above the photo."""
     blur = max(1.0, high * camera.scale)
     room = int(blur) + 2
     soft = Image.new("L", (mask.width + 2 * room, mask.height + 2 * room))
     soft.paste(105, (room, room), mask)
     x, y = (1.2 * high * camera.scale * camera.lamp[:2]).round().astype(int).tolist()
-    photo.paste(GROUND, (corner[0] - room - x, corner[1] - room + y), soft.filter(ImageFilter.BoxBlur(blur)))
+    photo.paste(SHADOW, (corner[0] - room - x, corner[1] - room + y), soft.filter(ImageFilter.BoxBlur(blur)))
 
 
 def _lay(photo: Image.Image, sheets: list[Sheet], camera: Camera, high: float = 0.16) -> None:
-    """Puts sheets into the photo, farthest first, each shading those below, all together shading the ground."""
+    """Paint sheets, farthest first; each shades those below, and all shade the ground."""
     pieces = [piece for sheet in sheets if (piece := _cut_out(sheet, camera, photo.size))]
     whole = Image.new("L", photo.size)
     for picture, corner, _ in pieces:
@@ -249,31 +249,31 @@ def _lay(photo: Image.Image, sheets: list[Sheet], camera: Camera, high: float = 
 
 
 def _cloud(rng: Rng, size: tuple[int, int], across: int, down: int) -> NDArray[np.float32]:
-    """Smooth noise of about unit size, so many lumps across and down; (height, width, 1)."""
+    """Return smooth noise of unit scale with this many lumps: (height, width, 1)."""
     lumps = Image.fromarray(rng.standard_normal((down, across), np.float32))
     return np.asarray(lumps.resize(size, Image.Resampling.BICUBIC))[..., None]
 
 
 def _surface(rng: Rng, size: tuple[int, int], colour: Floats, other: Floats) -> Floats:
-    """Boards, patterned cloth, or plaster in one colour or two: (height, width, 3)."""
+    """Make boards, patterned cloth, or plaster in one or two colours: (height, width, 3)."""
     y, x = np.mgrid[: size[1], : size[0]][..., None].astype(np.float32) / max(size) - 0.5
     colour, other = np.array([colour, other], np.float32)
-    angle, matter, order = rng.uniform(0, 2 * math.pi), rng.random(), rng.choice([1, -1])
+    angle, material, order = rng.uniform(0, 2 * math.pi), rng.random(), rng.choice([1, -1])
     u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    if matter < 0.35:
+    if material < 0.35:
         grain = 0.05 * _cloud(rng, size, *(3, 90)[::order]) + 0.06 * _cloud(rng, size, *(5, 24)[::order])
         board = ((x, y)[order] + 0.5) * rng.integers(1, 6)
         grain += rng.normal(0, 0.06, 8).astype(np.float32)[board.astype(int)] - 0.3 * (board % 1 < 0.015)
         return (0.4 * colour + np.array([0.4, 0.3, 0.2], np.float32)) * (1 + grain)
     part = rng.choice([0, 1]) * (0.5 + u).clip(0, 1)
-    if matter < 0.6:
+    if material < 0.6:
         u, v = np.sin(rng.uniform(40, 140) * np.stack([u, v]))
         part = rng.uniform(0.15, 0.4) * ((u > 0), (u > 0) * 0.5 + (v > 0) * 0.5, (u * v > 0.55))[rng.integers(3)]
     return (colour + (other - colour) * part) * (1 + 0.05 * _cloud(rng, size, 5, 4) + 0.03 * _cloud(rng, size, 90, 70))
 
 
 def _strew(rng: Rng, photo: Image.Image, lamp: Floats, count: int, scale: float, *, high: float) -> None:
-    """Lets things fall near the edge of the frame; any photo may have them, so they tell nothing."""
+    """Paint objects near the edge of the frame, independent of the kind of flower."""
     for angle in rng.uniform(0, 2 * math.pi, count):
         x, y = (0.5 + 0.5 * _turn(angle)[:2, 0]) * photo.size
         turn, pixels = _turn(rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.5)), scale * rng.uniform(0.6, 1.3)
@@ -281,7 +281,7 @@ def _strew(rng: Rng, photo: Image.Image, lamp: Floats, count: int, scale: float,
 
 
 def _backdrop(rng: Rng, size: tuple[int, int], colour: Floats, lamp: Floats) -> Image.Image:
-    """What the flower lies on or stands before, in focus or not."""
+    """Paint the background of the flower, in focus or not."""
     other = _colour(rng) * colour.mean()
     half = (size[0] // 2, size[1] // 2)  # what lies behind is out of focus anyway, and costs a quarter like this
     pixels, edge = _surface(rng, half, colour, other), int(half[1] * rng.uniform(0.25, 0.75))
@@ -298,7 +298,7 @@ def _backdrop(rng: Rng, size: tuple[int, int], colour: Floats, lamp: Floats) -> 
 
 
 def _cameras(rng: Rng, size: tuple[int, int], lamp: Floats) -> Iterator[Camera]:
-    """The places of a photo's flowers: one as a rule, at times two or three, each leaning and turned its own way."""
+    """Yield the poses of one to three flowers, usually one."""
     count, first = int(rng.choice([1, 2, 3], p=[0.92, 0.05, 0.03])), rng.uniform(0, 1)
     for angle in _around(count, first):
         x, y = (0.5 + 0.28 * (count > 1) * _turn(angle)[:2, 0] + rng.normal(0, 0.035, 2)) * size
@@ -308,7 +308,7 @@ def _cameras(rng: Rng, size: tuple[int, int], lamp: Floats) -> Iterator[Camera]:
 
 
 def _develop(rng: Rng, photo: Image.Image, lamp: Floats) -> Image.Image:
-    """What the camera adds: light that falls off, a warm or cool cast, a vignette, softness and grain."""
+    """Add the effects of a camera: falling light, a colour cast, a vignette, softness and grain."""
     photo, (wide, tall) = photo.filter(ImageFilter.BoxBlur(max(0, rng.uniform(-0.6, 0.7)))), photo.size
     y, x = (axis[..., None].astype(np.float32) / max(photo.size) - 0.5 for axis in np.ogrid[:tall, :wide])
     light = 1 + rng.uniform(0, 0.5) * (x * lamp[0] - y * lamp[1]) - rng.uniform(0, 0.7) * (x * x + y * y)
@@ -320,7 +320,7 @@ def _develop(rng: Rng, photo: Image.Image, lamp: Floats) -> Image.Image:
 
 
 def draw(kind: str, seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
-    """One photo of a paper flower: the same for the same kind, seed (0 or more) and size (width, height)."""
+    """Draw a paper flower, deterministically from kind, seed (0 or more) and size (width, height)."""
     if kind not in FOLDS:
         raise ValueError(f"no paper flower is called {kind!r}: try one of {', '.join(KINDS)}")
     rng = np.random.default_rng([KINDS.index(kind), seed])
@@ -339,38 +339,38 @@ def draw(kind: str, seed: int, size: tuple[int, int] = (320, 240)) -> Image.Imag
 
 @dataclass(frozen=True)
 class Planted:
-    """The faults in a drawn collection, as relative posix paths; no photo has two of them."""
+    """Faults in a drawn collection, as relative posix paths; no photo has two of them."""
 
-    broken: tuple[str, ...]  # cut in mid-stream
-    twins: tuple[tuple[str, str], ...]  # byte-identical, same label
+    broken: tuple[str, ...]  # truncated
+    twins: tuple[tuple[str, str], ...]  # exact duplicates, same label
     wrong_label: tuple[str, ...]  # in the folder of another kind
-    sideways: tuple[str, ...]  # stored turned, upright only by their EXIF orientation
+    sideways: tuple[str, ...]  # stored turned, with an EXIF orientation
 
 
 def draw_collection(folder: Path, photos_per_kind: int = 80, seed: int = 0) -> Planted:
-    """Fill a folder with one sub-folder a kind of drawn JPEGs, a known number of planted faults among them.
+    """Draw JPEGs into one folder per kind, with a known number of planted faults.
 
-    `lotus/lotus_017.jpg` is `draw("lotus", 2_000_000 * seed + 17, size)`, so that a fault can be proved. The faults are
-    3 broken, 4 pairs of twins, 6 wrong labels and 5 sideways; fewer, but one of each, below 80 photos a kind.
+    `lotus/lotus_017.jpg` is `draw("lotus", 2_000_000 * seed + 17, size)`. There are 3 broken files,
+    4 pairs of duplicates, 6 wrong labels and 5 sideways photos; fewer below 80 photos per kind.
 
-    raises  ValueError below 4 photos a kind, which leave no room for one fault of each sort
+    Raises: ValueError: fewer than 4 photos per kind.
     """
     if photos_per_kind < 4:
         raise ValueError(f"{photos_per_kind} photos a kind leave no room for the planted faults: ask for at least 4")
     rng = np.random.default_rng(seed)
     decks = [[(kind, int(n)) for n in rng.permutation(photos_per_kind)] for kind in KINDS]
     names = {card: f"{card[0]}/{card[0]}_{card[1]:03d}.jpg" for deck in decks for card in deck}
-    turns = itertools.cycle(decks)  # so that no kind gets more than its share of faults
+    turns = itertools.cycle(decks)  # spreads faults evenly over the kinds
     pairs, *rest = (min(most, max(1, round(most * photos_per_kind / 80))) for most in (4, 3, 6, 5))
-    twins = {deck.pop(): deck.pop() for _, deck in zip(range(pairs), turns, strict=False)}
+    duplicates = {deck.pop(): deck.pop() for _, deck in zip(range(pairs), turns, strict=False)}
     broken, wrong, sideways = ({next(turns).pop(): rng.random() for _ in range(count)} for count in rest)
 
-    def photograph(card: tuple[str, int]) -> None:
+    def draw_photo(card: tuple[str, int]) -> None:
         kind, path = card[0], folder / names[card]
         if card in wrong:
             kind = [other for other in KINDS if other != kind][int(4 * wrong[card])]
-        aside = 500_000 * (card in wrong)  # lest it equal the photo of the same number in the right folder
-        photo = draw(kind, 2_000_000 * seed + card[1] + aside, SIZES[card[1] % 3])
+        offset = 500_000 * (card in wrong)  # else it would equal a photo in the right folder
+        photo = draw(kind, 2_000_000 * seed + card[1] + offset, SIZES[card[1] % 3])
         exif = Image.Exif()
         if card in sideways:
             exif[ExifTags.Base.Orientation], turn = TURNS[int(3 * sideways[card])]
@@ -381,17 +381,17 @@ def draw_collection(folder: Path, photos_per_kind: int = 80, seed: int = 0) -> P
             whole = path.read_bytes()
             path.write_bytes(whole[: int(len(whole) * (0.3 + 0.4 * broken[card]))])
 
-    for card in names:  # one after the other: threads that take turns at Python's lock made this slower
-        if card not in twins.values():
-            photograph(card)
-    for one, other in twins.items():
-        (folder / names[other]).write_bytes((folder / names[one]).read_bytes())
+    for card in names:  # sequential: threads were slower because of the global interpreter lock
+        if card not in duplicates.values():
+            draw_photo(card)
+    for first, second in duplicates.items():
+        (folder / names[second]).write_bytes((folder / names[first]).read_bytes())
     paths, wrong_paths, sideways_paths = (tuple(names[card] for card in faults) for faults in (broken, wrong, sideways))
-    return Planted(paths, tuple((names[a], names[b]) for a, b in twins.items()), wrong_paths, sideways_paths)
+    return Planted(paths, tuple((names[a], names[b]) for a, b in duplicates.items()), wrong_paths, sideways_paths)
 
 
 def draw_new(folder: Path, photos_per_kind: int = 4, seed: int = 1000) -> dict[str, str]:
-    """New photos, never part of a collection, flat in one folder under neutral names; relative path to kind."""
+    """Draw new photos into one folder under neutral names; return relative path → kind."""
     folder.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(seed).permutation(len(KINDS) * photos_per_kind).tolist()
     truth = {f"photo_{place:03d}.jpg": KINDS[n % len(KINDS)] for place, n in enumerate(order, start=1)}
