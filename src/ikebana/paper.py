@@ -1,10 +1,9 @@
 """Photos of paper flowers, drawn in code for the demo and the tests, which need no outside photos.
 
-A flower is folded before it is painted. It is a list of sheets, each a grid of points in space,
-bent, creased and turned. One lamp lights the facets, and each sheet shades what lies beneath. So
-light, shadows and foreshortening agree. The kinds differ in form only: each has every colour.
+A flower is a list of folded sheets, each a grid of points in space. One lamp lights the facets,
+and each sheet shades those below. The kinds differ in form only: each of them has every colour.
 
-Lengths are flower radii until a camera makes them pixels; x right, y up, z towards the viewer; colours from 0 to 1.
+Lengths are flower radii until a camera makes them pixels. x points right, y up, z to the viewer.
 """
 
 import itertools
@@ -353,7 +352,8 @@ def draw_collection(folder: Path, photos_per_kind: int = 80, seed: int = 0) -> P
     `lotus/lotus_017.jpg` is `draw("lotus", 2_000_000 * seed + 17, size)`. There are 3 broken files,
     4 pairs of duplicates, 6 wrong labels and 5 sideways photos; fewer below 80 photos per kind.
 
-    Raises: ValueError: fewer than 4 photos per kind.
+    Raises:
+        ValueError: there are fewer than 4 photos per kind.
     """
     if photos_per_kind < 4:
         raise ValueError(f"{photos_per_kind} photos a kind leave no room for the planted faults: ask for at least 4")
