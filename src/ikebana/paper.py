@@ -3,7 +3,7 @@
 A flower is a list of folded sheets, each a grid of points in space. One lamp lights the facets,
 and each sheet shades those below. The kinds differ in form only: each of them has every colour.
 
-Lengths are flower radii until a camera makes them pixels. x points right, y up, z to the viewer.
+Lengths are flower radii, later pixels; x points right, y up, z to the viewer; colours are 0 to 1.
 """
 
 import itertools
