@@ -77,8 +77,7 @@ def audit(
         advise: also recommend how much of a network to train: its head, its tail or all of it.
         out: folder for a page, `audit.json` and `findings.csv`.
         write: table to write for `fit`, such as `cleaned.csv`. The dropped rows go beside it.
-        drop: findings whose photos are left out of that table: "twins", "unreadable", "doubtful",
-            or a finding's kind.
+        drop: findings whose photos are left out of it: "twins", "doubtful", or a finding's kind.
         relabel: findings whose photos get the suggested label: "doubtful>0.95".
     Raises:
         PhotosError: there are no usable photos, or with `advise` too few.
@@ -91,10 +90,9 @@ def audit(
         cleaning.check_within_reach(unopened)
     from ikebana.learning import backbones, networks
 
-    # The recipe with which `fit` begins, so that it reuses the pixel cache and makes the same split.
+    # As in `fit`, so that it reuses the pixel cache and makes the same split.
     recipe = networks.settled(RECIPES[DEFAULT])
     if advise:
-        # Fails before any photo is read.
         backbones.sought(recipe)
     _check_machine(unopened, recipe)
     opened, pixel_cache = kept.opened(unopened, recipe.side, recipe.fit)
@@ -113,8 +111,7 @@ def audit(
             progress.say(f"nothing was found that is {' or '.join(unmatched)}")
     if advise:
         with within_memory():
-            advice = _recommend(dataset, pixel_cache, recipe, str(write or dataset.source))
-            result = replace(result, advice=advice)
+            result = replace(result, advice=_recommend(dataset, pixel_cache, recipe, str(write or dataset.source)))
     return result
 
 
