@@ -76,7 +76,7 @@ def audit(
         photos: path of the folder, archive or table.
         advise: also recommend how much of a network to train: its head, its tail or all of it.
         out: folder for a page, `audit.json` and `findings.csv`.
-        write: table to write for `fit`, such as `cleaned.csv`. The dropped rows go beside it.
+        write: table for `fit`, such as `cleaned.csv`; the dropped rows go beside it.
         drop: findings whose photos are left out of it: "twins", "doubtful", or a finding's kind.
         relabel: findings whose photos get the suggested label: "doubtful>0.95".
     Raises:
@@ -106,12 +106,11 @@ def audit(
         _write_findings(page_file, result, pixel_cache, recipe)
     if write is not None:
         has_split = unopened.photos["split"].count() > 0
-        _write_table(Path(write), dataset, cleaning.cleaned(dataset, result.findings, to_drop, to_relabel, has_split))
-        if unmatched := cleaning.in_vain((*to_drop, *to_relabel), result.findings):
-            progress.say(f"nothing was found that is {' or '.join(unmatched)}")
+        _clean(Path(write), result, to_drop, to_relabel, has_split)
     if advise:
         with within_memory():
-            result = replace(result, advice=_recommend(dataset, pixel_cache, recipe, str(write or dataset.source)))
+            advice = _recommend(dataset, pixel_cache, recipe, str(write or dataset.source))
+            result = replace(result, advice=advice)
     return result
 
 
@@ -174,6 +173,20 @@ def _write_findings(page_file: Path, result: Audit, pixel_cache: Kept, recipe: R
         files.as_table(result.findings).write_csv(beside)
     page.write(page_file, result.dataset, result.findings, pixel_cache.pixels, recipe.fit)
     progress.say(f"to look at: {page_file}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
+
+
+def _clean(
+    file: Path,
+    result: Audit,
+    to_drop: Sequence[cleaning.Selector],
+    to_relabel: Sequence[cleaning.Selector],
+    has_split: bool,
+) -> None:
+    """Clean the photos, write the table and report selectors that matched nothing."""
+    cleaned = cleaning.cleaned(result.dataset, result.findings, to_drop, to_relabel, has_split)
+    _write_table(file, result.dataset, cleaned)
+    if unmatched := cleaning.in_vain((*to_drop, *to_relabel), result.findings):
+        progress.say(f"nothing was found that is {' or '.join(unmatched)}")
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:
