@@ -100,10 +100,7 @@ def audit(
     findings = [*split_errors, *files.findings(dataset), *suspects.found(dataset, pixel_cache, recipe)]
     page_file = Path(out).expanduser() / PAGE if out is not None else None
     result = Audit(dataset, tuple(files.gravest_first(findings)), page=page_file)
-    progress.say(repr(result))
-    progress.event("audit", **files.as_json(dataset, list(result.findings)))
-    if page_file is not None:
-        _write_findings(page_file, result, pixel_cache, recipe)
+    _report(result, pixel_cache, recipe)
     if write is not None:
         has_split = unopened.photos["split"].count() > 0
         _clean(Path(write), result, to_drop, to_relabel, has_split)
@@ -165,14 +162,19 @@ def _is_audit_folder(folder: Path) -> bool:
     return is_audit and names <= {PAGE, AUDIT_FILE, TABLE_FILE}
 
 
-def _write_findings(page_file: Path, result: Audit, pixel_cache: Kept, recipe: Recipe) -> None:
-    """Write the page, `audit.json` and `findings.csv`."""
-    folder = page_file.parent
-    write_json(folder / AUDIT_FILE, files.as_json(result.dataset, list(result.findings)))
+def _report(result: Audit, pixel_cache: Kept, recipe: Recipe) -> None:
+    """Report the findings; if wanted, write the page, `audit.json` and `findings.csv`."""
+    progress.say(repr(result))
+    values = files.as_json(result.dataset, list(result.findings))
+    progress.event("audit", **values)
+    if result.page is None:
+        return
+    folder = result.page.parent
+    write_json(folder / AUDIT_FILE, values)
     with written(folder / TABLE_FILE) as beside:
         files.as_table(result.findings).write_csv(beside)
-    page.write(page_file, result.dataset, result.findings, pixel_cache.pixels, recipe.fit)
-    progress.say(f"to look at: {page_file}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
+    page.write(result.page, result.dataset, result.findings, pixel_cache.pixels, recipe.fit)
+    progress.say(f"to look at: {result.page}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
 
 
 def _clean(
