@@ -1,1 +1,1 @@
-"""What goes out: one ONNX file that predicts the same everywhere."""
+"""Export, prediction and serving: one ONNX file that predicts the same everywhere."""

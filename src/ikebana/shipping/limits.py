@@ -1,4 +1,4 @@
-"""What the server takes and what it refuses: every bound in one place, each with its reason."""
+"""Limits of the server, each with its reason, and the errors that refuse a request."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -6,40 +6,50 @@ from typing import Any
 
 from ikebana.errors import RecipeError
 
-MEGA = 2**20  # bytes
+MEGA = 2**20
 
 
-def bound(default: float, explanation: str) -> Any:
-    """A limit, with the sentence that the command line and the docs show for it."""
+def limit_field(default: float, explanation: str) -> Any:
+    """Make a dataclass field with the sentence that the command line and the docs show for it."""
     return field(default=default, metadata={"explanation": explanation})
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the machine others may use. A phone's largest photos pass; memory stays flat whatever comes."""
+    """How much of the machine clients may use.
 
-    megabytes: int = bound(64, "of one request")
-    files: int = bound(32, "photos in one request")
-    megapixels: int = bound(64, "of one photo, as its header declares them")
-    waiting: int = bound(128, "photos that are accepted and not answered yet; beyond it 503, and when to come again")
-    held_megabytes: int = bound(512, "of all uploads that are in memory at a time; beyond it 503")
-    connections: int = bound(512, "open at a time; beyond it 503")
-    silence_seconds: float = bound(10, "without a byte, after which an upload or a request line is given up")
-    upload_seconds: float = bound(60, "that one upload may take")
-    answer_seconds: float = bound(60, "from the last byte of an upload to its answer")
-    grace_seconds: float = bound(25, "to finish what was accepted when the server is told to stop")
+    The defaults accept the largest photos of phones. They bound memory whatever clients send.
+    """
+
+    megabytes: int = limit_field(64, "of one request")
+    files: int = limit_field(32, "photos in one request")
+    megapixels: int = limit_field(64, "of one photo, as its header declares them")
+    waiting: int = limit_field(
+        128, "photos that are accepted and not answered yet; beyond it 503, and when to come again"
+    )
+    held_megabytes: int = limit_field(512, "of all uploads that are in memory at a time; beyond it 503")
+    connections: int = limit_field(512, "open at a time; beyond it 503")
+    silence_seconds: float = limit_field(10, "without a byte, after which an upload or a request line is given up")
+    upload_seconds: float = limit_field(60, "that one upload may take")
+    answer_seconds: float = limit_field(60, "from the last byte of an upload to its answer")
+    grace_seconds: float = limit_field(25, "to finish what was accepted when the server is told to stop")
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value, least = getattr(self, each.name), 0 if each.name == "grace_seconds" else 1e-3
-            if not least <= value < math.inf:  # neither is NaN
-                flag = f"--{each.name.replace('_', '-')}"
-                what = f"{flag} is {value:g}; it must be {'at least' if least == 0 else 'above'} 0"
-                raise RecipeError(what, advice=f"{flag} {each.default:g}: {each.metadata['explanation']}")
+        for limit in fields(self):
+            value, minimum = getattr(self, limit.name), 0 if limit.name == "grace_seconds" else 1e-3
+            if not minimum <= value < math.inf:  # also refuses NaN
+                flag = f"--{limit.name.replace('_', '-')}"
+                what = f"{flag} is {value:g}; it must be {'at least' if minimum == 0 else 'above'} 0"
+                raise RecipeError(what, advice=f"{flag} {limit.default:g}: {limit.metadata['explanation']}")
 
 
 class Refusal(Exception):
-    """A request that is answered with 4xx, or with 503 and the time to come again: what is wrong, and what to try."""
+    """An error response with status 4xx or 503: what is wrong, and what to try.
+
+    Args:
+        again: seconds for the `Retry-After` header.
+        kind: further headers of the response.
+    """
 
     def __init__(
         self, status: int, what: str, advice: str = "", *, again: int | None = None, kind: dict[str, str] | None = None
@@ -50,4 +60,4 @@ class Refusal(Exception):
 
 
 class Gone(Exception):
-    """Whoever sent the request has hung up: nobody is there to be answered."""
+    """The client has disconnected, so a response cannot reach it."""

@@ -1,26 +1,32 @@
-"""What is said of one photo, whoever says it: a run's own network, or the file that was made of it."""
+"""The prediction for one photo, by a run's network or by an exported model file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-USED = "used"
+STATUS_OK = "used"
 NOT_SURE = "not sure"
-RUNNERS_UP = 2  # classes that are named where the answer is "not sure"
+# Classes that repr() shows for a prediction that is "not sure".
+REPR_CLASSES = 2
 
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """What a photo shows, how sure that is, or why nothing can be said."""
+    """The predicted class of a photo and its confidence, or why there is none."""
 
-    path: str  # "" for a picture that has none
-    label: str | None  # None if it is not sure, or the photo could not be used
-    confidence: float  # the probability of the most probable class; 0 if the photo could not be used
-    probabilities: dict[str, float]  # of each class; empty if the photo could not be used
-    status: str = USED  # "used", "not sure", or the reason why the photo could not be used
+    # "" for a photo without a path.
+    path: str
+    # None if not sure, or the photo is unusable.
+    label: str | None
+    # The probability of the most probable class; 0 if the photo is unusable.
+    confidence: float
+    # The probability of each class; empty if the photo is unusable.
+    probabilities: dict[str, float]
+    # "used", "not sure", or the reason why the photo is unusable.
+    status: str = STATUS_OK
 
     @property
     def usable(self) -> bool:
-        """Whether the photo could be looked at."""
+        """Whether the photo could be classified."""
         return bool(self.probabilities)
 
     def __repr__(self) -> str:
@@ -28,24 +34,25 @@ class Prediction:
             return f'Prediction("{self.label}", {self.confidence:.2f})'
         if not self.usable:
             return f"Prediction({self.status})"
-        first = sorted(self.probabilities.items(), key=lambda each: -each[1])[:RUNNERS_UP]
-        return f'Prediction("{NOT_SURE}": {", ".join(f"{name} {value:.2f}" for name, value in first)})'
+        top = sorted(self.probabilities.items(), key=lambda item: -item[1])[:REPR_CLASSES]
+        return f'Prediction("{NOT_SURE}": {", ".join(f"{name} {value:.2f}" for name, value in top)})'
 
 
 def said(
     probabilities: Sequence[float], classes: Sequence[str], threshold: float | None = None, path: str = ""
 ) -> Prediction:
-    """The answer that these probabilities give.
+    """Turn the probabilities [classes] of one photo into a prediction.
 
-    threshold  the confidence below which the answer is "not sure"; None if there is no such
+    Args:
+        threshold: the confidence below which the prediction is "not sure"; None if it never is.
     """
-    values = [float(each) for each in probabilities]
+    values = [float(probability) for probability in probabilities]
     best = max(range(len(values)), key=values.__getitem__)
-    sure = threshold is None or values[best] >= threshold
-    label, status = (classes[best], USED) if sure else (None, NOT_SURE)
+    is_sure = threshold is None or values[best] >= threshold
+    label, status = (classes[best], STATUS_OK) if is_sure else (None, NOT_SURE)
     return Prediction(path, label, values[best], dict(zip(classes, values, strict=True)), status)
 
 
 def unusable(path: str, reason: str) -> Prediction:
-    """What there is to say of a photo that could not be looked at."""
+    """Make the prediction for a photo that cannot be classified."""
     return Prediction(path, None, 0.0, {}, reason)

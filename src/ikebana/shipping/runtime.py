@@ -1,20 +1,25 @@
-"""onnxruntime, asked to keep what it sees to itself.
+"""onnxruntime without telemetry.
 
-Since 1.29 its packages for Linux and macOS report their use to their maker by default, and keep an identifier of the device
-under the user's home. Photos may be private, and so may be the fact that somebody classifies them: nothing here tells anybody.
+Since 1.29 its Linux and macOS packages send usage data to Microsoft by default, and store a device
+identifier in the user's home. Photos may be private, and so may the fact that a user classifies them.
 """
 
 import os
 from types import ModuleType
 
-SILENCE = "ORT_DISABLE_TELEMETRY"  # must be set before it is loaded; it then makes neither events nor files
+TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 
 
 def onnxruntime() -> ModuleType:
-    """The library, silent. Who set the variable otherwise, or loaded it before us, has decided already."""
-    os.environ.setdefault(SILENCE, "1")
+    """Import onnxruntime with its telemetry disabled.
+
+    The variable takes effect only if it is set before the import; then no events or files appear.
+    A user who set it to another value keeps that choice.
+    """
+    os.environ.setdefault(TELEMETRY_VARIABLE, "1")
     import onnxruntime
 
-    if os.environ[SILENCE] == "1":
-        onnxruntime.disable_telemetry_events()  # where it was loaded before
+    if os.environ[TELEMETRY_VARIABLE] == "1":
+        # Needed if other code imported onnxruntime earlier.
+        onnxruntime.disable_telemetry_events()
     return onnxruntime
