@@ -178,7 +178,7 @@ def too_deep(model):
 )
 def test_what_ikebana_never_writes_is_refused_before_a_runtime_sees_it(data, change, words, monkeypatch):
     spoilt = changed(data, change)
-    monkeypatch.setattr(classifier, "_session", lambda *_: pytest.fail("the runtime was given the file"))
+    monkeypatch.setattr(classifier, "_create_session", lambda *_: pytest.fail("the runtime was given the file"))
     assert words in refused(spoilt)
 
 

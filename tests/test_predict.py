@@ -48,7 +48,7 @@ def predicted(model, photos, out, **choices):
 
 def interrupted(monkeypatch, looks):
     """The network is struck down after so many looks."""
-    real, count = classifier._look, []
+    real, count = classifier._run_session, []
 
     def look(*arguments):
         count.append(1)
@@ -56,7 +56,7 @@ def interrupted(monkeypatch, looks):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(classifier, "_look", look)
+    monkeypatch.setattr(classifier, "_run_session", look)
     return count
 
 
