@@ -1,10 +1,11 @@
-"""What is in a model file, found out before anything in it is run.
+"""Checks of a model file before anything in it runs.
 
-A model file is an ONNX file whose metadata say what it is for. It may come from anybody, so it is looked through as bytes
-first: a file that reaches for other files, brings operators or functions of its own, or loops is refused, and so is one whose
-bytes are not those that were written. Its last entry, the seal, is the sha256 of all bytes before it.
+A model file is an ONNX file whose metadata describe the classifier. It may be untrusted, so its
+bytes are checked first. Refused are references to other files, custom operators, functions, loops,
+and bytes that changed since the export. The last metadata entry, the seal, is the SHA-256 of all
+bytes before it.
 
-source  ONNX, onnx/onnx.proto: the numbers of the fields; protobuf's wire format: tag, length, content
+Source: ONNX, onnx/onnx.proto (field numbers); the protobuf wire format (tag, length, content).
 """
 
 import hashlib
@@ -17,77 +18,91 @@ from typing import Any, NamedTuple
 
 from ikebana.errors import ModelError
 
-FORMAT = 1  # raised when older versions of ikebana could not read the file any more
-LARGEST = 2**31 - 1  # bytes: protobuf itself stops there
-EXPORTED = "a file that ikebana export made, such as flowers.onnx"
-DEEPEST = 24  # messages within messages; ours has 8
-SEAL = re.compile(rb'r\x4c\n\x06sha256\x12\x42"([0-9a-f]{64})"\Z')  # a metadata entry, as protobuf writes it
+# Increase when older versions of ikebana cannot read the file any more.
+FORMAT = 1
+# Bytes: protobuf's own limit.
+LARGEST = 2**31 - 1
+ADVICE_MODEL_FILE = "a file that ikebana export made, such as flowers.onnx"
+# Levels of messages within messages; exported files have 8.
+MAX_NESTING = 24
+# A metadata entry in protobuf's encoding.
+SEAL_PATTERN = re.compile(rb'r\x4c\n\x06sha256\x12\x42"([0-9a-f]{64})"\Z')
 SEAL_LENGTH = 78
 
-VARINT, EIGHT_BYTES, DELIMITED, FOUR_BYTES = 0, 1, 2, 5  # kinds of fields; the others are out of use
-WITHIN = {  # which fields hold what kind of message
+# Wire types of fields; the others are deprecated.
+VARINT, EIGHT_BYTES, DELIMITED, FOUR_BYTES = 0, 1, 2, 5
+# Message type → field number → type of the nested message.
+NESTED_MESSAGES = {
     "model": {7: "graph", 8: "operators"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
     "sparse tensor": {1: "tensor", 2: "tensor"},
 }
-OF_A_MODEL = {1, 2, 3, 4, 5, 6, 7, 8, 14}  # versions, names, graph, metadata: no training, no functions
-METADATA = 14
-IR_VERSION = 0x08  # a model's first byte: field 1, a number
-DOMAINS = {"operators": 1, "node": 7}  # the field that names a set of operators
-OPERATOR = 4  # a node's field
-EXTERNAL = {13, 14}  # a tensor's fields: its numbers lie in another file
-ENDLESS = {b"Loop", b"Scan"}
+# Versions, names, graph and metadata of a model; neither training nor functions.
+MODEL_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14}
+METADATA_FIELD = 14
+# The first byte of a model: field 1, a varint.
+IR_VERSION_TAG = 0x08
+# Message type → the field that names an operator set.
+DOMAIN_FIELDS = {"operators": 1, "node": 7}
+# The field of a node that names its operator.
+OPERATOR_FIELD = 4
+# The fields of a tensor that refer to another file.
+EXTERNAL_DATA_FIELDS = {13, 14}
+LOOP_OPERATORS = {b"Loop", b"Scan"}
 
 
 class Field(NamedTuple):
-    """A field of a message."""
+    """A field of a protobuf message."""
 
     number: int
-    kind: int
-    content: memoryview  # empty for numbers
+    wire_type: int
+    # Empty for numbers.
+    content: memoryview
 
 
 def read(file: str | Path) -> bytes:
-    """All bytes of a model file.
+    """Read a model file.
 
-    raises  ModelError if there is none, or it is too large to be one
+    Raises:
+        ModelError: the file is missing, unreadable or too large.
     """
-    place = Path(os.path.expanduser(file))
-    if os.path.isdir(place):
-        advice = f"ikebana export {place} flowers.onnx, if it is a run"
+    path = Path(os.path.expanduser(file))
+    if os.path.isdir(path):
+        advice = f"ikebana export {path} flowers.onnx, if it is a run"
         raise ModelError("this is a folder, not a model file", where=file, advice=advice)
     try:
-        if place.stat().st_size > LARGEST:
-            raise ModelError("this file is larger than any model file", where=file, advice=EXPORTED)
-        return place.read_bytes()
+        if path.stat().st_size > LARGEST:
+            raise ModelError("this file is larger than any model file", where=file, advice=ADVICE_MODEL_FILE)
+        return path.read_bytes()
     except FileNotFoundError:
-        raise ModelError("there is no such model file", where=file, advice=EXPORTED) from None
+        raise ModelError("there is no such model file", where=file, advice=ADVICE_MODEL_FILE) from None
     except (OSError, MemoryError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ModelError(f"this model file cannot be read: {why}", where=file, advice=EXPORTED) from None
+        raise ModelError(f"this model file cannot be read: {why}", where=file, advice=ADVICE_MODEL_FILE) from None
 
 
 def sealed(model: bytes) -> bytes:
-    """The file with its seal at the end. Protobuf allows to append entries, so it remains an ONNX file."""
+    """Append the seal; protobuf allows appended entries, so the result is still an ONNX file."""
     return model + b'r\x4c\n\x06sha256\x12\x42"' + hashlib.sha256(model).hexdigest().encode() + b'"'
 
 
 def metadata(data: bytes, where: str | Path | None = None) -> dict[str, Any]:
-    """What the file says about itself, once it is known that nothing in it reaches further than a network must.
+    """Check a model file and return its metadata.
 
-    raises  ModelError if the file is damaged, foreign or too new, or there is something in it that ikebana never writes
+    Raises:
+        ModelError: the file is damaged, foreign or too new, or contains something that ikebana never writes.
     """
     try:
-        entries = _entries(memoryview(data))
+        entries = _read_entries(memoryview(data))
     except (ValueError, IndexError):
         raise ModelError(
             "this is not an ONNX file, or it is damaged", where=where, advice="fetch it again, or ikebana export"
         ) from None
-    except _Refused as reason:
+    except _RefusedError as error:
         raise ModelError(
-            f"this model file is refused: {reason}", where=where, advice="only files that ikebana export made"
+            f"this model file is refused: {error}", where=where, advice="only files that ikebana export made"
         ) from None
     version = entries.get("ikebana")
     if version is None:
@@ -102,9 +117,9 @@ def metadata(data: bytes, where: str | Path | None = None) -> dict[str, Any]:
             where=where,
             advice="pip install --upgrade ikebana",
         )
-    seal = SEAL.search(data, max(0, len(data) - SEAL_LENGTH))
-    whole = seal is not None and seal[1].decode() == hashlib.sha256(data[: seal.start()]).hexdigest()
-    if type(version) is not int or version != FORMAT or not whole:
+    seal = SEAL_PATTERN.search(data, max(0, len(data) - SEAL_LENGTH))
+    is_intact = seal is not None and seal[1].decode() == hashlib.sha256(data[: seal.start()]).hexdigest()
+    if type(version) is not int or version != FORMAT or not is_intact:
         raise ModelError(
             "this model file is not as ikebana wrote it: it is damaged, or was changed since",
             where=where,
@@ -113,88 +128,92 @@ def metadata(data: bytes, where: str | Path | None = None) -> dict[str, Any]:
     return entries
 
 
-class _Refused(Exception):
-    """Something that ikebana never writes."""
+class _RefusedError(Exception):
+    """The file contains something that ikebana never writes."""
 
 
-def _entries(data: memoryview) -> dict[str, Any]:
-    """The metadata of a model; everything else in it is looked through on the way."""
+def _read_entries(data: memoryview) -> dict[str, Any]:
+    """Check all messages of a model and return its metadata."""
     entries: dict[str, Any] = {}
     if not data:
         raise ValueError("an empty file")
-    if data[0] != IR_VERSION:
+    if data[0] != IR_VERSION_TAG:
         raise ValueError("no model begins so")
-    for field in _fields(data):
-        if field.number not in OF_A_MODEL:
-            raise _Refused("it holds more than a network")
-        if field.number == METADATA and field.kind == DELIMITED:
-            key, value = _entry(field.content)
+    for field in _parse_fields(data):
+        if field.number not in MODEL_FIELDS:
+            raise _RefusedError("it holds more than a network")
+        if field.number == METADATA_FIELD and field.wire_type == DELIMITED:
+            key, value = _parse_entry(field.content)
             entries[key] = value
-    _look_through(data, "model", 0)
+    _check_message(data, "model", 0)
     return entries
 
 
-def _entry(data: memoryview) -> tuple[str, Any]:
-    """A name and its value; values are JSON, but those of other programs are plain text and stay unread."""
-    parts = {field.number: bytes(field.content).decode("utf-8") for field in _fields(data) if field.kind == DELIMITED}
-    key, text = parts.get(1, ""), parts.get(2, "")
+def _parse_entry(data: memoryview) -> tuple[str, Any]:
+    """Parse a metadata entry; a value that is not JSON, as other programs write, becomes None."""
+    texts = {
+        field.number: bytes(field.content).decode("utf-8")
+        for field in _parse_fields(data)
+        if field.wire_type == DELIMITED
+    }
+    key, text = texts.get(1, ""), texts.get(2, "")
     try:
-        return key, json.loads(text, parse_constant=_no_number)
+        return key, json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return key, None
 
 
-def _no_number(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def _look_through(data: memoryview, kind: str, depth: int) -> None:
-    """Refuse what reaches further than a network must; ValueError or IndexError if the bytes make no sense."""
-    if depth > DEEPEST:
-        raise _Refused("its parts lie too deep in one another")
-    for field in _fields(data):
-        if kind == "tensor" and field.number in EXTERNAL:
-            raise _Refused("it reaches for another file")
-        if field.kind != DELIMITED:
+def _check_message(data: memoryview, message_type: str, depth: int) -> None:
+    """Refuse what a network does not need; ValueError or IndexError if the bytes are malformed."""
+    if depth > MAX_NESTING:
+        raise _RefusedError("its parts lie too deep in one another")
+    for field in _parse_fields(data):
+        if message_type == "tensor" and field.number in EXTERNAL_DATA_FIELDS:
+            raise _RefusedError("it reaches for another file")
+        if field.wire_type != DELIMITED:
             continue
-        if field.number == DOMAINS.get(kind) and bytes(field.content) not in (b"", b"ai.onnx"):
-            raise _Refused("it needs operators of its own")
-        if kind == "node" and field.number == OPERATOR and bytes(field.content) in ENDLESS:
-            raise _Refused("it has a loop, which need not end")
-        inner = WITHIN.get(kind, {}).get(field.number)
-        if inner is not None:
-            _look_through(field.content, inner, depth + 1)
+        if field.number == DOMAIN_FIELDS.get(message_type) and bytes(field.content) not in (b"", b"ai.onnx"):
+            raise _RefusedError("it needs operators of its own")
+        if message_type == "node" and field.number == OPERATOR_FIELD and bytes(field.content) in LOOP_OPERATORS:
+            raise _RefusedError("it has a loop, which need not end")
+        nested_type = NESTED_MESSAGES.get(message_type, {}).get(field.number)
+        if nested_type is not None:
+            _check_message(field.content, nested_type, depth + 1)
 
 
-def _fields(data: memoryview) -> Iterator[Field]:
-    """A message's fields, one after the other."""
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        number, kind = tag >> 3, tag & 7
-        start, end = place, place
-        if kind == VARINT:
-            _, place = _varint(data, place)
-        elif kind in (EIGHT_BYTES, FOUR_BYTES):
-            place += 8 if kind == EIGHT_BYTES else 4
-        elif kind == DELIMITED:
-            length, start = _varint(data, place)
-            place = end = start + length
+def _parse_fields(data: memoryview) -> Iterator[Field]:
+    """Yield the fields of a message."""
+    position = 0
+    while position < len(data):
+        tag, position = _parse_varint(data, position)
+        number, wire_type = tag >> 3, tag & 7
+        start, end = position, position
+        if wire_type == VARINT:
+            _, position = _parse_varint(data, position)
+        elif wire_type in (EIGHT_BYTES, FOUR_BYTES):
+            position += 8 if wire_type == EIGHT_BYTES else 4
+        elif wire_type == DELIMITED:
+            length, start = _parse_varint(data, position)
+            position = end = start + length
         else:
             raise ValueError("a kind of field that is out of use")
-        if number == 0 or place > len(data):
+        if number == 0 or position > len(data):
             raise ValueError("a field that ends after its message")
-        yield Field(number, kind, data[start:end])
+        yield Field(number, wire_type, data[start:end])
 
 
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, the lowest first, and where the next field begins."""
+def _parse_varint(data: memoryview, position: int) -> tuple[int, int]:
+    """Parse a number of 7 bits per byte, lowest first; return it and the next position."""
     value = shift = 0
     while True:
-        byte = data[place]
+        byte = data[position]
         value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
+        position, shift = position + 1, shift + 7
         if byte < 128:
-            return value, place
+            return value, position
         if shift > 63:
             raise ValueError("a number without an end")
