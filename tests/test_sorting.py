@@ -99,8 +99,8 @@ def test_of_photos_of_one_name_each_is_looked_at_once(tmp_path, monkeypatch):
     def counted(real):
         return lambda *given: looks.append(1) or real(*given)
 
-    monkeypatch.setattr(sorting, "_made", counted(sorting._made))
-    monkeypatch.setattr(sorting, "_held", counted(sorting._held))
+    monkeypatch.setattr(sorting, "_create", counted(sorting._create))
+    monkeypatch.setattr(sorting, "_identify", counted(sorting._identify))
     sorter = Sorter(tmp_path / "sorted", CLASSES, link=False)
     for file in many(tmp_path / "photos", 200):
         sorter.put(said(file), file)

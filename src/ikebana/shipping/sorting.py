@@ -1,4 +1,7 @@
-"""Photos sorted into folders by what they show: copied or linked, never moved, and nothing that is there is written over."""
+"""Photos sorted into a folder per predicted class.
+
+They are copied or linked, never moved. Existing files are never overwritten.
+"""
 
 import errno
 import hashlib
@@ -16,130 +19,136 @@ from ikebana.places import cannot_write
 from ikebana.shipping.prediction import NOT_SURE, Prediction
 
 UNUSABLE = "unusable"
-FORBIDDEN = frozenset('/\\:*?"<>|')  # in a folder's name, on one system or another
-RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)  # on Windows
-LONGEST = 255  # bytes in UTF-8 of a name, on most disks
-ROOM = 15  # of them for what follows a folder's name: a number
+# Characters that a folder's name cannot contain on some system.
+FORBIDDEN_CHARACTERS = frozenset('/\\:*?"<>|')
+# Names that Windows reserves.
+RESERVED_NAME = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
+# UTF-8 bytes of a name on most file systems, of which some are reserved for a number at the end.
+MAX_NAME_BYTES = 255
+SUFFIX_BYTES = 15
 
 
 def folders(names: Sequence[str]) -> list[str]:
-    """A folder's name for each of these names, no two alike on any disk, none leading anywhere else.
+    """Make a safe folder name for each name, distinct on every file system.
 
-    A model file may come from anybody: what its classes are called is not trusted to be a folder's name.
+    A model file may be untrusted, so the names of its classes are not used as paths.
     """
-    found: list[str] = []
+    folder_names: list[str] = []
     taken: set[str] = set()
     for name in names:
-        plain, number = _plain(name), 2
-        kept = plain
-        while _folded(kept) in taken:
-            kept, number = f"{plain}-{number}", number + 1
-        taken.add(_folded(kept))
-        found.append(kept)
-    return found
+        safe_name, number = _sanitise(name), 2
+        candidate = safe_name
+        while _fold(candidate) in taken:
+            candidate, number = f"{safe_name}-{number}", number + 1
+        taken.add(_fold(candidate))
+        folder_names.append(candidate)
+    return folder_names
 
 
-def _plain(name: str) -> str:
-    letters = unicodedata.normalize("NFC", name)  # letters that look alike are one name on some disks
-    kept = "".join("_" if each in FORBIDDEN or not each.isprintable() else each for each in letters)
-    kept = _cut(kept.strip(". "), LONGEST - ROOM).strip(". ") or "_"
-    return f"_{kept}" if RESERVED.fullmatch(kept) else kept
+def _sanitise(name: str) -> str:
+    normalised = unicodedata.normalize("NFC", name)  # some file systems do so themselves
+    safe = "".join("_" if char in FORBIDDEN_CHARACTERS or not char.isprintable() else char for char in normalised)
+    safe = _truncate(safe.strip(". "), MAX_NAME_BYTES - SUFFIX_BYTES).strip(". ") or "_"
+    return f"_{safe}" if RESERVED_NAME.fullmatch(safe) else safe
 
 
-def _folded(name: str) -> str:
-    """What two names share that are one on a disk which does not tell capitals, or ways to write an accent, apart."""
+def _fold(name: str) -> str:
+    """Make a key that is equal for names that a case- or accent-folding file system treats as equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _cut(name: str, most: int) -> str:
-    """Its beginning, of so many bytes at most, cut between letters."""
-    whole = os.fsencode(name)
-    return name if len(whole) <= most else whole[:most].decode("utf-8", "ignore")
+def _truncate(name: str, max_bytes: int) -> str:
+    """Cut a name to at most so many bytes, between characters."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= max_bytes else encoded[:max_bytes].decode("utf-8", "ignore")
 
 
 @dataclass(slots=True)
-class _Alike:
-    """The photos of one name in one folder."""
+class _SameName:
+    """The files of one folder whose names differ only in their number."""
 
-    numbers: dict[bytes | None, int] = field(
-        default_factory=dict
-    )  # by what they hold; None is what is no photo of ours
-    seen: int = 0  # numbers that were looked at: all of them are taken
+    # By identity of the photo; None stands for files that are no photo or link.
+    numbers: dict[bytes | None, int] = field(default_factory=dict)
+    # Numbers 1 to this one are taken and checked.
+    checked: int = 0
 
 
 class Sorter:
-    """Puts each photo into the folder of its class, or of those that are not sure or unusable."""
+    """Puts each photo into the folder of its class, of "not sure" or of "unusable"."""
 
-    def __init__(self, place: Path, classes: Sequence[str], link: bool):
-        self.place, self.link = Path(os.path.expanduser(place)), link
-        *of_classes, self.not_sure, self.unusable = folders([*classes, NOT_SURE, UNUSABLE])
-        self.folders = dict(zip(classes, of_classes, strict=True))
-        self.alike: dict[str, _Alike] = {}  # of each name that several photos have: those of the others need no memory
+    def __init__(self, folder: Path, classes: Sequence[str], link: bool):
+        self.place, self.link = Path(os.path.expanduser(folder)), link
+        *class_folders, self.not_sure_folder, self.unusable_folder = folders([*classes, NOT_SURE, UNUSABLE])
+        self.class_folders = dict(zip(classes, class_folders, strict=True))
+        # Only for names that several photos share: all others need no memory.
+        self.same_name: dict[str, _SameName] = {}
 
     def put(self, prediction: Prediction, file: Path) -> Path | None:
-        """Copy or link one photo; None if there is no file to copy.
+        """Copy or link one photo; return its new path, or None if there is no file.
 
-        A name that is taken by another photo gets a number. A photo that is there already is left alone, so that the same
-        command may be given again. What came in an archive is copied: it lies in the cache, which may be deleted.
+        A number is added if another photo has taken the name. A photo that is already there stays,
+        so that the same command can run again. Photos from archives are always copied: they are in
+        the cache, which may be deleted.
 
-        raises  MachineError if the place cannot be written to
+        Raises:
+            MachineError: the folder is not writable.
         """
-        if not os.path.isfile(file):  # pathlib's own question ends in an error where a name is too long
+        if not os.path.isfile(file):  # Path.is_file raises an error if the name is too long
             return None
-        folder = self.place / (self.not_sure if prediction.usable else self.unusable)
+        folder = self.place / (self.not_sure_folder if prediction.usable else self.unusable_folder)
         if prediction.label is not None:
-            folder = self.place / self.folders[prediction.label]
+            folder = self.place / self.class_folders[prediction.label]
         link = self.link and Path(prediction.path) == file
         target = folder / file.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if str(target) not in self.alike and (_made(target, file, link) or _is_there(target, file, link)):
+            if str(target) not in self.same_name and (_create(target, file, link) or _is_there(target, file, link)):
                 return target
-            return self._beside(target, file, link)
+            return self._put_numbered(target, file, link)
         except OSError as error:
             raise cannot_write(error, folder) from error
 
-    def _beside(self, target: Path, file: Path, link: bool) -> Path:
-        """The photo at the first number that is free, unless it is there already; each that is there is looked at once."""
-        alike = self.alike.setdefault(str(target), _Alike())
-        mine = _held(file, link)
-        while mine not in alike.numbers:
-            alike.seen += 1
-            place = _numbered(target, alike.seen)
-            new = _made(place, file, link)
-            alike.numbers.setdefault(mine if new else _held_there(place), alike.seen)
-        return _numbered(target, alike.numbers[mine])
+    def _put_numbered(self, target: Path, file: Path, link: bool) -> Path:
+        """Put the photo at the first free number, unless it is there; each existing file is read once."""
+        same_name = self.same_name.setdefault(str(target), _SameName())
+        identity = _identify(file, link)
+        while identity not in same_name.numbers:
+            same_name.checked += 1
+            path = _add_number(target, same_name.checked)
+            is_created = _create(path, file, link)
+            same_name.numbers.setdefault(identity if is_created else _identify_existing(path), same_name.checked)
+        return _add_number(target, same_name.numbers[identity])
 
 
-def _numbered(target: Path, number: int) -> Path:
+def _add_number(target: Path, number: int) -> Path:
     if number == 1:
         return target
-    ending = f"-{number}{_cut(target.suffix, ROOM)}"
-    return target.with_name(_cut(target.stem, LONGEST - len(os.fsencode(ending))) + ending)
+    ending = f"-{number}{_truncate(target.suffix, SUFFIX_BYTES)}"
+    return target.with_name(_truncate(target.stem, MAX_NAME_BYTES - len(os.fsencode(ending))) + ending)
 
 
 def _is_there(target: Path, file: Path, link: bool) -> bool:
-    return target.is_symlink() == link and _held_there(target) == _held(file, link)
+    return target.is_symlink() == link and _identify_existing(target) == _identify(file, link)
 
 
-def _held_there(place: Path) -> bytes | None:
-    """What tells the photo or the link at a place from others; None for what is neither."""
-    if place.is_symlink():
-        return _held(place, True) if place.exists() else None
-    return _held(place, False) if place.is_file() else None
+def _identify_existing(path: Path) -> bytes | None:
+    """Identify the photo or link at a path; None if it is neither."""
+    if path.is_symlink():
+        return _identify(path, True) if path.exists() else None
+    return _identify(path, False) if path.is_file() else None
 
 
-def _held(file: Path, link: bool) -> bytes:
-    """What tells a photo from others: as a copy what is in it, as a link which file it is."""
+def _identify(file: Path, link: bool) -> bytes:
+    """Identify a photo: a link by its device and inode, a copy by the hash of its bytes."""
     if link:
-        about = os.stat(file)
-        return f"{about.st_dev} {about.st_ino}".encode()
+        stat = os.stat(file)
+        return f"{stat.st_dev} {stat.st_ino}".encode()
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, partial(hashlib.blake2b, digest_size=16)).digest()
 
 
-def _made(target: Path, file: Path, link: bool) -> bool:
-    """Whether the photo is at its place now; False if the name was taken."""
+def _create(target: Path, file: Path, link: bool) -> bool:
+    """Link or copy the photo; False if the name is taken."""
     try:
         if link:
             target.symlink_to(file.absolute())
@@ -151,17 +160,17 @@ def _made(target: Path, file: Path, link: bool) -> bool:
 
 
 def _copy(file: Path, target: Path) -> None:
-    """A whole copy appears at once; FileExistsError if the name is taken."""
+    """Copy atomically; FileExistsError if the name is taken."""
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "taken", str(target))
-    beside = target.with_name(f".{secrets.token_hex(4)}.partial")
+    partial_file = target.with_name(f".{secrets.token_hex(4)}.partial")
     try:
-        shutil.copyfile(file, beside)
+        shutil.copyfile(file, partial_file)
         try:
-            os.link(beside, target)
+            os.link(partial_file, target)
         except OSError as error:
             if error.errno == errno.EEXIST:
                 raise
-            os.rename(beside, target)  # a disk without hard links
+            os.rename(partial_file, target)  # the file system has no hard links
     finally:
-        beside.unlink(missing_ok=True)
+        partial_file.unlink(missing_ok=True)

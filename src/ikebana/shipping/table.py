@@ -1,8 +1,9 @@
-"""Predictions on their way into a table: `.csv`, `.jsonl` or `.parquet`, a row a path.
+"""The table of predictions: `.csv`, `.jsonl` or `.parquet`, one row per path.
 
-Rows are kept in `OUT.part` as they come, a JSON line each. Whoever is killed goes on from there: where an answer is there already
-a line says where it stands, so that the lines of the last call are the table, in the order in which it asked. Only what is
-complete becomes OUT, by rename, and the part is taken away. In memory are 16 bytes for each answer that was there.
+`OUT.part` collects the rows as JSON lines. A call that was killed resumes from it: for a photo that
+an earlier call predicted, the part gets a note with the position of that row. The lines of the
+last call are therefore the table, in the order of its photos. Only a complete table becomes OUT, by
+rename; then the part is deleted. The memory needed is 16 bytes per prediction that exists.
 """
 
 import csv
@@ -25,160 +26,176 @@ from ikebana.errors import MachineError, RecipeError
 from ikebana.places import cannot_write, to_write, written
 from ikebana.shipping.prediction import Prediction
 
-KINDS = (".csv", ".jsonl", ".parquet")
-DIGITS = 6  # of a probability: a millionth is less than what two processors differ by
-FORMAT = 2  # of the part: a part of another format is begun anew
-NOBODYS = 0  # in place of the digest of a photo that was not asked for: no later call can go on from its row
+TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
+# A millionth is less than the difference between two processors.
+PROBABILITY_DECIMALS = 6
+# A part of another version is discarded.
+PART_FORMAT_VERSION = 2
+# Stands for the digest of a photo that `find_existing` did not look up: later calls cannot resume from its row.
+NO_DIGEST = 0
 
 
 def columns(classes: Sequence[str]) -> list[str]:
-    """The table's columns."""
+    """List the table's columns."""
     return ["path", "label", "confidence", "status", *(f"p:{name}" for name in classes)]
 
 
 def values(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
-    """A row; None where there is nothing to say."""
-    numbers = [round(prediction.probabilities[name], DIGITS) if prediction.usable else None for name in classes]
-    confidence = round(prediction.confidence, DIGITS) if prediction.usable else None
+    """Make the row of a prediction; unknown values are None."""
+    numbers = [
+        round(prediction.probabilities[name], PROBABILITY_DECIMALS) if prediction.usable else None for name in classes
+    ]
+    confidence = round(prediction.confidence, PROBABILITY_DECIMALS) if prediction.usable else None
     return [prediction.path, prediction.label, confidence, prediction.status, *numbers]
 
 
 def check(out: Path) -> Path:
-    """The table's place with ~ resolved; a name that no table can be written under is refused before any work is done.
+    """Resolve ~ in the table's path and check it before any work is done.
 
-    raises  RecipeError; MachineError if nothing can be written there
+    Raises:
+        RecipeError: the name does not end in a table's suffix, or is a folder.
+        MachineError: the path is not writable.
     """
-    place = to_write(out)
-    if place.suffix.lower() not in KINDS or place.is_dir():
-        raise RecipeError(f"{out} is not the name of a table", advice=f"a name that ends in {', '.join(KINDS)}")
-    return place
+    path = to_write(out)
+    if path.suffix.lower() not in TABLE_SUFFIXES or path.is_dir():
+        raise RecipeError(
+            f"{out} is not the name of a table", advice=f"a name that ends in {', '.join(TABLE_SUFFIXES)}"
+        )
+    return path
 
 
-def part_of(out: Path) -> Path:
-    """Where rows are kept until all are there."""
+def get_part_path(out: Path) -> Path:
+    """Get the path of the file that collects the rows until the table is complete."""
     return out.with_name(f"{out.name}.part")
 
 
 def is_own(file: Path, out: Path) -> bool:
-    """Whether the file is the table itself or its part, which may lie among the photos."""
-    return file.name in (out.name, part_of(out).name) and file.parent.resolve() == out.parent.resolve()
+    """Whether the file is the table or its part, which may be in a folder of photos."""
+    return file.name in (out.name, get_part_path(out).name) and file.parent.resolve() == out.parent.resolve()
 
 
 class Table:
-    """A table that is being written."""
+    """A table that predictions are written to.
+
+    Args:
+        model: identifies the classifier: only rows of the same one are resumed from.
+        anew: start over, even if a part exists.
+    """
 
     def __init__(self, out: Path, classes: Sequence[str], model: str, anew: bool = False):
-        """
-        model  what tells the classifier from any other: only its own rows are gone on from
-        anew   from the beginning, whatever is there
-        """
-        self.out, self.anew, self.classes = check(out), anew, tuple(classes)
-        self.part = part_of(self.out)
-        self.head = json.dumps({"format": FORMAT, "model": model, "classes": list(classes)}) + "\n"
-        self.opened = ExitStack()
-        self.stream: IO[bytes] | None = None  # what is added
-        self.old: IO[bytes] | None = None  # what was there
-        self.there = np.zeros(0, np.uint64)  # digests of the answers that were there, sorted
-        self.places, self.began = self.there, 0  # where these stand; bytes that were there
-        self.looked_at: deque[int] = deque()  # digests of the photos whose rows are still to come
-        self.new = 0  # photos that were asked for and not there
+        self.out, self.overwrite, self.classes = check(out), anew, tuple(classes)
+        self.part = get_part_path(self.out)
+        self.header = json.dumps({"format": PART_FORMAT_VERSION, "model": model, "classes": list(classes)}) + "\n"
+        self.open_files = ExitStack()
+        # Appends to the part, and reads the rows of earlier calls.
+        self.writer: IO[bytes] | None = None
+        self.reader: IO[bytes] | None = None
+        # Sorted digests of earlier predictions, and the offsets of their rows.
+        self.known_digests = self.row_offsets = np.zeros(0, np.uint64)
+        # Bytes of the part that earlier calls wrote.
+        self.start_offset = 0
+        # Digests of the photos whose rows are still to be added, and the number of all such photos.
+        self.pending_digests: deque[int] = deque()
+        self.new_count = 0
 
     def __enter__(self) -> Self:
-        with ExitStack() as opened:
+        with ExitStack() as open_files:
             try:
                 self.out.parent.mkdir(parents=True, exist_ok=True)
-                self.stream = opened.enter_context(_locked(self.part))
-                self._go_on(self.stream)
-                self.old = opened.enter_context(self.part.open("rb"))
+                self.writer = open_files.enter_context(_open_locked(self.part))
+                self._resume(self.writer)
+                self.reader = open_files.enter_context(self.part.open("rb"))
             except OSError as error:
                 raise cannot_write(error, self.part) from error
-            self.opened = opened.pop_all()  # they stay open
+            self.open_files = open_files.pop_all()  # keeps them open after this block
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.opened.close()
+        self.open_files.close()
 
-    def _go_on(self, part: IO[bytes]) -> None:
-        """Find out what is there; a row that was cut off, and all of another model's, is taken away."""
+    def _resume(self, part: IO[bytes]) -> None:
+        """Index the rows of earlier calls; discard a truncated row, and all rows of another model."""
         part.seek(0)
-        head = b"" if self.anew else part.readline()
-        if head != self.head.encode():
-            if head.endswith(b"\n"):  # else a kill cut it off, and nothing was in there
+        header = b"" if self.overwrite else part.readline()
+        if header != self.header.encode():
+            if header.endswith(b"\n"):  # else a kill truncated the header, and no rows follow
                 progress.say(f"{self.part} was made by another model: it is begun anew")
             part.truncate(0)
-            part.write(self.head.encode())
-            self.began = len(self.head.encode())
+            part.write(self.header.encode())
+            self.start_offset = len(self.header.encode())
             return
-        digests, places, end = array("Q"), array("Q"), part.tell()
+        digests, offsets, end = array("Q"), array("Q"), part.tell()
         for line in part:
-            if (row := _whole(line)) is None:
+            if (row := _parse_row(line)) is None:
                 break
-            if row and _is_answer(row):
+            if row and _is_prediction(row):
                 digests.append(row[0])
-                places.append(end)
+                offsets.append(end)
             end += len(line)
         part.truncate(end)
         part.seek(0, os.SEEK_END)
-        self.began, order = end, np.argsort(digests)
-        self.there, self.places = (np.array(each, np.uint64)[order] for each in (digests, places))
+        self.start_offset, order = end, np.argsort(digests)
+        self.known_digests, self.row_offsets = (np.array(column, np.uint64)[order] for column in (digests, offsets))
         if digests:
             progress.say(f"{len(digests)} predictions are there already: going on from them")
 
     def was(self, path: str, file: Path) -> Prediction | None:
-        """The answer that was there when the table was opened; None if this photo is to be looked at, and its row to be added.
+        """Find the prediction of an earlier call; None if the caller must predict and add it.
 
-        file  what lies at the path now: the answer of one that has been changed since does not count
+        Args:
+            file: the file at the path; one that changed since the earlier call has no prediction.
         """
-        assert self.old is not None
-        digest = _digest(path, file)
-        found = int(np.searchsorted(self.there, np.uint64(digest)))
-        if found == len(self.there) or int(self.there[found]) != digest:
-            self.looked_at.append(digest)
-            self.new += 1
+        assert self.reader is not None
+        digest = _compute_digest(path, file)
+        index = int(np.searchsorted(self.known_digests, np.uint64(digest)))
+        if index == len(self.known_digests) or int(self.known_digests[index]) != digest:
+            self.pending_digests.append(digest)
+            self.new_count += 1
             return None
-        place = int(self.places[found])
-        self._write(json.dumps({"after": self.new, "place": place}) + "\n")
-        shown, label, confidence, status, *numbers = _row(self.old, place)
-        return Prediction(shown, label, confidence, dict(zip(self.classes, numbers, strict=True)), status)
+        offset = int(self.row_offsets[index])
+        self._write(json.dumps({"after": self.new_count, "place": offset}) + "\n")
+        shown_path, label, confidence, status, *numbers = _read_row(self.reader, offset)
+        return Prediction(shown_path, label, confidence, dict(zip(self.classes, numbers, strict=True)), status)
 
     def add(self, predictions: Iterable[Prediction]) -> None:
-        """Keep some rows, in the order in which they were asked for; they survive a kill."""
+        """Add rows in the order of the `find_existing` calls; they survive a kill of this process."""
         rows = []
-        for each in predictions:
-            digest = self.looked_at.popleft() if self.looked_at else NOBODYS
-            rows.append(json.dumps([digest, *values(each, self.classes)], ensure_ascii=False) + "\n")
-        self._write("".join(rows), through=True)
+        for prediction in predictions:
+            digest = self.pending_digests.popleft() if self.pending_digests else NO_DIGEST
+            rows.append(json.dumps([digest, *values(prediction, self.classes)], ensure_ascii=False) + "\n")
+        self._write("".join(rows), flush=True)
 
-    def _write(self, text: str, through: bool = False) -> None:
-        assert self.stream is not None
+    def _write(self, text: str, flush: bool = False) -> None:
+        assert self.writer is not None
         try:
-            self.stream.write(text.encode())
-            if through:
-                self.stream.flush()
+            self.writer.write(text.encode())
+            if flush:
+                self.writer.flush()
         except OSError as error:
             raise cannot_write(error, self.part) from error
 
     def finish(self) -> None:
-        """The rows become the table."""
+        """Write the table from the rows and delete the part."""
         write = {".csv": self._to_csv, ".jsonl": self._to_jsonl, ".parquet": self._to_parquet}[self.out.suffix.lower()]
-        self._write("", through=True)
-        with written(self.out) as beside:
-            write(beside)
-        if os.name == "nt":  # where what is open cannot be removed; elsewhere the lock is held meanwhile
-            self.opened.close()
+        self._write("", flush=True)
+        with written(self.out) as partial_file:
+            write(partial_file)
+        if os.name == "nt":  # Windows cannot delete open files; elsewhere the lock is held until the end
+            self.open_files.close()
         with suppress(OSError):
             self.part.unlink()
-        self.opened.close()
+        self.open_files.close()
 
     def _rows(self) -> Iterator[list[Any]]:
-        """Of the photos that this call asked for, in its order: its own, and in between what an earlier one had answered."""
-        with self.part.open("rb") as lines, self.part.open("rb") as again, self.part.open("rb") as old:
-            lines.seek(self.began)
-            again.seek(self.began)
-            new = enumerate(json.loads(line)[1:] for line in lines if not _is_note(line))
-            notes = (json.loads(line) for line in again if _is_note(line))
-            there = ((note["after"], _row(old, note["place"])) for note in notes)
-            for _, row in heapq.merge(there, new, key=itemgetter(0)):  # of equals the first comes first
+        """Yield the rows of this call's photos in order: new ones merged with those of earlier calls."""
+        with self.part.open("rb") as row_lines, self.part.open("rb") as note_lines, self.part.open("rb") as old:
+            row_lines.seek(self.start_offset)
+            note_lines.seek(self.start_offset)
+            new_rows = enumerate(json.loads(line)[1:] for line in row_lines if not _is_note(line))
+            notes = (json.loads(line) for line in note_lines if _is_note(line))
+            old_rows = ((note["after"], _read_row(old, note["place"])) for note in notes)
+            # Of equal keys heapq.merge yields the first iterable's item first.
+            for _, row in heapq.merge(old_rows, new_rows, key=itemgetter(0)):
                 yield row
 
     def _to_csv(self, file: Path) -> None:
@@ -189,45 +206,48 @@ class Table:
 
     def _to_jsonl(self, file: Path) -> None:
         with file.open("w", encoding="utf-8") as stream:
-            for *about, numbers in ((*row[:4], row[4:]) for row in self._rows()):
-                row = dict(zip(columns(()), about, strict=True))
+            for *fields, numbers in ((*row[:4], row[4:]) for row in self._rows()):
+                row = dict(zip(columns(()), fields, strict=True))
                 row["probabilities"] = dict(zip(self.classes, numbers, strict=True))
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _to_parquet(self, file: Path) -> None:
-        """By polars, which passes the rows on in pieces."""
+        """Write with polars, which streams the rows."""
         import polars as pl
 
         names = columns(self.classes)
-        kinds = {name: pl.String if name in ("path", "label", "status") else pl.Float64 for name in names}
+        schema = {name: pl.String if name in ("path", "label", "status") else pl.Float64 for name in names}
         flat = file.with_name(f"{file.name}.flat")
         try:
             with flat.open("w", encoding="utf-8") as stream:
                 for row in self._rows():
                     stream.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n")
-            pl.scan_ndjson(flat, schema=kinds).sink_parquet(file)
+            pl.scan_ndjson(flat, schema=schema).sink_parquet(file)
         finally:
             flat.unlink(missing_ok=True)
 
 
 def as_text(row: Sequence[Any]) -> list[str]:
-    """A row for CSV: all probabilities in as many digits, nothing where there is nothing to say."""
-    return ["" if each is None else f"{each:.{DIGITS}f}" if isinstance(each, float) else str(each) for each in row]
+    """Format a row for CSV: probabilities with a fixed number of decimals, None as ""."""
+    return [
+        "" if value is None else f"{value:.{PROBABILITY_DECIMALS}f}" if isinstance(value, float) else str(value)
+        for value in row
+    ]
 
 
-def _row(part: IO[bytes], place: int) -> list[Any]:
-    """The row that stands there, without its digest."""
-    part.seek(place)
+def _read_row(part: IO[bytes], offset: int) -> list[Any]:
+    """Read the row at an offset, without its digest."""
+    part.seek(offset)
     return json.loads(part.readline())[1:]
 
 
 def _is_note(line: bytes) -> bool:
-    """Whether a line says where an answer stands that was there already, and is no row."""
+    """Whether the line is a note with the position of an earlier row, not a row."""
     return line.startswith(b"{")
 
 
-def _whole(line: bytes) -> list[Any] | None:
-    """A row with its digest; an empty one for a note, None if it was cut off."""
+def _parse_row(line: bytes) -> list[Any] | None:
+    """Parse a row with its digest; [] for a note, None if the line is truncated."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -240,38 +260,40 @@ def _whole(line: bytes) -> list[Any] | None:
     return row if isinstance(path, str) and isinstance(digest, int) and 0 <= digest < 2**64 else None
 
 
-def _is_answer(row: Sequence[Any]) -> bool:
-    """Whether the photo could be used: what could not may be there, or be read, the next time."""
+def _is_prediction(row: Sequence[Any]) -> bool:
+    """Whether the photo was usable; an unusable one is tried again."""
     return row[1 + columns(()).index("confidence")] is not None
 
 
-def _digest(path: str, file: Path) -> int:
-    """Of a path and of the file that lies there, which is another one if its size or its time has changed."""
+def _compute_digest(path: str, file: Path) -> int:
+    """Hash a path with the size and modification time of its file."""
     try:
-        about = os.stat(file)
-        stamp = f"{about.st_size} {about.st_mtime_ns}"
-    except (OSError, ValueError):  # it cannot be opened either, and its row will say why
+        stat = os.stat(file)
+        stamp = f"{stat.st_size} {stat.st_mtime_ns}"
+    except (OSError, ValueError):  # the file cannot be opened either; its row will report the reason
         stamp = ""
     return int.from_bytes(blake2b(f"{stamp}\n{path}".encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-def _locked(part: Path) -> IO[bytes]:
-    """The part, opened to be gone on with, for this process alone.
+def _open_locked(part: Path) -> IO[bytes]:
+    """Open the part for appending and lock it.
 
-    raises  MachineError if another process has it
+    Raises:
+        MachineError: another process holds the lock.
     """
     while True:
-        with ExitStack() as opened:
-            stream = opened.enter_context(part.open("a+b"))
+        with ExitStack() as open_files:
+            stream = open_files.enter_context(part.open("a+b"))
             _lock(stream, part)
-            with suppress(FileNotFoundError):  # whoever had the lock may have finished in between, and removed the part
+            # The previous holder of the lock may have finished meanwhile and deleted the part.
+            with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(stream.fileno()), os.stat(part)):
-                    opened.pop_all()  # it stays open
+                    open_files.pop_all()  # keeps the stream open
                     return stream
 
 
-def _lock(part: IO[bytes], name: Path) -> None:
-    """One process writes a table at a time; where files cannot be locked, that is the user's to see to."""
+def _lock(part: IO[bytes], path: Path) -> None:
+    """Lock the part for this process, if the system has file locks."""
     try:
         import fcntl
     except ImportError:
@@ -280,5 +302,5 @@ def _lock(part: IO[bytes], name: Path) -> None:
         fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise MachineError(
-            "another process is writing this table", where=name, advice="wait for it, or another --out FILE"
+            "another process is writing this table", where=path, advice="wait for it, or another --out FILE"
         ) from None
