@@ -1,7 +1,7 @@
-"""Where photos wait: a few threads decode them, and the network looks at those that are ready, several at a time.
+"""The queue of photos: threads decode them, and the network classifies decoded ones in batches.
 
-A batch is never waited for: while the network looks at one, the next gathers. A lone photo is looked at at once, and under
-load batches grow by themselves.
+A photo never waits for a batch to fill: the next batch collects during the current forward pass.
+A single photo is classified at once, and batches grow with the load.
 """
 
 import asyncio
@@ -25,15 +25,18 @@ from ikebana.shipping.prediction import NOT_SURE
 from ikebana.shipping.sorting import UNUSABLE
 from ikebana.shipping.upload import Upload
 
-BATCH = 16  # photos that the network sees at a time, at most
-LONGEST_AGAIN = 30  # seconds after which a client is asked to come again, at most
-PACE = 0.05  # seconds a photo takes, until it has been seen
-RECENT = 0.2  # how much the last batch counts in the pace
+# Photos per forward pass.
+MAX_BATCH_PHOTOS = 16
+MAX_RETRY_AFTER_SECONDS = 30
+# Estimate before the first forward pass.
+INITIAL_SECONDS_PER_PHOTO = 0.05
+# Weight of the last batch in the moving average of seconds per photo.
+LAST_BATCH_WEIGHT = 0.2
 NAMED = "named"
 
 
-class Said(Protocol):
-    """What shipping/prediction.py says of one photo."""
+class PredictionLike(Protocol):
+    """The part of shipping/prediction.py's Prediction that the server needs."""
 
     @property
     def label(self) -> str | None: ...
@@ -46,28 +49,33 @@ class Said(Protocol):
 
 
 class Classifier(Told, Protocol):
-    """What the server needs of shipping/classifier.py's; any number of threads may use it."""
+    """The part of shipping/classifier.py's Classifier that the server needs; threads may share one."""
 
     def opened(self, photo: bytes, /) -> np.ndarray:
-        """A photo's bytes → uint8 [side, side, 3]."""
+        """Decode a photo to uint8 [image_size, image_size, 3]."""
         ...
 
     def look(self, photos: np.ndarray, /) -> Any:
-        """uint8 [photos, side, side, 3] → a record with `probabilities`, float [photos, classes]."""
+        """Run uint8 [photos, image_size, image_size, 3]; `.probabilities` is float [photos, classes]."""
         ...
 
-    def said(self, probabilities: np.ndarray, /) -> Said: ...
+    def said(self, probabilities: np.ndarray, /) -> PredictionLike: ...
 
 
 @dataclass
 class Answer:
-    """What a photo shows, how sure that is, or why nothing can be said."""
+    """The predicted class of a photo and its confidence, or why there is none."""
 
-    name: str  # of the file, as it was sent
-    label: str | None  # None if it is not sure, or the photo cannot be used
-    confidence: float  # the probability of the most probable class; 0 if the photo cannot be used
-    probabilities: dict[str, float]  # of each class; empty if the photo cannot be used
-    status: str  # "used", "not sure", or the reason why the photo cannot be used
+    # The file's name in the upload.
+    name: str
+    # None if not sure, or the photo is unusable.
+    label: str | None
+    # The probability of the most probable class; 0 if the photo is unusable.
+    confidence: float
+    # The probability of each class; empty if the photo is unusable.
+    probabilities: dict[str, float]
+    # "used", "not sure", or the reason why the photo is unusable.
+    status: str
 
     @property
     def outcome(self) -> str:
@@ -77,209 +85,220 @@ class Answer:
 
 
 class Visit:
-    """One request's share of the memory."""
+    """One request and the memory that its upload takes."""
 
-    def __init__(self, desk: "Desk"):
-        self.desk, self.size = desk, 0
+    def __init__(self, queue: "Desk"):
+        self.queue, self.size = queue, 0
 
     def hold(self, size: int) -> None:
-        """So many bytes more are in memory.
+        """Count further bytes that are now in memory.
 
-        raises  Refusal with 503 if all requests together hold too much
+        Raises:
+            Refusal: 503, all requests together take too much memory.
         """
-        if self.desk.held + size > self.desk.limits.held_megabytes * MEGA:
-            raise self.desk.busy("too many uploads at once")
+        if self.queue.held + size > self.queue.limits.held_megabytes * MEGA:
+            raise self.queue.make_busy_refusal("too many uploads at once")
         self.size += size
-        self.desk.held += size
-        self.desk.metrics.received.inc(size)
+        self.queue.held += size
+        self.queue.metrics.received.inc(size)
 
 
 @dataclass
-class _Ready:
-    """A photo that is decoded, and who waits for what it shows."""
+class _DecodedPhoto:
+    """A decoded photo and the future of its probabilities."""
 
-    square: np.ndarray
-    seen: "asyncio.Future[np.ndarray]"
+    image: np.ndarray
+    probabilities: "asyncio.Future[np.ndarray]"
 
 
 class Desk:
-    """Takes photos in, as many as it can hold, and answers each.
+    """Accepts photos up to the limits and predicts each.
 
-    All of it runs on one event loop, but for decoding and the network, which have threads of their own.
+    All methods run on one event loop; decoding and the network have their own threads.
     """
 
     def __init__(self, classifier: Classifier, limits: Limits, metrics: Metrics):
         self.classifier, self.limits, self.metrics = classifier, limits, metrics
-        self.decoders = ThreadPoolExecutor(pixels.threads(), "decode")
-        self.network = ThreadPoolExecutor(1, "network")
-        self.ready: deque[_Ready] = deque()
-        self.some = asyncio.Event()  # something is ready
-        self.waiting = self.held = self.visits = 0  # photos, bytes, requests
-        self.pace = PACE
-        self.closed: float | None = None  # when it was told to accept nothing more, by time.monotonic
+        self.decode_executor = ThreadPoolExecutor(pixels.threads(), "decode")
+        self.network_executor = ThreadPoolExecutor(1, "network")
+        self.ready: deque[_DecodedPhoto] = deque()
+        self.has_ready = asyncio.Event()
+        self.waiting = self.held = self.visits = 0
+        self.seconds_per_photo = INITIAL_SECONDS_PER_PHOTO
+        # When close() was called, by time.monotonic.
+        self.closed_at: float | None = None
         metrics.waiting.set_function(lambda: self.waiting)
         metrics.held.set_function(lambda: self.held)
         metrics.open.set_function(lambda: self.visits)
 
     @property
     def idle(self) -> bool:
-        """Whether everything that was accepted is answered."""
+        """Whether every accepted request is answered."""
         return not self.visits
 
     @property
     def closing(self) -> bool:
-        return self.closed is not None
+        return self.closed_at is not None
 
     @property
     def late(self) -> bool:
-        """Whether the time to finish what was accepted is over."""
-        return self.closed is not None and time.monotonic() > self.closed + self.limits.grace_seconds
+        """Whether the time to finish accepted requests is over."""
+        return self.closed_at is not None and time.monotonic() > self.closed_at + self.limits.grace_seconds
 
     def close(self) -> None:
-        """Accept nothing more; what was accepted is still answered."""
-        if self.closed is None:
-            self.closed = time.monotonic()
+        """Refuse new requests; accepted ones are still answered."""
+        if self.closed_at is None:
+            self.closed_at = time.monotonic()
 
-    def busy(self, what: str) -> Refusal:
-        """503, with the time that the photos which wait will take."""
-        seconds = min(max(math.ceil(self.waiting * self.pace), 1), LONGEST_AGAIN)
+    def make_busy_refusal(self, what: str) -> Refusal:
+        """Make a 503 whose `Retry-After` is the estimated time for the waiting photos."""
+        seconds = min(max(math.ceil(self.waiting * self.seconds_per_photo), 1), MAX_RETRY_AFTER_SECONDS)
         return Refusal(503, what, f"the same once more in {seconds} s", again=seconds)
 
     @contextmanager
     def visit(self) -> Iterator[Visit]:
-        """For the time of a request.
+        """Admit a request and release its memory at the end.
 
-        raises  Refusal with 503 if the server is closing, or the queue is full already
+        Raises:
+            Refusal: 503, the server is shutting down or the queue is full.
         """
         if self.closing:
-            raise Refusal(503, "the server is shutting down", "another server, or later", again=LONGEST_AGAIN)
-        self._need_room(1)
-        visit = Visit(self)
+            raise Refusal(503, "the server is shutting down", "another server, or later", again=MAX_RETRY_AFTER_SECONDS)
+        self._require_capacity(1)
+        request = Visit(self)
         self.visits += 1
         try:
-            yield visit
+            yield request
         finally:
             self.visits -= 1
-            self.held -= visit.size
+            self.held -= request.size
 
-    def _need_room(self, photos: int) -> None:
+    def _require_capacity(self, photos: int) -> None:
         if self.waiting and self.waiting + photos > self.limits.waiting:
-            raise self.busy("the queue is full")
+            raise self.make_busy_refusal("the queue is full")
 
     async def answers(self, uploads: Sequence[Upload]) -> list[Answer]:
-        """An answer for each photo, in order.
+        """Predict each photo, in order.
 
-        raises  Refusal with 503 if there is no room in the queue, or no time; 422 if a photo alone takes that long
+        Raises:
+            Refusal: 503, the queue is full or the time is over; 422, one photo takes too long to decode.
         """
-        self._need_room(len(uploads))
+        self._require_capacity(len(uploads))
         self.waiting += len(uploads)
-        jobs = [_Job(each, self) for each in uploads]
-        tasks = [asyncio.ensure_future(job.answer()) for job in jobs]
+        jobs = [_Job(upload, self) for upload in uploads]
+        tasks = [asyncio.ensure_future(job.run()) for job in jobs]
         try:
             async with asyncio.timeout(self.limits.answer_seconds):
-                answers = await asyncio.gather(*tasks)
+                predictions = await asyncio.gather(*tasks)
         except TimeoutError:
-            if any(job.slow for job in jobs):
+            if any(job.is_slow for job in jobs):
                 raise Refusal(422, "a photo here takes too long to open", "JPEG or PNG, in a smaller size") from None
-            raise self.busy("the server has too much to do") from None
+            raise self.make_busy_refusal("the server has too much to do") from None
         finally:
             for task in tasks:
                 task.cancel()
-        for answer in answers:
-            self.metrics.answered(answer.outcome, answer.label or "")
-        return answers
+        for prediction in predictions:
+            self.metrics.answered(prediction.outcome, prediction.label or "")
+        return predictions
 
-    def released(self) -> None:
-        """A photo needs neither thread nor memory any more."""
+    def release_photo(self) -> None:
+        """Count a photo that no longer needs a thread or memory."""
         self.waiting -= 1
 
-    async def work(self) -> None:
-        """Show the network what is ready, until cancelled."""
+    async def _run_batches(self) -> None:
+        """Classify decoded photos in batches until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            await self.some.wait()
-            batch = [self.ready.popleft() for _ in range(min(len(self.ready), BATCH))]
+            await self.has_ready.wait()
+            batch = [self.ready.popleft() for _ in range(min(len(self.ready), MAX_BATCH_PHOTOS))]
             if not self.ready:
-                self.some.clear()
-            batch = [each for each in batch if not each.seen.done()]  # nobody waits for the others any more
+                self.has_ready.clear()
+            # Requests that ended have cancelled the futures of their photos.
+            batch = [photo for photo in batch if not photo.probabilities.done()]
             if not batch:
                 continue
             try:
-                found = await loop.run_in_executor(self.network, self._look, [each.square for each in batch])
-            except Exception as error:  # each of the requests says so; the next batch may be better
-                _tell(batch, lambda each, _, error=error: each.seen.set_exception(error))
+                rows = await loop.run_in_executor(
+                    self.network_executor, self._forward, [photo.image for photo in batch]
+                )
+            except Exception as error:  # fails the requests of this batch only
+                _resolve(batch, lambda photo, _, error=error: photo.probabilities.set_exception(error))
             else:
-                _tell(batch, lambda each, number, found=found: each.seen.set_result(found[number]))
+                _resolve(batch, lambda photo, index, rows=rows: photo.probabilities.set_result(rows[index]))
 
-    def _look(self, squares: list[np.ndarray]) -> np.ndarray:
-        begun = time.perf_counter()
-        found = self.classifier.look(np.stack(squares)).probabilities
-        seconds = time.perf_counter() - begun
-        self.pace += RECENT * (seconds / len(squares) - self.pace)
+    def _forward(self, images: list[np.ndarray]) -> np.ndarray:
+        start = time.perf_counter()
+        probabilities = self.classifier.look(np.stack(images)).probabilities
+        seconds = time.perf_counter() - start
+        self.seconds_per_photo += LAST_BATCH_WEIGHT * (seconds / len(images) - self.seconds_per_photo)
         self.metrics.network.observe(seconds)
-        self.metrics.batch.observe(len(squares))
-        return found
+        self.metrics.batch.observe(len(images))
+        return probabilities
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
-        """Within this block, photos are looked at; afterwards the threads are let go."""
-        working = asyncio.create_task(self.work())
+        """Classify photos within this block, and release the threads at its end."""
+        worker = asyncio.create_task(self._run_batches())
         try:
             yield
         finally:
             self.close()
-            working.cancel()
-            self.decoders.shutdown(wait=False, cancel_futures=True)
-            self.network.shutdown(wait=False, cancel_futures=True)
+            worker.cancel()
+            self.decode_executor.shutdown(wait=False, cancel_futures=True)
+            self.network_executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _tell(batch: list[_Ready], tell: Callable[[_Ready, int], None]) -> None:
-    for number, each in enumerate(batch):
-        if not each.seen.done():
-            tell(each, number)
+def _resolve(batch: list[_DecodedPhoto], set_outcome: Callable[[_DecodedPhoto, int], None]) -> None:
+    for index, photo in enumerate(batch):
+        if not photo.probabilities.done():
+            set_outcome(photo, index)
 
 
 class _Job:
-    """One photo on its way through the desk."""
+    """The prediction of one photo of a request."""
 
-    def __init__(self, upload: Upload, desk: Desk):
-        self.upload, self.desk = upload, desk
-        self.begun: float | None = None
+    def __init__(self, upload: Upload, queue: Desk):
+        self.upload, self.queue = upload, queue
+        self.decode_start: float | None = None
 
     @property
-    def slow(self) -> bool:
-        """Whether most of the time that there is went into opening this photo."""
-        return self.begun is not None and time.perf_counter() - self.begun > self.desk.limits.answer_seconds / 2
+    def is_slow(self) -> bool:
+        """Whether decoding has taken more than half of the time limit."""
+        return (
+            self.decode_start is not None
+            and time.perf_counter() - self.decode_start > self.queue.limits.answer_seconds / 2
+        )
 
-    async def answer(self) -> Answer:
-        desk, loop = self.desk, asyncio.get_running_loop()
-        opening: Future[np.ndarray] = desk.decoders.submit(self._open)
+    async def run(self) -> Answer:
+        queue, loop = self.queue, asyncio.get_running_loop()
+        decoding: Future[np.ndarray] = queue.decode_executor.submit(self._decode)
         try:
-            square = await asyncio.wrap_future(opening)
-            seen = loop.create_future()
-            desk.ready.append(_Ready(square, seen))
-            desk.some.set()
-            said = desk.classifier.said(await seen)
-            return Answer(self.upload.name, said.label, said.confidence, dict(said.probabilities), said.status)
-        except UnreadablePhoto as reason:
-            return Answer(self.upload.name, None, 0.0, {}, reason.what)
-        finally:  # a thread that opens a photo cannot be stopped: the photo keeps its place until then
-            opening.add_done_callback(lambda _: _in(loop, desk.released))
+            image = await asyncio.wrap_future(decoding)
+            probabilities = loop.create_future()
+            queue.ready.append(_DecodedPhoto(image, probabilities))
+            queue.has_ready.set()
+            result = queue.classifier.said(await probabilities)
+            return Answer(self.upload.name, result.label, result.confidence, dict(result.probabilities), result.status)
+        except UnreadablePhoto as error:
+            return Answer(self.upload.name, None, 0.0, {}, error.what)
+        finally:
+            # Threads cannot be cancelled: the photo counts as waiting until its decoding ends.
+            decoding.add_done_callback(lambda _: _call_in_loop(loop, queue.release_photo))
 
-    def _open(self) -> np.ndarray:
-        self.begun = time.perf_counter()
+    def _decode(self) -> np.ndarray:
+        self.decode_start = time.perf_counter()
         try:
             data, self.upload.data = self.upload.data, b""
             size = pixels.declared(data)
-            if size is not None and size[0] * size[1] > self.desk.limits.megapixels * 1_000_000:
-                many = f"too large: {size[0]} x {size[1]} is {size[0] * size[1] / 1e6:,.0f} megapixels"
-                raise UnreadablePhoto(f"{many}, and the limit here is {self.desk.limits.megapixels}")
-            return self.desk.classifier.opened(data)
+            if size is not None and size[0] * size[1] > self.queue.limits.megapixels * 1_000_000:
+                what = f"too large: {size[0]} x {size[1]} is {size[0] * size[1] / 1e6:,.0f} megapixels"
+                raise UnreadablePhoto(f"{what}, and the limit here is {self.queue.limits.megapixels}")
+            return self.queue.classifier.opened(data)
         finally:
-            self.desk.metrics.decode.observe(time.perf_counter() - self.begun)
-            self.begun = None
+            self.queue.metrics.decode.observe(time.perf_counter() - self.decode_start)
+            self.decode_start = None
 
 
-def _in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nothing is counted any more
-        loop.call_soon_threadsafe(call)
+def _call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed, so counting no longer matters
+        loop.call_soon_threadsafe(function)
