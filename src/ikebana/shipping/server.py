@@ -1,4 +1,4 @@
-"""The ONNX file → HTTP and a page."""
+"""Model file → an HTTP API and a web page."""
 
 import hmac
 import importlib.metadata
@@ -25,10 +25,12 @@ from ikebana.shipping.queueing import Answer, Classifier, Desk
 from ikebana.shipping.sorting import UNUSABLE
 from ikebana.shipping.upload import received
 
-HUNG_UP = 499  # nobody is there to read it; it is counted under this number, as nginx does
+# Counts requests of clients that disconnected, as nginx does; no client reads it.
+CLIENT_CLOSED_REQUEST = 499
+# Path → file of the page.
 PAGES = {"/": "index.html", "/docs": "docs.html"} | {f"/{name}": name for name in (*pages.COMMON, *pages.SERVED)}
-PHOTO = {"type": "string", "format": "binary"}
-BODY = {
+PHOTO_SCHEMA = {"type": "string", "format": "binary"}
+PREDICT_OPENAPI = {
     "parameters": [
         {
             "name": "name",
@@ -42,9 +44,9 @@ BODY = {
         "description": "One or many files as a form, or the bytes of one photo.",
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"photo": {"type": "array", "items": PHOTO}}}
+                "schema": {"type": "object", "properties": {"photo": {"type": "array", "items": PHOTO_SCHEMA}}}
             },
-            "image/*": {"schema": PHOTO},
+            "image/*": {"schema": PHOTO_SCHEMA},
         },
     },
 }
@@ -52,29 +54,29 @@ BODY = {
 
 @dataclass
 class Answers:
-    """One answer a photo, in the order of the upload."""
+    """One prediction per photo, in the order of the upload."""
 
     predictions: list[Answer]
 
 
 @dataclass
 class Problem:
-    """Why there is no answer."""
+    """What is wrong with a request, and what to try."""
 
-    error: str  # what is wrong
-    advice: str  # what to try
+    error: str
+    advice: str
 
 
 @dataclass
 class Unusable(Problem):
-    """None of the photos can be used."""
+    """None of the photos is usable."""
 
     predictions: list[Answer]
 
 
 @dataclass
 class Accepted:
-    """What one upload may be."""
+    """The limits of one upload."""
 
     bytes: int
     files: int
@@ -83,21 +85,21 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Classes(Facts):
-    """What the classifier can tell apart, how far it can be believed, and what it takes."""
+    """The classes, the accuracy of the classifier, and the limits of an upload."""
 
     limits: Accepted
 
 
 @dataclass
 class State:
-    """Of the server."""
+    """The state of the server."""
 
     state: str
 
 
 @dataclass(frozen=True)
 class Service:
-    """The application, and the desk behind it."""
+    """The application and its queue."""
 
     app: Door
     desk: Desk
@@ -111,44 +113,49 @@ def serve(
     token: str | None = None,
     limits: Limits | None = None,
 ) -> None:
-    """Answer over HTTP what photos show, until told to stop.
+    """Serve a model file over HTTP until a signal to stop.
 
-    file    that `ikebana export` made
-    token   that requests must bring, as `Authorization: Bearer TOKEN`
-    raises  ModelError if the file is none; MachineError if the port is taken; RecipeError for a token that cannot be sent
+    Args:
+        file: a file that `ikebana export` made.
+        token: required from clients as `Authorization: Bearer TOKEN`.
+    Raises:
+        ModelError: the file is not a model file.
+        MachineError: the port is taken.
+        RecipeError: the token contains characters that a header cannot contain.
     """
     from ikebana.shipping import classifier
 
-    bounds = limits or Limits()
+    limits = limits or Limits()
     if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
         raise RecipeError("this token cannot be sent in a header", advice="letters and digits, 32 say")
-    shipped = classifier.load(file)
+    loaded = classifier.load(file)
     listener = listening.bound(host, port)
-    names = listening.names(listener, host)
-    service = build(shipped, bounds, token, None if token else names)
-    progress.say(f"{Path(file).name}: {', '.join(shipped.classes)}")
+    allowed_hosts = listening.names(listener, host)
+    service = build(loaded, limits, token, None if token else allowed_hosts)
+    progress.say(f"{Path(file).name}: {', '.join(loaded.classes)}")
     progress.say("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
-    if names is None and not token:
+    if allowed_hosts is None and not token:
         progress.say("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
     url = listening.address(listener)
     progress.event("serving", url=url)
     progress.result(url)
-    listening.run(service.app, service.desk, bounds, listener)
+    listening.run(service.app, service.desk, limits, listener)
 
 
 def build(
     classifier: Classifier, limits: Limits, token: str | None = None, names: Collection[str] | None = None
 ) -> Service:
-    """The application, without a socket. It must be made and run on the same event loop's thread.
+    """Build the application without a socket.
 
-    names  of the server: requests for any other are refused; None if it may have any, as one that asks for a token may
+    Args:
+        names: host names that requests may use; None for any, which needs a token to be safe.
     """
     metrics = Metrics()
-    desk = Desk(classifier, limits, metrics)
+    queue = Desk(classifier, limits, metrics)
 
     @asynccontextmanager
-    async def working(_: FastAPI) -> AsyncIterator[None]:
-        async with desk.at_work():
+    async def run_queue(_: FastAPI) -> AsyncIterator[None]:
+        async with queue.at_work():
             yield
 
     app = FastAPI(
@@ -157,25 +164,26 @@ def build(
         version=importlib.metadata.version("ikebana"),
         docs_url=None,
         redoc_url=None,
-        lifespan=working,
+        lifespan=run_queue,
     )
-    _complain(app)
-    private = [Depends(_guard(token))] if token else []
-    _predict(app, desk, limits, private)
-    _tell_classes(app, classifier, limits, private)
+    _add_error_handlers(app)
+    dependencies = [Depends(_make_token_check(token))] if token else []
+    _add_predict_route(app, queue, limits, dependencies)
+    _add_classes_route(app, classifier, limits, dependencies)
 
-    @app.get("/metrics", summary="What was counted, as Prometheus reads it", dependencies=private)
+    @app.get("/metrics", summary="What was counted, as Prometheus reads it", dependencies=dependencies)
     def _metrics() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    _tell_state(app, desk)
+    _add_health_routes(app, queue)
     for path, name in PAGES.items():
-        app.add_api_route(path, _page(name), methods=["GET", "HEAD"], include_in_schema=False)
-    return Service(Door(app, metrics, [getattr(each, "path", "") for each in app.routes], names), desk)
+        app.add_api_route(path, _make_page_endpoint(name), methods=["GET", "HEAD"], include_in_schema=False)
+    paths = [getattr(route, "path", "") for route in app.routes]
+    return Service(Door(app, metrics, paths, names), queue)
 
 
-def _predict(app: FastAPI, desk: Desk, limits: Limits, private: list[Any]) -> None:
-    problems: dict[int | str, dict[str, Any]] = {
+def _add_predict_route(app: FastAPI, queue: Desk, limits: Limits, dependencies: list[Any]) -> None:
+    error_responses: dict[int | str, dict[str, Any]] = {
         400: {"model": Problem, "description": "The form is broken."},
         408: {"model": Problem, "description": "The upload was too slow."},
         413: {"model": Problem, "description": "The upload is too large, or has too many files."},
@@ -186,57 +194,62 @@ def _predict(app: FastAPI, desk: Desk, limits: Limits, private: list[Any]) -> No
     @app.post(
         "/predict",
         summary="What photos show",
-        dependencies=private,
+        dependencies=dependencies,
         response_model=Answers,
-        responses=problems,
-        openapi_extra=BODY,
+        responses=error_responses,
+        openapi_extra=PREDICT_OPENAPI,
     )
     async def _predict(request: Request) -> JSONResponse:
-        with desk.visit() as visit:
-            uploads = await received(request, limits, visit)
-            answers = await desk.answers(uploads)
-        told = [asdict(each) for each in answers]
-        if all(each.outcome == UNUSABLE for each in answers):
-            what = answers[0].status if len(answers) == 1 else f"none of the {len(answers)} photos can be used"
-            return JSONResponse({"error": what, "advice": "another photo", "predictions": told}, 422)
-        return JSONResponse({"predictions": told})
+        with queue.visit() as queued_request:
+            uploads = await received(request, limits, queued_request)
+            predictions = await queue.answers(uploads)
+        body = [asdict(prediction) for prediction in predictions]
+        if all(prediction.outcome == UNUSABLE for prediction in predictions):
+            count = len(predictions)
+            what = predictions[0].status if count == 1 else f"none of the {count} photos can be used"
+            return JSONResponse({"error": what, "advice": "another photo", "predictions": body}, 422)
+        return JSONResponse({"predictions": body})
 
 
-def _tell_classes(app: FastAPI, classifier: Classifier, limits: Limits, private: list[Any]) -> None:
-    accepted = Accepted(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
-    classes = Classes(**asdict(pages.facts(classifier)), limits=accepted)
+def _add_classes_route(app: FastAPI, classifier: Classifier, limits: Limits, dependencies: list[Any]) -> None:
+    upload_limits = Accepted(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
+    response = Classes(**asdict(pages.facts(classifier)), limits=upload_limits)
 
-    @app.get("/classes", summary="What the classifier tells apart, and what it takes", dependencies=private)
+    @app.get("/classes", summary="What the classifier tells apart, and what it takes", dependencies=dependencies)
     def _classes() -> Classes:
-        return classes
+        return response
 
 
-def _tell_state(app: FastAPI, desk: Desk) -> None:
+def _add_health_routes(app: FastAPI, queue: Desk) -> None:
     @app.get("/healthz", summary="Whether the server lives")
     async def _healthz() -> State:
         return State("alive")
 
-    closing: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": "The server is shutting down."}}
+    error_responses: dict[int | str, dict[str, Any]] = {
+        503: {"model": Problem, "description": "The server is shutting down."}
+    }
 
-    @app.get("/readyz", summary="Whether the server takes photos", responses=closing)
+    @app.get("/readyz", summary="Whether the server takes photos", responses=error_responses)
     async def _readyz() -> State:
-        if desk.closing:
+        if queue.closing:
             raise Refusal(503, "the server is shutting down", "another server", again=1)
         return State("ready")
 
 
-def _guard(token: str) -> Callable[..., None]:
+def _make_token_check(token: str) -> Callable[..., None]:
     bearer = HTTPBearer(auto_error=False, description="The token that `ikebana serve --token` was given.")
 
-    def guard(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if given is None or not hmac.compare_digest(given.credentials.encode("latin-1", "replace"), token.encode()):
-            what = "a token is needed" if given is None else "this token is not the right one"
+    def check_token(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        if credentials is None or not hmac.compare_digest(
+            credentials.credentials.encode("latin-1", "replace"), token.encode()
+        ):
+            what = "a token is needed" if credentials is None else "this token is not the right one"
             raise Refusal(401, what, "Authorization: Bearer TOKEN", kind={"WWW-Authenticate": "Bearer"})
 
-    return guard
+    return check_token
 
 
-def _page(name: str) -> Callable[[], Response]:
+def _make_page_endpoint(name: str) -> Callable[[], Response]:
     content = pages.read(name)
 
     def page() -> Response:
@@ -245,27 +258,27 @@ def _page(name: str) -> Callable[[], Response]:
     return page
 
 
-def _complain(app: FastAPI) -> None:
-    """Every refusal is JSON of the same form, whoever raises it."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Give all error responses the same JSON form."""
 
     @app.exception_handler(Refusal)
     async def _refused(_: Request, refusal: Refusal) -> JSONResponse:
-        return _problem(refusal.status, refusal.what, refusal.advice, refusal.headers)
+        return _make_error_response(refusal.status, refusal.what, refusal.advice, refusal.headers)
 
     @app.exception_handler(Gone)
     async def _gone(_: Request, __: Gone) -> Response:
-        return Response(status_code=HUNG_UP)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return _problem(
+        return _make_error_response(
             error.status_code, str(error.detail).lower(), "/docs lists what there is", dict(error.headers or {})
         )
 
     @app.exception_handler(Exception)
     async def _broken(_: Request, __: Exception) -> JSONResponse:
-        return _problem(500, "this is a fault of the server", "its terminal says more")
+        return _make_error_response(500, "this is a fault of the server", "its terminal says more")
 
 
-def _problem(status: int, what: str, advice: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def _make_error_response(status: int, what: str, advice: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse(asdict(Problem(what, advice)), status, headers)
