@@ -74,8 +74,8 @@ def test_names_matter_at_a_loopback_address_without_a_token(host, token, guarded
     monkeypatch.setattr(listening, "run", lambda app, desk, limits, listener: listener.close() or built.append(app))
     built = []
     server.serve(paper_model, host, 0, token=token)
-    assert (built[0].names is not None) == guarded
-    assert not guarded or {"localhost", "127.0.0.1", "::1"} <= built[0].names
+    assert (built[0].allowed_hosts is not None) == guarded
+    assert not guarded or {"localhost", "127.0.0.1", "::1"} <= built[0].allowed_hosts
 
 
 def test_the_name_that_the_server_was_given_is_one_of_its_own():
