@@ -1,120 +1,122 @@
-// A photo's card: its picture, what it shows, how sure that is, or why nothing can be said.
+// A photo's card: its thumbnail, and its prediction or the reason why there is none.
 
-const THUMBNAIL = 320; // pixels: a card's picture, on a screen of two pixels a point
+const THUMBNAIL_PIXELS = 320; // twice the size in CSS pixels, for high-density screens
 export const WAITING = "Waiting …";
-const SHOWN = 5; // classes; the others are one click away
+const SHOWN_CLASSES = 5; // the user can unfold the others
 
-export function percent(share) {
-  const whole = Math.round(share * 100);
-  if (whole === 0 && share > 0) return "< 1\u00a0%";
-  if (whole === 100 && share < 1) return "> 99\u00a0%";
-  return `${whole}\u00a0%`;
+export function percent(fraction) {
+  const rounded = Math.round(fraction * 100);
+  if (rounded === 0 && fraction > 0) return "< 1\u00a0%";
+  if (rounded === 100 && fraction < 1) return "> 99\u00a0%";
+  return `${rounded}\u00a0%`;
 }
 
-// A probability: no network knows anything for certain, even where float32 has no number between what it says and 1.
-function belief(share) {
-  return percent(Math.min(Math.max(share, Number.MIN_VALUE), 1 - Number.EPSILON));
+// Never 0 % or 100 %: no network is certain, even if its float32 probability is exactly 0 or 1.
+function formatProbability(probability) {
+  return percent(Math.min(Math.max(probability, Number.MIN_VALUE), 1 - Number.EPSILON));
 }
 
-function made(tag, kind = "", text = "") {
+function createElement(tag, className = "", text = "") {
   const element = document.createElement(tag);
-  if (kind) element.className = kind;
+  if (className) element.className = className;
   element.textContent = text;
   return element;
 }
 
 export class Card {
-  constructor(file, removed) {
+  constructor(file, onRemove) {
     this.file = file;
     this.name = file.name || "pasted photo";
-    this.element = made("li", "card waiting");
-    this.picture = made("div", "picture");
+    this.element = createElement("li", "card waiting");
+    this.picture = createElement("div", "picture");
     this.picture.setAttribute("aria-hidden", "true");
-    this.answer = made("h3", "answer", WAITING);
-    this.why = made("p", "why");
-    const name = made("p", "name", this.name);
+    this.answer = createElement("h3", "answer", WAITING);
+    this.reason = createElement("p", "why");
+    const name = createElement("p", "name", this.name);
     name.title = this.name;
-    const text = made("div", "text");
-    text.append(name, this.answer, this.why);
-    const button = made("button", "remove", "×");
+    const text = createElement("div", "text");
+    text.append(name, this.answer, this.reason);
+    const button = createElement("button", "remove", "×");
     button.type = "button";
     button.setAttribute("aria-label", `Remove ${this.name}`);
-    button.addEventListener("click", removed);
+    button.addEventListener("click", onRemove);
     this.element.append(this.picture, text, button);
   }
 
-  // A small copy of the square in the middle, so that a hundred large photos do not stay in memory, nor a very long one
-  // exceeds what a canvas can be; a browser that cannot open it shows none.
-  async draw() {
+  // A small copy of the centre square: many large photos would fill the memory, and a very long one exceeds the limits of
+  // a canvas. If the browser cannot decode the file, the card has no picture.
+  async drawThumbnail() {
     try {
-      const whole = await createImageBitmap(this.file);
-      const side = Math.min(whole.width, whole.height);
-      const [left, top] = [Math.floor((whole.width - side) / 2), Math.floor((whole.height - side) / 2)];
-      const canvas = made("canvas");
-      canvas.width = canvas.height = Math.min(side, THUMBNAIL);
+      const bitmap = await createImageBitmap(this.file);
+      const side = Math.min(bitmap.width, bitmap.height);
+      const [left, top] = [Math.floor((bitmap.width - side) / 2), Math.floor((bitmap.height - side) / 2)];
+      const canvas = createElement("canvas");
+      canvas.width = canvas.height = Math.min(side, THUMBNAIL_PIXELS);
       const context = canvas.getContext("2d");
       context.imageSmoothingQuality = "high";
-      context.drawImage(whole, left, top, side, side, 0, 0, canvas.width, canvas.height);
-      whole.close();
+      context.drawImage(bitmap, left, top, side, side, 0, 0, canvas.width, canvas.height);
+      bitmap.close();
       this.picture.replaceChildren(canvas);
     } catch {
       this.picture.replaceChildren();
     }
   }
 
-  wait(words) {
-    this.answer.textContent = words;
+  showStatus(text) {
+    this.answer.textContent = text;
   }
 
-  // → the same in a sentence, to be read out
-  show({ label, probabilities }, threshold) {
-    const shares = Object.entries(probabilities).sort((one, other) => other[1] - one[1]);
-    const [[best, share], second] = shares;
+  // → the prediction as a sentence for screen readers
+  showPrediction({ label, probabilities }, threshold) {
+    const sorted = Object.entries(probabilities).sort(([, first], [, second]) => second - first);
+    const [[best, confidence], second] = sorted;
     if (label === null) {
-      const might = [[best, share], second].filter(Boolean).map(([name, value]) => `${name} (${belief(value)})`);
-      this._say("unsure", "Not sure", `It might be ${might.join(" or ")}.`);
+      const candidates = [[best, confidence], second].filter(Boolean).map(([name, value]) => `${name} (${formatProbability(value)})`);
+      this._setState("unsure", "Not sure", `It might be ${candidates.join(" or ")}.`);
     } else {
-      this._say("named", label, "");
-      this.answer.append(" ", made("span", "share", belief(share)));
+      this._setState("named", label, "");
+      this.answer.append(" ", createElement("span", "share", formatProbability(confidence)));
     }
-    const bars = made("div", "shares");
-    bars.append(list(shares.slice(0, SHOWN)));
-    if (shares.length > SHOWN) bars.append(others(shares.slice(SHOWN)));
-    this.element.append(bars);
-    return label === null ? `${this.name}: not sure. ${this.why.textContent}` : `${this.name}: ${label}, ${belief(share)}.`;
+    const container = createElement("div", "shares");
+    container.append(createBars(sorted.slice(0, SHOWN_CLASSES)));
+    if (sorted.length > SHOWN_CLASSES) container.append(createDetails(sorted.slice(SHOWN_CLASSES)));
+    this.element.append(container);
+    return label === null ? `${this.name}: not sure. ${this.reason.textContent}` : `${this.name}: ${label}, ${formatProbability(confidence)}.`;
   }
 
-  fail(what, advice) {
-    this._say("wrong", what.replace(/\.$/, ""), advice ? `Try: ${advice}` : "");
+  // → the error as a sentence for screen readers
+  showError(what, advice) {
+    this._setState("wrong", what.replace(/\.$/, ""), advice ? `Try: ${advice}` : "");
     return `${this.name}: ${what}`;
   }
 
-  _say(kind, answer, why) {
-    this.element.className = `card ${kind}`;
+  _setState(state, answer, reason) {
+    this.element.className = `card ${state}`;
     this.answer.textContent = answer;
-    this.why.textContent = why;
-    this.why.hidden = !why;
+    this.reason.textContent = reason;
+    this.reason.hidden = !reason;
   }
 }
 
-function list(shares) {
-  const bars = made("ol", "bars");
-  for (const [name, share] of shares) {
-    const row = made("li");
-    const track = made("span", "track");
-    const fill = made("span", "fill");
-    fill.style.setProperty("--share", share);
+function createBars(entries) {
+  const bars = createElement("ol", "bars");
+  for (const [name, probability] of entries) {
+    const row = createElement("li");
+    const track = createElement("span", "track");
+    const fill = createElement("span", "fill");
+    fill.style.setProperty("--share", probability);
     track.setAttribute("aria-hidden", "true");
     track.append(fill);
-    row.append(made("span", "label", name), track, made("span", "number", belief(share)));
+    row.append(createElement("span", "label", name), track, createElement("span", "number", formatProbability(probability)));
     bars.append(row);
   }
   return bars;
 }
 
-function others(shares) {
-  const more = made("details");
-  more.append(made("summary", "", `${shares.length} more`));
-  more.addEventListener("toggle", () => more.open && more.children.length === 1 && more.append(list(shares)));
-  return more;
+// Creates the bars only when the user unfolds them.
+function createDetails(entries) {
+  const details = createElement("details");
+  details.append(createElement("summary", "", `${entries.length} more`));
+  details.addEventListener("toggle", () => details.open && details.children.length === 1 && details.append(createBars(entries)));
+  return details;
 }

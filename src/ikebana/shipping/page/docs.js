@@ -1,50 +1,50 @@
-// The server's own description of what it answers, made readable. Nothing comes from elsewhere.
+// Shows the server's OpenAPI description as a readable page, without files from other hosts.
 
-function made(tag, text = "", ...inside) {
+function createElement(tag, text = "", ...children) {
   const element = document.createElement(tag);
   element.textContent = text;
-  element.append(...inside);
+  element.append(...children);
   return element;
 }
 
-function example(verb, path, secured) {
-  const token = secured ? " -H 'Authorization: Bearer TOKEN'" : "";
+function createExample(method, path, needsToken) {
+  const token = needsToken ? " -H 'Authorization: Bearer TOKEN'" : "";
   const url = new URL(`.${path}`, location.href).href;
-  const calls = verb === "post" ? [`-F photo=@garden.jpg -F photo=@window.jpg ${url}`, `--data-binary @garden.jpg ${url}`] : [url];
-  return made("pre", calls.map((call) => `curl${token} ${call}`).join("\n"));
+  const calls = method === "post" ? [`-F photo=@garden.jpg -F photo=@window.jpg ${url}`, `--data-binary @garden.jpg ${url}`] : [url];
+  return createElement("pre", calls.map((call) => `curl${token} ${call}`).join("\n"));
 }
 
-// { "$ref": "#/components/schemas/Answer" } → its fields, each with its type
-function shape(schema, all, deep = 0) {
+// { "$ref": "#/components/schemas/NAME" } → its fields and their types
+function formatSchema(schema, schemas, depth = 0) {
   if (!schema) return "";
-  if (schema.$ref) return shape(all[schema.$ref.split("/").at(-1)], all, deep);
-  if (schema.anyOf) return schema.anyOf.map((each) => shape(each, all, deep)).join(" or ");
-  if (schema.type === "array") return `[${shape(schema.items, all, deep)}, …]`;
+  if (schema.$ref) return formatSchema(schemas[schema.$ref.split("/").at(-1)], schemas, depth);
+  if (schema.anyOf) return schema.anyOf.map((option) => formatSchema(option, schemas, depth)).join(" or ");
+  if (schema.type === "array") return `[${formatSchema(schema.items, schemas, depth)}, …]`;
   if (schema.properties) {
-    const pad = "  ".repeat(deep + 1);
-    const rows = Object.entries(schema.properties).map(([name, each]) => `${pad}"${name}": ${shape(each, all, deep + 1)}`);
-    return `{\n${rows.join(",\n")}\n${"  ".repeat(deep)}}`;
+    const indent = "  ".repeat(depth + 1);
+    const rows = Object.entries(schema.properties).map(([name, property]) => `${indent}"${name}": ${formatSchema(property, schemas, depth + 1)}`);
+    return `{\n${rows.join(",\n")}\n${"  ".repeat(depth)}}`;
   }
-  if (schema.additionalProperties) return `{name: ${shape(schema.additionalProperties, all, deep)}, …}`;
+  if (schema.additionalProperties) return `{name: ${formatSchema(schema.additionalProperties, schemas, depth)}, …}`;
   return schema.type ?? "anything";
 }
 
-function section(path, verb, operation, all) {
-  const name = made("code", path);
-  const title = made("h2", "", made("span", verb.toUpperCase()), " ", name);
+function createSection(path, method, operation, schemas) {
+  const name = createElement("code", path);
+  const title = createElement("h2", "", createElement("span", method.toUpperCase()), " ", name);
   title.firstChild.className = "verb";
-  const rows = Object.entries(operation.responses).filter(([status]) => status !== "200");
-  const table = made("table", "", ...rows.map(([status, each]) => made("tr", "", made("th", status), made("td", each.description.replaceAll("`", "")))));
-  const answer = operation.responses["200"]?.content?.["application/json"]?.schema;
-  const parts = [title, made("p", `${operation.summary}.`), example(verb, path, operation.security)];
-  if (answer && Object.keys(answer).length) parts.push(made("pre", shape(answer, all)));
-  if (rows.length) parts.push(table);
-  return made("section", "", ...parts);
+  const errors = Object.entries(operation.responses).filter(([status]) => status !== "200");
+  const rows = errors.map(([status, { description }]) => createElement("tr", "", createElement("th", status), createElement("td", description.replaceAll("`", ""))));
+  const response = operation.responses["200"]?.content?.["application/json"]?.schema;
+  const children = [title, createElement("p", `${operation.summary}.`), createExample(method, path, operation.security)];
+  if (response && Object.keys(response).length) children.push(createElement("pre", formatSchema(response, schemas)));
+  if (rows.length) children.push(createElement("table", "", ...rows));
+  return createElement("section", "", ...children);
 }
 
-const told = await (await fetch("openapi.json")).json();
-for (const [path, verbs] of Object.entries(told.paths)) {
-  for (const [verb, operation] of Object.entries(verbs)) {
-    document.getElementById("paths").append(section(path, verb, operation, told.components?.schemas ?? {}));
+const api = await (await fetch("openapi.json")).json();
+for (const [path, operations] of Object.entries(api.paths)) {
+  for (const [method, operation] of Object.entries(operations)) {
+    document.getElementById("paths").append(createSection(path, method, operation, api.components?.schemas ?? {}));
   }
 }

@@ -1,41 +1,41 @@
-// This browser looks, in a worker so that the page stays awake: no photo leaves the machine.
+// Classifies in the browser: a worker keeps the page responsive, and no photo leaves the device.
 
 import { Problem, start } from "./page.js";
 
-const waiting = new Map();
-let asked = 0;
+const pending = new Map(); // request id → the callbacks of its promise
+let lastId = 0;
 let worker = null;
 
-function hired() {
-  const one = new Worker("engine-worker.js", { type: "module" });
-  one.addEventListener("message", ({ data: { number, said, what, advice } }) => {
-    const { done, failed } = waiting.get(number);
-    waiting.delete(number);
-    if (what) failed(new Problem(what, advice));
-    else done(said);
+function createWorker() {
+  const created = new Worker("engine-worker.js", { type: "module" });
+  created.addEventListener("message", ({ data: { id, result, error, advice } }) => {
+    const { resolve, reject } = pending.get(id);
+    pending.delete(id);
+    if (error) reject(new Problem(error, advice));
+    else resolve(result);
   });
-  one.addEventListener("error", (event) => {
+  created.addEventListener("error", (event) => {
     event.preventDefault();
-    one.terminate();
-    worker = null; // one whose script could not be loaded would never answer
-    for (const { failed } of waiting.values()) failed(new Problem("this browser cannot run the network", "a newer browser"));
-    waiting.clear();
+    created.terminate();
+    worker = null; // a worker whose script failed to load never answers
+    for (const { reject } of pending.values()) reject(new Problem("this browser cannot run the network", "a newer browser"));
+    pending.clear();
   });
-  return one;
+  return created;
 }
 
-function ask(task) {
-  worker ??= hired();
-  return new Promise((done, failed) => {
-    asked += 1;
-    waiting.set(asked, { done, failed });
-    worker.postMessage({ number: asked, ...task });
+function request(task) {
+  worker ??= createWorker();
+  return new Promise((resolve, reject) => {
+    lastId += 1;
+    pending.set(lastId, { resolve, reject });
+    worker.postMessage({ id: lastId, ...task });
   });
 }
 
-function look(file, wait) {
-  wait("Looking …");
-  return ask({ file });
+function predict(file, showStatus) {
+  showStatus("Looking …");
+  return request({ file });
 }
 
-start({ facts: () => ask({}), look, side_by_side: 1, note: "Photos stay on this device: your browser itself looks at them." });
+start({ loadModelInfo: () => request({}), predict, concurrency: 1, note: "Photos stay on this device: your browser itself looks at them." });

@@ -1,20 +1,20 @@
-// The server looks: each photo goes to POST /predict, and is forgotten there.
+// Classifies on the server: each photo goes to POST /predict, and the server does not store it.
 
 import { Problem, start } from "./page.js";
 
-const KEPT = "ikebana-token"; // where this tab keeps the token, until it is closed
-const TRIES = 8; // while the server says that it is busy
-const at = (name) => document.getElementById(name);
+const TOKEN_KEY = "ikebana-token"; // in sessionStorage, which ends with the tab
+const MAX_TRIES = 8; // while the server is busy
+const getElement = (id) => document.getElementById(id);
 let limits = null;
-let asking = null;
+let tokenRequest = null;
 
-at("ask").addEventListener("cancel", (event) => event.preventDefault());
-// A browser closes a dialog at the second Escape, whatever the page wants; but nothing goes on without a token.
-at("ask").addEventListener("close", () => asking && !at("ask").open && at("ask").showModal());
+getElement("ask").addEventListener("cancel", (event) => event.preventDefault());
+// A browser closes a dialog at the second Escape, whatever the page does; but the page needs the token.
+getElement("ask").addEventListener("close", () => tokenRequest && !getElement("ask").open && getElement("ask").showModal());
 
-async function fetched(path, options = {}) {
-  const used = sessionStorage.getItem(KEPT);
-  const headers = { ...options.headers, ...(used ? { Authorization: `Bearer ${used}` } : {}) };
+async function fetchWithToken(path, options = {}) {
+  const token = sessionStorage.getItem(TOKEN_KEY);
+  const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
   let response;
   try {
     response = await fetch(path, { ...options, headers });
@@ -22,42 +22,42 @@ async function fetched(path, options = {}) {
     throw new Problem("the server cannot be reached", "once more in a moment");
   }
   if (response.status !== 401) return response;
-  if (sessionStorage.getItem(KEPT) === used) await token(used !== null); // else another photo has asked meanwhile
-  return fetched(path, options);
+  if (sessionStorage.getItem(TOKEN_KEY) === token) await askForToken(token !== null); // else another request has asked meanwhile
+  return fetchWithToken(path, options);
 }
 
-// One question for all photos that wait for it.
-function token(wrong) {
-  asking ??= new Promise((answered) => {
-    at("ask-why").textContent = wrong ? "That token is not the right one." : at("ask-why").textContent;
-    at("token").value = "";
-    at("ask-form").addEventListener("submit", () => {
-      sessionStorage.setItem(KEPT, at("token").value.replace(/[^\x21-\x7e]/g, "") || "-");
-      asking = null;
-      answered();
+// All requests that need a token share one dialog.
+function askForToken(isRetry) {
+  tokenRequest ??= new Promise((resolve) => {
+    getElement("ask-why").textContent = isRetry ? "That token is not the right one." : getElement("ask-why").textContent;
+    getElement("token").value = "";
+    getElement("ask-form").addEventListener("submit", () => {
+      sessionStorage.setItem(TOKEN_KEY, getElement("token").value.replace(/[^\x21-\x7e]/g, "") || "-");
+      tokenRequest = null;
+      resolve();
     }, { once: true });
-    at("ask").showModal();
+    getElement("ask").showModal();
   });
-  return asking;
+  return tokenRequest;
 }
 
-const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-async function problem(response) {
-  const said = await response.json().catch(() => ({}));
-  return new Problem(said.error ?? `the server answered ${response.status}`, said.advice ?? "");
+async function createProblem(response) {
+  const body = await response.json().catch(() => ({}));
+  return new Problem(body.error ?? `the server answered ${response.status}`, body.advice ?? "");
 }
 
-async function facts() {
-  const response = await fetched("classes");
-  if (!response.ok) throw await problem(response);
-  const told = await response.json();
-  limits = told.limits;
-  return told;
+async function loadModelInfo() {
+  const response = await fetchWithToken("classes");
+  if (!response.ok) throw await createProblem(response);
+  const modelInfo = await response.json();
+  limits = modelInfo.limits;
+  return modelInfo;
 }
 
-// Read before it is sent: else a file that is gone looks like a server that is.
-async function read(file) {
+// Reads the file before sending it: a file that no longer exists would look like an unreachable server.
+async function readFile(file) {
   try {
     return await file.arrayBuffer();
   } catch {
@@ -65,23 +65,23 @@ async function read(file) {
   }
 }
 
-// The end of a file's name, cut between letters: an address cannot hold half of one, which names on Windows may contain as well.
-function ending(name) {
+// The last 100 characters of a name. URLs cannot contain lone surrogates, which names on Windows may contain.
+function shortenName(name) {
   return [...name].slice(-100).join("").replace(/\p{Surrogate}/gu, "\ufffd");
 }
 
-async function look(file, wait) {
+async function predict(file, showStatus) {
   if (file.size > limits.bytes) throw new Problem(`this file is larger than ${Math.floor(limits.bytes / 2 ** 20)} MB`, "a smaller photo");
-  const path = `predict?name=${encodeURIComponent(ending(file.name))}`;
-  const body = await read(file);
+  const path = `predict?name=${encodeURIComponent(shortenName(file.name))}`;
+  const body = await readFile(file);
   for (let tries = 1; ; tries += 1) {
-    wait("Looking …");
-    const response = await fetched(path, { method: "POST", body, headers: { "Content-Type": "application/octet-stream" } });
+    showStatus("Looking …");
+    const response = await fetchWithToken(path, { method: "POST", body, headers: { "Content-Type": "application/octet-stream" } });
     if (response.ok) return (await response.json()).predictions[0];
-    if (response.status !== 503 || tries === TRIES) throw await problem(response);
-    wait("The server is busy: waiting …");
-    await pause((Number(response.headers.get("Retry-After")) || 1) * (1 + Math.random() / 2));
+    if (response.status !== 503 || tries === MAX_TRIES) throw await createProblem(response);
+    showStatus("The server is busy: waiting …");
+    await sleep((Number(response.headers.get("Retry-After")) || 1) * (1 + Math.random() / 2));
   }
 }
 
-start({ facts, look, side_by_side: 3, note: "Photos go to this server, are looked at and forgotten." });
+start({ loadModelInfo, predict, concurrency: 3, note: "Photos go to this server, are looked at and forgotten." });

@@ -1,9 +1,9 @@
-// The page: photos come in, cards come out. What looks at a photo is an engine: the server's, or one in the browser.
+// The page: adds photos and shows a card for each. An engine makes the predictions, on the server or in the browser.
 //
-// engine.facts()           what the classifier tells apart, and how well; or a Problem
-// engine.look(file, wait)  { label, confidence, probabilities, status } or a Problem; wait(words) while it has to
-// engine.note              where photos go
-// engine.side_by_side      how many photos it looks at at a time
+// engine.loadModelInfo()            the classes, the accuracy and the threshold; or throws a Problem
+// engine.predict(file, showStatus)  { label, confidence, probabilities, status }, or throws a Problem; may call showStatus(text)
+// engine.note                       where photos go
+// engine.concurrency                how many photos it classifies at a time
 
 import { Card, percent, WAITING } from "./cards.js";
 import { listen } from "./photos.js";
@@ -16,21 +16,21 @@ export class Problem extends Error {
   }
 }
 
-const MOST = 500; // cards: with thousands of them a browser grows slow, and nobody looks at so many
-const STUCK = "Not looked at: see above";
-const at = (name) => document.getElementById(name);
+const MAX_CARDS = 500; // thousands of cards make a browser slow
+const BLOCKED = "Not looked at: see above";
+const getElement = (id) => document.getElementById(id);
 const cards = new Set();
-const todo = [];
+const queue = [];
 let running = 0;
-let facts = null;
-let stuck = false;
+let modelInfo = null;
+let isBlocked = false;
 
 export async function start(engine) {
-  at("note").textContent = engine.note;
-  listen((files) => take(files, engine));
-  at("clear").addEventListener("click", clear);
-  at("again").addEventListener("click", () => {
-    show("Getting ready …", false);
+  getElement("note").textContent = engine.note;
+  listen((files) => addPhotos(files, engine));
+  getElement("clear").addEventListener("click", clear);
+  getElement("again").addEventListener("click", () => {
+    showState("Getting ready …", false);
     prepare(engine);
   });
   await prepare(engine);
@@ -38,124 +38,125 @@ export async function start(engine) {
 
 async function prepare(engine) {
   try {
-    facts = await engine.facts();
+    modelInfo = await engine.loadModelInfo();
   } catch (problem) {
-    show(sentence(problem), true);
-    say(sentence(problem));
+    showState(formatProblem(problem), true);
+    announce(formatProblem(problem));
     return;
   }
   document.body.dataset.ready = "yes";
-  at("about").textContent = told(facts);
-  at("foot").textContent = footnote(facts);
-  next(engine);
+  getElement("about").textContent = describeModel(modelInfo);
+  getElement("foot").textContent = describeThreshold(modelInfo);
+  startNext(engine);
 }
 
-// What keeps photos waiting, and whether it will go on by itself.
-function show(words, trouble) {
-  stuck = trouble;
-  at("about").textContent = words;
-  at("about").classList.toggle("trouble", stuck);
-  if (document.activeElement === at("again")) at("choose").focus(); // else the keyboard would be nowhere
-  at("again").hidden = !stuck;
-  for (const card of todo) card.wait(stuck ? STUCK : WAITING);
+// Shows why photos wait. With an error they wait until the user tries again.
+function showState(text, isError) {
+  isBlocked = isError;
+  getElement("about").textContent = text;
+  getElement("about").classList.toggle("trouble", isBlocked);
+  if (document.activeElement === getElement("again")) getElement("choose").focus(); // a hidden button would lose the focus
+  getElement("again").hidden = !isBlocked;
+  for (const card of queue) card.showStatus(isBlocked ? BLOCKED : WAITING);
 }
 
-function take(files, engine) {
-  const first = at("answers").firstChild;
-  const taken = files.slice(0, MOST - cards.size);
-  for (const file of taken) {
+function addPhotos(files, engine) {
+  const firstElement = getElement("answers").firstChild;
+  const accepted = files.slice(0, MAX_CARDS - cards.size);
+  for (const file of accepted) {
     const card = new Card(file, () => remove(card));
     cards.add(card);
-    at("answers").insertBefore(card.element, first);
-    todo.push(card);
-    if (stuck) card.wait(STUCK);
+    getElement("answers").insertBefore(card.element, firstElement);
+    queue.push(card);
+    if (isBlocked) card.showStatus(BLOCKED);
   }
-  at("results").hidden = !cards.size;
-  leave(files.length - taken.length, files.length);
-  next(engine);
+  getElement("results").hidden = !cards.size;
+  showLeftOut(files.length - accepted.length, files.length);
+  startNext(engine);
 }
 
-function leave(out, all) {
-  at("left-out").hidden = !out;
-  if (!out) return;
-  at("left-out").textContent = `Left out: ${out} of ${all}. There is room for ${MOST} photos; “Clear all” makes room for others.`;
-  say(at("left-out").textContent);
+function showLeftOut(count, total) {
+  getElement("left-out").hidden = !count;
+  if (!count) return;
+  getElement("left-out").textContent = `Left out: ${count} of ${total}. There is room for ${MAX_CARDS} photos; “Clear all” makes room for others.`;
+  announce(getElement("left-out").textContent);
 }
 
-function next(engine) {
-  while (facts && running < engine.side_by_side && todo.length) {
-    const card = todo.shift();
+function startNext(engine) {
+  while (modelInfo && running < engine.concurrency && queue.length) {
+    const card = queue.shift();
     running += 1;
-    answer(card, engine).finally(() => {
+    predict(card, engine).finally(() => {
       running -= 1;
-      next(engine);
+      startNext(engine);
     });
   }
 }
 
-async function answer(card, engine) {
-  const drawn = card.draw();
+async function predict(card, engine) {
+  const thumbnail = card.drawThumbnail();
   try {
-    await check(card.file);
-    const said = await engine.look(card.file, (words) => card.wait(words));
-    say(card.show(said, facts.threshold), card);
+    await checkFile(card.file);
+    const prediction = await engine.predict(card.file, (text) => card.showStatus(text));
+    announce(card.showPrediction(prediction, modelInfo.threshold), card);
   } catch (problem) {
-    say(card.fail(capital(problem.message), problem instanceof Problem ? problem.advice : ""), card);
+    announce(card.showError(capitalise(problem.message), problem instanceof Problem ? problem.advice : ""), card);
   }
-  await drawn;
+  await thumbnail;
 }
 
-async function check(file) {
-  if (file.trouble) throw new Problem(file.trouble);
+async function checkFile(file) {
+  if (file.error) throw new Problem(file.error);
   if (file.size) return;
-  // Of a file that is gone a browser says that it has no bytes.
-  const there = await file.arrayBuffer().catch(() => null);
-  throw there ? new Problem("This file is empty.") : new Problem("This file cannot be read.", "choosing it once more");
+  // Browsers report size 0 for a file that no longer exists.
+  const content = await file.arrayBuffer().catch(() => null);
+  throw content ? new Problem("This file is empty.") : new Problem("This file cannot be read.", "choosing it once more");
 }
 
 function remove(card) {
   card.element.remove();
   cards.delete(card);
-  const place = todo.indexOf(card);
-  if (place >= 0) todo.splice(place, 1);
-  at("results").hidden = !cards.size;
-  leave(0);
-  (cards.size ? at("results-title") : at("choose")).focus();
+  const index = queue.indexOf(card);
+  if (index >= 0) queue.splice(index, 1);
+  getElement("results").hidden = !cards.size;
+  showLeftOut(0);
+  (cards.size ? getElement("results-title") : getElement("choose")).focus();
 }
 
 function clear() {
   [...cards].forEach(remove);
-  say("No photos.");
+  announce("No photos.");
 }
 
-// Lines that come together are read out together: a live region that is written twice at once is heard once.
-// What is said of a card that was removed meanwhile is said of nothing that can be seen.
-let lines = [];
-function say(words, card = null) {
+// Announces text to screen readers. A live region that changes twice in a row is read once, so texts are collected and
+// written together. Texts about cards that were removed meanwhile are dropped.
+let announcements = [];
+function announce(text, card = null) {
   if (card && !cards.has(card)) return;
-  lines.push({ words, card });
-  if (lines.length > 1) return;
+  announcements.push({ text, card });
+  if (announcements.length > 1) return;
   setTimeout(() => {
-    at("said").textContent = lines.filter((line) => !line.card || cards.has(line.card)).map((line) => line.words).join(" ");
-    lines = [];
+    const current = announcements.filter((announcement) => !announcement.card || cards.has(announcement.card));
+    getElement("said").textContent = current.map((announcement) => announcement.text).join(" ");
+    announcements = [];
   }, 150);
 }
 
-function told({ classes, accuracy, accuracy_interval: interval, photos, note }) {
+function describeModel({ classes, accuracy, accuracy_interval: interval, photos, note }) {
   const shown = classes.length > 12 ? [...classes.slice(0, 11), `${classes.length - 11} more`] : classes;
-  const apart = `Tells apart ${listed(shown)}.`;
-  if (accuracy === null) return apart;
-  const within = interval ? ` (between ${percent(interval[0])} and ${percent(interval[1])})` : "";
-  const who = note ? "the network that was scored" : "it";
-  const score = `On ${photos} photos that ${who} had never seen, it was right in ${percent(accuracy)}${within}.`;
-  return [apart, score, note].filter(Boolean).join(" ");
+  const summary = `Tells apart ${joinWords(shown)}.`;
+  if (accuracy === null) return summary;
+  const range = interval ? ` (between ${percent(interval[0])} and ${percent(interval[1])})` : "";
+  const subject = note ? "the network that was scored" : "it";
+  const score = `On ${photos} photos that ${subject} had never seen, it was right in ${percent(accuracy)}${range}.`;
+  return [summary, score, note].filter(Boolean).join(" ");
 }
 
-function footnote({ threshold }) {
+function describeThreshold({ threshold }) {
   const unsure = threshold ? `It says “not sure” where no class reaches ${percent(threshold)}. ` : "";
   return `${unsure}A photo of something else still gets the class that it is most like.`;
 }
 
-const listed = (words) => (words.length < 2 ? words.join() : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
-const capital = (words) => words.charAt(0).toUpperCase() + words.slice(1);
-const sentence = (problem) => [`${capital(problem.message).replace(/\.$/, "")}.`, problem.advice && `Try: ${problem.advice}`].filter(Boolean).join(" ");
+const joinWords = (words) => (words.length < 2 ? words.join() : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
+const capitalise = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+const formatProblem = (problem) => [`${capitalise(problem.message).replace(/\.$/, "")}.`, problem.advice && `Try: ${problem.advice}`].filter(Boolean).join(" ");

@@ -1,149 +1,149 @@
-// The ways a photo comes in: chosen, dropped, pasted, or from the camera.
+// The sources of photos: the file dialog, drag and drop, the clipboard and the camera.
 //
-// take(files)  each a File, or { name, trouble } where there is none to be had
+// onPhotos(files)  receives Files, and { name, error } for those that cannot be read
 
-const at = (name) => document.getElementById(name);
-// Of the system, or hidden on purpose: the same as in photos/folder.py.
-const HIDDEN = /^\.|^(thumbs\.db|ehthumbs\.db|desktop\.ini|__macosx|@eadir|\$recycle\.bin|icon\r)$/i;
-let stream = null;
-let opening = 0; // the number of the last time that the camera was opened or put away
+const getElement = (id) => document.getElementById(id);
+// Hidden files and files of the system: the same as in photos/folder.py.
+const HIDDEN_NAMES = /^\.|^(thumbs\.db|ehthumbs\.db|desktop\.ini|__macosx|@eadir|\$recycle\.bin|icon\r)$/i;
+let cameraStream = null;
+let cameraSession = 0; // increases whenever the camera opens or closes
 
-export function listen(take) {
-  for (const input of [at("choose"), at("capture")]) {
+export function listen(onPhotos) {
+  for (const input of [getElement("choose"), getElement("capture")]) {
     input.addEventListener("change", () => {
-      take([...input.files]);
-      input.value = ""; // so that the same photo may be chosen again
+      onPhotos([...input.files]);
+      input.value = ""; // else choosing the same photo again would fire no event
     });
   }
-  listenToDrops(take);
+  listenToDrops(onPhotos);
   document.addEventListener("paste", (event) => {
     if (document.querySelector("dialog[open]")) return;
-    const found = given(event.clipboardData);
-    if (!found.length) return;
+    const entries = getEntries(event.clipboardData);
+    if (!entries.length) return;
     event.preventDefault();
-    unfolded(found).then(take);
+    expandFolders(entries).then(onPhotos);
   });
-  offerCamera(take);
+  setUpCamera(onPhotos);
 }
 
-// The files and folders that are dropped or pasted, asked for at once: after the event a browser has forgotten them.
-function given(transfer) {
+// The dropped or pasted files and folders. Synchronous: the browser clears the data after the event.
+function getEntries(transfer) {
   const items = [...(transfer?.items ?? [])].filter((item) => item.kind === "file");
-  const found = items.map((item) => {
+  const entries = items.map((item) => {
     const entry = item.webkitGetAsEntry?.();
     return entry?.isDirectory ? entry : item.getAsFile();
   });
-  return found.filter(Boolean);
+  return entries.filter(Boolean);
 }
 
-// → files alone: in a folder's place, all that lie in it
-async function unfolded(found) {
+// → files only: each folder is replaced by the files in it
+async function expandFolders(entries) {
   const files = [];
-  for (const each of found) {
-    const before = files.length;
-    if (each instanceof File) files.push(each);
-    else for await (const file of below(each)) files.push(file);
-    if (files.length === before) files.push({ name: each.name, trouble: "There is no photo in this folder." });
+  for (const entry of entries) {
+    const countBefore = files.length;
+    if (entry instanceof File) files.push(entry);
+    else for await (const file of walk(entry)) files.push(file);
+    if (files.length === countBefore) files.push({ name: entry.name, error: "There is no photo in this folder." });
   }
   return files;
 }
 
-// In the order in which ikebana reads folders: files by name, then folder by folder.
-async function* below(folder) {
+// In ikebana's order: the files of a folder by name, then its folders.
+async function* walk(folder) {
   let entries;
   try {
-    entries = await listed(folder);
+    entries = await listFolder(folder);
   } catch {
-    yield { name: folder.name, trouble: "This folder cannot be read." };
+    yield { name: folder.name, error: "This folder cannot be read." };
     return;
   }
-  for (const entry of entries.filter((each) => each.isFile)) yield fileOf(entry);
-  for (const entry of entries.filter((each) => each.isDirectory)) yield* below(entry);
+  for (const entry of entries.filter(({ isFile }) => isFile)) yield readEntry(entry);
+  for (const entry of entries.filter(({ isDirectory }) => isDirectory)) yield* walk(entry);
 }
 
-// A browser gives some of a folder at a time, until nothing is left.
-async function listed(folder) {
+// A browser returns the entries of a folder in batches; an empty one is the last.
+async function listFolder(folder) {
   const reader = folder.createReader();
   const entries = [];
   for (;;) {
-    const more = await new Promise((done, failed) => reader.readEntries(done, failed));
-    if (!more.length) break;
-    entries.push(...more);
+    const batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!batch.length) break;
+    entries.push(...batch);
   }
-  return entries.filter(({ name }) => !HIDDEN.test(name)).sort((one, other) => (one.name < other.name ? -1 : 1));
+  return entries.filter(({ name }) => !HIDDEN_NAMES.test(name)).sort((first, second) => (first.name < second.name ? -1 : 1));
 }
 
-function fileOf(entry) {
-  return new Promise((done) => entry.file(done, () => done({ name: entry.name, trouble: "This file cannot be read." })));
+function readEntry(entry) {
+  return new Promise((resolve) => entry.file(resolve, () => resolve({ name: entry.name, error: "This file cannot be read." })));
 }
 
-function listenToDrops(take) {
-  let depth = 0; // dragenter and dragleave also come for what lies inside
-  const dragged = (event) => event.dataTransfer?.types.includes("Files");
-  const show = (change) => {
+function listenToDrops(onPhotos) {
+  let depth = 0; // dragenter and dragleave also fire for the elements inside
+  const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+  const updateDepth = (change) => {
     depth = change === 0 ? 0 : Math.max(0, depth + change);
     document.body.classList.toggle("dragging", depth > 0);
   };
-  document.addEventListener("dragenter", (event) => dragged(event) && show(1));
-  document.addEventListener("dragleave", (event) => dragged(event) && show(-1));
-  document.addEventListener("dragover", (event) => dragged(event) && event.preventDefault());
+  document.addEventListener("dragenter", (event) => hasFiles(event) && updateDepth(1));
+  document.addEventListener("dragleave", (event) => hasFiles(event) && updateDepth(-1));
+  document.addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
   document.addEventListener("drop", (event) => {
-    if (!dragged(event)) return;
+    if (!hasFiles(event)) return;
     event.preventDefault(); // else the browser would leave the page and show the photo
-    show(0);
-    unfolded(given(event.dataTransfer)).then(take);
+    updateDepth(0);
+    expandFolders(getEntries(event.dataTransfer)).then(onPhotos);
   });
 }
 
-// A phone has a camera program that is better than ours; elsewhere the browser shows what the camera sees.
-function offerCamera(take) {
-  const phone = matchMedia("(pointer: coarse)").matches;
-  const here = Boolean(navigator.mediaDevices?.getUserMedia);
-  at("camera").hidden = !phone && !here;
-  at("camera").addEventListener("click", () => (phone ? at("capture").click() : open()));
-  at("put-away").addEventListener("click", () => at("viewfinder").close());
-  at("viewfinder").addEventListener("close", putAway);
-  at("shoot").addEventListener("click", () => shoot(take));
+// Phones open their own camera app; other devices show the camera in a dialog.
+function setUpCamera(onPhotos) {
+  const isPhone = matchMedia("(pointer: coarse)").matches;
+  const hasCameraApi = Boolean(navigator.mediaDevices?.getUserMedia);
+  getElement("camera").hidden = !isPhone && !hasCameraApi;
+  getElement("camera").addEventListener("click", () => (isPhone ? getElement("capture").click() : openCamera()));
+  getElement("put-away").addEventListener("click", () => getElement("viewfinder").close());
+  getElement("viewfinder").addEventListener("close", closeCamera);
+  getElement("shoot").addEventListener("click", () => takePhoto(onPhotos));
 }
 
-async function open() {
-  opening += 1;
-  const mine = opening;
-  at("camera-trouble").hidden = true;
-  at("shoot").disabled = true;
-  at("viewfinder").showModal();
+async function openCamera() {
+  cameraSession += 1;
+  const session = cameraSession;
+  getElement("camera-trouble").hidden = true;
+  getElement("shoot").disabled = true;
+  getElement("viewfinder").showModal();
   try {
-    const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
-    if (mine !== opening) return stop(opened); // it was put away meanwhile, and perhaps opened again
-    stream = opened;
-    at("video").srcObject = stream;
-    await at("video").play();
-    if (mine !== opening) return;
-    at("shoot").disabled = false;
-    at("shoot").focus();
+    const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
+    if (session !== cameraSession) return stopStream(stream); // the user closed the dialog meanwhile
+    cameraStream = stream;
+    getElement("video").srcObject = cameraStream;
+    await getElement("video").play();
+    if (session !== cameraSession) return;
+    getElement("shoot").disabled = false;
+    getElement("shoot").focus();
   } catch (error) {
-    if (mine !== opening) return;
-    const denied = error.name === "NotAllowedError";
-    at("camera-trouble").textContent = denied ? "The browser was not allowed to use the camera." : "There is no camera that can be used.";
-    at("camera-trouble").hidden = false;
+    if (session !== cameraSession) return;
+    const isDenied = error.name === "NotAllowedError";
+    getElement("camera-trouble").textContent = isDenied ? "The browser was not allowed to use the camera." : "There is no camera that can be used.";
+    getElement("camera-trouble").hidden = false;
   }
 }
 
-function shoot(take) {
-  const [video, canvas] = [at("video"), document.createElement("canvas")];
+function takePhoto(onPhotos) {
+  const [video, canvas] = [getElement("video"), document.createElement("canvas")];
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   canvas.getContext("2d").drawImage(video, 0, 0);
-  canvas.toBlob((blob) => blob && take([new File([blob], `camera ${new Date().toLocaleTimeString()}.jpg`, { type: blob.type })]), "image/jpeg", 0.92);
-  at("viewfinder").close();
+  canvas.toBlob((blob) => blob && onPhotos([new File([blob], `camera ${new Date().toLocaleTimeString()}.jpg`, { type: blob.type })]), "image/jpeg", 0.92);
+  getElement("viewfinder").close();
 }
 
-function putAway() {
-  opening += 1;
-  if (stream) stop(stream);
-  stream = null;
-  at("video").srcObject = null;
+function closeCamera() {
+  cameraSession += 1;
+  if (cameraStream) stopStream(cameraStream);
+  cameraStream = null;
+  getElement("video").srcObject = null;
 }
 
-function stop(camera) {
-  camera.getTracks().forEach((track) => track.stop());
+function stopStream(stream) {
+  stream.getTracks().forEach((track) => track.stop());
 }
