@@ -59,11 +59,11 @@ def test_many_photos_are_answered_each_in_words_and_read_out(visit, served):
     red, unsure, text, blue, empty = given(page, *photos)
     assert "red" in red.locator(".answer").inner_text()
     assert unsure.locator(".answer").inner_text() == "Not sure"
-    assert re.search(r"It might be \w+ \(33\s%\) or \w+ \(33\s%\)", unsure.locator(".why").inner_text())
+    assert re.search(r"It might be \w+ \(33\s%\) or \w+ \(33\s%\)", unsure.locator(".reason").inner_text())
     assert text.locator(".answer").inner_text() == "Not a photo: text"
     assert "blue" in blue.locator(".answer").inner_text()
     assert empty.locator(".answer").inner_text() == "This file is empty"
-    spoken = page.locator("#said[aria-live]")
+    spoken = page.locator("#announcements[aria-live]")
     page.wait_for_timeout(300)
     assert spoken.text_content()
 
@@ -118,7 +118,7 @@ def test_nothing_sticks_out_at_the_side(visit, served, width):
 def test_with_a_token_the_page_asks_until_it_is_right(visit):
     with running(token="sesame") as served:
         page = visit(served.url)
-        page.wait_for_selector("#ask[open]")
+        page.wait_for_selector("#token-dialog[open]")
         for token in ("wrong", "sesame"):
             page.fill("#token", token)
             page.keyboard.press("Enter")
@@ -247,7 +247,7 @@ def test_a_changed_runtime_is_not_run(visit, hosted, folder):
     file.write_bytes(original + b"\n")
     try:
         page = visit(hosted)
-        page.wait_for_selector("#about.trouble")
+        page.wait_for_selector("#about.error")
         assert "could not be loaded" in page.locator("#about").inner_text()
     finally:
         file.write_bytes(original)

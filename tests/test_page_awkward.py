@@ -126,16 +126,16 @@ def test_a_photo_may_be_called_anything(visit, served, name):
 def test_escape_does_not_leave_the_page_without_the_question_for_the_token(visit):
     with running(token="sesame") as served:
         page = visit(served.url)
-        page.wait_for_selector("#ask[open]")
+        page.wait_for_selector("#token-dialog[open]")
         for _ in range(5):
             page.keyboard.press("Escape")
             page.wait_for_timeout(100)
-        page.wait_for_selector("#ask[open]")
+        page.wait_for_selector("#token-dialog[open]")
         page.keyboard.type("sesame")  # where the question is, there is the cursor
         page.keyboard.press("Enter")
         (card,) = given(page, ("a.png", RED))
         assert "red" in card.locator(".answer").inner_text()
-        assert page.locator("#ask").is_hidden()
+        assert page.locator("#token-dialog").is_hidden()
 
 
 def test_of_photos_that_were_cleared_away_nothing_is_read_out(visit):
@@ -146,11 +146,11 @@ def test_of_photos_that_were_cleared_away_nothing_is_read_out(visit):
         page.set_input_files("#choose", [{"name": "a.png", "mimeType": "image/png", "buffer": RED}])
         served.until(lambda: served.colours.looks)
         page.click("#clear")
-        page.wait_for_selector("#said:text-is('No photos.')", state="attached")
+        page.wait_for_selector("#announcements:text-is('No photos.')", state="attached")
         with page.expect_response("**/predict?*"):
             served.colours.gate.set()
         page.wait_for_timeout(500)  # longer than lines are gathered
-        assert page.locator("#said").text_content() == "No photos."
+        assert page.locator("#announcements").text_content() == "No photos."
 
 
 # --- what a browser sees otherwise ---
@@ -160,7 +160,7 @@ def test_of_photos_that_were_cleared_away_nothing_is_read_out(visit):
 def test_a_png_of_16_bits_is_refused_by_the_browser_that_would_see_it_black(visit, hosted, mode):
     (card,) = given(visit(hosted), ("a.png", _deep_png(mode)))
     assert "16 bits" in card.locator(".answer").inner_text()
-    assert "ikebana serve" in card.locator(".why").inner_text()
+    assert "ikebana serve" in card.locator(".reason").inner_text()
 
 
 def _deep_png(mode):

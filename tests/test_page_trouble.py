@@ -45,19 +45,19 @@ def test_photos_that_cannot_be_looked_at_yet_say_so_and_are_looked_at_after_a_se
     page = visit("about:blank")
     failing(page, "**/classes", times=2)
     page.goto(served.url)
-    page.wait_for_selector("#about.trouble")
+    page.wait_for_selector("#about.error")
     page.set_input_files("#choose", PHOTO)
     assert page.locator(".answer").inner_text() == "Not looked at: see above"
-    page.wait_for_selector("#said:text-matches('cannot be reached')", state="attached")
-    page.click("#again")
-    page.wait_for_selector("#about.trouble")
+    page.wait_for_selector("#announcements:text-matches('cannot be reached')", state="attached")
+    page.click("#retry")
+    page.wait_for_selector("#about.error")
     assert page.locator(".answer").inner_text() == "Not looked at: see above"
-    page.click("#again")
+    page.click("#retry")
     page.wait_for_selector(".card.named")
     assert "red" in page.locator(".answer").inner_text()
     assert page.locator("#about").inner_text().startswith("Tells apart")
-    assert page.locator("#again").is_hidden()
-    assert page.locator("#about.trouble").count() == 0
+    assert page.locator("#retry").is_hidden()
+    assert page.locator("#about.error").count() == 0
     assert page.evaluate("document.activeElement.id") == "choose"
 
 
@@ -73,7 +73,7 @@ def test_photos_that_came_before_the_trouble_say_so_too(visit, served):
     page.set_input_files("#choose", PHOTO)
     assert page.locator(".answer").inner_text() == "Waiting …"
     held[0].abort()
-    page.wait_for_selector("#about.trouble")
+    page.wait_for_selector("#about.error")
     assert page.locator(".answer").inner_text() == "Not looked at: see above"
 
 
@@ -82,8 +82,8 @@ def test_alone_in_a_browser_a_second_try_loads_what_was_lost(visit, hosted, lost
     page = visit("about:blank")
     failing(page, f"**/{lost}")
     page.goto(hosted)
-    page.wait_for_selector("#about.trouble")
-    page.click("#again")
+    page.wait_for_selector("#about.error")
+    page.click("#retry")
     (card,) = given(page, ("a.png", RED))
     assert card.locator(".bars li").count()
 
@@ -113,26 +113,26 @@ def page(visit, served):
 
 def test_a_camera_that_is_granted_after_it_was_put_away_is_turned_off(page):
     open_camera(page, 1)
-    page.click("#put-away")
+    page.click("#close-camera")
     page.evaluate("grants[0]()")
     until(page, f"cameras.length === 1 && {RUNNING} === 0")
 
 
 def test_of_two_cameras_that_are_granted_late_one_runs_and_none_when_it_is_put_away(page):
     open_camera(page, 1)
-    page.click("#put-away")
+    page.click("#close-camera")
     open_camera(page, 2)
     page.evaluate("grants[0](); grants[1]()")
-    page.wait_for_selector("#shoot:enabled")
+    page.wait_for_selector("#take-photo:enabled")
     assert page.evaluate(RUNNING) == 1
     assert page.evaluate("document.getElementById('video').srcObject === cameras[1]")
-    page.click("#put-away")
+    page.click("#close-camera")
     until(page, f"{RUNNING} === 0")
 
 
 def test_a_photo_from_the_camera_is_looked_at_and_the_camera_is_off(page):
     open_camera(page, 1)
     page.evaluate("grants[0]()")
-    page.click("#shoot")
+    page.click("#take-photo")
     page.wait_for_selector(".card:not(.waiting)")
     until(page, f"{RUNNING} === 0")

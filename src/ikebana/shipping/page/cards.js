@@ -31,7 +31,7 @@ export class Card {
     this.picture = createElement("div", "picture");
     this.picture.setAttribute("aria-hidden", "true");
     this.answer = createElement("h3", "answer", WAITING);
-    this.reason = createElement("p", "why");
+    this.reason = createElement("p", "reason");
     const name = createElement("p", "name", this.name);
     name.title = this.name;
     const text = createElement("div", "text");

@@ -8,9 +8,9 @@ const getElement = (id) => document.getElementById(id);
 let limits = null;
 let tokenRequest = null;
 
-getElement("ask").addEventListener("cancel", (event) => event.preventDefault());
+getElement("token-dialog").addEventListener("cancel", (event) => event.preventDefault());
 // A browser closes a dialog at the second Escape, whatever the page does; but the page needs the token.
-getElement("ask").addEventListener("close", () => tokenRequest && !getElement("ask").open && getElement("ask").showModal());
+getElement("token-dialog").addEventListener("close", () => tokenRequest && !getElement("token-dialog").open && getElement("token-dialog").showModal());
 
 async function fetchWithToken(path, options = {}) {
   const token = sessionStorage.getItem(TOKEN_KEY);
@@ -29,14 +29,14 @@ async function fetchWithToken(path, options = {}) {
 // All requests that need a token share one dialog.
 function askForToken(isRetry) {
   tokenRequest ??= new Promise((resolve) => {
-    getElement("ask-why").textContent = isRetry ? "That token is not the right one." : getElement("ask-why").textContent;
+    getElement("token-reason").textContent = isRetry ? "That token is not the right one." : getElement("token-reason").textContent;
     getElement("token").value = "";
-    getElement("ask-form").addEventListener("submit", () => {
+    getElement("token-form").addEventListener("submit", () => {
       sessionStorage.setItem(TOKEN_KEY, getElement("token").value.replace(/[^\x21-\x7e]/g, "") || "-");
       tokenRequest = null;
       resolve();
     }, { once: true });
-    getElement("ask").showModal();
+    getElement("token-dialog").showModal();
   });
   return tokenRequest;
 }

@@ -29,7 +29,7 @@ export async function start(engine) {
   getElement("note").textContent = engine.note;
   listen((files) => addPhotos(files, engine));
   getElement("clear").addEventListener("click", clear);
-  getElement("again").addEventListener("click", () => {
+  getElement("retry").addEventListener("click", () => {
     showState("Getting ready …", false);
     prepare(engine);
   });
@@ -46,7 +46,7 @@ async function prepare(engine) {
   }
   document.body.dataset.ready = "yes";
   getElement("about").textContent = describeModel(modelInfo);
-  getElement("foot").textContent = describeThreshold(modelInfo);
+  getElement("footnote").textContent = describeThreshold(modelInfo);
   startNext(engine);
 }
 
@@ -54,9 +54,9 @@ async function prepare(engine) {
 function showState(text, isError) {
   isBlocked = isError;
   getElement("about").textContent = text;
-  getElement("about").classList.toggle("trouble", isBlocked);
-  if (document.activeElement === getElement("again")) getElement("choose").focus(); // a hidden button would lose the focus
-  getElement("again").hidden = !isBlocked;
+  getElement("about").classList.toggle("error", isBlocked);
+  if (document.activeElement === getElement("retry")) getElement("choose").focus(); // a hidden button would lose the focus
+  getElement("retry").hidden = !isBlocked;
   for (const card of queue) card.showStatus(isBlocked ? BLOCKED : WAITING);
 }
 
@@ -137,7 +137,7 @@ function announce(text, card = null) {
   if (announcements.length > 1) return;
   setTimeout(() => {
     const current = announcements.filter((announcement) => !announcement.card || cards.has(announcement.card));
-    getElement("said").textContent = current.map((announcement) => announcement.text).join(" ");
+    getElement("announcements").textContent = current.map((announcement) => announcement.text).join(" ");
     announcements = [];
   }, 150);
 }

@@ -101,17 +101,17 @@ function setUpCamera(onPhotos) {
   const hasCameraApi = Boolean(navigator.mediaDevices?.getUserMedia);
   getElement("camera").hidden = !isPhone && !hasCameraApi;
   getElement("camera").addEventListener("click", () => (isPhone ? getElement("capture").click() : openCamera()));
-  getElement("put-away").addEventListener("click", () => getElement("viewfinder").close());
-  getElement("viewfinder").addEventListener("close", closeCamera);
-  getElement("shoot").addEventListener("click", () => takePhoto(onPhotos));
+  getElement("close-camera").addEventListener("click", () => getElement("camera-dialog").close());
+  getElement("camera-dialog").addEventListener("close", closeCamera);
+  getElement("take-photo").addEventListener("click", () => takePhoto(onPhotos));
 }
 
 async function openCamera() {
   cameraSession += 1;
   const session = cameraSession;
-  getElement("camera-trouble").hidden = true;
-  getElement("shoot").disabled = true;
-  getElement("viewfinder").showModal();
+  getElement("camera-error").hidden = true;
+  getElement("take-photo").disabled = true;
+  getElement("camera-dialog").showModal();
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
     if (session !== cameraSession) return stopStream(stream); // the user closed the dialog meanwhile
@@ -119,13 +119,13 @@ async function openCamera() {
     getElement("video").srcObject = cameraStream;
     await getElement("video").play();
     if (session !== cameraSession) return;
-    getElement("shoot").disabled = false;
-    getElement("shoot").focus();
+    getElement("take-photo").disabled = false;
+    getElement("take-photo").focus();
   } catch (error) {
     if (session !== cameraSession) return;
     const isDenied = error.name === "NotAllowedError";
-    getElement("camera-trouble").textContent = isDenied ? "The browser was not allowed to use the camera." : "There is no camera that can be used.";
-    getElement("camera-trouble").hidden = false;
+    getElement("camera-error").textContent = isDenied ? "The browser was not allowed to use the camera." : "There is no camera that can be used.";
+    getElement("camera-error").hidden = false;
   }
 }
 
@@ -134,7 +134,7 @@ function takePhoto(onPhotos) {
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   canvas.getContext("2d").drawImage(video, 0, 0);
   canvas.toBlob((blob) => blob && onPhotos([new File([blob], `camera ${new Date().toLocaleTimeString()}.jpg`, { type: blob.type })]), "image/jpeg", 0.92);
-  getElement("viewfinder").close();
+  getElement("camera-dialog").close();
 }
 
 function closeCamera() {
