@@ -1,7 +1,7 @@
 """Model file → predictions, with numpy, Pillow and onnxruntime; needs neither torch nor the run.
 
 The decoder is the one that training used (photos/pixels.py) and gives the graph square images.
-The graph does all the rest up to calibrated probabilities, so no arithmetic here can differ from the run's.
+The graph does all the rest up to calibrated probabilities, so nothing here can differ from the run.
 """
 
 import os
@@ -42,7 +42,7 @@ class Look(NamedTuple):
 
     # float32 [photos, classes], calibrated; each row adds up to 1.
     probabilities: np.ndarray
-    # float32 [photos, features]: the input of the head, close together for photos that look similar.
+    # float32 [photos, features]: the input of the head, close for photos that look similar.
     features: np.ndarray
 
 

@@ -1,8 +1,8 @@
-"""ASGI middleware: security headers, the check of `Host`, request metrics, and the end of refused uploads.
+"""ASGI middleware: security headers, the `Host` check, request metrics, and draining of uploads.
 
-A client that is refused during its upload would see a broken connection instead of the reason, since
-closing a socket with unread bytes resets it. So the middleware sends the response first, then reads and drops
-the rest of the upload for a short time.
+Closing a socket with unread bytes resets it, so a client that is refused during its upload would
+not see the reason. The middleware therefore sends the response first, then reads and drops the rest
+of the upload for a short time.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Door:
     """Wraps the application; counts requests and completes responses.
 
     Args:
-        paths: paths with a metric of their own; all others share one, since clients can invent paths.
+        paths: paths with their own metric; all others share one, since clients can invent paths.
         allowed_hosts: host names that requests may use; None for any.
     """
 

@@ -10,7 +10,7 @@ MEGA = 2**20
 
 
 def limit_field(default: float, explanation: str) -> Any:
-    """Make a dataclass field with the sentence that the command line and the docs show for it."""
+    """Make a dataclass field with the explanation that `--help` shows."""
     return field(default=default, metadata={"explanation": explanation})
 
 

@@ -1,7 +1,7 @@
 """The listening socket, and the server's limits on slow or excess clients.
 
-uvicorn implements HTTP. This module adds what uvicorn leaves open: a time limit for the first lines of
-a request, a limit on connections, and a shutdown as soon as all accepted requests are answered.
+uvicorn implements HTTP. This module adds a time limit for the first lines of a request, a limit on
+connections, and a shutdown as soon as all accepted requests are answered.
 """
 
 import asyncio
@@ -68,9 +68,9 @@ def address(listener: socket.socket) -> str:
 
 
 def names(listener: socket.socket, host: str) -> frozenset[str] | None:
-    """Get the `Host` names that a loopback server accepts; None if other machines can reach it.
+    """Get the `Host` names that the server accepts; None for any.
 
-    This stops DNS rebinding, where a foreign page's domain name later resolves to this machine.
+    Only a loopback server restricts them, since clients on other machines may use other names. This stops DNS rebinding, where a foreign page's domain name later resolves to this machine.
     The browser then treats the server as the page's origin, but sends the page's domain as `Host`.
 
     Args:
@@ -83,7 +83,7 @@ def names(listener: socket.socket, host: str) -> frozenset[str] | None:
 
 
 class Server(uvicorn.Server):
-    """A server that stops after it has answered all accepted requests, or at once on a second Ctrl-C."""
+    """A server that stops after all accepted requests, or at once on a second Ctrl-C."""
 
     def __init__(self, app: Any, queue: Desk, limits: Limits):
         self.queue = queue
@@ -132,7 +132,7 @@ def _make_protocol(limits: Limits) -> type[H11Protocol]:
 
 
 class TimeoutProtocol(H11Protocol):
-    """HTTP with a time limit for the first lines of a request and a limit on connections."""
+    """HTTP with limits on the time of a request's first lines and on connections."""
 
     bounds = Limits()
     request_timer: asyncio.TimerHandle | None = None

@@ -92,7 +92,7 @@ def metadata(data: bytes, where: str | Path | None = None) -> dict[str, Any]:
     """Check a model file and return its metadata.
 
     Raises:
-        ModelError: the file is damaged, foreign or too new, or contains something that ikebana never writes.
+        ModelError: the file is damaged, foreign or too new, or has content that ikebana never writes.
     """
     try:
         entries = _read_entries(memoryview(data))
@@ -150,7 +150,7 @@ def _read_entries(data: memoryview) -> dict[str, Any]:
 
 
 def _parse_entry(data: memoryview) -> tuple[str, Any]:
-    """Parse a metadata entry; a value that is not JSON, as other programs write, becomes None."""
+    """Parse a metadata entry; a value that is not JSON becomes None."""
     texts = {
         field.number: bytes(field.content).decode("utf-8")
         for field in _parse_fields(data)
@@ -207,7 +207,7 @@ def _parse_fields(data: memoryview) -> Iterator[Field]:
 
 
 def _parse_varint(data: memoryview, position: int) -> tuple[int, int]:
-    """Parse a number of 7 bits per byte, lowest first; return it and the next position."""
+    """Parse a varint (7 bits per byte, lowest first) and return the next position, too."""
     value = shift = 0
     while True:
         byte = data[position]

@@ -1,4 +1,4 @@
-"""The page's files and its summary of the classifier, for the server and for a web folder."""
+"""The page's files and its summary of the classifier, served or in a web folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -36,7 +36,7 @@ NAMED = "named"
 
 
 class PredictionLike(Protocol):
-    """The part of shipping/prediction.py's Prediction that the server needs."""
+    """The part of Prediction that the server needs."""
 
     @property
     def label(self) -> str | None: ...
@@ -49,14 +49,14 @@ class PredictionLike(Protocol):
 
 
 class Classifier(Told, Protocol):
-    """The part of shipping/classifier.py's Classifier that the server needs; threads may share one."""
+    """The part of the exported Classifier that the server needs; threads may share one."""
 
     def opened(self, photo: bytes, /) -> np.ndarray:
         """Decode a photo to uint8 [image_size, image_size, 3]."""
         ...
 
     def look(self, photos: np.ndarray, /) -> Any:
-        """Run uint8 [photos, image_size, image_size, 3]; `.probabilities` is float [photos, classes]."""
+        """Run uint8 [photos, image_size, image_size, 3] → `.probabilities` [photos, classes]."""
         ...
 
     def said(self, probabilities: np.ndarray, /) -> PredictionLike: ...
@@ -181,7 +181,7 @@ class Desk:
         """Predict each photo, in order.
 
         Raises:
-            Refusal: 503, the queue is full or the time is over; 422, one photo takes too long to decode.
+            Refusal: 503, the queue is full or the time is over; 422, one photo decodes too slowly.
         """
         self._require_capacity(len(uploads))
         self.waiting += len(uploads)

@@ -1,7 +1,7 @@
 """onnxruntime without telemetry.
 
 Since 1.29 its Linux and macOS packages send usage data to Microsoft by default, and store a device
-identifier in the user's home. Photos may be private, and so may the fact that a user classifies them.
+identifier in the user's home. Photos may be private, and so may their classification.
 """
 
 import os

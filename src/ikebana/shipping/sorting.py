@@ -53,7 +53,7 @@ def _sanitise(name: str) -> str:
 
 
 def _fold(name: str) -> str:
-    """Make a key that is equal for names that a case- or accent-folding file system treats as equal."""
+    """Make a key that is equal for names that some file system treats as equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
@@ -84,7 +84,7 @@ class Sorter:
         self.same_name: dict[str, _SameName] = {}
 
     def put(self, prediction: Prediction, file: Path) -> Path | None:
-        """Copy or link one photo; return its new path, or None if there is no file.
+        """Copy or link one photo; return its new path, None without a file.
 
         A number is added if another photo has taken the name. A photo that is already there stays,
         so that the same command can run again. Photos from archives are always copied: they are in
@@ -109,7 +109,10 @@ class Sorter:
             raise cannot_write(error, folder) from error
 
     def _put_numbered(self, target: Path, file: Path, link: bool) -> Path:
-        """Put the photo at the first free number, unless it is there; each existing file is read once."""
+        """Put the photo at the first free number, unless it is there already.
+
+        Each existing file is read once.
+        """
         same_name = self.same_name.setdefault(str(target), _SameName())
         identity = _identify(file, link)
         while identity not in same_name.numbers:
@@ -139,7 +142,7 @@ def _identify_existing(path: Path) -> bytes | None:
 
 
 def _identify(file: Path, link: bool) -> bytes:
-    """Identify a photo: a link by its device and inode, a copy by the hash of its bytes."""
+    """Identify a photo: a link by device and inode, a copy by its hash."""
     if link:
         stat = os.stat(file)
         return f"{stat.st_dev} {stat.st_ino}".encode()

@@ -31,7 +31,7 @@ TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 PROBABILITY_DECIMALS = 6
 # A part of another version is discarded.
 PART_FORMAT_VERSION = 2
-# Stands for the digest of a photo that `find_existing` did not look up: later calls cannot resume from its row.
+# Replaces the digest if `find_existing` did not look up the photo: no call can resume from its row.
 NO_DIGEST = 0
 
 
@@ -70,7 +70,7 @@ def get_part_path(out: Path) -> Path:
 
 
 def is_own(file: Path, out: Path) -> bool:
-    """Whether the file is the table or its part, which may be in a folder of photos."""
+    """Whether the file is the table or its part, which may be among the photos."""
     return file.name in (out.name, get_part_path(out).name) and file.parent.resolve() == out.parent.resolve()
 
 
@@ -114,7 +114,7 @@ class Table:
         self.open_files.close()
 
     def _resume(self, part: IO[bytes]) -> None:
-        """Index the rows of earlier calls; discard a truncated row, and all rows of another model."""
+        """Index the rows of earlier calls; discard truncated rows and those of another model."""
         part.seek(0)
         header = b"" if self.overwrite else part.readline()
         if header != self.header.encode():
@@ -140,7 +140,7 @@ class Table:
             progress.say(f"{len(digests)} predictions are there already: going on from them")
 
     def was(self, path: str, file: Path) -> Prediction | None:
-        """Find the prediction of an earlier call; None if the caller must predict and add it.
+        """Find an earlier call's prediction; None if the caller must predict and add it.
 
         Args:
             file: the file at the path; one that changed since the earlier call has no prediction.
@@ -158,7 +158,7 @@ class Table:
         return Prediction(shown_path, label, confidence, dict(zip(self.classes, numbers, strict=True)), status)
 
     def add(self, predictions: Iterable[Prediction]) -> None:
-        """Add rows in the order of the `find_existing` calls; they survive a kill of this process."""
+        """Add rows in the order of the `find_existing` calls; they survive a kill."""
         rows = []
         for prediction in predictions:
             digest = self.pending_digests.popleft() if self.pending_digests else NO_DIGEST
@@ -187,7 +187,7 @@ class Table:
         self.open_files.close()
 
     def _rows(self) -> Iterator[list[Any]]:
-        """Yield the rows of this call's photos in order: new ones merged with those of earlier calls."""
+        """Yield the rows of this call's photos in order, new and earlier ones merged."""
         with self.part.open("rb") as row_lines, self.part.open("rb") as note_lines, self.part.open("rb") as old:
             row_lines.seek(self.start_offset)
             note_lines.seek(self.start_offset)
@@ -242,12 +242,12 @@ def _read_row(part: IO[bytes], offset: int) -> list[Any]:
 
 
 def _is_note(line: bytes) -> bool:
-    """Whether the line is a note with the position of an earlier row, not a row."""
+    """Whether the line is not a row but a note with an earlier row's offset."""
     return line.startswith(b"{")
 
 
 def _parse_row(line: bytes) -> list[Any] | None:
-    """Parse a row with its digest; [] for a note, None if the line is truncated."""
+    """Parse a row and its digest; [] for a note, None if truncated."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:

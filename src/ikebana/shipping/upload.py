@@ -1,4 +1,4 @@
-"""Request body → photos, held in memory only and refused as soon as it exceeds a limit.
+"""Request body → photos, in memory only, refused as soon as it exceeds a limit.
 
 FastAPI's `UploadFile` writes uploads larger than a megabyte to disk and has no time limit. Here no
 photo is written to disk.
@@ -36,7 +36,7 @@ class Purse(Protocol):
 
 
 async def received(request: Request, limits: Limits, budget: Purse) -> list[Upload]:
-    """Read the photos of a request: the files of a form, or the body as one photo.
+    """Read a request's photos: the files of a form, or the body as one.
 
     Args:
         budget: reserves memory for each piece of the body, and may refuse it.
