@@ -70,8 +70,9 @@ def address(listener: socket.socket) -> str:
 def names(listener: socket.socket, host: str) -> frozenset[str] | None:
     """Get the `Host` names that the server accepts; None for any.
 
-    Only a loopback server restricts them, since clients on other machines may use other names. This stops DNS rebinding, where a foreign page's domain name later resolves to this machine.
-    The browser then treats the server as the page's origin, but sends the page's domain as `Host`.
+    Only a loopback server restricts them; clients on other machines may use any name.
+    The check stops DNS rebinding, where a foreign page's domain later resolves to this machine:
+    the browser takes the server for the page's origin, but sends the page's domain as `Host`.
 
     Args:
         host: the address as the user gave it.

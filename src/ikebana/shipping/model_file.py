@@ -92,7 +92,7 @@ def metadata(data: bytes, where: str | Path | None = None) -> dict[str, Any]:
     """Check a model file and return its metadata.
 
     Raises:
-        ModelError: the file is damaged, foreign or too new, or has content that ikebana never writes.
+        ModelError: it is damaged, foreign or too new, or has content that ikebana never writes.
     """
     try:
         entries = _read_entries(memoryview(data))
