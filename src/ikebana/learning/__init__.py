@@ -1,1 +1,1 @@
-"""What is learned: a network and its training, on whatever device there is."""
+"""Models and their training, on any supported device."""

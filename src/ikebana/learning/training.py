@@ -1,4 +1,4 @@
-"""Network + examples → a stream of Epochs. Training is a generator: the bar, the JSON stream and the checkpoint read the same."""
+"""The loop over epochs: a generator that yields each `Epoch` once it is safe on disk."""
 
 import copy
 import math
@@ -22,13 +22,17 @@ from ikebana.learning.passing import Pass
 from ikebana.learning.stopping import held
 from ikebana.recipe import Recipe
 
-# A checkpoint of `good` is 80 MB and takes 0.2 s to write: each minute that is 0.3 % of the time, and a kill costs a minute
-# at most. On a slow disk or with a large network the pauses grow, so that writing never takes more than its share.
-EVERY = 60.0  # seconds between two checkpoints within an epoch, at least
-SHARE = 0.02  # of the time may go into writing them
-FEW = 30  # validation photos for choices: with fewer it is chance which epoch they like best, and the last one counts
-GLANCES = 0.2  # seconds between two looks at the scores, at least: for each of them the processor waits for a GPU
-TRIAL_STEPS = 2  # timed steps of a trial, after one that warms up
+# Seconds between two checkpoints within an epoch, at least. A checkpoint of `good` is 80 MB and
+# takes 0.2 s to write, 0.3 % of a minute; a kill costs one minute of training at most.
+EVERY = 60.0
+# On a slow disk or with a large network the interval grows, to keep writing below this fraction.
+SHARE = 0.02
+# With fewer model-selection photos the best epoch is a matter of chance: the last one is taken.
+FEW = 30
+# Seconds between two reads of loss and accuracy, at least: for each of them the CPU waits for a GPU.
+MIN_DISPLAY_INTERVAL_SECONDS = 0.2
+# Timed steps of a trial, after one warm-up step.
+TRIAL_STEPS = 2
 
 
 def train(
@@ -36,163 +40,182 @@ def train(
     recipe: Recipe,
     examples: Examples,
     validation: Examples,
-    setting: Setting,
-    kept: Path | None = None,
+    settings: Setting,
+    checkpoint_file: Path | None = None,
     title: str = "train",
 ) -> Iterator[Epoch]:
-    """Train to the recipe's last epoch; each epoch is yielded once it is safe on disk. Within a long one, too, the training
-    is kept from time to time, and before Ctrl-C or SIGTERM ends it.
+    """Train to the recipe's last epoch and yield each epoch once it is safe on disk.
 
-    At the end the network is the one that counts: that of the last epoch; in a recipe with `tuning` the running mean of
-    the weights in the epoch that had the least loss on the validation photos that are set apart for choices.
+    Within a long epoch, too, a checkpoint is written from time to time, and before Ctrl-C or
+    SIGTERM ends the training. At the end the network has the weights of the last epoch. In a recipe
+    with `tuning` it has the EMA weights of the epoch with the lowest model-selection loss.
 
-    kept    the checkpoint's file. Where it exists the training goes on from there: its epochs are yielded again first, so
-            the stream is the same whether or not it was interrupted, and on a CPU so are the weights, bit for bit
-    title   of the bar
-    raises  RecipeError if the loss is no number any more
+    Args:
+        checkpoint_file: Where it exists, training resumes from it. Its epochs are yielded again
+            first, so the stream equals that of an uninterrupted training. On a CPU the weights are
+            bit-equal too.
+        title: of the progress bar.
+    Raises:
+        RecipeError: the loss became NaN or infinite.
     """
-    network.to(setting.device)
-    saved = checkpoint.load(kept) if kept is not None and kept.exists() else Saved()
-    if saved.tensors:
-        with checkpoint.usable(kept):
-            network.load_state_dict(saved.entries("network."))
-    yield from saved.epochs
-    log, plan, within = Log(kept, saved), phases(recipe), saved.entries("pass.")
-    with progress.stage(title, (plan[-1].last - len(log.epochs)) * len(examples)) as bar:
+    network.to(settings.device)
+    state = Saved()
+    if checkpoint_file is not None and checkpoint_file.exists():
+        state = checkpoint.load(checkpoint_file)
+    if state.tensors:
+        with checkpoint.usable(checkpoint_file):
+            network.load_state_dict(state.entries("network."))
+    yield from state.epochs
+    writer, plan, epoch_state = Log(checkpoint_file, state), phases(recipe), state.entries("pass.")
+    with progress.stage(title, (plan[-1].last - len(writer.epochs)) * len(examples)) as bar:
         for phase in plan:
-            if len(log.epochs) >= phase.last:
+            if len(writer.epochs) >= phase.last:
                 continue
-            learner = Learner(network, recipe, phase, examples.labels)
-            if within or len(log.epochs) >= phase.first:
-                with checkpoint.usable(kept):
-                    learner.restore(saved)
-            saved = Saved()  # what it held is the learner's now, and takes as much memory again
-            while len(log.epochs) < phase.last:
-                together = networks.trains_norms(recipe, phase.trained)
-                one = Pass(recipe, len(log.epochs) + 1, examples, setting.device, together)
-                if within:
-                    with checkpoint.usable(kept):
-                        one.restore(within)
-                    within = {}
-                    bar.advance(one.seen)
-                yield _epoch(one, f"{one.number}/{plan[-1].last}", learner, validation, setting, log, bar)
-    if log.best.weights:
-        network.load_state_dict(log.best.weights)
+            trainer = Learner(network, recipe, phase, examples.labels)
+            if epoch_state or len(writer.epochs) >= phase.first:
+                with checkpoint.usable(checkpoint_file):
+                    trainer.restore(state)
+            state = Saved()  # frees the memory of its tensors, which the trainer has copied
+            while len(writer.epochs) < phase.last:
+                has_batch_norm = networks.trains_norms(recipe, phase.trained)
+                epoch_progress = Pass(recipe, len(writer.epochs) + 1, examples, settings.device, has_batch_norm)
+                if epoch_state:
+                    with checkpoint.usable(checkpoint_file):
+                        epoch_progress.restore(epoch_state)
+                    epoch_state = {}
+                    bar.advance(epoch_progress.seen)
+                name = f"{epoch_progress.number}/{plan[-1].last}"
+                yield _run_epoch(epoch_progress, name, trainer, validation, settings, writer, bar)
+    if writer.best.weights:
+        network.load_state_dict(writer.best.weights)
 
 
 class Best:
-    """The weights of the epoch with the least loss on the photos for choices, if a recipe goes by that."""
+    """The weights of the epoch with the lowest model-selection loss, in a recipe with `tuning`."""
 
-    def __init__(self, saved: Saved):
-        self.loss, self.weights = saved.best_loss, saved.entries("best.")
+    def __init__(self, state: Saved):
+        self.loss, self.weights = state.best_loss, state.entries("best.")
 
     def consider(self, loss: float | None, network: nn.Module) -> None:
-        """Take these weights if they are better; without enough validation photos the last ones are the best."""
+        """Copy the network's weights if its loss is the lowest so far, or None (too few photos)."""
         if loss is None or loss <= self.loss:
             self.loss = self.loss if loss is None else loss
             self.weights = copy.deepcopy(network.state_dict())
 
-    def tensors(self) -> dict[str, Tensor]:
-        """For the checkpoint."""
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return the weights under their names in the checkpoint."""
         return {f"best.{name}": value for name, value in self.weights.items()}
 
 
 class Log:
-    """What a training has come to, and the file that keeps it."""
+    """The epochs and best weights of a training, and the checkpoint file that holds them."""
 
-    def __init__(self, file: Path | None, saved: Saved):
-        self.file, self.epochs, self.best = file, list(saved.epochs), Best(saved)
-        self.written, self.cost = time.monotonic(), 0.0  # when, and the seconds that it took
+    def __init__(self, file: Path | None, state: Saved):
+        self.file, self.epochs, self.best = file, list(state.epochs), Best(state)
+        self.saved_at, self.save_seconds = time.monotonic(), 0.0
 
     @property
-    def due(self) -> bool:
-        """Whether the training has gone on for long enough to be kept, though its epoch has not ended."""
-        return time.monotonic() - self.written > max(EVERY, self.cost / SHARE)
+    def is_due(self) -> bool:
+        """Whether a checkpoint within the epoch should be written now."""
+        return time.monotonic() - self.saved_at > max(EVERY, self.save_seconds / SHARE)
 
-    def save(self, learner: Learner, within: Pass | None = None) -> None:
-        """Write it all down.
+    def save(self, trainer: Learner, unfinished_epoch: Pass | None = None) -> None:
+        """Write the checkpoint.
 
-        within  the epoch that has not ended yet, if any
-        raises  MachineError if the disk is full; what was written before stays
+        Raises:
+            MachineError: the disk is full; the previous checkpoint stays.
         """
         if self.file is None:
             return
-        begun, of_pass = time.monotonic(), within.tensors() if within is not None else {}
-        tensors = learner.tensors() | self.best.tensors() | of_pass
+        started_at = time.monotonic()
+        epoch_tensors = unfinished_epoch.tensors() if unfinished_epoch is not None else {}
+        tensors = trainer.tensors() | self.best.to_tensors() | epoch_tensors
         checkpoint.save(self.file, Saved(self.epochs, tensors, self.best.loss))
-        self.written = time.monotonic()
-        self.cost = self.written - begun
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - started_at
 
 
-def _epoch(
-    one: Pass, name: str, learner: Learner, validation: Examples, setting: Setting, log: Log, bar: progress.Bar
+def _run_epoch(
+    epoch_progress: Pass,
+    name: str,
+    trainer: Learner,
+    validation: Examples,
+    settings: Setting,
+    writer: Log,
+    bar: progress.Bar,
 ) -> Epoch:
-    recipe = learner.recipe
-    _steps(one, name, learner, setting, log, bar)
+    """Make the remaining steps of an epoch, validate, and write the checkpoint."""
+    _run_steps(epoch_progress, name, trainer, settings, writer, bar)
     try:
-        logits = logits_of(lean.for_looking(learner.scored, validation), validation, setting)
-    except KeyboardInterrupt:  # all steps are made, and looking changes nothing
-        log.save(learner, one)
+        logits = logits_of(lean.for_looking(trainer.scored, validation), validation, settings)
+    except KeyboardInterrupt:  # validation changes nothing, so the state after the last step is valid
+        writer.save(trainer, epoch_progress)
         raise
-    if not np.isfinite(logits).all():  # the last step may have blown up what the loss before it did not show
-        raise _blown_up(one, learner)
+    # The last step may have diverged, which the loss before it does not show.
+    if not np.isfinite(logits).all():
+        raise _non_finite_error(epoch_progress, trainer)
     val_loss, val_accuracy = score(logits, validation.labels)
-    of_held_out = {} if val_accuracy is None else {"val_accuracy": val_accuracy}
-    bar.advance(0, epoch=name, loss=one.loss, accuracy=one.accuracy, **of_held_out)
+    val_scores = {} if val_accuracy is None else {"val_accuracy": val_accuracy}
+    bar.advance(0, epoch=name, loss=epoch_progress.loss, accuracy=epoch_progress.accuracy, **val_scores)
     with held():
-        if recipe.tuning is not None:
-            chosen_by = np.flatnonzero(validation.for_choices)
-            loss, _ = score(logits[chosen_by], validation.labels[chosen_by]) if len(chosen_by) >= FEW else (None, None)
-            log.best.consider(loss, learner.scored)
-        log.epochs.append(Epoch(one.number, one.loss, one.accuracy, val_loss, val_accuracy, one.seconds))
-        log.save(learner)
-    return log.epochs[-1]
+        if trainer.recipe.tuning is not None:
+            selection = np.flatnonzero(validation.for_choices)
+            has_enough = len(selection) >= FEW
+            loss, _ = score(logits[selection], validation.labels[selection]) if has_enough else (None, None)
+            writer.best.consider(loss, trainer.scored)
+        train_loss, train_accuracy, seconds = epoch_progress.loss, epoch_progress.accuracy, epoch_progress.seconds
+        writer.epochs.append(Epoch(epoch_progress.number, train_loss, train_accuracy, val_loss, val_accuracy, seconds))
+        writer.save(trainer)
+    return writer.epochs[-1]
 
 
-def _steps(one: Pass, name: str, learner: Learner, setting: Setting, log: Log, bar: progress.Bar) -> None:
-    """The steps that are left of a pass; between two of them it may be kept, and stopped.
+def _run_steps(
+    epoch_progress: Pass, name: str, trainer: Learner, settings: Setting, writer: Log, bar: progress.Bar
+) -> None:
+    """Make the remaining steps of an epoch; between two steps it may be saved, and stopped.
 
-    raises  RecipeError if the loss is no number any more
+    Raises:
+        RecipeError: the loss became NaN or infinite.
     """
-    networks.into_training(learner.network, learner.recipe, learner.phase.trained)
-    glanced = 0.0
+    networks.into_training(trainer.network, trainer.recipe, trainer.phase.trained)
+    displayed_at = 0.0
     with held() as signals:
-        for inputs, labels in one.batches():
-            loss, logits = learner.step(inputs, labels, setting)
-            one.add(loss, (logits.argmax(1) == labels).sum(), len(labels))
+        for inputs, labels in epoch_progress.batches():
+            loss, logits = trainer.step(inputs, labels, settings)
+            epoch_progress.add(loss, (logits.argmax(1) == labels).sum(), len(labels))
             scores: dict[str, float | str] = {}
-            if time.monotonic() - glanced > GLANCES:
-                scores = {"epoch": name, "loss": one.loss, "accuracy": one.accuracy}
-                glanced = time.monotonic()
+            if time.monotonic() - displayed_at > MIN_DISPLAY_INTERVAL_SECONDS:
+                scores = {"epoch": name, "loss": epoch_progress.loss, "accuracy": epoch_progress.accuracy}
+                displayed_at = time.monotonic()
             bar.advance(len(labels), **scores)
-            if signals.came or log.due:
-                log.save(learner, one)
+            if signals.came or writer.is_due:
+                writer.save(trainer, epoch_progress)
             signals.let_through()
-    if not math.isfinite(one.loss):
-        raise _blown_up(one, learner)
+    if not math.isfinite(epoch_progress.loss):
+        raise _non_finite_error(epoch_progress, trainer)
 
 
-def _blown_up(one: Pass, learner: Learner) -> RecipeError:
+def _non_finite_error(epoch_progress: Pass, trainer: Learner) -> RecipeError:
     return RecipeError(
-        f"the loss is no number any more in epoch {one.number}",
-        advice=f"a smaller --learning-rate (it is {learner.phase.learning_rate:g})",
+        f"the loss is no number any more in epoch {epoch_progress.number}",
+        advice=f"a smaller --learning-rate (it is {trainer.phase.learning_rate:g})",
     )
 
 
 def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:
-    """Time a few training steps on random pixels, on a copy of the network: what a photo costs in the last phase."""
+    """Time training steps of the last phase per photo, on random pixels and a copy of the network."""
     trial = copy.deepcopy(network).to(setting.device)
-    learner = Learner(trial, recipe, phases(recipe)[-1], np.arange(max(recipe.batch, classes)) % classes)
-    networks.into_training(trial, recipe, learner.phase.trained)
+    trainer = Learner(trial, recipe, phases(recipe)[-1], np.arange(max(recipe.batch, classes)) % classes)
+    networks.into_training(trial, recipe, trainer.phase.trained)
     generator = torch.Generator().manual_seed(0)
     shape = (recipe.batch, recipe.side, recipe.side, 3)
     pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2).to(setting.device)
     labels = torch.randint(0, classes, (recipe.batch,), generator=generator).to(setting.device)
     seconds = []
     for _ in range(1 + TRIAL_STEPS):
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         batch = pixels if recipe.augmentation is None else augmented(pixels, recipe.augmentation, generator)
-        loss, _ = learner.step(batch, labels, setting)
+        loss, _ = trainer.step(batch, labels, setting)
         float(loss)  # waits for the device
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started_at)
     return min(seconds[1:]) / recipe.batch
