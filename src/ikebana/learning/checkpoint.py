@@ -1,4 +1,4 @@
-"""Where a training stands, as one safetensors file: weights, the optimiser's state, the epochs so far."""
+"""Checkpoints and final weights as safetensors files."""
 
 import json
 import math
@@ -19,63 +19,70 @@ from ikebana.places import written
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training photos: what it gave. Losses are means of what was made small, accuracies shares of 1.
+    """The result of one epoch: mean losses, and accuracies from 0 to 1.
 
-    `train_` figures are running means over the epoch's own steps, augmentation and dropout included, as Keras gives them; in a
-    recipe with `tuning` of the smoothed truth and with the classes' shares counted in, neither of which is in `val_` figures,
-    which are plain cross-entropies. Where the head is found at once, both are of the head that was found.
+    As in Keras, `train_` figures are running means over the epoch's steps, with augmentation and
+    dropout. In a recipe with `tuning` they include label smoothing and class priors. `val_` figures
+    are plain cross-entropies. Where the head is fitted directly, both are of the fitted head.
     """
 
     epoch: int  # from 1
     train_loss: float
     train_accuracy: float
-    val_loss: float | None  # None if there are no validation photos
+    val_loss: float | None  # None without validation photos
     val_accuracy: float | None
     seconds: float
 
 
 @dataclass(frozen=True)
 class Saved:
-    """All that an interrupted training needs to go on."""
+    """All that an interrupted training needs to resume."""
 
-    epochs: list[Epoch] = field(default_factory=list)  # those that are done
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # of the network, the optimiser and whatever else there is
-    best_loss: float = math.inf  # of the epoch whose weights are kept as the best
+    # Completed epochs.
+    epochs: list[Epoch] = field(default_factory=list)
+    # Of network, optimiser, EMA, best weights and the unfinished epoch, told apart by prefix.
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    # Model-selection loss of the best weights.
+    best_loss: float = math.inf
 
     def entries(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without that beginning."""
+        """Return the tensors whose names start with the prefix, without the prefix."""
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
 
-def save(file: Path, saved: Saved) -> None:
-    """Write the whole state beside, then rename it: an interrupted write costs nothing."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in saved.tensors.items()}
-    about = {"epochs": [asdict(each) for each in saved.epochs], "best_loss": repr(saved.best_loss)}
-    _write(file, tensors, {"training": json.dumps(about)})
+def save(file: Path, state: Saved) -> None:
+    """Write a checkpoint atomically: an interrupted write leaves the previous one."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
+    training = {"epochs": [asdict(epoch) for epoch in state.epochs], "best_loss": repr(state.best_loss)}
+    _write_tensors(file, tensors, {"training": json.dumps(training)})
 
 
 def load(file: Path) -> Saved:
-    """What `save` wrote.
+    """Read a checkpoint.
 
-    raises  RunError if the file is damaged
+    Raises:
+        RunError: the file cannot be read or is damaged.
     """
     with usable(file):
-        # First: it checks the file from end to end. Copied, since what is mapped cannot be written over on Windows.
+        # First, since it validates the whole file. Windows cannot replace a mapped file: clone.
         tensors = {name: value.clone() for name, value in load_file(file).items()}
-        about = json.loads(_metadata(file)["training"])
-        return Saved([Epoch(**each) for each in about["epochs"]], tensors, float(about["best_loss"]))
+        training = json.loads(_read_metadata(file)["training"])
+        epochs = [Epoch(**epoch) for epoch in training["epochs"]]
+        return Saved(epochs, tensors, float(training["best_loss"]))
 
 
 @contextmanager
 def usable(file: Path | None) -> Iterator[None]:
-    """Whatever shows here that a checkpoint is damaged, or of another network, becomes a RunError that says what to do; it is
-    to be deleted only where nothing else would help."""
+    """Turn errors from a damaged or mismatched checkpoint into a RunError with advice.
+
+    The advice is to delete the file only where nothing else would help.
+    """
     try:
         yield
     except OSError as error:
-        why = error.strerror or error
+        reason = error.strerror or error
         raise RunError(
-            f"the checkpoint cannot be read: {why}", where=file, advice="see that it can be, then again"
+            f"the checkpoint cannot be read: {reason}", where=file, advice="see that it can be, then again"
         ) from None
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
         if no_memory(error):
@@ -88,22 +95,23 @@ def usable(file: Path | None) -> Iterator[None]:
 
 
 def save_weights(file: Path, network: nn.Module) -> None:
-    """The network alone, for `weights.safetensors`: no time and no path in it, so equal weights are equal files."""
+    """Write `weights.safetensors`, without time or path: equal weights give equal files."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    _write(file, tensors)
+    _write_tensors(file, tensors)
 
 
-def _write(file: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
-    """A file that whoever may look into the run's folder may read: safetensors makes its own for one user alone."""
-    with written(file, make=False) as beside:
-        save_file(tensors, beside, about)
-        beside.chmod(file.parent.stat().st_mode & 0o666)
+def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a file with the run folder's permissions; safetensors makes it private to its owner."""
+    with written(file, make=False) as partial_file:
+        save_file(tensors, partial_file, metadata)
+        partial_file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def load_weights(file: Path, network: nn.Module) -> None:
-    """The weights of a finished run.
+    """Load the weights of a finished run into the network.
 
-    raises  RunError if the file is missing, damaged or of another network
+    Raises:
+        RunError: the file is missing, damaged or of another network.
     """
     try:
         network.load_state_dict(load_file(file))
@@ -112,14 +120,14 @@ def load_weights(file: Path, network: nn.Module) -> None:
             "this run has no weights yet", where=file.parent, advice=f"ikebana fit --resume {file.parent}"
         ) from None
     except (SafetensorError, OSError, RuntimeError) as error:
-        why = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise RunError(
-            f"the weights cannot be used: {why}", where=file, advice="a copy of the run that is whole"
+            f"the weights cannot be used: {reason}", where=file, advice="a copy of the run that is whole"
         ) from None
 
 
-def _metadata(file: Path) -> dict[str, str]:
-    """A safetensors file opens with the length of a JSON header, 8 bytes little-endian, then that header."""
+def _read_metadata(file: Path) -> dict[str, str]:
+    """Read the header of a safetensors file: its length in 8 bytes, little-endian, then JSON."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         return json.loads(stream.read(length))["__metadata__"]

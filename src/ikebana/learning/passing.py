@@ -1,4 +1,4 @@
-"""One pass over the training photos, on its way: what has been shown, the dice, the running sums."""
+"""Progress within one epoch: order of the photos, random state, running sums."""
 
 import time
 from collections.abc import Iterator
@@ -13,69 +13,71 @@ from ikebana.recipe import Recipe
 
 
 class Pass:
-    """An epoch's order and dice, and how far it has come; `tensors` is all that must be kept to go on within it."""
+    """One epoch over the training photos, which can be saved and resumed between two steps."""
 
     def __init__(self, recipe: Recipe, number: int, examples: Examples, device: str, together: bool = False):
-        """
-        number    of the epoch, from 1
-        together  no photo may be alone in a batch
+        """Seed the random generators and shuffle the photos.
+
+        Args:
+            number: of the epoch, from 1.
+            together: avoid batches of a single photo, which BatchNorm cannot normalise.
         """
         self.recipe, self.number, self.examples, self.device = recipe, number, examples, device
-        self.together = together
-        seed = recipe.seed * 1_000_003 + number  # each epoch draws from a stream of its own
+        self.avoid_single_photo_batches = together
+        seed = recipe.seed * 1_000_003 + number  # a separate random stream per epoch
         self.generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # dropout draws from torch's own generator
+        torch.manual_seed(seed)  # dropout draws from torch's global generator
         self.order = torch.randperm(len(examples), generator=self.generator).numpy()
-        self.seen = 0  # photos that have been shown
-        self.loss_sum = self.right = torch.zeros((), device=device)
-        self.begun = time.perf_counter()
+        self.seen = 0
+        self.loss_sum = self.correct = torch.zeros((), device=device)
+        self.started_at = time.perf_counter()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches that are left: photos, changed if the recipe says so, or features; and their labels."""
-        changes = self.recipe.augmentation
-        for chosen in self._left():
-            inputs, labels = self.examples.batch(chosen, self.device)
-            if changes is not None:
-                inputs = augmented(inputs, changes, self.generator)
+        """Iterate over the remaining batches: photos (augmented) or features, and their labels."""
+        augmentation = self.recipe.augmentation
+        for indices in self._iterate_indices():
+            inputs, labels = self.examples.batch(indices, self.device)
+            if augmentation is not None:
+                inputs = augmented(inputs, augmentation, self.generator)
             yield inputs, labels
 
-    def _left(self) -> Iterator[np.ndarray]:
-        """The rows of each batch to come; a single last photo joins the batch before it where it must not be alone."""
+    def _iterate_indices(self) -> Iterator[np.ndarray]:
+        """Iterate over the remaining batches' indices; a single last photo joins the batch before."""
         start = self.seen
         while start < len(self.order):
             end = start + self.recipe.batch
-            if self.together and end == len(self.order) - 1:
+            if self.avoid_single_photo_batches and end == len(self.order) - 1:
                 end += 1
             yield self.order[start:end]
             start = end
 
-    def add(self, loss: Tensor, right: Tensor, photos: int) -> None:
-        """Count a step that was made: its mean loss, how many photos were named rightly, and of how many."""
+    def add(self, loss: Tensor, correct: Tensor, photos: int) -> None:
+        """Add a step: its mean loss, its number of correct predictions and of photos."""
         self.loss_sum = self.loss_sum + loss * photos
-        self.right = self.right + right
+        self.correct = self.correct + correct
         self.seen += photos
 
     @property
     def loss(self) -> float:
-        """The mean over what has been shown."""
+        """The mean loss over the photos seen so far."""
         return float(self.loss_sum) / self.seen
 
     @property
     def accuracy(self) -> float:
-        """The share of what has been shown that was named rightly."""
-        return float(self.right) / self.seen
+        """The accuracy over the photos seen so far."""
+        return float(self.correct) / self.seen
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.begun
+        return time.perf_counter() - self.started_at
 
     def tensors(self) -> dict[str, Tensor]:
-        """For the checkpoint."""
+        """Return the state under its names in the checkpoint."""
         state = {
             "seen": torch.tensor(self.seen),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
             "loss_sum": self.loss_sum,
-            "right": self.right,
+            "right": self.correct,
             "generator": self.generator.get_state(),
             "dice": torch.get_rng_state(),
         }
@@ -84,13 +86,14 @@ class Pass:
         return {f"pass.{name}": value for name, value in state.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `tensors` gave.
+        """Resume from the result of `to_tensors`, its prefix removed.
 
-        raises  KeyError, RuntimeError or TypeError if it is something else
+        Raises:
+            KeyError, RuntimeError, TypeError: the state is damaged.
         """
         self.seen = int(state["seen"])
-        self.begun = time.perf_counter() - float(state["seconds"])
-        self.loss_sum, self.right = (state[name].to(self.device) for name in ("loss_sum", "right"))
+        self.started_at = time.perf_counter() - float(state["seconds"])
+        self.loss_sum, self.correct = (state[name].to(self.device) for name in ("loss_sum", "right"))
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["dice"])
         if self.device != "cpu":

@@ -29,7 +29,7 @@ EVERY = 60.0
 SHARE = 0.02
 # With fewer model-selection photos the best epoch is a matter of chance: the last one is taken.
 FEW = 30
-# Seconds between two reads of loss and accuracy, at least: for each of them the CPU waits for a GPU.
+# Seconds between two reads of loss and accuracy, at least: each makes the CPU wait for a GPU.
 MIN_DISPLAY_INTERVAL_SECONDS = 0.2
 # Timed steps of a trial, after one warm-up step.
 TRIAL_STEPS = 2
@@ -148,7 +148,7 @@ def _run_epoch(
     _run_steps(epoch_progress, name, trainer, settings, writer, bar)
     try:
         logits = logits_of(lean.for_looking(trainer.scored, validation), validation, settings)
-    except KeyboardInterrupt:  # validation changes nothing, so the state after the last step is valid
+    except KeyboardInterrupt:  # all steps are made, and validation changes no state
         writer.save(trainer, epoch_progress)
         raise
     # The last step may have diverged, which the loss before it does not show.
@@ -203,7 +203,7 @@ def _non_finite_error(epoch_progress: Pass, trainer: Learner) -> RecipeError:
 
 
 def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:
-    """Time training steps of the last phase per photo, on random pixels and a copy of the network."""
+    """Time training steps of the last phase, on random pixels and a copy of the network."""
     trial = copy.deepcopy(network).to(setting.device)
     trainer = Learner(trial, recipe, phases(recipe)[-1], np.arange(max(recipe.batch, classes)) % classes)
     networks.into_training(trial, recipe, trainer.phase.trained)
