@@ -1,16 +1,20 @@
-"""Classes of which there are few photos."""
+"""Correction for class imbalance."""
 
 import numpy as np
 
 
 def log_shares(labels: np.ndarray, classes: int) -> np.ndarray:
-    """The logarithm of each class's share of the photos: float [classes], 0 for a class that has none.
+    """Compute the logarithm of each class's prior: its share of the photos.
 
-    What a network learns from few photos of a class includes that it is rare. Taken off the logits, its share no longer
-    counts: what is named is the class that speaks most clearly for itself, not the most frequent one.
+    A model trained on imbalanced classes also learns how rare each one is. Logit adjustment adds the
+    log priors to the logits in the loss, or subtracts them from the logits of a fitted model.
+    Predictions then do not favour frequent classes.
 
-    labels   class indices, at least one
-    source   Menon et al. 2021, arXiv:2007.07314: logit adjustment
+    Args:
+        labels: int64 [photos], class indices, at least one.
+    Returns:
+        float64 [classes], 0 for a class without photos.
+    Source: Menon et al. 2021, arXiv:2007.07314.
     """
     counts = np.bincount(labels, minlength=classes)
     return np.log(np.where(counts, counts, len(labels)) / len(labels))

@@ -1,8 +1,7 @@
-"""How weights move: RMSprop as Keras 3 defines it, for the tutorial's recipes; AdamW on a schedule, for fine-tuning.
+"""RMSprop as Keras 3 defines it, for the tutorial; AdamW with a schedule and EMA, for fine-tuning.
 
-Both keep their state as a plain list of tensors, which is what a checkpoint holds of them. Weights are moved together, by
-torch's operators for lists of tensors: on a GPU those are a few kernels, not a few for each of some hundred weights; a processor
-does the same one by one.
+Both optimisers keep their state as a plain list of tensors, which a checkpoint stores. Weights are
+updated by torch's `_foreach_` operators: a few GPU kernels in all, instead of a few per weight.
 """
 
 import copy
@@ -16,23 +15,23 @@ from torch import Tensor, nn
 
 from ikebana.choices import Tuning
 
-RHO, RMSPROP_EPSILON = 0.9, 1e-7  # Keras 3's defaults for RMSprop
-BETAS, ADAM_EPSILON = (
-    (0.9, 0.99),
-    1e-8,
-)  # the second is shorter than usual: a fine-tuning has hundreds of steps, not many thousands
+# Keras 3's defaults for RMSprop.
+RMSPROP_RHO, RMSPROP_EPSILON = 0.9, 1e-7
+# The second beta is below the usual 0.999: fine-tuning has hundreds of steps, not many thousands.
+BETAS = (0.9, 0.99)
+ADAM_EPSILON = 1e-8
 
-
-each_of: Any = torch  # its operators for lists are documented, but not typed, as public
+# The `_foreach_` operators are documented as public but have no type stubs.
+untyped_torch: Any = torch
 
 
 @dataclass(frozen=True)
 class Group:
-    """Weights that learn at one rate."""
+    """Weights with one learning rate."""
 
     weights: list[nn.Parameter]
     learning_rate: float
-    decays: bool = False  # whether weight decay pulls at them: not at biases, nor at what BatchNorm has
+    decays: bool = False  # not for biases and BatchNorm
 
 
 class RMSprop:
@@ -44,7 +43,7 @@ class RMSprop:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move every weight that has a gradient."""
+        """Update every weight that has a gradient."""
         velocities = iter(self.state)
         for group in self.groups:
             rmsprop_([(weight, next(velocities)) for weight in group.weights], group.learning_rate)
@@ -52,107 +51,122 @@ class RMSprop:
 
 @torch.no_grad()
 def rmsprop_(
-    trained: Sequence[tuple[nn.Parameter, Tensor]],
+    weights_and_velocities: Sequence[tuple[nn.Parameter, Tensor]],
     learning_rate: float,
-    rho: float = RHO,
+    rho: float = RMSPROP_RHO,
     epsilon: float = RMSPROP_EPSILON,
 ) -> None:
-    """RMSprop as Keras 3 defines it, in place: the epsilon stands inside the root, where torch's own has it outside.
+    """Apply RMSprop as Keras 3 defines it, in place: epsilon is inside the square root.
 
-    At a learning rate of 1e-5 the two differ in what they learn, since most velocities are small then.
-    source  keras/src/optimizers/rmsprop.py, update_step
+    torch adds it outside. At a learning rate of 1e-5 the results differ, since most velocities are
+    small then.
+
+    Source: keras/src/optimizers/rmsprop.py, update_step.
     """
-    moved = [(weight, weight.grad, velocity) for weight, velocity in trained if weight.grad is not None]
-    if not moved:
+    updates = [
+        (weight, weight.grad, velocity) for weight, velocity in weights_and_velocities if weight.grad is not None
+    ]
+    if not updates:
         return
-    weights, gradients, velocities = zip(*moved, strict=True)
-    each_of._foreach_mul_(velocities, rho)
-    each_of._foreach_addcmul_(velocities, gradients, gradients, value=1 - rho)
-    roots = each_of._foreach_add(velocities, epsilon)
-    each_of._foreach_sqrt_(roots)
-    each_of._foreach_addcdiv_(weights, gradients, roots, value=-learning_rate)
+    weights, gradients, velocities = zip(*updates, strict=True)
+    untyped_torch._foreach_mul_(velocities, rho)
+    untyped_torch._foreach_addcmul_(velocities, gradients, gradients, value=1 - rho)
+    roots = untyped_torch._foreach_add(velocities, epsilon)
+    untyped_torch._foreach_sqrt_(roots)
+    untyped_torch._foreach_addcdiv_(weights, gradients, roots, value=-learning_rate)
 
 
 class AdamW:
-    """AdamW whose learning rates rise from 0 in a straight line, then fall to 0 along half a cosine.
+    """AdamW with linear warm-up of the learning rates, then cosine decay to 0.
 
-    source  Loshchilov and Hutter 2019, arXiv:1711.05101
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
 
-    def __init__(self, groups: Sequence[Group], tuning: Tuning, steps: int):
-        self.groups, self.tuning, self.steps = groups, tuning, steps
-        self.count = torch.zeros((), dtype=torch.int64)  # steps made; a tensor since it belongs to the state
+    def __init__(self, groups: Sequence[Group], tuning: Tuning, total_steps: int):
+        self.groups, self.tuning, self.total_steps = groups, tuning, total_steps
+        # Completed steps; a tensor since it belongs to the state.
+        self.count = torch.zeros((), dtype=torch.int64)
         self.state = [self.count]
         self.state += [torch.zeros_like(weight) for group in groups for weight in group.weights for _ in range(2)]
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move every weight that has a gradient."""
+        """Update every weight that has a gradient."""
         self.count += 1
-        made = int(self.count)
-        factor = schedule(made, self.steps, self.tuning.warm_up)
+        step = int(self.count)
+        factor = schedule(step, self.total_steps, self.tuning.warm_up)
         moments = iter(self.state[1:])
-        moved = []
+        updates = []
         for group in self.groups:
-            rate = group.learning_rate * factor
-            stays = 1 - rate * (self.tuning.weight_decay if group.decays else 0.0)
+            learning_rate = group.learning_rate * factor
+            decay_factor = 1 - learning_rate * (self.tuning.weight_decay if group.decays else 0.0)
             for weight in group.weights:
                 mean, square = next(moments), next(moments)
                 if weight.grad is not None:
-                    moved.append((weight, weight.grad, mean, square, rate, stays))
-        if moved:
-            _adam_(moved, made)
+                    updates.append((weight, weight.grad, mean, square, learning_rate, decay_factor))
+        if updates:
+            _update_adamw_(updates, step)
 
 
-def _adam_(moved: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, float, float]], made: int) -> None:
+def _update_adamw_(updates: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, float, float]], step: int) -> None:
+    """Apply one step in place.
+
+    Args:
+        updates: weight, gradient, first and second moment, learning rate, weight decay factor.
+        step: from 1.
     """
-    moved  weights, their gradients and moments, their rates in this step, and what weight decay leaves of them
+    weights, gradients, means, squares, learning_rates, decay_factors = zip(*updates, strict=True)
+    beta1, beta2 = BETAS
+    untyped_torch._foreach_mul_(weights, decay_factors)
+    untyped_torch._foreach_lerp_(means, gradients, 1 - beta1)
+    untyped_torch._foreach_mul_(squares, beta2)
+    untyped_torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+    denominators = untyped_torch._foreach_div(squares, 1 - beta2**step)
+    untyped_torch._foreach_sqrt_(denominators)
+    untyped_torch._foreach_add_(denominators, ADAM_EPSILON)
+    factors = [-learning_rate / (1 - beta1**step) for learning_rate in learning_rates]
+    untyped_torch._foreach_addcdiv_(weights, means, denominators, factors)
+
+
+def schedule(step: int, total_steps: int, warmup_fraction: float) -> float:
+    """Return the factor of the learning rate at a step: linear warm-up, then cosine decay.
+
+    It is above 0 at every step, the last one and an only one included.
+
+    Args:
+        step: from 1.
+        warmup_fraction: of the steps, in which the factor rises.
     """
-    weights, gradients, means, squares, rates, stays = zip(*moved, strict=True)
-    first, second = BETAS
-    each_of._foreach_mul_(weights, stays)
-    each_of._foreach_lerp_(means, gradients, 1 - first)
-    each_of._foreach_mul_(squares, second)
-    each_of._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
-    spreads = each_of._foreach_div(squares, 1 - second**made)
-    each_of._foreach_sqrt_(spreads)
-    each_of._foreach_add_(spreads, ADAM_EPSILON)
-    each_of._foreach_addcdiv_(weights, means, spreads, [-rate / (1 - first**made) for rate in rates])
-
-
-def schedule(step: int, steps: int, warm_up: float) -> float:
-    """The share of the full learning rate at a step, counted from 1: above 0 at each, the last one and an only one included.
-
-    warm_up  share of the steps in which it rises
-    """
-    share = (step - 0.5) / max(steps, 1)
-    if share < warm_up:
-        return share / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (share - warm_up) / max(1 - warm_up, 1e-9)))
+    position = (step - 0.5) / max(total_steps, 1)
+    if position < warmup_fraction:
+        return position / warmup_fraction
+    return 0.5 * (1 + math.cos(math.pi * (position - warmup_fraction) / max(1 - warmup_fraction, 1e-9)))
 
 
 class RunningMean:
-    """The running mean of a network's weights over the steps, as a network of its own."""
+    """The exponential moving average (EMA) of a network's weights, as a network of its own."""
 
     def __init__(self, network: nn.Module, stays: float):
+        """Start from the network's current weights.
+
+        Args:
+            network: must stay on its device, and its tensors must stay the same objects.
+            stays: fraction of the average kept at each step; less in the first steps.
         """
-        network  both start from what it is now; it must stay where it is
-        stays    share of the mean that stays at each step; less in the first ones, when there is little to average
-        """
-        self.network, self.stays = copy.deepcopy(network), stays
-        # The other weights stay what they are, and so does their mean.
-        moving = {name for name, weight in network.named_parameters() if weight.requires_grad}
-        moving |= {name for name, _ in network.named_buffers()}
-        now = network.state_dict()
-        pairs = [(mean, now[name]) for name, mean in self.network.state_dict().items() if name in moving]
-        self.means = [pair for pair in pairs if pair[0].is_floating_point()]
-        self.copies = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self.network, self.decay = copy.deepcopy(network), stays
+        # Frozen weights are constant, and so is their average.
+        changing = {name for name, weight in network.named_parameters() if weight.requires_grad}
+        changing |= {name for name, _ in network.named_buffers()}
+        source = network.state_dict()
+        pairs = [(average, source[name]) for name, average in self.network.state_dict().items() if name in changing]
+        self.averaged_pairs = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.copied_pairs = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def step(self, made: int) -> None:
-        """Move the mean towards the network as it is now, `made` steps after the beginning."""
-        stays = min(self.stays, made / (made + 9))
-        if self.means:
-            each_of._foreach_lerp_(*zip(*self.means, strict=True), 1 - stays)
-        if self.copies:
-            each_of._foreach_copy_(*zip(*self.copies, strict=True))
+        """Move the average towards the network's weights after `step_count` steps in all."""
+        decay = min(self.decay, made / (made + 9))
+        if self.averaged_pairs:
+            untyped_torch._foreach_lerp_(*zip(*self.averaged_pairs, strict=True), 1 - decay)
+        if self.copied_pairs:
+            untyped_torch._foreach_copy_(*zip(*self.copied_pairs, strict=True))

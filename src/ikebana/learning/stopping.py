@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM never land in the middle of a step: they wait until the step is made and what was learned is safe."""
+"""Ctrl-C and SIGTERM wait until the current training step is done and saved."""
 
 import signal
 import threading
@@ -7,56 +7,63 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-HELD = (signal.SIGINT, signal.SIGTERM)
+DEFERRED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Held:
-    """A signal that waits, if one came."""
+    """Signal handlers that record the first signal instead of acting on it."""
 
     def __init__(self) -> None:
         self.came: int | None = None
-        self.before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
-    def hold(self) -> None:
-        """From now on signals wait. Outside of the main thread, where Python gets none, there is nothing to hold."""
+    def install(self) -> None:
+        """Replace the handlers of SIGINT and SIGTERM.
+
+        Outside the main thread this does nothing, since Python delivers no signals there.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in HELD:
-            found = signal.getsignal(number)
-            if found not in (None, signal.SIG_IGN):  # None was set by something else than Python: not ours to move
-                self.before[number] = found
-                signal.signal(number, self._wait)
+        for number in DEFERRED_SIGNALS:
+            handler = signal.getsignal(number)
+            # None was installed by other code than Python: it cannot be restored, so it stays.
+            if handler not in (None, signal.SIG_IGN):
+                self._previous_handlers[number] = handler
+                signal.signal(number, self._record)
 
-    def release(self) -> None:
-        """Whoever listened before listens again."""
-        while self.before:
-            number, handler = self.before.popitem()
+    def restore(self) -> None:
+        """Put the previous handlers back."""
+        while self._previous_handlers:
+            number, handler = self._previous_handlers.popitem()
             signal.signal(number, handler)
 
     def let_through(self) -> None:
-        """A signal that waits does now what it would have done at once: as a rule it raises KeyboardInterrupt."""
+        """Pass a pending signal to its previous handler, which usually raises KeyboardInterrupt."""
         if self.came is not None:
             number, self.came = self.came, None
-            self.release()
+            self.restore()
             signal.raise_signal(number)
-            self.hold()  # whoever listened wants to go on
+            self.install()  # the previous handler returned: training goes on
 
-    def _wait(self, number: int, _: FrameType | None) -> None:
-        """The first one waits; the second means at once."""
+    def _record(self, number: int, _: FrameType | None) -> None:
+        """Record the first signal; deliver a second one at once."""
         if self.came is not None:
-            self.release()
+            self.restore()
             signal.raise_signal(number)
         self.came = number
 
 
 @contextmanager
 def held() -> Iterator[Held]:
-    """Within this block the first Ctrl-C or SIGTERM waits for its end, or for `let_through`; a second ends the block at once."""
+    """Defer the first Ctrl-C or SIGTERM to the end of the block, or to `deliver`.
+
+    A second one ends the block at once.
+    """
     signals = Held()
     try:
-        signals.hold()
+        signals.install()
         yield signals
     finally:
-        signals.release()
+        signals.restore()
     signals.let_through()
-    signals.release()
+    signals.restore()
