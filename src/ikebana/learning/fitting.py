@@ -1,4 +1,4 @@
-"""What learns from what: the whole network from photos, or a head from features that are kept."""
+"""The training plan of a recipe: which modules train on photos, and which on cached features."""
 
 import time
 from collections import OrderedDict
@@ -16,154 +16,158 @@ from ikebana.learning.device import Setting
 from ikebana.learning.features import Origin
 from ikebana.learning.inference import Examples, Features, Photos
 from ikebana.learning.layers import last_linear
-from ikebana.learning.logistic import Linear
 from ikebana.learning.rows import Rows
 from ikebana.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A network, or the part of it that learns, and what it is shown."""
+    """A network or its head, and the examples that train and evaluate it."""
 
     recipe: Recipe  # of this network alone
-    learner: nn.Module
+    network: nn.Module
     train: Examples
     validation: Examples
     held_out: Examples  # validation, then test
-    seen: tuple[Features, Features] | None = None  # of training and validation photos, for a logistic head
+    head_features: tuple[Features, Features] | None = None  # train, validation: for a logistic head
 
 
 @dataclass(frozen=True)
 class Course:
-    """All that a recipe lets learn: one lesson, or one after the other for the members of an ensemble."""
+    """All training tasks of a recipe: one, or one per member of an ensemble."""
 
-    network: nn.Module  # the whole, as it ships
-    layers: str  # as a table
-    pretrained: dict[str, dict[str, str | None]]  # where each backbone's first weights come from
-    lessons: tuple[Lesson, ...]
+    network: nn.Module  # the whole network, as it is exported
+    layers: str
+    pretrained: dict[str, dict[str, str | None]]  # per backbone, where its pretrained weights come from
+    tasks: tuple[Lesson, ...]
 
 
-def course(recipe: Recipe, classes: int, parts: dict[str, Photos], pixels: str, setting: Setting) -> Course:
-    """The recipe's network with its first weights, and what it will be shown.
+def course(recipe: Recipe, classes: int, splits: dict[str, Photos], pixel_cache: str, settings: Setting) -> Course:
+    """Build the recipe's network with its initial weights, and its training tasks.
 
-    pixels  the name of the kept pixels
-    raises  RecipeError if pretrained weights are needed and cannot be had, or are of another network
+    Args:
+        pixel_cache: name of the pixel cache.
+    Raises:
+        RecipeError: pretrained weights are missing or of another network.
     """
-    network = networks.build(recipe, classes).to(setting.device)
-    pretrained, lessons = {}, []
-    for member, its in zip(networks.members(network), recipe.members, strict=True):
-        weights = backbones.fill(member, its)
+    network = networks.build(recipe, classes).to(settings.device)
+    pretrained, tasks = {}, []
+    for member, member_recipe in zip(networks.members(network), recipe.members, strict=True):
+        weights = backbones.fill(member, member_recipe)
         if weights is not None:
-            pretrained[its.network] = backbones.provenance(weights)
-        lessons.append(lesson(member, its, parts, features.origin(pixels, its, weights), setting))
+            pretrained[member_recipe.network] = backbones.provenance(weights)
+        origin = features.origin(pixel_cache, member_recipe, weights)
+        tasks.append(lesson(member, member_recipe, splits, origin, settings))
     layers = networks.layer_table(networks.layers(network, recipe.side), recipe.batch, recipe.side)
-    return Course(network, layers, pretrained, tuple(lessons))
+    return Course(network, layers, pretrained, tuple(tasks))
 
 
 def check_weights(recipe: Recipe) -> None:
-    """Have the pretrained weights on this machine, and see that they fit where they may not.
+    """Make sure that the pretrained weights are on this machine and fit the network.
 
-    raises  RecipeError or MachineError if they cannot be had or are of another network
+    Raises:
+        RecipeError, MachineError: they are missing or of another network.
     """
-    for its in recipe.members:
-        backbones.sought(its)
-        if its.weights or (its.transfer is not None and backbones.is_of_one_side(its)):
-            backbones.fill(networks.build(its, classes=2), its)
+    for member_recipe in recipe.members:
+        backbones.sought(member_recipe)
+        is_transfer = member_recipe.transfer is not None
+        if member_recipe.weights or (is_transfer and backbones.is_of_one_side(member_recipe)):
+            backbones.fill(networks.build(member_recipe, classes=2), member_recipe)
 
 
-def lesson(network: nn.Module, recipe: Recipe, parts: dict[str, Photos], origin: Origin, setting: Setting) -> Lesson:
-    """What the recipe shows to what; features are computed here, where it learns from kept ones.
+def lesson(network: nn.Module, recipe: Recipe, splits: dict[str, Photos], origin: Origin, settings: Setting) -> Lesson:
+    """Build the training task of one network; features that it trains on are extracted here.
 
-    Held-out photos are scored in float32, since that is the network that ships.
+    Held-out photos are evaluated in float32, as in the exported network.
     """
-    transfer, held_out = recipe.transfer, inference.joined(parts["validation"], parts["test"])
+    transfer, held_out = recipe.transfer, inference.joined(splits["validation"], splits["test"])
     if transfer is None or not (transfer.kept or transfer.logistic):
-        return Lesson(recipe, network, parts["train"], parts["validation"], held_out)
-    see, head = network.get_submodule("seer"), network.get_submodule("head")
+        return Lesson(recipe, network, splits["train"], splits["validation"], held_out)
+    backbone, head = network.get_submodule("seer"), network.get_submodule("head")
     if transfer.kept:
-        train = features.of(see, origin, parts["train"], setting)
-        shown = features.of(see, origin, held_out, replace(setting, number_format="float32"))
-        validation, learner = shown.first(len(parts["validation"])), nn.Sequential(OrderedDict(head=head))
-        return Lesson(recipe, learner, train, validation, shown, (train, validation))
-    seen = [features.of(see, origin, parts[part], setting) for part in ("train", "validation")]
-    return Lesson(recipe, network, parts["train"], parts["validation"], held_out, (seen[0], seen[1]))
+        train = features.of(backbone, origin, splits["train"], settings)
+        exact = replace(settings, number_format="float32")
+        held_out_features = features.of(backbone, origin, held_out, exact)
+        validation = held_out_features.first(len(splits["validation"]))
+        head_only = nn.Sequential(OrderedDict(head=head))
+        return Lesson(recipe, head_only, train, validation, held_out_features, (train, validation))
+    train, validation = (features.of(backbone, origin, splits[split], settings) for split in ("train", "validation"))
+    return Lesson(recipe, network, splits["train"], splits["validation"], held_out, (train, validation))
 
 
-def learn(given: Course, setting: Setting, kept: Path, title: str = "train") -> Iterator[Epoch]:
-    """The epochs of all lessons, one after the other, numbered throughout; each is yielded once it is safe on disk.
+def learn(plan: Course, settings: Setting, checkpoint_file: Path, title: str = "train") -> Iterator[Epoch]:
+    """Train all tasks in turn; yield each epoch, numbered throughout, once it is safe on disk.
 
-    kept   the checkpoint's file; each further lesson has one of its own beside it
-    title  of the bar
+    Args:
+        checkpoint_file: of the first task; each further task has its own beside it.
+        title: of the progress bar.
     """
-    done, several = 0, len(given.lessons)
-    for number, each in enumerate(given.lessons, 1):
-        own = kept if number == 1 else kept.with_stem(f"{kept.stem}-{number}")
-        for epoch in _learned(each, setting, own, title if several == 1 else f"{title} {number}/{several}"):
-            done += 1
-            yield replace(epoch, epoch=done)
+    epochs, tasks = 0, len(plan.tasks)
+    for number, task in enumerate(plan.tasks, 1):
+        task_file = checkpoint_file if number == 1 else checkpoint_file.with_stem(f"{checkpoint_file.stem}-{number}")
+        for epoch in _train_task(task, settings, task_file, title if tasks == 1 else f"{title} {number}/{tasks}"):
+            epochs += 1
+            yield replace(epoch, epoch=epochs)
 
 
-def _learned(given: Lesson, setting: Setting, kept: Path, title: str) -> Iterator[Epoch]:
-    """A lesson's epochs; a logistic regression alone counts as one."""
-    begun, transfer = time.perf_counter(), given.recipe.transfer
-    if given.seen is not None and transfer is not None and transfer.logistic and not kept.exists():
-        found = _logistic(*given.seen, given.learner, given.recipe)
+def _train_task(task: Lesson, settings: Setting, checkpoint_file: Path, title: str) -> Iterator[Epoch]:
+    """Yield the epochs of one task; fitting a logistic head alone counts as one epoch."""
+    started_at, transfer = time.perf_counter(), task.recipe.transfer
+    if task.head_features is not None and transfer is not None and transfer.logistic and not checkpoint_file.exists():
+        _fit_logistic_head(*task.head_features, task.network, task.recipe)
         if transfer.trained == "head":
-            yield _as_epoch(found, given, setting, time.perf_counter() - begun)
+            yield _score_logistic_head(task, settings, time.perf_counter() - started_at)
             return
-    if transfer is not None and transfer.kept:  # a head is small: nothing is won by halving its numbers
-        setting = replace(setting, number_format="float32")
-    yield from training.train(given.learner, given.recipe, given.train, given.validation, setting, kept, title)
+    # A head on cached features is small: half precision would not make it faster.
+    if transfer is not None and transfer.kept:
+        settings = replace(settings, number_format="float32")
+    yield from training.train(task.network, task.recipe, task.train, task.validation, settings, checkpoint_file, title)
 
 
 def once_more(
-    recipe: Recipe, classes: int, parts: dict[str, Photos], pixels: str, setting: Setting, kept: Path
+    recipe: Recipe, classes: int, splits: dict[str, Photos], pixel_cache: str, settings: Setting, checkpoint_file: Path
 ) -> Course:
-    """The same recipe on every photo, from the beginning and for as many epochs: a network that no photo is left to score.
-
-    kept  the checkpoint's file
-    """
-    given = course(recipe, classes, inference.all_to_learn_from(parts), pixels, setting)
-    for _ in learn(given, setting, kept, "train on all"):
+    """Train the same recipe from scratch on all photos, which leaves none to score the network."""
+    plan = course(recipe, classes, inference.all_to_learn_from(splits), pixel_cache, settings)
+    for _ in learn(plan, settings, checkpoint_file, "train on all"):
         pass
-    return given
+    return plan
 
 
-def note(recipe: Recipe, parts: dict[str, Photos]) -> str:
-    """What must be said beside the score; nothing where it is the score of the very network that ships."""
+def note(recipe: Recipe, splits: dict[str, Photos]) -> str:
+    """Describe the refit beside the score; empty where the scored network is the exported one."""
     if not recipe.all:
         return ""
     return (
-        f"What ships was trained once more, alike, on all {sum(map(len, parts.values()))} photos.\n"
+        f"What ships was trained once more, alike, on all {sum(map(len, splits.values()))} photos.\n"
         "The score is that of the network before it, which had never seen a test photo."
     )
 
 
-def probabilities(given: Course, setting: Setting) -> np.ndarray:
-    """What the learned network says of validation and test photos, in that order: float32 [photos, classes]."""
-    with progress.stage("score", sum(len(each.held_out) for each in given.lessons)) as bar:
-        said = []
-        for each in given.lessons:
-            looking = lean.for_looking(each.learner, each.held_out)
-            said.append(inference.probabilities_of(looking, each.held_out, setting, bar))
-    return np.mean(said, axis=0)
+def probabilities(plan: Course, settings: Setting) -> np.ndarray:
+    """Predict the validation photos, then the test photos: float32 [photos, classes]."""
+    with progress.stage("score", sum(len(task.held_out) for task in plan.tasks)) as bar:
+        predictions = []
+        for task in plan.tasks:
+            network = lean.for_looking(task.network, task.held_out)
+            predictions.append(inference.probabilities_of(network, task.held_out, settings, bar))
+    return np.mean(predictions, axis=0)
 
 
-def _logistic(train: Features, validation: Features, learner: nn.Module, recipe: Recipe) -> Linear:
-    chosen = validation.for_choices
-    held_out, labels = Rows([validation.array], [validation.rows[chosen]]), validation.labels[chosen]
-    classes = last_linear(learner).out_features
-    learned = Rows([train.array], [train.rows])
-    found = logistic.fit(learned, train.labels, held_out, labels, classes, recipe.seed, train.groups)
-    found.fill(learner)
-    return found
+def _fit_logistic_head(train: Features, validation: Features, network: nn.Module, recipe: Recipe) -> None:
+    selection = validation.for_choices
+    selection_rows, labels = Rows([validation.array], [validation.rows[selection]]), validation.labels[selection]
+    classes = last_linear(network).out_features
+    train_rows = Rows([train.array], [train.rows])
+    fitted = logistic.fit(train_rows, train.labels, selection_rows, labels, classes, recipe.seed, train.groups)
+    fitted.fill(network)
 
 
-def _as_epoch(found: Linear, given: Lesson, setting: Setting, seconds: float) -> Epoch:
-    exact = replace(setting, number_format="float32")
+def _score_logistic_head(task: Lesson, settings: Setting, seconds: float) -> Epoch:
+    exact = replace(settings, number_format="float32")
     scores = [
-        inference.score(inference.logits_of(given.learner, each, exact), each.labels)
-        for each in (given.train, given.validation)
+        inference.score(inference.logits_of(task.network, examples, exact), examples.labels)
+        for examples in (task.train, task.validation)
     ]
     (train_loss, train_accuracy), (val_loss, val_accuracy) = scores
     return Epoch(1, train_loss or 0.0, train_accuracy or 0.0, val_loss, val_accuracy, seconds)
