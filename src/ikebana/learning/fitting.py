@@ -38,7 +38,7 @@ class Course:
 
     network: nn.Module  # the whole network, as it is exported
     layers: str
-    pretrained: dict[str, dict[str, str | None]]  # per backbone, where its pretrained weights come from
+    pretrained: dict[str, dict[str, str | None]]  # source of the weights, per backbone
     tasks: tuple[Lesson, ...]
 
 

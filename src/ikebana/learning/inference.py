@@ -1,4 +1,4 @@
-"""Photos of a dataset, batch by batch, and what a network says of them."""
+"""Batches of labelled photos or features, and a network's predictions for them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,34 +15,35 @@ from ikebana.learning.device import Setting
 from ikebana.photos.dataset import PARTS, Dataset
 from ikebana.photos.split import for_choices, groups
 
-SHARE = 0.5  # of what a step leaves on a device may be taken by pixels: what a step needs is an estimate
-CHUNK = 1024  # photos sent at a time
-OF_EACH = ("rows", "labels", "for_choices", "groups")  # what `Photos` has of each photo
+# Of the device memory that is free beside a training step; the memory of a step is an estimate.
+MAX_PIXEL_MEMORY_FRACTION = 0.5
+# Photos copied to the device at a time.
+CHUNK_PHOTOS = 1024
 
 
 class Examples(Protocol):
-    """What a network is shown: photos, or features of them."""
+    """Labelled inputs of a network: photos, or features of them."""
 
     @property
-    def rows(self) -> np.ndarray: ...  # int64 [examples]: of the dataset's table
+    def rows(self) -> np.ndarray: ...  # int64 [examples]: in the dataset's table
     @property
     def labels(self) -> np.ndarray: ...  # int64 [examples]: class indices
     @property
-    def for_choices(self) -> np.ndarray: ...  # bool [examples]: of validation photos, those that choices are made by
+    def for_choices(self) -> np.ndarray: ...  # bool [examples]: for model selection
     def __len__(self) -> int: ...
-    def batch(self, chosen: np.ndarray, device: str) -> tuple[Tensor, Tensor]: ...
+    def batch(self, indices: np.ndarray, device: str) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Some rows of the kept pixels, with their labels."""
+    """Labelled photos: rows of the pixel cache."""
 
-    pixels: np.ndarray  # uint8 [rows, side, side, 3]
-    rows: np.ndarray  # int64 [photos]: where in `pixels` each photo lies
+    pixels: np.ndarray  # uint8 [rows, image_size, image_size, 3]
+    rows: np.ndarray  # int64 [photos]: of each photo in `pixels`
     labels: np.ndarray  # int64 [photos]: class indices
-    for_choices: np.ndarray  # bool [photos]: none of a class that nothing is learned of
-    groups: np.ndarray  # int64 [photos]: copies, and photos that belong together, have the same number
-    held: Tensor | None = None  # all of `pixels` on the device, where they fit; else each batch is sent there
+    for_choices: np.ndarray  # bool [photos]: never of a class without training photos
+    groups: np.ndarray  # int64 [photos]: equal for duplicates, and photos of one group
+    held: Tensor | None = None  # `pixels` on the device; None: each batch is copied there
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,20 +54,27 @@ class Photos:
 
     @property
     def height(self) -> int:
-        """How many rows there are in all."""
+        """The number of rows in the pixel cache."""
         return len(self.pixels)
 
     def at(self, rows: np.ndarray) -> "Photos":
-        """Those of some rows, of which nobody says what they show."""
+        """Return the photos in some rows of the pixel cache, without labels."""
         return unlabelled(self.pixels, rows)
 
-    def some(self, chosen: np.ndarray) -> "Photos":
-        """Some of them, in the order asked for: int64 or bool."""
-        return replace(self, **{name: getattr(self, name)[chosen] for name in OF_EACH})
+    def some(self, indices: np.ndarray) -> "Photos":
+        """Return some of the photos, in the order of the indices: int64 or bool."""
+        return Photos(
+            self.pixels,
+            self.rows[indices],
+            self.labels[indices],
+            self.for_choices[indices],
+            self.groups[indices],
+            self.held,
+        )
 
-    def batch(self, chosen: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
-        """uint8 [photos, 3, side, side] in the channels-last format, without a copy beyond the gathering; and the labels."""
-        rows, labels = self.rows[chosen], torch.from_numpy(self.labels[chosen]).to(device)
+    def batch(self, indices: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
+        """Return photos, uint8 [photos, 3, image_size, image_size] channels last, and labels."""
+        rows, labels = self.rows[indices], torch.from_numpy(self.labels[indices]).to(device)
         if self.held is not None:
             return self.held[torch.from_numpy(rows).to(self.held.device)].permute(0, 3, 1, 2).to(device), labels
         return torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2).to(device), labels
@@ -74,119 +82,134 @@ class Photos:
 
 @dataclass(frozen=True)
 class Features:
-    """Some rows of kept features, with their labels."""
+    """Labelled features: rows of the feature cache."""
 
     array: np.ndarray  # float [rows, ...]
-    rows: np.ndarray  # int64 [examples]: where in `array` each lies
+    rows: np.ndarray  # int64 [examples]: of each example in `array`
     labels: np.ndarray  # int64 [examples]: class indices
     for_choices: np.ndarray  # bool [examples]
-    groups: np.ndarray  # int64 [examples]: those of one number must not judge each other
+    groups: np.ndarray  # int64 [examples]: one group must not be in both training and test folds
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, chosen: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
-        """float32 [examples, ...], and the labels."""
-        found = torch.from_numpy(self.array[self.rows[chosen]].astype(np.float32))
-        return found.to(device), torch.from_numpy(self.labels[chosen]).to(device)
+    def batch(self, indices: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
+        """Return features, float32 [examples, ...], and labels."""
+        features = torch.from_numpy(self.array[self.rows[indices]].astype(np.float32))
+        return features.to(device), torch.from_numpy(self.labels[indices]).to(device)
 
     def values(self) -> np.ndarray:
-        """All of them at once: float32 [examples, ...]."""
+        """Read all features at once: float32 [examples, ...]."""
         return self.array[self.rows].astype(np.float32)
 
     def first(self, count: int) -> "Features":
-        """The first ones alone."""
-        of_all = (self.rows, self.labels, self.for_choices, self.groups)
-        return Features(self.array, *(each[:count] for each in of_all))
+        """Return the first examples alone."""
+        columns = (self.rows, self.labels, self.for_choices, self.groups)
+        return Features(self.array, *(column[:count] for column in columns))
 
 
 def on_device(pixels: np.ndarray, device: str, room: int) -> Tensor | None:
-    """All pixels on the device, if they take less than half of the room that there is; None if they stay in their file, from
-    which a processor reads them as fast.
+    """Copy all pixels to the device if they take at most half of its free memory.
 
-    room  bytes that a training step leaves of the device's own memory
+    Else return None, and each batch is read from the mapped file.
+
+    Args:
+        room: device memory in bytes that a training step leaves free.
     """
-    if pixels.nbytes > SHARE * room:
+    if pixels.nbytes > MAX_PIXEL_MEMORY_FRACTION * room:
         return None
-    held = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
-    for start in range(0, len(pixels), CHUNK):
-        held[start : start + CHUNK] = torch.from_numpy(np.array(pixels[start : start + CHUNK]))
-    return held
+    device_pixels = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(pixels), CHUNK_PHOTOS):
+        chunk = slice(start, start + CHUNK_PHOTOS)
+        device_pixels[chunk] = torch.from_numpy(np.array(pixels[chunk]))
+    return device_pixels
 
 
-def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu", room: int = 0) -> dict[str, Photos]:
-    """The training, validation and test photos of a dataset that is split; their pixels lie on a GPU from now on if they fit.
+def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu", free_bytes: int = 0) -> dict[str, Photos]:
+    """Return the photos of each split; their pixels are copied to a GPU if they fit.
 
-    room  bytes that a training step leaves of the device's own memory
+    Args:
+        free_bytes: device memory that a training step leaves free.
     """
-    held = on_device(pixels, device, room)
-    index = {name: number for number, name in enumerate(dataset.classes)}
-    found = dataset.used_by_row
-    found = found.with_columns(together=np.array(groups(found.drop("row")), np.int64))
-    learned = found.filter(pl.col("split") == "train")["label"].unique().to_list()
+    device_pixels = on_device(pixels, device, free_bytes)
+    class_indices = {name: index for index, name in enumerate(dataset.classes)}
+    photos = dataset.used_by_row
+    photos = photos.with_columns(together=np.array(groups(photos.drop("row")), np.int64))
+    trained_classes = photos.filter(pl.col("split") == "train")["label"].unique().to_list()
     return {
-        part: Photos(
+        split: Photos(
             pixels,
-            chosen["row"].to_numpy().astype(np.int64),
-            np.array([index[name] for name in chosen["label"]], np.int64),
-            for_choices(chosen) & chosen["label"].is_in(learned).to_numpy(),
-            chosen["together"].to_numpy(),
-            held,
+            table["row"].to_numpy().astype(np.int64),
+            np.array([class_indices[name] for name in table["label"]], np.int64),
+            for_choices(table) & table["label"].is_in(trained_classes).to_numpy(),
+            table["together"].to_numpy(),
+            device_pixels,
         )
-        for part in PARTS
-        for chosen in [found.filter(pl.col("split") == part)]
+        for split in PARTS
+        for table in [photos.filter(pl.col("split") == split)]
     }
 
 
 def unlabelled(pixels: np.ndarray, rows: np.ndarray) -> Photos:
-    """Photos of which nobody says what they show."""
+    """Make photos without labels: all have class 0, and each is a group of its own."""
     return Photos(pixels, rows, np.zeros(len(rows), np.int64), np.zeros(len(rows), bool), np.arange(len(rows)))
 
 
 def joined(first: Photos, second: Photos) -> Photos:
-    """The photos of both, in that order."""
-    both = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in OF_EACH}
-    return replace(first, **both)
+    """Concatenate photos of the same pixel cache."""
+    return Photos(
+        first.pixels,
+        np.concatenate((first.rows, second.rows)),
+        np.concatenate((first.labels, second.labels)),
+        np.concatenate((first.for_choices, second.for_choices)),
+        np.concatenate((first.groups, second.groups)),
+        first.held,
+    )
 
 
-def for_calibration(parts: Mapping[str, Photos], said: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What was said of the validation photos that no choice was made by, their labels and groups; of the classes that were
-    learned alone: whatever is said of others is no confidence.
+def for_calibration(
+    splits: Mapping[str, Photos], probabilities: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Select the validation photos that were not used for model selection.
 
-    said     [photos, classes], beginning with the validation photos
-    returns  [photos, learned classes]; where among these each photo's class is; and the number of its group
+    Classes without training photos are left out, since their probabilities mean nothing.
+
+    Args:
+        probabilities: float [photos, classes], the validation photos first.
+    Returns:
+        probabilities [photos, trained classes], labels among these classes, group numbers.
     """
-    validation, learned = parts["validation"], np.unique(parts["train"].labels)
-    chosen = np.flatnonzero(~validation.for_choices & np.isin(validation.labels, learned))
-    labels = np.searchsorted(learned, validation.labels[chosen])
-    return said[np.ix_(chosen, learned)], labels, validation.groups[chosen]
+    validation, trained_classes = splits["validation"], np.unique(splits["train"].labels)
+    chosen = np.flatnonzero(~validation.for_choices & np.isin(validation.labels, trained_classes))
+    labels = np.searchsorted(trained_classes, validation.labels[chosen])
+    return probabilities[np.ix_(chosen, trained_classes)], labels, validation.groups[chosen]
 
 
-def all_to_learn_from(found: dict[str, Photos]) -> dict[str, Photos]:
-    """Every photo a training photo, none held out: for the network that ships after the score is made."""
-    everything = joined(joined(found["train"], found["validation"]), found["test"])
-    whole = everything.some(everything.rows.argsort(kind="stable"))
-    none = unlabelled(everything.pixels, np.zeros(0, np.int64))
-    return {"train": whole, "validation": none, "test": none}
+def all_to_learn_from(splits: dict[str, Photos]) -> dict[str, Photos]:
+    """Return splits in which every photo is a training photo, in the order of rows."""
+    photos = joined(joined(splits["train"], splits["validation"]), splits["test"])
+    train = photos.some(photos.rows.argsort(kind="stable"))
+    empty = unlabelled(photos.pixels, np.zeros(0, np.int64))
+    return {"train": train, "validation": empty, "test": empty}
 
 
 @torch.inference_mode()
-def logits_of(network: nn.Module, photos: Examples, setting: Setting, bar: progress.Bar | None = None) -> np.ndarray:
-    """What the network says of each photo: float32 logits [photos, classes]."""
+def logits_of(network: nn.Module, examples: Examples, settings: Setting, bar: progress.Bar | None = None) -> np.ndarray:
+    """Run the network in evaluation mode: float32 logits [examples, classes]."""
     network.eval()
-    found = []
-    for start in range(0, len(photos), setting.at_a_time):
-        chosen = np.arange(start, min(start + setting.at_a_time, len(photos)))
-        pixels, _ = photos.batch(chosen, setting.device)
-        with setting.autocast():
-            found.append(network(pixels).float().cpu().numpy())
+    logits = []
+    for start in range(0, len(examples), settings.at_a_time):
+        indices = np.arange(start, min(start + settings.at_a_time, len(examples)))
+        inputs, _ = examples.batch(indices, settings.device)
+        with settings.autocast():
+            logits.append(network(inputs).float().cpu().numpy())
         if bar is not None:
-            bar.advance(len(pixels))
-    return np.concatenate(found) if found else np.zeros((0, 1), np.float32)
+            bar.advance(len(inputs))
+    return np.concatenate(logits) if logits else np.zeros((0, 1), np.float32)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> tuple[float | None, float | None]:
-    """Mean cross-entropy and accuracy; None where there is no photo."""
+    """Compute mean cross-entropy and accuracy; None without photos."""
     if not len(labels):
         return None, None
     loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
@@ -194,9 +217,11 @@ def score(logits: np.ndarray, labels: np.ndarray) -> tuple[float | None, float |
 
 
 def probabilities_of(
-    network: nn.Module, photos: Examples, setting: Setting, bar: progress.Bar | None = None
+    network: nn.Module, examples: Examples, settings: Setting, bar: progress.Bar | None = None
 ) -> np.ndarray:
-    """float32 [photos, classes], each row adding up to 1; always computed in float32, so that scores do not depend on the
-    number format that happened to be fastest for training."""
-    exact = replace(setting, number_format="float32")
-    return torch.softmax(torch.from_numpy(logits_of(network, photos, exact, bar=bar)), 1).numpy()
+    """Predict probabilities: float32 [examples, classes].
+
+    Always in float32, so that scores do not depend on the precision of training.
+    """
+    exact = replace(settings, number_format="float32")
+    return torch.softmax(torch.from_numpy(logits_of(network, examples, exact, bar=bar)), 1).numpy()

@@ -1,4 +1,4 @@
-"""Features that lie on disk, seen as one table without a copy of it in memory."""
+"""Features on disk as one table, read on demand instead of copied into memory."""
 
 import copy
 from collections.abc import Sequence
@@ -8,42 +8,43 @@ import torch
 
 
 class Rows:
-    """Some rows of arrays that lie on disk, as a table that is read where it is asked: `table[some]` is float32 [some, columns].
+    """Rows of arrays on disk as one table: `table[indices]` is float32 [indices, columns].
 
-    arrays  float [rows, ...] each; what is behind the rows is laid out in one line
-    rows    of the arrays, in the order of the table: int64 [photos] for each array
-    order   of the table, if the arrays' rows shall not follow one another: int64 [photos]
+    Args:
+        arrays: float [rows, ...] each; the axes after the first are flattened.
+        rows: int64 [photos] for each array: its rows in the order of the table.
+        order: int64 [photos]: a permutation of the table; else the arrays follow one another.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], rows: Sequence[np.ndarray], order: np.ndarray | None = None):
         self.arrays = arrays
-        self.row = np.concatenate([*rows])
-        self.source = np.repeat(np.arange(len(rows), dtype=np.uint8), [len(each) for each in rows])
+        self.row_indices = np.concatenate([*rows])
+        self.array_indices = np.repeat(np.arange(len(rows), dtype=np.uint8), [len(indices) for indices in rows])
         if order is not None:
-            self.row, self.source = self.row[order], self.source[order]
+            self.row_indices, self.array_indices = self.row_indices[order], self.array_indices[order]
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self.row), int(np.prod(self.arrays[0].shape[1:]))
+        return len(self.row_indices), int(np.prod(self.arrays[0].shape[1:]))
 
     def __len__(self) -> int:
-        return len(self.row)
+        return len(self.row_indices)
 
-    def of(self, chosen: np.ndarray) -> "Rows":
-        """Some of its rows, in the order asked for: int64 or bool."""
-        some = copy.copy(self)
-        some.row, some.source = self.row[chosen], self.source[chosen]
-        return some
+    def of(self, indices: np.ndarray) -> "Rows":
+        """Return a table of some rows, in the order of the indices: int64 or bool."""
+        selected = copy.copy(self)
+        selected.row_indices, selected.array_indices = self.row_indices[indices], self.array_indices[indices]
+        return selected
 
-    def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
-        row, source = self.row[chosen], self.source[chosen]
-        found = np.empty((len(row), self.shape[1]), np.float32)
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+        row_indices, array_indices = self.row_indices[indices], self.array_indices[indices]
+        values = np.empty((len(row_indices), self.shape[1]), np.float32)
         for number, array in enumerate(self.arrays):
-            here = source == number
-            found[here] = _floats(array[row[here]]).reshape(-1, self.shape[1])
-        return found
+            is_here = array_indices == number
+            values[is_here] = _to_float32(array[row_indices[is_here]]).reshape(-1, self.shape[1])
+        return values
 
 
-def _floats(values: np.ndarray) -> np.ndarray:
-    """As float32; torch turns half precision into it seven times as fast as numpy does."""
+def _to_float32(values: np.ndarray) -> np.ndarray:
+    """Convert to float32; for half precision torch is seven times as fast as numpy."""
     return torch.from_numpy(values).float().numpy() if values.dtype == np.float16 else values.astype(np.float32)

@@ -1,37 +1,43 @@
-"""How features are made comparable before lines are drawn through them, or distances measured between them."""
+"""Standardisation of features before a linear model or a distance is computed."""
 
 from typing import Any, Protocol
 
 import numpy as np
 
-LIVELY = 0.9  # of the features vary less than those that set the scale
-CHUNK = 512  # photos at a time: features may lie on disk, or in half precision
+# Quantile of the features' standard deviations that sets their common scale.
+LIVELY = 0.9
+# Photos read at a time: features may be on disk, or in half precision.
+CHUNK_PHOTOS = 512
 
 
 class Table(Protocol):
-    """Features, a row a photo: an array, or rows that are read from the disk where they are asked for."""
+    """Features, one row per photo: an array, or rows that are read from disk on demand."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, chosen: Any, /) -> np.ndarray: ...
+    def __getitem__(self, indices: Any, /) -> np.ndarray: ...
 
 
 def scale(features: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale of each feature: one scale for nine of ten, their own for the tenth that varies most.
+    """Compute the mean and scale of each feature.
 
-    Its own spread for each would make features that hardly vary as loud as those that tell the classes apart: on flowers that
-    costs log loss whatever the number of photos, 1 to 5 points of accuracy where they are few, and wrong labels that are not
-    found (docs/log.md). One scale for all would let a single huge feature, as transformers have them, drown the others.
+    The 90 % of features that vary least share one scale; the others have their own. With a scale
+    per feature, those that hardly vary would count as much as those that separate the classes. On
+    flowers that increases log loss, costs 1 to 5 points of accuracy with few photos, and hides
+    wrong labels (docs/log.md). With one scale for all, a single huge feature, as transformers have
+    them, would dominate.
 
-    features  float [photos, features]
-    returns   float64 [features] each; no scale is 0
+    Args:
+        features: float [photos, features].
+    Returns:
+        float64 [features] each; no scale is 0.
     """
     total, squares = np.zeros(features.shape[1]), np.zeros(features.shape[1])
-    for start in range(0, len(features), CHUNK):
-        total += features[start : start + CHUNK].sum(0, dtype=np.float64)
+    for start in range(0, len(features), CHUNK_PHOTOS):
+        total += features[start : start + CHUNK_PHOTOS].sum(0, dtype=np.float64)
     mean = total / len(features)
-    for start in range(0, len(features), CHUNK):
-        squares += np.square(features[start : start + CHUNK] - mean).sum(0)
-    spread = np.sqrt(squares / len(features))
-    return mean, np.maximum(spread, np.quantile(spread, LIVELY)) + 1e-6
+    for start in range(0, len(features), CHUNK_PHOTOS):
+        squares += np.square(features[start : start + CHUNK_PHOTOS] - mean).sum(0)
+    deviation = np.sqrt(squares / len(features))
+    return mean, np.maximum(deviation, np.quantile(deviation, LIVELY)) + 1e-6
