@@ -1,18 +1,19 @@
-"""How much less photos tell that belong together in groups."""
+"""The design effect: how much less information photos carry that come in groups."""
 
 import numpy as np
 
 
 def design_effect(values: np.ndarray, groups: np.ndarray) -> float:
-    """How many times larger the variance of a mean over photos is than it would be if each photo stood for itself; at least 1.
+    """Compute the variance of the mean relative to that of independent photos; at least 1.
 
-    values  bool or float [photos]
-    groups  whole numbers [photos]
-    source  the variance of a ratio over clusters (Cochran, Sampling Techniques, 1977, 11.8)
+    Args:
+        values: bool or float [photos].
+        groups: int [photos], group numbers.
+    Source: Cochran, Sampling Techniques, 1977, 11.8 (variance of a ratio over clusters).
     """
-    (_, number), off = np.unique(groups, return_inverse=True), values - values.mean()
-    several, alone = int(number.max()) + 1, float(off @ off)
-    if not alone or several < 2:
+    (_, numbers), deviations = np.unique(groups, return_inverse=True), values - values.mean()
+    count, independent = int(numbers.max()) + 1, float(deviations @ deviations)
+    if not independent or count < 2:
         return 1.0
-    together = np.bincount(number, off)
-    return max(1.0, several / (several - 1) * float(together @ together) / alone)
+    group_sums = np.bincount(numbers, deviations)
+    return max(1.0, count / (count - 1) * float(group_sums @ group_sums) / independent)

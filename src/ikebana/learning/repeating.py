@@ -1,4 +1,4 @@
-"""The same photos and the same `recipe.json` make the same run again: what must be the same besides, and what is not."""
+"""Reproducibility: what a run and its repetition must share to give the same bits."""
 
 import json
 from dataclasses import fields, is_dataclass
@@ -7,22 +7,26 @@ from typing import Any
 
 from ikebana.recipe import Recipe
 
-# What a sum of many numbers depends on in its last digits: how many threads share it, and whose code does it.
-DECIDING = ("device", "accelerator", "number_format", "processor", "threads", "ikebana", "libraries")
+# Entries of `environment.json` that affect the last digits of a sum: how many threads share it, and
+# which library computes it.
+REPRODUCIBILITY_KEYS = ("device", "accelerator", "number_format", "processor", "threads", "ikebana", "libraries")
 PROMISE = (
     "the same photos and recipe.json give the same bits on this processor with as many threads and these libraries; "
     "elsewhere sums are taken in another order, which moves last digits, and after many steps the score a little"
 )
 
 
-def differing(recipe: str | Path | Recipe, now: dict[str, Any]) -> str:
-    """What is not as it was when the run whose `recipe.json` this is was made; nothing if all is alike, or nobody knows.
+def differing(recipe: str | Path | Recipe, environment: dict[str, Any]) -> str:
+    """Describe how the environment differs from that of the run whose `recipe.json` is repeated.
 
-    now  the contents of an `environment.json`
+    Returns "" where there is no such run or its environment is unknown.
+
+    Args:
+        environment: the contents of an `environment.json`.
     """
     if isinstance(recipe, Recipe):
         return ""
-    lines = _since(Path(recipe).expanduser().parent, now)
+    lines = _compare_environments(Path(recipe).expanduser().parent, environment)
     if lines is None:
         return ""
     if not lines:
@@ -30,41 +34,46 @@ def differing(recipe: str | Path | Recipe, now: dict[str, Any]) -> str:
     return f"{'; '.join(lines)}: the result may differ a little from that of the run that is made again"
 
 
-def changed_since(run: Path, now: dict[str, Any]) -> str:
-    """What a run that is gone on with does not find as it was; nothing if all is alike, or nobody knows.
+def changed_since(run: Path, environment: dict[str, Any]) -> str:
+    """Describe how the environment has changed since the run that is resumed was started.
 
-    run  its folder
-    now  the contents of an `environment.json`
+    Returns "" where nothing changed or the run's environment is unknown.
+
+    Args:
+        run: its folder.
+        environment: the contents of an `environment.json`.
     """
-    lines = _since(run, now)
+    lines = _compare_environments(run, environment)
     return (
         f"{'; '.join(lines)}: the result may differ a little from that of a run that was never stopped" if lines else ""
     )
 
 
-def _since(run: Path, now: dict[str, Any]) -> list[str] | None:
-    """What decides the last digits and is not as the run's own `environment.json` says; None if there is none."""
+def _compare_environments(run: Path, environment: dict[str, Any]) -> list[str] | None:
+    """List the differences from the run's own `environment.json`; None if it cannot be read."""
     try:
-        then = json.loads((run / "environment.json").read_text("utf-8"))
-        return [line for name in DECIDING for line in _differing(name, then.get(name), now.get(name))]
+        before = json.loads((run / "environment.json").read_text("utf-8"))
+        pairs = ((name, before.get(name), environment.get(name)) for name in REPRODUCIBILITY_KEYS)
+        return [line for pair in pairs for line in _compare_entries(*pair)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _differing(name: str, then: Any, now: Any) -> list[str]:
-    if isinstance(then, dict):
-        return [line for each in then for line in _differing(each, then[each], now.get(each))]
-    return [] if then == now else [f"{name} was {then} and is {now}"]
+def _compare_entries(name: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, dict):
+        return [line for key in before for line in _compare_entries(key, before[key], now.get(key))]
+    return [] if before == now else [f"{name} was {before} and is {now}"]
 
 
-def differences(then: Recipe, now: Recipe) -> list[str]:
-    """Each choice that is not the same in both, in words: "epochs was 20 and is 30"."""
-    pairs = ((each.name, getattr(then, each.name), getattr(now, each.name)) for each in fields(Recipe))
-    return [line for name, one, other in pairs for line in _differences(name, one, other)]
+def differences(before: Recipe, now: Recipe) -> list[str]:
+    """List the options that differ, as text: "epochs was 20 and is 30"."""
+    pairs = ((field.name, getattr(before, field.name), getattr(now, field.name)) for field in fields(Recipe))
+    return [line for pair in pairs for line in _compare_options(*pair)]
 
 
-def _differences(name: str, then: Any, now: Any) -> list[str]:
-    if is_dataclass(then) and is_dataclass(now):
-        inner = ((each.name, getattr(then, each.name), getattr(now, each.name)) for each in fields(then))
-        return [line for each, one, other in inner for line in _differences(f"{name}'s {each}", one, other)]
-    return [] if then == now else [f"{name} was {then!r} and is {now!r}"]
+def _compare_options(name: str, before: Any, now: Any) -> list[str]:
+    if is_dataclass(before) and is_dataclass(now):
+        names = [field.name for field in fields(before)]
+        pairs = ((f"{name}'s {inner}", getattr(before, inner), getattr(now, inner)) for inner in names)
+        return [line for pair in pairs for line in _compare_options(*pair)]
+    return [] if before == now else [f"{name} was {before!r} and is {now!r}"]
