@@ -35,7 +35,7 @@ def augmented(photos: Tensor, augmentation: Augmentation, generator: torch.Gener
 
 
 def random_maps(count: int, image_size: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Draw the maps from each pixel of an augmented photo to its place in the original.
+    """Draw the maps from pixels of augmented photos to places in the originals.
 
     Returns:
         float64 [count, 2, 3]: (x, y, 1) of the augmented photo, in pixels from its centre, to
@@ -104,7 +104,7 @@ def relit(photos: Tensor, limit: float, generator: torch.Generator) -> Tensor:
 def affine_maps(
     rotation: Tensor, shift_x: Tensor, shift_y: Tensor, shear: Tensor, zoom_x: Tensor, zoom_y: Tensor
 ) -> Tensor:
-    """Compose rotation · shift · shear · zoom about the centre, in Keras' order of multiplication.
+    """Compose rotation · shift · shear · zoom about the centre, in Keras' order.
 
     Angles are in radians, shifts in pixels; each float64 [count].
 
@@ -168,7 +168,7 @@ def _make_grid(theta: Tensor, image_size: int) -> Tensor:
 
 
 def examples(photo: np.ndarray, augmentation: Augmentation | None, seed: int, count: int = 4) -> list[np.ndarray]:
-    """Return a photo and some augmented copies to show; empty if the recipe has no augmentation.
+    """Return a photo and augmented copies to show; empty without augmentation.
 
     Args:
         photo: uint8 [image_size, image_size, 3].

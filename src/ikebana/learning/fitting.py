@@ -1,4 +1,4 @@
-"""The training plan of a recipe: which modules train on photos, and which on cached features."""
+"""The training plan of a recipe: what trains on photos and what on features."""
 
 import time
 from collections import OrderedDict
@@ -96,7 +96,7 @@ def lesson(network: nn.Module, recipe: Recipe, splits: dict[str, Photos], origin
 
 
 def learn(plan: Course, settings: Setting, checkpoint_file: Path, title: str = "train") -> Iterator[Epoch]:
-    """Train all tasks in turn; yield each epoch, numbered throughout, once it is safe on disk.
+    """Train all tasks in turn; yield each epoch, numbered throughout, once it is saved.
 
     Args:
         checkpoint_file: of the first task; each further task has its own beside it.
@@ -127,7 +127,7 @@ def _train_task(task: Lesson, settings: Setting, checkpoint_file: Path, title: s
 def once_more(
     recipe: Recipe, classes: int, splits: dict[str, Photos], pixel_cache: str, settings: Setting, checkpoint_file: Path
 ) -> Course:
-    """Train the same recipe from scratch on all photos, which leaves none to score the network."""
+    """Train the recipe from scratch on all photos, which leaves none for evaluation."""
     plan = course(recipe, classes, inference.all_to_learn_from(splits), pixel_cache, settings)
     for _ in learn(plan, settings, checkpoint_file, "train on all"):
         pass

@@ -109,7 +109,7 @@ class Features:
 
 
 def on_device(pixels: np.ndarray, device: str, room: int) -> Tensor | None:
-    """Copy all pixels to the device if they take at most half of its free memory.
+    """Copy all pixels to the device if they fit in half of its free memory.
 
     Else return None, and each batch is read from the mapped file.
 
@@ -126,7 +126,7 @@ def on_device(pixels: np.ndarray, device: str, room: int) -> Tensor | None:
 
 
 def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu", free_bytes: int = 0) -> dict[str, Photos]:
-    """Return the photos of each split; their pixels are copied to a GPU if they fit.
+    """Return the photos of each split; copy their pixels to a GPU if they fit.
 
     Args:
         free_bytes: device memory that a training step leaves free.
@@ -151,7 +151,7 @@ def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu", free_bytes:
 
 
 def unlabelled(pixels: np.ndarray, rows: np.ndarray) -> Photos:
-    """Make photos without labels: all have class 0, and each is a group of its own."""
+    """Make photos without labels: all of class 0, each in its own group."""
     return Photos(pixels, rows, np.zeros(len(rows), np.int64), np.zeros(len(rows), bool), np.arange(len(rows)))
 
 

@@ -29,7 +29,7 @@ class Phase:
 
 
 def phases(recipe: Recipe) -> list[Phase]:
-    """Plan the head-only phase, if the recipe has one, then the phase of all trainable weights."""
+    """Plan the head-only phase, if any, then the phase of all trainable weights."""
     transfer, head_epochs = recipe.transfer, 0
     plan = []
     if transfer is not None and transfer.head_epochs:

@@ -1,4 +1,4 @@
-"""RMSprop as Keras 3 defines it, for the tutorial; AdamW with a schedule and EMA, for fine-tuning.
+"""RMSprop as in Keras 3, for the tutorial; AdamW, schedule and EMA, for fine-tuning.
 
 Both optimisers keep their state as a plain list of tensors, which a checkpoint stores. Weights are
 updated by torch's `_foreach_` operators: a few GPU kernels in all, instead of a few per weight.

@@ -11,7 +11,7 @@ CHUNK_PHOTOS = 512
 
 
 class Table(Protocol):
-    """Features, one row per photo: an array, or rows that are read from disk on demand."""
+    """Features, one row per photo: an array, or rows read from disk on demand."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

@@ -1,4 +1,4 @@
-"""The loop over epochs: a generator that yields each `Epoch` once it is safe on disk."""
+"""The training loop: a generator that yields each `Epoch` once it is saved."""
 
 import copy
 import math
@@ -44,7 +44,7 @@ def train(
     checkpoint_file: Path | None = None,
     title: str = "train",
 ) -> Iterator[Epoch]:
-    """Train to the recipe's last epoch and yield each epoch once it is safe on disk.
+    """Train to the recipe's last epoch and yield each epoch once it is saved.
 
     Within a long epoch, too, a checkpoint is written from time to time, and before Ctrl-C or
     SIGTERM ends the training. At the end the network has the weights of the last epoch. In a recipe
@@ -97,7 +97,7 @@ class Best:
         self.loss, self.weights = state.best_loss, state.entries("best.")
 
     def consider(self, loss: float | None, network: nn.Module) -> None:
-        """Copy the network's weights if its loss is the lowest so far, or None (too few photos)."""
+        """Copy the weights if the loss is the lowest so far, or None (too few photos)."""
         if loss is None or loss <= self.loss:
             self.loss = self.loss if loss is None else loss
             self.weights = copy.deepcopy(network.state_dict())
@@ -172,7 +172,7 @@ def _run_epoch(
 def _run_steps(
     epoch_progress: Pass, name: str, trainer: Learner, settings: Setting, writer: Log, bar: progress.Bar
 ) -> None:
-    """Make the remaining steps of an epoch; between two steps it may be saved, and stopped.
+    """Make an epoch's remaining steps; between two it may be saved and stopped.
 
     Raises:
         RecipeError: the loss became NaN or infinite.
@@ -203,7 +203,7 @@ def _non_finite_error(epoch_progress: Pass, trainer: Learner) -> RecipeError:
 
 
 def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:
-    """Time training steps of the last phase, on random pixels and a copy of the network."""
+    """Time training steps of the last phase, on random pixels and a copied network."""
     trial = copy.deepcopy(network).to(setting.device)
     trainer = Learner(trial, recipe, phases(recipe)[-1], np.arange(max(recipe.batch, classes)) % classes)
     networks.into_training(trial, recipe, trainer.phase.trained)
