@@ -1,4 +1,7 @@
-"""Recipe → network. A network takes photos as they are kept, uint8 and 0 to 255; normalisation lives inside it."""
+"""Build a recipe's network, set what it trains, and describe its layers.
+
+A network takes uint8 images, 0 to 255. Normalisation is a part of the network.
+"""
 
 import math
 from collections import OrderedDict
@@ -18,196 +21,214 @@ from ikebana.learning.optimisers import Group
 from ikebana.learning.pooling import MaxPoolReLU
 from ikebana.recipe import KERAS_INCEPTION, Recipe
 
-DENSE = 512  # features of the tutorial's first dense layer
+# Width of the first dense layer of the tutorial's network.
+DENSE_UNITS = 512
 
 
 def build(recipe: Recipe, classes: int) -> nn.Module:
-    """The recipe's network, or several of them averaged, with the first weights that its seed draws.
+    """Build the recipe's network, or its ensemble, with initial weights drawn from its seed.
 
-    It gives logits [photos, classes].
+    Pretrained weights are not loaded yet: `backbones.load_pretrained_weights` does that.
 
-    A pretrained backbone's own weights are not in it yet: `backbones.fill` puts them there.
-
-    raises  RecipeError or MachineError if there is no such network, or the photos are too small or too large for it
+    Returns:
+        A module from images to logits [images, classes].
+    Raises:
+        RecipeError, MachineError: no such network, or the images are too small or too large for it.
     """
-    members = [_built(each, classes) for each in recipe.members]
+    members = [_build_member(member, classes) for member in recipe.members]
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
 def members(network: nn.Module) -> list[nn.Module]:
-    """The networks that learn one after the other; nearly always the one network itself."""
+    """Return the networks to train one after the other: the ensemble's members, or the network."""
     return list(network.members) if isinstance(network, Ensemble) else [network]
 
 
 class Shipped(nn.Module):
-    """A trained network as it ships: photos [photos, 3, side, side], 0 to 255 → calibrated probabilities, features."""
+    """A trained network as exported.
+
+    It maps images [images, 3, image_size, image_size], 0 to 255, to calibrated probabilities and features.
+    """
 
     def __init__(self, network: nn.Module, temperature: float):
         super().__init__()
         self.network, self.temperature = network, temperature
 
     def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
-        seen = [_features_and_logits(member, photos) for member in members(self.network)]
-        logits = seen[0][1] if len(seen) == 1 else together([each[1] for each in seen])
-        return torch.softmax(logits / self.temperature, 1), torch.cat([each[0] for each in seen], 1)
+        outputs = [_compute_features_and_logits(member, photos) for member in members(self.network)]
+        logits = outputs[0][1] if len(outputs) == 1 else together([logits for _, logits in outputs])
+        return torch.softmax(logits / self.temperature, 1), torch.cat([features for features, _ in outputs], 1)
 
 
-def _features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:
-    """What the network's last part decides by, and what it decides."""
+def _compute_features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the input of the network's last layer, and its output."""
     if hasattr(network, "seer"):
-        found = network.get_submodule("seer")(photos)
-        return found, network.get_submodule("head")(found)
+        features = network.get_submodule("seer")(photos)
+        return features, network.get_submodule("head")(features)
     assert isinstance(network, nn.Sequential)
-    found = network[:-1](photos)
-    return found, last_linear(network)(found)
+    features = network[:-1](photos)
+    return features, last_linear(network)(features)
 
 
-def _built(recipe: Recipe, classes: int) -> nn.Module:
+def _build_member(recipe: Recipe, classes: int) -> nn.Module:
     torch.manual_seed(recipe.seed)
     if recipe.network == "tutorial":
-        network = _tutorial(recipe.side, recipe.dropout, classes)
+        network = _build_tutorial_network(recipe.side, recipe.dropout, classes)
     else:
         network = backbones.assembled(recipe, classes)
-    trained_groups(network, recipe, trained_in(recipe), recipe.learning_rate)  # so that the rest is known not to learn
+    # Called for its effect: it sets requires_grad of every weight.
+    trained_groups(network, recipe, trained_in(recipe), recipe.learning_rate)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def trained_in(recipe: Recipe) -> Trained:
-    """What learns in the recipe's own epochs."""
+    """Return which weights the recipe trains in its own epochs."""
     return "all" if recipe.transfer is None else recipe.transfer.trained
 
 
-def _tutorial(side: int, dropout: float, classes: int) -> nn.Module:
-    """The tutorial's network: four convolutions, each with ReLU and max-pool 2, then two dense layers.
+def _build_tutorial_network(image_size: int, dropout: float, classes: int) -> nn.Module:
+    """Build four convolutions, each with ReLU and 2 x 2 max pooling, then two dense layers.
 
-    raises  RecipeError or MachineError if photos are too small for it, or so large that memory does not hold its weights
+    Raises:
+        RecipeError: the images are too small.
+        MachineError: memory cannot hold the weights for images this large.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(scale=Scale())
-    channels, left = 3, side
-    for number, wider in enumerate((32, 64, 128, 128), 1):
-        layers[f"conv_{number}"] = nn.Conv2d(channels, wider, 3)
+    channels, map_size = 3, image_size
+    for number, filters in enumerate((32, 64, 128, 128), 1):
+        layers[f"conv_{number}"] = nn.Conv2d(channels, filters, 3)
         layers[f"pool_{number}"] = MaxPoolReLU()
-        channels, left = wider, (left - 2) // 2
-    if left < 1:
-        raise RecipeError(f"photos of {side} pixels vanish in the tutorial's network", advice="a side of at least 46")
-    wide = channels * left * left
-    machine.need_memory(machine.held() + 4.0 * wide * DENSE, f"a smaller --side (it is {side}), or more memory")
+        channels, map_size = filters, (map_size - 2) // 2
+    if map_size < 1:
+        raise RecipeError(
+            f"photos of {image_size} pixels vanish in the tutorial's network", advice="a side of at least 46"
+        )
+    features = channels * map_size * map_size
+    needed_bytes = machine.held() + 4.0 * features * DENSE_UNITS
+    machine.need_memory(needed_bytes, f"a smaller --side (it is {image_size}), or more memory")
     layers["flatten"] = FlattenLikeKeras()
     if dropout:
         layers["dropout"] = nn.Dropout(dropout)
-    layers["dense_1"] = nn.Linear(wide, DENSE)
+    layers["dense_1"] = nn.Linear(features, DENSE_UNITS)
     layers["relu"] = nn.ReLU()
-    layers["dense_2"] = nn.Linear(DENSE, classes)
+    layers["dense_2"] = nn.Linear(DENSE_UNITS, classes)
     network = nn.Sequential(layers)
     network.apply(keras_initialisation)
     return network
 
 
 def settled(recipe: Recipe) -> Recipe:
-    """The recipe with the side that its first network was made for, if it leaves that open, and its weights' file found from
-    anywhere.
+    """Fill in the network's native image size, and make the path of the weights file absolute.
 
-    raises  RecipeError if there is no such network, or BatchNorm would learn from batches of one photo
+    Raises:
+        RecipeError: there is no such network, or BatchNorm would train on batches of one image.
     """
-    if recipe.batch == 1 and any(trains_norms(each, trained_in(each)) for each in recipe.members):
+    if recipe.batch == 1 and any(trains_norms(member, trained_in(member)) for member in recipe.members):
         raise RecipeError("BatchNorm learns the spread of a batch, and one photo has none", advice="--batch 2 or more")
     weights = str(Path(recipe.weights).expanduser().absolute()) if recipe.weights else ""
     return replace(recipe, side=recipe.side or backbones.own_side(recipe.members[0]), weights=weights)
 
 
-def trained_groups(network: nn.Module, recipe: Recipe, trained: Trained, learning_rate: float) -> list[Group]:
-    """The weights that learn, in groups of one learning rate each; the others are told not to."""
-    if not hasattr(network, "seer"):  # the tutorial's network, or a head alone
-        own = list(network.parameters())
-        return backbones.groups_of(own, learning_rate) if recipe.tuning is not None else [Group(own, learning_rate)]
-    return backbones.trained_groups(network, recipe, trained, learning_rate)
+def trained_groups(network: nn.Module, recipe: Recipe, trainable: Trained, learning_rate: float) -> list[Group]:
+    """Return the trained weights in groups of one learning rate each, and freeze the others."""
+    # The tutorial's network, or a head alone.
+    if not hasattr(network, "seer"):
+        weights = list(network.parameters())
+        return (
+            backbones.groups_of(weights, learning_rate)
+            if recipe.tuning is not None
+            else [Group(weights, learning_rate)]
+        )
+    return backbones.trained_groups(network, recipe, trainable, learning_rate)
 
 
-def trains_norms(recipe: Recipe, trained: Trained) -> bool:
-    """Whether BatchNorm takes mean and spread of each batch, of which a single photo has none.
+def trains_norms(recipe: Recipe, trainable: Trained) -> bool:
+    """Return whether BatchNorm uses and updates batch statistics, which one image does not have.
 
-    A pretrained backbone stays as it is when photos pass it, its BatchNorm's means included; but the tutorial's fine-tuning
-    trains BatchNorm, and a network that is trained from nothing must.
+    A pretrained backbone keeps its statistics while it trains. Two cases need batch statistics:
+    the tutorial's fine-tuning, which trains BatchNorm, and a network trained from scratch.
     """
-    keras_tail = recipe.network == KERAS_INCEPTION and trained == "tail"
-    return recipe.network != "tutorial" and (recipe.transfer is None or keras_tail)
+    is_tutorial_fine_tuning = recipe.network == KERAS_INCEPTION and trainable == "tail"
+    return recipe.network != "tutorial" and (recipe.transfer is None or is_tutorial_fine_tuning)
 
 
-def into_training(network: nn.Module, recipe: Recipe, trained: Trained) -> None:
-    """Dropout on; and BatchNorm counts along only where it is trained too."""
+def into_training(network: nn.Module, recipe: Recipe, trainable: Trained) -> None:
+    """Set training mode, but leave BatchNorm in evaluation mode where its statistics are frozen."""
     network.train()
     if hasattr(network, "seer"):
-        network.get_submodule("seer.backbone").train(trains_norms(recipe, trained))
+        network.get_submodule("seer.backbone").train(trains_norms(recipe, trainable))
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A line of the layer table."""
+    """A row of the layer table; `shape` is the output's, without the batch."""
 
     name: str
     kind: str
-    shape: tuple[int, ...]  # of its output, without the batch
+    shape: tuple[int, ...]
     parameters: int
     trainable: int
 
 
-def layers(network: nn.Module, side: int) -> list[Layer]:
-    """The layers in the order in which a photo passes them, with output shapes and parameter counts.
+def layers(network: nn.Module, image_size: int) -> list[Layer]:
+    """List the layers in forward order, with output shapes and parameter counts.
 
     Parameters are counted as Keras does: moving means and variances count, but are not trainable.
     """
-    table: dict[str, Layer] = {}  # by name: a photo may pass a layer twice, once as its mirror image
+    # By name: with flip_tta an image passes a layer twice.
+    table: dict[str, Layer] = {}
 
-    def note(name: str, layer: nn.Module, output: Any) -> None:
-        # Recurrent and some attention layers give several things.
-        several = output if isinstance(output, tuple | list) else (output,)
-        shape = next((tuple(each.shape[1:]) for each in several if isinstance(each, Tensor)), ())
-        own = [value for entry, value in layer.state_dict().items() if "." not in entry and value.is_floating_point()]
-        counted = sum(each.numel() for each in own)
-        trainable = sum(each.numel() for each in layer.parameters(recurse=False) if each.requires_grad)
-        table[name] = Layer(name, type(layer).__name__, shape, counted, trainable)
+    def record(name: str, layer: nn.Module, output: Any) -> None:
+        # Recurrent and some attention layers return several values.
+        outputs = output if isinstance(output, tuple | list) else (output,)
+        shape = next((tuple(value.shape[1:]) for value in outputs if isinstance(value, Tensor)), ())
+        state = [value for key, value in layer.state_dict().items() if "." not in key and value.is_floating_point()]
+        parameters = sum(value.numel() for value in state)
+        trainable = sum(weight.numel() for weight in layer.parameters(recurse=False) if weight.requires_grad)
+        table[name] = Layer(name, type(layer).__name__, shape, parameters, trainable)
 
     hooks = [
-        layer.register_forward_hook(lambda layer, _, output, name=name: note(name, layer, output))
+        layer.register_forward_hook(lambda layer, _, output, name=name: record(name, layer, output))
         for name, layer in network.named_modules()
-        if not list(layer.children()) or list(layer.parameters(recurse=False))  # timm's norms hold their activation
+        # timm's norm layers have weights and an activation as child.
+        if not list(layer.children()) or list(layer.parameters(recurse=False))
     ]
     device = next(network.parameters()).device
     training = network.training
     with torch.inference_mode():
-        network.eval()(torch.zeros((1, 3, side, side), dtype=torch.uint8, device=device))
+        network.eval()(torch.zeros((1, 3, image_size, image_size), dtype=torch.uint8, device=device))
     network.train(training)
     for hook in hooks:
         hook.remove()
     return list(table.values())
 
 
-def layer_table(table: list[Layer], batch: int, side: int) -> str:
-    """The layers as text, below them what one batch looks like."""
+def layer_table(table: list[Layer], batch_size: int, image_size: int) -> str:
+    """Format the layers as text, followed by totals and the shapes of one batch."""
     width = max(len(layer.name) for layer in table) + 2
     lines = [f"{'layer':<{width}}{'kind':<18}{'output shape':<20}{'parameters':>12}"]
     for layer in table:
-        shape = " x ".join(str(number) for number in layer.shape)
+        shape = " x ".join(str(size) for size in layer.shape)
         lines.append(f"{layer.name:<{width}}{layer.kind:<18}{shape:<20}{layer.parameters:>12,}")
-    counted = sum(layer.parameters for layer in table)
+    parameters = sum(layer.parameters for layer in table)
     trainable = sum(layer.trainable for layer in table)
     lines += [
         "",
-        f"parameters       {counted:,}",
+        f"parameters       {parameters:,}",
         f"trainable        {trainable:,}",
-        f"not trainable    {counted - trainable:,}",
-        f"photos, a batch  ({batch}, {side}, {side}, 3) uint8",
-        f"labels, a batch  ({batch},) int64",
+        f"not trainable    {parameters - trainable:,}",
+        f"photos, a batch  ({batch_size}, {image_size}, {image_size}, 3) uint8",
+        f"labels, a batch  ({batch_size},) int64",
     ]
     return "\n".join(lines) + "\n"
 
 
 def from_first_trained(table: list[Layer]) -> list[Layer]:
-    """The layers whose outputs the backward pass needs: those from the first one that learns."""
-    first = next((number for number, layer in enumerate(table) if layer.trainable), 0)
+    """Return the layers from the first trainable one on: the backward pass needs their outputs."""
+    first = next((index for index, layer in enumerate(table) if layer.trainable), 0)
     return table[first:]
 
 
-def activation_bytes(table: list[Layer], batch: int, bytes_each: int) -> int:
-    """About how much memory one training step holds for the backward pass."""
-    return batch * bytes_each * sum(math.prod(layer.shape) for layer in table)
+def activation_bytes(table: list[Layer], batch_size: int, bytes_per_value: int) -> int:
+    """Estimate how many bytes one training step holds for the backward pass."""
+    return batch_size * bytes_per_value * sum(math.prod(layer.shape) for layer in table)
