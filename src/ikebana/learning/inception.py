@@ -1,10 +1,10 @@
-"""InceptionV3 without its top, as Keras builds it: a stem, then eleven blocks of branches, mixed0 to mixed10.
+"""Build InceptionV3 without its top, as Keras does: a stem, then blocks mixed0 to mixed10.
 
-For the same weights it is the same function as `keras.applications.InceptionV3(include_top=False)`: convolutions without
-a bias, BatchNorm without a gamma, average pools that leave the padding out. Keras' order of layers comes with it, since
-recipes speak in it ("the last 50 of 311 layers").
+With the same weights it computes what `keras.applications.InceptionV3(include_top=False)` computes:
+convolutions without bias, BatchNorm without gamma, average pools that exclude the padding.
+`list_keras_layers` gives Keras' order of layers, in which recipes count ("the last 50 of 311 layers").
 
-source   Szegedy et al. 2015, arXiv:1512.00567; keras/src/applications/inception_v3.py
+Source: Szegedy et al. 2015, arXiv:1512.00567; keras/src/applications/inception_v3.py
 """
 
 import re
@@ -19,16 +19,18 @@ from torch.nn import functional
 
 from ikebana.errors import RecipeError
 
-EPSILON = 1e-3  # Keras' own, added to every variance; torch would take 1e-5
+# Keras' default, added to every variance; torch's is 1e-5.
+BATCH_NORM_EPSILON = 1e-3
 
 
 class BatchNorm(nn.Module):
-    """Keras' BatchNormalization with scale=False: a beta (here `bias`), moving statistics, and no gamma at all.
+    """Keras' BatchNormalization with scale=False: a beta (here `bias`), moving statistics, no gamma.
 
-    torch's own layer has no beta without a gamma, and moves the variance towards the unbiased one, n / (n - 1) times the
-    batch's; Keras moves it towards the batch's as it is.
+    torch's layer has no beta without a gamma. It also moves the variance towards the unbiased one,
+    n / (n - 1) times the batch's; Keras moves it towards the batch's variance.
 
-    momentum  the batch's share in the moving statistics: torch's convention, 1 less Keras' momentum
+    Args:
+        momentum: the batch's share in the moving statistics (torch's convention, 1 - Keras').
     """
 
     running_mean: Tensor
@@ -37,261 +39,287 @@ class BatchNorm(nn.Module):
     def __init__(self, channels: int, momentum: float):
         super().__init__()
         self.momentum = momentum
-        self.eps = EPSILON
-        self.register_parameter("weight", None)  # no gamma, said as torch says it: fuse_conv_bn_eval looks for it
+        self.eps = BATCH_NORM_EPSILON
+        # No gamma, registered as in torch: fuse_conv_bn_eval looks for it.
+        self.register_parameter("weight", None)
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features  [photos, channels, height, width]; the statistics are float32 also where these are bfloat16"""
-        # A GPU's kernels give beta a gradient only beside a gamma; on a processor its absence is worth a product.
+        """Normalise features [images, channels, height, width]; statistics stay float32."""
+        # GPU kernels give beta a gradient only beside a gamma; on a CPU leaving it out saves a product.
         gamma = None if self.bias.device.type == "cpu" else torch.ones_like(self.bias)
         if not self.training:
             mean, variance = self.running_mean, self.running_var
             return functional.batch_norm(features, mean, variance, gamma, self.bias, eps=self.eps)
-        # With momentum 1 these become the batch's own. Autograd keeps them until the backward pass, so they must not be
-        # the moving ones, which change before it.
+        # With momentum 1 these become the batch's statistics. Autograd keeps them until the backward
+        # pass, so they must not be the moving ones, which change before it.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        normal = functional.batch_norm(
+        normalised = functional.batch_norm(
             features, mean, variance, gamma, self.bias, training=True, momentum=1.0, eps=self.eps
         )
         count = features.numel() // features.shape[1]
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (1 - 1 / count), self.momentum)
-        return normal
+        return normalised
 
 
 class Block(nn.ModuleDict):
-    """Branches side by side; what they give is put one after another along the channels."""
+    """Parallel branches whose outputs are concatenated along the channels."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """features  [photos, channels, height, width], which every branch gets"""
+        """Apply every branch to features [images, channels, height, width]."""
         return torch.cat([branch(features) for branch in self.values()], 1)
 
 
 class _Conv(NamedTuple):
-    """A convolution, BatchNorm and ReLU."""
+    """A convolution, BatchNorm and ReLU, after an optional 3 x 3 average pool."""
 
     filters: int
     rows: int = 1
     columns: int = 1
     stride: int = 1
-    same: bool = True  # padded so that as many pixels leave as enter; False: not padded, Keras' "valid"
-    averaged: bool = False  # an average pool of 3 x 3 goes before
+    # Keras' padding: True is "same", False is "valid".
+    same_padding: bool = True
+    average_first: bool = False
 
 
-_MAX_POOL = "max pool"  # of 3 x 3, every second pixel, not padded
-# What a network is made of: a list is one layer after another, a dict is branches side by side.
+# Of 3 x 3, with stride 2 and without padding.
+_MAX_POOL = "max pool"
+# A list is layers in sequence, a dict is parallel branches.
 _Plan: TypeAlias = "_Conv | str | list[_Plan] | dict[str, _Plan]"
 
 
-def _fives(pooled: int) -> _Plan:
+def _plan_inception_a(pool_filters: int) -> _Plan:
     return {
         "branch1x1": _Conv(64),
         "branch5x5": [_Conv(48), _Conv(64, 5, 5)],
         "branch3x3dbl": [_Conv(64), _Conv(96, 3, 3), _Conv(96, 3, 3)],
-        "branch_pool": _Conv(pooled, averaged=True),
+        "branch_pool": _Conv(pool_filters, average_first=True),
     }
 
 
-def _sevens(width: int) -> _Plan:
-    """7 x 7 in two steps, a row and a column, which cost 14 multiplications in place of 49."""
-    row, column = _Conv(width, 1, 7), _Conv(width, 7, 1)
+def _plan_inception_c(filters: int) -> _Plan:
+    """Factorise each 7 x 7 convolution into a row and a column: 14 multiplications instead of 49."""
+    row, column = _Conv(filters, 1, 7), _Conv(filters, 7, 1)
     return {
         "branch1x1": _Conv(192),
-        "branch7x7": [_Conv(width), row, _Conv(192, 7, 1)],
-        "branch7x7dbl": [_Conv(width), column, row, column, _Conv(192, 1, 7)],
-        "branch_pool": _Conv(192, averaged=True),
+        "branch7x7": [_Conv(filters), row, _Conv(192, 7, 1)],
+        "branch7x7dbl": [_Conv(filters), column, row, column, _Conv(192, 1, 7)],
+        "branch_pool": _Conv(192, average_first=True),
     }
 
 
-def _threes() -> _Plan:
+def _plan_inception_e() -> _Plan:
     split: _Plan = {"a": _Conv(384, 1, 3), "b": _Conv(384, 3, 1)}
     return {
         "branch1x1": _Conv(320),
         "branch3x3": [_Conv(384), split],
         "branch3x3dbl": [_Conv(448), _Conv(384, 3, 3), split],
-        "branch_pool": _Conv(192, averaged=True),
+        "branch_pool": _Conv(192, average_first=True),
     }
 
 
-# Our name of a stage: timm's name of it, and what is in it, in the order in which a photo passes them.
+# Stage name: timm's name of the stage and its plan, in forward order.
 _STAGES: dict[str, tuple[str, _Plan]] = {
-    "stem_1": ("Conv2d_1a_3x3", _Conv(32, 3, 3, stride=2, same=False)),
-    "stem_2": ("Conv2d_2a_3x3", _Conv(32, 3, 3, same=False)),
+    "stem_1": ("Conv2d_1a_3x3", _Conv(32, 3, 3, stride=2, same_padding=False)),
+    "stem_2": ("Conv2d_2a_3x3", _Conv(32, 3, 3, same_padding=False)),
     "stem_3": ("Conv2d_2b_3x3", _Conv(64, 3, 3)),
     "stem_4": ("Pool1", _MAX_POOL),
     "stem_5": ("Conv2d_3b_1x1", _Conv(80)),
-    "stem_6": ("Conv2d_4a_3x3", _Conv(192, 3, 3, same=False)),
+    "stem_6": ("Conv2d_4a_3x3", _Conv(192, 3, 3, same_padding=False)),
     "stem_7": ("Pool2", _MAX_POOL),
-    "mixed0": ("Mixed_5b", _fives(pooled=32)),
-    "mixed1": ("Mixed_5c", _fives(pooled=64)),
-    "mixed2": ("Mixed_5d", _fives(pooled=64)),
+    "mixed0": ("Mixed_5b", _plan_inception_a(pool_filters=32)),
+    "mixed1": ("Mixed_5c", _plan_inception_a(pool_filters=64)),
+    "mixed2": ("Mixed_5d", _plan_inception_a(pool_filters=64)),
     "mixed3": (
         "Mixed_6a",
         {
-            "branch3x3": _Conv(384, 3, 3, stride=2, same=False),
-            "branch3x3dbl": [_Conv(64), _Conv(96, 3, 3), _Conv(96, 3, 3, stride=2, same=False)],
+            "branch3x3": _Conv(384, 3, 3, stride=2, same_padding=False),
+            "branch3x3dbl": [_Conv(64), _Conv(96, 3, 3), _Conv(96, 3, 3, stride=2, same_padding=False)],
             "branch_pool": _MAX_POOL,
         },
     ),
-    "mixed4": ("Mixed_6b", _sevens(128)),
-    "mixed5": ("Mixed_6c", _sevens(160)),
-    "mixed6": ("Mixed_6d", _sevens(160)),
-    "mixed7": ("Mixed_6e", _sevens(192)),
+    "mixed4": ("Mixed_6b", _plan_inception_c(128)),
+    "mixed5": ("Mixed_6c", _plan_inception_c(160)),
+    "mixed6": ("Mixed_6d", _plan_inception_c(160)),
+    "mixed7": ("Mixed_6e", _plan_inception_c(192)),
     "mixed8": (
         "Mixed_7a",
         {
-            "branch3x3": [_Conv(192), _Conv(320, 3, 3, stride=2, same=False)],
-            "branch7x7x3": [_Conv(192), _Conv(192, 1, 7), _Conv(192, 7, 1), _Conv(192, 3, 3, stride=2, same=False)],
+            "branch3x3": [_Conv(192), _Conv(320, 3, 3, stride=2, same_padding=False)],
+            "branch7x7x3": [
+                _Conv(192),
+                _Conv(192, 1, 7),
+                _Conv(192, 7, 1),
+                _Conv(192, 3, 3, stride=2, same_padding=False),
+            ],
             "branch_pool": _MAX_POOL,
         },
     ),
-    "mixed9": ("Mixed_7b", _threes()),
-    "mixed10": ("Mixed_7c", _threes()),
+    "mixed9": ("Mixed_7b", _plan_inception_e()),
+    "mixed10": ("Mixed_7c", _plan_inception_e()),
 }
 
 
 def cuts() -> tuple[str, ...]:
-    """The blocks after which the network may end, the whole of it last."""
+    """Return the blocks after which the network may be truncated; the last is the whole network."""
     return tuple(stage for stage in _STAGES if stage.startswith("mixed"))
 
 
-def inception(until: str = "mixed10", momentum: float = 0.1) -> nn.Sequential:
-    """InceptionV3 from a photo to the feature map that the block `until` gives, with torch's own first weights.
+def inception(truncate_at: str = "mixed10", momentum: float = 0.1) -> nn.Sequential:
+    """Build InceptionV3 up to the block `truncate_at`, with torch's default initial weights.
 
-    Takes float [photos, 3, side, side], scaled as its weights were trained, of a side of at least 75 (Keras' limit).
-    At 150 pixels mixed10 gives [photos, 2048, 3, 3] and mixed8 [photos, 1280, 3, 3]. Children are named by stage.
+    The input is float [images, 3, image_size, image_size], scaled as for the pretrained weights, of
+    at least 75 pixels (Keras' limit). At 150 pixels the output of mixed10 is [images, 2048, 3, 3],
+    that of mixed8 [images, 1280, 3, 3]. Children are named by stage.
 
-    until     one of `cuts()`
-    momentum  of every BatchNorm, torch's convention: 0.1 is Keras' 0.9
-    raises    RecipeError if it cannot be cut there
+    Args:
+        truncate_at: one of `get_truncation_points()`.
+        momentum: of every BatchNorm, in torch's convention: 0.1 is Keras' 0.9.
+    Raises:
+        RecipeError: the network cannot be truncated there.
     """
-    if until not in cuts():
-        raise RecipeError(f"InceptionV3 cannot be cut after {until!r}", advice="one of " + ", ".join(cuts()))
+    if truncate_at not in cuts():
+        raise RecipeError(f"InceptionV3 cannot be cut after {truncate_at!r}", advice="one of " + ", ".join(cuts()))
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     channels = 3
     for stage, (_, plan) in _STAGES.items():
-        stages[stage], channels = _built(plan, channels, momentum)
-        if stage == until:
+        stages[stage], channels = _build_plan(plan, channels, momentum)
+        if stage == truncate_at:
             break
     return nn.Sequential(stages).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _built(plan: _Plan, channels: int, momentum: float) -> tuple[nn.Module, int]:
-    """The layers of a plan that are given so many channels, and the channels that they give."""
+def _build_plan(plan: _Plan, channels: int, momentum: float) -> tuple[nn.Module, int]:
+    """Build the layers of a plan for `channels` inputs; also return the number of output channels."""
     if isinstance(plan, str):
         return nn.MaxPool2d(3, stride=2), channels
     if isinstance(plan, _Conv):
-        return _unit(plan, channels, momentum), plan.filters
+        return _build_convolution(plan, channels, momentum), plan.filters
     if isinstance(plan, dict):
-        branches = {name: _built(branch, channels, momentum) for name, branch in plan.items()}
+        branches = {name: _build_plan(branch, channels, momentum) for name, branch in plan.items()}
         return Block({name: layers for name, (layers, _) in branches.items()}), sum(
-            wide for _, wide in branches.values()
+            width for _, width in branches.values()
         )
     chain: OrderedDict[str, nn.Module] = OrderedDict()
     for number, step in enumerate(plan, 1):
-        chain[str(number)], channels = _built(step, channels, momentum)
+        chain[str(number)], channels = _build_plan(step, channels, momentum)
     return nn.Sequential(chain), channels
 
 
-def _unit(conv: _Conv, channels: int, momentum: float) -> nn.Sequential:
+def _build_convolution(conv: _Conv, channels: int, momentum: float) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if conv.averaged:
+    if conv.average_first:
         layers["pool"] = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-    padding = (conv.rows // 2, conv.columns // 2) if conv.same else 0
+    padding = (conv.rows // 2, conv.columns // 2) if conv.same_padding else 0
     layers["conv"] = nn.Conv2d(channels, conv.filters, (conv.rows, conv.columns), conv.stride, padding, bias=False)
     layers["bn"] = BatchNorm(conv.filters, momentum)
-    layers["relu"] = nn.ReLU(inplace=True)  # the way back through BatchNorm needs what entered it, not what left it
+    # The backward pass of BatchNorm needs its input, not its output.
+    layers["relu"] = nn.ReLU(inplace=True)
     return nn.Sequential(layers)
 
 
 @dataclass(frozen=True)
 class KerasLayer:
-    """One entry of Keras' `model.layers`."""
+    """One entry of Keras' `model.layers`, and the name of our submodule that holds its weights."""
 
-    kind: str  # Keras' class: "Conv2D", "BatchNormalization", ...
-    module: str | None  # our submodule that holds its weights, for `get_submodule`; None if it has none
+    kind: str
+    # None if the layer has no weights.
+    module: str | None
 
 
-_KINDS: dict[type[nn.Module], str] = {
+_KERAS_CLASSES: dict[type[nn.Module], str] = {
     nn.Conv2d: "Conv2D",
     BatchNorm: "BatchNormalization",
     nn.ReLU: "Activation",
     nn.MaxPool2d: "MaxPooling2D",
     nn.AvgPool2d: "AveragePooling2D",
 }
-_Graph: TypeAlias = list[tuple[KerasLayer, list[int]]]  # a layer, and where in the list the layers are that feed it
+# Each layer with the list indices of its inputs.
+_Graph: TypeAlias = list[tuple[KerasLayer, list[int]]]
 
 
-def keras_layers(until: str = "mixed10") -> list[KerasLayer]:
-    """Keras' layers in Keras' order: 311 of the whole network, 249 until mixed8.
+def keras_layers(truncate_at: str = "mixed10") -> list[KerasLayer]:
+    """List Keras' layers in Keras' order: 311 of the whole network, 249 up to mixed8.
 
-    `[-50:]` are the last 50; the modules of those whose kind is "BatchNormalization" are of our class BatchNorm.
-
-    raises  RecipeError if the network cannot be cut there
+    Raises:
+        RecipeError: the network cannot be truncated there.
     """
-    with torch.device("meta"):  # its shape alone: no memory, no weights
-        network = inception(until)
+    # On the meta device weights take no memory.
+    with torch.device("meta"):
+        network = inception(truncate_at)
     graph: _Graph = [(KerasLayer("InputLayer", None), [])]
-    _trace(network, "", 0, graph)
-    return [graph[place][0] for place in _keras_order([sources for _, sources in graph])]
+    _add_layers(network, "", 0, graph)
+    return [graph[index][0] for index in _sort_like_keras([inputs for _, inputs in graph])]
 
 
-def _trace(module: nn.Module, name: str, source: int, graph: _Graph) -> int:
-    """Add the layers of a module that is fed by layer `source`; returns the place of its last layer in the graph."""
+def _add_layers(module: nn.Module, name: str, input_index: int, graph: _Graph) -> int:
+    """Add a module's layers to the graph; return the index of the last one.
+
+    Args:
+        input_index: of the layer that feeds the module.
+    """
     children = {f"{name}.{key}".lstrip("."): child for key, child in module.named_children()}
     if isinstance(module, nn.Sequential):
         for key, child in children.items():
-            source = _trace(child, key, source, graph)
-        return source
+            input_index = _add_layers(child, key, input_index, graph)
+        return input_index
     if isinstance(module, Block):
-        ends = [_trace(child, key, source, graph) for key, child in children.items()]
-        graph.append((KerasLayer("Concatenate", None), ends))
+        outputs = [_add_layers(child, key, input_index, graph) for key, child in children.items()]
+        graph.append((KerasLayer("Concatenate", None), outputs))
     else:
         has_weights = any(True for _ in module.parameters())
-        graph.append((KerasLayer(_KINDS[type(module)], name if has_weights else None), [source]))
+        graph.append((KerasLayer(_KERAS_CLASSES[type(module)], name if has_weights else None), [input_index]))
     return len(graph) - 1
 
 
-def _keras_order(sources: list[list[int]]) -> list[int]:
-    """Farthest from the output first; those equally far as they are met on a walk back from the output.
+def _sort_like_keras(inputs: list[list[int]]) -> list[int]:
+    """Sort layers by falling distance from the output; ties in the order of a walk back from it.
 
-    sources  of each layer the layers that feed it, all of them earlier in the list; the last layer is the output
-    source   map_graph in keras/src/ops/function.py
+    Args:
+        inputs: per layer the indices of its inputs, all smaller than its own; the last is the output.
+    Source: map_graph in keras/src/ops/function.py
     """
-    distances = [0] * len(sources)  # of the longest way to the output
-    for layer in reversed(range(len(sources))):
-        for fed_by in sources[layer]:
-            distances[fed_by] = max(distances[fed_by], distances[layer] + 1)
-    met: dict[int, None] = {}
-    waiting = [len(sources) - 1]
-    while waiting:
-        layer = waiting.pop()
-        if layer not in met:
-            met[layer] = None
-            waiting += reversed(sources[layer])
-    return sorted(met, key=lambda layer: -distances[layer])  # sorting keeps the order of equals
+    # Lengths of the longest path to the output.
+    distances = [0] * len(inputs)
+    for layer in reversed(range(len(inputs))):
+        for input_index in inputs[layer]:
+            distances[input_index] = max(distances[input_index], distances[layer] + 1)
+    visited: dict[int, None] = {}
+    stack = [len(inputs) - 1]
+    while stack:
+        layer = stack.pop()
+        if layer not in visited:
+            visited[layer] = None
+            stack += reversed(inputs[layer])
+    # The sort is stable: ties keep their order.
+    return sorted(visited, key=lambda layer: -distances[layer])
 
 
 def load_timm(network: nn.Sequential, tensors: Mapping[str, Tensor]) -> None:
-    """Fill a network of `inception` with the weights of timm's `inception_v3`, of any number format.
+    """Load the weights of timm's `inception_v3`, in any precision, into a network built here.
 
-    timm's BatchNorm has a gamma, which ours has not: it must be 1. What the network has no place for is not read.
+    timm's BatchNorm has a gamma; ours has none, so it must be 1. Further tensors are ignored.
 
-    tensors  by timm's names; a whole state dict, or one that ends where the network ends
-    raises   RecipeError if a tensor is missing or of another shape, or a gamma is not 1; the network is then as before
+    Args:
+        tensors: by timm's names; the whole state dict, or one truncated like the network.
+    Raises:
+        RecipeError: a tensor is missing or has another shape, or a gamma is not 1. The network is
+            then unchanged.
     """
-    ours = {_timm_name(name): value for name, value in network.state_dict().items()}
-    gammas = {name.removesuffix("bias") + "weight": value for name, value in ours.items() if name.endswith("bn.bias")}
-    needed = ours | gammas
+    state = {_get_timm_name(name): value for name, value in network.state_dict().items()}
+    gammas = {name.removesuffix("bias") + "weight": value for name, value in state.items() if name.endswith("bn.bias")}
+    needed = state | gammas
     missing = [name for name in needed if name not in tensors]
     if missing:
-        what = (
+        message = (
             f"the weights lack {len(missing)} of the {len(needed)} tensors of this network, the first is {missing[0]}"
         )
-        raise RecipeError(what, advice="the whole of timm's inception_v3, or to cut the network where the weights end")
+        raise RecipeError(
+            message, advice="the whole of timm's inception_v3, or to cut the network where the weights end"
+        )
     for name, value in needed.items():
         if tensors[name].shape != value.shape:
             shapes = f"{list(tensors[name].shape)}, in this network {list(value.shape)}"
@@ -303,11 +331,11 @@ def load_timm(network: nn.Sequential, tensors: Mapping[str, Tensor]) -> None:
                 advice="weights that were trained without gamma, as Google's were",
             )
     with torch.no_grad():
-        for name, value in ours.items():
+        for name, value in state.items():
             value.copy_(tensors[name])
 
 
-def _timm_name(name: str) -> str:
-    """mixed9.branch3x3.2.a.bn.bias becomes Mixed_7b.branch3x3_2a.bn.bias."""
-    stage, inside = name.split(".", 1)
-    return f"{_STAGES[stage][0]}." + re.sub(r"\.(\d)(?:\.([ab]))?\.", r"_\1\2.", inside)
+def _get_timm_name(name: str) -> str:
+    """Translate for example mixed9.branch3x3.2.a.bn.bias to Mixed_7b.branch3x3_2a.bn.bias."""
+    stage, name_in_stage = name.split(".", 1)
+    return f"{_STAGES[stage][0]}." + re.sub(r"\.(\d)(?:\.([ab]))?\.", r"_\1\2.", name_in_stage)
