@@ -1,4 +1,4 @@
-"""Small layers that several networks share."""
+"""Layers that several networks share."""
 
 import math
 from collections.abc import Sequence
@@ -8,63 +8,63 @@ from torch import Tensor, nn
 
 
 class Scale(nn.Module):
-    """0 to 255 becomes 0 to 1."""
+    """Scale values of 0 to 255 to 0 to 1."""
 
     def forward(self, photos: Tensor) -> Tensor:
-        """photos  [photos, 3, side, side], uint8 or float from 0 to 255, in any memory format, which is kept"""
+        """Rescale uint8 or float [images, 3, image_size, image_size]; the memory format is kept."""
         return (photos if photos.is_floating_point() else photos.float()) / 255
 
 
 class FlattenLikeKeras(nn.Module):
-    """Rows, columns, channels: the order in which Keras flattens, and free of copies in the channels-last format."""
+    """Flatten rows, columns, channels, as Keras does; without a copy in the channels-last format."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.permute(0, 2, 3, 1).flatten(1)
 
 
 class Normalise(nn.Module):
-    """0 to 255 becomes what a pretrained network was trained on: (x / 255 - mean) / std, each channel apart."""
+    """Normalise values of 0 to 255 per channel for a pretrained network: (x / 255 - mean) / std."""
 
     shift: Tensor
     scale: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        # Constants of the architecture, not weights: neither saved nor counted.
+        # Constants of the architecture, not weights: neither saved nor counted as parameters.
         self.register_buffer("shift", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(std).view(3, 1, 1) * 255), persistent=False)
 
     def forward(self, photos: Tensor) -> Tensor:
-        """photos  [photos, 3, side, side], uint8 or float from 0 to 255, in any memory format, which is kept"""
+        """Rescale uint8 or float [images, 3, image_size, image_size]; the memory format is kept."""
         return ((photos if photos.is_floating_point() else photos.float()) - self.shift) * self.scale
 
 
 def last_linear(network: nn.Module) -> nn.Linear:
-    """The layer that gives the logits."""
-    return next(each for each in reversed(list(network.modules())) if isinstance(each, nn.Linear))
+    """Return the layer that computes the logits."""
+    return next(layer for layer in reversed(list(network.modules())) if isinstance(layer, nn.Linear))
 
 
 class Ensemble(nn.Module):
-    """Several networks asked about the same photo; what they say together is the mean of their probabilities."""
+    """Several networks whose probabilities are averaged."""
 
     def __init__(self, members: Sequence[nn.Module]):
         super().__init__()
         self.members = nn.ModuleList(members)
 
     def forward(self, photos: Tensor) -> Tensor:
-        """Logarithms of probabilities [photos, classes]: a softmax makes probabilities of them, as of any logits."""
+        """Compute log probabilities [images, classes], which are valid logits: a softmax undoes the log."""
         return together([member(photos) for member in self.members])
 
 
 def together(logits: Sequence[Tensor]) -> Tensor:
-    """What several networks say together: the logarithms of the means of their probabilities, [photos, classes]."""
-    said = [torch.log_softmax(each.float(), 1) for each in logits]
-    return torch.logsumexp(torch.stack(said), 0) - math.log(len(said))
+    """Average the probabilities of several networks' logits; return their logs, [images, classes]."""
+    log_probabilities = [torch.log_softmax(member_logits.float(), 1) for member_logits in logits]
+    return torch.logsumexp(torch.stack(log_probabilities), 0) - math.log(len(log_probabilities))
 
 
 @torch.no_grad()
 def keras_initialisation(layer: nn.Module) -> None:
-    """Glorot uniform weights and zero biases, as Keras draws them for convolutions and dense layers."""
+    """Draw Glorot uniform weights and set biases to zero, as Keras does; for use with `Module.apply`."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(layer.weight)
         if layer.bias is not None:
