@@ -1,8 +1,8 @@
-"""A frozen backbone looks at each photo once; what it says lies on disk, and heads learn from that in seconds.
+"""Extract features with a frozen backbone once per image, and cache them on disk.
 
-The features of a data set are one memory-mapped array, named by the hash of all that made them: the kept pixels, the
-network, its weights, the number format. Rows are filled as they are needed and each has a checksum beside it, so a row
-that was never written, was torn by a kill, or has changed on the disk is simply computed again.
+The features of a dataset are one memory-mapped array, named by a hash of everything they depend on:
+the cached pixels, the network, its weights, the precision. Rows are computed when needed, and each
+has a checksum. A row that is missing, torn by a kill or changed on disk is computed again.
 """
 
 import copy
@@ -31,178 +31,210 @@ from ikebana.photos.kept import reserve
 from ikebana.places import cache_folder, cannot_write, filled, set_aside
 from ikebana.recipe import Recipe
 
-MANY = 256  # photos that tell how fast a network sees them
-RULES = 3  # raised when features of the same photos come out otherwise, if only in the last bit
+# Fewer images do not update the measured speed.
+MANY = 256
+# Raised when the features of the same images change, even in the last bit.
+FEATURES_VERSION = 3
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a backbone's features are made of; the same in every way, the same features."""
+    """What features depend on; equal keys give equal features. The order of the fields is hashed.
 
-    pixels: str  # name of the kept pixels: the photos, the side, how they became square
+    `pixel_cache` is the name of the pixel cache: images, size, resizing. `weights` is a sha256. `depths`
+    says which intermediate maps are included and how; empty for the head's input alone.
+    """
+
+    pixel_cache: str
     network: str
-    weights: str  # sha256
-    until: str = ""
-    mirrored: bool = False  # whether what is said is the mean over photo and mirror image
-    depths: str = ""  # which maps within the network are told of besides its last, and how; none: what a head sees
+    weights: str
+    truncate_at: str = ""
+    flip_tta: bool = False
+    depths: str = ""
 
 
-def origin(pixels: str, recipe: Recipe, weights: Weights | None) -> Origin:
-    """What the features of a recipe's backbone are made of.
+def origin(pixel_cache: str, recipe: Recipe, weights: Weights | None) -> Origin:
+    """Make the key of the features of a recipe's backbone."""
+    flip_tta = recipe.transfer is not None and recipe.transfer.mirrored
+    sha256 = weights.sha256 if weights is not None else ""
+    return Origin(pixel_cache, recipe.network, sha256, recipe.until, flip_tta)
 
-    pixels  the name of the kept pixels
+
+def backbone(recipe: Recipe, pixel_cache: str, settings: Setting) -> tuple[nn.Module, Origin]:
+    """Load a one-network recipe's frozen pretrained backbone onto the device.
+
+    Args:
+        pixel_cache: name of the pixel cache.
+    Returns:
+        The backbone, and the key of its features.
+    Raises:
+        RecipeError, MachineError: the weights cannot be obtained.
     """
-    mirrored = recipe.transfer is not None and recipe.transfer.mirrored
-    return Origin(pixels, recipe.network, weights.sha256 if weights is not None else "", recipe.until, mirrored)
-
-
-def backbone(recipe: Recipe, pixels: str, setting: Setting) -> tuple[nn.Module, Origin]:
-    """A recipe's one frozen backbone with its pretrained weights, on the device, and what its features are made of.
-
-    pixels  the name of the kept pixels
-    raises  RecipeError or MachineError if its weights cannot be had
-    """
-    network = networks.build(recipe, classes=2).to(setting.device)
+    network = networks.build(recipe, classes=2).to(settings.device)
     weights = backbones.fill(network, recipe)
-    return network.get_submodule("seer"), origin(pixels, recipe, weights)
+    return network.get_submodule("seer"), origin(pixel_cache, recipe, weights)
 
 
-def of(seer: nn.Module, origin: Origin, photos: Photos, setting: Setting) -> Features:
-    """The features of these photos, computed now where they are not kept yet.
+def of(backbone: nn.Module, key: Origin, photos: Photos, settings: Setting) -> Features:
+    """Extract the features of the photos; only missing rows are computed.
 
-    seer     normalisation and backbone: photos to features
-    setting  float32 keeps features exactly; bfloat16 is faster and keeps them in half precision
-    raises   MachineError if the disk cannot hold them; RecipeError if they are no numbers
+    Args:
+        settings: float32 caches features exactly; bfloat16 is faster and caches half precision.
+    Raises:
+        MachineError: the disk is too small.
+        RecipeError: features are NaN or infinite.
     """
-    exact = setting.number_format == "float32"
-    whole, dtype = (photos.height, *shape(seer, photos.side)), np.dtype(np.float32 if exact else np.float16)
-    if not photos.height:  # no file of no rows can be mapped
-        return Features(np.zeros(whole, dtype), photos.rows, photos.labels, photos.for_choices, photos.groups)
-    array, checks = _opened(origin, setting, whole, dtype)
-    missing = np.array([row for row in np.unique(photos.rows) if checks[row] != _check(array[row])], np.int64)
+    is_exact = settings.number_format == "float32"
+    shape = (photos.height, *get_feature_shape(backbone, photos.side))
+    dtype = np.dtype(np.float32 if is_exact else np.float16)
+    # A file without rows cannot be mapped.
+    if not photos.height:
+        return Features(np.zeros(shape, dtype), photos.rows, photos.labels, photos.for_choices, photos.groups)
+    array, checksums = _open_cache(key, settings, shape, dtype)
+    missing = np.array(
+        [row for row in np.unique(photos.rows) if checksums[row] != _compute_checksum(array[row])], np.int64
+    )
     if len(missing):
-        begun = time.perf_counter()
-        _fill(lean.fused(seer.to(setting.device), photos), photos.at(missing), array, checks, setting)
+        start = time.perf_counter()
+        fused = lean.fused(backbone.to(settings.device), photos)
+        _fill(fused, photos.at(missing), array, checksums, settings)
         if len(missing) >= MANY:
-            device.was_faster(setting, (time.perf_counter() - begun) / len(missing))
+            device.was_faster(settings, (time.perf_counter() - start) / len(missing))
     return Features(array, photos.rows, photos.labels, photos.for_choices, photos.groups)
 
 
 @torch.inference_mode()
-def _fill(seer: nn.Module, photos: Photos, array: np.ndarray, checks: np.ndarray, setting: Setting) -> None:
+def _fill(backbone: nn.Module, photos: Photos, array: np.ndarray, checksums: np.ndarray, settings: Setting) -> None:
+    """Compute the features of these photos, and write them with their checksums."""
     with progress.stage("features", len(photos)) as bar:
-        for start in range(0, len(photos), setting.at_a_time):
-            rows = photos.rows[start : start + setting.at_a_time]
-            # Every batch is full: in one of another size last digits differ, and with them what a run that was killed here,
-            # or found some rows kept, would learn.
-            chosen = np.resize(np.arange(start, start + len(rows)), setting.at_a_time)
-            pixels, _ = photos.batch(chosen, setting.device)
-            with setting.autocast():
-                found = seer(pixels)[: len(rows)].float().cpu().numpy()
-            with np.errstate(over="ignore"):  # what half precision does not hold becomes infinite
-                found = found.astype(array.dtype)
-            if not np.isfinite(found).all():
+        for start in range(0, len(photos), settings.at_a_time):
+            rows = photos.rows[start : start + settings.at_a_time]
+            # Every batch is full: another batch size changes the last digits. A resumed run, or one
+            # with cached rows, would then learn something else.
+            chosen = np.resize(np.arange(start, start + len(rows)), settings.at_a_time)
+            pixels, _ = photos.batch(chosen, settings.device)
+            with settings.autocast():
+                features = backbone(pixels)[: len(rows)].float().cpu().numpy()
+            # Values beyond half precision become infinite.
+            with np.errstate(over="ignore"):
+                features = features.astype(array.dtype)
+            if not np.isfinite(features).all():
                 raise RecipeError(
                     "what the frozen network sees in some photo is no number, or too large for half precision",
                     advice="--precision float32, or another --network",
                 )
-            array[rows] = found
-            checks[rows] = [_check(array[row]) for row in rows]
+            array[rows] = features
+            checksums[rows] = [_compute_checksum(array[row]) for row in rows]
             bar.advance(len(rows))
 
 
 @torch.inference_mode()
 def seconds_per_photo(network: nn.Module, side: int, setting: Setting) -> float:
-    """Time the backbone on random pixels: what a photo's features cost."""
+    """Measure the seconds per image of feature extraction, on random pixels."""
     count = setting.at_a_time
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
     photos = unlabelled(pixels, np.arange(count))
-    # A copy: on a GPU the head of the original would be left behind.
-    seer = lean.fused(copy.deepcopy(network.get_submodule("seer")).to(setting.device), photos)
+    # A copy: moving the original's backbone to a GPU would leave its head on the CPU.
+    backbone = lean.fused(copy.deepcopy(network.get_submodule("seer")).to(setting.device), photos)
     inputs, _ = photos.batch(photos.rows, setting.device)
     seconds = []
     for _ in range(3):
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         with setting.autocast():
-            seer(inputs).float().cpu()
-        seconds.append(time.perf_counter() - begun)
+            backbone(inputs).float().cpu()
+        seconds.append(time.perf_counter() - start_time)
     return min(seconds) / count
 
 
-def _check(row: np.ndarray) -> int:
-    return zlib.crc32(row.tobytes()) or 1  # 0 is a row that nobody has written
+def _compute_checksum(row: np.ndarray) -> int:
+    # 0 marks a row that was not written yet.
+    return zlib.crc32(row.tobytes()) or 1
 
 
 @torch.inference_mode()
-def shape(seer: nn.Module, side: int) -> tuple[int, ...]:
-    """The shape of one photo's features."""
-    return tuple(seer.eval()(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=_device(seer))).shape[1:])
+def get_feature_shape(backbone: nn.Module, image_size: int) -> tuple[int, ...]:
+    """Return the shape of one image's features."""
+    device = _get_device(backbone)
+    return tuple(backbone.eval()(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)).shape[1:])
 
 
-def _device(module: nn.Module) -> torch.device:
+def _get_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _opened(origin: Origin, setting: Setting, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The array and its checksums, made if they are not there; another process may fill them too, with the same rows."""
-    place = _place(origin, setting, shape)
-    if not _is_whole(place, shape, dtype):
+def _open_cache(
+    key: Origin, settings: Setting, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Map the array and its checksums, created if missing.
+
+    Another process may write to them at the same time: it writes the same rows.
+    """
+    path = _get_cache_path(key, settings, shape)
+    if not _is_intact(path, shape, dtype):
         need_disk({cache_folder(): int(np.prod(shape)) * dtype.itemsize})
-        with filled(place) as folder:
+        with filled(path) as folder:
             reserve(folder / "features.npy", shape, dtype)
             reserve(folder / "checks.npy", shape[:1], np.dtype(np.uint32))
     try:
-        return np.load(place / "features.npy", mmap_mode="r+"), np.load(place / "checks.npy", mmap_mode="r+")
+        return np.load(path / "features.npy", mmap_mode="r+"), np.load(path / "checks.npy", mmap_mode="r+")
     except OSError as error:
-        raise cannot_write(error, place) from error
+        raise cannot_write(error, path) from error
 
 
-def _place(origin: Origin, setting: Setting, shape: tuple[int, ...]) -> Path:
+def _get_cache_path(key: Origin, settings: Setting, shape: tuple[int, ...]) -> Path:
     versions = (torch.__version__, importlib.metadata.version("timm"))
-    facts = [RULES, *vars(origin).values(), setting.device, setting.number_format, shape, *versions]
-    made_of = json.dumps(facts)
-    return cache_folder() / "features" / hashlib.sha256(made_of.encode()).hexdigest()[:32]
+    parts = [FEATURES_VERSION, *vars(key).values(), settings.device, settings.number_format, shape, *versions]
+    return cache_folder() / "features" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def still_to_come(
-    seer: nn.Module, origin: Origin, photos: int, side: int, settings: Iterable[Setting]
+    backbone: nn.Module, key: Origin, photos: int, image_size: int, all_settings: Iterable[Setting]
 ) -> tuple[int, int]:
-    """Of the features of so many rows of kept pixels: bytes that they will take where they have no place yet, and how many rows
-    nobody has looked at in any of these number formats."""
-    whole = (photos, *shape(seer, side))
-    taken = seen = 0
-    for setting in settings:
-        place = _place(origin, setting, whole)
-        if place.exists():
-            seen += _looked_at(place)
+    """Estimate what is missing in the cache.
+
+    Args:
+        photos: rows of the pixel cache.
+        all_settings: one per precision in which features are needed.
+    Returns:
+        Bytes of the files that do not exist yet, and photos without features in any precision.
+    """
+    shape = (photos, *get_feature_shape(backbone, image_size))
+    missing_bytes = cached_photos = 0
+    for settings in all_settings:
+        path = _get_cache_path(key, settings, shape)
+        if path.exists():
+            cached_photos += _count_cached_rows(path)
         else:
-            taken += int(np.prod(whole)) * setting.dtype.itemsize
-    return taken, max(0, photos - seen)
+            missing_bytes += int(np.prod(shape)) * settings.dtype.itemsize
+    return missing_bytes, max(0, photos - cached_photos)
 
 
-def _looked_at(place: Path) -> int:
-    """How many rows are kept there; none if they are damaged: they are made anew."""
+def _count_cached_rows(path: Path) -> int:
+    """Count the cached rows; 0 if the files are damaged and will be created again."""
     try:
-        return int(np.count_nonzero(np.load(place / "checks.npy", mmap_mode="r")))
+        return int(np.count_nonzero(np.load(path / "checks.npy", mmap_mode="r")))
     except (OSError, ValueError, EOFError):
         return 0
 
 
-def _is_whole(place: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """Whether both files are there and of their size; what is damaged is taken away."""
-    if not place.exists():
+def _is_intact(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Return whether both files exist with the right shape; quarantine damaged ones."""
+    if not path.exists():
         return False
-    if _sizes(place) == (shape, dtype, shape[:1], np.dtype(np.uint32)):
+    if _read_shapes(path) == (shape, dtype, shape[:1], np.dtype(np.uint32)):
         return True
     progress.say("the kept features have changed on disk: they are computed again")
-    set_aside(place)
+    set_aside(path)
     return False
 
 
-def _sizes(place: Path) -> tuple[Any, ...] | None:
-    """Shapes and types of what is kept there; None if it cannot be read. Nothing stays mapped: Windows could not remove it."""
+def _read_shapes(path: Path) -> tuple[Any, ...] | None:
+    """Read the shapes and types of the two files; None if a file is unreadable.
+
+    Nothing stays mapped: Windows cannot remove a mapped file.
+    """
     try:
-        array, checks = (np.load(place / name, mmap_mode="r") for name in ("features.npy", "checks.npy"))
+        array, checksums = (np.load(path / name, mmap_mode="r") for name in ("features.npy", "checks.npy"))
     except (OSError, ValueError, EOFError):
         return None
-    return array.shape, array.dtype, checks.shape, checks.dtype
+    return array.shape, array.dtype, checksums.shape, checksums.dtype
