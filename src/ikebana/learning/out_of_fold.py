@@ -1,4 +1,4 @@
-"""What a frozen backbone sees in all photos of a data set, and what heads that have not learned from a photo say of it."""
+"""Extract a frozen backbone's features of a whole dataset, and predict every photo out of fold."""
 
 from dataclasses import dataclass, replace
 
@@ -12,82 +12,97 @@ from ikebana.learning.logistic import Fold
 from ikebana.learning.rows import Rows
 from ikebana.recipe import Recipe
 
-STRENGTHS = (3e-4, 3e-3, 3e-2)  # of which the first fold chooses; wrong labels ask for stronger pulls than right ones
-MOST = 20_000  # photos that a head learns from: more would teach it little and cost time
-A_CLASS = 20  # of them at least of each class, or all that it has
+# Inverse L2 strengths, selected on the first fold; wrong labels need more regularisation.
+REGULARISATION_GRID = (3e-4, 3e-3, 3e-2)
+# More would improve a head little and cost time.
+MOST = 20_000
+# If photos are subsampled, each class keeps at least this many, or all it has.
+MIN_PHOTOS_PER_CLASS = 20
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the backbone saw."""
+    """The backbone's features with their labels, sorted by row of the dataset's table.
 
-    features: Rows  # float32 [photos, features], read from the disk where they are asked for
-    rows: np.ndarray  # int64 [photos]: of the dataset's table, in rising order
-    labels: np.ndarray  # int64 [photos]: class indices
-
-
-def seen(parts: dict[str, Photos], recipe: Recipe, pixels: str, setting: Setting) -> Seen:
-    """The kept features of a recipe's one backbone for all photos, those that `fit` will use or has left behind.
-
-    parts    the training, validation and test photos: the last two are seen in float32, as `fit` sees them
-    pixels   the name of the kept pixels
-    raises   RecipeError or MachineError if the backbone's weights cannot be had
+    `features` are float32 [photos, features], read from disk on access; `rows` and `labels` are
+    int64 [photos].
     """
-    see, origin = features.backbone(recipe, pixels, setting)
-    exact = replace(setting, number_format="float32")
-    held_out = inference.joined(parts["validation"], parts["test"])
-    found = [
-        features.of(see, origin, photos, its)
-        for photos, its in ((parts["train"], setting), (held_out, exact))
+
+    features: Rows
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def seen(splits: dict[str, Photos], recipe: Recipe, pixel_cache: str, settings: Setting) -> Seen:
+    """Extract the features of all photos with the recipe's one backbone; `fit` shares their cache.
+
+    Args:
+        splits: validation and test photos are processed in float32, as in `fit`.
+        pixel_cache: name of the pixel cache.
+    """
+    backbone, key = features.backbone(recipe, pixel_cache, settings)
+    exact = replace(settings, number_format="float32")
+    held_out = inference.joined(splits["validation"], splits["test"])
+    extracted = [
+        features.of(backbone, key, photos, split_settings)
+        for photos, split_settings in ((splits["train"], settings), (held_out, exact))
         if len(photos)
     ]
-    rows, labels = (np.concatenate([getattr(each, name) for each in found]) for name in ("rows", "labels"))
+    rows, labels = (np.concatenate([getattr(part, name) for part in extracted]) for name in ("rows", "labels"))
     order = np.argsort(rows)
-    return Seen(Rows([each.array for each in found], [each.rows for each in found], order), rows[order], labels[order])
+    table = Rows([part.array for part in extracted], [part.rows for part in extracted], order)
+    return Seen(table, rows[order], labels[order])
 
 
-def probabilities(seen: Seen, groups: np.ndarray, classes: int, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """What logistic regressions say of photos that they have not learned from: float [photos, classes].
+def probabilities(examples: Seen, groups: np.ndarray, classes: int, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Predict every photo with a logistic regression that was not trained on it or its group.
 
-    groups   a number for each photo: those of one number are never on both sides
-    returns  also of which photos they have learned the class at all, from others: bool [photos]. A class that lies in one
-             group has nobody who could speak for it
-    raises   PhotosError if there are too few photos to learn from some and judge by others
+    Args:
+        groups: a number per photo.
+    Returns:
+        Probabilities [photos, classes], and whether the head's training photos had the photo's
+        class, bool [photos]. They lack it if the whole class is one group.
+    Raises:
+        PhotosError: there are too few photos to train and score.
     """
     from scipy.special import softmax
 
-    folds = probe.dealt(seen.labels, groups, source)
-    said, heard = np.zeros((len(seen.labels), classes)), np.zeros(len(seen.labels), bool)
-    for learned, left in folds:
-        heard[left] = np.isin(seen.labels[left], seen.labels[learned])
-    with progress.stage("doubt labels", len(folds) + len(STRENGTHS) - 1, "heads") as bar:
+    folds = probe.dealt(examples.labels, groups, source)
+    out_of_fold_logits, has_known_class = (
+        np.zeros((len(examples.labels), classes)),
+        np.zeros(len(examples.labels), bool),
+    )
+    for train, test in folds:
+        has_known_class[test] = np.isin(examples.labels[test], examples.labels[train])
+    with progress.stage("doubt labels", len(folds) + len(REGULARISATION_GRID) - 1, "heads") as bar:
         trials = []
-        for strength in STRENGTHS:
-            logits = _judged(seen, folds[0], classes, strength)
-            surprise, known = logistic.cross_entropy(logits, seen.labels[folds[0][1]]), heard[folds[0][1]]
-            trials.append((float((surprise[known] if known.any() else surprise).mean()), strength, logits))
+        test = folds[0][1]
+        for inverse_l2 in REGULARISATION_GRID:
+            logits = _fit_and_predict(examples, folds[0], classes, inverse_l2)
+            losses, is_known = logistic.cross_entropy(logits, examples.labels[test]), has_known_class[test]
+            trials.append((float((losses[is_known] if is_known.any() else losses).mean()), inverse_l2, logits))
             bar.advance(1)
-        _, strength, said[folds[0][1]] = min(trials, key=lambda each: each[:2])
+        _, inverse_l2, out_of_fold_logits[test] = min(trials, key=lambda trial: trial[:2])
         for fold in folds[1:]:
-            said[fold[1]] = _judged(seen, fold, classes, strength)
+            out_of_fold_logits[fold[1]] = _fit_and_predict(examples, fold, classes, inverse_l2)
             bar.advance(1)
-    return softmax(said, axis=1), heard
+    return softmax(out_of_fold_logits, axis=1), has_known_class
 
 
-def _judged(seen: Seen, fold: Fold, classes: int, strength: float) -> np.ndarray:
-    """Logits [judged photos, classes] of a head that has learned from the others, or from as many as are enough."""
-    learned, left = _enough(fold[0], seen.labels), fold[1]
-    teachers, judged = seen.features.of(learned), seen.features.of(left)
-    return logistic.said_of(judged, teachers, seen.labels[learned], classes, strength)
+def _fit_and_predict(examples: Seen, fold: Fold, classes: int, inverse_l2: float) -> np.ndarray:
+    """Fit a head on the fold's training photos, or a subsample; return test logits [photos, classes]."""
+    train, test = _enough(fold[0], examples.labels), fold[1]
+    train_features, test_features = examples.features.of(train), examples.features.of(test)
+    return logistic.said_of(test_features, train_features, examples.labels[train], classes, inverse_l2)
 
 
-def _enough(learned: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """As many of these photos as teach enough, of each class its share, but all of a class that has few."""
-    if len(learned) <= MOST:
-        return learned
-    dice, share = np.random.default_rng(probe.SEED), MOST / len(learned)
-    by_class = [learned[labels[learned] == name] for name in np.unique(labels[learned])]
-    counts = [max(round(share * len(own)), min(len(own), A_CLASS)) for own in by_class]
+def _enough(train: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Subsample the training photos by class if there are too many; small classes stay whole."""
+    if len(train) <= MOST:
+        return train
+    rng, fraction = np.random.default_rng(probe.SEED), MOST / len(train)
+    by_class = [train[labels[train] == label] for label in np.unique(labels[train])]
+    counts = [max(round(fraction * len(rows)), min(len(rows), MIN_PHOTOS_PER_CLASS)) for rows in by_class]
     return np.sort(
-        np.concatenate([dice.choice(own, n, replace=False) for own, n in zip(by_class, counts, strict=True)])
+        np.concatenate([rng.choice(rows, count, replace=False) for rows, count in zip(by_class, counts, strict=True)])
     )

@@ -1,7 +1,9 @@
-"""How well a photo's class can be told from what a frozen network sees, at several depths: a probe, before any training.
+"""Measure how well a frozen network's features separate the classes, at several depths.
 
-A network trained on ImageNet sees edges and colours first, then textures, parts, and whole things last. If its last layers
-tell the classes best, the photos resemble ImageNet's; if an earlier layer does, what the last ones know does not apply.
+A network trained on ImageNet responds to edges and colours first, then textures, parts, and whole
+objects last. If its last layers separate the classes best, the photos resemble ImageNet's. If an
+earlier layer does, the last layers are of little use here.
+
 Source: Yosinski et al. 2014, arXiv:1411.1792; Alain and Bengio 2016, arXiv:1610.01644.
 """
 
@@ -24,47 +26,54 @@ from ikebana.learning.logistic import Fold
 from ikebana.photos.split import stratified
 from ikebana.recipe import Recipe
 
-MOST = 2000  # photos that are looked at: an accuracy near 0.9 is then known to 0.7 points
-SEED = 0  # of the sample and the folds: the same photos, the same advice
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # tried in this order until it gets worse: few features bear weaker pulls
+# With this many an accuracy near 0.9 has a standard error of 0.7 points.
+MAX_PHOTOS = 2000
+# Of the sample and the folds: the same photos give the same recommendation.
+SEED = 0
+# Inverse L2 strengths, tried in this order until the loss rises.
+REGULARISATION_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
-# The maps that timm calls a network's features, by their place among them: the last ones before each halving of the side.
-# In EfficientNet-Lite0 they follow blocks.1, blocks.2 and blocks.4. The first, before any of these, told least everywhere.
-STAGES = (1, 2, 3)
-CUTS = ("edges and colours", "textures", "parts of things", "whole things")  # what is seen there, roughly
+# Indices into timm's feature_info: the last maps before each halving of the size. In
+# EfficientNet-Lite0 they follow blocks.1, blocks.2 and blocks.4. The first map separated classes
+# worst everywhere.
+INTERMEDIATE_STAGES = (1, 2, 3)
+# What each depth roughly responds to.
+CUTS = ("edges and colours", "textures", "parts of things", "whole things")
 
 
 class Depths(nn.Module):
-    """Photo → what the network sees at each cut, side by side.
+    """Images to the features of every depth, concatenated.
 
-    Of the maps within, mean and spread over the photo: their means alone are near zero for textures, whose strength is what
-    tells them apart. Of the last, the mean, which is all that a head sees.
+    Intermediate maps give their mean and standard deviation over the image: the means alone are near
+    zero for textures, which differ in strength. The last map gives its mean, the input of a head.
     """
 
-    def __init__(self, seer: nn.Module):
+    def __init__(self, backbone: nn.Module):
         super().__init__()
-        self.normalise = seer.get_submodule("normalise")
-        self.backbone: Any = seer.get_submodule("backbone")
+        self.normalise = backbone.get_submodule("normalise")
+        self.backbone: Any = backbone.get_submodule("backbone")
         stages = self.backbone.feature_info
-        self.widths = [2 * stages[number]["num_chs"] for number in STAGES]  # the rest belongs to the last
+        # Of the intermediate stages; the remaining features are the last map's.
+        self.widths = [2 * stages[number]["num_chs"] for number in INTERMEDIATE_STAGES]
 
     def forward(self, photos: Tensor) -> Tensor:
-        """photos  uint8 [photos, 3, side, side]; returns float [photos, features]"""
-        last, maps = self.backbone.forward_intermediates(self.normalise(photos), indices=list(STAGES))
-        seen = [each for found in maps for each in reversed(torch.std_mean(found.float(), (2, 3)))]
-        return torch.cat([*seen, self.backbone.forward_head(last).float()], 1)
+        """Map uint8 [images, 3, image_size, image_size] to float [images, features]."""
+        normalised = self.normalise(photos)
+        last, maps = self.backbone.forward_intermediates(normalised, indices=list(INTERMEDIATE_STAGES))
+        statistics = [value for map_ in maps for value in reversed(torch.std_mean(map_.float(), (2, 3)))]
+        return torch.cat([*statistics, self.backbone.forward_head(last).float()], 1)
 
-    def parted(self, seen: np.ndarray) -> list[np.ndarray]:
-        """What `forward` laid side by side, cut by cut."""
-        return np.split(seen, np.cumsum(self.widths), axis=1)
+    def parted(self, features: np.ndarray) -> list[np.ndarray]:
+        """Split the output of `forward` by depth."""
+        return np.split(features, np.cumsum(self.widths), axis=1)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A share of photos, or a difference of two, and how far chance may have moved it."""
+    """An accuracy, or a difference of two, with its standard error."""
 
     value: float
-    error: float  # standard error
+    error: float
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ± {self.error:.3f}"
@@ -72,57 +81,70 @@ class Score:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a probe has shown."""
+    """The results of a probe."""
 
-    judged: int  # photos
-    guess: float  # accuracy of always naming the commonest class
-    cuts: dict[str, Score]  # accuracy from each depth, the earliest first
-    lead: Score  # of the last cut over the best earlier one; below 0 if an earlier one is better
-    half: Score  # accuracy of the last cut with half as many photos to learn from
+    # Number of photos scored.
+    judged: int
+    # Accuracy of always predicting the commonest class.
+    guess: float
+    # Accuracy by depth, the earliest first.
+    cuts: dict[str, Score]
+    # Accuracy gained by the last depth over the best earlier one.
+    lead: Score
+    # Accuracy of the last depth with half and with a quarter of the training photos.
+    half: Score
     quarter: Score
-    doubling: Score  # what the second half of the photos brought
+    # Accuracy gained by the second half of the training photos.
+    doubling: Score
 
     @property
     def best(self) -> Score:
-        """Accuracy from the last cut: about what a head alone will give."""
+        """Accuracy of the last depth: about what training only a head will give."""
         return list(self.cuts.values())[-1]
 
 
-def sampled(photos: Photos, groups: Sequence[int], most: int = MOST) -> tuple[Photos, np.ndarray]:
-    """The photos that are looked at, if there are many: each class by its share, and what belongs together all or not at all.
+def sampled(photos: Photos, groups: Sequence[int], most: int = MAX_PHOTOS) -> tuple[Photos, np.ndarray]:
+    """Sample at most about `most` photos, stratified by class, groups kept whole.
 
-    groups   a number for each photo: those of one number are never parted
-    returns  the photos and their groups
+    Args:
+        groups: a number per photo.
+    Returns:
+        The photos and their groups.
     """
-    taken = np.ones(len(photos), bool)
+    selected = np.ones(len(photos), bool)
     if len(photos) > most:
-        share = most / len(photos)
-        parts = stratified([str(label) for label in photos.labels], groups, (share, 0.0, 1 - share), SEED)
-        taken = np.array([part == "train" for part in parts], bool)
-    return photos.some(taken), np.array(groups)[taken]
+        fraction = most / len(photos)
+        labels = [str(label) for label in photos.labels]
+        splits = stratified(labels, groups, (fraction, 0.0, 1 - fraction), SEED)
+        selected = np.array([split == "train" for split in splits], bool)
+    return photos.some(selected), np.array(groups)[selected]
 
 
-def seen(photos: Photos, recipe: Recipe, pixels: str, setting: Setting) -> list[np.ndarray]:
-    """What the recipe's frozen backbone sees in each photo, cut by cut: float32 [photos, features] each.
+def seen(photos: Photos, recipe: Recipe, pixel_cache: str, settings: Setting) -> list[np.ndarray]:
+    """Extract the recipe's frozen features, one float32 [photos, features] per depth.
 
-    pixels  the name of the kept pixels
-    raises  RecipeError or MachineError if its weights cannot be had
+    Args:
+        pixel_cache: name of the pixel cache.
+    Raises:
+        RecipeError, MachineError: the weights cannot be obtained.
     """
-    seer, origin = features.backbone(recipe, pixels, setting)
-    depths = Depths(seer).eval()
-    origin = replace(origin, depths=f"mean and spread of stages {STAGES}")
-    return depths.parted(features.of(depths, origin, photos, setting).values())
+    backbone, key = features.backbone(recipe, pixel_cache, settings)
+    depths = Depths(backbone).eval()
+    key = replace(key, depths=f"mean and spread of stages {INTERMEDIATE_STAGES}")
+    return depths.parted(features.of(depths, key, photos, settings).values())
 
 
 def dealt(labels: np.ndarray, groups: np.ndarray, source: str) -> list[Fold]:
-    """Every photo judged once, by a head that has not seen it; classes keep their share and groups stay whole.
+    """Make folds that score every photo once, stratified by class, groups kept whole.
 
-    labels  class indices [photos]
-    groups  a number for each photo: those of one number are never on both sides
-    raises  PhotosError if there are too few photos to learn from some and judge by others
+    Args:
+        labels: class indices [photos].
+        groups: a number per photo.
+    Raises:
+        PhotosError: there are too few photos to train and score.
     """
-    held = [len(np.unique(groups[labels == label])) for label in np.unique(labels)]
-    if sum(count > 1 for count in held) < 2:
+    group_counts = [len(np.unique(groups[labels == label])) for label in np.unique(labels)]
+    if sum(count > 1 for count in group_counts) < 2:
         raise PhotosError(
             f"{len(labels)} photos that may be looked at are too few: some must judge what others teach",
             where=source,
@@ -131,84 +153,93 @@ def dealt(labels: np.ndarray, groups: np.ndarray, source: str) -> list[Fold]:
     return logistic.dealt(labels, groups, SEED)
 
 
-def judged(cuts: Sequence[np.ndarray], labels: np.ndarray, groups: np.ndarray, folds: list[Fold]) -> Evidence:
-    """How well the classes are told apart from each cut, by logistic regressions that have not seen what they judge.
+def judged(
+    features_by_depth: Sequence[np.ndarray], labels: np.ndarray, groups: np.ndarray, folds: list[Fold]
+) -> Evidence:
+    """Measure out-of-fold accuracies of logistic regressions on each depth.
 
-    cuts    float [photos, features] each, one for each of CUTS
-    labels  class indices [photos]
-    groups  a number for each photo: those of one number may fare alike, so that many of them tell less than as many others
+    Args:
+        features_by_depth: float [photos, features] per depth, in the order of the depth names.
+        labels: class indices [photos].
+        groups: a number per photo. Photos of one group are correlated, which widens the errors.
     """
-    with progress.stage("judge", len(cuts) + 2, "heads") as bar:
-        right: list[np.ndarray] = []
-        strength = STRENGTHS[0]
-        for cut in cuts:
-            found, strength = _told_apart(cut, labels, folds)
-            right.append(found)
-            bar.advance(1, accuracy=float(found.mean()))
-        for share in (0.5, 0.25):
-            right.append(_out_of_fold(cuts[-1], labels, _thinned(folds, labels, share), strength)[0])
-            bar.advance(1, accuracy=float(right[-1].mean()))
-    *earlier, last, half, quarter = right
+    with progress.stage("judge", len(features_by_depth) + 2, "heads") as bar:
+        results: list[np.ndarray] = []
+        inverse_l2 = REGULARISATION_GRID[0]
+        for depth_features in features_by_depth:
+            correct, inverse_l2 = _select_and_predict(depth_features, labels, folds)
+            results.append(correct)
+            bar.advance(1, accuracy=float(correct.mean()))
+        for fraction in (0.5, 0.25):
+            subsampled = _subsample(folds, labels, fraction)
+            results.append(_predict_out_of_fold(features_by_depth[-1], labels, subsampled, inverse_l2)[0])
+            bar.advance(1, accuracy=float(results[-1].mean()))
+    *earlier, last, half, quarter = results
     return Evidence(
         judged=len(labels),
         guess=float(np.bincount(labels).max() / len(labels)),
-        cuts={name: _accuracy(each, groups) for name, each in zip(CUTS, (*earlier, last), strict=True)},
-        lead=_difference(last, max(earlier, key=lambda each: each.mean()), groups),
+        cuts={name: _accuracy(correct, groups) for name, correct in zip(CUTS, (*earlier, last), strict=True)},
+        lead=_estimate_difference(last, max(earlier, key=lambda correct: correct.mean()), groups),
         half=_accuracy(half, groups),
         quarter=_accuracy(quarter, groups),
-        doubling=_difference(last, half, groups),
+        doubling=_estimate_difference(last, half, groups),
     )
 
 
-def _thinned(folds: list[Fold], labels: np.ndarray, share: float) -> list[Fold]:
-    """The same photos judged, by heads that learn from a share of each class alone."""
-    dice = np.random.default_rng(SEED)
-    chance = dice.permutation(len(labels))  # one order for every share: a quarter lies within the half
-    thinned = []
-    for learned, left in folds:
-        shuffled = learned[np.argsort(chance[learned])]
-        of_class = [shuffled[labels[shuffled] == label] for label in np.unique(labels[learned])]
-        thinned.append((np.concatenate([rows[: math.ceil(share * len(rows))] for rows in of_class]), left))
-    return thinned
+def _subsample(folds: list[Fold], labels: np.ndarray, fraction: float) -> list[Fold]:
+    """Keep a fraction of each class's training photos in every fold."""
+    rng = np.random.default_rng(SEED)
+    # One order for every fraction: the quarter is a part of the half.
+    order = rng.permutation(len(labels))
+    subsampled = []
+    for train, test in folds:
+        shuffled = train[np.argsort(order[train])]
+        by_class = [shuffled[labels[shuffled] == label] for label in np.unique(labels[train])]
+        subsampled.append((np.concatenate([rows[: math.ceil(fraction * len(rows))] for rows in by_class]), test))
+    return subsampled
 
 
-def _told_apart(cut: np.ndarray, labels: np.ndarray, folds: list[Fold]) -> tuple[np.ndarray, float]:
-    """Which photos were named rightly, bool [photos], and the strength by which that came out best.
+def _select_and_predict(features: np.ndarray, labels: np.ndarray, folds: list[Fold]) -> tuple[np.ndarray, float]:
+    """Return which photos are correct at the best inverse L2 strength, and that strength.
 
-    The strength is chosen on the very photos that are judged: one number of five for some hundred photos flatters
-    every cut by the same little.
+    The strength is selected on the scored photos: choosing one of five numbers on some hundred
+    photos flatters every depth alike.
     """
     best: tuple[np.ndarray, float] | None = None
-    least = np.inf
-    for strength in STRENGTHS:
-        right, loss = _out_of_fold(cut, labels, folds, strength)
-        if best is not None and loss >= least:
+    lowest_loss = np.inf
+    for inverse_l2 in REGULARISATION_GRID:
+        correct, loss = _predict_out_of_fold(features, labels, folds, inverse_l2)
+        if best is not None and loss >= lowest_loss:
             break
-        best, least = (right, strength), loss
+        best, lowest_loss = (correct, inverse_l2), loss
     assert best is not None
     return best
 
 
-def _out_of_fold(cut: np.ndarray, labels: np.ndarray, folds: list[Fold], strength: float) -> tuple[np.ndarray, float]:
-    """Which photos were named rightly, bool [photos], and the mean cross-entropy."""
-    right, losses = np.zeros(len(labels), bool), np.zeros(len(labels))
-    for learned, left in folds:
-        logits = logistic.said_of(cut[left], cut[learned], labels[learned], int(labels.max()) + 1, strength)
-        right[left] = logits.argmax(1) == labels[left]
-        losses[left] = logistic.cross_entropy(logits, labels[left])
-    return right, float(losses.mean())
+def _predict_out_of_fold(
+    features: np.ndarray, labels: np.ndarray, folds: list[Fold], inverse_l2: float
+) -> tuple[np.ndarray, float]:
+    """Return which photos are classified correctly, bool [photos], and the mean cross-entropy."""
+    correct, losses = np.zeros(len(labels), bool), np.zeros(len(labels))
+    for train, test in folds:
+        logits = logistic.said_of(features[test], features[train], labels[train], int(labels.max()) + 1, inverse_l2)
+        correct[test] = logits.argmax(1) == labels[test]
+        losses[test] = logistic.cross_entropy(logits, labels[test])
+    return correct, float(losses.mean())
 
 
-def _accuracy(right: np.ndarray, groups: np.ndarray) -> Score:
-    """One right and one wrong photo are added for the error alone: ten of ten are no proof of perfection."""
-    softened = (right.sum() + 1) / (len(right) + 2)
-    alone = softened * (1 - softened) / (len(right) + 2)
-    return Score(float(right.mean()), float(np.sqrt(alone * design_effect(right, groups))))
+def _accuracy(correct: np.ndarray, groups: np.ndarray) -> Score:
+    """Estimate the accuracy and its error.
+
+    For the error alone one correct and one wrong photo are added: ten of ten do not prove perfection.
+    """
+    smoothed = (correct.sum() + 1) / (len(correct) + 2)
+    variance = smoothed * (1 - smoothed) / (len(correct) + 2)
+    return Score(float(correct.mean()), float(np.sqrt(variance * design_effect(correct, groups))))
 
 
-def _difference(one: np.ndarray, other: np.ndarray, groups: np.ndarray) -> Score:
-    """How much more often one is right than the other, on the same photos: those that both got right do not count."""
-    apart = one.astype(float) - other
-    return Score(
-        float(apart.mean()), float(np.sqrt((apart.var() * len(apart) + 1) * design_effect(apart, groups)) / len(apart))
-    )
+def _estimate_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> Score:
+    """Estimate by how much the first is more accurate than the second, paired by photo."""
+    difference = first.astype(float) - second
+    variance_sum = (difference.var() * len(difference) + 1) * design_effect(difference, groups)
+    return Score(float(difference.mean()), float(np.sqrt(variance_sum) / len(difference)))
