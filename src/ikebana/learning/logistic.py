@@ -1,7 +1,7 @@
-"""Features + labels → a linear head: logistic regression, its regularisation chosen on photos it has not seen.
+"""Fit a linear head by logistic regression, with regularisation selected on held-out photos.
 
-The head is scikit-learn's, to the digit that counts: the same loss, the same optimum. It is found here by reading the features
-some hundred photos at a time, since a table of them that L-BFGS could have whole is what does not fit into memory.
+The loss and its optimum are scikit-learn's. The features are read in chunks of some hundred photos,
+since the whole table may not fit into memory.
 """
 
 import copy
@@ -19,35 +19,45 @@ from ikebana.learning.imbalance import log_shares
 from ikebana.learning.layers import last_linear
 from ikebana.learning.scaling import Table, scale
 
-# Inverse strengths of the pull towards zero, on features so scaled that the liveliest tenth has unit variance or more; the best
-# lay between 1e-2 and 3e-2 for thousands of photos, and about 1 for a dozen a class (docs/log.md).
+# Inverse L2 strengths (scikit-learn's C), for features scaled by `scaling.scale`. The best were 1e-2
+# to 3e-2 for thousands of photos, and about 1 for a dozen per class (docs/log.md).
 STRENGTHS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
-STEPS = 200  # of L-BFGS at the most
-GRADIENT = 1e-4  # of the mean loss, at its largest: where scikit-learn stops too
-NEVER = -30.0  # the logit of a class without training photos, which is then named never
-FEW = 30  # validation photos a class: with fewer the choice is made by cross-validation on the training photos
-MANY = 3000  # validation photos: enough for the choice, however few some classes have
-FOLDS = 5
-OF_A_HANDFUL = 1.0  # one of STRENGTHS: where there are too few photos to choose by any
-WORSE = 2  # strengths in a row that are worse than the best end the search: the weakest pulls take the most steps
-PIECE = 512  # photos at a time
-HELD = 26_000_000  # numbers that are kept in memory, scaled: 104 MB; of larger tables the pieces are read at each step
+STEPS = 200
+# L-BFGS stops where the largest gradient of the mean loss is this small, as scikit-learn does.
+GRADIENT = 1e-4
+# The logit of a class without training photos, so that it is never predicted.
+NEVER = -30.0
+# With fewer in a class, regularisation is selected by cross-validation on the training photos...
+FEW = 30
+# ...unless there are this many in all.
+MANY = 3000
+MAX_FOLDS = 5
+# One of the grid, used where the photos are too few to select by.
+OF_A_HANDFUL = 1.0
+# The search ends after this many worse values in a row: weak regularisation takes the most steps.
+PATIENCE = 2
+CHUNK_PHOTOS = 512
+# 104 MB of scaled features are cached in memory; larger tables are read again at each step.
+HELD = 26_000_000
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear head."""
+    """A linear head: weight float32 [classes, features], bias float32 [classes].
 
-    weight: np.ndarray  # float32 [classes, features]
-    bias: np.ndarray  # float32 [classes]
-    strength: float  # of the regularisation that was chosen
+    `strength` is the selected inverse L2 strength.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    strength: float
 
     def fill(self, head: nn.Module) -> None:
-        """Put it into the head's last layer."""
-        last = last_linear(head)
+        """Copy it into the head's last layer."""
+        layer = last_linear(head)
         with torch.no_grad():
-            last.weight.copy_(torch.from_numpy(self.weight))
-            last.bias.copy_(torch.from_numpy(self.bias))
+            layer.weight.copy_(torch.from_numpy(self.weight))
+            layer.bias.copy_(torch.from_numpy(self.bias))
 
 
 def fit(
@@ -59,16 +69,18 @@ def fit(
     seed: int,
     groups: np.ndarray | None = None,
 ) -> Linear:
-    """The head that fits the training photos, as strongly held back as the photos for choices say; it names a class as readily
-    if there are few photos of it as if there are many. Memory does not grow with the photos.
+    """Fit a head, its L2 strength selected on the model-selection photos.
 
-    features         float [photos, features] of the training photos
-    labels           class indices [photos]
-    held_out         the same of photos that are set apart for choices; with few of them, folds of the training photos
-                     choose instead
-    classes          how many classes there are; one that has no training photo is never predicted
-    groups           a number for each training photo: no fold parts those of one number, or copies would judge each other, and
-                     the weakest pull would win; each photo by itself if not given
+    It predicts rare and common classes alike. Memory does not grow with the photos.
+
+    Args:
+        train_features: float [photos, features].
+        train_labels: class indices [photos].
+        selection_features, selection_labels: of photos held out for model selection; if they are
+            few, folds of the training photos select instead.
+        classes: number of classes; one without training photos is never predicted.
+        groups: a number per training photo; folds keep groups whole, since copies on both sides
+            would favour the weakest regularisation. By default each photo is its own group.
     """
     mean, spread = scale(features)
     everything = Pieces(features, labels, mean, spread)
@@ -89,143 +101,157 @@ def fit(
     return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), STRENGTHS[best])
 
 
-def said_of(left: Table, features: Table, labels: np.ndarray, classes: int, strength: float) -> np.ndarray:
-    """What a head that has learned from some photos says of others, classes as frequent there as among them: logits [others,
-    classes].
+def said_of(
+    test_features: Table, train_features: Table, train_labels: np.ndarray, classes: int, inverse_l2: float
+) -> np.ndarray:
+    """Fit a head and predict other photos, whose class frequencies are taken to be the same.
 
-    left      float [others, features]
-    features  float [photos, features], and `labels` [photos], to learn from
-    strength  the inverse of the pull towards zero, on features scaled as `scaling` does
+    Args:
+        test_features: float [test photos, features].
+        train_features: float [photos, features].
+        inverse_l2: on features scaled by `scaling.scale`.
+    Returns:
+        Logits [test photos, classes].
     """
-    mean, spread = scale(features)
-    line = fitted(Pieces(features, labels, mean, spread), classes, strength)
-    return logits(line, Pieces(left, np.zeros(len(left), np.int64), mean, spread))
+    mean, spread = scale(train_features)
+    coefficients = fitted(Pieces(train_features, train_labels, mean, spread), classes, inverse_l2)
+    return logits(coefficients, Pieces(test_features, np.zeros(len(test_features), np.int64), mean, spread))
 
 
 class Pieces:
-    """Features to scale, with their labels, a few hundred photos at a time, as often as they are asked for."""
+    """Scaled features with their labels, iterable in chunks any number of times."""
 
     def __init__(self, features: Table, labels: np.ndarray, mean: np.ndarray, spread: np.ndarray):
         self.features, self.labels, self.width = features, labels, features.shape[1]
         self.mean, self.factor = mean.astype(np.float32), (1 / spread).astype(np.float32)
-        self.chosen: np.ndarray | None = None  # int64, of the features; None for all
-        self.scaled: np.ndarray | None = None  # float32, all of them, if memory holds them
+        # Row indices into the features, int64; None for all.
+        self.rows: np.ndarray | None = None
+        # All scaled features, float32, if memory holds them.
+        self.cached: np.ndarray | None = None
         if len(labels) * self.width <= HELD:
-            scaled = np.empty((len(labels), self.width), np.float32)
-            for start in range(0, len(labels), PIECE):
-                scaled[start : start + PIECE] = self._read(slice(start, start + PIECE))
-            self.scaled = scaled
+            cached = np.empty((len(labels), self.width), np.float32)
+            for start in range(0, len(labels), CHUNK_PHOTOS):
+                cached[start : start + CHUNK_PHOTOS] = self._read(slice(start, start + CHUNK_PHOTOS))
+            self.cached = cached
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(self), PIECE):
-            some = slice(start, start + PIECE)
-            rows = some if self.chosen is None else self.chosen[some]
-            yield self._read(rows) if self.scaled is None else self.scaled[rows], self.labels[some]
+        for start in range(0, len(self), CHUNK_PHOTOS):
+            chunk = slice(start, start + CHUNK_PHOTOS)
+            rows = chunk if self.rows is None else self.rows[chunk]
+            yield self._read(rows) if self.cached is None else self.cached[rows], self.labels[chunk]
 
     def _read(self, rows: slice | np.ndarray) -> np.ndarray:
-        piece = self.features[rows].astype(np.float32, copy=False) - self.mean
-        piece *= self.factor
-        return piece
+        chunk = self.features[rows].astype(np.float32, copy=False) - self.mean
+        chunk *= self.factor
+        return chunk
 
-    def some(self, chosen: np.ndarray) -> "Pieces":
-        """Some of them, int64 or bool, without another table in memory."""
-        part = copy.copy(self)
-        part.chosen, part.labels = chosen, self.labels[chosen]
-        return part
+    def some(self, rows: np.ndarray) -> "Pieces":
+        """Select rows, int64 or bool, without copying the features."""
+        selection = copy.copy(self)
+        selection.rows, selection.labels = rows, self.labels[rows]
+        return selection
 
 
 class Trial:
-    """Photos to learn from and photos to choose by: the head that was best so far as the pull gets weaker."""
+    """Training and selection photos, with the best head so far as regularisation gets weaker."""
 
-    def __init__(self, learned: Pieces, left: Pieces, classes: int):
-        self.learned, self.left, self.classes = learned, left, classes
-        self.line = self.best = np.zeros((classes, learned.width + 1))
+    def __init__(self, train: Pieces, selection: Pieces, classes: int):
+        self.train, self.selection, self.classes = train, selection, classes
+        self.coefficients = self.best = np.zeros((classes, train.width + 1))
 
-    def loss(self, strength: float) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy on what was left out; each fit begins where the last one ended."""
-        self.line = fitted(self.learned, self.classes, strength, self.line)
-        said = logits(self.line, self.left)
-        right = (said.argmax(1) == self.left.labels).mean()
-        return float(cross_entropy(said, self.left.labels).mean()), float(right)
+    def loss(self, inverse_l2: float) -> tuple[float, float]:
+        """Fit, starting from the last fit; return cross-entropy and accuracy on the selection photos."""
+        self.coefficients = fitted(self.train, self.classes, inverse_l2, self.coefficients)
+        selection_logits = logits(self.coefficients, self.selection)
+        accuracy = (selection_logits.argmax(1) == self.selection.labels).mean()
+        return float(cross_entropy(selection_logits, self.selection.labels).mean()), float(accuracy)
 
-    def keep(self) -> None:
-        """The last fit is the best so far."""
-        self.best = self.line
+    def keep_best(self) -> None:
+        """Keep the last fit as the best so far."""
+        self.best = self.coefficients
 
 
 def _chosen(trials: list[Trial]) -> int:
-    """The place of the strength with the least loss over all trials, which then hold its fits as their best."""
-    best, least, accuracy, number = 0, np.inf, 0.0, 0
+    """Return the grid index with the lowest loss over all trials, which keep their fits of it."""
+    best, lowest_loss, best_accuracy, index = 0, np.inf, 0.0, 0
     with progress.stage("choose the head", len(STRENGTHS) * len(trials), "strengths") as bar:
-        for number, strength in enumerate(STRENGTHS):
-            found = []
+        for index, inverse_l2 in enumerate(STRENGTHS):
+            scores = []
             for trial in trials:
-                found.append(trial.loss(strength))
+                scores.append(trial.loss(inverse_l2))
                 bar.advance(1)
-            loss, right = (float(each) for each in np.mean(found, 0))
-            if loss < least:
-                best, least, accuracy = number, loss, right
+            loss, accuracy = (float(score) for score in np.mean(scores, 0))
+            if loss < lowest_loss:
+                best, lowest_loss, best_accuracy = index, loss, accuracy
                 for trial in trials:
-                    trial.keep()
-            elif number - best >= WORSE:  # the others need not be tried
+                    trial.keep_best()
+            elif index - best >= PATIENCE:
                 break
-        bar.advance((len(STRENGTHS) - 1 - number) * len(trials), loss=least, accuracy=accuracy)
+        bar.advance((len(STRENGTHS) - 1 - index) * len(trials), loss=lowest_loss, accuracy=best_accuracy)
     return best
 
 
-Fold: TypeAlias = tuple[
-    np.ndarray, np.ndarray
-]  # the photos that a head learns from, and those that it is judged by: int64
+# Row indices of training and test photos, int64.
+Fold: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 def dealt(labels: np.ndarray, groups: np.ndarray, seed: int, learned_alone: bool = False) -> list[Fold]:
-    """Every photo left out once, in turns a fifth of each class; in fewer turns only where no class can be parted in five.
+    """Make up to five folds, stratified by class, groups kept whole; each photo is tested once.
 
-    labels         class indices [photos]
-    groups         a number for each photo: those of one number are never on both sides
-    learned_alone  leave out none of a class that is not learned then: they say nothing of how strongly to pull
-    returns        none if no class can be parted
+    Args:
+        labels: class indices [photos].
+        groups: a number per photo.
+        learned_alone: leave out test photos of a class that the fold does not train, since they say
+            nothing about regularisation.
+    Returns:
+        Fewer folds if no class has five groups; none if no class has two.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    most = max(len(np.unique(groups[labels == label])) for label in np.unique(labels))
-    if most < 2:
+    max_groups = max(len(np.unique(groups[labels == label])) for label in np.unique(labels))
+    if max_groups < 2:
         return []
-    alone = len(np.unique(groups)) == len(groups)  # then the dealer that keeps no groups is as good, and much quicker
-    dealer = (StratifiedKFold if alone else StratifiedGroupKFold)(min(FOLDS, most), shuffle=True, random_state=seed)
+    # Without groups of several photos the plain splitter is as good, and much faster.
+    is_ungrouped = len(np.unique(groups)) == len(groups)
+    splitter_class = StratifiedKFold if is_ungrouped else StratifiedGroupKFold
+    splitter = splitter_class(min(MAX_FOLDS, max_groups), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        found = list(dealer.split(labels[:, None], labels, None if alone else groups))
+        folds = list(splitter.split(labels[:, None], labels, None if is_ungrouped else groups))
     if learned_alone:
-        found = [(learned, left[np.isin(labels[left], labels[learned])]) for learned, left in found]
-    return [fold for fold in found if all(map(len, fold))]
+        folds = [(train, test[np.isin(labels[test], labels[train])]) for train, test in folds]
+    return [fold for fold in folds if all(map(len, fold))]
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How surprised a head was by each photo's class: float [photos] from logits [photos, classes]."""
+    """Compute the cross-entropy per photo, float [photos], of logits [photos, classes]."""
     logits = logits - logits.max(1, keepdims=True)
     return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
 
 
-def logits(line: np.ndarray, photos: Pieces) -> np.ndarray:
-    """What a head says of photos: float [photos, classes]; `line` as `fitted` returns it."""
-    weight, bias = line[:, :-1].astype(np.float32), line[:, -1]
-    said = np.empty((len(photos), len(line)))
-    done = 0
-    for piece, _ in photos:
-        said[done : done + len(piece)] = _product(piece, weight.T) + bias
-        done += len(piece)
-    return said
+def logits(coefficients: np.ndarray, chunks: Pieces) -> np.ndarray:
+    """Compute logits, float [photos, classes], with the coefficients of `fit_coefficients`."""
+    weight, bias = coefficients[:, :-1].astype(np.float32), coefficients[:, -1]
+    result = np.empty((len(chunks), len(coefficients)))
+    start = 0
+    for features, _ in chunks:
+        result[start : start + len(features)] = _multiply(features, weight.T) + bias
+        start += len(features)
+    return result
 
 
 def fitted(photos: Pieces, classes: int, strength: float, begin: np.ndarray | None = None) -> np.ndarray:
-    """The weights that fit these photos best, the bias behind them: float64 [classes, features + 1]; one optimum, by L-BFGS.
+    """Fit by L-BFGS; return weights with the bias in the last column, [classes, features + 1].
 
-    begin   near which the search starts; it ends at the same place, sooner or later
-    source  scikit-learn's LogisticRegression(C=strength): two classes are there one line, for which each of two is pulled twice
+    The coefficients are float64. For two classes scikit-learn fits one weight vector. Here there are
+    two, with twice the penalty, which is equivalent.
+
+    Args:
+        initial: coefficients to start from; they change the number of steps, not the optimum.
+    Source: scikit-learn, LogisticRegression(C=inverse_l2).
     """
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
@@ -253,29 +279,32 @@ def fitted(photos: Pieces, classes: int, strength: float, begin: np.ndarray | No
     return line
 
 
-def _product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of two matrices, of which one is narrow: in torch half of numpy's time."""
-    return (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
+def _multiply(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Multiply two matrices, one of them narrow; torch takes half of numpy's time."""
+    return (torch.from_numpy(first) @ torch.from_numpy(second)).numpy()
 
 
-def _loss(line: np.ndarray, photos: Pieces, place: np.ndarray, pull: float) -> tuple[float, np.ndarray]:
-    """Mean cross-entropy and the pull towards zero; and the gradient of both, in one line.
+def _loss(coefficients: np.ndarray, chunks: Pieces, class_index: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
+    """Compute mean cross-entropy plus L2 penalty, and its flattened gradient.
 
-    Each piece is computed in float32, their sums in float64.
+    Each chunk is computed in float32, their sums in float64.
     """
-    weight, bias = line[:, :-1].astype(np.float32), line[:, -1].astype(np.float32)
-    loss, gradient = 0.0, np.zeros(line.shape)
-    for piece, labels in photos:
-        said, own = _product(piece, weight.T) + bias, (np.arange(len(piece)), place[labels])
-        said -= said.max(1, keepdims=True)
-        given = said[own]
-        np.exp(said, out=said)
-        whole = said.sum(1, keepdims=True)
-        loss += float((np.log(whole[:, 0]) - given).sum(dtype=np.float64))
-        said /= whole
-        said[own] -= 1
-        gradient[:, :-1] += _product(said.T, piece)
-        gradient[:, -1] += said.sum(0, dtype=np.float64)
-    gradient /= len(photos)
-    gradient[:, :-1] += pull * line[:, :-1]
-    return loss / len(photos) + pull / 2 * float(np.square(line[:, :-1]).sum()), gradient.ravel()
+    weight, bias = coefficients[:, :-1].astype(np.float32), coefficients[:, -1].astype(np.float32)
+    loss, gradient = 0.0, np.zeros(coefficients.shape)
+    for features, labels in chunks:
+        # Logits, then their exponentials, then probabilities, then the gradient, all in one array.
+        values = _multiply(features, weight.T) + bias
+        true_class = (np.arange(len(features)), class_index[labels])
+        values -= values.max(1, keepdims=True)
+        true_logits = values[true_class]
+        np.exp(values, out=values)
+        sums = values.sum(1, keepdims=True)
+        loss += float((np.log(sums[:, 0]) - true_logits).sum(dtype=np.float64))
+        values /= sums
+        values[true_class] -= 1
+        gradient[:, :-1] += _multiply(values.T, features)
+        gradient[:, -1] += values.sum(0, dtype=np.float64)
+    gradient /= len(chunks)
+    gradient[:, :-1] += l2 * coefficients[:, :-1]
+    penalty = l2 / 2 * float(np.square(coefficients[:, :-1]).sum())
+    return loss / len(chunks) + penalty, gradient.ravel()
