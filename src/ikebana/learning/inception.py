@@ -24,7 +24,7 @@ BATCH_NORM_EPSILON = 1e-3
 
 
 class BatchNorm(nn.Module):
-    """Keras' BatchNormalization with scale=False: a beta (here `bias`), moving statistics, no gamma.
+    """Keras' BatchNormalization with scale=False: moving statistics, a beta (`bias`), no gamma.
 
     torch's layer has no beta without a gamma. It also moves the variance towards the unbiased one,
     n / (n - 1) times the batch's; Keras moves it towards the batch's variance.
@@ -48,13 +48,13 @@ class BatchNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise features [images, channels, height, width]; statistics stay float32."""
-        # GPU kernels give beta a gradient only beside a gamma; on a CPU leaving it out saves a product.
+        # GPU kernels give beta a gradient only beside a gamma; on a CPU omitting it saves a product.
         gamma = None if self.bias.device.type == "cpu" else torch.ones_like(self.bias)
         if not self.training:
             mean, variance = self.running_mean, self.running_var
             return functional.batch_norm(features, mean, variance, gamma, self.bias, eps=self.eps)
-        # With momentum 1 these become the batch's statistics. Autograd keeps them until the backward
-        # pass, so they must not be the moving ones, which change before it.
+        # With momentum 1 these become the batch's statistics. Autograd keeps them until the
+        # backward pass, so they must not be the moving ones, which change before it.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         normalised = functional.batch_norm(
             features, mean, variance, gamma, self.bias, training=True, momentum=1.0, eps=self.eps
@@ -101,7 +101,7 @@ def _plan_inception_a(pool_filters: int) -> _Plan:
 
 
 def _plan_inception_c(filters: int) -> _Plan:
-    """Factorise each 7 x 7 convolution into a row and a column: 14 multiplications instead of 49."""
+    """Factorise 7 x 7 convolutions into a row and a column: 14 multiplications instead of 49."""
     row, column = _Conv(filters, 1, 7), _Conv(filters, 7, 1)
     return {
         "branch1x1": _Conv(192),
@@ -193,7 +193,7 @@ def inception(truncate_at: str = "mixed10", momentum: float = 0.1) -> nn.Sequent
 
 
 def _build_plan(plan: _Plan, channels: int, momentum: float) -> tuple[nn.Module, int]:
-    """Build the layers of a plan for `channels` inputs; also return the number of output channels."""
+    """Build a plan's layers for `channels` inputs; also return the number of output channels."""
     if isinstance(plan, str):
         return nn.MaxPool2d(3, stride=2), channels
     if isinstance(plan, _Conv):

@@ -16,7 +16,7 @@ class Scale(nn.Module):
 
 
 class FlattenLikeKeras(nn.Module):
-    """Flatten rows, columns, channels, as Keras does; without a copy in the channels-last format."""
+    """Flatten rows, columns, channels, as Keras does; channels-last needs no copy."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.permute(0, 2, 3, 1).flatten(1)
@@ -52,19 +52,19 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, photos: Tensor) -> Tensor:
-        """Compute log probabilities [images, classes], which are valid logits: a softmax undoes the log."""
+        """Compute log probabilities [images, classes]; a softmax of them gives the probabilities."""
         return together([member(photos) for member in self.members])
 
 
 def together(logits: Sequence[Tensor]) -> Tensor:
-    """Average the probabilities of several networks' logits; return their logs, [images, classes]."""
+    """Average the probabilities of several networks; return their logs, [images, classes]."""
     log_probabilities = [torch.log_softmax(member_logits.float(), 1) for member_logits in logits]
     return torch.logsumexp(torch.stack(log_probabilities), 0) - math.log(len(log_probabilities))
 
 
 @torch.no_grad()
 def keras_initialisation(layer: nn.Module) -> None:
-    """Draw Glorot uniform weights and set biases to zero, as Keras does; for use with `Module.apply`."""
+    """Draw Glorot uniform weights and set biases to zero, as Keras does."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(layer.weight)
         if layer.bias is not None:

@@ -19,8 +19,8 @@ from ikebana.learning.imbalance import log_shares
 from ikebana.learning.layers import last_linear
 from ikebana.learning.scaling import Table, scale
 
-# Inverse L2 strengths (scikit-learn's C), for features scaled by `scaling.scale`. The best were 1e-2
-# to 3e-2 for thousands of photos, and about 1 for a dozen per class (docs/log.md).
+# Inverse L2 strengths (scikit-learn's C), for features scaled by `scaling.scale`. The best were
+# 1e-2 to 3e-2 for thousands of photos, and about 1 for a dozen per class (docs/log.md).
 STRENGTHS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 STEPS = 200
 # L-BFGS stops where the largest gradient of the mean loss is this small, as scikit-learn does.
@@ -163,7 +163,7 @@ class Trial:
         self.coefficients = self.best = np.zeros((classes, train.width + 1))
 
     def loss(self, inverse_l2: float) -> tuple[float, float]:
-        """Fit, starting from the last fit; return cross-entropy and accuracy on the selection photos."""
+        """Fit, starting from the last fit; return cross-entropy and accuracy on selection photos."""
         self.coefficients = fitted(self.train, self.classes, inverse_l2, self.coefficients)
         selection_logits = logits(self.coefficients, self.selection)
         accuracy = (selection_logits.argmax(1) == self.selection.labels).mean()
@@ -246,8 +246,8 @@ def logits(coefficients: np.ndarray, chunks: Pieces) -> np.ndarray:
 def fitted(photos: Pieces, classes: int, strength: float, begin: np.ndarray | None = None) -> np.ndarray:
     """Fit by L-BFGS; return weights with the bias in the last column, [classes, features + 1].
 
-    The coefficients are float64. For two classes scikit-learn fits one weight vector. Here there are
-    two, with twice the penalty, which is equivalent.
+    The coefficients are float64. For two classes scikit-learn fits one weight vector. Here there
+    are two, with twice the penalty, which is equivalent.
 
     Args:
         initial: coefficients to start from; they change the number of steps, not the optimum.

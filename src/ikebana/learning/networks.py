@@ -47,7 +47,8 @@ def members(network: nn.Module) -> list[nn.Module]:
 class Shipped(nn.Module):
     """A trained network as exported.
 
-    It maps images [images, 3, image_size, image_size], 0 to 255, to calibrated probabilities and features.
+    It maps images [images, 3, image_size, image_size], 0 to 255, to calibrated probabilities and
+    features.
     """
 
     def __init__(self, network: nn.Module, temperature: float):

@@ -90,7 +90,7 @@ def probabilities(examples: Seen, groups: np.ndarray, classes: int, source: str)
 
 
 def _fit_and_predict(examples: Seen, fold: Fold, classes: int, inverse_l2: float) -> np.ndarray:
-    """Fit a head on the fold's training photos, or a subsample; return test logits [photos, classes]."""
+    """Fit a head on (a subsample of) the training photos; return test logits [photos, classes]."""
     train, test = _enough(fold[0], examples.labels), fold[1]
     train_features, test_features = examples.features.of(train), examples.features.of(test)
     return logistic.said_of(test_features, train_features, examples.labels[train], classes, inverse_l2)

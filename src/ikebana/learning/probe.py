@@ -44,8 +44,8 @@ CUTS = ("edges and colours", "textures", "parts of things", "whole things")
 class Depths(nn.Module):
     """Images to the features of every depth, concatenated.
 
-    Intermediate maps give their mean and standard deviation over the image: the means alone are near
-    zero for textures, which differ in strength. The last map gives its mean, the input of a head.
+    Intermediate maps give their mean and standard deviation over the image: the means alone are
+    near zero for textures, which differ in strength. The last map gives its mean, a head's input.
     """
 
     def __init__(self, backbone: nn.Module):
@@ -231,7 +231,7 @@ def _predict_out_of_fold(
 def _accuracy(correct: np.ndarray, groups: np.ndarray) -> Score:
     """Estimate the accuracy and its error.
 
-    For the error alone one correct and one wrong photo are added: ten of ten do not prove perfection.
+    The error counts one more correct and one more wrong photo: ten of ten do not prove perfection.
     """
     smoothed = (correct.sum() + 1) / (len(correct) + 2)
     variance = smoothed * (1 - smoothed) / (len(correct) + 2)

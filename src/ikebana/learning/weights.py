@@ -1,6 +1,6 @@
 """Find pretrained weights for timm's networks: a user's file, a Python package, or timm's hub.
 
-Loading never runs code from a file: safetensors, or .pth with `weights_only=True`; all else is refused.
+Loading never runs code from a file: only safetensors, or .pth with `weights_only=True`, is read.
 """
 
 import errno
@@ -55,7 +55,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class WeightsPackage:
-    """A Python package whose one .pth holds a network's tensors, in the order of timm's `state_dict`.
+    """A Python package with a network's tensors in one .pth, in the order of timm's `state_dict`.
 
     `sha256` is that of the .pth.
     """
@@ -317,7 +317,7 @@ class _DownloadBar:
         self.reported_kb = received_kb
 
     def update_transfer(self, _: float) -> None:
-        """Do nothing; without this method huggingface_hub opens a second bar for transferred bytes."""
+        """Do nothing; without this method huggingface_hub opens a second bar."""
 
     def set_postfix_str(self, *_: Any, **__: Any) -> None: ...
     def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None: ...
