@@ -77,7 +77,7 @@ class Seer(nn.Module):
 def own_side(recipe: Recipe) -> int:
     """Return the image size in pixels that suits the recipe's network.
 
-    timm evaluates a network on a centre crop: for example the middle 0.875 of a photo at 224 pixels.
+    timm evaluates a network on a centre crop: say the middle 0.875 of a photo at 224 pixels.
     ikebana shows the whole middle square. A frozen network therefore gets about 224 / 0.875 pixels,
     so that objects keep their size, rounded to a multiple of 32, which some networks require.
 

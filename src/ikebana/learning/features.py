@@ -41,8 +41,8 @@ FEATURES_VERSION = 3
 class Origin:
     """What features depend on; equal keys give equal features. The order of the fields is hashed.
 
-    `pixel_cache` is the name of the pixel cache: images, size, resizing. `weights` is a sha256. `depths`
-    says which intermediate maps are included and how; empty for the head's input alone.
+    `pixel_cache` is the name of the pixel cache: images, size, resizing. `weights` is a sha256.
+    `intermediate_maps` says which are included and how; empty for the head's input alone.
     """
 
     pixel_cache: str

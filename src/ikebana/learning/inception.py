@@ -2,7 +2,7 @@
 
 With the same weights it computes what `keras.applications.InceptionV3(include_top=False)` computes:
 convolutions without bias, BatchNorm without gamma, average pools that exclude the padding.
-`list_keras_layers` gives Keras' order of layers, in which recipes count ("the last 50 of 311 layers").
+`list_keras_layers` gives Keras' order of layers, in which recipes count ("the last 50 of 311").
 
 Source: Szegedy et al. 2015, arXiv:1512.00567; keras/src/applications/inception_v3.py
 """
@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise features [images, channels, height, width]; statistics stay float32."""
-        # GPU kernels give beta a gradient only beside a gamma; on a CPU omitting it saves a product.
+        # GPU kernels give beta a gradient only beside a gamma; CPUs need none and save a product.
         gamma = None if self.bias.device.type == "cpu" else torch.ones_like(self.bias)
         if not self.training:
             mean, variance = self.running_mean, self.running_var
@@ -279,7 +279,7 @@ def _sort_like_keras(inputs: list[list[int]]) -> list[int]:
     """Sort layers by falling distance from the output; ties in the order of a walk back from it.
 
     Args:
-        inputs: per layer the indices of its inputs, all smaller than its own; the last is the output.
+        inputs: per layer the indices of its inputs, all below its own; the last is the output.
     Source: map_graph in keras/src/ops/function.py
     """
     # Lengths of the longest path to the output.

@@ -52,7 +52,7 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, photos: Tensor) -> Tensor:
-        """Compute log probabilities [images, classes]; a softmax of them gives the probabilities."""
+        """Compute log probabilities [images, classes]; their softmax is the probabilities."""
         return together([member(photos) for member in self.members])
 
 

@@ -45,7 +45,7 @@ HELD = 26_000_000
 class Linear:
     """A linear head: weight float32 [classes, features], bias float32 [classes].
 
-    `strength` is the selected inverse L2 strength.
+    `inverse_l2` is the selected inverse L2 strength.
     """
 
     weight: np.ndarray
@@ -204,7 +204,7 @@ def dealt(labels: np.ndarray, groups: np.ndarray, seed: int, learned_alone: bool
     Args:
         labels: class indices [photos].
         groups: a number per photo.
-        learned_alone: leave out test photos of a class that the fold does not train, since they say
+        known_classes_only: leave out test photos of a class that the fold does not train, since they say
             nothing about regularisation.
     Returns:
         Fewer folds if no class has five groups; none if no class has two.

@@ -162,7 +162,7 @@ def into_training(network: nn.Module, recipe: Recipe, trainable: Trained) -> Non
 
 @dataclass(frozen=True)
 class Layer:
-    """A row of the layer table; `shape` is the output's, without the batch."""
+    """A row of the layer table; `output_shape` has no batch dimension."""
 
     name: str
     kind: str

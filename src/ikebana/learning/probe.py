@@ -104,7 +104,7 @@ class Evidence:
 
 
 def sampled(photos: Photos, groups: Sequence[int], most: int = MAX_PHOTOS) -> tuple[Photos, np.ndarray]:
-    """Sample at most about `most` photos, stratified by class, groups kept whole.
+    """Sample about `max_photos` photos if there are more, stratified by class, groups kept whole.
 
     Args:
         groups: a number per photo.

@@ -43,8 +43,8 @@ DIGEST_HEX_DIGITS = 16
 class Weights:
     """Pretrained weights on this machine, and where they come from.
 
-    `file` is safetensors with timm's names, or the user's own .pth, .pt or .bin. `sha256` is that of
-    the original file. `source` is text for users; `license` is None if unknown.
+    `file` is safetensors with timm's names, or the user's own .pth, .pt or .bin. `sha256` is that
+    of the original file. `source` is text for users; `license` is None if unknown.
     """
 
     file: Path
