@@ -85,6 +85,22 @@ def on_processor(monkeypatch):
     monkeypatch.setattr(device, "_device", lambda: ("cpu", "the tests want it"))
 
 
+@pytest.fixture
+def stages() -> Iterator[list[str]]:
+    """The names of all stages of work begun within the test, in order; nothing is printed."""
+    from ikebana import progress
+
+    begun: list[str] = []
+
+    class Recorder(progress.Silence):
+        def open(self, name: str, total: int, unit: str) -> progress.Bar:
+            begun.append(name)
+            return super().open(name, total, unit)
+
+    with progress.audience(Recorder()):
+        yield begun
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """One cache for all tests of a module."""

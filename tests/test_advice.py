@@ -238,12 +238,13 @@ def test_the_command_it_gives_is_of_the_table_that_was_made(drawn, tmp_path):
     assert f"ikebana fit {tmp_path / 'cleaned.csv'} --recipe" in repr(looked)
 
 
-def test_a_second_look_computes_no_features_and_says_the_same(drawn, monkeypatch):
-    from ikebana.learning import features
-
+def test_a_second_look_computes_no_features_and_says_the_same(drawn, stages):
     first = ikebana.audit(drawn, advise=True)
-    monkeypatch.setattr(features, "_fill", lambda *_: pytest.fail("features were computed again"))
+    assert "features" in stages
+    stages.clear()
     assert ikebana.audit(drawn, advise=True).advice == first.advice
+    assert stages
+    assert "features" not in stages
     assert first.advice is not None
     assert first.advice.trained == "head"  # 8 training photos a class
     assert repr(first.advice) in repr(first)

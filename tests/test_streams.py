@@ -32,8 +32,6 @@ def test_a_full_disk_behind_the_output_is_said_in_words():
 
 
 def test_whoever_stops_reading_does_not_make_it_look_done():
-    done = shell(f"{IKEBANA} cache --json | true; echo ${{PIPESTATUS[0]}}")
-    assert done.stdout.strip() in ("0", "141")  # 0 if it was quicker than the reader
     slow = f"{sys.executable} -c 'import time; time.sleep(1)'"
     done = shell(f"({slow}; {IKEBANA} cache --json) | true; echo ${{PIPESTATUS[0]}}")
     assert done.stdout.strip() == "141"

@@ -7,7 +7,7 @@ from conftest import grow, two_classes
 import ikebana
 from ikebana import inspection, paper, recipe
 from ikebana.errors import PhotosError
-from ikebana.learning import out_of_fold
+from ikebana.learning import logistic, out_of_fold
 from ikebana.learning.rows import Rows
 from ikebana.trust import labels as doubts
 
@@ -27,21 +27,22 @@ def drawn(tmp_path_factory):
     return folder
 
 
-def test_fit_computes_no_features_after_an_audit(drawn, small, tmp_path, monkeypatch):
-    from ikebana.learning import features
-
+def test_fit_computes_no_features_after_an_audit(drawn, small, tmp_path, stages):
     ikebana.audit(drawn)
-    monkeypatch.setattr(features, "_fill", lambda *_: pytest.fail("features were computed again"))
+    assert "features" in stages
+    stages.clear()
     run = ikebana.fit(drawn, small, run=tmp_path / "run")
+    assert "features" not in stages
     assert run.evaluation.n > 0
 
 
-def test_an_audit_computes_no_features_after_fit(drawn, small, tmp_path, monkeypatch):
-    from ikebana.learning import features
-
+def test_an_audit_computes_no_features_after_fit(drawn, small, tmp_path, stages):
     ikebana.fit(drawn, small, run=tmp_path / "run")
-    monkeypatch.setattr(features, "_fill", lambda *_: pytest.fail("features were computed again"))
-    assert ikebana.audit(drawn).findings is not None
+    assert "features" in stages
+    stages.clear()
+    ikebana.audit(drawn)
+    assert stages
+    assert "features" not in stages
 
 
 def test_the_same_photos_give_the_same_findings(drawn):
@@ -81,13 +82,27 @@ def test_a_class_that_lies_in_one_group_is_not_doubted_and_hides_no_doubt():
 
 
 def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_one(monkeypatch):
+    labels = np.repeat([0, 1, 2], [900, 600, 5])
+    photos = np.arange(len(labels))
+    heads = []
+
+    def note(left, features, taught, classes, _):
+        chosen = features[:][:, 0].astype(int)  # the only feature of a photo is its number
+        assert taught.tolist() == labels[chosen].tolist()
+        heads.append((set(left[:][:, 0].astype(int).tolist()), chosen.tolist()))
+        return np.zeros((len(left), classes))
+
     monkeypatch.setattr(out_of_fold, "MOST", 200)
-    labels = np.repeat([0, 1, 2], [900, 600, 3])
-    learned = np.arange(1, len(labels))
-    chosen = out_of_fold._enough(learned, labels)
-    assert np.bincount(labels[chosen]).tolist() == [120, 80, 3]
-    assert len(set(chosen.tolist())) == len(chosen)
-    assert set(chosen.tolist()) <= set(learned.tolist())
+    monkeypatch.setattr(logistic, "said_of", note)
+    numbered = out_of_fold.Seen(Rows([photos[:, None].astype(np.float32)], [photos]), photos, labels)
+    out_of_fold.probabilities(numbered, photos, 3, "drawn")
+    assert set.union(*(judged for judged, _ in heads)) == set(photos.tolist())
+    for judged, chosen in heads:
+        rare = [photo for photo in range(1500, 1505) if photo not in judged]
+        assert np.bincount(labels[chosen]).tolist() == [120, 80, len(rare)]
+        assert set(rare) < set(chosen)
+        assert len(set(chosen)) == len(chosen)
+        assert not judged & set(chosen)
 
 
 def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp_path, capsys):

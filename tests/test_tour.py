@@ -1,5 +1,8 @@
 """The demo keeps its word: what it plants, it finds again, and says so."""
 
+from pathlib import Path
+
+import polars as pl
 import pytest
 
 import ikebana
@@ -16,10 +19,34 @@ def walk(tmp_path_factory):
         return ikebana.demo(tmp_path_factory.mktemp("walk") / "demo")
 
 
+def drawn_into(out, monkeypatch):
+    """The folder that the demo draws its photos into; it ends there."""
+    places = []
+
+    def note(folder):
+        places.append(folder)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paper, "draw_collection", note)
+        with pytest.raises(KeyboardInterrupt):
+            ikebana.demo(out)
+    return places[0]
+
+
 def test_it_walks_the_whole_road_and_leaves_everything_it_names(walk):
     for place in ("photos", "new", "new.csv", "run/figures/confusion.png", "run/audit.json", "run/evaluation.json"):
         assert (walk.folder / place).exists()
-    assert 0 <= walk.new_right <= walk.new_total == len(list((walk.folder / "new").iterdir()))
+
+
+def test_it_counts_the_new_photos_that_the_run_classified_correctly(walk, tmp_path):
+    truth = paper.draw_new(tmp_path / "new")
+    assert sorted(truth) == sorted(file.name for file in (walk.folder / "new").iterdir())
+    predictions = pl.read_csv(walk.folder / "new.csv", infer_schema_length=None)
+    assert predictions.height == walk.new_total == len(truth)
+    labels = {Path(row["path"]).name: row["label"] for row in predictions.iter_rows(named=True)}
+    assert walk.new_right == sum(labels[name] == kind for name, kind in truth.items())
+    assert walk.new_right > len(truth) / 2  # five kinds: guessing gives a fifth
 
 
 def test_it_says_of_each_planted_fault_what_the_run_really_made_of_it(walk):
@@ -40,9 +67,9 @@ def test_it_says_of_each_planted_fault_what_the_run_really_made_of_it(walk):
 
 def test_it_takes_the_first_free_folder_and_refuses_one_that_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(tour._free_folder(None)) == "ikebana-demo"
+    assert drawn_into(None, monkeypatch) == Path("ikebana-demo/photos")
     (tmp_path / "ikebana-demo").mkdir()
-    assert str(tour._free_folder(None)) == "ikebana-demo-2"
+    assert drawn_into(None, monkeypatch) == Path("ikebana-demo-2/photos")
     (tmp_path / "ikebana-demo" / "something").touch()
     with pytest.raises(ikebana.RunError, match="taken"):
         ikebana.demo(tmp_path / "ikebana-demo")
@@ -51,7 +78,7 @@ def test_it_takes_the_first_free_folder_and_refuses_one_that_is_taken(tmp_path, 
 def test_a_folder_below_home_is_made_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert tour._free_folder("~/x") == tmp_path / "x"
+    assert drawn_into("~/x", monkeypatch) == tmp_path / "x" / "photos"
 
 
 def test_doctor_says_how_the_machine_is_used_and_why(monkeypatch, capsys):

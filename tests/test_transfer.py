@@ -48,11 +48,10 @@ def test_it_names_most_paper_flowers_that_it_has_never_seen(run):
     assert run.evaluation.accuracy > 0.5  # five kinds: guessing gives 0.2
 
 
-def test_a_second_run_computes_no_features_and_gives_the_same_weights_to_the_bit(run, photos, tmp_path, monkeypatch):
-    from ikebana.learning import features
-
-    monkeypatch.setattr(features, "_fill", lambda *_: pytest.fail("features were computed again"))
+def test_a_second_run_computes_no_features_and_gives_the_same_weights_to_the_bit(run, photos, tmp_path, stages):
     again = ikebana.fit(photos, run=tmp_path / "again", **SMALL)
+    assert stages
+    assert "features" not in stages
     assert again.weights.read_bytes() == run.weights.read_bytes()
     assert again.predictions.equals(run.predictions)
 
