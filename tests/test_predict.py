@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -156,11 +155,15 @@ def test_a_process_that_was_killed_outright_goes_on(paper_model, photos, tmp_pat
     process.stdin.flush()
     deadline = time.monotonic() + 60
     part = tmp_path / "said.csv.part"
-    while not (part.exists() and part.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdin.close()
+    try:
+        while not (part.exists() and part.read_bytes().count(b"\n") > 1):
+            assert process.poll() is None, "predict ended before it was killed"
+            assert time.monotonic() < deadline, "no row within 60 s"
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+        process.stdin.close()
     done = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, check=True)
     assert "are there already" in done.stderr
     assert done.stdout == f"{out}\n"

@@ -145,10 +145,15 @@ def test_ctrl_c_and_sigterm_end_with_their_status_and_a_run_that_goes_on(number,
     arguments = [sys.executable, "-m", "ikebana", "fit", photos, "--run", place, *FLAGS, "--epochs", "400"]
     process = subprocess.Popen([str(each) for each in arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (place / "epochs.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        while not (place / "epochs.jsonl").exists():
+            assert process.poll() is None, "fit ended before its first epoch"
+            assert time.monotonic() < deadline, "no epoch within 120 s"
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == status, errors
     assert "ikebana fit --resume" in errors
     assert "Traceback" not in errors
