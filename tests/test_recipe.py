@@ -100,10 +100,12 @@ def test_choices_of_another_network_are_refused():
     for name in ("good", "frozen"):
         with pytest.raises(RecipeError, match="dropout is of the tutorial"):
             recipe.sought(name, dropout=0.3)
-    for name, network in (("baseline", "tutorial"), ("good", "resnet18"), ("good", "keras_inception_v3+resnet18")):
-        cut = {"network": network, "until": "mixed8"}
+    for name, network in (("baseline", "tutorial"), ("good", "resnet18")):
         with pytest.raises(RecipeError, match="cut short"):
-            assert recipe.named(name, **cut).members
+            recipe.named(name, network=network, until="mixed8")
+    together = recipe.named("good", network="keras_inception_v3+resnet18", until="mixed8")
+    with pytest.raises(RecipeError, match="cut short"):
+        _ = together.members
     assert recipe.named("good", network="keras_inception_v3", until="mixed8").until == "mixed8"
 
 
