@@ -1,9 +1,10 @@
-"""Device, number format, threads, allocator: each with the reason it was chosen.
+"""Select device, precision, threads and allocator, each with the reason for it.
 
-On a CPU two things decide more than the arithmetic. Freshly mapped buffers: the C library gives large blocks back to the
-system after each use and the page faults of getting them again took half of a training step here; `keep_large_blocks` ends
-that. And the number format: bfloat16 is three times as fast on one processor and slower on the next, so it is measured, once
-for each processor, network and version, and kept in the cache.
+On a CPU two choices matter more than the arithmetic.
+Allocator: glibc returns large blocks to the system after each use. The page faults of mapping them
+again took half of a training step here, so `keep_large_blocks` stops that.
+Precision: bfloat16 is three times as fast on one processor and slower on the next. It is therefore
+measured once per processor, network and version, and the result is cached.
 """
 
 import contextlib
@@ -31,23 +32,33 @@ from ikebana.photos import kept
 from ikebana.places import cache_folder, set_aside, written
 from ikebana.recipe import Precision
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's names, from malloc.h
-KEEP_BLOCKS_BELOW = 2**30  # bytes
-RULES = 3  # raised when steps or looks take another time than before: what was measured is measured anew
+# Parameters of glibc's mallopt, from malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEEP_BLOCKS_BELOW = 2**30
+# Increase it when training steps or forward passes change their speed: that discards cached times.
+MEASUREMENT_VERSION = 3
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How this machine is used."""
+    """Device, precision, threads and allocator of this process.
 
-    device: str  # cpu, cuda or mps
-    number_format: str  # of the training step: float32 or bfloat16
+    Attributes:
+        device: cpu, cuda or mps.
+        precision: of the training step, float32 or bfloat16.
+        reasons: why each of the others was chosen.
+        seconds_per_photo: measured time of a training step or forward pass; None if not measured.
+        measurement_id: cache file that a later, faster measurement may correct; "" if none may.
+    """
+
+    device: str
+    number_format: str
     threads: int
     allocator: str
     reasons: dict[str, str] = field(default_factory=dict)
-    seconds_per_photo: float | None = None  # of a training step, as measured; None if nothing was measured
-    measured_in: str = ""  # a file of the cache, by name, that a faster look may correct; none if nobody looks again
+    seconds_per_photo: float | None = None
+    measured_in: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,42 +66,54 @@ class Setting:
 
     @property
     def at_a_time(self) -> int:
-        """Photos that a network looks at together where nothing is learned. On a CPU few of them: their maps then stay in
-        its cache, and a gigabyte of memory need not be had from the system first, page by page."""
+        """Photos per forward pass outside training.
+
+        A CPU gets few: their feature maps stay in its cache, and no gigabyte has to be mapped first.
+        """
         return 16 if self.device == "cpu" else 64
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The number format, for a forward pass; weights and gradients stay float32."""
+        """Autocast a forward pass to the precision; weights and gradients stay float32."""
         return torch.autocast(self.device, self.dtype, enabled=self.number_format != "float32")
 
 
 def prepare(threads: int | None = None, device: str | None = None) -> Setting:
-    """The device, its threads and its allocator, set for this process; the number format is float32 until `measured`.
+    """Configure device, threads and allocator of this process.
 
-    threads, device  as a run began with, if it is gone on with
+    The precision is float32 until `select_precision` measures it.
+
+    Args:
+        threads: the number a resumed run began with.
+        device: the device a resumed run began with.
     """
-    name, why = _device() if device is None else (device, "as the run began with")
+    name, device_reason = _device() if device is None else (device, "as the run began with")
     if name == "cuda":
-        _repeatable_on_cuda()
-    count, why_threads = _threads()
+        _make_cuda_deterministic()
+    count, threads_reason = _count_threads()
     if threads is not None:
-        count, why_threads = threads, "as the run began with"
+        count, threads_reason = threads, "as the run began with"
     torch.set_num_threads(count)
-    allocator, why_allocator = keep_large_blocks()
-    reasons = {"device": why, "threads": why_threads, "allocator": why_allocator, "number_format": "not measured yet"}
+    allocator, allocator_reason = keep_large_blocks()
+    reasons = {
+        "device": device_reason,
+        "threads": threads_reason,
+        "allocator": allocator_reason,
+        "number_format": "not measured yet",
+    }
     return Setting(name, "float32", count, allocator, reasons)
 
 
-def _repeatable_on_cuda() -> None:
-    """float32 is to mean float32, since the score must be that of the file that ships; and the same run gives the same bits,
-    as far as torch knows how: it warns where it does not. No result here depends on memory that nothing was written to, so it
-    need not be filled first, as torch would do with each of some hundred outputs of a step."""
+def _make_cuda_deterministic() -> None:
+    """Make CUDA compute float32 exactly and deterministically; torch warns where it cannot."""
+    # No TF32: the score must be that of the exported model.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
+    # cuBLAS reads it at its first product.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # No result depends on uninitialised memory; filling it costs some hundred kernels per step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]
-    # Steps are recorded on a stream of their own.
+    # CUDA graphs are captured on a separate stream.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
 
@@ -103,24 +126,24 @@ def _device() -> tuple[str, str]:
 
 
 def free_on_gpu() -> int:
-    """Bytes that are left on the GPU in use, where it has memory of its own (CUDA)."""
-    gc.collect()  # recorded steps of a trial are in a circle with its network
+    """Count the free bytes of the CUDA device's own memory."""
+    gc.collect()  # the captured graph of a trial and its network form a reference cycle
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
 
 
-@functools.cache  # torch's own number is what it was told last, once `prepare` has told it
-def _threads() -> tuple[int, str]:
-    """One thread a processor that this process may use; in a container that is fewer than the machine has."""
+@functools.cache  # after `configure`, torch.get_num_threads returns the number set there
+def _count_threads() -> tuple[int, str]:
+    """Count the processors that this process and its container may use; return the reason too."""
     allowed = kept.threads()
-    quota = _container_quota()
+    quota = _read_container_quota()
     if quota is not None and quota < allowed:
         return max(1, int(quota)), f"this container may use {quota:g} of {allowed} processors"
     physical = min(allowed, torch.get_num_threads())
     return physical, f"{allowed} processors may be used; a second thread on one core does not help arithmetic"
 
 
-def _container_quota() -> float | None:
+def _read_container_quota() -> float | None:
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
     except (OSError, ValueError):
@@ -130,172 +153,186 @@ def _container_quota() -> float | None:
 
 @functools.cache
 def keep_large_blocks() -> tuple[str, str]:
-    """Tell glibc to keep the large blocks that a training step frees, for the next step.
+    """Make glibc keep the large blocks that a training step frees, for the next step.
 
-    Without this each step maps hundreds of megabytes anew and pays a page fault for every 4 KiB of them.
+    Otherwise each step maps hundreds of megabytes again and pays a page fault per 4 KiB.
+
+    Returns:
+        The allocator's name and the reason.
     """
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return "as it comes", f"{platform.system()}'s own allocator is not glibc's"
     libc = ctypes.CDLL(None)
-    taken = libc.mallopt(M_MMAP_THRESHOLD, KEEP_BLOCKS_BELOW) and libc.mallopt(
+    accepted = libc.mallopt(M_MMAP_THRESHOLD, KEEP_BLOCKS_BELOW) and libc.mallopt(
         M_TRIM_THRESHOLD, 2 * KEEP_BLOCKS_BELOW - 1
     )
-    if not taken:
+    if not accepted:
         return "as it comes", "glibc refused the setting"
     return "glibc, blocks kept", "page faults of freshly mapped buffers cost as much as the arithmetic"
 
 
-def measured(setting: Setting, precision: Precision, network: str, trial: Callable[[Setting], float]) -> Setting:
-    """The setting with the faster number format, found out by a short trial and kept for the next run.
+def measured(settings: Setting, precision: Precision, network: str, trial: Callable[[Setting], float]) -> Setting:
+    """Select the faster precision by a short trial; the cache keeps the measurement.
 
-    precision  float32 or bfloat16 are taken as asked; only 'auto' compares
-    network    what is timed, in words: part of the key under which the result is kept
-    trial      runs one training step in that setting: seconds a photo; MachineError where memory does not hold it
-    raises     MachineError if memory holds it in no number format
+    Args:
+        precision: float32 and bfloat16 are taken as given; only 'auto' compares.
+        network: description of what is timed, part of the cache key.
+        trial: runs one training step and returns seconds per photo. It raises MachineError if it
+            runs out of memory.
+    Raises:
+        MachineError: every precision runs out of memory.
     """
-    formats = _formats(setting) if precision == "auto" else {precision: "asked for"}
-    key = _key(setting, network)
-    file = _file(hashlib.sha256(key.encode()).hexdigest()[:16])
-    known, since = _known(file, key)
-    missing = [name for name in formats if name not in known]
-    refused: dict[str, MachineError] = {}
+    candidates = _formats(settings) if precision == "auto" else {precision: "asked for"}
+    key = _make_key(settings, network)
+    file = _get_measurement_path(hashlib.sha256(key.encode()).hexdigest()[:16])
+    measurements, corrections = _known(file, key)
+    missing = [name for name in candidates if name not in measurements]
+    failures: dict[str, MachineError] = {}
     if missing:
         with progress.stage("measure the speed", len(missing), "number formats") as bar:
             for name in missing:
                 try:
-                    known[name] = trial(replace(setting, number_format=name))
+                    measurements[name] = trial(replace(settings, number_format=name))
                 except MachineError as error:
-                    refused[name] = error
+                    failures[name] = error
                 bar.advance(1)
-    if len(refused) == len(formats):
-        raise next(iter(refused.values()))
+    if len(failures) == len(candidates):
+        raise next(iter(failures.values()))
     if missing:
-        _keep(file, key, known, since)
-    best = min((name for name in formats if name not in refused), key=lambda name: known[name])
-    reason = formats[best]
-    if len(formats) > 1:
-        found = {name: f"{1 / known[name]:,.0f} photos/s" for name in formats if name not in refused}
-        reason = "; ".join(f"{name} {found.get(name, 'needs more memory')}" for name in formats)
-    reasons = {**setting.reasons, "number_format": reason}
-    seconds = since.get(best, known[best])
-    return replace(setting, number_format=best, reasons=reasons, seconds_per_photo=seconds, measured_in=file.stem)
+        _write_measurements(file, key, measurements, corrections)
+    best = min((name for name in candidates if name not in failures), key=lambda name: measurements[name])
+    reason = candidates[best]
+    if len(candidates) > 1:
+        speeds = {name: f"{1 / measurements[name]:,.0f} photos/s" for name in candidates if name not in failures}
+        reason = "; ".join(f"{name} {speeds.get(name, 'needs more memory')}" for name in candidates)
+    reasons = {**settings.reasons, "number_format": reason}
+    seconds = corrections.get(best, measurements[best])
+    return replace(settings, number_format=best, reasons=reasons, seconds_per_photo=seconds, measured_in=file.stem)
 
 
-def was_faster(setting: Setting, seconds: float) -> None:
-    """Whoever was at it for long may have found it faster than the short trial did, while the machine was busy perhaps: that is
-    what is said from then on. The number format stays the one that the trial chose, since the trial compared like with like.
+def was_faster(settings: Setting, seconds: float) -> None:
+    """Record a long measurement that was faster than the short trial.
 
-    setting  as `measured` gave it, or in another number format
-    seconds  a photo
+    The machine may have been busy during the trial. Later estimates use the faster time. The selected
+    precision stays, because the trial compared all of them under the same load.
+
+    Args:
+        settings: as `select_precision` returned them, or with another precision.
+        seconds: seconds per photo.
     """
-    if not setting.measured_in:
+    if not settings.measured_in:
         return
-    file = _file(setting.measured_in)
-    key, known, since = _read(file)
-    name = setting.number_format
-    if key.startswith(_here(setting)) and seconds < since.get(name, known.get(name, 0.0)):
-        with contextlib.suppress(MachineError):  # a run does not end because its speed cannot be written down
-            _keep(file, key, known, {**since, name: seconds})
+    file = _get_measurement_path(settings.measured_in)
+    key, measurements, corrections = _read_file(file)
+    name = settings.number_format
+    if key.startswith(_describe_machine(settings)) and seconds < corrections.get(name, measurements.get(name, 0.0)):
+        with contextlib.suppress(MachineError):  # an unwritable cache must not end a run
+            _write_measurements(file, key, measurements, {**corrections, name: seconds})
 
 
-def speed(setting: Setting) -> float | None:
-    """Seconds a photo, as far as is known by now; None if nothing was measured."""
-    since = _read(_file(setting.measured_in))[2] if setting.measured_in else {}
-    return since.get(setting.number_format, setting.seconds_per_photo)
+def speed(settings: Setting) -> float | None:
+    """Return the best known seconds per photo, None if nothing was measured."""
+    corrections = _read_file(_get_measurement_path(settings.measured_in))[2] if settings.measured_in else {}
+    return corrections.get(settings.number_format, settings.seconds_per_photo)
 
 
-def _file(name: str) -> Path:
+def _get_measurement_path(name: str) -> Path:
     return cache_folder() / "measured" / f"{name}.json"
 
 
-def _keep(file: Path, key: str, known: dict[str, float], since: dict[str, float]) -> None:
-    """
-    known  seconds a photo of each number format's trial
-    since  the same where it was faster later
-    """
+def _write_measurements(file: Path, key: str, measurements: dict[str, float], corrections: dict[str, float]) -> None:
+    """Write seconds per photo by precision: those of the trials, and later, faster ones."""
     if file.is_dir():
         set_aside(file)
-    values = {"key": key, "seconds_per_photo": known, "since": since}
-    with written(file) as beside:
-        beside.write_text(json.dumps({**values, "crc32": _checksum(values)}, indent=1), "utf-8")
+    values = {"key": key, "seconds_per_photo": measurements, "since": corrections}
+    with written(file) as partial:
+        partial.write_text(json.dumps({**values, "crc32": _compute_checksum(values)}, indent=1), "utf-8")
 
 
-def _formats(setting: Setting) -> dict[str, str]:
-    """The number formats worth a trial on this device."""
-    if setting.device == "mps":
+def _formats(settings: Setting) -> dict[str, str]:
+    """Return each precision worth a trial on this device, with the reason."""
+    if settings.device == "mps":
         return {"float32": "bfloat16 is not dependable on MPS yet"}
-    if setting.device == "cuda" and not torch.cuda.is_bf16_supported():
+    if settings.device == "cuda" and not torch.cuda.is_bf16_supported():
         return {"float32": "this GPU has no bfloat16"}
-    if setting.device == "cpu" and not _cpu_has_bfloat16():
+    if settings.device == "cpu" and not _cpu_has_bfloat16():
         return {"float32": "this processor has no bfloat16 arithmetic"}
     return dict.fromkeys(FORMATS, "measured")
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether trying is worth it: where bfloat16 is emulated, one trial step would take many times as long."""
-    flags = processor_flags()
+    """Check for native bfloat16; a trial with emulated bfloat16 would take very long."""
+    flags = _read_processor_flags()
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & flags) or (
         not flags and platform.machine() in ("arm64", "aarch64")
     )
 
 
-def _key(setting: Setting, network: str) -> str:
-    return _here(setting) + network
+def _make_key(settings: Setting, network: str) -> str:
+    return _describe_machine(settings) + network
 
 
-def _here(setting: Setting) -> str:
-    """This machine, as far as speed depends on it."""
-    accelerator = torch.cuda.get_device_name() if setting.device == "cuda" else processor()
-    parts = (str(RULES), setting.device, accelerator, str(setting.threads), setting.allocator, torch.__version__, "")
-    return " | ".join(parts)
+def _describe_machine(settings: Setting) -> str:
+    """Join all properties of the machine that its speed depends on."""
+    accelerator = torch.cuda.get_device_name() if settings.device == "cuda" else processor()
+    properties = (
+        str(MEASUREMENT_VERSION),
+        settings.device,
+        accelerator,
+        str(settings.threads),
+        settings.allocator,
+        torch.__version__,
+        "",
+    )
+    return " | ".join(properties)
 
 
 def _known(file: Path, key: str) -> tuple[dict[str, float], dict[str, float]]:
-    of, known, since = _read(file)
-    return (known, since) if of == key else ({}, {})
+    file_key, measurements, corrections = _read_file(file)
+    return (measurements, corrections) if file_key == key else ({}, {})
 
 
-def _read(file: Path) -> tuple[str, dict[str, float], dict[str, float]]:
-    """What was measured, and the seconds a photo that `_keep` was given; nothing if the file is absent or damaged."""
+def _read_file(file: Path) -> tuple[str, dict[str, float], dict[str, float]]:
+    """Read what `_write_measurements` wrote; all empty if the file is absent or damaged."""
     try:
-        kept = json.loads(file.read_text("utf-8"))
-        if kept.pop("crc32") != _checksum(kept):
+        values = json.loads(file.read_text("utf-8"))
+        if values.pop("crc32") != _compute_checksum(values):
             return "", {}, {}
-        known, since = (
-            {str(name): float(value) for name, value in kept[part].items()} for part in ("seconds_per_photo", "since")
+        measurements, corrections = (
+            {str(name): float(value) for name, value in values[part].items()} for part in ("seconds_per_photo", "since")
         )
-        return str(kept["key"]), known, since
+        return str(values["key"]), measurements, corrections
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return "", {}, {}
 
 
-def _checksum(values: dict[str, Any]) -> int:
-    """So that a digit that has changed on the disk does not choose another number format."""
+def _compute_checksum(values: dict[str, Any]) -> int:
+    """Compute the CRC-32 that keeps a corrupt digit from selecting another precision."""
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 @functools.cache
 def processor() -> str:
-    """The processor's name and the instructions that matter here."""
+    """Return the processor's name and its instruction sets that matter here."""
     name = platform.processor() or platform.machine()
-    for line in _cpuinfo():
+    for line in _read_cpuinfo():
         if line.startswith("model name"):
             name = line.split(":", 1)[1].strip()
             break
-    extras = sorted({"amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16"} & processor_flags())
-    return f"{name} ({', '.join(extras)})" if extras else name
+    flags = sorted({"amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16"} & _read_processor_flags())
+    return f"{name} ({', '.join(flags)})" if flags else name
 
 
 @functools.cache
-def processor_flags() -> frozenset[str]:
-    """What /proc/cpuinfo says the processor can do; empty where there is no such file."""
-    for line in _cpuinfo():
+def _read_processor_flags() -> frozenset[str]:
+    """Read the processor's feature flags from /proc/cpuinfo; empty if there is no such file."""
+    for line in _read_cpuinfo():
         if line.startswith(("flags", "Features")):
             return frozenset(line.split(":", 1)[1].split())
     return frozenset()
 
 
-def _cpuinfo() -> list[str]:
+def _read_cpuinfo() -> list[str]:
     try:
         return Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -303,23 +340,26 @@ def _cpuinfo() -> list[str]:
 
 
 def remembered(file: Path) -> Setting | None:
-    """The setting that a run began with, from its `environment.json`: to go on in another would change its result.
+    """Load and apply the settings a run began with; others would change its result.
 
-    returns  None if there is no such file yet, or its device is gone; a processor is always there
+    Args:
+        file: the run's `environment.json`.
+    Returns:
+        None if the file is missing or damaged, or this machine lacks the device.
     """
     try:
         values = json.loads(file.read_text("utf-8"))
-        began = {each.name: values[each.name] for each in fields(Setting)}
-    except (OSError, ValueError, KeyError, TypeError):  # the run was stopped before it was written
+        saved = {saved_field.name: values[saved_field.name] for saved_field in fields(Setting)}
+    except (OSError, ValueError, KeyError, TypeError):  # interrupted before the file was written
         return None
-    if began["number_format"] not in FORMATS or began["device"] not in ("cpu", _device()[0]):
+    if saved["number_format"] not in FORMATS or saved["device"] not in ("cpu", _device()[0]):
         return None
-    prepare(began["threads"], began["device"])
-    return Setting(**began)
+    prepare(saved["threads"], saved["device"])
+    return Setting(**saved)
 
 
-def environment(setting: Setting) -> dict[str, Any]:
-    """What a run ran on, and why it was used like that, for `environment.json`."""
+def environment(settings: Setting) -> dict[str, Any]:
+    """Describe machine, settings and libraries of a run, for `environment.json`."""
     import importlib.metadata
 
     libraries = ("torch", "timm", "numpy", "scipy", "pillow", "polars", "scikit-learn", "safetensors")
@@ -328,8 +368,8 @@ def environment(setting: Setting) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": processor(),
-        "accelerator": torch.cuda.get_device_name() if setting.device == "cuda" else None,
-        **asdict(setting),
+        "accelerator": torch.cuda.get_device_name() if settings.device == "cuda" else None,
+        **asdict(settings),
         "libraries": {name: importlib.metadata.version(name) for name in libraries},
         "repeatable": PROMISE,
     }
