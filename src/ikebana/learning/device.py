@@ -68,7 +68,7 @@ class Setting:
     def at_a_time(self) -> int:
         """Photos per forward pass outside training.
 
-        A CPU gets few: their feature maps stay in its cache, and no gigabyte has to be mapped first.
+        A CPU gets few: their feature maps stay in its cache, and no gigabyte is mapped first.
         """
         return 16 if self.device == "cpu" else 64
 
@@ -213,8 +213,8 @@ def measured(settings: Setting, precision: Precision, network: str, trial: Calla
 def was_faster(settings: Setting, seconds: float) -> None:
     """Record a long measurement that was faster than the short trial.
 
-    The machine may have been busy during the trial. Later estimates use the faster time. The selected
-    precision stays, because the trial compared all of them under the same load.
+    The machine may have been busy during the trial. Later estimates use the faster time. The
+    selected precision stays, because the trial compared all of them under the same load.
 
     Args:
         settings: as `select_precision` returned them, or with another precision.

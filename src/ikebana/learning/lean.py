@@ -1,9 +1,9 @@
-"""A network that only looks: the same function in fewer passes over memory, for as long as it learns nothing.
+"""Optimise networks for inference: the same function in fewer passes over memory.
 
-Two steps. BatchNorm becomes part of the convolution before it; that is plain torch and can be exported. Then, on a processor,
-the activation behind a convolution is computed with it, by oneDNN, before its output leaves the cache. The operator for that
-is torch's own for compiled networks, and private (`mkldnn._convolution_pointwise`): without it, or where it would say something
-else, the network stays as it was.
+First, BatchNorm is folded into the convolution before it. That is plain torch and can be exported.
+Then, on a CPU, oneDNN computes the activation together with the convolution before it, before the
+output leaves the cache. The operator for that is private to torch (`mkldnn._convolution_pointwise`,
+made for compiled networks). Where it is missing or gives other results, the network stays as it is.
 """
 
 import copy
@@ -23,10 +23,14 @@ from ikebana.learning.layers import Normalise
 
 Convolution = nn.Conv2d | Depthwise
 Norm = nn.BatchNorm2d | BatchNorm
-OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight")  # torch's own, private
-ALIKE = 1e-3  # of the output's size: how far a lean network may be from the one it was made of
-FEW = 2  # photos on which that is looked at
-ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's names of them
+# Private to torch.
+ONEDNN_OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight")
+# Between the outputs of the optimised and the original network, over the largest output.
+ALIKE = 1e-3
+# Photos on which the two networks are compared.
+FEW = 2
+# oneDNN's name and arguments of each activation.
+ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.SiLU: ("swish", []),
@@ -35,100 +39,109 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's name
 
 
 def has_onednn() -> bool:
-    """Whether this torch can compute convolutions with their activations."""
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
+    """Check that this torch can fuse convolutions with activations."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in ONEDNN_OPERATORS)
 
 
 @torch.inference_mode()
 def folded(network: nn.Module, photos: Examples) -> nn.Module:
-    """A copy with BatchNorm folded into the convolutions before it.
+    """Copy the network with BatchNorm folded into the convolutions before it.
 
-    That two layers follow one another is guessed from their order in the module; the copy is used only if it agrees with
-    the original on a few of the photos.
+    The order of layers is inferred from their order in the module. The copy is therefore used only if
+    its outputs agree with the original's on a few photos.
+
+    Returns:
+        The original if they do not agree.
     """
-    lean = _folded(network)
-    return lean if _agree(lean, network, photos) else network
+    optimised = _fold_copy(network)
+    return optimised if _agree(optimised, network, photos) else network
 
 
 @torch.inference_mode()
 def fused(network: nn.Module, photos: Examples) -> nn.Module:
-    """The same, and on a processor with activations computed by the convolutions before them; this copy cannot be exported."""
+    """Fold BatchNorm and, on a CPU, fuse activations; the copy cannot be exported."""
     if next(network.parameters()).device.type != "cpu" or not has_onednn():
         return folded(network, photos)
-    lean = _folded(network)
-    fuse(lean, lambda _: True)
-    return lean if _agree(lean, network, photos) else folded(network, photos)
+    optimised = _fold_copy(network)
+    fuse(optimised, lambda _: True)
+    return optimised if _agree(optimised, network, photos) else folded(network, photos)
 
 
-def _folded(network: nn.Module) -> nn.Module:
-    """A copy of which nobody has seen yet whether it says the same."""
-    lean = copy.deepcopy(network).eval()
-    for convolution, norm, put in followed(lean):
+def _fold_copy(network: nn.Module) -> nn.Module:
+    """Copy the network and fold BatchNorm, without comparing outputs."""
+    optimised = copy.deepcopy(network).eval()
+    for convolution, norm, replace_pair in followed(optimised):
         if isinstance(norm, Norm):
-            put(fuse_conv_bn_eval(convolution, norm), act_of(norm))  # type: ignore[type-var]
-    return lean.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            replace_pair(fuse_conv_bn_eval(convolution, norm), act_of(norm))  # type: ignore[type-var]
+    return optimised.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def for_looking(network: nn.Module, shown: Examples) -> nn.Module:
-    """The network as it is fastest at saying what these show; a head alone has nothing to be folded."""
-    convolves = any(isinstance(each, Convolution) for each in network.modules())
-    return fused(network, shown) if len(shown) and convolves else network
+def for_looking(network: nn.Module, examples: Examples) -> nn.Module:
+    """Return the fastest equivalent for inference; a head without convolutions stays as it is."""
+    has_convolutions = any(isinstance(module, Convolution) for module in network.modules())
+    return fused(network, examples) if len(examples) and has_convolutions else network
 
 
-def fuse(network: nn.Module, looks: Callable[[nn.Module], bool]) -> None:
-    """Let convolutions compute the activations behind them, and normalise photos row by row.
+def fuse(network: nn.Module, is_frozen: Callable[[nn.Module], bool]) -> None:
+    """Fuse convolutions with the activations behind them, and normalise photos row by row.
 
-    looks  of a convolution: whether neither it nor anything before it learns
+    Args:
+        is_frozen: whether neither this convolution nor any layer before it is trainable.
     """
-    for convolution, then, put in followed(network):
-        if looks(convolution) and is_known(convolution):
-            known = ACTIVATIONS.get(type(then))
-            put(Fused(convolution, *(known or ("none", []))), nn.Identity() if known is not None else then)
+    for convolution, following, replace_pair in followed(network):
+        if is_frozen(convolution) and is_known(convolution):
+            activation = ACTIVATIONS.get(type(following))
+            replace_pair(
+                Fused(convolution, *(activation or ("none", []))),
+                nn.Identity() if activation is not None else following,
+            )
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Normalise):
-                setattr(module, name, Rowwise(child))
+                setattr(module, name, RowwiseNormalise(child))
 
 
 def followed(network: nn.Module) -> Iterator[tuple[Convolution, nn.Module, Callable[[nn.Module, nn.Module], None]]]:
-    """Every convolution, the layer behind it, and how to put others in the place of both."""
+    """Yield each convolution, the layer behind it, and a function that replaces both."""
     for module in list(network.modules()):
-        named = [*module.named_children(), ("", nn.Identity())]
-        for number, (first, convolution) in enumerate(named[:-1]):
-            second = named[number + 1][0]
-            then = getattr(module, second) if second else nn.Identity()
+        children = [*module.named_children(), ("", nn.Identity())]
+        for index, (name, convolution) in enumerate(children[:-1]):
+            next_name = children[index + 1][0]
+            following = getattr(module, next_name) if next_name else nn.Identity()
             if isinstance(convolution, Convolution):
 
-                def put(one: nn.Module, other: nn.Module, module=module, first=first, second=second) -> None:
-                    setattr(module, first, one)
-                    if second:
-                        setattr(module, second, other)
+                def replace_pair(
+                    first: nn.Module, second: nn.Module, module=module, name=name, next_name=next_name
+                ) -> None:
+                    setattr(module, name, first)
+                    if next_name:
+                        setattr(module, next_name, second)
 
-                yield convolution, then, put
+                yield convolution, following, replace_pair
 
 
 def is_known(convolution: Convolution) -> bool:
-    """Whether nothing about it is odd."""
+    """Check that the convolution is of a kind that can be fused."""
     return isinstance(convolution, Depthwise) or is_plain(convolution)
 
 
 def act_of(norm: Norm) -> nn.Module:
-    """The activation behind a norm, where it is a part of it, as in timm's."""
+    """Return the activation inside a norm, as in timm's, or an identity."""
     return getattr(norm, "act", nn.Identity())
 
 
 def groups_of(convolution: Convolution) -> int:
-    """Parts of the channels that are convolved apart."""
+    """Return the number of channel groups."""
     return len(convolution.weight) if isinstance(convolution, Depthwise) else convolution.groups
 
 
 def stride_of(convolution: Convolution) -> int:
-    """The same both ways."""
+    """Return the stride, the same in both directions."""
     return convolution.stride if isinstance(convolution.stride, int) else convolution.stride[0]
 
 
 def pads_as_tensorflow(convolution: Convolution) -> bool:
-    """Whether it adds what a stride of s needs for a side of 1/s, which may be more below and right than above and left."""
+    """Check for TensorFlow's "same" padding, which may be larger below and right."""
     return convolution.same if isinstance(convolution, Depthwise) else type(convolution) is not nn.Conv2d
 
 
@@ -140,81 +153,101 @@ def convolved(
     padding: Sequence[int],
     groups: int,
     activation: str,
-    bounds: list[float],
+    arguments: list[float],
 ) -> Tensor:
-    """A convolution and its activation, one of ACTIVATIONS or "none", in one pass; no gradient is kept of it."""
+    """Compute a convolution and its activation in one pass, without autograd.
+
+    Args:
+        activation: oneDNN's name, or "none".
+        arguments: of the activation.
+    """
     return torch.ops.mkldnn._convolution_pointwise(
-        features, weight, bias, padding, [stride] * 2, [1, 1], groups, activation, bounds, ""
+        features, weight, bias, padding, [stride] * 2, [1, 1], groups, activation, arguments, ""
     )
 
 
-class Rowwise(nn.Module):
-    """`Normalise` a row of pixels at a time: three channels are too few for the processor's vectors."""
+class RowwiseNormalise(nn.Module):
+    """`Normalise` per row of pixels: three channels are too few for the processor's vectors."""
 
     def __init__(self, plain: Normalise):
         super().__init__()
         self.scale = plain.scale.flatten()
-        self.added = -plain.shift.flatten() * self.scale
+        self.offset = -plain.shift.flatten() * self.scale
 
     def forward(self, photos: Tensor) -> Tensor:
-        """photos  [photos, 3, height, width], uint8 or float from 0 to 255, in the channels-last format, which is kept"""
+        """Normalise photos.
+
+        Args:
+            photos: [photos, 3, height, width], uint8 or float from 0 to 255, channels last.
+        Returns:
+            float32 of the same shape and memory format.
+        """
         pixels = photos.permute(0, 2, 3, 1)
         rows = pixels.flatten(2).float()
         width = photos.shape[-1]
-        found = torch.addcmul(self.added.repeat(width), rows, self.scale.repeat(width))
-        return found.view(pixels.shape).permute(0, 3, 1, 2)
+        normalised = torch.addcmul(self.offset.repeat(width), rows, self.scale.repeat(width))
+        return normalised.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 class Fused(nn.Module):
-    """A convolution and the activation behind it, in one pass; its weights in either number format.
+    """A convolution with the activation behind it, in one pass and in either precision.
 
-    Borders that are wider below and right than above and left, as TensorFlow has them, would need a copy of all features. A
-    kernel with zeros added above and left sees the same through borders that are alike on all sides. And oneDNN wants weights in
-    an order of its own, which depends on the features' shape: they are brought into it once, not for each batch.
+    TensorFlow's "same" padding may be larger below and right, which would need a padded copy of all
+    features. Zeros above and left of the kernel give the same result with symmetric padding.
+    oneDNN wants the weights in its own layout, which depends on the features' shape. They are reordered
+    once per shape, not per batch.
     """
 
-    def __init__(self, convolution: Convolution, activation: str, bounds: list[float]):
+    def __init__(self, convolution: Convolution, activation: str, arguments: list[float]):
         super().__init__()
-        self.kernel, self.stride = convolution.weight.shape[-1], stride_of(convolution)
-        self.same = pads_as_tensorflow(convolution)
+        self.kernel_size, self.stride = convolution.weight.shape[-1], stride_of(convolution)
+        self.same_padding = pads_as_tensorflow(convolution)
         self.padding: Any = list(convolution.padding)
         self.groups = groups_of(convolution)
-        self.activation, self.bounds = activation, bounds
+        self.activation, self.arguments = activation, arguments
         bias = convolution.bias
         self.weight, self.bias = convolution.weight.detach(), None if bias is None else bias.detach()
-        self.ready: tuple[Any, ...] = ()  # what the values below it were made for
-        self.ordered, self.added, self.borders = self.weight, self.bias, self.padding
+        # Shape and dtype of the features that the three attributes below are valid for.
+        self.prepared_for: tuple[Any, ...] = ()
+        self.reordered_weight, self.cast_bias, self.symmetric_padding = self.weight, self.bias, self.padding
 
     def forward(self, features: Tensor) -> Tensor:
-        """features  [photos, channels, height, width]"""
+        """Convolve features [photos, channels, height, width]."""
         features = features.to(torch.bfloat16 if in_bfloat16() else torch.float32)
-        if self.ready != (features.shape, features.dtype):
-            self._make_ready(features)
+        if self.prepared_for != (features.shape, features.dtype):
+            self._prepare(features)
         return convolved(
-            features, self.ordered, self.added, self.stride, self.borders, self.groups, self.activation, self.bounds
+            features,
+            self.reordered_weight,
+            self.cast_bias,
+            self.stride,
+            self.symmetric_padding,
+            self.groups,
+            self.activation,
+            self.arguments,
         )
 
-    def _make_ready(self, features: Tensor) -> None:
-        """Weights, bias and borders for features of this shape and number format."""
+    def _prepare(self, features: Tensor) -> None:
+        """Prepare weight, bias and padding for features of this shape and dtype."""
         weight = self.weight
-        if self.same:
-            left, right, above, below = borders(features, self.kernel, self.stride)
+        if self.same_padding:
+            left, right, above, below = borders(features, self.kernel_size, self.stride)
             weight = functional.pad(weight, (right - left, 0, below - above, 0))
-            self.borders = [below, right]
+            self.symmetric_padding = [below, right]
         weight = weight.to(features.dtype).contiguous(memory_format=torch.channels_last)
-        self.ordered = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, self.borders, [self.stride] * 2, [1, 1], self.groups, list(features.shape)
+        self.reordered_weight = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, self.symmetric_padding, [self.stride] * 2, [1, 1], self.groups, list(features.shape)
         )
-        self.added = None if self.bias is None else self.bias.to(features.dtype)
-        self.ready = features.shape, features.dtype
+        self.cast_bias = None if self.bias is None else self.bias.to(features.dtype)
+        self.prepared_for = features.shape, features.dtype
 
 
-def _agree(lean: nn.Module, network: nn.Module, photos: Examples) -> bool:
-    """Whether both say the same of a few of the photos."""
+def _agree(optimised: nn.Module, network: nn.Module, photos: Examples) -> bool:
+    """Check that both networks give the same output for a few photos."""
     few, _ = photos.batch(np.arange(min(FEW, len(photos))), str(next(network.parameters()).device))
     expected = network.eval()(few)
     try:
-        found = lean(few)
-    except RuntimeError:  # another torch, whose operators want something else
+        output = optimised(few)
+    except RuntimeError:  # the operators of another torch version may take other arguments
         return False
-    return bool((found - expected).abs().max() <= ALIKE * expected.abs().max())
+    return bool((output - expected).abs().max() <= ALIKE * expected.abs().max())
