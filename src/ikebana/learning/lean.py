@@ -47,8 +47,8 @@ def has_onednn() -> bool:
 def folded(network: nn.Module, photos: Examples) -> nn.Module:
     """Copy the network with BatchNorm folded into the convolutions before it.
 
-    The order of layers is inferred from their order in the module. The copy is therefore used only if
-    its outputs agree with the original's on a few photos.
+    The order of layers is inferred from their order in the module. The copy is therefore used only
+    if its outputs agree with the original's on a few photos.
 
     Returns:
         The original if they do not agree.
@@ -175,13 +175,7 @@ class RowwiseNormalise(nn.Module):
         self.offset = -plain.shift.flatten() * self.scale
 
     def forward(self, photos: Tensor) -> Tensor:
-        """Normalise photos.
-
-        Args:
-            photos: [photos, 3, height, width], uint8 or float from 0 to 255, channels last.
-        Returns:
-            float32 of the same shape and memory format.
-        """
+        """Normalise photos [photos, 3, height, width], 0 to 255, in channels-last format."""
         pixels = photos.permute(0, 2, 3, 1)
         rows = pixels.flatten(2).float()
         width = photos.shape[-1]
@@ -194,8 +188,8 @@ class Fused(nn.Module):
 
     TensorFlow's "same" padding may be larger below and right, which would need a padded copy of all
     features. Zeros above and left of the kernel give the same result with symmetric padding.
-    oneDNN wants the weights in its own layout, which depends on the features' shape. They are reordered
-    once per shape, not per batch.
+    oneDNN wants the weights in its own layout, which depends on the features' shape. They are
+    reordered once per shape, not per batch.
     """
 
     def __init__(self, convolution: Convolution, activation: str, arguments: list[float]):
