@@ -1,7 +1,7 @@
-"""On CUDA a step's kernels are recorded once and then played as one: what each of them waits for otherwise is Python.
+"""Capture a training step's kernels in a CUDA graph and replay them as one launch.
 
-A fine-tuning step of a small network is some thousand kernels of a few microseconds. Launched one by one they kept an H200 busy
-for a seventh of the step's time.
+A fine-tuning step of a small network is some thousand kernels of a few microseconds. Launched one
+by one from Python, they kept an H200 busy for a seventh of the step's time.
 """
 
 import gc
@@ -15,67 +15,77 @@ from torch import Tensor, nn
 from ikebana import progress
 from ikebana.learning.device import Setting
 
-# What torch warns of while its own function for this records: nothing that a user could do anything about.
-HARMLESS = "Attempting to run cuBLAS, but there was no current CUDA context"
+# torch's own graph capture triggers this warning; the user can do nothing about it.
+IGNORED_WARNING = "Attempting to run cuBLAS, but there was no current CUDA context"
 
 
 class Captured:
-    """A network and its way back, for the steps to come in which the same weights learn; batches of another size than most go
-    through the network itself, and so do all where it cannot be recorded."""
+    """A network whose forward and backward pass run as CUDA graphs.
 
-    def __init__(self, network: nn.Module, batch: int, setting: Setting):
+    It is valid while the same weights are trainable. Batches of another size than most, and all
+    batches if capture fails, run through the network itself.
+    """
+
+    def __init__(self, network: nn.Module, batch_size: int, settings: Setting):
+        """Wrap the network; the first full batch captures the graphs.
+
+        Args:
+            network: on its device, in training mode, with `requires_grad` set.
+            batch_size: photos in most batches.
         """
-        network  on its device, told which weights learn, and set to training
-        batch    photos in most batches
-        """
-        self.network, self.batch, self.setting = network, batch, setting
-        self.ready = False  # from the first batch of that size on, wherever in an epoch a run goes on
-        self.whole: Callable[[Tensor], Tensor] = network
+        self.network, self.batch_size, self.settings = network, batch_size, settings
+        # Set by the first full batch, wherever in an epoch a resumed run starts.
+        self.has_captured = False
+        self.replay: Callable[[Tensor], Tensor] = network
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """What the network says of a batch, within the autocast of the step."""
-        if len(inputs) != self.batch:
+        """Compute the network's output within the autocast of the step."""
+        if len(inputs) != self.batch_size:
             return self.network(inputs)
-        if not self.ready:
-            self._record(inputs)
-            self.ready = True
-        return self.whole(inputs)
+        if not self.has_captured:
+            self._capture(inputs)
+            self.has_captured = True
+        return self.replay(inputs)
 
-    def _record(self, inputs: Tensor) -> None:
-        """To record a step is to make some: what they change beside gradients is put back."""
-        gc.collect()  # an earlier recording is in a circle with its network, and holds the memory of a step until then
-        before = [each.clone() for each in self.network.buffers()]
+    def _capture(self, inputs: Tensor) -> None:
+        """Capture the graphs; the passes made for that change buffers, which are restored."""
+        # An earlier graph and its network form a reference cycle that holds GPU memory.
+        gc.collect()
+        before = [buffer.clone() for buffer in self.network.buffers()]
         try:
-            self.whole = self._recorded(inputs)
+            self.replay = self._make_graphed(inputs)
         except RuntimeError as error:
-            # A layer asks the device something on its way, or the memory does not hold a recording.
+            # A layer synchronises with the device, or memory does not hold the graphs.
             progress.say(f"steps are launched one by one: {str(error).strip().splitlines()[0]}")
-            self.whole = self.network
+            self.replay = self.network
         with torch.no_grad():
-            for now, then in zip(self.network.buffers(), before, strict=True):
-                now.copy_(then)
+            for buffer, value in zip(self.network.buffers(), before, strict=True):
+                buffer.copy_(value)
 
-    def _recorded(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    def _make_graphed(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        """Capture the graphs with torch.
+
+        Raises:
+            RuntimeError: capture fails.
         """
-        raises  RuntimeError if it cannot be
-        """
-        where, form = inputs.device, self.setting.number_format
-        here = torch.cuda.current_stream(where) if inputs.is_cuda else None  # to be back on it if recording fails
+        device, precision = inputs.device, self.settings.number_format
+        # Entering the current stream restores it if capture fails.
+        stream = torch.cuda.current_stream(device) if inputs.is_cuda else None
         with (
-            torch.cuda.stream(here),
-            torch.random.fork_rng(devices=[where] if inputs.is_cuda else []),
-            # Weights in half precision are not kept from one forward pass to the next: a recording would keep those of today.
-            torch.autocast(where.type, self.setting.dtype, form != "float32", cache_enabled=False),
+            torch.cuda.stream(stream),
+            torch.random.fork_rng(devices=[device] if inputs.is_cuda else []),
+            # No cache of half-precision weights: a graph would replay those of its capture.
+            torch.autocast(device.type, self.settings.dtype, precision != "float32", cache_enabled=False),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", HARMLESS)
+            warnings.filterwarnings("ignore", IGNORED_WARNING)
             arguments = (inputs.clone(),)
-            whole: Any = torch.cuda.make_graphed_callables(_Whole(self.network), arguments, allow_unused_input=True)
-            return whole
+            graphed: Any = torch.cuda.make_graphed_callables(_Wrapper(self.network), arguments, allow_unused_input=True)
+            return graphed
 
 
-class _Whole(nn.Module):
-    """The network as a part: recording gives a module another `forward`, and the network is to keep its own."""
+class _Wrapper(nn.Module):
+    """A module around the network, whose own `forward` capture must not replace."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
