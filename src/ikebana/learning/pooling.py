@@ -87,7 +87,7 @@ def _split_rows(bits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Buffers:
-    """Memory for the row maxima of a chunk, allocated once so that it stays in the cache."""
+    """Memory for the row maxima of a chunk, allocated once to stay in cache."""
 
     def __init__(self, bits: Tensor):
         photos, height, width, channels = bits.shape
