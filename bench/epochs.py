@@ -50,11 +50,11 @@ def stopped_after(steps: int) -> Iterator[None]:
     """Within this block Ctrl-C comes in the step after so many."""
     real, left = Learner.step, [steps]
 
-    def step(self: Learner, inputs: Tensor, labels: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
+    def step(self: Learner, inputs: Tensor, labels: Tensor, settings: Setting) -> tuple[Tensor, Tensor]:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        return real(self, inputs, labels, setting)
+        return real(self, inputs, labels, settings)
 
     Learner.step = step
     try:
