@@ -51,7 +51,7 @@ def test_it_is_scikit_learns_own_answer_without_the_shares_of_the_classes():
     peer = LogisticRegression(C=found.strength, max_iter=5000, tol=1e-8).fit(scaled, labels)
     ours = torch.softmax(head_of(found, 3)(torch.from_numpy(features)), 1).detach().numpy()
     without = peer.predict_proba(scaled) / np.bincount(labels)
-    np.testing.assert_allclose(ours, without / without.sum(1, keepdims=True), atol=5e-3)
+    np.testing.assert_allclose(ours, without / without.sum(1, keepdims=True), atol=1e-3)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -62,11 +62,10 @@ def test_where_it_stops_is_where_scikit_learn_stops(classes, strength):
     features, labels = clouds(700, classes, width=20, apart=0.5)
     mean, spread = scaling.scale(features)
     photos = logistic.Pieces(features, labels, mean, spread)
-    line = logistic.fitted(photos, classes, strength)
+    line = logistic.fitted(photos, classes, strength, tolerance=logistic.FINAL_GRADIENT)
     peer = LogisticRegression(C=strength, max_iter=5000, tol=1e-8).fit((features - mean) / spread, labels)
     ours = torch.softmax(torch.from_numpy(logistic.logits(line, photos)), 1).numpy()
-    # Both stop where the slope is 1e-4; a weak pull leaves the ground flat there.
-    np.testing.assert_allclose(ours, peer.predict_proba((features - mean) / spread), atol=1e-2)
+    np.testing.assert_allclose(ours, peer.predict_proba((features - mean) / spread), atol=2e-3)
 
 
 def test_a_table_too_large_for_memory_gives_the_same_head(monkeypatch):

@@ -23,8 +23,11 @@ from ikebana.learning.scaling import Table, scale
 # 1e-2 to 3e-2 for thousands of photos, and about 1 for a dozen per class (docs/log.md).
 STRENGTHS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 STEPS = 200
-# L-BFGS stops where the largest gradient of the mean loss is this small, as scikit-learn does.
+# L-BFGS stops where the largest gradient of the mean loss is this small, as scikit-learn does by default.
 GRADIENT = 1e-4
+# The head that ships is fitted further: at 1e-4 a probability can be 0.006 away from the optimum, at 1e-5 0.0005.
+# float32 chunks leave a gradient of some 3e-6.
+FINAL_GRADIENT = 1e-5
 # The logit of a class without training photos, so that it is never predicted.
 NEVER = -30.0
 # With fewer in a class, regularisation is selected by cross-validation on the training photos...
@@ -83,21 +86,22 @@ def fit(
             would favour the weakest regularisation. By default each photo is its own group.
     """
     mean, spread = scale(features)
-    everything = Pieces(features, labels, mean, spread)
+    all_chunks = Pieces(features, labels, mean, spread)
     if groups is None:
         groups = np.arange(len(labels))
-    a_class = np.bincount(held_out_labels, minlength=classes)[np.unique(labels)]
-    enough = min(a_class) >= FEW or len(held_out_labels) >= MANY
-    if enough:
-        trials = [Trial(everything, Pieces(held_out, held_out_labels, mean, spread), classes)]
+    photos_per_class = np.bincount(held_out_labels, minlength=classes)[np.unique(labels)]
+    has_selection_photos = min(photos_per_class) >= FEW or len(held_out_labels) >= MANY
+    if has_selection_photos:
+        trials = [Trial(all_chunks, Pieces(held_out, held_out_labels, mean, spread), classes)]
     else:
         trials = [
-            Trial(everything.some(learned), everything.some(left), classes)
-            for learned, left in dealt(labels, groups, seed, learned_alone=True)
+            Trial(all_chunks.some(train_rows), all_chunks.some(test_rows), classes)
+            for train_rows, test_rows in dealt(labels, groups, seed, learned_alone=True)
         ]
     best = _chosen(trials) if trials else STRENGTHS.index(OF_A_HANDFUL)
-    line = trials[0].best if enough else fitted(everything, classes, STRENGTHS[best])
-    weight, bias = line[:, :-1] / spread, line[:, -1] - log_shares(labels, classes)
+    initial = trials[0].best if has_selection_photos else None
+    coefficients = fitted(all_chunks, classes, STRENGTHS[best], initial, FINAL_GRADIENT)
+    weight, bias = coefficients[:, :-1] / spread, coefficients[:, -1] - log_shares(labels, classes)
     return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), STRENGTHS[best])
 
 
@@ -243,7 +247,9 @@ def logits(coefficients: np.ndarray, chunks: Pieces) -> np.ndarray:
     return result
 
 
-def fitted(photos: Pieces, classes: int, strength: float, begin: np.ndarray | None = None) -> np.ndarray:
+def fitted(
+    chunks: Pieces, classes: int, inverse_l2: float, initial: np.ndarray | None = None, tolerance: float = GRADIENT
+) -> np.ndarray:
     """Fit by L-BFGS; return weights with the bias in the last column, [classes, features + 1].
 
     The coefficients are float64. For two classes scikit-learn fits one weight vector. Here there
@@ -251,32 +257,33 @@ def fitted(photos: Pieces, classes: int, strength: float, begin: np.ndarray | No
 
     Args:
         initial: coefficients to start from; they change the number of steps, not the optimum.
+        tolerance: the largest gradient of the mean loss at which the fit stops.
     Source: scikit-learn, LogisticRegression(C=inverse_l2).
     """
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
 
-    line = np.zeros((classes, photos.width + 1))
-    line[:, -1] = NEVER
-    present = np.unique(photos.labels)
+    coefficients = np.zeros((classes, chunks.width + 1))
+    coefficients[:, -1] = NEVER
+    present = np.unique(chunks.labels)
     if len(present) == 1:
-        line[present, -1] = 0.0
-        return line
-    place = np.zeros(classes, np.int64)
-    place[present] = np.arange(len(present))
-    pull = (2.0 if len(present) == 2 else 1.0) / (strength * len(photos))
-    first = np.zeros((len(present), photos.width + 1)) if begin is None else begin[present]
-    # scipy and numpy each bring a BLAS whose threads, once awake, wait busily for more: each step then took four times as long.
+        coefficients[present, -1] = 0.0
+        return coefficients
+    class_index = np.zeros(classes, np.int64)
+    class_index[present] = np.arange(len(present))
+    l2 = (2.0 if len(present) == 2 else 1.0) / (inverse_l2 * len(chunks))
+    start = np.zeros((len(present), chunks.width + 1)) if initial is None else initial[present]
+    # scipy and numpy each bring a BLAS whose threads spin while they wait: each step then took four times as long.
     with threadpool_limits(1, "blas"):
-        found = minimize(
-            lambda flat: _loss(flat.reshape(first.shape), photos, place, pull),
-            first.ravel(),
+        result = minimize(
+            lambda flat: _loss(flat.reshape(start.shape), chunks, class_index, l2),
+            start.ravel(),
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": STEPS, "maxls": 50, "gtol": GRADIENT, "ftol": 64 * np.finfo(float).eps},
+            options={"maxiter": STEPS, "maxls": 50, "gtol": tolerance, "ftol": 64 * np.finfo(float).eps},
         )
-    line[present] = found.x.reshape(first.shape)
-    return line
+    coefficients[present] = result.x.reshape(start.shape)
+    return coefficients
 
 
 def _multiply(first: np.ndarray, second: np.ndarray) -> np.ndarray:
