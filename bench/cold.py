@@ -17,7 +17,7 @@ from pathlib import Path
 
 from machine import header, spread
 
-from ikebana.recipe import TUTORIAL_CLASS_ORDER
+from ikebana.recipes import TUTORIAL_CLASS_ORDER
 
 
 def main() -> None:

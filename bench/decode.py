@@ -25,8 +25,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from ikebana import progress
-from ikebana.photos import intake, kept, pixels
+from ikebana.data import decoding, pixel_cache, sources
+from ikebana.system import progress
 
 NOISE = 6.0  # grey levels, one standard deviation
 QUALITY = 90
@@ -36,7 +36,7 @@ def ours(photos: Path, side: int) -> int:
     """One cold run into an empty cache."""
     cache = tempfile.mkdtemp()
     os.environ["IKEBANA_CACHE"] = cache
-    opened, keep = kept.opened(intake.read(photos), side, "squash")
+    opened, keep = pixel_cache.opened(sources.read(photos), side, "squash")
     assert keep.pixels.shape[1:] == (side, side, 3)
     count = opened.used.height
     del keep
@@ -47,7 +47,9 @@ def ours(photos: Path, side: int) -> int:
 def torchvisions(photos: Path, side: int) -> int:
     """One pass of a DataLoader over an ImageFolder."""
     resize = v2.Compose([v2.Resize((side, side), antialias=True), v2.PILToTensor()])
-    loader = torch.utils.data.DataLoader(ImageFolder(str(photos), resize), batch_size=128, num_workers=kept.threads())
+    loader = torch.utils.data.DataLoader(
+        ImageFolder(str(photos), resize), batch_size=128, num_workers=pixel_cache.threads()
+    )
     return sum(len(labels) for _, labels in loader)
 
 
@@ -56,11 +58,11 @@ def libjpegs(photos: Path, side: int) -> int:
 
     def decode(file: Path) -> None:
         with Image.open(io.BytesIO(file.read_bytes())) as image:
-            image.draft(None, (pixels.DRAFT * side, pixels.DRAFT * side))  # pyright: ignore[reportArgumentType]
+            image.draft(None, (decoding.DRAFT * side, decoding.DRAFT * side))  # pyright: ignore[reportArgumentType]
             image.load()
 
     files = sorted(photos.glob("*/*.jpg"))
-    with ThreadPoolExecutor(kept.threads()) as pool:
+    with ThreadPoolExecutor(pixel_cache.threads()) as pool:
         return sum(1 for _ in pool.map(decode, files))
 
 

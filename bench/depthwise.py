@@ -12,7 +12,9 @@ from machine import header, spread
 from torch import nn
 from torch.nn import functional
 
-from ikebana.learning import backbones, depthwise, device
+from ikebana.learning import device
+from ikebana.learning.fast import depthwise
+from ikebana.learning.models import backbones
 
 
 def main() -> None:

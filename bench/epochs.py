@@ -23,13 +23,16 @@ import torch
 from machine import ended, header
 from torch import Tensor, nn
 
-from ikebana import progress
-from ikebana import recipe as recipes
-from ikebana.learning import features, forecast, inference, networks, training
+from ikebana import recipes
+from ikebana.learning import estimate, examples
 from ikebana.learning.device import Setting
-from ikebana.learning.inference import Photos
-from ikebana.learning.learner import Learner, phases
-from ikebana.recipe import Recipe
+from ikebana.learning.examples import Photos
+from ikebana.learning.features import feature_cache
+from ikebana.learning.models import networks
+from ikebana.learning.training import loop
+from ikebana.learning.training.trainer import Learner, phases
+from ikebana.recipe import Recipe, changed
+from ikebana.system import progress
 
 CLASSES = 5
 ROOM = 10**12  # bytes: the drawn pixels lie on a GPU in any case
@@ -40,7 +43,7 @@ def drawn(side: int, train: int, validation: int, setting: Setting) -> tuple[Pho
     count = train + validation
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
     rows = np.arange(count)
-    held = None if setting.device == "cpu" else inference.on_device(pixels, setting.device, ROOM)
+    held = None if setting.device == "cpu" else examples.on_device(pixels, setting.device, ROOM)
     whole = Photos(pixels, rows, rows % CLASSES, rows % 2 == 0, rows, held)
     return whole.some(rows[:train]), whole.some(rows[train:])
 
@@ -65,7 +68,7 @@ def stopped_after(steps: int) -> Iterator[None]:
 
 def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """Some epochs of one network, and what they took."""
-    setting, recipe = forecast.prepared(recipe, CLASSES), recipe.members[0]
+    setting, recipe = estimate.prepared(recipe, CLASSES), recipe.members[0]
     train, validation = drawn(recipe.side, chosen.train, chosen.validation, setting)
     on_gpu = setting.device == "cuda"
     if on_gpu:
@@ -73,7 +76,7 @@ def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if on_gpu else 0
     network, seconds = networks.members(networks.build(recipe, CLASSES))[0], []
-    stream = training.train(network, recipe, train, validation, setting)
+    stream = loop.train(network, recipe, train, validation, setting)
     for _ in range(chosen.epochs):
         begun = time.perf_counter()
         next(stream)
@@ -85,45 +88,47 @@ def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
         flush=True,
     )
     if on_gpu:
-        expected = forecast._of_a_step(recipe.batch, recipe, [network], setting)
+        expected = estimate._of_a_step(recipe.batch, recipe, [network], setting)
         taken = torch.cuda.max_memory_allocated() - before
         print(f"  at most {taken / 1e9:.2f} GB beside the pixels, expected {expected / 1e9:.2f}", flush=True)
 
 
 def repeated(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """Two epochs without a stop, and the same stopped within the second."""
-    setting = forecast.prepared(recipe, CLASSES)
-    short = recipes.changed(recipe.members[0], epochs=2)
+    setting = estimate.prepared(recipe, CLASSES)
+    short = changed(recipe.members[0], epochs=2)
     train, validation = drawn(short.side, chosen.train, chosen.validation, setting)
     steps = phases(short)[-1].last * -(-chosen.train // short.batch) - 2
 
     def learned(kept: Path | None) -> list[Tensor]:
         network: nn.Module = networks.members(networks.build(short, CLASSES))[0]
-        for _ in training.train(network, short, train, validation, setting, kept):
+        for _ in loop.train(network, short, train, validation, setting, kept):
             pass
         return [value.cpu() for value in network.state_dict().values()]
 
-    usual = training.EVERY, training.SHARE
+    usual = loop.EVERY, loop.SHARE
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "checkpoint.safetensors"
         # Kept after each step: what raises here is no signal, for which a training would be kept before it ends.
-        training.EVERY, training.SHARE = 0.0, 1e9
+        loop.EVERY, loop.SHARE = 0.0, 1e9
         with stopped_after(steps), contextlib.suppress(KeyboardInterrupt):
             learned(kept)
-        training.EVERY, training.SHARE = usual
+        loop.EVERY, loop.SHARE = usual
         same = all(torch.equal(one, other) for one, other in zip(learned(None), learned(kept), strict=True))
     print(f"  stopped and gone on with: {'the same bits' if same else 'OTHER BITS'}", flush=True)
 
 
 def looked(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """A frozen network looks at all photos once."""
-    found = forecast.prepared(recipe, CLASSES)
+    found = estimate.prepared(recipe, CLASSES)
     for number_format in ("float32", "bfloat16"):
         setting = replace(found, number_format=number_format)
         photos, _ = drawn(recipe.side, chosen.train + chosen.validation, 0, setting)
         seer = networks.build(recipe, CLASSES).get_submodule("seer")
         begun = time.perf_counter()
-        features.of(seer, features.Origin("drawn", recipe.network, f"{number_format} {begun}"), photos, setting)
+        feature_cache.of(
+            seer, feature_cache.Origin("drawn", recipe.network, f"{number_format} {begun}"), photos, setting
+        )
         seconds = time.perf_counter() - begun
         print(
             f"{recipe.name}: features in {number_format}, {len(photos) / seconds:.0f} photos/s, {seconds:.2f} s",
@@ -150,7 +155,7 @@ def main() -> None:
             # Random weights: InceptionV3's are not a package's.
             recipe = networks.settled(recipes.named(name, **({"until": "mixed8"} if name == "finetuned" else {})))
             if recipe.transfer is not None:  # what is timed is the last phase, not that of the head alone
-                recipe = recipes.changed(recipe, transfer=replace(recipe.transfer, head_epochs=0))
+                recipe = changed(recipe, transfer=replace(recipe.transfer, head_epochs=0))
             if recipe.transfer is not None and recipe.transfer.kept:
                 looked(recipe, chosen)
                 continue

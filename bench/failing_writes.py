@@ -96,13 +96,13 @@ def main() -> None:
     flags.add_argument("--every", type=float, default=0.5, help="seconds between checkpoints")
     flags.set_defaults(started=False)
     options = flags.parse_args()
-    from ikebana import paper
+    from ikebana.demo_data import paper_flowers
 
     with tempfile.TemporaryDirectory(prefix="ikebana-writes-") as scratch:
         place = Path(scratch)
         os.environ["LD_PRELOAD"] = str(built(place))  # of the processes to come
         lives = Lives(options, place)
-        paper.draw_collection(place / "photos", photos_per_kind=10)
+        paper_flowers.draw_collection(place / "photos", photos_per_kind=10)
         arguments = [
             str(place / "photos"),
             "--recipe",

@@ -24,20 +24,21 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     import numpy as np
     import torch
 
-    from ikebana import progress
-    from ikebana import recipe as recipes
-    from ikebana.learning import backbones, forecast, inference, networks
+    from ikebana import recipes
+    from ikebana.data import pixel_cache, sources
+    from ikebana.data.split import split
+    from ikebana.learning import estimate, examples
     from ikebana.learning.augmentation import augmented
-    from ikebana.learning.learner import Learner, phases
-    from ikebana.photos import intake, kept
-    from ikebana.photos.split import split
+    from ikebana.learning.models import backbones, networks
+    from ikebana.learning.training.trainer import Learner, phases
+    from ikebana.system import progress
 
     progress.listen(progress.Silence())
     recipe = networks.settled(recipes.named("good"))
-    setting = forecast.prepared(recipe, CLASSES)
-    opened, keep = kept.opened(intake.read(photos), recipe.side, recipe.fit)
+    setting = estimate.prepared(recipe, CLASSES)
+    opened, keep = pixel_cache.opened(sources.read(photos), recipe.side, recipe.fit)
     dataset = split(opened, recipe)
-    train = inference.parts(dataset, keep.pixels)["train"]
+    train = examples.parts(dataset, keep.pixels)["train"]
     network = networks.build(recipe, len(dataset.classes))
     backbones.fill(network, recipe)
     photo = torch.zeros((1, 3, recipe.side, recipe.side), dtype=torch.uint8)

@@ -161,11 +161,11 @@ def main() -> None:
     options = parser.parse_args()
     if os.name != "posix" or os.geteuid() != 0:
         sys.exit("small disks are mounted: this bench needs root")
-    from ikebana import paper
+    from ikebana.demo_data import paper_flowers
 
     with tempfile.TemporaryDirectory(prefix="ikebana-disk-") as scratch:
         photos, whole, cache = (Path(scratch) / name for name in ("photos", "whole", "cache"))
-        paper.draw_collection(photos, photos_per_kind=10)
+        paper_flowers.draw_collection(photos, photos_per_kind=10)
         arguments = [str(photos), "--recipe", options.recipe, "--precision", "float32", *SMALL[options.recipe]]
         undisturbed = lived([*arguments, "--run", str(whole)], cache)
         if undisturbed.status:

@@ -151,8 +151,8 @@ def of_each(good: dict[str, bytes], dice: random.Random, each: int) -> Iterator[
 def work(target: str, scratch: Path, model: str, run: str) -> None:
     """Open each file that is named on standard input; say on standard output what became of it."""
     open_one = opener(target, scratch, Path(model), Path(run))
-    from ikebana import progress
     from ikebana.errors import IkebanaError
+    from ikebana.system import progress
 
     progress.listen(progress.Silence())
     print(json.dumps({"memory": peak()}), flush=True)
@@ -178,29 +178,31 @@ Opener = Callable[[str, Path], object]
 
 def opener(target: str, scratch: Path, model: Path, run: Path) -> Opener:
     """What a target does with a file."""
-    from ikebana.learning import weights
-    from ikebana.photos import pixels
+    from ikebana.data import decoding
+    from ikebana.learning.models import pretrained_weights
 
     if target == "photo":
-        return lambda _, file: pixels.decode(file.read_bytes(), 224)
+        return lambda _, file: decoding.decode(file.read_bytes(), 224)
     if target == "weights":
-        return lambda _, file: weights.tensors(weights.find(NETWORK, file.rename(file.with_suffix(".safetensors"))))
+        return lambda _, file: pretrained_weights.tensors(
+            pretrained_weights.find(NETWORK, file.rename(file.with_suffix(".safetensors")))
+        )
     makers = {"archive": archives, "table": tables, "model": models, "run": runs}
     return makers[target](scratch, run)
 
 
 def archives(_: Path, __: Path) -> Opener:
-    from ikebana.photos import intake, kept
+    from ikebana.data import pixel_cache, sources
 
     def opened(name: str, file: Path) -> None:
         place = file.rename(file.with_suffix(".zip" if name.startswith("zip") else ".tar.gz"))
-        kept.opened(intake.read(place), 32, "squash")
+        pixel_cache.opened(sources.read(place), 32, "squash")
 
     return opened
 
 
 def tables(scratch: Path, _: Path) -> Opener:
-    from ikebana.photos import intake, kept
+    from ikebana.data import pixel_cache, sources
 
     for name in ("a", "b"):
         (scratch / name).mkdir(exist_ok=True)
@@ -209,7 +211,7 @@ def tables(scratch: Path, _: Path) -> Opener:
 
     def opened(_: str, file: Path) -> None:
         place = file.rename(scratch / "photos.csv")
-        kept.opened(intake.read(place), 32, "squash")
+        pixel_cache.opened(sources.read(place), 32, "squash")
 
     return opened
 

@@ -31,10 +31,10 @@ from machine import header
 from safetensors.torch import load_file, save_file
 
 import ikebana
-from ikebana import paper
-from ikebana.learning import training
-from ikebana.learning.learner import Learner
-from ikebana.run import Run
+from ikebana.demo_data import paper_flowers
+from ikebana.learning.training import loop
+from ikebana.learning.training.trainer import Learner
+from ikebana.runs.run import Run
 
 PHOTOS_PER_KIND = 12
 COMMON: dict[str, Any] = {"precision": "float32"}
@@ -78,8 +78,8 @@ def compare(before: dict[str, str], after: dict[str, str]) -> None:
 
 def compute_hashes(scratch: Path) -> dict[str, str]:
     os.environ["IKEBANA_CACHE"] = str(scratch / "cache")
-    paper.draw_collection(scratch / "photos", photos_per_kind=PHOTOS_PER_KIND)
-    paper.draw_new(scratch / "new", photos_per_kind=2)
+    paper_flowers.draw_collection(scratch / "photos", photos_per_kind=PHOTOS_PER_KIND)
+    paper_flowers.draw_new(scratch / "new", photos_per_kind=2)
     inception_weights = draw_inception_weights(scratch / "inception.safetensors")
     hashes: dict[str, str] = {}
 
@@ -147,7 +147,7 @@ def quietly(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 @contextmanager
 def interrupted_after(steps: int) -> Iterator[None]:
     """Raise KeyboardInterrupt in the training step after so many, with a checkpoint after every step."""
-    step, intervals, made = Learner.step, (training.EVERY, training.SHARE), 0
+    step, intervals, made = Learner.step, (loop.EVERY, loop.SHARE), 0
 
     def interrupted_step(*arguments: Any) -> Any:
         nonlocal made
@@ -157,7 +157,7 @@ def interrupted_after(steps: int) -> Iterator[None]:
         return step(*arguments)
 
     setattr(Learner, "step", interrupted_step)  # noqa: B010
-    training.EVERY, training.SHARE = 0, 1e9
+    loop.EVERY, loop.SHARE = 0, 1e9
     try:
         yield
     except KeyboardInterrupt:
@@ -166,7 +166,7 @@ def interrupted_after(steps: int) -> Iterator[None]:
         raise AssertionError(f"training ended within {steps} steps")
     finally:
         Learner.step = step
-        training.EVERY, training.SHARE = intervals
+        loop.EVERY, loop.SHARE = intervals
 
 
 if __name__ == "__main__":

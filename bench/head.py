@@ -20,24 +20,28 @@ from machine import header, spread
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from ikebana import progress
-from ikebana.learning import inference, logistic, networks, out_of_fold
-from ikebana.learning.forecast import prepared
-from ikebana.learning.imbalance import log_shares
-from ikebana.learning.scaling import scale
-from ikebana.photos import intake, kept, split
-from ikebana.recipe import RECIPES, TUTORIAL_CLASS_ORDER, Recipe
+from ikebana.data import pixel_cache, sources, split
+from ikebana.learning import examples
+from ikebana.learning.estimate import prepared
+from ikebana.learning.features import out_of_fold
+from ikebana.learning.features.scaling import scale
+from ikebana.learning.models import networks
+from ikebana.learning.training import logistic_head
+from ikebana.learning.training.class_priors import log_shares
+from ikebana.recipe import Recipe
+from ikebana.recipes import RECIPES, TUTORIAL_CLASS_ORDER
+from ikebana.system import progress
 
 
 class Tables:
     """Features in memory and labels, of the photos to learn from and of those to choose by."""
 
     def __init__(self, photos: Path, recipe: Recipe):
-        opened, keep = kept.opened(intake.read(photos), recipe.side, recipe.fit)
-        dataset = split.split(intake.with_classes(opened, recipe.class_order), recipe)
+        opened, keep = pixel_cache.opened(sources.read(photos), recipe.side, recipe.fit)
+        dataset = split.split(sources.with_classes(opened, recipe.class_order), recipe)
         self.classes = len(dataset.classes)
         setting = prepared(recipe, self.classes)
-        seen = out_of_fold.seen(inference.parts(dataset, keep.pixels), recipe, keep.folder.name, setting)
+        seen = out_of_fold.seen(examples.parts(dataset, keep.pixels), recipe, keep.folder.name, setting)
         part = dataset.photos["split"].to_numpy()[seen.rows]
         (learned, self.labels), (left, self.left_labels) = (
             (seen.features[np.flatnonzero(part == name)], seen.labels[part == name]) for name in ("train", "validation")
@@ -51,17 +55,17 @@ class Tables:
         """What both make as small as they can, of weights on features to scale with the bias behind them."""
         said = self.scaled @ line[:, :-1].T + line[:, -1]
         pull = np.square(line[:, :-1]).sum() / (2 * strength * len(said))
-        return float(logistic.cross_entropy(said, self.labels).mean() + pull)
+        return float(logistic_head.cross_entropy(said, self.labels).mean() + pull)
 
     def judged(self, said: np.ndarray) -> tuple[float, float]:
         """Log loss and accuracy on the validation photos."""
         right = (said.argmax(1) == self.left_labels).mean()
-        return float(logistic.cross_entropy(said, self.left_labels).mean()), float(right)
+        return float(logistic_head.cross_entropy(said, self.left_labels).mean()), float(right)
 
 
 def ours(tables: Tables) -> tuple[float, np.ndarray]:
     """The strength that we choose, and what the head says of the validation photos, classes as frequent as they are."""
-    found = logistic.fit(tables.features, tables.labels, tables.left, tables.left_labels, tables.classes, 0)
+    found = logistic_head.fit(tables.features, tables.labels, tables.left, tables.left_labels, tables.classes, 0)
     return found.strength, tables.left @ found.weight.T + found.bias + log_shares(tables.labels, tables.classes)
 
 
@@ -69,9 +73,9 @@ def theirs(tables: Tables) -> tuple[float, np.ndarray]:
     """The same with scikit-learn."""
     mean, factor = scale(tables.features)
     learned, left = (((each - mean) / factor).astype(np.float32) for each in (tables.features, tables.left))
-    peer = LogisticRegression(max_iter=logistic.STEPS, warm_start=True)
+    peer = LogisticRegression(max_iter=logistic_head.STEPS, warm_start=True)
     found = []
-    for strength in logistic.STRENGTHS:
+    for strength in logistic_head.STRENGTHS:
         said = peer.set_params(C=strength).fit(learned, tables.labels).decision_function(left)
         found.append((tables.judged(said)[0], strength, said))
     _, strength, said = min(found, key=lambda each: each[:2])
@@ -80,13 +84,13 @@ def theirs(tables: Tables) -> tuple[float, np.ndarray]:
 
 def our_line(tables: Tables, strength: float) -> np.ndarray:
     """The weights of one fit from nothing, the bias behind them."""
-    pieces = logistic.Pieces(tables.scaled, tables.labels, tables.nothing, tables.one)
-    return logistic.fitted(pieces, tables.classes, strength)
+    pieces = logistic_head.Pieces(tables.scaled, tables.labels, tables.nothing, tables.one)
+    return logistic_head.fitted(pieces, tables.classes, strength)
 
 
 def their_line(tables: Tables, strength: float) -> np.ndarray:
     """The same with scikit-learn."""
-    peer = LogisticRegression(C=strength, max_iter=logistic.STEPS).fit(tables.scaled, tables.labels)
+    peer = LogisticRegression(C=strength, max_iter=logistic_head.STEPS).fit(tables.scaled, tables.labels)
     return np.concatenate([peer.coef_, peer.intercept_[:, None]], 1)
 
 

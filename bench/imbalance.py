@@ -17,11 +17,11 @@ import polars as pl
 from machine import header, spread
 
 import ikebana
-from ikebana import progress
-from ikebana import recipe as recipes
-from ikebana.learning.imbalance import log_shares
-from ikebana.photos import intake, kept, split
-from ikebana.run import Run
+from ikebana import recipes
+from ikebana.data import pixel_cache, sources, split
+from ikebana.learning.training.class_priors import log_shares
+from ikebana.runs.run import Run
+from ikebana.system import progress
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
 
 def _split(photos: Path) -> pl.DataFrame:
     """path, label and split of every usable photo."""
-    found, _ = kept.opened(intake.read(photos), 32, "squash")  # small: only whether they open matters here
+    found, _ = pixel_cache.opened(sources.read(photos), 32, "squash")  # small: only whether they open matters here
     used = split.split(found, recipes.named("quick")).used
     absolute = [str(photos.resolve() / path) for path in used["path"]]
     return used.select("label", "split").with_columns(path=pl.Series(absolute))

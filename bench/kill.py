@@ -35,9 +35,10 @@ EXPECTED = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT:
 # times out of four, its start-up. `--started` starts the command itself instead.
 ZYGOTE = """
 import json, os, sys
-from ikebana import cli, pipeline
-from ikebana.learning import training
-from ikebana.report import draw
+from ikebana import cli
+from ikebana.commands import fit
+from ikebana.learning.training import loop
+from ikebana.reports import run_figures
 import scipy.optimize, timm
 for line in sys.stdin:
     order = json.loads(line)
@@ -47,7 +48,7 @@ for line in sys.stdin:
             os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.environ.update(order["environment"])
         if order["every"]:
-            training.EVERY, training.SHARE = order["every"], 1.0
+            loop.EVERY, loop.SHARE = order["every"], 1.0
         status = 1
         try:
             cli.main(order["arguments"])
@@ -288,10 +289,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ikebana-kill-") as scratch:
         photos = options.photos
         if photos is None:
-            from ikebana import paper
+            from ikebana.demo_data import paper_flowers
 
             photos = Path(scratch) / "photos"
-            paper.draw_collection(photos, photos_per_kind=options.drawn)
+            paper_flowers.draw_collection(photos, photos_per_kind=options.drawn)
         for recipe in options.recipes.split(","):
             wrong += tried(recipe, photos, Path(scratch) / recipe, options, dice)
     sys.exit(bool(wrong))

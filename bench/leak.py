@@ -20,8 +20,8 @@ from near_twins import KINDS, searched
 from PIL import Image
 
 import ikebana
-from ikebana import progress
-from ikebana.photos import split
+from ikebana.data import split
+from ikebana.system import progress
 
 TRUTH = 0.2  # of the photos
 

@@ -77,15 +77,15 @@ def table(folder: Path, number: int) -> Path:
     return file
 
 
-READ = "import sys; from ikebana import progress; from ikebana.photos import intake\n"
-READ += "progress.listen(progress.Programs())\nwith progress.stage('intake', 0): found = intake.read(sys.argv[1])\n"
+READ = "import sys; from ikebana.system import progress; from ikebana.data import sources\n"
+READ += "progress.listen(progress.Programs())\nwith progress.stage('intake', 0): found = sources.read(sys.argv[1])\n"
 READ += "progress.event('read', rows=found.photos.height, bytes=found.photos.estimated_size())"
 
 
 SMALLER = """
 from dataclasses import replace
-from ikebana import cli, recipe
-recipe.RECIPES[recipe.DEFAULT] = replace(recipe.RECIPES[recipe.DEFAULT], side={side})
+from ikebana import cli, recipes
+recipes.RECIPES[recipes.DEFAULT] = replace(recipes.RECIPES[recipes.DEFAULT], side={side})
 cli.main()
 """
 

@@ -25,11 +25,12 @@ import psutil
 from machine import header, spread
 from PIL import Image, ImageDraw, ImageOps
 
-from ikebana import progress
-from ikebana.photos import intake, kept, twins
-from ikebana.photos.dataset import Dataset
-from ikebana.photos.kept import Kept
-from ikebana.photos.split import islands
+from ikebana.data import pixel_cache, sources
+from ikebana.data.dataset import Dataset
+from ikebana.data.duplicates import near_duplicates
+from ikebana.data.pixel_cache import Kept
+from ikebana.data.split import islands
+from ikebana.system import progress
 
 CELL = 200  # pixels of a photo on the sheet
 
@@ -95,9 +96,9 @@ def plant(photos: Path, place: Path, each: int, seed: int) -> dict[str, tuple[st
 
 def searched(photos: Path) -> tuple[Dataset, Kept, float]:
     """The photos with their twins, and the seconds of the search alone."""
-    opened, keep = kept.opened(intake.read(photos), 32, "squash")
+    opened, keep = pixel_cache.opened(sources.read(photos), 32, "squash")
     begun = time.perf_counter()
-    found = twins.found(opened, keep)
+    found = near_duplicates.found(opened, keep)
     return found, keep, time.perf_counter() - begun
 
 
@@ -184,7 +185,7 @@ def scale(number: int) -> None:
     dice = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "small.npy"
-        kept.reserve(file, (number, 64, 64, 3), np.dtype(np.uint8))
+        pixel_cache.reserve(file, (number, 64, 64, 3), np.dtype(np.uint8))
         photos = np.load(file, mmap_mode="r+")
         originals = number - number // 10
         for row in range(originals):
@@ -202,7 +203,7 @@ def scale(number: int) -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         begun, busy = time.perf_counter(), time.process_time()
-        found = twins.search(photos, np.arange(number))
+        found = near_duplicates.search(photos, np.arange(number))
         seconds, busy = time.perf_counter() - begun, time.process_time() - busy
         over.set()
         watcher.join()

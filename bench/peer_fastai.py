@@ -40,10 +40,11 @@ from typing import Any, NamedTuple
 import polars as pl
 from machine import spread
 
-from ikebana.learning import device, weights
-from ikebana.photos import kept
-from ikebana.places import written
-from ikebana.recipe import RECIPES, TUTORIAL_CLASS_ORDER
+from ikebana.data import pixel_cache
+from ikebana.learning import device
+from ikebana.learning.models import pretrained_weights
+from ikebana.recipes import RECIPES, TUTORIAL_CLASS_ORDER
+from ikebana.system.files import written
 
 PEERS = ("fastai", "fastai_tuned")
 NETWORK, SIDE, BATCH = "tf_efficientnet_lite0", 224, 64  # backbone, pixels, fastai's own photos a step
@@ -292,11 +293,11 @@ def prepared(chosen: argparse.Namespace, scratch: Path) -> tuple[Task, dict[str,
             f"{parts['train']} training photos; fastai trains on batches of {BATCH}", chosen.photos, "more photos"
         )
     os.environ["IKEBANA_CACHE"] = str(cache)  # the weights under timm's names lie there since the run above
-    task = Task(chosen.photos.absolute(), rows, peer, weights.find(NETWORK).file, scratch)
+    task = Task(chosen.photos.absolute(), rows, peer, pretrained_weights.find(NETWORK).file, scratch)
     facts = {
         "processor": device.processor(),
         "processors": os.cpu_count(),
-        "of them allowed": kept.threads(),
+        "of them allowed": pixel_cache.threads(),
         "peer": versions,
         "ikebana": {name: version(name) for name in ("ikebana", "torch", "timm", "pillow", "numpy")},
         "photos": parts,

@@ -314,32 +314,33 @@ def ikebana(task: Task) -> Contestant:
     from dataclasses import asdict
     from importlib.metadata import version
 
-    from ikebana import progress, recipe
-    from ikebana.learning import device, forecast, inference, networks, training
-    from ikebana.photos import intake, kept
-    from ikebana.photos.split import split as dealt
+    from ikebana import recipes
+    from ikebana.data import pixel_cache, sources
+    from ikebana.data.split import split as dealt
+    from ikebana.learning import device, estimate, examples
+    from ikebana.learning.models import networks
+    from ikebana.learning.training import loop
+    from ikebana.system import progress
 
     progress.listen(progress.Silence())
     classes = classes_of(task.photos)
     name = "augmented" if task.recipe.augmented else "baseline"
-    chosen = recipe.named(name, split="shuffle", class_order=tuple(classes))
-    setting = forecast.prepared(chosen, len(classes))
-    opened, keep = kept.opened(intake.read(task.photos, chosen.class_order), chosen.side, chosen.fit)
-    parts = inference.parts(dealt(opened, chosen), keep.pixels)
+    chosen = recipes.named(name, split="shuffle", class_order=tuple(classes))
+    setting = estimate.prepared(chosen, len(classes))
+    opened, keep = pixel_cache.opened(sources.read(task.photos, chosen.class_order), chosen.side, chosen.fit)
+    parts = examples.parts(dealt(opened, chosen), keep.pixels)
     network = networks.build(chosen, len(classes))
 
     def epochs() -> Iterator[dict[str, float]]:
         """Timed from outside, around each epoch, as the others are."""
-        stream = training.train(
-            network, chosen, parts["train"], parts["validation"], setting, task.scratch / "checkpoint"
-        )
+        stream = loop.train(network, chosen, parts["train"], parts["validation"], setting, task.scratch / "checkpoint")
         while True:
             begun = time.perf_counter()
             epoch = asdict(next(stream))
             yield {**epoch, "seconds": time.perf_counter() - begun}
 
     def confusion() -> Any:
-        probabilities = inference.probabilities_of(network, parts["test"], device.prepare())
+        probabilities = examples.probabilities_of(network, parts["test"], device.prepare())
         return counted(parts["test"].labels, probabilities.argmax(1), len(classes))
 
     versions = {

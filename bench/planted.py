@@ -24,15 +24,16 @@ from foreign import drawn
 from machine import header, spread
 from PIL import Image, ImageFilter, ImageOps
 
-from ikebana import progress, suspects
-from ikebana.learning import networks
-from ikebana.photos import intake, kept, quality, split
-from ikebana.photos.audit import Finding
-from ikebana.photos.dataset import USED, Dataset
-from ikebana.photos.kept import Kept
-from ikebana.recipe import DEFAULT, RECIPES, Recipe
-from ikebana.trust import labels as doubts
-from ikebana.trust import shortcut
+from ikebana.auditing import content_checks, image_quality, shortcuts
+from ikebana.auditing import label_errors as doubts
+from ikebana.auditing.dataset_checks import Finding
+from ikebana.data import pixel_cache, sources, split
+from ikebana.data.dataset import USED, Dataset
+from ikebana.data.pixel_cache import Kept
+from ikebana.learning.models import networks
+from ikebana.recipe import Recipe
+from ikebana.recipes import DEFAULT, RECIPES
+from ikebana.system import progress
 
 FLIPPED = 0.03  # of the labels
 PLANTED = 20  # foreign photos, and blurred ones
@@ -86,7 +87,7 @@ def planted(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds
     """A table of all photos as they are and of everything that is planted, opened once."""
     # float32 throughout: one array of features then serves every seed, whichever photos are trained on.
     recipe = replace(networks.settled(RECIPES[DEFAULT]), precision="float32")
-    found = intake.read(photos)
+    found = sources.read(photos)
     rows = [(str(found.file(path)), label) for path, label in found.photos.select("path", "label").iter_rows()]
     classes = sorted({label for _, label in rows})
     plants: list[tuple[str, str, str, int]] = []
@@ -100,8 +101,8 @@ def planted(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds
             plants += [(*row, "shortcut", seed) for row in _bordered(scratch / f"border-{seed}", rows, name)]
     table = pl.DataFrame([*rows, *(each[:2] for each in plants)], schema=["path", "label"], orient="row")
     table.write_csv(scratch / "photos.csv")
-    opened, keep = kept.opened(intake.read(scratch / "photos.csv"), recipe.side, recipe.fit)
-    return Bench(intake.with_classes(opened, ()), keep, recipe, {each[0]: (each[2], each[3]) for each in plants})
+    opened, keep = pixel_cache.opened(sources.read(scratch / "photos.csv"), recipe.side, recipe.fit)
+    return Bench(sources.with_classes(opened, ()), keep, recipe, {each[0]: (each[2], each[3]) for each in plants})
 
 
 def _beside(folder: Path, path: str) -> Path:
@@ -157,7 +158,7 @@ def flipped(bench: Bench, seeds: int) -> None:
     shares, clean = [], bench.with_planted("labels", -1)
     for seed in range(seeds):
         dataset, wrong = _with_flips(clean, seed)
-        seen = suspects.look(dataset, bench.keep, bench.recipe)
+        seen = content_checks.look(dataset, bench.keep, bench.recipe)
         planted_here = np.array([path in wrong for path in seen.paths])
         scores["ours"].append(_recalls(doubts.ranked(seen.judged, seen.labels), planted_here))
         scores["heads alone"].append(_recalls(doubts.ranked(seen.alone, seen.labels), planted_here))
@@ -191,7 +192,7 @@ def _recalls(order: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
     return float(wrong[order[:count]].mean()), float(wrong[order[: 3 * count]].sum() / count)
 
 
-def _cleanlabs(seen: suspects.Look) -> np.ndarray | None:
+def _cleanlabs(seen: content_checks.Look) -> np.ndarray | None:
     """cleanlab's ranking by its normalised margin, on scikit-learn's plain logistic regression in five folds."""
     try:
         from cleanlab.rank import get_label_quality_scores  # pyright: ignore[reportMissingImports]  (not needed)
@@ -223,7 +224,7 @@ def foreign(bench: Bench, seeds: int) -> None:
     """Photos of something else."""
     found = []
     for seed in range(seeds):
-        seen = suspects.look(bench.with_planted("odd", seed), bench.keep, bench.recipe)
+        seen = content_checks.look(bench.with_planted("odd", seed), bench.keep, bench.recipe)
         strange = {seen.paths[photo] for photo, _ in doubts.odd(seen.features, seen.labels, seen.near)}
         here = {path for path, what in bench.planted.items() if what == ("odd", seed)}
         found.append((len(strange & here), len(strange - here), len(here)))
@@ -236,7 +237,7 @@ def blurred(bench: Bench, seeds: int) -> None:
     for seed in range(seeds):
         dataset = bench.with_planted("blurred", seed)
         here = {path for path, what in bench.planted.items() if what == ("blurred", seed)}
-        named = [each for each in quality.findings(dataset, bench.keep.pixels) if each.kind == "blurred"]
+        named = [each for each in image_quality.findings(dataset, bench.keep.pixels) if each.kind == "blurred"]
         found.append(_hits(named, here))
     _counted("blurred", found, PLANTED)
 
@@ -245,13 +246,13 @@ def bordered(bench: Bench, seeds: int) -> None:
     """A class with a border, and the same photos without."""
     for seed in (-1, *range(seeds)):
         dataset = bench.with_planted("shortcut", seed)
-        judged = suspects.by_facts(dataset, bench.keep)
+        judged = content_checks.by_facts(dataset, bench.keep)
         told = [
             f"{dataset.classes[each.label]} {each.area:.3f} (by {each.fact} {each.area_by_fact:.3f}, {each.part:.0%})"
             for each in judged.classes
         ]
         name = "photos as they are" if seed < 0 else f"border around {dataset.classes[seed % len(dataset.classes)]}"
-        named = [dataset.classes[each.label] for each in shortcut.shortcuts(judged)]
+        named = [dataset.classes[each.label] for each in shortcuts.shortcuts(judged)]
         print(
             f"shortcut, {name}: named {', '.join(named) or 'none'}; accuracy by facts {judged.accuracy:.3f}, majority "
             f"{judged.majority:.3f}; {'; '.join(told)}",

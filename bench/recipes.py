@@ -14,8 +14,8 @@ from pathlib import Path
 from machine import header, spread
 
 import ikebana
-from ikebana import progress
-from ikebana.recipe import TUTORIAL_CLASS_ORDER
+from ikebana.recipes import TUTORIAL_CLASS_ORDER
+from ikebana.system import progress
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from machine import header
 
-from ikebana.shipping.limits import MEGA, Limits
+from ikebana.serving.limits import MEGA, Limits
 
 BARE = """
 import io, sys, timm, torch, uvicorn

@@ -29,13 +29,16 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ikebana import progress
-from ikebana import recipe as recipes
-from ikebana.learning import forecast, inference, lean, networks, training
+from ikebana import recipes
+from ikebana.data import pixel_cache
+from ikebana.learning import estimate, examples
 from ikebana.learning.device import FORMATS, Setting
-from ikebana.learning.inference import Photos, unlabelled
-from ikebana.photos import kept
-from ikebana.recipe import Recipe
+from ikebana.learning.examples import Photos, unlabelled
+from ikebana.learning.fast import fused_inference
+from ikebana.learning.models import networks
+from ikebana.learning.training import loop
+from ikebana.recipe import Recipe, recipe_from_json
+from ikebana.system import progress
 
 SQUARE, ON_CUDA = 2048, 8192  # rows of the matrices whose product is the limit of arithmetic
 COPIED, IN_CUDA = 2**28, 2**31  # bytes that are copied to find the limit of memory
@@ -92,7 +95,7 @@ def _jpegs(photos: Path) -> float:
             image.draft(None, (2 * 224, 2 * 224))  # pyright: ignore[reportArgumentType]
             image.load()
 
-    with ThreadPoolExecutor(kept.threads()) as pool:
+    with ThreadPoolExecutor(pixel_cache.threads()) as pool:
         return len(stored) / _best(lambda: list(pool.map(decode, stored)), 3)
 
 
@@ -182,7 +185,7 @@ def fitted(photos: Path, recipe: str, epochs: int | None, scratch: Path, export:
 
 def with_limits(rows: list[Row], run: Path, limits: Limits, setting: Setting) -> list[Row]:
     """The same with what each stage would take at best, where that can be said."""
-    recipe = recipes.from_json(json.loads((run / "recipe.json").read_text("utf-8")))
+    recipe = recipe_from_json(json.loads((run / "recipe.json").read_text("utf-8")))
     table = _split_counts(run)
     train, held_out = table["train"], table["validation"] + table["test"]
     network = networks.build(recipe, len(json.loads((run / "source.json").read_text("utf-8"))["classes"]))
@@ -214,7 +217,7 @@ def within_training(recipe: Recipe, classes: int, limits: Limits, setting: Setti
     count = max(recipe.batch, setting.at_a_time)
     photos = unlabelled(dice.integers(0, 256, (count, recipe.side, recipe.side, 3), np.uint8), np.arange(count))
     network = networks.build(recipe, classes)
-    a_step = min(training.seconds_per_photo(network, recipe, classes, setting) for _ in range(BATCHES // 2))
+    a_step = min(loop.seconds_per_photo(network, recipe, classes, setting) for _ in range(BATCHES // 2))
     of_step = step(network, recipe).limit(limits, setting.number_format)
     rows = [Row("step", a_step, of_step, "a photo, augmentation included")]
     for name, form in (("validation", setting.number_format), ("score", "float32")):
@@ -223,8 +226,8 @@ def within_training(recipe: Recipe, classes: int, limits: Limits, setting: Setti
 
 
 def _looked(name: str, network: nn.Module, photos: Photos, setting: Setting, recipe: Recipe, limits: Limits) -> Row:
-    looking = lean.for_looking(network, photos)
-    seconds = _best(lambda: inference.logits_of(looking, photos, setting), BATCHES) / len(photos)
+    looking = fused_inference.for_looking(network, photos)
+    seconds = _best(lambda: examples.logits_of(looking, photos, setting), BATCHES) / len(photos)
     return Row(
         name,
         seconds,
@@ -260,7 +263,7 @@ def main() -> None:
     print(header("torch", "timm", "numpy", "pillow", "onnxruntime"), flush=True)
     for name in chosen.recipes.split(","):
         recipe = networks.settled(recipes.named(name))
-        setting = forecast.prepared(recipe, 5)
+        setting = estimate.prepared(recipe, 5)
         limits = limits_of(setting, chosen.photos)
         print(f"\n{name}: {setting.number_format} ({setting.reasons['number_format']})\n{limits}", flush=True)
         epochs = chosen.epochs if recipe.epochs > 1 else None

@@ -18,8 +18,8 @@ from browsing import BROWSER, host
 from hypothesis import settings
 from PIL import Image, ImageDraw, features
 
+from ikebana.data import decoding
 from ikebana.errors import UnreadablePhoto
-from ikebana.photos import pixels
 from ikebana.recipe import Fit
 
 # A shell that starts tests in the background has them ignore Ctrl-C, and so would every command that they start and interrupt.
@@ -47,7 +47,7 @@ settings.load_profile("shared machine")
 @contextmanager
 def failing_after(steps: int, error: BaseException) -> Iterator[None]:
     """Within this block the step of training after so many raises this, and so do those after it."""
-    from ikebana.learning.learner import Learner
+    from ikebana.learning.training.trainer import Learner
 
     real, left = Learner.step, [steps]
 
@@ -88,7 +88,7 @@ def on_processor(monkeypatch):
 @pytest.fixture
 def stages() -> Iterator[list[str]]:
     """The names of all stages of work begun within the test, in order; nothing is printed."""
-    from ikebana import progress
+    from ikebana.system import progress
 
     begun: list[str] = []
 
@@ -110,12 +110,12 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Callable[[int], Path]:
     """So many photos of each kind of paper flower, drawn once for all tests: they are only looked at."""
-    from ikebana import paper
+    from ikebana.demo_data import paper_flowers
 
     @functools.cache
     def of(photos_per_kind: int) -> Path:
         folder = tmp_path_factory.mktemp("drawn") / "photos"
-        paper.draw_collection(folder, photos_per_kind=photos_per_kind)
+        paper_flowers.draw_collection(folder, photos_per_kind=photos_per_kind)
         return folder
 
     return of
@@ -132,10 +132,10 @@ def shared_cache(cache, monkeypatch, ikebana_cache):
 def paper_run(tmp_path_factory):
     """A small network of the tutorial's kind that has learned 50 photos of paper flowers, which lie beside it."""
     import ikebana
-    from ikebana import paper
+    from ikebana.demo_data import paper_flowers
 
     place = tmp_path_factory.mktemp("paper")
-    paper.draw_collection(place / "photos", photos_per_kind=10)
+    paper_flowers.draw_collection(place / "photos", photos_per_kind=10)
     choices = {"side": 48, "batch": 16, "epochs": 30, "precision": "float32"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(place / "cache"))
@@ -167,7 +167,7 @@ def paper_model(paper_run) -> Path:
 @pytest.fixture(scope="session")
 def paper_classifier(paper_model):
     """The classifier in that file."""
-    from ikebana.shipping.classifier import load
+    from ikebana.inference.classifier import load
 
     return load(paper_model)
 
@@ -205,7 +205,7 @@ def visit(browser):
 @pytest.fixture(scope="module")
 def folder(paper_run, paper_classifier, paper_model, tmp_path_factory):
     """The exported page of the paper flowers, which is sure of little: it says "not sure" below 0.5."""
-    from ikebana.shipping import web
+    from ikebana.exporting import web
 
     place = tmp_path_factory.mktemp("web")
 
@@ -223,7 +223,7 @@ def folder(paper_run, paper_classifier, paper_model, tmp_path_factory):
 @pytest.fixture
 def hosted(folder):
     """Its address on such a host."""
-    from ikebana.shipping import web
+    from ikebana.exporting import web
 
     if json.loads((folder / "model.json").read_text("utf-8"))["runtime"]["place"] == web.ELSEWHERE:
         pytest.skip("npm cannot give onnxruntime-web here")
@@ -301,7 +301,7 @@ def need(kind):
 
 def seen(data: bytes, side: int = 48, fit: Fit = "squash") -> np.ndarray:
     """What the network sees, as whole numbers that can be subtracted."""
-    return pixels.decode(data, side, fit).pixels.astype(int)
+    return decoding.decode(data, side, fit).pixels.astype(int)
 
 
 def levels(picture):
@@ -315,7 +315,7 @@ def away(one, other):
 
 def reason(data, side=32):
     with pytest.raises(UnreadablePhoto) as refusal:
-        pixels.decode(data, side)
+        decoding.decode(data, side)
     return refusal.value.what
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from conftest import encoded
 from PIL import Image
 
-from ikebana.photos import pixels
-from ikebana.shipping import listening, prediction, server
-from ikebana.shipping.limits import Limits
-from ikebana.shipping.queueing import Desk
+from ikebana.data import decoding
+from ikebana.inference import prediction
+from ikebana.serving import connections, server
+from ikebana.serving.limits import Limits
+from ikebana.serving.prediction_queue import Desk
 
 PATIENCE = 20  # seconds: a shared machine may hold up anything
 
@@ -37,7 +38,7 @@ class Colours:
     looks: list[int] = field(default_factory=list)  # how many photos each look was at, from its beginning
 
     def opened(self, photo):
-        return pixels.decode(photo, 8).pixels
+        return decoding.decode(photo, 8).pixels
 
     def look(self, photos):
         self.looks.append(len(photos))
@@ -102,9 +103,9 @@ def running(classifier=None, token: str | None = None, **limits) -> Iterator[Run
     bounds, colours = Limits(**limits), Colours()
     colours.gate.set()
     service = server.build(classifier or colours, bounds, token)
-    listener = listening.bound("127.0.0.1", 0)
-    url = listening.address(listener)
-    run = threading.Thread(target=listening.run, args=(service.app, service.desk, bounds, listener))
+    listener = connections.bound("127.0.0.1", 0)
+    url = connections.address(listener)
+    run = threading.Thread(target=connections.run, args=(service.app, service.desk, bounds, listener))
     run.start()
     try:
         with httpx.Client(base_url=url, timeout=PATIENCE) as client, ThreadPoolExecutor(32) as pool:

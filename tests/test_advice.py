@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 import ikebana
-from ikebana import advice, cli, inspection, paper, recipe
-from ikebana.advice import FEW, MANY, Supply
-from ikebana.learning import probe
-from ikebana.learning.probe import CUTS, Evidence, Score
-from ikebana.photos.split import for_choices
-from ikebana.places import cache_folder
+from ikebana import cli, recipes
+from ikebana.auditing import recommendation
+from ikebana.auditing.recommendation import FEW, MANY, Supply
+from ikebana.commands import audit as audit_command
+from ikebana.data.split import for_choices
+from ikebana.demo_data import paper_flowers
+from ikebana.learning.features import depth_probe
+from ikebana.learning.features.depth_probe import CUTS, Evidence, Score
+from ikebana.system.files import cache_folder
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -39,7 +42,7 @@ def supply(a_class, smallest=None):
 
 
 def given_for(evidence, photos):
-    return advice.advised(evidence, photos, "my photos", {})
+    return recommendation.advised(evidence, photos, "my photos", {})
 
 
 LIKE, UNLIKE, SOLVED = shown(), shown(lead=-0.05), shown(best=0.995)
@@ -72,15 +75,15 @@ def test_the_chapters_cases_get_the_chapters_answers(evidence, a_class, expected
 )
 def test_fewer_photos_never_recommend_more_of_the_network(best, lead, error, a_class, worse):
     fewer, more = sorted(a_class)
-    with_more = advice.how_much(shown(best, lead, error), supply(more))
-    with_fewer = advice.how_much(shown(best, lead, error * worse), supply(fewer))
+    with_more = recommendation.how_much(shown(best, lead, error), supply(more))
+    with_fewer = recommendation.how_much(shown(best, lead, error * worse), supply(fewer))
     assert LEVELS.index(with_fewer) <= LEVELS.index(with_more)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_it_says_to_run_is_a_command_with_a_recipe_that_exists(level):
     said = replace(given_for(LIKE, supply(ENOUGH)), trained=level)
-    assert said.recipe in recipe.RECIPES
+    assert said.recipe in recipes.RECIPES
     assert said.command == f"ikebana fit 'my photos' --recipe {said.recipe}"
     assert said.command in repr(said)
 
@@ -116,7 +119,7 @@ def clouds(count, apart, width=10, classes=3, seed=0):
 
 def judged(cuts, labels, groups=None):
     groups = np.arange(len(labels)) if groups is None else np.array(groups)
-    return probe.judged(cuts, labels, groups, probe.dealt(labels, groups, "photos"))
+    return depth_probe.judged(cuts, labels, groups, depth_probe.dealt(labels, groups, "photos"))
 
 
 @pytest.mark.parametrize("winner", [0, 1, 3])
@@ -154,40 +157,40 @@ def test_the_error_is_what_chance_does_where_photos_of_a_group_fare_alike_too():
     numbers, group, found = np.random.default_rng(0), np.repeat(np.arange(20), 20), []
     for _ in range(300):
         right = numbers.random(400) < numbers.beta(9, 1, 20)[group]
-        found.append(probe._accuracy(right, group))
+        found.append(depth_probe._accuracy(right, group))
     real = np.std([each.value for each in found])
     assert real / 1.3 < np.mean([each.error for each in found]) < 1.3 * real
-    alone = probe._accuracy(np.arange(400) % 10 > 0, np.arange(400))
+    alone = depth_probe._accuracy(np.arange(400) % 10 > 0, np.arange(400))
     assert alone.error < real / 1.3
 
 
 def test_every_photo_is_judged_once_even_where_a_class_has_but_one():
     labels = np.array([0] * 9 + [1] * 9 + [2], np.int64)
-    folds = probe.dealt(labels, np.arange(19), "photos")
+    folds = depth_probe.dealt(labels, np.arange(19), "photos")
     assert sorted(np.concatenate([left for _, left in folds])) == list(range(19))
     assert judged([clouds(19, 1.0)[0]] * 4, labels).judged == 19
 
 
 def test_of_many_photos_each_class_is_looked_at_by_its_share_and_twins_together():
-    from ikebana.learning.inference import Photos
+    from ikebana.learning.examples import Photos
 
     labels = np.array([0] * 600 + [1] * 300 + [2] * 100)
     rows = np.arange(1000)
     photos = Photos(np.zeros((1000, 2, 2, 3), np.uint8), rows, labels, np.zeros(1000, bool), np.arange(1000))
     twin = [row - row % 2 for row in range(1000)]
-    chosen, groups = probe.sampled(photos, twin, most=200)
+    chosen, groups = depth_probe.sampled(photos, twin, most=200)
     assert np.abs(np.bincount(chosen.labels) - [120, 60, 20]).max() <= 1
     assert [twin[row] for row in chosen.rows] == groups.tolist()
     assert {row ^ 1 for row in chosen.rows} == set(chosen.rows)
-    assert len(probe.sampled(photos, twin, most=1000)[0]) == 1000
+    assert len(depth_probe.sampled(photos, twin, most=1000)[0]) == 1000
 
 
 def test_the_cuts_are_what_the_network_sees_after_its_blocks():
     import torch
 
-    from ikebana.learning import networks
+    from ikebana.learning.models import networks
 
-    small = recipe.named("quick", side=64)
+    small = recipes.named("quick", side=64)
     seer = networks.build(small, 2).get_submodule("seer").eval()
     seen = {}
     for name in ("blocks.1", "blocks.2", "blocks.4"):
@@ -196,7 +199,7 @@ def test_the_cuts_are_what_the_network_sees_after_its_blocks():
         )
     photos = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        depths = probe.Depths(seer)
+        depths = depth_probe.Depths(seer)
         *earlier, last = depths.parted(depths(photos).numpy())
         np.testing.assert_allclose(last, seer(photos).numpy(), rtol=1e-5, atol=1e-6)
     for found, maps in zip(earlier, seen.values(), strict=True):
@@ -207,14 +210,14 @@ def test_the_cuts_are_what_the_network_sees_after_its_blocks():
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The default recipe on small photos, in the one number format that needs no measuring."""
-    smaller = recipe.named("quick", side=64, precision="float32")
-    monkeypatch.setattr(inspection, "RECIPES", {**recipe.RECIPES, "quick": smaller})
+    smaller = recipes.named("quick", side=64, precision="float32")
+    monkeypatch.setattr(audit_command, "RECIPES", {**recipes.RECIPES, "quick": smaller})
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn") / "photos"
-    paper.draw_collection(folder, photos_per_kind=14)
+    paper_flowers.draw_collection(folder, photos_per_kind=14)
     return folder
 
 
@@ -259,7 +262,7 @@ def command(*arguments):
 
 def test_a_plain_audit_gives_no_advice_and_goes_on_where_the_network_cannot_be_had(drawn, monkeypatch, capsys):
     from ikebana.errors import MachineError
-    from ikebana.learning import backbones
+    from ikebana.learning.models import backbones
 
     def gone(_):
         raise MachineError("the weights are gone", advice="look elsewhere")
@@ -278,8 +281,8 @@ def test_a_folder_to_write_to_holds_the_page_afterwards(drawn, tmp_path, capsys)
     assert "--out DIR" in capsys.readouterr().err
     assert command("audit", drawn, "--out", tmp_path / "told") == 0
     assert "--out DIR" not in (said := capsys.readouterr().err)
-    assert f"in full: {tmp_path / 'told' / inspection.PAGE}" in said
-    page = (tmp_path / "told" / inspection.PAGE).read_text("utf-8")
+    assert f"in full: {tmp_path / 'told' / audit_command.PAGE}" in said
+    page = (tmp_path / "told" / audit_command.PAGE).read_text("utf-8")
     for finding in ikebana.audit(drawn).findings:
         assert html.escape(finding.evidence).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
 

@@ -15,10 +15,10 @@ from conftest import photo, two_classes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ikebana import places
+from ikebana.data import archive, pixel_cache, sources
+from ikebana.data.dataset import UNOPENED
 from ikebana.errors import MachineError, PhotosError
-from ikebana.photos import archive, intake, kept
-from ikebana.photos.dataset import UNOPENED
+from ikebana.system import files as system_files
 
 LINK = stat.S_IFLNK | 0o777
 DEVICE = stat.S_IFCHR | 0o666
@@ -64,7 +64,7 @@ def told(tmp_path, data, name="photos.zip"):
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
     (home / name).write_bytes(data)
-    dataset = intake.read(home / name)
+    dataset = sources.read(home / name)
     assert [each.name for each in tmp_path.iterdir()] == ["home"]
     assert [each.name for each in home.iterdir()] == [name]
     return {
@@ -79,7 +79,7 @@ def in_the_cache(cache):
 def refusal(tmp_path, data, name="photos.zip"):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(PhotosError) as refused:
-        intake.read(tmp_path / name)
+        sources.read(tmp_path / name)
     assert refused.value.where == tmp_path / name
     return refused.value.what
 
@@ -150,7 +150,7 @@ def test_of_members_under_one_name_the_first_counts(tmp_path, kind):
     again = ["a/0.jpg", "A/0.JPG", "./a/0.jpg", "a//0.jpg"]
     statuses = told(tmp_path, plain(again, kind), f"photos.{kind}")
     assert len(statuses) == 6 + 3  # two are spelled alike in the table, too
-    with_it = intake.read(tmp_path / "home" / f"photos.{kind}")
+    with_it = sources.read(tmp_path / "home" / f"photos.{kind}")
     assert with_it.photos["status"].to_list().count("stands twice in the archive") == 4
     assert with_it.file(f"photos.{kind}!a/0.jpg").read_bytes() == two_classes()["a/0.jpg"]
 
@@ -205,7 +205,7 @@ def test_an_empty_class_folder_in_an_archive_is_noticed(tmp_path):
     (tmp_path / "photos.tar").write_bytes(tar_of([*files, ("c", b"", tarfile.DIRTYPE)]))
     (tmp_path / "photos.zip").write_bytes(zip_of([*((*file[:2], 0o100644) for file in files), ("c/", b"", 0o40755)]))
     for name in ("photos.tar", "photos.zip"):
-        assert intake.read(tmp_path / name).classes_without_photos == ("c",)
+        assert sources.read(tmp_path / name).classes_without_photos == ("c",)
 
 
 def test_an_archive_within_an_archive_is_no_photo(tmp_path):
@@ -217,7 +217,7 @@ def test_an_archive_within_an_archive_is_no_photo(tmp_path):
         ),
     }.items():
         (tmp_path / name).write_bytes(data)
-        dataset = kept.opened(intake.read(tmp_path / name), 8, "squash")[0]
+        dataset = pixel_cache.opened(sources.read(tmp_path / name), 8, "squash")[0]
         assert dataset.set_aside.rows() != []
         assert dict(dataset.set_aside.select("path", "status").iter_rows()) == {
             f"{name}!b/more.zip": "not a photo: a zip archive or an office document"
@@ -321,7 +321,7 @@ def test_an_archive_with_changed_bytes_is_a_data_set_or_a_refusal(tmp_path_facto
     file = tmp_path_factory.mktemp("changed") / "photos.zip"
     file.write_bytes(data)
     try:
-        dataset = intake.read(file)
+        dataset = sources.read(file)
     except PhotosError:
         return
     assert 0 < dataset.photos.height <= 7
@@ -335,7 +335,7 @@ def test_the_second_time_nothing_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "_members", None)
     assert told(tmp_path, plain(["../x.jpg"], "zip")) == first
     os.rename(tmp_path / "home" / "photos.zip", tmp_path / "home" / "other.zip")
-    assert len(intake.read(tmp_path / "home" / "other.zip").photos) == len(first)
+    assert len(sources.read(tmp_path / "home" / "other.zip").photos) == len(first)
 
 
 @pytest.mark.parametrize("spoil", ["{", "[[1]]", None])
@@ -361,17 +361,17 @@ def test_an_interrupted_unpacking_leaves_nothing_half_made(tmp_path, monkeypatch
     monkeypatch.setattr(archive, "_copied", interrupted)
     expected = MachineError if isinstance(interruption, OSError) else interruption
     with pytest.raises(expected):
-        intake.read(tmp_path / "photos.zip")
+        sources.read(tmp_path / "photos.zip")
     assert in_the_cache(ikebana_cache) == ["archives"]
-    assert intake.read(tmp_path / "photos.zip").photos.height == 6
+    assert sources.read(tmp_path / "photos.zip").photos.height == 6
 
 
 def test_an_archive_larger_than_the_free_disk_is_refused_with_the_numbers(tmp_path, monkeypatch):
     (tmp_path / "photos.zip").write_bytes(plain([], "zip"))
-    usage = places.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(places.shutil, "disk_usage", lambda place: usage._replace(free=1000))
+    usage = system_files.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(system_files.shutil, "disk_usage", lambda place: usage._replace(free=1000))
     with pytest.raises(MachineError, match=r"are needed on the disk and 0 MB are free"):
-        intake.read(tmp_path / "photos.zip")
+        sources.read(tmp_path / "photos.zip")
 
 
 def test_a_cache_that_is_no_folder_is_an_error_for_people(tmp_path, monkeypatch):
@@ -379,6 +379,9 @@ def test_a_cache_that_is_no_folder_is_an_error_for_people(tmp_path, monkeypatch)
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(MachineError, match="cannot be written"):
-        intake.read(tmp_path / "photos.zip")
-    with pytest.raises(MachineError, match="cannot be written"), places.written(tmp_path / "file" / "x.json") as beside:
+        sources.read(tmp_path / "photos.zip")
+    with (
+        pytest.raises(MachineError, match="cannot be written"),
+        system_files.written(tmp_path / "file" / "x.json") as beside,
+    ):
         beside.write_text("never")

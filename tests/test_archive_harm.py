@@ -9,9 +9,9 @@ import pytest
 from conftest import photo
 from test_archive import plain, told, zip_of
 
+from ikebana.data import archive
+from ikebana.data.dataset import UNOPENED
 from ikebana.errors import PhotosError
-from ikebana.photos import archive
-from ikebana.photos.dataset import UNOPENED
 
 
 def gzipped_tar(members):

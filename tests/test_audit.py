@@ -4,16 +4,18 @@ import polars as pl
 import pytest
 from conftest import drawing, encoded, grow, photo
 
-from ikebana import recipe
-from ikebana.photos import audit, intake, kept, split, twins
+from ikebana import recipes
+from ikebana.auditing import dataset_checks
+from ikebana.data import pixel_cache, sources, split
+from ikebana.data.duplicates import near_duplicates
 
 
 def looked_at(folder, **choices):
     """The dataset of a folder, opened and split, and its findings."""
-    chosen = recipe.named("baseline", **choices)
-    opened, _ = kept.opened(intake.read(folder), 32, "squash")
-    dataset = split.split(intake.with_classes(opened, ()), chosen)
-    return dataset, audit.findings(dataset)
+    chosen = recipes.named("baseline", **choices)
+    opened, _ = pixel_cache.opened(sources.read(folder), 32, "squash")
+    dataset = split.split(sources.with_classes(opened, ()), chosen)
+    return dataset, dataset_checks.findings(dataset)
 
 
 def kinds(found):
@@ -72,11 +74,11 @@ def test_small_classes_are_named_and_so_is_imbalance(small, expected, tmp_path):
 def test_the_sums_add_up_and_the_summary_names_what_was_set_aside(tmp_path):
     files = clean() | {"a/.hidden": b"x", "a/notes.txt": b"words", "b/empty.jpg": b"", "loose.jpg": photo(5000)}
     dataset, found = looked_at(grow(tmp_path / "photos", files))
-    told = audit.as_json(dataset, found)
+    told = dataset_checks.as_json(dataset, found)
     assert (told["paths"], told["used"], told["set_aside"], told["ignored"]) == (51, 48, 3, 1)
     assert sum(told["reasons"].values()) == told["set_aside"]
     assert sum(sum(parts.values()) for parts in told["classes"].values()) == told["used"]
-    said = audit.summary(dataset, found)
+    said = dataset_checks.summary(dataset, found)
     for path, status in dataset.set_aside.select("path", "status").iter_rows():
         assert f"{path}: {status}" in said
 
@@ -85,12 +87,12 @@ def test_an_example_is_told_whole_in_a_column_of_its_own(tmp_path):
     dataset, _ = looked_at(grow(tmp_path / "photos", clean()))
     words = [f"word{number:03}" for number in range(30)]
     told = [
-        audit.Finding("odd", "note", (), " ".join(words), "none"),
-        audit.Finding("few", "note", (), "x " * 400, "none"),
+        dataset_checks.Finding("odd", "note", (), " ".join(words), "none"),
+        dataset_checks.Finding("few", "note", (), "x " * 400, "none"),
     ]
-    lines = audit.summary(dataset, told).split("\n")
+    lines = dataset_checks.summary(dataset, told).split("\n")
     assert [word for line in lines for word in line.split() if word.startswith("word")] == words
-    assert all(len(line) <= audit.COLUMNS for line in lines)
+    assert all(len(line) <= dataset_checks.COLUMNS for line in lines)
     assert sum(line.count("x") for line in lines) < 400
     assert any(line.endswith("…") for line in lines)
 
@@ -105,23 +107,23 @@ def test_copies_do_not_make_a_class_large(tmp_path):
 def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
     files = clean() | {f"a/{number:04}.jpg": b"x%d" % number for number in range(1000)}
     dataset, found = looked_at(grow(tmp_path / "photos", files))
-    assert audit.summary(dataset, found).count("\n") < 20
-    assert "992 more" in audit.summary(dataset, found)
+    assert dataset_checks.summary(dataset, found).count("\n") < 20
+    assert "992 more" in dataset_checks.summary(dataset, found)
     assert dataset.set_aside.height == 1000
 
 
 def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     from ikebana.learning import device
-    from ikebana.learning.forecast import forecast
+    from ikebana.learning.estimate import forecast
 
     folder = grow(tmp_path / "photos", clean(10) | {"a/large.png": encoded(drawing(200), "PNG")})
-    chosen = recipe.named("baseline", side=46, epochs=10)
+    chosen = recipes.named("baseline", side=46, epochs=10)
     setting = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
-    found = intake.read(folder)
+    found = sources.read(folder)
     before = forecast(found, chosen, setting)
-    assert before.cache == 21 * (46 * 46 + kept.SMALL**2) * 3 + twins.scratch(21)
+    assert before.cache == 21 * (46 * 46 + pixel_cache.SMALL**2) * 3 + near_duplicates.scratch(21)
     assert 10 * 21 * 0.6 * 0.5 < before.seconds < 2 * 10 * 21 * 0.6 * 0.5
-    twins.found(*kept.opened(found, 46, "squash"))
+    near_duplicates.found(*pixel_cache.opened(found, 46, "squash"))
     again = forecast(found, chosen, setting)
     assert again.cache == 0
     assert "all kept from before" in again.text

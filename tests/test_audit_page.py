@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ikebana.photos.audit import Finding
-from ikebana.photos.dataset import SCHEMA, USED, Dataset
-from ikebana.report import charts, page
+from ikebana.auditing.dataset_checks import Finding
+from ikebana.data.dataset import SCHEMA, USED, Dataset
+from ikebana.reports import audit_charts, audit_page
 
 SIDE = 40
 HOSTILE = "a<b>&\"'/<script>alert(1)</script>.jpg"
@@ -32,7 +32,7 @@ def dataset(paths, classes=("a<b>&\"'", "plain"), status=USED):
 def shown(found, paths=None, **choices):
     paths = paths or [HOSTILE, *(f"plain/{place}.jpg" for place in range(30))]
     pixels = np.random.default_rng(0).integers(0, 256, (len(paths), SIDE, SIDE, 3), np.uint8)
-    return page.rendered(dataset(paths, **choices), found, pixels, "squash")
+    return audit_page.rendered(dataset(paths, **choices), found, pixels, "squash")
 
 
 class Reader(HTMLParser):
@@ -64,7 +64,7 @@ class Reader(HTMLParser):
 EVERY_KIND = [
     Finding(kind, severity, (HOSTILE, "plain/3.jpg"), f"evidence <i>of</i> {kind} & more", f"advice for {kind}", label, sure)
     for kind, severity, label, sure in [
-        *((name, "note", None, None) for name in page.KINDS),
+        *((name, "note", None, None) for name in audit_page.KINDS),
         ("leak", "error", None, None),
         ("doubtful_label", "warning", "a<b>&\"'", 0.97),
         ("a_kind_of_tomorrow", "warning", None, None),
@@ -136,7 +136,7 @@ def test_ten_thousand_findings_make_a_page_of_bounded_size():
     found = [Finding(kind, "note", (path,), f"{place} spreads", "look") for kind in ("odd", "blurred", "dark", "tiny")
              for place, path in enumerate(paths)]  # fmt: skip
     text = shown(found, paths)
-    assert text.count("data:image/jpeg") <= page.PICTURES + page.SAMPLES * page.SAMPLED_CLASSES
+    assert text.count("data:image/jpeg") <= audit_page.PICTURES + audit_page.SAMPLES * audit_page.SAMPLED_CLASSES
     assert "and 940 more" in text
     assert len(text) < 6e6
 
@@ -144,29 +144,29 @@ def test_ten_thousand_findings_make_a_page_of_bounded_size():
 def test_an_audit_without_findings_still_shows_the_photos():
     read = Reader(shown([]))
     assert "Nothing was found that needs a look" in read.text
-    assert read.tags.count("img") == 2 * page.SAMPLES
+    assert read.tags.count("img") == 2 * audit_page.SAMPLES
 
 
 @pytest.mark.parametrize("counts", [{"a": 1}, {"a": 3, "b": 1, "c": 0}, {str(name): name + 1 for name in range(40)}])
 def test_the_slices_of_the_pie_are_all_photos(counts):
-    slices = charts.pie(counts)
+    slices = audit_charts.pie(counts)
     assert sum(each.photos for each in slices) == sum(counts.values())
     assert sum(each.share for each in slices) == pytest.approx(1)
-    assert len(slices) <= charts.SLICES
+    assert len(slices) <= audit_charts.SLICES
 
 
 def test_every_size_is_drawn_within_its_chart():
     photos = pl.DataFrame({"width": [1, 300, 20000, 640], "height": [1, 200, 30, 480]})
-    across, upward = charts.PLOT
-    for spot in charts.sizes(photos).spots:
+    across, upward = audit_charts.PLOT
+    for spot in audit_charts.sizes(photos).spots:
         assert 0 <= spot.x <= across
         assert 0 <= spot.y <= upward
-    assert sum(int(words.rsplit(": ")[1]) for *_, words in charts.aspects(photos).bars) == 4
+    assert sum(int(words.rsplit(": ")[1]) for *_, words in audit_charts.aspects(photos).bars) == 4
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "new" / "index.html"
     paths = [f"plain/{place}.jpg" for place in range(4)]
-    page.write(file, dataset(paths), [], np.zeros((4, SIDE, SIDE, 3), np.uint8), "crop")
+    audit_page.write(file, dataset(paths), [], np.zeros((4, SIDE, SIDE, 3), np.uint8), "crop")
     assert file.read_text("utf-8").rstrip().endswith("</html>")
     assert [each.name for each in file.parent.iterdir()] == ["index.html"]

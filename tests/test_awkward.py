@@ -9,8 +9,8 @@ import pytest
 from conftest import away, levels, photo, pillow_heif, reason, seen
 from PIL import Image, ImageOps
 
-from ikebana.photos import intake, kept
-from ikebana.photos.dataset import USED
+from ikebana.data import pixel_cache, sources
+from ikebana.data.dataset import USED
 
 SIDE = 64
 # What the third column may say: the first pattern that is found decides.
@@ -42,7 +42,7 @@ def taken_in(awkward, tmp_path_factory):
     (folder / "awkward").symlink_to(awkward)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        dataset, keep = kept.opened(intake.read(folder), SIDE, "squash")
+        dataset, keep = pixel_cache.opened(sources.read(folder), SIDE, "squash")
     return dataset, np.array(keep.pixels)
 
 

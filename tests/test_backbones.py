@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import ikebana
-from ikebana import recipe as recipes
-from ikebana.choices import Transfer, Tuning
+from ikebana import recipes
+from ikebana.data import sources
 from ikebana.errors import RecipeError
-from ikebana.learning import backbones, networks, weights
-from ikebana.learning.weights import Weights
-from ikebana.photos import intake
+from ikebana.learning.models import backbones, networks, pretrained_weights
+from ikebana.learning.models.pretrained_weights import Weights
+from ikebana.recipe import Transfer, Tuning, changed
 
 QUICK = recipes.named("quick")
 
@@ -59,7 +59,7 @@ def test_a_frozen_network_sees_things_about_as_large_as_it_did_when_timm_tested_
 
 
 def test_a_network_of_one_fixed_size_is_given_that():
-    assert backbones.own_side(recipes.changed(QUICK, network="vit_tiny_patch16_224")) == 224
+    assert backbones.own_side(changed(QUICK, network="vit_tiny_patch16_224")) == 224
 
 
 def test_photos_reach_the_backbone_as_it_was_trained_to_see_them():
@@ -128,8 +128,8 @@ def test_weights_for_another_side_are_refused_before_any_photo_is_read(tmp_path,
     file = tmp_path / "hub.safetensors"
     _, made = built("good", network="test_vit")
     save_file({n: v.contiguous() for n, v in made.get_submodule("seer.backbone").state_dict().items()}, file)
-    monkeypatch.setattr(weights, "find", lambda *_: Weights(file, "", "the hub", None))
-    monkeypatch.setattr(intake, "read", lambda *_: pytest.fail("photos were read"))
+    monkeypatch.setattr(pretrained_weights, "find", lambda *_: Weights(file, "", "the hub", None))
+    monkeypatch.setattr(sources, "read", lambda *_: pytest.fail("photos were read"))
     with pytest.raises(RecipeError, match=r"not of test_vit at 192 pixels") as refused:
         ikebana.fit(tmp_path, "good", network="test_vit", side=192)
     assert "--side 160" in str(refused.value.advice)
@@ -142,7 +142,7 @@ def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     own = network.get_submodule("seer.backbone").state_dict()
     mine = {name: torch.full_like(value, 0.5).contiguous() for name, value in own.items()}
     save_file(mine, tmp_path / "mine.safetensors")
-    recipe = recipes.changed(recipe, weights=str(tmp_path / "mine.safetensors"))
+    recipe = changed(recipe, weights=str(tmp_path / "mine.safetensors"))
     found = backbones.fill(network, recipe)
     assert found is not None
     assert str(tmp_path) in found.source
@@ -151,7 +151,7 @@ def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
 
 def test_a_file_of_weights_is_found_again_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settled = networks.settled(recipes.changed(QUICK, weights="mine.safetensors"))
+    settled = networks.settled(changed(QUICK, weights="mine.safetensors"))
     assert settled.weights == str(tmp_path / "mine.safetensors")
     assert networks.settled(settled) == settled
 
@@ -185,12 +185,12 @@ def test_the_layer_table_has_layers_that_give_several_things(name):
 
 
 def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
-    recipe = recipes.changed(QUICK, side=64, transfer=Transfer(mirrored=True))
+    recipe = changed(QUICK, side=64, transfer=Transfer(mirrored=True))
     network = networks.build(recipe, 5).eval()
     shown = photos(64)
     with torch.inference_mode():
         torch.testing.assert_close(network(shown), network(shown.flip(3)), rtol=1e-4, atol=1e-5)
-        plain = networks.build(recipes.changed(recipe, transfer=Transfer()), 5).eval()
+        plain = networks.build(changed(recipe, transfer=Transfer()), 5).eval()
         assert not torch.allclose(plain(shown), plain(shown.flip(3)), rtol=1e-3)
         networks.into_training(network, recipe, "head")
         torch.testing.assert_close(network(shown), plain(shown))  # while it learns it sees each photo once
@@ -219,7 +219,7 @@ def test_the_tutorials_recipes_have_the_tutorials_counts(name, parameters, train
 
 def tuned(trained, tail_from="blocks.4", layer_decay=0.5):
     tuning = Tuning(weight_decay=0.02, layer_decay=layer_decay, warm_up=0.1, label_smoothing=0.1, averaging=0.9)
-    return recipes.changed(QUICK, side=64, transfer=Transfer(trained=trained, tail_from=tail_from), tuning=tuning)
+    return changed(QUICK, side=64, transfer=Transfer(trained=trained, tail_from=tail_from), tuning=tuning)
 
 
 def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
@@ -254,7 +254,7 @@ def test_a_head_alone_decays_as_it_does_within_its_network():
 
 def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
     from ikebana.learning import device
-    from ikebana.learning.learner import Learner, phases
+    from ikebana.learning.training.trainer import Learner, phases
 
     recipe = tuned("tail")
     network = networks.build(recipe, 5)
@@ -270,7 +270,7 @@ def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
 @pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224"])
 def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_the_new_ones_say(name):
     from ikebana.learning import device
-    from ikebana.learning.learner import Learner, phases
+    from ikebana.learning.training.trainer import Learner, phases
 
     recipe = networks.settled(recipes.named("good", network=name, transfer=Transfer(trained="all")))
     network = networks.build(recipe, 5)
@@ -287,7 +287,7 @@ def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_
 
 
 def test_the_head_has_the_layers_that_the_recipe_names():
-    recipe = recipes.changed(QUICK, side=64, transfer=Transfer(dropout=0.2, hidden=64, hidden_dropout=0.5))
+    recipe = changed(QUICK, side=64, transfer=Transfer(dropout=0.2, hidden=64, hidden_dropout=0.5))
     head = networks.build(recipe, 5).get_submodule("head")
     kinds = [type(layer) for layer in head.children()]
     assert kinds == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]

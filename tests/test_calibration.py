@@ -9,17 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ikebana.errors import PhotosError
-from ikebana.trust.calibration import (
-    EVEN,
-    FEW,
-    RIGHT,
-    Calibration,
-    calibrate,
-    from_json,
-    temperature,
-    threshold,
-)
-from ikebana.trust.evaluation import answered, calibration_error, evaluate
+from ikebana.evaluation.calibration import EVEN, FEW, RIGHT, Calibration, calibrate, from_json, temperature, threshold
+from ikebana.evaluation.metrics import answered, calibration_error, evaluate
 
 
 def photos_with_known_confidence(seed, photos=4000, classes=4, loud=2.0):

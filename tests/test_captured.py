@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana import progress
-from ikebana.learning.captured import Captured
 from ikebana.learning.device import Setting
+from ikebana.learning.fast.cuda_graphs import Captured
+from ikebana.system import progress
 
 HERE = Setting("cpu", "float32", 2, "as it comes")
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 import ikebana
 from ikebana.errors import PhotosError, UnreadablePhoto
-from ikebana.shipping import classifier as classifiers
-from ikebana.shipping import prediction
+from ikebana.inference import classifier as classifiers
+from ikebana.inference import prediction
 
 
 @pytest.fixture

@@ -14,11 +14,13 @@ from PIL import ImageOps
 from test_twins import plain, scaled, scene
 
 import ikebana
-from ikebana import inspection
+from ikebana.auditing import cleaning, dataset_checks
+from ikebana.auditing.cleaning import chosen, cleaned
+from ikebana.auditing.dataset_checks import Finding
+from ikebana.commands import audit as audit_command
+from ikebana.data import pixel_cache, sources, split
+from ikebana.data.duplicates import near_duplicates
 from ikebana.errors import PhotosError, RecipeError
-from ikebana.photos import audit, cleaning, intake, kept, split, twins
-from ikebana.photos.audit import Finding
-from ikebana.photos.cleaning import chosen, cleaned
 from ikebana.recipe import Recipe
 
 
@@ -33,9 +35,9 @@ def photos(tmp_path):
 
 
 def opened(folder):
-    dataset, keep = kept.opened(intake.read(folder), 16, "squash")
-    dataset = split.split(intake.with_classes(twins.found(dataset, keep), ()), Recipe())
-    return dataset, audit.findings(dataset)
+    dataset, keep = pixel_cache.opened(sources.read(folder), 16, "squash")
+    dataset = split.split(sources.with_classes(near_duplicates.found(dataset, keep), ()), Recipe())
+    return dataset, dataset_checks.findings(dataset)
 
 
 def words(text, flag="--drop"):
@@ -139,7 +141,7 @@ def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
 def test_who_acts_on_doubt_is_told_what_that_does_to_the_score(given, tmp_path, capsys):
     dataset, found = in_given_parts(tmp_path / "photos")
     for drop in ("doubtful", "twins"):
-        inspection._write_table(tmp_path / "cleaned.csv", dataset, cleaned(dataset, found, words(drop), (), given))
+        audit_command._write_table(tmp_path / "cleaned.csv", dataset, cleaned(dataset, found, words(drop), (), given))
         told = capsys.readouterr().err
         assert ("2 test photos left alone though the label is doubted" in told) == (given and drop == "doubtful")
         assert ("4 photos dropped or relabelled for doubt" in told) == (not given and drop == "doubtful")
@@ -198,7 +200,7 @@ def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, b
     cleaning.write(file, dataset, result)
     assert contents(photos).items() >= before.items()
     assert all(row["path"].startswith("/") != beside for row in read(file))
-    again = kept.opened(intake.read(file), 16, "squash")[0]
+    again = pixel_cache.opened(sources.read(file), 16, "squash")[0]
     assert again.used.height == result.kept.height == len(read(file))
     assert sorted(again.used["sha256"]) == sorted(
         dataset.photos.filter(pl.col("path").is_in(result.kept["path"].to_list()))["sha256"]

@@ -16,8 +16,8 @@ import polars as pl
 import pytest
 
 import ikebana
-from ikebana import paper
-from ikebana.run import Run
+from ikebana.demo_data import paper_flowers
+from ikebana.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -281,7 +281,7 @@ def test_an_error_exits_with_1_and_a_wrong_command_with_2(tmp_path):
 def test_an_audit_that_finds_leakage_exits_with_3(drawn, tmp_path):
     photo = next((drawn(10) / "iris").glob("*.jpg")).read_bytes()
     for split in ("train", "test"):
-        paper.draw_collection(tmp_path / "photos" / split, photos_per_kind=6, seed=len(split))
+        paper_flowers.draw_collection(tmp_path / "photos" / split, photos_per_kind=6, seed=len(split))
         (tmp_path / "photos" / split / "iris" / "same.jpg").write_bytes(photo)
     assert ikebana_command("audit", tmp_path / "photos").returncode == 3
 

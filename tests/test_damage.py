@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image, features
 from PIL.IcoImagePlugin import IcoFile
 
+from ikebana.data import decoding, pixel_cache, sources
 from ikebana.errors import UnreadablePhoto
-from ikebana.photos import intake, kept, pixels
 from ikebana.recipe import Fit
 
 # Files that are not whole
@@ -92,8 +92,8 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded():
     endless = plain[:-2] + last * 200 + plain[-2:]
     assert reason(endless) == "unreadable: it has more than 100 scans"
     with pytest.raises(UnreadablePhoto, match="100 scans"):
-        pixels.whole(endless)
-    assert pixels.decode(plain[:-2] + last * 20 + plain[-2:], 32).width == 64
+        decoding.whole(endless)
+    assert decoding.decode(plain[:-2] + last * 20 + plain[-2:], 32).width == 64
 
 
 def test_bytes_behind_a_picture_are_nobodys_business():
@@ -161,13 +161,13 @@ DEFUSE = """
 import resource, sys
 from pathlib import Path
 from ikebana.errors import UnreadablePhoto
-from ikebana.photos import pixels
+from ikebana.data import decoding
 from ikebana.recipe import Fit
 used = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))  # 128 MiB: a bomb's greys alone are 240 MB
 for file in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        pixels.decode(file.read_bytes(), 32)
+        decoding.decode(file.read_bytes(), 32)
         print(file.name, "went off")
     except UnreadablePhoto as refusal:
         print(file.name, refusal.what)
@@ -193,7 +193,7 @@ def test_bombs_are_refused_even_if_somebody_took_pillows_own_guard_away(monkeypa
 def test_large_photos_pass_one_at_a_time():
     data = encoded(Image.new("RGB", (6100, 4000), (10, 200, 90)), "JPEG")
     found = []
-    threads = [threading.Thread(target=lambda: found.append(pixels.decode(data, 16))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(decoding.decode(data, 16))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -225,10 +225,10 @@ def test_an_icon_is_measured_before_it_is_decoded():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IcoFile, "frame", lambda *given: decoded.append(given))
         assert reason(icon(4096)) == refusal
-        assert pixels.declared(icon(4096)) is None
+        assert decoding.declared(icon(4096)) is None
     assert decoded == []
-    assert pixels.decode(icon(1024), 16).width == 1024
-    assert pixels.declared(icon(1024)) == (1024, 1024)
+    assert decoding.decode(icon(1024), 16).width == 1024
+    assert decoding.declared(icon(1024)) == (1024, 1024)
 
 
 def test_an_icon_of_a_bitmap_is_measured_too():
@@ -245,9 +245,9 @@ def test_what_begins_like_an_icon_and_is_none_is_no_known_format():
 
 
 def test_a_tile_of_a_tiff_counts_even_if_the_picture_is_smaller(monkeypatch):
-    assert pixels.declared(tiled_tiff(2000)) == (2000, 2000)
-    assert pixels.decode(tiled_tiff(2000), 16).width == 100
-    monkeypatch.setattr(pixels, "MAX_PIXELS", 1_000_000)
+    assert decoding.declared(tiled_tiff(2000)) == (2000, 2000)
+    assert decoding.decode(tiled_tiff(2000), 16).width == 100
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1_000_000)
     assert reason(tiled_tiff(2000)) == "too large: 2000 x 2000 is 4 megapixels"
 
 
@@ -265,10 +265,10 @@ class Turns:
 
 def test_photos_with_large_tiles_pass_one_at_a_time(monkeypatch):
     turns = Turns()
-    monkeypatch.setattr(pixels, "LARGE", 1_000_000)
-    monkeypatch.setattr(pixels, "_one_large_photo", turns)
+    monkeypatch.setattr(decoding, "LARGE", 1_000_000)
+    monkeypatch.setattr(decoding, "_one_large_photo", turns)
     for side, taken in ((992, 0), (1008, 1)):  # the format wants multiples of 16
-        pixels.decode(tiled_tiff(side), 16)
+        decoding.decode(tiled_tiff(side), 16)
         assert turns.taken == taken
 
 
@@ -282,9 +282,9 @@ class Full(io.FileIO):
 def test_a_photo_whose_file_memory_does_not_hold_is_set_aside_alone(tmp_path, monkeypatch):
     photos = grow(tmp_path, two_classes(2))
     monkeypatch.setattr(
-        pixels, "open", lambda file, mode: (Full if file.name == "1.jpg" else io.FileIO)(file, mode), raising=False
+        decoding, "open", lambda file, mode: (Full if file.name == "1.jpg" else io.FileIO)(file, mode), raising=False
     )
-    dataset, _ = kept.opened(intake.read(photos), 8, "squash")
+    dataset, _ = pixel_cache.opened(sources.read(photos), 8, "squash")
     assert dataset.used["path"].to_list() == ["a/0.jpg", "b/0.jpg"]
     assert set(dataset.set_aside["status"]) == {"too large for this machine's memory"}
 
@@ -301,7 +301,7 @@ STARTS = [
 def picture_or_refusal(data: bytes, fit: Fit = "squash") -> str:
     """Whatever the bytes are: nothing else may happen."""
     try:
-        photo = pixels.decode(data, 8, fit)
+        photo = decoding.decode(data, 8, fit)
     except UnreadablePhoto as refusal:
         return refusal.what
     assert (photo.pixels.shape, photo.pixels.dtype) == ((8, 8, 3), np.uint8)
@@ -347,5 +347,5 @@ def test_what_is_no_photo_is_called_what_it_is(data, word):
 
 def test_without_its_plug_in_heif_is_refused_with_the_way_to_read_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what an import finds where it is not installed
-    pixels._register_heif.cache_clear()
+    decoding._register_heif.cache_clear()
     assert "pip install 'ikebana[heif]'" in reason(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana.learning import depthwise
-from ikebana.learning.depthwise import Depthwise
+from ikebana.learning.fast import depthwise
+from ikebana.learning.fast.depthwise import Depthwise
 
 SHAPES = [
     (5, 1, 2),

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ikebana import cli
-from ikebana.choices import Augmentation, Transfer, Tuning
-from ikebana.recipe import RECIPES
+from ikebana.recipe import Augmentation, Transfer, Tuning
+from ikebana.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch.utils import backend_registration
 
 import ikebana
-from ikebana.recipe import RECIPES
-from ikebana.run import open_run
+from ikebana.recipes import RECIPES
+from ikebana.runs.run import open_run
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 OURS = pytest.mark.skipif(
@@ -94,8 +94,8 @@ def test_a_run_elsewhere_says_what_a_run_here_says(name, device, photos, incepti
 
 STOPPED = """
 from conftest import stopped_after
-from ikebana.learning import training
-training.EVERY, training.SHARE = 0, 1e9
+from ikebana.learning.training import loop
+loop.EVERY, loop.SHARE = 0, 1e9
 with stopped_after(int(sys.argv[5])):
     ikebana.fit(sys.argv[1], sys.argv[2], run=sys.argv[3], **json.loads(sys.argv[4]))
 ikebana.resume(sys.argv[3])
@@ -130,11 +130,11 @@ open(sys.argv[2] + "/said.json", "w").write(json.dumps(said))
 def test_batches_are_taken_from_pixels_that_lie_there(device, tmp_path):
     code = """
 import numpy as np
-from ikebana.learning import inference
+from ikebana.learning import examples
 pixels = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), np.uint8)
 rows = np.array([7, 29, 0])
-held = inference.on_device(pixels, sys.argv[1], room=10**6)
-photos = inference.Photos(pixels, rows, rows, rows > 9, rows, held)
+held = examples.on_device(pixels, sys.argv[1], room=10**6)
+photos = examples.Photos(pixels, rows, rows, rows > 9, rows, held)
 inputs, labels = photos.batch(np.array([2, 0]), sys.argv[1])
 assert inputs.device.type == labels.device.type == sys.argv[1]
 assert (inputs.cpu().numpy() == pixels[[0, 7]].transpose(0, 3, 1, 2)).all()

@@ -8,11 +8,12 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import ikebana
-from ikebana import recipe as recipes
+from ikebana import recipes
 from ikebana.errors import RecipeError
-from ikebana.learning import inference, networks
-from ikebana.learning.layers import Ensemble
-from ikebana.learning.learner import Learner
+from ikebana.learning import examples
+from ikebana.learning.models import networks
+from ikebana.learning.models.layers import Ensemble
+from ikebana.learning.training.trainer import Learner
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -184,7 +185,7 @@ def test_every_photo_is_learned_from_once_and_none_is_held_out():
         "validation": part(pixels, [2, 3]),
         "test": part(pixels, [7, 1, 5]),
     }
-    found = inference.all_to_learn_from(parts)
+    found = examples.all_to_learn_from(parts)
     assert found["train"].rows.tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
     assert found["train"].labels.tolist() == [row % 3 for row in found["train"].rows]
     assert len(found["validation"]) == len(found["test"]) == 0
@@ -192,7 +193,7 @@ def test_every_photo_is_learned_from_once_and_none_is_held_out():
 
 def part(pixels, rows):
     rows = np.array(rows)
-    return inference.Photos(pixels, rows, rows % 3, np.zeros(len(rows), bool), rows)
+    return examples.Photos(pixels, rows, rows % 3, np.zeros(len(rows), bool), rows)
 
 
 def test_one_network_alone_is_no_ensemble():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from ikebana.trust import evaluation
+from ikebana.evaluation import metrics as ikebana_metrics
 
 
 def drawn(photos, classes, seed=0, sharpness=2.0):
@@ -33,7 +33,7 @@ def names(count):
 @given(st.integers(2, 12), st.integers(1, 60), st.integers(0, 1000))
 def test_scores_are_those_of_scikit_learn(classes, photos, seed):
     probabilities, labels = drawn(photos, classes, seed)
-    found = evaluation.evaluate(probabilities, labels, names(classes))
+    found = ikebana_metrics.evaluate(probabilities, labels, names(classes))
     predicted = probabilities.argmax(1)
     every = np.arange(classes)
     assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, predicted))
@@ -62,7 +62,7 @@ def test_scores_are_those_of_scikit_learn(classes, photos, seed):
 @example(["a", " ", "aa", "a ", " a", "aaa", "aaaa", "aaaaa"], 11, 5)  # an average of 0.375 but for the last bit
 def test_the_report_is_scikit_learns_to_the_letter(classes, photos, seed):
     probabilities, labels = drawn(photos, len(classes), seed)
-    found = evaluation.evaluate(probabilities, labels, classes)
+    found = ikebana_metrics.evaluate(probabilities, labels, classes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
         theirs = metrics.classification_report(
@@ -80,12 +80,12 @@ def test_the_report_is_scikit_learns_to_the_letter(classes, photos, seed):
 def test_the_interval_is_wilsons(n, share):
     right = round(share * n)
     theirs = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
-    assert evaluation.interval(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert ikebana_metrics.interval(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
 def test_the_confusion_matrix_counts_every_photo_once_with_the_truth_in_rows():
     probabilities, labels = drawn(200, 4)
-    found = evaluation.evaluate(probabilities, labels, names(4))
+    found = ikebana_metrics.evaluate(probabilities, labels, names(4))
     assert np.sum(found.confusion) == 200
     assert np.sum(found.confusion, axis=1).tolist() == np.bincount(labels, minlength=4).tolist()
     assert np.trace(found.confusion) == round(found.accuracy * 200)
@@ -93,7 +93,7 @@ def test_the_confusion_matrix_counts_every_photo_once_with_the_truth_in_rows():
 
 def test_a_class_without_test_photos_has_no_part_in_balanced_accuracy_and_breaks_nothing():
     probabilities = np.eye(3)[[0, 0, 1]]
-    found = evaluation.evaluate(probabilities, np.array([0, 0, 1]), names(3))
+    found = ikebana_metrics.evaluate(probabilities, np.array([0, 0, 1]), names(3))
     assert found.balanced_accuracy == 1.0
     assert found.per_class["class 002"].support == 0
     assert "class 002" in found.report
@@ -102,7 +102,7 @@ def test_a_class_without_test_photos_has_no_part_in_balanced_accuracy_and_breaks
 @given(st.integers(1, 5000), st.floats(0, 1))
 def test_the_interval_holds_the_accuracy_and_stays_within_0_and_1(n, share):
     right = round(share * n)
-    low, high = evaluation.interval(right, n)
+    low, high = ikebana_metrics.interval(right, n)
     assert 0 <= low <= right / n <= high <= 1
 
 
@@ -110,39 +110,39 @@ def test_the_interval_catches_the_true_accuracy_about_95_times_of_100():
     numbers = np.random.default_rng(0)
     truth, n, trials = 0.85, 200, 2000
     counts = numbers.binomial(n, truth, trials)
-    intervals = {count: evaluation.interval(int(count), n) for count in set(counts.tolist())}
+    intervals = {count: ikebana_metrics.interval(int(count), n) for count in set(counts.tolist())}
     caught = np.mean([intervals[count][0] <= truth <= intervals[count][1] for count in counts.tolist()])
     assert 0.93 < caught < 0.97
 
 
 def test_confidence_that_means_what_it_says_has_a_small_calibration_error_and_boasting_a_large_one():
     probabilities, labels = drawn(20_000, 5)
-    assert evaluation.calibration_error(probabilities, labels) < 0.02
+    assert ikebana_metrics.calibration_error(probabilities, labels) < 0.02
     boasting = probabilities**4
     boasting /= boasting.sum(1, keepdims=True)
-    assert evaluation.calibration_error(boasting, labels) > 0.1
+    assert ikebana_metrics.calibration_error(boasting, labels) > 0.1
 
 
 def test_guessing_evenly_costs_the_logarithm_of_the_number_of_classes():
     even = np.full((30, 8), 1 / 8)
-    assert evaluation.log_loss(even, np.arange(30) % 8) == pytest.approx(math.log(8))
+    assert ikebana_metrics.log_loss(even, np.arange(30) % 8) == pytest.approx(math.log(8))
 
 
 def test_a_probability_of_zero_for_the_truth_costs_much_but_not_infinitely_much():
-    assert math.isfinite(evaluation.log_loss(np.eye(2), np.array([1, 0])))
+    assert math.isfinite(ikebana_metrics.log_loss(np.eye(2), np.array([1, 0])))
 
 
 def test_an_evaluation_comes_back_from_json_as_it_was():
     probabilities, labels = drawn(50, 3)
-    found = replace(evaluation.evaluate(probabilities, labels, names(3)), seconds={"train": 1.5})
-    again = evaluation.from_json(json.loads(json.dumps(found.to_json())), found.report)
+    found = replace(ikebana_metrics.evaluate(probabilities, labels, names(3)), seconds={"train": 1.5})
+    again = ikebana_metrics.from_json(json.loads(json.dumps(found.to_json())), found.report)
     assert again == found
 
 
 def test_a_class_of_which_nothing_was_tested_is_named_beside_the_score():
-    scored = evaluation.evaluate(np.eye(3)[[0, 0, 2]], np.array([0, 0, 2]), ("a", "b", "c"))
+    scored = ikebana_metrics.evaluate(np.eye(3)[[0, 0, 2]], np.array([0, 0, 2]), ("a", "b", "c"))
     assert "no photo of b was tested" in repr(scored)
-    assert "was tested" not in repr(evaluation.evaluate(np.eye(3), np.arange(3), ("a", "b", "c")))
+    assert "was tested" not in repr(ikebana_metrics.evaluate(np.eye(3), np.arange(3), ("a", "b", "c")))
 
 
 @pytest.mark.parametrize(("groups", "each"), [(10, 30), (20, 20), (40, 10), (30, 1)])
@@ -152,10 +152,10 @@ def test_the_interval_catches_the_truth_where_photos_of_a_group_fare_alike_too(g
     group = np.repeat(np.arange(groups), each)
     for _ in range(1000):
         right = numbers.random(len(group)) < numbers.beta(9, 1, groups)[group]
-        worth = evaluation.effective(right, group)
-        low, high = evaluation.interval(right.mean() * worth, worth)
+        worth = ikebana_metrics.effective(right, group)
+        low, high = ikebana_metrics.interval(right.mean() * worth, worth)
         caught += low <= 0.9 <= high
-        low, high = evaluation.interval(int(right.sum()), len(right))
+        low, high = ikebana_metrics.interval(int(right.sum()), len(right))
         naive += low <= 0.9 <= high
     assert 900 < caught <= 990
     assert naive < 880 or each == 1
@@ -163,11 +163,11 @@ def test_the_interval_catches_the_truth_where_photos_of_a_group_fare_alike_too(g
 
 def test_photos_that_stand_for_themselves_count_one_each():
     right, own = np.arange(50) % 3 > 0, np.arange(50)
-    assert evaluation.effective(right, own) == 50
-    pairs = evaluation.effective(np.repeat(right, 2), np.repeat(own, 2))
+    assert ikebana_metrics.effective(right, own) == 50
+    pairs = ikebana_metrics.effective(np.repeat(right, 2), np.repeat(own, 2))
     assert 40 < pairs <= 50.5  # copies tell nothing new
-    assert evaluation.effective(np.ones(60, bool), np.repeat(np.arange(6), 10)) == 6
-    assert evaluation.effective(right, np.zeros(50, int)) == 1
+    assert ikebana_metrics.effective(np.ones(60, bool), np.repeat(np.arange(6), 10)) == 6
+    assert ikebana_metrics.effective(right, np.zeros(50, int)) == 1
 
 
 @pytest.mark.parametrize("groups", [3, 4, 20])
@@ -175,17 +175,17 @@ def test_groups_that_agree_within_themselves_are_worth_as_many_photos_with_stude
     each = np.arange(groups) % 2 == 0
     right, group = np.repeat(each, 50), np.repeat(np.arange(groups), 50)
     doubt = (stats.norm.ppf(0.975) / stats.t.ppf(0.975, groups - 1)) ** 2
-    assert evaluation.effective(right, group) == pytest.approx(max(1, (groups - 1) * doubt))
+    assert ikebana_metrics.effective(right, group) == pytest.approx(max(1, (groups - 1) * doubt))
 
 
 def test_an_evaluation_says_what_its_photos_are_worth_if_they_belong_together():
     labels, group = np.zeros(60, int), np.repeat(np.arange(6), 10)
     said = np.eye(2)[(group == 2).astype(int)]
-    found = evaluation.evaluate(said, labels, ("a", "b"), groups=group)
+    found = ikebana_metrics.evaluate(said, labels, ("a", "b"), groups=group)
     assert found.n_effective is not None
     assert found.n_effective < 7
     assert "they tell as much as" in repr(found)
-    alone = evaluation.evaluate(said, labels, ("a", "b"), groups=np.arange(60))
+    alone = ikebana_metrics.evaluate(said, labels, ("a", "b"), groups=np.arange(60))
     assert "as much as" not in repr(alone)
-    assert alone.accuracy_interval == evaluation.evaluate(said, labels, ("a", "b")).accuracy_interval
-    assert evaluation.from_json(found.to_json(), found.report) == found
+    assert alone.accuracy_interval == ikebana_metrics.evaluate(said, labels, ("a", "b")).accuracy_interval
+    assert ikebana_metrics.from_json(found.to_json(), found.report) == found

@@ -15,12 +15,14 @@ import torch
 from onnx import numpy_helper
 
 import ikebana
-from ikebana import recipe as recipes
+from ikebana import recipes
+from ikebana.data import dataset, split
 from ikebana.errors import MachineError, ModelError, PhotosError, RunError
-from ikebana.learning import networks
-from ikebana.photos import dataset, split
-from ikebana.shipping import again, pages, quantised
-from ikebana.shipping import export as exporting
+from ikebana.exporting import onnx_file as exporting
+from ikebana.exporting import quantisation, run_photos
+from ikebana.inference import page_files
+from ikebana.learning.models import networks
+from ikebana.recipe import changed, recipe_to_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,7 +117,7 @@ def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
         mirrored = exporting.classifier.from_bytes(file).look(np.ascontiguousarray(squares[:, :, ::-1]))
         np.testing.assert_allclose(mirrored.probabilities, found.probabilities, atol=1e-5)
         assert (
-            len(quantised._list_first_convolutions(traced)) == 4
+            len(quantisation._list_first_convolutions(traced)) == 4
         )  # two of twenty, for the photo and for its mirror image
 
 
@@ -193,7 +195,7 @@ def test_a_file_that_would_not_give_what_was_scored_is_refused_unless_other_weig
     refusal = refused(ModelError, "when it was scored", copied, tmp_path)
     assert refusal.where
     assert "differs" not in refusal.what  # from what the network says today nothing does
-    recipe = recipes.to_json(recipes.changed(copied.recipe, all=True))
+    recipe = recipe_to_json(changed(copied.recipe, all=True))
     (copied.folder / "recipe.json").write_text(json.dumps(recipe))
     assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").about["recipe"]["all"]
 
@@ -203,11 +205,11 @@ def test_what_ships_after_learning_all_photos_claims_no_score_on_them(paper_phot
     made = ikebana.fit(paper_photos, "baseline", run=tmp_path / "all", all=True, **choices)
     shipped = ikebana.export(made, tmp_path / "all.onnx")
     assert "accuracy" not in shipped.about["parity"]
-    told = pages.facts(shipped)
+    told = page_files.facts(shipped)
     assert told.note == made.evaluation.note
     assert "trained once more" in told.note
     assert "of the network that was scored" in repr(shipped)
-    assert pages.facts(paper_classifier).note == ""
+    assert page_files.facts(paper_classifier).note == ""
 
 
 def test_photos_that_moved_are_found_where_they_are_and_others_are_refused(
@@ -253,7 +255,7 @@ def test_a_run_from_an_archive_is_tried_on_the_archives_members(copied, paper_ph
 )
 def test_of_a_path_that_is_gone_only_an_archives_name_is_left_out(path, found, tmp_path):
     here = dataset.Dataset("somewhere", tmp_path, pl.DataFrame(), ())
-    assert again._locate(path, here, set()) == tmp_path / found
+    assert run_photos._locate(path, here, set()) == tmp_path / found
 
 
 def test_a_run_of_a_name_that_no_folder_can_have_is_refused_before_photos_are_looked_for(tmp_path):
@@ -324,14 +326,14 @@ def test_a_table_of_paths_that_lacks_a_column_is_refused_by_name(copied, tmp_pat
 
 
 def test_int8_is_refused_with_the_numbers_if_it_costs_accuracy(copied, tmp_path, at_once, monkeypatch):
-    monkeypatch.setattr(quantised, "MARGIN", -1.0)
+    monkeypatch.setattr(quantisation, "MARGIN", -1.0)
     refusal = refused(ModelError, r"falls from 0\.\d+ to 0\.\d+, by \d+ photos?", copied, tmp_path, int8=True)
     assert "it takes 100 to tell" in str(refusal)
     assert "validation photos" in refusal.what
 
 
 def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_photos, tmp_path, at_once, monkeypatch):
-    monkeypatch.setattr(quantised, "MARGIN", 1.0)  # ten photos say little about a margin
+    monkeypatch.setattr(quantisation, "MARGIN", 1.0)  # ten photos say little about a margin
     small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
     assert (tmp_path / "small.onnx").stat().st_size < 0.4 * paper_model.stat().st_size
     assert small.about["int8"].keys() >= {"accuracy_in_float32", "accuracy_in_int8", "margin", "judged_by"}
@@ -342,16 +344,16 @@ def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_ph
 
 @pytest.mark.parametrize("enough", [1, 3, 10_000])
 def test_int8_is_judged_by_photos_for_choices_unless_they_are_too_few(enough, paper_run, paper_photos, monkeypatch):
-    monkeypatch.setattr(quantised, "ENOUGH", enough)
-    validation = again.find(paper_run, paper_photos)["validation"]
+    monkeypatch.setattr(quantisation, "ENOUGH", enough)
+    validation = run_photos.find(paper_run, paper_photos)["validation"]
     choosing = [each for each in validation if each.for_choices]
     assert 3 <= len(choosing) < len(validation)
-    assert quantised.judging(validation) == (choosing if len(choosing) >= enough else validation)
+    assert quantisation.judging(validation) == (choosing if len(choosing) >= enough else validation)
 
 
 def test_int8_says_how_many_photos_it_was_judged_by(copied, tmp_path, at_once, monkeypatch):
-    monkeypatch.setattr(quantised, "MARGIN", 1.0)
-    monkeypatch.setattr(quantised, "ENOUGH", 1)
+    monkeypatch.setattr(quantisation, "MARGIN", 1.0)
+    monkeypatch.setattr(quantisation, "ENOUGH", 1)
     small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
     validation = copied.dataset.filter(split="validation")
     assert small.about["int8"]["validation_photos"] == split.for_choices(validation).sum() < len(validation)

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana.learning import device, features, inference, lean
-from ikebana.learning.features import Origin
-from ikebana.places import cache_folder
-from ikebana.recipe import RECIPES
+from ikebana.learning import device, examples
+from ikebana.learning.fast import fused_inference
+from ikebana.learning.features import feature_cache
+from ikebana.learning.features.feature_cache import Origin
+from ikebana.recipes import RECIPES
+from ikebana.system.files import cache_folder
 
 EXACT = device.Setting("cpu", "float32", 2, "as it comes")
 HALF = device.Setting("cpu", "bfloat16", 2, "as it comes")
@@ -44,13 +46,13 @@ def seer():
 
 def photos(rows, count=20, side=16):
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
-    return inference.unlabelled(pixels, np.array(rows, np.int64))
+    return examples.unlabelled(pixels, np.array(rows, np.int64))
 
 
 def computed(seer, shown, setting=EXACT):
     """How many photos the backbone saw for this, and what came of it."""
     before = seer.seen[0]
-    found = features.of(seer, ORIGIN, shown, setting)
+    found = feature_cache.of(seer, ORIGIN, shown, setting)
     asked = seer.seen[0] - before - 1  # one zero photo tells the shape
     return (asked - trials(seer, shown) if asked else 0), found.values()
 
@@ -58,7 +60,7 @@ def computed(seer, shown, setting=EXACT):
 def trials(seer, shown):
     """How many photos are looked at to compare lean copies with the original."""
     before = seer.seen[0]
-    lean.fused(seer, shown)
+    fused_inference.fused(seer, shown)
     return seer.seen[0] - before
 
 
@@ -107,18 +109,18 @@ def test_other_pixels_other_weights_and_another_format_have_features_of_their_ow
     shown = photos(range(5))
     for origin in (ORIGIN, Origin("others", "a network", "its weights"), Origin("some pixels", "a network", "others")):
         for setting in (EXACT, HALF):
-            features.of(seer, origin, shown, setting)
+            feature_cache.of(seer, origin, shown, setting)
     assert len(list(cache_folder().glob("features/*"))) == 6
 
 
 def test_half_precision_is_close_and_takes_half_the_space(seer):
     shown = photos(range(10))
-    exact, half = (features.of(seer, ORIGIN, shown, setting) for setting in (EXACT, HALF))
+    exact, half = (feature_cache.of(seer, ORIGIN, shown, setting) for setting in (EXACT, HALF))
     assert (exact.array.dtype, half.array.dtype) == (np.float32, np.float16)
     assert np.abs(half.values() - exact.values()).max() < 0.02 * np.abs(exact.values()).max()
 
 
 def test_what_is_said_of_photo_and_mirror_image_is_not_taken_for_what_is_said_of_the_photo():
-    photo_alone, both = (features.origin("pixels", RECIPES[name], None) for name in ("quick", "good"))
+    photo_alone, both = (feature_cache.origin("pixels", RECIPES[name], None) for name in ("quick", "good"))
     assert RECIPES["quick"].network == RECIPES["good"].network
     assert photo_alone != both

@@ -5,8 +5,8 @@ import shutil
 import pytest
 from conftest import grow, photo, two_classes
 
+from ikebana.data import sources
 from ikebana.errors import PhotosError
-from ikebana.photos import intake
 
 
 def status(dataset):
@@ -15,21 +15,21 @@ def status(dataset):
 
 def test_a_file_beside_the_folder_that_holds_the_classes_is_no_class(tmp_path):
     files = {f"outer/inner/{name}": data for name, data in two_classes().items()}
-    dataset = intake.read(grow(tmp_path, files | {"outer/cover.jpg": photo(9), "outer/README.txt": b"x"}))
+    dataset = sources.read(grow(tmp_path, files | {"outer/cover.jpg": photo(9), "outer/README.txt": b"x"}))
     assert dataset.classes == ("a", "b")
     assert status(dataset)["outer/cover.jpg"] == status(dataset)["outer/README.txt"] == "lies outside any class folder"
 
 
 def test_an_empty_path_is_not_the_working_directory():
     with pytest.raises(PhotosError, match="empty path"):
-        intake.read("")
+        sources.read("")
 
 
 def test_rows_that_say_the_same_again_are_counted(tmp_path):
     grow(tmp_path, two_classes())
     lines = [f"{name},{name[0]}" for name in two_classes()]
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines, *lines[:3]]) + "\n")
-    dataset = intake.read(tmp_path / "t.csv")
+    dataset = sources.read(tmp_path / "t.csv")
     assert dataset.photos.height == len(lines)
     assert any(note.startswith("3 rows") for note in dataset.notes)
 
@@ -48,9 +48,9 @@ SPOILT = (
 @pytest.mark.parametrize("spoil", SPOILT)
 def test_photos_that_were_changed_after_unpacking_are_not_trusted(tmp_path, ikebana_cache, spoil):
     archive = shutil.make_archive(str(tmp_path / "photos"), "zip", grow(tmp_path / "in", two_classes()))
-    first = status(intake.read(archive))
+    first = status(sources.read(archive))
     (folder,) = ikebana_cache.rglob("photos")
     before = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.jpg")}
     spoil(folder / min(before))
-    assert status(intake.read(archive)) == first
+    assert status(sources.read(archive)) == first
     assert {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.jpg")} == before

@@ -12,12 +12,17 @@ import torch
 from conftest import stopped_after
 
 import ikebana
-from ikebana import paper, pipeline, places
-from ikebana import recipe as recipes
-from ikebana.learning import checkpoint, device, repeating
-from ikebana.learning.learner import Learner
-from ikebana.photos import intake
-from ikebana.run import Run
+from ikebana import recipes
+from ikebana.commands import fit as fit_command
+from ikebana.data import sources
+from ikebana.demo_data import paper_flowers
+from ikebana.learning import device
+from ikebana.learning.training import checkpoint
+from ikebana.learning.training.trainer import Learner
+from ikebana.recipe import Tuning, changed, recipe_to_json
+from ikebana.runs import reproducibility
+from ikebana.runs.run import Run
+from ikebana.system import files
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -60,7 +65,7 @@ def test_a_run_whose_recipe_was_changed_does_not_go_on_and_says_what_differs(sto
 def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
     holds = """if True:
         import sys, pathlib
-        from ikebana.places import alone
+        from ikebana.system.files import alone
         with alone(pathlib.Path(sys.argv[1])) as free:
             print(free, flush=True)
             input()"""
@@ -74,7 +79,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
         other.kill()  # its lock goes with it
     assert ikebana.resume(stopped).weights.read_bytes() == whole.weights.read_bytes()
     assert not list(stopped.glob(".*"))
-    assert not list(places.cache_folder().glob("locks/*"))
+    assert not list(files.cache_folder().glob("locks/*"))
 
 
 def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path):
@@ -91,15 +96,15 @@ def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path):
 
 def test_differences_reach_into_the_parts_of_a_recipe():
     good = recipes.named("good")
-    assert repeating.differences(good, good) == []
-    assert repeating.differences(good, recipes.changed(good, tuning=recipes.Tuning(0.5, 0.8, 0.1, 0.1, 0.99))) == [
+    assert reproducibility.differences(good, good) == []
+    assert reproducibility.differences(good, changed(good, tuning=Tuning(0.5, 0.8, 0.1, 0.1, 0.99))) == [
         "tuning's weight_decay was 0.02 and is 0.5"
     ]
 
 
 def test_photos_that_are_not_as_they_were_are_named(tmp_path, whole):
     folder = tmp_path / "photos"
-    paper.draw_collection(folder, photos_per_kind=8)
+    paper_flowers.draw_collection(folder, photos_per_kind=8)
     with stopped_after(0):
         ikebana.fit(folder, "baseline", run=tmp_path / "run", **SMALL)
     used = ikebana.open_run(tmp_path / "run").dataset.filter(status="used")["path"].to_list()
@@ -136,7 +141,7 @@ def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_mac
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "processor was an abacus" in done.stderr
-    assert ikebana.open_run(tmp_path / "run").recipe == recipes.changed(whole.recipe, epochs=1)
+    assert ikebana.open_run(tmp_path / "run").recipe == changed(whole.recipe, epochs=1)
     assert "same bits" in about["repeatable"]
 
 
@@ -170,7 +175,7 @@ def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(pho
 )
 def test_a_recipe_file_that_is_damaged_or_of_another_version_is_refused_in_words(text, words, tmp_path):
     if isinstance(text, dict):
-        text = json.dumps(recipes.to_json(recipes.named("quick")) | text)
+        text = json.dumps(recipe_to_json(recipes.named("quick")) | text)
     (tmp_path / "recipe.json").write_text(text, "utf-8")
     with pytest.raises(ikebana.RecipeError, match=words):
         recipes.sought(str(tmp_path / "recipe.json"))
@@ -281,7 +286,7 @@ def test_what_killed_processes_left_half_written_in_a_run_goes_when_it_goes_on(s
 
 def test_two_runs_do_not_end_up_in_one_folder(tmp_path):
     def late():
-        with places.filled(tmp_path / "run", shared=False):
+        with files.filled(tmp_path / "run", shared=False):
             (tmp_path / "run").mkdir()
             (tmp_path / "run" / "recipe.json").write_text("another's")
 
@@ -293,11 +298,11 @@ def test_two_runs_do_not_end_up_in_one_folder(tmp_path):
 def test_a_run_that_lies_among_the_photos_is_not_taken_for_photos(photos, whole, tmp_path):
     place = tmp_path / "photos"
     shutil.copytree(photos, place)
-    before = intake.read(place)
+    before = sources.read(place)
     shutil.copytree(whole.folder, place / "runs" / "one")
     shutil.copytree(whole.folder, place / "runs" / "another")
     shutil.copytree(whole.folder, place / before.classes[0] / "deeper")
-    after = intake.read(place)
+    after = sources.read(place)
     assert after.photos.equals(before.photos)
     assert after.classes == before.classes
     assert after.classes_without_photos == before.classes_without_photos == ()
@@ -305,14 +310,14 @@ def test_a_run_that_lies_among_the_photos_is_not_taken_for_photos(photos, whole,
 
 
 def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(stopped, whole, monkeypatch):
-    taken_in = pipeline._load_and_split
+    taken_in = fit_command._load_and_split
 
     def ended_meanwhile(*given):
         shutil.copy(whole.folder / "evaluation.json", stopped)
         return taken_in(*given)
 
-    monkeypatch.setattr(pipeline, "_load_and_split", ended_meanwhile)
-    monkeypatch.setattr(pipeline, "_train_and_score", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(fit_command, "_load_and_split", ended_meanwhile)
+    monkeypatch.setattr(fit_command, "_train_and_score", lambda *_: pytest.fail("it was trained again"))
     assert ikebana.resume(stopped).finished
 
 

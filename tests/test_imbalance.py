@@ -10,12 +10,12 @@ import torch
 from scipy.special import softmax
 from torch import nn
 
-from ikebana import recipe as recipes
-from ikebana.learning import device, inference
-from ikebana.learning.imbalance import log_shares
-from ikebana.learning.learner import Learner, phases
-from ikebana.photos.dataset import SCHEMA, USED, Dataset
-from ikebana.trust.calibration import calibrate
+from ikebana import recipes
+from ikebana.data.dataset import SCHEMA, USED, Dataset
+from ikebana.evaluation.calibration import calibrate
+from ikebana.learning import device, examples
+from ikebana.learning.training.class_priors import log_shares
+from ikebana.learning.training.trainer import Learner, phases
 
 
 def test_the_shares_of_all_classes_make_a_whole():
@@ -95,7 +95,7 @@ def test_confidence_and_choices_are_of_learned_classes_alone():
     }  # fmt: skip
     empty = {name: [None] * 400 for name in SCHEMA if name not in table}
     photos = pl.DataFrame({**table, **empty}, schema_overrides=SCHEMA).select(list(SCHEMA))
-    found = inference.parts(
+    found = examples.parts(
         Dataset("drawn", Path(), photos, tuple(f"class {each}" for each in range(4))),
         np.zeros((400, 8, 8, 3), np.uint8),
     )
@@ -107,7 +107,7 @@ def test_confidence_and_choices_are_of_learned_classes_alone():
     )
     logits[:, 3] = -30
     said = softmax(logits, axis=1)
-    given, labels, groups = inference.for_calibration(found, said)
+    given, labels, groups = examples.for_calibration(found, said)
     rest = np.flatnonzero(~validation.for_choices & (validation.labels != 3))
     np.testing.assert_allclose(given, said[rest][:, :3])
     assert (labels == validation.labels[rest]).all()

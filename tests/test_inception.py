@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from ikebana.errors import RecipeError
-from ikebana.learning import inception
+from ikebana.learning.models import inception
 
 os.environ["KERAS_BACKEND"], os.environ["KERAS_TORCH_DEVICE"] = "torch", "cpu"
 keras = pytest.importorskip("keras", reason="Keras is a development dependency: pip install 'ikebana[dev]'")

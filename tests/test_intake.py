@@ -16,15 +16,15 @@ from conftest import drawing, encoded, grow, photo, two_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ikebana.data import pixel_cache, sources
+from ikebana.data.dataset import SCHEMA, UNOPENED, USED
+from ikebana.data.folder import is_hidden
 from ikebana.errors import PhotosError
-from ikebana.photos import intake, kept
-from ikebana.photos.dataset import SCHEMA, UNOPENED, USED
-from ikebana.photos.folder import is_hidden
 
 
 def opened(source):
     """The dataset after every photo was opened, as `fit` sees it."""
-    return kept.opened(intake.read(source), 8, "squash")[0]
+    return pixel_cache.opened(sources.read(source), 8, "squash")[0]
 
 
 def labels(dataset):
@@ -43,7 +43,7 @@ def parts(dataset):
 
 def refusal(source, **choices):
     with pytest.raises(PhotosError) as refused:
-        intake.read(source, **choices)
+        sources.read(source, **choices)
     return refused.value
 
 
@@ -61,7 +61,7 @@ def tree_of(folder):
 
 
 def test_a_sub_folder_is_a_class(tmp_path):
-    dataset = intake.read(grow(tmp_path, two_classes()))
+    dataset = sources.read(grow(tmp_path, two_classes()))
     assert dataset.classes == ("a", "b")
     assert labels(dataset) == {f"{name}/{number}.jpg": name for name in "ab" for number in range(3)}
     assert dataset.photos.schema == pl.Schema(SCHEMA)
@@ -70,7 +70,7 @@ def test_a_sub_folder_is_a_class(tmp_path):
 
 def test_folders_within_a_class_belong_to_the_class(tmp_path):
     grow(tmp_path, {**two_classes(), "a/garden/may/9.jpg": photo(9)})
-    assert labels(intake.read(tmp_path))["a/garden/may/9.jpg"] == "a"
+    assert labels(sources.read(tmp_path))["a/garden/may/9.jpg"] == "a"
 
 
 PART_FOLDERS = [
@@ -84,7 +84,7 @@ PART_FOLDERS = [
 def test_given_parts_are_understood_in_every_spelling(tmp_path, names, wrapped):
     meant = {name: part for name, part in zip(names, ("train", "validation", "test"), strict=True) if name}
     grow(tmp_path, {f"{wrapped}{name}/{file}": data for name in meant for file, data in two_classes().items()})
-    dataset = intake.read(tmp_path)
+    dataset = sources.read(tmp_path)
     assert dataset.classes == ("a", "b")
     assert parts(dataset) == {f"{wrapped}{name}/{file}": part for name, part in meant.items() for file in two_classes()}
     assert bool(dataset.notes) == bool(wrapped)
@@ -99,21 +99,21 @@ def test_two_folders_for_one_part_are_refused(tmp_path):
 
 def test_a_class_may_be_called_train(tmp_path):
     grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in ("bus", "train", "tram") for number in range(2)})
-    dataset = intake.read(tmp_path)
+    dataset = sources.read(tmp_path)
     assert dataset.classes == ("bus", "train", "tram")
     assert set(parts(dataset).values()) == {None}
 
 
 def test_classes_called_train_and_test_with_folders_of_their_own_are_classes_beside_others(tmp_path):
     files = ("train/steam/1.jpg", "train/electric/2.jpg", "test/blood/3.jpg", "bus/red/4.jpg")
-    dataset = intake.read(grow(tmp_path, {name: photo(row) for row, name in enumerate(files)}))
+    dataset = sources.read(grow(tmp_path, {name: photo(row) for row, name in enumerate(files)}))
     assert dataset.classes == ("bus", "test", "train")
 
 
 def test_what_lies_beside_the_parts_is_set_aside_and_said(tmp_path):
     grow(tmp_path, {f"{part}/{file}": data for part in ("train", "test") for file, data in two_classes().items()})
     grow(tmp_path, {"models/old/graph.jpg": photo(50), "notes.txt": b"hello", "train/lost.jpg": photo(51)})
-    dataset = intake.read(tmp_path)
+    dataset = sources.read(tmp_path)
     assert dataset.classes == ("a", "b")
     assert status(dataset)["models/old/graph.jpg"] == "lies outside test, train"
     assert status(dataset)["notes.txt"] == status(dataset)["train/lost.jpg"] == "lies outside any class folder"
@@ -124,7 +124,7 @@ def test_what_lies_beside_the_parts_is_set_aside_and_said(tmp_path):
 def test_one_folder_around_the_classes_is_looked_through_even_with_a_readme_beside_it(tmp_path, depth):
     grow(tmp_path, {f"{depth}/{file}": data for file, data in two_classes().items()})
     grow(tmp_path, {"README.md": b"who made it", ".DS_Store": b"x"})
-    dataset = intake.read(tmp_path)
+    dataset = sources.read(tmp_path)
     assert dataset.classes == ("a", "b")
     assert dataset.root == tmp_path
     assert status(dataset)["README.md"] == "lies outside any class folder"
@@ -143,7 +143,7 @@ HIDDEN = [
 
 
 def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path):
-    dataset = intake.read(grow(tmp_path, {**two_classes(), **dict.fromkeys(HIDDEN, b"x")}))
+    dataset = sources.read(grow(tmp_path, {**two_classes(), **dict.fromkeys(HIDDEN, b"x")}))
     assert labels(dataset).keys() == two_classes().keys()
     assert dataset.photos.height == 6
     assert dataset.ignored == len(HIDDEN)
@@ -208,7 +208,7 @@ def test_links_are_followed_once_and_loops_are_named(tmp_path):
 def test_a_linked_class_never_takes_the_place_of_the_folder_it_leads_to(tmp_path):
     grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in ("rose", "tulip") for number in range(2)})
     (tmp_path / "also_rose").symlink_to(tmp_path / "rose")
-    dataset = intake.read(tmp_path)
+    dataset = sources.read(tmp_path)
     assert dataset.classes == ("rose", "tulip")
     assert "also_rose" in status(dataset)
 
@@ -237,9 +237,9 @@ def test_a_file_that_cannot_be_read_is_set_aside_with_the_systems_words(tmp_path
 
 
 def test_a_photo_that_goes_away_between_scan_and_opening_is_set_aside(tmp_path):
-    dataset = intake.read(grow(tmp_path, two_classes()))
+    dataset = sources.read(grow(tmp_path, two_classes()))
     (tmp_path / "a" / "0.jpg").unlink()
-    assert status(kept.opened(dataset, 8, "squash")[0])["a/0.jpg"].startswith("unreadable: No such file")
+    assert status(pixel_cache.opened(dataset, 8, "squash")[0])["a/0.jpg"].startswith("unreadable: No such file")
 
 
 def test_a_file_larger_than_any_photo_is_not_even_read(tmp_path):
@@ -254,13 +254,13 @@ def test_an_empty_file_and_an_empty_class_are_named(tmp_path):
     (tmp_path / "e").mkdir()
     dataset = opened(tmp_path)
     assert status(dataset)["a/empty.jpg"] == "empty file"
-    dataset = intake.with_classes(dataset, ())
+    dataset = sources.with_classes(dataset, ())
     assert dataset.classes == ("a", "b")
     assert dataset.classes_without_photos == ("c", "d", "e")
 
 
 def test_a_class_of_one_photo_is_a_class(tmp_path):
-    assert intake.read(grow(tmp_path, {"a/1.jpg": photo(1), "b/2.jpg": photo(2)})).classes == ("a", "b")
+    assert sources.read(grow(tmp_path, {"a/1.jpg": photo(1), "b/2.jpg": photo(2)})).classes == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -281,12 +281,12 @@ def test_a_folder_with_nothing_to_learn_is_refused_with_what_is_missing(tmp_path
 def test_when_no_photo_can_be_read_the_commonest_reason_is_told(tmp_path):
     dataset = opened(grow(tmp_path, {"a/1.jpg": b"text", "a/2.jpg": b"text", "b/1.jpg": b""}))
     with pytest.raises(PhotosError, match=r"2 of 3 paths were set aside \(not a photo: text\)"):
-        intake.with_classes(dataset, ())
+        sources.with_classes(dataset, ())
 
 
 def test_one_class_alone_is_refused_with_why_the_other_has_no_photos(tmp_path):
     with pytest.raises(PhotosError, match=r"only one class with photos: a: 1 of 2 .*not a photo: text"):
-        intake.with_classes(opened(grow(tmp_path, {"a/1.jpg": photo(0), "b/1.jpg": b"text"})), ())
+        sources.with_classes(opened(grow(tmp_path, {"a/1.jpg": photo(0), "b/1.jpg": b"text"})), ())
 
 
 def test_a_missing_folder_is_refused_with_the_name_that_was_meant(tmp_path):
@@ -300,7 +300,7 @@ def test_a_missing_folder_is_refused_with_the_name_that_was_meant(tmp_path):
 
 def test_the_order_of_the_classes_is_the_users_if_it_names_each_once(tmp_path):
     grow(tmp_path, two_classes())
-    assert intake.read(tmp_path, ("b", "a")).classes == ("b", "a")
+    assert sources.read(tmp_path, ("b", "a")).classes == ("b", "a")
     for wrong in (("b",), ("a", "b", "c"), ("a", "a", "b"), ("A", "b")):
         refused = refusal(tmp_path, class_order=wrong)
         assert "a, b" in refused.what
@@ -341,10 +341,10 @@ def test_in_any_tree_every_visible_file_has_exactly_one_row(tmp_path_factory, fi
     there = {place.relative_to(folder).as_posix() for place in folder.rglob("*") if place.is_file()}
     visible = sorted(name for name in there if not any(is_hidden(piece) for piece in name.split("/")))
     try:
-        dataset = intake.read(folder)
+        dataset = sources.read(folder)
     except PhotosError:
         return
-    dataset = kept.opened(dataset, 8, "squash")[0]
+    dataset = pixel_cache.opened(dataset, 8, "squash")[0]
     assert dataset.photos["path"].to_list() == visible
     assert dataset.used.height + dataset.set_aside.height == len(visible)
     assert all((folder / path).read_bytes() == contents[0] for path in dataset.used["path"])

@@ -16,11 +16,11 @@ import pytest
 from conftest import encoded, grow, noisy, photo, two_classes
 from polars.testing import assert_frame_equal
 
-from ikebana import places
+from ikebana.data import decoding, pixel_cache, sources
+from ikebana.data.dataset import USED
 from ikebana.errors import MachineError, UnreadablePhoto
-from ikebana.photos import intake, kept, pixels
-from ikebana.photos.dataset import USED
 from ikebana.recipe import Fit
+from ikebana.system import files as system_files
 
 SIDE = 16
 
@@ -32,7 +32,7 @@ def photos(tmp_path):
 
 
 def opened(folder, side: int = SIDE, fit: Fit = "squash"):
-    return kept.opened(intake.read(folder), side, fit)
+    return pixel_cache.opened(sources.read(folder), side, fit)
 
 
 def used_pixels(dataset, keep):
@@ -47,8 +47,8 @@ def assert_same(one, other):
 @pytest.fixture
 def decoded(monkeypatch):
     """How many photos were decoded, counted."""
-    count, decode = [], pixels.decode
-    monkeypatch.setattr(pixels, "decode", lambda *given: count.append(1) or decode(*given))
+    count, decode = [], decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda *given: count.append(1) or decode(*given))
     return count
 
 
@@ -73,7 +73,7 @@ def test_each_row_of_the_array_is_the_photo_of_that_row(photos):
             data = (photos / path).read_bytes()
             assert (sha256, size) == (hashlib.sha256(data).hexdigest(), len(data))
             if status == USED:
-                assert np.array_equal(keep.pixels[row], pixels.decode(data, SIDE, fit).pixels)
+                assert np.array_equal(keep.pixels[row], decoding.decode(data, SIDE, fit).pixels)
         assert dataset.used.height == 6
 
 
@@ -88,23 +88,23 @@ def test_nobody_can_write_into_kept_pixels(photos):
 
 
 def test_the_second_time_no_photo_is_opened(photos, decoded):
-    dataset = intake.read(photos)
-    assert not kept.place(dataset, SIDE, "squash").exists()
+    dataset = sources.read(photos)
+    assert not pixel_cache.place(dataset, SIDE, "squash").exists()
     first = opened(photos)
     assert len(decoded) == 8
-    assert kept.place(dataset, SIDE, "squash").exists()
+    assert pixel_cache.place(dataset, SIDE, "squash").exists()
     assert_same(opened(photos), first)
     assert len(decoded) == 8
 
 
 @pytest.mark.parametrize("reason", [OSError(errno.EIO, "Input/output error"), MemoryError()])
 def test_what_was_not_the_photos_fault_is_tried_again(photos, decoded, monkeypatch, reason):
-    whole, read = opened(photos), pixels.decode
-    kept.set_aside(whole[1].folder)
+    whole, read = opened(photos), decoding.decode
+    pixel_cache.set_aside(whole[1].folder)
     poor = (photos / "a/1.jpg").read_bytes()
 
     def fails(data, *given):
-        with pixels._in_plain_words(data):
+        with decoding._in_plain_words(data):
             if data == poor:
                 raise reason
             return read(data, *given)
@@ -112,11 +112,11 @@ def test_what_was_not_the_photos_fault_is_tried_again(photos, decoded, monkeypat
     def reads(file):
         if isinstance(reason, OSError) and file.name == "1.jpg" and file.parent.name == "a":
             raise reason
-        return pixels.read_bytes(file)
+        return decoding.read_bytes(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pixels, "decode", fails)
-        patch.setattr(kept, "read_bytes", reads)
+        patch.setattr(decoding, "decode", fails)
+        patch.setattr(pixel_cache, "read_bytes", reads)
         first = opened(photos)
         assert first[0].used.height == whole[0].used.height - 1
         before = len(decoded)
@@ -132,15 +132,17 @@ def test_photos_that_need_an_extra_are_read_once_it_is_there(photos, monkeypatch
     (photos / "b" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
 
     def lacking():
-        raise UnreadablePhoto(pixels.NO_HEIF)
+        raise UnreadablePhoto(decoding.NO_HEIF)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pixels, "_register_heif", lacking)
+        patch.setattr(decoding, "_register_heif", lacking)
         before = opened(photos)
-    assert pixels.NO_HEIF in before[0].photos["status"].to_list()
-    shown = pixels.decode((photos / "a/0.jpg").read_bytes(), SIDE, "squash", kept.SMALL)
-    decode = pixels.decode
-    monkeypatch.setattr(pixels, "decode", lambda data, *given: shown if data[4:8] == b"ftyp" else decode(data, *given))
+    assert decoding.NO_HEIF in before[0].photos["status"].to_list()
+    shown = decoding.decode((photos / "a/0.jpg").read_bytes(), SIDE, "squash", pixel_cache.SMALL)
+    decode = decoding.decode
+    monkeypatch.setattr(
+        decoding, "decode", lambda data, *given: shown if data[4:8] == b"ftyp" else decode(data, *given)
+    )
     after = opened(photos)
     assert after[0].used.height == before[0].used.height + 1
 
@@ -149,7 +151,7 @@ def test_another_side_fit_or_set_of_rules_is_another_array(photos, decoded, monk
     opened(photos)
     opened(photos, side=SIDE + 1)
     opened(photos, fit="crop")
-    monkeypatch.setattr(pixels, "RULES", pixels.RULES + 1)
+    monkeypatch.setattr(decoding, "RULES", decoding.RULES + 1)
     opened(photos)
     assert len(decoded) == 4 * 8
 
@@ -183,7 +185,7 @@ def test_a_changed_photo_makes_a_new_array(photos, decoded, change):
     dataset, keep = opened(photos)
     assert len(decoded) == 8 + dataset.photos.height
     if (photos / "a" / "0.jpg").exists():
-        assert np.array_equal(keep.pixels[0], pixels.decode((photos / "a" / "0.jpg").read_bytes(), SIDE).pixels)
+        assert np.array_equal(keep.pixels[0], decoding.decode((photos / "a" / "0.jpg").read_bytes(), SIDE).pixels)
 
 
 def flipped(file, place):
@@ -228,27 +230,27 @@ def test_a_damaged_array_is_noticed_and_made_again(photos, decoded, ikebana_cach
 def fresh(photos):
     """The used photos, decoded without any cache."""
     files = [photos / name for name in sorted(two_classes())]
-    return np.stack([pixels.decode(file.read_bytes(), SIDE).pixels for file in files])
+    return np.stack([decoding.decode(file.read_bytes(), SIDE).pixels for file in files])
 
 
 def test_a_disk_that_does_not_keep_what_is_written_is_an_error_and_no_endless_loop(photos, monkeypatch, decoded):
-    monkeypatch.setattr(kept, "_whole", lambda index, *arrays: False)
+    monkeypatch.setattr(pixel_cache, "_whole", lambda index, *arrays: False)
     with pytest.raises(MachineError, match="not on the disk as they were written"):
         opened(photos)
-    assert len(decoded) == 8 * kept.ATTEMPTS
+    assert len(decoded) == 8 * pixel_cache.ATTEMPTS
 
 
 def test_the_arrays_take_the_room_that_was_announced(photos, ikebana_cache):
-    dataset = intake.read(photos)
+    dataset = sources.read(photos)
     opened(photos)
     files = array_file(ikebana_cache), array_file(ikebana_cache).with_name("small.npy")
-    assert 0 < sum(file.stat().st_size for file in files) - kept.size_on_disk(dataset, SIDE) <= 2 * 128
+    assert 0 < sum(file.stat().st_size for file in files) - pixel_cache.size_on_disk(dataset, SIDE) <= 2 * 128
 
 
 def test_a_full_disk_is_refused_before_a_photo_is_opened_with_the_numbers(photos, monkeypatch, decoded):
     usage = shutil.disk_usage(photos)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=1_500_000_000))
-    monkeypatch.setattr(kept, "size_on_disk", lambda dataset, side: 2_700_000_000)
+    monkeypatch.setattr(pixel_cache, "size_on_disk", lambda dataset, side: 2_700_000_000)
     with pytest.raises(MachineError, match=r"2\.7 GB are needed on the disk and 1\.5 GB are free"):
         opened(photos)
     assert not decoded
@@ -259,14 +261,14 @@ def test_a_full_disk_is_refused_before_a_photo_is_opened_with_the_numbers(photos
 OPEN = """
 import hashlib, sys, time
 from pathlib import Path
-from ikebana.photos import intake, kept, pixels
-dataset = intake.read(sys.argv[1])
-decode = pixels.decode
-pixels.decode = lambda *given: time.sleep(float(sys.argv[3])) or decode(*given)
+from ikebana.data import decoding, pixel_cache, sources
+dataset = sources.read(sys.argv[1])
+decode = decoding.decode
+decoding.decode = lambda *given: time.sleep(float(sys.argv[3])) or decode(*given)
 print("ready", flush=True)
 while not Path(sys.argv[2]).exists():
     time.sleep(0.005)
-dataset, keep = kept.opened(dataset, 16, "squash")
+dataset, keep = pixel_cache.opened(dataset, 16, "squash")
 print(hashlib.sha256(keep.pixels.tobytes()).hexdigest(), dataset.used.height)
 """
 
@@ -328,7 +330,7 @@ def test_what_a_living_process_fills_is_left_alone(photos, tmp_path, ikebana_cac
     (half,) = ikebana_cache.glob("pixels/.*.partial")
     running.send_signal(signal.SIGSTOP)
     try:
-        places.sweep(ikebana_cache / "pixels")
+        system_files.sweep(ikebana_cache / "pixels")
         assert (half / "pixels.npy").exists()
     finally:
         running.send_signal(signal.SIGCONT)
@@ -348,7 +350,7 @@ def test_an_interruption_from_within_a_photo_leaves_nothing(photos, monkeypatch,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pixels, "decode", interrupted)
+        patch.setattr(decoding, "decode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             opened(photos)
     assert list((ikebana_cache / "pixels").iterdir()) == []
@@ -370,4 +372,4 @@ def test_an_index_says_nothing_that_the_photos_do_not(photos, ikebana_cache):
     dataset, _ = opened(photos)
     index = pl.read_parquet(index_file(ikebana_cache))
     assert index["path"].to_list() == dataset.photos["path"].to_list()
-    assert index.schema == pl.Schema(kept.OPENED)
+    assert index.schema == pl.Schema(pixel_cache.OPENED)

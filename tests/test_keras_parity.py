@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana import recipe as recipes
-from ikebana.learning import augmentation, device, networks, optimisers
-from ikebana.learning.learner import Learner, phases
+from ikebana import recipes
+from ikebana.learning import augmentation, device
+from ikebana.learning.models import networks
+from ikebana.learning.training import optimisers
+from ikebana.learning.training.trainer import Learner, phases
 
 os.environ["KERAS_BACKEND"], os.environ["KERAS_TORCH_DEVICE"] = "torch", "cpu"
 keras = pytest.importorskip("keras", reason="Keras is a development dependency: pip install 'ikebana[dev]'")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ikebana.trust import labels as trust
+from ikebana.auditing import label_errors as trust
 
 CLASSES, EACH, WIDTH = 4, 60, 24
 

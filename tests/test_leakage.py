@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_split import LABELS, SEEDS, dataset
 
-from ikebana.photos import split
+from ikebana.data import split
+from ikebana.evaluation import leakage
+from ikebana.evaluation.metrics import evaluate, from_json
 from ikebana.recipe import Recipe
-from ikebana.trust import leakage
-from ikebana.trust.evaluation import evaluate, from_json
 
 
 @given(labels=LABELS, seed=SEEDS, kind=st.sampled_from(["stratified", "shuffle"]), data=st.data())

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana import recipe as recipes
-from ikebana.learning import device, inference, lean, networks
+from ikebana import recipes
+from ikebana.learning import device, examples
+from ikebana.learning.fast import fused_inference
+from ikebana.learning.models import networks
 
 EXACT = device.Setting("cpu", "float32", 2, "as it comes")
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
@@ -23,7 +25,7 @@ class Float(nn.Module):
 
 def photos(count=4, side=64):
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
-    return inference.unlabelled(pixels, np.arange(count))
+    return examples.unlabelled(pixels, np.arange(count))
 
 
 def with_lively_norms(network):
@@ -44,7 +46,7 @@ def network(request):
 
 
 def activations(network):
-    return [each.activation for each in network.modules() if isinstance(each, lean.Fused)]
+    return [each.activation for each in network.modules() if isinstance(each, fused_inference.Fused)]
 
 
 @torch.inference_mode()
@@ -54,7 +56,7 @@ def said(network, shown, setting=EXACT):
         return network(pixels).float()
 
 
-@pytest.mark.parametrize("made", [lean.folded, lean.fused])
+@pytest.mark.parametrize("made", [fused_inference.folded, fused_inference.fused])
 def test_a_lean_network_says_the_same(made, network):
     shown = photos()
     found = made(network, shown)
@@ -66,7 +68,7 @@ def test_a_lean_network_says_the_same(made, network):
 def test_in_half_precision_it_is_no_further_from_the_truth_than_torch_itself(network):
     shown, half = photos(), replace(EXACT, number_format="bfloat16")
     truth = said(network, shown)
-    fused, plain = (said(made(network, shown), shown, half) for made in (lean.fused, lean.folded))
+    fused, plain = (said(made(network, shown), shown, half) for made in (fused_inference.fused, fused_inference.folded))
     assert (fused - truth).abs().mean() < 1.5 * (plain - truth).abs().mean() + 1e-6
 
 
@@ -78,13 +80,13 @@ def test_in_half_precision_it_is_no_further_from_the_truth_than_torch_itself(net
 def test_activations_are_computed_with_their_convolutions(name, activation):
     timm = pytest.importorskip("timm")
     network = nn.Sequential(Float(), timm.create_model(name, num_classes=0)).eval()
-    assert activation in activations(lean.fused(network, photos()))
+    assert activation in activations(fused_inference.fused(network, photos()))
 
 
 def test_the_original_is_left_as_it_was():
     network = networks.build(recipes.named("baseline", side=64), 3).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    lean.fused(network, photos())
+    fused_inference.fused(network, photos())
     assert not activations(network)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -115,6 +117,6 @@ class ActivationFirst(nn.Module):
 
 def test_a_network_that_is_not_what_its_order_says_is_left_as_it_is():
     crooked = nn.Sequential(Float(), NormFirst()).eval()
-    assert lean.folded(crooked, photos()) is crooked
+    assert fused_inference.folded(crooked, photos()) is crooked
     crooked = nn.Sequential(Float(), ActivationFirst()).eval()
-    assert not activations(lean.fused(crooked, photos()))
+    assert not activations(fused_inference.fused(crooked, photos()))

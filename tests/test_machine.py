@@ -14,10 +14,13 @@ from conftest import failing_after, grow, two_classes
 from torch import nn
 
 import ikebana
-from ikebana import machine
-from ikebana import recipe as recipes
+from ikebana import recipes
 from ikebana.errors import MachineError
-from ikebana.learning import backbones, device, forecast, networks, out_of_fold, probe, training
+from ikebana.learning import device, estimate
+from ikebana.learning.features import depth_probe, out_of_fold
+from ikebana.learning.models import backbones, networks
+from ikebana.learning.training import loop
+from ikebana.system import resources
 
 # Python tells an audit hook of every file that is opened: those of photos are named.
 WATCHED = """
@@ -59,7 +62,9 @@ def small_group(size):
     own = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
     for line in own:
         _, kinds, path = line.split(":", 2)
-        top, limit = (machine.GROUPS / "memory", "memory.limit_in_bytes") if kinds else (machine.GROUPS, "memory.max")
+        top, limit = (
+            (resources.GROUPS / "memory", "memory.limit_in_bytes") if kinds else (resources.GROUPS, "memory.max")
+        )
         group = top / path.lstrip("/") / f"ikebana-test-{os.getpid()}"
         try:
             group.mkdir()
@@ -127,59 +132,59 @@ def test_memory_that_the_container_has_not_is_refused_before_any_photo_is_opened
 
 
 def test_what_is_needed_on_one_disk_is_added_up(tmp_path):
-    free = machine.free_space(tmp_path)
+    free = resources.free_space(tmp_path)
     cache, run = tmp_path / "cache", tmp_path / "run" / "deep"
-    machine.need_disk({cache: 0.4 * free, run: 0.1 * free})
+    resources.need_disk({cache: 0.4 * free, run: 0.1 * free})
     with pytest.raises(MachineError, match="are needed on the disk") as refusal:
-        machine.need_disk({cache: 0.7 * free, run: 0.7 * free})
+        resources.need_disk({cache: 0.7 * free, run: 0.7 * free})
     assert str(cache) in str(refusal.value)
     assert str(run) in str(refusal.value)
 
 
 def test_a_process_may_hold_what_it_holds_already():
-    left = machine.free_memory()
+    left = resources.free_memory()
     if left is None:
         pytest.skip("this system does not tell")
-    machine.need_memory(1, "nothing")
+    resources.need_memory(1, "nothing")
     with pytest.raises(MachineError, match="left"):
-        machine.need_memory(100 * left, "less")
+        resources.need_memory(100 * left, "less")
 
 
 def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch):
     recipe = networks.settled(recipes.named("quick"))
     built = networks.members(networks.build(recipe, 5))
     here, there = (device.Setting(name, "float32", 2, "") for name in ("cpu", "cuda"))
-    assert forecast._memory(100, 5, recipe, built, there) < forecast._memory(100, 5, recipe, built, here)
-    needed = forecast.AT_LEAST * forecast._of_a_step(recipe.batch, recipe, built, there)
+    assert estimate._memory(100, 5, recipe, built, there) < estimate._memory(100, 5, recipe, built, here)
+    needed = estimate.AT_LEAST * estimate._of_a_step(recipe.batch, recipe, built, there)
     monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) + 1)
-    assert forecast._fitting(built, recipe, 5, there) == built
+    assert estimate._fitting(built, recipe, 5, there) == built
     monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) - 1)
     with pytest.raises(MachineError, match="of the GPU's memory are needed"):
-        forecast._fitting(built, recipe, 5, there)
+        estimate._fitting(built, recipe, 5, there)
 
 
 def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
     recipe = networks.settled(recipes.named("good"))
     here, there = (device.Setting(name, "float32", 2, "") for name in ("cpu", "cuda"))
-    step = int(forecast._of_a_step(recipe.batch, recipe, networks.members(networks.build(recipe, 5)), there))
+    step = int(estimate._of_a_step(recipe.batch, recipe, networks.members(networks.build(recipe, 5)), there))
     monkeypatch.setattr(device, "free_on_gpu", lambda: step + 1000)
-    assert forecast.left_on_gpu(recipe, 5, there) == 1000
-    assert forecast.left_on_gpu(recipe, 5, here) == 0
+    assert estimate.left_on_gpu(recipe, 5, there) == 1000
+    assert estimate.left_on_gpu(recipe, 5, here) == 0
     monkeypatch.setattr(device, "free_on_gpu", lambda: step // 2)
-    assert forecast.left_on_gpu(recipe, 5, there) == 0
+    assert estimate.left_on_gpu(recipe, 5, there) == 0
 
 
 def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are_made(monkeypatch):
     made = []
     monkeypatch.setattr(networks.nn, "Linear", lambda *sizes: made.append(sizes))
-    monkeypatch.setattr(machine, "free_memory", lambda: machine.held() + 4 * 10**9)
+    monkeypatch.setattr(resources, "free_memory", lambda: resources.held() + 4 * 10**9)
     with pytest.raises(MachineError, match="smaller --side"):
         networks.build(recipes.named("baseline", side=2048), 5)  # 128 x 126 x 126 x 512 weights
     assert not made
 
 
 def test_so_is_one_of_timms(monkeypatch):
-    monkeypatch.setattr(machine, "free_memory", lambda: machine.held() + 300 * MEGABYTE)
+    monkeypatch.setattr(resources, "free_memory", lambda: resources.held() + 300 * MEGABYTE)
     monkeypatch.setattr(nn.Module, "to", lambda *_, **__: pytest.fail("the network was made"))
     with pytest.raises(MachineError, match="smaller --network"):
         networks.build(networks.settled(recipes.named("quick", network="vit_base_patch16_224")), 5)  # 343 MB of weights
@@ -217,18 +222,18 @@ def test_so_are_a_processors_real_words():
 def told_of_memory():
     """Within this block memory must run out, and be said to."""
     words = r"memory ran out[\s\S]*smaller --side.* or --batch"
-    with pytest.raises(MachineError, match=words), forecast.within_memory(recipes.named("good")):
+    with pytest.raises(MachineError, match=words), estimate.within_memory(recipes.named("good")):
         yield
 
 
 def test_other_failures_of_a_step_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shape"), forecast.within_memory(recipes.named("good")):
+    with pytest.raises(RuntimeError, match="shape"), estimate.within_memory(recipes.named("good")):
         torch.zeros(2).view(3)
 
 
 def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, capsys):
     choices = {"side": 46, "epochs": 1, "batch": 16, "precision": "float32"}
-    after_the_trial = 1 + training.TRIAL_STEPS
+    after_the_trial = 1 + loop.TRIAL_STEPS
     full = failing_after(after_the_trial, torch.OutOfMemoryError("CUDA out of memory."))
     with full, pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
         ikebana.fit(drawn(8), "baseline", run=tmp_path / "run", **choices)
@@ -250,7 +255,7 @@ def test_so_does_advice_and_an_audit_goes_on_without_what_needs_the_memory(drawn
     monkeypatch.setattr(out_of_fold, "seen", running_out)
     assert ikebana.audit(drawn(30)).dataset.used.height
     assert "were not looked at: memory ran out: CUDA out of memory" in capsys.readouterr().err
-    monkeypatch.setattr(probe, "seen", running_out)
+    monkeypatch.setattr(depth_probe, "seen", running_out)
     with pytest.raises(MachineError, match="memory ran out"):
         ikebana.audit(drawn(30), advise=True)
 
@@ -258,8 +263,8 @@ def test_so_does_advice_and_an_audit_goes_on_without_what_needs_the_memory(drawn
 def test_a_batch_is_no_larger_than_there_are_photos():
     recipe = recipes.named("baseline", side=46, batch=10**7)
     with pytest.raises(MachineError):
-        forecast.prepared(recipe, 2)
-    assert forecast.prepared(recipe, 2, photos=16).number_format
+        estimate.prepared(recipe, 2)
+    assert estimate.prepared(recipe, 2, photos=16).number_format
 
 
 def test_a_disk_that_is_not_there_is_said_to_be_not_there(tmp_path):
@@ -268,4 +273,4 @@ def test_a_disk_that_is_not_there_is_said_to_be_not_there(tmp_path):
             return False
 
     with pytest.raises(MachineError, match="no such disk"):
-        machine.free_space(Unplugged(tmp_path))
+        resources.free_space(Unplugged(tmp_path))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from ikebana.errors import ModelError
-from ikebana.shipping import classifier, model_file
+from ikebana.inference import classifier, model_file
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana.choices import Tuning
-from ikebana.learning import optimisers
-from ikebana.learning.optimisers import AdamW, Group
+from ikebana.learning.training import optimisers
+from ikebana.learning.training.optimisers import AdamW, Group
+from ikebana.recipe import Tuning
 
 STEADY = Tuning(weight_decay=0.05, layer_decay=1.0, warm_up=0.0, label_smoothing=0.0, averaging=0.9)
 

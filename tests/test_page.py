@@ -13,9 +13,10 @@ from PIL import Image
 from serving import BLUE, GREY, RED, Colours, running
 
 from ikebana.errors import ModelError
-from ikebana.shipping import pages, web
+from ikebana.exporting import web
+from ikebana.inference import page_files
 
-PAGE = Path(pages.__file__).with_name("page")
+PAGE = Path(page_files.__file__).with_name("page")
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +285,6 @@ def test_a_folder_that_is_taken_is_refused_and_left_alone(paper_run, tmp_path):
 
 
 def test_every_file_that_the_page_needs_is_in_the_package(served):
-    named = {"index.html", "docs.html", *pages.COMMON, *pages.SERVED, *pages.ALONE}
+    named = {"index.html", "docs.html", *page_files.COMMON, *page_files.SERVED, *page_files.ALONE}
     assert {each.name for each in PAGE.iterdir()} == named
     assert httpx.get(f"{served.url}/engine-browser.js").status_code == 404

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat
 
-from ikebana.paper import KINDS, Planted, draw, draw_collection, draw_new
+from ikebana.demo_data.paper_flowers import KINDS, Planted, draw, draw_collection, draw_new
 
 SMALL = (80, 60)
 

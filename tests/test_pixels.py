@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from ikebana.photos import pixels
+from ikebana.data import decoding
 
 ORIENTATION = 0x0112  # the EXIF tag
 HOW_IT_LIES = {  # EXIF orientation -> what was done to the upright picture; TIFF 6.0, tag Orientation
@@ -47,7 +47,7 @@ def test_however_the_camera_was_held_the_picture_is_upright(kind, options, numbe
     exif = Image.Exif()
     exif[ORIENTATION] = number
     # pillow_heif turns the container's picture only if the block comes as bytes
-    photo = pixels.decode(encoded(lying, kind, exif=exif.tobytes() if kind == "HEIF" else exif, **options), 32)
+    photo = decoding.decode(encoded(lying, kind, exif=exif.tobytes() if kind == "HEIF" else exif, **options), 32)
     expected = levels(upright.resize((32, 32), Image.Resampling.BILINEAR))
     assert (photo.width, photo.height) == (96, 64)
     assert away(photo.pixels.astype(int), expected) <= (0 if (kind, options) in LOSSLESS else 2)
@@ -58,7 +58,7 @@ def test_however_the_camera_was_held_the_picture_is_upright(kind, options, numbe
 @example(block=b"II*\0\xff\xff\xff\xff")
 @settings(max_examples=40)
 def test_a_damaged_exif_block_never_costs_the_picture(block):
-    assert pixels.decode(encoded(drawing(), exif=b"Exif\0\0" + block), 16).pixels.std() > 10
+    assert decoding.decode(encoded(drawing(), exif=b"Exif\0\0" + block), 16).pixels.std() > 10
 
 
 # Colour
@@ -144,10 +144,10 @@ def test_a_colour_profile_on_a_grey_or_cmyk_picture_is_passed_over():
 
 
 def test_transforms_of_many_profiles_do_not_pile_up():
-    for number in range(pixels.TRANSFORMS + 10):
+    for number in range(decoding.TRANSFORMS + 10):
         profile = icc_profile(SRGB_TO_XYZ[:, [1, 0, 2]], name=f"profile {number}")
-        pixels.decode(encoded(drawing(8), "PNG", icc_profile=profile), 8)
-    assert len(pixels._transforms.kept) <= pixels.TRANSFORMS
+        decoding.decode(encoded(drawing(8), "PNG", icc_profile=profile), 8)
+    assert len(decoding._transforms.kept) <= decoding.TRANSFORMS
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG"])

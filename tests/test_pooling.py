@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ikebana.learning import pooling
+from ikebana.learning.fast import pooling
 
 SHAPES = [(3, 8, 6, 6), (5, 16, 7, 9), (2, 4, 2, 3), (1, 1, 5, 2)]  # odd rows and columns are left out
 

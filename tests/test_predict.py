@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ikebana
-from ikebana import prediction
+from ikebana.commands import predict as predict_command
+from ikebana.data import unlabelled
 from ikebana.errors import MachineError, ModelError, PhotosError, RecipeError, RunError
-from ikebana.photos import loose
-from ikebana.shipping import classifier, sorting, table
-from ikebana.shipping.table import Table
+from ikebana.inference import classifier, prediction_table, sorting
+from ikebana.inference.prediction_table import Table
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def photos(good_photos, tmp_path):
 
 
 def predicted(model, photos, out, **choices):
-    prediction.command(model, [str(photos)], out=out, **choices)
+    predict_command.command(model, [str(photos)], out=out, **choices)
     return {
         ".csv": partial(pl.read_csv, infer_schema_length=None),
         ".parquet": pl.read_parquet,
@@ -115,7 +115,7 @@ def test_names_with_commas_quotes_and_line_breaks_stay_what_they_are(paper_model
 @pytest.mark.parametrize("name", ["said.txt", "said", "said.csv.gz"])
 def test_a_table_of_another_kind_is_refused_before_any_work(name, tmp_path):
     with pytest.raises(RecipeError, match="not the name of a table"):
-        prediction.command("no-model.onnx", ["no-photo.jpg"], out=tmp_path / name)
+        predict_command.command("no-model.onnx", ["no-photo.jpg"], out=tmp_path / name)
 
 
 # --- going on ---
@@ -177,10 +177,10 @@ def test_what_could_not_be_used_is_tried_again(paper_model, photos, tmp_path, en
     first.write_bytes(whole[:200])
     out = tmp_path / f"said.{ending}"
     with pytest.raises(PhotosError):
-        prediction.command(paper_model, [str(first)], None, out)
+        predict_command.command(paper_model, [str(first)], None, out)
     assert not out.exists()
     first.write_bytes(whole)
-    prediction.command(paper_model, [str(first), str(second)], None, out)
+    predict_command.command(paper_model, [str(first), str(second)], None, out)
     read = {"csv": pl.read_csv, "jsonl": pl.read_ndjson, "parquet": pl.read_parquet}[ending]
     said = read(out)
     assert said["path"].to_list() == [str(first), str(second)]
@@ -189,7 +189,7 @@ def test_what_could_not_be_used_is_tried_again(paper_model, photos, tmp_path, en
 
 def test_a_name_that_no_file_can_have_is_said_of_and_the_others_are_sorted(paper_model, photos, tmp_path):
     lines = iter([f"{photos}/01.jpg\n", "n" * 300 + "\n"])
-    prediction.command(paper_model, [], lines, tmp_path / "said.csv", tmp_path / "sorted")
+    predict_command.command(paper_model, [], lines, tmp_path / "said.csv", tmp_path / "sorted")
     assert len(list((tmp_path / "sorted").rglob("*.jpg"))) == 1
 
 
@@ -258,7 +258,9 @@ def test_links_lead_to_the_photos_and_members_of_archives_are_copied(paper_model
     archive = shutil.make_archive(str(tmp_path / "more"), "zip", photos)
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr("../outside.jpg", b"stays packed")
-    prediction.command(paper_model, [str(photos), archive], out=tmp_path / "x.csv", sort_into=tmp_path / "s", link=True)
+    predict_command.command(
+        paper_model, [str(photos), archive], out=tmp_path / "x.csv", sort_into=tmp_path / "s", link=True
+    )
     placed = list((tmp_path / "s").rglob("*.jpg"))
     links = [each for each in placed if each.is_symlink()]
     assert {each.resolve() for each in links} == {each.resolve() for each in photos.iterdir()}
@@ -269,7 +271,7 @@ def test_links_lead_to_the_photos_and_members_of_archives_are_copied(paper_model
 def test_photos_that_are_not_sure_have_a_folder_of_their_own(paper_model, photos, tmp_path):
     unsure = ikebana.load(paper_model)
     object.__setattr__(unsure, "threshold", 1.0)
-    prediction.command(unsure, [str(photos)], out=tmp_path / "said.csv", sort_into=tmp_path / "sorted")
+    predict_command.command(unsure, [str(photos)], out=tmp_path / "said.csv", sort_into=tmp_path / "sorted")
     assert {each.name: len(list(each.iterdir())) for each in (tmp_path / "sorted").iterdir()} == {
         "not sure": 38,
         "unusable": 2,
@@ -284,7 +286,7 @@ def test_that_no_photo_can_be_not_sure_is_said_each_time(paper_model, good_photo
     model = ikebana.load(paper_model)
     object.__setattr__(model, "threshold", threshold)
     ikebana.predict(model, good_photos)
-    prediction.command(model, [str(good_photos[0])])
+    predict_command.command(model, [str(good_photos[0])])
     assert capsys.readouterr().err.count('no threshold for "not sure"') == (2 if threshold is None else 0)
 
 
@@ -302,7 +304,7 @@ def test_whatever_a_class_is_called_its_folder_lies_below_the_place_and_is_its_o
 
 def test_paths_on_standard_input_may_be_gone_and_the_rest_goes_on(paper_model, photos, tmp_path):
     lines = iter([f"{photos}/01.jpg\n", f"{tmp_path}/gone.jpg\n", "\n", f"{photos}/02.jpg"])
-    prediction.command(paper_model, [], lines, tmp_path / "said.csv")
+    predict_command.command(paper_model, [], lines, tmp_path / "said.csv")
     said = pl.read_csv(tmp_path / "said.csv", infer_schema_length=None)
     assert said["status"].to_list() == ["used", "there is no such file", "used"]
 
@@ -313,9 +315,9 @@ def test_folders_are_read_as_photos_are_asked_for(tmp_path, monkeypatch):
         (tmp_path / name / "1.jpg").touch()
     (tmp_path / "0.jpg").touch()
     opened = []
-    real = loose.folder._listed
-    monkeypatch.setattr(loose.folder, "_listed", lambda *given: opened.append(given[1]) or real(*given))
-    found = loose.search(tmp_path)
+    real = unlabelled.folder._listed
+    monkeypatch.setattr(unlabelled.folder, "_listed", lambda *given: opened.append(given[1]) or real(*given))
+    found = unlabelled.search(tmp_path)
     opened.clear()
     paths = iter(found)
     assert next(paths).path == f"{tmp_path}/0.jpg"
@@ -341,7 +343,7 @@ def test_a_model_of_a_name_that_no_file_can_have_is_refused(name, tmp_path):
 
 def test_a_name_that_is_too_long_is_one_row_and_the_photos_after_it_are_predicted(paper_model, good_photos, tmp_path):
     lines = iter([f"{'n' * 300}\n", f"{good_photos[0]}\n"])
-    prediction.command(paper_model, [], lines, out=tmp_path / "out.csv")
+    predict_command.command(paper_model, [], lines, out=tmp_path / "out.csv")
     rows = pl.read_csv(tmp_path / "out.csv").to_dicts()
     assert [row["path"] for row in rows] == ["n" * 300, str(good_photos[0])]
     assert "too long" in rows[0]["status"]
@@ -351,7 +353,7 @@ def test_a_name_that_is_too_long_is_one_row_and_the_photos_after_it_are_predicte
 def test_if_nothing_can_be_used_that_is_an_error_and_there_is_no_table(paper_model, tmp_path):
     (tmp_path / "a.jpg").write_text("no photo")
     with pytest.raises(PhotosError, match="none of 1 paths"):
-        prediction.command(paper_model, [str(tmp_path / "a.jpg")], out=tmp_path / "said.csv")
+        predict_command.command(paper_model, [str(tmp_path / "a.jpg")], out=tmp_path / "said.csv")
     assert not (tmp_path / "said.csv").exists()
 
 
@@ -372,7 +374,7 @@ def test_a_flag_that_is_misspelt_is_wrong_usage_and_no_photo():
 
 def test_probabilities_survive_the_table_to_the_last_digit_that_is_kept():
     said = ikebana.Prediction("a.jpg", "x", 1 / 3, {"x": 1 / 3, "y": 2 / 3})
-    row = table.values(said, ("x", "y"))
+    row = prediction_table.values(said, ("x", "y"))
     assert row == ["a.jpg", "x", 0.333333, "used", 0.333333, 0.666667]
-    assert table.as_text(row) == ["a.jpg", "x", "0.333333", "used", "0.333333", "0.666667"]
+    assert prediction_table.as_text(row) == ["a.jpg", "x", "0.333333", "used", "0.333333", "0.666667"]
     assert np.isclose(sum(row[4:]), 1)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ikebana import progress
+from ikebana.system import progress
 
 
 def work():

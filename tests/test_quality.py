@@ -5,7 +5,8 @@ import pytest
 from conftest import noisy
 from PIL import Image, ImageEnhance, ImageFilter
 
-from ikebana.photos import intake, kept, quality
+from ikebana.auditing import image_quality
+from ikebana.data import pixel_cache, sources
 
 SIDE = 96
 
@@ -19,12 +20,12 @@ def collection(folder, spoilt=None, photos=30, size=(160, 120)):
         file = folder / "ab"[place % 2] / f"{place}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         picture.save(file)
-    dataset, keep = kept.opened(intake.read(folder), SIDE, "squash")
-    return intake.with_classes(dataset, ()), keep.pixels
+    dataset, keep = pixel_cache.opened(sources.read(folder), SIDE, "squash")
+    return sources.with_classes(dataset, ()), keep.pixels
 
 
 def named(folder, spoilt=None, **shape):
-    return [(each.kind, each.paths) for each in quality.findings(*collection(folder, spoilt, **shape))]
+    return [(each.kind, each.paths) for each in image_quality.findings(*collection(folder, spoilt, **shape))]
 
 
 def blur(radius):
@@ -58,7 +59,7 @@ def test_each_spoilt_photo_is_found_by_its_name(kind, spoilt, tmp_path):
 
 def blurred_by(*radii):
     photos = np.stack([np.asarray(noisy(120, 120).filter(ImageFilter.GaussianBlur(radius))) for radius in radii])
-    return quality.measured(photos, np.arange(len(photos))).sharpness
+    return image_quality.measured(photos, np.arange(len(photos))).sharpness
 
 
 def test_a_photo_that_was_enlarged_is_not_called_blurred_for_that(tmp_path):
@@ -75,13 +76,13 @@ def test_more_blur_is_less_sharp():
 
 
 def test_a_photo_of_which_blur_left_hardly_anything_is_still_blurred():
-    assert (blurred_by(4, 8, 16, 32) < quality.BLURRED).all()
+    assert (blurred_by(4, 8, 16, 32) < image_quality.BLURRED).all()
 
 
 def test_less_light_and_less_contrast_are_not_less_sharp():
     picture = noisy(120, 120)
     photos = np.stack([np.asarray(light(factor)(picture)) for factor in (1.0, 0.7, 0.4)])
-    sharpness = quality.measured(photos, np.arange(len(photos))).sharpness
+    sharpness = image_quality.measured(photos, np.arange(len(photos))).sharpness
     np.testing.assert_allclose(sharpness, sharpness[0], rtol=0.2)
 
 
@@ -90,8 +91,8 @@ def test_where_all_photos_are_soft_none_is_called_blurred(tmp_path):
         file = tmp_path / "ab"[place % 2] / f"{place}.png"
         file.parent.mkdir(exist_ok=True)
         noisy(160, 120, seed=place).filter(ImageFilter.GaussianBlur(4 + place / 10)).save(file)
-    dataset, keep = kept.opened(intake.read(tmp_path), SIDE, "squash")
-    found = quality.findings(intake.with_classes(dataset, ()), keep.pixels)
+    dataset, keep = pixel_cache.opened(sources.read(tmp_path), SIDE, "squash")
+    found = image_quality.findings(sources.with_classes(dataset, ()), keep.pixels)
     assert [each for each in found if each.kind == "blurred"] == []
 
 

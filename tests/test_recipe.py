@@ -1,5 +1,6 @@
 """Choices: the named recipes, what is refused, and the way to JSON and back."""
 
+import dataclasses
 import json
 from dataclasses import replace
 from functools import partial
@@ -8,16 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ikebana import recipe
+from ikebana import recipes
 from ikebana.errors import RecipeError
+from ikebana.recipe import (
+    LARGEST_SEED,
+    RECORDS,
+    Augmentation,
+    Recipe,
+    Transfer,
+    Tuning,
+    recipe_from_json,
+    recipe_to_json,
+)
 
-TUNING = recipe.Tuning(weight_decay=0.02, layer_decay=0.8, warm_up=0.1, label_smoothing=0.1, averaging=0.99)
+TUNING = Tuning(weight_decay=0.02, layer_decay=0.8, warm_up=0.1, label_smoothing=0.1, averaging=0.99)
 
 
-@pytest.mark.parametrize("name", recipe.RECIPES)
+@pytest.mark.parametrize("name", recipes.RECIPES)
 def test_a_recipe_comes_back_from_json_as_it_was(name):
-    made = recipe.named(name, class_order=("b", "a"), parts=(0.5, 0.25, 0.25))
-    assert recipe.from_json(json.loads(json.dumps(recipe.to_json(made)))) == made
+    made = recipes.named(name, class_order=("b", "a"), parts=(0.5, 0.25, 0.25))
+    assert recipe_from_json(json.loads(json.dumps(recipe_to_json(made)))) == made
 
 
 @pytest.mark.parametrize(
@@ -32,50 +43,50 @@ def test_a_recipe_comes_back_from_json_as_it_was(name):
 )  # fmt: skip
 def test_what_cannot_be_carried_out_is_refused_and_named(choice, value):
     with pytest.raises(RecipeError, match=choice.replace("_", " ").split(" ")[0]):
-        recipe.named("baseline", **{choice: value})
+        recipes.named("baseline", **{choice: value})
 
 
 def test_weights_are_refused_by_a_recipe_that_begins_with_none():
     with pytest.raises(RecipeError, match="begins with none"):
-        recipe.named("baseline", network="resnet18", weights="mine.pth")
+        recipes.named("baseline", network="resnet18", weights="mine.pth")
 
 
 def test_a_recipe_for_pretrained_networks_refuses_one_that_is_not():
     with pytest.raises(RecipeError, match="baseline"):
-        recipe.named("quick", network="tutorial")
+        recipes.named("quick", network="tutorial")
 
 
 def test_unknown_recipes_and_choices_are_refused_with_those_that_exist():
     with pytest.raises(RecipeError) as refusal:
-        recipe.named("best-ever")
+        recipes.named("best-ever")
     assert "baseline" in str(refusal.value)
     with pytest.raises(RecipeError) as refusal:
-        recipe.named("baseline", epoch=3)
+        recipes.named("baseline", epoch=3)
     assert "epochs" in str(refusal.value)
 
 
 @given(st.dictionaries(st.text(max_size=8), st.integers() | st.text(max_size=8) | st.none(), max_size=5))
 def test_a_damaged_recipe_file_is_refused_in_words(values):
     with pytest.raises(RecipeError):
-        recipe.from_json(values)
+        recipe_from_json(values)
 
 
 def test_every_choice_explains_itself_for_the_command_line():
-    explained = [each for each in recipe.fields(recipe.Recipe) if each.name not in {"name", *recipe.RECORDS}]
+    explained = [each for each in dataclasses.fields(Recipe) if each.name not in {"name", *RECORDS}]
     assert all(each.metadata["explanation"] for each in explained)
 
 
 @pytest.mark.parametrize("shift", [[0.2], [0.2, 0.2, 0.2], [], 0.2])
 def test_a_list_of_another_length_than_the_choice_is_refused(shift):
-    values = json.loads(json.dumps(recipe.to_json(recipe.named("augmented"))))
+    values = json.loads(json.dumps(recipe_to_json(recipes.named("augmented"))))
     assert len(values["augmentation"]["shift"]) == 2
     values["augmentation"]["shift"] = shift
     with pytest.raises(RecipeError, match="shift"):
-        recipe.from_json(values)
+        recipe_from_json(values)
 
 
 def test_no_network_of_a_recipe_has_a_seed_that_a_library_refuses():
-    members = recipe.named("best", seed=recipe.LARGEST_SEED).members
+    members = recipes.named("best", seed=LARGEST_SEED).members
     assert len({each.seed for each in members}) == len(members) == 2
 
 
@@ -86,48 +97,48 @@ def test_a_list_on_the_command_line_may_hold_names_with_commas_in_quotes():
     assert cli._parse_options(given) == {"class_order": ("tulip", "rose, wild", "daisy"), "parts": (0.5, 0.25, 0.25)}
     for wrong in ("a,b", ""):
         with pytest.raises(RecipeError, match="parts"):
-            recipe.named("quick", **cli._parse_options(cli.Choices(parts=wrong)))
+            recipes.named("quick", **cli._parse_options(cli.Choices(parts=wrong)))
 
 
 @pytest.mark.parametrize("choice", [{"epochs": 3}, {"batch": 5}, {"learning_rate": 0.1}, {"dropout": 0.3}])
 def test_what_a_head_that_is_found_at_once_would_not_heed_is_refused(choice):
     with pytest.raises(RecipeError, match="would change nothing"):
-        recipe.sought("quick", **choice)
-    assert recipe.sought("augmented", **choice) != recipe.sought("augmented")
+        recipes.sought("quick", **choice)
+    assert recipes.sought("augmented", **choice) != recipes.sought("augmented")
 
 
 def test_choices_of_another_network_are_refused():
     for name in ("good", "frozen"):
         with pytest.raises(RecipeError, match="dropout is of the tutorial"):
-            recipe.sought(name, dropout=0.3)
+            recipes.sought(name, dropout=0.3)
     for name, network in (("baseline", "tutorial"), ("good", "resnet18")):
         with pytest.raises(RecipeError, match="cut short"):
-            recipe.named(name, network=network, until="mixed8")
-    together = recipe.named("good", network="keras_inception_v3+resnet18", until="mixed8")
+            recipes.named(name, network=network, until="mixed8")
+    together = recipes.named("good", network="keras_inception_v3+resnet18", until="mixed8")
     with pytest.raises(RecipeError, match="cut short"):
         _ = together.members
-    assert recipe.named("good", network="keras_inception_v3", until="mixed8").until == "mixed8"
+    assert recipes.named("good", network="keras_inception_v3", until="mixed8").until == "mixed8"
 
 
 @pytest.mark.parametrize(
     ("record", "values", "named"),
     [
-        (recipe.Transfer, {"logistic": True, "hidden": 16}, "hidden layer"),
-        (recipe.Transfer, {"kept": True, "trained": "all"}, "only where the head alone learns"),
-        (recipe.Transfer, {"kept": True, "trained": "tail"}, "only where the head alone learns"),
-        (recipe.Transfer, {"trained": "Tail"}, "trained is 'Tail'"),
-        (recipe.Transfer, {"hidden": -1}, "hidden is -1; it must be at least 0"),
-        (recipe.Transfer, {"head_epochs": -1}, "head epochs is -1"),
-        (recipe.Transfer, {"head_epochs": 5}, "in 5 epochs of the head it learns nothing"),
-        (recipe.Transfer, {"dropout": 1.0}, "dropout"),
-        (recipe.Transfer, {"hidden_dropout": -0.1}, "hidden dropout"),
-        (recipe.Augmentation, {"area": 0.0}, "area"),
-        (recipe.Augmentation, {"zoom": 1.5}, "zoom"),
-        (recipe.Augmentation, {"light": float("nan")}, "light"),
+        (Transfer, {"logistic": True, "hidden": 16}, "hidden layer"),
+        (Transfer, {"kept": True, "trained": "all"}, "only where the head alone learns"),
+        (Transfer, {"kept": True, "trained": "tail"}, "only where the head alone learns"),
+        (Transfer, {"trained": "Tail"}, "trained is 'Tail'"),
+        (Transfer, {"hidden": -1}, "hidden is -1; it must be at least 0"),
+        (Transfer, {"head_epochs": -1}, "head epochs is -1"),
+        (Transfer, {"head_epochs": 5}, "in 5 epochs of the head it learns nothing"),
+        (Transfer, {"dropout": 1.0}, "dropout"),
+        (Transfer, {"hidden_dropout": -0.1}, "hidden dropout"),
+        (Augmentation, {"area": 0.0}, "area"),
+        (Augmentation, {"zoom": 1.5}, "zoom"),
+        (Augmentation, {"light": float("nan")}, "light"),
         (partial(replace, TUNING), {"label_smoothing": 5.0}, "label smoothing"),
         (partial(replace, TUNING), {"layer_decay": 0.0}, "layer decay"),
         (partial(replace, TUNING), {"averaging": 1.0}, "averaging"),
-        (partial(replace, recipe.GOOD), {"transfer": recipe.Transfer(kept=True)}, "leave augmentation out"),
+        (partial(replace, recipes.GOOD), {"transfer": Transfer(kept=True)}, "leave augmentation out"),
     ],
 )
 def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(record, values, named):
@@ -150,10 +161,10 @@ def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(reco
 def test_a_choice_of_another_kind_is_refused_before_anything_is_made_of_it(choices):
     (name,) = choices
     with pytest.raises(RecipeError, match=f"{name} cannot be"):
-        recipe.named("quick", **choices)
+        recipes.named("quick", **choices)
     with pytest.raises(RecipeError, match=f"{name} cannot be"):
-        recipe.Recipe(name="mine", **choices)
+        Recipe(name="mine", **choices)
 
 
 def test_a_file_of_weights_may_be_a_path(tmp_path):
-    assert recipe.named("quick", weights=tmp_path / "mine.safetensors").weights == str(tmp_path / "mine.safetensors")
+    assert recipes.named("quick", weights=tmp_path / "mine.safetensors").weights == str(tmp_path / "mine.safetensors")

@@ -10,8 +10,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ikebana.photos import pixels
-from ikebana.shipping import resize
+from ikebana.data import decoding
+from ikebana.exporting import resize_graph
 
 ROWS_FIRST = (
     int(PIL.__version__.split(".")[0]) >= 13
@@ -21,7 +21,9 @@ SIDES = (16, 45, 96)
 
 @functools.cache
 def session(side, fit):
-    return onnxruntime.InferenceSession(resize.front(side, fit).SerializeToString(), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        resize_graph.front(side, fit).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
 
 
 def by_graph(photos, side, fit):
@@ -44,7 +46,7 @@ lengths = st.integers(1, 400)
 def test_the_graphs_squares_are_pillows_to_the_bit(height, width, side, fit):
     assume(ROWS_FIRST or not (height > side and height - side > 2 * (width - side)))
     photo = noise(height, width)
-    expected = pixels.of_picture(Image.fromarray(photo), side, fit).pixels
+    expected = decoding.of_picture(Image.fromarray(photo), side, fit).pixels
     assert np.array_equal(by_graph(photo[None], side, fit)[0], expected)
 
 
@@ -52,7 +54,7 @@ def test_the_graphs_squares_are_pillows_to_the_bit(height, width, side, fit):
 @pytest.mark.parametrize("shape", [(1500, 2000), (2400, 900)])
 def test_so_are_those_of_a_cameras_photos(fit, shape):
     photo = noise(*shape)
-    expected = pixels.of_picture(Image.fromarray(photo), 96, fit).pixels
+    expected = decoding.of_picture(Image.fromarray(photo), 96, fit).pixels
     assert np.array_equal(by_graph(photo[None], 96, fit)[0], expected)
 
 
@@ -77,7 +79,7 @@ def test_photos_of_one_call_do_not_touch_one_another():
 def test_openvino_gives_the_very_same_squares(fit):
     openvino = pytest.importorskip("openvino")
     precise = {"INFERENCE_PRECISION_HINT": "f32"}
-    graph = openvino.Core().read_model(resize.front(45, fit).SerializeToString())
+    graph = openvino.Core().read_model(resize_graph.front(45, fit).SerializeToString())
     model = openvino.Core().compile_model(graph, "CPU", precise)
     for shape in ((45, 45), (300, 200), (900, 200), (20, 90), (700, 900)):
         photo = noise(*shape)[None]

@@ -14,8 +14,10 @@ import pytest
 from conftest import stopped_after
 
 import ikebana
-from ikebana import paper, recipe
-from ikebana.learning import training
+from ikebana import recipes
+from ikebana.demo_data import paper_flowers
+from ikebana.learning.training import loop
+from ikebana.recipe import recipe_from_json
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -53,7 +55,7 @@ def test_a_run_leaves_what_the_contract_promises(run, photos):
         "weights.safetensors", "predictions.parquet", "calibration.json", "classification_report.txt", "evaluation.json",
         "figures", "thumbnails",
     }  # fmt: skip
-    assert recipe.from_json(run.read_json("recipe.json")) == recipe.named("baseline", **SMALL)
+    assert recipe_from_json(run.read_json("recipe.json")) == recipes.named("baseline", **SMALL)
     assert Path(run.source["photos"]) == photos
     assert [each["epoch"] for each in run.epochs] == [1, 2, 3]
     assert set(run.epochs[0]) == {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
@@ -125,8 +127,8 @@ def test_resuming_a_finished_run_changes_nothing(run):
 
 def test_a_run_does_not_go_on_with_other_photos(tmp_path, monkeypatch):
     folder = tmp_path / "photos"
-    paper.draw_collection(folder, photos_per_kind=6)
-    monkeypatch.setattr(training, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    paper_flowers.draw_collection(folder, photos_per_kind=6)
+    monkeypatch.setattr(loop, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         ikebana.fit(folder, "baseline", run=tmp_path / "run", **SMALL)
     monkeypatch.undo()

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ikebana.learning import inference
-from ikebana.learning.rows import Rows
+from ikebana.learning import examples
+from ikebana.learning.features.feature_rows import Rows
 
 
 @pytest.fixture
@@ -39,17 +39,17 @@ def test_a_batch_is_the_same_whether_its_pixels_lie_on_the_device_or_come_from_t
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 4, 4, 3), np.uint8)
     np.save(tmp_path / "pixels.npy", pixels)
     mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
-    held = inference.on_device(mapped, "cpu", room=10 * mapped.nbytes)
+    held = examples.on_device(mapped, "cpu", room=10 * mapped.nbytes)
     assert held is not None
     rows = np.array([7, 2999, 0, 1024, 1500])
-    streamed = inference.Photos(mapped, rows, rows % 3, rows > 9, rows)
-    there = inference.Photos(mapped, rows, rows % 3, rows > 9, rows, held)
-    for photos in ((streamed, there), *((inference.joined(each, each) for each in (streamed, there)),)):
+    streamed = examples.Photos(mapped, rows, rows % 3, rows > 9, rows)
+    there = examples.Photos(mapped, rows, rows % 3, rows > 9, rows, held)
+    for photos in ((streamed, there), *((examples.joined(each, each) for each in (streamed, there)),)):
         one, other = (each.batch(np.array([4, 0, 2]), "cpu") for each in photos)
         assert all((a == b).all() and a.shape == b.shape for a, b in zip(one, other, strict=True))
 
 
 def test_pixels_that_would_fill_the_device_stay_in_their_file():
     pixels = np.zeros((10, 4, 4, 3), np.uint8)
-    assert inference.on_device(pixels, "cpu", room=pixels.nbytes) is None
-    assert inference.on_device(pixels, "cpu", room=0) is None
+    assert examples.on_device(pixels, "cpu", room=pixels.nbytes) is None
+    assert examples.on_device(pixels, "cpu", room=0) is None

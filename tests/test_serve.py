@@ -10,7 +10,7 @@ from conftest import encoded, noisy
 from serving import BLUE, GREY, RED, refused, running
 
 from ikebana.errors import MachineError, RecipeError
-from ikebana.shipping import listening, server
+from ikebana.serving import connections, server
 
 TEXT = b"this is no photo, but a text"
 
@@ -165,7 +165,7 @@ def test_a_token_that_no_header_can_hold_is_refused_at_the_start(token, paper_mo
 
 def test_a_port_that_is_taken_is_refused_with_advice(served):
     with pytest.raises(MachineError, match="cannot listen") as refusal:
-        listening.bound("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
+        connections.bound("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
     assert "--port" in (refusal.value.advice or "")
 
 
@@ -178,7 +178,7 @@ def test_a_port_that_is_taken_is_refused_with_advice(served):
 )  # fmt: skip
 def test_where_the_server_cannot_listen_is_told_from_why(host, port, words, advice):
     with pytest.raises(MachineError, match=words) as refusal:
-        listening.bound(host, port)
+        connections.bound(host, port)
     assert advice in (refusal.value.advice or "")
     assert "bind" not in str(refusal.value)
 

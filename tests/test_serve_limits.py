@@ -15,7 +15,7 @@ import pytest
 from serving import BLUE, GREY, RED, answer, coloured, refused, running
 
 from ikebana.errors import RecipeError
-from ikebana.shipping.limits import Limits
+from ikebana.serving.limits import Limits
 
 
 @pytest.fixture(scope="module")

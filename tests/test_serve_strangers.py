@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from serving import RED, answer, refused, running
 
-from ikebana.shipping import listening, server
+from ikebana.serving import connections, server
 
 NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -71,7 +71,7 @@ def test_a_server_that_others_reach_may_have_any_name(served):
     [("127.0.0.1", None, True), ("localhost", None, True), ("127.0.0.1", "secret", False), ("0.0.0.0", None, False)],
 )
 def test_names_matter_at_a_loopback_address_without_a_token(host, token, guarded, paper_model, monkeypatch):
-    monkeypatch.setattr(listening, "run", lambda app, desk, limits, listener: listener.close() or built.append(app))
+    monkeypatch.setattr(connections, "run", lambda app, desk, limits, listener: listener.close() or built.append(app))
     built = []
     server.serve(paper_model, host, 0, token=token)
     assert (built[0].allowed_hosts is not None) == guarded
@@ -79,9 +79,9 @@ def test_names_matter_at_a_loopback_address_without_a_token(host, token, guarded
 
 
 def test_the_name_that_the_server_was_given_is_one_of_its_own():
-    listener = listening.bound("localhost", 0)
+    listener = connections.bound("localhost", 0)
     try:
-        assert "my-machine" in (listening.names(listener, "My-Machine") or ())
+        assert "my-machine" in (connections.names(listener, "My-Machine") or ())
     finally:
         listener.close()
 

@@ -5,9 +5,9 @@ import pytest
 from conftest import encoded, grow, noisy
 from PIL import ImageOps
 
+from ikebana.auditing import file_facts, shortcuts
+from ikebana.data import decoding, pixel_cache, sources
 from ikebana.errors import UnreadablePhoto
-from ikebana.photos import facts, intake, kept, pixels
-from ikebana.trust import shortcut
 
 EACH = 40
 
@@ -20,11 +20,11 @@ def judged(folder, made):
         for number in range(EACH):
             size = (int(dice.integers(100, 160)), int(dice.integers(100, 160)))
             files[f"{name}/{number}"] = made(name, noisy(*size, seed=1000 * place + number))
-    dataset, keep = kept.opened(intake.read(grow(folder / "photos", files)), 96, "crop")
-    dataset = intake.with_classes(dataset, ())
+    dataset, keep = pixel_cache.opened(sources.read(grow(folder / "photos", files)), 96, "crop")
+    dataset = sources.with_classes(dataset, ())
     labels = np.array([dataset.classes.index(name) for name in dataset.used["label"]])
     assert dataset.used.height == 2 * EACH
-    return shortcut.judge(facts.of(dataset, keep.pixels), labels, np.arange(len(labels)))
+    return shortcuts.judge(file_facts.of(dataset, keep.pixels), labels, np.arange(len(labels)))
 
 
 def jpeg(picture):
@@ -36,11 +36,11 @@ def bordered(picture):
 
 
 def test_photos_made_alike_have_no_shortcut(tmp_path):
-    assert shortcut.shortcuts(judged(tmp_path, lambda _, picture: jpeg(picture))) == []
+    assert shortcuts.shortcuts(judged(tmp_path, lambda _, picture: jpeg(picture))) == []
 
 
 def test_a_border_around_every_photo_is_none_either(tmp_path):
-    assert shortcut.shortcuts(judged(tmp_path, lambda _, picture: jpeg(bordered(picture)))) == []
+    assert shortcuts.shortcuts(judged(tmp_path, lambda _, picture: jpeg(bordered(picture)))) == []
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_border_around_every_photo_is_none_either(tmp_path):
     ],
 )
 def test_what_only_one_class_has_is_found_and_named(fact, made, tmp_path):
-    found = shortcut.shortcuts(judged(tmp_path, made))
+    found = shortcuts.shortcuts(judged(tmp_path, made))
     assert {each.label for each in found} == {0, 1}
     assert all(each.area > 0.97 for each in found)
     # A format changes more than its own fact: whatever is named must tell the classes on its own.
@@ -66,7 +66,7 @@ def test_what_only_one_class_has_is_found_and_named(fact, made, tmp_path):
 
 
 def test_classes_of_too_few_photos_are_not_judged():
-    told = shortcut.judge({"size": np.arange(8.0)[:, None]}, np.repeat([0, 1], 4), np.arange(8))
+    told = shortcuts.judge({"size": np.arange(8.0)[:, None]}, np.repeat([0, 1], 4), np.arange(8))
     assert told.classes == ()
 
 
@@ -76,14 +76,14 @@ def test_copies_of_one_photo_prove_nothing():
     labels = np.repeat([0, 1], 40)
     sizes = np.where(labels == 0, 500.0, dice.integers(1, 400, 80))[:, None]
     groups = np.where(labels == 0, 0, np.arange(80))
-    assert shortcut.judge({"size": sizes}, labels, groups).classes == ()
-    assert shortcut.shortcuts(shortcut.judge({"size": sizes}, labels, np.arange(80)))
+    assert shortcuts.judge({"size": sizes}, labels, groups).classes == ()
+    assert shortcuts.shortcuts(shortcuts.judge({"size": sizes}, labels, np.arange(80)))
 
 
 def test_labels_by_chance_have_no_shortcut():
     dice = np.random.default_rng(1)
-    told = shortcut.judge({"size": dice.normal(0, 1, (400, 3))}, dice.integers(0, 4, 400), np.arange(400))
-    assert shortcut.shortcuts(told) == []
+    told = shortcuts.judge({"size": dice.normal(0, 1, (400, 3))}, dice.integers(0, 4, 400), np.arange(400))
+    assert shortcuts.shortcuts(told) == []
     assert all(0.35 < each.area < 0.65 for each in told.classes)
 
 
@@ -92,7 +92,7 @@ def test_few_photos_have_hardly_ever_a_shortcut_by_chance(classes, each):
     labels, found = np.repeat(np.arange(classes), each), 0
     for seed in range(20):
         facts = {"size": np.random.default_rng(seed).normal(0, 1, (len(labels), 3))}
-        found += bool(shortcut.shortcuts(shortcut.judge(facts, labels, np.arange(len(labels)))))
+        found += bool(shortcuts.shortcuts(shortcuts.judge(facts, labels, np.arange(len(labels)))))
     assert found <= 1
 
 
@@ -100,12 +100,12 @@ def test_few_photos_have_hardly_ever_a_shortcut_by_chance(classes, each):
 def test_a_header_tells_the_kind_of_file(kind, tmp_path):
     file = tmp_path / "photo"
     file.write_bytes(encoded(noisy(30, 20), kind))
-    assert pixels.header(file).kind == kind
-    assert (pixels.header(file).compression > 0) == (kind == "JPEG")
+    assert decoding.header(file).kind == kind
+    assert (decoding.header(file).compression > 0) == (kind == "JPEG")
 
 
 def test_a_header_of_no_photo_is_refused_in_plain_words(tmp_path):
     file = tmp_path / "photo.jpg"
     file.write_bytes(b"words " * 40)
     with pytest.raises(UnreadablePhoto):
-        pixels.header(file)
+        decoding.header(file)

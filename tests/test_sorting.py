@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ikebana.shipping import prediction, sorting
-from ikebana.shipping.sorting import Sorter
+from ikebana.inference import prediction, sorting
+from ikebana.inference.sorting import Sorter
 
 CLASSES = ["花" * 100, "b"]
 

@@ -10,10 +10,11 @@ from conftest import encoded, grow, noisy, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ikebana.data import pixel_cache, sources, split
+from ikebana.data.dataset import PARTS, SCHEMA, USED, Dataset
 from ikebana.errors import PhotosError
-from ikebana.photos import intake, kept, split
-from ikebana.photos.dataset import PARTS, SCHEMA, USED, Dataset
-from ikebana.recipe import TUTORIAL_CLASS_ORDER, Recipe
+from ikebana.recipe import Recipe
+from ikebana.recipes import TUTORIAL_CLASS_ORDER
 
 SHARES = st.sampled_from(
     [(0.6, 0.2, 0.2), (0.8, 0.1, 0.1), (0.5, 0.0, 0.5), (0.7, 0.15, 0.15), (0.34, 0.33, 0.33), (0.9, 0.0, 0.1)]
@@ -173,7 +174,9 @@ def test_a_photo_under_two_labels_stays_under_both_and_in_one_part(tmp_path, see
     names = [f"{name}/{number}.png" for name in "ab" for number in range(9)]
     files = {name: encoded(noisy(8, 8, row), "PNG") for row, name in enumerate(names)}
     files["b/as a 3.png"] = files["a/3.png"]
-    found = split.split(kept.opened(intake.read(grow(tmp_path, files)), 8, "squash")[0], Recipe(split_seed=seed))
+    found = split.split(
+        pixel_cache.opened(sources.read(grow(tmp_path, files)), 8, "squash")[0], Recipe(split_seed=seed)
+    )
     assert found.used.height == 19
     twins = found.used.filter(pl.col("path").is_in(["a/3.png", "b/as a 3.png"]))
     assert twins["label"].to_list() == ["a", "b"]
@@ -192,7 +195,7 @@ def test_every_class_has_a_photo_to_learn_from_however_groups_lie_across_classes
 def test_a_photo_that_was_set_aside_has_no_part(tmp_path):
     grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in "ab" for number in range(5)})
     grow(tmp_path, {"a/broken.jpg": b"x", "b/empty.jpg": b""})
-    found = split.split(kept.opened(intake.read(tmp_path), 8, "squash")[0], Recipe())
+    found = split.split(pixel_cache.opened(sources.read(tmp_path), 8, "squash")[0], Recipe())
     assert found.set_aside["split"].to_list() == [None, None]
     assert found.used["split"].null_count() == 0
 
@@ -205,7 +208,9 @@ def test_the_order_in_which_photos_are_found_or_listed_is_irrelevant(tmp_path):
         for seed in range(4):
             random.Random(seed).shuffle(names)
             (tmp_path / "table.csv").write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
-            dealt = split.split(kept.opened(intake.read(tmp_path / "table.csv"), 8, "squash")[0], Recipe(split=kind))
+            dealt = split.split(
+                pixel_cache.opened(sources.read(tmp_path / "table.csv"), 8, "squash")[0], Recipe(split=kind)
+            )
             found.add(tuple(dealt.used.select("path", "split").iter_rows()))
         assert len(found) == 1
 
@@ -231,8 +236,8 @@ def test_the_shuffle_is_the_tutorials(counts, seed, data):
 
 
 def test_the_flowers_are_split_as_in_the_tutorial(flowers):
-    found = intake.read(flowers, TUTORIAL_CLASS_ORDER)
-    opened = intake.with_classes(kept.opened(found, 32, "squash")[0], TUTORIAL_CLASS_ORDER)
+    found = sources.read(flowers, TUTORIAL_CLASS_ORDER)
+    opened = sources.with_classes(pixel_cache.opened(found, 32, "squash")[0], TUTORIAL_CLASS_ORDER)
     dealt = split.split(opened, Recipe(split="shuffle", class_order=TUTORIAL_CLASS_ORDER, side=32))
     assert Counter(parts(dealt)) == {"train": 2590, "validation": 863, "test": 864}
     tested = {name: counts["test"] for name, counts in dealt.counts().items()}
@@ -306,7 +311,7 @@ def in_folders(sizes, parts=("",)):
 
 
 def read(folder):
-    return kept.opened(intake.read(folder), 8, "squash")[0]
+    return pixel_cache.opened(sources.read(folder), 8, "squash")[0]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -336,15 +341,15 @@ def test_photos_beside_the_folders_of_a_class_are_groups_of_their_own(tmp_path):
 
 
 def test_the_same_folder_names_in_given_parts_are_different_groups_and_no_leak(tmp_path):
-    from ikebana.photos import audit
+    from ikebana.auditing import dataset_checks
 
     found = split.split(read(grow(tmp_path, in_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe())
     assert found.photos["group"].n_unique() == 20
-    assert not [each for each in audit.findings(found) if each.kind == "leak"]
+    assert not [each for each in dataset_checks.findings(found) if each.kind == "leak"]
 
 
 def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
-    from ikebana.photos import audit
+    from ikebana.auditing import dataset_checks
 
     names = [f"{row}.jpg" for row in range(12)]
     grow(tmp_path, {name: photo(row) for row, name in enumerate(names)})
@@ -352,7 +357,9 @@ def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
     rows[3] = "3.jpg,b,train,g8"
     (tmp_path / "table.csv").write_text("\n".join(["path,label,split,group", *rows]))
     (leak,) = [
-        each for each in audit.findings(split.split(read(tmp_path / "table.csv"), Recipe())) if each.kind == "leak"
+        each
+        for each in dataset_checks.findings(split.split(read(tmp_path / "table.csv"), Recipe()))
+        if each.kind == "leak"
     ]
     assert set(leak.paths) == {"3.jpg", "8.jpg", "9.jpg", "10.jpg", "11.jpg"}
     assert "g8" in leak.evidence

@@ -26,7 +26,8 @@ def test_asking_for_help_loads_neither_torch_nor_numpy():
 
 
 @pytest.mark.parametrize(
-    "room", ["photos.intake", "photos.kept", "trust.evaluation", "report.draw", "run", "shipping.server"]
+    "room",
+    ["data.sources", "data.pixel_cache", "evaluation.metrics", "reports.run_figures", "runs.run", "serving.server"],
 )
 def test_photos_trust_report_and_runs_do_without_torch(room):
     assert "torch" not in loaded_by(f"import ikebana.{room}")

@@ -11,18 +11,20 @@ import pytest
 import torch
 from test_training import RECIPE, SETTING, TUNED, same, striped
 
-from ikebana import recipe as recipes
-from ikebana.learning import networks, stopping, training
-from ikebana.learning.learner import Learner
+from ikebana import recipes
+from ikebana.learning.models import networks
+from ikebana.learning.training import interrupts, loop
+from ikebana.learning.training.trainer import Learner
+from ikebana.recipe import Augmentation, Transfer, changed
 
 AUGMENTED = recipes.named("augmented", side=46, batch=16, epochs=2, learning_rate=1e-3)  # with dropout
-LIT = recipes.changed(TUNED, epochs=2, augmentation=recipes.Augmentation(rotation=10, area=0.5, light=0.2))
-TWO_PHASES = recipes.changed(
+LIT = changed(TUNED, epochs=2, augmentation=Augmentation(rotation=10, area=0.5, light=0.2))
+TWO_PHASES = changed(
     LIT,
     network="resnet10t",
     side=64,
     epochs=1,
-    transfer=recipes.Transfer(
+    transfer=Transfer(
         dropout=0.2, hidden=8, trained="tail", tail_from="layer4.0", head_epochs=1, head_learning_rate=1e-3
     ),
 )
@@ -32,7 +34,7 @@ ALL = pytest.mark.parametrize("recipe", [AUGMENTED, LIT, TWO_PHASES], ids=["augm
 def trained(recipe, file=None):
     network = networks.build(recipe, 2)
     photos, held_out = striped(72, side=recipe.side), striped(24, seed=1, side=recipe.side)  # 4.5 batches
-    epochs = list(training.train(network, recipe, photos, held_out, SETTING, file))
+    epochs = list(loop.train(network, recipe, photos, held_out, SETTING, file))
     return network, [(each.epoch, each.train_loss, each.train_accuracy, each.val_loss) for each in epochs]
 
 
@@ -64,16 +66,16 @@ def test_a_training_stopped_again_and_again_within_its_epochs_ends_as_one_that_n
 
 @ALL
 def test_what_is_kept_from_time_to_time_is_a_place_to_go_on_from(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "EVERY", 0.0)
-    monkeypatch.setattr(training, "SHARE", float("inf"))
-    real = training.Log.save
+    monkeypatch.setattr(loop, "EVERY", 0.0)
+    monkeypatch.setattr(loop, "SHARE", float("inf"))
+    real = loop.Log.save
 
     def copied(log, learner, within=None):
         real(log, learner, within)
         if within is not None and log.file == tmp_path / "whole":
             shutil.copy(log.file, tmp_path / f"{within.number}-{within.seen}")
 
-    monkeypatch.setattr(training.Log, "save", copied)
+    monkeypatch.setattr(loop.Log, "save", copied)
     whole, all_epochs = trained(recipe, tmp_path / "whole")
     names = {each.name for each in tmp_path.iterdir()} - {"whole"}
     assert names == {f"{epoch}-{seen}" for epoch in (1, 2) for seen in (16, 32, 48, 64, 72)}
@@ -87,7 +89,7 @@ def test_a_step_that_was_begun_is_made_whole_before_the_signal_ends_the_training
     interrupted_in_step(monkeypatch, {2})
     with pytest.raises(KeyboardInterrupt):
         trained(RECIPE, tmp_path / "checkpoint")
-    saved = training.checkpoint.load(tmp_path / "checkpoint")
+    saved = loop.checkpoint.load(tmp_path / "checkpoint")
     assert int(saved.tensors["pass.seen"]) == 32
 
 
@@ -98,7 +100,7 @@ def test_ctrl_c_while_the_validation_photos_are_looked_at_loses_no_step(tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "logits_of", stopped)
+        patch.setattr(loop, "logits_of", stopped)
         with pytest.raises(KeyboardInterrupt):
             trained(AUGMENTED, tmp_path / "checkpoint")
     interrupted_in_step(monkeypatch, {6})  # five are left, of the second epoch
@@ -129,7 +131,7 @@ def test_a_second_ctrl_c_ends_at_once_and_what_was_kept_before_stays(tmp_path, m
 
 def test_whoever_listened_before_listens_again_and_may_go_on(monkeypatch):
     heard = []
-    monkeypatch.setattr(training, "EVERY", 1e9)
+    monkeypatch.setattr(loop, "EVERY", 1e9)
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
     try:
         whole, _ = trained(RECIPE)
@@ -143,7 +145,7 @@ def test_whoever_listened_before_listens_again_and_may_go_on(monkeypatch):
 
 
 def test_a_training_in_another_thread_is_kept_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "EVERY", 0.0)
+    monkeypatch.setattr(loop, "EVERY", 0.0)
     ended = []
     thread = threading.Thread(target=lambda: ended.append(trained(RECIPE, tmp_path / "checkpoint")))
     thread.start()
@@ -154,7 +156,7 @@ def test_a_training_in_another_thread_is_kept_too(tmp_path, monkeypatch):
 def test_what_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with stopping.held() as signals:
+        with interrupts.held() as signals:
             os.kill(os.getpid(), signal.SIGINT)
             assert signals.came is None
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

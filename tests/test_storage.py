@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import ikebana
-from ikebana import places, storage
+from ikebana.commands import cache as cache_command
+from ikebana.system import files
 
 
 @pytest.fixture
@@ -31,7 +32,9 @@ def filled_cache(tmp_path, monkeypatch):
 
 def test_each_kind_is_counted_and_weighed(filled_cache):
     found = ikebana.cache()
-    assert {each.kind: (each.entries, each.bytes) for each in found.kinds} == dict.fromkeys(storage.KINDS, (1, 1000))
+    assert {each.kind: (each.entries, each.bytes) for each in found.kinds} == dict.fromkeys(
+        cache_command.KINDS, (1, 1000)
+    )
     assert found.bytes == 6000
     assert str(filled_cache) in repr(found)
 
@@ -62,8 +65,8 @@ def test_clearing_leaves_what_is_not_ikebanas(filled_cache):
 def test_clearing_takes_what_a_dead_process_left_and_not_what_a_living_one_fills(filled_cache):
     dead = filled_cache / "pixels" / ".x.1.partial"
     dead.mkdir()
-    places.lock_of(dead).touch()
-    with places.filled(filled_cache / "features" / ("0" * 32)) as living:
+    files.lock_of(dead).touch()
+    with files.filled(filled_cache / "features" / ("0" * 32)) as living:
         (living / "half").touch()
         ikebana.cache(clear=True)
         assert (living / "half").exists()
@@ -91,13 +94,13 @@ def test_a_file_that_a_killed_process_left_half_written_goes_with_the_next_writi
         each.touch()
     os.utime(old, (0, 0))
     os.utime(other, (0, 0))
-    with places.written(tmp_path / "a.json") as beside:
+    with files.written(tmp_path / "a.json") as beside:
         beside.write_text("{}")
     assert {each.name for each in tmp_path.iterdir()} == {"a.json", young.name, other.name}
 
 
 def test_a_file_that_another_process_takes_away_meanwhile_does_not_end_the_count(monkeypatch):
-    place = places.cache_folder() / "measured"
+    place = files.cache_folder() / "measured"
     place.mkdir(parents=True)
     for number in range(3):
         (place / f"{number:016x}.json").write_bytes(b"12345")
@@ -109,17 +112,17 @@ def test_a_file_that_another_process_takes_away_meanwhile_does_not_end_the_count
         return real(self, **how)
 
     monkeypatch.setattr(Path, "stat", vanishing)
-    assert storage.cache().bytes == 10
+    assert cache_command.cache().bytes == 10
 
 
 def test_clearing_takes_what_was_left_half_written_long_ago_and_nothing_that_is_being_written(capsys):
-    place = places.cache_folder() / "weights"
+    place = files.cache_folder() / "weights"
     place.mkdir(parents=True)
     old, new = (place / f".net.safetensors.{name}.partial" for name in ("aa", "bb"))
     for each in (old, new):
         each.write_bytes(b"x" * 10)
     os.utime(old, (0, 0))
-    storage.cache(clear=True)
+    cache_command.cache(clear=True)
     assert not old.exists()
     assert new.exists()
     assert capsys.readouterr().out  # the report is what the command is for

@@ -5,25 +5,28 @@ import pytest
 from conftest import grow, two_classes
 
 import ikebana
-from ikebana import inspection, paper, recipe
+from ikebana import recipes
+from ikebana.auditing import label_errors as doubts
+from ikebana.commands import audit as audit_command
+from ikebana.demo_data import paper_flowers
 from ikebana.errors import PhotosError
-from ikebana.learning import logistic, out_of_fold
-from ikebana.learning.rows import Rows
-from ikebana.trust import labels as doubts
+from ikebana.learning.features import out_of_fold
+from ikebana.learning.features.feature_rows import Rows
+from ikebana.learning.training import logistic_head
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The default recipe on small photos, in the one number format that needs no measuring."""
-    smaller = recipe.named("quick", side=64, precision="float32")
-    monkeypatch.setattr(inspection, "RECIPES", {**recipe.RECIPES, "quick": smaller})
+    smaller = recipes.named("quick", side=64, precision="float32")
+    monkeypatch.setattr(audit_command, "RECIPES", {**recipes.RECIPES, "quick": smaller})
     return smaller
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn") / "photos"
-    paper.draw_collection(folder, photos_per_kind=14)
+    paper_flowers.draw_collection(folder, photos_per_kind=14)
     return folder
 
 
@@ -51,7 +54,7 @@ def test_the_same_photos_give_the_same_findings(drawn):
 
 def test_photos_under_a_wrong_label_are_doubted_and_the_right_one_is_named(tmp_path):
     folder = tmp_path / "photos"
-    paper.draw_collection(folder, photos_per_kind=30)
+    paper_flowers.draw_collection(folder, photos_per_kind=30)
     kinds = sorted(each.name for each in folder.iterdir() if each.is_dir())
     source, target = folder / kinds[0], folder / kinds[1]
     moved = sorted(each for each in source.iterdir() if each.suffix == ".jpg")[:2]
@@ -93,7 +96,7 @@ def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_
         return np.zeros((len(left), classes))
 
     monkeypatch.setattr(out_of_fold, "MOST", 200)
-    monkeypatch.setattr(logistic, "said_of", note)
+    monkeypatch.setattr(logistic_head, "said_of", note)
     numbered = out_of_fold.Seen(Rows([photos[:, None].astype(np.float32)], [photos]), photos, labels)
     out_of_fold.probabilities(numbered, photos, 3, "drawn")
     assert set.union(*(judged for judged, _ in heads)) == set(photos.tolist())

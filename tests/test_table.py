@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from ikebana.data import pixel_cache, sources, split, table
+from ikebana.data.dataset import SCHEMA, UNOPENED
 from ikebana.errors import PhotosError
-from ikebana.photos import intake, kept, split, table
-from ikebana.photos.dataset import SCHEMA, UNOPENED
 from ikebana.recipe import Recipe
 
 ROWS = [(f"photos/{name}", name[0]) for name in two_classes()]
@@ -28,7 +28,7 @@ def lines(separator=",", header=("path", "label"), rows=None):
 def read(folder, text, name="photos.csv"):
     data = text if isinstance(text, bytes) else text.encode()
     (folder / name).write_bytes(data)
-    return intake.read(folder / name)
+    return sources.read(folder / name)
 
 
 def refused(folder, text, name="photos.csv"):
@@ -63,7 +63,7 @@ def test_names_with_commas_quotes_and_line_breaks_are_one_name(photos):
     dataset = read(photos, table.write_csv())
     assert dict(dataset.photos.select("path", "label").iter_rows()) == dict(table.iter_rows())
     assert dataset.classes == ("x", "y, z")
-    assert kept.opened(dataset, 8, "squash")[0].used.height == 4
+    assert pixel_cache.opened(dataset, 8, "squash")[0].used.height == 4
 
 
 def test_spaces_around_a_path_are_the_files_if_it_has_some_and_a_slip_of_the_pen_if_not(photos):
@@ -88,8 +88,8 @@ def test_labels_that_look_like_numbers_stay_as_they_are_written(photos):
 
 def test_absolute_paths_and_paths_from_the_tables_folder_lead_to_the_same_photos(photos, tmp_path_factory):
     absolute = [(str(photos / path), label) for path, label in ROWS]
-    here = kept.opened(read(photos, lines()), 8, "squash")[0]
-    there = kept.opened(read(tmp_path_factory.mktemp("elsewhere"), lines(rows=absolute)), 8, "squash")[0]
+    here = pixel_cache.opened(read(photos, lines()), 8, "squash")[0]
+    there = pixel_cache.opened(read(tmp_path_factory.mktemp("elsewhere"), lines(rows=absolute)), 8, "squash")[0]
     assert here.used["sha256"].to_list() == there.used["sha256"].to_list()
     assert there.used.height == 6
 
@@ -152,7 +152,7 @@ def test_a_group_is_never_parted(tmp_path):
     grow(tmp_path, {name: photo(row) for row, name in enumerate(names)})
     rows = [(name, name[0], f"plant {int(name[1:-4]) // 4}") for name in names]
     dataset = read(tmp_path, lines(header=("path", "label", "group"), rows=rows))
-    parted = split.split(kept.opened(dataset, 8, "squash")[0], Recipe()).used
+    parted = split.split(pixel_cache.opened(dataset, 8, "squash")[0], Recipe()).used
     assert parted.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 5
 
 
@@ -179,7 +179,7 @@ def test_one_photo_in_two_parts_is_refused(photos):
 def test_a_photo_with_and_without_a_label_keeps_its_label(photos):
     dataset = read(photos, lines(rows=[(ROWS[0][0], ""), *ROWS]))
     assert dataset.photos.filter(pl.col("status") == UNOPENED)["label"].to_list() == ["a"] * 3 + ["b"] * 3
-    parted = split.split(kept.opened(dataset, 8, "squash")[0], Recipe())
+    parted = split.split(pixel_cache.opened(dataset, 8, "squash")[0], Recipe())
     assert parted.set_aside["split"].to_list() == [None]
     assert parted.used["split"].null_count() == 0
 
@@ -193,7 +193,7 @@ def test_parquet_says_the_same_as_csv(photos):
     )
     for labels in (pl.String, pl.Categorical, pl.Enum(["a", "b"])):
         frame.with_columns(pl.col("label").cast(labels)).write_parquet(photos / "photos.parquet")
-        assert_frame_equal(intake.read(photos / "photos.parquet").photos, read(photos, frame.write_csv()).photos)
+        assert_frame_equal(sources.read(photos / "photos.parquet").photos, read(photos, frame.write_csv()).photos)
 
 
 def test_parquet_with_lists_of_labels_or_no_parquet_is_refused(photos):
@@ -202,7 +202,7 @@ def test_parquet_with_lists_of_labels_or_no_parquet_is_refused(photos):
     for name, words in (("many.parquet", "several labels"), ("fake.parquet", "cannot be read")):
         (photos / "fake.parquet").write_bytes(b"PAR1 not really")
         with pytest.raises(PhotosError, match=words):
-            intake.read(photos / name)
+            sources.read(photos / name)
 
 
 @given(st.text(max_size=60) | st.text("path,label;\t\n\r\"' x", max_size=60).map(lambda rest: "path,label\n" + rest))

@@ -6,16 +6,16 @@ import polars as pl
 import pytest
 
 import ikebana
-from ikebana import paper, tour
+from ikebana.demo_data import demo, paper_flowers
 
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(tour, "OPTIONS", {"side": 96, "precision": "float32"})
-        real = paper.draw_collection
-        patch.setattr(paper, "draw_collection", lambda folder: real(folder, photos_per_kind=16))
+        patch.setattr(demo, "OPTIONS", {"side": 96, "precision": "float32"})
+        real = paper_flowers.draw_collection
+        patch.setattr(paper_flowers, "draw_collection", lambda folder: real(folder, photos_per_kind=16))
         return ikebana.demo(tmp_path_factory.mktemp("walk") / "demo")
 
 
@@ -28,7 +28,7 @@ def drawn_into(out, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(paper, "draw_collection", note)
+        patch.setattr(paper_flowers, "draw_collection", note)
         with pytest.raises(KeyboardInterrupt):
             ikebana.demo(out)
     return places[0]
@@ -40,7 +40,7 @@ def test_it_walks_the_whole_road_and_leaves_everything_it_names(walk):
 
 
 def test_it_counts_the_new_photos_that_the_run_classified_correctly(walk, tmp_path):
-    truth = paper.draw_new(tmp_path / "new")
+    truth = paper_flowers.draw_new(tmp_path / "new")
     assert sorted(truth) == sorted(file.name for file in (walk.folder / "new").iterdir())
     predictions = pl.read_csv(walk.folder / "new.csv", infer_schema_length=None)
     assert predictions.height == walk.new_total == len(truth)
@@ -54,7 +54,7 @@ def test_it_says_of_each_planted_fault_what_the_run_really_made_of_it(walk):
     assert all(table[path]["status"].startswith("unreadable") for path in walk.planted.broken)
     assert all(table[path]["status"] == "used" for path in walk.planted.sideways)
     assert all(table[one]["split"] == table[other]["split"] for one, other in walk.planted.twins)
-    broken, twins, sideways, wrong = tour.fates(walk.run, walk.planted)
+    broken, twins, sideways, wrong = demo.fates(walk.run, walk.planted)
     count = len(walk.planted.broken)
     assert broken.startswith(f"{count} broken files: {count} set aside")
     count = len(walk.planted.twins)
@@ -82,9 +82,9 @@ def test_a_folder_below_home_is_made_there(tmp_path, monkeypatch):
 
 
 def test_doctor_says_how_the_machine_is_used_and_why(monkeypatch, capsys):
-    from ikebana.learning import features
+    from ikebana.learning.features import feature_cache
 
-    monkeypatch.setattr(features, "seconds_per_photo", lambda *_, **__: 0.01)
+    monkeypatch.setattr(feature_cache, "seconds_per_photo", lambda *_, **__: 0.01)
     facts = ikebana.doctor()
     assert {"processor", "GPU", "device", "threads", "allocator", "number format", "cache", "torch"} <= set(facts)
     said = capsys.readouterr().out

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ikebana import recipe as recipes
+from ikebana import recipes
 from ikebana.errors import MachineError, RecipeError, RunError
-from ikebana.learning import augmentation, checkpoint, device, inference, networks, training
-from ikebana.learning.passing import Pass
+from ikebana.learning import augmentation, device, examples
+from ikebana.learning.models import networks
+from ikebana.learning.training import checkpoint, loop
+from ikebana.learning.training.epoch import Pass
+from ikebana.recipe import Augmentation, Transfer, Tuning, changed
 
 SETTING = device.Setting("cpu", "float32", 2, "as it comes")
 RECIPE = recipes.named("baseline", side=46, batch=16, epochs=4)
@@ -24,12 +27,12 @@ def striped(photos, seed=0, side=46):
     flat[labels == 1] = flat[labels == 1].swapaxes(1, 2)
     noisy = flat[..., None] + numbers.normal(0, 25, (photos, side, side, 3))
     pixels, for_choices = noisy.clip(0, 255).astype(np.uint8), np.arange(photos) % 4 < 2
-    return inference.Photos(pixels, np.arange(photos), labels.astype(np.int64), for_choices, np.arange(photos))
+    return examples.Photos(pixels, np.arange(photos), labels.astype(np.int64), for_choices, np.arange(photos))
 
 
 def trained(recipe=RECIPE, setting=SETTING, kept=None, held_out=80):
     network = networks.build(recipe, 2)
-    epochs = list(training.train(network, recipe, striped(96), striped(held_out, seed=1), setting, kept))
+    epochs = list(loop.train(network, recipe, striped(96), striped(held_out, seed=1), setting, kept))
     return network, epochs
 
 
@@ -38,45 +41,45 @@ def same(one, other):
 
 
 def test_a_network_learns_what_can_be_seen_and_says_so_of_new_photos():
-    _, epochs = trained(recipes.changed(RECIPE, epochs=12))
+    _, epochs = trained(changed(RECIPE, epochs=12))
     assert epochs[-1].val_accuracy is not None
     assert epochs[-1].val_accuracy > 0.9
     assert epochs[-1].train_loss < epochs[0].train_loss
 
 
 def test_labels_that_mean_nothing_cannot_be_learned():
-    recipe = recipes.changed(RECIPE, epochs=12)
+    recipe = changed(RECIPE, epochs=12)
     photos, held_out = striped(96), striped(200, seed=1)
     shuffled = np.random.default_rng(0).permutation(photos.labels)
     network = networks.build(recipe, 2)
-    *_, last = training.train(network, recipe, dataclasses.replace(photos, labels=shuffled), held_out, SETTING)
+    *_, last = loop.train(network, recipe, dataclasses.replace(photos, labels=shuffled), held_out, SETTING)
     assert last.val_accuracy is not None
     assert 0.3 < last.val_accuracy < 0.7
 
 
 def test_the_same_seed_gives_the_same_bits():
     assert same(trained()[0], trained()[0])
-    assert not same(trained()[0], trained(recipes.changed(RECIPE, seed=1))[0])
+    assert not same(trained()[0], trained(changed(RECIPE, seed=1))[0])
 
 
-TUNED = recipes.changed(
+TUNED = changed(
     RECIPE,
     epochs=5,
     learning_rate=3e-3,
-    tuning=recipes.Tuning(weight_decay=0.05, layer_decay=1.0, warm_up=0.1, label_smoothing=0.1, averaging=0.5),
+    tuning=Tuning(weight_decay=0.05, layer_decay=1.0, warm_up=0.1, label_smoothing=0.1, averaging=0.5),
 )
 
 
 @pytest.fixture
 def considered(monkeypatch):
     """What each epoch had to say for itself: its loss, and its weights."""
-    found, real = [], training.Best.consider
+    found, real = [], loop.Best.consider
 
     def noted(best, loss, network):
         found.append((loss, {name: value.clone() for name, value in network.state_dict().items()}))
         real(best, loss, network)
 
-    monkeypatch.setattr(training.Best, "consider", noted)
+    monkeypatch.setattr(loop.Best, "consider", noted)
     return found
 
 
@@ -86,13 +89,13 @@ def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(con
     loss, weights = min(considered, key=lambda each: each[0])
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     validation = striped(80, seed=1)
-    logits = inference.logits_of(network, validation, SETTING)
+    logits = examples.logits_of(network, validation, SETTING)
     chosen = validation.for_choices
-    assert inference.score(logits[chosen], validation.labels[chosen])[0] == pytest.approx(loss, rel=1e-5)
+    assert examples.score(logits[chosen], validation.labels[chosen])[0] == pytest.approx(loss, rel=1e-5)
 
 
 def test_with_few_photos_for_choices_the_last_epoch_counts(considered):
-    network, _ = trained(TUNED, held_out=2 * training.FEW - 4)
+    network, _ = trained(TUNED, held_out=2 * loop.FEW - 4)
     assert [loss for loss, _ in considered] == [None] * 5
     assert all(torch.equal(value, considered[-1][1][name]) for name, value in network.state_dict().items())
 
@@ -100,7 +103,7 @@ def test_with_few_photos_for_choices_the_last_epoch_counts(considered):
 def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     whole, _ = trained(TUNED)
     file = tmp_path / "checkpoint"
-    stream = training.train(networks.build(TUNED, 2), TUNED, striped(96), striped(80, seed=1), SETTING, file)
+    stream = loop.train(networks.build(TUNED, 2), TUNED, striped(96), striped(80, seed=1), SETTING, file)
     for _ in range(2):
         next(stream)
     del stream
@@ -110,13 +113,13 @@ def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
 
 
 def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_phases_changes_nothing(tmp_path):
-    transfer = recipes.Transfer(trained="tail", tail_from="layer4.0", head_epochs=2, head_learning_rate=1e-3)
-    recipe = recipes.changed(RECIPE, network="resnet10t", side=64, transfer=transfer, epochs=2, learning_rate=1e-4)
+    transfer = Transfer(trained="tail", tail_from="layer4.0", head_epochs=2, head_learning_rate=1e-3)
+    recipe = changed(RECIPE, network="resnet10t", side=64, transfer=transfer, epochs=2, learning_rate=1e-4)
 
     def run(kept=None, epochs=4):
         network = networks.build(recipe, 2)
         start = {name: value.clone() for name, value in network.state_dict().items()}
-        stream = training.train(network, recipe, striped(32, side=64), striped(16, seed=1, side=64), SETTING, kept)
+        stream = loop.train(network, recipe, striped(32, side=64), striped(16, seed=1, side=64), SETTING, kept)
         for _ in range(epochs):
             next(stream)
         del stream
@@ -137,7 +140,7 @@ def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_pha
 def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
     recipe = recipes.named(name, side=46, batch=16, epochs=4, learning_rate=1e-3)
     whole, all_epochs = trained(recipe, kept=tmp_path / "whole")
-    stream = training.train(
+    stream = loop.train(
         networks.build(recipe, 2), recipe, striped(96), striped(80, seed=1), SETTING, tmp_path / "stopped"
     )
     for _ in range(stop):
@@ -153,28 +156,28 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
 
 def test_bfloat16_computes_about_the_same_first_loss_as_float32():
     half = device.Setting("cpu", "bfloat16", 2, "as it comes")
-    one = recipes.changed(RECIPE, epochs=1, batch=96)
+    one = changed(RECIPE, epochs=1, batch=96)
     assert trained(one, half)[1][0].train_loss == pytest.approx(trained(one)[1][0].train_loss, rel=0.01)
 
 
 def test_a_loss_that_is_no_number_is_refused_with_advice():
     with pytest.raises(RecipeError, match="no number") as refusal:
-        trained(recipes.changed(RECIPE, learning_rate=1e30))
+        trained(changed(RECIPE, learning_rate=1e30))
     assert "learning-rate" in str(refusal.value)
 
 
 def test_a_last_step_that_blows_the_network_up_is_noticed_too():
-    recipe = recipes.changed(RECIPE, learning_rate=1e20, epochs=1, batch=96)  # one step, whose loss was still a number
+    recipe = changed(RECIPE, learning_rate=1e20, epochs=1, batch=96)  # one step, whose loss was still a number
     with pytest.raises(RecipeError, match="no number"):
         trained(recipe)
 
 
 def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_spread():
     recipe = recipes.named("baseline", network="resnet18", side=32, batch=4, epochs=1)
-    keras = recipes.changed(recipe, network="keras_inception_v3", until="mixed2", side=75)
+    keras = changed(recipe, network="keras_inception_v3", until="mixed2", side=75)
     for one in (recipe, keras):
         photos = striped(9, side=one.side), striped(4, 1, side=one.side)
-        (epoch,) = training.train(networks.build(one, 2), one, *photos, SETTING)
+        (epoch,) = loop.train(networks.build(one, 2), one, *photos, SETTING)
         assert np.isfinite(epoch.train_loss)
     for count, sizes in ((9, [4, 5]), (10, [4, 4, 2]), (8, [4, 4]), (1, [1])):
         photos = striped(count, side=32)
@@ -193,7 +196,7 @@ def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_sp
 def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name, choices, learns):
     recipe = recipes.named(name, **choices)
     assert networks.trains_norms(recipe, networks.trained_in(recipe)) == learns
-    alone = recipes.changed(recipe, batch=1)
+    alone = changed(recipe, batch=1)
     if learns:
         with pytest.raises(RecipeError, match="spread"):
             networks.settled(alone)
@@ -204,9 +207,9 @@ def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name,
 def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
     photos = striped(33)
     network = networks.build(RECIPE, 2)
-    frozen = recipes.changed(RECIPE, learning_rate=1e-30, epochs=1, batch=32)
-    (epoch,) = training.train(network, frozen, photos, striped(0), SETTING)
-    loss, accuracy = inference.score(inference.logits_of(network, photos, SETTING), photos.labels)
+    frozen = changed(RECIPE, learning_rate=1e-30, epochs=1, batch=32)
+    (epoch,) = loop.train(network, frozen, photos, striped(0), SETTING)
+    loss, accuracy = examples.score(examples.logits_of(network, photos, SETTING), photos.labels)
     assert epoch.train_loss == pytest.approx(loss, rel=1e-5)
     assert epoch.train_accuracy == pytest.approx(accuracy)
     assert epoch.val_loss is None
@@ -217,7 +220,7 @@ def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
 )
 def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
     file = tmp_path / "checkpoint"
-    next(training.train(networks.build(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
+    next(loop.train(networks.build(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(RunError, match="checkpoint"):
         trained(kept=file)
@@ -225,9 +228,9 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     file = tmp_path / "checkpoint"
-    next(training.train(networks.build(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
+    next(loop.train(networks.build(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
     with pytest.raises(RunError, match="checkpoint"):
-        next(training.train(networks.build(RECIPE, 3), RECIPE, striped(32), striped(8), SETTING, file))
+        next(loop.train(networks.build(RECIPE, 3), RECIPE, striped(32), striped(8), SETTING, file))
 
 
 def test_a_failed_write_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatch):
@@ -254,13 +257,13 @@ def test_photos_too_small_for_the_network_are_refused():
 
 def test_augmentation_that_may_change_nothing_changes_nothing():
     photos = torch.from_numpy(striped(4).pixels).permute(0, 3, 1, 2)
-    still = augmentation.augmented(photos, recipes.Augmentation(), torch.Generator().manual_seed(0))
+    still = augmentation.augmented(photos, Augmentation(), torch.Generator().manual_seed(0))
     torch.testing.assert_close(still, photos.float(), atol=0.01, rtol=0)
 
 
 def test_a_flip_alone_mirrors_about_half_of_the_photos():
     photos = torch.from_numpy(striped(64).pixels).permute(0, 3, 1, 2)
-    changed = augmentation.augmented(photos, recipes.Augmentation(flip=True), torch.Generator().manual_seed(0))
+    changed = augmentation.augmented(photos, Augmentation(flip=True), torch.Generator().manual_seed(0))
     mirrored = torch.tensor(
         [torch.allclose(a, b.flip(-1).float(), atol=0.01) for a, b in zip(changed, photos, strict=True)]
     )
@@ -356,7 +359,7 @@ def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):
     assert device.measured(SETTING, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
 
 
-PART = recipes.Augmentation(area=0.3)
+PART = Augmentation(area=0.3)
 
 
 def corners(maps, side):

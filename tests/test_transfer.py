@@ -11,11 +11,14 @@ import pytest
 from conftest import stopped_after
 
 import ikebana
-from ikebana import recipe as recipes
-from ikebana.learning import backbones, device, features
-from ikebana.learning.forecast import forecast, next_step, prepared
-from ikebana.photos import intake
-from ikebana.photos.dataset import USED
+from ikebana import recipes
+from ikebana.data import sources
+from ikebana.data.dataset import USED
+from ikebana.learning import device
+from ikebana.learning.estimate import forecast, next_step, prepared
+from ikebana.learning.features import feature_cache
+from ikebana.learning.models import backbones
+from ikebana.recipe import changed
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -58,7 +61,7 @@ def test_a_second_run_computes_no_features_and_gives_the_same_weights_to_the_bit
 
 def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tmp_path, monkeypatch):
     slow = dataclasses.replace(device.prepare(), seconds_per_photo=10.0)
-    found = intake.read(photos, run.recipe.class_order)
+    found = sources.read(photos, run.recipe.class_order)
     after = forecast(found, run.recipe, slow)
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "another"))
     before = forecast(found, run.recipe, slow)
@@ -70,15 +73,15 @@ def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tm
 
 def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, photos):
     slow = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=10.0)
-    few = intake.read(photos)
+    few = sources.read(photos)
     few = dataclasses.replace(few, photos=few.photos.with_columns(status=pl.lit(USED), split=pl.lit("train")))
     found = dataclasses.replace(few, photos=pl.concat([few.photos] * 10))
     other = next_step(found, run.recipe, slow, 0.9, 0.8)
     assert run.recipe.side == 96
     assert "--recipe good; " in other
-    plain = next_step(found, recipes.changed(run.recipe, side=256), slow, 0.9, 0.8)
+    plain = next_step(found, changed(run.recipe, side=256), slow, 0.9, 0.8)
     assert "--recipe good, about " in plain
-    resnet = next_step(found, recipes.changed(run.recipe, network="resnet18"), slow, 0.9, 0.8)
+    resnet = next_step(found, changed(run.recipe, network="resnet18"), slow, 0.9, 0.8)
     assert resnet == "better still, perhaps: --recipe good --network resnet18"
     assert "more photos help more" in next_step(few, run.recipe, slow, 0.9, 0.8)
 
@@ -102,8 +105,8 @@ def test_a_speed_measured_while_the_machine_was_busy_prices_nothing_once_a_run_h
     run, photos, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(features, "seconds_per_photo", lambda *_, **__: 100.0)
-    monkeypatch.setattr(features, "MANY", 20)
+    monkeypatch.setattr(feature_cache, "seconds_per_photo", lambda *_, **__: 100.0)
+    monkeypatch.setattr(feature_cache, "MANY", 20)
     ikebana.fit(photos, run=tmp_path / "run", **SMALL)
     setting = prepared(run.recipe, len(run.classes))
     assert setting.seconds_per_photo is not None
@@ -141,9 +144,12 @@ def tuned(photos, cache, tmp_path_factory):
 def test_fine_tuning_begins_with_a_head_and_moves_the_tail_alone(tuned, photos, tmp_path):
     from safetensors.numpy import load_file
 
-    from ikebana.learning import weights
+    from ikebana.learning.models import pretrained_weights
 
-    before, after = weights.tensors(weights.find("tf_efficientnet_lite0")), load_file(tuned.weights)
+    before, after = (
+        pretrained_weights.tensors(pretrained_weights.find("tf_efficientnet_lite0")),
+        load_file(tuned.weights),
+    )
     moved = {
         name.removeprefix("seer.backbone.")
         for name, value in after.items()
@@ -164,7 +170,8 @@ def test_fine_tuning_that_was_stopped_goes_on_to_the_very_same_weights(tuned, ph
 
 
 def test_a_head_can_be_trained_like_any_layer_on_kept_features(photos, tmp_path, cache):
-    from ikebana.recipe import RECIPES, Transfer, changed
+    from ikebana.recipe import Transfer, changed
+    from ikebana.recipes import RECIPES
 
     recipe = changed(
         RECIPES["quick"], transfer=Transfer(hidden=32, kept=True), learning_rate=1e-3, batch=16, epochs=15, **SMALL
@@ -190,7 +197,7 @@ def test_a_file_that_is_no_weights_is_refused_before_any_photo_is_read(photos, t
 
 def test_where_a_network_without_the_recipes_stage_begins_to_learn_is_said(photos, monkeypatch):
     monkeypatch.setattr(backbones, "sought", lambda _: None)
-    found, setting = intake.read(photos), device.Setting("cpu", "float32", 1, "as it comes")
+    found, setting = sources.read(photos), device.Setting("cpu", "float32", 1, "as it comes")
     for network, said in (("resnet18", True), ("tf_efficientnet_lite0", False), ("mobilenetv3_small_050", False)):
         text = forecast(found, recipes.named("good", network=network, side=64), setting).text
         assert (f"{network} has no stage blocks.3: it learns from its middle on" in text) == said

@@ -13,8 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from ikebana.photos import audit, intake, kept, likeness, neighbours, split, twins
-from ikebana.photos.kept import SMALL
+from ikebana.auditing import dataset_checks
+from ikebana.data import pixel_cache, sources, split
+from ikebana.data.duplicates import candidates, near_duplicates, similarity
+from ikebana.data.pixel_cache import SMALL
 from ikebana.recipe import Recipe
 
 
@@ -60,7 +62,7 @@ def squares(photos):
 def found(photos):
     """{(row, row): what was done} among these photos."""
     array = squares(photos)
-    return {(one, other): how for one, other, how, _ in twins.search(array, np.arange(len(array)))}
+    return {(one, other): how for one, other, how, _ in near_duplicates.search(array, np.arange(len(array)))}
 
 
 OTHERS = [scene(seed) for seed in range(40)]
@@ -149,9 +151,9 @@ def test_many_copies_of_one_photo_are_all_joined():
 def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the_same(seed, turn):
     photo = scene(seed, (SMALL, SMALL))
     pair = squares([photo, photo.transpose(turn) if turn is not None else photo])
-    original, copy = neighbours.described(pair)[:, neighbours.WHOLE]
-    assert np.allclose(neighbours.amounts(original), neighbours.amounts(copy), atol=1e-2)
-    assert np.isclose(neighbours.turned(copy), original, atol=1e-2).all(-1).sum() == 1
+    original, copy = candidates.described(pair)[:, candidates.WHOLE]
+    assert np.allclose(candidates.amounts(original), candidates.amounts(copy), atol=1e-2)
+    assert np.isclose(candidates.turned(copy), original, atol=1e-2).all(-1).sum() == 1
 
 
 @given(st.integers(0, 10**6), st.sampled_from([(4096, 8 * 4096), (5, 15)]))
@@ -159,20 +161,20 @@ def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the
 def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed, at_a_time):
     dice = np.random.default_rng(seed)
     photos = squares([cut(OTHERS[number % 3], *dice.uniform(0, 0.1, 4)) for number in range(12)] + OTHERS)
-    described = neighbours.described(photos)
-    whole = described[:, neighbours.WHOLE].copy()
-    index = neighbours.Index(whole, neighbours.lifted(whole))
+    described = candidates.described(photos)
+    whole = described[:, candidates.WHOLE].copy()
+    index = candidates.Index(whole, candidates.lifted(whole))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "BLOCK", at_a_time[0])
-        patch.setattr(neighbours, "HELD", at_a_time[1])
+        patch.setattr(candidates, "BLOCK", at_a_time[0])
+        patch.setattr(candidates, "HELD", at_a_time[1])
         near = index.near(range(len(photos)), described)
-    away = described[:, None, :, None] - neighbours.turned(whole)[None, :, None]
+    away = described[:, None, :, None] - candidates.turned(whole)[None, :, None]
     away = np.sqrt((away**2).sum(-1)).min((2, 3)) + np.diag([np.inf] * len(photos))
-    expected = away < neighbours.radius(described)[:, None]
-    assert expected.sum(1).max() <= neighbours.NEAREST
+    expected = away < candidates.radius(described)[:, None]
+    assert expected.sum(1).max() <= candidates.NEAREST
     got = np.zeros_like(expected)
     got[near.first, near.second] = True
-    clear = np.abs(away - neighbours.radius(described)[:, None]) > 1e-2  # what rounding cannot change
+    clear = np.abs(away - candidates.radius(described)[:, None]) > 1e-2  # what rounding cannot change
     assert (got == expected)[clear].all()
     assert expected.any()
 
@@ -183,11 +185,11 @@ def test_the_window_that_was_cut_out_is_found_again(sides, seed):
     original = scene(seed, (512, 512))
     copy = cut(original, *sides)
     pair = [
-        likeness.Small(np.rint(each.mean(3)).astype(np.uint8), np.rint(likeness.reduced(each, 16)).astype(np.uint8))
+        similarity.Small(np.rint(each.mean(3)).astype(np.uint8), np.rint(similarity.reduced(each, 16)).astype(np.uint8))
         for each in (squares([original]), squares([copy]))
     ]
     begun = np.array([[0.025 if side < 0.05 else 0.075 for side in sides]])
-    like = likeness.compared(pair[0], pair[1], begun, np.zeros(1, np.int64))
+    like = similarity.compared(pair[0], pair[1], begun, np.zeros(1, np.int64))
     assert np.abs(like.window[0] - sides).max() < 0.01
     assert like.twins[0]
 
@@ -214,13 +216,13 @@ def test_two_figures_of_one_shape_are_seldom_taken_for_one_picture(monkeypatch):
     drawn = [figure(seed) for seed in range(60)]
     assert found([figure(1), again(scaled(figure(1), 0.7), 75)])
     pairs = len(found(drawn))
-    monkeypatch.setattr(likeness, "BUSY", 0.0)
+    monkeypatch.setattr(similarity, "BUSY", 0.0)
     assert len(found(drawn)) > 3 * pairs
 
 
 def with_twins(folder, recipe=None):
-    dataset, keep = kept.opened(intake.read(folder), 16, "squash")
-    return split.split(intake.with_classes(twins.found(dataset, keep), ()), recipe or Recipe()), keep
+    dataset, keep = pixel_cache.opened(sources.read(folder), 16, "squash")
+    return split.split(sources.with_classes(near_duplicates.found(dataset, keep), ()), recipe or Recipe()), keep
 
 
 def plain(number=12):
@@ -236,7 +238,7 @@ def test_near_twins_are_found_in_a_folder_and_told_with_what_was_done(tmp_path):
     files |= {"a/again.jpg": ImageOps.mirror(files["a/3.jpg"]), "a/small.jpg": scaled(files["a/5.jpg"], 0.5)}
     files |= {"b/wrong.jpg": cut(files["a/7.jpg"], 0.08, 0.0, 0.06, 0.0)}
     dataset, _ = with_twins(folder_of(tmp_path, files))
-    told = audit.findings(dataset)
+    told = dataset_checks.findings(dataset)
     assert {each.paths: each.evidence.split(",")[0] for each in of_kind(told, "near_twin")} == {
         ("a/3.jpg", "a/again.jpg"): "mirrored",
         ("a/5.jpg", "a/small.jpg"): "resized",
@@ -245,7 +247,7 @@ def test_near_twins_are_found_in_a_folder_and_told_with_what_was_done(tmp_path):
     assert other.paths == ("a/7.jpg", "b/wrong.jpg")
     assert "a and b" in other.evidence
     assert not of_kind(told, "leak")
-    assert all(len(line) <= audit.COLUMNS for line in audit.summary(dataset, told).split("\n"))
+    assert all(len(line) <= dataset_checks.COLUMNS for line in dataset_checks.summary(dataset, told).split("\n"))
 
 
 def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path):
@@ -255,7 +257,9 @@ def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path
     (folder / "b" / "half again.jpg").write_bytes((folder / "a" / "half.jpg").read_bytes())
     dataset, _ = with_twins(folder)
     chain = {"a/0.jpg", "a/half.jpg", "a/turned.jpg", "b/half again.jpg"}
-    assert {each.paths for each in of_kind(audit.findings(dataset), "near_twin_other_label")} == {tuple(sorted(chain))}
+    assert {each.paths for each in of_kind(dataset_checks.findings(dataset), "near_twin_other_label")} == {
+        tuple(sorted(chain))
+    }
     group = dict(zip(dataset.photos["path"], split.groups(dataset.photos), strict=True))
     assert {path for path, number in group.items() if number == group["a/0.jpg"]} == chain
     assert dataset.photos.filter(pl.col("twins").is_not_null())["path"].to_list() == sorted(chain)
@@ -273,7 +277,7 @@ def test_the_default_split_never_parts_near_twins(seed, tmp_path):
         where[name].add(part)
     assert len(where) == 8
     assert all(len(found) == 1 for found in where.values())
-    assert not of_kind(audit.findings(dataset), "leak")
+    assert not of_kind(dataset_checks.findings(dataset), "leak")
 
 
 def test_near_twins_across_given_parts_are_a_leak(tmp_path):
@@ -288,7 +292,7 @@ def test_near_twins_across_given_parts_are_a_leak(tmp_path):
     parts = dict(dataset.photos.select("path", "split").iter_rows())
     if parts["train/a/0.jpg"] == "test":  # the given parts are kept
         pytest.fail("a given part was changed")
-    told = audit.findings(dataset)
+    told = dataset_checks.findings(dataset)
     (leak,) = of_kind(told, "leak")
     assert leak.paths == ("test/a/known.jpg", "train/a/0.jpg")
     assert "mirrored" in leak.evidence
@@ -299,7 +303,7 @@ def test_a_class_of_copies_alone_is_told_and_still_tested(tmp_path):
     files = plain(20) | {f"c/{row}.jpg": again(scene(77), 60 + row) for row in range(20)}
     dataset, _ = with_twins(folder_of(tmp_path, files))
     assert set(dataset.used.filter(label="c")["split"]) == {"train", "validation", "test"}
-    told = audit.findings(dataset)
+    told = dataset_checks.findings(dataset)
     (alike,) = of_kind(told, "near_twin")
     assert alike.severity == "warning"
     assert len(alike.paths) == 20
@@ -311,7 +315,7 @@ def test_what_was_found_is_kept_beside_the_pixels_and_damage_is_noticed(tmp_path
     first, keep = with_twins(folder)
     (file,) = keep.folder.glob("twins.*.json")
     with monkeypatch.context() as patch:
-        patch.setattr(twins, "search", lambda *_: pytest.fail("it was looked for again"))
+        patch.setattr(near_duplicates, "search", lambda *_: pytest.fail("it was looked for again"))
         assert with_twins(folder)[0].twins == first.twins
     listed = json.loads(file.read_text())
     listed[0][2] = "never found"
@@ -329,9 +333,9 @@ def test_what_was_found_is_kept_beside_the_pixels_and_damage_is_noticed(tmp_path
 
 
 def test_the_copies_among_the_flowers_are_found(flowers):
-    dataset, keep = kept.opened(intake.read(flowers), 16, "squash")
-    dataset = split.split(intake.with_classes(twins.found(dataset, keep), ()), Recipe())
-    told = audit.findings(dataset)
+    dataset, keep = pixel_cache.opened(sources.read(flowers), 16, "squash")
+    dataset = split.split(sources.with_classes(near_duplicates.found(dataset, keep), ()), Recipe())
+    told = dataset_checks.findings(dataset)
     assert len(of_kind(told, "identical")) == 2
     contradictions = of_kind(told, "identical_other_label")
     assert len(contradictions) == 4
@@ -349,7 +353,7 @@ def test_the_copies_among_the_flowers_are_found(flowers):
 @pytest.mark.parametrize("photos", [[], [scene(1)], [scene(1), scene(2)], [Image.new("RGB", (50, 50))]])
 def test_few_photos_or_none_have_no_twins(photos):
     array = squares(photos) if photos else np.zeros((0, SMALL, SMALL, 3), np.uint8)
-    assert twins.search(array, np.arange(len(array))) == []
+    assert near_duplicates.search(array, np.arange(len(array))) == []
 
 
 def test_what_was_found_while_a_photo_could_not_be_read_is_not_taken_once_it_can_be(tmp_path):
@@ -360,5 +364,5 @@ def test_what_was_found_while_a_photo_could_not_be_read_is_not_taken_once_it_can
     (file,) = keep.folder.glob("twins.*.json")
     file.unlink()
     gone = pl.when(pl.col("path") == "a/m.jpg").then(pl.lit("Input/output error")).otherwise(pl.col("status"))
-    assert not twins.found(whole.with_photos(whole.photos.with_columns(gone.alias("status"))), keep).twins
+    assert not near_duplicates.found(whole.with_photos(whole.photos.with_columns(gone.alias("status"))), keep).twins
     assert with_twins(folder)[0].twins == whole.twins

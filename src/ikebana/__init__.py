@@ -11,9 +11,13 @@ flowers.predict("garden.jpg")        # Prediction("tulip", 0.93)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ikebana.advice import Advice
-    from ikebana.checkup import doctor
-    from ikebana.choices import Augmentation, Transfer, Tuning
+    from ikebana.auditing.recommendation import Advice
+    from ikebana.commands.audit import Audit, audit
+    from ikebana.commands.cache import Cache, cache
+    from ikebana.commands.doctor import doctor
+    from ikebana.commands.fit import fit, resume
+    from ikebana.commands.predict import predict
+    from ikebana.demo_data.demo import demo
     from ikebana.errors import (
         IkebanaError,
         MachineError,
@@ -23,25 +27,25 @@ if TYPE_CHECKING:
         RunError,
         UnreadablePhoto,
     )
-    from ikebana.inspection import Audit, audit
-    from ikebana.pipeline import fit, resume
-    from ikebana.prediction import predict
-    from ikebana.recipe import RECIPES, Recipe
-    from ikebana.run import Run, open_run
-    from ikebana.shipping.classifier import Classifier, load
-    from ikebana.shipping.export import export
-    from ikebana.shipping.prediction import Prediction
-    from ikebana.shipping.server import serve
-    from ikebana.shipping.web import export_web
-    from ikebana.storage import Cache, cache
-    from ikebana.tour import demo
-    from ikebana.trust.evaluation import Evaluation
+    from ikebana.evaluation.metrics import Evaluation
+    from ikebana.exporting.onnx_file import export
+    from ikebana.exporting.web import export_web
+    from ikebana.inference.classifier import Classifier, load
+    from ikebana.inference.prediction import Prediction
+    from ikebana.recipe import Augmentation, Recipe, Transfer, Tuning
+    from ikebana.recipes import RECIPES
+    from ikebana.runs.run import Run, open_run
+    from ikebana.serving.server import serve
 
 # Public names per module. They load on first use: `import ikebana` must not wait for torch.
 _PUBLIC_NAMES = {
-    "advice": ("Advice",),
-    "checkup": ("doctor",),
-    "choices": ("Augmentation", "Transfer", "Tuning"),
+    "auditing.recommendation": ("Advice",),
+    "commands.audit": ("Audit", "audit"),
+    "commands.cache": ("Cache", "cache"),
+    "commands.doctor": ("doctor",),
+    "commands.fit": ("fit", "resume"),
+    "commands.predict": ("predict",),
+    "demo_data.demo": ("demo",),
     "errors": (
         "IkebanaError",
         "MachineError",
@@ -51,19 +55,15 @@ _PUBLIC_NAMES = {
         "RunError",
         "UnreadablePhoto",
     ),
-    "inspection": ("Audit", "audit"),
-    "pipeline": ("fit", "resume"),
-    "prediction": ("predict",),
-    "recipe": ("RECIPES", "Recipe"),
-    "run": ("Run", "open_run"),
-    "storage": ("Cache", "cache"),
-    "shipping.classifier": ("Classifier", "load"),
-    "shipping.export": ("export",),
-    "shipping.prediction": ("Prediction",),
-    "shipping.server": ("serve",),
-    "shipping.web": ("export_web",),
-    "tour": ("demo",),
-    "trust.evaluation": ("Evaluation",),
+    "evaluation.metrics": ("Evaluation",),
+    "exporting.onnx_file": ("export",),
+    "exporting.web": ("export_web",),
+    "inference.classifier": ("Classifier", "load"),
+    "inference.prediction": ("Prediction",),
+    "recipe": ("Augmentation", "Recipe", "Transfer", "Tuning"),
+    "recipes": ("RECIPES",),
+    "runs.run": ("Run", "open_run"),
+    "serving.server": ("serve",),
 }
 
 __all__ = [

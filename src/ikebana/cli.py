@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, get_origin
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
-from ikebana import process, progress
 from ikebana.errors import IkebanaError, UsageError
-from ikebana.recipe import DEFAULT, RECIPES, Recipe
-from ikebana.shipping.limits import Limits
+from ikebana.recipe import Recipe
+from ikebana.recipes import DEFAULT, RECIPES
+from ikebana.serving.limits import Limits
+from ikebana.system import process, progress
 
 EXIT_DONE, EXIT_REFUSED, EXIT_WRONG_USAGE, EXIT_LEAKAGE = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
@@ -109,18 +110,18 @@ def fit(
     """
     _use_json_events(json)
     progress.loading()
-    from ikebana import pipeline
+    from ikebana.commands import fit as fit_command
 
     if resume is not None:
         if photos is not None or recipe is not None or run is not None or _parse_options(options):
             raise UsageError(
                 "a resumed run has its photos and choices already", advice=f"ikebana fit --resume {resume}"
             )
-        finished_run = pipeline.resume(resume)
+        finished_run = fit_command.resume(resume)
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
     else:
-        finished_run = pipeline.fit(photos, recipe or DEFAULT, run=run, **_parse_options(options))
+        finished_run = fit_command.fit(photos, recipe or DEFAULT, run=run, **_parse_options(options))
     progress.event("done", run=str(finished_run.folder))
     progress.result(str(finished_run.folder))
 
@@ -153,9 +154,9 @@ def audit(
     """
     _use_json_events(json)
     progress.loading()
-    from ikebana import inspection
+    from ikebana.commands import audit as audit_command
 
-    result = inspection.audit(photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","))
+    result = audit_command.audit(photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","))
     command = result.advice.command if result.advice is not None else ""
     progress.event("done", leaks=len(result.leaks), command=command)
     if command or write is not None:
@@ -188,12 +189,12 @@ def export(
         Where the run's photos are, if they have moved since.
     """
     if file is not None and web is None:
-        from ikebana.shipping.export import export
+        from ikebana.exporting.onnx_file import export
 
         export(run, file, int8=int8, photos=photos)
         progress.result(str(file))
     elif web is not None and file is None:
-        from ikebana.shipping.web import export_web
+        from ikebana.exporting.web import export_web
 
         export_web(run, web, int8=int8, photos=photos)
         progress.result(str(web))
@@ -225,7 +226,7 @@ def predict(
     link_to
         The same with links instead of copies.
     """
-    from ikebana import prediction
+    from ikebana.commands import predict as predict_command
 
     # `-` is standard input; any other argument with a leading hyphen is a misspelt flag.
     for photo in photos:
@@ -239,7 +240,7 @@ def predict(
         raise UsageError("photos are either copied or linked", advice="--copy-to or --link-to")
     path_lines = sys.stdin if "-" in photos else None
     paths = [photo for photo in photos if photo != "-"]
-    prediction.command(model, paths, path_lines, out, copy_to or link_to, link=link_to is not None)
+    predict_command.command(model, paths, path_lines, out, copy_to or link_to, link=link_to is not None)
     if out is not None:
         progress.result(str(out))
 
@@ -267,7 +268,7 @@ def serve(
     token
         What a request must bring to be answered; the page asks for it.
     """
-    from ikebana.shipping import server
+    from ikebana.serving import server
 
     _use_json_events(json)
     server.serve(file, host, port, token=token, limits=Limits(**asdict(limits)))
@@ -277,10 +278,10 @@ def serve(
 @app.command
 def doctor(*, json: Json = False) -> None:
     """Say what this machine has, how ikebana will use it, and why."""
-    from ikebana import checkup
+    from ikebana.commands import doctor as doctor_command
 
     _use_json_events(json)
-    checkup.doctor()
+    doctor_command.doctor()
 
 
 @app.command
@@ -292,10 +293,10 @@ def cache(*, clear: Switch = False, json: Json = False) -> None:
     clear
         Remove it. What is needed again is made again.
     """
-    from ikebana import storage
+    from ikebana.commands import cache as cache_command
 
     _use_json_events(json)
-    storage.cache(clear)
+    cache_command.cache(clear)
 
 
 @app.command
@@ -307,9 +308,9 @@ def demo(*, out: Path | None = None) -> None:
     out
         The folder to make; ikebana-demo here if none is given.
     """
-    from ikebana import tour
+    from ikebana.demo_data import demo
 
-    progress.result(str(tour.demo(out).folder))
+    progress.result(str(demo.demo(out).folder))
 
 
 def _use_json_events(json: bool) -> None:

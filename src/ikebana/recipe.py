@@ -1,15 +1,112 @@
-"""Recipes: every option of a run with its explanation, and the named recipes."""
+"""The records of a recipe: every option of a run, its explanation and its checks."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
-from ikebana.choices import Augmentation, Transfer, Tuning
 from ikebana.errors import RecipeError
+
+Trained = Literal["all", "head", "tail"]
+
+BELOW_ONE = "at least 0 and below 1", lambda value: 0 <= value < 1
+NOT_NEGATIVE = "at least 0", lambda value: value >= 0
+ABOVE_NOTHING = "above 0 and at most 1", lambda value: 0 < value <= 1
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random changes to training photos.
+
+    The first five have the units of Keras' `ImageDataGenerator`.
+    """
+
+    # Degrees, in both directions.
+    rotation: float = 0.0
+    # Fractions of height and width, in both directions.
+    shift: tuple[float, float] = (0.0, 0.0)
+    # Degrees, in both directions. Keras' 0.2 is 0.2 degrees, which is invisible.
+    shear: float = 0.0
+    # 0.2 draws a factor from 0.8 to 1.2 per axis.
+    zoom: float = 0.0
+    # Flip half of the photos horizontally.
+    flip: bool = False
+    # Smallest share of the photo's area in a random crop, whose aspect ratio varies slightly.
+    area: float = 1.0
+    # 0.2 draws factors from 0.8 to 1.2, one for brightness and one for contrast.
+    light: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("augmentation", *BELOW_ONE, zoom=self.zoom, light=self.light)
+        _check("augmentation", *ABOVE_NOTHING, area=self.area)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How a pretrained network becomes a classifier of other photos: a new head on it, then perhaps more of it."""
+
+    logistic: bool = False  # the head is a logistic regression; otherwise it is trained like any layer
+    dropout: float = 0.0  # of the head's input
+    hidden: int = 0  # width of a dense layer with ReLU before the last; 0 for none
+    hidden_dropout: float = 0.0  # of that layer's output
+    kept: bool = (
+        False  # the backbone sees each photo once, and the head learns from its features, which are kept on disk
+    )
+    head_epochs: int = 0  # in which the head alone is trained, before the recipe's own epochs
+    head_learning_rate: float = 0.0
+    trained: Trained = "head"  # in the recipe's own epochs
+    mirrored: bool = False  # what is said of a photo is the mean of what is seen in it and in its mirror image
+    tail_from: str = ""  # the first stage of the tail; for the tutorial's network the last 50 of Keras' layers
+
+    def __post_init__(self) -> None:
+        _check("transfer", *BELOW_ONE, dropout=self.dropout, hidden_dropout=self.hidden_dropout)
+        _check("transfer", *NOT_NEGATIVE, hidden=self.hidden, head_epochs=self.head_epochs)
+        if self.trained not in get_args(Trained):
+            raise RecipeError(f"transfer: trained is {self.trained!r}", advice=f"one of {', '.join(get_args(Trained))}")
+        if self.head_epochs and not self.head_learning_rate > 0:
+            raise RecipeError(
+                f"transfer: in {self.head_epochs} epochs of the head it learns nothing",
+                advice="a head_learning_rate above 0",
+            )
+        if self.logistic and self.hidden:
+            raise RecipeError("a logistic head has no hidden layer", advice="logistic=False, or hidden=0")
+        if self.kept and self.trained != "head":
+            raise RecipeError(
+                "features can be kept only where the head alone learns", advice='kept=False, or trained="head"'
+            )
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Options of AdamW with warm-up, cosine decay and EMA of the weights.
+
+    Without them a recipe trains as the tutorial does: RMSprop at a constant learning rate.
+    """
+
+    weight_decay: float
+    # Learning rate of each stage, relative to the stage above it.
+    layer_decay: float
+    # Share of the steps in which the rate rises from 0; then it falls to 0 along a cosine.
+    warm_up: float
+    # Share of the target distributed equally to all classes.
+    label_smoothing: float
+    # Decay per step of the exponential moving average of the weights, which is the final network.
+    averaging: float
+
+    def __post_init__(self) -> None:
+        shares = {"weight_decay": self.weight_decay, "warm_up": self.warm_up, "averaging": self.averaging}
+        _check("tuning", *BELOW_ONE, label_smoothing=self.label_smoothing, **shares)
+        _check("tuning", *ABOVE_NOTHING, layer_decay=self.layer_decay)
+
+
+def _check(record: str, expected: str, is_valid: Callable[[float], bool], **values: float) -> None:
+    """Raise RecipeError if a number is out of range."""
+    for name, value in values.items():
+        if not is_valid(value):
+            raise RecipeError(f"{record}: {name.replace('_', ' ')} is {value:g}; it must be {expected}")
+
 
 Fit = Literal["squash", "crop"]
 SplitName = Literal["stratified", "shuffle"]
@@ -167,125 +264,6 @@ def _listed(numbers: tuple[float, ...]) -> str:
 
 # InceptionV3 with Keras' arithmetic; timm's own is inception_v3.
 KERAS_INCEPTION = "keras_inception_v3"
-TUTORIAL_AUGMENTATION = Augmentation(rotation=40, shift=(0.2, 0.2), shear=0.2, zoom=0.2, flip=True)
-
-GOOD = Recipe(
-    name="good",
-    network="tf_efficientnet_lite0",
-    side=0,
-    fit="crop",
-    transfer=Transfer(logistic=True, trained="tail", tail_from="blocks.3", mirrored=True),
-    tuning=Tuning(weight_decay=0.02, layer_decay=0.8, warm_up=0.1, label_smoothing=0.1, averaging=0.99),
-    augmentation=Augmentation(rotation=20, flip=True, area=0.4, light=0.2),
-    learning_rate=3e-4,
-    batch=32,
-    epochs=6,
-)
-
-# bench/records.md has their test accuracy on the 4,317 Flowers Recognition photos with the
-# tutorial's split, and the number of seeds.
-RECIPES: Mapping[str, Recipe] = {
-    "baseline": Recipe(name="baseline"),
-    "augmented": Recipe(
-        name="augmented", dropout=0.2, augmentation=TUTORIAL_AUGMENTATION, learning_rate=1e-5, epochs=100
-    ),
-    "features": Recipe(
-        name="features",
-        network=KERAS_INCEPTION,
-        transfer=Transfer(hidden=512, hidden_dropout=0.5, kept=True),
-        learning_rate=1.5e-6,
-        epochs=120,
-    ),
-    "frozen": Recipe(
-        name="frozen",
-        network=KERAS_INCEPTION,
-        transfer=Transfer(dropout=0.2, hidden=64),
-        augmentation=TUTORIAL_AUGMENTATION,
-        learning_rate=1e-4,
-        epochs=30,
-    ),
-    "finetuned": Recipe(
-        name="finetuned",
-        network=KERAS_INCEPTION,
-        transfer=Transfer(dropout=0.2, hidden=64, head_epochs=30, head_learning_rate=1e-4, trained="tail"),
-        augmentation=TUTORIAL_AUGMENTATION,
-        learning_rate=1e-5,
-        epochs=100,
-    ),
-    "quick": Recipe(
-        name="quick",
-        network="tf_efficientnet_lite0",
-        side=0,
-        fit="crop",
-        transfer=Transfer(logistic=True, kept=True),
-        epochs=1,
-    ),
-    "good": GOOD,
-    "best": replace(GOOD, name="best", network="tf_efficientnet_lite2+tf_efficientnet_lite1", side=256, epochs=8),
-}
-
-DEFAULT = "quick"
-
-
-# The order in which the tutorial lists the classes; its split depends on it.
-TUTORIAL_CLASS_ORDER = ("sunflower", "tulip", "rose", "daisy", "dandelion")
-
-
-def named(name: str, **options: Any) -> Recipe:
-    """Return the recipe of that name with some options changed.
-
-    Raises:
-        RecipeError: there is no such recipe or option, or an option is invalid.
-    """
-    if name not in RECIPES:
-        raise RecipeError(
-            f"there is no recipe {name!r}", advice=f"one of: {', '.join(RECIPES)}; or the recipe.json of a run"
-        )
-    return changed(RECIPES[name], **options)
-
-
-def sought(source: "str | Path | Recipe", **options: Any) -> Recipe:
-    """Return the recipe that a name, file or Recipe refers to, with some options changed.
-
-    Args:
-        source: a name, a file such as a run's `recipe.json`, or a Recipe.
-    Raises:
-        RecipeError: there is no such recipe, file or option, the file is damaged or from another
-            version, or an option is invalid.
-    """
-    if isinstance(source, Recipe):
-        recipe = changed(source, **options)
-    elif isinstance(source, str) and not source.endswith(".json"):
-        recipe = named(source, **options)
-    else:
-        recipe = changed(read_recipe(Path(source).expanduser()), **options)
-    unused = sorted(GRADIENT_TRAINING_OPTIONS & options.keys())
-    if unused and recipe.transfer is not None and recipe.transfer.logistic and recipe.transfer.trained == "head":
-        raise RecipeError(
-            f"the head of {recipe.name} is found at once, not step by step: {', '.join(unused)} would change nothing",
-            advice="leave that out, or --recipe good",
-        )
-    if "dropout" in options and "tutorial" not in recipe.networks:
-        raise RecipeError(
-            f"dropout is of the tutorial's network; {recipe.name} has {recipe.network}", advice="leave --dropout out"
-        )
-    return recipe
-
-
-def read_recipe(file: Path) -> Recipe:
-    """Read a recipe file, such as the `recipe.json` of a run; RecipeError if that fails."""
-    # Probably a misspelt name: the error lists the names.
-    if not file.is_file() and file.suffix != ".json":
-        return named(str(file))
-    try:
-        return from_json(json.loads(file.read_text("utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is damaged: {error}"
-        raise RecipeError(
-            f"this recipe cannot be read: {reason}", where=file, advice="the recipe.json of a run"
-        ) from None
-    except RecipeError as error:
-        raise RecipeError(error.what, where=file, advice=error.advice) from None
 
 
 def changed(recipe: Recipe, **options: Any) -> Recipe:
@@ -296,13 +274,13 @@ def changed(recipe: Recipe, **options: Any) -> Recipe:
     return replace(recipe, **{key: _to_declared_type(key, value) for key, value in options.items()})
 
 
-def to_json(recipe: Recipe) -> dict[str, Any]:
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     """Convert a recipe to plain values for `recipe.json`."""
     return asdict(recipe)
 
 
-def from_json(values: Mapping[str, Any]) -> Recipe:
-    """Build the recipe that `to_json` wrote.
+def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
+    """Build the recipe that `recipe_to_json` wrote.
 
     Raises:
         RecipeError: an option is unknown or missing, so another version wrote it.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ikebana.choices import Augmentation
+from ikebana.recipe import Augmentation
 
 # Values (pixels x channels) warped at a time on a CPU, so that temporary arrays stay in its cache.
 CHUNK_VALUES = 2**20

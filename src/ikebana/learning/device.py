@@ -25,12 +25,11 @@ from typing import Any
 
 import torch
 
-from ikebana import progress
+from ikebana.data import pixel_cache
 from ikebana.errors import MachineError
-from ikebana.learning.repeating import PROMISE
-from ikebana.photos import kept
-from ikebana.places import cache_folder, set_aside, written
 from ikebana.recipe import Precision
+from ikebana.system import progress
+from ikebana.system.files import cache_folder, set_aside, written
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -38,6 +37,13 @@ KEEP_BLOCKS_BELOW = 2**30
 # Increase it when training steps or forward passes change their speed: that discards cached times.
 MEASUREMENT_VERSION = 3
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+# What `environment.json` says about reproducibility.
+PROMISE = (
+    "the same photos and recipe.json give the same bits on this processor with as many threads and these libraries; "
+    "elsewhere sums are taken in another order, which moves last digits, and after many steps the score a little"
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def free_on_gpu() -> int:
 @functools.cache  # after `configure`, torch.get_num_threads returns the number set there
 def _count_threads() -> tuple[int, str]:
     """Count the processors that this process and its container may use; return the reason too."""
-    allowed = kept.threads()
+    allowed = pixel_cache.threads()
     quota = _read_container_quota()
     if quota is not None and quota < allowed:
         return max(1, int(quota)), f"this container may use {quota:g} of {allowed} processors"

@@ -1,0 +1,1 @@
+"""Checks of a photo collection: findings, suspect labels, shortcuts, cleaning, recommendation."""

@@ -1,0 +1,296 @@
+"""Turn findings into a table of photos for `fit`: rows dropped, labels changed, each with a reason.
+
+No file is changed.
+
+--drop twins,unreadable,blurred       what to leave out: kinds of findings, or a word of KINDS_BY_WORD
+--drop 'doubtful>0.9'                 only findings with a higher confidence
+--relabel 'doubtful>0.95'             what gets the suggested label
+"""
+
+import csv
+import io
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ikebana.auditing.dataset_checks import Finding
+from ikebana.data.dataset import PARTS, USED, Dataset
+from ikebana.data.split import islands
+from ikebana.errors import PhotosError, RecipeError
+from ikebana.system.files import written
+
+# Words the user may write, and the kinds of findings they select. Kinds may be written too.
+KINDS_BY_WORD = {
+    "twins": ("identical", "near_twin"),
+    "contradictions": ("identical_other_label", "near_twin_other_label"),
+    "unreadable": ("unreadable",),
+    "doubtful": ("doubtful_label",),
+}
+# Of these findings one photo is kept, of all others every photo is dropped.
+DUPLICATE_KINDS = KINDS_BY_WORD["twins"]
+# Kinds that photos can be dropped for. The others, such as `imbalance`, concern no single row.
+PHOTO_KINDS = (
+    *("unreadable", "identical", "identical_other_label", "near_twin", "near_twin_other_label"),
+    *("doubtful_label", "odd", "blurred", "dark", "bright", "blank", "tiny", "aspect"),
+)
+# A model's opinion of a label, which no person has checked yet.
+SUSPECT_LABEL_KINDS = KINDS_BY_WORD["doubtful"]
+REASON_COLUMN = "why"
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Selection of findings to act on.
+
+    `text` is what the user wrote. `above_confidence` excludes findings without a confidence.
+    """
+
+    text: str
+    kinds: tuple[str, ...]
+    above_confidence: float | None = None
+
+    def matches(self, finding: Finding) -> bool:
+        """Return whether this finding is selected."""
+        if finding.kind not in self.kinds:
+            return False
+        if self.above_confidence is None:
+            return True
+        return finding.confidence is not None and finding.confidence > self.above_confidence
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Tables of the kept and the dropped photos, with reasons.
+
+    `kept` has path, label, [split], [group] and the reason, null in unchanged rows. `dropped` has
+    path, label and the reason. `doubted` counts photos dropped or relabelled because of a suspect
+    label, `spared` the test photos that stay unchanged although their label is suspect.
+    """
+
+    kept: pl.DataFrame
+    dropped: pl.DataFrame
+    doubted: int = 0
+    spared: int = 0
+
+    @property
+    def relabelled(self) -> int:
+        """Number of kept photos whose label changed."""
+        return self.kept[REASON_COLUMN].count()
+
+
+def chosen(words: Sequence[str], flag: str) -> tuple[Selector, ...]:
+    """Parse the values of a flag, such as `twins` and `doubtful>0.95`; a single string is allowed.
+
+    Raises:
+        RecipeError: a word is no kind that rows can be dropped or relabelled for.
+    """
+    words = [words] if isinstance(words, str) else words
+    return tuple(_parse_selector(word.strip(), flag) for word in words if word.strip())
+
+
+def _parse_selector(word: str, flag: str) -> Selector:
+    kind, _, number = (part.strip() for part in word.replace("_", "-").partition(">"))
+    kind = kind.replace("-", "_")
+    try:
+        above_confidence = float(number) if ">" in word else None
+    except ValueError:
+        raise RecipeError(f"{flag} {word!r}: {number!r} is not a number", advice=f"{flag} '{kind}>0.95'") from None
+    if flag == "--relabel" and kind not in ("doubtful", "doubtful_label"):
+        raise RecipeError(f"{flag} {word!r}: no other label is known for these", advice=f"{flag} 'doubtful>0.95'")
+    known = ", ".join(dict.fromkeys([*KINDS_BY_WORD, *PHOTO_KINDS]))
+    if kind not in KINDS_BY_WORD and kind not in PHOTO_KINDS:
+        raise RecipeError(f"{flag} {word!r}: no photos can be dropped for that", advice=known)
+    if above_confidence is not None and not 0 <= above_confidence < 1:
+        raise RecipeError(
+            f"{flag} {word!r}: {number} is no confidence, which lies between 0 and 1", advice=f"{flag} '{kind}>0.95'"
+        )
+    return Selector(word, KINDS_BY_WORD.get(kind, (kind,)), above_confidence)
+
+
+def in_vain(selectors: Sequence[Selector], findings: Sequence[Finding]) -> list[str]:
+    """Return the words that match no finding: there is none of the kind, or a typing error."""
+    return [selector.text for selector in selectors if not any(selector.matches(finding) for finding in findings)]
+
+
+def cleaned(
+    dataset: Dataset,
+    findings: Sequence[Finding],
+    drop: Sequence[Selector] = (),
+    relabel: Sequence[Selector] = (),
+    split_given: bool = False,
+) -> Cleaned:
+    """Drop and relabel photos as selected.
+
+    Unreadable photos are always dropped. Of duplicates one stays: a test photo if there is one, so
+    that scores stay comparable, else the largest. A relabelled photo is not dropped for the same
+    suspect label. Test photos of a given split are never changed because of a suspect label: the
+    model would choose its own test set.
+
+    Args:
+        split_given: whether the photos came with a split, which is then kept. Otherwise `fit`
+            splits the cleaned table itself.
+    """
+    protected = set(dataset.photos.filter(pl.col("split") == "test")["path"]) if split_given else set()
+    spared = _find_protected(protected, findings, (*drop, *relabel))
+    findings = _exclude_protected(protected, findings)
+    before = dict(dataset.used.select("path", "label").iter_rows())
+    labels = {
+        path: (finding.label, f"was {before[path]}: {_give_reason(finding)}")
+        for finding in findings
+        if finding.label is not None and any(selector.matches(finding) for selector in relabel)
+        for path in finding.paths
+    }
+    # A table may contain a path twice, in a used and in an unused row.
+    unused = dataset.set_aside.select("path", "status").iter_rows()
+    gone = {path: reason for path, reason in unused if path not in before}
+    to_drop = [finding for finding in findings if any(selector.matches(finding) for selector in drop)]
+    for finding in to_drop:
+        is_relabelled = finding.label is not None and finding.paths[0] in labels
+        if finding.kind not in DUPLICATE_KINDS and not is_relabelled:
+            gone |= {path: _give_reason(finding) for path in finding.paths if path not in gone}
+    duplicates = [finding for finding in to_drop if finding.kind in DUPLICATE_KINDS]
+    gone |= dict(_drop_duplicates(duplicates, dataset, gone.keys()))
+    kept, dropped = _make_tables(dataset, gone, labels, split_given)
+    dropped_as_suspect = {
+        path
+        for finding in to_drop
+        if finding.kind in SUSPECT_LABEL_KINDS
+        for path in finding.paths
+        if gone.get(path) == _give_reason(finding)
+    }
+    doubted = len(dropped_as_suspect) + kept[REASON_COLUMN].count()
+    return Cleaned(kept, dropped, doubted, len(spared - gone.keys()))
+
+
+def _find_protected(protected: Collection[str], findings: Sequence[Finding], selectors: Sequence[Selector]) -> set[str]:
+    """Return the protected paths that would be changed because of a suspect label."""
+    return {
+        path
+        for finding in findings
+        if finding.kind in SUSPECT_LABEL_KINDS and any(selector.matches(finding) for selector in selectors)
+        for path in finding.paths
+        if path in protected
+    }
+
+
+def _exclude_protected(protected: Collection[str], findings: Sequence[Finding]) -> list[Finding]:
+    """Remove the protected paths from suspect labels, and those findings that have no path left."""
+
+    def exclude(finding: Finding) -> Finding:
+        return replace(finding, paths=tuple(path for path in finding.paths if path not in protected))
+
+    suspect = SUSPECT_LABEL_KINDS
+    remaining = [exclude(finding) if finding.kind in suspect else finding for finding in findings]
+    return [finding for finding in remaining if finding.paths or finding.kind not in suspect]
+
+
+def _give_reason(finding: Finding) -> str:
+    confidence = f" ({finding.confidence:.2f} sure)" if finding.confidence is not None else ""
+    return f"{finding.kind.replace('_', ' ')}: {finding.evidence}{confidence}"
+
+
+def _drop_duplicates(findings: Sequence[Finding], dataset: Dataset, gone: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield all duplicates but one per connected component, with the reason."""
+    paths = dataset.photos["path"].to_list()
+    used = (dataset.photos["status"] == USED).to_list()
+    row_of = {path: row for row, path in enumerate(paths) if used[row]}
+    evidence = {row_of[path]: finding for finding in reversed(findings) for path in finding.paths}
+    pairs = [(row_of[finding.paths[0]], row_of[path]) for finding in findings for path in finding.paths[1:]]
+    remaining = [[row for row in component if paths[row] not in gone] for component in islands(pairs)]
+    for component in filter(None, remaining):
+        best, *others = sorted(component, key=lambda row: _rank(dataset.photos.row(row, named=True)))
+        for row in others:
+            yield paths[row], f"{_give_reason(evidence[row])}; {paths[best]} stays"
+
+
+def _rank(photo: dict[str, Any]) -> tuple[int, int, str]:
+    """Rank duplicates: the lowest is kept."""
+    return -PARTS.index(photo["split"]), -photo["width"] * photo["height"], photo["path"]
+
+
+def _make_tables(
+    dataset: Dataset, gone: dict[str, str], labels: dict[str, tuple[str, str]], has_split: bool
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the tables of kept and dropped photos."""
+    photos = dataset.photos
+    stays = (pl.col("status") == USED) & ~pl.col("path").is_in(list(gone))
+    dropped = photos.filter(~stays)
+    rows = dropped.select("path", "status").iter_rows()
+    reasons = [gone[path] if status == USED else status for path, status in rows]
+    dropped = dropped.select("path", "label", pl.Series(REASON_COLUMN, reasons, pl.String))
+    kept = photos.filter(stays)
+    changed = [labels.get(path, (label, None)) for path, label in kept.select("path", "label").iter_rows()]
+    columns = ["path", "label", *(["split"] if has_split else []), *(["group"] if kept["group"].count() else [])]
+    kept = kept.select(columns).with_columns(
+        pl.Series("label", [label for label, _ in changed], pl.String),
+        pl.Series(REASON_COLUMN, [reason for _, reason in changed], pl.String),
+    )
+    return kept, dropped
+
+
+def dropped_beside(file: Path) -> Path:
+    """Return the path for dropped rows: `cleaned-dropped.csv` beside `cleaned.csv`."""
+    return file.with_name(f"{file.stem}-dropped{file.suffix}")
+
+
+def check_writable(file: Path) -> None:
+    """Refuse to overwrite a file, before any photo is read.
+
+    The user may have edited an earlier table by hand.
+
+    Raises:
+        RecipeError: the file is no .csv.
+        PhotosError: one of the two files exists.
+    """
+    if file.suffix.lower() != ".csv":
+        raise RecipeError(f"the table would be written as {file.suffix or 'nothing'}", advice="--write cleaned.csv")
+    for table in (file, dropped_beside(file)):
+        if table.exists():
+            raise PhotosError("there is a file already, and it stays", where=table, advice="another name, or remove it")
+
+
+def check_within_reach(dataset: Dataset) -> None:
+    """Refuse photos in an archive, before any is read: a table cannot point into it.
+
+    Raises:
+        PhotosError: the photos are in an archive.
+    """
+    if dataset.prefix:
+        raise PhotosError(
+            "the photos lie in an archive, and a table cannot point into it",
+            where=dataset.source,
+            advice="unpack it, and audit the folder",
+        )
+
+
+def write(file: Path, dataset: Dataset, result: Cleaned) -> None:
+    """Write both tables; paths below the table's folder become relative, others absolute.
+
+    Raises:
+        PhotosError: the photos are in an archive.
+    """
+    check_within_reach(dataset)
+    folder = file.expanduser().resolve().parent
+    # Dropped rows first: if the second write fails, the same command can run again.
+    for target, table in ((dropped_beside(file), result.dropped), (file, result.kept)):
+        paths = [_relative_to(folder, dataset.file(path)) if path else "" for path in table["path"]]
+        with written(target.expanduser()) as beside:
+            beside.write_text(_to_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")
+
+
+def _relative_to(folder: Path, photo: Path) -> str:
+    absolute = Path(photo).expanduser().absolute()
+    # A symbolic link to a photo keeps its own name.
+    resolved = absolute.parent.resolve() / absolute.name
+    return resolved.relative_to(folder).as_posix() if resolved.is_relative_to(folder) else str(absolute)
+
+
+def _to_csv(table: pl.DataFrame) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.with_columns(pl.all().fill_null("")).iter_rows())
+    return stream.getvalue()

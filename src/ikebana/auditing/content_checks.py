@@ -1,0 +1,134 @@
+"""Checks of photo content: suspect labels, outliers, image quality and shortcuts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ikebana.auditing import file_facts as file_facts_module
+from ikebana.auditing import image_quality, label_errors, shortcuts
+from ikebana.auditing.dataset_checks import Finding
+from ikebana.data import split
+from ikebana.data.dataset import Dataset
+from ikebana.data.pixel_cache import Kept
+from ikebana.errors import MachineError, PhotosError, RecipeError
+from ikebana.learning.features.scaling import Table
+from ikebana.recipe import Recipe
+from ikebana.system import progress
+from ikebana.system.resources import within_memory
+
+SUSPECT_LABEL_ADVICE = "look at it; if it shows the other class, move it there; if neither, remove it"
+OUTLIER_ADVICE = "look at it; remove it if photos to come will not be like this"
+SHORTCUT_ADVICE = "give all classes the same {fact}, or a network may learn that instead of the subject"
+
+
+def found(dataset: Dataset, pixel_cache: Kept, recipe: Recipe) -> list[Finding]:
+    """List suspect labels, outliers, poor images and shortcuts; most pronounced first per kind.
+
+    Without the recipe's backbone, a message says that labels and outliers were not checked.
+
+    Args:
+        dataset: opened and split.
+        pixel_cache: of the dataset.
+        recipe: its backbone extracts the features.
+    """
+
+    def check_labels() -> list[Finding]:
+        return [*_check_labels(look(dataset, pixel_cache, recipe), dataset.classes)]
+
+    return [
+        *image_quality.findings(dataset, pixel_cache.pixels),
+        *_check_shortcuts(dataset, pixel_cache),
+        *_run_if_possible(check_labels),
+    ]
+
+
+def _run_if_possible(check: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        with within_memory():
+            return check()
+    except (PhotosError, RecipeError, MachineError) as error:
+        reason = error.what + (f" ({error.advice})" if error.advice else "")
+    progress.say(f"labels and subjects were not looked at: {reason}")
+    return []
+
+
+def by_facts(dataset: Dataset, pixel_cache: Kept) -> shortcuts.Judged:
+    """Evaluate how well sizes, file properties and borders alone predict the classes."""
+    used = dataset.used
+    index = {name: number for number, name in enumerate(dataset.classes)}
+    labels = np.array([index[name] for name in used["label"]], np.int64)
+    groups = np.array(split.groups(used))
+    selection = shortcuts.enough(labels, groups)
+    file_facts = file_facts_module.of(dataset, pixel_cache.pixels, selection)
+    return shortcuts.judge(file_facts, labels[selection], groups[selection])
+
+
+def _check_shortcuts(dataset: Dataset, pixel_cache: Kept) -> Iterator[Finding]:
+    for result in shortcuts.shortcuts(by_facts(dataset, pixel_cache)):
+        name = dataset.classes[result.label]
+        evidence = (
+            f"{name} is told from the rest without a look at what the photos show: by all facts "
+            f"about the files the area under the curve is {result.area:.2f}, by {result.fact} alone "
+            f"{result.area_by_fact:.2f}; {result.part:.0%} of its photos can be picked out almost without fail"
+        )
+        yield Finding("shortcut", "warning", (), evidence, SHORTCUT_ADVICE.format(fact=result.fact))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Features of all usable photos, and class probabilities that did not use the own label.
+
+    features: [photos, features], on disk.
+    labels: class indices [photos].
+    alone: float [photos, classes], out-of-fold, from logistic regressions.
+    judged: float [photos, classes], combined with the vote of the nearest neighbours.
+    """
+
+    paths: pl.Series
+    features: Table
+    labels: np.ndarray
+    near: label_errors.Neighbours
+    alone: np.ndarray
+    judged: np.ndarray
+
+
+def look(dataset: Dataset, pixel_cache: Kept, recipe: Recipe) -> Look:
+    """Extract features of all photos and judge each photo by the others.
+
+    Args:
+        dataset: opened and split.
+        pixel_cache: of the dataset.
+        recipe: its backbone extracts the features.
+    Raises:
+        RecipeError, MachineError: the backbone is not available.
+        PhotosError: there are too few photos.
+    """
+    from ikebana.learning import examples
+    from ikebana.learning.estimate import prepared
+    from ikebana.learning.features import out_of_fold
+
+    splits = examples.parts(dataset, pixel_cache.pixels)
+    settings = prepared(recipe, len(dataset.classes))
+    seen = out_of_fold.seen(splits, recipe, pixel_cache.folder.name, settings)
+    photos = dataset.photos[seen.rows]
+    groups = np.array(split.groups(photos))
+    class_count = len(dataset.classes)
+    probabilities, is_known = out_of_fold.probabilities(seen, groups, class_count, dataset.source)
+    neighbours = label_errors.neighbours(seen.features, seen.labels, groups)
+    votes = label_errors.vote(neighbours, seen.labels, class_count)
+    combined = label_errors.both(probabilities, votes, seen.labels, is_known)
+    return Look(photos["path"], seen.features, seen.labels, neighbours, probabilities, combined)
+
+
+def _check_labels(evidence: Look, classes: Sequence[str]) -> Iterator[Finding]:
+    """Report suspect labels, then outliers."""
+    for suspect in label_errors.doubtful(evidence.judged, evidence.labels):
+        given, suggested = classes[evidence.labels[suspect.photo]], classes[suspect.label]
+        text = f"labelled {given}, looks like {suggested}: {min(suspect.confidence, 0.99):.0%} sure"
+        path, confidence = (evidence.paths[suspect.photo],), round(suspect.confidence, 4)
+        yield Finding("doubtful_label", "warning", path, text, SUSPECT_LABEL_ADVICE, suggested, confidence)
+    for photo, score in label_errors.odd(evidence.features, evidence.labels, evidence.near):
+        text = f"{score:.1f} spreads less like the others than most"
+        yield Finding("odd", "note", (evidence.paths[photo],), text, OUTLIER_ADVICE)

@@ -1,0 +1,261 @@
+"""Findings from files, counts and duplicates: the fast checks that every `fit` runs."""
+
+import json
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import polars as pl
+
+from ikebana.data.dataset import PARTS, USED, Dataset, Twin
+from ikebana.data.split import islands
+
+Severity = Literal["error", "warning", "note"]
+# Most severe first.
+SEVERITIES = get_args(Severity)
+
+# With fewer photos, the 95 % interval of a class's own score is wider than 40 points.
+MIN_PHOTOS_PER_CLASS = 20
+# Largest class divided by smallest class.
+MAX_IMBALANCE_RATIO = 5.0
+SHOWN = 8
+COLUMNS = 100
+MIN_EXAMPLE_COLUMNS = 40
+MAX_EXAMPLE_LINES = 4
+
+LEAK_ADVICE = "use --split stratified, or mend the given parts: the score on such photos is memory"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem, its evidence and what to do about it.
+
+    `label` is the suggested label, `confidence` the confidence in it, 0 to 1.
+    """
+
+    kind: str
+    severity: Severity
+    paths: tuple[str, ...]
+    evidence: str
+    advice: str
+    label: str | None = None
+    confidence: float | None = None
+
+
+def findings(dataset: Dataset) -> list[Finding]:
+    """List what files, counts and duplicates show, most severe first.
+
+    Args:
+        dataset: opened and split.
+    """
+    findings = [
+        *_check_unreadable(dataset),
+        *_check_exact_duplicates(dataset),
+        *_check_near_duplicates(dataset),
+        *_check_groups(dataset),
+        *_check_classes(dataset),
+    ]
+    return gravest_first(findings)
+
+
+def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort into errors, warnings, notes; the order within each stays."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def as_json(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
+    """Return the findings and the totals for `audit.json`."""
+    used, paths = dataset.used.height, dataset.photos.height
+    reasons = dataset.set_aside["status"].value_counts(sort=True)
+    return {
+        "source": dataset.source,
+        "paths": paths,
+        "used": used,
+        "set_aside": paths - used,
+        "ignored": dataset.ignored,
+        "reasons": dict(sorted(reasons.iter_rows(), key=lambda row: (-row[1], row[0]))),
+        "classes": dataset.counts(),
+        "notes": list(dataset.notes),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def as_table(findings: Iterable[Finding]) -> pl.DataFrame:
+    """Return one row per finding for `findings.csv`.
+
+    Paths are a JSON list, because a file name may contain any separator.
+    """
+    rows = [{**asdict(finding), "paths": json.dumps(finding.paths, ensure_ascii=False)} for finding in findings]
+    texts = dict.fromkeys(("kind", "severity", "paths", "evidence", "advice", "label"), pl.String)
+    return pl.DataFrame(rows, schema={**texts, "confidence": pl.Float64})
+
+
+def summary(dataset: Dataset, findings: list[Finding], details: str = "audit.json") -> str:
+    """Summarise the totals, the unused photos, and the findings per kind.
+
+    Args:
+        dataset: opened and split.
+        findings: in the order to show.
+        details: where the user finds what the summary leaves out.
+    """
+    used, paths = dataset.used, dataset.photos.height
+    splits = "  ".join(f"{split} {sum(used['split'] == split):,}" for split in PARTS)
+    lines = [
+        *dataset.notes,
+        f"{paths:,} paths: {used.height:,} photos used, {paths - used.height:,} set aside; "
+        f"{dataset.ignored:,} hidden or system files ignored",
+        f"{len(dataset.classes)} classes; {splits}",
+    ]
+    lines += _summarise_kinds([finding for finding in findings if finding.kind != "unreadable"])
+    unused = dataset.set_aside.select("path", "status").rows()
+    lines += [f"  set aside: {path}: {status}" for path, status in unused[:SHOWN]]
+    if len(unused) > SHOWN:
+        lines.append(f"  and {len(unused) - SHOWN} more: {details} names them")
+    elif findings:
+        lines.append(f"  all of them, in full: {details}")
+    return "\n".join(lines)
+
+
+def _summarise_kinds(findings: list[Finding]) -> list[str]:
+    """Return the number of findings per kind, each with its first finding as an example."""
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.severity, finding.kind.replace("_", " ")), []).append(finding)
+    width = max((len(kind) for _, kind in kinds), default=0)
+    lines = []
+    for (severity, kind), of_kind in kinds.items():
+        others = f" (the first of {len(of_kind):,})" if len(of_kind) > 1 else ""
+        head = f"  {severity:<7}  {len(of_kind):>5,}  {kind:<{width}}  "
+        columns = max(COLUMNS - len(head), MIN_EXAMPLE_COLUMNS)
+        example = textwrap.wrap(
+            in_short(of_kind[0]) + others,
+            columns,
+            max_lines=MAX_EXAMPLE_LINES,
+            placeholder=" …",
+            break_on_hyphens=False,
+        ) or [""]
+        starts = [head, *[" " * len(head)] * MAX_EXAMPLE_LINES]
+        lines += [f"{start}{text}" for start, text in zip(starts, example, strict=False)]
+    return lines
+
+
+def in_short(finding: Finding) -> str:
+    """Describe a finding by its evidence and at most two of its paths."""
+    more = len(finding.paths) - 2
+    shown = ", ".join(finding.paths[:2]) + (f" and {more} more" if more > 0 else "")
+    return f"{finding.evidence}: {shown}" if shown else finding.evidence
+
+
+def _check_unreadable(dataset: Dataset) -> Iterator[Finding]:
+    for path, status in dataset.set_aside.select("path", "status").iter_rows():
+        yield Finding("unreadable", "warning", (path,), status, "mend or remove the file; it was not used")
+
+
+def _check_exact_duplicates(dataset: Dataset) -> Iterator[Finding]:
+    """Report files with the same bytes.
+
+    Within one split they are harmless, across splits a leak, under two labels a conflict.
+    """
+    duplicated = dataset.used.filter(pl.col("sha256").is_duplicated())
+    by_hash = duplicated.group_by("sha256").agg("path", "label", "split")
+    for _, paths, labels, splits in by_hash.sort(pl.col("path").list.first()).iter_rows():
+        if len(set(labels)) > 1:
+            names = " and ".join(sorted(set(labels)))
+            advice = "look at the photo and keep one; until then both stay, in the same part"
+            yield Finding("identical_other_label", "warning", tuple(paths), f"the same bytes as {names}", advice)
+        else:
+            advice = "keep one; they count as one photo twice"
+            yield Finding("identical", "note", tuple(paths), "the same bytes", advice)
+        if len(set(splits)) > 1:
+            where = " and ".join(sorted(set(splits)))
+            yield Finding("leak", "error", tuple(paths), f"the same bytes in {where}", LEAK_ADVICE)
+
+
+def _check_near_duplicates(dataset: Dataset) -> Iterator[Finding]:
+    """Report near-duplicates: photos that were resized, saved again, cropped, mirrored or turned."""
+    hashes = dataset.photos["sha256"]
+    components = islands((pair.first, pair.second) for pair in dataset.twins)
+    rows_of_hash: dict[str, list[int]] = {hashes[row]: [] for rows in components for row in rows}
+    # A copy that could not be read is in no split.
+    used = dataset.photos["status"] == USED
+    for row, (sha256, is_used) in enumerate(zip(hashes, used, strict=True) if rows_of_hash else ()):
+        if is_used and sha256 in rows_of_hash:
+            rows_of_hash[sha256].append(row)
+    component_of = {row: number for number, rows in enumerate(components) for row in rows}
+    pairs: list[list[Twin]] = [[] for _ in components]
+    for pair in dataset.twins:
+        pairs[component_of[pair.first]].append(pair)
+    for rows, pairs_of_component in zip(components, pairs, strict=True):
+        photos = dataset.photos[sorted(copy for row in rows for copy in rows_of_hash[hashes[row]])]
+        yield from _check_component(photos, pairs_of_component)
+
+
+def _check_component(photos: pl.DataFrame, pairs: list[Twin]) -> Iterator[Finding]:
+    """Report one connected component of near-duplicates."""
+    paths, labels, splits = tuple(photos["path"]), set(photos["label"]), set(photos["split"])
+    evidence = f"{pairs[0].how}, {pairs[0].alike:.2f} alike"
+    if len(paths) > 2:
+        changes = ", ".join(sorted({word for pair in pairs for word in pair.how.split(", ")}))
+        least = min(pair.alike for pair in pairs)
+        evidence = f"{len(paths)} photos, each {least:.2f} alike another or more: {changes}"
+    if photos["twins"].has_nulls():
+        advice = (
+            "more than half of a class: they cannot be kept in one part, so its score is too good; add other photos"
+        )
+        yield Finding("near_twin", "warning", paths, evidence, advice)
+        return
+    if len(labels) > 1:
+        names = " and ".join(sorted(labels))
+        advice = "look at them and mend a label, or keep one; until then they stay, in the same part"
+        yield Finding("near_twin_other_label", "warning", paths, f"{evidence}; {names}", advice)
+    else:
+        yield Finding("near_twin", "note", paths, evidence, "keep the best; together they count as one photo")
+    if len(splits) > 1:
+        where = " and ".join(sorted(splits))
+        yield Finding("leak", "error", paths, f"{evidence}, in {where}", LEAK_ADVICE)
+
+
+def _check_groups(dataset: Dataset) -> Iterator[Finding]:
+    """Report given groups whose photos are in several splits."""
+    grouped = dataset.used.filter(pl.col("group").is_not_null()).group_by("group").agg("path", "split")
+    leaking = grouped.filter(pl.col("split").list.n_unique() > 1).sort("group")
+    for name, paths, splits in leaking.iter_rows():
+        where = " and ".join(sorted(set(splits)))
+        yield Finding("leak", "error", tuple(paths), f"the group {name} lies in {where}", LEAK_ADVICE)
+
+
+def _find_similar_names(names: Iterable[str]) -> Iterator[list[str]]:
+    """Yield class names that differ only in case, blanks or Unicode normalisation."""
+    by_key: dict[str, list[str]] = {}
+    for name in names:
+        by_key.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(name)
+    yield from (similar for similar in by_key.values() if len(similar) > 1)
+
+
+def _check_classes(dataset: Dataset) -> Iterator[Finding]:
+    split_counts = dataset.counts()
+    counts = {name: sum(of_class.values()) for name, of_class in split_counts.items()}
+    for name in [name for name in counts if counts[name] and not split_counts[name]["train"]]:
+        similar = [other for other in counts if other != name and other.casefold() == name.casefold()]
+        evidence = f"no photo of {name} is there to learn from"
+        evidence += f", but {similar[0]} is another class" if similar else ""
+        advice = "photos of it in the training part: it can never be named rightly"
+        yield Finding("untrained", "error", (), evidence, advice)
+    for names in _find_similar_names(counts):
+        evidence = f"{' and '.join(map(repr, names))} differ in capitals or blanks alone"
+        yield Finding("alike_names", "warning", (), evidence, "if they are one class, give them one name")
+    for name in dataset.classes_without_photos:
+        advice = "add photos, or remove the folder"
+        yield Finding("empty_class", "warning", (), f"class {name} has no usable photo", advice)
+    distinct = dict(dataset.used.group_by("label").agg(pl.col("sha256").n_unique()).iter_rows())
+    for name, count in sorted(counts.items(), key=lambda item: item[1]):
+        if distinct.get(name, 0) < MIN_PHOTOS_PER_CLASS:
+            advice = f"at least {MIN_PHOTOS_PER_CLASS} photos, better 100: its own score means little"
+            copies = f", {distinct[name]} of them different" if distinct.get(name, 0) < count else ""
+            yield Finding("few", "warning", (), f"class {name} has {count} photos{copies}", advice)
+    largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
+    if counts[largest] > MAX_IMBALANCE_RATIO * counts[smallest]:
+        evidence = f"{largest} has {counts[largest]} photos, {smallest} has {counts[smallest]}"
+        yield Finding("imbalance", "note", (), evidence, "more photos of the small classes")

@@ -1,0 +1,247 @@
+"""Suspect labels and outliers, from the features of a frozen network and the given labels.
+
+Two estimates that have not learned a photo's own label judge it: logistic regressions trained on
+other photos, and the nearest neighbours. They make different errors. A linear model knows which
+features matter, the neighbours know that a class has several modes. Their product is used.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ikebana.evaluation.calibration import SMALLEST, temperature
+from ikebana.learning.features.scaling import Table, scale
+
+NEIGHBOUR_COUNT = 40
+# A neighbour whose cosine similarity is lower by this much has 1/e of the weight.
+SIMILARITY_SCALE = 0.06
+# Added to the vote for each class, because neighbours may miss a class.
+VOTE_SMOOTHING = 0.02
+# Neighbours are searched among this many photos: time then grows linearly, not quadratically.
+MAX_REFERENCE_PHOTOS = 20_000
+# Photos compared at a time: with fewer, the matrix product slows down.
+CHUNK_PHOTOS = 512
+# Of a chunk, photos whose similarities are sorted at a time.
+SORT_PHOTOS = 32
+# Confidence from which a label is reported: docs/audit.md says how often that is right.
+MIN_SUSPECT_CONFIDENCE = 0.9
+MAX_PRINCIPAL_AXES = 64
+MIN_PHOTOS_PER_AXIS = 10
+# Of similarities and of logarithms: among photos that hardly differ there is no outlier.
+MIN_SPREAD = 0.01
+# Photos that tell how much a class resembles itself.
+MIN_PHOTOS_PER_CLASS = 20
+LEAST = 50
+# Robust z-score from which a photo is reported.
+MIN_OUTLIER_SCORE = 3.4
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Nearest neighbours of each photo, without copies and photos of its own group.
+
+    rows: int32 [photos, neighbours], most similar first.
+    alike: float32 [photos, neighbours], cosine similarity; -2 if no photo is left.
+    own_class: float32 [photos], mean similarity to as many photos of the same label, if there are.
+    first: bool [photos], whether the photo is the first of its group.
+    """
+
+    rows: np.ndarray
+    alike: np.ndarray
+    own_class: np.ndarray
+    first: np.ndarray
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A photo whose label is probably wrong, the suggested class and the confidence, 0 to 1."""
+
+    photo: int
+    label: int
+    confidence: float
+
+
+def neighbours(features: Table, labels: np.ndarray, groups: np.ndarray) -> Neighbours:
+    """Find the nearest neighbours of each photo.
+
+    Args:
+        features: float [photos, features].
+        labels: class indices [photos].
+        groups: a number per photo; photos of one group are not each other's neighbours.
+    """
+    mean, spread = scale(features)
+    count = len(labels)
+    rng = np.random.default_rng(SEED)
+    references = np.sort(rng.choice(count, min(count, MAX_REFERENCE_PHOTOS), replace=False))
+    reference_features = _normalise(features, mean, spread, references)
+    width = min(NEIGHBOUR_COUNT, len(references))
+    rows, alike = np.zeros((count, width), np.int32), np.zeros((count, width), np.float32)
+    own_class = np.zeros(count, np.float32)
+    for start in range(0, count, CHUNK_PHOTOS):
+        chunk = slice(start, min(start + CHUNK_PHOTOS, count))
+        chunk_features = _normalise(features, mean, spread, np.arange(chunk.start, chunk.stop))
+        similarity = chunk_features @ reference_features.T
+        similarity[groups[chunk, None] == groups[None, references]] = -2
+        columns, alike[chunk] = _take_largest(similarity, width)
+        rows[chunk] = references[columns]
+        similarity[labels[chunk, None] != labels[None, references]] = -2
+        of_class = _take_largest(similarity, width)[1]
+        exists = of_class > -2
+        own_class[chunk] = (of_class * exists).sum(1) / np.maximum(exists.sum(1), 1)
+    first = np.zeros(count, bool)
+    first[np.unique(groups, return_index=True)[1]] = True
+    return Neighbours(rows, alike, own_class, first)
+
+
+def _normalise(features: Table, mean: np.ndarray, spread: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    """Return standardised features of some photos, each of unit length: float32."""
+    result = np.empty((len(photos), features.shape[1]), np.float32)
+    for start in range(0, len(photos), CHUNK_PHOTOS):
+        scaled = ((features[photos[start : start + CHUNK_PHOTOS]] - mean) / spread).astype(np.float32)
+        length = np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
+        result[start : start + CHUNK_PHOTOS] = scaled / length
+    return result
+
+
+def _take_largest(similarity: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns of the largest values per row, and the values, in descending order."""
+    columns = np.empty((len(similarity), width), np.int32)
+    for start in range(0, len(similarity), SORT_PHOTOS):
+        chunk = slice(start, start + SORT_PHOTOS)
+        columns[chunk] = np.argpartition(-similarity[chunk], width - 1, axis=1)[:, :width]
+    values = np.take_along_axis(similarity, columns, 1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.take_along_axis(columns, order, 1), np.take_along_axis(values, order, 1)
+
+
+def vote(neighbours: Neighbours, labels: np.ndarray, class_count: int) -> np.ndarray:
+    """Estimate class probabilities from the neighbours' labels: float [photos, classes]."""
+    weights = np.exp((neighbours.alike - neighbours.alike[:, :1]) / SIMILARITY_SCALE) * (neighbours.alike > -2)
+    votes = [(weights * (labels[neighbours.rows] == label)).sum(1) for label in range(class_count)]
+    totals = np.stack(votes, axis=1)
+    shares = totals / np.maximum(totals.sum(1, keepdims=True), SMALLEST)
+    return (shares + VOTE_SMOOTHING) / (shares + VOTE_SMOOTHING).sum(1, keepdims=True)
+
+
+def both(out_of_fold: np.ndarray, votes: np.ndarray, labels: np.ndarray, is_known: np.ndarray) -> np.ndarray:
+    """Multiply both estimates and calibrate: 80 % confidence agrees with 80 % of the labels.
+
+    Args:
+        out_of_fold: float [photos, classes], of heads that have not learned from the photo.
+        votes: float [photos, classes], from the neighbours.
+        labels: class indices [photos].
+        is_known: bool [photos], whether those heads know the photo's class. If not, its label is
+            taken as given. Otherwise every photo of a class that is one group would be suspect.
+    Returns:
+        float [photos, classes].
+    """
+    from scipy.special import softmax
+
+    logits = np.log(np.maximum(out_of_fold, SMALLEST)) + np.log(np.maximum(votes, SMALLEST))
+    if len(np.unique(labels[is_known])) > 1:
+        logits /= temperature(logits[is_known], labels[is_known])
+    probabilities = softmax(logits, axis=1)
+    probabilities[~is_known] = np.eye(probabilities.shape[1])[labels[~is_known]]
+    return probabilities
+
+
+def ranked(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Rank photos, the most suspect label first, by the odds of another label.
+
+    A ratio instead of a difference: of two hopeless labels, the more hopeless one comes first.
+
+    Source: normalised margin of Northcutt et al. 2021, arXiv:1911.00068.
+    """
+    return np.argsort(-_log_odds(probabilities, labels), kind="stable")
+
+
+def _log_odds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the log odds of the most probable other class against the label: float [photos]."""
+    logs = np.log(np.maximum(probabilities, SMALLEST))
+    given = np.take_along_axis(logs, labels[:, None], 1)[:, 0]
+    np.put_along_axis(logs, labels[:, None], -np.inf, 1)
+    return logs.max(1) - given
+
+
+def doubtful(
+    probabilities: np.ndarray, labels: np.ndarray, min_confidence: float = MIN_SUSPECT_CONFIDENCE
+) -> list[Doubt]:
+    """List the labels that are probably wrong, the most suspect first.
+
+    Args:
+        probabilities: float [photos, classes], of models that have not learned the own label.
+        labels: class indices [photos].
+        min_confidence: confidence in another label from which a label is suspect.
+    """
+    best = probabilities.argmax(1)
+    is_suspect = (best != labels) & (probabilities.max(1) >= min_confidence)
+    return [
+        Doubt(int(photo), int(best[photo]), float(probabilities[photo, best[photo]]))
+        for photo in ranked(probabilities, labels)
+        if is_suspect[photo]
+    ]
+
+
+def oddness(features: Table, labels: np.ndarray, neighbours: Neighbours) -> np.ndarray:
+    """Score how far each photo is from all others, as robust z-scores: float [photos].
+
+    The sum of two scores. One: how little the photo resembles its own class, compared with how
+    much that class resembles itself; only for classes of at least 20 photos. Two: the norm of its
+    features outside the collection's principal axes. A photo of another subject shows in either.
+    """
+    isolation = np.zeros(len(labels))
+    for label in np.unique(labels):
+        is_own = labels == label
+        if (is_own & neighbours.first).sum() >= MIN_PHOTOS_PER_CLASS:
+            isolation[is_own] = _robust_z_scores(-neighbours.own_class[is_own], neighbours.first[is_own])
+    return isolation + _robust_z_scores(np.log(_measure_residuals(features)), neighbours.first)
+
+
+def odd(
+    features: Table, labels: np.ndarray, neighbours: Neighbours, min_score: float = MIN_OUTLIER_SCORE
+) -> list[tuple[int, float]]:
+    """List outliers and their scores, the highest first; none in a small collection.
+
+    Args:
+        features: float [photos, features].
+        labels: class indices [photos].
+    """
+    if len(features) < LEAST:
+        return []
+    scores = oddness(features, labels, neighbours)
+    order = np.argsort(-scores, kind="stable")
+    return [(int(photo), float(scores[photo])) for photo in order if scores[photo] >= min_score]
+
+
+def _measure_residuals(features: Table) -> np.ndarray:
+    """Return the squared norm outside the principal axes: float [photos]."""
+    mean, spread = scale(features)
+    count, width = features.shape
+    axis_count = max(1, min(MAX_PRINCIPAL_AXES, count // MIN_PHOTOS_PER_AXIS, width // 4))
+    sample = np.random.default_rng(SEED).choice(count, min(count, MAX_REFERENCE_PHOTOS), replace=False)
+    total, products = np.zeros(width), np.zeros((width, width))
+    for start in range(0, len(sample), CHUNK_PHOTOS):
+        # Of unit length, so that no distant photo gets an axis of its own.
+        unit = _normalise(features, mean, spread, sample[start : start + CHUNK_PHOTOS])
+        total += unit.sum(0, dtype=np.float64)
+        products += unit.T @ unit
+    centre = total / len(sample)
+    # `eigh` returns the principal axes last.
+    _, axes = np.linalg.eigh(products / len(sample) - np.outer(centre, centre))
+    axes = axes[:, -axis_count:].astype(np.float32)
+    residuals = np.zeros(count)
+    for start in range(0, count, CHUNK_PHOTOS):
+        scaled = ((features[start : start + CHUNK_PHOTOS] - mean) / spread).astype(np.float32)
+        residuals[start : start + CHUNK_PHOTOS] = (scaled**2).sum(1) - ((scaled @ axes) ** 2).sum(1)
+    return np.maximum(residuals, 1e-6)
+
+
+def _robust_z_scores(values: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
+    """Return z-scores from median and upper spread, since outliers are on that side.
+
+    `is_reference`: bool [photos], the photos that median and spread are computed from. Copies
+    would have no spread between them.
+    """
+    median, upper = np.percentile(values[is_reference], (50, 84.1))
+    return (values - median) / max(float(upper - median), MIN_SPREAD)

@@ -1,0 +1,240 @@
+"""Recommendation of how much of a network to train, from the evidence of a probe.
+
+The rules follow the tutorial's chapter on transfer learning: are there many photos, and do they
+resemble ImageNet? Fewer photos never lead to training more of the network.
+
+                 unlike ImageNet's      like ImageNet's
+few photos       head                   head
+some             tail                   tail
+many             all                    tail
+"""
+
+import shlex
+import textwrap
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ikebana.learning.estimate import FEW, duration
+from ikebana.learning.features.depth_probe import Evidence, Score
+from ikebana.recipe import Trained
+
+# Training photos per class from which larger networks pay; with 80 they did not (docs/log.md).
+MANY = 200
+# Accuracy lead of the last cut over the best earlier one, up to which photos are unlike ImageNet's.
+MAX_UNLIKE_LEAD = 0.02
+# Accuracy of a head that leaves nothing to gain.
+CEILING_ACCURACY = 0.99
+# Chance seldom exceeds this many standard errors.
+STANDARD_ERRORS = 2
+# With fewer judged photos, an accuracy is known to five points at best.
+MIN_JUDGED_PHOTOS = 100
+# Within this factor of a threshold, the other side of it may be right.
+NEAR_THRESHOLD_FACTOR = 1.5
+LINE_COLUMNS = 100
+
+# The recipe that comes closest.
+RECIPES_BY_TRAINABLE: dict[Trained, str] = {"head": "quick", "tail": "good", "all": "best"}
+SENTENCES: dict[Trained, str] = {
+    "head": "a new head on the frozen network is enough",
+    "tail": "let the network's last stages learn too",
+    "all": "let larger networks learn, and for longer",
+}
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Numbers of photos to learn from.
+
+    photos: training photos, and validation photos for model selection.
+    sealed: test photos, which stay unseen.
+    a_class: median of the training photos per class.
+    smallest: the class with the fewest training photos, and their number.
+    """
+
+    photos: int
+    sealed: int
+    a_class: int
+    smallest: tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """How much of the network to train on these photos, and why.
+
+    doubts: reasons to be unsure; none if the recommendation is fairly sure.
+    more_photos: whether more photos would help.
+    photos: their path, for the command.
+    costs: estimated seconds per recipe on this machine, if known.
+    """
+
+    trained: Trained
+    reasons: tuple[str, ...]
+    doubts: tuple[str, ...]
+    more_photos: str
+    supply: Supply
+    evidence: Evidence
+    photos: str = ""
+    costs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recommended recipe."""
+        return RECIPES_BY_TRAINABLE[self.trained]
+
+    @property
+    def command(self) -> str:
+        """Command line that trains it."""
+        return f"ikebana fit {shlex.quote(self.photos or 'PHOTOS')} --recipe {self.recipe}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self) | {"recipe": self.recipe, "command": self.command}
+
+    def __repr__(self) -> str:
+        cost = f"    (about {duration(self.costs[self.recipe])} here)" if self.recipe in self.costs else ""
+        items = [
+            *(("why", reason) for reason in self.reasons),
+            ("more", self.more_photos),
+            *(("doubt", doubt) for doubt in self.doubts),
+            ("sure", "not very" if self.doubts else "fairly"),
+        ]
+        lines = [line for name, text in items for line in _wrap(name, text)]
+        # Never wrapped, because users copy it.
+        run = f"  run    {self.command}{cost}"
+        return "\n".join([f"Advice: {SENTENCES[self.trained]}", "", *_format_table(self), "", *lines, run])
+
+
+def advised(evidence: Evidence, supply: Supply, photos: str, costs: dict[str, float]) -> Advice:
+    """Recommend how much of the network to train.
+
+    Args:
+        evidence: of the probe.
+        supply: numbers of photos.
+        photos: their path, for the command.
+        costs: estimated seconds per recipe on this machine.
+    """
+    trained = how_much(evidence, supply)
+    return Advice(
+        trained,
+        tuple(_list_reasons(evidence, supply, trained)),
+        tuple(_list_doubts(evidence, supply)),
+        _describe_more_photos(evidence),
+        supply,
+        evidence,
+        photos,
+        costs,
+    )
+
+
+def how_much(evidence: Evidence, supply: Supply) -> Trained:
+    """Apply the rules: fewer photos, or weaker evidence, never train more of the network."""
+    if supply.a_class < FEW or _is_at_ceiling(evidence):
+        return "head"
+    return "all" if _is_unlike_imagenet(evidence) and supply.a_class >= MANY else "tail"
+
+
+def _is_at_ceiling(evidence: Evidence) -> bool:
+    """Return whether a head leaves no gain that so many photos could show."""
+    best = evidence.best
+    return best.value >= CEILING_ACCURACY or best.value + STANDARD_ERRORS * best.error >= 1
+
+
+def _is_unlike_imagenet(evidence: Evidence) -> bool:
+    """Return whether an earlier cut is significantly as good as the last one."""
+    return evidence.lead.value + STANDARD_ERRORS * evidence.lead.error <= MAX_UNLIKE_LEAD
+
+
+def _list_reasons(evidence: Evidence, supply: Supply, trained: Trained) -> list[str]:
+    resemblance, per_class = _describe_resemblance(evidence), f"a class has {_format_count(supply.a_class)}"
+    if supply.a_class < FEW:
+        return [
+            f"{per_class}, which is few (below {FEW}): the last stages would learn them by heart, not what they show",
+            resemblance,
+        ]
+    if trained == "head":
+        wrong = round((1 - evidence.best.value) * evidence.judged)
+        return [
+            f"a head alone is wrong on {wrong} of {evidence.judged:,} photos: nothing that is left to gain could be seen"
+        ]
+    if trained == "all":
+        return [resemblance, f"{per_class}, enough (from {MANY} on) for larger networks to learn, and for longer"]
+    more = f"; the whole network should have {MANY}" if _is_unlike_imagenet(evidence) else ""
+    return [resemblance, f"{per_class}, enough (from {FEW} on) for the last stages not to learn them by heart{more}"]
+
+
+def _format_count(count: int) -> str:
+    return f"{count:,} training photo{'s' * (count != 1)}"
+
+
+def _describe_resemblance(evidence: Evidence) -> str:
+    """Describe whether the photos resemble ImageNet's, with the evidence."""
+    earlier = max(list(evidence.cuts)[:-1], key=lambda name: evidence.cuts[name].value)
+    lead = f"{100 * evidence.lead.value:+.1f} points against {earlier}"
+    if _is_unlike_imagenet(evidence):
+        return f"the photos are unlike ImageNet's: whole things tell the classes apart no better than what comes before ({lead})"
+    if _is_close(evidence):
+        limit = f"{100 * MAX_UNLIKE_LEAD:+.0f}"
+        return f"whether the photos resemble ImageNet's lies within chance of the limit ({lead}; the limit is {limit})"
+    return f"the photos resemble ImageNet's: the network's last layers tell the classes apart best ({lead})"
+
+
+def _is_close(evidence: Evidence) -> bool:
+    """Return whether chance may have decided between like and unlike ImageNet."""
+    lead = evidence.lead
+    return abs(lead.value - MAX_UNLIKE_LEAD) <= STANDARD_ERRORS * lead.error
+
+
+def _list_doubts(evidence: Evidence, supply: Supply) -> list[str]:
+    """List reasons to be unsure; a threshold counts only if the recommendation depends on it."""
+    best, doubts = evidence.best, []
+    if evidence.judged < MIN_JUDGED_PHOTOS:
+        doubts.append(f"only {evidence.judged} photos could be judged")
+    if best.value - STANDARD_ERRORS * best.error <= evidence.guess:
+        doubts.append(
+            "nothing that this network sees tells the classes apart better than guessing: look at photos and labels first"
+        )
+    if not _is_at_ceiling(evidence):
+        limits = (FEW, MANY) if _is_unlike_imagenet(evidence) else (FEW,)
+        factor = NEAR_THRESHOLD_FACTOR
+        near = [limit for limit in limits if limit / factor <= supply.a_class < limit * factor]
+        doubts += [f"{_format_count(supply.a_class)} a class: near the limit of {limit}" for limit in near]
+        if supply.a_class >= MANY and _is_close(evidence):
+            doubts.append("whether the photos resemble ImageNet's came out close")
+    if _is_unlike_imagenet(evidence) and how_much(evidence, supply) != "head":
+        doubts.append(
+            "for photos unlike ImageNet's this is the textbook's rule, and has failed too: compare with --recipe quick"
+        )
+    name, count = supply.smallest
+    if count < min(FEW, supply.a_class):
+        doubts.append(f"class {name} has {_format_count(count)}, too few whatever learns from them")
+    return doubts
+
+
+def _describe_more_photos(evidence: Evidence) -> str:
+    """Describe whether more photos would help, from the gain of doubling them."""
+    gain = evidence.doubling
+    points = f"{100 * gain.value:+.1f} points"
+    if gain.value - STANDARD_ERRORS * gain.error > 0:
+        return f"more photos would help: twice as many to learn from brought {points} here"
+    return f"more photos of the same kind would bring a head little: twice as many brought {points} here, within chance"
+
+
+def _wrap(name: str, text: str) -> list[str]:
+    return textwrap.wrap(text, LINE_COLUMNS, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9)
+
+
+def _format_table(recommendation: Advice) -> list[str]:
+    """Format the evidence, one line per accuracy."""
+    evidence, supply = recommendation.evidence, recommendation.supply
+    rows: list[tuple[str, str | Score]] = [
+        ("always the commonest class", f"{evidence.guess:.3f}"),
+        *((f"by {name}", score) for name, score in evidence.cuts.items()),
+        ("  with half as many photos", evidence.half),
+        ("  with a quarter", evidence.quarter),
+    ]
+    return [
+        f"  How often a class is named rightly ({evidence.judged:,} of {supply.photos:,} training and validation photos;",
+        f"  the {supply.sealed:,} test photos stay sealed), by what a network trained on ImageNet sees, first layers first:",
+        "",
+        *(f"    {name:<30}{score}" for name, score in rows),
+    ]

@@ -1,0 +1,1 @@
+"""One module per verb: the whole flow of that verb."""

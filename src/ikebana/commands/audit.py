@@ -1,0 +1,261 @@
+"""`ikebana audit`: problems of the photos, and how much of a network to train on them."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from ikebana.auditing import cleaning, content_checks
+from ikebana.auditing import dataset_checks as files
+from ikebana.auditing.dataset_checks import SHOWN, Finding
+from ikebana.auditing.recommendation import Advice, Supply, advised
+from ikebana.data import pixel_cache as pixel_cache_module
+from ikebana.data import sources, split
+from ikebana.data.dataset import USED, Dataset
+from ikebana.data.duplicates import near_duplicates
+from ikebana.data.pixel_cache import Kept
+from ikebana.errors import MachineError, PhotosError, RecipeError
+from ikebana.recipe import Recipe
+from ikebana.recipes import DEFAULT, RECIPES
+from ikebana.reports import audit_page
+from ikebana.runs.run import write_json
+from ikebana.system import progress
+from ikebana.system.files import cache_folder, to_write, written
+from ikebana.system.resources import need_disk, within_memory
+
+if TYPE_CHECKING:
+    from ikebana.learning.device import Setting
+
+CANNOT_SPLIT = "unsplit"
+# Files in the output folder.
+PAGE, AUDIT_FILE, TABLE_FILE = "index.html", "audit.json", "findings.csv"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Problems found in the photos before anything is trained.
+
+    `findings` are sorted, most severe first. `page` is the HTML page, if one was written.
+    """
+
+    dataset: Dataset
+    findings: tuple[Finding, ...]
+    advice: Advice | None = None
+    page: Path | None = None
+
+    @property
+    def leaks(self) -> tuple[Finding, ...]:
+        """Findings of photos in more than one split: test accuracy on them is inflated."""
+        return tuple(finding for finding in self.findings if finding.kind == "leak")
+
+    @property
+    def refused(self) -> tuple[Finding, ...]:
+        """Findings because of which `fit` would refuse to split the photos."""
+        return tuple(finding for finding in self.findings if finding.kind == CANNOT_SPLIT)
+
+    def __repr__(self) -> str:
+        details = "--out DIR (in Python: .findings)" if self.page is None else str(self.page)
+        lines = [files.summary(self.dataset, list(self.findings), details)]
+        lines += [f"  leak: {files.in_short(leak)}" for leak in self.leaks[:SHOWN]]
+        lines += [f"  fit would refuse: {error.evidence}\n  try  {error.advice}" for error in self.refused]
+        return "\n".join(lines + ([f"\n{self.advice!r}"] if self.advice is not None else []))
+
+
+def audit(
+    photos: str | Path,
+    advise: bool = False,
+    *,
+    out: str | Path | None = None,
+    write: str | Path | None = None,
+    drop: Sequence[str] = (),
+    relabel: Sequence[str] = (),
+) -> Audit:
+    """Check a folder, an archive or a table of photos for problems; no photo is changed.
+
+    Args:
+        photos: path of the folder, archive or table.
+        advise: also recommend how much of a network to train: its head, its tail or all of it.
+        out: folder for a page, `audit.json` and `findings.csv`.
+        write: table for `fit`, such as `cleaned.csv`; the dropped rows go beside it.
+        drop: findings whose photos are left out of it: "twins", "doubtful", or a finding's kind.
+        relabel: findings whose photos get the suggested label: "doubtful>0.95".
+    Raises:
+        PhotosError: there are no usable photos, or with `advise` too few.
+        RecipeError, MachineError: with `advise`, the backbone is not available.
+    """
+    to_drop, to_relabel = cleaning.chosen(drop, "--drop"), cleaning.chosen(relabel, "--relabel")
+    _check_outputs(out, write, bool(to_drop or to_relabel))
+    unopened = sources.read(photos)
+    if write is not None:
+        cleaning.check_within_reach(unopened)
+    from ikebana.learning.models import backbones, networks
+
+    # As in `fit`, so that it reuses the pixel cache and makes the same split.
+    recipe = networks.settled(RECIPES[DEFAULT])
+    if advise:
+        backbones.sought(recipe)
+    _check_machine(unopened, recipe)
+    opened, pixel_cache = pixel_cache_module.opened(unopened, recipe.side, recipe.fit)
+    dataset, split_errors = _split(sources.with_classes(near_duplicates.found(opened, pixel_cache), ()), recipe)
+    findings = [*split_errors, *files.findings(dataset), *content_checks.found(dataset, pixel_cache, recipe)]
+    page_file = Path(out).expanduser() / PAGE if out is not None else None
+    result = Audit(dataset, tuple(files.gravest_first(findings)), page=page_file)
+    _report(result, pixel_cache, recipe)
+    if write is not None:
+        has_split = unopened.photos["split"].count() > 0
+        _clean(Path(write), result, to_drop, to_relabel, has_split)
+    if advise:
+        with within_memory():
+            advice = _recommend(dataset, pixel_cache, recipe, str(write or dataset.source))
+            result = replace(result, advice=advice)
+    return result
+
+
+def _split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, list[Finding]]:
+    """Split like `fit`; if it would refuse, report that and treat all photos as training photos."""
+    try:
+        return split.split(dataset, recipe), []
+    except PhotosError as error:
+        all_train = pl.when(pl.col("status") == USED).then(pl.col("split").fill_null("train")).alias("split")
+        unsplit = dataset.with_photos(dataset.photos.with_columns(all_train))
+        return unsplit, [Finding(CANNOT_SPLIT, "error", (), error.what, error.advice or "more photos")]
+
+
+def _check_machine(dataset: Dataset, recipe: Recipe) -> None:
+    """Report the cost estimate and refuse what this machine cannot do.
+
+    Without a backbone, an audit needs only disk space.
+    """
+    from ikebana.learning.estimate import forecast, prepared
+    from ikebana.learning.models import backbones
+
+    try:
+        backbones.sought(recipe)
+    except (RecipeError, MachineError):
+        needed = pixel_cache_module.size_on_disk(dataset, recipe.side) + near_duplicates.scratch(dataset.photos.height)
+        need_disk({cache_folder(): needed})
+        return
+    forecast(dataset, recipe, prepared(recipe, len(dataset.classes))).told(recipe)
+
+
+def _check_outputs(out: str | Path | None, write: str | Path | None, has_selectors: bool) -> None:
+    """Refuse outputs that cannot be written, before any photo is read."""
+    if has_selectors and write is None:
+        raise RecipeError("--drop and --relabel act on a table", advice="--write cleaned.csv")
+    if write is not None:
+        cleaning.check_writable(to_write(write))
+    if out is not None:
+        folder = to_write(out)
+        is_taken = folder.is_dir() and any(folder.iterdir()) and not _is_audit_folder(folder)
+        if is_taken or (folder.exists() and not folder.is_dir()):
+            raise RecipeError("there is something else already", where=folder, advice="an empty folder, or a new one")
+
+
+def _is_audit_folder(folder: Path) -> bool:
+    """Return whether the folder holds only an earlier audit, which may be overwritten."""
+    try:
+        values = json.loads((folder / AUDIT_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    names = {file.name for file in folder.iterdir()}
+    is_audit = isinstance(values, dict) and values.keys() >= {"source", "findings"}
+    return is_audit and names <= {PAGE, AUDIT_FILE, TABLE_FILE}
+
+
+def _report(result: Audit, pixel_cache: Kept, recipe: Recipe) -> None:
+    """Report the findings; if wanted, write the page, `audit.json` and `findings.csv`."""
+    progress.say(repr(result))
+    values = files.as_json(result.dataset, list(result.findings))
+    progress.event("audit", **values)
+    if result.page is None:
+        return
+    folder = result.page.parent
+    write_json(folder / AUDIT_FILE, values)
+    with written(folder / TABLE_FILE) as beside:
+        files.as_table(result.findings).write_csv(beside)
+    audit_page.write(result.page, result.dataset, result.findings, pixel_cache.pixels, recipe.fit)
+    progress.say(f"to look at: {result.page}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
+
+
+def _clean(
+    file: Path,
+    result: Audit,
+    to_drop: Sequence[cleaning.Selector],
+    to_relabel: Sequence[cleaning.Selector],
+    has_split: bool,
+) -> None:
+    """Clean the photos, write the table and report selectors that matched nothing."""
+    cleaned = cleaning.cleaned(result.dataset, result.findings, to_drop, to_relabel, has_split)
+    _write_table(file, result.dataset, cleaned)
+    if unmatched := cleaning.in_vain((*to_drop, *to_relabel), result.findings):
+        progress.say(f"nothing was found that is {' or '.join(unmatched)}")
+
+
+def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:
+    """Write the table, and warn about changes from suspect labels, which affect the score."""
+    cleaning.write(file, dataset, cleaned)
+    progress.say(
+        f"{file}: {cleaned.kept.height:,} photos, {cleaned.relabelled:,} of them relabelled; "
+        f"{cleaned.dropped.height:,} dropped: {cleaning.dropped_beside(file)} says why. To learn from it: ikebana fit {file}"
+    )
+    if cleaned.spared:
+        progress.say(
+            f"{cleaned.spared:,} test photo{'s' * (cleaned.spared != 1)} left alone though the label is doubted: "
+            "no network may choose what it is scored on"
+        )
+    if cleaned.doubted and "split" not in cleaned.kept.columns:
+        progress.say(
+            f"{cleaned.doubted:,} photo{'s' * (cleaned.doubted != 1)} dropped or relabelled for doubt before the split: "
+            "unless somebody looked at them, the score will be kinder than the truth"
+        )
+
+
+def _recommend(dataset: Dataset, pixel_cache: Kept, recipe: Recipe, photos: str) -> Advice:
+    """Recommend from frozen features of training photos and model-selection photos.
+
+    The calibration photos and the test photos stay unseen.
+
+    Args:
+        photos: path for the command: the cleaned table if one was written.
+    """
+    from ikebana.learning import examples as examples_module
+    from ikebana.learning.estimate import prepared
+    from ikebana.learning.features import depth_probe
+
+    splits = examples_module.parts(dataset, pixel_cache.pixels)
+    for_selection = splits["validation"].some(splits["validation"].for_choices)
+    examples = examples_module.joined(splits["train"], for_selection)
+    sample, groups = depth_probe.sampled(examples, split.groups(dataset.photos[examples.rows]))
+    folds = depth_probe.dealt(sample.labels, groups, dataset.source)
+    settings = prepared(recipe, len(dataset.classes))
+    features = depth_probe.seen(sample, recipe, pixel_cache.folder.name, settings)
+    evidence = depth_probe.judged(features, sample.labels, groups, folds)
+    counts = {name: of_class["train"] for name, of_class in dataset.counts().items()}
+    smallest = min(counts, key=lambda name: counts[name])
+    supply = Supply(
+        photos=len(examples),
+        sealed=len(splits["test"]),
+        a_class=statistics.median_low(counts.values()),
+        smallest=(smallest, counts[smallest]),
+    )
+    advice = advised(evidence, supply, photos, _estimate_costs(dataset, recipe, settings))
+    progress.say(f"\n{advice!r}")
+    progress.event("advice", **advice.to_json())
+    return advice
+
+
+def _estimate_costs(dataset: Dataset, recipe: Recipe, settings: "Setting") -> dict[str, float]:
+    """Estimate the seconds of the default recipe and of the next better one on this machine."""
+    from ikebana.learning.device import speed
+    from ikebana.learning.estimate import BETTER, forecast, seconds_of_better
+
+    costs = {recipe.name: forecast(dataset, recipe, settings).seconds}
+    seconds_per_photo = speed(settings)
+    if recipe.name in BETTER and seconds_per_photo is not None:
+        better = BETTER[recipe.name]
+        costs[better.recipe] = seconds_of_better(dataset, recipe, better, seconds_per_photo)
+    return costs

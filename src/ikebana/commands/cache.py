@@ -1,0 +1,114 @@
+"""`ikebana cache`: what the cache contains, its size, and how to clear it."""
+
+import datetime
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ikebana.system import progress
+from ikebana.system.files import cache_folder, set_aside, sweep
+
+# Per folder of the cache: a description, and the pattern of its entries' names. Other names are not
+# ikebana's and stay.
+KINDS = {
+    "pixels": ("photos, decoded", r"[0-9a-f]{32}"),
+    "features": ("what backbones say of photos", r"[0-9a-f]{32}"),
+    "archives": ("archives, unpacked", r"[0-9a-f]{64}"),
+    "weights": ("pretrained weights, converted", r"[\w.+-]+-[0-9a-f]{64}-[0-9a-f]{16}\.safetensors"),
+    "measured": ("this machine's speed", r"[0-9a-f]{16}\.json"),
+    "onnxruntime-web": ("onnxruntime for browsers", r"[\d.]+"),
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The entries of one kind."""
+
+    kind: str
+    about: str
+    entries: int
+    bytes: int
+    # Of the newest file, in seconds since 1970; None if there is none.
+    made: float | None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The contents of the cache."""
+
+    folder: Path
+    kinds: tuple[Kept, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(usage.bytes for usage in self.kinds)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{usage.about:<30} {usage.entries:>5,}  {usage.bytes / 1e6:>10,.1f} MB  {_format_time(usage.made)}".rstrip()
+            for usage in self.kinds
+        ]
+        total = f"{self.folder}: {self.bytes / 1e6:,.1f} MB; it may be cleared at any time: ikebana cache --clear"
+        return "\n".join([*lines, total])
+
+
+def cache(clear: bool = False) -> Cache:
+    """Report what the cache contains, after clearing it if asked.
+
+    Only files that ikebana made are removed, and none that another process is writing.
+    """
+    folder = cache_folder()
+    if clear:
+        freed = sum(_clear(folder, kind) for kind in KINDS)
+        progress.say(f"{freed / 1e6:,.1f} MB cleared")
+    contents = Cache(folder, tuple(_measure_kind(folder, kind) for kind in KINDS))
+    progress.result(repr(contents))
+    progress.event("done", folder=str(folder), bytes={usage.kind: usage.bytes for usage in contents.kinds})
+    return contents
+
+
+def _measure_kind(folder: Path, kind: str) -> Kept:
+    entries = list(_list_entries(folder, kind))
+    times = [status.st_mtime for entry in entries for status in _stat_files(entry)]
+    return Kept(kind, KINDS[kind][0], len(entries), sum(map(size, entries)), max(times, default=None))
+
+
+def _list_entries(folder: Path, kind: str) -> Iterator[Path]:
+    """List the entries of a kind whose names match ikebana's pattern."""
+    yield from (entry for entry in folder.glob(f"{kind}/*") if re.fullmatch(KINDS[kind][1], entry.name))
+
+
+def _clear(folder: Path, kind: str) -> int:
+    """Remove the entries of a kind and return the freed bytes."""
+    freed = 0
+    for entry in _list_entries(folder, kind):
+        before = size(entry)
+        set_aside(entry)
+        freed += before - size(entry)
+    sweep(folder / kind)
+    # The folder stays if it contains anything else.
+    with suppress(OSError):
+        (folder / kind).rmdir()
+    return freed
+
+
+def _stat_files(entry: Path) -> Iterator[os.stat_result]:
+    """Stat a file, or all files in a folder; other processes may remove them meanwhile."""
+    for path in entry.rglob("*") if entry.is_dir() else [entry]:
+        with suppress(OSError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                yield status
+
+
+def size(entry: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(status.st_size for status in _stat_files(entry))
+
+
+def _format_time(seconds: float | None) -> str:
+    return f"made {datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}" if seconds is not None else ""

@@ -1,0 +1,46 @@
+"""`ikebana doctor`: this machine's hardware and versions, and how ikebana uses them."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from ikebana.commands.cache import size
+from ikebana.learning import device
+from ikebana.learning.estimate import prepared
+from ikebana.recipes import DEFAULT, RECIPES
+from ikebana.system import progress
+from ikebana.system.files import cache_folder, free_space
+
+LIBRARIES = (
+    "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow", "pillow-heif", "polars",
+    "scikit-learn", "safetensors",
+)  # fmt: skip
+
+
+def doctor() -> dict[str, Any]:
+    """Print and return facts about this machine and the chosen device settings."""
+    settings = prepared(RECIPES[DEFAULT], classes=5)
+    cache = cache_folder()
+    facts = {
+        "ikebana": importlib.metadata.version("ikebana"),
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "processor": device.processor(),
+        "GPU": "yes" if settings.device != "cpu" else "none that torch can use: ikebana trains on the processor",
+        "device": f"{settings.device}: {settings.reasons['device']}",
+        "threads": f"{settings.threads}: {settings.reasons['threads']}",
+        "allocator": f"{settings.allocator}: {settings.reasons['allocator']}",
+        "number format": f"{settings.number_format} for {DEFAULT}: {settings.reasons['number_format']}",
+        "cache": f"{cache} ({size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
+        "disk": f"{free_space(cache) / 1e9:.0f} GB free",
+        **{name: _find_version(name) for name in LIBRARIES},
+    }
+    progress.result("\n".join(f"{name:<14} {value}" for name, value in facts.items()))
+    progress.event("done", **facts)
+    return facts
+
+
+def _find_version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

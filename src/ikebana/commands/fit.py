@@ -1,0 +1,143 @@
+"""The flow of `fit`: photos → dataset → split → network → evaluation → run."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ikebana import recipes
+from ikebana.auditing import dataset_checks
+from ikebana.data import pixel_cache as pixel_cache_module
+from ikebana.data import sources, split
+from ikebana.data.dataset import Dataset
+from ikebana.data.duplicates import near_duplicates
+from ikebana.data.pixel_cache import Kept
+from ikebana.evaluation.calibration import calibrate
+from ikebana.evaluation.leakage import leakage
+from ikebana.evaluation.metrics import evaluate
+from ikebana.learning import augmentation, device
+from ikebana.learning import examples as examples_module
+from ikebana.learning import plan as plan_module
+from ikebana.learning.device import Setting
+from ikebana.learning.estimate import forecast, left_on_gpu, next_step, prepared, within_memory
+from ikebana.learning.models import networks
+from ikebana.learning.training import checkpoint
+from ikebana.recipe import Recipe, changed
+from ikebana.runs import run as runs
+from ikebana.runs.reproducibility import changed_since, differing
+from ikebana.runs.run import Run
+from ikebana.system import progress
+from ikebana.system.progress import Stopwatch
+
+
+def fit(
+    photos: str | Path, recipe: str | Path | Recipe = recipes.DEFAULT, *, run: str | Path | None = None, **options: Any
+) -> Run:
+    """Train a classifier on labelled photos and score it on photos it has never seen.
+
+    Args:
+        recipe: its name, the `recipe.json` of a run to repeat, or a Recipe of your own.
+        run: the folder to make; `runs/<recipe>-<short hash>` if not given.
+        options: of the recipe, to be changed: epochs=5, seed=1, ...
+    Raises:
+        PhotosError, RecipeError, RunError, MachineError: each tells what to try.
+    """
+    clock = Stopwatch()
+    resolved = networks.settled(recipes.sought(recipe, **options))
+    runs.check_free(run)
+    # Missing weights are reported before any photo is read.
+    plan_module.check_weights(resolved)
+    dataset = sources.read(photos, resolved.class_order)
+    settings = prepared(resolved, len(dataset.classes), dataset.photos.height)
+    # So that recipe.json contains the measured precision.
+    resolved = changed(resolved, precision=settings.number_format)
+    environment = device.environment(settings)
+    forecast(dataset, resolved, settings, Path(run or runs.RUNS).expanduser()).told(resolved)
+    if changes := differing(recipe, environment):
+        progress.say(changes)
+    clock.lap("prepare")
+    dataset, pixel_cache = _load_and_split(dataset, resolved)
+    new_run = runs.begin(run, resolved, dataset, environment)
+    clock.lap("read")
+    with new_run.resumable(), within_memory(resolved):
+        return _train_and_score(new_run, dataset, pixel_cache, settings, clock)
+
+
+def resume(run: str | Path) -> Run:
+    """Continue a run from its last checkpoint; RunError if photos or recipe have changed."""
+    clock, opened = Stopwatch(), runs.open_run(run)
+    if opened.has_ended():
+        return opened
+    opened.check_same_recipe()
+    dataset = opened.photos_found()
+    settings = _restore_device(opened.folder, opened.recipe, len(dataset.classes))
+    clock.lap("prepare")
+    dataset, pixel_cache = _load_and_split(dataset, opened.recipe)
+    opened.check_same_photos(dataset)
+    clock.lap("read")
+    with opened.resumable(), within_memory(opened.recipe):
+        # Another process may have finished it while the photos were read.
+        return opened if opened.has_ended() else _train_and_score(opened, dataset, pixel_cache, settings, clock)
+
+
+def _load_and_split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:
+    """Decode every photo once, find duplicates, assign splits; the cache holds pixels by row."""
+    decoded, pixel_cache = pixel_cache_module.opened(dataset, recipe.side, recipe.fit)
+    return split.split(
+        sources.with_classes(near_duplicates.found(decoded, pixel_cache), recipe.class_order), recipe
+    ), pixel_cache
+
+
+def _restore_device(run: Path, recipe: Recipe, classes: int) -> Setting:
+    """Restore the settings of an interrupted run and report what differs now.
+
+    Args:
+        run: the run's folder.
+    """
+    settings = device.remembered(run / "environment.json") or prepared(recipe, classes)
+    if changes := changed_since(run, device.environment(settings)):
+        progress.say(changes)
+    return settings
+
+
+def _train_and_score(run: Run, dataset: Dataset, pixel_cache: Kept, settings: Setting, clock: Stopwatch) -> Run:
+    findings, classes, pixels_id = dataset_checks.findings(dataset), len(dataset.classes), pixel_cache.folder.name
+    run.write_json("audit.json", dataset_checks.as_json(dataset, findings))
+    progress.say(dataset_checks.summary(dataset, findings))
+    recipe, gpu_bytes = run.recipe, left_on_gpu(run.recipe, classes, settings)
+    splits = examples_module.parts(dataset, pixel_cache.pixels, settings.device, gpu_bytes)
+    plan = plan_module.course(recipe, classes, splits, pixels_id, settings)
+    run.write_text("layers.txt", plan.layers)
+    run.note_pretrained(plan.pretrained)
+    clock.lap("features")
+    epochs = []
+    for epoch in plan_module.learn(plan, settings, run.checkpoint):
+        epochs.append(epoch)
+        run.write_epochs(epochs)
+        progress.event("epoch", **asdict(epoch))
+    clock.lap("train", sum(epoch.seconds for epoch in epochs))
+    raw, held_out = (
+        plan_module.probabilities(plan, settings),
+        examples_module.joined(splits["validation"], splits["test"]),
+    )
+    calibration = calibrate(*examples_module.for_calibration(splits, raw))
+    run.write_json("calibration.json", calibration)
+    probabilities = calibration.applied(raw)
+    run.write_predictions(dataset, held_out.rows, probabilities)
+    clock.lap("score")
+    if recipe.all:
+        plan = plan_module.once_more(recipe, classes, splits, pixels_id, settings, run.checkpoint_of_all)
+        clock.lap("train on all")
+    checkpoint.save_weights(run.weights, plan.network)
+
+    from ikebana.reports import run_figures
+
+    examples = augmentation.examples(pixel_cache.pixels[splits["train"].rows[0]], recipe.augmentation, recipe.seed)
+    test, labels = (values[len(splits["validation"]) :] for values in (probabilities, held_out.labels))
+    note, leaks = plan_module.note(recipe, splits), leakage(dataset, recipe, test.argmax(1) == labels)
+    evaluation = evaluate(test, labels, dataset.classes, note, calibration.threshold, leaks, splits["test"].groups)
+    run_figures.everything(run, dataset, pixel_cache.pixels, examples, evaluation)
+    clock.lap("draw")
+    run.finish(evaluation, clock.seconds)
+    if advice := next_step(dataset, recipe, settings, evaluation.accuracy, evaluation.accuracy_interval[0]):
+        progress.say(advice)
+    return run

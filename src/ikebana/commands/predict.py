@@ -1,0 +1,255 @@
+"""Predict any number of photos with a model file or a run: `ikebana predict`."""
+
+import csv
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice, tee
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from ikebana.data import unlabelled
+from ikebana.data.unlabelled import LoosePhoto, Search
+from ikebana.errors import PhotosError, UnreadablePhoto, UsageError
+from ikebana.evaluation.calibration import NO_THRESHOLD
+from ikebana.inference import classifier, prediction_table
+from ikebana.inference.classifier import BATCH, Classifier, Look
+from ikebana.inference.prediction import NOT_SURE, Prediction
+from ikebana.inference.prediction_table import Table
+from ikebana.inference.sorting import Sorter
+from ikebana.runs.run import Run, open_run
+from ikebana.system import progress
+from ikebana.system.files import to_write
+from ikebana.system.resources import within_memory
+
+Model: TypeAlias = Classifier | Run | str | Path
+Receiver: TypeAlias = Callable[[Sequence[Prediction]], None]
+
+# Unusable photos that the summary lists.
+MAX_NAMED_PHOTOS = 20
+
+
+def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | Path | None = None) -> list[Prediction]:
+    """Predict photos from any files, folders, globs or archives.
+
+    All predictions are held in memory; the command `ikebana predict` streams them.
+
+    Args:
+        model: a model file, a run's folder, or what `load`, `export` or `fit` returned.
+        out: also write them as .csv, .jsonl or .parquet.
+    Returns:
+        One Prediction per path; the status of an unusable photo is the reason.
+    Raises:
+        PhotosError: there is no usable photo.
+        ModelError, RunError: there is no such model.
+    """
+    table_path = prediction_table.check(Path(out)) if out is not None else None
+    predictions: list[Prediction] = []
+    opened_model = _open_model(model)
+    search = unlabelled.search(photos)
+    model_classifier, identity = _build_classifier(opened_model)
+    counts = _predict_all(model_classifier, search, predictions.extend, out=table_path)
+    if table_path is not None:
+        with Table(table_path, model_classifier.classes, identity, anew=True) as rows:
+            rows.add(predictions)
+            rows.finish()
+    progress.say(_summarise(counts, search, model_classifier))
+    return predictions
+
+
+def command(
+    model: Model,
+    photos: Sequence[str],
+    path_lines: Iterator[str] | None = None,
+    out: Path | None = None,
+    sort_into: Path | None = None,
+    link: bool = False,
+) -> None:
+    """Predict any number of photos to a table, in constant memory; resumes after a kill.
+
+    Args:
+        path_lines: more photos, one path per line.
+        out: the table; None for CSV on standard output.
+        sort_into: a folder that gets a sub-folder per class with copies, or links, of the photos.
+    Raises:
+        PhotosError: there is no usable photo.
+    """
+    if out is not None:
+        out = prediction_table.check(out)
+    if sort_into is not None:
+        # Check that the path can hold folders.
+        sort_into = to_write(sort_into / NOT_SURE).parent
+    opened_model = _open_model(model)
+    search = unlabelled.search(photos, path_lines, apart=sort_into)
+    if sort_into is not None and search.apart in [os.path.realpath(place) for place in search.places]:
+        raise UsageError(
+            "sorted photos would lie among those that they come from, and be found with them the next time",
+            where=sort_into,
+            advice=f"a folder in it: {sort_into / 'sorted'}",
+        )
+    model_classifier, identity = _build_classifier(opened_model)
+    sorter = Sorter(sort_into, model_classifier.classes, link) if sort_into is not None else None
+    if out is None:
+        _print([prediction_table.columns(model_classifier.classes)])
+        counts = _predict_all(model_classifier, search, partial(_print_rows, model_classifier.classes), sorter)
+    else:
+        with Table(out, model_classifier.classes, identity) as rows:
+            try:
+                counts = _predict_all(model_classifier, search, rows.add, sorter, rows.was, out)
+            except KeyboardInterrupt:
+                progress.say("stopped; nothing is lost. The same command goes on from here")
+                raise
+            rows.finish()
+    progress.say(_summarise(counts, search, model_classifier))
+
+
+@dataclass
+class Counts:
+    """Numbers of photos per outcome."""
+
+    sure: int = 0
+    unsure: int = 0
+    # Predicted by an earlier call that was interrupted.
+    resumed: int = 0
+    unusable: int = 0
+    # Of the first unusable photos.
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, prediction: Prediction) -> None:
+        """Count one prediction."""
+        if prediction.usable:
+            self.sure += prediction.label is not None
+            self.unsure += prediction.label is None
+            return
+        self.unusable += 1
+        if len(self.reasons) < MAX_NAMED_PHOTOS:
+            self.reasons.append(f"{prediction.path}: {prediction.status}")
+
+    def summarise(self, ignored: int) -> str:
+        """Describe the counts in one sentence."""
+        usable, more = self.sure + self.unsure, self.unusable - len(self.reasons)
+        unsure = f", {self.unsure} of them not sure" if self.unsure else ""
+        resumed = f", {self.resumed} were there already" if self.resumed else ""
+        unusable = f"{self.unusable} set aside, {ignored} hidden files ignored"
+        lines = [f"{usable} photo{'s' * (usable != 1)} predicted{unsure}{resumed}, {unusable}", *self.reasons]
+        return "\n  ".join([*lines, f"and {more} more"] if more else lines)
+
+
+def _summarise(counts: Counts, search: Search, model_classifier: Classifier) -> str:
+    """Describe the counts, and the lack of a threshold if there is none."""
+    summary = counts.summarise(len(search.ignored))
+    return summary if model_classifier.threshold is not None else f"{summary}\n{NO_THRESHOLD}"
+
+
+def _predict_all(
+    model_classifier: Classifier,
+    photos: Search,
+    receive: Receiver,
+    sorter: Sorter | None = None,
+    find_existing: Callable[[str, Path], Prediction | None] | None = None,
+    out: Path | None = None,
+) -> Counts:
+    """Pass predictions to `receive` in batches, with a progress bar.
+
+    Args:
+        find_existing: returns the prediction that the table already has for a path and its file.
+            It is sorted and counted, but not passed on.
+        out: the table, which is skipped if it lies among the photos.
+    Raises:
+        PhotosError: no photo could be used.
+    """
+    counts = Counts()
+    with progress.stage("predict", photos.count()) as bar:
+
+        def remaining() -> Iterator[LoosePhoto]:
+            for photo in photos:
+                if out is not None and prediction_table.is_own(photo.file, out):
+                    bar.advance(1)
+                elif find_existing is None or (existing := find_existing(photo.path, photo.file)) is None:
+                    yield photo
+                else:
+                    counts.resumed += 1
+                    if sorter is not None:
+                        sorter.put(existing, photo.file)
+                    bar.advance(1)
+
+        first, second = tee(remaining())
+        openers = ((photo.path, partial(_preprocess, model_classifier, photo)) for photo in first)
+        predictions = classifier.answers(model_classifier, openers)
+        pairs = zip(predictions, second, strict=True)
+        while chunk := list(islice(pairs, BATCH)):
+            for prediction, photo in chunk:
+                counts.add(prediction)
+                if sorter is not None:
+                    sorter.put(prediction, photo.file)
+            receive([prediction for prediction, _ in chunk])
+            bar.advance(len(chunk))
+    if not counts.sure + counts.unsure + counts.resumed:
+        reason = f"none of {counts.unusable} paths can be used; the first: " if counts.unusable else "no photos found"
+        raise PhotosError("".join([reason, *counts.reasons[:1]]), advice="photos, or folders of photos")
+    return counts
+
+
+def _preprocess(model_classifier: Classifier, photo: LoosePhoto) -> np.ndarray:
+    if not unlabelled.can_open(photo):
+        raise UnreadablePhoto(photo.status)
+    return model_classifier.opened(photo.file)
+
+
+def _open_model(model: Model) -> Classifier | Run:
+    """Load a model file or open a run, whose network is not built yet.
+
+    Raises:
+        ModelError, RunError: there is none.
+    """
+    if isinstance(model, Classifier | Run):
+        return model
+    path = Path(model)
+    return classifier.load(path) if os.path.isfile(path) or path.suffix == ".onnx" else open_run(path)
+
+
+def _build_classifier(opened_model: Classifier | Run) -> tuple[Classifier, str]:
+    """Return the classifier, and a text that identifies it; RunError without weights."""
+    if isinstance(opened_model, Classifier):
+        return opened_model, str(opened_model.about.get("sha256"))
+    run_classifier = _build_run_classifier(opened_model)
+    weights = hashlib.sha256(opened_model.weights.read_bytes()).hexdigest()
+    return run_classifier, f"{weights} {run_classifier.threshold} {opened_model.calibration.temperature}"
+
+
+def _build_run_classifier(run: Run) -> Classifier:
+    """Build a classifier from a run's own network, which needs torch."""
+    import torch
+
+    from ikebana.learning import device
+    from ikebana.learning.models import networks
+    from ikebana.learning.training import checkpoint
+
+    calibration = run.calibration
+    settings = device.prepare()
+    network = networks.build(run.recipe, len(run.classes))
+    checkpoint.load_weights(run.weights, network)
+    with within_memory():
+        shipped = networks.Shipped(network, calibration.temperature).to(settings.device).eval()
+
+    @within_memory()
+    @torch.inference_mode()
+    def forward(photos: np.ndarray) -> Look:
+        inputs = torch.from_numpy(photos).to(settings.device).permute(0, 3, 1, 2)
+        return Look(*(output.cpu().numpy() for output in shipped(inputs)))
+
+    return Classifier(run.classes, run.recipe.side, run.recipe.fit, calibration.threshold, {}, forward)
+
+
+def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:
+    _print([prediction_table.as_text(prediction_table.values(prediction, classes)) for prediction in predictions])
+
+
+def _print(rows: Iterable[Sequence[str]]) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+    sys.stdout.flush()

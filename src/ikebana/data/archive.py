@@ -1,0 +1,335 @@
+"""Photos in a `.zip` or `.tar*`: unpacked once, into the cache, and never outside of it."""
+
+import errno
+import hashlib
+import json
+import lzma
+import os
+import re
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ikebana.data import tar_reader
+from ikebana.data.folder import Found, printable
+from ikebana.data.tar_reader import Refused
+from ikebana.errors import PhotosError
+from ikebana.system import progress
+from ikebana.system.files import cache_folder, filled, set_aside
+from ikebana.system.resources import need_disk
+
+MAX_MEMBERS = 2_000_000
+# Photos are already compressed, so an archive of them hardly grows. Uncompressed drawings may
+# grow thirtyfold.
+MAX_GROWTH = 100
+# A small archive may always grow to this many bytes.
+ALWAYS_ALLOWED = 2**30
+CHUNK = 2**20
+MAX_PATH_DEPTH = 64
+# Bytes that a file or folder takes on a disk at least.
+AN_ENTRY = 4096
+CORRUPTION_ERRORS = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, RecursionError,
+)  # fmt: skip
+# zipfile decompresses a whole chunk of bzip2 or LZMA data at once, even if it expands to gigabytes.
+STREAMABLE_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Windows treats the first as a device, whatever its suffix, and a colon as the start of a
+# stream name.
+WINDOWS_RESERVED_NAME = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³])\s*(\.|$)|[^:]*:", re.IGNORECASE)
+ON_WINDOWS = os.name == "nt"
+# Errors that a file system raises for a name that it cannot store.
+INVALID_NAME_ERRNOS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of an archive."""
+
+    name: str
+    # Why the member must not be unpacked.
+    problem: str | None
+    # None for a folder.
+    open_content: Callable[[], IO[bytes]] | None
+    # Whether the other members survive damage to this one.
+    is_independent: bool = False
+    # Bytes that must be decompressed to skip the member.
+    skip_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """An archive's photos on disk, and the members that were not unpacked."""
+
+    folder: Path
+    set_aside: tuple[Found, ...]
+
+
+class _MemberSkipped(Exception):
+    """One member cannot be unpacked; the others can."""
+
+
+def unpack(file: Path) -> Unpacked:
+    """Unpack an archive into the cache, under its sha256, or reuse what is there.
+
+    Members that cannot or must not be unpacked are listed with the reason: a link, a damaged
+    member, a name that leads outside, ...
+
+    Raises:
+        PhotosError: the archive is damaged or a bomb: too many members, too large when unpacked,
+            or headers that are too large.
+    """
+    folder = cache_folder() / "archives" / _hash_file(file)
+    # Checked before loading: another process may finish in between, and its folder is intact.
+    existed = folder.exists()
+    skipped = _load_skipped_members(folder)
+    if skipped is None:
+        if existed:
+            set_aside(folder)
+        with filled(folder) as partial:
+            skipped = _unpack_members(partial / "photos", file)
+            record = {
+                "left": [[member.path, member.status] for member in skipped],
+                "checksum": _checksum_folder(partial / "photos"),
+            }
+            (partial / "members.json").write_text(json.dumps(record), "utf-8")
+    return Unpacked(folder / "photos", tuple(skipped))
+
+
+def _load_skipped_members(folder: Path) -> list[Found] | None:
+    """Load the skipped members of an intact earlier unpacking; None if there is none."""
+    try:
+        record = json.loads((folder / "members.json").read_text("utf-8"))
+        skipped = [Found(path, status) for path, status in record["left"]]
+        is_intact = (folder / "photos").is_dir() and _checksum_folder(folder / "photos") == record["checksum"]
+        return skipped if is_intact else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _checksum_folder(folder: Path) -> str:
+    """Compute a checksum of all files and their names, independent of the order of listing."""
+    total = 0
+    with progress.stage("check what was unpacked", 0, "files") as bar:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256")
+                digest.update(os.fsencode(file.relative_to(folder)))
+                total += int.from_bytes(digest.digest(), "big")
+                bar.advance(1)
+    return f"{total:x}"
+
+
+def _unpack_members(folder: Path, file: Path) -> list[Found]:
+    """Write all members below the folder and return those that were skipped."""
+    budget = max(ALWAYS_ALLOWED, MAX_GROWTH * file.stat().st_size)
+    need_disk({folder: file.stat().st_size})
+    folder.mkdir()
+    skipped: list[Found] = []
+    taken_paths: set[str] = set()
+    try:
+        with progress.stage(f"unpack {file.name}", 0, "files") as bar:
+            for number, member in enumerate(_members(file), 1):
+                if number > MAX_MEMBERS:
+                    raise Refused(f"more than {MAX_MEMBERS:,} members")
+                try:
+                    budget -= _unpack_member(member, folder, taken_paths, budget)
+                    bar.advance(1)
+                except _MemberSkipped as reason:
+                    budget -= member.skip_bytes
+                    skipped.append(Found(_make_printable(member.name), str(reason)))
+                if budget < 0:
+                    raise Refused(f"it grows to more than {MAX_GROWTH} times its size")
+    except Refused as reason:
+        advice = "unpack it yourself if you trust it, and give the folder"
+        raise PhotosError(f"this archive is refused: {reason}", where=file, advice=advice) from None
+    except CORRUPTION_ERRORS as error:
+        raise _damaged_archive(file, str(error)) from None
+    except OSError as error:
+        # Decompressors raise OSError without a number; with one, it comes from the disk.
+        if error.errno is not None:
+            raise
+        raise _damaged_archive(file, str(error)) from None
+    return skipped
+
+
+def _unpack_member(member: Member, folder: Path, taken_paths: set[str], budget: int) -> int:
+    """Write one member below the folder; at most one chunk more than the budget.
+
+    Returns:
+        Bytes written, including the overhead of new files and folders.
+    """
+    path = _path(member.name)
+    problem = member.problem or _no_path(member.name, path)
+    if member.open_content is None:
+        return AN_ENTRY + _make_folders(folder, path) if problem is None else AN_ENTRY
+    # On many disks, names that differ by case alone are one file.
+    if problem is None and path.casefold() in taken_paths:
+        problem = "stands twice in the archive"
+    if problem is not None:
+        raise _MemberSkipped(problem)
+    taken_paths.add(path.casefold())
+    overhead = AN_ENTRY + _make_folders(folder, path.rpartition("/")[0])
+    try:
+        with _create_file(folder / path) as out, member.open_content() as stream:
+            return overhead + _copied(stream, out, budget)
+    except CORRUPTION_ERRORS as error:
+        if not member.is_independent:
+            raise
+        (folder / path).unlink()
+        raise _MemberSkipped(f"damaged in the archive: {error}") from None
+
+
+def _copied(stream: IO[bytes], out: IO[bytes], budget: int) -> int:
+    """Copy and count the bytes that are really read: declared sizes may lie."""
+    written = 0
+    while written <= budget and (chunk := _read_chunk(stream)):
+        written += out.write(chunk)
+    return written
+
+
+def _read_chunk(stream: IO[bytes]) -> bytes:
+    try:
+        return stream.read(CHUNK)
+    except OSError as error:
+        # bz2 and gzip raise OSError without a number for damaged data.
+        if error.errno is not None:
+            raise
+        raise EOFError(str(error)) from None
+
+
+def _make_folders(folder: Path, path: str) -> int:
+    """Make the folders of a path and return the bytes that new ones take."""
+    overhead = 0
+    for part in filter(None, path.split("/")):
+        folder /= part
+        try:
+            if not folder.is_dir():
+                folder.mkdir()
+                overhead += AN_ENTRY
+        except OSError as error:
+            raise _convert_os_error(error) from None
+    return overhead
+
+
+def _create_file(target: Path) -> IO[bytes]:
+    try:
+        return target.open("xb")
+    except OSError as error:
+        raise _convert_os_error(error) from None
+
+
+def _convert_os_error(error: OSError) -> Exception:
+    """Skip a member for its own fault; keep the error of a full or broken disk."""
+    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        return _MemberSkipped("its path is taken by another member")
+    return _MemberSkipped("this disk cannot hold its name") if error.errno in INVALID_NAME_ERRNOS else error
+
+
+def _members(file: Path) -> Iterator[Member]:
+    # Tar first: a tar whose last member is a zip looks like a zip from its end.
+    tar = tar_reader.opened(file)
+    if tar is not None:
+        yield from _iterate_tar_members(tar)
+    elif zipfile.is_zipfile(file):
+        yield from _iterate_zip_members(file)
+    elif _starts_with(file, b"PK\x03\x04"):
+        raise _damaged_archive(file, "the end of the zip is missing")
+    else:
+        raise PhotosError(
+            "this archive cannot be read: it is neither a zip nor a tar that this Python knows",
+            where=file,
+            advice="pack it again, as .zip or .tar.gz",
+        )
+
+
+def _iterate_zip_members(file: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            # Some Windows programs write backslashes, which the format forbids.
+            name = entry.filename.replace("\\", "/")
+            open_content = None if name.endswith("/") else lambda entry=entry: archive.open(entry)
+            yield Member(name, _find_zip_problem(entry), open_content, is_independent=True)
+
+
+def _find_zip_problem(entry: zipfile.ZipInfo) -> str | None:
+    """Say why a zip member must not be unpacked."""
+    # Only zips made on Unix carry the Unix file type.
+    file_type = entry.external_attr >> 28 if entry.create_system == 3 else 0
+    if file_type not in (0, 0o10, 0o4):
+        return "a link or device in an archive"
+    if entry.flag_bits & 1:
+        return "encrypted"
+    if entry.compress_type in STREAMABLE_COMPRESSION:
+        return None
+    is_known = entry.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    return f"packed by {'bzip2 or LZMA' if is_known else 'an odd compression'} (pack it again, by deflate)"
+
+
+def _iterate_tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
+    for entry in tar_reader.entries(archive):
+        if entry.isdir():
+            yield Member(entry.name, None, None)
+        else:
+            problem = None if entry.isreg() else "a link or device in an archive"
+            yield Member(
+                entry.name, problem, lambda entry=entry: _open_tar_content(archive, entry), skip_bytes=entry.size
+            )
+
+
+def _open_tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    stream = archive.extractfile(entry)
+    assert stream is not None, "a regular file has content"
+    return stream
+
+
+def _path(name: str) -> str:
+    """Remove `.` and doubled slashes from a member's name."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _no_path(name: str, path: str) -> str | None:
+    """Say why a name is not a valid path below the archive."""
+    with_slashes = path.replace("\\", "/")
+    parts = with_slashes.split("/")
+    if name.startswith("/") or with_slashes.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", path):
+        return "its path leads out of the archive"
+    if len(parts) > MAX_PATH_DEPTH:
+        return "it lies too deep"
+    if not path:
+        return "it has no name"
+    # Cc: control characters; Cs: broken Unicode.
+    is_unprintable = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+    if is_unprintable:
+        return "its name has unprintable letters"
+    is_reserved = ON_WINDOWS and any(map(WINDOWS_RESERVED_NAME.match, parts))
+    return "Windows cannot hold its name (rename it)" if is_reserved else None
+
+
+def _make_printable(name: str) -> str:
+    """Escape a name so that a table can hold it and a terminal can print it."""
+    return re.sub(r"[\x00-\x1f\x7f]", progress.spelled, printable(name))
+
+
+def _damaged_archive(file: Path, how: str) -> PhotosError:
+    return PhotosError(f"this archive is damaged: {how}", where=file, advice="fetch or pack it again")
+
+
+def _starts_with(file: Path, magic: bytes) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(magic)) == magic
+
+
+def _hash_file(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise PhotosError(
+            f"this archive cannot be read: {error.strerror or error}", where=file, advice="a file that you may read"
+        ) from None

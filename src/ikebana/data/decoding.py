@@ -1,0 +1,400 @@
+"""Decode a photo: the only module that opens one, so training and prediction see the same pixels.
+
+orientation    EXIF's, applied once; Pillow turns TIFFs while it loads them and drops the tag
+colour         converted to sRGB by the embedded ICC profile; CMYK, Lab, grey, palettes become RGB
+transparency   composited over white
+bit depth      16-bit integers are scaled from the file's declared white level, floats from 0..1.
+               Without one, or below a sixteenth of it (12 camera bits in a 16-bit file), from the
+               darkest to the brightest value. Pillow's convert("RGB") would clip all of them
+damage         a truncated photo is refused, never filled up with grey
+animation      the first frame
+size           squashed to a square, or centre-cropped, by an antialiased triangle filter
+large JPEGs    decoded at a half, a quarter or an eighth while both sides stay at least twice the
+               target's. At 150, 224 and 299 pixels that moves a pixel of drawn 12-megapixel photos
+               by 0.2 to 0.3 grey levels on average and by 7 at most (tests/test_pixels.py), of real
+               ones with 1 or 2 megapixels by 0.2 to 0.5 and by 15
+"""
+
+import functools
+import hashlib
+import io
+import math
+import os
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.IcoImagePlugin import IcoFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from ikebana.data import corruption
+from ikebana.errors import UnreadablePhoto
+from ikebana.recipe import Fit
+
+# Raised with each change of the rules above, which invalidates cached pixels.
+RULES = 2
+
+# No camera writes a larger file.
+MAX_FILE_BYTES = 512 * 2**20
+# Twice Image.MAX_IMAGE_PIXELS, beyond which Pillow itself refuses.
+MAX_PIXELS = 178_956_970
+# Including the mask below a bitmap. Windows shows 256 pixels, some programs write 1024.
+MAX_ICON_SIDE = 2048
+# Larger photos are decoded one at a time, to bound memory.
+LARGE = 24_000_000
+# A JPEG is decoded at a reduced size that is at least this many times the target.
+DRAFT = 2
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "QOI", "ICO", "TGA", "PCX")
+ORIENTATION_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MODES_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+SRGB_PROFILE = ImageCms.createProfile("sRGB")
+# Grey levels that a profile may move a colour and still count as sRGB.
+MAX_SRGB_DEVIATION = 2
+# Per thread: some programs write a different profile into each photo.
+TRANSFORMS = 64
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 256, 257, 258, 262, 339
+TIFF_TILE_SIZE = (322, 323)
+
+REASON_OUT_OF_MEMORY = "too large for this machine's memory"
+NO_HEIF = "unsupported format: HEIF (it can be read after: pip install 'ikebana[heif]')"
+PASSING = (REASON_OUT_OF_MEMORY, NO_HEIF)
+
+# Load all plug-ins now: loading them at the first unusual file would be a race between threads.
+Image.init()
+_one_large_photo = threading.Semaphore(1)
+# littlecms transforms hold state, so each thread has its own.
+_transforms = threading.local()
+
+# Pillow warns of large photos and odd EXIF blocks without naming the photo. This module checks
+# what matters and reports it per photo.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo as the network sees it, with the upright original's width and height in pixels."""
+
+    # uint8 [image_size, image_size, 3], sRGB.
+    pixels: np.ndarray
+    width: int
+    height: int
+    # uint8 [thumbnail_size, thumbnail_size, 3]: the whole photo squashed, if requested.
+    small: np.ndarray | None = None
+
+
+def decode(data: bytes, image_size: int, resize: Fit = "squash", thumbnail_size: int = 0) -> Photo:
+    """Decode a file's bytes to an upright sRGB square, and to a thumbnail unless its size is 0.
+
+    Raises:
+        UnreadablePhoto: with a reason; never anything else for any bytes.
+    """
+    with _in_plain_words(data), _open_image(data) as image:
+        _check_size(image)
+        _check_damage(data, image)
+        with _one_large_photo if math.prod(_get_memory_size(image)) > LARGE else nullcontext():
+            return _decode_image(image, image_size, resize, thumbnail_size)
+
+
+def whole(data: bytes) -> np.ndarray:
+    """Decode a file's bytes like `decode`, at full size: uint8 [height, width, 3]."""
+    with _in_plain_words(data), _open_image(data) as image:
+        _check_size(image)
+        _check_damage(data, image)
+        upright, _ = _load_upright(image)
+        return np.asarray(upright)
+
+
+def of_picture(image: Image.Image, image_size: int, resize: Fit = "squash") -> Photo:
+    """Convert an open image like `decode`, but from all its pixels; the image stays unchanged."""
+    with _in_plain_words():
+        _check_size(image)
+        upright, _ = _load_upright(image)
+        return Photo(np.asarray(_resize(upright, image_size, resize)), *upright.size)
+
+
+@contextmanager
+def _in_plain_words(data: bytes = b"") -> Iterator[None]:
+    """Convert every exception of a decoder to UnreadablePhoto."""
+    try:
+        yield
+    except UnreadablePhoto:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadablePhoto(corruption.what_it_is_instead(data)) from None
+    except Image.DecompressionBombError as error:
+        raise UnreadablePhoto(f"too large: {_find_first_number(str(error)) / 1e6:,.0f} megapixels") from None
+    except MemoryError:
+        raise UnreadablePhoto(REASON_OUT_OF_MEMORY) from None
+    # Pillow's plug-ins raise any exception, and a broken photo must not end a run.
+    except Exception as error:
+        raise UnreadablePhoto(f"unreadable: {_describe_error(error)}") from None
+
+
+def _check_damage(data: bytes, image: Image.Image) -> None:
+    """Refuse damage that the decoder would not report, or decode forever."""
+    problem = corruption.in_silence(data, image.format)
+    if problem is not None:
+        raise UnreadablePhoto(f"unreadable: {problem}")
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file's format (JPEG, ...), mode (RGB, ...) and other metadata."""
+
+    kind: str
+    mode: str
+    # Mean of a JPEG's quantisation tables: the higher, the poorer; 0 for other files.
+    compression: float
+    # Names of metadata that are present: EXIF, a colour profile, progressive, ...
+    marks: str
+
+
+def header(file: str | Path) -> Header:
+    """Read a file's header without decoding it; raise UnreadablePhoto or OSError if it is bad."""
+    with open(file, "rb") as stream:
+        start = stream.read(64)
+        stream.seek(0)
+        if corruption.is_heif(start):
+            return Header("HEIF", "RGB", 0.0, "")
+        with _in_plain_words(start), Image.open(stream, formats=FORMATS) as image:
+            tables = getattr(image, "quantization", None) or {}
+            levels = [level for table in tables.values() for level in table]
+            names = ("exif", "icc_profile", "jfif", "adobe", "progressive", "photoshop", "comment")
+            markers = ", ".join(name for name in names if image.info.get(name))
+            return Header(str(image.format), image.mode, float(np.mean(levels)) if levels else 0.0, markers)
+
+
+def read_bytes(file: str | Path) -> bytes:
+    """Read a file; raise UnreadablePhoto if it is too large for a photo or for the memory."""
+    with open(file, "rb") as stream:
+        if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
+            raise UnreadablePhoto(f"too large: more than {MAX_FILE_BYTES // 2**20} MB in one file")
+        try:
+            return stream.read()
+        except MemoryError:
+            raise UnreadablePhoto(REASON_OUT_OF_MEMORY) from None
+
+
+def threads() -> int:
+    """Count the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def declared(data: bytes) -> tuple[int, int] | None:
+    """Read the width and height that `decode` would hold in memory; None if it would refuse."""
+    try:
+        with _open_image(data) as image:
+            return _get_memory_size(image)
+    except Exception:
+        return None
+
+
+def sha256(data: bytes) -> str:
+    """Compute the hexadecimal sha256 by which a photo is known, whatever its file is called."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _open_image(data: bytes) -> Image.Image:
+    if not data:
+        raise UnreadablePhoto("empty file")
+    if corruption.is_heif(data):
+        _register_heif()
+        return Image.open(io.BytesIO(data), formats=("HEIF",))
+    return Image.open(io.BytesIO(data), formats=_get_possible_formats(data))
+
+
+def _get_possible_formats(data: bytes) -> tuple[str, ...]:
+    """Check an icon's size first, because Pillow decodes an icon as it opens it."""
+    if not data.startswith(corruption.ICON):
+        return FORMATS
+    try:
+        offset = IcoFile(io.BytesIO(data)).entry[0].offset
+        with Image.open(io.BytesIO(data[offset:]), formats=("PNG", "DIB")) as icon:
+            width, height = icon.size
+    except (SyntaxError, IndexError, struct.error, UnidentifiedImageError):
+        return tuple(name for name in FORMATS if name != "ICO")
+    if max(width, height) > MAX_ICON_SIDE:
+        raise UnreadablePhoto(f"too large: an icon of {width} x {height} pixels")
+    return FORMATS
+
+
+def _get_memory_size(image: Image.Image) -> tuple[int, int]:
+    """Get the size that must be in memory at once: a TIFF's tile may exceed its image."""
+    tile = [image.tag_v2.get(tag) for tag in TIFF_TILE_SIZE] if isinstance(image, TiffImageFile) else []
+    # A damaged file may hold other types here.
+    sides = [side for side in tile if isinstance(side, int)]
+    return max(image.size, (sides[0], sides[1]), key=math.prod) if len(sides) == 2 else image.size
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = _get_memory_size(image)
+    if width * height > MAX_PIXELS:
+        raise UnreadablePhoto(f"too large: {width} x {height} is {width * height / 1e6:,.0f} megapixels")
+
+
+def _decode_image(image: Image.Image, image_size: int, resize: Fit, thumbnail_size: int) -> Photo:
+    size = image.size
+    if image.format in ("JPEG", "MPO"):
+        image.draft(None, (DRAFT * image_size, DRAFT * image_size))  # pyright: ignore[reportArgumentType]
+    upright, is_transposed = _load_upright(image)
+    if image.format == "TIFF":
+        size = image.size
+    width, height = reversed(size) if is_transposed else size
+    thumbnail = np.asarray(_squash(upright, thumbnail_size, reducing_gap=1.0)) if thumbnail_size else None
+    return Photo(np.asarray(_resize(upright, image_size, resize)), width, height, thumbnail)
+
+
+def _load_upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Load the image upright and in sRGB; tell whether that swapped width and height."""
+    profile = image.info.get("icc_profile")
+    depth = _read_sample_depth(image) if image.mode.startswith(("I", "F")) else None
+    if isinstance(image, TiffImageFile) and not _has_all_strips(image):
+        raise UnreadablePhoto("unreadable: its data cover a part of the picture only")
+    image.load()
+    orientation = _read_orientation(image)
+    upright = image.transpose(ORIENTATION_TRANSPOSES[orientation]) if orientation in ORIENTATION_TRANSPOSES else image
+    eight_bit = upright if depth is None else _scale_to_eight_bits(upright, depth)
+    return _convert_to_srgb(eight_bit, profile), orientation >= 5
+
+
+def _has_all_strips(image: TiffImageFile) -> bool:
+    """Tell whether strips or tiles cover a TIFF: Pillow leaves other pixels black."""
+    boxes = [tile.extents for tile in image.tile if tile.extents is not None]
+    right, bottom = max((box[2] for box in boxes), default=0), max((box[3] for box in boxes), default=0)
+    return right >= image.tag_v2.get(TIFF_WIDTH, 0) and bottom >= image.tag_v2.get(TIFF_HEIGHT, 0)
+
+
+def _read_orientation(image: Image.Image) -> int:
+    """Read EXIF's orientation, 1 to 8; a damaged EXIF block counts as 1."""
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _resize(image: Image.Image, image_size: int, resize: Fit) -> Image.Image:
+    if resize == "crop":
+        return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    return _squash(image, image_size)
+
+
+def _squash(image: Image.Image, size: int, reducing_gap: float | None = None) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=reducing_gap)
+
+
+def _convert_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    if image.mode in MODES_WITH_ALPHA or "transparency" in image.info:
+        image = _composite_over_white(image)
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    converted = _apply_profile(image, profile) if profile else None
+    return converted or (image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _composite_over_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+@dataclass(frozen=True)
+class SampleDepth:
+    """The meaning of samples with more than eight bits."""
+
+    white_level: float | None
+    # 32-bit unsigned integers, which Pillow returns as signed.
+    is_unsigned: bool = False
+    is_white_zero: bool = False
+
+
+def _read_sample_depth(image: Image.Image) -> SampleDepth:
+    if not isinstance(image, TiffImageFile):
+        return SampleDepth(None if image.mode == "F" else 65535.0)
+    tags = image.tag_v2
+    bits, sample_format = tags.get(TIFF_BITS, (16,))[0], tags.get(TIFF_SAMPLE_FORMAT, (1,))[0]
+    white = 2.0 ** (bits - 1 if sample_format == 2 else bits) - 1 if bits <= 16 and image.mode != "F" else None
+    is_unsigned = image.mode == "I" and bits == 32 and sample_format == 1
+    return SampleDepth(white, is_unsigned, is_white_zero=tags.get(TIFF_PHOTOMETRIC) == 0)
+
+
+def _scale_to_eight_bits(image: Image.Image, depth: SampleDepth) -> Image.Image:
+    values = np.asarray(image)
+    values = values.view(np.uint32).astype(np.float32) if depth.is_unsigned else values.astype(np.float32)
+    finite = np.isfinite(values)
+    low, high = float(values.min(where=finite, initial=np.inf)), float(values.max(where=finite, initial=-np.inf))
+    if low > high:
+        raise UnreadablePhoto("unreadable: not one of its values is a number")
+    values = np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
+    white = 1.0 if image.mode == "F" and low >= 0 and 0 < high <= 1 else depth.white_level
+    if white is None or low < 0 or high > white or high < white / 16:
+        white = high
+    else:
+        low = 0.0
+    scale = 255.0 / (white - low) if white > low else 0.0
+    levels = np.rint(np.clip(values * scale - low * scale, 0, 255)).astype(np.uint8)
+    return Image.fromarray(255 - levels if depth.is_white_zero else levels)
+
+
+def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """Convert to sRGB by the ICC profile; None if it is sRGB, broken or of another kind."""
+    if image.mode not in ("RGB", "L", "CMYK"):
+        return None
+    key = (image.mode, profile)
+    cache: dict[Any, Any] = _transforms.__dict__.setdefault("kept", {})
+    if key not in cache:
+        if len(cache) >= TRANSFORMS:
+            cache.clear()
+        cache[key] = _build_transform(image.mode, profile)
+    return ImageCms.applyTransform(image, cache[key]) if cache[key] else None
+
+
+def _build_transform(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    try:
+        source = ImageCms.getOpenProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, SRGB_PROFILE, mode, "RGB")
+        return None if mode == "RGB" and _is_identity(transform) else transform
+    # An unusable profile must not make the photo unusable.
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Tell whether a transform keeps colours; most profiles are sRGB, under many names."""
+    levels = np.linspace(0, 255, 6).astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(6, 36, 3)
+    converted = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform))
+    return int(np.abs(converted.astype(np.int16) - colours).max()) <= MAX_SRGB_DEVIATION
+
+
+@functools.cache
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UnreadablePhoto(NO_HEIF) from None
+    register_heif_opener()
+
+
+def _describe_error(error: Exception) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _find_first_number(text: str) -> int:
+    return next((int(word.strip("()")) for word in text.split() if word.strip("()").isdigit()), 0)

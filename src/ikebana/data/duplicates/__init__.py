@@ -1,0 +1,1 @@
+"""Near-duplicate search: candidates by descriptors, then pixel comparison."""

@@ -1,0 +1,240 @@
+"""Find near-duplicates: resized, re-encoded, slightly cropped, mirrored or quarter-turned copies.
+
+First, short descriptions select candidate pairs (`duplicates/candidates`). Then the pairs are
+aligned and compared pixel by pixel (`duplicates/similarity`). Both use the cached thumbnails,
+which are squashed for every image size and resize option, so no photo is opened again. The result
+is cached beside them.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ikebana.data.dataset import USED, Dataset, Twin
+from ikebana.data.duplicates import candidates as candidates_module
+from ikebana.data.duplicates import similarity as similarity_module
+from ikebana.data.duplicates.similarity import Small
+from ikebana.data.pixel_cache import Kept, allocate, chunks, in_threads
+from ikebana.data.split import islands
+from ikebana.system import progress
+from ikebana.system.files import cache_folder, cannot_write, set_aside, written
+from ikebana.system.resources import need_disk
+
+# Raised with each change of the search, which invalidates cached results.
+SEARCH_VERSION = 4
+# Photos per task.
+CHUNK_PHOTOS = 128
+# Pairs compared at once; each needs about 200 kB.
+CHUNK_PAIRS = 128
+# Standard deviation in grey levels; a photo below it has no content to compare.
+MIN_GREY_STD = 3.0
+# Share of a side; resizing alone may move an edge by less.
+MIN_CROP_SHARE = 0.015
+# Mean colour change of blocks; resizing, cropping and re-encoding caused 4.9 levels at most.
+MIN_RECOLOUR_LEVELS = 6.0
+# Share of a class. More copies than this in one group would leave a split without photos.
+MAX_GROUP_SHARE = 0.5
+# A group of at most this many photos of a class is always kept.
+MAX_SMALL_GROUP_PHOTOS = 10
+
+
+def found(dataset: Dataset, pixel_cache: Kept) -> Dataset:
+    """Add the near-duplicates to a dataset, and the column `duplicate_of` that names their groups."""
+    rows = _get_unique_rows(dataset)
+    file_prefix = _make_file_prefix(dataset)
+    pairs = _load_pairs(pixel_cache, file_prefix)
+    if pairs is None:
+        pairs = [_describe_pair(dataset, *pair) for pair in search(pixel_cache.small, rows)]
+        _save_pairs(pixel_cache, file_prefix, pairs)
+    return replace(dataset, twins=tuple(pairs), photos=dataset.photos.with_columns(_name_groups(dataset, pairs)))
+
+
+def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, float]]:
+    """Find all pairs of photos of which one is a copy of the other.
+
+    Args:
+        photos: uint8 [photos, 64, 64, 3], squashed.
+        rows: of the photos to compare, each a different file.
+    Returns:
+        Two rows, the smaller first; what was done to one of them, in words; their similarity.
+    """
+    from threadpoolctl import threadpool_limits
+
+    need_disk({cache_folder(): scratch(len(rows))})
+    descriptions_file = _create_scratch_array(len(rows), _DESCRIPTION)
+    lifted_file = _create_scratch_array(len(rows), _LIFTED)
+    # Threads work on photos already: BLAS threads for small products would wait for each other.
+    with threadpool_limits(1, "blas"), descriptions_file as descriptions, lifted_file as lifted:
+        ranges = chunks(len(rows), CHUNK_PHOTOS)
+        work = closing(in_threads(lambda chunk: _describe_chunk(photos, rows, chunk, descriptions, lifted), ranges))
+        with progress.stage("describe photos", len(rows)) as bar, work as counts:
+            for count in counts:
+                bar.advance(count)
+        index = candidates_module.Index(descriptions["whole"], lifted)
+        best: dict[tuple[int, int], tuple[str, float]] = {}
+        work = closing(in_threads(lambda chunk: _find_pairs_of_chunk(photos, rows, chunk, index, descriptions), ranges))
+        with progress.stage("look for twins", len(rows)) as bar, work as results:
+            for chunk, pairs in zip(ranges, results, strict=True):
+                for pair, match in pairs:
+                    best[pair] = max(match, best.get(pair, match), key=lambda match: match[1])
+                bar.advance(len(chunk))
+    return [(int(rows[first]), int(rows[second]), *match) for (first, second), match in sorted(best.items())]
+
+
+_DESCRIPTION = np.dtype(
+    [
+        ("whole", np.float32, (len(candidates_module.NUMBERS),)),
+        ("grey", np.uint8, (similarity_module.SIDE,) * 2),
+        ("colour", np.uint8, (similarity_module.COARSE, similarity_module.COARSE, 3)),
+    ]
+)
+
+_LIFTED = np.dtype((np.float32, (len(candidates_module.NUMBERS) + 1,)))
+
+
+def scratch(photos: int) -> int:
+    """Compute the bytes that the search takes on the cache's disk while it runs."""
+    return photos * (_DESCRIPTION.itemsize + _LIFTED.itemsize)
+
+
+@contextmanager
+def _create_scratch_array(photos: int, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Create an array of one record per photo in an unnamed file, which vanishes when closed.
+
+    Raises:
+        MachineError: the file cannot be created or written.
+    """
+    folder, rows = cache_folder(), max(photos, 1)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            allocate(stream, rows * dtype.itemsize)
+            yield np.memmap(stream, dtype, "r+", shape=rows)[:photos]
+    except OSError as error:
+        raise cannot_write(error, folder) from error
+
+
+def _describe_chunk(
+    photos: np.ndarray, rows: np.ndarray, chunk: range, descriptions: np.ndarray, lifted: np.ndarray
+) -> int:
+    """Fill in the descriptions of a chunk and return its number of photos."""
+    target, images = slice(chunk.start, chunk.stop), _select(photos, rows, chunk)
+    descriptions["grey"][target] = np.rint(images.astype(np.float32) @ candidates_module.BANDS[0])
+    descriptions["colour"][target] = np.rint(similarity_module.reduced(images, similarity_module.COARSE))
+    whole = candidates_module.described(images, candidates_module.LINES[:1])[:, candidates_module.WHOLE]
+    whole[descriptions["grey"][target].std((1, 2)) < MIN_GREY_STD] = np.nan
+    descriptions["whole"][target], lifted[target] = whole, candidates_module.lifted(whole)
+    return len(chunk)
+
+
+def _select(photos: np.ndarray, rows: np.ndarray, chunk: range) -> np.ndarray:
+    return photos[rows[chunk.start : chunk.stop]]
+
+
+def _find_pairs_of_chunk(
+    photos: np.ndarray, rows: np.ndarray, chunk: range, index: candidates_module.Index, descriptions: np.ndarray
+) -> list[tuple[tuple[int, int], tuple[str, float]]]:
+    """Find the pairs that contain a photo of the chunk."""
+    candidates = index.near(chunk, candidates_module.described(_select(photos, rows, chunk)))
+    pairs = []
+    for start in range(0, len(candidates.first), CHUNK_PAIRS):
+        first, second, window, symmetry = (column[start : start + CHUNK_PAIRS] for column in candidates)
+        left, right = (
+            Small(descriptions["grey"][numbers], descriptions["colour"][numbers]) for numbers in (first, second)
+        )
+        matches = similarity_module.compared(left, right, candidates_module.CUT_OFF[window], symmetry)
+        for row in np.flatnonzero(matches.twins):
+            pair = int(min(first[row], second[row])), int(max(first[row], second[row]))
+            pairs.append((pair, (_name_changes(matches, int(row)), float(matches.alike[row]))))
+    return pairs
+
+
+def _name_changes(matches: similarity_module.Likeness, row: int) -> str:
+    """Name what the pixels tell was done to one of the photos: "mirrored, cropped"."""
+    is_cropped = np.abs(matches.window[row]).max() > MIN_CROP_SHARE
+    is_recoloured = matches.apart[row] > MIN_RECOLOUR_LEVELS
+    words = (
+        similarity_module.NAMES[matches.symmetry[row]],
+        "cropped" if is_cropped else "",
+        "in other colours" if is_recoloured else "",
+    )
+    return ", ".join(word for word in words if word)
+
+
+def _get_unique_rows(dataset: Dataset) -> np.ndarray:
+    """Get the rows of the used photos, exact copies once."""
+    return dataset.used_by_row.unique("sha256", keep="first", maintain_order=True)["row"].to_numpy().astype(np.int64)
+
+
+def _describe_pair(dataset: Dataset, first: int, second: int, changes: str, similarity: float) -> Twin:
+    """Make a pair; where the squares show no change, the files' sizes tell it."""
+    if not changes:
+        sizes = dataset.photos[[first, second]].select("width", "height").rows()
+        changes = "saved again" if sorted(sizes[0]) == sorted(sizes[1]) else "resized"
+    return Twin(first, second, changes, round(similarity, 3))
+
+
+def _name_groups(dataset: Dataset, pairs: list[Twin]) -> pl.Series:
+    """Make the column `duplicate_of`: the path of the first photo of a group of near-duplicates.
+
+    An exact copy belongs to the group of its original.
+    """
+    photos, name_of_hash = dataset.photos, dict[str, str]()
+    class_sizes = dict(
+        dataset.used.unique("sha256", keep="first", maintain_order=True)["label"].value_counts().iter_rows()
+    )
+    for rows in islands((pair.first, pair.second) for pair in pairs):
+        label_counts = Counter(photos["label"][rows])
+        if all(
+            count <= max(MAX_SMALL_GROUP_PHOTOS, MAX_GROUP_SHARE * class_sizes[label])
+            for label, count in label_counts.items()
+        ):
+            name_of_hash |= dict.fromkeys(photos["sha256"][rows], photos["path"][rows[0]])
+    names = pl.col("sha256").replace_strict(name_of_hash, default=None, return_dtype=pl.String)
+    return photos.select(pl.when(pl.col("status") == USED).then(names).alias("twins"))["twins"]
+
+
+def are_found(folder: Path) -> bool:
+    """Tell whether a pixel cache folder holds the result of an earlier search."""
+    return any(folder.glob(f"twins.{SEARCH_VERSION}.*.json"))
+
+
+def _make_file_prefix(dataset: Dataset) -> str:
+    """Make the start of the file name, which identifies the used photos.
+
+    They may change during the search: another process reads all photos again once one that could
+    not be read can be.
+    """
+    hashes = pl.when(pl.col("status") == USED).then(pl.col("sha256")).otherwise(pl.lit(""))
+    joined = "\n".join(dataset.photos.select(hashes.alias("seen"))["seen"])
+    return f"twins.{SEARCH_VERSION}.{hashlib.sha256(joined.encode()).hexdigest()[:16]}"
+
+
+def _save_pairs(pixel_cache: Kept, prefix: str, pairs: list[Twin]) -> None:
+    """Save the pairs in a file whose name holds their checksum, like the pixel cache's index."""
+    text = json.dumps([[pair.first, pair.second, pair.how, pair.alike] for pair in pairs])
+    with written(pixel_cache.folder / _make_file_name(prefix, text)) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def _make_file_name(prefix: str, text: str) -> str:
+    return f"{prefix}.{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _load_pairs(pixel_cache: Kept, prefix: str) -> list[Twin] | None:
+    """Load the pairs of an earlier search; None if there are none or the file was changed."""
+    for file in pixel_cache.folder.glob(f"{prefix}.*.json"):
+        with suppress(OSError, ValueError):
+            text = file.read_text("utf-8")
+            if file.name == _make_file_name(prefix, text):
+                return [Twin(*pair) for pair in json.loads(text)]
+        set_aside(file)
+    return None

@@ -1,0 +1,307 @@
+"""Cache a Dataset's photos as one uint8 array on disk, decoded once, plus their thumbnails.
+
+A cache folder is named by the hash of its inputs: the files' paths, sizes and times, the image
+size, and the decoder version. So nothing needs manual invalidation, and a second run starts at
+once. An index holds each photo's status, sha256, size, and the checksum of its pixels, by which a
+damaged array is detected. The index has its own checksum in its name.
+"""
+
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+import PIL
+import polars as pl
+
+from ikebana.data import decoding
+from ikebana.data.dataset import UNOPENED, USED, Dataset, gathered
+from ikebana.data.decoding import read_bytes, threads
+from ikebana.errors import MachineError, UnreadablePhoto
+from ikebana.recipe import Fit
+from ikebana.system import progress
+from ikebana.system.files import cache_folder, filled, set_aside
+from ikebana.system.resources import need_disk
+
+# More than one: another process may remove the damaged array that both have found.
+ATTEMPTS = 3
+# Chunks queued per thread, so that no thread idles while one chunk takes long.
+MAX_QUEUED_CHUNKS = 8
+# Photos per task: large enough that scheduling costs nothing, small enough that the progress bar
+# moves and no thread waits.
+CHUNK_PHOTOS = 8
+# Photos of each transient reason that are tried again before the others are believed.
+RETRIES_PER_REASON = 4
+# Bytes of pixels that a task may hold before it writes them.
+MAX_CHUNK_BYTES = 2**24
+# Pixels; thumbnails are squashed, whatever the resize option.
+SMALL = 64
+# Raised when the cached files change.
+PIXEL_CACHE_VERSION = 3
+OPENED = {
+    "path": pl.String,
+    "status": pl.String,
+    "sha256": pl.String,
+    "bytes": pl.Int64,
+    "width": pl.Int32,
+    "height": pl.Int32,
+    # Of the photo's pixels, then of its thumbnail.
+    "crc32": pl.Int64,
+    # Whether the photo is unused for a transient reason: a disk, memory, a missing extra.
+    "passing": pl.Boolean,
+}
+
+# All columns of INDEX_SCHEMA but the path.
+IndexRow = tuple[str, str | None, int | None, int | None, int | None, int, bool]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The memory-mapped, read-only pixels of a Dataset's rows; those of unused photos are zeros."""
+
+    # uint8 [rows of the dataset, image_size, image_size, 3].
+    pixels: np.ndarray
+    folder: Path
+    # uint8 [rows of the dataset, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3].
+    small: np.ndarray
+
+
+def size_on_disk(dataset: Dataset, image_size: int) -> int:
+    """Compute the bytes that the arrays take."""
+    return dataset.photos.height * (image_size * image_size + SMALL * SMALL) * 3
+
+
+def opened(dataset: Dataset, image_size: int, resize: Fit) -> tuple[Dataset, Kept]:
+    """Decode every photo, or load the pixels of an earlier call.
+
+    Returns:
+        The dataset with status, sha256 and size filled in, and its pixels.
+    Raises:
+        MachineError: the disk cannot hold the array, or does not keep it.
+    """
+    folder, rows = place(dataset, image_size, resize), dataset.photos.height
+    for attempt in range(ATTEMPTS + 1):
+        loaded = _load(folder, image_size, rows)
+        if loaded is not None and attempt == 0 and _can_read_more(loaded[0], dataset, image_size, resize):
+            progress.say("photos that could not be read before can be by now: all are read again")
+            # Unmap the arrays before their files are removed, as Windows demands.
+            loaded = None
+            set_aside(folder)
+        if loaded is not None:
+            index, array, small = loaded
+            columns = ("status", "sha256", "bytes", "width", "height")
+            photos = dataset.photos.with_columns(index[name] for name in columns)
+            return dataset.with_photos(photos), Kept(array, folder, small)
+        if attempt < ATTEMPTS:
+            _build(dataset, image_size, resize, folder)
+    raise MachineError(
+        "the kept pixels are not on the disk as they were written",
+        where=folder,
+        advice="check the disk, or use another",
+    )
+
+
+def _can_read_more(index: pl.DataFrame, dataset: Dataset, image_size: int, resize: Fit) -> bool:
+    """Tell whether a transient reason is gone, by retrying a few photos of each reason."""
+    retried = index.filter("passing").group_by("status").head(RETRIES_PER_REASON)["path"].to_list()
+    target, small = (np.zeros((size, size, 3), np.uint8) for size in (image_size, SMALL))
+    return any(_decode_into(dataset.file(path), UNOPENED, target, small, resize)[0] == USED for path in retried)
+
+
+def place(dataset: Dataset, image_size: int, resize: Fit) -> Path:
+    """Return the cache folder of exactly these files; it may be missing or damaged."""
+    digest = hashlib.sha256()
+    versions = [decoding.RULES, PIXEL_CACHE_VERSION, PIL.__version__, image_size, resize, str(dataset.root.resolve())]
+    digest.update(json.dumps(versions).encode())
+    for path, status in dataset.photos.select("path", "status").iter_rows():
+        stamp = _stamp_file(dataset.file(path)) if status == UNOPENED else None
+        digest.update(json.dumps([path, status, stamp]).encode())
+    return cache_folder() / "pixels" / digest.hexdigest()[:32]
+
+
+def _stamp_file(file: Path) -> tuple[int, ...] | None:
+    """Return what changes with a file: its size and its modification times."""
+    try:
+        stat = os.stat(file)
+    # Removed since the scan, which opening the file will report.
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _build(dataset: Dataset, image_size: int, resize: Fit, target: Path) -> None:
+    rows = dataset.photos.height
+    shapes = {"pixels": (rows, image_size, image_size, 3), "small": (rows, SMALL, SMALL, 3)}
+    need_disk({cache_folder(): size_on_disk(dataset, image_size)})
+    with filled(target) as folder:
+        for name, shape in shapes.items():
+            reserve(folder / f"{name}.npy", shape, np.dtype(np.uint8))
+        _write_index(folder, _decode_all(folder, dataset, image_size, resize))
+
+
+def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Fit) -> pl.DataFrame:
+    """Decode every photo into the arrays of the folder, and return the index."""
+    table = dataset.photos.select("path", "status")
+
+    def decode_chunk(chunk: range) -> list[tuple[str, *IndexRow]]:
+        array, small = (np.zeros((len(chunk), size, size, 3), np.uint8) for size in (image_size, SMALL))
+        rows = zip(table[chunk.start : chunk.stop].iter_rows(), array, small, strict=True)
+        index_rows = [
+            (path, *_decode_into(dataset.file(path), status, target, small_target, resize))
+            for (path, status), target, small_target in rows
+        ]
+        for name, values in (("pixels", array), ("small", small)):
+            _write_rows(folder / f"{name}.npy", chunk.start, values)
+        return index_rows
+
+    def decode_rows() -> Iterator[tuple[str, *IndexRow]]:
+        chunk_size = max(1, min(CHUNK_PHOTOS, MAX_CHUNK_BYTES // (3 * image_size**2)))
+        with (
+            progress.stage("read photos", table.height) as bar,
+            closing(in_threads(decode_chunk, chunks(table.height, chunk_size))) as results,
+        ):
+            for index_rows in results:
+                yield from index_rows
+                bar.advance(len(index_rows))
+
+    return gathered(decode_rows(), OPENED)
+
+
+def _decode_into(file: Path, status: str, target: np.ndarray, small: np.ndarray, resize: Fit) -> IndexRow:
+    """Decode one photo into its rows; an error becomes its status."""
+    if status != UNOPENED:
+        return status, None, None, None, None, 0, False
+    digest = size = None
+    try:
+        size = os.stat(file).st_size
+        data = read_bytes(file)
+        size, digest = len(data), decoding.sha256(data)
+        photo = decoding.decode(data, len(target), resize, SMALL)
+    except UnreadablePhoto as reason:
+        return reason.what, digest, size, None, None, 0, reason.what in decoding.PASSING
+    except OSError as error:
+        return f"unreadable: {error.strerror or error}", digest, size, None, None, 0, True
+    target[:], small[:] = photo.pixels, photo.small
+    return USED, digest, size, photo.width, photo.height, _compute_checksum(target, small), False
+
+
+def _compute_checksum(photo: np.ndarray, small: np.ndarray) -> int:
+    return zlib.crc32(small.data, zlib.crc32(photo.data))
+
+
+def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:
+    """Run work on chunks in threads and yield the results in order.
+
+    Only a few chunks are queued ahead, so that a slow caller's results do not fill the memory. Closing the
+    generator drops the chunks that have not started.
+    """
+    pool, pending = ThreadPoolExecutor(threads()), deque()
+    try:
+        for chunk in chunks:
+            pending.append(pool.submit(work, chunk))
+            if len(pending) > MAX_QUEUED_CHUNKS * threads():
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def chunks(rows: int, size: int = CHUNK_PHOTOS) -> list[range]:
+    """Divide rows into ranges of a size, for `map_in_threads`."""
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def reserve(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Write an array file of zeros with allocated blocks.
+
+    Writing into a mapped hole of a file on a full disk would kill the process instead of raising.
+    """
+    header: dict[str, Any] = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with file.open("wb") as stream:
+        np.lib.format.write_array_header_2_0(stream, header)
+        allocate(stream, int(np.prod(shape)) * dtype.itemsize)
+
+
+def _write_rows(file: Path, first: int, rows: np.ndarray) -> None:
+    """Write rows into a reserved array; filling new pages through a map takes ten times as long."""
+    with file.open("r+b") as stream:
+        np.lib.format.read_magic(stream)
+        np.lib.format.read_array_header_2_0(stream)
+        stream.seek(first * rows[0].nbytes, os.SEEK_CUR)
+        stream.write(rows.data)
+
+
+def allocate(stream: IO[bytes], size: int) -> None:
+    """Write zeros from the current position on, with allocated blocks."""
+    stream.flush()
+    if hasattr(os, "posix_fallocate") and size:
+        os.posix_fallocate(stream.fileno(), stream.tell(), size)
+    else:
+        block = bytes(2**24)
+        for written in range(0, size, len(block)):
+            stream.write(block[: min(len(block), size - written)])
+        stream.flush()
+
+
+def _write_index(folder: Path, index: pl.DataFrame) -> None:
+    stream = io.BytesIO()
+    index.write_parquet(stream)
+    (folder / f"index.{decoding.sha256(stream.getvalue())}.parquet").write_bytes(stream.getvalue())
+
+
+def _read_index(folder: Path) -> pl.DataFrame:
+    """Read the index; raise ValueError if it is missing or damaged."""
+    for file in folder.glob("index.*.parquet"):
+        data = file.read_bytes()
+        if file.name == f"index.{decoding.sha256(data)}.parquet":
+            return pl.read_parquet(io.BytesIO(data))
+    raise ValueError("there is no index")
+
+
+def _load(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
+    """Load the index and the arrays; None if they are missing or damaged, and then remove them."""
+    if not folder.exists():
+        return None
+    if (loaded := _load_if_intact(folder, image_size, rows)) is not None:
+        return loaded
+    progress.say("the kept pixels have changed on disk: the photos are read again")
+    set_aside(folder)
+    return None
+
+
+def _load_if_intact(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
+    """Load the index and the arrays if they are intact, else leave nothing memory-mapped."""
+    try:
+        index = _read_index(folder)
+        array, small = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixels", "small"))
+        is_valid = _has_layout(array, (rows, image_size, image_size, 3)) and _has_layout(small, (rows, SMALL, SMALL, 3))
+        is_valid = is_valid and index.schema == pl.Schema(OPENED) and index.height == rows
+        return (index, array, small) if is_valid and _whole(index, array, small) else None
+    except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
+        return None
+
+
+def _has_layout(array: np.ndarray, shape: tuple[int, ...]) -> bool:
+    return array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
+
+
+def _whole(index: pl.DataFrame, array: np.ndarray, small: np.ndarray) -> bool:
+    """Compare all checksums."""
+    is_used = (index["status"] == USED).to_numpy()
+    expected = index["crc32"].to_numpy()
+
+    def check(chunk: range) -> bool:
+        return all(_compute_checksum(array[row], small[row]) == expected[row] for row in chunk if is_used[row])
+
+    return all(in_threads(check, chunks(index.height)))

@@ -1,0 +1,137 @@
+"""Turn a folder, an archive or a table of photos into a Dataset."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from ikebana.data import archive, folder, table
+from ikebana.data.dataset import UNOPENED, USED, Dataset
+from ikebana.errors import PhotosError
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+
+
+def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
+    """List the photos of a folder, an archive or a table, without opening them.
+
+    Raises:
+        PhotosError: there is nothing to learn from: the source does not exist, or has no class
+            folders, or one class only.
+    """
+    # An empty path would be the working directory.
+    if not str(source):
+        raise PhotosError("an empty path was given", advice="the path of a folder, an archive or a table of photos")
+    path = Path(os.path.expanduser(source))
+    name = path.name.lower()
+    # pathlib's `is_dir` raises where a name is too long.
+    if os.path.isdir(path):
+        dataset = folder.read(path)
+    elif not os.path.exists(path):
+        what = f"there is no such folder, archive or table{_describe_access_error(path)}"
+        advice = _suggest_similar_path(path) or "the path of a folder, an archive or a table"
+        raise PhotosError(what, where=source, advice=advice)
+    elif not os.path.isfile(path):
+        raise PhotosError(
+            "this is neither a folder nor a file that can be read twice", where=source, advice="a file on the disk"
+        )
+    elif name.endswith(TABLE_SUFFIXES):
+        dataset = table.read(path)
+    elif name.endswith(ARCHIVES):
+        unpacked = archive.unpack(path)
+        dataset = folder.read(unpacked.folder, source=str(source), prefix=f"{path.name}!", more=unpacked.set_aside)
+    else:
+        raise PhotosError(
+            "this is neither a folder, nor an archive, nor a table of photos",
+            where=source,
+            advice="a folder with a sub-folder for each class, or a file ending in "
+            + ", ".join((*ARCHIVES[:3], *TABLE_SUFFIXES)),
+        )
+    return with_classes(dataset, class_order)
+
+
+def _advise_without_photos(dataset: Dataset) -> str:
+    """Say what to try where no photos were found."""
+    if not dataset.source.lower().endswith(TABLE_SUFFIXES):
+        return "a folder with a sub-folder of photos for each class"
+    if not dataset.photos.height:
+        return "a table with a row for each photo: path,label"
+    first = dataset.file(dataset.photos["path"][0])
+    return f"paths that start from the table's folder, or absolute ones; the first leads to {first}"
+
+
+def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
+    """Set the classes that still have photos, sorted or in the given order, and the empty ones.
+
+    Raises:
+        PhotosError: fewer than two classes are left.
+    """
+    usable = dataset.photos.filter(pl.col("status").is_in((UNOPENED, USED)))
+    classes = tuple(sorted(usable["label"].drop_nulls().unique().to_list()))
+    if not usable.height:
+        raise PhotosError(
+            f"no photos found{_summarise_reasons(dataset)}",
+            where=dataset.source,
+            advice=_advise_without_photos(dataset),
+        )
+    if len(classes) == 1:
+        raise PhotosError(
+            f"there is only one class with photos: {classes[0]}{_summarise_reasons(dataset)}",
+            where=dataset.source,
+            advice="the folder that holds at least two class folders, each with photos",
+        )
+    empty = {*dataset.photos["label"].drop_nulls(), *dataset.classes_without_photos} - set(classes)
+    # The user gave the order before it was known that these classes have no readable photo.
+    order = tuple(name for name in class_order if name not in empty)
+    return replace(
+        dataset,
+        classes=_order_classes(classes, order, dataset.source),
+        classes_without_photos=tuple(sorted(empty)),
+    )
+
+
+def _summarise_reasons(dataset: Dataset) -> str:
+    """Name the most frequent reason why photos are not used."""
+    unused = dataset.set_aside.filter(pl.col("status") != UNOPENED)
+    if not unused.height:
+        return ""
+    reason, number = unused["status"].value_counts(sort=True).row(0)
+    return f": {number} of {dataset.photos.height} paths were set aside ({reason})"
+
+
+def _order_classes(classes: tuple[str, ...], class_order: tuple[str, ...], source: str) -> tuple[str, ...]:
+    """Check that the order names each class once, and return it."""
+    if not class_order:
+        return classes
+    if sorted(class_order) != sorted(classes):
+        raise PhotosError(
+            f"the class order names {', '.join(class_order)}, but the classes are {', '.join(classes)}",
+            where=source,
+            advice="name each class once",
+        )
+    return class_order
+
+
+def _describe_access_error(path: Path) -> str:
+    """Describe the system's error for a path; empty if the path just does not exist."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, ValueError):
+        return ""
+    except OSError as error:
+        return f": {error.strerror}"
+    return ""
+
+
+def _suggest_similar_path(path: Path) -> str | None:
+    """Find a sibling whose name the user may have meant."""
+    import difflib
+
+    try:
+        names = [sibling.name for sibling in path.parent.iterdir()]
+    except OSError:
+        return None
+    matches = difflib.get_close_matches(path.name, names, n=1)
+    return str(path.parent / matches[0]) if matches else None

@@ -1,0 +1,257 @@
+"""Assign photos to train, validation (model selection and calibration) and test.
+
+stratified  keeps each class's share in every split, and photos that belong together in one split:
+            exact copies, near-duplicates, and the user's groups
+shuffle     the tutorial's: one seeded shuffle of all photos, cut in three; it may separate
+            near-duplicates, which are then reported
+given       keeps a split that came with the photos; takes a missing one from the training photos
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from ikebana.data.dataset import PARTS, Dataset, texts
+from ikebana.errors import PhotosError
+from ikebana.recipe import Recipe
+from ikebana.system import progress
+
+SplitFractions = tuple[float, float, float]
+
+
+def split(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """Assign a split to every used photo, and none to the others.
+
+    Raises:
+        PhotosError: too few photos for a training and a test split.
+    """
+    used = dataset.used
+    is_given = used["split"].is_not_null().any()
+    if is_given:
+        if (recipe.split, recipe.parts, recipe.split_seed) != (Recipe.split, Recipe.parts, Recipe.split_seed):
+            progress.say("the parts came with the photos: --split, --parts and --split-seed change nothing")
+        splits = _complete_given(used, recipe)
+    elif recipe.split == "shuffle":
+        splits = shuffled(texts(used["label"]), dataset.classes, recipe.parts, recipe.split_seed)
+    else:
+        splits = stratified(texts(used["label"]), groups(used), recipe.parts, recipe.split_seed)
+    present = set(splits)
+    for required in ("train", "test"):
+        if required not in present:
+            n_groups = len(set(groups(used)))
+            what = f"of {used.height} photos none is left for the {required} part"
+            advice = "more photos, at least 3 of each class, or other parts of them (fit --parts)"
+            if is_given:
+                advice = f"photos whose part is {required}, or no parts: then they are split here"
+            elif n_groups < used.height:
+                plural = "s" * (n_groups != 1)
+                what += f": they make {n_groups} group{plural}, of photos that belong together or are copies"
+                advice = "smaller groups, or photos of more different things: groups are never parted"
+            raise PhotosError(what, where=dataset.source, advice=advice)
+    rows = dataset.used_by_row["row"]
+    column = pl.Series("split", [None], pl.String).new_from_index(0, dataset.photos.height)
+    column = column.scatter(rows, pl.Series("split", splits, pl.String))
+    return dataset.with_photos(dataset.photos.with_columns(column))
+
+
+def shuffled(labels: Sequence[str], classes: Sequence[str], fractions: SplitFractions, seed: int) -> list[str]:
+    """Return the tutorial's split for each photo.
+
+    All photos class by class in the given order, shuffled by `random.seed`, cut at `int(share * n)`.
+
+    Args:
+        labels: of the photos, sorted by path.
+    """
+    class_ranks = {name: number for number, name in enumerate(classes)}
+    order = sorted(range(len(labels)), key=lambda row: class_ranks[labels[row]])
+    random.Random(seed).shuffle(order)
+    train_end = int(fractions[0] * len(order))
+    validation_end = int(round(fractions[0] + fractions[1], 12) * len(order))
+    splits = [""] * len(order)
+    for position, row in enumerate(order):
+        splits[row] = PARTS[0] if position < train_end else PARTS[1] if position < validation_end else PARTS[2]
+    return splits
+
+
+def groups(photos: pl.DataFrame) -> list[int]:
+    """Return a group number for each photo; photos of one group belong together.
+
+    They have the same bytes, are near-duplicates or share a given group, directly or in a chain.
+    """
+    columns = ("sha256", "twins", "group")
+    rows = photos.lazy().select(columns).with_row_index("row")
+    first_rows = rows.select(pl.col("row").min().over(name).alias(name) for name in columns)
+    row_numbers = np.arange(photos.height)
+    group_numbers, pairs = row_numbers.copy(), []
+    for name, first in zip(columns, first_rows.collect().iter_columns(), strict=True):
+        has_earlier = (first.to_numpy() != row_numbers) & photos[name].is_not_null().to_numpy()
+        pairs += zip(first.to_numpy()[has_earlier].tolist(), row_numbers[has_earlier].tolist(), strict=True)
+    for component in islands(pairs):
+        group_numbers[component] = component[0]
+    return group_numbers.tolist()
+
+
+def islands(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Find the connected components of a graph by union-find: each sorted, ordered by first row."""
+    parents: dict[int, int] = {}
+
+    def find_root(row: int) -> int:
+        parents.setdefault(row, row)
+        while parents[row] != row:
+            parents[row] = parents[parents[row]]
+            row = parents[row]
+        return row
+
+    for left, right in pairs:
+        first, second = sorted((find_root(left), find_root(right)))
+        parents[second] = first
+    components: dict[int, list[int]] = defaultdict(list)
+    for row in sorted(parents):
+        components[find_root(row)].append(row)
+    return sorted(components.values())
+
+
+def twins_seen(group_numbers: Sequence[int], splits: Sequence[str]) -> list[bool]:
+    """Tell for each test photo whether its group is also in training or validation (leakage)."""
+    seen = {group for group, split in zip(group_numbers, splits, strict=True) if split != "test"}
+    return [group in seen for group, split in zip(group_numbers, splits, strict=True) if split == "test"]
+
+
+def stratified(labels: Sequence[str], group_numbers: Sequence[int], fractions: SplitFractions, seed: int) -> list[str]:
+    """Return a split for each photo: whole groups, each class as near to its shares as possible.
+
+    Large groups come first, each to the split where its classes lack most; single photos then fill
+    up exactly. A class of three groups or more has a photo in every requested split; one of two
+    groups in train and test; one of a single group in train. Only groups of several classes may
+    prevent that, but never a training photo for each class.
+    """
+    _, first_rows, inverse, sizes = np.unique(group_numbers, return_index=True, return_inverse=True, return_counts=True)
+    rows, ends = np.argsort(inverse, kind="stable"), np.cumsum(sizes)
+    # Groups in the order of their first photos.
+    order = np.argsort(first_rows).tolist()
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda group: -sizes[group])
+
+    def get_members(group: int) -> list[int]:
+        return rows[ends[group] - sizes[group] : ends[group]].tolist()
+
+    n_groups = Counter(name for group in order for name in {labels[row] for row in get_members(group)})
+    quotas = {name: _ClassQuota(count, n_groups[name], fractions) for name, count in Counter(labels).items()}
+    splits = [""] * len(labels)
+    for group in order:
+        members = get_members(group)
+        label_counts = Counter(labels[row] for row in members) if len(members) > 1 else {labels[members[0]]: 1}
+        chosen = _choose_split(label_counts, quotas, fractions)
+        for name, count in label_counts.items():
+            quotas[name].assign(chosen, count)
+        for row in members:
+            splits[row] = PARTS[chosen]
+    trained = {label for label, split in zip(labels, splits, strict=True) if split == PARTS[0]}
+    for name in sorted(set(labels) - trained):
+        groups_of_class = inverse[[row for row, label in enumerate(labels) if label == name]].tolist()
+        for row in get_members(min(groups_of_class, key=sizes.__getitem__)):
+            splits[row] = PARTS[0]
+    return splits
+
+
+class _ClassQuota:
+    """The photos of one class that each split still lacks."""
+
+    def __init__(self, n_photos: int, n_groups: int, fractions: SplitFractions):
+        self.quota = _compute_quota(n_photos, n_groups, fractions)
+        self.lacking = list(self.quota)
+        self.groups_left = n_groups
+        self.empty_splits = {split for split in range(3) if self.quota[split]}
+
+    def assign(self, split: int, n_photos: int) -> None:
+        self.lacking[split] -= n_photos
+        self.groups_left -= 1
+        self.empty_splits.discard(split)
+
+
+def _choose_split(label_counts: Mapping[str, int], quotas: dict[str, _ClassQuota], fractions: SplitFractions) -> int:
+    """Choose the split that a group's classes need most.
+
+    An empty split first, where a class has no group to spare. Need is relative to the quota, so
+    that large groups spread over all splits.
+    """
+    candidates = [split for split in range(3) if fractions[split] > 0]
+    need = [0.0, 0.0, 0.0]
+    for name, count in label_counts.items():
+        class_quota = quotas[name]
+        if class_quota.groups_left <= len(class_quota.empty_splits):
+            candidates = [split for split in candidates if split in class_quota.empty_splits] or candidates
+        for split in candidates:
+            need[split] += count * class_quota.lacking[split] / max(class_quota.quota[split], 1)
+    return max(candidates, key=need.__getitem__)
+
+
+def _compute_quota(n_photos: int, n_groups: int, fractions: SplitFractions) -> list[int]:
+    """Round the shares to whole numbers by largest remainder; no split stays empty needlessly."""
+    wanted = [split for split in (0, 2, 1) if fractions[split] > 0][:n_groups]
+    total = sum(fractions[split] for split in wanted)
+    exact = [fractions[split] / total * n_photos if split in wanted else 0.0 for split in range(3)]
+    quota = [int(number + 1e-9) for number in exact]
+    by_remainder = sorted(sorted(wanted), key=lambda split: quota[split] - exact[split])
+    for split in by_remainder[: n_photos - sum(quota)]:
+        quota[split] += 1
+    for split in wanted:
+        if quota[split] == 0:
+            quota[quota.index(max(quota))] -= 1
+            quota[split] = 1
+    return quota
+
+
+def _complete_given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
+    """Keep the given splits, and take a missing validation or test split from the training photos."""
+    splits = used["split"].to_list()
+    unassigned = [row for row, split in enumerate(splits) if split is None]
+    if unassigned:
+        raise PhotosError(
+            f"{len(unassigned)} photos lie in no part, the first: {used['path'][unassigned[0]]}",
+            advice="a folder each for train, validation and test, and nothing beside them",
+        )
+    missing = tuple(
+        0.0 if name in splits and name != "train" else fraction
+        for name, fraction in zip(PARTS, recipe.parts, strict=True)
+    )
+    if sum(missing) == missing[0]:
+        return splits
+    total = sum(missing)
+    rows = [row for row, split in enumerate(splits) if split == "train"]
+    train = used[rows]
+    fractions = (missing[0] / total, missing[1] / total, missing[2] / total)
+    assigned = stratified(texts(train["label"]), groups(train), fractions, recipe.split_seed)
+    for row, split in zip(rows, assigned, strict=True):
+        splits[row] = split
+    return splits
+
+
+def fingerprint(hashes: Iterable[str]) -> str:
+    """Name a set of photos by the sha256 of their sorted sha256s, whatever the files are called."""
+    import hashlib
+
+    digest, separator = hashlib.sha256(), b""
+    for photo_hash in pl.Series(hashes, dtype=pl.String).sort():
+        digest.update(separator + photo_hash.encode())
+        separator = b"\n"
+    return digest.hexdigest()
+
+
+def for_choices(validation: pl.DataFrame) -> np.ndarray:
+    """Return which validation photos are for model selection; the others are for calibration.
+
+    About half, and always the same. Copies and groups stay together: otherwise calibration would
+    use photos that model selection has seen.
+
+    Args:
+        validation: the photos of that split, with `sha256`, `duplicate_of` and `group`.
+    Returns:
+        bool [photos].
+    """
+    together = validation.select("sha256", together=pl.Series(groups(validation), dtype=pl.Int64))
+    first_hashes = together.select(pl.col("sha256").min().over("together"))["sha256"]
+    return np.array([int(first_hash[-1], 16) % 2 == 0 for first_hash in first_hashes], bool)

@@ -1,0 +1,121 @@
+"""Photos without labels: files, folders, globs or archives to predict."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ikebana.data import archive, folder
+from ikebana.data.archive import Unpacked
+from ikebana.data.folder import UNOPENED, file_status
+from ikebana.data.sources import ARCHIVES
+from ikebana.errors import PhotosError
+
+# The file of a photo that does not exist on disk.
+NO_FILE = Path()
+
+
+@dataclass(frozen=True, slots=True)
+class LoosePhoto:
+    """A path to predict: how to show it, its file, and whether it can be opened."""
+
+    path: str
+    file: Path
+    status: str
+
+
+@dataclass
+class Search:
+    """The photos of some sources, listed anew in each iteration: a million need no memory."""
+
+    places: list[Path]
+    # More sources, one per line, from a stream that can be iterated once.
+    path_lines: Iterator[str] | None = None
+    # The real path of a folder not to enter.
+    apart: str | None = None
+    # Hidden and system files of the last iteration.
+    ignored: list[str] = field(default_factory=list)
+    unpacked_archives: dict[Path, Unpacked] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[LoosePhoto]:
+        self.ignored.clear()
+        for path in self.places:
+            yield from self._iterate_source(path)
+        for line in self.path_lines or ():
+            if line.rstrip("\r\n"):
+                yield from self._iterate_line(Path(os.path.expanduser(line.rstrip("\r\n"))))
+
+    def count(self) -> int:
+        """Count the paths; 0 if the number is not known yet."""
+        return 0 if self.path_lines is not None else sum(1 for _ in self)
+
+    def _iterate_line(self, path: Path) -> Iterator[LoosePhoto]:
+        """Report an archive that cannot be unpacked like any other bad line, and go on."""
+        try:
+            yield from self._iterate_source(path)
+        except PhotosError as error:
+            yield LoosePhoto(folder.printable(str(path)), path, error.what)
+
+    def _iterate_source(self, path: Path) -> Iterator[LoosePhoto]:
+        if "\0" in str(path):
+            yield LoosePhoto(str(path).replace("\0", "\\0"), NO_FILE, "there is no such file")
+        # pathlib's `is_dir` raises where a name is too long.
+        elif os.path.isdir(path):
+            yield from self._iterate_folder(path, f"{path}/")
+        elif os.path.isfile(path) and path.name.lower().endswith(ARCHIVES):
+            if path not in self.unpacked_archives:
+                self.unpacked_archives[path] = archive.unpack(path)
+            unpacked = self.unpacked_archives[path]
+            yield from self._iterate_folder(unpacked.folder, f"{path}!")
+            for member in unpacked.set_aside:
+                yield LoosePhoto(f"{path}!{member.path}", NO_FILE, member.status)
+        else:
+            yield LoosePhoto(folder.printable(str(path)), path, file_status(path))
+
+    def _iterate_folder(self, path: Path, prefix: str) -> Iterator[LoosePhoto]:
+        for scanned in folder.scan(path, self.ignored, self.apart):
+            yield LoosePhoto(folder.printable(prefix) + scanned.path, path / scanned.path, scanned.status)
+
+
+def search(
+    sources: str | Path | Iterable[str | Path], path_lines: Iterator[str] | None = None, apart: Path | None = None
+) -> Search:
+    """Find the photos of the sources, in the order of the sources.
+
+    Iterating over the result raises PhotosError too, if a source is a damaged archive.
+
+    Args:
+        path_lines: more paths, one per line, as from standard input; a missing one is reported in turn.
+        excluded_folder: a folder not to enter where a source contains it, because it holds output.
+    Raises:
+        PhotosError: a source is empty or does not exist, or no photo is found.
+    """
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    # An empty path would be the working directory.
+    if not all(map(str, given)):
+        raise PhotosError("an empty path was given", advice="photos, folders or archives")
+    paths = [path for source in given for path in _expand_source(source)]
+    photos = Search(paths, path_lines, os.path.realpath(apart) if apart is not None else None)
+    if path_lines is None and next(iter(photos), None) is None:
+        raise PhotosError(
+            "no photos found", where=", ".join(str(source) for source in given), advice="files, folders or archives"
+        )
+    return photos
+
+
+def _expand_source(source: str | Path) -> list[Path]:
+    """Return the source if it exists, else its glob matches: a file may be called `a[1].jpg`."""
+    path = Path(os.path.expanduser(source))
+    if os.path.lexists(path):
+        return [path]
+    matches = sorted(glob.glob(str(path), recursive=True))
+    if not matches:
+        raise PhotosError(
+            "there is no such file or folder", where=source, advice="photos, folders or archives that are there"
+        )
+    return [Path(match) for match in matches]
+
+
+def can_open(photo: LoosePhoto) -> bool:
+    return photo.status == UNOPENED

@@ -1,0 +1,1 @@
+"""Drawn photos of paper flowers, and the demo that trains on them."""

@@ -1,0 +1,105 @@
+"""`ikebana demo`: draw photos, train on them and predict new ones."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ikebana.commands import fit as fit_command
+from ikebana.commands import predict as predict_command
+from ikebana.demo_data import paper_flowers
+from ikebana.demo_data.paper_flowers import Planted
+from ikebana.runs.run import Run
+from ikebana.system import progress
+
+# Options that differ from the default recipe; tests use smaller photos.
+OPTIONS: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Result of the demo; `new_right` of `new_total` new photos were classified correctly."""
+
+    folder: Path
+    run: Run
+    planted: Planted
+    new_right: int
+    new_total: int
+
+
+def demo(out: str | Path | None = None) -> Walk:
+    """Draw paper flowers with planted faults, train, predict new photos, report on the faults.
+
+    Args:
+        out: folder to create; None for `ikebana-demo` or the first free name like it.
+    Raises:
+        RunError: the folder exists.
+    """
+    start = time.perf_counter()
+    folder = _free_folder(out)
+    progress.say(f"1. Drawing photos of five kinds of paper flowers into {folder / 'photos'}")
+    planted = paper_flowers.draw_collection(folder / "photos")
+    truth = paper_flowers.draw_new(folder / "new")
+
+    progress.say(f"\n2. ikebana fit {folder / 'photos'}")
+    run = fit_command.fit(folder / "photos", run=folder / "run", **OPTIONS)
+
+    progress.say(f"\n3. ikebana predict {run.folder} {folder / 'new'}")
+    predictions = predict_command.predict(run, folder / "new", folder / "new.csv")
+    right = sum(result.label == truth[Path(result.path).name] for result in predictions)
+    progress.say(f"{right} of {len(truth)} new photos named rightly")
+
+    progress.say("\n4. What became of the planted faults")
+    progress.say("\n".join(f"   {line}" for line in fates(run, planted)))
+    progress.say(f"\nDone in {time.perf_counter() - start:.0f} s. Look at\n{_list_files(folder)}")
+    return Walk(folder, run, planted, right, len(truth))
+
+
+def fates(run: Run, planted: Planted) -> list[str]:
+    """Describe each kind of planted fault: the number, and how many were handled."""
+    table = {row["path"]: row for row in run.dataset.iter_rows(named=True)}
+    broken = sum(table[path]["status"] != "used" for path in planted.broken)
+    together = sum(table[first]["split"] == table[second]["split"] for first, second in planted.twins)
+    findings = run.read_json("audit.json")["findings"]
+    reported = {finding["paths"][0] for finding in findings if finding["kind"] == "identical"}
+    duplicates = sum(bool({first, second} & reported) for first, second in planted.twins)
+    upright = sum(table[path]["status"] == "used" for path in planted.sideways)
+    contradicted, held_out = _count_contradicted(run, planted.wrong_label)
+    return [
+        f"{len(planted.broken)} broken files: {broken} set aside, each with its reason",
+        f"{len(planted.twins)} pairs of twins: {duplicates} found, {together} kept in one part",
+        f"{len(planted.sideways)} photos stored sideways: {upright} read upright",
+        f"{len(planted.wrong_label)} wrong labels: {held_out} came into validation or test, "
+        f"where the network contradicts {contradicted}; those it trained on it has learned as they are",
+    ]
+
+
+def _count_contradicted(run: Run, wrong: tuple[str, ...]) -> tuple[int, int]:
+    """Count held-out photos with a wrong label: those predicted otherwise, and all of them."""
+    rows = [row for row in run.predictions.iter_rows(named=True) if row["path"] in wrong]
+    predicted = [max(run.classes, key=lambda name, row=row: row[f"p:{name}"]) for row in rows]
+    return sum(label != row["label"] for label, row in zip(predicted, rows, strict=True)), len(rows)
+
+
+def _free_folder(out: str | Path | None) -> Path:
+    from ikebana.runs.run import check_free
+
+    if out is not None:
+        check_free(out, "--out")
+        return Path(os.path.expanduser(out))
+    names = (Path("ikebana-demo" if number == 1 else f"ikebana-demo-{number}") for number in range(1, 10_000))
+    return next(name for name in names if not name.exists())
+
+
+def _list_files(folder: Path) -> str:
+    run = folder / "run"
+    contents = {
+        folder / "photos": "what was drawn, faults included",
+        run / "figures": "sample photos, the confusion matrix",
+        run / "audit.json": "what was odd about the files",
+        run / "evaluation.json": "the score, as programs read it",
+        folder / "new.csv": "the predictions of the new photos",
+    }
+    width = max(len(str(path)) for path in contents)
+    return "\n".join(f"   {path!s:<{width}}  {content}" for path, content in contents.items())

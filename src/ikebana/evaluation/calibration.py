@@ -1,0 +1,152 @@
+"""Calibration: how to read a network's confidence, and below which the answer is "not sure"."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ikebana.errors import PhotosError
+from ikebana.evaluation.ties import descending
+
+# A probability of 0 has no logarithm.
+SMALLEST = float(np.finfo(np.float32).tiny)
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+# With fewer groups of photos, the network's own confidence is kept.
+FEW = 20
+# Accuracy that the answers other than "not sure" should have.
+RIGHT = 0.95
+NO_THRESHOLD = (
+    f'there is no threshold for "not sure" (it takes {FEW} validation photos, of as many groups, that no choice was made by): '
+    "every photo gets a label"
+)
+# Below this confidence, a label is more probably wrong than right.
+EVEN = 0.5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Temperature that divides the logits, and confidence threshold for "not sure".
+
+    Above temperature 1 the network is over-confident. The threshold is None if the `photos`
+    validation photos cannot determine one.
+    """
+
+    temperature: float = 1.0
+    threshold: float | None = None
+    photos: int = 0
+
+    def applied(self, probabilities: np.ndarray) -> np.ndarray:
+        """Divide the logits by the temperature: probabilities [photos, classes].
+
+        Temperature 1 changes no bit. No temperature changes which class is the most probable.
+        """
+        if self.temperature == 1:
+            return probabilities
+        from scipy.special import softmax
+
+        logits = np.log(np.maximum(probabilities, SMALLEST)) / self.temperature
+        return softmax(logits, axis=1).astype(probabilities.dtype)
+
+
+def calibrate(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Calibration:
+    """Fit temperature and threshold on photos used neither for training nor model selection.
+
+    Args:
+        probabilities: float [photos, classes].
+        labels: class indices [photos].
+        groups: a number per photo; None if each photo is its own group. Ten copies of a photo, or
+            ten photos of one subject, tell little more than one.
+    Returns:
+        Temperature 1 and no threshold if there are fewer than 20 groups or only one class.
+    """
+    group_count = len(labels) if groups is None else len(np.unique(groups))
+    if group_count < FEW or len(np.unique(labels)) < 2:
+        return Calibration(photos=len(labels))
+    fitted = Calibration(temperature(np.log(np.maximum(probabilities, SMALLEST)), labels, group_count))
+    return Calibration(fitted.temperature, threshold(fitted.applied(probabilities), labels, groups), len(labels))
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | None = None) -> float:
+    """Fit the temperature with which 80 % confidence is right 80 % of the time.
+
+    The order of the classes, and so accuracy, does not change. Platt's targets assume one more
+    error than was seen among n photos: after n right answers, the next is right with probability
+    (n + 1) / (n + 2). A few right answers then do not make a network infallible.
+
+    Args:
+        logits: float [photos, classes], of photos the network was not trained on.
+        labels: class indices [photos].
+        group_count: number of independent photos n; None for all.
+    Returns:
+        Between 0.05 and 20; above 1 the network is over-confident.
+    Raises:
+        PhotosError: all photos are of one class.
+    Source: Guo et al. 2017, arXiv:1706.04599, section 4.2; Platt 1999, section 2.2.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if len(np.unique(labels)) < 2:
+        raise PhotosError(
+            f"all {len(labels)} validation photos are of one class, so confidence cannot be checked",
+            advice="hold out more photos (--parts 0.6,0.2,0.2), or at least 5 of each of 2 classes",
+        )
+    exact = logits.astype(np.float64)
+    error_rate = 1 / ((len(labels) if group_count is None else group_count) + 2)
+    targets = np.full(exact.shape, error_rate / (exact.shape[1] - 1))
+    targets[np.arange(len(labels)), labels] = 1 - error_rate
+
+    def cross_entropy(log_temperature: float) -> float:
+        scaled = exact / np.exp(log_temperature)
+        scaled -= scaled.max(1, keepdims=True)
+        return float((np.log(np.exp(scaled).sum(1)) - (targets * scaled).sum(1)).mean())
+
+    # Cross-entropy is convex in 1 / temperature, so a bounded search finds its only minimum.
+    bounds = (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))
+    minimum: Any = minimize_scalar(cross_entropy, bounds=bounds, method="bounded", options={"xatol": 1e-8})
+    return float(np.exp(minimum.x))
+
+
+def threshold(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Choose the lowest confidence from which 95 % of answers are expected to be right.
+
+    If r of n answers were right, the next is right with probability (r + 1) / (n + 2). The observed
+    share would be optimistic, because the luckiest of all thresholds is taken. So at least 18
+    answers are needed. If no threshold reaches 95 %, it is the median confidence.
+
+    Args:
+        probabilities: float [photos, classes], calibrated.
+        labels: class indices [photos].
+        groups: a number per photo; n counts the groups among the answers. None to count photos.
+    Returns:
+        At least 0.5.
+    """
+    confidence, is_right = probabilities.max(1), probabilities.argmax(1) == labels
+    order, is_end = descending(confidence)
+    accuracy = np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
+    is_new_group = np.zeros(len(order), bool)
+    sorted_groups = (np.arange(len(order)) if groups is None else groups)[order]
+    is_new_group[np.unique(sorted_groups, return_index=True)[1]] = True
+    n = np.cumsum(is_new_group)
+    good = np.flatnonzero(((accuracy * n + 1) / (n + 2) >= RIGHT) & is_end)
+    last = good[-1] if len(good) else len(order) // 2
+    # All photos may be answered.
+    if last == len(order) - 1:
+        return EVEN
+    return float(max(EVEN, confidence[order[last]]))
+
+
+def from_json(values: Mapping[str, Any]) -> Calibration:
+    """Read the calibration from a run's `calibration.json`.
+
+    Raises:
+        ValueError: a value is missing or out of range.
+    """
+    try:
+        threshold = None if values["threshold"] is None else float(values["threshold"])
+        calibration = Calibration(float(values["temperature"]), threshold, int(values["photos"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if not 0 < calibration.temperature < float("inf") or (threshold is not None and not 0 <= threshold <= 1):
+        raise ValueError(f"temperature {calibration.temperature}, threshold {threshold}")
+    return calibration

@@ -1,0 +1,99 @@
+"""Leakage: test photos with a duplicate in training, and what a naive shuffle would have leaked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ikebana.data import split
+from ikebana.data.dataset import Dataset, texts
+from ikebana.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class NaiveShuffle:
+    """The same photos in a shuffle that ignores duplicates, with the same seed and fractions.
+
+    Other photos of a group are no duplicates: a network that has learned some photos of a plant
+    may still be wrong on the others.
+
+    n: test photos.
+    with_twin: of these, photos with a duplicate in training or validation.
+    accuracy: estimate, if a network is right on every photo whose duplicate it has learned.
+    """
+
+    n: int
+    with_twin: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Paths of test photos with a duplicate or a group member in training or validation.
+
+    `accuracy_of_others` is the test accuracy without them.
+    """
+
+    photos: tuple[str, ...]
+    accuracy_of_them: float | None
+    accuracy_of_others: float | None
+    naive_shuffle: NaiveShuffle
+
+    def __repr__(self) -> str:
+        naive, others = self.naive_shuffle, self.accuracy_of_others
+        lines = []
+        if self.photos and others is not None:
+            lines.append(
+                f"test photos with a twin, or one of their group, among those learned from: {len(self.photos)}; "
+                f"accuracy {self.accuracy_of_them:.3f} on them, {others:.3f} on the others"
+            )
+        elif self.photos:
+            lines.append(
+                f"all {len(self.photos)} test photos have a twin, or one of their group, among those learned from: "
+                "the score is memory"
+            )
+        if naive.with_twin > len(self.photos):
+            lines.append(
+                f"in a naive shuffle, test photos with a twin among those learned from: {naive.with_twin}; accuracy shown: "
+                f"about {naive.accuracy:.3f}"
+            )
+        return "\n".join(lines)
+
+
+def leakage(dataset: Dataset, recipe: Recipe, is_right: np.ndarray) -> Leakage:
+    """Measure what duplicates do to the score, and would have done in a naive shuffle.
+
+    Args:
+        dataset: opened and split.
+        recipe: gives fractions and seed of the naive shuffle.
+        is_right: bool, whether each test photo was classified correctly, in the table's order.
+    """
+    used = dataset.used
+    groups, labels = split.groups(used), texts(used["label"])
+    is_leaked = np.array(split.twins_seen(groups, texts(used["split"])), bool)
+    naive_splits = split.shuffled(labels, dataset.classes, recipe.parts, recipe.split_seed)
+    without_groups = used.with_columns(group=pl.lit(None, pl.String))
+    naive_leaked = split.twins_seen(split.groups(without_groups), naive_splits)
+    others = _mean(is_right[~is_leaked])
+    share = sum(naive_leaked) / max(len(naive_leaked), 1)
+    # No network was trained on the naive shuffle. Assume this one's accuracy on photos without a
+    # duplicate, and 1 on the others.
+    estimate = (1 - share) * (others if others is not None else 1.0) + share
+    return Leakage(
+        tuple(used.filter(pl.col("split") == "test").filter(pl.Series(is_leaked, dtype=pl.Boolean))["path"]),
+        _mean(is_right[is_leaked]),
+        others,
+        NaiveShuffle(len(naive_leaked), sum(naive_leaked), estimate),
+    )
+
+
+def from_json(values: Mapping[str, Any]) -> Leakage:
+    """Read the leakage from an evaluation's `to_json`."""
+    naive = NaiveShuffle(**values["naive_shuffle"])
+    return Leakage(**{**values, "photos": tuple(values["photos"]), "naive_shuffle": naive})
+
+
+def _mean(is_right: np.ndarray) -> float | None:
+    return float(is_right.mean()) if len(is_right) else None

@@ -1,0 +1,277 @@
+"""Scores of predictions: accuracy with its interval, per class, confusion matrix, calibration."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ikebana.evaluation import leakage
+from ikebana.evaluation.calibration import NO_THRESHOLD
+from ikebana.evaluation.leakage import Leakage
+from ikebana.evaluation.statistics import design_effect
+
+# As in Guo et al. 2017 (arXiv:1706.04599).
+CONFIDENCE_BINS = 15
+# 97.5 % quantile of the standard normal distribution.
+NORMAL_QUANTILE = 1.959963984540054
+# The effective sample size is mentioned if it is at most this share of the test photos.
+MAX_MENTIONED_SHARE = 0.9
+# The longest name in scikit-learn's report.
+WEIGHTED_AVERAGE = "weighted avg"
+# The log loss clips lower probabilities, as in Keras.
+MIN_LOG_LOSS_PROBABILITY = 1e-7
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """Scores of one class: 0 where the divisor is 0, as in scikit-learn's report."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a network on photos that it has never seen.
+
+    accuracy_interval: Wilson's 95 % interval, for other photos and groups of the same kind.
+    confusion: rows are the true classes, columns the predicted ones.
+    balanced_accuracy: mean recall over the classes that have test photos.
+    report: in scikit-learn's layout.
+    note: what the reader must know to understand the score.
+    threshold: the confidence below which the answer is "not sure".
+    answered: share of the photos at or above the threshold, answered_accuracy theirs.
+    leakage: None if it was not measured.
+    n_effective: number of independent photos that would be as informative.
+    seconds: duration of each stage of the run.
+    """
+
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    n: int
+    classes: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    per_class: Mapping[str, PerClass]
+    balanced_accuracy: float
+    log_loss: float
+    expected_calibration_error: float
+    report: str
+    note: str = ""
+    threshold: float | None = None
+    answered: float | None = None
+    answered_accuracy: float | None = None
+    leakage: Leakage | None = None
+    n_effective: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for `evaluation.json`."""
+        values = asdict(self)
+        del values["report"]
+        return values
+
+    def __repr__(self) -> str:
+        low, high = self.accuracy_interval
+        notes = (self._describe_untested(), self._describe_answers(), self._describe_leakage(), self.note)
+        note = "".join(f"{line}\n" for line in notes if line)
+        is_mentioned = self.n_effective is not None and self.n_effective <= MAX_MENTIONED_SHARE * self.n
+        worth = self._describe_sample_size() if is_mentioned else ""
+        return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos{worth}\n{note}\n{self.report}"
+
+    def _describe_sample_size(self) -> str:
+        return f", in groups whose photos fare alike: they tell as much as {self.n_effective:.0f} would by themselves"
+
+    def _describe_untested(self) -> str:
+        names = [name for name, scores in self.per_class.items() if not scores.support]
+        return f"no photo of {' and '.join(names)} was tested: the score says nothing of them" if names else ""
+
+    def _describe_answers(self) -> str:
+        if self.threshold is None or self.answered is None:
+            return NO_THRESHOLD
+        right = f", right in {self.answered_accuracy:.1%} of these" if self.answered_accuracy is not None else ""
+        return f"sure (confidence {self.threshold:.2f} or more) of {self.answered:.1%} of them{right}"
+
+    def _describe_leakage(self) -> str:
+        return repr(self.leakage) if self.leakage is not None else ""
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
+    """Read an evaluation that `to_json` wrote.
+
+    Raises:
+        ValueError: a value is missing or of the wrong type.
+    """
+    try:
+        low, high = map(float, values["accuracy_interval"])
+        return Evaluation(
+            **{
+                **values,
+                "accuracy": float(values["accuracy"]),
+                "accuracy_interval": (low, high),
+                "n": int(values["n"]),
+                "classes": tuple(values["classes"]),
+                "confusion": tuple(tuple(row) for row in values["confusion"]),
+                "per_class": {name: PerClass(**scores) for name, scores in values["per_class"].items()},
+                "leakage": leakage.from_json(values["leakage"]) if values["leakage"] is not None else None,
+            },
+            report=report,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def evaluate(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    note: str = "",
+    threshold: float | None = None,
+    leaked: Leakage | None = None,
+    groups: np.ndarray | None = None,
+) -> Evaluation:
+    """Score the predictions of photos that were never used for model selection.
+
+    Args:
+        probabilities: float [photos, classes], rows sum to 1.
+        labels: class indices [photos]; at least one photo.
+        classes: class names.
+        note: what the reader must know to understand the score.
+        threshold: the confidence below which the answer is "not sure"; None if there is none.
+        leaked: the measured leakage; None if it was not measured.
+        groups: int [photos], photos of one group are not independent; None if all are.
+    """
+    predicted = probabilities.argmax(1)
+    right = int((predicted == labels).sum())
+    n_effective = float(len(labels)) if groups is None else effective(predicted == labels, groups)
+    confusion = _count_confusion(labels, predicted, len(classes))
+    per_class = _score_classes(confusion, classes)
+    sure, sure_accuracy = answered(probabilities, labels, threshold) if threshold is not None else (None, None)
+    return Evaluation(
+        accuracy=right / len(labels),
+        accuracy_interval=interval(right / len(labels) * n_effective, n_effective),
+        n=len(labels),
+        classes=tuple(classes),
+        confusion=tuple(tuple(int(number) for number in row) for row in confusion),
+        per_class=per_class,
+        balanced_accuracy=float(np.mean([scores.recall for scores in per_class.values() if scores.support])),
+        log_loss=log_loss(probabilities, labels),
+        expected_calibration_error=calibration_error(probabilities, labels),
+        report=classification_report(per_class, right / len(labels)),
+        note=note,
+        threshold=threshold,
+        answered=sure,
+        answered_accuracy=sure_accuracy,
+        leakage=leaked,
+        n_effective=n_effective,
+    )
+
+
+def _count_confusion(labels: np.ndarray, predicted: np.ndarray, class_count: int) -> np.ndarray:
+    """Count photos per true class (row) and predicted class (column)."""
+    cells = np.bincount(labels * class_count + predicted, minlength=class_count * class_count)
+    return cells.reshape(class_count, class_count)
+
+
+def _score_classes(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, PerClass]:
+    right, predicted, support = (
+        counts.astype(float) for counts in (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
+    )
+    columns = [
+        np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+        for part, whole in ((right, predicted), (right, support), (2 * right, predicted + support))
+    ]
+    rows = zip(classes, *(column.tolist() for column in columns), support.tolist(), strict=True)
+    return {name: PerClass(precision, recall, f1, int(support)) for name, precision, recall, f1, support in rows}
+
+
+def classification_report(per_class: Mapping[str, PerClass], accuracy: float) -> str:
+    """Format precision, recall, F1 and support of each class exactly like scikit-learn.
+
+    Importing scikit-learn for this alone would take a tenth of a run on cached features.
+    """
+    scores = np.array([(row.precision, row.recall, row.f1) for row in per_class.values()])
+    # Contiguous columns, as in scikit-learn: another order of summation rounds 0.375 differently.
+    columns = scores.T.copy()
+    support = np.array([row.support for row in per_class.values()])
+    total = int(support.sum())
+    width = max(len(WEIGHTED_AVERAGE), *map(len, per_class))
+
+    def format_row(name: str, values: np.ndarray, count: int) -> str:
+        return f"{name:>{width}} " + "".join(f" {value:>9.2f}" for value in values) + f" {count:>9}\n"
+
+    weighted = np.array([np.average(column, weights=support) for column in columns])
+    return (
+        f"{'':>{width}} "
+        + "".join(f" {name:>9}" for name in ("precision", "recall", "f1-score", "support"))
+        + "\n\n"
+        + "".join(format_row(name, row, count) for name, row, count in zip(per_class, scores, support, strict=True))
+        + f"\n{'accuracy':>{width}} {'':>20}"
+        + format_row("", np.array([accuracy]), total)[width + 1 :]
+        + format_row("macro avg", np.array([np.average(column) for column in columns]), total)
+        + format_row(WEIGHTED_AVERAGE, weighted, total)
+    )
+
+
+def answered(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[float, float | None]:
+    """Return the share of answered photos and the accuracy on them; None if there are none."""
+    is_sure = probabilities.max(1) >= threshold
+    is_right = probabilities.argmax(1) == labels
+    return float(is_sure.mean()), float(is_right[is_sure].mean()) if is_sure.any() else None
+
+
+def effective(is_right: np.ndarray, groups: np.ndarray) -> float:
+    """Return the number of independent photos that would tell the accuracy as exactly.
+
+    Photos of one plant, patient or film tend to be right or wrong together. Fewer groups also tell
+    less precisely how far groups differ.
+
+    Args:
+        is_right: bool [photos].
+        groups: int [photos].
+    Source: variance of a ratio over clusters, Cochran 1977, Sampling Techniques, 11.8. Korn and
+        Graubard 1998, Survey Methodology 24, divide n by the design effect and by the square of
+        Student's t over the normal quantile.
+    """
+    n, group_count = len(is_right), len(np.unique(groups))
+    # Without any difference, nothing tells how far groups differ.
+    if group_count in (1, n) or is_right.all() or not is_right.any():
+        return float(group_count)
+    from scipy.special import stdtrit
+
+    t_quantile = stdtrit(group_count - 1, 0.975)
+    return max(1.0, n / design_effect(is_right, groups) * (NORMAL_QUANTILE / float(t_quantile)) ** 2)
+
+
+def interval(right: float, n: float) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of an accuracy, which stays within 0 and 1."""
+    share, spread = right / n, NORMAL_QUANTILE**2 / n
+    middle = (share + spread / 2) / (1 + spread)
+    reach = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return min(share, max(0.0, middle - reach)), max(share, min(1.0, middle + reach))
+
+
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean cross-entropy in nats: 0 is perfect, log(classes) is guessing."""
+    given = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(given, MIN_LOG_LOSS_PROBABILITY)).mean())
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the expected calibration error, with bins of equal width.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, section 2.
+    """
+    confidence = probabilities.max(1)
+    is_right = probabilities.argmax(1) == labels
+    bins = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    gaps = np.bincount(bins, confidence - is_right, CONFIDENCE_BINS)
+    return float(np.abs(gaps).sum() / len(labels))

@@ -1,0 +1,53 @@
+"""Metadata of a model file, without times or paths: equal runs give equal files."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from ikebana.inference.model_file import FORMAT
+from ikebana.recipe import recipe_to_json
+from ikebana.runs.run import Run
+
+LIBRARIES = ("ikebana", "torch", "timm", "onnx", "onnxruntime", "numpy", "pillow")
+
+
+def about(run: Run) -> dict[str, Any]:
+    """Collect all metadata of a run that a user of the file may need.
+
+    Raises:
+        RunError: the run has not finished, or is damaged.
+    """
+    scores = run.evaluation.to_json()
+    calibration = run.calibration
+    is_pretrained = (run.folder / "pretrained.json").exists()
+    return {
+        "ikebana": FORMAT,
+        "classes": list(run.classes),
+        "side": run.recipe.side,
+        "fit": run.recipe.fit,
+        "threshold": calibration.threshold,
+        "temperature": calibration.temperature,
+        "recipe": _strip_paths(recipe_to_json(run.recipe)),
+        "data": {"fingerprint": run.source["fingerprint"]},
+        "scores": {name: value for name, value in scores.items() if name not in ("seconds", "leakage")},
+        "pretrained": run.read_json("pretrained.json") if is_pretrained else {},
+        "versions": {name: _find_version(name) for name in LIBRARIES},
+    }
+
+
+def as_entries(values: dict[str, Any]) -> dict[str, str]:
+    """Encode each value as JSON, as ONNX metadata hold strings only."""
+    return {name: json.dumps(value, ensure_ascii=False, allow_nan=False) for name, value in values.items()}
+
+
+def _strip_paths(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Keep the name of the weights file, not its folder."""
+    return {**recipe, "weights": Path(recipe["weights"]).name}
+
+
+def _find_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

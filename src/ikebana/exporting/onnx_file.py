@@ -1,0 +1,201 @@
+"""Export a run to one ONNX file, verified on the test photos.
+
+The only module of exporting that needs torch.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.compose
+import polars as pl
+import torch
+from onnx import ModelProto
+
+from ikebana.data import decoding
+from ikebana.errors import ModelError
+from ikebana.evaluation.calibration import NO_THRESHOLD
+from ikebana.exporting import metadata, quantisation, run_photos, verification
+from ikebana.exporting import resize_graph as resize_graph_module
+from ikebana.exporting.run_photos import Known
+from ikebana.exporting.verification import Reference
+from ikebana.inference import classifier, model_file
+from ikebana.inference.classifier import FEATURES, PROBABILITIES, Classifier
+from ikebana.learning import device, examples
+from ikebana.learning.fast import fused_inference
+from ikebana.learning.models import networks
+from ikebana.learning.models.networks import Shipped
+from ikebana.learning.training import checkpoint
+from ikebana.runs.run import Run, open_run
+from ikebana.system import progress
+from ikebana.system.files import to_write, written
+
+# Name of the tensor that the resize graph passes to the network.
+NETWORK_INPUT = "squares"
+# Photos per tracing batch: with one photo, the exporter would make the batch size a constant.
+TRACE_BATCH_SIZE = 2
+
+
+def export(
+    run: Run | str | Path, file: str | Path, *, int8: bool = False, photos: str | Path | None = None
+) -> Classifier:
+    """Write one ONNX file that predicts what the run's network predicts.
+
+    The input is the photo's bytes. All test photos are compared before the file is written.
+
+    Args:
+        int8: quantise to 8 bits: a quarter of the size, often faster; refused if it costs accuracy.
+        photos: where the run's photos are, if they have moved.
+    Raises:
+        ModelError: the file would predict something else than the run; no file is written then.
+        RunError: the run has not finished.
+        PhotosError: the run's photos are gone.
+        MachineError: the file cannot be written.
+    """
+    source_run, output_path = run if isinstance(run, Run) else open_run(run), to_write(file)
+    if output_path.is_dir() or output_path.suffix != ".onnx":
+        raise ModelError(
+            "a model file's name ends in .onnx", where=file, advice=f"{output_path.name or 'flowers'}.onnx"
+        )
+    model_info = metadata.about(source_run)
+    splits = run_photos.find(source_run, photos)
+    network = _load_network(source_run, model_info["temperature"])
+    graph = traced(network, source_run.recipe.side, _decode_examples(splits["test"], model_info))
+    float32_classifier = classifier.from_bytes(_assemble_file(graph, model_info))
+    agreement = verification.checked(
+        float32_classifier, _reference(network), splits["test"], _scored_classes(source_run)
+    )
+    whole_photos = verification.plain(float32_classifier, splits["test"])
+    model_info["parity"] = {"of": "float32", **agreement, "whole_photos": whole_photos}
+    if int8:
+        graph, model_info["int8"] = quantisation.of(
+            graph, float32_classifier, splits, lambda new: classifier.from_bytes(_assemble_file(new, model_info))
+        )
+    data = _assemble_file(graph, model_info)
+    # Loaded from the bytes that users will load.
+    shipped = classifier.from_bytes(data, output_path)
+    with written(output_path) as partial_file:
+        partial_file.write_bytes(data)
+    progress.say(_summarise(output_path, data, model_info))
+    return shipped
+
+
+def _load_network(run: Run, temperature: float) -> Shipped:
+    """Load in float32 on the CPU: scores must not depend on the exporting device."""
+    device.prepare()
+    network = networks.build(run.recipe, len(run.classes))
+    checkpoint.load_weights(run.weights, network)
+    return Shipped(network, temperature).eval()
+
+
+def _decode_examples(photos: Sequence[Known], model_info: dict[str, Any]) -> np.ndarray:
+    """Decode the first test photos as network input."""
+    few, size, method = photos[:TRACE_BATCH_SIZE], model_info["side"], model_info["fit"]
+    return np.stack([decoding.decode(run_photos.read(photo), size, method).pixels for photo in few])
+
+
+def _reference(network: Shipped) -> Reference:
+    """Return torch's predictions from the network as trained, without BatchNorm folding."""
+
+    @torch.inference_mode()
+    def predict(images: np.ndarray) -> np.ndarray:
+        probabilities, _ = network(torch.from_numpy(images).permute(0, 3, 1, 2).float())
+        return probabilities.numpy()
+
+    return predict
+
+
+def _scored_classes(run: Run) -> dict[str, int] | None:
+    """Return the scored class per test photo; None if another network is exported."""
+    if run.recipe.all:
+        return None
+    test = run.predictions.filter(pl.col("split") == "test")
+    classes = test.select(f"p:{name}" for name in run.classes).to_numpy().argmax(1)
+    return dict(zip(test["path"], classes.tolist(), strict=True))
+
+
+def traced(network: Shipped, image_size: int, images: np.ndarray) -> ModelProto:
+    """Trace the network into an ONNX graph with BatchNorm folded.
+
+    The graph maps float [N, 3, image_size, image_size] to probabilities and features.
+
+    Args:
+        images: uint8 [photos, image_size, image_size, 3]; the folding is verified on them.
+    Raises:
+        ModelError: torch cannot export this network.
+    """
+    folded = fused_inference.folded(network.network, examples.unlabelled(images, np.arange(len(images))))
+    inputs = torch.zeros(TRACE_BATCH_SIZE, 3, image_size, image_size)
+    progress.say("write the network as ONNX")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                Shipped(folded, network.temperature).eval(),
+                (inputs,),
+                dynamo=True,
+                opset_version=resize_graph_module.OPSET,
+                input_names=[NETWORK_INPUT],
+                output_names=[PROBABILITIES, FEATURES],
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                verbose=False,
+            )
+            assert program is not None
+            graph = program.model_proto
+    # The exporter wraps errors of any type from its passes.
+    except Exception as error:
+        raise ModelError(
+            f"torch {torch.__version__} cannot write this network as ONNX: {str(error).strip().splitlines()[0]}",
+            advice="another network",
+        ) from None
+    return _strip_debug_info(graph)
+
+
+def _strip_debug_info(graph: ModelProto) -> ModelProto:
+    """Remove the exporter's debug info: it contains paths of this machine."""
+    for node in graph.graph.node:
+        node.doc_string = ""
+        node.ClearField("metadata_props")
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.ClearField("metadata_props")
+    for tensor in graph.graph.initializer:
+        tensor.doc_string = ""
+        tensor.ClearField("metadata_props")
+    for field in ("value_info", "metadata_props", "doc_string"):
+        graph.graph.ClearField(field)
+    graph.ClearField("metadata_props")
+    graph.ir_version = resize_graph_module.IR_VERSION
+    return graph
+
+
+def _assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
+    """Build the whole file: resize graph, network, metadata and seal."""
+    resize_graph = resize_graph_module.front(model_info["side"], model_info["fit"])
+    prefixed = onnx.compose.add_prefix(network, "network/", rename_inputs=False, rename_outputs=False)
+    model = onnx.compose.merge_models(resize_graph, prefixed, io_map=[(NETWORK_INPUT, NETWORK_INPUT)], name="ikebana")
+    model.producer_name, model.producer_version = "ikebana", model_info["versions"]["ikebana"]
+    for output in model.graph.output:
+        output.type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.helper.set_model_props(model, metadata.as_entries(model_info))
+    if model.ByteSize() > model_file.LARGEST - model_file.SEAL_LENGTH:
+        raise ModelError("this network is too large for one ONNX file", advice="another network")
+    return model_file.sealed(model.SerializeToString(deterministic=True))
+
+
+def _summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str:
+    """Describe the size, the agreement with the run, and the int8 figures."""
+    agreement = model_info["parity"]
+    subject = "it says" if "int8" not in model_info else "in float32 it said"
+    lines = [
+        f"{output_path.name}: {len(data) / 1e6:.1f} MB. On {agreement['photos']} test photos, from their bytes, {subject} what "
+        f"the run says: the same class in {agreement['top1_agreement']:.2%}, no probability further off than "
+        f"{agreement['largest_difference']:.1g}"
+    ]
+    if "int8" in model_info:
+        lines.append(quantisation.summary(model_info["int8"]))
+    if model_info["threshold"] is None:
+        lines.append(NO_THRESHOLD)
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""Find a run's photos again: the exported file is verified on their bytes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ikebana.data import decoding, sources
+from ikebana.data.dataset import PARTS, USED, Dataset
+from ikebana.data.split import for_choices
+from ikebana.errors import PhotosError
+from ikebana.runs.run import Run
+
+# How the dataset writes the path of a photo in an archive. A folder's name may contain `!` as well.
+PATH_IN_ARCHIVE = re.compile(
+    rf"[^/]*?({'|'.join(map(re.escape, sources.ARCHIVES))})!(?P<member>[^/].*)", re.IGNORECASE | re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A photo of a run."""
+
+    path: str
+    file: Path
+    sha256: str
+    # Class index.
+    label: int
+    # For a validation photo: whether it was used for model selection.
+    for_choices: bool
+
+
+def find(run: Run, photos: str | Path | None = None) -> dict[str, list[Known]]:
+    """List the photos of each split, sorted by path, without opening any.
+
+    Args:
+        photos: where they are now, if they have moved.
+    Raises:
+        PhotosError: they are not there.
+    """
+    source = photos if photos is not None else run.source["photos"]
+    try:
+        dataset = sources.read(source)
+    except PhotosError as error:
+        advice = "ikebana export RUN FILE --photos DIR, where they are now"
+        raise PhotosError(
+            f"the photos of this run cannot be found again: {error.what}", where=source, advice=advice
+        ) from None
+    class_indices = {name: index for index, name in enumerate(run.classes)}
+    present = set(dataset.photos["path"])
+    splits: dict[str, list[Known]] = {split: [] for split in PARTS}
+    used = run.dataset.filter(pl.col("status") == USED).sort("path")
+    for split in PARTS:
+        in_split = used.filter(split=split)
+        rows = in_split.select("path", "label", "sha256").iter_rows()
+        for (path, label, digest), selected in zip(rows, for_choices(in_split), strict=True):
+            file = _locate(path, dataset, present)
+            splits[split].append(Known(path, file, digest, class_indices[label], bool(selected)))
+    return splits
+
+
+def _locate(path: str, dataset: Dataset, present: set[str]) -> Path:
+    """Return where a photo is now; the archive may have been renamed or unpacked since."""
+    in_archive = PATH_IN_ARCHIVE.fullmatch(path)
+    if path in present or in_archive is None:
+        return dataset.file(path)
+    return dataset.root / in_archive["member"]
+
+
+def spread(photos: Sequence[Known], count: int) -> list[Known]:
+    """Pick `count` evenly spaced photos; the same ones each time."""
+    indices = np.unique(np.linspace(0, len(photos) - 1, count).astype(int)) if photos else ()
+    return [photos[index] for index in indices]
+
+
+def read(photo: Known) -> bytes:
+    """Read a photo's bytes and verify that they are those of the run.
+
+    Raises:
+        PhotosError: the photo is missing or has changed.
+    """
+    try:
+        data = decoding.read_bytes(photo.file)
+    except OSError as error:
+        raise PhotosError(
+            f"a photo of this run is gone: {error.strerror or error}",
+            where=photo.file,
+            advice="ikebana export RUN FILE --photos DIR, where they are now",
+        ) from None
+    if decoding.sha256(data) != photo.sha256:
+        raise PhotosError("this photo is no longer the one that the run saw", where=photo.file, advice="put it back")
+    return data

@@ -1,0 +1,154 @@
+"""Verify a model file on the test photos against the run's network.
+
+Calibrated probabilities are compared: those of torch in float32 and those of the Classifier that
+users get. Both add up the same numbers in another order, which changed no probability by more than
+0.00001 on the flowers data. Wrong preprocessing, a wrongly exported layer or weights of another run
+change the probabilities of some photos by 0.01 and more. The tolerance lies between.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ikebana.data import decoding
+from ikebana.errors import ModelError, PhotosError
+from ikebana.exporting import run_photos
+from ikebana.exporting.run_photos import Known
+from ikebana.inference.classifier import AHEAD, BATCH, Classifier, opened_ahead
+from ikebana.system import progress
+
+MAX_PROBABILITY_DIFFERENCE = 1e-3
+# Photos for which the resize inside the graph is compared as well.
+GRAPH_RESIZE_PHOTOS = 32
+
+# Images uint8 [photos, image_size, image_size, 3] → probabilities [photos, classes].
+Reference = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Some photos and the predictions of the model file.
+
+    Args:
+        squares: uint8 [photos, image_size, image_size, 3].
+        said: float32 probabilities [photos, classes].
+    """
+
+    photos: Sequence[Known]
+    squares: np.ndarray
+    said: np.ndarray
+
+
+def shown(classifier: Classifier, photos: Sequence[Known], title: str) -> Iterator[Seen]:
+    """Predict photos from their bytes in batches, with a progress bar.
+
+    Raises:
+        PhotosError: a photo is missing or has changed since the run.
+    """
+    openers = ((photo.path, partial(_preprocess, classifier, photo)) for photo in photos)
+    preprocessed, remaining = opened_ahead(openers, AHEAD * BATCH), iter(photos)
+    with progress.stage(title, len(photos)) as bar:
+        while chunk := list(islice(remaining, BATCH)):
+            images = np.stack([_require_image(result) for result in islice(preprocessed, len(chunk))])
+            yield Seen(chunk, images, classifier.look(images).probabilities)
+            bar.advance(len(chunk))
+
+
+def _preprocess(classifier: Classifier, photo: Known) -> np.ndarray:
+    return classifier.opened(run_photos.read(photo))
+
+
+def _require_image(result: tuple[str, np.ndarray | str]) -> np.ndarray:
+    path, image = result
+    if isinstance(image, str):
+        raise PhotosError(
+            f"a photo that the run could use cannot be used any more: {image}",
+            where=path,
+            advice="a copy of it that is whole",
+        )
+    return image
+
+
+def checked(
+    classifier: Classifier, reference: Reference, photos: Sequence[Known], scored: Mapping[str, int] | None
+) -> dict[str, Any]:
+    """Compare the model file with torch on every test photo, from its bytes.
+
+    Args:
+        scored: the scored class per path, if the exported network is the scored one. Otherwise it
+            has been trained on these photos too, so no accuracy is reported.
+    Returns:
+        The figures for the file's metadata.
+    Raises:
+        ModelError: they disagree; it names the first such photo.
+    """
+    differences, ties, correct = [], 0, 0
+    for batch in shown(classifier, photos, "check the file"):
+        expected = reference(batch.squares)
+        distances = np.abs(batch.said - expected).max(1)
+        for photo, actual, wanted, distance in zip(batch.photos, batch.said, expected, distances, strict=True):
+            best = int(actual.argmax())
+            if distance > MAX_PROBABILITY_DIFFERENCE or not _is_top_class(wanted, best):
+                says = f"says {_describe(wanted, classifier)}: a probability differs by {distance:.4f}"
+                raise _disagreement(photo, _describe(actual, classifier), says)
+            if scored is not None and not _is_top_class(actual, scored[photo.path]):
+                scored_class = classifier.classes[scored[photo.path]]
+                says = f"said {scored_class} when it was scored, and says the same as the file today"
+                raise _disagreement(photo, _describe(actual, classifier), says)
+            ties += int(best != wanted.argmax())
+            correct += int(best == photo.label)
+        differences.append(distances)
+    all_differences = np.concatenate(differences) if differences else np.zeros(1)
+    accuracy = {"accuracy": correct / max(len(photos), 1)} if scored is not None else {}
+    return {
+        "photos": len(photos),
+        # Photos with another top class are ties within the tolerance.
+        "top1_agreement": 1 - ties / max(len(photos), 1),
+        **accuracy,
+        "largest_difference": float(all_differences.max()),
+        "mean_difference": float(all_differences.mean()),
+        "tolerance": MAX_PROBABILITY_DIFFERENCE,
+    }
+
+
+def _is_top_class(probabilities: np.ndarray, chosen: int) -> bool:
+    """Return whether a class is the most probable one, within the tolerance."""
+    return bool(probabilities.max() - probabilities[chosen] <= MAX_PROBABILITY_DIFFERENCE)
+
+
+def _describe(probabilities: np.ndarray, classifier: Classifier) -> str:
+    return f"{classifier.classes[int(probabilities.argmax())]} {probabilities.max():.3f}"
+
+
+def _disagreement(photo: Known, file: str, says: str) -> ModelError:
+    return ModelError(
+        f"the file would say {file} where the run's network {says}",
+        where=photo.path,
+        advice="nothing was written; please report this, with the network and the versions that ikebana doctor names",
+    )
+
+
+def plain(classifier: Classifier, photos: Sequence[Known]) -> dict[str, Any]:
+    """Measure the effect of resizing inside the graph, as programs without ikebana do.
+
+    Results are equal for photos that ikebana decodes at full size. For large JPEGs ikebana's own
+    decoder skips detail, so they differ.
+    """
+    chosen = run_photos.spread(photos, GRAPH_RESIZE_PHOTOS)
+    differences, equal = [], 0
+    for photo in chosen:
+        data = run_photos.read(photo)
+        by_graph = classifier.look(decoding.whole(data)[None]).probabilities[0]
+        by_ikebana = classifier.look(classifier.opened(data)[None]).probabilities[0]
+        differences.append(float(np.abs(by_graph - by_ikebana).max()))
+        equal += int(by_graph.argmax() == by_ikebana.argmax())
+    return {
+        "photos": len(chosen),
+        "top1_agreement": equal / max(len(chosen), 1),
+        "largest_difference": max(differences, default=0.0),
+        "mean_difference": float(np.mean(differences or [0.0])),
+    }

@@ -1,0 +1,155 @@
+"""Export a run to a web folder: the page, the model file, and onnxruntime's WebAssembly build.
+
+Any file server works without settings: the network runs on one thread, which needs no special
+headers. Photos stay in the browser.
+"""
+
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ikebana.errors import MachineError, ModelError
+from ikebana.exporting.onnx_file import export
+from ikebana.inference import page_files
+from ikebana.inference.classifier import Classifier
+from ikebana.runs.run import Run
+from ikebana.system import progress
+from ikebana.system.files import cache_folder, filled, set_aside, to_write
+
+# MIT licence.
+RUNTIME = "onnxruntime-web"
+VERSION = "1.30.0"
+# All files that the WebAssembly backend needs.
+SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+# Subresource integrity of these files in the npm package; browsers check it too.
+INTEGRITY = {
+    SCRIPT: "sha384-PLWz+nHEVHpjwBsO0YVdvQj6n5814Iv8E3b8FG0Rp/uIAtjFMCKOpP66iPzedrIG",
+    WASM: "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM",
+}
+# Where browsers load the runtime from if it cannot be copied into the folder.
+ELSEWHERE = f"https://cdn.jsdelivr.net/npm/{RUNTIME}@{VERSION}/dist/"
+NPM_TIMEOUT_SECONDS = 180
+# Errors of npm, of a damaged package, and of a cache that cannot be written.
+FETCH_ERRORS = (OSError, subprocess.SubprocessError, tarfile.TarError, KeyError, ValueError, MachineError)
+# The only difference between the served page and the exported one.
+ENGINE_SCRIPTS = {"engine-server.js": "engine-browser.js"}
+CHARSET_TAG = '<meta charset="utf-8">'
+# The server's policy without frame-ancestors, which a page cannot set for itself. The worker may
+# compile WebAssembly.
+CONTENT_SECURITY_POLICY = (
+    "; ".join(rule for rule in page_files.POLICY.split("; ") if not rule.startswith("frame-ancestors"))
+    + "; worker-src 'self'"
+)
+
+
+def export_web(
+    run: Run | str | Path, folder: str | Path, *, int8: bool = False, photos: str | Path | None = None
+) -> Classifier:
+    """Write a folder whose page classifies photos in the browser.
+
+    The page sends no photo anywhere. The folder contains the file that `export` makes.
+
+    Args:
+        folder: appears by rename when it is complete.
+        int8: as for `export`: a quarter of the size to load.
+        photos: where the run's photos are, if they have moved.
+    Raises:
+        ModelError: the folder is taken, or `export` refuses the run.
+        RunError, PhotosError: as `export` does.
+    """
+    target = to_write(folder, appears=True)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise ModelError("this place is taken", where=folder, advice="a folder that is not there yet")
+    with filled(target, shared=False) as partial_folder:
+        shipped = export(run, partial_folder / "model.onnx", int8=int8, photos=photos)
+        runtime = _add_runtime(partial_folder)
+        page_info = asdict(page_files.facts(shipped)) | {"side": shipped.side, "runtime": runtime}
+        text = json.dumps(page_info, ensure_ascii=False, indent=1) + "\n"
+        (partial_folder / "model.json").write_text(text, "utf-8")
+        for name in (*page_files.COMMON, *page_files.ALONE):
+            (partial_folder / name).write_bytes(page_files.read(name))
+        (partial_folder / "index.html").write_text(_build_index(), "utf-8")
+    progress.say(f"{target}: open it with any web server, say  python3 -m http.server --directory {target} 8080")
+    return shipped
+
+
+def _build_index() -> str:
+    """Change the server's page: the other engine, and the policy inside, as headers are unknown."""
+    text = page_files.read("index.html").decode()
+    for server_script, browser_script in ENGINE_SCRIPTS.items():
+        text = text.replace(server_script, browser_script)
+    reason = "If this stays: browsers run such a page from a web server, not from a file."
+    text = text.replace("If this stays, the page's scripts could not be loaded.", reason)
+    policy_tag = f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">'
+    return text.replace(CHARSET_TAG, f"{CHARSET_TAG}\n{policy_tag}")
+
+
+def _add_runtime(folder: Path) -> dict[str, Any]:
+    """Copy onnxruntime into the folder, or refer to a CDN whose bytes browsers verify."""
+    cached, place = kept_runtime(), ELSEWHERE
+    if cached is None:
+        progress.say(
+            f"npm cannot give {RUNTIME} {VERSION} now, so the page will load it from {ELSEWHERE.split('/')[2]}; photos stay"
+        )
+    else:
+        place = "onnxruntime/"
+        shutil.copytree(cached, folder / place)
+    return {"place": place, "script": SCRIPT, "wasm": WASM, "integrity": INTEGRITY, "version": VERSION}
+
+
+def kept_runtime() -> Path | None:
+    """Return the cached onnxruntime files, fetched by npm if missing; None if unavailable."""
+    cached = cache_folder() / RUNTIME / VERSION
+    if _are_intact(cached):
+        return cached
+    npm = shutil.which("npm")
+    if npm is None:
+        return None
+    progress.say(f"fetch {RUNTIME} {VERSION} with npm")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            # The destination is explicit, since a user's own .npmrc may name another one.
+            command = [npm, "pack", "--silent", "--pack-destination", ".", f"{RUNTIME}@{VERSION}"]
+            subprocess.run(command, cwd=scratch, capture_output=True, check=True, timeout=NPM_TIMEOUT_SECONDS)
+            packages = list(Path(scratch).glob("*.tgz"))
+            if len(packages) != 1:
+                raise ValueError(f"npm pack made {len(packages)} packages")
+            _add_to_cache(packages[0], cached)
+    except FETCH_ERRORS as error:
+        progress.say(f"{RUNTIME} could not be had: {error}")
+    return cached if _are_intact(cached) else None
+
+
+def _add_to_cache(package: Path, cached: Path) -> None:
+    """Unpack the package into the cache, unless another process has done so meanwhile."""
+    if not _are_intact(cached):
+        set_aside(cached)
+        with filled(cached) as partial_folder:
+            _unpack(package, partial_folder)
+
+
+def _are_intact(folder: Path) -> bool:
+    return all(_is_intact(folder / name) for name in INTEGRITY)
+
+
+def _unpack(package: Path, folder: Path) -> None:
+    with tarfile.open(package) as archive:
+        for name in INTEGRITY:
+            member = archive.extractfile(f"package/dist/{name}")
+            if member is not None:
+                (folder / name).write_bytes(member.read())
+
+
+def _is_intact(file: Path) -> bool:
+    """Return whether the file has the expected checksum."""
+    if not file.is_file():
+        return False
+    digest = base64.b64encode(hashlib.sha384(file.read_bytes()).digest()).decode()
+    return INTEGRITY[file.name] == f"sha384-{digest}"

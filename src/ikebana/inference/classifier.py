@@ -1,0 +1,298 @@
+"""Model file → predictions, with numpy, Pillow and onnxruntime; needs neither torch nor the run.
+
+The decoder is the one that training used (photos/pixels.py) and gives the graph square images.
+The graph does all the rest up to calibrated probabilities, so nothing here can differ from the run.
+"""
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, overload
+
+import numpy as np
+from PIL import Image
+
+from ikebana.data import decoding
+from ikebana.errors import ModelError, PhotosError, UnreadablePhoto
+from ikebana.inference import model_file, prediction, runtime
+from ikebana.inference.prediction import Prediction
+from ikebana.recipe import Fit
+
+Photo: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+# The caller's name for the prediction's `path`, and the photo.
+NamedPhoto: TypeAlias = tuple[str, Photo]
+# Returns uint8 [image_size, image_size, 3], or raises UnreadablePhoto.
+Preprocessor: TypeAlias = Callable[[], np.ndarray]
+
+# Photos per forward pass.
+BATCH = 16
+# Batches that threads preprocess during a forward pass.
+AHEAD = 2
+PHOTOS_INPUT, PROBABILITIES, FEATURES = "photos", "probabilities", "features"
+
+
+class Look(NamedTuple):
+    """The network's outputs for some photos."""
+
+    # float32 [photos, classes], calibrated; each row adds up to 1.
+    probabilities: np.ndarray
+    # float32 [photos, features]: the input of the head, close for photos that look similar.
+    features: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """An exported classifier; threads may share one.
+
+    `forward` runs the network alone: uint8 [photos, height, width, 3], one size per call →
+    ForwardResult. `predict` and `stream` combine `preprocess`, `forward` and `to_prediction`.
+    A server that decodes and batches separately calls these three itself.
+    """
+
+    classes: tuple[str, ...]
+    # Pixels: the side of the network's square input.
+    side: int
+    # How photos become square.
+    fit: Fit
+    # The confidence below which the prediction is "not sure"; None if it never is.
+    threshold: float | None
+    # All metadata of the file: docs/export.md lists them.
+    about: Mapping[str, Any]
+    look: Callable[[np.ndarray], Look]
+
+    @overload
+    def predict(self, photos: Photo) -> Prediction: ...
+    @overload
+    def predict(self, photos: Iterable[Photo | NamedPhoto]) -> list[Prediction]: ...
+    def predict(self, photos: Photo | Iterable[Photo | NamedPhoto]) -> Prediction | list[Prediction]:
+        """Predict one photo, or each of many.
+
+        Args:
+            photos: a path, the bytes of a file, a Pillow image or an RGB array uint8
+                [height, width, 3]; or an iterable of these. In an iterable a pair (name, photo)
+                sets the prediction's `path`.
+        Raises:
+            UnreadablePhoto: the single photo cannot be used. Among many, such photos have no
+                label, and their `status` gives the reason.
+        """
+        if isinstance(photos, str | os.PathLike | bytes | bytearray | Image.Image) or _is_array(photos, 3):
+            result = self.look(self.opened(photos)[None])  # pyright: ignore[reportArgumentType]
+            return self.said(result.probabilities[0], _get_path(photos))  # pyright: ignore[reportArgumentType]
+        return list(self.stream(photos))  # pyright: ignore[reportArgumentType]
+
+    def stream(self, photos: Iterable[Photo | NamedPhoto], batch: int = BATCH) -> Iterator[Prediction]:
+        """Yield a prediction for each photo, in order; decoding overlaps with the forward pass.
+
+        Holds only a few batches in memory. The status of an unusable photo gives the reason.
+        """
+        return answers(self, ((_get_path(photo), partial(self.opened, photo)) for photo in photos), batch)
+
+    def opened(self, photo: Photo | NamedPhoto) -> np.ndarray:
+        """Decode a photo for the network, with the function that training uses.
+
+        Returns:
+            uint8 [image_size, image_size, 3], upright, in sRGB.
+        Raises:
+            UnreadablePhoto: with the reason.
+        """
+        content = photo[1] if isinstance(photo, tuple) else photo
+        if isinstance(content, bytes | bytearray | memoryview):
+            return decoding.decode(bytes(content), self.side, self.fit).pixels
+        if isinstance(content, Image.Image):
+            return decoding.of_picture(content, self.side, self.fit).pixels
+        if isinstance(content, np.ndarray):
+            return decoding.of_picture(Image.fromarray(_require_rgb(content)), self.side, self.fit).pixels
+        if isinstance(content, str | os.PathLike):
+            return _decode_file(Path(content).expanduser(), self.side, self.fit)
+        raise PhotosError(
+            f"a {type(content).__name__} is not a photo",
+            advice="a path, a file's bytes, a picture of Pillow's, or an array uint8 [height, width, 3]",
+        )
+
+    def said(self, probabilities: np.ndarray, path: str = "") -> Prediction:
+        """Turn the probabilities [classes] of one photo into a prediction."""
+        return prediction.said(probabilities.tolist(), self.classes, self.threshold, path)
+
+    def __repr__(self) -> str:
+        scores = self.about.get("scores") or {}
+        accuracy, owner = scores.get("accuracy"), " of the network that was scored" if scores.get("note") else ""
+        score = f", accuracy {accuracy:.3f}{owner}" if isinstance(accuracy, float) else ""
+        return f"Classifier({len(self.classes)} classes: {', '.join(self.classes[:8])}{score})"
+
+
+def load(file: str | os.PathLike[str], *, threads: int | None = None) -> Classifier:
+    """Load the classifier in a file that `ikebana export` made.
+
+    The file may be untrusted: it is checked before it runs, and can only compute.
+
+    Args:
+        threads: threads for the network; by default one per usable CPU.
+    Raises:
+        ModelError: the file is missing, damaged, foreign or too new.
+    """
+    path = Path(file)
+    return from_bytes(model_file.read(path), path, threads=threads)
+
+
+def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | None = None) -> Classifier:
+    """Load the classifier in the bytes of a model file.
+
+    Raises:
+        ModelError: the bytes are damaged, foreign or too new.
+    """
+    metadata = model_file.metadata(data, where)
+    _raise_if_inconsistent(_find_metadata_error(metadata), where)
+    session, classes = _create_session(data, where, threads), tuple(metadata["classes"])
+    _raise_if_inconsistent(_find_graph_error(session, len(classes)), where)
+    forward = partial(_run_session, session, len(classes), where)
+    return Classifier(classes, metadata["side"], metadata["fit"], metadata["threshold"], metadata, forward)
+
+
+def answers(
+    classifier: Classifier, photos: Iterable[tuple[str, Preprocessor]], batch: int = BATCH
+) -> Iterator[Prediction]:
+    """Yield a prediction for each photo, in order; decoding overlaps with the forward pass.
+
+    Args:
+        photos: the path of each photo, and the function that decodes it.
+    """
+    preprocessed = opened_ahead(photos, AHEAD * batch)
+    while chunk := list(islice(preprocessed, batch)):
+        images = [image for _, image in chunk if not isinstance(image, str)]
+        rows = iter(classifier.look(np.stack(images)).probabilities if images else ())
+        for path, image in chunk:
+            yield prediction.unusable(path, image) if isinstance(image, str) else classifier.said(next(rows), path)
+
+
+def opened_ahead(photos: Iterable[tuple[str, Preprocessor]], ahead: int) -> Generator[tuple[str, np.ndarray | str]]:
+    """Yield each photo preprocessed, or the reason why it is unusable, in order.
+
+    Threads preprocess at most `ahead` photos in advance.
+    """
+    rest = iter(photos)
+    pool = ThreadPoolExecutor(decoding.threads(), "decode")
+    try:
+        pending = deque((path, pool.submit(_try_preprocess, preprocess)) for path, preprocess in islice(rest, ahead))
+        while pending:
+            path, future = pending.popleft()
+            yield path, future.result()
+            pending.extend((path, pool.submit(_try_preprocess, preprocess)) for path, preprocess in islice(rest, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _try_preprocess(preprocess: Preprocessor) -> np.ndarray | str:
+    try:
+        return preprocess()
+    except UnreadablePhoto as error:
+        return error.what
+
+
+def _get_path(photo: Photo | NamedPhoto) -> str:
+    if isinstance(photo, tuple):
+        return photo[0]
+    return os.fspath(photo) if isinstance(photo, str | os.PathLike) else ""
+
+
+def _decode_file(file: Path, image_size: int, resize: Fit) -> np.ndarray:
+    try:
+        return decoding.decode(decoding.read_bytes(file), image_size, resize).pixels
+    except UnreadablePhoto as error:
+        raise UnreadablePhoto(error.what, where=file) from None
+    except FileNotFoundError:
+        raise UnreadablePhoto("there is no such file", where=file) from None
+    except IsADirectoryError:
+        raise UnreadablePhoto("this is a folder", where=file, advice="ikebana.predict takes folders too") from None
+    except (OSError, ValueError) as error:
+        raise UnreadablePhoto(f"unreadable: {getattr(error, 'strerror', None) or error}", where=file) from None
+
+
+def _is_array(photo: Any, dimensions: int) -> bool:
+    return isinstance(photo, np.ndarray) and photo.ndim == dimensions
+
+
+def _require_rgb(array: np.ndarray) -> np.ndarray:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        shape = ", ".join(str(length) for length in array.shape)
+        raise PhotosError(
+            f"an array {array.dtype} [{shape}] is not a photo", advice="uint8 [height, width, 3], red, green and blue"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _raise_if_inconsistent(problem: str | None, where: str | Path | None) -> None:
+    if problem is not None:
+        advice = "ikebana export, once more"
+        raise ModelError(f"this model file contradicts itself: {problem}", where=where, advice=advice)
+
+
+def _find_metadata_error(metadata: Mapping[str, Any]) -> str | None:
+    """Describe what is invalid in the metadata; None if they are valid."""
+    classes, image_size, resize = (metadata.get(name) for name in ("classes", "side", "fit"))
+    threshold = metadata.get("threshold")
+    if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) and name for name in classes):
+        return "its classes are not a list of names"
+    if len(set(classes)) != len(classes):
+        return "it names a class twice"
+    if type(image_size) is not int or not 1 <= image_size <= 4096:
+        return "the side of its photos is not a number of pixels"
+    if resize not in ("squash", "crop"):
+        return "it does not say how photos become square"
+    if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
+        return "its threshold is not a probability"
+    return None
+
+
+def _find_graph_error(session: Any, classes: int) -> str | None:
+    """Describe what is invalid in the graph's inputs and outputs; None if they are valid."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if [value.name for value in inputs] != [PHOTOS_INPUT]:
+        return "its input is not a batch of photos"
+    if inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
+        return "its input is not a batch of photos"
+    expected = [(PROBABILITIES, "tensor(float)"), (FEATURES, "tensor(float)")]
+    if [(value.name, value.type) for value in outputs] != expected:
+        return "its outputs are not probabilities and features"
+    if list(outputs[0].shape[1:]) != [classes]:
+        return f"it names {classes} classes, and gives another number of probabilities"
+    return None
+
+
+def _create_session(data: bytes, where: str | Path | None, threads: int | None) -> Any:
+    onnxruntime = runtime.onnxruntime()
+    options = onnxruntime.SessionOptions()
+    # Log fatal errors only: other errors raise exceptions.
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or decoding.threads()
+    # Spinning threads would slow down the decoding threads.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise ModelError(
+            f"onnxruntime {onnxruntime.__version__} cannot run this model file: {str(error).splitlines()[0]}",
+            where=where,
+            advice="pip install --upgrade onnxruntime, or ikebana export once more",
+        ) from None
+
+
+def _run_session(session: Any, classes: int, where: str | Path | None, photos: np.ndarray) -> Look:
+    """Run a forward pass on uint8 [photos, height, width, 3]."""
+    try:
+        result = Look(*session.run([PROBABILITIES, FEATURES], {PHOTOS_INPUT: photos}))
+    except Exception as error:
+        why = str(error).splitlines()[0]
+        raise ModelError(
+            f"this model file cannot be run: {why}", where=where, advice="ikebana export, once more"
+        ) from None
+    if result.probabilities.shape != (len(photos), classes) or not np.isfinite(result.probabilities).all():
+        raise ModelError("this model file gives no probabilities", where=where, advice="ikebana export, once more")
+    return result

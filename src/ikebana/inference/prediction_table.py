@@ -1,0 +1,306 @@
+"""The table of predictions: `.csv`, `.jsonl` or `.parquet`, one row per path.
+
+`OUT.part` collects the rows as JSON lines. A call that was killed resumes from it: for a photo that
+an earlier call predicted, the part gets a note with the position of that row. The lines of the
+last call are therefore the table, in the order of its photos. Only a complete table becomes OUT, by
+rename; then the part is deleted. The memory needed is 16 bytes per prediction that exists.
+"""
+
+import csv
+import heapq
+import json
+import os
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from hashlib import blake2b
+from operator import itemgetter
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+
+from ikebana.errors import MachineError, RecipeError
+from ikebana.inference.prediction import Prediction
+from ikebana.system import progress
+from ikebana.system.files import cannot_write, to_write, written
+
+TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
+# A millionth is less than the difference between two processors.
+PROBABILITY_DECIMALS = 6
+# A part of another version is discarded.
+PART_FORMAT_VERSION = 2
+# Replaces the digest if `find_existing` did not look up the photo: no call can resume from its row.
+NO_DIGEST = 0
+
+
+def columns(classes: Sequence[str]) -> list[str]:
+    """List the table's columns."""
+    return ["path", "label", "confidence", "status", *(f"p:{name}" for name in classes)]
+
+
+def values(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
+    """Make the row of a prediction; unknown values are None."""
+    numbers = [
+        round(prediction.probabilities[name], PROBABILITY_DECIMALS) if prediction.usable else None for name in classes
+    ]
+    confidence = round(prediction.confidence, PROBABILITY_DECIMALS) if prediction.usable else None
+    return [prediction.path, prediction.label, confidence, prediction.status, *numbers]
+
+
+def check(out: Path) -> Path:
+    """Resolve ~ in the table's path and check it before any work is done.
+
+    Raises:
+        RecipeError: the name does not end in a table's suffix, or is a folder.
+        MachineError: the path is not writable.
+    """
+    path = to_write(out)
+    if path.suffix.lower() not in TABLE_SUFFIXES or path.is_dir():
+        raise RecipeError(
+            f"{out} is not the name of a table", advice=f"a name that ends in {', '.join(TABLE_SUFFIXES)}"
+        )
+    return path
+
+
+def get_part_path(out: Path) -> Path:
+    """Get the path of the file that collects the rows until the table is complete."""
+    return out.with_name(f"{out.name}.part")
+
+
+def is_own(file: Path, out: Path) -> bool:
+    """Whether the file is the table or its part, which may be among the photos."""
+    return file.name in (out.name, get_part_path(out).name) and file.parent.resolve() == out.parent.resolve()
+
+
+class Table:
+    """A table that predictions are written to.
+
+    Args:
+        model: identifies the classifier: only rows of the same one are resumed from.
+        anew: start over, even if a part exists.
+    """
+
+    def __init__(self, out: Path, classes: Sequence[str], model: str, anew: bool = False):
+        self.out, self.overwrite, self.classes = check(out), anew, tuple(classes)
+        self.part = get_part_path(self.out)
+        self.header = json.dumps({"format": PART_FORMAT_VERSION, "model": model, "classes": list(classes)}) + "\n"
+        self.open_files = ExitStack()
+        # Appends to the part, and reads the rows of earlier calls.
+        self.writer: IO[bytes] | None = None
+        self.reader: IO[bytes] | None = None
+        # Sorted digests of earlier predictions, and the offsets of their rows.
+        self.known_digests = self.row_offsets = np.zeros(0, np.uint64)
+        # Bytes of the part that earlier calls wrote.
+        self.start_offset = 0
+        # Digests of the photos whose rows are still to be added, and the number of all such photos.
+        self.pending_digests: deque[int] = deque()
+        self.new_count = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as open_files:
+            try:
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                self.writer = open_files.enter_context(_open_locked(self.part))
+                self._resume(self.writer)
+                self.reader = open_files.enter_context(self.part.open("rb"))
+            except OSError as error:
+                raise cannot_write(error, self.part) from error
+            self.open_files = open_files.pop_all()  # keeps them open after this block
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open_files.close()
+
+    def _resume(self, part: IO[bytes]) -> None:
+        """Index the rows of earlier calls; discard truncated rows and those of another model."""
+        part.seek(0)
+        header = b"" if self.overwrite else part.readline()
+        if header != self.header.encode():
+            if header.endswith(b"\n"):  # else a kill truncated the header, and no rows follow
+                progress.say(f"{self.part} was made by another model: it is begun anew")
+            part.truncate(0)
+            part.write(self.header.encode())
+            self.start_offset = len(self.header.encode())
+            return
+        digests, offsets, end = array("Q"), array("Q"), part.tell()
+        for line in part:
+            if (row := _parse_row(line)) is None:
+                break
+            if row and _is_prediction(row):
+                digests.append(row[0])
+                offsets.append(end)
+            end += len(line)
+        part.truncate(end)
+        part.seek(0, os.SEEK_END)
+        self.start_offset, order = end, np.argsort(digests)
+        self.known_digests, self.row_offsets = (np.array(column, np.uint64)[order] for column in (digests, offsets))
+        if digests:
+            progress.say(f"{len(digests)} predictions are there already: going on from them")
+
+    def was(self, path: str, file: Path) -> Prediction | None:
+        """Find an earlier call's prediction; None if the caller must predict and add it.
+
+        Args:
+            file: the file at the path; one that changed since the earlier call has no prediction.
+        """
+        assert self.reader is not None
+        digest = _compute_digest(path, file)
+        index = int(np.searchsorted(self.known_digests, np.uint64(digest)))
+        if index == len(self.known_digests) or int(self.known_digests[index]) != digest:
+            self.pending_digests.append(digest)
+            self.new_count += 1
+            return None
+        offset = int(self.row_offsets[index])
+        self._write(json.dumps({"after": self.new_count, "place": offset}) + "\n")
+        shown_path, label, confidence, status, *numbers = _read_row(self.reader, offset)
+        return Prediction(shown_path, label, confidence, dict(zip(self.classes, numbers, strict=True)), status)
+
+    def add(self, predictions: Iterable[Prediction]) -> None:
+        """Add rows in the order of the `find_existing` calls; they survive a kill."""
+        rows = []
+        for prediction in predictions:
+            digest = self.pending_digests.popleft() if self.pending_digests else NO_DIGEST
+            rows.append(json.dumps([digest, *values(prediction, self.classes)], ensure_ascii=False) + "\n")
+        self._write("".join(rows), flush=True)
+
+    def _write(self, text: str, flush: bool = False) -> None:
+        assert self.writer is not None
+        try:
+            self.writer.write(text.encode())
+            if flush:
+                self.writer.flush()
+        except OSError as error:
+            raise cannot_write(error, self.part) from error
+
+    def finish(self) -> None:
+        """Write the table from the rows and delete the part."""
+        write = {".csv": self._to_csv, ".jsonl": self._to_jsonl, ".parquet": self._to_parquet}[self.out.suffix.lower()]
+        self._write("", flush=True)
+        with written(self.out) as partial_file:
+            write(partial_file)
+        if os.name == "nt":  # Windows cannot delete open files; elsewhere the lock is held until the end
+            self.open_files.close()
+        with suppress(OSError):
+            self.part.unlink()
+        self.open_files.close()
+
+    def _rows(self) -> Iterator[list[Any]]:
+        """Yield the rows of this call's photos in order, new and earlier ones merged."""
+        with self.part.open("rb") as row_lines, self.part.open("rb") as note_lines, self.part.open("rb") as old:
+            row_lines.seek(self.start_offset)
+            note_lines.seek(self.start_offset)
+            new_rows = enumerate(json.loads(line)[1:] for line in row_lines if not _is_note(line))
+            notes = (json.loads(line) for line in note_lines if _is_note(line))
+            old_rows = ((note["after"], _read_row(old, note["place"])) for note in notes)
+            # Of equal keys heapq.merge yields the first iterable's item first.
+            for _, row in heapq.merge(old_rows, new_rows, key=itemgetter(0)):
+                yield row
+
+    def _to_csv(self, file: Path) -> None:
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(columns(self.classes))
+            writer.writerows(map(as_text, self._rows()))
+
+    def _to_jsonl(self, file: Path) -> None:
+        with file.open("w", encoding="utf-8") as stream:
+            for *fields, numbers in ((*row[:4], row[4:]) for row in self._rows()):
+                row = dict(zip(columns(()), fields, strict=True))
+                row["probabilities"] = dict(zip(self.classes, numbers, strict=True))
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _to_parquet(self, file: Path) -> None:
+        """Write with polars, which streams the rows."""
+        import polars as pl
+
+        names = columns(self.classes)
+        schema = {name: pl.String if name in ("path", "label", "status") else pl.Float64 for name in names}
+        flat = file.with_name(f"{file.name}.flat")
+        try:
+            with flat.open("w", encoding="utf-8") as stream:
+                for row in self._rows():
+                    stream.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n")
+            pl.scan_ndjson(flat, schema=schema).sink_parquet(file)
+        finally:
+            flat.unlink(missing_ok=True)
+
+
+def as_text(row: Sequence[Any]) -> list[str]:
+    """Format a row for CSV: probabilities with a fixed number of decimals, None as ""."""
+    return [
+        "" if value is None else f"{value:.{PROBABILITY_DECIMALS}f}" if isinstance(value, float) else str(value)
+        for value in row
+    ]
+
+
+def _read_row(part: IO[bytes], offset: int) -> list[Any]:
+    """Read the row at an offset, without its digest."""
+    part.seek(offset)
+    return json.loads(part.readline())[1:]
+
+
+def _is_note(line: bytes) -> bool:
+    """Whether the line is not a row but a note with an earlier row's offset."""
+    return line.startswith(b"{")
+
+
+def _parse_row(line: bytes) -> list[Any] | None:
+    """Parse a row and its digest; [] for a note, None if truncated."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    if isinstance(row, dict):
+        return []
+    if not isinstance(row, list) or len(row) <= 1 + len(columns(())):
+        return None
+    digest, path = row[:2]
+    return row if isinstance(path, str) and isinstance(digest, int) and 0 <= digest < 2**64 else None
+
+
+def _is_prediction(row: Sequence[Any]) -> bool:
+    """Whether the photo was usable; an unusable one is tried again."""
+    return row[1 + columns(()).index("confidence")] is not None
+
+
+def _compute_digest(path: str, file: Path) -> int:
+    """Hash a path with the size and modification time of its file."""
+    try:
+        stat = os.stat(file)
+        stamp = f"{stat.st_size} {stat.st_mtime_ns}"
+    except (OSError, ValueError):  # the file cannot be opened either; its row will report the reason
+        stamp = ""
+    return int.from_bytes(blake2b(f"{stamp}\n{path}".encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def _open_locked(part: Path) -> IO[bytes]:
+    """Open the part for appending and lock it.
+
+    Raises:
+        MachineError: another process holds the lock.
+    """
+    while True:
+        with ExitStack() as open_files:
+            stream = open_files.enter_context(part.open("a+b"))
+            _lock(stream, part)
+            # The previous holder of the lock may have finished meanwhile and deleted the part.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(stream.fileno()), os.stat(part)):
+                    open_files.pop_all()  # keeps the stream open
+                    return stream
+
+
+def _lock(part: IO[bytes], path: Path) -> None:
+    """Lock the part for this process, if the system has file locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise MachineError(
+            "another process is writing this table", where=path, advice="wait for it, or another --out FILE"
+        ) from None

@@ -1,0 +1,370 @@
+"""Estimate time, disk and memory of a run before it begins."""
+
+import functools
+import hashlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from ikebana import recipes
+from ikebana.data import pixel_cache
+from ikebana.data.dataset import Dataset
+from ikebana.data.duplicates import near_duplicates
+from ikebana.learning import device
+from ikebana.learning.device import Setting
+from ikebana.learning.features import feature_cache
+from ikebana.learning.models import backbones, networks
+from ikebana.learning.training import loop
+from ikebana.learning.training.trainer import phases
+from ikebana.recipe import Recipe
+from ikebana.system import progress, resources
+from ikebana.system.files import cache_folder
+
+# A machine with less than this fraction of the estimated memory never has enough.
+AT_LEAST = 0.75
+# Its path, label, hash and split, and copies of these while tables are joined.
+MEMORY_BYTES_PER_PHOTO = 900
+TABLE_BYTES_PER_PHOTO = 200
+# Per pixel of a thumbnail, and the overhead of any small file.
+THUMBNAIL_BYTES_PER_PIXEL, SMALL_FILE_BYTES = 0.25, 3000
+# Python, torch and polars before the first photo; scikit-learn and matplotlib at the end.
+LIBRARIES_BYTES = 0.55e9
+# Per thread, for a photo of a quarter of a megapixel; large photos take up to ten times as long.
+DECODE_SECONDS_PER_PHOTO = 0.0015
+# The forward pass's fraction of a training step's time.
+FORWARD_FRACTION = 0.35
+# Of dense layers in training; each weight takes six operations per photo.
+HEAD_OPERATIONS_PER_SECOND = 1e11
+# Held-out photos are computed in float32, which is slower where bfloat16 was selected.
+FLOAT32_TIME_FACTOR = 1.4
+# Independent of the number of photos: building networks, the head, scores, figures.
+FIXED_SECONDS = 4.0
+# Training photos per class below which fine-tuning memorises them (docs/log.md).
+FEW = 40
+
+
+@dataclass(frozen=True)
+class Better:
+    """A recipe that is usually better than another.
+
+    Attributes:
+        epoch_cost_factor: its training time per photo over the lesser recipe's `seconds_per_photo`.
+        gain: the usual gain, for the user.
+    """
+
+    recipe: str
+    times_a_look: float
+    gain: str
+
+
+# Factors include validation. The first is from a Xeon with AMX. The second is from an EPYC with
+# avx512_bf16, before steps became faster (on the Xeon at most 5.6, under load).
+# Gains are on Flowers Recognition, on both splits: bench/records.md.
+BETTER = {
+    "quick": Better("good", 3.8, "it usually takes away a quarter to a third of the mistakes"),
+    "good": Better("best", 4.0, "it took away 7 to 24 % of the mistakes where that was tried"),
+}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Approximate cost of a run.
+
+    Attributes:
+        cache_bytes: upper bound of the cache's growth; 0 if everything is cached.
+        run_bytes: upper bound of the run folder's size.
+        memory_bytes: upper bound of the process's memory.
+        run_folder: None for an audit, which creates none.
+    """
+
+    seconds: float
+    cache: float
+    made: float
+    memory: float
+    text: str
+    run: Path | None
+
+    def told(self, recipe: Recipe) -> None:
+        """Report the estimate, then require the disk space and memory, before any photo is opened.
+
+        Raises:
+            MachineError: too little disk space or memory.
+        """
+        progress.say(self.text)
+        resources.need_disk({cache_folder(): self.cache} | ({self.run: self.made} if self.run is not None else {}))
+        resources.need_memory(AT_LEAST * self.memory, _suggest_smaller(recipe))
+
+
+def _suggest_smaller(recipe: Recipe) -> str:
+    """Suggest what to try when memory is too small."""
+    batch_hint = f" or --batch (it is {recipe.batch})" if recipe.transfer is None or not recipe.transfer.kept else ""
+    return f"a smaller --side (it is {recipe.side}){batch_hint}, or a machine with more memory"
+
+
+def within_memory(recipe: Recipe) -> AbstractContextManager[None]:
+    """Wrap `machine.memory_errors`, suggesting options of this recipe that need less memory.
+
+    Raises:
+        MachineError: out of memory.
+    """
+    return resources.within_memory(f"anew with {_suggest_smaller(recipe)}")
+
+
+def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting:
+    """Configure device and precision for this recipe; the first time takes some seconds.
+
+    Args:
+        photo_count: number of photos if known; no batch is larger.
+    Raises:
+        MachineError: too little memory for the measurement.
+    """
+    settings, recipe = device.prepare(), networks.settled(recipe)
+    recipe = replace(recipe, batch=min(recipe.batch, photos or recipe.batch))
+    # Built only if there is something to measure. Members of an ensemble are timed one by one.
+    get_members = functools.cache(lambda: networks.members(networks.build(recipe, classes)))
+    if recipe.transfer is not None and recipe.transfer.kept:
+        name = f"features of {recipe.network} {recipe.until} {recipe.side} px{_make_key_suffix(recipe)}"
+        measure = functools.partial(feature_cache.seconds_per_photo, side=recipe.side)
+    else:
+        augmentation = "augmented" if recipe.augmentation is not None else "plain"
+        options = f"{recipe.side} px, batch {recipe.batch}, {augmentation}{_make_key_suffix(recipe)}"
+        name = f"{recipe.name} {recipe.network} {recipe.until} {options}"
+        measure = functools.partial(loop.seconds_per_photo, recipe=recipe, classes=classes)
+
+    def trial(candidate: Setting) -> float:
+        with within_memory(recipe):
+            members = _fitting(get_members(), recipe, classes, candidate)
+            return sum(measure(member, setting=candidate) for member in members)
+
+    selected = device.measured(settings, recipe.precision, name, trial)
+    # Only feature extraction with one backbone is timed again later and may correct the time.
+    can_correct = recipe.transfer is not None and recipe.transfer.kept and len(recipe.members) == 1
+    return selected if can_correct else replace(selected, measured_in="")
+
+
+def _make_key_suffix(recipe: Recipe) -> str:
+    """Distinguish the recipe from the preset of its name, if their speed may differ."""
+    preset = recipes.RECIPES.get(recipe.name)
+    learning = (recipe.transfer, recipe.tuning)
+    if preset is not None and learning == (preset.transfer, preset.tuning):
+        return ""
+    return f", {hashlib.sha256(repr(learning).encode()).hexdigest()[:8]}"
+
+
+def _fitting(members: list[nn.Module], recipe: Recipe, classes: int, settings: Setting) -> list[nn.Module]:
+    """Return the networks if memory holds a step of the largest in this precision.
+
+    Raises:
+        MachineError: it does not. Without this check the kernel would kill the process silently.
+    """
+    needed_bytes = AT_LEAST * _memory(recipe.batch, classes, recipe, members, settings)
+    resources.need_memory(needed_bytes, _suggest_smaller(recipe))
+    if settings.device == "cuda":
+        gpu_bytes = AT_LEAST * _of_a_step(recipe.batch, recipe, members, settings)
+        resources.need_memory(gpu_bytes, _suggest_smaller(recipe), device.free_on_gpu(), "the GPU's memory")
+    return members
+
+
+def left_on_gpu(recipe: Recipe, classes: int, settings: Setting) -> int:
+    """Estimate the GPU memory in bytes that a training step leaves free; 0 without CUDA."""
+    if settings.device != "cuda":
+        return 0
+    members = networks.members(networks.build(recipe, classes))
+    return max(0, device.free_on_gpu() - int(_of_a_step(recipe.batch, recipe, members, settings)))
+
+
+def forecast(dataset: Dataset, recipe: Recipe, settings: Setting, run: Path | None = None) -> Forecast:
+    """Estimate the cost of a run on these photos, to within a factor of two.
+
+    Args:
+        run: the run's folder; None for an audit, which creates none.
+    """
+    members = networks.members(networks.build(recipe, len(dataset.classes)))
+    # Computed once, because it reads the metadata of every file.
+    pixels = pixel_cache.place(dataset, recipe.side, recipe.fit)
+    has_pixels = pixels.exists()
+    photos = dataset.photos.height
+    features_bytes, missing_photos = _estimate_missing_features(photos, recipe, settings, members, pixels.name)
+    seconds, work = _estimate_seconds(photos, missing_photos, recipe, settings, members)
+    seconds += FIXED_SECONDS + (0.0 if has_pixels else photos * DECODE_SECONDS_PER_PHOTO / pixel_cache.threads())
+    cache_bytes = _estimate_cache_bytes(dataset, recipe, pixels, features_bytes)
+    run_bytes = _estimate_run_bytes(dataset, recipe, members) if run is not None else 0.0
+    memory_bytes = _memory(photos, len(dataset.classes), recipe, members, settings)
+    # The trial of a rejected precision may have used more, and the C library keeps that memory.
+    peak_bytes = max(memory_bytes, resources.held())
+    disk = f"{cache_bytes / 1e9:.2f} GB in the cache" if cache_bytes else "all kept from before in the cache"
+    disk += f", {run_bytes / 1e9:.2f} GB in the run" if run_bytes else ""
+    disk += "; the pixels are kept from before" if cache_bytes and has_pixels else ""
+    text = f"expected: {duration(seconds)} ({work}), {peak_bytes / 1e9:.1f} GB of memory, {disk}"
+    text += "".join(map(_describe_substituted_stage, members, recipe.members))
+    return Forecast(seconds, cache_bytes, run_bytes, memory_bytes, text, run)
+
+
+def _describe_substituted_stage(network: nn.Module, recipe: Recipe) -> str:
+    """Report the stage that training starts from, if it is not the recipe's."""
+    if recipe.transfer is None or recipe.transfer.trained != "tail" or not recipe.transfer.tail_from:
+        return ""
+    stage = backbones.tail(network.get_submodule("seer.backbone"), recipe.transfer.tail_from)
+    if stage == recipe.transfer.tail_from:
+        return ""
+    return f"\n{recipe.network} has no stage {recipe.transfer.tail_from}: it learns from its middle on, {stage}"
+
+
+def _estimate_seconds(
+    photos: int, missing_photos: int, recipe: Recipe, settings: Setting, members: list[nn.Module]
+) -> tuple[float, str]:
+    """Estimate the time after decoding, and describe what most of it is spent on.
+
+    Args:
+        missing_photos: photos without cached features.
+    """
+    seconds_per_photo = settings.seconds_per_photo or 0.0
+    if recipe.transfer is not None and recipe.transfer.kept:
+        return _estimate_head_seconds(photos, missing_photos, recipe, settings, members)
+    epoch_seconds = photos * seconds_per_photo * (recipe.parts[0] + FORWARD_FRACTION * recipe.parts[1])
+    epochs = phases(recipe)[-1].last
+    refit_factor = 1 + 1 / recipe.parts[0] if recipe.all else 1.0
+    return epochs * epoch_seconds * refit_factor, _describe_epochs(epochs, epoch_seconds / len(members), len(members))
+
+
+def _estimate_head_seconds(
+    photos: int, missing_photos: int, recipe: Recipe, settings: Setting, members: list[nn.Module]
+) -> tuple[float, str]:
+    """Estimate the same for a recipe that trains its head on cached features."""
+    assert recipe.transfer is not None
+    seconds_per_photo, epochs = settings.seconds_per_photo or 0.0, phases(recipe)[-1].last
+    train_photos = photos * recipe.parts[0]
+    heads = [member.get_submodule("head") for member in members]
+    head_weights = sum(parameter.numel() for head in heads for parameter in head.parameters())
+    head_seconds = epochs * train_photos * 6 * head_weights / HEAD_OPERATIONS_PER_SECOND
+    cached = f", {photos - missing_photos:,} of them before" if missing_photos < photos else ""
+    work = f"each photo seen once by {recipe.network}{cached}"
+    seconds = missing_photos * seconds_per_photo * FLOAT32_TIME_FACTOR + head_seconds
+    if recipe.all:  # held-out photos then also need features in the precision of training
+        refit_seconds = 0.0 if settings.number_format == "float32" else (photos - train_photos) * seconds_per_photo
+        seconds += head_seconds / recipe.parts[0] + refit_seconds
+    return seconds, work
+
+
+def _estimate_missing_features(
+    photos: int, recipe: Recipe, settings: Setting, members: list[nn.Module], pixels: str
+) -> tuple[int, int]:
+    """Estimate the bytes of features not cached yet, and the most photos a network lacks.
+
+    Args:
+        pixels: name of the pixel cache.
+    """
+    if recipe.transfer is None or not (recipe.transfer.kept or recipe.transfer.logistic):
+        return 0, 0
+    exact = replace(settings, number_format="float32") if recipe.transfer.kept else settings
+    candidates = {candidate.number_format: candidate for candidate in (settings, exact)}.values()
+    missing_bytes = missing_photos = 0
+    for member, member_recipe in zip(members, recipe.members, strict=True):
+        key = feature_cache.origin(pixels, member_recipe, backbones.sought(member_recipe))
+        backbone = member.get_submodule("seer")
+        # Each photo has features in one precision only: either it trains or it is held out.
+        member_bytes, member_photos = feature_cache.still_to_come(backbone, key, photos, recipe.side, candidates)
+        missing_bytes, missing_photos = missing_bytes + member_bytes, max(missing_photos, member_photos)
+    return missing_bytes, missing_photos
+
+
+def _estimate_cache_bytes(dataset: Dataset, recipe: Recipe, pixels: Path, features_bytes: int) -> float:
+    """Bound the growth of the cache: pixels, then near-duplicate search or features.
+
+    Args:
+        pixels: folder of the pixel cache, which may not exist yet.
+    """
+    has_pixels = pixels.exists()
+    pixel_bytes = 0 if has_pixels else pixel_cache.size_on_disk(dataset, recipe.side)
+    scratch_bytes = (
+        0 if has_pixels and near_duplicates.are_found(pixels) else near_duplicates.scratch(dataset.photos.height)
+    )
+    return float(pixel_bytes + max(scratch_bytes, features_bytes))
+
+
+def _estimate_run_bytes(dataset: Dataset, recipe: Recipe, members: list[nn.Module]) -> float:
+    """Bound the size of the run folder: thumbnails, tables, weights and checkpoints."""
+    held_out = dataset.photos.height * (recipe.parts[1] + recipe.parts[2])
+    weights = 4.0 * sum(tensor.numel() for member in members for tensor in member.state_dict().values())
+    parameters = [parameter for member in members for parameter in member.parameters()]
+    trainable = 4.0 * sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    checkpoint = weights + trainable if recipe.tuning is None else 3 * weights + 2 * trainable
+    if recipe.transfer is not None and recipe.transfer.logistic and recipe.transfer.trained == "head":
+        checkpoint = 0.0
+    thumbnails = held_out * (recipe.side**2 * THUMBNAIL_BYTES_PER_PIXEL + SMALL_FILE_BYTES)
+    return thumbnails + dataset.photos.height * TABLE_BYTES_PER_PHOTO + weights + (2 + recipe.all) * checkpoint
+
+
+def _memory(photos: int, classes: int, recipe: Recipe, members: list[nn.Module], settings: Setting) -> float:
+    """Bound the memory in bytes: libraries, photos and, except on CUDA, a training step."""
+    photo_bytes = MEMORY_BYTES_PER_PHOTO + 16 * classes * (recipe.parts[1] + recipe.parts[2])
+    step_bytes = 0.0 if settings.device == "cuda" else _of_a_step(photos, recipe, members, settings)
+    return LIBRARIES_BYTES + step_bytes + photos * photo_bytes
+
+
+def _of_a_step(photos: int, recipe: Recipe, members: list[nn.Module], settings: Setting) -> float:
+    """Estimate the bytes of a training step: weights, optimiser state and activations."""
+    weights = sum(parameter.numel() for member in members for parameter in member.parameters())
+    has_cached_features = recipe.transfer is not None and recipe.transfer.kept
+    tables = (networks.layers(member, recipe.side) for member in members)
+    activations = max(_estimate_activation_bytes(table, recipe, photos, settings) for table in tables)
+    return (5 if has_cached_features else 2.5) * activations + 16 * weights
+
+
+def _estimate_activation_bytes(layers: list[networks.Layer], recipe: Recipe, photos: int, settings: Setting) -> int:
+    """Estimate the bytes of the layers' outputs in a training step."""
+    inference_bytes = max(networks.activation_bytes([layer], settings.at_a_time, 4) for layer in layers)
+    if recipe.transfer is not None and recipe.transfer.kept:
+        return inference_bytes  # a forward pass keeps the outputs of few layers at a time
+    trainable_layers = networks.from_first_trained(layers)
+    return networks.activation_bytes(trainable_layers, min(recipe.batch, photos), settings.dtype.itemsize)
+
+
+def next_step(dataset: Dataset, recipe: Recipe, settings: Setting, accuracy: float, accuracy_lower_bound: float) -> str:
+    """Suggest the next better recipe with its usual gain and its cost here.
+
+    Args:
+        dataset: after `split_photos`.
+        accuracy_lower_bound: lower end of the confidence interval of the accuracy.
+    Returns:
+        "" if there is no better recipe or nothing to gain.
+    """
+    better = BETTER.get(recipe.name)
+    seconds_per_photo = device.speed(settings)
+    if better is None or seconds_per_photo is None or accuracy == 1:
+        return ""
+    if accuracy_lower_bound <= 1 / len(dataset.classes):
+        return "this may be guessing: look at photos and labels first (ikebana audit), and for more photos"
+    photos_per_class = dataset.used.filter(split="train").group_by("label").len()["len"].median()
+    if isinstance(photos_per_class, float) and photos_per_class < FEW:
+        return f"with fewer than {FEW} photos a class to learn from, more photos help more than another recipe"
+    preset, cost = networks.settled(recipes.RECIPES[recipe.name]), ""
+    if recipe.network != preset.network:  # the gain was measured with the preset's network only
+        return f"better still, perhaps: --recipe {better.recipe} --network {recipe.network}"
+    if recipe.side == preset.side:  # time per photo is known for this image size only
+        cost = f", about {duration(seconds_of_better(dataset, recipe, better, seconds_per_photo))} here"
+    return f"better still: --recipe {better.recipe}{cost}; {better.gain}"
+
+
+def seconds_of_better(dataset: Dataset, recipe: Recipe, better: Better, seconds_per_photo: float) -> float:
+    """Estimate how long the next better recipe would train here.
+
+    Args:
+        seconds_per_photo: of the current recipe's frozen forward pass or training step.
+    """
+    shown_photos = dataset.used.height * recipes.RECIPES[better.recipe].epochs * recipe.parts[0]
+    return FIXED_SECONDS + shown_photos * seconds_per_photo * better.times_a_look
+
+
+def _describe_epochs(count: int, seconds: float, networks: int) -> str:
+    per_network = f" for each of {networks} networks" if networks > 1 else ""
+    return f"{count} epoch{'s' * (count > 1)} of {duration(seconds)}{per_network}"
+
+
+def duration(seconds: float) -> str:
+    """Format a duration, such as 3.2 s, 45 s, 7 min or 2.1 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

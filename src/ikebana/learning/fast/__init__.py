@@ -1,0 +1,1 @@
+"""Faster equivalents of parts of a network, each verified against the original."""

@@ -1,0 +1,242 @@
+"""Extract features with a frozen backbone once per image, and cache them on disk.
+
+The features of a dataset are one memory-mapped array, named by a hash of everything they depend on:
+the cached pixels, the network, its weights, the precision. Rows are computed when needed, and each
+has a checksum. A row that is missing, torn by a kill or changed on disk is computed again.
+"""
+
+import copy
+import hashlib
+import importlib.metadata
+import json
+import time
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ikebana.data.pixel_cache import reserve
+from ikebana.errors import RecipeError
+from ikebana.learning import device
+from ikebana.learning.device import Setting
+from ikebana.learning.examples import Features, Photos, unlabelled
+from ikebana.learning.fast import fused_inference
+from ikebana.learning.models import backbones, networks
+from ikebana.learning.models.pretrained_weights import Weights
+from ikebana.recipe import Recipe
+from ikebana.system import progress
+from ikebana.system.files import cache_folder, cannot_write, filled, set_aside
+from ikebana.system.resources import need_disk
+
+# Fewer images do not update the measured speed.
+MANY = 256
+# Raised when the features of the same images change, even in the last bit.
+FEATURES_VERSION = 3
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What features depend on; equal keys give equal features. The order of the fields is hashed.
+
+    `pixel_cache` is the name of the pixel cache: images, size, resizing. `weights` is a sha256.
+    `intermediate_maps` says which are included and how; empty for the head's input alone.
+    """
+
+    pixel_cache: str
+    network: str
+    weights: str
+    truncate_at: str = ""
+    flip_tta: bool = False
+    depths: str = ""
+
+
+def origin(pixel_cache: str, recipe: Recipe, weights: Weights | None) -> Origin:
+    """Make the key of the features of a recipe's backbone."""
+    flip_tta = recipe.transfer is not None and recipe.transfer.mirrored
+    sha256 = weights.sha256 if weights is not None else ""
+    return Origin(pixel_cache, recipe.network, sha256, recipe.until, flip_tta)
+
+
+def backbone(recipe: Recipe, pixel_cache: str, settings: Setting) -> tuple[nn.Module, Origin]:
+    """Load a one-network recipe's frozen pretrained backbone onto the device.
+
+    Args:
+        pixel_cache: name of the pixel cache.
+    Returns:
+        The backbone, and the key of its features.
+    Raises:
+        RecipeError, MachineError: the weights cannot be obtained.
+    """
+    network = networks.build(recipe, classes=2).to(settings.device)
+    weights = backbones.fill(network, recipe)
+    return network.get_submodule("seer"), origin(pixel_cache, recipe, weights)
+
+
+def of(backbone: nn.Module, key: Origin, photos: Photos, settings: Setting) -> Features:
+    """Extract the features of the photos; only missing rows are computed.
+
+    Args:
+        settings: float32 caches features exactly; bfloat16 is faster and caches half precision.
+    Raises:
+        MachineError: the disk is too small.
+        RecipeError: features are NaN or infinite.
+    """
+    is_exact = settings.number_format == "float32"
+    shape = (photos.height, *get_feature_shape(backbone, photos.side))
+    dtype = np.dtype(np.float32 if is_exact else np.float16)
+    # A file without rows cannot be mapped.
+    if not photos.height:
+        return Features(np.zeros(shape, dtype), photos.rows, photos.labels, photos.for_choices, photos.groups)
+    array, checksums = _open_cache(key, settings, shape, dtype)
+    missing = np.array(
+        [row for row in np.unique(photos.rows) if checksums[row] != _compute_checksum(array[row])], np.int64
+    )
+    if len(missing):
+        start = time.perf_counter()
+        fused = fused_inference.fused(backbone.to(settings.device), photos)
+        _fill(fused, photos.at(missing), array, checksums, settings)
+        if len(missing) >= MANY:
+            device.was_faster(settings, (time.perf_counter() - start) / len(missing))
+    return Features(array, photos.rows, photos.labels, photos.for_choices, photos.groups)
+
+
+@torch.inference_mode()
+def _fill(backbone: nn.Module, photos: Photos, array: np.ndarray, checksums: np.ndarray, settings: Setting) -> None:
+    """Compute the features of these photos, and write them with their checksums."""
+    with progress.stage("features", len(photos)) as bar:
+        for start in range(0, len(photos), settings.at_a_time):
+            rows = photos.rows[start : start + settings.at_a_time]
+            # Every batch is full: another batch size changes the last digits. A resumed run, or one
+            # with cached rows, would then learn something else.
+            chosen = np.resize(np.arange(start, start + len(rows)), settings.at_a_time)
+            pixels, _ = photos.batch(chosen, settings.device)
+            with settings.autocast():
+                features = backbone(pixels)[: len(rows)].float().cpu().numpy()
+            # Values beyond half precision become infinite.
+            with np.errstate(over="ignore"):
+                features = features.astype(array.dtype)
+            if not np.isfinite(features).all():
+                raise RecipeError(
+                    "what the frozen network sees in some photo is no number, or too large for half precision",
+                    advice="--precision float32, or another --network",
+                )
+            array[rows] = features
+            checksums[rows] = [_compute_checksum(array[row]) for row in rows]
+            bar.advance(len(rows))
+
+
+@torch.inference_mode()
+def seconds_per_photo(network: nn.Module, side: int, setting: Setting) -> float:
+    """Measure the seconds per image of feature extraction, on random pixels."""
+    count = setting.at_a_time
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+    photos = unlabelled(pixels, np.arange(count))
+    # A copy: moving the original's backbone to a GPU would leave its head on the CPU.
+    backbone = fused_inference.fused(copy.deepcopy(network.get_submodule("seer")).to(setting.device), photos)
+    inputs, _ = photos.batch(photos.rows, setting.device)
+    seconds = []
+    for _ in range(3):
+        start_time = time.perf_counter()
+        with setting.autocast():
+            backbone(inputs).float().cpu()
+        seconds.append(time.perf_counter() - start_time)
+    return min(seconds) / count
+
+
+def _compute_checksum(row: np.ndarray) -> int:
+    # 0 marks a row that was not written yet.
+    return zlib.crc32(row.tobytes()) or 1
+
+
+@torch.inference_mode()
+def get_feature_shape(backbone: nn.Module, image_size: int) -> tuple[int, ...]:
+    """Return the shape of one image's features."""
+    device = _get_device(backbone)
+    return tuple(backbone.eval()(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)).shape[1:])
+
+
+def _get_device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _open_cache(
+    key: Origin, settings: Setting, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Map the array and its checksums, created if missing.
+
+    Another process may write to them at the same time: it writes the same rows.
+    """
+    path = _get_cache_path(key, settings, shape)
+    if not _is_intact(path, shape, dtype):
+        need_disk({cache_folder(): int(np.prod(shape)) * dtype.itemsize})
+        with filled(path) as folder:
+            reserve(folder / "features.npy", shape, dtype)
+            reserve(folder / "checks.npy", shape[:1], np.dtype(np.uint32))
+    try:
+        return np.load(path / "features.npy", mmap_mode="r+"), np.load(path / "checks.npy", mmap_mode="r+")
+    except OSError as error:
+        raise cannot_write(error, path) from error
+
+
+def _get_cache_path(key: Origin, settings: Setting, shape: tuple[int, ...]) -> Path:
+    versions = (torch.__version__, importlib.metadata.version("timm"))
+    parts = [FEATURES_VERSION, *vars(key).values(), settings.device, settings.number_format, shape, *versions]
+    return cache_folder() / "features" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def still_to_come(
+    backbone: nn.Module, key: Origin, photos: int, image_size: int, all_settings: Iterable[Setting]
+) -> tuple[int, int]:
+    """Estimate what is missing in the cache.
+
+    Args:
+        photos: rows of the pixel cache.
+        all_settings: one per precision in which features are needed.
+    Returns:
+        Bytes of the files that do not exist yet, and photos without features in any precision.
+    """
+    shape = (photos, *get_feature_shape(backbone, image_size))
+    missing_bytes = cached_photos = 0
+    for settings in all_settings:
+        path = _get_cache_path(key, settings, shape)
+        if path.exists():
+            cached_photos += _count_cached_rows(path)
+        else:
+            missing_bytes += int(np.prod(shape)) * settings.dtype.itemsize
+    return missing_bytes, max(0, photos - cached_photos)
+
+
+def _count_cached_rows(path: Path) -> int:
+    """Count the cached rows; 0 if the files are damaged and will be created again."""
+    try:
+        return int(np.count_nonzero(np.load(path / "checks.npy", mmap_mode="r")))
+    except (OSError, ValueError, EOFError):
+        return 0
+
+
+def _is_intact(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Return whether both files exist with the right shape; quarantine damaged ones."""
+    if not path.exists():
+        return False
+    if _read_shapes(path) == (shape, dtype, shape[:1], np.dtype(np.uint32)):
+        return True
+    progress.say("the kept features have changed on disk: they are computed again")
+    set_aside(path)
+    return False
+
+
+def _read_shapes(path: Path) -> tuple[Any, ...] | None:
+    """Read the shapes and types of the two files; None if a file is unreadable.
+
+    Nothing stays mapped: Windows cannot remove a mapped file.
+    """
+    try:
+        array, checksums = (np.load(path / name, mmap_mode="r") for name in ("features.npy", "checks.npy"))
+    except (OSError, ValueError, EOFError):
+        return None
+    return array.shape, array.dtype, checksums.shape, checksums.dtype

@@ -1,0 +1,110 @@
+"""Extract a frozen backbone's features of a whole dataset, and predict every photo out of fold."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ikebana.learning import examples as examples_module
+from ikebana.learning.device import Setting
+from ikebana.learning.examples import Photos
+from ikebana.learning.features import depth_probe, feature_cache
+from ikebana.learning.features.feature_rows import Rows
+from ikebana.learning.training import logistic_head
+from ikebana.learning.training.logistic_head import Fold
+from ikebana.recipe import Recipe
+from ikebana.system import progress
+
+# Inverse L2 strengths, selected on the first fold; wrong labels need more regularisation.
+REGULARISATION_GRID = (3e-4, 3e-3, 3e-2)
+# More would improve a head little and cost time.
+MOST = 20_000
+# If photos are subsampled, each class keeps at least this many, or all it has.
+MIN_PHOTOS_PER_CLASS = 20
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The backbone's features with their labels, sorted by row of the dataset's table.
+
+    `features` are float32 [photos, features], read from disk on access; `rows` and `labels` are
+    int64 [photos].
+    """
+
+    features: Rows
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def seen(splits: dict[str, Photos], recipe: Recipe, pixel_cache: str, settings: Setting) -> Seen:
+    """Extract the features of all photos with the recipe's one backbone; `fit` shares their cache.
+
+    Args:
+        splits: validation and test photos are processed in float32, as in `fit`.
+        pixel_cache: name of the pixel cache.
+    """
+    backbone, key = feature_cache.backbone(recipe, pixel_cache, settings)
+    exact = replace(settings, number_format="float32")
+    held_out = examples_module.joined(splits["validation"], splits["test"])
+    extracted = [
+        feature_cache.of(backbone, key, photos, split_settings)
+        for photos, split_settings in ((splits["train"], settings), (held_out, exact))
+        if len(photos)
+    ]
+    rows, labels = (np.concatenate([getattr(part, name) for part in extracted]) for name in ("rows", "labels"))
+    order = np.argsort(rows)
+    table = Rows([part.array for part in extracted], [part.rows for part in extracted], order)
+    return Seen(table, rows[order], labels[order])
+
+
+def probabilities(examples: Seen, groups: np.ndarray, classes: int, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Predict every photo with a logistic regression that was not trained on it or its group.
+
+    Args:
+        groups: a number per photo.
+    Returns:
+        Probabilities [photos, classes], and whether the head's training photos had the photo's
+        class, bool [photos]. They lack it if the whole class is one group.
+    Raises:
+        PhotosError: there are too few photos to train and score.
+    """
+    from scipy.special import softmax
+
+    folds = depth_probe.dealt(examples.labels, groups, source)
+    out_of_fold_logits, has_known_class = (
+        np.zeros((len(examples.labels), classes)),
+        np.zeros(len(examples.labels), bool),
+    )
+    for train, test in folds:
+        has_known_class[test] = np.isin(examples.labels[test], examples.labels[train])
+    with progress.stage("doubt labels", len(folds) + len(REGULARISATION_GRID) - 1, "heads") as bar:
+        trials = []
+        test = folds[0][1]
+        for inverse_l2 in REGULARISATION_GRID:
+            logits = _fit_and_predict(examples, folds[0], classes, inverse_l2)
+            losses, is_known = logistic_head.cross_entropy(logits, examples.labels[test]), has_known_class[test]
+            trials.append((float((losses[is_known] if is_known.any() else losses).mean()), inverse_l2, logits))
+            bar.advance(1)
+        _, inverse_l2, out_of_fold_logits[test] = min(trials, key=lambda trial: trial[:2])
+        for fold in folds[1:]:
+            out_of_fold_logits[fold[1]] = _fit_and_predict(examples, fold, classes, inverse_l2)
+            bar.advance(1)
+    return softmax(out_of_fold_logits, axis=1), has_known_class
+
+
+def _fit_and_predict(examples: Seen, fold: Fold, classes: int, inverse_l2: float) -> np.ndarray:
+    """Fit a head on (a subsample of) the training photos; return test logits [photos, classes]."""
+    train, test = _enough(fold[0], examples.labels), fold[1]
+    train_features, test_features = examples.features.of(train), examples.features.of(test)
+    return logistic_head.said_of(test_features, train_features, examples.labels[train], classes, inverse_l2)
+
+
+def _enough(train: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Subsample the training photos by class if there are too many; small classes stay whole."""
+    if len(train) <= MOST:
+        return train
+    rng, fraction = np.random.default_rng(depth_probe.SEED), MOST / len(train)
+    by_class = [train[labels[train] == label] for label in np.unique(labels[train])]
+    counts = [max(round(fraction * len(rows)), min(len(rows), MIN_PHOTOS_PER_CLASS)) for rows in by_class]
+    return np.sort(
+        np.concatenate([rng.choice(rows, count, replace=False) for rows, count in zip(by_class, counts, strict=True)])
+    )

@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, pretrained weights, layer table."""

@@ -1,0 +1,1 @@
+"""Training: loop, steps, optimisers, checkpoints, the logistic head."""

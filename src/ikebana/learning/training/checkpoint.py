@@ -1,0 +1,133 @@
+"""Checkpoints and final weights as safetensors files."""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ikebana.errors import RunError
+from ikebana.system.files import written
+from ikebana.system.resources import no_memory
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The result of one epoch: mean losses, and accuracies from 0 to 1.
+
+    As in Keras, `train_` figures are running means over the epoch's steps, with augmentation and
+    dropout. In a recipe with `tuning` they include label smoothing and class priors. `val_` figures
+    are plain cross-entropies. Where the head is fitted directly, both are of the fitted head.
+    """
+
+    epoch: int  # from 1
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None  # None without validation photos
+    val_accuracy: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Saved:
+    """All that an interrupted training needs to resume."""
+
+    # Completed epochs.
+    epochs: list[Epoch] = field(default_factory=list)
+    # Of network, optimiser, EMA, best weights and the unfinished epoch, told apart by prefix.
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    # Model-selection loss of the best weights.
+    best_loss: float = math.inf
+
+    def entries(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names start with the prefix, without the prefix."""
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+
+def save(file: Path, state: Saved) -> None:
+    """Write a checkpoint atomically: an interrupted write leaves the previous one."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
+    training = {"epochs": [asdict(epoch) for epoch in state.epochs], "best_loss": repr(state.best_loss)}
+    _write_tensors(file, tensors, {"training": json.dumps(training)})
+
+
+def load(file: Path) -> Saved:
+    """Read a checkpoint.
+
+    Raises:
+        RunError: the file cannot be read or is damaged.
+    """
+    with usable(file):
+        # First, since it validates the whole file. Windows cannot replace a mapped file: clone.
+        tensors = {name: value.clone() for name, value in load_file(file).items()}
+        training = json.loads(_read_metadata(file)["training"])
+        epochs = [Epoch(**epoch) for epoch in training["epochs"]]
+        return Saved(epochs, tensors, float(training["best_loss"]))
+
+
+@contextmanager
+def usable(file: Path | None) -> Iterator[None]:
+    """Turn errors from a damaged or mismatched checkpoint into a RunError with advice.
+
+    The advice is to delete the file only where nothing else would help.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"the checkpoint cannot be read: {reason}", where=file, advice="see that it can be, then again"
+        ) from None
+    except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        if no_memory(error):
+            raise
+        raise RunError(
+            f"the checkpoint cannot be used: {str(error).splitlines()[0]}",
+            where=file,
+            advice="delete it: --resume then trains from the start",
+        ) from None
+
+
+def save_weights(file: Path, network: nn.Module) -> None:
+    """Write `weights.safetensors`, without time or path: equal weights give equal files."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    _write_tensors(file, tensors)
+
+
+def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a file with the run folder's permissions; safetensors makes it private to its owner."""
+    with written(file, make=False) as partial_file:
+        save_file(tensors, partial_file, metadata)
+        partial_file.chmod(file.parent.stat().st_mode & 0o666)
+
+
+def load_weights(file: Path, network: nn.Module) -> None:
+    """Load the weights of a finished run into the network.
+
+    Raises:
+        RunError: the file is missing, damaged or of another network.
+    """
+    try:
+        network.load_state_dict(load_file(file))
+    except FileNotFoundError:
+        raise RunError(
+            "this run has no weights yet", where=file.parent, advice=f"ikebana fit --resume {file.parent}"
+        ) from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"the weights cannot be used: {reason}", where=file, advice="a copy of the run that is whole"
+        ) from None
+
+
+def _read_metadata(file: Path) -> dict[str, str]:
+    """Read the header of a safetensors file: its length in 8 bytes, little-endian, then JSON."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        return json.loads(stream.read(length))["__metadata__"]

@@ -1,0 +1,100 @@
+"""Progress within one epoch: order of the photos, random state, running sums."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ikebana.learning.augmentation import augmented
+from ikebana.learning.examples import Examples
+from ikebana.recipe import Recipe
+
+
+class Pass:
+    """One epoch over the training photos, which can be saved and resumed between two steps."""
+
+    def __init__(self, recipe: Recipe, number: int, examples: Examples, device: str, together: bool = False):
+        """Seed the random generators and shuffle the photos.
+
+        Args:
+            number: of the epoch, from 1.
+            together: avoid batches of a single photo, which BatchNorm cannot normalise.
+        """
+        self.recipe, self.number, self.examples, self.device = recipe, number, examples, device
+        self.avoid_single_photo_batches = together
+        seed = recipe.seed * 1_000_003 + number  # a separate random stream per epoch
+        self.generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # dropout draws from torch's global generator
+        self.order = torch.randperm(len(examples), generator=self.generator).numpy()
+        self.seen = 0
+        self.loss_sum = self.correct = torch.zeros((), device=device)
+        self.started_at = time.perf_counter()
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the remaining batches: photos (augmented) or features, and their labels."""
+        augmentation = self.recipe.augmentation
+        for indices in self._iterate_indices():
+            inputs, labels = self.examples.batch(indices, self.device)
+            if augmentation is not None:
+                inputs = augmented(inputs, augmentation, self.generator)
+            yield inputs, labels
+
+    def _iterate_indices(self) -> Iterator[np.ndarray]:
+        """Iterate over the remaining batches' indices; a single last photo joins the batch before."""
+        start = self.seen
+        while start < len(self.order):
+            end = start + self.recipe.batch
+            if self.avoid_single_photo_batches and end == len(self.order) - 1:
+                end += 1
+            yield self.order[start:end]
+            start = end
+
+    def add(self, loss: Tensor, correct: Tensor, photos: int) -> None:
+        """Add a step: its mean loss, its number of correct predictions and of photos."""
+        self.loss_sum = self.loss_sum + loss * photos
+        self.correct = self.correct + correct
+        self.seen += photos
+
+    @property
+    def loss(self) -> float:
+        """The mean loss over the photos seen so far."""
+        return float(self.loss_sum) / self.seen
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy over the photos seen so far."""
+        return float(self.correct) / self.seen
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started_at
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state under its names in the checkpoint."""
+        state = {
+            "seen": torch.tensor(self.seen),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "loss_sum": self.loss_sum,
+            "right": self.correct,
+            "generator": self.generator.get_state(),
+            "dice": torch.get_rng_state(),
+        }
+        if self.device != "cpu":
+            state["device_dice"] = torch.get_device_module(self.device).get_rng_state()
+        return {f"pass.{name}": value for name, value in state.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Resume from the result of `to_tensors`, its prefix removed.
+
+        Raises:
+            KeyError, RuntimeError, TypeError: the state is damaged.
+        """
+        self.seen = int(state["seen"])
+        self.started_at = time.perf_counter() - float(state["seconds"])
+        self.loss_sum, self.correct = (state[name].to(self.device) for name in ("loss_sum", "right"))
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["dice"])
+        if self.device != "cpu":
+            torch.get_device_module(self.device).set_rng_state(state["device_dice"])

@@ -1,0 +1,317 @@
+"""Fit a linear head by logistic regression, with regularisation selected on held-out photos.
+
+The loss and its optimum are scikit-learn's. The features are read in chunks of some hundred photos,
+since the whole table may not fit into memory.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from ikebana.learning.features.scaling import Table, scale
+from ikebana.learning.models.layers import last_linear
+from ikebana.learning.training.class_priors import log_shares
+from ikebana.system import progress
+
+# Inverse L2 strengths (scikit-learn's C), for features scaled by `scaling.scale`. The best were
+# 1e-2 to 3e-2 for thousands of photos, and about 1 for a dozen per class (docs/log.md).
+STRENGTHS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+STEPS = 200
+# L-BFGS stops where the largest gradient of the mean loss is this small, as scikit-learn does by default.
+GRADIENT = 1e-4
+# The head that ships is fitted further: at 1e-4 a probability can be 0.006 away from the optimum, at 1e-5 0.0005.
+# float32 chunks leave a gradient of some 3e-6.
+FINAL_GRADIENT = 1e-5
+# The logit of a class without training photos, so that it is never predicted.
+NEVER = -30.0
+# With fewer in a class, regularisation is selected by cross-validation on the training photos...
+FEW = 30
+# ...unless there are this many in all.
+MANY = 3000
+MAX_FOLDS = 5
+# One of the grid, used where the photos are too few to select by.
+OF_A_HANDFUL = 1.0
+# The search ends after this many worse values in a row: weak regularisation takes the most steps.
+PATIENCE = 2
+CHUNK_PHOTOS = 512
+# 104 MB of scaled features are cached in memory; larger tables are read again at each step.
+HELD = 26_000_000
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear head: weight float32 [classes, features], bias float32 [classes].
+
+    `inverse_l2` is the selected inverse L2 strength.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    strength: float
+
+    def fill(self, head: nn.Module) -> None:
+        """Copy it into the head's last layer."""
+        layer = last_linear(head)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(self.weight))
+            layer.bias.copy_(torch.from_numpy(self.bias))
+
+
+def fit(
+    features: Table,
+    labels: np.ndarray,
+    held_out: Table,
+    held_out_labels: np.ndarray,
+    classes: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> Linear:
+    """Fit a head, its L2 strength selected on the model-selection photos.
+
+    It predicts rare and common classes alike. Memory does not grow with the photos.
+
+    Args:
+        train_features: float [photos, features].
+        train_labels: class indices [photos].
+        selection_features, selection_labels: of photos held out for model selection; if they are
+            few, folds of the training photos select instead.
+        classes: number of classes; one without training photos is never predicted.
+        groups: a number per training photo; folds keep groups whole, since copies on both sides
+            would favour the weakest regularisation. By default each photo is its own group.
+    """
+    mean, spread = scale(features)
+    all_chunks = Pieces(features, labels, mean, spread)
+    if groups is None:
+        groups = np.arange(len(labels))
+    photos_per_class = np.bincount(held_out_labels, minlength=classes)[np.unique(labels)]
+    has_selection_photos = min(photos_per_class) >= FEW or len(held_out_labels) >= MANY
+    if has_selection_photos:
+        trials = [Trial(all_chunks, Pieces(held_out, held_out_labels, mean, spread), classes)]
+    else:
+        trials = [
+            Trial(all_chunks.some(train_rows), all_chunks.some(test_rows), classes)
+            for train_rows, test_rows in dealt(labels, groups, seed, learned_alone=True)
+        ]
+    best = _chosen(trials) if trials else STRENGTHS.index(OF_A_HANDFUL)
+    initial = trials[0].best if has_selection_photos else None
+    coefficients = fitted(all_chunks, classes, STRENGTHS[best], initial, FINAL_GRADIENT)
+    weight, bias = coefficients[:, :-1] / spread, coefficients[:, -1] - log_shares(labels, classes)
+    return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), STRENGTHS[best])
+
+
+def said_of(
+    test_features: Table, train_features: Table, train_labels: np.ndarray, classes: int, inverse_l2: float
+) -> np.ndarray:
+    """Fit a head and predict other photos, whose class frequencies are taken to be the same.
+
+    Args:
+        test_features: float [test photos, features].
+        train_features: float [photos, features].
+        inverse_l2: on features scaled by `scaling.scale`.
+    Returns:
+        Logits [test photos, classes].
+    """
+    mean, spread = scale(train_features)
+    coefficients = fitted(Pieces(train_features, train_labels, mean, spread), classes, inverse_l2)
+    return logits(coefficients, Pieces(test_features, np.zeros(len(test_features), np.int64), mean, spread))
+
+
+class Pieces:
+    """Scaled features with their labels, iterable in chunks any number of times."""
+
+    def __init__(self, features: Table, labels: np.ndarray, mean: np.ndarray, spread: np.ndarray):
+        self.features, self.labels, self.width = features, labels, features.shape[1]
+        self.mean, self.factor = mean.astype(np.float32), (1 / spread).astype(np.float32)
+        # Row indices into the features, int64; None for all.
+        self.rows: np.ndarray | None = None
+        # All scaled features, float32, if memory holds them.
+        self.cached: np.ndarray | None = None
+        if len(labels) * self.width <= HELD:
+            cached = np.empty((len(labels), self.width), np.float32)
+            for start in range(0, len(labels), CHUNK_PHOTOS):
+                cached[start : start + CHUNK_PHOTOS] = self._read(slice(start, start + CHUNK_PHOTOS))
+            self.cached = cached
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(self), CHUNK_PHOTOS):
+            chunk = slice(start, start + CHUNK_PHOTOS)
+            rows = chunk if self.rows is None else self.rows[chunk]
+            yield self._read(rows) if self.cached is None else self.cached[rows], self.labels[chunk]
+
+    def _read(self, rows: slice | np.ndarray) -> np.ndarray:
+        chunk = self.features[rows].astype(np.float32, copy=False) - self.mean
+        chunk *= self.factor
+        return chunk
+
+    def some(self, rows: np.ndarray) -> "Pieces":
+        """Select rows, int64 or bool, without copying the features."""
+        selection = copy.copy(self)
+        selection.rows, selection.labels = rows, self.labels[rows]
+        return selection
+
+
+class Trial:
+    """Training and selection photos, with the best head so far as regularisation gets weaker."""
+
+    def __init__(self, train: Pieces, selection: Pieces, classes: int):
+        self.train, self.selection, self.classes = train, selection, classes
+        self.coefficients = self.best = np.zeros((classes, train.width + 1))
+
+    def loss(self, inverse_l2: float) -> tuple[float, float]:
+        """Fit, starting from the last fit; return cross-entropy and accuracy on selection photos."""
+        self.coefficients = fitted(self.train, self.classes, inverse_l2, self.coefficients)
+        selection_logits = logits(self.coefficients, self.selection)
+        accuracy = (selection_logits.argmax(1) == self.selection.labels).mean()
+        return float(cross_entropy(selection_logits, self.selection.labels).mean()), float(accuracy)
+
+    def keep_best(self) -> None:
+        """Keep the last fit as the best so far."""
+        self.best = self.coefficients
+
+
+def _chosen(trials: list[Trial]) -> int:
+    """Return the grid index with the lowest loss over all trials, which keep their fits of it."""
+    best, lowest_loss, best_accuracy, index = 0, np.inf, 0.0, 0
+    with progress.stage("choose the head", len(STRENGTHS) * len(trials), "strengths") as bar:
+        for index, inverse_l2 in enumerate(STRENGTHS):
+            scores = []
+            for trial in trials:
+                scores.append(trial.loss(inverse_l2))
+                bar.advance(1)
+            loss, accuracy = (float(score) for score in np.mean(scores, 0))
+            if loss < lowest_loss:
+                best, lowest_loss, best_accuracy = index, loss, accuracy
+                for trial in trials:
+                    trial.keep_best()
+            elif index - best >= PATIENCE:
+                break
+        bar.advance((len(STRENGTHS) - 1 - index) * len(trials), loss=lowest_loss, accuracy=best_accuracy)
+    return best
+
+
+# Row indices of training and test photos, int64.
+Fold: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+
+def dealt(labels: np.ndarray, groups: np.ndarray, seed: int, learned_alone: bool = False) -> list[Fold]:
+    """Make up to five folds, stratified by class, groups kept whole; each photo is tested once.
+
+    Args:
+        labels: class indices [photos].
+        groups: a number per photo.
+        known_classes_only: leave out test photos of a class that the fold does not train, since they say
+            nothing about regularisation.
+    Returns:
+        Fewer folds if no class has five groups; none if no class has two.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    max_groups = max(len(np.unique(groups[labels == label])) for label in np.unique(labels))
+    if max_groups < 2:
+        return []
+    # Without groups of several photos the plain splitter is as good, and much faster.
+    is_ungrouped = len(np.unique(groups)) == len(groups)
+    splitter_class = StratifiedKFold if is_ungrouped else StratifiedGroupKFold
+    splitter = splitter_class(min(MAX_FOLDS, max_groups), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class in y has only")
+        folds = list(splitter.split(labels[:, None], labels, None if is_ungrouped else groups))
+    if learned_alone:
+        folds = [(train, test[np.isin(labels[test], labels[train])]) for train, test in folds]
+    return [fold for fold in folds if all(map(len, fold))]
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Compute the cross-entropy per photo, float [photos], of logits [photos, classes]."""
+    logits = logits - logits.max(1, keepdims=True)
+    return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+
+
+def logits(coefficients: np.ndarray, chunks: Pieces) -> np.ndarray:
+    """Compute logits, float [photos, classes], with the coefficients of `fit_coefficients`."""
+    weight, bias = coefficients[:, :-1].astype(np.float32), coefficients[:, -1]
+    result = np.empty((len(chunks), len(coefficients)))
+    start = 0
+    for features, _ in chunks:
+        result[start : start + len(features)] = _multiply(features, weight.T) + bias
+        start += len(features)
+    return result
+
+
+def fitted(
+    chunks: Pieces, classes: int, inverse_l2: float, initial: np.ndarray | None = None, tolerance: float = GRADIENT
+) -> np.ndarray:
+    """Fit by L-BFGS; return weights with the bias in the last column, [classes, features + 1].
+
+    The coefficients are float64. For two classes scikit-learn fits one weight vector. Here there
+    are two, with twice the penalty, which is equivalent.
+
+    Args:
+        initial: coefficients to start from; they change the number of steps, not the optimum.
+        tolerance: the largest gradient of the mean loss at which the fit stops.
+    Source: scikit-learn, LogisticRegression(C=inverse_l2).
+    """
+    from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
+
+    coefficients = np.zeros((classes, chunks.width + 1))
+    coefficients[:, -1] = NEVER
+    present = np.unique(chunks.labels)
+    if len(present) == 1:
+        coefficients[present, -1] = 0.0
+        return coefficients
+    class_index = np.zeros(classes, np.int64)
+    class_index[present] = np.arange(len(present))
+    l2 = (2.0 if len(present) == 2 else 1.0) / (inverse_l2 * len(chunks))
+    start = np.zeros((len(present), chunks.width + 1)) if initial is None else initial[present]
+    # scipy and numpy each bring a BLAS whose threads spin while they wait: each step then took four times as long.
+    with threadpool_limits(1, "blas"):
+        result = minimize(
+            lambda flat: _loss(flat.reshape(start.shape), chunks, class_index, l2),
+            start.ravel(),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": STEPS, "maxls": 50, "gtol": tolerance, "ftol": 64 * np.finfo(float).eps},
+        )
+    coefficients[present] = result.x.reshape(start.shape)
+    return coefficients
+
+
+def _multiply(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Multiply two matrices, one of them narrow; torch takes half of numpy's time."""
+    return (torch.from_numpy(first) @ torch.from_numpy(second)).numpy()
+
+
+def _loss(coefficients: np.ndarray, chunks: Pieces, class_index: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
+    """Compute mean cross-entropy plus L2 penalty, and its flattened gradient.
+
+    Each chunk is computed in float32, their sums in float64.
+    """
+    weight, bias = coefficients[:, :-1].astype(np.float32), coefficients[:, -1].astype(np.float32)
+    loss, gradient = 0.0, np.zeros(coefficients.shape)
+    for features, labels in chunks:
+        # Logits, then their exponentials, then probabilities, then the gradient, all in one array.
+        values = _multiply(features, weight.T) + bias
+        true_class = (np.arange(len(features)), class_index[labels])
+        values -= values.max(1, keepdims=True)
+        true_logits = values[true_class]
+        np.exp(values, out=values)
+        sums = values.sum(1, keepdims=True)
+        loss += float((np.log(sums[:, 0]) - true_logits).sum(dtype=np.float64))
+        values /= sums
+        values[true_class] -= 1
+        gradient[:, :-1] += _multiply(values.T, features)
+        gradient[:, -1] += values.sum(0, dtype=np.float64)
+    gradient /= len(chunks)
+    gradient[:, :-1] += l2 * coefficients[:, :-1]
+    penalty = l2 / 2 * float(np.square(coefficients[:, :-1]).sum())
+    return loss / len(chunks) + penalty, gradient.ravel()

@@ -1,0 +1,223 @@
+"""The training loop: a generator that yields each `Epoch` once it is saved."""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ikebana.errors import RecipeError
+from ikebana.learning.augmentation import augmented
+from ikebana.learning.device import Setting
+from ikebana.learning.examples import Examples, logits_of, score
+from ikebana.learning.fast import fused_inference
+from ikebana.learning.models import networks
+from ikebana.learning.training import checkpoint
+from ikebana.learning.training.checkpoint import Epoch, Saved
+from ikebana.learning.training.epoch import Pass
+from ikebana.learning.training.interrupts import held
+from ikebana.learning.training.trainer import Learner, phases
+from ikebana.recipe import Recipe
+from ikebana.system import progress
+
+# Seconds between two checkpoints within an epoch, at least. A checkpoint of `good` is 80 MB and
+# takes 0.2 s to write, 0.3 % of a minute; a kill costs one minute of training at most.
+EVERY = 60.0
+# On a slow disk or with a large network the interval grows, to keep writing below this fraction.
+SHARE = 0.02
+# With fewer model-selection photos the best epoch is a matter of chance: the last one is taken.
+FEW = 30
+# Seconds between two reads of loss and accuracy, at least: each makes the CPU wait for a GPU.
+MIN_DISPLAY_INTERVAL_SECONDS = 0.2
+# Timed steps of a trial, after one warm-up step.
+TRIAL_STEPS = 2
+
+
+def train(
+    network: nn.Module,
+    recipe: Recipe,
+    examples: Examples,
+    validation: Examples,
+    settings: Setting,
+    checkpoint_file: Path | None = None,
+    title: str = "train",
+) -> Iterator[Epoch]:
+    """Train to the recipe's last epoch and yield each epoch once it is saved.
+
+    Within a long epoch, too, a checkpoint is written from time to time, and before Ctrl-C or
+    SIGTERM ends the training. At the end the network has the weights of the last epoch. In a recipe
+    with `tuning` it has the EMA weights of the epoch with the lowest model-selection loss.
+
+    Args:
+        checkpoint_file: Where it exists, training resumes from it. Its epochs are yielded again
+            first, so the stream equals that of an uninterrupted training. On a CPU the weights are
+            bit-equal too.
+        title: of the progress bar.
+    Raises:
+        RecipeError: the loss became NaN or infinite.
+    """
+    network.to(settings.device)
+    state = Saved()
+    if checkpoint_file is not None and checkpoint_file.exists():
+        state = checkpoint.load(checkpoint_file)
+    if state.tensors:
+        with checkpoint.usable(checkpoint_file):
+            network.load_state_dict(state.entries("network."))
+    yield from state.epochs
+    writer, plan, epoch_state = Log(checkpoint_file, state), phases(recipe), state.entries("pass.")
+    with progress.stage(title, (plan[-1].last - len(writer.epochs)) * len(examples)) as bar:
+        for phase in plan:
+            if len(writer.epochs) >= phase.last:
+                continue
+            trainer = Learner(network, recipe, phase, examples.labels)
+            if epoch_state or len(writer.epochs) >= phase.first:
+                with checkpoint.usable(checkpoint_file):
+                    trainer.restore(state)
+            state = Saved()  # frees the memory of its tensors, which the trainer has copied
+            while len(writer.epochs) < phase.last:
+                has_batch_norm = networks.trains_norms(recipe, phase.trained)
+                epoch_progress = Pass(recipe, len(writer.epochs) + 1, examples, settings.device, has_batch_norm)
+                if epoch_state:
+                    with checkpoint.usable(checkpoint_file):
+                        epoch_progress.restore(epoch_state)
+                    epoch_state = {}
+                    bar.advance(epoch_progress.seen)
+                name = f"{epoch_progress.number}/{plan[-1].last}"
+                yield _run_epoch(epoch_progress, name, trainer, validation, settings, writer, bar)
+    if writer.best.weights:
+        network.load_state_dict(writer.best.weights)
+
+
+class Best:
+    """The weights of the epoch with the lowest model-selection loss, in a recipe with `tuning`."""
+
+    def __init__(self, state: Saved):
+        self.loss, self.weights = state.best_loss, state.entries("best.")
+
+    def consider(self, loss: float | None, network: nn.Module) -> None:
+        """Copy the weights if the loss is the lowest so far, or None (too few photos)."""
+        if loss is None or loss <= self.loss:
+            self.loss = self.loss if loss is None else loss
+            self.weights = copy.deepcopy(network.state_dict())
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return the weights under their names in the checkpoint."""
+        return {f"best.{name}": value for name, value in self.weights.items()}
+
+
+class Log:
+    """The epochs and best weights of a training, and the checkpoint file that holds them."""
+
+    def __init__(self, file: Path | None, state: Saved):
+        self.file, self.epochs, self.best = file, list(state.epochs), Best(state)
+        self.saved_at, self.save_seconds = time.monotonic(), 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a checkpoint within the epoch should be written now."""
+        return time.monotonic() - self.saved_at > max(EVERY, self.save_seconds / SHARE)
+
+    def save(self, trainer: Learner, unfinished_epoch: Pass | None = None) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            MachineError: the disk is full; the previous checkpoint stays.
+        """
+        if self.file is None:
+            return
+        started_at = time.monotonic()
+        epoch_tensors = unfinished_epoch.tensors() if unfinished_epoch is not None else {}
+        tensors = trainer.tensors() | self.best.to_tensors() | epoch_tensors
+        checkpoint.save(self.file, Saved(self.epochs, tensors, self.best.loss))
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - started_at
+
+
+def _run_epoch(
+    epoch_progress: Pass,
+    name: str,
+    trainer: Learner,
+    validation: Examples,
+    settings: Setting,
+    writer: Log,
+    bar: progress.Bar,
+) -> Epoch:
+    """Make the remaining steps of an epoch, validate, and write the checkpoint."""
+    _run_steps(epoch_progress, name, trainer, settings, writer, bar)
+    try:
+        logits = logits_of(fused_inference.for_looking(trainer.scored, validation), validation, settings)
+    except KeyboardInterrupt:  # all steps are made, and validation changes no state
+        writer.save(trainer, epoch_progress)
+        raise
+    # The last step may have diverged, which the loss before it does not show.
+    if not np.isfinite(logits).all():
+        raise _non_finite_error(epoch_progress, trainer)
+    val_loss, val_accuracy = score(logits, validation.labels)
+    val_scores = {} if val_accuracy is None else {"val_accuracy": val_accuracy}
+    bar.advance(0, epoch=name, loss=epoch_progress.loss, accuracy=epoch_progress.accuracy, **val_scores)
+    with held():
+        if trainer.recipe.tuning is not None:
+            selection = np.flatnonzero(validation.for_choices)
+            has_enough = len(selection) >= FEW
+            loss, _ = score(logits[selection], validation.labels[selection]) if has_enough else (None, None)
+            writer.best.consider(loss, trainer.scored)
+        train_loss, train_accuracy, seconds = epoch_progress.loss, epoch_progress.accuracy, epoch_progress.seconds
+        writer.epochs.append(Epoch(epoch_progress.number, train_loss, train_accuracy, val_loss, val_accuracy, seconds))
+        writer.save(trainer)
+    return writer.epochs[-1]
+
+
+def _run_steps(
+    epoch_progress: Pass, name: str, trainer: Learner, settings: Setting, writer: Log, bar: progress.Bar
+) -> None:
+    """Make an epoch's remaining steps; between two it may be saved and stopped.
+
+    Raises:
+        RecipeError: the loss became NaN or infinite.
+    """
+    networks.into_training(trainer.network, trainer.recipe, trainer.phase.trained)
+    displayed_at = 0.0
+    with held() as signals:
+        for inputs, labels in epoch_progress.batches():
+            loss, logits = trainer.step(inputs, labels, settings)
+            epoch_progress.add(loss, (logits.argmax(1) == labels).sum(), len(labels))
+            scores: dict[str, float | str] = {}
+            if time.monotonic() - displayed_at > MIN_DISPLAY_INTERVAL_SECONDS:
+                scores = {"epoch": name, "loss": epoch_progress.loss, "accuracy": epoch_progress.accuracy}
+                displayed_at = time.monotonic()
+            bar.advance(len(labels), **scores)
+            if signals.came or writer.is_due:
+                writer.save(trainer, epoch_progress)
+            signals.let_through()
+    if not math.isfinite(epoch_progress.loss):
+        raise _non_finite_error(epoch_progress, trainer)
+
+
+def _non_finite_error(epoch_progress: Pass, trainer: Learner) -> RecipeError:
+    return RecipeError(
+        f"the loss is no number any more in epoch {epoch_progress.number}",
+        advice=f"a smaller --learning-rate (it is {trainer.phase.learning_rate:g})",
+    )
+
+
+def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:
+    """Time training steps of the last phase, on random pixels and a copied network."""
+    trial = copy.deepcopy(network).to(setting.device)
+    trainer = Learner(trial, recipe, phases(recipe)[-1], np.arange(max(recipe.batch, classes)) % classes)
+    networks.into_training(trial, recipe, trainer.phase.trained)
+    generator = torch.Generator().manual_seed(0)
+    shape = (recipe.batch, recipe.side, recipe.side, 3)
+    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2).to(setting.device)
+    labels = torch.randint(0, classes, (recipe.batch,), generator=generator).to(setting.device)
+    seconds = []
+    for _ in range(1 + TRIAL_STEPS):
+        started_at = time.perf_counter()
+        batch = pixels if recipe.augmentation is None else augmented(pixels, recipe.augmentation, generator)
+        loss, _ = trainer.step(batch, labels, setting)
+        float(loss)  # waits for the device
+        seconds.append(time.perf_counter() - started_at)
+    return min(seconds[1:]) / recipe.batch

@@ -1,0 +1,130 @@
+"""Training phases, and the trainer that makes the steps of one phase."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ikebana.learning.device import Setting
+from ikebana.learning.fast import fused_training
+from ikebana.learning.fast.cuda_graphs import Captured
+from ikebana.learning.models import networks
+from ikebana.learning.models.layers import last_linear
+from ikebana.learning.training import optimisers
+from ikebana.learning.training.checkpoint import Saved
+from ikebana.learning.training.class_priors import log_shares
+from ikebana.recipe import Recipe, Trained
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Consecutive epochs in which the same weights train at the same learning rate."""
+
+    first: int  # epoch, from 1
+    last: int
+    trained: Trained
+    learning_rate: float
+
+
+def phases(recipe: Recipe) -> list[Phase]:
+    """Plan the head-only phase, if any, then the phase of all trainable weights."""
+    transfer, head_epochs = recipe.transfer, 0
+    plan = []
+    if transfer is not None and transfer.head_epochs:
+        head_epochs = transfer.head_epochs
+        plan.append(Phase(1, head_epochs, "head", transfer.head_learning_rate))
+    trainable = networks.trained_in(recipe)
+    return [*plan, Phase(head_epochs + 1, head_epochs + recipe.epochs, trainable, recipe.learning_rate)]
+
+
+class Learner:
+    """A network, its optimiser and, in a recipe with `tuning`, the EMA of its weights."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, labels: np.ndarray):
+        """Build the optimiser of a phase.
+
+        Args:
+            labels: int64 [photos], class indices of the photos of one epoch.
+        """
+        self.network, self.recipe, self.phase = network, recipe, phase
+        # Built with the first batch, once the network is in training mode.
+        self._forward: Callable[[Tensor], Tensor] | None = None
+        groups = networks.trained_groups(network, recipe, phase.trained, phase.learning_rate)
+        self.optimiser: optimisers.RMSprop | optimisers.AdamW
+        if recipe.tuning is None:
+            self.optimiser, self.ema = optimisers.RMSprop(groups), None
+        else:
+            steps = (phase.last - phase.first + 1) * -(-len(labels) // recipe.batch)
+            self.optimiser = optimisers.AdamW(groups, recipe.tuning, steps)
+            self.ema = optimisers.RunningMean(network, recipe.tuning.averaging)
+            # Adding the class priors to the logits of the loss keeps the network from learning
+            # them: it then predicts a rare class as readily as a frequent one.
+            log_priors = log_shares(labels, last_linear(network).out_features)
+            self.shares = torch.from_numpy(log_priors).to(next(network.parameters()))
+            # Label smoothing would give a class without training photos some probability.
+            self.present_classes = torch.from_numpy(np.unique(labels)).to(self.shares.device)
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network to evaluate and export: the EMA, where there is one."""
+        return self.network if self.ema is None else self.ema.network
+
+    def step(self, inputs: Tensor, labels: Tensor, settings: Setting) -> tuple[Tensor, Tensor]:
+        """Make one training step on one batch.
+
+        Returns:
+            The batch's mean loss and its logits, both from before the update.
+        """
+        if self._forward is None:
+            self._forward = self._build_forward(inputs, settings)
+        with settings.autocast():
+            logits = self._forward(inputs)
+        # The loss is never computed in half precision.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = self._compute_loss(logits, labels)
+        self.network.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        if isinstance(self.optimiser, optimisers.AdamW) and self.ema is not None:
+            self.ema.step(int(self.optimiser.count))
+        return loss.detach(), logits.detach()
+
+    def _build_forward(self, inputs: Tensor, settings: Setting) -> Callable[[Tensor], Tensor]:
+        if settings.device == "cuda":
+            return Captured(self.network, self.recipe.batch, settings)
+        return fused_training.for_steps(self.network, inputs, settings)
+
+    def _compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        tuning = self.recipe.tuning
+        if tuning is None:
+            return functional.cross_entropy(logits, labels)
+        adjusted = (logits + self.shares)[:, self.present_classes]
+        labels = torch.searchsorted(self.present_classes, labels)
+        return functional.cross_entropy(adjusted, labels, label_smoothing=tuning.label_smoothing)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state of network, optimiser and EMA under their names in the checkpoint."""
+        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        state |= {f"optimiser.{number:05}": value for number, value in enumerate(self.optimiser.state)}
+        if self.ema is not None:
+            state |= {f"averaged.{name}": value for name, value in self.ema.network.state_dict().items()}
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: Saved) -> None:
+        """Resume from the result of `to_tensors`.
+
+        Raises:
+            KeyError, RuntimeError: the state is of another network.
+        """
+        optimiser = state.entries("optimiser.")
+        if len(optimiser) != len(self.optimiser.state):
+            raise KeyError("the optimiser's state is of another network")
+        self.network.load_state_dict(state.entries("network."))
+        for number, value in enumerate(self.optimiser.state):
+            value.copy_(optimiser[f"{number:05}"])
+        if self.ema is not None:
+            self.ema.network.load_state_dict(state.entries("averaged."))

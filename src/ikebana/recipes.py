@@ -1,0 +1,139 @@
+"""The named recipes, and how the recipe that the user asked for is resolved."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ikebana.errors import RecipeError
+from ikebana.recipe import (
+    GRADIENT_TRAINING_OPTIONS,
+    KERAS_INCEPTION,
+    Augmentation,
+    Recipe,
+    Transfer,
+    Tuning,
+    changed,
+    recipe_from_json,
+)
+
+TUTORIAL_AUGMENTATION = Augmentation(rotation=40, shift=(0.2, 0.2), shear=0.2, zoom=0.2, flip=True)
+
+GOOD = Recipe(
+    name="good",
+    network="tf_efficientnet_lite0",
+    side=0,
+    fit="crop",
+    transfer=Transfer(logistic=True, trained="tail", tail_from="blocks.3", mirrored=True),
+    tuning=Tuning(weight_decay=0.02, layer_decay=0.8, warm_up=0.1, label_smoothing=0.1, averaging=0.99),
+    augmentation=Augmentation(rotation=20, flip=True, area=0.4, light=0.2),
+    learning_rate=3e-4,
+    batch=32,
+    epochs=6,
+)
+
+# bench/records.md has their test accuracy on the 4,317 Flowers Recognition photos with the
+# tutorial's split, and the number of seeds.
+RECIPES: Mapping[str, Recipe] = {
+    "baseline": Recipe(name="baseline"),
+    "augmented": Recipe(
+        name="augmented", dropout=0.2, augmentation=TUTORIAL_AUGMENTATION, learning_rate=1e-5, epochs=100
+    ),
+    "features": Recipe(
+        name="features",
+        network=KERAS_INCEPTION,
+        transfer=Transfer(hidden=512, hidden_dropout=0.5, kept=True),
+        learning_rate=1.5e-6,
+        epochs=120,
+    ),
+    "frozen": Recipe(
+        name="frozen",
+        network=KERAS_INCEPTION,
+        transfer=Transfer(dropout=0.2, hidden=64),
+        augmentation=TUTORIAL_AUGMENTATION,
+        learning_rate=1e-4,
+        epochs=30,
+    ),
+    "finetuned": Recipe(
+        name="finetuned",
+        network=KERAS_INCEPTION,
+        transfer=Transfer(dropout=0.2, hidden=64, head_epochs=30, head_learning_rate=1e-4, trained="tail"),
+        augmentation=TUTORIAL_AUGMENTATION,
+        learning_rate=1e-5,
+        epochs=100,
+    ),
+    "quick": Recipe(
+        name="quick",
+        network="tf_efficientnet_lite0",
+        side=0,
+        fit="crop",
+        transfer=Transfer(logistic=True, kept=True),
+        epochs=1,
+    ),
+    "good": GOOD,
+    "best": replace(GOOD, name="best", network="tf_efficientnet_lite2+tf_efficientnet_lite1", side=256, epochs=8),
+}
+
+DEFAULT = "quick"
+
+
+# The order in which the tutorial lists the classes; its split depends on it.
+TUTORIAL_CLASS_ORDER = ("sunflower", "tulip", "rose", "daisy", "dandelion")
+
+
+def named(name: str, **options: Any) -> Recipe:
+    """Return the recipe of that name with some options changed.
+
+    Raises:
+        RecipeError: there is no such recipe or option, or an option is invalid.
+    """
+    if name not in RECIPES:
+        raise RecipeError(
+            f"there is no recipe {name!r}", advice=f"one of: {', '.join(RECIPES)}; or the recipe.json of a run"
+        )
+    return changed(RECIPES[name], **options)
+
+
+def sought(source: "str | Path | Recipe", **options: Any) -> Recipe:
+    """Return the recipe that a name, file or Recipe refers to, with some options changed.
+
+    Args:
+        source: a name, a file such as a run's `recipe.json`, or a Recipe.
+    Raises:
+        RecipeError: there is no such recipe, file or option, the file is damaged or from another
+            version, or an option is invalid.
+    """
+    if isinstance(source, Recipe):
+        recipe = changed(source, **options)
+    elif isinstance(source, str) and not source.endswith(".json"):
+        recipe = named(source, **options)
+    else:
+        recipe = changed(read_recipe(Path(source).expanduser()), **options)
+    unused = sorted(GRADIENT_TRAINING_OPTIONS & options.keys())
+    if unused and recipe.transfer is not None and recipe.transfer.logistic and recipe.transfer.trained == "head":
+        raise RecipeError(
+            f"the head of {recipe.name} is found at once, not step by step: {', '.join(unused)} would change nothing",
+            advice="leave that out, or --recipe good",
+        )
+    if "dropout" in options and "tutorial" not in recipe.networks:
+        raise RecipeError(
+            f"dropout is of the tutorial's network; {recipe.name} has {recipe.network}", advice="leave --dropout out"
+        )
+    return recipe
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a recipe file, such as the `recipe.json` of a run; RecipeError if that fails."""
+    # Probably a misspelt name: the error lists the names.
+    if not file.is_file() and file.suffix != ".json":
+        return named(str(file))
+    try:
+        return recipe_from_json(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it is damaged: {error}"
+        raise RecipeError(
+            f"this recipe cannot be read: {reason}", where=file, advice="the recipe.json of a run"
+        ) from None
+    except RecipeError as error:
+        raise RecipeError(error.what, where=file, advice=error.advice) from None

@@ -1,0 +1,130 @@
+"""Figures and thumbnails of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from PIL import Image
+
+from ikebana.data.dataset import Dataset
+from ikebana.data.pixel_cache import chunks, in_threads
+from ikebana.evaluation.metrics import Evaluation
+from ikebana.recipe import Fit
+from ikebana.reports import figures
+from ikebana.runs.run import Run
+from ikebana.system import progress
+from ikebana.system.files import filled, made
+
+# Photos in the sample grid.
+MAX_SAMPLES = 24
+MAX_SAMPLES_PER_CLASS = 4
+# White like the sheet, and low, because a row is as high as its highest photo.
+NO_PHOTO = np.full((1, 16, 3), 255, np.uint8)
+# A confusion matrix of more classes would be a picture of hundreds of megapixels.
+MAX_CONFUSION_CLASSES = 300
+
+
+def everything(
+    run: Run, dataset: Dataset, pixels: np.ndarray, examples: Sequence[np.ndarray], evaluation: Evaluation
+) -> None:
+    """Draw all figures, and the thumbnails of validation and test photos."""
+    folder = made(run.folder / "figures")
+    with progress.stage("draw", 4, "kinds of pictures") as bar:
+        draw_dataset(folder, dataset, pixels, run.recipe.fit)
+        bar.advance(1)
+        draw_training(folder, run.epochs, len(run.recipe.networks), examples)
+        bar.advance(1)
+        if len(evaluation.classes) <= MAX_CONFUSION_CLASSES:
+            figures.confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
+        else:
+            limit = MAX_CONFUSION_CLASSES
+            progress.say(f"more than {limit} classes: the confusion matrix is in evaluation.json, not drawn")
+        bar.advance(1)
+        write_thumbnails(run.folder / "thumbnails", dataset, pixels, run.recipe.fit)
+        bar.advance(1)
+
+
+def draw_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Fit) -> None:
+    """Draw the class counts as bars and as a pie, and a grid of sample photos."""
+    counts = dataset.counts()
+    figures.class_counts_bar(counts, folder / "classes_bar.png")
+    figures.class_counts_pie(counts, folder / "classes_pie.png")
+    columns = photos_a_class(dataset)
+    photos, captions = samples(dataset, pixels, resize, columns)
+    figures.photo_grid(
+        photos, captions, folder / "samples.png", title="Photos of each class", columns=columns if columns > 1 else 6
+    )
+
+
+def photos_a_class(dataset: Dataset) -> int:
+    """Return the number of sample photos per class, lower if there are many classes."""
+    return max(1, min(MAX_SAMPLES_PER_CLASS, MAX_SAMPLES // len(dataset.classes)))
+
+
+def samples(dataset: Dataset, pixels: np.ndarray, resize: Fit, per_class: int) -> tuple[list[np.ndarray], list[str]]:
+    """Pick evenly spaced training photos per class, always the same ones.
+
+    Blank photos fill up small classes, so that each class has a row of its own.
+
+    Returns:
+        The photos and their captions.
+    """
+    photos: list[np.ndarray] = []
+    captions: list[str] = []
+    training = dataset.photos.with_row_index("row").filter(pl.col("split") == "train")
+    for name in dataset.classes[:MAX_SAMPLES]:
+        of_class = training.filter(pl.col("label") == name)
+        if of_class.is_empty():
+            continue
+        places = np.unique(np.linspace(0, len(of_class) - 1, per_class).astype(int))
+        rows = list(of_class[places].select("row", "width", "height").iter_rows())
+        empty = per_class - len(rows)
+        shown = [as_it_was(pixels[row], width, height, resize) for row, width, height in rows]
+        photos += [*shown, *[NO_PHOTO] * empty]
+        captions += [name] * len(shown) + [""] * empty
+    return photos, captions
+
+
+def draw_training(
+    folder: Path, epochs: Sequence[dict[str, Any]], network_count: int, examples: Sequence[np.ndarray]
+) -> None:
+    """Draw loss and accuracy curves per network, and augmented examples if there are any."""
+    per_network = len(epochs) // network_count
+    for number in range(network_count if per_network > 1 else 0):
+        name = "curves.png" if number == 0 else f"curves_{number + 1}.png"
+        figures.curves(epochs[number * per_network : (number + 1) * per_network], folder / name)
+    if examples:
+        names = ["as it is", *("as trained on" for _ in examples[1:])]
+        figures.photo_grid(
+            examples, names, folder / "augmented.png", title="What augmentation does", columns=len(names)
+        )
+
+
+def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Fit) -> None:
+    """Write small validation and test photos in their own shape, named by the file's sha256."""
+    # The folder appears atomically, so an earlier attempt was complete.
+    if folder.exists():
+        return
+    held_out = dataset.photos.with_row_index("row").filter(pl.col("split").is_in(("validation", "test")))
+    rows = list(held_out.select("row", "sha256", "width", "height").iter_rows())
+
+    def save(chunk: range, beside: Path) -> None:
+        for row, sha256, width, height in rows[chunk.start : chunk.stop]:
+            thumbnail = Image.fromarray(as_it_was(pixels[row], width, height, resize))
+            thumbnail.save(beside / f"{sha256}.jpg", "JPEG", quality=85)
+
+    with filled(folder, make=False) as beside:
+        for _ in in_threads(lambda chunk: save(chunk, beside), chunks(len(rows))):
+            pass
+
+
+def as_it_was(square: np.ndarray, width: int, height: int, resize: Fit) -> np.ndarray:
+    """Restore the aspect ratio of a squashed photo, keeping its longer side; a crop stays square."""
+    if resize == "crop":
+        return square
+    longer = max(width, height)
+    side = square.shape[0]
+    size = max(1, round(side * width / longer)), max(1, round(side * height / longer))
+    return np.asarray(Image.fromarray(square).resize(size, Image.Resampling.BILINEAR))

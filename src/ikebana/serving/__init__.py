@@ -1,0 +1,1 @@
+"""A model file over HTTP: REST and a web page."""

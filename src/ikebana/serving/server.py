@@ -1,0 +1,287 @@
+"""Model file → an HTTP API and a web page."""
+
+import hmac
+import importlib.metadata
+import re
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+
+from ikebana.errors import RecipeError
+from ikebana.inference import page_files
+from ikebana.inference.page_files import Facts
+from ikebana.inference.sorting import UNUSABLE
+from ikebana.serving import connections
+from ikebana.serving.limits import Gone, Limits, Refusal
+from ikebana.serving.metrics import CONTENT_TYPE_LATEST, Metrics
+from ikebana.serving.middleware import Door
+from ikebana.serving.prediction_queue import Answer, Classifier, Desk
+from ikebana.serving.uploads import received
+from ikebana.system import progress
+
+# Counts requests of clients that disconnected, as nginx does; no client reads it.
+CLIENT_CLOSED_REQUEST = 499
+# Path → file of the page.
+PAGES = {"/": "index.html", "/docs": "docs.html"} | {
+    f"/{name}": name for name in (*page_files.COMMON, *page_files.SERVED)
+}
+PHOTO_SCHEMA = {"type": "string", "format": "binary"}
+PREDICT_OPENAPI = {
+    "parameters": [
+        {
+            "name": "name",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "Of the photo, if the body is one photo: it is repeated in the answer.",
+        }
+    ],
+    "requestBody": {
+        "required": True,
+        "description": "One or many files as a form, or the bytes of one photo.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"photo": {"type": "array", "items": PHOTO_SCHEMA}}}
+            },
+            "image/*": {"schema": PHOTO_SCHEMA},
+        },
+    },
+}
+
+
+@dataclass
+class Answers:
+    """One prediction per photo, in the order of the upload."""
+
+    predictions: list[Answer]
+
+
+@dataclass
+class Problem:
+    """What is wrong with a request, and what to try."""
+
+    error: str
+    advice: str
+
+
+@dataclass
+class Unusable(Problem):
+    """None of the photos is usable."""
+
+    predictions: list[Answer]
+
+
+@dataclass
+class Accepted:
+    """The limits of one upload."""
+
+    bytes: int
+    files: int
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Classes(Facts):
+    """The classes, the accuracy of the classifier, and the limits of an upload."""
+
+    limits: Accepted
+
+
+@dataclass
+class State:
+    """The state of the server."""
+
+    state: str
+
+
+@dataclass(frozen=True)
+class Service:
+    """The application and its queue."""
+
+    app: Door
+    desk: Desk
+
+
+def serve(
+    file: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    token: str | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Serve a model file over HTTP until a signal to stop.
+
+    Args:
+        file: a file that `ikebana export` made.
+        token: required from clients as `Authorization: Bearer TOKEN`.
+    Raises:
+        ModelError: the file is not a model file.
+        MachineError: the port is taken.
+        RecipeError: the token contains characters that a header cannot contain.
+    """
+    from ikebana.inference import classifier
+
+    limits = limits or Limits()
+    if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise RecipeError("this token cannot be sent in a header", advice="letters and digits, 32 say")
+    loaded = classifier.load(file)
+    listener = connections.bound(host, port)
+    allowed_hosts = connections.names(listener, host)
+    service = build(loaded, limits, token, None if token else allowed_hosts)
+    progress.say(f"{Path(file).name}: {', '.join(loaded.classes)}")
+    progress.say("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
+    if allowed_hosts is None and not token:
+        progress.say("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
+    url = connections.address(listener)
+    progress.event("serving", url=url)
+    progress.result(url)
+    connections.run(service.app, service.desk, limits, listener)
+
+
+def build(
+    classifier: Classifier, limits: Limits, token: str | None = None, names: Collection[str] | None = None
+) -> Service:
+    """Build the application without a socket.
+
+    Args:
+        names: host names that requests may use; None for any, which needs a token to be safe.
+    """
+    metrics = Metrics()
+    queue = Desk(classifier, limits, metrics)
+
+    @asynccontextmanager
+    async def run_queue(_: FastAPI) -> AsyncIterator[None]:
+        async with queue.at_work():
+            yield
+
+    app = FastAPI(
+        title="ikebana",
+        summary="Says what photos show." if token else f"Tells apart {', '.join(classifier.classes)}.",
+        version=importlib.metadata.version("ikebana"),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=run_queue,
+    )
+    _add_error_handlers(app)
+    dependencies = [Depends(_make_token_check(token))] if token else []
+    _add_predict_route(app, queue, limits, dependencies)
+    _add_classes_route(app, classifier, limits, dependencies)
+
+    @app.get("/metrics", summary="What was counted, as Prometheus reads it", dependencies=dependencies)
+    def _metrics() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    _add_health_routes(app, queue)
+    for path, name in PAGES.items():
+        app.add_api_route(path, _make_page_endpoint(name), methods=["GET", "HEAD"], include_in_schema=False)
+    paths = [getattr(route, "path", "") for route in app.routes]
+    return Service(Door(app, metrics, paths, names), queue)
+
+
+def _add_predict_route(app: FastAPI, queue: Desk, limits: Limits, dependencies: list[Any]) -> None:
+    error_responses: dict[int | str, dict[str, Any]] = {
+        400: {"model": Problem, "description": "The form is broken."},
+        408: {"model": Problem, "description": "The upload was too slow."},
+        413: {"model": Problem, "description": "The upload is too large, or has too many files."},
+        422: {"model": Unusable, "description": "None of the photos can be used."},
+        503: {"model": Problem, "description": "The queue is full; `Retry-After` says when to come again."},
+    }
+
+    @app.post(
+        "/predict",
+        summary="What photos show",
+        dependencies=dependencies,
+        response_model=Answers,
+        responses=error_responses,
+        openapi_extra=PREDICT_OPENAPI,
+    )
+    async def _predict(request: Request) -> JSONResponse:
+        with queue.visit() as queued_request:
+            uploads = await received(request, limits, queued_request)
+            predictions = await queue.answers(uploads)
+        body = [asdict(prediction) for prediction in predictions]
+        if all(prediction.outcome == UNUSABLE for prediction in predictions):
+            count = len(predictions)
+            what = predictions[0].status if count == 1 else f"none of the {count} photos can be used"
+            return JSONResponse({"error": what, "advice": "another photo", "predictions": body}, 422)
+        return JSONResponse({"predictions": body})
+
+
+def _add_classes_route(app: FastAPI, classifier: Classifier, limits: Limits, dependencies: list[Any]) -> None:
+    upload_limits = Accepted(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
+    response = Classes(**asdict(page_files.facts(classifier)), limits=upload_limits)
+
+    @app.get("/classes", summary="What the classifier tells apart, and what it takes", dependencies=dependencies)
+    def _classes() -> Classes:
+        return response
+
+
+def _add_health_routes(app: FastAPI, queue: Desk) -> None:
+    @app.get("/healthz", summary="Whether the server lives")
+    async def _healthz() -> State:
+        return State("alive")
+
+    error_responses: dict[int | str, dict[str, Any]] = {
+        503: {"model": Problem, "description": "The server is shutting down."}
+    }
+
+    @app.get("/readyz", summary="Whether the server takes photos", responses=error_responses)
+    async def _readyz() -> State:
+        if queue.closing:
+            raise Refusal(503, "the server is shutting down", "another server", again=1)
+        return State("ready")
+
+
+def _make_token_check(token: str) -> Callable[..., None]:
+    bearer = HTTPBearer(auto_error=False, description="The token that `ikebana serve --token` was given.")
+
+    def check_token(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        if credentials is None or not hmac.compare_digest(
+            credentials.credentials.encode("latin-1", "replace"), token.encode()
+        ):
+            what = "a token is needed" if credentials is None else "this token is not the right one"
+            raise Refusal(401, what, "Authorization: Bearer TOKEN", kind={"WWW-Authenticate": "Bearer"})
+
+    return check_token
+
+
+def _make_page_endpoint(name: str) -> Callable[[], Response]:
+    content = page_files.read(name)
+
+    def page() -> Response:
+        return Response(content, media_type=page_files.kind(name), headers={"Cache-Control": "no-cache"})
+
+    return page
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Give all error responses the same JSON form."""
+
+    @app.exception_handler(Refusal)
+    async def _refused(_: Request, refusal: Refusal) -> JSONResponse:
+        return _make_error_response(refusal.status, refusal.what, refusal.advice, refusal.headers)
+
+    @app.exception_handler(Gone)
+    async def _gone(_: Request, __: Gone) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+        return _make_error_response(
+            error.status_code, str(error.detail).lower(), "/docs lists what there is", dict(error.headers or {})
+        )
+
+    @app.exception_handler(Exception)
+    async def _broken(_: Request, __: Exception) -> JSONResponse:
+        return _make_error_response(500, "this is a fault of the server", "its terminal says more")
+
+
+def _make_error_response(status: int, what: str, advice: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(asdict(Problem(what, advice)), status, headers)

@@ -1,0 +1,1 @@
+"""Files, locks, the cache folder, memory, signals and progress reporting."""

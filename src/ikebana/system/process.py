@@ -1,0 +1,96 @@
+"""What a process shares with the shell that started it: streams, signals, working directory."""
+
+import atexit
+import gc
+import io
+import os
+import signal
+import sys
+from contextlib import suppress
+from errno import EIO, ENOSPC
+from typing import Any, TextIO
+
+from ikebana.errors import MachineError
+from ikebana.system import progress
+
+# SIGINT and SIGTERM received so far.
+came: list[int] = []
+
+
+def set_up() -> None:
+    """Prepare streams and signal handlers, once, before any work."""
+    _reduce_garbage_collection()
+    _replace_closed_streams()
+    _use_utf8()
+    came.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    atexit.register(_ignore_signals)
+
+
+def check_here() -> None:
+    """Raise MachineError if the working directory no longer exists.
+
+    Libraries look for files relative to it and would fail with errors of their own.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise MachineError("the folder that you are in has gone", advice="go to one that is there: cd") from None
+
+
+def of_output(error: Exception) -> Exception:
+    """Translate a full disk behind `> FILE` to a MachineError; return other errors unchanged.
+
+    Such an error has no file name, since the shell opened the file.
+    """
+    if isinstance(error, OSError) and error.filename is None and error.errno in (ENOSPC, EIO):
+        sys.stdout = _open_devnull()
+        # Reports on standard error, which still works.
+        progress.listen(progress.People())
+        return MachineError(f"the output cannot be written: {error.strerror}", advice="a file on another disk")
+    return error
+
+
+def _reduce_garbage_collection() -> None:
+    """Collect garbage rarely, since libraries create half a million objects that all stay.
+
+    Scanning them took half a second of a command's start and over a second of its end.
+    """
+    gc.set_threshold(100_000, 50, 100)
+    atexit.register(gc.freeze)
+
+
+def _replace_closed_streams() -> None:
+    """Send output to /dev/null where the stream is closed (`>&-`), so that the work continues."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _open_devnull())
+
+
+def _open_devnull() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _use_utf8() -> None:
+    """Use UTF-8 in pipes: Windows or an old locale cannot encode all file names."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
+            # A program that calls `main` may have read from stdin before.
+            with suppress(io.UnsupportedOperation):
+                stream.reconfigure(encoding=encoding, errors=errors)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    """Treat SIGTERM like Ctrl-C; record it, as C libraries may turn it into errors."""
+    came.append(number)
+    raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    """Ignore signals during interpreter shutdown, where they would only change the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
