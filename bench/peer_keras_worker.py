@@ -317,7 +317,7 @@ def ikebana(task: Task) -> Contestant:
     from ikebana import recipes
     from ikebana.data import pixel_cache, sources
     from ikebana.data.split import split as dealt
-    from ikebana.learning import device, estimate, examples
+    from ikebana.learning import device, estimate, examples, scoring
     from ikebana.learning.models import networks
     from ikebana.learning.training import loop
     from ikebana.system import progress
@@ -340,7 +340,7 @@ def ikebana(task: Task) -> Contestant:
             yield {**epoch, "seconds": time.perf_counter() - begun}
 
     def confusion() -> Any:
-        probabilities = examples.probabilities_of(network, parts["test"], device.prepare())
+        probabilities = scoring.probabilities_of(network, parts["test"], device.prepare())
         return counted(parts["test"].labels, probabilities.argmax(1), len(classes))
 
     versions = {

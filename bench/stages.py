@@ -31,11 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ikebana import recipes
 from ikebana.data import pixel_cache
-from ikebana.learning import estimate, examples
+from ikebana.learning import estimate, scoring
 from ikebana.learning.device import FORMATS, Setting
 from ikebana.learning.examples import Photos, unlabelled
 from ikebana.learning.fast import fused_inference
-from ikebana.learning.models import networks
+from ikebana.learning.models import layer_table, networks
 from ikebana.learning.training import loop
 from ikebana.recipe import Recipe, recipe_from_json
 from ikebana.system import progress
@@ -111,16 +111,16 @@ def _best(work: Callable[[], object], times: int = 8) -> float:
 
 def look(network: nn.Module, side: int) -> Work:
     """One photo seen by a network, and its mirror image where the network looks at that too."""
-    passed = (1 + _mirrored(network)) * networks.activation_bytes(networks.layers(network, side), 1, 4)
+    passed = (1 + _mirrored(network)) * layer_table.activation_bytes(layer_table.layers(network, side), 1, 4)
     return Work(_operations(network, side)[0], 2.0 * passed)
 
 
 def step(network: nn.Module, recipe: Recipe) -> Work:
     """One photo of a training step: for each layer that learns, its arithmetic twice more on the way back."""
     forward, of_learning = (each / (1 + _mirrored(network)) for each in _operations(network, recipe.side))
-    table = networks.layers(network, recipe.side)
-    passed = networks.activation_bytes(table, 1, 4)
-    kept_for_back = networks.activation_bytes(networks.from_first_trained(table), 1, 4)
+    table = layer_table.layers(network, recipe.side)
+    passed = layer_table.activation_bytes(table, 1, 4)
+    kept_for_back = layer_table.activation_bytes(layer_table.from_first_trained(table), 1, 4)
     return Work(forward + 2 * of_learning, 2.0 * passed + 4.0 * kept_for_back)
 
 
@@ -227,7 +227,7 @@ def within_training(recipe: Recipe, classes: int, limits: Limits, setting: Setti
 
 def _looked(name: str, network: nn.Module, photos: Photos, setting: Setting, recipe: Recipe, limits: Limits) -> Row:
     looking = fused_inference.for_looking(network, photos)
-    seconds = _best(lambda: examples.logits_of(looking, photos, setting), BATCHES) / len(photos)
+    seconds = _best(lambda: scoring.logits_of(looking, photos, setting), BATCHES) / len(photos)
     return Row(
         name,
         seconds,

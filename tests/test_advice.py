@@ -20,7 +20,7 @@ from ikebana.data.split import for_choices
 from ikebana.demo_data import paper_flowers
 from ikebana.learning.features import depth_probe
 from ikebana.learning.features.depth_probe import CUTS, Evidence, Score
-from ikebana.system.files import cache_folder
+from ikebana.system.cache_folder import cache_folder
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 

@@ -11,7 +11,7 @@ import ikebana
 from ikebana import recipes
 from ikebana.data import sources
 from ikebana.errors import RecipeError
-from ikebana.learning.models import backbones, networks, pretrained_weights
+from ikebana.learning.models import backbones, layer_table, networks, pretrained_weights
 from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import Transfer, Tuning, changed
 
@@ -177,7 +177,7 @@ def test_layers_in_a_list_are_stages_too():
 @pytest.mark.parametrize("name", ["mvitv2_tiny", "efficientvim_m1", "sequencer2d_s"])
 def test_the_layer_table_has_layers_that_give_several_things(name):
     recipe, network = built(network=name)
-    table = networks.layers(network, recipe.side)
+    table = layer_table.layers(network, recipe.side)
     assert sum(layer.trainable for layer in table) == sum(
         each.numel() for each in network.parameters() if each.requires_grad
     )
@@ -198,12 +198,12 @@ def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
 
 def test_the_layer_table_counts_each_weight_once_and_says_which_learn():
     recipe, network = built("good")
-    table = networks.layers(network, recipe.side)
+    table = layer_table.layers(network, recipe.side)
     weights = [*network.parameters(), *(each for name, each in network.named_buffers() if "running" in name)]
     assert sum(layer.parameters for layer in table) == sum(each.numel() for each in weights)
     learning = [each.numel() for each in network.parameters() if each.requires_grad]
     assert sum(layer.trainable for layer in table) == sum(learning) > 0
-    assert all(layer.trainable for layer in networks.from_first_trained(table)[:1])
+    assert all(layer.trainable for layer in layer_table.from_first_trained(table)[:1])
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_the_layer_table_counts_each_weight_once_and_says_which_learn():
 )
 def test_the_tutorials_recipes_have_the_tutorials_counts(name, parameters, trainable):
     recipe, network = built(name)
-    table = networks.layers(network, recipe.side)
+    table = layer_table.layers(network, recipe.side)
     assert sum(layer.parameters for layer in table) == parameters
     assert sum(layer.trainable for layer in table) == trainable
 

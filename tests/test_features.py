@@ -10,7 +10,7 @@ from ikebana.learning.fast import fused_inference
 from ikebana.learning.features import feature_cache
 from ikebana.learning.features.feature_cache import Origin
 from ikebana.recipes import RECIPES
-from ikebana.system.files import cache_folder
+from ikebana.system.cache_folder import cache_folder
 
 EXACT = device.Setting("cpu", "float32", 2, "as it comes")
 HALF = device.Setting("cpu", "bfloat16", 2, "as it comes")

@@ -22,7 +22,7 @@ from ikebana.learning.training.trainer import Learner
 from ikebana.recipe import Tuning, changed, recipe_to_json
 from ikebana.runs import reproducibility
 from ikebana.runs.run import Run
-from ikebana.system import files
+from ikebana.system import cache_folder, files
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -79,7 +79,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
         other.kill()  # its lock goes with it
     assert ikebana.resume(stopped).weights.read_bytes() == whole.weights.read_bytes()
     assert not list(stopped.glob(".*"))
-    assert not list(files.cache_folder().glob("locks/*"))
+    assert not list(cache_folder.cache_folder().glob("locks/*"))
 
 
 def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 
 from ikebana import recipes
 from ikebana.learning import augmentation, device
-from ikebana.learning.models import networks
+from ikebana.learning.models import layer_table, networks
 from ikebana.learning.training import optimisers
 from ikebana.learning.training.trainer import Learner, phases
 
@@ -74,7 +74,7 @@ def as_ours(pixels):
 
 
 def test_every_layer_has_as_many_parameters_and_the_same_output_as_keras_builds(recipe):
-    table = [layer for layer in networks.layers(networks.build(recipe, CLASSES), 150) if layer.parameters]
+    table = [layer for layer in layer_table.layers(networks.build(recipe, CLASSES), 150) if layer.parameters]
     theirs = [layer for layer in keras_network(recipe).layers if layer.weights]
     assert [layer.parameters for layer in table] == [layer.count_params() for layer in theirs]
     assert [layer.shape[0] for layer in table] == [layer.output.shape[-1] for layer in theirs]

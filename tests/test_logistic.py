@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from ikebana.learning import folds
 from ikebana.learning.features import scaling
 from ikebana.learning.training import logistic_head
 
@@ -119,7 +120,7 @@ def test_a_class_without_training_photos_does_not_keep_held_out_photos_from_choo
     kept = labels != 1
     new, truth = clouds(300, seed=1)
     known = truth != 1
-    monkeypatch.setattr(logistic_head, "dealt", lambda *_, **__: pytest.fail("there were photos enough to choose by"))
+    monkeypatch.setattr(folds, "dealt", lambda *_, **__: pytest.fail("there were photos enough to choose by"))
     logistic_head.fit(features[kept], labels[kept], new[known], truth[known], 3, seed=0)
 
 
@@ -128,7 +129,7 @@ def test_a_class_of_one_photo_does_not_drown_the_choice(monkeypatch):
     features, labels = clouds(91)
     labels[labels == 2] = 0
     labels[0] = 2
-    for some, rest in logistic_head.dealt(labels, np.arange(91), seed=0, learned_alone=True):
+    for some, rest in folds.dealt(labels, np.arange(91), seed=0, learned_alone=True):
         assert set(labels[rest]) <= set(labels[some])
     shown = []
     trial = logistic_head.Trial.loss

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana.learning.training import optimisers
+from ikebana.learning.training import ema, optimisers, schedule
 from ikebana.learning.training.optimisers import AdamW, Group
 from ikebana.recipe import Tuning
 
@@ -32,7 +32,7 @@ def test_adamw_is_torchs_adamw_at_the_rates_of_its_schedule():
             gradient = torch.randn(one.shape, generator=torch.Generator().manual_seed(10 * step + number))
             one.grad, other.grad = gradient.clone(), gradient.clone()
         for group, rate in zip(peer.param_groups, full, strict=True):
-            group["lr"] = rate * optimisers.schedule(step, steps, tuning.warm_up)
+            group["lr"] = rate * schedule.schedule(step, steps, tuning.warm_up)
         mine.step()
         peer.step()
         for one, other in zip(ours, theirs, strict=True):
@@ -66,7 +66,7 @@ def test_a_weight_without_a_gradient_stays_where_it_is():
 
 @pytest.mark.parametrize("warm_up", [0.0, 0.1, 0.5])
 def test_the_rate_rises_to_its_height_and_falls_to_nearly_nothing(warm_up):
-    rates = np.array([optimisers.schedule(step, 100, warm_up) for step in range(1, 101)])
+    rates = np.array([schedule.schedule(step, 100, warm_up) for step in range(1, 101)])
     top = round(100 * warm_up)
     assert (np.diff(rates[:top]) > 0).all()
     assert (np.diff(rates[max(top, 1) :]) < 0).all()
@@ -76,14 +76,14 @@ def test_the_rate_rises_to_its_height_and_falls_to_nearly_nothing(warm_up):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_no_step_is_made_for_nothing_however_few_there_are(steps):
-    rates = [optimisers.schedule(step, steps, 0.1) for step in range(1, steps + 1)]
+    rates = [schedule.schedule(step, steps, 0.1) for step in range(1, steps + 1)]
     assert min(rates) > 0
     assert max(rates) > 0.5
 
 
 def test_a_running_mean_comes_to_what_stays_the_same_and_follows_what_moves():
     network = nn.BatchNorm1d(3)
-    mean = optimisers.RunningMean(network, stays=0.9)
+    mean = ema.RunningMean(network, stays=0.9)
     network.weight.data.fill_(5.0)
     network.load_state_dict(network.state_dict() | {"num_batches_tracked": torch.tensor(7)})
     followed = mean.network.get_parameter("weight")

@@ -8,7 +8,7 @@ import pytest
 
 import ikebana
 from ikebana.commands import cache as cache_command
-from ikebana.system import files
+from ikebana.system import cache_folder, files
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_file_that_a_killed_process_left_half_written_goes_with_the_next_writi
 
 
 def test_a_file_that_another_process_takes_away_meanwhile_does_not_end_the_count(monkeypatch):
-    place = files.cache_folder() / "measured"
+    place = cache_folder.cache_folder() / "measured"
     place.mkdir(parents=True)
     for number in range(3):
         (place / f"{number:016x}.json").write_bytes(b"12345")
@@ -116,7 +116,7 @@ def test_a_file_that_another_process_takes_away_meanwhile_does_not_end_the_count
 
 
 def test_clearing_takes_what_was_left_half_written_long_ago_and_nothing_that_is_being_written(capsys):
-    place = files.cache_folder() / "weights"
+    place = cache_folder.cache_folder() / "weights"
     place.mkdir(parents=True)
     old, new = (place / f".net.safetensors.{name}.partial" for name in ("aa", "bb"))
     for each in (old, new):

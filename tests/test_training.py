@@ -8,7 +8,7 @@ import torch
 
 from ikebana import recipes
 from ikebana.errors import MachineError, RecipeError, RunError
-from ikebana.learning import augmentation, device, examples
+from ikebana.learning import augmentation, device, examples, scoring
 from ikebana.learning.models import networks
 from ikebana.learning.training import checkpoint, loop
 from ikebana.learning.training.epoch import Pass
@@ -89,9 +89,9 @@ def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(con
     loss, weights = min(considered, key=lambda each: each[0])
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     validation = striped(80, seed=1)
-    logits = examples.logits_of(network, validation, SETTING)
+    logits = scoring.logits_of(network, validation, SETTING)
     chosen = validation.for_choices
-    assert examples.score(logits[chosen], validation.labels[chosen])[0] == pytest.approx(loss, rel=1e-5)
+    assert scoring.score(logits[chosen], validation.labels[chosen])[0] == pytest.approx(loss, rel=1e-5)
 
 
 def test_with_few_photos_for_choices_the_last_epoch_counts(considered):
@@ -209,7 +209,7 @@ def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
     network = networks.build(RECIPE, 2)
     frozen = changed(RECIPE, learning_rate=1e-30, epochs=1, batch=32)
     (epoch,) = loop.train(network, frozen, photos, striped(0), SETTING)
-    loss, accuracy = examples.score(examples.logits_of(network, photos, SETTING), photos.labels)
+    loss, accuracy = scoring.score(scoring.logits_of(network, photos, SETTING), photos.labels)
     assert epoch.train_loss == pytest.approx(loss, rel=1e-5)
     assert epoch.train_accuracy == pytest.approx(accuracy)
     assert epoch.val_loss is None

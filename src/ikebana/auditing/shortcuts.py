@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ikebana.evaluation.ties import descending
+from ikebana.evaluation.statistics import descending
 
 MAX_PHOTOS = 20_000
 MIN_PHOTOS_PER_CLASS = 12

@@ -24,7 +24,8 @@ from ikebana.recipes import DEFAULT, RECIPES
 from ikebana.reports import audit_page
 from ikebana.runs.run import write_json
 from ikebana.system import progress
-from ikebana.system.files import cache_folder, to_write, written
+from ikebana.system.cache_folder import cache_folder
+from ikebana.system.files import to_write, written
 from ikebana.system.resources import need_disk, within_memory
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ikebana.system import progress
-from ikebana.system.files import cache_folder, set_aside, sweep
+from ikebana.system.cache_folder import cache_folder
+from ikebana.system.files import set_aside, sweep
 
 # Per folder of the cache: a description, and the pattern of its entries' names. Other names are not
 # ikebana's and stay.

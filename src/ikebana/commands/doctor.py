@@ -9,7 +9,8 @@ from ikebana.learning import device
 from ikebana.learning.estimate import prepared
 from ikebana.recipes import DEFAULT, RECIPES
 from ikebana.system import progress
-from ikebana.system.files import cache_folder, free_space
+from ikebana.system.cache_folder import cache_folder
+from ikebana.system.files import free_space
 
 LIBRARIES = (
     "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow", "pillow-heif", "polars",

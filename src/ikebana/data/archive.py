@@ -20,7 +20,8 @@ from ikebana.data.folder import Found, printable
 from ikebana.data.tar_reader import Refused
 from ikebana.errors import PhotosError
 from ikebana.system import progress
-from ikebana.system.files import cache_folder, filled, set_aside
+from ikebana.system.cache_folder import cache_folder
+from ikebana.system.files import filled, set_aside
 from ikebana.system.resources import need_disk
 
 MAX_MEMBERS = 2_000_000

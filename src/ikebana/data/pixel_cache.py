@@ -29,7 +29,8 @@ from ikebana.data.decoding import read_bytes, threads
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.recipe import Fit
 from ikebana.system import progress
-from ikebana.system.files import cache_folder, filled, set_aside
+from ikebana.system.cache_folder import cache_folder
+from ikebana.system.files import filled, set_aside
 from ikebana.system.resources import need_disk
 
 # More than one: another process may remove the damaged array that both have found.

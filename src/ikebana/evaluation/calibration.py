@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ikebana.errors import PhotosError
-from ikebana.evaluation.ties import descending
+from ikebana.evaluation.statistics import descending
 
 # A probability of 0 has no logarithm.
 SMALLEST = float(np.finfo(np.float32).tiny)

@@ -1,6 +1,5 @@
 """Scores of predictions: accuracy with its interval, per class, confusion matrix, calibration."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,12 +9,10 @@ import numpy as np
 from ikebana.evaluation import leakage
 from ikebana.evaluation.calibration import NO_THRESHOLD
 from ikebana.evaluation.leakage import Leakage
-from ikebana.evaluation.statistics import design_effect
+from ikebana.evaluation.statistics import effective, interval
 
 # As in Guo et al. 2017 (arXiv:1706.04599).
 CONFIDENCE_BINS = 15
-# 97.5 % quantile of the standard normal distribution.
-NORMAL_QUANTILE = 1.959963984540054
 # The effective sample size is mentioned if it is at most this share of the test photos.
 MAX_MENTIONED_SHARE = 0.9
 # The longest name in scikit-learn's report.
@@ -226,37 +223,6 @@ def answered(probabilities: np.ndarray, labels: np.ndarray, threshold: float) ->
     is_sure = probabilities.max(1) >= threshold
     is_right = probabilities.argmax(1) == labels
     return float(is_sure.mean()), float(is_right[is_sure].mean()) if is_sure.any() else None
-
-
-def effective(is_right: np.ndarray, groups: np.ndarray) -> float:
-    """Return the number of independent photos that would tell the accuracy as exactly.
-
-    Photos of one plant, patient or film tend to be right or wrong together. Fewer groups also tell
-    less precisely how far groups differ.
-
-    Args:
-        is_right: bool [photos].
-        groups: int [photos].
-    Source: variance of a ratio over clusters, Cochran 1977, Sampling Techniques, 11.8. Korn and
-        Graubard 1998, Survey Methodology 24, divide n by the design effect and by the square of
-        Student's t over the normal quantile.
-    """
-    n, group_count = len(is_right), len(np.unique(groups))
-    # Without any difference, nothing tells how far groups differ.
-    if group_count in (1, n) or is_right.all() or not is_right.any():
-        return float(group_count)
-    from scipy.special import stdtrit
-
-    t_quantile = stdtrit(group_count - 1, 0.975)
-    return max(1.0, n / design_effect(is_right, groups) * (NORMAL_QUANTILE / float(t_quantile)) ** 2)
-
-
-def interval(right: float, n: float) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of an accuracy, which stays within 0 and 1."""
-    share, spread = right / n, NORMAL_QUANTILE**2 / n
-    middle = (share + spread / 2) / (1 + spread)
-    reach = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return min(share, max(0.0, middle - reach)), max(share, min(1.0, middle + reach))
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:

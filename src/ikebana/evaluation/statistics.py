@@ -1,4 +1,6 @@
-"""The design effect: how much less information photos carry that come in groups."""
+"""Statistics of grouped photos: design effect, effective sample size, Wilson interval, ties."""
+
+import math
 
 import numpy as np
 
@@ -17,3 +19,51 @@ def design_effect(values: np.ndarray, groups: np.ndarray) -> float:
         return 1.0
     group_sums = np.bincount(numbers, deviations)
     return max(1.0, count / (count - 1) * float(group_sums @ group_sums) / independent)
+
+
+def descending(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort in descending order and mark where a selection may end.
+
+    Args:
+        scores: float [photos].
+    Returns:
+        The photos, the highest score first, and bool [photos]: whether no later one has the same
+        score.
+    """
+    order = np.argsort(-scores, kind="stable")
+    return order, np.append(np.diff(scores[order]) != 0, True)
+
+
+# 97.5 % quantile of the standard normal distribution.
+NORMAL_QUANTILE = 1.959963984540054
+
+
+def effective(is_right: np.ndarray, groups: np.ndarray) -> float:
+    """Return the number of independent photos that would tell the accuracy as exactly.
+
+    Photos of one plant, patient or film tend to be right or wrong together. Fewer groups also tell
+    less precisely how far groups differ.
+
+    Args:
+        is_right: bool [photos].
+        groups: int [photos].
+    Source: variance of a ratio over clusters, Cochran 1977, Sampling Techniques, 11.8. Korn and
+        Graubard 1998, Survey Methodology 24, divide n by the design effect and by the square of
+        Student's t over the normal quantile.
+    """
+    n, group_count = len(is_right), len(np.unique(groups))
+    # Without any difference, nothing tells how far groups differ.
+    if group_count in (1, n) or is_right.all() or not is_right.any():
+        return float(group_count)
+    from scipy.special import stdtrit
+
+    t_quantile = stdtrit(group_count - 1, 0.975)
+    return max(1.0, n / design_effect(is_right, groups) * (NORMAL_QUANTILE / float(t_quantile)) ** 2)
+
+
+def interval(right: float, n: float) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of an accuracy, which stays within 0 and 1."""
+    share, spread = right / n, NORMAL_QUANTILE**2 / n
+    middle = (share + spread / 2) / (1 + spread)
+    reach = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return min(share, max(0.0, middle - reach)), max(share, min(1.0, middle + reach))

@@ -21,7 +21,8 @@ from ikebana.inference import page_files
 from ikebana.inference.classifier import Classifier
 from ikebana.runs.run import Run
 from ikebana.system import progress
-from ikebana.system.files import cache_folder, filled, set_aside, to_write
+from ikebana.system.cache_folder import cache_folder
+from ikebana.system.files import filled, set_aside, to_write
 
 # MIT licence.
 RUNTIME = "onnxruntime-web"

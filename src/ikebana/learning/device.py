@@ -29,7 +29,8 @@ from ikebana.data import pixel_cache
 from ikebana.errors import MachineError
 from ikebana.recipe import Precision
 from ikebana.system import progress
-from ikebana.system.files import cache_folder, set_aside, written
+from ikebana.system.cache_folder import cache_folder
+from ikebana.system.files import set_aside, written
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -15,12 +15,12 @@ from ikebana.data.duplicates import near_duplicates
 from ikebana.learning import device
 from ikebana.learning.device import Setting
 from ikebana.learning.features import feature_cache
-from ikebana.learning.models import backbones, networks
+from ikebana.learning.models import backbones, layer_table, networks
 from ikebana.learning.training import loop
 from ikebana.learning.training.trainer import phases
 from ikebana.recipe import Recipe
 from ikebana.system import progress, resources
-from ikebana.system.files import cache_folder
+from ikebana.system.cache_folder import cache_folder
 
 # A machine with less than this fraction of the estimated memory never has enough.
 AT_LEAST = 0.75
@@ -308,18 +308,18 @@ def _of_a_step(photos: int, recipe: Recipe, members: list[nn.Module], settings: 
     """Estimate the bytes of a training step: weights, optimiser state and activations."""
     weights = sum(parameter.numel() for member in members for parameter in member.parameters())
     has_cached_features = recipe.transfer is not None and recipe.transfer.kept
-    tables = (networks.layers(member, recipe.side) for member in members)
+    tables = (layer_table.layers(member, recipe.side) for member in members)
     activations = max(_estimate_activation_bytes(table, recipe, photos, settings) for table in tables)
     return (5 if has_cached_features else 2.5) * activations + 16 * weights
 
 
-def _estimate_activation_bytes(layers: list[networks.Layer], recipe: Recipe, photos: int, settings: Setting) -> int:
+def _estimate_activation_bytes(layers: list[layer_table.Layer], recipe: Recipe, photos: int, settings: Setting) -> int:
     """Estimate the bytes of the layers' outputs in a training step."""
-    inference_bytes = max(networks.activation_bytes([layer], settings.at_a_time, 4) for layer in layers)
+    inference_bytes = max(layer_table.activation_bytes([layer], settings.at_a_time, 4) for layer in layers)
     if recipe.transfer is not None and recipe.transfer.kept:
         return inference_bytes  # a forward pass keeps the outputs of few layers at a time
-    trainable_layers = networks.from_first_trained(layers)
-    return networks.activation_bytes(trainable_layers, min(recipe.batch, photos), settings.dtype.itemsize)
+    trainable_layers = layer_table.from_first_trained(layers)
+    return layer_table.activation_bytes(trainable_layers, min(recipe.batch, photos), settings.dtype.itemsize)
 
 
 def next_step(dataset: Dataset, recipe: Recipe, settings: Setting, accuracy: float, accuracy_lower_bound: float) -> str:

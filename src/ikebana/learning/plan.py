@@ -10,13 +10,14 @@ import numpy as np
 from torch import nn
 
 from ikebana.learning import examples as examples_module
+from ikebana.learning import scoring
 from ikebana.learning.device import Setting
 from ikebana.learning.examples import Examples, Features, Photos
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.features import feature_cache
 from ikebana.learning.features.feature_cache import Origin
 from ikebana.learning.features.feature_rows import Rows
-from ikebana.learning.models import backbones, networks
+from ikebana.learning.models import backbones, layer_table, networks
 from ikebana.learning.models.layers import last_linear
 from ikebana.learning.training import logistic_head, loop
 from ikebana.learning.training.checkpoint import Epoch
@@ -62,7 +63,7 @@ def course(recipe: Recipe, classes: int, splits: dict[str, Photos], pixel_cache:
             pretrained[member_recipe.network] = backbones.provenance(weights)
         origin = feature_cache.origin(pixel_cache, member_recipe, weights)
         tasks.append(lesson(member, member_recipe, splits, origin, settings))
-    layers = networks.layer_table(networks.layers(network, recipe.side), recipe.batch, recipe.side)
+    layers = layer_table.layer_table(layer_table.layers(network, recipe.side), recipe.batch, recipe.side)
     return Course(network, layers, pretrained, tuple(tasks))
 
 
@@ -156,7 +157,7 @@ def probabilities(plan: Course, settings: Setting) -> np.ndarray:
         predictions = []
         for task in plan.tasks:
             network = fused_inference.for_looking(task.network, task.held_out)
-            predictions.append(examples_module.probabilities_of(network, task.held_out, settings, bar))
+            predictions.append(scoring.probabilities_of(network, task.held_out, settings, bar))
     return np.mean(predictions, axis=0)
 
 
@@ -172,7 +173,7 @@ def _fit_logistic_head(train: Features, validation: Features, network: nn.Module
 def _score_logistic_head(task: Lesson, settings: Setting, seconds: float) -> Epoch:
     exact = replace(settings, number_format="float32")
     scores = [
-        examples_module.score(examples_module.logits_of(task.network, examples, exact), examples.labels)
+        scoring.score(scoring.logits_of(task.network, examples, exact), examples.labels)
         for examples in (task.train, task.validation)
     ]
     (train_loss, train_accuracy), (val_loss, val_accuracy) = scores

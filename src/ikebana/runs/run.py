@@ -41,7 +41,8 @@ from ikebana.runs.reproducibility import differences
 from ikebana.data import sources
 from ikebana.data.dataset import USED, Dataset
 from ikebana.data.split import fingerprint
-from ikebana.system.files import alone, filled, tidy, to_write, written
+from ikebana.system.locks import alone
+from ikebana.system.files import filled, tidy, to_write, written
 from ikebana.recipe import Recipe
 from ikebana.evaluation import calibration, metrics
 from ikebana.evaluation.calibration import Calibration

@@ -5,7 +5,6 @@ Files and folders are written beside their target and renamed when complete.
 
 import errno
 import glob
-import hashlib
 import os
 import re
 import secrets
@@ -29,16 +28,6 @@ ADVICE_BY_ERRNO = {
     errno.EINVAL: "another name",
 }
 PARTIAL_SUFFIX, LOCK_SUFFIX = ".partial", ".lock"
-
-
-def cache_folder() -> Path:
-    """Return the cache folder, which IKEBANA_CACHE moves; users may delete it at any time."""
-    override = os.environ.get("IKEBANA_CACHE")
-    if override:
-        return Path(override).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("ikebana"))
 
 
 def to_write(path: str | Path, appears: bool = False) -> Path:
@@ -209,35 +198,6 @@ def _find_os_error(error: Exception) -> OSError | None:
         return error
     number = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[bool]:
-    """Try to lock a folder for this process; yields whether it succeeded.
-
-    The kernel releases the lock of a killed process. The lock file is in the cache, so the folder
-    contains nothing but its own files.
-
-    Raises:
-        MachineError: the cache cannot be written.
-    """
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    lock = FileLock(cache_folder() / "locks" / f"{name}{LOCK_SUFFIX}", timeout=0)
-    try:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except TimeoutError:
-        yield False
-        return
-    except OSError as error:
-        raise cannot_write(error, Path(lock.lock_file)) from error
-    try:
-        yield True
-    finally:
-        # A user may have removed the cache.
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-        lock.release()
 
 
 def tidy(folder: Path) -> None:

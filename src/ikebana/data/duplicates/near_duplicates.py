@@ -25,7 +25,8 @@ from ikebana.data.duplicates.similarity import Small
 from ikebana.data.pixel_cache import Kept, allocate, chunks, in_threads
 from ikebana.data.split import islands
 from ikebana.system import progress
-from ikebana.system.files import cache_folder, cannot_write, set_aside, written
+from ikebana.system.cache_folder import cache_folder
+from ikebana.system.files import cannot_write, set_aside, written
 from ikebana.system.resources import need_disk
 
 # Raised with each change of the search, which invalidates cached results.

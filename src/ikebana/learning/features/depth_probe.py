@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from ikebana.data.split import stratified
 from ikebana.errors import PhotosError
 from ikebana.evaluation.statistics import design_effect
+from ikebana.learning import folds
 from ikebana.learning.device import Setting
 from ikebana.learning.examples import Photos
 from ikebana.learning.features import feature_cache
+from ikebana.learning.folds import Fold
 from ikebana.learning.training import logistic_head
-from ikebana.learning.training.logistic_head import Fold
 from ikebana.recipe import Recipe
 from ikebana.system import progress
 
@@ -151,7 +152,7 @@ def dealt(labels: np.ndarray, groups: np.ndarray, source: str) -> list[Fold]:
             where=source,
             advice="at least 4 different photos of each of 2 classes, better 30; fit itself may do with fewer",
         )
-    return logistic_head.dealt(labels, groups, SEED)
+    return folds.dealt(labels, groups, SEED)
 
 
 def judged(

@@ -30,7 +30,8 @@ from ikebana.learning.models import backbones, networks
 from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import Recipe
 from ikebana.system import progress
-from ikebana.system.files import cache_folder, cannot_write, filled, set_aside
+from ikebana.system.cache_folder import cache_folder
+from ikebana.system.files import cannot_write, filled, set_aside
 from ikebana.system.resources import need_disk
 
 # Fewer images do not update the measured speed.

@@ -9,8 +9,8 @@ from ikebana.learning.device import Setting
 from ikebana.learning.examples import Photos
 from ikebana.learning.features import depth_probe, feature_cache
 from ikebana.learning.features.feature_rows import Rows
+from ikebana.learning.folds import Fold
 from ikebana.learning.training import logistic_head
-from ikebana.learning.training.logistic_head import Fold
 from ikebana.recipe import Recipe
 from ikebana.system import progress
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ikebana.errors import IkebanaError, MachineError, RecipeError
 from ikebana.system import progress
-from ikebana.system.files import cache_folder, set_aside, written
+from ikebana.system.cache_folder import cache_folder
+from ikebana.system.files import set_aside, written
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg

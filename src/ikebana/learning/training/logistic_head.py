@@ -5,16 +5,15 @@ since the whole table may not fit into memory.
 """
 
 import copy
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
 from ikebana.learning.features.scaling import Table, scale
+from ikebana.learning.folds import dealt
 from ikebana.learning.models.layers import last_linear
 from ikebana.learning.training.class_priors import log_shares
 from ikebana.system import progress
@@ -34,7 +33,6 @@ NEVER = -30.0
 FEW = 30
 # ...unless there are this many in all.
 MANY = 3000
-MAX_FOLDS = 5
 # One of the grid, used where the photos are too few to select by.
 OF_A_HANDFUL = 1.0
 # The search ends after this many worse values in a row: weak regularisation takes the most steps.
@@ -196,38 +194,6 @@ def _chosen(trials: list[Trial]) -> int:
                 break
         bar.advance((len(STRENGTHS) - 1 - index) * len(trials), loss=lowest_loss, accuracy=best_accuracy)
     return best
-
-
-# Row indices of training and test photos, int64.
-Fold: TypeAlias = tuple[np.ndarray, np.ndarray]
-
-
-def dealt(labels: np.ndarray, groups: np.ndarray, seed: int, learned_alone: bool = False) -> list[Fold]:
-    """Make up to five folds, stratified by class, groups kept whole; each photo is tested once.
-
-    Args:
-        labels: class indices [photos].
-        groups: a number per photo.
-        known_classes_only: leave out test photos of a class that the fold does not train, since they say
-            nothing about regularisation.
-    Returns:
-        Fewer folds if no class has five groups; none if no class has two.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    max_groups = max(len(np.unique(groups[labels == label])) for label in np.unique(labels))
-    if max_groups < 2:
-        return []
-    # Without groups of several photos the plain splitter is as good, and much faster.
-    is_ungrouped = len(np.unique(groups)) == len(groups)
-    splitter_class = StratifiedKFold if is_ungrouped else StratifiedGroupKFold
-    splitter = splitter_class(min(MAX_FOLDS, max_groups), shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        folds = list(splitter.split(labels[:, None], labels, None if is_ungrouped else groups))
-    if learned_alone:
-        folds = [(train, test[np.isin(labels[test], labels[train])]) for train, test in folds]
-    return [fold for fold in folds if all(map(len, fold))]
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ikebana.errors import RecipeError
 from ikebana.learning.augmentation import augmented
 from ikebana.learning.device import Setting
-from ikebana.learning.examples import Examples, logits_of, score
+from ikebana.learning.examples import Examples
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import networks
+from ikebana.learning.scoring import logits_of, score
 from ikebana.learning.training import checkpoint
 from ikebana.learning.training.checkpoint import Epoch, Saved
 from ikebana.learning.training.epoch import Pass

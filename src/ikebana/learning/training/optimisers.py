@@ -4,8 +4,6 @@ Both optimisers keep their state as a plain list of tensors, which a checkpoint 
 updated by torch's `_foreach_` operators: a few GPU kernels in all, instead of a few per weight.
 """
 
-import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ikebana.learning.training.schedule import schedule
 from ikebana.recipe import Tuning
 
 # Keras 3's defaults for RMSprop.
@@ -126,47 +125,3 @@ def _update_adamw_(updates: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, float
     untyped_torch._foreach_add_(denominators, ADAM_EPSILON)
     factors = [-learning_rate / (1 - beta1**step) for learning_rate in learning_rates]
     untyped_torch._foreach_addcdiv_(weights, means, denominators, factors)
-
-
-def schedule(step: int, total_steps: int, warmup_fraction: float) -> float:
-    """Return the factor of the learning rate at a step: linear warm-up, then cosine decay.
-
-    It is above 0 at every step, the last one and an only one included.
-
-    Args:
-        step: from 1.
-        warmup_fraction: of the steps, in which the factor rises.
-    """
-    position = (step - 0.5) / max(total_steps, 1)
-    if position < warmup_fraction:
-        return position / warmup_fraction
-    return 0.5 * (1 + math.cos(math.pi * (position - warmup_fraction) / max(1 - warmup_fraction, 1e-9)))
-
-
-class RunningMean:
-    """The exponential moving average (EMA) of a network's weights, as a network of its own."""
-
-    def __init__(self, network: nn.Module, stays: float):
-        """Start from the network's current weights.
-
-        Args:
-            network: must stay on its device, and its tensors must stay the same objects.
-            stays: fraction of the average kept at each step; less in the first steps.
-        """
-        self.network, self.decay = copy.deepcopy(network), stays
-        # Frozen weights are constant, and so is their average.
-        changing = {name for name, weight in network.named_parameters() if weight.requires_grad}
-        changing |= {name for name, _ in network.named_buffers()}
-        source = network.state_dict()
-        pairs = [(average, source[name]) for name, average in self.network.state_dict().items() if name in changing]
-        self.averaged_pairs = [pair for pair in pairs if pair[0].is_floating_point()]
-        self.copied_pairs = [pair for pair in pairs if not pair[0].is_floating_point()]
-
-    @torch.no_grad()
-    def step(self, made: int) -> None:
-        """Move the average towards the network's weights after `step_count` steps in all."""
-        decay = min(self.decay, made / (made + 9))
-        if self.averaged_pairs:
-            untyped_torch._foreach_lerp_(*zip(*self.averaged_pairs, strict=True), 1 - decay)
-        if self.copied_pairs:
-            untyped_torch._foreach_copy_(*zip(*self.copied_pairs, strict=True))

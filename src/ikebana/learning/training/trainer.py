@@ -13,7 +13,7 @@ from ikebana.learning.fast import fused_training
 from ikebana.learning.fast.cuda_graphs import Captured
 from ikebana.learning.models import networks
 from ikebana.learning.models.layers import last_linear
-from ikebana.learning.training import optimisers
+from ikebana.learning.training import ema, optimisers
 from ikebana.learning.training.checkpoint import Saved
 from ikebana.learning.training.class_priors import log_shares
 from ikebana.recipe import Recipe, Trained
@@ -59,7 +59,7 @@ class Learner:
         else:
             steps = (phase.last - phase.first + 1) * -(-len(labels) // recipe.batch)
             self.optimiser = optimisers.AdamW(groups, recipe.tuning, steps)
-            self.ema = optimisers.RunningMean(network, recipe.tuning.averaging)
+            self.ema = ema.RunningMean(network, recipe.tuning.averaging)
             # Adding the class priors to the logits of the loss keeps the network from learning
             # them: it then predicts a rare class as readily as a frequent one.
             log_priors = log_shares(labels, last_linear(network).out_features)

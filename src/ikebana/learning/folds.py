@@ -1,0 +1,40 @@
+"""Cross-validation folds that keep groups whole."""
+
+import warnings
+from typing import TypeAlias
+
+import numpy as np
+
+MAX_FOLDS = 5
+
+
+# Row indices of training and test photos, int64.
+Fold: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+
+def dealt(labels: np.ndarray, groups: np.ndarray, seed: int, learned_alone: bool = False) -> list[Fold]:
+    """Make up to five folds, stratified by class, groups kept whole; each photo is tested once.
+
+    Args:
+        labels: class indices [photos].
+        groups: a number per photo.
+        known_classes_only: leave out test photos of a class that the fold does not train, since they say
+            nothing about regularisation.
+    Returns:
+        Fewer folds if no class has five groups; none if no class has two.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    max_groups = max(len(np.unique(groups[labels == label])) for label in np.unique(labels))
+    if max_groups < 2:
+        return []
+    # Without groups of several photos the plain splitter is as good, and much faster.
+    is_ungrouped = len(np.unique(groups)) == len(groups)
+    splitter_class = StratifiedKFold if is_ungrouped else StratifiedGroupKFold
+    splitter = splitter_class(min(MAX_FOLDS, max_groups), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class in y has only")
+        folds = list(splitter.split(labels[:, None], labels, None if is_ungrouped else groups))
+    if learned_alone:
+        folds = [(train, test[np.isin(labels[test], labels[train])]) for train, test in folds]
+    return [fold for fold in folds if all(map(len, fold))]

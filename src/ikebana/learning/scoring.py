@@ -1,0 +1,46 @@
+"""Forward passes over examples: logits, probabilities, loss and accuracy."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ikebana.learning.device import Setting
+from ikebana.learning.examples import Examples
+from ikebana.system import progress
+
+
+@torch.inference_mode()
+def logits_of(network: nn.Module, examples: Examples, settings: Setting, bar: progress.Bar | None = None) -> np.ndarray:
+    """Run the network in evaluation mode: float32 logits [examples, classes]."""
+    network.eval()
+    logits = []
+    for start in range(0, len(examples), settings.at_a_time):
+        indices = np.arange(start, min(start + settings.at_a_time, len(examples)))
+        inputs, _ = examples.batch(indices, settings.device)
+        with settings.autocast():
+            logits.append(network(inputs).float().cpu().numpy())
+        if bar is not None:
+            bar.advance(len(inputs))
+    return np.concatenate(logits) if logits else np.zeros((0, 1), np.float32)
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> tuple[float | None, float | None]:
+    """Compute mean cross-entropy and accuracy; None without photos."""
+    if not len(labels):
+        return None, None
+    loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
+    return float(loss), float((logits.argmax(1) == labels).mean())
+
+
+def probabilities_of(
+    network: nn.Module, examples: Examples, settings: Setting, bar: progress.Bar | None = None
+) -> np.ndarray:
+    """Predict probabilities: float32 [examples, classes].
+
+    Always in float32, so that scores do not depend on the precision of training.
+    """
+    exact = replace(settings, number_format="float32")
+    return torch.softmax(torch.from_numpy(logits_of(network, examples, exact, bar=bar)), 1).numpy()
