@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ikebana.learning import device
 from ikebana.learning.fast import depthwise
-from ikebana.learning.models import backbones
+from ikebana.learning.models import parameter_groups
 
 
 def main() -> None:
@@ -32,11 +32,11 @@ def main() -> None:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     photos = torch.rand(chosen.batch, 3, chosen.side, chosen.side).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(chosen.batch) % 5
-    stages = backbones.stages(networks["torch"])
+    stages = parameter_groups.stages(networks["torch"])
     for first in range(len(stages) - 2):
         speeds: dict[str, list[float]] = {name: [] for name in networks}
         for network in networks.values():
-            for number, (_, weights) in enumerate(backbones.stages(network)):
+            for number, (_, weights) in enumerate(parameter_groups.stages(network)):
                 for weight in weights:
                     weight.requires_grad_(number >= first)
             step(network, photos, labels)

@@ -205,7 +205,7 @@ def visit(browser):
 @pytest.fixture(scope="module")
 def folder(paper_run, paper_classifier, paper_model, tmp_path_factory):
     """The exported page of the paper flowers, which is sure of little: it says "not sure" below 0.5."""
-    from ikebana.exporting import web
+    from ikebana.commands import export
 
     place = tmp_path_factory.mktemp("web")
 
@@ -215,8 +215,8 @@ def folder(paper_run, paper_classifier, paper_model, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(place / "cache"))
-        patch.setattr(web, "export", copied)  # tests/test_export.py tries the export itself
-        web.export_web(paper_run, place / "flowers")
+        patch.setattr(export, "export", copied)  # tests/test_export.py tries the export itself
+        export.export_web(paper_run, place / "flowers")
     return place / "flowers"
 
 

@@ -11,7 +11,7 @@ import ikebana
 from ikebana import recipes
 from ikebana.data import sources
 from ikebana.errors import RecipeError
-from ikebana.learning.models import backbones, layer_table, networks, pretrained_weights
+from ikebana.learning.models import backbones, layer_table, networks, parameter_groups, pretrained_weights
 from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import Transfer, Tuning, changed
 
@@ -78,7 +78,7 @@ def test_the_pretrained_backbone_gives_timms_own_features():
     import timm
 
     recipe, network = built()
-    weights = backbones.fill(network, recipe)
+    weights = pretrained_weights.fill(network, recipe)
     assert weights is not None
     assert weights.license == "Apache-2.0"
     peer = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
@@ -119,7 +119,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     )
     recipe, network = built(weights=str(file))
     with pytest.raises(RecipeError, match="not of tf_efficientnet_lite0"):
-        backbones.fill(network, recipe)
+        pretrained_weights.fill(network, recipe)
 
 
 def test_weights_for_another_side_are_refused_before_any_photo_is_read(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     mine = {name: torch.full_like(value, 0.5).contiguous() for name, value in own.items()}
     save_file(mine, tmp_path / "mine.safetensors")
     recipe = changed(recipe, weights=str(tmp_path / "mine.safetensors"))
-    found = backbones.fill(network, recipe)
+    found = pretrained_weights.fill(network, recipe)
     assert found is not None
     assert str(tmp_path) in found.source
     assert all((weight == 0.5).all() for weight in network.get_submodule("seer.backbone").parameters())
@@ -159,7 +159,7 @@ def test_a_file_of_weights_is_found_again_from_another_folder(tmp_path, monkeypa
 def test_stages_hold_each_weight_once_in_the_order_of_the_photos_way():
     _, network = built()
     backbone = network.get_submodule("seer.backbone")
-    stages = backbones.stages(backbone)
+    stages = parameter_groups.stages(backbone)
     assert [name for name, _ in stages] == ["conv_stem", *(f"blocks.{number}" for number in range(7)), "conv_head"]
     counted = [id(weight) for _, own in stages for weight in own]
     assert sorted(counted) == sorted(id(weight) for weight in backbone.parameters())
@@ -168,7 +168,7 @@ def test_stages_hold_each_weight_once_in_the_order_of_the_photos_way():
 def test_layers_in_a_list_are_stages_too():
     _, network = built("good", network="test_vit_relpos")
     assert isinstance(network.get_submodule("seer.backbone.blocks"), nn.ModuleList)
-    names = [name for name, _ in backbones.stages(network.get_submodule("seer.backbone"))]
+    names = [name for name, _ in parameter_groups.stages(network.get_submodule("seer.backbone"))]
     assert "blocks.0" in names
     assert {name.split(".")[2] for name in learning(network) if ".blocks." in name} == {"blocks"}
     assert not any("blocks.0." in name or "patch_embed" in name for name in learning(network))
@@ -192,7 +192,7 @@ def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
         torch.testing.assert_close(network(shown), network(shown.flip(3)), rtol=1e-4, atol=1e-5)
         plain = networks.build(changed(recipe, transfer=Transfer()), 5).eval()
         assert not torch.allclose(plain(shown), plain(shown.flip(3)), rtol=1e-3)
-        networks.into_training(network, recipe, "head")
+        parameter_groups.into_training(network, recipe, "head")
         torch.testing.assert_close(network(shown), plain(shown))  # while it learns it sees each photo once
 
 
@@ -229,7 +229,7 @@ def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
     assert stages == {"blocks.4", "blocks.5", "blocks.6"}
     names = {id(weight): name for name, weight in network.named_parameters()}
     rates = {}
-    for group in networks.trained_groups(network, recipe, "tail", 1.0):
+    for group in parameter_groups.trained_groups(network, recipe, "tail", 1.0):
         for weight in group.weights:
             rates[names[id(weight)]] = group.learning_rate
             assert group.decays == (weight.ndim > 1)
@@ -245,7 +245,7 @@ def test_a_head_alone_decays_as_it_does_within_its_network():
     network = networks.build(recipe, 5)
     alone = nn.Sequential(OrderedDict(head=network.get_submodule("head")))
     for learner in (network, alone):
-        groups = networks.trained_groups(learner, recipe, "head", 1.0)
+        groups = parameter_groups.trained_groups(learner, recipe, "head", 1.0)
         assert [(each.decays, [tuple(one.shape) for one in each.weights]) for each in groups] == [
             (True, [(5, 1280)]),
             (False, [(5,)]),
@@ -260,7 +260,7 @@ def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
     network = networks.build(recipe, 5)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     learner = Learner(network, recipe, phases(recipe)[0], np.arange(8) % 5)
-    networks.into_training(network, recipe, "tail")
+    parameter_groups.into_training(network, recipe, "tail")
     for _ in range(3):
         learner.step(photos(64, 8), torch.arange(8) % 5, device.Setting("cpu", "float32", 2, ""))
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
@@ -275,7 +275,7 @@ def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_
     recipe = networks.settled(recipes.named("good", network=name, transfer=Transfer(trained="all")))
     network = networks.build(recipe, 5)
     learner = Learner(network, recipe, phases(recipe)[0], np.arange(4))
-    networks.into_training(network, recipe, "all")
+    parameter_groups.into_training(network, recipe, "all")
     setting = device.Setting("cpu", "float32", 2, "")
     for _ in range(2):
         learner.step(photos(224, 4), torch.arange(4), setting)

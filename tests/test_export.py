@@ -20,7 +20,7 @@ from ikebana.data import dataset, split
 from ikebana.errors import MachineError, ModelError, PhotosError, RunError
 from ikebana.exporting import onnx_file as exporting
 from ikebana.exporting import quantisation, run_photos
-from ikebana.inference import page_files
+from ikebana.inference import classifier, page_files
 from ikebana.learning.models import networks
 from ikebana.recipe import changed, recipe_to_json
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def graph(paper_run, good_photos):
     """The run's network as an ONNX graph, before it becomes a file."""
-    network = exporting._load_network(paper_run, 1.0)
+    network = exporting.load_network(paper_run, 1.0)
     squares = np.zeros((2, 48, 48, 3), np.uint8)
     return exporting.traced(network, 48, squares).SerializeToString()
 
@@ -107,14 +107,14 @@ def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
     about = {"ikebana": 1, "classes": ["a", "b", "c"], "side": 64, "fit": "squash", "threshold": None}
     about |= {"versions": {"ikebana": "0"}}
     traced = exporting.traced(network, 64, squares)
-    file = exporting._assemble_file(traced, about)
-    found = exporting.classifier.from_bytes(file).look(squares)
+    file = exporting.assemble_file(traced, about)
+    found = classifier.from_bytes(file).look(squares)
     with torch.inference_mode():
         probabilities, features = network(torch.from_numpy(squares).permute(0, 3, 1, 2))
     np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-5)
     np.testing.assert_allclose(found.features, features, atol=1e-4 * features.abs().max())
     if name == "resnet18":
-        mirrored = exporting.classifier.from_bytes(file).look(np.ascontiguousarray(squares[:, :, ::-1]))
+        mirrored = classifier.from_bytes(file).look(np.ascontiguousarray(squares[:, :, ::-1]))
         np.testing.assert_allclose(mirrored.probabilities, found.probabilities, atol=1e-5)
         assert (
             len(quantisation._list_first_convolutions(traced)) == 4

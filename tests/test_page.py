@@ -12,6 +12,7 @@ from conftest import drawing, encoded, noisy
 from PIL import Image
 from serving import BLUE, GREY, RED, Colours, running
 
+from ikebana.commands import export
 from ikebana.errors import ModelError
 from ikebana.exporting import web
 from ikebana.inference import page_files
@@ -269,7 +270,7 @@ def test_the_folder_holds_the_page_and_the_model_and_names_no_other_host(folder,
 
 def test_without_npm_the_page_loads_a_pinned_runtime_whose_bytes_browsers_check(tmp_path, monkeypatch):
     monkeypatch.setattr(web.shutil, "which", lambda _: None)
-    about = web._add_runtime(tmp_path)
+    about = web.add_runtime(tmp_path)
     assert about["place"] == f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{web.VERSION}/dist/"
     assert set(about["integrity"]) == {about["script"], about["wasm"]}
     assert all(each.startswith("sha384-") for each in about["integrity"].values())
@@ -280,7 +281,7 @@ def test_a_folder_that_is_taken_is_refused_and_left_alone(paper_run, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for taken in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(ModelError, match="taken"):
-            web.export_web(paper_run, taken)
+            export.export_web(paper_run, taken)
     assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import encoded, noisy
 from serving import BLUE, GREY, RED, refused, running
 
+from ikebana.commands import serve
 from ikebana.errors import MachineError, RecipeError
 from ikebana.serving import connections, server
 
@@ -160,7 +161,7 @@ def test_with_a_token_strangers_do_not_learn_what_the_classes_are():
 @pytest.mark.parametrize("token", ["", "two words", "clé", "a\nb"])
 def test_a_token_that_no_header_can_hold_is_refused_at_the_start(token, paper_model):
     with pytest.raises(RecipeError, match="token"):
-        server.serve(paper_model, port=0, token=token)
+        serve.serve(paper_model, port=0, token=token)
 
 
 def test_a_port_that_is_taken_is_refused_with_advice(served):

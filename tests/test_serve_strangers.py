@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 from serving import RED, answer, refused, running
 
+from ikebana.commands import serve
 from ikebana.serving import connections, server
 
 NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -21,7 +22,7 @@ def served():
 @pytest.fixture
 def named(monkeypatch):
     """A server that has names of its own."""
-    monkeypatch.setattr(server, "build", partial(server.build, names=NAMES))
+    monkeypatch.setattr(serve, "build", partial(server.build, names=NAMES))
     with running() as one:
         yield one
 
@@ -73,7 +74,7 @@ def test_a_server_that_others_reach_may_have_any_name(served):
 def test_names_matter_at_a_loopback_address_without_a_token(host, token, guarded, paper_model, monkeypatch):
     monkeypatch.setattr(connections, "run", lambda app, desk, limits, listener: listener.close() or built.append(app))
     built = []
-    server.serve(paper_model, host, 0, token=token)
+    serve.serve(paper_model, host, 0, token=token)
     assert (built[0].allowed_hosts is not None) == guarded
     assert not guarded or {"localhost", "127.0.0.1", "::1"} <= built[0].allowed_hosts
 

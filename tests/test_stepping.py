@@ -8,7 +8,7 @@ from torch import nn
 from ikebana import recipes
 from ikebana.learning import device
 from ikebana.learning.fast import fused_inference, fused_training
-from ikebana.learning.models import networks
+from ikebana.learning.models import networks, parameter_groups
 from ikebana.recipe import Trained, Transfer
 
 needs_onednn = pytest.mark.skipif(not fused_inference.has_onednn(), reason="this torch has no oneDNN")
@@ -40,7 +40,7 @@ def learning(name="tf_efficientnet_lite0", trained: Trained = "tail", **choices)
                     value = getattr(module, each)
                     if value is not None:
                         value.copy_(0.5 + torch.rand(value.shape, generator=dice))
-    networks.into_training(network, recipe, trained)
+    parameter_groups.into_training(network, recipe, trained)
     return network
 
 
@@ -142,7 +142,7 @@ def test_dropout_draws_what_it_would_have_drawn_without_the_comparison():
 def test_keras_inception_only_looks_below_the_head():
     recipe = recipes.named("frozen", until="mixed2")
     network = networks.build(recipe, 5)
-    networks.into_training(network, recipe, "head")
+    parameter_groups.into_training(network, recipe, "head")
     view = fused_training.for_steps(network, photos(side=150), EXACT)
     assert view is not network
     assert not [each for each in view.modules() if isinstance(each, fused_inference.Norm)]

@@ -9,7 +9,7 @@ import torch
 from ikebana import recipes
 from ikebana.errors import MachineError, RecipeError, RunError
 from ikebana.learning import augmentation, device, examples, scoring
-from ikebana.learning.models import networks
+from ikebana.learning.models import networks, parameter_groups
 from ikebana.learning.training import checkpoint, loop
 from ikebana.learning.training.epoch import Pass
 from ikebana.recipe import Augmentation, Transfer, Tuning, changed
@@ -195,7 +195,7 @@ def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_sp
 )  # fmt: skip
 def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name, choices, learns):
     recipe = recipes.named(name, **choices)
-    assert networks.trains_norms(recipe, networks.trained_in(recipe)) == learns
+    assert parameter_groups.trains_norms(recipe, parameter_groups.trained_in(recipe)) == learns
     alone = changed(recipe, batch=1)
     if learns:
         with pytest.raises(RecipeError, match="spread"):

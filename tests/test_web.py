@@ -6,6 +6,7 @@ import tarfile
 
 import pytest
 
+from ikebana.commands import export as export_command
 from ikebana.errors import MachineError
 from ikebana.exporting import web
 
@@ -79,7 +80,7 @@ def another_package(folder):
 @pytest.mark.parametrize("act", [nothing, no_archive, another_package])
 def test_if_npm_gives_no_package_the_page_loads_it_from_elsewhere(runtime, cache, npm, tmp_path, capsys, act):
     npm(act)
-    assert web._add_runtime(tmp_path)["place"] == web.ELSEWHERE
+    assert web.add_runtime(tmp_path)["place"] == web.ELSEWHERE
     said = capsys.readouterr().err
     assert "could not be had" in said
     assert "not enough values" not in said
@@ -89,7 +90,7 @@ def test_a_cache_that_cannot_be_written_to_is_no_reason_to_export_no_page(runtim
     npm(lambda folder: packed(runtime, folder))
     cache.parent.parent.mkdir(parents=True)
     cache.parent.write_text("a file in the way")
-    assert web._add_runtime(tmp_path)["place"] == web.ELSEWHERE
+    assert web.add_runtime(tmp_path)["place"] == web.ELSEWHERE
 
 
 def test_what_another_process_has_fetched_meanwhile_is_left_alone(runtime, cache, npm):
@@ -122,14 +123,14 @@ def test_of_two_exports_to_one_folder_the_later_is_refused(
     def export(run, file, **_):
         begun.append(file)
         if len(begun) == 1:  # another export to the same folder begins later, and is ready first
-            web.export_web(run, place)
+            export_command.export_web(run, place)
             (place / "whose.txt").write_text("the other's")
         shutil.copy(paper_model, file)
         return paper_classifier
 
-    monkeypatch.setattr(web, "export", export)
+    monkeypatch.setattr(export_command, "export", export)
     monkeypatch.setattr(web.shutil, "which", lambda _: None)
     with pytest.raises(MachineError):
-        web.export_web(paper_run, place)
+        export_command.export_web(paper_run, place)
     assert (place / "whose.txt").read_text() == "the other's"
     assert json.loads((place / "model.json").read_text("utf-8"))["classes"]

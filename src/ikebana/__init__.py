@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from ikebana.commands.audit import Audit, audit
     from ikebana.commands.cache import Cache, cache
     from ikebana.commands.doctor import doctor
+    from ikebana.commands.export import export, export_web
     from ikebana.commands.fit import fit, resume
     from ikebana.commands.predict import predict
+    from ikebana.commands.serve import serve
     from ikebana.demo_data.demo import demo
     from ikebana.errors import (
         IkebanaError,
@@ -28,14 +30,11 @@ if TYPE_CHECKING:
         UnreadablePhoto,
     )
     from ikebana.evaluation.metrics import Evaluation
-    from ikebana.exporting.onnx_file import export
-    from ikebana.exporting.web import export_web
     from ikebana.inference.classifier import Classifier, load
     from ikebana.inference.prediction import Prediction
     from ikebana.recipe import Augmentation, Recipe, Transfer, Tuning
     from ikebana.recipes import RECIPES
     from ikebana.runs.run import Run, open_run
-    from ikebana.serving.server import serve
 
 # Public names per module. They load on first use: `import ikebana` must not wait for torch.
 _PUBLIC_NAMES = {
@@ -43,8 +42,10 @@ _PUBLIC_NAMES = {
     "commands.audit": ("Audit", "audit"),
     "commands.cache": ("Cache", "cache"),
     "commands.doctor": ("doctor",),
+    "commands.export": ("export", "export_web"),
     "commands.fit": ("fit", "resume"),
     "commands.predict": ("predict",),
+    "commands.serve": ("serve",),
     "demo_data.demo": ("demo",),
     "errors": (
         "IkebanaError",
@@ -56,14 +57,11 @@ _PUBLIC_NAMES = {
         "UnreadablePhoto",
     ),
     "evaluation.metrics": ("Evaluation",),
-    "exporting.onnx_file": ("export",),
-    "exporting.web": ("export_web",),
     "inference.classifier": ("Classifier", "load"),
     "inference.prediction": ("Prediction",),
     "recipe": ("Augmentation", "Recipe", "Transfer", "Tuning"),
     "recipes": ("RECIPES",),
     "runs.run": ("Run", "open_run"),
-    "serving.server": ("serve",),
 }
 
 __all__ = [

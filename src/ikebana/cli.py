@@ -189,12 +189,12 @@ def export(
         Where the run's photos are, if they have moved since.
     """
     if file is not None and web is None:
-        from ikebana.exporting.onnx_file import export
+        from ikebana.commands.export import export
 
         export(run, file, int8=int8, photos=photos)
         progress.result(str(file))
     elif web is not None and file is None:
-        from ikebana.exporting.web import export_web
+        from ikebana.commands.export import export_web
 
         export_web(run, web, int8=int8, photos=photos)
         progress.result(str(web))
@@ -268,10 +268,10 @@ def serve(
     token
         What a request must bring to be answered; the page asks for it.
     """
-    from ikebana.serving import server
+    from ikebana.commands import serve
 
     _use_json_events(json)
-    server.serve(file, host, port, token=token, limits=Limits(**asdict(limits)))
+    serve.serve(file, host, port, token=token, limits=Limits(**asdict(limits)))
     progress.event("done")
 
 

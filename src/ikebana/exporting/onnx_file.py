@@ -18,20 +18,19 @@ from onnx import ModelProto
 from ikebana.data import decoding
 from ikebana.errors import ModelError
 from ikebana.evaluation.calibration import NO_THRESHOLD
-from ikebana.exporting import metadata, quantisation, run_photos, verification
+from ikebana.exporting import metadata, quantisation, run_photos
 from ikebana.exporting import resize_graph as resize_graph_module
 from ikebana.exporting.run_photos import Known
 from ikebana.exporting.verification import Reference
-from ikebana.inference import classifier, model_file
-from ikebana.inference.classifier import FEATURES, PROBABILITIES, Classifier
+from ikebana.inference import model_file
+from ikebana.inference.classifier import FEATURES, PROBABILITIES
 from ikebana.learning import device, examples
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import networks
 from ikebana.learning.models.networks import Shipped
 from ikebana.learning.training import checkpoint
-from ikebana.runs.run import Run, open_run
+from ikebana.runs.run import Run
 from ikebana.system import progress
-from ikebana.system.files import to_write, written
 
 # Name of the tensor that the resize graph passes to the network.
 NETWORK_INPUT = "squares"
@@ -39,51 +38,7 @@ NETWORK_INPUT = "squares"
 TRACE_BATCH_SIZE = 2
 
 
-def export(
-    run: Run | str | Path, file: str | Path, *, int8: bool = False, photos: str | Path | None = None
-) -> Classifier:
-    """Write one ONNX file that predicts what the run's network predicts.
-
-    The input is the photo's bytes. All test photos are compared before the file is written.
-
-    Args:
-        int8: quantise to 8 bits: a quarter of the size, often faster; refused if it costs accuracy.
-        photos: where the run's photos are, if they have moved.
-    Raises:
-        ModelError: the file would predict something else than the run; no file is written then.
-        RunError: the run has not finished.
-        PhotosError: the run's photos are gone.
-        MachineError: the file cannot be written.
-    """
-    source_run, output_path = run if isinstance(run, Run) else open_run(run), to_write(file)
-    if output_path.is_dir() or output_path.suffix != ".onnx":
-        raise ModelError(
-            "a model file's name ends in .onnx", where=file, advice=f"{output_path.name or 'flowers'}.onnx"
-        )
-    model_info = metadata.about(source_run)
-    splits = run_photos.find(source_run, photos)
-    network = _load_network(source_run, model_info["temperature"])
-    graph = traced(network, source_run.recipe.side, _decode_examples(splits["test"], model_info))
-    float32_classifier = classifier.from_bytes(_assemble_file(graph, model_info))
-    agreement = verification.checked(
-        float32_classifier, _reference(network), splits["test"], _scored_classes(source_run)
-    )
-    whole_photos = verification.plain(float32_classifier, splits["test"])
-    model_info["parity"] = {"of": "float32", **agreement, "whole_photos": whole_photos}
-    if int8:
-        graph, model_info["int8"] = quantisation.of(
-            graph, float32_classifier, splits, lambda new: classifier.from_bytes(_assemble_file(new, model_info))
-        )
-    data = _assemble_file(graph, model_info)
-    # Loaded from the bytes that users will load.
-    shipped = classifier.from_bytes(data, output_path)
-    with written(output_path) as partial_file:
-        partial_file.write_bytes(data)
-    progress.say(_summarise(output_path, data, model_info))
-    return shipped
-
-
-def _load_network(run: Run, temperature: float) -> Shipped:
+def load_network(run: Run, temperature: float) -> Shipped:
     """Load in float32 on the CPU: scores must not depend on the exporting device."""
     device.prepare()
     network = networks.build(run.recipe, len(run.classes))
@@ -91,13 +46,13 @@ def _load_network(run: Run, temperature: float) -> Shipped:
     return Shipped(network, temperature).eval()
 
 
-def _decode_examples(photos: Sequence[Known], model_info: dict[str, Any]) -> np.ndarray:
+def decode_examples(photos: Sequence[Known], model_info: dict[str, Any]) -> np.ndarray:
     """Decode the first test photos as network input."""
     few, size, method = photos[:TRACE_BATCH_SIZE], model_info["side"], model_info["fit"]
     return np.stack([decoding.decode(run_photos.read(photo), size, method).pixels for photo in few])
 
 
-def _reference(network: Shipped) -> Reference:
+def make_reference(network: Shipped) -> Reference:
     """Return torch's predictions from the network as trained, without BatchNorm folding."""
 
     @torch.inference_mode()
@@ -108,7 +63,7 @@ def _reference(network: Shipped) -> Reference:
     return predict
 
 
-def _scored_classes(run: Run) -> dict[str, int] | None:
+def get_scored_classes(run: Run) -> dict[str, int] | None:
     """Return the scored class per test photo; None if another network is exported."""
     if run.recipe.all:
         return None
@@ -171,7 +126,7 @@ def _strip_debug_info(graph: ModelProto) -> ModelProto:
     return graph
 
 
-def _assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
+def assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
     """Build the whole file: resize graph, network, metadata and seal."""
     resize_graph = resize_graph_module.front(model_info["side"], model_info["fit"])
     prefixed = onnx.compose.add_prefix(network, "network/", rename_inputs=False, rename_outputs=False)
@@ -185,7 +140,7 @@ def _assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
     return model_file.sealed(model.SerializeToString(deterministic=True))
 
 
-def _summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str:
+def summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str:
     """Describe the size, the agreement with the run, and the int8 figures."""
     agreement = model_info["parity"]
     subject = "it says" if "int8" not in model_info else "in float32 it said"

@@ -6,23 +6,18 @@ headers. Photos stay in the browser.
 
 import base64
 import hashlib
-import json
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ikebana.errors import MachineError, ModelError
-from ikebana.exporting.onnx_file import export
+from ikebana.errors import MachineError
 from ikebana.inference import page_files
-from ikebana.inference.classifier import Classifier
-from ikebana.runs.run import Run
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import filled, set_aside, to_write
+from ikebana.system.files import filled, set_aside
 
 # MIT licence.
 RUNTIME = "onnxruntime-web"
@@ -50,38 +45,7 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-def export_web(
-    run: Run | str | Path, folder: str | Path, *, int8: bool = False, photos: str | Path | None = None
-) -> Classifier:
-    """Write a folder whose page classifies photos in the browser.
-
-    The page sends no photo anywhere. The folder contains the file that `export` makes.
-
-    Args:
-        folder: appears by rename when it is complete.
-        int8: as for `export`: a quarter of the size to load.
-        photos: where the run's photos are, if they have moved.
-    Raises:
-        ModelError: the folder is taken, or `export` refuses the run.
-        RunError, PhotosError: as `export` does.
-    """
-    target = to_write(folder, appears=True)
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise ModelError("this place is taken", where=folder, advice="a folder that is not there yet")
-    with filled(target, shared=False) as partial_folder:
-        shipped = export(run, partial_folder / "model.onnx", int8=int8, photos=photos)
-        runtime = _add_runtime(partial_folder)
-        page_info = asdict(page_files.facts(shipped)) | {"side": shipped.side, "runtime": runtime}
-        text = json.dumps(page_info, ensure_ascii=False, indent=1) + "\n"
-        (partial_folder / "model.json").write_text(text, "utf-8")
-        for name in (*page_files.COMMON, *page_files.ALONE):
-            (partial_folder / name).write_bytes(page_files.read(name))
-        (partial_folder / "index.html").write_text(_build_index(), "utf-8")
-    progress.say(f"{target}: open it with any web server, say  python3 -m http.server --directory {target} 8080")
-    return shipped
-
-
-def _build_index() -> str:
+def build_index() -> str:
     """Change the server's page: the other engine, and the policy inside, as headers are unknown."""
     text = page_files.read("index.html").decode()
     for server_script, browser_script in ENGINE_SCRIPTS.items():
@@ -92,7 +56,7 @@ def _build_index() -> str:
     return text.replace(CHARSET_TAG, f"{CHARSET_TAG}\n{policy_tag}")
 
 
-def _add_runtime(folder: Path) -> dict[str, Any]:
+def add_runtime(folder: Path) -> dict[str, Any]:
     """Copy onnxruntime into the folder, or refer to a CDN whose bytes browsers verify."""
     cached, place = kept_runtime(), ELSEWHERE
     if cached is None:

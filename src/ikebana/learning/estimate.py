@@ -15,7 +15,7 @@ from ikebana.data.duplicates import near_duplicates
 from ikebana.learning import device
 from ikebana.learning.device import Setting
 from ikebana.learning.features import feature_cache
-from ikebana.learning.models import backbones, layer_table, networks
+from ikebana.learning.models import layer_table, networks, parameter_groups, pretrained_weights
 from ikebana.learning.training import loop
 from ikebana.learning.training.trainer import phases
 from ikebana.recipe import Recipe
@@ -206,7 +206,7 @@ def _describe_substituted_stage(network: nn.Module, recipe: Recipe) -> str:
     """Report the stage that training starts from, if it is not the recipe's."""
     if recipe.transfer is None or recipe.transfer.trained != "tail" or not recipe.transfer.tail_from:
         return ""
-    stage = backbones.tail(network.get_submodule("seer.backbone"), recipe.transfer.tail_from)
+    stage = parameter_groups.tail(network.get_submodule("seer.backbone"), recipe.transfer.tail_from)
     if stage == recipe.transfer.tail_from:
         return ""
     return f"\n{recipe.network} has no stage {recipe.transfer.tail_from}: it learns from its middle on, {stage}"
@@ -262,7 +262,7 @@ def _estimate_missing_features(
     candidates = {candidate.number_format: candidate for candidate in (settings, exact)}.values()
     missing_bytes = missing_photos = 0
     for member, member_recipe in zip(members, recipe.members, strict=True):
-        key = feature_cache.origin(pixels, member_recipe, backbones.sought(member_recipe))
+        key = feature_cache.origin(pixels, member_recipe, pretrained_weights.sought(member_recipe))
         backbone = member.get_submodule("seer")
         # Each photo has features in one precision only: either it trains or it is held out.
         member_bytes, member_photos = feature_cache.still_to_come(backbone, key, photos, recipe.side, candidates)

@@ -2,11 +2,9 @@
 
 import hmac
 import importlib.metadata
-import re
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -14,17 +12,14 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
-from ikebana.errors import RecipeError
 from ikebana.inference import page_files
 from ikebana.inference.page_files import Facts
 from ikebana.inference.sorting import UNUSABLE
-from ikebana.serving import connections
 from ikebana.serving.limits import Gone, Limits, Refusal
 from ikebana.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from ikebana.serving.middleware import Door
 from ikebana.serving.prediction_queue import Answer, Classifier, Desk
 from ikebana.serving.uploads import received
-from ikebana.system import progress
 
 # Counts requests of clients that disconnected, as nginx does; no client reads it.
 CLIENT_CLOSED_REQUEST = 499
@@ -106,43 +101,6 @@ class Service:
 
     app: Door
     desk: Desk
-
-
-def serve(
-    file: str | Path,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    *,
-    token: str | None = None,
-    limits: Limits | None = None,
-) -> None:
-    """Serve a model file over HTTP until a signal to stop.
-
-    Args:
-        file: a file that `ikebana export` made.
-        token: required from clients as `Authorization: Bearer TOKEN`.
-    Raises:
-        ModelError: the file is not a model file.
-        MachineError: the port is taken.
-        RecipeError: the token contains characters that a header cannot contain.
-    """
-    from ikebana.inference import classifier
-
-    limits = limits or Limits()
-    if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise RecipeError("this token cannot be sent in a header", advice="letters and digits, 32 say")
-    loaded = classifier.load(file)
-    listener = connections.bound(host, port)
-    allowed_hosts = connections.names(listener, host)
-    service = build(loaded, limits, token, None if token else allowed_hosts)
-    progress.say(f"{Path(file).name}: {', '.join(loaded.classes)}")
-    progress.say("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
-    if allowed_hosts is None and not token:
-        progress.say("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
-    url = connections.address(listener)
-    progress.event("serving", url=url)
-    progress.result(url)
-    connections.run(service.app, service.desk, limits, listener)
 
 
 def build(

@@ -6,8 +6,6 @@ without its top) and `head` (features → logits).
 
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +15,11 @@ from ikebana.errors import RecipeError
 from ikebana.learning.fast import depthwise
 from ikebana.learning.models import inception, pretrained_weights
 from ikebana.learning.models.layers import FlattenLikeKeras, Normalise, Scale, keras_initialisation
-from ikebana.learning.models.pretrained_weights import Weights
-from ikebana.learning.training.optimisers import Group
-from ikebana.recipe import KERAS_INCEPTION, Recipe, Trained, Transfer
+from ikebana.recipe import KERAS_INCEPTION, Recipe, Transfer
 from ikebana.system import resources
 
-# timm's name for Google's weights, which Keras has too; plain inception_v3 has torchvision's.
-KERAS_INCEPTION_WEIGHTS = "inception_v3.tf_in1k"
 # The last feature map of most networks is this many times smaller than the image.
 IMAGE_SIZE_MULTIPLE = 32
-# How many of Keras' layers the tutorial fine-tunes.
-FINE_TUNED_KERAS_LAYERS = 50
 
 
 def assembled(recipe: Recipe, classes: int) -> nn.Sequential:
@@ -187,147 +179,8 @@ def _build_head(transfer: Transfer, width: int, classes: int) -> nn.Sequential:
     return nn.Sequential(layers).apply(keras_initialisation)
 
 
-def sought(recipe: Recipe) -> Weights | None:
-    """Find or download the pretrained weights of a one-network recipe; None if it needs none.
-
-    Raises:
-        RecipeError, MachineError: the weights cannot be obtained.
-    """
-    if recipe.transfer is None or recipe.network == "tutorial":
-        return None
-    name = KERAS_INCEPTION_WEIGHTS if recipe.network == KERAS_INCEPTION else recipe.network
-    return pretrained_weights.find(name, Path(recipe.weights) if recipe.weights else None)
-
-
-def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
-    """Load the pretrained weights into the backbone, if the recipe needs any.
-
-    Returns:
-        Where the weights come from.
-    Raises:
-        RecipeError: there are none, or they belong to another network.
-    """
-    pretrained = sought(recipe)
-    if pretrained is None:
-        return None
-    tensors, backbone_network = pretrained_weights.tensors(pretrained), network.get_submodule("seer.backbone")
-    if recipe.network == KERAS_INCEPTION:
-        layers = backbone_network.get_submodule("layers")
-        assert isinstance(layers, nn.Sequential)
-        inception.load_timm(layers, tensors)
-        return pretrained
-    state = backbone_network.state_dict()
-    wrong = [name for name, value in state.items() if name not in tensors or tensors[name].shape != value.shape]
-    if wrong:
-        raise RecipeError(
-            f"these weights are not of {recipe.network} at {recipe.side} pixels: {wrong[0]} is missing or of another shape",
-            where=pretrained.file,
-            advice=f"the weights of {recipe.network}, and --side {own_side(recipe)}",
-        )
-    backbone_network.load_state_dict({name: tensors[name].to(value.dtype) for name, value in state.items()})
-    return pretrained
-
-
 def is_of_one_side(recipe: Recipe) -> bool:
     """Return whether the network has weights per image position, as position embeddings are."""
     return recipe.network not in ("tutorial", KERAS_INCEPTION) and bool(
         _get_timm_config(recipe.network)["fixed_input_size"]
     )
-
-
-def provenance(weights: Weights) -> dict[str, str | None]:
-    """Return the entry of `pretrained.json` that says where a backbone's weights come from."""
-    return {"source": weights.source, "sha256": weights.sha256, "license": weights.license}
-
-
-def stages(network: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
-    """List the weights of a backbone's network stage by stage, in forward order.
-
-    A stage begins with a layer that has a weight matrix; norms join the stage before them. Weights
-    of the network itself come first, under an empty name.
-    """
-    stages: list[tuple[str, list[nn.Parameter]]] = [("", list(network.parameters(recurse=False)))]
-    for name, module in iterate_layers(network):
-        weights = list(module.parameters())
-        if any(weight.ndim > 1 for weight in weights):
-            stages.append((name, weights))
-        else:
-            stages[-1][1].extend(weights)
-    return [stage for stage in stages if stage[1]]
-
-
-def iterate_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the network's layers by name, in forward order; a list of layers is expanded."""
-    for name, module in network.named_children():
-        if isinstance(module, nn.Sequential | nn.ModuleList):
-            yield from ((f"{name}.{number}", layer) for number, layer in module.named_children())
-        else:
-            yield name, module
-
-
-def trained_groups(network: nn.Module, recipe: Recipe, trainable: Trained, learning_rate: float) -> list[Group]:
-    """Return the trained weights in groups of one learning rate each, and freeze the others."""
-    backbone_network = network.get_submodule("seer.backbone")
-    head = list(network.get_submodule("head").parameters())
-    network.requires_grad_(False)
-    if trainable == "head":
-        groups = groups_of(head, learning_rate)
-    elif trainable == "tail" and recipe.network == KERAS_INCEPTION:
-        groups = [Group([*_get_last_keras_weights(backbone_network, recipe), *head], learning_rate)]
-    else:
-        train_from = recipe.transfer.tail_from if recipe.transfer is not None and trainable == "tail" else None
-        groups = _group_by_stage(stages(backbone_network), head, train_from, recipe, learning_rate)
-    for group in groups:
-        for weight in group.weights:
-            weight.requires_grad_(True)
-    return groups
-
-
-def _group_by_stage(
-    stages: list[tuple[str, list[nn.Parameter]]],
-    head: list[nn.Parameter],
-    train_from: str | None,
-    recipe: Recipe,
-    learning_rate: float,
-) -> list[Group]:
-    """Give the head the full learning rate, and each stage below a share of the rate above it.
-
-    Args:
-        train_from: the first stage to train; None for all.
-    """
-    names = [name for name, _ in stages]
-    first = 0 if train_from is None else names.index(_choose_stage(names, train_from))
-    groups, rate = groups_of(head, learning_rate), learning_rate
-    for _, stage_weights in reversed(stages[first:]):
-        rate *= recipe.tuning.layer_decay if recipe.tuning is not None else 1.0
-        groups += groups_of(stage_weights, rate)
-    return groups
-
-
-def tail(network: nn.Module, train_from: str) -> str:
-    """Return the first stage to train: `train_from`, or the middle one if there is no such stage.
-
-    A recipe names a stage of its default network, which another network may not have.
-    """
-    return _choose_stage([name for name, _ in stages(network)], train_from)
-
-
-def _choose_stage(names: list[str], train_from: str) -> str:
-    return train_from if train_from and train_from in names else names[len(names) // 2]
-
-
-def groups_of(weights: list[nn.Parameter], learning_rate: float) -> list[Group]:
-    """Group weights of one learning rate: matrices with weight decay, biases and norms without."""
-    matrices = [weight for weight in weights if weight.ndim > 1]
-    others = [weight for weight in weights if weight.ndim <= 1]
-    return [group for group in (Group(matrices, learning_rate, True), Group(others, learning_rate)) if group.weights]
-
-
-def _get_last_keras_weights(network: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
-    """Return the weights of the last 50 of Keras' layers, and of every BatchNorm."""
-    layers = inception.keras_layers(recipe.until or "mixed10")
-    last = {layer.module for layer in layers[-FINE_TUNED_KERAS_LAYERS:] if layer.module is not None}
-    norms = {layer.module for layer in layers if layer.kind == "BatchNormalization"}
-    names = [layer.module for layer in layers if layer.module in last | norms and layer.module is not None]
-    modules = network.get_submodule("layers")
-    return [weight for name in names for weight in modules.get_submodule(name).parameters()]

@@ -21,8 +21,8 @@ from ikebana.learning.models.layers import (
     last_linear,
     together,
 )
-from ikebana.learning.training.optimisers import Group
-from ikebana.recipe import KERAS_INCEPTION, Recipe, Trained
+from ikebana.learning.models.parameter_groups import trained_groups, trained_in, trains_norms
+from ikebana.recipe import Recipe
 from ikebana.system import resources
 
 # Width of the first dense layer of the tutorial's network.
@@ -86,11 +86,6 @@ def _build_member(recipe: Recipe, classes: int) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def trained_in(recipe: Recipe) -> Trained:
-    """Return which weights the recipe trains in its own epochs."""
-    return "all" if recipe.transfer is None else recipe.transfer.trained
-
-
 def _build_tutorial_network(image_size: int, dropout: float, classes: int) -> nn.Module:
     """Build four convolutions, each with ReLU and 2 x 2 max pooling, then two dense layers.
 
@@ -132,33 +127,3 @@ def settled(recipe: Recipe) -> Recipe:
         raise RecipeError("BatchNorm learns the spread of a batch, and one photo has none", advice="--batch 2 or more")
     weights = str(Path(recipe.weights).expanduser().absolute()) if recipe.weights else ""
     return replace(recipe, side=recipe.side or backbones.own_side(recipe.members[0]), weights=weights)
-
-
-def trained_groups(network: nn.Module, recipe: Recipe, trainable: Trained, learning_rate: float) -> list[Group]:
-    """Return the trained weights in groups of one learning rate each, and freeze the others."""
-    # The tutorial's network, or a head alone.
-    if not hasattr(network, "seer"):
-        weights = list(network.parameters())
-        return (
-            backbones.groups_of(weights, learning_rate)
-            if recipe.tuning is not None
-            else [Group(weights, learning_rate)]
-        )
-    return backbones.trained_groups(network, recipe, trainable, learning_rate)
-
-
-def trains_norms(recipe: Recipe, trainable: Trained) -> bool:
-    """Return whether BatchNorm uses and updates batch statistics, which one image does not have.
-
-    A pretrained backbone keeps its statistics while it trains. Two cases need batch statistics:
-    the tutorial's fine-tuning, which trains BatchNorm, and a network trained from scratch.
-    """
-    is_tutorial_fine_tuning = recipe.network == KERAS_INCEPTION and trainable == "tail"
-    return recipe.network != "tutorial" and (recipe.transfer is None or is_tutorial_fine_tuning)
-
-
-def into_training(network: nn.Module, recipe: Recipe, trainable: Trained) -> None:
-    """Set training mode, but leave BatchNorm in evaluation mode where its statistics are frozen."""
-    network.train()
-    if hasattr(network, "seer"):
-        network.get_submodule("seer.backbone").train(trains_norms(recipe, trainable))

@@ -15,7 +15,7 @@ from ikebana.learning.augmentation import augmented
 from ikebana.learning.device import Setting
 from ikebana.learning.examples import Examples
 from ikebana.learning.fast import fused_inference
-from ikebana.learning.models import networks
+from ikebana.learning.models import parameter_groups
 from ikebana.learning.scoring import logits_of, score
 from ikebana.learning.training import checkpoint
 from ikebana.learning.training.checkpoint import Epoch, Saved
@@ -80,7 +80,7 @@ def train(
                     trainer.restore(state)
             state = Saved()  # frees the memory of its tensors, which the trainer has copied
             while len(writer.epochs) < phase.last:
-                has_batch_norm = networks.trains_norms(recipe, phase.trained)
+                has_batch_norm = parameter_groups.trains_norms(recipe, phase.trained)
                 epoch_progress = Pass(recipe, len(writer.epochs) + 1, examples, settings.device, has_batch_norm)
                 if epoch_state:
                     with checkpoint.usable(checkpoint_file):
@@ -180,7 +180,7 @@ def _run_steps(
     Raises:
         RecipeError: the loss became NaN or infinite.
     """
-    networks.into_training(trainer.network, trainer.recipe, trainer.phase.trained)
+    parameter_groups.into_training(trainer.network, trainer.recipe, trainer.phase.trained)
     displayed_at = 0.0
     with held() as signals:
         for inputs, labels in epoch_progress.batches():
@@ -209,7 +209,7 @@ def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting:
     """Time training steps of the last phase, on random pixels and a copied network."""
     trial = copy.deepcopy(network).to(setting.device)
     trainer = Learner(trial, recipe, phases(recipe)[-1], np.arange(max(recipe.batch, classes)) % classes)
-    networks.into_training(trial, recipe, trainer.phase.trained)
+    parameter_groups.into_training(trial, recipe, trainer.phase.trained)
     generator = torch.Generator().manual_seed(0)
     shape = (recipe.batch, recipe.side, recipe.side, 3)
     pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2).to(setting.device)

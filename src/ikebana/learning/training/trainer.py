@@ -11,7 +11,7 @@ from torch.nn import functional
 from ikebana.learning.device import Setting
 from ikebana.learning.fast import fused_training
 from ikebana.learning.fast.cuda_graphs import Captured
-from ikebana.learning.models import networks
+from ikebana.learning.models import parameter_groups
 from ikebana.learning.models.layers import last_linear
 from ikebana.learning.training import ema, optimisers
 from ikebana.learning.training.checkpoint import Saved
@@ -36,7 +36,7 @@ def phases(recipe: Recipe) -> list[Phase]:
     if transfer is not None and transfer.head_epochs:
         head_epochs = transfer.head_epochs
         plan.append(Phase(1, head_epochs, "head", transfer.head_learning_rate))
-    trainable = networks.trained_in(recipe)
+    trainable = parameter_groups.trained_in(recipe)
     return [*plan, Phase(head_epochs + 1, head_epochs + recipe.epochs, trainable, recipe.learning_rate)]
 
 
@@ -52,7 +52,7 @@ class Learner:
         self.network, self.recipe, self.phase = network, recipe, phase
         # Built with the first batch, once the network is in training mode.
         self._forward: Callable[[Tensor], Tensor] | None = None
-        groups = networks.trained_groups(network, recipe, phase.trained, phase.learning_rate)
+        groups = parameter_groups.trained_groups(network, recipe, phase.trained, phase.learning_rate)
         self.optimiser: optimisers.RMSprop | optimisers.AdamW
         if recipe.tuning is None:
             self.optimiser, self.ema = optimisers.RMSprop(groups), None

@@ -1,0 +1,98 @@
+"""The flow of `export`: run → graph → comparison with the run → file or web folder."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ikebana.errors import ModelError
+from ikebana.exporting import metadata, quantisation, run_photos, verification
+from ikebana.exporting.onnx_file import (
+    assemble_file,
+    decode_examples,
+    get_scored_classes,
+    load_network,
+    make_reference,
+    summarise,
+    traced,
+)
+from ikebana.exporting.web import add_runtime, build_index
+from ikebana.inference import classifier, page_files
+from ikebana.inference.classifier import Classifier
+from ikebana.runs.run import Run, open_run
+from ikebana.system import progress
+from ikebana.system.files import filled, to_write, written
+
+
+def export(
+    run: Run | str | Path, file: str | Path, *, int8: bool = False, photos: str | Path | None = None
+) -> Classifier:
+    """Write one ONNX file that predicts what the run's network predicts.
+
+    The input is the photo's bytes. All test photos are compared before the file is written.
+
+    Args:
+        int8: quantise to 8 bits: a quarter of the size, often faster; refused if it costs accuracy.
+        photos: where the run's photos are, if they have moved.
+    Raises:
+        ModelError: the file would predict something else than the run; no file is written then.
+        RunError: the run has not finished.
+        PhotosError: the run's photos are gone.
+        MachineError: the file cannot be written.
+    """
+    source_run, output_path = run if isinstance(run, Run) else open_run(run), to_write(file)
+    if output_path.is_dir() or output_path.suffix != ".onnx":
+        raise ModelError(
+            "a model file's name ends in .onnx", where=file, advice=f"{output_path.name or 'flowers'}.onnx"
+        )
+    model_info = metadata.about(source_run)
+    splits = run_photos.find(source_run, photos)
+    network = load_network(source_run, model_info["temperature"])
+    graph = traced(network, source_run.recipe.side, decode_examples(splits["test"], model_info))
+    float32_classifier = classifier.from_bytes(assemble_file(graph, model_info))
+    agreement = verification.checked(
+        float32_classifier, make_reference(network), splits["test"], get_scored_classes(source_run)
+    )
+    whole_photos = verification.plain(float32_classifier, splits["test"])
+    model_info["parity"] = {"of": "float32", **agreement, "whole_photos": whole_photos}
+    if int8:
+        graph, model_info["int8"] = quantisation.of(
+            graph, float32_classifier, splits, lambda new: classifier.from_bytes(assemble_file(new, model_info))
+        )
+    data = assemble_file(graph, model_info)
+    # Loaded from the bytes that users will load.
+    shipped = classifier.from_bytes(data, output_path)
+    with written(output_path) as partial_file:
+        partial_file.write_bytes(data)
+    progress.say(summarise(output_path, data, model_info))
+    return shipped
+
+
+def export_web(
+    run: Run | str | Path, folder: str | Path, *, int8: bool = False, photos: str | Path | None = None
+) -> Classifier:
+    """Write a folder whose page classifies photos in the browser.
+
+    The page sends no photo anywhere. The folder contains the file that `export` makes.
+
+    Args:
+        folder: appears by rename when it is complete.
+        int8: as for `export`: a quarter of the size to load.
+        photos: where the run's photos are, if they have moved.
+    Raises:
+        ModelError: the folder is taken, or `export` refuses the run.
+        RunError, PhotosError: as `export` does.
+    """
+    target = to_write(folder, appears=True)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise ModelError("this place is taken", where=folder, advice="a folder that is not there yet")
+    with filled(target, shared=False) as partial_folder:
+        shipped = export(run, partial_folder / "model.onnx", int8=int8, photos=photos)
+        runtime = add_runtime(partial_folder)
+        page_info = asdict(page_files.facts(shipped)) | {"side": shipped.side, "runtime": runtime}
+        text = json.dumps(page_info, ensure_ascii=False, indent=1) + "\n"
+        (partial_folder / "model.json").write_text(text, "utf-8")
+        for name in (*page_files.COMMON, *page_files.ALONE):
+            (partial_folder / name).write_bytes(page_files.read(name))
+        (partial_folder / "index.html").write_text(build_index(), "utf-8")
+    progress.say(f"{target}: open it with any web server, say  python3 -m http.server --directory {target} 8080")
+    return shipped

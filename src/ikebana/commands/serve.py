@@ -1,0 +1,47 @@
+"""The flow of `serve`: model file → socket → HTTP."""
+
+import re
+from pathlib import Path
+
+from ikebana.errors import RecipeError
+from ikebana.serving import connections
+from ikebana.serving.limits import Limits
+from ikebana.serving.server import build
+from ikebana.system import progress
+
+
+def serve(
+    file: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    token: str | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Serve a model file over HTTP until a signal to stop.
+
+    Args:
+        file: a file that `ikebana export` made.
+        token: required from clients as `Authorization: Bearer TOKEN`.
+    Raises:
+        ModelError: the file is not a model file.
+        MachineError: the port is taken.
+        RecipeError: the token contains characters that a header cannot contain.
+    """
+    from ikebana.inference import classifier
+
+    limits = limits or Limits()
+    if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise RecipeError("this token cannot be sent in a header", advice="letters and digits, 32 say")
+    loaded = classifier.load(file)
+    listener = connections.bound(host, port)
+    allowed_hosts = connections.names(listener, host)
+    service = build(loaded, limits, token, None if token else allowed_hosts)
+    progress.say(f"{Path(file).name}: {', '.join(loaded.classes)}")
+    progress.say("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
+    if allowed_hosts is None and not token:
+        progress.say("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
+    url = connections.address(listener)
+    progress.event("serving", url=url)
+    progress.result(url)
+    connections.run(service.app, service.desk, limits, listener)

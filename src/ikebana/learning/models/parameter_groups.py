@@ -1,0 +1,132 @@
+"""Which weights train, at which learning rate, and in which mode."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from ikebana.learning.models import inception
+from ikebana.learning.training.optimisers import Group
+from ikebana.recipe import KERAS_INCEPTION, Recipe, Trained
+
+
+def trained_in(recipe: Recipe) -> Trained:
+    """Return which weights the recipe trains in its own epochs."""
+    return "all" if recipe.transfer is None else recipe.transfer.trained
+
+
+def trained_groups(network: nn.Module, recipe: Recipe, trainable: Trained, learning_rate: float) -> list[Group]:
+    """Return the trained weights in groups of one learning rate each, and freeze the others."""
+    # The tutorial's network, or a head alone.
+    if not hasattr(network, "seer"):
+        weights = list(network.parameters())
+        return groups_of(weights, learning_rate) if recipe.tuning is not None else [Group(weights, learning_rate)]
+    backbone_network = network.get_submodule("seer.backbone")
+    head = list(network.get_submodule("head").parameters())
+    network.requires_grad_(False)
+    if trainable == "head":
+        groups = groups_of(head, learning_rate)
+    elif trainable == "tail" and recipe.network == KERAS_INCEPTION:
+        groups = [Group([*_get_last_keras_weights(backbone_network, recipe), *head], learning_rate)]
+    else:
+        train_from = recipe.transfer.tail_from if recipe.transfer is not None and trainable == "tail" else None
+        groups = _group_by_stage(stages(backbone_network), head, train_from, recipe, learning_rate)
+    for group in groups:
+        for weight in group.weights:
+            weight.requires_grad_(True)
+    return groups
+
+
+def trains_norms(recipe: Recipe, trainable: Trained) -> bool:
+    """Return whether BatchNorm uses and updates batch statistics, which one image does not have.
+
+    A pretrained backbone keeps its statistics while it trains. Two cases need batch statistics:
+    the tutorial's fine-tuning, which trains BatchNorm, and a network trained from scratch.
+    """
+    is_tutorial_fine_tuning = recipe.network == KERAS_INCEPTION and trainable == "tail"
+    return recipe.network != "tutorial" and (recipe.transfer is None or is_tutorial_fine_tuning)
+
+
+def into_training(network: nn.Module, recipe: Recipe, trainable: Trained) -> None:
+    """Set training mode, but leave BatchNorm in evaluation mode where its statistics are frozen."""
+    network.train()
+    if hasattr(network, "seer"):
+        network.get_submodule("seer.backbone").train(trains_norms(recipe, trainable))
+
+
+# How many of Keras' layers the tutorial fine-tunes.
+FINE_TUNED_KERAS_LAYERS = 50
+
+
+def stages(network: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
+    """List the weights of a backbone's network stage by stage, in forward order.
+
+    A stage begins with a layer that has a weight matrix; norms join the stage before them. Weights
+    of the network itself come first, under an empty name.
+    """
+    stages: list[tuple[str, list[nn.Parameter]]] = [("", list(network.parameters(recurse=False)))]
+    for name, module in iterate_layers(network):
+        weights = list(module.parameters())
+        if any(weight.ndim > 1 for weight in weights):
+            stages.append((name, weights))
+        else:
+            stages[-1][1].extend(weights)
+    return [stage for stage in stages if stage[1]]
+
+
+def iterate_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the network's layers by name, in forward order; a list of layers is expanded."""
+    for name, module in network.named_children():
+        if isinstance(module, nn.Sequential | nn.ModuleList):
+            yield from ((f"{name}.{number}", layer) for number, layer in module.named_children())
+        else:
+            yield name, module
+
+
+def _group_by_stage(
+    stages: list[tuple[str, list[nn.Parameter]]],
+    head: list[nn.Parameter],
+    train_from: str | None,
+    recipe: Recipe,
+    learning_rate: float,
+) -> list[Group]:
+    """Give the head the full learning rate, and each stage below a share of the rate above it.
+
+    Args:
+        train_from: the first stage to train; None for all.
+    """
+    names = [name for name, _ in stages]
+    first = 0 if train_from is None else names.index(_choose_stage(names, train_from))
+    groups, rate = groups_of(head, learning_rate), learning_rate
+    for _, stage_weights in reversed(stages[first:]):
+        rate *= recipe.tuning.layer_decay if recipe.tuning is not None else 1.0
+        groups += groups_of(stage_weights, rate)
+    return groups
+
+
+def tail(network: nn.Module, train_from: str) -> str:
+    """Return the first stage to train: `train_from`, or the middle one if there is no such stage.
+
+    A recipe names a stage of its default network, which another network may not have.
+    """
+    return _choose_stage([name for name, _ in stages(network)], train_from)
+
+
+def _choose_stage(names: list[str], train_from: str) -> str:
+    return train_from if train_from and train_from in names else names[len(names) // 2]
+
+
+def groups_of(weights: list[nn.Parameter], learning_rate: float) -> list[Group]:
+    """Group weights of one learning rate: matrices with weight decay, biases and norms without."""
+    matrices = [weight for weight in weights if weight.ndim > 1]
+    others = [weight for weight in weights if weight.ndim <= 1]
+    return [group for group in (Group(matrices, learning_rate, True), Group(others, learning_rate)) if group.weights]
+
+
+def _get_last_keras_weights(network: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
+    """Return the weights of the last 50 of Keras' layers, and of every BatchNorm."""
+    layers = inception.keras_layers(recipe.until or "mixed10")
+    last = {layer.module for layer in layers[-FINE_TUNED_KERAS_LAYERS:] if layer.module is not None}
+    norms = {layer.module for layer in layers if layer.kind == "BatchNormalization"}
+    names = [layer.module for layer in layers if layer.module in last | norms and layer.module is not None]
+    modules = network.get_submodule("layers")
+    return [weight for name in names for weight in modules.get_submodule(name).parameters()]

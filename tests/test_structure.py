@@ -1,0 +1,35 @@
+"""The structure of the source: docstrings, the single place that opens photos, and no pickle."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = sorted(ROOT.glob("src/**/*.py"))
+
+
+@pytest.mark.parametrize("file", SOURCE, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_module_and_every_public_function_has_a_docstring(file):
+    tree = ast.parse(file.read_text("utf-8"))
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and len(node.body) > 2:
+            assert ast.get_docstring(node), node.name
+
+
+def test_only_one_module_opens_photos():
+    assert [file.name for file in SOURCE if "Image.open(" in file.read_text("utf-8")] == ["decoding.py"]
+
+
+def test_nothing_is_pickled():
+    words = ("pickle.", "import pickle", "allow_pickle=True", "weights_only=False")
+    assert not [file for file in SOURCE for word in words if word in file.read_text("utf-8")]
+    for file in SOURCE:
+        loads = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if _is_torch_load(node)]
+        assert file.name == "pretrained_weights.py" or not loads, file
+        assert all("weights_only=True" in ast.unparse(call) for call in loads), file
+
+
+def _is_torch_load(node):
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
