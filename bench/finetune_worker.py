@@ -29,7 +29,7 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     from ikebana.data.split import split
     from ikebana.learning import estimate, examples
     from ikebana.learning.augmentation import augmented
-    from ikebana.learning.models import networks, parameter_groups, pretrained_weights
+    from ikebana.learning.models import networks, parameter_groups, weight_loading
     from ikebana.learning.training.trainer import Learner, phases
     from ikebana.system import progress
 
@@ -40,7 +40,7 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     dataset = split(opened, recipe)
     train = examples.parts(dataset, keep.pixels)["train"]
     network = networks.build(recipe, len(dataset.classes))
-    pretrained_weights.fill(network, recipe)
+    weight_loading.fill(network, recipe)
     photo = torch.zeros((1, 3, recipe.side, recipe.side), dtype=torch.uint8)
     gflop = counted(network.eval(), photo) / 2  # mirrored: seen twice
     learner = Learner(network.to(setting.device), recipe, phases(recipe)[-1], train.labels)

@@ -262,12 +262,12 @@ def command(*arguments):
 
 def test_a_plain_audit_gives_no_advice_and_goes_on_where_the_network_cannot_be_had(drawn, monkeypatch, capsys):
     from ikebana.errors import MachineError
-    from ikebana.learning.models import pretrained_weights
+    from ikebana.learning.models import weight_loading
 
     def gone(_):
         raise MachineError("the weights are gone", advice="look elsewhere")
 
-    monkeypatch.setattr(pretrained_weights, "sought", gone)
+    monkeypatch.setattr(weight_loading, "sought", gone)
     assert command("audit", drawn) == 0
     out, err = capsys.readouterr()
     assert out == ""

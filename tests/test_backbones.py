@@ -11,7 +11,14 @@ import ikebana
 from ikebana import recipes
 from ikebana.data import sources
 from ikebana.errors import RecipeError
-from ikebana.learning.models import backbones, layer_table, networks, parameter_groups, pretrained_weights
+from ikebana.learning.models import (
+    backbones,
+    layer_table,
+    networks,
+    parameter_groups,
+    pretrained_weights,
+    weight_loading,
+)
 from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import Transfer, Tuning, changed
 
@@ -78,7 +85,7 @@ def test_the_pretrained_backbone_gives_timms_own_features():
     import timm
 
     recipe, network = built()
-    weights = pretrained_weights.fill(network, recipe)
+    weights = weight_loading.fill(network, recipe)
     assert weights is not None
     assert weights.license == "Apache-2.0"
     peer = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
@@ -119,7 +126,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     )
     recipe, network = built(weights=str(file))
     with pytest.raises(RecipeError, match="not of tf_efficientnet_lite0"):
-        pretrained_weights.fill(network, recipe)
+        weight_loading.fill(network, recipe)
 
 
 def test_weights_for_another_side_are_refused_before_any_photo_is_read(tmp_path, monkeypatch):
@@ -143,7 +150,7 @@ def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     mine = {name: torch.full_like(value, 0.5).contiguous() for name, value in own.items()}
     save_file(mine, tmp_path / "mine.safetensors")
     recipe = changed(recipe, weights=str(tmp_path / "mine.safetensors"))
-    found = pretrained_weights.fill(network, recipe)
+    found = weight_loading.fill(network, recipe)
     assert found is not None
     assert str(tmp_path) in found.source
     assert all((weight == 0.5).all() for weight in network.get_submodule("seer.backbone").parameters())

@@ -22,7 +22,7 @@ def served():
 @pytest.fixture
 def named(monkeypatch):
     """A server that has names of its own."""
-    monkeypatch.setattr(serve, "build", partial(server.build, names=NAMES))
+    monkeypatch.setattr(server, "build", partial(server.build, names=NAMES))
     with running() as one:
         yield one
 

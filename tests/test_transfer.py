@@ -17,7 +17,7 @@ from ikebana.data.dataset import USED
 from ikebana.learning import device
 from ikebana.learning.estimate import forecast, next_step, prepared
 from ikebana.learning.features import feature_cache
-from ikebana.learning.models import pretrained_weights
+from ikebana.learning.models import weight_loading
 from ikebana.recipe import changed
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
@@ -196,7 +196,7 @@ def test_a_file_that_is_no_weights_is_refused_before_any_photo_is_read(photos, t
 
 
 def test_where_a_network_without_the_recipes_stage_begins_to_learn_is_said(photos, monkeypatch):
-    monkeypatch.setattr(pretrained_weights, "sought", lambda _: None)
+    monkeypatch.setattr(weight_loading, "sought", lambda _: None)
     found, setting = sources.read(photos), device.Setting("cpu", "float32", 1, "as it comes")
     for network, said in (("resnet18", True), ("tf_efficientnet_lite0", False), ("mobilenetv3_small_050", False)):
         text = forecast(found, recipes.named("good", network=network, side=64), setting).text

@@ -93,12 +93,12 @@ def audit(
     unopened = sources.read(photos)
     if write is not None:
         cleaning.check_within_reach(unopened)
-    from ikebana.learning.models import networks, pretrained_weights
+    from ikebana.learning.models import networks, weight_loading
 
     # As in `fit`, so that it reuses the pixel cache and makes the same split.
     recipe = networks.settled(RECIPES[DEFAULT])
     if advise:
-        pretrained_weights.sought(recipe)
+        weight_loading.sought(recipe)
     _check_machine(unopened, recipe)
     opened, pixel_cache = pixel_cache_module.opened(unopened, recipe.side, recipe.fit)
     dataset, split_errors = _split(sources.with_classes(near_duplicates.found(opened, pixel_cache), ()), recipe)
@@ -132,10 +132,10 @@ def _check_machine(dataset: Dataset, recipe: Recipe) -> None:
     Without a backbone, an audit needs only disk space.
     """
     from ikebana.learning.estimate import forecast, prepared
-    from ikebana.learning.models import pretrained_weights
+    from ikebana.learning.models import weight_loading
 
     try:
-        pretrained_weights.sought(recipe)
+        weight_loading.sought(recipe)
     except (RecipeError, MachineError):
         needed = pixel_cache_module.size_on_disk(dataset, recipe.side) + near_duplicates.scratch(dataset.photos.height)
         need_disk({cache_folder(): needed})

@@ -15,7 +15,7 @@ from ikebana.data.duplicates import near_duplicates
 from ikebana.learning import device
 from ikebana.learning.device import Setting
 from ikebana.learning.features import feature_cache
-from ikebana.learning.models import layer_table, networks, parameter_groups, pretrained_weights
+from ikebana.learning.models import layer_table, networks, parameter_groups, weight_loading
 from ikebana.learning.training import loop
 from ikebana.learning.training.trainer import phases
 from ikebana.recipe import Recipe
@@ -262,7 +262,7 @@ def _estimate_missing_features(
     candidates = {candidate.number_format: candidate for candidate in (settings, exact)}.values()
     missing_bytes = missing_photos = 0
     for member, member_recipe in zip(members, recipe.members, strict=True):
-        key = feature_cache.origin(pixels, member_recipe, pretrained_weights.sought(member_recipe))
+        key = feature_cache.origin(pixels, member_recipe, weight_loading.sought(member_recipe))
         backbone = member.get_submodule("seer")
         # Each photo has features in one precision only: either it trains or it is held out.
         member_bytes, member_photos = feature_cache.still_to_come(backbone, key, photos, recipe.side, candidates)

@@ -17,7 +17,7 @@ from ikebana.learning.fast import fused_inference
 from ikebana.learning.features import feature_cache
 from ikebana.learning.features.feature_cache import Origin
 from ikebana.learning.features.feature_rows import Rows
-from ikebana.learning.models import backbones, layer_table, networks, pretrained_weights
+from ikebana.learning.models import backbones, layer_table, networks, weight_loading
 from ikebana.learning.models.layers import last_linear
 from ikebana.learning.training import logistic_head, loop
 from ikebana.learning.training.checkpoint import Epoch
@@ -58,9 +58,9 @@ def course(recipe: Recipe, classes: int, splits: dict[str, Photos], pixel_cache:
     network = networks.build(recipe, classes).to(settings.device)
     pretrained, tasks = {}, []
     for member, member_recipe in zip(networks.members(network), recipe.members, strict=True):
-        weights = pretrained_weights.fill(member, member_recipe)
+        weights = weight_loading.fill(member, member_recipe)
         if weights is not None:
-            pretrained[member_recipe.network] = pretrained_weights.provenance(weights)
+            pretrained[member_recipe.network] = weight_loading.provenance(weights)
         origin = feature_cache.origin(pixel_cache, member_recipe, weights)
         tasks.append(lesson(member, member_recipe, splits, origin, settings))
     layers = layer_table.layer_table(layer_table.layers(network, recipe.side), recipe.batch, recipe.side)
@@ -74,10 +74,10 @@ def check_weights(recipe: Recipe) -> None:
         RecipeError, MachineError: they are missing or of another network.
     """
     for member_recipe in recipe.members:
-        pretrained_weights.sought(member_recipe)
+        weight_loading.sought(member_recipe)
         is_transfer = member_recipe.transfer is not None
         if member_recipe.weights or (is_transfer and backbones.is_of_one_side(member_recipe)):
-            pretrained_weights.fill(networks.build(member_recipe, classes=2), member_recipe)
+            weight_loading.fill(networks.build(member_recipe, classes=2), member_recipe)
 
 
 def lesson(network: nn.Module, recipe: Recipe, splits: dict[str, Photos], origin: Origin, settings: Setting) -> Lesson:

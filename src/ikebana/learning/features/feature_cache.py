@@ -26,7 +26,7 @@ from ikebana.learning import device
 from ikebana.learning.device import Setting
 from ikebana.learning.examples import Features, Photos, unlabelled
 from ikebana.learning.fast import fused_inference
-from ikebana.learning.models import networks, pretrained_weights
+from ikebana.learning.models import networks, weight_loading
 from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import Recipe
 from ikebana.system import progress
@@ -74,7 +74,7 @@ def backbone(recipe: Recipe, pixel_cache: str, settings: Setting) -> tuple[nn.Mo
         RecipeError, MachineError: the weights cannot be obtained.
     """
     network = networks.build(recipe, classes=2).to(settings.device)
-    weights = pretrained_weights.fill(network, recipe)
+    weights = weight_loading.fill(network, recipe)
     return network.get_submodule("seer"), origin(pixel_cache, recipe, weights)
 
 

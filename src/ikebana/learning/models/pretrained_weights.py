@@ -19,12 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ikebana.errors import IkebanaError, MachineError, RecipeError
-from ikebana.learning.models import inception
-from ikebana.learning.models.backbones import own_side
-from ikebana.recipe import KERAS_INCEPTION, Recipe
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import set_aside, written
@@ -398,57 +395,3 @@ def _extract_tensors(stored: Any, file: Path) -> dict[str, Tensor]:
 def _compute_sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-# timm's name for Google's weights, which Keras has too; plain inception_v3 has torchvision's.
-KERAS_INCEPTION_WEIGHTS = "inception_v3.tf_in1k"
-
-
-def sought(recipe: Recipe) -> Weights | None:
-    """Find or download the pretrained weights of a one-network recipe; None if it needs none.
-
-    Raises:
-        RecipeError, MachineError: the weights cannot be obtained.
-    """
-    if recipe.transfer is None or recipe.network == "tutorial":
-        return None
-    name = KERAS_INCEPTION_WEIGHTS if recipe.network == KERAS_INCEPTION else recipe.network
-    return find(name, Path(recipe.weights) if recipe.weights else None)
-
-
-def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
-    """Load the pretrained weights into the backbone, if the recipe needs any.
-
-    Returns:
-        Where the weights come from.
-    Raises:
-        RecipeError: there are none, or they belong to another network.
-    """
-    pretrained = sought(recipe)
-    if pretrained is None:
-        return None
-    pretrained_tensors, backbone_network = tensors(pretrained), network.get_submodule("seer.backbone")
-    if recipe.network == KERAS_INCEPTION:
-        layers = backbone_network.get_submodule("layers")
-        assert isinstance(layers, nn.Sequential)
-        inception.load_timm(layers, pretrained_tensors)
-        return pretrained
-    state = backbone_network.state_dict()
-    wrong = [
-        name
-        for name, value in state.items()
-        if name not in pretrained_tensors or pretrained_tensors[name].shape != value.shape
-    ]
-    if wrong:
-        raise RecipeError(
-            f"these weights are not of {recipe.network} at {recipe.side} pixels: {wrong[0]} is missing or of another shape",
-            where=pretrained.file,
-            advice=f"the weights of {recipe.network}, and --side {own_side(recipe)}",
-        )
-    backbone_network.load_state_dict({name: pretrained_tensors[name].to(value.dtype) for name, value in state.items()})
-    return pretrained
-
-
-def provenance(weights: Weights) -> dict[str, str | None]:
-    """Return the entry of `pretrained.json` that says where a backbone's weights come from."""
-    return {"source": weights.source, "sha256": weights.sha256, "license": weights.license}
