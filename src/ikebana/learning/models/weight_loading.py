@@ -5,9 +5,9 @@ from pathlib import Path
 from torch import nn
 
 from ikebana.errors import RecipeError
-from ikebana.learning.models import inception
+from ikebana.learning.models import inception, pretrained_weights
 from ikebana.learning.models.backbones import own_side
-from ikebana.learning.models.pretrained_weights import Weights, find, tensors
+from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import KERAS_INCEPTION, Recipe
 
 # timm's name for Google's weights, which Keras has too; plain inception_v3 has torchvision's.
@@ -23,7 +23,7 @@ def sought(recipe: Recipe) -> Weights | None:
     if recipe.transfer is None or recipe.network == "tutorial":
         return None
     name = KERAS_INCEPTION_WEIGHTS if recipe.network == KERAS_INCEPTION else recipe.network
-    return find(name, Path(recipe.weights) if recipe.weights else None)
+    return pretrained_weights.find(name, Path(recipe.weights) if recipe.weights else None)
 
 
 def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
@@ -37,7 +37,10 @@ def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
     pretrained = sought(recipe)
     if pretrained is None:
         return None
-    pretrained_tensors, backbone_network = tensors(pretrained), network.get_submodule("seer.backbone")
+    pretrained_tensors, backbone_network = (
+        pretrained_weights.tensors(pretrained),
+        network.get_submodule("seer.backbone"),
+    )
     if recipe.network == KERAS_INCEPTION:
         layers = backbone_network.get_submodule("layers")
         assert isinstance(layers, nn.Sequential)
