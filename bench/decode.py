@@ -89,7 +89,7 @@ def main() -> None:
     flags.add_argument("--count", type=int, default=100)
     flags.add_argument("--megapixels", type=float)
     chosen = flags.parse_args()
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     ways = {"ikebana": ours, "libjpeg-turbo": libjpegs, "torchvision": torchvisions}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as scratch:

@@ -144,7 +144,7 @@ def main() -> None:
     flags.add_argument("--epochs", type=int, default=3)
     flags.add_argument("--again", action="store_true")
     chosen = flags.parse_args()
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     warned: Counter[str] = Counter()
     warnings.simplefilter("always")
     warnings.showwarning = lambda message, *_, **__: warned.update([str(message)])

@@ -33,7 +33,7 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     from ikebana.learning.training.trainer import Learner, phases
     from ikebana.system import progress
 
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     recipe = networks.settled(recipes.named("good"))
     setting = estimate.prepared(recipe, CLASSES)
     opened, keep = pixel_cache.opened(sources.read(photos), recipe.side, recipe.fit)

@@ -154,7 +154,7 @@ def work(target: str, scratch: Path, model: str, run: str) -> None:
     from ikebana.errors import IkebanaError
     from ikebana.system import progress
 
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     print(json.dumps({"memory": peak()}), flush=True)
     for line in sys.stdin:
         name, file = json.loads(line)

@@ -100,7 +100,7 @@ def main() -> None:
     flags.add_argument("--recipe", default="quick")
     flags.add_argument("--rounds", type=int, default=5)
     options = flags.parse_args()
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     warnings.simplefilter("ignore", ConvergenceWarning)
     names = {each.name for each in options.photos.iterdir() if each.is_dir()}
     order = TUTORIAL_CLASS_ORDER if names == set(TUTORIAL_CLASS_ORDER) else ()

@@ -31,7 +31,7 @@ def main() -> None:
     flags.add_argument("--left", type=int, default=60)
     flags.add_argument("--classes", default="")
     chosen = flags.parse_args()
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     print(header("torch", "timm", "scikit-learn"), flush=True)
     whole = _split(chosen.photos)
     balanced: dict[str, list[float]] = {"alike": [], "by share": []}

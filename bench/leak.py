@@ -64,7 +64,7 @@ def main() -> None:
     flags.add_argument("--share", type=float, default=0.3)
     flags.add_argument("--epochs", type=int)
     chosen = flags.parse_args()
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     print(header("torch", "numpy", "pillow"), flush=True)
     choices = {"epochs": chosen.epochs} if chosen.epochs else {}
     excess: dict[str, list[float]] = {"shuffle": [], "stratified": []}

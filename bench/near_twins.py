@@ -224,7 +224,7 @@ def main() -> None:
     flags.add_argument("--sheet", type=Path)
     flags.add_argument("--drawn", type=int)
     chosen = flags.parse_args()
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     print(header("numpy", "pillow", "scipy"), flush=True)
     if chosen.drawn:
         scale(chosen.drawn)

@@ -44,7 +44,7 @@ from ikebana.data import pixel_cache
 from ikebana.learning import device
 from ikebana.learning.models import pretrained_weights
 from ikebana.recipes import RECIPES, TUTORIAL_CLASS_ORDER
-from ikebana.system.files import written
+from ikebana.system.files import atomic_write
 
 PEERS = ("fastai", "fastai_tuned")
 NETWORK, SIDE, BATCH = "tf_efficientnet_lite0", 224, 64  # backbone, pixels, fastai's own photos a step
@@ -341,7 +341,7 @@ def measured(chosen: argparse.Namespace, scratch: Path) -> bool:
                 record["runs"].append(row)
                 tell(f"  round {row['round']}: {row['contestant']}: {row['accuracy']:.4f} in {row['seconds']:.1f} s")
                 if chosen.out:
-                    with written(chosen.out) as beside:
+                    with atomic_write(chosen.out) as beside:
                         beside.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         except ContestantError as problem:
             well = False

@@ -74,7 +74,7 @@ def main() -> None:
     flags.add_argument("--seeds", type=int, default=3)
     flags.add_argument("--only", default="labels,odd,blurred,shortcut")
     chosen = flags.parse_args()
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     print(header("torch", "timm", "scikit-learn"), flush=True)
     kinds = {"labels": flipped, "odd": foreign, "blurred": blurred, "shortcut": bordered}
     with tempfile.TemporaryDirectory() as scratch:

@@ -30,7 +30,7 @@ def main() -> None:
     flags.add_argument("--out", type=Path)
     chosen = flags.parse_args()
     out = chosen.out or Path(tempfile.mkdtemp())
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     names = {each.name for each in chosen.photos.iterdir() if each.is_dir()}
     order = TUTORIAL_CLASS_ORDER if names == set(TUTORIAL_CLASS_ORDER) else ()
     print(header("torch", "numpy", "pillow"), flush=True)

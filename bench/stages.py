@@ -259,7 +259,7 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, default=1)
     flags.add_argument("--no-export", action="store_true")
     chosen = flags.parse_args()
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     print(header("torch", "timm", "numpy", "pillow", "onnxruntime"), flush=True)
     for name in chosen.recipes.split(","):
         recipe = networks.settled(recipes.named(name))

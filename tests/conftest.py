@@ -92,12 +92,12 @@ def stages() -> Iterator[list[str]]:
 
     begun: list[str] = []
 
-    class Recorder(progress.Silence):
+    class Recorder(progress.SilentReporter):
         def open(self, name: str, total: int, unit: str) -> progress.Bar:
             begun.append(name)
             return super().open(name, total, unit)
 
-    with progress.audience(Recorder()):
+    with progress.use_reporter(Recorder()):
         yield begun
 
 

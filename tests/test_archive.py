@@ -382,6 +382,6 @@ def test_a_cache_that_is_no_folder_is_an_error_for_people(tmp_path, monkeypatch)
         sources.read(tmp_path / "photos.zip")
     with (
         pytest.raises(MachineError, match="cannot be written"),
-        system_files.written(tmp_path / "file" / "x.json") as beside,
+        system_files.atomic_write(tmp_path / "file" / "x.json") as beside,
     ):
         beside.write_text("never")

@@ -80,7 +80,7 @@ def test_what_cannot_be_recorded_goes_through_the_network_and_that_is_said_once(
     expected = [plain(inputs) for _ in range(2)]
     torch.manual_seed(1)
     steps = Captured(network, 8, HERE)
-    with progress.audience(progress.People()):
+    with progress.use_reporter(progress.TerminalReporter()):
         found = [steps(inputs) for _ in range(2)]
     assert same(found, expected)
     assert same(states(network), states(plain))

@@ -286,7 +286,7 @@ def test_what_killed_processes_left_half_written_in_a_run_goes_when_it_goes_on(s
 
 def test_two_runs_do_not_end_up_in_one_folder(tmp_path):
     def late():
-        with files.filled(tmp_path / "run", shared=False):
+        with files.atomic_directory(tmp_path / "run", shared=False):
             (tmp_path / "run").mkdir()
             (tmp_path / "run" / "recipe.json").write_text("another's")
 

@@ -100,7 +100,7 @@ def test_the_second_time_no_photo_is_opened(photos, decoded):
 @pytest.mark.parametrize("reason", [OSError(errno.EIO, "Input/output error"), MemoryError()])
 def test_what_was_not_the_photos_fault_is_tried_again(photos, decoded, monkeypatch, reason):
     whole, read = opened(photos), decoding.decode
-    pixel_cache.set_aside(whole[1].folder)
+    pixel_cache.discard(whole[1].folder)
     poor = (photos / "a/1.jpg").read_bytes()
 
     def fails(data, *given):
@@ -330,7 +330,7 @@ def test_what_a_living_process_fills_is_left_alone(photos, tmp_path, ikebana_cac
     (half,) = ikebana_cache.glob("pixels/.*.partial")
     running.send_signal(signal.SIGSTOP)
     try:
-        system_files.sweep(ikebana_cache / "pixels")
+        system_files.remove_stale_files(ikebana_cache / "pixels")
         assert (half / "pixels.npy").exists()
     finally:
         running.send_signal(signal.SIGCONT)

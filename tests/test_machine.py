@@ -63,7 +63,9 @@ def small_group(size):
     for line in own:
         _, kinds, path = line.split(":", 2)
         top, limit = (
-            (resources.GROUPS / "memory", "memory.limit_in_bytes") if kinds else (resources.GROUPS, "memory.max")
+            (resources.CGROUP_ROOT / "memory", "memory.limit_in_bytes")
+            if kinds
+            else (resources.CGROUP_ROOT, "memory.max")
         )
         group = top / path.lstrip("/") / f"ikebana-test-{os.getpid()}"
         try:
@@ -134,9 +136,9 @@ def test_memory_that_the_container_has_not_is_refused_before_any_photo_is_opened
 def test_what_is_needed_on_one_disk_is_added_up(tmp_path):
     free = resources.free_space(tmp_path)
     cache, run = tmp_path / "cache", tmp_path / "run" / "deep"
-    resources.need_disk({cache: 0.4 * free, run: 0.1 * free})
+    resources.require_disk({cache: 0.4 * free, run: 0.1 * free})
     with pytest.raises(MachineError, match="are needed on the disk") as refusal:
-        resources.need_disk({cache: 0.7 * free, run: 0.7 * free})
+        resources.require_disk({cache: 0.7 * free, run: 0.7 * free})
     assert str(cache) in str(refusal.value)
     assert str(run) in str(refusal.value)
 
@@ -145,9 +147,9 @@ def test_a_process_may_hold_what_it_holds_already():
     left = resources.free_memory()
     if left is None:
         pytest.skip("this system does not tell")
-    resources.need_memory(1, "nothing")
+    resources.require_memory(1, "nothing")
     with pytest.raises(MachineError, match="left"):
-        resources.need_memory(100 * left, "less")
+        resources.require_memory(100 * left, "less")
 
 
 def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch):
@@ -177,14 +179,14 @@ def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
 def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are_made(monkeypatch):
     made = []
     monkeypatch.setattr(networks.nn, "Linear", lambda *sizes: made.append(sizes))
-    monkeypatch.setattr(resources, "free_memory", lambda: resources.held() + 4 * 10**9)
+    monkeypatch.setattr(resources, "free_memory", lambda: resources.memory_in_use() + 4 * 10**9)
     with pytest.raises(MachineError, match="smaller --side"):
         networks.build(recipes.named("baseline", side=2048), 5)  # 128 x 126 x 126 x 512 weights
     assert not made
 
 
 def test_so_is_one_of_timms(monkeypatch):
-    monkeypatch.setattr(resources, "free_memory", lambda: resources.held() + 300 * MEGABYTE)
+    monkeypatch.setattr(resources, "free_memory", lambda: resources.memory_in_use() + 300 * MEGABYTE)
     monkeypatch.setattr(nn.Module, "to", lambda *_, **__: pytest.fail("the network was made"))
     with pytest.raises(MachineError, match="smaller --network"):
         networks.build(networks.settled(recipes.named("quick", network="vit_base_patch16_224")), 5)  # 343 MB of weights

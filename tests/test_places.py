@@ -18,7 +18,7 @@ LONG, NEARLY = "n" * 300, "n" * 250  # the second is too long only with what a h
 def test_a_name_that_nothing_can_have_is_refused_with_the_reason(tmp_path, name):
     (tmp_path / "file").write_text("x")
     with pytest.raises(MachineError, match="cannot be written") as refused:
-        files.to_write(tmp_path / name)
+        files.resolve_output_path(tmp_path / name)
     assert refused.value.advice
     assert os.listdir(tmp_path) == ["file"]
 
@@ -28,9 +28,9 @@ def test_what_can_be_written_is_not_refused_and_nothing_is_made(tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     for name in ("new.csv", "there", "there/new.csv", "not/yet/there.csv", "n" * 200):
-        assert files.to_write(tmp_path / name) == tmp_path / name
-        assert files.to_write(f"~/{name}") == tmp_path / name
-    assert files.to_write("here.csv") == files.Path("here.csv")
+        assert files.resolve_output_path(tmp_path / name) == tmp_path / name
+        assert files.resolve_output_path(f"~/{name}") == tmp_path / name
+    assert files.resolve_output_path("here.csv") == files.Path("here.csv")
     assert os.listdir(tmp_path) == ["there"]
 
 
@@ -49,7 +49,7 @@ def nobody():
 @pytest.mark.usefixtures("nobody")
 def test_a_folder_in_which_one_may_not_write_is_refused():
     with pytest.raises(MachineError, match="Permission denied") as refused:
-        files.to_write("/usr/lib/new.csv")
+        files.resolve_output_path("/usr/lib/new.csv")
     assert refused.value.where == files.Path("/usr/lib")
 
 
@@ -105,4 +105,4 @@ def test_the_folder_one_is_in_is_not_replaced_by_a_run(tmp_path, monkeypatch):
     for name in (".", "..", str(tmp_path / "empty")):
         with pytest.raises(MachineError, match="the folder that you are in"):
             ikebana.fit(photos, run=name)
-    assert files.to_write(".") == files.Path()
+    assert files.resolve_output_path(".") == files.Path()

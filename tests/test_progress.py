@@ -13,13 +13,13 @@ def work():
     with progress.stage("paint", 3, "petals") as bar:
         for _ in range(3):
             bar.advance(1, loss=0.5)
-    progress.say("done painting")
+    progress.message("done painting")
     progress.event("painted", petals=3)
     progress.result("a/folder")
 
 
 def test_people_read_standard_error_and_scripts_the_result_alone(capsys):
-    with progress.audience(progress.People()):
+    with progress.use_reporter(progress.TerminalReporter()):
         work()
     out, err = capsys.readouterr()
     assert out == "a/folder\n"
@@ -29,7 +29,7 @@ def test_people_read_standard_error_and_scripts_the_result_alone(capsys):
 
 
 def test_programs_read_one_json_object_a_line_and_nothing_on_standard_error(capsys):
-    with progress.audience(progress.Programs()):
+    with progress.use_reporter(progress.JsonReporter()):
         work()
     out, err = capsys.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
@@ -39,16 +39,16 @@ def test_programs_read_one_json_object_a_line_and_nothing_on_standard_error(caps
 
 
 def test_silence_says_nothing(capsys):
-    with progress.audience(progress.Silence()):
+    with progress.use_reporter(progress.SilentReporter()):
         work()
     assert capsys.readouterr() == ("", "")
 
 
 def test_the_former_audience_listens_again_afterwards(capsys):
-    with progress.audience(progress.People()):
-        with progress.audience(progress.Silence()):
-            progress.say("unheard")
-        progress.say("heard")
+    with progress.use_reporter(progress.TerminalReporter()):
+        with progress.use_reporter(progress.SilentReporter()):
+            progress.message("unheard")
+        progress.message("heard")
     assert capsys.readouterr().err == "heard\n"
 
 
@@ -68,32 +68,32 @@ def test_laps_of_one_name_add_up():
     clock.lap("train")
     assert clock.seconds["train"] >= first
     assert set(clock.seconds) == {"train"}
-    clock.lap("train", at_least=1000.0)  # what a process that was stopped had done before
+    clock.lap("train", min_seconds=1000.0)  # what a process that was stopped had done before
     assert clock.seconds["train"] == 1000.0
 
 
 def test_work_of_which_nobody_knows_the_end_does_not_flood_programs(capsys):
-    with progress.audience(progress.Programs()), progress.stage("unpack", 0, "files") as bar:
+    with progress.use_reporter(progress.JsonReporter()), progress.stage("unpack", 0, "files") as bar:
         for _ in range(1000):
             bar.advance(1)
     assert len(capsys.readouterr().out.splitlines()) < 10
 
 
 def test_a_terminal_says_that_libraries_load_until_there_is_more_to_say(capsys, monkeypatch):
-    progress.loading()
+    progress.show_loading()
     assert capsys.readouterr() == ("", "")  # nobody waits for a word in a log file
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    progress.loading()
-    with progress.audience(progress.Programs()):
-        progress.loading()
-    assert capsys.readouterr() == ("", progress.LOADING)
-    progress.say("ready")
+    progress.show_loading()
+    with progress.use_reporter(progress.JsonReporter()):
+        progress.show_loading()
+    assert capsys.readouterr() == ("", progress.LOADING_TEXT)
+    progress.message("ready")
     written = capsys.readouterr().err
     assert written.endswith("\rready\n")
-    assert written.count(" ") >= len(progress.LOADING)
+    assert written.count(" ") >= len(progress.LOADING_TEXT)
 
 
 def test_a_name_tells_the_terminal_nothing(capsys):
-    with progress.audience(progress.People()):
-        progress.say("rose\x1b[2J\x07.jpg: no photo\n  a line\tand a column, Gänseblümchen")
+    with progress.use_reporter(progress.TerminalReporter()):
+        progress.message("rose\x1b[2J\x07.jpg: no photo\n  a line\tand a column, Gänseblümchen")
     assert capsys.readouterr().err == "rose\\x1b[2J\\x07.jpg: no photo\n  a line\tand a column, Gänseblümchen\n"

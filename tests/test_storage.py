@@ -65,8 +65,8 @@ def test_clearing_leaves_what_is_not_ikebanas(filled_cache):
 def test_clearing_takes_what_a_dead_process_left_and_not_what_a_living_one_fills(filled_cache):
     dead = filled_cache / "pixels" / ".x.1.partial"
     dead.mkdir()
-    files.lock_of(dead).touch()
-    with files.filled(filled_cache / "features" / ("0" * 32)) as living:
+    files.lock_path(dead).touch()
+    with files.atomic_directory(filled_cache / "features" / ("0" * 32)) as living:
         (living / "half").touch()
         ikebana.cache(clear=True)
         assert (living / "half").exists()
@@ -94,7 +94,7 @@ def test_a_file_that_a_killed_process_left_half_written_goes_with_the_next_writi
         each.touch()
     os.utime(old, (0, 0))
     os.utime(other, (0, 0))
-    with files.written(tmp_path / "a.json") as beside:
+    with files.atomic_write(tmp_path / "a.json") as beside:
         beside.write_text("{}")
     assert {each.name for each in tmp_path.iterdir()} == {"a.json", young.name, other.name}
 

@@ -109,7 +109,7 @@ def fit(
         Go on with this interrupted run instead; it needs neither photos nor flags.
     """
     _use_json_events(json)
-    progress.loading()
+    progress.show_loading()
     from ikebana.commands import fit as fit_command
 
     if resume is not None:
@@ -153,7 +153,7 @@ def audit(
         What to relabel in it: 'doubtful>0.95', those surer than that.
     """
     _use_json_events(json)
-    progress.loading()
+    progress.show_loading()
     from ikebana.commands import audit as audit_command
 
     result = audit_command.audit(photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","))
@@ -315,14 +315,14 @@ def demo(*, out: Path | None = None) -> None:
 
 def _use_json_events(json: bool) -> None:
     if json:
-        progress.listen(progress.Programs())
+        progress.set_reporter(progress.JsonReporter())
 
 
 def _report_error(error: Any) -> int:
     """Report an IkebanaError and return the exit status; raise any other error."""
     if not isinstance(error, IkebanaError):
         raise error
-    progress.say(f"{type(error).__name__}: {error}")
+    progress.message(f"{type(error).__name__}: {error}")
     details = {"what": error.what, "where": str(error.where or ""), "advice": error.advice or ""}
     progress.event("error", kind=type(error).__name__, **details)
     return EXIT_WRONG_USAGE if isinstance(error, UsageError) else EXIT_REFUSED
@@ -336,7 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     process.set_up()
     try:
-        process.check_here()
+        process.check_working_directory()
         status = app(arguments, exit_on_error=False, print_error=True) or EXIT_DONE
     except CycloptsError:
         status = EXIT_WRONG_USAGE
@@ -347,7 +347,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
     except Exception as error:
-        status = EXIT_INTERRUPTED if process.came else _report_error(process.of_output(error))
-    if status == EXIT_INTERRUPTED and process.came[:1] == [signal.SIGTERM]:
+        status = EXIT_INTERRUPTED if process.received_signals else _report_error(process.translate_output_error(error))
+    if status == EXIT_INTERRUPTED and process.received_signals[:1] == [signal.SIGTERM]:
         status = EXIT_TERMINATED
     sys.exit(status)

@@ -20,7 +20,7 @@ from ikebana.auditing.dataset_checks import Finding
 from ikebana.data.dataset import PARTS, USED, Dataset
 from ikebana.data.split import islands
 from ikebana.errors import PhotosError, RecipeError
-from ikebana.system.files import written
+from ikebana.system.files import atomic_write
 
 # Words the user may write, and the kinds of findings they select. Kinds may be written too.
 KINDS_BY_WORD = {
@@ -277,7 +277,7 @@ def write(file: Path, dataset: Dataset, result: Cleaned) -> None:
     # Dropped rows first: if the second write fails, the same command can run again.
     for target, table in ((dropped_beside(file), result.dropped), (file, result.kept)):
         paths = [_relative_to(folder, dataset.file(path)) if path else "" for path in table["path"]]
-        with written(target.expanduser()) as beside:
+        with atomic_write(target.expanduser()) as beside:
             beside.write_text(_to_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")
 
 

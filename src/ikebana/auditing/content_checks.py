@@ -16,7 +16,7 @@ from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.learning.features.scaling import Table
 from ikebana.recipe import Recipe
 from ikebana.system import progress
-from ikebana.system.resources import within_memory
+from ikebana.system.resources import memory_errors
 
 SUSPECT_LABEL_ADVICE = "look at it; if it shows the other class, move it there; if neither, remove it"
 OUTLIER_ADVICE = "look at it; remove it if photos to come will not be like this"
@@ -46,11 +46,11 @@ def found(dataset: Dataset, pixel_cache: Kept, recipe: Recipe) -> list[Finding]:
 
 def _run_if_possible(check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
-        with within_memory():
+        with memory_errors():
             return check()
     except (PhotosError, RecipeError, MachineError) as error:
         reason = error.what + (f" ({error.advice})" if error.advice else "")
-    progress.say(f"labels and subjects were not looked at: {reason}")
+    progress.message(f"labels and subjects were not looked at: {reason}")
     return []
 
 

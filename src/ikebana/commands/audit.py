@@ -25,8 +25,8 @@ from ikebana.reports import audit_page
 from ikebana.runs.run import write_json
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import to_write, written
-from ikebana.system.resources import need_disk, within_memory
+from ikebana.system.files import resolve_output_path, atomic_write
+from ikebana.system.resources import require_disk, memory_errors
 
 if TYPE_CHECKING:
     from ikebana.learning.device import Setting
@@ -110,7 +110,7 @@ def audit(
         has_split = unopened.photos["split"].count() > 0
         _clean(Path(write), result, to_drop, to_relabel, has_split)
     if advise:
-        with within_memory():
+        with memory_errors():
             advice = _recommend(dataset, pixel_cache, recipe, str(write or dataset.source))
             result = replace(result, advice=advice)
     return result
@@ -138,7 +138,7 @@ def _check_machine(dataset: Dataset, recipe: Recipe) -> None:
         weight_loading.sought(recipe)
     except (RecipeError, MachineError):
         needed = pixel_cache_module.size_on_disk(dataset, recipe.side) + near_duplicates.scratch(dataset.photos.height)
-        need_disk({cache_folder(): needed})
+        require_disk({cache_folder(): needed})
         return
     forecast(dataset, recipe, prepared(recipe, len(dataset.classes))).told(recipe)
 
@@ -148,9 +148,9 @@ def _check_outputs(out: str | Path | None, write: str | Path | None, has_selecto
     if has_selectors and write is None:
         raise RecipeError("--drop and --relabel act on a table", advice="--write cleaned.csv")
     if write is not None:
-        cleaning.check_writable(to_write(write))
+        cleaning.check_writable(resolve_output_path(write))
     if out is not None:
-        folder = to_write(out)
+        folder = resolve_output_path(out)
         is_taken = folder.is_dir() and any(folder.iterdir()) and not _is_audit_folder(folder)
         if is_taken or (folder.exists() and not folder.is_dir()):
             raise RecipeError("there is something else already", where=folder, advice="an empty folder, or a new one")
@@ -169,17 +169,17 @@ def _is_audit_folder(folder: Path) -> bool:
 
 def _report(result: Audit, pixel_cache: Kept, recipe: Recipe) -> None:
     """Report the findings; if wanted, write the page, `audit.json` and `findings.csv`."""
-    progress.say(repr(result))
+    progress.message(repr(result))
     values = files.as_json(result.dataset, list(result.findings))
     progress.event("audit", **values)
     if result.page is None:
         return
     folder = result.page.parent
     write_json(folder / AUDIT_FILE, values)
-    with written(folder / TABLE_FILE) as beside:
+    with atomic_write(folder / TABLE_FILE) as beside:
         files.as_table(result.findings).write_csv(beside)
     audit_page.write(result.page, result.dataset, result.findings, pixel_cache.pixels, recipe.fit)
-    progress.say(f"to look at: {result.page}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
+    progress.message(f"to look at: {result.page}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
 
 
 def _clean(
@@ -193,23 +193,23 @@ def _clean(
     cleaned = cleaning.cleaned(result.dataset, result.findings, to_drop, to_relabel, has_split)
     _write_table(file, result.dataset, cleaned)
     if unmatched := cleaning.in_vain((*to_drop, *to_relabel), result.findings):
-        progress.say(f"nothing was found that is {' or '.join(unmatched)}")
+        progress.message(f"nothing was found that is {' or '.join(unmatched)}")
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:
     """Write the table, and warn about changes from suspect labels, which affect the score."""
     cleaning.write(file, dataset, cleaned)
-    progress.say(
+    progress.message(
         f"{file}: {cleaned.kept.height:,} photos, {cleaned.relabelled:,} of them relabelled; "
         f"{cleaned.dropped.height:,} dropped: {cleaning.dropped_beside(file)} says why. To learn from it: ikebana fit {file}"
     )
     if cleaned.spared:
-        progress.say(
+        progress.message(
             f"{cleaned.spared:,} test photo{'s' * (cleaned.spared != 1)} left alone though the label is doubted: "
             "no network may choose what it is scored on"
         )
     if cleaned.doubted and "split" not in cleaned.kept.columns:
-        progress.say(
+        progress.message(
             f"{cleaned.doubted:,} photo{'s' * (cleaned.doubted != 1)} dropped or relabelled for doubt before the split: "
             "unless somebody looked at them, the score will be kinder than the truth"
         )
@@ -244,7 +244,7 @@ def _recommend(dataset: Dataset, pixel_cache: Kept, recipe: Recipe, photos: str)
         smallest=(smallest, counts[smallest]),
     )
     advice = advised(evidence, supply, photos, _estimate_costs(dataset, recipe, settings))
-    progress.say(f"\n{advice!r}")
+    progress.message(f"\n{advice!r}")
     progress.event("advice", **advice.to_json())
     return advice
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import set_aside, sweep
+from ikebana.system.files import discard, remove_stale_files
 
 # Per folder of the cache: a description, and the pattern of its entries' names. Other names are not
 # ikebana's and stay.
@@ -65,7 +65,7 @@ def cache(clear: bool = False) -> Cache:
     folder = cache_folder()
     if clear:
         freed = sum(_clear(folder, kind) for kind in KINDS)
-        progress.say(f"{freed / 1e6:,.1f} MB cleared")
+        progress.message(f"{freed / 1e6:,.1f} MB cleared")
     contents = Cache(folder, tuple(_measure_kind(folder, kind) for kind in KINDS))
     progress.result(repr(contents))
     progress.event("done", folder=str(folder), bytes={usage.kind: usage.bytes for usage in contents.kinds})
@@ -88,9 +88,9 @@ def _clear(folder: Path, kind: str) -> int:
     freed = 0
     for entry in _list_entries(folder, kind):
         before = size(entry)
-        set_aside(entry)
+        discard(entry)
         freed += before - size(entry)
-    sweep(folder / kind)
+    remove_stale_files(folder / kind)
     # The folder stays if it contains anything else.
     with suppress(OSError):
         (folder / kind).rmdir()

@@ -20,7 +20,7 @@ from ikebana.inference import classifier, page_files
 from ikebana.inference.classifier import Classifier
 from ikebana.runs.run import Run, open_run
 from ikebana.system import progress
-from ikebana.system.files import filled, to_write, written
+from ikebana.system.files import atomic_directory, resolve_output_path, atomic_write
 
 
 def export(
@@ -39,7 +39,7 @@ def export(
         PhotosError: the run's photos are gone.
         MachineError: the file cannot be written.
     """
-    source_run, output_path = run if isinstance(run, Run) else open_run(run), to_write(file)
+    source_run, output_path = run if isinstance(run, Run) else open_run(run), resolve_output_path(file)
     if output_path.is_dir() or output_path.suffix != ".onnx":
         raise ModelError(
             "a model file's name ends in .onnx", where=file, advice=f"{output_path.name or 'flowers'}.onnx"
@@ -61,9 +61,9 @@ def export(
     data = assemble_file(graph, model_info)
     # Loaded from the bytes that users will load.
     shipped = classifier.from_bytes(data, output_path)
-    with written(output_path) as partial_file:
+    with atomic_write(output_path) as partial_file:
         partial_file.write_bytes(data)
-    progress.say(summarise(output_path, data, model_info))
+    progress.message(summarise(output_path, data, model_info))
     return shipped
 
 
@@ -82,10 +82,10 @@ def export_web(
         ModelError: the folder is taken, or `export` refuses the run.
         RunError, PhotosError: as `export` does.
     """
-    target = to_write(folder, appears=True)
+    target = resolve_output_path(folder, is_new_folder=True)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ModelError("this place is taken", where=folder, advice="a folder that is not there yet")
-    with filled(target, shared=False) as partial_folder:
+    with atomic_directory(target, shared=False) as partial_folder:
         shipped = export(run, partial_folder / "model.onnx", int8=int8, photos=photos)
         runtime = add_runtime(partial_folder)
         page_info = asdict(page_files.facts(shipped)) | {"side": shipped.side, "runtime": runtime}
@@ -94,5 +94,5 @@ def export_web(
         for name in (*page_files.COMMON, *page_files.ALONE):
             (partial_folder / name).write_bytes(page_files.read(name))
         (partial_folder / "index.html").write_text(build_index(), "utf-8")
-    progress.say(f"{target}: open it with any web server, say  python3 -m http.server --directory {target} 8080")
+    progress.message(f"{target}: open it with any web server, say  python3 -m http.server --directory {target} 8080")
     return shipped

@@ -53,7 +53,7 @@ def fit(
     environment = device.environment(settings)
     forecast(dataset, resolved, settings, Path(run or runs.RUNS).expanduser()).told(resolved)
     if changes := differing(recipe, environment):
-        progress.say(changes)
+        progress.message(changes)
     clock.lap("prepare")
     dataset, pixel_cache = _load_and_split(dataset, resolved)
     new_run = runs.begin(run, resolved, dataset, environment)
@@ -95,14 +95,14 @@ def _restore_device(run: Path, recipe: Recipe, classes: int) -> Setting:
     """
     settings = device.remembered(run / "environment.json") or prepared(recipe, classes)
     if changes := changed_since(run, device.environment(settings)):
-        progress.say(changes)
+        progress.message(changes)
     return settings
 
 
 def _train_and_score(run: Run, dataset: Dataset, pixel_cache: Kept, settings: Setting, clock: Stopwatch) -> Run:
     findings, classes, pixels_id = dataset_checks.findings(dataset), len(dataset.classes), pixel_cache.folder.name
     run.write_json("audit.json", dataset_checks.as_json(dataset, findings))
-    progress.say(dataset_checks.summary(dataset, findings))
+    progress.message(dataset_checks.summary(dataset, findings))
     recipe, gpu_bytes = run.recipe, left_on_gpu(run.recipe, classes, settings)
     splits = examples_module.parts(dataset, pixel_cache.pixels, settings.device, gpu_bytes)
     plan = plan_module.course(recipe, classes, splits, pixels_id, settings)
@@ -139,5 +139,5 @@ def _train_and_score(run: Run, dataset: Dataset, pixel_cache: Kept, settings: Se
     clock.lap("draw")
     run.finish(evaluation, clock.seconds)
     if advice := next_step(dataset, recipe, settings, evaluation.accuracy, evaluation.accuracy_interval[0]):
-        progress.say(advice)
+        progress.message(advice)
     return run

@@ -24,8 +24,8 @@ from ikebana.inference.prediction_table import Table
 from ikebana.inference.sorting import Sorter
 from ikebana.runs.run import Run, open_run
 from ikebana.system import progress
-from ikebana.system.files import to_write
-from ikebana.system.resources import within_memory
+from ikebana.system.files import resolve_output_path
+from ikebana.system.resources import memory_errors
 
 Model: TypeAlias = Classifier | Run | str | Path
 Receiver: TypeAlias = Callable[[Sequence[Prediction]], None]
@@ -58,7 +58,7 @@ def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | 
         with Table(table_path, model_classifier.classes, identity, anew=True) as rows:
             rows.add(predictions)
             rows.finish()
-    progress.say(_summarise(counts, search, model_classifier))
+    progress.message(_summarise(counts, search, model_classifier))
     return predictions
 
 
@@ -83,7 +83,7 @@ def command(
         out = prediction_table.check(out)
     if sort_into is not None:
         # Check that the path can hold folders.
-        sort_into = to_write(sort_into / NOT_SURE).parent
+        sort_into = resolve_output_path(sort_into / NOT_SURE).parent
     opened_model = _open_model(model)
     search = unlabelled.search(photos, path_lines, apart=sort_into)
     if sort_into is not None and search.apart in [os.path.realpath(place) for place in search.places]:
@@ -102,10 +102,10 @@ def command(
             try:
                 counts = _predict_all(model_classifier, search, rows.add, sorter, rows.was, out)
             except KeyboardInterrupt:
-                progress.say("stopped; nothing is lost. The same command goes on from here")
+                progress.message("stopped; nothing is lost. The same command goes on from here")
                 raise
             rows.finish()
-    progress.say(_summarise(counts, search, model_classifier))
+    progress.message(_summarise(counts, search, model_classifier))
 
 
 @dataclass
@@ -234,10 +234,10 @@ def _build_run_classifier(run: Run) -> Classifier:
     settings = device.prepare()
     network = networks.build(run.recipe, len(run.classes))
     checkpoint.load_weights(run.weights, network)
-    with within_memory():
+    with memory_errors():
         shipped = networks.Shipped(network, calibration.temperature).to(settings.device).eval()
 
-    @within_memory()
+    @memory_errors()
     @torch.inference_mode()
     def forward(photos: np.ndarray) -> Look:
         inputs = torch.from_numpy(photos).to(settings.device).permute(0, 3, 1, 2)

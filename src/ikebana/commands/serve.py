@@ -37,10 +37,10 @@ def serve(
     listener = connections.bound(host, port)
     allowed_hosts = connections.names(listener, host)
     service = build(loaded, limits, token, None if token else allowed_hosts)
-    progress.say(f"{Path(file).name}: {', '.join(loaded.classes)}")
-    progress.say("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
+    progress.message(f"{Path(file).name}: {', '.join(loaded.classes)}")
+    progress.message("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
     if allowed_hosts is None and not token:
-        progress.say("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
+        progress.message("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
     url = connections.address(listener)
     progress.event("serving", url=url)
     progress.result(url)

@@ -21,8 +21,8 @@ from ikebana.data.tar_reader import Refused
 from ikebana.errors import PhotosError
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import filled, set_aside
-from ikebana.system.resources import need_disk
+from ikebana.system.files import atomic_directory, discard
+from ikebana.system.resources import require_disk
 
 MAX_MEMBERS = 2_000_000
 # Photos are already compressed, so an archive of them hardly grows. Uncompressed drawings may
@@ -90,8 +90,8 @@ def unpack(file: Path) -> Unpacked:
     skipped = _load_skipped_members(folder)
     if skipped is None:
         if existed:
-            set_aside(folder)
-        with filled(folder) as partial:
+            discard(folder)
+        with atomic_directory(folder) as partial:
             skipped = _unpack_members(partial / "photos", file)
             record = {
                 "left": [[member.path, member.status] for member in skipped],
@@ -129,7 +129,7 @@ def _checksum_folder(folder: Path) -> str:
 def _unpack_members(folder: Path, file: Path) -> list[Found]:
     """Write all members below the folder and return those that were skipped."""
     budget = max(ALWAYS_ALLOWED, MAX_GROWTH * file.stat().st_size)
-    need_disk({folder: file.stat().st_size})
+    require_disk({folder: file.stat().st_size})
     folder.mkdir()
     skipped: list[Found] = []
     taken_paths: set[str] = set()
@@ -314,7 +314,7 @@ def _no_path(name: str, path: str) -> str | None:
 
 def _make_printable(name: str) -> str:
     """Escape a name so that a table can hold it and a terminal can print it."""
-    return re.sub(r"[\x00-\x1f\x7f]", progress.spelled, printable(name))
+    return re.sub(r"[\x00-\x1f\x7f]", progress.escape_control_character, printable(name))
 
 
 def _damaged_archive(file: Path, how: str) -> PhotosError:

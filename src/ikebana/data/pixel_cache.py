@@ -30,8 +30,8 @@ from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.recipe import Fit
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import filled, set_aside
-from ikebana.system.resources import need_disk
+from ikebana.system.files import atomic_directory, discard
+from ikebana.system.resources import require_disk
 
 # More than one: another process may remove the damaged array that both have found.
 ATTEMPTS = 3
@@ -94,10 +94,10 @@ def opened(dataset: Dataset, image_size: int, resize: Fit) -> tuple[Dataset, Kep
     for attempt in range(ATTEMPTS + 1):
         loaded = _load(folder, image_size, rows)
         if loaded is not None and attempt == 0 and _can_read_more(loaded[0], dataset, image_size, resize):
-            progress.say("photos that could not be read before can be by now: all are read again")
+            progress.message("photos that could not be read before can be by now: all are read again")
             # Unmap the arrays before their files are removed, as Windows demands.
             loaded = None
-            set_aside(folder)
+            discard(folder)
         if loaded is not None:
             index, array, small = loaded
             columns = ("status", "sha256", "bytes", "width", "height")
@@ -143,8 +143,8 @@ def _stamp_file(file: Path) -> tuple[int, ...] | None:
 def _build(dataset: Dataset, image_size: int, resize: Fit, target: Path) -> None:
     rows = dataset.photos.height
     shapes = {"pixels": (rows, image_size, image_size, 3), "small": (rows, SMALL, SMALL, 3)}
-    need_disk({cache_folder(): size_on_disk(dataset, image_size)})
-    with filled(target) as folder:
+    require_disk({cache_folder(): size_on_disk(dataset, image_size)})
+    with atomic_directory(target) as folder:
         for name, shape in shapes.items():
             reserve(folder / f"{name}.npy", shape, np.dtype(np.uint8))
         _write_index(folder, _decode_all(folder, dataset, image_size, resize))
@@ -276,8 +276,8 @@ def _load(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.nd
         return None
     if (loaded := _load_if_intact(folder, image_size, rows)) is not None:
         return loaded
-    progress.say("the kept pixels have changed on disk: the photos are read again")
-    set_aside(folder)
+    progress.message("the kept pixels have changed on disk: the photos are read again")
+    discard(folder)
     return None
 
 

@@ -32,7 +32,7 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
     is_given = used["split"].is_not_null().any()
     if is_given:
         if (recipe.split, recipe.parts, recipe.split_seed) != (Recipe.split, Recipe.parts, Recipe.split_seed):
-            progress.say("the parts came with the photos: --split, --parts and --split-seed change nothing")
+            progress.message("the parts came with the photos: --split, --parts and --split-seed change nothing")
         splits = _complete_given(used, recipe)
     elif recipe.split == "shuffle":
         splits = shuffled(texts(used["label"]), dataset.classes, recipe.parts, recipe.split_seed)

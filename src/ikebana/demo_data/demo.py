@@ -38,21 +38,21 @@ def demo(out: str | Path | None = None) -> Walk:
     """
     start = time.perf_counter()
     folder = _free_folder(out)
-    progress.say(f"1. Drawing photos of five kinds of paper flowers into {folder / 'photos'}")
+    progress.message(f"1. Drawing photos of five kinds of paper flowers into {folder / 'photos'}")
     planted = paper_flowers.draw_collection(folder / "photos")
     truth = paper_flowers.draw_new(folder / "new")
 
-    progress.say(f"\n2. ikebana fit {folder / 'photos'}")
+    progress.message(f"\n2. ikebana fit {folder / 'photos'}")
     run = fit_command.fit(folder / "photos", run=folder / "run", **OPTIONS)
 
-    progress.say(f"\n3. ikebana predict {run.folder} {folder / 'new'}")
+    progress.message(f"\n3. ikebana predict {run.folder} {folder / 'new'}")
     predictions = predict_command.predict(run, folder / "new", folder / "new.csv")
     right = sum(result.label == truth[Path(result.path).name] for result in predictions)
-    progress.say(f"{right} of {len(truth)} new photos named rightly")
+    progress.message(f"{right} of {len(truth)} new photos named rightly")
 
-    progress.say("\n4. What became of the planted faults")
-    progress.say("\n".join(f"   {line}" for line in fates(run, planted)))
-    progress.say(f"\nDone in {time.perf_counter() - start:.0f} s. Look at\n{_list_files(folder)}")
+    progress.message("\n4. What became of the planted faults")
+    progress.message("\n".join(f"   {line}" for line in fates(run, planted)))
+    progress.message(f"\nDone in {time.perf_counter() - start:.0f} s. Look at\n{_list_files(folder)}")
     return Walk(folder, run, planted, right, len(truth))
 
 

@@ -84,7 +84,7 @@ def traced(network: Shipped, image_size: int, images: np.ndarray) -> ModelProto:
     """
     folded = fused_inference.folded(network.network, examples.unlabelled(images, np.arange(len(images))))
     inputs = torch.zeros(TRACE_BATCH_SIZE, 3, image_size, image_size)
-    progress.say("write the network as ONNX")
+    progress.message("write the network as ONNX")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -67,7 +67,7 @@ def of(
             f"photo{'s' * (lost != 1)} and more than {MARGIN}{too_few}",
             advice="ikebana export without --int8" + (", or more photos" if too_few else ", or another network"),
         )
-    progress.say(_compare_speed(float32_classifier, int8_classifier, splits["validation"][:BATCH]))
+    progress.message(_compare_speed(float32_classifier, int8_classifier, splits["validation"][:BATCH]))
     figures = {
         "judged_by": "accuracy on validation photos, beside the same network in float32",
         "validation_photos": len(photos),

@@ -17,7 +17,7 @@ from ikebana.errors import MachineError
 from ikebana.inference import page_files
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import filled, set_aside
+from ikebana.system.files import atomic_directory, discard
 
 # MIT licence.
 RUNTIME = "onnxruntime-web"
@@ -60,7 +60,7 @@ def add_runtime(folder: Path) -> dict[str, Any]:
     """Copy onnxruntime into the folder, or refer to a CDN whose bytes browsers verify."""
     cached, place = kept_runtime(), ELSEWHERE
     if cached is None:
-        progress.say(
+        progress.message(
             f"npm cannot give {RUNTIME} {VERSION} now, so the page will load it from {ELSEWHERE.split('/')[2]}; photos stay"
         )
     else:
@@ -77,7 +77,7 @@ def kept_runtime() -> Path | None:
     npm = shutil.which("npm")
     if npm is None:
         return None
-    progress.say(f"fetch {RUNTIME} {VERSION} with npm")
+    progress.message(f"fetch {RUNTIME} {VERSION} with npm")
     try:
         with tempfile.TemporaryDirectory() as scratch:
             # The destination is explicit, since a user's own .npmrc may name another one.
@@ -88,15 +88,15 @@ def kept_runtime() -> Path | None:
                 raise ValueError(f"npm pack made {len(packages)} packages")
             _add_to_cache(packages[0], cached)
     except FETCH_ERRORS as error:
-        progress.say(f"{RUNTIME} could not be had: {error}")
+        progress.message(f"{RUNTIME} could not be had: {error}")
     return cached if _are_intact(cached) else None
 
 
 def _add_to_cache(package: Path, cached: Path) -> None:
     """Unpack the package into the cache, unless another process has done so meanwhile."""
     if not _are_intact(cached):
-        set_aside(cached)
-        with filled(cached) as partial_folder:
+        discard(cached)
+        with atomic_directory(cached) as partial_folder:
             _unpack(package, partial_folder)
 
 

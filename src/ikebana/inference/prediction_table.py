@@ -24,7 +24,7 @@ import numpy as np
 from ikebana.errors import MachineError, RecipeError
 from ikebana.inference.prediction import Prediction
 from ikebana.system import progress
-from ikebana.system.files import cannot_write, to_write, written
+from ikebana.system.files import write_error, resolve_output_path, atomic_write
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 # A millionth is less than the difference between two processors.
@@ -56,7 +56,7 @@ def check(out: Path) -> Path:
         RecipeError: the name does not end in a table's suffix, or is a folder.
         MachineError: the path is not writable.
     """
-    path = to_write(out)
+    path = resolve_output_path(out)
     if path.suffix.lower() not in TABLE_SUFFIXES or path.is_dir():
         raise RecipeError(
             f"{out} is not the name of a table", advice=f"a name that ends in {', '.join(TABLE_SUFFIXES)}"
@@ -106,7 +106,7 @@ class Table:
                 self._resume(self.writer)
                 self.reader = open_files.enter_context(self.part.open("rb"))
             except OSError as error:
-                raise cannot_write(error, self.part) from error
+                raise write_error(error, self.part) from error
             self.open_files = open_files.pop_all()  # keeps them open after this block
         return self
 
@@ -119,7 +119,7 @@ class Table:
         header = b"" if self.overwrite else part.readline()
         if header != self.header.encode():
             if header.endswith(b"\n"):  # else a kill truncated the header, and no rows follow
-                progress.say(f"{self.part} was made by another model: it is begun anew")
+                progress.message(f"{self.part} was made by another model: it is begun anew")
             part.truncate(0)
             part.write(self.header.encode())
             self.start_offset = len(self.header.encode())
@@ -137,7 +137,7 @@ class Table:
         self.start_offset, order = end, np.argsort(digests)
         self.known_digests, self.row_offsets = (np.array(column, np.uint64)[order] for column in (digests, offsets))
         if digests:
-            progress.say(f"{len(digests)} predictions are there already: going on from them")
+            progress.message(f"{len(digests)} predictions are there already: going on from them")
 
     def was(self, path: str, file: Path) -> Prediction | None:
         """Find an earlier call's prediction; None if the caller must predict and add it.
@@ -172,13 +172,13 @@ class Table:
             if flush:
                 self.writer.flush()
         except OSError as error:
-            raise cannot_write(error, self.part) from error
+            raise write_error(error, self.part) from error
 
     def finish(self) -> None:
         """Write the table from the rows and delete the part."""
         write = {".csv": self._to_csv, ".jsonl": self._to_jsonl, ".parquet": self._to_parquet}[self.out.suffix.lower()]
         self._write("", flush=True)
-        with written(self.out) as partial_file:
+        with atomic_write(self.out) as partial_file:
             write(partial_file)
         if os.name == "nt":  # Windows cannot delete open files; elsewhere the lock is held until the end
             self.open_files.close()

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from ikebana.inference.prediction import NOT_SURE, Prediction
-from ikebana.system.files import cannot_write
+from ikebana.system.files import write_error
 
 UNUSABLE = "unusable"
 # Characters that a folder's name cannot contain on some system.
@@ -106,7 +106,7 @@ class Sorter:
                 return target
             return self._put_numbered(target, file, link)
         except OSError as error:
-            raise cannot_write(error, folder) from error
+            raise write_error(error, folder) from error
 
     def _put_numbered(self, target: Path, file: Path, link: bool) -> Path:
         """Put the photo at the first free number, unless it is there already.

@@ -30,7 +30,7 @@ from ikebana.errors import MachineError
 from ikebana.recipe import Precision
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import set_aside, written
+from ikebana.system.files import discard, atomic_write
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -250,9 +250,9 @@ def _get_measurement_path(name: str) -> Path:
 def _write_measurements(file: Path, key: str, measurements: dict[str, float], corrections: dict[str, float]) -> None:
     """Write seconds per photo by precision: those of the trials, and later, faster ones."""
     if file.is_dir():
-        set_aside(file)
+        discard(file)
     values = {"key": key, "seconds_per_photo": measurements, "since": corrections}
-    with written(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(json.dumps({**values, "crc32": _compute_checksum(values)}, indent=1), "utf-8")
 
 

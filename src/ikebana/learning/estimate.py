@@ -92,9 +92,9 @@ class Forecast:
         Raises:
             MachineError: too little disk space or memory.
         """
-        progress.say(self.text)
-        resources.need_disk({cache_folder(): self.cache} | ({self.run: self.made} if self.run is not None else {}))
-        resources.need_memory(AT_LEAST * self.memory, _suggest_smaller(recipe))
+        progress.message(self.text)
+        resources.require_disk({cache_folder(): self.cache} | ({self.run: self.made} if self.run is not None else {}))
+        resources.require_memory(AT_LEAST * self.memory, _suggest_smaller(recipe))
 
 
 def _suggest_smaller(recipe: Recipe) -> str:
@@ -109,7 +109,7 @@ def within_memory(recipe: Recipe) -> AbstractContextManager[None]:
     Raises:
         MachineError: out of memory.
     """
-    return resources.within_memory(f"anew with {_suggest_smaller(recipe)}")
+    return resources.memory_errors(f"anew with {_suggest_smaller(recipe)}")
 
 
 def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting:
@@ -160,10 +160,10 @@ def _fitting(members: list[nn.Module], recipe: Recipe, classes: int, settings: S
         MachineError: it does not. Without this check the kernel would kill the process silently.
     """
     needed_bytes = AT_LEAST * _memory(recipe.batch, classes, recipe, members, settings)
-    resources.need_memory(needed_bytes, _suggest_smaller(recipe))
+    resources.require_memory(needed_bytes, _suggest_smaller(recipe))
     if settings.device == "cuda":
         gpu_bytes = AT_LEAST * _of_a_step(recipe.batch, recipe, members, settings)
-        resources.need_memory(gpu_bytes, _suggest_smaller(recipe), device.free_on_gpu(), "the GPU's memory")
+        resources.require_memory(gpu_bytes, _suggest_smaller(recipe), device.free_on_gpu(), "the GPU's memory")
     return members
 
 
@@ -193,7 +193,7 @@ def forecast(dataset: Dataset, recipe: Recipe, settings: Setting, run: Path | No
     run_bytes = _estimate_run_bytes(dataset, recipe, members) if run is not None else 0.0
     memory_bytes = _memory(photos, len(dataset.classes), recipe, members, settings)
     # The trial of a rejected precision may have used more, and the C library keeps that memory.
-    peak_bytes = max(memory_bytes, resources.held())
+    peak_bytes = max(memory_bytes, resources.memory_in_use())
     disk = f"{cache_bytes / 1e9:.2f} GB in the cache" if cache_bytes else "all kept from before in the cache"
     disk += f", {run_bytes / 1e9:.2f} GB in the run" if run_bytes else ""
     disk += "; the pixels are kept from before" if cache_bytes and has_pixels else ""

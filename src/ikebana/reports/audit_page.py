@@ -16,7 +16,7 @@ from ikebana.data.dataset import PARTS, USED, Dataset
 from ikebana.recipe import Fit
 from ikebana.reports import audit_charts
 from ikebana.reports.run_figures import as_it_was
-from ikebana.system.files import written
+from ikebana.system.files import atomic_write
 
 # With about 8 kB each, the page stays below 4 MB.
 PICTURES = 400
@@ -129,7 +129,7 @@ def write(file: Path, dataset: Dataset, findings: Sequence[Finding], pixels: np.
     Raises:
         MachineError: the file cannot be written.
     """
-    with written(file) as beside:
+    with atomic_write(file) as beside:
         beside.write_text(rendered(dataset, findings, pixels, resize), "utf-8")
 
 

@@ -22,7 +22,7 @@ from matplotlib.patches import Wedge
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from ikebana.system.files import written
+from ikebana.system.files import atomic_write
 
 # At this resolution 6.5 points are 13 pixels, the smallest text that reads without effort.
 DPI = 150
@@ -395,5 +395,5 @@ def _write(sheet: Axes, file: Path) -> None:
     """Write the sheet as a PNG without metadata, atomically."""
     canvas = FigureCanvasAgg(cast(Figure, sheet.figure))
     canvas.draw()
-    with written(file, make=False) as beside:
+    with atomic_write(file, make=False) as beside:
         Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(beside, format="PNG", dpi=(DPI, DPI))

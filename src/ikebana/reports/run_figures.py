@@ -15,7 +15,7 @@ from ikebana.recipe import Fit
 from ikebana.reports import figures
 from ikebana.runs.run import Run
 from ikebana.system import progress
-from ikebana.system.files import filled, made
+from ikebana.system.files import atomic_directory, ensure_directory
 
 # Photos in the sample grid.
 MAX_SAMPLES = 24
@@ -30,7 +30,7 @@ def everything(
     run: Run, dataset: Dataset, pixels: np.ndarray, examples: Sequence[np.ndarray], evaluation: Evaluation
 ) -> None:
     """Draw all figures, and the thumbnails of validation and test photos."""
-    folder = made(run.folder / "figures")
+    folder = ensure_directory(run.folder / "figures")
     with progress.stage("draw", 4, "kinds of pictures") as bar:
         draw_dataset(folder, dataset, pixels, run.recipe.fit)
         bar.advance(1)
@@ -40,7 +40,7 @@ def everything(
             figures.confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
         else:
             limit = MAX_CONFUSION_CLASSES
-            progress.say(f"more than {limit} classes: the confusion matrix is in evaluation.json, not drawn")
+            progress.message(f"more than {limit} classes: the confusion matrix is in evaluation.json, not drawn")
         bar.advance(1)
         write_thumbnails(run.folder / "thumbnails", dataset, pixels, run.recipe.fit)
         bar.advance(1)
@@ -115,7 +115,7 @@ def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize:
             thumbnail = Image.fromarray(as_it_was(pixels[row], width, height, resize))
             thumbnail.save(beside / f"{sha256}.jpg", "JPEG", quality=85)
 
-    with filled(folder, make=False) as beside:
+    with atomic_directory(folder, make=False) as beside:
         for _ in in_threads(lambda chunk: save(chunk, beside), chunks(len(rows))):
             pass
 

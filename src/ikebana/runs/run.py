@@ -41,8 +41,8 @@ from ikebana.runs.reproducibility import differences
 from ikebana.data import sources
 from ikebana.data.dataset import USED, Dataset
 from ikebana.data.split import fingerprint
-from ikebana.system.locks import alone
-from ikebana.system.files import filled, tidy, to_write, written
+from ikebana.system.locks import exclusive_lock
+from ikebana.system.files import atomic_directory, remove_partial_files, resolve_output_path, atomic_write
 from ikebana.recipe import Recipe
 from ikebana.evaluation import calibration, metrics
 from ikebana.evaluation.calibration import Calibration
@@ -171,11 +171,11 @@ class Run:
         write_json(self.folder / name, value, create_parent=False)
 
     def write_text(self, name: str, text: str) -> None:
-        with written(self.folder / name, make=False) as partial_file:
+        with atomic_write(self.folder / name, make=False) as partial_file:
             partial_file.write_text(text, "utf-8")
 
     def write_table(self, name: str, table: pl.DataFrame) -> None:
-        with written(self.folder / name, make=False) as partial_file:
+        with atomic_write(self.folder / name, make=False) as partial_file:
             table.write_parquet(partial_file)
 
     def write_epochs(self, epochs: Iterable[Any]) -> None:
@@ -184,7 +184,7 @@ class Run:
     def has_ended(self) -> bool:
         """Return whether the run is finished, and print a message if it is."""
         if self.finished:
-            progress.say(f"{self.folder} has finished already: nothing is left to do")
+            progress.message(f"{self.folder} has finished already: nothing is left to do")
         return self.finished
 
     @contextmanager
@@ -195,18 +195,18 @@ class Run:
             RunError: another process holds the lock.
         """
         try:
-            with alone(self.folder) as acquired:
+            with exclusive_lock(self.folder) as acquired:
                 if not acquired:
                     raise RunError(
                         "another process is at this run", where=self.folder, advice="wait for it, or stop it"
                     )
-                tidy(self.folder)
+                remove_partial_files(self.folder)
                 yield
         except MachineError:
-            progress.say(f"what was learned before is safe. To go on then: ikebana fit --resume {self.folder}")
+            progress.message(f"what was learned before is safe. To go on then: ikebana fit --resume {self.folder}")
             raise
         except KeyboardInterrupt:
-            progress.say(f"stopped; nothing is lost. To go on: ikebana fit --resume {self.folder}")
+            progress.message(f"stopped; nothing is lost. To go on: ikebana fit --resume {self.folder}")
             raise
 
     def write_predictions(self, dataset: Dataset, rows: np.ndarray, probabilities: np.ndarray) -> None:
@@ -226,9 +226,9 @@ class Run:
                 checkpoint.unlink(missing_ok=True)
             # The run is complete without this.
             except OSError as error:
-                progress.say(f"{checkpoint} is of no use any more and could not be removed: {error.strerror}")
+                progress.message(f"{checkpoint} is of no use any more and could not be removed: {error.strerror}")
         progress.event("evaluation", **scores.to_json())
-        progress.say(f"\n{scores!r}\nfigures: {self.folder / 'figures'}")
+        progress.message(f"\n{scores!r}\nfigures: {self.folder / 'figures'}")
 
     def check_same_recipe(self) -> None:
         """Raise RunError if recipe.json has changed since the run began."""
@@ -293,7 +293,7 @@ class Run:
 def write_json(file: Path, value: Any, create_parent: bool = True) -> None:
     """Write plain values or a record as indented JSON, which has no NaN."""
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    with written(file, create_parent) as partial_file:
+    with atomic_write(file, create_parent) as partial_file:
         partial_file.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
@@ -313,7 +313,7 @@ def begin(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environme
     }
     path = Path(folder).expanduser() if folder is not None else _choose_folder(recipe, source)
     check_free(path)
-    with filled(path, shared=False) as partial_folder:
+    with atomic_directory(path, shared=False) as partial_folder:
         write_json(partial_folder / "recipe.json", source["recipe"])
         write_json(partial_folder / "source.json", source)
         write_json(partial_folder / "environment.json", environment)
@@ -364,7 +364,7 @@ def check_free(folder: str | Path | None, flag: str = "--run") -> None:
         RunError: it is a file or not empty.
         MachineError: it cannot be made.
     """
-    path = to_write(RUNS if folder is None else folder, appears=folder is not None)
+    path = resolve_output_path(RUNS if folder is None else folder, is_new_folder=folder is not None)
     if folder is None or not path.exists():
         return
     if not path.is_dir() or any(path.iterdir()):

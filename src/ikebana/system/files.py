@@ -30,7 +30,7 @@ ADVICE_BY_ERRNO = {
 PARTIAL_SUFFIX, LOCK_SUFFIX = ".partial", ".lock"
 
 
-def to_write(path: str | Path, appears: bool = False) -> Path:
+def resolve_output_path(path: str | Path, is_new_folder: bool = False) -> Path:
     """Expand ~ in an output path and check early that it can be written.
 
     Args:
@@ -41,8 +41,8 @@ def to_write(path: str | Path, appears: bool = False) -> Path:
     """
     expanded = Path(os.path.expanduser(path))
     if "\0" in str(expanded):
-        raise cannot_write(OSError(errno.EINVAL, "a NUL in the name"), Path(str(expanded).replace("\0", "\\0")))
-    if appears and expanded.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise write_error(OSError(errno.EINVAL, "a NUL in the name"), Path(str(expanded).replace("\0", "\\0")))
+    if is_new_folder and expanded.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise MachineError(
             "the folder that you are in cannot be made anew", where=path, advice="a folder in it: another name"
         )
@@ -50,18 +50,18 @@ def to_write(path: str | Path, appears: bool = False) -> Path:
         if expanded.name:
             partial = _partial_path(expanded)
             # Raises for the longest name that will be used.
-            (lock_of(partial) if appears else partial).exists()
-        folder = nearest(expanded if expanded.is_dir() else expanded.parent)
+            (lock_path(partial) if is_new_folder else partial).exists()
+        folder = nearest_existing(expanded if expanded.is_dir() else expanded.parent)
     except OSError as error:
-        raise cannot_write(error, expanded) from None
+        raise write_error(error, expanded) from None
     if not folder.is_dir():
-        raise cannot_write(OSError(errno.ENOTDIR, "a file is in the way"), folder)
+        raise write_error(OSError(errno.ENOTDIR, "a file is in the way"), folder)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise cannot_write(OSError(errno.EACCES, os.strerror(errno.EACCES)), folder)
+        raise write_error(OSError(errno.EACCES, os.strerror(errno.EACCES)), folder)
     return expanded
 
 
-def nearest(folder: Path) -> Path:
+def nearest_existing(folder: Path) -> Path:
     """Return the folder, or its nearest parent that exists; MachineError if none does."""
     existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
     if existing is None:
@@ -75,7 +75,7 @@ def _partial_path(file: Path) -> Path:
 
 
 @contextmanager
-def written(file: Path, make: bool = True) -> Iterator[Path]:
+def atomic_write(file: Path, create_parent: bool = True) -> Iterator[Path]:
     """Yield a path to write; it becomes `file` on success, or is removed.
 
     Args:
@@ -85,7 +85,7 @@ def written(file: Path, make: bool = True) -> Iterator[Path]:
     """
     partial = _partial_path(file)
     try:
-        if make:
+        if create_parent:
             file.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale_partials(file)
         yield partial
@@ -94,7 +94,7 @@ def written(file: Path, make: bool = True) -> Iterator[Path]:
         disk_error = _find_os_error(error)
         if disk_error is None:
             raise
-        raise cannot_write(disk_error, file) from error
+        raise write_error(disk_error, file) from error
     finally:
         # It is missing after the rename, or if its folder could not be made.
         with suppress(OSError):
@@ -115,7 +115,7 @@ def _remove_if_stale(partial: Path) -> None:
 
 
 @contextmanager
-def filled(folder: Path, shared: bool = True, make: bool = True) -> Iterator[Path]:
+def atomic_directory(folder: Path, allow_existing: bool = True, create_parent: bool = True) -> Iterator[Path]:
     """Yield an empty folder to fill; it is renamed to `folder` on success.
 
     If another process was faster, its folder stays: both have the same content, given by the name.
@@ -130,11 +130,11 @@ def filled(folder: Path, shared: bool = True, make: bool = True) -> Iterator[Pat
     """
     partial: Path | None = None
     try:
-        if make:
+        if create_parent:
             folder.parent.mkdir(parents=True, exist_ok=True)
-        sweep(folder.parent)
+        remove_stale_files(folder.parent)
         partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
-        with FileLock(lock_of(partial)):
+        with FileLock(lock_path(partial)):
             partial.mkdir()
             yield partial
             try:
@@ -143,30 +143,30 @@ def filled(folder: Path, shared: bool = True, make: bool = True) -> Iterator[Pat
                     folder.rmdir()
                 partial.rename(folder)
             except OSError:
-                if not (shared and folder.is_dir()):
+                if not (allow_existing and folder.is_dir()):
                     raise
     except Exception as error:
         disk_error = _find_os_error(error)
         if disk_error is None:
             raise
-        raise cannot_write(disk_error, folder) from error
+        raise write_error(disk_error, folder) from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
             with suppress(OSError):
-                lock_of(partial).unlink()
+                lock_path(partial).unlink()
 
 
-def made(folder: Path) -> Path:
+def ensure_directory(folder: Path) -> Path:
     """Create the folder if missing, in an existing parent; MachineError if that fails."""
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise cannot_write(error, folder) from error
+        raise write_error(error, folder) from error
     return folder
 
 
-def set_aside(entry: Path) -> None:
+def discard(entry: Path) -> None:
     """Remove a damaged folder, file or link from use; errors are ignored."""
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry, ignore_errors=True)
@@ -175,7 +175,7 @@ def set_aside(entry: Path) -> None:
             entry.unlink()
 
 
-def sweep(folder: Path) -> None:
+def remove_stale_files(folder: Path) -> None:
     """Remove partial files and folders of killed processes; those of running processes stay."""
     for lock in folder.glob(f".*{PARTIAL_SUFFIX}{LOCK_SUFFIX}"):
         partial = lock.with_name(lock.name.removesuffix(LOCK_SUFFIX))
@@ -187,7 +187,7 @@ def sweep(folder: Path) -> None:
         _remove_if_stale(partial)
 
 
-def lock_of(partial: Path) -> Path:
+def lock_path(partial: Path) -> Path:
     """Return the lock file that is held while a folder is being filled."""
     return partial.with_name(partial.name + LOCK_SUFFIX)
 
@@ -200,14 +200,14 @@ def _find_os_error(error: Exception) -> OSError | None:
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
-def tidy(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove partial files, ikebana's and safetensors', from a folder that is locked."""
     for partial in (*folder.rglob(f".*{PARTIAL_SUFFIX}"), *folder.glob(".tmp??????")):
         with suppress(OSError):
             partial.unlink()
 
 
-def cannot_write(error: OSError, path: Path) -> MachineError:
+def write_error(error: OSError, path: Path) -> MachineError:
     """Build the error for a disk that is full, read-only or missing."""
     # Errors of Pillow and polars have no errno.
     full_without_errno = error.errno is None and free_space(path) < FULL_DISK_BYTES
@@ -221,4 +221,4 @@ def cannot_write(error: OSError, path: Path) -> MachineError:
 
 def free_space(folder: Path) -> int:
     """Return the free bytes on the disk of a folder, which need not exist yet."""
-    return shutil.disk_usage(nearest(folder)).free
+    return shutil.disk_usage(nearest_existing(folder)).free

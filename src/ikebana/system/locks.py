@@ -8,11 +8,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import LOCK_SUFFIX, cannot_write
+from ikebana.system.files import LOCK_SUFFIX, write_error
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[bool]:
+def exclusive_lock(folder: Path) -> Iterator[bool]:
     """Try to lock a folder for this process; yields whether it succeeded.
 
     The kernel releases the lock of a killed process. The lock file is in the cache, so the folder
@@ -30,7 +30,7 @@ def alone(folder: Path) -> Iterator[bool]:
         yield False
         return
     except OSError as error:
-        raise cannot_write(error, Path(lock.lock_file)) from error
+        raise write_error(error, Path(lock.lock_file)) from error
     try:
         yield True
     finally:

@@ -14,7 +14,7 @@ from ikebana.errors import MachineError
 from ikebana.system import progress
 
 # SIGINT and SIGTERM received so far.
-came: list[int] = []
+received_signals: list[int] = []
 
 
 def set_up() -> None:
@@ -22,14 +22,14 @@ def set_up() -> None:
     _reduce_garbage_collection()
     _replace_closed_streams()
     _use_utf8()
-    came.clear()
+    received_signals.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
     atexit.register(_ignore_signals)
 
 
-def check_here() -> None:
+def check_working_directory() -> None:
     """Raise MachineError if the working directory no longer exists.
 
     Libraries look for files relative to it and would fail with errors of their own.
@@ -40,7 +40,7 @@ def check_here() -> None:
         raise MachineError("the folder that you are in has gone", advice="go to one that is there: cd") from None
 
 
-def of_output(error: Exception) -> Exception:
+def translate_output_error(error: Exception) -> Exception:
     """Translate a full disk behind `> FILE` to a MachineError; return other errors unchanged.
 
     Such an error has no file name, since the shell opened the file.
@@ -48,7 +48,7 @@ def of_output(error: Exception) -> Exception:
     if isinstance(error, OSError) and error.filename is None and error.errno in (ENOSPC, EIO):
         sys.stdout = _open_devnull()
         # Reports on standard error, which still works.
-        progress.listen(progress.People())
+        progress.set_reporter(progress.TerminalReporter())
         return MachineError(f"the output cannot be written: {error.strerror}", advice="a file on another disk")
     return error
 
@@ -86,7 +86,7 @@ def _use_utf8() -> None:
 
 def _interrupt(number: int, _: Any) -> None:
     """Treat SIGTERM like Ctrl-C; record it, as C libraries may turn it into errors."""
-    came.append(number)
+    received_signals.append(number)
     raise KeyboardInterrupt
 
 

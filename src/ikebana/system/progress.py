@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-LOADING = "loading PyTorch ..."
+LOADING_TEXT = "loading PyTorch ..."
 # All control characters except tab and newline.
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Interval between the lines of a bar in a log file.
@@ -33,10 +33,10 @@ class Bar(Protocol):
     def advance(self, done: int, **scores: float | str) -> None: ...
 
 
-class Audience(Protocol):
+class Reporter(Protocol):
     """An output format for messages, events, results and bars."""
 
-    def say(self, text: str) -> None: ...
+    def message(self, text: str) -> None: ...
     def event(self, name: str, **values: Any) -> None: ...
     def result(self, text: str) -> None: ...
     def open(self, name: str, total: int, unit: str) -> Bar: ...
@@ -105,11 +105,11 @@ class PlainBar:
             self.print()
 
 
-class People:
+class TerminalReporter:
     """Text and bars on standard error, the result on standard output."""
 
-    def say(self, text: str) -> None:
-        print(_clear_line() + CONTROL_CHARACTERS.sub(spelled, text), file=sys.stderr, flush=True)
+    def message(self, text: str) -> None:
+        print(_clear_line() + CONTROL_CHARACTERS.sub(escape_control_character, text), file=sys.stderr, flush=True)
 
     def event(self, name: str, **values: Any) -> None:
         """Print nothing: bars and messages contain the same facts."""
@@ -129,7 +129,7 @@ class People:
 class EventBar:
     """A bar that emits events, at most two per second."""
 
-    def __init__(self, reporter: "Programs", name: str, total: int, unit: str):
+    def __init__(self, reporter: "JsonReporter", name: str, total: int, unit: str):
         self.reporter, self.name, self.total, self.unit = reporter, name, total, unit
         self.done, self.emitted_time = 0, 0.0
         self.scores: dict[str, float | str] = {}
@@ -144,10 +144,10 @@ class EventBar:
             )
 
 
-class Programs:
+class JsonReporter:
     """One JSON object per line on standard output."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.event("message", text=text)
 
     def event(self, name: str, **values: Any) -> None:
@@ -168,10 +168,10 @@ class Programs:
             self.event("stage_end", stage=bar.name, done=bar.done)
 
 
-class Silence:
+class SilentReporter:
     """No output."""
 
-    def say(self, text: str) -> None: ...
+    def message(self, text: str) -> None: ...
     def event(self, name: str, **values: Any) -> None: ...
     def result(self, text: str) -> None: ...
     def open(self, name: str, total: int, unit: str) -> Bar:
@@ -181,11 +181,11 @@ class Silence:
     def advance(self, done: int, **scores: float | str) -> None: ...
 
 
-_reporter: ContextVar[Audience] = ContextVar("reporter", default=People())  # noqa: B039  (it holds no state)
+_reporter: ContextVar[Reporter] = ContextVar("reporter", default=TerminalReporter())  # noqa: B039  (it holds no state)
 
 
 @contextmanager
-def audience(reporter: Audience) -> Iterator[None]:
+def use_reporter(reporter: Reporter) -> Iterator[None]:
     """Use another reporter within this block."""
     token = _reporter.set(reporter)
     try:
@@ -194,14 +194,14 @@ def audience(reporter: Audience) -> Iterator[None]:
         _reporter.reset(token)
 
 
-def listen(reporter: Audience) -> None:
+def set_reporter(reporter: Reporter) -> None:
     """Use this reporter from now on."""
     _reporter.set(reporter)
 
 
-def say(text: str) -> None:
+def message(text: str) -> None:
     """Report a message to the user."""
-    _reporter.get().say(text)
+    _reporter.get().message(text)
 
 
 def event(name: str, **values: Any) -> None:
@@ -214,15 +214,15 @@ def result(text: str) -> None:
     _reporter.get().result(text)
 
 
-def loading() -> None:
+def show_loading() -> None:
     """Show in a terminal that libraries are loading; the next output replaces the text."""
-    if isinstance(_reporter.get(), People) and sys.stderr.isatty():
-        print(LOADING, end="", file=sys.stderr, flush=True)
+    if isinstance(_reporter.get(), TerminalReporter) and sys.stderr.isatty():
+        print(LOADING_TEXT, end="", file=sys.stderr, flush=True)
 
 
 def _clear_line() -> str:
     """Return what overwrites the loading text in a terminal."""
-    return f"\r{'':{len(LOADING)}}\r" if sys.stderr.isatty() else ""
+    return f"\r{'':{len(LOADING_TEXT)}}\r" if sys.stderr.isatty() else ""
 
 
 @contextmanager
@@ -247,18 +247,18 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
         self.since = time.perf_counter()
 
-    def lap(self, name: str, at_least: float = 0.0) -> None:
+    def lap(self, name: str, min_seconds: float = 0.0) -> None:
         """Add the time since the last lap to this stage.
 
         Args:
             at_least: seconds known from epochs, some of them perhaps before a resume.
         """
         now = time.perf_counter()
-        self.seconds[name] = round(max(self.seconds.get(name, 0.0) + now - self.since, at_least), 3)
+        self.seconds[name] = round(max(self.seconds.get(name, 0.0) + now - self.since, min_seconds), 3)
         self.since = now
 
 
-def spelled(character: re.Match[str]) -> str:
+def escape_control_character(character: re.Match[str]) -> str:
     """Escape a control character, as in \\x1b: file and class names are untrusted."""
     return f"\\x{ord(character[0]):02x}"
 

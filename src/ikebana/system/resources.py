@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ikebana.errors import MachineError
-from ikebana.system.files import free_space, nearest
+from ikebana.system.files import free_space, nearest_existing
 
 # Where Linux publishes the limits of a container.
-GROUPS = Path("/sys/fs/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 # Texts in the errors of torch on CUDA and MPS, of torch on a CPU, and of CUDA's libraries.
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
 
-def need_disk(needed: Mapping[Path, float]) -> None:
+def require_disk(needed: Mapping[Path, float]) -> None:
     """Refuse work that would not fit on the disks.
 
     Args:
@@ -25,7 +25,7 @@ def need_disk(needed: Mapping[Path, float]) -> None:
     """
     disks: dict[int, list[Path]] = {}
     for folder in needed:
-        disks.setdefault(os.stat(nearest(folder)).st_dev, []).append(folder)
+        disks.setdefault(os.stat(nearest_existing(folder)).st_dev, []).append(folder)
     for folders in disks.values():
         total, free = sum(needed[folder] for folder in folders), free_space(folders[0])
         if total > free:
@@ -39,7 +39,7 @@ def need_disk(needed: Mapping[Path, float]) -> None:
             )
 
 
-def need_memory(needed: float, advice: str, free: int | None = None, kind: str = "memory") -> None:
+def require_memory(needed: float, advice: str, free: int | None = None, kind: str = "memory") -> None:
     """Refuse work that would not fit into memory.
 
     Args:
@@ -56,7 +56,7 @@ def need_memory(needed: float, advice: str, free: int | None = None, kind: str =
 
 
 @contextmanager
-def within_memory(smaller_options: str = "") -> Iterator[None]:
+def memory_errors(smaller_options: str = "") -> Iterator[None]:
     """Turn out-of-memory errors, of a GPU or the machine, into MachineError.
 
     Args:
@@ -65,7 +65,7 @@ def within_memory(smaller_options: str = "") -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not no_memory(error):
+        if not is_out_of_memory(error):
             raise
         lines = str(error).strip().splitlines()
         what = f"memory ran out: {lines[0]}" if lines else "memory ran out"
@@ -74,7 +74,7 @@ def within_memory(smaller_options: str = "") -> Iterator[None]:
         raise MachineError(what, advice=advice) from error.with_traceback(None)
 
 
-def no_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error means out of memory; torch's own class covers only CUDA."""
     return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
@@ -88,10 +88,10 @@ def free_memory() -> int | None:
     meminfo = _read_fields(Path("/proc/meminfo"))
     if "MemAvailable" not in meminfo:
         return None
-    return held() + min([meminfo["MemAvailable"], *_list_cgroup_headroom(), *_list_process_headroom()])
+    return memory_in_use() + min([meminfo["MemAvailable"], *_list_cgroup_headroom(), *_list_process_headroom()])
 
 
-def held() -> int:
+def memory_in_use() -> int:
     """Return the bytes of this process that no file backs; 0 where this is unknown."""
     return _read_fields(Path("/proc/self/status")).get("RssAnon", 0)
 
@@ -106,7 +106,7 @@ def _list_cgroup_headroom() -> Iterator[int]:
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        root = GROUPS / "memory" if controllers else GROUPS
+        root = CGROUP_ROOT / "memory" if controllers else CGROUP_ROOT
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
 
         own_group = root / path.lstrip("/")

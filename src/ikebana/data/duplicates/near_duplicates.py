@@ -26,8 +26,8 @@ from ikebana.data.pixel_cache import Kept, allocate, chunks, in_threads
 from ikebana.data.split import islands
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import cannot_write, set_aside, written
-from ikebana.system.resources import need_disk
+from ikebana.system.files import write_error, discard, atomic_write
+from ikebana.system.resources import require_disk
 
 # Raised with each change of the search, which invalidates cached results.
 SEARCH_VERSION = 4
@@ -69,7 +69,7 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
     """
     from threadpoolctl import threadpool_limits
 
-    need_disk({cache_folder(): scratch(len(rows))})
+    require_disk({cache_folder(): scratch(len(rows))})
     descriptions_file = _create_scratch_array(len(rows), _DESCRIPTION)
     lifted_file = _create_scratch_array(len(rows), _LIFTED)
     # Threads work on photos already: BLAS threads for small products would wait for each other.
@@ -120,7 +120,7 @@ def _create_scratch_array(photos: int, dtype: np.dtype) -> Iterator[np.ndarray]:
             allocate(stream, rows * dtype.itemsize)
             yield np.memmap(stream, dtype, "r+", shape=rows)[:photos]
     except OSError as error:
-        raise cannot_write(error, folder) from error
+        raise write_error(error, folder) from error
 
 
 def _describe_chunk(
@@ -222,7 +222,7 @@ def _make_file_prefix(dataset: Dataset) -> str:
 def _save_pairs(pixel_cache: Kept, prefix: str, pairs: list[Twin]) -> None:
     """Save the pairs in a file whose name holds their checksum, like the pixel cache's index."""
     text = json.dumps([[pair.first, pair.second, pair.how, pair.alike] for pair in pairs])
-    with written(pixel_cache.folder / _make_file_name(prefix, text)) as partial:
+    with atomic_write(pixel_cache.folder / _make_file_name(prefix, text)) as partial:
         partial.write_text(text, "utf-8")
 
 
@@ -237,5 +237,5 @@ def _load_pairs(pixel_cache: Kept, prefix: str) -> list[Twin] | None:
             text = file.read_text("utf-8")
             if file.name == _make_file_name(prefix, text):
                 return [Twin(*pair) for pair in json.loads(text)]
-        set_aside(file)
+        discard(file)
     return None

@@ -31,8 +31,8 @@ from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import Recipe
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import cannot_write, filled, set_aside
-from ikebana.system.resources import need_disk
+from ikebana.system.files import write_error, atomic_directory, discard
+from ikebana.system.resources import require_disk
 
 # Fewer images do not update the measured speed.
 MANY = 256
@@ -174,14 +174,14 @@ def _open_cache(
     """
     path = _get_cache_path(key, settings, shape)
     if not _is_intact(path, shape, dtype):
-        need_disk({cache_folder(): int(np.prod(shape)) * dtype.itemsize})
-        with filled(path) as folder:
+        require_disk({cache_folder(): int(np.prod(shape)) * dtype.itemsize})
+        with atomic_directory(path) as folder:
             reserve(folder / "features.npy", shape, dtype)
             reserve(folder / "checks.npy", shape[:1], np.dtype(np.uint32))
     try:
         return np.load(path / "features.npy", mmap_mode="r+"), np.load(path / "checks.npy", mmap_mode="r+")
     except OSError as error:
-        raise cannot_write(error, path) from error
+        raise write_error(error, path) from error
 
 
 def _get_cache_path(key: Origin, settings: Setting, shape: tuple[int, ...]) -> Path:
@@ -226,8 +226,8 @@ def _is_intact(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
         return False
     if _read_shapes(path) == (shape, dtype, shape[:1], np.dtype(np.uint32)):
         return True
-    progress.say("the kept features have changed on disk: they are computed again")
-    set_aside(path)
+    progress.message("the kept features have changed on disk: they are computed again")
+    discard(path)
     return False
 
 

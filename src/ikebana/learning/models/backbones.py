@@ -94,7 +94,9 @@ def _build_timm_network(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
     # The packaged networks are small.
     if recipe.network not in pretrained_weights.PACKAGED:
         weight_bytes = _size(recipe.network, **options)
-        resources.need_memory(resources.held() + weight_bytes, "a smaller --network, or a machine with more memory")
+        resources.require_memory(
+            resources.memory_in_use() + weight_bytes, "a smaller --network, or a machine with more memory"
+        )
     network = depthwise.replaced(timm.create_model(recipe.network, pretrained=False, num_classes=0, **options))
     for module in network.modules():
         if hasattr(module, "attention_bias_cache"):

@@ -104,8 +104,8 @@ def _build_tutorial_network(image_size: int, dropout: float, classes: int) -> nn
             f"photos of {image_size} pixels vanish in the tutorial's network", advice="a side of at least 46"
         )
     features = channels * map_size * map_size
-    needed_bytes = resources.held() + 4.0 * features * DENSE_UNITS
-    resources.need_memory(needed_bytes, f"a smaller --side (it is {image_size}), or more memory")
+    needed_bytes = resources.memory_in_use() + 4.0 * features * DENSE_UNITS
+    resources.require_memory(needed_bytes, f"a smaller --side (it is {image_size}), or more memory")
     layers["flatten"] = FlattenLikeKeras()
     if dropout:
         layers["dropout"] = nn.Dropout(dropout)

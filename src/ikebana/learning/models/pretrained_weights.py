@@ -24,7 +24,7 @@ from torch import Tensor
 from ikebana.errors import IkebanaError, MachineError, RecipeError
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import set_aside, written
+from ikebana.system.files import discard, atomic_write
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -168,10 +168,10 @@ def _convert(network: str, file: Path, sha256: str) -> Path:
         with suppress(OSError):
             if cached.stem.rpartition("-")[2] == _compute_sha256(cached)[:DIGEST_HEX_DIGITS]:
                 return cached
-        set_aside(cached)
+        discard(cached)
     data = save(_load_renamed(network, file))
     converted = folder / f"{network}-{sha256}-{hashlib.sha256(data).hexdigest()[:DIGEST_HEX_DIGITS]}.safetensors"
-    with written(converted) as temporary:
+    with atomic_write(converted) as temporary:
         temporary.write_bytes(data)
     return converted
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ikebana.errors import RunError
-from ikebana.system.files import written
-from ikebana.system.resources import no_memory
+from ikebana.system.files import atomic_write
+from ikebana.system.resources import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def usable(file: Path | None) -> Iterator[None]:
             f"the checkpoint cannot be read: {reason}", where=file, advice="see that it can be, then again"
         ) from None
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        if no_memory(error):
+        if is_out_of_memory(error):
             raise
         raise RunError(
             f"the checkpoint cannot be used: {str(error).splitlines()[0]}",
@@ -102,7 +102,7 @@ def save_weights(file: Path, network: nn.Module) -> None:
 
 def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a file with the run folder's permissions; safetensors makes it private to its owner."""
-    with written(file, make=False) as partial_file:
+    with atomic_write(file, make=False) as partial_file:
         save_file(tensors, partial_file, metadata)
         partial_file.chmod(file.parent.stat().st_mode & 0o666)
 
