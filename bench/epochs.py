@@ -31,7 +31,7 @@ from ikebana.learning.features import feature_cache
 from ikebana.learning.models import networks
 from ikebana.learning.training import loop
 from ikebana.learning.training.trainer import Learner, phases
-from ikebana.recipe import Recipe, changed
+from ikebana.recipe import Recipe, with_options
 from ikebana.system import progress
 
 CLASSES = 5
@@ -69,7 +69,7 @@ def stopped_after(steps: int) -> Iterator[None]:
 def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """Some epochs of one network, and what they took."""
     setting, recipe = estimate.prepared(recipe, CLASSES), recipe.members[0]
-    train, validation = drawn(recipe.side, chosen.train, chosen.validation, setting)
+    train, validation = drawn(recipe.image_size, chosen.train, chosen.validation, setting)
     on_gpu = setting.device == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()
@@ -88,7 +88,7 @@ def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
         flush=True,
     )
     if on_gpu:
-        expected = estimate._of_a_step(recipe.batch, recipe, [network], setting)
+        expected = estimate._of_a_step(recipe.batch_size, recipe, [network], setting)
         taken = torch.cuda.max_memory_allocated() - before
         print(f"  at most {taken / 1e9:.2f} GB beside the pixels, expected {expected / 1e9:.2f}", flush=True)
 
@@ -96,9 +96,9 @@ def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
 def repeated(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """Two epochs without a stop, and the same stopped within the second."""
     setting = estimate.prepared(recipe, CLASSES)
-    short = changed(recipe.members[0], epochs=2)
-    train, validation = drawn(short.side, chosen.train, chosen.validation, setting)
-    steps = phases(short)[-1].last * -(-chosen.train // short.batch) - 2
+    short = with_options(recipe.members[0], epochs=2)
+    train, validation = drawn(short.image_size, chosen.train, chosen.validation, setting)
+    steps = phases(short)[-1].last * -(-chosen.train // short.batch_size) - 2
 
     def learned(kept: Path | None) -> list[Tensor]:
         network: nn.Module = networks.members(networks.build(short, CLASSES))[0]
@@ -123,7 +123,7 @@ def looked(recipe: Recipe, chosen: argparse.Namespace) -> None:
     found = estimate.prepared(recipe, CLASSES)
     for number_format in ("float32", "bfloat16"):
         setting = replace(found, number_format=number_format)
-        photos, _ = drawn(recipe.side, chosen.train + chosen.validation, 0, setting)
+        photos, _ = drawn(recipe.image_size, chosen.train + chosen.validation, 0, setting)
         seer = networks.build(recipe, CLASSES).get_submodule("seer")
         begun = time.perf_counter()
         feature_cache.of(
@@ -153,10 +153,10 @@ def main() -> None:
         os.environ["IKEBANA_CACHE"] = cache
         for name in chosen.recipes.split(","):
             # Random weights: InceptionV3's are not a package's.
-            recipe = networks.settled(recipes.named(name, **({"until": "mixed8"} if name == "finetuned" else {})))
+            recipe = networks.settled(recipes.get_recipe(name, **({"until": "mixed8"} if name == "finetuned" else {})))
             if recipe.transfer is not None:  # what is timed is the last phase, not that of the head alone
-                recipe = changed(recipe, transfer=replace(recipe.transfer, head_epochs=0))
-            if recipe.transfer is not None and recipe.transfer.kept:
+                recipe = with_options(recipe, transfer=replace(recipe.transfer, head_epochs=0))
+            if recipe.transfer is not None and recipe.transfer.cache_features:
                 looked(recipe, chosen)
                 continue
             timed(recipe, chosen)

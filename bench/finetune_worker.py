@@ -34,14 +34,14 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     from ikebana.system import progress
 
     progress.set_reporter(progress.SilentReporter())
-    recipe = networks.settled(recipes.named("good"))
+    recipe = networks.settled(recipes.get_recipe("good"))
     setting = estimate.prepared(recipe, CLASSES)
-    opened, keep = pixel_cache.opened(sources.read(photos), recipe.side, recipe.fit)
+    opened, keep = pixel_cache.opened(sources.read(photos), recipe.image_size, recipe.resize)
     dataset = split(opened, recipe)
     train = examples.parts(dataset, keep.pixels)["train"]
     network = networks.build(recipe, len(dataset.classes))
     weight_loading.fill(network, recipe)
-    photo = torch.zeros((1, 3, recipe.side, recipe.side), dtype=torch.uint8)
+    photo = torch.zeros((1, 3, recipe.image_size, recipe.image_size), dtype=torch.uint8)
     gflop = counted(network.eval(), photo) / 2  # mirrored: seen twice
     learner = Learner(network.to(setting.device), recipe, phases(recipe)[-1], train.labels)
     generator = torch.Generator().manual_seed(0)
@@ -49,8 +49,8 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     places = iter(range(10**9))
 
     def step() -> int:
-        start = next(places) * recipe.batch % (len(order) - recipe.batch)
-        inputs, labels = train.batch(order[start : start + recipe.batch], setting.device)
+        start = next(places) * recipe.batch_size % (len(order) - recipe.batch_size)
+        inputs, labels = train.batch(order[start : start + recipe.batch_size], setting.device)
         assert recipe.augmentation is not None
         loss, _ = learner.step(augmented(inputs, recipe.augmentation, generator), labels, setting)
         float(loss)

@@ -32,7 +32,7 @@ from ikebana.data.dataset import USED, Dataset
 from ikebana.data.pixel_cache import Kept
 from ikebana.learning.models import networks
 from ikebana.recipe import Recipe
-from ikebana.recipes import DEFAULT, RECIPES
+from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.system import progress
 
 FLIPPED = 0.03  # of the labels
@@ -86,7 +86,7 @@ def main() -> None:
 def planted(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds: Sequence[str]) -> Bench:
     """A table of all photos as they are and of everything that is planted, opened once."""
     # float32 throughout: one array of features then serves every seed, whichever photos are trained on.
-    recipe = replace(networks.settled(RECIPES[DEFAULT]), precision="float32")
+    recipe = replace(networks.settled(RECIPES[DEFAULT_RECIPE]), precision="float32")
     found = sources.read(photos)
     rows = [(str(found.file(path)), label) for path, label in found.photos.select("path", "label").iter_rows()]
     classes = sorted({label for _, label in rows})
@@ -101,7 +101,7 @@ def planted(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds
             plants += [(*row, "shortcut", seed) for row in _bordered(scratch / f"border-{seed}", rows, name)]
     table = pl.DataFrame([*rows, *(each[:2] for each in plants)], schema=["path", "label"], orient="row")
     table.write_csv(scratch / "photos.csv")
-    opened, keep = pixel_cache.opened(sources.read(scratch / "photos.csv"), recipe.side, recipe.fit)
+    opened, keep = pixel_cache.opened(sources.read(scratch / "photos.csv"), recipe.image_size, recipe.resize)
     return Bench(sources.with_classes(opened, ()), keep, recipe, {each[0]: (each[2], each[3]) for each in plants})
 
 

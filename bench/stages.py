@@ -117,8 +117,8 @@ def look(network: nn.Module, side: int) -> Work:
 
 def step(network: nn.Module, recipe: Recipe) -> Work:
     """One photo of a training step: for each layer that learns, its arithmetic twice more on the way back."""
-    forward, of_learning = (each / (1 + _mirrored(network)) for each in _operations(network, recipe.side))
-    table = layer_table.layers(network, recipe.side)
+    forward, of_learning = (each / (1 + _mirrored(network)) for each in _operations(network, recipe.image_size))
+    table = layer_table.layers(network, recipe.image_size)
     passed = layer_table.activation_bytes(table, 1, 4)
     kept_for_back = layer_table.activation_bytes(layer_table.from_first_trained(table), 1, 4)
     return Work(forward + 2 * of_learning, 2.0 * passed + 4.0 * kept_for_back)
@@ -189,16 +189,16 @@ def with_limits(rows: list[Row], run: Path, limits: Limits, setting: Setting) ->
     table = _split_counts(run)
     train, held_out = table["train"], table["validation"] + table["test"]
     network = networks.build(recipe, len(json.loads((run / "source.json").read_text("utf-8"))["classes"]))
-    seen = look(network, recipe.side)
+    seen = look(network, recipe.image_size)
     fast, exact = (seen.limit(limits, name) for name in (setting.number_format, "float32"))
     best = {"read": np.array([(train + held_out) / limits.jpegs, 0.0])}
-    if recipe.transfer is not None and recipe.transfer.kept:
+    if recipe.transfer is not None and recipe.transfer.cache_features:
         best["features"] = train * fast + held_out * exact
     else:
         best["score"] = held_out * exact
-        if recipe.transfer is not None and recipe.transfer.logistic:
+        if recipe.transfer is not None and recipe.transfer.fit_logistic_head:
             seer = network.get_submodule("seer")
-            best["features"] = (train + table["validation"]) * look(seer, recipe.side).limit(
+            best["features"] = (train + table["validation"]) * look(seer, recipe.image_size).limit(
                 limits, setting.number_format
             )
     return [replace(row, limit=best.get(row.stage)) for row in rows]
@@ -214,8 +214,10 @@ def _split_counts(run: Path) -> dict[str, int]:
 def within_training(recipe: Recipe, classes: int, limits: Limits, setting: Setting) -> list[Row]:
     """A step and a look at validation photos, by themselves, a photo each."""
     dice = np.random.default_rng(0)
-    count = max(recipe.batch, setting.at_a_time)
-    photos = unlabelled(dice.integers(0, 256, (count, recipe.side, recipe.side, 3), np.uint8), np.arange(count))
+    count = max(recipe.batch_size, setting.at_a_time)
+    photos = unlabelled(
+        dice.integers(0, 256, (count, recipe.image_size, recipe.image_size, 3), np.uint8), np.arange(count)
+    )
     network = networks.build(recipe, classes)
     a_step = min(loop.seconds_per_photo(network, recipe, classes, setting) for _ in range(BATCHES // 2))
     of_step = step(network, recipe).limit(limits, setting.number_format)
@@ -231,7 +233,7 @@ def _looked(name: str, network: nn.Module, photos: Photos, setting: Setting, rec
     return Row(
         name,
         seconds,
-        look(network, recipe.side).limit(limits, setting.number_format),
+        look(network, recipe.image_size).limit(limits, setting.number_format),
         f"a photo, {setting.number_format}",
     )
 
@@ -262,7 +264,7 @@ def main() -> None:
     progress.set_reporter(progress.SilentReporter())
     print(header("torch", "timm", "numpy", "pillow", "onnxruntime"), flush=True)
     for name in chosen.recipes.split(","):
-        recipe = networks.settled(recipes.named(name))
+        recipe = networks.settled(recipes.get_recipe(name))
         setting = estimate.prepared(recipe, 5)
         limits = limits_of(setting, chosen.photos)
         print(f"\n{name}: {setting.number_format} ({setting.reasons['number_format']})\n{limits}", flush=True)
@@ -278,7 +280,7 @@ def main() -> None:
                 rows,
             )
         print(f"{name}, cold: {spread(wholes, 1)} s, n = {len(wholes)}")
-        if recipe.epochs > 1 and not (recipe.transfer is not None and recipe.transfer.kept):
+        if recipe.epochs > 1 and not (recipe.transfer is not None and recipe.transfer.cache_features):
             shown(f"{name}, within", within_training(recipe, 5, limits, setting), 1e-3, "ms")
 
 

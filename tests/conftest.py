@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, features
 
 from ikebana.data import decoding
 from ikebana.errors import UnreadablePhoto
-from ikebana.recipe import Fit
+from ikebana.recipe import Resize
 
 # A shell that starts tests in the background has them ignore Ctrl-C, and so would every command that they start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -299,7 +299,7 @@ def need(kind):
         pytest.skip("pillow_heif is not installed")
 
 
-def seen(data: bytes, side: int = 48, fit: Fit = "squash") -> np.ndarray:
+def seen(data: bytes, side: int = 48, fit: Resize = "squash") -> np.ndarray:
     """What the network sees, as whole numbers that can be subtracted."""
     return decoding.decode(data, side, fit).pixels.astype(int)
 

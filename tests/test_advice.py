@@ -190,7 +190,7 @@ def test_the_cuts_are_what_the_network_sees_after_its_blocks():
 
     from ikebana.learning.models import networks
 
-    small = recipes.named("quick", side=64)
+    small = recipes.get_recipe("quick", side=64)
     seer = networks.build(small, 2).get_submodule("seer").eval()
     seen = {}
     for name in ("blocks.1", "blocks.2", "blocks.4"):
@@ -210,7 +210,7 @@ def test_the_cuts_are_what_the_network_sees_after_its_blocks():
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The default recipe on small photos, in the one number format that needs no measuring."""
-    smaller = recipes.named("quick", side=64, precision="float32")
+    smaller = recipes.get_recipe("quick", side=64, precision="float32")
     monkeypatch.setattr(audit_command, "RECIPES", {**recipes.RECIPES, "quick": smaller})
 
 

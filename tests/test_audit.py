@@ -12,7 +12,7 @@ from ikebana.data.duplicates import near_duplicates
 
 def looked_at(folder, **choices):
     """The dataset of a folder, opened and split, and its findings."""
-    chosen = recipes.named("baseline", **choices)
+    chosen = recipes.get_recipe("baseline", **choices)
     opened, _ = pixel_cache.opened(sources.read(folder), 32, "squash")
     dataset = split.split(sources.with_classes(opened, ()), chosen)
     return dataset, dataset_checks.findings(dataset)
@@ -117,7 +117,7 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     from ikebana.learning.estimate import forecast
 
     folder = grow(tmp_path / "photos", clean(10) | {"a/large.png": encoded(drawing(200), "PNG")})
-    chosen = recipes.named("baseline", side=46, epochs=10)
+    chosen = recipes.get_recipe("baseline", side=46, epochs=10)
     setting = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
     found = sources.read(folder)
     before = forecast(found, chosen, setting)

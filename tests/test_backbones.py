@@ -20,13 +20,13 @@ from ikebana.learning.models import (
     weight_loading,
 )
 from ikebana.learning.models.pretrained_weights import Weights
-from ikebana.recipe import Transfer, Tuning, changed
+from ikebana.recipe import Transfer, Tuning, with_options
 
-QUICK = recipes.named("quick")
+QUICK = recipes.get_recipe("quick")
 
 
 def built(name="quick", **choices):
-    recipe = networks.settled(recipes.named(name, **choices))
+    recipe = networks.settled(recipes.get_recipe(name, **choices))
     return recipe, networks.build(recipe, 5)
 
 
@@ -43,7 +43,7 @@ def learning(network):
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto", "vit_tiny_patch16_224"])
 def test_any_network_of_timm_takes_photos_and_gives_logits(name):
     recipe, network = built(network=name)
-    assert network.eval()(photos(recipe.side)).shape == (2, 5)
+    assert network.eval()(photos(recipe.image_size)).shape == (2, 5)
     assert learning(network) == {"head.dense.weight", "head.dense.bias"}
 
 
@@ -59,14 +59,14 @@ def test_a_frozen_network_sees_things_about_as_large_as_it_did_when_timm_tested_
     # There the shorter side of a photo has that many pixels before its middle is cut out; here all of it is shown.
     shorter_side = about["input_size"][1] / about["crop_pct"]
     recipe, network = built(network=name)
-    assert abs(recipe.side - shorter_side) <= 16
+    assert abs(recipe.image_size - shorter_side) <= 16
     with torch.inference_mode():
-        assert network.eval()(photos(recipe.side)).shape == (2, 5)  # some want a multiple of 32
-    assert backbones.own_side(recipes.named("good", network=name)) == about["input_size"][1]
+        assert network.eval()(photos(recipe.image_size)).shape == (2, 5)  # some want a multiple of 32
+    assert backbones.own_side(recipes.get_recipe("good", network=name)) == about["input_size"][1]
 
 
 def test_a_network_of_one_fixed_size_is_given_that():
-    assert backbones.own_side(changed(QUICK, network="vit_tiny_patch16_224")) == 224
+    assert backbones.own_side(with_options(QUICK, network="vit_tiny_patch16_224")) == 224
 
 
 def test_photos_reach_the_backbone_as_it_was_trained_to_see_them():
@@ -149,7 +149,7 @@ def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     own = network.get_submodule("seer.backbone").state_dict()
     mine = {name: torch.full_like(value, 0.5).contiguous() for name, value in own.items()}
     save_file(mine, tmp_path / "mine.safetensors")
-    recipe = changed(recipe, weights=str(tmp_path / "mine.safetensors"))
+    recipe = with_options(recipe, weights=str(tmp_path / "mine.safetensors"))
     found = weight_loading.fill(network, recipe)
     assert found is not None
     assert str(tmp_path) in found.source
@@ -158,7 +158,7 @@ def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
 
 def test_a_file_of_weights_is_found_again_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settled = networks.settled(changed(QUICK, weights="mine.safetensors"))
+    settled = networks.settled(with_options(QUICK, weights="mine.safetensors"))
     assert settled.weights == str(tmp_path / "mine.safetensors")
     assert networks.settled(settled) == settled
 
@@ -184,7 +184,7 @@ def test_layers_in_a_list_are_stages_too():
 @pytest.mark.parametrize("name", ["mvitv2_tiny", "efficientvim_m1", "sequencer2d_s"])
 def test_the_layer_table_has_layers_that_give_several_things(name):
     recipe, network = built(network=name)
-    table = layer_table.layers(network, recipe.side)
+    table = layer_table.layers(network, recipe.image_size)
     assert sum(layer.trainable for layer in table) == sum(
         each.numel() for each in network.parameters() if each.requires_grad
     )
@@ -192,12 +192,12 @@ def test_the_layer_table_has_layers_that_give_several_things(name):
 
 
 def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
-    recipe = changed(QUICK, side=64, transfer=Transfer(mirrored=True))
+    recipe = with_options(QUICK, side=64, transfer=Transfer(flip_tta=True))
     network = networks.build(recipe, 5).eval()
     shown = photos(64)
     with torch.inference_mode():
         torch.testing.assert_close(network(shown), network(shown.flip(3)), rtol=1e-4, atol=1e-5)
-        plain = networks.build(changed(recipe, transfer=Transfer()), 5).eval()
+        plain = networks.build(with_options(recipe, transfer=Transfer()), 5).eval()
         assert not torch.allclose(plain(shown), plain(shown.flip(3)), rtol=1e-3)
         parameter_groups.into_training(network, recipe, "head")
         torch.testing.assert_close(network(shown), plain(shown))  # while it learns it sees each photo once
@@ -205,7 +205,7 @@ def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
 
 def test_the_layer_table_counts_each_weight_once_and_says_which_learn():
     recipe, network = built("good")
-    table = layer_table.layers(network, recipe.side)
+    table = layer_table.layers(network, recipe.image_size)
     weights = [*network.parameters(), *(each for name, each in network.named_buffers() if "running" in name)]
     assert sum(layer.parameters for layer in table) == sum(each.numel() for each in weights)
     learning = [each.numel() for each in network.parameters() if each.requires_grad]
@@ -219,14 +219,14 @@ def test_the_layer_table_counts_each_weight_once_and_says_which_learn():
 )
 def test_the_tutorials_recipes_have_the_tutorials_counts(name, parameters, trainable):
     recipe, network = built(name)
-    table = layer_table.layers(network, recipe.side)
+    table = layer_table.layers(network, recipe.image_size)
     assert sum(layer.parameters for layer in table) == parameters
     assert sum(layer.trainable for layer in table) == trainable
 
 
 def tuned(trained, tail_from="blocks.4", layer_decay=0.5):
-    tuning = Tuning(weight_decay=0.02, layer_decay=layer_decay, warm_up=0.1, label_smoothing=0.1, averaging=0.9)
-    return changed(QUICK, side=64, transfer=Transfer(trained=trained, tail_from=tail_from), tuning=tuning)
+    tuning = Tuning(weight_decay=0.02, layer_decay=layer_decay, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.9)
+    return with_options(QUICK, side=64, transfer=Transfer(trainable=trained, train_from=tail_from), tuning=tuning)
 
 
 def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
@@ -279,7 +279,7 @@ def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_
     from ikebana.learning import device
     from ikebana.learning.training.trainer import Learner, phases
 
-    recipe = networks.settled(recipes.named("good", network=name, transfer=Transfer(trained="all")))
+    recipe = networks.settled(recipes.get_recipe("good", network=name, transfer=Transfer(trainable="all")))
     network = networks.build(recipe, 5)
     learner = Learner(network, recipe, phases(recipe)[0], np.arange(4))
     parameter_groups.into_training(network, recipe, "all")
@@ -294,7 +294,7 @@ def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_
 
 
 def test_the_head_has_the_layers_that_the_recipe_names():
-    recipe = changed(QUICK, side=64, transfer=Transfer(dropout=0.2, hidden=64, hidden_dropout=0.5))
+    recipe = with_options(QUICK, side=64, transfer=Transfer(dropout=0.2, hidden_units=64, hidden_dropout=0.5))
     head = networks.build(recipe, 5).get_submodule("head")
     kinds = [type(layer) for layer in head.children()]
     assert kinds == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]

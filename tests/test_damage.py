@@ -18,7 +18,7 @@ from PIL.IcoImagePlugin import IcoFile
 
 from ikebana.data import decoding, pixel_cache, sources
 from ikebana.errors import UnreadablePhoto
-from ikebana.recipe import Fit
+from ikebana.recipe import Resize
 
 # Files that are not whole
 
@@ -298,7 +298,7 @@ STARTS = [
 ]  # fmt: skip
 
 
-def picture_or_refusal(data: bytes, fit: Fit = "squash") -> str:
+def picture_or_refusal(data: bytes, fit: Resize = "squash") -> str:
     """Whatever the bytes are: nothing else may happen."""
     try:
         photo = decoding.decode(data, 8, fit)

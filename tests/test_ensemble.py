@@ -61,12 +61,12 @@ def test_an_ensemble_of_copies_says_what_one_says_however_loud(louder):
 
 
 def test_the_members_of_a_recipe_differ_in_network_and_seed_and_the_first_is_the_recipe_alone():
-    recipe = recipes.named("good", network="tf_efficientnet_lite0+tf_efficientnet_lite2", seed=3)
+    recipe = recipes.get_recipe("good", network="tf_efficientnet_lite0+tf_efficientnet_lite2", seed=3)
     first, second = recipe.members
-    assert first == recipes.named("good", network="tf_efficientnet_lite0", seed=3)
+    assert first == recipes.get_recipe("good", network="tf_efficientnet_lite0", seed=3)
     assert second.network == "tf_efficientnet_lite2"
     assert second.seed not in range(1000)
-    alone = recipes.named("good")
+    alone = recipes.get_recipe("good")
     assert alone.members == (alone,)
 
 
@@ -80,7 +80,7 @@ def test_the_members_of_a_recipe_differ_in_network_and_seed_and_the_first_is_the
 )
 def test_networks_that_cannot_be_averaged_are_refused_in_words(choices, words):
     with pytest.raises(RecipeError, match=words):
-        recipes.named("good", **choices)
+        recipes.get_recipe("good", **choices)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def part(pixels, rows):
 
 
 def test_one_network_alone_is_no_ensemble():
-    recipe = recipes.named("baseline", side=48)
+    recipe = recipes.get_recipe("baseline", side=48)
     network = networks.build(recipe, 3)
     assert networks.members(network) == [network]
     assert not isinstance(network, Ensemble)

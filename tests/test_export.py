@@ -22,7 +22,7 @@ from ikebana.exporting import onnx_file as exporting
 from ikebana.exporting import quantisation, run_photos
 from ikebana.inference import classifier, page_files
 from ikebana.learning.models import networks
-from ikebana.recipe import changed, recipe_to_json
+from ikebana.recipe import with_options, recipe_to_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,9 +99,9 @@ def test_openvino_says_the_same(paper_model, paper_classifier, good_photos):
 @pytest.mark.parametrize("name", ["tutorial+tutorial", "resnet18"])
 def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
     if name == "resnet18":
-        recipe = recipes.named("good", network=name, side=64)
+        recipe = recipes.get_recipe("good", network=name, side=64)
     else:
-        recipe = recipes.named("baseline", network=name, side=64)
+        recipe = recipes.get_recipe("baseline", network=name, side=64)
     network = networks.Shipped(networks.build(recipe, 3), temperature=1.7).eval()
     squares = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     about = {"ikebana": 1, "classes": ["a", "b", "c"], "side": 64, "fit": "squash", "threshold": None}
@@ -195,7 +195,7 @@ def test_a_file_that_would_not_give_what_was_scored_is_refused_unless_other_weig
     refusal = refused(ModelError, "when it was scored", copied, tmp_path)
     assert refusal.where
     assert "differs" not in refusal.what  # from what the network says today nothing does
-    recipe = recipe_to_json(changed(copied.recipe, all=True))
+    recipe = recipe_to_json(with_options(copied.recipe, all=True))
     (copied.folder / "recipe.json").write_text(json.dumps(recipe))
     assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").about["recipe"]["all"]
 

@@ -19,7 +19,7 @@ from ikebana.demo_data import paper_flowers
 from ikebana.learning import device
 from ikebana.learning.training import checkpoint
 from ikebana.learning.training.trainer import Learner
-from ikebana.recipe import Tuning, changed, recipe_to_json
+from ikebana.recipe import Tuning, with_options, recipe_to_json
 from ikebana.runs import reproducibility
 from ikebana.runs.run import Run
 from ikebana.system import cache_folder, files
@@ -95,9 +95,9 @@ def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path):
 
 
 def test_differences_reach_into_the_parts_of_a_recipe():
-    good = recipes.named("good")
+    good = recipes.get_recipe("good")
     assert reproducibility.differences(good, good) == []
-    assert reproducibility.differences(good, changed(good, tuning=Tuning(0.5, 0.8, 0.1, 0.1, 0.99))) == [
+    assert reproducibility.differences(good, with_options(good, tuning=Tuning(0.5, 0.8, 0.1, 0.1, 0.99))) == [
         "tuning's weight_decay was 0.02 and is 0.5"
     ]
 
@@ -141,7 +141,7 @@ def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_mac
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "processor was an abacus" in done.stderr
-    assert ikebana.open_run(tmp_path / "run").recipe == changed(whole.recipe, epochs=1)
+    assert ikebana.open_run(tmp_path / "run").recipe == with_options(whole.recipe, epochs=1)
     assert "same bits" in about["repeatable"]
 
 
@@ -175,17 +175,17 @@ def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(pho
 )
 def test_a_recipe_file_that_is_damaged_or_of_another_version_is_refused_in_words(text, words, tmp_path):
     if isinstance(text, dict):
-        text = json.dumps(recipe_to_json(recipes.named("quick")) | text)
+        text = json.dumps(recipe_to_json(recipes.get_recipe("quick")) | text)
     (tmp_path / "recipe.json").write_text(text, "utf-8")
     with pytest.raises(ikebana.RecipeError, match=words):
-        recipes.sought(str(tmp_path / "recipe.json"))
+        recipes.resolve_recipe(str(tmp_path / "recipe.json"))
 
 
 def test_a_recipe_file_that_is_not_there_is_refused_with_its_name(tmp_path):
     with pytest.raises(ikebana.RecipeError, match="cannot be read"):
-        recipes.sought(tmp_path / "recipe.json")
+        recipes.resolve_recipe(tmp_path / "recipe.json")
     with pytest.raises(ikebana.RecipeError, match="bset"):
-        recipes.sought(Path("bset"))
+        recipes.resolve_recipe(Path("bset"))
 
 
 def test_a_run_whose_folder_vanishes_says_so_and_does_not_leave_another(photos, tmp_path, monkeypatch):

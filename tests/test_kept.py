@@ -19,7 +19,7 @@ from polars.testing import assert_frame_equal
 from ikebana.data import decoding, pixel_cache, sources
 from ikebana.data.dataset import USED
 from ikebana.errors import MachineError, UnreadablePhoto
-from ikebana.recipe import Fit
+from ikebana.recipe import Resize
 from ikebana.system import files as system_files
 
 SIDE = 16
@@ -31,7 +31,7 @@ def photos(tmp_path):
     return grow(tmp_path / "photos", {**two_classes(), "a/1b.jpg": photo(5)[:300], "b/0 readme.txt": b"hello"})
 
 
-def opened(folder, side: int = SIDE, fit: Fit = "squash"):
+def opened(folder, side: int = SIDE, fit: Resize = "squash"):
     return pixel_cache.opened(sources.read(folder), side, fit)
 
 

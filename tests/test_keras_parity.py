@@ -31,7 +31,7 @@ SETTING = device.Setting("cpu", "float32", 2, "as it comes")
 
 @pytest.fixture(params=["baseline", "augmented"])
 def recipe(request):
-    return recipes.named(request.param)
+    return recipes.get_recipe(request.param)
 
 
 def keras_network(recipe, seed=0):
@@ -117,7 +117,7 @@ def in_float64():
 
 @pytest.mark.parametrize(("learning_rate", "apart"), [(1e-5, 1e-5), (1e-3, 0.02)])
 def test_five_steps_of_training_move_the_weights_as_keras_moves_them(in_float64, learning_rate, apart):
-    recipe = recipes.named("baseline", learning_rate=learning_rate)
+    recipe = recipes.get_recipe("baseline", learning_rate=learning_rate)
     model = keras_network(recipe)
     network = copied(model, networks.build(recipe, CLASSES).double()).train()
     start = [weight.detach().clone() for weight in network.parameters()]

@@ -84,7 +84,7 @@ def test_activations_are_computed_with_their_convolutions(name, activation):
 
 
 def test_the_original_is_left_as_it_was():
-    network = networks.build(recipes.named("baseline", side=64), 3).eval()
+    network = networks.build(recipes.get_recipe("baseline", side=64), 3).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     fused_inference.fused(network, photos())
     assert not activations(network)

@@ -153,11 +153,11 @@ def test_a_process_may_hold_what_it_holds_already():
 
 
 def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch):
-    recipe = networks.settled(recipes.named("quick"))
+    recipe = networks.settled(recipes.get_recipe("quick"))
     built = networks.members(networks.build(recipe, 5))
     here, there = (device.Setting(name, "float32", 2, "") for name in ("cpu", "cuda"))
     assert estimate._memory(100, 5, recipe, built, there) < estimate._memory(100, 5, recipe, built, here)
-    needed = estimate.AT_LEAST * estimate._of_a_step(recipe.batch, recipe, built, there)
+    needed = estimate.AT_LEAST * estimate._of_a_step(recipe.batch_size, recipe, built, there)
     monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) + 1)
     assert estimate._fitting(built, recipe, 5, there) == built
     monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) - 1)
@@ -166,9 +166,9 @@ def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch)
 
 
 def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
-    recipe = networks.settled(recipes.named("good"))
+    recipe = networks.settled(recipes.get_recipe("good"))
     here, there = (device.Setting(name, "float32", 2, "") for name in ("cpu", "cuda"))
-    step = int(estimate._of_a_step(recipe.batch, recipe, networks.members(networks.build(recipe, 5)), there))
+    step = int(estimate._of_a_step(recipe.batch_size, recipe, networks.members(networks.build(recipe, 5)), there))
     monkeypatch.setattr(device, "free_on_gpu", lambda: step + 1000)
     assert estimate.left_on_gpu(recipe, 5, there) == 1000
     assert estimate.left_on_gpu(recipe, 5, here) == 0
@@ -181,7 +181,7 @@ def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are
     monkeypatch.setattr(networks.nn, "Linear", lambda *sizes: made.append(sizes))
     monkeypatch.setattr(resources, "free_memory", lambda: resources.memory_in_use() + 4 * 10**9)
     with pytest.raises(MachineError, match="smaller --side"):
-        networks.build(recipes.named("baseline", side=2048), 5)  # 128 x 126 x 126 x 512 weights
+        networks.build(recipes.get_recipe("baseline", side=2048), 5)  # 128 x 126 x 126 x 512 weights
     assert not made
 
 
@@ -189,7 +189,9 @@ def test_so_is_one_of_timms(monkeypatch):
     monkeypatch.setattr(resources, "free_memory", lambda: resources.memory_in_use() + 300 * MEGABYTE)
     monkeypatch.setattr(nn.Module, "to", lambda *_, **__: pytest.fail("the network was made"))
     with pytest.raises(MachineError, match="smaller --network"):
-        networks.build(networks.settled(recipes.named("quick", network="vit_base_patch16_224")), 5)  # 343 MB of weights
+        networks.build(
+            networks.settled(recipes.get_recipe("quick", network="vit_base_patch16_224")), 5
+        )  # 343 MB of weights
 
 
 def test_what_a_network_weighs_is_known_without_it_and_moves_no_dice():
@@ -224,12 +226,12 @@ def test_so_are_a_processors_real_words():
 def told_of_memory():
     """Within this block memory must run out, and be said to."""
     words = r"memory ran out[\s\S]*smaller --side.* or --batch"
-    with pytest.raises(MachineError, match=words), estimate.within_memory(recipes.named("good")):
+    with pytest.raises(MachineError, match=words), estimate.within_memory(recipes.get_recipe("good")):
         yield
 
 
 def test_other_failures_of_a_step_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shape"), estimate.within_memory(recipes.named("good")):
+    with pytest.raises(RuntimeError, match="shape"), estimate.within_memory(recipes.get_recipe("good")):
         torch.zeros(2).view(3)
 
 
@@ -263,7 +265,7 @@ def test_so_does_advice_and_an_audit_goes_on_without_what_needs_the_memory(drawn
 
 
 def test_a_batch_is_no_larger_than_there_are_photos():
-    recipe = recipes.named("baseline", side=46, batch=10**7)
+    recipe = recipes.get_recipe("baseline", side=46, batch=10**7)
     with pytest.raises(MachineError):
         estimate.prepared(recipe, 2)
     assert estimate.prepared(recipe, 2, photos=16).number_format

@@ -9,7 +9,7 @@ from ikebana.learning.training import ema, optimisers, schedule
 from ikebana.learning.training.optimisers import AdamW, Group
 from ikebana.recipe import Tuning
 
-STEADY = Tuning(weight_decay=0.05, layer_decay=1.0, warm_up=0.0, label_smoothing=0.0, averaging=0.9)
+STEADY = Tuning(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.0, label_smoothing=0.0, ema_decay=0.9)
 
 
 def weights(count=3, size=7):
@@ -19,7 +19,7 @@ def weights(count=3, size=7):
 
 def test_adamw_is_torchs_adamw_at_the_rates_of_its_schedule():
     ours, theirs, steps = weights(), weights(), 12
-    tuning = Tuning(weight_decay=0.05, layer_decay=1.0, warm_up=0.25, label_smoothing=0.0, averaging=0.9)
+    tuning = Tuning(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.25, label_smoothing=0.0, ema_decay=0.9)
     mine = AdamW([Group(ours[:2], 1e-2, decays=True), Group(ours[2:], 3e-2)], tuning, steps)
     groups = [
         {"params": theirs[:2], "lr": 1e-2, "weight_decay": 0.05},
@@ -32,7 +32,7 @@ def test_adamw_is_torchs_adamw_at_the_rates_of_its_schedule():
             gradient = torch.randn(one.shape, generator=torch.Generator().manual_seed(10 * step + number))
             one.grad, other.grad = gradient.clone(), gradient.clone()
         for group, rate in zip(peer.param_groups, full, strict=True):
-            group["lr"] = rate * schedule.schedule(step, steps, tuning.warm_up)
+            group["lr"] = rate * schedule.schedule(step, steps, tuning.warmup_fraction)
         mine.step()
         peer.step()
         for one, other in zip(ours, theirs, strict=True):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ikebana import recipes
 from ikebana.errors import RecipeError
 from ikebana.recipe import (
-    LARGEST_SEED,
-    RECORDS,
+    MAX_SEED,
+    RECORD_TYPES,
     Augmentation,
     Recipe,
     Transfer,
@@ -22,12 +22,12 @@ from ikebana.recipe import (
     recipe_to_json,
 )
 
-TUNING = Tuning(weight_decay=0.02, layer_decay=0.8, warm_up=0.1, label_smoothing=0.1, averaging=0.99)
+TUNING = Tuning(weight_decay=0.02, layer_decay=0.8, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.99)
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_a_recipe_comes_back_from_json_as_it_was(name):
-    made = recipes.named(name, class_order=("b", "a"), parts=(0.5, 0.25, 0.25))
+    made = recipes.get_recipe(name, class_order=("b", "a"), parts=(0.5, 0.25, 0.25))
     assert recipe_from_json(json.loads(json.dumps(recipe_to_json(made)))) == made
 
 
@@ -43,25 +43,25 @@ def test_a_recipe_comes_back_from_json_as_it_was(name):
 )  # fmt: skip
 def test_what_cannot_be_carried_out_is_refused_and_named(choice, value):
     with pytest.raises(RecipeError, match=choice.replace("_", " ").split(" ")[0]):
-        recipes.named("baseline", **{choice: value})
+        recipes.get_recipe("baseline", **{choice: value})
 
 
 def test_weights_are_refused_by_a_recipe_that_begins_with_none():
     with pytest.raises(RecipeError, match="begins with none"):
-        recipes.named("baseline", network="resnet18", weights="mine.pth")
+        recipes.get_recipe("baseline", network="resnet18", weights="mine.pth")
 
 
 def test_a_recipe_for_pretrained_networks_refuses_one_that_is_not():
     with pytest.raises(RecipeError, match="baseline"):
-        recipes.named("quick", network="tutorial")
+        recipes.get_recipe("quick", network="tutorial")
 
 
 def test_unknown_recipes_and_choices_are_refused_with_those_that_exist():
     with pytest.raises(RecipeError) as refusal:
-        recipes.named("best-ever")
+        recipes.get_recipe("best-ever")
     assert "baseline" in str(refusal.value)
     with pytest.raises(RecipeError) as refusal:
-        recipes.named("baseline", epoch=3)
+        recipes.get_recipe("baseline", epoch=3)
     assert "epochs" in str(refusal.value)
 
 
@@ -72,13 +72,13 @@ def test_a_damaged_recipe_file_is_refused_in_words(values):
 
 
 def test_every_choice_explains_itself_for_the_command_line():
-    explained = [each for each in dataclasses.fields(Recipe) if each.name not in {"name", *RECORDS}]
+    explained = [each for each in dataclasses.fields(Recipe) if each.name not in {"name", *RECORD_TYPES}]
     assert all(each.metadata["explanation"] for each in explained)
 
 
 @pytest.mark.parametrize("shift", [[0.2], [0.2, 0.2, 0.2], [], 0.2])
 def test_a_list_of_another_length_than_the_choice_is_refused(shift):
-    values = json.loads(json.dumps(recipe_to_json(recipes.named("augmented"))))
+    values = json.loads(json.dumps(recipe_to_json(recipes.get_recipe("augmented"))))
     assert len(values["augmentation"]["shift"]) == 2
     values["augmentation"]["shift"] = shift
     with pytest.raises(RecipeError, match="shift"):
@@ -86,7 +86,7 @@ def test_a_list_of_another_length_than_the_choice_is_refused(shift):
 
 
 def test_no_network_of_a_recipe_has_a_seed_that_a_library_refuses():
-    members = recipes.named("best", seed=LARGEST_SEED).members
+    members = recipes.get_recipe("best", seed=MAX_SEED).members
     assert len({each.seed for each in members}) == len(members) == 2
 
 
@@ -97,27 +97,27 @@ def test_a_list_on_the_command_line_may_hold_names_with_commas_in_quotes():
     assert cli._parse_options(given) == {"class_order": ("tulip", "rose, wild", "daisy"), "parts": (0.5, 0.25, 0.25)}
     for wrong in ("a,b", ""):
         with pytest.raises(RecipeError, match="parts"):
-            recipes.named("quick", **cli._parse_options(cli.Choices(parts=wrong)))
+            recipes.get_recipe("quick", **cli._parse_options(cli.Choices(parts=wrong)))
 
 
 @pytest.mark.parametrize("choice", [{"epochs": 3}, {"batch": 5}, {"learning_rate": 0.1}, {"dropout": 0.3}])
 def test_what_a_head_that_is_found_at_once_would_not_heed_is_refused(choice):
     with pytest.raises(RecipeError, match="would change nothing"):
-        recipes.sought("quick", **choice)
-    assert recipes.sought("augmented", **choice) != recipes.sought("augmented")
+        recipes.resolve_recipe("quick", **choice)
+    assert recipes.resolve_recipe("augmented", **choice) != recipes.resolve_recipe("augmented")
 
 
 def test_choices_of_another_network_are_refused():
     for name in ("good", "frozen"):
         with pytest.raises(RecipeError, match="dropout is of the tutorial"):
-            recipes.sought(name, dropout=0.3)
+            recipes.resolve_recipe(name, dropout=0.3)
     for name, network in (("baseline", "tutorial"), ("good", "resnet18")):
         with pytest.raises(RecipeError, match="cut short"):
-            recipes.named(name, network=network, until="mixed8")
-    together = recipes.named("good", network="keras_inception_v3+resnet18", until="mixed8")
+            recipes.get_recipe(name, network=network, until="mixed8")
+    together = recipes.get_recipe("good", network="keras_inception_v3+resnet18", until="mixed8")
     with pytest.raises(RecipeError, match="cut short"):
         _ = together.members
-    assert recipes.named("good", network="keras_inception_v3", until="mixed8").until == "mixed8"
+    assert recipes.get_recipe("good", network="keras_inception_v3", until="mixed8").truncate_at == "mixed8"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_choices_of_another_network_are_refused():
         (partial(replace, TUNING), {"label_smoothing": 5.0}, "label smoothing"),
         (partial(replace, TUNING), {"layer_decay": 0.0}, "layer decay"),
         (partial(replace, TUNING), {"averaging": 1.0}, "averaging"),
-        (partial(replace, recipes.GOOD), {"transfer": Transfer(kept=True)}, "leave augmentation out"),
+        (partial(replace, recipes.GOOD), {"transfer": Transfer(cache_features=True)}, "leave augmentation out"),
     ],
 )
 def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(record, values, named):
@@ -161,10 +161,12 @@ def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(reco
 def test_a_choice_of_another_kind_is_refused_before_anything_is_made_of_it(choices):
     (name,) = choices
     with pytest.raises(RecipeError, match=f"{name} cannot be"):
-        recipes.named("quick", **choices)
+        recipes.get_recipe("quick", **choices)
     with pytest.raises(RecipeError, match=f"{name} cannot be"):
         Recipe(name="mine", **choices)
 
 
 def test_a_file_of_weights_may_be_a_path(tmp_path):
-    assert recipes.named("quick", weights=tmp_path / "mine.safetensors").weights == str(tmp_path / "mine.safetensors")
+    assert recipes.get_recipe("quick", weights=tmp_path / "mine.safetensors").weights == str(
+        tmp_path / "mine.safetensors"
+    )

@@ -55,7 +55,7 @@ def test_a_run_leaves_what_the_contract_promises(run, photos):
         "weights.safetensors", "predictions.parquet", "calibration.json", "classification_report.txt", "evaluation.json",
         "figures", "thumbnails",
     }  # fmt: skip
-    assert recipe_from_json(run.read_json("recipe.json")) == recipes.named("baseline", **SMALL)
+    assert recipe_from_json(run.read_json("recipe.json")) == recipes.get_recipe("baseline", **SMALL)
     assert Path(run.source["photos"]) == photos
     assert [each["epoch"] for each in run.epochs] == [1, 2, 3]
     assert set(run.epochs[0]) == {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}

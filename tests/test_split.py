@@ -238,7 +238,7 @@ def test_the_shuffle_is_the_tutorials(counts, seed, data):
 def test_the_flowers_are_split_as_in_the_tutorial(flowers):
     found = sources.read(flowers, TUTORIAL_CLASS_ORDER)
     opened = sources.with_classes(pixel_cache.opened(found, 32, "squash")[0], TUTORIAL_CLASS_ORDER)
-    dealt = split.split(opened, Recipe(split="shuffle", class_order=TUTORIAL_CLASS_ORDER, side=32))
+    dealt = split.split(opened, Recipe(split="shuffle", class_order=TUTORIAL_CLASS_ORDER, image_size=32))
     assert Counter(parts(dealt)) == {"train": 2590, "validation": 863, "test": 864}
     tested = {name: counts["test"] for name, counts in dealt.counts().items()}
     assert tested == {"sunflower": 166, "tulip": 199, "rose": 151, "daisy": 139, "dandelion": 209}

@@ -9,7 +9,7 @@ from ikebana import recipes
 from ikebana.learning import device
 from ikebana.learning.fast import fused_inference, fused_training
 from ikebana.learning.models import networks, parameter_groups
-from ikebana.recipe import Trained, Transfer
+from ikebana.recipe import Trainable, Transfer
 
 needs_onednn = pytest.mark.skipif(not fused_inference.has_onednn(), reason="this torch has no oneDNN")
 EXACT = device.Setting("cpu", "float32", 2, "as it comes")
@@ -27,10 +27,10 @@ def photos(count=4, side=64):
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def learning(name="tf_efficientnet_lite0", trained: Trained = "tail", **choices):
+def learning(name="tf_efficientnet_lite0", trained: Trainable = "tail", **choices):
     """A network on its way, with BatchNorms that do something."""
-    transfer = Transfer(trained=trained, tail_from=NETWORKS.get(name, ""), **choices)
-    recipe = recipes.named("quick", network=name, side=64, transfer=transfer)
+    transfer = Transfer(trainable=trained, train_from=NETWORKS.get(name, ""), **choices)
+    recipe = recipes.get_recipe("quick", network=name, side=64, transfer=transfer)
     network = networks.build(recipe, 5)
     dice = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_dropout_draws_what_it_would_have_drawn_without_the_comparison():
 
 @needs_onednn
 def test_keras_inception_only_looks_below_the_head():
-    recipe = recipes.named("frozen", until="mixed2")
+    recipe = recipes.get_recipe("frozen", until="mixed2")
     network = networks.build(recipe, 5)
     parameter_groups.into_training(network, recipe, "head")
     view = fused_training.for_steps(network, photos(side=150), EXACT)

@@ -15,17 +15,17 @@ from ikebana import recipes
 from ikebana.learning.models import networks
 from ikebana.learning.training import interrupts, loop
 from ikebana.learning.training.trainer import Learner
-from ikebana.recipe import Augmentation, Transfer, changed
+from ikebana.recipe import Augmentation, Transfer, with_options
 
-AUGMENTED = recipes.named("augmented", side=46, batch=16, epochs=2, learning_rate=1e-3)  # with dropout
-LIT = changed(TUNED, epochs=2, augmentation=Augmentation(rotation=10, area=0.5, light=0.2))
-TWO_PHASES = changed(
+AUGMENTED = recipes.get_recipe("augmented", side=46, batch=16, epochs=2, learning_rate=1e-3)  # with dropout
+LIT = with_options(TUNED, epochs=2, augmentation=Augmentation(rotation=10, crop_area=0.5, brightness=0.2))
+TWO_PHASES = with_options(
     LIT,
     network="resnet10t",
     side=64,
     epochs=1,
     transfer=Transfer(
-        dropout=0.2, hidden=8, trained="tail", tail_from="layer4.0", head_epochs=1, head_learning_rate=1e-3
+        dropout=0.2, hidden_units=8, trainable="tail", train_from="layer4.0", head_epochs=1, head_learning_rate=1e-3
     ),
 )
 ALL = pytest.mark.parametrize("recipe", [AUGMENTED, LIT, TWO_PHASES], ids=["augmented", "tuned", "two phases"])

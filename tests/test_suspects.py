@@ -18,7 +18,7 @@ from ikebana.learning.training import logistic_head
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The default recipe on small photos, in the one number format that needs no measuring."""
-    smaller = recipes.named("quick", side=64, precision="float32")
+    smaller = recipes.get_recipe("quick", side=64, precision="float32")
     monkeypatch.setattr(audit_command, "RECIPES", {**recipes.RECIPES, "quick": smaller})
     return smaller
 

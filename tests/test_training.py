@@ -12,10 +12,10 @@ from ikebana.learning import augmentation, device, examples, scoring
 from ikebana.learning.models import networks, parameter_groups
 from ikebana.learning.training import checkpoint, loop
 from ikebana.learning.training.epoch import Pass
-from ikebana.recipe import Augmentation, Transfer, Tuning, changed
+from ikebana.recipe import Augmentation, Transfer, Tuning, with_options
 
 SETTING = device.Setting("cpu", "float32", 2, "as it comes")
-RECIPE = recipes.named("baseline", side=46, batch=16, epochs=4)
+RECIPE = recipes.get_recipe("baseline", side=46, batch=16, epochs=4)
 
 
 def striped(photos, seed=0, side=46):
@@ -41,14 +41,14 @@ def same(one, other):
 
 
 def test_a_network_learns_what_can_be_seen_and_says_so_of_new_photos():
-    _, epochs = trained(changed(RECIPE, epochs=12))
+    _, epochs = trained(with_options(RECIPE, epochs=12))
     assert epochs[-1].val_accuracy is not None
     assert epochs[-1].val_accuracy > 0.9
     assert epochs[-1].train_loss < epochs[0].train_loss
 
 
 def test_labels_that_mean_nothing_cannot_be_learned():
-    recipe = changed(RECIPE, epochs=12)
+    recipe = with_options(RECIPE, epochs=12)
     photos, held_out = striped(96), striped(200, seed=1)
     shuffled = np.random.default_rng(0).permutation(photos.labels)
     network = networks.build(recipe, 2)
@@ -59,14 +59,14 @@ def test_labels_that_mean_nothing_cannot_be_learned():
 
 def test_the_same_seed_gives_the_same_bits():
     assert same(trained()[0], trained()[0])
-    assert not same(trained()[0], trained(changed(RECIPE, seed=1))[0])
+    assert not same(trained()[0], trained(with_options(RECIPE, seed=1))[0])
 
 
-TUNED = changed(
+TUNED = with_options(
     RECIPE,
     epochs=5,
     learning_rate=3e-3,
-    tuning=Tuning(weight_decay=0.05, layer_decay=1.0, warm_up=0.1, label_smoothing=0.1, averaging=0.5),
+    tuning=Tuning(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.5),
 )
 
 
@@ -113,8 +113,8 @@ def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
 
 
 def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_phases_changes_nothing(tmp_path):
-    transfer = Transfer(trained="tail", tail_from="layer4.0", head_epochs=2, head_learning_rate=1e-3)
-    recipe = changed(RECIPE, network="resnet10t", side=64, transfer=transfer, epochs=2, learning_rate=1e-4)
+    transfer = Transfer(trainable="tail", train_from="layer4.0", head_epochs=2, head_learning_rate=1e-3)
+    recipe = with_options(RECIPE, network="resnet10t", side=64, transfer=transfer, epochs=2, learning_rate=1e-4)
 
     def run(kept=None, epochs=4):
         network = networks.build(recipe, 2)
@@ -138,7 +138,7 @@ def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_pha
 @pytest.mark.parametrize("name", ["baseline", "augmented"])
 @pytest.mark.parametrize("stop", [1, 3])
 def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
-    recipe = recipes.named(name, side=46, batch=16, epochs=4, learning_rate=1e-3)
+    recipe = recipes.get_recipe(name, side=46, batch=16, epochs=4, learning_rate=1e-3)
     whole, all_epochs = trained(recipe, kept=tmp_path / "whole")
     stream = loop.train(
         networks.build(recipe, 2), recipe, striped(96), striped(80, seed=1), SETTING, tmp_path / "stopped"
@@ -156,27 +156,27 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
 
 def test_bfloat16_computes_about_the_same_first_loss_as_float32():
     half = device.Setting("cpu", "bfloat16", 2, "as it comes")
-    one = changed(RECIPE, epochs=1, batch=96)
+    one = with_options(RECIPE, epochs=1, batch=96)
     assert trained(one, half)[1][0].train_loss == pytest.approx(trained(one)[1][0].train_loss, rel=0.01)
 
 
 def test_a_loss_that_is_no_number_is_refused_with_advice():
     with pytest.raises(RecipeError, match="no number") as refusal:
-        trained(changed(RECIPE, learning_rate=1e30))
+        trained(with_options(RECIPE, learning_rate=1e30))
     assert "learning-rate" in str(refusal.value)
 
 
 def test_a_last_step_that_blows_the_network_up_is_noticed_too():
-    recipe = changed(RECIPE, learning_rate=1e20, epochs=1, batch=96)  # one step, whose loss was still a number
+    recipe = with_options(RECIPE, learning_rate=1e20, epochs=1, batch=96)  # one step, whose loss was still a number
     with pytest.raises(RecipeError, match="no number"):
         trained(recipe)
 
 
 def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_spread():
-    recipe = recipes.named("baseline", network="resnet18", side=32, batch=4, epochs=1)
-    keras = changed(recipe, network="keras_inception_v3", until="mixed2", side=75)
+    recipe = recipes.get_recipe("baseline", network="resnet18", side=32, batch=4, epochs=1)
+    keras = with_options(recipe, network="keras_inception_v3", until="mixed2", side=75)
     for one in (recipe, keras):
-        photos = striped(9, side=one.side), striped(4, 1, side=one.side)
+        photos = striped(9, side=one.image_size), striped(4, 1, side=one.image_size)
         (epoch,) = loop.train(networks.build(one, 2), one, *photos, SETTING)
         assert np.isfinite(epoch.train_loss)
     for count, sizes in ((9, [4, 5]), (10, [4, 4, 2]), (8, [4, 4]), (1, [1])):
@@ -194,20 +194,20 @@ def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_sp
     ],
 )  # fmt: skip
 def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name, choices, learns):
-    recipe = recipes.named(name, **choices)
+    recipe = recipes.get_recipe(name, **choices)
     assert parameter_groups.trains_norms(recipe, parameter_groups.trained_in(recipe)) == learns
-    alone = changed(recipe, batch=1)
+    alone = with_options(recipe, batch=1)
     if learns:
         with pytest.raises(RecipeError, match="spread"):
             networks.settled(alone)
     else:
-        assert networks.settled(alone).batch == 1
+        assert networks.settled(alone).batch_size == 1
 
 
 def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
     photos = striped(33)
     network = networks.build(RECIPE, 2)
-    frozen = changed(RECIPE, learning_rate=1e-30, epochs=1, batch=32)
+    frozen = with_options(RECIPE, learning_rate=1e-30, epochs=1, batch=32)
     (epoch,) = loop.train(network, frozen, photos, striped(0), SETTING)
     loss, accuracy = scoring.score(scoring.logits_of(network, photos, SETTING), photos.labels)
     assert epoch.train_loss == pytest.approx(loss, rel=1e-5)
@@ -252,7 +252,7 @@ def test_a_failed_write_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatc
 
 def test_photos_too_small_for_the_network_are_refused():
     with pytest.raises(RecipeError, match="vanish"):
-        networks.build(recipes.named("baseline", side=30), 2)
+        networks.build(recipes.get_recipe("baseline", side=30), 2)
 
 
 def test_augmentation_that_may_change_nothing_changes_nothing():
@@ -359,7 +359,7 @@ def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):
     assert device.measured(SETTING, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
 
 
-PART = Augmentation(area=0.3)
+PART = Augmentation(crop_area=0.3)
 
 
 def corners(maps, side):

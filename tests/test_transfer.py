@@ -18,7 +18,7 @@ from ikebana.learning import device
 from ikebana.learning.estimate import forecast, next_step, prepared
 from ikebana.learning.features import feature_cache
 from ikebana.learning.models import weight_loading
-from ikebana.recipe import changed
+from ikebana.recipe import with_options
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -79,9 +79,9 @@ def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, 
     other = next_step(found, run.recipe, slow, 0.9, 0.8)
     assert run.recipe.side == 96
     assert "--recipe good; " in other
-    plain = next_step(found, changed(run.recipe, side=256), slow, 0.9, 0.8)
+    plain = next_step(found, with_options(run.recipe, side=256), slow, 0.9, 0.8)
     assert "--recipe good, about " in plain
-    resnet = next_step(found, changed(run.recipe, network="resnet18"), slow, 0.9, 0.8)
+    resnet = next_step(found, with_options(run.recipe, network="resnet18"), slow, 0.9, 0.8)
     assert resnet == "better still, perhaps: --recipe good --network resnet18"
     assert "more photos help more" in next_step(few, run.recipe, slow, 0.9, 0.8)
 
@@ -170,11 +170,16 @@ def test_fine_tuning_that_was_stopped_goes_on_to_the_very_same_weights(tuned, ph
 
 
 def test_a_head_can_be_trained_like_any_layer_on_kept_features(photos, tmp_path, cache):
-    from ikebana.recipe import Transfer, changed
+    from ikebana.recipe import Transfer, with_options
     from ikebana.recipes import RECIPES
 
-    recipe = changed(
-        RECIPES["quick"], transfer=Transfer(hidden=32, kept=True), learning_rate=1e-3, batch=16, epochs=15, **SMALL
+    recipe = with_options(
+        RECIPES["quick"],
+        transfer=Transfer(hidden_units=32, cache_features=True),
+        learning_rate=1e-3,
+        batch=16,
+        epochs=15,
+        **SMALL,
     )
     made = ikebana.fit(photos, recipe, run=tmp_path / "run")
     assert len(made.epochs) == 15
@@ -199,5 +204,5 @@ def test_where_a_network_without_the_recipes_stage_begins_to_learn_is_said(photo
     monkeypatch.setattr(weight_loading, "sought", lambda _: None)
     found, setting = sources.read(photos), device.Setting("cpu", "float32", 1, "as it comes")
     for network, said in (("resnet18", True), ("tf_efficientnet_lite0", False), ("mobilenetv3_small_050", False)):
-        text = forecast(found, recipes.named("good", network=network, side=64), setting).text
+        text = forecast(found, recipes.get_recipe("good", network=network, side=64), setting).text
         assert (f"{network} has no stage blocks.3: it learns from its middle on" in text) == said

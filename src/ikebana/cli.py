@@ -12,7 +12,7 @@ from cyclopts.exceptions import CycloptsError
 
 from ikebana.errors import IkebanaError, UsageError
 from ikebana.recipe import Recipe
-from ikebana.recipes import DEFAULT, RECIPES
+from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.serving.limits import Limits
 from ikebana.system import process, progress
 
@@ -121,7 +121,7 @@ def fit(
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
     else:
-        finished_run = fit_command.fit(photos, recipe or DEFAULT, run=run, **_parse_options(options))
+        finished_run = fit_command.fit(photos, recipe or DEFAULT_RECIPE, run=run, **_parse_options(options))
     progress.event("done", run=str(finished_run.folder))
     progress.result(str(finished_run.folder))
 

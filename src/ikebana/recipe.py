@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from ikebana.errors import RecipeError
 
-Trained = Literal["all", "head", "tail"]
+Trainable = Literal["all", "head", "tail"]
 
-BELOW_ONE = "at least 0 and below 1", lambda value: 0 <= value < 1
+FRACTION_BELOW_ONE = "at least 0 and below 1", lambda value: 0 <= value < 1
 NOT_NEGATIVE = "at least 0", lambda value: value >= 0
-ABOVE_NOTHING = "above 0 and at most 1", lambda value: 0 < value <= 1
+POSITIVE_UP_TO_ONE = "above 0 and at most 1", lambda value: 0 < value <= 1
 
 
 @dataclass(frozen=True)
@@ -34,45 +34,47 @@ class Augmentation:
     # Flip half of the photos horizontally.
     flip: bool = False
     # Smallest share of the photo's area in a random crop, whose aspect ratio varies slightly.
-    area: float = 1.0
+    crop_area: float = 1.0
     # 0.2 draws factors from 0.8 to 1.2, one for brightness and one for contrast.
-    light: float = 0.0
+    brightness: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("augmentation", *BELOW_ONE, zoom=self.zoom, light=self.light)
-        _check("augmentation", *ABOVE_NOTHING, area=self.area)
+        _check("augmentation", *FRACTION_BELOW_ONE, zoom=self.zoom, light=self.brightness)
+        _check("augmentation", *POSITIVE_UP_TO_ONE, area=self.crop_area)
 
 
 @dataclass(frozen=True)
 class Transfer:
     """How a pretrained network becomes a classifier of other photos: a new head on it, then perhaps more of it."""
 
-    logistic: bool = False  # the head is a logistic regression; otherwise it is trained like any layer
+    fit_logistic_head: bool = False  # the head is a logistic regression; otherwise it is trained like any layer
     dropout: float = 0.0  # of the head's input
-    hidden: int = 0  # width of a dense layer with ReLU before the last; 0 for none
+    hidden_units: int = 0  # width of a dense layer with ReLU before the last; 0 for none
     hidden_dropout: float = 0.0  # of that layer's output
-    kept: bool = (
+    cache_features: bool = (
         False  # the backbone sees each photo once, and the head learns from its features, which are kept on disk
     )
     head_epochs: int = 0  # in which the head alone is trained, before the recipe's own epochs
     head_learning_rate: float = 0.0
-    trained: Trained = "head"  # in the recipe's own epochs
-    mirrored: bool = False  # what is said of a photo is the mean of what is seen in it and in its mirror image
-    tail_from: str = ""  # the first stage of the tail; for the tutorial's network the last 50 of Keras' layers
+    trainable: Trainable = "head"  # in the recipe's own epochs
+    flip_tta: bool = False  # what is said of a photo is the mean of what is seen in it and in its mirror image
+    train_from: str = ""  # the first stage of the tail; for the tutorial's network the last 50 of Keras' layers
 
     def __post_init__(self) -> None:
-        _check("transfer", *BELOW_ONE, dropout=self.dropout, hidden_dropout=self.hidden_dropout)
-        _check("transfer", *NOT_NEGATIVE, hidden=self.hidden, head_epochs=self.head_epochs)
-        if self.trained not in get_args(Trained):
-            raise RecipeError(f"transfer: trained is {self.trained!r}", advice=f"one of {', '.join(get_args(Trained))}")
+        _check("transfer", *FRACTION_BELOW_ONE, dropout=self.dropout, hidden_dropout=self.hidden_dropout)
+        _check("transfer", *NOT_NEGATIVE, hidden=self.hidden_units, head_epochs=self.head_epochs)
+        if self.trainable not in get_args(Trainable):
+            raise RecipeError(
+                f"transfer: trained is {self.trainable!r}", advice=f"one of {', '.join(get_args(Trainable))}"
+            )
         if self.head_epochs and not self.head_learning_rate > 0:
             raise RecipeError(
                 f"transfer: in {self.head_epochs} epochs of the head it learns nothing",
                 advice="a head_learning_rate above 0",
             )
-        if self.logistic and self.hidden:
+        if self.fit_logistic_head and self.hidden_units:
             raise RecipeError("a logistic head has no hidden layer", advice="logistic=False, or hidden=0")
-        if self.kept and self.trained != "head":
+        if self.cache_features and self.trainable != "head":
             raise RecipeError(
                 "features can be kept only where the head alone learns", advice='kept=False, or trained="head"'
             )
@@ -89,16 +91,16 @@ class Tuning:
     # Learning rate of each stage, relative to the stage above it.
     layer_decay: float
     # Share of the steps in which the rate rises from 0; then it falls to 0 along a cosine.
-    warm_up: float
+    warmup_fraction: float
     # Share of the target distributed equally to all classes.
     label_smoothing: float
     # Decay per step of the exponential moving average of the weights, which is the final network.
-    averaging: float
+    ema_decay: float
 
     def __post_init__(self) -> None:
-        shares = {"weight_decay": self.weight_decay, "warm_up": self.warm_up, "averaging": self.averaging}
-        _check("tuning", *BELOW_ONE, label_smoothing=self.label_smoothing, **shares)
-        _check("tuning", *ABOVE_NOTHING, layer_decay=self.layer_decay)
+        shares = {"weight_decay": self.weight_decay, "warm_up": self.warmup_fraction, "averaging": self.ema_decay}
+        _check("tuning", *FRACTION_BELOW_ONE, label_smoothing=self.label_smoothing, **shares)
+        _check("tuning", *POSITIVE_UP_TO_ONE, layer_decay=self.layer_decay)
 
 
 def _check(record: str, expected: str, is_valid: Callable[[float], bool], **values: float) -> None:
@@ -108,12 +110,12 @@ def _check(record: str, expected: str, is_valid: Callable[[float], bool], **valu
             raise RecipeError(f"{record}: {name.replace('_', ' ')} is {value:g}; it must be {expected}")
 
 
-Fit = Literal["squash", "crop"]
-SplitName = Literal["stratified", "shuffle"]
+Resize = Literal["squash", "crop"]
+SplitStrategy = Literal["stratified", "shuffle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 # The largest seed that all libraries accept.
-LARGEST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 # Options without effect where a head is fitted directly.
 GRADIENT_TRAINING_OPTIONS = frozenset(("epochs", "batch", "learning_rate", "dropout"))
 DAMAGED_ADVICE = "a copy of it that is whole, or a recipe's name"
@@ -142,9 +144,11 @@ class Recipe:
     weights: str = option(
         "", "a file with the network's pretrained weights (.safetensors or .pth); found by itself if not given"
     )
-    until: str = option("", "the last block of keras_inception_v3 that is used: mixed8, say")
-    side: int = option(150, "photos become squares of this many pixels; 0 for the side that the network was made for")
-    fit: Fit = option("squash", "how they become square: squash them, or cut out the centre")
+    truncate_at: str = option("", "the last block of keras_inception_v3 that is used: mixed8, say")
+    image_size: int = option(
+        150, "photos become squares of this many pixels; 0 for the side that the network was made for"
+    )
+    resize: Resize = option("squash", "how they become square: squash them, or cut out the centre")
     dropout: float = option(
         0.0, "share of the tutorial network's flattened features left out at random in each training step"
     )
@@ -152,16 +156,18 @@ class Recipe:
     tuning: Tuning | None = None
     augmentation: Augmentation | None = None
     learning_rate: float = option(1e-3, "step size of the optimiser")
-    batch: int = option(128, "photos a training step")
+    batch_size: int = option(128, "photos a training step")
     epochs: int = option(20, "passes over the training photos; in finetuned after 30 that train the head alone")
     seed: int = option(0, "of the training alone: first weights, order of the photos, dropout, augmentation")
-    split: SplitName = option(
+    split: SplitStrategy = option(
         "stratified", "keep the share of each class and never part twins, or the tutorial's shuffle"
     )
     split_seed: int = option(0, "of the split alone")
-    parts: tuple[float, float, float] = option((0.6, 0.2, 0.2), "shares of training, validation and test photos")
+    split_fractions: tuple[float, float, float] = option(
+        (0.6, 0.2, 0.2), "shares of training, validation and test photos"
+    )
     class_order: tuple[str, ...] = option((), "the classes in an order of your own, instead of sorted")
-    all: bool = option(
+    refit_on_all: bool = option(
         False, "after the score is made, train once more on all photos: that network ships, the score stays"
     )
     precision: Precision = option("auto", "number format of the training step; 'auto' measures which is faster here")
@@ -182,7 +188,7 @@ class Recipe:
         """One recipe per network; the first has the recipe's own seed."""
         seeds = (self.seed + MEMBER_SEED_STRIDE * index for index in range(len(self.networks)))
         pairs = zip(self.networks, seeds, strict=True)
-        return tuple(replace(self, network=name, seed=seed % (LARGEST_SEED + 1)) for name, seed in pairs)
+        return tuple(replace(self, network=name, seed=seed % (MAX_SEED + 1)) for name, seed in pairs)
 
 
 def _check_type(name: str, value: Any, declared: Any, prefix: str = "", advice: str | None = None) -> None:
@@ -223,20 +229,20 @@ def _has_type(value: Any, expected: Any) -> bool:
 
 def _problems(recipe: Recipe) -> list[str]:
     """What is wrong with a recipe, in words; empty if it can be carried out."""
-    shares = recipe.parts
+    shares = recipe.split_fractions
     whole = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0 and shares[2] > 0 and abs(sum(shares) - 1) < 1e-6
     rules = {
-        f"side is {recipe.side}; it must lie between 8 and 2048 pixels, or be 0": recipe.side == 0
-        or 8 <= recipe.side <= 2048,
+        f"side is {recipe.image_size}; it must lie between 8 and 2048 pixels, or be 0": recipe.image_size == 0
+        or 8 <= recipe.image_size <= 2048,
         f"dropout is {recipe.dropout}; it must be at least 0 and below 1": 0 <= recipe.dropout < 1,
         f"learning rate is {recipe.learning_rate}; it must lie above 0 and not above 1e30": 0
         < recipe.learning_rate
         <= 1e30,
-        f"batch is {recipe.batch}; it must be at least 1": recipe.batch >= 1,
+        f"batch is {recipe.batch_size}; it must be at least 1": recipe.batch_size >= 1,
         f"epochs is {recipe.epochs}; it must be at least 1": recipe.epochs >= 1,
-        f"seed is {recipe.seed}; it must lie between 0 and {LARGEST_SEED:,}": 0 <= recipe.seed <= LARGEST_SEED,
+        f"seed is {recipe.seed}; it must lie between 0 and {MAX_SEED:,}": 0 <= recipe.seed <= MAX_SEED,
         f"split seed is {recipe.split_seed}; it must not be negative": recipe.split_seed >= 0,
-        f"parts are {_listed(shares)}; they must be three shares that add up to 1, training and test above 0": whole,
+        f"parts are {_format_fractions(shares)}; they must be three shares that add up to 1, training and test above 0": whole,
         "network is tutorial, which nobody has trained before; take the recipe baseline": "tutorial"
         not in recipe.networks
         or recipe.transfer is None,
@@ -246,19 +252,23 @@ def _problems(recipe: Recipe) -> list[str]:
         "weights are given, but this recipe begins with none; take quick, good or best": recipe.transfer is not None
         or not recipe.weights,
         "until is given, but only keras_inception_v3 can be cut short": KERAS_INCEPTION in recipe.networks
-        or not recipe.until,
+        or not recipe.truncate_at,
         "kept features are of photos as they are; leave augmentation out, or take kept=False": recipe.transfer is None
-        or not recipe.transfer.kept
+        or not recipe.transfer.cache_features
         or recipe.augmentation is None,
         "the class order names a class twice": len(set(recipe.class_order)) == len(recipe.class_order),
     }
-    for name, words in (("fit", get_args(Fit)), ("split", get_args(SplitName)), ("precision", get_args(Precision))):
+    for name, words in (
+        ("fit", get_args(Resize)),
+        ("split", get_args(SplitStrategy)),
+        ("precision", get_args(Precision)),
+    ):
         value = getattr(recipe, name)
         rules[f"{name} is {value!r}; it must be one of {', '.join(words)}"] = value in words
     return [problem for problem, holds in rules.items() if not holds]
 
 
-def _listed(numbers: tuple[float, ...]) -> str:
+def _format_fractions(numbers: tuple[float, ...]) -> str:
     return ", ".join(f"{number:g}" for number in numbers)
 
 
@@ -266,7 +276,7 @@ def _listed(numbers: tuple[float, ...]) -> str:
 KERAS_INCEPTION = "keras_inception_v3"
 
 
-def changed(recipe: Recipe, **options: Any) -> Recipe:
+def with_options(recipe: Recipe, **options: Any) -> Recipe:
     """Return the recipe with some options changed; RecipeError if one is unknown or invalid."""
     known = {option_field.name for option_field in fields(Recipe)} - {"name"}
     for unknown in sorted(options.keys() - known):
@@ -306,13 +316,13 @@ def _other_version_error(differing: str) -> RecipeError:
     )
 
 
-RECORDS = {"augmentation": Augmentation, "transfer": Transfer, "tuning": Tuning}
+RECORD_TYPES = {"augmentation": Augmentation, "transfer": Transfer, "tuning": Tuning}
 
 
 def _to_declared_type(key: str, value: Any) -> Any:
     """Restore tuples and records, which JSON does not have."""
-    if key in RECORDS and isinstance(value, dict):
-        return RECORDS[key](**{name: _list_to_tuple(item) for name, item in value.items()})
+    if key in RECORD_TYPES and isinstance(value, dict):
+        return RECORD_TYPES[key](**{name: _list_to_tuple(item) for name, item in value.items()})
     if isinstance(value, Path):
         return str(value)
     return _list_to_tuple(value)

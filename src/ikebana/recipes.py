@@ -14,7 +14,7 @@ from ikebana.recipe import (
     Recipe,
     Transfer,
     Tuning,
-    changed,
+    with_options,
     recipe_from_json,
 )
 
@@ -23,13 +23,13 @@ TUTORIAL_AUGMENTATION = Augmentation(rotation=40, shift=(0.2, 0.2), shear=0.2, z
 GOOD = Recipe(
     name="good",
     network="tf_efficientnet_lite0",
-    side=0,
-    fit="crop",
-    transfer=Transfer(logistic=True, trained="tail", tail_from="blocks.3", mirrored=True),
-    tuning=Tuning(weight_decay=0.02, layer_decay=0.8, warm_up=0.1, label_smoothing=0.1, averaging=0.99),
-    augmentation=Augmentation(rotation=20, flip=True, area=0.4, light=0.2),
+    image_size=0,
+    resize="crop",
+    transfer=Transfer(fit_logistic_head=True, trainable="tail", train_from="blocks.3", flip_tta=True),
+    tuning=Tuning(weight_decay=0.02, layer_decay=0.8, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.99),
+    augmentation=Augmentation(rotation=20, flip=True, crop_area=0.4, brightness=0.2),
     learning_rate=3e-4,
-    batch=32,
+    batch_size=32,
     epochs=6,
 )
 
@@ -43,14 +43,14 @@ RECIPES: Mapping[str, Recipe] = {
     "features": Recipe(
         name="features",
         network=KERAS_INCEPTION,
-        transfer=Transfer(hidden=512, hidden_dropout=0.5, kept=True),
+        transfer=Transfer(hidden_units=512, hidden_dropout=0.5, cache_features=True),
         learning_rate=1.5e-6,
         epochs=120,
     ),
     "frozen": Recipe(
         name="frozen",
         network=KERAS_INCEPTION,
-        transfer=Transfer(dropout=0.2, hidden=64),
+        transfer=Transfer(dropout=0.2, hidden_units=64),
         augmentation=TUTORIAL_AUGMENTATION,
         learning_rate=1e-4,
         epochs=30,
@@ -58,7 +58,7 @@ RECIPES: Mapping[str, Recipe] = {
     "finetuned": Recipe(
         name="finetuned",
         network=KERAS_INCEPTION,
-        transfer=Transfer(dropout=0.2, hidden=64, head_epochs=30, head_learning_rate=1e-4, trained="tail"),
+        transfer=Transfer(dropout=0.2, hidden_units=64, head_epochs=30, head_learning_rate=1e-4, trainable="tail"),
         augmentation=TUTORIAL_AUGMENTATION,
         learning_rate=1e-5,
         epochs=100,
@@ -66,23 +66,23 @@ RECIPES: Mapping[str, Recipe] = {
     "quick": Recipe(
         name="quick",
         network="tf_efficientnet_lite0",
-        side=0,
-        fit="crop",
-        transfer=Transfer(logistic=True, kept=True),
+        image_size=0,
+        resize="crop",
+        transfer=Transfer(fit_logistic_head=True, cache_features=True),
         epochs=1,
     ),
     "good": GOOD,
     "best": replace(GOOD, name="best", network="tf_efficientnet_lite2+tf_efficientnet_lite1", side=256, epochs=8),
 }
 
-DEFAULT = "quick"
+DEFAULT_RECIPE = "quick"
 
 
 # The order in which the tutorial lists the classes; its split depends on it.
 TUTORIAL_CLASS_ORDER = ("sunflower", "tulip", "rose", "daisy", "dandelion")
 
 
-def named(name: str, **options: Any) -> Recipe:
+def get_recipe(name: str, **options: Any) -> Recipe:
     """Return the recipe of that name with some options changed.
 
     Raises:
@@ -92,10 +92,10 @@ def named(name: str, **options: Any) -> Recipe:
         raise RecipeError(
             f"there is no recipe {name!r}", advice=f"one of: {', '.join(RECIPES)}; or the recipe.json of a run"
         )
-    return changed(RECIPES[name], **options)
+    return with_options(RECIPES[name], **options)
 
 
-def sought(source: "str | Path | Recipe", **options: Any) -> Recipe:
+def resolve_recipe(source: "str | Path | Recipe", **options: Any) -> Recipe:
     """Return the recipe that a name, file or Recipe refers to, with some options changed.
 
     Args:
@@ -105,13 +105,18 @@ def sought(source: "str | Path | Recipe", **options: Any) -> Recipe:
             version, or an option is invalid.
     """
     if isinstance(source, Recipe):
-        recipe = changed(source, **options)
+        recipe = with_options(source, **options)
     elif isinstance(source, str) and not source.endswith(".json"):
-        recipe = named(source, **options)
+        recipe = get_recipe(source, **options)
     else:
-        recipe = changed(read_recipe(Path(source).expanduser()), **options)
+        recipe = with_options(read_recipe(Path(source).expanduser()), **options)
     unused = sorted(GRADIENT_TRAINING_OPTIONS & options.keys())
-    if unused and recipe.transfer is not None and recipe.transfer.logistic and recipe.transfer.trained == "head":
+    if (
+        unused
+        and recipe.transfer is not None
+        and recipe.transfer.fit_logistic_head
+        and recipe.transfer.trainable == "head"
+    ):
         raise RecipeError(
             f"the head of {recipe.name} is found at once, not step by step: {', '.join(unused)} would change nothing",
             advice="leave that out, or --recipe good",
@@ -127,7 +132,7 @@ def read_recipe(file: Path) -> Recipe:
     """Read a recipe file, such as the `recipe.json` of a run; RecipeError if that fails."""
     # Probably a misspelt name: the error lists the names.
     if not file.is_file() and file.suffix != ".json":
-        return named(str(file))
+        return get_recipe(str(file))
     try:
         return recipe_from_json(json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, RecursionError) as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ikebana.learning.estimate import FEW, duration
 from ikebana.learning.features.depth_probe import Evidence, Score
-from ikebana.recipe import Trained
+from ikebana.recipe import Trainable
 
 # Training photos per class from which larger networks pay; with 80 they did not (docs/log.md).
 MANY = 200
@@ -33,8 +33,8 @@ NEAR_THRESHOLD_FACTOR = 1.5
 LINE_COLUMNS = 100
 
 # The recipe that comes closest.
-RECIPES_BY_TRAINABLE: dict[Trained, str] = {"head": "quick", "tail": "good", "all": "best"}
-SENTENCES: dict[Trained, str] = {
+RECIPES_BY_TRAINABLE: dict[Trainable, str] = {"head": "quick", "tail": "good", "all": "best"}
+SENTENCES: dict[Trainable, str] = {
     "head": "a new head on the frozen network is enough",
     "tail": "let the network's last stages learn too",
     "all": "let larger networks learn, and for longer",
@@ -67,7 +67,7 @@ class Advice:
     costs: estimated seconds per recipe on this machine, if known.
     """
 
-    trained: Trained
+    trained: Trainable
     reasons: tuple[str, ...]
     doubts: tuple[str, ...]
     more_photos: str
@@ -126,7 +126,7 @@ def advised(evidence: Evidence, supply: Supply, photos: str, costs: dict[str, fl
     )
 
 
-def how_much(evidence: Evidence, supply: Supply) -> Trained:
+def how_much(evidence: Evidence, supply: Supply) -> Trainable:
     """Apply the rules: fewer photos, or weaker evidence, never train more of the network."""
     if supply.a_class < FEW or _is_at_ceiling(evidence):
         return "head"
@@ -144,7 +144,7 @@ def _is_unlike_imagenet(evidence: Evidence) -> bool:
     return evidence.lead.value + STANDARD_ERRORS * evidence.lead.error <= MAX_UNLIKE_LEAD
 
 
-def _list_reasons(evidence: Evidence, supply: Supply, trained: Trained) -> list[str]:
+def _list_reasons(evidence: Evidence, supply: Supply, trained: Trainable) -> list[str]:
     resemblance, per_class = _describe_resemblance(evidence), f"a class has {_format_count(supply.a_class)}"
     if supply.a_class < FEW:
         return [

@@ -20,7 +20,7 @@ from ikebana.data.duplicates import near_duplicates
 from ikebana.data.pixel_cache import Kept
 from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.recipe import Recipe
-from ikebana.recipes import DEFAULT, RECIPES
+from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.reports import audit_page
 from ikebana.runs.run import write_json
 from ikebana.system import progress
@@ -96,11 +96,11 @@ def audit(
     from ikebana.learning.models import networks, weight_loading
 
     # As in `fit`, so that it reuses the pixel cache and makes the same split.
-    recipe = networks.settled(RECIPES[DEFAULT])
+    recipe = networks.settled(RECIPES[DEFAULT_RECIPE])
     if advise:
         weight_loading.sought(recipe)
     _check_machine(unopened, recipe)
-    opened, pixel_cache = pixel_cache_module.opened(unopened, recipe.side, recipe.fit)
+    opened, pixel_cache = pixel_cache_module.opened(unopened, recipe.image_size, recipe.resize)
     dataset, split_errors = _split(sources.with_classes(near_duplicates.found(opened, pixel_cache), ()), recipe)
     findings = [*split_errors, *files.findings(dataset), *content_checks.found(dataset, pixel_cache, recipe)]
     page_file = Path(out).expanduser() / PAGE if out is not None else None
@@ -137,7 +137,9 @@ def _check_machine(dataset: Dataset, recipe: Recipe) -> None:
     try:
         weight_loading.sought(recipe)
     except (RecipeError, MachineError):
-        needed = pixel_cache_module.size_on_disk(dataset, recipe.side) + near_duplicates.scratch(dataset.photos.height)
+        needed = pixel_cache_module.size_on_disk(dataset, recipe.image_size) + near_duplicates.scratch(
+            dataset.photos.height
+        )
         require_disk({cache_folder(): needed})
         return
     forecast(dataset, recipe, prepared(recipe, len(dataset.classes))).told(recipe)
@@ -178,7 +180,7 @@ def _report(result: Audit, pixel_cache: Kept, recipe: Recipe) -> None:
     write_json(folder / AUDIT_FILE, values)
     with atomic_write(folder / TABLE_FILE) as beside:
         files.as_table(result.findings).write_csv(beside)
-    audit_page.write(result.page, result.dataset, result.findings, pixel_cache.pixels, recipe.fit)
+    audit_page.write(result.page, result.dataset, result.findings, pixel_cache.pixels, recipe.resize)
     progress.message(f"to look at: {result.page}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ikebana.commands.cache import size
 from ikebana.learning import device
 from ikebana.learning.estimate import prepared
-from ikebana.recipes import DEFAULT, RECIPES
+from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import free_space
@@ -20,7 +20,7 @@ LIBRARIES = (
 
 def doctor() -> dict[str, Any]:
     """Print and return facts about this machine and the chosen device settings."""
-    settings = prepared(RECIPES[DEFAULT], classes=5)
+    settings = prepared(RECIPES[DEFAULT_RECIPE], classes=5)
     cache = cache_folder()
     facts = {
         "ikebana": importlib.metadata.version("ikebana"),
@@ -30,7 +30,7 @@ def doctor() -> dict[str, Any]:
         "device": f"{settings.device}: {settings.reasons['device']}",
         "threads": f"{settings.threads}: {settings.reasons['threads']}",
         "allocator": f"{settings.allocator}: {settings.reasons['allocator']}",
-        "number format": f"{settings.number_format} for {DEFAULT}: {settings.reasons['number_format']}",
+        "number format": f"{settings.number_format} for {DEFAULT_RECIPE}: {settings.reasons['number_format']}",
         "cache": f"{cache} ({size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: _find_version(name) for name in LIBRARIES},

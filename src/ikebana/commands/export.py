@@ -47,7 +47,7 @@ def export(
     model_info = metadata.about(source_run)
     splits = run_photos.find(source_run, photos)
     network = load_network(source_run, model_info["temperature"])
-    graph = traced(network, source_run.recipe.side, decode_examples(splits["test"], model_info))
+    graph = traced(network, source_run.recipe.image_size, decode_examples(splits["test"], model_info))
     float32_classifier = classifier.from_bytes(assemble_file(graph, model_info))
     agreement = verification.checked(
         float32_classifier, make_reference(network), splits["test"], get_scored_classes(source_run)

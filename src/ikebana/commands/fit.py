@@ -21,7 +21,7 @@ from ikebana.learning.device import Setting
 from ikebana.learning.estimate import forecast, left_on_gpu, next_step, prepared, within_memory
 from ikebana.learning.models import networks
 from ikebana.learning.training import checkpoint
-from ikebana.recipe import Recipe, changed
+from ikebana.recipe import Recipe, with_options
 from ikebana.runs import run as runs
 from ikebana.runs.reproducibility import changed_since, differing
 from ikebana.runs.run import Run
@@ -30,7 +30,11 @@ from ikebana.system.progress import Stopwatch
 
 
 def fit(
-    photos: str | Path, recipe: str | Path | Recipe = recipes.DEFAULT, *, run: str | Path | None = None, **options: Any
+    photos: str | Path,
+    recipe: str | Path | Recipe = recipes.DEFAULT_RECIPE,
+    *,
+    run: str | Path | None = None,
+    **options: Any,
 ) -> Run:
     """Train a classifier on labelled photos and score it on photos it has never seen.
 
@@ -42,14 +46,14 @@ def fit(
         PhotosError, RecipeError, RunError, MachineError: each tells what to try.
     """
     clock = Stopwatch()
-    resolved = networks.settled(recipes.sought(recipe, **options))
+    resolved = networks.settled(recipes.resolve_recipe(recipe, **options))
     runs.check_free(run)
     # Missing weights are reported before any photo is read.
     plan_module.check_weights(resolved)
     dataset = sources.read(photos, resolved.class_order)
     settings = prepared(resolved, len(dataset.classes), dataset.photos.height)
     # So that recipe.json contains the measured precision.
-    resolved = changed(resolved, precision=settings.number_format)
+    resolved = with_options(resolved, precision=settings.number_format)
     environment = device.environment(settings)
     forecast(dataset, resolved, settings, Path(run or runs.RUNS).expanduser()).told(resolved)
     if changes := differing(recipe, environment):
@@ -81,7 +85,7 @@ def resume(run: str | Path) -> Run:
 
 def _load_and_split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:
     """Decode every photo once, find duplicates, assign splits; the cache holds pixels by row."""
-    decoded, pixel_cache = pixel_cache_module.opened(dataset, recipe.side, recipe.fit)
+    decoded, pixel_cache = pixel_cache_module.opened(dataset, recipe.image_size, recipe.resize)
     return split.split(
         sources.with_classes(near_duplicates.found(decoded, pixel_cache), recipe.class_order), recipe
     ), pixel_cache
@@ -124,7 +128,7 @@ def _train_and_score(run: Run, dataset: Dataset, pixel_cache: Kept, settings: Se
     probabilities = calibration.applied(raw)
     run.write_predictions(dataset, held_out.rows, probabilities)
     clock.lap("score")
-    if recipe.all:
+    if recipe.refit_on_all:
         plan = plan_module.once_more(recipe, classes, splits, pixels_id, settings, run.checkpoint_of_all)
         clock.lap("train on all")
     checkpoint.save_weights(run.weights, plan.network)

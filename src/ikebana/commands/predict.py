@@ -243,7 +243,7 @@ def _build_run_classifier(run: Run) -> Classifier:
         inputs = torch.from_numpy(photos).to(settings.device).permute(0, 3, 1, 2)
         return Look(*(output.cpu().numpy() for output in shipped(inputs)))
 
-    return Classifier(run.classes, run.recipe.side, run.recipe.fit, calibration.threshold, {}, forward)
+    return Classifier(run.classes, run.recipe.image_size, run.recipe.resize, calibration.threshold, {}, forward)
 
 
 def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:

@@ -36,7 +36,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ikebana.data import corruption
 from ikebana.errors import UnreadablePhoto
-from ikebana.recipe import Fit
+from ikebana.recipe import Resize
 
 # Raised with each change of the rules above, which invalidates cached pixels.
 RULES = 2
@@ -98,7 +98,7 @@ class Photo:
     small: np.ndarray | None = None
 
 
-def decode(data: bytes, image_size: int, resize: Fit = "squash", thumbnail_size: int = 0) -> Photo:
+def decode(data: bytes, image_size: int, resize: Resize = "squash", thumbnail_size: int = 0) -> Photo:
     """Decode a file's bytes to an upright sRGB square, and to a thumbnail unless its size is 0.
 
     Raises:
@@ -120,7 +120,7 @@ def whole(data: bytes) -> np.ndarray:
         return np.asarray(upright)
 
 
-def of_picture(image: Image.Image, image_size: int, resize: Fit = "squash") -> Photo:
+def of_picture(image: Image.Image, image_size: int, resize: Resize = "squash") -> Photo:
     """Convert an open image like `decode`, but from all its pixels; the image stays unchanged."""
     with _in_plain_words():
         _check_size(image)
@@ -248,7 +248,7 @@ def _check_size(image: Image.Image) -> None:
         raise UnreadablePhoto(f"too large: {width} x {height} is {width * height / 1e6:,.0f} megapixels")
 
 
-def _decode_image(image: Image.Image, image_size: int, resize: Fit, thumbnail_size: int) -> Photo:
+def _decode_image(image: Image.Image, image_size: int, resize: Resize, thumbnail_size: int) -> Photo:
     size = image.size
     if image.format in ("JPEG", "MPO"):
         image.draft(None, (DRAFT * image_size, DRAFT * image_size))  # pyright: ignore[reportArgumentType]
@@ -289,7 +289,7 @@ def _read_orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _resize(image: Image.Image, image_size: int, resize: Fit) -> Image.Image:
+def _resize(image: Image.Image, image_size: int, resize: Resize) -> Image.Image:
     if resize == "crop":
         return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     return _squash(image, image_size)

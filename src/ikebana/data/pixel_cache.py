@@ -27,7 +27,7 @@ from ikebana.data import decoding
 from ikebana.data.dataset import UNOPENED, USED, Dataset, gathered
 from ikebana.data.decoding import read_bytes, threads
 from ikebana.errors import MachineError, UnreadablePhoto
-from ikebana.recipe import Fit
+from ikebana.recipe import Resize
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_directory, discard
@@ -82,7 +82,7 @@ def size_on_disk(dataset: Dataset, image_size: int) -> int:
     return dataset.photos.height * (image_size * image_size + SMALL * SMALL) * 3
 
 
-def opened(dataset: Dataset, image_size: int, resize: Fit) -> tuple[Dataset, Kept]:
+def opened(dataset: Dataset, image_size: int, resize: Resize) -> tuple[Dataset, Kept]:
     """Decode every photo, or load the pixels of an earlier call.
 
     Returns:
@@ -112,14 +112,14 @@ def opened(dataset: Dataset, image_size: int, resize: Fit) -> tuple[Dataset, Kep
     )
 
 
-def _can_read_more(index: pl.DataFrame, dataset: Dataset, image_size: int, resize: Fit) -> bool:
+def _can_read_more(index: pl.DataFrame, dataset: Dataset, image_size: int, resize: Resize) -> bool:
     """Tell whether a transient reason is gone, by retrying a few photos of each reason."""
     retried = index.filter("passing").group_by("status").head(RETRIES_PER_REASON)["path"].to_list()
     target, small = (np.zeros((size, size, 3), np.uint8) for size in (image_size, SMALL))
     return any(_decode_into(dataset.file(path), UNOPENED, target, small, resize)[0] == USED for path in retried)
 
 
-def place(dataset: Dataset, image_size: int, resize: Fit) -> Path:
+def place(dataset: Dataset, image_size: int, resize: Resize) -> Path:
     """Return the cache folder of exactly these files; it may be missing or damaged."""
     digest = hashlib.sha256()
     versions = [decoding.RULES, PIXEL_CACHE_VERSION, PIL.__version__, image_size, resize, str(dataset.root.resolve())]
@@ -140,7 +140,7 @@ def _stamp_file(file: Path) -> tuple[int, ...] | None:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _build(dataset: Dataset, image_size: int, resize: Fit, target: Path) -> None:
+def _build(dataset: Dataset, image_size: int, resize: Resize, target: Path) -> None:
     rows = dataset.photos.height
     shapes = {"pixels": (rows, image_size, image_size, 3), "small": (rows, SMALL, SMALL, 3)}
     require_disk({cache_folder(): size_on_disk(dataset, image_size)})
@@ -150,7 +150,7 @@ def _build(dataset: Dataset, image_size: int, resize: Fit, target: Path) -> None
         _write_index(folder, _decode_all(folder, dataset, image_size, resize))
 
 
-def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Fit) -> pl.DataFrame:
+def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Resize) -> pl.DataFrame:
     """Decode every photo into the arrays of the folder, and return the index."""
     table = dataset.photos.select("path", "status")
 
@@ -178,7 +178,7 @@ def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Fit) ->
     return gathered(decode_rows(), OPENED)
 
 
-def _decode_into(file: Path, status: str, target: np.ndarray, small: np.ndarray, resize: Fit) -> IndexRow:
+def _decode_into(file: Path, status: str, target: np.ndarray, small: np.ndarray, resize: Resize) -> IndexRow:
     """Decode one photo into its rows; an error becomes its status."""
     if status != UNOPENED:
         return status, None, None, None, None, 0, False

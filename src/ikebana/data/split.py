@@ -31,13 +31,17 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
     used = dataset.used
     is_given = used["split"].is_not_null().any()
     if is_given:
-        if (recipe.split, recipe.parts, recipe.split_seed) != (Recipe.split, Recipe.parts, Recipe.split_seed):
+        if (recipe.split, recipe.split_fractions, recipe.split_seed) != (
+            Recipe.split,
+            Recipe.split_fractions,
+            Recipe.split_seed,
+        ):
             progress.message("the parts came with the photos: --split, --parts and --split-seed change nothing")
         splits = _complete_given(used, recipe)
     elif recipe.split == "shuffle":
-        splits = shuffled(texts(used["label"]), dataset.classes, recipe.parts, recipe.split_seed)
+        splits = shuffled(texts(used["label"]), dataset.classes, recipe.split_fractions, recipe.split_seed)
     else:
-        splits = stratified(texts(used["label"]), groups(used), recipe.parts, recipe.split_seed)
+        splits = stratified(texts(used["label"]), groups(used), recipe.split_fractions, recipe.split_seed)
     present = set(splits)
     for required in ("train", "test"):
         if required not in present:
@@ -216,7 +220,7 @@ def _complete_given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
         )
     missing = tuple(
         0.0 if name in splits and name != "train" else fraction
-        for name, fraction in zip(PARTS, recipe.parts, strict=True)
+        for name, fraction in zip(PARTS, recipe.split_fractions, strict=True)
     )
     if sum(missing) == missing[0]:
         return splits

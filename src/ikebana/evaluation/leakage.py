@@ -73,7 +73,7 @@ def leakage(dataset: Dataset, recipe: Recipe, is_right: np.ndarray) -> Leakage:
     used = dataset.used
     groups, labels = split.groups(used), texts(used["label"])
     is_leaked = np.array(split.twins_seen(groups, texts(used["split"])), bool)
-    naive_splits = split.shuffled(labels, dataset.classes, recipe.parts, recipe.split_seed)
+    naive_splits = split.shuffled(labels, dataset.classes, recipe.split_fractions, recipe.split_seed)
     without_groups = used.with_columns(group=pl.lit(None, pl.String))
     naive_leaked = split.twins_seen(split.groups(without_groups), naive_splits)
     others = _mean(is_right[~is_leaked])

@@ -24,8 +24,8 @@ def about(run: Run) -> dict[str, Any]:
     return {
         "ikebana": FORMAT,
         "classes": list(run.classes),
-        "side": run.recipe.side,
-        "fit": run.recipe.fit,
+        "side": run.recipe.image_size,
+        "fit": run.recipe.resize,
         "threshold": calibration.threshold,
         "temperature": calibration.temperature,
         "recipe": _strip_paths(recipe_to_json(run.recipe)),

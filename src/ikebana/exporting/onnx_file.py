@@ -65,7 +65,7 @@ def make_reference(network: Shipped) -> Reference:
 
 def get_scored_classes(run: Run) -> dict[str, int] | None:
     """Return the scored class per test photo; None if another network is exported."""
-    if run.recipe.all:
+    if run.recipe.refit_on_all:
         return None
     test = run.predictions.filter(pl.col("split") == "test")
     classes = test.select(f"p:{name}" for name in run.classes).to_numpy().argmax(1)

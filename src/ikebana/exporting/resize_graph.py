@@ -24,7 +24,7 @@ always columns first).
 
 from typing import TYPE_CHECKING
 
-from ikebana.recipe import Fit
+from ikebana.recipe import Resize
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -209,7 +209,7 @@ front (uint8[N, H, W, 3] photos) => (float[N, 3, {image_size}, {image_size}] squ
 """
 
 
-def front(image_size: int, method: Fit) -> "ModelProto":
+def front(image_size: int, method: Resize) -> "ModelProto":
     """Build the graph before the network: decoded photos to network input.
 
     It maps `photos` uint8 [N, H, W, 3] to `squares` float [N, 3, image_size, image_size], 0 to 255.

@@ -22,7 +22,7 @@ from ikebana.data import decoding
 from ikebana.errors import ModelError, PhotosError, UnreadablePhoto
 from ikebana.inference import model_file, prediction, runtime
 from ikebana.inference.prediction import Prediction
-from ikebana.recipe import Fit
+from ikebana.recipe import Resize
 
 Photo: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 # The caller's name for the prediction's `path`, and the photo.
@@ -59,7 +59,7 @@ class Classifier:
     # Pixels: the side of the network's square input.
     side: int
     # How photos become square.
-    fit: Fit
+    fit: Resize
     # The confidence below which the prediction is "not sure"; None if it never is.
     threshold: float | None
     # All metadata of the file: docs/export.md lists them.
@@ -200,7 +200,7 @@ def _get_path(photo: Photo | NamedPhoto) -> str:
     return os.fspath(photo) if isinstance(photo, str | os.PathLike) else ""
 
 
-def _decode_file(file: Path, image_size: int, resize: Fit) -> np.ndarray:
+def _decode_file(file: Path, image_size: int, resize: Resize) -> np.ndarray:
     try:
         return decoding.decode(decoding.read_bytes(file), image_size, resize).pixels
     except UnreadablePhoto as error:

@@ -31,7 +31,7 @@ def augmented(photos: Tensor, augmentation: Augmentation, generator: torch.Gener
     """
     maps = random_maps(len(photos), photos.shape[-1], augmentation, generator)
     changed = warped(photos, maps)
-    return relit(changed, augmentation.light, generator) if augmentation.light else changed
+    return relit(changed, augmentation.brightness, generator) if augmentation.brightness else changed
 
 
 def random_maps(count: int, image_size: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
@@ -55,8 +55,8 @@ def random_maps(count: int, image_size: int, augmentation: Augmentation, generat
     zoom_x, zoom_y = 1 + draw_uniform(augmentation.zoom), 1 + draw_uniform(augmentation.zoom)
     is_flipped = torch.rand(count, generator=generator, dtype=torch.float64) < (0.5 if augmentation.flip else 0.0)
     maps = affine_maps(rotation, shift_x, shift_y, shear, zoom_x, zoom_y)
-    if augmentation.area < 1:
-        maps = _crop_maps(maps, augmentation.area, image_size, generator)
+    if augmentation.crop_area < 1:
+        maps = _crop_maps(maps, augmentation.crop_area, image_size, generator)
     # Keras flips after warping: mirror the augmented photo's x about its centre.
     maps[is_flipped, :, 0] *= -1
     return maps

@@ -99,8 +99,12 @@ class Forecast:
 
 def _suggest_smaller(recipe: Recipe) -> str:
     """Suggest what to try when memory is too small."""
-    batch_hint = f" or --batch (it is {recipe.batch})" if recipe.transfer is None or not recipe.transfer.kept else ""
-    return f"a smaller --side (it is {recipe.side}){batch_hint}, or a machine with more memory"
+    batch_hint = (
+        f" or --batch (it is {recipe.batch_size})"
+        if recipe.transfer is None or not recipe.transfer.cache_features
+        else ""
+    )
+    return f"a smaller --side (it is {recipe.image_size}){batch_hint}, or a machine with more memory"
 
 
 def within_memory(recipe: Recipe) -> AbstractContextManager[None]:
@@ -121,16 +125,16 @@ def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting
         MachineError: too little memory for the measurement.
     """
     settings, recipe = device.prepare(), networks.settled(recipe)
-    recipe = replace(recipe, batch=min(recipe.batch, photos or recipe.batch))
+    recipe = replace(recipe, batch=min(recipe.batch_size, photos or recipe.batch_size))
     # Built only if there is something to measure. Members of an ensemble are timed one by one.
     get_members = functools.cache(lambda: networks.members(networks.build(recipe, classes)))
-    if recipe.transfer is not None and recipe.transfer.kept:
-        name = f"features of {recipe.network} {recipe.until} {recipe.side} px{_make_key_suffix(recipe)}"
-        measure = functools.partial(feature_cache.seconds_per_photo, side=recipe.side)
+    if recipe.transfer is not None and recipe.transfer.cache_features:
+        name = f"features of {recipe.network} {recipe.truncate_at} {recipe.image_size} px{_make_key_suffix(recipe)}"
+        measure = functools.partial(feature_cache.seconds_per_photo, side=recipe.image_size)
     else:
         augmentation = "augmented" if recipe.augmentation is not None else "plain"
-        options = f"{recipe.side} px, batch {recipe.batch}, {augmentation}{_make_key_suffix(recipe)}"
-        name = f"{recipe.name} {recipe.network} {recipe.until} {options}"
+        options = f"{recipe.image_size} px, batch {recipe.batch_size}, {augmentation}{_make_key_suffix(recipe)}"
+        name = f"{recipe.name} {recipe.network} {recipe.truncate_at} {options}"
         measure = functools.partial(loop.seconds_per_photo, recipe=recipe, classes=classes)
 
     def trial(candidate: Setting) -> float:
@@ -140,7 +144,7 @@ def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting
 
     selected = device.measured(settings, recipe.precision, name, trial)
     # Only feature extraction with one backbone is timed again later and may correct the time.
-    can_correct = recipe.transfer is not None and recipe.transfer.kept and len(recipe.members) == 1
+    can_correct = recipe.transfer is not None and recipe.transfer.cache_features and len(recipe.members) == 1
     return selected if can_correct else replace(selected, measured_in="")
 
 
@@ -159,10 +163,10 @@ def _fitting(members: list[nn.Module], recipe: Recipe, classes: int, settings: S
     Raises:
         MachineError: it does not. Without this check the kernel would kill the process silently.
     """
-    needed_bytes = AT_LEAST * _memory(recipe.batch, classes, recipe, members, settings)
+    needed_bytes = AT_LEAST * _memory(recipe.batch_size, classes, recipe, members, settings)
     resources.require_memory(needed_bytes, _suggest_smaller(recipe))
     if settings.device == "cuda":
-        gpu_bytes = AT_LEAST * _of_a_step(recipe.batch, recipe, members, settings)
+        gpu_bytes = AT_LEAST * _of_a_step(recipe.batch_size, recipe, members, settings)
         resources.require_memory(gpu_bytes, _suggest_smaller(recipe), device.free_on_gpu(), "the GPU's memory")
     return members
 
@@ -172,7 +176,7 @@ def left_on_gpu(recipe: Recipe, classes: int, settings: Setting) -> int:
     if settings.device != "cuda":
         return 0
     members = networks.members(networks.build(recipe, classes))
-    return max(0, device.free_on_gpu() - int(_of_a_step(recipe.batch, recipe, members, settings)))
+    return max(0, device.free_on_gpu() - int(_of_a_step(recipe.batch_size, recipe, members, settings)))
 
 
 def forecast(dataset: Dataset, recipe: Recipe, settings: Setting, run: Path | None = None) -> Forecast:
@@ -183,7 +187,7 @@ def forecast(dataset: Dataset, recipe: Recipe, settings: Setting, run: Path | No
     """
     members = networks.members(networks.build(recipe, len(dataset.classes)))
     # Computed once, because it reads the metadata of every file.
-    pixels = pixel_cache.place(dataset, recipe.side, recipe.fit)
+    pixels = pixel_cache.place(dataset, recipe.image_size, recipe.resize)
     has_pixels = pixels.exists()
     photos = dataset.photos.height
     features_bytes, missing_photos = _estimate_missing_features(photos, recipe, settings, members, pixels.name)
@@ -204,12 +208,12 @@ def forecast(dataset: Dataset, recipe: Recipe, settings: Setting, run: Path | No
 
 def _describe_substituted_stage(network: nn.Module, recipe: Recipe) -> str:
     """Report the stage that training starts from, if it is not the recipe's."""
-    if recipe.transfer is None or recipe.transfer.trained != "tail" or not recipe.transfer.tail_from:
+    if recipe.transfer is None or recipe.transfer.trainable != "tail" or not recipe.transfer.train_from:
         return ""
-    stage = parameter_groups.tail(network.get_submodule("seer.backbone"), recipe.transfer.tail_from)
-    if stage == recipe.transfer.tail_from:
+    stage = parameter_groups.tail(network.get_submodule("seer.backbone"), recipe.transfer.train_from)
+    if stage == recipe.transfer.train_from:
         return ""
-    return f"\n{recipe.network} has no stage {recipe.transfer.tail_from}: it learns from its middle on, {stage}"
+    return f"\n{recipe.network} has no stage {recipe.transfer.train_from}: it learns from its middle on, {stage}"
 
 
 def _estimate_seconds(
@@ -221,11 +225,13 @@ def _estimate_seconds(
         missing_photos: photos without cached features.
     """
     seconds_per_photo = settings.seconds_per_photo or 0.0
-    if recipe.transfer is not None and recipe.transfer.kept:
+    if recipe.transfer is not None and recipe.transfer.cache_features:
         return _estimate_head_seconds(photos, missing_photos, recipe, settings, members)
-    epoch_seconds = photos * seconds_per_photo * (recipe.parts[0] + FORWARD_FRACTION * recipe.parts[1])
+    epoch_seconds = (
+        photos * seconds_per_photo * (recipe.split_fractions[0] + FORWARD_FRACTION * recipe.split_fractions[1])
+    )
     epochs = phases(recipe)[-1].last
-    refit_factor = 1 + 1 / recipe.parts[0] if recipe.all else 1.0
+    refit_factor = 1 + 1 / recipe.split_fractions[0] if recipe.refit_on_all else 1.0
     return epochs * epoch_seconds * refit_factor, _describe_epochs(epochs, epoch_seconds / len(members), len(members))
 
 
@@ -235,16 +241,16 @@ def _estimate_head_seconds(
     """Estimate the same for a recipe that trains its head on cached features."""
     assert recipe.transfer is not None
     seconds_per_photo, epochs = settings.seconds_per_photo or 0.0, phases(recipe)[-1].last
-    train_photos = photos * recipe.parts[0]
+    train_photos = photos * recipe.split_fractions[0]
     heads = [member.get_submodule("head") for member in members]
     head_weights = sum(parameter.numel() for head in heads for parameter in head.parameters())
     head_seconds = epochs * train_photos * 6 * head_weights / HEAD_OPERATIONS_PER_SECOND
     cached = f", {photos - missing_photos:,} of them before" if missing_photos < photos else ""
     work = f"each photo seen once by {recipe.network}{cached}"
     seconds = missing_photos * seconds_per_photo * FLOAT32_TIME_FACTOR + head_seconds
-    if recipe.all:  # held-out photos then also need features in the precision of training
+    if recipe.refit_on_all:  # held-out photos then also need features in the precision of training
         refit_seconds = 0.0 if settings.number_format == "float32" else (photos - train_photos) * seconds_per_photo
-        seconds += head_seconds / recipe.parts[0] + refit_seconds
+        seconds += head_seconds / recipe.split_fractions[0] + refit_seconds
     return seconds, work
 
 
@@ -256,16 +262,16 @@ def _estimate_missing_features(
     Args:
         pixels: name of the pixel cache.
     """
-    if recipe.transfer is None or not (recipe.transfer.kept or recipe.transfer.logistic):
+    if recipe.transfer is None or not (recipe.transfer.cache_features or recipe.transfer.fit_logistic_head):
         return 0, 0
-    exact = replace(settings, number_format="float32") if recipe.transfer.kept else settings
+    exact = replace(settings, number_format="float32") if recipe.transfer.cache_features else settings
     candidates = {candidate.number_format: candidate for candidate in (settings, exact)}.values()
     missing_bytes = missing_photos = 0
     for member, member_recipe in zip(members, recipe.members, strict=True):
         key = feature_cache.origin(pixels, member_recipe, weight_loading.sought(member_recipe))
         backbone = member.get_submodule("seer")
         # Each photo has features in one precision only: either it trains or it is held out.
-        member_bytes, member_photos = feature_cache.still_to_come(backbone, key, photos, recipe.side, candidates)
+        member_bytes, member_photos = feature_cache.still_to_come(backbone, key, photos, recipe.image_size, candidates)
         missing_bytes, missing_photos = missing_bytes + member_bytes, max(missing_photos, member_photos)
     return missing_bytes, missing_photos
 
@@ -277,7 +283,7 @@ def _estimate_cache_bytes(dataset: Dataset, recipe: Recipe, pixels: Path, featur
         pixels: folder of the pixel cache, which may not exist yet.
     """
     has_pixels = pixels.exists()
-    pixel_bytes = 0 if has_pixels else pixel_cache.size_on_disk(dataset, recipe.side)
+    pixel_bytes = 0 if has_pixels else pixel_cache.size_on_disk(dataset, recipe.image_size)
     scratch_bytes = (
         0 if has_pixels and near_duplicates.are_found(pixels) else near_duplicates.scratch(dataset.photos.height)
     )
@@ -286,20 +292,20 @@ def _estimate_cache_bytes(dataset: Dataset, recipe: Recipe, pixels: Path, featur
 
 def _estimate_run_bytes(dataset: Dataset, recipe: Recipe, members: list[nn.Module]) -> float:
     """Bound the size of the run folder: thumbnails, tables, weights and checkpoints."""
-    held_out = dataset.photos.height * (recipe.parts[1] + recipe.parts[2])
+    held_out = dataset.photos.height * (recipe.split_fractions[1] + recipe.split_fractions[2])
     weights = 4.0 * sum(tensor.numel() for member in members for tensor in member.state_dict().values())
     parameters = [parameter for member in members for parameter in member.parameters()]
     trainable = 4.0 * sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     checkpoint = weights + trainable if recipe.tuning is None else 3 * weights + 2 * trainable
-    if recipe.transfer is not None and recipe.transfer.logistic and recipe.transfer.trained == "head":
+    if recipe.transfer is not None and recipe.transfer.fit_logistic_head and recipe.transfer.trainable == "head":
         checkpoint = 0.0
-    thumbnails = held_out * (recipe.side**2 * THUMBNAIL_BYTES_PER_PIXEL + SMALL_FILE_BYTES)
-    return thumbnails + dataset.photos.height * TABLE_BYTES_PER_PHOTO + weights + (2 + recipe.all) * checkpoint
+    thumbnails = held_out * (recipe.image_size**2 * THUMBNAIL_BYTES_PER_PIXEL + SMALL_FILE_BYTES)
+    return thumbnails + dataset.photos.height * TABLE_BYTES_PER_PHOTO + weights + (2 + recipe.refit_on_all) * checkpoint
 
 
 def _memory(photos: int, classes: int, recipe: Recipe, members: list[nn.Module], settings: Setting) -> float:
     """Bound the memory in bytes: libraries, photos and, except on CUDA, a training step."""
-    photo_bytes = MEMORY_BYTES_PER_PHOTO + 16 * classes * (recipe.parts[1] + recipe.parts[2])
+    photo_bytes = MEMORY_BYTES_PER_PHOTO + 16 * classes * (recipe.split_fractions[1] + recipe.split_fractions[2])
     step_bytes = 0.0 if settings.device == "cuda" else _of_a_step(photos, recipe, members, settings)
     return LIBRARIES_BYTES + step_bytes + photos * photo_bytes
 
@@ -307,8 +313,8 @@ def _memory(photos: int, classes: int, recipe: Recipe, members: list[nn.Module],
 def _of_a_step(photos: int, recipe: Recipe, members: list[nn.Module], settings: Setting) -> float:
     """Estimate the bytes of a training step: weights, optimiser state and activations."""
     weights = sum(parameter.numel() for member in members for parameter in member.parameters())
-    has_cached_features = recipe.transfer is not None and recipe.transfer.kept
-    tables = (layer_table.layers(member, recipe.side) for member in members)
+    has_cached_features = recipe.transfer is not None and recipe.transfer.cache_features
+    tables = (layer_table.layers(member, recipe.image_size) for member in members)
     activations = max(_estimate_activation_bytes(table, recipe, photos, settings) for table in tables)
     return (5 if has_cached_features else 2.5) * activations + 16 * weights
 
@@ -316,10 +322,10 @@ def _of_a_step(photos: int, recipe: Recipe, members: list[nn.Module], settings: 
 def _estimate_activation_bytes(layers: list[layer_table.Layer], recipe: Recipe, photos: int, settings: Setting) -> int:
     """Estimate the bytes of the layers' outputs in a training step."""
     inference_bytes = max(layer_table.activation_bytes([layer], settings.at_a_time, 4) for layer in layers)
-    if recipe.transfer is not None and recipe.transfer.kept:
+    if recipe.transfer is not None and recipe.transfer.cache_features:
         return inference_bytes  # a forward pass keeps the outputs of few layers at a time
     trainable_layers = layer_table.from_first_trained(layers)
-    return layer_table.activation_bytes(trainable_layers, min(recipe.batch, photos), settings.dtype.itemsize)
+    return layer_table.activation_bytes(trainable_layers, min(recipe.batch_size, photos), settings.dtype.itemsize)
 
 
 def next_step(dataset: Dataset, recipe: Recipe, settings: Setting, accuracy: float, accuracy_lower_bound: float) -> str:
@@ -343,7 +349,7 @@ def next_step(dataset: Dataset, recipe: Recipe, settings: Setting, accuracy: flo
     preset, cost = networks.settled(recipes.RECIPES[recipe.name]), ""
     if recipe.network != preset.network:  # the gain was measured with the preset's network only
         return f"better still, perhaps: --recipe {better.recipe} --network {recipe.network}"
-    if recipe.side == preset.side:  # time per photo is known for this image size only
+    if recipe.image_size == preset.image_size:  # time per photo is known for this image size only
         cost = f", about {duration(seconds_of_better(dataset, recipe, better, seconds_per_photo))} here"
     return f"better still: --recipe {better.recipe}{cost}; {better.gain}"
 
@@ -354,7 +360,7 @@ def seconds_of_better(dataset: Dataset, recipe: Recipe, better: Better, seconds_
     Args:
         seconds_per_photo: of the current recipe's frozen forward pass or training step.
     """
-    shown_photos = dataset.used.height * recipes.RECIPES[better.recipe].epochs * recipe.parts[0]
+    shown_photos = dataset.used.height * recipes.RECIPES[better.recipe].epochs * recipe.split_fractions[0]
     return FIXED_SECONDS + shown_photos * seconds_per_photo * better.times_a_look
 
 

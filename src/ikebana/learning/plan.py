@@ -63,7 +63,9 @@ def course(recipe: Recipe, classes: int, splits: dict[str, Photos], pixel_cache:
             pretrained[member_recipe.network] = weight_loading.provenance(weights)
         origin = feature_cache.origin(pixel_cache, member_recipe, weights)
         tasks.append(lesson(member, member_recipe, splits, origin, settings))
-    layers = layer_table.layer_table(layer_table.layers(network, recipe.side), recipe.batch, recipe.side)
+    layers = layer_table.layer_table(
+        layer_table.layers(network, recipe.image_size), recipe.batch_size, recipe.image_size
+    )
     return Course(network, layers, pretrained, tuple(tasks))
 
 
@@ -86,10 +88,10 @@ def lesson(network: nn.Module, recipe: Recipe, splits: dict[str, Photos], origin
     Held-out photos are evaluated in float32, as in the exported network.
     """
     transfer, held_out = recipe.transfer, examples_module.joined(splits["validation"], splits["test"])
-    if transfer is None or not (transfer.kept or transfer.logistic):
+    if transfer is None or not (transfer.cache_features or transfer.fit_logistic_head):
         return Lesson(recipe, network, splits["train"], splits["validation"], held_out)
     backbone, head = network.get_submodule("seer"), network.get_submodule("head")
-    if transfer.kept:
+    if transfer.cache_features:
         train = feature_cache.of(backbone, origin, splits["train"], settings)
         exact = replace(settings, number_format="float32")
         held_out_features = feature_cache.of(backbone, origin, held_out, exact)
@@ -120,13 +122,18 @@ def learn(plan: Course, settings: Setting, checkpoint_file: Path, title: str = "
 def _train_task(task: Lesson, settings: Setting, checkpoint_file: Path, title: str) -> Iterator[Epoch]:
     """Yield the epochs of one task; fitting a logistic head alone counts as one epoch."""
     started_at, transfer = time.perf_counter(), task.recipe.transfer
-    if task.head_features is not None and transfer is not None and transfer.logistic and not checkpoint_file.exists():
+    if (
+        task.head_features is not None
+        and transfer is not None
+        and transfer.fit_logistic_head
+        and not checkpoint_file.exists()
+    ):
         _fit_logistic_head(*task.head_features, task.network, task.recipe)
-        if transfer.trained == "head":
+        if transfer.trainable == "head":
             yield _score_logistic_head(task, settings, time.perf_counter() - started_at)
             return
     # A head on cached features is small: half precision would not make it faster.
-    if transfer is not None and transfer.kept:
+    if transfer is not None and transfer.cache_features:
         settings = replace(settings, number_format="float32")
     yield from loop.train(task.network, task.recipe, task.train, task.validation, settings, checkpoint_file, title)
 
@@ -143,7 +150,7 @@ def once_more(
 
 def note(recipe: Recipe, splits: dict[str, Photos]) -> str:
     """Describe the refit beside the score; empty where the scored network is the exported one."""
-    if not recipe.all:
+    if not recipe.refit_on_all:
         return ""
     return (
         f"What ships was trained once more, alike, on all {sum(map(len, splits.values()))} photos.\n"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ikebana.auditing.dataset_checks import Finding
 from ikebana.data.dataset import PARTS, USED, Dataset
-from ikebana.recipe import Fit
+from ikebana.recipe import Resize
 from ikebana.reports import audit_charts
 from ikebana.reports.run_figures import as_it_was
 from ikebana.system.files import atomic_write
@@ -119,7 +119,7 @@ class Section:
     photos: int
 
 
-def write(file: Path, dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, resize: Fit) -> None:
+def write(file: Path, dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, resize: Resize) -> None:
     """Write the page of an audit.
 
     Args:
@@ -133,7 +133,7 @@ def write(file: Path, dataset: Dataset, findings: Sequence[Finding], pixels: np.
         beside.write_text(rendered(dataset, findings, pixels, resize), "utf-8")
 
 
-def rendered(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, resize: Fit) -> str:
+def rendered(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, resize: Resize) -> str:
     """Render the page as text, see `write`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -220,14 +220,14 @@ def _make_card(finding: Finding, thumbnails: "_Thumbnails") -> Card:
 class _Thumbnails:
     """Thumbnails of photos, up to the page's limit."""
 
-    def __init__(self, dataset: Dataset, pixels: np.ndarray, resize: Fit):
+    def __init__(self, dataset: Dataset, pixels: np.ndarray, resize: Resize):
         columns = dataset.photos.select("path", "label", "split", "status", "width", "height")
         rows = list(enumerate(columns.iter_rows(named=True)))
         # If a path occurs both used and unused, the used row comes last and wins.
         rows.sort(key=lambda item: item[1]["status"] == USED)
         self.rows = {row["path"]: (number, row) for number, row in rows}
         self.pixels = pixels
-        self.resize: Fit = resize
+        self.resize: Resize = resize
         self.classes: dict[str, list[str]] = {name: [] for name in dataset.classes}
         for path, (_, row) in self.rows.items():
             if row["status"] == USED:

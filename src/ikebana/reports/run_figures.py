@@ -11,7 +11,7 @@ from PIL import Image
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import chunks, in_threads
 from ikebana.evaluation.metrics import Evaluation
-from ikebana.recipe import Fit
+from ikebana.recipe import Resize
 from ikebana.reports import figures
 from ikebana.runs.run import Run
 from ikebana.system import progress
@@ -32,7 +32,7 @@ def everything(
     """Draw all figures, and the thumbnails of validation and test photos."""
     folder = ensure_directory(run.folder / "figures")
     with progress.stage("draw", 4, "kinds of pictures") as bar:
-        draw_dataset(folder, dataset, pixels, run.recipe.fit)
+        draw_dataset(folder, dataset, pixels, run.recipe.resize)
         bar.advance(1)
         draw_training(folder, run.epochs, len(run.recipe.networks), examples)
         bar.advance(1)
@@ -42,11 +42,11 @@ def everything(
             limit = MAX_CONFUSION_CLASSES
             progress.message(f"more than {limit} classes: the confusion matrix is in evaluation.json, not drawn")
         bar.advance(1)
-        write_thumbnails(run.folder / "thumbnails", dataset, pixels, run.recipe.fit)
+        write_thumbnails(run.folder / "thumbnails", dataset, pixels, run.recipe.resize)
         bar.advance(1)
 
 
-def draw_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Fit) -> None:
+def draw_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize) -> None:
     """Draw the class counts as bars and as a pie, and a grid of sample photos."""
     counts = dataset.counts()
     figures.class_counts_bar(counts, folder / "classes_bar.png")
@@ -63,7 +63,7 @@ def photos_a_class(dataset: Dataset) -> int:
     return max(1, min(MAX_SAMPLES_PER_CLASS, MAX_SAMPLES // len(dataset.classes)))
 
 
-def samples(dataset: Dataset, pixels: np.ndarray, resize: Fit, per_class: int) -> tuple[list[np.ndarray], list[str]]:
+def samples(dataset: Dataset, pixels: np.ndarray, resize: Resize, per_class: int) -> tuple[list[np.ndarray], list[str]]:
     """Pick evenly spaced training photos per class, always the same ones.
 
     Blank photos fill up small classes, so that each class has a row of its own.
@@ -102,7 +102,7 @@ def draw_training(
         )
 
 
-def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Fit) -> None:
+def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize) -> None:
     """Write small validation and test photos in their own shape, named by the file's sha256."""
     # The folder appears atomically, so an earlier attempt was complete.
     if folder.exists():
@@ -120,7 +120,7 @@ def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize:
             pass
 
 
-def as_it_was(square: np.ndarray, width: int, height: int, resize: Fit) -> np.ndarray:
+def as_it_was(square: np.ndarray, width: int, height: int, resize: Resize) -> np.ndarray:
     """Restore the aspect ratio of a squashed photo, keeping its longer side; a crop stays square."""
     if resize == "crop":
         return square

@@ -280,7 +280,7 @@ class Run:
 
     def __repr__(self) -> str:
         state = repr(self.evaluation).split("\n", 1)[0] if self.finished else "not finished"
-        more = "; what ships has learned from all photos since" if self.finished and self.recipe.all else ""
+        more = "; what ships has learned from all photos since" if self.finished and self.recipe.refit_on_all else ""
         return f"Run({self.folder}: {self.recipe.name}, {state}{more})"
 
     def _repr_html_(self) -> str:

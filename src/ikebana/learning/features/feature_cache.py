@@ -58,9 +58,9 @@ class Origin:
 
 def origin(pixel_cache: str, recipe: Recipe, weights: Weights | None) -> Origin:
     """Make the key of the features of a recipe's backbone."""
-    flip_tta = recipe.transfer is not None and recipe.transfer.mirrored
+    flip_tta = recipe.transfer is not None and recipe.transfer.flip_tta
     sha256 = weights.sha256 if weights is not None else ""
-    return Origin(pixel_cache, recipe.network, sha256, recipe.until, flip_tta)
+    return Origin(pixel_cache, recipe.network, sha256, recipe.truncate_at, flip_tta)
 
 
 def backbone(recipe: Recipe, pixel_cache: str, settings: Setting) -> tuple[nn.Module, Origin]:

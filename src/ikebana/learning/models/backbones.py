@@ -31,13 +31,13 @@ def assembled(recipe: Recipe, classes: int) -> nn.Sequential:
     """
     if recipe.network == KERAS_INCEPTION:
         normalise: nn.Module = Scale()
-        layers = inception.inception(recipe.until or "mixed10")
+        layers = inception.inception(recipe.truncate_at or "mixed10")
         network: nn.Module = nn.Sequential(OrderedDict(layers=layers, flatten=FlattenLikeKeras()))
     else:
         network, config = _build_timm_network(recipe)
         normalise = Normalise(config["mean"], config["std"])
     head = _build_head(recipe.transfer or Transfer(), _measure_width(network, recipe), classes)
-    flip_tta = recipe.transfer is not None and recipe.transfer.mirrored
+    flip_tta = recipe.transfer is not None and recipe.transfer.flip_tta
     return nn.Sequential(OrderedDict(seer=Seer(normalise, network, flip_tta), head=head))
 
 
@@ -80,7 +80,7 @@ def own_side(recipe: Recipe) -> int:
         return 150
     config = _get_timm_config(recipe.network)
     image_size = int(config["input_size"][1])
-    is_frozen = recipe.transfer is not None and recipe.transfer.kept
+    is_frozen = recipe.transfer is not None and recipe.transfer.cache_features
     if not is_frozen or config["fixed_input_size"]:
         return image_size
     return max(image_size, IMAGE_SIZE_MULTIPLE * round(image_size / config["crop_pct"] / IMAGE_SIZE_MULTIPLE))
@@ -90,7 +90,7 @@ def _build_timm_network(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
     import timm
 
     config = _get_timm_config(recipe.network)
-    options: dict[str, Any] = {"img_size": recipe.side} if config["fixed_input_size"] else {}
+    options: dict[str, Any] = {"img_size": recipe.image_size} if config["fixed_input_size"] else {}
     # The packaged networks are small.
     if recipe.network not in pretrained_weights.PACKAGED:
         weight_bytes = _size(recipe.network, **options)
@@ -158,10 +158,10 @@ def _get_timm_config(network: str) -> dict[str, Any]:
 def _measure_width(network: nn.Module, recipe: Recipe) -> int:
     """Count the network's features with a forward pass; no attribute tells it for every network."""
     try:
-        features = network.eval()(torch.zeros(1, 3, recipe.side, recipe.side))
+        features = network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(
-            f"photos of {recipe.side} pixels do not fit {recipe.network}: {(str(error) or type(error).__name__).splitlines()[0]}",
+            f"photos of {recipe.image_size} pixels do not fit {recipe.network}: {(str(error) or type(error).__name__).splitlines()[0]}",
             advice=f"--side {own_side(recipe)}",
         ) from None
     return features.shape[1]
@@ -171,13 +171,13 @@ def _build_head(transfer: Transfer, width: int, classes: int) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if transfer.dropout:
         layers["dropout"] = nn.Dropout(transfer.dropout)
-    if transfer.hidden:
-        layers["dense_1"] = nn.Linear(width, transfer.hidden)
+    if transfer.hidden_units:
+        layers["dense_1"] = nn.Linear(width, transfer.hidden_units)
         layers["relu"] = nn.ReLU()
         if transfer.hidden_dropout:
             layers["hidden_dropout"] = nn.Dropout(transfer.hidden_dropout)
-        width = transfer.hidden
-    layers["dense_2" if transfer.hidden else "dense"] = nn.Linear(width, classes)
+        width = transfer.hidden_units
+    layers["dense_2" if transfer.hidden_units else "dense"] = nn.Linear(width, classes)
     return nn.Sequential(layers).apply(keras_initialisation)
 
 

@@ -78,7 +78,7 @@ def _compute_features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Te
 def _build_member(recipe: Recipe, classes: int) -> nn.Module:
     torch.manual_seed(recipe.seed)
     if recipe.network == "tutorial":
-        network = _build_tutorial_network(recipe.side, recipe.dropout, classes)
+        network = _build_tutorial_network(recipe.image_size, recipe.dropout, classes)
     else:
         network = backbones.assembled(recipe, classes)
     # Called for its effect: it sets requires_grad of every weight.
@@ -123,7 +123,7 @@ def settled(recipe: Recipe) -> Recipe:
     Raises:
         RecipeError: there is no such network, or BatchNorm would train on batches of one image.
     """
-    if recipe.batch == 1 and any(trains_norms(member, trained_in(member)) for member in recipe.members):
+    if recipe.batch_size == 1 and any(trains_norms(member, trained_in(member)) for member in recipe.members):
         raise RecipeError("BatchNorm learns the spread of a batch, and one photo has none", advice="--batch 2 or more")
     weights = str(Path(recipe.weights).expanduser().absolute()) if recipe.weights else ""
-    return replace(recipe, side=recipe.side or backbones.own_side(recipe.members[0]), weights=weights)
+    return replace(recipe, side=recipe.image_size or backbones.own_side(recipe.members[0]), weights=weights)

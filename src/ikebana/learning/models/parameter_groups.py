@@ -6,15 +6,15 @@ from torch import nn
 
 from ikebana.learning.models import inception
 from ikebana.learning.training.optimisers import Group
-from ikebana.recipe import KERAS_INCEPTION, Recipe, Trained
+from ikebana.recipe import KERAS_INCEPTION, Recipe, Trainable
 
 
-def trained_in(recipe: Recipe) -> Trained:
+def trained_in(recipe: Recipe) -> Trainable:
     """Return which weights the recipe trains in its own epochs."""
-    return "all" if recipe.transfer is None else recipe.transfer.trained
+    return "all" if recipe.transfer is None else recipe.transfer.trainable
 
 
-def trained_groups(network: nn.Module, recipe: Recipe, trainable: Trained, learning_rate: float) -> list[Group]:
+def trained_groups(network: nn.Module, recipe: Recipe, trainable: Trainable, learning_rate: float) -> list[Group]:
     """Return the trained weights in groups of one learning rate each, and freeze the others."""
     # The tutorial's network, or a head alone.
     if not hasattr(network, "seer"):
@@ -28,7 +28,7 @@ def trained_groups(network: nn.Module, recipe: Recipe, trainable: Trained, learn
     elif trainable == "tail" and recipe.network == KERAS_INCEPTION:
         groups = [Group([*_get_last_keras_weights(backbone_network, recipe), *head], learning_rate)]
     else:
-        train_from = recipe.transfer.tail_from if recipe.transfer is not None and trainable == "tail" else None
+        train_from = recipe.transfer.train_from if recipe.transfer is not None and trainable == "tail" else None
         groups = _group_by_stage(stages(backbone_network), head, train_from, recipe, learning_rate)
     for group in groups:
         for weight in group.weights:
@@ -36,7 +36,7 @@ def trained_groups(network: nn.Module, recipe: Recipe, trainable: Trained, learn
     return groups
 
 
-def trains_norms(recipe: Recipe, trainable: Trained) -> bool:
+def trains_norms(recipe: Recipe, trainable: Trainable) -> bool:
     """Return whether BatchNorm uses and updates batch statistics, which one image does not have.
 
     A pretrained backbone keeps its statistics while it trains. Two cases need batch statistics:
@@ -46,7 +46,7 @@ def trains_norms(recipe: Recipe, trainable: Trained) -> bool:
     return recipe.network != "tutorial" and (recipe.transfer is None or is_tutorial_fine_tuning)
 
 
-def into_training(network: nn.Module, recipe: Recipe, trainable: Trained) -> None:
+def into_training(network: nn.Module, recipe: Recipe, trainable: Trainable) -> None:
     """Set training mode, but leave BatchNorm in evaluation mode where its statistics are frozen."""
     network.train()
     if hasattr(network, "seer"):
@@ -124,7 +124,7 @@ def groups_of(weights: list[nn.Parameter], learning_rate: float) -> list[Group]:
 
 def _get_last_keras_weights(network: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
     """Return the weights of the last 50 of Keras' layers, and of every BatchNorm."""
-    layers = inception.keras_layers(recipe.until or "mixed10")
+    layers = inception.keras_layers(recipe.truncate_at or "mixed10")
     last = {layer.module for layer in layers[-FINE_TUNED_KERAS_LAYERS:] if layer.module is not None}
     norms = {layer.module for layer in layers if layer.kind == "BatchNormalization"}
     names = [layer.module for layer in layers if layer.module in last | norms and layer.module is not None]

@@ -54,7 +54,7 @@ def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
     ]
     if wrong:
         raise RecipeError(
-            f"these weights are not of {recipe.network} at {recipe.side} pixels: {wrong[0]} is missing or of another shape",
+            f"these weights are not of {recipe.network} at {recipe.image_size} pixels: {wrong[0]} is missing or of another shape",
             where=pretrained.file,
             advice=f"the weights of {recipe.network}, and --side {own_side(recipe)}",
         )

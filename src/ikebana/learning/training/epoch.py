@@ -45,7 +45,7 @@ class Pass:
         """Iterate over the remaining batches' indices; a single last photo joins the batch before."""
         start = self.seen
         while start < len(self.order):
-            end = start + self.recipe.batch
+            end = start + self.recipe.batch_size
             if self.avoid_single_photo_batches and end == len(self.order) - 1:
                 end += 1
             yield self.order[start:end]

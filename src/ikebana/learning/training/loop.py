@@ -208,12 +208,12 @@ def _non_finite_error(epoch_progress: Pass, trainer: Learner) -> RecipeError:
 def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:
     """Time training steps of the last phase, on random pixels and a copied network."""
     trial = copy.deepcopy(network).to(setting.device)
-    trainer = Learner(trial, recipe, phases(recipe)[-1], np.arange(max(recipe.batch, classes)) % classes)
+    trainer = Learner(trial, recipe, phases(recipe)[-1], np.arange(max(recipe.batch_size, classes)) % classes)
     parameter_groups.into_training(trial, recipe, trainer.phase.trained)
     generator = torch.Generator().manual_seed(0)
-    shape = (recipe.batch, recipe.side, recipe.side, 3)
+    shape = (recipe.batch_size, recipe.image_size, recipe.image_size, 3)
     pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2).to(setting.device)
-    labels = torch.randint(0, classes, (recipe.batch,), generator=generator).to(setting.device)
+    labels = torch.randint(0, classes, (recipe.batch_size,), generator=generator).to(setting.device)
     seconds = []
     for _ in range(1 + TRIAL_STEPS):
         started_at = time.perf_counter()
@@ -221,4 +221,4 @@ def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting:
         loss, _ = trainer.step(batch, labels, setting)
         float(loss)  # waits for the device
         seconds.append(time.perf_counter() - started_at)
-    return min(seconds[1:]) / recipe.batch
+    return min(seconds[1:]) / recipe.batch_size

@@ -93,7 +93,7 @@ class AdamW:
         """Update every weight that has a gradient."""
         self.count += 1
         step = int(self.count)
-        factor = schedule(step, self.total_steps, self.tuning.warm_up)
+        factor = schedule(step, self.total_steps, self.tuning.warmup_fraction)
         moments = iter(self.state[1:])
         updates = []
         for group in self.groups:

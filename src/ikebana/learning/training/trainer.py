@@ -16,7 +16,7 @@ from ikebana.learning.models.layers import last_linear
 from ikebana.learning.training import ema, optimisers
 from ikebana.learning.training.checkpoint import Saved
 from ikebana.learning.training.class_priors import log_shares
-from ikebana.recipe import Recipe, Trained
+from ikebana.recipe import Recipe, Trainable
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Phase:
 
     first: int  # epoch, from 1
     last: int
-    trained: Trained
+    trained: Trainable
     learning_rate: float
 
 
@@ -57,9 +57,9 @@ class Learner:
         if recipe.tuning is None:
             self.optimiser, self.ema = optimisers.RMSprop(groups), None
         else:
-            steps = (phase.last - phase.first + 1) * -(-len(labels) // recipe.batch)
+            steps = (phase.last - phase.first + 1) * -(-len(labels) // recipe.batch_size)
             self.optimiser = optimisers.AdamW(groups, recipe.tuning, steps)
-            self.ema = ema.RunningMean(network, recipe.tuning.averaging)
+            self.ema = ema.RunningMean(network, recipe.tuning.ema_decay)
             # Adding the class priors to the logits of the loss keeps the network from learning
             # them: it then predicts a rare class as readily as a frequent one.
             log_priors = log_shares(labels, last_linear(network).out_features)
@@ -94,7 +94,7 @@ class Learner:
 
     def _build_forward(self, inputs: Tensor, settings: Setting) -> Callable[[Tensor], Tensor]:
         if settings.device == "cuda":
-            return Captured(self.network, self.recipe.batch, settings)
+            return Captured(self.network, self.recipe.batch_size, settings)
         return fused_training.for_steps(self.network, inputs, settings)
 
     def _compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
