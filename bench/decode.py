@@ -36,9 +36,9 @@ def ours(photos: Path, side: int) -> int:
     """One cold run into an empty cache."""
     cache = tempfile.mkdtemp()
     os.environ["IKEBANA_CACHE"] = cache
-    opened, keep = pixel_cache.opened(sources.read(photos), side, "squash")
+    opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), side, "squash")
     assert keep.pixels.shape[1:] == (side, side, 3)
-    count = opened.used.height
+    count = opened.used_photos.height
     del keep
     shutil.rmtree(cache)
     return count
@@ -48,7 +48,7 @@ def torchvisions(photos: Path, side: int) -> int:
     """One pass of a DataLoader over an ImageFolder."""
     resize = v2.Compose([v2.Resize((side, side), antialias=True), v2.PILToTensor()])
     loader = torch.utils.data.DataLoader(
-        ImageFolder(str(photos), resize), batch_size=128, num_workers=pixel_cache.threads()
+        ImageFolder(str(photos), resize), batch_size=128, num_workers=pixel_cache.count_threads()
     )
     return sum(len(labels) for _, labels in loader)
 
@@ -58,11 +58,11 @@ def libjpegs(photos: Path, side: int) -> int:
 
     def decode(file: Path) -> None:
         with Image.open(io.BytesIO(file.read_bytes())) as image:
-            image.draft(None, (decoding.DRAFT * side, decoding.DRAFT * side))  # pyright: ignore[reportArgumentType]
+            image.draft(None, (decoding.JPEG_DRAFT_SCALE * side, decoding.JPEG_DRAFT_SCALE * side))  # pyright: ignore[reportArgumentType]
             image.load()
 
     files = sorted(photos.glob("*/*.jpg"))
-    with ThreadPoolExecutor(pixel_cache.threads()) as pool:
+    with ThreadPoolExecutor(pixel_cache.count_threads()) as pool:
         return sum(1 for _ in pool.map(decode, files))
 
 

@@ -26,7 +26,7 @@ def ikebana(photos: Path) -> tuple[Step, float]:
 
     from ikebana import recipes
     from ikebana.data import pixel_cache, sources
-    from ikebana.data.split import split
+    from ikebana.data.split import split_photos
     from ikebana.learning import estimate, examples
     from ikebana.learning.augmentation import augmented
     from ikebana.learning.models import networks, parameter_groups, weight_loading
@@ -36,8 +36,8 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     progress.set_reporter(progress.SilentReporter())
     recipe = networks.settled(recipes.get_recipe("good"))
     setting = estimate.prepared(recipe, CLASSES)
-    opened, keep = pixel_cache.opened(sources.read(photos), recipe.image_size, recipe.resize)
-    dataset = split(opened, recipe)
+    opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), recipe.image_size, recipe.resize)
+    dataset = split_photos(opened, recipe)
     train = examples.parts(dataset, keep.pixels)["train"]
     network = networks.build(recipe, len(dataset.classes))
     weight_loading.fill(network, recipe)

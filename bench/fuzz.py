@@ -196,7 +196,7 @@ def archives(_: Path, __: Path) -> Opener:
 
     def opened(name: str, file: Path) -> None:
         place = file.rename(file.with_suffix(".zip" if name.startswith("zip") else ".tar.gz"))
-        pixel_cache.opened(sources.read(place), 32, "squash")
+        pixel_cache.open_pixel_cache(sources.read(place), 32, "squash")
 
     return opened
 
@@ -211,7 +211,7 @@ def tables(scratch: Path, _: Path) -> Opener:
 
     def opened(_: str, file: Path) -> None:
         place = file.rename(scratch / "photos.csv")
-        pixel_cache.opened(sources.read(place), 32, "squash")
+        pixel_cache.open_pixel_cache(sources.read(place), 32, "squash")
 
     return opened
 

@@ -37,8 +37,8 @@ class Tables:
     """Features in memory and labels, of the photos to learn from and of those to choose by."""
 
     def __init__(self, photos: Path, recipe: Recipe):
-        opened, keep = pixel_cache.opened(sources.read(photos), recipe.image_size, recipe.resize)
-        dataset = split.split(sources.with_classes(opened, recipe.class_order), recipe)
+        opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), recipe.image_size, recipe.resize)
+        dataset = split.split_photos(sources.assign_classes(opened, recipe.class_order), recipe)
         self.classes = len(dataset.classes)
         setting = prepared(recipe, self.classes)
         seen = out_of_fold.seen(examples.parts(dataset, keep.pixels), recipe, keep.folder.name, setting)

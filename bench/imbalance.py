@@ -52,8 +52,10 @@ def main() -> None:
 
 def _split(photos: Path) -> pl.DataFrame:
     """path, label and split of every usable photo."""
-    found, _ = pixel_cache.opened(sources.read(photos), 32, "squash")  # small: only whether they open matters here
-    used = split.split(found, recipes.get_recipe("quick")).used
+    found, _ = pixel_cache.open_pixel_cache(
+        sources.read(photos), 32, "squash"
+    )  # small: only whether they open matters here
+    used = split.split_photos(found, recipes.get_recipe("quick")).used_photos
     absolute = [str(photos.resolve() / path) for path in used["path"]]
     return used.select("label", "split").with_columns(path=pl.Series(absolute))
 

@@ -29,10 +29,10 @@ TRUTH = 0.2  # of the photos
 def laid_aside(photos: Path, seed: int) -> tuple[list[str], list[str]]:
     """Paths of the collection and of the truth; no two twins on both sides."""
     found, _, _ = searched(photos)
-    parts = split.stratified(
-        found.used["label"].to_list(), split.groups(found.used), (1 - TRUTH, 0.0, TRUTH), seed
+    parts = split.assign_stratified(
+        found.used_photos["label"].to_list(), split.find_groups(found.used_photos), (1 - TRUTH, 0.0, TRUTH), seed
     )  # fmt: skip
-    paths = found.used["path"].to_list()
+    paths = found.used_photos["path"].to_list()
     return tuple([path for path, part in zip(paths, parts, strict=True) if part == name] for name in ("train", "test"))  # pyright: ignore[reportReturnType]
 
 

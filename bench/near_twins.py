@@ -28,8 +28,8 @@ from PIL import Image, ImageDraw, ImageOps
 from ikebana.data import pixel_cache, sources
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
-from ikebana.data.pixel_cache import Kept
-from ikebana.data.split import islands
+from ikebana.data.pixel_cache import PixelCache
+from ikebana.data.split import find_connected_components
 from ikebana.system import progress
 
 CELL = 200  # pixels of a photo on the sheet
@@ -94,18 +94,18 @@ def plant(photos: Path, place: Path, each: int, seed: int) -> dict[str, tuple[st
     return planted
 
 
-def searched(photos: Path) -> tuple[Dataset, Kept, float]:
+def searched(photos: Path) -> tuple[Dataset, PixelCache, float]:
     """The photos with their twins, and the seconds of the search alone."""
-    opened, keep = pixel_cache.opened(sources.read(photos), 32, "squash")
+    opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), 32, "squash")
     begun = time.perf_counter()
-    found = near_duplicates.found(opened, keep)
+    found = near_duplicates.find_near_duplicates(opened, keep)
     return found, keep, time.perf_counter() - begun
 
 
 def pairs(found: Dataset) -> dict[frozenset[str], str]:
     """{two paths: what was done}, exact copies among them."""
     paths = found.photos["path"].to_list()
-    near = {frozenset((paths[each.first], paths[each.second])): each.how for each in found.twins}
+    near = {frozenset((paths[each.first], paths[each.second])): each.transformation for each in found.near_duplicates}
     same = found.photos.group_by("sha256").agg("path")["path"].to_list()
     return near | {frozenset((names[0], name)): "the same bytes" for names in same for name in names[1:]}
 
@@ -114,7 +114,7 @@ def joined(found: set[frozenset[str]]) -> set[frozenset[str]]:
     """Every two photos that are joined in any number of steps."""
     names = sorted(set().union(*found)) if found else []
     row = {name: number for number, name in enumerate(names)}
-    groups = islands((row[min(pair)], row[max(pair)]) for pair in found)
+    groups = find_connected_components((row[min(pair)], row[max(pair)]) for pair in found)
     return {
         frozenset((names[one], names[other])) for group in groups for one in group for other in group if one < other
     }
@@ -123,7 +123,7 @@ def joined(found: set[frozenset[str]]) -> set[frozenset[str]]:
 def bench(photos: Path, seeds: list[int], each: int, sheet: Path | None) -> None:
     untouched, keep, seconds = searched(photos)
     real = pairs(untouched)
-    print(f"untouched: {untouched.used.height} photos, {len(real)} pairs, {seconds:.1f} s", flush=True)
+    print(f"untouched: {untouched.used_photos.height} photos, {len(real)} pairs, {seconds:.1f} s", flush=True)
     if sheet is not None:
         draw_sheet(untouched, keep, sheet)
     recalls, times = {kind: [] for kind in KINDS}, []
@@ -148,15 +148,17 @@ def bench(photos: Path, seeds: list[int], each: int, sheet: Path | None) -> None
     print(f"seconds of the search: {spread(times, 1)}")
 
 
-def draw_sheet(found: Dataset, keep: Kept, file: Path) -> None:
+def draw_sheet(found: Dataset, keep: PixelCache, file: Path) -> None:
     """All twins of the untouched photos side by side."""
     paths = found.photos["path"].to_list()
     cells = []
-    for each in found.twins:
+    for each in found.near_duplicates:
         cell = Image.new("RGB", (2 * CELL, CELL + 16), "white")
         for place, row in enumerate((each.first, each.second)):
-            cell.paste(Image.open(found.file(paths[row])).convert("RGB").resize((CELL, CELL)), (place * CELL, 16))
-        text = f"{each.alike:.2f} {each.how}: {paths[each.first]} {paths[each.second]}"
+            cell.paste(
+                Image.open(found.resolve_path(paths[row])).convert("RGB").resize((CELL, CELL)), (place * CELL, 16)
+            )
+        text = f"{each.similarity:.2f} {each.transformation}: {paths[each.first]} {paths[each.second]}"
         ImageDraw.Draw(cell).text((2, 2), text[:66], fill="black")
         cells.append(cell)
     columns = 4
@@ -185,7 +187,7 @@ def scale(number: int) -> None:
     dice = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "small.npy"
-        pixel_cache.reserve(file, (number, 64, 64, 3), np.dtype(np.uint8))
+        pixel_cache.reserve_array(file, (number, 64, 64, 3), np.dtype(np.uint8))
         photos = np.load(file, mmap_mode="r+")
         originals = number - number // 10
         for row in range(originals):
@@ -203,7 +205,7 @@ def scale(number: int) -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         begun, busy = time.perf_counter(), time.process_time()
-        found = near_duplicates.search(photos, np.arange(number))
+        found = near_duplicates.find_pairs(photos, np.arange(number))
         seconds, busy = time.perf_counter() - begun, time.process_time() - busy
         over.set()
         watcher.join()

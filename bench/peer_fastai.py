@@ -297,7 +297,7 @@ def prepared(chosen: argparse.Namespace, scratch: Path) -> tuple[Task, dict[str,
     facts = {
         "processor": device.processor(),
         "processors": os.cpu_count(),
-        "of them allowed": pixel_cache.threads(),
+        "of them allowed": pixel_cache.count_threads(),
         "peer": versions,
         "ikebana": {name: version(name) for name in ("ikebana", "torch", "timm", "pillow", "numpy")},
         "photos": parts,

@@ -28,8 +28,8 @@ from ikebana.auditing import content_checks, image_quality, shortcuts
 from ikebana.auditing import label_errors as doubts
 from ikebana.auditing.dataset_checks import Finding
 from ikebana.data import pixel_cache, sources, split
-from ikebana.data.dataset import USED, Dataset
-from ikebana.data.pixel_cache import Kept
+from ikebana.data.dataset import STATUS_USED, Dataset
+from ikebana.data.pixel_cache import PixelCache
 from ikebana.learning.models import networks
 from ikebana.recipe import Recipe
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
@@ -51,7 +51,7 @@ class Bench:
     """Photos as they are, and what is planted for each seed."""
 
     dataset: Dataset  # all of them, opened
-    keep: Kept
+    keep: PixelCache
     recipe: Recipe
     planted: dict[str, tuple[str, int]]  # path → kind and seed
 
@@ -64,7 +64,7 @@ class Bench:
             for path in self.dataset.photos["path"]
         ]
         status = pl.when(pl.Series(left_out)).then(pl.lit("left out")).otherwise(pl.col("status")).alias("status")
-        return split.split(self.dataset.with_photos(self.dataset.photos.with_columns(status)), self.recipe)
+        return split.split_photos(self.dataset.with_photos(self.dataset.photos.with_columns(status)), self.recipe)
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def planted(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds
     # float32 throughout: one array of features then serves every seed, whichever photos are trained on.
     recipe = replace(networks.settled(RECIPES[DEFAULT_RECIPE]), precision="float32")
     found = sources.read(photos)
-    rows = [(str(found.file(path)), label) for path, label in found.photos.select("path", "label").iter_rows()]
+    rows = [(str(found.resolve_path(path)), label) for path, label in found.photos.select("path", "label").iter_rows()]
     classes = sorted({label for _, label in rows})
     plants: list[tuple[str, str, str, int]] = []
     for seed in range(seeds):
@@ -101,8 +101,8 @@ def planted(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds
             plants += [(*row, "shortcut", seed) for row in _bordered(scratch / f"border-{seed}", rows, name)]
     table = pl.DataFrame([*rows, *(each[:2] for each in plants)], schema=["path", "label"], orient="row")
     table.write_csv(scratch / "photos.csv")
-    opened, keep = pixel_cache.opened(sources.read(scratch / "photos.csv"), recipe.image_size, recipe.resize)
-    return Bench(sources.with_classes(opened, ()), keep, recipe, {each[0]: (each[2], each[3]) for each in plants})
+    opened, keep = pixel_cache.open_pixel_cache(sources.read(scratch / "photos.csv"), recipe.image_size, recipe.resize)
+    return Bench(sources.assign_classes(opened, ()), keep, recipe, {each[0]: (each[2], each[3]) for each in plants})
 
 
 def _beside(folder: Path, path: str) -> Path:
@@ -178,7 +178,7 @@ def flipped(bench: Bench, seeds: int) -> None:
 def _with_flips(dataset: Dataset, seed: int) -> tuple[Dataset, dict[str, str]]:
     """The same photos with 3 % of the labels changed, and the true label of each of those."""
     dice = np.random.default_rng(seed)
-    labels, used = dataset.photos["label"].to_list(), np.flatnonzero(dataset.photos["status"] == USED)
+    labels, used = dataset.photos["label"].to_list(), np.flatnonzero(dataset.photos["status"] == STATUS_USED)
     wrong = {}
     for row in dice.choice(used, round(FLIPPED * len(used)), replace=False):
         others = [name for name in dataset.classes if name != labels[row]]

@@ -95,7 +95,7 @@ def _jpegs(photos: Path) -> float:
             image.draft(None, (2 * 224, 2 * 224))  # pyright: ignore[reportArgumentType]
             image.load()
 
-    with ThreadPoolExecutor(pixel_cache.threads()) as pool:
+    with ThreadPoolExecutor(pixel_cache.count_threads()) as pool:
         return len(stored) / _best(lambda: list(pool.map(decode, stored)), 3)
 
 

@@ -16,7 +16,7 @@ from ikebana import cli, recipes
 from ikebana.auditing import recommendation
 from ikebana.auditing.recommendation import FEW, MANY, Supply
 from ikebana.commands import audit as audit_command
-from ikebana.data.split import for_choices
+from ikebana.data.split import get_selection_mask
 from ikebana.demo_data import paper_flowers
 from ikebana.learning.features import depth_probe
 from ikebana.learning.features.depth_probe import CUTS, Evidence, Score
@@ -229,7 +229,7 @@ def test_sealed_photos_and_those_for_confidence_are_never_looked_at(drawn):
     widest = max(files, key=lambda file: np.load(file, mmap_mode="r").shape[1])
     seen = np.load(widest.with_name("checks.npy")) != 0
     validation = np.flatnonzero(parts == "validation")
-    choosing = validation[for_choices(looked.dataset.photos[validation])]
+    choosing = validation[get_selection_mask(looked.dataset.photos[validation])]
     assert 0 < len(choosing) < len(validation)
     assert set(np.flatnonzero(seen)) == {*np.flatnonzero(parts == "train"), *choosing}
     assert "test photos stay sealed" in repr(looked.advice)

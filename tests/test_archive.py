@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ikebana.data import archive, pixel_cache, sources
-from ikebana.data.dataset import UNOPENED
+from ikebana.data.dataset import STATUS_UNOPENED
 from ikebana.errors import MachineError, PhotosError
 from ikebana.system import files as system_files
 
@@ -103,7 +103,7 @@ OUTSIDE = [
 def test_a_path_that_leads_out_stays_packed(tmp_path, kind, ikebana_cache):
     statuses = told(tmp_path, plain(OUTSIDE, kind), f"photos.{kind}")
     assert list(statuses.values()).count("its path leads out of the archive") == len(OUTSIDE)
-    assert list(statuses.values()).count(UNOPENED) == 6
+    assert list(statuses.values()).count(STATUS_UNOPENED) == 6
     assert not Path("/tmp/ikebana-escaped.jpg").exists()
     assert len([each for each in ikebana_cache.rglob("*.jpg") if each.is_file()]) == 6
 
@@ -129,7 +129,7 @@ def test_a_tar_cannot_write_through_its_own_links(tmp_path, ikebana_cache):
     files = [(name, data, tarfile.REGTYPE) for name, data in two_classes().items()]
     statuses = told(tmp_path, tar_of(files + kinds), "photos.tar")
     assert list(statuses.values()).count("a link or device in an archive") == 5
-    assert statuses["out/x.jpg"] == UNOPENED  # in a real folder of that name, within the cache
+    assert statuses["out/x.jpg"] == STATUS_UNOPENED  # in a real folder of that name, within the cache
     assert not any(each.is_symlink() for each in ikebana_cache.rglob("*"))
 
 
@@ -142,7 +142,7 @@ def test_encrypted_members_are_named(tmp_path):
         data[place] |= 1
     statuses = told(tmp_path, bytes(data))
     assert statuses.pop("a/secret.jpg") == "encrypted"
-    assert set(statuses.values()) == {UNOPENED}
+    assert set(statuses.values()) == {STATUS_UNOPENED}
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -152,7 +152,7 @@ def test_of_members_under_one_name_the_first_counts(tmp_path, kind):
     assert len(statuses) == 6 + 3  # two are spelled alike in the table, too
     with_it = sources.read(tmp_path / "home" / f"photos.{kind}")
     assert with_it.photos["status"].to_list().count("stands twice in the archive") == 4
-    assert with_it.file(f"photos.{kind}!a/0.jpg").read_bytes() == two_classes()["a/0.jpg"]
+    assert with_it.resolve_path(f"photos.{kind}!a/0.jpg").read_bytes() == two_classes()["a/0.jpg"]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -183,7 +183,7 @@ GOOD_NAMES = [
 def test_names_in_any_script_come_out_as_they_are(tmp_path, kind):
     statuses = told(tmp_path, plain(GOOD_NAMES, kind), f"photos.{kind}")
     shown = [name for name in GOOD_NAMES if not name.startswith("a/..")]  # hidden, as everywhere
-    assert {statuses[name] for name in shown} == {UNOPENED}
+    assert {statuses[name] for name in shown} == {STATUS_UNOPENED}
 
 
 def test_a_tar_with_names_in_an_old_encoding_is_set_aside_readably(tmp_path):
@@ -197,7 +197,7 @@ def test_a_tar_with_names_in_an_old_encoding_is_set_aside_readably(tmp_path):
 
 def test_a_zip_with_backslashes_has_the_folders_it_means(tmp_path):
     data = zip_of([(name.replace("/", "\\"), file, 0) for name, file in two_classes().items()])
-    assert told(tmp_path, data) == dict.fromkeys(two_classes(), UNOPENED)
+    assert told(tmp_path, data) == dict.fromkeys(two_classes(), STATUS_UNOPENED)
 
 
 def test_an_empty_class_folder_in_an_archive_is_noticed(tmp_path):
@@ -205,7 +205,7 @@ def test_an_empty_class_folder_in_an_archive_is_noticed(tmp_path):
     (tmp_path / "photos.tar").write_bytes(tar_of([*files, ("c", b"", tarfile.DIRTYPE)]))
     (tmp_path / "photos.zip").write_bytes(zip_of([*((*file[:2], 0o100644) for file in files), ("c/", b"", 0o40755)]))
     for name in ("photos.tar", "photos.zip"):
-        assert sources.read(tmp_path / name).classes_without_photos == ("c",)
+        assert sources.read(tmp_path / name).empty_classes == ("c",)
 
 
 def test_an_archive_within_an_archive_is_no_photo(tmp_path):
@@ -217,12 +217,12 @@ def test_an_archive_within_an_archive_is_no_photo(tmp_path):
         ),
     }.items():
         (tmp_path / name).write_bytes(data)
-        dataset = pixel_cache.opened(sources.read(tmp_path / name), 8, "squash")[0]
-        assert dataset.set_aside.rows() != []
-        assert dict(dataset.set_aside.select("path", "status").iter_rows()) == {
+        dataset = pixel_cache.open_pixel_cache(sources.read(tmp_path / name), 8, "squash")[0]
+        assert dataset.set_aside_photos.rows() != []
+        assert dict(dataset.set_aside_photos.select("path", "status").iter_rows()) == {
             f"{name}!b/more.zip": "not a photo: a zip archive or an office document"
         }
-        assert dataset.used.height == 6
+        assert dataset.used_photos.height == 6
 
 
 # Bombs
@@ -238,13 +238,13 @@ def test_an_archive_that_grows_too_much_is_refused_and_leaves_nothing(tmp_path, 
         "one.tar.gz": tar_of([("a/0.jpg", zeros, tarfile.REGTYPE)], "w:gz"),
         "one.tar.xz": tar_of([("a/0.jpg", zeros, tarfile.REGTYPE)], "w:xz"),
     }.items():
-        assert len(data) * archive.MAX_GROWTH < 2**20
+        assert len(data) * archive.MAX_EXPANSION_RATIO < 2**20
         assert "grows to more than 100 times" in refusal(tmp_path, data, name)
         assert in_the_cache(ikebana_cache) in ([], ["archives"])
 
 
 def test_an_archive_may_grow_as_photos_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "ALWAYS_ALLOWED", 2**20 + 8 * archive.AN_ENTRY)
+    monkeypatch.setattr(archive, "ALWAYS_ALLOWED", 2**20 + 8 * archive.ENTRY_OVERHEAD_BYTES)
     members = [(f"{name}/{number}.jpg", bytes(2**18), 0) for name in "ab" for number in range(2)]  # 1 MiB in all
     assert len(told(tmp_path, zip_of(members, zipfile.ZIP_DEFLATED))) == 4
 
@@ -291,7 +291,7 @@ def test_a_damaged_member_of_a_zip_costs_that_member_alone(tmp_path, compression
     data[place : place + 8] = b"\xff" * 8
     statuses = told(tmp_path, bytes(data))
     assert statuses.pop("a/1.jpg").startswith("damaged in the archive")
-    assert set(statuses.values()) == {UNOPENED}
+    assert set(statuses.values()) == {STATUS_UNOPENED}
     assert not [each for each in ikebana_cache.rglob("1.jpg") if each.parent.name == "a"]
 
 
@@ -301,7 +301,7 @@ def test_a_compression_that_python_does_not_know_is_named(tmp_path):
         data[place : place + 2] = struct.pack("<H", 77)
     statuses = told(tmp_path, bytes(data))
     assert statuses.pop("a/odd.jpg") == "packed by an odd compression (pack it again, by deflate)"
-    assert set(statuses.values()) == {UNOPENED}
+    assert set(statuses.values()) == {STATUS_UNOPENED}
 
 
 @given(
@@ -350,7 +350,7 @@ def test_what_was_unpacked_and_spoilt_since_is_unpacked_again(tmp_path, ikebana_
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
 def test_an_interrupted_unpacking_leaves_nothing_half_made(tmp_path, monkeypatch, ikebana_cache, interruption):
     (tmp_path / "photos.zip").write_bytes(plain([], "zip"))
-    copied, calls = archive._copied, []
+    copied, calls = archive._copy_content, []
 
     def interrupted(*arguments):
         calls.append(arguments)

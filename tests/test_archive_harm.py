@@ -10,7 +10,7 @@ from conftest import photo
 from test_archive import plain, told, zip_of
 
 from ikebana.data import archive
-from ikebana.data.dataset import UNOPENED
+from ikebana.data.dataset import STATUS_UNOPENED
 from ikebana.errors import PhotosError
 
 
@@ -37,15 +37,15 @@ def gzipped_tar(members):
     ],
 )
 def test_no_name_leads_out_on_any_system(name):
-    path = archive._path(name)
-    problem = archive._no_path(name, path)
+    path = archive._normalise_path(name)
+    problem = archive._find_path_problem(name, path)
     assert problem == "its path leads out of the archive"
 
 
 @pytest.mark.parametrize("name", ["a/12.30.jpg", "console/1.jpg", "a/com10.jpg", "a/x.con", "./a//b.jpg"])
 def test_names_that_lead_nowhere_else_are_no_problem(name, monkeypatch):
     monkeypatch.setattr(archive, "ON_WINDOWS", True)
-    assert archive._no_path(name, archive._path(name)) is None
+    assert archive._find_path_problem(name, archive._normalise_path(name)) is None
 
 
 NOT_ON_WINDOWS = [
@@ -65,9 +65,9 @@ def test_names_of_windows_devices_and_streams_stay_packed_there_alone(tmp_path, 
     monkeypatch.setattr(archive, "ON_WINDOWS", True)
     statuses = told(tmp_path, plain(NOT_ON_WINDOWS, kind), f"photos.{kind}")
     assert {statuses.pop(name) for name in NOT_ON_WINDOWS} == {"Windows cannot hold its name (rename it)"}
-    assert list(statuses.values()) == [UNOPENED] * 6
+    assert list(statuses.values()) == [STATUS_UNOPENED] * 6
     monkeypatch.setattr(archive, "ON_WINDOWS", False)
-    assert all(archive._no_path(name, archive._path(name)) is None for name in NOT_ON_WINDOWS)
+    assert all(archive._find_path_problem(name, archive._normalise_path(name)) is None for name in NOT_ON_WINDOWS)
 
 
 def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path):
@@ -76,7 +76,7 @@ def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path
         gzipped_tar([("a/1.jpg", photo(0)), (deep, photo(1)), ("a/2.jpg", photo(2))])
     )
     found = archive.unpack(tmp_path / "photos.tar.gz")
-    assert [each.status for each in found.set_aside] == ["it lies too deep"]
+    assert [each.status for each in found.skipped_members] == ["it lies too deep"]
     assert sorted(each.name for each in found.folder.rglob("*.jpg")) == ["1.jpg", "2.jpg"]
 
 
@@ -84,7 +84,7 @@ def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path
 def test_what_a_zip_cannot_unpack_piece_by_piece_stays_packed(tmp_path, compression):
     (tmp_path / "photos.zip").write_bytes(zip_of([("a/bomb.jpg", bytes(2**20), 0)], compression))
     found = archive.unpack(tmp_path / "photos.zip")
-    assert [each.status for each in found.set_aside] == ["packed by bzip2 or LZMA (pack it again, by deflate)"]
+    assert [each.status for each in found.skipped_members] == ["packed by bzip2 or LZMA (pack it again, by deflate)"]
     assert list(found.folder.iterdir()) == []
 
 

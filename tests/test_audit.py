@@ -13,8 +13,8 @@ from ikebana.data.duplicates import near_duplicates
 def looked_at(folder, **choices):
     """The dataset of a folder, opened and split, and its findings."""
     chosen = recipes.get_recipe("baseline", **choices)
-    opened, _ = pixel_cache.opened(sources.read(folder), 32, "squash")
-    dataset = split.split(sources.with_classes(opened, ()), chosen)
+    opened, _ = pixel_cache.open_pixel_cache(sources.read(folder), 32, "squash")
+    dataset = split.split_photos(sources.assign_classes(opened, ()), chosen)
     return dataset, dataset_checks.findings(dataset)
 
 
@@ -51,7 +51,7 @@ def test_every_planted_fault_is_found_and_no_other(tmp_path):
     assert by_kind["identical_other_label"].paths == ("a/1.jpg", "b/other.jpg")
     assert by_kind["unreadable"].paths == ("b/broken.jpg",)
     assert "empty" in by_kind["empty_class"].evidence
-    parts = dict(dataset.used.select("path", "split").iter_rows())
+    parts = dict(dataset.used_photos.select("path", "split").iter_rows())
     assert parts["a/1.jpg"] == parts["b/other.jpg"]
 
 
@@ -79,7 +79,7 @@ def test_the_sums_add_up_and_the_summary_names_what_was_set_aside(tmp_path):
     assert sum(told["reasons"].values()) == told["set_aside"]
     assert sum(sum(parts.values()) for parts in told["classes"].values()) == told["used"]
     said = dataset_checks.summary(dataset, found)
-    for path, status in dataset.set_aside.select("path", "status").iter_rows():
+    for path, status in dataset.set_aside_photos.select("path", "status").iter_rows():
         assert f"{path}: {status}" in said
 
 
@@ -109,7 +109,7 @@ def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
     dataset, found = looked_at(grow(tmp_path / "photos", files))
     assert dataset_checks.summary(dataset, found).count("\n") < 20
     assert "992 more" in dataset_checks.summary(dataset, found)
-    assert dataset.set_aside.height == 1000
+    assert dataset.set_aside_photos.height == 1000
 
 
 def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
@@ -121,9 +121,11 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     setting = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
     found = sources.read(folder)
     before = forecast(found, chosen, setting)
-    assert before.cache == 21 * (46 * 46 + pixel_cache.SMALL**2) * 3 + near_duplicates.scratch(21)
+    assert before.cache == 21 * (46 * 46 + pixel_cache.THUMBNAIL_SIZE**2) * 3 + near_duplicates.compute_scratch_bytes(
+        21
+    )
     assert 10 * 21 * 0.6 * 0.5 < before.seconds < 2 * 10 * 21 * 0.6 * 0.5
-    near_duplicates.found(*pixel_cache.opened(found, 46, "squash"))
+    near_duplicates.find_near_duplicates(*pixel_cache.open_pixel_cache(found, 46, "squash"))
     again = forecast(found, chosen, setting)
     assert again.cache == 0
     assert "all kept from before" in again.text

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from ikebana.auditing.dataset_checks import Finding
-from ikebana.data.dataset import SCHEMA, USED, Dataset
+from ikebana.data.dataset import SCHEMA, STATUS_USED, Dataset
 from ikebana.reports import audit_charts, audit_page
 
 SIDE = 40
@@ -16,12 +16,12 @@ HOSTILE = "a<b>&\"'/<script>alert(1)</script>.jpg"
 VOID = {"meta", "img", "br", "link", "rect", "line", "circle", "path", "input", "hr"}
 
 
-def dataset(paths, classes=("a<b>&\"'", "plain"), status=USED):
+def dataset(paths, classes=("a<b>&\"'", "plain"), status=STATUS_USED):
     """Photos of these paths, the classes in turns."""
     rows = [
         {
             "path": path, "label": classes[place % len(classes)], "split": ("train", "validation", "test")[place % 3],
-            "group": None, "status": status if place == 0 else USED, "sha256": str(place), "bytes": 1000 + place,
+            "group": None, "status": status if place == 0 else STATUS_USED, "sha256": str(place), "bytes": 1000 + place,
             "width": 30 + place % 50, "height": 40,
         }
         for place, path in enumerate(paths)

@@ -10,7 +10,7 @@ from conftest import away, levels, photo, pillow_heif, reason, seen
 from PIL import Image, ImageOps
 
 from ikebana.data import pixel_cache, sources
-from ikebana.data.dataset import USED
+from ikebana.data.dataset import STATUS_USED
 
 SIDE = 64
 # What the third column may say: the first pattern that is found decides.
@@ -42,7 +42,7 @@ def taken_in(awkward, tmp_path_factory):
     (folder / "awkward").symlink_to(awkward)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        dataset, keep = pixel_cache.opened(sources.read(folder), SIDE, "squash")
+        dataset, keep = pixel_cache.open_pixel_cache(sources.read(folder), SIDE, "squash")
     return dataset, np.array(keep.pixels)
 
 
@@ -61,13 +61,13 @@ def allowed(name, text, told):
     """Whether a file's fate is one that its row allows."""
     wanted = "used" if name in WHOLE_AFTER_ALL else outcome(text)
     if wanted == "heif":
-        return told == USED if pillow_heif else "HEIF" in (told or "")
+        return told == STATUS_USED if pillow_heif else "HEIF" in (told or "")
     return {
         "ignored": told is None,
         "either": told is not None,
         "too large": told is not None and told.startswith("too large: "),
-        "refused": told not in (None, USED),
-        "used": told == USED,
+        "refused": told not in (None, STATUS_USED),
+        "used": told == STATUS_USED,
     }[wanted]
 
 
@@ -101,7 +101,11 @@ def test_nothing_that_was_taken_is_all_black_or_all_grey(taken_in, awkward):
     dataset, pixels = taken_in
     for row, (path, told) in enumerate(dataset.photos.select("path", "status").iter_rows()):
         # two are white indeed: Pillow's own test of lab.tif wants white, and the other is a blank page
-        if told == USED and path not in ("awkward/lab.tif", "awkward/truncated_exif_dpi.jpg", "awkward/one_pixel.png"):
+        if told == STATUS_USED and path not in (
+            "awkward/lab.tif",
+            "awkward/truncated_exif_dpi.jpg",
+            "awkward/one_pixel.png",
+        ):
             assert pixels[row].std() > 0.5, path
 
 
@@ -126,7 +130,7 @@ def test_a_huge_picture_is_refused_with_its_size(awkward):
 
 def test_ordinary_pictures_are_what_pillow_shows_over_white(awkward, status):
     compared = 0
-    for name in sorted(name for name, told in status.items() if told == USED):
+    for name in sorted(name for name, told in status.items() if told == STATUS_USED):
         data = (awkward / name).read_bytes()
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")

@@ -35,8 +35,10 @@ def photos(tmp_path):
 
 
 def opened(folder):
-    dataset, keep = pixel_cache.opened(sources.read(folder), 16, "squash")
-    dataset = split.split(sources.with_classes(near_duplicates.found(dataset, keep), ()), Recipe())
+    dataset, keep = pixel_cache.open_pixel_cache(sources.read(folder), 16, "squash")
+    dataset = split.split_photos(
+        sources.assign_classes(near_duplicates.find_near_duplicates(dataset, keep), ()), Recipe()
+    )
     return dataset, dataset_checks.findings(dataset)
 
 
@@ -200,9 +202,9 @@ def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, b
     cleaning.write(file, dataset, result)
     assert contents(photos).items() >= before.items()
     assert all(row["path"].startswith("/") != beside for row in read(file))
-    again = pixel_cache.opened(sources.read(file), 16, "squash")[0]
-    assert again.used.height == result.kept.height == len(read(file))
-    assert sorted(again.used["sha256"]) == sorted(
+    again = pixel_cache.open_pixel_cache(sources.read(file), 16, "squash")[0]
+    assert again.used_photos.height == result.kept.height == len(read(file))
+    assert sorted(again.used_photos["sha256"]) == sorted(
         dataset.photos.filter(pl.col("path").is_in(result.kept["path"].to_list()))["sha256"]
     )
     assert {row["path"].split("/")[-1] for row in read(cleaning.dropped_beside(file))} == {
@@ -316,8 +318,8 @@ def test_a_photo_that_a_table_names_twice_stays_for_the_row_that_is_used(photos,
     )
     dataset, found = opened(photos / "all.csv")
     result = cleaned(dataset, found)
-    assert set(result.kept["path"]) == set(dataset.used["path"])
-    assert result.kept.height == dataset.used.height
+    assert set(result.kept["path"]) == set(dataset.used_photos["path"])
+    assert result.kept.height == dataset.used_photos.height
     assert dict(result.dropped.select("path", "why").iter_rows())["a/0.jpg"] == "no label in this row"
     assert result.kept.height + result.dropped.height == len(rows) + 1
 

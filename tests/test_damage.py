@@ -92,7 +92,7 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded():
     endless = plain[:-2] + last * 200 + plain[-2:]
     assert reason(endless) == "unreadable: it has more than 100 scans"
     with pytest.raises(UnreadablePhoto, match="100 scans"):
-        decoding.whole(endless)
+        decoding.decode_full_size(endless)
     assert decoding.decode(plain[:-2] + last * 20 + plain[-2:], 32).width == 64
 
 
@@ -225,10 +225,10 @@ def test_an_icon_is_measured_before_it_is_decoded():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IcoFile, "frame", lambda *given: decoded.append(given))
         assert reason(icon(4096)) == refusal
-        assert decoding.declared(icon(4096)) is None
+        assert decoding.read_dimensions(icon(4096)) is None
     assert decoded == []
     assert decoding.decode(icon(1024), 16).width == 1024
-    assert decoding.declared(icon(1024)) == (1024, 1024)
+    assert decoding.read_dimensions(icon(1024)) == (1024, 1024)
 
 
 def test_an_icon_of_a_bitmap_is_measured_too():
@@ -245,7 +245,7 @@ def test_what_begins_like_an_icon_and_is_none_is_no_known_format():
 
 
 def test_a_tile_of_a_tiff_counts_even_if_the_picture_is_smaller(monkeypatch):
-    assert decoding.declared(tiled_tiff(2000)) == (2000, 2000)
+    assert decoding.read_dimensions(tiled_tiff(2000)) == (2000, 2000)
     assert decoding.decode(tiled_tiff(2000), 16).width == 100
     monkeypatch.setattr(decoding, "MAX_PIXELS", 1_000_000)
     assert reason(tiled_tiff(2000)) == "too large: 2000 x 2000 is 4 megapixels"
@@ -284,9 +284,9 @@ def test_a_photo_whose_file_memory_does_not_hold_is_set_aside_alone(tmp_path, mo
     monkeypatch.setattr(
         decoding, "open", lambda file, mode: (Full if file.name == "1.jpg" else io.FileIO)(file, mode), raising=False
     )
-    dataset, _ = pixel_cache.opened(sources.read(photos), 8, "squash")
-    assert dataset.used["path"].to_list() == ["a/0.jpg", "b/0.jpg"]
-    assert set(dataset.set_aside["status"]) == {"too large for this machine's memory"}
+    dataset, _ = pixel_cache.open_pixel_cache(sources.read(photos), 8, "squash")
+    assert dataset.used_photos["path"].to_list() == ["a/0.jpg", "b/0.jpg"]
+    assert set(dataset.set_aside_photos["status"]) == {"too large for this machine's memory"}
 
 
 # Any bytes at all

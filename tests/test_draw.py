@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from ikebana.data.dataset import USED, Dataset
+from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.reports import figures, run_figures
 
 
@@ -16,7 +16,7 @@ def of_classes(**train: int) -> tuple[Dataset, np.ndarray]:
     names = [name for name, count in train.items() for _ in range(count + 1)]
     parts = [part for count in train.values() for part in [*["train"] * count, "test"]]
     photos = pl.DataFrame({"label": names, "split": parts}).with_columns(
-        status=pl.lit(USED), width=pl.lit(30), height=pl.lit(20)
+        status=pl.lit(STATUS_USED), width=pl.lit(30), height=pl.lit(20)
     )
     greys = np.array([list(train).index(name) * 40 + (part == "test") for name, part in zip(names, parts, strict=True)])
     pixels = np.broadcast_to(greys.astype(np.uint8)[:, None, None, None], (len(names), 32, 32, 3))

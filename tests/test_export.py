@@ -356,7 +356,7 @@ def test_int8_says_how_many_photos_it_was_judged_by(copied, tmp_path, at_once, m
     monkeypatch.setattr(quantisation, "ENOUGH", 1)
     small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
     validation = copied.dataset.filter(split="validation")
-    assert small.about["int8"]["validation_photos"] == split.for_choices(validation).sum() < len(validation)
+    assert small.about["int8"]["validation_photos"] == split.get_selection_mask(validation).sum() < len(validation)
 
 
 def test_int8_without_validation_photos_is_refused(copied, tmp_path, at_once):

@@ -305,8 +305,8 @@ def test_a_run_that_lies_among_the_photos_is_not_taken_for_photos(photos, whole,
     after = sources.read(place)
     assert after.photos.equals(before.photos)
     assert after.classes == before.classes
-    assert after.classes_without_photos == before.classes_without_photos == ()
-    assert after.ignored > before.ignored
+    assert after.empty_classes == before.empty_classes == ()
+    assert after.ignored_count > before.ignored_count
 
 
 def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(stopped, whole, monkeypatch):

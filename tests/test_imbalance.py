@@ -11,7 +11,7 @@ from scipy.special import softmax
 from torch import nn
 
 from ikebana import recipes
-from ikebana.data.dataset import SCHEMA, USED, Dataset
+from ikebana.data.dataset import SCHEMA, STATUS_USED, Dataset
 from ikebana.evaluation.calibration import calibrate
 from ikebana.learning import device, examples
 from ikebana.learning.training.class_priors import log_shares
@@ -91,7 +91,7 @@ def test_confidence_and_choices_are_of_learned_classes_alone():
     table = {
         "path": [f"{row}.jpg" for row in range(400)], "label": [f"class {each}" for each in truth],
         "split": ["train" if row < 200 and truth[row] != 3 else "validation" for row in range(400)],
-        "status": [USED] * 400, "sha256": [hashlib.sha256(bytes([row % 256, row // 256])).hexdigest() for row in range(400)],
+        "status": [STATUS_USED] * 400, "sha256": [hashlib.sha256(bytes([row % 256, row // 256])).hexdigest() for row in range(400)],
     }  # fmt: skip
     empty = {name: [None] * 400 for name in SCHEMA if name not in table}
     photos = pl.DataFrame({**table, **empty}, schema_overrides=SCHEMA).select(list(SCHEMA))

@@ -17,19 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ikebana.data import pixel_cache, sources
-from ikebana.data.dataset import SCHEMA, UNOPENED, USED
+from ikebana.data.dataset import SCHEMA, STATUS_UNOPENED, STATUS_USED
 from ikebana.data.folder import is_hidden
 from ikebana.errors import PhotosError
 
 
 def opened(source):
     """The dataset after every photo was opened, as `fit` sees it."""
-    return pixel_cache.opened(sources.read(source), 8, "squash")[0]
+    return pixel_cache.open_pixel_cache(sources.read(source), 8, "squash")[0]
 
 
 def labels(dataset):
     """{path: label} of the photos that are not set aside."""
-    rows = dataset.photos.filter(pl.col("status").is_in([UNOPENED, USED])).select("path", "label")
+    rows = dataset.photos.filter(pl.col("status").is_in([STATUS_UNOPENED, STATUS_USED])).select("path", "label")
     return dict(rows.iter_rows())
 
 
@@ -146,7 +146,7 @@ def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path):
     dataset = sources.read(grow(tmp_path, {**two_classes(), **dict.fromkeys(HIDDEN, b"x")}))
     assert labels(dataset).keys() == two_classes().keys()
     assert dataset.photos.height == 6
-    assert dataset.ignored == len(HIDDEN)
+    assert dataset.ignored_count == len(HIDDEN)
 
 
 NAMES = {
@@ -177,8 +177,8 @@ def test_a_name_that_is_no_utf8_is_set_aside_readably(tmp_path):
     assert "not valid Unicode" in status(dataset)["a/caf\\xe9.jpg"]
     assert "not valid Unicode" in status(dataset)["ros\\xe9/1.jpg"]
     assert dataset.classes == ("a", "b")
-    assert dataset.classes_without_photos == ("empty\\xff", "ros\\xe9")
-    str(dataset.classes_without_photos).encode()  # can be printed and written
+    assert dataset.empty_classes == ("empty\\xff", "ros\\xe9")
+    str(dataset.empty_classes).encode()  # can be printed and written
 
 
 def test_links_are_followed_once_and_loops_are_named(tmp_path):
@@ -202,7 +202,7 @@ def test_links_are_followed_once_and_loops_are_named(tmp_path):
     assert {told[f"a/{name}"] for name in ("loop", "above", "again")} == {
         "a folder that is scanned already under another name"
     }
-    assert dataset.used.height + dataset.set_aside.height == 14
+    assert dataset.used_photos.height + dataset.set_aside_photos.height == 14
 
 
 def test_a_linked_class_never_takes_the_place_of_the_folder_it_leads_to(tmp_path):
@@ -239,7 +239,9 @@ def test_a_file_that_cannot_be_read_is_set_aside_with_the_systems_words(tmp_path
 def test_a_photo_that_goes_away_between_scan_and_opening_is_set_aside(tmp_path):
     dataset = sources.read(grow(tmp_path, two_classes()))
     (tmp_path / "a" / "0.jpg").unlink()
-    assert status(pixel_cache.opened(dataset, 8, "squash")[0])["a/0.jpg"].startswith("unreadable: No such file")
+    assert status(pixel_cache.open_pixel_cache(dataset, 8, "squash")[0])["a/0.jpg"].startswith(
+        "unreadable: No such file"
+    )
 
 
 def test_a_file_larger_than_any_photo_is_not_even_read(tmp_path):
@@ -254,9 +256,9 @@ def test_an_empty_file_and_an_empty_class_are_named(tmp_path):
     (tmp_path / "e").mkdir()
     dataset = opened(tmp_path)
     assert status(dataset)["a/empty.jpg"] == "empty file"
-    dataset = sources.with_classes(dataset, ())
+    dataset = sources.assign_classes(dataset, ())
     assert dataset.classes == ("a", "b")
-    assert dataset.classes_without_photos == ("c", "d", "e")
+    assert dataset.empty_classes == ("c", "d", "e")
 
 
 def test_a_class_of_one_photo_is_a_class(tmp_path):
@@ -274,19 +276,19 @@ def test_a_class_of_one_photo_is_a_class(tmp_path):
 def test_a_folder_with_nothing_to_learn_is_refused_with_what_is_missing(tmp_path, files, words):
     refused = refusal(grow(tmp_path / "photos", files))
     assert words in refused.what
-    assert (refused.where, UNOPENED in refused.what) == (str(tmp_path / "photos"), False)
+    assert (refused.where, STATUS_UNOPENED in refused.what) == (str(tmp_path / "photos"), False)
     assert refused.advice
 
 
 def test_when_no_photo_can_be_read_the_commonest_reason_is_told(tmp_path):
     dataset = opened(grow(tmp_path, {"a/1.jpg": b"text", "a/2.jpg": b"text", "b/1.jpg": b""}))
     with pytest.raises(PhotosError, match=r"2 of 3 paths were set aside \(not a photo: text\)"):
-        sources.with_classes(dataset, ())
+        sources.assign_classes(dataset, ())
 
 
 def test_one_class_alone_is_refused_with_why_the_other_has_no_photos(tmp_path):
     with pytest.raises(PhotosError, match=r"only one class with photos: a: 1 of 2 .*not a photo: text"):
-        sources.with_classes(opened(grow(tmp_path, {"a/1.jpg": photo(0), "b/1.jpg": b"text"})), ())
+        sources.assign_classes(opened(grow(tmp_path, {"a/1.jpg": photo(0), "b/1.jpg": b"text"})), ())
 
 
 def test_a_missing_folder_is_refused_with_the_name_that_was_meant(tmp_path):
@@ -319,7 +321,7 @@ def test_the_users_files_are_never_touched(tmp_path):
             place.chmod(0o555 if place.is_dir() else 0o444)  # stops everybody but root: hence the comparison
     before = tree_of(photos)
     for source in (photos, photos / "packed.zip", photos / "table.csv"):
-        assert opened(source).used.height >= 2
+        assert opened(source).used_photos.height >= 2
     assert tree_of(photos) == before
 
 
@@ -344,10 +346,10 @@ def test_in_any_tree_every_visible_file_has_exactly_one_row(tmp_path_factory, fi
         dataset = sources.read(folder)
     except PhotosError:
         return
-    dataset = pixel_cache.opened(dataset, 8, "squash")[0]
+    dataset = pixel_cache.open_pixel_cache(dataset, 8, "squash")[0]
     assert dataset.photos["path"].to_list() == visible
-    assert dataset.used.height + dataset.set_aside.height == len(visible)
-    assert all((folder / path).read_bytes() == contents[0] for path in dataset.used["path"])
+    assert dataset.used_photos.height + dataset.set_aside_photos.height == len(visible)
+    assert all((folder / path).read_bytes() == contents[0] for path in dataset.used_photos["path"])
     assert all(label in path.split("/") for path, label in labels(dataset).items())
 
 
@@ -395,6 +397,6 @@ def test_an_archive_of_a_folder_is_the_folder(tmp_path, name, shape):
     assert packed.photos["path"].to_list() == [f"{name}!{path}" for path in plain.photos["path"]]
     columns = ["label", "split", "status", "sha256", "bytes", "width", "height"]
     assert packed.photos.select(columns).equals(plain.photos.select(columns))
-    assert (packed.classes, packed.ignored) == (plain.classes, plain.ignored)
+    assert (packed.classes, packed.ignored_count) == (plain.classes, plain.ignored_count)
     assert packed.source == str(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()].count(name) == 1

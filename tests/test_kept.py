@@ -17,7 +17,7 @@ from conftest import encoded, grow, noisy, photo, two_classes
 from polars.testing import assert_frame_equal
 
 from ikebana.data import decoding, pixel_cache, sources
-from ikebana.data.dataset import USED
+from ikebana.data.dataset import STATUS_USED
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.recipe import Resize
 from ikebana.system import files as system_files
@@ -32,11 +32,11 @@ def photos(tmp_path):
 
 
 def opened(folder, side: int = SIDE, fit: Resize = "squash"):
-    return pixel_cache.opened(sources.read(folder), side, fit)
+    return pixel_cache.open_pixel_cache(sources.read(folder), side, fit)
 
 
 def used_pixels(dataset, keep):
-    return keep.pixels[(dataset.photos["status"] == USED).to_numpy()]
+    return keep.pixels[(dataset.photos["status"] == STATUS_USED).to_numpy()]
 
 
 def assert_same(one, other):
@@ -72,14 +72,14 @@ def test_each_row_of_the_array_is_the_photo_of_that_row(photos):
         ):
             data = (photos / path).read_bytes()
             assert (sha256, size) == (hashlib.sha256(data).hexdigest(), len(data))
-            if status == USED:
+            if status == STATUS_USED:
                 assert np.array_equal(keep.pixels[row], decoding.decode(data, SIDE, fit).pixels)
-        assert dataset.used.height == 6
+        assert dataset.used_photos.height == 6
 
 
 def test_the_table_says_how_large_each_photo_is(tmp_path):
     grow(tmp_path, {"a/wide.png": encoded(noisy(60, 20), "PNG"), "b/high.jpg": encoded(noisy(300, 700))})
-    assert opened(tmp_path)[0].used.select("width", "height").rows() == [(60, 20), (300, 700)]
+    assert opened(tmp_path)[0].used_photos.select("width", "height").rows() == [(60, 20), (300, 700)]
 
 
 def test_nobody_can_write_into_kept_pixels(photos):
@@ -89,10 +89,10 @@ def test_nobody_can_write_into_kept_pixels(photos):
 
 def test_the_second_time_no_photo_is_opened(photos, decoded):
     dataset = sources.read(photos)
-    assert not pixel_cache.place(dataset, SIDE, "squash").exists()
+    assert not pixel_cache.get_cache_path(dataset, SIDE, "squash").exists()
     first = opened(photos)
     assert len(decoded) == 8
-    assert pixel_cache.place(dataset, SIDE, "squash").exists()
+    assert pixel_cache.get_cache_path(dataset, SIDE, "squash").exists()
     assert_same(opened(photos), first)
     assert len(decoded) == 8
 
@@ -104,7 +104,7 @@ def test_what_was_not_the_photos_fault_is_tried_again(photos, decoded, monkeypat
     poor = (photos / "a/1.jpg").read_bytes()
 
     def fails(data, *given):
-        with decoding._in_plain_words(data):
+        with decoding._translate_errors(data):
             if data == poor:
                 raise reason
             return read(data, *given)
@@ -118,7 +118,7 @@ def test_what_was_not_the_photos_fault_is_tried_again(photos, decoded, monkeypat
         patch.setattr(decoding, "decode", fails)
         patch.setattr(pixel_cache, "read_bytes", reads)
         first = opened(photos)
-        assert first[0].used.height == whole[0].used.height - 1
+        assert first[0].used_photos.height == whole[0].used_photos.height - 1
         before = len(decoded)
         assert_same(opened(photos), first)  # still out of reach: nothing but that photo is opened again
         assert len(decoded) == before
@@ -132,26 +132,26 @@ def test_photos_that_need_an_extra_are_read_once_it_is_there(photos, monkeypatch
     (photos / "b" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
 
     def lacking():
-        raise UnreadablePhoto(decoding.NO_HEIF)
+        raise UnreadablePhoto(decoding.REASON_NO_HEIF)
 
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "_register_heif", lacking)
         before = opened(photos)
-    assert decoding.NO_HEIF in before[0].photos["status"].to_list()
-    shown = decoding.decode((photos / "a/0.jpg").read_bytes(), SIDE, "squash", pixel_cache.SMALL)
+    assert decoding.REASON_NO_HEIF in before[0].photos["status"].to_list()
+    shown = decoding.decode((photos / "a/0.jpg").read_bytes(), SIDE, "squash", pixel_cache.THUMBNAIL_SIZE)
     decode = decoding.decode
     monkeypatch.setattr(
         decoding, "decode", lambda data, *given: shown if data[4:8] == b"ftyp" else decode(data, *given)
     )
     after = opened(photos)
-    assert after[0].used.height == before[0].used.height + 1
+    assert after[0].used_photos.height == before[0].used_photos.height + 1
 
 
 def test_another_side_fit_or_set_of_rules_is_another_array(photos, decoded, monkeypatch):
     opened(photos)
     opened(photos, side=SIDE + 1)
     opened(photos, fit="crop")
-    monkeypatch.setattr(decoding, "RULES", decoding.RULES + 1)
+    monkeypatch.setattr(decoding, "RULES", decoding.DECODER_VERSION + 1)
     opened(photos)
     assert len(decoded) == 4 * 8
 
@@ -237,14 +237,14 @@ def test_a_disk_that_does_not_keep_what_is_written_is_an_error_and_no_endless_lo
     monkeypatch.setattr(pixel_cache, "_whole", lambda index, *arrays: False)
     with pytest.raises(MachineError, match="not on the disk as they were written"):
         opened(photos)
-    assert len(decoded) == 8 * pixel_cache.ATTEMPTS
+    assert len(decoded) == 8 * pixel_cache.MAX_ATTEMPTS
 
 
 def test_the_arrays_take_the_room_that_was_announced(photos, ikebana_cache):
     dataset = sources.read(photos)
     opened(photos)
     files = array_file(ikebana_cache), array_file(ikebana_cache).with_name("small.npy")
-    assert 0 < sum(file.stat().st_size for file in files) - pixel_cache.size_on_disk(dataset, SIDE) <= 2 * 128
+    assert 0 < sum(file.stat().st_size for file in files) - pixel_cache.compute_cache_bytes(dataset, SIDE) <= 2 * 128
 
 
 def test_a_full_disk_is_refused_before_a_photo_is_opened_with_the_numbers(photos, monkeypatch, decoded):
@@ -315,7 +315,7 @@ def test_whatever_interrupts_the_making_no_half_array_is_ever_taken_for_a_whole_
     assert running.returncode != 0
     left = {each.suffix for each in (ikebana_cache / "pixels").iterdir()}
     assert left == ({".partial", ".lock"} if blow == signal.SIGKILL else set())
-    assert opened(photos)[0].used.height == 306
+    assert opened(photos)[0].used_photos.height == 306
     assert [each.suffix for each in (ikebana_cache / "pixels").iterdir()] == [
         ""
     ]  # the half array is gone, the whole one there
@@ -354,7 +354,7 @@ def test_an_interruption_from_within_a_photo_leaves_nothing(photos, monkeypatch,
         with pytest.raises(KeyboardInterrupt):
             opened(photos)
     assert list((ikebana_cache / "pixels").iterdir()) == []
-    assert opened(photos)[0].used.height == 6
+    assert opened(photos)[0].used_photos.height == 6
 
 
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
@@ -372,4 +372,4 @@ def test_an_index_says_nothing_that_the_photos_do_not(photos, ikebana_cache):
     dataset, _ = opened(photos)
     index = pl.read_parquet(index_file(ikebana_cache))
     assert index["path"].to_list() == dataset.photos["path"].to_list()
-    assert index.schema == pl.Schema(pixel_cache.OPENED)
+    assert index.schema == pl.Schema(pixel_cache.INDEX_SCHEMA)

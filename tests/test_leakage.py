@@ -17,13 +17,13 @@ def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, s
     labels = [*labels, *"abcabc" * 2]
     near = data.draw(st.lists(st.sampled_from("uvwxyz"), min_size=len(labels), max_size=len(labels)))
     recipe = Recipe(split=kind, split_seed=seed)
-    drawn = split.split(dataset(labels, twins=[None if key in "uvw" else key for key in near]), recipe)
-    tested = drawn.used.filter(split="test")
+    drawn = split.split_photos(dataset(labels, twins=[None if key in "uvw" else key for key in near]), recipe)
+    tested = drawn.used_photos.filter(split="test")
     right = np.array(data.draw(st.lists(st.booleans(), min_size=tested.height, max_size=tested.height)))
     told = leakage.leakage(drawn, recipe, right)
     seen = np.array([path in told.photos for path in tested["path"]])
-    elsewhere = set(drawn.used.filter(split="train")["twins"].drop_nulls()) | set(
-        drawn.used.filter(split="validation")["twins"].drop_nulls()
+    elsewhere = set(drawn.used_photos.filter(split="train")["twins"].drop_nulls()) | set(
+        drawn.used_photos.filter(split="validation")["twins"].drop_nulls()
     )
     assert seen.tolist() == [key in elsewhere for key in tested["twins"]]
     parts = [(told.accuracy_of_them, seen.sum()), (told.accuracy_of_others, (~seen).sum())]
@@ -38,8 +38,8 @@ def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, s
 def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
     drawn = dataset(["a", "b"] * 30, twins=[str(row // 12) for row in range(60)])
     recipe = Recipe()
-    parted = split.split(drawn, recipe)
-    told = leakage.leakage(parted, recipe, np.zeros(parted.used.filter(split="test").height, bool))
+    parted = split.split_photos(drawn, recipe)
+    told = leakage.leakage(parted, recipe, np.zeros(parted.used_photos.filter(split="test").height, bool))
     assert told.naive_shuffle.with_twin == told.naive_shuffle.n == 12
     assert told.naive_shuffle.accuracy == 1
     assert "12" in repr(told)
@@ -48,8 +48,8 @@ def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
 def test_photos_of_one_group_are_no_twins():
     """Forty groups of three: nobody knows whether a network that has seen some of a group knows the others."""
     drawn = dataset(["a", "b"] * 60, group=[str(row // 6) for row in range(120)])
-    parted = split.split(drawn, Recipe())
-    told = leakage.leakage(parted, Recipe(), np.arange(parted.used.filter(split="test").height) % 2 == 0)
+    parted = split.split_photos(drawn, Recipe())
+    told = leakage.leakage(parted, Recipe(), np.arange(parted.used_photos.filter(split="test").height) % 2 == 0)
     assert (told.naive_shuffle.with_twin, told.naive_shuffle.accuracy) == (0, told.accuracy_of_others)
     assert repr(told) == ""
 

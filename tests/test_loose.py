@@ -13,7 +13,9 @@ from ikebana.errors import PhotosError
 
 
 def names(folder, *sources):
-    return [each.path.removeprefix(f"{folder}/") for each in unlabelled.search([folder / source for source in sources])]
+    return [
+        each.path.removeprefix(f"{folder}/") for each in unlabelled.find_photos([folder / source for source in sources])
+    ]
 
 
 @pytest.fixture
@@ -32,19 +34,19 @@ def test_a_name_with_brackets_is_a_name_before_it_is_a_pattern(photos):
 
 
 def test_hidden_files_of_a_folder_are_counted_and_one_that_was_named_is_taken(photos):
-    found = unlabelled.search(photos / "a")
-    assert (len(list(found)), len(found.ignored)) == (2, 1)
+    found = unlabelled.find_photos(photos / "a")
+    assert (len(list(found)), len(found.ignored_paths)) == (2, 1)
     assert names(photos, "a/.hidden.jpg") == ["a/.hidden.jpg"]
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "~nobody-of-that-name/a.jpg"])
 def test_a_line_with_a_name_that_no_file_can_have_is_told_of_and_the_next_is_looked_at(photos, name):
-    first, second = unlabelled.search([], iter([f"{name}\n", f"{photos}/single.jpg\n"]))
+    first, second = unlabelled.find_photos([], iter([f"{name}\n", f"{photos}/single.jpg\n"]))
     assert first.path == name
-    assert not unlabelled.can_open(first)
-    assert unlabelled.can_open(second)
+    assert not unlabelled.is_openable(first)
+    assert unlabelled.is_openable(second)
     with pytest.raises(PhotosError, match="no such file or folder"):
-        unlabelled.search(name)
+        unlabelled.find_photos(name)
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "~nobody-of-that-name/flowers", "n" * 300 + ".zip"])
@@ -58,20 +60,20 @@ def test_a_name_that_no_file_can_have_is_refused_like_any_other_that_is_not_ther
 def test_what_is_not_there_is_refused_by_name(photos):
     for source in ("gone.jpg", "*.tif"):
         with pytest.raises(PhotosError, match="no such file") as refused:
-            unlabelled.search(photos / source)
+            unlabelled.find_photos(photos / source)
         assert refused.value.where == photos / source
     (photos / "empty").mkdir()
     with pytest.raises(PhotosError, match="no photos found"):
-        unlabelled.search(photos / "empty")
+        unlabelled.find_photos(photos / "empty")
 
 
 def test_an_archive_shows_its_members_and_what_stayed_packed(photos):
     with zipfile.ZipFile(photos / "more.zip", "w") as archive:
         for name in ("x/2.jpg", "../out.jpg", "1.jpg"):
             archive.writestr(name, photo(3))
-    found = list(unlabelled.search(photos / "more.zip"))
+    found = list(unlabelled.find_photos(photos / "more.zip"))
     assert [each.path for each in found] == [f"{photos}/more.zip!{name}" for name in ("1.jpg", "x/2.jpg", "../out.jpg")]
-    assert [unlabelled.can_open(each) for each in found] == [True, True, False]
+    assert [unlabelled.is_openable(each) for each in found] == [True, True, False]
     assert found[0].file.read_bytes() == photo(3)
 
 
@@ -79,13 +81,13 @@ def test_a_damaged_archive_among_listed_lines_is_told_of_and_the_next_line_is_lo
     with zipfile.ZipFile(photos / "more.zip", "w") as archive:
         archive.writestr("1.jpg", photo(3))
     (photos / "cut.zip").write_bytes((photos / "more.zip").read_bytes()[:-10])
-    cut, inside, single = unlabelled.search(
+    cut, inside, single = unlabelled.find_photos(
         [], iter(f"{photos}/{name}\n" for name in ("cut.zip", "more.zip", "single.jpg"))
     )
     assert (cut.path, cut.status) == (f"{photos}/cut.zip", "this archive is damaged: the end of the zip is missing")
-    assert [unlabelled.can_open(each) for each in (cut, inside, single)] == [False, True, True]
+    assert [unlabelled.is_openable(each) for each in (cut, inside, single)] == [False, True, True]
     with pytest.raises(PhotosError, match="damaged") as refused:
-        unlabelled.search(photos / "cut.zip")
+        unlabelled.find_photos(photos / "cut.zip")
     assert refused.value.where == photos / "cut.zip"
 
 
@@ -93,7 +95,7 @@ def test_a_damaged_archive_among_listed_lines_is_told_of_and_the_next_line_is_lo
 def test_nobody_waits_for_a_pipe_that_is_called_like_a_photo_or_an_archive(tmp_path):
     for name in ("photo.jpg", "photos.zip"):
         os.mkfifo(tmp_path / name)
-    found = unlabelled.search([tmp_path / "photo.jpg", tmp_path / "photos.zip"])
+    found = unlabelled.find_photos([tmp_path / "photo.jpg", tmp_path / "photos.zip"])
     assert [each.status for each in found] == ["not a regular file"] * 2
 
 
@@ -101,4 +103,4 @@ def test_nobody_waits_for_a_pipe_that_is_called_like_a_photo_or_an_archive(tmp_p
 def test_an_empty_path_is_not_taken_for_the_folder_that_we_are_in(photos, monkeypatch, sources):
     monkeypatch.chdir(photos)
     with pytest.raises(PhotosError, match="an empty path"):
-        unlabelled.search(sources)
+        unlabelled.find_photos(sources)

@@ -315,9 +315,9 @@ def test_folders_are_read_as_photos_are_asked_for(tmp_path, monkeypatch):
         (tmp_path / name / "1.jpg").touch()
     (tmp_path / "0.jpg").touch()
     opened = []
-    real = unlabelled.folder._listed
+    real = unlabelled.folder._list_folder
     monkeypatch.setattr(unlabelled.folder, "_listed", lambda *given: opened.append(given[1]) or real(*given))
-    found = unlabelled.search(tmp_path)
+    found = unlabelled.find_photos(tmp_path)
     opened.clear()
     paths = iter(found)
     assert next(paths).path == f"{tmp_path}/0.jpg"

@@ -20,8 +20,8 @@ def collection(folder, spoilt=None, photos=30, size=(160, 120)):
         file = folder / "ab"[place % 2] / f"{place}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         picture.save(file)
-    dataset, keep = pixel_cache.opened(sources.read(folder), SIDE, "squash")
-    return sources.with_classes(dataset, ()), keep.pixels
+    dataset, keep = pixel_cache.open_pixel_cache(sources.read(folder), SIDE, "squash")
+    return sources.assign_classes(dataset, ()), keep.pixels
 
 
 def named(folder, spoilt=None, **shape):
@@ -91,8 +91,8 @@ def test_where_all_photos_are_soft_none_is_called_blurred(tmp_path):
         file = tmp_path / "ab"[place % 2] / f"{place}.png"
         file.parent.mkdir(exist_ok=True)
         noisy(160, 120, seed=place).filter(ImageFilter.GaussianBlur(4 + place / 10)).save(file)
-    dataset, keep = pixel_cache.opened(sources.read(tmp_path), SIDE, "squash")
-    found = image_quality.findings(sources.with_classes(dataset, ()), keep.pixels)
+    dataset, keep = pixel_cache.open_pixel_cache(sources.read(tmp_path), SIDE, "squash")
+    found = image_quality.findings(sources.assign_classes(dataset, ()), keep.pixels)
     assert [each for each in found if each.kind == "blurred"] == []
 
 

@@ -46,7 +46,7 @@ lengths = st.integers(1, 400)
 def test_the_graphs_squares_are_pillows_to_the_bit(height, width, side, fit):
     assume(ROWS_FIRST or not (height > side and height - side > 2 * (width - side)))
     photo = noise(height, width)
-    expected = decoding.of_picture(Image.fromarray(photo), side, fit).pixels
+    expected = decoding.convert_image(Image.fromarray(photo), side, fit).pixels
     assert np.array_equal(by_graph(photo[None], side, fit)[0], expected)
 
 
@@ -54,7 +54,7 @@ def test_the_graphs_squares_are_pillows_to_the_bit(height, width, side, fit):
 @pytest.mark.parametrize("shape", [(1500, 2000), (2400, 900)])
 def test_so_are_those_of_a_cameras_photos(fit, shape):
     photo = noise(*shape)
-    expected = decoding.of_picture(Image.fromarray(photo), 96, fit).pixels
+    expected = decoding.convert_image(Image.fromarray(photo), 96, fit).pixels
     assert np.array_equal(by_graph(photo[None], 96, fit)[0], expected)
 
 

@@ -20,10 +20,10 @@ def judged(folder, made):
         for number in range(EACH):
             size = (int(dice.integers(100, 160)), int(dice.integers(100, 160)))
             files[f"{name}/{number}"] = made(name, noisy(*size, seed=1000 * place + number))
-    dataset, keep = pixel_cache.opened(sources.read(grow(folder / "photos", files)), 96, "crop")
-    dataset = sources.with_classes(dataset, ())
-    labels = np.array([dataset.classes.index(name) for name in dataset.used["label"]])
-    assert dataset.used.height == 2 * EACH
+    dataset, keep = pixel_cache.open_pixel_cache(sources.read(grow(folder / "photos", files)), 96, "crop")
+    dataset = sources.assign_classes(dataset, ())
+    labels = np.array([dataset.classes.index(name) for name in dataset.used_photos["label"]])
+    assert dataset.used_photos.height == 2 * EACH
     return shortcuts.judge(file_facts.of(dataset, keep.pixels), labels, np.arange(len(labels)))
 
 
@@ -100,12 +100,12 @@ def test_few_photos_have_hardly_ever_a_shortcut_by_chance(classes, each):
 def test_a_header_tells_the_kind_of_file(kind, tmp_path):
     file = tmp_path / "photo"
     file.write_bytes(encoded(noisy(30, 20), kind))
-    assert decoding.header(file).kind == kind
-    assert (decoding.header(file).compression > 0) == (kind == "JPEG")
+    assert decoding.read_header(file).format == kind
+    assert (decoding.read_header(file).mean_quantisation > 0) == (kind == "JPEG")
 
 
 def test_a_header_of_no_photo_is_refused_in_plain_words(tmp_path):
     file = tmp_path / "photo.jpg"
     file.write_bytes(b"words " * 40)
     with pytest.raises(UnreadablePhoto):
-        decoding.header(file)
+        decoding.read_header(file)

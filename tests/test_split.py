@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ikebana.data import pixel_cache, sources, split
-from ikebana.data.dataset import PARTS, SCHEMA, USED, Dataset
+from ikebana.data.dataset import SPLITS, SCHEMA, STATUS_USED, Dataset
 from ikebana.errors import PhotosError
 from ikebana.recipe import Recipe
 from ikebana.recipes import TUTORIAL_CLASS_ORDER
@@ -37,7 +37,7 @@ def in_groups(classes):
 def dataset(labels, **columns):
     """A dataset of opened photos, all with bytes of their own unless `sha256` says otherwise."""
     names = [f"{row:05}.jpg" for row in range(len(labels))]
-    given = {"path": names, "label": labels, "status": [USED] * len(names), "sha256": names, **columns}
+    given = {"path": names, "label": labels, "status": [STATUS_USED] * len(names), "sha256": names, **columns}
     empty = {name: [None] * len(names) for name in SCHEMA if name not in given}
     photos = pl.DataFrame({**given, **empty}, schema_overrides=SCHEMA).select(list(SCHEMA))
     return Dataset("drawn", Path(), photos, tuple(sorted(set(labels))))
@@ -52,17 +52,17 @@ def parts(found):
 
 @given(labels=LABELS, shares=SHARES, seed=SEEDS)
 def test_every_photo_gets_exactly_one_part_and_no_part_that_was_not_asked_for(labels, shares, seed):
-    dealt = split.stratified(labels, range(len(labels)), shares, seed)
+    dealt = split.assign_stratified(labels, range(len(labels)), shares, seed)
     assert len(dealt) == len(labels)
-    assert set(dealt) <= {part for part, share in zip(PARTS, shares, strict=True) if share > 0}
+    assert set(dealt) <= {part for part, share in zip(SPLITS, shares, strict=True) if share > 0}
 
 
 @given(labels=LABELS, shares=SHARES, seed=SEEDS)
 def test_without_groups_each_class_has_its_shares_to_within_one_photo(labels, shares, seed):
-    dealt = split.stratified(labels, range(len(labels)), shares, seed)
+    dealt = split.assign_stratified(labels, range(len(labels)), shares, seed)
     for name, number in Counter(labels).items():
         got = Counter(part for part, label in zip(dealt, labels, strict=True) if label == name)
-        for part, share in zip(PARTS, shares, strict=True):
+        for part, share in zip(SPLITS, shares, strict=True):
             if min(each for each in shares if each > 0) * number >= 1:
                 assert abs(got[part] - share * number) < 1 + 1e-9
 
@@ -70,7 +70,7 @@ def test_without_groups_each_class_has_its_shares_to_within_one_photo(labels, sh
 @given(classes=CLASSES, shares=SHARES, seed=SEEDS)
 def test_a_group_is_in_one_part_and_no_part_lacks_a_class_that_has_groups_enough(classes, shares, seed):
     labels, groups = in_groups(classes)
-    dealt = split.stratified(labels, groups, shares, seed)
+    dealt = split.assign_stratified(labels, groups, shares, seed)
     where = defaultdict(set)
     for group, part in zip(groups, dealt, strict=True):
         where[group].add(part)
@@ -87,31 +87,33 @@ def test_a_group_is_in_one_part_and_no_part_lacks_a_class_that_has_groups_enough
 
 @given(labels=LABELS, groups=st.lists(st.integers(0, 5), min_size=60, max_size=60), shares=SHARES, seed=SEEDS)
 def test_groups_across_classes_are_not_parted_either(labels, groups, shares, seed):
-    dealt = split.stratified(labels, groups[: len(labels)], shares, seed)
+    dealt = split.assign_stratified(labels, groups[: len(labels)], shares, seed)
     assert len(set(zip(groups, dealt, strict=False))) == len(set(groups[: len(labels)]))
-    assert set(dealt) <= {part for part, share in zip(PARTS, shares, strict=True) if share > 0}
+    assert set(dealt) <= {part for part, share in zip(SPLITS, shares, strict=True) if share > 0}
 
 
 @pytest.mark.parametrize(
-    ("photos", "expected"), [(1, {"train"}), (2, {"train", "test"}), (3, set(PARTS)), (5, set(PARTS))]
+    ("photos", "expected"), [(1, {"train"}), (2, {"train", "test"}), (3, set(SPLITS)), (5, set(SPLITS))]
 )
 def test_small_classes_are_trained_on_first_then_tested(photos, expected):
     for seed in range(20):
-        dealt = split.stratified(["rare"] * photos + ["usual"] * 50, range(50 + photos), (0.6, 0.2, 0.2), seed)
+        dealt = split.assign_stratified(["rare"] * photos + ["usual"] * 50, range(50 + photos), (0.6, 0.2, 0.2), seed)
         assert set(dealt[:photos]) == expected
 
 
 @given(labels=LABELS, seed=SEEDS)
 def test_the_same_seed_deals_the_same_and_the_training_seed_has_no_say(labels, seed):
     drawn = dataset(labels + ["a", "b"] * 3)
-    once = split.split(drawn, Recipe(split_seed=seed, seed=1))
-    assert parts(split.split(drawn, Recipe(split_seed=seed, seed=2))) == parts(once)
+    once = split.split_photos(drawn, Recipe(split_seed=seed, seed=1))
+    assert parts(split.split_photos(drawn, Recipe(split_seed=seed, seed=2))) == parts(once)
 
 
 @pytest.mark.parametrize("kind", ["stratified", "shuffle"])
 def test_another_seed_deals_otherwise(kind):
     drawn = dataset(["a", "b"] * 20)
-    assert len({tuple(parts(split.split(drawn, Recipe(split=kind, split_seed=seed)))) for seed in range(10)}) == 10
+    assert (
+        len({tuple(parts(split.split_photos(drawn, Recipe(split=kind, split_seed=seed)))) for seed in range(10)}) == 10
+    )
 
 
 # Copies and groups
@@ -124,12 +126,12 @@ def test_copies_near_twins_and_given_groups_and_chains_of_them_stay_together(dat
     labels, bytes_, group, near = (data.draw(letters) for _ in range(4))
     some = [[None if key in "uvw" else key for key in column] for column in (group, near)]
     drawn = dataset(labels, sha256=bytes_, group=some[0], twins=some[1])
-    found = split.groups(drawn.photos)
+    found = split.find_groups(drawn.photos)
     for column in ("sha256", "group", "twins"):
         for key in set(drawn.photos[column].drop_nulls()):
             assert len({found[row] for row in range(number) if drawn.photos[column][row] == key}) == 1
     assert len(set(found)) == number_of_islands(bytes_, *some)
-    dealt = split.stratified(labels, found, (0.6, 0.2, 0.2), 0)
+    dealt = split.assign_stratified(labels, found, (0.6, 0.2, 0.2), 0)
     assert len(set(zip(found, dealt, strict=True))) == len(set(found))
 
 
@@ -148,9 +150,9 @@ def number_of_islands(*columns):
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=20), order=st.randoms())
 def test_islands_do_not_depend_on_the_order_of_their_bridges(pairs, order):
-    found = split.islands(pairs)
+    found = split.find_connected_components(pairs)
     turned = [pair[::-1] if order.random() < 0.5 else pair for pair in order.sample(pairs, len(pairs))]
-    assert split.islands(turned) == found
+    assert split.find_connected_components(turned) == found
     assert sorted(row for island in found for row in island) == sorted({row for pair in pairs for row in pair})
     where = {row: number for number, island in enumerate(found) for row in island}
     assert all(where[one] == where[other] for one, other in pairs)
@@ -159,14 +161,14 @@ def test_islands_do_not_depend_on_the_order_of_their_bridges(pairs, order):
 @given(labels=LABELS, groups=st.lists(st.integers(0, 20), min_size=60, max_size=60), seed=SEEDS)
 def test_no_test_photo_of_the_default_split_has_a_twin_elsewhere_and_a_shuffles_are_counted(labels, groups, seed):
     groups = groups[: len(labels)]
-    dealt = split.stratified(labels, groups, (0.6, 0.2, 0.2), seed)
-    assert not any(split.twins_seen(groups, dealt))
-    shuffled = split.shuffled(labels, sorted(set(labels)), (0.6, 0.2, 0.2), seed)
+    dealt = split.assign_stratified(labels, groups, (0.6, 0.2, 0.2), seed)
+    assert not any(split.flag_leaked(groups, dealt))
+    shuffled = split.assign_shuffled(labels, sorted(set(labels)), (0.6, 0.2, 0.2), seed)
     tested = [row for row, part in enumerate(shuffled) if part == "test"]
     expected = [
         any(groups[row] == groups[other] for other in range(len(labels)) if shuffled[other] != "test") for row in tested
     ]
-    assert split.twins_seen(groups, shuffled) == expected
+    assert split.flag_leaked(groups, shuffled) == expected
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -174,11 +176,11 @@ def test_a_photo_under_two_labels_stays_under_both_and_in_one_part(tmp_path, see
     names = [f"{name}/{number}.png" for name in "ab" for number in range(9)]
     files = {name: encoded(noisy(8, 8, row), "PNG") for row, name in enumerate(names)}
     files["b/as a 3.png"] = files["a/3.png"]
-    found = split.split(
-        pixel_cache.opened(sources.read(grow(tmp_path, files)), 8, "squash")[0], Recipe(split_seed=seed)
+    found = split.split_photos(
+        pixel_cache.open_pixel_cache(sources.read(grow(tmp_path, files)), 8, "squash")[0], Recipe(split_seed=seed)
     )
-    assert found.used.height == 19
-    twins = found.used.filter(pl.col("path").is_in(["a/3.png", "b/as a 3.png"]))
+    assert found.used_photos.height == 19
+    twins = found.used_photos.filter(pl.col("path").is_in(["a/3.png", "b/as a 3.png"]))
     assert twins["label"].to_list() == ["a", "b"]
     assert twins["split"].n_unique() == 1
 
@@ -187,7 +189,7 @@ def test_a_photo_under_two_labels_stays_under_both_and_in_one_part(tmp_path, see
 @settings(max_examples=60)
 def test_every_class_has_a_photo_to_learn_from_however_groups_lie_across_classes(drawn, seed):
     labels, group = [f"class {name}" for name, _ in drawn], [number for _, number in drawn]
-    found = split.stratified(labels, group, (0.6, 0.2, 0.2), seed)
+    found = split.assign_stratified(labels, group, (0.6, 0.2, 0.2), seed)
     assert {label for label, part in zip(labels, found, strict=True) if part == "train"} == set(labels)
     assert all(len({found[row] for row in range(len(group)) if group[row] == name}) == 1 for name in set(group))
 
@@ -195,9 +197,9 @@ def test_every_class_has_a_photo_to_learn_from_however_groups_lie_across_classes
 def test_a_photo_that_was_set_aside_has_no_part(tmp_path):
     grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in "ab" for number in range(5)})
     grow(tmp_path, {"a/broken.jpg": b"x", "b/empty.jpg": b""})
-    found = split.split(pixel_cache.opened(sources.read(tmp_path), 8, "squash")[0], Recipe())
-    assert found.set_aside["split"].to_list() == [None, None]
-    assert found.used["split"].null_count() == 0
+    found = split.split_photos(pixel_cache.open_pixel_cache(sources.read(tmp_path), 8, "squash")[0], Recipe())
+    assert found.set_aside_photos["split"].to_list() == [None, None]
+    assert found.used_photos["split"].null_count() == 0
 
 
 def test_the_order_in_which_photos_are_found_or_listed_is_irrelevant(tmp_path):
@@ -208,10 +210,10 @@ def test_the_order_in_which_photos_are_found_or_listed_is_irrelevant(tmp_path):
         for seed in range(4):
             random.Random(seed).shuffle(names)
             (tmp_path / "table.csv").write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
-            dealt = split.split(
-                pixel_cache.opened(sources.read(tmp_path / "table.csv"), 8, "squash")[0], Recipe(split=kind)
+            dealt = split.split_photos(
+                pixel_cache.open_pixel_cache(sources.read(tmp_path / "table.csv"), 8, "squash")[0], Recipe(split=kind)
             )
-            found.add(tuple(dealt.used.select("path", "split").iter_rows()))
+            found.add(tuple(dealt.used_photos.select("path", "split").iter_rows()))
         assert len(found) == 1
 
 
@@ -232,15 +234,17 @@ def test_the_shuffle_is_the_tutorials(counts, seed, data):
     first, second = int(0.6 * len(listed)), int(0.8 * len(listed))
     expected = {row: "train" for row, _ in listed[:first]}
     expected |= {row: "validation" for row, _ in listed[first:second]} | {row: "test" for row, _ in listed[second:]}
-    assert split.shuffled(labels, classes, (0.6, 0.2, 0.2), seed) == [expected[row] for row in range(len(labels))]
+    assert split.assign_shuffled(labels, classes, (0.6, 0.2, 0.2), seed) == [
+        expected[row] for row in range(len(labels))
+    ]
 
 
 def test_the_flowers_are_split_as_in_the_tutorial(flowers):
     found = sources.read(flowers, TUTORIAL_CLASS_ORDER)
-    opened = sources.with_classes(pixel_cache.opened(found, 32, "squash")[0], TUTORIAL_CLASS_ORDER)
-    dealt = split.split(opened, Recipe(split="shuffle", class_order=TUTORIAL_CLASS_ORDER, image_size=32))
+    opened = sources.assign_classes(pixel_cache.open_pixel_cache(found, 32, "squash")[0], TUTORIAL_CLASS_ORDER)
+    dealt = split.split_photos(opened, Recipe(split="shuffle", class_order=TUTORIAL_CLASS_ORDER, image_size=32))
     assert Counter(parts(dealt)) == {"train": 2590, "validation": 863, "test": 864}
-    tested = {name: counts["test"] for name, counts in dealt.counts().items()}
+    tested = {name: counts["test"] for name, counts in dealt.count_photos().items()}
     assert tested == {"sunflower": 166, "tulip": 199, "rose": 151, "daisy": 139, "dandelion": 209}
     assert list(tested) == list(TUTORIAL_CLASS_ORDER)
 
@@ -255,10 +259,10 @@ def test_the_flowers_are_split_as_in_the_tutorial(flowers):
 )
 @settings(max_examples=50)
 def test_given_parts_are_kept_and_a_missing_one_is_taken_from_training(labels, missing, seed):
-    names = [name for name in PARTS if name != missing]
+    names = [name for name in SPLITS if name != missing]
     given_parts = [names[row // 3 % len(names)] if row % 3 == 0 else "train" for row in range(len(labels))]
     drawn = dataset(labels, split=given_parts)
-    dealt = parts(split.split(drawn, Recipe(split_seed=seed)))
+    dealt = parts(split.split_photos(drawn, Recipe(split_seed=seed)))
     moved = [new for new, old in zip(dealt, given_parts, strict=True) if new != old]
     assert set(moved) <= {missing}
     assert all(old == "train" for new, old in zip(dealt, given_parts, strict=True) if new != old)
@@ -268,16 +272,16 @@ def test_given_parts_are_kept_and_a_missing_one_is_taken_from_training(labels, m
 
 def test_choices_of_a_split_that_came_with_the_photos_are_said_to_change_nothing(capsys):
     drawn = dataset("ab" * 10, split=["train"] * 14 + ["test"] * 6)
-    split.split(drawn, Recipe())
+    split.split_photos(drawn, Recipe())
     assert not capsys.readouterr().err
-    split.split(drawn, Recipe(split_seed=3))
+    split.split_photos(drawn, Recipe(split_seed=3))
     assert "change nothing" in capsys.readouterr().err
 
 
 def test_copies_in_training_go_to_the_missing_part_together():
     given_parts = ["train"] * 20 + ["test"] * 5
     drawn = dataset(["a", "b"] * 12 + ["a"], split=given_parts, sha256=[f"{row // 2}" for row in range(25)])
-    dealt = parts(split.split(drawn, Recipe()))
+    dealt = parts(split.split_photos(drawn, Recipe()))
     assert dealt[20:] == ["test"] * 5
     assert dealt[0:20:2] == dealt[1:20:2]
     assert "validation" in dealt
@@ -285,9 +289,9 @@ def test_copies_in_training_go_to_the_missing_part_together():
 
 def test_too_few_photos_are_refused_with_the_part_that_stays_empty():
     with pytest.raises(PhotosError, match="none is left for the test part"):
-        split.split(dataset(["a", "b"]), Recipe())
+        split.split_photos(dataset(["a", "b"]), Recipe())
     with pytest.raises(PhotosError, match="none is left for the train part"):
-        split.split(dataset(["a", "b", "b"], split=["test", "test", "validation"]), Recipe())
+        split.split_photos(dataset(["a", "b", "b"], split=["test", "test", "validation"]), Recipe())
 
 
 @given(st.permutations([f"{number:064x}" for number in range(5)]))
@@ -311,16 +315,18 @@ def in_folders(sizes, parts=("",)):
 
 
 def read(folder):
-    return pixel_cache.opened(sources.read(folder), 8, "squash")[0]
+    return pixel_cache.open_pixel_cache(sources.read(folder), 8, "squash")[0]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_photos_of_one_folder_inside_a_class_stay_together(seed, tmp_path):
-    found = split.split(read(grow(tmp_path, in_folders((3, 3, 2, 2, 2, 1)))), Recipe(split_seed=seed))
+    found = split.split_photos(read(grow(tmp_path, in_folders((3, 3, 2, 2, 2, 1)))), Recipe(split_seed=seed))
     assert found.photos["group"].n_unique() == 12
     assert all(path.startswith(f"{group}/") for path, group in found.photos.select("path", "group").iter_rows())
-    assert found.used.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 12
-    assert set(found.used.select("label", "split").iter_rows()) == {(name, part) for name in "ab" for part in PARTS}
+    assert found.used_photos.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 12
+    assert set(found.used_photos.select("label", "split").iter_rows()) == {
+        (name, part) for name in "ab" for part in SPLITS
+    }
     assert any("12 folders" in note for note in found.notes)
 
 
@@ -343,7 +349,7 @@ def test_photos_beside_the_folders_of_a_class_are_groups_of_their_own(tmp_path):
 def test_the_same_folder_names_in_given_parts_are_different_groups_and_no_leak(tmp_path):
     from ikebana.auditing import dataset_checks
 
-    found = split.split(read(grow(tmp_path, in_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe())
+    found = split.split_photos(read(grow(tmp_path, in_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe())
     assert found.photos["group"].n_unique() == 20
     assert not [each for each in dataset_checks.findings(found) if each.kind == "leak"]
 
@@ -358,7 +364,7 @@ def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
     (tmp_path / "table.csv").write_text("\n".join(["path,label,split,group", *rows]))
     (leak,) = [
         each
-        for each in dataset_checks.findings(split.split(read(tmp_path / "table.csv"), Recipe()))
+        for each in dataset_checks.findings(split.split_photos(read(tmp_path / "table.csv"), Recipe()))
         if each.kind == "leak"
     ]
     assert set(leak.paths) == {"3.jpg", "8.jpg", "9.jpg", "10.jpg", "11.jpg"}

@@ -111,8 +111,8 @@ def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_
 def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp_path, capsys):
     looked = ikebana.audit(grow(tmp_path / "photos", two_classes(3)))
     assert not [each for each in looked.findings if each.kind in ("doubtful_label", "odd", "shortcut")]
-    assert looked.dataset.used.height == 6
-    assert np.isfinite(looked.dataset.used["width"].to_numpy()).all()
+    assert looked.dataset.used_photos.height == 6
+    assert np.isfinite(looked.dataset.used_photos["width"].to_numpy()).all()
     assert "photos used" in capsys.readouterr().err
 
 

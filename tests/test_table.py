@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from ikebana.data import pixel_cache, sources, split, table
-from ikebana.data.dataset import SCHEMA, UNOPENED
+from ikebana.data.dataset import SCHEMA, STATUS_UNOPENED
 from ikebana.errors import PhotosError
 from ikebana.recipe import Recipe
 
@@ -44,7 +44,7 @@ def refused(folder, text, name="photos.csv"):
 def test_every_spreadsheets_csv_is_understood(photos, separator, start, end):
     dataset = read(photos, start + lines(separator).replace("\n", end))
     assert list(dataset.photos.select("path", "label").iter_rows()) == ROWS
-    assert set(dataset.photos["status"]) == {UNOPENED}
+    assert set(dataset.photos["status"]) == {STATUS_UNOPENED}
     assert dataset.classes == ("a", "b")
     assert dataset.photos.schema == pl.Schema(SCHEMA)
 
@@ -63,7 +63,7 @@ def test_names_with_commas_quotes_and_line_breaks_are_one_name(photos):
     dataset = read(photos, table.write_csv())
     assert dict(dataset.photos.select("path", "label").iter_rows()) == dict(table.iter_rows())
     assert dataset.classes == ("x", "y, z")
-    assert pixel_cache.opened(dataset, 8, "squash")[0].used.height == 4
+    assert pixel_cache.open_pixel_cache(dataset, 8, "squash")[0].used_photos.height == 4
 
 
 def test_spaces_around_a_path_are_the_files_if_it_has_some_and_a_slip_of_the_pen_if_not(photos):
@@ -72,7 +72,7 @@ def test_spaces_around_a_path_are_the_files_if_it_has_some_and_a_slip_of_the_pen
         photos, lines(rows=[("photos/a/trail.jpg ", "a"), (" photos/a/1.jpg ", "a"), ("photos/ lead.jpg", "b")])
     )
     assert found.photos["path"].to_list() == ["photos/ lead.jpg", "photos/a/1.jpg", "photos/a/trail.jpg "]
-    assert set(found.photos["status"]) == {UNOPENED}
+    assert set(found.photos["status"]) == {STATUS_UNOPENED}
 
 
 def test_a_table_that_leads_nowhere_says_where_it_leads(photos):
@@ -88,10 +88,12 @@ def test_labels_that_look_like_numbers_stay_as_they_are_written(photos):
 
 def test_absolute_paths_and_paths_from_the_tables_folder_lead_to_the_same_photos(photos, tmp_path_factory):
     absolute = [(str(photos / path), label) for path, label in ROWS]
-    here = pixel_cache.opened(read(photos, lines()), 8, "squash")[0]
-    there = pixel_cache.opened(read(tmp_path_factory.mktemp("elsewhere"), lines(rows=absolute)), 8, "squash")[0]
-    assert here.used["sha256"].to_list() == there.used["sha256"].to_list()
-    assert there.used.height == 6
+    here = pixel_cache.open_pixel_cache(read(photos, lines()), 8, "squash")[0]
+    there = pixel_cache.open_pixel_cache(read(tmp_path_factory.mktemp("elsewhere"), lines(rows=absolute)), 8, "squash")[
+        0
+    ]
+    assert here.used_photos["sha256"].to_list() == there.used_photos["sha256"].to_list()
+    assert there.used_photos.height == 6
 
 
 def test_what_is_not_there_or_no_file_is_set_aside_with_the_reason(photos):
@@ -152,7 +154,7 @@ def test_a_group_is_never_parted(tmp_path):
     grow(tmp_path, {name: photo(row) for row, name in enumerate(names)})
     rows = [(name, name[0], f"plant {int(name[1:-4]) // 4}") for name in names]
     dataset = read(tmp_path, lines(header=("path", "label", "group"), rows=rows))
-    parted = split.split(pixel_cache.opened(dataset, 8, "squash")[0], Recipe()).used
+    parted = split.split_photos(pixel_cache.open_pixel_cache(dataset, 8, "squash")[0], Recipe()).used_photos
     assert parted.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 5
 
 
@@ -178,10 +180,10 @@ def test_one_photo_in_two_parts_is_refused(photos):
 
 def test_a_photo_with_and_without_a_label_keeps_its_label(photos):
     dataset = read(photos, lines(rows=[(ROWS[0][0], ""), *ROWS]))
-    assert dataset.photos.filter(pl.col("status") == UNOPENED)["label"].to_list() == ["a"] * 3 + ["b"] * 3
-    parted = split.split(pixel_cache.opened(dataset, 8, "squash")[0], Recipe())
-    assert parted.set_aside["split"].to_list() == [None]
-    assert parted.used["split"].null_count() == 0
+    assert dataset.photos.filter(pl.col("status") == STATUS_UNOPENED)["label"].to_list() == ["a"] * 3 + ["b"] * 3
+    parted = split.split_photos(pixel_cache.open_pixel_cache(dataset, 8, "squash")[0], Recipe())
+    assert parted.set_aside_photos["split"].to_list() == [None]
+    assert parted.used_photos["split"].null_count() == 0
 
 
 # Parquet, and any text at all

@@ -13,7 +13,7 @@ from conftest import stopped_after
 import ikebana
 from ikebana import recipes
 from ikebana.data import sources
-from ikebana.data.dataset import USED
+from ikebana.data.dataset import STATUS_USED
 from ikebana.learning import device
 from ikebana.learning.estimate import forecast, next_step, prepared
 from ikebana.learning.features import feature_cache
@@ -74,7 +74,7 @@ def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tm
 def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, photos):
     slow = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=10.0)
     few = sources.read(photos)
-    few = dataclasses.replace(few, photos=few.photos.with_columns(status=pl.lit(USED), split=pl.lit("train")))
+    few = dataclasses.replace(few, photos=few.photos.with_columns(status=pl.lit(STATUS_USED), split=pl.lit("train")))
     found = dataclasses.replace(few, photos=pl.concat([few.photos] * 10))
     other = next_step(found, run.recipe, slow, 0.9, 0.8)
     assert run.recipe.side == 96

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from ikebana.auditing import dataset_checks
 from ikebana.data import pixel_cache, sources, split
 from ikebana.data.duplicates import candidates, near_duplicates, similarity
-from ikebana.data.pixel_cache import SMALL
+from ikebana.data.pixel_cache import THUMBNAIL_SIZE
 from ikebana.recipe import Recipe
 
 
@@ -56,13 +56,15 @@ def scaled(photo, share):
 
 def squares(photos):
     """uint8 [photos, SMALL, SMALL, 3], as they are kept."""
-    return np.stack([np.asarray(each.resize((SMALL, SMALL), Image.Resampling.BILINEAR)) for each in photos])
+    return np.stack(
+        [np.asarray(each.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BILINEAR)) for each in photos]
+    )
 
 
 def found(photos):
     """{(row, row): what was done} among these photos."""
     array = squares(photos)
-    return {(one, other): how for one, other, how, _ in near_duplicates.search(array, np.arange(len(array)))}
+    return {(one, other): how for one, other, how, _ in near_duplicates.find_pairs(array, np.arange(len(array)))}
 
 
 OTHERS = [scene(seed) for seed in range(40)]
@@ -136,24 +138,24 @@ def test_the_order_of_the_photos_is_irrelevant(dice):
     dice.shuffle(order)
     got = found([photos[row] for row in order])
     assert {frozenset((order[one], order[other])) for one, other in got} >= {frozenset((3, 12)), frozenset((5, 13))}
-    assert split.islands((order[one], order[other]) for one, other in got) == [[3, 12], [5, 13, 14]]
+    assert split.find_connected_components((order[one], order[other]) for one, other in got) == [[3, 12], [5, 13, 14]]
 
 
 def test_many_copies_of_one_photo_are_all_joined():
     copies = [again(scaled(OTHERS[0], 0.5 + 0.015 * number), 60 + number) for number in range(30)]
     got = found([*OTHERS[1:], *copies])
     first = len(OTHERS) - 1
-    assert split.islands(got) == [list(range(first, first + 30))]
+    assert split.find_connected_components(got) == [list(range(first, first + 30))]
 
 
 @given(st.integers(0, 10**6), TURNS)
 @settings(max_examples=20)
 def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the_same(seed, turn):
-    photo = scene(seed, (SMALL, SMALL))
+    photo = scene(seed, (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     pair = squares([photo, photo.transpose(turn) if turn is not None else photo])
-    original, copy = candidates.described(pair)[:, candidates.WHOLE]
-    assert np.allclose(candidates.amounts(original), candidates.amounts(copy), atol=1e-2)
-    assert np.isclose(candidates.turned(copy), original, atol=1e-2).all(-1).sum() == 1
+    original, copy = candidates.describe_photos(pair)[:, candidates.UNCROPPED_WINDOW]
+    assert np.allclose(candidates.compute_invariants(original), candidates.compute_invariants(copy), atol=1e-2)
+    assert np.isclose(candidates.apply_symmetries(copy), original, atol=1e-2).all(-1).sum() == 1
 
 
 @given(st.integers(0, 10**6), st.sampled_from([(4096, 8 * 4096), (5, 15)]))
@@ -161,20 +163,20 @@ def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the
 def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed, at_a_time):
     dice = np.random.default_rng(seed)
     photos = squares([cut(OTHERS[number % 3], *dice.uniform(0, 0.1, 4)) for number in range(12)] + OTHERS)
-    described = candidates.described(photos)
-    whole = described[:, candidates.WHOLE].copy()
-    index = candidates.Index(whole, candidates.lifted(whole))
+    described = candidates.describe_photos(photos)
+    whole = described[:, candidates.UNCROPPED_WINDOW].copy()
+    index = candidates.CandidateIndex(whole, candidates.lift_descriptions(whole))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "BLOCK", at_a_time[0])
         patch.setattr(candidates, "HELD", at_a_time[1])
-        near = index.near(range(len(photos)), described)
-    away = described[:, None, :, None] - candidates.turned(whole)[None, :, None]
+        near = index.find_candidates(range(len(photos)), described)
+    away = described[:, None, :, None] - candidates.apply_symmetries(whole)[None, :, None]
     away = np.sqrt((away**2).sum(-1)).min((2, 3)) + np.diag([np.inf] * len(photos))
-    expected = away < candidates.radius(described)[:, None]
-    assert expected.sum(1).max() <= candidates.NEAREST
+    expected = away < candidates.compute_search_radius(described)[:, None]
+    assert expected.sum(1).max() <= candidates.MAX_CANDIDATES_PER_PHOTO
     got = np.zeros_like(expected)
     got[near.first, near.second] = True
-    clear = np.abs(away - candidates.radius(described)[:, None]) > 1e-2  # what rounding cannot change
+    clear = np.abs(away - candidates.compute_search_radius(described)[:, None]) > 1e-2  # what rounding cannot change
     assert (got == expected)[clear].all()
     assert expected.any()
 
@@ -185,13 +187,15 @@ def test_the_window_that_was_cut_out_is_found_again(sides, seed):
     original = scene(seed, (512, 512))
     copy = cut(original, *sides)
     pair = [
-        similarity.Small(np.rint(each.mean(3)).astype(np.uint8), np.rint(similarity.reduced(each, 16)).astype(np.uint8))
+        similarity.ReducedImages(
+            np.rint(each.mean(3)).astype(np.uint8), np.rint(similarity.average_blocks(each, 16)).astype(np.uint8)
+        )
         for each in (squares([original]), squares([copy]))
     ]
     begun = np.array([[0.025 if side < 0.05 else 0.075 for side in sides]])
-    like = similarity.compared(pair[0], pair[1], begun, np.zeros(1, np.int64))
+    like = similarity.compare_pairs(pair[0], pair[1], begun, np.zeros(1, np.int64))
     assert np.abs(like.window[0] - sides).max() < 0.01
-    assert like.twins[0]
+    assert like.is_duplicate[0]
 
 
 # In a folder
@@ -221,8 +225,10 @@ def test_two_figures_of_one_shape_are_seldom_taken_for_one_picture(monkeypatch):
 
 
 def with_twins(folder, recipe=None):
-    dataset, keep = pixel_cache.opened(sources.read(folder), 16, "squash")
-    return split.split(sources.with_classes(near_duplicates.found(dataset, keep), ()), recipe or Recipe()), keep
+    dataset, keep = pixel_cache.open_pixel_cache(sources.read(folder), 16, "squash")
+    return split.split_photos(
+        sources.assign_classes(near_duplicates.find_near_duplicates(dataset, keep), ()), recipe or Recipe()
+    ), keep
 
 
 def plain(number=12):
@@ -260,7 +266,7 @@ def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path
     assert {each.paths for each in of_kind(dataset_checks.findings(dataset), "near_twin_other_label")} == {
         tuple(sorted(chain))
     }
-    group = dict(zip(dataset.photos["path"], split.groups(dataset.photos), strict=True))
+    group = dict(zip(dataset.photos["path"], split.find_groups(dataset.photos), strict=True))
     assert {path for path, number in group.items() if number == group["a/0.jpg"]} == chain
     assert dataset.photos.filter(pl.col("twins").is_not_null())["path"].to_list() == sorted(chain)
 
@@ -273,7 +279,7 @@ def test_the_default_split_never_parts_near_twins(seed, tmp_path):
         files[f"{name[0]}/copy {number}.jpg"] = change(files[name])
     dataset, _ = with_twins(folder_of(tmp_path, files), Recipe(split_seed=seed))
     where = defaultdict(set)
-    for name, part in dataset.used.select("twins", "split").drop_nulls().iter_rows():
+    for name, part in dataset.used_photos.select("twins", "split").drop_nulls().iter_rows():
         where[name].add(part)
     assert len(where) == 8
     assert all(len(found) == 1 for found in where.values())
@@ -302,7 +308,7 @@ def test_near_twins_across_given_parts_are_a_leak(tmp_path):
 def test_a_class_of_copies_alone_is_told_and_still_tested(tmp_path):
     files = plain(20) | {f"c/{row}.jpg": again(scene(77), 60 + row) for row in range(20)}
     dataset, _ = with_twins(folder_of(tmp_path, files))
-    assert set(dataset.used.filter(label="c")["split"]) == {"train", "validation", "test"}
+    assert set(dataset.used_photos.filter(label="c")["split"]) == {"train", "validation", "test"}
     told = dataset_checks.findings(dataset)
     (alike,) = of_kind(told, "near_twin")
     assert alike.severity == "warning"
@@ -316,7 +322,7 @@ def test_what_was_found_is_kept_beside_the_pixels_and_damage_is_noticed(tmp_path
     (file,) = keep.folder.glob("twins.*.json")
     with monkeypatch.context() as patch:
         patch.setattr(near_duplicates, "search", lambda *_: pytest.fail("it was looked for again"))
-        assert with_twins(folder)[0].twins == first.twins
+        assert with_twins(folder)[0].near_duplicates == first.near_duplicates
     listed = json.loads(file.read_text())
     listed[0][2] = "never found"
     for damage in (
@@ -329,12 +335,14 @@ def test_what_was_found_is_kept_beside_the_pixels_and_damage_is_noticed(tmp_path
         '[[3, 3, "x", 1]]',
     ):
         file.write_text(damage)
-        assert with_twins(folder)[0].twins == first.twins
+        assert with_twins(folder)[0].near_duplicates == first.near_duplicates
 
 
 def test_the_copies_among_the_flowers_are_found(flowers):
-    dataset, keep = pixel_cache.opened(sources.read(flowers), 16, "squash")
-    dataset = split.split(sources.with_classes(near_duplicates.found(dataset, keep), ()), Recipe())
+    dataset, keep = pixel_cache.open_pixel_cache(sources.read(flowers), 16, "squash")
+    dataset = split.split_photos(
+        sources.assign_classes(near_duplicates.find_near_duplicates(dataset, keep), ()), Recipe()
+    )
     told = dataset_checks.findings(dataset)
     assert len(of_kind(told, "identical")) == 2
     contradictions = of_kind(told, "identical_other_label")
@@ -352,8 +360,8 @@ def test_the_copies_among_the_flowers_are_found(flowers):
 
 @pytest.mark.parametrize("photos", [[], [scene(1)], [scene(1), scene(2)], [Image.new("RGB", (50, 50))]])
 def test_few_photos_or_none_have_no_twins(photos):
-    array = squares(photos) if photos else np.zeros((0, SMALL, SMALL, 3), np.uint8)
-    assert near_duplicates.search(array, np.arange(len(array))) == []
+    array = squares(photos) if photos else np.zeros((0, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
+    assert near_duplicates.find_pairs(array, np.arange(len(array))) == []
 
 
 def test_what_was_found_while_a_photo_could_not_be_read_is_not_taken_once_it_can_be(tmp_path):
@@ -364,5 +372,7 @@ def test_what_was_found_while_a_photo_could_not_be_read_is_not_taken_once_it_can
     (file,) = keep.folder.glob("twins.*.json")
     file.unlink()
     gone = pl.when(pl.col("path") == "a/m.jpg").then(pl.lit("Input/output error")).otherwise(pl.col("status"))
-    assert not near_duplicates.found(whole.with_photos(whole.photos.with_columns(gone.alias("status"))), keep).twins
-    assert with_twins(folder)[0].twins == whole.twins
+    assert not near_duplicates.find_near_duplicates(
+        whole.with_photos(whole.photos.with_columns(gone.alias("status"))), keep
+    ).near_duplicates
+    assert with_twins(folder)[0].near_duplicates == whole.near_duplicates

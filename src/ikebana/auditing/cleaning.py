@@ -17,8 +17,8 @@ from typing import Any
 import polars as pl
 
 from ikebana.auditing.dataset_checks import Finding
-from ikebana.data.dataset import PARTS, USED, Dataset
-from ikebana.data.split import islands
+from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
+from ikebana.data.split import find_connected_components
 from ikebana.errors import PhotosError, RecipeError
 from ikebana.system.files import atomic_write
 
@@ -136,7 +136,7 @@ def cleaned(
     protected = set(dataset.photos.filter(pl.col("split") == "test")["path"]) if split_given else set()
     spared = _find_protected(protected, findings, (*drop, *relabel))
     findings = _exclude_protected(protected, findings)
-    before = dict(dataset.used.select("path", "label").iter_rows())
+    before = dict(dataset.used_photos.select("path", "label").iter_rows())
     labels = {
         path: (finding.label, f"was {before[path]}: {_give_reason(finding)}")
         for finding in findings
@@ -144,7 +144,7 @@ def cleaned(
         for path in finding.paths
     }
     # A table may contain a path twice, in a used and in an unused row.
-    unused = dataset.set_aside.select("path", "status").iter_rows()
+    unused = dataset.set_aside_photos.select("path", "status").iter_rows()
     gone = {path: reason for path, reason in unused if path not in before}
     to_drop = [finding for finding in findings if any(selector.matches(finding) for selector in drop)]
     for finding in to_drop:
@@ -195,11 +195,11 @@ def _give_reason(finding: Finding) -> str:
 def _drop_duplicates(findings: Sequence[Finding], dataset: Dataset, gone: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield all duplicates but one per connected component, with the reason."""
     paths = dataset.photos["path"].to_list()
-    used = (dataset.photos["status"] == USED).to_list()
+    used = (dataset.photos["status"] == STATUS_USED).to_list()
     row_of = {path: row for row, path in enumerate(paths) if used[row]}
     evidence = {row_of[path]: finding for finding in reversed(findings) for path in finding.paths}
     pairs = [(row_of[finding.paths[0]], row_of[path]) for finding in findings for path in finding.paths[1:]]
-    remaining = [[row for row in component if paths[row] not in gone] for component in islands(pairs)]
+    remaining = [[row for row in component if paths[row] not in gone] for component in find_connected_components(pairs)]
     for component in filter(None, remaining):
         best, *others = sorted(component, key=lambda row: _rank(dataset.photos.row(row, named=True)))
         for row in others:
@@ -208,7 +208,7 @@ def _drop_duplicates(findings: Sequence[Finding], dataset: Dataset, gone: Collec
 
 def _rank(photo: dict[str, Any]) -> tuple[int, int, str]:
     """Rank duplicates: the lowest is kept."""
-    return -PARTS.index(photo["split"]), -photo["width"] * photo["height"], photo["path"]
+    return -SPLITS.index(photo["split"]), -photo["width"] * photo["height"], photo["path"]
 
 
 def _make_tables(
@@ -216,10 +216,10 @@ def _make_tables(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the tables of kept and dropped photos."""
     photos = dataset.photos
-    stays = (pl.col("status") == USED) & ~pl.col("path").is_in(list(gone))
+    stays = (pl.col("status") == STATUS_USED) & ~pl.col("path").is_in(list(gone))
     dropped = photos.filter(~stays)
     rows = dropped.select("path", "status").iter_rows()
-    reasons = [gone[path] if status == USED else status for path, status in rows]
+    reasons = [gone[path] if status == STATUS_USED else status for path, status in rows]
     dropped = dropped.select("path", "label", pl.Series(REASON_COLUMN, reasons, pl.String))
     kept = photos.filter(stays)
     changed = [labels.get(path, (label, None)) for path, label in kept.select("path", "label").iter_rows()]
@@ -258,7 +258,7 @@ def check_within_reach(dataset: Dataset) -> None:
     Raises:
         PhotosError: the photos are in an archive.
     """
-    if dataset.prefix:
+    if dataset.archive_prefix:
         raise PhotosError(
             "the photos lie in an archive, and a table cannot point into it",
             where=dataset.source,
@@ -276,7 +276,7 @@ def write(file: Path, dataset: Dataset, result: Cleaned) -> None:
     folder = file.expanduser().resolve().parent
     # Dropped rows first: if the second write fails, the same command can run again.
     for target, table in ((dropped_beside(file), result.dropped), (file, result.kept)):
-        paths = [_relative_to(folder, dataset.file(path)) if path else "" for path in table["path"]]
+        paths = [_relative_to(folder, dataset.resolve_path(path)) if path else "" for path in table["path"]]
         with atomic_write(target.expanduser()) as beside:
             beside.write_text(_to_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")
 

@@ -11,7 +11,7 @@ from ikebana.auditing import image_quality, label_errors, shortcuts
 from ikebana.auditing.dataset_checks import Finding
 from ikebana.data import split
 from ikebana.data.dataset import Dataset
-from ikebana.data.pixel_cache import Kept
+from ikebana.data.pixel_cache import PixelCache
 from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.learning.features.scaling import Table
 from ikebana.recipe import Recipe
@@ -23,7 +23,7 @@ OUTLIER_ADVICE = "look at it; remove it if photos to come will not be like this"
 SHORTCUT_ADVICE = "give all classes the same {fact}, or a network may learn that instead of the subject"
 
 
-def found(dataset: Dataset, pixel_cache: Kept, recipe: Recipe) -> list[Finding]:
+def found(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> list[Finding]:
     """List suspect labels, outliers, poor images and shortcuts; most pronounced first per kind.
 
     Without the recipe's backbone, a message says that labels and outliers were not checked.
@@ -54,18 +54,18 @@ def _run_if_possible(check: Callable[[], list[Finding]]) -> list[Finding]:
     return []
 
 
-def by_facts(dataset: Dataset, pixel_cache: Kept) -> shortcuts.Judged:
+def by_facts(dataset: Dataset, pixel_cache: PixelCache) -> shortcuts.Judged:
     """Evaluate how well sizes, file properties and borders alone predict the classes."""
-    used = dataset.used
+    used = dataset.used_photos
     index = {name: number for number, name in enumerate(dataset.classes)}
     labels = np.array([index[name] for name in used["label"]], np.int64)
-    groups = np.array(split.groups(used))
+    groups = np.array(split.find_groups(used))
     selection = shortcuts.enough(labels, groups)
     file_facts = file_facts_module.of(dataset, pixel_cache.pixels, selection)
     return shortcuts.judge(file_facts, labels[selection], groups[selection])
 
 
-def _check_shortcuts(dataset: Dataset, pixel_cache: Kept) -> Iterator[Finding]:
+def _check_shortcuts(dataset: Dataset, pixel_cache: PixelCache) -> Iterator[Finding]:
     for result in shortcuts.shortcuts(by_facts(dataset, pixel_cache)):
         name = dataset.classes[result.label]
         evidence = (
@@ -94,7 +94,7 @@ class Look:
     judged: np.ndarray
 
 
-def look(dataset: Dataset, pixel_cache: Kept, recipe: Recipe) -> Look:
+def look(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> Look:
     """Extract features of all photos and judge each photo by the others.
 
     Args:
@@ -113,7 +113,7 @@ def look(dataset: Dataset, pixel_cache: Kept, recipe: Recipe) -> Look:
     settings = prepared(recipe, len(dataset.classes))
     seen = out_of_fold.seen(splits, recipe, pixel_cache.folder.name, settings)
     photos = dataset.photos[seen.rows]
-    groups = np.array(split.groups(photos))
+    groups = np.array(split.find_groups(photos))
     class_count = len(dataset.classes)
     probabilities, is_known = out_of_fold.probabilities(seen, groups, class_count, dataset.source)
     neighbours = label_errors.neighbours(seen.features, seen.labels, groups)

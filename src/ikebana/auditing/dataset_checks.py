@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
-from ikebana.data.dataset import PARTS, USED, Dataset, Twin
-from ikebana.data.split import islands
+from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset, NearDuplicate
+from ikebana.data.split import find_connected_components
 
 Severity = Literal["error", "warning", "note"]
 # Most severe first.
@@ -67,16 +67,16 @@ def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
 
 def as_json(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     """Return the findings and the totals for `audit.json`."""
-    used, paths = dataset.used.height, dataset.photos.height
-    reasons = dataset.set_aside["status"].value_counts(sort=True)
+    used, paths = dataset.used_photos.height, dataset.photos.height
+    reasons = dataset.set_aside_photos["status"].value_counts(sort=True)
     return {
         "source": dataset.source,
         "paths": paths,
         "used": used,
         "set_aside": paths - used,
-        "ignored": dataset.ignored,
+        "ignored": dataset.ignored_count,
         "reasons": dict(sorted(reasons.iter_rows(), key=lambda row: (-row[1], row[0]))),
-        "classes": dataset.counts(),
+        "classes": dataset.count_photos(),
         "notes": list(dataset.notes),
         "findings": [asdict(finding) for finding in findings],
     }
@@ -100,16 +100,16 @@ def summary(dataset: Dataset, findings: list[Finding], details: str = "audit.jso
         findings: in the order to show.
         details: where the user finds what the summary leaves out.
     """
-    used, paths = dataset.used, dataset.photos.height
-    splits = "  ".join(f"{split} {sum(used['split'] == split):,}" for split in PARTS)
+    used, paths = dataset.used_photos, dataset.photos.height
+    splits = "  ".join(f"{split} {sum(used['split'] == split):,}" for split in SPLITS)
     lines = [
         *dataset.notes,
         f"{paths:,} paths: {used.height:,} photos used, {paths - used.height:,} set aside; "
-        f"{dataset.ignored:,} hidden or system files ignored",
+        f"{dataset.ignored_count:,} hidden or system files ignored",
         f"{len(dataset.classes)} classes; {splits}",
     ]
     lines += _summarise_kinds([finding for finding in findings if finding.kind != "unreadable"])
-    unused = dataset.set_aside.select("path", "status").rows()
+    unused = dataset.set_aside_photos.select("path", "status").rows()
     lines += [f"  set aside: {path}: {status}" for path, status in unused[:SHOWN]]
     if len(unused) > SHOWN:
         lines.append(f"  and {len(unused) - SHOWN} more: {details} names them")
@@ -149,7 +149,7 @@ def in_short(finding: Finding) -> str:
 
 
 def _check_unreadable(dataset: Dataset) -> Iterator[Finding]:
-    for path, status in dataset.set_aside.select("path", "status").iter_rows():
+    for path, status in dataset.set_aside_photos.select("path", "status").iter_rows():
         yield Finding("unreadable", "warning", (path,), status, "mend or remove the file; it was not used")
 
 
@@ -158,7 +158,7 @@ def _check_exact_duplicates(dataset: Dataset) -> Iterator[Finding]:
 
     Within one split they are harmless, across splits a leak, under two labels a conflict.
     """
-    duplicated = dataset.used.filter(pl.col("sha256").is_duplicated())
+    duplicated = dataset.used_photos.filter(pl.col("sha256").is_duplicated())
     by_hash = duplicated.group_by("sha256").agg("path", "label", "split")
     for _, paths, labels, splits in by_hash.sort(pl.col("path").list.first()).iter_rows():
         if len(set(labels)) > 1:
@@ -176,29 +176,29 @@ def _check_exact_duplicates(dataset: Dataset) -> Iterator[Finding]:
 def _check_near_duplicates(dataset: Dataset) -> Iterator[Finding]:
     """Report near-duplicates: photos that were resized, saved again, cropped, mirrored or turned."""
     hashes = dataset.photos["sha256"]
-    components = islands((pair.first, pair.second) for pair in dataset.twins)
+    components = find_connected_components((pair.first, pair.second) for pair in dataset.near_duplicates)
     rows_of_hash: dict[str, list[int]] = {hashes[row]: [] for rows in components for row in rows}
     # A copy that could not be read is in no split.
-    used = dataset.photos["status"] == USED
+    used = dataset.photos["status"] == STATUS_USED
     for row, (sha256, is_used) in enumerate(zip(hashes, used, strict=True) if rows_of_hash else ()):
         if is_used and sha256 in rows_of_hash:
             rows_of_hash[sha256].append(row)
     component_of = {row: number for number, rows in enumerate(components) for row in rows}
-    pairs: list[list[Twin]] = [[] for _ in components]
-    for pair in dataset.twins:
+    pairs: list[list[NearDuplicate]] = [[] for _ in components]
+    for pair in dataset.near_duplicates:
         pairs[component_of[pair.first]].append(pair)
     for rows, pairs_of_component in zip(components, pairs, strict=True):
         photos = dataset.photos[sorted(copy for row in rows for copy in rows_of_hash[hashes[row]])]
         yield from _check_component(photos, pairs_of_component)
 
 
-def _check_component(photos: pl.DataFrame, pairs: list[Twin]) -> Iterator[Finding]:
+def _check_component(photos: pl.DataFrame, pairs: list[NearDuplicate]) -> Iterator[Finding]:
     """Report one connected component of near-duplicates."""
     paths, labels, splits = tuple(photos["path"]), set(photos["label"]), set(photos["split"])
-    evidence = f"{pairs[0].how}, {pairs[0].alike:.2f} alike"
+    evidence = f"{pairs[0].transformation}, {pairs[0].similarity:.2f} alike"
     if len(paths) > 2:
-        changes = ", ".join(sorted({word for pair in pairs for word in pair.how.split(", ")}))
-        least = min(pair.alike for pair in pairs)
+        changes = ", ".join(sorted({word for pair in pairs for word in pair.transformation.split(", ")}))
+        least = min(pair.similarity for pair in pairs)
         evidence = f"{len(paths)} photos, each {least:.2f} alike another or more: {changes}"
     if photos["twins"].has_nulls():
         advice = (
@@ -219,7 +219,7 @@ def _check_component(photos: pl.DataFrame, pairs: list[Twin]) -> Iterator[Findin
 
 def _check_groups(dataset: Dataset) -> Iterator[Finding]:
     """Report given groups whose photos are in several splits."""
-    grouped = dataset.used.filter(pl.col("group").is_not_null()).group_by("group").agg("path", "split")
+    grouped = dataset.used_photos.filter(pl.col("group").is_not_null()).group_by("group").agg("path", "split")
     leaking = grouped.filter(pl.col("split").list.n_unique() > 1).sort("group")
     for name, paths, splits in leaking.iter_rows():
         where = " and ".join(sorted(set(splits)))
@@ -235,7 +235,7 @@ def _find_similar_names(names: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _check_classes(dataset: Dataset) -> Iterator[Finding]:
-    split_counts = dataset.counts()
+    split_counts = dataset.count_photos()
     counts = {name: sum(of_class.values()) for name, of_class in split_counts.items()}
     for name in [name for name in counts if counts[name] and not split_counts[name]["train"]]:
         similar = [other for other in counts if other != name and other.casefold() == name.casefold()]
@@ -246,10 +246,10 @@ def _check_classes(dataset: Dataset) -> Iterator[Finding]:
     for names in _find_similar_names(counts):
         evidence = f"{' and '.join(map(repr, names))} differ in capitals or blanks alone"
         yield Finding("alike_names", "warning", (), evidence, "if they are one class, give them one name")
-    for name in dataset.classes_without_photos:
+    for name in dataset.empty_classes:
         advice = "add photos, or remove the folder"
         yield Finding("empty_class", "warning", (), f"class {name} has no usable photo", advice)
-    distinct = dict(dataset.used.group_by("label").agg(pl.col("sha256").n_unique()).iter_rows())
+    distinct = dict(dataset.used_photos.group_by("label").agg(pl.col("sha256").n_unique()).iter_rows())
     for name, count in sorted(counts.items(), key=lambda item: item[1]):
         if distinct.get(name, 0) < MIN_PHOTOS_PER_CLASS:
             advice = f"at least {MIN_PHOTOS_PER_CLASS} photos, better 100: its own score means little"

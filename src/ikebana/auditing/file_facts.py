@@ -6,7 +6,7 @@ import numpy as np
 
 from ikebana.data import decoding as photos
 from ikebana.data.dataset import Dataset
-from ikebana.data.pixel_cache import chunks, in_threads
+from ikebana.data.pixel_cache import make_chunks, map_in_threads
 from ikebana.errors import UnreadablePhoto
 
 CHUNK_PHOTOS = 128
@@ -28,7 +28,7 @@ def of(dataset: Dataset, pixels: np.ndarray, selection: np.ndarray | None = None
         pixels: uint8 [rows of the dataset, image_size, image_size, 3].
         selection: int64, positions among the usable photos; None for all.
     """
-    used = dataset.used_by_row if selection is None else dataset.used_by_row[selection]
+    used = dataset.used_photos_with_row if selection is None else dataset.used_photos_with_row[selection]
     width, height, size = (used[name].to_numpy().astype(float) for name in ("width", "height", "bytes"))
     return {
         "size in pixels": np.stack((width, height, width * height), axis=1),
@@ -44,20 +44,20 @@ def _read_headers(dataset: Dataset, paths: list[str]) -> Facts:
     def read(chunk: range) -> list[photos.Header]:
         return [_read_header(dataset, paths[place]) for place in chunk]
 
-    headers = [header for part in in_threads(read, chunks(len(paths), CHUNK_PHOTOS)) for header in part]
-    kinds = _encode([header.kind for header in headers])
+    headers = [header for part in map_in_threads(read, make_chunks(len(paths), CHUNK_PHOTOS)) for header in part]
+    kinds = _encode([header.format for header in headers])
     modes = _encode([header.mode for header in headers])
     return {
         "file type": np.stack([kinds, modes], 1),
-        "JPEG quality": np.array([[header.compression] for header in headers]),
-        "marks of a program": _encode([header.marks for header in headers])[:, None],
+        "JPEG quality": np.array([[header.mean_quantisation] for header in headers]),
+        "marks of a program": _encode([header.markers for header in headers])[:, None],
     }
 
 
 def _read_header(dataset: Dataset, path: str) -> photos.Header:
     """Return a photo's header, an empty one if the file has disappeared since it was cached."""
     try:
-        return photos.header(dataset.file(path))
+        return photos.read_header(dataset.resolve_path(path))
     except (UnreadablePhoto, OSError):
         return photos.Header("", "", 0.0, "")
 
@@ -87,7 +87,7 @@ def _measure_borders(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
         brightness = np.take_along_axis(sides[:, :, 2], sides[:, :, 0].argmin(1)[:, None], 1)
         return np.concatenate((spread[:, :2], contrast[:, :2], brightness), axis=1)
 
-    parts = list(in_threads(measure, chunks(len(rows), CHUNK_PHOTOS)))
+    parts = list(map_in_threads(measure, make_chunks(len(rows), CHUNK_PHOTOS)))
     return np.concatenate(parts) if parts else np.zeros((0, 5))
 
 

@@ -13,7 +13,7 @@ import polars as pl
 
 from ikebana.auditing.dataset_checks import Finding
 from ikebana.data.dataset import Dataset
-from ikebana.data.pixel_cache import chunks, in_threads
+from ikebana.data.pixel_cache import make_chunks, map_in_threads
 from ikebana.system import progress
 
 CHUNK_PHOTOS = 64
@@ -61,7 +61,7 @@ def findings(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
         dataset: opened.
         pixels: uint8 [rows of the dataset, image_size, image_size, 3].
     """
-    used = dataset.used_by_row
+    used = dataset.used_photos_with_row
     paths = used["path"]
     statistics = measured(pixels, used["row"].to_numpy().astype(np.int64))
     width, height = (used[name].to_numpy().astype(float) for name in ("width", "height"))
@@ -112,7 +112,7 @@ def measured(pixels: np.ndarray, rows: np.ndarray) -> ImageStatistics:
 
     with progress.stage("sharpness, light", len(rows)) as bar:
         parts = []
-        for part in in_threads(measure_chunk, chunks(len(rows), CHUNK_PHOTOS)):
+        for part in map_in_threads(measure_chunk, make_chunks(len(rows), CHUNK_PHOTOS)):
             parts.append(part)
             bar.advance(len(part))
     values = np.concatenate(parts) if parts else np.zeros((0, 3))

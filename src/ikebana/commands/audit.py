@@ -15,9 +15,9 @@ from ikebana.auditing.dataset_checks import SHOWN, Finding
 from ikebana.auditing.recommendation import Advice, Supply, advised
 from ikebana.data import pixel_cache as pixel_cache_module
 from ikebana.data import sources, split
-from ikebana.data.dataset import USED, Dataset
+from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.data.duplicates import near_duplicates
-from ikebana.data.pixel_cache import Kept
+from ikebana.data.pixel_cache import PixelCache
 from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.recipe import Recipe
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
@@ -100,8 +100,10 @@ def audit(
     if advise:
         weight_loading.sought(recipe)
     _check_machine(unopened, recipe)
-    opened, pixel_cache = pixel_cache_module.opened(unopened, recipe.image_size, recipe.resize)
-    dataset, split_errors = _split(sources.with_classes(near_duplicates.found(opened, pixel_cache), ()), recipe)
+    opened, pixel_cache = pixel_cache_module.open_pixel_cache(unopened, recipe.image_size, recipe.resize)
+    dataset, split_errors = _split(
+        sources.assign_classes(near_duplicates.find_near_duplicates(opened, pixel_cache), ()), recipe
+    )
     findings = [*split_errors, *files.findings(dataset), *content_checks.found(dataset, pixel_cache, recipe)]
     page_file = Path(out).expanduser() / PAGE if out is not None else None
     result = Audit(dataset, tuple(files.gravest_first(findings)), page=page_file)
@@ -119,9 +121,9 @@ def audit(
 def _split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, list[Finding]]:
     """Split like `fit`; if it would refuse, report that and treat all photos as training photos."""
     try:
-        return split.split(dataset, recipe), []
+        return split.split_photos(dataset, recipe), []
     except PhotosError as error:
-        all_train = pl.when(pl.col("status") == USED).then(pl.col("split").fill_null("train")).alias("split")
+        all_train = pl.when(pl.col("status") == STATUS_USED).then(pl.col("split").fill_null("train")).alias("split")
         unsplit = dataset.with_photos(dataset.photos.with_columns(all_train))
         return unsplit, [Finding(CANNOT_SPLIT, "error", (), error.what, error.advice or "more photos")]
 
@@ -137,9 +139,9 @@ def _check_machine(dataset: Dataset, recipe: Recipe) -> None:
     try:
         weight_loading.sought(recipe)
     except (RecipeError, MachineError):
-        needed = pixel_cache_module.size_on_disk(dataset, recipe.image_size) + near_duplicates.scratch(
-            dataset.photos.height
-        )
+        needed = pixel_cache_module.compute_cache_bytes(
+            dataset, recipe.image_size
+        ) + near_duplicates.compute_scratch_bytes(dataset.photos.height)
         require_disk({cache_folder(): needed})
         return
     forecast(dataset, recipe, prepared(recipe, len(dataset.classes))).told(recipe)
@@ -169,7 +171,7 @@ def _is_audit_folder(folder: Path) -> bool:
     return is_audit and names <= {PAGE, AUDIT_FILE, TABLE_FILE}
 
 
-def _report(result: Audit, pixel_cache: Kept, recipe: Recipe) -> None:
+def _report(result: Audit, pixel_cache: PixelCache, recipe: Recipe) -> None:
     """Report the findings; if wanted, write the page, `audit.json` and `findings.csv`."""
     progress.message(repr(result))
     values = files.as_json(result.dataset, list(result.findings))
@@ -217,7 +219,7 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> Non
         )
 
 
-def _recommend(dataset: Dataset, pixel_cache: Kept, recipe: Recipe, photos: str) -> Advice:
+def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos: str) -> Advice:
     """Recommend from frozen features of training photos and model-selection photos.
 
     The calibration photos and the test photos stay unseen.
@@ -232,12 +234,12 @@ def _recommend(dataset: Dataset, pixel_cache: Kept, recipe: Recipe, photos: str)
     splits = examples_module.parts(dataset, pixel_cache.pixels)
     for_selection = splits["validation"].some(splits["validation"].for_choices)
     examples = examples_module.joined(splits["train"], for_selection)
-    sample, groups = depth_probe.sampled(examples, split.groups(dataset.photos[examples.rows]))
+    sample, groups = depth_probe.sampled(examples, split.find_groups(dataset.photos[examples.rows]))
     folds = depth_probe.dealt(sample.labels, groups, dataset.source)
     settings = prepared(recipe, len(dataset.classes))
     features = depth_probe.seen(sample, recipe, pixel_cache.folder.name, settings)
     evidence = depth_probe.judged(features, sample.labels, groups, folds)
-    counts = {name: of_class["train"] for name, of_class in dataset.counts().items()}
+    counts = {name: of_class["train"] for name, of_class in dataset.count_photos().items()}
     smallest = min(counts, key=lambda name: counts[name])
     supply = Supply(
         photos=len(examples),

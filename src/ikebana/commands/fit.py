@@ -10,7 +10,7 @@ from ikebana.data import pixel_cache as pixel_cache_module
 from ikebana.data import sources, split
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
-from ikebana.data.pixel_cache import Kept
+from ikebana.data.pixel_cache import PixelCache
 from ikebana.evaluation.calibration import calibrate
 from ikebana.evaluation.leakage import leakage
 from ikebana.evaluation.metrics import evaluate
@@ -83,11 +83,11 @@ def resume(run: str | Path) -> Run:
         return opened if opened.has_ended() else _train_and_score(opened, dataset, pixel_cache, settings, clock)
 
 
-def _load_and_split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, Kept]:
+def _load_and_split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, PixelCache]:
     """Decode every photo once, find duplicates, assign splits; the cache holds pixels by row."""
-    decoded, pixel_cache = pixel_cache_module.opened(dataset, recipe.image_size, recipe.resize)
-    return split.split(
-        sources.with_classes(near_duplicates.found(decoded, pixel_cache), recipe.class_order), recipe
+    decoded, pixel_cache = pixel_cache_module.open_pixel_cache(dataset, recipe.image_size, recipe.resize)
+    return split.split_photos(
+        sources.assign_classes(near_duplicates.find_near_duplicates(decoded, pixel_cache), recipe.class_order), recipe
     ), pixel_cache
 
 
@@ -103,7 +103,7 @@ def _restore_device(run: Path, recipe: Recipe, classes: int) -> Setting:
     return settings
 
 
-def _train_and_score(run: Run, dataset: Dataset, pixel_cache: Kept, settings: Setting, clock: Stopwatch) -> Run:
+def _train_and_score(run: Run, dataset: Dataset, pixel_cache: PixelCache, settings: Setting, clock: Stopwatch) -> Run:
     findings, classes, pixels_id = dataset_checks.findings(dataset), len(dataset.classes), pixel_cache.folder.name
     run.write_json("audit.json", dataset_checks.as_json(dataset, findings))
     progress.message(dataset_checks.summary(dataset, findings))

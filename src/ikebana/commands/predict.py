@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ikebana.data import unlabelled
-from ikebana.data.unlabelled import LoosePhoto, Search
+from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
 from ikebana.errors import PhotosError, UnreadablePhoto, UsageError
 from ikebana.evaluation.calibration import NO_THRESHOLD
 from ikebana.inference import classifier, prediction_table
@@ -51,7 +51,7 @@ def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | 
     table_path = prediction_table.check(Path(out)) if out is not None else None
     predictions: list[Prediction] = []
     opened_model = _open_model(model)
-    search = unlabelled.search(photos)
+    search = unlabelled.find_photos(photos)
     model_classifier, identity = _build_classifier(opened_model)
     counts = _predict_all(model_classifier, search, predictions.extend, out=table_path)
     if table_path is not None:
@@ -85,8 +85,8 @@ def command(
         # Check that the path can hold folders.
         sort_into = resolve_output_path(sort_into / NOT_SURE).parent
     opened_model = _open_model(model)
-    search = unlabelled.search(photos, path_lines, apart=sort_into)
-    if sort_into is not None and search.apart in [os.path.realpath(place) for place in search.places]:
+    search = unlabelled.find_photos(photos, path_lines, excluded_folder=sort_into)
+    if sort_into is not None and search.excluded_folder in [os.path.realpath(place) for place in search.paths]:
         raise UsageError(
             "sorted photos would lie among those that they come from, and be found with them the next time",
             where=sort_into,
@@ -140,15 +140,15 @@ class Counts:
         return "\n  ".join([*lines, f"and {more} more"] if more else lines)
 
 
-def _summarise(counts: Counts, search: Search, model_classifier: Classifier) -> str:
+def _summarise(counts: Counts, search: UnlabelledPhotos, model_classifier: Classifier) -> str:
     """Describe the counts, and the lack of a threshold if there is none."""
-    summary = counts.summarise(len(search.ignored))
+    summary = counts.summarise(len(search.ignored_paths))
     return summary if model_classifier.threshold is not None else f"{summary}\n{NO_THRESHOLD}"
 
 
 def _predict_all(
     model_classifier: Classifier,
-    photos: Search,
+    photos: UnlabelledPhotos,
     receive: Receiver,
     sorter: Sorter | None = None,
     find_existing: Callable[[str, Path], Prediction | None] | None = None,
@@ -166,7 +166,7 @@ def _predict_all(
     counts = Counts()
     with progress.stage("predict", photos.count()) as bar:
 
-        def remaining() -> Iterator[LoosePhoto]:
+        def remaining() -> Iterator[UnlabelledPhoto]:
             for photo in photos:
                 if out is not None and prediction_table.is_own(photo.file, out):
                     bar.advance(1)
@@ -195,8 +195,8 @@ def _predict_all(
     return counts
 
 
-def _preprocess(model_classifier: Classifier, photo: LoosePhoto) -> np.ndarray:
-    if not unlabelled.can_open(photo):
+def _preprocess(model_classifier: Classifier, photo: UnlabelledPhoto) -> np.ndarray:
+    if not unlabelled.is_openable(photo):
         raise UnreadablePhoto(photo.status)
     return model_classifier.opened(photo.file)
 

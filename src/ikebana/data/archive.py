@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from ikebana.data import tar_reader
-from ikebana.data.folder import Found, printable
-from ikebana.data.tar_reader import Refused
+from ikebana.data.folder import ScannedPath, to_printable
+from ikebana.data.tar_reader import ArchiveRefused
 from ikebana.errors import PhotosError
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
@@ -27,13 +27,13 @@ from ikebana.system.resources import require_disk
 MAX_MEMBERS = 2_000_000
 # Photos are already compressed, so an archive of them hardly grows. Uncompressed drawings may
 # grow thirtyfold.
-MAX_GROWTH = 100
+MAX_EXPANSION_RATIO = 100
 # A small archive may always grow to this many bytes.
-ALWAYS_ALLOWED = 2**30
-CHUNK = 2**20
+MIN_UNPACK_BUDGET_BYTES = 2**30
+CHUNK_BYTES = 2**20
 MAX_PATH_DEPTH = 64
 # Bytes that a file or folder takes on a disk at least.
-AN_ENTRY = 4096
+ENTRY_OVERHEAD_BYTES = 4096
 CORRUPTION_ERRORS = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, RecursionError,
 )  # fmt: skip
@@ -42,7 +42,7 @@ STREAMABLE_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Windows treats the first as a device, whatever its suffix, and a colon as the start of a
 # stream name.
 WINDOWS_RESERVED_NAME = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³])\s*(\.|$)|[^:]*:", re.IGNORECASE)
-ON_WINDOWS = os.name == "nt"
+IS_WINDOWS = os.name == "nt"
 # Errors that a file system raises for a name that it cannot store.
 INVALID_NAME_ERRNOS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
@@ -63,18 +63,18 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Unpacked:
+class UnpackedArchive:
     """An archive's photos on disk, and the members that were not unpacked."""
 
     folder: Path
-    set_aside: tuple[Found, ...]
+    skipped_members: tuple[ScannedPath, ...]
 
 
 class _MemberSkipped(Exception):
     """One member cannot be unpacked; the others can."""
 
 
-def unpack(file: Path) -> Unpacked:
+def unpack(file: Path) -> UnpackedArchive:
     """Unpack an archive into the cache, under its sha256, or reuse what is there.
 
     Members that cannot or must not be unpacked are listed with the reason: a link, a damaged
@@ -98,14 +98,14 @@ def unpack(file: Path) -> Unpacked:
                 "checksum": _checksum_folder(partial / "photos"),
             }
             (partial / "members.json").write_text(json.dumps(record), "utf-8")
-    return Unpacked(folder / "photos", tuple(skipped))
+    return UnpackedArchive(folder / "photos", tuple(skipped))
 
 
-def _load_skipped_members(folder: Path) -> list[Found] | None:
+def _load_skipped_members(folder: Path) -> list[ScannedPath] | None:
     """Load the skipped members of an intact earlier unpacking; None if there is none."""
     try:
         record = json.loads((folder / "members.json").read_text("utf-8"))
-        skipped = [Found(path, status) for path, status in record["left"]]
+        skipped = [ScannedPath(path, status) for path, status in record["left"]]
         is_intact = (folder / "photos").is_dir() and _checksum_folder(folder / "photos") == record["checksum"]
         return skipped if is_intact else None
     except (OSError, ValueError, TypeError, KeyError):
@@ -126,27 +126,27 @@ def _checksum_folder(folder: Path) -> str:
     return f"{total:x}"
 
 
-def _unpack_members(folder: Path, file: Path) -> list[Found]:
+def _unpack_members(folder: Path, file: Path) -> list[ScannedPath]:
     """Write all members below the folder and return those that were skipped."""
-    budget = max(ALWAYS_ALLOWED, MAX_GROWTH * file.stat().st_size)
+    budget = max(MIN_UNPACK_BUDGET_BYTES, MAX_EXPANSION_RATIO * file.stat().st_size)
     require_disk({folder: file.stat().st_size})
     folder.mkdir()
-    skipped: list[Found] = []
+    skipped: list[ScannedPath] = []
     taken_paths: set[str] = set()
     try:
         with progress.stage(f"unpack {file.name}", 0, "files") as bar:
-            for number, member in enumerate(_members(file), 1):
+            for number, member in enumerate(_iterate_members(file), 1):
                 if number > MAX_MEMBERS:
-                    raise Refused(f"more than {MAX_MEMBERS:,} members")
+                    raise ArchiveRefused(f"more than {MAX_MEMBERS:,} members")
                 try:
                     budget -= _unpack_member(member, folder, taken_paths, budget)
                     bar.advance(1)
                 except _MemberSkipped as reason:
                     budget -= member.skip_bytes
-                    skipped.append(Found(_make_printable(member.name), str(reason)))
+                    skipped.append(ScannedPath(_make_printable(member.name), str(reason)))
                 if budget < 0:
-                    raise Refused(f"it grows to more than {MAX_GROWTH} times its size")
-    except Refused as reason:
+                    raise ArchiveRefused(f"it grows to more than {MAX_EXPANSION_RATIO} times its size")
+    except ArchiveRefused as reason:
         advice = "unpack it yourself if you trust it, and give the folder"
         raise PhotosError(f"this archive is refused: {reason}", where=file, advice=advice) from None
     except CORRUPTION_ERRORS as error:
@@ -165,20 +165,20 @@ def _unpack_member(member: Member, folder: Path, taken_paths: set[str], budget: 
     Returns:
         Bytes written, including the overhead of new files and folders.
     """
-    path = _path(member.name)
-    problem = member.problem or _no_path(member.name, path)
+    path = _normalise_path(member.name)
+    problem = member.problem or _find_path_problem(member.name, path)
     if member.open_content is None:
-        return AN_ENTRY + _make_folders(folder, path) if problem is None else AN_ENTRY
+        return ENTRY_OVERHEAD_BYTES + _make_folders(folder, path) if problem is None else ENTRY_OVERHEAD_BYTES
     # On many disks, names that differ by case alone are one file.
     if problem is None and path.casefold() in taken_paths:
         problem = "stands twice in the archive"
     if problem is not None:
         raise _MemberSkipped(problem)
     taken_paths.add(path.casefold())
-    overhead = AN_ENTRY + _make_folders(folder, path.rpartition("/")[0])
+    overhead = ENTRY_OVERHEAD_BYTES + _make_folders(folder, path.rpartition("/")[0])
     try:
         with _create_file(folder / path) as out, member.open_content() as stream:
-            return overhead + _copied(stream, out, budget)
+            return overhead + _copy_content(stream, out, budget)
     except CORRUPTION_ERRORS as error:
         if not member.is_independent:
             raise
@@ -186,7 +186,7 @@ def _unpack_member(member: Member, folder: Path, taken_paths: set[str], budget: 
         raise _MemberSkipped(f"damaged in the archive: {error}") from None
 
 
-def _copied(stream: IO[bytes], out: IO[bytes], budget: int) -> int:
+def _copy_content(stream: IO[bytes], out: IO[bytes], budget: int) -> int:
     """Copy and count the bytes that are really read: declared sizes may lie."""
     written = 0
     while written <= budget and (chunk := _read_chunk(stream)):
@@ -196,7 +196,7 @@ def _copied(stream: IO[bytes], out: IO[bytes], budget: int) -> int:
 
 def _read_chunk(stream: IO[bytes]) -> bytes:
     try:
-        return stream.read(CHUNK)
+        return stream.read(CHUNK_BYTES)
     except OSError as error:
         # bz2 and gzip raise OSError without a number for damaged data.
         if error.errno is not None:
@@ -212,7 +212,7 @@ def _make_folders(folder: Path, path: str) -> int:
         try:
             if not folder.is_dir():
                 folder.mkdir()
-                overhead += AN_ENTRY
+                overhead += ENTRY_OVERHEAD_BYTES
         except OSError as error:
             raise _convert_os_error(error) from None
     return overhead
@@ -232,9 +232,9 @@ def _convert_os_error(error: OSError) -> Exception:
     return _MemberSkipped("this disk cannot hold its name") if error.errno in INVALID_NAME_ERRNOS else error
 
 
-def _members(file: Path) -> Iterator[Member]:
+def _iterate_members(file: Path) -> Iterator[Member]:
     # Tar first: a tar whose last member is a zip looks like a zip from its end.
-    tar = tar_reader.opened(file)
+    tar = tar_reader.open_tar(file)
     if tar is not None:
         yield from _iterate_tar_members(tar)
     elif zipfile.is_zipfile(file):
@@ -273,7 +273,7 @@ def _find_zip_problem(entry: zipfile.ZipInfo) -> str | None:
 
 
 def _iterate_tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
-    for entry in tar_reader.entries(archive):
+    for entry in tar_reader.iterate_members(archive):
         if entry.isdir():
             yield Member(entry.name, None, None)
         else:
@@ -289,12 +289,12 @@ def _open_tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[by
     return stream
 
 
-def _path(name: str) -> str:
+def _normalise_path(name: str) -> str:
     """Remove `.` and doubled slashes from a member's name."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def _no_path(name: str, path: str) -> str | None:
+def _find_path_problem(name: str, path: str) -> str | None:
     """Say why a name is not a valid path below the archive."""
     with_slashes = path.replace("\\", "/")
     parts = with_slashes.split("/")
@@ -308,13 +308,13 @@ def _no_path(name: str, path: str) -> str | None:
     is_unprintable = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
     if is_unprintable:
         return "its name has unprintable letters"
-    is_reserved = ON_WINDOWS and any(map(WINDOWS_RESERVED_NAME.match, parts))
+    is_reserved = IS_WINDOWS and any(map(WINDOWS_RESERVED_NAME.match, parts))
     return "Windows cannot hold its name (rename it)" if is_reserved else None
 
 
 def _make_printable(name: str) -> str:
     """Escape a name so that a table can hold it and a terminal can print it."""
-    return re.sub(r"[\x00-\x1f\x7f]", progress.escape_control_character, printable(name))
+    return re.sub(r"[\x00-\x1f\x7f]", progress.escape_control_character, to_printable(name))
 
 
 def _damaged_archive(file: Path, how: str) -> PhotosError:

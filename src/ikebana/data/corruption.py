@@ -16,7 +16,7 @@ MAX_JPEG_SCANS = 100
 # A marker, but not a stuffed byte, a restart marker inside image data, or a fill byte.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 PNG_SIGNATURE_BYTES = 8
-ICON = b"\0\0\1\0"
+ICO_SIGNATURE = b"\0\0\1\0"
 
 FOREIGN_SIGNATURES = {
     b"%pdf": "PDF",
@@ -31,7 +31,7 @@ FOREIGN_SIGNATURES = {
 VIDEO_BRANDS = (b"mp4", b"iso", b"qt ", b"m4v", b"avc", b"3gp")
 
 
-def in_silence(data: bytes, format_name: str | None) -> str | None:
+def find_silent_damage(data: bytes, format_name: str | None) -> str | None:
     """Describe damage that this format's decoder would not report; None if there is none."""
     if format_name in ("JPEG", "MPO"):
         return _find_jpeg_damage(data)
@@ -88,7 +88,7 @@ def is_heif(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and data[8:12] in brands and b"avif" not in data[8:64]
 
 
-def what_it_is_instead(data: bytes) -> str:
+def identify_foreign_file(data: bytes) -> str:
     """Describe a file that no decoder accepts."""
     start = data[:512].lstrip().lower()
     if start.startswith(b"<?xml") and b"<svg" in data[:4096].lower():

@@ -8,11 +8,11 @@ from typing import Any
 
 import polars as pl
 
-USED = "used"
-UNOPENED = "not opened yet"
+STATUS_USED = "used"
+STATUS_UNOPENED = "not opened yet"
 
-PARTS = ("train", "validation", "test")
-PART_NAMES = {
+SPLITS = ("train", "validation", "test")
+SPLIT_ALIASES = {
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -46,16 +46,16 @@ SCHEMA = {
 
 
 @dataclass(frozen=True)
-class Twin:
+class NearDuplicate:
     """A pair of photos of which one is a modified copy of the other."""
 
     # Rows in the dataset's table, in ascending order.
     first: int
     second: int
     # What was done to one of them: "mirrored, cropped".
-    how: str
+    transformation: str
     # Correlation of their fine detail after alignment, at most 1.
-    alike: float
+    similarity: float
 
 
 @dataclass(frozen=True)
@@ -70,47 +70,47 @@ class Dataset:
     photos: pl.DataFrame
     classes: tuple[str, ...]
     # Number of hidden and system files.
-    ignored: int = 0
+    ignored_count: int = 0
     # `archive!` before each path from an archive.
-    prefix: str = ""
-    classes_without_photos: tuple[str, ...] = ()
+    archive_prefix: str = ""
+    empty_classes: tuple[str, ...] = ()
     # How the source was understood, for the user.
     notes: tuple[str, ...] = ()
     # Near-duplicates; the first of several exact copies stands for all.
-    twins: tuple[Twin, ...] = ()
+    near_duplicates: tuple[NearDuplicate, ...] = ()
 
-    def file(self, path: str) -> Path:
+    def resolve_path(self, path: str) -> Path:
         """Return the file on disk of a row's path."""
-        return self.root / path.removeprefix(self.prefix)
+        return self.root / path.removeprefix(self.archive_prefix)
 
     @property
-    def used(self) -> pl.DataFrame:
-        return self.photos.filter(pl.col("status") == USED)
+    def used_photos(self) -> pl.DataFrame:
+        return self.photos.filter(pl.col("status") == STATUS_USED)
 
     @property
-    def used_by_row(self) -> pl.DataFrame:
+    def used_photos_with_row(self) -> pl.DataFrame:
         """The used photos with their `row` among all photos, which is the row of their pixels."""
-        return self.photos.with_row_index("row").filter(pl.col("status") == USED)
+        return self.photos.with_row_index("row").filter(pl.col("status") == STATUS_USED)
 
     @property
-    def set_aside(self) -> pl.DataFrame:
-        return self.photos.filter(pl.col("status") != USED)
+    def set_aside_photos(self) -> pl.DataFrame:
+        return self.photos.filter(pl.col("status") != STATUS_USED)
 
-    def counts(self) -> dict[str, dict[str, int]]:
+    def count_photos(self) -> dict[str, dict[str, int]]:
         """Count the used photos per class and split: {"daisy": {"train": 458, ...}, ...}."""
-        table = self.used.group_by("label", "split").len()
+        table = self.used_photos.group_by("label", "split").len()
         counts = {(label, split): number for label, split, number in table.iter_rows()}
-        return {label: {split: counts.get((label, split), 0) for split in PARTS} for label in self.classes}
+        return {label: {split: counts.get((label, split), 0) for split in SPLITS} for label in self.classes}
 
     def with_photos(self, photos: pl.DataFrame) -> "Dataset":
         return replace(self, photos=photos)
 
     def __repr__(self) -> str:
-        used, aside = self.used.height, self.set_aside.height
+        used, aside = self.used_photos.height, self.set_aside_photos.height
         return f"Dataset({self.source}: {used} photos of {len(self.classes)} classes, {aside} set aside)"
 
 
-def gathered(rows: Iterable[Mapping[str, Any] | tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.DataFrame:
+def collect_rows(rows: Iterable[Mapping[str, Any] | tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.DataFrame:
     """Collect rows into a table, holding at most CHUNK_ROWS of them as Python objects."""
     remaining, tables = iter(rows), [pl.DataFrame(schema=schema)]
     while chunk := list(islice(remaining, CHUNK_ROWS)):
@@ -118,7 +118,7 @@ def gathered(rows: Iterable[Mapping[str, Any] | tuple[Any, ...]], schema: Mappin
     return pl.concat(tables, rechunk=True)
 
 
-def texts(column: pl.Series) -> list[str]:
+def to_strings(column: pl.Series) -> list[str]:
     """Convert a column without nulls to strings; equal values share one object to save memory."""
     values, ranks = column.unique().sort().to_list(), column.rank("dense").to_numpy()
     return [values[rank - 1] for rank in ranks]

@@ -39,7 +39,7 @@ from ikebana.errors import UnreadablePhoto
 from ikebana.recipe import Resize
 
 # Raised with each change of the rules above, which invalidates cached pixels.
-RULES = 2
+DECODER_VERSION = 2
 
 # No camera writes a larger file.
 MAX_FILE_BYTES = 512 * 2**20
@@ -48,9 +48,9 @@ MAX_PIXELS = 178_956_970
 # Including the mask below a bitmap. Windows shows 256 pixels, some programs write 1024.
 MAX_ICON_SIDE = 2048
 # Larger photos are decoded one at a time, to bound memory.
-LARGE = 24_000_000
+LARGE_PHOTO_PIXELS = 24_000_000
 # A JPEG is decoded at a reduced size that is at least this many times the target.
-DRAFT = 2
+JPEG_DRAFT_SCALE = 2
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "QOI", "ICO", "TGA", "PCX")
 ORIENTATION_TRANSPOSES = {
@@ -67,19 +67,19 @@ SRGB_PROFILE = ImageCms.createProfile("sRGB")
 # Grey levels that a profile may move a colour and still count as sRGB.
 MAX_SRGB_DEVIATION = 2
 # Per thread: some programs write a different profile into each photo.
-TRANSFORMS = 64
+MAX_CACHED_TRANSFORMS = 64
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 256, 257, 258, 262, 339
 TIFF_TILE_SIZE = (322, 323)
 
 REASON_OUT_OF_MEMORY = "too large for this machine's memory"
-NO_HEIF = "unsupported format: HEIF (it can be read after: pip install 'ikebana[heif]')"
-PASSING = (REASON_OUT_OF_MEMORY, NO_HEIF)
+REASON_NO_HEIF = "unsupported format: HEIF (it can be read after: pip install 'ikebana[heif]')"
+TRANSIENT_REASONS = (REASON_OUT_OF_MEMORY, REASON_NO_HEIF)
 
 # Load all plug-ins now: loading them at the first unusual file would be a race between threads.
 Image.init()
-_one_large_photo = threading.Semaphore(1)
+_large_photo_slot = threading.Semaphore(1)
 # littlecms transforms hold state, so each thread has its own.
-_transforms = threading.local()
+_transform_cache = threading.local()
 
 # Pillow warns of large photos and odd EXIF blocks without naming the photo. This module checks
 # what matters and reports it per photo.
@@ -95,7 +95,7 @@ class Photo:
     width: int
     height: int
     # uint8 [thumbnail_size, thumbnail_size, 3]: the whole photo squashed, if requested.
-    small: np.ndarray | None = None
+    thumbnail: np.ndarray | None = None
 
 
 def decode(data: bytes, image_size: int, resize: Resize = "squash", thumbnail_size: int = 0) -> Photo:
@@ -104,39 +104,39 @@ def decode(data: bytes, image_size: int, resize: Resize = "squash", thumbnail_si
     Raises:
         UnreadablePhoto: with a reason; never anything else for any bytes.
     """
-    with _in_plain_words(data), _open_image(data) as image:
+    with _translate_errors(data), _open_image(data) as image:
         _check_size(image)
         _check_damage(data, image)
-        with _one_large_photo if math.prod(_get_memory_size(image)) > LARGE else nullcontext():
+        with _large_photo_slot if math.prod(_get_memory_size(image)) > LARGE_PHOTO_PIXELS else nullcontext():
             return _decode_image(image, image_size, resize, thumbnail_size)
 
 
-def whole(data: bytes) -> np.ndarray:
+def decode_full_size(data: bytes) -> np.ndarray:
     """Decode a file's bytes like `decode`, at full size: uint8 [height, width, 3]."""
-    with _in_plain_words(data), _open_image(data) as image:
+    with _translate_errors(data), _open_image(data) as image:
         _check_size(image)
         _check_damage(data, image)
         upright, _ = _load_upright(image)
         return np.asarray(upright)
 
 
-def of_picture(image: Image.Image, image_size: int, resize: Resize = "squash") -> Photo:
+def convert_image(image: Image.Image, image_size: int, resize: Resize = "squash") -> Photo:
     """Convert an open image like `decode`, but from all its pixels; the image stays unchanged."""
-    with _in_plain_words():
+    with _translate_errors():
         _check_size(image)
         upright, _ = _load_upright(image)
         return Photo(np.asarray(_resize(upright, image_size, resize)), *upright.size)
 
 
 @contextmanager
-def _in_plain_words(data: bytes = b"") -> Iterator[None]:
+def _translate_errors(data: bytes = b"") -> Iterator[None]:
     """Convert every exception of a decoder to UnreadablePhoto."""
     try:
         yield
     except UnreadablePhoto:
         raise
     except UnidentifiedImageError:
-        raise UnreadablePhoto(corruption.what_it_is_instead(data)) from None
+        raise UnreadablePhoto(corruption.identify_foreign_file(data)) from None
     except Image.DecompressionBombError as error:
         raise UnreadablePhoto(f"too large: {_find_first_number(str(error)) / 1e6:,.0f} megapixels") from None
     except MemoryError:
@@ -148,7 +148,7 @@ def _in_plain_words(data: bytes = b"") -> Iterator[None]:
 
 def _check_damage(data: bytes, image: Image.Image) -> None:
     """Refuse damage that the decoder would not report, or decode forever."""
-    problem = corruption.in_silence(data, image.format)
+    problem = corruption.find_silent_damage(data, image.format)
     if problem is not None:
         raise UnreadablePhoto(f"unreadable: {problem}")
 
@@ -157,22 +157,22 @@ def _check_damage(data: bytes, image: Image.Image) -> None:
 class Header:
     """A file's format (JPEG, ...), mode (RGB, ...) and other metadata."""
 
-    kind: str
+    format: str
     mode: str
     # Mean of a JPEG's quantisation tables: the higher, the poorer; 0 for other files.
-    compression: float
+    mean_quantisation: float
     # Names of metadata that are present: EXIF, a colour profile, progressive, ...
-    marks: str
+    markers: str
 
 
-def header(file: str | Path) -> Header:
+def read_header(file: str | Path) -> Header:
     """Read a file's header without decoding it; raise UnreadablePhoto or OSError if it is bad."""
     with open(file, "rb") as stream:
         start = stream.read(64)
         stream.seek(0)
         if corruption.is_heif(start):
             return Header("HEIF", "RGB", 0.0, "")
-        with _in_plain_words(start), Image.open(stream, formats=FORMATS) as image:
+        with _translate_errors(start), Image.open(stream, formats=FORMATS) as image:
             tables = getattr(image, "quantization", None) or {}
             levels = [level for table in tables.values() for level in table]
             names = ("exif", "icc_profile", "jfif", "adobe", "progressive", "photoshop", "comment")
@@ -191,12 +191,12 @@ def read_bytes(file: str | Path) -> bytes:
             raise UnreadablePhoto(REASON_OUT_OF_MEMORY) from None
 
 
-def threads() -> int:
+def count_threads() -> int:
     """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def declared(data: bytes) -> tuple[int, int] | None:
+def read_dimensions(data: bytes) -> tuple[int, int] | None:
     """Read the width and height that `decode` would hold in memory; None if it would refuse."""
     try:
         with _open_image(data) as image:
@@ -205,7 +205,7 @@ def declared(data: bytes) -> tuple[int, int] | None:
         return None
 
 
-def sha256(data: bytes) -> str:
+def compute_sha256(data: bytes) -> str:
     """Compute the hexadecimal sha256 by which a photo is known, whatever its file is called."""
     return hashlib.sha256(data).hexdigest()
 
@@ -221,7 +221,7 @@ def _open_image(data: bytes) -> Image.Image:
 
 def _get_possible_formats(data: bytes) -> tuple[str, ...]:
     """Check an icon's size first, because Pillow decodes an icon as it opens it."""
-    if not data.startswith(corruption.ICON):
+    if not data.startswith(corruption.ICO_SIGNATURE):
         return FORMATS
     try:
         offset = IcoFile(io.BytesIO(data)).entry[0].offset
@@ -251,7 +251,7 @@ def _check_size(image: Image.Image) -> None:
 def _decode_image(image: Image.Image, image_size: int, resize: Resize, thumbnail_size: int) -> Photo:
     size = image.size
     if image.format in ("JPEG", "MPO"):
-        image.draft(None, (DRAFT * image_size, DRAFT * image_size))  # pyright: ignore[reportArgumentType]
+        image.draft(None, (JPEG_DRAFT_SCALE * image_size, JPEG_DRAFT_SCALE * image_size))  # pyright: ignore[reportArgumentType]
     upright, is_transposed = _load_upright(image)
     if image.format == "TIFF":
         size = image.size
@@ -357,9 +357,9 @@ def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
     if image.mode not in ("RGB", "L", "CMYK"):
         return None
     key = (image.mode, profile)
-    cache: dict[Any, Any] = _transforms.__dict__.setdefault("kept", {})
+    cache: dict[Any, Any] = _transform_cache.__dict__.setdefault("kept", {})
     if key not in cache:
-        if len(cache) >= TRANSFORMS:
+        if len(cache) >= MAX_CACHED_TRANSFORMS:
             cache.clear()
         cache[key] = _build_transform(image.mode, profile)
     return ImageCms.applyTransform(image, cache[key]) if cache[key] else None
@@ -388,7 +388,7 @@ def _register_heif() -> None:
     try:
         from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UnreadablePhoto(NO_HEIF) from None
+        raise UnreadablePhoto(REASON_NO_HEIF) from None
     register_heif_opener()
 
 

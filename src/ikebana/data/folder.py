@@ -18,7 +18,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ikebana.data.dataset import PART_NAMES, SCHEMA, UNOPENED, Dataset, gathered
+from ikebana.data.dataset import SPLIT_ALIASES, SCHEMA, STATUS_UNOPENED, Dataset, collect_rows
 from ikebana.errors import PhotosError
 
 # Folders inside a class are groups only if each class then has this many groups (a photo beside
@@ -33,7 +33,7 @@ SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir",
 
 
 @dataclass(frozen=True)
-class Found:
+class ScannedPath:
     """One path of a scan."""
 
     # Below the scanned folder, with forward slashes.
@@ -41,7 +41,9 @@ class Found:
     status: str
 
 
-def read(folder: Path, *, source: str | None = None, prefix: str = "", more: Iterable[Found] = ()) -> Dataset:
+def read(
+    folder: Path, *, source: str | None = None, archive_prefix: str = "", skipped_members: Iterable[ScannedPath] = ()
+) -> Dataset:
     """List the photos of a folder of class folders, with or without split folders above them.
 
     Args:
@@ -55,25 +57,27 @@ def read(folder: Path, *, source: str | None = None, prefix: str = "", more: Ite
     top = folder
     while (inner := _find_wrapped_folder(top)) is not None:
         top = inner
-    top_path = printable(top.relative_to(folder).as_posix())
+    top_path = to_printable(top.relative_to(folder).as_posix())
     if top != folder:
         notes.append(
-            f"{printable(Path(source or folder).name)} holds no other folder than {top_path}/: the classes are in there"
+            f"{to_printable(Path(source or folder).name)} holds no other folder than {top_path}/: the classes are in there"
         )
     splits = _find_split_folders(top)
     unused = sorted(_list_folder_names(top) - splits.keys()) if splits else []
     if unused:
         notes.append(f"{', '.join(unused)}: beside {', '.join(sorted(splits))}, and therefore not used")
     ignored: list[str] = []
-    rows = (_to_row(scanned, prefix, top_path, splits) for scanned in scan(folder, ignored))
-    extra_rows = ({"path": prefix + scanned.path, "status": scanned.status} for scanned in more)
-    photos = _check_groups(gathered(chain(rows, extra_rows), SCHEMA).sort("path"), notes)
+    rows = (_to_row(scanned, archive_prefix, top_path, splits) for scanned in scan(folder, ignored))
+    extra_rows = ({"path": archive_prefix + scanned.path, "status": scanned.status} for scanned in skipped_members)
+    photos = _check_groups(collect_rows(chain(rows, extra_rows), SCHEMA).sort("path"), notes)
     empty = set().union(*(_list_folder_names(top / name) for name in splits)) if splits else _list_folder_names(top)
     empty -= set(photos["label"].drop_nulls())
-    return Dataset(source or str(folder), folder, photos, (), len(ignored), prefix, tuple(sorted(empty)), tuple(notes))
+    return Dataset(
+        source or str(folder), folder, photos, (), len(ignored), archive_prefix, tuple(sorted(empty)), tuple(notes)
+    )
 
 
-def _to_row(scanned: Found, prefix: str, top: str, splits: Mapping[str, str]) -> dict[str, str | None]:
+def _to_row(scanned: ScannedPath, prefix: str, top: str, splits: Mapping[str, str]) -> dict[str, str | None]:
     """Make a row of a scanned path; its folders are split, label and group."""
     is_beside_top = top != "." and not scanned.path.startswith(f"{top}/")
     path = scanned.path if top == "." else scanned.path.removeprefix(f"{top}/")
@@ -84,7 +88,7 @@ def _to_row(scanned: Found, prefix: str, top: str, splits: Mapping[str, str]) ->
         folders = folders[1:] if split is not None else []
         reason = reason if split is not None else f"lies outside {', '.join(sorted(splits))}"
     label = folders[0] if folders else None
-    status = reason if label is None and scanned.status == UNOPENED else scanned.status
+    status = reason if label is None and scanned.status == STATUS_UNOPENED else scanned.status
     group = "/".join([*path.split("/")[: len(splits) > 0], *folders[:2]]) if len(folders) > 1 else None
     return {"path": prefix + scanned.path, "label": label, "split": split, "status": status, "group": group}
 
@@ -97,7 +101,7 @@ def _check_groups(photos: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
     if photos["group"].is_null().all():
         return photos
     group_sizes: dict[str, Counter[str]] = defaultdict(Counter)
-    for number, (label, group) in enumerate(photos.filter(status=UNOPENED).select("label", "group").iter_rows()):
+    for number, (label, group) in enumerate(photos.filter(status=STATUS_UNOPENED).select("label", "group").iter_rows()):
         group_sizes[label][group or f"/{number}"] += 1
     for label, sizes in sorted(group_sizes.items()):
         share = max(sizes.values()) / sizes.total()
@@ -146,7 +150,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _list_folder_names(folder: Path) -> set[str]:
-    return {printable(path.name) for path in _list_folders(folder)}
+    return {to_printable(path.name) for path in _list_folders(folder)}
 
 
 def _find_wrapped_folder(folder: Path) -> Path | None:
@@ -166,7 +170,7 @@ def _find_split_folders(folder: Path) -> dict[str, str]:
         PhotosError: two folders are the same split.
     """
     folders = _list_folders(folder)
-    splits = {path.name: PART_NAMES[path.name.lower()] for path in folders if path.name.lower() in PART_NAMES}
+    splits = {path.name: SPLIT_ALIASES[path.name.lower()] for path in folders if path.name.lower() in SPLIT_ALIASES}
     classes = [_list_folder_names(folder / name) for name in splits]
     if "train" not in splits.values() or len(splits) < 2 or not all(classes):
         return {}
@@ -186,7 +190,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def scan(folder: Path, ignored: list[str], excluded_folder: str | None = None) -> Iterator[Found]:
+def scan(folder: Path, ignored: list[str], excluded_folder: str | None = None) -> Iterator[ScannedPath]:
     """Iterate over all paths below a folder: its files sorted by name, then folder by folder.
 
     Links are followed last. A folder already seen under another name, or one above, is reported
@@ -203,25 +207,25 @@ def scan(folder: Path, ignored: list[str], excluded_folder: str | None = None) -
         relative, current = (folders or links).pop()
         real = os.path.realpath(current)
         if relative and (real in visited or real in parents):
-            yield Found(printable(relative), "a folder that is scanned already under another name")
+            yield ScannedPath(to_printable(relative), "a folder that is scanned already under another name")
             continue
         if relative and (real == excluded_folder or _is_run_output(current)):
             ignored.append(relative)
             continue
         visited.add(real)
         try:
-            folder_names, link_names, file_names = _listed(current, relative, ignored)
+            folder_names, link_names, file_names = _list_folder(current, relative, ignored)
         except OSError as error:
-            yield Found(printable(relative), f"folder cannot be read: {error.strerror}")
+            yield ScannedPath(to_printable(relative), f"folder cannot be read: {error.strerror}")
             continue
         for name in file_names:
             path = _join(relative, name)
-            yield Found(printable(path), file_status(current / name))
+            yield ScannedPath(to_printable(path), check_file(current / name))
         folders += [(_join(relative, name), current / name) for name in reversed(folder_names)]
         links += [(_join(relative, name), current / name) for name in link_names]
 
 
-def _listed(folder: Path, relative: str, ignored: list[str]) -> tuple[list[str], list[str], list[str]]:
+def _list_folder(folder: Path, relative: str, ignored: list[str]) -> tuple[list[str], list[str], list[str]]:
     """List the sorted names of sub-folders, links to folders, and files.
 
     Names rather than objects: a folder may hold a million.
@@ -250,7 +254,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def file_status(file: str | Path) -> str:
+def check_file(file: str | Path) -> str:
     """Check whether a path can be opened, without opening it: a pipe would block forever."""
     try:
         mode = os.stat(file).st_mode
@@ -260,11 +264,11 @@ def file_status(file: str | Path) -> str:
         return f"unreadable: {error.strerror}"
     if not stat.S_ISREG(mode):
         return "not a regular file"
-    if printable(str(file)) != str(file):
+    if to_printable(str(file)) != str(file):
         return "unreadable: its name is not valid Unicode (rename it)"
-    return UNOPENED
+    return STATUS_UNOPENED
 
 
-def printable(path: str) -> str:
+def to_printable(path: str) -> str:
     """Escape bytes of a name that are not valid UTF-8: no table can hold them."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -24,8 +24,8 @@ import PIL
 import polars as pl
 
 from ikebana.data import decoding
-from ikebana.data.dataset import UNOPENED, USED, Dataset, gathered
-from ikebana.data.decoding import read_bytes, threads
+from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset, collect_rows
+from ikebana.data.decoding import read_bytes, count_threads
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.recipe import Resize
 from ikebana.system import progress
@@ -34,7 +34,7 @@ from ikebana.system.files import atomic_directory, discard
 from ikebana.system.resources import require_disk
 
 # More than one: another process may remove the damaged array that both have found.
-ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 # Chunks queued per thread, so that no thread idles while one chunk takes long.
 MAX_QUEUED_CHUNKS = 8
 # Photos per task: large enough that scheduling costs nothing, small enough that the progress bar
@@ -45,10 +45,10 @@ RETRIES_PER_REASON = 4
 # Bytes of pixels that a task may hold before it writes them.
 MAX_CHUNK_BYTES = 2**24
 # Pixels; thumbnails are squashed, whatever the resize option.
-SMALL = 64
+THUMBNAIL_SIZE = 64
 # Raised when the cached files change.
 PIXEL_CACHE_VERSION = 3
-OPENED = {
+INDEX_SCHEMA = {
     "path": pl.String,
     "status": pl.String,
     "sha256": pl.String,
@@ -67,22 +67,22 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Kept:
+class PixelCache:
     """The memory-mapped, read-only pixels of a Dataset's rows; those of unused photos are zeros."""
 
     # uint8 [rows of the dataset, image_size, image_size, 3].
     pixels: np.ndarray
     folder: Path
     # uint8 [rows of the dataset, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3].
-    small: np.ndarray
+    thumbnails: np.ndarray
 
 
-def size_on_disk(dataset: Dataset, image_size: int) -> int:
+def compute_cache_bytes(dataset: Dataset, image_size: int) -> int:
     """Compute the bytes that the arrays take."""
-    return dataset.photos.height * (image_size * image_size + SMALL * SMALL) * 3
+    return dataset.photos.height * (image_size * image_size + THUMBNAIL_SIZE * THUMBNAIL_SIZE) * 3
 
 
-def opened(dataset: Dataset, image_size: int, resize: Resize) -> tuple[Dataset, Kept]:
+def open_pixel_cache(dataset: Dataset, image_size: int, resize: Resize) -> tuple[Dataset, PixelCache]:
     """Decode every photo, or load the pixels of an earlier call.
 
     Returns:
@@ -90,8 +90,8 @@ def opened(dataset: Dataset, image_size: int, resize: Resize) -> tuple[Dataset, 
     Raises:
         MachineError: the disk cannot hold the array, or does not keep it.
     """
-    folder, rows = place(dataset, image_size, resize), dataset.photos.height
-    for attempt in range(ATTEMPTS + 1):
+    folder, rows = get_cache_path(dataset, image_size, resize), dataset.photos.height
+    for attempt in range(MAX_ATTEMPTS + 1):
         loaded = _load(folder, image_size, rows)
         if loaded is not None and attempt == 0 and _can_read_more(loaded[0], dataset, image_size, resize):
             progress.message("photos that could not be read before can be by now: all are read again")
@@ -102,8 +102,8 @@ def opened(dataset: Dataset, image_size: int, resize: Resize) -> tuple[Dataset, 
             index, array, small = loaded
             columns = ("status", "sha256", "bytes", "width", "height")
             photos = dataset.photos.with_columns(index[name] for name in columns)
-            return dataset.with_photos(photos), Kept(array, folder, small)
-        if attempt < ATTEMPTS:
+            return dataset.with_photos(photos), PixelCache(array, folder, small)
+        if attempt < MAX_ATTEMPTS:
             _build(dataset, image_size, resize, folder)
     raise MachineError(
         "the kept pixels are not on the disk as they were written",
@@ -115,17 +115,27 @@ def opened(dataset: Dataset, image_size: int, resize: Resize) -> tuple[Dataset, 
 def _can_read_more(index: pl.DataFrame, dataset: Dataset, image_size: int, resize: Resize) -> bool:
     """Tell whether a transient reason is gone, by retrying a few photos of each reason."""
     retried = index.filter("passing").group_by("status").head(RETRIES_PER_REASON)["path"].to_list()
-    target, small = (np.zeros((size, size, 3), np.uint8) for size in (image_size, SMALL))
-    return any(_decode_into(dataset.file(path), UNOPENED, target, small, resize)[0] == USED for path in retried)
+    target, small = (np.zeros((size, size, 3), np.uint8) for size in (image_size, THUMBNAIL_SIZE))
+    return any(
+        _decode_into(dataset.resolve_path(path), STATUS_UNOPENED, target, small, resize)[0] == STATUS_USED
+        for path in retried
+    )
 
 
-def place(dataset: Dataset, image_size: int, resize: Resize) -> Path:
+def get_cache_path(dataset: Dataset, image_size: int, resize: Resize) -> Path:
     """Return the cache folder of exactly these files; it may be missing or damaged."""
     digest = hashlib.sha256()
-    versions = [decoding.RULES, PIXEL_CACHE_VERSION, PIL.__version__, image_size, resize, str(dataset.root.resolve())]
+    versions = [
+        decoding.DECODER_VERSION,
+        PIXEL_CACHE_VERSION,
+        PIL.__version__,
+        image_size,
+        resize,
+        str(dataset.root.resolve()),
+    ]
     digest.update(json.dumps(versions).encode())
     for path, status in dataset.photos.select("path", "status").iter_rows():
-        stamp = _stamp_file(dataset.file(path)) if status == UNOPENED else None
+        stamp = _stamp_file(dataset.resolve_path(path)) if status == STATUS_UNOPENED else None
         digest.update(json.dumps([path, status, stamp]).encode())
     return cache_folder() / "pixels" / digest.hexdigest()[:32]
 
@@ -142,11 +152,11 @@ def _stamp_file(file: Path) -> tuple[int, ...] | None:
 
 def _build(dataset: Dataset, image_size: int, resize: Resize, target: Path) -> None:
     rows = dataset.photos.height
-    shapes = {"pixels": (rows, image_size, image_size, 3), "small": (rows, SMALL, SMALL, 3)}
-    require_disk({cache_folder(): size_on_disk(dataset, image_size)})
+    shapes = {"pixels": (rows, image_size, image_size, 3), "small": (rows, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)}
+    require_disk({cache_folder(): compute_cache_bytes(dataset, image_size)})
     with atomic_directory(target) as folder:
         for name, shape in shapes.items():
-            reserve(folder / f"{name}.npy", shape, np.dtype(np.uint8))
+            reserve_array(folder / f"{name}.npy", shape, np.dtype(np.uint8))
         _write_index(folder, _decode_all(folder, dataset, image_size, resize))
 
 
@@ -155,10 +165,10 @@ def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Resize)
     table = dataset.photos.select("path", "status")
 
     def decode_chunk(chunk: range) -> list[tuple[str, *IndexRow]]:
-        array, small = (np.zeros((len(chunk), size, size, 3), np.uint8) for size in (image_size, SMALL))
+        array, small = (np.zeros((len(chunk), size, size, 3), np.uint8) for size in (image_size, THUMBNAIL_SIZE))
         rows = zip(table[chunk.start : chunk.stop].iter_rows(), array, small, strict=True)
         index_rows = [
-            (path, *_decode_into(dataset.file(path), status, target, small_target, resize))
+            (path, *_decode_into(dataset.resolve_path(path), status, target, small_target, resize))
             for (path, status), target, small_target in rows
         ]
         for name, values in (("pixels", array), ("small", small)):
@@ -169,48 +179,48 @@ def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Resize)
         chunk_size = max(1, min(CHUNK_PHOTOS, MAX_CHUNK_BYTES // (3 * image_size**2)))
         with (
             progress.stage("read photos", table.height) as bar,
-            closing(in_threads(decode_chunk, chunks(table.height, chunk_size))) as results,
+            closing(map_in_threads(decode_chunk, make_chunks(table.height, chunk_size))) as results,
         ):
             for index_rows in results:
                 yield from index_rows
                 bar.advance(len(index_rows))
 
-    return gathered(decode_rows(), OPENED)
+    return collect_rows(decode_rows(), INDEX_SCHEMA)
 
 
 def _decode_into(file: Path, status: str, target: np.ndarray, small: np.ndarray, resize: Resize) -> IndexRow:
     """Decode one photo into its rows; an error becomes its status."""
-    if status != UNOPENED:
+    if status != STATUS_UNOPENED:
         return status, None, None, None, None, 0, False
     digest = size = None
     try:
         size = os.stat(file).st_size
         data = read_bytes(file)
-        size, digest = len(data), decoding.sha256(data)
-        photo = decoding.decode(data, len(target), resize, SMALL)
+        size, digest = len(data), decoding.compute_sha256(data)
+        photo = decoding.decode(data, len(target), resize, THUMBNAIL_SIZE)
     except UnreadablePhoto as reason:
-        return reason.what, digest, size, None, None, 0, reason.what in decoding.PASSING
+        return reason.what, digest, size, None, None, 0, reason.what in decoding.TRANSIENT_REASONS
     except OSError as error:
         return f"unreadable: {error.strerror or error}", digest, size, None, None, 0, True
-    target[:], small[:] = photo.pixels, photo.small
-    return USED, digest, size, photo.width, photo.height, _compute_checksum(target, small), False
+    target[:], small[:] = photo.pixels, photo.thumbnail
+    return STATUS_USED, digest, size, photo.width, photo.height, _compute_checksum(target, small), False
 
 
 def _compute_checksum(photo: np.ndarray, small: np.ndarray) -> int:
     return zlib.crc32(small.data, zlib.crc32(photo.data))
 
 
-def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:
+def map_in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:
     """Run work on chunks in threads and yield the results in order.
 
     Only a few chunks are queued ahead, so that a slow caller's results do not fill the memory. Closing the
     generator drops the chunks that have not started.
     """
-    pool, pending = ThreadPoolExecutor(threads()), deque()
+    pool, pending = ThreadPoolExecutor(count_threads()), deque()
     try:
         for chunk in chunks:
             pending.append(pool.submit(work, chunk))
-            if len(pending) > MAX_QUEUED_CHUNKS * threads():
+            if len(pending) > MAX_QUEUED_CHUNKS * count_threads():
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -218,12 +228,12 @@ def in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Gene
         pool.shutdown(cancel_futures=True)
 
 
-def chunks(rows: int, size: int = CHUNK_PHOTOS) -> list[range]:
+def make_chunks(rows: int, size: int = CHUNK_PHOTOS) -> list[range]:
     """Divide rows into ranges of a size, for `map_in_threads`."""
     return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def reserve(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def reserve_array(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Write an array file of zeros with allocated blocks.
 
     Writing into a mapped hole of a file on a full disk would kill the process instead of raising.
@@ -231,7 +241,7 @@ def reserve(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     header: dict[str, Any] = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with file.open("wb") as stream:
         np.lib.format.write_array_header_2_0(stream, header)
-        allocate(stream, int(np.prod(shape)) * dtype.itemsize)
+        allocate_zeros(stream, int(np.prod(shape)) * dtype.itemsize)
 
 
 def _write_rows(file: Path, first: int, rows: np.ndarray) -> None:
@@ -243,7 +253,7 @@ def _write_rows(file: Path, first: int, rows: np.ndarray) -> None:
         stream.write(rows.data)
 
 
-def allocate(stream: IO[bytes], size: int) -> None:
+def allocate_zeros(stream: IO[bytes], size: int) -> None:
     """Write zeros from the current position on, with allocated blocks."""
     stream.flush()
     if hasattr(os, "posix_fallocate") and size:
@@ -258,14 +268,14 @@ def allocate(stream: IO[bytes], size: int) -> None:
 def _write_index(folder: Path, index: pl.DataFrame) -> None:
     stream = io.BytesIO()
     index.write_parquet(stream)
-    (folder / f"index.{decoding.sha256(stream.getvalue())}.parquet").write_bytes(stream.getvalue())
+    (folder / f"index.{decoding.compute_sha256(stream.getvalue())}.parquet").write_bytes(stream.getvalue())
 
 
 def _read_index(folder: Path) -> pl.DataFrame:
     """Read the index; raise ValueError if it is missing or damaged."""
     for file in folder.glob("index.*.parquet"):
         data = file.read_bytes()
-        if file.name == f"index.{decoding.sha256(data)}.parquet":
+        if file.name == f"index.{decoding.compute_sha256(data)}.parquet":
             return pl.read_parquet(io.BytesIO(data))
     raise ValueError("there is no index")
 
@@ -286,9 +296,11 @@ def _load_if_intact(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFr
     try:
         index = _read_index(folder)
         array, small = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixels", "small"))
-        is_valid = _has_layout(array, (rows, image_size, image_size, 3)) and _has_layout(small, (rows, SMALL, SMALL, 3))
-        is_valid = is_valid and index.schema == pl.Schema(OPENED) and index.height == rows
-        return (index, array, small) if is_valid and _whole(index, array, small) else None
+        is_valid = _has_layout(array, (rows, image_size, image_size, 3)) and _has_layout(
+            small, (rows, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
+        )
+        is_valid = is_valid and index.schema == pl.Schema(INDEX_SCHEMA) and index.height == rows
+        return (index, array, small) if is_valid and _is_intact(index, array, small) else None
     except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
         return None
 
@@ -297,12 +309,12 @@ def _has_layout(array: np.ndarray, shape: tuple[int, ...]) -> bool:
     return array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
 
 
-def _whole(index: pl.DataFrame, array: np.ndarray, small: np.ndarray) -> bool:
+def _is_intact(index: pl.DataFrame, array: np.ndarray, small: np.ndarray) -> bool:
     """Compare all checksums."""
-    is_used = (index["status"] == USED).to_numpy()
+    is_used = (index["status"] == STATUS_USED).to_numpy()
     expected = index["crc32"].to_numpy()
 
     def check(chunk: range) -> bool:
         return all(_compute_checksum(array[row], small[row]) == expected[row] for row in chunk if is_used[row])
 
-    return all(in_threads(check, chunks(index.height)))
+    return all(map_in_threads(check, make_chunks(index.height)))

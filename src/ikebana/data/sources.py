@@ -7,10 +7,10 @@ from pathlib import Path
 import polars as pl
 
 from ikebana.data import archive, folder, table
-from ikebana.data.dataset import UNOPENED, USED, Dataset
+from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.errors import PhotosError
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
@@ -39,17 +39,22 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
         )
     elif name.endswith(TABLE_SUFFIXES):
         dataset = table.read(path)
-    elif name.endswith(ARCHIVES):
+    elif name.endswith(ARCHIVE_SUFFIXES):
         unpacked = archive.unpack(path)
-        dataset = folder.read(unpacked.folder, source=str(source), prefix=f"{path.name}!", more=unpacked.set_aside)
+        dataset = folder.read(
+            unpacked.folder,
+            source=str(source),
+            archive_prefix=f"{path.name}!",
+            skipped_members=unpacked.skipped_members,
+        )
     else:
         raise PhotosError(
             "this is neither a folder, nor an archive, nor a table of photos",
             where=source,
             advice="a folder with a sub-folder for each class, or a file ending in "
-            + ", ".join((*ARCHIVES[:3], *TABLE_SUFFIXES)),
+            + ", ".join((*ARCHIVE_SUFFIXES[:3], *TABLE_SUFFIXES)),
         )
-    return with_classes(dataset, class_order)
+    return assign_classes(dataset, class_order)
 
 
 def _advise_without_photos(dataset: Dataset) -> str:
@@ -58,17 +63,17 @@ def _advise_without_photos(dataset: Dataset) -> str:
         return "a folder with a sub-folder of photos for each class"
     if not dataset.photos.height:
         return "a table with a row for each photo: path,label"
-    first = dataset.file(dataset.photos["path"][0])
+    first = dataset.resolve_path(dataset.photos["path"][0])
     return f"paths that start from the table's folder, or absolute ones; the first leads to {first}"
 
 
-def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
+def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
     """Set the classes that still have photos, sorted or in the given order, and the empty ones.
 
     Raises:
         PhotosError: fewer than two classes are left.
     """
-    usable = dataset.photos.filter(pl.col("status").is_in((UNOPENED, USED)))
+    usable = dataset.photos.filter(pl.col("status").is_in((STATUS_UNOPENED, STATUS_USED)))
     classes = tuple(sorted(usable["label"].drop_nulls().unique().to_list()))
     if not usable.height:
         raise PhotosError(
@@ -82,7 +87,7 @@ def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
             where=dataset.source,
             advice="the folder that holds at least two class folders, each with photos",
         )
-    empty = {*dataset.photos["label"].drop_nulls(), *dataset.classes_without_photos} - set(classes)
+    empty = {*dataset.photos["label"].drop_nulls(), *dataset.empty_classes} - set(classes)
     # The user gave the order before it was known that these classes have no readable photo.
     order = tuple(name for name in class_order if name not in empty)
     return replace(
@@ -94,7 +99,7 @@ def with_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
 
 def _summarise_reasons(dataset: Dataset) -> str:
     """Name the most frequent reason why photos are not used."""
-    unused = dataset.set_aside.filter(pl.col("status") != UNOPENED)
+    unused = dataset.set_aside_photos.filter(pl.col("status") != STATUS_UNOPENED)
     if not unused.height:
         return ""
     reason, number = unused["status"].value_counts(sort=True).row(0)

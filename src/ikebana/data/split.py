@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from ikebana.data.dataset import PARTS, Dataset, texts
+from ikebana.data.dataset import SPLITS, Dataset, to_strings
 from ikebana.errors import PhotosError
 from ikebana.recipe import Recipe
 from ikebana.system import progress
@@ -22,13 +22,13 @@ from ikebana.system import progress
 SplitFractions = tuple[float, float, float]
 
 
-def split(dataset: Dataset, recipe: Recipe) -> Dataset:
+def split_photos(dataset: Dataset, recipe: Recipe) -> Dataset:
     """Assign a split to every used photo, and none to the others.
 
     Raises:
         PhotosError: too few photos for a training and a test split.
     """
-    used = dataset.used
+    used = dataset.used_photos
     is_given = used["split"].is_not_null().any()
     if is_given:
         if (recipe.split, recipe.split_fractions, recipe.split_seed) != (
@@ -39,13 +39,15 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
             progress.message("the parts came with the photos: --split, --parts and --split-seed change nothing")
         splits = _complete_given(used, recipe)
     elif recipe.split == "shuffle":
-        splits = shuffled(texts(used["label"]), dataset.classes, recipe.split_fractions, recipe.split_seed)
+        splits = assign_shuffled(to_strings(used["label"]), dataset.classes, recipe.split_fractions, recipe.split_seed)
     else:
-        splits = stratified(texts(used["label"]), groups(used), recipe.split_fractions, recipe.split_seed)
+        splits = assign_stratified(
+            to_strings(used["label"]), find_groups(used), recipe.split_fractions, recipe.split_seed
+        )
     present = set(splits)
     for required in ("train", "test"):
         if required not in present:
-            n_groups = len(set(groups(used)))
+            n_groups = len(set(find_groups(used)))
             what = f"of {used.height} photos none is left for the {required} part"
             advice = "more photos, at least 3 of each class, or other parts of them (fit --parts)"
             if is_given:
@@ -55,13 +57,13 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
                 what += f": they make {n_groups} group{plural}, of photos that belong together or are copies"
                 advice = "smaller groups, or photos of more different things: groups are never parted"
             raise PhotosError(what, where=dataset.source, advice=advice)
-    rows = dataset.used_by_row["row"]
+    rows = dataset.used_photos_with_row["row"]
     column = pl.Series("split", [None], pl.String).new_from_index(0, dataset.photos.height)
     column = column.scatter(rows, pl.Series("split", splits, pl.String))
     return dataset.with_photos(dataset.photos.with_columns(column))
 
 
-def shuffled(labels: Sequence[str], classes: Sequence[str], fractions: SplitFractions, seed: int) -> list[str]:
+def assign_shuffled(labels: Sequence[str], classes: Sequence[str], fractions: SplitFractions, seed: int) -> list[str]:
     """Return the tutorial's split for each photo.
 
     All photos class by class in the given order, shuffled by `random.seed`, cut at `int(share * n)`.
@@ -76,11 +78,11 @@ def shuffled(labels: Sequence[str], classes: Sequence[str], fractions: SplitFrac
     validation_end = int(round(fractions[0] + fractions[1], 12) * len(order))
     splits = [""] * len(order)
     for position, row in enumerate(order):
-        splits[row] = PARTS[0] if position < train_end else PARTS[1] if position < validation_end else PARTS[2]
+        splits[row] = SPLITS[0] if position < train_end else SPLITS[1] if position < validation_end else SPLITS[2]
     return splits
 
 
-def groups(photos: pl.DataFrame) -> list[int]:
+def find_groups(photos: pl.DataFrame) -> list[int]:
     """Return a group number for each photo; photos of one group belong together.
 
     They have the same bytes, are near-duplicates or share a given group, directly or in a chain.
@@ -93,12 +95,12 @@ def groups(photos: pl.DataFrame) -> list[int]:
     for name, first in zip(columns, first_rows.collect().iter_columns(), strict=True):
         has_earlier = (first.to_numpy() != row_numbers) & photos[name].is_not_null().to_numpy()
         pairs += zip(first.to_numpy()[has_earlier].tolist(), row_numbers[has_earlier].tolist(), strict=True)
-    for component in islands(pairs):
+    for component in find_connected_components(pairs):
         group_numbers[component] = component[0]
     return group_numbers.tolist()
 
 
-def islands(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+def find_connected_components(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Find the connected components of a graph by union-find: each sorted, ordered by first row."""
     parents: dict[int, int] = {}
 
@@ -118,13 +120,15 @@ def islands(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     return sorted(components.values())
 
 
-def twins_seen(group_numbers: Sequence[int], splits: Sequence[str]) -> list[bool]:
+def flag_leaked(group_numbers: Sequence[int], splits: Sequence[str]) -> list[bool]:
     """Tell for each test photo whether its group is also in training or validation (leakage)."""
     seen = {group for group, split in zip(group_numbers, splits, strict=True) if split != "test"}
     return [group in seen for group, split in zip(group_numbers, splits, strict=True) if split == "test"]
 
 
-def stratified(labels: Sequence[str], group_numbers: Sequence[int], fractions: SplitFractions, seed: int) -> list[str]:
+def assign_stratified(
+    labels: Sequence[str], group_numbers: Sequence[int], fractions: SplitFractions, seed: int
+) -> list[str]:
     """Return a split for each photo: whole groups, each class as near to its shares as possible.
 
     Large groups come first, each to the split where its classes lack most; single photos then fill
@@ -152,12 +156,12 @@ def stratified(labels: Sequence[str], group_numbers: Sequence[int], fractions: S
         for name, count in label_counts.items():
             quotas[name].assign(chosen, count)
         for row in members:
-            splits[row] = PARTS[chosen]
-    trained = {label for label, split in zip(labels, splits, strict=True) if split == PARTS[0]}
+            splits[row] = SPLITS[chosen]
+    trained = {label for label, split in zip(labels, splits, strict=True) if split == SPLITS[0]}
     for name in sorted(set(labels) - trained):
         groups_of_class = inverse[[row for row, label in enumerate(labels) if label == name]].tolist()
         for row in get_members(min(groups_of_class, key=sizes.__getitem__)):
-            splits[row] = PARTS[0]
+            splits[row] = SPLITS[0]
     return splits
 
 
@@ -220,7 +224,7 @@ def _complete_given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
         )
     missing = tuple(
         0.0 if name in splits and name != "train" else fraction
-        for name, fraction in zip(PARTS, recipe.split_fractions, strict=True)
+        for name, fraction in zip(SPLITS, recipe.split_fractions, strict=True)
     )
     if sum(missing) == missing[0]:
         return splits
@@ -228,7 +232,7 @@ def _complete_given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
     rows = [row for row, split in enumerate(splits) if split == "train"]
     train = used[rows]
     fractions = (missing[0] / total, missing[1] / total, missing[2] / total)
-    assigned = stratified(texts(train["label"]), groups(train), fractions, recipe.split_seed)
+    assigned = assign_stratified(to_strings(train["label"]), find_groups(train), fractions, recipe.split_seed)
     for row, split in zip(rows, assigned, strict=True):
         splits[row] = split
     return splits
@@ -245,7 +249,7 @@ def fingerprint(hashes: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def for_choices(validation: pl.DataFrame) -> np.ndarray:
+def get_selection_mask(validation: pl.DataFrame) -> np.ndarray:
     """Return which validation photos are for model selection; the others are for calibration.
 
     About half, and always the same. Copies and groups stay together: otherwise calibration would
@@ -256,6 +260,6 @@ def for_choices(validation: pl.DataFrame) -> np.ndarray:
     Returns:
         bool [photos].
     """
-    together = validation.select("sha256", together=pl.Series(groups(validation), dtype=pl.Int64))
+    together = validation.select("sha256", together=pl.Series(find_groups(validation), dtype=pl.Int64))
     first_hashes = together.select(pl.col("sha256").min().over("together"))["sha256"]
     return np.array([int(first_hash[-1], 16) % 2 == 0 for first_hash in first_hashes], bool)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import polars as pl
 
-from ikebana.data.dataset import PART_NAMES, PARTS, SCHEMA, Dataset, gathered
-from ikebana.data.folder import file_status
+from ikebana.data.dataset import SPLIT_ALIASES, SPLITS, SCHEMA, Dataset, collect_rows
+from ikebana.data.folder import check_file
 from ikebana.errors import PhotosError
 
 COLUMNS = ("path", "label", "split", "group")
@@ -26,7 +26,7 @@ def read(file: Path) -> Dataset:
     n_merged = table.height - unique.height
     notes = (f"{n_merged:,} rows say what another one says already, and count once with it",) if n_merged else ()
     rows = (_set_status(row, str(file.parent)) for row in _normalise_splits(unique, file).iter_rows(named=True))
-    return Dataset(str(file), file.parent, gathered(rows, SCHEMA).sort("path"), (), notes=notes)
+    return Dataset(str(file), file.parent, collect_rows(rows, SCHEMA).sort("path"), (), notes=notes)
 
 
 def _normalise_columns(table: pl.DataFrame, file: Path) -> pl.DataFrame:
@@ -71,7 +71,7 @@ def _set_status(row: dict[str, str | None], root: str) -> dict[str, str | None]:
     if not row["label"]:
         return {**row, "status": "no label in this row"}
     try:
-        return {**row, "status": file_status(os.path.join(root, path))}
+        return {**row, "status": check_file(os.path.join(root, path))}
     except ValueError as error:
         # The path contains a NUL.
         return {**row, "status": f"unreadable: {error}"}
@@ -112,12 +112,12 @@ def _normalise_splits(table: pl.DataFrame, file: Path) -> pl.DataFrame:
         raise PhotosError(
             f"{given.is_null().sum()} rows have no split, the others have one",
             where=file,
-            advice=f"one of {', '.join(PARTS)} in each row, or no split column",
+            advice=f"one of {', '.join(SPLITS)} in each row, or no split column",
         )
-    unknown = sorted(set(given.str.to_lowercase()) - PART_NAMES.keys())
+    unknown = sorted(set(given.str.to_lowercase()) - SPLIT_ALIASES.keys())
     if unknown:
-        raise PhotosError(f"unknown split {unknown[0]!r}", where=file, advice=f"one of {', '.join(PARTS)}")
-    return table.with_columns(given.str.to_lowercase().replace_strict(PART_NAMES).alias("split"))
+        raise PhotosError(f"unknown split {unknown[0]!r}", where=file, advice=f"one of {', '.join(SPLITS)}")
+    return table.with_columns(given.str.to_lowercase().replace_strict(SPLIT_ALIASES).alias("split"))
 
 
 def _read_parquet(file: Path) -> pl.DataFrame:

@@ -19,11 +19,11 @@ SPARSE_MESSAGE = "a member is sparse, packed without its zeros"
 PAX_RECORD_LENGTH = re.compile(rb"(\d{1,10}) ")
 
 
-class Refused(Exception):
+class ArchiveRefused(Exception):
     """The archive would take too much disk, memory or time."""
 
 
-def opened(file: Path) -> tarfile.TarFile | None:
+def open_tar(file: Path) -> tarfile.TarFile | None:
     """Open a tar, which `iterate_members` closes; return None if the file is no tar.
 
     `is_tarfile` would read the first member without bounds.
@@ -39,7 +39,7 @@ def opened(file: Path) -> tarfile.TarFile | None:
         return None
 
 
-def entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def iterate_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Iterate over the members of a tar from `open_tar`, to the end of the file.
 
     Raises:
@@ -74,7 +74,7 @@ class BoundedTarInfo(tarfile.TarInfo):
         return super()._proc_gnulong(archive)  # type: ignore[misc]
 
     def _proc_sparse(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        raise Refused(SPARSE_MESSAGE)
+        raise ArchiveRefused(SPARSE_MESSAGE)
 
     def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         """Apply only the name and size of a pax header.
@@ -91,7 +91,7 @@ class BoundedTarInfo(tarfile.TarInfo):
         if self.type == tarfile.XGLTYPE:
             return entry
         if any(key.startswith(b"GNU.sparse.") for key in records):
-            raise Refused(SPARSE_MESSAGE)
+            raise ArchiveRefused(SPARSE_MESSAGE)
         if b"path" in records:
             entry.name = records[b"path"].decode("utf-8", "surrogateescape").rstrip("/")
         if b"size" in records and entry.isreg():
@@ -102,7 +102,7 @@ class BoundedTarInfo(tarfile.TarInfo):
 
 def _check_metadata_size(header: tarfile.TarInfo, max_bytes: int) -> None:
     if header.size > max_bytes:
-        raise Refused(f"{header.size:,} bytes are said of one member, its content not counted")
+        raise ArchiveRefused(f"{header.size:,} bytes are said of one member, its content not counted")
 
 
 def _parse_pax_records(data: bytes) -> dict[bytes, bytes]:
@@ -117,7 +117,7 @@ def _parse_pax_records(data: bytes) -> dict[bytes, bytes]:
     if position != len(data):
         raise tarfile.ReadError("what is said of a member is garbled")
     if len(records.get(b"path", b"")) > MAX_NAME_BYTES:
-        raise Refused(f"a name of {len(records[b'path']):,} bytes")
+        raise ArchiveRefused(f"a name of {len(records[b'path']):,} bytes")
     return records
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ikebana.data import archive, folder
-from ikebana.data.archive import Unpacked
-from ikebana.data.folder import UNOPENED, file_status
-from ikebana.data.sources import ARCHIVES
+from ikebana.data.archive import UnpackedArchive
+from ikebana.data.folder import STATUS_UNOPENED, check_file
+from ikebana.data.sources import ARCHIVE_SUFFIXES
 from ikebana.errors import PhotosError
 
 # The file of a photo that does not exist on disk.
@@ -17,7 +17,7 @@ NO_FILE = Path()
 
 
 @dataclass(frozen=True, slots=True)
-class LoosePhoto:
+class UnlabelledPhoto:
     """A path to predict: how to show it, its file, and whether it can be opened."""
 
     path: str
@@ -26,21 +26,21 @@ class LoosePhoto:
 
 
 @dataclass
-class Search:
+class UnlabelledPhotos:
     """The photos of some sources, listed anew in each iteration: a million need no memory."""
 
-    places: list[Path]
+    paths: list[Path]
     # More sources, one per line, from a stream that can be iterated once.
     path_lines: Iterator[str] | None = None
     # The real path of a folder not to enter.
-    apart: str | None = None
+    excluded_folder: str | None = None
     # Hidden and system files of the last iteration.
-    ignored: list[str] = field(default_factory=list)
-    unpacked_archives: dict[Path, Unpacked] = field(default_factory=dict)
+    ignored_paths: list[str] = field(default_factory=list)
+    unpacked_archives: dict[Path, UnpackedArchive] = field(default_factory=dict)
 
-    def __iter__(self) -> Iterator[LoosePhoto]:
-        self.ignored.clear()
-        for path in self.places:
+    def __iter__(self) -> Iterator[UnlabelledPhoto]:
+        self.ignored_paths.clear()
+        for path in self.paths:
             yield from self._iterate_source(path)
         for line in self.path_lines or ():
             if line.rstrip("\r\n"):
@@ -50,37 +50,39 @@ class Search:
         """Count the paths; 0 if the number is not known yet."""
         return 0 if self.path_lines is not None else sum(1 for _ in self)
 
-    def _iterate_line(self, path: Path) -> Iterator[LoosePhoto]:
+    def _iterate_line(self, path: Path) -> Iterator[UnlabelledPhoto]:
         """Report an archive that cannot be unpacked like any other bad line, and go on."""
         try:
             yield from self._iterate_source(path)
         except PhotosError as error:
-            yield LoosePhoto(folder.printable(str(path)), path, error.what)
+            yield UnlabelledPhoto(folder.to_printable(str(path)), path, error.what)
 
-    def _iterate_source(self, path: Path) -> Iterator[LoosePhoto]:
+    def _iterate_source(self, path: Path) -> Iterator[UnlabelledPhoto]:
         if "\0" in str(path):
-            yield LoosePhoto(str(path).replace("\0", "\\0"), NO_FILE, "there is no such file")
+            yield UnlabelledPhoto(str(path).replace("\0", "\\0"), NO_FILE, "there is no such file")
         # pathlib's `is_dir` raises where a name is too long.
         elif os.path.isdir(path):
             yield from self._iterate_folder(path, f"{path}/")
-        elif os.path.isfile(path) and path.name.lower().endswith(ARCHIVES):
+        elif os.path.isfile(path) and path.name.lower().endswith(ARCHIVE_SUFFIXES):
             if path not in self.unpacked_archives:
                 self.unpacked_archives[path] = archive.unpack(path)
             unpacked = self.unpacked_archives[path]
             yield from self._iterate_folder(unpacked.folder, f"{path}!")
-            for member in unpacked.set_aside:
-                yield LoosePhoto(f"{path}!{member.path}", NO_FILE, member.status)
+            for member in unpacked.skipped_members:
+                yield UnlabelledPhoto(f"{path}!{member.path}", NO_FILE, member.status)
         else:
-            yield LoosePhoto(folder.printable(str(path)), path, file_status(path))
+            yield UnlabelledPhoto(folder.to_printable(str(path)), path, check_file(path))
 
-    def _iterate_folder(self, path: Path, prefix: str) -> Iterator[LoosePhoto]:
-        for scanned in folder.scan(path, self.ignored, self.apart):
-            yield LoosePhoto(folder.printable(prefix) + scanned.path, path / scanned.path, scanned.status)
+    def _iterate_folder(self, path: Path, prefix: str) -> Iterator[UnlabelledPhoto]:
+        for scanned in folder.scan(path, self.ignored_paths, self.excluded_folder):
+            yield UnlabelledPhoto(folder.to_printable(prefix) + scanned.path, path / scanned.path, scanned.status)
 
 
-def search(
-    sources: str | Path | Iterable[str | Path], path_lines: Iterator[str] | None = None, apart: Path | None = None
-) -> Search:
+def find_photos(
+    sources: str | Path | Iterable[str | Path],
+    path_lines: Iterator[str] | None = None,
+    excluded_folder: Path | None = None,
+) -> UnlabelledPhotos:
     """Find the photos of the sources, in the order of the sources.
 
     Iterating over the result raises PhotosError too, if a source is a damaged archive.
@@ -96,7 +98,9 @@ def search(
     if not all(map(str, given)):
         raise PhotosError("an empty path was given", advice="photos, folders or archives")
     paths = [path for source in given for path in _expand_source(source)]
-    photos = Search(paths, path_lines, os.path.realpath(apart) if apart is not None else None)
+    photos = UnlabelledPhotos(
+        paths, path_lines, os.path.realpath(excluded_folder) if excluded_folder is not None else None
+    )
     if path_lines is None and next(iter(photos), None) is None:
         raise PhotosError(
             "no photos found", where=", ".join(str(source) for source in given), advice="files, folders or archives"
@@ -117,5 +121,5 @@ def _expand_source(source: str | Path) -> list[Path]:
     return [Path(match) for match in matches]
 
 
-def can_open(photo: LoosePhoto) -> bool:
-    return photo.status == UNOPENED
+def is_openable(photo: UnlabelledPhoto) -> bool:
+    return photo.status == STATUS_UNOPENED

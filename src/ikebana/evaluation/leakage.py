@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from ikebana.data import split
-from ikebana.data.dataset import Dataset, texts
+from ikebana.data.dataset import Dataset, to_strings
 from ikebana.recipe import Recipe
 
 
@@ -70,12 +70,12 @@ def leakage(dataset: Dataset, recipe: Recipe, is_right: np.ndarray) -> Leakage:
         recipe: gives fractions and seed of the naive shuffle.
         is_right: bool, whether each test photo was classified correctly, in the table's order.
     """
-    used = dataset.used
-    groups, labels = split.groups(used), texts(used["label"])
-    is_leaked = np.array(split.twins_seen(groups, texts(used["split"])), bool)
-    naive_splits = split.shuffled(labels, dataset.classes, recipe.split_fractions, recipe.split_seed)
+    used = dataset.used_photos
+    groups, labels = split.find_groups(used), to_strings(used["label"])
+    is_leaked = np.array(split.flag_leaked(groups, to_strings(used["split"])), bool)
+    naive_splits = split.assign_shuffled(labels, dataset.classes, recipe.split_fractions, recipe.split_seed)
     without_groups = used.with_columns(group=pl.lit(None, pl.String))
-    naive_leaked = split.twins_seen(split.groups(without_groups), naive_splits)
+    naive_leaked = split.flag_leaked(split.find_groups(without_groups), naive_splits)
     others = _mean(is_right[~is_leaked])
     share = sum(naive_leaked) / max(len(naive_leaked), 1)
     # No network was trained on the naive shuffle. Assume this one's accuracy on photos without a

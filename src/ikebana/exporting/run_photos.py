@@ -9,14 +9,14 @@ import numpy as np
 import polars as pl
 
 from ikebana.data import decoding, sources
-from ikebana.data.dataset import PARTS, USED, Dataset
-from ikebana.data.split import for_choices
+from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
+from ikebana.data.split import get_selection_mask
 from ikebana.errors import PhotosError
 from ikebana.runs.run import Run
 
 # How the dataset writes the path of a photo in an archive. A folder's name may contain `!` as well.
 PATH_IN_ARCHIVE = re.compile(
-    rf"[^/]*?({'|'.join(map(re.escape, sources.ARCHIVES))})!(?P<member>[^/].*)", re.IGNORECASE | re.DOTALL
+    rf"[^/]*?({'|'.join(map(re.escape, sources.ARCHIVE_SUFFIXES))})!(?P<member>[^/].*)", re.IGNORECASE | re.DOTALL
 )
 
 
@@ -51,12 +51,12 @@ def find(run: Run, photos: str | Path | None = None) -> dict[str, list[Known]]:
         ) from None
     class_indices = {name: index for index, name in enumerate(run.classes)}
     present = set(dataset.photos["path"])
-    splits: dict[str, list[Known]] = {split: [] for split in PARTS}
-    used = run.dataset.filter(pl.col("status") == USED).sort("path")
-    for split in PARTS:
+    splits: dict[str, list[Known]] = {split: [] for split in SPLITS}
+    used = run.dataset.filter(pl.col("status") == STATUS_USED).sort("path")
+    for split in SPLITS:
         in_split = used.filter(split=split)
         rows = in_split.select("path", "label", "sha256").iter_rows()
-        for (path, label, digest), selected in zip(rows, for_choices(in_split), strict=True):
+        for (path, label, digest), selected in zip(rows, get_selection_mask(in_split), strict=True):
             file = _locate(path, dataset, present)
             splits[split].append(Known(path, file, digest, class_indices[label], bool(selected)))
     return splits
@@ -66,7 +66,7 @@ def _locate(path: str, dataset: Dataset, present: set[str]) -> Path:
     """Return where a photo is now; the archive may have been renamed or unpacked since."""
     in_archive = PATH_IN_ARCHIVE.fullmatch(path)
     if path in present or in_archive is None:
-        return dataset.file(path)
+        return dataset.resolve_path(path)
     return dataset.root / in_archive["member"]
 
 
@@ -90,6 +90,6 @@ def read(photo: Known) -> bytes:
             where=photo.file,
             advice="ikebana export RUN FILE --photos DIR, where they are now",
         ) from None
-    if decoding.sha256(data) != photo.sha256:
+    if decoding.compute_sha256(data) != photo.sha256:
         raise PhotosError("this photo is no longer the one that the run saw", where=photo.file, advice="put it back")
     return data

@@ -142,7 +142,7 @@ def plain(classifier: Classifier, photos: Sequence[Known]) -> dict[str, Any]:
     differences, equal = [], 0
     for photo in chosen:
         data = run_photos.read(photo)
-        by_graph = classifier.look(decoding.whole(data)[None]).probabilities[0]
+        by_graph = classifier.look(decoding.decode_full_size(data)[None]).probabilities[0]
         by_ikebana = classifier.look(classifier.opened(data)[None]).probabilities[0]
         differences.append(float(np.abs(by_graph - by_ikebana).max()))
         equal += int(by_graph.argmax() == by_ikebana.argmax())

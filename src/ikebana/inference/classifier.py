@@ -105,9 +105,9 @@ class Classifier:
         if isinstance(content, bytes | bytearray | memoryview):
             return decoding.decode(bytes(content), self.side, self.fit).pixels
         if isinstance(content, Image.Image):
-            return decoding.of_picture(content, self.side, self.fit).pixels
+            return decoding.convert_image(content, self.side, self.fit).pixels
         if isinstance(content, np.ndarray):
-            return decoding.of_picture(Image.fromarray(_require_rgb(content)), self.side, self.fit).pixels
+            return decoding.convert_image(Image.fromarray(_require_rgb(content)), self.side, self.fit).pixels
         if isinstance(content, str | os.PathLike):
             return _decode_file(Path(content).expanduser(), self.side, self.fit)
         raise PhotosError(
@@ -176,7 +176,7 @@ def opened_ahead(photos: Iterable[tuple[str, Preprocessor]], ahead: int) -> Gene
     Threads preprocess at most `ahead` photos in advance.
     """
     rest = iter(photos)
-    pool = ThreadPoolExecutor(decoding.threads(), "decode")
+    pool = ThreadPoolExecutor(decoding.count_threads(), "decode")
     try:
         pending = deque((path, pool.submit(_try_preprocess, preprocess)) for path, preprocess in islice(rest, ahead))
         while pending:
@@ -269,7 +269,7 @@ def _create_session(data: bytes, where: str | Path | None, threads: int | None) 
     options = onnxruntime.SessionOptions()
     # Log fatal errors only: other errors raise exceptions.
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or decoding.threads()
+    options.intra_op_num_threads = threads or decoding.count_threads()
     # Spinning threads would slow down the decoding threads.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

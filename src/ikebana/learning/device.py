@@ -142,7 +142,7 @@ def free_on_gpu() -> int:
 @functools.cache  # after `configure`, torch.get_num_threads returns the number set there
 def _count_threads() -> tuple[int, str]:
     """Count the processors that this process and its container may use; return the reason too."""
-    allowed = pixel_cache.threads()
+    allowed = pixel_cache.count_threads()
     quota = _read_container_quota()
     if quota is not None and quota < allowed:
         return max(1, int(quota)), f"this container may use {quota:g} of {allowed} processors"

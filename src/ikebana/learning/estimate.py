@@ -187,12 +187,12 @@ def forecast(dataset: Dataset, recipe: Recipe, settings: Setting, run: Path | No
     """
     members = networks.members(networks.build(recipe, len(dataset.classes)))
     # Computed once, because it reads the metadata of every file.
-    pixels = pixel_cache.place(dataset, recipe.image_size, recipe.resize)
+    pixels = pixel_cache.get_cache_path(dataset, recipe.image_size, recipe.resize)
     has_pixels = pixels.exists()
     photos = dataset.photos.height
     features_bytes, missing_photos = _estimate_missing_features(photos, recipe, settings, members, pixels.name)
     seconds, work = _estimate_seconds(photos, missing_photos, recipe, settings, members)
-    seconds += FIXED_SECONDS + (0.0 if has_pixels else photos * DECODE_SECONDS_PER_PHOTO / pixel_cache.threads())
+    seconds += FIXED_SECONDS + (0.0 if has_pixels else photos * DECODE_SECONDS_PER_PHOTO / pixel_cache.count_threads())
     cache_bytes = _estimate_cache_bytes(dataset, recipe, pixels, features_bytes)
     run_bytes = _estimate_run_bytes(dataset, recipe, members) if run is not None else 0.0
     memory_bytes = _memory(photos, len(dataset.classes), recipe, members, settings)
@@ -283,9 +283,11 @@ def _estimate_cache_bytes(dataset: Dataset, recipe: Recipe, pixels: Path, featur
         pixels: folder of the pixel cache, which may not exist yet.
     """
     has_pixels = pixels.exists()
-    pixel_bytes = 0 if has_pixels else pixel_cache.size_on_disk(dataset, recipe.image_size)
+    pixel_bytes = 0 if has_pixels else pixel_cache.compute_cache_bytes(dataset, recipe.image_size)
     scratch_bytes = (
-        0 if has_pixels and near_duplicates.are_found(pixels) else near_duplicates.scratch(dataset.photos.height)
+        0
+        if has_pixels and near_duplicates.has_cached_pairs(pixels)
+        else near_duplicates.compute_scratch_bytes(dataset.photos.height)
     )
     return float(pixel_bytes + max(scratch_bytes, features_bytes))
 
@@ -343,7 +345,7 @@ def next_step(dataset: Dataset, recipe: Recipe, settings: Setting, accuracy: flo
         return ""
     if accuracy_lower_bound <= 1 / len(dataset.classes):
         return "this may be guessing: look at photos and labels first (ikebana audit), and for more photos"
-    photos_per_class = dataset.used.filter(split="train").group_by("label").len()["len"].median()
+    photos_per_class = dataset.used_photos.filter(split="train").group_by("label").len()["len"].median()
     if isinstance(photos_per_class, float) and photos_per_class < FEW:
         return f"with fewer than {FEW} photos a class to learn from, more photos help more than another recipe"
     preset, cost = networks.settled(recipes.RECIPES[recipe.name]), ""
@@ -360,7 +362,7 @@ def seconds_of_better(dataset: Dataset, recipe: Recipe, better: Better, seconds_
     Args:
         seconds_per_photo: of the current recipe's frozen forward pass or training step.
     """
-    shown_photos = dataset.used.height * recipes.RECIPES[better.recipe].epochs * recipe.split_fractions[0]
+    shown_photos = dataset.used_photos.height * recipes.RECIPES[better.recipe].epochs * recipe.split_fractions[0]
     return FIXED_SECONDS + shown_photos * seconds_per_photo * better.times_a_look
 
 

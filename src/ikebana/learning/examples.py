@@ -9,8 +9,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from ikebana.data.dataset import PARTS, Dataset
-from ikebana.data.split import for_choices, groups
+from ikebana.data.dataset import SPLITS, Dataset
+from ikebana.data.split import get_selection_mask, find_groups
 
 # Of the device memory that is free beside a training step; the memory of a step is an estimate.
 MAX_PIXEL_MEMORY_FRACTION = 0.5
@@ -130,19 +130,19 @@ def parts(dataset: Dataset, pixels: np.ndarray, device: str = "cpu", free_bytes:
     """
     device_pixels = on_device(pixels, device, free_bytes)
     class_indices = {name: index for index, name in enumerate(dataset.classes)}
-    photos = dataset.used_by_row
-    photos = photos.with_columns(together=np.array(groups(photos.drop("row")), np.int64))
+    photos = dataset.used_photos_with_row
+    photos = photos.with_columns(together=np.array(find_groups(photos.drop("row")), np.int64))
     trained_classes = photos.filter(pl.col("split") == "train")["label"].unique().to_list()
     return {
         split: Photos(
             pixels,
             table["row"].to_numpy().astype(np.int64),
             np.array([class_indices[name] for name in table["label"]], np.int64),
-            for_choices(table) & table["label"].is_in(trained_classes).to_numpy(),
+            get_selection_mask(table) & table["label"].is_in(trained_classes).to_numpy(),
             table["together"].to_numpy(),
             device_pixels,
         )
-        for split in PARTS
+        for split in SPLITS
         for table in [photos.filter(pl.col("split") == split)]
     }
 

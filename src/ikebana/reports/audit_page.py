@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ikebana.auditing.dataset_checks import Finding
-from ikebana.data.dataset import PARTS, USED, Dataset
+from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
 from ikebana.recipe import Resize
 from ikebana.reports import audit_charts
 from ikebana.reports.run_figures import as_it_was
@@ -147,7 +147,7 @@ def rendered(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    counts = dataset.counts()
+    counts = dataset.count_photos()
     totals = {name: sum(of_class.values()) for name, of_class in counts.items()}
     ordered = sorted(totals, key=lambda name: (-totals[name], name))
     severities = [
@@ -157,9 +157,9 @@ def rendered(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, 
     return environment.get_template("audit_page.html.jinja").render(
         name=Path(dataset.source).name or dataset.source,
         dataset=dataset,
-        used=dataset.used.height,
-        aside=dataset.set_aside.height,
-        parts={split: sum(of_class[split] for of_class in counts.values()) for split in PARTS},
+        used=dataset.used_photos.height,
+        aside=dataset.set_aside_photos.height,
+        parts={split: sum(of_class[split] for of_class in counts.values()) for split in SPLITS},
         severities=severities,
         words=SEVERITY_TITLES,
         sections=sections,
@@ -167,8 +167,8 @@ def rendered(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, 
         bars_left_out=len(ordered) - MAX_BARS,
         most=max(totals.values(), default=1) or 1,
         pie=audit_charts.pie(totals),
-        sizes=audit_charts.sizes(dataset.used),
-        aspects=audit_charts.aspects(dataset.used),
+        sizes=audit_charts.sizes(dataset.used_photos),
+        aspects=audit_charts.aspects(dataset.used_photos),
         plot=audit_charts.PLOT,
         samples=[(name, totals[name], thumbnails.sample(name)) for name in dataset.classes[:SAMPLED_CLASSES]],
         samples_left_out=len(dataset.classes) - SAMPLED_CLASSES,
@@ -224,18 +224,18 @@ class _Thumbnails:
         columns = dataset.photos.select("path", "label", "split", "status", "width", "height")
         rows = list(enumerate(columns.iter_rows(named=True)))
         # If a path occurs both used and unused, the used row comes last and wins.
-        rows.sort(key=lambda item: item[1]["status"] == USED)
+        rows.sort(key=lambda item: item[1]["status"] == STATUS_USED)
         self.rows = {row["path"]: (number, row) for number, row in rows}
         self.pixels = pixels
         self.resize: Resize = resize
         self.classes: dict[str, list[str]] = {name: [] for name in dataset.classes}
         for path, (_, row) in self.rows.items():
-            if row["status"] == USED:
+            if row["status"] == STATUS_USED:
                 self.classes[row["label"]].append(path)
         self.remaining = PICTURES
 
     def has(self, path: str) -> bool:
-        return path in self.rows and self.rows[path][1]["status"] == USED
+        return path in self.rows and self.rows[path][1]["status"] == STATUS_USED
 
     def sample(self, name: str) -> list[Picture]:
         """Return evenly spaced photos of a class; they do not count towards the limit."""

@@ -9,7 +9,7 @@ import polars as pl
 from PIL import Image
 
 from ikebana.data.dataset import Dataset
-from ikebana.data.pixel_cache import chunks, in_threads
+from ikebana.data.pixel_cache import make_chunks, map_in_threads
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.recipe import Resize
 from ikebana.reports import figures
@@ -48,7 +48,7 @@ def everything(
 
 def draw_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize) -> None:
     """Draw the class counts as bars and as a pie, and a grid of sample photos."""
-    counts = dataset.counts()
+    counts = dataset.count_photos()
     figures.class_counts_bar(counts, folder / "classes_bar.png")
     figures.class_counts_pie(counts, folder / "classes_pie.png")
     columns = photos_a_class(dataset)
@@ -116,7 +116,7 @@ def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize:
             thumbnail.save(beside / f"{sha256}.jpg", "JPEG", quality=85)
 
     with atomic_directory(folder, make=False) as beside:
-        for _ in in_threads(lambda chunk: save(chunk, beside), chunks(len(rows))):
+        for _ in map_in_threads(lambda chunk: save(chunk, beside), make_chunks(len(rows))):
             pass
 
 

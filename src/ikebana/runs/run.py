@@ -39,7 +39,7 @@ from ikebana.recipe import recipe_from_json, recipe_to_json
 from ikebana.errors import MachineError, PhotosError, RecipeError, RunError
 from ikebana.runs.reproducibility import differences
 from ikebana.data import sources
-from ikebana.data.dataset import USED, Dataset
+from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.data.split import fingerprint
 from ikebana.system.locks import exclusive_lock
 from ikebana.system.files import atomic_directory, remove_partial_files, resolve_output_path, atomic_write
@@ -270,8 +270,8 @@ class Run:
 
     def check_same_photos(self, dataset: Dataset) -> None:
         """Raise RunError, naming some photos, if the photos have changed since the run began."""
-        initial = self.dataset.filter(pl.col("status") == USED).select(RESUME_COLUMNS)
-        if not initial.equals(dataset.used.select(RESUME_COLUMNS)):
+        initial = self.dataset.filter(pl.col("status") == STATUS_USED).select(RESUME_COLUMNS)
+        if not initial.equals(dataset.used_photos.select(RESUME_COLUMNS)):
             raise RunError(
                 f"the photos have changed since this run began{_describe_changes(initial, dataset.photos)}",
                 where=self.source["photos"],
@@ -306,7 +306,7 @@ def begin(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environme
     """
     source = {
         "photos": str(Path(dataset.source).expanduser().resolve()),
-        "fingerprint": fingerprint(dataset.used["sha256"]),
+        "fingerprint": fingerprint(dataset.used_photos["sha256"]),
         "classes": list(dataset.classes),
         # A resume compares it with recipe.json, which a user may have edited.
         "recipe": recipe_to_json(recipe),
@@ -336,7 +336,7 @@ def _find_source_problem(values: Any) -> str:
 def _describe_changes(initial: pl.DataFrame, photos: pl.DataFrame) -> str:
     """Name some changed photos per kind of change, most serious first."""
     both = initial.join(photos.select(*RESUME_COLUMNS, "status"), on="path", how="full", suffix="_now", coalesce=True)
-    gone, used = pl.col("status").is_null(), pl.col("status") == USED
+    gone, used = pl.col("status").is_null(), pl.col("status") == STATUS_USED
     new, modified = pl.col("sha256").is_null(), pl.col("sha256") != pl.col("sha256_now")
     kinds = {
         "removed": gone,

@@ -27,21 +27,23 @@ IMAGE_SIZE = 64
 # Shares that may be missing on a side.
 CROP_SHARES = (0.0, 0.05, 0.1)
 # Missing shares at the two ends of an axis.
-LINES = tuple(itertools.product(CROP_SHARES, CROP_SHARES))
+AXIS_CROPS = tuple(itertools.product(CROP_SHARES, CROP_SHARES))
 # [windows, 4]: left, right, top, bottom.
-CUT_OFF = np.array([(*across, *down) for across in LINES for down in LINES])
+WINDOW_CROPS = np.array([(*across, *down) for across in AXIS_CROPS for down in AXIS_CROPS])
 # The window in which nothing is missing.
-WHOLE = 0
+UNCROPPED_WINDOW = 0
 # [cells, 16]: the windows at a cell's corners.
 CELLS = np.array(
     [
-        np.flatnonzero([all(share in ends for share, ends in zip(window, cell, strict=True)) for window in CUT_OFF])
+        np.flatnonzero(
+            [all(share in ends for share, ends in zip(window, cell, strict=True)) for window in WINDOW_CROPS]
+        )
         for cell in itertools.product(itertools.pairwise(CROP_SHARES), repeat=4)
     ]
 )
 
 # Brightness and two colour differences.
-BANDS = np.array([(0.299, 0.587, 0.114), (0.5, -0.5, 0.0), (0.25, 0.25, -0.5)], np.float32)
+COLOUR_BANDS = np.array([(0.299, 0.587, 0.114), (0.5, -0.5, 0.0), (0.25, 0.25, -0.5)], np.float32)
 # Highest frequency of each band, horizontal and vertical added.
 MAX_FREQUENCIES = (3, 1, 1)
 # Median error of each coefficient of a copy against the nearest window, over 2,000 cropped copies
@@ -52,13 +54,13 @@ NOISE_LEVELS = (
     {(0, 0): 0.20, (0, 1): 0.12},
 )
 # (band, vertical frequency, horizontal frequency) of each coefficient, in order.
-NUMBERS = tuple(
+COEFFICIENTS = tuple(
     (band, down, across)
     for band, highest in enumerate(MAX_FREQUENCIES)
     for down in range(highest + 1)
     for across in range(highest + 1 - down)
 )
-NOISE = np.array([NOISE_LEVELS[band][min(waves), max(waves)] for band, *waves in NUMBERS], np.float32)
+NOISE = np.array([NOISE_LEVELS[band][min(waves), max(waves)] for band, *waves in COEFFICIENTS], np.float32)
 # The search radius: a factor on half a step between windows, plus a margin for changed colours in
 # units of noise. The farthest copy lay at 0.6 of it for 2,000 copies of flowers, most of them with
 # 0, 0.05 or 0.1 cropped; at 0.4 for 2,000 copies of drawings; at 0.9 for the flowers' real
@@ -67,13 +69,13 @@ RADIUS_FACTOR, RADIUS_MARGIN = 1.2, 25.0
 # Photos per photo whose signs are compared, and the candidates among them. Both bound the time per
 # photo where all photos are similar.
 MAX_SIGN_COMPARISONS = 256
-NEAREST = 8
+MAX_CANDIDATES_PER_PHOTO = 8
 # Photos compared at a time.
-BLOCK = 4096
+BLOCK_PHOTOS = 4096
 # Up to this many photos are compared with all windows directly; small balls would save little.
 MAX_DIRECT_PHOTOS = 256
 # Photos between two reductions to the nearest, so that memory does not grow with their number.
-HELD = 8 * BLOCK
+MAX_PENDING_PHOTOS = 8 * BLOCK_PHOTOS
 
 
 class Candidates(NamedTuple):
@@ -88,7 +90,7 @@ class Candidates(NamedTuple):
     symmetry: np.ndarray
 
 
-def described(squares: np.ndarray, axis_crops: tuple[tuple[float, float], ...] = LINES) -> np.ndarray:
+def describe_photos(squares: np.ndarray, axis_crops: tuple[tuple[float, float], ...] = AXIS_CROPS) -> np.ndarray:
     """Describe the windows of photos, signs included.
 
     Args:
@@ -97,14 +99,16 @@ def described(squares: np.ndarray, axis_crops: tuple[tuple[float, float], ...] =
     Returns:
         float32 [photos, windows, coefficients], in units of noise.
     """
-    bands = np.tensordot(squares.astype(np.float32), BANDS, (3, 1)).transpose(0, 3, 1, 2)
+    bands = np.tensordot(squares.astype(np.float32), COLOUR_BANDS, (3, 1)).transpose(0, 3, 1, 2)
     n_waves, n_crops = max(MAX_FREQUENCIES) + 1, len(axis_crops)
     weights = np.concatenate([_compute_cosines(*ends) for ends in axis_crops])
-    products = (weights @ bands @ weights.T).reshape(len(squares), len(BANDS), n_crops, n_waves, n_crops, n_waves)
+    products = (weights @ bands @ weights.T).reshape(
+        len(squares), len(COLOUR_BANDS), n_crops, n_waves, n_crops, n_waves
+    )
     # Each is [photos, vertical crops, horizontal crops].
-    coefficients = [products[:, band, :, down, :, across] for band, down, across in NUMBERS]
+    coefficients = [products[:, band, :, down, :, across] for band, down, across in COEFFICIENTS]
     windows = (np.stack(coefficients, -1) / NOISE).transpose(0, 2, 1, 3)
-    return windows.reshape(len(squares), n_crops**2, len(NUMBERS))
+    return windows.reshape(len(squares), n_crops**2, len(COEFFICIENTS))
 
 
 def _compute_cosines(before: float, after: float) -> np.ndarray:
@@ -121,7 +125,7 @@ def _compute_cosines(before: float, after: float) -> np.ndarray:
     return np.stack(rows).astype(np.float32)
 
 
-def amounts(descriptions: np.ndarray) -> np.ndarray:
+def compute_invariants(descriptions: np.ndarray) -> np.ndarray:
     """Compute what all eight symmetries preserve: [..., coefficients] -> [..., coefficients]."""
     invariants = []
     for (band, down, across), position in _POSITIONS.items():
@@ -135,22 +139,23 @@ def amounts(descriptions: np.ndarray) -> np.ndarray:
     return np.stack(invariants, -1)
 
 
-_POSITIONS = {coefficient: position for position, coefficient in enumerate(NUMBERS)}
+_POSITIONS = {coefficient: position for position, coefficient in enumerate(COEFFICIENTS)}
 
 
-def turned(descriptions: np.ndarray) -> np.ndarray:
+def apply_symmetries(descriptions: np.ndarray) -> np.ndarray:
     """Apply each of SYMMETRIES: [..., coefficients] -> [..., symmetries, coefficients]."""
     variants = []
     for transposed, mirror_across, mirror_down in SYMMETRIES:
         order = [
-            _POSITIONS[(band, across, down) if transposed else (band, down, across)] for band, down, across in NUMBERS
+            _POSITIONS[(band, across, down) if transposed else (band, down, across)]
+            for band, down, across in COEFFICIENTS
         ]
-        signs = [(-1) ** (mirror_across * across + mirror_down * down) for _, down, across in NUMBERS]
+        signs = [(-1) ** (mirror_across * across + mirror_down * down) for _, down, across in COEFFICIENTS]
         variants.append(descriptions[..., order] * np.array(signs, np.float32))
     return np.stack(variants, -2)
 
 
-def lifted(whole: np.ndarray) -> np.ndarray:
+def lift_descriptions(whole: np.ndarray) -> np.ndarray:
     """Append minus half the squared norm to the invariants of uncropped photos.
 
     The product with (a, 1) is then (|a|^2 - distance^2) / 2: distances by matrix multiplication.
@@ -161,13 +166,13 @@ def lifted(whole: np.ndarray) -> np.ndarray:
     Returns:
         float32 [photos, coefficients + 1].
     """
-    invariants = amounts(whole)
+    invariants = compute_invariants(whole)
     has_content = np.isfinite(invariants).all(-1, keepdims=True)
     half_norms = np.where(has_content, (invariants**2).sum(-1, keepdims=True) / 2, np.inf)
     return np.concatenate([np.where(has_content, invariants, 0), -half_norms], -1)
 
 
-class Index:
+class CandidateIndex:
     """Descriptions of uncropped photos, searched for those near a window of another photo.
 
     Both arrays may be memory-mapped: float32 [photos, coefficients] and one column more.
@@ -176,7 +181,7 @@ class Index:
     def __init__(self, whole: np.ndarray, lifted: np.ndarray):
         self.whole, self.lifted = whole, lifted
 
-    def near(self, photos: range, descriptions: np.ndarray) -> Candidates:
+    def find_candidates(self, photos: range, descriptions: np.ndarray) -> Candidates:
         """Find the photos that may be copies, perhaps cropped, of some photos.
 
         Args:
@@ -184,11 +189,11 @@ class Index:
         """
         rows_with_content = np.flatnonzero(np.isfinite(self.lifted[photos.start : photos.stop, -1]))
         descriptions = descriptions[rows_with_content]
-        radii, invariants = radius(descriptions), amounts(descriptions)
+        radii, invariants = compute_search_radius(descriptions), compute_invariants(descriptions)
         large_balls, nearest = _make_balls(invariants, radii), [[] for _ in rows_with_content]
         windows = np.concatenate([invariants, -(invariants**2).sum(2, keepdims=True) / 2], 2)
-        for start in range(0, len(self.lifted), HELD):
-            block = range(start, min(start + HELD, len(self.lifted)))
+        for start in range(0, len(self.lifted), MAX_PENDING_PHOTOS):
+            block = range(start, min(start + MAX_PENDING_PHOTOS, len(self.lifted)))
             for number, rows in enumerate(self._find_inside_each(large_balls, block)):
                 if len(rows) > MAX_DIRECT_PHOTOS:
                     rows = self._find_inside_any(_make_balls(invariants[number, CELLS], radii[number]), rows)  # noqa: PLW2901
@@ -207,8 +212,8 @@ class Index:
         """Find for each ball the rows of the photos inside."""
         centres, thresholds = balls
         hits = []
-        for start in range(among.start, among.stop, BLOCK):
-            ball, row = np.nonzero(centres @ self.lifted[start : min(start + BLOCK, among.stop)].T > thresholds)
+        for start in range(among.start, among.stop, BLOCK_PHOTOS):
+            ball, row = np.nonzero(centres @ self.lifted[start : min(start + BLOCK_PHOTOS, among.stop)].T > thresholds)
             hits.append(np.stack([ball, row + start]))
         ball, rows = np.concatenate(hits, 1)
         order = ball.argsort(kind="stable")
@@ -217,7 +222,7 @@ class Index:
     def _find_inside_any(self, balls: tuple[np.ndarray, np.ndarray], rows: np.ndarray) -> np.ndarray:
         """Find those of the rows that lie in at least one ball."""
         centres, thresholds = balls
-        blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+        blocks = [rows[start : start + BLOCK_PHOTOS] for start in range(0, len(rows), BLOCK_PHOTOS)]
         inside = (block[(centres @ self.lifted[block].T > thresholds).any(0)] for block in blocks)
         return np.concatenate([rows[:0], *inside])
 
@@ -229,8 +234,8 @@ class Index:
         """
         invariants, lengths = windows[:, :-1], windows[:, -1:]
         blocks = [np.zeros(0, np.float32)]
-        for start in range(0, len(rows), BLOCK):
-            photos = self.lifted[rows[start : start + BLOCK]]
+        for start in range(0, len(rows), BLOCK_PHOTOS):
+            photos = self.lifted[rows[start : start + BLOCK_PHOTOS]]
             # Minus half the squared distance.
             blocks.append((invariants @ photos[:, :-1].T + lengths).max(0) + photos[:, -1])
         closeness = np.concatenate(blocks)
@@ -239,21 +244,21 @@ class Index:
 
     def _match_signs(self, first: int, descriptions: np.ndarray, rows: np.ndarray, radius: float) -> np.ndarray:
         """Find the nearest rows by signed coefficients: int64 [pairs, 4] in the order of `Candidates`."""
-        whole = turned(self.whole[rows]).reshape(-1, len(NUMBERS))
+        whole = apply_symmetries(self.whole[rows]).reshape(-1, len(COEFFICIENTS))
         squares = (descriptions**2).sum(1)[:, None] + (whole**2).sum(1) - 2 * descriptions @ whole.T
         by_row = squares.reshape(len(descriptions), len(rows), len(SYMMETRIES)).swapaxes(0, 1)
         by_row = by_row.reshape(len(rows), len(descriptions) * len(SYMMETRIES))
         best = by_row.argmin(1)
         distances = by_row[np.arange(len(rows)), best]
-        nearest = distances.argsort(kind="stable")[:NEAREST]
+        nearest = distances.argsort(kind="stable")[:MAX_CANDIDATES_PER_PHOTO]
         nearest = nearest[distances[nearest] < radius**2]
         window, symmetry = np.divmod(best[nearest], len(SYMMETRIES))
         return np.stack([np.full(len(nearest), first), rows[nearest], window, symmetry], 1)
 
 
-def radius(descriptions: np.ndarray) -> np.ndarray:
+def compute_search_radius(descriptions: np.ndarray) -> np.ndarray:
     """Bound the distance of a copy from the nearest window, for each photo: [photos]."""
-    grid = descriptions.reshape(len(descriptions), *(len(CROP_SHARES),) * 4, len(NUMBERS))
+    grid = descriptions.reshape(len(descriptions), *(len(CROP_SHARES),) * 4, len(COEFFICIENTS))
     half_steps = [np.sqrt((np.diff(grid, axis=axis) ** 2).sum(-1)).mean((1, 2, 3, 4)) / 2 for axis in range(1, 5)]
     return RADIUS_MARGIN + RADIUS_FACTOR * np.sqrt(np.sum(np.square(half_steps), 0))
 

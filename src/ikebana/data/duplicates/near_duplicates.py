@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ikebana.data.dataset import USED, Dataset, Twin
+from ikebana.data.dataset import STATUS_USED, Dataset, NearDuplicate
 from ikebana.data.duplicates import candidates as candidates_module
 from ikebana.data.duplicates import similarity as similarity_module
-from ikebana.data.duplicates.similarity import Small
-from ikebana.data.pixel_cache import Kept, allocate, chunks, in_threads
-from ikebana.data.split import islands
+from ikebana.data.duplicates.similarity import ReducedImages
+from ikebana.data.pixel_cache import PixelCache, allocate_zeros, make_chunks, map_in_threads
+from ikebana.data.split import find_connected_components
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import write_error, discard, atomic_write
@@ -47,18 +47,18 @@ MAX_GROUP_SHARE = 0.5
 MAX_SMALL_GROUP_PHOTOS = 10
 
 
-def found(dataset: Dataset, pixel_cache: Kept) -> Dataset:
+def find_near_duplicates(dataset: Dataset, pixel_cache: PixelCache) -> Dataset:
     """Add the near-duplicates to a dataset, and the column `duplicate_of` that names their groups."""
     rows = _get_unique_rows(dataset)
     file_prefix = _make_file_prefix(dataset)
     pairs = _load_pairs(pixel_cache, file_prefix)
     if pairs is None:
-        pairs = [_describe_pair(dataset, *pair) for pair in search(pixel_cache.small, rows)]
+        pairs = [_describe_pair(dataset, *pair) for pair in find_pairs(pixel_cache.thumbnails, rows)]
         _save_pairs(pixel_cache, file_prefix, pairs)
     return replace(dataset, twins=tuple(pairs), photos=dataset.photos.with_columns(_name_groups(dataset, pairs)))
 
 
-def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, float]]:
+def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, float]]:
     """Find all pairs of photos of which one is a copy of the other.
 
     Args:
@@ -69,19 +69,21 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
     """
     from threadpoolctl import threadpool_limits
 
-    require_disk({cache_folder(): scratch(len(rows))})
+    require_disk({cache_folder(): compute_scratch_bytes(len(rows))})
     descriptions_file = _create_scratch_array(len(rows), _DESCRIPTION)
     lifted_file = _create_scratch_array(len(rows), _LIFTED)
     # Threads work on photos already: BLAS threads for small products would wait for each other.
     with threadpool_limits(1, "blas"), descriptions_file as descriptions, lifted_file as lifted:
-        ranges = chunks(len(rows), CHUNK_PHOTOS)
-        work = closing(in_threads(lambda chunk: _describe_chunk(photos, rows, chunk, descriptions, lifted), ranges))
+        ranges = make_chunks(len(rows), CHUNK_PHOTOS)
+        work = closing(map_in_threads(lambda chunk: _describe_chunk(photos, rows, chunk, descriptions, lifted), ranges))
         with progress.stage("describe photos", len(rows)) as bar, work as counts:
             for count in counts:
                 bar.advance(count)
-        index = candidates_module.Index(descriptions["whole"], lifted)
+        index = candidates_module.CandidateIndex(descriptions["whole"], lifted)
         best: dict[tuple[int, int], tuple[str, float]] = {}
-        work = closing(in_threads(lambda chunk: _find_pairs_of_chunk(photos, rows, chunk, index, descriptions), ranges))
+        work = closing(
+            map_in_threads(lambda chunk: _find_pairs_of_chunk(photos, rows, chunk, index, descriptions), ranges)
+        )
         with progress.stage("look for twins", len(rows)) as bar, work as results:
             for chunk, pairs in zip(ranges, results, strict=True):
                 for pair, match in pairs:
@@ -92,16 +94,16 @@ def search(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, fl
 
 _DESCRIPTION = np.dtype(
     [
-        ("whole", np.float32, (len(candidates_module.NUMBERS),)),
-        ("grey", np.uint8, (similarity_module.SIDE,) * 2),
-        ("colour", np.uint8, (similarity_module.COARSE, similarity_module.COARSE, 3)),
+        ("whole", np.float32, (len(candidates_module.COEFFICIENTS),)),
+        ("grey", np.uint8, (similarity_module.GREY_SIZE,) * 2),
+        ("colour", np.uint8, (similarity_module.COLOUR_SIZE, similarity_module.COLOUR_SIZE, 3)),
     ]
 )
 
-_LIFTED = np.dtype((np.float32, (len(candidates_module.NUMBERS) + 1,)))
+_LIFTED = np.dtype((np.float32, (len(candidates_module.COEFFICIENTS) + 1,)))
 
 
-def scratch(photos: int) -> int:
+def compute_scratch_bytes(photos: int) -> int:
     """Compute the bytes that the search takes on the cache's disk while it runs."""
     return photos * (_DESCRIPTION.itemsize + _LIFTED.itemsize)
 
@@ -117,7 +119,7 @@ def _create_scratch_array(photos: int, dtype: np.dtype) -> Iterator[np.ndarray]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as stream:
-            allocate(stream, rows * dtype.itemsize)
+            allocate_zeros(stream, rows * dtype.itemsize)
             yield np.memmap(stream, dtype, "r+", shape=rows)[:photos]
     except OSError as error:
         raise write_error(error, folder) from error
@@ -128,11 +130,13 @@ def _describe_chunk(
 ) -> int:
     """Fill in the descriptions of a chunk and return its number of photos."""
     target, images = slice(chunk.start, chunk.stop), _select(photos, rows, chunk)
-    descriptions["grey"][target] = np.rint(images.astype(np.float32) @ candidates_module.BANDS[0])
-    descriptions["colour"][target] = np.rint(similarity_module.reduced(images, similarity_module.COARSE))
-    whole = candidates_module.described(images, candidates_module.LINES[:1])[:, candidates_module.WHOLE]
+    descriptions["grey"][target] = np.rint(images.astype(np.float32) @ candidates_module.COLOUR_BANDS[0])
+    descriptions["colour"][target] = np.rint(similarity_module.average_blocks(images, similarity_module.COLOUR_SIZE))
+    whole = candidates_module.describe_photos(images, candidates_module.AXIS_CROPS[:1])[
+        :, candidates_module.UNCROPPED_WINDOW
+    ]
     whole[descriptions["grey"][target].std((1, 2)) < MIN_GREY_STD] = np.nan
-    descriptions["whole"][target], lifted[target] = whole, candidates_module.lifted(whole)
+    descriptions["whole"][target], lifted[target] = whole, candidates_module.lift_descriptions(whole)
     return len(chunk)
 
 
@@ -141,29 +145,33 @@ def _select(photos: np.ndarray, rows: np.ndarray, chunk: range) -> np.ndarray:
 
 
 def _find_pairs_of_chunk(
-    photos: np.ndarray, rows: np.ndarray, chunk: range, index: candidates_module.Index, descriptions: np.ndarray
+    photos: np.ndarray,
+    rows: np.ndarray,
+    chunk: range,
+    index: candidates_module.CandidateIndex,
+    descriptions: np.ndarray,
 ) -> list[tuple[tuple[int, int], tuple[str, float]]]:
     """Find the pairs that contain a photo of the chunk."""
-    candidates = index.near(chunk, candidates_module.described(_select(photos, rows, chunk)))
+    candidates = index.find_candidates(chunk, candidates_module.describe_photos(_select(photos, rows, chunk)))
     pairs = []
     for start in range(0, len(candidates.first), CHUNK_PAIRS):
         first, second, window, symmetry = (column[start : start + CHUNK_PAIRS] for column in candidates)
         left, right = (
-            Small(descriptions["grey"][numbers], descriptions["colour"][numbers]) for numbers in (first, second)
+            ReducedImages(descriptions["grey"][numbers], descriptions["colour"][numbers]) for numbers in (first, second)
         )
-        matches = similarity_module.compared(left, right, candidates_module.CUT_OFF[window], symmetry)
-        for row in np.flatnonzero(matches.twins):
+        matches = similarity_module.compare_pairs(left, right, candidates_module.WINDOW_CROPS[window], symmetry)
+        for row in np.flatnonzero(matches.is_duplicate):
             pair = int(min(first[row], second[row])), int(max(first[row], second[row]))
-            pairs.append((pair, (_name_changes(matches, int(row)), float(matches.alike[row]))))
+            pairs.append((pair, (_name_changes(matches, int(row)), float(matches.correlation[row]))))
     return pairs
 
 
-def _name_changes(matches: similarity_module.Likeness, row: int) -> str:
+def _name_changes(matches: similarity_module.Similarity, row: int) -> str:
     """Name what the pixels tell was done to one of the photos: "mirrored, cropped"."""
     is_cropped = np.abs(matches.window[row]).max() > MIN_CROP_SHARE
-    is_recoloured = matches.apart[row] > MIN_RECOLOUR_LEVELS
+    is_recoloured = matches.colour_distance[row] > MIN_RECOLOUR_LEVELS
     words = (
-        similarity_module.NAMES[matches.symmetry[row]],
+        similarity_module.SYMMETRY_NAMES[matches.symmetry[row]],
         "cropped" if is_cropped else "",
         "in other colours" if is_recoloured else "",
     )
@@ -172,27 +180,31 @@ def _name_changes(matches: similarity_module.Likeness, row: int) -> str:
 
 def _get_unique_rows(dataset: Dataset) -> np.ndarray:
     """Get the rows of the used photos, exact copies once."""
-    return dataset.used_by_row.unique("sha256", keep="first", maintain_order=True)["row"].to_numpy().astype(np.int64)
+    return (
+        dataset.used_photos_with_row.unique("sha256", keep="first", maintain_order=True)["row"]
+        .to_numpy()
+        .astype(np.int64)
+    )
 
 
-def _describe_pair(dataset: Dataset, first: int, second: int, changes: str, similarity: float) -> Twin:
+def _describe_pair(dataset: Dataset, first: int, second: int, changes: str, similarity: float) -> NearDuplicate:
     """Make a pair; where the squares show no change, the files' sizes tell it."""
     if not changes:
         sizes = dataset.photos[[first, second]].select("width", "height").rows()
         changes = "saved again" if sorted(sizes[0]) == sorted(sizes[1]) else "resized"
-    return Twin(first, second, changes, round(similarity, 3))
+    return NearDuplicate(first, second, changes, round(similarity, 3))
 
 
-def _name_groups(dataset: Dataset, pairs: list[Twin]) -> pl.Series:
+def _name_groups(dataset: Dataset, pairs: list[NearDuplicate]) -> pl.Series:
     """Make the column `duplicate_of`: the path of the first photo of a group of near-duplicates.
 
     An exact copy belongs to the group of its original.
     """
     photos, name_of_hash = dataset.photos, dict[str, str]()
     class_sizes = dict(
-        dataset.used.unique("sha256", keep="first", maintain_order=True)["label"].value_counts().iter_rows()
+        dataset.used_photos.unique("sha256", keep="first", maintain_order=True)["label"].value_counts().iter_rows()
     )
-    for rows in islands((pair.first, pair.second) for pair in pairs):
+    for rows in find_connected_components((pair.first, pair.second) for pair in pairs):
         label_counts = Counter(photos["label"][rows])
         if all(
             count <= max(MAX_SMALL_GROUP_PHOTOS, MAX_GROUP_SHARE * class_sizes[label])
@@ -200,10 +212,10 @@ def _name_groups(dataset: Dataset, pairs: list[Twin]) -> pl.Series:
         ):
             name_of_hash |= dict.fromkeys(photos["sha256"][rows], photos["path"][rows[0]])
     names = pl.col("sha256").replace_strict(name_of_hash, default=None, return_dtype=pl.String)
-    return photos.select(pl.when(pl.col("status") == USED).then(names).alias("twins"))["twins"]
+    return photos.select(pl.when(pl.col("status") == STATUS_USED).then(names).alias("twins"))["twins"]
 
 
-def are_found(folder: Path) -> bool:
+def has_cached_pairs(folder: Path) -> bool:
     """Tell whether a pixel cache folder holds the result of an earlier search."""
     return any(folder.glob(f"twins.{SEARCH_VERSION}.*.json"))
 
@@ -214,14 +226,14 @@ def _make_file_prefix(dataset: Dataset) -> str:
     They may change during the search: another process reads all photos again once one that could
     not be read can be.
     """
-    hashes = pl.when(pl.col("status") == USED).then(pl.col("sha256")).otherwise(pl.lit(""))
+    hashes = pl.when(pl.col("status") == STATUS_USED).then(pl.col("sha256")).otherwise(pl.lit(""))
     joined = "\n".join(dataset.photos.select(hashes.alias("seen"))["seen"])
     return f"twins.{SEARCH_VERSION}.{hashlib.sha256(joined.encode()).hexdigest()[:16]}"
 
 
-def _save_pairs(pixel_cache: Kept, prefix: str, pairs: list[Twin]) -> None:
+def _save_pairs(pixel_cache: PixelCache, prefix: str, pairs: list[NearDuplicate]) -> None:
     """Save the pairs in a file whose name holds their checksum, like the pixel cache's index."""
-    text = json.dumps([[pair.first, pair.second, pair.how, pair.alike] for pair in pairs])
+    text = json.dumps([[pair.first, pair.second, pair.transformation, pair.similarity] for pair in pairs])
     with atomic_write(pixel_cache.folder / _make_file_name(prefix, text)) as partial:
         partial.write_text(text, "utf-8")
 
@@ -230,12 +242,12 @@ def _make_file_name(prefix: str, text: str) -> str:
     return f"{prefix}.{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _load_pairs(pixel_cache: Kept, prefix: str) -> list[Twin] | None:
+def _load_pairs(pixel_cache: PixelCache, prefix: str) -> list[NearDuplicate] | None:
     """Load the pairs of an earlier search; None if there are none or the file was changed."""
     for file in pixel_cache.folder.glob(f"{prefix}.*.json"):
         with suppress(OSError, ValueError):
             text = file.read_text("utf-8")
             if file.name == _make_file_name(prefix, text):
-                return [Twin(*pair) for pair in json.loads(text)]
+                return [NearDuplicate(*pair) for pair in json.loads(text)]
         discard(file)
     return None

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 # Pixels of a side of the grey squares.
-SIDE = 64
+GREY_SIZE = 64
 # Pixels of a side of the coloured squares.
-COARSE = 16
+COLOUR_SIZE = 16
 # Blocks of a side, whose mean colours are compared.
 BLOCKS_PER_SIDE = 8
 # Gauss-Newton: (pixels of a side, steps).
-GAUSS_NEWTON_SCHEDULE = ((32, 5), (SIDE, 4))
+GAUSS_NEWTON_SCHEDULE = ((32, 5), (GREY_SIZE, 4))
 # Squared grey levels; a smaller variance counts as this.
 MIN_VARIANCE = 0.1
 # Bounds on one step, in shares of a side, and on the window's edges.
@@ -41,12 +41,12 @@ MAX_BLOCK_COLOUR_DISTANCE = 48.0
 # more similar. Of 164 planted pairs of that kind the least similar had 0.90 and 7.1 levels; nine in
 # ten of 551 false pairs were less similar or further apart.
 # Share of the blocks that detail is spread over.
-BUSY = 0.38
+MIN_DETAIL_SPREAD = 0.38
 MIN_SPARSE_CORRELATION, MAX_SPARSE_COLOUR_DISTANCE = 0.92, 7.0
 
 # What turns the second photo into the first: transpose, mirror left to right, mirror top to bottom.
 SYMMETRIES = tuple((transposed, across, down) for transposed in (0, 1) for across in (0, 1) for down in (0, 1))
-NAMES = (
+SYMMETRY_NAMES = (
     "",
     "mirrored and turned by a half",
     "mirrored",
@@ -58,7 +58,7 @@ NAMES = (
 )
 
 
-class Small(NamedTuple):
+class ReducedImages(NamedTuple):
     """Photos reduced for comparison."""
 
     # uint8 [photos, GREY_SIZE, GREY_SIZE].
@@ -66,26 +66,26 @@ class Small(NamedTuple):
     # uint8 [photos, COLOUR_SIZE, COLOUR_SIZE, 3].
     colour: np.ndarray
 
-    def select(self, rows: np.ndarray) -> "Small":
-        return Small(self.grey[rows], self.colour[rows])
+    def select(self, rows: np.ndarray) -> "ReducedImages":
+        return ReducedImages(self.grey[rows], self.colour[rows])
 
 
-class Likeness(NamedTuple):
+class Similarity(NamedTuple):
     """The result of a comparison, one entry per pair."""
 
     # bool: whether they count as duplicates.
-    twins: np.ndarray
+    is_duplicate: np.ndarray
     # int: which of SYMMETRIES turns the second into the first.
     symmetry: np.ndarray
     # float [pairs, 4]: shares of the first's left, right, top and bottom that the second lacks.
     window: np.ndarray
     # Correlation of their fine detail, -1 to 1.
-    alike: np.ndarray
+    correlation: np.ndarray
     # Mean colour difference of their blocks, in levels.
-    apart: np.ndarray
+    colour_distance: np.ndarray
 
 
-def compared(first: Small, second: Small, window: np.ndarray, symmetry: np.ndarray) -> Likeness:
+def compare_pairs(first: ReducedImages, second: ReducedImages, window: np.ndarray, symmetry: np.ndarray) -> Similarity:
     """Fit the window by which the second photo comes from the first, and test for duplicates.
 
     Args:
@@ -94,22 +94,22 @@ def compared(first: Small, second: Small, window: np.ndarray, symmetry: np.ndarr
         symmetry: int [pairs]: which of SYMMETRIES turns the second into the first.
     """
     coarse = _correlate_coarsely(first.colour, second.colour, window, symmetry)
-    result = Likeness(np.zeros(len(coarse), bool), symmetry, window.astype(np.float64), *np.zeros((2, len(coarse))))
+    result = Similarity(np.zeros(len(coarse), bool), symmetry, window.astype(np.float64), *np.zeros((2, len(coarse))))
     rows = np.flatnonzero(coarse > MIN_COARSE_CORRELATION)
     if len(rows):
         first, second = first.select(rows), second.select(rows)
         fitted, correlation, spread = _fit_window(first.grey, _apply_each(second.grey, symmetry[rows]), window[rows])
         turned = _apply_each(second.colour, symmetry[rows])
         max_distance, mean_distance = _measure_colour_distance(first.colour, turned, fitted)
-        result.window[rows], result.alike[rows], result.apart[rows] = fitted, correlation, mean_distance
+        result.window[rows], result.correlation[rows], result.colour_distance[rows] = fitted, correlation, mean_distance
         is_similar = (correlation >= MIN_SPARSE_CORRELATION) & (mean_distance <= MAX_SPARSE_COLOUR_DISTANCE)
-        is_certain = (spread >= BUSY) | is_similar
+        is_certain = (spread >= MIN_DETAIL_SPREAD) | is_similar
         is_match = (correlation >= MIN_DETAIL_CORRELATION) & (max_distance <= MAX_BLOCK_COLOUR_DISTANCE)
-        result.twins[rows] = is_match & is_certain
+        result.is_duplicate[rows] = is_match & is_certain
     return result
 
 
-def reduced(images: np.ndarray, side: int) -> np.ndarray:
+def average_blocks(images: np.ndarray, side: int) -> np.ndarray:
     """Average blocks: [images, height, width, ...] -> float32 [images, side, side, ...]."""
     count, height, width, *bands = images.shape
     # Summing along the long axis first is faster.
@@ -125,7 +125,7 @@ def _correlate_coarsely(first: np.ndarray, second: np.ndarray, window: np.ndarra
 def _fit_window(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fit the window; return it, the correlation of fine detail, and the spread of that detail."""
     for side, steps in GAUSS_NEWTON_SCHEDULE:
-        left, right = reduced(first, side), reduced(second, side)
+        left, right = average_blocks(first, side), average_blocks(second, side)
         for _ in range(steps):
             window = _take_step(left, right, window)
     left = _extract_detail(_cut_window(first.astype(np.float32), window))
@@ -138,7 +138,7 @@ def _measure_spread(detail: np.ndarray) -> np.ndarray:
     margin = detail.shape[1] % BLOCKS_PER_SIDE
     before, after = margin // 2, margin - margin // 2
     inner = detail[:, before : detail.shape[1] - after, before : detail.shape[2] - after]
-    power = reduced(np.square(inner), BLOCKS_PER_SIDE).reshape(len(inner), -1)
+    power = average_blocks(np.square(inner), BLOCKS_PER_SIDE).reshape(len(inner), -1)
     return power.sum(1) ** 2 / np.maximum(power.shape[1] * np.square(power).sum(1), MIN_VARIANCE)
 
 
@@ -148,8 +148,8 @@ def _measure_colour_distance(
     """Measure the maximum and mean colour distance of blocks, in levels of the worst band."""
     bands = []
     for band in range(3):
-        cut = reduced(_cut_window(first[..., band].astype(np.float32), window), BLOCKS_PER_SIDE)
-        bands.append(np.abs(cut - reduced(second[..., band], BLOCKS_PER_SIDE)))
+        cut = average_blocks(_cut_window(first[..., band].astype(np.float32), window), BLOCKS_PER_SIDE)
+        bands.append(np.abs(cut - average_blocks(second[..., band], BLOCKS_PER_SIDE)))
     distance = np.max(bands, axis=0)
     return distance.max((1, 2)), distance.mean((1, 2))
 

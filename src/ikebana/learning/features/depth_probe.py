@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ikebana.data.split import stratified
+from ikebana.data.split import assign_stratified
 from ikebana.errors import PhotosError
 from ikebana.evaluation.statistics import design_effect
 from ikebana.learning import folds
@@ -117,7 +117,7 @@ def sampled(photos: Photos, groups: Sequence[int], most: int = MAX_PHOTOS) -> tu
     if len(photos) > most:
         fraction = most / len(photos)
         labels = [str(label) for label in photos.labels]
-        splits = stratified(labels, groups, (fraction, 0.0, 1 - fraction), SEED)
+        splits = assign_stratified(labels, groups, (fraction, 0.0, 1 - fraction), SEED)
         selected = np.array([split == "train" for split in splits], bool)
     return photos.some(selected), np.array(groups)[selected]
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ikebana.data.pixel_cache import reserve
+from ikebana.data.pixel_cache import reserve_array
 from ikebana.errors import RecipeError
 from ikebana.learning import device
 from ikebana.learning.device import Setting
@@ -176,8 +176,8 @@ def _open_cache(
     if not _is_intact(path, shape, dtype):
         require_disk({cache_folder(): int(np.prod(shape)) * dtype.itemsize})
         with atomic_directory(path) as folder:
-            reserve(folder / "features.npy", shape, dtype)
-            reserve(folder / "checks.npy", shape[:1], np.dtype(np.uint32))
+            reserve_array(folder / "features.npy", shape, dtype)
+            reserve_array(folder / "checks.npy", shape[:1], np.dtype(np.uint32))
     try:
         return np.load(path / "features.npy", mmap_mode="r+"), np.load(path / "checks.npy", mmap_mode="r+")
     except OSError as error:
