@@ -9,8 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ikebana.errors import PhotosError
-from ikebana.evaluation.calibration import EVEN, FEW, RIGHT, Calibration, calibrate, from_json, temperature, threshold
-from ikebana.evaluation.metrics import answered, calibration_error, evaluate
+from ikebana.evaluation.calibration import (
+    MIN_THRESHOLD,
+    MIN_CALIBRATION_GROUPS,
+    TARGET_ACCURACY,
+    Calibration,
+    calibrate,
+    from_json,
+    fit_temperature,
+    choose_threshold,
+)
+from ikebana.evaluation.metrics import score_answered, calibration_error, evaluate
 
 
 def photos_with_known_confidence(seed, photos=4000, classes=4, loud=2.0):
@@ -27,18 +36,18 @@ def softmax(logits):
 
 
 def test_logits_that_mean_what_they_say_are_left_as_they_are():
-    assert temperature(*photos_with_known_confidence(seed=1)) == pytest.approx(1, abs=0.05)
+    assert fit_temperature(*photos_with_known_confidence(seed=1)) == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("k", [0.3, 2.0, 7.5])
 def test_louder_logits_need_a_proportionally_higher_temperature(k):
     logits, labels = photos_with_known_confidence(seed=1)
-    assert temperature(k * logits, labels) == pytest.approx(k * temperature(logits, labels), rel=1e-4)
+    assert fit_temperature(k * logits, labels) == pytest.approx(k * fit_temperature(logits, labels), rel=1e-4)
 
 
 def test_it_is_the_temperature_of_least_surprise():
     logits, labels = photos_with_known_confidence(seed=2)
-    found = temperature(3 * logits, labels)
+    found = fit_temperature(3 * logits, labels)
 
     def surprise(one):
         shares = np.log(softmax(3 * logits / one))
@@ -54,7 +63,7 @@ def test_a_network_that_was_always_right_is_not_called_infallible(photos):
     """Laplace's rule of succession: after n right answers of n, the next is right with (n + 1) / (n + 2)."""
     labels = np.arange(photos) % 2
     logits = 9.0 * np.eye(2)[labels]
-    confidence = softmax(logits / temperature(logits, labels)).max(1)
+    confidence = softmax(logits / fit_temperature(logits, labels)).max(1)
     np.testing.assert_allclose(confidence, (photos + 1) / (photos + 2), rtol=1e-6)
 
 
@@ -64,34 +73,34 @@ def test_an_over_confident_network_is_believed_after_calibration():
     fresh, truth = photos_with_known_confidence(seed=4)
     loud = softmax(4 * fresh)
     assert calibration_error(loud, truth) > 0.1
-    assert calibration_error(found.applied(loud), truth) < 0.03
+    assert calibration_error(found.apply(loud), truth) < 0.03
 
 
 @given(st.floats(0.05, 20), st.integers(0, 100))
 def test_no_temperature_changes_what_is_named_and_one_changes_no_bit(found, seed):
     logits, _ = photos_with_known_confidence(seed, photos=50)
     probabilities = softmax(logits).astype(np.float32)
-    calibrated = Calibration(found).applied(probabilities)
+    calibrated = Calibration(found).apply(probabilities)
     assert calibrated.dtype == np.float32
     best = probabilities.max(1, keepdims=True)
     assert np.all((probabilities == best)[np.arange(50), calibrated.argmax(1)])
     np.testing.assert_allclose(calibrated.sum(1), 1, rtol=1e-5)
-    assert Calibration().applied(probabilities) is probabilities
+    assert Calibration().apply(probabilities) is probabilities
 
 
 def test_certainty_stays_certainty():
     certain = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
-    assert np.isfinite(Calibration(3.0).applied(certain)).all()
-    np.testing.assert_allclose(Calibration(0.5).applied(certain), certain, atol=1e-6)
+    assert np.isfinite(Calibration(3.0).apply(certain)).all()
+    np.testing.assert_allclose(Calibration(0.5).apply(certain), certain, atol=1e-6)
 
 
 def test_photos_of_one_class_cannot_tell():
     logits, _ = photos_with_known_confidence(seed=1, photos=14)
     with pytest.raises(PhotosError, match="all 14 validation photos are of one class"):
-        temperature(logits, np.zeros(14, int))
+        fit_temperature(logits, np.zeros(14, int))
 
 
-@pytest.mark.parametrize("photos", [0, 1, FEW - 1])
+@pytest.mark.parametrize("photos", [0, 1, MIN_CALIBRATION_GROUPS - 1])
 def test_with_few_photos_confidence_is_left_alone_and_there_is_no_threshold(photos):
     logits, labels = photos_with_known_confidence(seed=1, photos=photos)
     assert calibrate(softmax(logits), labels) == Calibration(1.0, None, photos)
@@ -101,14 +110,14 @@ def test_with_few_photos_confidence_is_left_alone_and_there_is_no_threshold(phot
 def test_above_the_threshold_the_answers_are_as_often_right_as_was_asked(seed, loud):
     logits, labels = photos_with_known_confidence(seed, photos=300, loud=loud)
     probabilities = softmax(logits)
-    found = threshold(probabilities, labels)
-    share, right = answered(probabilities, labels, found)
-    assert EVEN <= found <= 1
+    found = choose_threshold(probabilities, labels)
+    share, right = score_answered(probabilities, labels, found)
+    assert MIN_THRESHOLD <= found <= 1
     from_the_top = np.cumsum((probabilities.argmax(1) == labels)[np.argsort(-probabilities.max(1))])
     expected = (from_the_top + 1) / np.arange(3, 303)  # of the next answer
-    if found > EVEN and (expected >= RIGHT).any():
+    if found > MIN_THRESHOLD and (expected >= TARGET_ACCURACY).any():
         assert right is not None
-        assert right >= RIGHT
+        assert right >= TARGET_ACCURACY
         assert 18 / 300 <= share < 1
 
 
@@ -120,7 +129,7 @@ def test_what_is_answered_later_is_right_as_often_as_was_asked_on_average(photos
     later = []
     for seed in range(150):
         logits, labels = photos_with_known_confidence(seed, photos=photos, loud=5)
-        later.append(answered(fresh, truth, threshold(softmax(logits), labels))[1])
+        later.append(score_answered(fresh, truth, choose_threshold(softmax(logits), labels))[1])
     assert 0.948 < np.mean(later) < 0.965
 
 
@@ -139,34 +148,36 @@ def test_copies_of_photos_make_nothing_surer():
 
 def test_many_photos_of_few_subjects_tell_nothing_of_confidence():
     logits, labels = photos_with_known_confidence(seed=8, photos=300)
-    assert calibrate(softmax(logits), labels, np.arange(300) % (FEW - 1)) == Calibration(1.0, None, 300)
+    assert calibrate(softmax(logits), labels, np.arange(300) % (MIN_CALIBRATION_GROUPS - 1)) == Calibration(
+        1.0, None, 300
+    )
 
 
 def test_answers_of_one_confidence_are_given_together():
     """Of 100 photos at 0.8 the first 50 are right: in another order there is no reason to stop between them."""
     probabilities = np.array([[0.99, 0.01]] * 20 + [[0.8, 0.2]] * 100)
     labels = np.array([0] * 70 + [1] * 50)
-    found = threshold(probabilities, labels)
-    assert answered(probabilities, labels, found) == (20 / 120, 1.0)
-    assert threshold(probabilities[::-1], labels[::-1]) == found
+    found = choose_threshold(probabilities, labels)
+    assert score_answered(probabilities, labels, found) == (20 / 120, 1.0)
+    assert choose_threshold(probabilities[::-1], labels[::-1]) == found
 
 
 def test_one_right_answer_at_the_top_is_no_evidence():
     probabilities = np.linspace([0.9, 0.1], [0.55, 0.45], 200)
     labels = np.array([0, 1] * 100)
-    share, _ = answered(probabilities, labels, threshold(probabilities, labels))
+    share, _ = score_answered(probabilities, labels, choose_threshold(probabilities, labels))
     assert share == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_network_that_is_nearly_always_right_is_asked_only_to_be_more_right_than_wrong():
     logits, labels = photos_with_known_confidence(seed=5, loud=30)
-    assert threshold(softmax(logits), labels) == EVEN
+    assert choose_threshold(softmax(logits), labels) == MIN_THRESHOLD
 
 
 def test_a_network_that_knows_nothing_answers_seldom():
     probabilities = softmax(np.random.default_rng(0).normal(size=(1000, 4)))
     labels = np.random.default_rng(1).integers(0, 4, 1000)
-    assert answered(probabilities, labels, threshold(probabilities, labels))[0] <= 0.5
+    assert score_answered(probabilities, labels, choose_threshold(probabilities, labels))[0] <= 0.5
 
 
 def test_the_evaluation_says_how_often_it_would_answer_and_how_often_rightly():

@@ -81,7 +81,7 @@ def test_the_report_is_scikit_learns_to_the_letter(classes, photos, seed):
 def test_the_interval_is_wilsons(n, share):
     right = round(share * n)
     theirs = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
-    assert statistics.interval(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert statistics.wilson_interval(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
 def test_the_confusion_matrix_counts_every_photo_once_with_the_truth_in_rows():
@@ -103,7 +103,7 @@ def test_a_class_without_test_photos_has_no_part_in_balanced_accuracy_and_breaks
 @given(st.integers(1, 5000), st.floats(0, 1))
 def test_the_interval_holds_the_accuracy_and_stays_within_0_and_1(n, share):
     right = round(share * n)
-    low, high = statistics.interval(right, n)
+    low, high = statistics.wilson_interval(right, n)
     assert 0 <= low <= right / n <= high <= 1
 
 
@@ -111,7 +111,7 @@ def test_the_interval_catches_the_true_accuracy_about_95_times_of_100():
     numbers = np.random.default_rng(0)
     truth, n, trials = 0.85, 200, 2000
     counts = numbers.binomial(n, truth, trials)
-    intervals = {count: statistics.interval(int(count), n) for count in set(counts.tolist())}
+    intervals = {count: statistics.wilson_interval(int(count), n) for count in set(counts.tolist())}
     caught = np.mean([intervals[count][0] <= truth <= intervals[count][1] for count in counts.tolist()])
     assert 0.93 < caught < 0.97
 
@@ -153,10 +153,10 @@ def test_the_interval_catches_the_truth_where_photos_of_a_group_fare_alike_too(g
     group = np.repeat(np.arange(groups), each)
     for _ in range(1000):
         right = numbers.random(len(group)) < numbers.beta(9, 1, groups)[group]
-        worth = statistics.effective(right, group)
-        low, high = statistics.interval(right.mean() * worth, worth)
+        worth = statistics.effective_sample_size(right, group)
+        low, high = statistics.wilson_interval(right.mean() * worth, worth)
         caught += low <= 0.9 <= high
-        low, high = statistics.interval(int(right.sum()), len(right))
+        low, high = statistics.wilson_interval(int(right.sum()), len(right))
         naive += low <= 0.9 <= high
     assert 900 < caught <= 990
     assert naive < 880 or each == 1
@@ -164,11 +164,11 @@ def test_the_interval_catches_the_truth_where_photos_of_a_group_fare_alike_too(g
 
 def test_photos_that_stand_for_themselves_count_one_each():
     right, own = np.arange(50) % 3 > 0, np.arange(50)
-    assert statistics.effective(right, own) == 50
-    pairs = statistics.effective(np.repeat(right, 2), np.repeat(own, 2))
+    assert statistics.effective_sample_size(right, own) == 50
+    pairs = statistics.effective_sample_size(np.repeat(right, 2), np.repeat(own, 2))
     assert 40 < pairs <= 50.5  # copies tell nothing new
-    assert statistics.effective(np.ones(60, bool), np.repeat(np.arange(6), 10)) == 6
-    assert statistics.effective(right, np.zeros(50, int)) == 1
+    assert statistics.effective_sample_size(np.ones(60, bool), np.repeat(np.arange(6), 10)) == 6
+    assert statistics.effective_sample_size(right, np.zeros(50, int)) == 1
 
 
 @pytest.mark.parametrize("groups", [3, 4, 20])
@@ -176,7 +176,7 @@ def test_groups_that_agree_within_themselves_are_worth_as_many_photos_with_stude
     each = np.arange(groups) % 2 == 0
     right, group = np.repeat(each, 50), np.repeat(np.arange(groups), 50)
     doubt = (stats.norm.ppf(0.975) / stats.t.ppf(0.975, groups - 1)) ** 2
-    assert statistics.effective(right, group) == pytest.approx(max(1, (groups - 1) * doubt))
+    assert statistics.effective_sample_size(right, group) == pytest.approx(max(1, (groups - 1) * doubt))
 
 
 def test_an_evaluation_says_what_its_photos_are_worth_if_they_belong_together():

@@ -20,7 +20,7 @@ def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, s
     drawn = split.split_photos(dataset(labels, twins=[None if key in "uvw" else key for key in near]), recipe)
     tested = drawn.used_photos.filter(split="test")
     right = np.array(data.draw(st.lists(st.booleans(), min_size=tested.height, max_size=tested.height)))
-    told = leakage.leakage(drawn, recipe, right)
+    told = leakage.measure_leakage(drawn, recipe, right)
     seen = np.array([path in told.photos for path in tested["path"]])
     elsewhere = set(drawn.used_photos.filter(split="train")["twins"].drop_nulls()) | set(
         drawn.used_photos.filter(split="validation")["twins"].drop_nulls()
@@ -39,7 +39,7 @@ def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
     drawn = dataset(["a", "b"] * 30, twins=[str(row // 12) for row in range(60)])
     recipe = Recipe()
     parted = split.split_photos(drawn, recipe)
-    told = leakage.leakage(parted, recipe, np.zeros(parted.used_photos.filter(split="test").height, bool))
+    told = leakage.measure_leakage(parted, recipe, np.zeros(parted.used_photos.filter(split="test").height, bool))
     assert told.naive_shuffle.with_twin == told.naive_shuffle.n == 12
     assert told.naive_shuffle.accuracy == 1
     assert "12" in repr(told)
@@ -49,14 +49,14 @@ def test_photos_of_one_group_are_no_twins():
     """Forty groups of three: nobody knows whether a network that has seen some of a group knows the others."""
     drawn = dataset(["a", "b"] * 60, group=[str(row // 6) for row in range(120)])
     parted = split.split_photos(drawn, Recipe())
-    told = leakage.leakage(parted, Recipe(), np.arange(parted.used_photos.filter(split="test").height) % 2 == 0)
+    told = leakage.measure_leakage(parted, Recipe(), np.arange(parted.used_photos.filter(split="test").height) % 2 == 0)
     assert (told.naive_shuffle.with_twin, told.naive_shuffle.accuracy) == (0, told.accuracy_of_others)
     assert repr(told) == ""
 
 
 def test_a_score_on_nothing_but_twins_is_called_memory():
     drawn = dataset(["a", "b"] * 30, group=["one"] * 60, split=["train", "test", "train"] * 20)
-    told = leakage.leakage(drawn, Recipe(), np.ones(20, bool))
+    told = leakage.measure_leakage(drawn, Recipe(), np.ones(20, bool))
     assert len(told.photos) == 20
     assert "all 20 test photos" in repr(told)
     assert "memory" in repr(told)
@@ -64,7 +64,7 @@ def test_a_score_on_nothing_but_twins_is_called_memory():
 
 def test_an_evaluation_keeps_its_leakage_when_it_is_written_and_read():
     told = leakage.Leakage(("a/1.jpg",), 1.0, 0.5, leakage.NaiveShuffle(10, 4, 0.7))
-    made = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), leaked=told)
+    made = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), leakage=told)
     again = from_json(made.to_json(), made.report)
     assert again.leakage == told
     assert "test photos with a twin, or one of their group, among those learned from: 1;" in repr(again)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ikebana.evaluation.calibration import SMALLEST, temperature
+from ikebana.evaluation.calibration import MIN_PROBABILITY, fit_temperature
 from ikebana.learning.features.scaling import Table, scale
 
 NEIGHBOUR_COUNT = 40
@@ -120,7 +120,7 @@ def vote(neighbours: Neighbours, labels: np.ndarray, class_count: int) -> np.nda
     weights = np.exp((neighbours.alike - neighbours.alike[:, :1]) / SIMILARITY_SCALE) * (neighbours.alike > -2)
     votes = [(weights * (labels[neighbours.rows] == label)).sum(1) for label in range(class_count)]
     totals = np.stack(votes, axis=1)
-    shares = totals / np.maximum(totals.sum(1, keepdims=True), SMALLEST)
+    shares = totals / np.maximum(totals.sum(1, keepdims=True), MIN_PROBABILITY)
     return (shares + VOTE_SMOOTHING) / (shares + VOTE_SMOOTHING).sum(1, keepdims=True)
 
 
@@ -138,9 +138,9 @@ def both(out_of_fold: np.ndarray, votes: np.ndarray, labels: np.ndarray, is_know
     """
     from scipy.special import softmax
 
-    logits = np.log(np.maximum(out_of_fold, SMALLEST)) + np.log(np.maximum(votes, SMALLEST))
+    logits = np.log(np.maximum(out_of_fold, MIN_PROBABILITY)) + np.log(np.maximum(votes, MIN_PROBABILITY))
     if len(np.unique(labels[is_known])) > 1:
-        logits /= temperature(logits[is_known], labels[is_known])
+        logits /= fit_temperature(logits[is_known], labels[is_known])
     probabilities = softmax(logits, axis=1)
     probabilities[~is_known] = np.eye(probabilities.shape[1])[labels[~is_known]]
     return probabilities
@@ -158,7 +158,7 @@ def ranked(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _log_odds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the log odds of the most probable other class against the label: float [photos]."""
-    logs = np.log(np.maximum(probabilities, SMALLEST))
+    logs = np.log(np.maximum(probabilities, MIN_PROBABILITY))
     given = np.take_along_axis(logs, labels[:, None], 1)[:, 0]
     np.put_along_axis(logs, labels[:, None], -np.inf, 1)
     return logs.max(1) - given

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ikebana.evaluation.statistics import descending
+from ikebana.evaluation.statistics import sort_descending
 
 MAX_PHOTOS = 20_000
 MIN_PHOTOS_PER_CLASS = 12
@@ -116,7 +116,7 @@ def _evaluate_class(
 
 def _count_picked(scores: np.ndarray, is_own: np.ndarray) -> int:
     """Count the photos of a class that can be picked out with at most one in twenty wrong."""
-    order, is_end = descending(scores)
+    order, is_end = sort_descending(scores)
     hits = np.cumsum(is_own[order])
     is_precise = (hits >= MIN_PRECISION * np.arange(1, len(is_own) + 1)) & is_end
     return int(hits[is_precise].max()) if is_precise.any() else 0

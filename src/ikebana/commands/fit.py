@@ -12,7 +12,7 @@ from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.evaluation.calibration import calibrate
-from ikebana.evaluation.leakage import leakage
+from ikebana.evaluation.leakage import measure_leakage
 from ikebana.evaluation.metrics import evaluate
 from ikebana.learning import augmentation, device
 from ikebana.learning import examples as examples_module
@@ -125,7 +125,7 @@ def _train_and_score(run: Run, dataset: Dataset, pixel_cache: PixelCache, settin
     )
     calibration = calibrate(*examples_module.for_calibration(splits, raw))
     run.write_json("calibration.json", calibration)
-    probabilities = calibration.applied(raw)
+    probabilities = calibration.apply(raw)
     run.write_predictions(dataset, held_out.rows, probabilities)
     clock.lap("score")
     if recipe.refit_on_all:
@@ -137,7 +137,7 @@ def _train_and_score(run: Run, dataset: Dataset, pixel_cache: PixelCache, settin
 
     examples = augmentation.examples(pixel_cache.pixels[splits["train"].rows[0]], recipe.augmentation, recipe.seed)
     test, labels = (values[len(splits["validation"]) :] for values in (probabilities, held_out.labels))
-    note, leaks = plan_module.note(recipe, splits), leakage(dataset, recipe, test.argmax(1) == labels)
+    note, leaks = plan_module.note(recipe, splits), measure_leakage(dataset, recipe, test.argmax(1) == labels)
     evaluation = evaluate(test, labels, dataset.classes, note, calibration.threshold, leaks, splits["test"].groups)
     run_figures.everything(run, dataset, pixel_cache.pixels, examples, evaluation)
     clock.lap("draw")

@@ -16,7 +16,7 @@ import numpy as np
 from ikebana.data import unlabelled
 from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
 from ikebana.errors import PhotosError, UnreadablePhoto, UsageError
-from ikebana.evaluation.calibration import NO_THRESHOLD
+from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.inference import classifier, prediction_table
 from ikebana.inference.classifier import BATCH, Classifier, Look
 from ikebana.inference.prediction import NOT_SURE, Prediction
@@ -143,7 +143,7 @@ class Counts:
 def _summarise(counts: Counts, search: UnlabelledPhotos, model_classifier: Classifier) -> str:
     """Describe the counts, and the lack of a threshold if there is none."""
     summary = counts.summarise(len(search.ignored_paths))
-    return summary if model_classifier.threshold is not None else f"{summary}\n{NO_THRESHOLD}"
+    return summary if model_classifier.threshold is not None else f"{summary}\n{NO_THRESHOLD_MESSAGE}"
 
 
 def _predict_all(

@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 
 from ikebana.errors import PhotosError
-from ikebana.evaluation.statistics import descending
+from ikebana.evaluation.statistics import sort_descending
 
 # A probability of 0 has no logarithm.
-SMALLEST = float(np.finfo(np.float32).tiny)
+MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 # With fewer groups of photos, the network's own confidence is kept.
-FEW = 20
+MIN_CALIBRATION_GROUPS = 20
 # Accuracy that the answers other than "not sure" should have.
-RIGHT = 0.95
-NO_THRESHOLD = (
-    f'there is no threshold for "not sure" (it takes {FEW} validation photos, of as many groups, that no choice was made by): '
+TARGET_ACCURACY = 0.95
+NO_THRESHOLD_MESSAGE = (
+    f'there is no threshold for "not sure" (it takes {MIN_CALIBRATION_GROUPS} validation photos, of as many groups, that no choice was made by): '
     "every photo gets a label"
 )
 # Below this confidence, a label is more probably wrong than right.
-EVEN = 0.5
+MIN_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Calibration:
     threshold: float | None = None
     photos: int = 0
 
-    def applied(self, probabilities: np.ndarray) -> np.ndarray:
+    def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """Divide the logits by the temperature: probabilities [photos, classes].
 
         Temperature 1 changes no bit. No temperature changes which class is the most probable.
@@ -45,7 +45,7 @@ class Calibration:
             return probabilities
         from scipy.special import softmax
 
-        logits = np.log(np.maximum(probabilities, SMALLEST)) / self.temperature
+        logits = np.log(np.maximum(probabilities, MIN_PROBABILITY)) / self.temperature
         return softmax(logits, axis=1).astype(probabilities.dtype)
 
 
@@ -61,13 +61,13 @@ def calibrate(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray 
         Temperature 1 and no threshold if there are fewer than 20 groups or only one class.
     """
     group_count = len(labels) if groups is None else len(np.unique(groups))
-    if group_count < FEW or len(np.unique(labels)) < 2:
+    if group_count < MIN_CALIBRATION_GROUPS or len(np.unique(labels)) < 2:
         return Calibration(photos=len(labels))
-    fitted = Calibration(temperature(np.log(np.maximum(probabilities, SMALLEST)), labels, group_count))
-    return Calibration(fitted.temperature, threshold(fitted.applied(probabilities), labels, groups), len(labels))
+    fitted = Calibration(fit_temperature(np.log(np.maximum(probabilities, MIN_PROBABILITY)), labels, group_count))
+    return Calibration(fitted.temperature, choose_threshold(fitted.apply(probabilities), labels, groups), len(labels))
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | None = None) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | None = None) -> float:
     """Fit the temperature with which 80 % confidence is right 80 % of the time.
 
     The order of the classes, and so accuracy, does not change. Platt's targets assume one more
@@ -107,7 +107,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | None 
     return float(np.exp(minimum.x))
 
 
-def threshold(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
+def choose_threshold(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
     """Choose the lowest confidence from which 95 % of answers are expected to be right.
 
     If r of n answers were right, the next is right with probability (r + 1) / (n + 2). The observed
@@ -122,18 +122,18 @@ def threshold(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray 
         At least 0.5.
     """
     confidence, is_right = probabilities.max(1), probabilities.argmax(1) == labels
-    order, is_end = descending(confidence)
+    order, is_end = sort_descending(confidence)
     accuracy = np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
     is_new_group = np.zeros(len(order), bool)
     sorted_groups = (np.arange(len(order)) if groups is None else groups)[order]
     is_new_group[np.unique(sorted_groups, return_index=True)[1]] = True
     n = np.cumsum(is_new_group)
-    good = np.flatnonzero(((accuracy * n + 1) / (n + 2) >= RIGHT) & is_end)
+    good = np.flatnonzero(((accuracy * n + 1) / (n + 2) >= TARGET_ACCURACY) & is_end)
     last = good[-1] if len(good) else len(order) // 2
     # All photos may be answered.
     if last == len(order) - 1:
-        return EVEN
-    return float(max(EVEN, confidence[order[last]]))
+        return MIN_THRESHOLD
+    return float(max(MIN_THRESHOLD, confidence[order[last]]))
 
 
 def from_json(values: Mapping[str, Any]) -> Calibration:

@@ -62,7 +62,7 @@ class Leakage:
         return "\n".join(lines)
 
 
-def leakage(dataset: Dataset, recipe: Recipe, is_right: np.ndarray) -> Leakage:
+def measure_leakage(dataset: Dataset, recipe: Recipe, is_right: np.ndarray) -> Leakage:
     """Measure what duplicates do to the score, and would have done in a naive shuffle.
 
     Args:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ikebana.evaluation import leakage
-from ikebana.evaluation.calibration import NO_THRESHOLD
+from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.evaluation.leakage import Leakage
-from ikebana.evaluation.statistics import effective, interval
+from ikebana.evaluation.statistics import effective_sample_size, wilson_interval
 
 # As in Guo et al. 2017 (arXiv:1706.04599).
 CONFIDENCE_BINS = 15
@@ -88,7 +88,7 @@ class Evaluation:
 
     def _describe_answers(self) -> str:
         if self.threshold is None or self.answered is None:
-            return NO_THRESHOLD
+            return NO_THRESHOLD_MESSAGE
         right = f", right in {self.answered_accuracy:.1%} of these" if self.answered_accuracy is not None else ""
         return f"sure (confidence {self.threshold:.2f} or more) of {self.answered:.1%} of them{right}"
 
@@ -132,7 +132,7 @@ def evaluate(
     classes: Sequence[str],
     note: str = "",
     threshold: float | None = None,
-    leaked: Leakage | None = None,
+    leakage: Leakage | None = None,
     groups: np.ndarray | None = None,
 ) -> Evaluation:
     """Score the predictions of photos that were never used for model selection.
@@ -148,13 +148,13 @@ def evaluate(
     """
     predicted = probabilities.argmax(1)
     right = int((predicted == labels).sum())
-    n_effective = float(len(labels)) if groups is None else effective(predicted == labels, groups)
+    n_effective = float(len(labels)) if groups is None else effective_sample_size(predicted == labels, groups)
     confusion = _count_confusion(labels, predicted, len(classes))
     per_class = _score_classes(confusion, classes)
-    sure, sure_accuracy = answered(probabilities, labels, threshold) if threshold is not None else (None, None)
+    sure, sure_accuracy = score_answered(probabilities, labels, threshold) if threshold is not None else (None, None)
     return Evaluation(
         accuracy=right / len(labels),
-        accuracy_interval=interval(right / len(labels) * n_effective, n_effective),
+        accuracy_interval=wilson_interval(right / len(labels) * n_effective, n_effective),
         n=len(labels),
         classes=tuple(classes),
         confusion=tuple(tuple(int(number) for number in row) for row in confusion),
@@ -167,7 +167,7 @@ def evaluate(
         threshold=threshold,
         answered=sure,
         answered_accuracy=sure_accuracy,
-        leakage=leaked,
+        leakage=leakage,
         n_effective=n_effective,
     )
 
@@ -218,7 +218,7 @@ def classification_report(per_class: Mapping[str, PerClass], accuracy: float) ->
     )
 
 
-def answered(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[float, float | None]:
+def score_answered(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[float, float | None]:
     """Return the share of answered photos and the accuracy on them; None if there are none."""
     is_sure = probabilities.max(1) >= threshold
     is_right = probabilities.argmax(1) == labels

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 
-def design_effect(values: np.ndarray, groups: np.ndarray) -> float:
+def compute_design_effect(values: np.ndarray, groups: np.ndarray) -> float:
     """Compute the variance of the mean relative to that of independent photos; at least 1.
 
     Args:
@@ -21,7 +21,7 @@ def design_effect(values: np.ndarray, groups: np.ndarray) -> float:
     return max(1.0, count / (count - 1) * float(group_sums @ group_sums) / independent)
 
 
-def descending(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sort_descending(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sort in descending order and mark where a selection may end.
 
     Args:
@@ -38,7 +38,7 @@ def descending(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 NORMAL_QUANTILE = 1.959963984540054
 
 
-def effective(is_right: np.ndarray, groups: np.ndarray) -> float:
+def effective_sample_size(is_right: np.ndarray, groups: np.ndarray) -> float:
     """Return the number of independent photos that would tell the accuracy as exactly.
 
     Photos of one plant, patient or film tend to be right or wrong together. Fewer groups also tell
@@ -58,10 +58,10 @@ def effective(is_right: np.ndarray, groups: np.ndarray) -> float:
     from scipy.special import stdtrit
 
     t_quantile = stdtrit(group_count - 1, 0.975)
-    return max(1.0, n / design_effect(is_right, groups) * (NORMAL_QUANTILE / float(t_quantile)) ** 2)
+    return max(1.0, n / compute_design_effect(is_right, groups) * (NORMAL_QUANTILE / float(t_quantile)) ** 2)
 
 
-def interval(right: float, n: float) -> tuple[float, float]:
+def wilson_interval(right: float, n: float) -> tuple[float, float]:
     """Return Wilson's 95 % interval of an accuracy, which stays within 0 and 1."""
     share, spread = right / n, NORMAL_QUANTILE**2 / n
     middle = (share + spread / 2) / (1 + spread)

@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from ikebana.data import decoding
 from ikebana.errors import ModelError
-from ikebana.evaluation.calibration import NO_THRESHOLD
+from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.exporting import metadata, quantisation, run_photos
 from ikebana.exporting import resize_graph as resize_graph_module
 from ikebana.exporting.run_photos import Known
@@ -152,5 +152,5 @@ def summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str
     if "int8" in model_info:
         lines.append(quantisation.summary(model_info["int8"]))
     if model_info["threshold"] is None:
-        lines.append(NO_THRESHOLD)
+        lines.append(NO_THRESHOLD_MESSAGE)
     return "\n".join(lines)

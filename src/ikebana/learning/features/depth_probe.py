@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ikebana.data.split import assign_stratified
 from ikebana.errors import PhotosError
-from ikebana.evaluation.statistics import design_effect
+from ikebana.evaluation.statistics import compute_design_effect
 from ikebana.learning import folds
 from ikebana.learning.device import Setting
 from ikebana.learning.examples import Photos
@@ -239,11 +239,11 @@ def _accuracy(correct: np.ndarray, groups: np.ndarray) -> Score:
     """
     smoothed = (correct.sum() + 1) / (len(correct) + 2)
     variance = smoothed * (1 - smoothed) / (len(correct) + 2)
-    return Score(float(correct.mean()), float(np.sqrt(variance * design_effect(correct, groups))))
+    return Score(float(correct.mean()), float(np.sqrt(variance * compute_design_effect(correct, groups))))
 
 
 def _estimate_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> Score:
     """Estimate by how much the first is more accurate than the second, paired by photo."""
     difference = first.astype(float) - second
-    variance_sum = (difference.var() * len(difference) + 1) * design_effect(difference, groups)
+    variance_sum = (difference.var() * len(difference) + 1) * compute_design_effect(difference, groups)
     return Score(float(difference.mean()), float(np.sqrt(variance_sum) / len(difference)))
