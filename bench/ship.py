@@ -49,7 +49,7 @@ def main() -> None:
 def told(name: str, file: Path, seconds: float, memory: float) -> None:
     """What the export found out."""
     made = ikebana.load(file)
-    found, size = made.about["parity"], file.stat().st_size / 1e6
+    found, size = made.metadata["parity"], file.stat().st_size / 1e6
     print(f"{name}: {size:.1f} MB; export {seconds:.1f} s, the whole process, at most {memory:,.0f} MB", flush=True)
     print(
         f"  torch against onnxruntime, {found['photos']} test photos from their bytes: top-1 the same in "
@@ -57,8 +57,8 @@ def told(name: str, file: Path, seconds: float, memory: float) -> None:
         f"{found['mean_difference']:.1e} on average; accuracy {found['accuracy']:.4f}"
     )
     print(f"  whole photos to the graph alone: {found['whole_photos']}")
-    if "int8" in made.about:
-        print(f"  {made.about['int8']}", flush=True)
+    if "int8" in made.metadata:
+        print(f"  {made.metadata['int8']}", flush=True)
 
 
 def whole_folder(models: dict[str, Path], photos: Path, rounds: int, scratch: Path) -> None:

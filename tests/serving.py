@@ -49,7 +49,7 @@ class Colours:
         return SimpleNamespace(probabilities=light / light.sum(1, keepdims=True))
 
     def said(self, probabilities, path=""):
-        return prediction.said(probabilities.tolist(), self.classes, self.threshold, path)
+        return prediction.to_prediction(probabilities.tolist(), self.classes, self.threshold, path)
 
 
 def coloured(name: str, side: int = 16, kind: str = "PNG") -> bytes:

@@ -101,7 +101,7 @@ def test_an_endless_stream_is_answered_as_it_comes_and_little_of_it_is_held(pape
     said = list(itertools.islice(stream, 40))
     stream.close()
     assert len({each.label for each in said}) == 1
-    assert next(taken) <= 40 + 4 * (classifiers.AHEAD + 2)
+    assert next(taken) <= 40 + 4 * (classifiers.PREFETCH_BATCHES + 2)
 
 
 def test_many_threads_may_ask_one_classifier(paper_classifier, good_photos):
@@ -119,13 +119,13 @@ def test_features_of_a_photo_come_with_its_probabilities(paper_classifier, photo
 
 
 def test_below_the_threshold_the_answer_is_not_sure():
-    sure = prediction.said([0.1, 0.9], ("rose", "tulip"), 0.9)
+    sure = prediction.to_prediction([0.1, 0.9], ("rose", "tulip"), 0.9)
     assert (sure.label, sure.confidence, sure.status) == ("tulip", 0.9, "used")
-    unsure = prediction.said([0.41, 0.38, 0.21], ("rose", "tulip", "daisy"), 0.5)
-    assert (unsure.label, unsure.confidence, unsure.status, unsure.usable) == (None, 0.41, "not sure", True)
+    unsure = prediction.to_prediction([0.41, 0.38, 0.21], ("rose", "tulip", "daisy"), 0.5)
+    assert (unsure.label, unsure.confidence, unsure.status, unsure.is_usable) == (None, 0.41, "not sure", True)
     assert repr(sure) == 'Prediction("tulip", 0.90)'
     assert repr(unsure) == 'Prediction("not sure": rose 0.41, tulip 0.38)'
-    assert repr(prediction.unusable("a.jpg", "empty file")) == "Prediction(empty file)"
+    assert repr(prediction.unusable_prediction("a.jpg", "empty file")) == "Prediction(empty file)"
 
 
 def test_predicting_needs_neither_torch_nor_onnx_nor_tables(paper_model, photo):

@@ -108,13 +108,13 @@ def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
     about |= {"versions": {"ikebana": "0"}}
     traced = exporting.traced(network, 64, squares)
     file = exporting.assemble_file(traced, about)
-    found = classifier.from_bytes(file).look(squares)
+    found = classifier.from_bytes(file).forward(squares)
     with torch.inference_mode():
         probabilities, features = network(torch.from_numpy(squares).permute(0, 3, 1, 2))
     np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-5)
     np.testing.assert_allclose(found.features, features, atol=1e-4 * features.abs().max())
     if name == "resnet18":
-        mirrored = classifier.from_bytes(file).look(np.ascontiguousarray(squares[:, :, ::-1]))
+        mirrored = classifier.from_bytes(file).forward(np.ascontiguousarray(squares[:, :, ::-1]))
         np.testing.assert_allclose(mirrored.probabilities, found.probabilities, atol=1e-5)
         assert (
             len(quantisation._list_first_convolutions(traced)) == 4
@@ -124,7 +124,7 @@ def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
 def test_confidence_and_not_sure_are_the_runs_own(copied, paper_classifier, good_photos, tmp_path):
     (copied.folder / "calibration.json").write_text('{"temperature": 0.5, "threshold": 0.4, "photos": 40}')
     hot = ikebana.export(copied, tmp_path / "hot.onnx")
-    assert (hot.threshold, hot.about["temperature"]) == (0.4, 0.5)
+    assert (hot.threshold, hot.metadata["temperature"]) == (0.4, 0.5)
     said = hot.predict(good_photos)
     assert {each.status for each in said} == {"used", "not sure"}
     for each, before in zip(said, paper_classifier.predict(good_photos), strict=True):
@@ -168,7 +168,7 @@ def test_equal_runs_give_equal_files_that_hold_neither_a_path_nor_a_time(copied,
 def test_where_a_pretrained_network_came_from_and_its_licence_go_along(copied, tmp_path, at_once):
     origin = {"tf_efficientnet_lite0": {"source": "a package", "sha256": "0" * 64, "license": "Apache-2.0"}}
     (copied.folder / "pretrained.json").write_text(json.dumps(origin))
-    assert ikebana.export(copied, tmp_path / "out.onnx").about["pretrained"] == origin
+    assert ikebana.export(copied, tmp_path / "out.onnx").metadata["pretrained"] == origin
 
 
 # --- refusals: no file, and nothing else left behind ---
@@ -197,19 +197,19 @@ def test_a_file_that_would_not_give_what_was_scored_is_refused_unless_other_weig
     assert "differs" not in refusal.what  # from what the network says today nothing does
     recipe = recipe_to_json(with_options(copied.recipe, all=True))
     (copied.folder / "recipe.json").write_text(json.dumps(recipe))
-    assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").about["recipe"]["all"]
+    assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").metadata["recipe"]["all"]
 
 
 def test_what_ships_after_learning_all_photos_claims_no_score_on_them(paper_photos, paper_classifier, tmp_path):
     choices = {"side": 48, "batch": 16, "epochs": 1, "precision": "float32"}
     made = ikebana.fit(paper_photos, "baseline", run=tmp_path / "all", all=True, **choices)
     shipped = ikebana.export(made, tmp_path / "all.onnx")
-    assert "accuracy" not in shipped.about["parity"]
-    told = page_files.facts(shipped)
+    assert "accuracy" not in shipped.metadata["parity"]
+    told = page_files.summarise_classifier(shipped)
     assert told.note == made.evaluation.note
     assert "trained once more" in told.note
     assert "of the network that was scored" in repr(shipped)
-    assert page_files.facts(paper_classifier).note == ""
+    assert page_files.summarise_classifier(paper_classifier).note == ""
 
 
 def test_photos_that_moved_are_found_where_they_are_and_others_are_refused(
@@ -336,10 +336,10 @@ def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_ph
     monkeypatch.setattr(quantisation, "MARGIN", 1.0)  # ten photos say little about a margin
     small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
     assert (tmp_path / "small.onnx").stat().st_size < 0.4 * paper_model.stat().st_size
-    assert small.about["int8"].keys() >= {"accuracy_in_float32", "accuracy_in_int8", "margin", "judged_by"}
-    squares = np.stack([small.opened(each) for each in good_photos])
-    exact = ikebana.load(paper_model).look(squares).probabilities
-    assert np.abs(small.look(squares).probabilities - exact).max() < 0.1
+    assert small.metadata["int8"].keys() >= {"accuracy_in_float32", "accuracy_in_int8", "margin", "judged_by"}
+    squares = np.stack([small.preprocess(each) for each in good_photos])
+    exact = ikebana.load(paper_model).forward(squares).probabilities
+    assert np.abs(small.forward(squares).probabilities - exact).max() < 0.1
 
 
 @pytest.mark.parametrize("enough", [1, 3, 10_000])
@@ -356,7 +356,7 @@ def test_int8_says_how_many_photos_it_was_judged_by(copied, tmp_path, at_once, m
     monkeypatch.setattr(quantisation, "ENOUGH", 1)
     small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
     validation = copied.dataset.filter(split="validation")
-    assert small.about["int8"]["validation_photos"] == split.get_selection_mask(validation).sum() < len(validation)
+    assert small.metadata["int8"]["validation_photos"] == split.get_selection_mask(validation).sum() < len(validation)
 
 
 def test_int8_without_validation_photos_is_refused(copied, tmp_path, at_once):

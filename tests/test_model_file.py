@@ -22,7 +22,7 @@ def changed(data, change):
     """The file after a change, by somebody who knows how to seal it."""
     model = onnx.load_from_string(data)
     del model.metadata_props[-1]
-    return model_file.sealed((change(model) or model).SerializeToString())
+    return model_file.add_seal((change(model) or model).SerializeToString())
 
 
 def says(data, name, text):
@@ -69,7 +69,7 @@ def test_a_file_with_something_more_or_put_together_of_two_is_refused(data):
 @given(st.binary(max_size=300))
 def test_no_bytes_at_all_raise_anything_else(data):
     with pytest.raises(ModelError):
-        model_file.metadata(data)
+        model_file.read_metadata(data)
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.binary(max_size=40)), max_size=8))
@@ -78,7 +78,7 @@ def test_no_message_at_all_raises_anything_else(fields):
         bytes([number << 3 & 127 | 2, len(content)]) + content for number, content in fields if number < 16
     )
     with pytest.raises(ModelError):
-        model_file.metadata(message)
+        model_file.read_metadata(message)
 
 
 def test_another_programs_onnx_file_is_called_that(data):

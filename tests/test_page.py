@@ -286,6 +286,12 @@ def test_a_folder_that_is_taken_is_refused_and_left_alone(paper_run, tmp_path):
 
 
 def test_every_file_that_the_page_needs_is_in_the_package(served):
-    named = {"index.html", "docs.html", *page_files.COMMON, *page_files.SERVED, *page_files.ALONE}
+    named = {
+        "index.html",
+        "docs.html",
+        *page_files.COMMON_FILES,
+        *page_files.SERVER_FILES,
+        *page_files.STANDALONE_FILES,
+    }
     assert {each.name for each in PAGE.iterdir()} == named
     assert httpx.get(f"{served.url}/engine-browser.js").status_code == 404

@@ -132,14 +132,16 @@ def test_a_call_that_was_interrupted_goes_on_and_the_table_is_that_of_one_that_w
     assert "The same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "said.csv").exists()
     part = tmp_path / "said.csv.part"
-    assert len(part.read_text("utf-8").splitlines()) == 1 + classifier.BATCH
+    assert len(part.read_text("utf-8").splitlines()) == 1 + classifier.BATCH_PHOTOS
     with part.open("a", encoding="utf-8") as stream:
         stream.write('["torn", "ro')  # as a kill in the middle of a line leaves it
     looks = interrupted(monkeypatch, looks=99)
     assert predicted(paper_model, photos, tmp_path / "said.csv").equals(whole)
     assert len(looks) == 2  # of three batches
-    answered = whole["confidence"][: classifier.BATCH].is_not_null().sum()  # what could not be used is tried again
-    assert 0 < answered < classifier.BATCH
+    answered = (
+        whole["confidence"][: classifier.BATCH_PHOTOS].is_not_null().sum()
+    )  # what could not be used is tried again
+    assert 0 < answered < classifier.BATCH_PHOTOS
     assert f"{answered} predictions are there already" in capsys.readouterr().err
     assert not part.exists()
 
@@ -292,7 +294,7 @@ def test_that_no_photo_can_be_not_sure_is_said_each_time(paper_model, good_photo
 
 @given(st.lists(st.text(max_size=120), max_size=6))
 def test_whatever_a_class_is_called_its_folder_lies_below_the_place_and_is_its_own(names):
-    found = sorting.folders([*names, "..", ".", "", "/etc", "a/../b", "NUL:", "not sure"])
+    found = sorting.make_folder_names([*names, "..", ".", "", "/etc", "a/../b", "NUL:", "not sure"])
     assert len({each.casefold() for each in found}) == len(found)
     for each in found:
         assert each not in ("", ".", "..")
@@ -374,7 +376,7 @@ def test_a_flag_that_is_misspelt_is_wrong_usage_and_no_photo():
 
 def test_probabilities_survive_the_table_to_the_last_digit_that_is_kept():
     said = ikebana.Prediction("a.jpg", "x", 1 / 3, {"x": 1 / 3, "y": 2 / 3})
-    row = prediction_table.values(said, ("x", "y"))
+    row = prediction_table.to_row(said, ("x", "y"))
     assert row == ["a.jpg", "x", 0.333333, "used", 0.333333, 0.666667]
-    assert prediction_table.as_text(row) == ["a.jpg", "x", "0.333333", "used", "0.333333", "0.666667"]
+    assert prediction_table.format_row(row) == ["a.jpg", "x", "0.333333", "used", "0.333333", "0.666667"]
     assert np.isclose(sum(row[4:]), 1)

@@ -12,7 +12,7 @@ import ikebana
 from ikebana.commands import predict as predict_command
 from ikebana.errors import PhotosError, UsageError
 from ikebana.inference import prediction_table
-from ikebana.inference.prediction import said, unusable
+from ikebana.inference.prediction import to_prediction, unusable_prediction
 from ikebana.inference.prediction_table import Table
 
 CLASSES = ["a", "b"]
@@ -51,18 +51,18 @@ def read(out):
 
 
 def good(path):
-    return said([0.9, 0.1], CLASSES, None, str(path))
+    return to_prediction([0.9, 0.1], CLASSES, None, str(path))
 
 
 def bad(path):
-    return unusable(str(path), "not there")
+    return unusable_prediction(str(path), "not there")
 
 
 def calls(out, *rows_of_each):
     """So many calls, all but the last interrupted when they have answered; the paths of the table, and what is said of them."""
     for number, rows in enumerate(rows_of_each, 1):
         with Table(out, CLASSES, "model") as opened:
-            opened.add([each for each in rows if opened.was(each.path, Path(each.path)) is None])
+            opened.add([each for each in rows if opened.find_existing(each.path, Path(each.path)) is None])
             if number == len(rows_of_each):
                 opened.finish()
     return [(Path(path).name, status) for path, status in read(out).select("path", "status").iter_rows()]
@@ -83,7 +83,7 @@ def test_a_path_has_one_row_however_often_the_call_was_interrupted(tmp_path, bef
 
 
 def test_a_photo_that_stays_unusable_has_one_row_with_the_last_reason(tmp_path):
-    rows = [[bad(tmp_path / "x")], [unusable(str(tmp_path / "x"), "empty file"), good(tmp_path / "y")]]
+    rows = [[bad(tmp_path / "x")], [unusable_prediction(str(tmp_path / "x"), "empty file"), good(tmp_path / "y")]]
     assert calls(tmp_path / "t.csv", *rows) == [("x", "empty file"), ("y", "used")]
 
 
@@ -211,9 +211,9 @@ def test_a_table_below_home_is_written_there(paper_model, photos, tmp_path, monk
 def test_a_part_whose_first_line_was_cut_off_is_nobodys_and_is_begun_anew_without_a_word(tmp_path, capsys):
     with Table(tmp_path / "t.csv", CLASSES, "model") as opened:
         pass
-    head = opened.part.read_text()
+    head = opened.part_path.read_text()
     for length in (0, 1, len(head) - 1):
-        opened.part.write_text(head[:length])
+        opened.part_path.write_text(head[:length])
         assert calls(tmp_path / "t.csv", [good("x")]) == [("x", "used")]
     assert capsys.readouterr().err == ""
 
@@ -240,7 +240,7 @@ def test_who_opens_a_table_while_another_finishes_it_begins_a_new_one(tmp_path, 
 
         monkeypatch.setattr(prediction_table, "_lock", late)
         with Table(out, CLASSES, "model") as second:
-            assert second.part.exists()
+            assert second.part_path.exists()
             second.add([good("y")])
             second.finish()
     assert read(out)["path"].to_list() == ["y"]

@@ -14,7 +14,7 @@ CLASSES = ["花" * 100, "b"]
 
 
 def said(file):
-    return prediction.said([0.1, 0.9], CLASSES, None, str(file))
+    return prediction.to_prediction([0.1, 0.9], CLASSES, None, str(file))
 
 
 def put(sorter, file):
@@ -38,25 +38,25 @@ def many(folder, count, size=1000):
 
 @pytest.mark.parametrize("name", ["con", "NUL", "aux.jpg", "Com1", "lpt9.tar.gz", "COM¹", "con "])
 def test_no_folder_has_a_name_that_windows_keeps_for_itself(name):
-    (found,) = sorting.folders([name])
+    (found,) = sorting.make_folder_names([name])
     assert found == f"_{name.strip()}"
 
 
 def test_names_that_hold_a_reserved_one_stay_as_they_are():
-    assert sorting.folders(["convallaria", "com", "nul-2"]) == ["convallaria", "com", "nul-2"]
+    assert sorting.make_folder_names(["convallaria", "com", "nul-2"]) == ["convallaria", "com", "nul-2"]
 
 
 def test_names_that_look_alike_are_two_folders_on_a_disk_that_writes_accents_its_own_way():
     forms = [unicodedata.normalize(form, "rosé") for form in ("NFC", "NFD")]
     assert forms[0] != forms[1]
-    found = sorting.folders(forms)
+    found = sorting.make_folder_names(forms)
     for disk in ("NFC", "NFD"):
         assert len({unicodedata.normalize(disk, each) for each in found}) == 2
 
 
 @pytest.mark.parametrize("letter", ["花", "é", "a", "🌷"])
 def test_a_class_of_a_long_name_has_a_folder_that_can_be_made(letter, tmp_path):
-    found = sorting.folders([letter * 300] * 12)
+    found = sorting.make_folder_names([letter * 300] * 12)
     assert len(set(found)) == 12
     for each in found:
         (tmp_path / each).mkdir()
@@ -77,7 +77,7 @@ def test_two_photos_of_the_longest_name_there_is_are_both_there(tmp_path):
 def test_a_place_below_home_is_found_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert Sorter(Path("~/sorted"), CLASSES, link=False).place == tmp_path / "sorted"
+    assert Sorter(Path("~/sorted"), CLASSES, link=False).target_folder == tmp_path / "sorted"
 
 
 # --- photos of one name ---

@@ -88,10 +88,10 @@ def export_web(
     with atomic_directory(target, shared=False) as partial_folder:
         shipped = export(run, partial_folder / "model.onnx", int8=int8, photos=photos)
         runtime = add_runtime(partial_folder)
-        page_info = asdict(page_files.facts(shipped)) | {"side": shipped.side, "runtime": runtime}
+        page_info = asdict(page_files.summarise_classifier(shipped)) | {"side": shipped.image_size, "runtime": runtime}
         text = json.dumps(page_info, ensure_ascii=False, indent=1) + "\n"
         (partial_folder / "model.json").write_text(text, "utf-8")
-        for name in (*page_files.COMMON, *page_files.ALONE):
+        for name in (*page_files.COMMON_FILES, *page_files.STANDALONE_FILES):
             (partial_folder / name).write_bytes(page_files.read(name))
         (partial_folder / "index.html").write_text(build_index(), "utf-8")
     progress.message(f"{target}: open it with any web server, say  python3 -m http.server --directory {target} 8080")

@@ -18,7 +18,7 @@ from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
 from ikebana.errors import PhotosError, UnreadablePhoto, UsageError
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.inference import classifier, prediction_table
-from ikebana.inference.classifier import BATCH, Classifier, Look
+from ikebana.inference.classifier import BATCH_PHOTOS, Classifier, ForwardResult
 from ikebana.inference.prediction import NOT_SURE, Prediction
 from ikebana.inference.prediction_table import Table
 from ikebana.inference.sorting import Sorter
@@ -48,14 +48,14 @@ def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | 
         PhotosError: there is no usable photo.
         ModelError, RunError: there is no such model.
     """
-    table_path = prediction_table.check(Path(out)) if out is not None else None
+    table_path = prediction_table.resolve_table_path(Path(out)) if out is not None else None
     predictions: list[Prediction] = []
     opened_model = _open_model(model)
     search = unlabelled.find_photos(photos)
     model_classifier, identity = _build_classifier(opened_model)
     counts = _predict_all(model_classifier, search, predictions.extend, out=table_path)
     if table_path is not None:
-        with Table(table_path, model_classifier.classes, identity, anew=True) as rows:
+        with Table(table_path, model_classifier.classes, identity, overwrite=True) as rows:
             rows.add(predictions)
             rows.finish()
     progress.message(_summarise(counts, search, model_classifier))
@@ -80,7 +80,7 @@ def command(
         PhotosError: there is no usable photo.
     """
     if out is not None:
-        out = prediction_table.check(out)
+        out = prediction_table.resolve_table_path(out)
     if sort_into is not None:
         # Check that the path can hold folders.
         sort_into = resolve_output_path(sort_into / NOT_SURE).parent
@@ -95,12 +95,12 @@ def command(
     model_classifier, identity = _build_classifier(opened_model)
     sorter = Sorter(sort_into, model_classifier.classes, link) if sort_into is not None else None
     if out is None:
-        _print([prediction_table.columns(model_classifier.classes)])
+        _print([prediction_table.get_column_names(model_classifier.classes)])
         counts = _predict_all(model_classifier, search, partial(_print_rows, model_classifier.classes), sorter)
     else:
         with Table(out, model_classifier.classes, identity) as rows:
             try:
-                counts = _predict_all(model_classifier, search, rows.add, sorter, rows.was, out)
+                counts = _predict_all(model_classifier, search, rows.add, sorter, rows.find_existing, out)
             except KeyboardInterrupt:
                 progress.message("stopped; nothing is lost. The same command goes on from here")
                 raise
@@ -122,7 +122,7 @@ class Counts:
 
     def add(self, prediction: Prediction) -> None:
         """Count one prediction."""
-        if prediction.usable:
+        if prediction.is_usable:
             self.sure += prediction.label is not None
             self.unsure += prediction.label is None
             return
@@ -180,9 +180,9 @@ def _predict_all(
 
         first, second = tee(remaining())
         openers = ((photo.path, partial(_preprocess, model_classifier, photo)) for photo in first)
-        predictions = classifier.answers(model_classifier, openers)
+        predictions = classifier.predict_photos(model_classifier, openers)
         pairs = zip(predictions, second, strict=True)
-        while chunk := list(islice(pairs, BATCH)):
+        while chunk := list(islice(pairs, BATCH_PHOTOS)):
             for prediction, photo in chunk:
                 counts.add(prediction)
                 if sorter is not None:
@@ -198,7 +198,7 @@ def _predict_all(
 def _preprocess(model_classifier: Classifier, photo: UnlabelledPhoto) -> np.ndarray:
     if not unlabelled.is_openable(photo):
         raise UnreadablePhoto(photo.status)
-    return model_classifier.opened(photo.file)
+    return model_classifier.preprocess(photo.file)
 
 
 def _open_model(model: Model) -> Classifier | Run:
@@ -216,7 +216,7 @@ def _open_model(model: Model) -> Classifier | Run:
 def _build_classifier(opened_model: Classifier | Run) -> tuple[Classifier, str]:
     """Return the classifier, and a text that identifies it; RunError without weights."""
     if isinstance(opened_model, Classifier):
-        return opened_model, str(opened_model.about.get("sha256"))
+        return opened_model, str(opened_model.metadata.get("sha256"))
     run_classifier = _build_run_classifier(opened_model)
     weights = hashlib.sha256(opened_model.weights.read_bytes()).hexdigest()
     return run_classifier, f"{weights} {run_classifier.threshold} {opened_model.calibration.temperature}"
@@ -239,15 +239,15 @@ def _build_run_classifier(run: Run) -> Classifier:
 
     @memory_errors()
     @torch.inference_mode()
-    def forward(photos: np.ndarray) -> Look:
+    def forward(photos: np.ndarray) -> ForwardResult:
         inputs = torch.from_numpy(photos).to(settings.device).permute(0, 3, 1, 2)
-        return Look(*(output.cpu().numpy() for output in shipped(inputs)))
+        return ForwardResult(*(output.cpu().numpy() for output in shipped(inputs)))
 
     return Classifier(run.classes, run.recipe.image_size, run.recipe.resize, calibration.threshold, {}, forward)
 
 
 def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:
-    _print([prediction_table.as_text(prediction_table.values(prediction, classes)) for prediction in predictions])
+    _print([prediction_table.format_row(prediction_table.to_row(prediction, classes)) for prediction in predictions])
 
 
 def _print(rows: Iterable[Sequence[str]]) -> None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ikebana.inference.model_file import FORMAT
+from ikebana.inference.model_file import FORMAT_VERSION
 from ikebana.recipe import recipe_to_json
 from ikebana.runs.run import Run
 
@@ -22,7 +22,7 @@ def about(run: Run) -> dict[str, Any]:
     calibration = run.calibration
     is_pretrained = (run.folder / "pretrained.json").exists()
     return {
-        "ikebana": FORMAT,
+        "ikebana": FORMAT_VERSION,
         "classes": list(run.classes),
         "side": run.recipe.image_size,
         "fit": run.recipe.resize,

@@ -23,7 +23,7 @@ from ikebana.exporting import resize_graph as resize_graph_module
 from ikebana.exporting.run_photos import Known
 from ikebana.exporting.verification import Reference
 from ikebana.inference import model_file
-from ikebana.inference.classifier import FEATURES, PROBABILITIES
+from ikebana.inference.classifier import FEATURES_OUTPUT, PROBABILITIES_OUTPUT
 from ikebana.learning import device, examples
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import networks
@@ -94,7 +94,7 @@ def traced(network: Shipped, image_size: int, images: np.ndarray) -> ModelProto:
                 dynamo=True,
                 opset_version=resize_graph_module.OPSET,
                 input_names=[NETWORK_INPUT],
-                output_names=[PROBABILITIES, FEATURES],
+                output_names=[PROBABILITIES_OUTPUT, FEATURES_OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim("N")},),
                 verbose=False,
             )
@@ -135,9 +135,9 @@ def assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
     for output in model.graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = "N"
     onnx.helper.set_model_props(model, metadata.as_entries(model_info))
-    if model.ByteSize() > model_file.LARGEST - model_file.SEAL_LENGTH:
+    if model.ByteSize() > model_file.MAX_FILE_BYTES - model_file.SEAL_BYTES:
         raise ModelError("this network is too large for one ONNX file", advice="another network")
-    return model_file.sealed(model.SerializeToString(deterministic=True))
+    return model_file.add_seal(model.SerializeToString(deterministic=True))
 
 
 def summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str:

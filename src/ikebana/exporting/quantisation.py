@@ -24,7 +24,7 @@ from ikebana.errors import ModelError
 from ikebana.exporting import run_photos, verification
 from ikebana.exporting.run_photos import Known
 from ikebana.inference import runtime
-from ikebana.inference.classifier import BATCH, Classifier
+from ikebana.inference.classifier import BATCH_PHOTOS, Classifier
 from ikebana.system import progress
 
 # Validation accuracy that quantisation may cost.
@@ -67,7 +67,7 @@ def of(
             f"photo{'s' * (lost != 1)} and more than {MARGIN}{too_few}",
             advice="ikebana export without --int8" + (", or more photos" if too_few else ", or another network"),
         )
-    progress.message(_compare_speed(float32_classifier, int8_classifier, splits["validation"][:BATCH]))
+    progress.message(_compare_speed(float32_classifier, int8_classifier, splits["validation"][:BATCH_PHOTOS]))
     figures = {
         "judged_by": "accuracy on validation photos, beside the same network in float32",
         "validation_photos": len(photos),
@@ -117,7 +117,7 @@ def _quantise(network: ModelProto, float32_classifier: Classifier, train: Sequen
     """Quantise convolutions and matrix products, with one scale per weight channel."""
     import onnx
 
-    runtime.onnxruntime()
+    runtime.import_onnxruntime()
     from onnxruntime import quantization
 
     photos = run_photos.spread(train, CALIBRATION_PHOTOS)
@@ -191,7 +191,7 @@ def _compare_accuracy(
     for batch in verification.shown(float32_classifier, photos, "try int8"):
         labels = np.array([photo.label for photo in batch.photos])
         float32_classes = batch.said.argmax(1)
-        int8_classes = int8_classifier.look(batch.squares).probabilities.argmax(1)
+        int8_classes = int8_classifier.forward(batch.squares).probabilities.argmax(1)
         float32_correct += int((float32_classes == labels).sum())
         int8_correct += int((int8_classes == labels).sum())
         equal += int((float32_classes == int8_classes).sum())
@@ -200,12 +200,12 @@ def _compare_accuracy(
 
 def _compare_speed(float32_classifier: Classifier, int8_classifier: Classifier, photos: Sequence[Known]) -> str:
     """Measure both on this machine; the file does not depend on the result."""
-    images = np.stack([float32_classifier.opened(run_photos.read(photo)) for photo in photos])
+    images = np.stack([float32_classifier.preprocess(run_photos.read(photo)) for photo in photos])
     times: dict[Classifier, list[float]] = {float32_classifier: [], int8_classifier: []}
     for _ in range(SPEED_TEST_ROUNDS):
         for classifier, seconds in times.items():
             started = time.perf_counter()
-            classifier.look(images)
+            classifier.forward(images)
             seconds.append(time.perf_counter() - started)
     float32_speed, int8_speed = (len(images) / min(seconds) for seconds in times.values())
     return (

@@ -18,7 +18,7 @@ from ikebana.data import decoding
 from ikebana.errors import ModelError, PhotosError
 from ikebana.exporting import run_photos
 from ikebana.exporting.run_photos import Known
-from ikebana.inference.classifier import AHEAD, BATCH, Classifier, opened_ahead
+from ikebana.inference.classifier import PREFETCH_BATCHES, BATCH_PHOTOS, Classifier, preprocess_ahead
 from ikebana.system import progress
 
 MAX_PROBABILITY_DIFFERENCE = 1e-3
@@ -50,16 +50,16 @@ def shown(classifier: Classifier, photos: Sequence[Known], title: str) -> Iterat
         PhotosError: a photo is missing or has changed since the run.
     """
     openers = ((photo.path, partial(_preprocess, classifier, photo)) for photo in photos)
-    preprocessed, remaining = opened_ahead(openers, AHEAD * BATCH), iter(photos)
+    preprocessed, remaining = preprocess_ahead(openers, PREFETCH_BATCHES * BATCH_PHOTOS), iter(photos)
     with progress.stage(title, len(photos)) as bar:
-        while chunk := list(islice(remaining, BATCH)):
+        while chunk := list(islice(remaining, BATCH_PHOTOS)):
             images = np.stack([_require_image(result) for result in islice(preprocessed, len(chunk))])
-            yield Seen(chunk, images, classifier.look(images).probabilities)
+            yield Seen(chunk, images, classifier.forward(images).probabilities)
             bar.advance(len(chunk))
 
 
 def _preprocess(classifier: Classifier, photo: Known) -> np.ndarray:
-    return classifier.opened(run_photos.read(photo))
+    return classifier.preprocess(run_photos.read(photo))
 
 
 def _require_image(result: tuple[str, np.ndarray | str]) -> np.ndarray:
@@ -142,8 +142,8 @@ def plain(classifier: Classifier, photos: Sequence[Known]) -> dict[str, Any]:
     differences, equal = [], 0
     for photo in chosen:
         data = run_photos.read(photo)
-        by_graph = classifier.look(decoding.decode_full_size(data)[None]).probabilities[0]
-        by_ikebana = classifier.look(classifier.opened(data)[None]).probabilities[0]
+        by_graph = classifier.forward(decoding.decode_full_size(data)[None]).probabilities[0]
+        by_ikebana = classifier.forward(classifier.preprocess(data)[None]).probabilities[0]
         differences.append(float(np.abs(by_graph - by_ikebana).max()))
         equal += int(by_graph.argmax() == by_ikebana.argmax())
     return {

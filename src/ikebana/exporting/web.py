@@ -40,7 +40,7 @@ CHARSET_TAG = '<meta charset="utf-8">'
 # The server's policy without frame-ancestors, which a page cannot set for itself. The worker may
 # compile WebAssembly.
 CONTENT_SECURITY_POLICY = (
-    "; ".join(rule for rule in page_files.POLICY.split("; ") if not rule.startswith("frame-ancestors"))
+    "; ".join(rule for rule in page_files.CONTENT_SECURITY_POLICY.split("; ") if not rule.startswith("frame-ancestors"))
     + "; worker-src 'self'"
 )
 

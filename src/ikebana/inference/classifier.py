@@ -31,13 +31,13 @@ NamedPhoto: TypeAlias = tuple[str, Photo]
 Preprocessor: TypeAlias = Callable[[], np.ndarray]
 
 # Photos per forward pass.
-BATCH = 16
+BATCH_PHOTOS = 16
 # Batches that threads preprocess during a forward pass.
-AHEAD = 2
-PHOTOS_INPUT, PROBABILITIES, FEATURES = "photos", "probabilities", "features"
+PREFETCH_BATCHES = 2
+PHOTOS_INPUT, PROBABILITIES_OUTPUT, FEATURES_OUTPUT = "photos", "probabilities", "features"
 
 
-class Look(NamedTuple):
+class ForwardResult(NamedTuple):
     """The network's outputs for some photos."""
 
     # float32 [photos, classes], calibrated; each row adds up to 1.
@@ -57,14 +57,14 @@ class Classifier:
 
     classes: tuple[str, ...]
     # Pixels: the side of the network's square input.
-    side: int
+    image_size: int
     # How photos become square.
-    fit: Resize
+    resize: Resize
     # The confidence below which the prediction is "not sure"; None if it never is.
     threshold: float | None
     # All metadata of the file: docs/export.md lists them.
-    about: Mapping[str, Any]
-    look: Callable[[np.ndarray], Look]
+    metadata: Mapping[str, Any]
+    forward: Callable[[np.ndarray], ForwardResult]
 
     @overload
     def predict(self, photos: Photo) -> Prediction: ...
@@ -82,18 +82,20 @@ class Classifier:
                 label, and their `status` gives the reason.
         """
         if isinstance(photos, str | os.PathLike | bytes | bytearray | Image.Image) or _is_array(photos, 3):
-            result = self.look(self.opened(photos)[None])  # pyright: ignore[reportArgumentType]
-            return self.said(result.probabilities[0], _get_path(photos))  # pyright: ignore[reportArgumentType]
+            result = self.forward(self.preprocess(photos)[None])  # pyright: ignore[reportArgumentType]
+            return self.to_prediction(result.probabilities[0], _get_path(photos))  # pyright: ignore[reportArgumentType]
         return list(self.stream(photos))  # pyright: ignore[reportArgumentType]
 
-    def stream(self, photos: Iterable[Photo | NamedPhoto], batch: int = BATCH) -> Iterator[Prediction]:
+    def stream(self, photos: Iterable[Photo | NamedPhoto], batch_size: int = BATCH_PHOTOS) -> Iterator[Prediction]:
         """Yield a prediction for each photo, in order; decoding overlaps with the forward pass.
 
         Holds only a few batches in memory. The status of an unusable photo gives the reason.
         """
-        return answers(self, ((_get_path(photo), partial(self.opened, photo)) for photo in photos), batch)
+        return predict_photos(
+            self, ((_get_path(photo), partial(self.preprocess, photo)) for photo in photos), batch_size
+        )
 
-    def opened(self, photo: Photo | NamedPhoto) -> np.ndarray:
+    def preprocess(self, photo: Photo | NamedPhoto) -> np.ndarray:
         """Decode a photo for the network, with the function that training uses.
 
         Returns:
@@ -103,24 +105,24 @@ class Classifier:
         """
         content = photo[1] if isinstance(photo, tuple) else photo
         if isinstance(content, bytes | bytearray | memoryview):
-            return decoding.decode(bytes(content), self.side, self.fit).pixels
+            return decoding.decode(bytes(content), self.image_size, self.resize).pixels
         if isinstance(content, Image.Image):
-            return decoding.convert_image(content, self.side, self.fit).pixels
+            return decoding.convert_image(content, self.image_size, self.resize).pixels
         if isinstance(content, np.ndarray):
-            return decoding.convert_image(Image.fromarray(_require_rgb(content)), self.side, self.fit).pixels
+            return decoding.convert_image(Image.fromarray(_require_rgb(content)), self.image_size, self.resize).pixels
         if isinstance(content, str | os.PathLike):
-            return _decode_file(Path(content).expanduser(), self.side, self.fit)
+            return _decode_file(Path(content).expanduser(), self.image_size, self.resize)
         raise PhotosError(
             f"a {type(content).__name__} is not a photo",
             advice="a path, a file's bytes, a picture of Pillow's, or an array uint8 [height, width, 3]",
         )
 
-    def said(self, probabilities: np.ndarray, path: str = "") -> Prediction:
+    def to_prediction(self, probabilities: np.ndarray, path: str = "") -> Prediction:
         """Turn the probabilities [classes] of one photo into a prediction."""
-        return prediction.said(probabilities.tolist(), self.classes, self.threshold, path)
+        return prediction.to_prediction(probabilities.tolist(), self.classes, self.threshold, path)
 
     def __repr__(self) -> str:
-        scores = self.about.get("scores") or {}
+        scores = self.metadata.get("scores") or {}
         accuracy, owner = scores.get("accuracy"), " of the network that was scored" if scores.get("note") else ""
         score = f", accuracy {accuracy:.3f}{owner}" if isinstance(accuracy, float) else ""
         return f"Classifier({len(self.classes)} classes: {', '.join(self.classes[:8])}{score})"
@@ -146,7 +148,7 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
     Raises:
         ModelError: the bytes are damaged, foreign or too new.
     """
-    metadata = model_file.metadata(data, where)
+    metadata = model_file.read_metadata(data, where)
     _raise_if_inconsistent(_find_metadata_error(metadata), where)
     session, classes = _create_session(data, where, threads), tuple(metadata["classes"])
     _raise_if_inconsistent(_find_graph_error(session, len(classes)), where)
@@ -154,23 +156,27 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
     return Classifier(classes, metadata["side"], metadata["fit"], metadata["threshold"], metadata, forward)
 
 
-def answers(
-    classifier: Classifier, photos: Iterable[tuple[str, Preprocessor]], batch: int = BATCH
+def predict_photos(
+    classifier: Classifier, photos: Iterable[tuple[str, Preprocessor]], batch: int = BATCH_PHOTOS
 ) -> Iterator[Prediction]:
     """Yield a prediction for each photo, in order; decoding overlaps with the forward pass.
 
     Args:
         photos: the path of each photo, and the function that decodes it.
     """
-    preprocessed = opened_ahead(photos, AHEAD * batch)
+    preprocessed = preprocess_ahead(photos, PREFETCH_BATCHES * batch)
     while chunk := list(islice(preprocessed, batch)):
         images = [image for _, image in chunk if not isinstance(image, str)]
-        rows = iter(classifier.look(np.stack(images)).probabilities if images else ())
+        rows = iter(classifier.forward(np.stack(images)).probabilities if images else ())
         for path, image in chunk:
-            yield prediction.unusable(path, image) if isinstance(image, str) else classifier.said(next(rows), path)
+            yield (
+                prediction.unusable_prediction(path, image)
+                if isinstance(image, str)
+                else classifier.to_prediction(next(rows), path)
+            )
 
 
-def opened_ahead(photos: Iterable[tuple[str, Preprocessor]], ahead: int) -> Generator[tuple[str, np.ndarray | str]]:
+def preprocess_ahead(photos: Iterable[tuple[str, Preprocessor]], ahead: int) -> Generator[tuple[str, np.ndarray | str]]:
     """Yield each photo preprocessed, or the reason why it is unusable, in order.
 
     Threads preprocess at most `ahead` photos in advance.
@@ -256,7 +262,7 @@ def _find_graph_error(session: Any, classes: int) -> str | None:
         return "its input is not a batch of photos"
     if inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
         return "its input is not a batch of photos"
-    expected = [(PROBABILITIES, "tensor(float)"), (FEATURES, "tensor(float)")]
+    expected = [(PROBABILITIES_OUTPUT, "tensor(float)"), (FEATURES_OUTPUT, "tensor(float)")]
     if [(value.name, value.type) for value in outputs] != expected:
         return "its outputs are not probabilities and features"
     if list(outputs[0].shape[1:]) != [classes]:
@@ -265,7 +271,7 @@ def _find_graph_error(session: Any, classes: int) -> str | None:
 
 
 def _create_session(data: bytes, where: str | Path | None, threads: int | None) -> Any:
-    onnxruntime = runtime.onnxruntime()
+    onnxruntime = runtime.import_onnxruntime()
     options = onnxruntime.SessionOptions()
     # Log fatal errors only: other errors raise exceptions.
     options.log_severity_level = 4
@@ -284,10 +290,10 @@ def _create_session(data: bytes, where: str | Path | None, threads: int | None) 
         ) from None
 
 
-def _run_session(session: Any, classes: int, where: str | Path | None, photos: np.ndarray) -> Look:
+def _run_session(session: Any, classes: int, where: str | Path | None, photos: np.ndarray) -> ForwardResult:
     """Run a forward pass on uint8 [photos, height, width, 3]."""
     try:
-        result = Look(*session.run([PROBABILITIES, FEATURES], {PHOTOS_INPUT: photos}))
+        result = ForwardResult(*session.run([PROBABILITIES_OUTPUT, FEATURES_OUTPUT], {PHOTOS_INPUT: photos}))
     except Exception as error:
         why = str(error).splitlines()[0]
         raise ModelError(

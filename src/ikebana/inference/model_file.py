@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 from ikebana.errors import ModelError
 
 # Increase when older versions of ikebana cannot read the file any more.
-FORMAT = 1
+FORMAT_VERSION = 1
 # Bytes: protobuf's own limit.
-LARGEST = 2**31 - 1
+MAX_FILE_BYTES = 2**31 - 1
 ADVICE_MODEL_FILE = "a file that ikebana export made, such as flowers.onnx"
 # Levels of messages within messages; exported files have 8.
 MAX_NESTING = 24
 # A metadata entry in protobuf's encoding.
 SEAL_PATTERN = re.compile(rb'r\x4c\n\x06sha256\x12\x42"([0-9a-f]{64})"\Z')
-SEAL_LENGTH = 78
+SEAL_BYTES = 78
 
 # Wire types of fields; the others are deprecated.
 VARINT, EIGHT_BYTES, DELIMITED, FOUR_BYTES = 0, 1, 2, 5
@@ -73,7 +73,7 @@ def read(file: str | Path) -> bytes:
         advice = f"ikebana export {path} flowers.onnx, if it is a run"
         raise ModelError("this is a folder, not a model file", where=file, advice=advice)
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > MAX_FILE_BYTES:
             raise ModelError("this file is larger than any model file", where=file, advice=ADVICE_MODEL_FILE)
         return path.read_bytes()
     except FileNotFoundError:
@@ -83,12 +83,12 @@ def read(file: str | Path) -> bytes:
         raise ModelError(f"this model file cannot be read: {why}", where=file, advice=ADVICE_MODEL_FILE) from None
 
 
-def sealed(model: bytes) -> bytes:
+def add_seal(model: bytes) -> bytes:
     """Append the seal; protobuf allows appended entries, so the result is still an ONNX file."""
     return model + b'r\x4c\n\x06sha256\x12\x42"' + hashlib.sha256(model).hexdigest().encode() + b'"'
 
 
-def metadata(data: bytes, where: str | Path | None = None) -> dict[str, Any]:
+def read_metadata(data: bytes, where: str | Path | None = None) -> dict[str, Any]:
     """Check a model file and return its metadata.
 
     Raises:
@@ -111,15 +111,15 @@ def metadata(data: bytes, where: str | Path | None = None) -> dict[str, Any]:
             where=where,
             advice="a file that ikebana export made; any other needs onnxruntime and its own preparation of photos",
         )
-    if type(version) is int and version > FORMAT:
+    if type(version) is int and version > FORMAT_VERSION:
         raise ModelError(
-            f"a newer ikebana made this file: its format is {version}, and this version reads {FORMAT}",
+            f"a newer ikebana made this file: its format is {version}, and this version reads {FORMAT_VERSION}",
             where=where,
             advice="pip install --upgrade ikebana",
         )
-    seal = SEAL_PATTERN.search(data, max(0, len(data) - SEAL_LENGTH))
+    seal = SEAL_PATTERN.search(data, max(0, len(data) - SEAL_BYTES))
     is_intact = seal is not None and seal[1].decode() == hashlib.sha256(data[: seal.start()]).hexdigest()
-    if type(version) is not int or version != FORMAT or not is_intact:
+    if type(version) is not int or version != FORMAT_VERSION or not is_intact:
         raise ModelError(
             "this model file is not as ikebana wrote it: it is damaged, or was changed since",
             where=where,

@@ -13,18 +13,18 @@ CONTENT_TYPES = {
     ".svg": "image/svg+xml",
 }
 # Files of the page with either engine, with the server's engine only, and with the browser's only.
-COMMON = ("page.css", "page.js", "photos.js", "cards.js", "icon.svg")
-SERVED = ("engine-server.js", "docs.js")
-ALONE = ("engine-browser.js", "engine-worker.js")
+COMMON_FILES = ("page.css", "page.js", "photos.js", "cards.js", "icon.svg")
+SERVER_FILES = ("engine-server.js", "docs.js")
+STANDALONE_FILES = ("engine-browser.js", "engine-worker.js")
 
 # The pages load from and connect to their own origin only, and contain no inline scripts.
-POLICY = (
+CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
-class Told(Protocol):
+class ClassifierDescription(Protocol):
     """The part of a classifier that the page describes."""
 
     @property
@@ -32,11 +32,11 @@ class Told(Protocol):
     @property
     def threshold(self) -> float | None: ...
     @property
-    def about(self) -> Mapping[str, Any]: ...
+    def metadata(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
-class Facts:
+class ClassifierSummary:
     """What the page says about the classifier before the first photo."""
 
     classes: list[str]
@@ -51,9 +51,9 @@ class Facts:
     note: str
 
 
-def facts(classifier: Told) -> Facts:
+def summarise_classifier(classifier: ClassifierDescription) -> ClassifierSummary:
     """Summarise a classifier; the metadata are untrusted, so malformed values are left out."""
-    scores = classifier.about.get("scores")
+    scores = classifier.metadata.get("scores")
     scores = scores if isinstance(scores, Mapping) else {}
     accuracy, photos, interval = (scores.get(name) for name in ("accuracy", "n", "accuracy_interval"))
     has_score = _is_fraction(accuracy) and type(photos) is int and photos > 0
@@ -61,7 +61,7 @@ def facts(classifier: Told) -> Facts:
     has_interval = (
         has_score and isinstance(interval, list | tuple) and len(interval) == 2 and all(map(_is_fraction, interval))
     )
-    return Facts(
+    return ClassifierSummary(
         list(classifier.classes),
         classifier.threshold,
         accuracy if has_score else None,
@@ -80,6 +80,6 @@ def read(name: str) -> bytes:
     return (PAGE_FOLDER / name).read_bytes()
 
 
-def kind(name: str) -> str:
+def get_content_type(name: str) -> str:
     """Get the content type of a file of the page."""
     return CONTENT_TYPES[Path(name).suffix]

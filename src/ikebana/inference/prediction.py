@@ -25,20 +25,20 @@ class Prediction:
     status: str = STATUS_OK
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether the photo could be classified."""
         return bool(self.probabilities)
 
     def __repr__(self) -> str:
         if self.label is not None:
             return f'Prediction("{self.label}", {self.confidence:.2f})'
-        if not self.usable:
+        if not self.is_usable:
             return f"Prediction({self.status})"
         top = sorted(self.probabilities.items(), key=lambda item: -item[1])[:REPR_CLASSES]
         return f'Prediction("{NOT_SURE}": {", ".join(f"{name} {value:.2f}" for name, value in top)})'
 
 
-def said(
+def to_prediction(
     probabilities: Sequence[float], classes: Sequence[str], threshold: float | None = None, path: str = ""
 ) -> Prediction:
     """Turn the probabilities [classes] of one photo into a prediction.
@@ -53,6 +53,6 @@ def said(
     return Prediction(path, label, values[best], dict(zip(classes, values, strict=True)), status)
 
 
-def unusable(path: str, reason: str) -> Prediction:
+def unusable_prediction(path: str, reason: str) -> Prediction:
     """Make the prediction for a photo that cannot be classified."""
     return Prediction(path, None, 0.0, {}, reason)

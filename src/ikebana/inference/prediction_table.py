@@ -35,21 +35,22 @@ PART_FORMAT_VERSION = 2
 NO_DIGEST = 0
 
 
-def columns(classes: Sequence[str]) -> list[str]:
+def get_column_names(classes: Sequence[str]) -> list[str]:
     """List the table's columns."""
     return ["path", "label", "confidence", "status", *(f"p:{name}" for name in classes)]
 
 
-def values(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
+def to_row(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
     """Make the row of a prediction; unknown values are None."""
     numbers = [
-        round(prediction.probabilities[name], PROBABILITY_DECIMALS) if prediction.usable else None for name in classes
+        round(prediction.probabilities[name], PROBABILITY_DECIMALS) if prediction.is_usable else None
+        for name in classes
     ]
-    confidence = round(prediction.confidence, PROBABILITY_DECIMALS) if prediction.usable else None
+    confidence = round(prediction.confidence, PROBABILITY_DECIMALS) if prediction.is_usable else None
     return [prediction.path, prediction.label, confidence, prediction.status, *numbers]
 
 
-def check(out: Path) -> Path:
+def resolve_table_path(out: Path) -> Path:
     """Resolve ~ in the table's path and check it before any work is done.
 
     Raises:
@@ -82,9 +83,9 @@ class Table:
         anew: start over, even if a part exists.
     """
 
-    def __init__(self, out: Path, classes: Sequence[str], model: str, anew: bool = False):
-        self.out, self.overwrite, self.classes = check(out), anew, tuple(classes)
-        self.part = get_part_path(self.out)
+    def __init__(self, out: Path, classes: Sequence[str], model: str, overwrite: bool = False):
+        self.out, self.overwrite, self.classes = resolve_table_path(out), overwrite, tuple(classes)
+        self.part_path = get_part_path(self.out)
         self.header = json.dumps({"format": PART_FORMAT_VERSION, "model": model, "classes": list(classes)}) + "\n"
         self.open_files = ExitStack()
         # Appends to the part, and reads the rows of earlier calls.
@@ -102,11 +103,11 @@ class Table:
         with ExitStack() as open_files:
             try:
                 self.out.parent.mkdir(parents=True, exist_ok=True)
-                self.writer = open_files.enter_context(_open_locked(self.part))
+                self.writer = open_files.enter_context(_open_locked(self.part_path))
                 self._resume(self.writer)
-                self.reader = open_files.enter_context(self.part.open("rb"))
+                self.reader = open_files.enter_context(self.part_path.open("rb"))
             except OSError as error:
-                raise write_error(error, self.part) from error
+                raise write_error(error, self.part_path) from error
             self.open_files = open_files.pop_all()  # keeps them open after this block
         return self
 
@@ -119,7 +120,7 @@ class Table:
         header = b"" if self.overwrite else part.readline()
         if header != self.header.encode():
             if header.endswith(b"\n"):  # else a kill truncated the header, and no rows follow
-                progress.message(f"{self.part} was made by another model: it is begun anew")
+                progress.message(f"{self.part_path} was made by another model: it is begun anew")
             part.truncate(0)
             part.write(self.header.encode())
             self.start_offset = len(self.header.encode())
@@ -139,7 +140,7 @@ class Table:
         if digests:
             progress.message(f"{len(digests)} predictions are there already: going on from them")
 
-    def was(self, path: str, file: Path) -> Prediction | None:
+    def find_existing(self, path: str, file: Path) -> Prediction | None:
         """Find an earlier call's prediction; None if the caller must predict and add it.
 
         Args:
@@ -162,7 +163,7 @@ class Table:
         rows = []
         for prediction in predictions:
             digest = self.pending_digests.popleft() if self.pending_digests else NO_DIGEST
-            rows.append(json.dumps([digest, *values(prediction, self.classes)], ensure_ascii=False) + "\n")
+            rows.append(json.dumps([digest, *to_row(prediction, self.classes)], ensure_ascii=False) + "\n")
         self._write("".join(rows), flush=True)
 
     def _write(self, text: str, flush: bool = False) -> None:
@@ -172,7 +173,7 @@ class Table:
             if flush:
                 self.writer.flush()
         except OSError as error:
-            raise write_error(error, self.part) from error
+            raise write_error(error, self.part_path) from error
 
     def finish(self) -> None:
         """Write the table from the rows and delete the part."""
@@ -183,12 +184,16 @@ class Table:
         if os.name == "nt":  # Windows cannot delete open files; elsewhere the lock is held until the end
             self.open_files.close()
         with suppress(OSError):
-            self.part.unlink()
+            self.part_path.unlink()
         self.open_files.close()
 
     def _rows(self) -> Iterator[list[Any]]:
         """Yield the rows of this call's photos in order, new and earlier ones merged."""
-        with self.part.open("rb") as row_lines, self.part.open("rb") as note_lines, self.part.open("rb") as old:
+        with (
+            self.part_path.open("rb") as row_lines,
+            self.part_path.open("rb") as note_lines,
+            self.part_path.open("rb") as old,
+        ):
             row_lines.seek(self.start_offset)
             note_lines.seek(self.start_offset)
             new_rows = enumerate(json.loads(line)[1:] for line in row_lines if not _is_note(line))
@@ -201,13 +206,13 @@ class Table:
     def _to_csv(self, file: Path) -> None:
         with file.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(columns(self.classes))
-            writer.writerows(map(as_text, self._rows()))
+            writer.writerow(get_column_names(self.classes))
+            writer.writerows(map(format_row, self._rows()))
 
     def _to_jsonl(self, file: Path) -> None:
         with file.open("w", encoding="utf-8") as stream:
             for *fields, numbers in ((*row[:4], row[4:]) for row in self._rows()):
-                row = dict(zip(columns(()), fields, strict=True))
+                row = dict(zip(get_column_names(()), fields, strict=True))
                 row["probabilities"] = dict(zip(self.classes, numbers, strict=True))
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -215,7 +220,7 @@ class Table:
         """Write with polars, which streams the rows."""
         import polars as pl
 
-        names = columns(self.classes)
+        names = get_column_names(self.classes)
         schema = {name: pl.String if name in ("path", "label", "status") else pl.Float64 for name in names}
         flat = file.with_name(f"{file.name}.flat")
         try:
@@ -227,7 +232,7 @@ class Table:
             flat.unlink(missing_ok=True)
 
 
-def as_text(row: Sequence[Any]) -> list[str]:
+def format_row(row: Sequence[Any]) -> list[str]:
     """Format a row for CSV: probabilities with a fixed number of decimals, None as ""."""
     return [
         "" if value is None else f"{value:.{PROBABILITY_DECIMALS}f}" if isinstance(value, float) else str(value)
@@ -254,7 +259,7 @@ def _parse_row(line: bytes) -> list[Any] | None:
         return None
     if isinstance(row, dict):
         return []
-    if not isinstance(row, list) or len(row) <= 1 + len(columns(())):
+    if not isinstance(row, list) or len(row) <= 1 + len(get_column_names(())):
         return None
     digest, path = row[:2]
     return row if isinstance(path, str) and isinstance(digest, int) and 0 <= digest < 2**64 else None
@@ -262,7 +267,7 @@ def _parse_row(line: bytes) -> list[Any] | None:
 
 def _is_prediction(row: Sequence[Any]) -> bool:
     """Whether the photo was usable; an unusable one is tried again."""
-    return row[1 + columns(()).index("confidence")] is not None
+    return row[1 + get_column_names(()).index("confidence")] is not None
 
 
 def _compute_digest(path: str, file: Path) -> int:

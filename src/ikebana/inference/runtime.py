@@ -10,7 +10,7 @@ from types import ModuleType
 TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 
 
-def onnxruntime() -> ModuleType:
+def import_onnxruntime() -> ModuleType:
     """Import onnxruntime with its telemetry disabled.
 
     The variable takes effect only if it is set before the import; then no events or files appear.

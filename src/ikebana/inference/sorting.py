@@ -28,7 +28,7 @@ MAX_NAME_BYTES = 255
 SUFFIX_BYTES = 15
 
 
-def folders(names: Sequence[str]) -> list[str]:
+def make_folder_names(names: Sequence[str]) -> list[str]:
     """Make a safe folder name for each name, distinct on every file system.
 
     A model file may be untrusted, so the names of its classes are not used as paths.
@@ -77,8 +77,8 @@ class Sorter:
     """Puts each photo into the folder of its class, of "not sure" or of "unusable"."""
 
     def __init__(self, folder: Path, classes: Sequence[str], link: bool):
-        self.place, self.link = Path(os.path.expanduser(folder)), link
-        *class_folders, self.not_sure_folder, self.unusable_folder = folders([*classes, NOT_SURE, UNUSABLE])
+        self.target_folder, self.link = Path(os.path.expanduser(folder)), link
+        *class_folders, self.not_sure_folder, self.unusable_folder = make_folder_names([*classes, NOT_SURE, UNUSABLE])
         self.class_folders = dict(zip(classes, class_folders, strict=True))
         # Only for names that several photos share: all others need no memory.
         self.same_name: dict[str, _SameName] = {}
@@ -95,9 +95,9 @@ class Sorter:
         """
         if not os.path.isfile(file):  # Path.is_file raises an error if the name is too long
             return None
-        folder = self.place / (self.not_sure_folder if prediction.usable else self.unusable_folder)
+        folder = self.target_folder / (self.not_sure_folder if prediction.is_usable else self.unusable_folder)
         if prediction.label is not None:
-            folder = self.place / self.class_folders[prediction.label]
+            folder = self.target_folder / self.class_folders[prediction.label]
         link = self.link and Path(prediction.path) == file
         target = folder / file.name
         try:

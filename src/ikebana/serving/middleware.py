@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from ikebana.inference.page_files import POLICY
+from ikebana.inference.page_files import CONTENT_SECURITY_POLICY
 from ikebana.serving.metrics import Metrics
 
 Message = MutableMapping[str, Any]
@@ -25,7 +25,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 # The time to read and drop the rest of a refused upload.
 LINGER_SECONDS = 2.0
 SECURITY_HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),

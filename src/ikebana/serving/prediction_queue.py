@@ -18,7 +18,7 @@ import numpy as np
 
 from ikebana.data import decoding as decoding_module
 from ikebana.errors import UnreadablePhoto
-from ikebana.inference.page_files import Told
+from ikebana.inference.page_files import ClassifierDescription
 from ikebana.inference.prediction import NOT_SURE
 from ikebana.inference.sorting import UNUSABLE
 from ikebana.serving.limits import MEGA, Limits, Refusal
@@ -48,7 +48,7 @@ class PredictionLike(Protocol):
     def status(self) -> str: ...
 
 
-class Classifier(Told, Protocol):
+class Classifier(ClassifierDescription, Protocol):
     """The part of the exported Classifier that the server needs; threads may share one."""
 
     def opened(self, photo: bytes, /) -> np.ndarray:

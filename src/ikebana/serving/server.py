@@ -13,7 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from ikebana.inference import page_files
-from ikebana.inference.page_files import Facts
+from ikebana.inference.page_files import ClassifierSummary
 from ikebana.inference.sorting import UNUSABLE
 from ikebana.serving.limits import Gone, Limits, Refusal
 from ikebana.serving.metrics import CONTENT_TYPE_LATEST, Metrics
@@ -25,7 +25,7 @@ from ikebana.serving.uploads import received
 CLIENT_CLOSED_REQUEST = 499
 # Path → file of the page.
 PAGES = {"/": "index.html", "/docs": "docs.html"} | {
-    f"/{name}": name for name in (*page_files.COMMON, *page_files.SERVED)
+    f"/{name}": name for name in (*page_files.COMMON_FILES, *page_files.SERVER_FILES)
 }
 PHOTO_SCHEMA = {"type": "string", "format": "binary"}
 PREDICT_OPENAPI = {
@@ -82,7 +82,7 @@ class Accepted:
 
 
 @dataclass(frozen=True)
-class Classes(Facts):
+class Classes(ClassifierSummary):
     """The classes, the accuracy of the classifier, and the limits of an upload."""
 
     limits: Accepted
@@ -174,7 +174,7 @@ def _add_predict_route(app: FastAPI, queue: Desk, limits: Limits, dependencies: 
 
 def _add_classes_route(app: FastAPI, classifier: Classifier, limits: Limits, dependencies: list[Any]) -> None:
     upload_limits = Accepted(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
-    response = Classes(**asdict(page_files.facts(classifier)), limits=upload_limits)
+    response = Classes(**asdict(page_files.summarise_classifier(classifier)), limits=upload_limits)
 
     @app.get("/classes", summary="What the classifier tells apart, and what it takes", dependencies=dependencies)
     def _classes() -> Classes:
@@ -214,7 +214,7 @@ def _make_page_endpoint(name: str) -> Callable[[], Response]:
     content = page_files.read(name)
 
     def page() -> Response:
-        return Response(content, media_type=page_files.kind(name), headers={"Cache-Control": "no-cache"})
+        return Response(content, media_type=page_files.get_content_type(name), headers={"Cache-Control": "no-cache"})
 
     return page
 
