@@ -24,19 +24,19 @@ def main() -> None:
     flags.add_argument("--batch", type=int, default=32)
     flags.add_argument("--rounds", type=int, default=5)
     chosen = flags.parse_args()
-    device.prepare()
+    device.configure()
     print(header("torch", "timm"), flush=True)
     networks = {name: timm.create_model(chosen.network, num_classes=5).eval() for name in ("torch", "ours")}
-    depthwise.replaced(networks["ours"])
+    depthwise.replace_depthwise(networks["ours"])
     for network in networks.values():
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     photos = torch.rand(chosen.batch, 3, chosen.side, chosen.side).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(chosen.batch) % 5
-    stages = parameter_groups.stages(networks["torch"])
+    stages = parameter_groups.list_stages(networks["torch"])
     for first in range(len(stages) - 2):
         speeds: dict[str, list[float]] = {name: [] for name in networks}
         for network in networks.values():
-            for number, (_, weights) in enumerate(parameter_groups.stages(network)):
+            for number, (_, weights) in enumerate(parameter_groups.list_stages(network)):
                 for weight in weights:
                     weight.requires_grad_(number >= first)
             step(network, photos, labels)

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from ikebana import recipes
 from ikebana.learning import estimate, examples
-from ikebana.learning.device import Setting
-from ikebana.learning.examples import Photos
+from ikebana.learning.device import DeviceSettings
+from ikebana.learning.examples import PhotoExamples
 from ikebana.learning.features import feature_cache
 from ikebana.learning.models import networks
 from ikebana.learning.training import loop
-from ikebana.learning.training.trainer import Learner, phases
+from ikebana.learning.training.trainer import Trainer, plan_phases
 from ikebana.recipe import Recipe, with_options
 from ikebana.system import progress
 
@@ -38,44 +38,44 @@ CLASSES = 5
 ROOM = 10**12  # bytes: the drawn pixels lie on a GPU in any case
 
 
-def drawn(side: int, train: int, validation: int, setting: Setting) -> tuple[Photos, Photos]:
+def drawn(side: int, train: int, validation: int, setting: DeviceSettings) -> tuple[PhotoExamples, PhotoExamples]:
     """Noise with labels, for training and validation."""
     count = train + validation
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
     rows = np.arange(count)
-    held = None if setting.device == "cpu" else examples.on_device(pixels, setting.device, ROOM)
-    whole = Photos(pixels, rows, rows % CLASSES, rows % 2 == 0, rows, held)
-    return whole.some(rows[:train]), whole.some(rows[train:])
+    held = None if setting.device == "cpu" else examples.copy_to_device(pixels, setting.device, ROOM)
+    whole = PhotoExamples(pixels, rows, rows % CLASSES, rows % 2 == 0, rows, held)
+    return whole.select(rows[:train]), whole.select(rows[train:])
 
 
 @contextlib.contextmanager
 def stopped_after(steps: int) -> Iterator[None]:
     """Within this block Ctrl-C comes in the step after so many."""
-    real, left = Learner.step, [steps]
+    real, left = Trainer.step, [steps]
 
-    def step(self: Learner, inputs: Tensor, labels: Tensor, settings: Setting) -> tuple[Tensor, Tensor]:
+    def step(self: Trainer, inputs: Tensor, labels: Tensor, settings: DeviceSettings) -> tuple[Tensor, Tensor]:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
         return real(self, inputs, labels, settings)
 
-    Learner.step = step
+    Trainer.step = step
     try:
         yield
     finally:
-        Learner.step = real
+        Trainer.step = real
 
 
 def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """Some epochs of one network, and what they took."""
-    setting, recipe = estimate.prepared(recipe, CLASSES), recipe.members[0]
+    setting, recipe = estimate.configure_device(recipe, CLASSES), recipe.members[0]
     train, validation = drawn(recipe.image_size, chosen.train, chosen.validation, setting)
     on_gpu = setting.device == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if on_gpu else 0
-    network, seconds = networks.members(networks.build(recipe, CLASSES))[0], []
+    network, seconds = networks.get_members(networks.build_network(recipe, CLASSES))[0], []
     stream = loop.train(network, recipe, train, validation, setting)
     for _ in range(chosen.epochs):
         begun = time.perf_counter()
@@ -83,51 +83,51 @@ def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
         ended(setting.device)
         seconds.append(time.perf_counter() - begun)
     print(
-        f"{recipe.name}: {setting.number_format} ({setting.reasons['number_format']}); "
+        f"{recipe.name}: {setting.precision} ({setting.reasons['number_format']}); "
         f"epochs of {', '.join(f'{each:.2f}' for each in seconds)} s, validation included",
         flush=True,
     )
     if on_gpu:
-        expected = estimate._of_a_step(recipe.batch_size, recipe, [network], setting)
+        expected = estimate._estimate_step_memory(recipe.batch_size, recipe, [network], setting)
         taken = torch.cuda.max_memory_allocated() - before
         print(f"  at most {taken / 1e9:.2f} GB beside the pixels, expected {expected / 1e9:.2f}", flush=True)
 
 
 def repeated(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """Two epochs without a stop, and the same stopped within the second."""
-    setting = estimate.prepared(recipe, CLASSES)
+    setting = estimate.configure_device(recipe, CLASSES)
     short = with_options(recipe.members[0], epochs=2)
     train, validation = drawn(short.image_size, chosen.train, chosen.validation, setting)
-    steps = phases(short)[-1].last * -(-chosen.train // short.batch_size) - 2
+    steps = plan_phases(short)[-1].last_epoch * -(-chosen.train // short.batch_size) - 2
 
     def learned(kept: Path | None) -> list[Tensor]:
-        network: nn.Module = networks.members(networks.build(short, CLASSES))[0]
+        network: nn.Module = networks.get_members(networks.build_network(short, CLASSES))[0]
         for _ in loop.train(network, short, train, validation, setting, kept):
             pass
         return [value.cpu() for value in network.state_dict().values()]
 
-    usual = loop.EVERY, loop.SHARE
+    usual = loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "checkpoint.safetensors"
         # Kept after each step: what raises here is no signal, for which a training would be kept before it ends.
-        loop.EVERY, loop.SHARE = 0.0, 1e9
+        loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = 0.0, 1e9
         with stopped_after(steps), contextlib.suppress(KeyboardInterrupt):
             learned(kept)
-        loop.EVERY, loop.SHARE = usual
+        loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = usual
         same = all(torch.equal(one, other) for one, other in zip(learned(None), learned(kept), strict=True))
     print(f"  stopped and gone on with: {'the same bits' if same else 'OTHER BITS'}", flush=True)
 
 
 def looked(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """A frozen network looks at all photos once."""
-    found = estimate.prepared(recipe, CLASSES)
+    found = estimate.configure_device(recipe, CLASSES)
     for number_format in ("float32", "bfloat16"):
         setting = replace(found, number_format=number_format)
         photos, _ = drawn(recipe.image_size, chosen.train + chosen.validation, 0, setting)
-        seer = networks.build(recipe, CLASSES).get_submodule("seer")
+        seer = networks.build_network(recipe, CLASSES).get_submodule("seer")
         begun = time.perf_counter()
-        feature_cache.of(
-            seer, feature_cache.Origin("drawn", recipe.network, f"{number_format} {begun}"), photos, setting
+        feature_cache.extract_features(
+            seer, feature_cache.FeatureKey("drawn", recipe.network, f"{number_format} {begun}"), photos, setting
         )
         seconds = time.perf_counter() - begun
         print(
@@ -153,7 +153,9 @@ def main() -> None:
         os.environ["IKEBANA_CACHE"] = cache
         for name in chosen.recipes.split(","):
             # Random weights: InceptionV3's are not a package's.
-            recipe = networks.settled(recipes.get_recipe(name, **({"until": "mixed8"} if name == "finetuned" else {})))
+            recipe = networks.fill_defaults(
+                recipes.get_recipe(name, **({"until": "mixed8"} if name == "finetuned" else {}))
+            )
             if recipe.transfer is not None:  # what is timed is the last phase, not that of the head alone
                 recipe = with_options(recipe, transfer=replace(recipe.transfer, head_epochs=0))
             if recipe.transfer is not None and recipe.transfer.cache_features:

@@ -28,35 +28,35 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     from ikebana.data import pixel_cache, sources
     from ikebana.data.split import split_photos
     from ikebana.learning import estimate, examples
-    from ikebana.learning.augmentation import augmented
+    from ikebana.learning.augmentation import augment
     from ikebana.learning.models import networks, parameter_groups, weight_loading
-    from ikebana.learning.training.trainer import Learner, phases
+    from ikebana.learning.training.trainer import Trainer, plan_phases
     from ikebana.system import progress
 
     progress.set_reporter(progress.SilentReporter())
-    recipe = networks.settled(recipes.get_recipe("good"))
-    setting = estimate.prepared(recipe, CLASSES)
+    recipe = networks.fill_defaults(recipes.get_recipe("good"))
+    setting = estimate.configure_device(recipe, CLASSES)
     opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), recipe.image_size, recipe.resize)
     dataset = split_photos(opened, recipe)
-    train = examples.parts(dataset, keep.pixels)["train"]
-    network = networks.build(recipe, len(dataset.classes))
-    weight_loading.fill(network, recipe)
+    train = examples.build_split_examples(dataset, keep.pixels)["train"]
+    network = networks.build_network(recipe, len(dataset.classes))
+    weight_loading.load_pretrained_weights(network, recipe)
     photo = torch.zeros((1, 3, recipe.image_size, recipe.image_size), dtype=torch.uint8)
     gflop = counted(network.eval(), photo) / 2  # mirrored: seen twice
-    learner = Learner(network.to(setting.device), recipe, phases(recipe)[-1], train.labels)
+    learner = Trainer(network.to(setting.device), recipe, plan_phases(recipe)[-1], train.labels)
     generator = torch.Generator().manual_seed(0)
     order = np.random.default_rng(0).permutation(len(train))
     places = iter(range(10**9))
 
     def step() -> int:
         start = next(places) * recipe.batch_size % (len(order) - recipe.batch_size)
-        inputs, labels = train.batch(order[start : start + recipe.batch_size], setting.device)
+        inputs, labels = train.get_batch(order[start : start + recipe.batch_size], setting.device)
         assert recipe.augmentation is not None
-        loss, _ = learner.step(augmented(inputs, recipe.augmentation, generator), labels, setting)
+        loss, _ = learner.step(augment(inputs, recipe.augmentation, generator), labels, setting)
         float(loss)
         return len(labels)
 
-    parameter_groups.into_training(network, recipe, learner.phase.trained)
+    parameter_groups.set_training_mode(network, recipe, learner.phase.trainable)
     return step, gflop
 
 

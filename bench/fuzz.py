@@ -184,8 +184,8 @@ def opener(target: str, scratch: Path, model: Path, run: Path) -> Opener:
     if target == "photo":
         return lambda _, file: decoding.decode(file.read_bytes(), 224)
     if target == "weights":
-        return lambda _, file: pretrained_weights.tensors(
-            pretrained_weights.find(NETWORK, file.rename(file.with_suffix(".safetensors")))
+        return lambda _, file: pretrained_weights.load_tensors(
+            pretrained_weights.find_weights(NETWORK, file.rename(file.with_suffix(".safetensors")))
         )
     makers = {"archive": archives, "table": tables, "model": models, "run": runs}
     return makers[target](scratch, run)

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 import ikebana
 from ikebana.demo_data import paper_flowers
 from ikebana.learning.training import loop
-from ikebana.learning.training.trainer import Learner
+from ikebana.learning.training.trainer import Trainer
 from ikebana.runs.run import Run
 
 PHOTOS_PER_KIND = 12
@@ -147,7 +147,7 @@ def quietly(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 @contextmanager
 def interrupted_after(steps: int) -> Iterator[None]:
     """Raise KeyboardInterrupt in the training step after so many, with a checkpoint after every step."""
-    step, intervals, made = Learner.step, (loop.EVERY, loop.SHARE), 0
+    step, intervals, made = Trainer.step, (loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION), 0
 
     def interrupted_step(*arguments: Any) -> Any:
         nonlocal made
@@ -156,8 +156,8 @@ def interrupted_after(steps: int) -> Iterator[None]:
         made += 1
         return step(*arguments)
 
-    setattr(Learner, "step", interrupted_step)  # noqa: B010
-    loop.EVERY, loop.SHARE = 0, 1e9
+    setattr(Trainer, "step", interrupted_step)  # noqa: B010
+    loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = 0, 1e9
     try:
         yield
     except KeyboardInterrupt:
@@ -165,8 +165,8 @@ def interrupted_after(steps: int) -> Iterator[None]:
     else:
         raise AssertionError(f"training ended within {steps} steps")
     finally:
-        Learner.step = step
-        loop.EVERY, loop.SHARE = intervals
+        Trainer.step = step
+        loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = intervals
 
 
 if __name__ == "__main__":

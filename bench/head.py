@@ -22,12 +22,12 @@ from sklearn.linear_model import LogisticRegression
 
 from ikebana.data import pixel_cache, sources, split
 from ikebana.learning import examples
-from ikebana.learning.estimate import prepared
+from ikebana.learning.estimate import configure_device
 from ikebana.learning.features import out_of_fold
-from ikebana.learning.features.scaling import scale
+from ikebana.learning.features.scaling import compute_mean_and_scale
 from ikebana.learning.models import networks
 from ikebana.learning.training import logistic_head
-from ikebana.learning.training.class_priors import log_shares
+from ikebana.learning.training.class_priors import compute_log_priors
 from ikebana.recipe import Recipe
 from ikebana.recipes import RECIPES, TUTORIAL_CLASS_ORDER
 from ikebana.system import progress
@@ -40,14 +40,16 @@ class Tables:
         opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), recipe.image_size, recipe.resize)
         dataset = split.split_photos(sources.assign_classes(opened, recipe.class_order), recipe)
         self.classes = len(dataset.classes)
-        setting = prepared(recipe, self.classes)
-        seen = out_of_fold.seen(examples.parts(dataset, keep.pixels), recipe, keep.folder.name, setting)
+        setting = configure_device(recipe, self.classes)
+        seen = out_of_fold.extract_labelled_features(
+            examples.build_split_examples(dataset, keep.pixels), recipe, keep.folder.name, setting
+        )
         part = dataset.photos["split"].to_numpy()[seen.rows]
         (learned, self.labels), (left, self.left_labels) = (
             (seen.features[np.flatnonzero(part == name)], seen.labels[part == name]) for name in ("train", "validation")
         )
         self.features, self.left = learned, left
-        mean, factor = scale(learned)
+        mean, factor = compute_mean_and_scale(learned)
         self.scaled, self.left_scaled = (((each - mean) / factor).astype(np.float32) for each in (learned, left))
         self.nothing, self.one = np.zeros(learned.shape[1]), np.ones(learned.shape[1])
 
@@ -55,27 +57,29 @@ class Tables:
         """What both make as small as they can, of weights on features to scale with the bias behind them."""
         said = self.scaled @ line[:, :-1].T + line[:, -1]
         pull = np.square(line[:, :-1]).sum() / (2 * strength * len(said))
-        return float(logistic_head.cross_entropy(said, self.labels).mean() + pull)
+        return float(logistic_head.compute_cross_entropy(said, self.labels).mean() + pull)
 
     def judged(self, said: np.ndarray) -> tuple[float, float]:
         """Log loss and accuracy on the validation photos."""
         right = (said.argmax(1) == self.left_labels).mean()
-        return float(logistic_head.cross_entropy(said, self.left_labels).mean()), float(right)
+        return float(logistic_head.compute_cross_entropy(said, self.left_labels).mean()), float(right)
 
 
 def ours(tables: Tables) -> tuple[float, np.ndarray]:
     """The strength that we choose, and what the head says of the validation photos, classes as frequent as they are."""
-    found = logistic_head.fit(tables.features, tables.labels, tables.left, tables.left_labels, tables.classes, 0)
-    return found.strength, tables.left @ found.weight.T + found.bias + log_shares(tables.labels, tables.classes)
+    found = logistic_head.fit_head(tables.features, tables.labels, tables.left, tables.left_labels, tables.classes, 0)
+    return found.inverse_l2, tables.left @ found.weight.T + found.bias + compute_log_priors(
+        tables.labels, tables.classes
+    )
 
 
 def theirs(tables: Tables) -> tuple[float, np.ndarray]:
     """The same with scikit-learn."""
-    mean, factor = scale(tables.features)
+    mean, factor = compute_mean_and_scale(tables.features)
     learned, left = (((each - mean) / factor).astype(np.float32) for each in (tables.features, tables.left))
-    peer = LogisticRegression(max_iter=logistic_head.STEPS, warm_start=True)
+    peer = LogisticRegression(max_iter=logistic_head.MAX_LBFGS_STEPS, warm_start=True)
     found = []
-    for strength in logistic_head.STRENGTHS:
+    for strength in logistic_head.REGULARISATION_GRID:
         said = peer.set_params(C=strength).fit(learned, tables.labels).decision_function(left)
         found.append((tables.judged(said)[0], strength, said))
     _, strength, said = min(found, key=lambda each: each[:2])
@@ -84,13 +88,13 @@ def theirs(tables: Tables) -> tuple[float, np.ndarray]:
 
 def our_line(tables: Tables, strength: float) -> np.ndarray:
     """The weights of one fit from nothing, the bias behind them."""
-    pieces = logistic_head.Pieces(tables.scaled, tables.labels, tables.nothing, tables.one)
-    return logistic_head.fitted(pieces, tables.classes, strength)
+    pieces = logistic_head.ScaledChunks(tables.scaled, tables.labels, tables.nothing, tables.one)
+    return logistic_head.fit_coefficients(pieces, tables.classes, strength)
 
 
 def their_line(tables: Tables, strength: float) -> np.ndarray:
     """The same with scikit-learn."""
-    peer = LogisticRegression(C=strength, max_iter=logistic_head.STEPS).fit(tables.scaled, tables.labels)
+    peer = LogisticRegression(C=strength, max_iter=logistic_head.MAX_LBFGS_STEPS).fit(tables.scaled, tables.labels)
     return np.concatenate([peer.coef_, peer.intercept_[:, None]], 1)
 
 
@@ -104,7 +108,7 @@ def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)
     names = {each.name for each in options.photos.iterdir() if each.is_dir()}
     order = TUTORIAL_CLASS_ORDER if names == set(TUTORIAL_CLASS_ORDER) else ()
-    recipe = networks.settled(replace(RECIPES[options.recipe], split="shuffle", class_order=order))
+    recipe = networks.fill_defaults(replace(RECIPES[options.recipe], split="shuffle", class_order=order))
     tables = Tables(options.photos, recipe)
     print(header("scikit-learn", "numpy", "scipy"), flush=True)
     print(f"{len(tables.labels):,} photos to learn from, {len(tables.left_labels):,} to choose by", flush=True)

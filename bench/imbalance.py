@@ -19,7 +19,7 @@ from machine import header, spread
 import ikebana
 from ikebana import recipes
 from ikebana.data import pixel_cache, sources, split
-from ikebana.learning.training.class_priors import log_shares
+from ikebana.learning.training.class_priors import compute_log_priors
 from ikebana.runs.run import Run
 from ikebana.system import progress
 
@@ -73,7 +73,7 @@ def _scores(run: Run, name: str) -> dict[str, tuple[float, float, float, float]]
     calibrated = test.select(f"p:{each}" for each in run.classes).to_numpy()
     said = np.log(np.maximum(calibrated, 1e-30)) * run.calibration.temperature
     train = run.dataset.filter(pl.col("split") == "train")["label"].to_list()
-    shares = log_shares(np.array([run.classes.index(each) for each in train]), len(run.classes))
+    shares = compute_log_priors(np.array([run.classes.index(each) for each in train]), len(run.classes))
     rare = run.classes.index(name)
     found = {}
     for how, named in (("alike", said.argmax(1)), ("by share", (said + shares).argmax(1))):

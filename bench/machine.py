@@ -14,7 +14,7 @@ from ikebana.learning import device
 def header(*libraries: str) -> str:
     """Date, processor, processors and versions, on one line."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
-    return f"{datetime.date.today()}  {device.processor()}  {os.cpu_count()} processors  {versions}"
+    return f"{datetime.date.today()}  {device.describe_processor()}  {os.cpu_count()} processors  {versions}"
 
 
 def ended(on: str) -> None:

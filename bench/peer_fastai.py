@@ -53,8 +53,8 @@ LOG_LINES = 15  # of a contestant's own output, shown when it fails
 ALONE = {"CUDA_VISIBLE_DEVICES": "-1"}  # nobody has a GPU
 # What glibc reads from the environment; the same numbers as ikebana's own `device.keep_large_blocks`.
 KEEP_BLOCKS = {
-    "MALLOC_MMAP_THRESHOLD_": str(device.KEEP_BLOCKS_BELOW),
-    "MALLOC_TRIM_THRESHOLD_": str(2 * device.KEEP_BLOCKS_BELOW - 1),
+    "MALLOC_MMAP_THRESHOLD_": str(device.MAX_KEPT_BLOCK_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(2 * device.MAX_KEPT_BLOCK_BYTES - 1),
 }
 
 Row = dict[str, Any]  # one run: contestant, round, seconds, accuracy, parts, …
@@ -293,9 +293,9 @@ def prepared(chosen: argparse.Namespace, scratch: Path) -> tuple[Task, dict[str,
             f"{parts['train']} training photos; fastai trains on batches of {BATCH}", chosen.photos, "more photos"
         )
     os.environ["IKEBANA_CACHE"] = str(cache)  # the weights under timm's names lie there since the run above
-    task = Task(chosen.photos.absolute(), rows, peer, pretrained_weights.find(NETWORK).file, scratch)
+    task = Task(chosen.photos.absolute(), rows, peer, pretrained_weights.find_weights(NETWORK).file, scratch)
     facts = {
-        "processor": device.processor(),
+        "processor": device.describe_processor(),
         "processors": os.cpu_count(),
         "of them allowed": pixel_cache.count_threads(),
         "peer": versions,

@@ -86,7 +86,7 @@ def main() -> None:
 def planted(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds: Sequence[str]) -> Bench:
     """A table of all photos as they are and of everything that is planted, opened once."""
     # float32 throughout: one array of features then serves every seed, whichever photos are trained on.
-    recipe = replace(networks.settled(RECIPES[DEFAULT_RECIPE]), precision="float32")
+    recipe = replace(networks.fill_defaults(RECIPES[DEFAULT_RECIPE]), precision="float32")
     found = sources.read(photos)
     rows = [(str(found.resolve_path(path)), label) for path, label in found.photos.select("path", "label").iter_rows()]
     classes = sorted({label for _, label in rows})

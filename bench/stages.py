@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ikebana import recipes
 from ikebana.data import pixel_cache
 from ikebana.learning import estimate, scoring
-from ikebana.learning.device import FORMATS, Setting
-from ikebana.learning.examples import Photos, unlabelled
+from ikebana.learning.device import DTYPES, DeviceSettings
+from ikebana.learning.examples import PhotoExamples, make_unlabelled
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import layer_table, networks
 from ikebana.learning.training import loop
@@ -68,15 +68,15 @@ class Work:
 
     def limit(self, limits: Limits, number_format: str) -> np.ndarray:
         """Seconds a photo, of arithmetic and of memory."""
-        size = torch.finfo(FORMATS[number_format]).bits / 32
+        size = torch.finfo(DTYPES[number_format]).bits / 32
         return np.array([self.operations / limits.flops[number_format], self.bytes * size / limits.memory])
 
 
-def limits_of(setting: Setting, photos: Path) -> Limits:
+def limits_of(setting: DeviceSettings, photos: Path) -> Limits:
     """Measured now, with the threads that a run would use."""
     flops, on = {}, setting.device
     rows, copied = (ON_CUDA, IN_CUDA) if on == "cuda" else (SQUARE, COPIED)
-    for name, dtype in FORMATS.items():
+    for name, dtype in DTYPES.items():
         one = torch.randn(rows, rows, device=on).to(dtype)
         flops[name] = 2 * rows**3 / _best(lambda one=one: (one @ one, ended(on)))
     source = torch.ones(copied // 4, device=on)
@@ -111,16 +111,18 @@ def _best(work: Callable[[], object], times: int = 8) -> float:
 
 def look(network: nn.Module, side: int) -> Work:
     """One photo seen by a network, and its mirror image where the network looks at that too."""
-    passed = (1 + _mirrored(network)) * layer_table.activation_bytes(layer_table.layers(network, side), 1, 4)
+    passed = (1 + _mirrored(network)) * layer_table.estimate_activation_bytes(
+        layer_table.summarise_layers(network, side), 1, 4
+    )
     return Work(_operations(network, side)[0], 2.0 * passed)
 
 
 def step(network: nn.Module, recipe: Recipe) -> Work:
     """One photo of a training step: for each layer that learns, its arithmetic twice more on the way back."""
     forward, of_learning = (each / (1 + _mirrored(network)) for each in _operations(network, recipe.image_size))
-    table = layer_table.layers(network, recipe.image_size)
-    passed = layer_table.activation_bytes(table, 1, 4)
-    kept_for_back = layer_table.activation_bytes(layer_table.from_first_trained(table), 1, 4)
+    table = layer_table.summarise_layers(network, recipe.image_size)
+    passed = layer_table.estimate_activation_bytes(table, 1, 4)
+    kept_for_back = layer_table.estimate_activation_bytes(layer_table.skip_frozen_layers(table), 1, 4)
     return Work(forward + 2 * of_learning, 2.0 * passed + 4.0 * kept_for_back)
 
 
@@ -183,14 +185,14 @@ def fitted(photos: Path, recipe: str, epochs: int | None, scratch: Path, export:
     return rows, run
 
 
-def with_limits(rows: list[Row], run: Path, limits: Limits, setting: Setting) -> list[Row]:
+def with_limits(rows: list[Row], run: Path, limits: Limits, setting: DeviceSettings) -> list[Row]:
     """The same with what each stage would take at best, where that can be said."""
     recipe = recipe_from_json(json.loads((run / "recipe.json").read_text("utf-8")))
     table = _split_counts(run)
     train, held_out = table["train"], table["validation"] + table["test"]
-    network = networks.build(recipe, len(json.loads((run / "source.json").read_text("utf-8"))["classes"]))
+    network = networks.build_network(recipe, len(json.loads((run / "source.json").read_text("utf-8"))["classes"]))
     seen = look(network, recipe.image_size)
-    fast, exact = (seen.limit(limits, name) for name in (setting.number_format, "float32"))
+    fast, exact = (seen.limit(limits, name) for name in (setting.precision, "float32"))
     best = {"read": np.array([(train + held_out) / limits.jpegs, 0.0])}
     if recipe.transfer is not None and recipe.transfer.cache_features:
         best["features"] = train * fast + held_out * exact
@@ -199,7 +201,7 @@ def with_limits(rows: list[Row], run: Path, limits: Limits, setting: Setting) ->
         if recipe.transfer is not None and recipe.transfer.fit_logistic_head:
             seer = network.get_submodule("seer")
             best["features"] = (train + table["validation"]) * look(seer, recipe.image_size).limit(
-                limits, setting.number_format
+                limits, setting.precision
             )
     return [replace(row, limit=best.get(row.stage)) for row in rows]
 
@@ -211,30 +213,32 @@ def _split_counts(run: Path) -> dict[str, int]:
     return {name: count for name, count in counted.iter_rows() if name}
 
 
-def within_training(recipe: Recipe, classes: int, limits: Limits, setting: Setting) -> list[Row]:
+def within_training(recipe: Recipe, classes: int, limits: Limits, setting: DeviceSettings) -> list[Row]:
     """A step and a look at validation photos, by themselves, a photo each."""
     dice = np.random.default_rng(0)
-    count = max(recipe.batch_size, setting.at_a_time)
-    photos = unlabelled(
+    count = max(recipe.batch_size, setting.inference_batch_size)
+    photos = make_unlabelled(
         dice.integers(0, 256, (count, recipe.image_size, recipe.image_size, 3), np.uint8), np.arange(count)
     )
-    network = networks.build(recipe, classes)
-    a_step = min(loop.seconds_per_photo(network, recipe, classes, setting) for _ in range(BATCHES // 2))
-    of_step = step(network, recipe).limit(limits, setting.number_format)
+    network = networks.build_network(recipe, classes)
+    a_step = min(loop.measure_seconds_per_photo(network, recipe, classes, setting) for _ in range(BATCHES // 2))
+    of_step = step(network, recipe).limit(limits, setting.precision)
     rows = [Row("step", a_step, of_step, "a photo, augmentation included")]
-    for name, form in (("validation", setting.number_format), ("score", "float32")):
+    for name, form in (("validation", setting.precision), ("score", "float32")):
         rows.append(_looked(name, network, photos, replace(setting, number_format=form), recipe, limits))
     return rows
 
 
-def _looked(name: str, network: nn.Module, photos: Photos, setting: Setting, recipe: Recipe, limits: Limits) -> Row:
-    looking = fused_inference.for_looking(network, photos)
-    seconds = _best(lambda: scoring.logits_of(looking, photos, setting), BATCHES) / len(photos)
+def _looked(
+    name: str, network: nn.Module, photos: PhotoExamples, setting: DeviceSettings, recipe: Recipe, limits: Limits
+) -> Row:
+    looking = fused_inference.optimise_for_inference(network, photos)
+    seconds = _best(lambda: scoring.compute_logits(looking, photos, setting), BATCHES) / len(photos)
     return Row(
         name,
         seconds,
-        look(network, recipe.image_size).limit(limits, setting.number_format),
-        f"a photo, {setting.number_format}",
+        look(network, recipe.image_size).limit(limits, setting.precision),
+        f"a photo, {setting.precision}",
     )
 
 
@@ -264,10 +268,10 @@ def main() -> None:
     progress.set_reporter(progress.SilentReporter())
     print(header("torch", "timm", "numpy", "pillow", "onnxruntime"), flush=True)
     for name in chosen.recipes.split(","):
-        recipe = networks.settled(recipes.get_recipe(name))
-        setting = estimate.prepared(recipe, 5)
+        recipe = networks.fill_defaults(recipes.get_recipe(name))
+        setting = estimate.configure_device(recipe, 5)
         limits = limits_of(setting, chosen.photos)
-        print(f"\n{name}: {setting.number_format} ({setting.reasons['number_format']})\n{limits}", flush=True)
+        print(f"\n{name}: {setting.precision} ({setting.reasons['number_format']})\n{limits}", flush=True)
         epochs = chosen.epochs if recipe.epochs > 1 else None
         wholes = []
         for number in range(chosen.rounds):

@@ -47,9 +47,9 @@ settings.load_profile("shared machine")
 @contextmanager
 def failing_after(steps: int, error: BaseException) -> Iterator[None]:
     """Within this block the step of training after so many raises this, and so do those after it."""
-    from ikebana.learning.training.trainer import Learner
+    from ikebana.learning.training.trainer import Trainer
 
-    real, left = Learner.step, [steps]
+    real, left = Trainer.step, [steps]
 
     def step(*given):
         if not left[0]:
@@ -58,7 +58,7 @@ def failing_after(steps: int, error: BaseException) -> Iterator[None]:
         return real(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "step", step)
+        patch.setattr(Trainer, "step", step)
         yield
 
 

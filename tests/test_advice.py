@@ -14,27 +14,31 @@ from hypothesis import strategies as some
 import ikebana
 from ikebana import cli, recipes
 from ikebana.auditing import recommendation
-from ikebana.auditing.recommendation import FEW, MANY, Supply
+from ikebana.auditing.recommendation import MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, MANY, Supply
 from ikebana.commands import audit as audit_command
 from ikebana.data.split import get_selection_mask
 from ikebana.demo_data import paper_flowers
 from ikebana.learning.features import depth_probe
-from ikebana.learning.features.depth_probe import CUTS, Evidence, Score
+from ikebana.learning.features.depth_probe import DEPTH_NAMES, ProbeResult, AccuracyEstimate
 from ikebana.system.cache_folder import cache_folder
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
 LEVELS = ("head", "tail", "all")
-LITTLE, ENOUGH, PLENTY = FEW // 2, (FEW + MANY) // 2, 4 * MANY  # training photos a class
+LITTLE, ENOUGH, PLENTY = (
+    MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING // 2,
+    (MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING + MANY) // 2,
+    4 * MANY,
+)  # training photos a class
 
 
 def shown(best=0.8, lead=0.1, error=0.005, judged=1000, doubling=0.02):
     """What a probe may have shown."""
-    cuts: dict[str, Score] = dict(
-        zip(CUTS, [Score(value, error) for value in (0.3, 0.4, best - lead, best)], strict=True)
+    cuts: dict[str, AccuracyEstimate] = dict(
+        zip(DEPTH_NAMES, [AccuracyEstimate(value, error) for value in (0.3, 0.4, best - lead, best)], strict=True)
     )
-    halves = Score(best - doubling, error), Score(best - 2 * doubling, error)
-    return Evidence(judged, 0.2, cuts, Score(lead, error), *halves, Score(doubling, error))
+    halves = AccuracyEstimate(best - doubling, error), AccuracyEstimate(best - 2 * doubling, error)
+    return ProbeResult(judged, 0.2, cuts, AccuracyEstimate(lead, error), *halves, AccuracyEstimate(doubling, error))
 
 
 def supply(a_class, smallest=None):
@@ -93,7 +97,7 @@ def test_it_is_sure_only_where_nothing_speaks_against_it():
     assert not given_for(UNLIKE, supply(LITTLE // 2)).doubts
     for doubtful in (
         given_for(shown(judged=40), supply(ENOUGH)),
-        given_for(LIKE, supply(FEW)),  # just enough for a tail
+        given_for(LIKE, supply(MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING)),  # just enough for a tail
         given_for(UNLIKE, supply(PLENTY)),  # compare
         given_for(shown(lead=0.02), supply(PLENTY)),  # like ImageNet's, or just not
         given_for(shown(best=0.205), supply(PLENTY)),  # no better than guessing
@@ -119,16 +123,18 @@ def clouds(count, apart, width=10, classes=3, seed=0):
 
 def judged(cuts, labels, groups=None):
     groups = np.arange(len(labels)) if groups is None else np.array(groups)
-    return depth_probe.judged(cuts, labels, groups, depth_probe.dealt(labels, groups, "photos"))
+    return depth_probe.evaluate_depths(cuts, labels, groups, depth_probe.make_folds(labels, groups, "photos"))
 
 
 @pytest.mark.parametrize("winner", [0, 1, 3])
 def test_the_cut_that_tells_more_wins(winner):
     cuts = [clouds(150, 3.0 if number == winner else 1.0, seed=number)[0] for number in range(4)]
     evidence = judged(cuts, clouds(150, 1.0)[1])
-    assert max(evidence.cuts, key=lambda name: evidence.cuts[name].value) == CUTS[winner]
-    assert (evidence.lead.value > 0) == (winner == 3)
-    assert abs(evidence.lead.value) > 2 * evidence.lead.error
+    assert (
+        max(evidence.accuracy_by_depth, key=lambda name: evidence.accuracy_by_depth[name].value) == DEPTH_NAMES[winner]
+    )
+    assert (evidence.last_depth_gain.value > 0) == (winner == 3)
+    assert abs(evidence.last_depth_gain.value) > 2 * evidence.last_depth_gain.standard_error
 
 
 def test_labels_that_mean_nothing_are_guessed_and_twins_do_not_help():
@@ -136,20 +142,22 @@ def test_labels_that_mean_nothing_are_guessed_and_twins_do_not_help():
     labels = np.random.default_rng(5).integers(0, 3, 100)
     twins, both = np.concatenate((seen, seen)), np.concatenate((labels, labels))
     honest = judged([twins] * 4, both, [*range(100), *range(100)])
-    assert honest.best.value < 0.5
-    assert judged([twins] * 4, both).best.value > 0.7  # what a split that parts twins would have shown
+    assert honest.last_depth_accuracy.value < 0.5
+    assert judged([twins] * 4, both).last_depth_accuracy.value > 0.7  # what a split that parts twins would have shown
 
 
 def test_fewer_photos_to_learn_from_tell_less_and_the_error_says_what_chance_may_do():
     draws = [clouds(240, 2.0, width=60, seed=seed)[0] for seed in range(4)]
     evidence = judged(draws, clouds(240, 2.0)[1])
-    assert evidence.quarter.value < evidence.half.value < evidence.best.value
-    assert evidence.doubling.value == pytest.approx(evidence.best.value - evidence.half.value)
-    spread = np.std([each.value for each in evidence.cuts.values()], ddof=1)
-    assert evidence.best.error / 4 < spread < evidence.best.error * 4
+    assert evidence.quarter_data_accuracy.value < evidence.half_data_accuracy.value < evidence.last_depth_accuracy.value
+    assert evidence.doubling_gain.value == pytest.approx(
+        evidence.last_depth_accuracy.value - evidence.half_data_accuracy.value
+    )
+    spread = np.std([each.value for each in evidence.accuracy_by_depth.values()], ddof=1)
+    assert evidence.last_depth_accuracy.standard_error / 4 < spread < evidence.last_depth_accuracy.standard_error * 4
     perfect = judged([clouds(30, 50.0)[0]] * 4, clouds(30, 1)[1])
-    assert perfect.best.value == 1
-    assert perfect.best.error > 0.01  # thirty of thirty are no proof
+    assert perfect.last_depth_accuracy.value == 1
+    assert perfect.last_depth_accuracy.standard_error > 0.01  # thirty of thirty are no proof
 
 
 def test_the_error_is_what_chance_does_where_photos_of_a_group_fare_alike_too():
@@ -157,32 +165,32 @@ def test_the_error_is_what_chance_does_where_photos_of_a_group_fare_alike_too():
     numbers, group, found = np.random.default_rng(0), np.repeat(np.arange(20), 20), []
     for _ in range(300):
         right = numbers.random(400) < numbers.beta(9, 1, 20)[group]
-        found.append(depth_probe._accuracy(right, group))
+        found.append(depth_probe._estimate_accuracy(right, group))
     real = np.std([each.value for each in found])
     assert real / 1.3 < np.mean([each.error for each in found]) < 1.3 * real
-    alone = depth_probe._accuracy(np.arange(400) % 10 > 0, np.arange(400))
-    assert alone.error < real / 1.3
+    alone = depth_probe._estimate_accuracy(np.arange(400) % 10 > 0, np.arange(400))
+    assert alone.standard_error < real / 1.3
 
 
 def test_every_photo_is_judged_once_even_where_a_class_has_but_one():
     labels = np.array([0] * 9 + [1] * 9 + [2], np.int64)
-    folds = depth_probe.dealt(labels, np.arange(19), "photos")
+    folds = depth_probe.make_folds(labels, np.arange(19), "photos")
     assert sorted(np.concatenate([left for _, left in folds])) == list(range(19))
-    assert judged([clouds(19, 1.0)[0]] * 4, labels).judged == 19
+    assert judged([clouds(19, 1.0)[0]] * 4, labels).scored_photos == 19
 
 
 def test_of_many_photos_each_class_is_looked_at_by_its_share_and_twins_together():
-    from ikebana.learning.examples import Photos
+    from ikebana.learning.examples import PhotoExamples
 
     labels = np.array([0] * 600 + [1] * 300 + [2] * 100)
     rows = np.arange(1000)
-    photos = Photos(np.zeros((1000, 2, 2, 3), np.uint8), rows, labels, np.zeros(1000, bool), np.arange(1000))
+    photos = PhotoExamples(np.zeros((1000, 2, 2, 3), np.uint8), rows, labels, np.zeros(1000, bool), np.arange(1000))
     twin = [row - row % 2 for row in range(1000)]
-    chosen, groups = depth_probe.sampled(photos, twin, most=200)
+    chosen, groups = depth_probe.sample_photos(photos, twin, max_photos=200)
     assert np.abs(np.bincount(chosen.labels) - [120, 60, 20]).max() <= 1
     assert [twin[row] for row in chosen.rows] == groups.tolist()
     assert {row ^ 1 for row in chosen.rows} == set(chosen.rows)
-    assert len(depth_probe.sampled(photos, twin, most=1000)[0]) == 1000
+    assert len(depth_probe.sample_photos(photos, twin, max_photos=1000)[0]) == 1000
 
 
 def test_the_cuts_are_what_the_network_sees_after_its_blocks():
@@ -191,7 +199,7 @@ def test_the_cuts_are_what_the_network_sees_after_its_blocks():
     from ikebana.learning.models import networks
 
     small = recipes.get_recipe("quick", side=64)
-    seer = networks.build(small, 2).get_submodule("seer").eval()
+    seer = networks.build_network(small, 2).get_submodule("seer").eval()
     seen = {}
     for name in ("blocks.1", "blocks.2", "blocks.4"):
         seer.get_submodule(f"backbone.{name}").register_forward_hook(
@@ -199,8 +207,8 @@ def test_the_cuts_are_what_the_network_sees_after_its_blocks():
         )
     photos = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        depths = depth_probe.Depths(seer)
-        *earlier, last = depths.parted(depths(photos).numpy())
+        depths = depth_probe.DepthFeatures(seer)
+        *earlier, last = depths.split_by_depth(depths(photos).numpy())
         np.testing.assert_allclose(last, seer(photos).numpy(), rtol=1e-5, atol=1e-6)
     for found, maps in zip(earlier, seen.values(), strict=True):
         expected = np.concatenate([maps.numpy().mean((2, 3)), maps.numpy().std((2, 3), ddof=1)], axis=1)
@@ -296,7 +304,7 @@ def test_the_last_line_for_scripts_is_the_command_to_run(drawn, capsys):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     by_name = {each["event"]: each for each in events}
     assert by_name["advice"]["trained"] == "head"
-    assert set(by_name["advice"]["evidence"]["cuts"]) == set(CUTS)
+    assert set(by_name["advice"]["evidence"]["cuts"]) == set(DEPTH_NAMES)
     assert by_name["audit"]["used"] + by_name["audit"]["set_aside"] == by_name["audit"]["paths"]
     assert events[-1] == {"event": "done", "leaks": 0, "command": out.strip()}
 

@@ -114,22 +114,22 @@ def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
 
 def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     from ikebana.learning import device
-    from ikebana.learning.estimate import forecast
+    from ikebana.learning.estimate import estimate_cost
 
     folder = grow(tmp_path / "photos", clean(10) | {"a/large.png": encoded(drawing(200), "PNG")})
     chosen = recipes.get_recipe("baseline", side=46, epochs=10)
-    setting = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
+    setting = device.DeviceSettings("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
     found = sources.read(folder)
-    before = forecast(found, chosen, setting)
-    assert before.cache == 21 * (46 * 46 + pixel_cache.THUMBNAIL_SIZE**2) * 3 + near_duplicates.compute_scratch_bytes(
-        21
-    )
+    before = estimate_cost(found, chosen, setting)
+    assert before.cache_bytes == 21 * (
+        46 * 46 + pixel_cache.THUMBNAIL_SIZE**2
+    ) * 3 + near_duplicates.compute_scratch_bytes(21)
     assert 10 * 21 * 0.6 * 0.5 < before.seconds < 2 * 10 * 21 * 0.6 * 0.5
     near_duplicates.find_near_duplicates(*pixel_cache.open_pixel_cache(found, 46, "squash"))
-    again = forecast(found, chosen, setting)
-    assert again.cache == 0
+    again = estimate_cost(found, chosen, setting)
+    assert again.cache_bytes == 0
     assert "all kept from before" in again.text
-    assert pl.Series([before.memory, again.memory]).n_unique() == 1
+    assert pl.Series([before.memory_bytes, again.memory_bytes]).n_unique() == 1
 
 
 def test_a_class_that_nothing_is_learned_of_is_the_gravest_finding_and_a_name_that_was_meant_is_named(tmp_path):

@@ -26,8 +26,8 @@ QUICK = recipes.get_recipe("quick")
 
 
 def built(name="quick", **choices):
-    recipe = networks.settled(recipes.get_recipe(name, **choices))
-    return recipe, networks.build(recipe, 5)
+    recipe = networks.fill_defaults(recipes.get_recipe(name, **choices))
+    return recipe, networks.build_network(recipe, 5)
 
 
 def photos(side, count=2):
@@ -62,11 +62,11 @@ def test_a_frozen_network_sees_things_about_as_large_as_it_did_when_timm_tested_
     assert abs(recipe.image_size - shorter_side) <= 16
     with torch.inference_mode():
         assert network.eval()(photos(recipe.image_size)).shape == (2, 5)  # some want a multiple of 32
-    assert backbones.own_side(recipes.get_recipe("good", network=name)) == about["input_size"][1]
+    assert backbones.get_native_image_size(recipes.get_recipe("good", network=name)) == about["input_size"][1]
 
 
 def test_a_network_of_one_fixed_size_is_given_that():
-    assert backbones.own_side(with_options(QUICK, network="vit_tiny_patch16_224")) == 224
+    assert backbones.get_native_image_size(with_options(QUICK, network="vit_tiny_patch16_224")) == 224
 
 
 def test_photos_reach_the_backbone_as_it_was_trained_to_see_them():
@@ -85,7 +85,7 @@ def test_the_pretrained_backbone_gives_timms_own_features():
     import timm
 
     recipe, network = built()
-    weights = weight_loading.fill(network, recipe)
+    weights = weight_loading.load_pretrained_weights(network, recipe)
     assert weights is not None
     assert weights.license == "Apache-2.0"
     peer = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
@@ -126,7 +126,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     )
     recipe, network = built(weights=str(file))
     with pytest.raises(RecipeError, match="not of tf_efficientnet_lite0"):
-        weight_loading.fill(network, recipe)
+        weight_loading.load_pretrained_weights(network, recipe)
 
 
 def test_weights_for_another_side_are_refused_before_any_photo_is_read(tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     mine = {name: torch.full_like(value, 0.5).contiguous() for name, value in own.items()}
     save_file(mine, tmp_path / "mine.safetensors")
     recipe = with_options(recipe, weights=str(tmp_path / "mine.safetensors"))
-    found = weight_loading.fill(network, recipe)
+    found = weight_loading.load_pretrained_weights(network, recipe)
     assert found is not None
     assert str(tmp_path) in found.source
     assert all((weight == 0.5).all() for weight in network.get_submodule("seer.backbone").parameters())
@@ -158,15 +158,15 @@ def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
 
 def test_a_file_of_weights_is_found_again_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settled = networks.settled(with_options(QUICK, weights="mine.safetensors"))
+    settled = networks.fill_defaults(with_options(QUICK, weights="mine.safetensors"))
     assert settled.weights == str(tmp_path / "mine.safetensors")
-    assert networks.settled(settled) == settled
+    assert networks.fill_defaults(settled) == settled
 
 
 def test_stages_hold_each_weight_once_in_the_order_of_the_photos_way():
     _, network = built()
     backbone = network.get_submodule("seer.backbone")
-    stages = parameter_groups.stages(backbone)
+    stages = parameter_groups.list_stages(backbone)
     assert [name for name, _ in stages] == ["conv_stem", *(f"blocks.{number}" for number in range(7)), "conv_head"]
     counted = [id(weight) for _, own in stages for weight in own]
     assert sorted(counted) == sorted(id(weight) for weight in backbone.parameters())
@@ -175,7 +175,7 @@ def test_stages_hold_each_weight_once_in_the_order_of_the_photos_way():
 def test_layers_in_a_list_are_stages_too():
     _, network = built("good", network="test_vit_relpos")
     assert isinstance(network.get_submodule("seer.backbone.blocks"), nn.ModuleList)
-    names = [name for name, _ in parameter_groups.stages(network.get_submodule("seer.backbone"))]
+    names = [name for name, _ in parameter_groups.list_stages(network.get_submodule("seer.backbone"))]
     assert "blocks.0" in names
     assert {name.split(".")[2] for name in learning(network) if ".blocks." in name} == {"blocks"}
     assert not any("blocks.0." in name or "patch_embed" in name for name in learning(network))
@@ -184,8 +184,8 @@ def test_layers_in_a_list_are_stages_too():
 @pytest.mark.parametrize("name", ["mvitv2_tiny", "efficientvim_m1", "sequencer2d_s"])
 def test_the_layer_table_has_layers_that_give_several_things(name):
     recipe, network = built(network=name)
-    table = layer_table.layers(network, recipe.image_size)
-    assert sum(layer.trainable for layer in table) == sum(
+    table = layer_table.summarise_layers(network, recipe.image_size)
+    assert sum(layer.trainable_parameters for layer in table) == sum(
         each.numel() for each in network.parameters() if each.requires_grad
     )
     assert sum(layer.parameters for layer in table) >= sum(each.numel() for each in network.parameters())
@@ -193,24 +193,24 @@ def test_the_layer_table_has_layers_that_give_several_things(name):
 
 def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
     recipe = with_options(QUICK, side=64, transfer=Transfer(flip_tta=True))
-    network = networks.build(recipe, 5).eval()
+    network = networks.build_network(recipe, 5).eval()
     shown = photos(64)
     with torch.inference_mode():
         torch.testing.assert_close(network(shown), network(shown.flip(3)), rtol=1e-4, atol=1e-5)
-        plain = networks.build(with_options(recipe, transfer=Transfer()), 5).eval()
+        plain = networks.build_network(with_options(recipe, transfer=Transfer()), 5).eval()
         assert not torch.allclose(plain(shown), plain(shown.flip(3)), rtol=1e-3)
-        parameter_groups.into_training(network, recipe, "head")
+        parameter_groups.set_training_mode(network, recipe, "head")
         torch.testing.assert_close(network(shown), plain(shown))  # while it learns it sees each photo once
 
 
 def test_the_layer_table_counts_each_weight_once_and_says_which_learn():
     recipe, network = built("good")
-    table = layer_table.layers(network, recipe.image_size)
+    table = layer_table.summarise_layers(network, recipe.image_size)
     weights = [*network.parameters(), *(each for name, each in network.named_buffers() if "running" in name)]
     assert sum(layer.parameters for layer in table) == sum(each.numel() for each in weights)
     learning = [each.numel() for each in network.parameters() if each.requires_grad]
-    assert sum(layer.trainable for layer in table) == sum(learning) > 0
-    assert all(layer.trainable for layer in layer_table.from_first_trained(table)[:1])
+    assert sum(layer.trainable_parameters for layer in table) == sum(learning) > 0
+    assert all(layer.trainable_parameters for layer in layer_table.skip_frozen_layers(table)[:1])
 
 
 @pytest.mark.parametrize(
@@ -219,9 +219,9 @@ def test_the_layer_table_counts_each_weight_once_and_says_which_learn():
 )
 def test_the_tutorials_recipes_have_the_tutorials_counts(name, parameters, trainable):
     recipe, network = built(name)
-    table = layer_table.layers(network, recipe.image_size)
+    table = layer_table.summarise_layers(network, recipe.image_size)
     assert sum(layer.parameters for layer in table) == parameters
-    assert sum(layer.trainable for layer in table) == trainable
+    assert sum(layer.trainable_parameters for layer in table) == trainable
 
 
 def tuned(trained, tail_from="blocks.4", layer_decay=0.5):
@@ -231,15 +231,15 @@ def tuned(trained, tail_from="blocks.4", layer_decay=0.5):
 
 def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
     recipe = tuned("tail")
-    network = networks.build(recipe, 5)
+    network = networks.build_network(recipe, 5)
     stages = {name.split(".")[2] + "." + name.split(".")[3] for name in learning(network) if ".blocks." in name}
     assert stages == {"blocks.4", "blocks.5", "blocks.6"}
     names = {id(weight): name for name, weight in network.named_parameters()}
     rates = {}
-    for group in parameter_groups.trained_groups(network, recipe, "tail", 1.0):
+    for group in parameter_groups.make_parameter_groups(network, recipe, "tail", 1.0):
         for weight in group.weights:
             rates[names[id(weight)]] = group.learning_rate
-            assert group.decays == (weight.ndim > 1)
+            assert group.has_weight_decay == (weight.ndim > 1)
     assert set(rates) == learning(network)
     assert rates["head.dense.weight"] == 1
     assert rates["seer.backbone.conv_head.weight"] == 0.5
@@ -249,11 +249,11 @@ def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
 
 def test_a_head_alone_decays_as_it_does_within_its_network():
     recipe = tuned("head")
-    network = networks.build(recipe, 5)
+    network = networks.build_network(recipe, 5)
     alone = nn.Sequential(OrderedDict(head=network.get_submodule("head")))
     for learner in (network, alone):
-        groups = parameter_groups.trained_groups(learner, recipe, "head", 1.0)
-        assert [(each.decays, [tuple(one.shape) for one in each.weights]) for each in groups] == [
+        groups = parameter_groups.make_parameter_groups(learner, recipe, "head", 1.0)
+        assert [(each.has_weight_decay, [tuple(one.shape) for one in each.weights]) for each in groups] == [
             (True, [(5, 1280)]),
             (False, [(5,)]),
         ]
@@ -261,15 +261,15 @@ def test_a_head_alone_decays_as_it_does_within_its_network():
 
 def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
     from ikebana.learning import device
-    from ikebana.learning.training.trainer import Learner, phases
+    from ikebana.learning.training.trainer import Trainer, plan_phases
 
     recipe = tuned("tail")
-    network = networks.build(recipe, 5)
+    network = networks.build_network(recipe, 5)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    learner = Learner(network, recipe, phases(recipe)[0], np.arange(8) % 5)
-    parameter_groups.into_training(network, recipe, "tail")
+    learner = Trainer(network, recipe, plan_phases(recipe)[0], np.arange(8) % 5)
+    parameter_groups.set_training_mode(network, recipe, "tail")
     for _ in range(3):
-        learner.step(photos(64, 8), torch.arange(8) % 5, device.Setting("cpu", "float32", 2, ""))
+        learner.step(photos(64, 8), torch.arange(8) % 5, device.DeviceSettings("cpu", "float32", 2, ""))
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == learning(network)  # the means of BatchNorm, below and above the cut, among what stays
 
@@ -277,16 +277,16 @@ def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
 @pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224"])
 def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_the_new_ones_say(name):
     from ikebana.learning import device
-    from ikebana.learning.training.trainer import Learner, phases
+    from ikebana.learning.training.trainer import Trainer, plan_phases
 
-    recipe = networks.settled(recipes.get_recipe("good", network=name, transfer=Transfer(trainable="all")))
-    network = networks.build(recipe, 5)
-    learner = Learner(network, recipe, phases(recipe)[0], np.arange(4))
-    parameter_groups.into_training(network, recipe, "all")
-    setting = device.Setting("cpu", "float32", 2, "")
+    recipe = networks.fill_defaults(recipes.get_recipe("good", network=name, transfer=Transfer(trainable="all")))
+    network = networks.build_network(recipe, 5)
+    learner = Trainer(network, recipe, plan_phases(recipe)[0], np.arange(4))
+    parameter_groups.set_training_mode(network, recipe, "all")
+    setting = device.DeviceSettings("cpu", "float32", 2, "")
     for _ in range(2):
         learner.step(photos(224, 4), torch.arange(4), setting)
-    fresh = networks.build(recipe, 5)
+    fresh = networks.build_network(recipe, 5)
     fresh.load_state_dict(network.state_dict())
     with torch.inference_mode():
         expected = fresh.eval()(photos(224, 2))
@@ -295,7 +295,7 @@ def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_
 
 def test_the_head_has_the_layers_that_the_recipe_names():
     recipe = with_options(QUICK, side=64, transfer=Transfer(dropout=0.2, hidden_units=64, hidden_dropout=0.5))
-    head = networks.build(recipe, 5).get_submodule("head")
+    head = networks.build_network(recipe, 5).get_submodule("head")
     kinds = [type(layer) for layer in head.children()]
     assert kinds == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
     assert [layer.p for layer in head.children() if isinstance(layer, nn.Dropout)] == [0.2, 0.5]

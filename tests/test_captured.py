@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana.learning.device import Setting
-from ikebana.learning.fast.cuda_graphs import Captured
+from ikebana.learning.device import DeviceSettings
+from ikebana.learning.fast.cuda_graphs import GraphedNetwork
 from ikebana.system import progress
 
-HERE = Setting("cpu", "float32", 2, "as it comes")
+HERE = DeviceSettings("cpu", "float32", 2, "as it comes")
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def test_a_recorded_network_learns_from_the_same_norms_and_throws_the_same_dice(
     torch.manual_seed(1)
     expected = [plain(inputs) for _ in range(3)]
     torch.manual_seed(1)
-    steps = Captured(network, 8, HERE)
+    steps = GraphedNetwork(network, 8, HERE)
     assert same([steps(inputs) for _ in range(3)], expected)
     assert same(states(network), states(plain))
     assert len(recorded) == 1
 
 
 def test_the_first_full_batch_is_recorded_wherever_it_comes_and_others_go_around(network, recorded):
-    steps = Captured(network, 8, HERE)
+    steps = GraphedNetwork(network, 8, HERE)
     for count in (3, 9):
         steps(torch.randn(count, 4))
     assert not recorded
@@ -65,7 +65,7 @@ def test_the_first_full_batch_is_recorded_wherever_it_comes_and_others_go_around
 
 def test_what_is_recorded_is_no_batch_that_somebody_else_may_change(network, recorded):
     inputs = torch.randn(8, 4)
-    Captured(network, 8, HERE)(inputs)
+    GraphedNetwork(network, 8, HERE)(inputs)
     assert recorded[0].data_ptr() != inputs.data_ptr()
 
 
@@ -79,7 +79,7 @@ def test_what_cannot_be_recorded_goes_through_the_network_and_that_is_said_once(
     torch.manual_seed(1)
     expected = [plain(inputs) for _ in range(2)]
     torch.manual_seed(1)
-    steps = Captured(network, 8, HERE)
+    steps = GraphedNetwork(network, 8, HERE)
     with progress.use_reporter(progress.TerminalReporter()):
         found = [steps(inputs) for _ in range(2)]
     assert same(found, expected)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ikebana.learning.fast import depthwise
-from ikebana.learning.fast.depthwise import Depthwise
+from ikebana.learning.fast.depthwise import DepthwiseConv2d
 
 SHAPES = [
     (5, 1, 2),
@@ -45,7 +45,9 @@ def test_it_is_torchs_convolution_on_the_way_there_and_back(kernel, stride, padd
             weight.copy_(whole_numbers(*weight.shape, seed=2 + number) if weight.ndim > 1 else weight.round())
     features = whole_numbers(3, 6, *side)
     expected = outcome(convolution, features, half=False)  # in float32: the numbers are exact either way
-    for ours, theirs in zip(outcome(Depthwise(convolution, same=False), features, half), expected, strict=True):
+    for ours, theirs in zip(
+        outcome(DepthwiseConv2d(convolution, same_padding=False), features, half), expected, strict=True
+    ):
         # what bfloat16 rounds is the result alone, to 8 bits
         torch.testing.assert_close(ours, theirs, rtol=2**-8 if half else 1e-6, atol=1e-6)
 
@@ -61,8 +63,8 @@ def test_every_network_is_the_same_function_with_them_and_without():
         with torch.inference_mode():
             before = network(features)
         names = list(network.state_dict())
-        depthwise.replaced(network)
-        assert [each for each in network.modules() if isinstance(each, Depthwise)]
+        depthwise.replace_depthwise(network)
+        assert [each for each in network.modules() if isinstance(each, DepthwiseConv2d)]
         assert list(network.state_dict()) == names
         with torch.inference_mode():
             torch.testing.assert_close(network(features), before, rtol=1e-5, atol=1e-5)
@@ -78,5 +80,5 @@ def test_convolutions_that_gain_nothing_are_left_alone():
         nn.Conv2d(8, 8, (5, 3), 1, (2, 1), groups=8),
         nn.Conv2d(8, 8, 1, 2, groups=8),
     ]
-    network = depthwise.replaced(nn.Sequential(*kept))
+    network = depthwise.replace_depthwise(nn.Sequential(*kept))
     assert list(network) == kept  # type: ignore[call-overload]

@@ -13,7 +13,7 @@ from ikebana.errors import RecipeError
 from ikebana.learning import examples
 from ikebana.learning.models import networks
 from ikebana.learning.models.layers import Ensemble
-from ikebana.learning.training.trainer import Learner
+from ikebana.learning.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -147,13 +147,13 @@ def test_with_all_the_score_stays_that_of_the_network_which_had_not_seen_the_tes
 
 def test_what_ships_is_the_same_recipe_trained_on_every_photo(shipped, photos, tmp_path, monkeypatch):
     seen = []
-    real = Learner.step
+    real = Trainer.step
 
     def step(self, inputs, labels, setting):
         seen.append(len(labels))
         return real(self, inputs, labels, setting)
 
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     fit(photos, tmp_path / "again", all=True)
     used = shipped.dataset.filter(shipped.dataset["split"].is_not_null())
     train = used.filter(used["split"] == "train").height
@@ -185,7 +185,7 @@ def test_every_photo_is_learned_from_once_and_none_is_held_out():
         "validation": part(pixels, [2, 3]),
         "test": part(pixels, [7, 1, 5]),
     }
-    found = examples.all_to_learn_from(parts)
+    found = examples.merge_for_refit(parts)
     assert found["train"].rows.tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
     assert found["train"].labels.tolist() == [row % 3 for row in found["train"].rows]
     assert len(found["validation"]) == len(found["test"]) == 0
@@ -193,11 +193,11 @@ def test_every_photo_is_learned_from_once_and_none_is_held_out():
 
 def part(pixels, rows):
     rows = np.array(rows)
-    return examples.Photos(pixels, rows, rows % 3, np.zeros(len(rows), bool), rows)
+    return examples.PhotoExamples(pixels, rows, rows % 3, np.zeros(len(rows), bool), rows)
 
 
 def test_one_network_alone_is_no_ensemble():
     recipe = recipes.get_recipe("baseline", side=48)
-    network = networks.build(recipe, 3)
-    assert networks.members(network) == [network]
+    network = networks.build_network(recipe, 3)
+    assert networks.get_members(network) == [network]
     assert not isinstance(network, Ensemble)

@@ -102,7 +102,7 @@ def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
         recipe = recipes.get_recipe("good", network=name, side=64)
     else:
         recipe = recipes.get_recipe("baseline", network=name, side=64)
-    network = networks.Shipped(networks.build(recipe, 3), temperature=1.7).eval()
+    network = networks.CalibratedNetwork(networks.build_network(recipe, 3), temperature=1.7).eval()
     squares = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     about = {"ikebana": 1, "classes": ["a", "b", "c"], "side": 64, "fit": "squash", "threshold": None}
     about |= {"versions": {"ikebana": "0"}}

@@ -8,13 +8,13 @@ from torch import nn
 from ikebana.learning import device, examples
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.features import feature_cache
-from ikebana.learning.features.feature_cache import Origin
+from ikebana.learning.features.feature_cache import FeatureKey
 from ikebana.recipes import RECIPES
 from ikebana.system.cache_folder import cache_folder
 
-EXACT = device.Setting("cpu", "float32", 2, "as it comes")
-HALF = device.Setting("cpu", "bfloat16", 2, "as it comes")
-ORIGIN = Origin("some pixels", "a network", "its weights")
+EXACT = device.DeviceSettings("cpu", "float32", 2, "as it comes")
+HALF = device.DeviceSettings("cpu", "bfloat16", 2, "as it comes")
+ORIGIN = FeatureKey("some pixels", "a network", "its weights")
 
 
 class Seer(nn.Module):
@@ -46,21 +46,21 @@ def seer():
 
 def photos(rows, count=20, side=16):
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
-    return examples.unlabelled(pixels, np.array(rows, np.int64))
+    return examples.make_unlabelled(pixels, np.array(rows, np.int64))
 
 
 def computed(seer, shown, setting=EXACT):
     """How many photos the backbone saw for this, and what came of it."""
     before = seer.seen[0]
-    found = feature_cache.of(seer, ORIGIN, shown, setting)
+    found = feature_cache.extract_features(seer, ORIGIN, shown, setting)
     asked = seer.seen[0] - before - 1  # one zero photo tells the shape
-    return (asked - trials(seer, shown) if asked else 0), found.values()
+    return (asked - trials(seer, shown) if asked else 0), found.to_array()
 
 
 def trials(seer, shown):
     """How many photos are looked at to compare lean copies with the original."""
     before = seer.seen[0]
-    fused_inference.fused(seer, shown)
+    fused_inference.fuse_layers(seer, shown)
     return seer.seen[0] - before
 
 
@@ -107,20 +107,24 @@ def test_files_that_are_no_longer_whole_are_made_again(seer, damage, name):
 
 def test_other_pixels_other_weights_and_another_format_have_features_of_their_own(seer):
     shown = photos(range(5))
-    for origin in (ORIGIN, Origin("others", "a network", "its weights"), Origin("some pixels", "a network", "others")):
+    for origin in (
+        ORIGIN,
+        FeatureKey("others", "a network", "its weights"),
+        FeatureKey("some pixels", "a network", "others"),
+    ):
         for setting in (EXACT, HALF):
-            feature_cache.of(seer, origin, shown, setting)
+            feature_cache.extract_features(seer, origin, shown, setting)
     assert len(list(cache_folder().glob("features/*"))) == 6
 
 
 def test_half_precision_is_close_and_takes_half_the_space(seer):
     shown = photos(range(10))
-    exact, half = (feature_cache.of(seer, ORIGIN, shown, setting) for setting in (EXACT, HALF))
+    exact, half = (feature_cache.extract_features(seer, ORIGIN, shown, setting) for setting in (EXACT, HALF))
     assert (exact.array.dtype, half.array.dtype) == (np.float32, np.float16)
-    assert np.abs(half.values() - exact.values()).max() < 0.02 * np.abs(exact.values()).max()
+    assert np.abs(half.to_array() - exact.to_array()).max() < 0.02 * np.abs(exact.to_array()).max()
 
 
 def test_what_is_said_of_photo_and_mirror_image_is_not_taken_for_what_is_said_of_the_photo():
-    photo_alone, both = (feature_cache.origin("pixels", RECIPES[name], None) for name in ("quick", "good"))
+    photo_alone, both = (feature_cache.make_feature_key("pixels", RECIPES[name], None) for name in ("quick", "good"))
     assert RECIPES["quick"].network == RECIPES["good"].network
     assert photo_alone != both

@@ -18,7 +18,7 @@ from ikebana.data import sources
 from ikebana.demo_data import paper_flowers
 from ikebana.learning import device
 from ikebana.learning.training import checkpoint
-from ikebana.learning.training.trainer import Learner
+from ikebana.learning.training.trainer import Trainer
 from ikebana.recipe import Tuning, with_options, recipe_to_json
 from ikebana.runs import reproducibility
 from ikebana.runs.run import Run
@@ -148,7 +148,7 @@ def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_mac
 def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(photos, tmp_path, monkeypatch):
     from ikebana.learning import device
 
-    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.FORMATS, "measured"))
+    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.DTYPES, "measured"))
     monkeypatch.setattr(device, "_known", lambda *_: ({"float32": 1.0, "bfloat16": 2.0}, {}))
     made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL | {"precision": "auto", "epochs": 1})
     assert made.recipe.precision == "float32"
@@ -189,13 +189,13 @@ def test_a_recipe_file_that_is_not_there_is_refused_with_its_name(tmp_path):
 
 
 def test_a_run_whose_folder_vanishes_says_so_and_does_not_leave_another(photos, tmp_path, monkeypatch):
-    real = Learner.step
+    real = Trainer.step
 
     def vanishing(*arguments):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         return real(*arguments)
 
-    monkeypatch.setattr(Learner, "step", vanishing)
+    monkeypatch.setattr(Trainer, "step", vanishing)
     with pytest.raises(ikebana.MachineError, match="gone"):
         ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run").exists()
@@ -203,13 +203,13 @@ def test_a_run_whose_folder_vanishes_says_so_and_does_not_leave_another(photos, 
 
 def test_a_cache_that_vanishes_while_a_network_learns_changes_nothing(whole, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
-    real = Learner.step
+    real = Trainer.step
 
     def vanishing(*arguments):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         return real(*arguments)
 
-    monkeypatch.setattr(Learner, "step", vanishing)
+    monkeypatch.setattr(Trainer, "step", vanishing)
     made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
     assert made.weights.read_bytes() == whole.weights.read_bytes()
 
@@ -241,7 +241,7 @@ def test_a_disk_that_is_full_or_read_only_is_said_and_the_run_goes_on_when_it_is
     trouble, small_disk, whole, photos, monkeypatch
 ):
     place, remount = small_disk
-    real, made = Learner.step, []
+    real, made = Trainer.step, []
 
     def spoilt(*arguments):
         made.append(1)
@@ -249,7 +249,7 @@ def test_a_disk_that_is_full_or_read_only_is_said_and_the_run_goes_on_when_it_is
             assert remount(trouble if trouble == "ro" else f"size={shutil.disk_usage(place).used}")
         return real(*arguments)
 
-    monkeypatch.setattr(Learner, "step", spoilt)
+    monkeypatch.setattr(Trainer, "step", spoilt)
     with pytest.raises(ikebana.MachineError, match=r"the disk is full|Read-only"):
         ikebana.fit(photos, "baseline", run=place / "run", **SMALL)
     assert remount("rw,size=1g")
@@ -340,18 +340,18 @@ def test_what_programs_read_is_utf8_whatever_the_locale(tmp_path):
 @pytest.mark.usefixtures("on_processor")
 def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path, monkeypatch):
     file = tmp_path / "environment.json"
-    assert device.remembered(file) is None
-    began = device.Setting("cpu", "bfloat16", 1, "as it comes", {"device": "a reason"}, 0.01)
-    file.write_text(json.dumps(device.environment(began)), "utf-8")
+    assert device.load_settings(file) is None
+    began = device.DeviceSettings("cpu", "bfloat16", 1, "as it comes", {"device": "a reason"}, 0.01)
+    file.write_text(json.dumps(device.collect_environment(began)), "utf-8")
     threads = torch.get_num_threads()
     try:
-        assert device.remembered(file) == began
+        assert device.load_settings(file) == began
         assert torch.get_num_threads() == 1
-        assert device.prepare().threads == threads  # a new run is not held to that
+        assert device.configure().threads == threads  # a new run is not held to that
         monkeypatch.setattr(device, "_device", lambda: ("cuda", "a GPU is there now"))
-        assert device.remembered(file) == began
-        file.write_text(json.dumps({**device.environment(began), "device": "mps"}), "utf-8")
-        assert device.remembered(file) is None
+        assert device.load_settings(file) == began
+        file.write_text(json.dumps({**device.collect_environment(began), "device": "mps"}), "utf-8")
+        assert device.load_settings(file) is None
     finally:
         torch.set_num_threads(threads)
 
@@ -366,12 +366,12 @@ def test_a_run_that_goes_on_elsewhere_says_what_is_not_as_it_was(stopped, whole,
 
 def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(stopped):
     for error in (PermissionError(13, "Permission denied"), OSError(5, "Input/output error")):
-        with pytest.raises(ikebana.RunError, match="cannot be read") as refusal, checkpoint.usable(stopped):
+        with pytest.raises(ikebana.RunError, match="cannot be read") as refusal, checkpoint.checkpoint_errors(stopped):
             raise error
         assert "delete" not in str(refusal.value)
-    with pytest.raises(torch.OutOfMemoryError), checkpoint.usable(stopped):
+    with pytest.raises(torch.OutOfMemoryError), checkpoint.checkpoint_errors(stopped):
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    with pytest.raises(ikebana.RunError, match="delete it"), checkpoint.usable(stopped):
+    with pytest.raises(ikebana.RunError, match="delete it"), checkpoint.checkpoint_errors(stopped):
         raise KeyError("network.dense")
 
 

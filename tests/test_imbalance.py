@@ -14,27 +14,27 @@ from ikebana import recipes
 from ikebana.data.dataset import SCHEMA, STATUS_USED, Dataset
 from ikebana.evaluation.calibration import calibrate
 from ikebana.learning import device, examples
-from ikebana.learning.training.class_priors import log_shares
-from ikebana.learning.training.trainer import Learner, phases
+from ikebana.learning.training.class_priors import compute_log_priors
+from ikebana.learning.training.trainer import Trainer, plan_phases
 
 
 def test_the_shares_of_all_classes_make_a_whole():
     labels = np.array([0, 0, 0, 2, 2, 1])
-    assert np.exp(log_shares(labels, 3)).sum() == pytest.approx(1)
+    assert np.exp(compute_log_priors(labels, 3)).sum() == pytest.approx(1)
 
 
 def test_classes_of_equal_size_change_nothing_that_is_said():
-    shares = log_shares(np.arange(12) % 4, 4)
+    shares = compute_log_priors(np.arange(12) % 4, 4)
     assert np.ptp(shares) == 0
 
 
 def test_twice_the_photos_are_one_factor_of_two():
-    shares = log_shares(np.array([0, 1, 1]), 2)
+    shares = compute_log_priors(np.array([0, 1, 1]), 2)
     assert shares[1] - shares[0] == pytest.approx(np.log(2))
 
 
 def test_a_class_without_photos_is_left_alone():
-    assert log_shares(np.array([0, 2]), 3)[1] == 0
+    assert compute_log_priors(np.array([0, 2]), 3)[1] == 0
 
 
 def two_clouds(photos, seed):
@@ -51,15 +51,17 @@ def recall_of_the_rare_class(counts_known: bool) -> float:
     kept = (labels == 0) | (np.arange(1300) // 2 % 12 == 0)
     features, labels = features[kept], labels[kept]
     torch.manual_seed(0)
-    learner = Learner(nn.Sequential(nn.Linear(4, 2)), recipe, phases(recipe)[-1], labels)
+    learner = Trainer(nn.Sequential(nn.Linear(4, 2)), recipe, plan_phases(recipe)[-1], labels)
     if not counts_known:
-        learner.shares = torch.zeros(2)
+        learner.log_priors = torch.zeros(2)
     order = torch.Generator().manual_seed(0)
     for _ in range(60):
         for chosen in torch.randperm(len(labels), generator=order).split(64):
-            learner.step(features[chosen], torch.from_numpy(labels)[chosen], device.Setting("cpu", "float32", 1, ""))
+            learner.step(
+                features[chosen], torch.from_numpy(labels)[chosen], device.DeviceSettings("cpu", "float32", 1, "")
+            )
     new, truth = two_clouds(2000, seed=1)
-    said = learner.scored(new).argmax(1).numpy()
+    said = learner.evaluated_network(new).argmax(1).numpy()
     return float((said == truth)[truth == 1].mean())
 
 
@@ -75,9 +77,9 @@ def test_a_class_that_nothing_is_learned_of_takes_no_part_in_the_loss():
         network.bias[1] = -30.0
     features, step = (
         torch.randn(8, 4, generator=torch.Generator().manual_seed(0)),
-        device.Setting("cpu", "float32", 1, ""),
+        device.DeviceSettings("cpu", "float32", 1, ""),
     )
-    learner = Learner(nn.Sequential(network), recipe, phases(recipe)[-1], labels)
+    learner = Trainer(nn.Sequential(network), recipe, plan_phases(recipe)[-1], labels)
     loss, _ = learner.step(features, torch.from_numpy(labels), step)
     assert loss < 5  # smoothing made it 0.1 / 4 * 30 more
     assert network.bias.grad is not None
@@ -95,20 +97,20 @@ def test_confidence_and_choices_are_of_learned_classes_alone():
     }  # fmt: skip
     empty = {name: [None] * 400 for name in SCHEMA if name not in table}
     photos = pl.DataFrame({**table, **empty}, schema_overrides=SCHEMA).select(list(SCHEMA))
-    found = examples.parts(
+    found = examples.build_split_examples(
         Dataset("drawn", Path(), photos, tuple(f"class {each}" for each in range(4))),
         np.zeros((400, 8, 8, 3), np.uint8),
     )
     validation = found["validation"]
-    assert not validation.for_choices[validation.labels == 3].any()
-    assert validation.for_choices[validation.labels != 3].any()
+    assert not validation.for_selection[validation.labels == 3].any()
+    assert validation.for_selection[validation.labels != 3].any()
     logits = dice.normal(0, 1, (len(validation), 4)) + 4 * np.eye(4)[validation.labels] * (
         dice.random((len(validation), 1)) < 0.9
     )
     logits[:, 3] = -30
     said = softmax(logits, axis=1)
-    given, labels, groups = examples.for_calibration(found, said)
-    rest = np.flatnonzero(~validation.for_choices & (validation.labels != 3))
+    given, labels, groups = examples.select_for_calibration(found, said)
+    rest = np.flatnonzero(~validation.for_selection & (validation.labels != 3))
     np.testing.assert_allclose(given, said[rest][:, :3])
     assert (labels == validation.labels[rest]).all()
     assert (groups == validation.groups[rest]).all()

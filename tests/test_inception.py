@@ -73,11 +73,11 @@ def of_kind(model, wanted):
 
 def pairs(model, network, until):
     """Keras' layers with weights and our modules that hold the same, by index and never by name."""
-    layers = inception.keras_layers(until)
+    layers = inception.list_keras_layers(until)
     return [
-        (layer, network.get_submodule(ours.module))
+        (layer, network.get_submodule(ours.module_name))
         for layer, ours in zip(model.layers, layers, strict=True)
-        if ours.module is not None
+        if ours.module_name is not None
     ]
 
 
@@ -90,7 +90,7 @@ def held(module):
 
 @torch.no_grad()
 def copied(model, until):
-    network = inception.inception(until).double()
+    network = inception.build_inception(until).double()
     for layer, module in pairs(model, network, until):
         for value, given in zip([*module.parameters(), *module.buffers()], layer.get_weights(), strict=True):
             tensor = torch.from_numpy(np.array(given))
@@ -126,15 +126,15 @@ def keras_features(model, training):
 
 
 def test_the_layers_are_keras_layers_in_keras_order(theirs, until):
-    layers = inception.keras_layers(until)
-    assert [each.kind for each in layers] == [kind(layer) for layer in theirs.layers]
+    layers = inception.list_keras_layers(until)
+    assert [each.class_name for each in layers] == [kind(layer) for layer in theirs.layers]
     assert len(layers) == {"mixed8": 249, "mixed10": WHOLE}[until]
 
 
 def test_every_layer_has_the_parameters_that_keras_counts(theirs, until):
-    network = inception.inception(until)
-    for layer, ours in zip(theirs.layers, inception.keras_layers(until), strict=True):
-        values = held(network.get_submodule(ours.module)) if ours.module else []
+    network = inception.build_inception(until)
+    for layer, ours in zip(theirs.layers, inception.list_keras_layers(until), strict=True):
+        values = held(network.get_submodule(ours.module_name)) if ours.module_name else []
         assert [value.shape for value in values] == [tuple(weight.shape) for weight in layer.weights]
     assert counted(network) == theirs.count_params()
     if until == "mixed10":
@@ -168,23 +168,23 @@ def test_in_training_it_gives_what_keras_gives_and_its_statistics_move_as_keras_
 
 
 def test_the_last_fifty_layers_begin_at_the_84th_convolution_and_27_have_weights(keras_whole):
-    layers = inception.keras_layers()
-    last = [each.module for each in layers[-50:] if each.module]
+    layers = inception.list_keras_layers()
+    last = [each.module_name for each in layers[-50:] if each.module_name]
     assert len(last) == len([layer for layer in keras_whole.layers[-50:] if layer.weights]) == 27
     # Keras numbers its convolutions from 0 as they are made, and so conv2d_83 is the 84th
-    made = [name for name, module in inception.inception().named_modules() if isinstance(module, nn.Conv2d)]
+    made = [name for name, module in inception.build_inception().named_modules() if isinstance(module, nn.Conv2d)]
     assert made[83] == last[0]
 
 
 def test_it_is_as_large_and_as_trainable_as_the_tutorial_counts(keras_whole):
-    network, layers = inception.inception().requires_grad_(False), inception.keras_layers()
+    network, layers = inception.build_inception().requires_grad_(False), inception.list_keras_layers()
     assert counted(network) + HEAD == 22_982_821
     assert trainable(network) + HEAD == 1_180_037
-    norms = [number for number, each in enumerate(layers) if each.kind == "BatchNormalization"]
+    norms = [number for number, each in enumerate(layers) if each.class_name == "BatchNormalization"]
     assert len(norms) == 94
     free = {*range(WHOLE - 50, WHOLE), *norms}
     for number in free:
-        if name := layers[number].module:
+        if name := layers[number].module_name:
             network.get_submodule(name).requires_grad_(True)
     assert trainable(network) + HEAD == 8_365_253
     assert trainable(network) == sum(
@@ -197,7 +197,7 @@ def trainable(network):
 
 
 def test_an_average_of_equal_values_is_that_value_at_the_edge_as_well():
-    pools = [module for module in inception.inception().modules() if isinstance(module, nn.AvgPool2d)]
+    pools = [module for module in inception.build_inception().modules() if isinstance(module, nn.AvgPool2d)]
     assert len(pools) == 9
     for pool in pools:
         assert torch.equal(pool(torch.ones(1, 2, 5, 4)), torch.ones(1, 2, 5, 4))
@@ -235,7 +235,7 @@ def test_batch_norm_without_gamma_is_torchs_own_with_a_gamma_of_one(training, nu
 
 
 def test_torch_can_make_it_part_of_the_convolution_before_it():
-    unit: Any = inception.inception("mixed0").eval().get_submodule("stem_1")
+    unit: Any = inception.build_inception("mixed0").eval().get_submodule("stem_1")
     for value in unit.bn.state_dict().values():
         nn.init.uniform_(value, 0.5, 2)
     fused = torch.nn.utils.fuse_conv_bn_eval(unit.conv, unit.bn)
@@ -250,7 +250,7 @@ def test_the_moving_variance_goes_towards_that_of_the_batch_which_torch_enlarges
 
 
 def test_it_trains_in_bfloat16_and_keeps_its_statistics_in_float32():
-    network = inception.inception("mixed0").train()
+    network = inception.build_inception("mixed0").train()
     with torch.autocast("cpu", torch.bfloat16):
         given = network(photos(75))
     assert given.dtype == torch.bfloat16
@@ -264,17 +264,17 @@ def test_it_trains_in_bfloat16_and_keeps_its_statistics_in_float32():
 
 
 def test_a_network_that_cannot_be_cut_there_says_where_it_can():
-    for make in (inception.inception, inception.keras_layers):
+    for make in (inception.build_inception, inception.list_keras_layers):
         with pytest.raises(RecipeError) as refusal:
             make("mixed11")
-        assert all(cut in str(refusal.value) for cut in inception.cuts())
+        assert all(cut in str(refusal.value) for cut in inception.get_truncation_points())
 
 
-@pytest.mark.parametrize("until", inception.cuts())
+@pytest.mark.parametrize("until", inception.get_truncation_points())
 def test_wherever_it_is_cut_the_layers_are_the_first_of_the_whole(until):
-    layers, whole = inception.keras_layers(until), inception.keras_layers()
+    layers, whole = inception.list_keras_layers(until), inception.list_keras_layers()
     assert layers == whole[: len(layers)]
-    names = [name for name, _ in inception.inception(until).named_children()]
+    names = [name for name, _ in inception.build_inception(until).named_children()]
     assert names[-1] == until
 
 
@@ -308,8 +308,8 @@ def timm_features(network, last, given, monkeypatch):
 
 @pytest.mark.parametrize(("until", "last"), [("mixed0", "Mixed_5b"), ("mixed8", "Mixed_7a"), ("mixed10", "Mixed_7c")])
 def test_with_timms_weights_it_is_timms_network_with_keras_average_pools(timm_whole, until, last, monkeypatch):
-    network = inception.inception(until).eval()
-    inception.load_timm(network, timm_whole.state_dict())
+    network = inception.build_inception(until).eval()
+    inception.load_timm_weights(network, timm_whole.state_dict())
     with torch.no_grad():
         ours = network(photos()).numpy()
     assert_alike(ours, timm_features(timm_whole, last, photos(), monkeypatch), 1e-5)
@@ -320,8 +320,8 @@ def test_the_file_of_real_weights_is_read_whole_and_gives_timms_features(timm_wh
     if not file.exists():
         pytest.skip(f"{file} is not there: weights are never part of the project")
     tensors = load_file(file)
-    network = inception.inception("mixed8").eval()
-    inception.load_timm(network, tensors)
+    network = inception.build_inception("mixed8").eval()
+    inception.load_timm_weights(network, tensors)
     assert not timm_whole.load_state_dict(tensors, strict=False).unexpected_keys
     with torch.no_grad():
         ours = network(photos() * 2 - 1).numpy()
@@ -330,12 +330,12 @@ def test_the_file_of_real_weights_is_read_whole_and_gives_timms_features(timm_wh
 
 def refusal(network, tensors):
     with pytest.raises(RecipeError) as raised:
-        inception.load_timm(network, tensors)
+        inception.load_timm_weights(network, tensors)
     return str(raised.value)
 
 
 def test_weights_that_do_not_fit_are_refused_and_change_nothing(timm_whole):
-    tensors, network = timm_whole.state_dict(), inception.inception("mixed9")
+    tensors, network = timm_whole.state_dict(), inception.build_inception("mixed9")
     before = {name: value.clone() for name, value in network.state_dict().items()}
     kernel, gamma = "Mixed_7b.branch3x3_2a.conv.weight", "Mixed_7b.branch3x3dbl_3b.bn.weight"
     ends_early = {name: value for name, value in tensors.items() if not name.startswith("Mixed_7b")}

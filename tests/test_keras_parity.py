@@ -12,7 +12,7 @@ from ikebana import recipes
 from ikebana.learning import augmentation, device
 from ikebana.learning.models import layer_table, networks
 from ikebana.learning.training import optimisers
-from ikebana.learning.training.trainer import Learner, phases
+from ikebana.learning.training.trainer import Trainer, plan_phases
 
 os.environ["KERAS_BACKEND"], os.environ["KERAS_TORCH_DEVICE"] = "torch", "cpu"
 keras = pytest.importorskip("keras", reason="Keras is a development dependency: pip install 'ikebana[dev]'")
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 CLASSES = 5
-SETTING = device.Setting("cpu", "float32", 2, "as it comes")
+SETTING = device.DeviceSettings("cpu", "float32", 2, "as it comes")
 
 
 @pytest.fixture(params=["baseline", "augmented"])
@@ -74,16 +74,20 @@ def as_ours(pixels):
 
 
 def test_every_layer_has_as_many_parameters_and_the_same_output_as_keras_builds(recipe):
-    table = [layer for layer in layer_table.layers(networks.build(recipe, CLASSES), 150) if layer.parameters]
+    table = [
+        layer
+        for layer in layer_table.summarise_layers(networks.build_network(recipe, CLASSES), 150)
+        if layer.parameters
+    ]
     theirs = [layer for layer in keras_network(recipe).layers if layer.weights]
     assert [layer.parameters for layer in table] == [layer.count_params() for layer in theirs]
-    assert [layer.shape[0] for layer in table] == [layer.output.shape[-1] for layer in theirs]
+    assert [layer.output_shape[0] for layer in table] == [layer.output.shape[-1] for layer in theirs]
     assert sum(layer.parameters for layer in table) == 3_455_173
 
 
 def test_with_keras_weights_our_network_says_what_keras_says(recipe):
     model = keras_network(recipe)
-    network = copied(model, networks.build(recipe, CLASSES)).eval()
+    network = copied(model, networks.build_network(recipe, CLASSES)).eval()
     pixels = photos(4)
     with torch.no_grad():
         ours = torch.softmax(network(as_ours(pixels)), 1).numpy()
@@ -91,7 +95,7 @@ def test_with_keras_weights_our_network_says_what_keras_says(recipe):
 
 
 def test_first_weights_are_spread_as_keras_spreads_them(recipe):
-    ours = with_weights(networks.build(recipe, CLASSES).modules())
+    ours = with_weights(networks.build_network(recipe, CLASSES).modules())
     theirs = [layer for layer in keras_network(recipe).layers if layer.weights]
     for mine, yours in zip(ours, theirs, strict=True):
         kernel = np.array(yours.get_weights()[0])
@@ -119,17 +123,17 @@ def in_float64():
 def test_five_steps_of_training_move_the_weights_as_keras_moves_them(in_float64, learning_rate, apart):
     recipe = recipes.get_recipe("baseline", learning_rate=learning_rate)
     model = keras_network(recipe)
-    network = copied(model, networks.build(recipe, CLASSES).double()).train()
+    network = copied(model, networks.build_network(recipe, CLASSES).double()).train()
     start = [weight.detach().clone() for weight in network.parameters()]
     model.compile(keras.optimizers.RMSprop(learning_rate), "categorical_crossentropy")
-    learner = Learner(network, recipe, phases(recipe)[0], np.zeros(16, np.int64))
+    learner = Trainer(network, recipe, plan_phases(recipe)[0], np.zeros(16, np.int64))
     for number in range(5):
         pixels = photos(16, seed=number).astype(np.float64)
         labels = np.random.default_rng(number).integers(0, CLASSES, 16)
         their_loss = float(np.asarray(model.train_on_batch(pixels / 255, np.eye(CLASSES)[labels])))
         loss, _ = learner.step(as_ours(pixels), torch.from_numpy(labels), SETTING)
         assert float(loss) == pytest.approx(their_loss, rel=apart)
-    expected = copied(model, networks.build(recipe, CLASSES).double())
+    expected = copied(model, networks.build_network(recipe, CLASSES).double())
     with torch.no_grad():
         for ours, theirs, began in zip(network.parameters(), expected.parameters(), start, strict=True):
             moved = float((theirs - began).norm())
@@ -150,7 +154,7 @@ def test_rmsprop_is_keras_rmsprop_for_gradients_of_any_size(learning_rate, size)
     for _ in range(5):
         gradient = (size * numbers.normal(size=40)).astype(np.float32)
         ours.grad = torch.from_numpy(gradient)
-        optimisers.rmsprop_([(ours, velocity)], learning_rate)
+        optimisers.update_rmsprop_([(ours, velocity)], learning_rate)
         optimizer.apply([torch.from_numpy(gradient)])
     moved = keras.ops.convert_to_numpy(theirs) - start.numpy()
     np.testing.assert_allclose(ours.detach().numpy() - start.numpy(), moved, rtol=1e-4, atol=2e-7)
@@ -185,7 +189,7 @@ def smooth_photo(seed):
 def our_maps(drawn):
     """Our map of what Keras has drawn for one photo, without the flip."""
     values = drawn | {name: np.deg2rad(drawn[name]) for name in ("theta", "shear")}
-    return augmentation.affine_maps(
+    return augmentation.compose_affine_maps(
         *(torch.tensor([values[name]], dtype=torch.float64) for name in ("theta", "tx", "ty", "shear", "zx", "zy"))
     )
 
@@ -199,7 +203,7 @@ def test_each_augmentation_moves_pixels_where_keras_moves_them(image_data_genera
         maps = our_maps(drawn)
         if drawn["flip_horizontal"]:
             maps[:, :, 0] *= -1
-        ours = augmentation.warped(as_ours(photo[None]), maps)[0].permute(1, 2, 0).numpy()
+        ours = augmentation.warp(as_ours(photo[None]), maps)[0].permute(1, 2, 0).numpy()
         assert np.abs(ours - theirs).max() < 0.05  # of 255 grey levels: float32 against float64 positions
 
 
@@ -218,7 +222,9 @@ def test_augmentations_are_drawn_from_the_ranges_that_keras_draws_from(image_dat
     _, generator = image_data_generator
     count = 4000
     drawn = [generator.get_random_transform((150, 150, 3), seed=seed) for seed in range(count)]
-    ours = augmentation.random_maps(count, 150, recipes.TUTORIAL_AUGMENTATION, torch.Generator().manual_seed(0)).numpy()
+    ours = augmentation.draw_affine_maps(
+        count, 150, recipes.TUTORIAL_AUGMENTATION, torch.Generator().manual_seed(0)
+    ).numpy()
     flipped = np.array([each["flip_horizontal"] for each in drawn])
     # a flip mirrors the first column, so its determinant is negative; zooms multiply to its size
     assert (np.linalg.det(ours[:, :, :2]) < 0).mean() == pytest.approx(flipped.mean(), abs=0.03)

@@ -12,7 +12,7 @@ from ikebana.learning import device, examples
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import networks
 
-EXACT = device.Setting("cpu", "float32", 2, "as it comes")
+EXACT = device.DeviceSettings("cpu", "float32", 2, "as it comes")
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 needs_onednn = pytest.mark.skipif(not ONEDNN, reason="this torch has no oneDNN")
 NAMES = ("tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_050", "efficientnet_b0", "convnext_atto")
@@ -25,7 +25,7 @@ class Float(nn.Module):
 
 def photos(count=4, side=64):
     pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
-    return examples.unlabelled(pixels, np.arange(count))
+    return examples.make_unlabelled(pixels, np.arange(count))
 
 
 def with_lively_norms(network):
@@ -46,7 +46,7 @@ def network(request):
 
 
 def activations(network):
-    return [each.activation for each in network.modules() if isinstance(each, fused_inference.Fused)]
+    return [each.activation for each in network.modules() if isinstance(each, fused_inference.FusedConvolution)]
 
 
 @torch.inference_mode()
@@ -56,7 +56,7 @@ def said(network, shown, setting=EXACT):
         return network(pixels).float()
 
 
-@pytest.mark.parametrize("made", [fused_inference.folded, fused_inference.fused])
+@pytest.mark.parametrize("made", [fused_inference.fold_batchnorm, fused_inference.fuse_layers])
 def test_a_lean_network_says_the_same(made, network):
     shown = photos()
     found = made(network, shown)
@@ -68,7 +68,10 @@ def test_a_lean_network_says_the_same(made, network):
 def test_in_half_precision_it_is_no_further_from_the_truth_than_torch_itself(network):
     shown, half = photos(), replace(EXACT, number_format="bfloat16")
     truth = said(network, shown)
-    fused, plain = (said(made(network, shown), shown, half) for made in (fused_inference.fused, fused_inference.folded))
+    fused, plain = (
+        said(made(network, shown), shown, half)
+        for made in (fused_inference.fuse_layers, fused_inference.fold_batchnorm)
+    )
     assert (fused - truth).abs().mean() < 1.5 * (plain - truth).abs().mean() + 1e-6
 
 
@@ -80,13 +83,13 @@ def test_in_half_precision_it_is_no_further_from_the_truth_than_torch_itself(net
 def test_activations_are_computed_with_their_convolutions(name, activation):
     timm = pytest.importorskip("timm")
     network = nn.Sequential(Float(), timm.create_model(name, num_classes=0)).eval()
-    assert activation in activations(fused_inference.fused(network, photos()))
+    assert activation in activations(fused_inference.fuse_layers(network, photos()))
 
 
 def test_the_original_is_left_as_it_was():
-    network = networks.build(recipes.get_recipe("baseline", side=64), 3).eval()
+    network = networks.build_network(recipes.get_recipe("baseline", side=64), 3).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    fused_inference.fused(network, photos())
+    fused_inference.fuse_layers(network, photos())
     assert not activations(network)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -117,6 +120,6 @@ class ActivationFirst(nn.Module):
 
 def test_a_network_that_is_not_what_its_order_says_is_left_as_it_is():
     crooked = nn.Sequential(Float(), NormFirst()).eval()
-    assert fused_inference.folded(crooked, photos()) is crooked
+    assert fused_inference.fold_batchnorm(crooked, photos()) is crooked
     crooked = nn.Sequential(Float(), ActivationFirst()).eval()
-    assert not activations(fused_inference.fused(crooked, photos()))
+    assert not activations(fused_inference.fuse_layers(crooked, photos()))

@@ -153,27 +153,33 @@ def test_a_process_may_hold_what_it_holds_already():
 
 
 def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch):
-    recipe = networks.settled(recipes.get_recipe("quick"))
-    built = networks.members(networks.build(recipe, 5))
-    here, there = (device.Setting(name, "float32", 2, "") for name in ("cpu", "cuda"))
-    assert estimate._memory(100, 5, recipe, built, there) < estimate._memory(100, 5, recipe, built, here)
-    needed = estimate.AT_LEAST * estimate._of_a_step(recipe.batch_size, recipe, built, there)
+    recipe = networks.fill_defaults(recipes.get_recipe("quick"))
+    built = networks.get_members(networks.build_network(recipe, 5))
+    here, there = (device.DeviceSettings(name, "float32", 2, "") for name in ("cpu", "cuda"))
+    assert estimate._estimate_memory(100, 5, recipe, built, there) < estimate._estimate_memory(
+        100, 5, recipe, built, here
+    )
+    needed = estimate.MIN_MEMORY_FRACTION * estimate._estimate_step_memory(recipe.batch_size, recipe, built, there)
     monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) + 1)
-    assert estimate._fitting(built, recipe, 5, there) == built
+    assert estimate._require_step_memory(built, recipe, 5, there) == built
     monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) - 1)
     with pytest.raises(MachineError, match="of the GPU's memory are needed"):
-        estimate._fitting(built, recipe, 5, there)
+        estimate._require_step_memory(built, recipe, 5, there)
 
 
 def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
-    recipe = networks.settled(recipes.get_recipe("good"))
-    here, there = (device.Setting(name, "float32", 2, "") for name in ("cpu", "cuda"))
-    step = int(estimate._of_a_step(recipe.batch_size, recipe, networks.members(networks.build(recipe, 5)), there))
+    recipe = networks.fill_defaults(recipes.get_recipe("good"))
+    here, there = (device.DeviceSettings(name, "float32", 2, "") for name in ("cpu", "cuda"))
+    step = int(
+        estimate._estimate_step_memory(
+            recipe.batch_size, recipe, networks.get_members(networks.build_network(recipe, 5)), there
+        )
+    )
     monkeypatch.setattr(device, "free_on_gpu", lambda: step + 1000)
-    assert estimate.left_on_gpu(recipe, 5, there) == 1000
-    assert estimate.left_on_gpu(recipe, 5, here) == 0
+    assert estimate.get_spare_gpu_bytes(recipe, 5, there) == 1000
+    assert estimate.get_spare_gpu_bytes(recipe, 5, here) == 0
     monkeypatch.setattr(device, "free_on_gpu", lambda: step // 2)
-    assert estimate.left_on_gpu(recipe, 5, there) == 0
+    assert estimate.get_spare_gpu_bytes(recipe, 5, there) == 0
 
 
 def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are_made(monkeypatch):
@@ -181,7 +187,7 @@ def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are
     monkeypatch.setattr(networks.nn, "Linear", lambda *sizes: made.append(sizes))
     monkeypatch.setattr(resources, "free_memory", lambda: resources.memory_in_use() + 4 * 10**9)
     with pytest.raises(MachineError, match="smaller --side"):
-        networks.build(recipes.get_recipe("baseline", side=2048), 5)  # 128 x 126 x 126 x 512 weights
+        networks.build_network(recipes.get_recipe("baseline", side=2048), 5)  # 128 x 126 x 126 x 512 weights
     assert not made
 
 
@@ -189,15 +195,15 @@ def test_so_is_one_of_timms(monkeypatch):
     monkeypatch.setattr(resources, "free_memory", lambda: resources.memory_in_use() + 300 * MEGABYTE)
     monkeypatch.setattr(nn.Module, "to", lambda *_, **__: pytest.fail("the network was made"))
     with pytest.raises(MachineError, match="smaller --network"):
-        networks.build(
-            networks.settled(recipes.get_recipe("quick", network="vit_base_patch16_224")), 5
+        networks.build_network(
+            networks.fill_defaults(recipes.get_recipe("quick", network="vit_base_patch16_224")), 5
         )  # 343 MB of weights
 
 
 def test_what_a_network_weighs_is_known_without_it_and_moves_no_dice():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    said = backbones._size.__wrapped__("mobilenetv3_small_050")
+    said = backbones._compute_weight_bytes.__wrapped__("mobilenetv3_small_050")
     assert torch.equal(torch.random.get_rng_state(), before)
     made = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=0).state_dict()
     assert said == sum(each.nbytes for each in made.values())
@@ -226,18 +232,18 @@ def test_so_are_a_processors_real_words():
 def told_of_memory():
     """Within this block memory must run out, and be said to."""
     words = r"memory ran out[\s\S]*smaller --side.* or --batch"
-    with pytest.raises(MachineError, match=words), estimate.within_memory(recipes.get_recipe("good")):
+    with pytest.raises(MachineError, match=words), estimate.recipe_memory_errors(recipes.get_recipe("good")):
         yield
 
 
 def test_other_failures_of_a_step_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shape"), estimate.within_memory(recipes.get_recipe("good")):
+    with pytest.raises(RuntimeError, match="shape"), estimate.recipe_memory_errors(recipes.get_recipe("good")):
         torch.zeros(2).view(3)
 
 
 def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, capsys):
     choices = {"side": 46, "epochs": 1, "batch": 16, "precision": "float32"}
-    after_the_trial = 1 + loop.TRIAL_STEPS
+    after_the_trial = 1 + loop.TIMED_TRIAL_STEPS
     full = failing_after(after_the_trial, torch.OutOfMemoryError("CUDA out of memory."))
     with full, pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
         ikebana.fit(drawn(8), "baseline", run=tmp_path / "run", **choices)
@@ -250,7 +256,7 @@ def running_out(*_given, **_named):
 
 
 def test_predictions_for_which_memory_runs_out_say_so(paper_run, good_photos, monkeypatch):
-    monkeypatch.setattr(networks.Shipped, "forward", running_out)
+    monkeypatch.setattr(networks.CalibratedNetwork, "forward", running_out)
     with pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
         ikebana.predict(paper_run, good_photos[:3])
 
@@ -267,8 +273,8 @@ def test_so_does_advice_and_an_audit_goes_on_without_what_needs_the_memory(drawn
 def test_a_batch_is_no_larger_than_there_are_photos():
     recipe = recipes.get_recipe("baseline", side=46, batch=10**7)
     with pytest.raises(MachineError):
-        estimate.prepared(recipe, 2)
-    assert estimate.prepared(recipe, 2, photos=16).number_format
+        estimate.configure_device(recipe, 2)
+    assert estimate.configure_device(recipe, 2, photo_count=16).precision
 
 
 def test_a_disk_that_is_not_there_is_said_to_be_not_there(tmp_path):

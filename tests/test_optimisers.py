@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ikebana.learning.training import ema, optimisers, schedule
-from ikebana.learning.training.optimisers import AdamW, Group
+from ikebana.learning.training.optimisers import AdamW, ParameterGroup
 from ikebana.recipe import Tuning
 
 STEADY = Tuning(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.0, label_smoothing=0.0, ema_decay=0.9)
@@ -20,19 +20,19 @@ def weights(count=3, size=7):
 def test_adamw_is_torchs_adamw_at_the_rates_of_its_schedule():
     ours, theirs, steps = weights(), weights(), 12
     tuning = Tuning(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.25, label_smoothing=0.0, ema_decay=0.9)
-    mine = AdamW([Group(ours[:2], 1e-2, decays=True), Group(ours[2:], 3e-2)], tuning, steps)
+    mine = AdamW([ParameterGroup(ours[:2], 1e-2, has_weight_decay=True), ParameterGroup(ours[2:], 3e-2)], tuning, steps)
     groups = [
         {"params": theirs[:2], "lr": 1e-2, "weight_decay": 0.05},
         {"params": theirs[2:], "lr": 3e-2, "weight_decay": 0.0},
     ]
-    peer = torch.optim.AdamW(groups, betas=optimisers.BETAS, eps=optimisers.ADAM_EPSILON)
+    peer = torch.optim.AdamW(groups, betas=optimisers.ADAM_BETAS, eps=optimisers.ADAM_EPSILON)
     full = [group["lr"] for group in peer.param_groups]
     for step in range(1, steps + 1):
         for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             gradient = torch.randn(one.shape, generator=torch.Generator().manual_seed(10 * step + number))
             one.grad, other.grad = gradient.clone(), gradient.clone()
         for group, rate in zip(peer.param_groups, full, strict=True):
-            group["lr"] = rate * schedule.schedule(step, steps, tuning.warmup_fraction)
+            group["lr"] = rate * schedule.compute_learning_rate_factor(step, steps, tuning.warmup_fraction)
         mine.step()
         peer.step()
         for one, other in zip(ours, theirs, strict=True):
@@ -41,10 +41,13 @@ def test_adamw_is_torchs_adamw_at_the_rates_of_its_schedule():
 
 def test_its_state_is_all_that_it_needs_to_go_on():
     whole, parted = weights(), weights()
-    one, other = AdamW([Group(whole, 1e-2, True)], STEADY, 6), AdamW([Group(parted, 1e-2, True)], STEADY, 6)
+    one, other = (
+        AdamW([ParameterGroup(whole, 1e-2, True)], STEADY, 6),
+        AdamW([ParameterGroup(parted, 1e-2, True)], STEADY, 6),
+    )
     for step in range(6):
         if step == 3:  # another one takes over from the tensors alone
-            heir = AdamW([Group(parted, 1e-2, True)], STEADY, 6)
+            heir = AdamW([ParameterGroup(parted, 1e-2, True)], STEADY, 6)
             for empty, full in zip(heir.state, other.state, strict=True):
                 empty.copy_(full)
             other = heir
@@ -59,14 +62,14 @@ def test_a_weight_without_a_gradient_stays_where_it_is():
     still, moved = weights(2)
     moved.grad = torch.ones_like(moved)
     before = still.detach().clone(), moved.detach().clone()
-    AdamW([Group([still, moved], 1e-2, True)], STEADY, 5).step()
+    AdamW([ParameterGroup([still, moved], 1e-2, True)], STEADY, 5).step()
     assert torch.equal(still, before[0])
     assert not torch.equal(moved, before[1])
 
 
 @pytest.mark.parametrize("warm_up", [0.0, 0.1, 0.5])
 def test_the_rate_rises_to_its_height_and_falls_to_nearly_nothing(warm_up):
-    rates = np.array([schedule.schedule(step, 100, warm_up) for step in range(1, 101)])
+    rates = np.array([schedule.compute_learning_rate_factor(step, 100, warm_up) for step in range(1, 101)])
     top = round(100 * warm_up)
     assert (np.diff(rates[:top]) > 0).all()
     assert (np.diff(rates[max(top, 1) :]) < 0).all()
@@ -76,23 +79,23 @@ def test_the_rate_rises_to_its_height_and_falls_to_nearly_nothing(warm_up):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_no_step_is_made_for_nothing_however_few_there_are(steps):
-    rates = [schedule.schedule(step, steps, 0.1) for step in range(1, steps + 1)]
+    rates = [schedule.compute_learning_rate_factor(step, steps, 0.1) for step in range(1, steps + 1)]
     assert min(rates) > 0
     assert max(rates) > 0.5
 
 
 def test_a_running_mean_comes_to_what_stays_the_same_and_follows_what_moves():
     network = nn.BatchNorm1d(3)
-    mean = ema.RunningMean(network, stays=0.9)
+    mean = ema.ExponentialMovingAverage(network, decay=0.9)
     network.weight.data.fill_(5.0)
     network.load_state_dict(network.state_dict() | {"num_batches_tracked": torch.tensor(7)})
     followed = mean.network.get_parameter("weight")
-    mean.step(made=1)
+    mean.update(step_count=1)
     assert 1.0 < float(followed.detach()[0]) <= 5.0  # early on a mean of few follows quickly
     for made in range(2, 400):
-        mean.step(made)
+        mean.update(made)
     torch.testing.assert_close(followed, network.weight)
     assert mean.network.num_batches_tracked == 7
     network.weight.data.fill_(6.0)
-    mean.step(made=400)
+    mean.update(step_count=400)
     torch.testing.assert_close(followed.detach(), torch.full((3,), 5.1))

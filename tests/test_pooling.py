@@ -33,7 +33,7 @@ def both(features, gradient):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("cached", [1, 100, pooling.CACHED])
+@pytest.mark.parametrize("cached", [1, 100, pooling.CHUNK_ELEMENTS])
 def test_it_is_torchs_max_pool_and_relu_to_the_bit(shape, cached, monkeypatch):
     monkeypatch.setattr(pooling, "CACHED", cached)  # chunks of one photo, of some, of all
     features = different_values(shape)

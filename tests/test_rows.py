@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ikebana.learning import examples
-from ikebana.learning.features.feature_rows import Rows
+from ikebana.learning.features.feature_rows import FeatureRows
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def table():
     first, second = np.array([4, 7, 30]), np.array([1, 8, 49, 20])
     order = dice.permutation(7)
     copy = np.concatenate((half[first], exact[second])).reshape(7, 6).astype(np.float32)[order]
-    return Rows([half, exact], [first, second], order), copy
+    return FeatureRows([half, exact], [first, second], order), copy
 
 
 @pytest.mark.parametrize(
@@ -39,17 +39,17 @@ def test_a_batch_is_the_same_whether_its_pixels_lie_on_the_device_or_come_from_t
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 4, 4, 3), np.uint8)
     np.save(tmp_path / "pixels.npy", pixels)
     mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
-    held = examples.on_device(mapped, "cpu", room=10 * mapped.nbytes)
+    held = examples.copy_to_device(mapped, "cpu", free_bytes=10 * mapped.nbytes)
     assert held is not None
     rows = np.array([7, 2999, 0, 1024, 1500])
-    streamed = examples.Photos(mapped, rows, rows % 3, rows > 9, rows)
-    there = examples.Photos(mapped, rows, rows % 3, rows > 9, rows, held)
-    for photos in ((streamed, there), *((examples.joined(each, each) for each in (streamed, there)),)):
-        one, other = (each.batch(np.array([4, 0, 2]), "cpu") for each in photos)
+    streamed = examples.PhotoExamples(mapped, rows, rows % 3, rows > 9, rows)
+    there = examples.PhotoExamples(mapped, rows, rows % 3, rows > 9, rows, held)
+    for photos in ((streamed, there), *((examples.concatenate(each, each) for each in (streamed, there)),)):
+        one, other = (each.get_batch(np.array([4, 0, 2]), "cpu") for each in photos)
         assert all((a == b).all() and a.shape == b.shape for a, b in zip(one, other, strict=True))
 
 
 def test_pixels_that_would_fill_the_device_stay_in_their_file():
     pixels = np.zeros((10, 4, 4, 3), np.uint8)
-    assert examples.on_device(pixels, "cpu", room=pixels.nbytes) is None
-    assert examples.on_device(pixels, "cpu", room=0) is None
+    assert examples.copy_to_device(pixels, "cpu", free_bytes=pixels.nbytes) is None
+    assert examples.copy_to_device(pixels, "cpu", free_bytes=0) is None

@@ -12,7 +12,7 @@ from ikebana.learning.models import networks, parameter_groups
 from ikebana.recipe import Trainable, Transfer
 
 needs_onednn = pytest.mark.skipif(not fused_inference.has_onednn(), reason="this torch has no oneDNN")
-EXACT = device.Setting("cpu", "float32", 2, "as it comes")
+EXACT = device.DeviceSettings("cpu", "float32", 2, "as it comes")
 NETWORKS = {
     "tf_efficientnet_lite0": "blocks.4",
     "resnet18": "layer3",
@@ -31,7 +31,7 @@ def learning(name="tf_efficientnet_lite0", trained: Trainable = "tail", **choice
     """A network on its way, with BatchNorms that do something."""
     transfer = Transfer(trainable=trained, train_from=NETWORKS.get(name, ""), **choices)
     recipe = recipes.get_recipe("quick", network=name, side=64, transfer=transfer)
-    network = networks.build(recipe, 5)
+    network = networks.build_network(recipe, 5)
     dice = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in network.modules():
@@ -40,7 +40,7 @@ def learning(name="tf_efficientnet_lite0", trained: Trainable = "tail", **choice
                     value = getattr(module, each)
                     if value is not None:
                         value.copy_(0.5 + torch.rand(value.shape, generator=dice))
-    parameter_groups.into_training(network, recipe, trained)
+    parameter_groups.set_training_mode(network, recipe, trained)
     return network
 
 
@@ -62,7 +62,7 @@ def apart(found, expected):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_learns_from_it_what_it_would_learn_from_the_network(name, trained):
     network, shown = learning(name, trained), photos()
-    view = fused_training.for_steps(network, shown, EXACT)
+    view = fused_training.optimise_for_training(network, shown, EXACT)
     assert view is not network
     (said, learned), (expected, to_learn) = (outcome(network, each, shown) for each in (view, network))
     assert apart(said, expected) < 1e-4
@@ -72,7 +72,7 @@ def test_a_step_learns_from_it_what_it_would_learn_from_the_network(name, traine
 @needs_onednn
 def test_in_half_precision_its_gradients_are_no_further_from_the_truth_than_torchs_own():
     network, shown = learning(), photos(8)
-    view = fused_training.for_steps(network, shown, EXACT)
+    view = fused_training.optimise_for_training(network, shown, EXACT)
     _, truth = outcome(network, network, shown)
     errors = []
     for each in (view, network):
@@ -84,7 +84,7 @@ def test_in_half_precision_its_gradients_are_no_further_from_the_truth_than_torc
 @needs_onednn
 def test_it_follows_the_weights_as_they_learn():
     network, shown = learning(), photos()
-    view = fused_training.for_steps(network, shown, EXACT)
+    view = fused_training.optimise_for_training(network, shown, EXACT)
     with torch.no_grad():
         for weight in network.parameters():
             if weight.requires_grad:
@@ -94,9 +94,9 @@ def test_it_follows_the_weights_as_they_learn():
 
 @needs_onednn
 def test_what_only_looks_has_its_activations_in_its_convolutions_and_what_learns_is_folded():
-    view = fused_training.for_steps(learning(), photos(), EXACT)
-    looks = {name for name, each in view.named_modules() if isinstance(each, fused_inference.Fused)}
-    learns = {name for name, each in view.named_modules() if isinstance(each, fused_training.Folded)}
+    view = fused_training.optimise_for_training(learning(), photos(), EXACT)
+    looks = {name for name, each in view.named_modules() if isinstance(each, fused_inference.FusedConvolution)}
+    learns = {name for name, each in view.named_modules() if isinstance(each, fused_training.FoldedConvolution)}
     assert {name.split(".blocks.")[1][0] for name in looks if ".blocks." in name} == set("0123")
     assert {name.split(".blocks.")[1][0] for name in learns if ".blocks." in name} == set("456")
 
@@ -106,7 +106,7 @@ def test_a_network_whose_batchnorm_follows_the_photos_is_left_as_it_is():
     network = learning()
     network.get_submodule("seer.backbone").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert fused_training.for_steps(network, photos(), EXACT) is network
+    assert fused_training.optimise_for_training(network, photos(), EXACT) is network
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
@@ -125,7 +125,7 @@ class NormFirst(nn.Module):
 @needs_onednn
 def test_a_network_that_is_not_what_its_order_says_is_left_as_it_is():
     crooked = NormFirst().eval()
-    assert fused_training.for_steps(crooked, photos(), EXACT) is crooked
+    assert fused_training.optimise_for_training(crooked, photos(), EXACT) is crooked
 
 
 @needs_onednn
@@ -134,15 +134,15 @@ def test_dropout_draws_what_it_would_have_drawn_without_the_comparison():
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    assert fused_training.for_steps(network, photos(), EXACT) is not network
+    assert fused_training.optimise_for_training(network, photos(), EXACT) is not network
     assert torch.equal(torch.rand(3), expected)
 
 
 @needs_onednn
 def test_keras_inception_only_looks_below_the_head():
     recipe = recipes.get_recipe("frozen", until="mixed2")
-    network = networks.build(recipe, 5)
-    parameter_groups.into_training(network, recipe, "head")
-    view = fused_training.for_steps(network, photos(side=150), EXACT)
+    network = networks.build_network(recipe, 5)
+    parameter_groups.set_training_mode(network, recipe, "head")
+    view = fused_training.optimise_for_training(network, photos(side=150), EXACT)
     assert view is not network
     assert not [each for each in view.modules() if isinstance(each, fused_inference.Norm)]

@@ -14,7 +14,7 @@ from test_training import RECIPE, SETTING, TUNED, same, striped
 from ikebana import recipes
 from ikebana.learning.models import networks
 from ikebana.learning.training import interrupts, loop
-from ikebana.learning.training.trainer import Learner
+from ikebana.learning.training.trainer import Trainer
 from ikebana.recipe import Augmentation, Transfer, with_options
 
 AUGMENTED = recipes.get_recipe("augmented", side=46, batch=16, epochs=2, learning_rate=1e-3)  # with dropout
@@ -32,7 +32,7 @@ ALL = pytest.mark.parametrize("recipe", [AUGMENTED, LIT, TWO_PHASES], ids=["augm
 
 
 def trained(recipe, file=None):
-    network = networks.build(recipe, 2)
+    network = networks.build_network(recipe, 2)
     photos, held_out = striped(72, side=recipe.side), striped(24, seed=1, side=recipe.side)  # 4.5 batches
     epochs = list(loop.train(network, recipe, photos, held_out, SETTING, file))
     return network, [(each.epoch, each.train_loss, each.train_accuracy, each.val_loss) for each in epochs]
@@ -40,7 +40,7 @@ def trained(recipe, file=None):
 
 def interrupted_in_step(monkeypatch, steps, number=signal.SIGINT):
     """The signal comes while these steps are being made, counted over all that is trained from here on."""
-    real, made = Learner.step, []
+    real, made = Trainer.step, []
 
     def step(*arguments):
         made.append(1)
@@ -48,7 +48,7 @@ def interrupted_in_step(monkeypatch, steps, number=signal.SIGINT):
             os.kill(os.getpid(), number)
         return real(*arguments)
 
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
 
 
 @ALL
@@ -68,14 +68,14 @@ def test_a_training_stopped_again_and_again_within_its_epochs_ends_as_one_that_n
 def test_what_is_kept_from_time_to_time_is_a_place_to_go_on_from(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "EVERY", 0.0)
     monkeypatch.setattr(loop, "SHARE", float("inf"))
-    real = loop.Log.save
+    real = loop.CheckpointWriter.save
 
     def copied(log, learner, within=None):
         real(log, learner, within)
         if within is not None and log.file == tmp_path / "whole":
             shutil.copy(log.file, tmp_path / f"{within.number}-{within.seen}")
 
-    monkeypatch.setattr(loop.Log, "save", copied)
+    monkeypatch.setattr(loop.CheckpointWriter, "save", copied)
     whole, all_epochs = trained(recipe, tmp_path / "whole")
     names = {each.name for each in tmp_path.iterdir()} - {"whole"}
     assert names == {f"{epoch}-{seen}" for epoch in (1, 2) for seen in (16, 32, 48, 64, 72)}
@@ -122,7 +122,7 @@ def test_a_second_ctrl_c_ends_at_once_and_what_was_kept_before_stays(tmp_path, m
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the step went on")
 
-    monkeypatch.setattr(Learner, "step", impatient)
+    monkeypatch.setattr(Trainer, "step", impatient)
     with pytest.raises(KeyboardInterrupt):
         trained(RECIPE, file)
     assert file.read_bytes() == before
@@ -156,9 +156,9 @@ def test_a_training_in_another_thread_is_kept_too(tmp_path, monkeypatch):
 def test_what_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with interrupts.held() as signals:
+        with interrupts.defer_signals() as signals:
             os.kill(os.getpid(), signal.SIGINT)
-            assert signals.came is None
+            assert signals.pending_signal is None
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

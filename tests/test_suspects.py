@@ -11,7 +11,7 @@ from ikebana.commands import audit as audit_command
 from ikebana.demo_data import paper_flowers
 from ikebana.errors import PhotosError
 from ikebana.learning.features import out_of_fold
-from ikebana.learning.features.feature_rows import Rows
+from ikebana.learning.features.feature_rows import FeatureRows
 from ikebana.learning.training import logistic_head
 
 
@@ -74,8 +74,8 @@ def test_a_class_that_lies_in_one_group_is_not_doubted_and_hides_no_doubt():
     labels, wrong = truth.copy(), [3, 70, 80]
     labels[wrong] = 1 - truth[wrong]
     groups = np.where(truth == 2, 120, np.arange(126))
-    seen = out_of_fold.Seen(Rows([features], [np.arange(126)]), np.arange(126), labels)
-    alone, heard = out_of_fold.probabilities(seen, groups, 3, "drawn")
+    seen = out_of_fold.LabelledFeatures(FeatureRows([features], [np.arange(126)]), np.arange(126), labels)
+    alone, heard = out_of_fold.predict_out_of_fold(seen, groups, 3, "drawn")
     assert heard.tolist() == (labels != 2).tolist()
     vote = doubts.vote(doubts.neighbours(features, labels, groups), labels, 3)
     judged = doubts.both(alone, vote, labels, heard)
@@ -97,8 +97,8 @@ def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_
 
     monkeypatch.setattr(out_of_fold, "MOST", 200)
     monkeypatch.setattr(logistic_head, "said_of", note)
-    numbered = out_of_fold.Seen(Rows([photos[:, None].astype(np.float32)], [photos]), photos, labels)
-    out_of_fold.probabilities(numbered, photos, 3, "drawn")
+    numbered = out_of_fold.LabelledFeatures(FeatureRows([photos[:, None].astype(np.float32)], [photos]), photos, labels)
+    out_of_fold.predict_out_of_fold(numbered, photos, 3, "drawn")
     assert set.union(*(judged for judged, _ in heads)) == set(photos.tolist())
     for judged, chosen in heads:
         rare = [photo for photo in range(1500, 1505) if photo not in judged]

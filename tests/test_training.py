@@ -11,10 +11,10 @@ from ikebana.errors import MachineError, RecipeError, RunError
 from ikebana.learning import augmentation, device, examples, scoring
 from ikebana.learning.models import networks, parameter_groups
 from ikebana.learning.training import checkpoint, loop
-from ikebana.learning.training.epoch import Pass
+from ikebana.learning.training.epoch import EpochProgress
 from ikebana.recipe import Augmentation, Transfer, Tuning, with_options
 
-SETTING = device.Setting("cpu", "float32", 2, "as it comes")
+SETTING = device.DeviceSettings("cpu", "float32", 2, "as it comes")
 RECIPE = recipes.get_recipe("baseline", side=46, batch=16, epochs=4)
 
 
@@ -27,11 +27,11 @@ def striped(photos, seed=0, side=46):
     flat[labels == 1] = flat[labels == 1].swapaxes(1, 2)
     noisy = flat[..., None] + numbers.normal(0, 25, (photos, side, side, 3))
     pixels, for_choices = noisy.clip(0, 255).astype(np.uint8), np.arange(photos) % 4 < 2
-    return examples.Photos(pixels, np.arange(photos), labels.astype(np.int64), for_choices, np.arange(photos))
+    return examples.PhotoExamples(pixels, np.arange(photos), labels.astype(np.int64), for_choices, np.arange(photos))
 
 
 def trained(recipe=RECIPE, setting=SETTING, kept=None, held_out=80):
-    network = networks.build(recipe, 2)
+    network = networks.build_network(recipe, 2)
     epochs = list(loop.train(network, recipe, striped(96), striped(held_out, seed=1), setting, kept))
     return network, epochs
 
@@ -51,7 +51,7 @@ def test_labels_that_mean_nothing_cannot_be_learned():
     recipe = with_options(RECIPE, epochs=12)
     photos, held_out = striped(96), striped(200, seed=1)
     shuffled = np.random.default_rng(0).permutation(photos.labels)
-    network = networks.build(recipe, 2)
+    network = networks.build_network(recipe, 2)
     *_, last = loop.train(network, recipe, dataclasses.replace(photos, labels=shuffled), held_out, SETTING)
     assert last.val_accuracy is not None
     assert 0.3 < last.val_accuracy < 0.7
@@ -73,13 +73,13 @@ TUNED = with_options(
 @pytest.fixture
 def considered(monkeypatch):
     """What each epoch had to say for itself: its loss, and its weights."""
-    found, real = [], loop.Best.consider
+    found, real = [], loop.BestWeights.update
 
     def noted(best, loss, network):
         found.append((loss, {name: value.clone() for name, value in network.state_dict().items()}))
         real(best, loss, network)
 
-    monkeypatch.setattr(loop.Best, "consider", noted)
+    monkeypatch.setattr(loop.BestWeights, "consider", noted)
     return found
 
 
@@ -89,13 +89,13 @@ def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(con
     loss, weights = min(considered, key=lambda each: each[0])
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     validation = striped(80, seed=1)
-    logits = scoring.logits_of(network, validation, SETTING)
-    chosen = validation.for_choices
+    logits = scoring.compute_logits(network, validation, SETTING)
+    chosen = validation.for_selection
     assert scoring.score(logits[chosen], validation.labels[chosen])[0] == pytest.approx(loss, rel=1e-5)
 
 
 def test_with_few_photos_for_choices_the_last_epoch_counts(considered):
-    network, _ = trained(TUNED, held_out=2 * loop.FEW - 4)
+    network, _ = trained(TUNED, held_out=2 * loop.MIN_SELECTION_PHOTOS - 4)
     assert [loss for loss, _ in considered] == [None] * 5
     assert all(torch.equal(value, considered[-1][1][name]) for name, value in network.state_dict().items())
 
@@ -103,7 +103,7 @@ def test_with_few_photos_for_choices_the_last_epoch_counts(considered):
 def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     whole, _ = trained(TUNED)
     file = tmp_path / "checkpoint"
-    stream = loop.train(networks.build(TUNED, 2), TUNED, striped(96), striped(80, seed=1), SETTING, file)
+    stream = loop.train(networks.build_network(TUNED, 2), TUNED, striped(96), striped(80, seed=1), SETTING, file)
     for _ in range(2):
         next(stream)
     del stream
@@ -117,7 +117,7 @@ def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_pha
     recipe = with_options(RECIPE, network="resnet10t", side=64, transfer=transfer, epochs=2, learning_rate=1e-4)
 
     def run(kept=None, epochs=4):
-        network = networks.build(recipe, 2)
+        network = networks.build_network(recipe, 2)
         start = {name: value.clone() for name, value in network.state_dict().items()}
         stream = loop.train(network, recipe, striped(32, side=64), striped(16, seed=1, side=64), SETTING, kept)
         for _ in range(epochs):
@@ -141,7 +141,7 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
     recipe = recipes.get_recipe(name, side=46, batch=16, epochs=4, learning_rate=1e-3)
     whole, all_epochs = trained(recipe, kept=tmp_path / "whole")
     stream = loop.train(
-        networks.build(recipe, 2), recipe, striped(96), striped(80, seed=1), SETTING, tmp_path / "stopped"
+        networks.build_network(recipe, 2), recipe, striped(96), striped(80, seed=1), SETTING, tmp_path / "stopped"
     )
     for _ in range(stop):
         next(stream)
@@ -155,7 +155,7 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
 
 
 def test_bfloat16_computes_about_the_same_first_loss_as_float32():
-    half = device.Setting("cpu", "bfloat16", 2, "as it comes")
+    half = device.DeviceSettings("cpu", "bfloat16", 2, "as it comes")
     one = with_options(RECIPE, epochs=1, batch=96)
     assert trained(one, half)[1][0].train_loss == pytest.approx(trained(one)[1][0].train_loss, rel=0.01)
 
@@ -177,12 +177,15 @@ def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_sp
     keras = with_options(recipe, network="keras_inception_v3", until="mixed2", side=75)
     for one in (recipe, keras):
         photos = striped(9, side=one.image_size), striped(4, 1, side=one.image_size)
-        (epoch,) = loop.train(networks.build(one, 2), one, *photos, SETTING)
+        (epoch,) = loop.train(networks.build_network(one, 2), one, *photos, SETTING)
         assert np.isfinite(epoch.train_loss)
     for count, sizes in ((9, [4, 5]), (10, [4, 4, 2]), (8, [4, 4]), (1, [1])):
         photos = striped(count, side=32)
-        assert [len(labels) for _, labels in Pass(recipe, 1, photos, "cpu", together=True).batches()] == sizes
-        alone = [len(labels) for _, labels in Pass(recipe, 1, photos, "cpu").batches()]
+        assert [
+            len(labels)
+            for _, labels in EpochProgress(recipe, 1, photos, "cpu", avoid_single_photo_batches=True).iterate_batches()
+        ] == sizes
+        alone = [len(labels) for _, labels in EpochProgress(recipe, 1, photos, "cpu").iterate_batches()]
         assert (max(alone), sum(alone)) == (min(4, count), count)
 
 
@@ -195,21 +198,21 @@ def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_sp
 )  # fmt: skip
 def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name, choices, learns):
     recipe = recipes.get_recipe(name, **choices)
-    assert parameter_groups.trains_norms(recipe, parameter_groups.trained_in(recipe)) == learns
+    assert parameter_groups.uses_batch_statistics(recipe, parameter_groups.get_trainable(recipe)) == learns
     alone = with_options(recipe, batch=1)
     if learns:
         with pytest.raises(RecipeError, match="spread"):
-            networks.settled(alone)
+            networks.fill_defaults(alone)
     else:
-        assert networks.settled(alone).batch_size == 1
+        assert networks.fill_defaults(alone).batch_size == 1
 
 
 def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
     photos = striped(33)
-    network = networks.build(RECIPE, 2)
+    network = networks.build_network(RECIPE, 2)
     frozen = with_options(RECIPE, learning_rate=1e-30, epochs=1, batch=32)
     (epoch,) = loop.train(network, frozen, photos, striped(0), SETTING)
-    loss, accuracy = scoring.score(scoring.logits_of(network, photos, SETTING), photos.labels)
+    loss, accuracy = scoring.score(scoring.compute_logits(network, photos, SETTING), photos.labels)
     assert epoch.train_loss == pytest.approx(loss, rel=1e-5)
     assert epoch.train_accuracy == pytest.approx(accuracy)
     assert epoch.val_loss is None
@@ -220,7 +223,7 @@ def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
 )
 def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
     file = tmp_path / "checkpoint"
-    next(loop.train(networks.build(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
+    next(loop.train(networks.build_network(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(RunError, match="checkpoint"):
         trained(kept=file)
@@ -228,14 +231,14 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     file = tmp_path / "checkpoint"
-    next(loop.train(networks.build(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
+    next(loop.train(networks.build_network(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
     with pytest.raises(RunError, match="checkpoint"):
-        next(loop.train(networks.build(RECIPE, 3), RECIPE, striped(32), striped(8), SETTING, file))
+        next(loop.train(networks.build_network(RECIPE, 3), RECIPE, striped(32), striped(8), SETTING, file))
 
 
 def test_a_failed_write_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatch):
     file = tmp_path / "checkpoint"
-    saved = checkpoint.Saved([], networks.build(RECIPE, 2).state_dict())
+    saved = checkpoint.TrainingState([], networks.build_network(RECIPE, 2).state_dict())
     checkpoint.save(file, saved)
     before = file.read_bytes()
 
@@ -252,18 +255,18 @@ def test_a_failed_write_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatc
 
 def test_photos_too_small_for_the_network_are_refused():
     with pytest.raises(RecipeError, match="vanish"):
-        networks.build(recipes.get_recipe("baseline", side=30), 2)
+        networks.build_network(recipes.get_recipe("baseline", side=30), 2)
 
 
 def test_augmentation_that_may_change_nothing_changes_nothing():
     photos = torch.from_numpy(striped(4).pixels).permute(0, 3, 1, 2)
-    still = augmentation.augmented(photos, Augmentation(), torch.Generator().manual_seed(0))
+    still = augmentation.augment(photos, Augmentation(), torch.Generator().manual_seed(0))
     torch.testing.assert_close(still, photos.float(), atol=0.01, rtol=0)
 
 
 def test_a_flip_alone_mirrors_about_half_of_the_photos():
     photos = torch.from_numpy(striped(64).pixels).permute(0, 3, 1, 2)
-    changed = augmentation.augmented(photos, Augmentation(flip=True), torch.Generator().manual_seed(0))
+    changed = augmentation.augment(photos, Augmentation(flip=True), torch.Generator().manual_seed(0))
     mirrored = torch.tensor(
         [torch.allclose(a, b.flip(-1).float(), atol=0.01) for a, b in zip(changed, photos, strict=True)]
     )
@@ -276,22 +279,22 @@ def test_a_flip_alone_mirrors_about_half_of_the_photos():
 
 def test_the_format_is_measured_once_and_then_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.FORMATS, "measured"))
+    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.DTYPES, "measured"))
     asked = []
 
     def trial(setting):
         asked.append(setting.number_format)
         return {"float32": 0.02, "bfloat16": 0.01}[setting.number_format]
 
-    first = device.measured(SETTING, "auto", "a network", trial)
-    again = device.measured(SETTING, "auto", "a network", trial)
+    first = device.select_precision(SETTING, "auto", "a network", trial)
+    again = device.select_precision(SETTING, "auto", "a network", trial)
     assert asked == ["float32", "bfloat16"]
     assert first == again
-    assert first.number_format == "bfloat16"
+    assert first.precision == "bfloat16"
     assert "100 photos/s" in first.reasons["number_format"]
-    assert device.measured(SETTING, "float32", "a network", trial).number_format == "float32"
-    another = device.measured(SETTING, "auto", "another network", trial)
-    assert dataclasses.replace(another, measured_in=first.measured_in) == first
+    assert device.select_precision(SETTING, "float32", "a network", trial).precision == "float32"
+    another = device.select_precision(SETTING, "auto", "another network", trial)
+    assert dataclasses.replace(another, measured_in=first.measurement_id) == first
     assert len(asked) == 4
 
 
@@ -299,39 +302,39 @@ def test_a_trial_beside_other_work_is_believed_until_it_goes_faster(tmp_path, mo
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
 
     def measured():
-        return device.measured(SETTING, "float32", "a network", lambda _: 0.5)
+        return device.select_precision(SETTING, "float32", "a network", lambda _: 0.5)
 
     setting = measured()
-    device.was_faster(setting, 0.75)
-    assert device.speed(setting) == measured().seconds_per_photo == 0.5
-    device.was_faster(setting, 0.125)
-    assert device.speed(setting) == measured().seconds_per_photo == 0.125
-    device.was_faster(dataclasses.replace(setting, number_format="bfloat16"), 0.01)  # nobody has timed it
-    assert device.speed(setting) == 0.125
+    device.record_faster_speed(setting, 0.75)
+    assert device.get_seconds_per_photo(setting) == measured().seconds_per_photo == 0.5
+    device.record_faster_speed(setting, 0.125)
+    assert device.get_seconds_per_photo(setting) == measured().seconds_per_photo == 0.125
+    device.record_faster_speed(dataclasses.replace(setting, number_format="bfloat16"), 0.01)  # nobody has timed it
+    assert device.get_seconds_per_photo(setting) == 0.125
     elsewhere = dataclasses.replace(setting, threads=77)  # another machine that has the same cache
-    device.was_faster(elsewhere, 0.001)
-    assert device.speed(setting) == 0.125
-    (tmp_path / "measured" / f"{setting.measured_in}.json").unlink()
-    assert device.speed(setting) == 0.5
+    device.record_faster_speed(elsewhere, 0.001)
+    assert device.get_seconds_per_photo(setting) == 0.125
+    (tmp_path / "measured" / f"{setting.measurement_id}.json").unlink()
+    assert device.get_seconds_per_photo(setting) == 0.5
 
 
 def test_the_number_format_stays_the_one_of_the_trial_however_fast_another_turns_out(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.FORMATS, "measured"))
+    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.DTYPES, "measured"))
 
     def measured():
-        return device.measured(
-            SETTING, "auto", "a network", lambda one: {"float32": 1.0, "bfloat16": 0.9}[one.number_format]
+        return device.select_precision(
+            SETTING, "auto", "a network", lambda one: {"float32": 1.0, "bfloat16": 0.9}[one.precision]
         )
 
-    device.was_faster(dataclasses.replace(measured(), number_format="float32"), 0.5)
-    assert measured().number_format == "bfloat16"
+    device.record_faster_speed(dataclasses.replace(measured(), number_format="float32"), 0.5)
+    assert measured().precision == "bfloat16"
     assert measured().seconds_per_photo == 0.9
 
 
 def test_a_format_that_memory_does_not_hold_is_left_and_tried_again_another_day(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.FORMATS, "measured"))
+    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.DTYPES, "measured"))
     full = ["float32"]
 
     def trial(setting):
@@ -339,24 +342,24 @@ def test_a_format_that_memory_does_not_hold_is_left_and_tried_again_another_day(
             raise MachineError(f"no room for {setting.number_format}")
         return {"float32": 0.01, "bfloat16": 0.02}[setting.number_format]
 
-    found = device.measured(SETTING, "auto", "a network", trial)
-    assert found.number_format == "bfloat16"
+    found = device.select_precision(SETTING, "auto", "a network", trial)
+    assert found.precision == "bfloat16"
     assert found.reasons["number_format"] == "float32 needs more memory; bfloat16 50 photos/s"
     with pytest.raises(MachineError, match="no room for float32"):
-        device.measured(SETTING, "float32", "a network", trial)
+        device.select_precision(SETTING, "float32", "a network", trial)
     full.append("bfloat16")
     with pytest.raises(MachineError, match="no room for float32"):
-        device.measured(SETTING, "auto", "another network", trial)
+        device.select_precision(SETTING, "auto", "another network", trial)
     full.clear()
-    assert device.measured(SETTING, "auto", "a network", trial).number_format == "float32"
+    assert device.select_precision(SETTING, "auto", "a network", trial).precision == "float32"
 
 
 def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    device.measured(SETTING, "float32", "a network", lambda _: 0.5)
+    device.select_precision(SETTING, "float32", "a network", lambda _: 0.5)
     (file,) = (tmp_path / "measured").iterdir()
     file.write_text("{", "utf-8")
-    assert device.measured(SETTING, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
+    assert device.select_precision(SETTING, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
 
 
 PART = Augmentation(crop_area=0.3)
@@ -370,7 +373,7 @@ def corners(maps, side):
 
 
 def test_a_part_of_a_photo_lies_within_it_and_has_the_area_that_was_asked():
-    maps = augmentation.random_maps(500, 64, PART, torch.Generator().manual_seed(0))
+    maps = augmentation.draw_affine_maps(500, 64, PART, torch.Generator().manual_seed(0))
     found = corners(maps, 64)
     assert found.abs().max() <= 1.11 * 32  # the most elongated of the largest parts reach a tenth beyond
     area = (maps[:, 0, 0] * maps[:, 1, 1]).abs()
@@ -382,7 +385,7 @@ def test_a_part_of_a_photo_lies_within_it_and_has_the_area_that_was_asked():
 def test_other_light_changes_no_photo_beyond_its_reach():
     photos = torch.full((200, 3, 4, 4), 100.0)
     photos[:, :, :2] = 120
-    lit = augmentation.relit(photos.clone(), 0.2, torch.Generator().manual_seed(0))
+    lit = augmentation.jitter_contrast_and_brightness(photos.clone(), 0.2, torch.Generator().manual_seed(0))
     brightness = lit.mean((1, 2, 3)) / 110
     assert 0.8 <= brightness.min() < 0.83
     assert 1.17 < brightness.max() <= 1.2
@@ -393,6 +396,6 @@ def test_other_light_changes_no_photo_beyond_its_reach():
 
 def test_photos_stay_within_black_and_white():
     photos = torch.rand((8, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 255
-    lit = augmentation.relit(photos, 0.9, torch.Generator().manual_seed(0))
+    lit = augmentation.jitter_contrast_and_brightness(photos, 0.9, torch.Generator().manual_seed(0))
     assert lit.min() >= 0
     assert lit.max() <= 255

@@ -15,7 +15,7 @@ from ikebana import recipes
 from ikebana.data import sources
 from ikebana.data.dataset import STATUS_USED
 from ikebana.learning import device
-from ikebana.learning.estimate import forecast, next_step, prepared
+from ikebana.learning.estimate import estimate_cost, suggest_upgrade, configure_device
 from ikebana.learning.features import feature_cache
 from ikebana.learning.models import weight_loading
 from ikebana.recipe import with_options
@@ -60,11 +60,11 @@ def test_a_second_run_computes_no_features_and_gives_the_same_weights_to_the_bit
 
 
 def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tmp_path, monkeypatch):
-    slow = dataclasses.replace(device.prepare(), seconds_per_photo=10.0)
+    slow = dataclasses.replace(device.configure(), seconds_per_photo=10.0)
     found = sources.read(photos, run.recipe.class_order)
-    after = forecast(found, run.recipe, slow)
+    after = estimate_cost(found, run.recipe, slow)
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "another"))
-    before = forecast(found, run.recipe, slow)
+    before = estimate_cost(found, run.recipe, slow)
     used = run.read_json("audit.json")["used"]  # a photo that cannot be read is never seen
     assert before.seconds - after.seconds > 10 * used
     assert f"{used} of them before" in after.text
@@ -72,18 +72,18 @@ def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tm
 
 
 def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, photos):
-    slow = device.Setting("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=10.0)
+    slow = device.DeviceSettings("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=10.0)
     few = sources.read(photos)
     few = dataclasses.replace(few, photos=few.photos.with_columns(status=pl.lit(STATUS_USED), split=pl.lit("train")))
     found = dataclasses.replace(few, photos=pl.concat([few.photos] * 10))
-    other = next_step(found, run.recipe, slow, 0.9, 0.8)
+    other = suggest_upgrade(found, run.recipe, slow, 0.9, 0.8)
     assert run.recipe.side == 96
     assert "--recipe good; " in other
-    plain = next_step(found, with_options(run.recipe, side=256), slow, 0.9, 0.8)
+    plain = suggest_upgrade(found, with_options(run.recipe, side=256), slow, 0.9, 0.8)
     assert "--recipe good, about " in plain
-    resnet = next_step(found, with_options(run.recipe, network="resnet18"), slow, 0.9, 0.8)
+    resnet = suggest_upgrade(found, with_options(run.recipe, network="resnet18"), slow, 0.9, 0.8)
     assert resnet == "better still, perhaps: --recipe good --network resnet18"
-    assert "more photos help more" in next_step(few, run.recipe, slow, 0.9, 0.8)
+    assert "more photos help more" in suggest_upgrade(few, run.recipe, slow, 0.9, 0.8)
 
 
 def test_recipes_that_learn_otherwise_are_timed_apart(run, monkeypatch):
@@ -95,9 +95,9 @@ def test_recipes_that_learn_otherwise_are_timed_apart(run, monkeypatch):
     everything = dataclasses.replace(good.transfer, trained="all")
     mirrored = dataclasses.replace(run.recipe.transfer, mirrored=True)
     for changes in ({"name": "good"}, {"name": "good", "transfer": everything}):
-        prepared(dataclasses.replace(good, side=64, **changes), 2)
+        configure_device(dataclasses.replace(good, side=64, **changes), 2)
     for recipe in (run.recipe, run.recipe, dataclasses.replace(run.recipe, transfer=mirrored)):
-        prepared(recipe, 2)
+        configure_device(recipe, 2)
     assert len(set(asked)) == 4
 
 
@@ -108,7 +108,7 @@ def test_a_speed_measured_while_the_machine_was_busy_prices_nothing_once_a_run_h
     monkeypatch.setattr(feature_cache, "seconds_per_photo", lambda *_, **__: 100.0)
     monkeypatch.setattr(feature_cache, "MANY", 20)
     ikebana.fit(photos, run=tmp_path / "run", **SMALL)
-    setting = prepared(run.recipe, len(run.classes))
+    setting = configure_device(run.recipe, len(run.classes))
     assert setting.seconds_per_photo is not None
     assert 0 < setting.seconds_per_photo < 10
 
@@ -147,7 +147,7 @@ def test_fine_tuning_begins_with_a_head_and_moves_the_tail_alone(tuned, photos, 
     from ikebana.learning.models import pretrained_weights
 
     before, after = (
-        pretrained_weights.tensors(pretrained_weights.find("tf_efficientnet_lite0")),
+        pretrained_weights.load_tensors(pretrained_weights.find_weights("tf_efficientnet_lite0")),
         load_file(tuned.weights),
     )
     moved = {
@@ -202,7 +202,7 @@ def test_a_file_that_is_no_weights_is_refused_before_any_photo_is_read(photos, t
 
 def test_where_a_network_without_the_recipes_stage_begins_to_learn_is_said(photos, monkeypatch):
     monkeypatch.setattr(weight_loading, "sought", lambda _: None)
-    found, setting = sources.read(photos), device.Setting("cpu", "float32", 1, "as it comes")
+    found, setting = sources.read(photos), device.DeviceSettings("cpu", "float32", 1, "as it comes")
     for network, said in (("resnet18", True), ("tf_efficientnet_lite0", False), ("mobilenetv3_small_050", False)):
-        text = forecast(found, recipes.get_recipe("good", network=network, side=64), setting).text
+        text = estimate_cost(found, recipes.get_recipe("good", network=network, side=64), setting).text
         assert (f"{network} has no stage blocks.3: it learns from its middle on" in text) == said

@@ -56,20 +56,20 @@ def same(one, other):
 
 def refusal(*arguments):
     with pytest.raises(RecipeError) as refused:
-        pretrained_weights.find(*arguments)
+        pretrained_weights.find_weights(*arguments)
     return str(refused.value)
 
 
 # --- ordinary packages ---
 
 
-@pytest.mark.parametrize("network", pretrained_weights.PACKAGED)
+@pytest.mark.parametrize("network", pretrained_weights.WEIGHTS_PACKAGES)
 def test_a_package_carries_every_tensor_of_timms_network(network):
-    package = pretrained_weights.PACKAGED[network]
+    package = pretrained_weights.WEIGHTS_PACKAGES[network]
     if not find_spec(package.name.replace("-", "_")):
         pytest.skip(f"{package.name} is not installed")
-    found = pretrained_weights.find(network)
-    tensors, model = pretrained_weights.tensors(found), timm.create_model(network, pretrained=False)
+    found = pretrained_weights.find_weights(network)
+    tensors, model = pretrained_weights.load_tensors(found), timm.create_model(network, pretrained=False)
     assert {name: value.shape for name, value in tensors.items()} == {
         name: value.shape for name, value in model.state_dict().items()
     }
@@ -82,20 +82,20 @@ def test_a_package_carries_every_tensor_of_timms_network(network):
 
 
 def test_a_package_is_converted_once(monkeypatch):
-    first = pretrained_weights.find(LITE)
+    first = pretrained_weights.find_weights(LITE)
     made = first.file.stat()
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("converted again"))
-    assert pretrained_weights.find(LITE) == first
+    assert pretrained_weights.find_weights(LITE) == first
     assert first.file.stat().st_mtime_ns == made.st_mtime_ns
     assert first.sha256 in first.file.name
 
 
 @pytest.mark.parametrize("damage", [flipped, halved, emptied])
 def test_damaged_converted_weights_are_made_again(damage, ikebana_cache):
-    first = pretrained_weights.find(LITE)
+    first = pretrained_weights.find_weights(LITE)
     whole = first.file.read_bytes()
     first.file.write_bytes(damage(whole))
-    again = pretrained_weights.find(LITE)
+    again = pretrained_weights.find_weights(LITE)
     assert again.file.read_bytes() == whole
     assert [file.name for file in (ikebana_cache / "weights").iterdir()] == [again.file.name]
 
@@ -121,11 +121,11 @@ def test_packaged_weights_need_no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", closed)
     monkeypatch.setattr(socket, "getaddrinfo", closed)
-    assert pretrained_weights.find(LITE).source.startswith("package")
+    assert pretrained_weights.find_weights(LITE).source.startswith("package")
 
 
 def test_converted_weights_are_found_without_waiting_for_timm():
-    pretrained_weights.find(LITE)
+    pretrained_weights.find_weights(LITE)
     code = (
         "import sys; from ikebana.learning.models import pretrained_weights; "
         f"pretrained_weights.tensors(pretrained_weights.find({LITE!r})); print(*sys.modules)"
@@ -138,7 +138,7 @@ def test_finding_weights_leaves_the_dice_of_the_run_alone():
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    pretrained_weights.find(LITE)
+    pretrained_weights.find_weights(LITE)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -295,8 +295,8 @@ def kept(place, repository, data):
 def test_what_other_programs_left_in_the_hubs_cache_is_used(offline):
     data, repository = asset(TINY)
     kept(offline, repository, data)
-    assert same(pretrained_weights.tensors(pretrained_weights.find(TINY)), drawn(TINY))
-    assert same(pretrained_weights.tensors(pretrained_weights.find(f"{TINY}.r160_in1k")), drawn(TINY))
+    assert same(pretrained_weights.load_tensors(pretrained_weights.find_weights(TINY)), drawn(TINY))
+    assert same(pretrained_weights.load_tensors(pretrained_weights.find_weights(f"{TINY}.r160_in1k")), drawn(TINY))
 
 
 @pytest.mark.parametrize("damage", [flipped, halved, emptied])
@@ -334,8 +334,8 @@ def test_a_network_without_pretrained_weights_is_refused(offline):
 def test_a_users_own_file_goes_before_all_else(ending, tmp_path):
     tensors, file = drawn(TINY), tmp_path / f"own{ending}"
     safetensors.torch.save_file(tensors, file) if ending == ".safetensors" else torch.save(tensors, file)
-    found = pretrained_weights.find(LITE, file)
-    assert same(pretrained_weights.tensors(found), tensors)
+    found = pretrained_weights.find_weights(LITE, file)
+    assert same(pretrained_weights.load_tensors(found), tensors)
     assert (found.file, found.source, found.license) == (file, f"file {file}", None)
     assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -349,7 +349,7 @@ def test_a_users_own_file_goes_before_all_else(ending, tmp_path):
 def test_tensors_are_taken_out_of_a_training_scripts_checkpoint(wrapped, tmp_path):
     tensors, file = drawn(TINY), tmp_path / "checkpoint.pth"
     torch.save(wrapped(tensors), file)
-    assert same(pretrained_weights.tensors(pretrained_weights.find(TINY, file)), tensors)
+    assert same(pretrained_weights.load_tensors(pretrained_weights.find_weights(TINY, file)), tensors)
 
 
 class Intruder:
@@ -379,11 +379,11 @@ def test_a_file_that_wants_to_run_code_is_refused_before_it_does(save, tmp_path)
 def test_a_damaged_file_is_refused_by_name(damage, ending, tmp_path):
     tensors, file = drawn(TINY), tmp_path / f"own{ending}"
     safetensors.torch.save_file(tensors, file) if ending == ".safetensors" else torch.save(tensors, file)
-    whole = pretrained_weights.find(LITE, file)
+    whole = pretrained_weights.find_weights(LITE, file)
     file.write_bytes(damage(file.read_bytes()))
     assert str(file) in refusal(LITE, file)
     with pytest.raises(RecipeError):
-        pretrained_weights.tensors(whole)
+        pretrained_weights.load_tensors(whole)
 
 
 @pytest.mark.parametrize("stored", [[torch.zeros(3)], {}, {"weight": 3.0}, {3: torch.zeros(3)}, torch.zeros(3)])

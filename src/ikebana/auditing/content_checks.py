@@ -13,7 +13,7 @@ from ikebana.data import split
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.errors import MachineError, PhotosError, RecipeError
-from ikebana.learning.features.scaling import Table
+from ikebana.learning.features.scaling import FeatureTable
 from ikebana.recipe import Recipe
 from ikebana.system import progress
 from ikebana.system.resources import memory_errors
@@ -87,7 +87,7 @@ class Look:
     """
 
     paths: pl.Series
-    features: Table
+    features: FeatureTable
     labels: np.ndarray
     near: label_errors.Neighbours
     alone: np.ndarray
@@ -106,16 +106,16 @@ def look(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> Look:
         PhotosError: there are too few photos.
     """
     from ikebana.learning import examples
-    from ikebana.learning.estimate import prepared
+    from ikebana.learning.estimate import configure_device
     from ikebana.learning.features import out_of_fold
 
-    splits = examples.parts(dataset, pixel_cache.pixels)
-    settings = prepared(recipe, len(dataset.classes))
-    seen = out_of_fold.seen(splits, recipe, pixel_cache.folder.name, settings)
+    splits = examples.build_split_examples(dataset, pixel_cache.pixels)
+    settings = configure_device(recipe, len(dataset.classes))
+    seen = out_of_fold.extract_labelled_features(splits, recipe, pixel_cache.folder.name, settings)
     photos = dataset.photos[seen.rows]
     groups = np.array(split.find_groups(photos))
     class_count = len(dataset.classes)
-    probabilities, is_known = out_of_fold.probabilities(seen, groups, class_count, dataset.source)
+    probabilities, is_known = out_of_fold.predict_out_of_fold(seen, groups, class_count, dataset.source)
     neighbours = label_errors.neighbours(seen.features, seen.labels, groups)
     votes = label_errors.vote(neighbours, seen.labels, class_count)
     combined = label_errors.both(probabilities, votes, seen.labels, is_known)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ikebana.evaluation.calibration import MIN_PROBABILITY, fit_temperature
-from ikebana.learning.features.scaling import Table, scale
+from ikebana.learning.features.scaling import FeatureTable, compute_mean_and_scale
 
 NEIGHBOUR_COUNT = 40
 # A neighbour whose cosine similarity is lower by this much has 1/e of the weight.
@@ -62,7 +62,7 @@ class Doubt:
     confidence: float
 
 
-def neighbours(features: Table, labels: np.ndarray, groups: np.ndarray) -> Neighbours:
+def neighbours(features: FeatureTable, labels: np.ndarray, groups: np.ndarray) -> Neighbours:
     """Find the nearest neighbours of each photo.
 
     Args:
@@ -70,7 +70,7 @@ def neighbours(features: Table, labels: np.ndarray, groups: np.ndarray) -> Neigh
         labels: class indices [photos].
         groups: a number per photo; photos of one group are not each other's neighbours.
     """
-    mean, spread = scale(features)
+    mean, spread = compute_mean_and_scale(features)
     count = len(labels)
     rng = np.random.default_rng(SEED)
     references = np.sort(rng.choice(count, min(count, MAX_REFERENCE_PHOTOS), replace=False))
@@ -94,7 +94,7 @@ def neighbours(features: Table, labels: np.ndarray, groups: np.ndarray) -> Neigh
     return Neighbours(rows, alike, own_class, first)
 
 
-def _normalise(features: Table, mean: np.ndarray, spread: np.ndarray, photos: np.ndarray) -> np.ndarray:
+def _normalise(features: FeatureTable, mean: np.ndarray, spread: np.ndarray, photos: np.ndarray) -> np.ndarray:
     """Return standardised features of some photos, each of unit length: float32."""
     result = np.empty((len(photos), features.shape[1]), np.float32)
     for start in range(0, len(photos), CHUNK_PHOTOS):
@@ -183,7 +183,7 @@ def doubtful(
     ]
 
 
-def oddness(features: Table, labels: np.ndarray, neighbours: Neighbours) -> np.ndarray:
+def oddness(features: FeatureTable, labels: np.ndarray, neighbours: Neighbours) -> np.ndarray:
     """Score how far each photo is from all others, as robust z-scores: float [photos].
 
     The sum of two scores. One: how little the photo resembles its own class, compared with how
@@ -199,7 +199,7 @@ def oddness(features: Table, labels: np.ndarray, neighbours: Neighbours) -> np.n
 
 
 def odd(
-    features: Table, labels: np.ndarray, neighbours: Neighbours, min_score: float = MIN_OUTLIER_SCORE
+    features: FeatureTable, labels: np.ndarray, neighbours: Neighbours, min_score: float = MIN_OUTLIER_SCORE
 ) -> list[tuple[int, float]]:
     """List outliers and their scores, the highest first; none in a small collection.
 
@@ -214,9 +214,9 @@ def odd(
     return [(int(photo), float(scores[photo])) for photo in order if scores[photo] >= min_score]
 
 
-def _measure_residuals(features: Table) -> np.ndarray:
+def _measure_residuals(features: FeatureTable) -> np.ndarray:
     """Return the squared norm outside the principal axes: float [photos]."""
-    mean, spread = scale(features)
+    mean, spread = compute_mean_and_scale(features)
     count, width = features.shape
     axis_count = max(1, min(MAX_PRINCIPAL_AXES, count // MIN_PHOTOS_PER_AXIS, width // 4))
     sample = np.random.default_rng(SEED).choice(count, min(count, MAX_REFERENCE_PHOTOS), replace=False)

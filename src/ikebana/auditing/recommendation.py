@@ -14,8 +14,8 @@ import textwrap
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ikebana.learning.estimate import FEW, duration
-from ikebana.learning.features.depth_probe import Evidence, Score
+from ikebana.learning.estimate import MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, format_duration
+from ikebana.learning.features.depth_probe import ProbeResult, AccuracyEstimate
 from ikebana.recipe import Trainable
 
 # Training photos per class from which larger networks pay; with 80 they did not (docs/log.md).
@@ -72,7 +72,7 @@ class Advice:
     doubts: tuple[str, ...]
     more_photos: str
     supply: Supply
-    evidence: Evidence
+    evidence: ProbeResult
     photos: str = ""
     costs: dict[str, float] = field(default_factory=dict)
 
@@ -91,7 +91,7 @@ class Advice:
         return asdict(self) | {"recipe": self.recipe, "command": self.command}
 
     def __repr__(self) -> str:
-        cost = f"    (about {duration(self.costs[self.recipe])} here)" if self.recipe in self.costs else ""
+        cost = f"    (about {format_duration(self.costs[self.recipe])} here)" if self.recipe in self.costs else ""
         items = [
             *(("why", reason) for reason in self.reasons),
             ("more", self.more_photos),
@@ -104,7 +104,7 @@ class Advice:
         return "\n".join([f"Advice: {SENTENCES[self.trained]}", "", *_format_table(self), "", *lines, run])
 
 
-def advised(evidence: Evidence, supply: Supply, photos: str, costs: dict[str, float]) -> Advice:
+def advised(evidence: ProbeResult, supply: Supply, photos: str, costs: dict[str, float]) -> Advice:
     """Recommend how much of the network to train.
 
     Args:
@@ -126,50 +126,53 @@ def advised(evidence: Evidence, supply: Supply, photos: str, costs: dict[str, fl
     )
 
 
-def how_much(evidence: Evidence, supply: Supply) -> Trainable:
+def how_much(evidence: ProbeResult, supply: Supply) -> Trainable:
     """Apply the rules: fewer photos, or weaker evidence, never train more of the network."""
-    if supply.a_class < FEW or _is_at_ceiling(evidence):
+    if supply.a_class < MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING or _is_at_ceiling(evidence):
         return "head"
     return "all" if _is_unlike_imagenet(evidence) and supply.a_class >= MANY else "tail"
 
 
-def _is_at_ceiling(evidence: Evidence) -> bool:
+def _is_at_ceiling(evidence: ProbeResult) -> bool:
     """Return whether a head leaves no gain that so many photos could show."""
-    best = evidence.best
-    return best.value >= CEILING_ACCURACY or best.value + STANDARD_ERRORS * best.error >= 1
+    best = evidence.last_depth_accuracy
+    return best.value >= CEILING_ACCURACY or best.value + STANDARD_ERRORS * best.standard_error >= 1
 
 
-def _is_unlike_imagenet(evidence: Evidence) -> bool:
+def _is_unlike_imagenet(evidence: ProbeResult) -> bool:
     """Return whether an earlier cut is significantly as good as the last one."""
-    return evidence.lead.value + STANDARD_ERRORS * evidence.lead.error <= MAX_UNLIKE_LEAD
+    return evidence.last_depth_gain.value + STANDARD_ERRORS * evidence.last_depth_gain.standard_error <= MAX_UNLIKE_LEAD
 
 
-def _list_reasons(evidence: Evidence, supply: Supply, trained: Trainable) -> list[str]:
+def _list_reasons(evidence: ProbeResult, supply: Supply, trained: Trainable) -> list[str]:
     resemblance, per_class = _describe_resemblance(evidence), f"a class has {_format_count(supply.a_class)}"
-    if supply.a_class < FEW:
+    if supply.a_class < MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING:
         return [
-            f"{per_class}, which is few (below {FEW}): the last stages would learn them by heart, not what they show",
+            f"{per_class}, which is few (below {MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING}): the last stages would learn them by heart, not what they show",
             resemblance,
         ]
     if trained == "head":
-        wrong = round((1 - evidence.best.value) * evidence.judged)
+        wrong = round((1 - evidence.last_depth_accuracy.value) * evidence.scored_photos)
         return [
-            f"a head alone is wrong on {wrong} of {evidence.judged:,} photos: nothing that is left to gain could be seen"
+            f"a head alone is wrong on {wrong} of {evidence.scored_photos:,} photos: nothing that is left to gain could be seen"
         ]
     if trained == "all":
         return [resemblance, f"{per_class}, enough (from {MANY} on) for larger networks to learn, and for longer"]
     more = f"; the whole network should have {MANY}" if _is_unlike_imagenet(evidence) else ""
-    return [resemblance, f"{per_class}, enough (from {FEW} on) for the last stages not to learn them by heart{more}"]
+    return [
+        resemblance,
+        f"{per_class}, enough (from {MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING} on) for the last stages not to learn them by heart{more}",
+    ]
 
 
 def _format_count(count: int) -> str:
     return f"{count:,} training photo{'s' * (count != 1)}"
 
 
-def _describe_resemblance(evidence: Evidence) -> str:
+def _describe_resemblance(evidence: ProbeResult) -> str:
     """Describe whether the photos resemble ImageNet's, with the evidence."""
-    earlier = max(list(evidence.cuts)[:-1], key=lambda name: evidence.cuts[name].value)
-    lead = f"{100 * evidence.lead.value:+.1f} points against {earlier}"
+    earlier = max(list(evidence.accuracy_by_depth)[:-1], key=lambda name: evidence.accuracy_by_depth[name].value)
+    lead = f"{100 * evidence.last_depth_gain.value:+.1f} points against {earlier}"
     if _is_unlike_imagenet(evidence):
         return f"the photos are unlike ImageNet's: whole things tell the classes apart no better than what comes before ({lead})"
     if _is_close(evidence):
@@ -178,23 +181,27 @@ def _describe_resemblance(evidence: Evidence) -> str:
     return f"the photos resemble ImageNet's: the network's last layers tell the classes apart best ({lead})"
 
 
-def _is_close(evidence: Evidence) -> bool:
+def _is_close(evidence: ProbeResult) -> bool:
     """Return whether chance may have decided between like and unlike ImageNet."""
-    lead = evidence.lead
-    return abs(lead.value - MAX_UNLIKE_LEAD) <= STANDARD_ERRORS * lead.error
+    lead = evidence.last_depth_gain
+    return abs(lead.value - MAX_UNLIKE_LEAD) <= STANDARD_ERRORS * lead.standard_error
 
 
-def _list_doubts(evidence: Evidence, supply: Supply) -> list[str]:
+def _list_doubts(evidence: ProbeResult, supply: Supply) -> list[str]:
     """List reasons to be unsure; a threshold counts only if the recommendation depends on it."""
-    best, doubts = evidence.best, []
-    if evidence.judged < MIN_JUDGED_PHOTOS:
-        doubts.append(f"only {evidence.judged} photos could be judged")
-    if best.value - STANDARD_ERRORS * best.error <= evidence.guess:
+    best, doubts = evidence.last_depth_accuracy, []
+    if evidence.scored_photos < MIN_JUDGED_PHOTOS:
+        doubts.append(f"only {evidence.scored_photos} photos could be judged")
+    if best.value - STANDARD_ERRORS * best.standard_error <= evidence.majority_accuracy:
         doubts.append(
             "nothing that this network sees tells the classes apart better than guessing: look at photos and labels first"
         )
     if not _is_at_ceiling(evidence):
-        limits = (FEW, MANY) if _is_unlike_imagenet(evidence) else (FEW,)
+        limits = (
+            (MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, MANY)
+            if _is_unlike_imagenet(evidence)
+            else (MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING,)
+        )
         factor = NEAR_THRESHOLD_FACTOR
         near = [limit for limit in limits if limit / factor <= supply.a_class < limit * factor]
         doubts += [f"{_format_count(supply.a_class)} a class: near the limit of {limit}" for limit in near]
@@ -205,16 +212,16 @@ def _list_doubts(evidence: Evidence, supply: Supply) -> list[str]:
             "for photos unlike ImageNet's this is the textbook's rule, and has failed too: compare with --recipe quick"
         )
     name, count = supply.smallest
-    if count < min(FEW, supply.a_class):
+    if count < min(MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, supply.a_class):
         doubts.append(f"class {name} has {_format_count(count)}, too few whatever learns from them")
     return doubts
 
 
-def _describe_more_photos(evidence: Evidence) -> str:
+def _describe_more_photos(evidence: ProbeResult) -> str:
     """Describe whether more photos would help, from the gain of doubling them."""
-    gain = evidence.doubling
+    gain = evidence.doubling_gain
     points = f"{100 * gain.value:+.1f} points"
-    if gain.value - STANDARD_ERRORS * gain.error > 0:
+    if gain.value - STANDARD_ERRORS * gain.standard_error > 0:
         return f"more photos would help: twice as many to learn from brought {points} here"
     return f"more photos of the same kind would bring a head little: twice as many brought {points} here, within chance"
 
@@ -226,14 +233,14 @@ def _wrap(name: str, text: str) -> list[str]:
 def _format_table(recommendation: Advice) -> list[str]:
     """Format the evidence, one line per accuracy."""
     evidence, supply = recommendation.evidence, recommendation.supply
-    rows: list[tuple[str, str | Score]] = [
-        ("always the commonest class", f"{evidence.guess:.3f}"),
-        *((f"by {name}", score) for name, score in evidence.cuts.items()),
-        ("  with half as many photos", evidence.half),
-        ("  with a quarter", evidence.quarter),
+    rows: list[tuple[str, str | AccuracyEstimate]] = [
+        ("always the commonest class", f"{evidence.majority_accuracy:.3f}"),
+        *((f"by {name}", score) for name, score in evidence.accuracy_by_depth.items()),
+        ("  with half as many photos", evidence.half_data_accuracy),
+        ("  with a quarter", evidence.quarter_data_accuracy),
     ]
     return [
-        f"  How often a class is named rightly ({evidence.judged:,} of {supply.photos:,} training and validation photos;",
+        f"  How often a class is named rightly ({evidence.scored_photos:,} of {supply.photos:,} training and validation photos;",
         f"  the {supply.sealed:,} test photos stay sealed), by what a network trained on ImageNet sees, first layers first:",
         "",
         *(f"    {name:<30}{score}" for name, score in rows),

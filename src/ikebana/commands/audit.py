@@ -29,7 +29,7 @@ from ikebana.system.files import resolve_output_path, atomic_write
 from ikebana.system.resources import require_disk, memory_errors
 
 if TYPE_CHECKING:
-    from ikebana.learning.device import Setting
+    from ikebana.learning.device import DeviceSettings
 
 CANNOT_SPLIT = "unsplit"
 # Files in the output folder.
@@ -96,9 +96,9 @@ def audit(
     from ikebana.learning.models import networks, weight_loading
 
     # As in `fit`, so that it reuses the pixel cache and makes the same split.
-    recipe = networks.settled(RECIPES[DEFAULT_RECIPE])
+    recipe = networks.fill_defaults(RECIPES[DEFAULT_RECIPE])
     if advise:
-        weight_loading.sought(recipe)
+        weight_loading.resolve_weights(recipe)
     _check_machine(unopened, recipe)
     opened, pixel_cache = pixel_cache_module.open_pixel_cache(unopened, recipe.image_size, recipe.resize)
     dataset, split_errors = _split(
@@ -133,18 +133,18 @@ def _check_machine(dataset: Dataset, recipe: Recipe) -> None:
 
     Without a backbone, an audit needs only disk space.
     """
-    from ikebana.learning.estimate import forecast, prepared
+    from ikebana.learning.estimate import estimate_cost, configure_device
     from ikebana.learning.models import weight_loading
 
     try:
-        weight_loading.sought(recipe)
+        weight_loading.resolve_weights(recipe)
     except (RecipeError, MachineError):
         needed = pixel_cache_module.compute_cache_bytes(
             dataset, recipe.image_size
         ) + near_duplicates.compute_scratch_bytes(dataset.photos.height)
         require_disk({cache_folder(): needed})
         return
-    forecast(dataset, recipe, prepared(recipe, len(dataset.classes))).told(recipe)
+    estimate_cost(dataset, recipe, configure_device(recipe, len(dataset.classes))).report_and_check(recipe)
 
 
 def _check_outputs(out: str | Path | None, write: str | Path | None, has_selectors: bool) -> None:
@@ -228,17 +228,17 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos
         photos: path for the command: the cleaned table if one was written.
     """
     from ikebana.learning import examples as examples_module
-    from ikebana.learning.estimate import prepared
+    from ikebana.learning.estimate import configure_device
     from ikebana.learning.features import depth_probe
 
-    splits = examples_module.parts(dataset, pixel_cache.pixels)
-    for_selection = splits["validation"].some(splits["validation"].for_choices)
-    examples = examples_module.joined(splits["train"], for_selection)
-    sample, groups = depth_probe.sampled(examples, split.find_groups(dataset.photos[examples.rows]))
-    folds = depth_probe.dealt(sample.labels, groups, dataset.source)
-    settings = prepared(recipe, len(dataset.classes))
-    features = depth_probe.seen(sample, recipe, pixel_cache.folder.name, settings)
-    evidence = depth_probe.judged(features, sample.labels, groups, folds)
+    splits = examples_module.build_split_examples(dataset, pixel_cache.pixels)
+    for_selection = splits["validation"].select(splits["validation"].for_selection)
+    examples = examples_module.concatenate(splits["train"], for_selection)
+    sample, groups = depth_probe.sample_photos(examples, split.find_groups(dataset.photos[examples.rows]))
+    folds = depth_probe.make_folds(sample.labels, groups, dataset.source)
+    settings = configure_device(recipe, len(dataset.classes))
+    features = depth_probe.extract_depth_features(sample, recipe, pixel_cache.folder.name, settings)
+    evidence = depth_probe.evaluate_depths(features, sample.labels, groups, folds)
     counts = {name: of_class["train"] for name, of_class in dataset.count_photos().items()}
     smallest = min(counts, key=lambda name: counts[name])
     supply = Supply(
@@ -253,14 +253,14 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos
     return advice
 
 
-def _estimate_costs(dataset: Dataset, recipe: Recipe, settings: "Setting") -> dict[str, float]:
+def _estimate_costs(dataset: Dataset, recipe: Recipe, settings: "DeviceSettings") -> dict[str, float]:
     """Estimate the seconds of the default recipe and of the next better one on this machine."""
-    from ikebana.learning.device import speed
-    from ikebana.learning.estimate import BETTER, forecast, seconds_of_better
+    from ikebana.learning.device import get_seconds_per_photo
+    from ikebana.learning.estimate import UPGRADES, estimate_cost, estimate_upgrade_seconds
 
-    costs = {recipe.name: forecast(dataset, recipe, settings).seconds}
-    seconds_per_photo = speed(settings)
-    if recipe.name in BETTER and seconds_per_photo is not None:
-        better = BETTER[recipe.name]
-        costs[better.recipe] = seconds_of_better(dataset, recipe, better, seconds_per_photo)
+    costs = {recipe.name: estimate_cost(dataset, recipe, settings).seconds}
+    seconds_per_photo = get_seconds_per_photo(settings)
+    if recipe.name in UPGRADES and seconds_per_photo is not None:
+        better = UPGRADES[recipe.name]
+        costs[better.recipe] = estimate_upgrade_seconds(dataset, recipe, better, seconds_per_photo)
     return costs

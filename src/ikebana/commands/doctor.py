@@ -6,7 +6,7 @@ from typing import Any
 
 from ikebana.commands.cache import size
 from ikebana.learning import device
-from ikebana.learning.estimate import prepared
+from ikebana.learning.estimate import configure_device
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
@@ -20,17 +20,17 @@ LIBRARIES = (
 
 def doctor() -> dict[str, Any]:
     """Print and return facts about this machine and the chosen device settings."""
-    settings = prepared(RECIPES[DEFAULT_RECIPE], classes=5)
+    settings = configure_device(RECIPES[DEFAULT_RECIPE], classes=5)
     cache = cache_folder()
     facts = {
         "ikebana": importlib.metadata.version("ikebana"),
         "python": f"{platform.python_version()} on {platform.platform()}",
-        "processor": device.processor(),
+        "processor": device.describe_processor(),
         "GPU": "yes" if settings.device != "cpu" else "none that torch can use: ikebana trains on the processor",
         "device": f"{settings.device}: {settings.reasons['device']}",
         "threads": f"{settings.threads}: {settings.reasons['threads']}",
         "allocator": f"{settings.allocator}: {settings.reasons['allocator']}",
-        "number format": f"{settings.number_format} for {DEFAULT_RECIPE}: {settings.reasons['number_format']}",
+        "number format": f"{settings.precision} for {DEFAULT_RECIPE}: {settings.reasons['number_format']}",
         "cache": f"{cache} ({size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: _find_version(name) for name in LIBRARIES},

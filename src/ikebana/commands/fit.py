@@ -17,8 +17,14 @@ from ikebana.evaluation.metrics import evaluate
 from ikebana.learning import augmentation, device
 from ikebana.learning import examples as examples_module
 from ikebana.learning import plan as plan_module
-from ikebana.learning.device import Setting
-from ikebana.learning.estimate import forecast, left_on_gpu, next_step, prepared, within_memory
+from ikebana.learning.device import DeviceSettings
+from ikebana.learning.estimate import (
+    estimate_cost,
+    get_spare_gpu_bytes,
+    suggest_upgrade,
+    configure_device,
+    recipe_memory_errors,
+)
 from ikebana.learning.models import networks
 from ikebana.learning.training import checkpoint
 from ikebana.recipe import Recipe, with_options
@@ -46,23 +52,23 @@ def fit(
         PhotosError, RecipeError, RunError, MachineError: each tells what to try.
     """
     clock = Stopwatch()
-    resolved = networks.settled(recipes.resolve_recipe(recipe, **options))
+    resolved = networks.fill_defaults(recipes.resolve_recipe(recipe, **options))
     runs.check_free(run)
     # Missing weights are reported before any photo is read.
     plan_module.check_weights(resolved)
     dataset = sources.read(photos, resolved.class_order)
-    settings = prepared(resolved, len(dataset.classes), dataset.photos.height)
+    settings = configure_device(resolved, len(dataset.classes), dataset.photos.height)
     # So that recipe.json contains the measured precision.
-    resolved = with_options(resolved, precision=settings.number_format)
-    environment = device.environment(settings)
-    forecast(dataset, resolved, settings, Path(run or runs.RUNS).expanduser()).told(resolved)
+    resolved = with_options(resolved, precision=settings.precision)
+    environment = device.collect_environment(settings)
+    estimate_cost(dataset, resolved, settings, Path(run or runs.RUNS).expanduser()).report_and_check(resolved)
     if changes := differing(recipe, environment):
         progress.message(changes)
     clock.lap("prepare")
     dataset, pixel_cache = _load_and_split(dataset, resolved)
     new_run = runs.begin(run, resolved, dataset, environment)
     clock.lap("read")
-    with new_run.resumable(), within_memory(resolved):
+    with new_run.resumable(), recipe_memory_errors(resolved):
         return _train_and_score(new_run, dataset, pixel_cache, settings, clock)
 
 
@@ -78,7 +84,7 @@ def resume(run: str | Path) -> Run:
     dataset, pixel_cache = _load_and_split(dataset, opened.recipe)
     opened.check_same_photos(dataset)
     clock.lap("read")
-    with opened.resumable(), within_memory(opened.recipe):
+    with opened.resumable(), recipe_memory_errors(opened.recipe):
         # Another process may have finished it while the photos were read.
         return opened if opened.has_ended() else _train_and_score(opened, dataset, pixel_cache, settings, clock)
 
@@ -91,57 +97,59 @@ def _load_and_split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, PixelCac
     ), pixel_cache
 
 
-def _restore_device(run: Path, recipe: Recipe, classes: int) -> Setting:
+def _restore_device(run: Path, recipe: Recipe, classes: int) -> DeviceSettings:
     """Restore the settings of an interrupted run and report what differs now.
 
     Args:
         run: the run's folder.
     """
-    settings = device.remembered(run / "environment.json") or prepared(recipe, classes)
-    if changes := changed_since(run, device.environment(settings)):
+    settings = device.load_settings(run / "environment.json") or configure_device(recipe, classes)
+    if changes := changed_since(run, device.collect_environment(settings)):
         progress.message(changes)
     return settings
 
 
-def _train_and_score(run: Run, dataset: Dataset, pixel_cache: PixelCache, settings: Setting, clock: Stopwatch) -> Run:
+def _train_and_score(
+    run: Run, dataset: Dataset, pixel_cache: PixelCache, settings: DeviceSettings, clock: Stopwatch
+) -> Run:
     findings, classes, pixels_id = dataset_checks.findings(dataset), len(dataset.classes), pixel_cache.folder.name
     run.write_json("audit.json", dataset_checks.as_json(dataset, findings))
     progress.message(dataset_checks.summary(dataset, findings))
-    recipe, gpu_bytes = run.recipe, left_on_gpu(run.recipe, classes, settings)
-    splits = examples_module.parts(dataset, pixel_cache.pixels, settings.device, gpu_bytes)
-    plan = plan_module.course(recipe, classes, splits, pixels_id, settings)
-    run.write_text("layers.txt", plan.layers)
+    recipe, gpu_bytes = run.recipe, get_spare_gpu_bytes(run.recipe, classes, settings)
+    splits = examples_module.build_split_examples(dataset, pixel_cache.pixels, settings.device, gpu_bytes)
+    plan = plan_module.build_plan(recipe, classes, splits, pixels_id, settings)
+    run.write_text("layers.txt", plan.layer_table)
     run.note_pretrained(plan.pretrained)
     clock.lap("features")
     epochs = []
-    for epoch in plan_module.learn(plan, settings, run.checkpoint):
+    for epoch in plan_module.train_plan(plan, settings, run.checkpoint):
         epochs.append(epoch)
         run.write_epochs(epochs)
         progress.event("epoch", **asdict(epoch))
     clock.lap("train", sum(epoch.seconds for epoch in epochs))
     raw, held_out = (
-        plan_module.probabilities(plan, settings),
-        examples_module.joined(splits["validation"], splits["test"]),
+        plan_module.predict_held_out(plan, settings),
+        examples_module.concatenate(splits["validation"], splits["test"]),
     )
-    calibration = calibrate(*examples_module.for_calibration(splits, raw))
+    calibration = calibrate(*examples_module.select_for_calibration(splits, raw))
     run.write_json("calibration.json", calibration)
     probabilities = calibration.apply(raw)
     run.write_predictions(dataset, held_out.rows, probabilities)
     clock.lap("score")
     if recipe.refit_on_all:
-        plan = plan_module.once_more(recipe, classes, splits, pixels_id, settings, run.checkpoint_of_all)
+        plan = plan_module.refit_on_all(recipe, classes, splits, pixels_id, settings, run.checkpoint_of_all)
         clock.lap("train on all")
     checkpoint.save_weights(run.weights, plan.network)
 
     from ikebana.reports import run_figures
 
-    examples = augmentation.examples(pixel_cache.pixels[splits["train"].rows[0]], recipe.augmentation, recipe.seed)
+    examples = augmentation.draw_examples(pixel_cache.pixels[splits["train"].rows[0]], recipe.augmentation, recipe.seed)
     test, labels = (values[len(splits["validation"]) :] for values in (probabilities, held_out.labels))
-    note, leaks = plan_module.note(recipe, splits), measure_leakage(dataset, recipe, test.argmax(1) == labels)
+    note, leaks = plan_module.describe_refit(recipe, splits), measure_leakage(dataset, recipe, test.argmax(1) == labels)
     evaluation = evaluate(test, labels, dataset.classes, note, calibration.threshold, leaks, splits["test"].groups)
     run_figures.everything(run, dataset, pixel_cache.pixels, examples, evaluation)
     clock.lap("draw")
     run.finish(evaluation, clock.seconds)
-    if advice := next_step(dataset, recipe, settings, evaluation.accuracy, evaluation.accuracy_interval[0]):
+    if advice := suggest_upgrade(dataset, recipe, settings, evaluation.accuracy, evaluation.accuracy_interval[0]):
         progress.message(advice)
     return run

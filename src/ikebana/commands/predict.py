@@ -231,11 +231,11 @@ def _build_run_classifier(run: Run) -> Classifier:
     from ikebana.learning.training import checkpoint
 
     calibration = run.calibration
-    settings = device.prepare()
-    network = networks.build(run.recipe, len(run.classes))
+    settings = device.configure()
+    network = networks.build_network(run.recipe, len(run.classes))
     checkpoint.load_weights(run.weights, network)
     with memory_errors():
-        shipped = networks.Shipped(network, calibration.temperature).to(settings.device).eval()
+        shipped = networks.CalibratedNetwork(network, calibration.temperature).to(settings.device).eval()
 
     @memory_errors()
     @torch.inference_mode()

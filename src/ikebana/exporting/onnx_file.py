@@ -27,7 +27,7 @@ from ikebana.inference.classifier import FEATURES_OUTPUT, PROBABILITIES_OUTPUT
 from ikebana.learning import device, examples
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import networks
-from ikebana.learning.models.networks import Shipped
+from ikebana.learning.models.networks import CalibratedNetwork
 from ikebana.learning.training import checkpoint
 from ikebana.runs.run import Run
 from ikebana.system import progress
@@ -38,12 +38,12 @@ NETWORK_INPUT = "squares"
 TRACE_BATCH_SIZE = 2
 
 
-def load_network(run: Run, temperature: float) -> Shipped:
+def load_network(run: Run, temperature: float) -> CalibratedNetwork:
     """Load in float32 on the CPU: scores must not depend on the exporting device."""
-    device.prepare()
-    network = networks.build(run.recipe, len(run.classes))
+    device.configure()
+    network = networks.build_network(run.recipe, len(run.classes))
     checkpoint.load_weights(run.weights, network)
-    return Shipped(network, temperature).eval()
+    return CalibratedNetwork(network, temperature).eval()
 
 
 def decode_examples(photos: Sequence[Known], model_info: dict[str, Any]) -> np.ndarray:
@@ -52,7 +52,7 @@ def decode_examples(photos: Sequence[Known], model_info: dict[str, Any]) -> np.n
     return np.stack([decoding.decode(run_photos.read(photo), size, method).pixels for photo in few])
 
 
-def make_reference(network: Shipped) -> Reference:
+def make_reference(network: CalibratedNetwork) -> Reference:
     """Return torch's predictions from the network as trained, without BatchNorm folding."""
 
     @torch.inference_mode()
@@ -72,7 +72,7 @@ def get_scored_classes(run: Run) -> dict[str, int] | None:
     return dict(zip(test["path"], classes.tolist(), strict=True))
 
 
-def traced(network: Shipped, image_size: int, images: np.ndarray) -> ModelProto:
+def traced(network: CalibratedNetwork, image_size: int, images: np.ndarray) -> ModelProto:
     """Trace the network into an ONNX graph with BatchNorm folded.
 
     The graph maps float [N, 3, image_size, image_size] to probabilities and features.
@@ -82,14 +82,14 @@ def traced(network: Shipped, image_size: int, images: np.ndarray) -> ModelProto:
     Raises:
         ModelError: torch cannot export this network.
     """
-    folded = fused_inference.folded(network.network, examples.unlabelled(images, np.arange(len(images))))
+    folded = fused_inference.fold_batchnorm(network.network, examples.make_unlabelled(images, np.arange(len(images))))
     inputs = torch.zeros(TRACE_BATCH_SIZE, 3, image_size, image_size)
     progress.message("write the network as ONNX")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                Shipped(folded, network.temperature).eval(),
+                CalibratedNetwork(folded, network.temperature).eval(),
                 (inputs,),
                 dynamo=True,
                 opset_version=resize_graph_module.OPSET,

@@ -20,7 +20,7 @@ CHUNK_VALUES = 2**20
 MAX_LOG_ASPECT_RATIO = 0.2
 
 
-def augmented(photos: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(photos: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
     """Augment each photo of the batch on its own.
 
     Args:
@@ -29,12 +29,16 @@ def augmented(photos: Tensor, augmentation: Augmentation, generator: torch.Gener
     Returns:
         float32 of the same shape, 0 to 255, channels last.
     """
-    maps = random_maps(len(photos), photos.shape[-1], augmentation, generator)
-    changed = warped(photos, maps)
-    return relit(changed, augmentation.brightness, generator) if augmentation.brightness else changed
+    maps = draw_affine_maps(len(photos), photos.shape[-1], augmentation, generator)
+    changed = warp(photos, maps)
+    return (
+        jitter_contrast_and_brightness(changed, augmentation.brightness, generator)
+        if augmentation.brightness
+        else changed
+    )
 
 
-def random_maps(count: int, image_size: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def draw_affine_maps(count: int, image_size: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
     """Draw the maps from pixels of augmented photos to places in the originals.
 
     Returns:
@@ -54,7 +58,7 @@ def random_maps(count: int, image_size: int, augmentation: Augmentation, generat
     shear = draw_uniform(math.radians(augmentation.shear))
     zoom_x, zoom_y = 1 + draw_uniform(augmentation.zoom), 1 + draw_uniform(augmentation.zoom)
     is_flipped = torch.rand(count, generator=generator, dtype=torch.float64) < (0.5 if augmentation.flip else 0.0)
-    maps = affine_maps(rotation, shift_x, shift_y, shear, zoom_x, zoom_y)
+    maps = compose_affine_maps(rotation, shift_x, shift_y, shear, zoom_x, zoom_y)
     if augmentation.crop_area < 1:
         maps = _crop_maps(maps, augmentation.crop_area, image_size, generator)
     # Keras flips after warping: mirror the augmented photo's x about its centre.
@@ -84,7 +88,7 @@ def _crop_maps(maps: Tensor, min_area: float, image_size: int, generator: torch.
     return maps
 
 
-def relit(photos: Tensor, limit: float, generator: torch.Generator) -> Tensor:
+def jitter_contrast_and_brightness(photos: Tensor, limit: float, generator: torch.Generator) -> Tensor:
     """Change contrast about each photo's own mean, then brightness.
 
     Args:
@@ -101,7 +105,7 @@ def relit(photos: Tensor, limit: float, generator: torch.Generator) -> Tensor:
     return photos.sub_(mean).mul_(contrast).add_(mean).mul_(brightness).clamp_(0, 255)
 
 
-def affine_maps(
+def compose_affine_maps(
     rotation: Tensor, shift_x: Tensor, shift_y: Tensor, shear: Tensor, zoom_x: Tensor, zoom_y: Tensor
 ) -> Tensor:
     """Compose rotation · shift · shear · zoom about the centre, in Keras' order.
@@ -123,7 +127,7 @@ def _make_matrices(*entries: Tensor) -> Tensor:
     return torch.stack((*entries, zero, zero, one), dim=1).view(-1, 3, 3)
 
 
-def warped(photos: Tensor, maps: Tensor) -> Tensor:
+def warp(photos: Tensor, maps: Tensor) -> Tensor:
     """Sample photos through their maps: bilinear, border pixels repeated.
 
     Args:
@@ -167,7 +171,7 @@ def _make_grid(theta: Tensor, image_size: int) -> Tensor:
     return grid
 
 
-def examples(photo: np.ndarray, augmentation: Augmentation | None, seed: int, count: int = 4) -> list[np.ndarray]:
+def draw_examples(photo: np.ndarray, augmentation: Augmentation | None, seed: int, count: int = 4) -> list[np.ndarray]:
     """Return a photo and augmented copies to show; empty without augmentation.
 
     Args:
@@ -176,5 +180,5 @@ def examples(photo: np.ndarray, augmentation: Augmentation | None, seed: int, co
     if augmentation is None:
         return []
     batch = torch.from_numpy(photo.copy()).permute(2, 0, 1).expand(count, -1, -1, -1)
-    changed = augmented(batch, augmentation, torch.Generator().manual_seed(seed))
+    changed = augment(batch, augmentation, torch.Generator().manual_seed(seed))
     return [photo, *changed.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()]

@@ -34,21 +34,21 @@ from ikebana.system.files import discard, atomic_write
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEEP_BLOCKS_BELOW = 2**30
+MAX_KEPT_BLOCK_BYTES = 2**30
 # Increase it when training steps or forward passes change their speed: that discards cached times.
 MEASUREMENT_VERSION = 3
-FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 # What `environment.json` says about reproducibility.
-PROMISE = (
+REPRODUCIBILITY_NOTE = (
     "the same photos and recipe.json give the same bits on this processor with as many threads and these libraries; "
     "elsewhere sums are taken in another order, which moves last digits, and after many steps the score a little"
 )
 
 
 @dataclass(frozen=True)
-class Setting:
+class DeviceSettings:
     """Device, precision, threads and allocator of this process.
 
     Attributes:
@@ -60,19 +60,19 @@ class Setting:
     """
 
     device: str
-    number_format: str
+    precision: str
     threads: int
     allocator: str
     reasons: dict[str, str] = field(default_factory=dict)
     seconds_per_photo: float | None = None
-    measured_in: str = ""
+    measurement_id: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
-        return FORMATS[self.number_format]
+        return DTYPES[self.precision]
 
     @property
-    def at_a_time(self) -> int:
+    def inference_batch_size(self) -> int:
         """Photos per forward pass outside training.
 
         A CPU gets few: their feature maps stay in its cache, and no gigabyte is mapped first.
@@ -81,10 +81,10 @@ class Setting:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Autocast a forward pass to the precision; weights and gradients stay float32."""
-        return torch.autocast(self.device, self.dtype, enabled=self.number_format != "float32")
+        return torch.autocast(self.device, self.dtype, enabled=self.precision != "float32")
 
 
-def prepare(threads: int | None = None, device: str | None = None) -> Setting:
+def configure(threads: int | None = None, device: str | None = None) -> DeviceSettings:
     """Configure device, threads and allocator of this process.
 
     The precision is float32 until `select_precision` measures it.
@@ -93,7 +93,7 @@ def prepare(threads: int | None = None, device: str | None = None) -> Setting:
         threads: the number a resumed run began with.
         device: the device a resumed run began with.
     """
-    name, device_reason = _device() if device is None else (device, "as the run began with")
+    name, device_reason = _select_device() if device is None else (device, "as the run began with")
     if name == "cuda":
         _make_cuda_deterministic()
     count, threads_reason = _count_threads()
@@ -107,7 +107,7 @@ def prepare(threads: int | None = None, device: str | None = None) -> Setting:
         "allocator": allocator_reason,
         "number_format": "not measured yet",
     }
-    return Setting(name, "float32", count, allocator, reasons)
+    return DeviceSettings(name, "float32", count, allocator, reasons)
 
 
 def _make_cuda_deterministic() -> None:
@@ -124,7 +124,7 @@ def _make_cuda_deterministic() -> None:
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
 
-def _device() -> tuple[str, str]:
+def _select_device() -> tuple[str, str]:
     if torch.cuda.is_available():
         return "cuda", f"a GPU is there: {torch.cuda.get_device_name()}"
     if torch.backends.mps.is_available():
@@ -132,7 +132,7 @@ def _device() -> tuple[str, str]:
     return "cpu", "no GPU that torch can use was found"
 
 
-def free_on_gpu() -> int:
+def get_free_gpu_bytes() -> int:
     """Count the free bytes of the CUDA device's own memory."""
     gc.collect()  # the captured graph of a trial and its network form a reference cycle
     torch.cuda.empty_cache()
@@ -170,15 +170,17 @@ def keep_large_blocks() -> tuple[str, str]:
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return "as it comes", f"{platform.system()}'s own allocator is not glibc's"
     libc = ctypes.CDLL(None)
-    accepted = libc.mallopt(M_MMAP_THRESHOLD, KEEP_BLOCKS_BELOW) and libc.mallopt(
-        M_TRIM_THRESHOLD, 2 * KEEP_BLOCKS_BELOW - 1
+    accepted = libc.mallopt(M_MMAP_THRESHOLD, MAX_KEPT_BLOCK_BYTES) and libc.mallopt(
+        M_TRIM_THRESHOLD, 2 * MAX_KEPT_BLOCK_BYTES - 1
     )
     if not accepted:
         return "as it comes", "glibc refused the setting"
     return "glibc, blocks kept", "page faults of freshly mapped buffers cost as much as the arithmetic"
 
 
-def measured(settings: Setting, precision: Precision, network: str, trial: Callable[[Setting], float]) -> Setting:
+def select_precision(
+    settings: DeviceSettings, precision: Precision, network: str, trial: Callable[[DeviceSettings], float]
+) -> DeviceSettings:
     """Select the faster precision by a short trial; the cache keeps the measurement.
 
     Args:
@@ -189,10 +191,10 @@ def measured(settings: Setting, precision: Precision, network: str, trial: Calla
     Raises:
         MachineError: every precision runs out of memory.
     """
-    candidates = _formats(settings) if precision == "auto" else {precision: "asked for"}
+    candidates = _list_candidate_precisions(settings) if precision == "auto" else {precision: "asked for"}
     key = _make_key(settings, network)
     file = _get_measurement_path(hashlib.sha256(key.encode()).hexdigest()[:16])
-    measurements, corrections = _known(file, key)
+    measurements, corrections = _read_measurements(file, key)
     missing = [name for name in candidates if name not in measurements]
     failures: dict[str, MachineError] = {}
     if missing:
@@ -217,7 +219,7 @@ def measured(settings: Setting, precision: Precision, network: str, trial: Calla
     return replace(settings, number_format=best, reasons=reasons, seconds_per_photo=seconds, measured_in=file.stem)
 
 
-def was_faster(settings: Setting, seconds: float) -> None:
+def record_faster_speed(settings: DeviceSettings, seconds: float) -> None:
     """Record a long measurement that was faster than the short trial.
 
     The machine may have been busy during the trial. Later estimates use the faster time. The
@@ -227,20 +229,20 @@ def was_faster(settings: Setting, seconds: float) -> None:
         settings: as `select_precision` returned them, or with another precision.
         seconds: seconds per photo.
     """
-    if not settings.measured_in:
+    if not settings.measurement_id:
         return
-    file = _get_measurement_path(settings.measured_in)
+    file = _get_measurement_path(settings.measurement_id)
     key, measurements, corrections = _read_file(file)
-    name = settings.number_format
+    name = settings.precision
     if key.startswith(_describe_machine(settings)) and seconds < corrections.get(name, measurements.get(name, 0.0)):
         with contextlib.suppress(MachineError):  # an unwritable cache must not end a run
             _write_measurements(file, key, measurements, {**corrections, name: seconds})
 
 
-def speed(settings: Setting) -> float | None:
+def get_seconds_per_photo(settings: DeviceSettings) -> float | None:
     """Return the best known seconds per photo, None if nothing was measured."""
-    corrections = _read_file(_get_measurement_path(settings.measured_in))[2] if settings.measured_in else {}
-    return corrections.get(settings.number_format, settings.seconds_per_photo)
+    corrections = _read_file(_get_measurement_path(settings.measurement_id))[2] if settings.measurement_id else {}
+    return corrections.get(settings.precision, settings.seconds_per_photo)
 
 
 def _get_measurement_path(name: str) -> Path:
@@ -256,7 +258,7 @@ def _write_measurements(file: Path, key: str, measurements: dict[str, float], co
         partial.write_text(json.dumps({**values, "crc32": _compute_checksum(values)}, indent=1), "utf-8")
 
 
-def _formats(settings: Setting) -> dict[str, str]:
+def _list_candidate_precisions(settings: DeviceSettings) -> dict[str, str]:
     """Return each precision worth a trial on this device, with the reason."""
     if settings.device == "mps":
         return {"float32": "bfloat16 is not dependable on MPS yet"}
@@ -264,7 +266,7 @@ def _formats(settings: Setting) -> dict[str, str]:
         return {"float32": "this GPU has no bfloat16"}
     if settings.device == "cpu" and not _cpu_has_bfloat16():
         return {"float32": "this processor has no bfloat16 arithmetic"}
-    return dict.fromkeys(FORMATS, "measured")
+    return dict.fromkeys(DTYPES, "measured")
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -275,13 +277,13 @@ def _cpu_has_bfloat16() -> bool:
     )
 
 
-def _make_key(settings: Setting, network: str) -> str:
+def _make_key(settings: DeviceSettings, network: str) -> str:
     return _describe_machine(settings) + network
 
 
-def _describe_machine(settings: Setting) -> str:
+def _describe_machine(settings: DeviceSettings) -> str:
     """Join all properties of the machine that its speed depends on."""
-    accelerator = torch.cuda.get_device_name() if settings.device == "cuda" else processor()
+    accelerator = torch.cuda.get_device_name() if settings.device == "cuda" else describe_processor()
     properties = (
         str(MEASUREMENT_VERSION),
         settings.device,
@@ -294,7 +296,7 @@ def _describe_machine(settings: Setting) -> str:
     return " | ".join(properties)
 
 
-def _known(file: Path, key: str) -> tuple[dict[str, float], dict[str, float]]:
+def _read_measurements(file: Path, key: str) -> tuple[dict[str, float], dict[str, float]]:
     file_key, measurements, corrections = _read_file(file)
     return (measurements, corrections) if file_key == key else ({}, {})
 
@@ -319,7 +321,7 @@ def _compute_checksum(values: dict[str, Any]) -> int:
 
 
 @functools.cache
-def processor() -> str:
+def describe_processor() -> str:
     """Return the processor's name and its instruction sets that matter here."""
     name = platform.processor() or platform.machine()
     for line in _read_cpuinfo():
@@ -346,7 +348,7 @@ def _read_cpuinfo() -> list[str]:
         return []
 
 
-def remembered(file: Path) -> Setting | None:
+def load_settings(file: Path) -> DeviceSettings | None:
     """Load and apply the settings a run began with; others would change its result.
 
     Args:
@@ -356,16 +358,16 @@ def remembered(file: Path) -> Setting | None:
     """
     try:
         values = json.loads(file.read_text("utf-8"))
-        saved = {saved_field.name: values[saved_field.name] for saved_field in fields(Setting)}
+        saved = {saved_field.name: values[saved_field.name] for saved_field in fields(DeviceSettings)}
     except (OSError, ValueError, KeyError, TypeError):  # interrupted before the file was written
         return None
-    if saved["number_format"] not in FORMATS or saved["device"] not in ("cpu", _device()[0]):
+    if saved["number_format"] not in DTYPES or saved["device"] not in ("cpu", _select_device()[0]):
         return None
-    prepare(saved["threads"], saved["device"])
-    return Setting(**saved)
+    configure(saved["threads"], saved["device"])
+    return DeviceSettings(**saved)
 
 
-def environment(settings: Setting) -> dict[str, Any]:
+def collect_environment(settings: DeviceSettings) -> dict[str, Any]:
     """Describe machine, settings and libraries of a run, for `environment.json`."""
     import importlib.metadata
 
@@ -374,9 +376,9 @@ def environment(settings: Setting) -> dict[str, Any]:
         "ikebana": importlib.metadata.version("ikebana"),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": processor(),
+        "processor": describe_processor(),
         "accelerator": torch.cuda.get_device_name() if settings.device == "cuda" else None,
         **asdict(settings),
         "libraries": {name: importlib.metadata.version(name) for name in libraries},
-        "repeatable": PROMISE,
+        "repeatable": REPRODUCIBILITY_NOTE,
     }

@@ -13,17 +13,17 @@ from ikebana.data import pixel_cache
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.learning import device
-from ikebana.learning.device import Setting
+from ikebana.learning.device import DeviceSettings
 from ikebana.learning.features import feature_cache
 from ikebana.learning.models import layer_table, networks, parameter_groups, weight_loading
 from ikebana.learning.training import loop
-from ikebana.learning.training.trainer import phases
+from ikebana.learning.training.trainer import plan_phases
 from ikebana.recipe import Recipe
 from ikebana.system import progress, resources
 from ikebana.system.cache_folder import cache_folder
 
 # A machine with less than this fraction of the estimated memory never has enough.
-AT_LEAST = 0.75
+MIN_MEMORY_FRACTION = 0.75
 # Its path, label, hash and split, and copies of these while tables are joined.
 MEMORY_BYTES_PER_PHOTO = 900
 TABLE_BYTES_PER_PHOTO = 200
@@ -42,11 +42,11 @@ FLOAT32_TIME_FACTOR = 1.4
 # Independent of the number of photos: building networks, the head, scores, figures.
 FIXED_SECONDS = 4.0
 # Training photos per class below which fine-tuning memorises them (docs/log.md).
-FEW = 40
+MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING = 40
 
 
 @dataclass(frozen=True)
-class Better:
+class RecipeUpgrade:
     """A recipe that is usually better than another.
 
     Attributes:
@@ -55,21 +55,21 @@ class Better:
     """
 
     recipe: str
-    times_a_look: float
+    epoch_cost_factor: float
     gain: str
 
 
 # Factors include validation. The first is from a Xeon with AMX. The second is from an EPYC with
 # avx512_bf16, before steps became faster (on the Xeon at most 5.6, under load).
 # Gains are on Flowers Recognition, on both splits: bench/records.md.
-BETTER = {
-    "quick": Better("good", 3.8, "it usually takes away a quarter to a third of the mistakes"),
-    "good": Better("best", 4.0, "it took away 7 to 24 % of the mistakes where that was tried"),
+UPGRADES = {
+    "quick": RecipeUpgrade("good", 3.8, "it usually takes away a quarter to a third of the mistakes"),
+    "good": RecipeUpgrade("best", 4.0, "it took away 7 to 24 % of the mistakes where that was tried"),
 }
 
 
 @dataclass(frozen=True)
-class Forecast:
+class CostEstimate:
     """Approximate cost of a run.
 
     Attributes:
@@ -80,21 +80,24 @@ class Forecast:
     """
 
     seconds: float
-    cache: float
-    made: float
-    memory: float
+    cache_bytes: float
+    run_bytes: float
+    memory_bytes: float
     text: str
-    run: Path | None
+    run_folder: Path | None
 
-    def told(self, recipe: Recipe) -> None:
+    def report_and_check(self, recipe: Recipe) -> None:
         """Report the estimate, then require the disk space and memory, before any photo is opened.
 
         Raises:
             MachineError: too little disk space or memory.
         """
         progress.message(self.text)
-        resources.require_disk({cache_folder(): self.cache} | ({self.run: self.made} if self.run is not None else {}))
-        resources.require_memory(AT_LEAST * self.memory, _suggest_smaller(recipe))
+        resources.require_disk(
+            {cache_folder(): self.cache_bytes}
+            | ({self.run_folder: self.run_bytes} if self.run_folder is not None else {})
+        )
+        resources.require_memory(MIN_MEMORY_FRACTION * self.memory_bytes, _suggest_smaller(recipe))
 
 
 def _suggest_smaller(recipe: Recipe) -> str:
@@ -107,7 +110,7 @@ def _suggest_smaller(recipe: Recipe) -> str:
     return f"a smaller --side (it is {recipe.image_size}){batch_hint}, or a machine with more memory"
 
 
-def within_memory(recipe: Recipe) -> AbstractContextManager[None]:
+def recipe_memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
     """Wrap `machine.memory_errors`, suggesting options of this recipe that need less memory.
 
     Raises:
@@ -116,7 +119,7 @@ def within_memory(recipe: Recipe) -> AbstractContextManager[None]:
     return resources.memory_errors(f"anew with {_suggest_smaller(recipe)}")
 
 
-def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting:
+def configure_device(recipe: Recipe, classes: int, photo_count: int | None = None) -> DeviceSettings:
     """Configure device and precision for this recipe; the first time takes some seconds.
 
     Args:
@@ -124,25 +127,25 @@ def prepared(recipe: Recipe, classes: int, photos: int | None = None) -> Setting
     Raises:
         MachineError: too little memory for the measurement.
     """
-    settings, recipe = device.prepare(), networks.settled(recipe)
-    recipe = replace(recipe, batch=min(recipe.batch_size, photos or recipe.batch_size))
+    settings, recipe = device.configure(), networks.fill_defaults(recipe)
+    recipe = replace(recipe, batch=min(recipe.batch_size, photo_count or recipe.batch_size))
     # Built only if there is something to measure. Members of an ensemble are timed one by one.
-    get_members = functools.cache(lambda: networks.members(networks.build(recipe, classes)))
+    get_members = functools.cache(lambda: networks.get_members(networks.build_network(recipe, classes)))
     if recipe.transfer is not None and recipe.transfer.cache_features:
         name = f"features of {recipe.network} {recipe.truncate_at} {recipe.image_size} px{_make_key_suffix(recipe)}"
-        measure = functools.partial(feature_cache.seconds_per_photo, side=recipe.image_size)
+        measure = functools.partial(feature_cache.measure_seconds_per_photo, image_size=recipe.image_size)
     else:
         augmentation = "augmented" if recipe.augmentation is not None else "plain"
         options = f"{recipe.image_size} px, batch {recipe.batch_size}, {augmentation}{_make_key_suffix(recipe)}"
         name = f"{recipe.name} {recipe.network} {recipe.truncate_at} {options}"
-        measure = functools.partial(loop.seconds_per_photo, recipe=recipe, classes=classes)
+        measure = functools.partial(loop.measure_seconds_per_photo, recipe=recipe, classes=classes)
 
-    def trial(candidate: Setting) -> float:
-        with within_memory(recipe):
-            members = _fitting(get_members(), recipe, classes, candidate)
+    def trial(candidate: DeviceSettings) -> float:
+        with recipe_memory_errors(recipe):
+            members = _require_step_memory(get_members(), recipe, classes, candidate)
             return sum(measure(member, setting=candidate) for member in members)
 
-    selected = device.measured(settings, recipe.precision, name, trial)
+    selected = device.select_precision(settings, recipe.precision, name, trial)
     # Only feature extraction with one backbone is timed again later and may correct the time.
     can_correct = recipe.transfer is not None and recipe.transfer.cache_features and len(recipe.members) == 1
     return selected if can_correct else replace(selected, measured_in="")
@@ -157,35 +160,39 @@ def _make_key_suffix(recipe: Recipe) -> str:
     return f", {hashlib.sha256(repr(learning).encode()).hexdigest()[:8]}"
 
 
-def _fitting(members: list[nn.Module], recipe: Recipe, classes: int, settings: Setting) -> list[nn.Module]:
+def _require_step_memory(
+    members: list[nn.Module], recipe: Recipe, classes: int, settings: DeviceSettings
+) -> list[nn.Module]:
     """Return the networks if memory holds a step of the largest in this precision.
 
     Raises:
         MachineError: it does not. Without this check the kernel would kill the process silently.
     """
-    needed_bytes = AT_LEAST * _memory(recipe.batch_size, classes, recipe, members, settings)
+    needed_bytes = MIN_MEMORY_FRACTION * _estimate_memory(recipe.batch_size, classes, recipe, members, settings)
     resources.require_memory(needed_bytes, _suggest_smaller(recipe))
     if settings.device == "cuda":
-        gpu_bytes = AT_LEAST * _of_a_step(recipe.batch_size, recipe, members, settings)
-        resources.require_memory(gpu_bytes, _suggest_smaller(recipe), device.free_on_gpu(), "the GPU's memory")
+        gpu_bytes = MIN_MEMORY_FRACTION * _estimate_step_memory(recipe.batch_size, recipe, members, settings)
+        resources.require_memory(gpu_bytes, _suggest_smaller(recipe), device.get_free_gpu_bytes(), "the GPU's memory")
     return members
 
 
-def left_on_gpu(recipe: Recipe, classes: int, settings: Setting) -> int:
+def get_spare_gpu_bytes(recipe: Recipe, classes: int, settings: DeviceSettings) -> int:
     """Estimate the GPU memory in bytes that a training step leaves free; 0 without CUDA."""
     if settings.device != "cuda":
         return 0
-    members = networks.members(networks.build(recipe, classes))
-    return max(0, device.free_on_gpu() - int(_of_a_step(recipe.batch_size, recipe, members, settings)))
+    members = networks.get_members(networks.build_network(recipe, classes))
+    return max(
+        0, device.get_free_gpu_bytes() - int(_estimate_step_memory(recipe.batch_size, recipe, members, settings))
+    )
 
 
-def forecast(dataset: Dataset, recipe: Recipe, settings: Setting, run: Path | None = None) -> Forecast:
+def estimate_cost(dataset: Dataset, recipe: Recipe, settings: DeviceSettings, run: Path | None = None) -> CostEstimate:
     """Estimate the cost of a run on these photos, to within a factor of two.
 
     Args:
         run: the run's folder; None for an audit, which creates none.
     """
-    members = networks.members(networks.build(recipe, len(dataset.classes)))
+    members = networks.get_members(networks.build_network(recipe, len(dataset.classes)))
     # Computed once, because it reads the metadata of every file.
     pixels = pixel_cache.get_cache_path(dataset, recipe.image_size, recipe.resize)
     has_pixels = pixels.exists()
@@ -195,29 +202,31 @@ def forecast(dataset: Dataset, recipe: Recipe, settings: Setting, run: Path | No
     seconds += FIXED_SECONDS + (0.0 if has_pixels else photos * DECODE_SECONDS_PER_PHOTO / pixel_cache.count_threads())
     cache_bytes = _estimate_cache_bytes(dataset, recipe, pixels, features_bytes)
     run_bytes = _estimate_run_bytes(dataset, recipe, members) if run is not None else 0.0
-    memory_bytes = _memory(photos, len(dataset.classes), recipe, members, settings)
+    memory_bytes = _estimate_memory(photos, len(dataset.classes), recipe, members, settings)
     # The trial of a rejected precision may have used more, and the C library keeps that memory.
     peak_bytes = max(memory_bytes, resources.memory_in_use())
     disk = f"{cache_bytes / 1e9:.2f} GB in the cache" if cache_bytes else "all kept from before in the cache"
     disk += f", {run_bytes / 1e9:.2f} GB in the run" if run_bytes else ""
     disk += "; the pixels are kept from before" if cache_bytes and has_pixels else ""
-    text = f"expected: {duration(seconds)} ({work}), {peak_bytes / 1e9:.1f} GB of memory, {disk}"
+    text = f"expected: {format_duration(seconds)} ({work}), {peak_bytes / 1e9:.1f} GB of memory, {disk}"
     text += "".join(map(_describe_substituted_stage, members, recipe.members))
-    return Forecast(seconds, cache_bytes, run_bytes, memory_bytes, text, run)
+    return CostEstimate(seconds, cache_bytes, run_bytes, memory_bytes, text, run)
 
 
 def _describe_substituted_stage(network: nn.Module, recipe: Recipe) -> str:
     """Report the stage that training starts from, if it is not the recipe's."""
     if recipe.transfer is None or recipe.transfer.trainable != "tail" or not recipe.transfer.train_from:
         return ""
-    stage = parameter_groups.tail(network.get_submodule("seer.backbone"), recipe.transfer.train_from)
+    stage = parameter_groups.resolve_first_trained_stage(
+        network.get_submodule("seer.backbone"), recipe.transfer.train_from
+    )
     if stage == recipe.transfer.train_from:
         return ""
     return f"\n{recipe.network} has no stage {recipe.transfer.train_from}: it learns from its middle on, {stage}"
 
 
 def _estimate_seconds(
-    photos: int, missing_photos: int, recipe: Recipe, settings: Setting, members: list[nn.Module]
+    photos: int, missing_photos: int, recipe: Recipe, settings: DeviceSettings, members: list[nn.Module]
 ) -> tuple[float, str]:
     """Estimate the time after decoding, and describe what most of it is spent on.
 
@@ -230,17 +239,17 @@ def _estimate_seconds(
     epoch_seconds = (
         photos * seconds_per_photo * (recipe.split_fractions[0] + FORWARD_FRACTION * recipe.split_fractions[1])
     )
-    epochs = phases(recipe)[-1].last
+    epochs = plan_phases(recipe)[-1].last_epoch
     refit_factor = 1 + 1 / recipe.split_fractions[0] if recipe.refit_on_all else 1.0
     return epochs * epoch_seconds * refit_factor, _describe_epochs(epochs, epoch_seconds / len(members), len(members))
 
 
 def _estimate_head_seconds(
-    photos: int, missing_photos: int, recipe: Recipe, settings: Setting, members: list[nn.Module]
+    photos: int, missing_photos: int, recipe: Recipe, settings: DeviceSettings, members: list[nn.Module]
 ) -> tuple[float, str]:
     """Estimate the same for a recipe that trains its head on cached features."""
     assert recipe.transfer is not None
-    seconds_per_photo, epochs = settings.seconds_per_photo or 0.0, phases(recipe)[-1].last
+    seconds_per_photo, epochs = settings.seconds_per_photo or 0.0, plan_phases(recipe)[-1].last_epoch
     train_photos = photos * recipe.split_fractions[0]
     heads = [member.get_submodule("head") for member in members]
     head_weights = sum(parameter.numel() for head in heads for parameter in head.parameters())
@@ -249,13 +258,13 @@ def _estimate_head_seconds(
     work = f"each photo seen once by {recipe.network}{cached}"
     seconds = missing_photos * seconds_per_photo * FLOAT32_TIME_FACTOR + head_seconds
     if recipe.refit_on_all:  # held-out photos then also need features in the precision of training
-        refit_seconds = 0.0 if settings.number_format == "float32" else (photos - train_photos) * seconds_per_photo
+        refit_seconds = 0.0 if settings.precision == "float32" else (photos - train_photos) * seconds_per_photo
         seconds += head_seconds / recipe.split_fractions[0] + refit_seconds
     return seconds, work
 
 
 def _estimate_missing_features(
-    photos: int, recipe: Recipe, settings: Setting, members: list[nn.Module], pixels: str
+    photos: int, recipe: Recipe, settings: DeviceSettings, members: list[nn.Module], pixels: str
 ) -> tuple[int, int]:
     """Estimate the bytes of features not cached yet, and the most photos a network lacks.
 
@@ -265,13 +274,15 @@ def _estimate_missing_features(
     if recipe.transfer is None or not (recipe.transfer.cache_features or recipe.transfer.fit_logistic_head):
         return 0, 0
     exact = replace(settings, number_format="float32") if recipe.transfer.cache_features else settings
-    candidates = {candidate.number_format: candidate for candidate in (settings, exact)}.values()
+    candidates = {candidate.precision: candidate for candidate in (settings, exact)}.values()
     missing_bytes = missing_photos = 0
     for member, member_recipe in zip(members, recipe.members, strict=True):
-        key = feature_cache.origin(pixels, member_recipe, weight_loading.sought(member_recipe))
+        key = feature_cache.make_feature_key(pixels, member_recipe, weight_loading.resolve_weights(member_recipe))
         backbone = member.get_submodule("seer")
         # Each photo has features in one precision only: either it trains or it is held out.
-        member_bytes, member_photos = feature_cache.still_to_come(backbone, key, photos, recipe.image_size, candidates)
+        member_bytes, member_photos = feature_cache.estimate_missing(
+            backbone, key, photos, recipe.image_size, candidates
+        )
         missing_bytes, missing_photos = missing_bytes + member_bytes, max(missing_photos, member_photos)
     return missing_bytes, missing_photos
 
@@ -305,32 +316,42 @@ def _estimate_run_bytes(dataset: Dataset, recipe: Recipe, members: list[nn.Modul
     return thumbnails + dataset.photos.height * TABLE_BYTES_PER_PHOTO + weights + (2 + recipe.refit_on_all) * checkpoint
 
 
-def _memory(photos: int, classes: int, recipe: Recipe, members: list[nn.Module], settings: Setting) -> float:
+def _estimate_memory(
+    photos: int, classes: int, recipe: Recipe, members: list[nn.Module], settings: DeviceSettings
+) -> float:
     """Bound the memory in bytes: libraries, photos and, except on CUDA, a training step."""
     photo_bytes = MEMORY_BYTES_PER_PHOTO + 16 * classes * (recipe.split_fractions[1] + recipe.split_fractions[2])
-    step_bytes = 0.0 if settings.device == "cuda" else _of_a_step(photos, recipe, members, settings)
+    step_bytes = 0.0 if settings.device == "cuda" else _estimate_step_memory(photos, recipe, members, settings)
     return LIBRARIES_BYTES + step_bytes + photos * photo_bytes
 
 
-def _of_a_step(photos: int, recipe: Recipe, members: list[nn.Module], settings: Setting) -> float:
+def _estimate_step_memory(photos: int, recipe: Recipe, members: list[nn.Module], settings: DeviceSettings) -> float:
     """Estimate the bytes of a training step: weights, optimiser state and activations."""
     weights = sum(parameter.numel() for member in members for parameter in member.parameters())
     has_cached_features = recipe.transfer is not None and recipe.transfer.cache_features
-    tables = (layer_table.layers(member, recipe.image_size) for member in members)
+    tables = (layer_table.summarise_layers(member, recipe.image_size) for member in members)
     activations = max(_estimate_activation_bytes(table, recipe, photos, settings) for table in tables)
     return (5 if has_cached_features else 2.5) * activations + 16 * weights
 
 
-def _estimate_activation_bytes(layers: list[layer_table.Layer], recipe: Recipe, photos: int, settings: Setting) -> int:
+def _estimate_activation_bytes(
+    layers: list[layer_table.LayerSummary], recipe: Recipe, photos: int, settings: DeviceSettings
+) -> int:
     """Estimate the bytes of the layers' outputs in a training step."""
-    inference_bytes = max(layer_table.activation_bytes([layer], settings.at_a_time, 4) for layer in layers)
+    inference_bytes = max(
+        layer_table.estimate_activation_bytes([layer], settings.inference_batch_size, 4) for layer in layers
+    )
     if recipe.transfer is not None and recipe.transfer.cache_features:
         return inference_bytes  # a forward pass keeps the outputs of few layers at a time
-    trainable_layers = layer_table.from_first_trained(layers)
-    return layer_table.activation_bytes(trainable_layers, min(recipe.batch_size, photos), settings.dtype.itemsize)
+    trainable_layers = layer_table.skip_frozen_layers(layers)
+    return layer_table.estimate_activation_bytes(
+        trainable_layers, min(recipe.batch_size, photos), settings.dtype.itemsize
+    )
 
 
-def next_step(dataset: Dataset, recipe: Recipe, settings: Setting, accuracy: float, accuracy_lower_bound: float) -> str:
+def suggest_upgrade(
+    dataset: Dataset, recipe: Recipe, settings: DeviceSettings, accuracy: float, accuracy_lower_bound: float
+) -> str:
     """Suggest the next better recipe with its usual gain and its cost here.
 
     Args:
@@ -339,39 +360,41 @@ def next_step(dataset: Dataset, recipe: Recipe, settings: Setting, accuracy: flo
     Returns:
         "" if there is no better recipe or nothing to gain.
     """
-    better = BETTER.get(recipe.name)
-    seconds_per_photo = device.speed(settings)
+    better = UPGRADES.get(recipe.name)
+    seconds_per_photo = device.get_seconds_per_photo(settings)
     if better is None or seconds_per_photo is None or accuracy == 1:
         return ""
     if accuracy_lower_bound <= 1 / len(dataset.classes):
         return "this may be guessing: look at photos and labels first (ikebana audit), and for more photos"
     photos_per_class = dataset.used_photos.filter(split="train").group_by("label").len()["len"].median()
-    if isinstance(photos_per_class, float) and photos_per_class < FEW:
-        return f"with fewer than {FEW} photos a class to learn from, more photos help more than another recipe"
-    preset, cost = networks.settled(recipes.RECIPES[recipe.name]), ""
+    if isinstance(photos_per_class, float) and photos_per_class < MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING:
+        return f"with fewer than {MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING} photos a class to learn from, more photos help more than another recipe"
+    preset, cost = networks.fill_defaults(recipes.RECIPES[recipe.name]), ""
     if recipe.network != preset.network:  # the gain was measured with the preset's network only
         return f"better still, perhaps: --recipe {better.recipe} --network {recipe.network}"
     if recipe.image_size == preset.image_size:  # time per photo is known for this image size only
-        cost = f", about {duration(seconds_of_better(dataset, recipe, better, seconds_per_photo))} here"
+        cost = f", about {format_duration(estimate_upgrade_seconds(dataset, recipe, better, seconds_per_photo))} here"
     return f"better still: --recipe {better.recipe}{cost}; {better.gain}"
 
 
-def seconds_of_better(dataset: Dataset, recipe: Recipe, better: Better, seconds_per_photo: float) -> float:
+def estimate_upgrade_seconds(
+    dataset: Dataset, recipe: Recipe, better: RecipeUpgrade, seconds_per_photo: float
+) -> float:
     """Estimate how long the next better recipe would train here.
 
     Args:
         seconds_per_photo: of the current recipe's frozen forward pass or training step.
     """
     shown_photos = dataset.used_photos.height * recipes.RECIPES[better.recipe].epochs * recipe.split_fractions[0]
-    return FIXED_SECONDS + shown_photos * seconds_per_photo * better.times_a_look
+    return FIXED_SECONDS + shown_photos * seconds_per_photo * better.epoch_cost_factor
 
 
 def _describe_epochs(count: int, seconds: float, networks: int) -> str:
     per_network = f" for each of {networks} networks" if networks > 1 else ""
-    return f"{count} epoch{'s' * (count > 1)} of {duration(seconds)}{per_network}"
+    return f"{count} epoch{'s' * (count > 1)} of {format_duration(seconds)}{per_network}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration, such as 3.2 s, 45 s, 7 min or 2.1 h."""
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

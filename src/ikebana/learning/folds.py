@@ -12,7 +12,7 @@ MAX_FOLDS = 5
 Fold: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
-def dealt(labels: np.ndarray, groups: np.ndarray, seed: int, learned_alone: bool = False) -> list[Fold]:
+def make_folds(labels: np.ndarray, groups: np.ndarray, seed: int, known_classes_only: bool = False) -> list[Fold]:
     """Make up to five folds, stratified by class, groups kept whole; each photo is tested once.
 
     Args:
@@ -35,6 +35,6 @@ def dealt(labels: np.ndarray, groups: np.ndarray, seed: int, learned_alone: bool
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
         folds = list(splitter.split(labels[:, None], labels, None if is_ungrouped else groups))
-    if learned_alone:
+    if known_classes_only:
         folds = [(train, test[np.isin(labels[test], labels[train])]) for train, test in folds]
     return [fold for fold in folds if all(map(len, fold))]

@@ -11,14 +11,14 @@ from torch import nn
 
 from ikebana.learning import examples as examples_module
 from ikebana.learning import scoring
-from ikebana.learning.device import Setting
-from ikebana.learning.examples import Examples, Features, Photos
+from ikebana.learning.device import DeviceSettings
+from ikebana.learning.examples import Examples, FeatureExamples, PhotoExamples
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.features import feature_cache
-from ikebana.learning.features.feature_cache import Origin
-from ikebana.learning.features.feature_rows import Rows
+from ikebana.learning.features.feature_cache import FeatureKey
+from ikebana.learning.features.feature_rows import FeatureRows
 from ikebana.learning.models import backbones, layer_table, networks, weight_loading
-from ikebana.learning.models.layers import last_linear
+from ikebana.learning.models.layers import get_last_linear
 from ikebana.learning.training import logistic_head, loop
 from ikebana.learning.training.checkpoint import Epoch
 from ikebana.recipe import Recipe
@@ -26,7 +26,7 @@ from ikebana.system import progress
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingTask:
     """A network or its head, and the examples that train and evaluate it."""
 
     recipe: Recipe  # of this network alone
@@ -34,20 +34,22 @@ class Lesson:
     train: Examples
     validation: Examples
     held_out: Examples  # validation, then test
-    head_features: tuple[Features, Features] | None = None  # train, validation: for a logistic head
+    head_features: tuple[FeatureExamples, FeatureExamples] | None = None  # train, validation: for a logistic head
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingPlan:
     """All training tasks of a recipe: one, or one per member of an ensemble."""
 
     network: nn.Module  # the whole network, as it is exported
-    layers: str
+    layer_table: str
     pretrained: dict[str, dict[str, str | None]]  # source of the weights, per backbone
-    tasks: tuple[Lesson, ...]
+    tasks: tuple[TrainingTask, ...]
 
 
-def course(recipe: Recipe, classes: int, splits: dict[str, Photos], pixel_cache: str, settings: Setting) -> Course:
+def build_plan(
+    recipe: Recipe, classes: int, splits: dict[str, PhotoExamples], pixel_cache: str, settings: DeviceSettings
+) -> TrainingPlan:
     """Build the recipe's network with its initial weights, and its training tasks.
 
     Args:
@@ -55,18 +57,18 @@ def course(recipe: Recipe, classes: int, splits: dict[str, Photos], pixel_cache:
     Raises:
         RecipeError: pretrained weights are missing or of another network.
     """
-    network = networks.build(recipe, classes).to(settings.device)
+    network = networks.build_network(recipe, classes).to(settings.device)
     pretrained, tasks = {}, []
-    for member, member_recipe in zip(networks.members(network), recipe.members, strict=True):
-        weights = weight_loading.fill(member, member_recipe)
+    for member, member_recipe in zip(networks.get_members(network), recipe.members, strict=True):
+        weights = weight_loading.load_pretrained_weights(member, member_recipe)
         if weights is not None:
-            pretrained[member_recipe.network] = weight_loading.provenance(weights)
-        origin = feature_cache.origin(pixel_cache, member_recipe, weights)
-        tasks.append(lesson(member, member_recipe, splits, origin, settings))
-    layers = layer_table.layer_table(
-        layer_table.layers(network, recipe.image_size), recipe.batch_size, recipe.image_size
+            pretrained[member_recipe.network] = weight_loading.get_provenance(weights)
+        origin = feature_cache.make_feature_key(pixel_cache, member_recipe, weights)
+        tasks.append(build_task(member, member_recipe, splits, origin, settings))
+    layers = layer_table.format_layer_table(
+        layer_table.summarise_layers(network, recipe.image_size), recipe.batch_size, recipe.image_size
     )
-    return Course(network, layers, pretrained, tuple(tasks))
+    return TrainingPlan(network, layers, pretrained, tuple(tasks))
 
 
 def check_weights(recipe: Recipe) -> None:
@@ -76,35 +78,39 @@ def check_weights(recipe: Recipe) -> None:
         RecipeError, MachineError: they are missing or of another network.
     """
     for member_recipe in recipe.members:
-        weight_loading.sought(member_recipe)
+        weight_loading.resolve_weights(member_recipe)
         is_transfer = member_recipe.transfer is not None
-        if member_recipe.weights or (is_transfer and backbones.is_of_one_side(member_recipe)):
-            weight_loading.fill(networks.build(member_recipe, classes=2), member_recipe)
+        if member_recipe.weights or (is_transfer and backbones.has_fixed_image_size(member_recipe)):
+            weight_loading.load_pretrained_weights(networks.build_network(member_recipe, classes=2), member_recipe)
 
 
-def lesson(network: nn.Module, recipe: Recipe, splits: dict[str, Photos], origin: Origin, settings: Setting) -> Lesson:
+def build_task(
+    network: nn.Module, recipe: Recipe, splits: dict[str, PhotoExamples], origin: FeatureKey, settings: DeviceSettings
+) -> TrainingTask:
     """Build the training task of one network; features that it trains on are extracted here.
 
     Held-out photos are evaluated in float32, as in the exported network.
     """
-    transfer, held_out = recipe.transfer, examples_module.joined(splits["validation"], splits["test"])
+    transfer, held_out = recipe.transfer, examples_module.concatenate(splits["validation"], splits["test"])
     if transfer is None or not (transfer.cache_features or transfer.fit_logistic_head):
-        return Lesson(recipe, network, splits["train"], splits["validation"], held_out)
+        return TrainingTask(recipe, network, splits["train"], splits["validation"], held_out)
     backbone, head = network.get_submodule("seer"), network.get_submodule("head")
     if transfer.cache_features:
-        train = feature_cache.of(backbone, origin, splits["train"], settings)
+        train = feature_cache.extract_features(backbone, origin, splits["train"], settings)
         exact = replace(settings, number_format="float32")
-        held_out_features = feature_cache.of(backbone, origin, held_out, exact)
-        validation = held_out_features.first(len(splits["validation"]))
+        held_out_features = feature_cache.extract_features(backbone, origin, held_out, exact)
+        validation = held_out_features.take_first(len(splits["validation"]))
         head_only = nn.Sequential(OrderedDict(head=head))
-        return Lesson(recipe, head_only, train, validation, held_out_features, (train, validation))
+        return TrainingTask(recipe, head_only, train, validation, held_out_features, (train, validation))
     train, validation = (
-        feature_cache.of(backbone, origin, splits[split], settings) for split in ("train", "validation")
+        feature_cache.extract_features(backbone, origin, splits[split], settings) for split in ("train", "validation")
     )
-    return Lesson(recipe, network, splits["train"], splits["validation"], held_out, (train, validation))
+    return TrainingTask(recipe, network, splits["train"], splits["validation"], held_out, (train, validation))
 
 
-def learn(plan: Course, settings: Setting, checkpoint_file: Path, title: str = "train") -> Iterator[Epoch]:
+def train_plan(
+    plan: TrainingPlan, settings: DeviceSettings, checkpoint_file: Path, title: str = "train"
+) -> Iterator[Epoch]:
     """Train all tasks in turn; yield each epoch, numbered throughout, once it is saved.
 
     Args:
@@ -119,7 +125,7 @@ def learn(plan: Course, settings: Setting, checkpoint_file: Path, title: str = "
             yield replace(epoch, epoch=epochs)
 
 
-def _train_task(task: Lesson, settings: Setting, checkpoint_file: Path, title: str) -> Iterator[Epoch]:
+def _train_task(task: TrainingTask, settings: DeviceSettings, checkpoint_file: Path, title: str) -> Iterator[Epoch]:
     """Yield the epochs of one task; fitting a logistic head alone counts as one epoch."""
     started_at, transfer = time.perf_counter(), task.recipe.transfer
     if (
@@ -138,17 +144,22 @@ def _train_task(task: Lesson, settings: Setting, checkpoint_file: Path, title: s
     yield from loop.train(task.network, task.recipe, task.train, task.validation, settings, checkpoint_file, title)
 
 
-def once_more(
-    recipe: Recipe, classes: int, splits: dict[str, Photos], pixel_cache: str, settings: Setting, checkpoint_file: Path
-) -> Course:
+def refit_on_all(
+    recipe: Recipe,
+    classes: int,
+    splits: dict[str, PhotoExamples],
+    pixel_cache: str,
+    settings: DeviceSettings,
+    checkpoint_file: Path,
+) -> TrainingPlan:
     """Train the recipe from scratch on all photos, which leaves none for evaluation."""
-    plan = course(recipe, classes, examples_module.all_to_learn_from(splits), pixel_cache, settings)
-    for _ in learn(plan, settings, checkpoint_file, "train on all"):
+    plan = build_plan(recipe, classes, examples_module.merge_for_refit(splits), pixel_cache, settings)
+    for _ in train_plan(plan, settings, checkpoint_file, "train on all"):
         pass
     return plan
 
 
-def note(recipe: Recipe, splits: dict[str, Photos]) -> str:
+def describe_refit(recipe: Recipe, splits: dict[str, PhotoExamples]) -> str:
     """Describe the refit beside the score; empty where the scored network is the exported one."""
     if not recipe.refit_on_all:
         return ""
@@ -158,29 +169,31 @@ def note(recipe: Recipe, splits: dict[str, Photos]) -> str:
     )
 
 
-def probabilities(plan: Course, settings: Setting) -> np.ndarray:
+def predict_held_out(plan: TrainingPlan, settings: DeviceSettings) -> np.ndarray:
     """Predict the validation photos, then the test photos: float32 [photos, classes]."""
     with progress.stage("score", sum(len(task.held_out) for task in plan.tasks)) as bar:
         predictions = []
         for task in plan.tasks:
-            network = fused_inference.for_looking(task.network, task.held_out)
-            predictions.append(scoring.probabilities_of(network, task.held_out, settings, bar))
+            network = fused_inference.optimise_for_inference(task.network, task.held_out)
+            predictions.append(scoring.predict_probabilities(network, task.held_out, settings, bar))
     return np.mean(predictions, axis=0)
 
 
-def _fit_logistic_head(train: Features, validation: Features, network: nn.Module, recipe: Recipe) -> None:
-    selection = validation.for_choices
-    selection_rows, labels = Rows([validation.array], [validation.rows[selection]]), validation.labels[selection]
-    classes = last_linear(network).out_features
-    train_rows = Rows([train.array], [train.rows])
-    fitted = logistic_head.fit(train_rows, train.labels, selection_rows, labels, classes, recipe.seed, train.groups)
-    fitted.fill(network)
+def _fit_logistic_head(train: FeatureExamples, validation: FeatureExamples, network: nn.Module, recipe: Recipe) -> None:
+    selection = validation.for_selection
+    selection_rows, labels = FeatureRows([validation.array], [validation.rows[selection]]), validation.labels[selection]
+    classes = get_last_linear(network).out_features
+    train_rows = FeatureRows([train.array], [train.rows])
+    fitted = logistic_head.fit_head(
+        train_rows, train.labels, selection_rows, labels, classes, recipe.seed, train.groups
+    )
+    fitted.copy_to(network)
 
 
-def _score_logistic_head(task: Lesson, settings: Setting, seconds: float) -> Epoch:
+def _score_logistic_head(task: TrainingTask, settings: DeviceSettings, seconds: float) -> Epoch:
     exact = replace(settings, number_format="float32")
     scores = [
-        scoring.score(scoring.logits_of(task.network, examples, exact), examples.labels)
+        scoring.score(scoring.compute_logits(task.network, examples, exact), examples.labels)
         for examples in (task.train, task.validation)
     ]
     (train_loss, train_accuracy), (val_loss, val_accuracy) = scores

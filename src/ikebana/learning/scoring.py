@@ -7,19 +7,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ikebana.learning.device import Setting
+from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import Examples
 from ikebana.system import progress
 
 
 @torch.inference_mode()
-def logits_of(network: nn.Module, examples: Examples, settings: Setting, bar: progress.Bar | None = None) -> np.ndarray:
+def compute_logits(
+    network: nn.Module, examples: Examples, settings: DeviceSettings, bar: progress.Bar | None = None
+) -> np.ndarray:
     """Run the network in evaluation mode: float32 logits [examples, classes]."""
     network.eval()
     logits = []
-    for start in range(0, len(examples), settings.at_a_time):
-        indices = np.arange(start, min(start + settings.at_a_time, len(examples)))
-        inputs, _ = examples.batch(indices, settings.device)
+    for start in range(0, len(examples), settings.inference_batch_size):
+        indices = np.arange(start, min(start + settings.inference_batch_size, len(examples)))
+        inputs, _ = examples.get_batch(indices, settings.device)
         with settings.autocast():
             logits.append(network(inputs).float().cpu().numpy())
         if bar is not None:
@@ -35,12 +37,12 @@ def score(logits: np.ndarray, labels: np.ndarray) -> tuple[float | None, float |
     return float(loss), float((logits.argmax(1) == labels).mean())
 
 
-def probabilities_of(
-    network: nn.Module, examples: Examples, settings: Setting, bar: progress.Bar | None = None
+def predict_probabilities(
+    network: nn.Module, examples: Examples, settings: DeviceSettings, bar: progress.Bar | None = None
 ) -> np.ndarray:
     """Predict probabilities: float32 [examples, classes].
 
     Always in float32, so that scores do not depend on the precision of training.
     """
     exact = replace(settings, number_format="float32")
-    return torch.softmax(torch.from_numpy(logits_of(network, examples, exact, bar=bar)), 1).numpy()
+    return torch.softmax(torch.from_numpy(compute_logits(network, examples, exact, bar=bar)), 1).numpy()

@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ikebana.learning.device import Setting
+from ikebana.learning.device import DeviceSettings
 from ikebana.system import progress
 
 # torch's own graph capture triggers this warning; the user can do nothing about it.
 IGNORED_WARNING = "Attempting to run cuBLAS, but there was no current CUDA context"
 
 
-class Captured:
+class GraphedNetwork:
     """A network whose forward and backward pass run as CUDA graphs.
 
     It is valid while the same weights are trainable. Batches of another size than most, and all
     batches if capture fails, run through the network itself.
     """
 
-    def __init__(self, network: nn.Module, batch_size: int, settings: Setting):
+    def __init__(self, network: nn.Module, batch_size: int, settings: DeviceSettings):
         """Wrap the network; the first full batch captures the graphs.
 
         Args:
@@ -68,7 +68,7 @@ class Captured:
         Raises:
             RuntimeError: capture fails.
         """
-        device, precision = inputs.device, self.settings.number_format
+        device, precision = inputs.device, self.settings.precision
         # Entering the current stream restores it if capture fails.
         stream = torch.cuda.current_stream(device) if inputs.is_cuda else None
         with (

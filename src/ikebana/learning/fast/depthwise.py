@@ -18,7 +18,7 @@ from torch.nn import functional
 MAX_FAST_COLUMNS = 3
 
 
-class Depthwise(nn.Module):
+class DepthwiseConv2d(nn.Module):
     """Replacement of a depthwise `nn.Conv2d` with the same weights, names and function.
 
     Attributes:
@@ -28,33 +28,36 @@ class Depthwise(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, convolution: nn.Conv2d, same: bool):
+    def __init__(self, convolution: nn.Conv2d, same_padding: bool):
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
         self.kernel_size, self.stride = convolution.kernel_size[0], convolution.stride[0]
-        self.padding, self.same = convolution.padding, same
+        self.padding, self.same_padding = convolution.padding, same_padding
 
     def forward(self, features: Tensor) -> Tensor:
         """Convolve features [photos, channels, height, width]."""
         padding: Any = self.padding
-        if self.same:
-            features, padding = functional.pad(features, borders(features, self.kernel_size, self.stride)), (0, 0)
+        if self.same_padding:
+            features, padding = (
+                functional.pad(features, compute_same_padding(features, self.kernel_size, self.stride)),
+                (0, 0),
+            )
         weight = self.weight
         is_trained = torch.is_grad_enabled() and weight.requires_grad
         if not (is_trained and features.device.type == "cpu"):
             return functional.conv2d(features, weight, self.bias, self.stride, padding, groups=len(weight))
-        dtype = torch.bfloat16 if in_bfloat16() else weight.dtype
+        dtype = torch.bfloat16 if is_cpu_bfloat16_autocast() else weight.dtype
         output = _FastBackward.apply(features.to(dtype), weight.to(dtype), self.stride, padding)
         assert isinstance(output, Tensor)
         return output if self.bias is None else output + self.bias.to(output.dtype).view(-1, 1, 1)
 
 
-def in_bfloat16() -> bool:
+def is_cpu_bfloat16_autocast() -> bool:
     """Check whether CPU autocast to bfloat16 is active."""
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
-def borders(features: Tensor, kernel_size: int, stride: int) -> list[int]:
+def compute_same_padding(features: Tensor, kernel_size: int, stride: int) -> list[int]:
     """Compute TensorFlow's "same" padding, which gives outputs of size / stride, rounded up.
 
     Returns:
@@ -67,27 +70,31 @@ def borders(features: Tensor, kernel_size: int, stride: int) -> list[int]:
     return padding
 
 
-def replaced(network: nn.Module) -> nn.Module:
+def replace_depthwise(network: nn.Module) -> nn.Module:
     """Replace, in place, every depthwise convolution whose backward pass is slow."""
     for parent in network.modules():
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and _has_slow_depthwise_backward(child):
-                setattr(parent, name, Depthwise(child, same=type(child) is not nn.Conv2d))
+                setattr(parent, name, DepthwiseConv2d(child, same_padding=type(child) is not nn.Conv2d))
     return network
 
 
 def _has_slow_depthwise_backward(convolution: nn.Conv2d) -> bool:
     channels = convolution.in_channels
     is_depthwise = convolution.groups == channels == convolution.out_channels > 1
-    return is_depthwise and is_plain(convolution) and is_slow(convolution.kernel_size[0], convolution.stride[0])
+    return (
+        is_depthwise
+        and is_standard_convolution(convolution)
+        and has_slow_backward(convolution.kernel_size[0], convolution.stride[0])
+    )
 
 
-def is_slow(kernel_size: int, stride: int) -> bool:
+def has_slow_backward(kernel_size: int, stride: int) -> bool:
     """Check whether oneDNN lacks a fast backward pass for this depthwise convolution."""
     return kernel_size >= MAX_FAST_COLUMNS and (kernel_size > MAX_FAST_COLUMNS or stride > 1)
 
 
-def is_plain(convolution: nn.Conv2d) -> bool:
+def is_standard_convolution(convolution: nn.Conv2d) -> bool:
     """Check for torch's class or timm's "same" one, square, without dilation, zero-padded."""
     is_known_class = type(convolution) is nn.Conv2d or type(convolution).__name__ == "Conv2dSame"
     is_square = len(set(convolution.kernel_size)) == len(set(convolution.stride)) == 1
@@ -105,10 +112,14 @@ class _FastBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         features, weight = ctx.saved_tensors
-        return *gradients_of(gradients[0], features, weight, ctx.stride, ctx.padding, ctx.needs_input_grad), None, None
+        return (
+            *compute_gradients(gradients[0], features, weight, ctx.stride, ctx.padding, ctx.needs_input_grad),
+            None,
+            None,
+        )
 
 
-def gradients_of(
+def compute_gradients(
     gradient: Tensor,
     features: Tensor,
     weight: Tensor,
@@ -130,7 +141,7 @@ def _compute_features_gradient(
     if stride > 1:  # oneDNN is fast here in float32 only
         dtype = torch.promote_types(features.dtype, torch.float32)
         exact = gradient.to(dtype), features.to(dtype), weight.to(dtype)
-        features_gradient, _, _ = way_back(*exact, stride, padding, len(weight), [True, False, False])
+        features_gradient, _, _ = convolution_backward(*exact, stride, padding, len(weight), [True, False, False])
         assert features_gradient is not None
         return features_gradient.to(features.dtype)
     vertical, horizontal = (weight.shape[-1] - 1 - border for border in padding)
@@ -154,7 +165,7 @@ def _compute_weight_gradient(
         # Negative values crop.
         borders = (horizontal - left, left + columns - horizontal - width, vertical, rows - vertical - height)
         window = functional.pad(features, borders).contiguous(memory_format=torch.channels_last)
-        _, slice_gradient, _ = way_back(
+        _, slice_gradient, _ = convolution_backward(
             gradient, window, weight_slice, stride, (0, 0), len(weight), [False, True, False]
         )
         assert slice_gradient is not None
@@ -162,7 +173,7 @@ def _compute_weight_gradient(
     return weight_gradient
 
 
-def way_back(
+def convolution_backward(
     gradient: Tensor,
     features: Tensor,
     weight: Tensor,

@@ -17,20 +17,25 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ikebana.learning.examples import Examples
-from ikebana.learning.fast.depthwise import Depthwise, borders, in_bfloat16, is_plain
+from ikebana.learning.fast.depthwise import (
+    DepthwiseConv2d,
+    compute_same_padding,
+    is_cpu_bfloat16_autocast,
+    is_standard_convolution,
+)
 from ikebana.learning.models.inception import BatchNorm
 from ikebana.learning.models.layers import Normalise
 
-Convolution = nn.Conv2d | Depthwise
+Convolution = nn.Conv2d | DepthwiseConv2d
 Norm = nn.BatchNorm2d | BatchNorm
 # Private to torch.
 ONEDNN_OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight")
 # Between the outputs of the optimised and the original network, over the largest output.
-ALIKE = 1e-3
+MAX_RELATIVE_DIFFERENCE = 1e-3
 # Photos on which the two networks are compared.
-FEW = 2
+COMPARED_PHOTOS = 2
 # oneDNN's name and arguments of each activation.
-ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
+ONEDNN_ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.SiLU: ("swish", []),
@@ -44,7 +49,7 @@ def has_onednn() -> bool:
 
 
 @torch.inference_mode()
-def folded(network: nn.Module, photos: Examples) -> nn.Module:
+def fold_batchnorm(network: nn.Module, photos: Examples) -> nn.Module:
     """Copy the network with BatchNorm folded into the convolutions before it.
 
     The order of layers is inferred from their order in the module. The copy is therefore used only
@@ -58,41 +63,41 @@ def folded(network: nn.Module, photos: Examples) -> nn.Module:
 
 
 @torch.inference_mode()
-def fused(network: nn.Module, photos: Examples) -> nn.Module:
+def fuse_layers(network: nn.Module, photos: Examples) -> nn.Module:
     """Fold BatchNorm and, on a CPU, fuse activations; the copy cannot be exported."""
     if next(network.parameters()).device.type != "cpu" or not has_onednn():
-        return folded(network, photos)
+        return fold_batchnorm(network, photos)
     optimised = _fold_copy(network)
-    fuse(optimised, lambda _: True)
-    return optimised if _agree(optimised, network, photos) else folded(network, photos)
+    fuse_activations(optimised, lambda _: True)
+    return optimised if _agree(optimised, network, photos) else fold_batchnorm(network, photos)
 
 
 def _fold_copy(network: nn.Module) -> nn.Module:
     """Copy the network and fold BatchNorm, without comparing outputs."""
     optimised = copy.deepcopy(network).eval()
-    for convolution, norm, replace_pair in followed(optimised):
+    for convolution, norm, replace_pair in iterate_convolutions(optimised):
         if isinstance(norm, Norm):
-            replace_pair(fuse_conv_bn_eval(convolution, norm), act_of(norm))  # type: ignore[type-var]
+            replace_pair(fuse_conv_bn_eval(convolution, norm), get_activation(norm))  # type: ignore[type-var]
     return optimised.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def for_looking(network: nn.Module, examples: Examples) -> nn.Module:
+def optimise_for_inference(network: nn.Module, examples: Examples) -> nn.Module:
     """Return the fastest equivalent for inference; a head without convolutions stays as it is."""
     has_convolutions = any(isinstance(module, Convolution) for module in network.modules())
-    return fused(network, examples) if len(examples) and has_convolutions else network
+    return fuse_layers(network, examples) if len(examples) and has_convolutions else network
 
 
-def fuse(network: nn.Module, is_frozen: Callable[[nn.Module], bool]) -> None:
+def fuse_activations(network: nn.Module, is_frozen: Callable[[nn.Module], bool]) -> None:
     """Fuse convolutions with the activations behind them, and normalise photos row by row.
 
     Args:
         is_frozen: whether neither this convolution nor any layer before it is trainable.
     """
-    for convolution, following, replace_pair in followed(network):
-        if is_frozen(convolution) and is_known(convolution):
-            activation = ACTIVATIONS.get(type(following))
+    for convolution, following, replace_pair in iterate_convolutions(network):
+        if is_frozen(convolution) and is_fusable(convolution):
+            activation = ONEDNN_ACTIVATIONS.get(type(following))
             replace_pair(
-                Fused(convolution, *(activation or ("none", []))),
+                FusedConvolution(convolution, *(activation or ("none", []))),
                 nn.Identity() if activation is not None else following,
             )
     for module in list(network.modules()):
@@ -101,7 +106,9 @@ def fuse(network: nn.Module, is_frozen: Callable[[nn.Module], bool]) -> None:
                 setattr(module, name, RowwiseNormalise(child))
 
 
-def followed(network: nn.Module) -> Iterator[tuple[Convolution, nn.Module, Callable[[nn.Module, nn.Module], None]]]:
+def iterate_convolutions(
+    network: nn.Module,
+) -> Iterator[tuple[Convolution, nn.Module, Callable[[nn.Module, nn.Module], None]]]:
     """Yield each convolution, the layer behind it, and a function that replaces both."""
     for module in list(network.modules()):
         children = [*module.named_children(), ("", nn.Identity())]
@@ -120,32 +127,32 @@ def followed(network: nn.Module) -> Iterator[tuple[Convolution, nn.Module, Calla
                 yield convolution, following, replace_pair
 
 
-def is_known(convolution: Convolution) -> bool:
+def is_fusable(convolution: Convolution) -> bool:
     """Check that the convolution is of a kind that can be fused."""
-    return isinstance(convolution, Depthwise) or is_plain(convolution)
+    return isinstance(convolution, DepthwiseConv2d) or is_standard_convolution(convolution)
 
 
-def act_of(norm: Norm) -> nn.Module:
+def get_activation(norm: Norm) -> nn.Module:
     """Return the activation inside a norm, as in timm's, or an identity."""
     return getattr(norm, "act", nn.Identity())
 
 
-def groups_of(convolution: Convolution) -> int:
+def get_groups(convolution: Convolution) -> int:
     """Return the number of channel groups."""
-    return len(convolution.weight) if isinstance(convolution, Depthwise) else convolution.groups
+    return len(convolution.weight) if isinstance(convolution, DepthwiseConv2d) else convolution.groups
 
 
-def stride_of(convolution: Convolution) -> int:
+def get_stride(convolution: Convolution) -> int:
     """Return the stride, the same in both directions."""
     return convolution.stride if isinstance(convolution.stride, int) else convolution.stride[0]
 
 
-def pads_as_tensorflow(convolution: Convolution) -> bool:
+def has_same_padding(convolution: Convolution) -> bool:
     """Check for TensorFlow's "same" padding, which may be larger below and right."""
-    return convolution.same if isinstance(convolution, Depthwise) else type(convolution) is not nn.Conv2d
+    return convolution.same_padding if isinstance(convolution, DepthwiseConv2d) else type(convolution) is not nn.Conv2d
 
 
-def convolved(
+def convolve_and_activate(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -183,7 +190,7 @@ class RowwiseNormalise(nn.Module):
         return normalised.view(pixels.shape).permute(0, 3, 1, 2)
 
 
-class Fused(nn.Module):
+class FusedConvolution(nn.Module):
     """A convolution with the activation behind it, in one pass and in either precision.
 
     TensorFlow's "same" padding may be larger below and right, which would need a padded copy of all
@@ -194,10 +201,10 @@ class Fused(nn.Module):
 
     def __init__(self, convolution: Convolution, activation: str, arguments: list[float]):
         super().__init__()
-        self.kernel_size, self.stride = convolution.weight.shape[-1], stride_of(convolution)
-        self.same_padding = pads_as_tensorflow(convolution)
+        self.kernel_size, self.stride = convolution.weight.shape[-1], get_stride(convolution)
+        self.same_padding = has_same_padding(convolution)
         self.padding: Any = list(convolution.padding)
-        self.groups = groups_of(convolution)
+        self.groups = get_groups(convolution)
         self.activation, self.arguments = activation, arguments
         bias = convolution.bias
         self.weight, self.bias = convolution.weight.detach(), None if bias is None else bias.detach()
@@ -207,10 +214,10 @@ class Fused(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Convolve features [photos, channels, height, width]."""
-        features = features.to(torch.bfloat16 if in_bfloat16() else torch.float32)
+        features = features.to(torch.bfloat16 if is_cpu_bfloat16_autocast() else torch.float32)
         if self.prepared_for != (features.shape, features.dtype):
             self._prepare(features)
-        return convolved(
+        return convolve_and_activate(
             features,
             self.reordered_weight,
             self.cast_bias,
@@ -225,7 +232,7 @@ class Fused(nn.Module):
         """Prepare weight, bias and padding for features of this shape and dtype."""
         weight = self.weight
         if self.same_padding:
-            left, right, above, below = borders(features, self.kernel_size, self.stride)
+            left, right, above, below = compute_same_padding(features, self.kernel_size, self.stride)
             weight = functional.pad(weight, (right - left, 0, below - above, 0))
             self.symmetric_padding = [below, right]
         weight = weight.to(features.dtype).contiguous(memory_format=torch.channels_last)
@@ -238,10 +245,10 @@ class Fused(nn.Module):
 
 def _agree(optimised: nn.Module, network: nn.Module, photos: Examples) -> bool:
     """Check that both networks give the same output for a few photos."""
-    few, _ = photos.batch(np.arange(min(FEW, len(photos))), str(next(network.parameters()).device))
+    few, _ = photos.get_batch(np.arange(min(COMPARED_PHOTOS, len(photos))), str(next(network.parameters()).device))
     expected = network.eval()(few)
     try:
         output = optimised(few)
     except RuntimeError:  # the operators of another torch version may take other arguments
         return False
-    return bool((output - expected).abs().max() <= ALIKE * expected.abs().max())
+    return bool((output - expected).abs().max() <= MAX_RELATIVE_DIFFERENCE * expected.abs().max())

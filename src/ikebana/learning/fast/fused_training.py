@@ -16,9 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ikebana.learning.device import Setting
+from ikebana.learning.device import DeviceSettings
 from ikebana.learning.fast import fused_inference
-from ikebana.learning.fast.depthwise import borders, gradients_of, in_bfloat16, is_slow, way_back
+from ikebana.learning.fast.depthwise import (
+    compute_same_padding,
+    compute_gradients,
+    is_cpu_bfloat16_autocast,
+    has_slow_backward,
+    convolution_backward,
+)
 
 # Activations whose gradient can be computed from their output alone.
 GRADIENT_FROM_OUTPUT = (nn.ReLU, nn.ReLU6)
@@ -28,7 +34,7 @@ GRADIENT_FROM_OUTPUT = (nn.ReLU, nn.ReLU6)
 MAX_RELATIVE_GRADIENT_DIFFERENCE = 0.3
 
 
-def for_steps(network: nn.Module, photos: Tensor, settings: Setting) -> nn.Module:
+def optimise_for_training(network: nn.Module, photos: Tensor, settings: DeviceSettings) -> nn.Module:
     """Return a faster equivalent for training that shares every weight with the network.
 
     It is valid while the same weights are trainable. The order of layers is inferred from their
@@ -47,7 +53,7 @@ def for_steps(network: nn.Module, photos: Tensor, settings: Setting) -> nn.Modul
     if not has_fixed_norms or any(parameter.dtype != torch.float32 for parameter in network.parameters()):
         return network
     few = torch.randint(
-        0, 256, (fused_inference.FEW, *photos.shape[1:]), generator=torch.Generator().manual_seed(0)
+        0, 256, (fused_inference.COMPARED_PHOTOS, *photos.shape[1:]), generator=torch.Generator().manual_seed(0)
     ).float()
     shared = copy.deepcopy(network, {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())})
     with torch.random.fork_rng(devices=[]):  # dropout must not advance the epoch's random generator
@@ -66,21 +72,21 @@ def for_steps(network: nn.Module, photos: Tensor, settings: Setting) -> nn.Modul
 def _fold(network: nn.Module, few: Tensor) -> None:
     """Fold every BatchNorm, and optimise for inference the layers without gradients."""
     with_gradient, frozen = _find_convolutions_with_gradient(network, few), set[nn.Module]()
-    for convolution, norm, replace_pair in fused_inference.followed(network):
-        if not isinstance(norm, fused_inference.Norm) or not fused_inference.is_known(convolution):
+    for convolution, norm, replace_pair in fused_inference.iterate_convolutions(network):
+        if not isinstance(norm, fused_inference.Norm) or not fused_inference.is_fusable(convolution):
             continue
-        activation = fused_inference.act_of(norm)
+        activation = fused_inference.get_activation(norm)
         if convolution in with_gradient or _is_trainable(convolution) or _is_trainable(norm):
             can_fuse = type(activation) in GRADIENT_FROM_OUTPUT
             replace_pair(
-                Folded(convolution, norm, activation if can_fuse else nn.Identity()),
+                FoldedConvolution(convolution, norm, activation if can_fuse else nn.Identity()),
                 nn.Identity() if can_fuse else activation,
             )
         else:
             folded = fuse_conv_bn_eval(convolution, norm)  # type: ignore[type-var]
             frozen.add(folded)
             replace_pair(folded, activation)
-    fused_inference.fuse(network, frozen.__contains__)
+    fused_inference.fuse_activations(network, frozen.__contains__)
 
 
 def _is_trainable(module: nn.Module) -> bool:
@@ -106,15 +112,15 @@ def _find_convolutions_with_gradient(network: nn.Module, few: Tensor) -> set[nn.
     return convolutions
 
 
-class Folded(nn.Module):
+class FoldedConvolution(nn.Module):
     """A trainable convolution with its BatchNorm, in evaluation mode, and its activation."""
 
     def __init__(self, convolution: fused_inference.Convolution, norm: fused_inference.Norm, activation: nn.Module):
         super().__init__()
         self.convolution, self.norm = convolution, norm
-        self.activation, self.arguments = fused_inference.ACTIVATIONS.get(type(activation), ("none", []))
-        self.stride, self.groups = fused_inference.stride_of(convolution), fused_inference.groups_of(convolution)
-        self.same_padding, self.padding = fused_inference.pads_as_tensorflow(convolution), tuple(convolution.padding)
+        self.activation, self.arguments = fused_inference.ONEDNN_ACTIVATIONS.get(type(activation), ("none", []))
+        self.stride, self.groups = fused_inference.get_stride(convolution), fused_inference.get_groups(convolution)
+        self.same_padding, self.padding = fused_inference.has_same_padding(convolution), tuple(convolution.padding)
 
     def forward(self, features: Tensor) -> Tensor:
         """Convolve features [photos, channels, height, width]."""
@@ -131,8 +137,11 @@ class Folded(nn.Module):
             offset = offset + convolution.bias * scale
         weight = convolution.weight * scale.view(-1, 1, 1, 1)
         if self.same_padding:
-            features, padding = functional.pad(features, borders(features, weight.shape[-1], self.stride)), (0, 0)
-        dtype = torch.bfloat16 if in_bfloat16() else weight.dtype
+            features, padding = (
+                functional.pad(features, compute_same_padding(features, weight.shape[-1], self.stride)),
+                (0, 0),
+            )
+        dtype = torch.bfloat16 if is_cpu_bfloat16_autocast() else weight.dtype
         tensors = (tensor.to(dtype) for tensor in (features, weight, offset))
         output = _FusedFunction.apply(*tensors, self.stride, padding, self.groups, self.activation, self.arguments)
         assert isinstance(output, Tensor)
@@ -154,7 +163,9 @@ class _FusedFunction(torch.autograd.Function):
         activation: str,
         arguments: list[float],
     ) -> Tensor:
-        output = fused_inference.convolved(features, weight, bias, stride, padding, groups, activation, arguments)
+        output = fused_inference.convolve_and_activate(
+            features, weight, bias, stride, padding, groups, activation, arguments
+        )
         # Without activation the output is not saved, because the next layer may modify it in place.
         ctx.save_for_backward(features, weight, *([] if activation == "none" else [output]))
         ctx.stride, ctx.padding, ctx.groups, ctx.activation, ctx.arguments = (
@@ -175,16 +186,16 @@ class _FusedFunction(torch.autograd.Function):
         elif ctx.activation == "relu":
             gradient = torch.ops.aten.threshold_backward(gradient, *output, 0.0)
         common = gradient, features, weight, ctx.stride, ctx.padding
-        if ctx.groups == len(weight) == features.shape[1] and is_slow(weight.shape[-1], ctx.stride):
+        if ctx.groups == len(weight) == features.shape[1] and has_slow_backward(weight.shape[-1], ctx.stride):
             bias_gradient = gradient.sum((0, 2, 3)) if needs_gradient[2] else None
-            return *gradients_of(*common, needs_gradient), bias_gradient, None, None, None, None, None
-        return *way_back(*common, ctx.groups, needs_gradient), None, None, None, None, None
+            return *compute_gradients(*common, needs_gradient), bias_gradient, None, None, None, None, None
+        return *convolution_backward(*common, ctx.groups, needs_gradient), None, None, None, None, None
 
 
 def _agree(result: "_OutputAndGradients", expected: "_OutputAndGradients") -> bool:
     """Check that two networks agree in output and gradients."""
     (output, gradients), (expected_output, expected_gradients) = result, expected
-    if (output - expected_output).abs().max() > fused_inference.ALIKE * expected_output.abs().max():
+    if (output - expected_output).abs().max() > fused_inference.MAX_RELATIVE_DIFFERENCE * expected_output.abs().max():
         return False
     return all(
         gradient is not None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 # Elements per chunk, 2 MiB. More do not fit in the cache; fewer make many short parallel regions.
-CACHED = 2**20
+CHUNK_ELEMENTS = 2**20
 
 
 class MaxPoolReLU(nn.Module):
@@ -91,7 +91,7 @@ class _Buffers:
 
     def __init__(self, bits: Tensor):
         photos, height, width, channels = bits.shape
-        self.count = max(1, min(photos, CACHED // bits[0].numel()))
+        self.count = max(1, min(photos, CHUNK_ELEMENTS // bits[0].numel()))
         self.row_maxima = bits.new_empty((self.count, height // 2, width, channels))
         self.left, self.right = _split_columns(self.row_maxima)
 

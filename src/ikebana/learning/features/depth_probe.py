@@ -20,8 +20,8 @@ from ikebana.data.split import assign_stratified
 from ikebana.errors import PhotosError
 from ikebana.evaluation.statistics import compute_design_effect
 from ikebana.learning import folds
-from ikebana.learning.device import Setting
-from ikebana.learning.examples import Photos
+from ikebana.learning.device import DeviceSettings
+from ikebana.learning.examples import PhotoExamples
 from ikebana.learning.features import feature_cache
 from ikebana.learning.folds import Fold
 from ikebana.learning.training import logistic_head
@@ -40,10 +40,10 @@ REGULARISATION_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # worst everywhere.
 INTERMEDIATE_STAGES = (1, 2, 3)
 # What each depth roughly responds to.
-CUTS = ("edges and colours", "textures", "parts of things", "whole things")
+DEPTH_NAMES = ("edges and colours", "textures", "parts of things", "whole things")
 
 
-class Depths(nn.Module):
+class DepthFeatures(nn.Module):
     """Images to the features of every depth, concatenated.
 
     Intermediate maps give their mean and standard deviation over the image: the means alone are
@@ -53,59 +53,61 @@ class Depths(nn.Module):
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.normalise = backbone.get_submodule("normalise")
-        self.backbone: Any = backbone.get_submodule("backbone")
-        stages = self.backbone.feature_info
+        self.network: Any = backbone.get_submodule("backbone")
+        stages = self.network.feature_info
         # Of the intermediate stages; the remaining features are the last map's.
         self.widths = [2 * stages[number]["num_chs"] for number in INTERMEDIATE_STAGES]
 
     def forward(self, photos: Tensor) -> Tensor:
         """Map uint8 [images, 3, image_size, image_size] to float [images, features]."""
         normalised = self.normalise(photos)
-        last, maps = self.backbone.forward_intermediates(normalised, indices=list(INTERMEDIATE_STAGES))
+        last, maps = self.network.forward_intermediates(normalised, indices=list(INTERMEDIATE_STAGES))
         statistics = [value for map_ in maps for value in reversed(torch.std_mean(map_.float(), (2, 3)))]
-        return torch.cat([*statistics, self.backbone.forward_head(last).float()], 1)
+        return torch.cat([*statistics, self.network.forward_head(last).float()], 1)
 
-    def parted(self, features: np.ndarray) -> list[np.ndarray]:
+    def split_by_depth(self, features: np.ndarray) -> list[np.ndarray]:
         """Split the output of `forward` by depth."""
         return np.split(features, np.cumsum(self.widths), axis=1)
 
 
 @dataclass(frozen=True)
-class Score:
+class AccuracyEstimate:
     """An accuracy, or a difference of two, with its standard error."""
 
     value: float
-    error: float
+    standard_error: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.error:.3f}"
+        return f"{self.value:.3f} ± {self.standard_error:.3f}"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ProbeResult:
     """The results of a probe."""
 
     # Number of photos scored.
-    judged: int
+    scored_photos: int
     # Accuracy of always predicting the commonest class.
-    guess: float
+    majority_accuracy: float
     # Accuracy by depth, the earliest first.
-    cuts: dict[str, Score]
+    accuracy_by_depth: dict[str, AccuracyEstimate]
     # Accuracy gained by the last depth over the best earlier one.
-    lead: Score
+    last_depth_gain: AccuracyEstimate
     # Accuracy of the last depth with half and with a quarter of the training photos.
-    half: Score
-    quarter: Score
+    half_data_accuracy: AccuracyEstimate
+    quarter_data_accuracy: AccuracyEstimate
     # Accuracy gained by the second half of the training photos.
-    doubling: Score
+    doubling_gain: AccuracyEstimate
 
     @property
-    def best(self) -> Score:
+    def last_depth_accuracy(self) -> AccuracyEstimate:
         """Accuracy of the last depth: about what training only a head will give."""
-        return list(self.cuts.values())[-1]
+        return list(self.accuracy_by_depth.values())[-1]
 
 
-def sampled(photos: Photos, groups: Sequence[int], most: int = MAX_PHOTOS) -> tuple[Photos, np.ndarray]:
+def sample_photos(
+    photos: PhotoExamples, groups: Sequence[int], max_photos: int = MAX_PHOTOS
+) -> tuple[PhotoExamples, np.ndarray]:
     """Sample about `max_photos` photos if there are more, stratified by class, groups kept whole.
 
     Args:
@@ -114,15 +116,17 @@ def sampled(photos: Photos, groups: Sequence[int], most: int = MAX_PHOTOS) -> tu
         The photos and their groups.
     """
     selected = np.ones(len(photos), bool)
-    if len(photos) > most:
-        fraction = most / len(photos)
+    if len(photos) > max_photos:
+        fraction = max_photos / len(photos)
         labels = [str(label) for label in photos.labels]
         splits = assign_stratified(labels, groups, (fraction, 0.0, 1 - fraction), SEED)
         selected = np.array([split == "train" for split in splits], bool)
-    return photos.some(selected), np.array(groups)[selected]
+    return photos.select(selected), np.array(groups)[selected]
 
 
-def seen(photos: Photos, recipe: Recipe, pixel_cache: str, settings: Setting) -> list[np.ndarray]:
+def extract_depth_features(
+    photos: PhotoExamples, recipe: Recipe, pixel_cache: str, settings: DeviceSettings
+) -> list[np.ndarray]:
     """Extract the recipe's frozen features, one float32 [photos, features] per depth.
 
     Args:
@@ -130,13 +134,13 @@ def seen(photos: Photos, recipe: Recipe, pixel_cache: str, settings: Setting) ->
     Raises:
         RecipeError, MachineError: the weights cannot be obtained.
     """
-    backbone, key = feature_cache.backbone(recipe, pixel_cache, settings)
-    depths = Depths(backbone).eval()
+    backbone, key = feature_cache.load_backbone(recipe, pixel_cache, settings)
+    depths = DepthFeatures(backbone).eval()
     key = replace(key, depths=f"mean and spread of stages {INTERMEDIATE_STAGES}")
-    return depths.parted(feature_cache.of(depths, key, photos, settings).values())
+    return depths.split_by_depth(feature_cache.extract_features(depths, key, photos, settings).to_array())
 
 
-def dealt(labels: np.ndarray, groups: np.ndarray, source: str) -> list[Fold]:
+def make_folds(labels: np.ndarray, groups: np.ndarray, source: str) -> list[Fold]:
     """Make folds that score every photo once, stratified by class, groups kept whole.
 
     Args:
@@ -152,12 +156,12 @@ def dealt(labels: np.ndarray, groups: np.ndarray, source: str) -> list[Fold]:
             where=source,
             advice="at least 4 different photos of each of 2 classes, better 30; fit itself may do with fewer",
         )
-    return folds.dealt(labels, groups, SEED)
+    return folds.make_folds(labels, groups, SEED)
 
 
-def judged(
+def evaluate_depths(
     features_by_depth: Sequence[np.ndarray], labels: np.ndarray, groups: np.ndarray, folds: list[Fold]
-) -> Evidence:
+) -> ProbeResult:
     """Measure out-of-fold accuracies of logistic regressions on each depth.
 
     Args:
@@ -177,14 +181,17 @@ def judged(
             results.append(_predict_out_of_fold(features_by_depth[-1], labels, subsampled, inverse_l2)[0])
             bar.advance(1, accuracy=float(results[-1].mean()))
     *earlier, last, half, quarter = results
-    return Evidence(
-        judged=len(labels),
-        guess=float(np.bincount(labels).max() / len(labels)),
-        cuts={name: _accuracy(correct, groups) for name, correct in zip(CUTS, (*earlier, last), strict=True)},
-        lead=_estimate_difference(last, max(earlier, key=lambda correct: correct.mean()), groups),
-        half=_accuracy(half, groups),
-        quarter=_accuracy(quarter, groups),
-        doubling=_estimate_difference(last, half, groups),
+    return ProbeResult(
+        scored_photos=len(labels),
+        majority_accuracy=float(np.bincount(labels).max() / len(labels)),
+        accuracy_by_depth={
+            name: _estimate_accuracy(correct, groups)
+            for name, correct in zip(DEPTH_NAMES, (*earlier, last), strict=True)
+        },
+        last_depth_gain=_estimate_difference(last, max(earlier, key=lambda correct: correct.mean()), groups),
+        half_data_accuracy=_estimate_accuracy(half, groups),
+        quarter_data_accuracy=_estimate_accuracy(quarter, groups),
+        doubling_gain=_estimate_difference(last, half, groups),
     )
 
 
@@ -224,26 +231,26 @@ def _predict_out_of_fold(
     """Return which photos are classified correctly, bool [photos], and the mean cross-entropy."""
     correct, losses = np.zeros(len(labels), bool), np.zeros(len(labels))
     for train, test in folds:
-        logits = logistic_head.said_of(
+        logits = logistic_head.fit_and_predict_logits(
             features[test], features[train], labels[train], int(labels.max()) + 1, inverse_l2
         )
         correct[test] = logits.argmax(1) == labels[test]
-        losses[test] = logistic_head.cross_entropy(logits, labels[test])
+        losses[test] = logistic_head.compute_cross_entropy(logits, labels[test])
     return correct, float(losses.mean())
 
 
-def _accuracy(correct: np.ndarray, groups: np.ndarray) -> Score:
+def _estimate_accuracy(correct: np.ndarray, groups: np.ndarray) -> AccuracyEstimate:
     """Estimate the accuracy and its error.
 
     The error counts one more correct and one more wrong photo: ten of ten do not prove perfection.
     """
     smoothed = (correct.sum() + 1) / (len(correct) + 2)
     variance = smoothed * (1 - smoothed) / (len(correct) + 2)
-    return Score(float(correct.mean()), float(np.sqrt(variance * compute_design_effect(correct, groups))))
+    return AccuracyEstimate(float(correct.mean()), float(np.sqrt(variance * compute_design_effect(correct, groups))))
 
 
-def _estimate_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> Score:
+def _estimate_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> AccuracyEstimate:
     """Estimate by how much the first is more accurate than the second, paired by photo."""
     difference = first.astype(float) - second
     variance_sum = (difference.var() * len(difference) + 1) * compute_design_effect(difference, groups)
-    return Score(float(difference.mean()), float(np.sqrt(variance_sum) / len(difference)))
+    return AccuracyEstimate(float(difference.mean()), float(np.sqrt(variance_sum) / len(difference)))

@@ -23,8 +23,8 @@ from torch import nn
 from ikebana.data.pixel_cache import reserve_array
 from ikebana.errors import RecipeError
 from ikebana.learning import device
-from ikebana.learning.device import Setting
-from ikebana.learning.examples import Features, Photos, unlabelled
+from ikebana.learning.device import DeviceSettings
+from ikebana.learning.examples import FeatureExamples, PhotoExamples, make_unlabelled
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import networks, weight_loading
 from ikebana.learning.models.pretrained_weights import Weights
@@ -35,13 +35,13 @@ from ikebana.system.files import write_error, atomic_directory, discard
 from ikebana.system.resources import require_disk
 
 # Fewer images do not update the measured speed.
-MANY = 256
+MIN_TIMED_PHOTOS = 256
 # Raised when the features of the same images change, even in the last bit.
 FEATURES_VERSION = 3
 
 
 @dataclass(frozen=True)
-class Origin:
+class FeatureKey:
     """What features depend on; equal keys give equal features. The order of the fields is hashed.
 
     `pixel_cache` is the name of the pixel cache: images, size, resizing. `weights` is a sha256.
@@ -53,17 +53,17 @@ class Origin:
     weights: str
     truncate_at: str = ""
     flip_tta: bool = False
-    depths: str = ""
+    intermediate_maps: str = ""
 
 
-def origin(pixel_cache: str, recipe: Recipe, weights: Weights | None) -> Origin:
+def make_feature_key(pixel_cache: str, recipe: Recipe, weights: Weights | None) -> FeatureKey:
     """Make the key of the features of a recipe's backbone."""
     flip_tta = recipe.transfer is not None and recipe.transfer.flip_tta
     sha256 = weights.sha256 if weights is not None else ""
-    return Origin(pixel_cache, recipe.network, sha256, recipe.truncate_at, flip_tta)
+    return FeatureKey(pixel_cache, recipe.network, sha256, recipe.truncate_at, flip_tta)
 
 
-def backbone(recipe: Recipe, pixel_cache: str, settings: Setting) -> tuple[nn.Module, Origin]:
+def load_backbone(recipe: Recipe, pixel_cache: str, settings: DeviceSettings) -> tuple[nn.Module, FeatureKey]:
     """Load a one-network recipe's frozen pretrained backbone onto the device.
 
     Args:
@@ -73,12 +73,14 @@ def backbone(recipe: Recipe, pixel_cache: str, settings: Setting) -> tuple[nn.Mo
     Raises:
         RecipeError, MachineError: the weights cannot be obtained.
     """
-    network = networks.build(recipe, classes=2).to(settings.device)
-    weights = weight_loading.fill(network, recipe)
-    return network.get_submodule("seer"), origin(pixel_cache, recipe, weights)
+    network = networks.build_network(recipe, classes=2).to(settings.device)
+    weights = weight_loading.load_pretrained_weights(network, recipe)
+    return network.get_submodule("seer"), make_feature_key(pixel_cache, recipe, weights)
 
 
-def of(backbone: nn.Module, key: Origin, photos: Photos, settings: Setting) -> Features:
+def extract_features(
+    backbone: nn.Module, key: FeatureKey, photos: PhotoExamples, settings: DeviceSettings
+) -> FeatureExamples:
     """Extract the features of the photos; only missing rows are computed.
 
     Args:
@@ -87,35 +89,37 @@ def of(backbone: nn.Module, key: Origin, photos: Photos, settings: Setting) -> F
         MachineError: the disk is too small.
         RecipeError: features are NaN or infinite.
     """
-    is_exact = settings.number_format == "float32"
-    shape = (photos.height, *get_feature_shape(backbone, photos.side))
+    is_exact = settings.precision == "float32"
+    shape = (photos.pixel_row_count, *get_feature_shape(backbone, photos.image_size))
     dtype = np.dtype(np.float32 if is_exact else np.float16)
     # A file without rows cannot be mapped.
-    if not photos.height:
-        return Features(np.zeros(shape, dtype), photos.rows, photos.labels, photos.for_choices, photos.groups)
+    if not photos.pixel_row_count:
+        return FeatureExamples(np.zeros(shape, dtype), photos.rows, photos.labels, photos.for_selection, photos.groups)
     array, checksums = _open_cache(key, settings, shape, dtype)
     missing = np.array(
         [row for row in np.unique(photos.rows) if checksums[row] != _compute_checksum(array[row])], np.int64
     )
     if len(missing):
         start = time.perf_counter()
-        fused = fused_inference.fused(backbone.to(settings.device), photos)
-        _fill(fused, photos.at(missing), array, checksums, settings)
-        if len(missing) >= MANY:
-            device.was_faster(settings, (time.perf_counter() - start) / len(missing))
-    return Features(array, photos.rows, photos.labels, photos.for_choices, photos.groups)
+        fused = fused_inference.fuse_layers(backbone.to(settings.device), photos)
+        _compute_rows(fused, photos.select_unlabelled_rows(missing), array, checksums, settings)
+        if len(missing) >= MIN_TIMED_PHOTOS:
+            device.record_faster_speed(settings, (time.perf_counter() - start) / len(missing))
+    return FeatureExamples(array, photos.rows, photos.labels, photos.for_selection, photos.groups)
 
 
 @torch.inference_mode()
-def _fill(backbone: nn.Module, photos: Photos, array: np.ndarray, checksums: np.ndarray, settings: Setting) -> None:
+def _compute_rows(
+    backbone: nn.Module, photos: PhotoExamples, array: np.ndarray, checksums: np.ndarray, settings: DeviceSettings
+) -> None:
     """Compute the features of these photos, and write them with their checksums."""
     with progress.stage("features", len(photos)) as bar:
-        for start in range(0, len(photos), settings.at_a_time):
-            rows = photos.rows[start : start + settings.at_a_time]
+        for start in range(0, len(photos), settings.inference_batch_size):
+            rows = photos.rows[start : start + settings.inference_batch_size]
             # Every batch is full: another batch size changes the last digits. A resumed run, or one
             # with cached rows, would then learn something else.
-            chosen = np.resize(np.arange(start, start + len(rows)), settings.at_a_time)
-            pixels, _ = photos.batch(chosen, settings.device)
+            chosen = np.resize(np.arange(start, start + len(rows)), settings.inference_batch_size)
+            pixels, _ = photos.get_batch(chosen, settings.device)
             with settings.autocast():
                 features = backbone(pixels)[: len(rows)].float().cpu().numpy()
             # Values beyond half precision become infinite.
@@ -132,18 +136,18 @@ def _fill(backbone: nn.Module, photos: Photos, array: np.ndarray, checksums: np.
 
 
 @torch.inference_mode()
-def seconds_per_photo(network: nn.Module, side: int, setting: Setting) -> float:
+def measure_seconds_per_photo(network: nn.Module, image_size: int, settings: DeviceSettings) -> float:
     """Measure the seconds per image of feature extraction, on random pixels."""
-    count = setting.at_a_time
-    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
-    photos = unlabelled(pixels, np.arange(count))
+    count = settings.inference_batch_size
+    pixels = np.random.default_rng(0).integers(0, 256, (count, image_size, image_size, 3), np.uint8)
+    photos = make_unlabelled(pixels, np.arange(count))
     # A copy: moving the original's backbone to a GPU would leave its head on the CPU.
-    backbone = fused_inference.fused(copy.deepcopy(network.get_submodule("seer")).to(setting.device), photos)
-    inputs, _ = photos.batch(photos.rows, setting.device)
+    backbone = fused_inference.fuse_layers(copy.deepcopy(network.get_submodule("seer")).to(settings.device), photos)
+    inputs, _ = photos.get_batch(photos.rows, settings.device)
     seconds = []
     for _ in range(3):
         start_time = time.perf_counter()
-        with setting.autocast():
+        with settings.autocast():
             backbone(inputs).float().cpu()
         seconds.append(time.perf_counter() - start_time)
     return min(seconds) / count
@@ -166,7 +170,7 @@ def _get_device(module: nn.Module) -> torch.device:
 
 
 def _open_cache(
-    key: Origin, settings: Setting, shape: tuple[int, ...], dtype: np.dtype
+    key: FeatureKey, settings: DeviceSettings, shape: tuple[int, ...], dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
     """Map the array and its checksums, created if missing.
 
@@ -184,14 +188,14 @@ def _open_cache(
         raise write_error(error, path) from error
 
 
-def _get_cache_path(key: Origin, settings: Setting, shape: tuple[int, ...]) -> Path:
+def _get_cache_path(key: FeatureKey, settings: DeviceSettings, shape: tuple[int, ...]) -> Path:
     versions = (torch.__version__, importlib.metadata.version("timm"))
-    parts = [FEATURES_VERSION, *vars(key).values(), settings.device, settings.number_format, shape, *versions]
+    parts = [FEATURES_VERSION, *vars(key).values(), settings.device, settings.precision, shape, *versions]
     return cache_folder() / "features" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def still_to_come(
-    backbone: nn.Module, key: Origin, photos: int, image_size: int, all_settings: Iterable[Setting]
+def estimate_missing(
+    backbone: nn.Module, key: FeatureKey, photos: int, image_size: int, all_settings: Iterable[DeviceSettings]
 ) -> tuple[int, int]:
     """Estimate what is missing in the cache.
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 
-class Rows:
+class FeatureRows:
     """Rows of arrays on disk as one table: `table[indices]` is float32 [indices, columns].
 
     Args:
@@ -30,7 +30,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.row_indices)
 
-    def of(self, indices: np.ndarray) -> "Rows":
+    def select(self, indices: np.ndarray) -> "FeatureRows":
         """Return a table of some rows, in the order of the indices: int64 or bool."""
         selected = copy.copy(self)
         selected.row_indices, selected.array_indices = self.row_indices[indices], self.array_indices[indices]

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ikebana.learning import examples as examples_module
-from ikebana.learning.device import Setting
-from ikebana.learning.examples import Photos
+from ikebana.learning.device import DeviceSettings
+from ikebana.learning.examples import PhotoExamples
 from ikebana.learning.features import depth_probe, feature_cache
-from ikebana.learning.features.feature_rows import Rows
+from ikebana.learning.features.feature_rows import FeatureRows
 from ikebana.learning.folds import Fold
 from ikebana.learning.training import logistic_head
 from ikebana.recipe import Recipe
@@ -17,46 +17,50 @@ from ikebana.system import progress
 # Inverse L2 strengths, selected on the first fold; wrong labels need more regularisation.
 REGULARISATION_GRID = (3e-4, 3e-3, 3e-2)
 # More would improve a head little and cost time.
-MOST = 20_000
+MAX_TRAINING_PHOTOS = 20_000
 # If photos are subsampled, each class keeps at least this many, or all it has.
 MIN_PHOTOS_PER_CLASS = 20
 
 
 @dataclass(frozen=True)
-class Seen:
+class LabelledFeatures:
     """The backbone's features with their labels, sorted by row of the dataset's table.
 
     `features` are float32 [photos, features], read from disk on access; `rows` and `labels` are
     int64 [photos].
     """
 
-    features: Rows
+    features: FeatureRows
     rows: np.ndarray
     labels: np.ndarray
 
 
-def seen(splits: dict[str, Photos], recipe: Recipe, pixel_cache: str, settings: Setting) -> Seen:
+def extract_labelled_features(
+    splits: dict[str, PhotoExamples], recipe: Recipe, pixel_cache: str, settings: DeviceSettings
+) -> LabelledFeatures:
     """Extract the features of all photos with the recipe's one backbone; `fit` shares their cache.
 
     Args:
         splits: validation and test photos are processed in float32, as in `fit`.
         pixel_cache: name of the pixel cache.
     """
-    backbone, key = feature_cache.backbone(recipe, pixel_cache, settings)
+    backbone, key = feature_cache.load_backbone(recipe, pixel_cache, settings)
     exact = replace(settings, number_format="float32")
-    held_out = examples_module.joined(splits["validation"], splits["test"])
+    held_out = examples_module.concatenate(splits["validation"], splits["test"])
     extracted = [
-        feature_cache.of(backbone, key, photos, split_settings)
+        feature_cache.extract_features(backbone, key, photos, split_settings)
         for photos, split_settings in ((splits["train"], settings), (held_out, exact))
         if len(photos)
     ]
     rows, labels = (np.concatenate([getattr(part, name) for part in extracted]) for name in ("rows", "labels"))
     order = np.argsort(rows)
-    table = Rows([part.array for part in extracted], [part.rows for part in extracted], order)
-    return Seen(table, rows[order], labels[order])
+    table = FeatureRows([part.array for part in extracted], [part.rows for part in extracted], order)
+    return LabelledFeatures(table, rows[order], labels[order])
 
 
-def probabilities(examples: Seen, groups: np.ndarray, classes: int, source: str) -> tuple[np.ndarray, np.ndarray]:
+def predict_out_of_fold(
+    examples: LabelledFeatures, groups: np.ndarray, classes: int, source: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Predict every photo with a logistic regression that was not trained on it or its group.
 
     Args:
@@ -69,7 +73,7 @@ def probabilities(examples: Seen, groups: np.ndarray, classes: int, source: str)
     """
     from scipy.special import softmax
 
-    folds = depth_probe.dealt(examples.labels, groups, source)
+    folds = depth_probe.make_folds(examples.labels, groups, source)
     out_of_fold_logits, has_known_class = (
         np.zeros((len(examples.labels), classes)),
         np.zeros(len(examples.labels), bool),
@@ -81,7 +85,7 @@ def probabilities(examples: Seen, groups: np.ndarray, classes: int, source: str)
         test = folds[0][1]
         for inverse_l2 in REGULARISATION_GRID:
             logits = _fit_and_predict(examples, folds[0], classes, inverse_l2)
-            losses, is_known = logistic_head.cross_entropy(logits, examples.labels[test]), has_known_class[test]
+            losses, is_known = logistic_head.compute_cross_entropy(logits, examples.labels[test]), has_known_class[test]
             trials.append((float((losses[is_known] if is_known.any() else losses).mean()), inverse_l2, logits))
             bar.advance(1)
         _, inverse_l2, out_of_fold_logits[test] = min(trials, key=lambda trial: trial[:2])
@@ -91,18 +95,20 @@ def probabilities(examples: Seen, groups: np.ndarray, classes: int, source: str)
     return softmax(out_of_fold_logits, axis=1), has_known_class
 
 
-def _fit_and_predict(examples: Seen, fold: Fold, classes: int, inverse_l2: float) -> np.ndarray:
+def _fit_and_predict(examples: LabelledFeatures, fold: Fold, classes: int, inverse_l2: float) -> np.ndarray:
     """Fit a head on (a subsample of) the training photos; return test logits [photos, classes]."""
-    train, test = _enough(fold[0], examples.labels), fold[1]
-    train_features, test_features = examples.features.of(train), examples.features.of(test)
-    return logistic_head.said_of(test_features, train_features, examples.labels[train], classes, inverse_l2)
+    train, test = _subsample(fold[0], examples.labels), fold[1]
+    train_features, test_features = examples.features.select(train), examples.features.select(test)
+    return logistic_head.fit_and_predict_logits(
+        test_features, train_features, examples.labels[train], classes, inverse_l2
+    )
 
 
-def _enough(train: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _subsample(train: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Subsample the training photos by class if there are too many; small classes stay whole."""
-    if len(train) <= MOST:
+    if len(train) <= MAX_TRAINING_PHOTOS:
         return train
-    rng, fraction = np.random.default_rng(depth_probe.SEED), MOST / len(train)
+    rng, fraction = np.random.default_rng(depth_probe.SEED), MAX_TRAINING_PHOTOS / len(train)
     by_class = [train[labels[train] == label] for label in np.unique(labels[train])]
     counts = [max(round(fraction * len(rows)), min(len(rows), MIN_PHOTOS_PER_CLASS)) for rows in by_class]
     return np.sort(

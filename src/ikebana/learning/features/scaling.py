@@ -5,12 +5,12 @@ from typing import Any, Protocol
 import numpy as np
 
 # Quantile of the features' standard deviations that sets their common scale.
-LIVELY = 0.9
+SCALE_QUANTILE = 0.9
 # Photos read at a time: features may be on disk, or in half precision.
 CHUNK_PHOTOS = 512
 
 
-class Table(Protocol):
+class FeatureTable(Protocol):
     """Features, one row per photo: an array, or rows read from disk on demand."""
 
     @property
@@ -19,7 +19,7 @@ class Table(Protocol):
     def __getitem__(self, indices: Any, /) -> np.ndarray: ...
 
 
-def scale(features: Table) -> tuple[np.ndarray, np.ndarray]:
+def compute_mean_and_scale(features: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
     """Compute the mean and scale of each feature.
 
     The 90 % of features that vary least share one scale; the others have their own. With a scale
@@ -40,4 +40,4 @@ def scale(features: Table) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, len(features), CHUNK_PHOTOS):
         squares += np.square(features[start : start + CHUNK_PHOTOS] - mean).sum(0)
     deviation = np.sqrt(squares / len(features))
-    return mean, np.maximum(deviation, np.quantile(deviation, LIVELY)) + 1e-6
+    return mean, np.maximum(deviation, np.quantile(deviation, SCALE_QUANTILE)) + 1e-6

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ikebana.errors import RecipeError
 from ikebana.learning.fast import depthwise
 from ikebana.learning.models import inception, pretrained_weights
-from ikebana.learning.models.layers import FlattenLikeKeras, Normalise, Scale, keras_initialisation
+from ikebana.learning.models.layers import FlattenLikeKeras, Normalise, Scale, initialise_like_keras
 from ikebana.recipe import KERAS_INCEPTION, Recipe, Transfer
 from ikebana.system import resources
 
@@ -22,7 +22,7 @@ from ikebana.system import resources
 IMAGE_SIZE_MULTIPLE = 32
 
 
-def assembled(recipe: Recipe, classes: int) -> nn.Sequential:
+def assemble_network(recipe: Recipe, classes: int) -> nn.Sequential:
     """Build normalisation, backbone and head; pretrained weights are not loaded yet.
 
     Raises:
@@ -31,17 +31,17 @@ def assembled(recipe: Recipe, classes: int) -> nn.Sequential:
     """
     if recipe.network == KERAS_INCEPTION:
         normalise: nn.Module = Scale()
-        layers = inception.inception(recipe.truncate_at or "mixed10")
+        layers = inception.build_inception(recipe.truncate_at or "mixed10")
         network: nn.Module = nn.Sequential(OrderedDict(layers=layers, flatten=FlattenLikeKeras()))
     else:
         network, config = _build_timm_network(recipe)
         normalise = Normalise(config["mean"], config["std"])
     head = _build_head(recipe.transfer or Transfer(), _measure_width(network, recipe), classes)
     flip_tta = recipe.transfer is not None and recipe.transfer.flip_tta
-    return nn.Sequential(OrderedDict(seer=Seer(normalise, network, flip_tta), head=head))
+    return nn.Sequential(OrderedDict(seer=Backbone(normalise, network, flip_tta), head=head))
 
 
-class Seer(nn.Module):
+class Backbone(nn.Module):
     """Normalisation and a network without its top: images to features.
 
     With `flip_tta`, evaluation mode averages the features of the image and its horizontal flip.
@@ -49,7 +49,7 @@ class Seer(nn.Module):
 
     def __init__(self, normalise: nn.Module, network: nn.Module, flip_tta: bool):
         super().__init__()
-        self.normalise, self.backbone, self.mirrored = normalise, network, flip_tta
+        self.normalise, self.network, self.flip_tta = normalise, network, flip_tta
 
     def forward(self, photos: Tensor) -> Tensor:
         """Compute features.
@@ -60,13 +60,13 @@ class Seer(nn.Module):
             float [images, features].
         """
         normalised = self.normalise(photos)
-        features = self.backbone(normalised)
-        if self.mirrored and not self.training:
-            features = (features + self.backbone(normalised.flip(3))) / 2
+        features = self.network(normalised)
+        if self.flip_tta and not self.training:
+            features = (features + self.network(normalised.flip(3))) / 2
         return features
 
 
-def own_side(recipe: Recipe) -> int:
+def get_native_image_size(recipe: Recipe) -> int:
     """Return the image size in pixels that suits the recipe's network.
 
     timm evaluates a network on a centre crop: say the middle 0.875 of a photo at 224 pixels.
@@ -92,12 +92,12 @@ def _build_timm_network(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
     config = _get_timm_config(recipe.network)
     options: dict[str, Any] = {"img_size": recipe.image_size} if config["fixed_input_size"] else {}
     # The packaged networks are small.
-    if recipe.network not in pretrained_weights.PACKAGED:
-        weight_bytes = _size(recipe.network, **options)
+    if recipe.network not in pretrained_weights.WEIGHTS_PACKAGES:
+        weight_bytes = _compute_weight_bytes(recipe.network, **options)
         resources.require_memory(
             resources.memory_in_use() + weight_bytes, "a smaller --network, or a machine with more memory"
         )
-    network = depthwise.replaced(timm.create_model(recipe.network, pretrained=False, num_classes=0, **options))
+    network = depthwise.replace_depthwise(timm.create_model(recipe.network, pretrained=False, num_classes=0, **options))
     for module in network.modules():
         if hasattr(module, "attention_bias_cache"):
             module.__class__ = _make_uncached_attention(type(module))
@@ -105,7 +105,7 @@ def _build_timm_network(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
 
 
 @functools.cache
-def _size(network: str, **options: Any) -> int:
+def _compute_weight_bytes(network: str, **options: Any) -> int:
     """Compute the bytes of the network's weights without allocating them.
 
     Allocating too much would make the kernel kill the process.
@@ -162,7 +162,7 @@ def _measure_width(network: nn.Module, recipe: Recipe) -> int:
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(
             f"photos of {recipe.image_size} pixels do not fit {recipe.network}: {(str(error) or type(error).__name__).splitlines()[0]}",
-            advice=f"--side {own_side(recipe)}",
+            advice=f"--side {get_native_image_size(recipe)}",
         ) from None
     return features.shape[1]
 
@@ -178,10 +178,10 @@ def _build_head(transfer: Transfer, width: int, classes: int) -> nn.Sequential:
             layers["hidden_dropout"] = nn.Dropout(transfer.hidden_dropout)
         width = transfer.hidden_units
     layers["dense_2" if transfer.hidden_units else "dense"] = nn.Linear(width, classes)
-    return nn.Sequential(layers).apply(keras_initialisation)
+    return nn.Sequential(layers).apply(initialise_like_keras)
 
 
-def is_of_one_side(recipe: Recipe) -> bool:
+def has_fixed_image_size(recipe: Recipe) -> bool:
     """Return whether the network has weights per image position, as position embeddings are."""
     return recipe.network not in ("tutorial", KERAS_INCEPTION) and bool(
         _get_timm_config(recipe.network)["fixed_input_size"]

@@ -163,12 +163,12 @@ _STAGES: dict[str, tuple[str, _Plan]] = {
 }
 
 
-def cuts() -> tuple[str, ...]:
+def get_truncation_points() -> tuple[str, ...]:
     """Return the blocks after which the network may be truncated; the last is the whole network."""
     return tuple(stage for stage in _STAGES if stage.startswith("mixed"))
 
 
-def inception(truncate_at: str = "mixed10", momentum: float = 0.1) -> nn.Sequential:
+def build_inception(truncate_at: str = "mixed10", momentum: float = 0.1) -> nn.Sequential:
     """Build InceptionV3 up to the block `truncate_at`, with torch's default initial weights.
 
     The input is float [images, 3, image_size, image_size], scaled as for the pretrained weights, of
@@ -181,8 +181,10 @@ def inception(truncate_at: str = "mixed10", momentum: float = 0.1) -> nn.Sequent
     Raises:
         RecipeError: the network cannot be truncated there.
     """
-    if truncate_at not in cuts():
-        raise RecipeError(f"InceptionV3 cannot be cut after {truncate_at!r}", advice="one of " + ", ".join(cuts()))
+    if truncate_at not in get_truncation_points():
+        raise RecipeError(
+            f"InceptionV3 cannot be cut after {truncate_at!r}", advice="one of " + ", ".join(get_truncation_points())
+        )
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     channels = 3
     for stage, (_, plan) in _STAGES.items():
@@ -225,9 +227,9 @@ def _build_convolution(conv: _Conv, channels: int, momentum: float) -> nn.Sequen
 class KerasLayer:
     """One entry of Keras' `model.layers`, and the name of our submodule that holds its weights."""
 
-    kind: str
+    class_name: str
     # None if the layer has no weights.
-    module: str | None
+    module_name: str | None
 
 
 _KERAS_CLASSES: dict[type[nn.Module], str] = {
@@ -241,7 +243,7 @@ _KERAS_CLASSES: dict[type[nn.Module], str] = {
 _Graph: TypeAlias = list[tuple[KerasLayer, list[int]]]
 
 
-def keras_layers(truncate_at: str = "mixed10") -> list[KerasLayer]:
+def list_keras_layers(truncate_at: str = "mixed10") -> list[KerasLayer]:
     """List Keras' layers in Keras' order: 311 of the whole network, 249 up to mixed8.
 
     Raises:
@@ -249,7 +251,7 @@ def keras_layers(truncate_at: str = "mixed10") -> list[KerasLayer]:
     """
     # On the meta device weights take no memory.
     with torch.device("meta"):
-        network = inception(truncate_at)
+        network = build_inception(truncate_at)
     graph: _Graph = [(KerasLayer("InputLayer", None), [])]
     _add_layers(network, "", 0, graph)
     return [graph[index][0] for index in _sort_like_keras([inputs for _, inputs in graph])]
@@ -298,7 +300,7 @@ def _sort_like_keras(inputs: list[list[int]]) -> list[int]:
     return sorted(visited, key=lambda layer: -distances[layer])
 
 
-def load_timm(network: nn.Sequential, tensors: Mapping[str, Tensor]) -> None:
+def load_timm_weights(network: nn.Sequential, tensors: Mapping[str, Tensor]) -> None:
     """Load the weights of timm's `inception_v3`, in any precision, into a network built here.
 
     timm's BatchNorm has a gamma; ours has none, so it must be 1. Further tensors are ignored.

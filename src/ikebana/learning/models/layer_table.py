@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSummary:
     """A row of the layer table; `output_shape` has no batch dimension."""
 
     name: str
     kind: str
-    shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
     parameters: int
-    trainable: int
+    trainable_parameters: int
 
 
-def layers(network: nn.Module, image_size: int) -> list[Layer]:
+def summarise_layers(network: nn.Module, image_size: int) -> list[LayerSummary]:
     """List the layers in forward order, with output shapes and parameter counts.
 
     Parameters are counted as Keras does: moving means and variances count, but are not trainable.
     """
     # By name: with flip_tta an image passes a layer twice.
-    table: dict[str, Layer] = {}
+    table: dict[str, LayerSummary] = {}
 
     def record(name: str, layer: nn.Module, output: Any) -> None:
         # Recurrent and some attention layers return several values.
@@ -34,7 +34,7 @@ def layers(network: nn.Module, image_size: int) -> list[Layer]:
         state = [value for key, value in layer.state_dict().items() if "." not in key and value.is_floating_point()]
         parameters = sum(value.numel() for value in state)
         trainable = sum(weight.numel() for weight in layer.parameters(recurse=False) if weight.requires_grad)
-        table[name] = Layer(name, type(layer).__name__, shape, parameters, trainable)
+        table[name] = LayerSummary(name, type(layer).__name__, shape, parameters, trainable)
 
     hooks = [
         layer.register_forward_hook(lambda layer, _, output, name=name: record(name, layer, output))
@@ -52,15 +52,15 @@ def layers(network: nn.Module, image_size: int) -> list[Layer]:
     return list(table.values())
 
 
-def layer_table(table: list[Layer], batch_size: int, image_size: int) -> str:
+def format_layer_table(table: list[LayerSummary], batch_size: int, image_size: int) -> str:
     """Format the layers as text, followed by totals and the shapes of one batch."""
     width = max(len(layer.name) for layer in table) + 2
     lines = [f"{'layer':<{width}}{'kind':<18}{'output shape':<20}{'parameters':>12}"]
     for layer in table:
-        shape = " x ".join(str(size) for size in layer.shape)
+        shape = " x ".join(str(size) for size in layer.output_shape)
         lines.append(f"{layer.name:<{width}}{layer.kind:<18}{shape:<20}{layer.parameters:>12,}")
     parameters = sum(layer.parameters for layer in table)
-    trainable = sum(layer.trainable for layer in table)
+    trainable = sum(layer.trainable_parameters for layer in table)
     lines += [
         "",
         f"parameters       {parameters:,}",
@@ -72,12 +72,12 @@ def layer_table(table: list[Layer], batch_size: int, image_size: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def from_first_trained(table: list[Layer]) -> list[Layer]:
+def skip_frozen_layers(table: list[LayerSummary]) -> list[LayerSummary]:
     """Return the layers from the first trainable one on: the backward pass needs their outputs."""
-    first = next((index for index, layer in enumerate(table) if layer.trainable), 0)
+    first = next((index for index, layer in enumerate(table) if layer.trainable_parameters), 0)
     return table[first:]
 
 
-def activation_bytes(table: list[Layer], batch_size: int, bytes_per_value: int) -> int:
+def estimate_activation_bytes(table: list[LayerSummary], batch_size: int, bytes_per_value: int) -> int:
     """Estimate how many bytes one training step holds for the backward pass."""
-    return batch_size * bytes_per_value * sum(math.prod(layer.shape) for layer in table)
+    return batch_size * bytes_per_value * sum(math.prod(layer.output_shape) for layer in table)

@@ -39,7 +39,7 @@ class Normalise(nn.Module):
         return ((photos if photos.is_floating_point() else photos.float()) - self.shift) * self.scale
 
 
-def last_linear(network: nn.Module) -> nn.Linear:
+def get_last_linear(network: nn.Module) -> nn.Linear:
     """Return the layer that computes the logits."""
     return next(layer for layer in reversed(list(network.modules())) if isinstance(layer, nn.Linear))
 
@@ -53,17 +53,17 @@ class Ensemble(nn.Module):
 
     def forward(self, photos: Tensor) -> Tensor:
         """Compute log probabilities [images, classes]; their softmax is the probabilities."""
-        return together([member(photos) for member in self.members])
+        return average_probabilities([member(photos) for member in self.members])
 
 
-def together(logits: Sequence[Tensor]) -> Tensor:
+def average_probabilities(logits: Sequence[Tensor]) -> Tensor:
     """Average the probabilities of several networks; return their logs, [images, classes]."""
     log_probabilities = [torch.log_softmax(member_logits.float(), 1) for member_logits in logits]
     return torch.logsumexp(torch.stack(log_probabilities), 0) - math.log(len(log_probabilities))
 
 
 @torch.no_grad()
-def keras_initialisation(layer: nn.Module) -> None:
+def initialise_like_keras(layer: nn.Module) -> None:
     """Draw Glorot uniform weights and set biases to zero, as Keras does."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(layer.weight)

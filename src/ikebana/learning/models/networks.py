@@ -17,11 +17,11 @@ from ikebana.learning.models.layers import (
     Ensemble,
     FlattenLikeKeras,
     Scale,
-    keras_initialisation,
-    last_linear,
-    together,
+    initialise_like_keras,
+    get_last_linear,
+    average_probabilities,
 )
-from ikebana.learning.models.parameter_groups import trained_groups, trained_in, trains_norms
+from ikebana.learning.models.parameter_groups import make_parameter_groups, get_trainable, uses_batch_statistics
 from ikebana.recipe import Recipe
 from ikebana.system import resources
 
@@ -29,7 +29,7 @@ from ikebana.system import resources
 DENSE_UNITS = 512
 
 
-def build(recipe: Recipe, classes: int) -> nn.Module:
+def build_network(recipe: Recipe, classes: int) -> nn.Module:
     """Build the recipe's network, or its ensemble, with initial weights drawn from its seed.
 
     Pretrained weights are not loaded yet: `backbones.load_pretrained_weights` does that.
@@ -43,12 +43,12 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
-def members(network: nn.Module) -> list[nn.Module]:
+def get_members(network: nn.Module) -> list[nn.Module]:
     """Return the networks to train one after the other: the ensemble's members, or the network."""
     return list(network.members) if isinstance(network, Ensemble) else [network]
 
 
-class Shipped(nn.Module):
+class CalibratedNetwork(nn.Module):
     """A trained network as exported.
 
     It maps images [images, 3, image_size, image_size], 0 to 255, to calibrated probabilities and
@@ -60,8 +60,8 @@ class Shipped(nn.Module):
         self.network, self.temperature = network, temperature
 
     def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = [_compute_features_and_logits(member, photos) for member in members(self.network)]
-        logits = outputs[0][1] if len(outputs) == 1 else together([logits for _, logits in outputs])
+        outputs = [_compute_features_and_logits(member, photos) for member in get_members(self.network)]
+        logits = outputs[0][1] if len(outputs) == 1 else average_probabilities([logits for _, logits in outputs])
         return torch.softmax(logits / self.temperature, 1), torch.cat([features for features, _ in outputs], 1)
 
 
@@ -72,7 +72,7 @@ def _compute_features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Te
         return features, network.get_submodule("head")(features)
     assert isinstance(network, nn.Sequential)
     features = network[:-1](photos)
-    return features, last_linear(network)(features)
+    return features, get_last_linear(network)(features)
 
 
 def _build_member(recipe: Recipe, classes: int) -> nn.Module:
@@ -80,9 +80,9 @@ def _build_member(recipe: Recipe, classes: int) -> nn.Module:
     if recipe.network == "tutorial":
         network = _build_tutorial_network(recipe.image_size, recipe.dropout, classes)
     else:
-        network = backbones.assembled(recipe, classes)
+        network = backbones.assemble_network(recipe, classes)
     # Called for its effect: it sets requires_grad of every weight.
-    trained_groups(network, recipe, trained_in(recipe), recipe.learning_rate)
+    make_parameter_groups(network, recipe, get_trainable(recipe), recipe.learning_rate)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -113,17 +113,21 @@ def _build_tutorial_network(image_size: int, dropout: float, classes: int) -> nn
     layers["relu"] = nn.ReLU()
     layers["dense_2"] = nn.Linear(DENSE_UNITS, classes)
     network = nn.Sequential(layers)
-    network.apply(keras_initialisation)
+    network.apply(initialise_like_keras)
     return network
 
 
-def settled(recipe: Recipe) -> Recipe:
+def fill_defaults(recipe: Recipe) -> Recipe:
     """Fill in the network's native image size, and make the path of the weights file absolute.
 
     Raises:
         RecipeError: there is no such network, or BatchNorm would train on batches of one image.
     """
-    if recipe.batch_size == 1 and any(trains_norms(member, trained_in(member)) for member in recipe.members):
+    if recipe.batch_size == 1 and any(
+        uses_batch_statistics(member, get_trainable(member)) for member in recipe.members
+    ):
         raise RecipeError("BatchNorm learns the spread of a batch, and one photo has none", advice="--batch 2 or more")
     weights = str(Path(recipe.weights).expanduser().absolute()) if recipe.weights else ""
-    return replace(recipe, side=recipe.image_size or backbones.own_side(recipe.members[0]), weights=weights)
+    return replace(
+        recipe, side=recipe.image_size or backbones.get_native_image_size(recipe.members[0]), weights=weights
+    )

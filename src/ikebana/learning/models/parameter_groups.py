@@ -5,38 +5,44 @@ from collections.abc import Iterator
 from torch import nn
 
 from ikebana.learning.models import inception
-from ikebana.learning.training.optimisers import Group
+from ikebana.learning.training.optimisers import ParameterGroup
 from ikebana.recipe import KERAS_INCEPTION, Recipe, Trainable
 
 
-def trained_in(recipe: Recipe) -> Trainable:
+def get_trainable(recipe: Recipe) -> Trainable:
     """Return which weights the recipe trains in its own epochs."""
     return "all" if recipe.transfer is None else recipe.transfer.trainable
 
 
-def trained_groups(network: nn.Module, recipe: Recipe, trainable: Trainable, learning_rate: float) -> list[Group]:
+def make_parameter_groups(
+    network: nn.Module, recipe: Recipe, trainable: Trainable, learning_rate: float
+) -> list[ParameterGroup]:
     """Return the trained weights in groups of one learning rate each, and freeze the others."""
     # The tutorial's network, or a head alone.
     if not hasattr(network, "seer"):
         weights = list(network.parameters())
-        return groups_of(weights, learning_rate) if recipe.tuning is not None else [Group(weights, learning_rate)]
+        return (
+            group_by_weight_decay(weights, learning_rate)
+            if recipe.tuning is not None
+            else [ParameterGroup(weights, learning_rate)]
+        )
     backbone_network = network.get_submodule("seer.backbone")
     head = list(network.get_submodule("head").parameters())
     network.requires_grad_(False)
     if trainable == "head":
-        groups = groups_of(head, learning_rate)
+        groups = group_by_weight_decay(head, learning_rate)
     elif trainable == "tail" and recipe.network == KERAS_INCEPTION:
-        groups = [Group([*_get_last_keras_weights(backbone_network, recipe), *head], learning_rate)]
+        groups = [ParameterGroup([*_get_last_keras_weights(backbone_network, recipe), *head], learning_rate)]
     else:
         train_from = recipe.transfer.train_from if recipe.transfer is not None and trainable == "tail" else None
-        groups = _group_by_stage(stages(backbone_network), head, train_from, recipe, learning_rate)
+        groups = _group_by_stage(list_stages(backbone_network), head, train_from, recipe, learning_rate)
     for group in groups:
         for weight in group.weights:
             weight.requires_grad_(True)
     return groups
 
 
-def trains_norms(recipe: Recipe, trainable: Trainable) -> bool:
+def uses_batch_statistics(recipe: Recipe, trainable: Trainable) -> bool:
     """Return whether BatchNorm uses and updates batch statistics, which one image does not have.
 
     A pretrained backbone keeps its statistics while it trains. Two cases need batch statistics:
@@ -46,18 +52,18 @@ def trains_norms(recipe: Recipe, trainable: Trainable) -> bool:
     return recipe.network != "tutorial" and (recipe.transfer is None or is_tutorial_fine_tuning)
 
 
-def into_training(network: nn.Module, recipe: Recipe, trainable: Trainable) -> None:
+def set_training_mode(network: nn.Module, recipe: Recipe, trainable: Trainable) -> None:
     """Set training mode, but leave BatchNorm in evaluation mode where its statistics are frozen."""
     network.train()
     if hasattr(network, "seer"):
-        network.get_submodule("seer.backbone").train(trains_norms(recipe, trainable))
+        network.get_submodule("seer.backbone").train(uses_batch_statistics(recipe, trainable))
 
 
 # How many of Keras' layers the tutorial fine-tunes.
 FINE_TUNED_KERAS_LAYERS = 50
 
 
-def stages(network: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
+def list_stages(network: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     """List the weights of a backbone's network stage by stage, in forward order.
 
     A stage begins with a layer that has a weight matrix; norms join the stage before them. Weights
@@ -88,7 +94,7 @@ def _group_by_stage(
     train_from: str | None,
     recipe: Recipe,
     learning_rate: float,
-) -> list[Group]:
+) -> list[ParameterGroup]:
     """Give the head the full learning rate, and each stage below a share of the rate above it.
 
     Args:
@@ -96,37 +102,43 @@ def _group_by_stage(
     """
     names = [name for name, _ in stages]
     first = 0 if train_from is None else names.index(_choose_stage(names, train_from))
-    groups, rate = groups_of(head, learning_rate), learning_rate
+    groups, rate = group_by_weight_decay(head, learning_rate), learning_rate
     for _, stage_weights in reversed(stages[first:]):
         rate *= recipe.tuning.layer_decay if recipe.tuning is not None else 1.0
-        groups += groups_of(stage_weights, rate)
+        groups += group_by_weight_decay(stage_weights, rate)
     return groups
 
 
-def tail(network: nn.Module, train_from: str) -> str:
+def resolve_first_trained_stage(network: nn.Module, train_from: str) -> str:
     """Return the first stage to train: `train_from`, or the middle one if there is no such stage.
 
     A recipe names a stage of its default network, which another network may not have.
     """
-    return _choose_stage([name for name, _ in stages(network)], train_from)
+    return _choose_stage([name for name, _ in list_stages(network)], train_from)
 
 
 def _choose_stage(names: list[str], train_from: str) -> str:
     return train_from if train_from and train_from in names else names[len(names) // 2]
 
 
-def groups_of(weights: list[nn.Parameter], learning_rate: float) -> list[Group]:
+def group_by_weight_decay(weights: list[nn.Parameter], learning_rate: float) -> list[ParameterGroup]:
     """Group weights of one learning rate: matrices with weight decay, biases and norms without."""
     matrices = [weight for weight in weights if weight.ndim > 1]
     others = [weight for weight in weights if weight.ndim <= 1]
-    return [group for group in (Group(matrices, learning_rate, True), Group(others, learning_rate)) if group.weights]
+    return [
+        group
+        for group in (ParameterGroup(matrices, learning_rate, True), ParameterGroup(others, learning_rate))
+        if group.weights
+    ]
 
 
 def _get_last_keras_weights(network: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
     """Return the weights of the last 50 of Keras' layers, and of every BatchNorm."""
-    layers = inception.keras_layers(recipe.truncate_at or "mixed10")
-    last = {layer.module for layer in layers[-FINE_TUNED_KERAS_LAYERS:] if layer.module is not None}
-    norms = {layer.module for layer in layers if layer.kind == "BatchNormalization"}
-    names = [layer.module for layer in layers if layer.module in last | norms and layer.module is not None]
+    layers = inception.list_keras_layers(recipe.truncate_at or "mixed10")
+    last = {layer.module_name for layer in layers[-FINE_TUNED_KERAS_LAYERS:] if layer.module_name is not None}
+    norms = {layer.module_name for layer in layers if layer.class_name == "BatchNormalization"}
+    names = [
+        layer.module_name for layer in layers if layer.module_name in last | norms and layer.module_name is not None
+    ]
     modules = network.get_submodule("layers")
     return [weight for name in names for weight in modules.get_submodule(name).parameters()]

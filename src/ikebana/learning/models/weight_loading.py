@@ -6,7 +6,7 @@ from torch import nn
 
 from ikebana.errors import RecipeError
 from ikebana.learning.models import inception, pretrained_weights
-from ikebana.learning.models.backbones import own_side
+from ikebana.learning.models.backbones import get_native_image_size
 from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import KERAS_INCEPTION, Recipe
 
@@ -14,7 +14,7 @@ from ikebana.recipe import KERAS_INCEPTION, Recipe
 KERAS_INCEPTION_WEIGHTS = "inception_v3.tf_in1k"
 
 
-def sought(recipe: Recipe) -> Weights | None:
+def resolve_weights(recipe: Recipe) -> Weights | None:
     """Find or download the pretrained weights of a one-network recipe; None if it needs none.
 
     Raises:
@@ -23,10 +23,10 @@ def sought(recipe: Recipe) -> Weights | None:
     if recipe.transfer is None or recipe.network == "tutorial":
         return None
     name = KERAS_INCEPTION_WEIGHTS if recipe.network == KERAS_INCEPTION else recipe.network
-    return pretrained_weights.find(name, Path(recipe.weights) if recipe.weights else None)
+    return pretrained_weights.find_weights(name, Path(recipe.weights) if recipe.weights else None)
 
 
-def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
+def load_pretrained_weights(network: nn.Module, recipe: Recipe) -> Weights | None:
     """Load the pretrained weights into the backbone, if the recipe needs any.
 
     Returns:
@@ -34,17 +34,17 @@ def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
     Raises:
         RecipeError: there are none, or they belong to another network.
     """
-    pretrained = sought(recipe)
+    pretrained = resolve_weights(recipe)
     if pretrained is None:
         return None
     pretrained_tensors, backbone_network = (
-        pretrained_weights.tensors(pretrained),
+        pretrained_weights.load_tensors(pretrained),
         network.get_submodule("seer.backbone"),
     )
     if recipe.network == KERAS_INCEPTION:
         layers = backbone_network.get_submodule("layers")
         assert isinstance(layers, nn.Sequential)
-        inception.load_timm(layers, pretrained_tensors)
+        inception.load_timm_weights(layers, pretrained_tensors)
         return pretrained
     state = backbone_network.state_dict()
     wrong = [
@@ -56,12 +56,12 @@ def fill(network: nn.Module, recipe: Recipe) -> Weights | None:
         raise RecipeError(
             f"these weights are not of {recipe.network} at {recipe.image_size} pixels: {wrong[0]} is missing or of another shape",
             where=pretrained.file,
-            advice=f"the weights of {recipe.network}, and --side {own_side(recipe)}",
+            advice=f"the weights of {recipe.network}, and --side {get_native_image_size(recipe)}",
         )
     backbone_network.load_state_dict({name: pretrained_tensors[name].to(value.dtype) for name, value in state.items()})
     return pretrained
 
 
-def provenance(weights: Weights) -> dict[str, str | None]:
+def get_provenance(weights: Weights) -> dict[str, str | None]:
     """Return the entry of `pretrained.json` that says where a backbone's weights come from."""
     return {"source": weights.source, "sha256": weights.sha256, "license": weights.license}

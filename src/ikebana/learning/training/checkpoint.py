@@ -35,7 +35,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Saved:
+class TrainingState:
     """All that an interrupted training needs to resume."""
 
     # Completed epochs.
@@ -45,34 +45,34 @@ class Saved:
     # Model-selection loss of the best weights.
     best_loss: float = math.inf
 
-    def entries(self, prefix: str) -> dict[str, Tensor]:
+    def get_tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose names start with the prefix, without the prefix."""
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
 
-def save(file: Path, state: Saved) -> None:
+def save(file: Path, state: TrainingState) -> None:
     """Write a checkpoint atomically: an interrupted write leaves the previous one."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
     training = {"epochs": [asdict(epoch) for epoch in state.epochs], "best_loss": repr(state.best_loss)}
     _write_tensors(file, tensors, {"training": json.dumps(training)})
 
 
-def load(file: Path) -> Saved:
+def load(file: Path) -> TrainingState:
     """Read a checkpoint.
 
     Raises:
         RunError: the file cannot be read or is damaged.
     """
-    with usable(file):
+    with checkpoint_errors(file):
         # First, since it validates the whole file. Windows cannot replace a mapped file: clone.
         tensors = {name: value.clone() for name, value in load_file(file).items()}
         training = json.loads(_read_metadata(file)["training"])
         epochs = [Epoch(**epoch) for epoch in training["epochs"]]
-        return Saved(epochs, tensors, float(training["best_loss"]))
+        return TrainingState(epochs, tensors, float(training["best_loss"]))
 
 
 @contextmanager
-def usable(file: Path | None) -> Iterator[None]:
+def checkpoint_errors(file: Path | None) -> Iterator[None]:
     """Turn errors from a damaged or mismatched checkpoint into a RunError with advice.
 
     The advice is to delete the file only where nothing else would help.

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def log_shares(labels: np.ndarray, classes: int) -> np.ndarray:
+def compute_log_priors(labels: np.ndarray, classes: int) -> np.ndarray:
     """Compute the logarithm of each class's prior: its share of the photos.
 
     A model trained on imbalanced classes also learns how rare each one is. Logit adjustment adds the

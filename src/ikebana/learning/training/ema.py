@@ -8,17 +8,17 @@ from torch import nn
 from ikebana.learning.training.optimisers import untyped_torch
 
 
-class RunningMean:
+class ExponentialMovingAverage:
     """The exponential moving average (EMA) of a network's weights, as a network of its own."""
 
-    def __init__(self, network: nn.Module, stays: float):
+    def __init__(self, network: nn.Module, decay: float):
         """Start from the network's current weights.
 
         Args:
             network: must stay on its device, and its tensors must stay the same objects.
             stays: fraction of the average kept at each step; less in the first steps.
         """
-        self.network, self.decay = copy.deepcopy(network), stays
+        self.network, self.decay = copy.deepcopy(network), decay
         # Frozen weights are constant, and so is their average.
         changing = {name for name, weight in network.named_parameters() if weight.requires_grad}
         changing |= {name for name, _ in network.named_buffers()}
@@ -28,9 +28,9 @@ class RunningMean:
         self.copied_pairs = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def step(self, made: int) -> None:
+    def update(self, step_count: int) -> None:
         """Move the average towards the network's weights after `step_count` steps in all."""
-        decay = min(self.decay, made / (made + 9))
+        decay = min(self.decay, step_count / (step_count + 9))
         if self.averaged_pairs:
             untyped_torch._foreach_lerp_(*zip(*self.averaged_pairs, strict=True), 1 - decay)
         if self.copied_pairs:

@@ -7,15 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ikebana.learning.augmentation import augmented
+from ikebana.learning.augmentation import augment
 from ikebana.learning.examples import Examples
 from ikebana.recipe import Recipe
 
 
-class Pass:
+class EpochProgress:
     """One epoch over the training photos, which can be saved and resumed between two steps."""
 
-    def __init__(self, recipe: Recipe, number: int, examples: Examples, device: str, together: bool = False):
+    def __init__(
+        self, recipe: Recipe, number: int, examples: Examples, device: str, avoid_single_photo_batches: bool = False
+    ):
         """Seed the random generators and shuffle the photos.
 
         Args:
@@ -23,27 +25,27 @@ class Pass:
             together: avoid batches of a single photo, which BatchNorm cannot normalise.
         """
         self.recipe, self.number, self.examples, self.device = recipe, number, examples, device
-        self.avoid_single_photo_batches = together
+        self.avoid_single_photo_batches = avoid_single_photo_batches
         seed = recipe.seed * 1_000_003 + number  # a separate random stream per epoch
         self.generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout draws from torch's global generator
         self.order = torch.randperm(len(examples), generator=self.generator).numpy()
-        self.seen = 0
+        self.photos_seen = 0
         self.loss_sum = self.correct = torch.zeros((), device=device)
         self.started_at = time.perf_counter()
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def iterate_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the remaining batches: photos (augmented) or features, and their labels."""
         augmentation = self.recipe.augmentation
         for indices in self._iterate_indices():
-            inputs, labels = self.examples.batch(indices, self.device)
+            inputs, labels = self.examples.get_batch(indices, self.device)
             if augmentation is not None:
-                inputs = augmented(inputs, augmentation, self.generator)
+                inputs = augment(inputs, augmentation, self.generator)
             yield inputs, labels
 
     def _iterate_indices(self) -> Iterator[np.ndarray]:
         """Iterate over the remaining batches' indices; a single last photo joins the batch before."""
-        start = self.seen
+        start = self.photos_seen
         while start < len(self.order):
             end = start + self.recipe.batch_size
             if self.avoid_single_photo_batches and end == len(self.order) - 1:
@@ -51,30 +53,30 @@ class Pass:
             yield self.order[start:end]
             start = end
 
-    def add(self, loss: Tensor, correct: Tensor, photos: int) -> None:
+    def add_step(self, loss: Tensor, correct: Tensor, photos: int) -> None:
         """Add a step: its mean loss, its number of correct predictions and of photos."""
         self.loss_sum = self.loss_sum + loss * photos
         self.correct = self.correct + correct
-        self.seen += photos
+        self.photos_seen += photos
 
     @property
     def loss(self) -> float:
         """The mean loss over the photos seen so far."""
-        return float(self.loss_sum) / self.seen
+        return float(self.loss_sum) / self.photos_seen
 
     @property
     def accuracy(self) -> float:
         """The accuracy over the photos seen so far."""
-        return float(self.correct) / self.seen
+        return float(self.correct) / self.photos_seen
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.started_at
 
-    def tensors(self) -> dict[str, Tensor]:
+    def to_tensors(self) -> dict[str, Tensor]:
         """Return the state under its names in the checkpoint."""
         state = {
-            "seen": torch.tensor(self.seen),
+            "seen": torch.tensor(self.photos_seen),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
             "loss_sum": self.loss_sum,
             "right": self.correct,
@@ -91,7 +93,7 @@ class Pass:
         Raises:
             KeyError, RuntimeError, TypeError: the state is damaged.
         """
-        self.seen = int(state["seen"])
+        self.photos_seen = int(state["seen"])
         self.started_at = time.perf_counter() - float(state["seconds"])
         self.loss_sum, self.correct = (state[name].to(self.device) for name in ("loss_sum", "right"))
         self.generator.set_state(state["generator"])

@@ -10,11 +10,11 @@ from typing import Any
 DEFERRED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Held:
+class DeferredSignals:
     """Signal handlers that record the first signal instead of acting on it."""
 
     def __init__(self) -> None:
-        self.came: int | None = None
+        self.pending_signal: int | None = None
         self._previous_handlers: dict[int, Any] = {}
 
     def install(self) -> None:
@@ -37,33 +37,33 @@ class Held:
             number, handler = self._previous_handlers.popitem()
             signal.signal(number, handler)
 
-    def let_through(self) -> None:
+    def deliver(self) -> None:
         """Pass a pending signal to its previous handler, which usually raises KeyboardInterrupt."""
-        if self.came is not None:
-            number, self.came = self.came, None
+        if self.pending_signal is not None:
+            number, self.pending_signal = self.pending_signal, None
             self.restore()
             signal.raise_signal(number)
             self.install()  # the previous handler returned: training goes on
 
     def _record(self, number: int, _: FrameType | None) -> None:
         """Record the first signal; deliver a second one at once."""
-        if self.came is not None:
+        if self.pending_signal is not None:
             self.restore()
             signal.raise_signal(number)
-        self.came = number
+        self.pending_signal = number
 
 
 @contextmanager
-def held() -> Iterator[Held]:
+def defer_signals() -> Iterator[DeferredSignals]:
     """Defer the first Ctrl-C or SIGTERM to the end of the block, or to `deliver`.
 
     A second one ends the block at once.
     """
-    signals = Held()
+    signals = DeferredSignals()
     try:
         signals.install()
         yield signals
     finally:
         signals.restore()
-    signals.let_through()
+    signals.deliver()
     signals.restore()

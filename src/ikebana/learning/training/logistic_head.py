@@ -12,38 +12,38 @@ import numpy as np
 import torch
 from torch import nn
 
-from ikebana.learning.features.scaling import Table, scale
-from ikebana.learning.folds import dealt
-from ikebana.learning.models.layers import last_linear
-from ikebana.learning.training.class_priors import log_shares
+from ikebana.learning.features.scaling import FeatureTable, compute_mean_and_scale
+from ikebana.learning.folds import make_folds
+from ikebana.learning.models.layers import get_last_linear
+from ikebana.learning.training.class_priors import compute_log_priors
 from ikebana.system import progress
 
 # Inverse L2 strengths (scikit-learn's C), for features scaled by `scaling.scale`. The best were
 # 1e-2 to 3e-2 for thousands of photos, and about 1 for a dozen per class (docs/log.md).
-STRENGTHS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
-STEPS = 200
+REGULARISATION_GRID = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+MAX_LBFGS_STEPS = 200
 # L-BFGS stops where the largest gradient of the mean loss is this small, as scikit-learn does by default.
-GRADIENT = 1e-4
+GRADIENT_TOLERANCE = 1e-4
 # The head that ships is fitted further: at 1e-4 a probability can be 0.006 away from the optimum, at 1e-5 0.0005.
 # float32 chunks leave a gradient of some 3e-6.
 FINAL_GRADIENT = 1e-5
 # The logit of a class without training photos, so that it is never predicted.
-NEVER = -30.0
+ABSENT_CLASS_LOGIT = -30.0
 # With fewer in a class, regularisation is selected by cross-validation on the training photos...
-FEW = 30
+MIN_SELECTION_PHOTOS_PER_CLASS = 30
 # ...unless there are this many in all.
-MANY = 3000
+SUFFICIENT_SELECTION_PHOTOS = 3000
 # One of the grid, used where the photos are too few to select by.
-OF_A_HANDFUL = 1.0
+DEFAULT_REGULARISATION = 1.0
 # The search ends after this many worse values in a row: weak regularisation takes the most steps.
 PATIENCE = 2
 CHUNK_PHOTOS = 512
 # 104 MB of scaled features are cached in memory; larger tables are read again at each step.
-HELD = 26_000_000
+MAX_CACHED_VALUES = 26_000_000
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearHead:
     """A linear head: weight float32 [classes, features], bias float32 [classes].
 
     `inverse_l2` is the selected inverse L2 strength.
@@ -51,25 +51,25 @@ class Linear:
 
     weight: np.ndarray
     bias: np.ndarray
-    strength: float
+    inverse_l2: float
 
-    def fill(self, head: nn.Module) -> None:
+    def copy_to(self, head: nn.Module) -> None:
         """Copy it into the head's last layer."""
-        layer = last_linear(head)
+        layer = get_last_linear(head)
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(self.weight))
             layer.bias.copy_(torch.from_numpy(self.bias))
 
 
-def fit(
-    features: Table,
-    labels: np.ndarray,
-    held_out: Table,
-    held_out_labels: np.ndarray,
+def fit_head(
+    train_features: FeatureTable,
+    train_labels: np.ndarray,
+    selection_features: FeatureTable,
+    selection_labels: np.ndarray,
     classes: int,
     seed: int,
     groups: np.ndarray | None = None,
-) -> Linear:
+) -> LinearHead:
     """Fit a head, its L2 strength selected on the model-selection photos.
 
     It predicts rare and common classes alike. Memory does not grow with the photos.
@@ -83,28 +83,32 @@ def fit(
         groups: a number per training photo; folds keep groups whole, since copies on both sides
             would favour the weakest regularisation. By default each photo is its own group.
     """
-    mean, spread = scale(features)
-    all_chunks = Pieces(features, labels, mean, spread)
+    mean, spread = compute_mean_and_scale(train_features)
+    all_chunks = ScaledChunks(train_features, train_labels, mean, spread)
     if groups is None:
-        groups = np.arange(len(labels))
-    photos_per_class = np.bincount(held_out_labels, minlength=classes)[np.unique(labels)]
-    has_selection_photos = min(photos_per_class) >= FEW or len(held_out_labels) >= MANY
+        groups = np.arange(len(train_labels))
+    photos_per_class = np.bincount(selection_labels, minlength=classes)[np.unique(train_labels)]
+    has_selection_photos = (
+        min(photos_per_class) >= MIN_SELECTION_PHOTOS_PER_CLASS or len(selection_labels) >= SUFFICIENT_SELECTION_PHOTOS
+    )
     if has_selection_photos:
-        trials = [Trial(all_chunks, Pieces(held_out, held_out_labels, mean, spread), classes)]
+        trials = [
+            RegularisationTrial(all_chunks, ScaledChunks(selection_features, selection_labels, mean, spread), classes)
+        ]
     else:
         trials = [
-            Trial(all_chunks.some(train_rows), all_chunks.some(test_rows), classes)
-            for train_rows, test_rows in dealt(labels, groups, seed, learned_alone=True)
+            RegularisationTrial(all_chunks.select(train_rows), all_chunks.select(test_rows), classes)
+            for train_rows, test_rows in make_folds(train_labels, groups, seed, known_classes_only=True)
         ]
-    best = _chosen(trials) if trials else STRENGTHS.index(OF_A_HANDFUL)
-    initial = trials[0].best if has_selection_photos else None
-    coefficients = fitted(all_chunks, classes, STRENGTHS[best], initial, FINAL_GRADIENT)
-    weight, bias = coefficients[:, :-1] / spread, coefficients[:, -1] - log_shares(labels, classes)
-    return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), STRENGTHS[best])
+    best = _select_regularisation(trials) if trials else REGULARISATION_GRID.index(DEFAULT_REGULARISATION)
+    initial = trials[0].best_coefficients if has_selection_photos else None
+    coefficients = fit_coefficients(all_chunks, classes, REGULARISATION_GRID[best], initial, FINAL_GRADIENT)
+    weight, bias = coefficients[:, :-1] / spread, coefficients[:, -1] - compute_log_priors(train_labels, classes)
+    return LinearHead(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), REGULARISATION_GRID[best])
 
 
-def said_of(
-    test_features: Table, train_features: Table, train_labels: np.ndarray, classes: int, inverse_l2: float
+def fit_and_predict_logits(
+    test_features: FeatureTable, train_features: FeatureTable, train_labels: np.ndarray, classes: int, inverse_l2: float
 ) -> np.ndarray:
     """Fit a head and predict other photos, whose class frequencies are taken to be the same.
 
@@ -115,22 +119,24 @@ def said_of(
     Returns:
         Logits [test photos, classes].
     """
-    mean, spread = scale(train_features)
-    coefficients = fitted(Pieces(train_features, train_labels, mean, spread), classes, inverse_l2)
-    return logits(coefficients, Pieces(test_features, np.zeros(len(test_features), np.int64), mean, spread))
+    mean, spread = compute_mean_and_scale(train_features)
+    coefficients = fit_coefficients(ScaledChunks(train_features, train_labels, mean, spread), classes, inverse_l2)
+    return compute_logits(
+        coefficients, ScaledChunks(test_features, np.zeros(len(test_features), np.int64), mean, spread)
+    )
 
 
-class Pieces:
+class ScaledChunks:
     """Scaled features with their labels, iterable in chunks any number of times."""
 
-    def __init__(self, features: Table, labels: np.ndarray, mean: np.ndarray, spread: np.ndarray):
+    def __init__(self, features: FeatureTable, labels: np.ndarray, mean: np.ndarray, spread: np.ndarray):
         self.features, self.labels, self.width = features, labels, features.shape[1]
         self.mean, self.factor = mean.astype(np.float32), (1 / spread).astype(np.float32)
         # Row indices into the features, int64; None for all.
         self.rows: np.ndarray | None = None
         # All scaled features, float32, if memory holds them.
         self.cached: np.ndarray | None = None
-        if len(labels) * self.width <= HELD:
+        if len(labels) * self.width <= MAX_CACHED_VALUES:
             cached = np.empty((len(labels), self.width), np.float32)
             for start in range(0, len(labels), CHUNK_PHOTOS):
                 cached[start : start + CHUNK_PHOTOS] = self._read(slice(start, start + CHUNK_PHOTOS))
@@ -150,40 +156,40 @@ class Pieces:
         chunk *= self.factor
         return chunk
 
-    def some(self, rows: np.ndarray) -> "Pieces":
+    def select(self, rows: np.ndarray) -> "ScaledChunks":
         """Select rows, int64 or bool, without copying the features."""
         selection = copy.copy(self)
         selection.rows, selection.labels = rows, self.labels[rows]
         return selection
 
 
-class Trial:
+class RegularisationTrial:
     """Training and selection photos, with the best head so far as regularisation gets weaker."""
 
-    def __init__(self, train: Pieces, selection: Pieces, classes: int):
+    def __init__(self, train: ScaledChunks, selection: ScaledChunks, classes: int):
         self.train, self.selection, self.classes = train, selection, classes
-        self.coefficients = self.best = np.zeros((classes, train.width + 1))
+        self.coefficients = self.best_coefficients = np.zeros((classes, train.width + 1))
 
-    def loss(self, inverse_l2: float) -> tuple[float, float]:
+    def evaluate(self, inverse_l2: float) -> tuple[float, float]:
         """Fit, starting from the last fit; return cross-entropy and accuracy on selection photos."""
-        self.coefficients = fitted(self.train, self.classes, inverse_l2, self.coefficients)
-        selection_logits = logits(self.coefficients, self.selection)
+        self.coefficients = fit_coefficients(self.train, self.classes, inverse_l2, self.coefficients)
+        selection_logits = compute_logits(self.coefficients, self.selection)
         accuracy = (selection_logits.argmax(1) == self.selection.labels).mean()
-        return float(cross_entropy(selection_logits, self.selection.labels).mean()), float(accuracy)
+        return float(compute_cross_entropy(selection_logits, self.selection.labels).mean()), float(accuracy)
 
     def keep_best(self) -> None:
         """Keep the last fit as the best so far."""
-        self.best = self.coefficients
+        self.best_coefficients = self.coefficients
 
 
-def _chosen(trials: list[Trial]) -> int:
+def _select_regularisation(trials: list[RegularisationTrial]) -> int:
     """Return the grid index with the lowest loss over all trials, which keep their fits of it."""
     best, lowest_loss, best_accuracy, index = 0, np.inf, 0.0, 0
-    with progress.stage("choose the head", len(STRENGTHS) * len(trials), "strengths") as bar:
-        for index, inverse_l2 in enumerate(STRENGTHS):
+    with progress.stage("choose the head", len(REGULARISATION_GRID) * len(trials), "strengths") as bar:
+        for index, inverse_l2 in enumerate(REGULARISATION_GRID):
             scores = []
             for trial in trials:
-                scores.append(trial.loss(inverse_l2))
+                scores.append(trial.evaluate(inverse_l2))
                 bar.advance(1)
             loss, accuracy = (float(score) for score in np.mean(scores, 0))
             if loss < lowest_loss:
@@ -192,17 +198,17 @@ def _chosen(trials: list[Trial]) -> int:
                     trial.keep_best()
             elif index - best >= PATIENCE:
                 break
-        bar.advance((len(STRENGTHS) - 1 - index) * len(trials), loss=lowest_loss, accuracy=best_accuracy)
+        bar.advance((len(REGULARISATION_GRID) - 1 - index) * len(trials), loss=lowest_loss, accuracy=best_accuracy)
     return best
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def compute_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Compute the cross-entropy per photo, float [photos], of logits [photos, classes]."""
     logits = logits - logits.max(1, keepdims=True)
     return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
 
 
-def logits(coefficients: np.ndarray, chunks: Pieces) -> np.ndarray:
+def compute_logits(coefficients: np.ndarray, chunks: ScaledChunks) -> np.ndarray:
     """Compute logits, float [photos, classes], with the coefficients of `fit_coefficients`."""
     weight, bias = coefficients[:, :-1].astype(np.float32), coefficients[:, -1]
     result = np.empty((len(chunks), len(coefficients)))
@@ -213,8 +219,12 @@ def logits(coefficients: np.ndarray, chunks: Pieces) -> np.ndarray:
     return result
 
 
-def fitted(
-    chunks: Pieces, classes: int, inverse_l2: float, initial: np.ndarray | None = None, tolerance: float = GRADIENT
+def fit_coefficients(
+    chunks: ScaledChunks,
+    classes: int,
+    inverse_l2: float,
+    initial: np.ndarray | None = None,
+    tolerance: float = GRADIENT_TOLERANCE,
 ) -> np.ndarray:
     """Fit by L-BFGS; return weights with the bias in the last column, [classes, features + 1].
 
@@ -230,7 +240,7 @@ def fitted(
     from threadpoolctl import threadpool_limits
 
     coefficients = np.zeros((classes, chunks.width + 1))
-    coefficients[:, -1] = NEVER
+    coefficients[:, -1] = ABSENT_CLASS_LOGIT
     present = np.unique(chunks.labels)
     if len(present) == 1:
         coefficients[present, -1] = 0.0
@@ -242,11 +252,11 @@ def fitted(
     # scipy and numpy each bring a BLAS whose threads spin while they wait: each step then took four times as long.
     with threadpool_limits(1, "blas"):
         result = minimize(
-            lambda flat: _loss(flat.reshape(start.shape), chunks, class_index, l2),
+            lambda flat: _compute_loss_and_gradient(flat.reshape(start.shape), chunks, class_index, l2),
             start.ravel(),
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": STEPS, "maxls": 50, "gtol": tolerance, "ftol": 64 * np.finfo(float).eps},
+            options={"maxiter": MAX_LBFGS_STEPS, "maxls": 50, "gtol": tolerance, "ftol": 64 * np.finfo(float).eps},
         )
     coefficients[present] = result.x.reshape(start.shape)
     return coefficients
@@ -257,7 +267,9 @@ def _multiply(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (torch.from_numpy(first) @ torch.from_numpy(second)).numpy()
 
 
-def _loss(coefficients: np.ndarray, chunks: Pieces, class_index: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
+def _compute_loss_and_gradient(
+    coefficients: np.ndarray, chunks: ScaledChunks, class_index: np.ndarray, l2: float
+) -> tuple[float, np.ndarray]:
     """Compute mean cross-entropy plus L2 penalty, and its flattened gradient.
 
     Each chunk is computed in float32, their sums in float64.

@@ -11,31 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
-from ikebana.learning.augmentation import augmented
-from ikebana.learning.device import Setting
+from ikebana.learning.augmentation import augment
+from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import Examples
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import parameter_groups
-from ikebana.learning.scoring import logits_of, score
+from ikebana.learning.scoring import compute_logits, score
 from ikebana.learning.training import checkpoint
-from ikebana.learning.training.checkpoint import Epoch, Saved
-from ikebana.learning.training.epoch import Pass
-from ikebana.learning.training.interrupts import held
-from ikebana.learning.training.trainer import Learner, phases
+from ikebana.learning.training.checkpoint import Epoch, TrainingState
+from ikebana.learning.training.epoch import EpochProgress
+from ikebana.learning.training.interrupts import defer_signals
+from ikebana.learning.training.trainer import Trainer, plan_phases
 from ikebana.recipe import Recipe
 from ikebana.system import progress
 
 # Seconds between two checkpoints within an epoch, at least. A checkpoint of `good` is 80 MB and
 # takes 0.2 s to write, 0.3 % of a minute; a kill costs one minute of training at most.
-EVERY = 60.0
+MIN_CHECKPOINT_INTERVAL_SECONDS = 60.0
 # On a slow disk or with a large network the interval grows, to keep writing below this fraction.
-SHARE = 0.02
+MAX_CHECKPOINT_TIME_FRACTION = 0.02
 # With fewer model-selection photos the best epoch is a matter of chance: the last one is taken.
-FEW = 30
+MIN_SELECTION_PHOTOS = 30
 # Seconds between two reads of loss and accuracy, at least: each makes the CPU wait for a GPU.
 MIN_DISPLAY_INTERVAL_SECONDS = 0.2
 # Timed steps of a trial, after one warm-up step.
-TRIAL_STEPS = 2
+TIMED_TRIAL_STEPS = 2
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
     recipe: Recipe,
     examples: Examples,
     validation: Examples,
-    settings: Setting,
+    settings: DeviceSettings,
     checkpoint_file: Path | None = None,
     title: str = "train",
 ) -> Iterator[Epoch]:
@@ -62,44 +62,50 @@ def train(
         RecipeError: the loss became NaN or infinite.
     """
     network.to(settings.device)
-    state = Saved()
+    state = TrainingState()
     if checkpoint_file is not None and checkpoint_file.exists():
         state = checkpoint.load(checkpoint_file)
     if state.tensors:
-        with checkpoint.usable(checkpoint_file):
-            network.load_state_dict(state.entries("network."))
+        with checkpoint.checkpoint_errors(checkpoint_file):
+            network.load_state_dict(state.get_tensors("network."))
     yield from state.epochs
-    writer, plan, epoch_state = Log(checkpoint_file, state), phases(recipe), state.entries("pass.")
-    with progress.stage(title, (plan[-1].last - len(writer.epochs)) * len(examples)) as bar:
+    writer, plan, epoch_state = (
+        CheckpointWriter(checkpoint_file, state),
+        plan_phases(recipe),
+        state.get_tensors("pass."),
+    )
+    with progress.stage(title, (plan[-1].last_epoch - len(writer.epochs)) * len(examples)) as bar:
         for phase in plan:
-            if len(writer.epochs) >= phase.last:
+            if len(writer.epochs) >= phase.last_epoch:
                 continue
-            trainer = Learner(network, recipe, phase, examples.labels)
-            if epoch_state or len(writer.epochs) >= phase.first:
-                with checkpoint.usable(checkpoint_file):
+            trainer = Trainer(network, recipe, phase, examples.labels)
+            if epoch_state or len(writer.epochs) >= phase.first_epoch:
+                with checkpoint.checkpoint_errors(checkpoint_file):
                     trainer.restore(state)
-            state = Saved()  # frees the memory of its tensors, which the trainer has copied
-            while len(writer.epochs) < phase.last:
-                has_batch_norm = parameter_groups.trains_norms(recipe, phase.trained)
-                epoch_progress = Pass(recipe, len(writer.epochs) + 1, examples, settings.device, has_batch_norm)
+            state = TrainingState()  # frees the memory of its tensors, which the trainer has copied
+            while len(writer.epochs) < phase.last_epoch:
+                has_batch_norm = parameter_groups.uses_batch_statistics(recipe, phase.trainable)
+                epoch_progress = EpochProgress(
+                    recipe, len(writer.epochs) + 1, examples, settings.device, has_batch_norm
+                )
                 if epoch_state:
-                    with checkpoint.usable(checkpoint_file):
+                    with checkpoint.checkpoint_errors(checkpoint_file):
                         epoch_progress.restore(epoch_state)
                     epoch_state = {}
-                    bar.advance(epoch_progress.seen)
-                name = f"{epoch_progress.number}/{plan[-1].last}"
+                    bar.advance(epoch_progress.photos_seen)
+                name = f"{epoch_progress.number}/{plan[-1].last_epoch}"
                 yield _run_epoch(epoch_progress, name, trainer, validation, settings, writer, bar)
     if writer.best.weights:
         network.load_state_dict(writer.best.weights)
 
 
-class Best:
+class BestWeights:
     """The weights of the epoch with the lowest model-selection loss, in a recipe with `tuning`."""
 
-    def __init__(self, state: Saved):
-        self.loss, self.weights = state.best_loss, state.entries("best.")
+    def __init__(self, state: TrainingState):
+        self.loss, self.weights = state.best_loss, state.get_tensors("best.")
 
-    def consider(self, loss: float | None, network: nn.Module) -> None:
+    def update(self, loss: float | None, network: nn.Module) -> None:
         """Copy the weights if the loss is the lowest so far, or None (too few photos)."""
         if loss is None or loss <= self.loss:
             self.loss = self.loss if loss is None else loss
@@ -110,19 +116,21 @@ class Best:
         return {f"best.{name}": value for name, value in self.weights.items()}
 
 
-class Log:
+class CheckpointWriter:
     """The epochs and best weights of a training, and the checkpoint file that holds them."""
 
-    def __init__(self, file: Path | None, state: Saved):
-        self.file, self.epochs, self.best = file, list(state.epochs), Best(state)
+    def __init__(self, file: Path | None, state: TrainingState):
+        self.file, self.epochs, self.best = file, list(state.epochs), BestWeights(state)
         self.saved_at, self.save_seconds = time.monotonic(), 0.0
 
     @property
     def is_due(self) -> bool:
         """Whether a checkpoint within the epoch should be written now."""
-        return time.monotonic() - self.saved_at > max(EVERY, self.save_seconds / SHARE)
+        return time.monotonic() - self.saved_at > max(
+            MIN_CHECKPOINT_INTERVAL_SECONDS, self.save_seconds / MAX_CHECKPOINT_TIME_FRACTION
+        )
 
-    def save(self, trainer: Learner, unfinished_epoch: Pass | None = None) -> None:
+    def save(self, trainer: Trainer, unfinished_epoch: EpochProgress | None = None) -> None:
         """Write the checkpoint.
 
         Raises:
@@ -131,26 +139,28 @@ class Log:
         if self.file is None:
             return
         started_at = time.monotonic()
-        epoch_tensors = unfinished_epoch.tensors() if unfinished_epoch is not None else {}
-        tensors = trainer.tensors() | self.best.to_tensors() | epoch_tensors
-        checkpoint.save(self.file, Saved(self.epochs, tensors, self.best.loss))
+        epoch_tensors = unfinished_epoch.to_tensors() if unfinished_epoch is not None else {}
+        tensors = trainer.to_tensors() | self.best.to_tensors() | epoch_tensors
+        checkpoint.save(self.file, TrainingState(self.epochs, tensors, self.best.loss))
         self.saved_at = time.monotonic()
         self.save_seconds = self.saved_at - started_at
 
 
 def _run_epoch(
-    epoch_progress: Pass,
+    epoch_progress: EpochProgress,
     name: str,
-    trainer: Learner,
+    trainer: Trainer,
     validation: Examples,
-    settings: Setting,
-    writer: Log,
+    settings: DeviceSettings,
+    writer: CheckpointWriter,
     bar: progress.Bar,
 ) -> Epoch:
     """Make the remaining steps of an epoch, validate, and write the checkpoint."""
     _run_steps(epoch_progress, name, trainer, settings, writer, bar)
     try:
-        logits = logits_of(fused_inference.for_looking(trainer.scored, validation), validation, settings)
+        logits = compute_logits(
+            fused_inference.optimise_for_inference(trainer.evaluated_network, validation), validation, settings
+        )
     except KeyboardInterrupt:  # all steps are made, and validation changes no state
         writer.save(trainer, epoch_progress)
         raise
@@ -160,12 +170,12 @@ def _run_epoch(
     val_loss, val_accuracy = score(logits, validation.labels)
     val_scores = {} if val_accuracy is None else {"val_accuracy": val_accuracy}
     bar.advance(0, epoch=name, loss=epoch_progress.loss, accuracy=epoch_progress.accuracy, **val_scores)
-    with held():
+    with defer_signals():
         if trainer.recipe.tuning is not None:
-            selection = np.flatnonzero(validation.for_choices)
-            has_enough = len(selection) >= FEW
+            selection = np.flatnonzero(validation.for_selection)
+            has_enough = len(selection) >= MIN_SELECTION_PHOTOS
             loss, _ = score(logits[selection], validation.labels[selection]) if has_enough else (None, None)
-            writer.best.consider(loss, trainer.scored)
+            writer.best.update(loss, trainer.evaluated_network)
         train_loss, train_accuracy, seconds = epoch_progress.loss, epoch_progress.accuracy, epoch_progress.seconds
         writer.epochs.append(Epoch(epoch_progress.number, train_loss, train_accuracy, val_loss, val_accuracy, seconds))
         writer.save(trainer)
@@ -173,52 +183,59 @@ def _run_epoch(
 
 
 def _run_steps(
-    epoch_progress: Pass, name: str, trainer: Learner, settings: Setting, writer: Log, bar: progress.Bar
+    epoch_progress: EpochProgress,
+    name: str,
+    trainer: Trainer,
+    settings: DeviceSettings,
+    writer: CheckpointWriter,
+    bar: progress.Bar,
 ) -> None:
     """Make an epoch's remaining steps; between two it may be saved and stopped.
 
     Raises:
         RecipeError: the loss became NaN or infinite.
     """
-    parameter_groups.into_training(trainer.network, trainer.recipe, trainer.phase.trained)
+    parameter_groups.set_training_mode(trainer.network, trainer.recipe, trainer.phase.trainable)
     displayed_at = 0.0
-    with held() as signals:
-        for inputs, labels in epoch_progress.batches():
+    with defer_signals() as signals:
+        for inputs, labels in epoch_progress.iterate_batches():
             loss, logits = trainer.step(inputs, labels, settings)
-            epoch_progress.add(loss, (logits.argmax(1) == labels).sum(), len(labels))
+            epoch_progress.add_step(loss, (logits.argmax(1) == labels).sum(), len(labels))
             scores: dict[str, float | str] = {}
             if time.monotonic() - displayed_at > MIN_DISPLAY_INTERVAL_SECONDS:
                 scores = {"epoch": name, "loss": epoch_progress.loss, "accuracy": epoch_progress.accuracy}
                 displayed_at = time.monotonic()
             bar.advance(len(labels), **scores)
-            if signals.came or writer.is_due:
+            if signals.pending_signal or writer.is_due:
                 writer.save(trainer, epoch_progress)
-            signals.let_through()
+            signals.deliver()
     if not math.isfinite(epoch_progress.loss):
         raise _non_finite_error(epoch_progress, trainer)
 
 
-def _non_finite_error(epoch_progress: Pass, trainer: Learner) -> RecipeError:
+def _non_finite_error(epoch_progress: EpochProgress, trainer: Trainer) -> RecipeError:
     return RecipeError(
         f"the loss is no number any more in epoch {epoch_progress.number}",
         advice=f"a smaller --learning-rate (it is {trainer.phase.learning_rate:g})",
     )
 
 
-def seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, setting: Setting) -> float:
+def measure_seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, settings: DeviceSettings) -> float:
     """Time training steps of the last phase, on random pixels and a copied network."""
-    trial = copy.deepcopy(network).to(setting.device)
-    trainer = Learner(trial, recipe, phases(recipe)[-1], np.arange(max(recipe.batch_size, classes)) % classes)
-    parameter_groups.into_training(trial, recipe, trainer.phase.trained)
+    trial = copy.deepcopy(network).to(settings.device)
+    trainer = Trainer(trial, recipe, plan_phases(recipe)[-1], np.arange(max(recipe.batch_size, classes)) % classes)
+    parameter_groups.set_training_mode(trial, recipe, trainer.phase.trainable)
     generator = torch.Generator().manual_seed(0)
     shape = (recipe.batch_size, recipe.image_size, recipe.image_size, 3)
-    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2).to(setting.device)
-    labels = torch.randint(0, classes, (recipe.batch_size,), generator=generator).to(setting.device)
+    pixels = (
+        torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2).to(settings.device)
+    )
+    labels = torch.randint(0, classes, (recipe.batch_size,), generator=generator).to(settings.device)
     seconds = []
-    for _ in range(1 + TRIAL_STEPS):
+    for _ in range(1 + TIMED_TRIAL_STEPS):
         started_at = time.perf_counter()
-        batch = pixels if recipe.augmentation is None else augmented(pixels, recipe.augmentation, generator)
-        loss, _ = trainer.step(batch, labels, setting)
+        batch = pixels if recipe.augmentation is None else augment(pixels, recipe.augmentation, generator)
+        loss, _ = trainer.step(batch, labels, settings)
         float(loss)  # waits for the device
         seconds.append(time.perf_counter() - started_at)
     return min(seconds[1:]) / recipe.batch_size

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ikebana.learning.training.schedule import schedule
+from ikebana.learning.training.schedule import compute_learning_rate_factor
 from ikebana.recipe import Tuning
 
 # Keras 3's defaults for RMSprop.
 RMSPROP_RHO, RMSPROP_EPSILON = 0.9, 1e-7
 # The second beta is below the usual 0.999: fine-tuning has hundreds of steps, not many thousands.
-BETAS = (0.9, 0.99)
+ADAM_BETAS = (0.9, 0.99)
 ADAM_EPSILON = 1e-8
 
 # The `_foreach_` operators are documented as public but have no type stubs.
@@ -25,18 +25,18 @@ untyped_torch: Any = torch
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """Weights with one learning rate."""
 
     weights: list[nn.Parameter]
     learning_rate: float
-    decays: bool = False  # not for biases and BatchNorm
+    has_weight_decay: bool = False  # not for biases and BatchNorm
 
 
 class RMSprop:
     """The tutorial's optimiser: one learning rate, no schedule."""
 
-    def __init__(self, groups: Sequence[Group]):
+    def __init__(self, groups: Sequence[ParameterGroup]):
         self.groups = groups
         self.state = [torch.zeros_like(weight) for group in groups for weight in group.weights]
 
@@ -45,11 +45,11 @@ class RMSprop:
         """Update every weight that has a gradient."""
         velocities = iter(self.state)
         for group in self.groups:
-            rmsprop_([(weight, next(velocities)) for weight in group.weights], group.learning_rate)
+            update_rmsprop_([(weight, next(velocities)) for weight in group.weights], group.learning_rate)
 
 
 @torch.no_grad()
-def rmsprop_(
+def update_rmsprop_(
     weights_and_velocities: Sequence[tuple[nn.Parameter, Tensor]],
     learning_rate: float,
     rho: float = RMSPROP_RHO,
@@ -81,24 +81,24 @@ class AdamW:
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
 
-    def __init__(self, groups: Sequence[Group], tuning: Tuning, total_steps: int):
+    def __init__(self, groups: Sequence[ParameterGroup], tuning: Tuning, total_steps: int):
         self.groups, self.tuning, self.total_steps = groups, tuning, total_steps
         # Completed steps; a tensor since it belongs to the state.
-        self.count = torch.zeros((), dtype=torch.int64)
-        self.state = [self.count]
+        self.step_count = torch.zeros((), dtype=torch.int64)
+        self.state = [self.step_count]
         self.state += [torch.zeros_like(weight) for group in groups for weight in group.weights for _ in range(2)]
 
     @torch.no_grad()
     def step(self) -> None:
         """Update every weight that has a gradient."""
-        self.count += 1
-        step = int(self.count)
-        factor = schedule(step, self.total_steps, self.tuning.warmup_fraction)
+        self.step_count += 1
+        step = int(self.step_count)
+        factor = compute_learning_rate_factor(step, self.total_steps, self.tuning.warmup_fraction)
         moments = iter(self.state[1:])
         updates = []
         for group in self.groups:
             learning_rate = group.learning_rate * factor
-            decay_factor = 1 - learning_rate * (self.tuning.weight_decay if group.decays else 0.0)
+            decay_factor = 1 - learning_rate * (self.tuning.weight_decay if group.has_weight_decay else 0.0)
             for weight in group.weights:
                 mean, square = next(moments), next(moments)
                 if weight.grad is not None:
@@ -115,7 +115,7 @@ def _update_adamw_(updates: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, float
         step: from 1.
     """
     weights, gradients, means, squares, learning_rates, decay_factors = zip(*updates, strict=True)
-    beta1, beta2 = BETAS
+    beta1, beta2 = ADAM_BETAS
     untyped_torch._foreach_mul_(weights, decay_factors)
     untyped_torch._foreach_lerp_(means, gradients, 1 - beta1)
     untyped_torch._foreach_mul_(squares, beta2)

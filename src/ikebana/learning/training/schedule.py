@@ -3,7 +3,7 @@
 import math
 
 
-def schedule(step: int, total_steps: int, warmup_fraction: float) -> float:
+def compute_learning_rate_factor(step: int, total_steps: int, warmup_fraction: float) -> float:
     """Return the factor of the learning rate at a step: linear warm-up, then cosine decay.
 
     It is above 0 at every step, the last one and an only one included.

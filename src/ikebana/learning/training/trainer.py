@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ikebana.learning.device import Setting
+from ikebana.learning.device import DeviceSettings
 from ikebana.learning.fast import fused_training
-from ikebana.learning.fast.cuda_graphs import Captured
+from ikebana.learning.fast.cuda_graphs import GraphedNetwork
 from ikebana.learning.models import parameter_groups
-from ikebana.learning.models.layers import last_linear
+from ikebana.learning.models.layers import get_last_linear
 from ikebana.learning.training import ema, optimisers
-from ikebana.learning.training.checkpoint import Saved
-from ikebana.learning.training.class_priors import log_shares
+from ikebana.learning.training.checkpoint import TrainingState
+from ikebana.learning.training.class_priors import compute_log_priors
 from ikebana.recipe import Recipe, Trainable
 
 
@@ -23,24 +23,24 @@ from ikebana.recipe import Recipe, Trainable
 class Phase:
     """Consecutive epochs in which the same weights train at the same learning rate."""
 
-    first: int  # epoch, from 1
-    last: int
-    trained: Trainable
+    first_epoch: int  # epoch, from 1
+    last_epoch: int
+    trainable: Trainable
     learning_rate: float
 
 
-def phases(recipe: Recipe) -> list[Phase]:
+def plan_phases(recipe: Recipe) -> list[Phase]:
     """Plan the head-only phase, if any, then the phase of all trainable weights."""
     transfer, head_epochs = recipe.transfer, 0
     plan = []
     if transfer is not None and transfer.head_epochs:
         head_epochs = transfer.head_epochs
         plan.append(Phase(1, head_epochs, "head", transfer.head_learning_rate))
-    trainable = parameter_groups.trained_in(recipe)
+    trainable = parameter_groups.get_trainable(recipe)
     return [*plan, Phase(head_epochs + 1, head_epochs + recipe.epochs, trainable, recipe.learning_rate)]
 
 
-class Learner:
+class Trainer:
     """A network, its optimiser and, in a recipe with `tuning`, the EMA of its weights."""
 
     def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, labels: np.ndarray):
@@ -52,27 +52,27 @@ class Learner:
         self.network, self.recipe, self.phase = network, recipe, phase
         # Built with the first batch, once the network is in training mode.
         self._forward: Callable[[Tensor], Tensor] | None = None
-        groups = parameter_groups.trained_groups(network, recipe, phase.trained, phase.learning_rate)
+        groups = parameter_groups.make_parameter_groups(network, recipe, phase.trainable, phase.learning_rate)
         self.optimiser: optimisers.RMSprop | optimisers.AdamW
         if recipe.tuning is None:
             self.optimiser, self.ema = optimisers.RMSprop(groups), None
         else:
-            steps = (phase.last - phase.first + 1) * -(-len(labels) // recipe.batch_size)
+            steps = (phase.last_epoch - phase.first_epoch + 1) * -(-len(labels) // recipe.batch_size)
             self.optimiser = optimisers.AdamW(groups, recipe.tuning, steps)
-            self.ema = ema.RunningMean(network, recipe.tuning.ema_decay)
+            self.ema = ema.ExponentialMovingAverage(network, recipe.tuning.ema_decay)
             # Adding the class priors to the logits of the loss keeps the network from learning
             # them: it then predicts a rare class as readily as a frequent one.
-            log_priors = log_shares(labels, last_linear(network).out_features)
-            self.shares = torch.from_numpy(log_priors).to(next(network.parameters()))
+            log_priors = compute_log_priors(labels, get_last_linear(network).out_features)
+            self.log_priors = torch.from_numpy(log_priors).to(next(network.parameters()))
             # Label smoothing would give a class without training photos some probability.
-            self.present_classes = torch.from_numpy(np.unique(labels)).to(self.shares.device)
+            self.present_classes = torch.from_numpy(np.unique(labels)).to(self.log_priors.device)
 
     @property
-    def scored(self) -> nn.Module:
+    def evaluated_network(self) -> nn.Module:
         """The network to evaluate and export: the EMA, where there is one."""
         return self.network if self.ema is None else self.ema.network
 
-    def step(self, inputs: Tensor, labels: Tensor, settings: Setting) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: Tensor, labels: Tensor, settings: DeviceSettings) -> tuple[Tensor, Tensor]:
         """Make one training step on one batch.
 
         Returns:
@@ -89,23 +89,23 @@ class Learner:
         loss.backward()
         self.optimiser.step()
         if isinstance(self.optimiser, optimisers.AdamW) and self.ema is not None:
-            self.ema.step(int(self.optimiser.count))
+            self.ema.update(int(self.optimiser.step_count))
         return loss.detach(), logits.detach()
 
-    def _build_forward(self, inputs: Tensor, settings: Setting) -> Callable[[Tensor], Tensor]:
+    def _build_forward(self, inputs: Tensor, settings: DeviceSettings) -> Callable[[Tensor], Tensor]:
         if settings.device == "cuda":
-            return Captured(self.network, self.recipe.batch_size, settings)
-        return fused_training.for_steps(self.network, inputs, settings)
+            return GraphedNetwork(self.network, self.recipe.batch_size, settings)
+        return fused_training.optimise_for_training(self.network, inputs, settings)
 
     def _compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         tuning = self.recipe.tuning
         if tuning is None:
             return functional.cross_entropy(logits, labels)
-        adjusted = (logits + self.shares)[:, self.present_classes]
+        adjusted = (logits + self.log_priors)[:, self.present_classes]
         labels = torch.searchsorted(self.present_classes, labels)
         return functional.cross_entropy(adjusted, labels, label_smoothing=tuning.label_smoothing)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def to_tensors(self) -> dict[str, Tensor]:
         """Return the state of network, optimiser and EMA under their names in the checkpoint."""
         state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         state |= {f"optimiser.{number:05}": value for number, value in enumerate(self.optimiser.state)}
@@ -114,17 +114,17 @@ class Learner:
         return state
 
     @torch.no_grad()
-    def restore(self, state: Saved) -> None:
+    def restore(self, state: TrainingState) -> None:
         """Resume from the result of `to_tensors`.
 
         Raises:
             KeyError, RuntimeError: the state is of another network.
         """
-        optimiser = state.entries("optimiser.")
+        optimiser = state.get_tensors("optimiser.")
         if len(optimiser) != len(self.optimiser.state):
             raise KeyError("the optimiser's state is of another network")
-        self.network.load_state_dict(state.entries("network."))
+        self.network.load_state_dict(state.get_tensors("network."))
         for number, value in enumerate(self.optimiser.state):
             value.copy_(optimiser[f"{number:05}"])
         if self.ema is not None:
-            self.ema.network.load_state_dict(state.entries("averaged."))
+            self.ema.network.load_state_dict(state.get_tensors("averaged."))
