@@ -85,21 +85,21 @@ def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
 def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path):
     run = Run(tmp_path)
     about = {"net": {"source": "mine.pth", "sha256": "aa", "license": None}}
-    run.note_pretrained({})
+    run.record_pretrained({})
     assert not (tmp_path / "pretrained.json").exists()
-    run.note_pretrained(about)
-    run.note_pretrained({"net": about["net"] | {"source": "the same file elsewhere"}})
+    run.record_pretrained(about)
+    run.record_pretrained({"net": about["net"] | {"source": "the same file elsewhere"}})
     assert run.read_json("pretrained.json") == about
     with pytest.raises(ikebana.RunError, match="weights of net are not those"):
-        run.note_pretrained({"net": about["net"] | {"sha256": "bb"}})
+        run.record_pretrained({"net": about["net"] | {"sha256": "bb"}})
 
 
 def test_differences_reach_into_the_parts_of_a_recipe():
     good = recipes.get_recipe("good")
-    assert reproducibility.differences(good, good) == []
-    assert reproducibility.differences(good, with_options(good, tuning=Tuning(0.5, 0.8, 0.1, 0.1, 0.99))) == [
-        "tuning's weight_decay was 0.02 and is 0.5"
-    ]
+    assert reproducibility.describe_recipe_changes(good, good) == []
+    assert reproducibility.describe_recipe_changes(
+        good, with_options(good, tuning=Tuning(0.5, 0.8, 0.1, 0.1, 0.99))
+    ) == ["tuning's weight_decay was 0.02 and is 0.5"]
 
 
 def test_photos_that_are_not_as_they_were_are_named(tmp_path, whole):
@@ -254,7 +254,7 @@ def test_a_disk_that_is_full_or_read_only_is_said_and_the_run_goes_on_when_it_is
         ikebana.fit(photos, "baseline", run=place / "run", **SMALL)
     assert remount("rw,size=1g")
     assert not [each for each in place.rglob("*") if "partial" in each.name or each.name.startswith(".tmp")]
-    assert len(ikebana.open_run(place / "run").epochs) == 1
+    assert len(ikebana.open_run(place / "run").history) == 1
     assert ikebana.resume(place / "run").weights.read_bytes() == whole.weights.read_bytes()
 
 
@@ -271,7 +271,7 @@ def test_a_disk_that_becomes_read_only_when_all_is_written_leaves_a_finished_run
 
     monkeypatch.setattr(Run, "write_json", and_then_locked)
     made = ikebana.fit(photos, "baseline", run=place / "run", **SMALL)
-    assert made.finished
+    assert made.is_finished
     assert made.weights.read_bytes() == whole.weights.read_bytes()
     assert "checkpoint.safetensors is of no use any more" in capsys.readouterr().err
 
@@ -318,7 +318,7 @@ def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(stopped, wh
 
     monkeypatch.setattr(fit_command, "_load_and_split", ended_meanwhile)
     monkeypatch.setattr(fit_command, "_train_and_score", lambda *_: pytest.fail("it was trained again"))
-    assert ikebana.resume(stopped).finished
+    assert ikebana.resume(stopped).is_finished
 
 
 @pytest.mark.parametrize("more", [["--recipe", "good"], ["--run", "elsewhere"], ["--epochs", "3"], ["photos"]])

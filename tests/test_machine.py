@@ -248,7 +248,7 @@ def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, ca
     with full, pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
         ikebana.fit(drawn(8), "baseline", run=tmp_path / "run", **choices)
     assert "--resume" in capsys.readouterr().err
-    assert ikebana.resume(tmp_path / "run").finished
+    assert ikebana.resume(tmp_path / "run").is_finished
 
 
 def running_out(*_given, **_named):

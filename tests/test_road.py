@@ -106,12 +106,12 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(name, photos, tmp_path):
     with stopped_after(2):  # in the second epoch
         ikebana.fit(photos, name, run=tmp_path / "stopped", **SMALL)
     stopped = ikebana.open_run(tmp_path / "stopped")
-    assert not stopped.finished
-    assert len(stopped.epochs) == 1
+    assert not stopped.is_finished
+    assert len(stopped.history) == 1
     resumed = ikebana.resume(tmp_path / "stopped")
     assert resumed.weights.read_bytes() == whole.weights.read_bytes()
-    untimed = [{**each, "seconds": 0} for each in resumed.epochs]
-    assert untimed == [{**each, "seconds": 0} for each in whole.epochs]
+    untimed = [{**each, "seconds": 0} for each in resumed.history]
+    assert untimed == [{**each, "seconds": 0} for each in whole.history]
     assert resumed.predictions.equals(whole.predictions)
     assert not resumed.checkpoint.exists()
 
@@ -195,7 +195,7 @@ def test_fit_tells_programs_one_event_a_line(photos, tmp_path):
     epochs = [
         {key: value for key, value in each.items() if key != "event"} for each in events if each["event"] == "epoch"
     ]
-    assert epochs == ikebana.open_run(tmp_path / "run").epochs
+    assert epochs == ikebana.open_run(tmp_path / "run").history
 
 
 def test_a_folder_that_is_taken_is_refused_before_any_work(run, photos):
@@ -253,7 +253,7 @@ def test_figures_are_pictures_and_thumbnails_are_those_of_the_held_out_photos(ru
 
 def test_a_run_without_validation_photos_still_scores_its_test_photos(photos, tmp_path):
     made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL, parts=(0.7, 0.0, 0.3))
-    assert made.epochs[0]["val_loss"] is None
+    assert made.history[0]["val_loss"] is None
     assert made.evaluation.n > 0
 
 

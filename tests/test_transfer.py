@@ -131,7 +131,7 @@ def test_it_works_unplugged(recipe, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))  # nothing is kept from before
     choices = {"quick": SMALL, "good": GOOD | {"epochs": 1}}[recipe]
-    assert ikebana.fit(photos, recipe, run=tmp_path / "run", **choices).finished
+    assert ikebana.fit(photos, recipe, run=tmp_path / "run", **choices).is_finished
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_fine_tuning_begins_with_a_head_and_moves_the_tail_alone(tuned, photos, 
 def test_fine_tuning_that_was_stopped_goes_on_to_the_very_same_weights(tuned, photos, tmp_path):
     with stopped_after(4):  # in the second epoch
         ikebana.fit(photos, "good", run=tmp_path / "stopped", **GOOD)
-    assert len(ikebana.open_run(tmp_path / "stopped").epochs) == 1
+    assert len(ikebana.open_run(tmp_path / "stopped").history) == 1
     resumed = ikebana.resume(tmp_path / "stopped")
     assert resumed.weights.read_bytes() == tuned.weights.read_bytes()
 
@@ -182,8 +182,8 @@ def test_a_head_can_be_trained_like_any_layer_on_kept_features(photos, tmp_path,
         **SMALL,
     )
     made = ikebana.fit(photos, recipe, run=tmp_path / "run")
-    assert len(made.epochs) == 15
-    assert made.epochs[-1]["train_loss"] < made.epochs[0]["train_loss"]
+    assert len(made.history) == 15
+    assert made.history[-1]["train_loss"] < made.history[0]["train_loss"]
     assert made.evaluation.accuracy > 0.4
     assert "head.dense_1" in (made.folder / "layers.txt").read_text("utf-8")
 

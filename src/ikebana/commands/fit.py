@@ -29,7 +29,7 @@ from ikebana.learning.models import networks
 from ikebana.learning.training import checkpoint
 from ikebana.recipe import Recipe, with_options
 from ikebana.runs import run as runs
-from ikebana.runs.reproducibility import changed_since, differing
+from ikebana.runs.reproducibility import describe_resume_differences, describe_rerun_differences
 from ikebana.runs.run import Run
 from ikebana.system import progress
 from ikebana.system.progress import Stopwatch
@@ -53,7 +53,7 @@ def fit(
     """
     clock = Stopwatch()
     resolved = networks.fill_defaults(recipes.resolve_recipe(recipe, **options))
-    runs.check_free(run)
+    runs.check_folder_is_free(run)
     # Missing weights are reported before any photo is read.
     plan_module.check_weights(resolved)
     dataset = sources.read(photos, resolved.class_order)
@@ -61,32 +61,36 @@ def fit(
     # So that recipe.json contains the measured precision.
     resolved = with_options(resolved, precision=settings.precision)
     environment = device.collect_environment(settings)
-    estimate_cost(dataset, resolved, settings, Path(run or runs.RUNS).expanduser()).report_and_check(resolved)
-    if changes := differing(recipe, environment):
+    estimate_cost(dataset, resolved, settings, Path(run or runs.DEFAULT_RUNS_FOLDER).expanduser()).report_and_check(
+        resolved
+    )
+    if changes := describe_rerun_differences(recipe, environment):
         progress.message(changes)
     clock.lap("prepare")
     dataset, pixel_cache = _load_and_split(dataset, resolved)
-    new_run = runs.begin(run, resolved, dataset, environment)
+    new_run = runs.create_run(run, resolved, dataset, environment)
     clock.lap("read")
-    with new_run.resumable(), recipe_memory_errors(resolved):
+    with new_run.lock_for_training(), recipe_memory_errors(resolved):
         return _train_and_score(new_run, dataset, pixel_cache, settings, clock)
 
 
 def resume(run: str | Path) -> Run:
     """Continue a run from its last checkpoint; RunError if photos or recipe have changed."""
     clock, opened = Stopwatch(), runs.open_run(run)
-    if opened.has_ended():
+    if opened.report_if_finished():
         return opened
     opened.check_same_recipe()
-    dataset = opened.photos_found()
+    dataset = opened.find_photos()
     settings = _restore_device(opened.folder, opened.recipe, len(dataset.classes))
     clock.lap("prepare")
     dataset, pixel_cache = _load_and_split(dataset, opened.recipe)
     opened.check_same_photos(dataset)
     clock.lap("read")
-    with opened.resumable(), recipe_memory_errors(opened.recipe):
+    with opened.lock_for_training(), recipe_memory_errors(opened.recipe):
         # Another process may have finished it while the photos were read.
-        return opened if opened.has_ended() else _train_and_score(opened, dataset, pixel_cache, settings, clock)
+        return (
+            opened if opened.report_if_finished() else _train_and_score(opened, dataset, pixel_cache, settings, clock)
+        )
 
 
 def _load_and_split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, PixelCache]:
@@ -104,7 +108,7 @@ def _restore_device(run: Path, recipe: Recipe, classes: int) -> DeviceSettings:
         run: the run's folder.
     """
     settings = device.load_settings(run / "environment.json") or configure_device(recipe, classes)
-    if changes := changed_since(run, device.collect_environment(settings)):
+    if changes := describe_resume_differences(run, device.collect_environment(settings)):
         progress.message(changes)
     return settings
 
@@ -119,7 +123,7 @@ def _train_and_score(
     splits = examples_module.build_split_examples(dataset, pixel_cache.pixels, settings.device, gpu_bytes)
     plan = plan_module.build_plan(recipe, classes, splits, pixels_id, settings)
     run.write_text("layers.txt", plan.layer_table)
-    run.note_pretrained(plan.pretrained)
+    run.record_pretrained(plan.pretrained)
     clock.lap("features")
     epochs = []
     for epoch in plan_module.train_plan(plan, settings, run.checkpoint):
@@ -137,7 +141,7 @@ def _train_and_score(
     run.write_predictions(dataset, held_out.rows, probabilities)
     clock.lap("score")
     if recipe.refit_on_all:
-        plan = plan_module.refit_on_all(recipe, classes, splits, pixels_id, settings, run.checkpoint_of_all)
+        plan = plan_module.refit_on_all(recipe, classes, splits, pixels_id, settings, run.refit_checkpoint)
         clock.lap("train on all")
     checkpoint.save_weights(run.weights, plan.network)
 

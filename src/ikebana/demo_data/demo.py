@@ -83,10 +83,10 @@ def _count_contradicted(run: Run, wrong: tuple[str, ...]) -> tuple[int, int]:
 
 
 def _free_folder(out: str | Path | None) -> Path:
-    from ikebana.runs.run import check_free
+    from ikebana.runs.run import check_folder_is_free
 
     if out is not None:
-        check_free(out, "--out")
+        check_folder_is_free(out, "--out")
         return Path(os.path.expanduser(out))
     names = (Path("ikebana-demo" if number == 1 else f"ikebana-demo-{number}") for number in range(1, 10_000))
     return next(name for name in names if not name.exists())

@@ -12,7 +12,7 @@ from ikebana.recipe import Recipe
 REPRODUCIBILITY_KEYS = ("device", "accelerator", "number_format", "processor", "threads", "ikebana", "libraries")
 
 
-def differing(recipe: str | Path | Recipe, environment: dict[str, Any]) -> str:
+def describe_rerun_differences(recipe: str | Path | Recipe, environment: dict[str, Any]) -> str:
     """Describe how the environment differs from that of the run whose `recipe.json` is repeated.
 
     Returns "" where there is no such run or its environment is unknown.
@@ -30,7 +30,7 @@ def differing(recipe: str | Path | Recipe, environment: dict[str, Any]) -> str:
     return f"{'; '.join(lines)}: the result may differ a little from that of the run that is made again"
 
 
-def changed_since(run: Path, environment: dict[str, Any]) -> str:
+def describe_resume_differences(run: Path, environment: dict[str, Any]) -> str:
     """Describe how the environment has changed since the run that is resumed was started.
 
     Returns "" where nothing changed or the run's environment is unknown.
@@ -61,7 +61,7 @@ def _compare_entries(name: str, before: Any, now: Any) -> list[str]:
     return [] if before == now else [f"{name} was {before} and is {now}"]
 
 
-def differences(before: Recipe, now: Recipe) -> list[str]:
+def describe_recipe_changes(before: Recipe, now: Recipe) -> list[str]:
     """List the options that differ, as text: "epochs was 20 and is 30"."""
     pairs = ((field.name, getattr(before, field.name), getattr(now, field.name)) for field in fields(Recipe))
     return [line for pair in pairs for line in _compare_options(*pair)]

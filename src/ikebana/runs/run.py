@@ -37,7 +37,7 @@ from ikebana.system import progress
 from ikebana import recipes
 from ikebana.recipe import recipe_from_json, recipe_to_json
 from ikebana.errors import MachineError, PhotosError, RecipeError, RunError
-from ikebana.runs.reproducibility import differences
+from ikebana.runs.reproducibility import describe_recipe_changes
 from ikebana.data import sources
 from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.data.split import fingerprint
@@ -50,7 +50,7 @@ from ikebana.evaluation.metrics import Evaluation
 
 # Columns of the dataset that must not change before a resume.
 RESUME_COLUMNS = ("path", "label", "split", "sha256")
-RUNS = Path("runs")
+DEFAULT_RUNS_FOLDER = Path("runs")
 # Photos listed in a message per kind of change.
 MAX_NAMED_PHOTOS = 5
 DAMAGED_ADVICE = "a copy of this run that is whole, or the same once more: ikebana fit PHOTOS --recipe RUN/recipe.json"
@@ -67,7 +67,7 @@ class Run:
         return self.folder / "checkpoint.safetensors"
 
     @property
-    def checkpoint_of_all(self) -> Path:
+    def refit_checkpoint(self) -> Path:
         """The checkpoint of the refit on all photos, if the recipe has one."""
         return self.folder / "checkpoint-all.safetensors"
 
@@ -96,13 +96,13 @@ class Run:
         return tuple(self.source["classes"])
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         return (self.folder / "evaluation.json").exists()
 
     @functools.cached_property
     def evaluation(self) -> Evaluation:
         """The scores on the test photos; RunError if the run has not finished."""
-        if not self.finished:
+        if not self.is_finished:
             raise RunError("this run has not finished", where=self.folder, advice=f"ikebana fit --resume {self.folder}")
         report = self.read_text("classification_report.txt")
         try:
@@ -130,7 +130,7 @@ class Run:
         return self.read_table("predictions.parquet", ("path", "label", "split", *classes))
 
     @property
-    def epochs(self) -> list[dict[str, Any]]:
+    def history(self) -> list[dict[str, Any]]:
         """Loss, accuracy and seconds per epoch; RunError if there are none yet."""
         try:
             lines = (self.folder / "epochs.jsonl").read_text("utf-8").splitlines()
@@ -181,14 +181,14 @@ class Run:
     def write_epochs(self, epochs: Iterable[Any]) -> None:
         self.write_text("epochs.jsonl", "".join(json.dumps(asdict(epoch)) + "\n" for epoch in epochs))
 
-    def has_ended(self) -> bool:
+    def report_if_finished(self) -> bool:
         """Return whether the run is finished, and print a message if it is."""
-        if self.finished:
+        if self.is_finished:
             progress.message(f"{self.folder} has finished already: nothing is left to do")
-        return self.finished
+        return self.is_finished
 
     @contextmanager
-    def resumable(self) -> Iterator[None]:
+    def lock_for_training(self) -> Iterator[None]:
         """Lock the run; if Ctrl-C, SIGTERM or a full disk interrupts, print how to resume.
 
         Raises:
@@ -237,14 +237,14 @@ class Run:
         except RecipeError as error:
             what = f"source.json is damaged: {error.what}"
             raise RunError(what, where=self.folder, advice=DAMAGED_ADVICE) from None
-        if changes := differences(initial, self.recipe):
+        if changes := describe_recipe_changes(initial, self.recipe):
             raise RunError(
                 f"the recipe has changed since this run began: {'; '.join(changes)}",
                 where=self.folder / "recipe.json",
                 advice="put it back, or begin a new run: ikebana fit PHOTOS --recipe RUN/recipe.json",
             )
 
-    def note_pretrained(self, weights: dict[str, Any]) -> None:
+    def record_pretrained(self, weights: dict[str, Any]) -> None:
         """Record the source of the pretrained weights once; RunError if they have changed since."""
         if weights and not (self.folder / "pretrained.json").exists():
             self.write_json("pretrained.json", weights)
@@ -257,7 +257,7 @@ class Run:
                 advice="put them back, or begin a new run",
             )
 
-    def photos_found(self) -> Dataset:
+    def find_photos(self) -> Dataset:
         """List the run's photos without opening any; PhotosError if they are missing."""
         try:
             return sources.read(self.source["photos"], self.recipe.class_order)
@@ -279,15 +279,15 @@ class Run:
             )
 
     def __repr__(self) -> str:
-        state = repr(self.evaluation).split("\n", 1)[0] if self.finished else "not finished"
-        more = "; what ships has learned from all photos since" if self.finished and self.recipe.refit_on_all else ""
+        state = repr(self.evaluation).split("\n", 1)[0] if self.is_finished else "not finished"
+        more = "; what ships has learned from all photos since" if self.is_finished and self.recipe.refit_on_all else ""
         return f"Run({self.folder}: {self.recipe.name}, {state}{more})"
 
     def _repr_html_(self) -> str:
         import html
 
         text = html.escape(repr(self))
-        return f"<p><b>{text}</b></p>" + (self.evaluation._repr_html_() if self.finished else "")
+        return f"<p><b>{text}</b></p>" + (self.evaluation._repr_html_() if self.is_finished else "")
 
 
 def write_json(file: Path, value: Any, create_parent: bool = True) -> None:
@@ -297,7 +297,7 @@ def write_json(file: Path, value: Any, create_parent: bool = True) -> None:
         partial_file.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
-def begin(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environment: dict[str, Any]) -> Run:
+def create_run(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environment: dict[str, Any]) -> Run:
     """Create a new run's folder, complete with everything that a resume needs.
 
     Raises:
@@ -312,7 +312,7 @@ def begin(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environme
         "recipe": recipe_to_json(recipe),
     }
     path = Path(folder).expanduser() if folder is not None else _choose_folder(recipe, source)
-    check_free(path)
+    check_folder_is_free(path)
     with atomic_directory(path, shared=False) as partial_folder:
         write_json(partial_folder / "recipe.json", source["recipe"])
         write_json(partial_folder / "source.json", source)
@@ -355,7 +355,7 @@ def _describe_changes(initial: pl.DataFrame, photos: pl.DataFrame) -> str:
     return "".join(lines)
 
 
-def check_free(folder: str | Path | None, flag: str = "--run") -> None:
+def check_folder_is_free(folder: str | Path | None, flag: str = "--run") -> None:
     """Refuse a non-empty folder before any work is done.
 
     Args:
@@ -364,11 +364,11 @@ def check_free(folder: str | Path | None, flag: str = "--run") -> None:
         RunError: it is a file or not empty.
         MachineError: it cannot be made.
     """
-    path = resolve_output_path(RUNS if folder is None else folder, is_new_folder=folder is not None)
+    path = resolve_output_path(DEFAULT_RUNS_FOLDER if folder is None else folder, is_new_folder=folder is not None)
     if folder is None or not path.exists():
         return
     if not path.is_dir() or any(path.iterdir()):
-        can_resume = (path / "recipe.json").exists() and not Run(path).finished
+        can_resume = (path / "recipe.json").exists() and not Run(path).is_finished
         advice = f"ikebana fit --resume {path}" if can_resume else f"another {flag} DIR"
         raise RunError("this folder is taken", where=path, advice=advice)
 
@@ -387,4 +387,4 @@ def open_run(folder: str | Path) -> Run:
 def _choose_folder(recipe: Recipe, source: dict[str, Any]) -> Path:
     """Return `runs/<recipe>-<hash>`; the time is hashed too, so a command can be repeated."""
     hashed = json.dumps([recipe_to_json(recipe), source, time.time_ns()])
-    return RUNS / f"{recipe.name}-{hashlib.sha256(hashed.encode()).hexdigest()[:6]}"
+    return DEFAULT_RUNS_FOLDER / f"{recipe.name}-{hashlib.sha256(hashed.encode()).hexdigest()[:6]}"
