@@ -225,7 +225,7 @@ def hosted(folder):
     """Its address on such a host."""
     from ikebana.exporting import web
 
-    if json.loads((folder / "model.json").read_text("utf-8"))["runtime"]["place"] == web.ELSEWHERE:
+    if json.loads((folder / "model.json").read_text("utf-8"))["runtime"]["place"] == web.RUNTIME_CDN_URL:
         pytest.skip("npm cannot give onnxruntime-web here")
     with host(folder) as address:
         yield address

@@ -32,7 +32,7 @@ def graph(paper_run, good_photos):
     """The run's network as an ONNX graph, before it becomes a file."""
     network = exporting.load_network(paper_run, 1.0)
     squares = np.zeros((2, 48, 48, 3), np.uint8)
-    return exporting.traced(network, 48, squares).SerializeToString()
+    return exporting.trace_to_onnx(network, 48, squares).SerializeToString()
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
     squares = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     about = {"ikebana": 1, "classes": ["a", "b", "c"], "side": 64, "fit": "squash", "threshold": None}
     about |= {"versions": {"ikebana": "0"}}
-    traced = exporting.traced(network, 64, squares)
+    traced = exporting.trace_to_onnx(network, 64, squares)
     file = exporting.assemble_file(traced, about)
     found = classifier.from_bytes(file).forward(squares)
     with torch.inference_mode():
@@ -345,10 +345,10 @@ def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_ph
 @pytest.mark.parametrize("enough", [1, 3, 10_000])
 def test_int8_is_judged_by_photos_for_choices_unless_they_are_too_few(enough, paper_run, paper_photos, monkeypatch):
     monkeypatch.setattr(quantisation, "ENOUGH", enough)
-    validation = run_photos.find(paper_run, paper_photos)["validation"]
-    choosing = [each for each in validation if each.for_choices]
+    validation = run_photos.find_photos(paper_run, paper_photos)["validation"]
+    choosing = [each for each in validation if each.for_selection]
     assert 3 <= len(choosing) < len(validation)
-    assert quantisation.judging(validation) == (choosing if len(choosing) >= enough else validation)
+    assert quantisation.select_judging_photos(validation) == (choosing if len(choosing) >= enough else validation)
 
 
 def test_int8_says_how_many_photos_it_was_judged_by(copied, tmp_path, at_once, monkeypatch):

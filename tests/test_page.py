@@ -244,7 +244,7 @@ def test_a_runtime_from_another_host_serves_as_well(visit, hosted, folder):
 
 
 def test_a_changed_runtime_is_not_run(visit, hosted, folder):
-    file = folder / "onnxruntime" / web.SCRIPT
+    file = folder / "onnxruntime" / web.RUNTIME_SCRIPT
     original = file.read_bytes()
     file.write_bytes(original + b"\n")
     try:
@@ -271,7 +271,7 @@ def test_the_folder_holds_the_page_and_the_model_and_names_no_other_host(folder,
 def test_without_npm_the_page_loads_a_pinned_runtime_whose_bytes_browsers_check(tmp_path, monkeypatch):
     monkeypatch.setattr(web.shutil, "which", lambda _: None)
     about = web.add_runtime(tmp_path)
-    assert about["place"] == f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{web.VERSION}/dist/"
+    assert about["place"] == f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{web.RUNTIME_VERSION}/dist/"
     assert set(about["integrity"]) == {about["script"], about["wasm"]}
     assert all(each.startswith("sha384-") for each in about["integrity"].values())
     assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ SIDES = (16, 45, 96)
 @functools.cache
 def session(side, fit):
     return onnxruntime.InferenceSession(
-        resize_graph.front(side, fit).SerializeToString(), providers=["CPUExecutionProvider"]
+        resize_graph.build_resize_graph(side, fit).SerializeToString(), providers=["CPUExecutionProvider"]
     )
 
 
@@ -79,7 +79,7 @@ def test_photos_of_one_call_do_not_touch_one_another():
 def test_openvino_gives_the_very_same_squares(fit):
     openvino = pytest.importorskip("openvino")
     precise = {"INFERENCE_PRECISION_HINT": "f32"}
-    graph = openvino.Core().read_model(resize_graph.front(45, fit).SerializeToString())
+    graph = openvino.Core().read_model(resize_graph.build_resize_graph(45, fit).SerializeToString())
     model = openvino.Core().compile_model(graph, "CPU", precise)
     for shape in ((45, 45), (300, 200), (900, 200), (20, 90), (700, 900)):
         photo = noise(*shape)[None]

@@ -14,7 +14,7 @@ from ikebana.exporting import web
 @pytest.fixture
 def runtime(monkeypatch):
     """Two small files in place of the WebAssembly build."""
-    contents = {name: name.encode() for name in web.INTEGRITY}
+    contents = {name: name.encode() for name in web.RUNTIME_INTEGRITY}
     monkeypatch.setattr(web, "_is_intact", lambda file: file.is_file() and file.read_bytes() == contents[file.name])
     return contents
 
@@ -22,7 +22,7 @@ def runtime(monkeypatch):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / web.RUNTIME / web.VERSION
+    return tmp_path / "cache" / web.RUNTIME_PACKAGE / web.RUNTIME_VERSION
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def npm(monkeypatch):
 
 def packed(contents, folder):
     """As npm packs them."""
-    package = f"{folder}/{web.RUNTIME}.tgz"
+    package = f"{folder}/{web.RUNTIME_PACKAGE}.tgz"
     with tarfile.open(package, "w:gz") as archive:
         for name, data in contents.items():
             file = f"{folder}/{name}"
@@ -57,8 +57,8 @@ def packed(contents, folder):
 
 def test_npm_is_told_where_to_put_the_package_and_its_files_are_kept(runtime, cache, npm):
     calls = npm(lambda folder: packed(runtime, folder))
-    assert web.kept_runtime() == cache
-    assert web.kept_runtime() == cache
+    assert web.fetch_runtime() == cache
+    assert web.fetch_runtime() == cache
     (command,) = calls
     assert command[command.index("--pack-destination") + 1] == "."
     assert {each.name for each in cache.iterdir()} == set(runtime)
@@ -80,7 +80,7 @@ def another_package(folder):
 @pytest.mark.parametrize("act", [nothing, no_archive, another_package])
 def test_if_npm_gives_no_package_the_page_loads_it_from_elsewhere(runtime, cache, npm, tmp_path, capsys, act):
     npm(act)
-    assert web.add_runtime(tmp_path)["place"] == web.ELSEWHERE
+    assert web.add_runtime(tmp_path)["place"] == web.RUNTIME_CDN_URL
     said = capsys.readouterr().err
     assert "could not be had" in said
     assert "not enough values" not in said
@@ -90,7 +90,7 @@ def test_a_cache_that_cannot_be_written_to_is_no_reason_to_export_no_page(runtim
     npm(lambda folder: packed(runtime, folder))
     cache.parent.parent.mkdir(parents=True)
     cache.parent.write_text("a file in the way")
-    assert web.add_runtime(tmp_path)["place"] == web.ELSEWHERE
+    assert web.add_runtime(tmp_path)["place"] == web.RUNTIME_CDN_URL
 
 
 def test_what_another_process_has_fetched_meanwhile_is_left_alone(runtime, cache, npm):
@@ -103,16 +103,16 @@ def test_what_another_process_has_fetched_meanwhile_is_left_alone(runtime, cache
 
     there = {}
     npm(while_another_is_faster)
-    assert web.kept_runtime() == cache
+    assert web.fetch_runtime() == cache
     assert {each.name: each.stat().st_ino for each in cache.iterdir()} == there
 
 
 def test_what_is_damaged_in_the_cache_is_fetched_anew(runtime, cache, npm):
     npm(lambda folder: packed(runtime, folder))
-    web.kept_runtime()
-    (cache / web.WASM).write_bytes(b"damaged")
-    assert web.kept_runtime() == cache
-    assert (cache / web.WASM).read_bytes() == runtime[web.WASM]
+    web.fetch_runtime()
+    (cache / web.RUNTIME_WASM).write_bytes(b"damaged")
+    assert web.fetch_runtime() == cache
+    assert (cache / web.RUNTIME_WASM).read_bytes() == runtime[web.RUNTIME_WASM]
 
 
 def test_of_two_exports_to_one_folder_the_later_is_refused(

@@ -13,7 +13,7 @@ from ikebana.exporting.onnx_file import (
     load_network,
     make_reference,
     summarise,
-    traced,
+    trace_to_onnx,
 )
 from ikebana.exporting.web import add_runtime, build_index
 from ikebana.inference import classifier, page_files
@@ -44,18 +44,18 @@ def export(
         raise ModelError(
             "a model file's name ends in .onnx", where=file, advice=f"{output_path.name or 'flowers'}.onnx"
         )
-    model_info = metadata.about(source_run)
-    splits = run_photos.find(source_run, photos)
+    model_info = metadata.collect(source_run)
+    splits = run_photos.find_photos(source_run, photos)
     network = load_network(source_run, model_info["temperature"])
-    graph = traced(network, source_run.recipe.image_size, decode_examples(splits["test"], model_info))
+    graph = trace_to_onnx(network, source_run.recipe.image_size, decode_examples(splits["test"], model_info))
     float32_classifier = classifier.from_bytes(assemble_file(graph, model_info))
-    agreement = verification.checked(
+    agreement = verification.check_agreement(
         float32_classifier, make_reference(network), splits["test"], get_scored_classes(source_run)
     )
-    whole_photos = verification.plain(float32_classifier, splits["test"])
+    whole_photos = verification.compare_graph_resize(float32_classifier, splits["test"])
     model_info["parity"] = {"of": "float32", **agreement, "whole_photos": whole_photos}
     if int8:
-        graph, model_info["int8"] = quantisation.of(
+        graph, model_info["int8"] = quantisation.quantise(
             graph, float32_classifier, splits, lambda new: classifier.from_bytes(assemble_file(new, model_info))
         )
     data = assemble_file(graph, model_info)

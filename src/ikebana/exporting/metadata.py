@@ -12,7 +12,7 @@ from ikebana.runs.run import Run
 LIBRARIES = ("ikebana", "torch", "timm", "onnx", "onnxruntime", "numpy", "pillow")
 
 
-def about(run: Run) -> dict[str, Any]:
+def collect(run: Run) -> dict[str, Any]:
     """Collect all metadata of a run that a user of the file may need.
 
     Raises:
@@ -36,7 +36,7 @@ def about(run: Run) -> dict[str, Any]:
     }
 
 
-def as_entries(values: dict[str, Any]) -> dict[str, str]:
+def to_entries(values: dict[str, Any]) -> dict[str, str]:
     """Encode each value as JSON, as ONNX metadata hold strings only."""
     return {name: json.dumps(value, ensure_ascii=False, allow_nan=False) for name, value in values.items()}
 

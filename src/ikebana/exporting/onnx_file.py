@@ -20,7 +20,7 @@ from ikebana.errors import ModelError
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.exporting import metadata, quantisation, run_photos
 from ikebana.exporting import resize_graph as resize_graph_module
-from ikebana.exporting.run_photos import Known
+from ikebana.exporting.run_photos import RunPhoto
 from ikebana.exporting.verification import Reference
 from ikebana.inference import model_file
 from ikebana.inference.classifier import FEATURES_OUTPUT, PROBABILITIES_OUTPUT
@@ -46,10 +46,10 @@ def load_network(run: Run, temperature: float) -> CalibratedNetwork:
     return CalibratedNetwork(network, temperature).eval()
 
 
-def decode_examples(photos: Sequence[Known], model_info: dict[str, Any]) -> np.ndarray:
+def decode_examples(photos: Sequence[RunPhoto], model_info: dict[str, Any]) -> np.ndarray:
     """Decode the first test photos as network input."""
     few, size, method = photos[:TRACE_BATCH_SIZE], model_info["side"], model_info["fit"]
-    return np.stack([decoding.decode(run_photos.read(photo), size, method).pixels for photo in few])
+    return np.stack([decoding.decode(run_photos.read_photo(photo), size, method).pixels for photo in few])
 
 
 def make_reference(network: CalibratedNetwork) -> Reference:
@@ -72,7 +72,7 @@ def get_scored_classes(run: Run) -> dict[str, int] | None:
     return dict(zip(test["path"], classes.tolist(), strict=True))
 
 
-def traced(network: CalibratedNetwork, image_size: int, images: np.ndarray) -> ModelProto:
+def trace_to_onnx(network: CalibratedNetwork, image_size: int, images: np.ndarray) -> ModelProto:
     """Trace the network into an ONNX graph with BatchNorm folded.
 
     The graph maps float [N, 3, image_size, image_size] to probabilities and features.
@@ -92,7 +92,7 @@ def traced(network: CalibratedNetwork, image_size: int, images: np.ndarray) -> M
                 CalibratedNetwork(folded, network.temperature).eval(),
                 (inputs,),
                 dynamo=True,
-                opset_version=resize_graph_module.OPSET,
+                opset_version=resize_graph_module.ONNX_OPSET,
                 input_names=[NETWORK_INPUT],
                 output_names=[PROBABILITIES_OUTPUT, FEATURES_OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim("N")},),
@@ -122,19 +122,19 @@ def _strip_debug_info(graph: ModelProto) -> ModelProto:
     for field in ("value_info", "metadata_props", "doc_string"):
         graph.graph.ClearField(field)
     graph.ClearField("metadata_props")
-    graph.ir_version = resize_graph_module.IR_VERSION
+    graph.ir_version = resize_graph_module.ONNX_IR_VERSION
     return graph
 
 
 def assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
     """Build the whole file: resize graph, network, metadata and seal."""
-    resize_graph = resize_graph_module.front(model_info["side"], model_info["fit"])
+    resize_graph = resize_graph_module.build_resize_graph(model_info["side"], model_info["fit"])
     prefixed = onnx.compose.add_prefix(network, "network/", rename_inputs=False, rename_outputs=False)
     model = onnx.compose.merge_models(resize_graph, prefixed, io_map=[(NETWORK_INPUT, NETWORK_INPUT)], name="ikebana")
     model.producer_name, model.producer_version = "ikebana", model_info["versions"]["ikebana"]
     for output in model.graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = "N"
-    onnx.helper.set_model_props(model, metadata.as_entries(model_info))
+    onnx.helper.set_model_props(model, metadata.to_entries(model_info))
     if model.ByteSize() > model_file.MAX_FILE_BYTES - model_file.SEAL_BYTES:
         raise ModelError("this network is too large for one ONNX file", advice="another network")
     return model_file.add_seal(model.SerializeToString(deterministic=True))
@@ -150,7 +150,7 @@ def summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str
         f"{agreement['largest_difference']:.1g}"
     ]
     if "int8" in model_info:
-        lines.append(quantisation.summary(model_info["int8"]))
+        lines.append(quantisation.summarise(model_info["int8"]))
     if model_info["threshold"] is None:
         lines.append(NO_THRESHOLD_MESSAGE)
     return "\n".join(lines)

@@ -22,15 +22,15 @@ from onnx import ModelProto
 
 from ikebana.errors import ModelError
 from ikebana.exporting import run_photos, verification
-from ikebana.exporting.run_photos import Known
+from ikebana.exporting.run_photos import RunPhoto
 from ikebana.inference import runtime
 from ikebana.inference.classifier import BATCH_PHOTOS, Classifier
 from ikebana.system import progress
 
 # Validation accuracy that quantisation may cost.
-MARGIN = 0.01
+MAX_ACCURACY_LOSS = 0.01
 # With fewer photos, one photo is more than the margin.
-ENOUGH = 100
+MIN_JUDGING_PHOTOS = 100
 # Training photos that give the value ranges of the layers.
 CALIBRATION_PHOTOS = 128
 # The first 1 / 10 of the convolutions stays in float32.
@@ -38,10 +38,10 @@ FLOAT32_CONVOLUTION_DIVISOR = 10
 SPEED_TEST_ROUNDS = 5
 
 
-def of(
+def quantise(
     network: ModelProto,
     float32_classifier: Classifier,
-    splits: dict[str, list[Known]],
+    splits: dict[str, list[RunPhoto]],
     build_classifier: Callable[[ModelProto], Classifier],
 ) -> tuple[ModelProto, dict[str, Any]]:
     """Quantise the network and measure the loss of accuracy.
@@ -57,14 +57,18 @@ def of(
         raise ModelError("there are no validation photos to try int8 on", advice="ikebana export without --int8")
     quantised_network = _quantise(network, float32_classifier, splits["train"])
     int8_classifier = build_classifier(quantised_network)
-    photos = judging(splits["validation"])
+    photos = select_judging_photos(splits["validation"])
     before, after, agreement = _compare_accuracy(float32_classifier, int8_classifier, photos)
-    if before - after > MARGIN:
+    if before - after > MAX_ACCURACY_LOSS:
         lost = round((before - after) * len(photos))
-        too_few = f" (one photo is more than that: it takes {ENOUGH} to tell)" if len(photos) < ENOUGH else ""
+        too_few = (
+            f" (one photo is more than that: it takes {MIN_JUDGING_PHOTOS} to tell)"
+            if len(photos) < MIN_JUDGING_PHOTOS
+            else ""
+        )
         raise ModelError(
             f"in int8 the accuracy on {len(photos)} validation photos falls from {before:.3f} to {after:.3f}, by {lost} "
-            f"photo{'s' * (lost != 1)} and more than {MARGIN}{too_few}",
+            f"photo{'s' * (lost != 1)} and more than {MAX_ACCURACY_LOSS}{too_few}",
             advice="ikebana export without --int8" + (", or more photos" if too_few else ", or another network"),
         )
     progress.message(_compare_speed(float32_classifier, int8_classifier, splits["validation"][:BATCH_PHOTOS]))
@@ -73,7 +77,7 @@ def of(
         "validation_photos": len(photos),
         "accuracy_in_float32": before,
         "accuracy_in_int8": after,
-        "margin": MARGIN,
+        "margin": MAX_ACCURACY_LOSS,
         "top1_agreement": agreement,
         "network_bytes_in_float32": network.ByteSize(),
         "network_bytes_in_int8": quantised_network.ByteSize(),
@@ -81,17 +85,17 @@ def of(
     return quantised_network, figures
 
 
-def judging(validation: Sequence[Known]) -> list[Known]:
+def select_judging_photos(validation: Sequence[RunPhoto]) -> list[RunPhoto]:
     """Return the model-selection half of the validation photos.
 
     The other half stays reserved for calibration. If the half is too small to resolve the margin,
     all validation photos are returned.
     """
-    selection = [photo for photo in validation if photo.for_choices]
-    return selection if len(selection) >= ENOUGH else list(validation)
+    selection = [photo for photo in validation if photo.for_selection]
+    return selection if len(selection) >= MIN_JUDGING_PHOTOS else list(validation)
 
 
-def summary(figures: dict[str, Any]) -> str:
+def summarise(figures: dict[str, Any]) -> str:
     """Describe the sizes and accuracies in one sentence."""
     return (
         f"int8: {figures['network_bytes_in_float32'] / 1e6:.1f} MB became {figures['network_bytes_in_int8'] / 1e6:.1f}; "
@@ -103,9 +107,9 @@ def summary(figures: dict[str, Any]) -> str:
 class _CalibrationReader:
     """A reader that gives onnxruntime training photos as network input."""
 
-    def __init__(self, classifier: Classifier, photos: Sequence[Known], input_name: str):
-        batches = verification.shown(classifier, photos, "calibrate")
-        self.batches: Iterator[np.ndarray] = (batch.squares for batch in batches)
+    def __init__(self, classifier: Classifier, photos: Sequence[RunPhoto], input_name: str):
+        batches = verification.predict_batches(classifier, photos, "calibrate")
+        self.batches: Iterator[np.ndarray] = (batch.images for batch in batches)
         self.input_name = input_name
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -113,14 +117,14 @@ class _CalibrationReader:
         return None if images is None else {self.input_name: images.transpose(0, 3, 1, 2).astype(np.float32)}
 
 
-def _quantise(network: ModelProto, float32_classifier: Classifier, train: Sequence[Known]) -> ModelProto:
+def _quantise(network: ModelProto, float32_classifier: Classifier, train: Sequence[RunPhoto]) -> ModelProto:
     """Quantise convolutions and matrix products, with one scale per weight channel."""
     import onnx
 
     runtime.import_onnxruntime()
     from onnxruntime import quantization
 
-    photos = run_photos.spread(train, CALIBRATION_PHOTOS)
+    photos = run_photos.sample_evenly(train, CALIBRATION_PHOTOS)
     calibration = _CalibrationReader(float32_classifier, photos, network.graph.input[0].name)
     # The mean of the batches' ranges: one outlier photo does not coarsen all others.
     options = {"CalibMovingAverage": True}
@@ -184,23 +188,23 @@ def _strip_unused(network: ModelProto) -> ModelProto:
 
 
 def _compare_accuracy(
-    float32_classifier: Classifier, int8_classifier: Classifier, photos: Sequence[Known]
+    float32_classifier: Classifier, int8_classifier: Classifier, photos: Sequence[RunPhoto]
 ) -> tuple[float, float, float]:
     """Return float32 accuracy, int8 accuracy, and the share of equal predictions."""
     float32_correct = int8_correct = equal = 0
-    for batch in verification.shown(float32_classifier, photos, "try int8"):
+    for batch in verification.predict_batches(float32_classifier, photos, "try int8"):
         labels = np.array([photo.label for photo in batch.photos])
-        float32_classes = batch.said.argmax(1)
-        int8_classes = int8_classifier.forward(batch.squares).probabilities.argmax(1)
+        float32_classes = batch.probabilities.argmax(1)
+        int8_classes = int8_classifier.forward(batch.images).probabilities.argmax(1)
         float32_correct += int((float32_classes == labels).sum())
         int8_correct += int((int8_classes == labels).sum())
         equal += int((float32_classes == int8_classes).sum())
     return float32_correct / len(photos), int8_correct / len(photos), equal / len(photos)
 
 
-def _compare_speed(float32_classifier: Classifier, int8_classifier: Classifier, photos: Sequence[Known]) -> str:
+def _compare_speed(float32_classifier: Classifier, int8_classifier: Classifier, photos: Sequence[RunPhoto]) -> str:
     """Measure both on this machine; the file does not depend on the result."""
-    images = np.stack([float32_classifier.preprocess(run_photos.read(photo)) for photo in photos])
+    images = np.stack([float32_classifier.preprocess(run_photos.read_photo(photo)) for photo in photos])
     times: dict[Classifier, list[float]] = {float32_classifier: [], int8_classifier: []}
     for _ in range(SPEED_TEST_ROUNDS):
         for classifier, seconds in times.items():

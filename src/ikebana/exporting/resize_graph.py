@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 # onnxruntime since 1.14 and its web build support this opset.
-OPSET = 18
+ONNX_OPSET = 18
 # The version of the file format that belongs to the opset.
-IR_VERSION = 8
+ONNX_IR_VERSION = 8
 # Target pixels computed together.
 BLOCK_PIXELS = 16
 
 # Resizes one axis: lines uint8 or float [length, ...] to integer-valued float [side, ...].
 AXIS_FUNCTION = f"""
-<domain: "ikebana", opset_import: ["" : {OPSET}]>
+<domain: "ikebana", opset_import: ["" : {ONNX_OPSET}]>
 one_axis (lines, length, crop, side) => (resized)
 {{
     zero = Constant <value_int = 0> ()
@@ -209,7 +209,7 @@ front (uint8[N, H, W, 3] photos) => (float[N, 3, {image_size}, {image_size}] squ
 """
 
 
-def front(image_size: int, method: Resize) -> "ModelProto":
+def build_resize_graph(image_size: int, method: Resize) -> "ModelProto":
     """Build the graph before the network: decoded photos to network input.
 
     It maps `photos` uint8 [N, H, W, 3] to `squares` float [N, 3, image_size, image_size], 0 to 255.
@@ -218,7 +218,7 @@ def front(image_size: int, method: Resize) -> "ModelProto":
 
     first, second = ("shorter", "shorter") if method == "crop" else ("first_length", "second_length")
     text = RESIZE_GRAPH.format(
-        ir_version=IR_VERSION, opset=OPSET, image_size=image_size, first_crop=first, second_crop=second
+        ir_version=ONNX_IR_VERSION, opset=ONNX_OPSET, image_size=image_size, first_crop=first, second_crop=second
     )
     graph = inliner.inline_local_functions(parser.parse_model(text + AXIS_FUNCTION))
     # The functions are inlined: their domain is no longer used.

@@ -21,7 +21,7 @@ PATH_IN_ARCHIVE = re.compile(
 
 
 @dataclass(frozen=True)
-class Known:
+class RunPhoto:
     """A photo of a run."""
 
     path: str
@@ -30,10 +30,10 @@ class Known:
     # Class index.
     label: int
     # For a validation photo: whether it was used for model selection.
-    for_choices: bool
+    for_selection: bool
 
 
-def find(run: Run, photos: str | Path | None = None) -> dict[str, list[Known]]:
+def find_photos(run: Run, photos: str | Path | None = None) -> dict[str, list[RunPhoto]]:
     """List the photos of each split, sorted by path, without opening any.
 
     Args:
@@ -51,14 +51,14 @@ def find(run: Run, photos: str | Path | None = None) -> dict[str, list[Known]]:
         ) from None
     class_indices = {name: index for index, name in enumerate(run.classes)}
     present = set(dataset.photos["path"])
-    splits: dict[str, list[Known]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[RunPhoto]] = {split: [] for split in SPLITS}
     used = run.dataset.filter(pl.col("status") == STATUS_USED).sort("path")
     for split in SPLITS:
         in_split = used.filter(split=split)
         rows = in_split.select("path", "label", "sha256").iter_rows()
         for (path, label, digest), selected in zip(rows, get_selection_mask(in_split), strict=True):
             file = _locate(path, dataset, present)
-            splits[split].append(Known(path, file, digest, class_indices[label], bool(selected)))
+            splits[split].append(RunPhoto(path, file, digest, class_indices[label], bool(selected)))
     return splits
 
 
@@ -70,13 +70,13 @@ def _locate(path: str, dataset: Dataset, present: set[str]) -> Path:
     return dataset.root / in_archive["member"]
 
 
-def spread(photos: Sequence[Known], count: int) -> list[Known]:
+def sample_evenly(photos: Sequence[RunPhoto], count: int) -> list[RunPhoto]:
     """Pick `count` evenly spaced photos; the same ones each time."""
     indices = np.unique(np.linspace(0, len(photos) - 1, count).astype(int)) if photos else ()
     return [photos[index] for index in indices]
 
 
-def read(photo: Known) -> bytes:
+def read_photo(photo: RunPhoto) -> bytes:
     """Read a photo's bytes and verify that they are those of the run.
 
     Raises:

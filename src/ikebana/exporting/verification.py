@@ -17,7 +17,7 @@ import numpy as np
 from ikebana.data import decoding
 from ikebana.errors import ModelError, PhotosError
 from ikebana.exporting import run_photos
-from ikebana.exporting.run_photos import Known
+from ikebana.exporting.run_photos import RunPhoto
 from ikebana.inference.classifier import PREFETCH_BATCHES, BATCH_PHOTOS, Classifier, preprocess_ahead
 from ikebana.system import progress
 
@@ -30,7 +30,7 @@ Reference = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Seen:
+class PredictedBatch:
     """Some photos and the predictions of the model file.
 
     Args:
@@ -38,12 +38,12 @@ class Seen:
         said: float32 probabilities [photos, classes].
     """
 
-    photos: Sequence[Known]
-    squares: np.ndarray
-    said: np.ndarray
+    photos: Sequence[RunPhoto]
+    images: np.ndarray
+    probabilities: np.ndarray
 
 
-def shown(classifier: Classifier, photos: Sequence[Known], title: str) -> Iterator[Seen]:
+def predict_batches(classifier: Classifier, photos: Sequence[RunPhoto], title: str) -> Iterator[PredictedBatch]:
     """Predict photos from their bytes in batches, with a progress bar.
 
     Raises:
@@ -54,12 +54,12 @@ def shown(classifier: Classifier, photos: Sequence[Known], title: str) -> Iterat
     with progress.stage(title, len(photos)) as bar:
         while chunk := list(islice(remaining, BATCH_PHOTOS)):
             images = np.stack([_require_image(result) for result in islice(preprocessed, len(chunk))])
-            yield Seen(chunk, images, classifier.forward(images).probabilities)
+            yield PredictedBatch(chunk, images, classifier.forward(images).probabilities)
             bar.advance(len(chunk))
 
 
-def _preprocess(classifier: Classifier, photo: Known) -> np.ndarray:
-    return classifier.preprocess(run_photos.read(photo))
+def _preprocess(classifier: Classifier, photo: RunPhoto) -> np.ndarray:
+    return classifier.preprocess(run_photos.read_photo(photo))
 
 
 def _require_image(result: tuple[str, np.ndarray | str]) -> np.ndarray:
@@ -73,8 +73,8 @@ def _require_image(result: tuple[str, np.ndarray | str]) -> np.ndarray:
     return image
 
 
-def checked(
-    classifier: Classifier, reference: Reference, photos: Sequence[Known], scored: Mapping[str, int] | None
+def check_agreement(
+    classifier: Classifier, reference: Reference, photos: Sequence[RunPhoto], scored: Mapping[str, int] | None
 ) -> dict[str, Any]:
     """Compare the model file with torch on every test photo, from its bytes.
 
@@ -87,10 +87,10 @@ def checked(
         ModelError: they disagree; it names the first such photo.
     """
     differences, ties, correct = [], 0, 0
-    for batch in shown(classifier, photos, "check the file"):
-        expected = reference(batch.squares)
-        distances = np.abs(batch.said - expected).max(1)
-        for photo, actual, wanted, distance in zip(batch.photos, batch.said, expected, distances, strict=True):
+    for batch in predict_batches(classifier, photos, "check the file"):
+        expected = reference(batch.images)
+        distances = np.abs(batch.probabilities - expected).max(1)
+        for photo, actual, wanted, distance in zip(batch.photos, batch.probabilities, expected, distances, strict=True):
             best = int(actual.argmax())
             if distance > MAX_PROBABILITY_DIFFERENCE or not _is_top_class(wanted, best):
                 says = f"says {_describe(wanted, classifier)}: a probability differs by {distance:.4f}"
@@ -124,7 +124,7 @@ def _describe(probabilities: np.ndarray, classifier: Classifier) -> str:
     return f"{classifier.classes[int(probabilities.argmax())]} {probabilities.max():.3f}"
 
 
-def _disagreement(photo: Known, file: str, says: str) -> ModelError:
+def _disagreement(photo: RunPhoto, file: str, says: str) -> ModelError:
     return ModelError(
         f"the file would say {file} where the run's network {says}",
         where=photo.path,
@@ -132,16 +132,16 @@ def _disagreement(photo: Known, file: str, says: str) -> ModelError:
     )
 
 
-def plain(classifier: Classifier, photos: Sequence[Known]) -> dict[str, Any]:
+def compare_graph_resize(classifier: Classifier, photos: Sequence[RunPhoto]) -> dict[str, Any]:
     """Measure the effect of resizing inside the graph, as programs without ikebana do.
 
     Results are equal for photos that ikebana decodes at full size. For large JPEGs ikebana's own
     decoder skips detail, so they differ.
     """
-    chosen = run_photos.spread(photos, GRAPH_RESIZE_PHOTOS)
+    chosen = run_photos.sample_evenly(photos, GRAPH_RESIZE_PHOTOS)
     differences, equal = [], 0
     for photo in chosen:
-        data = run_photos.read(photo)
+        data = run_photos.read_photo(photo)
         by_graph = classifier.forward(decoding.decode_full_size(data)[None]).probabilities[0]
         by_ikebana = classifier.forward(classifier.preprocess(data)[None]).probabilities[0]
         differences.append(float(np.abs(by_graph - by_ikebana).max()))

@@ -20,17 +20,17 @@ from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_directory, discard
 
 # MIT licence.
-RUNTIME = "onnxruntime-web"
-VERSION = "1.30.0"
+RUNTIME_PACKAGE = "onnxruntime-web"
+RUNTIME_VERSION = "1.30.0"
 # All files that the WebAssembly backend needs.
-SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+RUNTIME_SCRIPT, RUNTIME_WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 # Subresource integrity of these files in the npm package; browsers check it too.
-INTEGRITY = {
-    SCRIPT: "sha384-PLWz+nHEVHpjwBsO0YVdvQj6n5814Iv8E3b8FG0Rp/uIAtjFMCKOpP66iPzedrIG",
-    WASM: "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM",
+RUNTIME_INTEGRITY = {
+    RUNTIME_SCRIPT: "sha384-PLWz+nHEVHpjwBsO0YVdvQj6n5814Iv8E3b8FG0Rp/uIAtjFMCKOpP66iPzedrIG",
+    RUNTIME_WASM: "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM",
 }
 # Where browsers load the runtime from if it cannot be copied into the folder.
-ELSEWHERE = f"https://cdn.jsdelivr.net/npm/{RUNTIME}@{VERSION}/dist/"
+RUNTIME_CDN_URL = f"https://cdn.jsdelivr.net/npm/{RUNTIME_PACKAGE}@{RUNTIME_VERSION}/dist/"
 NPM_TIMEOUT_SECONDS = 180
 # Errors of npm, of a damaged package, and of a cache that cannot be written.
 FETCH_ERRORS = (OSError, subprocess.SubprocessError, tarfile.TarError, KeyError, ValueError, MachineError)
@@ -58,37 +58,43 @@ def build_index() -> str:
 
 def add_runtime(folder: Path) -> dict[str, Any]:
     """Copy onnxruntime into the folder, or refer to a CDN whose bytes browsers verify."""
-    cached, place = kept_runtime(), ELSEWHERE
+    cached, place = fetch_runtime(), RUNTIME_CDN_URL
     if cached is None:
         progress.message(
-            f"npm cannot give {RUNTIME} {VERSION} now, so the page will load it from {ELSEWHERE.split('/')[2]}; photos stay"
+            f"npm cannot give {RUNTIME_PACKAGE} {RUNTIME_VERSION} now, so the page will load it from {RUNTIME_CDN_URL.split('/')[2]}; photos stay"
         )
     else:
         place = "onnxruntime/"
         shutil.copytree(cached, folder / place)
-    return {"place": place, "script": SCRIPT, "wasm": WASM, "integrity": INTEGRITY, "version": VERSION}
+    return {
+        "place": place,
+        "script": RUNTIME_SCRIPT,
+        "wasm": RUNTIME_WASM,
+        "integrity": RUNTIME_INTEGRITY,
+        "version": RUNTIME_VERSION,
+    }
 
 
-def kept_runtime() -> Path | None:
+def fetch_runtime() -> Path | None:
     """Return the cached onnxruntime files, fetched by npm if missing; None if unavailable."""
-    cached = cache_folder() / RUNTIME / VERSION
+    cached = cache_folder() / RUNTIME_PACKAGE / RUNTIME_VERSION
     if _are_intact(cached):
         return cached
     npm = shutil.which("npm")
     if npm is None:
         return None
-    progress.message(f"fetch {RUNTIME} {VERSION} with npm")
+    progress.message(f"fetch {RUNTIME_PACKAGE} {RUNTIME_VERSION} with npm")
     try:
         with tempfile.TemporaryDirectory() as scratch:
             # The destination is explicit, since a user's own .npmrc may name another one.
-            command = [npm, "pack", "--silent", "--pack-destination", ".", f"{RUNTIME}@{VERSION}"]
+            command = [npm, "pack", "--silent", "--pack-destination", ".", f"{RUNTIME_PACKAGE}@{RUNTIME_VERSION}"]
             subprocess.run(command, cwd=scratch, capture_output=True, check=True, timeout=NPM_TIMEOUT_SECONDS)
             packages = list(Path(scratch).glob("*.tgz"))
             if len(packages) != 1:
                 raise ValueError(f"npm pack made {len(packages)} packages")
             _add_to_cache(packages[0], cached)
     except FETCH_ERRORS as error:
-        progress.message(f"{RUNTIME} could not be had: {error}")
+        progress.message(f"{RUNTIME_PACKAGE} could not be had: {error}")
     return cached if _are_intact(cached) else None
 
 
@@ -101,12 +107,12 @@ def _add_to_cache(package: Path, cached: Path) -> None:
 
 
 def _are_intact(folder: Path) -> bool:
-    return all(_is_intact(folder / name) for name in INTEGRITY)
+    return all(_is_intact(folder / name) for name in RUNTIME_INTEGRITY)
 
 
 def _unpack(package: Path, folder: Path) -> None:
     with tarfile.open(package) as archive:
-        for name in INTEGRITY:
+        for name in RUNTIME_INTEGRITY:
             member = archive.extractfile(f"package/dist/{name}")
             if member is not None:
                 (folder / name).write_bytes(member.read())
@@ -117,4 +123,4 @@ def _is_intact(file: Path) -> bool:
     if not file.is_file():
         return False
     digest = base64.b64encode(hashlib.sha384(file.read_bytes()).digest()).decode()
-    return INTEGRITY[file.name] == f"sha384-{digest}"
+    return RUNTIME_INTEGRITY[file.name] == f"sha384-{digest}"
