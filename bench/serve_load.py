@@ -25,7 +25,7 @@ from pathlib import Path
 
 from machine import header
 
-from ikebana.serving.limits import MEGA, Limits
+from ikebana.serving.limits import BYTES_PER_MEGABYTE, Limits
 
 BARE = """
 import io, sys, timm, torch, uvicorn
@@ -136,14 +136,14 @@ async def _cut_off(writer: asyncio.StreamWriter, shot: Ammunition, dice: random.
 async def _oversized(writer: asyncio.StreamWriter, _: Ammunition, dice: random.Random) -> None:
     """More than the limit, half of the time without saying so beforehand."""
     if dice.random() < 0.5:
-        writer.write(head(200 * MEGA, b"image/jpeg") + b"x" * MEGA)
+        writer.write(head(200 * BYTES_PER_MEGABYTE, b"image/jpeg") + b"x" * BYTES_PER_MEGABYTE)
         await writer.drain()
         return
     writer.write(
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     )
     for _megabyte in range(Limits().megabytes + 8):
-        writer.write(b"%x\r\n" % MEGA + b"x" * MEGA + b"\r\n")
+        writer.write(b"%x\r\n" % BYTES_PER_MEGABYTE + b"x" * BYTES_PER_MEGABYTE + b"\r\n")
         await writer.drain()
 
 

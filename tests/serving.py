@@ -19,7 +19,7 @@ from ikebana.data import decoding
 from ikebana.inference import prediction
 from ikebana.serving import connections, server
 from ikebana.serving.limits import Limits
-from ikebana.serving.prediction_queue import Desk
+from ikebana.serving.prediction_queue import PredictionQueue
 
 PATIENCE = 20  # seconds: a shared machine may hold up anything
 
@@ -64,7 +64,7 @@ class Running:
     """A server, and ways to ask it."""
 
     url: str
-    desk: Desk
+    desk: PredictionQueue
     colours: Colours
     client: httpx.Client
     thread: threading.Thread
@@ -103,16 +103,16 @@ def running(classifier=None, token: str | None = None, **limits) -> Iterator[Run
     bounds, colours = Limits(**limits), Colours()
     colours.gate.set()
     service = server.build(classifier or colours, bounds, token)
-    listener = connections.bound("127.0.0.1", 0)
-    url = connections.address(listener)
-    run = threading.Thread(target=connections.run, args=(service.app, service.desk, bounds, listener))
+    listener = connections.bind_socket("127.0.0.1", 0)
+    url = connections.build_url(listener)
+    run = threading.Thread(target=connections.run, args=(service.app, service.queue, bounds, listener))
     run.start()
     try:
         with httpx.Client(base_url=url, timeout=PATIENCE) as client, ThreadPoolExecutor(32) as pool:
-            yield Running(url, service.desk, colours, client, run, pool)
+            yield Running(url, service.queue, colours, client, run, pool)
     finally:
         colours.gate.set()
-        service.desk.close()
+        service.queue.close()
         run.join(PATIENCE)
         listener.close()
         assert not run.is_alive()

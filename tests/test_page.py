@@ -136,7 +136,7 @@ def test_while_the_server_is_busy_the_page_waits_and_comes_again(visit):
         page.wait_for_selector("body[data-ready]")
         served.colours.gate.clear()
         first = served.soon()
-        served.until(lambda: served.desk.waiting == 1)
+        served.until(lambda: served.desk.waiting_photos == 1)
         page.set_input_files("#choose", [{"name": "a.png", "mimeType": "image/png", "buffer": RED}])
         page.wait_for_selector("text=The server is busy")
         served.colours.gate.set()

@@ -166,7 +166,7 @@ def test_a_token_that_no_header_can_hold_is_refused_at_the_start(token, paper_mo
 
 def test_a_port_that_is_taken_is_refused_with_advice(served):
     with pytest.raises(MachineError, match="cannot listen") as refusal:
-        connections.bound("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
+        connections.bind_socket("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
     assert "--port" in (refusal.value.advice or "")
 
 
@@ -179,7 +179,7 @@ def test_a_port_that_is_taken_is_refused_with_advice(served):
 )  # fmt: skip
 def test_where_the_server_cannot_listen_is_told_from_why(host, port, words, advice):
     with pytest.raises(MachineError, match=words) as refusal:
-        connections.bound(host, port)
+        connections.bind_socket(host, port)
     assert advice in (refusal.value.advice or "")
     assert "bind" not in str(refusal.value)
 

@@ -35,7 +35,7 @@ def test_too_many_bytes_are_refused_whether_or_not_they_are_declared():
         refused(served.client.post("/predict", content=iter([large[: 2**19]] * 6)), 413, "larger than 1 MB")
         refused(served.form(large), 413, "larger than 1 MB")
         assert served.post(RED).status_code == 200
-        assert served.desk.held == 0
+        assert served.desk.held_bytes == 0
 
 
 def test_too_many_photos_in_one_request_are_refused():
@@ -54,13 +54,13 @@ def test_beyond_the_queues_length_photos_are_sent_away_until_there_is_room():
     with running(waiting=2) as served:
         served.colours.gate.clear()
         accepted = [served.soon(), served.soon()]
-        served.until(lambda: served.desk.waiting == 2)
+        served.until(lambda: served.desk.waiting_photos == 2)
         response = served.post()
         refused(response, 503, "queue is full")
         assert int(response.headers["Retry-After"]) >= 1
         served.colours.gate.set()
         assert [each.result().status_code for each in accepted] == [200, 200]
-        served.until(lambda: served.desk.waiting == 0)
+        served.until(lambda: served.desk.waiting_photos == 0)
         assert served.post().status_code == 200
 
 
@@ -177,7 +177,7 @@ def test_told_to_stop_it_finishes_what_it_accepted_and_takes_no_more():
     with running() as served:
         served.colours.gate.clear()
         accepted = served.soon()
-        served.until(lambda: served.desk.waiting == 1)
+        served.until(lambda: served.desk.waiting_photos == 1)
         served.desk.close()
         time.sleep(0.5)  # the server looks at its desk every tenth of a second
         refused(served.post(), 503, "shutting down")
@@ -195,7 +195,7 @@ def test_told_to_stop_it_does_not_wait_for_ever():
     with running(grace_seconds=0.2) as served:
         served.colours.gate.clear()
         accepted = served.soon()
-        served.until(lambda: served.desk.waiting == 1)
+        served.until(lambda: served.desk.waiting_photos == 1)
         served.desk.close()
         served.thread.join(20)
         assert not served.thread.is_alive()

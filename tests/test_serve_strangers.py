@@ -22,7 +22,7 @@ def served():
 @pytest.fixture
 def named(monkeypatch):
     """A server that has names of its own."""
-    monkeypatch.setattr(server, "build", partial(server.build, names=NAMES))
+    monkeypatch.setattr(server, "build", partial(server.build, allowed_hosts=NAMES))
     with running() as one:
         yield one
 
@@ -80,9 +80,9 @@ def test_names_matter_at_a_loopback_address_without_a_token(host, token, guarded
 
 
 def test_the_name_that_the_server_was_given_is_one_of_its_own():
-    listener = connections.bound("localhost", 0)
+    listener = connections.bind_socket("localhost", 0)
     try:
-        assert "my-machine" in (connections.names(listener, "My-Machine") or ())
+        assert "my-machine" in (connections.get_allowed_hosts(listener, "My-Machine") or ())
     finally:
         listener.close()
 

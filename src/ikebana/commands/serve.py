@@ -34,14 +34,14 @@ def serve(
     if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
         raise RecipeError("this token cannot be sent in a header", advice="letters and digits, 32 say")
     loaded = classifier.load(file)
-    listener = connections.bound(host, port)
-    allowed_hosts = connections.names(listener, host)
+    listener = connections.bind_socket(host, port)
+    allowed_hosts = connections.get_allowed_hosts(listener, host)
     service = build(loaded, limits, token, None if token else allowed_hosts)
     progress.message(f"{Path(file).name}: {', '.join(loaded.classes)}")
     progress.message("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
     if allowed_hosts is None and not token:
         progress.message("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
-    url = connections.address(listener)
+    url = connections.build_url(listener)
     progress.event("serving", url=url)
     progress.result(url)
-    connections.run(service.app, service.desk, limits, listener)
+    connections.run(service.app, service.queue, limits, listener)

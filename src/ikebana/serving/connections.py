@@ -20,14 +20,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ikebana.errors import MachineError
 from ikebana.serving.limits import Limits
-from ikebana.serving.prediction_queue import Desk
+from ikebana.serving.prediction_queue import PredictionQueue
 
 MAX_PORT = 65535
 # Time to send the last responses after all other work is done.
 FLUSH_SECONDS = 5
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """Create a listening socket.
 
     Args:
@@ -60,14 +60,14 @@ def bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def address(listener: socket.socket) -> str:
+def build_url(listener: socket.socket) -> str:
     """Build the URL for a browser."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, str(host))
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def names(listener: socket.socket, host: str) -> frozenset[str] | None:
+def get_allowed_hosts(listener: socket.socket, host: str) -> frozenset[str] | None:
     """Get the `Host` names that the server accepts; None for any.
 
     Only a loopback server restricts them; clients on other machines may use any name.
@@ -86,7 +86,7 @@ def names(listener: socket.socket, host: str) -> frozenset[str] | None:
 class Server(uvicorn.Server):
     """A server that stops after all accepted requests, or at once on a second Ctrl-C."""
 
-    def __init__(self, app: Any, queue: Desk, limits: Limits):
+    def __init__(self, app: Any, queue: PredictionQueue, limits: Limits):
         self.queue = queue
         super().__init__(
             uvicorn.Config(
@@ -107,13 +107,13 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Handle SIGTERM or Ctrl-C."""
-        if self.queue.closing:
+        if self.queue.is_closing:
             logging.getLogger("uvicorn.error").addFilter(_is_unexpected)
             self.should_exit = self.force_exit = True
         self.queue.close()
 
     async def on_tick(self, counter: int) -> bool:
-        if self.queue.closing and (self.queue.idle or self.queue.late):
+        if self.queue.is_closing and (self.queue.is_idle or self.queue.is_grace_over):
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -220,7 +220,7 @@ class TimeoutProtocol(H11Protocol):
             self.abort_timer = self.loop.call_later(self.bounds.silence_seconds, self.transport.abort)
 
 
-def run(app: Any, queue: Desk, limits: Limits, listener: socket.socket) -> None:
+def run(app: Any, queue: PredictionQueue, limits: Limits, listener: socket.socket) -> None:
     """Serve requests on this socket until a signal to stop.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ikebana.errors import RecipeError
 
-MEGA = 2**20
+BYTES_PER_MEGABYTE = 2**20
 
 
 def limit_field(default: float, explanation: str) -> Any:
@@ -52,12 +52,18 @@ class Refusal(Exception):
     """
 
     def __init__(
-        self, status: int, what: str, advice: str = "", *, again: int | None = None, kind: dict[str, str] | None = None
+        self,
+        status: int,
+        what: str,
+        advice: str = "",
+        *,
+        retry_after: int | None = None,
+        headers: dict[str, str] | None = None,
     ):
         super().__init__(what)
         self.status, self.what, self.advice = status, what, advice
-        self.headers = {**(kind or {}), **({"Retry-After": str(again)} if again is not None else {})}
+        self.headers = {**(headers or {}), **({"Retry-After": str(retry_after)} if retry_after is not None else {})}
 
 
-class Gone(Exception):
+class ClientDisconnected(Exception):
     """The client has disconnected, so a response cannot reach it."""

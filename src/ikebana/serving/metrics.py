@@ -29,24 +29,28 @@ class Metrics:
             ("outcome", "label"),
             registry=registry,
         )
-        self.received = Counter("ikebana_received_bytes", "Bytes of uploads.", registry=registry)
-        self.request = Histogram(
+        self.received_bytes = Counter("ikebana_received_bytes", "Bytes of uploads.", registry=registry)
+        self.predict_seconds = Histogram(
             "ikebana_predict_seconds", "From request to answer.", buckets=SECONDS_BUCKETS, registry=registry
         )
-        self.decode = Histogram(
+        self.decode_seconds = Histogram(
             "ikebana_decode_seconds", "To open a photo.", buckets=SECONDS_BUCKETS, registry=registry
         )
-        self.network = Histogram(
+        self.network_seconds = Histogram(
             "ikebana_network_seconds", "To look at a batch.", buckets=SECONDS_BUCKETS, registry=registry
         )
-        self.batch = Histogram("ikebana_batch_photos", "Photos in a batch.", buckets=BATCH_BUCKETS, registry=registry)
-        self.waiting = Gauge("ikebana_waiting_photos", "Photos accepted and not answered yet.", registry=registry)
-        self.held = Gauge("ikebana_held_bytes", "Bytes of uploads in memory.", registry=registry)
-        self.open = Gauge("ikebana_open_requests", "Uploads being received or answered.", registry=registry)
+        self.batch_photos = Histogram(
+            "ikebana_batch_photos", "Photos in a batch.", buckets=BATCH_BUCKETS, registry=registry
+        )
+        self.waiting_photos = Gauge(
+            "ikebana_waiting_photos", "Photos accepted and not answered yet.", registry=registry
+        )
+        self.held_bytes = Gauge("ikebana_held_bytes", "Bytes of uploads in memory.", registry=registry)
+        self.open_requests = Gauge("ikebana_open_requests", "Uploads being received or answered.", registry=registry)
         info = Gauge("ikebana_info", "Always 1; its label says the version.", ("version",), registry=registry)
         info.labels(importlib.metadata.version("ikebana")).set(1)
 
-    def answered(self, outcome: str, label: str = "") -> None:
+    def count_photo(self, outcome: str, label: str = "") -> None:
         """Count one answered photo.
 
         Args:
@@ -55,6 +59,6 @@ class Metrics:
         """
         self.photos.labels(outcome, label).inc()
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         """Render all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -38,7 +38,7 @@ CLOSE_CONNECTION = (b"connection", b"close")
 ANY_HOST_PATHS = ("/healthz", "/readyz")
 
 
-class Door:
+class SecurityMiddleware:
     """Wraps the application; counts requests and completes responses.
 
     Args:
@@ -64,7 +64,7 @@ class Door:
         finally:
             self.metrics.requests.labels(path, str(exchange.status)).inc()
             if path == "/predict":
-                self.metrics.request.observe(time.perf_counter() - start)
+                self.metrics.predict_seconds.observe(time.perf_counter() - start)
 
     def _is_allowed_host(self, scope: MutableMapping[str, Any]) -> bool:
         host = dict(scope["headers"]).get(b"host")  # browsers always send it

@@ -21,7 +21,7 @@ from ikebana.errors import UnreadablePhoto
 from ikebana.inference.page_files import ClassifierDescription
 from ikebana.inference.prediction import NOT_SURE
 from ikebana.inference.sorting import UNUSABLE
-from ikebana.serving.limits import MEGA, Limits, Refusal
+from ikebana.serving.limits import BYTES_PER_MEGABYTE, Limits, Refusal
 from ikebana.serving.metrics import Metrics
 from ikebana.serving.uploads import Upload
 
@@ -51,19 +51,19 @@ class PredictionLike(Protocol):
 class Classifier(ClassifierDescription, Protocol):
     """The part of the exported Classifier that the server needs; threads may share one."""
 
-    def opened(self, photo: bytes, /) -> np.ndarray:
+    def preprocess(self, photo: bytes, /) -> np.ndarray:
         """Decode a photo to uint8 [image_size, image_size, 3]."""
         ...
 
-    def look(self, photos: np.ndarray, /) -> Any:
+    def forward(self, photos: np.ndarray, /) -> Any:
         """Run uint8 [photos, image_size, image_size, 3] → `.probabilities` [photos, classes]."""
         ...
 
-    def said(self, probabilities: np.ndarray, /) -> PredictionLike: ...
+    def to_prediction(self, probabilities: np.ndarray, /) -> PredictionLike: ...
 
 
 @dataclass
-class Answer:
+class PhotoPrediction:
     """The predicted class of a photo and its confidence, or why there is none."""
 
     # The file's name in the upload.
@@ -84,23 +84,23 @@ class Answer:
         return NOT_SURE if self.probabilities else UNUSABLE
 
 
-class Visit:
+class QueuedRequest:
     """One request and the memory that its upload takes."""
 
-    def __init__(self, queue: "Desk"):
+    def __init__(self, queue: "PredictionQueue"):
         self.queue, self.size = queue, 0
 
-    def hold(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Count further bytes that are now in memory.
 
         Raises:
             Refusal: 503, all requests together take too much memory.
         """
-        if self.queue.held + size > self.queue.limits.held_megabytes * MEGA:
+        if self.queue.held_bytes + size > self.queue.limits.held_megabytes * BYTES_PER_MEGABYTE:
             raise self.queue.make_busy_refusal("too many uploads at once")
         self.size += size
-        self.queue.held += size
-        self.queue.metrics.received.inc(size)
+        self.queue.held_bytes += size
+        self.queue.metrics.received_bytes.inc(size)
 
 
 @dataclass
@@ -111,7 +111,7 @@ class _DecodedPhoto:
     probabilities: "asyncio.Future[np.ndarray]"
 
 
-class Desk:
+class PredictionQueue:
     """Accepts photos up to the limits and predicts each.
 
     All methods run on one event loop; decoding and the network have their own threads.
@@ -121,27 +121,27 @@ class Desk:
         self.classifier, self.limits, self.metrics = classifier, limits, metrics
         self.decode_executor = ThreadPoolExecutor(decoding_module.count_threads(), "decode")
         self.network_executor = ThreadPoolExecutor(1, "network")
-        self.ready: deque[_DecodedPhoto] = deque()
+        self.ready_photos: deque[_DecodedPhoto] = deque()
         self.has_ready = asyncio.Event()
-        self.waiting = self.held = self.visits = 0
+        self.waiting_photos = self.held_bytes = self.open_requests = 0
         self.seconds_per_photo = INITIAL_SECONDS_PER_PHOTO
         # When close() was called, by time.monotonic.
         self.closed_at: float | None = None
-        metrics.waiting.set_function(lambda: self.waiting)
-        metrics.held.set_function(lambda: self.held)
-        metrics.open.set_function(lambda: self.visits)
+        metrics.waiting_photos.set_function(lambda: self.waiting_photos)
+        metrics.held_bytes.set_function(lambda: self.held_bytes)
+        metrics.open_requests.set_function(lambda: self.open_requests)
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether every accepted request is answered."""
-        return not self.visits
+        return not self.open_requests
 
     @property
-    def closing(self) -> bool:
+    def is_closing(self) -> bool:
         return self.closed_at is not None
 
     @property
-    def late(self) -> bool:
+    def is_grace_over(self) -> bool:
         """Whether the time to finish accepted requests is over."""
         return self.closed_at is not None and time.monotonic() > self.closed_at + self.limits.grace_seconds
 
@@ -152,39 +152,41 @@ class Desk:
 
     def make_busy_refusal(self, what: str) -> Refusal:
         """Make a 503 whose `Retry-After` is the estimated time for the waiting photos."""
-        seconds = min(max(math.ceil(self.waiting * self.seconds_per_photo), 1), MAX_RETRY_AFTER_SECONDS)
-        return Refusal(503, what, f"the same once more in {seconds} s", again=seconds)
+        seconds = min(max(math.ceil(self.waiting_photos * self.seconds_per_photo), 1), MAX_RETRY_AFTER_SECONDS)
+        return Refusal(503, what, f"the same once more in {seconds} s", retry_after=seconds)
 
     @contextmanager
-    def visit(self) -> Iterator[Visit]:
+    def admit_request(self) -> Iterator[QueuedRequest]:
         """Admit a request and release its memory at the end.
 
         Raises:
             Refusal: 503, the server is shutting down or the queue is full.
         """
-        if self.closing:
-            raise Refusal(503, "the server is shutting down", "another server, or later", again=MAX_RETRY_AFTER_SECONDS)
+        if self.is_closing:
+            raise Refusal(
+                503, "the server is shutting down", "another server, or later", retry_after=MAX_RETRY_AFTER_SECONDS
+            )
         self._require_capacity(1)
-        request = Visit(self)
-        self.visits += 1
+        request = QueuedRequest(self)
+        self.open_requests += 1
         try:
             yield request
         finally:
-            self.visits -= 1
-            self.held -= request.size
+            self.open_requests -= 1
+            self.held_bytes -= request.size
 
     def _require_capacity(self, photos: int) -> None:
-        if self.waiting and self.waiting + photos > self.limits.waiting:
+        if self.waiting_photos and self.waiting_photos + photos > self.limits.waiting:
             raise self.make_busy_refusal("the queue is full")
 
-    async def answers(self, uploads: Sequence[Upload]) -> list[Answer]:
+    async def predict(self, uploads: Sequence[Upload]) -> list[PhotoPrediction]:
         """Predict each photo, in order.
 
         Raises:
             Refusal: 503, the queue is full or the time is over; 422, one photo decodes too slowly.
         """
         self._require_capacity(len(uploads))
-        self.waiting += len(uploads)
+        self.waiting_photos += len(uploads)
         jobs = [_Job(upload, self) for upload in uploads]
         tasks = [asyncio.ensure_future(job.run()) for job in jobs]
         try:
@@ -198,20 +200,20 @@ class Desk:
             for task in tasks:
                 task.cancel()
         for prediction in predictions:
-            self.metrics.answered(prediction.outcome, prediction.label or "")
+            self.metrics.count_photo(prediction.outcome, prediction.label or "")
         return predictions
 
     def release_photo(self) -> None:
         """Count a photo that no longer needs a thread or memory."""
-        self.waiting -= 1
+        self.waiting_photos -= 1
 
     async def _run_batches(self) -> None:
         """Classify decoded photos in batches until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self.has_ready.wait()
-            batch = [self.ready.popleft() for _ in range(min(len(self.ready), MAX_BATCH_PHOTOS))]
-            if not self.ready:
+            batch = [self.ready_photos.popleft() for _ in range(min(len(self.ready_photos), MAX_BATCH_PHOTOS))]
+            if not self.ready_photos:
                 self.has_ready.clear()
             # Requests that ended have cancelled the futures of their photos.
             batch = [photo for photo in batch if not photo.probabilities.done()]
@@ -228,15 +230,15 @@ class Desk:
 
     def _forward(self, images: list[np.ndarray]) -> np.ndarray:
         start = time.perf_counter()
-        probabilities = self.classifier.look(np.stack(images)).probabilities
+        probabilities = self.classifier.forward(np.stack(images)).probabilities
         seconds = time.perf_counter() - start
         self.seconds_per_photo += LAST_BATCH_WEIGHT * (seconds / len(images) - self.seconds_per_photo)
-        self.metrics.network.observe(seconds)
-        self.metrics.batch.observe(len(images))
+        self.metrics.network_seconds.observe(seconds)
+        self.metrics.batch_photos.observe(len(images))
         return probabilities
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncIterator[None]:
+    async def run_workers(self) -> AsyncIterator[None]:
         """Classify photos within this block, and release the threads at its end."""
         worker = asyncio.create_task(self._run_batches())
         try:
@@ -257,7 +259,7 @@ def _resolve(batch: list[_DecodedPhoto], set_outcome: Callable[[_DecodedPhoto, i
 class _Job:
     """The prediction of one photo of a request."""
 
-    def __init__(self, upload: Upload, queue: Desk):
+    def __init__(self, upload: Upload, queue: PredictionQueue):
         self.upload, self.queue = upload, queue
         self.decode_start: float | None = None
 
@@ -269,18 +271,20 @@ class _Job:
             and time.perf_counter() - self.decode_start > self.queue.limits.answer_seconds / 2
         )
 
-    async def run(self) -> Answer:
+    async def run(self) -> PhotoPrediction:
         queue, loop = self.queue, asyncio.get_running_loop()
         decoding: Future[np.ndarray] = queue.decode_executor.submit(self._decode)
         try:
             image = await asyncio.wrap_future(decoding)
             probabilities = loop.create_future()
-            queue.ready.append(_DecodedPhoto(image, probabilities))
+            queue.ready_photos.append(_DecodedPhoto(image, probabilities))
             queue.has_ready.set()
-            result = queue.classifier.said(await probabilities)
-            return Answer(self.upload.name, result.label, result.confidence, dict(result.probabilities), result.status)
+            result = queue.classifier.to_prediction(await probabilities)
+            return PhotoPrediction(
+                self.upload.name, result.label, result.confidence, dict(result.probabilities), result.status
+            )
         except UnreadablePhoto as error:
-            return Answer(self.upload.name, None, 0.0, {}, error.what)
+            return PhotoPrediction(self.upload.name, None, 0.0, {}, error.what)
         finally:
             # Threads cannot be cancelled: the photo counts as waiting until its decoding ends.
             decoding.add_done_callback(lambda _: _call_in_loop(loop, queue.release_photo))
@@ -293,9 +297,9 @@ class _Job:
             if size is not None and size[0] * size[1] > self.queue.limits.megapixels * 1_000_000:
                 what = f"too large: {size[0]} x {size[1]} is {size[0] * size[1] / 1e6:,.0f} megapixels"
                 raise UnreadablePhoto(f"{what}, and the limit here is {self.queue.limits.megapixels}")
-            return self.queue.classifier.opened(data)
+            return self.queue.classifier.preprocess(data)
         finally:
-            self.queue.metrics.decode.observe(time.perf_counter() - self.decode_start)
+            self.queue.metrics.decode_seconds.observe(time.perf_counter() - self.decode_start)
             self.decode_start = None
 
 

@@ -15,11 +15,11 @@ from starlette.exceptions import HTTPException
 from ikebana.inference import page_files
 from ikebana.inference.page_files import ClassifierSummary
 from ikebana.inference.sorting import UNUSABLE
-from ikebana.serving.limits import Gone, Limits, Refusal
+from ikebana.serving.limits import ClientDisconnected, Limits, Refusal
 from ikebana.serving.metrics import CONTENT_TYPE_LATEST, Metrics
-from ikebana.serving.middleware import Door
-from ikebana.serving.prediction_queue import Answer, Classifier, Desk
-from ikebana.serving.uploads import received
+from ikebana.serving.middleware import SecurityMiddleware
+from ikebana.serving.prediction_queue import PhotoPrediction, Classifier, PredictionQueue
+from ikebana.serving.uploads import read_uploads
 
 # Counts requests of clients that disconnected, as nginx does; no client reads it.
 CLIENT_CLOSED_REQUEST = 499
@@ -51,14 +51,14 @@ PREDICT_OPENAPI = {
 
 
 @dataclass
-class Answers:
+class PredictResponse:
     """One prediction per photo, in the order of the upload."""
 
-    predictions: list[Answer]
+    predictions: list[PhotoPrediction]
 
 
 @dataclass
-class Problem:
+class ErrorResponse:
     """What is wrong with a request, and what to try."""
 
     error: str
@@ -66,14 +66,14 @@ class Problem:
 
 
 @dataclass
-class Unusable(Problem):
+class UnusablePhotosResponse(ErrorResponse):
     """None of the photos is usable."""
 
-    predictions: list[Answer]
+    predictions: list[PhotoPrediction]
 
 
 @dataclass
-class Accepted:
+class UploadLimits:
     """The limits of one upload."""
 
     bytes: int
@@ -82,14 +82,14 @@ class Accepted:
 
 
 @dataclass(frozen=True)
-class Classes(ClassifierSummary):
+class ClassesResponse(ClassifierSummary):
     """The classes, the accuracy of the classifier, and the limits of an upload."""
 
-    limits: Accepted
+    limits: UploadLimits
 
 
 @dataclass
-class State:
+class StateResponse:
     """The state of the server."""
 
     state: str
@@ -99,12 +99,12 @@ class State:
 class Service:
     """The application and its queue."""
 
-    app: Door
-    desk: Desk
+    app: SecurityMiddleware
+    queue: PredictionQueue
 
 
 def build(
-    classifier: Classifier, limits: Limits, token: str | None = None, names: Collection[str] | None = None
+    classifier: Classifier, limits: Limits, token: str | None = None, allowed_hosts: Collection[str] | None = None
 ) -> Service:
     """Build the application without a socket.
 
@@ -112,11 +112,11 @@ def build(
         names: host names that requests may use; None for any, which needs a token to be safe.
     """
     metrics = Metrics()
-    queue = Desk(classifier, limits, metrics)
+    queue = PredictionQueue(classifier, limits, metrics)
 
     @asynccontextmanager
     async def run_queue(_: FastAPI) -> AsyncIterator[None]:
-        async with queue.at_work():
+        async with queue.run_workers():
             yield
 
     app = FastAPI(
@@ -134,36 +134,36 @@ def build(
 
     @app.get("/metrics", summary="What was counted, as Prometheus reads it", dependencies=dependencies)
     def _metrics() -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     _add_health_routes(app, queue)
     for path, name in PAGES.items():
         app.add_api_route(path, _make_page_endpoint(name), methods=["GET", "HEAD"], include_in_schema=False)
     paths = [getattr(route, "path", "") for route in app.routes]
-    return Service(Door(app, metrics, paths, names), queue)
+    return Service(SecurityMiddleware(app, metrics, paths, allowed_hosts), queue)
 
 
-def _add_predict_route(app: FastAPI, queue: Desk, limits: Limits, dependencies: list[Any]) -> None:
+def _add_predict_route(app: FastAPI, queue: PredictionQueue, limits: Limits, dependencies: list[Any]) -> None:
     error_responses: dict[int | str, dict[str, Any]] = {
-        400: {"model": Problem, "description": "The form is broken."},
-        408: {"model": Problem, "description": "The upload was too slow."},
-        413: {"model": Problem, "description": "The upload is too large, or has too many files."},
-        422: {"model": Unusable, "description": "None of the photos can be used."},
-        503: {"model": Problem, "description": "The queue is full; `Retry-After` says when to come again."},
+        400: {"model": ErrorResponse, "description": "The form is broken."},
+        408: {"model": ErrorResponse, "description": "The upload was too slow."},
+        413: {"model": ErrorResponse, "description": "The upload is too large, or has too many files."},
+        422: {"model": UnusablePhotosResponse, "description": "None of the photos can be used."},
+        503: {"model": ErrorResponse, "description": "The queue is full; `Retry-After` says when to come again."},
     }
 
     @app.post(
         "/predict",
         summary="What photos show",
         dependencies=dependencies,
-        response_model=Answers,
+        response_model=PredictResponse,
         responses=error_responses,
         openapi_extra=PREDICT_OPENAPI,
     )
     async def _predict(request: Request) -> JSONResponse:
-        with queue.visit() as queued_request:
-            uploads = await received(request, limits, queued_request)
-            predictions = await queue.answers(uploads)
+        with queue.admit_request() as queued_request:
+            uploads = await read_uploads(request, limits, queued_request)
+            predictions = await queue.predict(uploads)
         body = [asdict(prediction) for prediction in predictions]
         if all(prediction.outcome == UNUSABLE for prediction in predictions):
             count = len(predictions)
@@ -173,28 +173,28 @@ def _add_predict_route(app: FastAPI, queue: Desk, limits: Limits, dependencies: 
 
 
 def _add_classes_route(app: FastAPI, classifier: Classifier, limits: Limits, dependencies: list[Any]) -> None:
-    upload_limits = Accepted(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
-    response = Classes(**asdict(page_files.summarise_classifier(classifier)), limits=upload_limits)
+    upload_limits = UploadLimits(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
+    response = ClassesResponse(**asdict(page_files.summarise_classifier(classifier)), limits=upload_limits)
 
     @app.get("/classes", summary="What the classifier tells apart, and what it takes", dependencies=dependencies)
-    def _classes() -> Classes:
+    def _classes() -> ClassesResponse:
         return response
 
 
-def _add_health_routes(app: FastAPI, queue: Desk) -> None:
+def _add_health_routes(app: FastAPI, queue: PredictionQueue) -> None:
     @app.get("/healthz", summary="Whether the server lives")
-    async def _healthz() -> State:
-        return State("alive")
+    async def _healthz() -> StateResponse:
+        return StateResponse("alive")
 
     error_responses: dict[int | str, dict[str, Any]] = {
-        503: {"model": Problem, "description": "The server is shutting down."}
+        503: {"model": ErrorResponse, "description": "The server is shutting down."}
     }
 
     @app.get("/readyz", summary="Whether the server takes photos", responses=error_responses)
-    async def _readyz() -> State:
-        if queue.closing:
-            raise Refusal(503, "the server is shutting down", "another server", again=1)
-        return State("ready")
+    async def _readyz() -> StateResponse:
+        if queue.is_closing:
+            raise Refusal(503, "the server is shutting down", "another server", retry_after=1)
+        return StateResponse("ready")
 
 
 def _make_token_check(token: str) -> Callable[..., None]:
@@ -205,7 +205,7 @@ def _make_token_check(token: str) -> Callable[..., None]:
             credentials.credentials.encode("latin-1", "replace"), token.encode()
         ):
             what = "a token is needed" if credentials is None else "this token is not the right one"
-            raise Refusal(401, what, "Authorization: Bearer TOKEN", kind={"WWW-Authenticate": "Bearer"})
+            raise Refusal(401, what, "Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
 
     return check_token
 
@@ -226,8 +226,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def _refused(_: Request, refusal: Refusal) -> JSONResponse:
         return _make_error_response(refusal.status, refusal.what, refusal.advice, refusal.headers)
 
-    @app.exception_handler(Gone)
-    async def _gone(_: Request, __: Gone) -> Response:
+    @app.exception_handler(ClientDisconnected)
+    async def _gone(_: Request, __: ClientDisconnected) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(HTTPException)
@@ -242,4 +242,4 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _make_error_response(status: int, what: str, advice: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(asdict(Problem(what, advice)), status, headers)
+    return JSONResponse(asdict(ErrorResponse(what, advice)), status, headers)

@@ -13,7 +13,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from ikebana.serving.limits import MEGA, Gone, Limits, Refusal
+from ikebana.serving.limits import BYTES_PER_MEGABYTE, ClientDisconnected, Limits, Refusal
 
 # Characters of a file's name that the response repeats.
 MAX_NAME_CHARACTERS = 255
@@ -29,13 +29,13 @@ class Upload:
     data: bytes
 
 
-class Purse(Protocol):
+class ByteBudget(Protocol):
     """Counts the bytes that one request holds against the limit of all requests."""
 
-    def hold(self, size: int) -> None: ...
+    def reserve(self, size: int) -> None: ...
 
 
-async def received(request: Request, limits: Limits, budget: Purse) -> list[Upload]:
+async def read_uploads(request: Request, limits: Limits, budget: ByteBudget) -> list[Upload]:
     """Read a request's photos: the files of a form, or the body as one.
 
     Args:
@@ -54,7 +54,7 @@ async def received(request: Request, limits: Limits, budget: Purse) -> list[Uplo
     return await _read_form(pieces, options.get(b"boundary", b""), limits)
 
 
-async def _read_body(request: Request, limits: Limits, budget: Purse) -> AsyncIterator[bytes]:
+async def _read_body(request: Request, limits: Limits, budget: ByteBudget) -> AsyncIterator[bytes]:
     _check_content_length(request.headers.get("content-length"), limits)
     loop, size, has_more = asyncio.get_running_loop(), 0, True
     deadline = loop.time() + limits.upload_seconds
@@ -66,18 +66,18 @@ async def _read_body(request: Request, limits: Limits, budget: Purse) -> AsyncIt
         except TimeoutError:
             raise Refusal(408, "the upload was too slow", "a faster connection, or a smaller photo") from None
         if message["type"] == "http.disconnect":
-            raise Gone
+            raise ClientDisconnected
         piece, has_more = message.get("body", b""), message.get("more_body", False)
         size += len(piece)
-        if size > limits.megabytes * MEGA:
+        if size > limits.megabytes * BYTES_PER_MEGABYTE:
             raise _make_too_large_refusal(limits)
-        budget.hold(len(piece))
+        budget.reserve(len(piece))
         yield piece
 
 
 def _check_content_length(length: str | None, limits: Limits) -> None:
     """Refuse a body whose declared length is too large before reading it."""
-    if length is not None and length.isdecimal() and int(length) > limits.megabytes * MEGA:
+    if length is not None and length.isdecimal() and int(length) > limits.megabytes * BYTES_PER_MEGABYTE:
         raise _make_too_large_refusal(limits)
 
 
