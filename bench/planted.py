@@ -158,15 +158,15 @@ def flipped(bench: Bench, seeds: int) -> None:
     shares, clean = [], bench.with_planted("labels", -1)
     for seed in range(seeds):
         dataset, wrong = _with_flips(clean, seed)
-        seen = content_checks.look(dataset, bench.keep, bench.recipe)
+        seen = content_checks.collect_label_evidence(dataset, bench.keep, bench.recipe)
         planted_here = np.array([path in wrong for path in seen.paths])
-        scores["ours"].append(_recalls(doubts.ranked(seen.judged, seen.labels), planted_here))
-        scores["heads alone"].append(_recalls(doubts.ranked(seen.alone, seen.labels), planted_here))
+        scores["ours"].append(_recalls(doubts.rank_suspect_labels(seen.combined, seen.labels), planted_here))
+        scores["heads alone"].append(_recalls(doubts.rank_suspect_labels(seen.out_of_fold, seen.labels), planted_here))
         if (order := _cleanlabs(seen)) is not None:
             scores["cleanlab"].append(_recalls(order, planted_here))
-        listed = doubts.doubtful(seen.judged, seen.labels)
+        listed = doubts.find_suspect_labels(seen.combined, seen.labels)
         right = [each for each in listed if planted_here[each.photo]]
-        named = [each for each in right if dataset.classes[each.label] == wrong[seen.paths[each.photo]]]
+        named = [each for each in right if dataset.classes[each.suggested_label] == wrong[seen.paths[each.photo]]]
         shares.append((len(listed), len(right), len(named)))
     for name, found in scores.items():
         if found:
@@ -192,7 +192,7 @@ def _recalls(order: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
     return float(wrong[order[:count]].mean()), float(wrong[order[: 3 * count]].sum() / count)
 
 
-def _cleanlabs(seen: content_checks.Look) -> np.ndarray | None:
+def _cleanlabs(seen: content_checks.LabelEvidence) -> np.ndarray | None:
     """cleanlab's ranking by its normalised margin, on scikit-learn's plain logistic regression in five folds."""
     try:
         from cleanlab.rank import get_label_quality_scores  # pyright: ignore[reportMissingImports]  (not needed)
@@ -224,8 +224,8 @@ def foreign(bench: Bench, seeds: int) -> None:
     """Photos of something else."""
     found = []
     for seed in range(seeds):
-        seen = content_checks.look(bench.with_planted("odd", seed), bench.keep, bench.recipe)
-        strange = {seen.paths[photo] for photo, _ in doubts.odd(seen.features, seen.labels, seen.near)}
+        seen = content_checks.collect_label_evidence(bench.with_planted("odd", seed), bench.keep, bench.recipe)
+        strange = {seen.paths[photo] for photo, _ in doubts.find_outliers(seen.features, seen.labels, seen.neighbours)}
         here = {path for path, what in bench.planted.items() if what == ("odd", seed)}
         found.append((len(strange & here), len(strange - here), len(here)))
     _counted("odd", found, PLANTED)
@@ -237,7 +237,9 @@ def blurred(bench: Bench, seeds: int) -> None:
     for seed in range(seeds):
         dataset = bench.with_planted("blurred", seed)
         here = {path for path, what in bench.planted.items() if what == ("blurred", seed)}
-        named = [each for each in image_quality.findings(dataset, bench.keep.pixels) if each.kind == "blurred"]
+        named = [
+            each for each in image_quality.check_image_quality(dataset, bench.keep.pixels) if each.kind == "blurred"
+        ]
         found.append(_hits(named, here))
     _counted("blurred", found, PLANTED)
 
@@ -246,16 +248,16 @@ def bordered(bench: Bench, seeds: int) -> None:
     """A class with a border, and the same photos without."""
     for seed in (-1, *range(seeds)):
         dataset = bench.with_planted("shortcut", seed)
-        judged = content_checks.by_facts(dataset, bench.keep)
+        judged = content_checks.evaluate_file_facts(dataset, bench.keep)
         told = [
-            f"{dataset.classes[each.label]} {each.area:.3f} (by {each.fact} {each.area_by_fact:.3f}, {each.part:.0%})"
-            for each in judged.classes
+            f"{dataset.classes[each.label]} {each.auc:.3f} (by {each.fact} {each.fact_auc:.3f}, {each.picked_share:.0%})"
+            for each in judged.per_class
         ]
         name = "photos as they are" if seed < 0 else f"border around {dataset.classes[seed % len(dataset.classes)]}"
-        named = [dataset.classes[each.label] for each in shortcuts.shortcuts(judged)]
+        named = [dataset.classes[each.label] for each in shortcuts.find_shortcuts(judged)]
         print(
             f"shortcut, {name}: named {', '.join(named) or 'none'}; accuracy by facts {judged.accuracy:.3f}, majority "
-            f"{judged.majority:.3f}; {'; '.join(told)}",
+            f"{judged.majority_accuracy:.3f}; {'; '.join(told)}",
             flush=True,
         )
 

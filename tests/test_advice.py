@@ -14,7 +14,11 @@ from hypothesis import strategies as some
 import ikebana
 from ikebana import cli, recipes
 from ikebana.auditing import recommendation
-from ikebana.auditing.recommendation import MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, MANY, Supply
+from ikebana.auditing.recommendation import (
+    MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING,
+    MIN_PHOTOS_PER_CLASS_FOR_ALL,
+    PhotoCounts,
+)
 from ikebana.commands import audit as audit_command
 from ikebana.data.split import get_selection_mask
 from ikebana.demo_data import paper_flowers
@@ -27,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("shared_cache")
 LEVELS = ("head", "tail", "all")
 LITTLE, ENOUGH, PLENTY = (
     MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING // 2,
-    (MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING + MANY) // 2,
-    4 * MANY,
+    (MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING + MIN_PHOTOS_PER_CLASS_FOR_ALL) // 2,
+    4 * MIN_PHOTOS_PER_CLASS_FOR_ALL,
 )  # training photos a class
 
 
@@ -42,11 +46,11 @@ def shown(best=0.8, lead=0.1, error=0.005, judged=1000, doubling=0.02):
 
 
 def supply(a_class, smallest=None):
-    return Supply(photos=6 * a_class, sealed=a_class, a_class=a_class, smallest=("rose", smallest or a_class))
+    return PhotoCounts(photos=6 * a_class, sealed=a_class, a_class=a_class, smallest=("rose", smallest or a_class))
 
 
 def given_for(evidence, photos):
-    return recommendation.advised(evidence, photos, "my photos", {})
+    return recommendation.recommend(evidence, photos, "my photos", {})
 
 
 LIKE, UNLIKE, SOLVED = shown(), shown(lead=-0.05), shown(best=0.995)
@@ -79,8 +83,8 @@ def test_the_chapters_cases_get_the_chapters_answers(evidence, a_class, expected
 )
 def test_fewer_photos_never_recommend_more_of_the_network(best, lead, error, a_class, worse):
     fewer, more = sorted(a_class)
-    with_more = recommendation.how_much(shown(best, lead, error), supply(more))
-    with_fewer = recommendation.how_much(shown(best, lead, error * worse), supply(fewer))
+    with_more = recommendation.choose_trainable(shown(best, lead, error), supply(more))
+    with_fewer = recommendation.choose_trainable(shown(best, lead, error * worse), supply(fewer))
     assert LEVELS.index(with_fewer) <= LEVELS.index(with_more)
 
 

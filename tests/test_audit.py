@@ -15,7 +15,7 @@ def looked_at(folder, **choices):
     chosen = recipes.get_recipe("baseline", **choices)
     opened, _ = pixel_cache.open_pixel_cache(sources.read(folder), 32, "squash")
     dataset = split.split_photos(sources.assign_classes(opened, ()), chosen)
-    return dataset, dataset_checks.findings(dataset)
+    return dataset, dataset_checks.check_dataset(dataset)
 
 
 def kinds(found):
@@ -74,11 +74,11 @@ def test_small_classes_are_named_and_so_is_imbalance(small, expected, tmp_path):
 def test_the_sums_add_up_and_the_summary_names_what_was_set_aside(tmp_path):
     files = clean() | {"a/.hidden": b"x", "a/notes.txt": b"words", "b/empty.jpg": b"", "loose.jpg": photo(5000)}
     dataset, found = looked_at(grow(tmp_path / "photos", files))
-    told = dataset_checks.as_json(dataset, found)
+    told = dataset_checks.to_json(dataset, found)
     assert (told["paths"], told["used"], told["set_aside"], told["ignored"]) == (51, 48, 3, 1)
     assert sum(told["reasons"].values()) == told["set_aside"]
     assert sum(sum(parts.values()) for parts in told["classes"].values()) == told["used"]
-    said = dataset_checks.summary(dataset, found)
+    said = dataset_checks.summarise(dataset, found)
     for path, status in dataset.set_aside_photos.select("path", "status").iter_rows():
         assert f"{path}: {status}" in said
 
@@ -90,9 +90,9 @@ def test_an_example_is_told_whole_in_a_column_of_its_own(tmp_path):
         dataset_checks.Finding("odd", "note", (), " ".join(words), "none"),
         dataset_checks.Finding("few", "note", (), "x " * 400, "none"),
     ]
-    lines = dataset_checks.summary(dataset, told).split("\n")
+    lines = dataset_checks.summarise(dataset, told).split("\n")
     assert [word for line in lines for word in line.split() if word.startswith("word")] == words
-    assert all(len(line) <= dataset_checks.COLUMNS for line in lines)
+    assert all(len(line) <= dataset_checks.SUMMARY_COLUMNS for line in lines)
     assert sum(line.count("x") for line in lines) < 400
     assert any(line.endswith("…") for line in lines)
 
@@ -107,8 +107,8 @@ def test_copies_do_not_make_a_class_large(tmp_path):
 def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
     files = clean() | {f"a/{number:04}.jpg": b"x%d" % number for number in range(1000)}
     dataset, found = looked_at(grow(tmp_path / "photos", files))
-    assert dataset_checks.summary(dataset, found).count("\n") < 20
-    assert "992 more" in dataset_checks.summary(dataset, found)
+    assert dataset_checks.summarise(dataset, found).count("\n") < 20
+    assert "992 more" in dataset_checks.summarise(dataset, found)
     assert dataset.set_aside_photos.height == 1000
 
 

@@ -15,7 +15,7 @@ from test_twins import plain, scaled, scene
 
 import ikebana
 from ikebana.auditing import cleaning, dataset_checks
-from ikebana.auditing.cleaning import chosen, cleaned
+from ikebana.auditing.cleaning import parse_selectors, clean
 from ikebana.auditing.dataset_checks import Finding
 from ikebana.commands import audit as audit_command
 from ikebana.data import pixel_cache, sources, split
@@ -39,11 +39,11 @@ def opened(folder):
     dataset = split.split_photos(
         sources.assign_classes(near_duplicates.find_near_duplicates(dataset, keep), ()), Recipe()
     )
-    return dataset, dataset_checks.findings(dataset)
+    return dataset, dataset_checks.check_dataset(dataset)
 
 
 def words(text, flag="--drop"):
-    return chosen(text.split(","), flag)
+    return parse_selectors(text.split(","), flag)
 
 
 def dropped(result):
@@ -56,7 +56,7 @@ def doubt(path, label, confidence):
 
 def test_of_twins_one_stays_the_largest_and_every_other_says_which(photos):
     dataset, found = opened(photos)
-    result = cleaned(dataset, found, words("twins"))
+    result = clean(dataset, found, words("twins"))
     gone = dict(result.dropped.select("path", "why").iter_rows())
     assert len(gone.keys() & {"a/0.jpg", "a/mirrored.jpg", "a/smaller.jpg"}) == 2
     assert "a/smaller.jpg" in gone
@@ -71,14 +71,14 @@ def test_of_twins_one_stays_the_largest_and_every_other_says_which(photos):
 def test_a_photo_under_two_labels_stays_under_both_until_contradictions_are_dropped(photos):
     dataset, found = opened(photos)
     both = {"a/2.jpg", "b/wrong.jpg"}
-    assert not dropped(cleaned(dataset, found, words("twins"))) & both
-    assert dropped(cleaned(dataset, found, words("contradictions"))) >= both
+    assert not dropped(clean(dataset, found, words("twins"))) & both
+    assert dropped(clean(dataset, found, words("contradictions"))) >= both
 
 
 def test_what_cannot_be_read_is_never_in_the_table_and_the_rows_add_up(photos):
     dataset, found = opened(photos)
     for drop in ("", "unreadable", "twins,contradictions,unreadable"):
-        result = cleaned(dataset, found, words(drop))
+        result = clean(dataset, found, words(drop))
         assert "b/broken.jpg" in dropped(result)
         assert result.kept.height + result.dropped.height == dataset.photos.height
         assert not set(result.kept["path"]) & dropped(result)
@@ -90,17 +90,17 @@ def test_of_twins_in_given_parts_the_test_photo_stays(tmp_path):
              for row, path in enumerate(plain(5))}  # fmt: skip
     drawn["test/a/small.jpg"] = scaled(drawn["train/a/1.jpg"], 0.5)
     dataset, found = opened(grow(tmp_path, {path: encoded(photo) for path, photo in drawn.items()}))
-    assert dropped(cleaned(dataset, found, words("twins"))) == {"train/a/1.jpg"}
+    assert dropped(clean(dataset, found, words("twins"))) == {"train/a/1.jpg"}
 
 
 @pytest.mark.parametrize(("sure", "changed"), [(0.94, False), (0.95, False), (0.96, True)])
 def test_only_what_is_surer_than_asked_is_relabelled_and_says_what_it_was(photos, sure, changed):
     dataset, found = opened(photos)
-    result = cleaned(dataset, [*found, doubt("a/4.jpg", "b", sure)], (), words("doubtful>0.95", "--relabel"))
+    result = clean(dataset, [*found, doubt("a/4.jpg", "b", sure)], (), words("doubtful>0.95", "--relabel"))
     label, why = result.kept.row(by_predicate=pl.col("path") == "a/4.jpg")[1::1]
     assert label == ("b" if changed else "a")
     assert (why is not None) == changed
-    assert result.relabelled == int(changed)
+    assert result.relabelled_count == int(changed)
     if changed:
         assert "was a" in why
         assert "0.96" in why
@@ -111,7 +111,7 @@ def test_only_what_is_surer_than_asked_is_relabelled_and_says_what_it_was(photos
 def test_a_doubt_that_is_mended_is_not_dropped(photos):
     dataset, found = opened(photos)
     doubts = [doubt("a/4.jpg", "b", 0.99), doubt("a/5.jpg", "b", 0.6)]
-    result = cleaned(dataset, [*found, *doubts], words("doubtful"), words("doubtful>0.95", "--relabel"))
+    result = clean(dataset, [*found, *doubts], words("doubtful"), words("doubtful>0.95", "--relabel"))
     assert dropped(result) & {"a/4.jpg", "a/5.jpg"} == {"a/5.jpg"}
 
 
@@ -132,18 +132,18 @@ def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
         ("doubtful", "doubtful>0.95"),
         ("twins,doubtful>0.9", ""),
     ):
-        result = cleaned(dataset, found, words(drop), words(relabel, "--relabel"), split_given=True)
+        result = clean(dataset, found, words(drop), words(relabel, "--relabel"), has_given_split=True)
         assert result.kept.filter(split="test").select("path", "label").equals(before)
         surer = [each for each in (0.99, 0.7) if ">0.9" not in drop or each > 0.9]
-        assert (result.spared, result.doubted) == (len(surer), len(surer))
-    assert cleaned(dataset, found, words("twins"), split_given=True).spared == 0
+        assert (result.protected_count, result.suspect_label_count) == (len(surer), len(surer))
+    assert clean(dataset, found, words("twins"), has_given_split=True).protected_count == 0
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_who_acts_on_doubt_is_told_what_that_does_to_the_score(given, tmp_path, capsys):
     dataset, found = in_given_parts(tmp_path / "photos")
     for drop in ("doubtful", "twins"):
-        audit_command._write_table(tmp_path / "cleaned.csv", dataset, cleaned(dataset, found, words(drop), (), given))
+        audit_command._write_table(tmp_path / "cleaned.csv", dataset, clean(dataset, found, words(drop), (), given))
         told = capsys.readouterr().err
         assert ("2 test photos left alone though the label is doubted" in told) == (given and drop == "doubtful")
         assert ("4 photos dropped or relabelled for doubt" in told) == (not given and drop == "doubtful")
@@ -152,7 +152,7 @@ def test_who_acts_on_doubt_is_told_what_that_does_to_the_score(given, tmp_path, 
 def test_any_kind_of_finding_about_photos_can_be_dropped(photos):
     dataset, found = opened(photos)
     blurred = Finding("blurred", "note", ("b/4.jpg",), "no edge is sharp", "take another")
-    assert dropped(cleaned(dataset, [*found, blurred], words("blurred"))) == {"b/4.jpg", "b/broken.jpg"}
+    assert dropped(clean(dataset, [*found, blurred], words("blurred"))) == {"b/4.jpg", "b/broken.jpg"}
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ def test_a_choice_that_cannot_be_carried_out_is_refused_with_another(text, flag)
 
 def test_words_for_which_nothing_was_found_are_told(photos):
     _, found = opened(photos)
-    assert cleaning.in_vain(words("twins,unreadable,contradictions"), found) == []
-    assert cleaning.in_vain(words("odd, doubtful>0.5"), [*found, doubt("a/4.jpg", "b", 0.4)]) == [
+    assert cleaning.find_unmatched(words("twins,unreadable,contradictions"), found) == []
+    assert cleaning.find_unmatched(words("odd, doubtful>0.5"), [*found, doubt("a/4.jpg", "b", 0.4)]) == [
         "odd",
         "doubtful>0.5",
     ]
@@ -197,7 +197,7 @@ def contents(folder):
 def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, beside):
     file = (photos if beside else tmp_path / "elsewhere") / "cleaned.csv"
     dataset, found = opened(photos)
-    result = cleaned(dataset, found, words("twins"))
+    result = clean(dataset, found, words("twins"))
     before = contents(photos)
     cleaning.write(file, dataset, result)
     assert contents(photos).items() >= before.items()
@@ -207,7 +207,7 @@ def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, b
     assert sorted(again.used_photos["sha256"]) == sorted(
         dataset.photos.filter(pl.col("path").is_in(result.kept["path"].to_list()))["sha256"]
     )
-    assert {row["path"].split("/")[-1] for row in read(cleaning.dropped_beside(file))} == {
+    assert {row["path"].split("/")[-1] for row in read(cleaning.dropped_table_path(file))} == {
         path.split("/")[-1] for path in result.dropped["path"]
     }
 
@@ -220,7 +220,7 @@ def test_given_groups_and_parts_are_written_too(tmp_path):
     (folder / "table.csv").write_text("\n".join(["path,label,split,group", *lines]))
     dataset, found = opened(folder / "table.csv")
     for given in (True, False):
-        cleaning.write(folder / "cleaned.csv", dataset, cleaned(dataset, found, (), (), given))
+        cleaning.write(folder / "cleaned.csv", dataset, clean(dataset, found, (), (), given))
         rows = read(folder / "cleaned.csv")
         columns = ["path", "label", *(["split"] if given else []), "group", "why"]
         assert list(rows[0]) == columns
@@ -235,8 +235,8 @@ def test_no_file_is_written_over_be_it_one_of_ours_that_somebody_mended(photos, 
     dataset, found = opened(photos)
     file = tmp_path / "cleaned.csv"
     cleaning.check_writable(file)
-    cleaning.write(file, dataset, cleaned(dataset, found))
-    for there in (file, cleaning.dropped_beside(file)):
+    cleaning.write(file, dataset, clean(dataset, found))
+    for there in (file, cleaning.dropped_table_path(file)):
         with pytest.raises(PhotosError, match="it stays"):
             cleaning.check_writable(file)
         there.unlink()
@@ -250,7 +250,7 @@ def test_no_file_is_written_over_be_it_one_of_ours_that_somebody_mended(photos, 
 )
 def test_words_that_mean_nothing_are_refused_with_those_that_do(word):
     with pytest.raises(RecipeError) as refusal:
-        cleaning.chosen([word], "--drop")
+        cleaning.parse_selectors([word], "--drop")
     assert "doubtful" in str(refusal.value)
 
 
@@ -317,7 +317,7 @@ def test_a_photo_that_a_table_names_twice_stays_for_the_row_that_is_used(photos,
         "path,label\n" + "".join(f"{path},{label}\n" for path, label in [*rows, ("a/0.jpg", "")])
     )
     dataset, found = opened(photos / "all.csv")
-    result = cleaned(dataset, found)
+    result = clean(dataset, found)
     assert set(result.kept["path"]) == set(dataset.used_photos["path"])
     assert result.kept.height == dataset.used_photos.height
     assert dict(result.dropped.select("path", "why").iter_rows())["a/0.jpg"] == "no label in this row"
@@ -337,4 +337,4 @@ def test_no_audit_is_written_over_what_is_not_one(photos, tmp_path):
 
 
 def test_a_single_kind_may_stand_by_itself():
-    assert chosen("twins", "--drop") == chosen(["twins"], "--drop")
+    assert parse_selectors("twins", "--drop") == parse_selectors(["twins"], "--drop")

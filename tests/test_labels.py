@@ -21,8 +21,10 @@ def clusters(apart, seed=0):
 
 
 def judged(features, labels, groups, alone):
-    near = trust.neighbours(features, labels, groups)
-    return near, trust.both(alone, trust.vote(near, labels, CLASSES), labels, np.ones(len(labels), bool))
+    near = trust.find_neighbours(features, labels, groups)
+    return near, trust.combine_probabilities(
+        alone, trust.vote(near, labels, CLASSES), labels, np.ones(len(labels), bool)
+    )
 
 
 def with_flips(labels, count, seed=0):
@@ -38,22 +40,22 @@ def test_the_wrong_labels_of_well_separated_classes_are_exactly_what_is_doubted(
     features, truth, groups, alone = clusters(apart=9, seed=seed)
     labels, flipped = with_flips(truth, 8, seed)
     _, said = judged(features, labels, groups, alone)
-    assert set(trust.ranked(said, labels)[:8].tolist()) == flipped
-    found = trust.doubtful(said, labels)
+    assert set(trust.rank_suspect_labels(said, labels)[:8].tolist()) == flipped
+    found = trust.find_suspect_labels(said, labels)
     assert {each.photo for each in found} == flipped
-    assert all(each.label == truth[each.photo] for each in found)
+    assert all(each.suggested_label == truth[each.photo] for each in found)
     assert all(0.9 <= each.confidence <= 1 for each in found)
 
 
 def test_right_labels_of_well_separated_classes_are_not_doubted():
     features, labels, groups, alone = clusters(apart=9)
-    assert trust.doubtful(judged(features, labels, groups, alone)[1], labels) == []
+    assert trust.find_suspect_labels(judged(features, labels, groups, alone)[1], labels) == []
 
 
 def test_where_classes_cannot_be_told_apart_no_label_is_doubted():
     features, labels, groups, _ = clusters(apart=0)
     nobody_knows = np.full((len(labels), CLASSES), 1 / CLASSES)
-    assert trust.doubtful(judged(features, labels, groups, nobody_knows)[1], labels) == []
+    assert trust.find_suspect_labels(judged(features, labels, groups, nobody_knows)[1], labels) == []
 
 
 def test_a_label_that_nobody_could_speak_for_is_taken_as_given_and_changes_no_other_judgement():
@@ -61,10 +63,12 @@ def test_a_label_that_nobody_could_speak_for_is_taken_as_given_and_changes_no_ot
     labels, _ = with_flips(truth, 8)
     heard = labels != 3
     alone[~heard] = np.eye(CLASSES)[0]  # as sure as can be, of what it has never learned
-    near = trust.neighbours(features, labels, groups)
-    said = trust.both(alone, trust.vote(near, labels, CLASSES), labels, heard)
-    assert not [each for each in trust.doubtful(said, labels) if labels[each.photo] == 3]
-    others = trust.both(alone[heard], trust.vote(near, labels, CLASSES)[heard], labels[heard], heard[heard])
+    near = trust.find_neighbours(features, labels, groups)
+    said = trust.combine_probabilities(alone, trust.vote(near, labels, CLASSES), labels, heard)
+    assert not [each for each in trust.find_suspect_labels(said, labels) if labels[each.photo] == 3]
+    others = trust.combine_probabilities(
+        alone[heard], trust.vote(near, labels, CLASSES)[heard], labels[heard], heard[heard]
+    )
     np.testing.assert_allclose(said[heard], others)
 
 
@@ -73,16 +77,16 @@ def test_the_neighbours_find_what_the_heads_overlook():
     labels, flipped = with_flips(truth, 8)
     nobody_knows = np.full((len(labels), CLASSES), 1 / CLASSES)
     _, said = judged(features, labels, groups, nobody_knows)
-    assert set(trust.ranked(said, labels)[:8].tolist()) == flipped
+    assert set(trust.rank_suspect_labels(said, labels)[:8].tolist()) == flipped
 
 
 def test_a_copy_is_no_witness():
     features, labels, groups, _ = clusters(apart=9)
     features[1], labels[1], groups[1] = features[0], (labels[0] + 1) % CLASSES, groups[0]
-    near = trust.neighbours(features, labels, groups)
+    near = trust.find_neighbours(features, labels, groups)
     assert 1 not in near.rows[0]
     assert 0 not in near.rows[1]
-    apart = trust.neighbours(features, labels, np.arange(len(labels)))
+    apart = trust.find_neighbours(features, labels, np.arange(len(labels)))
     assert apart.rows[0, 0] == 1
 
 
@@ -98,26 +102,29 @@ def test_the_order_of_the_photos_changes_no_judgement():
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_photos_are_compared_a_few_at_a_time_with_the_same_outcome(chunk, monkeypatch):
     features, labels, groups, _ = clusters(apart=3)
-    expected = trust.neighbours(features, labels, groups)
+    expected = trust.find_neighbours(features, labels, groups)
     monkeypatch.setattr(trust, "CHUNK_PHOTOS", chunk)
-    found = trust.neighbours(features, labels, groups)
-    np.testing.assert_allclose(found.alike, expected.alike, atol=1e-5)
-    np.testing.assert_allclose(found.own_class, expected.own_class, atol=1e-5)
+    found = trust.find_neighbours(features, labels, groups)
+    np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-5)
+    np.testing.assert_allclose(found.own_class_similarity, expected.own_class_similarity, atol=1e-5)
     np.testing.assert_allclose(
-        trust.oddness(features, labels, found), trust.oddness(features, labels, expected), rtol=1e-3, atol=1e-3
+        trust.score_outliers(features, labels, found),
+        trust.score_outliers(features, labels, expected),
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 
 def test_foreign_photos_are_the_oddest_and_odder_than_any_of_the_kind_before():
     features, labels, groups, _ = clusters(apart=6)
-    before = trust.oddness(features, labels, trust.neighbours(features, labels, groups))
+    before = trust.score_outliers(features, labels, trust.find_neighbours(features, labels, groups))
     features[::60, CLASSES:] += np.random.default_rng(1).normal(0, 6, (CLASSES, WIDTH - CLASSES))
-    near = trust.neighbours(features, labels, groups)
-    how = trust.oddness(features, labels, near)
+    near = trust.find_neighbours(features, labels, groups)
+    how = trust.score_outliers(features, labels, near)
     foreign = [0, 60, 120, 180]
     assert sorted(np.argsort(-how)[:4].tolist()) == foreign
     assert how[foreign].min() > before.max()
-    listed = trust.odd(features, labels, near)
+    listed = trust.find_outliers(features, labels, near)
     assert {photo for photo, _ in listed} >= set(foreign)
     assert [each for _, each in listed] == sorted((each for _, each in listed), reverse=True)
 
@@ -128,7 +135,7 @@ def test_copies_of_one_photo_make_no_other_photo_odd():
     copies = np.flatnonzero(labels == 0)[:1].repeat(4 * (labels == 0).sum())
     grown = np.concatenate((features, features[copies]))
     names, together = np.concatenate((labels, labels[copies])), np.concatenate((groups, groups[copies]))
-    how = trust.oddness(grown, names, trust.neighbours(grown, names, together))
+    how = trust.score_outliers(grown, names, trust.find_neighbours(grown, names, together))
     assert how.max() < 10  # it was some 1e8
 
 
@@ -140,7 +147,7 @@ def test_further_from_all_others_is_odder():
     for length in (1.0, 3.0, 9.0):
         moved = features.copy()
         moved[0] += length * direction
-        grown.append(trust.oddness(moved, labels, trust.neighbours(moved, labels, groups))[0])
+        grown.append(trust.score_outliers(moved, labels, trust.find_neighbours(moved, labels, groups))[0])
     assert grown == sorted(grown)
 
 
@@ -148,9 +155,13 @@ def test_further_from_all_others_is_odder():
 def test_a_handful_of_photos_is_judged_without_complaint(sizes):
     labels = np.repeat([0, 1], sizes)
     features = np.random.default_rng(0).normal(0, 1, (len(labels), WIDTH))
-    near = trust.neighbours(features, labels, np.arange(len(labels)))
+    near = trust.find_neighbours(features, labels, np.arange(len(labels)))
     alone = np.full((len(labels), 2), 0.5)
-    said = trust.both(alone, trust.vote(near, labels, 2), labels, np.ones(len(labels), bool))
+    said = trust.combine_probabilities(alone, trust.vote(near, labels, 2), labels, np.ones(len(labels), bool))
     np.testing.assert_allclose(said.sum(1), 1)
-    assert np.isfinite(trust.oddness(features, labels, near)).all() if len(labels) >= trust.LEAST else True
-    assert len(trust.odd(features, labels, near)) < len(labels)
+    assert (
+        np.isfinite(trust.score_outliers(features, labels, near)).all()
+        if len(labels) >= trust.MIN_OUTLIER_PHOTOS
+        else True
+    )
+    assert len(trust.find_outliers(features, labels, near)) < len(labels)

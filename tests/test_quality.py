@@ -25,7 +25,7 @@ def collection(folder, spoilt=None, photos=30, size=(160, 120)):
 
 
 def named(folder, spoilt=None, **shape):
-    return [(each.kind, each.paths) for each in image_quality.findings(*collection(folder, spoilt, **shape))]
+    return [(each.kind, each.paths) for each in image_quality.check_image_quality(*collection(folder, spoilt, **shape))]
 
 
 def blur(radius):
@@ -59,7 +59,7 @@ def test_each_spoilt_photo_is_found_by_its_name(kind, spoilt, tmp_path):
 
 def blurred_by(*radii):
     photos = np.stack([np.asarray(noisy(120, 120).filter(ImageFilter.GaussianBlur(radius))) for radius in radii])
-    return image_quality.measured(photos, np.arange(len(photos))).sharpness
+    return image_quality.measure(photos, np.arange(len(photos))).sharpness
 
 
 def test_a_photo_that_was_enlarged_is_not_called_blurred_for_that(tmp_path):
@@ -76,13 +76,13 @@ def test_more_blur_is_less_sharp():
 
 
 def test_a_photo_of_which_blur_left_hardly_anything_is_still_blurred():
-    assert (blurred_by(4, 8, 16, 32) < image_quality.BLURRED).all()
+    assert (blurred_by(4, 8, 16, 32) < image_quality.MAX_BLURRED_SHARPNESS).all()
 
 
 def test_less_light_and_less_contrast_are_not_less_sharp():
     picture = noisy(120, 120)
     photos = np.stack([np.asarray(light(factor)(picture)) for factor in (1.0, 0.7, 0.4)])
-    sharpness = image_quality.measured(photos, np.arange(len(photos))).sharpness
+    sharpness = image_quality.measure(photos, np.arange(len(photos))).sharpness
     np.testing.assert_allclose(sharpness, sharpness[0], rtol=0.2)
 
 
@@ -92,7 +92,7 @@ def test_where_all_photos_are_soft_none_is_called_blurred(tmp_path):
         file.parent.mkdir(exist_ok=True)
         noisy(160, 120, seed=place).filter(ImageFilter.GaussianBlur(4 + place / 10)).save(file)
     dataset, keep = pixel_cache.open_pixel_cache(sources.read(tmp_path), SIDE, "squash")
-    found = image_quality.findings(sources.assign_classes(dataset, ()), keep.pixels)
+    found = image_quality.check_image_quality(sources.assign_classes(dataset, ()), keep.pixels)
     assert [each for each in found if each.kind == "blurred"] == []
 
 

@@ -24,7 +24,7 @@ def judged(folder, made):
     dataset = sources.assign_classes(dataset, ())
     labels = np.array([dataset.classes.index(name) for name in dataset.used_photos["label"]])
     assert dataset.used_photos.height == 2 * EACH
-    return shortcuts.judge(file_facts.of(dataset, keep.pixels), labels, np.arange(len(labels)))
+    return shortcuts.evaluate_facts(file_facts.extract_file_facts(dataset, keep.pixels), labels, np.arange(len(labels)))
 
 
 def jpeg(picture):
@@ -36,11 +36,11 @@ def bordered(picture):
 
 
 def test_photos_made_alike_have_no_shortcut(tmp_path):
-    assert shortcuts.shortcuts(judged(tmp_path, lambda _, picture: jpeg(picture))) == []
+    assert shortcuts.find_shortcuts(judged(tmp_path, lambda _, picture: jpeg(picture))) == []
 
 
 def test_a_border_around_every_photo_is_none_either(tmp_path):
-    assert shortcuts.shortcuts(judged(tmp_path, lambda _, picture: jpeg(bordered(picture)))) == []
+    assert shortcuts.find_shortcuts(judged(tmp_path, lambda _, picture: jpeg(bordered(picture)))) == []
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,17 @@ def test_a_border_around_every_photo_is_none_either(tmp_path):
     ],
 )
 def test_what_only_one_class_has_is_found_and_named(fact, made, tmp_path):
-    found = shortcuts.shortcuts(judged(tmp_path, made))
+    found = shortcuts.find_shortcuts(judged(tmp_path, made))
     assert {each.label for each in found} == {0, 1}
-    assert all(each.area > 0.97 for each in found)
+    assert all(each.auc > 0.97 for each in found)
     # A format changes more than its own fact: whatever is named must tell the classes on its own.
-    assert all(each.area_by_fact > 0.95 for each in found)
+    assert all(each.fact_auc > 0.95 for each in found)
     assert fact in {each.fact for each in found} or fact in ("file type", "aspect")
 
 
 def test_classes_of_too_few_photos_are_not_judged():
-    told = shortcuts.judge({"size": np.arange(8.0)[:, None]}, np.repeat([0, 1], 4), np.arange(8))
-    assert told.classes == ()
+    told = shortcuts.evaluate_facts({"size": np.arange(8.0)[:, None]}, np.repeat([0, 1], 4), np.arange(8))
+    assert told.per_class == ()
 
 
 def test_copies_of_one_photo_prove_nothing():
@@ -76,15 +76,15 @@ def test_copies_of_one_photo_prove_nothing():
     labels = np.repeat([0, 1], 40)
     sizes = np.where(labels == 0, 500.0, dice.integers(1, 400, 80))[:, None]
     groups = np.where(labels == 0, 0, np.arange(80))
-    assert shortcuts.judge({"size": sizes}, labels, groups).classes == ()
-    assert shortcuts.shortcuts(shortcuts.judge({"size": sizes}, labels, np.arange(80)))
+    assert shortcuts.evaluate_facts({"size": sizes}, labels, groups).per_class == ()
+    assert shortcuts.find_shortcuts(shortcuts.evaluate_facts({"size": sizes}, labels, np.arange(80)))
 
 
 def test_labels_by_chance_have_no_shortcut():
     dice = np.random.default_rng(1)
-    told = shortcuts.judge({"size": dice.normal(0, 1, (400, 3))}, dice.integers(0, 4, 400), np.arange(400))
-    assert shortcuts.shortcuts(told) == []
-    assert all(0.35 < each.area < 0.65 for each in told.classes)
+    told = shortcuts.evaluate_facts({"size": dice.normal(0, 1, (400, 3))}, dice.integers(0, 4, 400), np.arange(400))
+    assert shortcuts.find_shortcuts(told) == []
+    assert all(0.35 < each.auc < 0.65 for each in told.per_class)
 
 
 @pytest.mark.parametrize(("classes", "each"), [(2, 12), (2, 15), (3, 12)])
@@ -92,7 +92,7 @@ def test_few_photos_have_hardly_ever_a_shortcut_by_chance(classes, each):
     labels, found = np.repeat(np.arange(classes), each), 0
     for seed in range(20):
         facts = {"size": np.random.default_rng(seed).normal(0, 1, (len(labels), 3))}
-        found += bool(shortcuts.shortcuts(shortcuts.judge(facts, labels, np.arange(len(labels)))))
+        found += bool(shortcuts.find_shortcuts(shortcuts.evaluate_facts(facts, labels, np.arange(len(labels)))))
     assert found <= 1
 
 

@@ -351,7 +351,7 @@ def test_the_same_folder_names_in_given_parts_are_different_groups_and_no_leak(t
 
     found = split.split_photos(read(grow(tmp_path, in_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe())
     assert found.photos["group"].n_unique() == 20
-    assert not [each for each in dataset_checks.findings(found) if each.kind == "leak"]
+    assert not [each for each in dataset_checks.check_dataset(found) if each.kind == "leak"]
 
 
 def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
@@ -364,7 +364,7 @@ def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
     (tmp_path / "table.csv").write_text("\n".join(["path,label,split,group", *rows]))
     (leak,) = [
         each
-        for each in dataset_checks.findings(split.split_photos(read(tmp_path / "table.csv"), Recipe()))
+        for each in dataset_checks.check_dataset(split.split_photos(read(tmp_path / "table.csv"), Recipe()))
         if each.kind == "leak"
     ]
     assert set(leak.paths) == {"3.jpg", "8.jpg", "9.jpg", "10.jpg", "11.jpg"}

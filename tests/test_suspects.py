@@ -77,11 +77,13 @@ def test_a_class_that_lies_in_one_group_is_not_doubted_and_hides_no_doubt():
     seen = out_of_fold.LabelledFeatures(FeatureRows([features], [np.arange(126)]), np.arange(126), labels)
     alone, heard = out_of_fold.predict_out_of_fold(seen, groups, 3, "drawn")
     assert heard.tolist() == (labels != 2).tolist()
-    vote = doubts.vote(doubts.neighbours(features, labels, groups), labels, 3)
-    judged = doubts.both(alone, vote, labels, heard)
-    assert {each.photo for each in doubts.doubtful(judged, labels)} == set(wrong)
-    unasked = doubts.both(alone, vote, labels, np.ones(126, bool))  # one group of six is heard by everybody
-    assert {each.photo for each in doubts.doubtful(unasked, labels)} != set(wrong)
+    vote = doubts.vote(doubts.find_neighbours(features, labels, groups), labels, 3)
+    judged = doubts.combine_probabilities(alone, vote, labels, heard)
+    assert {each.photo for each in doubts.find_suspect_labels(judged, labels)} == set(wrong)
+    unasked = doubts.combine_probabilities(
+        alone, vote, labels, np.ones(126, bool)
+    )  # one group of six is heard by everybody
+    assert {each.photo for each in doubts.find_suspect_labels(unasked, labels)} != set(wrong)
 
 
 def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_one(monkeypatch):

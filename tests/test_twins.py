@@ -244,7 +244,7 @@ def test_near_twins_are_found_in_a_folder_and_told_with_what_was_done(tmp_path):
     files |= {"a/again.jpg": ImageOps.mirror(files["a/3.jpg"]), "a/small.jpg": scaled(files["a/5.jpg"], 0.5)}
     files |= {"b/wrong.jpg": cut(files["a/7.jpg"], 0.08, 0.0, 0.06, 0.0)}
     dataset, _ = with_twins(folder_of(tmp_path, files))
-    told = dataset_checks.findings(dataset)
+    told = dataset_checks.check_dataset(dataset)
     assert {each.paths: each.evidence.split(",")[0] for each in of_kind(told, "near_twin")} == {
         ("a/3.jpg", "a/again.jpg"): "mirrored",
         ("a/5.jpg", "a/small.jpg"): "resized",
@@ -253,7 +253,9 @@ def test_near_twins_are_found_in_a_folder_and_told_with_what_was_done(tmp_path):
     assert other.paths == ("a/7.jpg", "b/wrong.jpg")
     assert "a and b" in other.evidence
     assert not of_kind(told, "leak")
-    assert all(len(line) <= dataset_checks.COLUMNS for line in dataset_checks.summary(dataset, told).split("\n"))
+    assert all(
+        len(line) <= dataset_checks.SUMMARY_COLUMNS for line in dataset_checks.summarise(dataset, told).split("\n")
+    )
 
 
 def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path):
@@ -263,7 +265,7 @@ def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path
     (folder / "b" / "half again.jpg").write_bytes((folder / "a" / "half.jpg").read_bytes())
     dataset, _ = with_twins(folder)
     chain = {"a/0.jpg", "a/half.jpg", "a/turned.jpg", "b/half again.jpg"}
-    assert {each.paths for each in of_kind(dataset_checks.findings(dataset), "near_twin_other_label")} == {
+    assert {each.paths for each in of_kind(dataset_checks.check_dataset(dataset), "near_twin_other_label")} == {
         tuple(sorted(chain))
     }
     group = dict(zip(dataset.photos["path"], split.find_groups(dataset.photos), strict=True))
@@ -283,7 +285,7 @@ def test_the_default_split_never_parts_near_twins(seed, tmp_path):
         where[name].add(part)
     assert len(where) == 8
     assert all(len(found) == 1 for found in where.values())
-    assert not of_kind(dataset_checks.findings(dataset), "leak")
+    assert not of_kind(dataset_checks.check_dataset(dataset), "leak")
 
 
 def test_near_twins_across_given_parts_are_a_leak(tmp_path):
@@ -298,7 +300,7 @@ def test_near_twins_across_given_parts_are_a_leak(tmp_path):
     parts = dict(dataset.photos.select("path", "split").iter_rows())
     if parts["train/a/0.jpg"] == "test":  # the given parts are kept
         pytest.fail("a given part was changed")
-    told = dataset_checks.findings(dataset)
+    told = dataset_checks.check_dataset(dataset)
     (leak,) = of_kind(told, "leak")
     assert leak.paths == ("test/a/known.jpg", "train/a/0.jpg")
     assert "mirrored" in leak.evidence
@@ -309,7 +311,7 @@ def test_a_class_of_copies_alone_is_told_and_still_tested(tmp_path):
     files = plain(20) | {f"c/{row}.jpg": again(scene(77), 60 + row) for row in range(20)}
     dataset, _ = with_twins(folder_of(tmp_path, files))
     assert set(dataset.used_photos.filter(label="c")["split"]) == {"train", "validation", "test"}
-    told = dataset_checks.findings(dataset)
+    told = dataset_checks.check_dataset(dataset)
     (alike,) = of_kind(told, "near_twin")
     assert alike.severity == "warning"
     assert len(alike.paths) == 20
@@ -343,7 +345,7 @@ def test_the_copies_among_the_flowers_are_found(flowers):
     dataset = split.split_photos(
         sources.assign_classes(near_duplicates.find_near_duplicates(dataset, keep), ()), Recipe()
     )
-    told = dataset_checks.findings(dataset)
+    told = dataset_checks.check_dataset(dataset)
     assert len(of_kind(told, "identical")) == 2
     contradictions = of_kind(told, "identical_other_label")
     assert len(contradictions) == 4

@@ -11,7 +11,7 @@ flowers.predict("garden.jpg")        # Prediction("tulip", 0.93)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ikebana.auditing.recommendation import Advice
+    from ikebana.auditing.recommendation import Recommendation
     from ikebana.commands.audit import Audit, audit
     from ikebana.commands.cache import Cache, cache
     from ikebana.commands.doctor import doctor
@@ -66,7 +66,7 @@ _PUBLIC_NAMES = {
 
 __all__ = [
     "RECIPES",
-    "Advice",
+    "Recommendation",
     "Audit",
     "Augmentation",
     "Cache",

@@ -62,7 +62,7 @@ class Selector:
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class CleaningResult:
     """Tables of the kept and the dropped photos, with reasons.
 
     `kept` has path, label, [split], [group] and the reason, null in unchanged rows. `dropped` has
@@ -72,16 +72,16 @@ class Cleaned:
 
     kept: pl.DataFrame
     dropped: pl.DataFrame
-    doubted: int = 0
-    spared: int = 0
+    suspect_label_count: int = 0
+    protected_count: int = 0
 
     @property
-    def relabelled(self) -> int:
+    def relabelled_count(self) -> int:
         """Number of kept photos whose label changed."""
         return self.kept[REASON_COLUMN].count()
 
 
-def chosen(words: Sequence[str], flag: str) -> tuple[Selector, ...]:
+def parse_selectors(words: Sequence[str], flag: str) -> tuple[Selector, ...]:
     """Parse the values of a flag, such as `twins` and `doubtful>0.95`; a single string is allowed.
 
     Raises:
@@ -110,18 +110,18 @@ def _parse_selector(word: str, flag: str) -> Selector:
     return Selector(word, KINDS_BY_WORD.get(kind, (kind,)), above_confidence)
 
 
-def in_vain(selectors: Sequence[Selector], findings: Sequence[Finding]) -> list[str]:
+def find_unmatched(selectors: Sequence[Selector], findings: Sequence[Finding]) -> list[str]:
     """Return the words that match no finding: there is none of the kind, or a typing error."""
     return [selector.text for selector in selectors if not any(selector.matches(finding) for finding in findings)]
 
 
-def cleaned(
+def clean(
     dataset: Dataset,
     findings: Sequence[Finding],
     drop: Sequence[Selector] = (),
     relabel: Sequence[Selector] = (),
-    split_given: bool = False,
-) -> Cleaned:
+    has_given_split: bool = False,
+) -> CleaningResult:
     """Drop and relabel photos as selected.
 
     Unreadable photos are always dropped. Of duplicates one stays: a test photo if there is one, so
@@ -133,7 +133,7 @@ def cleaned(
         split_given: whether the photos came with a split, which is then kept. Otherwise `fit`
             splits the cleaned table itself.
     """
-    protected = set(dataset.photos.filter(pl.col("split") == "test")["path"]) if split_given else set()
+    protected = set(dataset.photos.filter(pl.col("split") == "test")["path"]) if has_given_split else set()
     spared = _find_protected(protected, findings, (*drop, *relabel))
     findings = _exclude_protected(protected, findings)
     before = dict(dataset.used_photos.select("path", "label").iter_rows())
@@ -153,7 +153,7 @@ def cleaned(
             gone |= {path: _give_reason(finding) for path in finding.paths if path not in gone}
     duplicates = [finding for finding in to_drop if finding.kind in DUPLICATE_KINDS]
     gone |= dict(_drop_duplicates(duplicates, dataset, gone.keys()))
-    kept, dropped = _make_tables(dataset, gone, labels, split_given)
+    kept, dropped = _make_tables(dataset, gone, labels, has_given_split)
     dropped_as_suspect = {
         path
         for finding in to_drop
@@ -162,7 +162,7 @@ def cleaned(
         if gone.get(path) == _give_reason(finding)
     }
     doubted = len(dropped_as_suspect) + kept[REASON_COLUMN].count()
-    return Cleaned(kept, dropped, doubted, len(spared - gone.keys()))
+    return CleaningResult(kept, dropped, doubted, len(spared - gone.keys()))
 
 
 def _find_protected(protected: Collection[str], findings: Sequence[Finding], selectors: Sequence[Selector]) -> set[str]:
@@ -231,7 +231,7 @@ def _make_tables(
     return kept, dropped
 
 
-def dropped_beside(file: Path) -> Path:
+def dropped_table_path(file: Path) -> Path:
     """Return the path for dropped rows: `cleaned-dropped.csv` beside `cleaned.csv`."""
     return file.with_name(f"{file.stem}-dropped{file.suffix}")
 
@@ -247,12 +247,12 @@ def check_writable(file: Path) -> None:
     """
     if file.suffix.lower() != ".csv":
         raise RecipeError(f"the table would be written as {file.suffix or 'nothing'}", advice="--write cleaned.csv")
-    for table in (file, dropped_beside(file)):
+    for table in (file, dropped_table_path(file)):
         if table.exists():
             raise PhotosError("there is a file already, and it stays", where=table, advice="another name, or remove it")
 
 
-def check_within_reach(dataset: Dataset) -> None:
+def check_not_archive(dataset: Dataset) -> None:
     """Refuse photos in an archive, before any is read: a table cannot point into it.
 
     Raises:
@@ -266,16 +266,16 @@ def check_within_reach(dataset: Dataset) -> None:
         )
 
 
-def write(file: Path, dataset: Dataset, result: Cleaned) -> None:
+def write(file: Path, dataset: Dataset, result: CleaningResult) -> None:
     """Write both tables; paths below the table's folder become relative, others absolute.
 
     Raises:
         PhotosError: the photos are in an archive.
     """
-    check_within_reach(dataset)
+    check_not_archive(dataset)
     folder = file.expanduser().resolve().parent
     # Dropped rows first: if the second write fails, the same command can run again.
-    for target, table in ((dropped_beside(file), result.dropped), (file, result.kept)):
+    for target, table in ((dropped_table_path(file), result.dropped), (file, result.kept)):
         paths = [_relative_to(folder, dataset.resolve_path(path)) if path else "" for path in table["path"]]
         with atomic_write(target.expanduser()) as beside:
             beside.write_text(_to_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")

@@ -23,7 +23,7 @@ OUTLIER_ADVICE = "look at it; remove it if photos to come will not be like this"
 SHORTCUT_ADVICE = "give all classes the same {fact}, or a network may learn that instead of the subject"
 
 
-def found(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> list[Finding]:
+def check_content(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> list[Finding]:
     """List suspect labels, outliers, poor images and shortcuts; most pronounced first per kind.
 
     Without the recipe's backbone, a message says that labels and outliers were not checked.
@@ -35,10 +35,10 @@ def found(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> list[Fin
     """
 
     def check_labels() -> list[Finding]:
-        return [*_check_labels(look(dataset, pixel_cache, recipe), dataset.classes)]
+        return [*_check_labels(collect_label_evidence(dataset, pixel_cache, recipe), dataset.classes)]
 
     return [
-        *image_quality.findings(dataset, pixel_cache.pixels),
+        *image_quality.check_image_quality(dataset, pixel_cache.pixels),
         *_check_shortcuts(dataset, pixel_cache),
         *_run_if_possible(check_labels),
     ]
@@ -54,30 +54,30 @@ def _run_if_possible(check: Callable[[], list[Finding]]) -> list[Finding]:
     return []
 
 
-def by_facts(dataset: Dataset, pixel_cache: PixelCache) -> shortcuts.Judged:
+def evaluate_file_facts(dataset: Dataset, pixel_cache: PixelCache) -> shortcuts.FactsEvaluation:
     """Evaluate how well sizes, file properties and borders alone predict the classes."""
     used = dataset.used_photos
     index = {name: number for number, name in enumerate(dataset.classes)}
     labels = np.array([index[name] for name in used["label"]], np.int64)
     groups = np.array(split.find_groups(used))
-    selection = shortcuts.enough(labels, groups)
-    file_facts = file_facts_module.of(dataset, pixel_cache.pixels, selection)
-    return shortcuts.judge(file_facts, labels[selection], groups[selection])
+    selection = shortcuts.select_photos(labels, groups)
+    file_facts = file_facts_module.extract_file_facts(dataset, pixel_cache.pixels, selection)
+    return shortcuts.evaluate_facts(file_facts, labels[selection], groups[selection])
 
 
 def _check_shortcuts(dataset: Dataset, pixel_cache: PixelCache) -> Iterator[Finding]:
-    for result in shortcuts.shortcuts(by_facts(dataset, pixel_cache)):
+    for result in shortcuts.find_shortcuts(evaluate_file_facts(dataset, pixel_cache)):
         name = dataset.classes[result.label]
         evidence = (
             f"{name} is told from the rest without a look at what the photos show: by all facts "
-            f"about the files the area under the curve is {result.area:.2f}, by {result.fact} alone "
-            f"{result.area_by_fact:.2f}; {result.part:.0%} of its photos can be picked out almost without fail"
+            f"about the files the area under the curve is {result.auc:.2f}, by {result.fact} alone "
+            f"{result.fact_auc:.2f}; {result.picked_share:.0%} of its photos can be picked out almost without fail"
         )
         yield Finding("shortcut", "warning", (), evidence, SHORTCUT_ADVICE.format(fact=result.fact))
 
 
 @dataclass(frozen=True)
-class Look:
+class LabelEvidence:
     """Features of all usable photos, and class probabilities that did not use the own label.
 
     features: [photos, features], on disk.
@@ -89,12 +89,12 @@ class Look:
     paths: pl.Series
     features: FeatureTable
     labels: np.ndarray
-    near: label_errors.Neighbours
-    alone: np.ndarray
-    judged: np.ndarray
+    neighbours: label_errors.Neighbours
+    out_of_fold: np.ndarray
+    combined: np.ndarray
 
 
-def look(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> Look:
+def collect_label_evidence(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> LabelEvidence:
     """Extract features of all photos and judge each photo by the others.
 
     Args:
@@ -116,19 +116,19 @@ def look(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> Look:
     groups = np.array(split.find_groups(photos))
     class_count = len(dataset.classes)
     probabilities, is_known = out_of_fold.predict_out_of_fold(seen, groups, class_count, dataset.source)
-    neighbours = label_errors.neighbours(seen.features, seen.labels, groups)
+    neighbours = label_errors.find_neighbours(seen.features, seen.labels, groups)
     votes = label_errors.vote(neighbours, seen.labels, class_count)
-    combined = label_errors.both(probabilities, votes, seen.labels, is_known)
-    return Look(photos["path"], seen.features, seen.labels, neighbours, probabilities, combined)
+    combined = label_errors.combine_probabilities(probabilities, votes, seen.labels, is_known)
+    return LabelEvidence(photos["path"], seen.features, seen.labels, neighbours, probabilities, combined)
 
 
-def _check_labels(evidence: Look, classes: Sequence[str]) -> Iterator[Finding]:
+def _check_labels(evidence: LabelEvidence, classes: Sequence[str]) -> Iterator[Finding]:
     """Report suspect labels, then outliers."""
-    for suspect in label_errors.doubtful(evidence.judged, evidence.labels):
-        given, suggested = classes[evidence.labels[suspect.photo]], classes[suspect.label]
+    for suspect in label_errors.find_suspect_labels(evidence.combined, evidence.labels):
+        given, suggested = classes[evidence.labels[suspect.photo]], classes[suspect.suggested_label]
         text = f"labelled {given}, looks like {suggested}: {min(suspect.confidence, 0.99):.0%} sure"
         path, confidence = (evidence.paths[suspect.photo],), round(suspect.confidence, 4)
         yield Finding("doubtful_label", "warning", path, text, SUSPECT_LABEL_ADVICE, suggested, confidence)
-    for photo, score in label_errors.odd(evidence.features, evidence.labels, evidence.near):
+    for photo, score in label_errors.find_outliers(evidence.features, evidence.labels, evidence.neighbours):
         text = f"{score:.1f} spreads less like the others than most"
         yield Finding("odd", "note", (evidence.paths[photo],), text, OUTLIER_ADVICE)

@@ -20,8 +20,8 @@ SEVERITIES = get_args(Severity)
 MIN_PHOTOS_PER_CLASS = 20
 # Largest class divided by smallest class.
 MAX_IMBALANCE_RATIO = 5.0
-SHOWN = 8
-COLUMNS = 100
+MAX_SUMMARY_PATHS = 8
+SUMMARY_COLUMNS = 100
 MIN_EXAMPLE_COLUMNS = 40
 MAX_EXAMPLE_LINES = 4
 
@@ -44,7 +44,7 @@ class Finding:
     confidence: float | None = None
 
 
-def findings(dataset: Dataset) -> list[Finding]:
+def check_dataset(dataset: Dataset) -> list[Finding]:
     """List what files, counts and duplicates show, most severe first.
 
     Args:
@@ -57,15 +57,15 @@ def findings(dataset: Dataset) -> list[Finding]:
         *_check_groups(dataset),
         *_check_classes(dataset),
     ]
-    return gravest_first(findings)
+    return sort_by_severity(findings)
 
 
-def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
+def sort_by_severity(findings: Iterable[Finding]) -> list[Finding]:
     """Sort into errors, warnings, notes; the order within each stays."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def as_json(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
+def to_json(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     """Return the findings and the totals for `audit.json`."""
     used, paths = dataset.used_photos.height, dataset.photos.height
     reasons = dataset.set_aside_photos["status"].value_counts(sort=True)
@@ -82,7 +82,7 @@ def as_json(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     }
 
 
-def as_table(findings: Iterable[Finding]) -> pl.DataFrame:
+def to_table(findings: Iterable[Finding]) -> pl.DataFrame:
     """Return one row per finding for `findings.csv`.
 
     Paths are a JSON list, because a file name may contain any separator.
@@ -92,7 +92,7 @@ def as_table(findings: Iterable[Finding]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={**texts, "confidence": pl.Float64})
 
 
-def summary(dataset: Dataset, findings: list[Finding], details: str = "audit.json") -> str:
+def summarise(dataset: Dataset, findings: list[Finding], details: str = "audit.json") -> str:
     """Summarise the totals, the unused photos, and the findings per kind.
 
     Args:
@@ -110,9 +110,9 @@ def summary(dataset: Dataset, findings: list[Finding], details: str = "audit.jso
     ]
     lines += _summarise_kinds([finding for finding in findings if finding.kind != "unreadable"])
     unused = dataset.set_aside_photos.select("path", "status").rows()
-    lines += [f"  set aside: {path}: {status}" for path, status in unused[:SHOWN]]
-    if len(unused) > SHOWN:
-        lines.append(f"  and {len(unused) - SHOWN} more: {details} names them")
+    lines += [f"  set aside: {path}: {status}" for path, status in unused[:MAX_SUMMARY_PATHS]]
+    if len(unused) > MAX_SUMMARY_PATHS:
+        lines.append(f"  and {len(unused) - MAX_SUMMARY_PATHS} more: {details} names them")
     elif findings:
         lines.append(f"  all of them, in full: {details}")
     return "\n".join(lines)
@@ -128,9 +128,9 @@ def _summarise_kinds(findings: list[Finding]) -> list[str]:
     for (severity, kind), of_kind in kinds.items():
         others = f" (the first of {len(of_kind):,})" if len(of_kind) > 1 else ""
         head = f"  {severity:<7}  {len(of_kind):>5,}  {kind:<{width}}  "
-        columns = max(COLUMNS - len(head), MIN_EXAMPLE_COLUMNS)
+        columns = max(SUMMARY_COLUMNS - len(head), MIN_EXAMPLE_COLUMNS)
         example = textwrap.wrap(
-            in_short(of_kind[0]) + others,
+            describe(of_kind[0]) + others,
             columns,
             max_lines=MAX_EXAMPLE_LINES,
             placeholder=" …",
@@ -141,7 +141,7 @@ def _summarise_kinds(findings: list[Finding]) -> list[str]:
     return lines
 
 
-def in_short(finding: Finding) -> str:
+def describe(finding: Finding) -> str:
     """Describe a finding by its evidence and at most two of its paths."""
     more = len(finding.paths) - 2
     shown = ", ".join(finding.paths[:2]) + (f" and {more} more" if more > 0 else "")

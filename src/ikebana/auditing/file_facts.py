@@ -20,7 +20,7 @@ CORNER_PIXELS = 8
 Facts = Mapping[str, np.ndarray]
 
 
-def of(dataset: Dataset, pixels: np.ndarray, selection: np.ndarray | None = None) -> Facts:
+def extract_file_facts(dataset: Dataset, pixels: np.ndarray, selection: np.ndarray | None = None) -> Facts:
     """Extract the facts of usable photos, in the dataset's order; only file headers are read.
 
     Args:

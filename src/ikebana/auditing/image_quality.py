@@ -26,7 +26,7 @@ STEPS_PER_LEVEL, UNITS_PER_STEP = 16, 16
 # Rounding to whole levels leaves this much difference in a surface without an edge.
 ROUNDING_NOISE = STEPS_PER_LEVEL
 # Blurring by 3 to 6 of 240 pixels gave 0.04 to 0.10; the median of flower photos is 0.77.
-BLURRED = 0.17
+MAX_BLURRED_SHARPNESS = 0.17
 # Grey levels of the lightest and the darkest pixel, and their difference (5 % cut off each).
 MAX_DARK_LEVEL, MIN_BRIGHT_LEVEL, MIN_CONTRAST = 48, 208, 8
 MIN_OUTLIER_SCORE = 3.0
@@ -54,7 +54,7 @@ class ImageStatistics:
     lightest: np.ndarray
 
 
-def findings(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
+def check_image_quality(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
     """Report photos of poor image quality.
 
     Args:
@@ -63,7 +63,7 @@ def findings(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
     """
     used = dataset.used_photos_with_row
     paths = used["path"]
-    statistics = measured(pixels, used["row"].to_numpy().astype(np.int64))
+    statistics = measure(pixels, used["row"].to_numpy().astype(np.int64))
     width, height = (used[name].to_numpy().astype(float) for name in ("width", "height"))
     # Edges of an enlarged photo rise over more pixels than the file has. That is no blur.
     enlargement = np.maximum(pixels.shape[1] / np.minimum(width, height), 1.0)
@@ -74,7 +74,7 @@ def findings(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
 def _check_brightness(statistics: ImageStatistics, paths: pl.Series) -> Iterator[Finding]:
     sharpness, darkest, lightest = statistics.sharpness, statistics.darkest, statistics.lightest
     blank = lightest - darkest < MIN_CONTRAST
-    blurred = _is_low_outlier(np.log(sharpness), np.log(BLURRED)) & ~blank
+    blurred = _is_low_outlier(np.log(sharpness), np.log(MAX_BLURRED_SHARPNESS)) & ~blank
     dark = _is_low_outlier(np.log1p(lightest), np.log1p(MAX_DARK_LEVEL)) & ~blank
     bright = _is_low_outlier(np.log1p(255 - darkest), np.log1p(255 - MIN_BRIGHT_LEVEL)) & ~blank
     median = np.median(sharpness) if len(paths) else 0.0
@@ -99,7 +99,7 @@ def _check_size(width: np.ndarray, height: np.ndarray, image_size: int, paths: p
     yield from _report("aspect", stretched, paths, describe, "cut out its subject: a network is shown squares")
 
 
-def measured(pixels: np.ndarray, rows: np.ndarray) -> ImageStatistics:
+def measure(pixels: np.ndarray, rows: np.ndarray) -> ImageStatistics:
     """Measure sharpness and brightness of some rows of the pixel cache, chunk by chunk.
 
     Args:

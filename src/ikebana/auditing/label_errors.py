@@ -31,7 +31,7 @@ MIN_PHOTOS_PER_AXIS = 10
 MIN_SPREAD = 0.01
 # Photos that tell how much a class resembles itself.
 MIN_PHOTOS_PER_CLASS = 20
-LEAST = 50
+MIN_OUTLIER_PHOTOS = 50
 # Robust z-score from which a photo is reported.
 MIN_OUTLIER_SCORE = 3.4
 SEED = 0
@@ -48,21 +48,21 @@ class Neighbours:
     """
 
     rows: np.ndarray
-    alike: np.ndarray
-    own_class: np.ndarray
+    similarity: np.ndarray
+    own_class_similarity: np.ndarray
     first: np.ndarray
 
 
 @dataclass(frozen=True)
-class Doubt:
+class SuspectLabel:
     """A photo whose label is probably wrong, the suggested class and the confidence, 0 to 1."""
 
     photo: int
-    label: int
+    suggested_label: int
     confidence: float
 
 
-def neighbours(features: FeatureTable, labels: np.ndarray, groups: np.ndarray) -> Neighbours:
+def find_neighbours(features: FeatureTable, labels: np.ndarray, groups: np.ndarray) -> Neighbours:
     """Find the nearest neighbours of each photo.
 
     Args:
@@ -117,14 +117,18 @@ def _take_largest(similarity: np.ndarray, width: int) -> tuple[np.ndarray, np.nd
 
 def vote(neighbours: Neighbours, labels: np.ndarray, class_count: int) -> np.ndarray:
     """Estimate class probabilities from the neighbours' labels: float [photos, classes]."""
-    weights = np.exp((neighbours.alike - neighbours.alike[:, :1]) / SIMILARITY_SCALE) * (neighbours.alike > -2)
+    weights = np.exp((neighbours.similarity - neighbours.similarity[:, :1]) / SIMILARITY_SCALE) * (
+        neighbours.similarity > -2
+    )
     votes = [(weights * (labels[neighbours.rows] == label)).sum(1) for label in range(class_count)]
     totals = np.stack(votes, axis=1)
     shares = totals / np.maximum(totals.sum(1, keepdims=True), MIN_PROBABILITY)
     return (shares + VOTE_SMOOTHING) / (shares + VOTE_SMOOTHING).sum(1, keepdims=True)
 
 
-def both(out_of_fold: np.ndarray, votes: np.ndarray, labels: np.ndarray, is_known: np.ndarray) -> np.ndarray:
+def combine_probabilities(
+    out_of_fold: np.ndarray, votes: np.ndarray, labels: np.ndarray, is_known: np.ndarray
+) -> np.ndarray:
     """Multiply both estimates and calibrate: 80 % confidence agrees with 80 % of the labels.
 
     Args:
@@ -146,7 +150,7 @@ def both(out_of_fold: np.ndarray, votes: np.ndarray, labels: np.ndarray, is_know
     return probabilities
 
 
-def ranked(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def rank_suspect_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Rank photos, the most suspect label first, by the odds of another label.
 
     A ratio instead of a difference: of two hopeless labels, the more hopeless one comes first.
@@ -164,9 +168,9 @@ def _log_odds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return logs.max(1) - given
 
 
-def doubtful(
+def find_suspect_labels(
     probabilities: np.ndarray, labels: np.ndarray, min_confidence: float = MIN_SUSPECT_CONFIDENCE
-) -> list[Doubt]:
+) -> list[SuspectLabel]:
     """List the labels that are probably wrong, the most suspect first.
 
     Args:
@@ -177,13 +181,13 @@ def doubtful(
     best = probabilities.argmax(1)
     is_suspect = (best != labels) & (probabilities.max(1) >= min_confidence)
     return [
-        Doubt(int(photo), int(best[photo]), float(probabilities[photo, best[photo]]))
-        for photo in ranked(probabilities, labels)
+        SuspectLabel(int(photo), int(best[photo]), float(probabilities[photo, best[photo]]))
+        for photo in rank_suspect_labels(probabilities, labels)
         if is_suspect[photo]
     ]
 
 
-def oddness(features: FeatureTable, labels: np.ndarray, neighbours: Neighbours) -> np.ndarray:
+def score_outliers(features: FeatureTable, labels: np.ndarray, neighbours: Neighbours) -> np.ndarray:
     """Score how far each photo is from all others, as robust z-scores: float [photos].
 
     The sum of two scores. One: how little the photo resembles its own class, compared with how
@@ -194,11 +198,11 @@ def oddness(features: FeatureTable, labels: np.ndarray, neighbours: Neighbours) 
     for label in np.unique(labels):
         is_own = labels == label
         if (is_own & neighbours.first).sum() >= MIN_PHOTOS_PER_CLASS:
-            isolation[is_own] = _robust_z_scores(-neighbours.own_class[is_own], neighbours.first[is_own])
+            isolation[is_own] = _robust_z_scores(-neighbours.own_class_similarity[is_own], neighbours.first[is_own])
     return isolation + _robust_z_scores(np.log(_measure_residuals(features)), neighbours.first)
 
 
-def odd(
+def find_outliers(
     features: FeatureTable, labels: np.ndarray, neighbours: Neighbours, min_score: float = MIN_OUTLIER_SCORE
 ) -> list[tuple[int, float]]:
     """List outliers and their scores, the highest first; none in a small collection.
@@ -207,9 +211,9 @@ def odd(
         features: float [photos, features].
         labels: class indices [photos].
     """
-    if len(features) < LEAST:
+    if len(features) < MIN_OUTLIER_PHOTOS:
         return []
-    scores = oddness(features, labels, neighbours)
+    scores = score_outliers(features, labels, neighbours)
     order = np.argsort(-scores, kind="stable")
     return [(int(photo), float(scores[photo])) for photo in order if scores[photo] >= min_score]
 

@@ -19,7 +19,7 @@ from ikebana.learning.features.depth_probe import ProbeResult, AccuracyEstimate
 from ikebana.recipe import Trainable
 
 # Training photos per class from which larger networks pay; with 80 they did not (docs/log.md).
-MANY = 200
+MIN_PHOTOS_PER_CLASS_FOR_ALL = 200
 # Accuracy lead of the last cut over the best earlier one, up to which photos are unlike ImageNet's.
 MAX_UNLIKE_LEAD = 0.02
 # Accuracy of a head that leaves nothing to gain.
@@ -42,7 +42,7 @@ SENTENCES: dict[Trainable, str] = {
 
 
 @dataclass(frozen=True)
-class Supply:
+class PhotoCounts:
     """Numbers of photos to learn from.
 
     photos: training photos, and validation photos for model selection.
@@ -58,7 +58,7 @@ class Supply:
 
 
 @dataclass(frozen=True)
-class Advice:
+class Recommendation:
     """How much of the network to train on these photos, and why.
 
     doubts: reasons to be unsure; none if the recommendation is fairly sure.
@@ -71,7 +71,7 @@ class Advice:
     reasons: tuple[str, ...]
     doubts: tuple[str, ...]
     more_photos: str
-    supply: Supply
+    supply: PhotoCounts
     evidence: ProbeResult
     photos: str = ""
     costs: dict[str, float] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Advice:
         return "\n".join([f"Advice: {SENTENCES[self.trained]}", "", *_format_table(self), "", *lines, run])
 
 
-def advised(evidence: ProbeResult, supply: Supply, photos: str, costs: dict[str, float]) -> Advice:
+def recommend(evidence: ProbeResult, supply: PhotoCounts, photos: str, costs: dict[str, float]) -> Recommendation:
     """Recommend how much of the network to train.
 
     Args:
@@ -113,8 +113,8 @@ def advised(evidence: ProbeResult, supply: Supply, photos: str, costs: dict[str,
         photos: their path, for the command.
         costs: estimated seconds per recipe on this machine.
     """
-    trained = how_much(evidence, supply)
-    return Advice(
+    trained = choose_trainable(evidence, supply)
+    return Recommendation(
         trained,
         tuple(_list_reasons(evidence, supply, trained)),
         tuple(_list_doubts(evidence, supply)),
@@ -126,11 +126,11 @@ def advised(evidence: ProbeResult, supply: Supply, photos: str, costs: dict[str,
     )
 
 
-def how_much(evidence: ProbeResult, supply: Supply) -> Trainable:
+def choose_trainable(evidence: ProbeResult, supply: PhotoCounts) -> Trainable:
     """Apply the rules: fewer photos, or weaker evidence, never train more of the network."""
     if supply.a_class < MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING or _is_at_ceiling(evidence):
         return "head"
-    return "all" if _is_unlike_imagenet(evidence) and supply.a_class >= MANY else "tail"
+    return "all" if _is_unlike_imagenet(evidence) and supply.a_class >= MIN_PHOTOS_PER_CLASS_FOR_ALL else "tail"
 
 
 def _is_at_ceiling(evidence: ProbeResult) -> bool:
@@ -144,7 +144,7 @@ def _is_unlike_imagenet(evidence: ProbeResult) -> bool:
     return evidence.last_depth_gain.value + STANDARD_ERRORS * evidence.last_depth_gain.standard_error <= MAX_UNLIKE_LEAD
 
 
-def _list_reasons(evidence: ProbeResult, supply: Supply, trained: Trainable) -> list[str]:
+def _list_reasons(evidence: ProbeResult, supply: PhotoCounts, trained: Trainable) -> list[str]:
     resemblance, per_class = _describe_resemblance(evidence), f"a class has {_format_count(supply.a_class)}"
     if supply.a_class < MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING:
         return [
@@ -157,8 +157,11 @@ def _list_reasons(evidence: ProbeResult, supply: Supply, trained: Trainable) -> 
             f"a head alone is wrong on {wrong} of {evidence.scored_photos:,} photos: nothing that is left to gain could be seen"
         ]
     if trained == "all":
-        return [resemblance, f"{per_class}, enough (from {MANY} on) for larger networks to learn, and for longer"]
-    more = f"; the whole network should have {MANY}" if _is_unlike_imagenet(evidence) else ""
+        return [
+            resemblance,
+            f"{per_class}, enough (from {MIN_PHOTOS_PER_CLASS_FOR_ALL} on) for larger networks to learn, and for longer",
+        ]
+    more = f"; the whole network should have {MIN_PHOTOS_PER_CLASS_FOR_ALL}" if _is_unlike_imagenet(evidence) else ""
     return [
         resemblance,
         f"{per_class}, enough (from {MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING} on) for the last stages not to learn them by heart{more}",
@@ -187,7 +190,7 @@ def _is_close(evidence: ProbeResult) -> bool:
     return abs(lead.value - MAX_UNLIKE_LEAD) <= STANDARD_ERRORS * lead.standard_error
 
 
-def _list_doubts(evidence: ProbeResult, supply: Supply) -> list[str]:
+def _list_doubts(evidence: ProbeResult, supply: PhotoCounts) -> list[str]:
     """List reasons to be unsure; a threshold counts only if the recommendation depends on it."""
     best, doubts = evidence.last_depth_accuracy, []
     if evidence.scored_photos < MIN_JUDGED_PHOTOS:
@@ -198,16 +201,16 @@ def _list_doubts(evidence: ProbeResult, supply: Supply) -> list[str]:
         )
     if not _is_at_ceiling(evidence):
         limits = (
-            (MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, MANY)
+            (MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, MIN_PHOTOS_PER_CLASS_FOR_ALL)
             if _is_unlike_imagenet(evidence)
             else (MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING,)
         )
         factor = NEAR_THRESHOLD_FACTOR
         near = [limit for limit in limits if limit / factor <= supply.a_class < limit * factor]
         doubts += [f"{_format_count(supply.a_class)} a class: near the limit of {limit}" for limit in near]
-        if supply.a_class >= MANY and _is_close(evidence):
+        if supply.a_class >= MIN_PHOTOS_PER_CLASS_FOR_ALL and _is_close(evidence):
             doubts.append("whether the photos resemble ImageNet's came out close")
-    if _is_unlike_imagenet(evidence) and how_much(evidence, supply) != "head":
+    if _is_unlike_imagenet(evidence) and choose_trainable(evidence, supply) != "head":
         doubts.append(
             "for photos unlike ImageNet's this is the textbook's rule, and has failed too: compare with --recipe quick"
         )
@@ -230,7 +233,7 @@ def _wrap(name: str, text: str) -> list[str]:
     return textwrap.wrap(text, LINE_COLUMNS, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9)
 
 
-def _format_table(recommendation: Advice) -> list[str]:
+def _format_table(recommendation: Recommendation) -> list[str]:
     """Format the evidence, one line per accuracy."""
     evidence, supply = recommendation.evidence, recommendation.supply
     rows: list[tuple[str, str | AccuracyEstimate]] = [

@@ -40,34 +40,34 @@ class Shortcut:
     """
 
     label: int
-    area: float
-    part: float
+    auc: float
+    picked_share: float
     picked_count: int
     fact: str
-    area_by_fact: float
+    fact_auc: float
 
 
 @dataclass(frozen=True)
-class Judged:
+class FactsEvaluation:
     """Accuracy from the facts alone, that of the most frequent class, and one result per class."""
 
     accuracy: float
-    majority: float
-    classes: tuple[Shortcut, ...]
+    majority_accuracy: float
+    per_class: tuple[Shortcut, ...]
 
 
-def shortcuts(evaluation: Judged) -> list[Shortcut]:
+def find_shortcuts(evaluation: FactsEvaluation) -> list[Shortcut]:
     """List the classes that have a shortcut, the plainest first."""
     revealed = [
         result
-        for result in evaluation.classes
-        if result.area >= MIN_SHORTCUT_AUC
-        or (result.part >= MIN_PICKED_SHARE and result.picked_count >= MIN_PICKED_PHOTOS)
+        for result in evaluation.per_class
+        if result.auc >= MIN_SHORTCUT_AUC
+        or (result.picked_share >= MIN_PICKED_SHARE and result.picked_count >= MIN_PICKED_PHOTOS)
     ]
-    return sorted(revealed, key=lambda result: -result.area)
+    return sorted(revealed, key=lambda result: -result.auc)
 
 
-def judge(facts: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray) -> Judged:
+def evaluate_facts(facts: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray) -> FactsEvaluation:
     """Predict classes from facts alone, by cross-validated random forests.
 
     Args:
@@ -75,14 +75,14 @@ def judge(facts: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarra
         labels: class indices [photos].
         groups: a number per photo; folds do not divide a group.
     """
-    selection = enough(labels, groups)
+    selection = select_photos(labels, groups)
     labels, groups = labels[selection], groups[selection]
     if len(np.unique(labels)) < 2:
-        return Judged(0.0, 0.0, ())
+        return FactsEvaluation(0.0, 0.0, ())
     table = {name: columns[selection] for name, columns in facts.items()}
     table = {name: columns for name, columns in table.items() if np.ptp(columns, axis=0).any()}
     if not table:
-        return Judged(0.0, 0.0, ())
+        return FactsEvaluation(0.0, 0.0, ())
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.tree import DecisionTreeClassifier
 
@@ -92,10 +92,10 @@ def judge(facts: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarra
     by_all = _predict_out_of_fold(forest, np.concatenate(list(table.values()), axis=1), labels, folds)
     by_fact = {name: _predict_out_of_fold(tree, columns, labels, folds) for name, columns in table.items()}
     present = np.unique(labels)
-    return Judged(
+    return FactsEvaluation(
         accuracy=float((present[by_all.argmax(1)] == labels).mean()),
-        majority=float(np.bincount(labels).max() / len(labels)),
-        classes=tuple(
+        majority_accuracy=float(np.bincount(labels).max() / len(labels)),
+        per_class=tuple(
             _evaluate_class(column, int(label), labels == label, by_all, by_fact)
             for column, label in enumerate(present)
         ),
@@ -122,7 +122,7 @@ def _count_picked(scores: np.ndarray, is_own: np.ndarray) -> int:
     return int(hits[is_precise].max()) if is_precise.any() else 0
 
 
-def enough(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def select_photos(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Select photos of classes with enough distinct photos, at most MAX_PHOTOS.
 
     Args:

@@ -12,7 +12,7 @@ import polars as pl
 from ikebana.auditing import cleaning, content_checks
 from ikebana.auditing import dataset_checks as files
 from ikebana.auditing.dataset_checks import SHOWN, Finding
-from ikebana.auditing.recommendation import Advice, Supply, advised
+from ikebana.auditing.recommendation import Recommendation, PhotoCounts, recommend
 from ikebana.data import pixel_cache as pixel_cache_module
 from ikebana.data import sources, split
 from ikebana.data.dataset import STATUS_USED, Dataset
@@ -45,7 +45,7 @@ class Audit:
 
     dataset: Dataset
     findings: tuple[Finding, ...]
-    advice: Advice | None = None
+    advice: Recommendation | None = None
     page: Path | None = None
 
     @property
@@ -60,8 +60,8 @@ class Audit:
 
     def __repr__(self) -> str:
         details = "--out DIR (in Python: .findings)" if self.page is None else str(self.page)
-        lines = [files.summary(self.dataset, list(self.findings), details)]
-        lines += [f"  leak: {files.in_short(leak)}" for leak in self.leaks[:SHOWN]]
+        lines = [files.summarise(self.dataset, list(self.findings), details)]
+        lines += [f"  leak: {files.describe(leak)}" for leak in self.leaks[:SHOWN]]
         lines += [f"  fit would refuse: {error.evidence}\n  try  {error.advice}" for error in self.refused]
         return "\n".join(lines + ([f"\n{self.advice!r}"] if self.advice is not None else []))
 
@@ -88,11 +88,11 @@ def audit(
         PhotosError: there are no usable photos, or with `advise` too few.
         RecipeError, MachineError: with `advise`, the backbone is not available.
     """
-    to_drop, to_relabel = cleaning.chosen(drop, "--drop"), cleaning.chosen(relabel, "--relabel")
+    to_drop, to_relabel = cleaning.parse_selectors(drop, "--drop"), cleaning.parse_selectors(relabel, "--relabel")
     _check_outputs(out, write, bool(to_drop or to_relabel))
     unopened = sources.read(photos)
     if write is not None:
-        cleaning.check_within_reach(unopened)
+        cleaning.check_not_archive(unopened)
     from ikebana.learning.models import networks, weight_loading
 
     # As in `fit`, so that it reuses the pixel cache and makes the same split.
@@ -104,9 +104,13 @@ def audit(
     dataset, split_errors = _split(
         sources.assign_classes(near_duplicates.find_near_duplicates(opened, pixel_cache), ()), recipe
     )
-    findings = [*split_errors, *files.findings(dataset), *content_checks.found(dataset, pixel_cache, recipe)]
+    findings = [
+        *split_errors,
+        *files.check_dataset(dataset),
+        *content_checks.check_content(dataset, pixel_cache, recipe),
+    ]
     page_file = Path(out).expanduser() / PAGE if out is not None else None
-    result = Audit(dataset, tuple(files.gravest_first(findings)), page=page_file)
+    result = Audit(dataset, tuple(files.sort_by_severity(findings)), page=page_file)
     _report(result, pixel_cache, recipe)
     if write is not None:
         has_split = unopened.photos["split"].count() > 0
@@ -174,14 +178,14 @@ def _is_audit_folder(folder: Path) -> bool:
 def _report(result: Audit, pixel_cache: PixelCache, recipe: Recipe) -> None:
     """Report the findings; if wanted, write the page, `audit.json` and `findings.csv`."""
     progress.message(repr(result))
-    values = files.as_json(result.dataset, list(result.findings))
+    values = files.to_json(result.dataset, list(result.findings))
     progress.event("audit", **values)
     if result.page is None:
         return
     folder = result.page.parent
     write_json(folder / AUDIT_FILE, values)
     with atomic_write(folder / TABLE_FILE) as beside:
-        files.as_table(result.findings).write_csv(beside)
+        files.to_table(result.findings).write_csv(beside)
     audit_page.write(result.page, result.dataset, result.findings, pixel_cache.pixels, recipe.resize)
     progress.message(f"to look at: {result.page}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
 
@@ -194,32 +198,32 @@ def _clean(
     has_split: bool,
 ) -> None:
     """Clean the photos, write the table and report selectors that matched nothing."""
-    cleaned = cleaning.cleaned(result.dataset, result.findings, to_drop, to_relabel, has_split)
+    cleaned = cleaning.clean(result.dataset, result.findings, to_drop, to_relabel, has_split)
     _write_table(file, result.dataset, cleaned)
-    if unmatched := cleaning.in_vain((*to_drop, *to_relabel), result.findings):
+    if unmatched := cleaning.find_unmatched((*to_drop, *to_relabel), result.findings):
         progress.message(f"nothing was found that is {' or '.join(unmatched)}")
 
 
-def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.Cleaned) -> None:
+def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult) -> None:
     """Write the table, and warn about changes from suspect labels, which affect the score."""
     cleaning.write(file, dataset, cleaned)
     progress.message(
-        f"{file}: {cleaned.kept.height:,} photos, {cleaned.relabelled:,} of them relabelled; "
-        f"{cleaned.dropped.height:,} dropped: {cleaning.dropped_beside(file)} says why. To learn from it: ikebana fit {file}"
+        f"{file}: {cleaned.kept.height:,} photos, {cleaned.relabelled_count:,} of them relabelled; "
+        f"{cleaned.dropped.height:,} dropped: {cleaning.dropped_table_path(file)} says why. To learn from it: ikebana fit {file}"
     )
-    if cleaned.spared:
+    if cleaned.protected_count:
         progress.message(
-            f"{cleaned.spared:,} test photo{'s' * (cleaned.spared != 1)} left alone though the label is doubted: "
+            f"{cleaned.protected_count:,} test photo{'s' * (cleaned.protected_count != 1)} left alone though the label is doubted: "
             "no network may choose what it is scored on"
         )
-    if cleaned.doubted and "split" not in cleaned.kept.columns:
+    if cleaned.suspect_label_count and "split" not in cleaned.kept.columns:
         progress.message(
-            f"{cleaned.doubted:,} photo{'s' * (cleaned.doubted != 1)} dropped or relabelled for doubt before the split: "
+            f"{cleaned.suspect_label_count:,} photo{'s' * (cleaned.suspect_label_count != 1)} dropped or relabelled for doubt before the split: "
             "unless somebody looked at them, the score will be kinder than the truth"
         )
 
 
-def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos: str) -> Advice:
+def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos: str) -> Recommendation:
     """Recommend from frozen features of training photos and model-selection photos.
 
     The calibration photos and the test photos stay unseen.
@@ -241,13 +245,13 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos
     evidence = depth_probe.evaluate_depths(features, sample.labels, groups, folds)
     counts = {name: of_class["train"] for name, of_class in dataset.count_photos().items()}
     smallest = min(counts, key=lambda name: counts[name])
-    supply = Supply(
+    supply = PhotoCounts(
         photos=len(examples),
         sealed=len(splits["test"]),
         a_class=statistics.median_low(counts.values()),
         smallest=(smallest, counts[smallest]),
     )
-    advice = advised(evidence, supply, photos, _estimate_costs(dataset, recipe, settings))
+    advice = recommend(evidence, supply, photos, _estimate_costs(dataset, recipe, settings))
     progress.message(f"\n{advice!r}")
     progress.event("advice", **advice.to_json())
     return advice

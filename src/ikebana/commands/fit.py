@@ -116,9 +116,9 @@ def _restore_device(run: Path, recipe: Recipe, classes: int) -> DeviceSettings:
 def _train_and_score(
     run: Run, dataset: Dataset, pixel_cache: PixelCache, settings: DeviceSettings, clock: Stopwatch
 ) -> Run:
-    findings, classes, pixels_id = dataset_checks.findings(dataset), len(dataset.classes), pixel_cache.folder.name
-    run.write_json("audit.json", dataset_checks.as_json(dataset, findings))
-    progress.message(dataset_checks.summary(dataset, findings))
+    findings, classes, pixels_id = dataset_checks.check_dataset(dataset), len(dataset.classes), pixel_cache.folder.name
+    run.write_json("audit.json", dataset_checks.to_json(dataset, findings))
+    progress.message(dataset_checks.summarise(dataset, findings))
     recipe, gpu_bytes = run.recipe, get_spare_gpu_bytes(run.recipe, classes, settings)
     splits = examples_module.build_split_examples(dataset, pixel_cache.pixels, settings.device, gpu_bytes)
     plan = plan_module.build_plan(recipe, classes, splits, pixels_id, settings)
