@@ -32,7 +32,7 @@ def dataset(paths, classes=("a<b>&\"'", "plain"), status=STATUS_USED):
 def shown(found, paths=None, **choices):
     paths = paths or [HOSTILE, *(f"plain/{place}.jpg" for place in range(30))]
     pixels = np.random.default_rng(0).integers(0, 256, (len(paths), SIDE, SIDE, 3), np.uint8)
-    return audit_page.rendered(dataset(paths, **choices), found, pixels, "squash")
+    return audit_page.render(dataset(paths, **choices), found, pixels, "squash")
 
 
 class Reader(HTMLParser):
@@ -64,7 +64,7 @@ class Reader(HTMLParser):
 EVERY_KIND = [
     Finding(kind, severity, (HOSTILE, "plain/3.jpg"), f"evidence <i>of</i> {kind} & more", f"advice for {kind}", label, sure)
     for kind, severity, label, sure in [
-        *((name, "note", None, None) for name in audit_page.KINDS),
+        *((name, "note", None, None) for name in audit_page.KIND_DESCRIPTIONS),
         ("leak", "error", None, None),
         ("doubtful_label", "warning", "a<b>&\"'", 0.97),
         ("a_kind_of_tomorrow", "warning", None, None),
@@ -136,7 +136,10 @@ def test_ten_thousand_findings_make_a_page_of_bounded_size():
     found = [Finding(kind, "note", (path,), f"{place} spreads", "look") for kind in ("odd", "blurred", "dark", "tiny")
              for place, path in enumerate(paths)]  # fmt: skip
     text = shown(found, paths)
-    assert text.count("data:image/jpeg") <= audit_page.PICTURES + audit_page.SAMPLES * audit_page.SAMPLED_CLASSES
+    assert (
+        text.count("data:image/jpeg")
+        <= audit_page.MAX_PICTURES + audit_page.SAMPLES_PER_CLASS * audit_page.MAX_SAMPLED_CLASSES
+    )
     assert "and 940 more" in text
     assert len(text) < 6e6
 
@@ -144,24 +147,24 @@ def test_ten_thousand_findings_make_a_page_of_bounded_size():
 def test_an_audit_without_findings_still_shows_the_photos():
     read = Reader(shown([]))
     assert "Nothing was found that needs a look" in read.text
-    assert read.tags.count("img") == 2 * audit_page.SAMPLES
+    assert read.tags.count("img") == 2 * audit_page.SAMPLES_PER_CLASS
 
 
 @pytest.mark.parametrize("counts", [{"a": 1}, {"a": 3, "b": 1, "c": 0}, {str(name): name + 1 for name in range(40)}])
 def test_the_slices_of_the_pie_are_all_photos(counts):
-    slices = audit_charts.pie(counts)
+    slices = audit_charts.layout_pie(counts)
     assert sum(each.photos for each in slices) == sum(counts.values())
     assert sum(each.share for each in slices) == pytest.approx(1)
-    assert len(slices) <= audit_charts.SLICES
+    assert len(slices) <= audit_charts.MAX_SLICES
 
 
 def test_every_size_is_drawn_within_its_chart():
     photos = pl.DataFrame({"width": [1, 300, 20000, 640], "height": [1, 200, 30, 480]})
-    across, upward = audit_charts.PLOT
-    for spot in audit_charts.sizes(photos).spots:
+    across, upward = audit_charts.PLOT_SIZE
+    for spot in audit_charts.layout_sizes(photos).spots:
         assert 0 <= spot.x <= across
         assert 0 <= spot.y <= upward
-    assert sum(int(words.rsplit(": ")[1]) for *_, words in audit_charts.aspects(photos).bars) == 4
+    assert sum(int(words.rsplit(": ")[1]) for *_, words in audit_charts.layout_aspects(photos).bars) == 4
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path):

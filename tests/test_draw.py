@@ -26,7 +26,7 @@ def of_classes(**train: int) -> tuple[Dataset, np.ndarray]:
 @pytest.mark.parametrize("train", [{"a": 6, "b": 1, "c": 4}, {"a": 2, "b": 3}, {"a": 0, "b": 1, "c": 9}])
 def test_each_class_has_a_row_of_its_own_among_the_samples(train):
     dataset, pixels = of_classes(**train)
-    photos, captions = run_figures.samples(dataset, pixels, "squash", 4)
+    photos, captions = run_figures.pick_samples(dataset, pixels, "squash", 4)
     assert len(photos) == len(captions) == 4 * sum(count > 0 for count in train.values())
     rows = [(captions[start : start + 4], photos[start : start + 4]) for start in range(0, len(photos), 4)]
     for (names, shown), (name, count) in zip(rows, ((n, c) for n, c in train.items() if c), strict=True):
@@ -38,14 +38,14 @@ def test_each_class_has_a_row_of_its_own_among_the_samples(train):
 
 def test_where_classes_are_many_a_photo_of_each_stands_beside_the_next():
     dataset, pixels = of_classes(**{f"class {number}": 1 + number % 2 for number in range(30)})
-    assert run_figures.photos_a_class(dataset) == 1
-    assert run_figures.samples(dataset, pixels, "squash", 1)[1] == [f"class {number}" for number in range(24)]
+    assert run_figures.count_samples_per_class(dataset) == 1
+    assert run_figures.pick_samples(dataset, pixels, "squash", 1)[1] == [f"class {number}" for number in range(24)]
 
 
 def test_an_empty_place_is_as_white_as_the_sheet(tmp_path):
     picture = np.full((20, 30, 3), 90, np.uint8)
-    figures.photo_grid(
-        [picture, run_figures.NO_PHOTO, picture, picture], ["a", "", "b", "b"], tmp_path / "it.png", columns=2
+    figures.draw_photo_grid(
+        [picture, run_figures.BLANK_PHOTO, picture, picture], ["a", "", "b", "b"], tmp_path / "it.png", columns=2
     )
     with Image.open(tmp_path / "it.png") as drawn:
         grey = (np.asarray(drawn.convert("L")) == 90).sum(0)  # of each column of pixels

@@ -72,11 +72,11 @@ def assert_readable(sheet: Axes) -> None:
 def all_kinds() -> dict[str, Callable[[Path], None]]:
     names = ["daisy", "dandelion", "rose", "sunflower", "tulip"]
     return {
-        "bar": lambda file: figures.class_counts_bar(counts_of(names), file),
-        "pie": lambda file: figures.class_counts_pie(counts_of(names), file),
-        "confusion": lambda file: figures.confusion_matrix(confusion_of(5), names, file),
-        "curves": lambda file: figures.curves(epochs_of(7), file),
-        "grid": lambda file: figures.photo_grid(photos_of(8), ["a rose"] * 8, file, title="Photos", columns=3),
+        "bar": lambda file: figures.draw_class_bars(counts_of(names), file),
+        "pie": lambda file: figures.draw_class_pie(counts_of(names), file),
+        "confusion": lambda file: figures.draw_confusion_matrix(confusion_of(5), names, file),
+        "curves": lambda file: figures.draw_curves(epochs_of(7), file),
+        "grid": lambda file: figures.draw_photo_grid(photos_of(8), ["a rose"] * 8, file, title="Photos", columns=3),
     }
 
 
@@ -85,41 +85,41 @@ KINDS = list(all_kinds())
 
 @pytest.mark.parametrize("count", [1, 2, 5, 13, 37, 200])
 def test_no_two_words_overlap_and_none_leaves_the_picture_for_any_number_of_classes(count):
-    assert_readable(figures._bar(counts_of(names_of(count))))
-    assert_readable(figures._pie(counts_of(names_of(count))))
-    assert_readable(figures._confusion(confusion_of(count), names_of(count)))
+    assert_readable(figures._draw_bars(counts_of(names_of(count))))
+    assert_readable(figures._draw_pie(counts_of(names_of(count))))
+    assert_readable(figures._draw_confusion(confusion_of(count), names_of(count)))
 
 
 @pytest.mark.parametrize("sizes", [[1] * 200, [1000] + [1] * 11, [1000, 800] + [6] * 10, [0, 0, 0], [7], [5, 0, 0]])
 def test_a_pie_stays_readable_however_uneven_its_slices_are(sizes):
     counts = {name: {"train": size} for name, size in zip(names_of(len(sizes)), sizes, strict=True)}
-    assert_readable(figures._pie(counts))
-    assert_readable(figures._bar(counts))
+    assert_readable(figures._draw_pie(counts))
+    assert_readable(figures._draw_bars(counts))
 
 
 def test_odd_class_names_are_drawn_without_a_warning_and_without_overlap(tmp_path):
     counts, confusion = counts_of(ODD), confusion_of(len(ODD))
-    for sheet in (figures._bar(counts), figures._pie(counts), figures._confusion(confusion, ODD)):
+    for sheet in (figures._draw_bars(counts), figures._draw_pie(counts), figures._draw_confusion(confusion, ODD)):
         assert_readable(sheet)
         figures._write(sheet, tmp_path / "odd.png")
-    figures.photo_grid(photos_of(len(ODD)), ODD, tmp_path / "grid.png", title="$\\alpha$ 玫瑰 _")
+    figures.draw_photo_grid(photos_of(len(ODD)), ODD, tmp_path / "grid.png", title="$\\alpha$ 玫瑰 _")
 
 
 def test_a_name_that_looks_like_a_formula_is_printed_as_it_is():
     names = ["$x_1$ and \\alpha", "_hidden", "a\\b", "5^{2}$x$"]
-    said = dict(print_on(figures._bar(counts_of(names))))
+    said = dict(print_on(figures._draw_bars(counts_of(names))))
     for name in names:
-        assert said[name][2] - said[name][0] == pytest.approx(figures._wide(name, 9.5) * figures.DPI, abs=1)
+        assert said[name][2] - said[name][0] == pytest.approx(figures._width(name, 9.5) * figures.DPI, abs=1)
 
 
 def test_names_that_would_look_alike_are_told_apart_by_their_number(monkeypatch):
     monkeypatch.setattr(figures, "_letters", lambda: frozenset(range(32, 127)))  # a computer with Latin letters alone
-    figures._printable.cache_clear()
-    labels = figures._labels(["玫瑰", "百合", "rose", "x" * 300, "x" * 301], 9, 2.0)
-    figures._printable.cache_clear()
+    figures._to_printable.cache_clear()
+    labels = figures._fit_labels(["玫瑰", "百合", "rose", "x" * 300, "x" * 301], 9, 2.0)
+    figures._to_printable.cache_clear()
     assert len(set(labels)) == 5
     assert [label.split(":")[0] for label in labels] == ["1", "2", "rose", "4", "5"]
-    assert all(figures._wide(label, 9) <= 2.0 for label in labels)
+    assert all(figures._width(label, 9) <= 2.0 for label in labels)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_a_failed_write_leaves_the_old_picture_and_nothing_half_written(tmp_path
 
     monkeypatch.setattr(Image.Image, "save", fill_the_disk)
     with pytest.raises(MachineError):
-        figures.class_counts_bar(counts_of(["rose"]), file)
+        figures.draw_class_bars(counts_of(["rose"]), file)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("figure.png", b"the old picture")]
 
 
@@ -197,7 +197,7 @@ HARD_EPOCHS = {
 
 @pytest.mark.parametrize("case", HARD_EPOCHS)
 def test_curves_of_any_training_are_readable(case, tmp_path):
-    sheet = figures._curves(HARD_EPOCHS[case])
+    sheet = figures._draw_curves(HARD_EPOCHS[case])
     assert_readable(sheet)
     figures._write(sheet, tmp_path / "curves.png")
 
@@ -206,14 +206,14 @@ def test_an_epoch_without_a_finite_loss_is_named():
     epochs = epochs_of(6)
     epochs[2]["train_loss"] = float("nan")
     epochs[4]["val_loss"] = float("inf")
-    assert "no finite loss in epoch 3, 5" in [text for text, _ in print_on(figures._curves(epochs))]
+    assert "no finite loss in epoch 3, 5" in [text for text, _ in print_on(figures._draw_curves(epochs))]
 
 
 def test_the_best_epoch_has_the_highest_validation_accuracy_and_of_equals_the_lowest_loss():
     rows = zip([0.5, 0.9, 0.9, 0.9, None], [0.1, 0.4, 0.2, float("nan"), 0.0], strict=True)
     epochs = [{"epoch": 1 + i, "val_accuracy": accuracy, "val_loss": loss} for i, (accuracy, loss) in enumerate(rows)]
-    assert figures._best(epochs) == 2
-    assert figures._best([{"epoch": 1, "val_accuracy": float("nan"), "val_loss": None}]) is None
+    assert figures._best_epoch(epochs) == 2
+    assert figures._best_epoch([{"epoch": 1, "val_accuracy": float("nan"), "val_loss": None}]) is None
 
 
 def test_labels_that_are_moved_apart_keep_their_order_their_distance_and_their_limits():
@@ -228,7 +228,7 @@ def test_labels_that_are_moved_apart_keep_their_order_their_distance_and_their_l
 
 def test_a_photo_in_the_grid_keeps_its_colours_and_its_shape(tmp_path):
     tall, wide = np.full((400, 200, 3), (200, 30, 90), np.uint8), np.full((20, 60, 3), (10, 160, 220), np.uint8)
-    figures.photo_grid([tall, wide], ["tall", "wide"], tmp_path / "grid.png")
+    figures.draw_photo_grid([tall, wide], ["tall", "wide"], tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as picture:
         pixels = np.asarray(picture)
     for colour, shape in (((200, 30, 90), (225, 112)), ((10, 160, 220), (75, 225))):
@@ -240,19 +240,22 @@ def test_a_photo_in_the_grid_keeps_its_colours_and_its_shape(tmp_path):
 @pytest.mark.parametrize("count", [0, 1, 7, 20])
 def test_captions_of_any_number_of_photos_stand_apart(count):
     captions = [f"{'a rather long name of a class ' * 3}{index}" for index in range(count)]
-    assert_readable(figures._grid(photos_of(count), captions, "What the network saw", 6))
+    assert_readable(figures._draw_grid(photos_of(count), captions, "What the network saw", 6))
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):
     with pytest.raises(ValueError, match="3 classes"):
-        figures.confusion_matrix(np.eye(2), ["a", "b", "c"], tmp_path / "confusion.png")
+        figures.draw_confusion_matrix(np.eye(2), ["a", "b", "c"], tmp_path / "confusion.png")
     with pytest.raises(ValueError, match="shorter"):
-        figures.photo_grid(photos_of(2), ["one"], tmp_path / "grid.png")
+        figures.draw_photo_grid(photos_of(2), ["one"], tmp_path / "grid.png")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_mistake_and_a_success_have_different_colours_and_the_empty_cell_has_none():
-    wrong, right = figures._tints(np.array([0.0, 0.03, 1.0]), figures.WRONG), figures._tints(np.ones(1), figures.RIGHT)
+    wrong, right = (
+        figures._tint(np.array([0.0, 0.03, 1.0]), figures.WRONG_COLOUR),
+        figures._tint(np.ones(1), figures.CORRECT_COLOUR),
+    )
     assert wrong[0, :3].min() == 1.0
     assert wrong[1, :3].min() < 0.95  # three percent are already seen
     assert wrong[2, 0] > wrong[2, 2]  # warm against cold
@@ -261,9 +264,9 @@ def test_a_mistake_and_a_success_have_different_colours_and_the_empty_cell_has_n
 
 def test_a_sheet_of_bars_is_no_higher_for_ten_thousand_classes(tmp_path):
     heights = set()
-    for count in (figures.BARS_AT_MOST, 10_000):
+    for count in (figures.MAX_BARS, 10_000):
         counts = {f"class {number}": {"train": 10_000 - number, "validation": 3, "test": 3} for number in range(count)}
-        figures.class_counts_bar(counts, tmp_path / "bars.png")
+        figures.draw_class_bars(counts, tmp_path / "bars.png")
         with Image.open(tmp_path / "bars.png") as sheet:
             heights.add(sheet.height)
     assert len(heights) == 1

@@ -151,7 +151,7 @@ def _train_and_score(
     test, labels = (values[len(splits["validation"]) :] for values in (probabilities, held_out.labels))
     note, leaks = plan_module.describe_refit(recipe, splits), measure_leakage(dataset, recipe, test.argmax(1) == labels)
     evaluation = evaluate(test, labels, dataset.classes, note, calibration.threshold, leaks, splits["test"].groups)
-    run_figures.everything(run, dataset, pixel_cache.pixels, examples, evaluation)
+    run_figures.draw_all(run, dataset, pixel_cache.pixels, examples, evaluation)
     clock.lap("draw")
     run.finish(evaluation, clock.seconds)
     if advice := suggest_upgrade(dataset, recipe, settings, evaluation.accuracy, evaluation.accuracy_interval[0]):

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 
 # Smaller classes share the last slice.
-SLICES = 10
+MAX_SLICES = 10
 # The most frequent sizes are drawn.
 MAX_SPOTS = 600
 # Width and height inside the axes, in SVG units.
-PLOT = (320, 220)
+PLOT_SIZE = (320, 220)
 SIZE_TICKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 ASPECT_TICKS = {"1:3": -math.log2(3), "1:2": -1.0, "2:3": -math.log2(1.5), "1:1": 0.0, "3:2": math.log2(1.5), "2:1": 1.0,
                 "3:1": math.log2(3)}  # fmt: skip
@@ -37,15 +37,15 @@ class Spot:
     x: float
     y: float
     radius: float
-    words: str
+    tooltip: str
 
 
 @dataclass(frozen=True)
 class Tick:
     """Tick of an axis."""
 
-    place: float
-    words: str
+    position: float
+    label: str
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Sizes:
     """
 
     spots: list[Spot]
-    across: list[Tick]
-    upward: list[Tick]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
     diagonal: tuple[float, float, float, float]
-    words: str
+    summary: str
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ class Aspects:
 
     bars: list[tuple[float, float, float, str]]
     ticks: list[Tick]
-    words: str
+    summary: str
 
 
-def pie(counts: Mapping[str, int]) -> list[Slice]:
+def layout_pie(counts: Mapping[str, int]) -> list[Slice]:
     """Lay out the classes' shares, the largest first; the smallest share one slice."""
     shown = sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
-    if len(shown) > SLICES:
-        rest = shown[SLICES - 1 :]
-        shown = [*shown[: SLICES - 1], (f"{len(rest)} other classes", sum(count for _, count in rest))]
+    if len(shown) > MAX_SLICES:
+        rest = shown[MAX_SLICES - 1 :]
+        shown = [*shown[: MAX_SLICES - 1], (f"{len(rest)} other classes", sum(count for _, count in rest))]
     total, angle, slices = sum(count for _, count in shown), 0.0, []
     for name, count in shown:
         share = count / total
@@ -95,7 +95,7 @@ def _make_wedge(start: float, end: float) -> str:
     return f"M0,0 L{x0:.2f},{y0:.2f} A100,100 0 {int(end - start > 0.5)} 1 {x1:.2f},{y1:.2f} Z"
 
 
-def sizes(photos: pl.DataFrame) -> Sizes:
+def layout_sizes(photos: pl.DataFrame) -> Sizes:
     """Lay out the sizes of photos, each spot by its frequency.
 
     Args:
@@ -105,7 +105,7 @@ def sizes(photos: pl.DataFrame) -> Sizes:
     shown = counted.head(MAX_SPOTS)
     sides = np.log2(np.maximum(shown.select("width", "height").to_numpy().astype(float), 1))
     low, high = float(sides.min()) - 0.2, float(sides.max()) + 0.2
-    plot_width, plot_height = PLOT
+    plot_width, plot_height = PLOT_SIZE
     positions = (sides - low) / (high - low) * (plot_width, plot_height)
     most = int(shown["len"].max())  # pyright: ignore[reportArgumentType]
     spots = [
@@ -124,7 +124,7 @@ def sizes(photos: pl.DataFrame) -> Sizes:
     )
 
 
-def aspects(photos: pl.DataFrame) -> Aspects:
+def layout_aspects(photos: pl.DataFrame) -> Aspects:
     """Lay out the histogram of width by height, from portrait to landscape.
 
     Args:
@@ -133,7 +133,7 @@ def aspects(photos: pl.DataFrame) -> Aspects:
     width, height = (photos[name].to_numpy().astype(float) for name in ("width", "height"))
     log_aspect = np.clip(np.log2(width / height), -MAX_LOG_ASPECT, MAX_LOG_ASPECT)
     counts, edges = np.histogram(log_aspect, ASPECT_BINS, (-MAX_LOG_ASPECT, MAX_LOG_ASPECT))
-    plot_width, plot_height = PLOT
+    plot_width, plot_height = PLOT_SIZE
     step, most = plot_width / ASPECT_BINS, max(int(counts.max()), 1)
     bars = [
         (index * step, step, plot_height * int(count) / most, f"{_describe_bin(edges[index : index + 2])}: {count}")

@@ -15,16 +15,16 @@ from ikebana.auditing.dataset_checks import Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
 from ikebana.recipe import Resize
 from ikebana.reports import audit_charts
-from ikebana.reports.run_figures import as_it_was
+from ikebana.reports.run_figures import restore_aspect_ratio
 from ikebana.system.files import atomic_write
 
 # With about 8 kB each, the page stays below 4 MB.
-PICTURES = 400
+MAX_PICTURES = 400
 # Findings of one kind that are shown with photos, and further ones in a table.
 MAX_CARDS_PER_KIND = 60
 MAX_ROWS_PER_KIND = 2000
 MAX_PHOTOS_PER_CARD = 4
-SAMPLES, SAMPLED_CLASSES = 6, 12
+SAMPLES_PER_CLASS, MAX_SAMPLED_CLASSES = 6, 12
 MAX_BARS = 60
 # Longer side of a thumbnail.
 THUMBNAIL_PIXELS = 168
@@ -39,7 +39,7 @@ class KindDescription:
     meaning: str
 
 
-KINDS = {
+KIND_DESCRIPTIONS = {
     "unsplit": KindDescription("No split", "As they are, fit would not train on these photos."),
     "untrained": KindDescription("Never learned", "Classes that are tested and that nothing is learned of."),
     "leak": KindDescription(
@@ -86,7 +86,7 @@ class Picture:
 
     path: str
     label: str
-    part: str
+    split: str
     source: str
 
 
@@ -96,7 +96,7 @@ class Card:
 
     finding: Finding
     pictures: list[Picture]
-    more: tuple[str, ...]
+    hidden_paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Section:
     advice: str
     cards: list[Card]
     listed: list[Finding]
-    left_out: int
+    omitted_count: int
     count: int
     photos: int
 
@@ -130,10 +130,10 @@ def write(file: Path, dataset: Dataset, findings: Sequence[Finding], pixels: np.
         MachineError: the file cannot be written.
     """
     with atomic_write(file) as beside:
-        beside.write_text(rendered(dataset, findings, pixels, resize), "utf-8")
+        beside.write_text(render(dataset, findings, pixels, resize), "utf-8")
 
 
-def rendered(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, resize: Resize) -> str:
+def render(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, resize: Resize) -> str:
     """Render the page as text, see `write`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -166,12 +166,12 @@ def rendered(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, 
         bars=[(name, totals[name], counts[name]) for name in ordered[:MAX_BARS]],
         bars_left_out=len(ordered) - MAX_BARS,
         most=max(totals.values(), default=1) or 1,
-        pie=audit_charts.pie(totals),
-        sizes=audit_charts.sizes(dataset.used_photos),
-        aspects=audit_charts.aspects(dataset.used_photos),
-        plot=audit_charts.PLOT,
-        samples=[(name, totals[name], thumbnails.sample(name)) for name in dataset.classes[:SAMPLED_CLASSES]],
-        samples_left_out=len(dataset.classes) - SAMPLED_CLASSES,
+        pie=audit_charts.layout_pie(totals),
+        sizes=audit_charts.layout_sizes(dataset.used_photos),
+        aspects=audit_charts.layout_aspects(dataset.used_photos),
+        plot=audit_charts.PLOT_SIZE,
+        samples=[(name, totals[name], thumbnails.sample(name)) for name in dataset.classes[:MAX_SAMPLED_CLASSES]],
+        samples_left_out=len(dataset.classes) - MAX_SAMPLED_CLASSES,
     )
 
 
@@ -180,7 +180,7 @@ def _group_by_kind(findings: Iterable[Finding]) -> list[tuple[str, list[Finding]
     groups: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         groups[finding.kind].append(finding)
-    severities, kinds = list(SEVERITY_TITLES), list(KINDS)
+    severities, kinds = list(SEVERITY_TITLES), list(KIND_DESCRIPTIONS)
 
     def rank(kind: str) -> tuple[int, int]:
         worst = min(severities.index(finding.severity) for finding in groups[kind])
@@ -190,7 +190,7 @@ def _group_by_kind(findings: Iterable[Finding]) -> list[tuple[str, list[Finding]
 
 
 def _make_section(kind: str, findings: list[Finding], thumbnails: "_Thumbnails") -> Section:
-    description = KINDS.get(kind, KindDescription(kind.replace("_", " ").capitalize(), ""))
+    description = KIND_DESCRIPTIONS.get(kind, KindDescription(kind.replace("_", " ").capitalize(), ""))
     advices = {finding.advice for finding in findings}
     # Findings without photos, such as those of a class, get cards. Photos that cannot be shown get
     # table rows.
@@ -206,7 +206,7 @@ def _make_section(kind: str, findings: list[Finding], thumbnails: "_Thumbnails")
         advice=advices.pop() if len(advices) == 1 else "",
         cards=cards,
         listed=rest[:MAX_ROWS_PER_KIND],
-        left_out=max(0, len(rest) - MAX_ROWS_PER_KIND),
+        omitted_count=max(0, len(rest) - MAX_ROWS_PER_KIND),
         count=len(findings),
         photos=len(set(paths)),
     )
@@ -232,7 +232,7 @@ class _Thumbnails:
         for path, (_, row) in self.rows.items():
             if row["status"] == STATUS_USED:
                 self.classes[row["label"]].append(path)
-        self.remaining = PICTURES
+        self.remaining = MAX_PICTURES
 
     def has(self, path: str) -> bool:
         return path in self.rows and self.rows[path][1]["status"] == STATUS_USED
@@ -240,7 +240,7 @@ class _Thumbnails:
     def sample(self, name: str) -> list[Picture]:
         """Return evenly spaced photos of a class; they do not count towards the limit."""
         paths = self.classes[name]
-        places = np.unique(np.linspace(0, len(paths) - 1, SAMPLES).astype(int)) if paths else []
+        places = np.unique(np.linspace(0, len(paths) - 1, SAMPLES_PER_CLASS).astype(int)) if paths else []
         return [self._render(paths[int(place)]) for place in places]
 
     def make(self, path: str) -> Picture:
@@ -252,7 +252,7 @@ class _Thumbnails:
 
     def _render(self, path: str) -> Picture:
         number, row = self.rows[path]
-        photo = as_it_was(self.pixels[number], row["width"], row["height"], self.resize)
+        photo = restore_aspect_ratio(self.pixels[number], row["width"], row["height"], self.resize)
         return Picture(path, row["label"], row["split"] or "", _to_data_uri(photo))
 
 

@@ -30,10 +30,10 @@ MARGIN = 0.35
 INK, GREY, SILVER, GRID = "#2B2F33", "#6B7278", "#B9BFC4", "#E6E8EA"
 # Distinct with every kind of colour blindness: at least 24 in CIELAB (Machado et al. 2009).
 SPLIT_COLOURS = {"train": "#3F8A8C", "validation": "#C96F4B", "test": "#5D3E72"}
-RIGHT, WRONG = "#2C6E74", "#C2613C"
+CORRECT_COLOUR, WRONG_COLOUR = "#2C6E74", "#C2613C"
 # From dark to light, so that the order shows without colour.
 PIE_COLOURS = ["#2F4F6B", "#4E8488", "#A9BFA4", "#E8DCB8"]
-MAX_SLICES, BARS_AT_MOST = 12, 150
+MAX_SLICES, MAX_BARS = 12, 150
 # Outline fonts only: matplotlib cannot draw the bitmaps of colour emoji.
 FALLBACK_FONTS = (
     "Noto Sans CJK SC,Noto Sans CJK JP,Noto Sans SC,Noto Sans JP,Noto Sans KR,Source Han Sans SC,PingFang SC,"
@@ -45,39 +45,39 @@ Epochs = Sequence[Mapping[str, float | None]]
 Photos = Sequence[np.ndarray]
 
 
-def class_counts_bar(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
+def draw_class_bars(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
     """Draw one stacked bar per class: its train, validation and test photos, largest first."""
-    _write(_bar(counts), file)
+    _write(_draw_bars(counts), file)
 
 
-def class_counts_pie(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
+def draw_class_pie(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
     """Draw the share of each class; beyond 12 classes the smallest become "N other classes"."""
-    _write(_pie(counts), file)
+    _write(_draw_pie(counts), file)
 
 
-def confusion_matrix(confusion: np.ndarray, classes: Sequence[str], file: Path) -> None:
+def draw_confusion_matrix(confusion: np.ndarray, classes: Sequence[str], file: Path) -> None:
     """Draw a confusion matrix of photos [truth, prediction], right and wrong in two colours."""
-    _write(_confusion(np.asarray(confusion), classes), file)
+    _write(_draw_confusion(np.asarray(confusion), classes), file)
 
 
-def curves(epochs: Epochs, file: Path) -> None:
+def draw_curves(epochs: Epochs, file: Path) -> None:
     """Draw loss and accuracy per epoch; NaN and infinite values leave a gap.
 
     Marks the epoch with the highest validation accuracy. The val_ values may be missing or None.
     """
-    _write(_curves(epochs), file)
+    _write(_draw_curves(epochs), file)
 
 
-def photo_grid(photos: Photos, captions: Sequence[str], file: Path, *, title: str = "", columns: int = 6) -> None:
+def draw_photo_grid(photos: Photos, captions: Sequence[str], file: Path, *, title: str = "", columns: int = 6) -> None:
     """Draw uint8 photos [height, width, 3] of any size in a grid, each under its caption."""
-    _write(_grid(photos, captions, title, columns), file)
+    _write(_draw_grid(photos, captions, title, columns), file)
 
 
-def _bar(counts: Mapping[str, Mapping[str, int]]) -> Axes:
+def _draw_bars(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     size, pitch = (9.5, 0.34) if len(counts) <= 12 else (9.0, 0.26) if len(counts) <= 40 else (8.5, 0.2)
     totals = {name: sum(row.get(split, 0) for split in SPLIT_COLOURS) for name, row in counts.items()}
-    drawn = sorted(counts, key=lambda name: -totals[name])[:BARS_AT_MOST]
-    labels, x = _labels(drawn, size, 2.7), MARGIN
+    drawn = sorted(counts, key=lambda name: -totals[name])[:MAX_BARS]
+    labels, x = _fit_labels(drawn, size, 2.7), MARGIN
     rows = [(label, totals[name], counts[name]) for label, name in zip(labels, drawn, strict=True)]
     width, top, largest, bottom = 9.0, 1.6, max(totals.values(), default=0), 1.6 + pitch * len(rows)
     first = "the largest class first" if len(rows) == len(counts) else f"the {len(rows)} largest"
@@ -87,8 +87,8 @@ def _bar(counts: Mapping[str, Mapping[str, int]]) -> Axes:
         if photos := sum(row.get(split, 0) for row in counts.values()):
             _fill_boxes(sheet, (x, 0.99, 0.12, 0.12), colour)
             x = _print(sheet, (x + 0.19, 1.05), f"{split} {photos:,}", 9) + 0.3
-    left = MARGIN + max((_wide(label, size) for label in labels), default=0) + 0.14
-    scale = (width - MARGIN - _wide(f"{largest:,}", size) - 0.1 - left) / max(largest, 1)
+    left = MARGIN + max((_width(label, size) for label in labels), default=0) + 0.14
+    scale = (width - MARGIN - _width(f"{largest:,}", size) - 0.1 - left) / max(largest, 1)
     for tick in _choose_ticks(0, largest, 5, whole=True):
         _draw_line(sheet, [left + tick * scale] * 2, [top - 0.04, bottom], GRID)
         _print(sheet, (left + tick * scale, top - 0.15), f"{tick:,.0f}", 8, GREY, ha="center")
@@ -104,8 +104,8 @@ def _bar(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     return sheet
 
 
-def _pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
-    names = _labels(list(counts), 9.5, 2.2)
+def _draw_pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
+    names = _fit_labels(list(counts), 9.5, 2.2)
     totals = [sum(row.get(split, 0) for split in SPLIT_COLOURS) for row in counts.values()]
     slices = sorted(zip(names, totals, strict=True), key=lambda pair: -pair[1])
     if rest := slices[MAX_SLICES - 1 :] if len(slices) > MAX_SLICES else []:
@@ -147,7 +147,7 @@ def _turn_pie(shares: np.ndarray, height: float, radius: float) -> tuple[np.ndar
     return min(turns, key=lambda row: row[:2])[2:]
 
 
-def _confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
+def _draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
     count = len(classes)
     if confusion.shape != (count, count):
         raise ValueError(f"{count} classes need a confusion of {count} x {count}, not {confusion.shape}")
@@ -155,9 +155,9 @@ def _confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
     if count > 12:
         cell, size, digits = (0.34, 8.0, 7.5) if count <= 40 else (0.125, 6.5, 0.0)
     if digits:
-        cell = max(cell, _wide(f"{confusion.max(initial=0):,.0f}", digits) + 0.1)
-    names = _labels(classes, size, 2.4)
-    longest, side = max((_wide(name, size) for name in names), default=0), cell * count
+        cell = max(cell, _width(f"{confusion.max(initial=0):,.0f}", digits) + 0.1)
+    names = _fit_labels(classes, size, 2.4)
+    longest, side = max((_width(name, size) for name in names), default=0), cell * count
     is_upright, footer = longest < cell - 0.06, longest + 0.1 if count > 40 else 0.0
     left, top = MARGIN + max(longest, 0.9) + 0.1, 1.05 + max(0.2 if is_upright else longest, 0.45)
     total, right = confusion.sum(), confusion.trace()
@@ -175,9 +175,9 @@ def _confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
     _print(sheet, (left - 0.08, top - 0.32), "prediction →", 8, GREY, ha="right")
     _print(sheet, (left - 0.08, top - 0.12), "truth ↓", 8, GREY, ha="right")
     x = _print(sheet, (MARGIN, low), "share of the row", 8, GREY) + 0.25
-    for word, colour in (("right", RIGHT), ("wrong", WRONG)):
+    for word, colour in (("right", CORRECT_COLOUR), ("wrong", WRONG_COLOUR)):
         x, shares = _print(sheet, (x, low), f"{word}  0 %", 8, GREY) + 0.07, np.linspace(0, 1, 51)
-        _fill_boxes(sheet, (x + shares, low - 0.06, 0.02, 0.12), _tints(shares, colour))
+        _fill_boxes(sheet, (x + shares, low - 0.06, 0.02, 0.12), _tint(shares, colour))
         x = _print(sheet, (x + 1.09, low), "100 %", 8, GREY) + 0.3
     return sheet
 
@@ -185,7 +185,7 @@ def _confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
 def _draw_cells(sheet: Axes, confusion: np.ndarray, corner: tuple[float, float], cell: float, digits: float) -> None:
     (left, top), count = corner, len(confusion)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    colours = np.where(np.eye(count, dtype=bool)[..., None], _tints(shares, RIGHT), _tints(shares, WRONG))
+    colours = np.where(np.eye(count, dtype=bool)[..., None], _tint(shares, CORRECT_COLOUR), _tint(shares, WRONG_COLOUR))
     rows, columns = np.nonzero(confusion)
     _fill_boxes(sheet, (left + columns * cell, top + rows * cell, cell, cell), colours[rows, columns])
     ends, side = np.arange(count + 1) * cell, count * cell
@@ -201,12 +201,12 @@ def _draw_cells(sheet: Axes, confusion: np.ndarray, corner: tuple[float, float],
             _print(sheet, (x, y + 0.13), f"{100 * share:.0f} %", 7.5, colour, ha="center")
 
 
-def _tints(shares: np.ndarray, colour: str) -> np.ndarray:
+def _tint(shares: np.ndarray, colour: str) -> np.ndarray:
     return LinearSegmentedColormap.from_list("", ["white", colour])(shares**0.6)
 
 
-def _curves(epochs: Epochs) -> Axes:
-    best, subtitle = _best(epochs), "no validation score"
+def _draw_curves(epochs: Epochs) -> Axes:
+    best, subtitle = _best_epoch(epochs), "no validation score"
     if best is not None:
         accuracy = _to_float(epochs[best].get("val_accuracy"))
         right = f", {100 * accuracy:.1f} % right" if math.isfinite(accuracy) else ""
@@ -260,14 +260,14 @@ def _draw_panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind
         )
 
 
-def _best(epochs: Epochs) -> int | None:
+def _best_epoch(epochs: Epochs) -> int | None:
     """Return the index of the epoch with the highest validation accuracy, then the lowest loss."""
     scores = [(-_to_float(row.get("val_accuracy")), _to_float(row.get("val_loss"))) for row in epochs]
     ranks = [(*np.nan_to_num(pair, nan=np.inf), index) for index, pair in enumerate(scores)]
     return min(ranks)[2] if np.isfinite(scores).any() else None
 
 
-def _grid(photos: Photos, captions: Sequence[str], title: str, columns: int) -> Axes:
+def _draw_grid(photos: Photos, captions: Sequence[str], title: str, columns: int) -> Axes:
     box, gap, caption_height = 1.5, 0.16, 0.24
     columns = max(1, min(columns, len(photos)))
     width, y = max(MARGIN * 2 + columns * box + (columns - 1) * gap, 4.0), 0.75 if title else MARGIN - 0.1
@@ -279,10 +279,10 @@ def _grid(photos: Photos, captions: Sequence[str], title: str, columns: int) -> 
     for start in range(0, len(scaled), columns):
         tops.append(y)
         y += caption_height + max(len(photo) for photo in scaled[start : start + columns]) / DPI + gap
-    sheet = _make_sheet(width, y - gap + MARGIN, _shorten(_printable(title), 14, width - 2 * MARGIN))
+    sheet = _make_sheet(width, y - gap + MARGIN, _shorten(_to_printable(title), 14, width - 2 * MARGIN))
     for index, (photo, caption) in enumerate(zip(scaled, captions, strict=True)):
         x, y = MARGIN + index % columns * (box + gap), tops[index // columns]
-        _print(sheet, (x, y + caption_height / 2), _shorten(_printable(caption), 8, box), 8)
+        _print(sheet, (x, y + caption_height / 2), _shorten(_to_printable(caption), 8, box), 8)
         lowest = round(sheet.bbox.height) - round((y + caption_height) * DPI) - len(photo)
         cast(Figure, sheet.figure).figimage(photo, round(x * DPI), lowest, origin="upper")
     return sheet
@@ -306,7 +306,7 @@ def _print(sheet: Axes, place: tuple[float, float], text: str, size: float, colo
     """Print a text literally and return where it ends, in inches, if left-aligned."""
     more = {"va": "center", "fontproperties": _font(size), "parse_math": False, "usetex": False} | more
     sheet.text(*place, text, color=colour, **more)
-    return place[0] + _wide(text, size)
+    return place[0] + _width(text, size)
 
 
 def _draw_line(sheet: Axes, x: Sequence[float], y: Sequence[float], colour: str, style: Any = "-") -> None:
@@ -339,16 +339,16 @@ def _spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarr
     return places
 
 
-def _labels(names: Sequence[str], size: float, room: float) -> list[str]:
+def _fit_labels(names: Sequence[str], size: float, room: float) -> list[str]:
     """Shorten names to fit; number those that look alike or contain an undrawable letter."""
-    shown = [_shorten(_printable(name), size, room) for name in names]
+    shown = [_shorten(_to_printable(name), size, room) for name in names]
     unclear = [shown.count(new) > 1 or ("□" in new and "□" not in old) for new, old in zip(shown, names, strict=True)]
     rows = enumerate(zip(names, shown, unclear, strict=True), 1)
-    return [_shorten(f"{n}: {_printable(name)}", size, room) if bad else label for n, (name, label, bad) in rows]
+    return [_shorten(f"{n}: {_to_printable(name)}", size, room) if bad else label for n, (name, label, bad) in rows]
 
 
 @lru_cache(maxsize=4096)
-def _printable(text: str) -> str:
+def _to_printable(text: str) -> str:
     """Return the text on one line, with □ for letters that no installed font has."""
     letters = []
     for letter in unicodedata.normalize("NFC", text):
@@ -366,15 +366,15 @@ def _printable(text: str) -> str:
 def _shorten(text: str, size: float, room: float) -> str:
     """Cut out the middle of a text that is wider than `room`, in inches."""
     least, most, short = 0, len(text), text
-    while _wide(text, size) > room and most - least > 1:
+    while _width(text, size) > room and most - least > 1:
         length = (least + most) // 2
         tried = text[: length - length // 2] + "…" + text[len(text) - length // 2 :]
-        least, most, short = (length, most, tried) if _wide(tried, size) <= room else (least, length, short)
+        least, most, short = (length, most, tried) if _width(tried, size) <= room else (least, length, short)
     return short
 
 
 @lru_cache(maxsize=16384)
-def _wide(text: str, size: float) -> float:
+def _width(text: str, size: float) -> float:
     return RendererAgg(1, 1, DPI).get_text_width_height_descent(text, _font(size), ismath=False)[0] / DPI
 
 

@@ -21,12 +21,12 @@ from ikebana.system.files import atomic_directory, ensure_directory
 MAX_SAMPLES = 24
 MAX_SAMPLES_PER_CLASS = 4
 # White like the sheet, and low, because a row is as high as its highest photo.
-NO_PHOTO = np.full((1, 16, 3), 255, np.uint8)
+BLANK_PHOTO = np.full((1, 16, 3), 255, np.uint8)
 # A confusion matrix of more classes would be a picture of hundreds of megapixels.
 MAX_CONFUSION_CLASSES = 300
 
 
-def everything(
+def draw_all(
     run: Run, dataset: Dataset, pixels: np.ndarray, examples: Sequence[np.ndarray], evaluation: Evaluation
 ) -> None:
     """Draw all figures, and the thumbnails of validation and test photos."""
@@ -37,7 +37,7 @@ def everything(
         draw_training(folder, run.history, len(run.recipe.networks), examples)
         bar.advance(1)
         if len(evaluation.classes) <= MAX_CONFUSION_CLASSES:
-            figures.confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
+            figures.draw_confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
         else:
             limit = MAX_CONFUSION_CLASSES
             progress.message(f"more than {limit} classes: the confusion matrix is in evaluation.json, not drawn")
@@ -49,21 +49,23 @@ def everything(
 def draw_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize) -> None:
     """Draw the class counts as bars and as a pie, and a grid of sample photos."""
     counts = dataset.count_photos()
-    figures.class_counts_bar(counts, folder / "classes_bar.png")
-    figures.class_counts_pie(counts, folder / "classes_pie.png")
-    columns = photos_a_class(dataset)
-    photos, captions = samples(dataset, pixels, resize, columns)
-    figures.photo_grid(
+    figures.draw_class_bars(counts, folder / "classes_bar.png")
+    figures.draw_class_pie(counts, folder / "classes_pie.png")
+    columns = count_samples_per_class(dataset)
+    photos, captions = pick_samples(dataset, pixels, resize, columns)
+    figures.draw_photo_grid(
         photos, captions, folder / "samples.png", title="Photos of each class", columns=columns if columns > 1 else 6
     )
 
 
-def photos_a_class(dataset: Dataset) -> int:
+def count_samples_per_class(dataset: Dataset) -> int:
     """Return the number of sample photos per class, lower if there are many classes."""
     return max(1, min(MAX_SAMPLES_PER_CLASS, MAX_SAMPLES // len(dataset.classes)))
 
 
-def samples(dataset: Dataset, pixels: np.ndarray, resize: Resize, per_class: int) -> tuple[list[np.ndarray], list[str]]:
+def pick_samples(
+    dataset: Dataset, pixels: np.ndarray, resize: Resize, per_class: int
+) -> tuple[list[np.ndarray], list[str]]:
     """Pick evenly spaced training photos per class, always the same ones.
 
     Blank photos fill up small classes, so that each class has a row of its own.
@@ -81,8 +83,8 @@ def samples(dataset: Dataset, pixels: np.ndarray, resize: Resize, per_class: int
         places = np.unique(np.linspace(0, len(of_class) - 1, per_class).astype(int))
         rows = list(of_class[places].select("row", "width", "height").iter_rows())
         empty = per_class - len(rows)
-        shown = [as_it_was(pixels[row], width, height, resize) for row, width, height in rows]
-        photos += [*shown, *[NO_PHOTO] * empty]
+        shown = [restore_aspect_ratio(pixels[row], width, height, resize) for row, width, height in rows]
+        photos += [*shown, *[BLANK_PHOTO] * empty]
         captions += [name] * len(shown) + [""] * empty
     return photos, captions
 
@@ -94,10 +96,10 @@ def draw_training(
     per_network = len(epochs) // network_count
     for number in range(network_count if per_network > 1 else 0):
         name = "curves.png" if number == 0 else f"curves_{number + 1}.png"
-        figures.curves(epochs[number * per_network : (number + 1) * per_network], folder / name)
+        figures.draw_curves(epochs[number * per_network : (number + 1) * per_network], folder / name)
     if examples:
         names = ["as it is", *("as trained on" for _ in examples[1:])]
-        figures.photo_grid(
+        figures.draw_photo_grid(
             examples, names, folder / "augmented.png", title="What augmentation does", columns=len(names)
         )
 
@@ -112,7 +114,7 @@ def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize:
 
     def save(chunk: range, beside: Path) -> None:
         for row, sha256, width, height in rows[chunk.start : chunk.stop]:
-            thumbnail = Image.fromarray(as_it_was(pixels[row], width, height, resize))
+            thumbnail = Image.fromarray(restore_aspect_ratio(pixels[row], width, height, resize))
             thumbnail.save(beside / f"{sha256}.jpg", "JPEG", quality=85)
 
     with atomic_directory(folder, make=False) as beside:
@@ -120,7 +122,7 @@ def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize:
             pass
 
 
-def as_it_was(square: np.ndarray, width: int, height: int, resize: Resize) -> np.ndarray:
+def restore_aspect_ratio(square: np.ndarray, width: int, height: int, resize: Resize) -> np.ndarray:
     """Restore the aspect ratio of a squashed photo, keeping its longer side; a crop stays square."""
     if resize == "crop":
         return square
