@@ -244,12 +244,12 @@ def test_sealed_photos_and_those_for_confidence_are_never_looked_at(drawn):
     choosing = validation[get_selection_mask(looked.dataset.photos[validation])]
     assert 0 < len(choosing) < len(validation)
     assert set(np.flatnonzero(seen)) == {*np.flatnonzero(parts == "train"), *choosing}
-    assert "test photos stay sealed" in repr(looked.advice)
+    assert "test photos stay sealed" in repr(looked.recommendation)
 
 
 def test_the_command_it_gives_is_of_the_table_that_was_made(drawn, tmp_path):
     looked = ikebana.audit(drawn, advise=True, write=tmp_path / "cleaned.csv", drop=["twins"])
-    assert looked.advice is not None
+    assert looked.recommendation is not None
     assert f"ikebana fit {tmp_path / 'cleaned.csv'} --recipe" in repr(looked)
 
 
@@ -257,12 +257,12 @@ def test_a_second_look_computes_no_features_and_says_the_same(drawn, stages):
     first = ikebana.audit(drawn, advise=True)
     assert "features" in stages
     stages.clear()
-    assert ikebana.audit(drawn, advise=True).advice == first.advice
+    assert ikebana.audit(drawn, advise=True).recommendation == first.recommendation
     assert stages
     assert "features" not in stages
-    assert first.advice is not None
-    assert first.advice.trained == "head"  # 8 training photos a class
-    assert repr(first.advice) in repr(first)
+    assert first.recommendation is not None
+    assert first.recommendation.trained == "head"  # 8 training photos a class
+    assert repr(first.recommendation) in repr(first)
 
 
 def command(*arguments):
@@ -293,8 +293,8 @@ def test_a_folder_to_write_to_holds_the_page_afterwards(drawn, tmp_path, capsys)
     assert "--out DIR" in capsys.readouterr().err
     assert command("audit", drawn, "--out", tmp_path / "told") == 0
     assert "--out DIR" not in (said := capsys.readouterr().err)
-    assert f"in full: {tmp_path / 'told' / audit_command.PAGE}" in said
-    page = (tmp_path / "told" / audit_command.PAGE).read_text("utf-8")
+    assert f"in full: {tmp_path / 'told' / audit_command.PAGE_FILE}" in said
+    page = (tmp_path / "told" / audit_command.PAGE_FILE).read_text("utf-8")
     for finding in ikebana.audit(drawn).findings:
         assert html.escape(finding.evidence).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
 
@@ -347,7 +347,7 @@ def test_what_nobody_could_judge_is_refused_in_words(files, said, tmp_path, caps
 
 def test_a_class_of_two_photos_makes_the_advice_doubtful_and_does_not_end_it(tmp_path):
     files = two_classes(20) | {"c/0.jpg": photo(900), "c/1.jpg": photo(901)}
-    said = ikebana.audit(grow(tmp_path / "photos", files), advise=True).advice
+    said = ikebana.audit(grow(tmp_path / "photos", files), advise=True).recommendation
     assert said is not None
     assert said.trained == "head"
     assert any("class c has 1 training photo" in each for each in said.doubts)

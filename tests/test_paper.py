@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat
 
-from ikebana.demo_data.paper_flowers import KINDS, Planted, draw, draw_collection, draw_new
+from ikebana.demo_data.paper_flowers import KINDS, PlantedFaults, draw, draw_collection, draw_new
 
 SMALL = (80, 60)
 
 
 @pytest.fixture(scope="module")
-def collection(tmp_path_factory) -> tuple[Path, Planted]:
+def collection(tmp_path_factory) -> tuple[Path, PlantedFaults]:
     folder = tmp_path_factory.mktemp("paper") / "flowers"
     return folder, draw_collection(folder, photos_per_kind=6, seed=3)
 
@@ -172,7 +172,9 @@ def test_a_wrong_label_has_no_twin_in_the_right_folder(collection):
 
 def test_even_the_smallest_collection_has_one_fault_of_each_sort(tmp_path):
     planted = draw_collection(tmp_path, photos_per_kind=4)
-    assert [len(faults) for faults in (planted.broken, planted.twins, planted.wrong_label, planted.sideways)] == [1] * 4
+    assert [len(faults) for faults in (planted.broken, planted.duplicates, planted.wrong_label, planted.sideways)] == [
+        1
+    ] * 4
 
 
 def test_a_collection_too_small_for_its_faults_is_refused(tmp_path):

@@ -37,7 +37,7 @@ def photos(good_photos, tmp_path):
 
 
 def predicted(model, photos, out, **choices):
-    predict_command.command(model, [str(photos)], out=out, **choices)
+    predict_command.predict_to_table(model, [str(photos)], out=out, **choices)
     return {
         ".csv": partial(pl.read_csv, infer_schema_length=None),
         ".parquet": pl.read_parquet,
@@ -115,7 +115,7 @@ def test_names_with_commas_quotes_and_line_breaks_stay_what_they_are(paper_model
 @pytest.mark.parametrize("name", ["said.txt", "said", "said.csv.gz"])
 def test_a_table_of_another_kind_is_refused_before_any_work(name, tmp_path):
     with pytest.raises(RecipeError, match="not the name of a table"):
-        predict_command.command("no-model.onnx", ["no-photo.jpg"], out=tmp_path / name)
+        predict_command.predict_to_table("no-model.onnx", ["no-photo.jpg"], out=tmp_path / name)
 
 
 # --- going on ---
@@ -179,10 +179,10 @@ def test_what_could_not_be_used_is_tried_again(paper_model, photos, tmp_path, en
     first.write_bytes(whole[:200])
     out = tmp_path / f"said.{ending}"
     with pytest.raises(PhotosError):
-        predict_command.command(paper_model, [str(first)], None, out)
+        predict_command.predict_to_table(paper_model, [str(first)], None, out)
     assert not out.exists()
     first.write_bytes(whole)
-    predict_command.command(paper_model, [str(first), str(second)], None, out)
+    predict_command.predict_to_table(paper_model, [str(first), str(second)], None, out)
     read = {"csv": pl.read_csv, "jsonl": pl.read_ndjson, "parquet": pl.read_parquet}[ending]
     said = read(out)
     assert said["path"].to_list() == [str(first), str(second)]
@@ -191,7 +191,7 @@ def test_what_could_not_be_used_is_tried_again(paper_model, photos, tmp_path, en
 
 def test_a_name_that_no_file_can_have_is_said_of_and_the_others_are_sorted(paper_model, photos, tmp_path):
     lines = iter([f"{photos}/01.jpg\n", "n" * 300 + "\n"])
-    predict_command.command(paper_model, [], lines, tmp_path / "said.csv", tmp_path / "sorted")
+    predict_command.predict_to_table(paper_model, [], lines, tmp_path / "said.csv", tmp_path / "sorted")
     assert len(list((tmp_path / "sorted").rglob("*.jpg"))) == 1
 
 
@@ -260,7 +260,7 @@ def test_links_lead_to_the_photos_and_members_of_archives_are_copied(paper_model
     archive = shutil.make_archive(str(tmp_path / "more"), "zip", photos)
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr("../outside.jpg", b"stays packed")
-    predict_command.command(
+    predict_command.predict_to_table(
         paper_model, [str(photos), archive], out=tmp_path / "x.csv", sort_into=tmp_path / "s", link=True
     )
     placed = list((tmp_path / "s").rglob("*.jpg"))
@@ -273,7 +273,7 @@ def test_links_lead_to_the_photos_and_members_of_archives_are_copied(paper_model
 def test_photos_that_are_not_sure_have_a_folder_of_their_own(paper_model, photos, tmp_path):
     unsure = ikebana.load(paper_model)
     object.__setattr__(unsure, "threshold", 1.0)
-    predict_command.command(unsure, [str(photos)], out=tmp_path / "said.csv", sort_into=tmp_path / "sorted")
+    predict_command.predict_to_table(unsure, [str(photos)], out=tmp_path / "said.csv", sort_into=tmp_path / "sorted")
     assert {each.name: len(list(each.iterdir())) for each in (tmp_path / "sorted").iterdir()} == {
         "not sure": 38,
         "unusable": 2,
@@ -288,7 +288,7 @@ def test_that_no_photo_can_be_not_sure_is_said_each_time(paper_model, good_photo
     model = ikebana.load(paper_model)
     object.__setattr__(model, "threshold", threshold)
     ikebana.predict(model, good_photos)
-    predict_command.command(model, [str(good_photos[0])])
+    predict_command.predict_to_table(model, [str(good_photos[0])])
     assert capsys.readouterr().err.count('no threshold for "not sure"') == (2 if threshold is None else 0)
 
 
@@ -306,7 +306,7 @@ def test_whatever_a_class_is_called_its_folder_lies_below_the_place_and_is_its_o
 
 def test_paths_on_standard_input_may_be_gone_and_the_rest_goes_on(paper_model, photos, tmp_path):
     lines = iter([f"{photos}/01.jpg\n", f"{tmp_path}/gone.jpg\n", "\n", f"{photos}/02.jpg"])
-    predict_command.command(paper_model, [], lines, tmp_path / "said.csv")
+    predict_command.predict_to_table(paper_model, [], lines, tmp_path / "said.csv")
     said = pl.read_csv(tmp_path / "said.csv", infer_schema_length=None)
     assert said["status"].to_list() == ["used", "there is no such file", "used"]
 
@@ -345,7 +345,7 @@ def test_a_model_of_a_name_that_no_file_can_have_is_refused(name, tmp_path):
 
 def test_a_name_that_is_too_long_is_one_row_and_the_photos_after_it_are_predicted(paper_model, good_photos, tmp_path):
     lines = iter([f"{'n' * 300}\n", f"{good_photos[0]}\n"])
-    predict_command.command(paper_model, [], lines, out=tmp_path / "out.csv")
+    predict_command.predict_to_table(paper_model, [], lines, out=tmp_path / "out.csv")
     rows = pl.read_csv(tmp_path / "out.csv").to_dicts()
     assert [row["path"] for row in rows] == ["n" * 300, str(good_photos[0])]
     assert "too long" in rows[0]["status"]
@@ -355,7 +355,7 @@ def test_a_name_that_is_too_long_is_one_row_and_the_photos_after_it_are_predicte
 def test_if_nothing_can_be_used_that_is_an_error_and_there_is_no_table(paper_model, tmp_path):
     (tmp_path / "a.jpg").write_text("no photo")
     with pytest.raises(PhotosError, match="none of 1 paths"):
-        predict_command.command(paper_model, [str(tmp_path / "a.jpg")], out=tmp_path / "said.csv")
+        predict_command.predict_to_table(paper_model, [str(tmp_path / "a.jpg")], out=tmp_path / "said.csv")
     assert not (tmp_path / "said.csv").exists()
 
 

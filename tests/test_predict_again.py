@@ -41,7 +41,7 @@ def cut_short(paper_model, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Table, "add", last)
             with pytest.raises(KeyboardInterrupt):
-                predict_command.command(paper_model, [str(each) for each in photos], **choices)
+                predict_command.predict_to_table(paper_model, [str(each) for each in photos], **choices)
 
     return command
 
@@ -99,7 +99,7 @@ def test_rows_are_in_the_order_of_the_last_call(tmp_path):
 def test_a_path_that_did_not_come_up_this_time_has_no_row(paper_model, photos, tmp_path, cut_short):
     out = tmp_path / "said.csv"
     cut_short(photos, out=out)
-    predict_command.command(paper_model, [str(photos / "23.jpg"), str(photos / "02.jpg")], out=out)
+    predict_command.predict_to_table(paper_model, [str(photos / "23.jpg"), str(photos / "02.jpg")], out=out)
     assert read(out)["path"].to_list() == [str(photos / "23.jpg"), str(photos / "02.jpg")]
 
 
@@ -109,7 +109,7 @@ def test_a_file_that_was_replaced_since_is_looked_at_again(paper_model, photos, 
     first = ikebana.load(paper_model).predict(file)
     other = next(each for each in photos.iterdir() if ikebana.load(paper_model).predict(each).label != first.label)
     file.write_bytes(other.read_bytes())
-    predict_command.command(paper_model, [str(photos)], out=out)
+    predict_command.predict_to_table(paper_model, [str(photos)], out=out)
     assert read(out).filter(path=str(file))["label"].to_list() == [ikebana.load(paper_model).predict(other).label]
     assert read(out).height == 24
     assert "15 were there already" in capsys.readouterr().err
@@ -124,8 +124,8 @@ def test_a_path_of_another_folder_has_the_answer_of_its_own_file(paper_model, ph
     monkeypatch.chdir(here)
     cut_short("p", out=tmp_path / "said.csv")
     monkeypatch.chdir(there)
-    predict_command.command(paper_model, ["p"], out=tmp_path / "said.csv")
-    predict_command.command(paper_model, ["p"], out=tmp_path / "fresh.csv")
+    predict_command.predict_to_table(paper_model, ["p"], out=tmp_path / "said.csv")
+    predict_command.predict_to_table(paper_model, ["p"], out=tmp_path / "fresh.csv")
     assert read(tmp_path / "said.csv").equals(read(tmp_path / "fresh.csv"))
 
 
@@ -135,7 +135,9 @@ def test_a_path_of_another_folder_has_the_answer_of_its_own_file(paper_model, ph
 @pytest.mark.parametrize("before", [None, "other"])
 def test_what_an_earlier_call_had_answered_is_sorted_too(paper_model, photos, tmp_path, cut_short, before):
     cut_short(photos, out=tmp_path / "said.csv", sort_into=before and tmp_path / before)
-    predict_command.command(paper_model, [str(photos)], out=tmp_path / "said.csv", sort_into=tmp_path / "sorted")
+    predict_command.predict_to_table(
+        paper_model, [str(photos)], out=tmp_path / "said.csv", sort_into=tmp_path / "sorted"
+    )
     where = {each.name: each.parent.name for each in (tmp_path / "sorted").rglob("*.jpg")}
     of_table = {Path(row["path"]).name: row["label"] or "not sure" for row in read(tmp_path / "said.csv").to_dicts()}
     assert where == of_table
@@ -147,13 +149,17 @@ def test_sorted_photos_among_those_they_come_from_are_not_found_the_next_time(pa
     sorted_photos = photos / "a folder" / "sorted"
     tables = []
     for _ in range(3):
-        predict_command.command(paper_model, [str(photos)], out=tmp_path / "a.csv", sort_into=sorted_photos, link=link)
+        predict_command.predict_to_table(
+            paper_model, [str(photos)], out=tmp_path / "a.csv", sort_into=sorted_photos, link=link
+        )
         tables.append(read(tmp_path / "a.csv"))
     assert [each.height for each in tables] == [24] * 3
     assert len(list(sorted_photos.rglob("*.jpg"))) == 24
     one, *_ = (each for each in sorted_photos.iterdir() if each.is_dir())
-    predict_command.command(paper_model, [str(one)], out=tmp_path / "b.csv", sort_into=tmp_path / "elsewhere")
-    predict_command.command(paper_model, [str(sorted_photos)], out=tmp_path / "c.csv")  # whoever names them gets them
+    predict_command.predict_to_table(paper_model, [str(one)], out=tmp_path / "b.csv", sort_into=tmp_path / "elsewhere")
+    predict_command.predict_to_table(
+        paper_model, [str(sorted_photos)], out=tmp_path / "c.csv"
+    )  # whoever names them gets them
     assert read(tmp_path / "b.csv").height == len(list(one.iterdir()))
     assert read(tmp_path / "c.csv").height == 24
 
@@ -162,9 +168,9 @@ def test_photos_are_not_sorted_into_the_very_folder_that_they_lie_in(paper_model
     monkeypatch.chdir(photos)
     for named, place in [(".", photos), (str(photos), Path()), (f"{photos}/../photos", photos)]:
         with pytest.raises(UsageError, match="would lie among those"):
-            predict_command.command(paper_model, [named], out=tmp_path / "a.csv", sort_into=place)
+            predict_command.predict_to_table(paper_model, [named], out=tmp_path / "a.csv", sort_into=place)
     assert len(os.listdir(photos)) == 24
-    predict_command.command(paper_model, [str(photos / "00.jpg")], out=tmp_path / "a.csv", sort_into=photos)
+    predict_command.predict_to_table(paper_model, [str(photos / "00.jpg")], out=tmp_path / "a.csv", sort_into=photos)
     assert len(os.listdir(photos)) == 25
 
 
@@ -174,16 +180,16 @@ def test_photos_are_not_sorted_into_the_very_folder_that_they_lie_in(paper_model
 def test_the_table_is_no_photo_of_the_folder_it_lies_in(paper_model, photos, tmp_path, cut_short, monkeypatch, capsys):
     monkeypatch.chdir(photos)
     for _ in range(2):
-        predict_command.command(paper_model, ["."], out=Path("out.csv"))
+        predict_command.predict_to_table(paper_model, ["."], out=Path("out.csv"))
         cut_short(".", out=Path("out.csv"))
-        predict_command.command(paper_model, ["."], out=Path("out.csv"))
+        predict_command.predict_to_table(paper_model, ["."], out=Path("out.csv"))
         ikebana.predict(paper_model, ".", "out.csv")
         assert read("out.csv").height == 24
     told = capsys.readouterr().err
     assert told.count(", 0 set aside") == told.count("set aside") == 6
     (photos / "sub").mkdir()
     shutil.copy("out.csv", "sub/out.csv")  # somebody's own
-    predict_command.command(paper_model, ["."], out=Path("out.csv"))
+    predict_command.predict_to_table(paper_model, ["."], out=Path("out.csv"))
     assert read("out.csv").filter(status="used").height == 24
     assert read("out.csv").height == 25
 
@@ -191,7 +197,7 @@ def test_the_table_is_no_photo_of_the_folder_it_lies_in(paper_model, photos, tmp
 def test_a_folder_with_nothing_but_the_table_has_no_photos(paper_model, tmp_path):
     (tmp_path / "out.csv").touch()
     with pytest.raises(PhotosError, match="no photos found"):
-        predict_command.command(paper_model, [str(tmp_path)], out=tmp_path / "out.csv")
+        predict_command.predict_to_table(paper_model, [str(tmp_path)], out=tmp_path / "out.csv")
 
 
 def test_a_table_below_home_is_written_there(paper_model, photos, tmp_path, monkeypatch):
@@ -199,7 +205,7 @@ def test_a_table_below_home_is_written_there(paper_model, photos, tmp_path, monk
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path)
-    predict_command.command(paper_model, [str(photos)], out=Path("~/a.csv"), sort_into=Path("~/sorted"))
+    predict_command.predict_to_table(paper_model, [str(photos)], out=Path("~/a.csv"), sort_into=Path("~/sorted"))
     ikebana.predict(paper_model, photos, "~/b.csv")
     assert {"a.csv", "b.csv", "sorted"} == set(os.listdir(tmp_path / "home"))
     assert not (tmp_path / "~").exists()

@@ -93,11 +93,11 @@ def test_no_network_of_a_recipe_has_a_seed_that_a_library_refuses():
 def test_a_list_on_the_command_line_may_hold_names_with_commas_in_quotes():
     from ikebana import cli
 
-    given = cli.Choices(class_order='tulip, "rose, wild",daisy', parts="0.5, 0.25,0.25")
+    given = cli.RecipeOptions(class_order='tulip, "rose, wild",daisy', parts="0.5, 0.25,0.25")
     assert cli._parse_options(given) == {"class_order": ("tulip", "rose, wild", "daisy"), "parts": (0.5, 0.25, 0.25)}
     for wrong in ("a,b", ""):
         with pytest.raises(RecipeError, match="parts"):
-            recipes.get_recipe("quick", **cli._parse_options(cli.Choices(parts=wrong)))
+            recipes.get_recipe("quick", **cli._parse_options(cli.RecipeOptions(parts=wrong)))
 
 
 @pytest.mark.parametrize("choice", [{"epochs": 3}, {"batch": 5}, {"learning_rate": 0.1}, {"dropout": 0.3}])

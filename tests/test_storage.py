@@ -33,7 +33,7 @@ def filled_cache(tmp_path, monkeypatch):
 def test_each_kind_is_counted_and_weighed(filled_cache):
     found = ikebana.cache()
     assert {each.kind: (each.entries, each.bytes) for each in found.kinds} == dict.fromkeys(
-        cache_command.KINDS, (1, 1000)
+        cache_command.CACHE_KINDS, (1, 1000)
     )
     assert found.bytes == 6000
     assert str(filled_cache) in repr(found)

@@ -123,11 +123,11 @@ def test_photos_that_fit_would_not_split_are_looked_at_all_the_same(drawn, tmp_p
     named = [f"{each},{each.parent.name},one" for each in sorted(drawn.glob("*/*.jpg"))]
     table.write_text("\n".join(["path,label,group", *named]), "utf-8")
     found = ikebana.audit(table, out=tmp_path / "page")
-    assert [(each.severity, each.kind) for each in found.refused] == [("error", "unsplit")]
-    assert found.findings[0] is found.refused[0]
+    assert [(each.severity, each.kind) for each in found.split_errors] == [("error", "unsplit")]
+    assert found.findings[0] is found.split_errors[0]
     assert "unreadable" in {each.kind for each in found.findings}
     assert "fit would refuse" in capsys.readouterr().err
     assert (tmp_path / "page" / "index.html").exists()
     with pytest.raises(PhotosError) as refused:
         ikebana.fit(table)
-    assert (refused.value.what, refused.value.advice) == (found.refused[0].evidence, found.refused[0].advice)
+    assert (refused.value.what, refused.value.advice) == (found.split_errors[0].evidence, found.split_errors[0].advice)

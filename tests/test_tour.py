@@ -54,7 +54,7 @@ def test_it_says_of_each_planted_fault_what_the_run_really_made_of_it(walk):
     assert all(table[path]["status"].startswith("unreadable") for path in walk.planted.broken)
     assert all(table[path]["status"] == "used" for path in walk.planted.sideways)
     assert all(table[one]["split"] == table[other]["split"] for one, other in walk.planted.twins)
-    broken, twins, sideways, wrong = demo.fates(walk.run, walk.planted)
+    broken, twins, sideways, wrong = demo.describe_faults(walk.run, walk.planted)
     count = len(walk.planted.broken)
     assert broken.startswith(f"{count} broken files: {count} set aside")
     count = len(walk.planted.twins)

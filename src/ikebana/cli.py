@@ -56,7 +56,7 @@ def _annotate(flag_type: Any, field: Any, **settings: Any) -> Any:
 
 
 _OPTION_FIELDS = [field for field in fields(Recipe) if "explanation" in field.metadata]
-Choices = _make_flags_class(
+RecipeOptions = _make_flags_class(
     "Choices", [(field.name, _annotate(_flag_type(field), field, negative=()), None) for field in _OPTION_FIELDS]
 )
 LimitOptions = _make_flags_class(
@@ -90,7 +90,7 @@ def fit(
     recipe: RecipeName | Path | None = None,  # pyright: ignore[reportInvalidTypeForm]
     run: Path | None = None,
     resume: Path | None = None,
-    options: Annotated[Choices, Parameter(name="*")] = Choices(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
+    options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
     json: Json = False,
 ) -> None:
     """Train a classifier on labelled photos and score it on photos it has never seen.
@@ -157,11 +157,11 @@ def audit(
     from ikebana.commands import audit as audit_command
 
     result = audit_command.audit(photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","))
-    command = result.advice.command if result.advice is not None else ""
+    command = result.recommendation.command if result.recommendation is not None else ""
     progress.event("done", leaks=len(result.leaks), command=command)
     if command or write is not None:
         progress.result(command or str(write))
-    return EXIT_REFUSED if result.refused else EXIT_LEAKAGE if result.leaks else EXIT_DONE
+    return EXIT_REFUSED if result.split_errors else EXIT_LEAKAGE if result.leaks else EXIT_DONE
 
 
 @app.command
@@ -240,7 +240,7 @@ def predict(
         raise UsageError("photos are either copied or linked", advice="--copy-to or --link-to")
     path_lines = sys.stdin if "-" in photos else None
     paths = [photo for photo in photos if photo != "-"]
-    predict_command.command(model, paths, path_lines, out, copy_to or link_to, link=link_to is not None)
+    predict_command.predict_to_table(model, paths, path_lines, out, copy_to or link_to, link=link_to is not None)
     if out is not None:
         progress.result(str(out))
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 CANNOT_SPLIT = "unsplit"
 # Files in the output folder.
-PAGE, AUDIT_FILE, TABLE_FILE = "index.html", "audit.json", "findings.csv"
+PAGE_FILE, AUDIT_FILE, TABLE_FILE = "index.html", "audit.json", "findings.csv"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Audit:
 
     dataset: Dataset
     findings: tuple[Finding, ...]
-    advice: Recommendation | None = None
+    recommendation: Recommendation | None = None
     page: Path | None = None
 
     @property
@@ -54,7 +54,7 @@ class Audit:
         return tuple(finding for finding in self.findings if finding.kind == "leak")
 
     @property
-    def refused(self) -> tuple[Finding, ...]:
+    def split_errors(self) -> tuple[Finding, ...]:
         """Findings because of which `fit` would refuse to split the photos."""
         return tuple(finding for finding in self.findings if finding.kind == CANNOT_SPLIT)
 
@@ -62,8 +62,8 @@ class Audit:
         details = "--out DIR (in Python: .findings)" if self.page is None else str(self.page)
         lines = [files.summarise(self.dataset, list(self.findings), details)]
         lines += [f"  leak: {files.describe(leak)}" for leak in self.leaks[:SHOWN]]
-        lines += [f"  fit would refuse: {error.evidence}\n  try  {error.advice}" for error in self.refused]
-        return "\n".join(lines + ([f"\n{self.advice!r}"] if self.advice is not None else []))
+        lines += [f"  fit would refuse: {error.evidence}\n  try  {error.advice}" for error in self.split_errors]
+        return "\n".join(lines + ([f"\n{self.recommendation!r}"] if self.recommendation is not None else []))
 
 
 def audit(
@@ -109,7 +109,7 @@ def audit(
         *files.check_dataset(dataset),
         *content_checks.check_content(dataset, pixel_cache, recipe),
     ]
-    page_file = Path(out).expanduser() / PAGE if out is not None else None
+    page_file = Path(out).expanduser() / PAGE_FILE if out is not None else None
     result = Audit(dataset, tuple(files.sort_by_severity(findings)), page=page_file)
     _report(result, pixel_cache, recipe)
     if write is not None:
@@ -172,7 +172,7 @@ def _is_audit_folder(folder: Path) -> bool:
         return False
     names = {file.name for file in folder.iterdir()}
     is_audit = isinstance(values, dict) and values.keys() >= {"source", "findings"}
-    return is_audit and names <= {PAGE, AUDIT_FILE, TABLE_FILE}
+    return is_audit and names <= {PAGE_FILE, AUDIT_FILE, TABLE_FILE}
 
 
 def _report(result: Audit, pixel_cache: PixelCache, recipe: Recipe) -> None:

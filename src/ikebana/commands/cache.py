@@ -15,7 +15,7 @@ from ikebana.system.files import discard, remove_stale_files
 
 # Per folder of the cache: a description, and the pattern of its entries' names. Other names are not
 # ikebana's and stay.
-KINDS = {
+CACHE_KINDS = {
     "pixels": ("photos, decoded", r"[0-9a-f]{32}"),
     "features": ("what backbones say of photos", r"[0-9a-f]{32}"),
     "archives": ("archives, unpacked", r"[0-9a-f]{64}"),
@@ -26,15 +26,15 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheUsage:
     """The entries of one kind."""
 
     kind: str
-    about: str
+    description: str
     entries: int
     bytes: int
     # Of the newest file, in seconds since 1970; None if there is none.
-    made: float | None
+    newest_time: float | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Cache:
     """The contents of the cache."""
 
     folder: Path
-    kinds: tuple[Kept, ...]
+    kinds: tuple[CacheUsage, ...]
 
     @property
     def bytes(self) -> int:
@@ -50,7 +50,7 @@ class Cache:
 
     def __repr__(self) -> str:
         lines = [
-            f"{usage.about:<30} {usage.entries:>5,}  {usage.bytes / 1e6:>10,.1f} MB  {_format_time(usage.made)}".rstrip()
+            f"{usage.description:<30} {usage.entries:>5,}  {usage.bytes / 1e6:>10,.1f} MB  {_format_time(usage.newest_time)}".rstrip()
             for usage in self.kinds
         ]
         total = f"{self.folder}: {self.bytes / 1e6:,.1f} MB; it may be cleared at any time: ikebana cache --clear"
@@ -64,32 +64,34 @@ def cache(clear: bool = False) -> Cache:
     """
     folder = cache_folder()
     if clear:
-        freed = sum(_clear(folder, kind) for kind in KINDS)
+        freed = sum(_clear(folder, kind) for kind in CACHE_KINDS)
         progress.message(f"{freed / 1e6:,.1f} MB cleared")
-    contents = Cache(folder, tuple(_measure_kind(folder, kind) for kind in KINDS))
+    contents = Cache(folder, tuple(_measure_kind(folder, kind) for kind in CACHE_KINDS))
     progress.result(repr(contents))
     progress.event("done", folder=str(folder), bytes={usage.kind: usage.bytes for usage in contents.kinds})
     return contents
 
 
-def _measure_kind(folder: Path, kind: str) -> Kept:
+def _measure_kind(folder: Path, kind: str) -> CacheUsage:
     entries = list(_list_entries(folder, kind))
     times = [status.st_mtime for entry in entries for status in _stat_files(entry)]
-    return Kept(kind, KINDS[kind][0], len(entries), sum(map(size, entries)), max(times, default=None))
+    return CacheUsage(
+        kind, CACHE_KINDS[kind][0], len(entries), sum(map(measure_size, entries)), max(times, default=None)
+    )
 
 
 def _list_entries(folder: Path, kind: str) -> Iterator[Path]:
     """List the entries of a kind whose names match ikebana's pattern."""
-    yield from (entry for entry in folder.glob(f"{kind}/*") if re.fullmatch(KINDS[kind][1], entry.name))
+    yield from (entry for entry in folder.glob(f"{kind}/*") if re.fullmatch(CACHE_KINDS[kind][1], entry.name))
 
 
 def _clear(folder: Path, kind: str) -> int:
     """Remove the entries of a kind and return the freed bytes."""
     freed = 0
     for entry in _list_entries(folder, kind):
-        before = size(entry)
+        before = measure_size(entry)
         discard(entry)
-        freed += before - size(entry)
+        freed += before - measure_size(entry)
     remove_stale_files(folder / kind)
     # The folder stays if it contains anything else.
     with suppress(OSError):
@@ -106,7 +108,7 @@ def _stat_files(entry: Path) -> Iterator[os.stat_result]:
                 yield status
 
 
-def size(entry: Path) -> int:
+def measure_size(entry: Path) -> int:
     """Return the bytes of a file, or of all files in a folder."""
     return sum(status.st_size for status in _stat_files(entry))
 

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 from typing import Any
 
-from ikebana.commands.cache import size
+from ikebana.commands.cache import measure_size
 from ikebana.learning import device
 from ikebana.learning.estimate import configure_device
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
@@ -31,7 +31,7 @@ def doctor() -> dict[str, Any]:
         "threads": f"{settings.threads}: {settings.reasons['threads']}",
         "allocator": f"{settings.allocator}: {settings.reasons['allocator']}",
         "number format": f"{settings.precision} for {DEFAULT_RECIPE}: {settings.reasons['number_format']}",
-        "cache": f"{cache} ({size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
+        "cache": f"{cache} ({measure_size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: _find_version(name) for name in LIBRARIES},
     }

@@ -62,7 +62,7 @@ def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | 
     return predictions
 
 
-def command(
+def predict_to_table(
     model: Model,
     photos: Sequence[str],
     path_lines: Iterator[str] | None = None,

@@ -9,7 +9,7 @@ from typing import Any
 from ikebana.commands import fit as fit_command
 from ikebana.commands import predict as predict_command
 from ikebana.demo_data import paper_flowers
-from ikebana.demo_data.paper_flowers import Planted
+from ikebana.demo_data.paper_flowers import PlantedFaults
 from ikebana.runs.run import Run
 from ikebana.system import progress
 
@@ -18,17 +18,17 @@ OPTIONS: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Walk:
+class DemoResult:
     """Result of the demo; `new_right` of `new_total` new photos were classified correctly."""
 
     folder: Path
     run: Run
-    planted: Planted
-    new_right: int
+    planted: PlantedFaults
+    new_correct: int
     new_total: int
 
 
-def demo(out: str | Path | None = None) -> Walk:
+def demo(out: str | Path | None = None) -> DemoResult:
     """Draw paper flowers with planted faults, train, predict new photos, report on the faults.
 
     Args:
@@ -51,24 +51,24 @@ def demo(out: str | Path | None = None) -> Walk:
     progress.message(f"{right} of {len(truth)} new photos named rightly")
 
     progress.message("\n4. What became of the planted faults")
-    progress.message("\n".join(f"   {line}" for line in fates(run, planted)))
+    progress.message("\n".join(f"   {line}" for line in describe_faults(run, planted)))
     progress.message(f"\nDone in {time.perf_counter() - start:.0f} s. Look at\n{_list_files(folder)}")
-    return Walk(folder, run, planted, right, len(truth))
+    return DemoResult(folder, run, planted, right, len(truth))
 
 
-def fates(run: Run, planted: Planted) -> list[str]:
+def describe_faults(run: Run, planted: PlantedFaults) -> list[str]:
     """Describe each kind of planted fault: the number, and how many were handled."""
     table = {row["path"]: row for row in run.dataset.iter_rows(named=True)}
     broken = sum(table[path]["status"] != "used" for path in planted.broken)
-    together = sum(table[first]["split"] == table[second]["split"] for first, second in planted.twins)
+    together = sum(table[first]["split"] == table[second]["split"] for first, second in planted.duplicates)
     findings = run.read_json("audit.json")["findings"]
     reported = {finding["paths"][0] for finding in findings if finding["kind"] == "identical"}
-    duplicates = sum(bool({first, second} & reported) for first, second in planted.twins)
+    duplicates = sum(bool({first, second} & reported) for first, second in planted.duplicates)
     upright = sum(table[path]["status"] == "used" for path in planted.sideways)
     contradicted, held_out = _count_contradicted(run, planted.wrong_label)
     return [
         f"{len(planted.broken)} broken files: {broken} set aside, each with its reason",
-        f"{len(planted.twins)} pairs of twins: {duplicates} found, {together} kept in one part",
+        f"{len(planted.duplicates)} pairs of twins: {duplicates} found, {together} kept in one part",
         f"{len(planted.sideways)} photos stored sideways: {upright} read upright",
         f"{len(planted.wrong_label)} wrong labels: {held_out} came into validation or test, "
         f"where the network contradicts {contradicted}; those it trained on it has learned as they are",

@@ -337,16 +337,16 @@ def draw(kind: str, seed: int, size: tuple[int, int] = (320, 240)) -> Image.Imag
 
 
 @dataclass(frozen=True)
-class Planted:
+class PlantedFaults:
     """Faults in a drawn collection, as relative posix paths; no photo has two of them."""
 
     broken: tuple[str, ...]  # truncated
-    twins: tuple[tuple[str, str], ...]  # exact duplicates, same label
+    duplicates: tuple[tuple[str, str], ...]  # exact duplicates, same label
     wrong_label: tuple[str, ...]  # in the folder of another kind
     sideways: tuple[str, ...]  # stored turned, with an EXIF orientation
 
 
-def draw_collection(folder: Path, photos_per_kind: int = 80, seed: int = 0) -> Planted:
+def draw_collection(folder: Path, photos_per_kind: int = 80, seed: int = 0) -> PlantedFaults:
     """Draw JPEGs into one folder per kind, with a known number of planted faults.
 
     `lotus/lotus_017.jpg` is `draw("lotus", 2_000_000 * seed + 17, size)`. There are 3 broken files,
@@ -387,7 +387,7 @@ def draw_collection(folder: Path, photos_per_kind: int = 80, seed: int = 0) -> P
     for first, second in duplicates.items():
         (folder / names[second]).write_bytes((folder / names[first]).read_bytes())
     paths, wrong_paths, sideways_paths = (tuple(names[card] for card in faults) for faults in (broken, wrong, sideways))
-    return Planted(paths, tuple((names[a], names[b]) for a, b in duplicates.items()), wrong_paths, sideways_paths)
+    return PlantedFaults(paths, tuple((names[a], names[b]) for a, b in duplicates.items()), wrong_paths, sideways_paths)
 
 
 def draw_new(folder: Path, photos_per_kind: int = 4, seed: int = 1000) -> dict[str, str]:
