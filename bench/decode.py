@@ -1,7 +1,7 @@
 """Photos a second into the pixel cache, against libjpeg-turbo alone, and torchvision's ImageFolder in a DataLoader doing the same
 resize.
 
-    python bench/decode.py --photos DIR [--side 150] [--rounds 5] [--count 100 --megapixels 12]
+    python bench/decode.py --photos DIR [--image-size 150] [--rounds 5] [--count 100 --megapixels 12]
 
 All read the same files with as many workers as there are processors, interleaved, the first round dropped (it warms
 the file cache). ikebana's time is a cold `kept.opened`: sha256, EXIF, colour, the array and its checksums included. libjpeg-turbo
@@ -84,7 +84,7 @@ def enlarged(photos: Path, count: int, megapixels: float, folder: Path) -> Path:
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--side", type=int, default=150)
+    flags.add_argument("--image-size", type=int, default=150)
     flags.add_argument("--rounds", type=int, default=5)
     flags.add_argument("--count", type=int, default=100)
     flags.add_argument("--megapixels", type=float)

@@ -1,6 +1,6 @@
 """Steps of fine-tuning with torch's depthwise convolutions and with ours, in turns.
 
-python bench/depthwise.py [--network tf_efficientnet_lite0] [--side 224] [--batch 32] [--rounds 5]
+python bench/depthwise.py [--network tf_efficientnet_lite0] [--image-size 224] [--batch-size 32] [--rounds 5]
 """
 
 import argparse
@@ -20,8 +20,8 @@ from ikebana.learning.models import parameter_groups
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--network", default="tf_efficientnet_lite0")
-    flags.add_argument("--side", type=int, default=224)
-    flags.add_argument("--batch", type=int, default=32)
+    flags.add_argument("--image-size", type=int, default=224)
+    flags.add_argument("--batch-size", type=int, default=32)
     flags.add_argument("--rounds", type=int, default=5)
     chosen = flags.parse_args()
     device.configure()

@@ -83,7 +83,7 @@ def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
         ended(setting.device)
         seconds.append(time.perf_counter() - begun)
     print(
-        f"{recipe.name}: {setting.precision} ({setting.reasons['number_format']}); "
+        f"{recipe.name}: {setting.precision} ({setting.reasons['precision']}); "
         f"epochs of {', '.join(f'{each:.2f}' for each in seconds)} s, validation included",
         flush=True,
     )
@@ -122,12 +122,12 @@ def looked(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """A frozen network looks at all photos once."""
     found = estimate.configure_device(recipe, CLASSES)
     for number_format in ("float32", "bfloat16"):
-        setting = replace(found, number_format=number_format)
+        setting = replace(found, precision=number_format)
         photos, _ = drawn(recipe.image_size, chosen.train + chosen.validation, 0, setting)
-        seer = networks.build_network(recipe, CLASSES).get_submodule("seer")
+        backbone = networks.build_network(recipe, CLASSES).get_submodule("backbone")
         begun = time.perf_counter()
         feature_cache.extract_features(
-            seer, feature_cache.FeatureKey("drawn", recipe.network, f"{number_format} {begun}"), photos, setting
+            backbone, feature_cache.FeatureKey("drawn", recipe.network, f"{number_format} {begun}"), photos, setting
         )
         seconds = time.perf_counter() - begun
         print(
@@ -154,7 +154,7 @@ def main() -> None:
         for name in chosen.recipes.split(","):
             # Random weights: InceptionV3's are not a package's.
             recipe = networks.fill_defaults(
-                recipes.get_recipe(name, **({"until": "mixed8"} if name == "finetuned" else {}))
+                recipes.get_recipe(name, **({"truncate_at": "mixed8"} if name == "finetuned" else {}))
             )
             if recipe.transfer is not None:  # what is timed is the last phase, not that of the head alone
                 recipe = with_options(recipe, transfer=replace(recipe.transfer, head_epochs=0))

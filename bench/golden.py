@@ -39,14 +39,14 @@ from ikebana.runs.run import Run
 PHOTOS_PER_KIND = 12
 COMMON: dict[str, Any] = {"precision": "float32"}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "baseline": {"side": 48, "batch": 16, "epochs": 3},
-    "augmented": {"side": 48, "batch": 16, "epochs": 3},
-    "features": {"side": 75, "batch": 16, "epochs": 3, "until": "mixed0"},
-    "frozen": {"side": 75, "batch": 16, "epochs": 2, "until": "mixed0"},
-    "finetuned": {"side": 75, "batch": 16, "epochs": 2, "until": "mixed0"},
-    "quick": {"side": 96},
-    "good": {"side": 64, "batch": 16, "epochs": 2},
-    "best": {"side": 64, "batch": 16, "epochs": 1},
+    "baseline": {"image_size": 48, "batch_size": 16, "epochs": 3},
+    "augmented": {"image_size": 48, "batch_size": 16, "epochs": 3},
+    "features": {"image_size": 75, "batch_size": 16, "epochs": 3, "truncate_at": "mixed0"},
+    "frozen": {"image_size": 75, "batch_size": 16, "epochs": 2, "truncate_at": "mixed0"},
+    "finetuned": {"image_size": 75, "batch_size": 16, "epochs": 2, "truncate_at": "mixed0"},
+    "quick": {"image_size": 96},
+    "good": {"image_size": 64, "batch_size": 16, "epochs": 2},
+    "best": {"image_size": 64, "batch_size": 16, "epochs": 1},
 }
 INCEPTION_RECIPES = ("features", "frozen", "finetuned")
 INTERRUPTED_RECIPES = ("augmented", "finetuned", "good")
@@ -100,7 +100,7 @@ def compute_hashes(scratch: Path) -> dict[str, str]:
             with interrupted_after(STEPS_BEFORE_INTERRUPT):
                 quietly(fit, run=scratch / f"{recipe}-resumed")
             record(f"{recipe} resumed", quietly(ikebana.resume, scratch / f"{recipe}-resumed"))
-    options = COMMON | OPTIONS["baseline"] | {"all": True}
+    options = COMMON | OPTIONS["baseline"] | {"refit_on_all": True}
     record("all", quietly(ikebana.fit, scratch / "photos", "baseline", run=scratch / "all", **options))
     feature_files = sorted((scratch / "cache" / "features").glob("*/features.npy"))
     hashes["features"] = hash_arrays(np.load(file) for file in feature_files)

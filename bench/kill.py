@@ -48,7 +48,7 @@ for line in sys.stdin:
             os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.environ.update(order["environment"])
         if order["every"]:
-            loop.EVERY, loop.SHARE = order["every"], 1.0
+            loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = order["every"], 1.0
         status = 1
         try:
             cli.main(order["arguments"])
@@ -63,9 +63,9 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 SMALL = {
-    "augmented": ["--side", "48", "--batch", "8", "--epochs", "8"],
-    "quick": ["--side", "64"],
-    "good": ["--side", "64", "--batch", "8", "--epochs", "3"],
+    "augmented": ["--image-size", "48", "--batch-size", "8", "--epochs", "8"],
+    "quick": ["--image-size", "64"],
+    "good": ["--image-size", "64", "--batch-size", "8", "--epochs", "3"],
 }
 
 

@@ -1,7 +1,7 @@
 """Memory and time of a verb, stage by stage, as the number of photos grows.
 
-    python bench/memory.py [--numbers 10000,200000] [--verb fit|audit|read] [--recipe quick] [--side 32] [--epochs N]
-                           [--network NAME] [--batch N] [--table] [--photos DIR] [--threads N] [--folder DIR]
+    python bench/memory.py [--numbers 10000,200000] [--verb fit|audit|read] [--recipe quick] [--image-size 32] [--epochs N]
+                           [--network NAME] [--batch-size N] [--table] [--photos DIR] [--threads N] [--folder DIR]
                            [--keep]
 
 Draws so many small photos of five classes, no two alike, and runs the command in a process of its own with a cache of its
@@ -78,14 +78,14 @@ def table(folder: Path, number: int) -> Path:
 
 
 READ = "import sys; from ikebana.system import progress; from ikebana.data import sources\n"
-READ += "progress.listen(progress.Programs())\nwith progress.stage('intake', 0): found = sources.read(sys.argv[1])\n"
+READ += "progress.set_reporter(progress.JsonReporter())\nwith progress.stage('intake', 0): found = sources.read(sys.argv[1])\n"
 READ += "progress.event('read', rows=found.photos.height, bytes=found.photos.estimated_size())"
 
 
 SMALLER = """
 from dataclasses import replace
 from ikebana import cli, recipes
-recipes.RECIPES[recipes.DEFAULT] = replace(recipes.RECIPES[recipes.DEFAULT], side={side})
+recipes.RECIPES[recipes.DEFAULT_RECIPE] = replace(recipes.RECIPES[recipes.DEFAULT_RECIPE], image_size={side})
 cli.main()
 """
 
@@ -96,13 +96,13 @@ def command(chosen: argparse.Namespace, photos: Path, run: Path) -> list[str]:
         return [sys.executable, "-c", READ, str(photos)]
     verb = [sys.executable, "-m", "ikebana", chosen.verb, str(photos), "--json"]
     if chosen.verb == "audit":
-        if chosen.side:  # it has no such flag: the side is that of the recipe whose features it looks at
-            verb[1:3] = ["-c", SMALLER.format(side=chosen.side)]
+        if chosen.image_size:  # it has no such flag: the side is that of the recipe whose features it looks at
+            verb[1:3] = ["-c", SMALLER.format(side=chosen.image_size)]
         return [*verb, "--out", str(run)]
     verb += ["--recipe", chosen.recipe, "--run", str(run)]
-    for name in ("network", "side", "epochs", "batch"):
+    for name in ("network", "image_size", "epochs", "batch_size"):
         if getattr(chosen, name):
-            verb += [f"--{name}", str(getattr(chosen, name))]
+            verb += [f"--{name.replace('_', '-')}", str(getattr(chosen, name))]
     return verb
 
 
@@ -195,7 +195,7 @@ def main() -> None:
     flags.add_argument("--numbers", default="10000,200000")
     flags.add_argument("--verb", choices=("fit", "audit", "read"), default="fit")
     flags.add_argument("--recipe", default="quick")
-    for name in ("side", "epochs", "batch", "threads"):
+    for name in ("image_size", "epochs", "batch_size", "threads"):
         flags.add_argument(f"--{name}", type=int)
     flags.add_argument("--network")
     flags.add_argument("--table", action="store_true")

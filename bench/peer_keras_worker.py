@@ -322,14 +322,16 @@ def ikebana(task: Task) -> Contestant:
     from ikebana.learning.training import loop
     from ikebana.system import progress
 
-    progress.listen(progress.Silence())
+    progress.set_reporter(progress.SilentReporter())
     classes = classes_of(task.photos)
     name = "augmented" if task.recipe.augmented else "baseline"
-    chosen = recipes.named(name, split="shuffle", class_order=tuple(classes))
-    setting = estimate.prepared(chosen, len(classes))
-    opened, keep = pixel_cache.opened(sources.read(task.photos, chosen.class_order), chosen.side, chosen.fit)
-    parts = examples.parts(dealt(opened, chosen), keep.pixels)
-    network = networks.build(chosen, len(classes))
+    chosen = recipes.get_recipe(name, split="shuffle", class_order=tuple(classes))
+    setting = estimate.configure_device(chosen, len(classes))
+    opened, keep = pixel_cache.open_pixel_cache(
+        sources.read(task.photos, chosen.class_order), chosen.image_size, chosen.resize
+    )
+    parts = examples.build_split_examples(dealt(opened, chosen), keep.pixels)
+    network = networks.build_network(chosen, len(classes))
 
     def epochs() -> Iterator[dict[str, float]]:
         """Timed from outside, around each epoch, as the others are."""
@@ -340,13 +342,13 @@ def ikebana(task: Task) -> Contestant:
             yield {**epoch, "seconds": time.perf_counter() - begun}
 
     def confusion() -> Any:
-        probabilities = scoring.probabilities_of(network, parts["test"], device.prepare())
+        probabilities = scoring.predict_probabilities(network, parts["test"], device.configure())
         return counted(parts["test"].labels, probabilities.argmax(1), len(classes))
 
     versions = {
         "ikebana": version("ikebana"),
         "torch": version("torch"),
-        "setting": f"{setting.number_format}, {setting.allocator}",
+        "setting": f"{setting.precision}, {setting.allocator}",
     }
     return Contestant(versions, classes, epochs(), confusion)
 

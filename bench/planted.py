@@ -238,7 +238,7 @@ def blurred(bench: Bench, seeds: int) -> None:
         dataset = bench.with_planted("blurred", seed)
         here = {path for path, what in bench.planted.items() if what == ("blurred", seed)}
         named = [
-            each for each in image_quality.check_image_quality(dataset, bench.keep.pixels) if each.kind == "blurred"
+            each for each in image_quality.check_image_quality(dataset, bench.keep.pixels) if each.kind == "blurry"
         ]
         found.append(_hits(named, here))
     _counted("blurred", found, PLANTED)

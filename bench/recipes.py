@@ -1,7 +1,7 @@
 """Test accuracy and time of named recipes over seeds, on the tutorial's split.
 
     python bench/recipes.py --photos DIR [--recipes baseline,augmented] [--seeds 0,1,2] [--epochs N] [--out FOLDER]
-                            [--split shuffle|stratified] [--until BLOCK --weights FILE]
+                            [--split shuffle|stratified] [--truncate-at BLOCK --weights FILE]
 
 Each run is a whole `ikebana.fit`; its folder stays in --out (a temporary one if none is given).
 """
@@ -25,7 +25,7 @@ def main() -> None:
     flags.add_argument("--seeds", default="0,1,2")
     flags.add_argument("--epochs", type=int)
     flags.add_argument("--split", default="shuffle")
-    flags.add_argument("--until")
+    flags.add_argument("--truncate-at")
     flags.add_argument("--weights")
     flags.add_argument("--out", type=Path)
     chosen = flags.parse_args()

@@ -128,7 +128,7 @@ def step(network: nn.Module, recipe: Recipe) -> Work:
 
 def _mirrored(network: nn.Module) -> bool:
     """Whether a photo is looked at twice outside of training."""
-    return any(getattr(each, "mirrored", False) for each in network.modules())
+    return any(getattr(each, "flip_tta", False) for each in network.modules())
 
 
 def _operations(network: nn.Module, side: int) -> tuple[float, float]:
@@ -199,8 +199,8 @@ def with_limits(rows: list[Row], run: Path, limits: Limits, setting: DeviceSetti
     else:
         best["score"] = held_out * exact
         if recipe.transfer is not None and recipe.transfer.fit_logistic_head:
-            seer = network.get_submodule("seer")
-            best["features"] = (train + table["validation"]) * look(seer, recipe.image_size).limit(
+            backbone = network.get_submodule("backbone")
+            best["features"] = (train + table["validation"]) * look(backbone, recipe.image_size).limit(
                 limits, setting.precision
             )
     return [replace(row, limit=best.get(row.stage)) for row in rows]
@@ -225,7 +225,7 @@ def within_training(recipe: Recipe, classes: int, limits: Limits, setting: Devic
     of_step = step(network, recipe).limit(limits, setting.precision)
     rows = [Row("step", a_step, of_step, "a photo, augmentation included")]
     for name, form in (("validation", setting.precision), ("score", "float32")):
-        rows.append(_looked(name, network, photos, replace(setting, number_format=form), recipe, limits))
+        rows.append(_looked(name, network, photos, replace(setting, precision=form), recipe, limits))
     return rows
 
 
@@ -271,7 +271,7 @@ def main() -> None:
         recipe = networks.fill_defaults(recipes.get_recipe(name))
         setting = estimate.configure_device(recipe, 5)
         limits = limits_of(setting, chosen.photos)
-        print(f"\n{name}: {setting.precision} ({setting.reasons['number_format']})\n{limits}", flush=True)
+        print(f"\n{name}: {setting.precision} ({setting.reasons['precision']})\n{limits}", flush=True)
         epochs = chosen.epochs if recipe.epochs > 1 else None
         wholes = []
         for number in range(chosen.rounds):

@@ -82,7 +82,7 @@ def on_processor(monkeypatch):
     """Within this test ikebana takes no GPU, whatever there is."""
     from ikebana.learning import device
 
-    monkeypatch.setattr(device, "_device", lambda: ("cpu", "the tests want it"))
+    monkeypatch.setattr(device, "_select_device", lambda: ("cpu", "the tests want it"))
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def paper_run(tmp_path_factory):
 
     place = tmp_path_factory.mktemp("paper")
     paper_flowers.draw_collection(place / "photos", photos_per_kind=10)
-    choices = {"side": 48, "batch": 16, "epochs": 30, "precision": "float32"}
+    choices = {"image_size": 48, "batch_size": 16, "epochs": 30, "precision": "float32"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(place / "cache"))
         return ikebana.fit(place / "photos", "baseline", run=place / "run", **choices)

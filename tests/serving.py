@@ -30,17 +30,17 @@ class Colours:
 
     classes: tuple[str, ...] = ("red", "green", "blue")
     threshold: float | None = 0.6
-    about: dict = field(
+    metadata: dict = field(
         default_factory=lambda: {"scores": {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95], "n": 40}}
     )
     gate: threading.Event = field(default_factory=threading.Event)
     broken: bool = False
     looks: list[int] = field(default_factory=list)  # how many photos each look was at, from its beginning
 
-    def opened(self, photo):
+    def preprocess(self, photo):
         return decoding.decode(photo, 8).pixels
 
-    def look(self, photos):
+    def forward(self, photos):
         self.looks.append(len(photos))
         assert self.gate.wait(PATIENCE)
         if self.broken:
@@ -48,7 +48,7 @@ class Colours:
         light = photos.astype(np.float64).mean((1, 2)) + 1e-6
         return SimpleNamespace(probabilities=light / light.sum(1, keepdims=True))
 
-    def said(self, probabilities, path=""):
+    def to_prediction(self, probabilities, path=""):
         return prediction.to_prediction(probabilities.tolist(), self.classes, self.threshold, path)
 
 

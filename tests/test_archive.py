@@ -229,8 +229,8 @@ def test_an_archive_within_an_archive_is_no_photo(tmp_path):
 
 
 def test_an_archive_that_grows_too_much_is_refused_and_leaves_nothing(tmp_path, monkeypatch, ikebana_cache):
-    monkeypatch.setattr(archive, "ALWAYS_ALLOWED", 2**20)
-    monkeypatch.setattr(archive, "CHUNK", 2**16)
+    monkeypatch.setattr(archive, "MIN_UNPACK_BUDGET_BYTES", 2**20)
+    monkeypatch.setattr(archive, "CHUNK_BYTES", 2**16)
     zeros = bytes(3 * 2**20)
     for name, data in {
         "one.zip": zip_of([("a/0.jpg", zeros, 0)], zipfile.ZIP_DEFLATED),
@@ -244,7 +244,7 @@ def test_an_archive_that_grows_too_much_is_refused_and_leaves_nothing(tmp_path, 
 
 
 def test_an_archive_may_grow_as_photos_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "ALWAYS_ALLOWED", 2**20 + 8 * archive.ENTRY_OVERHEAD_BYTES)
+    monkeypatch.setattr(archive, "MIN_UNPACK_BUDGET_BYTES", 2**20 + 8 * archive.ENTRY_OVERHEAD_BYTES)
     members = [(f"{name}/{number}.jpg", bytes(2**18), 0) for name in "ab" for number in range(2)]  # 1 MiB in all
     assert len(told(tmp_path, zip_of(members, zipfile.ZIP_DEFLATED))) == 4
 
@@ -332,7 +332,7 @@ def test_an_archive_with_changed_bytes_is_a_data_set_or_a_refusal(tmp_path_facto
 
 def test_the_second_time_nothing_is_unpacked(tmp_path, monkeypatch):
     first = told(tmp_path, plain(["../x.jpg"], "zip"))
-    monkeypatch.setattr(archive, "_members", None)
+    monkeypatch.setattr(archive, "_iterate_members", None)
     assert told(tmp_path, plain(["../x.jpg"], "zip")) == first
     os.rename(tmp_path / "home" / "photos.zip", tmp_path / "home" / "other.zip")
     assert len(sources.read(tmp_path / "home" / "other.zip").photos) == len(first)
@@ -358,7 +358,7 @@ def test_an_interrupted_unpacking_leaves_nothing_half_made(tmp_path, monkeypatch
             raise interruption
         return copied(*arguments)
 
-    monkeypatch.setattr(archive, "_copied", interrupted)
+    monkeypatch.setattr(archive, "_copy_content", interrupted)
     expected = MachineError if isinstance(interruption, OSError) else interruption
     with pytest.raises(expected):
         sources.read(tmp_path / "photos.zip")

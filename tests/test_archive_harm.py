@@ -44,7 +44,7 @@ def test_no_name_leads_out_on_any_system(name):
 
 @pytest.mark.parametrize("name", ["a/12.30.jpg", "console/1.jpg", "a/com10.jpg", "a/x.con", "./a//b.jpg"])
 def test_names_that_lead_nowhere_else_are_no_problem(name, monkeypatch):
-    monkeypatch.setattr(archive, "ON_WINDOWS", True)
+    monkeypatch.setattr(archive, "IS_WINDOWS", True)
     assert archive._find_path_problem(name, archive._normalise_path(name)) is None
 
 
@@ -62,11 +62,11 @@ NOT_ON_WINDOWS = [
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_names_of_windows_devices_and_streams_stay_packed_there_alone(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(archive, "ON_WINDOWS", True)
+    monkeypatch.setattr(archive, "IS_WINDOWS", True)
     statuses = told(tmp_path, plain(NOT_ON_WINDOWS, kind), f"photos.{kind}")
     assert {statuses.pop(name) for name in NOT_ON_WINDOWS} == {"Windows cannot hold its name (rename it)"}
     assert list(statuses.values()) == [STATUS_UNOPENED] * 6
-    monkeypatch.setattr(archive, "ON_WINDOWS", False)
+    monkeypatch.setattr(archive, "IS_WINDOWS", False)
     assert all(archive._find_path_problem(name, archive._normalise_path(name)) is None for name in NOT_ON_WINDOWS)
 
 
@@ -206,7 +206,7 @@ def test_headers_made_to_lead_astray_are_damage(tmp_path, headers):
 
 
 def test_files_and_folders_cost_room_even_if_nothing_is_in_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "ALWAYS_ALLOWED", 2**18)
+    monkeypatch.setattr(archive, "MIN_UNPACK_BUDGET_BYTES", 2**18)
     names = [(f"{number}/" + "d/" * 40 + "x.jpg", b"") for number in range(40)]
     (tmp_path / "photos.tar.gz").write_bytes(gzipped_tar(names))
     with pytest.raises(PhotosError, match="grows to more than"):

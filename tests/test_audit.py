@@ -45,10 +45,10 @@ def test_every_planted_fault_is_found_and_no_other(tmp_path):
     folder = grow(tmp_path / "photos", files)
     (folder / "empty").mkdir()
     dataset, found = looked_at(folder)
-    assert kinds(found) == ["empty_class", "identical", "identical_other_label", "unreadable"]
+    assert kinds(found) == ["empty_class", "exact_duplicate", "exact_duplicate_conflicting_label", "unreadable"]
     by_kind = {each.kind: each for each in found}
-    assert by_kind["identical"].paths == ("a/0.jpg", "a/twin.jpg")
-    assert by_kind["identical_other_label"].paths == ("a/1.jpg", "b/other.jpg")
+    assert by_kind["exact_duplicate"].paths == ("a/0.jpg", "a/twin.jpg")
+    assert by_kind["exact_duplicate_conflicting_label"].paths == ("a/1.jpg", "b/other.jpg")
     assert by_kind["unreadable"].paths == ("b/broken.jpg",)
     assert "empty" in by_kind["empty_class"].evidence
     parts = dict(dataset.used_photos.select("path", "split").iter_rows())
@@ -59,12 +59,14 @@ def test_copies_across_given_parts_are_a_leak_and_the_gravest_finding(tmp_path):
     files = {f"{part}/{path}": data for part in ("train", "val", "test") for path, data in clean(20).items()}
     files = {path: data if path.endswith("/a/0.jpg") else data + path.encode() for path, data in files.items()}
     _, found = looked_at(grow(tmp_path / "photos", files))
-    assert found[0].kind == "leak"
+    assert found[0].kind == "leakage"
     assert found[0].severity == "error"
     assert found[0].paths == ("test/a/0.jpg", "train/a/0.jpg", "val/a/0.jpg")
 
 
-@pytest.mark.parametrize(("small", "expected"), [(19, ["few"]), (20, []), (3, ["few", "imbalance"])])
+@pytest.mark.parametrize(
+    ("small", "expected"), [(19, ["small_class"]), (20, []), (3, ["class_imbalance", "small_class"])]
+)
 def test_small_classes_are_named_and_so_is_imbalance(small, expected, tmp_path):
     files = {path: data for path, data in clean(30).items() if not (path[0] == "b" and int(path[2:-4]) >= small)}
     _, found = looked_at(grow(tmp_path / "photos", files))
@@ -87,8 +89,8 @@ def test_an_example_is_told_whole_in_a_column_of_its_own(tmp_path):
     dataset, _ = looked_at(grow(tmp_path / "photos", clean()))
     words = [f"word{number:03}" for number in range(30)]
     told = [
-        dataset_checks.Finding("odd", "note", (), " ".join(words), "none"),
-        dataset_checks.Finding("few", "note", (), "x " * 400, "none"),
+        dataset_checks.Finding("outlier", "note", (), " ".join(words), "none"),
+        dataset_checks.Finding("small_class", "note", (), "x " * 400, "none"),
     ]
     lines = dataset_checks.summarise(dataset, told).split("\n")
     assert [word for line in lines for word in line.split() if word.startswith("word")] == words
@@ -100,7 +102,7 @@ def test_an_example_is_told_whole_in_a_column_of_its_own(tmp_path):
 def test_copies_do_not_make_a_class_large(tmp_path):
     one = photo(3)
     _, found = looked_at(grow(tmp_path / "photos", clean(25) | {f"c/{number}.jpg": one for number in range(30)}))
-    (few,) = [each for each in found if each.kind == "few"]
+    (few,) = [each for each in found if each.kind == "small_class"]
     assert few.evidence == "class c has 30 photos, 1 of them different"
 
 
@@ -117,7 +119,7 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     from ikebana.learning.estimate import estimate_cost
 
     folder = grow(tmp_path / "photos", clean(10) | {"a/large.png": encoded(drawing(200), "PNG")})
-    chosen = recipes.get_recipe("baseline", side=46, epochs=10)
+    chosen = recipes.get_recipe("baseline", image_size=46, epochs=10)
     setting = device.DeviceSettings("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
     found = sources.read(folder)
     before = estimate_cost(found, chosen, setting)
@@ -138,7 +140,7 @@ def test_a_class_that_nothing_is_learned_of_is_the_gravest_finding_and_a_name_th
     files |= {f"test/B/{number}.jpg": photo(6000 + number) for number in range(20)}
     dataset, found = looked_at(grow(tmp_path / "photos", files))
     assert dataset.classes == ("B", "a", "b")
-    (untrained,) = (each for each in found if each.kind == "untrained")
+    (untrained,) = (each for each in found if each.kind == "class_without_training_photos")
     assert untrained.severity == "error"
     assert untrained.evidence == "no photo of B is there to learn from, but b is another class"
 
@@ -149,7 +151,7 @@ def test_classes_whose_names_a_person_would_take_for_one_are_named(tmp_path):
     rows = "".join(f"{number}.jpg,{names[number % 5]}\n" for number in range(10))  # not every disk has Rose beside rose
     (folder / "photos.csv").write_text(f"path,label\n{rows}")
     _, found = looked_at(folder / "photos.csv")
-    told = {each.evidence for each in found if each.kind == "alike_names"}
+    told = {each.evidence for each in found if each.kind == "similar_class_names"}
     assert told == {
         "'Red rose' and 'red  rose' differ in capitals or blanks alone",
         "'Rose' and 'rose' differ in capitals or blanks alone",

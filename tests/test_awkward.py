@@ -85,9 +85,9 @@ def test_each_awkward_file_has_an_outcome_that_its_row_allows(rows, status):
 def test_every_path_is_accounted_for(rows, status, taken_in):
     dataset = taken_in[0]
     hidden = [name for name, text in rows.items() if outcome(text) == "ignored"]
-    assert dataset.ignored == len(hidden)
+    assert dataset.ignored_count == len(hidden)
     assert status.keys() == rows.keys() - set(hidden)
-    assert dataset.used.height + dataset.set_aside.height == len(rows) - len(hidden) + 1
+    assert dataset.used_photos.height + dataset.set_aside_photos.height == len(rows) - len(hidden) + 1
     assert all(told.strip() and "\n" not in told for told in status.values())
 
 

@@ -76,7 +76,7 @@ def test_photos_reach_the_backbone_as_it_was_trained_to_see_them():
     found = timm.get_pretrained_cfg("resnet18")
     assert found is not None
     about = found.to_dict()
-    seen = network.get_submodule("seer.normalise")(photos(224))
+    seen = network.get_submodule("backbone.normalise")(photos(224))
     mean, std = (torch.tensor(about[name]).view(3, 1, 1) for name in ("mean", "std"))
     torch.testing.assert_close(seen, (photos(224) / 255 - mean) / std, rtol=1e-5, atol=1e-5)
 
@@ -89,10 +89,10 @@ def test_the_pretrained_backbone_gives_timms_own_features():
     assert weights is not None
     assert weights.license == "Apache-2.0"
     peer = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    peer.load_state_dict(network.get_submodule("seer.backbone").state_dict())
+    peer.load_state_dict(network.get_submodule("backbone.network").state_dict())
     shown = photos(224)
     with torch.inference_mode():
-        ours = network.eval().get_submodule("seer.backbone")(network.get_submodule("seer.normalise")(shown))
+        ours = network.eval().get_submodule("backbone.network")(network.get_submodule("backbone.normalise")(shown))
         torch.testing.assert_close(ours, peer.eval()((shown.float() - 127.5) / 127.5), rtol=1e-4, atol=1e-4)
     assert ours.std() > 0.1  # weights that were learned, not drawn, tell photos apart
 
@@ -112,8 +112,8 @@ def test_weights_that_do_not_exist_are_refused_with_those_that_do():
 @pytest.mark.parametrize(("recipe", "side"), [("good", 299), ("quick", 352)])
 def test_photos_too_small_for_a_backbone_are_refused_with_its_own_side(recipe, side):
     with pytest.raises(RecipeError) as refusal:
-        built(recipe, network="inception_v3", side=64)
-    assert f"--side {side}" in str(refusal.value)
+        built(recipe, network="inception_v3", image_size=64)
+    assert f"--image-size {side}" in str(refusal.value)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -122,7 +122,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     _, other = built(network="resnet18")
     file = tmp_path / "resnet18.safetensors"
     save_file(
-        {name: value.contiguous() for name, value in other.get_submodule("seer.backbone").state_dict().items()}, file
+        {name: value.contiguous() for name, value in other.get_submodule("backbone.network").state_dict().items()}, file
     )
     recipe, network = built(weights=str(file))
     with pytest.raises(RecipeError, match="not of tf_efficientnet_lite0"):
@@ -134,26 +134,26 @@ def test_weights_for_another_side_are_refused_before_any_photo_is_read(tmp_path,
 
     file = tmp_path / "hub.safetensors"
     _, made = built("good", network="test_vit")
-    save_file({n: v.contiguous() for n, v in made.get_submodule("seer.backbone").state_dict().items()}, file)
-    monkeypatch.setattr(pretrained_weights, "find", lambda *_: Weights(file, "", "the hub", None))
+    save_file({n: v.contiguous() for n, v in made.get_submodule("backbone.network").state_dict().items()}, file)
+    monkeypatch.setattr(pretrained_weights, "find_weights", lambda *_: Weights(file, "", "the hub", None))
     monkeypatch.setattr(sources, "read", lambda *_: pytest.fail("photos were read"))
     with pytest.raises(RecipeError, match=r"not of test_vit at 192 pixels") as refused:
-        ikebana.fit(tmp_path, "good", network="test_vit", side=192)
-    assert "--side 160" in str(refused.value.advice)
+        ikebana.fit(tmp_path, "good", network="test_vit", image_size=192)
+    assert "--image-size 160" in str(refused.value.advice)
 
 
 def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     from safetensors.torch import save_file
 
     recipe, network = built()
-    own = network.get_submodule("seer.backbone").state_dict()
+    own = network.get_submodule("backbone.network").state_dict()
     mine = {name: torch.full_like(value, 0.5).contiguous() for name, value in own.items()}
     save_file(mine, tmp_path / "mine.safetensors")
     recipe = with_options(recipe, weights=str(tmp_path / "mine.safetensors"))
     found = weight_loading.load_pretrained_weights(network, recipe)
     assert found is not None
     assert str(tmp_path) in found.source
-    assert all((weight == 0.5).all() for weight in network.get_submodule("seer.backbone").parameters())
+    assert all((weight == 0.5).all() for weight in network.get_submodule("backbone.network").parameters())
 
 
 def test_a_file_of_weights_is_found_again_from_another_folder(tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_a_file_of_weights_is_found_again_from_another_folder(tmp_path, monkeypa
 
 def test_stages_hold_each_weight_once_in_the_order_of_the_photos_way():
     _, network = built()
-    backbone = network.get_submodule("seer.backbone")
+    backbone = network.get_submodule("backbone.network")
     stages = parameter_groups.list_stages(backbone)
     assert [name for name, _ in stages] == ["conv_stem", *(f"blocks.{number}" for number in range(7)), "conv_head"]
     counted = [id(weight) for _, own in stages for weight in own]
@@ -174,8 +174,8 @@ def test_stages_hold_each_weight_once_in_the_order_of_the_photos_way():
 
 def test_layers_in_a_list_are_stages_too():
     _, network = built("good", network="test_vit_relpos")
-    assert isinstance(network.get_submodule("seer.backbone.blocks"), nn.ModuleList)
-    names = [name for name, _ in parameter_groups.list_stages(network.get_submodule("seer.backbone"))]
+    assert isinstance(network.get_submodule("backbone.network.blocks"), nn.ModuleList)
+    names = [name for name, _ in parameter_groups.list_stages(network.get_submodule("backbone.network"))]
     assert "blocks.0" in names
     assert {name.split(".")[2] for name in learning(network) if ".blocks." in name} == {"blocks"}
     assert not any("blocks.0." in name or "patch_embed" in name for name in learning(network))
@@ -192,7 +192,7 @@ def test_the_layer_table_has_layers_that_give_several_things(name):
 
 
 def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
-    recipe = with_options(QUICK, side=64, transfer=Transfer(flip_tta=True))
+    recipe = with_options(QUICK, image_size=64, transfer=Transfer(flip_tta=True))
     network = networks.build_network(recipe, 5).eval()
     shown = photos(64)
     with torch.inference_mode():
@@ -226,25 +226,25 @@ def test_the_tutorials_recipes_have_the_tutorials_counts(name, parameters, train
 
 def tuned(trained, tail_from="blocks.4", layer_decay=0.5):
     tuning = Tuning(weight_decay=0.02, layer_decay=layer_decay, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.9)
-    return with_options(QUICK, side=64, transfer=Transfer(trainable=trained, train_from=tail_from), tuning=tuning)
+    return with_options(QUICK, image_size=64, transfer=Transfer(trainable=trained, train_from=tail_from), tuning=tuning)
 
 
 def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
-    recipe = tuned("tail")
+    recipe = tuned("last_stages")
     network = networks.build_network(recipe, 5)
     stages = {name.split(".")[2] + "." + name.split(".")[3] for name in learning(network) if ".blocks." in name}
     assert stages == {"blocks.4", "blocks.5", "blocks.6"}
     names = {id(weight): name for name, weight in network.named_parameters()}
     rates = {}
-    for group in parameter_groups.make_parameter_groups(network, recipe, "tail", 1.0):
+    for group in parameter_groups.make_parameter_groups(network, recipe, "last_stages", 1.0):
         for weight in group.weights:
             rates[names[id(weight)]] = group.learning_rate
             assert group.has_weight_decay == (weight.ndim > 1)
     assert set(rates) == learning(network)
     assert rates["head.dense.weight"] == 1
-    assert rates["seer.backbone.conv_head.weight"] == 0.5
-    assert rates["seer.backbone.blocks.6.0.conv_pw.weight"] == 0.25
-    assert rates["seer.backbone.blocks.4.0.conv_pw.weight"] == 0.0625
+    assert rates["backbone.network.conv_head.weight"] == 0.5
+    assert rates["backbone.network.blocks.6.0.conv_pw.weight"] == 0.25
+    assert rates["backbone.network.blocks.4.0.conv_pw.weight"] == 0.0625
 
 
 def test_a_head_alone_decays_as_it_does_within_its_network():
@@ -263,11 +263,11 @@ def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
     from ikebana.learning import device
     from ikebana.learning.training.trainer import Trainer, plan_phases
 
-    recipe = tuned("tail")
+    recipe = tuned("last_stages")
     network = networks.build_network(recipe, 5)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     learner = Trainer(network, recipe, plan_phases(recipe)[0], np.arange(8) % 5)
-    parameter_groups.set_training_mode(network, recipe, "tail")
+    parameter_groups.set_training_mode(network, recipe, "last_stages")
     for _ in range(3):
         learner.step(photos(64, 8), torch.arange(8) % 5, device.DeviceSettings("cpu", "float32", 2, ""))
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
@@ -294,7 +294,7 @@ def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_
 
 
 def test_the_head_has_the_layers_that_the_recipe_names():
-    recipe = with_options(QUICK, side=64, transfer=Transfer(dropout=0.2, hidden_units=64, hidden_dropout=0.5))
+    recipe = with_options(QUICK, image_size=64, transfer=Transfer(dropout=0.2, hidden_units=64, hidden_dropout=0.5))
     head = networks.build_network(recipe, 5).get_submodule("head")
     kinds = [type(layer) for layer in head.children()]
     assert kinds == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]

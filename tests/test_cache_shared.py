@@ -9,8 +9,8 @@ import pytest
 
 import ikebana
 
-FLAGS = ["--side", "64", "--precision", "float32"]
-SMALL = {"side": 64, "precision": "float32"}
+FLAGS = ["--image-size", "64", "--precision", "float32"]
+SMALL = {"image_size": 64, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")

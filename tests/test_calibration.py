@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from ikebana.errors import PhotosError
 from ikebana.evaluation.calibration import (
-    MIN_THRESHOLD,
     MIN_CALIBRATION_GROUPS,
+    MIN_THRESHOLD,
     TARGET_ACCURACY,
     Calibration,
     calibrate,
-    from_json,
-    fit_temperature,
     choose_threshold,
+    fit_temperature,
+    from_json,
 )
-from ikebana.evaluation.metrics import score_answered, calibration_error, evaluate
+from ikebana.evaluation.metrics import calibration_error, evaluate, score_answered
 
 
 def photos_with_known_confidence(seed, photos=4000, classes=4, loud=2.0):
@@ -185,9 +185,9 @@ def test_the_evaluation_says_how_often_it_would_answer_and_how_often_rightly():
     names = tuple("abcd")
     said = evaluate(softmax(logits), labels, names, threshold=0.9)
     sure = softmax(logits).max(1) >= 0.9
-    assert said.answered == pytest.approx(sure.mean())
+    assert said.answered_share == pytest.approx(sure.mean())
     assert said.answered_accuracy == pytest.approx((softmax(logits).argmax(1) == labels)[sure].mean())
-    assert f"of {said.answered:.1%} of them" in repr(said)
+    assert f"of {said.answered_share:.1%} of them" in repr(said)
     assert "every photo gets a label" in repr(evaluate(softmax(logits), labels, names))
     assert "every photo gets a label" not in repr(said)
 

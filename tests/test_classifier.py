@@ -80,7 +80,7 @@ def test_one_broken_photo_is_refused_and_among_many_it_is_a_row_with_the_reason(
         assert refused.value.where == broken
     said = paper_classifier.predict([photo, *wanted, b"", photo])
     assert [each.label is not None for each in said] == [True, False, False, False, False, True]
-    assert [each.usable for each in said] == [True, False, False, False, False, True]
+    assert [each.is_usable for each in said] == [True, False, False, False, False, True]
     for each, words in zip(said[1:], [*wanted.values(), "empty file"], strict=False):
         assert words in each.status
 
@@ -97,7 +97,7 @@ def test_what_is_no_photo_at_all_is_refused_with_words(paper_classifier, nonsens
 def test_an_endless_stream_is_answered_as_it_comes_and_little_of_it_is_held(paper_classifier, photo):
     taken = itertools.count()
     photos = ((next(taken), photo)[1] for _ in itertools.count())
-    stream = paper_classifier.stream(photos, batch=4)
+    stream = paper_classifier.stream(photos, batch_size=4)
     said = list(itertools.islice(stream, 40))
     stream.close()
     assert len({each.label for each in said}) == 1
@@ -111,8 +111,8 @@ def test_many_threads_may_ask_one_classifier(paper_classifier, good_photos):
 
 
 def test_features_of_a_photo_come_with_its_probabilities(paper_classifier, photo):
-    squares = paper_classifier.opened(photo)[None]
-    found = paper_classifier.look(np.concatenate([squares, squares]))
+    squares = paper_classifier.preprocess(photo)[None]
+    found = paper_classifier.forward(np.concatenate([squares, squares]))
     assert found.probabilities.shape == (2, 5)
     assert found.features.shape == (2, 512)
     assert np.array_equal(found.features[0], found.features[1])
@@ -120,7 +120,7 @@ def test_features_of_a_photo_come_with_its_probabilities(paper_classifier, photo
 
 def test_below_the_threshold_the_answer_is_not_sure():
     sure = prediction.to_prediction([0.1, 0.9], ("rose", "tulip"), 0.9)
-    assert (sure.label, sure.confidence, sure.status) == ("tulip", 0.9, "used")
+    assert (sure.label, sure.confidence, sure.status) == ("tulip", 0.9, "ok")
     unsure = prediction.to_prediction([0.41, 0.38, 0.21], ("rose", "tulip", "daisy"), 0.5)
     assert (unsure.label, unsure.confidence, unsure.status, unsure.is_usable) == (None, 0.41, "not sure", True)
     assert repr(sure) == 'Prediction("tulip", 0.90)'

@@ -15,7 +15,7 @@ from test_twins import plain, scaled, scene
 
 import ikebana
 from ikebana.auditing import cleaning, dataset_checks
-from ikebana.auditing.cleaning import parse_selectors, clean
+from ikebana.auditing.cleaning import clean, parse_selectors
 from ikebana.auditing.dataset_checks import Finding
 from ikebana.commands import audit as audit_command
 from ikebana.data import pixel_cache, sources, split
@@ -51,13 +51,13 @@ def dropped(result):
 
 
 def doubt(path, label, confidence):
-    return Finding("doubtful_label", "warning", (path,), f"looks like {label}", "look at it", label, confidence)
+    return Finding("suspect_label", "warning", (path,), f"looks like {label}", "look at it", label, confidence)
 
 
 def test_of_twins_one_stays_the_largest_and_every_other_says_which(photos):
     dataset, found = opened(photos)
-    result = clean(dataset, found, words("twins"))
-    gone = dict(result.dropped.select("path", "why").iter_rows())
+    result = clean(dataset, found, words("exact_duplicate,near_duplicate"))
+    gone = dict(result.dropped.select("path", "reason").iter_rows())
     assert len(gone.keys() & {"a/0.jpg", "a/mirrored.jpg", "a/smaller.jpg"}) == 2
     assert "a/smaller.jpg" in gone
     assert len(gone.keys() & {"b/1.jpg", "b/copy.jpg"}) == 1
@@ -71,18 +71,25 @@ def test_of_twins_one_stays_the_largest_and_every_other_says_which(photos):
 def test_a_photo_under_two_labels_stays_under_both_until_contradictions_are_dropped(photos):
     dataset, found = opened(photos)
     both = {"a/2.jpg", "b/wrong.jpg"}
-    assert not dropped(clean(dataset, found, words("twins"))) & both
-    assert dropped(clean(dataset, found, words("contradictions"))) >= both
+    assert not dropped(clean(dataset, found, words("exact_duplicate,near_duplicate"))) & both
+    assert (
+        dropped(clean(dataset, found, words("exact_duplicate_conflicting_label,near_duplicate_conflicting_label")))
+        >= both
+    )
 
 
 def test_what_cannot_be_read_is_never_in_the_table_and_the_rows_add_up(photos):
     dataset, found = opened(photos)
-    for drop in ("", "unreadable", "twins,contradictions,unreadable"):
+    for drop in (
+        "",
+        "unreadable",
+        "exact_duplicate,near_duplicate,exact_duplicate_conflicting_label,near_duplicate_conflicting_label,unreadable",
+    ):
         result = clean(dataset, found, words(drop))
         assert "b/broken.jpg" in dropped(result)
         assert result.kept.height + result.dropped.height == dataset.photos.height
         assert not set(result.kept["path"]) & dropped(result)
-        assert result.dropped["why"].null_count() == 0
+        assert result.dropped["reason"].null_count() == 0
 
 
 def test_of_twins_in_given_parts_the_test_photo_stays(tmp_path):
@@ -90,13 +97,13 @@ def test_of_twins_in_given_parts_the_test_photo_stays(tmp_path):
              for row, path in enumerate(plain(5))}  # fmt: skip
     drawn["test/a/small.jpg"] = scaled(drawn["train/a/1.jpg"], 0.5)
     dataset, found = opened(grow(tmp_path, {path: encoded(photo) for path, photo in drawn.items()}))
-    assert dropped(clean(dataset, found, words("twins"))) == {"train/a/1.jpg"}
+    assert dropped(clean(dataset, found, words("exact_duplicate,near_duplicate"))) == {"train/a/1.jpg"}
 
 
 @pytest.mark.parametrize(("sure", "changed"), [(0.94, False), (0.95, False), (0.96, True)])
 def test_only_what_is_surer_than_asked_is_relabelled_and_says_what_it_was(photos, sure, changed):
     dataset, found = opened(photos)
-    result = clean(dataset, [*found, doubt("a/4.jpg", "b", sure)], (), words("doubtful>0.95", "--relabel"))
+    result = clean(dataset, [*found, doubt("a/4.jpg", "b", sure)], (), words("suspect_label>0.95", "--relabel"))
     label, why = result.kept.row(by_predicate=pl.col("path") == "a/4.jpg")[1::1]
     assert label == ("b" if changed else "a")
     assert (why is not None) == changed
@@ -111,7 +118,7 @@ def test_only_what_is_surer_than_asked_is_relabelled_and_says_what_it_was(photos
 def test_a_doubt_that_is_mended_is_not_dropped(photos):
     dataset, found = opened(photos)
     doubts = [doubt("a/4.jpg", "b", 0.99), doubt("a/5.jpg", "b", 0.6)]
-    result = clean(dataset, [*found, *doubts], words("doubtful"), words("doubtful>0.95", "--relabel"))
+    result = clean(dataset, [*found, *doubts], words("suspect_label"), words("suspect_label>0.95", "--relabel"))
     assert dropped(result) & {"a/4.jpg", "a/5.jpg"} == {"a/5.jpg"}
 
 
@@ -127,42 +134,42 @@ def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
     dataset, found = in_given_parts(tmp_path)
     before = dataset.photos.filter(split="test").select("path", "label")
     for drop, relabel in (
-        ("doubtful", ""),
-        ("", "doubtful"),
-        ("doubtful", "doubtful>0.95"),
-        ("twins,doubtful>0.9", ""),
+        ("suspect_label", ""),
+        ("", "suspect_label"),
+        ("suspect_label", "suspect_label>0.95"),
+        ("exact_duplicate,near_duplicate,suspect_label>0.9", ""),
     ):
         result = clean(dataset, found, words(drop), words(relabel, "--relabel"), has_given_split=True)
         assert result.kept.filter(split="test").select("path", "label").equals(before)
         surer = [each for each in (0.99, 0.7) if ">0.9" not in drop or each > 0.9]
         assert (result.protected_count, result.suspect_label_count) == (len(surer), len(surer))
-    assert clean(dataset, found, words("twins"), has_given_split=True).protected_count == 0
+    assert clean(dataset, found, words("exact_duplicate,near_duplicate"), has_given_split=True).protected_count == 0
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_who_acts_on_doubt_is_told_what_that_does_to_the_score(given, tmp_path, capsys):
     dataset, found = in_given_parts(tmp_path / "photos")
-    for drop in ("doubtful", "twins"):
+    for drop in ("suspect_label", "near_duplicate"):
         audit_command._write_table(tmp_path / "cleaned.csv", dataset, clean(dataset, found, words(drop), (), given))
         told = capsys.readouterr().err
-        assert ("2 test photos left alone though the label is doubted" in told) == (given and drop == "doubtful")
-        assert ("4 photos dropped or relabelled for doubt" in told) == (not given and drop == "doubtful")
+        assert ("2 test photos left alone though the label is doubted" in told) == (given and drop == "suspect_label")
+        assert ("4 photos dropped or relabelled for doubt" in told) == (not given and drop == "suspect_label")
 
 
 def test_any_kind_of_finding_about_photos_can_be_dropped(photos):
     dataset, found = opened(photos)
-    blurred = Finding("blurred", "note", ("b/4.jpg",), "no edge is sharp", "take another")
-    assert dropped(clean(dataset, [*found, blurred], words("blurred"))) == {"b/4.jpg", "b/broken.jpg"}
+    blurred = Finding("blurry", "note", ("b/4.jpg",), "no edge is sharp", "take another")
+    assert dropped(clean(dataset, [*found, blurred], words("blurry"))) == {"b/4.jpg", "b/broken.jpg"}
 
 
 @pytest.mark.parametrize(
     ("text", "flag"),
     [
-        ("imbalance", "--drop"),
-        ("leak", "--drop"),
-        ("doubtful>high", "--drop"),
+        ("class_imbalance", "--drop"),
+        ("leakage", "--drop"),
+        ("suspect_label>high", "--drop"),
         ("a b", "--drop"),
-        ("twins", "--relabel"),
+        ("near_duplicate", "--relabel"),
     ],
 )
 def test_a_choice_that_cannot_be_carried_out_is_refused_with_another(text, flag):
@@ -174,10 +181,10 @@ def test_a_choice_that_cannot_be_carried_out_is_refused_with_another(text, flag)
 
 def test_words_for_which_nothing_was_found_are_told(photos):
     _, found = opened(photos)
-    assert cleaning.find_unmatched(words("twins,unreadable,contradictions"), found) == []
-    assert cleaning.find_unmatched(words("odd, doubtful>0.5"), [*found, doubt("a/4.jpg", "b", 0.4)]) == [
-        "odd",
-        "doubtful>0.5",
+    assert cleaning.find_unmatched(words("exact_duplicate,unreadable,exact_duplicate_conflicting_label"), found) == []
+    assert cleaning.find_unmatched(words("outlier, suspect_label>0.5"), [*found, doubt("a/4.jpg", "b", 0.4)]) == [
+        "outlier",
+        "suspect_label>0.5",
     ]
 
 
@@ -197,7 +204,7 @@ def contents(folder):
 def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, beside):
     file = (photos if beside else tmp_path / "elsewhere") / "cleaned.csv"
     dataset, found = opened(photos)
-    result = clean(dataset, found, words("twins"))
+    result = clean(dataset, found, words("exact_duplicate,near_duplicate"))
     before = contents(photos)
     cleaning.write(file, dataset, result)
     assert contents(photos).items() >= before.items()
@@ -222,7 +229,7 @@ def test_given_groups_and_parts_are_written_too(tmp_path):
     for given in (True, False):
         cleaning.write(folder / "cleaned.csv", dataset, clean(dataset, found, (), (), given))
         rows = read(folder / "cleaned.csv")
-        columns = ["path", "label", *(["split"] if given else []), "group", "why"]
+        columns = ["path", "label", *(["split"] if given else []), "group", "reason"]
         assert list(rows[0]) == columns
         expected = [line.split(",") for line in lines]
         assert [[row[name] for name in columns[:-1]] for row in rows] == [
@@ -246,12 +253,13 @@ def test_no_file_is_written_over_be_it_one_of_ours_that_somebody_mended(photos, 
 
 
 @pytest.mark.parametrize(
-    "word", ["nonsense", "contradiction", "doubtful>2", "doubtful>nan", "doubtful>-1", "imbalance"]
+    "word",
+    ["nonsense", "contradictions", "suspect_label>2", "suspect_label>nan", "suspect_label>-1", "class_imbalance"],
 )
 def test_words_that_mean_nothing_are_refused_with_those_that_do(word):
     with pytest.raises(RecipeError) as refusal:
         cleaning.parse_selectors([word], "--drop")
-    assert "doubtful" in str(refusal.value)
+    assert "suspect_label" in str(refusal.value)
 
 
 def command(*arguments):
@@ -263,41 +271,65 @@ def command(*arguments):
 def test_audit_writes_what_it_found_and_a_table_that_fit_learns_from(photos, tmp_path):
     out, table = tmp_path / "found", tmp_path / "cleaned.csv"
     before = contents(photos)
-    done = command("audit", photos, "--out", out, "--write", table, "--drop", "twins,contradictions")
+    done = command(
+        "audit",
+        photos,
+        "--out",
+        out,
+        "--write",
+        table,
+        "--drop",
+        "exact_duplicate,near_duplicate,exact_duplicate_conflicting_label,near_duplicate_conflicting_label",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(table)
     assert contents(photos) == before
     told = json.loads((out / "audit.json").read_text())
     listed = pl.read_csv(out / "findings.csv")
-    assert listed.columns == ["kind", "severity", "paths", "evidence", "advice", "label", "confidence"]
+    assert listed.columns == ["kind", "severity", "paths", "evidence", "advice", "suggested_label", "confidence"]
     assert [(each["kind"], each["paths"]) for each in told["findings"]] == [
         (kind, json.loads(paths)) for kind, paths in listed.select("kind", "paths").iter_rows()
     ]
-    run = ikebana.fit(table, "baseline", run=tmp_path / "run", side=48, epochs=1, batch=8, precision="float32")
+    run = ikebana.fit(
+        table, "baseline", run=tmp_path / "run", image_size=48, epochs=1, batch_size=8, precision="float32"
+    )
     assert run.dataset.filter(status="used").height == len(read(table)) == 25 - 2 - 1 - 2 - 1
-    assert not [each for each in run.read_json("audit.json")["findings"] if each["kind"] in ("near_twin", "identical")]
+    assert not [
+        each
+        for each in run.read_json("audit.json")["findings"]
+        if each["kind"] in ("near_duplicate", "exact_duplicate")
+    ]
 
 
 def test_a_run_tells_which_photos_are_twins_and_that_no_test_photo_has_one_elsewhere(photos, tmp_path):
-    run = ikebana.fit(photos, "baseline", run=tmp_path / "run", side=48, epochs=1, batch=8, precision="float32")
-    joined = run.dataset.filter(pl.col("twins").is_not_null())
+    run = ikebana.fit(
+        photos, "baseline", run=tmp_path / "run", image_size=48, epochs=1, batch_size=8, precision="float32"
+    )
+    joined = run.dataset.filter(pl.col("duplicate_of").is_not_null())
     assert joined["path"].to_list() == ["a/0.jpg", "a/mirrored.jpg", "a/smaller.jpg"]
-    assert joined["twins"].n_unique() == joined["split"].n_unique() == 1
+    assert joined["duplicate_of"].n_unique() == joined["split"].n_unique() == 1
     told = run.read_json("evaluation.json")["leakage"]
     assert told["photos"] == []
-    assert told["accuracy_of_others"] == run.evaluation.accuracy
+    assert told["accuracy_on_others"] == run.evaluation.accuracy
     assert told["naive_shuffle"]["n"] > 0
     shuffled = ikebana.fit(
-        photos, "baseline", run=tmp_path / "other", side=48, epochs=1, batch=8, precision="float32", split="shuffle"
+        photos,
+        "baseline",
+        run=tmp_path / "other",
+        image_size=48,
+        epochs=1,
+        batch_size=8,
+        precision="float32",
+        split="shuffle",
     )
     again = shuffled.evaluation.leakage
     assert again is not None
-    assert len(again.photos) == told["naive_shuffle"]["with_twin"] == again.naive_shuffle.with_twin
+    assert len(again.photos) == told["naive_shuffle"]["with_duplicate"] == again.naive_shuffle.with_duplicate
 
 
 def test_acting_without_a_table_and_writing_over_a_folder_are_refused_before_photos_are_read(photos, tmp_path):
     with pytest.raises(RecipeError, match="act on a table"):
-        ikebana.audit(photos, drop=["twins"])
+        ikebana.audit(photos, drop=["exact_duplicate", "near_duplicate"])
     with pytest.raises(RecipeError, match="something else"):
         ikebana.audit(photos, out=photos)
     assert not list(photos.glob("*.json"))
@@ -320,7 +352,7 @@ def test_a_photo_that_a_table_names_twice_stays_for_the_row_that_is_used(photos,
     result = clean(dataset, found)
     assert set(result.kept["path"]) == set(dataset.used_photos["path"])
     assert result.kept.height == dataset.used_photos.height
-    assert dict(result.dropped.select("path", "why").iter_rows())["a/0.jpg"] == "no label in this row"
+    assert dict(result.dropped.select("path", "reason").iter_rows())["a/0.jpg"] == "no label in this row"
     assert result.kept.height + result.dropped.height == len(rows) + 1
 
 
@@ -337,4 +369,4 @@ def test_no_audit_is_written_over_what_is_not_one(photos, tmp_path):
 
 
 def test_a_single_kind_may_stand_by_itself():
-    assert parse_selectors("twins", "--drop") == parse_selectors(["twins"], "--drop")
+    assert parse_selectors("near_duplicate", "--drop") == parse_selectors(["near_duplicate"], "--drop")

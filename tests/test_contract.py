@@ -21,35 +21,35 @@ from ikebana.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
-FIT = ["--recipe", "good", "--side", "64", "--batch", "16", "--epochs", "1", "--precision", "float32"]
+FIT = ["--recipe", "good", "--image-size", "64", "--batch-size", "16", "--epochs", "1", "--precision", "float32"]
 
 AUGMENTATION = {
-    "rotation": "int", "shift": ["float"], "shear": "float", "zoom": "float", "flip": "bool", "area": "float",
-    "light": "float",
+    "rotation": "int", "shift": ["float"], "shear": "float", "zoom": "float", "flip": "bool", "crop_area": "float",
+    "brightness": "float",
 }  # fmt: skip
 TRANSFER = {
-    "logistic": "bool", "dropout": "float", "hidden": "int", "hidden_dropout": "float", "kept": "bool",
-    "head_epochs": "int", "head_learning_rate": "float", "trained": "str", "mirrored": "bool", "tail_from": "str",
+    "fit_logistic_head": "bool", "dropout": "float", "hidden_units": "int", "hidden_dropout": "float", "cache_features": "bool",
+    "head_epochs": "int", "head_learning_rate": "float", "trainable": "str", "flip_tta": "bool", "train_from": "str",
 }  # fmt: skip
 TUNING = {
-    "weight_decay": "float", "layer_decay": "float", "warm_up": "float", "label_smoothing": "float",
-    "averaging": "float",
+    "weight_decay": "float", "layer_decay": "float", "warmup_fraction": "float", "label_smoothing": "float",
+    "ema_decay": "float",
 }  # fmt: skip
 RECIPE = {
-    "name": "str", "network": "str", "weights": "str", "until": "str", "side": "int", "fit": "str",
+    "name": "str", "network": "str", "weights": "str", "truncate_at": "str", "image_size": "int", "resize": "str",
     "dropout": "float", "transfer": TRANSFER, "tuning": TUNING, "augmentation": AUGMENTATION,
-    "learning_rate": "float", "batch": "int", "epochs": "int", "seed": "int", "split": "str", "split_seed": "int",
-    "parts": ["float"], "class_order": [], "all": "bool", "precision": "str",
+    "learning_rate": "float", "batch_size": "int", "epochs": "int", "seed": "int", "split": "str", "split_seed": "int",
+    "split_fractions": ["float"], "class_order": [], "refit_on_all": "bool", "precision": "str",
 }  # fmt: skip
 PER_CLASS = {"precision": "float", "recall": "float", "f1": "float", "support": "int"}
 KINDS = ("camellia", "iris", "kusudama", "lotus", "pinwheel")
 EVALUATION = {
     "accuracy": "float", "accuracy_interval": ["float"], "n": "int", "classes": ["str"], "confusion": [["int"]],
     "per_class": dict.fromkeys(KINDS, PER_CLASS), "balanced_accuracy": "float", "log_loss": "float",
-    "expected_calibration_error": "float", "note": "str", "threshold": "null", "answered": "null",
+    "expected_calibration_error": "float", "note": "str", "threshold": "null", "answered_share": "null",
     "answered_accuracy": "null", "leakage": {
-        "photos": [], "accuracy_of_them": "null", "accuracy_of_others": "float",
-        "naive_shuffle": {"n": "int", "with_twin": "int", "accuracy": "float"},
+        "photos": [], "accuracy_on_leaked": "null", "accuracy_on_others": "float",
+        "naive_shuffle": {"n": "int", "with_duplicate": "int", "accuracy": "float"},
     }, "n_effective": "float", "seconds": dict.fromkeys(("prepare", "read", "features", "train", "score", "draw"), "float"),
 }  # fmt: skip
 EPOCH = {
@@ -57,7 +57,7 @@ EPOCH = {
     "seconds": "float",
 }  # fmt: skip
 FINDING = {
-    "kind": "str", "severity": "str", "paths": ["str"], "evidence": "str", "advice": "str", "label": "null",
+    "kind": "str", "severity": "str", "paths": ["str"], "evidence": "str", "advice": "str", "suggested_label": "null",
     "confidence": "null",
 }  # fmt: skip
 AUDIT = {
@@ -68,9 +68,9 @@ AUDIT = {
 }  # fmt: skip
 ENVIRONMENT = {
     "ikebana": "str", "python": "str", "system": "str", "processor": "str", "accelerator": "null", "device": "str",
-    "number_format": "str", "threads": "int", "allocator": "str",
-    "reasons": dict.fromkeys(("device", "threads", "allocator", "number_format"), "str"),
-    "seconds_per_photo": "float", "measured_in": "str",
+    "precision": "str", "threads": "int", "allocator": "str",
+    "reasons": dict.fromkeys(("device", "threads", "allocator", "precision"), "str"),
+    "seconds_per_photo": "float", "measurement_id": "str",
     "libraries": dict.fromkeys(
         ("torch", "timm", "numpy", "scipy", "pillow", "polars", "scikit-learn", "safetensors"), "str"
     ), "repeatable": "str",
@@ -85,14 +85,14 @@ RUN = {
     "source.json": {"photos": "str", "fingerprint": "str", "classes": ["str"], "recipe": RECIPE},
 }
 DATASET = {
-    "path": pl.String, "label": pl.String, "split": pl.String, "group": pl.String, "twins": pl.String,
+    "path": pl.String, "label": pl.String, "split": pl.String, "group": pl.String, "duplicate_of": pl.String,
     "status": pl.String, "sha256": pl.String, "bytes": pl.Int64, "width": pl.Int32, "height": pl.Int32,
 }  # fmt: skip
 AGREEMENT = {"photos": "int", "top1_agreement": "float", "largest_difference": "float", "mean_difference": "float"}
 PARITY = AGREEMENT | {"of": "str", "accuracy": "float", "tolerance": "float", "whole_photos": AGREEMENT}
 METADATA = {
     "sha256": "str", "parity": PARITY, "ikebana": "int",
-    "classes": ["str"], "side": "int", "fit": "str", "threshold": "null", "temperature": "float",
+    "classes": ["str"], "image_size": "int", "resize": "str", "threshold": "null", "temperature": "float",
     "recipe": RECIPE, "data": {"fingerprint": "str"},
     "scores": {name: value for name, value in EVALUATION.items() if name not in ("seconds", "leakage")},
     "pretrained": RUN["pretrained.json"], "versions": dict.fromkeys(
@@ -187,7 +187,7 @@ def test_weights_are_of_a_backbone_and_a_head(fit):
     from safetensors import safe_open
 
     with safe_open(fit[0].weights, "numpy") as file:
-        assert {name.split(".")[0] for name in file.keys()} == {"seer", "head"}  # noqa: SIM118
+        assert {name.split(".")[0] for name in file.keys()} == {"backbone", "head"}  # noqa: SIM118
 
 
 def test_an_exported_file_has_this_input_these_outputs_and_this_metadata(model):
@@ -210,7 +210,7 @@ def test_a_table_of_predictions_has_these_columns_in_every_format(model, photos,
         nested = ending == "jsonl"
         assert table.columns == ([*columns[:4], "probabilities"] if nested else columns)
         assert not nested or table["probabilities"].struct.fields == list(KINDS)
-        assert "used" in set(table["status"])
+        assert "ok" in set(table["status"])
 
 
 # --- events ---
@@ -251,7 +251,7 @@ def test_audit_cache_and_doctor_end_with_these_events(photos):
         "device",
         "threads",
         "allocator",
-        "number format",
+        "precision",
         "cache",
         "disk",
     }

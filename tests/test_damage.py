@@ -162,7 +162,6 @@ import resource, sys
 from pathlib import Path
 from ikebana.errors import UnreadablePhoto
 from ikebana.data import decoding
-from ikebana.recipe import Fit
 used = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))  # 128 MiB: a bomb's greys alone are 240 MB
 for file in sorted(Path(sys.argv[1]).iterdir()):
@@ -265,8 +264,8 @@ class Turns:
 
 def test_photos_with_large_tiles_pass_one_at_a_time(monkeypatch):
     turns = Turns()
-    monkeypatch.setattr(decoding, "LARGE", 1_000_000)
-    monkeypatch.setattr(decoding, "_one_large_photo", turns)
+    monkeypatch.setattr(decoding, "LARGE_PHOTO_PIXELS", 1_000_000)
+    monkeypatch.setattr(decoding, "_large_photo_slot", turns)
     for side, taken in ((992, 0), (1008, 1)):  # the format wants multiples of 16
         decoding.decode(tiled_tiff(side), 16)
         assert turns.taken == taken

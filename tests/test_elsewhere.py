@@ -28,14 +28,14 @@ OURS = pytest.mark.skipif(
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 DEVICES = [pytest.param("elsewhere", marks=OURS), pytest.param("cuda", marks=CUDA)]
 
-SMALL = {"precision": "float32", "parts": [0.5, 0.25, 0.25]}
+SMALL = {"precision": "float32", "split_fractions": [0.5, 0.25, 0.25]}
 TRANSFER = dataclasses.asdict(RECIPES["finetuned"])["transfer"] | {"head_epochs": 1}
 # Rates at which rounding does not grow: RMSprop divides each gradient by its own size, the least ones included.
 CHOICES = {
-    "quick": {"side": 96},
-    "good": {"side": 64, "batch": 16, "epochs": 1},
-    "augmented": {"side": 48, "batch": 16, "epochs": 2, "dropout": 0.0},
-    "finetuned": {"side": 75, "until": "mixed0", "epochs": 1, "batch": 16, "transfer": TRANSFER},
+    "quick": {"image_size": 96},
+    "good": {"image_size": 64, "batch_size": 16, "epochs": 1},
+    "augmented": {"image_size": 48, "batch_size": 16, "epochs": 2, "dropout": 0.0},
+    "finetuned": {"image_size": 75, "truncate_at": "mixed0", "epochs": 1, "batch_size": 16, "transfer": TRANSFER},
 }
 
 
@@ -95,7 +95,7 @@ def test_a_run_elsewhere_says_what_a_run_here_says(name, device, photos, incepti
 STOPPED = """
 from conftest import stopped_after
 from ikebana.learning.training import loop
-loop.EVERY, loop.SHARE = 0, 1e9
+loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = 0, 1e9
 with stopped_after(int(sys.argv[5])):
     ikebana.fit(sys.argv[1], sys.argv[2], run=sys.argv[3], **json.loads(sys.argv[4]))
 ikebana.resume(sys.argv[3])
@@ -105,7 +105,7 @@ ikebana.resume(sys.argv[3])
 @pytest.mark.parametrize("name", ["augmented", "good"])
 def test_a_run_that_was_stopped_within_an_epoch_ends_with_the_same_bits(name, device, photos, tmp_path):
     """The dice of the device, which dropout throws, among them."""
-    choices = SMALL | {"side": 48, "batch": 4, "epochs": 2}
+    choices = SMALL | {"image_size": 48, "batch_size": 4, "epochs": 2}
     code = f"exec({STOPPED!r})"
     used = on(device, code, photos, name, tmp_path / "stopped", json.dumps(choices), 7)
     whole, _ = fitted(device, photos, name, tmp_path / "whole", choices)
@@ -133,9 +133,9 @@ import numpy as np
 from ikebana.learning import examples
 pixels = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), np.uint8)
 rows = np.array([7, 29, 0])
-held = examples.on_device(pixels, sys.argv[1], room=10**6)
-photos = examples.Photos(pixels, rows, rows, rows > 9, rows, held)
-inputs, labels = photos.batch(np.array([2, 0]), sys.argv[1])
+held = examples.copy_to_device(pixels, sys.argv[1], free_bytes=10**6)
+photos = examples.PhotoExamples(pixels, rows, rows, rows > 9, rows, held)
+inputs, labels = photos.get_batch(np.array([2, 0]), sys.argv[1])
 assert inputs.device.type == labels.device.type == sys.argv[1]
 assert (inputs.cpu().numpy() == pixels[[0, 7]].transpose(0, 3, 1, 2)).all()
 """

@@ -17,9 +17,9 @@ from ikebana.learning.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
-SMALL = {"side": 64, "precision": "float32"}
+SMALL = {"image_size": 64, "precision": "float32"}
 TWO = "tf_efficientnet_lite0+mobilenetv3_small_050"
-ALL_TRAINED = {"epochs": 2, "batch": 16, "side": 48, "precision": "float32"}
+ALL_TRAINED = {"epochs": 2, "batch_size": 16, "image_size": 48, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def pair(photos, cache, tmp_path_factory):
 
 
 def test_a_pair_learns_one_after_the_other_and_its_score_is_that_of_both_together(pair, photos):
-    assert [each["epoch"] for each in pair.epochs] == [1, 2, 3, 4]
+    assert [each["epoch"] for each in pair.history] == [1, 2, 3, 4]
     assert {"curves.png", "curves_2.png"} <= {each.name for each in (pair.folder / "figures").iterdir()}
     said = {each.path: each.probabilities for each in ikebana.predict(pair, photos)}
     for row in pair.predictions.iter_rows(named=True):
@@ -133,7 +133,7 @@ def test_a_backbone_averaged_with_itself_says_what_it_says_alone(photos, tmp_pat
 def shipped(photos, cache, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(cache))
-        return fit(photos, tmp_path_factory.mktemp("runs") / "all", all=True)
+        return fit(photos, tmp_path_factory.mktemp("runs") / "all", refit_on_all=True)
 
 
 def test_with_all_the_score_stays_that_of_the_network_which_had_not_seen_the_test_photos(shipped, photos, tmp_path):
@@ -154,7 +154,7 @@ def test_what_ships_is_the_same_recipe_trained_on_every_photo(shipped, photos, t
         return real(self, inputs, labels, setting)
 
     monkeypatch.setattr(Trainer, "step", step)
-    fit(photos, tmp_path / "again", all=True)
+    fit(photos, tmp_path / "again", refit_on_all=True)
     used = shipped.dataset.filter(shipped.dataset["split"].is_not_null())
     train = used.filter(used["split"] == "train").height
     assert sum(seen) == 2 * train + 2 * used.height  # two epochs each
@@ -163,14 +163,14 @@ def test_what_ships_is_the_same_recipe_trained_on_every_photo(shipped, photos, t
 @pytest.mark.parametrize("steps", [4, 8, 14])
 def test_a_run_on_all_photos_that_was_stopped_ends_with_the_very_same_weights(shipped, photos, tmp_path, steps):
     with stopped_after(steps):
-        fit(photos, tmp_path / "run", all=True)
+        fit(photos, tmp_path / "run", refit_on_all=True)
     resumed = ikebana.resume(tmp_path / "run")
     assert resumed.weights.read_bytes() == shipped.weights.read_bytes()
     assert resumed.evaluation.to_json() | {"seconds": {}} == shipped.evaluation.to_json() | {"seconds": {}}
 
 
 def test_quick_can_ship_a_head_that_learned_from_all_photos(photos, tmp_path):
-    made = ikebana.fit(photos, "quick", run=tmp_path / "all", all=True, **SMALL)
+    made = ikebana.fit(photos, "quick", run=tmp_path / "all", refit_on_all=True, **SMALL)
     honest = ikebana.fit(photos, "quick", run=tmp_path / "honest", **SMALL)
     before, after = load_file(honest.weights), load_file(made.weights)
     moved = [name for name in before if not np.array_equal(before[name], after[name])]
@@ -197,7 +197,7 @@ def part(pixels, rows):
 
 
 def test_one_network_alone_is_no_ensemble():
-    recipe = recipes.get_recipe("baseline", side=48)
+    recipe = recipes.get_recipe("baseline", image_size=48)
     network = networks.build_network(recipe, 3)
     assert networks.get_members(network) == [network]
     assert not isinstance(network, Ensemble)

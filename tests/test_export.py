@@ -22,7 +22,7 @@ from ikebana.exporting import onnx_file as exporting
 from ikebana.exporting import quantisation, run_photos
 from ikebana.inference import classifier, page_files
 from ikebana.learning.models import networks
-from ikebana.recipe import with_options, recipe_to_json
+from ikebana.recipe import recipe_to_json, with_options
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +38,7 @@ def graph(paper_run, good_photos):
 @pytest.fixture
 def at_once(graph, monkeypatch):
     """Exports that do not wait for torch to write the same graph again."""
-    monkeypatch.setattr(exporting, "traced", lambda *_: onnx.load_from_string(graph))
+    monkeypatch.setattr(exporting, "trace_to_onnx", lambda *_: onnx.load_from_string(graph))
 
 
 @pytest.fixture
@@ -92,19 +92,19 @@ def test_the_ten_lines_of_the_docs_say_the_same_without_ikebana(paper_model, pap
 def test_openvino_says_the_same(paper_model, paper_classifier, good_photos):
     openvino = pytest.importorskip("openvino")
     model = openvino.Core().compile_model(paper_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    squares = np.stack([paper_classifier.opened(each) for each in good_photos])
-    np.testing.assert_allclose(model(squares)[0], paper_classifier.look(squares).probabilities, atol=1e-5)
+    squares = np.stack([paper_classifier.preprocess(each) for each in good_photos])
+    np.testing.assert_allclose(model(squares)[0], paper_classifier.forward(squares).probabilities, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tutorial+tutorial", "resnet18"])
 def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
     if name == "resnet18":
-        recipe = recipes.get_recipe("good", network=name, side=64)
+        recipe = recipes.get_recipe("good", network=name, image_size=64)
     else:
-        recipe = recipes.get_recipe("baseline", network=name, side=64)
+        recipe = recipes.get_recipe("baseline", network=name, image_size=64)
     network = networks.CalibratedNetwork(networks.build_network(recipe, 3), temperature=1.7).eval()
     squares = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    about = {"ikebana": 1, "classes": ["a", "b", "c"], "side": 64, "fit": "squash", "threshold": None}
+    about = {"ikebana": 1, "classes": ["a", "b", "c"], "image_size": 64, "resize": "squash", "threshold": None}
     about |= {"versions": {"ikebana": "0"}}
     traced = exporting.trace_to_onnx(network, 64, squares)
     file = exporting.assemble_file(traced, about)
@@ -126,7 +126,7 @@ def test_confidence_and_not_sure_are_the_runs_own(copied, paper_classifier, good
     hot = ikebana.export(copied, tmp_path / "hot.onnx")
     assert (hot.threshold, hot.metadata["temperature"]) == (0.4, 0.5)
     said = hot.predict(good_photos)
-    assert {each.status for each in said} == {"used", "not sure"}
+    assert {each.status for each in said} == {"ok", "not sure"}
     for each, before in zip(said, paper_classifier.predict(good_photos), strict=True):
         assert (each.label is None) == (each.confidence < 0.4)
         squared = {name: value**2 for name, value in before.probabilities.items()}
@@ -141,7 +141,7 @@ def test_confidence_and_not_sure_are_the_runs_own(copied, paper_classifier, good
 
 
 def test_it_says_what_it_is_for_and_how_good_and_where_it_comes_from(paper_classifier, paper_run):
-    about = paper_classifier.about
+    about = paper_classifier.metadata
     assert about["ikebana"] == 1
     assert about["classes"] == list(paper_run.classes) == list(paper_classifier.classes)
     assert (about["side"], about["fit"], about["temperature"]) == (48, "squash", 1.0)
@@ -181,7 +181,7 @@ def test_a_network_that_came_out_otherwise_is_refused_by_the_name_of_a_photo(gra
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.05, tensor.name))
         return model
 
-    monkeypatch.setattr(exporting, "traced", tampered)
+    monkeypatch.setattr(exporting, "trace_to_onnx", tampered)
     refusal = refused(ModelError, "where the run's network says", copied, tmp_path)
     assert refusal.where in copied.predictions["path"].to_list()
 
@@ -195,14 +195,14 @@ def test_a_file_that_would_not_give_what_was_scored_is_refused_unless_other_weig
     refusal = refused(ModelError, "when it was scored", copied, tmp_path)
     assert refusal.where
     assert "differs" not in refusal.what  # from what the network says today nothing does
-    recipe = recipe_to_json(with_options(copied.recipe, all=True))
+    recipe = recipe_to_json(with_options(copied.recipe, refit_on_all=True))
     (copied.folder / "recipe.json").write_text(json.dumps(recipe))
     assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").metadata["recipe"]["all"]
 
 
 def test_what_ships_after_learning_all_photos_claims_no_score_on_them(paper_photos, paper_classifier, tmp_path):
-    choices = {"side": 48, "batch": 16, "epochs": 1, "precision": "float32"}
-    made = ikebana.fit(paper_photos, "baseline", run=tmp_path / "all", all=True, **choices)
+    choices = {"image_size": 48, "batch_size": 16, "epochs": 1, "precision": "float32"}
+    made = ikebana.fit(paper_photos, "baseline", run=tmp_path / "all", refit_on_all=True, **choices)
     shipped = ikebana.export(made, tmp_path / "all.onnx")
     assert "accuracy" not in shipped.metadata["parity"]
     told = page_files.summarise_classifier(shipped)
@@ -326,14 +326,14 @@ def test_a_table_of_paths_that_lacks_a_column_is_refused_by_name(copied, tmp_pat
 
 
 def test_int8_is_refused_with_the_numbers_if_it_costs_accuracy(copied, tmp_path, at_once, monkeypatch):
-    monkeypatch.setattr(quantisation, "MARGIN", -1.0)
+    monkeypatch.setattr(quantisation, "MAX_ACCURACY_LOSS", -1.0)
     refusal = refused(ModelError, r"falls from 0\.\d+ to 0\.\d+, by \d+ photos?", copied, tmp_path, int8=True)
     assert "it takes 100 to tell" in str(refusal)
     assert "validation photos" in refusal.what
 
 
 def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_photos, tmp_path, at_once, monkeypatch):
-    monkeypatch.setattr(quantisation, "MARGIN", 1.0)  # ten photos say little about a margin
+    monkeypatch.setattr(quantisation, "MAX_ACCURACY_LOSS", 1.0)  # ten photos say little about a margin
     small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
     assert (tmp_path / "small.onnx").stat().st_size < 0.4 * paper_model.stat().st_size
     assert small.metadata["int8"].keys() >= {"accuracy_in_float32", "accuracy_in_int8", "margin", "judged_by"}
@@ -344,7 +344,7 @@ def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_ph
 
 @pytest.mark.parametrize("enough", [1, 3, 10_000])
 def test_int8_is_judged_by_photos_for_choices_unless_they_are_too_few(enough, paper_run, paper_photos, monkeypatch):
-    monkeypatch.setattr(quantisation, "ENOUGH", enough)
+    monkeypatch.setattr(quantisation, "MIN_JUDGING_PHOTOS", enough)
     validation = run_photos.find_photos(paper_run, paper_photos)["validation"]
     choosing = [each for each in validation if each.for_selection]
     assert 3 <= len(choosing) < len(validation)
@@ -352,8 +352,8 @@ def test_int8_is_judged_by_photos_for_choices_unless_they_are_too_few(enough, pa
 
 
 def test_int8_says_how_many_photos_it_was_judged_by(copied, tmp_path, at_once, monkeypatch):
-    monkeypatch.setattr(quantisation, "MARGIN", 1.0)
-    monkeypatch.setattr(quantisation, "ENOUGH", 1)
+    monkeypatch.setattr(quantisation, "MAX_ACCURACY_LOSS", 1.0)
+    monkeypatch.setattr(quantisation, "MIN_JUDGING_PHOTOS", 1)
     small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
     validation = copied.dataset.filter(split="validation")
     assert small.metadata["int8"]["validation_photos"] == split.get_selection_mask(validation).sum() < len(validation)

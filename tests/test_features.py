@@ -40,7 +40,7 @@ class Seer(nn.Module):
 
 
 @pytest.fixture
-def seer():
+def backbone():
     return Seer().eval()
 
 
@@ -49,63 +49,63 @@ def photos(rows, count=20, side=16):
     return examples.make_unlabelled(pixels, np.array(rows, np.int64))
 
 
-def computed(seer, shown, setting=EXACT):
+def computed(backbone, shown, setting=EXACT):
     """How many photos the backbone saw for this, and what came of it."""
-    before = seer.seen[0]
-    found = feature_cache.extract_features(seer, ORIGIN, shown, setting)
-    asked = seer.seen[0] - before - 1  # one zero photo tells the shape
-    return (asked - trials(seer, shown) if asked else 0), found.to_array()
+    before = backbone.seen[0]
+    found = feature_cache.extract_features(backbone, ORIGIN, shown, setting)
+    asked = backbone.seen[0] - before - 1  # one zero photo tells the shape
+    return (asked - trials(backbone, shown) if asked else 0), found.to_array()
 
 
-def trials(seer, shown):
+def trials(backbone, shown):
     """How many photos are looked at to compare lean copies with the original."""
-    before = seer.seen[0]
-    fused_inference.fuse_layers(seer, shown)
-    return seer.seen[0] - before
+    before = backbone.seen[0]
+    fused_inference.fuse_layers(backbone, shown)
+    return backbone.seen[0] - before
 
 
-def expected(seer, shown):
+def expected(backbone, shown):
     with torch.inference_mode():
-        return seer(shown.batch(np.arange(len(shown)), "cpu")[0]).numpy()
+        return backbone(shown.get_batch(np.arange(len(shown)), "cpu")[0]).numpy()
 
 
-def test_kept_features_are_what_the_backbone_says(seer):
+def test_kept_features_are_what_the_backbone_says(backbone):
     shown = photos([3, 1, 19, 1])
-    _, found = computed(seer, shown)
-    np.testing.assert_allclose(found, expected(seer, shown), rtol=1e-5, atol=1e-6)
+    _, found = computed(backbone, shown)
+    np.testing.assert_allclose(found, expected(backbone, shown), rtol=1e-5, atol=1e-6)
 
 
-def test_each_photo_is_seen_once_and_more_photos_cost_only_themselves(seer):
-    assert computed(seer, photos([0, 1, 2, 3, 4]))[0] == 5
-    assert computed(seer, photos([4, 3]))[0] == 0
-    seen, found = computed(seer, photos([3, 4, 5, 6]))
+def test_each_photo_is_seen_once_and_more_photos_cost_only_themselves(backbone):
+    assert computed(backbone, photos([0, 1, 2, 3, 4]))[0] == 5
+    assert computed(backbone, photos([4, 3]))[0] == 0
+    seen, found = computed(backbone, photos([3, 4, 5, 6]))
     assert seen == 2
-    np.testing.assert_allclose(found, expected(seer, photos([3, 4, 5, 6])), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, expected(backbone, photos([3, 4, 5, 6])), rtol=1e-5, atol=1e-6)
 
 
-def test_a_row_that_has_changed_on_the_disk_is_computed_again(seer):
-    _, before = computed(seer, photos(range(10)))
+def test_a_row_that_has_changed_on_the_disk_is_computed_again(backbone):
+    _, before = computed(backbone, photos(range(10)))
     (file,) = cache_folder().glob("features/*/features.npy")
     array = np.load(file, mmap_mode="r+")
     array[4, 2] += 1
     array.flush()
-    seen, after = computed(seer, photos(range(10)))
+    seen, after = computed(backbone, photos(range(10)))
     assert seen == 1
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)  # the last bit depends on the batch
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:40], lambda data: b"", lambda data: data[:-7]])
 @pytest.mark.parametrize("name", ["features.npy", "checks.npy"])
-def test_files_that_are_no_longer_whole_are_made_again(seer, damage, name):
-    _, before = computed(seer, photos(range(10)))
+def test_files_that_are_no_longer_whole_are_made_again(backbone, damage, name):
+    _, before = computed(backbone, photos(range(10)))
     (file,) = cache_folder().glob(f"features/*/{name}")
     file.write_bytes(damage(file.read_bytes()))
-    seen, after = computed(seer, photos(range(10)))
+    seen, after = computed(backbone, photos(range(10)))
     assert seen == 10
     np.testing.assert_array_equal(after, before)
 
 
-def test_other_pixels_other_weights_and_another_format_have_features_of_their_own(seer):
+def test_other_pixels_other_weights_and_another_format_have_features_of_their_own(backbone):
     shown = photos(range(5))
     for origin in (
         ORIGIN,
@@ -113,13 +113,13 @@ def test_other_pixels_other_weights_and_another_format_have_features_of_their_ow
         FeatureKey("some pixels", "a network", "others"),
     ):
         for setting in (EXACT, HALF):
-            feature_cache.extract_features(seer, origin, shown, setting)
+            feature_cache.extract_features(backbone, origin, shown, setting)
     assert len(list(cache_folder().glob("features/*"))) == 6
 
 
-def test_half_precision_is_close_and_takes_half_the_space(seer):
+def test_half_precision_is_close_and_takes_half_the_space(backbone):
     shown = photos(range(10))
-    exact, half = (feature_cache.extract_features(seer, ORIGIN, shown, setting) for setting in (EXACT, HALF))
+    exact, half = (feature_cache.extract_features(backbone, ORIGIN, shown, setting) for setting in (EXACT, HALF))
     assert (exact.array.dtype, half.array.dtype) == (np.float32, np.float16)
     assert np.abs(half.to_array() - exact.to_array()).max() < 0.02 * np.abs(exact.to_array()).max()
 

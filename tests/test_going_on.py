@@ -19,14 +19,14 @@ from ikebana.demo_data import paper_flowers
 from ikebana.learning import device
 from ikebana.learning.training import checkpoint
 from ikebana.learning.training.trainer import Trainer
-from ikebana.recipe import Tuning, with_options, recipe_to_json
+from ikebana.recipe import Tuning, recipe_to_json, with_options
 from ikebana.runs import reproducibility
 from ikebana.runs.run import Run
 from ikebana.system import cache_folder, files
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
-SMALL = {"side": 48, "batch": 16, "epochs": 2, "precision": "float32"}
+SMALL = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def test_a_run_whose_recipe_was_changed_does_not_go_on_and_says_what_differs(sto
 def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
     holds = """if True:
         import sys, pathlib
-        from ikebana.system.files import alone
-        with alone(pathlib.Path(sys.argv[1])) as free:
+        from ikebana.system.locks import exclusive_lock
+        with exclusive_lock(pathlib.Path(sys.argv[1])) as free:
             print(free, flush=True)
             input()"""
     with subprocess.Popen(
@@ -148,8 +148,8 @@ def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_mac
 def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(photos, tmp_path, monkeypatch):
     from ikebana.learning import device
 
-    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.DTYPES, "measured"))
-    monkeypatch.setattr(device, "_known", lambda *_: ({"float32": 1.0, "bfloat16": 2.0}, {}))
+    monkeypatch.setattr(device, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
+    monkeypatch.setattr(device, "_read_measurements", lambda *_: ({"float32": 1.0, "bfloat16": 2.0}, {}))
     made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL | {"precision": "auto", "epochs": 1})
     assert made.recipe.precision == "float32"
 
@@ -163,13 +163,13 @@ def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(pho
         ({"later": 1}, "later"),
         ({"epochs": "3"}, "epochs"),
         ({"epochs": True}, "epochs"),
-        ({"side": 48.5}, "side"),
+        ({"image_size": 48.5}, "side"),
         ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"parts": [0.6, "x", 0.2]}, "parts"),
-        ({"parts": 3}, "parts"),
-        ({"transfer": {"hidden": 3}}, "transfer"),
+        ({"split_fractions": [0.6, "x", 0.2]}, "parts"),
+        ({"split_fractions": 3}, "parts"),
+        ({"transfer": {"hidden_units": 3}}, "transfer"),
         ({"augmentation": 3}, "augmentation"),
-        ({"fit": "stretch"}, "fit"),
+        ({"resize": "stretch"}, "fit"),
         ({"epochs": 0}, "epochs is 0"),
     ],
 )
@@ -286,7 +286,7 @@ def test_what_killed_processes_left_half_written_in_a_run_goes_when_it_goes_on(s
 
 def test_two_runs_do_not_end_up_in_one_folder(tmp_path):
     def late():
-        with files.atomic_directory(tmp_path / "run", shared=False):
+        with files.atomic_directory(tmp_path / "run", allow_existing=False):
             (tmp_path / "run").mkdir()
             (tmp_path / "run" / "recipe.json").write_text("another's")
 
@@ -348,7 +348,7 @@ def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path, monkeypatch):
         assert device.load_settings(file) == began
         assert torch.get_num_threads() == 1
         assert device.configure().threads == threads  # a new run is not held to that
-        monkeypatch.setattr(device, "_device", lambda: ("cuda", "a GPU is there now"))
+        monkeypatch.setattr(device, "_select_device", lambda: ("cuda", "a GPU is there now"))
         assert device.load_settings(file) == began
         file.write_text(json.dumps({**device.collect_environment(began), "device": "mps"}), "utf-8")
         assert device.load_settings(file) is None

@@ -46,7 +46,7 @@ def two_clouds(photos, seed):
 
 def recall_of_the_rare_class(counts_known: bool) -> float:
     """Fine-tune on one photo of the second class to twelve of the first; then look at as many of each."""
-    recipe = recipes.get_recipe("good", epochs=60, batch=64, learning_rate=0.05)
+    recipe = recipes.get_recipe("good", epochs=60, batch_size=64, learning_rate=0.05)
     features, labels = two_clouds(1300, seed=0)
     kept = (labels == 0) | (np.arange(1300) // 2 % 12 == 0)
     features, labels = features[kept], labels[kept]
@@ -71,7 +71,7 @@ def test_fine_tuning_names_a_rare_class_as_readily_as_a_frequent_one():
 
 
 def test_a_class_that_nothing_is_learned_of_takes_no_part_in_the_loss():
-    recipe, labels = recipes.get_recipe("good", batch=8), np.array([0, 2, 2, 0, 3, 3, 3, 0])
+    recipe, labels = recipes.get_recipe("good", batch_size=8), np.array([0, 2, 2, 0, 3, 3, 3, 0])
     network = nn.Linear(4, 4)
     with torch.no_grad():
         network.bias[1] = -30.0
@@ -93,7 +93,8 @@ def test_confidence_and_choices_are_of_learned_classes_alone():
     table = {
         "path": [f"{row}.jpg" for row in range(400)], "label": [f"class {each}" for each in truth],
         "split": ["train" if row < 200 and truth[row] != 3 else "validation" for row in range(400)],
-        "status": [STATUS_USED] * 400, "sha256": [hashlib.sha256(bytes([row % 256, row // 256])).hexdigest() for row in range(400)],
+        "status": [STATUS_USED] * 400,
+        "sha256": [hashlib.sha256(bytes([row % 256, row // 256])).hexdigest() for row in range(400)],
     }  # fmt: skip
     empty = {name: [None] * 400 for name in SCHEMA if name not in table}
     photos = pl.DataFrame({**table, **empty}, schema_overrides=SCHEMA).select(list(SCHEMA))

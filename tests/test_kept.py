@@ -151,7 +151,7 @@ def test_another_side_fit_or_set_of_rules_is_another_array(photos, decoded, monk
     opened(photos)
     opened(photos, side=SIDE + 1)
     opened(photos, fit="crop")
-    monkeypatch.setattr(decoding, "RULES", decoding.DECODER_VERSION + 1)
+    monkeypatch.setattr(decoding, "DECODER_VERSION", decoding.DECODER_VERSION + 1)
     opened(photos)
     assert len(decoded) == 4 * 8
 
@@ -234,7 +234,7 @@ def fresh(photos):
 
 
 def test_a_disk_that_does_not_keep_what_is_written_is_an_error_and_no_endless_loop(photos, monkeypatch, decoded):
-    monkeypatch.setattr(pixel_cache, "_whole", lambda index, *arrays: False)
+    monkeypatch.setattr(pixel_cache, "_is_intact", lambda index, *arrays: False)
     with pytest.raises(MachineError, match="not on the disk as they were written"):
         opened(photos)
     assert len(decoded) == 8 * pixel_cache.MAX_ATTEMPTS
@@ -250,7 +250,7 @@ def test_the_arrays_take_the_room_that_was_announced(photos, ikebana_cache):
 def test_a_full_disk_is_refused_before_a_photo_is_opened_with_the_numbers(photos, monkeypatch, decoded):
     usage = shutil.disk_usage(photos)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=1_500_000_000))
-    monkeypatch.setattr(pixel_cache, "size_on_disk", lambda dataset, side: 2_700_000_000)
+    monkeypatch.setattr(pixel_cache, "compute_cache_bytes", lambda dataset, side: 2_700_000_000)
     with pytest.raises(MachineError, match=r"2\.7 GB are needed on the disk and 1\.5 GB are free"):
         opened(photos)
     assert not decoded
@@ -268,8 +268,8 @@ decoding.decode = lambda *given: time.sleep(float(sys.argv[3])) or decode(*given
 print("ready", flush=True)
 while not Path(sys.argv[2]).exists():
     time.sleep(0.005)
-dataset, keep = pixel_cache.opened(dataset, 16, "squash")
-print(hashlib.sha256(keep.pixels.tobytes()).hexdigest(), dataset.used.height)
+dataset, keep = pixel_cache.open_pixel_cache(dataset, 16, "squash")
+print(hashlib.sha256(keep.pixels.tobytes()).hexdigest(), dataset.used_photos.height)
 """
 
 

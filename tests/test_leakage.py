@@ -22,17 +22,17 @@ def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, s
     right = np.array(data.draw(st.lists(st.booleans(), min_size=tested.height, max_size=tested.height)))
     told = leakage.measure_leakage(drawn, recipe, right)
     seen = np.array([path in told.photos for path in tested["path"]])
-    elsewhere = set(drawn.used_photos.filter(split="train")["twins"].drop_nulls()) | set(
-        drawn.used_photos.filter(split="validation")["twins"].drop_nulls()
+    elsewhere = set(drawn.used_photos.filter(split="train")["duplicate_of"].drop_nulls()) | set(
+        drawn.used_photos.filter(split="validation")["duplicate_of"].drop_nulls()
     )
-    assert seen.tolist() == [key in elsewhere for key in tested["twins"]]
-    parts = [(told.accuracy_of_them, seen.sum()), (told.accuracy_of_others, (~seen).sum())]
+    assert seen.tolist() == [key in elsewhere for key in tested["duplicate_of"]]
+    parts = [(told.accuracy_on_leaked, seen.sum()), (told.accuracy_on_others, (~seen).sum())]
     assert sum(accuracy * number for accuracy, number in parts if number) == pytest.approx(right.sum())
     assert [accuracy is None for accuracy, _ in parts] == [number == 0 for _, number in parts]
     if kind == "stratified":
         assert not told.photos
     else:
-        assert told.naive_shuffle.with_twin == len(told.photos)
+        assert told.naive_shuffle.with_duplicate == len(told.photos)
 
 
 def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
@@ -40,7 +40,7 @@ def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
     recipe = Recipe()
     parted = split.split_photos(drawn, recipe)
     told = leakage.measure_leakage(parted, recipe, np.zeros(parted.used_photos.filter(split="test").height, bool))
-    assert told.naive_shuffle.with_twin == told.naive_shuffle.n == 12
+    assert told.naive_shuffle.with_duplicate == told.naive_shuffle.n == 12
     assert told.naive_shuffle.accuracy == 1
     assert "12" in repr(told)
 
@@ -50,7 +50,7 @@ def test_photos_of_one_group_are_no_twins():
     drawn = dataset(["a", "b"] * 60, group=[str(row // 6) for row in range(120)])
     parted = split.split_photos(drawn, Recipe())
     told = leakage.measure_leakage(parted, Recipe(), np.arange(parted.used_photos.filter(split="test").height) % 2 == 0)
-    assert (told.naive_shuffle.with_twin, told.naive_shuffle.accuracy) == (0, told.accuracy_of_others)
+    assert (told.naive_shuffle.with_duplicate, told.naive_shuffle.accuracy) == (0, told.accuracy_on_others)
     assert repr(told) == ""
 
 

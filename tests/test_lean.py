@@ -51,7 +51,7 @@ def activations(network):
 
 @torch.inference_mode()
 def said(network, shown, setting=EXACT):
-    pixels, _ = shown.batch(np.arange(len(shown)), "cpu")
+    pixels, _ = shown.get_batch(np.arange(len(shown)), "cpu")
     with setting.autocast():
         return network(pixels).float()
 
@@ -66,7 +66,7 @@ def test_a_lean_network_says_the_same(made, network):
 
 @needs_onednn
 def test_in_half_precision_it_is_no_further_from_the_truth_than_torch_itself(network):
-    shown, half = photos(), replace(EXACT, number_format="bfloat16")
+    shown, half = photos(), replace(EXACT, precision="bfloat16")
     truth = said(network, shown)
     fused, plain = (
         said(made(network, shown), shown, half)
@@ -87,7 +87,7 @@ def test_activations_are_computed_with_their_convolutions(name, activation):
 
 
 def test_the_original_is_left_as_it_was():
-    network = networks.build_network(recipes.get_recipe("baseline", side=64), 3).eval()
+    network = networks.build_network(recipes.get_recipe("baseline", image_size=64), 3).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     fused_inference.fuse_layers(network, photos())
     assert not activations(network)

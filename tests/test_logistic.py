@@ -27,7 +27,7 @@ def fewer_of_the_second(features, labels, one_in):
 
 def head_of(found, classes, width=12):
     head = nn.Sequential(nn.Dropout(0.5), nn.Linear(width, classes)).eval()
-    found.fill(head)
+    found.copy_to(head)
     return head
 
 
@@ -73,7 +73,7 @@ def test_where_it_stops_is_where_scikit_learn_stops(classes, strength):
 def test_a_table_too_large_for_memory_gives_the_same_head(monkeypatch):
     given = (*clouds(1500), *clouds(400, seed=1), 3, 0)
     held = logistic_head.fit_head(*given)
-    monkeypatch.setattr(logistic_head, "HELD", 0)
+    monkeypatch.setattr(logistic_head, "MAX_CACHED_VALUES", 0)
     read = logistic_head.fit_head(*given)
     assert read.inverse_l2 == held.inverse_l2
     np.testing.assert_array_equal(read.weight, held.weight)
@@ -120,7 +120,7 @@ def test_a_class_without_training_photos_does_not_keep_held_out_photos_from_choo
     kept = labels != 1
     new, truth = clouds(300, seed=1)
     known = truth != 1
-    monkeypatch.setattr(folds, "dealt", lambda *_, **__: pytest.fail("there were photos enough to choose by"))
+    monkeypatch.setattr(folds, "make_folds", lambda *_, **__: pytest.fail("there were photos enough to choose by"))
     logistic_head.fit_head(features[kept], labels[kept], new[known], truth[known], 3, seed=0)
 
 
@@ -134,7 +134,7 @@ def test_a_class_of_one_photo_does_not_drown_the_choice(monkeypatch):
     shown = []
     trial = logistic_head.RegularisationTrial.evaluate
     monkeypatch.setattr(
-        logistic_head.RegularisationTrial, "loss", lambda *given: shown.append(found := trial(*given)) or found
+        logistic_head.RegularisationTrial, "evaluate", lambda *given: shown.append(found := trial(*given)) or found
     )
     logistic_head.fit_head(features, labels, features[:0], labels[:0], 3, seed=0)
     assert max(loss for loss, _ in shown) < 2

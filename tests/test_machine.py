@@ -102,7 +102,9 @@ def test_a_disk_too_small_is_refused_before_any_photo_is_opened(photos, tmp_path
 
 def test_a_disk_that_is_large_enough_is_used(photos, tmp_path):
     with small_disk(tmp_path / "disk", 64 * MEGABYTE) as cache:
-        said = fit(photos, cache, "fit", "--recipe", "baseline", "--side", "46", "--epochs", "1", "--batch", "8")
+        said = fit(
+            photos, cache, "fit", "--recipe", "baseline", "--image-size", "46", "--epochs", "1", "--batch-size", "8"
+        )
     assert said.returncode == 0, said.stdout
     assert said.stdout.count("OPENED") >= 40
 
@@ -114,10 +116,10 @@ def test_memory_that_the_process_may_not_have_is_refused_before_any_photo_is_ope
     def limited():
         resource.setrlimit(resource.RLIMIT_DATA, (6000 * MEGABYTE, 6000 * MEGABYTE))
 
-    said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--side", "640", before=limited)
+    said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--image-size", "640", before=limited)
     assert said.returncode == 1, said.stderr
     assert "of memory are needed" in said.stdout
-    assert "--batch (it is " in said.stdout
+    assert "--batch-size (it is " in said.stdout
     assert "OPENED" not in said.stdout
 
 
@@ -127,7 +129,7 @@ def test_memory_that_the_container_has_not_is_refused_before_any_photo_is_opened
         def inside():
             (group / "cgroup.procs").write_text(str(os.getpid()), "ascii")
 
-        said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--side", "640", before=inside)
+        said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--image-size", "640", before=inside)
     assert said.returncode == 1, said.stderr
     assert "of memory are needed" in said.stdout
     assert "OPENED" not in said.stdout
@@ -160,9 +162,9 @@ def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch)
         100, 5, recipe, built, here
     )
     needed = estimate.MIN_MEMORY_FRACTION * estimate._estimate_step_memory(recipe.batch_size, recipe, built, there)
-    monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) + 1)
+    monkeypatch.setattr(device, "get_free_gpu_bytes", lambda: int(needed) + 1)
     assert estimate._require_step_memory(built, recipe, 5, there) == built
-    monkeypatch.setattr(device, "free_on_gpu", lambda: int(needed) - 1)
+    monkeypatch.setattr(device, "get_free_gpu_bytes", lambda: int(needed) - 1)
     with pytest.raises(MachineError, match="of the GPU's memory are needed"):
         estimate._require_step_memory(built, recipe, 5, there)
 
@@ -175,10 +177,10 @@ def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
             recipe.batch_size, recipe, networks.get_members(networks.build_network(recipe, 5)), there
         )
     )
-    monkeypatch.setattr(device, "free_on_gpu", lambda: step + 1000)
+    monkeypatch.setattr(device, "get_free_gpu_bytes", lambda: step + 1000)
     assert estimate.get_spare_gpu_bytes(recipe, 5, there) == 1000
     assert estimate.get_spare_gpu_bytes(recipe, 5, here) == 0
-    monkeypatch.setattr(device, "free_on_gpu", lambda: step // 2)
+    monkeypatch.setattr(device, "get_free_gpu_bytes", lambda: step // 2)
     assert estimate.get_spare_gpu_bytes(recipe, 5, there) == 0
 
 
@@ -186,8 +188,8 @@ def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are
     made = []
     monkeypatch.setattr(networks.nn, "Linear", lambda *sizes: made.append(sizes))
     monkeypatch.setattr(resources, "free_memory", lambda: resources.memory_in_use() + 4 * 10**9)
-    with pytest.raises(MachineError, match="smaller --side"):
-        networks.build_network(recipes.get_recipe("baseline", side=2048), 5)  # 128 x 126 x 126 x 512 weights
+    with pytest.raises(MachineError, match="smaller --image-size"):
+        networks.build_network(recipes.get_recipe("baseline", image_size=2048), 5)  # 128 x 126 x 126 x 512 weights
     assert not made
 
 
@@ -231,7 +233,7 @@ def test_so_are_a_processors_real_words():
 @contextmanager
 def told_of_memory():
     """Within this block memory must run out, and be said to."""
-    words = r"memory ran out[\s\S]*smaller --side.* or --batch"
+    words = r"memory ran out[\s\S]*smaller --image-size.* or --batch-size"
     with pytest.raises(MachineError, match=words), estimate.recipe_memory_errors(recipes.get_recipe("good")):
         yield
 
@@ -242,7 +244,7 @@ def test_other_failures_of_a_step_stay_what_they_are():
 
 
 def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, capsys):
-    choices = {"side": 46, "epochs": 1, "batch": 16, "precision": "float32"}
+    choices = {"image_size": 46, "epochs": 1, "batch_size": 16, "precision": "float32"}
     after_the_trial = 1 + loop.TIMED_TRIAL_STEPS
     full = failing_after(after_the_trial, torch.OutOfMemoryError("CUDA out of memory."))
     with full, pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
@@ -262,16 +264,16 @@ def test_predictions_for_which_memory_runs_out_say_so(paper_run, good_photos, mo
 
 
 def test_so_does_advice_and_an_audit_goes_on_without_what_needs_the_memory(drawn, monkeypatch, capsys):
-    monkeypatch.setattr(out_of_fold, "seen", running_out)
+    monkeypatch.setattr(out_of_fold, "extract_labelled_features", running_out)
     assert ikebana.audit(drawn(30)).dataset.used_photos.height
     assert "were not looked at: memory ran out: CUDA out of memory" in capsys.readouterr().err
-    monkeypatch.setattr(depth_probe, "seen", running_out)
+    monkeypatch.setattr(depth_probe, "extract_depth_features", running_out)
     with pytest.raises(MachineError, match="memory ran out"):
         ikebana.audit(drawn(30), advise=True)
 
 
 def test_a_batch_is_no_larger_than_there_are_photos():
-    recipe = recipes.get_recipe("baseline", side=46, batch=10**7)
+    recipe = recipes.get_recipe("baseline", image_size=46, batch_size=10**7)
     with pytest.raises(MachineError):
         estimate.configure_device(recipe, 2)
     assert estimate.configure_device(recipe, 2, photo_count=16).precision

@@ -46,7 +46,7 @@ def test_a_score_that_is_not_of_what_ships_comes_with_the_note_that_says_so(visi
     assert "photos that it had never seen" in plain.locator("#about").inner_text()
     note = "What ships was trained once more, alike, on all 400 photos."
     scores = {**served.colours.about["scores"], "note": note}
-    with running(Colours(about={"scores": scores})) as other:
+    with running(Colours(metadata={"scores": scores})) as other:
         page = visit(other.url)
         page.wait_for_selector("body[data-ready]")
         about = page.locator("#about").inner_text()

@@ -113,10 +113,10 @@ def test_a_collection_has_every_kind_in_equal_numbers(collection):
 
 def test_a_photo_has_one_planted_fault_at_most_and_each_fault_is_there(collection):
     _, planted = collection
-    twins = [path for pair in planted.twins for path in pair]
+    twins = [path for pair in planted.duplicates for path in pair]
     faulty = [*planted.broken, *twins, *planted.wrong_label, *planted.sideways]
     assert len(set(faulty)) == len(faulty)
-    assert all((planted.broken, planted.twins, planted.wrong_label, planted.sideways))
+    assert all((planted.broken, planted.duplicates, planted.wrong_label, planted.sideways))
 
 
 def test_broken_files_do_not_open_and_all_others_do(collection):
@@ -136,8 +136,8 @@ def test_twins_are_the_only_files_with_equal_bytes_and_share_their_label(collect
     for path in folder.rglob("*.jpg"):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         found.setdefault(digest, set()).add(path.relative_to(folder).as_posix())
-    assert sorted(map(sorted, planted.twins)) == sorted(sorted(same) for same in found.values() if len(same) > 1)
-    assert all(Path(one).parent == Path(other).parent for one, other in planted.twins)
+    assert sorted(map(sorted, planted.duplicates)) == sorted(sorted(same) for same in found.values() if len(same) > 1)
+    assert all(Path(one).parent == Path(other).parent for one, other in planted.duplicates)
 
 
 def test_sideways_photos_are_upright_only_once_their_orientation_is_applied(collection):
@@ -152,7 +152,7 @@ def test_sideways_photos_are_upright_only_once_their_orientation_is_applied(coll
 
 def test_only_photos_with_a_wrong_label_show_something_else_than_their_folder_says(collection):
     folder, planted = collection
-    copies = {other for _, other in planted.twins}
+    copies = {other for _, other in planted.duplicates}
     for path in sorted(folder.rglob("*.jpg")):
         name = path.relative_to(folder).as_posix()
         if name in planted.broken or name in copies:

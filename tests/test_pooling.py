@@ -35,7 +35,7 @@ def both(features, gradient):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("cached", [1, 100, pooling.CHUNK_ELEMENTS])
 def test_it_is_torchs_max_pool_and_relu_to_the_bit(shape, cached, monkeypatch):
-    monkeypatch.setattr(pooling, "CACHED", cached)  # chunks of one photo, of some, of all
+    monkeypatch.setattr(pooling, "CHUNK_ELEMENTS", cached)  # chunks of one photo, of some, of all
     features = different_values(shape)
     gradient = torch.randn((*shape[:2], shape[2] // 2, shape[3] // 2)).bfloat16()
     (theirs, their_gradient), (ours, our_gradient) = both(features, gradient)

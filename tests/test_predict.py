@@ -92,7 +92,7 @@ def test_broken_photos_are_rows_with_a_reason_and_the_others_are_not_worse_for_i
     }
     assert aside.select("confidence", "^p:.*$").null_count().row(0) == (2,) * 6
     alone = ikebana.load(paper_model)
-    for row in said.filter(status="used").iter_rows(named=True):
+    for row in said.filter(status="ok").iter_rows(named=True):
         assert alone.predict(row["path"]).confidence == pytest.approx(row["confidence"], abs=2e-6)
 
 
@@ -186,7 +186,7 @@ def test_what_could_not_be_used_is_tried_again(paper_model, photos, tmp_path, en
     read = {"csv": pl.read_csv, "jsonl": pl.read_ndjson, "parquet": pl.read_parquet}[ending]
     said = read(out)
     assert said["path"].to_list() == [str(first), str(second)]
-    assert set(said["status"]) <= {"used", "not sure"}
+    assert set(said["status"]) <= {"ok", "not sure"}
 
 
 def test_a_name_that_no_file_can_have_is_said_of_and_the_others_are_sorted(paper_model, photos, tmp_path):
@@ -308,7 +308,7 @@ def test_paths_on_standard_input_may_be_gone_and_the_rest_goes_on(paper_model, p
     lines = iter([f"{photos}/01.jpg\n", f"{tmp_path}/gone.jpg\n", "\n", f"{photos}/02.jpg"])
     predict_command.predict_to_table(paper_model, [], lines, tmp_path / "said.csv")
     said = pl.read_csv(tmp_path / "said.csv", infer_schema_length=None)
-    assert said["status"].to_list() == ["used", "there is no such file", "used"]
+    assert said["status"].to_list() == ["ok", "there is no such file", "ok"]
 
 
 def test_folders_are_read_as_photos_are_asked_for(tmp_path, monkeypatch):
@@ -349,7 +349,7 @@ def test_a_name_that_is_too_long_is_one_row_and_the_photos_after_it_are_predicte
     rows = pl.read_csv(tmp_path / "out.csv").to_dicts()
     assert [row["path"] for row in rows] == ["n" * 300, str(good_photos[0])]
     assert "too long" in rows[0]["status"]
-    assert rows[1]["status"] == "used"
+    assert rows[1]["status"] == "ok"
 
 
 def test_if_nothing_can_be_used_that_is_an_error_and_there_is_no_table(paper_model, tmp_path):
@@ -377,6 +377,6 @@ def test_a_flag_that_is_misspelt_is_wrong_usage_and_no_photo():
 def test_probabilities_survive_the_table_to_the_last_digit_that_is_kept():
     said = ikebana.Prediction("a.jpg", "x", 1 / 3, {"x": 1 / 3, "y": 2 / 3})
     row = prediction_table.to_row(said, ("x", "y"))
-    assert row == ["a.jpg", "x", 0.333333, "used", 0.333333, 0.666667]
-    assert prediction_table.format_row(row) == ["a.jpg", "x", "0.333333", "used", "0.333333", "0.666667"]
+    assert row == ["a.jpg", "x", 0.333333, "ok", 0.333333, 0.666667]
+    assert prediction_table.format_row(row) == ["a.jpg", "x", "0.333333", "ok", "0.333333", "0.666667"]
     assert np.isclose(sum(row[4:]), 1)

@@ -77,14 +77,14 @@ def test_a_path_has_one_row_however_often_the_call_was_interrupted(tmp_path, bef
     x.touch()
     y.touch()
     assert calls(tmp_path / "t.csv", *[[each(x)] for each in before], [good(x), good(y)]) == [
-        ("x", "used"),
-        ("y", "used"),
+        ("x", "ok"),
+        ("y", "ok"),
     ]
 
 
 def test_a_photo_that_stays_unusable_has_one_row_with_the_last_reason(tmp_path):
     rows = [[bad(tmp_path / "x")], [unusable_prediction(str(tmp_path / "x"), "empty file"), good(tmp_path / "y")]]
-    assert calls(tmp_path / "t.csv", *rows) == [("x", "empty file"), ("y", "used")]
+    assert calls(tmp_path / "t.csv", *rows) == [("x", "empty file"), ("y", "ok")]
 
 
 def test_rows_are_in_the_order_of_the_last_call(tmp_path):
@@ -190,7 +190,7 @@ def test_the_table_is_no_photo_of_the_folder_it_lies_in(paper_model, photos, tmp
     (photos / "sub").mkdir()
     shutil.copy("out.csv", "sub/out.csv")  # somebody's own
     predict_command.predict_to_table(paper_model, ["."], out=Path("out.csv"))
-    assert read("out.csv").filter(status="used").height == 24
+    assert read("out.csv").filter(status="ok").height == 24
     assert read("out.csv").height == 25
 
 
@@ -220,15 +220,15 @@ def test_a_part_whose_first_line_was_cut_off_is_nobodys_and_is_begun_anew_withou
     head = opened.part_path.read_text()
     for length in (0, 1, len(head) - 1):
         opened.part_path.write_text(head[:length])
-        assert calls(tmp_path / "t.csv", [good("x")]) == [("x", "used")]
+        assert calls(tmp_path / "t.csv", [good("x")]) == [("x", "ok")]
     assert capsys.readouterr().err == ""
 
 
 def test_what_an_older_ikebana_began_is_begun_anew(tmp_path, capsys):
     head = {"format": 1, "model": "model", "classes": CLASSES}
     part = tmp_path / "t.csv.part"
-    part.write_text(json.dumps(head) + "\n" + json.dumps(["x", "a", 0.9, "used", 0.9, 0.1]) + "\n")
-    assert calls(tmp_path / "t.csv", [good("y")]) == [("y", "used")]
+    part.write_text(json.dumps(head) + "\n" + json.dumps(["x", "a", 0.9, "ok", 0.9, 0.1]) + "\n")
+    assert calls(tmp_path / "t.csv", [good("y")]) == [("y", "ok")]
     assert "begun anew" in capsys.readouterr().err
 
 

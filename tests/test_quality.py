@@ -43,12 +43,12 @@ def test_photos_that_nobody_spoilt_give_no_finding(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "spoilt"),
     [
-        ("blurred", blur(4)),
+        ("blurry", blur(4)),
         ("dark", light(0.1)),
         ("bright", lambda picture: Image.blend(picture, Image.new("RGB", picture.size, (255, 255, 255)), 0.9)),
         ("blank", lambda picture: Image.new("RGB", picture.size, (90, 120, 40))),
-        ("tiny", lambda picture: picture.resize((50, 40))),
-        ("aspect", lambda picture: picture.resize((700, 120))),
+        ("low_resolution", lambda picture: picture.resize((50, 40))),
+        ("odd_aspect_ratio", lambda picture: picture.resize((700, 120))),
     ],
 )
 def test_each_spoilt_photo_is_found_by_its_name(kind, spoilt, tmp_path):
@@ -68,7 +68,7 @@ def test_a_photo_that_was_enlarged_is_not_called_blurred_for_that(tmp_path):
 
     assert named(tmp_path / "small", small) == []
     as_large = named(tmp_path / "large", lambda picture: small(picture).resize((160, 120)))
-    assert [kind for kind, _ in as_large] == ["blurred"]
+    assert [kind for kind, _ in as_large] == ["blurry"]
 
 
 def test_more_blur_is_less_sharp():
@@ -93,9 +93,9 @@ def test_where_all_photos_are_soft_none_is_called_blurred(tmp_path):
         noisy(160, 120, seed=place).filter(ImageFilter.GaussianBlur(4 + place / 10)).save(file)
     dataset, keep = pixel_cache.open_pixel_cache(sources.read(tmp_path), SIDE, "squash")
     found = image_quality.check_image_quality(sources.assign_classes(dataset, ()), keep.pixels)
-    assert [each for each in found if each.kind == "blurred"] == []
+    assert [each for each in found if each.kind == "blurry"] == []
 
 
 def test_what_many_photos_share_is_one_finding(tmp_path):
-    found = [paths for kind, paths in named(tmp_path, photos=120, size=(40, 30)) if kind == "tiny"]
+    found = [paths for kind, paths in named(tmp_path, photos=120, size=(40, 30)) if kind == "low_resolution"]
     assert [len(paths) for paths in found] == [120]

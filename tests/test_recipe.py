@@ -27,18 +27,21 @@ TUNING = Tuning(weight_decay=0.02, layer_decay=0.8, warmup_fraction=0.1, label_s
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_a_recipe_comes_back_from_json_as_it_was(name):
-    made = recipes.get_recipe(name, class_order=("b", "a"), parts=(0.5, 0.25, 0.25))
+    made = recipes.get_recipe(name, class_order=("b", "a"), split_fractions=(0.5, 0.25, 0.25))
     assert recipe_from_json(json.loads(json.dumps(recipe_to_json(made)))) == made
 
 
 @pytest.mark.parametrize(
     ("choice", "value"),
     [
-        ("epochs", 0), ("batch", 0), ("side", 4), ("side", 100_000), ("dropout", 1.0), ("learning_rate", 0.0),
+        ("epochs", 0), ("batch_size", 0), ("image_size", 4), ("image_size", 100_000), ("dropout", 1.0),
+        ("learning_rate", 0.0),
         ("learning_rate", float("inf")), ("learning_rate", float("nan")), ("learning_rate", 1e308), ("seed", -1),
         ("seed", 2**32), ("seed", 2 * 10**13),
-        ("split_seed", -1), ("fit", "stretch"), ("split", "random"), ("precision", "float16"), ("parts", (0.5, 0.5)),
-        ("parts", (0.5, 0.4, 0.2)), ("parts", (0.0, 0.5, 0.5)), ("parts", (0.8, 0.2, 0.0)), ("class_order", ("a", "a")),
+        ("split_seed", -1), ("resize", "stretch"), ("split", "random"), ("precision", "float16"),
+        ("split_fractions", (0.5, 0.5)),
+        ("split_fractions", (0.5, 0.4, 0.2)), ("split_fractions", (0.0, 0.5, 0.5)), ("split_fractions", (0.8, 0.2, 0.0)),
+        ("class_order", ("a", "a")),
     ],
 )  # fmt: skip
 def test_what_cannot_be_carried_out_is_refused_and_named(choice, value):
@@ -93,14 +96,17 @@ def test_no_network_of_a_recipe_has_a_seed_that_a_library_refuses():
 def test_a_list_on_the_command_line_may_hold_names_with_commas_in_quotes():
     from ikebana import cli
 
-    given = cli.RecipeOptions(class_order='tulip, "rose, wild",daisy', parts="0.5, 0.25,0.25")
-    assert cli._parse_options(given) == {"class_order": ("tulip", "rose, wild", "daisy"), "parts": (0.5, 0.25, 0.25)}
+    given = cli.RecipeOptions(class_order='tulip, "rose, wild",daisy', split_fractions="0.5, 0.25,0.25")
+    assert cli._parse_options(given) == {
+        "class_order": ("tulip", "rose, wild", "daisy"),
+        "split_fractions": (0.5, 0.25, 0.25),
+    }
     for wrong in ("a,b", ""):
-        with pytest.raises(RecipeError, match="parts"):
-            recipes.get_recipe("quick", **cli._parse_options(cli.RecipeOptions(parts=wrong)))
+        with pytest.raises(RecipeError, match=r"split.fractions"):
+            recipes.get_recipe("quick", **cli._parse_options(cli.RecipeOptions(split_fractions=wrong)))
 
 
-@pytest.mark.parametrize("choice", [{"epochs": 3}, {"batch": 5}, {"learning_rate": 0.1}, {"dropout": 0.3}])
+@pytest.mark.parametrize("choice", [{"epochs": 3}, {"batch_size": 5}, {"learning_rate": 0.1}, {"dropout": 0.3}])
 def test_what_a_head_that_is_found_at_once_would_not_heed_is_refused(choice):
     with pytest.raises(RecipeError, match="would change nothing"):
         recipes.resolve_recipe("quick", **choice)
@@ -113,31 +119,31 @@ def test_choices_of_another_network_are_refused():
             recipes.resolve_recipe(name, dropout=0.3)
     for name, network in (("baseline", "tutorial"), ("good", "resnet18")):
         with pytest.raises(RecipeError, match="cut short"):
-            recipes.get_recipe(name, network=network, until="mixed8")
-    together = recipes.get_recipe("good", network="keras_inception_v3+resnet18", until="mixed8")
+            recipes.get_recipe(name, network=network, truncate_at="mixed8")
+    together = recipes.get_recipe("good", network="keras_inception_v3+resnet18", truncate_at="mixed8")
     with pytest.raises(RecipeError, match="cut short"):
         _ = together.members
-    assert recipes.get_recipe("good", network="keras_inception_v3", until="mixed8").truncate_at == "mixed8"
+    assert recipes.get_recipe("good", network="keras_inception_v3", truncate_at="mixed8").truncate_at == "mixed8"
 
 
 @pytest.mark.parametrize(
     ("record", "values", "named"),
     [
-        (Transfer, {"logistic": True, "hidden": 16}, "hidden layer"),
-        (Transfer, {"kept": True, "trained": "all"}, "only where the head alone learns"),
-        (Transfer, {"kept": True, "trained": "tail"}, "only where the head alone learns"),
-        (Transfer, {"trained": "Tail"}, "trained is 'Tail'"),
-        (Transfer, {"hidden": -1}, "hidden is -1; it must be at least 0"),
+        (Transfer, {"fit_logistic_head": True, "hidden_units": 16}, "hidden layer"),
+        (Transfer, {"cache_features": True, "trainable": "all"}, "only where the head alone learns"),
+        (Transfer, {"cache_features": True, "trainable": "last_stages"}, "only where the head alone learns"),
+        (Transfer, {"trainable": "Tail"}, "trainable is 'Tail'"),
+        (Transfer, {"hidden_units": -1}, "hidden units is -1; it must be at least 0"),
         (Transfer, {"head_epochs": -1}, "head epochs is -1"),
         (Transfer, {"head_epochs": 5}, "in 5 epochs of the head it learns nothing"),
         (Transfer, {"dropout": 1.0}, "dropout"),
         (Transfer, {"hidden_dropout": -0.1}, "hidden dropout"),
-        (Augmentation, {"area": 0.0}, "area"),
+        (Augmentation, {"crop_area": 0.0}, "crop area"),
         (Augmentation, {"zoom": 1.5}, "zoom"),
-        (Augmentation, {"light": float("nan")}, "light"),
+        (Augmentation, {"brightness": float("nan")}, "brightness"),
         (partial(replace, TUNING), {"label_smoothing": 5.0}, "label smoothing"),
         (partial(replace, TUNING), {"layer_decay": 0.0}, "layer decay"),
-        (partial(replace, TUNING), {"averaging": 1.0}, "averaging"),
+        (partial(replace, TUNING), {"ema_decay": 1.0}, "ema decay"),
         (partial(replace, recipes.GOOD), {"transfer": Transfer(cache_features=True)}, "leave augmentation out"),
     ],
 )
@@ -151,10 +157,10 @@ def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(reco
     [
         {"seed": 1.5},
         {"epochs": "8"},
-        {"parts": "0.6"},
-        {"side": None},
+        {"split_fractions": "0.6"},
+        {"image_size": None},
         {"class_order": "abc"},
-        {"all": 1},
+        {"refit_on_all": 1},
         {"transfer": 3},
     ],
 )

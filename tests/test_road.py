@@ -21,8 +21,8 @@ from ikebana.recipe import recipe_from_json
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
-SMALL = {"side": 48, "batch": 16, "epochs": 3, "precision": "float32"}
-FLAGS = ["--recipe", "baseline", "--side", "48", "--batch", "16", "--precision", "float32"]
+SMALL = {"image_size": 48, "batch_size": 16, "epochs": 3, "precision": "float32"}
+FLAGS = ["--recipe", "baseline", "--image-size", "48", "--batch-size", "16", "--precision", "float32"]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,10 @@ def test_a_run_leaves_what_the_contract_promises(run, photos):
     }  # fmt: skip
     assert recipe_from_json(run.read_json("recipe.json")) == recipes.get_recipe("baseline", **SMALL)
     assert Path(run.source["photos"]) == photos
-    assert [each["epoch"] for each in run.epochs] == [1, 2, 3]
-    assert set(run.epochs[0]) == {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
+    assert [each["epoch"] for each in run.history] == [1, 2, 3]
+    assert set(run.history[0]) == {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
     reasons = run.read_json("environment.json")["reasons"]
-    assert set(reasons) == {"device", "threads", "allocator", "number_format"}
+    assert set(reasons) == {"device", "threads", "allocator", "precision"}
     assert all(reasons.values())
 
 
@@ -89,7 +89,7 @@ def test_validation_figures_of_the_last_epoch_are_those_of_the_stored_probabilit
     probabilities = held_out.select(f"p:{name}" for name in run.classes).to_numpy()
     truth = np.array([run.classes.index(name) for name in held_out["label"]])
     given = probabilities[np.arange(len(truth)), truth]
-    assert run.epochs[-1]["val_loss"] == pytest.approx(-np.log(given).mean(), rel=1e-4)
+    assert run.history[-1]["val_loss"] == pytest.approx(-np.log(given).mean(), rel=1e-4)
 
 
 def test_the_same_command_gives_the_same_weights_to_the_bit_and_another_seed_others(run, photos, tmp_path):
@@ -176,7 +176,7 @@ def test_predicting_gives_each_path_a_line_with_the_probabilities_of_the_run(run
     assert both.height == run.predictions.height
     for name in run.classes:
         np.testing.assert_allclose(both[f"p:{name}"].to_numpy(), both[f"p:{name}_said"].to_numpy(), atol=2e-5)
-    aside = said.filter(pl.col("status") != "used")
+    aside = said.filter(pl.col("status") != "ok")
     assert aside.height == run.dataset.filter(pl.col("status") != "used").height
     assert aside["label"].is_null().all()
 
@@ -211,8 +211,8 @@ def test_a_folder_that_is_taken_is_refused_before_any_work(run, photos):
         (["fit", "no-such-folder"], 1, "no such folder"),
         (["fit"], 2, "no photos were given"),
         (["fit", ".", "--epochs", "0"], 1, "epochs is 0"),
-        (["fit", ".", "--parts", "0.5,0.5"], 1, "parts"),
-        (["fit", ".", "--parts", "a,b,c"], 2, "not a list of numbers"),
+        (["fit", ".", "--split-fractions", "0.5,0.5"], 1, "parts"),
+        (["fit", ".", "--split-fractions", "a,b,c"], 2, "not a list of numbers"),
         (["fit", ".", "--epochs", "many"], 2, "many"),
         (["fit", ".", "--no-such-flag", "1"], 2, "no-such-flag"),
         (["predict", "no-such-run", "x.jpg"], 1, "no such run"),
@@ -252,7 +252,7 @@ def test_figures_are_pictures_and_thumbnails_are_those_of_the_held_out_photos(ru
 
 
 def test_a_run_without_validation_photos_still_scores_its_test_photos(photos, tmp_path):
-    made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL, parts=(0.7, 0.0, 0.3))
+    made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL, split_fractions=(0.7, 0.0, 0.3))
     assert made.history[0]["val_loss"] is None
     assert made.evaluation.n > 0
 

@@ -31,8 +31,8 @@ def test_any_rows_are_those_of_a_copy(table, chosen):
 def test_rows_of_rows_are_rows(table):
     rows, copy = table
     some = np.array([5, 1, 6])
-    np.testing.assert_array_equal(rows.of(some)[:], copy[some])
-    np.testing.assert_array_equal(rows.of(some)[np.array([2, 2])], copy[some][[2, 2]])
+    np.testing.assert_array_equal(rows.select(some)[:], copy[some])
+    np.testing.assert_array_equal(rows.select(some)[np.array([2, 2])], copy[some][[2, 2]])
 
 
 def test_a_batch_is_the_same_whether_its_pixels_lie_on_the_device_or_come_from_the_file(tmp_path):

@@ -28,7 +28,7 @@ def served():
 
 def test_the_bytes_of_one_photo_get_its_class_and_all_probabilities(served):
     (said,) = served.post(RED, params={"name": "rose.png"}).json()["predictions"]
-    assert (said["name"], said["label"], said["status"]) == ("rose.png", "red", "used")
+    assert (said["name"], said["label"], said["status"]) == ("rose.png", "red", "ok")
     assert said["probabilities"] == pytest.approx({"red": 1, "green": 0, "blue": 0}, abs=1e-6)
     assert said["confidence"] == max(said["probabilities"].values())
 
@@ -39,7 +39,7 @@ def test_a_form_of_many_photos_gets_an_answer_for_each_in_order(served):
     said = response.json()["predictions"]
     assert [each["name"] for each in said] == ["0.png", "1.png", "2.png", "3.png"]
     assert [each["label"] for each in said] == ["blue", None, None, "red"]
-    assert [each["status"] for each in said] == ["used", "not sure", "not a photo: text", "used"]
+    assert [each["status"] for each in said] == ["ok", "not sure", "not a photo: text", "ok"]
     assert said[1]["probabilities"] == pytest.approx(dict.fromkeys(["red", "green", "blue"], 1 / 3), abs=1e-6)
     assert said[2]["probabilities"] == {}
 
@@ -64,7 +64,7 @@ def test_photos_that_come_at_the_same_time_are_looked_at_together(served):
     first = served.soon()
     served.until(lambda: served.colours.looks)
     others = [served.soon(BLUE) for _ in range(9)]
-    served.until(lambda: len(served.desk.ready) == 9)
+    served.until(lambda: len(served.desk.ready_photos) == 9)
     served.colours.gate.set()
     assert {each.result().json()["predictions"][0]["label"] for each in [first, *others]} == {"red", "blue"}
     assert served.colours.looks == [1, 9]
@@ -238,7 +238,9 @@ def test_metrics_count_requests_and_photos():
 def test_the_description_for_machines_names_every_path_and_the_docs_need_no_other_host(served):
     told = served.client.get("/openapi.json").json()
     assert set(told["paths"]) == {"/predict", "/classes", "/healthz", "/readyz", "/metrics"}
-    assert set(told["components"]["schemas"]["Answer"]["properties"]) == set(served.post().json()["predictions"][0])
+    assert set(told["components"]["schemas"]["PhotoPrediction"]["properties"]) == set(
+        served.post().json()["predictions"][0]
+    )
     for path in server.PAGES:
         response = served.client.get(path)
         assert response.status_code == 200

@@ -153,8 +153,8 @@ def test_a_request_line_that_never_ends_is_cut_off():
 
 def test_an_upload_that_breaks_off_leaves_nothing_behind(served):
     with begun(served):
-        served.until(lambda: served.desk.held > 0)
-    served.until(lambda: served.desk.held == 0 and served.desk.idle)
+        served.until(lambda: served.desk.held_bytes > 0)
+    served.until(lambda: served.desk.held_bytes == 0 and served.desk.is_idle)
     assert served.post().status_code == 200
 
 

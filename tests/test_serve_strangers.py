@@ -103,12 +103,12 @@ def test_a_request_that_breaks_after_its_answer_gets_no_second_one(served):
 def test_a_request_that_breaks_before_its_answer_gets_one(served):
     with served.socket() as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        served.until(lambda: served.desk.visits == 1)
+        served.until(lambda: served.desk.open_requests == 1)
         connection.sendall(b"no length of a chunk\r\n" * 3)
         said = everything(connection)
     assert said.startswith(b"HTTP/1.1 400 ")
     assert said.count(b"HTTP/1.1 ") == 1
-    served.until(lambda: served.desk.idle)
+    served.until(lambda: served.desk.is_idle)
 
 
 def test_a_broken_request_after_a_whole_one_is_told_so(served):

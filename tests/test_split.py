@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ikebana.data import pixel_cache, sources, split
-from ikebana.data.dataset import SPLITS, SCHEMA, STATUS_USED, Dataset
+from ikebana.data.dataset import SCHEMA, SPLITS, STATUS_USED, Dataset
 from ikebana.errors import PhotosError
 from ikebana.recipe import Recipe
 from ikebana.recipes import TUTORIAL_CLASS_ORDER
@@ -44,7 +44,7 @@ def dataset(labels, **columns):
 
 
 def parts(found):
-    return found.used["split"].to_list()
+    return found.used_photos["split"].to_list()
 
 
 # Stratified
@@ -125,9 +125,9 @@ def test_copies_near_twins_and_given_groups_and_chains_of_them_stay_together(dat
     letters = st.lists(st.sampled_from("uvwxyz"), min_size=number, max_size=number)
     labels, bytes_, group, near = (data.draw(letters) for _ in range(4))
     some = [[None if key in "uvw" else key for key in column] for column in (group, near)]
-    drawn = dataset(labels, sha256=bytes_, group=some[0], twins=some[1])
+    drawn = dataset(labels, sha256=bytes_, group=some[0], duplicate_of=some[1])
     found = split.find_groups(drawn.photos)
-    for column in ("sha256", "group", "twins"):
+    for column in ("sha256", "group", "duplicate_of"):
         for key in set(drawn.photos[column].drop_nulls()):
             assert len({found[row] for row in range(number) if drawn.photos[column][row] == key}) == 1
     assert len(set(found)) == number_of_islands(bytes_, *some)
@@ -351,7 +351,7 @@ def test_the_same_folder_names_in_given_parts_are_different_groups_and_no_leak(t
 
     found = split.split_photos(read(grow(tmp_path, in_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe())
     assert found.photos["group"].n_unique() == 20
-    assert not [each for each in dataset_checks.check_dataset(found) if each.kind == "leak"]
+    assert not [each for each in dataset_checks.check_dataset(found) if each.kind == "leakage"]
 
 
 def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
@@ -365,7 +365,7 @@ def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
     (leak,) = [
         each
         for each in dataset_checks.check_dataset(split.split_photos(read(tmp_path / "table.csv"), Recipe()))
-        if each.kind == "leak"
+        if each.kind == "leakage"
     ]
     assert set(leak.paths) == {"3.jpg", "8.jpg", "9.jpg", "10.jpg", "11.jpg"}
     assert "g8" in leak.evidence

@@ -27,10 +27,10 @@ def photos(count=4, side=64):
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def learning(name="tf_efficientnet_lite0", trained: Trainable = "tail", **choices):
+def learning(name="tf_efficientnet_lite0", trained: Trainable = "last_stages", **choices):
     """A network on its way, with BatchNorms that do something."""
     transfer = Transfer(trainable=trained, train_from=NETWORKS.get(name, ""), **choices)
-    recipe = recipes.get_recipe("quick", network=name, side=64, transfer=transfer)
+    recipe = recipes.get_recipe("quick", network=name, image_size=64, transfer=transfer)
     network = networks.build_network(recipe, 5)
     dice = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def apart(found, expected):
 
 
 @needs_onednn
-@pytest.mark.parametrize("trained", ["head", "tail", "all"])
+@pytest.mark.parametrize("trained", ["head", "last_stages", "all"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_learns_from_it_what_it_would_learn_from_the_network(name, trained):
     network, shown = learning(name, trained), photos()
@@ -104,7 +104,7 @@ def test_what_only_looks_has_its_activations_in_its_convolutions_and_what_learns
 @needs_onednn
 def test_a_network_whose_batchnorm_follows_the_photos_is_left_as_it_is():
     network = learning()
-    network.get_submodule("seer.backbone").train()
+    network.get_submodule("backbone.network").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert fused_training.optimise_for_training(network, photos(), EXACT) is network
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -140,7 +140,7 @@ def test_dropout_draws_what_it_would_have_drawn_without_the_comparison():
 
 @needs_onednn
 def test_keras_inception_only_looks_below_the_head():
-    recipe = recipes.get_recipe("frozen", until="mixed2")
+    recipe = recipes.get_recipe("frozen", truncate_at="mixed2")
     network = networks.build_network(recipe, 5)
     parameter_groups.set_training_mode(network, recipe, "head")
     view = fused_training.optimise_for_training(network, photos(side=150), EXACT)

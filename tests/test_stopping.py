@@ -17,15 +17,20 @@ from ikebana.learning.training import interrupts, loop
 from ikebana.learning.training.trainer import Trainer
 from ikebana.recipe import Augmentation, Transfer, with_options
 
-AUGMENTED = recipes.get_recipe("augmented", side=46, batch=16, epochs=2, learning_rate=1e-3)  # with dropout
+AUGMENTED = recipes.get_recipe("augmented", image_size=46, batch_size=16, epochs=2, learning_rate=1e-3)  # with dropout
 LIT = with_options(TUNED, epochs=2, augmentation=Augmentation(rotation=10, crop_area=0.5, brightness=0.2))
 TWO_PHASES = with_options(
     LIT,
     network="resnet10t",
-    side=64,
+    image_size=64,
     epochs=1,
     transfer=Transfer(
-        dropout=0.2, hidden_units=8, trainable="tail", train_from="layer4.0", head_epochs=1, head_learning_rate=1e-3
+        dropout=0.2,
+        hidden_units=8,
+        trainable="last_stages",
+        train_from="layer4.0",
+        head_epochs=1,
+        head_learning_rate=1e-3,
     ),
 )
 ALL = pytest.mark.parametrize("recipe", [AUGMENTED, LIT, TWO_PHASES], ids=["augmented", "tuned", "two phases"])
@@ -33,7 +38,7 @@ ALL = pytest.mark.parametrize("recipe", [AUGMENTED, LIT, TWO_PHASES], ids=["augm
 
 def trained(recipe, file=None):
     network = networks.build_network(recipe, 2)
-    photos, held_out = striped(72, side=recipe.side), striped(24, seed=1, side=recipe.side)  # 4.5 batches
+    photos, held_out = striped(72, side=recipe.image_size), striped(24, seed=1, side=recipe.image_size)  # 4.5 batches
     epochs = list(loop.train(network, recipe, photos, held_out, SETTING, file))
     return network, [(each.epoch, each.train_loss, each.train_accuracy, each.val_loss) for each in epochs]
 
@@ -66,14 +71,14 @@ def test_a_training_stopped_again_and_again_within_its_epochs_ends_as_one_that_n
 
 @ALL
 def test_what_is_kept_from_time_to_time_is_a_place_to_go_on_from(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "EVERY", 0.0)
-    monkeypatch.setattr(loop, "SHARE", float("inf"))
+    monkeypatch.setattr(loop, "MIN_CHECKPOINT_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "MAX_CHECKPOINT_TIME_FRACTION", float("inf"))
     real = loop.CheckpointWriter.save
 
     def copied(log, learner, within=None):
         real(log, learner, within)
         if within is not None and log.file == tmp_path / "whole":
-            shutil.copy(log.file, tmp_path / f"{within.number}-{within.seen}")
+            shutil.copy(log.file, tmp_path / f"{within.number}-{within.photos_seen}")
 
     monkeypatch.setattr(loop.CheckpointWriter, "save", copied)
     whole, all_epochs = trained(recipe, tmp_path / "whole")
@@ -131,7 +136,7 @@ def test_a_second_ctrl_c_ends_at_once_and_what_was_kept_before_stays(tmp_path, m
 
 def test_whoever_listened_before_listens_again_and_may_go_on(monkeypatch):
     heard = []
-    monkeypatch.setattr(loop, "EVERY", 1e9)
+    monkeypatch.setattr(loop, "MIN_CHECKPOINT_INTERVAL_SECONDS", 1e9)
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
     try:
         whole, _ = trained(RECIPE)
@@ -145,7 +150,7 @@ def test_whoever_listened_before_listens_again_and_may_go_on(monkeypatch):
 
 
 def test_a_training_in_another_thread_is_kept_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "EVERY", 0.0)
+    monkeypatch.setattr(loop, "MIN_CHECKPOINT_INTERVAL_SECONDS", 0.0)
     ended = []
     thread = threading.Thread(target=lambda: ended.append(trained(RECIPE, tmp_path / "checkpoint")))
     thread.start()

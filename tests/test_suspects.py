@@ -18,7 +18,7 @@ from ikebana.learning.training import logistic_head
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The default recipe on small photos, in the one number format that needs no measuring."""
-    smaller = recipes.get_recipe("quick", side=64, precision="float32")
+    smaller = recipes.get_recipe("quick", image_size=64, precision="float32")
     monkeypatch.setattr(audit_command, "RECIPES", {**recipes.RECIPES, "quick": smaller})
     return smaller
 
@@ -60,8 +60,8 @@ def test_photos_under_a_wrong_label_are_doubted_and_the_right_one_is_named(tmp_p
     moved = sorted(each for each in source.iterdir() if each.suffix == ".jpg")[:2]
     for file in moved:
         file.rename(target / f"moved-{file.name}")
-    found = [each for each in ikebana.audit(folder).findings if each.kind == "doubtful_label"]
-    named = {each.paths[0]: each.label for each in found}
+    found = [each for each in ikebana.audit(folder).findings if each.kind == "suspect_label"]
+    named = {each.paths[0]: each.suggested_label for each in found}
     for file in moved:
         assert named.get(f"{kinds[1]}/moved-{file.name}") == kinds[0]
     assert all(each.confidence is not None and 0.9 <= each.confidence <= 1 for each in found)
@@ -97,8 +97,8 @@ def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_
         heads.append((set(left[:][:, 0].astype(int).tolist()), chosen.tolist()))
         return np.zeros((len(left), classes))
 
-    monkeypatch.setattr(out_of_fold, "MOST", 200)
-    monkeypatch.setattr(logistic_head, "said_of", note)
+    monkeypatch.setattr(out_of_fold, "MAX_TRAINING_PHOTOS", 200)
+    monkeypatch.setattr(logistic_head, "fit_and_predict_logits", note)
     numbered = out_of_fold.LabelledFeatures(FeatureRows([photos[:, None].astype(np.float32)], [photos]), photos, labels)
     out_of_fold.predict_out_of_fold(numbered, photos, 3, "drawn")
     assert set.union(*(judged for judged, _ in heads)) == set(photos.tolist())
@@ -112,7 +112,7 @@ def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_
 
 def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp_path, capsys):
     looked = ikebana.audit(grow(tmp_path / "photos", two_classes(3)))
-    assert not [each for each in looked.findings if each.kind in ("doubtful_label", "odd", "shortcut")]
+    assert not [each for each in looked.findings if each.kind in ("suspect_label", "outlier", "shortcut")]
     assert looked.dataset.used_photos.height == 6
     assert np.isfinite(looked.dataset.used_photos["width"].to_numpy()).all()
     assert "photos used" in capsys.readouterr().err
@@ -123,7 +123,7 @@ def test_photos_that_fit_would_not_split_are_looked_at_all_the_same(drawn, tmp_p
     named = [f"{each},{each.parent.name},one" for each in sorted(drawn.glob("*/*.jpg"))]
     table.write_text("\n".join(["path,label,group", *named]), "utf-8")
     found = ikebana.audit(table, out=tmp_path / "page")
-    assert [(each.severity, each.kind) for each in found.split_errors] == [("error", "unsplit")]
+    assert [(each.severity, each.kind) for each in found.split_errors] == [("error", "cannot_split")]
     assert found.findings[0] is found.split_errors[0]
     assert "unreadable" in {each.kind for each in found.findings}
     assert "fit would refuse" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from ikebana.demo_data import demo, paper_flowers
 def walk(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(demo, "OPTIONS", {"side": 96, "precision": "float32"})
+        patch.setattr(demo, "OPTIONS", {"image_size": 96, "precision": "float32"})
         real = paper_flowers.draw_collection
         patch.setattr(paper_flowers, "draw_collection", lambda folder: real(folder, photos_per_kind=16))
         return ikebana.demo(tmp_path_factory.mktemp("walk") / "demo")
@@ -45,19 +45,19 @@ def test_it_counts_the_new_photos_that_the_run_classified_correctly(walk, tmp_pa
     predictions = pl.read_csv(walk.folder / "new.csv", infer_schema_length=None)
     assert predictions.height == walk.new_total == len(truth)
     labels = {Path(row["path"]).name: row["label"] for row in predictions.iter_rows(named=True)}
-    assert walk.new_right == sum(labels[name] == kind for name, kind in truth.items())
-    assert walk.new_right > len(truth) / 2  # five kinds: guessing gives a fifth
+    assert walk.new_correct == sum(labels[name] == kind for name, kind in truth.items())
+    assert walk.new_correct > len(truth) / 2  # five kinds: guessing gives a fifth
 
 
 def test_it_says_of_each_planted_fault_what_the_run_really_made_of_it(walk):
     table = {row["path"]: row for row in walk.run.dataset.iter_rows(named=True)}
     assert all(table[path]["status"].startswith("unreadable") for path in walk.planted.broken)
     assert all(table[path]["status"] == "used" for path in walk.planted.sideways)
-    assert all(table[one]["split"] == table[other]["split"] for one, other in walk.planted.twins)
+    assert all(table[one]["split"] == table[other]["split"] for one, other in walk.planted.duplicates)
     broken, twins, sideways, wrong = demo.describe_faults(walk.run, walk.planted)
     count = len(walk.planted.broken)
     assert broken.startswith(f"{count} broken files: {count} set aside")
-    count = len(walk.planted.twins)
+    count = len(walk.planted.duplicates)
     assert f"{count} found, {count} kept in one part" in twins
     count = len(walk.planted.sideways)
     assert f"{count} read upright" in sideways
@@ -84,8 +84,8 @@ def test_a_folder_below_home_is_made_there(tmp_path, monkeypatch):
 def test_doctor_says_how_the_machine_is_used_and_why(monkeypatch, capsys):
     from ikebana.learning.features import feature_cache
 
-    monkeypatch.setattr(feature_cache, "seconds_per_photo", lambda *_, **__: 0.01)
+    monkeypatch.setattr(feature_cache, "measure_seconds_per_photo", lambda *_, **__: 0.01)
     facts = ikebana.doctor()
-    assert {"processor", "GPU", "device", "threads", "allocator", "number format", "cache", "torch"} <= set(facts)
+    assert {"processor", "GPU", "device", "threads", "allocator", "precision", "cache", "torch"} <= set(facts)
     said = capsys.readouterr().out
     assert all(str(value) in said for value in facts.values())

@@ -15,7 +15,7 @@ from ikebana.learning.training.epoch import EpochProgress
 from ikebana.recipe import Augmentation, Transfer, Tuning, with_options
 
 SETTING = device.DeviceSettings("cpu", "float32", 2, "as it comes")
-RECIPE = recipes.get_recipe("baseline", side=46, batch=16, epochs=4)
+RECIPE = recipes.get_recipe("baseline", image_size=46, batch_size=16, epochs=4)
 
 
 def striped(photos, seed=0, side=46):
@@ -79,7 +79,7 @@ def considered(monkeypatch):
         found.append((loss, {name: value.clone() for name, value in network.state_dict().items()}))
         real(best, loss, network)
 
-    monkeypatch.setattr(loop.BestWeights, "consider", noted)
+    monkeypatch.setattr(loop.BestWeights, "update", noted)
     return found
 
 
@@ -113,8 +113,8 @@ def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
 
 
 def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_phases_changes_nothing(tmp_path):
-    transfer = Transfer(trainable="tail", train_from="layer4.0", head_epochs=2, head_learning_rate=1e-3)
-    recipe = with_options(RECIPE, network="resnet10t", side=64, transfer=transfer, epochs=2, learning_rate=1e-4)
+    transfer = Transfer(trainable="last_stages", train_from="layer4.0", head_epochs=2, head_learning_rate=1e-3)
+    recipe = with_options(RECIPE, network="resnet10t", image_size=64, transfer=transfer, epochs=2, learning_rate=1e-4)
 
     def run(kept=None, epochs=4):
         network = networks.build_network(recipe, 2)
@@ -129,7 +129,7 @@ def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_pha
     _, moved = run(epochs=2)
     assert moved == {"head.dense.weight", "head.dense.bias"}
     whole, moved = run()
-    assert {name.split(".")[2] for name in moved if name.startswith("seer.")} == {"layer4"}
+    assert {name.split(".")[2] for name in moved if name.startswith("backbone.")} == {"layer4"}
     run(tmp_path / "checkpoint", epochs=2)  # stopped where one phase ends and the next has not begun
     resumed, _ = run(tmp_path / "checkpoint", epochs=4)
     assert same(whole, resumed)
@@ -138,7 +138,7 @@ def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_pha
 @pytest.mark.parametrize("name", ["baseline", "augmented"])
 @pytest.mark.parametrize("stop", [1, 3])
 def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
-    recipe = recipes.get_recipe(name, side=46, batch=16, epochs=4, learning_rate=1e-3)
+    recipe = recipes.get_recipe(name, image_size=46, batch_size=16, epochs=4, learning_rate=1e-3)
     whole, all_epochs = trained(recipe, kept=tmp_path / "whole")
     stream = loop.train(
         networks.build_network(recipe, 2), recipe, striped(96), striped(80, seed=1), SETTING, tmp_path / "stopped"
@@ -156,7 +156,7 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
 
 def test_bfloat16_computes_about_the_same_first_loss_as_float32():
     half = device.DeviceSettings("cpu", "bfloat16", 2, "as it comes")
-    one = with_options(RECIPE, epochs=1, batch=96)
+    one = with_options(RECIPE, epochs=1, batch_size=96)
     assert trained(one, half)[1][0].train_loss == pytest.approx(trained(one)[1][0].train_loss, rel=0.01)
 
 
@@ -167,14 +167,16 @@ def test_a_loss_that_is_no_number_is_refused_with_advice():
 
 
 def test_a_last_step_that_blows_the_network_up_is_noticed_too():
-    recipe = with_options(RECIPE, learning_rate=1e20, epochs=1, batch=96)  # one step, whose loss was still a number
+    recipe = with_options(
+        RECIPE, learning_rate=1e20, epochs=1, batch_size=96
+    )  # one step, whose loss was still a number
     with pytest.raises(RecipeError, match="no number"):
         trained(recipe)
 
 
 def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_spread():
-    recipe = recipes.get_recipe("baseline", network="resnet18", side=32, batch=4, epochs=1)
-    keras = with_options(recipe, network="keras_inception_v3", until="mixed2", side=75)
+    recipe = recipes.get_recipe("baseline", network="resnet18", image_size=32, batch_size=4, epochs=1)
+    keras = with_options(recipe, network="keras_inception_v3", truncate_at="mixed2", image_size=75)
     for one in (recipe, keras):
         photos = striped(9, side=one.image_size), striped(4, 1, side=one.image_size)
         (epoch,) = loop.train(networks.build_network(one, 2), one, *photos, SETTING)
@@ -199,7 +201,7 @@ def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_sp
 def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name, choices, learns):
     recipe = recipes.get_recipe(name, **choices)
     assert parameter_groups.uses_batch_statistics(recipe, parameter_groups.get_trainable(recipe)) == learns
-    alone = with_options(recipe, batch=1)
+    alone = with_options(recipe, batch_size=1)
     if learns:
         with pytest.raises(RecipeError, match="spread"):
             networks.fill_defaults(alone)
@@ -210,7 +212,7 @@ def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name,
 def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
     photos = striped(33)
     network = networks.build_network(RECIPE, 2)
-    frozen = with_options(RECIPE, learning_rate=1e-30, epochs=1, batch=32)
+    frozen = with_options(RECIPE, learning_rate=1e-30, epochs=1, batch_size=32)
     (epoch,) = loop.train(network, frozen, photos, striped(0), SETTING)
     loss, accuracy = scoring.score(scoring.compute_logits(network, photos, SETTING), photos.labels)
     assert epoch.train_loss == pytest.approx(loss, rel=1e-5)
@@ -255,7 +257,7 @@ def test_a_failed_write_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatc
 
 def test_photos_too_small_for_the_network_are_refused():
     with pytest.raises(RecipeError, match="vanish"):
-        networks.build_network(recipes.get_recipe("baseline", side=30), 2)
+        networks.build_network(recipes.get_recipe("baseline", image_size=30), 2)
 
 
 def test_augmentation_that_may_change_nothing_changes_nothing():
@@ -279,22 +281,22 @@ def test_a_flip_alone_mirrors_about_half_of_the_photos():
 
 def test_the_format_is_measured_once_and_then_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.DTYPES, "measured"))
+    monkeypatch.setattr(device, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
     asked = []
 
     def trial(setting):
-        asked.append(setting.number_format)
-        return {"float32": 0.02, "bfloat16": 0.01}[setting.number_format]
+        asked.append(setting.precision)
+        return {"float32": 0.02, "bfloat16": 0.01}[setting.precision]
 
     first = device.select_precision(SETTING, "auto", "a network", trial)
     again = device.select_precision(SETTING, "auto", "a network", trial)
     assert asked == ["float32", "bfloat16"]
     assert first == again
     assert first.precision == "bfloat16"
-    assert "100 photos/s" in first.reasons["number_format"]
+    assert "100 photos/s" in first.reasons["precision"]
     assert device.select_precision(SETTING, "float32", "a network", trial).precision == "float32"
     another = device.select_precision(SETTING, "auto", "another network", trial)
-    assert dataclasses.replace(another, measured_in=first.measurement_id) == first
+    assert dataclasses.replace(another, measurement_id=first.measurement_id) == first
     assert len(asked) == 4
 
 
@@ -309,7 +311,7 @@ def test_a_trial_beside_other_work_is_believed_until_it_goes_faster(tmp_path, mo
     assert device.get_seconds_per_photo(setting) == measured().seconds_per_photo == 0.5
     device.record_faster_speed(setting, 0.125)
     assert device.get_seconds_per_photo(setting) == measured().seconds_per_photo == 0.125
-    device.record_faster_speed(dataclasses.replace(setting, number_format="bfloat16"), 0.01)  # nobody has timed it
+    device.record_faster_speed(dataclasses.replace(setting, precision="bfloat16"), 0.01)  # nobody has timed it
     assert device.get_seconds_per_photo(setting) == 0.125
     elsewhere = dataclasses.replace(setting, threads=77)  # another machine that has the same cache
     device.record_faster_speed(elsewhere, 0.001)
@@ -320,31 +322,31 @@ def test_a_trial_beside_other_work_is_believed_until_it_goes_faster(tmp_path, mo
 
 def test_the_number_format_stays_the_one_of_the_trial_however_fast_another_turns_out(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.DTYPES, "measured"))
+    monkeypatch.setattr(device, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
 
     def measured():
         return device.select_precision(
             SETTING, "auto", "a network", lambda one: {"float32": 1.0, "bfloat16": 0.9}[one.precision]
         )
 
-    device.record_faster_speed(dataclasses.replace(measured(), number_format="float32"), 0.5)
+    device.record_faster_speed(dataclasses.replace(measured(), precision="float32"), 0.5)
     assert measured().precision == "bfloat16"
     assert measured().seconds_per_photo == 0.9
 
 
 def test_a_format_that_memory_does_not_hold_is_left_and_tried_again_another_day(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    monkeypatch.setattr(device, "_formats", lambda _: dict.fromkeys(device.DTYPES, "measured"))
+    monkeypatch.setattr(device, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
     full = ["float32"]
 
     def trial(setting):
-        if setting.number_format in full:
-            raise MachineError(f"no room for {setting.number_format}")
-        return {"float32": 0.01, "bfloat16": 0.02}[setting.number_format]
+        if setting.precision in full:
+            raise MachineError(f"no room for {setting.precision}")
+        return {"float32": 0.01, "bfloat16": 0.02}[setting.precision]
 
     found = device.select_precision(SETTING, "auto", "a network", trial)
     assert found.precision == "bfloat16"
-    assert found.reasons["number_format"] == "float32 needs more memory; bfloat16 50 photos/s"
+    assert found.reasons["precision"] == "float32 needs more memory; bfloat16 50 photos/s"
     with pytest.raises(MachineError, match="no room for float32"):
         device.select_precision(SETTING, "float32", "a network", trial)
     full.append("bfloat16")

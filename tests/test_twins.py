@@ -167,8 +167,8 @@ def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed, at_a_time
     whole = described[:, candidates.UNCROPPED_WINDOW].copy()
     index = candidates.CandidateIndex(whole, candidates.lift_descriptions(whole))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "BLOCK", at_a_time[0])
-        patch.setattr(candidates, "HELD", at_a_time[1])
+        patch.setattr(candidates, "BLOCK_PHOTOS", at_a_time[0])
+        patch.setattr(candidates, "MAX_PENDING_PHOTOS", at_a_time[1])
         near = index.find_candidates(range(len(photos)), described)
     away = described[:, None, :, None] - candidates.apply_symmetries(whole)[None, :, None]
     away = np.sqrt((away**2).sum(-1)).min((2, 3)) + np.diag([np.inf] * len(photos))
@@ -220,7 +220,7 @@ def test_two_figures_of_one_shape_are_seldom_taken_for_one_picture(monkeypatch):
     drawn = [figure(seed) for seed in range(60)]
     assert found([figure(1), again(scaled(figure(1), 0.7), 75)])
     pairs = len(found(drawn))
-    monkeypatch.setattr(similarity, "BUSY", 0.0)
+    monkeypatch.setattr(similarity, "MIN_DETAIL_SPREAD", 0.0)
     assert len(found(drawn)) > 3 * pairs
 
 
@@ -245,14 +245,14 @@ def test_near_twins_are_found_in_a_folder_and_told_with_what_was_done(tmp_path):
     files |= {"b/wrong.jpg": cut(files["a/7.jpg"], 0.08, 0.0, 0.06, 0.0)}
     dataset, _ = with_twins(folder_of(tmp_path, files))
     told = dataset_checks.check_dataset(dataset)
-    assert {each.paths: each.evidence.split(",")[0] for each in of_kind(told, "near_twin")} == {
+    assert {each.paths: each.evidence.split(",")[0] for each in of_kind(told, "near_duplicate")} == {
         ("a/3.jpg", "a/again.jpg"): "mirrored",
         ("a/5.jpg", "a/small.jpg"): "resized",
     }
-    (other,) = of_kind(told, "near_twin_other_label")
+    (other,) = of_kind(told, "near_duplicate_conflicting_label")
     assert other.paths == ("a/7.jpg", "b/wrong.jpg")
     assert "a and b" in other.evidence
-    assert not of_kind(told, "leak")
+    assert not of_kind(told, "leakage")
     assert all(
         len(line) <= dataset_checks.SUMMARY_COLUMNS for line in dataset_checks.summarise(dataset, told).split("\n")
     )
@@ -265,12 +265,12 @@ def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path
     (folder / "b" / "half again.jpg").write_bytes((folder / "a" / "half.jpg").read_bytes())
     dataset, _ = with_twins(folder)
     chain = {"a/0.jpg", "a/half.jpg", "a/turned.jpg", "b/half again.jpg"}
-    assert {each.paths for each in of_kind(dataset_checks.check_dataset(dataset), "near_twin_other_label")} == {
-        tuple(sorted(chain))
-    }
+    assert {
+        each.paths for each in of_kind(dataset_checks.check_dataset(dataset), "near_duplicate_conflicting_label")
+    } == {tuple(sorted(chain))}
     group = dict(zip(dataset.photos["path"], split.find_groups(dataset.photos), strict=True))
     assert {path for path, number in group.items() if number == group["a/0.jpg"]} == chain
-    assert dataset.photos.filter(pl.col("twins").is_not_null())["path"].to_list() == sorted(chain)
+    assert dataset.photos.filter(pl.col("duplicate_of").is_not_null())["path"].to_list() == sorted(chain)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -281,11 +281,11 @@ def test_the_default_split_never_parts_near_twins(seed, tmp_path):
         files[f"{name[0]}/copy {number}.jpg"] = change(files[name])
     dataset, _ = with_twins(folder_of(tmp_path, files), Recipe(split_seed=seed))
     where = defaultdict(set)
-    for name, part in dataset.used_photos.select("twins", "split").drop_nulls().iter_rows():
+    for name, part in dataset.used_photos.select("duplicate_of", "split").drop_nulls().iter_rows():
         where[name].add(part)
     assert len(where) == 8
     assert all(len(found) == 1 for found in where.values())
-    assert not of_kind(dataset_checks.check_dataset(dataset), "leak")
+    assert not of_kind(dataset_checks.check_dataset(dataset), "leakage")
 
 
 def test_near_twins_across_given_parts_are_a_leak(tmp_path):
@@ -301,7 +301,7 @@ def test_near_twins_across_given_parts_are_a_leak(tmp_path):
     if parts["train/a/0.jpg"] == "test":  # the given parts are kept
         pytest.fail("a given part was changed")
     told = dataset_checks.check_dataset(dataset)
-    (leak,) = of_kind(told, "leak")
+    (leak,) = of_kind(told, "leakage")
     assert leak.paths == ("test/a/known.jpg", "train/a/0.jpg")
     assert "mirrored" in leak.evidence
     assert told[0] is leak
@@ -312,7 +312,7 @@ def test_a_class_of_copies_alone_is_told_and_still_tested(tmp_path):
     dataset, _ = with_twins(folder_of(tmp_path, files))
     assert set(dataset.used_photos.filter(label="c")["split"]) == {"train", "validation", "test"}
     told = dataset_checks.check_dataset(dataset)
-    (alike,) = of_kind(told, "near_twin")
+    (alike,) = of_kind(told, "near_duplicate")
     assert alike.severity == "warning"
     assert len(alike.paths) == 20
 
@@ -323,7 +323,7 @@ def test_what_was_found_is_kept_beside_the_pixels_and_damage_is_noticed(tmp_path
     first, keep = with_twins(folder)
     (file,) = keep.folder.glob("twins.*.json")
     with monkeypatch.context() as patch:
-        patch.setattr(near_duplicates, "search", lambda *_: pytest.fail("it was looked for again"))
+        patch.setattr(near_duplicates, "find_pairs", lambda *_: pytest.fail("it was looked for again"))
         assert with_twins(folder)[0].near_duplicates == first.near_duplicates
     listed = json.loads(file.read_text())
     listed[0][2] = "never found"
@@ -346,8 +346,8 @@ def test_the_copies_among_the_flowers_are_found(flowers):
         sources.assign_classes(near_duplicates.find_near_duplicates(dataset, keep), ()), Recipe()
     )
     told = dataset_checks.check_dataset(dataset)
-    assert len(of_kind(told, "identical")) == 2
-    contradictions = of_kind(told, "identical_other_label")
+    assert len(of_kind(told, "exact_duplicate")) == 2
+    contradictions = of_kind(told, "exact_duplicate_conflicting_label")
     assert len(contradictions) == 4
     assert all({path.split("/")[0] for path in each.paths} == {"rose", "tulip"} for each in contradictions)
     same_picture = {
@@ -355,9 +355,9 @@ def test_the_copies_among_the_flowers_are_found(flowers):
         for each in dataset.photos["path"]
         if each.endswith("_n.jpg") and each[:-6] + ".jpg" in set(dataset.photos["path"])
     }
-    joined = {path for each in of_kind(told, "near_twin") for path in each.paths}
+    joined = {path for each in of_kind(told, "near_duplicate") for path in each.paths}
     assert len(same_picture & joined) >= 6  # the same photo in two sizes, by the name that the site gave it
-    assert not of_kind(told, "leak")
+    assert not of_kind(told, "leakage")
 
 
 @pytest.mark.parametrize("photos", [[], [scene(1)], [scene(1), scene(2)], [Image.new("RGB", (50, 50))]])

@@ -128,7 +128,7 @@ def test_converted_weights_are_found_without_waiting_for_timm():
     pretrained_weights.find_weights(LITE)
     code = (
         "import sys; from ikebana.learning.models import pretrained_weights; "
-        f"pretrained_weights.tensors(pretrained_weights.find({LITE!r})); print(*sys.modules)"
+        f"pretrained_weights.load_tensors(pretrained_weights.find_weights({LITE!r})); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"timm", "huggingface_hub", "torchvision"} & set(done.stdout.split())
@@ -200,10 +200,10 @@ import json, sys
 from ikebana.errors import IkebanaError
 from ikebana.learning.models import pretrained_weights
 from ikebana.system import progress
-progress.listen(progress.Programs())
+progress.set_reporter(progress.JsonReporter())
 try:
-    found = pretrained_weights.find(sys.argv[1])
-    print(json.dumps({**vars(found), "file": str(found.file), "tensors": len(pretrained_weights.tensors(found))}))
+    found = pretrained_weights.find_weights(sys.argv[1])
+    print(json.dumps({**vars(found), "file": str(found.file), "tensors": len(pretrained_weights.load_tensors(found))}))
 except IkebanaError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """

@@ -66,7 +66,6 @@ _PUBLIC_NAMES = {
 
 __all__ = [
     "RECIPES",
-    "Recommendation",
     "Audit",
     "Augmentation",
     "Cache",
@@ -79,6 +78,7 @@ __all__ = [
     "Prediction",
     "Recipe",
     "RecipeError",
+    "Recommendation",
     "Run",
     "RunError",
     "Transfer",

@@ -148,9 +148,9 @@ def audit(
     write
         A table to make of the photos, cleaned.csv say, for fit; your files stay as they are.
     drop
-        What to leave out of that table: twins (one stays), contradictions, unreadable, doubtful, or a finding's kind.
+        Kinds of findings whose photos are left out of that table, such as near_duplicate (one stays) or suspect_label>0.9.
     relabel
-        What to relabel in it: 'doubtful>0.95', those surer than that.
+        What to relabel in it: 'suspect_label>0.95', those surer than that.
     """
     _use_json_events(json)
     progress.show_loading()

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from ikebana.errors import RecipeError
 
-Trainable = Literal["all", "head", "tail"]
+Trainable = Literal["all", "head", "last_stages"]
 
 FRACTION_BELOW_ONE = "at least 0 and below 1", lambda value: 0 <= value < 1
 NOT_NEGATIVE = "at least 0", lambda value: value >= 0
@@ -39,8 +39,8 @@ class Augmentation:
     brightness: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("augmentation", *FRACTION_BELOW_ONE, zoom=self.zoom, light=self.brightness)
-        _check("augmentation", *POSITIVE_UP_TO_ONE, area=self.crop_area)
+        _check("augmentation", *FRACTION_BELOW_ONE, zoom=self.zoom, brightness=self.brightness)
+        _check("augmentation", *POSITIVE_UP_TO_ONE, crop_area=self.crop_area)
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Transfer:
 
     def __post_init__(self) -> None:
         _check("transfer", *FRACTION_BELOW_ONE, dropout=self.dropout, hidden_dropout=self.hidden_dropout)
-        _check("transfer", *NOT_NEGATIVE, hidden=self.hidden_units, head_epochs=self.head_epochs)
+        _check("transfer", *NOT_NEGATIVE, hidden_units=self.hidden_units, head_epochs=self.head_epochs)
         if self.trainable not in get_args(Trainable):
             raise RecipeError(
-                f"transfer: trained is {self.trainable!r}", advice=f"one of {', '.join(get_args(Trainable))}"
+                f"transfer: trainable is {self.trainable!r}", advice=f"one of {', '.join(get_args(Trainable))}"
             )
         if self.head_epochs and not self.head_learning_rate > 0:
             raise RecipeError(
@@ -73,10 +73,13 @@ class Transfer:
                 advice="a head_learning_rate above 0",
             )
         if self.fit_logistic_head and self.hidden_units:
-            raise RecipeError("a logistic head has no hidden layer", advice="logistic=False, or hidden=0")
+            raise RecipeError(
+                "a logistic head has no hidden layer", advice="fit_logistic_head=False, or hidden_units=0"
+            )
         if self.cache_features and self.trainable != "head":
             raise RecipeError(
-                "features can be kept only where the head alone learns", advice='kept=False, or trained="head"'
+                "features can be kept only where the head alone learns",
+                advice='cache_features=False, or trainable="head"',
             )
 
 
@@ -98,7 +101,11 @@ class Tuning:
     ema_decay: float
 
     def __post_init__(self) -> None:
-        shares = {"weight_decay": self.weight_decay, "warm_up": self.warmup_fraction, "averaging": self.ema_decay}
+        shares = {
+            "weight_decay": self.weight_decay,
+            "warmup_fraction": self.warmup_fraction,
+            "ema_decay": self.ema_decay,
+        }
         _check("tuning", *FRACTION_BELOW_ONE, label_smoothing=self.label_smoothing, **shares)
         _check("tuning", *POSITIVE_UP_TO_ONE, layer_decay=self.layer_decay)
 
@@ -117,7 +124,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 # The largest seed that all libraries accept.
 MAX_SEED = 2**32 - 1
 # Options without effect where a head is fitted directly.
-GRADIENT_TRAINING_OPTIONS = frozenset(("epochs", "batch", "learning_rate", "dropout"))
+GRADIENT_TRAINING_OPTIONS = frozenset(("epochs", "batch_size", "learning_rate", "dropout"))
 DAMAGED_ADVICE = "a copy of it that is whole, or a recipe's name"
 # Between the networks of one recipe: runs with neighbouring seeds share no network.
 MEMBER_SEED_STRIDE = 1_000_003
@@ -175,7 +182,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for option_field in fields(self):
             _check_type(option_field.name, getattr(self, option_field.name), option_field.type)
-        for problem in _problems(self):
+        for problem in _list_problems(self):
             raise RecipeError(f"recipe {self.name}: {problem}")
 
     @property
@@ -227,22 +234,23 @@ def _has_type(value: Any, expected: Any) -> bool:
     return type(value) is expected
 
 
-def _problems(recipe: Recipe) -> list[str]:
+def _list_problems(recipe: Recipe) -> list[str]:
     """What is wrong with a recipe, in words; empty if it can be carried out."""
     shares = recipe.split_fractions
     whole = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0 and shares[2] > 0 and abs(sum(shares) - 1) < 1e-6
     rules = {
-        f"side is {recipe.image_size}; it must lie between 8 and 2048 pixels, or be 0": recipe.image_size == 0
+        f"image size is {recipe.image_size}; it must lie between 8 and 2048 pixels, or be 0": recipe.image_size == 0
         or 8 <= recipe.image_size <= 2048,
         f"dropout is {recipe.dropout}; it must be at least 0 and below 1": 0 <= recipe.dropout < 1,
         f"learning rate is {recipe.learning_rate}; it must lie above 0 and not above 1e30": 0
         < recipe.learning_rate
         <= 1e30,
-        f"batch is {recipe.batch_size}; it must be at least 1": recipe.batch_size >= 1,
+        f"batch size is {recipe.batch_size}; it must be at least 1": recipe.batch_size >= 1,
         f"epochs is {recipe.epochs}; it must be at least 1": recipe.epochs >= 1,
         f"seed is {recipe.seed}; it must lie between 0 and {MAX_SEED:,}": 0 <= recipe.seed <= MAX_SEED,
         f"split seed is {recipe.split_seed}; it must not be negative": recipe.split_seed >= 0,
-        f"parts are {_format_fractions(shares)}; they must be three shares that add up to 1, training and test above 0": whole,
+        f"split fractions are {_format_fractions(shares)}; they must be three shares that add up to 1, "
+        "training and test above 0": whole,
         "network is tutorial, which nobody has trained before; take the recipe baseline": "tutorial"
         not in recipe.networks
         or recipe.transfer is None,
@@ -251,15 +259,16 @@ def _problems(recipe: Recipe) -> list[str]:
         or not recipe.weights,
         "weights are given, but this recipe begins with none; take quick, good or best": recipe.transfer is not None
         or not recipe.weights,
-        "until is given, but only keras_inception_v3 can be cut short": KERAS_INCEPTION in recipe.networks
+        "truncate_at is given, but only keras_inception_v3 can be cut short": KERAS_INCEPTION in recipe.networks
         or not recipe.truncate_at,
-        "kept features are of photos as they are; leave augmentation out, or take kept=False": recipe.transfer is None
+        "kept features are of photos as they are; leave augmentation out, or take cache_features=False": recipe.transfer
+        is None
         or not recipe.transfer.cache_features
         or recipe.augmentation is None,
         "the class order names a class twice": len(set(recipe.class_order)) == len(recipe.class_order),
     }
     for name, words in (
-        ("fit", get_args(Resize)),
+        ("resize", get_args(Resize)),
         ("split", get_args(SplitStrategy)),
         ("precision", get_args(Precision)),
     ):

@@ -14,8 +14,8 @@ from ikebana.recipe import (
     Recipe,
     Transfer,
     Tuning,
-    with_options,
     recipe_from_json,
+    with_options,
 )
 
 TUTORIAL_AUGMENTATION = Augmentation(rotation=40, shift=(0.2, 0.2), shear=0.2, zoom=0.2, flip=True)
@@ -25,7 +25,7 @@ GOOD = Recipe(
     network="tf_efficientnet_lite0",
     image_size=0,
     resize="crop",
-    transfer=Transfer(fit_logistic_head=True, trainable="tail", train_from="blocks.3", flip_tta=True),
+    transfer=Transfer(fit_logistic_head=True, trainable="last_stages", train_from="blocks.3", flip_tta=True),
     tuning=Tuning(weight_decay=0.02, layer_decay=0.8, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.99),
     augmentation=Augmentation(rotation=20, flip=True, crop_area=0.4, brightness=0.2),
     learning_rate=3e-4,
@@ -58,7 +58,9 @@ RECIPES: Mapping[str, Recipe] = {
     "finetuned": Recipe(
         name="finetuned",
         network=KERAS_INCEPTION,
-        transfer=Transfer(dropout=0.2, hidden_units=64, head_epochs=30, head_learning_rate=1e-4, trainable="tail"),
+        transfer=Transfer(
+            dropout=0.2, hidden_units=64, head_epochs=30, head_learning_rate=1e-4, trainable="last_stages"
+        ),
         augmentation=TUTORIAL_AUGMENTATION,
         learning_rate=1e-5,
         epochs=100,
@@ -72,7 +74,7 @@ RECIPES: Mapping[str, Recipe] = {
         epochs=1,
     ),
     "good": GOOD,
-    "best": replace(GOOD, name="best", network="tf_efficientnet_lite2+tf_efficientnet_lite1", side=256, epochs=8),
+    "best": replace(GOOD, name="best", network="tf_efficientnet_lite2+tf_efficientnet_lite1", image_size=256, epochs=8),
 }
 
 DEFAULT_RECIPE = "quick"

@@ -2,9 +2,9 @@
 
 No file is changed.
 
---drop twins,unreadable,blurred       what to leave out: kinds of findings, or a word of KINDS_BY_WORD
---drop 'doubtful>0.9'                 only findings with a higher confidence
---relabel 'doubtful>0.95'             what gets the suggested label
+--drop near_duplicate,blurry         kinds of findings whose photos are left out; of duplicates one stays
+--drop 'suspect_label>0.9'           only findings with a higher confidence
+--relabel 'suspect_label>0.95'       which photos get the suggested label
 """
 
 import csv
@@ -22,23 +22,22 @@ from ikebana.data.split import find_connected_components
 from ikebana.errors import PhotosError, RecipeError
 from ikebana.system.files import atomic_write
 
-# Words the user may write, and the kinds of findings they select. Kinds may be written too.
-KINDS_BY_WORD = {
-    "twins": ("identical", "near_twin"),
-    "contradictions": ("identical_other_label", "near_twin_other_label"),
-    "unreadable": ("unreadable",),
-    "doubtful": ("doubtful_label",),
-}
 # Of these findings one photo is kept, of all others every photo is dropped.
-DUPLICATE_KINDS = KINDS_BY_WORD["twins"]
-# Kinds that photos can be dropped for. The others, such as `imbalance`, concern no single row.
+DUPLICATE_KINDS = ("exact_duplicate", "near_duplicate")
+# Kinds that photos can be dropped for. The others, such as `class_imbalance`, concern no single row.
 PHOTO_KINDS = (
-    *("unreadable", "identical", "identical_other_label", "near_twin", "near_twin_other_label"),
-    *("doubtful_label", "odd", "blurred", "dark", "bright", "blank", "tiny", "aspect"),
+    *(
+        "unreadable",
+        "exact_duplicate",
+        "exact_duplicate_conflicting_label",
+        "near_duplicate",
+        "near_duplicate_conflicting_label",
+    ),
+    *("suspect_label", "outlier", "blurry", "dark", "bright", "blank", "low_resolution", "odd_aspect_ratio"),
 )
 # A model's opinion of a label, which no person has checked yet.
-SUSPECT_LABEL_KINDS = KINDS_BY_WORD["doubtful"]
-REASON_COLUMN = "why"
+SUSPECT_LABEL_KINDS = ("suspect_label",)
+REASON_COLUMN = "reason"
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,12 @@ class Selector:
     """
 
     text: str
-    kinds: tuple[str, ...]
+    kind: str
     above_confidence: float | None = None
 
     def matches(self, finding: Finding) -> bool:
         """Return whether this finding is selected."""
-        if finding.kind not in self.kinds:
+        if finding.kind != self.kind:
             return False
         if self.above_confidence is None:
             return True
@@ -66,8 +65,8 @@ class CleaningResult:
     """Tables of the kept and the dropped photos, with reasons.
 
     `kept` has path, label, [split], [group] and the reason, null in unchanged rows. `dropped` has
-    path, label and the reason. `doubted` counts photos dropped or relabelled because of a suspect
-    label, `spared` the test photos that stay unchanged although their label is suspect.
+    path, label and the reason. `suspect_label_count` counts photos dropped or relabelled because of a suspect
+    label, `protected_count` the test photos that stay unchanged although their label is suspect.
     """
 
     kept: pl.DataFrame
@@ -82,7 +81,7 @@ class CleaningResult:
 
 
 def parse_selectors(words: Sequence[str], flag: str) -> tuple[Selector, ...]:
-    """Parse the values of a flag, such as `twins` and `doubtful>0.95`; a single string is allowed.
+    """Parse the values of a flag, such as `near_duplicate` and `suspect_label>0.95`; a single string is allowed.
 
     Raises:
         RecipeError: a word is no kind that rows can be dropped or relabelled for.
@@ -98,16 +97,15 @@ def _parse_selector(word: str, flag: str) -> Selector:
         above_confidence = float(number) if ">" in word else None
     except ValueError:
         raise RecipeError(f"{flag} {word!r}: {number!r} is not a number", advice=f"{flag} '{kind}>0.95'") from None
-    if flag == "--relabel" and kind not in ("doubtful", "doubtful_label"):
-        raise RecipeError(f"{flag} {word!r}: no other label is known for these", advice=f"{flag} 'doubtful>0.95'")
-    known = ", ".join(dict.fromkeys([*KINDS_BY_WORD, *PHOTO_KINDS]))
-    if kind not in KINDS_BY_WORD and kind not in PHOTO_KINDS:
-        raise RecipeError(f"{flag} {word!r}: no photos can be dropped for that", advice=known)
+    if flag == "--relabel" and kind not in SUSPECT_LABEL_KINDS:
+        raise RecipeError(f"{flag} {word!r}: no other label is known for these", advice=f"{flag} 'suspect_label>0.95'")
+    if kind not in PHOTO_KINDS:
+        raise RecipeError(f"{flag} {word!r}: no photos can be dropped for that", advice=", ".join(PHOTO_KINDS))
     if above_confidence is not None and not 0 <= above_confidence < 1:
         raise RecipeError(
             f"{flag} {word!r}: {number} is no confidence, which lies between 0 and 1", advice=f"{flag} '{kind}>0.95'"
         )
-    return Selector(word, KINDS_BY_WORD.get(kind, (kind,)), above_confidence)
+    return Selector(word, kind, above_confidence)
 
 
 def find_unmatched(selectors: Sequence[Selector], findings: Sequence[Finding]) -> list[str]:
@@ -138,9 +136,9 @@ def clean(
     findings = _exclude_protected(protected, findings)
     before = dict(dataset.used_photos.select("path", "label").iter_rows())
     labels = {
-        path: (finding.label, f"was {before[path]}: {_give_reason(finding)}")
+        path: (finding.suggested_label, f"was {before[path]}: {_give_reason(finding)}")
         for finding in findings
-        if finding.label is not None and any(selector.matches(finding) for selector in relabel)
+        if finding.suggested_label is not None and any(selector.matches(finding) for selector in relabel)
         for path in finding.paths
     }
     # A table may contain a path twice, in a used and in an unused row.
@@ -148,7 +146,7 @@ def clean(
     gone = {path: reason for path, reason in unused if path not in before}
     to_drop = [finding for finding in findings if any(selector.matches(finding) for selector in drop)]
     for finding in to_drop:
-        is_relabelled = finding.label is not None and finding.paths[0] in labels
+        is_relabelled = finding.suggested_label is not None and finding.paths[0] in labels
         if finding.kind not in DUPLICATE_KINDS and not is_relabelled:
             gone |= {path: _give_reason(finding) for path in finding.paths if path not in gone}
     duplicates = [finding for finding in to_drop if finding.kind in DUPLICATE_KINDS]

@@ -128,7 +128,7 @@ def _check_labels(evidence: LabelEvidence, classes: Sequence[str]) -> Iterator[F
         given, suggested = classes[evidence.labels[suspect.photo]], classes[suspect.suggested_label]
         text = f"labelled {given}, looks like {suggested}: {min(suspect.confidence, 0.99):.0%} sure"
         path, confidence = (evidence.paths[suspect.photo],), round(suspect.confidence, 4)
-        yield Finding("doubtful_label", "warning", path, text, SUSPECT_LABEL_ADVICE, suggested, confidence)
+        yield Finding("suspect_label", "warning", path, text, SUSPECT_LABEL_ADVICE, suggested, confidence)
     for photo, score in label_errors.find_outliers(evidence.features, evidence.labels, evidence.neighbours):
         text = f"{score:.1f} spreads less like the others than most"
-        yield Finding("odd", "note", (evidence.paths[photo],), text, OUTLIER_ADVICE)
+        yield Finding("outlier", "note", (evidence.paths[photo],), text, OUTLIER_ADVICE)

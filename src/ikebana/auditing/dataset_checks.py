@@ -40,7 +40,7 @@ class Finding:
     paths: tuple[str, ...]
     evidence: str
     advice: str
-    label: str | None = None
+    suggested_label: str | None = None
     confidence: float | None = None
 
 
@@ -88,7 +88,7 @@ def to_table(findings: Iterable[Finding]) -> pl.DataFrame:
     Paths are a JSON list, because a file name may contain any separator.
     """
     rows = [{**asdict(finding), "paths": json.dumps(finding.paths, ensure_ascii=False)} for finding in findings]
-    texts = dict.fromkeys(("kind", "severity", "paths", "evidence", "advice", "label"), pl.String)
+    texts = dict.fromkeys(("kind", "severity", "paths", "evidence", "advice", "suggested_label"), pl.String)
     return pl.DataFrame(rows, schema={**texts, "confidence": pl.Float64})
 
 
@@ -164,13 +164,15 @@ def _check_exact_duplicates(dataset: Dataset) -> Iterator[Finding]:
         if len(set(labels)) > 1:
             names = " and ".join(sorted(set(labels)))
             advice = "look at the photo and keep one; until then both stay, in the same part"
-            yield Finding("identical_other_label", "warning", tuple(paths), f"the same bytes as {names}", advice)
+            yield Finding(
+                "exact_duplicate_conflicting_label", "warning", tuple(paths), f"the same bytes as {names}", advice
+            )
         else:
             advice = "keep one; they count as one photo twice"
-            yield Finding("identical", "note", tuple(paths), "the same bytes", advice)
+            yield Finding("exact_duplicate", "note", tuple(paths), "the same bytes", advice)
         if len(set(splits)) > 1:
             where = " and ".join(sorted(set(splits)))
-            yield Finding("leak", "error", tuple(paths), f"the same bytes in {where}", LEAK_ADVICE)
+            yield Finding("leakage", "error", tuple(paths), f"the same bytes in {where}", LEAK_ADVICE)
 
 
 def _check_near_duplicates(dataset: Dataset) -> Iterator[Finding]:
@@ -200,21 +202,21 @@ def _check_component(photos: pl.DataFrame, pairs: list[NearDuplicate]) -> Iterat
         changes = ", ".join(sorted({word for pair in pairs for word in pair.transformation.split(", ")}))
         least = min(pair.similarity for pair in pairs)
         evidence = f"{len(paths)} photos, each {least:.2f} alike another or more: {changes}"
-    if photos["twins"].has_nulls():
+    if photos["duplicate_of"].has_nulls():
         advice = (
             "more than half of a class: they cannot be kept in one part, so its score is too good; add other photos"
         )
-        yield Finding("near_twin", "warning", paths, evidence, advice)
+        yield Finding("near_duplicate", "warning", paths, evidence, advice)
         return
     if len(labels) > 1:
         names = " and ".join(sorted(labels))
         advice = "look at them and mend a label, or keep one; until then they stay, in the same part"
-        yield Finding("near_twin_other_label", "warning", paths, f"{evidence}; {names}", advice)
+        yield Finding("near_duplicate_conflicting_label", "warning", paths, f"{evidence}; {names}", advice)
     else:
-        yield Finding("near_twin", "note", paths, evidence, "keep the best; together they count as one photo")
+        yield Finding("near_duplicate", "note", paths, evidence, "keep the best; together they count as one photo")
     if len(splits) > 1:
         where = " and ".join(sorted(splits))
-        yield Finding("leak", "error", paths, f"{evidence}, in {where}", LEAK_ADVICE)
+        yield Finding("leakage", "error", paths, f"{evidence}, in {where}", LEAK_ADVICE)
 
 
 def _check_groups(dataset: Dataset) -> Iterator[Finding]:
@@ -223,7 +225,7 @@ def _check_groups(dataset: Dataset) -> Iterator[Finding]:
     leaking = grouped.filter(pl.col("split").list.n_unique() > 1).sort("group")
     for name, paths, splits in leaking.iter_rows():
         where = " and ".join(sorted(set(splits)))
-        yield Finding("leak", "error", tuple(paths), f"the group {name} lies in {where}", LEAK_ADVICE)
+        yield Finding("leakage", "error", tuple(paths), f"the group {name} lies in {where}", LEAK_ADVICE)
 
 
 def _find_similar_names(names: Iterable[str]) -> Iterator[list[str]]:
@@ -242,10 +244,10 @@ def _check_classes(dataset: Dataset) -> Iterator[Finding]:
         evidence = f"no photo of {name} is there to learn from"
         evidence += f", but {similar[0]} is another class" if similar else ""
         advice = "photos of it in the training part: it can never be named rightly"
-        yield Finding("untrained", "error", (), evidence, advice)
+        yield Finding("class_without_training_photos", "error", (), evidence, advice)
     for names in _find_similar_names(counts):
         evidence = f"{' and '.join(map(repr, names))} differ in capitals or blanks alone"
-        yield Finding("alike_names", "warning", (), evidence, "if they are one class, give them one name")
+        yield Finding("similar_class_names", "warning", (), evidence, "if they are one class, give them one name")
     for name in dataset.empty_classes:
         advice = "add photos, or remove the folder"
         yield Finding("empty_class", "warning", (), f"class {name} has no usable photo", advice)
@@ -254,8 +256,8 @@ def _check_classes(dataset: Dataset) -> Iterator[Finding]:
         if distinct.get(name, 0) < MIN_PHOTOS_PER_CLASS:
             advice = f"at least {MIN_PHOTOS_PER_CLASS} photos, better 100: its own score means little"
             copies = f", {distinct[name]} of them different" if distinct.get(name, 0) < count else ""
-            yield Finding("few", "warning", (), f"class {name} has {count} photos{copies}", advice)
+            yield Finding("small_class", "warning", (), f"class {name} has {count} photos{copies}", advice)
     largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     if counts[largest] > MAX_IMBALANCE_RATIO * counts[smallest]:
         evidence = f"{largest} has {counts[largest]} photos, {smallest} has {counts[smallest]}"
-        yield Finding("imbalance", "note", (), evidence, "more photos of the small classes")
+        yield Finding("class_imbalance", "note", (), evidence, "more photos of the small classes")

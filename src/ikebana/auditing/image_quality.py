@@ -80,7 +80,7 @@ def _check_brightness(statistics: ImageStatistics, paths: pl.Series) -> Iterator
     median = np.median(sharpness) if len(paths) else 0.0
     yield from _report("blank", blank, paths, lambda _: "one shade all over", "remove it, or mend the file")
     for kind, is_poor, describe in (
-        ("blurred", blurred, lambda row: f"sharpness {sharpness[row]:.2f}; the median is {median:.2f}"),
+        ("blurry", blurred, lambda row: f"sharpness {sharpness[row]:.2f}; the median is {median:.2f}"),
         ("dark", dark, lambda row: f"95 % of it is darker than {lightest[row]:.0f} of 255"),
         ("bright", bright, lambda row: f"95 % of it is lighter than {darkest[row]:.0f} of 255"),
     ):
@@ -94,9 +94,11 @@ def _check_size(width: np.ndarray, height: np.ndarray, image_size: int, paths: p
         return f"{width[row]:.0f} x {height[row]:.0f} pixels"
 
     advice = f"find it in its first size: enlarged to {image_size} pixels it shows no more"
-    yield from _report("tiny", shorter * MAX_ENLARGEMENT < image_size, paths, describe, advice)
+    yield from _report("low_resolution", shorter * MAX_ENLARGEMENT < image_size, paths, describe, advice)
     stretched = (aspect > MAX_ASPECT_RATIO) & (_outlier_scores(np.log(aspect)) > MIN_OUTLIER_SCORE)
-    yield from _report("aspect", stretched, paths, describe, "cut out its subject: a network is shown squares")
+    yield from _report(
+        "odd_aspect_ratio", stretched, paths, describe, "cut out its subject: a network is shown squares"
+    )
 
 
 def measure(pixels: np.ndarray, rows: np.ndarray) -> ImageStatistics:

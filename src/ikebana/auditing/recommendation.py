@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ikebana.learning.estimate import MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, format_duration
-from ikebana.learning.features.depth_probe import ProbeResult, AccuracyEstimate
+from ikebana.learning.features.depth_probe import AccuracyEstimate, ProbeResult
 from ikebana.recipe import Trainable
 
 # Training photos per class from which larger networks pay; with 80 they did not (docs/log.md).
@@ -33,10 +33,10 @@ NEAR_THRESHOLD_FACTOR = 1.5
 LINE_COLUMNS = 100
 
 # The recipe that comes closest.
-RECIPES_BY_TRAINABLE: dict[Trainable, str] = {"head": "quick", "tail": "good", "all": "best"}
+RECIPES_BY_TRAINABLE: dict[Trainable, str] = {"head": "quick", "last_stages": "good", "all": "best"}
 SENTENCES: dict[Trainable, str] = {
     "head": "a new head on the frozen network is enough",
-    "tail": "let the network's last stages learn too",
+    "last_stages": "let the network's last stages learn too",
     "all": "let larger networks learn, and for longer",
 }
 
@@ -52,8 +52,8 @@ class PhotoCounts:
     """
 
     photos: int
-    sealed: int
-    a_class: int
+    test_photos: int
+    median_per_class: int
     smallest: tuple[str, int]
 
 
@@ -67,11 +67,11 @@ class Recommendation:
     costs: estimated seconds per recipe on this machine, if known.
     """
 
-    trained: Trainable
+    trainable: Trainable
     reasons: tuple[str, ...]
-    doubts: tuple[str, ...]
+    caveats: tuple[str, ...]
     more_photos: str
-    supply: PhotoCounts
+    photo_counts: PhotoCounts
     evidence: ProbeResult
     photos: str = ""
     costs: dict[str, float] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Recommendation:
     @property
     def recipe(self) -> str:
         """Name of the recommended recipe."""
-        return RECIPES_BY_TRAINABLE[self.trained]
+        return RECIPES_BY_TRAINABLE[self.trainable]
 
     @property
     def command(self) -> str:
@@ -95,13 +95,13 @@ class Recommendation:
         items = [
             *(("why", reason) for reason in self.reasons),
             ("more", self.more_photos),
-            *(("doubt", doubt) for doubt in self.doubts),
-            ("sure", "not very" if self.doubts else "fairly"),
+            *(("doubt", doubt) for doubt in self.caveats),
+            ("sure", "not very" if self.caveats else "fairly"),
         ]
         lines = [line for name, text in items for line in _wrap(name, text)]
         # Never wrapped, because users copy it.
         run = f"  run    {self.command}{cost}"
-        return "\n".join([f"Advice: {SENTENCES[self.trained]}", "", *_format_table(self), "", *lines, run])
+        return "\n".join([f"Advice: {SENTENCES[self.trainable]}", "", *_format_table(self), "", *lines, run])
 
 
 def recommend(evidence: ProbeResult, supply: PhotoCounts, photos: str, costs: dict[str, float]) -> Recommendation:
@@ -128,9 +128,13 @@ def recommend(evidence: ProbeResult, supply: PhotoCounts, photos: str, costs: di
 
 def choose_trainable(evidence: ProbeResult, supply: PhotoCounts) -> Trainable:
     """Apply the rules: fewer photos, or weaker evidence, never train more of the network."""
-    if supply.a_class < MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING or _is_at_ceiling(evidence):
+    if supply.median_per_class < MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING or _is_at_ceiling(evidence):
         return "head"
-    return "all" if _is_unlike_imagenet(evidence) and supply.a_class >= MIN_PHOTOS_PER_CLASS_FOR_ALL else "tail"
+    return (
+        "all"
+        if _is_unlike_imagenet(evidence) and supply.median_per_class >= MIN_PHOTOS_PER_CLASS_FOR_ALL
+        else "last_stages"
+    )
 
 
 def _is_at_ceiling(evidence: ProbeResult) -> bool:
@@ -145,10 +149,11 @@ def _is_unlike_imagenet(evidence: ProbeResult) -> bool:
 
 
 def _list_reasons(evidence: ProbeResult, supply: PhotoCounts, trained: Trainable) -> list[str]:
-    resemblance, per_class = _describe_resemblance(evidence), f"a class has {_format_count(supply.a_class)}"
-    if supply.a_class < MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING:
+    resemblance, per_class = _describe_resemblance(evidence), f"a class has {_format_count(supply.median_per_class)}"
+    minimum = MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING
+    if supply.median_per_class < minimum:
         return [
-            f"{per_class}, which is few (below {MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING}): the last stages would learn them by heart, not what they show",
+            f"{per_class}, which is few (below {minimum}): the last stages would learn them by heart, not what they show",
             resemblance,
         ]
     if trained == "head":
@@ -164,7 +169,7 @@ def _list_reasons(evidence: ProbeResult, supply: PhotoCounts, trained: Trainable
     more = f"; the whole network should have {MIN_PHOTOS_PER_CLASS_FOR_ALL}" if _is_unlike_imagenet(evidence) else ""
     return [
         resemblance,
-        f"{per_class}, enough (from {MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING} on) for the last stages not to learn them by heart{more}",
+        f"{per_class}, enough (from {minimum} on) for the last stages not to learn them by heart{more}",
     ]
 
 
@@ -206,16 +211,16 @@ def _list_doubts(evidence: ProbeResult, supply: PhotoCounts) -> list[str]:
             else (MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING,)
         )
         factor = NEAR_THRESHOLD_FACTOR
-        near = [limit for limit in limits if limit / factor <= supply.a_class < limit * factor]
-        doubts += [f"{_format_count(supply.a_class)} a class: near the limit of {limit}" for limit in near]
-        if supply.a_class >= MIN_PHOTOS_PER_CLASS_FOR_ALL and _is_close(evidence):
+        near = [limit for limit in limits if limit / factor <= supply.median_per_class < limit * factor]
+        doubts += [f"{_format_count(supply.median_per_class)} a class: near the limit of {limit}" for limit in near]
+        if supply.median_per_class >= MIN_PHOTOS_PER_CLASS_FOR_ALL and _is_close(evidence):
             doubts.append("whether the photos resemble ImageNet's came out close")
     if _is_unlike_imagenet(evidence) and choose_trainable(evidence, supply) != "head":
         doubts.append(
             "for photos unlike ImageNet's this is the textbook's rule, and has failed too: compare with --recipe quick"
         )
     name, count = supply.smallest
-    if count < min(MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, supply.a_class):
+    if count < min(MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, supply.median_per_class):
         doubts.append(f"class {name} has {_format_count(count)}, too few whatever learns from them")
     return doubts
 
@@ -235,7 +240,7 @@ def _wrap(name: str, text: str) -> list[str]:
 
 def _format_table(recommendation: Recommendation) -> list[str]:
     """Format the evidence, one line per accuracy."""
-    evidence, supply = recommendation.evidence, recommendation.supply
+    evidence, supply = recommendation.evidence, recommendation.photo_counts
     rows: list[tuple[str, str | AccuracyEstimate]] = [
         ("always the commonest class", f"{evidence.majority_accuracy:.3f}"),
         *((f"by {name}", score) for name, score in evidence.accuracy_by_depth.items()),
@@ -244,7 +249,7 @@ def _format_table(recommendation: Recommendation) -> list[str]:
     ]
     return [
         f"  How often a class is named rightly ({evidence.scored_photos:,} of {supply.photos:,} training and validation photos;",
-        f"  the {supply.sealed:,} test photos stay sealed), by what a network trained on ImageNet sees, first layers first:",
+        f"  the {supply.test_photos:,} test photos stay sealed), by what a network trained on ImageNet sees, first layers first:",
         "",
         *(f"    {name:<30}{score}" for name, score in rows),
     ]

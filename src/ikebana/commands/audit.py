@@ -11,8 +11,8 @@ import polars as pl
 
 from ikebana.auditing import cleaning, content_checks
 from ikebana.auditing import dataset_checks as files
-from ikebana.auditing.dataset_checks import SHOWN, Finding
-from ikebana.auditing.recommendation import Recommendation, PhotoCounts, recommend
+from ikebana.auditing.dataset_checks import MAX_SUMMARY_PATHS, Finding
+from ikebana.auditing.recommendation import PhotoCounts, Recommendation, recommend
 from ikebana.data import pixel_cache as pixel_cache_module
 from ikebana.data import sources, split
 from ikebana.data.dataset import STATUS_USED, Dataset
@@ -25,13 +25,13 @@ from ikebana.reports import audit_page
 from ikebana.runs.run import write_json
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import resolve_output_path, atomic_write
-from ikebana.system.resources import require_disk, memory_errors
+from ikebana.system.files import atomic_write, resolve_output_path
+from ikebana.system.resources import memory_errors, require_disk
 
 if TYPE_CHECKING:
     from ikebana.learning.device import DeviceSettings
 
-CANNOT_SPLIT = "unsplit"
+CANNOT_SPLIT = "cannot_split"
 # Files in the output folder.
 PAGE_FILE, AUDIT_FILE, TABLE_FILE = "index.html", "audit.json", "findings.csv"
 
@@ -51,7 +51,7 @@ class Audit:
     @property
     def leaks(self) -> tuple[Finding, ...]:
         """Findings of photos in more than one split: test accuracy on them is inflated."""
-        return tuple(finding for finding in self.findings if finding.kind == "leak")
+        return tuple(finding for finding in self.findings if finding.kind == "leakage")
 
     @property
     def split_errors(self) -> tuple[Finding, ...]:
@@ -61,7 +61,7 @@ class Audit:
     def __repr__(self) -> str:
         details = "--out DIR (in Python: .findings)" if self.page is None else str(self.page)
         lines = [files.summarise(self.dataset, list(self.findings), details)]
-        lines += [f"  leak: {files.describe(leak)}" for leak in self.leaks[:SHOWN]]
+        lines += [f"  leak: {files.describe(leak)}" for leak in self.leaks[:MAX_SUMMARY_PATHS]]
         lines += [f"  fit would refuse: {error.evidence}\n  try  {error.advice}" for error in self.split_errors]
         return "\n".join(lines + ([f"\n{self.recommendation!r}"] if self.recommendation is not None else []))
 
@@ -82,8 +82,8 @@ def audit(
         advise: also recommend how much of a network to train: its head, its tail or all of it.
         out: folder for a page, `audit.json` and `findings.csv`.
         write: table for `fit`, such as `cleaned.csv`; the dropped rows go beside it.
-        drop: findings whose photos are left out of it: "twins", "doubtful", or a finding's kind.
-        relabel: findings whose photos get the suggested label: "doubtful>0.95".
+        drop: kinds of findings whose photos are left out of it, such as "near_duplicate".
+        relabel: findings whose photos get the suggested label: "suspect_label>0.95".
     Raises:
         PhotosError: there are no usable photos, or with `advise` too few.
         RecipeError, MachineError: with `advise`, the backbone is not available.
@@ -118,7 +118,7 @@ def audit(
     if advise:
         with memory_errors():
             advice = _recommend(dataset, pixel_cache, recipe, str(write or dataset.source))
-            result = replace(result, advice=advice)
+            result = replace(result, recommendation=advice)
     return result
 
 
@@ -137,7 +137,7 @@ def _check_machine(dataset: Dataset, recipe: Recipe) -> None:
 
     Without a backbone, an audit needs only disk space.
     """
-    from ikebana.learning.estimate import estimate_cost, configure_device
+    from ikebana.learning.estimate import configure_device, estimate_cost
     from ikebana.learning.models import weight_loading
 
     try:
@@ -213,12 +213,13 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult)
     )
     if cleaned.protected_count:
         progress.message(
-            f"{cleaned.protected_count:,} test photo{'s' * (cleaned.protected_count != 1)} left alone though the label is doubted: "
-            "no network may choose what it is scored on"
+            f"{cleaned.protected_count:,} test photo{'s' * (cleaned.protected_count != 1)} left alone though the label is "
+            "doubted: no network may choose what it is scored on"
         )
     if cleaned.suspect_label_count and "split" not in cleaned.kept.columns:
+        count = cleaned.suspect_label_count
         progress.message(
-            f"{cleaned.suspect_label_count:,} photo{'s' * (cleaned.suspect_label_count != 1)} dropped or relabelled for doubt before the split: "
+            f"{count:,} photo{'s' * (count != 1)} dropped or relabelled for doubt before the split: "
             "unless somebody looked at them, the score will be kinder than the truth"
         )
 
@@ -247,13 +248,13 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos
     smallest = min(counts, key=lambda name: counts[name])
     supply = PhotoCounts(
         photos=len(examples),
-        sealed=len(splits["test"]),
-        a_class=statistics.median_low(counts.values()),
+        test_photos=len(splits["test"]),
+        median_per_class=statistics.median_low(counts.values()),
         smallest=(smallest, counts[smallest]),
     )
     advice = recommend(evidence, supply, photos, _estimate_costs(dataset, recipe, settings))
     progress.message(f"\n{advice!r}")
-    progress.event("advice", **advice.to_json())
+    progress.event("recommendation", **advice.to_json())
     return advice
 
 

@@ -50,8 +50,8 @@ class Cache:
 
     def __repr__(self) -> str:
         lines = [
-            f"{usage.description:<30} {usage.entries:>5,}  {usage.bytes / 1e6:>10,.1f} MB  {_format_time(usage.newest_time)}".rstrip()
-            for usage in self.kinds
+            f"{kind.description:<30} {kind.entries:>5,}  {kind.bytes / 1e6:>10,.1f} MB  {_format_time(kind.newest_time)}".rstrip()
+            for kind in self.kinds
         ]
         total = f"{self.folder}: {self.bytes / 1e6:,.1f} MB; it may be cleared at any time: ikebana cache --clear"
         return "\n".join([*lines, total])

@@ -30,7 +30,7 @@ def doctor() -> dict[str, Any]:
         "device": f"{settings.device}: {settings.reasons['device']}",
         "threads": f"{settings.threads}: {settings.reasons['threads']}",
         "allocator": f"{settings.allocator}: {settings.reasons['allocator']}",
-        "number format": f"{settings.precision} for {DEFAULT_RECIPE}: {settings.reasons['number_format']}",
+        "precision": f"{settings.precision} for {DEFAULT_RECIPE}: {settings.reasons['precision']}",
         "cache": f"{cache} ({measure_size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: _find_version(name) for name in LIBRARIES},

@@ -20,7 +20,7 @@ from ikebana.inference import classifier, page_files
 from ikebana.inference.classifier import Classifier
 from ikebana.runs.run import Run, open_run
 from ikebana.system import progress
-from ikebana.system.files import atomic_directory, resolve_output_path, atomic_write
+from ikebana.system.files import atomic_directory, atomic_write, resolve_output_path
 
 
 def export(
@@ -85,10 +85,13 @@ def export_web(
     target = resolve_output_path(folder, is_new_folder=True)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ModelError("this place is taken", where=folder, advice="a folder that is not there yet")
-    with atomic_directory(target, shared=False) as partial_folder:
+    with atomic_directory(target, allow_existing=False) as partial_folder:
         shipped = export(run, partial_folder / "model.onnx", int8=int8, photos=photos)
         runtime = add_runtime(partial_folder)
-        page_info = asdict(page_files.summarise_classifier(shipped)) | {"side": shipped.image_size, "runtime": runtime}
+        page_info = asdict(page_files.summarise_classifier(shipped)) | {
+            "image_size": shipped.image_size,
+            "runtime": runtime,
+        }
         text = json.dumps(page_info, ensure_ascii=False, indent=1) + "\n"
         (partial_folder / "model.json").write_text(text, "utf-8")
         for name in (*page_files.COMMON_FILES, *page_files.STANDALONE_FILES):

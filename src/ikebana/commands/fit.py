@@ -19,17 +19,17 @@ from ikebana.learning import examples as examples_module
 from ikebana.learning import plan as plan_module
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.estimate import (
+    configure_device,
     estimate_cost,
     get_spare_gpu_bytes,
-    suggest_upgrade,
-    configure_device,
     recipe_memory_errors,
+    suggest_upgrade,
 )
 from ikebana.learning.models import networks
 from ikebana.learning.training import checkpoint
 from ikebana.recipe import Recipe, with_options
 from ikebana.runs import run as runs
-from ikebana.runs.reproducibility import describe_resume_differences, describe_rerun_differences
+from ikebana.runs.reproducibility import describe_rerun_differences, describe_resume_differences
 from ikebana.runs.run import Run
 from ikebana.system import progress
 from ikebana.system.progress import Stopwatch

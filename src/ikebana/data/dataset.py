@@ -33,7 +33,7 @@ SCHEMA = {
     # Photos of one group stay in one split.
     "group": pl.String,
     # The same for all near-duplicates of each other, else null. Known once the photos are opened.
-    "twins": pl.String,
+    "duplicate_of": pl.String,
     # `used`, or why the photo is not used.
     "status": pl.String,
     # Of the file's bytes.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ikebana.data.dataset import SPLIT_ALIASES, SCHEMA, STATUS_UNOPENED, Dataset, collect_rows
+from ikebana.data.dataset import SCHEMA, SPLIT_ALIASES, STATUS_UNOPENED, Dataset, collect_rows
 from ikebana.errors import PhotosError
 
 # Folders inside a class are groups only if each class then has this many groups (a photo beside

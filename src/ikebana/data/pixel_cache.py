@@ -25,7 +25,7 @@ import polars as pl
 
 from ikebana.data import decoding
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset, collect_rows
-from ikebana.data.decoding import read_bytes, count_threads
+from ikebana.data.decoding import count_threads, read_bytes
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.recipe import Resize
 from ikebana.system import progress

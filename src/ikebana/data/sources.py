@@ -93,7 +93,7 @@ def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
     return replace(
         dataset,
         classes=_order_classes(classes, order, dataset.source),
-        classes_without_photos=tuple(sorted(empty)),
+        empty_classes=tuple(sorted(empty)),
     )
 
 

@@ -36,7 +36,9 @@ def split_photos(dataset: Dataset, recipe: Recipe) -> Dataset:
             Recipe.split_fractions,
             Recipe.split_seed,
         ):
-            progress.message("the parts came with the photos: --split, --parts and --split-seed change nothing")
+            progress.message(
+                "the parts came with the photos: --split, --split-fractions and --split-seed change nothing"
+            )
         splits = _complete_given(used, recipe)
     elif recipe.split == "shuffle":
         splits = assign_shuffled(to_strings(used["label"]), dataset.classes, recipe.split_fractions, recipe.split_seed)
@@ -49,7 +51,7 @@ def split_photos(dataset: Dataset, recipe: Recipe) -> Dataset:
         if required not in present:
             n_groups = len(set(find_groups(used)))
             what = f"of {used.height} photos none is left for the {required} part"
-            advice = "more photos, at least 3 of each class, or other parts of them (fit --parts)"
+            advice = "more photos, at least 3 of each class, or other parts of them (fit --split-fractions)"
             if is_given:
                 advice = f"photos whose part is {required}, or no parts: then they are split here"
             elif n_groups < used.height:
@@ -87,7 +89,7 @@ def find_groups(photos: pl.DataFrame) -> list[int]:
 
     They have the same bytes, are near-duplicates or share a given group, directly or in a chain.
     """
-    columns = ("sha256", "twins", "group")
+    columns = ("sha256", "duplicate_of", "group")
     rows = photos.lazy().select(columns).with_row_index("row")
     first_rows = rows.select(pl.col("row").min().over(name).alias(name) for name in columns)
     row_numbers = np.arange(photos.height)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ikebana.data.dataset import SPLIT_ALIASES, SPLITS, SCHEMA, Dataset, collect_rows
+from ikebana.data.dataset import SCHEMA, SPLIT_ALIASES, SPLITS, Dataset, collect_rows
 from ikebana.data.folder import check_file
 from ikebana.errors import PhotosError
 

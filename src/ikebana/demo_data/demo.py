@@ -62,7 +62,7 @@ def describe_faults(run: Run, planted: PlantedFaults) -> list[str]:
     broken = sum(table[path]["status"] != "used" for path in planted.broken)
     together = sum(table[first]["split"] == table[second]["split"] for first, second in planted.duplicates)
     findings = run.read_json("audit.json")["findings"]
-    reported = {finding["paths"][0] for finding in findings if finding["kind"] == "identical"}
+    reported = {finding["paths"][0] for finding in findings if finding["kind"] == "exact_duplicate"}
     duplicates = sum(bool({first, second} & reported) for first, second in planted.duplicates)
     upright = sum(table[path]["status"] == "used" for path in planted.sideways)
     contradicted, held_out = _count_contradicted(run, planted.wrong_label)

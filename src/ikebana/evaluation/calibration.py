@@ -17,8 +17,8 @@ MIN_CALIBRATION_GROUPS = 20
 # Accuracy that the answers other than "not sure" should have.
 TARGET_ACCURACY = 0.95
 NO_THRESHOLD_MESSAGE = (
-    f'there is no threshold for "not sure" (it takes {MIN_CALIBRATION_GROUPS} validation photos, of as many groups, that no choice was made by): '
-    "every photo gets a label"
+    f'there is no threshold for "not sure" (it takes {MIN_CALIBRATION_GROUPS} validation photos, of as many groups, '
+    "that no choice was made by): every photo gets a label"
 )
 # Below this confidence, a label is more probably wrong than right.
 MIN_THRESHOLD = 0.5
@@ -89,7 +89,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | N
     if len(np.unique(labels)) < 2:
         raise PhotosError(
             f"all {len(labels)} validation photos are of one class, so confidence cannot be checked",
-            advice="hold out more photos (--parts 0.6,0.2,0.2), or at least 5 of each of 2 classes",
+            advice="hold out more photos (--split-fractions 0.6,0.2,0.2), or at least 5 of each of 2 classes",
         )
     exact = logits.astype(np.float64)
     error_rate = 1 / ((len(labels) if group_count is None else group_count) + 2)

@@ -20,12 +20,12 @@ class NaiveShuffle:
     may still be wrong on the others.
 
     n: test photos.
-    with_twin: of these, photos with a duplicate in training or validation.
+    with_duplicate: of these, photos with a duplicate in training or validation.
     accuracy: estimate, if a network is right on every photo whose duplicate it has learned.
     """
 
     n: int
-    with_twin: int
+    with_duplicate: int
     accuracy: float
 
 
@@ -33,30 +33,30 @@ class NaiveShuffle:
 class Leakage:
     """Paths of test photos with a duplicate or a group member in training or validation.
 
-    `accuracy_of_others` is the test accuracy without them.
+    `accuracy_on_others` is the test accuracy without them.
     """
 
     photos: tuple[str, ...]
-    accuracy_of_them: float | None
-    accuracy_of_others: float | None
+    accuracy_on_leaked: float | None
+    accuracy_on_others: float | None
     naive_shuffle: NaiveShuffle
 
     def __repr__(self) -> str:
-        naive, others = self.naive_shuffle, self.accuracy_of_others
+        naive, others = self.naive_shuffle, self.accuracy_on_others
         lines = []
         if self.photos and others is not None:
             lines.append(
                 f"test photos with a twin, or one of their group, among those learned from: {len(self.photos)}; "
-                f"accuracy {self.accuracy_of_them:.3f} on them, {others:.3f} on the others"
+                f"accuracy {self.accuracy_on_leaked:.3f} on them, {others:.3f} on the others"
             )
         elif self.photos:
             lines.append(
                 f"all {len(self.photos)} test photos have a twin, or one of their group, among those learned from: "
                 "the score is memory"
             )
-        if naive.with_twin > len(self.photos):
+        if naive.with_duplicate > len(self.photos):
             lines.append(
-                f"in a naive shuffle, test photos with a twin among those learned from: {naive.with_twin}; accuracy shown: "
+                f"in a naive shuffle, test photos with a twin among those learned from: {naive.with_duplicate}; accuracy shown: "
                 f"about {naive.accuracy:.3f}"
             )
         return "\n".join(lines)

@@ -59,7 +59,7 @@ class Evaluation:
     report: str
     note: str = ""
     threshold: float | None = None
-    answered: float | None = None
+    answered_share: float | None = None
     answered_accuracy: float | None = None
     leakage: Leakage | None = None
     n_effective: float | None = None
@@ -87,10 +87,10 @@ class Evaluation:
         return f"no photo of {' and '.join(names)} was tested: the score says nothing of them" if names else ""
 
     def _describe_answers(self) -> str:
-        if self.threshold is None or self.answered is None:
+        if self.threshold is None or self.answered_share is None:
             return NO_THRESHOLD_MESSAGE
         right = f", right in {self.answered_accuracy:.1%} of these" if self.answered_accuracy is not None else ""
-        return f"sure (confidence {self.threshold:.2f} or more) of {self.answered:.1%} of them{right}"
+        return f"sure (confidence {self.threshold:.2f} or more) of {self.answered_share:.1%} of them{right}"
 
     def _describe_leakage(self) -> str:
         return repr(self.leakage) if self.leakage is not None else ""
@@ -165,7 +165,7 @@ def evaluate(
         report=classification_report(per_class, right / len(labels)),
         note=note,
         threshold=threshold,
-        answered=sure,
+        answered_share=sure,
         answered_accuracy=sure_accuracy,
         leakage=leakage,
         n_effective=n_effective,

@@ -24,8 +24,8 @@ def collect(run: Run) -> dict[str, Any]:
     return {
         "ikebana": FORMAT_VERSION,
         "classes": list(run.classes),
-        "side": run.recipe.image_size,
-        "fit": run.recipe.resize,
+        "image_size": run.recipe.image_size,
+        "resize": run.recipe.resize,
         "threshold": calibration.threshold,
         "temperature": calibration.temperature,
         "recipe": _strip_paths(recipe_to_json(run.recipe)),

@@ -48,7 +48,7 @@ def load_network(run: Run, temperature: float) -> CalibratedNetwork:
 
 def decode_examples(photos: Sequence[RunPhoto], model_info: dict[str, Any]) -> np.ndarray:
     """Decode the first test photos as network input."""
-    few, size, method = photos[:TRACE_BATCH_SIZE], model_info["side"], model_info["fit"]
+    few, size, method = photos[:TRACE_BATCH_SIZE], model_info["image_size"], model_info["resize"]
     return np.stack([decoding.decode(run_photos.read_photo(photo), size, method).pixels for photo in few])
 
 
@@ -128,7 +128,7 @@ def _strip_debug_info(graph: ModelProto) -> ModelProto:
 
 def assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
     """Build the whole file: resize graph, network, metadata and seal."""
-    resize_graph = resize_graph_module.build_resize_graph(model_info["side"], model_info["fit"])
+    resize_graph = resize_graph_module.build_resize_graph(model_info["image_size"], model_info["resize"])
     prefixed = onnx.compose.add_prefix(network, "network/", rename_inputs=False, rename_outputs=False)
     model = onnx.compose.merge_models(resize_graph, prefixed, io_map=[(NETWORK_INPUT, NETWORK_INPUT)], name="ikebana")
     model.producer_name, model.producer_version = "ikebana", model_info["versions"]["ikebana"]

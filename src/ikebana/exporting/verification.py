@@ -18,7 +18,7 @@ from ikebana.data import decoding
 from ikebana.errors import ModelError, PhotosError
 from ikebana.exporting import run_photos
 from ikebana.exporting.run_photos import RunPhoto
-from ikebana.inference.classifier import PREFETCH_BATCHES, BATCH_PHOTOS, Classifier, preprocess_ahead
+from ikebana.inference.classifier import BATCH_PHOTOS, PREFETCH_BATCHES, Classifier, preprocess_ahead
 from ikebana.system import progress
 
 MAX_PROBABILITY_DIFFERENCE = 1e-3

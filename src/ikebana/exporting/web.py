@@ -61,7 +61,8 @@ def add_runtime(folder: Path) -> dict[str, Any]:
     cached, place = fetch_runtime(), RUNTIME_CDN_URL
     if cached is None:
         progress.message(
-            f"npm cannot give {RUNTIME_PACKAGE} {RUNTIME_VERSION} now, so the page will load it from {RUNTIME_CDN_URL.split('/')[2]}; photos stay"
+            f"npm cannot give {RUNTIME_PACKAGE} {RUNTIME_VERSION} now, so the page will load it from "
+            f"{RUNTIME_CDN_URL.split('/')[2]}; photos stay"
         )
     else:
         place = "onnxruntime/"

@@ -153,7 +153,7 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
     session, classes = _create_session(data, where, threads), tuple(metadata["classes"])
     _raise_if_inconsistent(_find_graph_error(session, len(classes)), where)
     forward = partial(_run_session, session, len(classes), where)
-    return Classifier(classes, metadata["side"], metadata["fit"], metadata["threshold"], metadata, forward)
+    return Classifier(classes, metadata["image_size"], metadata["resize"], metadata["threshold"], metadata, forward)
 
 
 def predict_photos(
@@ -240,14 +240,14 @@ def _raise_if_inconsistent(problem: str | None, where: str | Path | None) -> Non
 
 def _find_metadata_error(metadata: Mapping[str, Any]) -> str | None:
     """Describe what is invalid in the metadata; None if they are valid."""
-    classes, image_size, resize = (metadata.get(name) for name in ("classes", "side", "fit"))
+    classes, image_size, resize = (metadata.get(name) for name in ("classes", "image_size", "resize"))
     threshold = metadata.get("threshold")
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) and name for name in classes):
         return "its classes are not a list of names"
     if len(set(classes)) != len(classes):
         return "it names a class twice"
     if type(image_size) is not int or not 1 <= image_size <= 4096:
-        return "the side of its photos is not a number of pixels"
+        return "the image size is not a number of pixels"
     if resize not in ("squash", "crop"):
         return "it does not say how photos become square"
     if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STATUS_OK = "used"
+STATUS_OK = "ok"
 NOT_SURE = "not sure"
 # Classes that repr() shows for a prediction that is "not sure".
 REPR_CLASSES = 2
@@ -21,7 +21,7 @@ class Prediction:
     confidence: float
     # The probability of each class; empty if the photo is unusable.
     probabilities: dict[str, float]
-    # "used", "not sure", or the reason why the photo is unusable.
+    # "ok", "not sure", or the reason why the photo is unusable.
     status: str = STATUS_OK
 
     @property

@@ -24,7 +24,7 @@ import numpy as np
 from ikebana.errors import MachineError, RecipeError
 from ikebana.inference.prediction import Prediction
 from ikebana.system import progress
-from ikebana.system.files import write_error, resolve_output_path, atomic_write
+from ikebana.system.files import atomic_write, resolve_output_path, write_error
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 # A millionth is less than the difference between two processors.

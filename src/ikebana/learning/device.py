@@ -30,7 +30,7 @@ from ikebana.errors import MachineError
 from ikebana.recipe import Precision
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import discard, atomic_write
+from ikebana.system.files import atomic_write, discard
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -105,7 +105,7 @@ def configure(threads: int | None = None, device: str | None = None) -> DeviceSe
         "device": device_reason,
         "threads": threads_reason,
         "allocator": allocator_reason,
-        "number_format": "not measured yet",
+        "precision": "not measured yet",
     }
     return DeviceSettings(name, "float32", count, allocator, reasons)
 
@@ -201,7 +201,7 @@ def select_precision(
         with progress.stage("measure the speed", len(missing), "number formats") as bar:
             for name in missing:
                 try:
-                    measurements[name] = trial(replace(settings, number_format=name))
+                    measurements[name] = trial(replace(settings, precision=name))
                 except MachineError as error:
                     failures[name] = error
                 bar.advance(1)
@@ -214,9 +214,9 @@ def select_precision(
     if len(candidates) > 1:
         speeds = {name: f"{1 / measurements[name]:,.0f} photos/s" for name in candidates if name not in failures}
         reason = "; ".join(f"{name} {speeds.get(name, 'needs more memory')}" for name in candidates)
-    reasons = {**settings.reasons, "number_format": reason}
+    reasons = {**settings.reasons, "precision": reason}
     seconds = corrections.get(best, measurements[best])
-    return replace(settings, number_format=best, reasons=reasons, seconds_per_photo=seconds, measured_in=file.stem)
+    return replace(settings, precision=best, reasons=reasons, seconds_per_photo=seconds, measurement_id=file.stem)
 
 
 def record_faster_speed(settings: DeviceSettings, seconds: float) -> None:
@@ -361,7 +361,7 @@ def load_settings(file: Path) -> DeviceSettings | None:
         saved = {saved_field.name: values[saved_field.name] for saved_field in fields(DeviceSettings)}
     except (OSError, ValueError, KeyError, TypeError):  # interrupted before the file was written
         return None
-    if saved["number_format"] not in DTYPES or saved["device"] not in ("cpu", _select_device()[0]):
+    if saved["precision"] not in DTYPES or saved["device"] not in ("cpu", _select_device()[0]):
         return None
     configure(saved["threads"], saved["device"])
     return DeviceSettings(**saved)

@@ -103,11 +103,11 @@ class CostEstimate:
 def _suggest_smaller(recipe: Recipe) -> str:
     """Suggest what to try when memory is too small."""
     batch_hint = (
-        f" or --batch (it is {recipe.batch_size})"
+        f" or --batch-size (it is {recipe.batch_size})"
         if recipe.transfer is None or not recipe.transfer.cache_features
         else ""
     )
-    return f"a smaller --side (it is {recipe.image_size}){batch_hint}, or a machine with more memory"
+    return f"a smaller --image-size (it is {recipe.image_size}){batch_hint}, or a machine with more memory"
 
 
 def recipe_memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
@@ -128,7 +128,7 @@ def configure_device(recipe: Recipe, classes: int, photo_count: int | None = Non
         MachineError: too little memory for the measurement.
     """
     settings, recipe = device.configure(), networks.fill_defaults(recipe)
-    recipe = replace(recipe, batch=min(recipe.batch_size, photo_count or recipe.batch_size))
+    recipe = replace(recipe, batch_size=min(recipe.batch_size, photo_count or recipe.batch_size))
     # Built only if there is something to measure. Members of an ensemble are timed one by one.
     get_members = functools.cache(lambda: networks.get_members(networks.build_network(recipe, classes)))
     if recipe.transfer is not None and recipe.transfer.cache_features:
@@ -143,12 +143,12 @@ def configure_device(recipe: Recipe, classes: int, photo_count: int | None = Non
     def trial(candidate: DeviceSettings) -> float:
         with recipe_memory_errors(recipe):
             members = _require_step_memory(get_members(), recipe, classes, candidate)
-            return sum(measure(member, setting=candidate) for member in members)
+            return sum(measure(member, settings=candidate) for member in members)
 
     selected = device.select_precision(settings, recipe.precision, name, trial)
     # Only feature extraction with one backbone is timed again later and may correct the time.
     can_correct = recipe.transfer is not None and recipe.transfer.cache_features and len(recipe.members) == 1
-    return selected if can_correct else replace(selected, measured_in="")
+    return selected if can_correct else replace(selected, measurement_id="")
 
 
 def _make_key_suffix(recipe: Recipe) -> str:
@@ -215,10 +215,10 @@ def estimate_cost(dataset: Dataset, recipe: Recipe, settings: DeviceSettings, ru
 
 def _describe_substituted_stage(network: nn.Module, recipe: Recipe) -> str:
     """Report the stage that training starts from, if it is not the recipe's."""
-    if recipe.transfer is None or recipe.transfer.trainable != "tail" or not recipe.transfer.train_from:
+    if recipe.transfer is None or recipe.transfer.trainable != "last_stages" or not recipe.transfer.train_from:
         return ""
     stage = parameter_groups.resolve_first_trained_stage(
-        network.get_submodule("seer.backbone"), recipe.transfer.train_from
+        network.get_submodule("backbone.network"), recipe.transfer.train_from
     )
     if stage == recipe.transfer.train_from:
         return ""
@@ -273,12 +273,12 @@ def _estimate_missing_features(
     """
     if recipe.transfer is None or not (recipe.transfer.cache_features or recipe.transfer.fit_logistic_head):
         return 0, 0
-    exact = replace(settings, number_format="float32") if recipe.transfer.cache_features else settings
+    exact = replace(settings, precision="float32") if recipe.transfer.cache_features else settings
     candidates = {candidate.precision: candidate for candidate in (settings, exact)}.values()
     missing_bytes = missing_photos = 0
     for member, member_recipe in zip(members, recipe.members, strict=True):
         key = feature_cache.make_feature_key(pixels, member_recipe, weight_loading.resolve_weights(member_recipe))
-        backbone = member.get_submodule("seer")
+        backbone = member.get_submodule("backbone")
         # Each photo has features in one precision only: either it trains or it is held out.
         member_bytes, member_photos = feature_cache.estimate_missing(
             backbone, key, photos, recipe.image_size, candidates
@@ -368,7 +368,8 @@ def suggest_upgrade(
         return "this may be guessing: look at photos and labels first (ikebana audit), and for more photos"
     photos_per_class = dataset.used_photos.filter(split="train").group_by("label").len()["len"].median()
     if isinstance(photos_per_class, float) and photos_per_class < MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING:
-        return f"with fewer than {MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING} photos a class to learn from, more photos help more than another recipe"
+        minimum = MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING
+        return f"with fewer than {minimum} photos a class to learn from, more photos help more than another recipe"
     preset, cost = networks.fill_defaults(recipes.RECIPES[recipe.name]), ""
     if recipe.network != preset.network:  # the gain was measured with the preset's network only
         return f"better still, perhaps: --recipe {better.recipe} --network {recipe.network}"

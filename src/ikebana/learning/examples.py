@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ikebana.data.dataset import SPLITS, Dataset
-from ikebana.data.split import get_selection_mask, find_groups
+from ikebana.data.split import find_groups, get_selection_mask
 
 # Of the device memory that is free beside a training step; the memory of a step is an estimate.
 MAX_PIXEL_MEMORY_FRACTION = 0.5

@@ -94,10 +94,10 @@ def build_task(
     transfer, held_out = recipe.transfer, examples_module.concatenate(splits["validation"], splits["test"])
     if transfer is None or not (transfer.cache_features or transfer.fit_logistic_head):
         return TrainingTask(recipe, network, splits["train"], splits["validation"], held_out)
-    backbone, head = network.get_submodule("seer"), network.get_submodule("head")
+    backbone, head = network.get_submodule("backbone"), network.get_submodule("head")
     if transfer.cache_features:
         train = feature_cache.extract_features(backbone, origin, splits["train"], settings)
-        exact = replace(settings, number_format="float32")
+        exact = replace(settings, precision="float32")
         held_out_features = feature_cache.extract_features(backbone, origin, held_out, exact)
         validation = held_out_features.take_first(len(splits["validation"]))
         head_only = nn.Sequential(OrderedDict(head=head))
@@ -140,7 +140,7 @@ def _train_task(task: TrainingTask, settings: DeviceSettings, checkpoint_file: P
             return
     # A head on cached features is small: half precision would not make it faster.
     if transfer is not None and transfer.cache_features:
-        settings = replace(settings, number_format="float32")
+        settings = replace(settings, precision="float32")
     yield from loop.train(task.network, task.recipe, task.train, task.validation, settings, checkpoint_file, title)
 
 
@@ -191,7 +191,7 @@ def _fit_logistic_head(train: FeatureExamples, validation: FeatureExamples, netw
 
 
 def _score_logistic_head(task: TrainingTask, settings: DeviceSettings, seconds: float) -> Epoch:
-    exact = replace(settings, number_format="float32")
+    exact = replace(settings, precision="float32")
     scores = [
         scoring.score(scoring.compute_logits(task.network, examples, exact), examples.labels)
         for examples in (task.train, task.validation)

@@ -44,5 +44,5 @@ def predict_probabilities(
 
     Always in float32, so that scores do not depend on the precision of training.
     """
-    exact = replace(settings, number_format="float32")
+    exact = replace(settings, precision="float32")
     return torch.softmax(torch.from_numpy(compute_logits(network, examples, exact, bar=bar)), 1).numpy()

@@ -40,18 +40,20 @@ class KindDescription:
 
 
 KIND_DESCRIPTIONS = {
-    "unsplit": KindDescription("No split", "As they are, fit would not train on these photos."),
-    "untrained": KindDescription("Never learned", "Classes that are tested and that nothing is learned of."),
-    "leak": KindDescription(
+    "cannot_split": KindDescription("No split", "As they are, fit would not train on these photos."),
+    "class_without_training_photos": KindDescription(
+        "Never learned", "Classes that are tested and that nothing is learned of."
+    ),
+    "leakage": KindDescription(
         "Leaks between parts", "The same photo lies in several parts: a score on it is memory, not skill."
     ),
-    "identical_other_label": KindDescription(
+    "exact_duplicate_conflicting_label": KindDescription(
         "One photo, two labels", "Files with the same bytes stand under different labels."
     ),
-    "near_twin_other_label": KindDescription(
+    "near_duplicate_conflicting_label": KindDescription(
         "Near-twins, two labels", "Almost the same photo stands under different labels."
     ),
-    "doubtful_label": KindDescription(
+    "suspect_label": KindDescription(
         "Doubtful labels", "What a network sees, and the photos most alike, speak for another label. Surest first."
     ),
     "shortcut": KindDescription(
@@ -59,22 +61,24 @@ KIND_DESCRIPTIONS = {
         "A class gives itself away by something other than its subject. A network would learn that instead.",
     ),
     "unreadable": KindDescription("Set aside", "These files could not be used. Nothing was learned from them."),
-    "identical": KindDescription("Identical files", "The same bytes more than once, under one label."),
-    "near_twin": KindDescription(
+    "exact_duplicate": KindDescription("Identical files", "The same bytes more than once, under one label."),
+    "near_duplicate": KindDescription(
         "Near-twins", "Almost the same photo more than once: resized, cropped, turned or saved again."
     ),
-    "odd": KindDescription("Odd photos", "Unlike all others, so perhaps of another subject. Oddest first."),
-    "blurred": KindDescription("Blurred", "Nothing in these photos is in focus."),
+    "outlier": KindDescription("Odd photos", "Unlike all others, so perhaps of another subject. Oddest first."),
+    "blurry": KindDescription("Blurred", "Nothing in these photos is in focus."),
     "dark": KindDescription("Dark", "Hardly anything in these photos is light."),
     "bright": KindDescription("Bright", "Hardly anything in these photos is dark."),
     "blank": KindDescription("Blank", "One shade all over."),
-    "tiny": KindDescription("Tiny", "So small that they must be enlarged a lot."),
-    "aspect": KindDescription("Odd shapes", "Much longer than high, or higher than long: a square shows only a part."),
-    "alike_names": KindDescription(
+    "low_resolution": KindDescription("Tiny", "So small that they must be enlarged a lot."),
+    "odd_aspect_ratio": KindDescription(
+        "Odd shapes", "Much longer than high, or higher than long: a square shows only a part."
+    ),
+    "similar_class_names": KindDescription(
         "Names alike", "Two classes whose names differ in capitals or blanks alone are one, more often than not."
     ),
-    "imbalance": KindDescription("Imbalance", "The classes differ a lot in size."),
-    "few": KindDescription("Small classes", "Too few photos to judge these classes by."),
+    "class_imbalance": KindDescription("Imbalance", "The classes differ a lot in size."),
+    "small_class": KindDescription("Small classes", "Too few photos to judge these classes by."),
     "empty_class": KindDescription("Empty classes", "Class folders without one usable photo."),
 }
 SEVERITY_TITLES = {"error": "must be mended", "warning": "look at it", "note": "good to know"}

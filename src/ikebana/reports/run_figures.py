@@ -117,7 +117,7 @@ def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize:
             thumbnail = Image.fromarray(restore_aspect_ratio(pixels[row], width, height, resize))
             thumbnail.save(beside / f"{sha256}.jpg", "JPEG", quality=85)
 
-    with atomic_directory(folder, make=False) as beside:
+    with atomic_directory(folder, create_parent=False) as beside:
         for _ in map_in_threads(lambda chunk: save(chunk, beside), make_chunks(len(rows))):
             pass
 

@@ -9,7 +9,7 @@ from ikebana.recipe import Recipe
 
 # Entries of `environment.json` that affect the last digits of a sum: how many threads share it, and
 # which library computes it.
-REPRODUCIBILITY_KEYS = ("device", "accelerator", "number_format", "processor", "threads", "ikebana", "libraries")
+REPRODUCIBILITY_KEYS = ("device", "accelerator", "precision", "processor", "threads", "ikebana", "libraries")
 
 
 def describe_rerun_differences(recipe: str | Path | Recipe, environment: dict[str, Any]) -> str:

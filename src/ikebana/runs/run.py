@@ -171,11 +171,11 @@ class Run:
         write_json(self.folder / name, value, create_parent=False)
 
     def write_text(self, name: str, text: str) -> None:
-        with atomic_write(self.folder / name, make=False) as partial_file:
+        with atomic_write(self.folder / name, create_parent=False) as partial_file:
             partial_file.write_text(text, "utf-8")
 
     def write_table(self, name: str, table: pl.DataFrame) -> None:
-        with atomic_write(self.folder / name, make=False) as partial_file:
+        with atomic_write(self.folder / name, create_parent=False) as partial_file:
             table.write_parquet(partial_file)
 
     def write_epochs(self, epochs: Iterable[Any]) -> None:
@@ -313,7 +313,7 @@ def create_run(folder: str | Path | None, recipe: Recipe, dataset: Dataset, envi
     }
     path = Path(folder).expanduser() if folder is not None else _choose_folder(recipe, source)
     check_folder_is_free(path)
-    with atomic_directory(path, shared=False) as partial_folder:
+    with atomic_directory(path, allow_existing=False) as partial_folder:
         write_json(partial_folder / "recipe.json", source["recipe"])
         write_json(partial_folder / "source.json", source)
         write_json(partial_folder / "environment.json", environment)

@@ -74,7 +74,7 @@ class PhotoPrediction:
     confidence: float
     # The probability of each class; empty if the photo is unusable.
     probabilities: dict[str, float]
-    # "used", "not sure", or the reason why the photo is unusable.
+    # "ok", "not sure", or the reason why the photo is unusable.
     status: str
 
     @property

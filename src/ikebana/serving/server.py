@@ -18,7 +18,7 @@ from ikebana.inference.sorting import UNUSABLE
 from ikebana.serving.limits import ClientDisconnected, Limits, Refusal
 from ikebana.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from ikebana.serving.middleware import SecurityMiddleware
-from ikebana.serving.prediction_queue import PhotoPrediction, Classifier, PredictionQueue
+from ikebana.serving.prediction_queue import Classifier, PhotoPrediction, PredictionQueue
 from ikebana.serving.uploads import read_uploads
 
 # Counts requests of clients that disconnected, as nginx does; no client reads it.

@@ -35,7 +35,7 @@ def require_disk(needed: Mapping[Path, float]) -> None:
             raise MachineError(
                 f"{_format_bytes(total)} are needed on the disk and {_format_bytes(free)} are free",
                 where=amounts,
-                advice="free some space, a smaller --side, or IKEBANA_CACHE=DIR on a larger disk",
+                advice="free some space, a smaller --image-size, or IKEBANA_CACHE=DIR on a larger disk",
             )
 
 

@@ -26,7 +26,7 @@ from ikebana.data.pixel_cache import PixelCache, allocate_zeros, make_chunks, ma
 from ikebana.data.split import find_connected_components
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import write_error, discard, atomic_write
+from ikebana.system.files import atomic_write, discard, write_error
 from ikebana.system.resources import require_disk
 
 # Raised with each change of the search, which invalidates cached results.
@@ -55,7 +55,9 @@ def find_near_duplicates(dataset: Dataset, pixel_cache: PixelCache) -> Dataset:
     if pairs is None:
         pairs = [_describe_pair(dataset, *pair) for pair in find_pairs(pixel_cache.thumbnails, rows)]
         _save_pairs(pixel_cache, file_prefix, pairs)
-    return replace(dataset, twins=tuple(pairs), photos=dataset.photos.with_columns(_name_groups(dataset, pairs)))
+    return replace(
+        dataset, near_duplicates=tuple(pairs), photos=dataset.photos.with_columns(_name_groups(dataset, pairs))
+    )
 
 
 def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, float]]:
@@ -212,7 +214,7 @@ def _name_groups(dataset: Dataset, pairs: list[NearDuplicate]) -> pl.Series:
         ):
             name_of_hash |= dict.fromkeys(photos["sha256"][rows], photos["path"][rows[0]])
     names = pl.col("sha256").replace_strict(name_of_hash, default=None, return_dtype=pl.String)
-    return photos.select(pl.when(pl.col("status") == STATUS_USED).then(names).alias("twins"))["twins"]
+    return photos.select(pl.when(pl.col("status") == STATUS_USED).then(names).alias("duplicate_of"))["duplicate_of"]
 
 
 def has_cached_pairs(folder: Path) -> bool:

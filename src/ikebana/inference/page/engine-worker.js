@@ -54,7 +54,7 @@ async function createEngine() {
 }
 
 async function predict(file, model, session, ort) {
-  const { pixels, width, height } = await decode(file, model.side);
+  const { pixels, width, height } = await decode(file, model.image_size);
   const tensor = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
   const output = await session.run({ photos: tensor }, ["probabilities"]);
   const probabilities = [...output.probabilities.data];
@@ -65,7 +65,7 @@ async function predict(file, model, session, ort) {
     label: isSure ? model.classes[probabilities.indexOf(confidence)] : null,
     confidence,
     probabilities: Object.fromEntries(model.classes.map((name, index) => [name, probabilities[index]])),
-    status: isSure ? "used" : "not sure",
+    status: isSure ? "ok" : "not sure",
   };
 }
 

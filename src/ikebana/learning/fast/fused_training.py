@@ -19,11 +19,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.fast.depthwise import (
-    compute_same_padding,
     compute_gradients,
-    is_cpu_bfloat16_autocast,
-    has_slow_backward,
+    compute_same_padding,
     convolution_backward,
+    has_slow_backward,
+    is_cpu_bfloat16_autocast,
 )
 
 # Activations whose gradient can be computed from their output alone.

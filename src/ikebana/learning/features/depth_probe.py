@@ -53,7 +53,7 @@ class DepthFeatures(nn.Module):
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.normalise = backbone.get_submodule("normalise")
-        self.network: Any = backbone.get_submodule("backbone")
+        self.network: Any = backbone.get_submodule("network")
         stages = self.network.feature_info
         # Of the intermediate stages; the remaining features are the last map's.
         self.widths = [2 * stages[number]["num_chs"] for number in INTERMEDIATE_STAGES]
@@ -136,7 +136,7 @@ def extract_depth_features(
     """
     backbone, key = feature_cache.load_backbone(recipe, pixel_cache, settings)
     depths = DepthFeatures(backbone).eval()
-    key = replace(key, depths=f"mean and spread of stages {INTERMEDIATE_STAGES}")
+    key = replace(key, intermediate_maps=f"mean and spread of stages {INTERMEDIATE_STAGES}")
     return depths.split_by_depth(feature_cache.extract_features(depths, key, photos, settings).to_array())
 
 

@@ -31,7 +31,7 @@ from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import Recipe
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import write_error, atomic_directory, discard
+from ikebana.system.files import atomic_directory, discard, write_error
 from ikebana.system.resources import require_disk
 
 # Fewer images do not update the measured speed.
@@ -75,7 +75,7 @@ def load_backbone(recipe: Recipe, pixel_cache: str, settings: DeviceSettings) ->
     """
     network = networks.build_network(recipe, classes=2).to(settings.device)
     weights = weight_loading.load_pretrained_weights(network, recipe)
-    return network.get_submodule("seer"), make_feature_key(pixel_cache, recipe, weights)
+    return network.get_submodule("backbone"), make_feature_key(pixel_cache, recipe, weights)
 
 
 def extract_features(
@@ -142,7 +142,7 @@ def measure_seconds_per_photo(network: nn.Module, image_size: int, settings: Dev
     pixels = np.random.default_rng(0).integers(0, 256, (count, image_size, image_size, 3), np.uint8)
     photos = make_unlabelled(pixels, np.arange(count))
     # A copy: moving the original's backbone to a GPU would leave its head on the CPU.
-    backbone = fused_inference.fuse_layers(copy.deepcopy(network.get_submodule("seer")).to(settings.device), photos)
+    backbone = fused_inference.fuse_layers(copy.deepcopy(network.get_submodule("backbone")).to(settings.device), photos)
     inputs, _ = photos.get_batch(photos.rows, settings.device)
     seconds = []
     for _ in range(3):

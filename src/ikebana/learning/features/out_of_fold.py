@@ -45,7 +45,7 @@ def extract_labelled_features(
         pixel_cache: name of the pixel cache.
     """
     backbone, key = feature_cache.load_backbone(recipe, pixel_cache, settings)
-    exact = replace(settings, number_format="float32")
+    exact = replace(settings, precision="float32")
     held_out = examples_module.concatenate(splits["validation"], splits["test"])
     extracted = [
         feature_cache.extract_features(backbone, key, photos, split_settings)

@@ -38,7 +38,7 @@ def assemble_network(recipe: Recipe, classes: int) -> nn.Sequential:
         normalise = Normalise(config["mean"], config["std"])
     head = _build_head(recipe.transfer or Transfer(), _measure_width(network, recipe), classes)
     flip_tta = recipe.transfer is not None and recipe.transfer.flip_tta
-    return nn.Sequential(OrderedDict(seer=Backbone(normalise, network, flip_tta), head=head))
+    return nn.Sequential(OrderedDict(backbone=Backbone(normalise, network, flip_tta), head=head))
 
 
 class Backbone(nn.Module):
@@ -160,9 +160,10 @@ def _measure_width(network: nn.Module, recipe: Recipe) -> int:
     try:
         features = network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
     except (RuntimeError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RecipeError(
-            f"photos of {recipe.image_size} pixels do not fit {recipe.network}: {(str(error) or type(error).__name__).splitlines()[0]}",
-            advice=f"--side {get_native_image_size(recipe)}",
+            f"photos of {recipe.image_size} pixels do not fit {recipe.network}: {reason}",
+            advice=f"--image-size {get_native_image_size(recipe)}",
         ) from None
     return features.shape[1]
 

@@ -17,11 +17,11 @@ from ikebana.learning.models.layers import (
     Ensemble,
     FlattenLikeKeras,
     Scale,
-    initialise_like_keras,
-    get_last_linear,
     average_probabilities,
+    get_last_linear,
+    initialise_like_keras,
 )
-from ikebana.learning.models.parameter_groups import make_parameter_groups, get_trainable, uses_batch_statistics
+from ikebana.learning.models.parameter_groups import get_trainable, make_parameter_groups, uses_batch_statistics
 from ikebana.recipe import Recipe
 from ikebana.system import resources
 
@@ -67,8 +67,8 @@ class CalibratedNetwork(nn.Module):
 
 def _compute_features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:
     """Return the input of the network's last layer, and its output."""
-    if hasattr(network, "seer"):
-        features = network.get_submodule("seer")(photos)
+    if hasattr(network, "backbone"):
+        features = network.get_submodule("backbone")(photos)
         return features, network.get_submodule("head")(features)
     assert isinstance(network, nn.Sequential)
     features = network[:-1](photos)
@@ -105,7 +105,7 @@ def _build_tutorial_network(image_size: int, dropout: float, classes: int) -> nn
         )
     features = channels * map_size * map_size
     needed_bytes = resources.memory_in_use() + 4.0 * features * DENSE_UNITS
-    resources.require_memory(needed_bytes, f"a smaller --side (it is {image_size}), or more memory")
+    resources.require_memory(needed_bytes, f"a smaller --image-size (it is {image_size}), or more memory")
     layers["flatten"] = FlattenLikeKeras()
     if dropout:
         layers["dropout"] = nn.Dropout(dropout)
@@ -126,8 +126,10 @@ def fill_defaults(recipe: Recipe) -> Recipe:
     if recipe.batch_size == 1 and any(
         uses_batch_statistics(member, get_trainable(member)) for member in recipe.members
     ):
-        raise RecipeError("BatchNorm learns the spread of a batch, and one photo has none", advice="--batch 2 or more")
+        raise RecipeError(
+            "BatchNorm learns the spread of a batch, and one photo has none", advice="--batch-size 2 or more"
+        )
     weights = str(Path(recipe.weights).expanduser().absolute()) if recipe.weights else ""
     return replace(
-        recipe, side=recipe.image_size or backbones.get_native_image_size(recipe.members[0]), weights=weights
+        recipe, image_size=recipe.image_size or backbones.get_native_image_size(recipe.members[0]), weights=weights
     )

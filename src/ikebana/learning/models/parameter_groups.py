@@ -19,22 +19,22 @@ def make_parameter_groups(
 ) -> list[ParameterGroup]:
     """Return the trained weights in groups of one learning rate each, and freeze the others."""
     # The tutorial's network, or a head alone.
-    if not hasattr(network, "seer"):
+    if not hasattr(network, "backbone"):
         weights = list(network.parameters())
         return (
             group_by_weight_decay(weights, learning_rate)
             if recipe.tuning is not None
             else [ParameterGroup(weights, learning_rate)]
         )
-    backbone_network = network.get_submodule("seer.backbone")
+    backbone_network = network.get_submodule("backbone.network")
     head = list(network.get_submodule("head").parameters())
     network.requires_grad_(False)
     if trainable == "head":
         groups = group_by_weight_decay(head, learning_rate)
-    elif trainable == "tail" and recipe.network == KERAS_INCEPTION:
+    elif trainable == "last_stages" and recipe.network == KERAS_INCEPTION:
         groups = [ParameterGroup([*_get_last_keras_weights(backbone_network, recipe), *head], learning_rate)]
     else:
-        train_from = recipe.transfer.train_from if recipe.transfer is not None and trainable == "tail" else None
+        train_from = recipe.transfer.train_from if recipe.transfer is not None and trainable == "last_stages" else None
         groups = _group_by_stage(list_stages(backbone_network), head, train_from, recipe, learning_rate)
     for group in groups:
         for weight in group.weights:
@@ -48,15 +48,15 @@ def uses_batch_statistics(recipe: Recipe, trainable: Trainable) -> bool:
     A pretrained backbone keeps its statistics while it trains. Two cases need batch statistics:
     the tutorial's fine-tuning, which trains BatchNorm, and a network trained from scratch.
     """
-    is_tutorial_fine_tuning = recipe.network == KERAS_INCEPTION and trainable == "tail"
+    is_tutorial_fine_tuning = recipe.network == KERAS_INCEPTION and trainable == "last_stages"
     return recipe.network != "tutorial" and (recipe.transfer is None or is_tutorial_fine_tuning)
 
 
 def set_training_mode(network: nn.Module, recipe: Recipe, trainable: Trainable) -> None:
     """Set training mode, but leave BatchNorm in evaluation mode where its statistics are frozen."""
     network.train()
-    if hasattr(network, "seer"):
-        network.get_submodule("seer.backbone").train(uses_batch_statistics(recipe, trainable))
+    if hasattr(network, "backbone"):
+        network.get_submodule("backbone.network").train(uses_batch_statistics(recipe, trainable))
 
 
 # How many of Keras' layers the tutorial fine-tunes.

@@ -24,7 +24,7 @@ from torch import Tensor
 from ikebana.errors import IkebanaError, MachineError, RecipeError
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import discard, atomic_write
+from ikebana.system.files import atomic_write, discard
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg

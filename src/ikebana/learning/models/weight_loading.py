@@ -39,7 +39,7 @@ def load_pretrained_weights(network: nn.Module, recipe: Recipe) -> Weights | Non
         return None
     pretrained_tensors, backbone_network = (
         pretrained_weights.load_tensors(pretrained),
-        network.get_submodule("seer.backbone"),
+        network.get_submodule("backbone.network"),
     )
     if recipe.network == KERAS_INCEPTION:
         layers = backbone_network.get_submodule("layers")
@@ -56,7 +56,7 @@ def load_pretrained_weights(network: nn.Module, recipe: Recipe) -> Weights | Non
         raise RecipeError(
             f"these weights are not of {recipe.network} at {recipe.image_size} pixels: {wrong[0]} is missing or of another shape",
             where=pretrained.file,
-            advice=f"the weights of {recipe.network}, and --side {get_native_image_size(recipe)}",
+            advice=f"the weights of {recipe.network}, and --image-size {get_native_image_size(recipe)}",
         )
     backbone_network.load_state_dict({name: pretrained_tensors[name].to(value.dtype) for name, value in state.items()})
     return pretrained

@@ -102,7 +102,7 @@ def save_weights(file: Path, network: nn.Module) -> None:
 
 def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a file with the run folder's permissions; safetensors makes it private to its owner."""
-    with atomic_write(file, make=False) as partial_file:
+    with atomic_write(file, create_parent=False) as partial_file:
         save_file(tensors, partial_file, metadata)
         partial_file.chmod(file.parent.stat().st_mode & 0o666)
 
