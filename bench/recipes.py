@@ -51,7 +51,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - begun)
             accuracies.append(run.evaluation.accuracy)
             stages = "  ".join(f"{name} {value:.1f}" for name, value in run.evaluation.seconds.items())
-            best = max(each["val_accuracy"] for each in run.history)
+            best = run.history["val_accuracy"].max()
             print(
                 f"  {recipe} seed {seed}: test {run.evaluation!r}".split("\n", 1)[0]
                 + f"; best validation {best:.3f}; {seconds[-1]:.0f} s: {stages}",

@@ -91,7 +91,7 @@ def pair(photos, cache, tmp_path_factory):
 
 
 def test_a_pair_learns_one_after_the_other_and_its_score_is_that_of_both_together(pair, photos):
-    assert [each["epoch"] for each in pair.history] == [1, 2, 3, 4]
+    assert pair.history["epoch"].to_list() == [1, 2, 3, 4]
     assert {"curves.png", "curves_2.png"} <= {each.name for each in (pair.folder / "figures").iterdir()}
     said = {each.path: each.probabilities for each in ikebana.predict(pair, photos)}
     for row in pair.predictions.iter_rows(named=True):

@@ -57,8 +57,8 @@ def test_a_run_leaves_what_the_contract_promises(run, photos):
     }  # fmt: skip
     assert recipe_from_json(run.read_json("recipe.json")) == recipes.get_recipe("baseline", **SMALL)
     assert Path(run.source["photos"]) == photos
-    assert [each["epoch"] for each in run.history] == [1, 2, 3]
-    assert set(run.history[0]) == {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
+    assert run.history["epoch"].to_list() == [1, 2, 3]
+    assert set(run.history.columns) == {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
     reasons = run.read_json("environment.json")["reasons"]
     assert set(reasons) == {"device", "threads", "allocator", "precision"}
     assert all(reasons.values())
@@ -89,7 +89,7 @@ def test_validation_figures_of_the_last_epoch_are_those_of_the_stored_probabilit
     probabilities = held_out.select(f"p:{name}" for name in run.classes).to_numpy()
     truth = np.array([run.classes.index(name) for name in held_out["label"]])
     given = probabilities[np.arange(len(truth)), truth]
-    assert run.history[-1]["val_loss"] == pytest.approx(-np.log(given).mean(), rel=1e-4)
+    assert run.history[-1, "val_loss"] == pytest.approx(-np.log(given).mean(), rel=1e-4)
 
 
 def test_the_same_command_gives_the_same_weights_to_the_bit_and_another_seed_others(run, photos, tmp_path):
@@ -110,8 +110,7 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(name, photos, tmp_path):
     assert len(stopped.history) == 1
     resumed = ikebana.resume(tmp_path / "stopped")
     assert resumed.weights.read_bytes() == whole.weights.read_bytes()
-    untimed = [{**each, "seconds": 0} for each in resumed.history]
-    assert untimed == [{**each, "seconds": 0} for each in whole.history]
+    assert resumed.history.drop("seconds").equals(whole.history.drop("seconds"))
     assert resumed.predictions.equals(whole.predictions)
     assert not resumed.checkpoint.exists()
 
@@ -195,7 +194,7 @@ def test_fit_tells_programs_one_event_a_line(photos, tmp_path):
     epochs = [
         {key: value for key, value in each.items() if key != "event"} for each in events if each["event"] == "epoch"
     ]
-    assert epochs == ikebana.open_run(tmp_path / "run").history
+    assert epochs == ikebana.open_run(tmp_path / "run").history.to_dicts()
 
 
 def test_a_folder_that_is_taken_is_refused_before_any_work(run, photos):
@@ -253,7 +252,7 @@ def test_figures_are_pictures_and_thumbnails_are_those_of_the_held_out_photos(ru
 
 def test_a_run_without_validation_photos_still_scores_its_test_photos(photos, tmp_path):
     made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL, split_fractions=(0.7, 0.0, 0.3))
-    assert made.history[0]["val_loss"] is None
+    assert made.history[0, "val_loss"] is None
     assert made.evaluation.n > 0
 
 

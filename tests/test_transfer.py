@@ -161,7 +161,7 @@ def test_fine_tuning_begins_with_a_head_and_moves_the_tail_alone(tuned, photos, 
     assert moved
     assert all(name.startswith(("blocks.3", "blocks.4", "blocks.5", "blocks.6", "conv_head", "bn2")) for name in moved)
     assert not [name for name in moved if "running" in name]  # BatchNorm stays as it was
-    assert tuned.history[0]["train_accuracy"] > 0.6  # a head that was drawn at random would begin at 0.2
+    assert tuned.history[0, "train_accuracy"] > 0.6  # a head that was drawn at random would begin at 0.2
 
 
 def test_fine_tuning_that_was_stopped_goes_on_to_the_very_same_weights(tuned, photos, tmp_path):
@@ -186,7 +186,7 @@ def test_a_head_can_be_trained_like_any_layer_on_kept_features(photos, tmp_path,
     )
     made = ikebana.fit(photos, recipe, run=tmp_path / "run")
     assert len(made.history) == 15
-    assert made.history[-1]["train_loss"] < made.history[0]["train_loss"]
+    assert made.history[-1, "train_loss"] < made.history[0, "train_loss"]
     assert made.evaluation.accuracy > 0.4
     assert "head.dense_1" in (made.folder / "layers.txt").read_text("utf-8")
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ikebana.auditing import file_facts as file_facts_module
 from ikebana.auditing import image_quality, label_errors, shortcuts
 from ikebana.auditing.dataset_checks import Finding
+from ikebana.auditing.file_facts import extract_file_facts
 from ikebana.data import split
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
@@ -61,7 +61,7 @@ def evaluate_file_facts(dataset: Dataset, pixel_cache: PixelCache) -> shortcuts.
     labels = np.array([index[name] for name in used["label"]], np.int64)
     groups = np.array(split.find_groups(used))
     selection = shortcuts.select_photos(labels, groups)
-    file_facts = file_facts_module.extract_file_facts(dataset, pixel_cache.pixels, selection)
+    file_facts = extract_file_facts(dataset, pixel_cache.pixels, selection)
     return shortcuts.evaluate_facts(file_facts, labels[selection], groups[selection])
 
 

@@ -13,11 +13,10 @@ from ikebana.auditing import cleaning, content_checks
 from ikebana.auditing import dataset_checks as files
 from ikebana.auditing.dataset_checks import MAX_SUMMARY_PATHS, Finding
 from ikebana.auditing.recommendation import PhotoCounts, Recommendation, recommend
-from ikebana.data import pixel_cache as pixel_cache_module
 from ikebana.data import sources, split
 from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.data.duplicates import near_duplicates
-from ikebana.data.pixel_cache import PixelCache
+from ikebana.data.pixel_cache import PixelCache, compute_cache_bytes, open_pixel_cache
 from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.recipe import Recipe
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
@@ -100,7 +99,7 @@ def audit(
     if advise:
         weight_loading.resolve_weights(recipe)
     _check_machine(unopened, recipe)
-    opened, pixel_cache = pixel_cache_module.open_pixel_cache(unopened, recipe.image_size, recipe.resize)
+    opened, pixel_cache = open_pixel_cache(unopened, recipe.image_size, recipe.resize)
     dataset, split_errors = _split(
         sources.assign_classes(near_duplicates.find_near_duplicates(opened, pixel_cache), ()), recipe
     )
@@ -143,9 +142,9 @@ def _check_machine(dataset: Dataset, recipe: Recipe) -> None:
     try:
         weight_loading.resolve_weights(recipe)
     except (RecipeError, MachineError):
-        needed = pixel_cache_module.compute_cache_bytes(
-            dataset, recipe.image_size
-        ) + near_duplicates.compute_scratch_bytes(dataset.photos.height)
+        needed = compute_cache_bytes(dataset, recipe.image_size) + near_duplicates.compute_scratch_bytes(
+            dataset.photos.height
+        )
         require_disk({cache_folder(): needed})
         return
     estimate_cost(dataset, recipe, configure_device(recipe, len(dataset.classes))).report_and_check(recipe)
@@ -232,13 +231,13 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos
     Args:
         photos: path for the command: the cleaned table if one was written.
     """
-    from ikebana.learning import examples as examples_module
     from ikebana.learning.estimate import configure_device
+    from ikebana.learning.examples import build_split_examples, concatenate
     from ikebana.learning.features import depth_probe
 
-    splits = examples_module.build_split_examples(dataset, pixel_cache.pixels)
+    splits = build_split_examples(dataset, pixel_cache.pixels)
     for_selection = splits["validation"].select(splits["validation"].for_selection)
-    examples = examples_module.concatenate(splits["train"], for_selection)
+    examples = concatenate(splits["train"], for_selection)
     sample, groups = depth_probe.sample_photos(examples, split.find_groups(dataset.photos[examples.rows]))
     folds = depth_probe.make_folds(sample.labels, groups, dataset.source)
     settings = configure_device(recipe, len(dataset.classes))

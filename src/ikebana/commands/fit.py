@@ -6,17 +6,14 @@ from typing import Any
 
 from ikebana import recipes
 from ikebana.auditing import dataset_checks
-from ikebana.data import pixel_cache as pixel_cache_module
 from ikebana.data import sources, split
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
-from ikebana.data.pixel_cache import PixelCache
+from ikebana.data.pixel_cache import PixelCache, open_pixel_cache
 from ikebana.evaluation.calibration import calibrate
 from ikebana.evaluation.leakage import measure_leakage
 from ikebana.evaluation.metrics import evaluate
 from ikebana.learning import augmentation, device
-from ikebana.learning import examples as examples_module
-from ikebana.learning import plan as plan_module
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.estimate import (
     configure_device,
@@ -25,7 +22,9 @@ from ikebana.learning.estimate import (
     recipe_memory_errors,
     suggest_upgrade,
 )
+from ikebana.learning.examples import build_split_examples, concatenate, select_for_calibration
 from ikebana.learning.models import networks
+from ikebana.learning.plan import build_plan, check_weights, describe_refit, predict_held_out, refit_on_all, train_plan
 from ikebana.learning.training import checkpoint
 from ikebana.recipe import Recipe, with_options
 from ikebana.runs import run as runs
@@ -55,7 +54,7 @@ def fit(
     resolved = networks.fill_defaults(recipes.resolve_recipe(recipe, **options))
     runs.check_folder_is_free(run)
     # Missing weights are reported before any photo is read.
-    plan_module.check_weights(resolved)
+    check_weights(resolved)
     dataset = sources.read(photos, resolved.class_order)
     settings = configure_device(resolved, len(dataset.classes), dataset.photos.height)
     # So that recipe.json contains the measured precision.
@@ -95,7 +94,7 @@ def resume(run: str | Path) -> Run:
 
 def _load_and_split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, PixelCache]:
     """Decode every photo once, find duplicates, assign splits; the cache holds pixels by row."""
-    decoded, pixel_cache = pixel_cache_module.open_pixel_cache(dataset, recipe.image_size, recipe.resize)
+    decoded, pixel_cache = open_pixel_cache(dataset, recipe.image_size, recipe.resize)
     return split.split_photos(
         sources.assign_classes(near_duplicates.find_near_duplicates(decoded, pixel_cache), recipe.class_order), recipe
     ), pixel_cache
@@ -120,28 +119,28 @@ def _train_and_score(
     run.write_json("audit.json", dataset_checks.to_json(dataset, findings))
     progress.message(dataset_checks.summarise(dataset, findings))
     recipe, gpu_bytes = run.recipe, get_spare_gpu_bytes(run.recipe, classes, settings)
-    splits = examples_module.build_split_examples(dataset, pixel_cache.pixels, settings.device, gpu_bytes)
-    plan = plan_module.build_plan(recipe, classes, splits, pixels_id, settings)
+    splits = build_split_examples(dataset, pixel_cache.pixels, settings.device, gpu_bytes)
+    plan = build_plan(recipe, classes, splits, pixels_id, settings)
     run.write_text("layers.txt", plan.layer_table)
     run.record_pretrained(plan.pretrained)
     clock.lap("features")
     epochs = []
-    for epoch in plan_module.train_plan(plan, settings, run.checkpoint):
+    for epoch in train_plan(plan, settings, run.checkpoint):
         epochs.append(epoch)
         run.write_epochs(epochs)
         progress.event("epoch", **asdict(epoch))
     clock.lap("train", sum(epoch.seconds for epoch in epochs))
     raw, held_out = (
-        plan_module.predict_held_out(plan, settings),
-        examples_module.concatenate(splits["validation"], splits["test"]),
+        predict_held_out(plan, settings),
+        concatenate(splits["validation"], splits["test"]),
     )
-    calibration = calibrate(*examples_module.select_for_calibration(splits, raw))
+    calibration = calibrate(*select_for_calibration(splits, raw))
     run.write_json("calibration.json", calibration)
     probabilities = calibration.apply(raw)
     run.write_predictions(dataset, held_out.rows, probabilities)
     clock.lap("score")
     if recipe.refit_on_all:
-        plan = plan_module.refit_on_all(recipe, classes, splits, pixels_id, settings, run.refit_checkpoint)
+        plan = refit_on_all(recipe, classes, splits, pixels_id, settings, run.refit_checkpoint)
         clock.lap("train on all")
     checkpoint.save_weights(run.weights, plan.network)
 
@@ -149,7 +148,7 @@ def _train_and_score(
 
     examples = augmentation.draw_examples(pixel_cache.pixels[splits["train"].rows[0]], recipe.augmentation, recipe.seed)
     test, labels = (values[len(splits["validation"]) :] for values in (probabilities, held_out.labels))
-    note, leaks = plan_module.describe_refit(recipe, splits), measure_leakage(dataset, recipe, test.argmax(1) == labels)
+    note, leaks = describe_refit(recipe, splits), measure_leakage(dataset, recipe, test.argmax(1) == labels)
     evaluation = evaluate(test, labels, dataset.classes, note, calibration.threshold, leaks, splits["test"].groups)
     run_figures.draw_all(run, dataset, pixel_cache.pixels, examples, evaluation)
     clock.lap("draw")

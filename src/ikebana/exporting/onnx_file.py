@@ -19,7 +19,7 @@ from ikebana.data import decoding
 from ikebana.errors import ModelError
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.exporting import metadata, quantisation, run_photos
-from ikebana.exporting import resize_graph as resize_graph_module
+from ikebana.exporting.resize_graph import ONNX_IR_VERSION, ONNX_OPSET, build_resize_graph
 from ikebana.exporting.run_photos import RunPhoto
 from ikebana.exporting.verification import Reference
 from ikebana.inference import model_file
@@ -92,7 +92,7 @@ def trace_to_onnx(network: CalibratedNetwork, image_size: int, images: np.ndarra
                 CalibratedNetwork(folded, network.temperature).eval(),
                 (inputs,),
                 dynamo=True,
-                opset_version=resize_graph_module.ONNX_OPSET,
+                opset_version=ONNX_OPSET,
                 input_names=[NETWORK_INPUT],
                 output_names=[PROBABILITIES_OUTPUT, FEATURES_OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim("N")},),
@@ -122,13 +122,13 @@ def _strip_debug_info(graph: ModelProto) -> ModelProto:
     for field in ("value_info", "metadata_props", "doc_string"):
         graph.graph.ClearField(field)
     graph.ClearField("metadata_props")
-    graph.ir_version = resize_graph_module.ONNX_IR_VERSION
+    graph.ir_version = ONNX_IR_VERSION
     return graph
 
 
 def assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
     """Build the whole file: resize graph, network, metadata and seal."""
-    resize_graph = resize_graph_module.build_resize_graph(model_info["image_size"], model_info["resize"])
+    resize_graph = build_resize_graph(model_info["image_size"], model_info["resize"])
     prefixed = onnx.compose.add_prefix(network, "network/", rename_inputs=False, rename_outputs=False)
     model = onnx.compose.merge_models(resize_graph, prefixed, io_map=[(NETWORK_INPUT, NETWORK_INPUT)], name="ikebana")
     model.producer_name, model.producer_version = "ikebana", model_info["versions"]["ikebana"]

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ikebana.learning import examples as examples_module
 from ikebana.learning import scoring
 from ikebana.learning.device import DeviceSettings
-from ikebana.learning.examples import Examples, FeatureExamples, PhotoExamples
+from ikebana.learning.examples import Examples, FeatureExamples, PhotoExamples, concatenate, merge_for_refit
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.features import feature_cache
 from ikebana.learning.features.feature_cache import FeatureKey
@@ -91,7 +90,7 @@ def build_task(
 
     Held-out photos are evaluated in float32, as in the exported network.
     """
-    transfer, held_out = recipe.transfer, examples_module.concatenate(splits["validation"], splits["test"])
+    transfer, held_out = recipe.transfer, concatenate(splits["validation"], splits["test"])
     if transfer is None or not (transfer.cache_features or transfer.fit_logistic_head):
         return TrainingTask(recipe, network, splits["train"], splits["validation"], held_out)
     backbone, head = network.get_submodule("backbone"), network.get_submodule("head")
@@ -153,7 +152,7 @@ def refit_on_all(
     checkpoint_file: Path,
 ) -> TrainingPlan:
     """Train the recipe from scratch on all photos, which leaves none for evaluation."""
-    plan = build_plan(recipe, classes, examples_module.merge_for_refit(splits), pixel_cache, settings)
+    plan = build_plan(recipe, classes, merge_for_refit(splits), pixel_cache, settings)
     for _ in train_plan(plan, settings, checkpoint_file, "train on all"):
         pass
     return plan

@@ -34,7 +34,7 @@ def draw_all(
     with progress.stage("draw", 4, "kinds of pictures") as bar:
         draw_dataset(folder, dataset, pixels, run.recipe.resize)
         bar.advance(1)
-        draw_training(folder, run.history, len(run.recipe.networks), examples)
+        draw_training(folder, run.history.to_dicts(), len(run.recipe.networks), examples)
         bar.advance(1)
         if len(evaluation.classes) <= MAX_CONFUSION_CLASSES:
             figures.draw_confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")

@@ -55,6 +55,11 @@ DEFAULT_RUNS_FOLDER = Path("runs")
 MAX_NAMED_PHOTOS = 5
 DAMAGED_ADVICE = "a copy of this run that is whole, or the same once more: ikebana fit PHOTOS --recipe RUN/recipe.json"
 
+# Losses and accuracies are null where there are no validation photos.
+HISTORY_SCHEMA = {"epoch": pl.Int64} | dict.fromkeys(
+    ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"), pl.Float64
+)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -130,12 +135,12 @@ class Run:
         return self.read_table("predictions.parquet", ("path", "label", "split", *classes))
 
     @property
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> pl.DataFrame:
         """Loss, accuracy and seconds per epoch; RunError if there are none yet."""
         try:
             lines = (self.folder / "epochs.jsonl").read_text("utf-8").splitlines()
-            return [json.loads(line) for line in lines]
-        except (OSError, ValueError) as error:
+            return pl.DataFrame([json.loads(line) for line in lines], HISTORY_SCHEMA)
+        except (OSError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
             raise RunError(f"epochs.jsonl cannot be read: {error}", where=self.folder, advice=DAMAGED_ADVICE) from None
 
     def read_json(self, name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ikebana.data import decoding as decoding_module
+from ikebana.data.decoding import count_threads, read_dimensions
 from ikebana.errors import UnreadablePhoto
 from ikebana.inference.page_files import ClassifierDescription
 from ikebana.inference.prediction import NOT_SURE
@@ -119,7 +119,7 @@ class PredictionQueue:
 
     def __init__(self, classifier: Classifier, limits: Limits, metrics: Metrics):
         self.classifier, self.limits, self.metrics = classifier, limits, metrics
-        self.decode_executor = ThreadPoolExecutor(decoding_module.count_threads(), "decode")
+        self.decode_executor = ThreadPoolExecutor(count_threads(), "decode")
         self.network_executor = ThreadPoolExecutor(1, "network")
         self.ready_photos: deque[_DecodedPhoto] = deque()
         self.has_ready = asyncio.Event()
@@ -293,7 +293,7 @@ class _Job:
         self.decode_start = time.perf_counter()
         try:
             data, self.upload.data = self.upload.data, b""
-            size = decoding_module.read_dimensions(data)
+            size = read_dimensions(data)
             if size is not None and size[0] * size[1] > self.queue.limits.megapixels * 1_000_000:
                 what = f"too large: {size[0]} x {size[1]} is {size[0] * size[1] / 1e6:,.0f} megapixels"
                 raise UnreadablePhoto(f"{what}, and the limit here is {self.queue.limits.megapixels}")

@@ -19,9 +19,25 @@ import numpy as np
 import polars as pl
 
 from ikebana.data.dataset import STATUS_USED, Dataset, NearDuplicate
-from ikebana.data.duplicates import candidates as candidates_module
-from ikebana.data.duplicates import similarity as similarity_module
-from ikebana.data.duplicates.similarity import ReducedImages
+from ikebana.data.duplicates.candidates import (
+    AXIS_CROPS,
+    COEFFICIENTS,
+    COLOUR_BANDS,
+    UNCROPPED_WINDOW,
+    WINDOW_CROPS,
+    CandidateIndex,
+    describe_photos,
+    lift_descriptions,
+)
+from ikebana.data.duplicates.similarity import (
+    COLOUR_SIZE,
+    GREY_SIZE,
+    SYMMETRY_NAMES,
+    ReducedImages,
+    Similarity,
+    average_blocks,
+    compare_pairs,
+)
 from ikebana.data.pixel_cache import PixelCache, allocate_zeros, make_chunks, map_in_threads
 from ikebana.data.split import find_connected_components
 from ikebana.system import progress
@@ -81,7 +97,7 @@ def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str
         with progress.stage("describe photos", len(rows)) as bar, work as counts:
             for count in counts:
                 bar.advance(count)
-        index = candidates_module.CandidateIndex(descriptions["whole"], lifted)
+        index = CandidateIndex(descriptions["whole"], lifted)
         best: dict[tuple[int, int], tuple[str, float]] = {}
         work = closing(
             map_in_threads(lambda chunk: _find_pairs_of_chunk(photos, rows, chunk, index, descriptions), ranges)
@@ -96,13 +112,13 @@ def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str
 
 _DESCRIPTION = np.dtype(
     [
-        ("whole", np.float32, (len(candidates_module.COEFFICIENTS),)),
-        ("grey", np.uint8, (similarity_module.GREY_SIZE,) * 2),
-        ("colour", np.uint8, (similarity_module.COLOUR_SIZE, similarity_module.COLOUR_SIZE, 3)),
+        ("whole", np.float32, (len(COEFFICIENTS),)),
+        ("grey", np.uint8, (GREY_SIZE,) * 2),
+        ("colour", np.uint8, (COLOUR_SIZE, COLOUR_SIZE, 3)),
     ]
 )
 
-_LIFTED = np.dtype((np.float32, (len(candidates_module.COEFFICIENTS) + 1,)))
+_LIFTED = np.dtype((np.float32, (len(COEFFICIENTS) + 1,)))
 
 
 def compute_scratch_bytes(photos: int) -> int:
@@ -132,13 +148,11 @@ def _describe_chunk(
 ) -> int:
     """Fill in the descriptions of a chunk and return its number of photos."""
     target, images = slice(chunk.start, chunk.stop), _select(photos, rows, chunk)
-    descriptions["grey"][target] = np.rint(images.astype(np.float32) @ candidates_module.COLOUR_BANDS[0])
-    descriptions["colour"][target] = np.rint(similarity_module.average_blocks(images, similarity_module.COLOUR_SIZE))
-    whole = candidates_module.describe_photos(images, candidates_module.AXIS_CROPS[:1])[
-        :, candidates_module.UNCROPPED_WINDOW
-    ]
+    descriptions["grey"][target] = np.rint(images.astype(np.float32) @ COLOUR_BANDS[0])
+    descriptions["colour"][target] = np.rint(average_blocks(images, COLOUR_SIZE))
+    whole = describe_photos(images, AXIS_CROPS[:1])[:, UNCROPPED_WINDOW]
     whole[descriptions["grey"][target].std((1, 2)) < MIN_GREY_STD] = np.nan
-    descriptions["whole"][target], lifted[target] = whole, candidates_module.lift_descriptions(whole)
+    descriptions["whole"][target], lifted[target] = whole, lift_descriptions(whole)
     return len(chunk)
 
 
@@ -150,30 +164,30 @@ def _find_pairs_of_chunk(
     photos: np.ndarray,
     rows: np.ndarray,
     chunk: range,
-    index: candidates_module.CandidateIndex,
+    index: CandidateIndex,
     descriptions: np.ndarray,
 ) -> list[tuple[tuple[int, int], tuple[str, float]]]:
     """Find the pairs that contain a photo of the chunk."""
-    candidates = index.find_candidates(chunk, candidates_module.describe_photos(_select(photos, rows, chunk)))
+    candidates = index.find_candidates(chunk, describe_photos(_select(photos, rows, chunk)))
     pairs = []
     for start in range(0, len(candidates.first), CHUNK_PAIRS):
         first, second, window, symmetry = (column[start : start + CHUNK_PAIRS] for column in candidates)
         left, right = (
             ReducedImages(descriptions["grey"][numbers], descriptions["colour"][numbers]) for numbers in (first, second)
         )
-        matches = similarity_module.compare_pairs(left, right, candidates_module.WINDOW_CROPS[window], symmetry)
+        matches = compare_pairs(left, right, WINDOW_CROPS[window], symmetry)
         for row in np.flatnonzero(matches.is_duplicate):
             pair = int(min(first[row], second[row])), int(max(first[row], second[row]))
             pairs.append((pair, (_name_changes(matches, int(row)), float(matches.correlation[row]))))
     return pairs
 
 
-def _name_changes(matches: similarity_module.Similarity, row: int) -> str:
+def _name_changes(matches: Similarity, row: int) -> str:
     """Name what the pixels tell was done to one of the photos: "mirrored, cropped"."""
     is_cropped = np.abs(matches.window[row]).max() > MIN_CROP_SHARE
     is_recoloured = matches.colour_distance[row] > MIN_RECOLOUR_LEVELS
     words = (
-        similarity_module.SYMMETRY_NAMES[matches.symmetry[row]],
+        SYMMETRY_NAMES[matches.symmetry[row]],
         "cropped" if is_cropped else "",
         "in other colours" if is_recoloured else "",
     )

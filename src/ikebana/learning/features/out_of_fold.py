@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ikebana.learning import examples as examples_module
 from ikebana.learning.device import DeviceSettings
-from ikebana.learning.examples import PhotoExamples
+from ikebana.learning.examples import PhotoExamples, concatenate
 from ikebana.learning.features import depth_probe, feature_cache
 from ikebana.learning.features.feature_rows import FeatureRows
 from ikebana.learning.folds import Fold
@@ -46,7 +45,7 @@ def extract_labelled_features(
     """
     backbone, key = feature_cache.load_backbone(recipe, pixel_cache, settings)
     exact = replace(settings, precision="float32")
-    held_out = examples_module.concatenate(splits["validation"], splits["test"])
+    held_out = concatenate(splits["validation"], splits["test"])
     extracted = [
         feature_cache.extract_features(backbone, key, photos, split_settings)
         for photos, split_settings in ((splits["train"], settings), (held_out, exact))
