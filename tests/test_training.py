@@ -1,6 +1,9 @@
 """The training engine: it learns, it repeats itself, it refuses nonsense, and its checkpoint is whole or not there."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -401,3 +404,33 @@ def test_photos_stay_within_black_and_white():
     lit = augmentation.jitter_contrast_and_brightness(photos, 0.9, torch.Generator().manual_seed(0))
     assert lit.min() >= 0
     assert lit.max() <= 255
+
+
+HALF_CONVOLUTION = """
+import torch
+from ikebana.learning import device
+photos, weight = (torch.zeros(size, dtype=torch.bfloat16) for size in ((1, 3, 8, 8), (4, 3, 3, 3)))
+try:
+    torch.nn.functional.conv2d(photos, weight.requires_grad_())
+except RuntimeError:
+    print(False, device._can_convolve_bfloat16())
+else:
+    print(True, device._can_convolve_bfloat16())
+"""
+
+
+def test_bfloat16_is_not_selected_where_it_cannot_be_computed(monkeypatch):
+    monkeypatch.setattr(device, "_can_convolve_bfloat16", lambda: False)
+    assert device.select_precision(SETTING, "auto", "a network", lambda _: 0.01).precision == "float32"
+    with pytest.raises(RecipeError, match="cannot compute convolutions in bfloat16"):
+        device.select_precision(SETTING, "bfloat16", "a network", lambda _: pytest.fail("it was tried"))
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_what_is_known_of_bfloat16_is_what_a_convolution_does(isa):
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    done = subprocess.run(
+        [sys.executable, "-c", HALF_CONVOLUTION], capture_output=True, text=True, check=True, env=environment
+    )
+    can, known = done.stdout.split()
+    assert can == known or known == "False"  # torch may have a slower way of its own

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from ikebana.data import pixel_cache
-from ikebana.errors import MachineError
+from ikebana.errors import MachineError, RecipeError
 from ikebana.recipe import Precision
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
@@ -190,7 +190,12 @@ def select_precision(
             runs out of memory.
     Raises:
         MachineError: every precision runs out of memory.
+        RecipeError: bfloat16 is asked for and this processor cannot compute convolutions in it.
     """
+    if precision == "bfloat16" and settings.device == "cpu" and not _can_convolve_bfloat16():
+        raise RecipeError(
+            "this processor cannot compute convolutions in bfloat16", advice="--precision float32, or --precision auto"
+        )
     candidates = _list_candidate_precisions(settings) if precision == "auto" else {precision: "asked for"}
     key = _make_key(settings, network)
     file = _get_measurement_path(hashlib.sha256(key.encode()).hexdigest()[:16])
@@ -272,9 +277,15 @@ def _list_candidate_precisions(settings: DeviceSettings) -> dict[str, str]:
 def _cpu_has_bfloat16() -> bool:
     """Check for native bfloat16; a trial with emulated bfloat16 would take very long."""
     flags = _read_processor_flags()
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & flags) or (
+    has_instructions = bool({"avx512_bf16", "amx_bf16", "bf16"} & flags) or (
         not flags and platform.machine() in ("arm64", "aarch64")
     )
+    return has_instructions and _can_convolve_bfloat16()
+
+
+def _can_convolve_bfloat16() -> bool:
+    """Check whether oneDNN can compute in bfloat16, natively or emulated; below AVX-512 it raises."""
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _make_key(settings: DeviceSettings, network: str) -> str:
@@ -362,6 +373,8 @@ def load_settings(file: Path) -> DeviceSettings | None:
     except (OSError, ValueError, KeyError, TypeError):  # interrupted before the file was written
         return None
     if saved["precision"] not in DTYPES or saved["device"] not in ("cpu", _select_device()[0]):
+        return None
+    if saved["device"] == "cpu" and saved["precision"] == "bfloat16" and not _can_convolve_bfloat16():
         return None
     configure(saved["threads"], saved["device"])
     return DeviceSettings(**saved)
