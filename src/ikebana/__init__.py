@@ -11,6 +11,7 @@ flowers.predict("garden.jpg")        # Prediction("tulip", 0.93)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ikebana.auditing.dataset_checks import Finding
     from ikebana.auditing.recommendation import Recommendation
     from ikebana.commands.audit import Audit, audit
     from ikebana.commands.cache import Cache, cache
@@ -32,13 +33,15 @@ if TYPE_CHECKING:
     from ikebana.evaluation.metrics import Evaluation
     from ikebana.inference.classifier import Classifier, load
     from ikebana.inference.prediction import Prediction
+    from ikebana.learning.training.checkpoint import Epoch
     from ikebana.recipe import Augmentation, Recipe, Transfer, Tuning
     from ikebana.recipes import RECIPES
     from ikebana.runs.run import Run, open_run
 
 # Public names per module. They load on first use: `import ikebana` must not wait for torch.
 _PUBLIC_NAMES = {
-    "auditing.recommendation": ("Advice",),
+    "auditing.dataset_checks": ("Finding",),
+    "auditing.recommendation": ("Recommendation",),
     "commands.audit": ("Audit", "audit"),
     "commands.cache": ("Cache", "cache"),
     "commands.doctor": ("doctor",),
@@ -59,6 +62,7 @@ _PUBLIC_NAMES = {
     "evaluation.metrics": ("Evaluation",),
     "inference.classifier": ("Classifier", "load"),
     "inference.prediction": ("Prediction",),
+    "learning.training.checkpoint": ("Epoch",),
     "recipe": ("Augmentation", "Recipe", "Transfer", "Tuning"),
     "recipes": ("RECIPES",),
     "runs.run": ("Run", "open_run"),
@@ -70,7 +74,9 @@ __all__ = [
     "Augmentation",
     "Cache",
     "Classifier",
+    "Epoch",
     "Evaluation",
+    "Finding",
     "IkebanaError",
     "MachineError",
     "ModelError",
