@@ -47,7 +47,7 @@ def words(text, flag="--drop"):
 
 
 def dropped(result):
-    return set(result.dropped["path"])
+    return set(result.dropped_photos["path"])
 
 
 def doubt(path, label, confidence):
@@ -57,11 +57,11 @@ def doubt(path, label, confidence):
 def test_of_twins_one_stays_the_largest_and_every_other_says_which(photos):
     dataset, found = opened(photos)
     result = clean(dataset, found, words("exact_duplicate,near_duplicate"))
-    gone = dict(result.dropped.select("path", "reason").iter_rows())
+    gone = dict(result.dropped_photos.select("path", "reason").iter_rows())
     assert len(gone.keys() & {"a/0.jpg", "a/mirrored.jpg", "a/smaller.jpg"}) == 2
     assert "a/smaller.jpg" in gone
     assert len(gone.keys() & {"b/1.jpg", "b/copy.jpg"}) == 1
-    kept_paths = set(result.kept["path"])
+    kept_paths = set(result.kept_photos["path"])
     for path, why in gone.items():
         if path != "b/broken.jpg":
             assert why.endswith(" stays")
@@ -87,9 +87,9 @@ def test_what_cannot_be_read_is_never_in_the_table_and_the_rows_add_up(photos):
     ):
         result = clean(dataset, found, words(drop))
         assert "b/broken.jpg" in dropped(result)
-        assert result.kept.height + result.dropped.height == dataset.photos.height
-        assert not set(result.kept["path"]) & dropped(result)
-        assert result.dropped["reason"].null_count() == 0
+        assert result.kept_photos.height + result.dropped_photos.height == dataset.photos.height
+        assert not set(result.kept_photos["path"]) & dropped(result)
+        assert result.dropped_photos["reason"].null_count() == 0
 
 
 def test_of_twins_in_given_parts_the_test_photo_stays(tmp_path):
@@ -104,14 +104,14 @@ def test_of_twins_in_given_parts_the_test_photo_stays(tmp_path):
 def test_only_what_is_surer_than_asked_is_relabelled_and_says_what_it_was(photos, sure, changed):
     dataset, found = opened(photos)
     result = clean(dataset, [*found, doubt("a/4.jpg", "b", sure)], (), words("suspect_label>0.95", "--relabel"))
-    label, why = result.kept.row(by_predicate=pl.col("path") == "a/4.jpg")[1::1]
+    label, why = result.kept_photos.row(by_predicate=pl.col("path") == "a/4.jpg")[1::1]
     assert label == ("b" if changed else "a")
     assert (why is not None) == changed
     assert result.relabelled_count == int(changed)
     if changed:
         assert "was a" in why
         assert "0.96" in why
-    others = result.kept.filter(pl.col("path") != "a/4.jpg")
+    others = result.kept_photos.filter(pl.col("path") != "a/4.jpg")
     assert all(path.split("/")[0] == label for path, label in others.select("path", "label").iter_rows())
 
 
@@ -140,7 +140,7 @@ def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
         ("exact_duplicate,near_duplicate,suspect_label>0.9", ""),
     ):
         result = clean(dataset, found, words(drop), words(relabel, "--relabel"), has_given_split=True)
-        assert result.kept.filter(split="test").select("path", "label").equals(before)
+        assert result.kept_photos.filter(split="test").select("path", "label").equals(before)
         surer = [each for each in (0.99, 0.7) if ">0.9" not in drop or each > 0.9]
         assert (result.protected_count, result.suspect_label_count) == (len(surer), len(surer))
     assert clean(dataset, found, words("exact_duplicate,near_duplicate"), has_given_split=True).protected_count == 0
@@ -210,12 +210,12 @@ def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, b
     assert contents(photos).items() >= before.items()
     assert all(row["path"].startswith("/") != beside for row in read(file))
     again = pixel_cache.open_pixel_cache(sources.read(file), 16, "squash")[0]
-    assert again.used_photos.height == result.kept.height == len(read(file))
+    assert again.used_photos.height == result.kept_photos.height == len(read(file))
     assert sorted(again.used_photos["sha256"]) == sorted(
-        dataset.photos.filter(pl.col("path").is_in(result.kept["path"].to_list()))["sha256"]
+        dataset.photos.filter(pl.col("path").is_in(result.kept_photos["path"].to_list()))["sha256"]
     )
     assert {row["path"].split("/")[-1] for row in read(cleaning.dropped_table_path(file))} == {
-        path.split("/")[-1] for path in result.dropped["path"]
+        path.split("/")[-1] for path in result.dropped_photos["path"]
     }
 
 
@@ -350,10 +350,10 @@ def test_a_photo_that_a_table_names_twice_stays_for_the_row_that_is_used(photos,
     )
     dataset, found = opened(photos / "all.csv")
     result = clean(dataset, found)
-    assert set(result.kept["path"]) == set(dataset.used_photos["path"])
-    assert result.kept.height == dataset.used_photos.height
-    assert dict(result.dropped.select("path", "reason").iter_rows())["a/0.jpg"] == "no label in this row"
-    assert result.kept.height + result.dropped.height == len(rows) + 1
+    assert set(result.kept_photos["path"]) == set(dataset.used_photos["path"])
+    assert result.kept_photos.height == dataset.used_photos.height
+    assert dict(result.dropped_photos.select("path", "reason").iter_rows())["a/0.jpg"] == "no label in this row"
+    assert result.kept_photos.height + result.dropped_photos.height == len(rows) + 1
 
 
 def test_no_audit_is_written_over_what_is_not_one(photos, tmp_path):

@@ -147,7 +147,7 @@ def test_transforms_of_many_profiles_do_not_pile_up():
     for number in range(decoding.MAX_CACHED_TRANSFORMS + 10):
         profile = icc_profile(SRGB_TO_XYZ[:, [1, 0, 2]], name=f"profile {number}")
         decoding.decode(encoded(drawing(8), "PNG", icc_profile=profile), 8)
-    assert len(decoding._transform_cache.kept) <= decoding.MAX_CACHED_TRANSFORMS
+    assert len(decoding._transform_cache.transforms) <= decoding.MAX_CACHED_TRANSFORMS
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG"])

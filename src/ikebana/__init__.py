@@ -1,4 +1,4 @@
-"""From a folder of labelled photos to an image classifier that its owner can trust and ship.
+"""Image classifiers from folders of labelled photos: check, train, evaluate, export and predict.
 
 import ikebana
 ikebana.audit("flowers/")            # problems of the photos, before training

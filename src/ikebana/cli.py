@@ -25,7 +25,8 @@ app = App(
     version_flags=["--version"],
     help_format="plaintext",
     result_action="return_value",
-    suppress_keyboard_interrupt=False,  # `main` distinguishes Ctrl-C from SIGTERM
+    # `main` distinguishes Ctrl-C from SIGTERM.
+    suppress_keyboard_interrupt=False,
 )
 RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
 Switch = Annotated[bool, Parameter(negative=())]
@@ -39,7 +40,10 @@ Advise = Annotated[
 
 
 def _flag_type(field: Any) -> Any:
-    """Return the type of a recipe field's flag: tuples are text, None keeps the recipe's value."""
+    """Return the type of a recipe field's flag.
+
+    Tuples are parsed from text; None keeps the recipe's value.
+    """
     return (str if get_origin(field.type) is tuple else field.type) | None
 
 
@@ -137,7 +141,9 @@ def audit(
     relabel: str = "",
     json: Json = False,
 ) -> int:
-    """Say what is wrong with the photos, before an hour is spent; and, if asked, how much of a network should learn from them.
+    """Check a photo collection for problems before training.
+
+    With --advise, also recommend how much of a network to train.
 
     Parameters
     ----------
@@ -173,7 +179,9 @@ def export(
     int8: Switch = False,
     photos: str | None = None,
 ) -> None:
-    """Make one ONNX file of a run, which predicts the same everywhere; it is tried on all test photos before it is written.
+    """Export a run to one ONNX file that predicts the same everywhere.
+
+    The file is compared with the run on all test photos before it is written.
 
     Parameters
     ----------
@@ -211,7 +219,9 @@ def predict(
     copy_to: Path | None = None,
     link_to: Path | None = None,
 ) -> None:
-    """Say what new photos show: a row for each. Given again after an interruption, it goes on where it was.
+    """Predict what new photos show, one table row per photo.
+
+    After an interruption, the same command resumes.
 
     Parameters
     ----------
@@ -255,14 +265,16 @@ def serve(
     limits: Annotated[LimitOptions, Parameter(name="*")] = LimitOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
     json: Json = False,
 ) -> None:
-    """Answer over HTTP what photos show, with a page for people and REST for programs, until Ctrl-C.
+    """Serve predictions over HTTP: a web page for people, REST for programs.
+
+    Stop it with Ctrl-C.
 
     Parameters
     ----------
     file
         The file that export made.
     host
-        The address to listen at: 127.0.0.1 is this machine alone, 0.0.0.0 whoever reaches it.
+        The address to listen at: 127.0.0.1 is this machine alone, 0.0.0.0 accepts other machines.
     port
         0 for any that is free.
     token
@@ -277,7 +289,7 @@ def serve(
 
 @app.command
 def doctor(*, json: Json = False) -> None:
-    """Say what this machine has, how ikebana will use it, and why."""
+    """Show this machine's hardware, how ikebana will use it, and why."""
     from ikebana.commands import doctor as doctor_command
 
     _use_json_events(json)
@@ -286,7 +298,9 @@ def doctor(*, json: Json = False) -> None:
 
 @app.command
 def cache(*, clear: Switch = False, json: Json = False) -> None:
-    """Say what ikebana keeps for itself, and how large it is: decoded photos, features, unpacked archives, weights.
+    """Show what the cache contains and how large it is, or clear it.
+
+    It contains decoded photos, features, unpacked archives and weights.
 
     Parameters
     ----------
@@ -301,7 +315,9 @@ def cache(*, clear: Switch = False, json: Json = False) -> None:
 
 @app.command
 def demo(*, out: Path | None = None) -> None:
-    """Draw photos of paper flowers and walk the whole road with them, in about half a minute.
+    """Draw photos of paper flowers, train on them and predict new ones.
+
+    This takes about half a minute.
 
     Parameters
     ----------

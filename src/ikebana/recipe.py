@@ -45,20 +45,30 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Transfer:
-    """How a pretrained network becomes a classifier of other photos: a new head on it, then perhaps more of it."""
+    """Options of transfer learning: a new head on a pretrained network.
 
-    fit_logistic_head: bool = False  # the head is a logistic regression; otherwise it is trained like any layer
-    dropout: float = 0.0  # of the head's input
-    hidden_units: int = 0  # width of a dense layer with ReLU before the last; 0 for none
-    hidden_dropout: float = 0.0  # of that layer's output
-    cache_features: bool = (
-        False  # the backbone sees each photo once, and the head learns from its features, which are kept on disk
-    )
-    head_epochs: int = 0  # in which the head alone is trained, before the recipe's own epochs
+    The head is trained first, then perhaps more of the network.
+    """
+
+    # Whether the head is a logistic regression; otherwise it is trained like any layer.
+    fit_logistic_head: bool = False
+    # Of the head's input.
+    dropout: float = 0.0
+    # Width of a dense layer with ReLU before the last; 0 for none.
+    hidden_units: int = 0
+    # Of that layer's output.
+    hidden_dropout: float = 0.0
+    # Run the frozen backbone once per photo and train the head on its features, which are cached on disk.
+    cache_features: bool = False
+    # Epochs in which the head alone is trained, before the recipe's own epochs.
+    head_epochs: int = 0
     head_learning_rate: float = 0.0
-    trainable: Trainable = "head"  # in the recipe's own epochs
-    flip_tta: bool = False  # what is said of a photo is the mean of what is seen in it and in its mirror image
-    train_from: str = ""  # the first stage of the tail; for the tutorial's network the last 50 of Keras' layers
+    # In the recipe's own epochs.
+    trainable: Trainable = "head"
+    # Average the features of the photo and its horizontal flip (test-time augmentation).
+    flip_tta: bool = False
+    # The first stage that "last_stages" trains. The tutorial's network trains the last 50 of Keras' layers.
+    train_from: str = ""
 
     def __post_init__(self) -> None:
         _check("transfer", *FRACTION_BELOW_ONE, dropout=self.dropout, hidden_dropout=self.hidden_dropout)
@@ -201,7 +211,7 @@ class Recipe:
 def _check_type(name: str, value: Any, declared: Any, prefix: str = "", advice: str | None = None) -> None:
     """Raise RecipeError if a value has another type than the option.
 
-    The values of a Literal are checked by `_problems`.
+    The values of a Literal are checked by `_list_problems`.
 
     Args:
         prefix: the start of the error's text.
@@ -235,9 +245,11 @@ def _has_type(value: Any, expected: Any) -> bool:
 
 
 def _list_problems(recipe: Recipe) -> list[str]:
-    """What is wrong with a recipe, in words; empty if it can be carried out."""
+    """List what is invalid in a recipe, as text; empty if it is valid."""
     shares = recipe.split_fractions
-    whole = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0 and shares[2] > 0 and abs(sum(shares) - 1) < 1e-6
+    is_valid_split = (
+        len(shares) == 3 and min(shares) >= 0 and shares[0] > 0 and shares[2] > 0 and abs(sum(shares) - 1) < 1e-6
+    )
     rules = {
         f"image size is {recipe.image_size}; it must lie between 8 and 2048 pixels, or be 0": recipe.image_size == 0
         or 8 <= recipe.image_size <= 2048,
@@ -250,7 +262,7 @@ def _list_problems(recipe: Recipe) -> list[str]:
         f"seed is {recipe.seed}; it must lie between 0 and {MAX_SEED:,}": 0 <= recipe.seed <= MAX_SEED,
         f"split seed is {recipe.split_seed}; it must not be negative": recipe.split_seed >= 0,
         f"split fractions are {_format_fractions(shares)}; they must be three shares that add up to 1, "
-        "training and test above 0": whole,
+        "training and test above 0": is_valid_split,
         "network is tutorial, which nobody has trained before; take the recipe baseline": "tutorial"
         not in recipe.networks
         or recipe.transfer is None,

@@ -1,4 +1,4 @@
-"""The named recipes, and how the recipe that the user asked for is resolved."""
+"""The named recipes, and the resolution of a name, file or Recipe."""
 
 import json
 from collections.abc import Mapping

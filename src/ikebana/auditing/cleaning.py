@@ -1,6 +1,6 @@
-"""Turn findings into a table of photos for `fit`: rows dropped, labels changed, each with a reason.
+"""Cleaned tables of photos for `fit`: findings become dropped rows and changed labels.
 
-No file is changed.
+Each change has a reason. No file is changed.
 
 --drop near_duplicate,blurry         kinds of findings whose photos are left out; of duplicates one stays
 --drop 'suspect_label>0.9'           only findings with a higher confidence
@@ -24,7 +24,7 @@ from ikebana.system.files import atomic_write
 
 # Of these findings one photo is kept, of all others every photo is dropped.
 DUPLICATE_KINDS = ("exact_duplicate", "near_duplicate")
-# Kinds that photos can be dropped for. The others, such as `class_imbalance`, concern no single row.
+# Kinds for which photos can be dropped. The others, such as `class_imbalance`, concern no single row.
 PHOTO_KINDS = (
     *(
         "unreadable",
@@ -44,7 +44,9 @@ REASON_COLUMN = "reason"
 class Selector:
     """Selection of findings to act on.
 
-    `text` is what the user wrote. `above_confidence` excludes findings without a confidence.
+    Attributes:
+        text: what the user wrote.
+        above_confidence: excludes findings without a confidence; None for all findings of the kind.
     """
 
     text: str
@@ -64,27 +66,31 @@ class Selector:
 class CleaningResult:
     """Tables of the kept and the dropped photos, with reasons.
 
-    `kept` has path, label, [split], [group] and the reason, null in unchanged rows. `dropped` has
-    path, label and the reason. `suspect_label_count` counts photos dropped or relabelled because of a suspect
-    label, `protected_count` the test photos that stay unchanged although their label is suspect.
+    Attributes:
+        kept_photos: path, label, [split], [group] and the reason, null in unchanged rows.
+        dropped_photos: path, label and the reason.
+        suspect_label_count: photos dropped or relabelled because of a suspect label.
+        protected_count: test photos that stay unchanged although their label is suspect.
     """
 
-    kept: pl.DataFrame
-    dropped: pl.DataFrame
+    kept_photos: pl.DataFrame
+    dropped_photos: pl.DataFrame
     suspect_label_count: int = 0
     protected_count: int = 0
 
     @property
     def relabelled_count(self) -> int:
         """Number of kept photos whose label changed."""
-        return self.kept[REASON_COLUMN].count()
+        return self.kept_photos[REASON_COLUMN].count()
 
 
 def parse_selectors(words: Sequence[str], flag: str) -> tuple[Selector, ...]:
-    """Parse the values of a flag, such as `near_duplicate` and `suspect_label>0.95`; a single string is allowed.
+    """Parse the values of a flag, such as `near_duplicate` and `suspect_label>0.95`.
+
+    A single string is allowed.
 
     Raises:
-        RecipeError: a word is no kind that rows can be dropped or relabelled for.
+        RecipeError: a word is not a kind for which rows can be dropped or relabelled.
     """
     words = [words] if isinstance(words, str) else words
     return tuple(_parse_selector(word.strip(), flag) for word in words if word.strip())
@@ -109,7 +115,7 @@ def _parse_selector(word: str, flag: str) -> Selector:
 
 
 def find_unmatched(selectors: Sequence[Selector], findings: Sequence[Finding]) -> list[str]:
-    """Return the words that match no finding: there is none of the kind, or a typing error."""
+    """Return the selectors that match no finding, for example because of a typing error."""
     return [selector.text for selector in selectors if not any(selector.matches(finding) for finding in findings)]
 
 
@@ -128,7 +134,7 @@ def clean(
     model would choose its own test set.
 
     Args:
-        split_given: whether the photos came with a split, which is then kept. Otherwise `fit`
+        has_given_split: whether the photos came with a split, which is then kept. Otherwise `fit`
             splits the cleaned table itself.
     """
     protected = set(dataset.photos.filter(pl.col("split") == "test")["path"]) if has_given_split else set()
@@ -151,7 +157,7 @@ def clean(
             gone |= {path: _give_reason(finding) for path in finding.paths if path not in gone}
     duplicates = [finding for finding in to_drop if finding.kind in DUPLICATE_KINDS]
     gone |= dict(_drop_duplicates(duplicates, dataset, gone.keys()))
-    kept, dropped = _make_tables(dataset, gone, labels, has_given_split)
+    kept_photos, dropped_photos = _make_tables(dataset, gone, labels, has_given_split)
     dropped_as_suspect = {
         path
         for finding in to_drop
@@ -159,8 +165,8 @@ def clean(
         for path in finding.paths
         if gone.get(path) == _give_reason(finding)
     }
-    doubted = len(dropped_as_suspect) + kept[REASON_COLUMN].count()
-    return CleaningResult(kept, dropped, doubted, len(spared - gone.keys()))
+    suspect_label_count = len(dropped_as_suspect) + kept_photos[REASON_COLUMN].count()
+    return CleaningResult(kept_photos, dropped_photos, suspect_label_count, len(spared - gone.keys()))
 
 
 def _find_protected(protected: Collection[str], findings: Sequence[Finding], selectors: Sequence[Selector]) -> set[str]:
@@ -215,18 +221,18 @@ def _make_tables(
     """Return the tables of kept and dropped photos."""
     photos = dataset.photos
     stays = (pl.col("status") == STATUS_USED) & ~pl.col("path").is_in(list(gone))
-    dropped = photos.filter(~stays)
-    rows = dropped.select("path", "status").iter_rows()
+    dropped_photos = photos.filter(~stays)
+    rows = dropped_photos.select("path", "status").iter_rows()
     reasons = [gone[path] if status == STATUS_USED else status for path, status in rows]
-    dropped = dropped.select("path", "label", pl.Series(REASON_COLUMN, reasons, pl.String))
-    kept = photos.filter(stays)
-    changed = [labels.get(path, (label, None)) for path, label in kept.select("path", "label").iter_rows()]
-    columns = ["path", "label", *(["split"] if has_split else []), *(["group"] if kept["group"].count() else [])]
-    kept = kept.select(columns).with_columns(
+    dropped_photos = dropped_photos.select("path", "label", pl.Series(REASON_COLUMN, reasons, pl.String))
+    kept_photos = photos.filter(stays)
+    changed = [labels.get(path, (label, None)) for path, label in kept_photos.select("path", "label").iter_rows()]
+    columns = ["path", "label", *(["split"] if has_split else []), *(["group"] if kept_photos["group"].count() else [])]
+    kept_photos = kept_photos.select(columns).with_columns(
         pl.Series("label", [label for label, _ in changed], pl.String),
         pl.Series(REASON_COLUMN, [reason for _, reason in changed], pl.String),
     )
-    return kept, dropped
+    return kept_photos, dropped_photos
 
 
 def dropped_table_path(file: Path) -> Path:
@@ -240,7 +246,7 @@ def check_writable(file: Path) -> None:
     The user may have edited an earlier table by hand.
 
     Raises:
-        RecipeError: the file is no .csv.
+        RecipeError: the file is not a .csv.
         PhotosError: one of the two files exists.
     """
     if file.suffix.lower() != ".csv":
@@ -273,7 +279,7 @@ def write(file: Path, dataset: Dataset, result: CleaningResult) -> None:
     check_not_archive(dataset)
     folder = file.expanduser().resolve().parent
     # Dropped rows first: if the second write fails, the same command can run again.
-    for target, table in ((dropped_table_path(file), result.dropped), (file, result.kept)):
+    for target, table in ((dropped_table_path(file), result.dropped_photos), (file, result.kept_photos)):
         paths = [_relative_to(folder, dataset.resolve_path(path)) if path else "" for path in table["path"]]
         with atomic_write(target.expanduser()) as beside:
             beside.write_text(_to_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")

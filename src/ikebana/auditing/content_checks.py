@@ -78,12 +78,13 @@ def _check_shortcuts(dataset: Dataset, pixel_cache: PixelCache) -> Iterator[Find
 
 @dataclass(frozen=True)
 class LabelEvidence:
-    """Features of all usable photos, and class probabilities that did not use the own label.
+    """Features of all usable photos, and class probabilities independent of the photo's own label.
 
-    features: [photos, features], on disk.
-    labels: class indices [photos].
-    alone: float [photos, classes], out-of-fold, from logistic regressions.
-    judged: float [photos, classes], combined with the vote of the nearest neighbours.
+    Attributes:
+        features: [photos, features], on disk.
+        labels: class indices [photos].
+        out_of_fold: float [photos, classes], from logistic regressions.
+        combined: float [photos, classes], combined with the vote of the nearest neighbours.
     """
 
     paths: pl.Series
@@ -111,15 +112,17 @@ def collect_label_evidence(dataset: Dataset, pixel_cache: PixelCache, recipe: Re
 
     splits = examples.build_split_examples(dataset, pixel_cache.pixels)
     settings = configure_device(recipe, len(dataset.classes))
-    seen = out_of_fold.extract_labelled_features(splits, recipe, pixel_cache.folder.name, settings)
-    photos = dataset.photos[seen.rows]
+    labelled_features = out_of_fold.extract_labelled_features(splits, recipe, pixel_cache.folder.name, settings)
+    photos = dataset.photos[labelled_features.rows]
     groups = np.array(split.find_groups(photos))
     class_count = len(dataset.classes)
-    probabilities, is_known = out_of_fold.predict_out_of_fold(seen, groups, class_count, dataset.source)
-    neighbours = label_errors.find_neighbours(seen.features, seen.labels, groups)
-    votes = label_errors.vote(neighbours, seen.labels, class_count)
-    combined = label_errors.combine_probabilities(probabilities, votes, seen.labels, is_known)
-    return LabelEvidence(photos["path"], seen.features, seen.labels, neighbours, probabilities, combined)
+    probabilities, is_known = out_of_fold.predict_out_of_fold(labelled_features, groups, class_count, dataset.source)
+    neighbours = label_errors.find_neighbours(labelled_features.features, labelled_features.labels, groups)
+    votes = label_errors.vote(neighbours, labelled_features.labels, class_count)
+    combined = label_errors.combine_probabilities(probabilities, votes, labelled_features.labels, is_known)
+    return LabelEvidence(
+        photos["path"], labelled_features.features, labelled_features.labels, neighbours, probabilities, combined
+    )
 
 
 def _check_labels(evidence: LabelEvidence, classes: Sequence[str]) -> Iterator[Finding]:

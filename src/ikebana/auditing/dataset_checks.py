@@ -32,7 +32,9 @@ LEAK_ADVICE = "use --split stratified, or mend the given parts: the score on suc
 class Finding:
     """One problem, its evidence and what to do about it.
 
-    `label` is the suggested label, `confidence` the confidence in it, 0 to 1.
+    Attributes:
+        suggested_label: the class that the photo probably shows, if its label is suspect.
+        confidence: the confidence in that label, 0 to 1.
     """
 
     kind: str
@@ -98,7 +100,7 @@ def summarise(dataset: Dataset, findings: list[Finding], details: str = "audit.j
     Args:
         dataset: opened and split.
         findings: in the order to show.
-        details: where the user finds what the summary leaves out.
+        details: the file with everything that the summary leaves out.
     """
     used, paths = dataset.used_photos, dataset.photos.height
     splits = "  ".join(f"{split} {sum(used['split'] == split):,}" for split in SPLITS)

@@ -55,7 +55,10 @@ def _read_headers(dataset: Dataset, paths: list[str]) -> Facts:
 
 
 def _read_header(dataset: Dataset, path: str) -> photos.Header:
-    """Return a photo's header, an empty one if the file has disappeared since it was cached."""
+    """Return a photo's header.
+
+    It is empty if the file has disappeared since it was cached.
+    """
     try:
         return photos.read_header(dataset.resolve_path(path))
     except (UnreadablePhoto, OSError):
@@ -92,7 +95,11 @@ def _measure_borders(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _measure_top_side(images: np.ndarray) -> np.ndarray:
-    """Return spread along the top side, mean contrast to the inner rows, mean brightness: [photos, 3]."""
+    """Measure the top side of each photo.
+
+    Returns:
+        [photos, 3]: spread along the side, mean contrast to the inner rows, mean brightness.
+    """
     outer, inner = (
         images[:, rows, CORNER_PIXELS:-CORNER_PIXELS].astype(np.float32).mean(1) for rows in (BORDER_ROWS, INNER_ROWS)
     )

@@ -1,6 +1,6 @@
 """Suspect labels and outliers, from the features of a frozen network and the given labels.
 
-Two estimates that have not learned a photo's own label judge it: logistic regressions trained on
+Two estimates that did not use a photo's own label predict its class: logistic regressions trained on
 other photos, and the nearest neighbours. They make different errors. A linear model knows which
 features matter, the neighbours know that a class has several modes. Their product is used.
 """
@@ -29,7 +29,7 @@ MAX_PRINCIPAL_AXES = 64
 MIN_PHOTOS_PER_AXIS = 10
 # Of similarities and of logarithms: among photos that hardly differ there is no outlier.
 MIN_SPREAD = 0.01
-# Photos that tell how much a class resembles itself.
+# With fewer photos, the similarity within a class is not known.
 MIN_PHOTOS_PER_CLASS = 20
 MIN_OUTLIER_PHOTOS = 50
 # Robust z-score from which a photo is reported.
@@ -39,12 +39,14 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Nearest neighbours of each photo, without copies and photos of its own group.
+    """Nearest neighbours of each photo outside its own group.
 
-    rows: int32 [photos, neighbours], most similar first.
-    alike: float32 [photos, neighbours], cosine similarity; -2 if no photo is left.
-    own_class: float32 [photos], mean similarity to as many photos of the same label, if there are.
-    first: bool [photos], whether the photo is the first of its group.
+    Attributes:
+        rows: int32 [photos, neighbours], most similar first.
+        similarity: float32 [photos, neighbours], cosine similarity; -2 if no photo is left.
+        own_class_similarity: float32 [photos], mean similarity to at most as many photos with the
+            same label.
+        first: bool [photos], whether the photo is the first of its group.
     """
 
     rows: np.ndarray
@@ -55,7 +57,13 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class SuspectLabel:
-    """A photo whose label is probably wrong, the suggested class and the confidence, 0 to 1."""
+    """A photo whose label is probably wrong.
+
+    Attributes:
+        photo: its row.
+        suggested_label: index of the class that it probably shows.
+        confidence: the confidence in that class, 0 to 1.
+    """
 
     photo: int
     suggested_label: int
@@ -153,7 +161,7 @@ def combine_probabilities(
 def rank_suspect_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Rank photos, the most suspect label first, by the odds of another label.
 
-    A ratio instead of a difference: of two hopeless labels, the more hopeless one comes first.
+    A ratio instead of a difference: of two very improbable labels, the less probable comes first.
 
     Source: normalised margin of Northcutt et al. 2021, arXiv:1911.00068.
     """
@@ -176,7 +184,7 @@ def find_suspect_labels(
     Args:
         probabilities: float [photos, classes], of models that have not learned the own label.
         labels: class indices [photos].
-        min_confidence: confidence in another label from which a label is suspect.
+        min_confidence: the confidence in another class from which a label is suspect.
     """
     best = probabilities.argmax(1)
     is_suspect = (best != labels) & (probabilities.max(1) >= min_confidence)
@@ -190,9 +198,10 @@ def find_suspect_labels(
 def score_outliers(features: FeatureTable, labels: np.ndarray, neighbours: Neighbours) -> np.ndarray:
     """Score how far each photo is from all others, as robust z-scores: float [photos].
 
-    The sum of two scores. One: how little the photo resembles its own class, compared with how
-    much that class resembles itself; only for classes of at least 20 photos. Two: the norm of its
-    features outside the collection's principal axes. A photo of another subject shows in either.
+    The score is the sum of two. The first is how little the photo resembles its own class, compared
+    with the similarity within that class; only for classes of at least 20 photos. The second is the
+    norm of its features outside the collection's principal axes. A photo of another subject has a
+    high value in either.
     """
     isolation = np.zeros(len(labels))
     for label in np.unique(labels):
@@ -244,8 +253,9 @@ def _measure_residuals(features: FeatureTable) -> np.ndarray:
 def _robust_z_scores(values: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
     """Return z-scores from median and upper spread, since outliers are on that side.
 
-    `is_reference`: bool [photos], the photos that median and spread are computed from. Copies
-    would have no spread between them.
+    Args:
+        is_reference: bool [photos], the photos from which median and spread are computed. Copies
+            would have no spread between them.
     """
     median, upper = np.percentile(values[is_reference], (50, 84.1))
     return (values - median) / max(float(upper - median), MIN_SPREAD)

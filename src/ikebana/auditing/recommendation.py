@@ -18,7 +18,7 @@ from ikebana.learning.estimate import MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, form
 from ikebana.learning.features.depth_probe import AccuracyEstimate, ProbeResult
 from ikebana.recipe import Trainable
 
-# Training photos per class from which larger networks pay; with 80 they did not (docs/log.md).
+# Training photos per class from which larger networks help; with 80 they did not (docs/log.md).
 MIN_PHOTOS_PER_CLASS_FOR_ALL = 200
 # Accuracy lead of the last cut over the best earlier one, up to which photos are unlike ImageNet's.
 MAX_UNLIKE_LEAD = 0.02
@@ -45,10 +45,11 @@ SENTENCES: dict[Trainable, str] = {
 class PhotoCounts:
     """Numbers of photos to learn from.
 
-    photos: training photos, and validation photos for model selection.
-    sealed: test photos, which stay unseen.
-    a_class: median of the training photos per class.
-    smallest: the class with the fewest training photos, and their number.
+    Attributes:
+        photos: training photos, and validation photos for model selection.
+        test_photos: photos that stay unseen.
+        median_per_class: median of the training photos per class.
+        smallest: the class with the fewest training photos, and their number.
     """
 
     photos: int
@@ -61,10 +62,11 @@ class PhotoCounts:
 class Recommendation:
     """How much of the network to train on these photos, and why.
 
-    doubts: reasons to be unsure; none if the recommendation is fairly sure.
-    more_photos: whether more photos would help.
-    photos: their path, for the command.
-    costs: estimated seconds per recipe on this machine, if known.
+    Attributes:
+        caveats: reasons to be unsure; none if the recommendation is fairly sure.
+        more_photos: whether more photos would help.
+        photos: their path, for the command.
+        costs: estimated seconds per recipe on this machine, if known.
     """
 
     trainable: Trainable

@@ -32,11 +32,13 @@ SEED = 0
 class Shortcut:
     """How well facts about the files tell one class from the rest.
 
-    area: area under the ROC curve, from all facts.
-    part: share of its photos that can be picked out with hardly an error.
-    picked_count: number of these photos.
-    fact: the most telling fact.
-    area_by_fact: area under the ROC curve, from that fact alone.
+    Attributes:
+        label: class index.
+        auc: area under the ROC curve, from all facts.
+        picked_share: share of its photos that can be picked out with hardly an error.
+        picked_count: number of these photos.
+        fact: the most telling fact.
+        fact_auc: area under the ROC curve, from that fact alone.
     """
 
     label: int
@@ -49,7 +51,13 @@ class Shortcut:
 
 @dataclass(frozen=True)
 class FactsEvaluation:
-    """Accuracy from the facts alone, that of the most frequent class, and one result per class."""
+    """How well file facts alone predict the classes.
+
+    Attributes:
+        accuracy: from the facts alone.
+        majority_accuracy: of always predicting the most frequent class.
+        per_class: one result per class.
+    """
 
     accuracy: float
     majority_accuracy: float
@@ -57,7 +65,7 @@ class FactsEvaluation:
 
 
 def find_shortcuts(evaluation: FactsEvaluation) -> list[Shortcut]:
-    """List the classes that have a shortcut, the plainest first."""
+    """List the classes that have a shortcut, the clearest first."""
     revealed = [
         result
         for result in evaluation.per_class
@@ -115,7 +123,10 @@ def _evaluate_class(
 
 
 def _count_picked(scores: np.ndarray, is_own: np.ndarray) -> int:
-    """Count the photos of a class that can be picked out with at most one in twenty wrong."""
+    """Count the photos of a class that can be picked out with few errors.
+
+    At most one in twenty of the picked photos is of another class.
+    """
     order, is_end = sort_descending(scores)
     hits = np.cumsum(is_own[order])
     is_precise = (hits >= MIN_PRECISION * np.arange(1, len(is_own) + 1)) & is_end

@@ -1,1 +1,1 @@
-"""One module per verb: the whole flow of that verb."""
+"""The commands: one module for each."""

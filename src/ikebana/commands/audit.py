@@ -1,4 +1,4 @@
-"""`ikebana audit`: problems of the photos, and how much of a network to train on them."""
+"""`ikebana audit`: problems of the photos, and how much of a network to train."""
 
 import json
 import statistics
@@ -39,7 +39,9 @@ PAGE_FILE, AUDIT_FILE, TABLE_FILE = "index.html", "audit.json", "findings.csv"
 class Audit:
     """Problems found in the photos before anything is trained.
 
-    `findings` are sorted, most severe first. `page` is the HTML page, if one was written.
+    Attributes:
+        findings: most severe first.
+        page: the HTML page, if one was written.
     """
 
     dataset: Dataset
@@ -74,7 +76,9 @@ def audit(
     drop: Sequence[str] = (),
     relabel: Sequence[str] = (),
 ) -> Audit:
-    """Check a folder, an archive or a table of photos for problems; no photo is changed.
+    """Check a folder, an archive or a table of photos for problems.
+
+    No photo is changed.
 
     Args:
         photos: path of the folder, archive or table.
@@ -122,7 +126,10 @@ def audit(
 
 
 def _split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, list[Finding]]:
-    """Split like `fit`; if it would refuse, report that and treat all photos as training photos."""
+    """Split like `fit`.
+
+    If `fit` would refuse, report that and treat all photos as training photos.
+    """
     try:
         return split.split_photos(dataset, recipe), []
     except PhotosError as error:
@@ -207,15 +214,16 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult)
     """Write the table, and warn about changes from suspect labels, which affect the score."""
     cleaning.write(file, dataset, cleaned)
     progress.message(
-        f"{file}: {cleaned.kept.height:,} photos, {cleaned.relabelled_count:,} of them relabelled; "
-        f"{cleaned.dropped.height:,} dropped: {cleaning.dropped_table_path(file)} says why. To learn from it: ikebana fit {file}"
+        f"{file}: {cleaned.kept_photos.height:,} photos, {cleaned.relabelled_count:,} of them relabelled; "
+        f"{cleaned.dropped_photos.height:,} dropped: {cleaning.dropped_table_path(file)} says why. "
+        f"To learn from it: ikebana fit {file}"
     )
     if cleaned.protected_count:
         progress.message(
             f"{cleaned.protected_count:,} test photo{'s' * (cleaned.protected_count != 1)} left alone though the label is "
             "doubted: no network may choose what it is scored on"
         )
-    if cleaned.suspect_label_count and "split" not in cleaned.kept.columns:
+    if cleaned.suspect_label_count and "split" not in cleaned.kept_photos.columns:
         count = cleaned.suspect_label_count
         progress.message(
             f"{count:,} photo{'s' * (count != 1)} dropped or relabelled for doubt before the split: "
@@ -258,7 +266,10 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos
 
 
 def _estimate_costs(dataset: Dataset, recipe: Recipe, settings: "DeviceSettings") -> dict[str, float]:
-    """Estimate the seconds of the default recipe and of the next better one on this machine."""
+    """Estimate the seconds of the default recipe and the next better one.
+
+    Both are for this machine.
+    """
     from ikebana.learning.device import get_seconds_per_photo
     from ikebana.learning.estimate import UPGRADES, estimate_cost, estimate_upgrade_seconds
 

@@ -1,4 +1,4 @@
-"""The flow of `export`: run → graph → comparison with the run → file or web folder."""
+"""`ikebana export`: run → graph → comparison with the run → file or web folder."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""The flow of `fit`: photos → dataset → split → network → evaluation → run."""
+"""`ikebana fit`: photos → dataset → split → network → evaluation → run."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Predict any number of photos with a model file or a run: `ikebana predict`."""
+"""`ikebana predict`: predictions for any number of photos, from a model file or a run."""
 
 import csv
 import hashlib
@@ -159,7 +159,7 @@ def _predict_all(
     Args:
         find_existing: returns the prediction that the table already has for a path and its file.
             It is sorted and counted, but not passed on.
-        out: the table, which is skipped if it lies among the photos.
+        out: the table, which is skipped if it is among the photos.
     Raises:
         PhotosError: no photo could be used.
     """

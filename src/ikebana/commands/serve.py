@@ -1,4 +1,4 @@
-"""The flow of `serve`: model file → socket → HTTP."""
+"""`ikebana serve`: model file → socket → HTTP."""
 
 import re
 from pathlib import Path

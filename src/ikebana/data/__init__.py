@@ -1,1 +1,1 @@
-"""Turn photos on disk into a checked table, a split and one pixel array. No torch."""
+"""Photos on disk, as a checked table, a split and one pixel array; without torch."""

@@ -1,4 +1,4 @@
-"""Photos in a `.zip` or `.tar*`: unpacked once, into the cache, and never outside of it."""
+"""Photos in a `.zip` or `.tar*`, unpacked once into the cache and never outside it."""
 
 import errno
 import hashlib
@@ -187,7 +187,7 @@ def _unpack_member(member: Member, folder: Path, taken_paths: set[str], budget: 
 
 
 def _copy_content(stream: IO[bytes], out: IO[bytes], budget: int) -> int:
-    """Copy and count the bytes that are really read: declared sizes may lie."""
+    """Copy and count the bytes that are really read: declared sizes may be wrong."""
     written = 0
     while written <= budget and (chunk := _read_chunk(stream)):
         written += out.write(chunk)
@@ -226,7 +226,10 @@ def _create_file(target: Path) -> IO[bytes]:
 
 
 def _convert_os_error(error: OSError) -> Exception:
-    """Skip a member for its own fault; keep the error of a full or broken disk."""
+    """Convert the error of a damaged or invalid member to one that skips it.
+
+    The error of a full or broken disk stays as it is.
+    """
     if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
         return _MemberSkipped("its path is taken by another member")
     return _MemberSkipped("this disk cannot hold its name") if error.errno in INVALID_NAME_ERRNOS else error
@@ -259,7 +262,7 @@ def _iterate_zip_members(file: Path) -> Iterator[Member]:
 
 
 def _find_zip_problem(entry: zipfile.ZipInfo) -> str | None:
-    """Say why a zip member must not be unpacked."""
+    """Describe why a zip member must not be unpacked; None if it may be."""
     # Only zips made on Unix carry the Unix file type.
     file_type = entry.external_attr >> 28 if entry.create_system == 3 else 0
     if file_type not in (0, 0o10, 0o4):
@@ -295,7 +298,10 @@ def _normalise_path(name: str) -> str:
 
 
 def _find_path_problem(name: str, path: str) -> str | None:
-    """Say why a name is not a valid path below the archive."""
+    """Describe why a name is not a valid path below the archive.
+
+    Returns None if it is valid.
+    """
     with_slashes = path.replace("\\", "/")
     parts = with_slashes.split("/")
     if name.startswith("/") or with_slashes.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", path):
@@ -313,7 +319,7 @@ def _find_path_problem(name: str, path: str) -> str | None:
 
 
 def _make_printable(name: str) -> str:
-    """Escape a name so that a table can hold it and a terminal can print it."""
+    """Escape a name that a table cannot hold or a terminal cannot print."""
     return re.sub(r"[\x00-\x1f\x7f]", progress.escape_control_character, to_printable(name))
 
 

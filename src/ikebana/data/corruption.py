@@ -1,4 +1,4 @@
-"""Detect corruption that decoders do not report, and identify files that are not photos.
+"""Detection of corruption that decoders do not report, and of files that are not photos.
 
 A truncated copy often has its full length, with zeros for the rest. Decoders fill such an image
 with grey or noise and report nothing. Two formats reveal it, in 1 to 7 % of the decoding time: a
@@ -83,7 +83,7 @@ def _iterate_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def is_heif(data: bytes) -> bool:
-    """Tell whether this is HEIF, whose decoder is an extra; AVIF uses the same container."""
+    """Return whether this is HEIF, whose decoder is an extra; AVIF uses the same container."""
     brands = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
     return data[4:8] == b"ftyp" and data[8:12] in brands and b"avif" not in data[8:64]
 

@@ -1,4 +1,4 @@
-"""The `Dataset` that sources, audit and split share: which photos there are."""
+"""The `Dataset` that sources, audit and split share: a table of photos."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -89,7 +89,10 @@ class Dataset:
 
     @property
     def used_photos_with_row(self) -> pl.DataFrame:
-        """The used photos with their `row` among all photos, which is the row of their pixels."""
+        """The used photos with their `row` among all photos.
+
+        It is also the row of their pixels in the pixel cache.
+        """
         return self.photos.with_row_index("row").filter(pl.col("status") == STATUS_USED)
 
     @property

@@ -1,4 +1,6 @@
-"""Decode a photo: the only module that opens one, so training and prediction see the same pixels.
+"""Decoding of photos, the same for training and prediction.
+
+No other module opens a photo, so training and prediction get the same pixels.
 
 orientation    EXIF's, applied once; Pillow turns TIFFs while it loads them and drops the tag
 colour         converted to sRGB by the embedded ICC profile; CMYK, Lab, grey, palettes become RGB
@@ -88,7 +90,10 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo as the network sees it, with the upright original's width and height in pixels."""
+    """One photo as the network sees it.
+
+    Width and height are those of the upright original, in pixels.
+    """
 
     # uint8 [image_size, image_size, 3], sRGB.
     pixels: np.ndarray
@@ -99,7 +104,9 @@ class Photo:
 
 
 def decode(data: bytes, image_size: int, resize: Resize = "squash", thumbnail_size: int = 0) -> Photo:
-    """Decode a file's bytes to an upright sRGB square, and to a thumbnail unless its size is 0.
+    """Decode a file's bytes to an upright sRGB square.
+
+    A thumbnail is decoded as well, unless its size is 0.
 
     Raises:
         UnreadablePhoto: with a reason; never anything else for any bytes.
@@ -181,7 +188,11 @@ def read_header(file: str | Path) -> Header:
 
 
 def read_bytes(file: str | Path) -> bytes:
-    """Read a file; raise UnreadablePhoto if it is too large for a photo or for the memory."""
+    """Read a file.
+
+    Raises:
+        UnreadablePhoto: it is too large for a photo or for the memory.
+    """
     with open(file, "rb") as stream:
         if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
             raise UnreadablePhoto(f"too large: more than {MAX_FILE_BYTES // 2**20} MB in one file")
@@ -197,7 +208,10 @@ def count_threads() -> int:
 
 
 def read_dimensions(data: bytes) -> tuple[int, int] | None:
-    """Read the width and height that `decode` would hold in memory; None if it would refuse."""
+    """Read the width and height that `decode` would hold in memory.
+
+    Returns None if `decode` would refuse the photo.
+    """
     try:
         with _open_image(data) as image:
             return _get_memory_size(image)
@@ -235,7 +249,10 @@ def _get_possible_formats(data: bytes) -> tuple[str, ...]:
 
 
 def _get_memory_size(image: Image.Image) -> tuple[int, int]:
-    """Get the size that must be in memory at once: a TIFF's tile may exceed its image."""
+    """Get the size that must be in memory at once.
+
+    A TIFF's tile may exceed its image.
+    """
     tile = [image.tag_v2.get(tag) for tag in TIFF_TILE_SIZE] if isinstance(image, TiffImageFile) else []
     # A damaged file may hold other types here.
     sides = [side for side in tile if isinstance(side, int)]
@@ -261,7 +278,7 @@ def _decode_image(image: Image.Image, image_size: int, resize: Resize, thumbnail
 
 
 def _load_upright(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Load the image upright and in sRGB; tell whether that swapped width and height."""
+    """Load the image upright and in sRGB; return whether that swapped width and height."""
     profile = image.info.get("icc_profile")
     depth = _read_sample_depth(image) if image.mode.startswith(("I", "F")) else None
     if isinstance(image, TiffImageFile) and not _has_all_strips(image):
@@ -274,7 +291,7 @@ def _load_upright(image: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def _has_all_strips(image: TiffImageFile) -> bool:
-    """Tell whether strips or tiles cover a TIFF: Pillow leaves other pixels black."""
+    """Return whether strips or tiles cover a TIFF: Pillow leaves other pixels black."""
     boxes = [tile.extents for tile in image.tile if tile.extents is not None]
     right, bottom = max((box[2] for box in boxes), default=0), max((box[3] for box in boxes), default=0)
     return right >= image.tag_v2.get(TIFF_WIDTH, 0) and bottom >= image.tag_v2.get(TIFF_HEIGHT, 0)
@@ -353,11 +370,14 @@ def _scale_to_eight_bits(image: Image.Image, depth: SampleDepth) -> Image.Image:
 
 
 def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Convert to sRGB by the ICC profile; None if it is sRGB, broken or of another kind."""
+    """Convert to sRGB by the ICC profile.
+
+    Returns None if the profile is sRGB, broken or of another kind.
+    """
     if image.mode not in ("RGB", "L", "CMYK"):
         return None
     key = (image.mode, profile)
-    cache: dict[Any, Any] = _transform_cache.__dict__.setdefault("kept", {})
+    cache: dict[Any, Any] = _transform_cache.__dict__.setdefault("transforms", {})
     if key not in cache:
         if len(cache) >= MAX_CACHED_TRANSFORMS:
             cache.clear()
@@ -376,7 +396,7 @@ def _build_transform(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform | 
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Tell whether a transform keeps colours; most profiles are sRGB, under many names."""
+    """Return whether a transform keeps colours; most profiles are sRGB, under many names."""
     levels = np.linspace(0, 255, 6).astype(np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(6, 36, 3)
     converted = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform))

@@ -1,4 +1,4 @@
-"""Turn a folder of class folders into a Dataset with one row per path.
+"""A folder of class folders, read into a Dataset with one row per path.
 
     flowers/daisy/1.jpg               one sub-folder per class
     flowers/daisy/garden/1.jpg        a folder inside a class is a group, if every class has enough
@@ -44,7 +44,9 @@ class ScannedPath:
 def read(
     folder: Path, *, source: str | None = None, archive_prefix: str = "", skipped_members: Iterable[ScannedPath] = ()
 ) -> Dataset:
-    """List the photos of a folder of class folders, with or without split folders above them.
+    """List the photos of a folder of class folders.
+
+    Split folders may be above the class folders.
 
     Args:
         source: what the user named, if not the folder.
@@ -132,7 +134,10 @@ def _list_folders(folder: Path) -> list[Path]:
 
 
 def _is_run_output(folder: Path) -> bool:
-    """Tell whether a folder is a run, or holds only runs: their thumbnails are not user photos."""
+    """Return whether a folder is a run, or holds only runs.
+
+    The thumbnails of a run are not the user's photos.
+    """
     try:
         if _is_run(folder):
             return True
@@ -154,7 +159,10 @@ def _list_folder_names(folder: Path) -> set[str]:
 
 
 def _find_wrapped_folder(folder: Path) -> Path | None:
-    """Find the only sub-folder, if it has sub-folders in turn: one class alone cannot be learned."""
+    """Find the only sub-folder, if it has sub-folders in turn.
+
+    It is then a wrapper: a single class alone cannot be learned.
+    """
     folders = _list_folders(folder)
     inner = folders[0] if len(folders) == 1 and not folders[0].is_symlink() else None
     return inner if inner is not None and _list_folders(inner) else None
@@ -186,12 +194,14 @@ def _find_split_folders(folder: Path) -> dict[str, str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a name is a system file or hidden, and so not a photo."""
+    """Return whether a name is a system file or hidden, and so not a photo."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def scan(folder: Path, ignored: list[str], excluded_folder: str | None = None) -> Iterator[ScannedPath]:
-    """Iterate over all paths below a folder: its files sorted by name, then folder by folder.
+    """Iterate over all paths below a folder.
+
+    The files of a folder come first, sorted by name, then its sub-folders.
 
     Links are followed last. A folder already seen under another name, or one above, is reported
     instead of entered, because links may form a cycle.

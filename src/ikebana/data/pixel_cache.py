@@ -1,4 +1,4 @@
-"""Cache a Dataset's photos as one uint8 array on disk, decoded once, plus their thumbnails.
+"""The pixel cache: a Dataset's photos and thumbnails, decoded once into arrays on disk.
 
 A cache folder is named by the hash of its inputs: the files' paths, sizes and times, the image
 size, and the decoder version. So nothing needs manual invalidation, and a second run starts at
@@ -113,7 +113,7 @@ def open_pixel_cache(dataset: Dataset, image_size: int, resize: Resize) -> tuple
 
 
 def _can_read_more(index: pl.DataFrame, dataset: Dataset, image_size: int, resize: Resize) -> bool:
-    """Tell whether a transient reason is gone, by retrying a few photos of each reason."""
+    """Return whether a transient reason is gone, by retrying a few photos of each reason."""
     retried = index.filter("passing").group_by("status").head(RETRIES_PER_REASON)["path"].to_list()
     target, small = (np.zeros((size, size, 3), np.uint8) for size in (image_size, THUMBNAIL_SIZE))
     return any(
@@ -213,8 +213,8 @@ def _compute_checksum(photo: np.ndarray, small: np.ndarray) -> int:
 def map_in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:
     """Run work on chunks in threads and yield the results in order.
 
-    Only a few chunks are queued ahead, so that a slow caller's results do not fill the memory. Closing the
-    generator drops the chunks that have not started.
+    Only a few chunks are queued ahead, so that results do not fill the memory if the caller is slow.
+    Closing the generator drops the chunks that have not started.
     """
     pool, pending = ThreadPoolExecutor(count_threads()), deque()
     try:
@@ -245,7 +245,10 @@ def reserve_array(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def _write_rows(file: Path, first: int, rows: np.ndarray) -> None:
-    """Write rows into a reserved array; filling new pages through a map takes ten times as long."""
+    """Write rows into a reserved array.
+
+    Filling new pages through a memory map takes ten times as long.
+    """
     with file.open("r+b") as stream:
         np.lib.format.read_magic(stream)
         np.lib.format.read_array_header_2_0(stream)
@@ -281,7 +284,10 @@ def _read_index(folder: Path) -> pl.DataFrame:
 
 
 def _load(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
-    """Load the index and the arrays; None if they are missing or damaged, and then remove them."""
+    """Load the index and the arrays.
+
+    If they are missing or damaged, remove them and return None.
+    """
     if not folder.exists():
         return None
     if (loaded := _load_if_intact(folder, image_size, rows)) is not None:

@@ -1,4 +1,4 @@
-"""Turn a folder, an archive or a table of photos into a Dataset."""
+"""Sources of photos: a folder, an archive or a table becomes a Dataset."""
 
 import os
 from dataclasses import replace
@@ -58,7 +58,7 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
 
 
 def _advise_without_photos(dataset: Dataset) -> str:
-    """Say what to try where no photos were found."""
+    """Suggest what to try if no photos were found."""
     if not dataset.source.lower().endswith(TABLE_SUFFIXES):
         return "a folder with a sub-folder of photos for each class"
     if not dataset.photos.height:
@@ -68,7 +68,9 @@ def _advise_without_photos(dataset: Dataset) -> str:
 
 
 def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
-    """Set the classes that still have photos, sorted or in the given order, and the empty ones.
+    """Set the classes that still have photos, and the empty ones.
+
+    They are sorted, or in the given order.
 
     Raises:
         PhotosError: fewer than two classes are left.

@@ -1,4 +1,4 @@
-"""Assign photos to train, validation (model selection and calibration) and test.
+"""The split into train, validation (model selection and calibration) and test.
 
 stratified  keeps each class's share in every split, and photos that belong together in one split:
             exact copies, near-duplicates, and the user's groups
@@ -123,15 +123,17 @@ def find_connected_components(pairs: Iterable[tuple[int, int]]) -> list[list[int
 
 
 def flag_leaked(group_numbers: Sequence[int], splits: Sequence[str]) -> list[bool]:
-    """Tell for each test photo whether its group is also in training or validation (leakage)."""
-    seen = {group for group, split in zip(group_numbers, splits, strict=True) if split != "test"}
-    return [group in seen for group, split in zip(group_numbers, splits, strict=True) if split == "test"]
+    """Flag test photos whose group is also in training or validation (leakage)."""
+    groups_outside_test = {group for group, split in zip(group_numbers, splits, strict=True) if split != "test"}
+    return [group in groups_outside_test for group, split in zip(group_numbers, splits, strict=True) if split == "test"]
 
 
 def assign_stratified(
     labels: Sequence[str], group_numbers: Sequence[int], fractions: SplitFractions, seed: int
 ) -> list[str]:
-    """Return a split for each photo: whole groups, each class as near to its shares as possible.
+    """Return a split for each photo; groups are not divided.
+
+    The shares of each class are as close to the fractions as possible.
 
     Large groups come first, each to the split where its classes lack most; single photos then fill
     up exactly. A class of three groups or more has a photo in every requested split; one of two
@@ -216,7 +218,10 @@ def _compute_quota(n_photos: int, n_groups: int, fractions: SplitFractions) -> l
 
 
 def _complete_given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
-    """Keep the given splits, and take a missing validation or test split from the training photos."""
+    """Keep the given splits and complete them.
+
+    A missing validation or test split is taken from the training photos.
+    """
     splits = used["split"].to_list()
     unassigned = [row for row, split in enumerate(splits) if split is None]
     if unassigned:
@@ -241,7 +246,10 @@ def _complete_given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
 
 
 def fingerprint(hashes: Iterable[str]) -> str:
-    """Name a set of photos by the sha256 of their sorted sha256s, whatever the files are called."""
+    """Compute the fingerprint of a set of photos: the sha256 of their sorted sha256s.
+
+    It does not depend on the names of the files.
+    """
     import hashlib
 
     digest, separator = hashlib.sha256(), b""

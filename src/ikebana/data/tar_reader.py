@@ -1,4 +1,7 @@
-"""Read a `.tar*` within bounds. Python's `tarfile` trusts every length that a header declares."""
+"""Reading of a `.tar*` within bounds.
+
+Python's `tarfile` trusts every length that a header declares.
+"""
 
 import re
 import tarfile

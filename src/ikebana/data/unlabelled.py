@@ -18,7 +18,13 @@ NO_FILE = Path()
 
 @dataclass(frozen=True, slots=True)
 class UnlabelledPhoto:
-    """A path to predict: how to show it, its file, and whether it can be opened."""
+    """A photo to predict.
+
+    Attributes:
+        path: the path to show.
+        file: the file on disk.
+        status: whether it can be opened, or why not.
+    """
 
     path: str
     file: Path
@@ -109,7 +115,10 @@ def find_photos(
 
 
 def _expand_source(source: str | Path) -> list[Path]:
-    """Return the source if it exists, else its glob matches: a file may be called `a[1].jpg`."""
+    """Return the source if it exists, else its glob matches.
+
+    An existing file comes first, because it may be called `a[1].jpg`.
+    """
     path = Path(os.path.expanduser(source))
     if os.path.lexists(path):
         return [path]

@@ -19,7 +19,7 @@ OPTIONS: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Result of the demo; `new_right` of `new_total` new photos were classified correctly."""
+    """Result of the demo; `new_correct` of `new_total` new photos were classified correctly."""
 
     folder: Path
     run: Run

@@ -1,4 +1,6 @@
-"""Photos of paper flowers, drawn in code for the demo and the tests, which need no outside photos.
+"""Photos of paper flowers, drawn in code.
+
+The demo and the tests use them, so neither needs other photos.
 
 A flower is a list of folded sheets, each a grid of points in space. One lamp lights the facets,
 and each sheet shades those below. The kinds differ in form only: each of them has every colour.
@@ -32,7 +34,10 @@ TURNS = ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Im
 
 
 class Paper(NamedTuple):
-    """The colours of one flower: the petals' face from base to tip, their reverse, the heart."""
+    """The colours of one flower.
+
+    The petals' face from base to tip, their reverse, and the heart.
+    """
 
     base: Floats
     tip: Floats
@@ -41,7 +46,10 @@ class Paper(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """One piece of bent paper: a grid of points (along, across, 3) and its facets' colours on either side."""
+    """One piece of bent paper.
+
+    A grid of points (along, across, 3), and the colours of its facets on either side.
+    """
 
     points: Floats
     front: Floats
@@ -71,9 +79,12 @@ def _paper(rng: Rng, backdrop: Floats) -> Paper:
     return Paper(base, tip, back, _colour(rng, base))
 
 
-def _turn(spin: float, lean: float = 0) -> Floats:
-    """Return the rotation in the image plane, then backwards, so that a front side faces up."""
-    (cos, sin), (upright, back) = ((math.cos(angle), math.sin(angle)) for angle in (spin, lean))
+def _turn(spin: float, tilt: float = 0) -> Floats:
+    """Return the rotation in the image plane, then backwards.
+
+    A front side then faces up.
+    """
+    (cos, sin), (upright, back) = ((math.cos(angle), math.sin(angle)) for angle in (spin, tilt))
     return np.array([[cos, -sin, 0], [upright * sin, upright * cos, back], [-back * sin, -back * cos, upright]])
 
 
@@ -83,10 +94,12 @@ def _petal(
 ) -> Sheet:  # fmt: skip
     """Fold one petal: cut, lifted, curled, creased and turned to its place.
 
-    size: length and greatest half-width.
-    outline: exponents of t and 1 - t, from base to tip; a small second one makes a round end.
-    lift: slope at the base, which grows by curl up to the tip.
-    crease: rise of the two halves to a V; cup: the same, but round.
+    Args:
+        outline: exponents of t and 1 - t, from base to tip; a small second one makes a round end.
+        size: length and greatest half-width.
+        lift: slope at the base, which grows by curl up to the tip.
+        crease: rise of the two halves to a V.
+        cup: the same, but round.
     """
     (p, q), (length, width) = outline, size
     t = 1 - (1 - np.linspace(0, 1, grid[0] + 1)) ** (1.7 if q < 0.8 else 1.0)  # round ends need short facets
@@ -115,7 +128,10 @@ def _around(count: int, offset: float = 0.0) -> list[float]:
 
 
 def _camellia(rng: Rng, paper: Paper) -> Iterator[Sheet]:
-    """Broad round petals, ring within ring like roof tiles, about a tuft or a closed bud."""
+    """Yield broad round petals about a tuft or a closed bud.
+
+    The rings of petals overlap like roof tiles.
+    """
     count, rings, offset = int(rng.integers(5, 7)), int(rng.integers(3, 5)), rng.random()
     for ring, inner in enumerate(np.arange(rings) / rings):
         size, up, high = (0.98 - 0.62 * inner, 0.56 - 0.3 * inner), 0.15 + 0.75 * inner, 0.1 * ring
@@ -126,7 +142,10 @@ def _camellia(rng: Rng, paper: Paper) -> Iterator[Sheet]:
 
 
 def _iris(rng: Rng, paper: Paper) -> Iterator[Sheet]:
-    """Three wide falls that droop, a beard along each; between them three narrow standards that rise."""
+    """Yield three wide drooping falls, each with a beard, and three narrow standards.
+
+    The standards rise between the falls.
+    """
     fall, petal = rng.uniform(0.3, 0.42), (rng.uniform(0.75, 0.95), rng.uniform(0.2, 0.28))
     beard, turned = Paper(*[paper.heart] * 4), Paper(paper.tip, paper.base, paper.back, paper.heart)
     for a in _around(3, 0.25):
@@ -136,7 +155,10 @@ def _iris(rng: Rng, paper: Paper) -> Iterator[Sheet]:
 
 
 def _kusudama(rng: Rng, paper: Paper) -> Iterator[Sheet]:
-    """Five squares of paper, each folded to a hollow cone, glued edge to edge: a star of five cups."""
+    """Yield five squares of paper, each folded to a hollow cone.
+
+    Glued edge to edge, they are a star of five cups.
+    """
     inside, lift = Paper(*[paper.back] * 4), rng.uniform(0.3, 0.55)
     for a in _around(5, 0.25):
         yield _petal(rng, paper, a, (1.1, 1), (1.16, 0.37), lift=lift, curl=0.1, crease=0.75)
@@ -146,7 +168,10 @@ def _kusudama(rng: Rng, paper: Paper) -> Iterator[Sheet]:
 
 
 def _lotus(rng: Rng, paper: Paper) -> Iterator[Sheet]:
-    """Many pointed petals with a sharp crease, layer above layer, each steeper than the one outside it."""
+    """Yield many pointed petals with a sharp crease, in layers.
+
+    Each layer is steeper than the one outside it.
+    """
     count, layers, offset = int(rng.integers(6, 9)), int(rng.integers(3, 5)), rng.random()
     for layer, inner in enumerate(np.arange(layers) / layers):
         size, lift = (1.0 - 0.42 * inner, 0.27 - 0.1 * inner), 0.1 + inner
@@ -156,7 +181,10 @@ def _lotus(rng: Rng, paper: Paper) -> Iterator[Sheet]:
 
 
 def _pinwheel(rng: Rng, paper: Paper) -> Iterator[Sheet]:
-    """Blades that all roll over to the same side, their free corners held by one pin."""
+    """Yield blades that all roll over to the same side.
+
+    One pin holds their free corners.
+    """
     count, loop, hand = int(rng.choice([4, 4, 4, 4, 5, 6])), rng.uniform(0.12, 0.3), rng.choice([-1, 1])
     along = np.linspace(0, 1, 9)[:, None, None]
     across = np.linspace(0, 1, 3)[None, :, None] * (1 - along)
@@ -174,7 +202,10 @@ KINDS: tuple[str, ...] = tuple(FOLDS)
 
 
 def _band(path: tuple[Floats, Floats, Floats], half: Floats | float, front: Floats, back: Floats) -> Sheet:
-    """Make a strip of some half-width along a line, arched so that one side catches the light."""
+    """Make a strip of some half-width along a line.
+
+    It is arched, so that one side catches the light.
+    """
     side = np.array([-1.0, -0.45, 0.45, 1.0]) * np.reshape(half, (-1, 1))
     x, y, z = (line[:, None] for line in path)
     return Sheet(np.stack(np.broadcast_arrays(x, y + side, z - 0.8 * np.abs(side)), axis=-1), front, back)
@@ -198,7 +229,11 @@ def _clutter(rng: Rng) -> Sheet:
 
 
 def _cut_out(sheet: Sheet, camera: Camera, frame: tuple[int, int]) -> tuple[Image.Image, tuple[int, int], float] | None:
-    """Render a sheet: image, corner in the frame and mean z; None if it is outside the frame."""
+    """Render a sheet.
+
+    Returns:
+        Image, corner in the frame and mean z; None if the sheet is outside the frame.
+    """
     world = sheet.points @ camera.turn.T
     flat = world[..., :2] * (camera.scale, -camera.scale) / (1 - 0.15 * world[..., 2:]) + camera.centre
     low = np.maximum(np.floor(flat.min((0, 1))) - 1, -8).astype(int)
@@ -237,11 +272,11 @@ def _shade(photo: Image.Image, mask: Image.Image, corner: tuple[int, int], camer
 def _lay(photo: Image.Image, sheets: list[Sheet], camera: Camera, high: float = 0.16) -> None:
     """Paint sheets, farthest first; each shades those below, and all shade the ground."""
     pieces = [piece for sheet in sheets if (piece := _cut_out(sheet, camera, photo.size))]
-    whole = Image.new("L", photo.size)
+    silhouette = Image.new("L", photo.size)
     for picture, corner, _ in pieces:
-        whole.paste(255, corner, picture)
-    if box := whole.getbbox():
-        _shade(photo, whole.crop(box), box[:2], camera, high)
+        silhouette.paste(255, corner, picture)
+    if box := silhouette.getbbox():
+        _shade(photo, silhouette.crop(box), box[:2], camera, high)
     for picture, corner, _ in sorted(pieces, key=lambda piece: piece[2]):
         _shade(photo, picture.getchannel("A"), corner, camera, 0.07)
         photo.paste(picture, corner, picture)
@@ -282,7 +317,8 @@ def _strew(rng: Rng, photo: Image.Image, lamp: Floats, count: int, scale: float,
 def _backdrop(rng: Rng, size: tuple[int, int], colour: Floats, lamp: Floats) -> Image.Image:
     """Paint the background of the flower, in focus or not."""
     other = _colour(rng) * colour.mean()
-    half = (size[0] // 2, size[1] // 2)  # what lies behind is out of focus anyway, and costs a quarter like this
+    # The background is often out of focus, so half the resolution suffices at a quarter of the cost.
+    half = (size[0] // 2, size[1] // 2)
     pixels, edge = _surface(rng, half, colour, other), int(half[1] * rng.uniform(0.25, 0.75))
     if rng.random() < 0.2:
         pixels[:edge] = _surface(rng, half, other, colour)[:edge]
@@ -302,12 +338,15 @@ def _cameras(rng: Rng, size: tuple[int, int], lamp: Floats) -> Iterator[Camera]:
     for angle in _around(count, first):
         x, y = (0.5 + 0.28 * (count > 1) * _turn(angle)[:2, 0] + rng.normal(0, 0.035, 2)) * size
         radius = min(size) * (rng.uniform(0.38, 0.48) if count == 1 else rng.uniform(0.22, 0.28))
-        turn = _turn(rng.normal(0, 0.12)) @ _turn(rng.normal(0, 0.15), lean=rng.uniform(0, 0.5))
+        turn = _turn(rng.normal(0, 0.12)) @ _turn(rng.normal(0, 0.15), tilt=rng.uniform(0, 0.5))
         yield Camera(turn, (x, y), radius, lamp)
 
 
 def _develop(rng: Rng, photo: Image.Image, lamp: Floats) -> Image.Image:
-    """Add the effects of a camera: falling light, a colour cast, a vignette, softness and grain."""
+    """Add the effects of a camera.
+
+    These are falling light, a colour cast, a vignette, softness and grain.
+    """
     photo, (wide, tall) = photo.filter(ImageFilter.BoxBlur(max(0, rng.uniform(-0.6, 0.7)))), photo.size
     y, x = (axis[..., None].astype(np.float32) / max(photo.size) - 0.5 for axis in np.ogrid[:tall, :wide])
     light = 1 + rng.uniform(0, 0.5) * (x * lamp[0] - y * lamp[1]) - rng.uniform(0, 0.7) * (x * x + y * y)
@@ -378,8 +417,8 @@ def draw_collection(folder: Path, photos_per_kind: int = 80, seed: int = 0) -> P
         path.parent.mkdir(parents=True, exist_ok=True)
         photo.save(path, quality=88, exif=exif)
         if card in broken:
-            whole = path.read_bytes()
-            path.write_bytes(whole[: int(len(whole) * (0.3 + 0.4 * broken[card]))])
+            data = path.read_bytes()
+            path.write_bytes(data[: int(len(data) * (0.3 + 0.4 * broken[card]))])
 
     for card in names:  # sequential: threads were slower because of the global interpreter lock
         if card not in duplicates.values():

@@ -1,4 +1,4 @@
-"""Calibration: how to read a network's confidence, and below which the answer is "not sure"."""
+"""Calibration of a network's confidence, and the threshold below which it is "not sure"."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

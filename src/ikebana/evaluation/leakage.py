@@ -1,4 +1,4 @@
-"""Leakage: test photos with a duplicate in training, and what a naive shuffle would have leaked."""
+"""Leakage: test photos with a duplicate in training, also for a naive shuffle."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,10 @@ class NaiveShuffle:
     Other photos of a group are no duplicates: a network that has learned some photos of a plant
     may still be wrong on the others.
 
-    n: test photos.
-    with_duplicate: of these, photos with a duplicate in training or validation.
-    accuracy: estimate, if a network is right on every photo whose duplicate it has learned.
+    Attributes:
+        n: test photos.
+        with_duplicate: of these, photos with a duplicate in training or validation.
+        accuracy: estimate, if a network is right on every photo whose duplicate it has learned.
     """
 
     n: int
@@ -33,7 +34,9 @@ class NaiveShuffle:
 class Leakage:
     """Paths of test photos with a duplicate or a group member in training or validation.
 
-    `accuracy_on_others` is the test accuracy without them.
+    Attributes:
+        accuracy_on_leaked: test accuracy on these photos; None if there are none.
+        accuracy_on_others: test accuracy without them.
     """
 
     photos: tuple[str, ...]

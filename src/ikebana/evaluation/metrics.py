@@ -35,16 +35,18 @@ class PerClass:
 class Evaluation:
     """Scores of a network on photos that it has never seen.
 
-    accuracy_interval: Wilson's 95 % interval, for other photos and groups of the same kind.
-    confusion: rows are the true classes, columns the predicted ones.
-    balanced_accuracy: mean recall over the classes that have test photos.
-    report: in scikit-learn's layout.
-    note: what the reader must know to understand the score.
-    threshold: the confidence below which the answer is "not sure".
-    answered: share of the photos at or above the threshold, answered_accuracy theirs.
-    leakage: None if it was not measured.
-    n_effective: number of independent photos that would be as informative.
-    seconds: duration of each stage of the run.
+    Attributes:
+        accuracy_interval: Wilson's 95 % interval, for other photos and groups of the same kind.
+        confusion: rows are the true classes, columns the predicted ones.
+        balanced_accuracy: mean recall over the classes that have test photos.
+        report: in scikit-learn's layout.
+        note: what the reader must know to understand the score.
+        threshold: the confidence below which the answer is "not sure".
+        answered_share: share of the photos at or above the threshold.
+        answered_accuracy: accuracy on these photos.
+        leakage: None if it was not measured.
+        n_effective: number of independent photos that would be as informative.
+        seconds: duration of each stage of the run.
     """
 
     accuracy: float
@@ -143,7 +145,7 @@ def evaluate(
         classes: class names.
         note: what the reader must know to understand the score.
         threshold: the confidence below which the answer is "not sure"; None if there is none.
-        leaked: the measured leakage; None if it was not measured.
+        leakage: the measured leakage; None if it was not measured.
         groups: int [photos], photos of one group are not independent; None if all are.
     """
     predicted = probabilities.argmax(1)
@@ -183,8 +185,8 @@ def _score_classes(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, P
         counts.astype(float) for counts in (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
     )
     columns = [
-        np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-        for part, whole in ((right, predicted), (right, support), (2 * right, predicted + support))
+        np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+        for numerator, denominator in ((right, predicted), (right, support), (2 * right, predicted + support))
     ]
     rows = zip(classes, *(column.tolist() for column in columns), support.tolist(), strict=True)
     return {name: PerClass(precision, recall, f1, int(support)) for name, precision, recall, f1, support in rows}
@@ -219,7 +221,10 @@ def classification_report(per_class: Mapping[str, PerClass], accuracy: float) ->
 
 
 def score_answered(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[float, float | None]:
-    """Return the share of answered photos and the accuracy on them; None if there are none."""
+    """Return the share of answered photos and the accuracy on them.
+
+    The accuracy is None if no photo is answered.
+    """
     is_sure = probabilities.max(1) >= threshold
     is_right = probabilities.argmax(1) == labels
     return float(is_sure.mean()), float(is_right[is_sure].mean()) if is_sure.any() else None

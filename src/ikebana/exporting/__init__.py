@@ -1,1 +1,1 @@
-"""From a run to an ONNX file or a web folder, verified on the test photos."""
+"""Export of a run to an ONNX file or web folder, verified on test photos."""

@@ -1,6 +1,6 @@
-"""Export a run to one ONNX file, verified on the test photos.
+"""Export of a run to one ONNX file, verified on the test photos.
 
-The only module of exporting that needs torch.
+This is the only module of exporting that needs torch.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""Quantise the network to 8 bits: a quarter of the size, often faster.
+"""Quantisation to 8 bits: a quarter of the size, often faster.
 
 Training photos give the value range of each layer. Rounding changes probabilities, so the file is
 compared by accuracy instead: on the model-selection half of the validation set, beside the float32

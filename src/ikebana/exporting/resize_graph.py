@@ -1,4 +1,4 @@
-"""Resize photos inside the ONNX graph, bit-equal to Pillow's antialiased triangle filter.
+"""Resizing inside the ONNX graph, bit-equal to Pillow's antialiased triangle filter.
 
 ONNX's own `Resize` is not used: runtimes differ in it by whole grey levels. Here all values are
 integers. Pillow's weights are integers in units of 2^-22, so a resize is two products with integer

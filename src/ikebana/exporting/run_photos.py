@@ -1,4 +1,4 @@
-"""Find a run's photos again: the exported file is verified on their bytes."""
+"""The photos of a run, on whose bytes the exported file is verified."""
 
 import re
 from collections.abc import Sequence

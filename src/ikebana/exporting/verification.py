@@ -1,4 +1,4 @@
-"""Verify a model file on the test photos against the run's network.
+"""Verification of a model file on the test photos, against the run's network.
 
 Calibrated probabilities are compared: those of torch in float32 and those of the Classifier that
 users get. Both add up the same numbers in another order, which changed no probability by more than
@@ -33,9 +33,9 @@ Reference = Callable[[np.ndarray], np.ndarray]
 class PredictedBatch:
     """Some photos and the predictions of the model file.
 
-    Args:
-        squares: uint8 [photos, image_size, image_size, 3].
-        said: float32 probabilities [photos, classes].
+    Attributes:
+        images: uint8 [photos, image_size, image_size, 3].
+        probabilities: float32 [photos, classes].
     """
 
     photos: Sequence[RunPhoto]

@@ -1,4 +1,4 @@
-"""Export a run to a web folder: the page, the model file, and onnxruntime's WebAssembly build.
+"""Export of a run to a web folder: page, model file and onnxruntime's WebAssembly build.
 
 Any file server works without settings: the network runs on one thread, which needs no special
 headers. Photos stay in the browser.
@@ -46,7 +46,10 @@ CONTENT_SECURITY_POLICY = (
 
 
 def build_index() -> str:
-    """Change the server's page: the other engine, and the policy inside, as headers are unknown."""
+    """Change the server's page: the other engine, and the content security policy inside.
+
+    The file server's headers are unknown, so they cannot carry the policy.
+    """
     text = page_files.read("index.html").decode()
     for server_script, browser_script in ENGINE_SCRIPTS.items():
         text = text.replace(server_script, browser_script)

@@ -1,1 +1,1 @@
-"""Export, prediction and serving: one ONNX file that predicts the same everywhere."""
+"""Prediction from one ONNX file, the same everywhere; without torch."""

@@ -1,6 +1,8 @@
-"""Model file → predictions, with numpy, Pillow and onnxruntime; needs neither torch nor the run.
+"""The classifier in a model file, with numpy, Pillow and onnxruntime.
 
-The decoder is the one that training used (photos/pixels.py) and gives the graph square images.
+It needs neither torch nor the run.
+
+The decoder is the one that training used (data/decoding.py) and gives the graph square images.
 The graph does all the rest up to calibrated probabilities, so nothing here can differ from the run.
 """
 

@@ -71,7 +71,10 @@ def get_part_path(out: Path) -> Path:
 
 
 def is_own(file: Path, out: Path) -> bool:
-    """Whether the file is the table or its part, which may be among the photos."""
+    """Return whether the file is the table or its part.
+
+    Either may be among the photos.
+    """
     return file.name in (out.name, get_part_path(out).name) and file.parent.resolve() == out.parent.resolve()
 
 
@@ -79,8 +82,8 @@ class Table:
     """A table that predictions are written to.
 
     Args:
-        model: identifies the classifier: only rows of the same one are resumed from.
-        anew: start over, even if a part exists.
+        model: identifies the classifier; only rows of the same classifier are reused.
+        overwrite: start over, even if a part exists.
     """
 
     def __init__(self, out: Path, classes: Sequence[str], model: str, overwrite: bool = False):
@@ -247,7 +250,7 @@ def _read_row(part: IO[bytes], offset: int) -> list[Any]:
 
 
 def _is_note(line: bytes) -> bool:
-    """Whether the line is not a row but a note with an earlier row's offset."""
+    """Return whether the line is a note with an earlier row's offset, not a row."""
     return line.startswith(b"{")
 
 
@@ -266,7 +269,7 @@ def _parse_row(line: bytes) -> list[Any] | None:
 
 
 def _is_prediction(row: Sequence[Any]) -> bool:
-    """Whether the photo was usable; an unusable one is tried again."""
+    """Return whether the photo was usable; an unusable one is tried again."""
     return row[1 + get_column_names(()).index("confidence")] is not None
 
 

@@ -74,7 +74,7 @@ class _SameName:
 
 
 class Sorter:
-    """Puts each photo into the folder of its class, of "not sure" or of "unusable"."""
+    """A sorter of photos into folders: one per class, "not sure" and "unusable"."""
 
     def __init__(self, folder: Path, classes: Sequence[str], link: bool):
         self.target_folder, self.link = Path(os.path.expanduser(folder)), link

@@ -114,17 +114,17 @@ def compose_affine_maps(
 
     Source: keras/src/legacy/preprocessing/image.py, apply_affine_transform.
     """
-    one, zero = torch.ones_like(rotation), torch.zeros_like(rotation)
-    rotations = _make_matrices(rotation.cos(), -rotation.sin(), zero, rotation.sin(), rotation.cos(), zero)
-    shifts = _make_matrices(one, zero, shift_x, zero, one, shift_y)
-    shears = _make_matrices(one, -shear.sin(), zero, zero, shear.cos(), zero)
-    zooms = _make_matrices(zoom_x, zero, zero, zero, zoom_y, zero)
+    ones, zeros = torch.ones_like(rotation), torch.zeros_like(rotation)
+    rotations = _make_matrices(rotation.cos(), -rotation.sin(), zeros, rotation.sin(), rotation.cos(), zeros)
+    shifts = _make_matrices(ones, zeros, shift_x, zeros, ones, shift_y)
+    shears = _make_matrices(ones, -shear.sin(), zeros, zeros, shear.cos(), zeros)
+    zooms = _make_matrices(zoom_x, zeros, zeros, zeros, zoom_y, zeros)
     return (rotations @ shifts @ shears @ zooms)[:, :2]
 
 
 def _make_matrices(*entries: Tensor) -> Tensor:
-    zero, one = torch.zeros_like(entries[0]), torch.ones_like(entries[0])
-    return torch.stack((*entries, zero, zero, one), dim=1).view(-1, 3, 3)
+    zeros, ones = torch.zeros_like(entries[0]), torch.ones_like(entries[0])
+    return torch.stack((*entries, zeros, zeros, ones), dim=1).view(-1, 3, 3)
 
 
 def warp(photos: Tensor, maps: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Select device, precision, threads and allocator, each with the reason for it.
+"""Selection of device, precision, threads and allocator, each with its reason.
 
 On a CPU two choices matter more than the arithmetic.
 Allocator: glibc returns large blocks to the system after each use. The page faults of mapping them
@@ -54,7 +54,7 @@ class DeviceSettings:
     Attributes:
         device: cpu, cuda or mps.
         precision: of the training step, float32 or bfloat16.
-        reasons: why each of the others was chosen.
+        reasons: why device, precision, threads and allocator were chosen.
         seconds_per_photo: measured time of a training step or forward pass; None if not measured.
         measurement_id: cache file that a later, faster measurement may correct; "" if none may.
     """

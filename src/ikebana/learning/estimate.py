@@ -1,4 +1,4 @@
-"""Estimate time, disk and memory of a run before it begins."""
+"""Estimates of the time, disk and memory of a run before it begins."""
 
 import functools
 import hashlib
@@ -111,7 +111,7 @@ def _suggest_smaller(recipe: Recipe) -> str:
 
 
 def recipe_memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
-    """Wrap `machine.memory_errors`, suggesting options of this recipe that need less memory.
+    """Wrap `resources.memory_errors`, suggesting options of this recipe that need less memory.
 
     Raises:
         MachineError: out of memory.

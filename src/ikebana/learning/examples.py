@@ -113,7 +113,7 @@ def copy_to_device(pixels: np.ndarray, device: str, free_bytes: int) -> Tensor |
     Else return None, and each batch is read from the mapped file.
 
     Args:
-        room: device memory in bytes that a training step leaves free.
+        free_bytes: device memory that a training step leaves free.
     """
     if pixels.nbytes > MAX_PIXEL_MEMORY_FRACTION * free_bytes:
         return None

@@ -1,4 +1,4 @@
-"""Cross-validation folds that keep groups whole."""
+"""Cross-validation folds that do not divide groups."""
 
 import warnings
 from typing import TypeAlias
@@ -13,13 +13,15 @@ Fold: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 def make_folds(labels: np.ndarray, groups: np.ndarray, seed: int, known_classes_only: bool = False) -> list[Fold]:
-    """Make up to five folds, stratified by class, groups kept whole; each photo is tested once.
+    """Make up to five folds, stratified by class; groups are not divided.
+
+    Each photo is tested once.
 
     Args:
         labels: class indices [photos].
         groups: a number per photo.
-        known_classes_only: leave out test photos of a class that the fold does not train, since they say
-            nothing about regularisation.
+        known_classes_only: leave out test photos of a class without training photos in the fold,
+            since they tell nothing about regularisation.
     Returns:
         Fewer folds if no class has five groups; none if no class has two.
     """

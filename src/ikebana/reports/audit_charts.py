@@ -1,4 +1,7 @@
-"""Geometry of small charts for an HTML page, which draws them as SVG in light or dark colours."""
+"""Geometry of small charts for an HTML page.
+
+The page draws them as SVG, in light or dark colours.
+"""
 
 import math
 from collections.abc import Mapping

@@ -86,7 +86,11 @@ SEVERITY_TITLES = {"error": "must be mended", "warning": "look at it", "note": "
 
 @dataclass(frozen=True)
 class Picture:
-    """A photo on the page; `source` is a data URI, empty without a picture or beyond the limit."""
+    """A photo on the page.
+
+    Attributes:
+        source: a data URI; empty if there is no picture or the page has too many.
+    """
 
     path: str
     label: str
@@ -96,7 +100,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """A finding on the page; `more` has the paths of photos that are not shown."""
+    """A finding on the page; `hidden_paths` are the photos that are not shown."""
 
     finding: Finding
     pictures: list[Picture]
@@ -107,8 +111,10 @@ class Card:
 class Section:
     """All findings of a kind.
 
-    `advice` is empty if the findings differ in it. `listed` findings have no card, and `left_out`
-    counts those that are not on the page.
+    Attributes:
+        advice: empty if the findings differ in it.
+        listed: findings without a card.
+        omitted_count: number of findings that are not on the page.
     """
 
     kind: str
@@ -180,7 +186,10 @@ def render(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, re
 
 
 def _group_by_kind(findings: Iterable[Finding]) -> list[tuple[str, list[Finding]]]:
-    """Group by kind: the kind with the most severe finding first, then in the order of KINDS."""
+    """Group by kind, the kind with the most severe finding first.
+
+    Kinds of equal severity are in the order of KIND_DESCRIPTIONS.
+    """
     groups: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         groups[finding.kind].append(finding)

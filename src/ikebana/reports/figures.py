@@ -1,4 +1,6 @@
-"""Figures of a run as PNG files, readable for 2 or 200 classes; same numbers, same bytes.
+"""Figures of a run as PNG files, readable for 2 or 200 classes.
+
+The same numbers give the same bytes.
 
 Places are in inches from the top left corner; colours, sizes and fonts are explicit. So figures
 grow instead of shrinking their text, matplotlib styles have no effect, and threads may draw.
@@ -69,7 +71,10 @@ def draw_curves(epochs: Epochs, file: Path) -> None:
 
 
 def draw_photo_grid(photos: Photos, captions: Sequence[str], file: Path, *, title: str = "", columns: int = 6) -> None:
-    """Draw uint8 photos [height, width, 3] of any size in a grid, each under its caption."""
+    """Draw uint8 photos [height, width, 3] in a grid, each under its caption.
+
+    The photos may differ in size.
+    """
     _write(_draw_grid(photos, captions, title, columns), file)
 
 
@@ -89,7 +94,7 @@ def _draw_bars(counts: Mapping[str, Mapping[str, int]]) -> Axes:
             x = _print(sheet, (x + 0.19, 1.05), f"{split} {photos:,}", 9) + 0.3
     left = MARGIN + max((_width(label, size) for label in labels), default=0) + 0.14
     scale = (width - MARGIN - _width(f"{largest:,}", size) - 0.1 - left) / max(largest, 1)
-    for tick in _choose_ticks(0, largest, 5, whole=True):
+    for tick in _choose_ticks(0, largest, 5, only_integers=True):
         _draw_line(sheet, [left + tick * scale] * 2, [top - 0.04, bottom], GRID)
         _print(sheet, (left + tick * scale, top - 0.15), f"{tick:,.0f}", 8, GREY, ha="center")
     starts, ys = np.full(len(rows), left), top + pitch * np.arange(len(rows))
@@ -134,7 +139,11 @@ def _draw_pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
 
 
 def _turn_pie(shares: np.ndarray, height: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a pie so that labels are near their slices: angle and label height per slice."""
+    """Turn a pie so that labels are near their slices.
+
+    Returns:
+        Angle and label height per slice.
+    """
     turns = []
     for turn in range(-90, 270, 5):
         degrees = np.cumsum(shares) * 360 - shares * 180 + turn
@@ -239,7 +248,7 @@ def _draw_panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind
     numbers = np.array([_to_float(row["epoch"]) for row in epochs])
     padding = 0 if numbers.max() > numbers.min() else 1
     span = [numbers.min() - padding, numbers.max() + padding], [left + 0.1, right - 0.1]
-    for tick in _choose_ticks(numbers.min(), numbers.max(), 6, whole=True):
+    for tick in _choose_ticks(numbers.min(), numbers.max(), 6, only_integers=True):
         _print(sheet, (float(np.interp(tick, *span)), bottom + 0.18), f"{tick:.0f}", 8, GREY, ha="center")
     _print(sheet, (right + 0.1, bottom + 0.18), "epoch", 8, GREY)
     xs, ends = np.interp(numbers, *span), []
@@ -323,10 +332,12 @@ def _to_float(value: float | None) -> float:
     return float(value) if value is not None and abs(value) < 1e30 else math.nan
 
 
-def _choose_ticks(low: float, high: float, count: int, *, whole: bool = False, outside: bool = False) -> list[float]:
+def _choose_ticks(
+    low: float, high: float, count: int, *, only_integers: bool = False, outside: bool = False
+) -> list[float]:
     """Choose round numbers within the range, or also the next ones outside."""
     margin = 0.1 * max(abs(low), 0.1) if high - low <= 1e-6 * abs(low) else 0.0
-    ticks = MaxNLocator(count, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(low - margin, high + margin)
+    ticks = MaxNLocator(count, integer=only_integers, steps=[1, 2, 2.5, 5, 10]).tick_values(low - margin, high + margin)
     return [float(tick) for tick in ticks if outside or low <= tick <= high]
 
 

@@ -47,7 +47,7 @@ def draw_all(
 
 
 def draw_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize) -> None:
-    """Draw the class counts as bars and as a pie, and a grid of sample photos."""
+    """Draw the class counts, as bars and a pie, and a grid of sample photos."""
     counts = dataset.count_photos()
     figures.draw_class_bars(counts, folder / "classes_bar.png")
     figures.draw_class_pie(counts, folder / "classes_pie.png")
@@ -123,7 +123,10 @@ def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize:
 
 
 def restore_aspect_ratio(square: np.ndarray, width: int, height: int, resize: Resize) -> np.ndarray:
-    """Restore the aspect ratio of a squashed photo, keeping its longer side; a crop stays square."""
+    """Restore the aspect ratio of a squashed photo, keeping its longer side.
+
+    A crop stays square.
+    """
     if resize == "crop":
         return square
     longer = max(width, height)

@@ -119,7 +119,7 @@ class Server(uvicorn.Server):
 
 
 def _is_unexpected(record: logging.LogRecord) -> bool:
-    """Whether the log record is about more than requests that a second Ctrl-C cancelled."""
+    """Return whether the log record is about more than requests that a second Ctrl-C cancelled."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)) and (
         "CancelledError" not in record.getMessage()
     )

@@ -47,8 +47,8 @@ class Refusal(Exception):
     """An error response with status 4xx or 503: what is wrong, and what to try.
 
     Args:
-        again: seconds for the `Retry-After` header.
-        kind: further headers of the response.
+        retry_after: seconds for the `Retry-After` header.
+        headers: further headers of the response.
     """
 
     def __init__(

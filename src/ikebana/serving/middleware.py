@@ -39,7 +39,7 @@ ANY_HOST_PATHS = ("/healthz", "/readyz")
 
 
 class SecurityMiddleware:
-    """Wraps the application; counts requests and completes responses.
+    """Middleware that counts requests and completes responses.
 
     Args:
         paths: paths with their own metric; all others share one, since clients can invent paths.

@@ -32,7 +32,8 @@ MAX_RETRY_AFTER_SECONDS = 30
 INITIAL_SECONDS_PER_PHOTO = 0.05
 # Weight of the last batch in the moving average of seconds per photo.
 LAST_BATCH_WEIGHT = 0.2
-NAMED = "named"
+# Metric label of a photo that got a class.
+OUTCOME_NAMED = "named"
 
 
 class PredictionLike(Protocol):
@@ -80,7 +81,7 @@ class PhotoPrediction:
     @property
     def outcome(self) -> str:
         if self.label is not None:
-            return NAMED
+            return OUTCOME_NAMED
         return NOT_SURE if self.probabilities else UNUSABLE
 
 
@@ -112,7 +113,7 @@ class _DecodedPhoto:
 
 
 class PredictionQueue:
-    """Accepts photos up to the limits and predicts each.
+    """A queue that accepts photos up to the limits and predicts each.
 
     All methods run on one event loop; decoding and the network have their own threads.
     """

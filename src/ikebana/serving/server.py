@@ -1,4 +1,4 @@
-"""Model file → an HTTP API and a web page."""
+"""The HTTP API and the web page of a model file."""
 
 import hmac
 import importlib.metadata
@@ -109,7 +109,7 @@ def build(
     """Build the application without a socket.
 
     Args:
-        names: host names that requests may use; None for any, which needs a token to be safe.
+        allowed_hosts: host names that requests may use; None for any, which needs a token to be safe.
     """
     metrics = Metrics()
     queue = PredictionQueue(classifier, limits, metrics)

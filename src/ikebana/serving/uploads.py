@@ -1,4 +1,4 @@
-"""Request body → photos, in memory only, refused as soon as it exceeds a limit.
+"""Uploads: photos from a request's body, refused as soon as a limit is exceeded.
 
 FastAPI's `UploadFile` writes uploads larger than a megabyte to disk and has no time limit. Here no
 photo is written to disk.
@@ -30,7 +30,7 @@ class Upload:
 
 
 class ByteBudget(Protocol):
-    """Counts the bytes that one request holds against the limit of all requests."""
+    """A count of one request's bytes, against the limit for all requests."""
 
     def reserve(self, size: int) -> None: ...
 
@@ -104,7 +104,7 @@ async def _read_form(pieces: AsyncIterator[bytes], boundary: bytes, limits: Limi
 
 @dataclass
 class _Form:
-    """Collects the files of a form from the parser's callbacks and ignores its other fields."""
+    """A form whose files the parser's callbacks collect; other fields are ignored."""
 
     max_files: int
     uploads: list[Upload] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The cache folder, atomic writes and locks.
+"""Atomic writes of files and folders.
 
 Files and folders are written beside their target and renamed when complete.
 """
@@ -34,7 +34,7 @@ def resolve_output_path(path: str | Path, is_new_folder: bool = False) -> Path:
     """Expand ~ in an output path and check early that it can be written.
 
     Args:
-        appears: whether it is a folder that is renamed into place when complete.
+        is_new_folder: whether it is a folder that is renamed into place when complete.
     Raises:
         MachineError: the name is too long, a file is in the way, permission is missing, or the
             new folder would replace the working directory or one around it.
@@ -79,7 +79,8 @@ def atomic_write(file: Path, create_parent: bool = True) -> Iterator[Path]:
     """Yield a path to write; it becomes `file` on success, or is removed.
 
     Args:
-        make: create the parent folder. False for a run's folder, whose disappearance is an error.
+        create_parent: create the parent folder. False in a run's folder, whose disappearance is an
+            error.
     Raises:
         MachineError: the disk is full, or the path cannot be written.
     """
@@ -122,11 +123,12 @@ def atomic_directory(folder: Path, allow_existing: bool = True, create_parent: b
     Folders that a killed process left are removed: the kernel releases a dead process's lock.
 
     Args:
-        shared: accept the folder of a faster process. False if it must be this process's own.
-        make: create the parent folder. False for a run's folder, whose disappearance is an error.
+        allow_existing: accept the folder of a faster process. False if it must be this process's own.
+        create_parent: create the parent folder. False in a run's folder, whose disappearance is an
+            error.
     Raises:
         MachineError: the disk is full, the path cannot be written, or another process made the
-            folder and `shared` is False.
+            folder and `allow_existing` is False.
     """
     partial: Path | None = None
     try:

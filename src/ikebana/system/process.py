@@ -1,4 +1,4 @@
-"""What a process shares with the shell that started it: streams, signals, working directory."""
+"""Streams, signals and working directory, which a process shares with its shell."""
 
 import atexit
 import gc

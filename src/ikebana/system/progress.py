@@ -251,7 +251,7 @@ class Stopwatch:
         """Add the time since the last lap to this stage.
 
         Args:
-            at_least: seconds known from epochs, some of them perhaps before a resume.
+            min_seconds: seconds known from epochs, some of them perhaps before a resume.
         """
         now = time.perf_counter()
         self.seconds[name] = round(max(self.seconds.get(name, 0.0) + now - self.since, min_seconds), 3)

@@ -1,4 +1,4 @@
-"""Memory and disk left for this process; work that would not fit is refused early."""
+"""Checks of the memory and disk space left for this process."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Select candidate pairs for near-duplicates: photos whose short descriptions are close.
+"""Candidate pairs for near-duplicates: photos whose short descriptions are close.
 
 A description holds a photo's lowest spatial frequencies: the mean of brightness and of two colour
 differences, and their cosine coefficients of frequency one to three. Mirroring flips signs, and a
@@ -155,18 +155,18 @@ def apply_symmetries(descriptions: np.ndarray) -> np.ndarray:
     return np.stack(variants, -2)
 
 
-def lift_descriptions(whole: np.ndarray) -> np.ndarray:
+def lift_descriptions(uncropped: np.ndarray) -> np.ndarray:
     """Append minus half the squared norm to the invariants of uncropped photos.
 
     The product with (a, 1) is then (|a|^2 - distance^2) / 2: distances by matrix multiplication.
     Photos without content are NaN, and infinitely far from all others.
 
     Args:
-        whole: float32 [photos, coefficients].
+        uncropped: float32 [photos, coefficients].
     Returns:
         float32 [photos, coefficients + 1].
     """
-    invariants = compute_invariants(whole)
+    invariants = compute_invariants(uncropped)
     has_content = np.isfinite(invariants).all(-1, keepdims=True)
     half_norms = np.where(has_content, (invariants**2).sum(-1, keepdims=True) / 2, np.inf)
     return np.concatenate([np.where(has_content, invariants, 0), -half_norms], -1)
@@ -175,11 +175,15 @@ def lift_descriptions(whole: np.ndarray) -> np.ndarray:
 class CandidateIndex:
     """Descriptions of uncropped photos, searched for those near a window of another photo.
 
-    Both arrays may be memory-mapped: float32 [photos, coefficients] and one column more.
+    Both arrays may be memory-mapped.
+
+    Args:
+        uncropped: float32 [photos, coefficients].
+        lifted: float32 [photos, coefficients + 1], as `lift_descriptions` returns them.
     """
 
-    def __init__(self, whole: np.ndarray, lifted: np.ndarray):
-        self.whole, self.lifted = whole, lifted
+    def __init__(self, uncropped: np.ndarray, lifted: np.ndarray):
+        self.uncropped, self.lifted = uncropped, lifted
 
     def find_candidates(self, photos: range, descriptions: np.ndarray) -> Candidates:
         """Find the photos that may be copies, perhaps cropped, of some photos.
@@ -244,8 +248,8 @@ class CandidateIndex:
 
     def _match_signs(self, first: int, descriptions: np.ndarray, rows: np.ndarray, radius: float) -> np.ndarray:
         """Find the nearest rows by signed coefficients: int64 [pairs, 4] in the order of `Candidates`."""
-        whole = apply_symmetries(self.whole[rows]).reshape(-1, len(COEFFICIENTS))
-        squares = (descriptions**2).sum(1)[:, None] + (whole**2).sum(1) - 2 * descriptions @ whole.T
+        variants = apply_symmetries(self.uncropped[rows]).reshape(-1, len(COEFFICIENTS))
+        squares = (descriptions**2).sum(1)[:, None] + (variants**2).sum(1) - 2 * descriptions @ variants.T
         by_row = squares.reshape(len(descriptions), len(rows), len(SYMMETRIES)).swapaxes(0, 1)
         by_row = by_row.reshape(len(rows), len(descriptions) * len(SYMMETRIES))
         best = by_row.argmin(1)

@@ -1,4 +1,4 @@
-"""Find near-duplicates: resized, re-encoded, slightly cropped, mirrored or quarter-turned copies.
+"""Near-duplicate search: resized, re-encoded, slightly cropped, mirrored or quarter-turned copies.
 
 First, short descriptions select candidate pairs (`duplicates/candidates`). Then the pairs are
 aligned and compared pixel by pixel (`duplicates/similarity`). Both use the cached thumbnails,
@@ -83,7 +83,7 @@ def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str
         photos: uint8 [photos, 64, 64, 3], squashed.
         rows: of the photos to compare, each a different file.
     Returns:
-        Two rows, the smaller first; what was done to one of them, in words; their similarity.
+        Two rows, the smaller first; a description of the transformation; their similarity.
     """
     from threadpoolctl import threadpool_limits
 
@@ -97,7 +97,7 @@ def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str
         with progress.stage("describe photos", len(rows)) as bar, work as counts:
             for count in counts:
                 bar.advance(count)
-        index = CandidateIndex(descriptions["whole"], lifted)
+        index = CandidateIndex(descriptions["uncropped"], lifted)
         best: dict[tuple[int, int], tuple[str, float]] = {}
         work = closing(
             map_in_threads(lambda chunk: _find_pairs_of_chunk(photos, rows, chunk, index, descriptions), ranges)
@@ -112,7 +112,7 @@ def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str
 
 _DESCRIPTION = np.dtype(
     [
-        ("whole", np.float32, (len(COEFFICIENTS),)),
+        ("uncropped", np.float32, (len(COEFFICIENTS),)),
         ("grey", np.uint8, (GREY_SIZE,) * 2),
         ("colour", np.uint8, (COLOUR_SIZE, COLOUR_SIZE, 3)),
     ]
@@ -128,7 +128,9 @@ def compute_scratch_bytes(photos: int) -> int:
 
 @contextmanager
 def _create_scratch_array(photos: int, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Create an array of one record per photo in an unnamed file, which vanishes when closed.
+    """Create an array of one record per photo in an unnamed temporary file.
+
+    The file disappears when it is closed.
 
     Raises:
         MachineError: the file cannot be created or written.
@@ -150,9 +152,9 @@ def _describe_chunk(
     target, images = slice(chunk.start, chunk.stop), _select(photos, rows, chunk)
     descriptions["grey"][target] = np.rint(images.astype(np.float32) @ COLOUR_BANDS[0])
     descriptions["colour"][target] = np.rint(average_blocks(images, COLOUR_SIZE))
-    whole = describe_photos(images, AXIS_CROPS[:1])[:, UNCROPPED_WINDOW]
-    whole[descriptions["grey"][target].std((1, 2)) < MIN_GREY_STD] = np.nan
-    descriptions["whole"][target], lifted[target] = whole, lift_descriptions(whole)
+    uncropped = describe_photos(images, AXIS_CROPS[:1])[:, UNCROPPED_WINDOW]
+    uncropped[descriptions["grey"][target].std((1, 2)) < MIN_GREY_STD] = np.nan
+    descriptions["uncropped"][target], lifted[target] = uncropped, lift_descriptions(uncropped)
     return len(chunk)
 
 
@@ -183,7 +185,7 @@ def _find_pairs_of_chunk(
 
 
 def _name_changes(matches: Similarity, row: int) -> str:
-    """Name what the pixels tell was done to one of the photos: "mirrored, cropped"."""
+    """Name the transformations that the pixels show: "mirrored, cropped"."""
     is_cropped = np.abs(matches.window[row]).max() > MIN_CROP_SHARE
     is_recoloured = matches.colour_distance[row] > MIN_RECOLOUR_LEVELS
     words = (
@@ -204,7 +206,7 @@ def _get_unique_rows(dataset: Dataset) -> np.ndarray:
 
 
 def _describe_pair(dataset: Dataset, first: int, second: int, changes: str, similarity: float) -> NearDuplicate:
-    """Make a pair; where the squares show no change, the files' sizes tell it."""
+    """Make a pair; if the squares show no change, compare the sizes of the files."""
     if not changes:
         sizes = dataset.photos[[first, second]].select("width", "height").rows()
         changes = "saved again" if sorted(sizes[0]) == sorted(sizes[1]) else "resized"
@@ -232,15 +234,15 @@ def _name_groups(dataset: Dataset, pairs: list[NearDuplicate]) -> pl.Series:
 
 
 def has_cached_pairs(folder: Path) -> bool:
-    """Tell whether a pixel cache folder holds the result of an earlier search."""
+    """Return whether a pixel cache folder holds the result of an earlier search."""
     return any(folder.glob(f"twins.{SEARCH_VERSION}.*.json"))
 
 
 def _make_file_prefix(dataset: Dataset) -> str:
     """Make the start of the file name, which identifies the used photos.
 
-    They may change during the search: another process reads all photos again once one that could
-    not be read can be.
+    They may change during the search, when another process can read a photo that was unreadable
+    before.
     """
     hashes = pl.when(pl.col("status") == STATUS_USED).then(pl.col("sha256")).otherwise(pl.lit(""))
     joined = "\n".join(dataset.photos.select(hashes.alias("seen"))["seen"])
@@ -248,7 +250,10 @@ def _make_file_prefix(dataset: Dataset) -> str:
 
 
 def _save_pairs(pixel_cache: PixelCache, prefix: str, pairs: list[NearDuplicate]) -> None:
-    """Save the pairs in a file whose name holds their checksum, like the pixel cache's index."""
+    """Save the pairs in a file whose name holds their checksum.
+
+    The pixel cache's index is saved in the same way.
+    """
     text = json.dumps([[pair.first, pair.second, pair.transformation, pair.similarity] for pair in pairs])
     with atomic_write(pixel_cache.folder / _make_file_name(prefix, text)) as partial:
         partial.write_text(text, "utf-8")
@@ -259,7 +264,10 @@ def _make_file_name(prefix: str, text: str) -> str:
 
 
 def _load_pairs(pixel_cache: PixelCache, prefix: str) -> list[NearDuplicate] | None:
-    """Load the pairs of an earlier search; None if there are none or the file was changed."""
+    """Load the pairs of an earlier search.
+
+    Returns None if there was no search or the file was changed.
+    """
     for file in pixel_cache.folder.glob(f"{prefix}.*.json"):
         with suppress(OSError, ValueError):
             text = file.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Compare two photos that may be copies: align them and measure how similar they are.
+"""Comparison of photos that may be copies: alignment, then similarity.
 
 Photos are squares here, whatever their shape was. So mirroring and quarter turns are the eight
 symmetries of the square, and a crop leaves an axis-parallel window. Many pairs are compared at
@@ -86,7 +86,7 @@ class Similarity(NamedTuple):
 
 
 def compare_pairs(first: ReducedImages, second: ReducedImages, window: np.ndarray, symmetry: np.ndarray) -> Similarity:
-    """Fit the window by which the second photo comes from the first, and test for duplicates.
+    """Fit the window of the first photo that the second shows, and test for duplicates.
 
     Args:
         window: float [pairs, 4], initial shares that the second lacks left, right, top and bottom,
@@ -123,7 +123,11 @@ def _correlate_coarsely(first: np.ndarray, second: np.ndarray, window: np.ndarra
 
 
 def _fit_window(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fit the window; return it, the correlation of fine detail, and the spread of that detail."""
+    """Fit the window.
+
+    Returns:
+        The window, the correlation of fine detail, and the spread of that detail.
+    """
     for side, steps in GAUSS_NEWTON_SCHEDULE:
         left, right = average_blocks(first, side), average_blocks(second, side)
         for _ in range(steps):

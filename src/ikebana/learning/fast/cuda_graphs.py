@@ -1,4 +1,4 @@
-"""Capture a training step's kernels in a CUDA graph and replay them as one launch.
+"""CUDA graphs of training steps: all kernels of a step in one launch.
 
 A fine-tuning step of a small network is some thousand kernels of a few microseconds. Launched one
 by one from Python, they kept an H200 busy for a seventh of the step's time.

@@ -1,4 +1,4 @@
-"""Optimise networks for inference: the same function in fewer passes over memory.
+"""Networks optimised for inference: the same function in fewer passes over memory.
 
 First, BatchNorm is folded into the convolution before it. That is plain torch and can be exported.
 Then, on a CPU, oneDNN computes the activation together with the convolution before it, before the

@@ -1,9 +1,9 @@
-"""Optimise networks for training: same weights, same function and gradients, in fewer passes.
+"""Networks optimised for training: same weights, function and gradients in fewer passes.
 
 In most fine-tuning BatchNorm keeps its running statistics, so it is a scale and an offset per
 channel. The scale can be applied to the few weights of the convolution before it instead of to its
 large output. Layers before the first trainable one are optimised for inference, activations
-included (`inference.py`).
+included (`fused_inference.py`).
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Measure how well a frozen network's features separate the classes, at several depths.
+"""A probe of how well a frozen network's features separate classes at several depths.
 
 A network trained on ImageNet responds to edges and colours first, then textures, parts, and whole
 objects last. If its last layers separate the classes best, the photos resemble ImageNet's. If an
@@ -108,7 +108,7 @@ class ProbeResult:
 def sample_photos(
     photos: PhotoExamples, groups: Sequence[int], max_photos: int = MAX_PHOTOS
 ) -> tuple[PhotoExamples, np.ndarray]:
-    """Sample about `max_photos` photos if there are more, stratified by class, groups kept whole.
+    """Sample about `max_photos` photos, stratified by class; groups are not divided.
 
     Args:
         groups: a number per photo.
@@ -141,7 +141,7 @@ def extract_depth_features(
 
 
 def make_folds(labels: np.ndarray, groups: np.ndarray, source: str) -> list[Fold]:
-    """Make folds that score every photo once, stratified by class, groups kept whole.
+    """Make folds that score every photo once, stratified by class; groups are not divided.
 
     Args:
         labels: class indices [photos].
@@ -212,7 +212,7 @@ def _select_and_predict(features: np.ndarray, labels: np.ndarray, folds: list[Fo
     """Return which photos are correct at the best inverse L2 strength, and that strength.
 
     The strength is selected on the scored photos: choosing one of five numbers on some hundred
-    photos flatters every depth alike.
+    photos is optimistic for every depth alike.
     """
     best: tuple[np.ndarray, float] | None = None
     lowest_loss = np.inf

@@ -1,4 +1,4 @@
-"""Extract features with a frozen backbone once per image, and cache them on disk.
+"""The feature cache: a frozen backbone's features, extracted once per image and stored.
 
 The features of a dataset are one memory-mapped array, named by a hash of everything they depend on:
 the cached pixels, the network, its weights, the precision. Rows are computed when needed, and each
@@ -42,10 +42,14 @@ FEATURES_VERSION = 3
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """What features depend on; equal keys give equal features. The order of the fields is hashed.
+    """Everything that features depend on: equal keys give equal features.
 
-    `pixel_cache` is the name of the pixel cache: images, size, resizing. `weights` is a sha256.
-    `intermediate_maps` says which are included and how; empty for the head's input alone.
+    The order of the fields is hashed.
+
+    Attributes:
+        pixel_cache: name of the pixel cache, which depends on images, size and resizing.
+        weights: sha256 of the weights.
+        intermediate_maps: which are included and how; empty for the head's input alone.
     """
 
     pixel_cache: str

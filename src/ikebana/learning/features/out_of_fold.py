@@ -1,4 +1,4 @@
-"""Extract a frozen backbone's features of a whole dataset, and predict every photo out of fold."""
+"""Features of a dataset from a frozen backbone, and out-of-fold predictions from them."""
 
 from dataclasses import dataclass, replace
 
@@ -25,8 +25,10 @@ MIN_PHOTOS_PER_CLASS = 20
 class LabelledFeatures:
     """The backbone's features with their labels, sorted by row of the dataset's table.
 
-    `features` are float32 [photos, features], read from disk on access; `rows` and `labels` are
-    int64 [photos].
+    Attributes:
+        features: float32 [photos, features], read from disk on access.
+        rows: int64 [photos], rows of the dataset's table.
+        labels: int64 [photos], class indices.
     """
 
     features: FeatureRows
@@ -60,7 +62,7 @@ def extract_labelled_features(
 def predict_out_of_fold(
     examples: LabelledFeatures, groups: np.ndarray, classes: int, source: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict every photo with a logistic regression that was not trained on it or its group.
+    """Predict every photo with a logistic regression that was trained on other groups.
 
     Args:
         groups: a number per photo.

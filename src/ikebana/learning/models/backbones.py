@@ -1,4 +1,4 @@
-"""Build networks on a pretrained backbone: any of timm's, or InceptionV3 as Keras builds it.
+"""Networks on a pretrained backbone: any of timm's, or InceptionV3 as in Keras.
 
 Such a network has two parts: `backbone` (images → feature vectors: normalisation and a network
 without its top) and `head` (features → logits).

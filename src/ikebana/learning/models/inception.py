@@ -1,4 +1,4 @@
-"""Build InceptionV3 without its top, as Keras does: a stem, then blocks mixed0 to mixed10.
+"""InceptionV3 without its top, as in Keras: a stem, then blocks mixed0 to mixed10.
 
 With the same weights it computes what `keras.applications.InceptionV3(include_top=False)` computes:
 convolutions without bias, BatchNorm without gamma, average pools that exclude the padding.
@@ -101,7 +101,10 @@ def _plan_inception_a(pool_filters: int) -> _Plan:
 
 
 def _plan_inception_c(filters: int) -> _Plan:
-    """Factorise 7 x 7 convolutions into a row and a column: 14 multiplications instead of 49."""
+    """Factorise 7 x 7 convolutions into a row and a column.
+
+    That is 14 multiplications instead of 49.
+    """
     row, column = _Conv(filters, 1, 7), _Conv(filters, 7, 1)
     return {
         "branch1x1": _Conv(192),
@@ -164,7 +167,10 @@ _STAGES: dict[str, tuple[str, _Plan]] = {
 
 
 def get_truncation_points() -> tuple[str, ...]:
-    """Return the blocks after which the network may be truncated; the last is the whole network."""
+    """Return the blocks after which the network may be truncated.
+
+    The last one gives the complete network.
+    """
     return tuple(stage for stage in _STAGES if stage.startswith("mixed"))
 
 
@@ -225,7 +231,10 @@ def _build_convolution(conv: _Conv, channels: int, momentum: float) -> nn.Sequen
 
 @dataclass(frozen=True)
 class KerasLayer:
-    """One entry of Keras' `model.layers`, and the name of our submodule that holds its weights."""
+    """One entry of Keras' `model.layers`.
+
+    `module_name` is the submodule here that has its weights.
+    """
 
     class_name: str
     # None if the layer has no weights.
@@ -278,7 +287,9 @@ def _add_layers(module: nn.Module, name: str, input_index: int, graph: _Graph) -
 
 
 def _sort_like_keras(inputs: list[list[int]]) -> list[int]:
-    """Sort layers by falling distance from the output; ties in the order of a walk back from it.
+    """Sort layers by decreasing distance from the output.
+
+    Ties keep the order of a depth-first search from the output.
 
     Args:
         inputs: per layer the indices of its inputs, all below its own; the last is the output.
@@ -303,7 +314,7 @@ def _sort_like_keras(inputs: list[list[int]]) -> list[int]:
 def load_timm_weights(network: nn.Sequential, tensors: Mapping[str, Tensor]) -> None:
     """Load the weights of timm's `inception_v3`, in any precision, into a network built here.
 
-    timm's BatchNorm has a gamma; ours has none, so it must be 1. Further tensors are ignored.
+    timm's BatchNorm has a gamma; the one here has none, so it must be 1. Further tensors are ignored.
 
     Args:
         tensors: by timm's names; the whole state dict, or one truncated like the network.

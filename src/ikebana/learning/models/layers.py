@@ -23,7 +23,10 @@ class FlattenLikeKeras(nn.Module):
 
 
 class Normalise(nn.Module):
-    """Normalise values of 0 to 255 per channel for a pretrained network: (x / 255 - mean) / std."""
+    """Normalise values of 0 to 255 per channel, as a pretrained network requires.
+
+    The result is (x / 255 - mean) / std.
+    """
 
     shift: Tensor
     scale: Tensor

@@ -1,4 +1,4 @@
-"""Build a recipe's network, set what it trains, and describe its layers.
+"""The network of a recipe, with initial weights and trainable layers set.
 
 A network takes uint8 images, 0 to 255. Normalisation is a part of the network.
 """
@@ -32,7 +32,7 @@ DENSE_UNITS = 512
 def build_network(recipe: Recipe, classes: int) -> nn.Module:
     """Build the recipe's network, or its ensemble, with initial weights drawn from its seed.
 
-    Pretrained weights are not loaded yet: `backbones.load_pretrained_weights` does that.
+    Pretrained weights are not loaded yet: `weight_loading.load_pretrained_weights` does that.
 
     Returns:
         A module from images to logits [images, classes].
@@ -87,7 +87,9 @@ def _build_member(recipe: Recipe, classes: int) -> nn.Module:
 
 
 def _build_tutorial_network(image_size: int, dropout: float, classes: int) -> nn.Module:
-    """Build four convolutions, each with ReLU and 2 x 2 max pooling, then two dense layers.
+    """Build the tutorial's network: four convolutions, then two dense layers.
+
+    Each convolution has ReLU and 2 x 2 max pooling.
 
     Raises:
         RecipeError: the images are too small.
@@ -118,7 +120,9 @@ def _build_tutorial_network(image_size: int, dropout: float, classes: int) -> nn
 
 
 def fill_defaults(recipe: Recipe) -> Recipe:
-    """Fill in the network's native image size, and make the path of the weights file absolute.
+    """Fill in the network's native image size.
+
+    The path of the weights file becomes absolute.
 
     Raises:
         RecipeError: there is no such network, or BatchNorm would train on batches of one image.

@@ -1,4 +1,4 @@
-"""Which weights train, at which learning rate, and in which mode."""
+"""Parameter groups: which weights train, at which learning rate, in which mode."""
 
 from collections.abc import Iterator
 
@@ -95,7 +95,9 @@ def _group_by_stage(
     recipe: Recipe,
     learning_rate: float,
 ) -> list[ParameterGroup]:
-    """Give the head the full learning rate, and each stage below a share of the rate above it.
+    """Group weights by stage, with lower learning rates in earlier stages.
+
+    The head has the full learning rate, each stage a share of the rate of the stage after it.
 
     Args:
         train_from: the first stage to train; None for all.
@@ -110,7 +112,9 @@ def _group_by_stage(
 
 
 def resolve_first_trained_stage(network: nn.Module, train_from: str) -> str:
-    """Return the first stage to train: `train_from`, or the middle one if there is no such stage.
+    """Return the first stage to train.
+
+    It is `train_from`, or the middle stage if there is no stage of that name.
 
     A recipe names a stage of its default network, which another network may not have.
     """

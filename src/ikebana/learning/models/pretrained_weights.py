@@ -1,4 +1,4 @@
-"""Find pretrained weights for timm's networks: a user's file, a Python package, or timm's hub.
+"""Pretrained weights for timm's networks: a user's file, a package, or timm's hub.
 
 Loading never runs code from a file: only safetensors, or .pth with `weights_only=True`, is read.
 """
@@ -44,8 +44,11 @@ DIGEST_HEX_DIGITS = 16
 class Weights:
     """Pretrained weights on this machine, and where they come from.
 
-    `file` is safetensors with timm's names, or the user's own .pth, .pt or .bin. `sha256` is that
-    of the original file. `source` is text for users; `license` is None if unknown.
+    Attributes:
+        file: safetensors with timm's names, or the user's own .pth, .pt or .bin.
+        sha256: of the original file.
+        source: text for users.
+        license: None if unknown.
     """
 
     file: Path
@@ -56,9 +59,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class WeightsPackage:
-    """A Python package with a network's tensors in one .pth, in the order of timm's `state_dict`.
+    """A Python package with a network's pretrained weights.
 
-    `sha256` is that of the .pth.
+    The tensors are in one .pth, in the order of timm's `state_dict`.
+
+    Attributes:
+        sha256: of the .pth.
     """
 
     name: str

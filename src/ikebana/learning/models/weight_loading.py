@@ -1,4 +1,4 @@
-"""Find a recipe's pretrained weights and load them into its backbone."""
+"""Loading of a recipe's pretrained weights into its backbone."""
 
 from pathlib import Path
 

@@ -16,7 +16,7 @@ class ExponentialMovingAverage:
 
         Args:
             network: must stay on its device, and its tensors must stay the same objects.
-            stays: fraction of the average kept at each step; less in the first steps.
+            decay: fraction of the average kept at each step; less in the first steps.
         """
         self.network, self.decay = copy.deepcopy(network), decay
         # Frozen weights are constant, and so is their average.

@@ -22,7 +22,7 @@ class EpochProgress:
 
         Args:
             number: of the epoch, from 1.
-            together: avoid batches of a single photo, which BatchNorm cannot normalise.
+            avoid_single_photo_batches: avoid batches of a single photo, which BatchNorm cannot normalise.
         """
         self.recipe, self.number, self.examples, self.device = recipe, number, examples, device
         self.avoid_single_photo_batches = avoid_single_photo_batches

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait until the current training step is done and saved."""
+"""Deferral of Ctrl-C and SIGTERM until the current training step is done and saved."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""Fit a linear head by logistic regression, with regularisation selected on held-out photos.
+"""Linear heads by logistic regression, with regularisation selected on held-out photos.
 
 The loss and its optimum are scikit-learn's. The features are read in chunks of some hundred photos,
 since the whole table may not fit into memory.
@@ -18,8 +18,8 @@ from ikebana.learning.models.layers import get_last_linear
 from ikebana.learning.training.class_priors import compute_log_priors
 from ikebana.system import progress
 
-# Inverse L2 strengths (scikit-learn's C), for features scaled by `scaling.scale`. The best were
-# 1e-2 to 3e-2 for thousands of photos, and about 1 for a dozen per class (docs/log.md).
+# Inverse L2 strengths (scikit-learn's C), for features scaled with `scaling.compute_mean_and_scale`.
+# The best were 1e-2 to 3e-2 for thousands of photos, and about 1 for a dozen per class (docs/log.md).
 REGULARISATION_GRID = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 MAX_LBFGS_STEPS = 200
 # L-BFGS stops where the largest gradient of the mean loss is this small, as scikit-learn does by default.
@@ -46,7 +46,8 @@ MAX_CACHED_VALUES = 26_000_000
 class LinearHead:
     """A linear head: weight float32 [classes, features], bias float32 [classes].
 
-    `inverse_l2` is the selected inverse L2 strength.
+    Attributes:
+        inverse_l2: the selected inverse L2 strength.
     """
 
     weight: np.ndarray
@@ -110,12 +111,14 @@ def fit_head(
 def fit_and_predict_logits(
     test_features: FeatureTable, train_features: FeatureTable, train_labels: np.ndarray, classes: int, inverse_l2: float
 ) -> np.ndarray:
-    """Fit a head and predict other photos, whose class frequencies are taken to be the same.
+    """Fit a head and predict other photos.
+
+    Their class frequencies are assumed to be the same.
 
     Args:
         test_features: float [test photos, features].
         train_features: float [photos, features].
-        inverse_l2: on features scaled by `scaling.scale`.
+        inverse_l2: for features scaled with `scaling.compute_mean_and_scale`.
     Returns:
         Logits [test photos, classes].
     """
@@ -183,7 +186,10 @@ class RegularisationTrial:
 
 
 def _select_regularisation(trials: list[RegularisationTrial]) -> int:
-    """Return the grid index with the lowest loss over all trials, which keep their fits of it."""
+    """Return the grid index with the lowest loss over all trials.
+
+    The trials keep their fits at that index.
+    """
     best, lowest_loss, best_accuracy, index = 0, np.inf, 0.0, 0
     with progress.stage("choose the head", len(REGULARISATION_GRID) * len(trials), "strengths") as bar:
         for index, inverse_l2 in enumerate(REGULARISATION_GRID):
@@ -226,14 +232,16 @@ def fit_coefficients(
     initial: np.ndarray | None = None,
     tolerance: float = GRADIENT_TOLERANCE,
 ) -> np.ndarray:
-    """Fit by L-BFGS; return weights with the bias in the last column, [classes, features + 1].
+    """Fit the coefficients of a logistic regression by L-BFGS.
 
-    The coefficients are float64. For two classes scikit-learn fits one weight vector. Here there
-    are two, with twice the penalty, which is equivalent.
+    For two classes scikit-learn fits one weight vector. Here there are two, with twice the penalty,
+    which is equivalent.
 
     Args:
         initial: coefficients to start from; they change the number of steps, not the optimum.
         tolerance: the largest gradient of the mean loss at which the fit stops.
+    Returns:
+        float64 [classes, features + 1]: weights, with the bias in the last column.
     Source: scikit-learn, LogisticRegression(C=inverse_l2).
     """
     from scipy.optimize import minimize

@@ -54,7 +54,7 @@ def train(
     with `tuning` it has the EMA weights of the epoch with the lowest model-selection loss.
 
     Args:
-        checkpoint_file: Where it exists, training resumes from it. Its epochs are yielded again
+        checkpoint_file: where it exists, training resumes from it. Its epochs are yielded again
             first, so the stream equals that of an uninterrupted training. On a CPU the weights are
             bit-equal too.
         title: of the progress bar.
@@ -106,7 +106,10 @@ class BestWeights:
         self.loss, self.weights = state.best_loss, state.get_tensors("best.")
 
     def update(self, loss: float | None, network: nn.Module) -> None:
-        """Copy the weights if the loss is the lowest so far, or None (too few photos)."""
+        """Copy the weights if the loss is the lowest so far.
+
+        They are also copied if the loss is None, because there are too few photos to compare.
+        """
         if loss is None or loss <= self.loss:
             self.loss = self.loss if loss is None else loss
             self.weights = copy.deepcopy(network.state_dict())
