@@ -26,9 +26,9 @@ MAX_UNLIKE_LEAD = 0.02
 CEILING_ACCURACY = 0.99
 # Chance seldom exceeds this many standard errors.
 STANDARD_ERRORS = 2
-# With fewer judged photos, an accuracy is known to five points at best.
+# With fewer scored photos, an accuracy is known to five points at best.
 MIN_JUDGED_PHOTOS = 100
-# Within this factor of a threshold, the other side of it may be right.
+# Within this factor of a threshold, the choice of the side is uncertain.
 NEAR_THRESHOLD_FACTOR = 1.5
 LINE_COLUMNS = 100
 
@@ -140,7 +140,7 @@ def choose_trainable(evidence: ProbeResult, supply: PhotoCounts) -> Trainable:
 
 
 def _is_at_ceiling(evidence: ProbeResult) -> bool:
-    """Return whether a head leaves no gain that so many photos could show."""
+    """Return whether a head is so accurate that these photos could not show a gain."""
     best = evidence.last_depth_accuracy
     return best.value >= CEILING_ACCURACY or best.value + STANDARD_ERRORS * best.standard_error >= 1
 

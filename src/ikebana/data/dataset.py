@@ -62,7 +62,7 @@ class NearDuplicate:
 class Dataset:
     """The photos of a source, used and unused."""
 
-    # What the user named.
+    # The path that the user gave.
     source: str
     # The folder that paths are relative to.
     root: Path

@@ -40,7 +40,7 @@ from ikebana.data import corruption
 from ikebana.errors import UnreadablePhoto
 from ikebana.recipe import Resize
 
-# Raised with each change of the rules above, which invalidates cached pixels.
+# Increase it with each change of the rules above; that invalidates cached pixels.
 DECODER_VERSION = 2
 
 # No camera writes a larger file.
@@ -220,7 +220,7 @@ def read_dimensions(data: bytes) -> tuple[int, int] | None:
 
 
 def compute_sha256(data: bytes) -> str:
-    """Compute the hexadecimal sha256 by which a photo is known, whatever its file is called."""
+    """Compute the hexadecimal sha256 that identifies a photo, whatever its file name."""
     return hashlib.sha256(data).hexdigest()
 
 

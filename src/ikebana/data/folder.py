@@ -49,7 +49,7 @@ def read(
     Split folders may be above the class folders.
 
     Args:
-        source: what the user named, if not the folder.
+        source: the path that the user gave, if it is not the folder.
         archive_prefix: put before each path.
         skipped_members: paths to add that are not in the folder.
     Raises:

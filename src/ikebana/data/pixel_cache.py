@@ -40,13 +40,13 @@ MAX_QUEUED_CHUNKS = 8
 # Photos per task: large enough that scheduling costs nothing, small enough that the progress bar
 # moves and no thread waits.
 CHUNK_PHOTOS = 8
-# Photos of each transient reason that are tried again before the others are believed.
+# Photos of each transient reason that are retried; if all fail, the others are not retried.
 RETRIES_PER_REASON = 4
 # Bytes of pixels that a task may hold before it writes them.
 MAX_CHUNK_BYTES = 2**24
 # Pixels; thumbnails are squashed, whatever the resize option.
 THUMBNAIL_SIZE = 64
-# Raised when the cached files change.
+# Increase it when the format of the cached files changes.
 PIXEL_CACHE_VERSION = 3
 INDEX_SCHEMA = {
     "path": pl.String,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 MAX_NAME_BYTES = 2**16
-# Extended headers of one member: macOS stores whatever it knows about the file there.
+# Extended headers of one member: macOS stores the file's extended attributes there.
 MAX_METADATA_BYTES = 2**20
 # No member is larger, and no file has offsets beyond.
 MAX_MEMBER_BYTES = 2**60
@@ -27,7 +27,7 @@ class ArchiveRefused(Exception):
 
 
 def open_tar(file: Path) -> tarfile.TarFile | None:
-    """Open a tar, which `iterate_members` closes; return None if the file is no tar.
+    """Open a tar, which `iterate_members` closes; return None if the file is not a tar.
 
     `is_tarfile` would read the first member without bounds.
 

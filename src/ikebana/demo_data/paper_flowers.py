@@ -26,9 +26,12 @@ COLOURS = bytes.fromhex(
     "d7402b e8735a f2a49b f4c7c3 c8376b a03a6e e58fb4 7b4b94 b59ad0 4a4f9c 2f6fb0 7fb4dc bfe0ee 2a8c8c 7cc4b4 3f8f55"
     "93bf5a d9cf58 f0b93a e8902e c46a2c f6e7c8 fbf7ee d9cbb4 8c5a44 5b6470"
 )
-OVERSAMPLING = 2  # facets are painted larger, then reduced; 3 looks no better and costs a third more
-AMBIENT, LAMP = 0.58, 0.58  # brightness without the lamp, and what the lamp adds at a right angle
-SHADOW = (28, 20, 34)  # 8-bit colour of a full shadow: a little violet, as in a room by day
+# Facets are painted larger, then reduced; 3 looks no better and costs a third more.
+OVERSAMPLING = 2
+# Brightness without the lamp, and what the lamp adds at a right angle.
+AMBIENT, LAMP = 0.58, 0.58
+# 8-bit colour of a full shadow: a little violet, as in a room by day.
+SHADOW = (28, 20, 34)
 SIZES = ((320, 240), (240, 320), (280, 280))
 TURNS = ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270))
 
@@ -379,10 +382,14 @@ def draw(kind: str, seed: int, size: tuple[int, int] = (320, 240)) -> Image.Imag
 class PlantedFaults:
     """Faults in a drawn collection, as relative posix paths; no photo has two of them."""
 
-    broken: tuple[str, ...]  # truncated
-    duplicates: tuple[tuple[str, str], ...]  # exact duplicates, same label
-    wrong_label: tuple[str, ...]  # in the folder of another kind
-    sideways: tuple[str, ...]  # stored turned, with an EXIF orientation
+    # Files that are truncated.
+    broken: tuple[str, ...]
+    # Exact duplicates with the same label.
+    duplicates: tuple[tuple[str, str], ...]
+    # Photos in the folder of another kind.
+    wrong_label: tuple[str, ...]
+    # Photos that are stored turned, with an EXIF orientation.
+    sideways: tuple[str, ...]
 
 
 def draw_collection(folder: Path, photos_per_kind: int = 80, seed: int = 0) -> PlantedFaults:

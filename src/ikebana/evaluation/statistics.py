@@ -39,10 +39,10 @@ NORMAL_QUANTILE = 1.959963984540054
 
 
 def effective_sample_size(is_right: np.ndarray, groups: np.ndarray) -> float:
-    """Return the number of independent photos that would tell the accuracy as exactly.
+    """Return the number of independent photos that would give the same precision.
 
-    Photos of one plant, patient or film tend to be right or wrong together. Fewer groups also tell
-    less precisely how far groups differ.
+    Photos of one plant, patient or film tend to be right or wrong together. With fewer groups, the
+    variance between groups is also known less precisely.
 
     Args:
         is_right: bool [photos].
@@ -52,7 +52,7 @@ def effective_sample_size(is_right: np.ndarray, groups: np.ndarray) -> float:
         Student's t over the normal quantile.
     """
     n, group_count = len(is_right), len(np.unique(groups))
-    # Without any difference, nothing tells how far groups differ.
+    # Without any difference, the variance between groups is unknown.
     if group_count in (1, n) or is_right.all() or not is_right.any():
         return float(group_count)
     from scipy.special import stdtrit

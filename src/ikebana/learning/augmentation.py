@@ -39,7 +39,7 @@ def augment(photos: Tensor, augmentation: Augmentation, generator: torch.Generat
 
 
 def draw_affine_maps(count: int, image_size: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Draw the maps from pixels of augmented photos to places in the originals.
+    """Draw the maps from pixels of augmented photos to positions in the originals.
 
     Returns:
         float64 [count, 2, 3]: (x, y, 1) of the augmented photo, in pixels from its centre, to

@@ -35,12 +35,18 @@ class Examples(Protocol):
 class PhotoExamples:
     """Labelled photos: rows of the pixel cache."""
 
-    pixels: np.ndarray  # uint8 [rows, image_size, image_size, 3]
-    rows: np.ndarray  # int64 [photos]: of each photo in `pixels`
-    labels: np.ndarray  # int64 [photos]: class indices
-    for_selection: np.ndarray  # bool [photos]: never of a class without training photos
-    groups: np.ndarray  # int64 [photos]: equal for duplicates, and photos of one group
-    device_pixels: Tensor | None = None  # `pixels` on the device; None: each batch is copied there
+    # uint8 [rows, image_size, image_size, 3].
+    pixels: np.ndarray
+    # int64 [photos]: of each photo in `pixels`.
+    rows: np.ndarray
+    # int64 [photos]: class indices.
+    labels: np.ndarray
+    # bool [photos]: never of a class without training photos.
+    for_selection: np.ndarray
+    # int64 [photos]: equal for duplicates, and photos of one group.
+    groups: np.ndarray
+    # `pixels` on the device; None: each batch is copied there.
+    device_pixels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,11 +89,16 @@ class PhotoExamples:
 class FeatureExamples:
     """Labelled features: rows of the feature cache."""
 
-    array: np.ndarray  # float [rows, ...]
-    rows: np.ndarray  # int64 [examples]: of each example in `array`
-    labels: np.ndarray  # int64 [examples]: class indices
-    for_selection: np.ndarray  # bool [examples]
-    groups: np.ndarray  # int64 [examples]: one group must not be in both training and test folds
+    # float [rows, ...].
+    array: np.ndarray
+    # int64 [examples]: of each example in `array`.
+    rows: np.ndarray
+    # int64 [examples]: class indices.
+    labels: np.ndarray
+    # bool [examples].
+    for_selection: np.ndarray
+    # int64 [examples]: one group must not be in both training and test folds.
+    groups: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -28,21 +28,26 @@ from ikebana.system import progress
 class TrainingTask:
     """A network or its head, and the examples that train and evaluate it."""
 
-    recipe: Recipe  # of this network alone
+    # Of this network alone.
+    recipe: Recipe
     network: nn.Module
     train: Examples
     validation: Examples
-    held_out: Examples  # validation, then test
-    head_features: tuple[FeatureExamples, FeatureExamples] | None = None  # train, validation: for a logistic head
+    # Validation photos, then test photos.
+    held_out: Examples
+    # Of training and validation photos, for a logistic head.
+    head_features: tuple[FeatureExamples, FeatureExamples] | None = None
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
     """All training tasks of a recipe: one, or one per member of an ensemble."""
 
-    network: nn.Module  # the whole network, as it is exported
+    # The whole network, as it is exported.
+    network: nn.Module
     layer_table: str
-    pretrained: dict[str, dict[str, str | None]]  # source of the weights, per backbone
+    # Source of the weights, per backbone.
+    pretrained: dict[str, dict[str, str | None]]
     tasks: tuple[TrainingTask, ...]
 
 

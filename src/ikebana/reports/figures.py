@@ -2,7 +2,7 @@
 
 The same numbers give the same bytes.
 
-Places are in inches from the top left corner; colours, sizes and fonts are explicit. So figures
+Positions are in inches from the top left corner; colours, sizes and fonts are explicit. So figures
 grow instead of shrinking their text, matplotlib styles have no effect, and threads may draw.
 """
 
@@ -342,7 +342,7 @@ def _choose_ticks(
 
 
 def _spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Return places near those wanted, in their order, at least a gap apart."""
+    """Return positions near the wanted ones, in the same order, at least a gap apart."""
     order, steps, places = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted)), np.empty(len(wanted))
     flat = wanted[order] - steps
     flat = (np.maximum.accumulate(flat) + np.minimum.accumulate(flat[::-1])[::-1]) / 2

@@ -15,10 +15,10 @@ REPRODUCIBILITY_KEYS = ("device", "accelerator", "precision", "processor", "thre
 def describe_rerun_differences(recipe: str | Path | Recipe, environment: dict[str, Any]) -> str:
     """Describe how the environment differs from that of the run whose `recipe.json` is repeated.
 
-    Returns "" where there is no such run or its environment is unknown.
-
     Args:
         environment: the contents of an `environment.json`.
+    Returns:
+        "" if there is no such run or its environment is unknown.
     """
     if isinstance(recipe, Recipe):
         return ""
@@ -33,11 +33,11 @@ def describe_rerun_differences(recipe: str | Path | Recipe, environment: dict[st
 def describe_resume_differences(run: Path, environment: dict[str, Any]) -> str:
     """Describe how the environment has changed since the run that is resumed was started.
 
-    Returns "" where nothing changed or the run's environment is unknown.
-
     Args:
-        run: its folder.
+        run: the run's folder.
         environment: the contents of an `environment.json`.
+    Returns:
+        "" if nothing has changed or the run's environment is unknown.
     """
     lines = _compare_environments(run, environment)
     return (

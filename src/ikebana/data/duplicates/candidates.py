@@ -6,8 +6,8 @@ quarter turn swaps horizontal and vertical coefficients. So their absolute value
 pair, are invariant under all eight symmetries. Neither step increases a distance, so no copy is lost.
 
 Cropping does change a description. So a photo is also described without some of its edges, in 81
-windows: three crop shares per side. For any crop up to a tenth per side, one window is right to
-0.025, and exact on an uncropped side. The distances between windows bound a copy's distance from
+windows: three crop shares per side. For any crop up to a tenth per side, one window is accurate
+to 0.025, and exact on an uncropped side. The distances between windows bound a copy's distance from
 the nearest one.
 
 To save comparisons, all windows of a photo lie in one large ball and in sixteen smaller ones.

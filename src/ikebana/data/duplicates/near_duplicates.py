@@ -45,7 +45,7 @@ from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_write, discard, write_error
 from ikebana.system.resources import require_disk
 
-# Raised with each change of the search, which invalidates cached results.
+# Increase it with each change of the search; that invalidates cached results.
 SEARCH_VERSION = 4
 # Photos per task.
 CHUNK_PHOTOS = 128

@@ -90,7 +90,7 @@ def compare_pairs(first: ReducedImages, second: ReducedImages, window: np.ndarra
 
     Args:
         window: float [pairs, 4], initial shares that the second lacks left, right, top and bottom,
-            right to within 0.03.
+            accurate to 0.03.
         symmetry: int [pairs]: which of SYMMETRIES turns the second into the first.
     """
     coarse = _correlate_coarsely(first.colour, second.colour, window, symmetry)

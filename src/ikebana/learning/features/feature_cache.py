@@ -36,7 +36,7 @@ from ikebana.system.resources import require_disk
 
 # Fewer images do not update the measured speed.
 MIN_TIMED_PHOTOS = 256
-# Raised when the features of the same images change, even in the last bit.
+# Increase it when the features of the same images change, even in the last bit.
 FEATURES_VERSION = 3
 
 

@@ -26,10 +26,12 @@ class Epoch:
     are plain cross-entropies. Where the head is fitted directly, both are of the fitted head.
     """
 
-    epoch: int  # from 1
+    # Counted from 1.
+    epoch: int
     train_loss: float
     train_accuracy: float
-    val_loss: float | None  # None without validation photos
+    # None without validation photos.
+    val_loss: float | None
     val_accuracy: float | None
     seconds: float
 

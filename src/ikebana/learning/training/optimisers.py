@@ -30,7 +30,8 @@ class ParameterGroup:
 
     weights: list[nn.Parameter]
     learning_rate: float
-    has_weight_decay: bool = False  # not for biases and BatchNorm
+    # Not for biases and BatchNorm.
+    has_weight_decay: bool = False
 
 
 class RMSprop:

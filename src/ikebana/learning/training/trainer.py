@@ -23,7 +23,8 @@ from ikebana.recipe import Recipe, Trainable
 class Phase:
     """Consecutive epochs in which the same weights train at the same learning rate."""
 
-    first_epoch: int  # epoch, from 1
+    # Counted from 1.
+    first_epoch: int
     last_epoch: int
     trainable: Trainable
     learning_rate: float
