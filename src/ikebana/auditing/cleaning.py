@@ -281,8 +281,8 @@ def write(file: Path, dataset: Dataset, result: CleaningResult) -> None:
     # Dropped rows first: if the second write fails, the same command can run again.
     for target, table in ((dropped_table_path(file), result.dropped_photos), (file, result.kept_photos)):
         paths = [_relative_to(folder, dataset.resolve_path(path)) if path else "" for path in table["path"]]
-        with atomic_write(target.expanduser()) as beside:
-            beside.write_text(_to_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")
+        with atomic_write(target.expanduser()) as partial_file:
+            partial_file.write_text(_to_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")
 
 
 def _relative_to(folder: Path, photo: Path) -> str:

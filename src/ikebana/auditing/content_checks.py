@@ -96,7 +96,7 @@ class LabelEvidence:
 
 
 def collect_label_evidence(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> LabelEvidence:
-    """Extract features of all photos and judge each photo by the others.
+    """Extract features of all photos and predict each photo's class from the others.
 
     Args:
         dataset: opened and split.

@@ -129,7 +129,7 @@ def _measure_photo(photo: np.ndarray) -> tuple[float, float, float]:
     rgb = photo.astype(np.uint16)
     grey = ((rgb[..., 0] * 77 + rgb[..., 1] * 150 + rgb[..., 2] * 29) // UNITS_PER_STEP).astype(np.int16)
     neighbours = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-    # Every other row tells as much about large structures.
+    # Every other row is enough to measure large structures.
     sampled = grey[::2]
     darkest, lightest = _quantile(sampled, 0.05), _quantile(sampled, 0.95)
     # Even if nothing rises within eight pixels, a blurred photo rises from darkest to lightest.

@@ -140,7 +140,7 @@ def combine_probabilities(
     """Multiply both estimates and calibrate: 80 % confidence agrees with 80 % of the labels.
 
     Args:
-        out_of_fold: float [photos, classes], of heads that have not learned from the photo.
+        out_of_fold: float [photos, classes], of heads that were not trained on the photo.
         votes: float [photos, classes], from the neighbours.
         labels: class indices [photos].
         is_known: bool [photos], whether those heads know the photo's class. If not, its label is
@@ -182,7 +182,7 @@ def find_suspect_labels(
     """List the labels that are probably wrong, the most suspect first.
 
     Args:
-        probabilities: float [photos, classes], of models that have not learned the own label.
+        probabilities: float [photos, classes], of models that were not trained on the photo's own label.
         labels: class indices [photos].
         min_confidence: the confidence in another class from which a label is suspect.
     """

@@ -30,7 +30,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well facts about the files tell one class from the rest.
+    """How well facts about the files distinguish one class from the rest.
 
     Attributes:
         label: class index.

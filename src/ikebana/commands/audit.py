@@ -56,7 +56,7 @@ class Audit:
 
     @property
     def split_errors(self) -> tuple[Finding, ...]:
-        """Findings because of which `fit` would refuse to split the photos."""
+        """Findings that make `fit` refuse to split the photos."""
         return tuple(finding for finding in self.findings if finding.kind == CANNOT_SPLIT)
 
     def __repr__(self) -> str:
@@ -84,7 +84,7 @@ def audit(
         photos: path of the folder, archive or table.
         advise: also recommend how much of a network to train: its head, its tail or all of it.
         out: folder for a page, `audit.json` and `findings.csv`.
-        write: table for `fit`, such as `cleaned.csv`; the dropped rows go beside it.
+        write: table for `fit`, such as `cleaned.csv`; the dropped rows are written next to it.
         drop: kinds of findings whose photos are left out of it, such as "near_duplicate".
         relabel: findings whose photos get the suggested label: "suspect_label>0.95".
     Raises:
@@ -190,8 +190,8 @@ def _report(result: Audit, pixel_cache: PixelCache, recipe: Recipe) -> None:
         return
     folder = result.page.parent
     write_json(folder / AUDIT_FILE, values)
-    with atomic_write(folder / TABLE_FILE) as beside:
-        files.to_table(result.findings).write_csv(beside)
+    with atomic_write(folder / TABLE_FILE) as partial_file:
+        files.to_table(result.findings).write_csv(partial_file)
     audit_page.write(result.page, result.dataset, result.findings, pixel_cache.pixels, recipe.resize)
     progress.message(f"to look at: {result.page}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
 

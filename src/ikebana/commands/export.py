@@ -36,7 +36,7 @@ def export(
     Raises:
         ModelError: the file would predict something else than the run; no file is written then.
         RunError: the run has not finished.
-        PhotosError: the run's photos are gone.
+        PhotosError: the run's photos are missing.
         MachineError: the file cannot be written.
     """
     source_run, output_path = run if isinstance(run, Run) else open_run(run), resolve_output_path(file)

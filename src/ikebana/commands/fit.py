@@ -48,7 +48,7 @@ def fit(
         run: the folder to make; `runs/<recipe>-<short hash>` if not given.
         options: of the recipe, to be changed: epochs=5, seed=1, ...
     Raises:
-        PhotosError, RecipeError, RunError, MachineError: each tells what to try.
+        PhotosError, RecipeError, RunError, MachineError: each has advice on what to try.
     """
     clock = Stopwatch()
     resolved = networks.fill_defaults(recipes.resolve_recipe(recipe, **options))

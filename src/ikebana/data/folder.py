@@ -98,7 +98,7 @@ def _to_row(scanned: ScannedPath, prefix: str, top: str, splits: Mapping[str, st
 def _check_groups(photos: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
     """Keep the folders inside classes as groups if every class can be split by them.
 
-    Otherwise remove all groups. A note says which.
+    Otherwise remove all groups. A note reports the decision.
     """
     if photos["group"].is_null().all():
         return photos

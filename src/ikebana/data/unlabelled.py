@@ -33,7 +33,7 @@ class UnlabelledPhoto:
 
 @dataclass
 class UnlabelledPhotos:
-    """The photos of some sources, listed anew in each iteration: a million need no memory."""
+    """The photos of some sources, listed again in each iteration to save memory."""
 
     paths: list[Path]
     # More sources, one per line, from a stream that can be iterated once.

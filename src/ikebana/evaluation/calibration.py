@@ -56,7 +56,7 @@ def calibrate(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray 
         probabilities: float [photos, classes].
         labels: class indices [photos].
         groups: a number per photo; None if each photo is its own group. Ten copies of a photo, or
-            ten photos of one subject, tell little more than one.
+            ten photos of one subject, are hardly more informative than one.
     Returns:
         Temperature 1 and no threshold if there are fewer than 20 groups or only one class.
     """

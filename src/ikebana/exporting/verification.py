@@ -93,12 +93,12 @@ def check_agreement(
         for photo, actual, wanted, distance in zip(batch.photos, batch.probabilities, expected, distances, strict=True):
             best = int(actual.argmax())
             if distance > MAX_PROBABILITY_DIFFERENCE or not _is_top_class(wanted, best):
-                says = f"says {_describe(wanted, classifier)}: a probability differs by {distance:.4f}"
-                raise _disagreement(photo, _describe(actual, classifier), says)
+                claim = f"says {_describe(wanted, classifier)}: a probability differs by {distance:.4f}"
+                raise _disagreement(photo, _describe(actual, classifier), claim)
             if scored is not None and not _is_top_class(actual, scored[photo.path]):
                 scored_class = classifier.classes[scored[photo.path]]
-                says = f"said {scored_class} when it was scored, and says the same as the file today"
-                raise _disagreement(photo, _describe(actual, classifier), says)
+                claim = f"said {scored_class} when it was scored, and says the same as the file today"
+                raise _disagreement(photo, _describe(actual, classifier), claim)
             ties += int(best != wanted.argmax())
             correct += int(best == photo.label)
         differences.append(distances)
@@ -124,9 +124,9 @@ def _describe(probabilities: np.ndarray, classifier: Classifier) -> str:
     return f"{classifier.classes[int(probabilities.argmax())]} {probabilities.max():.3f}"
 
 
-def _disagreement(photo: RunPhoto, file: str, says: str) -> ModelError:
+def _disagreement(photo: RunPhoto, file: str, claim: str) -> ModelError:
     return ModelError(
-        f"the file would say {file} where the run's network {says}",
+        f"the file would say {file} where the run's network {claim}",
         where=photo.path,
         advice="nothing was written; please report this, with the network and the versions that ikebana doctor names",
     )

@@ -67,7 +67,7 @@ def _truncate(name: str, max_bytes: int) -> str:
 class _SameName:
     """The files of one folder whose names differ only in their number."""
 
-    # By identity of the photo; None stands for files that are no photo or link.
+    # By identity of the photo; None stands for files that are neither photo nor link.
     numbers: dict[bytes | None, int] = field(default_factory=dict)
     # Numbers 1 to this one are taken and checked.
     checked: int = 0

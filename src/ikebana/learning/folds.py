@@ -21,7 +21,7 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, seed: int, known_classes_
         labels: class indices [photos].
         groups: a number per photo.
         known_classes_only: leave out test photos of a class without training photos in the fold,
-            since they tell nothing about regularisation.
+            since they do not help to select regularisation.
     Returns:
         Fewer folds if no class has five groups; none if no class has two.
     """

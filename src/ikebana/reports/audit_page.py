@@ -139,8 +139,8 @@ def write(file: Path, dataset: Dataset, findings: Sequence[Finding], pixels: np.
     Raises:
         MachineError: the file cannot be written.
     """
-    with atomic_write(file) as beside:
-        beside.write_text(render(dataset, findings, pixels, resize), "utf-8")
+    with atomic_write(file) as partial_file:
+        partial_file.write_text(render(dataset, findings, pixels, resize), "utf-8")
 
 
 def render(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, resize: Resize) -> str:

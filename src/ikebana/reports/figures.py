@@ -406,5 +406,5 @@ def _write(sheet: Axes, file: Path) -> None:
     """Write the sheet as a PNG without metadata, atomically."""
     canvas = FigureCanvasAgg(cast(Figure, sheet.figure))
     canvas.draw()
-    with atomic_write(file, create_parent=False) as beside:
-        Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(beside, format="PNG", dpi=(DPI, DPI))
+    with atomic_write(file, create_parent=False) as partial_file:
+        Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(partial_file, format="PNG", dpi=(DPI, DPI))

@@ -112,13 +112,13 @@ def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize:
     held_out = dataset.photos.with_row_index("row").filter(pl.col("split").is_in(("validation", "test")))
     rows = list(held_out.select("row", "sha256", "width", "height").iter_rows())
 
-    def save(chunk: range, beside: Path) -> None:
+    def save(chunk: range, partial_folder: Path) -> None:
         for row, sha256, width, height in rows[chunk.start : chunk.stop]:
             thumbnail = Image.fromarray(restore_aspect_ratio(pixels[row], width, height, resize))
-            thumbnail.save(beside / f"{sha256}.jpg", "JPEG", quality=85)
+            thumbnail.save(partial_folder / f"{sha256}.jpg", "JPEG", quality=85)
 
-    with atomic_directory(folder, create_parent=False) as beside:
-        for _ in map_in_threads(lambda chunk: save(chunk, beside), make_chunks(len(rows))):
+    with atomic_directory(folder, create_parent=False) as partial_folder:
+        for _ in map_in_threads(lambda chunk: save(chunk, partial_folder), make_chunks(len(rows))):
             pass
 
 

@@ -52,26 +52,26 @@ def optimise_for_training(network: nn.Module, photos: Tensor, settings: DeviceSe
     has_fixed_norms = norms and not any(norm.training or norm.running_mean is None for norm in norms)
     if not has_fixed_norms or any(parameter.dtype != torch.float32 for parameter in network.parameters()):
         return network
-    few = torch.randint(
+    sample = torch.randint(
         0, 256, (fused_inference.COMPARED_PHOTOS, *photos.shape[1:]), generator=torch.Generator().manual_seed(0)
     ).float()
     shared = copy.deepcopy(network, {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())})
     with torch.random.fork_rng(devices=[]):  # dropout must not advance the epoch's random generator
-        expected = _compute_output_and_gradients(network, network, few)
+        expected = _compute_output_and_gradients(network, network, sample)
         try:
-            _fold(shared, few)
-            result = _compute_output_and_gradients(shared, network, few)
+            _fold(shared, sample)
+            result = _compute_output_and_gradients(shared, network, sample)
             with settings.autocast():
-                shared(few)
+                shared(sample)
         # A layer modifies in place what the backward pass needs, or torch or the processor differs.
         except RuntimeError:
             return network
     return shared if _agree(result, expected) else network
 
 
-def _fold(network: nn.Module, few: Tensor) -> None:
+def _fold(network: nn.Module, sample: Tensor) -> None:
     """Fold every BatchNorm, and optimise for inference the layers without gradients."""
-    with_gradient, frozen = _find_convolutions_with_gradient(network, few), set[nn.Module]()
+    with_gradient, frozen = _find_convolutions_with_gradient(network, sample), set[nn.Module]()
     for convolution, norm, replace_pair in fused_inference.iterate_convolutions(network):
         if not isinstance(norm, fused_inference.Norm) or not fused_inference.is_fusable(convolution):
             continue
@@ -93,7 +93,7 @@ def _is_trainable(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _find_convolutions_with_gradient(network: nn.Module, few: Tensor) -> set[nn.Module]:
+def _find_convolutions_with_gradient(network: nn.Module, sample: Tensor) -> set[nn.Module]:
     """Find the convolutions whose input depends on trainable weights."""
     convolutions: set[nn.Module] = set()
 
@@ -106,7 +106,7 @@ def _find_convolutions_with_gradient(network: nn.Module, few: Tensor) -> set[nn.
         for module in network.modules()
         if isinstance(module, fused_inference.Convolution)
     ]
-    network(few)
+    network(sample)
     for hook in hooks:
         hook.remove()
     return convolutions
@@ -209,9 +209,9 @@ def _agree(result: "_OutputAndGradients", expected: "_OutputAndGradients") -> bo
 _OutputAndGradients = tuple[Tensor, Iterable[Tensor | None]]
 
 
-def _compute_output_and_gradients(view: nn.Module, network: nn.Module, few: Tensor) -> _OutputAndGradients:
+def _compute_output_and_gradients(view: nn.Module, network: nn.Module, sample: Tensor) -> _OutputAndGradients:
     torch.manual_seed(0)
-    output = view(few)
+    output = view(sample)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     output_gradient = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
     return output.detach(), torch.autograd.grad((output * output_gradient).sum(), trainable, allow_unused=True)

@@ -156,7 +156,7 @@ def _get_timm_config(network: str) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _measure_width(network: nn.Module, recipe: Recipe) -> int:
-    """Count the network's features with a forward pass; no attribute tells it for every network."""
+    """Count the network's features with a forward pass; no attribute has it for every network."""
     try:
         features = network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
     except (RuntimeError, AssertionError) as error:

@@ -42,7 +42,7 @@ class TrainingState:
 
     # Completed epochs.
     epochs: list[Epoch] = field(default_factory=list)
-    # Of network, optimiser, EMA, best weights and the unfinished epoch, told apart by prefix.
+    # Of network, optimiser, EMA, best weights and the unfinished epoch, distinguished by prefix.
     tensors: dict[str, Tensor] = field(default_factory=dict)
     # Model-selection loss of the best weights.
     best_loss: float = math.inf
