@@ -159,7 +159,7 @@ def test_threads_may_draw_at_the_same_time(drawn, tmp_path):
 
 def test_drawing_needs_no_window_system_and_not_the_half_of_matplotlib_that_keeps_figures(tmp_path):
     code = "import sys, json; from ikebana.reports import figures; from pathlib import Path\n"
-    code += "figures.class_counts_bar({'a': {'train': 3}}, Path(sys.argv[1])); print(json.dumps(sorted(sys.modules)))"
+    code += "figures.draw_class_bars({'a': {'train': 3}}, Path(sys.argv[1])); print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, text=True, check=True)
     assert not {"matplotlib.pyplot", "torch"} & set(json.loads(done.stdout))
 
