@@ -144,7 +144,7 @@ def test_it_says_what_it_is_for_and_how_good_and_where_it_comes_from(paper_class
     about = paper_classifier.metadata
     assert about["ikebana"] == 1
     assert about["classes"] == list(paper_run.classes) == list(paper_classifier.classes)
-    assert (about["side"], about["fit"], about["temperature"]) == (48, "squash", 1.0)
+    assert (about["image_size"], about["resize"], about["temperature"]) == (48, "squash", 1.0)
     assert about["recipe"]["name"] == "baseline"
     assert about["recipe"]["epochs"] == 30
     assert about["data"]["fingerprint"] == paper_run.source["fingerprint"]
@@ -197,7 +197,7 @@ def test_a_file_that_would_not_give_what_was_scored_is_refused_unless_other_weig
     assert "differs" not in refusal.what  # from what the network says today nothing does
     recipe = recipe_to_json(with_options(copied.recipe, refit_on_all=True))
     (copied.folder / "recipe.json").write_text(json.dumps(recipe))
-    assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").metadata["recipe"]["all"]
+    assert ikebana.export(ikebana.open_run(copied.folder), tmp_path / "out.onnx").metadata["recipe"]["refit_on_all"]
 
 
 def test_what_ships_after_learning_all_photos_claims_no_score_on_them(paper_photos, paper_classifier, tmp_path):

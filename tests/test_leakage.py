@@ -17,7 +17,7 @@ def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, s
     labels = [*labels, *"abcabc" * 2]
     near = data.draw(st.lists(st.sampled_from("uvwxyz"), min_size=len(labels), max_size=len(labels)))
     recipe = Recipe(split=kind, split_seed=seed)
-    drawn = split.split_photos(dataset(labels, twins=[None if key in "uvw" else key for key in near]), recipe)
+    drawn = split.split_photos(dataset(labels, duplicate_of=[None if key in "uvw" else key for key in near]), recipe)
     tested = drawn.used_photos.filter(split="test")
     right = np.array(data.draw(st.lists(st.booleans(), min_size=tested.height, max_size=tested.height)))
     told = leakage.measure_leakage(drawn, recipe, right)
@@ -36,7 +36,7 @@ def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, s
 
 
 def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
-    drawn = dataset(["a", "b"] * 30, twins=[str(row // 12) for row in range(60)])
+    drawn = dataset(["a", "b"] * 30, duplicate_of=[str(row // 12) for row in range(60)])
     recipe = Recipe()
     parted = split.split_photos(drawn, recipe)
     told = leakage.measure_leakage(parted, recipe, np.zeros(parted.used_photos.filter(split="test").height, bool))

@@ -45,7 +45,7 @@ def test_a_score_that_is_not_of_what_ships_comes_with_the_note_that_says_so(visi
     plain.wait_for_selector("body[data-ready]")
     assert "photos that it had never seen" in plain.locator("#about").inner_text()
     note = "What ships was trained once more, alike, on all 400 photos."
-    scores = {**served.colours.about["scores"], "note": note}
+    scores = {**served.colours.metadata["scores"], "note": note}
     with running(Colours(metadata={"scores": scores})) as other:
         page = visit(other.url)
         page.wait_for_selector("body[data-ready]")
@@ -259,7 +259,7 @@ def test_the_folder_holds_the_page_and_the_model_and_names_no_other_host(folder,
     assert (folder / "model.onnx").read_bytes() == paper_model.read_bytes()
     about = json.loads((folder / "model.json").read_text("utf-8"))
     assert about["threshold"] == 0.5
-    assert about["side"] == 48
+    assert about["image_size"] == 48
     index = (folder / "index.html").read_text("utf-8")
     assert "engine-browser.js" in index
     assert "engine-server.js" not in index

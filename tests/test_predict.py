@@ -318,7 +318,7 @@ def test_folders_are_read_as_photos_are_asked_for(tmp_path, monkeypatch):
     (tmp_path / "0.jpg").touch()
     opened = []
     real = unlabelled.folder._list_folder
-    monkeypatch.setattr(unlabelled.folder, "_listed", lambda *given: opened.append(given[1]) or real(*given))
+    monkeypatch.setattr(unlabelled.folder, "_list_folder", lambda *given: opened.append(given[1]) or real(*given))
     found = unlabelled.find_photos(tmp_path)
     opened.clear()
     paths = iter(found)

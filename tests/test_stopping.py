@@ -105,7 +105,7 @@ def test_ctrl_c_while_the_validation_photos_are_looked_at_loses_no_step(tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "logits_of", stopped)
+        patch.setattr(loop, "compute_logits", stopped)
         with pytest.raises(KeyboardInterrupt):
             trained(AUGMENTED, tmp_path / "checkpoint")
     interrupted_in_step(monkeypatch, {6})  # five are left, of the second epoch
@@ -173,7 +173,8 @@ def test_what_is_ignored_stays_ignored():
 def test_a_signal_that_a_library_made_another_error_of_still_ends_the_command_with_its_status(number, status):
     code = f"""
 import os
-from ikebana import cli, storage
+from ikebana import cli
+from ikebana.commands import cache
 from ikebana.errors import RecipeError
 
 def damaged(*_):
@@ -184,7 +185,7 @@ def damaged(*_):
     except KeyboardInterrupt:
         raise RecipeError("the weights cannot be read") from None
 
-storage.cache = damaged
+cache.cache = damaged
 cli.main(["cache"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

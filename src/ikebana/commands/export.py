@@ -5,16 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ikebana.errors import ModelError
-from ikebana.exporting import metadata, quantisation, run_photos, verification
-from ikebana.exporting.onnx_file import (
-    assemble_file,
-    decode_examples,
-    get_scored_classes,
-    load_network,
-    make_reference,
-    summarise,
-    trace_to_onnx,
-)
+from ikebana.exporting import metadata, onnx_file, quantisation, run_photos, verification
 from ikebana.exporting.web import add_runtime, build_index
 from ikebana.inference import classifier, page_files
 from ikebana.inference.classifier import Classifier
@@ -46,24 +37,29 @@ def export(
         )
     model_info = metadata.collect(source_run)
     splits = run_photos.find_photos(source_run, photos)
-    network = load_network(source_run, model_info["temperature"])
-    graph = trace_to_onnx(network, source_run.recipe.image_size, decode_examples(splits["test"], model_info))
-    float32_classifier = classifier.from_bytes(assemble_file(graph, model_info))
+    network = onnx_file.load_network(source_run, model_info["temperature"])
+    graph = onnx_file.trace_to_onnx(
+        network, source_run.recipe.image_size, onnx_file.decode_examples(splits["test"], model_info)
+    )
+    float32_classifier = classifier.from_bytes(onnx_file.assemble_file(graph, model_info))
     agreement = verification.check_agreement(
-        float32_classifier, make_reference(network), splits["test"], get_scored_classes(source_run)
+        float32_classifier, onnx_file.make_reference(network), splits["test"], onnx_file.get_scored_classes(source_run)
     )
     whole_photos = verification.compare_graph_resize(float32_classifier, splits["test"])
     model_info["parity"] = {"of": "float32", **agreement, "whole_photos": whole_photos}
     if int8:
         graph, model_info["int8"] = quantisation.quantise(
-            graph, float32_classifier, splits, lambda new: classifier.from_bytes(assemble_file(new, model_info))
+            graph,
+            float32_classifier,
+            splits,
+            lambda new: classifier.from_bytes(onnx_file.assemble_file(new, model_info)),
         )
-    data = assemble_file(graph, model_info)
+    data = onnx_file.assemble_file(graph, model_info)
     # Loaded from the bytes that users will load.
     shipped = classifier.from_bytes(data, output_path)
     with atomic_write(output_path) as partial_file:
         partial_file.write_bytes(data)
-    progress.message(summarise(output_path, data, model_info))
+    progress.message(onnx_file.summarise(output_path, data, model_info))
     return shipped
 
 
