@@ -344,7 +344,7 @@ def test_what_was_unpacked_and_spoilt_since_is_unpacked_again(tmp_path, ikebana_
     (members,) = ikebana_cache.rglob("members.json")
     members.unlink() if spoil is None else members.write_text(spoil)
     assert told(tmp_path, plain(["../x.jpg"], "zip")) == first
-    assert json.loads(members.read_text())["left"] == [["../x.jpg", "its path leads out of the archive"]]
+    assert json.loads(members.read_text())["skipped"] == [["../x.jpg", "its path leads out of the archive"]]
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])

@@ -51,8 +51,8 @@ def removed(file):
 
 
 FILES = (
-    "pixels/*/pixels.npy", "pixels/*/small.npy", "pixels/*/index.*", "pixels/*/twins.*", "features/*/features.npy",
-    "features/*/checks.npy", "weights/*.safetensors", "measured/*.json",
+    "pixels/*/pixels.npy", "pixels/*/small.npy", "pixels/*/index.*", "pixels/*/near_duplicates.*", "features/*/features.npy",
+    "features/*/checks.npy", "weights/*.safetensors", "measurements/*.json",
 )  # fmt: skip
 ARRAYS = ("pixels/*/pixels.npy", "features/*/features.npy", "features/*/checks.npy")
 

@@ -73,7 +73,7 @@ ENVIRONMENT = {
     "seconds_per_photo": "float", "measurement_id": "str",
     "libraries": dict.fromkeys(
         ("torch", "timm", "numpy", "scipy", "pillow", "polars", "scikit-learn", "safetensors"), "str"
-    ), "repeatable": "str",
+    ), "reproducibility": "str",
 }  # fmt: skip
 RUN = {
     "audit.json": AUDIT,
@@ -240,7 +240,7 @@ def test_audit_cache_and_doctor_end_with_these_events(photos):
     (audit,) = (event for event in events if event["event"] == "audit")
     assert audit.keys() == {"event"} | AUDIT.keys()
     (done,) = events_of(ikebana_command("cache", "--json").stdout)[-1:]
-    kinds = ("archives", "pixels", "features", "measured", "weights", "onnxruntime-web")
+    kinds = ("archives", "pixels", "features", "measurements", "weights", "onnxruntime-web")
     assert not differences(schema(done), {"event": "str", "folder": "str", "bytes": dict.fromkeys(kinds, "int")})
     (done,) = events_of(ikebana_command("doctor", "--json").stdout)[-1:]
     facts = {

@@ -142,7 +142,7 @@ def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_mac
     assert done.returncode == 0, done.stderr
     assert "processor was an abacus" in done.stderr
     assert ikebana.open_run(tmp_path / "run").recipe == with_options(whole.recipe, epochs=1)
-    assert "same bits" in about["repeatable"]
+    assert "same bits" in about["reproducibility"]
 
 
 def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(photos, tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def test_a_step_that_was_begun_is_made_whole_before_the_signal_ends_the_training
     with pytest.raises(KeyboardInterrupt):
         trained(RECIPE, tmp_path / "checkpoint")
     saved = loop.checkpoint.load(tmp_path / "checkpoint")
-    assert int(saved.tensors["pass.seen"]) == 32
+    assert int(saved.tensors["epoch_progress.photos_seen"]) == 32
 
 
 def test_ctrl_c_while_the_validation_photos_are_looked_at_loses_no_step(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ def filled_cache(tmp_path, monkeypatch):
     """A cache with an entry of each kind, and things of the user's beside them."""
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
     names = {
-        "pixels": "a" * 32, "features": "b" * 32, "archives": "c" * 64, "measured": "d" * 16 + ".json",
+        "pixels": "a" * 32, "features": "b" * 32, "archives": "c" * 64, "measurements": "d" * 16 + ".json",
         "weights": f"tf_efficientnet_lite0-{'e' * 64}-{'f' * 16}.safetensors",
     }  # fmt: skip
     for kind, name in names.items():
@@ -100,7 +100,7 @@ def test_a_file_that_a_killed_process_left_half_written_goes_with_the_next_writi
 
 
 def test_a_file_that_another_process_takes_away_meanwhile_does_not_end_the_count(monkeypatch):
-    place = cache_folder.cache_folder() / "measured"
+    place = cache_folder.cache_folder() / "measurements"
     place.mkdir(parents=True)
     for number in range(3):
         (place / f"{number:016x}.json").write_bytes(b"12345")

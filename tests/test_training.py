@@ -319,7 +319,7 @@ def test_a_trial_beside_other_work_is_believed_until_it_goes_faster(tmp_path, mo
     elsewhere = dataclasses.replace(setting, threads=77)  # another machine that has the same cache
     device.record_faster_speed(elsewhere, 0.001)
     assert device.get_seconds_per_photo(setting) == 0.125
-    (tmp_path / "measured" / f"{setting.measurement_id}.json").unlink()
+    (tmp_path / "measurements" / f"{setting.measurement_id}.json").unlink()
     assert device.get_seconds_per_photo(setting) == 0.5
 
 
@@ -362,7 +362,7 @@ def test_a_format_that_memory_does_not_hold_is_left_and_tried_again_another_day(
 def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
     device.select_precision(SETTING, "float32", "a network", lambda _: 0.5)
-    (file,) = (tmp_path / "measured").iterdir()
+    (file,) = (tmp_path / "measurements").iterdir()
     file.write_text("{", "utf-8")
     assert device.select_precision(SETTING, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
 

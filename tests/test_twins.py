@@ -321,7 +321,7 @@ def test_what_was_found_is_kept_beside_the_pixels_and_damage_is_noticed(tmp_path
     files = plain(6)
     folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})
     first, keep = with_twins(folder)
-    (file,) = keep.folder.glob("twins.*.json")
+    (file,) = keep.folder.glob("near_duplicates.*.json")
     with monkeypatch.context() as patch:
         patch.setattr(near_duplicates, "find_pairs", lambda *_: pytest.fail("it was looked for again"))
         assert with_twins(folder)[0].near_duplicates == first.near_duplicates
@@ -371,7 +371,7 @@ def test_what_was_found_while_a_photo_could_not_be_read_is_not_taken_once_it_can
     files = plain(6)
     folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})
     whole, keep = with_twins(folder)
-    (file,) = keep.folder.glob("twins.*.json")
+    (file,) = keep.folder.glob("near_duplicates.*.json")
     file.unlink()
     gone = pl.when(pl.col("path") == "a/m.jpg").then(pl.lit("Input/output error")).otherwise(pl.col("status"))
     assert not near_duplicates.find_near_duplicates(

@@ -20,7 +20,7 @@ CACHE_KINDS = {
     "features": ("what backbones say of photos", r"[0-9a-f]{32}"),
     "archives": ("archives, unpacked", r"[0-9a-f]{64}"),
     "weights": ("pretrained weights, converted", r"[\w.+-]+-[0-9a-f]{64}-[0-9a-f]{16}\.safetensors"),
-    "measured": ("this machine's speed", r"[0-9a-f]{16}\.json"),
+    "measurements": ("this machine's speed", r"[0-9a-f]{16}\.json"),
     "onnxruntime-web": ("onnxruntime for browsers", r"[\d.]+"),
 }
 

@@ -94,7 +94,7 @@ def unpack(file: Path) -> UnpackedArchive:
         with atomic_directory(folder) as partial:
             skipped = _unpack_members(partial / "photos", file)
             record = {
-                "left": [[member.path, member.status] for member in skipped],
+                "skipped": [[member.path, member.status] for member in skipped],
                 "checksum": _checksum_folder(partial / "photos"),
             }
             (partial / "members.json").write_text(json.dumps(record), "utf-8")
@@ -105,7 +105,7 @@ def _load_skipped_members(folder: Path) -> list[ScannedPath] | None:
     """Load the skipped members of an intact earlier unpacking; None if there is none."""
     try:
         record = json.loads((folder / "members.json").read_text("utf-8"))
-        skipped = [ScannedPath(path, status) for path, status in record["left"]]
+        skipped = [ScannedPath(path, status) for path, status in record["skipped"]]
         is_intact = (folder / "photos").is_dir() and _checksum_folder(folder / "photos") == record["checksum"]
         return skipped if is_intact else None
     except (OSError, ValueError, TypeError, KeyError):

@@ -251,14 +251,14 @@ def get_seconds_per_photo(settings: DeviceSettings) -> float | None:
 
 
 def _get_measurement_path(name: str) -> Path:
-    return cache_folder() / "measured" / f"{name}.json"
+    return cache_folder() / "measurements" / f"{name}.json"
 
 
 def _write_measurements(file: Path, key: str, measurements: dict[str, float], corrections: dict[str, float]) -> None:
     """Write seconds per photo by precision: those of the trials, and later, faster ones."""
     if file.is_dir():
         discard(file)
-    values = {"key": key, "seconds_per_photo": measurements, "since": corrections}
+    values = {"key": key, "seconds_per_photo": measurements, "corrections": corrections}
     with atomic_write(file) as partial:
         partial.write_text(json.dumps({**values, "crc32": _compute_checksum(values)}, indent=1), "utf-8")
 
@@ -319,7 +319,8 @@ def _read_file(file: Path) -> tuple[str, dict[str, float], dict[str, float]]:
         if values.pop("crc32") != _compute_checksum(values):
             return "", {}, {}
         measurements, corrections = (
-            {str(name): float(value) for name, value in values[part].items()} for part in ("seconds_per_photo", "since")
+            {str(name): float(value) for name, value in values[part].items()}
+            for part in ("seconds_per_photo", "corrections")
         )
         return str(values["key"]), measurements, corrections
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
@@ -393,5 +394,5 @@ def collect_environment(settings: DeviceSettings) -> dict[str, Any]:
         "accelerator": torch.cuda.get_device_name() if settings.device == "cuda" else None,
         **asdict(settings),
         "libraries": {name: importlib.metadata.version(name) for name in libraries},
-        "repeatable": REPRODUCIBILITY_NOTE,
+        "reproducibility": REPRODUCIBILITY_NOTE,
     }

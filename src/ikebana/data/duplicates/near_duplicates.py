@@ -235,7 +235,7 @@ def _name_groups(dataset: Dataset, pairs: list[NearDuplicate]) -> pl.Series:
 
 def has_cached_pairs(folder: Path) -> bool:
     """Return whether a pixel cache folder holds the result of an earlier search."""
-    return any(folder.glob(f"twins.{SEARCH_VERSION}.*.json"))
+    return any(folder.glob(f"near_duplicates.{SEARCH_VERSION}.*.json"))
 
 
 def _make_file_prefix(dataset: Dataset) -> str:
@@ -246,7 +246,7 @@ def _make_file_prefix(dataset: Dataset) -> str:
     """
     hashes = pl.when(pl.col("status") == STATUS_USED).then(pl.col("sha256")).otherwise(pl.lit(""))
     joined = "\n".join(dataset.photos.select(hashes.alias("seen"))["seen"])
-    return f"twins.{SEARCH_VERSION}.{hashlib.sha256(joined.encode()).hexdigest()[:16]}"
+    return f"near_duplicates.{SEARCH_VERSION}.{hashlib.sha256(joined.encode()).hexdigest()[:16]}"
 
 
 def _save_pairs(pixel_cache: PixelCache, prefix: str, pairs: list[NearDuplicate]) -> None:

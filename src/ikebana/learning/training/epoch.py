@@ -76,16 +76,16 @@ class EpochProgress:
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the state under its names in the checkpoint."""
         state = {
-            "seen": torch.tensor(self.photos_seen),
+            "photos_seen": torch.tensor(self.photos_seen),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
             "loss_sum": self.loss_sum,
-            "right": self.correct,
-            "generator": self.generator.get_state(),
-            "dice": torch.get_rng_state(),
+            "correct": self.correct,
+            "rng_state": self.generator.get_state(),
+            "global_rng_state": torch.get_rng_state(),
         }
         if self.device != "cpu":
-            state["device_dice"] = torch.get_device_module(self.device).get_rng_state()
-        return {f"pass.{name}": value for name, value in state.items()}
+            state["device_rng_state"] = torch.get_device_module(self.device).get_rng_state()
+        return {f"epoch_progress.{name}": value for name, value in state.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Resume from the result of `to_tensors`, its prefix removed.
@@ -93,10 +93,10 @@ class EpochProgress:
         Raises:
             KeyError, RuntimeError, TypeError: the state is damaged.
         """
-        self.photos_seen = int(state["seen"])
+        self.photos_seen = int(state["photos_seen"])
         self.started_at = time.perf_counter() - float(state["seconds"])
-        self.loss_sum, self.correct = (state[name].to(self.device) for name in ("loss_sum", "right"))
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["dice"])
+        self.loss_sum, self.correct = (state[name].to(self.device) for name in ("loss_sum", "correct"))
+        self.generator.set_state(state["rng_state"])
+        torch.set_rng_state(state["global_rng_state"])
         if self.device != "cpu":
-            torch.get_device_module(self.device).set_rng_state(state["device_dice"])
+            torch.get_device_module(self.device).set_rng_state(state["device_rng_state"])

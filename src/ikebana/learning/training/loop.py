@@ -72,7 +72,7 @@ def train(
     writer, plan, epoch_state = (
         CheckpointWriter(checkpoint_file, state),
         plan_phases(recipe),
-        state.get_tensors("pass."),
+        state.get_tensors("epoch_progress."),
     )
     with progress.stage(title, (plan[-1].last_epoch - len(writer.epochs)) * len(examples)) as bar:
         for phase in plan:
@@ -103,7 +103,7 @@ class BestWeights:
     """The weights of the epoch with the lowest model-selection loss, in a recipe with `tuning`."""
 
     def __init__(self, state: TrainingState):
-        self.loss, self.weights = state.best_loss, state.get_tensors("best.")
+        self.loss, self.weights = state.best_loss, state.get_tensors("best_weights.")
 
     def update(self, loss: float | None, network: nn.Module) -> None:
         """Copy the weights if the loss is the lowest so far.
@@ -116,7 +116,7 @@ class BestWeights:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the weights under their names in the checkpoint."""
-        return {f"best.{name}": value for name, value in self.weights.items()}
+        return {f"best_weights.{name}": value for name, value in self.weights.items()}
 
 
 class CheckpointWriter:

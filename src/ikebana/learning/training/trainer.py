@@ -111,7 +111,7 @@ class Trainer:
         state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         state |= {f"optimiser.{number:05}": value for number, value in enumerate(self.optimiser.state)}
         if self.ema is not None:
-            state |= {f"averaged.{name}": value for name, value in self.ema.network.state_dict().items()}
+            state |= {f"ema.{name}": value for name, value in self.ema.network.state_dict().items()}
         return state
 
     @torch.no_grad()
@@ -128,4 +128,4 @@ class Trainer:
         for number, value in enumerate(self.optimiser.state):
             value.copy_(optimiser[f"{number:05}"])
         if self.ema is not None:
-            self.ema.network.load_state_dict(state.get_tensors("averaged."))
+            self.ema.network.load_state_dict(state.get_tensors("ema."))
