@@ -135,7 +135,7 @@ def test_ordinary_pictures_are_what_pillow_shows_over_white(awkward, status):
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")
             if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") or image.info.get("icc_profile"):
-                continue  # depth and colour have laws of their own: test_pixels.py
+                continue  # depth and colour have laws of their own: test_decoding.py
             shown = _upright(image).convert("RGBA")
         white = Image.new("RGBA", shown.size, "white")
         expected = Image.alpha_composite(white, shown).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)

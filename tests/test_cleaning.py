@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from conftest import encoded, grow
 from PIL import ImageOps
-from test_twins import plain, scaled, scene
+from test_near_duplicates import plain, scaled, scene
 
 import ikebana
 from ikebana.auditing import cleaning, dataset_checks
