@@ -1,19 +1,18 @@
 """An archive from anywhere: its photos come out, nothing gets out of the cache, and nothing is half done."""
 
-import io
 import json
 import os
 import stat
 import struct
 import tarfile
-import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import photo, two_classes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.archives import make_archive, make_tar, make_zip, read_statuses
+from support.images import encode_photo, two_classes
 
 from ikebana.data import archive, pixel_cache, sources
 from ikebana.data.dataset import STATUS_UNOPENED
@@ -22,54 +21,6 @@ from ikebana.system import files as system_files
 
 LINK = stat.S_IFLNK | 0o777
 DEVICE = stat.S_IFCHR | 0o666
-
-
-def zip_of(members, compression=zipfile.ZIP_STORED):
-    """A zip of these (name, bytes, Unix mode) as they are, however odd."""
-    stream = io.BytesIO()
-    with warnings.catch_warnings(), zipfile.ZipFile(stream, "w", compression) as packed:
-        warnings.simplefilter("ignore")  # of names that stand twice: they are meant to
-        for name, data, mode in members:
-            entry = zipfile.ZipInfo("x")
-            entry.filename, entry.compress_type, entry.create_system = name, compression, 3
-            entry.external_attr = mode << 16
-            packed.writestr(entry, data)
-    return stream.getvalue()
-
-
-def tar_of(members, mode="w:"):
-    """A tar of these (name, bytes, type), a link's bytes being where it leads."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode=mode, format=tarfile.GNU_FORMAT) as packed:  # pyright: ignore
-        for name, data, kind in members:
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.size = kind, len(data) if kind == tarfile.REGTYPE else 0
-            entry.linkname = data.decode() if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
-            packed.addfile(entry, io.BytesIO(data) if kind == tarfile.REGTYPE else None)
-    return stream.getvalue()
-
-
-def plain(names, kind):
-    """Two good classes, and members under these names."""
-    files = [*two_classes().items(), *((name, photo(200 + row)) for row, name in enumerate(names))]
-    return (
-        zip_of([(*file, 0o100644) for file in files])
-        if kind == "zip"
-        else tar_of([(*file, tarfile.REGTYPE) for file in files])
-    )
-
-
-def told(tmp_path, data, name="photos.zip"):
-    """{member: status} of an archive of these bytes; and nothing was written but into the cache."""
-    home = tmp_path / "home"
-    home.mkdir(exist_ok=True)
-    (home / name).write_bytes(data)
-    dataset = sources.read(home / name)
-    assert [each.name for each in tmp_path.iterdir()] == ["home"]
-    assert [each.name for each in home.iterdir()] == [name]
-    return {
-        path.removeprefix(f"{name}!"): status for path, status in dataset.photos.select("path", "status").iter_rows()
-    }
 
 
 def in_the_cache(cache):
@@ -101,7 +52,7 @@ OUTSIDE = [
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_path_that_leads_out_stays_packed(tmp_path, kind, ikebana_cache):
-    statuses = told(tmp_path, plain(OUTSIDE, kind), f"photos.{kind}")
+    statuses = read_statuses(tmp_path, make_archive(OUTSIDE, kind), f"photos.{kind}")
     assert list(statuses.values()).count("its path leads out of the archive") == len(OUTSIDE)
     assert list(statuses.values()).count(STATUS_UNOPENED) == 6
     assert not Path("/tmp/ikebana-escaped.jpg").exists()
@@ -115,7 +66,7 @@ def test_links_and_devices_stay_packed(tmp_path, ikebana_cache):
         "a/pipe.jpg": (b"", stat.S_IFIFO | 0o666),
     }
     members = [(name, data, 0o100644) for name, data in two_classes().items()]
-    statuses = told(tmp_path, zip_of(members + [(name, *kind) for name, kind in kinds.items()]))
+    statuses = read_statuses(tmp_path, make_zip(members + [(name, *kind) for name, kind in kinds.items()]))
     assert {statuses[name] for name in kinds} == {"a link or device in an archive"}
     assert not any(each.is_symlink() for each in ikebana_cache.rglob("*"))
 
@@ -124,10 +75,10 @@ def test_a_tar_cannot_write_through_its_own_links(tmp_path, ikebana_cache):
     kinds = [
         ("a/link.jpg", b"/etc/passwd", tarfile.SYMTYPE), ("a/hard.jpg", b"a/0.jpg", tarfile.LNKTYPE),
         ("a/device.jpg", b"", tarfile.CHRTYPE), ("a/pipe.jpg", b"", tarfile.FIFOTYPE),
-        ("out", str(tmp_path / "home").encode(), tarfile.SYMTYPE), ("out/x.jpg", photo(9), tarfile.REGTYPE),
+        ("out", str(tmp_path / "home").encode(), tarfile.SYMTYPE), ("out/x.jpg", encode_photo(9), tarfile.REGTYPE),
     ]  # fmt: skip
     files = [(name, data, tarfile.REGTYPE) for name, data in two_classes().items()]
-    statuses = told(tmp_path, tar_of(files + kinds), "photos.tar")
+    statuses = read_statuses(tmp_path, make_tar(files + kinds), "photos.tar")
     assert list(statuses.values()).count("a link or device in an archive") == 5
     assert statuses["out/x.jpg"] == STATUS_UNOPENED  # in a real folder of that name, within the cache
     assert not any(each.is_symlink() for each in ikebana_cache.rglob("*"))
@@ -137,10 +88,10 @@ def test_a_tar_cannot_write_through_its_own_links(tmp_path, ikebana_cache):
 
 
 def test_encrypted_members_are_named(tmp_path):
-    data = bytearray(plain(["a/secret.jpg"], "zip"))
+    data = bytearray(make_archive(["a/secret.jpg"], "zip"))
     for place in (data.index(b"a/secret.jpg") - 24, data.rindex(b"a/secret.jpg") - 38):  # its flags, local and central
         data[place] |= 1
-    statuses = told(tmp_path, bytes(data))
+    statuses = read_statuses(tmp_path, bytes(data))
     assert statuses.pop("a/secret.jpg") == "encrypted"
     assert set(statuses.values()) == {STATUS_UNOPENED}
 
@@ -148,7 +99,7 @@ def test_encrypted_members_are_named(tmp_path):
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_of_members_under_one_name_the_first_counts(tmp_path, kind):
     again = ["a/0.jpg", "A/0.JPG", "./a/0.jpg", "a//0.jpg"]
-    statuses = told(tmp_path, plain(again, kind), f"photos.{kind}")
+    statuses = read_statuses(tmp_path, make_archive(again, kind), f"photos.{kind}")
     assert len(statuses) == 6 + 3  # two are spelled alike in the table, too
     with_it = sources.read(tmp_path / "home" / f"photos.{kind}")
     assert with_it.photos["status"].to_list().count("stands twice in the archive") == 4
@@ -157,13 +108,13 @@ def test_of_members_under_one_name_the_first_counts(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_name_that_is_both_a_file_and_a_folder_keeps_the_first(tmp_path, kind):
-    statuses = told(tmp_path, plain(["a/0.jpg/inside.jpg", "b"], kind), f"photos.{kind}")
+    statuses = read_statuses(tmp_path, make_archive(["a/0.jpg/inside.jpg", "b"], kind), f"photos.{kind}")
     assert statuses["a/0.jpg/inside.jpg"] == statuses["b"] == "its path is taken by another member"
 
 
 def test_names_that_no_disk_holds_and_names_without_letters_are_named(tmp_path):
     long = f"a/{'x' * 300}.jpg"
-    statuses = told(tmp_path, plain([long, "a/bell\a.jpg", "./"[:1]], "tar"), "photos.tar")
+    statuses = read_statuses(tmp_path, make_archive([long, "a/bell\a.jpg", "./"[:1]], "tar"), "photos.tar")
     assert statuses[long] == "this disk cannot hold its name"
     assert statuses["a/bell\\x07.jpg"] == "its name has unprintable letters"
     assert statuses["."] == "it has no name"
@@ -181,38 +132,38 @@ GOOD_NAMES = [
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_names_in_any_script_come_out_as_they_are(tmp_path, kind):
-    statuses = told(tmp_path, plain(GOOD_NAMES, kind), f"photos.{kind}")
+    statuses = read_statuses(tmp_path, make_archive(GOOD_NAMES, kind), f"photos.{kind}")
     shown = [name for name in GOOD_NAMES if not name.startswith("a/..")]  # hidden, as everywhere
     assert {statuses[name] for name in shown} == {STATUS_UNOPENED}
 
 
 def test_a_tar_with_names_in_an_old_encoding_is_set_aside_readably(tmp_path):
-    data = plain(["a/caf_.jpg"], "tar").replace(b"a/caf_.jpg", b"a/caf\xe9.jpg")
+    data = make_archive(["a/caf_.jpg"], "tar").replace(b"a/caf_.jpg", b"a/caf\xe9.jpg")
     header = bytearray(data[(start := data.index(b"a/caf\xe9.jpg")) : start + 512])
     header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
-    statuses = told(tmp_path, data[:start] + bytes(header) + data[start + 512 :], "photos.tar")
+    statuses = read_statuses(tmp_path, data[:start] + bytes(header) + data[start + 512 :], "photos.tar")
     assert statuses["a/caf\\xe9.jpg"] == "its name has unprintable letters"
     assert len(statuses) == 7
 
 
 def test_a_zip_with_backslashes_has_the_folders_it_means(tmp_path):
-    data = zip_of([(name.replace("/", "\\"), file, 0) for name, file in two_classes().items()])
-    assert told(tmp_path, data) == dict.fromkeys(two_classes(), STATUS_UNOPENED)
+    data = make_zip([(name.replace("/", "\\"), file, 0) for name, file in two_classes().items()])
+    assert read_statuses(tmp_path, data) == dict.fromkeys(two_classes(), STATUS_UNOPENED)
 
 
 def test_an_empty_class_folder_in_an_archive_is_noticed(tmp_path):
     files = [(name, data, tarfile.REGTYPE) for name, data in two_classes().items()]
-    (tmp_path / "photos.tar").write_bytes(tar_of([*files, ("c", b"", tarfile.DIRTYPE)]))
-    (tmp_path / "photos.zip").write_bytes(zip_of([*((*file[:2], 0o100644) for file in files), ("c/", b"", 0o40755)]))
+    (tmp_path / "photos.tar").write_bytes(make_tar([*files, ("c", b"", tarfile.DIRTYPE)]))
+    (tmp_path / "photos.zip").write_bytes(make_zip([*((*file[:2], 0o100644) for file in files), ("c/", b"", 0o40755)]))
     for name in ("photos.tar", "photos.zip"):
         assert sources.read(tmp_path / name).empty_classes == ("c",)
 
 
 def test_an_archive_within_an_archive_is_no_photo(tmp_path):
-    inner = plain([], "zip")
+    inner = make_archive([], "zip")
     for name, data in {
-        "photos.zip": zip_of([*((*file, 0) for file in two_classes().items()), ("b/more.zip", inner, 0)]),
-        "photos.tar": tar_of(
+        "photos.zip": make_zip([*((*file, 0) for file in two_classes().items()), ("b/more.zip", inner, 0)]),
+        "photos.tar": make_tar(
             [*((*file, tarfile.REGTYPE) for file in two_classes().items()), ("b/more.zip", inner, tarfile.REGTYPE)]
         ),
     }.items():
@@ -233,10 +184,10 @@ def test_an_archive_that_grows_too_much_is_refused_and_leaves_nothing(tmp_path, 
     monkeypatch.setattr(archive, "CHUNK_BYTES", 2**16)
     zeros = bytes(3 * 2**20)
     for name, data in {
-        "one.zip": zip_of([("a/0.jpg", zeros, 0)], zipfile.ZIP_DEFLATED),
-        "many.zip": zip_of([(f"a/{number}.jpg", zeros[: 2**19], 0) for number in range(6)], zipfile.ZIP_DEFLATED),
-        "one.tar.gz": tar_of([("a/0.jpg", zeros, tarfile.REGTYPE)], "w:gz"),
-        "one.tar.xz": tar_of([("a/0.jpg", zeros, tarfile.REGTYPE)], "w:xz"),
+        "one.zip": make_zip([("a/0.jpg", zeros, 0)], zipfile.ZIP_DEFLATED),
+        "many.zip": make_zip([(f"a/{number}.jpg", zeros[: 2**19], 0) for number in range(6)], zipfile.ZIP_DEFLATED),
+        "one.tar.gz": make_tar([("a/0.jpg", zeros, tarfile.REGTYPE)], "w:gz"),
+        "one.tar.xz": make_tar([("a/0.jpg", zeros, tarfile.REGTYPE)], "w:xz"),
     }.items():
         assert len(data) * archive.MAX_EXPANSION_RATIO < 2**20
         assert "grows to more than 100 times" in refusal(tmp_path, data, name)
@@ -246,14 +197,14 @@ def test_an_archive_that_grows_too_much_is_refused_and_leaves_nothing(tmp_path, 
 def test_an_archive_may_grow_as_photos_do(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MIN_UNPACK_BUDGET_BYTES", 2**20 + 8 * archive.ENTRY_OVERHEAD_BYTES)
     members = [(f"{name}/{number}.jpg", bytes(2**18), 0) for name in "ab" for number in range(2)]  # 1 MiB in all
-    assert len(told(tmp_path, zip_of(members, zipfile.ZIP_DEFLATED))) == 4
+    assert len(read_statuses(tmp_path, make_zip(members, zipfile.ZIP_DEFLATED))) == 4
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_too_many_members_are_refused(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(archive, "MAX_MEMBERS", 6)
-    assert len(told(tmp_path, plain([], kind), f"photos.{kind}")) == 6
-    assert "more than 6 members" in refusal(tmp_path, plain(["a/7.jpg"], kind), f"more.{kind}")
+    assert len(read_statuses(tmp_path, make_archive([], kind), f"photos.{kind}")) == 6
+    assert "more than 6 members" in refusal(tmp_path, make_archive(["a/7.jpg"], kind), f"more.{kind}")
 
 
 # Damage
@@ -261,7 +212,7 @@ def test_too_many_members_are_refused(tmp_path, monkeypatch, kind):
 
 @pytest.mark.parametrize("mode", ["w:", "w:gz", "w:bz2", "w:xz"])
 def test_a_tar_cut_short_anywhere_is_refused(tmp_path, mode, ikebana_cache):
-    data = tar_of([(*file, tarfile.REGTYPE) for file in two_classes().items()], mode)
+    data = make_tar([(*file, tarfile.REGTYPE) for file in two_classes().items()], mode)
     end = len(data) if mode != "w:" else data.rindex(b"b/2.jpg") + 512 + len(two_classes()["b/2.jpg"])
     cuts = {end * tenth // 10 for tenth in range(1, 10)} | {end - 1, 512, 1024, 1536}
     for place in sorted(cuts & set(range(end))):
@@ -270,13 +221,13 @@ def test_a_tar_cut_short_anywhere_is_refused(tmp_path, mode, ikebana_cache):
 
 
 def test_a_tar_with_a_garbled_header_is_refused_instead_of_ending_there(tmp_path):
-    data = bytearray(plain([], "tar"))
+    data = bytearray(make_archive([], "tar"))
     data[data.index(b"b/0.jpg")] ^= 1  # the header's checksum tells
     assert "damaged" in refusal(tmp_path, bytes(data), "photos.tar")
 
 
 def test_a_zip_cut_short_is_refused(tmp_path, ikebana_cache):
-    data = plain([], "zip")
+    data = make_archive([], "zip")
     for tenth in range(1, 10):
         assert "damaged: the end of the zip is missing" in refusal(tmp_path, data[: len(data) * tenth // 10])
     assert "neither" in refusal(tmp_path, b"no archive at all")
@@ -286,20 +237,20 @@ def test_a_zip_cut_short_is_refused(tmp_path, ikebana_cache):
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_damaged_member_of_a_zip_costs_that_member_alone(tmp_path, compression, ikebana_cache):
-    data = bytearray(zip_of([(*file, 0) for file in two_classes().items()], compression))
+    data = bytearray(make_zip([(*file, 0) for file in two_classes().items()], compression))
     place = data.index(b"a/1.jpg") + 60
     data[place : place + 8] = b"\xff" * 8
-    statuses = told(tmp_path, bytes(data))
+    statuses = read_statuses(tmp_path, bytes(data))
     assert statuses.pop("a/1.jpg").startswith("damaged in the archive")
     assert set(statuses.values()) == {STATUS_UNOPENED}
     assert not [each for each in ikebana_cache.rglob("1.jpg") if each.parent.name == "a"]
 
 
 def test_a_compression_that_python_does_not_know_is_named(tmp_path):
-    data = bytearray(plain(["a/odd.jpg"], "zip"))
+    data = bytearray(make_archive(["a/odd.jpg"], "zip"))
     for place in (data.index(b"a/odd.jpg") - 22, data.rindex(b"a/odd.jpg") - 36):
         data[place : place + 2] = struct.pack("<H", 77)
-    statuses = told(tmp_path, bytes(data))
+    statuses = read_statuses(tmp_path, bytes(data))
     assert statuses.pop("a/odd.jpg") == "packed by an odd compression (pack it again, by deflate)"
     assert set(statuses.values()) == {STATUS_UNOPENED}
 
@@ -312,9 +263,9 @@ def test_a_compression_that_python_does_not_know_is_named(tmp_path):
 def test_an_archive_with_changed_bytes_is_a_data_set_or_a_refusal(tmp_path_factory, kind, changes):
     files = two_classes().items()
     data = bytearray(
-        zip_of([(*file, 0) for file in files], zipfile.ZIP_DEFLATED)
+        make_zip([(*file, 0) for file in files], zipfile.ZIP_DEFLATED)
         if kind == "zip"
-        else tar_of([(*file, tarfile.REGTYPE) for file in files], kind)
+        else make_tar([(*file, tarfile.REGTYPE) for file in files], kind)
     )
     for place, value in changes:
         data[int(place * len(data))] = value
@@ -331,25 +282,25 @@ def test_an_archive_with_changed_bytes_is_a_data_set_or_a_refusal(tmp_path_facto
 
 
 def test_the_second_time_nothing_is_unpacked(tmp_path, monkeypatch):
-    first = told(tmp_path, plain(["../x.jpg"], "zip"))
+    first = read_statuses(tmp_path, make_archive(["../x.jpg"], "zip"))
     monkeypatch.setattr(archive, "_iterate_members", None)
-    assert told(tmp_path, plain(["../x.jpg"], "zip")) == first
+    assert read_statuses(tmp_path, make_archive(["../x.jpg"], "zip")) == first
     os.rename(tmp_path / "home" / "photos.zip", tmp_path / "home" / "other.zip")
     assert len(sources.read(tmp_path / "home" / "other.zip").photos) == len(first)
 
 
 @pytest.mark.parametrize("spoil", ["{", "[[1]]", None])
 def test_what_was_unpacked_and_spoilt_since_is_unpacked_again(tmp_path, ikebana_cache, spoil):
-    first = told(tmp_path, plain(["../x.jpg"], "zip"))
+    first = read_statuses(tmp_path, make_archive(["../x.jpg"], "zip"))
     (members,) = ikebana_cache.rglob("members.json")
     members.unlink() if spoil is None else members.write_text(spoil)
-    assert told(tmp_path, plain(["../x.jpg"], "zip")) == first
+    assert read_statuses(tmp_path, make_archive(["../x.jpg"], "zip")) == first
     assert json.loads(members.read_text())["skipped"] == [["../x.jpg", "its path leads out of the archive"]]
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
 def test_an_interrupted_unpacking_leaves_nothing_half_made(tmp_path, monkeypatch, ikebana_cache, interruption):
-    (tmp_path / "photos.zip").write_bytes(plain([], "zip"))
+    (tmp_path / "photos.zip").write_bytes(make_archive([], "zip"))
     copied, calls = archive._copy_content, []
 
     def interrupted(*arguments):
@@ -367,7 +318,7 @@ def test_an_interrupted_unpacking_leaves_nothing_half_made(tmp_path, monkeypatch
 
 
 def test_an_archive_larger_than_the_free_disk_is_refused_with_the_numbers(tmp_path, monkeypatch):
-    (tmp_path / "photos.zip").write_bytes(plain([], "zip"))
+    (tmp_path / "photos.zip").write_bytes(make_archive([], "zip"))
     usage = system_files.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(system_files.shutil, "disk_usage", lambda place: usage._replace(free=1000))
     with pytest.raises(MachineError, match=r"are needed on the disk and 0 MB are free"):
@@ -375,7 +326,7 @@ def test_an_archive_larger_than_the_free_disk_is_refused_with_the_numbers(tmp_pa
 
 
 def test_a_cache_that_is_no_folder_is_an_error_for_people(tmp_path, monkeypatch):
-    (tmp_path / "photos.zip").write_bytes(plain([], "zip"))
+    (tmp_path / "photos.zip").write_bytes(make_archive([], "zip"))
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(MachineError, match="cannot be written"):

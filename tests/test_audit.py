@@ -2,7 +2,7 @@
 
 import polars as pl
 import pytest
-from conftest import drawing, encoded, grow, photo
+from support.images import draw_image, encode_image, encode_photo, write_files
 
 from ikebana import recipes
 from ikebana.auditing import dataset_checks
@@ -24,12 +24,14 @@ def kinds(found):
 
 def clean(photos=24):
     return {
-        f"{name}/{number}.jpg": photo(1000 * row + number) for row, name in enumerate("ab") for number in range(photos)
+        f"{name}/{number}.jpg": encode_photo(1000 * row + number)
+        for row, name in enumerate("ab")
+        for number in range(photos)
     }
 
 
 def test_clean_photos_give_no_finding(tmp_path):
-    _, found = looked_at(grow(tmp_path / "photos", clean()))
+    _, found = looked_at(write_files(tmp_path / "photos", clean()))
     assert found == []
 
 
@@ -37,12 +39,12 @@ def test_every_planted_fault_is_found_and_no_other(tmp_path):
     files = (
         clean()
         | {
-            "a/twin.jpg": photo(0),  # of a/0.jpg
-            "b/other.jpg": photo(1),  # of a/1.jpg
-            "b/broken.jpg": photo(7)[:300],
+            "a/twin.jpg": encode_photo(0),  # of a/0.jpg
+            "b/other.jpg": encode_photo(1),  # of a/1.jpg
+            "b/broken.jpg": encode_photo(7)[:300],
         }
     )
-    folder = grow(tmp_path / "photos", files)
+    folder = write_files(tmp_path / "photos", files)
     (folder / "empty").mkdir()
     dataset, found = looked_at(folder)
     assert kinds(found) == ["empty_class", "exact_duplicate", "exact_duplicate_conflicting_label", "unreadable"]
@@ -58,7 +60,7 @@ def test_every_planted_fault_is_found_and_no_other(tmp_path):
 def test_copies_across_given_parts_are_a_leak_and_the_gravest_finding(tmp_path):
     files = {f"{part}/{path}": data for part in ("train", "val", "test") for path, data in clean(20).items()}
     files = {path: data if path.endswith("/a/0.jpg") else data + path.encode() for path, data in files.items()}
-    _, found = looked_at(grow(tmp_path / "photos", files))
+    _, found = looked_at(write_files(tmp_path / "photos", files))
     assert found[0].kind == "leakage"
     assert found[0].severity == "error"
     assert found[0].paths == ("test/a/0.jpg", "train/a/0.jpg", "val/a/0.jpg")
@@ -69,13 +71,13 @@ def test_copies_across_given_parts_are_a_leak_and_the_gravest_finding(tmp_path):
 )
 def test_small_classes_are_named_and_so_is_imbalance(small, expected, tmp_path):
     files = {path: data for path, data in clean(30).items() if not (path[0] == "b" and int(path[2:-4]) >= small)}
-    _, found = looked_at(grow(tmp_path / "photos", files))
+    _, found = looked_at(write_files(tmp_path / "photos", files))
     assert kinds(found) == expected
 
 
 def test_the_sums_add_up_and_the_summary_names_what_was_set_aside(tmp_path):
-    files = clean() | {"a/.hidden": b"x", "a/notes.txt": b"words", "b/empty.jpg": b"", "loose.jpg": photo(5000)}
-    dataset, found = looked_at(grow(tmp_path / "photos", files))
+    files = clean() | {"a/.hidden": b"x", "a/notes.txt": b"words", "b/empty.jpg": b"", "loose.jpg": encode_photo(5000)}
+    dataset, found = looked_at(write_files(tmp_path / "photos", files))
     told = dataset_checks.to_json(dataset, found)
     assert (told["paths"], told["used"], told["set_aside"], told["ignored"]) == (51, 48, 3, 1)
     assert sum(told["reasons"].values()) == told["set_aside"]
@@ -86,7 +88,7 @@ def test_the_sums_add_up_and_the_summary_names_what_was_set_aside(tmp_path):
 
 
 def test_an_example_is_told_whole_in_a_column_of_its_own(tmp_path):
-    dataset, _ = looked_at(grow(tmp_path / "photos", clean()))
+    dataset, _ = looked_at(write_files(tmp_path / "photos", clean()))
     words = [f"word{number:03}" for number in range(30)]
     told = [
         dataset_checks.Finding("outlier", "note", (), " ".join(words), "none"),
@@ -100,15 +102,15 @@ def test_an_example_is_told_whole_in_a_column_of_its_own(tmp_path):
 
 
 def test_copies_do_not_make_a_class_large(tmp_path):
-    one = photo(3)
-    _, found = looked_at(grow(tmp_path / "photos", clean(25) | {f"c/{number}.jpg": one for number in range(30)}))
+    one = encode_photo(3)
+    _, found = looked_at(write_files(tmp_path / "photos", clean(25) | {f"c/{number}.jpg": one for number in range(30)}))
     (few,) = [each for each in found if each.kind == "small_class"]
     assert few.evidence == "class c has 30 photos, 1 of them different"
 
 
 def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
     files = clean() | {f"a/{number:04}.jpg": b"x%d" % number for number in range(1000)}
-    dataset, found = looked_at(grow(tmp_path / "photos", files))
+    dataset, found = looked_at(write_files(tmp_path / "photos", files))
     assert dataset_checks.summarise(dataset, found).count("\n") < 20
     assert "992 more" in dataset_checks.summarise(dataset, found)
     assert dataset.set_aside_photos.height == 1000
@@ -118,7 +120,7 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     from ikebana.learning import device
     from ikebana.learning.estimate import estimate_cost
 
-    folder = grow(tmp_path / "photos", clean(10) | {"a/large.png": encoded(drawing(200), "PNG")})
+    folder = write_files(tmp_path / "photos", clean(10) | {"a/large.png": encode_image(draw_image(200), "PNG")})
     chosen = recipes.get_recipe("baseline", image_size=46, epochs=10)
     setting = device.DeviceSettings("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
     found = sources.read(folder)
@@ -136,9 +138,9 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
 
 def test_a_class_that_nothing_is_learned_of_is_the_gravest_finding_and_a_name_that_was_meant_is_named(tmp_path):
     files = {f"train/{path}": data for path, data in clean(20).items()}
-    files |= {f"test/a/{number}.jpg": photo(5000 + number) for number in range(20)}
-    files |= {f"test/B/{number}.jpg": photo(6000 + number) for number in range(20)}
-    dataset, found = looked_at(grow(tmp_path / "photos", files))
+    files |= {f"test/a/{number}.jpg": encode_photo(5000 + number) for number in range(20)}
+    files |= {f"test/B/{number}.jpg": encode_photo(6000 + number) for number in range(20)}
+    dataset, found = looked_at(write_files(tmp_path / "photos", files))
     assert dataset.classes == ("B", "a", "b")
     (untrained,) = (each for each in found if each.kind == "class_without_training_photos")
     assert untrained.severity == "error"
@@ -147,7 +149,7 @@ def test_a_class_that_nothing_is_learned_of_is_the_gravest_finding_and_a_name_th
 
 def test_classes_whose_names_a_person_would_take_for_one_are_named(tmp_path):
     names = ("Rose", "rose", "red  rose", "Red rose", "tulip")
-    folder = grow(tmp_path / "photos", {f"{number}.jpg": photo(number) for number in range(10)})
+    folder = write_files(tmp_path / "photos", {f"{number}.jpg": encode_photo(number) for number in range(10)})
     rows = "".join(f"{number}.jpg,{names[number % 5]}\n" for number in range(10))  # not every disk has Rose beside rose
     (folder / "photos.csv").write_text(f"path,label\n{rows}")
     _, found = looked_at(folder / "photos.csv")

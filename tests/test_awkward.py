@@ -6,8 +6,8 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import away, levels, photo, pillow_heif, reason, seen
 from PIL import Image, ImageOps
+from support.images import decode_as_int, encode_photo, get_decoding_error, mean_difference, pillow_heif, to_int_array
 
 from ikebana.data import pixel_cache, sources
 from ikebana.data.dataset import STATUS_USED
@@ -38,7 +38,7 @@ def taken_in(awkward, tmp_path_factory):
     """The files as a class of a folder, opened; nothing is copied."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "flower").mkdir()
-    (folder / "flower" / "good.jpg").write_bytes(photo(1))
+    (folder / "flower" / "good.jpg").write_bytes(encode_photo(1))
     (folder / "awkward").symlink_to(awkward)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -111,21 +111,21 @@ def test_nothing_that_was_taken_is_all_black_or_all_grey(taken_in, awkward):
 
 def test_the_eight_ways_to_hold_a_camera_give_one_picture(awkward):
     for shape in ("landscape", "portrait"):
-        pictures = [seen(file.read_bytes(), SIDE) for file in sorted(awkward.glob(f"exif_{shape}_*.jpg"))]
+        pictures = [decode_as_int(file.read_bytes(), SIDE) for file in sorted(awkward.glob(f"exif_{shape}_*.jpg"))]
         assert len(pictures) >= 2
         for picture in pictures[1:]:
-            assert away(picture, pictures[0]) < 3  # they were compressed one by one
-            assert away(picture[::-1], pictures[0]) > 10
-            assert away(picture[:, ::-1], pictures[0]) > 10
+            assert mean_difference(picture, pictures[0]) < 3  # they were compressed one by one
+            assert mean_difference(picture[::-1], pictures[0]) > 10
+            assert mean_difference(picture[:, ::-1], pictures[0]) > 10
 
 
 def test_a_bitmap_that_lies_about_its_size_is_read_to_its_end(awkward):
     lying, honest = ((awkward / name).read_bytes() for name in ("mmap_error.bmp", "pal8rle.bmp"))
-    assert np.array_equal(seen(lying, 128), seen(honest, 128))
+    assert np.array_equal(decode_as_int(lying, 128), decode_as_int(honest, 128))
 
 
 def test_a_huge_picture_is_refused_with_its_size(awkward):
-    assert reason((awkward / "65536-uint32-limit.png").read_bytes()) == "too large: 4,295 megapixels"
+    assert get_decoding_error((awkward / "65536-uint32-limit.png").read_bytes()) == "too large: 4,295 megapixels"
 
 
 def test_ordinary_pictures_are_what_pillow_shows_over_white(awkward, status):
@@ -140,7 +140,7 @@ def test_ordinary_pictures_are_what_pillow_shows_over_white(awkward, status):
         white = Image.new("RGBA", shown.size, "white")
         expected = Image.alpha_composite(white, shown).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         # decoding at reduced scale shows in one over-sharpened photo: 1.1 grey levels
-        assert away(seen(data, SIDE), levels(expected)) < 1.5, name
+        assert mean_difference(decode_as_int(data, SIDE), to_int_array(expected)) < 1.5, name
         compared += 1
     assert compared > 25
 
@@ -153,5 +153,7 @@ def _upright(image):
 
 
 def test_the_sixteen_bit_face_is_as_bright_as_the_eight_bit_one(awkward):
-    deep, shallow = (seen((awkward / name).read_bytes(), SIDE) for name in ("hopper_16bit.pgm", "hopper_gray.jpg"))
-    assert away(deep, shallow) < 6
+    deep, shallow = (
+        decode_as_int((awkward / name).read_bytes(), SIDE) for name in ("hopper_16bit.pgm", "hopper_gray.jpg")
+    )
+    assert mean_difference(deep, shallow) < 6

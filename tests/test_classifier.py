@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import encoded, noisy
 from PIL import Image
+from support.images import draw_noisy_image, encode_image
 
 import ikebana
 from ikebana.errors import PhotosError, UnreadablePhoto
@@ -39,8 +39,8 @@ def test_a_path_its_bytes_and_its_pixels_are_the_same_photo(paper_classifier, ph
 
 
 def test_a_picture_and_an_array_are_what_their_pixels_are_as_a_file(paper_classifier):
-    picture = noisy(61, 40)
-    by_bytes = paper_classifier.predict(encoded(picture, "PNG"))
+    picture = draw_noisy_image(61, 40)
+    by_bytes = paper_classifier.predict(encode_image(picture, "PNG"))
     assert same(paper_classifier.predict(picture), by_bytes)
     assert same(paper_classifier.predict(np.asarray(picture)), by_bytes)
     assert same(paper_classifier.predict(picture.convert("RGBA")), by_bytes)
@@ -49,7 +49,7 @@ def test_a_picture_and_an_array_are_what_their_pixels_are_as_a_file(paper_classi
 def test_a_picture_that_lies_on_its_side_is_set_upright_and_stays_as_it_is(paper_classifier):
     exif = Image.Exif()
     exif[0x0112] = 6
-    lying = encoded(noisy(61, 40), "JPEG", quality=95, exif=exif)
+    lying = encode_image(draw_noisy_image(61, 40), "JPEG", quality=95, exif=exif)
     with Image.open(io.BytesIO(lying)) as opened:
         said, size = paper_classifier.predict(opened), opened.size
         assert size == (61, 40)

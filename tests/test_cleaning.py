@@ -9,9 +9,8 @@ import zipfile
 
 import polars as pl
 import pytest
-from conftest import encoded, grow
 from PIL import ImageOps
-from test_near_duplicates import plain, scaled, scene
+from support.images import draw_scene, draw_two_class_scenes, encode_image, scale_image, write_files
 
 import ikebana
 from ikebana.auditing import cleaning, dataset_checks
@@ -27,11 +26,11 @@ from ikebana.recipe import Recipe
 @pytest.fixture
 def photos(tmp_path):
     """Two classes, with a mirrored, a smaller and an identical copy, one photo under both labels, and a broken file."""
-    drawn = plain(10)
-    drawn |= {"a/mirrored.jpg": ImageOps.mirror(drawn["a/0.jpg"]), "a/smaller.jpg": scaled(drawn["a/0.jpg"], 0.5)}
-    files = {path: encoded(photo, "JPEG", quality=92) for path, photo in drawn.items()}
+    drawn = draw_two_class_scenes(10)
+    drawn |= {"a/mirrored.jpg": ImageOps.mirror(drawn["a/0.jpg"]), "a/smaller.jpg": scale_image(drawn["a/0.jpg"], 0.5)}
+    files = {path: encode_image(photo, "JPEG", quality=92) for path, photo in drawn.items()}
     files |= {"b/copy.jpg": files["b/1.jpg"], "b/wrong.jpg": files["a/2.jpg"], "b/broken.jpg": files["b/3.jpg"][:900]}
-    return grow(tmp_path / "photos", files)
+    return write_files(tmp_path / "photos", files)
 
 
 def opened(folder):
@@ -93,10 +92,10 @@ def test_what_cannot_be_read_is_never_in_the_table_and_the_rows_add_up(photos):
 
 
 def test_of_twins_in_given_parts_the_test_photo_stays(tmp_path):
-    drawn = {f"{part}/{path}": scene(9000 + 100 * number + row) for number, part in enumerate(("train", "test"))
-             for row, path in enumerate(plain(5))}  # fmt: skip
-    drawn["test/a/small.jpg"] = scaled(drawn["train/a/1.jpg"], 0.5)
-    dataset, found = opened(grow(tmp_path, {path: encoded(photo) for path, photo in drawn.items()}))
+    drawn = {f"{part}/{path}": draw_scene(9000 + 100 * number + row) for number, part in enumerate(("train", "test"))
+             for row, path in enumerate(draw_two_class_scenes(5))}  # fmt: skip
+    drawn["test/a/small.jpg"] = scale_image(drawn["train/a/1.jpg"], 0.5)
+    dataset, found = opened(write_files(tmp_path, {path: encode_image(photo) for path, photo in drawn.items()}))
     assert dropped(clean(dataset, found, words("exact_duplicate,near_duplicate"))) == {"train/a/1.jpg"}
 
 
@@ -123,9 +122,9 @@ def test_a_doubt_that_is_mended_is_not_dropped(photos):
 
 
 def in_given_parts(place):
-    drawn = {f"{part}/{path}": scene(9000 + 100 * number + row) for number, part in enumerate(("train", "test"))
-             for row, path in enumerate(plain(5))}  # fmt: skip
-    dataset, found = opened(grow(place, {path: encoded(photo) for path, photo in drawn.items()}))
+    drawn = {f"{part}/{path}": draw_scene(9000 + 100 * number + row) for number, part in enumerate(("train", "test"))
+             for row, path in enumerate(draw_two_class_scenes(5))}  # fmt: skip
+    dataset, found = opened(write_files(place, {path: encode_image(photo) for path, photo in drawn.items()}))
     return dataset, [*found, doubt("test/a/1.jpg", "b", 0.99), doubt("test/a/2.jpg", "b", 0.7),
                      doubt("train/a/1.jpg", "b", 0.99), doubt("train/a/2.jpg", "b", 0.7)]  # fmt: skip
 
@@ -220,8 +219,8 @@ def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, b
 
 
 def test_given_groups_and_parts_are_written_too(tmp_path):
-    drawn = plain(8)
-    folder = grow(tmp_path, {path: encoded(photo) for path, photo in drawn.items()})
+    drawn = draw_two_class_scenes(8)
+    folder = write_files(tmp_path, {path: encode_image(photo) for path, photo in drawn.items()})
     part = ("train", "train", "validation", "test")
     lines = [f"{path},{path[0]},{part[row % 4]},g{row}" for row, path in enumerate(sorted(drawn))]
     (folder / "table.csv").write_text("\n".join(["path,label,split,group", *lines]))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import grow, two_classes
+from support.images import two_classes, write_files
 
 import ikebana
 from ikebana import recipes
@@ -111,7 +111,7 @@ def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_
 
 
 def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp_path, capsys):
-    looked = ikebana.audit(grow(tmp_path / "photos", two_classes(3)))
+    looked = ikebana.audit(write_files(tmp_path / "photos", two_classes(3)))
     assert not [each for each in looked.findings if each.kind in ("suspect_label", "outlier", "shortcut")]
     assert looked.dataset.used_photos.height == 6
     assert np.isfinite(looked.dataset.used_photos["width"].to_numpy()).all()

@@ -10,11 +10,24 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import SLOPE, drawing, encoded, grow, levels, need, noisy, pillow_heif, reason, seen, tiff, two_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 from PIL.IcoImagePlugin import IcoFile
+from support.images import (
+    GRADIENT,
+    decode_as_int,
+    draw_image,
+    draw_noisy_image,
+    encode_grey_tiff,
+    encode_image,
+    get_decoding_error,
+    pillow_heif,
+    skip_unless_supported,
+    to_int_array,
+    two_classes,
+    write_files,
+)
 
 from ikebana.data import decoding, pixel_cache, sources
 from ikebana.errors import UnreadablePhoto
@@ -46,7 +59,7 @@ CUT = {
 @functools.cache
 def whole_file(name):
     kind, options = CUT[name]
-    return encoded(noisy(160, 120), kind, **options)
+    return encode_image(draw_noisy_image(160, 120), kind, **options)
 
 
 def cuts(size):
@@ -57,7 +70,7 @@ def cuts(size):
 def refused_or_equal(data, whole):
     """Whether a damaged file was refused; if not, it must show the whole picture: never a grey or black part."""
     try:
-        assert np.array_equal(seen(data, 24), whole)
+        assert np.array_equal(decode_as_int(data, 24), whole)
     except UnreadablePhoto:
         return True
     return False
@@ -65,32 +78,34 @@ def refused_or_equal(data, whole):
 
 @pytest.mark.parametrize("name", CUT)
 def test_a_file_cut_short_is_refused_or_shows_the_whole_picture(name):
-    need(CUT[name][0])
+    skip_unless_supported(CUT[name][0])
     data = whole_file(name)
-    whole = seen(data, 24)
+    whole = decode_as_int(data, 24)
     assert sum(refused_or_equal(data[:place], whole) for place in cuts(len(data))) >= 19
 
 
 @pytest.mark.parametrize("name", ["JPEG", "progressive JPEG", "PNG", "GIF", "JPEG 2000"])
 def test_a_copy_broken_off_and_filled_with_zeros_is_refused_or_shows_the_whole_picture(name):
     data = whole_file(name)
-    whole = seen(data, 24)
+    whole = decode_as_int(data, 24)
     filled = [data[:place] + bytes(len(data) - place) for place in cuts(len(data))]
     assert sum(refused_or_equal(each, whole) for each in filled) >= 18
 
 
 def test_zeros_in_the_first_of_two_pictures_are_noticed():
-    data = encoded(noisy(160, 120, 1), "MPO", save_all=True, append_images=[noisy(160, 120, 2)])
+    data = encode_image(
+        draw_noisy_image(160, 120, 1), "MPO", save_all=True, append_images=[draw_noisy_image(160, 120, 2)]
+    )
     for share in (0.1, 0.25, 0.4):
-        assert "end is missing" in reason(data[: int(share * len(data))] + bytes(len(data)))
+        assert "end is missing" in get_decoding_error(data[: int(share * len(data))] + bytes(len(data)))
 
 
 def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded():
-    plain = encoded(drawing(64), "JPEG", progressive=True)
+    plain = encode_image(draw_image(64), "JPEG", progressive=True)
     start = plain.rindex(b"\xff\xda")
     last = plain[start : start + 2 + int.from_bytes(plain[start + 2 : start + 4])]
     endless = plain[:-2] + last * 200 + plain[-2:]
-    assert reason(endless) == "unreadable: it has more than 100 scans"
+    assert get_decoding_error(endless) == "unreadable: it has more than 100 scans"
     with pytest.raises(UnreadablePhoto, match="100 scans"):
         decoding.decode_full_size(endless)
     assert decoding.decode(plain[:-2] + last * 20 + plain[-2:], 32).width == 64
@@ -98,19 +113,21 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded():
 
 def test_bytes_behind_a_picture_are_nobodys_business():
     for kind in ("JPEG", "PNG", "WEBP", "GIF"):
-        data = encoded(drawing(), kind)
-        assert np.array_equal(seen(data + b"\xff\xda a video of the same moment \xff\xd8"), seen(data))
+        data = encode_image(draw_image(), kind)
+        assert np.array_equal(
+            decode_as_int(data + b"\xff\xda a video of the same moment \xff\xd8"), decode_as_int(data)
+        )
 
 
 def test_a_changed_byte_of_png_data_is_noticed():
-    data = bytearray(encoded(noisy(64, 64), "PNG"))
+    data = bytearray(encode_image(draw_noisy_image(64, 64), "PNG"))
     data[len(data) // 2] ^= 1
-    assert reason(bytes(data)).startswith("unreadable")
+    assert get_decoding_error(bytes(data)).startswith("unreadable")
 
 
 def test_a_tiff_whose_strips_do_not_cover_it_is_refused_instead_of_black():
-    assert "part of the picture" in reason(tiff(SLOPE.tobytes(), 8, height=4800))
-    assert np.array_equal(seen(tiff(SLOPE.tobytes(), 8)), np.repeat(SLOPE[..., None], 3, -1))
+    assert "part of the picture" in get_decoding_error(encode_grey_tiff(GRADIENT.tobytes(), 8, height=4800))
+    assert np.array_equal(decode_as_int(encode_grey_tiff(GRADIENT.tobytes(), 8)), np.repeat(GRADIENT[..., None], 3, -1))
 
 
 # Bombs
@@ -134,16 +151,20 @@ def with_sum(chunk):
 def bombs():
     """Files of a few hundred bytes whose headers claim 240 megapixels."""
     small = Image.new("RGB", (100, 80), (9, 200, 3))
-    png, jpeg, tif = encoded(small, "PNG"), encoded(small, "JPEG"), encoded(small, "TIFF", compression="tiff_lzw")
+    png, jpeg, tif = (
+        encode_image(small, "PNG"),
+        encode_image(small, "JPEG"),
+        encode_image(small, "TIFF", compression="tiff_lzw"),
+    )
     frame = jpeg.index(b"\xff\xc0") + 5
     yield "PNG", png[:12] + with_sum(b"IHDR" + big(W, H) + png[24:29]) + png[33:]
-    yield "GIF", encoded(small, "GIF").replace(little(100, 80), little(W, H))
-    yield "BMP", encoded(small, "BMP").replace(little(100, 80, size=4), little(W, H, size=4))
+    yield "GIF", encode_image(small, "GIF").replace(little(100, 80), little(W, H))
+    yield "BMP", encode_image(small, "BMP").replace(little(100, 80, size=4), little(W, H, size=4))
     yield "PPM", b"P6 %d %d 255\n" % (W, H)
-    yield "QOI", encoded(small, "QOI").replace(big(100, 80), big(W, H))
-    yield "TGA", encoded(small, "TGA").replace(little(100, 80), little(W, H))
+    yield "QOI", encode_image(small, "QOI").replace(big(100, 80), big(W, H))
+    yield "TGA", encode_image(small, "TGA").replace(little(100, 80), little(W, H))
     yield "JPEG", jpeg[:frame] + big(H, W, size=2) + jpeg[frame + 4 :]
-    yield "WEBP", encoded(small, "WEBP").replace(b"\x9d\x01\x2a" + little(100, 80), b"\x9d\x01\x2a" + little(W, H))
+    yield "WEBP", encode_image(small, "WEBP").replace(b"\x9d\x01\x2a" + little(100, 80), b"\x9d\x01\x2a" + little(W, H))
     yield (
         "TIFF",
         tif.replace(struct.pack("<HHIH", 256, 3, 1, 100), struct.pack("<HHIH", 256, 3, 1, W)).replace(
@@ -151,10 +172,10 @@ def bombs():
         ),
     )
     if features.check("avif"):
-        yield "AVIF", encoded(small, "AVIF").replace(big(100, 80), big(W, H))
+        yield "AVIF", encode_image(small, "AVIF").replace(big(100, 80), big(W, H))
     if pillow_heif:
-        yield "HEIF", encoded(small, "HEIF").replace(big(100, 80), big(W, H))
-    yield "JPEG2000", encoded(small, "JPEG2000").replace(big(80, 100), big(H, W)).replace(big(100, 80), big(W, H))
+        yield "HEIF", encode_image(small, "HEIF").replace(big(100, 80), big(W, H))
+    yield "JPEG2000", encode_image(small, "JPEG2000").replace(big(80, 100), big(H, W)).replace(big(100, 80), big(W, H))
 
 
 DEFUSE = """
@@ -186,11 +207,11 @@ def test_bombs_are_refused_by_their_size_before_any_memory_is_taken(tmp_path):
 def test_bombs_are_refused_even_if_somebody_took_pillows_own_guard_away(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     for _, data in bombs():
-        assert reason(data).startswith("too large: ")
+        assert get_decoding_error(data).startswith("too large: ")
 
 
 def test_large_photos_pass_one_at_a_time():
-    data = encoded(Image.new("RGB", (6100, 4000), (10, 200, 90)), "JPEG")
+    data = encode_image(Image.new("RGB", (6100, 4000), (10, 200, 90)), "JPEG")
     found = []
     threads = [threading.Thread(target=lambda: found.append(decoding.decode(data, 16))) for _ in range(3)]
     for thread in threads:
@@ -202,7 +223,7 @@ def test_large_photos_pass_one_at_a_time():
 
 def icon(side):
     """One frame, which says 256 pixels whatever it has; a PNG, as Windows Vista and later write it."""
-    png = encoded(Image.new("L", (side, side)), "PNG")
+    png = encode_image(Image.new("L", (side, side)), "PNG")
     entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(png), 22)
     return struct.pack("<HHH", 0, 1, 1) + entry + png
 
@@ -223,7 +244,7 @@ def test_an_icon_is_measured_before_it_is_decoded():
     decoded = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IcoFile, "frame", lambda *given: decoded.append(given))
-        assert reason(icon(4096)) == refusal
+        assert get_decoding_error(icon(4096)) == refusal
         assert decoding.read_dimensions(icon(4096)) is None
     assert decoded == []
     assert decoding.decode(icon(1024), 16).width == 1024
@@ -233,21 +254,21 @@ def test_an_icon_is_measured_before_it_is_decoded():
 def test_an_icon_of_a_bitmap_is_measured_too():
     header = struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 32, 0, 0, 0, 0, 0, 0)
     entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(header), 22)
-    assert reason(struct.pack("<HHH", 0, 1, 1) + entry + header).startswith("too large: ")
-    whole = encoded(drawing(64), "ICO", sizes=[(64, 64)], bitmap_format="bmp")
-    assert np.array_equal(seen(whole, 64), levels(drawing(64)))
+    assert get_decoding_error(struct.pack("<HHH", 0, 1, 1) + entry + header).startswith("too large: ")
+    whole = encode_image(draw_image(64), "ICO", sizes=[(64, 64)], bitmap_format="bmp")
+    assert np.array_equal(decode_as_int(whole, 64), to_int_array(draw_image(64)))
 
 
 def test_what_begins_like_an_icon_and_is_none_is_no_known_format():
     for rest in (b"", b"\1\0", b"\1\0" + bytes(12) + b"\xff" * 4, b"\1\0" + bytes(100)):
-        assert reason(b"\0\0\1\0" + rest).startswith("unreadable: ")
+        assert get_decoding_error(b"\0\0\1\0" + rest).startswith("unreadable: ")
 
 
 def test_a_tile_of_a_tiff_counts_even_if_the_picture_is_smaller(monkeypatch):
     assert decoding.read_dimensions(tiled_tiff(2000)) == (2000, 2000)
     assert decoding.decode(tiled_tiff(2000), 16).width == 100
     monkeypatch.setattr(decoding, "MAX_PIXELS", 1_000_000)
-    assert reason(tiled_tiff(2000)) == "too large: 2000 x 2000 is 4 megapixels"
+    assert get_decoding_error(tiled_tiff(2000)) == "too large: 2000 x 2000 is 4 megapixels"
 
 
 class Turns:
@@ -279,7 +300,7 @@ class Full(io.FileIO):
 
 
 def test_a_photo_whose_file_memory_does_not_hold_is_set_aside_alone(tmp_path, monkeypatch):
-    photos = grow(tmp_path, two_classes(2))
+    photos = write_files(tmp_path, two_classes(2))
     monkeypatch.setattr(
         decoding, "open", lambda file, mode: (Full if file.name == "1.jpg" else io.FileIO)(file, mode), raising=False
     )
@@ -328,7 +349,7 @@ def test_a_file_with_changed_bytes_is_a_picture_or_an_unreadable_photo(name, cha
 @functools.cache
 def small_file(name):
     kind, options = CUT[name]
-    return encoded(noisy(20, 14), kind, **({"sizes": [(14, 14)]} if kind == "ICO" else options))
+    return encode_image(draw_noisy_image(20, 14), kind, **({"sizes": [(14, 14)]} if kind == "ICO" else options))
 
 
 @pytest.mark.parametrize(
@@ -341,10 +362,10 @@ def small_file(name):
     ],
 )  # fmt: skip
 def test_what_is_no_photo_is_called_what_it_is(data, word):
-    assert word in reason(data)
+    assert word in get_decoding_error(data)
 
 
 def test_without_its_plug_in_heif_is_refused_with_the_way_to_read_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what an import finds where it is not installed
     decoding._register_heif.cache_clear()
-    assert "pip install 'ikebana[heif]'" in reason(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    assert "pip install 'ikebana[heif]'" in get_decoding_error(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))

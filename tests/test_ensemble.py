@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import stopped_after
 from safetensors.numpy import load_file
+from support.interrupts import interrupt_after_steps
 from torch import nn
 
 import ikebana
@@ -110,7 +110,7 @@ def test_the_first_of_a_pair_is_the_network_that_would_have_learned_alone(pair, 
 
 @pytest.mark.parametrize("steps", [2, 7, 11])  # of 12: in the first network, in the second, in its last epoch
 def test_a_pair_that_was_stopped_ends_with_the_very_same_weights(pair, photos, tmp_path, steps):
-    with stopped_after(steps):
+    with interrupt_after_steps(steps):
         fit(photos, tmp_path / "run", network="tutorial+tutorial")
     resumed = ikebana.resume(tmp_path / "run")
     assert resumed.weights.read_bytes() == pair.weights.read_bytes()
@@ -162,7 +162,7 @@ def test_what_ships_is_the_same_recipe_trained_on_every_photo(shipped, photos, t
 
 @pytest.mark.parametrize("steps", [4, 8, 14])
 def test_a_run_on_all_photos_that_was_stopped_ends_with_the_very_same_weights(shipped, photos, tmp_path, steps):
-    with stopped_after(steps):
+    with interrupt_after_steps(steps):
         fit(photos, tmp_path / "run", refit_on_all=True)
     resumed = ikebana.resume(tmp_path / "run")
     assert resumed.weights.read_bytes() == shipped.weights.read_bytes()

@@ -1,6 +1,6 @@
-"""On a device of its own memory nothing is left on the host by mistake, and what comes out is what comes out on the processor.
+"""On a device with memory of its own nothing is left on the host, and results are those of the CPU.
 
-The device is one that is written in Python, and CUDA's where there is one.
+The device is one that is written in Python, and CUDA where there is a GPU.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from ikebana.recipes import RECIPES
 from ikebana.runs.run import open_run
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
-OURS = pytest.mark.skipif(
+NEEDS_PYTHON_DEVICES = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch takes no device that is written in Python",
 )
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-DEVICES = [pytest.param("elsewhere", marks=OURS), pytest.param("cuda", marks=CUDA)]
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+DEVICES = [pytest.param("fake", marks=NEEDS_PYTHON_DEVICES), pytest.param("cuda", marks=NEEDS_CUDA)]
 
 SMALL = {"precision": "float32", "split_fractions": [0.5, 0.25, 0.25]}
 TRANSFER = dataclasses.asdict(RECIPES["finetuned"])["transfer"] | {"head_epochs": 1}
@@ -59,11 +59,11 @@ def device(request, on_processor):
     return request.param
 
 
-def on(device, code, *arguments):
-    """Run a program on that device, and give the names of the operators that ran there, which CUDA does not tell."""
-    words = "import elsewhere, json, sys; "
-    words += "elsewhere.present(); " if device == "elsewhere" else ""
-    words += f"import ikebana; {code}; print(json.dumps(sorted(elsewhere.used)))"
+def run_on(device, code, *arguments):
+    """Run a program on that device; return the names of the operators that ran there, empty for CUDA."""
+    words = "import json, sys; from support import fake_device; "
+    words += "fake_device.install(); " if device == "fake" else ""
+    words += f"import ikebana; {code}; print(json.dumps(sorted(fake_device.used_operators)))"
     called = [sys.executable, "-c", words, *map(str, arguments)]
     done = subprocess.run(called, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -73,18 +73,18 @@ def on(device, code, *arguments):
 def fitted(device, photos, name, run, choices):
     """The run of that recipe there, and the operators."""
     code = "ikebana.fit(sys.argv[1], sys.argv[2], run=sys.argv[3], **json.loads(sys.argv[4]))"
-    used = on(device, code, photos, name, run, json.dumps(choices))
+    used = run_on(device, code, photos, name, run, json.dumps(choices))
     return open_run(run), used
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_a_run_elsewhere_says_what_a_run_here_says(name, device, photos, inceptions, tmp_path):
+def test_a_run_on_a_device_predicts_what_a_run_on_the_cpu_predicts(name, device, photos, inceptions, tmp_path):
     choices = SMALL | CHOICES[name] | ({"weights": str(inceptions)} if name == "finetuned" else {})
     there, used = fitted(device, photos, name, tmp_path / "there", choices)
     here = ikebana.fit(photos, name, run=tmp_path / "here", **choices)
     assert there.read_json("environment.json")["device"] == device
     assert here.read_json("environment.json")["device"] == "cpu"
-    if device == "elsewhere":
+    if device == "fake":
         assert {"convolution", "addmm"} <= used
         assert ("convolution_backward" in used) == (name != "quick")
     columns = [f"p:{each}" for each in here.classes]
@@ -93,10 +93,10 @@ def test_a_run_elsewhere_says_what_a_run_here_says(name, device, photos, incepti
 
 
 STOPPED = """
-from conftest import stopped_after
+from support.interrupts import interrupt_after_steps
 from ikebana.learning.training import loop
 loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = 0, 1e9
-with stopped_after(int(sys.argv[5])):
+with interrupt_after_steps(int(sys.argv[5])):
     ikebana.fit(sys.argv[1], sys.argv[2], run=sys.argv[3], **json.loads(sys.argv[4]))
 ikebana.resume(sys.argv[3])
 """
@@ -104,22 +104,22 @@ ikebana.resume(sys.argv[3])
 
 @pytest.mark.parametrize("name", ["augmented", "good"])
 def test_a_run_that_was_stopped_within_an_epoch_ends_with_the_same_bits(name, device, photos, tmp_path):
-    """The dice of the device, which dropout throws, among them."""
+    """The random generator of the device, which dropout uses, is resumed too."""
     choices = SMALL | {"image_size": 48, "batch_size": 4, "epochs": 2}
     code = f"exec({STOPPED!r})"
-    used = on(device, code, photos, name, tmp_path / "stopped", json.dumps(choices), 7)
+    used = run_on(device, code, photos, name, tmp_path / "stopped", json.dumps(choices), 7)
     whole, _ = fitted(device, photos, name, tmp_path / "whole", choices)
     assert device == "cuda" or name == "good" or "native_dropout" in used
     assert (tmp_path / "stopped" / "weights.safetensors").read_bytes() == whole.weights.read_bytes()
 
 
-def test_photos_are_audited_and_a_network_is_used_elsewhere(device, photos, paper_run, good_photos, tmp_path):
+def test_photos_are_audited_and_predicted_on_a_device(device, photos, paper_run, good_photos, tmp_path):
     code = """
 ikebana.audit(sys.argv[1], advise=True, out=sys.argv[2] + "/audit")
 said = [dict(each.probabilities) for each in ikebana.predict(sys.argv[3], sys.argv[4:])]
 open(sys.argv[2] + "/said.json", "w").write(json.dumps(said))
 """
-    used = on(device, f"exec({code!r})", photos, tmp_path, paper_run.folder, *good_photos[:4])
+    used = run_on(device, f"exec({code!r})", photos, tmp_path, paper_run.folder, *good_photos[:4])
     assert device == "cuda" or {"convolution", "addmm", "_softmax"} <= used
     here = ikebana.predict(paper_run, good_photos[:4])
     there = json.loads((tmp_path / "said.json").read_text("utf-8"))
@@ -127,7 +127,7 @@ open(sys.argv[2] + "/said.json", "w").write(json.dumps(said))
         assert dict(one.probabilities) == pytest.approx(other, abs=1e-5)
 
 
-def test_batches_are_taken_from_pixels_that_lie_there(device, tmp_path):
+def test_batches_are_taken_from_pixels_on_the_device(device, tmp_path):
     code = """
 import numpy as np
 from ikebana.learning import examples
@@ -139,5 +139,5 @@ inputs, labels = photos.get_batch(np.array([2, 0]), sys.argv[1])
 assert inputs.device.type == labels.device.type == sys.argv[1]
 assert (inputs.cpu().numpy() == pixels[[0, 7]].transpose(0, 3, 1, 2)).all()
 """
-    used = on(device, f"exec({code!r})", device)
+    used = run_on(device, f"exec({code!r})", device)
     assert device == "cuda" or "index" in used

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import grow, two_classes
+from support.images import two_classes, write_files
 
 import ikebana
 from ikebana.errors import MachineError
@@ -64,7 +64,7 @@ def test_a_folder_in_which_one_may_not_write_is_refused():
 )
 def test_every_verb_refuses_before_it_looks_at_a_photo(verb, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    photos = [] if verb == "demo" else [grow(tmp_path / "photos", two_classes())]
+    photos = [] if verb == "demo" else [write_files(tmp_path / "photos", two_classes())]
     with pytest.raises(MachineError, match="File name too long"):
         getattr(ikebana, verb)(*photos, **place)
     assert os.listdir(tmp_path) == ([] if verb == "demo" else ["photos"])
@@ -99,7 +99,7 @@ def test_a_command_that_says_too_little_or_too_much_ends_as_wrong_usage(command,
 
 
 def test_the_folder_one_is_in_is_not_replaced_by_a_run(tmp_path, monkeypatch):
-    photos = grow(tmp_path / "photos", two_classes())
+    photos = write_files(tmp_path / "photos", two_classes())
     (tmp_path / "empty" / "within").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "empty" / "within")
     for name in (".", "..", str(tmp_path / "empty")):

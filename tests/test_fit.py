@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import stopped_after
+from support.interrupts import interrupt_after_steps
 
 import ikebana
 from ikebana import recipes
@@ -103,7 +103,7 @@ def test_the_same_command_gives_the_same_weights_to_the_bit_and_another_seed_oth
 @pytest.mark.parametrize("name", ["baseline", "augmented"])
 def test_a_stopped_run_goes_on_to_the_very_same_weights(name, photos, tmp_path):
     whole = ikebana.fit(photos, name, run=tmp_path / "whole", **SMALL)
-    with stopped_after(2):  # in the second epoch
+    with interrupt_after_steps(2):  # in the second epoch
         ikebana.fit(photos, name, run=tmp_path / "stopped", **SMALL)
     stopped = ikebana.open_run(tmp_path / "stopped")
     assert not stopped.is_finished

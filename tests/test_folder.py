@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import grow, photo, two_classes
+from support.images import encode_photo, two_classes, write_files
 
 from ikebana.data import sources
 from ikebana.errors import PhotosError
@@ -15,7 +15,9 @@ def status(dataset):
 
 def test_a_file_beside_the_folder_that_holds_the_classes_is_no_class(tmp_path):
     files = {f"outer/inner/{name}": data for name, data in two_classes().items()}
-    dataset = sources.read(grow(tmp_path, files | {"outer/cover.jpg": photo(9), "outer/README.txt": b"x"}))
+    dataset = sources.read(
+        write_files(tmp_path, files | {"outer/cover.jpg": encode_photo(9), "outer/README.txt": b"x"})
+    )
     assert dataset.classes == ("a", "b")
     assert status(dataset)["outer/cover.jpg"] == status(dataset)["outer/README.txt"] == "lies outside any class folder"
 
@@ -26,7 +28,7 @@ def test_an_empty_path_is_not_the_working_directory():
 
 
 def test_rows_that_say_the_same_again_are_counted(tmp_path):
-    grow(tmp_path, two_classes())
+    write_files(tmp_path, two_classes())
     lines = [f"{name},{name[0]}" for name in two_classes()]
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines, *lines[:3]]) + "\n")
     dataset = sources.read(tmp_path / "t.csv")
@@ -47,7 +49,7 @@ SPOILT = (
 
 @pytest.mark.parametrize("spoil", SPOILT)
 def test_photos_that_were_changed_after_unpacking_are_not_trusted(tmp_path, ikebana_cache, spoil):
-    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", grow(tmp_path / "in", two_classes()))
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", write_files(tmp_path / "in", two_classes()))
     first = status(sources.read(archive))
     (folder,) = ikebana_cache.rglob("photos")
     before = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.jpg")}

@@ -6,8 +6,8 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import photo
-from test_archive import plain, told, zip_of
+from support.archives import make_archive, make_zip, read_statuses
+from support.images import encode_photo
 
 from ikebana.data import archive
 from ikebana.data.dataset import STATUS_UNOPENED
@@ -63,7 +63,7 @@ NOT_ON_WINDOWS = [
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_names_of_windows_devices_and_streams_stay_packed_there_alone(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(archive, "IS_WINDOWS", True)
-    statuses = told(tmp_path, plain(NOT_ON_WINDOWS, kind), f"photos.{kind}")
+    statuses = read_statuses(tmp_path, make_archive(NOT_ON_WINDOWS, kind), f"photos.{kind}")
     assert {statuses.pop(name) for name in NOT_ON_WINDOWS} == {"Windows cannot hold its name (rename it)"}
     assert list(statuses.values()) == [STATUS_UNOPENED] * 6
     monkeypatch.setattr(archive, "IS_WINDOWS", False)
@@ -73,7 +73,7 @@ def test_names_of_windows_devices_and_streams_stay_packed_there_alone(tmp_path, 
 def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path):
     deep = "d/" * 1500 + "x.jpg"
     (tmp_path / "photos.tar.gz").write_bytes(
-        gzipped_tar([("a/1.jpg", photo(0)), (deep, photo(1)), ("a/2.jpg", photo(2))])
+        gzipped_tar([("a/1.jpg", encode_photo(0)), (deep, encode_photo(1)), ("a/2.jpg", encode_photo(2))])
     )
     found = archive.unpack(tmp_path / "photos.tar.gz")
     assert [each.status for each in found.skipped_members] == ["it lies too deep"]
@@ -82,7 +82,7 @@ def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_what_a_zip_cannot_unpack_piece_by_piece_stays_packed(tmp_path, compression):
-    (tmp_path / "photos.zip").write_bytes(zip_of([("a/bomb.jpg", bytes(2**20), 0)], compression))
+    (tmp_path / "photos.zip").write_bytes(make_zip([("a/bomb.jpg", bytes(2**20), 0)], compression))
     found = archive.unpack(tmp_path / "photos.zip")
     assert [each.status for each in found.skipped_members] == ["packed by bzip2 or LZMA (pack it again, by deflate)"]
     assert list(found.folder.iterdir()) == []
@@ -93,7 +93,7 @@ def test_what_a_zip_cannot_unpack_piece_by_piece_stays_packed(tmp_path, compress
 
 def pax(said, kind=tarfile.XHDTYPE, name="a/1.jpg"):
     """A .tar.gz of one photo and the bytes that are said of it."""
-    entry, header, data = tarfile.TarInfo(name), tarfile.TarInfo("PaxHeaders"), photo(0)
+    entry, header, data = tarfile.TarInfo(name), tarfile.TarInfo("PaxHeaders"), encode_photo(0)
     entry.size, header.size, header.type = len(data), len(said), kind
     blocks = (header.tobuf(tarfile.USTAR_FORMAT), said, entry.tobuf(tarfile.USTAR_FORMAT), data, bytes(1024))
     return gzip.compress(b"".join(block + bytes(-len(block) % 512) for block in blocks))
@@ -117,7 +117,7 @@ def test_what_a_mac_knows_of_a_photo_does_not_cost_it_or_its_name(tmp_path):
     said = record("LIBARCHIVE.xattr.com.apple.ResourceFork", b"\n=\0 7" * 100_000) + record(
         "path", "a/Blüte.jpg".encode()
     )
-    assert unpacked(tmp_path, pax(said + record("size", b"%d" % len(photo(0))))) == ["a/Blüte.jpg"]
+    assert unpacked(tmp_path, pax(said + record("size", b"%d" % len(encode_photo(0))))) == ["a/Blüte.jpg"]
 
 
 def test_names_in_a_tar_of_any_format_are_those_that_tarfile_wrote(tmp_path):
@@ -157,7 +157,7 @@ def test_a_tar_that_says_too_much_of_a_member_is_refused_and_not_called_damaged(
 
 def test_a_long_name_does_not_fill_the_memory(tmp_path):
     with pytest.raises(PhotosError, match="refused: 200,001 bytes are said of one member"):
-        unpacked(tmp_path, gzipped_tar([("n" * 200_000, photo(0))]))
+        unpacked(tmp_path, gzipped_tar([("n" * 200_000, encode_photo(0))]))
 
 
 def block(kind, size=b"%011o\0" % 0, more=b""):
@@ -184,7 +184,7 @@ def test_a_sparse_member_of_the_old_kind_is_refused_before_its_map_is_read(tmp_p
     [b"2 " * 1000 + b"=\n", b"9 path=x", b"99 path=x\n", b"8 path=x\n", b"path=x\n", record("size", b"-1"), b"0 x=y\n"],
 )
 def test_what_is_said_of_a_member_and_garbled_is_damage(tmp_path, said):
-    good = gzip.decompress(gzipped_tar([("a/0.jpg", photo(1))])).rstrip(b"\0")
+    good = gzip.decompress(gzipped_tar([("a/0.jpg", encode_photo(1))])).rstrip(b"\0")
     with pytest.raises(PhotosError, match="this archive is damaged"):
         unpacked(tmp_path, gzip.compress(good + bytes(-len(good) % 512) + gzip.decompress(pax(said))))
 
@@ -200,7 +200,7 @@ def test_what_is_said_of_a_member_and_garbled_is_damage(tmp_path, said):
     ],
 )
 def test_headers_made_to_lead_astray_are_damage(tmp_path, headers):
-    good = gzip.decompress(gzipped_tar([("a/0.jpg", photo(1))])).rstrip(b"\0")
+    good = gzip.decompress(gzipped_tar([("a/0.jpg", encode_photo(1))])).rstrip(b"\0")
     with pytest.raises(PhotosError, match="this archive is damaged"):
         unpacked(tmp_path, gzip.compress(good + bytes(-len(good) % 512) + headers + bytes(1024)))
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import noisy
 from PIL import Image, ImageEnhance, ImageFilter
+from support.images import draw_noisy_image
 
 from ikebana.auditing import image_quality
 from ikebana.data import pixel_cache, sources
@@ -14,7 +14,7 @@ SIDE = 96
 def collection(folder, spoilt=None, photos=30, size=(160, 120)):
     """Two classes of sharp photos, of which the first one of class a is changed by `spoilt`."""
     for place in range(photos):
-        picture = noisy(*size, seed=place)
+        picture = draw_noisy_image(*size, seed=place)
         if place == 0 and spoilt is not None:
             picture = spoilt(picture)
         file = folder / "ab"[place % 2] / f"{place}.png"
@@ -58,7 +58,9 @@ def test_each_spoilt_photo_is_found_by_its_name(kind, spoilt, tmp_path):
 
 
 def blurred_by(*radii):
-    photos = np.stack([np.asarray(noisy(120, 120).filter(ImageFilter.GaussianBlur(radius))) for radius in radii])
+    photos = np.stack(
+        [np.asarray(draw_noisy_image(120, 120).filter(ImageFilter.GaussianBlur(radius))) for radius in radii]
+    )
     return image_quality.measure(photos, np.arange(len(photos))).sharpness
 
 
@@ -80,7 +82,7 @@ def test_a_photo_of_which_blur_left_hardly_anything_is_still_blurred():
 
 
 def test_less_light_and_less_contrast_are_not_less_sharp():
-    picture = noisy(120, 120)
+    picture = draw_noisy_image(120, 120)
     photos = np.stack([np.asarray(light(factor)(picture)) for factor in (1.0, 0.7, 0.4)])
     sharpness = image_quality.measure(photos, np.arange(len(photos))).sharpness
     np.testing.assert_allclose(sharpness, sharpness[0], rtol=0.2)
@@ -90,7 +92,7 @@ def test_where_all_photos_are_soft_none_is_called_blurred(tmp_path):
     for place in range(30):
         file = tmp_path / "ab"[place % 2] / f"{place}.png"
         file.parent.mkdir(exist_ok=True)
-        noisy(160, 120, seed=place).filter(ImageFilter.GaussianBlur(4 + place / 10)).save(file)
+        draw_noisy_image(160, 120, seed=place).filter(ImageFilter.GaussianBlur(4 + place / 10)).save(file)
     dataset, keep = pixel_cache.open_pixel_cache(sources.read(tmp_path), SIDE, "squash")
     found = image_quality.check_image_quality(sources.assign_classes(dataset, ()), keep.pixels)
     assert [each for each in found if each.kind == "blurry"] == []

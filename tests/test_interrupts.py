@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from test_training import RECIPE, SETTING, TUNED, same, striped
+from support.training import BASELINE, CPU_SETTINGS, TUNED, have_same_weights, make_striped_photos
 
 from ikebana import recipes
 from ikebana.learning.models import networks
@@ -38,8 +38,9 @@ ALL = pytest.mark.parametrize("recipe", [AUGMENTED, LIT, TWO_PHASES], ids=["augm
 
 def trained(recipe, file=None):
     network = networks.build_network(recipe, 2)
-    photos, held_out = striped(72, side=recipe.image_size), striped(24, seed=1, side=recipe.image_size)  # 4.5 batches
-    epochs = list(loop.train(network, recipe, photos, held_out, SETTING, file))
+    photos = make_striped_photos(72, side=recipe.image_size)  # 4.5 batches
+    held_out = make_striped_photos(24, seed=1, side=recipe.image_size)
+    epochs = list(loop.train(network, recipe, photos, held_out, CPU_SETTINGS, file))
     return network, [(each.epoch, each.train_loss, each.train_accuracy, each.val_loss) for each in epochs]
 
 
@@ -65,7 +66,7 @@ def test_a_training_stopped_again_and_again_within_its_epochs_ends_as_one_that_n
             trained(recipe, tmp_path / "checkpoint")
     torch.manual_seed(99)  # whatever the dice of the new process
     resumed, epochs = trained(recipe, tmp_path / "checkpoint")
-    assert same(whole, resumed)
+    assert have_same_weights(whole, resumed)
     assert epochs == all_epochs
 
 
@@ -86,14 +87,14 @@ def test_what_is_kept_from_time_to_time_is_a_place_to_go_on_from(recipe, tmp_pat
     assert names == {f"{epoch}-{seen}" for epoch in (1, 2) for seen in (16, 32, 48, 64, 72)}
     for name in ("1-16", "1-72", "2-32"):
         resumed, epochs = trained(recipe, tmp_path / name)
-        assert same(whole, resumed), name
+        assert have_same_weights(whole, resumed), name
         assert epochs == all_epochs
 
 
 def test_a_step_that_was_begun_is_made_whole_before_the_signal_ends_the_training(tmp_path, monkeypatch):
     interrupted_in_step(monkeypatch, {2})
     with pytest.raises(KeyboardInterrupt):
-        trained(RECIPE, tmp_path / "checkpoint")
+        trained(BASELINE, tmp_path / "checkpoint")
     saved = loop.checkpoint.load(tmp_path / "checkpoint")
     assert int(saved.tensors["epoch_progress.photos_seen"]) == 32
 
@@ -110,7 +111,7 @@ def test_ctrl_c_while_the_validation_photos_are_looked_at_loses_no_step(tmp_path
             trained(AUGMENTED, tmp_path / "checkpoint")
     interrupted_in_step(monkeypatch, {6})  # five are left, of the second epoch
     resumed, epochs = trained(AUGMENTED, tmp_path / "checkpoint")
-    assert same(whole, resumed)
+    assert have_same_weights(whole, resumed)
     assert epochs == all_epochs
 
 
@@ -118,7 +119,7 @@ def test_a_second_ctrl_c_ends_at_once_and_what_was_kept_before_stays(tmp_path, m
     file, listening = tmp_path / "checkpoint", signal.getsignal(signal.SIGINT)
     interrupted_in_step(monkeypatch, {3})
     with pytest.raises(KeyboardInterrupt):
-        trained(RECIPE, file)
+        trained(BASELINE, file)
     before = file.read_bytes()
     monkeypatch.undo()
 
@@ -129,7 +130,7 @@ def test_a_second_ctrl_c_ends_at_once_and_what_was_kept_before_stays(tmp_path, m
 
     monkeypatch.setattr(Trainer, "step", impatient)
     with pytest.raises(KeyboardInterrupt):
-        trained(RECIPE, file)
+        trained(BASELINE, file)
     assert file.read_bytes() == before
     assert signal.getsignal(signal.SIGINT) is listening
 
@@ -139,23 +140,23 @@ def test_whoever_listened_before_listens_again_and_may_go_on(monkeypatch):
     monkeypatch.setattr(loop, "MIN_CHECKPOINT_INTERVAL_SECONDS", 1e9)
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
     try:
-        whole, _ = trained(RECIPE)
+        whole, _ = trained(BASELINE)
         interrupted_in_step(monkeypatch, {2, 4}, signal.SIGTERM)
-        not_stopped, _ = trained(RECIPE)
+        not_stopped, _ = trained(BASELINE)
     finally:
         listening = signal.signal(signal.SIGTERM, before)
     assert heard == ["SIGTERM", "SIGTERM"]
-    assert same(whole, not_stopped)
+    assert have_same_weights(whole, not_stopped)
     assert listening is not before
 
 
 def test_a_training_in_another_thread_is_kept_too(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "MIN_CHECKPOINT_INTERVAL_SECONDS", 0.0)
     ended = []
-    thread = threading.Thread(target=lambda: ended.append(trained(RECIPE, tmp_path / "checkpoint")))
+    thread = threading.Thread(target=lambda: ended.append(trained(BASELINE, tmp_path / "checkpoint")))
     thread.start()
     thread.join()
-    assert same(ended[0][0], trained(RECIPE)[0])
+    assert have_same_weights(ended[0][0], trained(BASELINE)[0])
 
 
 def test_what_is_ignored_stays_ignored():

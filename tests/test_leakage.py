@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_split import LABELS, SEEDS, dataset
+from support.datasets import LABELS, SEEDS, make_dataset
 
 from ikebana.data import split
 from ikebana.evaluation import leakage
@@ -17,7 +17,9 @@ def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, s
     labels = [*labels, *"abcabc" * 2]
     near = data.draw(st.lists(st.sampled_from("uvwxyz"), min_size=len(labels), max_size=len(labels)))
     recipe = Recipe(split=kind, split_seed=seed)
-    drawn = split.split_photos(dataset(labels, duplicate_of=[None if key in "uvw" else key for key in near]), recipe)
+    drawn = split.split_photos(
+        make_dataset(labels, duplicate_of=[None if key in "uvw" else key for key in near]), recipe
+    )
     tested = drawn.used_photos.filter(split="test")
     right = np.array(data.draw(st.lists(st.booleans(), min_size=tested.height, max_size=tested.height)))
     told = leakage.measure_leakage(drawn, recipe, right)
@@ -36,7 +38,7 @@ def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, s
 
 
 def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
-    drawn = dataset(["a", "b"] * 30, duplicate_of=[str(row // 12) for row in range(60)])
+    drawn = make_dataset(["a", "b"] * 30, duplicate_of=[str(row // 12) for row in range(60)])
     recipe = Recipe()
     parted = split.split_photos(drawn, recipe)
     told = leakage.measure_leakage(parted, recipe, np.zeros(parted.used_photos.filter(split="test").height, bool))
@@ -47,7 +49,7 @@ def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
 
 def test_photos_of_one_group_are_no_twins():
     """Forty groups of three: nobody knows whether a network that has seen some of a group knows the others."""
-    drawn = dataset(["a", "b"] * 60, group=[str(row // 6) for row in range(120)])
+    drawn = make_dataset(["a", "b"] * 60, group=[str(row // 6) for row in range(120)])
     parted = split.split_photos(drawn, Recipe())
     told = leakage.measure_leakage(parted, Recipe(), np.arange(parted.used_photos.filter(split="test").height) % 2 == 0)
     assert (told.naive_shuffle.with_duplicate, told.naive_shuffle.accuracy) == (0, told.accuracy_on_others)
@@ -55,7 +57,7 @@ def test_photos_of_one_group_are_no_twins():
 
 
 def test_a_score_on_nothing_but_twins_is_called_memory():
-    drawn = dataset(["a", "b"] * 30, group=["one"] * 60, split=["train", "test", "train"] * 20)
+    drawn = make_dataset(["a", "b"] * 30, group=["one"] * 60, split=["train", "test", "train"] * 20)
     told = leakage.measure_leakage(drawn, Recipe(), np.ones(20, bool))
     assert len(told.photos) == 20
     assert "all 20 test photos" in repr(told)

@@ -8,33 +8,16 @@ from collections import defaultdict
 import numpy as np
 import polars as pl
 import pytest
-from conftest import encoded, grow
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageOps
+from support.images import draw_scene, draw_two_class_scenes, encode_image, scale_image, write_files
 
 from ikebana.auditing import dataset_checks
 from ikebana.data import pixel_cache, sources, split
 from ikebana.data.duplicates import candidates, near_duplicates, similarity
 from ikebana.data.pixel_cache import THUMBNAIL_SIZE
 from ikebana.recipe import Recipe
-
-
-def scene(seed, size=(320, 240)):
-    """A drawn photo like no other: a soft ground of its own colours, shapes of all sizes with soft edges, a little noise."""
-    dice = np.random.default_rng(seed)
-    ground = Image.fromarray(dice.integers(0, 256, (5, 6, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    shapes = ground.copy()
-    draw = ImageDraw.Draw(shapes)
-    for number in range(14):
-        longest = size[0] // (3 if number < 5 else 8)
-        wide, high = (int(each) for each in dice.integers(longest // 3, longest, 2))
-        x, y = int(dice.integers(0, size[0] - wide)), int(dice.integers(0, max(1, size[1] - high)))
-        shape = draw.ellipse if dice.random() < 0.5 else draw.rectangle
-        shape((x, y, x + wide, y + high), fill=tuple(int(level) for level in dice.integers(0, 256, 3)))
-    photo = Image.blend(ground, shapes.filter(ImageFilter.GaussianBlur(2)), 0.6)
-    noise = dice.normal(0, 4, (size[1], size[0], 3))
-    return Image.fromarray((60 + 0.55 * np.asarray(photo) + noise).clip(0, 255).astype(np.uint8))
 
 
 def cut(photo, left, right, top, bottom):
@@ -50,10 +33,6 @@ def again(photo, quality):
     return Image.open(stream).convert("RGB")
 
 
-def scaled(photo, share):
-    return photo.resize((round(photo.width * share), round(photo.height * share)), Image.Resampling.LANCZOS)
-
-
 def squares(photos):
     """uint8 [photos, SMALL, SMALL, 3], as they are kept."""
     return np.stack(
@@ -67,7 +46,7 @@ def found(photos):
     return {(one, other): how for one, other, how, _ in near_duplicates.find_pairs(array, np.arange(len(array)))}
 
 
-OTHERS = [scene(seed) for seed in range(40)]
+OTHERS = [draw_scene(seed) for seed in range(40)]
 SIDES = st.floats(0, 0.1)
 TURNS = st.sampled_from([None, *(turn for turn in Image.Transpose)])
 
@@ -85,9 +64,9 @@ TURNS = st.sampled_from([None, *(turn for turn in Image.Transpose)])
 )  # was missed once
 @settings(max_examples=60)
 def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(seed, sides, turn, share, quality, size):
-    original = scene(seed, size)
+    original = draw_scene(seed, size)
     copy = cut(original, *sides)
-    copy = again(scaled(copy.transpose(turn) if turn is not None else copy, share), quality)
+    copy = again(scale_image(copy.transpose(turn) if turn is not None else copy, share), quality)
     assert set(found([*OTHERS, original, copy])) == {(len(OTHERS), len(OTHERS) + 1)}
 
 
@@ -95,7 +74,7 @@ def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(seed, sides
     ("change", "expected"),
     [
         (lambda photo: again(photo, 60), ""),
-        (lambda photo: scaled(photo, 0.6), ""),
+        (lambda photo: scale_image(photo, 0.6), ""),
         (ImageOps.mirror, "mirrored"),
         (lambda photo: photo.rotate(90, expand=True), "turned by a quarter"),
         (lambda photo: photo.rotate(270, expand=True), "turned by a quarter"),
@@ -108,18 +87,18 @@ def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(seed, sides
 )
 def test_what_was_done_is_told(change, expected):
     for seed in range(5):
-        original = scene(seed)
+        original = draw_scene(seed)
         assert found([original, change(original)]) == {(0, 1): expected}
         assert found([change(original), original]) == {(0, 1): expected}
 
 
 def test_unlike_drawings_are_no_twins():
-    assert found([scene(seed) for seed in range(150)]) == {}
+    assert found([draw_scene(seed) for seed in range(150)]) == {}
 
 
 def test_the_same_scene_with_another_thing_in_it_is_no_twin():
     for seed in range(10):
-        one, other = scene(seed), scene(seed)
+        one, other = draw_scene(seed), draw_scene(seed)
         ImageDraw.Draw(other).ellipse((110, 70, 210, 170), fill=(255, 0, 255) if seed % 2 else (0, 255, 0))
         ImageDraw.Draw(one).ellipse((110, 70, 210, 170), fill=(0, 0, 0) if seed % 2 else (255, 255, 255))
         assert found([one, other]) == {}
@@ -127,13 +106,18 @@ def test_the_same_scene_with_another_thing_in_it_is_no_twin():
 
 def test_photos_that_show_nothing_are_not_taken_for_each_other():
     blank = [Image.new("RGB", (100, 80), (level, level, level)) for level in (0, 128, 254, 255, 255)]
-    assert found([*blank, scene(1)]) == {}
+    assert found([*blank, draw_scene(1)]) == {}
 
 
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=15)
 def test_the_order_of_the_photos_is_irrelevant(dice):
-    photos = [*OTHERS[:12], ImageOps.mirror(OTHERS[3]), cut(OTHERS[5], 0.05, 0.08, 0.1, 0.0), scaled(OTHERS[5], 0.5)]
+    photos = [
+        *OTHERS[:12],
+        ImageOps.mirror(OTHERS[3]),
+        cut(OTHERS[5], 0.05, 0.08, 0.1, 0.0),
+        scale_image(OTHERS[5], 0.5),
+    ]
     order = list(range(len(photos)))
     dice.shuffle(order)
     got = found([photos[row] for row in order])
@@ -142,7 +126,7 @@ def test_the_order_of_the_photos_is_irrelevant(dice):
 
 
 def test_many_copies_of_one_photo_are_all_joined():
-    copies = [again(scaled(OTHERS[0], 0.5 + 0.015 * number), 60 + number) for number in range(30)]
+    copies = [again(scale_image(OTHERS[0], 0.5 + 0.015 * number), 60 + number) for number in range(30)]
     got = found([*OTHERS[1:], *copies])
     first = len(OTHERS) - 1
     assert split.find_connected_components(got) == [list(range(first, first + 30))]
@@ -151,7 +135,7 @@ def test_many_copies_of_one_photo_are_all_joined():
 @given(st.integers(0, 10**6), TURNS)
 @settings(max_examples=20)
 def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the_same(seed, turn):
-    photo = scene(seed, (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    photo = draw_scene(seed, (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     pair = squares([photo, photo.transpose(turn) if turn is not None else photo])
     original, copy = candidates.describe_photos(pair)[:, candidates.UNCROPPED_WINDOW]
     assert np.allclose(candidates.compute_invariants(original), candidates.compute_invariants(copy), atol=1e-2)
@@ -184,7 +168,7 @@ def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed, at_a_time
 @given(st.tuples(SIDES, SIDES, SIDES, SIDES), st.integers(0, 10**6))
 @settings(max_examples=20)
 def test_the_window_that_was_cut_out_is_found_again(sides, seed):
-    original = scene(seed, (512, 512))
+    original = draw_scene(seed, (512, 512))
     copy = cut(original, *sides)
     pair = [
         similarity.ReducedImages(
@@ -202,7 +186,7 @@ def test_the_window_that_was_cut_out_is_found_again(sides, seed):
 
 
 def folder_of(place, files):
-    return grow(place, {name: encoded(photo, "JPEG", quality=92) for name, photo in files.items()})
+    return write_files(place, {name: encode_image(photo, "JPEG", quality=92) for name, photo in files.items()})
 
 
 def figure(seed):
@@ -218,7 +202,7 @@ def figure(seed):
 
 def test_two_figures_of_one_shape_are_seldom_taken_for_one_picture(monkeypatch):
     drawn = [figure(seed) for seed in range(60)]
-    assert found([figure(1), again(scaled(figure(1), 0.7), 75)])
+    assert found([figure(1), again(scale_image(figure(1), 0.7), 75)])
     pairs = len(found(drawn))
     monkeypatch.setattr(similarity, "MIN_DETAIL_SPREAD", 0.0)
     assert len(found(drawn)) > 3 * pairs
@@ -231,17 +215,13 @@ def with_twins(folder, recipe=None):
     ), keep
 
 
-def plain(number=12):
-    return {f"{name}/{row}.jpg": scene(100 * ord(name) + row) for name in "ab" for row in range(number)}
-
-
 def of_kind(found, kind):
     return [each for each in found if each.kind == kind]
 
 
 def test_near_twins_are_found_in_a_folder_and_told_with_what_was_done(tmp_path):
-    files = plain()
-    files |= {"a/again.jpg": ImageOps.mirror(files["a/3.jpg"]), "a/small.jpg": scaled(files["a/5.jpg"], 0.5)}
+    files = draw_two_class_scenes()
+    files |= {"a/again.jpg": ImageOps.mirror(files["a/3.jpg"]), "a/small.jpg": scale_image(files["a/5.jpg"], 0.5)}
     files |= {"b/wrong.jpg": cut(files["a/7.jpg"], 0.08, 0.0, 0.06, 0.0)}
     dataset, _ = with_twins(folder_of(tmp_path, files))
     told = dataset_checks.check_dataset(dataset)
@@ -259,8 +239,11 @@ def test_near_twins_are_found_in_a_folder_and_told_with_what_was_done(tmp_path):
 
 
 def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path):
-    files = plain()
-    files |= {"a/half.jpg": scaled(files["a/0.jpg"], 0.5), "a/turned.jpg": files["a/0.jpg"].rotate(90, expand=True)}
+    files = draw_two_class_scenes()
+    files |= {
+        "a/half.jpg": scale_image(files["a/0.jpg"], 0.5),
+        "a/turned.jpg": files["a/0.jpg"].rotate(90, expand=True),
+    }
     folder = folder_of(tmp_path, files)
     (folder / "b" / "half again.jpg").write_bytes((folder / "a" / "half.jpg").read_bytes())
     dataset, _ = with_twins(folder)
@@ -275,9 +258,9 @@ def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_default_split_never_parts_near_twins(seed, tmp_path):
-    dice, files = random.Random(seed), plain(16)
+    dice, files = random.Random(seed), draw_two_class_scenes(16)
     for number, name in enumerate(dice.sample(sorted(files), 8)):
-        change = dice.choice((ImageOps.mirror, ImageOps.flip, lambda photo: scaled(photo, 0.6)))
+        change = dice.choice((ImageOps.mirror, ImageOps.flip, lambda photo: scale_image(photo, 0.6)))
         files[f"{name[0]}/copy {number}.jpg"] = change(files[name])
     dataset, _ = with_twins(folder_of(tmp_path, files), Recipe(split_seed=seed))
     where = defaultdict(set)
@@ -289,10 +272,10 @@ def test_the_default_split_never_parts_near_twins(seed, tmp_path):
 
 
 def test_near_twins_across_given_parts_are_a_leak(tmp_path):
-    later = {path: scene(50_000 + row) for row, path in enumerate(plain(4))}
+    later = {path: draw_scene(50_000 + row) for row, path in enumerate(draw_two_class_scenes(4))}
     files = {
         f"{part}/{path}": photo
-        for part, photos in (("train", plain(8)), ("test", later))
+        for part, photos in (("train", draw_two_class_scenes(8)), ("test", later))
         for path, photo in photos.items()
     }
     files["test/a/known.jpg"] = ImageOps.mirror(files["train/a/0.jpg"])
@@ -308,7 +291,7 @@ def test_near_twins_across_given_parts_are_a_leak(tmp_path):
 
 
 def test_a_class_of_copies_alone_is_told_and_still_tested(tmp_path):
-    files = plain(20) | {f"c/{row}.jpg": again(scene(77), 60 + row) for row in range(20)}
+    files = draw_two_class_scenes(20) | {f"c/{row}.jpg": again(draw_scene(77), 60 + row) for row in range(20)}
     dataset, _ = with_twins(folder_of(tmp_path, files))
     assert set(dataset.used_photos.filter(label="c")["split"]) == {"train", "validation", "test"}
     told = dataset_checks.check_dataset(dataset)
@@ -318,7 +301,7 @@ def test_a_class_of_copies_alone_is_told_and_still_tested(tmp_path):
 
 
 def test_what_was_found_is_kept_beside_the_pixels_and_damage_is_noticed(tmp_path, monkeypatch):
-    files = plain(6)
+    files = draw_two_class_scenes(6)
     folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})
     first, keep = with_twins(folder)
     (file,) = keep.folder.glob("near_duplicates.*.json")
@@ -360,7 +343,7 @@ def test_the_copies_among_the_flowers_are_found(flowers):
     assert not of_kind(told, "leakage")
 
 
-@pytest.mark.parametrize("photos", [[], [scene(1)], [scene(1), scene(2)], [Image.new("RGB", (50, 50))]])
+@pytest.mark.parametrize("photos", [[], [draw_scene(1)], [draw_scene(1), draw_scene(2)], [Image.new("RGB", (50, 50))]])
 def test_few_photos_or_none_have_no_twins(photos):
     array = squares(photos) if photos else np.zeros((0, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
     assert near_duplicates.find_pairs(array, np.arange(len(array))) == []
@@ -368,7 +351,7 @@ def test_few_photos_or_none_have_no_twins(photos):
 
 def test_what_was_found_while_a_photo_could_not_be_read_is_not_taken_once_it_can_be(tmp_path):
     """Another process reads all photos again, into the same place, while this one looks for twins in what it has read."""
-    files = plain(6)
+    files = draw_two_class_scenes(6)
     folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})
     whole, keep = with_twins(folder)
     (file,) = keep.folder.glob("near_duplicates.*.json")

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import encoded, grow, noisy, photo, two_classes
 from polars.testing import assert_frame_equal
+from support.images import draw_noisy_image, encode_image, encode_photo, two_classes, write_files
 
 from ikebana.data import decoding, pixel_cache, sources
 from ikebana.data.dataset import STATUS_USED
@@ -28,7 +28,9 @@ SIDE = 16
 @pytest.fixture
 def photos(tmp_path):
     """Six photos, a broken file and a text, so that used rows and others stand mixed."""
-    return grow(tmp_path / "photos", {**two_classes(), "a/1b.jpg": photo(5)[:300], "b/0 readme.txt": b"hello"})
+    return write_files(
+        tmp_path / "photos", {**two_classes(), "a/1b.jpg": encode_photo(5)[:300], "b/0 readme.txt": b"hello"}
+    )
 
 
 def opened(folder, side: int = SIDE, fit: Resize = "squash"):
@@ -78,7 +80,13 @@ def test_each_row_of_the_array_is_the_photo_of_that_row(photos):
 
 
 def test_the_table_says_how_large_each_photo_is(tmp_path):
-    grow(tmp_path, {"a/wide.png": encoded(noisy(60, 20), "PNG"), "b/high.jpg": encoded(noisy(300, 700))})
+    write_files(
+        tmp_path,
+        {
+            "a/wide.png": encode_image(draw_noisy_image(60, 20), "PNG"),
+            "b/high.jpg": encode_image(draw_noisy_image(300, 700)),
+        },
+    )
     assert opened(tmp_path)[0].used_photos.select("width", "height").rows() == [(60, 20), (300, 700)]
 
 
@@ -158,7 +166,7 @@ def test_another_side_fit_or_set_of_rules_is_another_array(photos, decoded, monk
 
 def bitmap(seed):
     """A photo that is as large as any other."""
-    return encoded(noisy(20, 20, seed), "BMP")
+    return encode_image(draw_noisy_image(20, 20, seed), "BMP")
 
 
 def changed_in_size(file):
@@ -305,7 +313,7 @@ def array_of(photos):
 def test_whatever_interrupts_the_making_no_half_array_is_ever_taken_for_a_whole_one(
     photos, tmp_path, ikebana_cache, blow
 ):
-    grow(photos, {f"a/more {number}.jpg": photo(number) for number in range(300)})
+    write_files(photos, {f"a/more {number}.jpg": encode_photo(number) for number in range(300)})
     (tmp_path / "start").touch()
     running = process(photos, tmp_path / "start", 0.02)
     until(lambda: list(ikebana_cache.glob("pixels/.*.partial/pixels.npy")))
@@ -323,7 +331,7 @@ def test_whatever_interrupts_the_making_no_half_array_is_ever_taken_for_a_whole_
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 def test_what_a_living_process_fills_is_left_alone(photos, tmp_path, ikebana_cache):
-    grow(photos, {f"a/more {number}.jpg": photo(number) for number in range(300)})
+    write_files(photos, {f"a/more {number}.jpg": encode_photo(number) for number in range(300)})
     (tmp_path / "start").touch()
     running = process(photos, tmp_path / "start", 0.02)
     until(lambda: list(ikebana_cache.glob("pixels/.*.partial/pixels.npy")))

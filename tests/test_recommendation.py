@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import grow, photo, two_classes
 from hypothesis import given
 from hypothesis import strategies as some
+from support.images import encode_photo, two_classes, write_files
 
 import ikebana
 from ikebana import cli, recipes
@@ -323,7 +323,7 @@ def test_a_leak_between_given_parts_ends_with_status_3_and_is_named(tmp_path, ca
         f"{part}/{path}": data + part.encode() for part in ("train", "test") for path, data in two_classes().items()
     }
     files["test/a/copy.jpg"] = files["train/a/0.jpg"]
-    assert command("audit", grow(tmp_path / "photos", files)) == 3
+    assert command("audit", write_files(tmp_path / "photos", files)) == 3
     said = capsys.readouterr().err
     assert "test/a/copy.jpg, train/a/0.jpg" in said
     assert "test and train" in said
@@ -333,17 +333,17 @@ def test_a_leak_between_given_parts_ends_with_status_3_and_is_named(tmp_path, ca
     ("files", "said"),
     [
         ({}, "no photos"),
-        ({"a/0.jpg": photo(0), "a/1.jpg": photo(1)}, "only one class"),
+        ({"a/0.jpg": encode_photo(0), "a/1.jpg": encode_photo(1)}, "only one class"),
         (two_classes(1), "none is left for the test part"),
         (two_classes(2), "are too few"),
-        ({f"{name}/{number}.jpg": photo(ord(name)) for name in "ab" for number in range(3)},  # twins: one group a class
+        ({f"{name}/{number}.jpg": encode_photo(ord(name)) for name in "ab" for number in range(3)},  # twins: one group a class
          "none is left for the test part"),
-        ({f"{part}/{name}/0.jpg": photo(number) for number, (part, name) in enumerate([("train", "a"), ("test", "b")])},
+        ({f"{part}/{name}/0.jpg": encode_photo(number) for number, (part, name) in enumerate([("train", "a"), ("test", "b")])},
          "are too few"),
     ],
 )  # fmt: skip
 def test_what_nobody_could_judge_is_refused_in_words(files, said, tmp_path, capsys):
-    assert command("audit", grow(tmp_path / "photos", files), "--advise") == 1
+    assert command("audit", write_files(tmp_path / "photos", files), "--advise") == 1
     err = capsys.readouterr().err
     assert said in err
     assert "Traceback" not in err
@@ -351,8 +351,8 @@ def test_what_nobody_could_judge_is_refused_in_words(files, said, tmp_path, caps
 
 
 def test_a_class_of_two_photos_makes_the_advice_doubtful_and_does_not_end_it(tmp_path):
-    files = two_classes(20) | {"c/0.jpg": photo(900), "c/1.jpg": photo(901)}
-    said = ikebana.audit(grow(tmp_path / "photos", files), advise=True).recommendation
+    files = two_classes(20) | {"c/0.jpg": encode_photo(900), "c/1.jpg": encode_photo(901)}
+    said = ikebana.audit(write_files(tmp_path / "photos", files), advise=True).recommendation
     assert said is not None
     assert said.trainable == "head"
     assert any("class c has 1 training photo" in each for each in said.caveats)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import failing_after, grow, two_classes
+from support.images import two_classes, write_files
+from support.interrupts import fail_after_steps
 from torch import nn
 
 import ikebana
@@ -87,7 +88,7 @@ def small_group(size):
 
 @pytest.fixture
 def photos(tmp_path):
-    return grow(tmp_path / "photos", two_classes(20))
+    return write_files(tmp_path / "photos", two_classes(20))
 
 
 @pytest.mark.parametrize("flags", [("fit", "--recipe", "baseline"), ("audit",)])
@@ -246,7 +247,7 @@ def test_other_failures_of_a_step_stay_what_they_are():
 def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, capsys):
     choices = {"image_size": 46, "epochs": 1, "batch_size": 16, "precision": "float32"}
     after_the_trial = 1 + loop.TIMED_TRIAL_STEPS
-    full = failing_after(after_the_trial, torch.OutOfMemoryError("CUDA out of memory."))
+    full = fail_after_steps(after_the_trial, torch.OutOfMemoryError("CUDA out of memory."))
     with full, pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
         ikebana.fit(drawn(8), "baseline", run=tmp_path / "run", **choices)
     assert "--resume" in capsys.readouterr().err

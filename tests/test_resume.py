@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import stopped_after
+from support.interrupts import interrupt_after_steps
 
 import ikebana
 from ikebana import recipes
@@ -44,7 +44,7 @@ def whole(photos, cache, tmp_path_factory):
 @pytest.fixture
 def stopped(photos, tmp_path):
     """A run that Ctrl-C ended in its first step."""
-    with stopped_after(0):
+    with interrupt_after_steps(0):
         ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
     return tmp_path / "run"
 
@@ -105,7 +105,7 @@ def test_differences_reach_into_the_parts_of_a_recipe():
 def test_photos_that_are_not_as_they_were_are_named(tmp_path, whole):
     folder = tmp_path / "photos"
     paper_flowers.draw_collection(folder, photos_per_kind=8)
-    with stopped_after(0):
+    with interrupt_after_steps(0):
         ikebana.fit(folder, "baseline", run=tmp_path / "run", **SMALL)
     used = ikebana.open_run(tmp_path / "run").dataset.filter(status="used")["path"].to_list()
     gone, changed, renamed, broken = used[0], used[1], used[2], used[3]
@@ -377,7 +377,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(stopped):
 
 def test_a_run_whose_photos_have_moved_says_where_they_are_looked_for(tmp_path, drawn):
     shutil.copytree(drawn(8), tmp_path / "photos")
-    with stopped_after(0):
+    with interrupt_after_steps(0):
         ikebana.fit(tmp_path / "photos", "baseline", run=tmp_path / "run", **SMALL)
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     with pytest.raises(ikebana.PhotosError, match="cannot be found again") as refused:

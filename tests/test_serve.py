@@ -6,8 +6,8 @@ import sys
 import tempfile
 
 import pytest
-from conftest import encoded, noisy
-from serving import BLUE, GREY, RED, refused, running
+from support.images import draw_noisy_image, encode_image
+from support.server import BLUE, GREY, RED, assert_error, run_server
 
 from ikebana.commands import serve
 from ikebana.errors import MachineError, RecipeError
@@ -19,7 +19,7 @@ TEXT = b"this is no photo, but a text"
 @pytest.fixture(scope="module")
 def served():
     """A server as it comes."""
-    with running() as one:
+    with run_server() as one:
         yield one
 
 
@@ -34,7 +34,7 @@ def test_the_bytes_of_one_photo_get_its_class_and_all_probabilities(served):
 
 
 def test_a_form_of_many_photos_gets_an_answer_for_each_in_order(served):
-    response = served.form(BLUE, GREY, TEXT, RED)
+    response = served.post_form(BLUE, GREY, TEXT, RED)
     assert response.status_code == 200
     said = response.json()["predictions"]
     assert [each["name"] for each in said] == ["0.png", "1.png", "2.png", "3.png"]
@@ -50,8 +50,8 @@ def test_fields_of_a_form_that_are_no_files_are_passed_over(served):
 
 
 def test_a_model_file_says_by_http_what_it_says_in_python(paper_classifier, good_photos):
-    with running(paper_classifier) as served:
-        said = served.form(*[each.read_bytes() for each in good_photos[:5]]).json()["predictions"]
+    with run_server(paper_classifier) as served:
+        said = served.post_form(*[each.read_bytes() for each in good_photos[:5]]).json()["predictions"]
     for each, photo in zip(said, good_photos, strict=False):
         expected = paper_classifier.predict(photo)
         assert (each["label"], each["status"]) == (expected.label, expected.status)
@@ -59,15 +59,15 @@ def test_a_model_file_says_by_http_what_it_says_in_python(paper_classifier, good
 
 
 def test_photos_that_come_at_the_same_time_are_looked_at_together(served):
-    served.colours.looks.clear()
-    served.colours.gate.clear()
-    first = served.soon()
-    served.until(lambda: served.colours.looks)
-    others = [served.soon(BLUE) for _ in range(9)]
-    served.until(lambda: len(served.desk.ready_photos) == 9)
-    served.colours.gate.set()
+    served.classifier.batch_sizes.clear()
+    served.classifier.gate.clear()
+    first = served.post_later()
+    served.wait_until(lambda: served.classifier.batch_sizes)
+    others = [served.post_later(BLUE) for _ in range(9)]
+    served.wait_until(lambda: len(served.queue.ready_photos) == 9)
+    served.classifier.gate.set()
     assert {each.result().json()["predictions"][0]["label"] for each in [first, *others]} == {"red", "blue"}
-    assert served.colours.looks == [1, 9]
+    assert served.classifier.batch_sizes == [1, 9]
 
 
 # --- bad uploads: always 4xx with a reason ---
@@ -75,7 +75,7 @@ def test_photos_that_come_at_the_same_time_are_looked_at_together(served):
 
 @pytest.mark.parametrize("data", [b"", TEXT, b"\xff\xd8\xff", RED[:40], os.urandom(5000), b"<svg/>"])
 def test_what_is_no_photo_is_refused_with_the_reason(served, data):
-    told = refused(served.post(data), 422, "empty|not a photo|unreadable")
+    told = assert_error(served.post(data), 422, "empty|not a photo|unreadable")
     assert told["predictions"][0]["status"] == told["error"]
 
 
@@ -112,7 +112,7 @@ FIELD = b'Content-Disposition: form-data; name="note"\r\n\r\nmine'
     ],
 )
 def test_a_form_that_is_none_is_refused(served, body, kind, status, words):
-    refused(served.client.post("/predict", content=body, headers={"Content-Type": kind}), status, words)
+    assert_error(served.client.post("/predict", content=body, headers={"Content-Type": kind}), status, words)
 
 
 def test_a_name_that_is_no_text_is_repeated_as_well_as_can_be(served):
@@ -125,16 +125,16 @@ def test_a_name_that_is_no_text_is_repeated_as_well_as_can_be(served):
 
 
 def test_other_paths_and_methods_are_refused_in_the_same_form(served):
-    refused(served.client.get("/nothing"), 404)
-    refused(served.client.get("/predict"), 405)
-    refused(served.client.delete("/classes"), 405)
+    assert_error(served.client.get("/nothing"), 404)
+    assert_error(served.client.get("/predict"), 405)
+    assert_error(served.client.delete("/classes"), 405)
 
 
 # --- who may ask ---
 
 
 def test_with_a_token_only_those_who_bring_it_are_answered():
-    with running(token="open-sesame") as served:
+    with run_server(token="open-sesame") as served:
 
         def asked(path, token):
             header = {"Authorization": token} if token else {}
@@ -143,7 +143,7 @@ def test_with_a_token_only_those_who_bring_it_are_answered():
         for path in ("/predict", "/classes", "/metrics"):
             for wrong in (None, "Bearer open-sesam", "Bearer", "Basic open-sesame", b"Bearer \xff\xfe"):
                 response = asked(path, wrong)
-                refused(response, 401, "token")
+                assert_error(response, 401, "token")
                 assert response.headers["WWW-Authenticate"] == "Bearer"
             assert asked(path, "Bearer open-sesame").status_code == 200
         for path in ("/", "/healthz", "/readyz", "/docs", "/page.js"):
@@ -151,10 +151,10 @@ def test_with_a_token_only_those_who_bring_it_are_answered():
 
 
 def test_with_a_token_strangers_do_not_learn_what_the_classes_are():
-    with running(token="secret") as served:
+    with run_server(token="secret") as served:
         assert served.client.get("/openapi.json").status_code == 200
         assert "blue" not in served.client.get("/openapi.json").text
-    with running() as served:
+    with run_server() as served:
         assert "blue" in served.client.get("/openapi.json").text
 
 
@@ -199,9 +199,9 @@ def test_no_photo_touches_the_disk(served, monkeypatch):
 
     for name in ("TemporaryFile", "NamedTemporaryFile", "SpooledTemporaryFile", "mkstemp"):
         monkeypatch.setattr(tempfile, name, never)
-    large = encoded(noisy(1200, 900), "PNG")
+    large = encode_image(draw_noisy_image(1200, 900), "PNG")
     assert len(large) > 2**21
-    assert served.form(large, large).status_code == 200
+    assert served.post_form(large, large).status_code == 200
 
 
 # --- what it says of itself ---
@@ -220,19 +220,19 @@ def test_it_says_what_it_tells_apart_how_well_and_what_it_takes(served):
 
 
 def test_metrics_count_requests_and_photos():
-    with running() as served:
-        served.form(RED, RED, GREY, TEXT)
+    with run_server() as served:
+        served.post_form(RED, RED, GREY, TEXT)
         served.post(TEXT)
         served.client.get("/invented/by/anybody")
-        assert served.counted('ikebana_requests_total{path="/predict",status="200"}') == 1
-        assert served.counted('ikebana_requests_total{path="/predict",status="422"}') == 1
-        assert served.counted('ikebana_requests_total{path="other",status="404"}') == 1
-        assert served.counted('ikebana_photos_total{label="red",outcome="named"}') == 2
-        assert served.counted('ikebana_photos_total{label="",outcome="not sure"}') == 1
-        assert served.counted('ikebana_photos_total{label="",outcome="unusable"}') == 2
-        assert served.counted("ikebana_decode_seconds_count") == 5
-        assert served.counted("ikebana_waiting_photos") == served.counted("ikebana_held_bytes") == 0
-        assert served.counted("process_resident_memory_bytes") > 0 or sys.platform != "linux"
+        assert served.get_metric('ikebana_requests_total{path="/predict",status="200"}') == 1
+        assert served.get_metric('ikebana_requests_total{path="/predict",status="422"}') == 1
+        assert served.get_metric('ikebana_requests_total{path="other",status="404"}') == 1
+        assert served.get_metric('ikebana_photos_total{label="red",outcome="named"}') == 2
+        assert served.get_metric('ikebana_photos_total{label="",outcome="not sure"}') == 1
+        assert served.get_metric('ikebana_photos_total{label="",outcome="unusable"}') == 2
+        assert served.get_metric("ikebana_decode_seconds_count") == 5
+        assert served.get_metric("ikebana_waiting_photos") == served.get_metric("ikebana_held_bytes") == 0
+        assert served.get_metric("process_resident_memory_bytes") > 0 or sys.platform != "linux"
 
 
 def test_the_description_for_machines_names_every_path_and_the_docs_need_no_other_host(served):
@@ -251,9 +251,9 @@ def test_the_description_for_machines_names_every_path_and_the_docs_need_no_othe
 
 
 def test_a_network_that_fails_is_said_to_be_the_servers_fault_and_the_next_photo_is_answered(served, capfd):
-    served.colours.broken = True
+    served.classifier.is_broken = True
     try:
-        refused(served.post(), 500, "fault of the server")
+        assert_error(served.post(), 500, "fault of the server")
     finally:
-        served.colours.broken = False
+        served.classifier.is_broken = False
     assert served.post().status_code == 200

@@ -12,7 +12,7 @@ from dataclasses import fields
 
 import httpx
 import pytest
-from serving import BLUE, GREY, RED, answer, coloured, refused, running
+from support.server import BLUE, GREY, RED, assert_error, encode_square, read_response, run_server
 
 from ikebana.errors import RecipeError
 from ikebana.serving.limits import Limits
@@ -21,7 +21,7 @@ from ikebana.serving.limits import Limits
 @pytest.fixture(scope="module")
 def served():
     """A server as it comes."""
-    with running() as one:
+    with run_server() as one:
         yield one
 
 
@@ -29,60 +29,60 @@ def served():
 
 
 def test_too_many_bytes_are_refused_whether_or_not_they_are_declared():
-    with running(megabytes=1) as served:
+    with run_server(megabytes=1) as served:
         large = os.urandom(3 * 2**20)
-        refused(served.post(large), 413, "larger than 1 MB")
-        refused(served.client.post("/predict", content=iter([large[: 2**19]] * 6)), 413, "larger than 1 MB")
-        refused(served.form(large), 413, "larger than 1 MB")
+        assert_error(served.post(large), 413, "larger than 1 MB")
+        assert_error(served.client.post("/predict", content=iter([large[: 2**19]] * 6)), 413, "larger than 1 MB")
+        assert_error(served.post_form(large), 413, "larger than 1 MB")
         assert served.post(RED).status_code == 200
-        assert served.desk.held_bytes == 0
+        assert served.queue.held_bytes == 0
 
 
 def test_too_many_photos_in_one_request_are_refused():
-    with running(files=3) as served:
-        assert served.form(RED, RED, RED).status_code == 200
-        refused(served.form(RED, RED, RED, RED), 413, "more than 3 photos")
+    with run_server(files=3) as served:
+        assert served.post_form(RED, RED, RED).status_code == 200
+        assert_error(served.post_form(RED, RED, RED, RED), 413, "more than 3 photos")
 
 
 def test_a_photo_of_too_many_pixels_is_refused_before_it_is_decoded():
-    with running(megapixels=1) as served:
-        assert served.post(coloured("blue", 1000)).status_code == 200
-        refused(served.post(coloured("blue", 1001)), 422, "too large: 1001 x 1001 .* limit here is 1")
+    with run_server(megapixels=1) as served:
+        assert served.post(encode_square("blue", 1000)).status_code == 200
+        assert_error(served.post(encode_square("blue", 1001)), 422, "too large: 1001 x 1001 .* limit here is 1")
 
 
 def test_beyond_the_queues_length_photos_are_sent_away_until_there_is_room():
-    with running(waiting=2) as served:
-        served.colours.gate.clear()
-        accepted = [served.soon(), served.soon()]
-        served.until(lambda: served.desk.waiting_photos == 2)
+    with run_server(waiting=2) as served:
+        served.classifier.gate.clear()
+        accepted = [served.post_later(), served.post_later()]
+        served.wait_until(lambda: served.queue.waiting_photos == 2)
         response = served.post()
-        refused(response, 503, "queue is full")
+        assert_error(response, 503, "queue is full")
         assert int(response.headers["Retry-After"]) >= 1
-        served.colours.gate.set()
+        served.classifier.gate.set()
         assert [each.result().status_code for each in accepted] == [200, 200]
-        served.until(lambda: served.desk.waiting_photos == 0)
+        served.wait_until(lambda: served.queue.waiting_photos == 0)
         assert served.post().status_code == 200
 
 
 def test_a_request_larger_than_the_queue_is_answered_when_nobody_else_waits():
-    with running(waiting=2) as served:
-        assert len(served.form(RED, BLUE, GREY, RED).json()["predictions"]) == 4
+    with run_server(waiting=2) as served:
+        assert len(served.post_form(RED, BLUE, GREY, RED).json()["predictions"]) == 4
 
 
 def test_uploads_that_together_hold_too_much_memory_are_sent_away():
-    with running(held_megabytes=1) as served:
+    with run_server(held_megabytes=1) as served:
         response = served.post(bytes(2 * 2**20))
-        refused(response, 503, "too many uploads")
+        assert_error(response, 503, "too many uploads")
         assert int(response.headers["Retry-After"]) >= 1
         assert served.post(RED).status_code == 200
 
 
 def test_too_many_connections_are_sent_away():
-    with running(connections=2) as served:
-        held = [served.socket(), served.socket()]
+    with run_server(connections=2) as served:
+        held = [served.connect(), served.connect()]
         try:
-            with served.socket() as third:
-                status, body = answer(third)
+            with served.connect() as third:
+                status, body = read_response(third)
             assert status == 503
             assert "connections" in json.loads(body)["error"]
         finally:
@@ -91,10 +91,10 @@ def test_too_many_connections_are_sent_away():
 
 
 def test_a_photo_that_takes_too_long_is_given_up_and_the_server_goes_on():
-    with running(answer_seconds=0.3) as served:
-        served.colours.gate.clear()
-        refused(served.post(), 503, "too much to do")
-        served.colours.gate.set()
+    with run_server(answer_seconds=0.3) as served:
+        served.classifier.gate.clear()
+        assert_error(served.post(), 503, "too much to do")
+        served.classifier.gate.set()
         assert served.post().status_code == 200
 
 
@@ -103,21 +103,21 @@ def test_a_photo_that_takes_too_long_is_given_up_and_the_server_goes_on():
 
 def begun(served, length=1000, sent=RED[:20]):
     """An upload of which only the beginning comes."""
-    connection = served.socket()
+    connection = served.connect()
     connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + sent)
     return connection
 
 
 def test_an_upload_that_falls_silent_is_cut_off_with_the_reason():
-    with running(silence_seconds=0.3) as served, begun(served) as connection:
-        status, body = answer(connection)
+    with run_server(silence_seconds=0.3) as served, begun(served) as connection:
+        status, body = read_response(connection)
         assert status == 408
         assert "too slow" in json.loads(body)["error"]
-        assert served.counted('ikebana_requests_total{path="/predict",status="408"}') == 1
+        assert served.get_metric('ikebana_requests_total{path="/predict",status="408"}') == 1
 
 
 def test_an_upload_that_trickles_is_cut_off_as_well():
-    with running(silence_seconds=5, upload_seconds=0.5) as served, begun(served) as connection:
+    with run_server(silence_seconds=5, upload_seconds=0.5) as served, begun(served) as connection:
         connection.settimeout(0.05)
         said, end = b"", time.monotonic() + 15
         while not said and time.monotonic() < end:
@@ -130,7 +130,7 @@ def test_an_upload_that_trickles_is_cut_off_as_well():
 
 
 def test_who_asks_and_asks_and_never_reads_is_hung_up_on():
-    with running(silence_seconds=0.5, connections=2) as served:
+    with run_server(silence_seconds=0.5, connections=2) as served:
         ends = []
         for _ in range(2):
             connection = socket.socket()
@@ -140,21 +140,21 @@ def test_who_asks_and_asks_and_never_reads_is_hung_up_on():
             with suppress(TimeoutError, ConnectionError):
                 connection.sendall(b"GET /page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
             ends.append(connection)
-        served.until(lambda: httpx.get(f"{served.url}/healthz").status_code == 200)
+        served.wait_until(lambda: httpx.get(f"{served.url}/healthz").status_code == 200)
         for each in ends:
             each.close()
 
 
 def test_a_request_line_that_never_ends_is_cut_off():
-    with running(silence_seconds=0.3) as served, served.socket() as connection:
+    with run_server(silence_seconds=0.3) as served, served.connect() as connection:
         connection.sendall(b"GET /healthz HTT")
-        assert answer(connection)[0] == 408
+        assert read_response(connection)[0] == 408
 
 
 def test_an_upload_that_breaks_off_leaves_nothing_behind(served):
     with begun(served):
-        served.until(lambda: served.desk.held_bytes > 0)
-    served.until(lambda: served.desk.held_bytes == 0 and served.desk.is_idle)
+        served.wait_until(lambda: served.queue.held_bytes > 0)
+    served.wait_until(lambda: served.queue.held_bytes == 0 and served.queue.is_idle)
     assert served.post().status_code == 200
 
 
@@ -162,11 +162,11 @@ def test_an_upload_that_breaks_off_leaves_nothing_behind(served):
     "noise", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", os.urandom(300) + b"\r\n\r\n", b"A" * 100_000]
 )
 def test_bytes_that_are_no_http_are_refused(served, noise):
-    with served.socket() as connection:
+    with served.connect() as connection:
         connection.sendall(noise)
         connection.shutdown(socket.SHUT_WR)
         with suppress(ConnectionResetError):  # it may hang up while more is coming
-            assert answer(connection)[0] == 400
+            assert read_response(connection)[0] == 400
     assert served.client.get("/healthz").status_code == 200
 
 
@@ -174,16 +174,16 @@ def test_bytes_that_are_no_http_are_refused(served, noise):
 
 
 def test_told_to_stop_it_finishes_what_it_accepted_and_takes_no_more():
-    with running() as served:
-        served.colours.gate.clear()
-        accepted = served.soon()
-        served.until(lambda: served.desk.waiting_photos == 1)
-        served.desk.close()
-        time.sleep(0.5)  # the server looks at its desk every tenth of a second
-        refused(served.post(), 503, "shutting down")
-        refused(served.client.get("/readyz"), 503, "shutting down")
+    with run_server() as served:
+        served.classifier.gate.clear()
+        accepted = served.post_later()
+        served.wait_until(lambda: served.queue.waiting_photos == 1)
+        served.queue.close()
+        time.sleep(0.5)  # the server looks at its queue every tenth of a second
+        assert_error(served.post(), 503, "shutting down")
+        assert_error(served.client.get("/readyz"), 503, "shutting down")
         assert served.client.get("/healthz").status_code == 200
-        served.colours.gate.set()
+        served.classifier.gate.set()
         assert accepted.result().json()["predictions"][0]["label"] == "red"
         served.thread.join(20)
         assert not served.thread.is_alive()
@@ -192,11 +192,11 @@ def test_told_to_stop_it_finishes_what_it_accepted_and_takes_no_more():
 
 
 def test_told_to_stop_it_does_not_wait_for_ever():
-    with running(grace_seconds=0.2) as served:
-        served.colours.gate.clear()
-        accepted = served.soon()
-        served.until(lambda: served.desk.waiting_photos == 1)
-        served.desk.close()
+    with run_server(grace_seconds=0.2) as served:
+        served.classifier.gate.clear()
+        accepted = served.post_later()
+        served.wait_until(lambda: served.queue.waiting_photos == 1)
+        served.queue.close()
         served.thread.join(20)
         assert not served.thread.is_alive()
         assert accepted.exception() or accepted.result().status_code == 500

@@ -5,7 +5,7 @@ import json
 from functools import partial
 
 import pytest
-from serving import RED, answer, refused, running
+from support.server import RED, assert_error, read_response, run_server
 
 from ikebana.commands import serve
 from ikebana.serving import connections, server
@@ -15,7 +15,7 @@ NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 
 @pytest.fixture(scope="module")
 def served():
-    with running() as one:
+    with run_server() as one:
         yield one
 
 
@@ -23,7 +23,7 @@ def served():
 def named(monkeypatch):
     """A server that has names of its own."""
     monkeypatch.setattr(server, "build", partial(server.build, allowed_hosts=NAMES))
-    with running() as one:
+    with run_server() as one:
         yield one
 
 
@@ -43,10 +43,10 @@ def everything(connection):
 )
 def test_a_page_whose_name_was_made_to_lead_here_learns_nothing(named, host):
     for path in ("/", "/classes", "/metrics", "/nothing"):
-        told = refused(named.client.get(path, headers={"Host": host}), 421, "for another name")
+        told = assert_error(named.client.get(path, headers={"Host": host}), 421, "for another name")
         assert "localhost" in told["advice"]
-    refused(named.post(headers={"Host": host}), 421)
-    assert named.counted('ikebana_requests_total{path="/classes",status="421"}') == 1
+    assert_error(named.post(headers={"Host": host}), 421)
+    assert named.get_metric('ikebana_requests_total{path="/classes",status="421"}') == 1
 
 
 @pytest.mark.parametrize("host", ["localhost", "LocalHost:8000", "localhost.", "127.0.0.1:1", "[::1]", "[::1]:8000"])
@@ -58,9 +58,9 @@ def test_whoever_means_this_server_is_answered(named, host):
 def test_whoever_looks_after_servers_may_ask_by_any_name_and_an_old_program_by_none(named):
     for path in ("/healthz", "/readyz"):
         assert named.client.get(path, headers={"Host": "pod-7.cluster"}).status_code == 200
-    with named.socket() as connection:
+    with named.connect() as connection:
         connection.sendall(b"GET /classes HTTP/1.0\r\n\r\n")
-        assert answer(connection)[0] == 200
+        assert read_response(connection)[0] == 200
 
 
 def test_a_server_that_others_reach_may_have_any_name(served):
@@ -91,7 +91,7 @@ def test_the_name_that_the_server_was_given_is_one_of_its_own():
 
 
 def test_a_request_that_breaks_after_its_answer_gets_no_second_one(served):
-    with served.socket() as connection:
+    with served.connect() as connection:
         connection.sendall(b"DELETE /classes HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         said = connection.recv(65536)
         connection.sendall(b"no length of a chunk\r\n" * 3)
@@ -101,18 +101,18 @@ def test_a_request_that_breaks_after_its_answer_gets_no_second_one(served):
 
 
 def test_a_request_that_breaks_before_its_answer_gets_one(served):
-    with served.socket() as connection:
+    with served.connect() as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        served.until(lambda: served.desk.open_requests == 1)
+        served.wait_until(lambda: served.queue.open_requests == 1)
         connection.sendall(b"no length of a chunk\r\n" * 3)
         said = everything(connection)
     assert said.startswith(b"HTTP/1.1 400 ")
     assert said.count(b"HTTP/1.1 ") == 1
-    served.until(lambda: served.desk.is_idle)
+    served.wait_until(lambda: served.queue.is_idle)
 
 
 def test_a_broken_request_after_a_whole_one_is_told_so(served):
-    with served.socket() as connection:
+    with served.connect() as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         said = b""
         while not said.endswith(b"}"):
@@ -125,7 +125,7 @@ def test_a_broken_request_after_a_whole_one_is_told_so(served):
 def test_a_request_with_two_lengths_is_the_last_of_its_connection(served):
     chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(RED), RED)
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n"
-    with served.socket() as connection:
+    with served.connect() as connection:
         connection.sendall(head + chunked + b"GET /classes HTTP/1.1\r\nHost: x\r\n\r\n")
         said = everything(connection)
     assert said.startswith(b"HTTP/1.1 200 ")

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import encoded, grow, noisy
 from PIL import ImageOps
+from support.images import draw_noisy_image, encode_image, write_files
 
 from ikebana.auditing import file_facts, shortcuts
 from ikebana.data import decoding, pixel_cache, sources
@@ -19,8 +19,8 @@ def judged(folder, made):
     for place, name in enumerate("ab"):
         for number in range(EACH):
             size = (int(dice.integers(100, 160)), int(dice.integers(100, 160)))
-            files[f"{name}/{number}"] = made(name, noisy(*size, seed=1000 * place + number))
-    dataset, keep = pixel_cache.open_pixel_cache(sources.read(grow(folder / "photos", files)), 96, "crop")
+            files[f"{name}/{number}"] = made(name, draw_noisy_image(*size, seed=1000 * place + number))
+    dataset, keep = pixel_cache.open_pixel_cache(sources.read(write_files(folder / "photos", files)), 96, "crop")
     dataset = sources.assign_classes(dataset, ())
     labels = np.array([dataset.classes.index(name) for name in dataset.used_photos["label"]])
     assert dataset.used_photos.height == 2 * EACH
@@ -28,7 +28,7 @@ def judged(folder, made):
 
 
 def jpeg(picture):
-    return encoded(picture, "JPEG", quality=88)
+    return encode_image(picture, "JPEG", quality=88)
 
 
 def bordered(picture):
@@ -47,12 +47,12 @@ def test_a_border_around_every_photo_is_none_either(tmp_path):
     ("fact", "made"),
     [
         ("border", lambda name, picture: jpeg(bordered(picture) if name == "a" else picture)),
-        ("JPEG quality", lambda name, picture: encoded(picture, "JPEG", quality=70 if name == "a" else 71)),
-        ("file type", lambda name, picture: encoded(picture, "PNG" if name == "a" else "JPEG")),
+        ("JPEG quality", lambda name, picture: encode_image(picture, "JPEG", quality=70 if name == "a" else 71)),
+        ("file type", lambda name, picture: encode_image(picture, "PNG" if name == "a" else "JPEG")),
         ("aspect", lambda name, picture: jpeg(picture.resize((120, 100) if name == "a" else (100, 120)))),
         (
             "marks of a program",
-            lambda name, picture: encoded(picture, "JPEG", quality=88, progressive=name == "a"),
+            lambda name, picture: encode_image(picture, "JPEG", quality=88, progressive=name == "a"),
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_few_photos_have_hardly_ever_a_shortcut_by_chance(classes, each):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_a_header_tells_the_kind_of_file(kind, tmp_path):
     file = tmp_path / "photo"
-    file.write_bytes(encoded(noisy(30, 20), kind))
+    file.write_bytes(encode_image(draw_noisy_image(30, 20), kind))
     assert decoding.read_header(file).format == kind
     assert (decoding.read_header(file).mean_quantisation > 0) == (kind == "JPEG")
 

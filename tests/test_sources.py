@@ -12,9 +12,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import drawing, encoded, grow, photo, two_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.images import draw_image, encode_image, encode_photo, two_classes, write_files
 
 from ikebana.data import pixel_cache, sources
 from ikebana.data.dataset import SCHEMA, STATUS_UNOPENED, STATUS_USED
@@ -61,7 +61,7 @@ def tree_of(folder):
 
 
 def test_a_sub_folder_is_a_class(tmp_path):
-    dataset = sources.read(grow(tmp_path, two_classes()))
+    dataset = sources.read(write_files(tmp_path, two_classes()))
     assert dataset.classes == ("a", "b")
     assert labels(dataset) == {f"{name}/{number}.jpg": name for name in "ab" for number in range(3)}
     assert dataset.photos.schema == pl.Schema(SCHEMA)
@@ -69,7 +69,7 @@ def test_a_sub_folder_is_a_class(tmp_path):
 
 
 def test_folders_within_a_class_belong_to_the_class(tmp_path):
-    grow(tmp_path, {**two_classes(), "a/garden/may/9.jpg": photo(9)})
+    write_files(tmp_path, {**two_classes(), "a/garden/may/9.jpg": encode_photo(9)})
     assert labels(sources.read(tmp_path))["a/garden/may/9.jpg"] == "a"
 
 
@@ -83,7 +83,7 @@ PART_FOLDERS = [
 @pytest.mark.parametrize("wrapped", ["", "flowers/", "download/flowers/"])
 def test_given_parts_are_understood_in_every_spelling(tmp_path, names, wrapped):
     meant = {name: part for name, part in zip(names, ("train", "validation", "test"), strict=True) if name}
-    grow(tmp_path, {f"{wrapped}{name}/{file}": data for name in meant for file, data in two_classes().items()})
+    write_files(tmp_path, {f"{wrapped}{name}/{file}": data for name in meant for file, data in two_classes().items()})
     dataset = sources.read(tmp_path)
     assert dataset.classes == ("a", "b")
     assert parts(dataset) == {f"{wrapped}{name}/{file}": part for name, part in meant.items() for file in two_classes()}
@@ -91,14 +91,17 @@ def test_given_parts_are_understood_in_every_spelling(tmp_path, names, wrapped):
 
 
 def test_two_folders_for_one_part_are_refused(tmp_path):
-    grow(
+    write_files(
         tmp_path, {f"{name}/{file}": data for name in ("train", "val", "valid") for file, data in two_classes().items()}
     )
     assert "val, valid" in refusal(tmp_path).what
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in ("bus", "train", "tram") for number in range(2)})
+    write_files(
+        tmp_path,
+        {f"{name}/{number}.jpg": encode_photo(number) for name in ("bus", "train", "tram") for number in range(2)},
+    )
     dataset = sources.read(tmp_path)
     assert dataset.classes == ("bus", "train", "tram")
     assert set(parts(dataset).values()) == {None}
@@ -106,13 +109,17 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_classes_called_train_and_test_with_folders_of_their_own_are_classes_beside_others(tmp_path):
     files = ("train/steam/1.jpg", "train/electric/2.jpg", "test/blood/3.jpg", "bus/red/4.jpg")
-    dataset = sources.read(grow(tmp_path, {name: photo(row) for row, name in enumerate(files)}))
+    dataset = sources.read(write_files(tmp_path, {name: encode_photo(row) for row, name in enumerate(files)}))
     assert dataset.classes == ("bus", "test", "train")
 
 
 def test_what_lies_beside_the_parts_is_set_aside_and_said(tmp_path):
-    grow(tmp_path, {f"{part}/{file}": data for part in ("train", "test") for file, data in two_classes().items()})
-    grow(tmp_path, {"models/old/graph.jpg": photo(50), "notes.txt": b"hello", "train/lost.jpg": photo(51)})
+    write_files(
+        tmp_path, {f"{part}/{file}": data for part in ("train", "test") for file, data in two_classes().items()}
+    )
+    write_files(
+        tmp_path, {"models/old/graph.jpg": encode_photo(50), "notes.txt": b"hello", "train/lost.jpg": encode_photo(51)}
+    )
     dataset = sources.read(tmp_path)
     assert dataset.classes == ("a", "b")
     assert status(dataset)["models/old/graph.jpg"] == "lies outside test, train"
@@ -122,8 +129,8 @@ def test_what_lies_beside_the_parts_is_set_aside_and_said(tmp_path):
 
 @pytest.mark.parametrize("depth", ["flowers", "download/flowers"])
 def test_one_folder_around_the_classes_is_looked_through_even_with_a_readme_beside_it(tmp_path, depth):
-    grow(tmp_path, {f"{depth}/{file}": data for file, data in two_classes().items()})
-    grow(tmp_path, {"README.md": b"who made it", ".DS_Store": b"x"})
+    write_files(tmp_path, {f"{depth}/{file}": data for file, data in two_classes().items()})
+    write_files(tmp_path, {"README.md": b"who made it", ".DS_Store": b"x"})
     dataset = sources.read(tmp_path)
     assert dataset.classes == ("a", "b")
     assert dataset.root == tmp_path
@@ -143,7 +150,7 @@ HIDDEN = [
 
 
 def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path):
-    dataset = sources.read(grow(tmp_path, {**two_classes(), **dict.fromkeys(HIDDEN, b"x")}))
+    dataset = sources.read(write_files(tmp_path, {**two_classes(), **dict.fromkeys(HIDDEN, b"x")}))
     assert labels(dataset).keys() == two_classes().keys()
     assert dataset.photos.height == 6
     assert dataset.ignored_count == len(HIDDEN)
@@ -158,8 +165,8 @@ NAMES = {
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no such names")
 def test_a_photo_is_one_by_its_content_whatever_its_name(tmp_path):
-    grow(tmp_path, {f"Rose 🌹 x/{name}": encoded(drawing(16, 3), kind) for name, kind in NAMES.items()})
-    grow(tmp_path, {"b/readme.txt": b"not a photo", "b/1.jpg": photo(1)})
+    write_files(tmp_path, {f"Rose 🌹 x/{name}": encode_image(draw_image(16, 3), kind) for name, kind in NAMES.items()})
+    write_files(tmp_path, {"b/readme.txt": b"not a photo", "b/1.jpg": encode_photo(1)})
     dataset = opened(tmp_path)
     assert labels(dataset) == {**{f"Rose 🌹 x/{name}": "Rose 🌹 x" for name in NAMES}, "b/1.jpg": "b"}
     assert status(dataset)["b/readme.txt"] == "not a photo: text"
@@ -167,11 +174,11 @@ def test_a_photo_is_one_by_its_content_whatever_its_name(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_a_name_that_is_no_utf8_is_set_aside_readably(tmp_path):
-    grow(tmp_path, two_classes())
+    write_files(tmp_path, two_classes())
     for name in (b"a/caf\xe9.jpg", b"ros\xe9/1.jpg"):
         place = os.path.join(os.fsencode(tmp_path), name)
         os.makedirs(os.path.dirname(place), exist_ok=True)
-        Path(os.fsdecode(place)).write_bytes(photo(1))
+        Path(os.fsdecode(place)).write_bytes(encode_photo(1))
     os.mkdir(os.path.join(os.fsencode(tmp_path), b"empty\xff"))
     dataset = opened(tmp_path)
     assert "not valid Unicode" in status(dataset)["a/caf\\xe9.jpg"]
@@ -182,8 +189,8 @@ def test_a_name_that_is_no_utf8_is_set_aside_readably(tmp_path):
 
 
 def test_links_are_followed_once_and_loops_are_named(tmp_path):
-    photos = grow(tmp_path / "photos", two_classes())
-    elsewhere = grow(tmp_path / "elsewhere", {"1.jpg": photo(7), "deep/2.jpg": photo(8)})
+    photos = write_files(tmp_path / "photos", two_classes())
+    elsewhere = write_files(tmp_path / "elsewhere", {"1.jpg": encode_photo(7), "deep/2.jpg": encode_photo(8)})
     (photos / "c").symlink_to(elsewhere)
     (photos / "a" / "alias.jpg").symlink_to(photos / "b" / "0.jpg")
     (photos / "a" / "broken.jpg").symlink_to(tmp_path / "gone.jpg")
@@ -206,7 +213,9 @@ def test_links_are_followed_once_and_loops_are_named(tmp_path):
 
 
 def test_a_linked_class_never_takes_the_place_of_the_folder_it_leads_to(tmp_path):
-    grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in ("rose", "tulip") for number in range(2)})
+    write_files(
+        tmp_path, {f"{name}/{number}.jpg": encode_photo(number) for name in ("rose", "tulip") for number in range(2)}
+    )
     (tmp_path / "also_rose").symlink_to(tmp_path / "rose")
     dataset = sources.read(tmp_path)
     assert dataset.classes == ("rose", "tulip")
@@ -215,7 +224,7 @@ def test_a_linked_class_never_takes_the_place_of_the_folder_it_leads_to(tmp_path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files there")
 def test_pipes_and_sockets_are_named_and_nobody_waits_for_them(tmp_path):
-    grow(tmp_path, two_classes())
+    write_files(tmp_path, two_classes())
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "a" / "socket.jpg"))
@@ -231,13 +240,13 @@ def test_pipes_and_sockets_are_named_and_nobody_waits_for_them(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc has files that nobody can read, not even root")
 def test_a_file_that_cannot_be_read_is_set_aside_with_the_systems_words(tmp_path):
-    grow(tmp_path, two_classes())
+    write_files(tmp_path, two_classes())
     (tmp_path / "a" / "broken disk.jpg").symlink_to("/proc/self/mem")
     assert status(opened(tmp_path))["a/broken disk.jpg"] == "unreadable: Input/output error"
 
 
 def test_a_photo_that_goes_away_between_scan_and_opening_is_set_aside(tmp_path):
-    dataset = sources.read(grow(tmp_path, two_classes()))
+    dataset = sources.read(write_files(tmp_path, two_classes()))
     (tmp_path / "a" / "0.jpg").unlink()
     assert status(pixel_cache.open_pixel_cache(dataset, 8, "squash")[0])["a/0.jpg"].startswith(
         "unreadable: No such file"
@@ -245,14 +254,14 @@ def test_a_photo_that_goes_away_between_scan_and_opening_is_set_aside(tmp_path):
 
 
 def test_a_file_larger_than_any_photo_is_not_even_read(tmp_path):
-    grow(tmp_path, two_classes())
+    write_files(tmp_path, two_classes())
     with (tmp_path / "a" / "film.jpg").open("wb") as stream:
         stream.truncate(2**40)  # a hole: it takes no room
     assert status(opened(tmp_path))["a/film.jpg"].startswith("too large")
 
 
 def test_an_empty_file_and_an_empty_class_are_named(tmp_path):
-    grow(tmp_path, {**two_classes(), "a/empty.jpg": b"", "c/broken.jpg": b"", "d/.hidden": b""})
+    write_files(tmp_path, {**two_classes(), "a/empty.jpg": b"", "c/broken.jpg": b"", "d/.hidden": b""})
     (tmp_path / "e").mkdir()
     dataset = opened(tmp_path)
     assert status(dataset)["a/empty.jpg"] == "empty file"
@@ -262,7 +271,10 @@ def test_an_empty_file_and_an_empty_class_are_named(tmp_path):
 
 
 def test_a_class_of_one_photo_is_a_class(tmp_path):
-    assert sources.read(grow(tmp_path, {"a/1.jpg": photo(1), "b/2.jpg": photo(2)})).classes == ("a", "b")
+    assert sources.read(write_files(tmp_path, {"a/1.jpg": encode_photo(1), "b/2.jpg": encode_photo(2)})).classes == (
+        "a",
+        "b",
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,25 +286,25 @@ def test_a_class_of_one_photo_is_a_class(tmp_path):
     ],
 )  # fmt: skip
 def test_a_folder_with_nothing_to_learn_is_refused_with_what_is_missing(tmp_path, files, words):
-    refused = refusal(grow(tmp_path / "photos", files))
+    refused = refusal(write_files(tmp_path / "photos", files))
     assert words in refused.what
     assert (refused.where, STATUS_UNOPENED in refused.what) == (str(tmp_path / "photos"), False)
     assert refused.advice
 
 
 def test_when_no_photo_can_be_read_the_commonest_reason_is_told(tmp_path):
-    dataset = opened(grow(tmp_path, {"a/1.jpg": b"text", "a/2.jpg": b"text", "b/1.jpg": b""}))
+    dataset = opened(write_files(tmp_path, {"a/1.jpg": b"text", "a/2.jpg": b"text", "b/1.jpg": b""}))
     with pytest.raises(PhotosError, match=r"2 of 3 paths were set aside \(not a photo: text\)"):
         sources.assign_classes(dataset, ())
 
 
 def test_one_class_alone_is_refused_with_why_the_other_has_no_photos(tmp_path):
     with pytest.raises(PhotosError, match=r"only one class with photos: a: 1 of 2 .*not a photo: text"):
-        sources.assign_classes(opened(grow(tmp_path, {"a/1.jpg": photo(0), "b/1.jpg": b"text"})), ())
+        sources.assign_classes(opened(write_files(tmp_path, {"a/1.jpg": encode_photo(0), "b/1.jpg": b"text"})), ())
 
 
 def test_a_missing_folder_is_refused_with_the_name_that_was_meant(tmp_path):
-    grow(tmp_path, {"flowers/a/1.jpg": b"x"})
+    write_files(tmp_path, {"flowers/a/1.jpg": b"x"})
     refused = refusal(tmp_path / "flowres")
     assert "no such folder" in refused.what
     assert refused.advice == str(tmp_path / "flowers")
@@ -301,7 +313,7 @@ def test_a_missing_folder_is_refused_with_the_name_that_was_meant(tmp_path):
 
 
 def test_the_order_of_the_classes_is_the_users_if_it_names_each_once(tmp_path):
-    grow(tmp_path, two_classes())
+    write_files(tmp_path, two_classes())
     assert sources.read(tmp_path, ("b", "a")).classes == ("b", "a")
     for wrong in (("b",), ("a", "b", "c"), ("a", "a", "b"), ("A", "b")):
         refused = refusal(tmp_path, class_order=wrong)
@@ -310,11 +322,11 @@ def test_the_order_of_the_classes_is_the_users_if_it_names_each_once(tmp_path):
 
 
 def test_the_users_files_are_never_touched(tmp_path):
-    photos = grow(tmp_path / "photos", {**two_classes(), "a/broken.jpg": b"x", "c/.hidden": b""})
+    photos = write_files(tmp_path / "photos", {**two_classes(), "a/broken.jpg": b"x", "c/.hidden": b""})
     (photos / "a" / "alias.jpg").symlink_to(photos / "b" / "0.jpg")
     with zipfile.ZipFile(photos / "packed.zip", "w") as archive:
-        archive.writestr("a/1.jpg", photo(1))
-        archive.writestr("b/1.jpg", photo(2))
+        archive.writestr("a/1.jpg", encode_photo(1))
+        archive.writestr("b/1.jpg", encode_photo(2))
     (photos / "table.csv").write_text("path,label\na/0.jpg,x\nb/0.jpg,y\n")
     for place in [*photos.rglob("*"), photos]:
         if not place.is_symlink():
@@ -336,10 +348,10 @@ PIECES = ["a", "b", "train", "test", "val", ".git", "Thumbs.db", "é", "x y", "1
 @settings(max_examples=60)
 def test_in_any_tree_every_visible_file_has_exactly_one_row(tmp_path_factory, files):
     folder = tmp_path_factory.mktemp("tree")
-    contents = (photo(1), b"", b"text")
+    contents = (encode_photo(1), b"", b"text")
     for name, kind in files.items():
         if not any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in files):
-            grow(folder, {name: contents[kind]})
+            write_files(folder, {name: contents[kind]})
     there = {place.relative_to(folder).as_posix() for place in folder.rglob("*") if place.is_file()}
     visible = sorted(name for name in there if not any(is_hidden(piece) for piece in name.split("/")))
     try:
@@ -393,7 +405,7 @@ TREES = {
 @pytest.mark.parametrize("name", PACKED)
 def test_an_archive_of_a_folder_is_the_folder(tmp_path, name, shape):
     (tmp_path / name).write_bytes(PACKED[name](TREES[shape]))
-    packed, plain = opened(tmp_path / name), opened(grow(tmp_path / "plain", TREES[shape]))
+    packed, plain = opened(tmp_path / name), opened(write_files(tmp_path / "plain", TREES[shape]))
     assert packed.photos["path"].to_list() == [f"{name}!{path}" for path in plain.photos["path"]]
     columns = ["label", "split", "status", "sha256", "bytes", "width", "height"]
     assert packed.photos.select(columns).equals(plain.photos.select(columns))

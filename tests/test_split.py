@@ -2,16 +2,16 @@
 
 import random
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import encoded, grow, noisy, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.datasets import LABELS, SEEDS, make_dataset
+from support.images import draw_noisy_image, encode_image, encode_photo, write_files
 
 from ikebana.data import pixel_cache, sources, split
-from ikebana.data.dataset import SCHEMA, SPLITS, STATUS_USED, Dataset
+from ikebana.data.dataset import SPLITS
 from ikebana.errors import PhotosError
 from ikebana.recipe import Recipe
 from ikebana.recipes import TUTORIAL_CLASS_ORDER
@@ -19,8 +19,6 @@ from ikebana.recipes import TUTORIAL_CLASS_ORDER
 SHARES = st.sampled_from(
     [(0.6, 0.2, 0.2), (0.8, 0.1, 0.1), (0.5, 0.0, 0.5), (0.7, 0.15, 0.15), (0.34, 0.33, 0.33), (0.9, 0.0, 0.1)]
 )
-SEEDS = st.integers(0, 2**31)
-LABELS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=60)
 CLASSES = st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(1, 9), min_size=1, max_size=12), min_size=1)
 
 
@@ -32,15 +30,6 @@ def in_groups(classes):
             groups += [len(set(groups))] * size
             labels += [name] * size
     return labels, groups
-
-
-def dataset(labels, **columns):
-    """A dataset of opened photos, all with bytes of their own unless `sha256` says otherwise."""
-    names = [f"{row:05}.jpg" for row in range(len(labels))]
-    given = {"path": names, "label": labels, "status": [STATUS_USED] * len(names), "sha256": names, **columns}
-    empty = {name: [None] * len(names) for name in SCHEMA if name not in given}
-    photos = pl.DataFrame({**given, **empty}, schema_overrides=SCHEMA).select(list(SCHEMA))
-    return Dataset("drawn", Path(), photos, tuple(sorted(set(labels))))
 
 
 def parts(found):
@@ -103,14 +92,14 @@ def test_small_classes_are_trained_on_first_then_tested(photos, expected):
 
 @given(labels=LABELS, seed=SEEDS)
 def test_the_same_seed_deals_the_same_and_the_training_seed_has_no_say(labels, seed):
-    drawn = dataset(labels + ["a", "b"] * 3)
+    drawn = make_dataset(labels + ["a", "b"] * 3)
     once = split.split_photos(drawn, Recipe(split_seed=seed, seed=1))
     assert parts(split.split_photos(drawn, Recipe(split_seed=seed, seed=2))) == parts(once)
 
 
 @pytest.mark.parametrize("kind", ["stratified", "shuffle"])
 def test_another_seed_deals_otherwise(kind):
-    drawn = dataset(["a", "b"] * 20)
+    drawn = make_dataset(["a", "b"] * 20)
     assert (
         len({tuple(parts(split.split_photos(drawn, Recipe(split=kind, split_seed=seed)))) for seed in range(10)}) == 10
     )
@@ -125,7 +114,7 @@ def test_copies_near_twins_and_given_groups_and_chains_of_them_stay_together(dat
     letters = st.lists(st.sampled_from("uvwxyz"), min_size=number, max_size=number)
     labels, bytes_, group, near = (data.draw(letters) for _ in range(4))
     some = [[None if key in "uvw" else key for key in column] for column in (group, near)]
-    drawn = dataset(labels, sha256=bytes_, group=some[0], duplicate_of=some[1])
+    drawn = make_dataset(labels, sha256=bytes_, group=some[0], duplicate_of=some[1])
     found = split.find_groups(drawn.photos)
     for column in ("sha256", "group", "duplicate_of"):
         for key in set(drawn.photos[column].drop_nulls()):
@@ -174,10 +163,11 @@ def test_no_test_photo_of_the_default_split_has_a_twin_elsewhere_and_a_shuffles_
 @pytest.mark.parametrize("seed", range(5))
 def test_a_photo_under_two_labels_stays_under_both_and_in_one_part(tmp_path, seed):
     names = [f"{name}/{number}.png" for name in "ab" for number in range(9)]
-    files = {name: encoded(noisy(8, 8, row), "PNG") for row, name in enumerate(names)}
+    files = {name: encode_image(draw_noisy_image(8, 8, row), "PNG") for row, name in enumerate(names)}
     files["b/as a 3.png"] = files["a/3.png"]
     found = split.split_photos(
-        pixel_cache.open_pixel_cache(sources.read(grow(tmp_path, files)), 8, "squash")[0], Recipe(split_seed=seed)
+        pixel_cache.open_pixel_cache(sources.read(write_files(tmp_path, files)), 8, "squash")[0],
+        Recipe(split_seed=seed),
     )
     assert found.used_photos.height == 19
     twins = found.used_photos.filter(pl.col("path").is_in(["a/3.png", "b/as a 3.png"]))
@@ -195,8 +185,8 @@ def test_every_class_has_a_photo_to_learn_from_however_groups_lie_across_classes
 
 
 def test_a_photo_that_was_set_aside_has_no_part(tmp_path):
-    grow(tmp_path, {f"{name}/{number}.jpg": photo(number) for name in "ab" for number in range(5)})
-    grow(tmp_path, {"a/broken.jpg": b"x", "b/empty.jpg": b""})
+    write_files(tmp_path, {f"{name}/{number}.jpg": encode_photo(number) for name in "ab" for number in range(5)})
+    write_files(tmp_path, {"a/broken.jpg": b"x", "b/empty.jpg": b""})
     found = split.split_photos(pixel_cache.open_pixel_cache(sources.read(tmp_path), 8, "squash")[0], Recipe())
     assert found.set_aside_photos["split"].to_list() == [None, None]
     assert found.used_photos["split"].null_count() == 0
@@ -204,7 +194,7 @@ def test_a_photo_that_was_set_aside_has_no_part(tmp_path):
 
 def test_the_order_in_which_photos_are_found_or_listed_is_irrelevant(tmp_path):
     names = [f"{name}{number}.jpg" for name in "ab" for number in range(12)]
-    grow(tmp_path, {name: photo(row) for row, name in enumerate(names)})
+    write_files(tmp_path, {name: encode_photo(row) for row, name in enumerate(names)})
     for kind in ("stratified", "shuffle"):
         found = set()
         for seed in range(4):
@@ -261,7 +251,7 @@ def test_the_flowers_are_split_as_in_the_tutorial(flowers):
 def test_given_parts_are_kept_and_a_missing_one_is_taken_from_training(labels, missing, seed):
     names = [name for name in SPLITS if name != missing]
     given_parts = [names[row // 3 % len(names)] if row % 3 == 0 else "train" for row in range(len(labels))]
-    drawn = dataset(labels, split=given_parts)
+    drawn = make_dataset(labels, split=given_parts)
     dealt = parts(split.split_photos(drawn, Recipe(split_seed=seed)))
     moved = [new for new, old in zip(dealt, given_parts, strict=True) if new != old]
     assert set(moved) <= {missing}
@@ -271,7 +261,7 @@ def test_given_parts_are_kept_and_a_missing_one_is_taken_from_training(labels, m
 
 
 def test_choices_of_a_split_that_came_with_the_photos_are_said_to_change_nothing(capsys):
-    drawn = dataset("ab" * 10, split=["train"] * 14 + ["test"] * 6)
+    drawn = make_dataset("ab" * 10, split=["train"] * 14 + ["test"] * 6)
     split.split_photos(drawn, Recipe())
     assert not capsys.readouterr().err
     split.split_photos(drawn, Recipe(split_seed=3))
@@ -280,7 +270,7 @@ def test_choices_of_a_split_that_came_with_the_photos_are_said_to_change_nothing
 
 def test_copies_in_training_go_to_the_missing_part_together():
     given_parts = ["train"] * 20 + ["test"] * 5
-    drawn = dataset(["a", "b"] * 12 + ["a"], split=given_parts, sha256=[f"{row // 2}" for row in range(25)])
+    drawn = make_dataset(["a", "b"] * 12 + ["a"], split=given_parts, sha256=[f"{row // 2}" for row in range(25)])
     dealt = parts(split.split_photos(drawn, Recipe()))
     assert dealt[20:] == ["test"] * 5
     assert dealt[0:20:2] == dealt[1:20:2]
@@ -289,9 +279,9 @@ def test_copies_in_training_go_to_the_missing_part_together():
 
 def test_too_few_photos_are_refused_with_the_part_that_stays_empty():
     with pytest.raises(PhotosError, match="none is left for the test part"):
-        split.split_photos(dataset(["a", "b"]), Recipe())
+        split.split_photos(make_dataset(["a", "b"]), Recipe())
     with pytest.raises(PhotosError, match="none is left for the train part"):
-        split.split_photos(dataset(["a", "b", "b"], split=["test", "test", "validation"]), Recipe())
+        split.split_photos(make_dataset(["a", "b", "b"], split=["test", "test", "validation"]), Recipe())
 
 
 @given(st.permutations([f"{number:064x}" for number in range(5)]))
@@ -306,7 +296,7 @@ def test_the_fingerprint_of_photos_is_that_of_their_contents_alone(hashes):
 def in_folders(sizes, parts=("",)):
     """Photos of two classes, so many in each folder inside a class."""
     return {
-        f"{part}{name}/{folder}/{row}.jpg": photo(10_000 * number + 100 * ord(name) + 10 * ord(folder) + row)
+        f"{part}{name}/{folder}/{row}.jpg": encode_photo(10_000 * number + 100 * ord(name) + 10 * ord(folder) + row)
         for number, part in enumerate(parts)
         for name in "ab"
         for folder, size in zip("pqrstuvw", sizes, strict=False)
@@ -320,7 +310,7 @@ def read(folder):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_photos_of_one_folder_inside_a_class_stay_together(seed, tmp_path):
-    found = split.split_photos(read(grow(tmp_path, in_folders((3, 3, 2, 2, 2, 1)))), Recipe(split_seed=seed))
+    found = split.split_photos(read(write_files(tmp_path, in_folders((3, 3, 2, 2, 2, 1)))), Recipe(split_seed=seed))
     assert found.photos["group"].n_unique() == 12
     assert all(path.startswith(f"{group}/") for path, group in found.photos.select("path", "group").iter_rows())
     assert found.used_photos.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 12
@@ -332,16 +322,16 @@ def test_photos_of_one_folder_inside_a_class_stay_together(seed, tmp_path):
 
 @pytest.mark.parametrize("sizes", [(5, 5), (3, 3, 3, 3), (12, 1, 1, 1, 1, 1)])
 def test_folders_inside_classes_that_no_split_could_keep_are_no_groups_and_it_is_said(sizes, tmp_path):
-    found = read(grow(tmp_path, in_folders(sizes)))
+    found = read(write_files(tmp_path, in_folders(sizes)))
     assert found.photos["group"].is_null().all()
     assert any("not kept together" in note for note in found.notes)
 
 
 def test_photos_beside_the_folders_of_a_class_are_groups_of_their_own(tmp_path):
     files = in_folders((3, 3)) | {
-        f"{name}/{row}.jpg": photo(7000 + 100 * ord(name) + row) for name in "ab" for row in range(5)
+        f"{name}/{row}.jpg": encode_photo(7000 + 100 * ord(name) + row) for name in "ab" for row in range(5)
     }
-    found = read(grow(tmp_path, files))
+    found = read(write_files(tmp_path, files))
     assert found.photos["group"].drop_nulls().n_unique() == 4
     assert found.photos.filter(pl.col("group").is_null()).height == 10
 
@@ -349,7 +339,7 @@ def test_photos_beside_the_folders_of_a_class_are_groups_of_their_own(tmp_path):
 def test_the_same_folder_names_in_given_parts_are_different_groups_and_no_leak(tmp_path):
     from ikebana.auditing import dataset_checks
 
-    found = split.split_photos(read(grow(tmp_path, in_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe())
+    found = split.split_photos(read(write_files(tmp_path, in_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe())
     assert found.photos["group"].n_unique() == 20
     assert not [each for each in dataset_checks.check_dataset(found) if each.kind == "leakage"]
 
@@ -358,7 +348,7 @@ def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
     from ikebana.auditing import dataset_checks
 
     names = [f"{row}.jpg" for row in range(12)]
-    grow(tmp_path, {name: photo(row) for row, name in enumerate(names)})
+    write_files(tmp_path, {name: encode_photo(row) for row, name in enumerate(names)})
     rows = [f"{name},{'ab'[row % 2]},{'train' if row < 8 else 'test'},g{min(row, 8)}" for row, name in enumerate(names)]
     rows[3] = "3.jpg,b,train,g8"
     (tmp_path / "table.csv").write_text("\n".join(["path,label,split,group", *rows]))

@@ -1,12 +1,15 @@
-"""The structure of the source: docstrings, the single place that opens photos, and no pickle."""
+"""The structure of the source and the tests: docstrings, one place that opens photos, no pickle, imports of tests."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCE = sorted(ROOT.glob("src/**/*.py"))
+TEST_MODULES = sorted(ROOT.glob("tests/test_*.py"))
+IMPORT_OF_TESTS = re.compile(r"\b(from|import) (tests\b|conftest\b|\.|test_\w)")
 
 
 @pytest.mark.parametrize("file", SOURCE, ids=lambda file: str(file.relative_to(ROOT)))
@@ -29,6 +32,15 @@ def test_nothing_is_pickled():
         loads = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if _is_torch_load(node)]
         assert file.name == "pretrained_weights.py" or not loads, file
         assert all("weights_only=True" in ast.unparse(call) for call in loads), file
+
+
+@pytest.mark.parametrize("file", TEST_MODULES, ids=lambda file: file.stem)
+def test_no_test_module_imports_conftest_or_another_test_module(file):
+    """Neither itself nor in the code that it runs in other processes, which is a string in it."""
+    tree = ast.parse(file.read_text("utf-8"))
+    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [code for code in imports + strings if IMPORT_OF_TESTS.search(code)]
 
 
 def _is_torch_load(node):

@@ -2,10 +2,10 @@
 
 import polars as pl
 import pytest
-from conftest import grow, photo, two_classes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from support.images import encode_photo, two_classes, write_files
 
 from ikebana.data import pixel_cache, sources, split, table
 from ikebana.data.dataset import SCHEMA, STATUS_UNOPENED
@@ -17,7 +17,7 @@ ROWS = [(f"photos/{name}", name[0]) for name in two_classes()]
 
 @pytest.fixture
 def photos(tmp_path):
-    grow(tmp_path / "photos", two_classes())
+    write_files(tmp_path / "photos", two_classes())
     return tmp_path
 
 
@@ -58,7 +58,7 @@ def test_columns_may_come_in_any_order_in_capitals_and_among_others(photos):
 
 def test_names_with_commas_quotes_and_line_breaks_are_one_name(photos):
     names = ["a, b.jpg", 'the "best".jpg', "two\nlines.jpg", "Blüte 花.jpg"]
-    grow(photos, {name: photo(row) for row, name in enumerate(names)})
+    write_files(photos, {name: encode_photo(row) for row, name in enumerate(names)})
     table = pl.DataFrame({"path": names, "label": ["x", "x", "y, z", "y, z"]})
     dataset = read(photos, table.write_csv())
     assert dict(dataset.photos.select("path", "label").iter_rows()) == dict(table.iter_rows())
@@ -67,7 +67,7 @@ def test_names_with_commas_quotes_and_line_breaks_are_one_name(photos):
 
 
 def test_spaces_around_a_path_are_the_files_if_it_has_some_and_a_slip_of_the_pen_if_not(photos):
-    grow(photos / "photos", {"a/trail.jpg ": photo(7), " lead.jpg": photo(8)})
+    write_files(photos / "photos", {"a/trail.jpg ": encode_photo(7), " lead.jpg": encode_photo(8)})
     found = read(
         photos, lines(rows=[("photos/a/trail.jpg ", "a"), (" photos/a/1.jpg ", "a"), ("photos/ lead.jpg", "b")])
     )
@@ -151,7 +151,7 @@ def test_an_empty_split_column_is_none_and_a_patchy_or_unknown_one_is_refused(ph
 
 def test_a_group_is_never_parted(tmp_path):
     names = [f"{label}{number}.jpg" for label in "ab" for number in range(20)]
-    grow(tmp_path, {name: photo(row) for row, name in enumerate(names)})
+    write_files(tmp_path, {name: encode_photo(row) for row, name in enumerate(names)})
     rows = [(name, name[0], f"plant {int(name[1:-4]) // 4}") for name in names]
     dataset = read(tmp_path, lines(header=("path", "label", "group"), rows=rows))
     parted = split.split_photos(pixel_cache.open_pixel_cache(dataset, 8, "squash")[0], Recipe()).used_photos

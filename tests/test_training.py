@@ -8,69 +8,45 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.training import BASELINE, CPU_SETTINGS, TUNED, have_same_weights, make_striped_photos
 
 from ikebana import recipes
 from ikebana.errors import MachineError, RecipeError, RunError
-from ikebana.learning import augmentation, device, examples, scoring
+from ikebana.learning import augmentation, device, scoring
 from ikebana.learning.models import networks, parameter_groups
 from ikebana.learning.training import checkpoint, loop
 from ikebana.learning.training.epoch import EpochProgress
-from ikebana.recipe import Augmentation, Transfer, Tuning, with_options
-
-SETTING = device.DeviceSettings("cpu", "float32", 2, "as it comes")
-RECIPE = recipes.get_recipe("baseline", image_size=46, batch_size=16, epochs=4)
+from ikebana.recipe import Augmentation, Transfer, with_options
 
 
-def striped(photos, seed=0, side=46):
-    """Two classes that differ in the direction of their stripes alone, so that colour tells nothing."""
-    numbers = np.random.default_rng(seed)
-    labels = np.arange(photos) % 2
-    waves = np.sin(np.arange(side)[None] / numbers.uniform(1.2, 2.2, (photos, 1)) + numbers.uniform(0, 6, (photos, 1)))
-    flat = np.repeat((127 + 90 * waves)[:, None, :], side, 1)
-    flat[labels == 1] = flat[labels == 1].swapaxes(1, 2)
-    noisy = flat[..., None] + numbers.normal(0, 25, (photos, side, side, 3))
-    pixels, for_choices = noisy.clip(0, 255).astype(np.uint8), np.arange(photos) % 4 < 2
-    return examples.PhotoExamples(pixels, np.arange(photos), labels.astype(np.int64), for_choices, np.arange(photos))
-
-
-def trained(recipe=RECIPE, setting=SETTING, kept=None, held_out=80):
+def trained(recipe=BASELINE, setting=CPU_SETTINGS, kept=None, held_out=80):
     network = networks.build_network(recipe, 2)
-    epochs = list(loop.train(network, recipe, striped(96), striped(held_out, seed=1), setting, kept))
+    epochs = list(
+        loop.train(network, recipe, make_striped_photos(96), make_striped_photos(held_out, seed=1), setting, kept)
+    )
     return network, epochs
 
 
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
-
-
 def test_a_network_learns_what_can_be_seen_and_says_so_of_new_photos():
-    _, epochs = trained(with_options(RECIPE, epochs=12))
+    _, epochs = trained(with_options(BASELINE, epochs=12))
     assert epochs[-1].val_accuracy is not None
     assert epochs[-1].val_accuracy > 0.9
     assert epochs[-1].train_loss < epochs[0].train_loss
 
 
 def test_labels_that_mean_nothing_cannot_be_learned():
-    recipe = with_options(RECIPE, epochs=12)
-    photos, held_out = striped(96), striped(200, seed=1)
+    recipe = with_options(BASELINE, epochs=12)
+    photos, held_out = make_striped_photos(96), make_striped_photos(200, seed=1)
     shuffled = np.random.default_rng(0).permutation(photos.labels)
     network = networks.build_network(recipe, 2)
-    *_, last = loop.train(network, recipe, dataclasses.replace(photos, labels=shuffled), held_out, SETTING)
+    *_, last = loop.train(network, recipe, dataclasses.replace(photos, labels=shuffled), held_out, CPU_SETTINGS)
     assert last.val_accuracy is not None
     assert 0.3 < last.val_accuracy < 0.7
 
 
 def test_the_same_seed_gives_the_same_bits():
-    assert same(trained()[0], trained()[0])
-    assert not same(trained()[0], trained(with_options(RECIPE, seed=1))[0])
-
-
-TUNED = with_options(
-    RECIPE,
-    epochs=5,
-    learning_rate=3e-3,
-    tuning=Tuning(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.5),
-)
+    assert have_same_weights(trained()[0], trained()[0])
+    assert not have_same_weights(trained()[0], trained(with_options(BASELINE, seed=1))[0])
 
 
 @pytest.fixture
@@ -91,8 +67,8 @@ def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(con
     assert len(considered) == len(epochs) == 5
     loss, weights = min(considered, key=lambda each: each[0])
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
-    validation = striped(80, seed=1)
-    logits = scoring.compute_logits(network, validation, SETTING)
+    validation = make_striped_photos(80, seed=1)
+    logits = scoring.compute_logits(network, validation, CPU_SETTINGS)
     chosen = validation.for_selection
     assert scoring.score(logits[chosen], validation.labels[chosen])[0] == pytest.approx(loss, rel=1e-5)
 
@@ -106,23 +82,37 @@ def test_with_few_photos_for_choices_the_last_epoch_counts(considered):
 def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     whole, _ = trained(TUNED)
     file = tmp_path / "checkpoint"
-    stream = loop.train(networks.build_network(TUNED, 2), TUNED, striped(96), striped(80, seed=1), SETTING, file)
+    stream = loop.train(
+        networks.build_network(TUNED, 2),
+        TUNED,
+        make_striped_photos(96),
+        make_striped_photos(80, seed=1),
+        CPU_SETTINGS,
+        file,
+    )
     for _ in range(2):
         next(stream)
     del stream
     resumed, epochs = trained(TUNED, kept=file)
     assert [each.epoch for each in epochs] == [1, 2, 3, 4, 5]
-    assert same(whole, resumed)
+    assert have_same_weights(whole, resumed)
 
 
 def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_phases_changes_nothing(tmp_path):
     transfer = Transfer(trainable="last_stages", train_from="layer4.0", head_epochs=2, head_learning_rate=1e-3)
-    recipe = with_options(RECIPE, network="resnet10t", image_size=64, transfer=transfer, epochs=2, learning_rate=1e-4)
+    recipe = with_options(BASELINE, network="resnet10t", image_size=64, transfer=transfer, epochs=2, learning_rate=1e-4)
 
     def run(kept=None, epochs=4):
         network = networks.build_network(recipe, 2)
         start = {name: value.clone() for name, value in network.state_dict().items()}
-        stream = loop.train(network, recipe, striped(32, side=64), striped(16, seed=1, side=64), SETTING, kept)
+        stream = loop.train(
+            network,
+            recipe,
+            make_striped_photos(32, side=64),
+            make_striped_photos(16, seed=1, side=64),
+            CPU_SETTINGS,
+            kept,
+        )
         for _ in range(epochs):
             next(stream)
         del stream
@@ -135,7 +125,7 @@ def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_pha
     assert {name.split(".")[2] for name in moved if name.startswith("backbone.")} == {"layer4"}
     run(tmp_path / "checkpoint", epochs=2)  # stopped where one phase ends and the next has not begun
     resumed, _ = run(tmp_path / "checkpoint", epochs=4)
-    assert same(whole, resumed)
+    assert have_same_weights(whole, resumed)
 
 
 @pytest.mark.parametrize("name", ["baseline", "augmented"])
@@ -144,13 +134,18 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
     recipe = recipes.get_recipe(name, image_size=46, batch_size=16, epochs=4, learning_rate=1e-3)
     whole, all_epochs = trained(recipe, kept=tmp_path / "whole")
     stream = loop.train(
-        networks.build_network(recipe, 2), recipe, striped(96), striped(80, seed=1), SETTING, tmp_path / "stopped"
+        networks.build_network(recipe, 2),
+        recipe,
+        make_striped_photos(96),
+        make_striped_photos(80, seed=1),
+        CPU_SETTINGS,
+        tmp_path / "stopped",
     )
     for _ in range(stop):
         next(stream)
     del stream
     resumed, epochs = trained(recipe, kept=tmp_path / "stopped")
-    assert same(whole, resumed)
+    assert have_same_weights(whole, resumed)
     untimed = [(each.epoch, each.train_loss, each.train_accuracy, each.val_loss, each.val_accuracy) for each in epochs]
     assert untimed == [
         (each.epoch, each.train_loss, each.train_accuracy, each.val_loss, each.val_accuracy) for each in all_epochs
@@ -159,19 +154,19 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
 
 def test_bfloat16_computes_about_the_same_first_loss_as_float32():
     half = device.DeviceSettings("cpu", "bfloat16", 2, "as it comes")
-    one = with_options(RECIPE, epochs=1, batch_size=96)
+    one = with_options(BASELINE, epochs=1, batch_size=96)
     assert trained(one, half)[1][0].train_loss == pytest.approx(trained(one)[1][0].train_loss, rel=0.01)
 
 
 def test_a_loss_that_is_no_number_is_refused_with_advice():
     with pytest.raises(RecipeError, match="no number") as refusal:
-        trained(with_options(RECIPE, learning_rate=1e30))
+        trained(with_options(BASELINE, learning_rate=1e30))
     assert "learning-rate" in str(refusal.value)
 
 
 def test_a_last_step_that_blows_the_network_up_is_noticed_too():
     recipe = with_options(
-        RECIPE, learning_rate=1e20, epochs=1, batch_size=96
+        BASELINE, learning_rate=1e20, epochs=1, batch_size=96
     )  # one step, whose loss was still a number
     with pytest.raises(RecipeError, match="no number"):
         trained(recipe)
@@ -181,11 +176,11 @@ def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_sp
     recipe = recipes.get_recipe("baseline", network="resnet18", image_size=32, batch_size=4, epochs=1)
     keras = with_options(recipe, network="keras_inception_v3", truncate_at="mixed2", image_size=75)
     for one in (recipe, keras):
-        photos = striped(9, side=one.image_size), striped(4, 1, side=one.image_size)
-        (epoch,) = loop.train(networks.build_network(one, 2), one, *photos, SETTING)
+        photos = make_striped_photos(9, side=one.image_size), make_striped_photos(4, 1, side=one.image_size)
+        (epoch,) = loop.train(networks.build_network(one, 2), one, *photos, CPU_SETTINGS)
         assert np.isfinite(epoch.train_loss)
     for count, sizes in ((9, [4, 5]), (10, [4, 4, 2]), (8, [4, 4]), (1, [1])):
-        photos = striped(count, side=32)
+        photos = make_striped_photos(count, side=32)
         assert [
             len(labels)
             for _, labels in EpochProgress(recipe, 1, photos, "cpu", avoid_single_photo_batches=True).iterate_batches()
@@ -213,11 +208,11 @@ def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name,
 
 
 def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
-    photos = striped(33)
-    network = networks.build_network(RECIPE, 2)
-    frozen = with_options(RECIPE, learning_rate=1e-30, epochs=1, batch_size=32)
-    (epoch,) = loop.train(network, frozen, photos, striped(0), SETTING)
-    loss, accuracy = scoring.score(scoring.compute_logits(network, photos, SETTING), photos.labels)
+    photos = make_striped_photos(33)
+    network = networks.build_network(BASELINE, 2)
+    frozen = with_options(BASELINE, learning_rate=1e-30, epochs=1, batch_size=32)
+    (epoch,) = loop.train(network, frozen, photos, make_striped_photos(0), CPU_SETTINGS)
+    loss, accuracy = scoring.score(scoring.compute_logits(network, photos, CPU_SETTINGS), photos.labels)
     assert epoch.train_loss == pytest.approx(loss, rel=1e-5)
     assert epoch.train_accuracy == pytest.approx(accuracy)
     assert epoch.val_loss is None
@@ -228,7 +223,16 @@ def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
 )
 def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
     file = tmp_path / "checkpoint"
-    next(loop.train(networks.build_network(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
+    next(
+        loop.train(
+            networks.build_network(BASELINE, 2),
+            BASELINE,
+            make_striped_photos(32),
+            make_striped_photos(8),
+            CPU_SETTINGS,
+            file,
+        )
+    )
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(RunError, match="checkpoint"):
         trained(kept=file)
@@ -236,14 +240,32 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     file = tmp_path / "checkpoint"
-    next(loop.train(networks.build_network(RECIPE, 2), RECIPE, striped(32), striped(8), SETTING, file))
+    next(
+        loop.train(
+            networks.build_network(BASELINE, 2),
+            BASELINE,
+            make_striped_photos(32),
+            make_striped_photos(8),
+            CPU_SETTINGS,
+            file,
+        )
+    )
     with pytest.raises(RunError, match="checkpoint"):
-        next(loop.train(networks.build_network(RECIPE, 3), RECIPE, striped(32), striped(8), SETTING, file))
+        next(
+            loop.train(
+                networks.build_network(BASELINE, 3),
+                BASELINE,
+                make_striped_photos(32),
+                make_striped_photos(8),
+                CPU_SETTINGS,
+                file,
+            )
+        )
 
 
 def test_a_failed_write_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatch):
     file = tmp_path / "checkpoint"
-    saved = checkpoint.TrainingState([], networks.build_network(RECIPE, 2).state_dict())
+    saved = checkpoint.TrainingState([], networks.build_network(BASELINE, 2).state_dict())
     checkpoint.save(file, saved)
     before = file.read_bytes()
 
@@ -264,13 +286,13 @@ def test_photos_too_small_for_the_network_are_refused():
 
 
 def test_augmentation_that_may_change_nothing_changes_nothing():
-    photos = torch.from_numpy(striped(4).pixels).permute(0, 3, 1, 2)
+    photos = torch.from_numpy(make_striped_photos(4).pixels).permute(0, 3, 1, 2)
     still = augmentation.augment(photos, Augmentation(), torch.Generator().manual_seed(0))
     torch.testing.assert_close(still, photos.float(), atol=0.01, rtol=0)
 
 
 def test_a_flip_alone_mirrors_about_half_of_the_photos():
-    photos = torch.from_numpy(striped(64).pixels).permute(0, 3, 1, 2)
+    photos = torch.from_numpy(make_striped_photos(64).pixels).permute(0, 3, 1, 2)
     changed = augmentation.augment(photos, Augmentation(flip=True), torch.Generator().manual_seed(0))
     mirrored = torch.tensor(
         [torch.allclose(a, b.flip(-1).float(), atol=0.01) for a, b in zip(changed, photos, strict=True)]
@@ -291,14 +313,14 @@ def test_the_format_is_measured_once_and_then_remembered(tmp_path, monkeypatch):
         asked.append(setting.precision)
         return {"float32": 0.02, "bfloat16": 0.01}[setting.precision]
 
-    first = device.select_precision(SETTING, "auto", "a network", trial)
-    again = device.select_precision(SETTING, "auto", "a network", trial)
+    first = device.select_precision(CPU_SETTINGS, "auto", "a network", trial)
+    again = device.select_precision(CPU_SETTINGS, "auto", "a network", trial)
     assert asked == ["float32", "bfloat16"]
     assert first == again
     assert first.precision == "bfloat16"
     assert "100 photos/s" in first.reasons["precision"]
-    assert device.select_precision(SETTING, "float32", "a network", trial).precision == "float32"
-    another = device.select_precision(SETTING, "auto", "another network", trial)
+    assert device.select_precision(CPU_SETTINGS, "float32", "a network", trial).precision == "float32"
+    another = device.select_precision(CPU_SETTINGS, "auto", "another network", trial)
     assert dataclasses.replace(another, measurement_id=first.measurement_id) == first
     assert len(asked) == 4
 
@@ -307,7 +329,7 @@ def test_a_trial_beside_other_work_is_believed_until_it_goes_faster(tmp_path, mo
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
 
     def measured():
-        return device.select_precision(SETTING, "float32", "a network", lambda _: 0.5)
+        return device.select_precision(CPU_SETTINGS, "float32", "a network", lambda _: 0.5)
 
     setting = measured()
     device.record_faster_speed(setting, 0.75)
@@ -329,7 +351,7 @@ def test_the_number_format_stays_the_one_of_the_trial_however_fast_another_turns
 
     def measured():
         return device.select_precision(
-            SETTING, "auto", "a network", lambda one: {"float32": 1.0, "bfloat16": 0.9}[one.precision]
+            CPU_SETTINGS, "auto", "a network", lambda one: {"float32": 1.0, "bfloat16": 0.9}[one.precision]
         )
 
     device.record_faster_speed(dataclasses.replace(measured(), precision="float32"), 0.5)
@@ -347,24 +369,24 @@ def test_a_format_that_memory_does_not_hold_is_left_and_tried_again_another_day(
             raise MachineError(f"no room for {setting.precision}")
         return {"float32": 0.01, "bfloat16": 0.02}[setting.precision]
 
-    found = device.select_precision(SETTING, "auto", "a network", trial)
+    found = device.select_precision(CPU_SETTINGS, "auto", "a network", trial)
     assert found.precision == "bfloat16"
     assert found.reasons["precision"] == "float32 needs more memory; bfloat16 50 photos/s"
     with pytest.raises(MachineError, match="no room for float32"):
-        device.select_precision(SETTING, "float32", "a network", trial)
+        device.select_precision(CPU_SETTINGS, "float32", "a network", trial)
     full.append("bfloat16")
     with pytest.raises(MachineError, match="no room for float32"):
-        device.select_precision(SETTING, "auto", "another network", trial)
+        device.select_precision(CPU_SETTINGS, "auto", "another network", trial)
     full.clear()
-    assert device.select_precision(SETTING, "auto", "a network", trial).precision == "float32"
+    assert device.select_precision(CPU_SETTINGS, "auto", "a network", trial).precision == "float32"
 
 
 def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    device.select_precision(SETTING, "float32", "a network", lambda _: 0.5)
+    device.select_precision(CPU_SETTINGS, "float32", "a network", lambda _: 0.5)
     (file,) = (tmp_path / "measurements").iterdir()
     file.write_text("{", "utf-8")
-    assert device.select_precision(SETTING, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
+    assert device.select_precision(CPU_SETTINGS, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
 
 
 PART = Augmentation(crop_area=0.3)

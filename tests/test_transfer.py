@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
-from conftest import stopped_after
+from support.interrupts import interrupt_after_steps
 
 import ikebana
 from ikebana import recipes
@@ -165,7 +165,7 @@ def test_fine_tuning_begins_with_a_head_and_moves_the_tail_alone(tuned, photos, 
 
 
 def test_fine_tuning_that_was_stopped_goes_on_to_the_very_same_weights(tuned, photos, tmp_path):
-    with stopped_after(4):  # in the second epoch
+    with interrupt_after_steps(4):  # in the second epoch
         ikebana.fit(photos, "good", run=tmp_path / "stopped", **GOOD)
     assert len(ikebana.open_run(tmp_path / "stopped").history) == 1
     resumed = ikebana.resume(tmp_path / "stopped")

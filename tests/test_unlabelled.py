@@ -5,7 +5,7 @@ import sys
 import zipfile
 
 import pytest
-from conftest import grow, photo, two_classes
+from support.images import encode_photo, two_classes, write_files
 
 from ikebana.data import sources as data_sources
 from ikebana.data import unlabelled
@@ -20,7 +20,9 @@ def names(folder, *sources):
 
 @pytest.fixture
 def photos(tmp_path):
-    return grow(tmp_path, {**two_classes(2), "a/.hidden.jpg": b"x", "single.jpg": photo(1), "b[1].jpg": photo(2)})
+    return write_files(
+        tmp_path, {**two_classes(2), "a/.hidden.jpg": b"x", "single.jpg": encode_photo(1), "b[1].jpg": encode_photo(2)}
+    )
 
 
 def test_files_folders_and_patterns_are_found_in_the_order_they_were_named(photos):
@@ -70,16 +72,16 @@ def test_what_is_not_there_is_refused_by_name(photos):
 def test_an_archive_shows_its_members_and_what_stayed_packed(photos):
     with zipfile.ZipFile(photos / "more.zip", "w") as archive:
         for name in ("x/2.jpg", "../out.jpg", "1.jpg"):
-            archive.writestr(name, photo(3))
+            archive.writestr(name, encode_photo(3))
     found = list(unlabelled.find_photos(photos / "more.zip"))
     assert [each.path for each in found] == [f"{photos}/more.zip!{name}" for name in ("1.jpg", "x/2.jpg", "../out.jpg")]
     assert [unlabelled.is_openable(each) for each in found] == [True, True, False]
-    assert found[0].file.read_bytes() == photo(3)
+    assert found[0].file.read_bytes() == encode_photo(3)
 
 
 def test_a_damaged_archive_among_listed_lines_is_told_of_and_the_next_line_is_looked_at(photos):
     with zipfile.ZipFile(photos / "more.zip", "w") as archive:
-        archive.writestr("1.jpg", photo(3))
+        archive.writestr("1.jpg", encode_photo(3))
     (photos / "cut.zip").write_bytes((photos / "more.zip").read_bytes()[:-10])
     cut, inside, single = unlabelled.find_photos(
         [], iter(f"{photos}/{name}\n" for name in ("cut.zip", "more.zip", "single.jpg"))

@@ -7,10 +7,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from browsing import given, host
-from conftest import drawing, encoded, noisy
 from PIL import Image
-from serving import BLUE, GREY, RED, Colours, running
+from support.browser import choose_photos, serve_files
+from support.images import draw_image, draw_noisy_image, encode_image
+from support.server import BLUE, GREY, RED, BrightestChannelClassifier, run_server
 
 from ikebana.commands import export
 from ikebana.errors import ModelError
@@ -22,7 +22,7 @@ PAGE = Path(page_files.__file__).with_name("page")
 
 @pytest.fixture(scope="module")
 def served():
-    with running() as one:
+    with run_server() as one:
         yield one
 
 
@@ -31,7 +31,7 @@ def served():
 
 def test_a_chosen_photo_gets_its_picture_its_class_and_a_bar_for_each(visit, served):
     page = visit(served.url)
-    (card,) = given(page, ("rose.png", RED))
+    (card,) = choose_photos(page, ("rose.png", RED))
     assert card.locator(".answer").inner_text().split() == ["red", ">", "99", "%"]
     assert card.locator("canvas").count() == 1
     assert card.locator(".bars li").count() == 3
@@ -45,8 +45,8 @@ def test_a_score_that_is_not_of_what_ships_comes_with_the_note_that_says_so(visi
     plain.wait_for_selector("body[data-ready]")
     assert "photos that it had never seen" in plain.locator("#about").inner_text()
     note = "What ships was trained once more, alike, on all 400 photos."
-    scores = {**served.colours.metadata["scores"], "note": note}
-    with running(Colours(metadata={"scores": scores})) as other:
+    scores = {**served.classifier.metadata["scores"], "note": note}
+    with run_server(BrightestChannelClassifier(metadata={"scores": scores})) as other:
         page = visit(other.url)
         page.wait_for_selector("body[data-ready]")
         about = page.locator("#about").inner_text()
@@ -58,7 +58,7 @@ def test_a_score_that_is_not_of_what_ships_comes_with_the_note_that_says_so(visi
 def test_many_photos_are_answered_each_in_words_and_read_out(visit, served):
     page = visit(served.url)
     photos = [("a.png", RED), ("b.png", GREY), ("c.jpg", b"text, no photo"), ("d.png", BLUE), ("e.png", b"")]
-    red, unsure, text, blue, empty = given(page, *photos)
+    red, unsure, text, blue, empty = choose_photos(page, *photos)
     assert "red" in red.locator(".answer").inner_text()
     assert unsure.locator(".answer").inner_text() == "Not sure"
     assert re.search(r"It might be \w+ \(33\s%\) or \w+ \(33\s%\)", unsure.locator(".reason").inner_text())
@@ -72,7 +72,7 @@ def test_many_photos_are_answered_each_in_words_and_read_out(visit, served):
 
 def test_the_page_works_from_the_keyboard_alone(visit, served):
     page = visit(served.url)
-    given(page, ("a.png", RED), ("b.png", BLUE))
+    choose_photos(page, ("a.png", RED), ("b.png", BLUE))
     page.locator("#choose").focus()
     reached = []
     for _ in range(8):
@@ -109,7 +109,9 @@ def test_photos_can_be_dropped_and_pasted(visit, served):
 @pytest.mark.parametrize("width", [320, 390, 1180])
 def test_nothing_sticks_out_at_the_side(visit, served, width):
     page = visit(served.url, viewport={"width": width, "height": 700})
-    given(page, ("a-very-long-name-without-a-place-to-break-it-" * 3 + ".png", RED), ("b.png", GREY), ("c", b"text"))
+    choose_photos(
+        page, ("a-very-long-name-without-a-place-to-break-it-" * 3 + ".png", RED), ("b.png", GREY), ("c", b"text")
+    )
     assert page.locator("html").evaluate("each => each.scrollWidth") <= width
     for button in page.locator("button:visible, .button:visible").all():
         box = button.bounding_box()
@@ -118,7 +120,7 @@ def test_nothing_sticks_out_at_the_side(visit, served, width):
 
 
 def test_with_a_token_the_page_asks_until_it_is_right(visit):
-    with running(token="sesame") as served:
+    with run_server(token="sesame") as served:
         page = visit(served.url)
         page.wait_for_selector("#token-dialog[open]")
         for token in ("wrong", "sesame"):
@@ -126,20 +128,20 @@ def test_with_a_token_the_page_asks_until_it_is_right(visit):
             page.keyboard.press("Enter")
             if token == "wrong":
                 page.wait_for_selector("text=not the right one")
-        (card,) = given(page, ("a.png", RED))
+        (card,) = choose_photos(page, ("a.png", RED))
         assert "red" in card.locator(".answer").inner_text()
 
 
 def test_while_the_server_is_busy_the_page_waits_and_comes_again(visit):
-    with running(waiting=1) as served:
+    with run_server(waiting=1) as served:
         page = visit(served.url)
         page.wait_for_selector("body[data-ready]")
-        served.colours.gate.clear()
-        first = served.soon()
-        served.until(lambda: served.desk.waiting_photos == 1)
+        served.classifier.gate.clear()
+        first = served.post_later()
+        served.wait_until(lambda: served.queue.waiting_photos == 1)
         page.set_input_files("#choose", [{"name": "a.png", "mimeType": "image/png", "buffer": RED}])
         page.wait_for_selector("text=The server is busy")
-        served.colours.gate.set()
+        served.classifier.gate.set()
         page.wait_for_selector(".card.named")
         assert first.result().status_code == 200
 
@@ -192,15 +194,15 @@ def test_the_browser_says_what_python_says_and_asks_nobody(visit, hosted, paper_
     page.goto(hosted)
     exif = Image.Exif()
     exif[0x0112] = 6
-    upright = drawing(300).resize((900, 600))
+    upright = draw_image(300).resize((900, 600))
     more = {
-        "lying.jpg": encoded(upright, quality=95, exif=exif),
-        "clear.png": encoded(_half_clear(), "PNG"),
-        "large.jpg": encoded(noisy(1900, 1300), quality=92),
-        "odd.jpg": encoded(noisy(777, 1013), quality=92),
+        "lying.jpg": encode_image(upright, quality=95, exif=exif),
+        "clear.png": encode_image(_half_clear(), "PNG"),
+        "large.jpg": encode_image(draw_noisy_image(1900, 1300), quality=92),
+        "odd.jpg": encode_image(draw_noisy_image(777, 1013), quality=92),
     }
     photos = {each.name: each.read_bytes() for each in good_photos[:6]} | more
-    cards = given(page, *photos.items())
+    cards = choose_photos(page, *photos.items())
     for card, (name, data) in zip(cards, photos.items(), strict=True):
         expected = paper_classifier.predict(data)
         shares = dict(zip(card.locator(".label").all_inner_texts(), _shares(card), strict=True))
@@ -213,7 +215,7 @@ def test_the_browser_says_what_python_says_and_asks_nobody(visit, hosted, paper_
 
 
 def _half_clear():
-    picture = drawing(120).convert("RGBA")
+    picture = draw_image(120).convert("RGBA")
     picture.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, 120).astype(np.uint8), (120, 1))))
     return picture
 
@@ -226,7 +228,7 @@ def _shares(card):
 
 
 def test_what_the_browser_cannot_open_is_said_in_words(visit, hosted):
-    (card,) = given(visit(hosted), ("a.jpg", b"text, no photo"))
+    (card,) = choose_photos(visit(hosted), ("a.jpg", b"text, no photo"))
     assert card.locator(".answer").inner_text() == "This browser cannot open the file as a photo"
 
 
@@ -234,11 +236,11 @@ def test_a_runtime_from_another_host_serves_as_well(visit, hosted, folder):
     file = folder / "model.json"
     original = file.read_text("utf-8")
     try:
-        with host(folder / "onnxruntime") as elsewhere:
+        with serve_files(folder / "onnxruntime") as elsewhere:
             about = json.loads(original)
             about["runtime"]["place"] = elsewhere
             file.write_text(json.dumps(about), "utf-8")
-            given(visit(hosted), ("a.png", RED))[0].locator(".bars").wait_for()
+            choose_photos(visit(hosted), ("a.png", RED))[0].locator(".bars").wait_for()
     finally:
         file.write_text(original, "utf-8")
 

@@ -1,8 +1,8 @@
 """The page, when it cannot begin at once, and when its camera comes late."""
 
 import pytest
-from browsing import given
-from serving import RED, running
+from support.browser import choose_photos
+from support.server import RED, run_server
 
 PHOTO = [{"name": "a.png", "mimeType": "image/png", "buffer": RED}]
 # A camera that is granted when the test says so: grants[n](), and cameras[n] is what it then shows.
@@ -20,7 +20,7 @@ RUNNING = "cameras.filter((each) => each.getTracks().some((track) => track.ready
 
 @pytest.fixture(scope="module")
 def served():
-    with running() as one:
+    with run_server() as one:
         yield one
 
 
@@ -84,7 +84,7 @@ def test_alone_in_a_browser_a_second_try_loads_what_was_lost(visit, hosted, lost
     page.goto(hosted)
     page.wait_for_selector("#about.error")
     page.click("#retry")
-    (card,) = given(page, ("a.png", RED))
+    (card,) = choose_photos(page, ("a.png", RED))
     assert card.locator(".bars li").count()
 
 

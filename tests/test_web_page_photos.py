@@ -6,15 +6,15 @@ import zlib
 
 import numpy as np
 import pytest
-from browsing import given
-from conftest import drawing, encoded
 from PIL import Image
-from serving import BLUE, GREY, RED, running
+from support.browser import choose_photos
+from support.images import draw_image, encode_image
+from support.server import BLUE, GREY, RED, run_server
 
 
 @pytest.fixture(scope="module")
 def served():
-    with running() as one:
+    with run_server() as one:
         yield one
 
 
@@ -76,11 +76,11 @@ def test_of_more_photos_than_anybody_looks_at_the_others_are_counted_and_may_com
     dropped(page, tmp_path / "many")
     assert list(answers(page, 500)) == [f"{number:03}.txt" for number in range(500)]
     assert page.locator("#left-out").inner_text().startswith("Left out: 3 of 503.")
-    given(page, ("red.png", RED))
+    choose_photos(page, ("red.png", RED))
     assert page.locator("#left-out").inner_text().startswith("Left out: 1 of 1.")
     page.click("#clear")
     assert page.locator("#left-out").is_hidden()
-    (card,) = given(page, ("red.png", RED))
+    (card,) = choose_photos(page, ("red.png", RED))
     assert "red" in card.locator(".answer").inner_text()
 
 
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_read_is_neither_empty_nor_a_server_that_is_gone(v
 
 @pytest.mark.parametrize("name", ["🌹" * 60 + ".jpeg", "🌹" * 200 + ".jpeg"], ids=["long", "longer"])
 def test_a_photo_may_be_called_anything(visit, served, name):
-    (card,) = given(visit(served.url), (name, RED))
+    (card,) = choose_photos(visit(served.url), (name, RED))
     assert "red" in card.locator(".answer").inner_text()
 
 
@@ -124,7 +124,7 @@ def test_a_photo_may_be_called_anything(visit, served, name):
 
 
 def test_escape_does_not_leave_the_page_without_the_question_for_the_token(visit):
-    with running(token="sesame") as served:
+    with run_server(token="sesame") as served:
         page = visit(served.url)
         page.wait_for_selector("#token-dialog[open]")
         for _ in range(5):
@@ -133,22 +133,22 @@ def test_escape_does_not_leave_the_page_without_the_question_for_the_token(visit
         page.wait_for_selector("#token-dialog[open]")
         page.keyboard.type("sesame")  # where the question is, there is the cursor
         page.keyboard.press("Enter")
-        (card,) = given(page, ("a.png", RED))
+        (card,) = choose_photos(page, ("a.png", RED))
         assert "red" in card.locator(".answer").inner_text()
         assert page.locator("#token-dialog").is_hidden()
 
 
 def test_of_photos_that_were_cleared_away_nothing_is_read_out(visit):
-    with running() as served:
+    with run_server() as served:
         page = visit(served.url)
         page.wait_for_selector("body[data-ready]")
-        served.colours.gate.clear()
+        served.classifier.gate.clear()
         page.set_input_files("#choose", [{"name": "a.png", "mimeType": "image/png", "buffer": RED}])
-        served.until(lambda: served.colours.looks)
+        served.wait_until(lambda: served.classifier.batch_sizes)
         page.click("#clear")
         page.wait_for_selector("#announcements:text-is('No photos.')", state="attached")
         with page.expect_response("**/predict?*"):
-            served.colours.gate.set()
+            served.classifier.gate.set()
         page.wait_for_timeout(500)  # longer than lines are gathered
         assert page.locator("#announcements").text_content() == "No photos."
 
@@ -158,7 +158,7 @@ def test_of_photos_that_were_cleared_away_nothing_is_read_out(visit):
 
 @pytest.mark.parametrize("mode", ["grey", "colour"])
 def test_a_png_of_16_bits_is_refused_by_the_browser_that_would_see_it_black(visit, hosted, mode):
-    (card,) = given(visit(hosted), ("a.png", _deep_png(mode)))
+    (card,) = choose_photos(visit(hosted), ("a.png", _deep_png(mode)))
     assert "16 bits" in card.locator(".answer").inner_text()
     assert "ikebana serve" in card.locator(".reason").inner_text()
 
@@ -166,10 +166,10 @@ def test_a_png_of_16_bits_is_refused_by_the_browser_that_would_see_it_black(visi
 def _deep_png(mode):
     """12 bits in 16, as cameras write."""
     if mode == "grey":
-        grey = np.asarray(drawing(64).convert("L")).astype(np.uint16) * 16
-        return encoded(Image.fromarray(grey), "PNG")
+        grey = np.asarray(draw_image(64).convert("L")).astype(np.uint16) * 16
+        return encode_image(Image.fromarray(grey), "PNG")
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0))]
-    rows = np.asarray(drawing(64).convert("RGB")).astype(">u2") * 16
+    rows = np.asarray(draw_image(64).convert("RGB")).astype(">u2") * 16
     packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows.astype(">u2")))
     chunks += [(b"IDAT", packed), (b"IEND", b"")]
     whole = [
@@ -180,8 +180,8 @@ def _deep_png(mode):
 
 @pytest.mark.parametrize("size", [(70_000, 60), (60, 70_000), (9_001, 1_203)])
 def test_a_long_photo_is_seen_whole_as_python_sees_it(visit, hosted, paper_classifier, size):
-    data = encoded(drawing(48, seed=3).resize(size), "PNG")
-    (card,) = given(visit(hosted), ("a.png", data))
+    data = encode_image(draw_image(48, seed=3).resize(size), "PNG")
+    (card,) = choose_photos(visit(hosted), ("a.png", data))
     expected = paper_classifier.predict(data).probabilities
     fills = card.locator(".fill").all()
     shares = [float(each.evaluate("bar => bar.style.getPropertyValue('--share')")) for each in fills]
@@ -193,7 +193,7 @@ def test_a_long_photo_is_seen_whole_as_python_sees_it(visit, hosted, paper_class
 
 
 def _blank(size):
-    return encoded(Image.new("RGB", size, "white"), "PNG")
+    return encode_image(Image.new("RGB", size, "white"), "PNG")
 
 
 def test_a_canvas_that_stays_blank_is_no_photo(visit, hosted):
@@ -205,5 +205,5 @@ def test_a_canvas_that_stays_blank_is_no_photo(visit, hosted):
     page = visit("about:blank")
     page.context.route("**/engine-worker.js", larger)
     page.goto(hosted)
-    (card,) = given(page, ("a.png", encoded(drawing(48).resize((70_000, 60)), "PNG")))
+    (card,) = choose_photos(page, ("a.png", encode_image(draw_image(48).resize((70_000, 60)), "PNG")))
     assert card.locator(".answer").inner_text() == "This photo is too large for this browser"

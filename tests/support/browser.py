@@ -1,16 +1,18 @@
-"""What the tests of the page share: a browser, a host of files, and a way to give photos and wait for the answers."""
+"""A browser's path, a file server, and the web page's file picker."""
 
 import functools
 import http.server
 import shutil
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def given(page, *photos):
-    """Choose these photos, (name, bytes), and wait for the answers."""
+def choose_photos(page, *photos: tuple[str, bytes]):
+    """Choose these photos, (name, bytes), on the page and wait for the answers: its cards."""
     page.wait_for_selector("body[data-ready]")
     files = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in photos]
     page.set_input_files("#choose", files)
@@ -20,8 +22,8 @@ def given(page, *photos):
     return page.locator(".card").all()
 
 
-class Files(http.server.SimpleHTTPRequestHandler):
-    """A host of files that does nothing but hand them out, to pages from elsewhere too, as public ones do."""
+class FileRequestHandler(http.server.SimpleHTTPRequestHandler):
+    """Serve files and nothing else, to pages of other origins too, as public hosts do."""
 
     def end_headers(self):
         self.send_header("Access-Control-Allow-Origin", "*")
@@ -32,8 +34,9 @@ class Files(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def host(folder):
-    handler = functools.partial(Files, directory=folder)
+def serve_files(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder within this block; gives the address."""
+    handler = functools.partial(FileRequestHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"

@@ -1,0 +1,58 @@
+"""Zip and tar archives with any members, and what ikebana reads from them."""
+
+import io
+import tarfile
+import warnings
+import zipfile
+
+from ikebana.data import sources
+
+from .images import encode_photo, two_classes
+
+
+def make_zip(members, compression=zipfile.ZIP_STORED) -> bytes:
+    """Make a zip of these (name, bytes, Unix mode) as they are, however malformed."""
+    stream = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(stream, "w", compression) as archive:
+        warnings.simplefilter("ignore")  # of duplicate names: tests want them
+        for name, data, mode in members:
+            entry = zipfile.ZipInfo("x")
+            entry.filename, entry.compress_type, entry.create_system = name, compression, 3
+            entry.external_attr = mode << 16
+            archive.writestr(entry, data)
+    return stream.getvalue()
+
+
+def make_tar(members, mode="w:") -> bytes:
+    """Make a tar of these (name, bytes, type); a link's bytes are its target."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode, format=tarfile.GNU_FORMAT) as archive:  # pyright: ignore
+        for name, data, kind in members:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.size = kind, len(data) if kind == tarfile.REGTYPE else 0
+            entry.linkname = data.decode() if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+            archive.addfile(entry, io.BytesIO(data) if kind == tarfile.REGTYPE else None)
+    return stream.getvalue()
+
+
+def make_archive(names, kind: str) -> bytes:
+    """Make a zip or a tar of two good classes and a photo under each of these names."""
+    files = [*two_classes().items(), *((name, encode_photo(200 + row)) for row, name in enumerate(names))]
+    return (
+        make_zip([(*file, 0o100644) for file in files])
+        if kind == "zip"
+        else make_tar([(*file, tarfile.REGTYPE) for file in files])
+    )
+
+
+def read_statuses(tmp_path, data: bytes, name: str = "photos.zip") -> dict[str, str]:
+    """Read {member: status} from an archive of these bytes; assert that only the cache was written."""
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    (home / name).write_bytes(data)
+    dataset = sources.read(home / name)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["home"]
+    assert [entry.name for entry in home.iterdir()] == [name]
+    return {
+        path.removeprefix(f"{name}!"): status for path, status in dataset.photos.select("path", "status").iter_rows()
+    }
