@@ -28,6 +28,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
+# Fixtures that train a network, start a browser or read thousands of photos: all tests that use them are slow.
+SLOW_FIXTURES = frozenset(("paper_run", "browser", "flowers"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the tests that use a slow fixture, before `-m` selects."""
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def ikebana_cache(tmp_path_factory, monkeypatch):

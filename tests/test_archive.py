@@ -255,6 +255,7 @@ def test_a_compression_that_python_does_not_know_is_named(tmp_path):
     assert set(statuses.values()) == {STATUS_UNOPENED}
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(["w:", "w:gz", "w:bz2", "w:xz", "zip"]),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3),

@@ -128,6 +128,7 @@ def test_a_huge_picture_is_refused_with_its_size(awkward):
     assert get_decoding_error((awkward / "65536-uint32-limit.png").read_bytes()) == "too large: 4,295 megapixels"
 
 
+@pytest.mark.slow
 def test_ordinary_pictures_are_what_pillow_shows_over_white(awkward, status):
     compared = 0
     for name in sorted(name for name, told in status.items() if told == STATUS_USED):

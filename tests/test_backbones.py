@@ -40,6 +40,7 @@ def learning(network):
     return {name for name, weight in network.named_parameters() if weight.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto", "vit_tiny_patch16_224"])
 def test_any_network_of_timm_takes_photos_and_gives_logits(name):
     recipe, network = built(network=name)
@@ -47,6 +48,7 @@ def test_any_network_of_timm_takes_photos_and_gives_logits(name):
     assert learning(network) == {"head.dense.weight", "head.dense.bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["tf_efficientnet_lite0", "resnet50", "convnext_atto", "mobilenetv2_100", "halonet26t"]
 )
@@ -181,6 +183,7 @@ def test_layers_in_a_list_are_stages_too():
     assert not any("blocks.0." in name or "patch_embed" in name for name in learning(network))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mvitv2_tiny", "efficientvim_m1", "sequencer2d_s"])
 def test_the_layer_table_has_layers_that_give_several_things(name):
     recipe, network = built(network=name)
@@ -259,6 +262,7 @@ def test_a_head_alone_decays_as_it_does_within_its_network():
         ]
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
     from ikebana.learning import device
     from ikebana.learning.training.trainer import Trainer, plan_phases
@@ -274,6 +278,7 @@ def test_what_is_frozen_stays_as_it_is_while_the_rest_learns():
     assert moved == learning(network)  # the means of BatchNorm, below and above the cut, among what stays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224"])
 def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_the_new_ones_say(name):
     from ikebana.learning import device

@@ -9,6 +9,8 @@ import pytest
 
 import ikebana
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--image-size", "64", "--precision", "float32"]
 SMALL = {"image_size": 64, "precision": "float32"}
 

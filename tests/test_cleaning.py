@@ -267,6 +267,7 @@ def command(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_audit_writes_what_it_found_and_a_table_that_fit_learns_from(photos, tmp_path):
     out, table = tmp_path / "found", tmp_path / "cleaned.csv"
     before = contents(photos)
@@ -300,6 +301,7 @@ def test_audit_writes_what_it_found_and_a_table_that_fit_learns_from(photos, tmp
     ]
 
 
+@pytest.mark.slow
 def test_a_run_tells_which_photos_are_twins_and_that_no_test_photo_has_one_elsewhere(photos, tmp_path):
     run = ikebana.fit(
         photos, "baseline", run=tmp_path / "run", image_size=48, epochs=1, batch_size=8, precision="float32"

@@ -14,6 +14,8 @@ from ikebana.learning.features import out_of_fold
 from ikebana.learning.features.feature_rows import FeatureRows
 from ikebana.learning.training import logistic_head
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):

@@ -19,7 +19,7 @@ import ikebana
 from ikebana.demo_data import paper_flowers
 from ikebana.runs.run import Run
 
-pytestmark = pytest.mark.usefixtures("shared_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
 FIT = ["--recipe", "good", "--image-size", "64", "--batch-size", "16", "--epochs", "1", "--precision", "float32"]
 

@@ -338,6 +338,7 @@ def twelve_megapixels():
         return data, image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [150, 224, 299])
 def test_decoding_a_large_jpeg_at_reduced_scale_hardly_shows(twelve_megapixels, side):
     data, full = twelve_megapixels

@@ -8,6 +8,8 @@ import pytest
 import ikebana
 from ikebana.demo_data import demo, paper_flowers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory):

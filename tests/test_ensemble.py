@@ -15,7 +15,7 @@ from ikebana.learning.models import networks
 from ikebana.learning.models.layers import Ensemble
 from ikebana.learning.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("shared_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
 SMALL = {"image_size": 64, "precision": "float32"}
 TWO = "tf_efficientnet_lite0+mobilenetv3_small_050"

@@ -31,6 +31,7 @@ def names(count):
     return tuple(f"class {number:03}" for number in range(count))
 
 
+@pytest.mark.slow
 @given(st.integers(2, 12), st.integers(1, 60), st.integers(0, 1000))
 def test_scores_are_those_of_scikit_learn(classes, photos, seed):
     probabilities, labels = drawn(photos, classes, seed)
@@ -55,6 +56,7 @@ def test_scores_are_those_of_scikit_learn(classes, photos, seed):
         )
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.text("ab ", min_size=1, max_size=20), min_size=2, max_size=9, unique=True),
     st.integers(1, 40),

@@ -24,6 +24,8 @@ from ikebana.inference import classifier, page_files
 from ikebana.learning.models import networks
 from ikebana.recipe import recipe_to_json, with_options
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -20,13 +20,13 @@ import ikebana
 from ikebana.recipes import RECIPES
 from ikebana.runs.run import open_run
 
-pytestmark = pytest.mark.usefixtures("shared_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 NEEDS_PYTHON_DEVICES = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch takes no device that is written in Python",
 )
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-DEVICES = [pytest.param("fake", marks=NEEDS_PYTHON_DEVICES), pytest.param("cuda", marks=NEEDS_CUDA)]
+DEVICES = [pytest.param("fake", marks=NEEDS_PYTHON_DEVICES), pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])]
 
 SMALL = {"precision": "float32", "split_fractions": [0.5, 0.25, 0.25]}
 TRANSFER = dataclasses.asdict(RECIPES["finetuned"])["transfer"] | {"head_epochs": 1}

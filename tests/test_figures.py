@@ -83,6 +83,7 @@ def all_kinds() -> dict[str, Callable[[Path], None]]:
 KINDS = list(all_kinds())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 5, 13, 37, 200])
 def test_no_two_words_overlap_and_none_leaves_the_picture_for_any_number_of_classes(count):
     assert_readable(figures._draw_bars(counts_of(names_of(count))))
@@ -97,6 +98,7 @@ def test_a_pie_stays_readable_however_uneven_its_slices_are(sizes):
     assert_readable(figures._draw_bars(counts))
 
 
+@pytest.mark.slow
 def test_odd_class_names_are_drawn_without_a_warning_and_without_overlap(tmp_path):
     counts, confusion = counts_of(ODD), confusion_of(len(ODD))
     for sheet in (figures._draw_bars(counts), figures._draw_pie(counts), figures._draw_confusion(confusion, ODD)):
@@ -145,6 +147,7 @@ def test_the_style_of_someones_notebook_changes_nothing(kind, drawn, tmp_path):
     assert (tmp_path / "styled.png").read_bytes() == drawn[kind]
 
 
+@pytest.mark.slow
 def test_threads_may_draw_at_the_same_time(drawn, tmp_path):
     kinds = KINDS * 2
     files = [tmp_path / f"{index}.png" for index in range(len(kinds))]
@@ -157,6 +160,7 @@ def test_threads_may_draw_at_the_same_time(drawn, tmp_path):
     assert [file.read_bytes() for file in files] == [drawn[kind] for kind in kinds]
 
 
+@pytest.mark.slow
 def test_drawing_needs_no_window_system_and_not_the_half_of_matplotlib_that_keeps_figures(tmp_path):
     code = "import sys, json; from ikebana.reports import figures; from pathlib import Path\n"
     code += "figures.draw_class_bars({'a': {'train': 3}}, Path(sys.argv[1])); print(json.dumps(sorted(sys.modules)))"
@@ -195,6 +199,7 @@ HARD_EPOCHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HARD_EPOCHS)
 def test_curves_of_any_training_are_readable(case, tmp_path):
     sheet = figures._draw_curves(HARD_EPOCHS[case])
@@ -262,6 +267,7 @@ def test_a_mistake_and_a_success_have_different_colours_and_the_empty_cell_has_n
     assert right[0, 0] < right[0, 2]
 
 
+@pytest.mark.slow
 def test_a_sheet_of_bars_is_no_higher_for_ten_thousand_classes(tmp_path):
     heights = set()
     for count in (figures.MAX_BARS, 10_000):

@@ -87,6 +87,7 @@ def test_what_is_made_of_a_run_or_a_model_is_refused_before_work_too(paper_run, 
         assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [["fit"], ["export", "run"], ["export", "run", "a.onnx", "--web", "b"], ["predict", "a.onnx"], ["fat"]]
 )

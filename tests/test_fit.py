@@ -19,7 +19,7 @@ from ikebana.demo_data import paper_flowers
 from ikebana.learning.training import loop
 from ikebana.recipe import recipe_from_json
 
-pytestmark = pytest.mark.usefixtures("shared_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
 SMALL = {"image_size": 48, "batch_size": 16, "epochs": 3, "precision": "float32"}
 FLAGS = ["--recipe", "baseline", "--image-size", "48", "--batch-size", "16", "--precision", "float32"]

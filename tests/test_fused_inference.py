@@ -56,6 +56,7 @@ def said(network, shown, setting=EXACT):
         return network(pixels).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [fused_inference.fold_batchnorm, fused_inference.fuse_layers])
 def test_a_lean_network_says_the_same(made, network):
     shown = photos()
@@ -64,6 +65,7 @@ def test_a_lean_network_says_the_same(made, network):
     torch.testing.assert_close(said(found, shown), said(network, shown), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_in_half_precision_it_is_no_further_from_the_truth_than_torch_itself(network):
     shown, half = photos(), replace(EXACT, precision="bfloat16")

@@ -57,6 +57,7 @@ def apart(found, expected):
     return float((found.detach() - expected.detach()).norm() / expected.detach().norm())
 
 
+@pytest.mark.slow
 @needs_onednn
 @pytest.mark.parametrize("trained", ["head", "last_stages", "all"])
 @pytest.mark.parametrize("name", NETWORKS)

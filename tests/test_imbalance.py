@@ -65,6 +65,7 @@ def recall_of_the_rare_class(counts_known: bool) -> float:
     return float((said == truth)[truth == 1].mean())
 
 
+@pytest.mark.slow
 def test_fine_tuning_names_a_rare_class_as_readily_as_a_frequent_one():
     assert recall_of_the_rare_class(counts_known=True) > 0.8  # 0.88 is the best that can be for both
     assert recall_of_the_rare_class(counts_known=False) < 0.7

@@ -17,6 +17,8 @@ from ikebana.learning.training import interrupts, loop
 from ikebana.learning.training.trainer import Trainer
 from ikebana.recipe import Augmentation, Transfer, with_options
 
+pytestmark = pytest.mark.slow
+
 AUGMENTED = recipes.get_recipe("augmented", image_size=46, batch_size=16, epochs=2, learning_rate=1e-3)  # with dropout
 LIT = with_options(TUNED, epochs=2, augmentation=Augmentation(rotation=10, crop_area=0.5, brightness=0.2))
 TWO_PHASES = with_options(

@@ -19,6 +19,7 @@ keras = pytest.importorskip("keras", reason="Keras is a development dependency: 
 
 # Keras 3.15 itself asks numpy in a way that numpy 2 warns of.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
     pytest.mark.filterwarnings(
         "ignore:Please import `affine_transform`:DeprecationWarning"

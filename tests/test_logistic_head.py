@@ -35,6 +35,7 @@ def right(head, features, labels):
     return float((head(torch.from_numpy(features)).argmax(1).numpy() == labels).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @pytest.mark.parametrize("held_out", [12, 400])  # few: folds choose
 def test_it_tells_new_photos_of_its_classes_apart(classes, held_out):
@@ -96,6 +97,7 @@ def test_the_more_the_labels_are_chance_the_more_it_is_held_back():
     assert chance.inverse_l2 < clear.inverse_l2
 
 
+@pytest.mark.slow
 def test_a_small_class_is_named_as_readily_as_a_large_one():
     features, labels = fewer_of_the_second(*clouds(3000, classes=3, width=40, apart=0.35), one_in=25)
     assert 10 < sum(labels == 1) < 50

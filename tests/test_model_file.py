@@ -52,6 +52,7 @@ def test_a_file_that_was_cut_off_anywhere_is_refused(data):
         assert refused(data[:length])
 
 
+@pytest.mark.slow
 def test_a_file_with_a_single_bit_turned_is_refused(data):
     dice = np.random.default_rng(0)
     places = [*dice.integers(0, len(data), 40), *range(len(data) - 80, len(data)), *range(40)]

@@ -51,6 +51,7 @@ SIDES = st.floats(0, 0.1)
 TURNS = st.sampled_from([None, *(turn for turn in Image.Transpose)])
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(1000, 10**6),
     sides=st.tuples(SIDES, SIDES, SIDES, SIDES),
@@ -92,6 +93,7 @@ def test_what_was_done_is_told(change, expected):
         assert found([change(original), original]) == {(0, 1): expected}
 
 
+@pytest.mark.slow
 def test_unlike_drawings_are_no_twins():
     assert found([draw_scene(seed) for seed in range(150)]) == {}
 
@@ -142,6 +144,7 @@ def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the
     assert np.isclose(candidates.apply_symmetries(copy), original, atol=1e-2).all(-1).sum() == 1
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.sampled_from([(4096, 8 * 4096), (5, 15)]))
 @settings(max_examples=10)
 def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed, at_a_time):
@@ -200,6 +203,7 @@ def figure(seed):
     return drawing
 
 
+@pytest.mark.slow
 def test_two_figures_of_one_shape_are_seldom_taken_for_one_picture(monkeypatch):
     drawn = [figure(seed) for seed in range(60)]
     assert found([figure(1), again(scale_image(figure(1), 0.7), 75)])

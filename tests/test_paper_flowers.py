@@ -93,6 +93,7 @@ def test_a_flower_that_nobody_folds_is_refused_with_the_names_of_those_one_can_h
         draw("tulip", 0)
 
 
+@pytest.mark.slow
 def test_colour_does_not_tell_the_kind_but_shape_does():
     known = [[draw(kind, seed, SMALL) for seed in range(14)] for kind in KINDS]
     unknown = [[draw(kind, 500 + seed, SMALL) for seed in range(14)] for kind in KINDS]

@@ -329,6 +329,7 @@ def test_whatever_interrupts_the_making_no_half_array_is_ever_taken_for_a_whole_
     ]  # the half array is gone, the whole one there
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 def test_what_a_living_process_fills_is_left_alone(photos, tmp_path, ikebana_cache):
     write_files(photos, {f"a/more {number}.jpg": encode_photo(number) for number in range(300)})

@@ -292,6 +292,7 @@ def test_that_no_photo_can_be_not_sure_is_said_each_time(paper_model, good_photo
     assert capsys.readouterr().err.count('no threshold for "not sure"') == (2 if threshold is None else 0)
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=120), max_size=6))
 def test_whatever_a_class_is_called_its_folder_lies_below_the_place_and_is_its_own(names):
     found = sorting.make_folder_names([*names, "..", ".", "", "/etc", "a/../b", "NUL:", "not sure"])

@@ -124,6 +124,7 @@ def test_packaged_weights_need_no_network(monkeypatch):
     assert pretrained_weights.find_weights(LITE).source.startswith("package")
 
 
+@pytest.mark.slow
 def test_converted_weights_are_found_without_waiting_for_timm():
     pretrained_weights.find_weights(LITE)
     code = (
@@ -220,6 +221,7 @@ def asked_in_a_fresh_process(network, endpoint, home):
     )
 
 
+@pytest.mark.slow
 def test_the_hubs_weights_arrive_whole_and_are_then_used_without_it(tmp_path):
     data, repository = asset(TINY)
     with hub(data, repository) as (endpoint, asked):
@@ -238,6 +240,7 @@ def test_the_hubs_weights_arrive_whole_and_are_then_used_without_it(tmp_path):
     assert [json.loads(line) for line in again.stdout.splitlines()] == [found]
 
 
+@pytest.mark.slow
 def test_a_download_that_breaks_off_goes_on_where_it_broke(tmp_path):
     data, repository = asset(WIDE)
     with hub(data, repository, broken_off=[TEN_MEGABYTES + 1000]) as (endpoint, asked):
@@ -248,6 +251,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_broke(tmp_path):
     assert Path(found["file"]).read_bytes() == data
 
 
+@pytest.mark.slow
 def test_without_hub_and_cache_the_error_names_the_three_ways_out(tmp_path):
     with socket.socket() as unheard:  # bound, so that nobody else takes the port; not listening, so that nobody answers
         unheard.bind(("127.0.0.1", 0))
@@ -262,6 +266,7 @@ def test_without_hub_and_cache_the_error_names_the_three_ways_out(tmp_path):
     assert "Retrying" not in done.stderr  # the hub's own patience, minutes of it, is not asked for
 
 
+@pytest.mark.slow
 def test_a_hub_cache_that_cannot_be_written_to_is_told_apart_from_a_missing_network(tmp_path):
     data, repository = asset(TINY)
     (tmp_path / "a file").touch()

@@ -8,7 +8,7 @@ import pytest
 
 import ikebana
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="this is a shell's way of speaking")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="this is a shell's way of speaking")]
 IKEBANA = f"{sys.executable} -m ikebana"
 
 

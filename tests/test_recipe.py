@@ -68,6 +68,7 @@ def test_unknown_recipes_and_choices_are_refused_with_those_that_exist():
     assert "epochs" in str(refusal.value)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=8), st.integers() | st.text(max_size=8) | st.none(), max_size=5))
 def test_a_damaged_recipe_file_is_refused_in_words(values):
     with pytest.raises(RecipeError):

@@ -235,6 +235,7 @@ def drawn(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_sealed_photos_and_those_for_confidence_are_never_looked_at(drawn):
     looked = ikebana.audit(drawn, advise=True)
     parts = looked.dataset.photos["split"].to_numpy()
@@ -257,6 +258,7 @@ def test_the_command_it_gives_is_of_the_table_that_was_made(drawn, tmp_path):
     assert f"ikebana fit {tmp_path / 'cleaned.csv'} --recipe" in repr(looked)
 
 
+@pytest.mark.slow
 def test_a_second_look_computes_no_features_and_says_the_same(drawn, stages, tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))  # the module's has the features of other tests already
     first = ikebana.audit(drawn, advise=True)
@@ -293,6 +295,7 @@ def test_a_plain_audit_gives_no_advice_and_goes_on_where_the_network_cannot_be_h
     assert "Advice" not in err
 
 
+@pytest.mark.slow
 def test_a_folder_to_write_to_holds_the_page_afterwards(drawn, tmp_path, capsys):
     assert command("audit", drawn) == 0
     assert "--out DIR" in capsys.readouterr().err
@@ -304,6 +307,7 @@ def test_a_folder_to_write_to_holds_the_page_afterwards(drawn, tmp_path, capsys)
         assert html.escape(finding.evidence).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
 
 
+@pytest.mark.slow
 def test_the_last_line_for_scripts_is_the_command_to_run(drawn, capsys):
     assert command("audit", drawn, "--advise") == 0
     out, err = capsys.readouterr()

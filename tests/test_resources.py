@@ -91,6 +91,7 @@ def photos(tmp_path):
     return write_files(tmp_path / "photos", two_classes(20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("fit", "--recipe", "baseline"), ("audit",)])
 def test_a_disk_too_small_is_refused_before_any_photo_is_opened(photos, tmp_path, flags):
     with small_disk(tmp_path / "disk", MEGABYTE) as cache:
@@ -101,6 +102,7 @@ def test_a_disk_too_small_is_refused_before_any_photo_is_opened(photos, tmp_path
     assert "OPENED" not in said.stdout
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_large_enough_is_used(photos, tmp_path):
     with small_disk(tmp_path / "disk", 64 * MEGABYTE) as cache:
         said = fit(
@@ -110,6 +112,7 @@ def test_a_disk_that_is_large_enough_is_used(photos, tmp_path):
     assert said.stdout.count("OPENED") >= 40
 
 
+@pytest.mark.slow
 def test_memory_that_the_process_may_not_have_is_refused_before_any_photo_is_opened(photos, tmp_path):
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux counts a process' data against its limit")
@@ -124,6 +127,7 @@ def test_memory_that_the_process_may_not_have_is_refused_before_any_photo_is_ope
     assert "OPENED" not in said.stdout
 
 
+@pytest.mark.slow
 def test_memory_that_the_container_has_not_is_refused_before_any_photo_is_opened(photos, tmp_path):
     with small_group(2000 * MEGABYTE) as group:
 
@@ -244,6 +248,7 @@ def test_other_failures_of_a_step_stay_what_they_are():
         torch.zeros(2).view(3)
 
 
+@pytest.mark.slow
 def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, capsys):
     choices = {"image_size": 46, "epochs": 1, "batch_size": 16, "precision": "float32"}
     after_the_trial = 1 + loop.TIMED_TRIAL_STEPS
@@ -264,6 +269,7 @@ def test_predictions_for_which_memory_runs_out_say_so(paper_run, good_photos, mo
         ikebana.predict(paper_run, good_photos[:3])
 
 
+@pytest.mark.slow
 def test_so_does_advice_and_an_audit_goes_on_without_what_needs_the_memory(drawn, monkeypatch, capsys):
     monkeypatch.setattr(out_of_fold, "extract_labelled_features", running_out)
     assert ikebana.audit(drawn(30)).dataset.used_photos.height

@@ -24,7 +24,7 @@ from ikebana.runs import reproducibility
 from ikebana.runs.run import Run
 from ikebana.system import cache_folder, files
 
-pytestmark = pytest.mark.usefixtures("shared_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
 SMALL = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
 

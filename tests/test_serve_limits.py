@@ -129,6 +129,7 @@ def test_an_upload_that_trickles_is_cut_off_as_well():
         assert b" 408 " in said.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_who_asks_and_asks_and_never_reads_is_hung_up_on():
     with run_server(silence_seconds=0.5, connections=2) as served:
         ends = []

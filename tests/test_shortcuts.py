@@ -87,6 +87,7 @@ def test_labels_by_chance_have_no_shortcut():
     assert all(0.35 < each.auc < 0.65 for each in told.per_class)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "each"), [(2, 12), (2, 15), (3, 12)])
 def test_few_photos_have_hardly_ever_a_shortcut_by_chance(classes, each):
     labels, found = np.repeat(np.arange(classes), each), 0

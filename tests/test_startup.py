@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HEAVY = {"torch", "numpy", "polars", "PIL", "matplotlib", "sklearn", "rich"}
 
 

@@ -18,6 +18,8 @@ from ikebana.learning.training import checkpoint, loop
 from ikebana.learning.training.epoch import EpochProgress
 from ikebana.recipe import Augmentation, Transfer, with_options
 
+pytestmark = pytest.mark.slow
+
 
 def trained(recipe=BASELINE, setting=CPU_SETTINGS, kept=None, held_out=80):
     network = networks.build_network(recipe, 2)

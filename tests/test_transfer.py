@@ -20,7 +20,7 @@ from ikebana.learning.features import feature_cache
 from ikebana.learning.models import weight_loading
 from ikebana.recipe import with_options
 
-pytestmark = pytest.mark.usefixtures("shared_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
 SMALL = {"image_size": 96, "precision": "float32"}
 GOOD = {"image_size": 64, "precision": "float32", "batch_size": 16, "epochs": 2}

@@ -17,6 +17,8 @@ from ikebana.errors import ModelError
 from ikebana.exporting import web
 from ikebana.inference import page_files
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(page_files.__file__).with_name("page")
 
 

@@ -4,6 +4,8 @@ import pytest
 from support.browser import choose_photos
 from support.server import RED, run_server
 
+pytestmark = pytest.mark.slow
+
 PHOTO = [{"name": "a.png", "mimeType": "image/png", "buffer": RED}]
 # A camera that is granted when the test says so: grants[n](), and cameras[n] is what it then shows.
 CAMERA = """

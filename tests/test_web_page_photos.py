@@ -11,6 +11,8 @@ from support.browser import choose_photos
 from support.images import draw_image, encode_image
 from support.server import BLUE, GREY, RED, run_server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def served():
