@@ -83,6 +83,7 @@ def test_photos_reach_the_backbone_as_it_was_trained_to_see_them():
     torch.testing.assert_close(seen, (photos(224) / 255 - mean) / std, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_pretrained_backbone_gives_timms_own_features():
     import timm
 
@@ -111,6 +112,7 @@ def test_weights_that_do_not_exist_are_refused_with_those_that_do():
     assert "resnet18." in str(refusal.value.advice)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "side"), [("good", 299), ("quick", 352)])
 def test_photos_too_small_for_a_backbone_are_refused_with_its_own_side(recipe, side):
     with pytest.raises(RecipeError) as refusal:
@@ -118,6 +120,7 @@ def test_photos_too_small_for_a_backbone_are_refused_with_its_own_side(recipe, s
     assert f"--image-size {side}" in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused(tmp_path):
     from safetensors.torch import save_file
 
@@ -144,6 +147,7 @@ def test_weights_for_another_side_are_refused_before_any_photo_is_read(tmp_path,
     assert "--image-size 160" in str(refused.value.advice)
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_goes_before_the_package(tmp_path):
     from safetensors.torch import save_file
 
@@ -216,6 +220,7 @@ def test_the_layer_table_counts_each_weight_once_and_says_which_learn():
     assert all(layer.trainable_parameters for layer in layer_table.skip_frozen_layers(table)[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "trainable"),
     [("features", 31_243_045, 9_440_261), ("frozen", 22_982_821, 1_180_037), ("finetuned", 22_982_821, 8_365_253)],

@@ -121,6 +121,7 @@ def test_above_the_threshold_the_answers_are_as_often_right_as_was_asked(seed, l
         assert 18 / 300 <= share < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("photos", [50, 100, 400])
 def test_what_is_answered_later_is_right_as_often_as_was_asked_on_average(photos):
     """Were the share that was seen itself asked for, the luckiest place to stop at would be taken: 0.94 of 50, not 0.95."""

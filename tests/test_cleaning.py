@@ -91,6 +91,7 @@ def test_what_cannot_be_read_is_never_in_the_table_and_the_rows_add_up(photos):
         assert result.dropped_photos["reason"].null_count() == 0
 
 
+@pytest.mark.slow
 def test_of_twins_in_given_parts_the_test_photo_stays(tmp_path):
     drawn = {f"{part}/{path}": draw_scene(9000 + 100 * number + row) for number, part in enumerate(("train", "test"))
              for row, path in enumerate(draw_two_class_scenes(5))}  # fmt: skip
@@ -99,6 +100,7 @@ def test_of_twins_in_given_parts_the_test_photo_stays(tmp_path):
     assert dropped(clean(dataset, found, words("exact_duplicate,near_duplicate"))) == {"train/a/1.jpg"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sure", "changed"), [(0.94, False), (0.95, False), (0.96, True)])
 def test_only_what_is_surer_than_asked_is_relabelled_and_says_what_it_was(photos, sure, changed):
     dataset, found = opened(photos)
@@ -129,6 +131,7 @@ def in_given_parts(place):
                      doubt("train/a/1.jpg", "b", 0.99), doubt("train/a/2.jpg", "b", 0.7)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
     dataset, found = in_given_parts(tmp_path)
     before = dataset.photos.filter(split="test").select("path", "label")
@@ -145,6 +148,7 @@ def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
     assert clean(dataset, found, words("exact_duplicate,near_duplicate"), has_given_split=True).protected_count == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 def test_who_acts_on_doubt_is_told_what_that_does_to_the_score(given, tmp_path, capsys):
     dataset, found = in_given_parts(tmp_path / "photos")
@@ -199,6 +203,7 @@ def contents(folder):
     return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [True, False])
 def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, beside):
     file = (photos if beside else tmp_path / "elsewhere") / "cleaned.csv"

@@ -334,6 +334,7 @@ def test_any_bytes_are_a_picture_or_an_unreadable_photo(start, rest, fit):
     assert picture_or_refusal(start + rest, fit)
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(sorted(set(CUT) - {"AVIF", "HEIF"})),
     changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),

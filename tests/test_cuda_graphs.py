@@ -53,6 +53,7 @@ def test_a_recorded_network_learns_from_the_same_norms_and_throws_the_same_dice(
     assert len(recorded) == 1
 
 
+@pytest.mark.slow
 def test_the_first_full_batch_is_recorded_wherever_it_comes_and_others_go_around(network, recorded):
     steps = GraphedNetwork(network, 8, HERE)
     for count in (3, 9):
@@ -69,6 +70,7 @@ def test_what_is_recorded_is_no_batch_that_somebody_else_may_change(network, rec
     assert recorded[0].data_ptr() != inputs.data_ptr()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_recorded_goes_through_the_network_and_that_is_said_once(network, monkeypatch, capsys):
     def refuse(module, given, **_):
         module(*given)

@@ -156,6 +156,7 @@ def test_a_colour_profile_on_a_grey_or_cmyk_picture_is_passed_over():
         assert np.array_equal(decode_as_int(file), to_int_array(picture))
 
 
+@pytest.mark.slow
 def test_transforms_of_many_profiles_do_not_pile_up():
     for number in range(decoding.MAX_CACHED_TRANSFORMS + 10):
         profile = icc_profile(SRGB_TO_XYZ[:, [1, 0, 2]], name=f"profile {number}")

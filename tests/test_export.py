@@ -24,8 +24,6 @@ from ikebana.inference import classifier, page_files
 from ikebana.learning.models import networks
 from ikebana.recipe import recipe_to_json, with_options
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -98,6 +96,7 @@ def test_openvino_says_the_same(paper_model, paper_classifier, good_photos):
     np.testing.assert_allclose(model(squares)[0], paper_classifier.forward(squares).probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tutorial+tutorial", "resnet18"])
 def test_averaged_networks_and_mirrored_photos_are_in_the_graph_too(name):
     if name == "resnet18":

@@ -91,6 +91,7 @@ def test_no_two_words_overlap_and_none_leaves_the_picture_for_any_number_of_clas
     assert_readable(figures._draw_confusion(confusion_of(count), names_of(count)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[1] * 200, [1000] + [1] * 11, [1000, 800] + [6] * 10, [0, 0, 0], [7], [5, 0, 0]])
 def test_a_pie_stays_readable_however_uneven_its_slices_are(sizes):
     counts = {name: {"train": size} for name, size in zip(names_of(len(sizes)), sizes, strict=True)}
@@ -130,6 +131,7 @@ def drawn(tmp_path_factory) -> dict[str, bytes]:
     return {kind: (draw(file), file.read_bytes())[1] for kind, draw in all_kinds().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_input_gives_the_same_bytes(kind, drawn, tmp_path):
     all_kinds()[kind](tmp_path / "again.png")
@@ -138,6 +140,7 @@ def test_the_same_input_gives_the_same_bytes(kind, drawn, tmp_path):
         assert set(picture.info) == {"dpi"}  # no date, no program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_style_of_someones_notebook_changes_nothing(kind, drawn, tmp_path):
     with style.context(["fivethirtyeight", "dark_background"]), rc_context({"figure.autolayout": True}):

@@ -70,6 +70,7 @@ def test_a_step_learns_from_it_what_it_would_learn_from_the_network(name, traine
     assert max(apart(*pair) for pair in zip(learned, to_learn, strict=True)) < 1e-2
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_in_half_precision_its_gradients_are_no_further_from_the_truth_than_torchs_own():
     network, shown = learning(), photos(8)

@@ -40,6 +40,7 @@ def test_photos_that_nobody_spoilt_give_no_finding(tmp_path):
     assert named(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "spoilt"),
     [
@@ -64,6 +65,7 @@ def blurred_by(*radii):
     return image_quality.measure(photos, np.arange(len(photos))).sharpness
 
 
+@pytest.mark.slow
 def test_a_photo_that_was_enlarged_is_not_called_blurred_for_that(tmp_path):
     def small(picture):
         return picture.filter(ImageFilter.GaussianBlur(2)).resize((70, 52))

@@ -12,6 +12,7 @@ from ikebana.evaluation.metrics import evaluate, from_json
 from ikebana.recipe import Recipe
 
 
+@pytest.mark.slow
 @given(labels=LABELS, seed=SEEDS, kind=st.sampled_from(["stratified", "shuffle"]), data=st.data())
 def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, seed, kind, data):
     labels = [*labels, *"abcabc" * 2]

@@ -80,6 +80,7 @@ def test_a_table_too_large_for_memory_gives_the_same_head(monkeypatch):
     np.testing.assert_array_equal(read.weight, held.weight)
 
 
+@pytest.mark.slow
 def test_many_photos_to_choose_by_are_enough_however_rare_a_class_is():
     held_out, labels = clouds(logistic_head.SUFFICIENT_SELECTION_PHOTOS + 600, seed=1)
     kept = (labels != 1) | (np.arange(len(labels)) < 30)
@@ -167,6 +168,7 @@ def test_one_feature_of_another_size_neither_drowns_the_others_nor_is_needed(fac
     assert right(head_of(found, 3), *changed(500, 2)) > 0.9
 
 
+@pytest.mark.slow
 def test_features_that_hardly_vary_and_say_nothing_are_not_made_loud():
     """Forty that tell the classes apart among whispers of chance, and few photos: louder whispers must cost."""
 
@@ -191,6 +193,7 @@ def test_features_that_are_the_same_everywhere_do_no_harm():
     assert right(head_of(found, 3), features, labels) > 0.9
 
 
+@pytest.mark.slow
 def test_copies_do_not_judge_each_other_when_the_pull_is_chosen():
     """Twelve subjects a class, ten photos of each that hardly differ, and classes that chance alone tells apart."""
     numbers = np.random.default_rng(3)

@@ -111,6 +111,7 @@ def test_photos_that_show_nothing_are_not_taken_for_each_other():
     assert found([*blank, draw_scene(1)]) == {}
 
 
+@pytest.mark.slow
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=15)
 def test_the_order_of_the_photos_is_irrelevant(dice):
@@ -127,6 +128,7 @@ def test_the_order_of_the_photos_is_irrelevant(dice):
     assert split.find_connected_components((order[one], order[other]) for one, other in got) == [[3, 12], [5, 13, 14]]
 
 
+@pytest.mark.slow
 def test_many_copies_of_one_photo_are_all_joined():
     copies = [again(scale_image(OTHERS[0], 0.5 + 0.015 * number), 60 + number) for number in range(30)]
     got = found([*OTHERS[1:], *copies])
@@ -168,6 +170,7 @@ def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed, at_a_time
     assert expected.any()
 
 
+@pytest.mark.slow
 @given(st.tuples(SIDES, SIDES, SIDES, SIDES), st.integers(0, 10**6))
 @settings(max_examples=20)
 def test_the_window_that_was_cut_out_is_found_again(sides, seed):
@@ -242,6 +245,7 @@ def test_near_twins_are_found_in_a_folder_and_told_with_what_was_done(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path):
     files = draw_two_class_scenes()
     files |= {
@@ -260,6 +264,7 @@ def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path
     assert dataset.photos.filter(pl.col("duplicate_of").is_not_null())["path"].to_list() == sorted(chain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_the_default_split_never_parts_near_twins(seed, tmp_path):
     dice, files = random.Random(seed), draw_two_class_scenes(16)
@@ -275,6 +280,7 @@ def test_the_default_split_never_parts_near_twins(seed, tmp_path):
     assert not of_kind(dataset_checks.check_dataset(dataset), "leakage")
 
 
+@pytest.mark.slow
 def test_near_twins_across_given_parts_are_a_leak(tmp_path):
     later = {path: draw_scene(50_000 + row) for row, path in enumerate(draw_two_class_scenes(4))}
     files = {
@@ -294,6 +300,7 @@ def test_near_twins_across_given_parts_are_a_leak(tmp_path):
     assert told[0] is leak
 
 
+@pytest.mark.slow
 def test_a_class_of_copies_alone_is_told_and_still_tested(tmp_path):
     files = draw_two_class_scenes(20) | {f"c/{row}.jpg": again(draw_scene(77), 60 + row) for row in range(20)}
     dataset, _ = with_twins(folder_of(tmp_path, files))
@@ -304,6 +311,7 @@ def test_a_class_of_copies_alone_is_told_and_still_tested(tmp_path):
     assert len(alike.paths) == 20
 
 
+@pytest.mark.slow
 def test_what_was_found_is_kept_beside_the_pixels_and_damage_is_noticed(tmp_path, monkeypatch):
     files = draw_two_class_scenes(6)
     folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})

@@ -107,6 +107,7 @@ def test_colour_does_not_tell_the_kind_but_shape_does():
     assert by_shape > max(0.5, by_colour + 0.2)
 
 
+@pytest.mark.slow
 def test_a_collection_has_every_kind_in_equal_numbers(collection):
     folder, _ = collection
     assert {sub.name: len(list(sub.glob("*.jpg"))) for sub in folder.iterdir()} == dict.fromkeys(KINDS, 6)
@@ -151,6 +152,7 @@ def test_sideways_photos_are_upright_only_once_their_orientation_is_applied(coll
             assert difference(photo.convert("RGB").resize(drawn.size), drawn) > 12
 
 
+@pytest.mark.slow
 def test_only_photos_with_a_wrong_label_show_something_else_than_their_folder_says(collection):
     folder, planted = collection
     copies = {other for _, other in planted.duplicates}

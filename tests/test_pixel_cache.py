@@ -289,6 +289,7 @@ def process(photos, start, slowness=0.0, before=""):
     return running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beginning", ["nothing is kept", "what is kept is damaged"])
 def test_two_processes_at_once_end_with_the_same_array(photos, tmp_path, ikebana_cache, beginning):
     if "damaged" in beginning:
@@ -308,6 +309,7 @@ def array_of(photos):
     return keep.pixels.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
 def test_whatever_interrupts_the_making_no_half_array_is_ever_taken_for_a_whole_one(
@@ -369,6 +371,7 @@ def test_an_interruption_from_within_a_photo_leaves_nothing(photos, monkeypatch,
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits file sizes the Linux way")
 def test_a_disk_that_takes_no_more_is_an_error_for_people_and_leaves_nothing(photos, tmp_path, ikebana_cache):
     (tmp_path / "start").touch()

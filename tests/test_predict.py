@@ -367,6 +367,7 @@ def test_in_python_the_answers_are_a_list_and_a_table_too(paper_model, photos, t
     assert of_table["label"].to_list() == [each.label for each in said]
 
 
+@pytest.mark.slow
 def test_a_flag_that_is_misspelt_is_wrong_usage_and_no_photo():
     command = [sys.executable, "-m", "ikebana", "predict", "model.onnx", "photo.jpg", "--outt", "x.csv"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

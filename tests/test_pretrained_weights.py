@@ -63,6 +63,7 @@ def refusal(*arguments):
 # --- ordinary packages ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", pretrained_weights.WEIGHTS_PACKAGES)
 def test_a_package_carries_every_tensor_of_timms_network(network):
     package = pretrained_weights.WEIGHTS_PACKAGES[network]
@@ -90,6 +91,7 @@ def test_a_package_is_converted_once(monkeypatch):
     assert first.sha256 in first.file.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flipped, halved, emptied])
 def test_damaged_converted_weights_are_made_again(damage, ikebana_cache):
     first = pretrained_weights.find_weights(LITE)

@@ -132,6 +132,7 @@ def judged(cuts, labels, groups=None):
     return depth_probe.evaluate_depths(cuts, labels, groups, depth_probe.make_folds(labels, groups, "photos"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("winner", [0, 1, 3])
 def test_the_cut_that_tells_more_wins(winner):
     cuts = [clouds(150, 3.0 if number == winner else 1.0, seed=number)[0] for number in range(4)]
@@ -143,6 +144,7 @@ def test_the_cut_that_tells_more_wins(winner):
     assert abs(evidence.last_depth_gain.value) > 2 * evidence.last_depth_gain.standard_error
 
 
+@pytest.mark.slow
 def test_labels_that_mean_nothing_are_guessed_and_twins_do_not_help():
     seen, _ = clouds(100, 0.0, width=100)
     labels = np.random.default_rng(5).integers(0, 3, 100)
@@ -152,6 +154,7 @@ def test_labels_that_mean_nothing_are_guessed_and_twins_do_not_help():
     assert judged([twins] * 4, both).last_depth_accuracy.value > 0.7  # what a split that parts twins would have shown
 
 
+@pytest.mark.slow
 def test_fewer_photos_to_learn_from_tell_less_and_the_error_says_what_chance_may_do():
     draws = [clouds(240, 2.0, width=60, seed=seed)[0] for seed in range(4)]
     evidence = judged(draws, clouds(240, 2.0)[1])
@@ -178,6 +181,7 @@ def test_the_error_is_what_chance_does_where_photos_of_a_group_fare_alike_too():
     assert alone.standard_error < real / 1.3
 
 
+@pytest.mark.slow
 def test_every_photo_is_judged_once_even_where_a_class_has_but_one():
     labels = np.array([0] * 9 + [1] * 9 + [2], np.int64)
     folds = depth_probe.make_folds(labels, np.arange(19), "photos")
@@ -250,6 +254,7 @@ def test_sealed_photos_and_those_for_confidence_are_never_looked_at(drawn):
     assert "test photos stay sealed" in repr(looked.recommendation)
 
 
+@pytest.mark.slow
 def test_the_command_it_gives_is_of_the_table_that_was_made(drawn, tmp_path):
     looked = ikebana.audit(
         drawn, advise=True, write=tmp_path / "cleaned.csv", drop=["exact_duplicate", "near_duplicate"]
@@ -279,6 +284,7 @@ def command(*arguments):
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_a_plain_audit_gives_no_advice_and_goes_on_where_the_network_cannot_be_had(drawn, monkeypatch, capsys):
     from ikebana.errors import MachineError
     from ikebana.learning.models import weight_loading
@@ -322,6 +328,7 @@ def test_the_last_line_for_scripts_is_the_command_to_run(drawn, capsys):
     assert events[-1] == {"event": "done", "leaks": 0, "command": out.strip()}
 
 
+@pytest.mark.slow
 def test_a_leak_between_given_parts_ends_with_status_3_and_is_named(tmp_path, capsys):
     files = {
         f"{part}/{path}": data + part.encode() for part in ("train", "test") for path, data in two_classes().items()
@@ -333,6 +340,7 @@ def test_a_leak_between_given_parts_ends_with_status_3_and_is_named(tmp_path, ca
     assert "test and train" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "said"),
     [
@@ -354,6 +362,7 @@ def test_what_nobody_could_judge_is_refused_in_words(files, said, tmp_path, caps
     assert str(tmp_path) in err
 
 
+@pytest.mark.slow
 def test_a_class_of_two_photos_makes_the_advice_doubtful_and_does_not_end_it(tmp_path):
     files = two_classes(20) | {"c/0.jpg": encode_photo(900), "c/1.jpg": encode_photo(901)}
     said = ikebana.audit(write_files(tmp_path / "photos", files), advise=True).recommendation

@@ -38,6 +38,7 @@ def noise(height, width, seed=0):
 lengths = st.integers(1, 400)
 
 
+@pytest.mark.slow
 @given(height=lengths, width=lengths, side=st.sampled_from(SIDES), fit=st.sampled_from(["squash", "crop"]))
 @example(height=1, width=1, side=16, fit="crop")
 @example(height=1, width=400, side=96, fit="squash")

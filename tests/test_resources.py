@@ -174,6 +174,7 @@ def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch)
         estimate._require_step_memory(built, recipe, 5, there)
 
 
+@pytest.mark.slow
 def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
     recipe = networks.fill_defaults(recipes.get_recipe("good"))
     here, there = (device.DeviceSettings(name, "float32", 2, "") for name in ("cpu", "cuda"))

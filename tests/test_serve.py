@@ -79,6 +79,7 @@ def test_what_is_no_photo_is_refused_with_the_reason(served, data):
     assert told["predictions"][0]["status"] == told["error"]
 
 
+@pytest.mark.slow
 def test_no_awkward_file_is_the_servers_fault(served, awkward):
     for file in sorted(awkward.iterdir()):
         response = served.post(file.read_bytes())
@@ -193,6 +194,7 @@ def test_every_answer_tells_browsers_to_be_careful_and_none_is_kept(served):
     assert served.post().headers["cache-control"] == "no-store"
 
 
+@pytest.mark.slow
 def test_no_photo_touches_the_disk(served, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a file was made")

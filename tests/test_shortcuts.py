@@ -35,14 +35,17 @@ def bordered(picture):
     return ImageOps.expand(picture, 4, (20, 20, 20))
 
 
+@pytest.mark.slow
 def test_photos_made_alike_have_no_shortcut(tmp_path):
     assert shortcuts.find_shortcuts(judged(tmp_path, lambda _, picture: jpeg(picture))) == []
 
 
+@pytest.mark.slow
 def test_a_border_around_every_photo_is_none_either(tmp_path):
     assert shortcuts.find_shortcuts(judged(tmp_path, lambda _, picture: jpeg(bordered(picture)))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fact", "made"),
     [
@@ -80,6 +83,7 @@ def test_copies_of_one_photo_prove_nothing():
     assert shortcuts.find_shortcuts(shortcuts.evaluate_facts({"size": sizes}, labels, np.arange(80)))
 
 
+@pytest.mark.slow
 def test_labels_by_chance_have_no_shortcut():
     dice = np.random.default_rng(1)
     told = shortcuts.evaluate_facts({"size": dice.normal(0, 1, (400, 3))}, dice.integers(0, 4, 400), np.arange(400))

@@ -90,6 +90,7 @@ def test_small_classes_are_trained_on_first_then_tested(photos, expected):
         assert set(dealt[:photos]) == expected
 
 
+@pytest.mark.slow
 @given(labels=LABELS, seed=SEEDS)
 def test_the_same_seed_deals_the_same_and_the_training_seed_has_no_say(labels, seed):
     drawn = make_dataset(labels + ["a", "b"] * 3)
@@ -147,6 +148,7 @@ def test_islands_do_not_depend_on_the_order_of_their_bridges(pairs, order):
     assert all(where[one] == where[other] for one, other in pairs)
 
 
+@pytest.mark.slow
 @given(labels=LABELS, groups=st.lists(st.integers(0, 20), min_size=60, max_size=60), seed=SEEDS)
 def test_no_test_photo_of_the_default_split_has_a_twin_elsewhere_and_a_shuffles_are_counted(labels, groups, seed):
     groups = groups[: len(labels)]

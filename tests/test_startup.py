@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 HEAVY = {"torch", "numpy", "polars", "PIL", "matplotlib", "sklearn", "rich"}
 
 
@@ -27,6 +25,7 @@ def test_asking_for_help_loads_neither_torch_nor_numpy():
     assert not loaded_by(code) & {"torch", "numpy", "polars", "PIL"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "room",
     ["data.sources", "data.pixel_cache", "evaluation.metrics", "reports.run_figures", "runs.run", "serving.server"],
@@ -35,6 +34,7 @@ def test_photos_trust_report_and_runs_do_without_torch(room):
     assert "torch" not in loaded_by(f"import ikebana.{room}")
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_and_explains_itself():
     code = (
         "import ikebana\nfor name in ikebana.__all__: assert getattr(ikebana, name).__doc__ or name == 'RECIPES', name"

@@ -207,6 +207,7 @@ def test_parquet_with_lists_of_labels_or_no_parquet_is_refused(photos):
             sources.read(photos / name)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60) | st.text("path,label;\t\n\r\"' x", max_size=60).map(lambda rest: "path,label\n" + rest))
 @example('path,label\n"open,quote\n')
 @example("path,label\na\0b,c\n")

@@ -18,8 +18,6 @@ from ikebana.learning.training import checkpoint, loop
 from ikebana.learning.training.epoch import EpochProgress
 from ikebana.recipe import Augmentation, Transfer, with_options
 
-pytestmark = pytest.mark.slow
-
 
 def trained(recipe=BASELINE, setting=CPU_SETTINGS, kept=None, held_out=80):
     network = networks.build_network(recipe, 2)
@@ -29,6 +27,7 @@ def trained(recipe=BASELINE, setting=CPU_SETTINGS, kept=None, held_out=80):
     return network, epochs
 
 
+@pytest.mark.slow
 def test_a_network_learns_what_can_be_seen_and_says_so_of_new_photos():
     _, epochs = trained(with_options(BASELINE, epochs=12))
     assert epochs[-1].val_accuracy is not None
@@ -36,6 +35,7 @@ def test_a_network_learns_what_can_be_seen_and_says_so_of_new_photos():
     assert epochs[-1].train_loss < epochs[0].train_loss
 
 
+@pytest.mark.slow
 def test_labels_that_mean_nothing_cannot_be_learned():
     recipe = with_options(BASELINE, epochs=12)
     photos, held_out = make_striped_photos(96), make_striped_photos(200, seed=1)
@@ -46,6 +46,7 @@ def test_labels_that_mean_nothing_cannot_be_learned():
     assert 0.3 < last.val_accuracy < 0.7
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits():
     assert have_same_weights(trained()[0], trained()[0])
     assert not have_same_weights(trained()[0], trained(with_options(BASELINE, seed=1))[0])
@@ -64,6 +65,7 @@ def considered(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(considered):
     network, epochs = trained(TUNED)
     assert len(considered) == len(epochs) == 5
@@ -75,12 +77,14 @@ def test_with_tuning_the_epoch_counts_that_the_photos_for_choices_liked_best(con
     assert scoring.score(logits[chosen], validation.labels[chosen])[0] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_with_few_photos_for_choices_the_last_epoch_counts(considered):
     network, _ = trained(TUNED, held_out=2 * loop.MIN_SELECTION_PHOTOS - 4)
     assert [loss for loss, _ in considered] == [None] * 5
     assert all(torch.equal(value, considered[-1][1][name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     whole, _ = trained(TUNED)
     file = tmp_path / "checkpoint"
@@ -100,6 +104,7 @@ def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     assert have_same_weights(whole, resumed)
 
 
+@pytest.mark.slow
 def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_phases_changes_nothing(tmp_path):
     transfer = Transfer(trainable="last_stages", train_from="layer4.0", head_epochs=2, head_learning_rate=1e-3)
     recipe = with_options(BASELINE, network="resnet10t", image_size=64, transfer=transfer, epochs=2, learning_rate=1e-4)
@@ -130,6 +135,7 @@ def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_pha
     assert have_same_weights(whole, resumed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["baseline", "augmented"])
 @pytest.mark.parametrize("stop", [1, 3])
 def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
@@ -154,18 +160,21 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(name, stop, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_about_the_same_first_loss_as_float32():
     half = device.DeviceSettings("cpu", "bfloat16", 2, "as it comes")
     one = with_options(BASELINE, epochs=1, batch_size=96)
     assert trained(one, half)[1][0].train_loss == pytest.approx(trained(one)[1][0].train_loss, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_is_refused_with_advice():
     with pytest.raises(RecipeError, match="no number") as refusal:
         trained(with_options(BASELINE, learning_rate=1e30))
     assert "learning-rate" in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_last_step_that_blows_the_network_up_is_noticed_too():
     recipe = with_options(
         BASELINE, learning_rate=1e20, epochs=1, batch_size=96
@@ -174,6 +183,7 @@ def test_a_last_step_that_blows_the_network_up_is_noticed_too():
         trained(recipe)
 
 
+@pytest.mark.slow
 def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_spread():
     recipe = recipes.get_recipe("baseline", network="resnet18", image_size=32, batch_size=4, epochs=1)
     keras = with_options(recipe, network="keras_inception_v3", truncate_at="mixed2", image_size=75)
@@ -209,6 +219,7 @@ def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name,
         assert networks.fill_defaults(alone).batch_size == 1
 
 
+@pytest.mark.slow
 def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
     photos = make_striped_photos(33)
     network = networks.build_network(BASELINE, 2)
@@ -220,6 +231,7 @@ def test_the_last_batch_of_an_epoch_counts_with_the_photos_that_it_has():
     assert epoch.val_loss is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * len(data)]
 )
@@ -240,6 +252,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
         trained(kept=file)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     file = tmp_path / "checkpoint"
     next(
