@@ -32,10 +32,22 @@ settings.load_profile("shared machine")
 SLOW_FIXTURES = frozenset(("paper_run", "browser", "flowers"))
 
 
+# Tests whose last digits depend on the processor.
+NUMERICAL_MODULES = frozenset(
+    f"test_{name}"
+    for name in (
+        "calibration", "depthwise", "feature_cache", "feature_rows", "fused_inference", "fused_training", "imbalance",
+        "label_errors", "logistic_head", "optimisers", "pooling", "resize",
+    )
+)  # fmt: skip
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark the tests that use a slow fixture, before `-m` selects."""
+    """Mark the tests that use a slow fixture and the numerical ones, before `-m` selects."""
     for item in items:
+        if item.path.stem in NUMERICAL_MODULES:
+            item.add_marker(pytest.mark.numerical)
         if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 

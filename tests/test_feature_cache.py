@@ -12,6 +12,9 @@ from ikebana.learning.features.feature_cache import FeatureKey
 from ikebana.recipes import RECIPES
 from ikebana.system.cache_folder import cache_folder
 
+needs_bfloat16 = pytest.mark.skipif(
+    not device._can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"
+)
 EXACT = device.DeviceSettings("cpu", "float32", 2, "as it comes")
 HALF = device.DeviceSettings("cpu", "bfloat16", 2, "as it comes")
 ORIGIN = FeatureKey("some pixels", "a network", "its weights")
@@ -105,6 +108,7 @@ def test_files_that_are_no_longer_whole_are_made_again(backbone, damage, name):
     np.testing.assert_array_equal(after, before)
 
 
+@needs_bfloat16
 def test_other_pixels_other_weights_and_another_format_have_features_of_their_own(backbone):
     shown = photos(range(5))
     for origin in (
@@ -117,6 +121,7 @@ def test_other_pixels_other_weights_and_another_format_have_features_of_their_ow
     assert len(list(cache_folder().glob("features/*"))) == 6
 
 
+@needs_bfloat16
 def test_half_precision_is_close_and_takes_half_the_space(backbone):
     shown = photos(range(10))
     exact, half = (feature_cache.extract_features(backbone, ORIGIN, shown, setting) for setting in (EXACT, HALF))

@@ -15,6 +15,9 @@ from ikebana.learning.models import networks
 EXACT = device.DeviceSettings("cpu", "float32", 2, "as it comes")
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 needs_onednn = pytest.mark.skipif(not ONEDNN, reason="this torch has no oneDNN")
+needs_bfloat16 = pytest.mark.skipif(
+    not device._can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"
+)
 NAMES = ("tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_050", "efficientnet_b0", "convnext_atto")
 
 
@@ -67,6 +70,7 @@ def test_a_lean_network_says_the_same(made, network):
 
 @pytest.mark.slow
 @needs_onednn
+@needs_bfloat16
 def test_in_half_precision_it_is_no_further_from_the_truth_than_torch_itself(network):
     shown, half = photos(), replace(EXACT, precision="bfloat16")
     truth = said(network, shown)

@@ -12,6 +12,9 @@ from ikebana.learning.models import networks, parameter_groups
 from ikebana.recipe import Trainable, Transfer
 
 needs_onednn = pytest.mark.skipif(not fused_inference.has_onednn(), reason="this torch has no oneDNN")
+needs_bfloat16 = pytest.mark.skipif(
+    not device._can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"
+)
 EXACT = device.DeviceSettings("cpu", "float32", 2, "as it comes")
 NETWORKS = {
     "tf_efficientnet_lite0": "blocks.4",
@@ -72,6 +75,7 @@ def test_a_step_learns_from_it_what_it_would_learn_from_the_network(name, traine
 
 @pytest.mark.slow
 @needs_onednn
+@needs_bfloat16
 def test_in_half_precision_its_gradients_are_no_further_from_the_truth_than_torchs_own():
     network, shown = learning(), photos(8)
     view = fused_training.optimise_for_training(network, shown, EXACT)

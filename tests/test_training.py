@@ -458,9 +458,9 @@ else:
 
 def test_bfloat16_is_not_selected_where_it_cannot_be_computed(monkeypatch):
     monkeypatch.setattr(device, "_can_convolve_bfloat16", lambda: False)
-    assert device.select_precision(SETTING, "auto", "a network", lambda _: 0.01).precision == "float32"
+    assert device.select_precision(CPU_SETTINGS, "auto", "a network", lambda _: 0.01).precision == "float32"
     with pytest.raises(RecipeError, match="cannot compute convolutions in bfloat16"):
-        device.select_precision(SETTING, "bfloat16", "a network", lambda _: pytest.fail("it was tried"))
+        device.select_precision(CPU_SETTINGS, "bfloat16", "a network", lambda _: pytest.fail("it was tried"))
 
 
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])

@@ -13,7 +13,7 @@ animation      the first frame
 size           squashed to a square, or centre-cropped, by an antialiased triangle filter
 large JPEGs    decoded at a half, a quarter or an eighth while both sides stay at least twice the
                target's. At 150, 224 and 299 pixels that moves a pixel of drawn 12-megapixel photos
-               by 0.2 to 0.3 grey levels on average and by 7 at most (tests/test_pixels.py), of real
+               by 0.2 to 0.3 grey levels on average and by 7 at most (tests/test_decoding.py), of real
                ones with 1 or 2 megapixels by 0.2 to 0.5 and by 15
 """
 
