@@ -26,7 +26,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from ikebana.auditing import content_checks, image_quality, shortcuts
 from ikebana.auditing import label_errors as doubts
-from ikebana.auditing.dataset_checks import Finding
+from ikebana.auditing.findings import Finding
 from ikebana.data import pixel_cache, sources, split
 from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.data.pixel_cache import PixelCache

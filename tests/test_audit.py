@@ -5,7 +5,7 @@ import pytest
 from support.images import draw_image, encode_image, encode_photo, write_files
 
 from ikebana import recipes
-from ikebana.auditing import dataset_checks
+from ikebana.auditing import dataset_checks, findings
 from ikebana.data import pixel_cache, sources, split
 from ikebana.data.duplicates import near_duplicates
 
@@ -91,8 +91,8 @@ def test_an_example_is_told_whole_in_a_column_of_its_own(tmp_path):
     dataset, _ = looked_at(write_files(tmp_path / "photos", clean()))
     words = [f"word{number:03}" for number in range(30)]
     told = [
-        dataset_checks.Finding("outlier", "note", (), " ".join(words), "none"),
-        dataset_checks.Finding("small_class", "note", (), "x " * 400, "none"),
+        findings.Finding("outlier", "note", (), " ".join(words), "none"),
+        findings.Finding("small_class", "note", (), "x " * 400, "none"),
     ]
     lines = dataset_checks.summarise(dataset, told).split("\n")
     assert [word for line in lines for word in line.split() if word.startswith("word")] == words

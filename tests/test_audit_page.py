@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ikebana.auditing.dataset_checks import Finding
+from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import SCHEMA, STATUS_USED, Dataset
 from ikebana.reports import audit_charts, audit_page
 

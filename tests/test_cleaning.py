@@ -15,7 +15,7 @@ from support.images import draw_scene, draw_two_class_scenes, encode_image, scal
 import ikebana
 from ikebana.auditing import cleaning, dataset_checks
 from ikebana.auditing.cleaning import clean, parse_selectors
-from ikebana.auditing.dataset_checks import Finding
+from ikebana.auditing.findings import Finding
 from ikebana.commands import audit as audit_command
 from ikebana.data import pixel_cache, sources, split
 from ikebana.data.duplicates import near_duplicates

@@ -15,7 +15,7 @@ from ikebana.errors import MachineError, RecipeError, RunError
 from ikebana.learning import augmentation, device, scoring
 from ikebana.learning.models import networks, parameter_groups
 from ikebana.learning.training import checkpoint, loop
-from ikebana.learning.training.epoch import EpochProgress
+from ikebana.learning.training.epoch_progress import EpochProgress
 from ikebana.recipe import Augmentation, Transfer, with_options
 
 

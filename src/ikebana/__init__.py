@@ -11,7 +11,7 @@ flowers.predict("garden.jpg")        # Prediction("tulip", 0.93)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ikebana.auditing.dataset_checks import Finding
+    from ikebana.auditing.findings import Finding
     from ikebana.auditing.recommendation import Recommendation
     from ikebana.commands.audit import Audit, audit
     from ikebana.commands.cache import Cache, cache
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 # Public names per module. They load on first use: `import ikebana` must not wait for torch.
 _PUBLIC_NAMES = {
-    "auditing.dataset_checks": ("Finding",),
+    "auditing.findings": ("Finding",),
     "auditing.recommendation": ("Recommendation",),
     "commands.audit": ("Audit", "audit"),
     "commands.cache": ("Cache", "cache"),

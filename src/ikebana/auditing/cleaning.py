@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from ikebana.auditing.dataset_checks import Finding
+from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
 from ikebana.data.split import find_connected_components
 from ikebana.errors import PhotosError, RecipeError

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 
 from ikebana.auditing import image_quality, label_errors, shortcuts
-from ikebana.auditing.dataset_checks import Finding
 from ikebana.auditing.file_facts import extract_file_facts
+from ikebana.auditing.findings import Finding
 from ikebana.data import split
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache

@@ -4,17 +4,14 @@ import json
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict
+from typing import Any
 
 import polars as pl
 
+from ikebana.auditing.findings import SEVERITIES, Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset, NearDuplicate
 from ikebana.data.split import find_connected_components
-
-Severity = Literal["error", "warning", "note"]
-# Most severe first.
-SEVERITIES = get_args(Severity)
 
 # With fewer photos, the 95 % interval of a class's own score is wider than 40 points.
 MIN_PHOTOS_PER_CLASS = 20
@@ -26,24 +23,6 @@ MIN_EXAMPLE_COLUMNS = 40
 MAX_EXAMPLE_LINES = 4
 
 LEAK_ADVICE = "use --split stratified, or mend the given parts: the score on such photos is memory"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One problem, its evidence and what to do about it.
-
-    Attributes:
-        suggested_label: the class that the photo probably shows, if its label is suspect.
-        confidence: the confidence in that label, 0 to 1.
-    """
-
-    kind: str
-    severity: Severity
-    paths: tuple[str, ...]
-    evidence: str
-    advice: str
-    suggested_label: str | None = None
-    confidence: float | None = None
 
 
 def check_dataset(dataset: Dataset) -> list[Finding]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from ikebana.auditing.dataset_checks import Finding
+from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import make_chunks, map_in_threads
 from ikebana.system import progress

@@ -11,7 +11,8 @@ import polars as pl
 
 from ikebana.auditing import cleaning, content_checks
 from ikebana.auditing import dataset_checks as files
-from ikebana.auditing.dataset_checks import MAX_SUMMARY_PATHS, Finding
+from ikebana.auditing.dataset_checks import MAX_SUMMARY_PATHS
+from ikebana.auditing.findings import Finding
 from ikebana.auditing.recommendation import PhotoCounts, Recommendation, recommend
 from ikebana.data import sources, split
 from ikebana.data.dataset import STATUS_USED, Dataset

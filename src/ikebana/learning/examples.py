@@ -1,4 +1,4 @@
-"""Batches of labelled photos or features, and a network's predictions for them."""
+"""Batches of labelled photos or features."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ikebana.auditing.dataset_checks import Finding
+from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
 from ikebana.recipe import Resize
 from ikebana.reports import audit_charts

@@ -19,7 +19,7 @@ from ikebana.learning.models import parameter_groups
 from ikebana.learning.scoring import compute_logits, score
 from ikebana.learning.training import checkpoint
 from ikebana.learning.training.checkpoint import Epoch, TrainingState
-from ikebana.learning.training.epoch import EpochProgress
+from ikebana.learning.training.epoch_progress import EpochProgress
 from ikebana.learning.training.interrupts import defer_signals
 from ikebana.learning.training.trainer import Trainer, plan_phases
 from ikebana.recipe import Recipe
