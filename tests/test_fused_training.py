@@ -11,6 +11,8 @@ from ikebana.learning.fast import fused_inference, fused_training
 from ikebana.learning.models import networks, parameter_groups
 from ikebana.recipe import Trainable, Transfer
 
+pytestmark = pytest.mark.slow
+
 needs_onednn = pytest.mark.skipif(not fused_inference.has_onednn(), reason="this torch has no oneDNN")
 needs_bfloat16 = pytest.mark.skipif(
     not device._can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"

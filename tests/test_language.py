@@ -5,6 +5,7 @@ prose (`found`, `course`).
 """
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -91,12 +92,17 @@ def comments(text: str) -> Iterator[tuple[str, int]]:
             yield token.string, token.start[0]
 
 
+@functools.cache
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"))
+
+
 by_file = pytest.mark.parametrize("file", SOURCE, ids=lambda file: str(file.relative_to(ROOT)))
 
 
 @by_file
 def test_no_name_is_a_participle_a_pronoun_or_a_metaphor(file):
-    names = defined_names(ast.parse(file.read_text("utf-8")))
+    names = defined_names(parse(file))
     banned = [(line, name, BANNED_IDENTIFIERS[name.strip("_").lower()]) for name, line in names
               if name.strip("_").lower() in BANNED_IDENTIFIERS]  # fmt: skip
     assert not banned
@@ -104,20 +110,20 @@ def test_no_name_is_a_participle_a_pronoun_or_a_metaphor(file):
 
 @by_file
 def test_no_constant_is_an_adjective_alone(file):
-    names = defined_names(ast.parse(file.read_text("utf-8")))
+    names = defined_names(parse(file))
     assert not [(line, name) for name, line in names if name.isupper() and BARE_CONSTANT.match(name.strip("_"))]
 
 
 @by_file
 def test_docstrings_and_comments_are_free_of_the_old_dialect(file):
     text = file.read_text("utf-8")
-    prose = [*docstrings(ast.parse(text)), *comments(text)]
+    prose = [*docstrings(parse(file)), *comments(text)]
     assert not [(line, found[0]) for words, line in prose for found in [BANNED_PHRASES.search(words)] if found]
 
 
 @by_file
 def test_the_first_line_of_a_docstring_is_short(file):
-    for text, line in docstrings(ast.parse(file.read_text("utf-8"))):
+    for text, line in docstrings(parse(file)):
         first = text.split("\n\n")[0].split("\n")[0]
         assert len(first.split()) <= MAX_FIRST_LINE_WORDS, (line, first)
 

@@ -19,6 +19,8 @@ from ikebana.data.duplicates import candidates, near_duplicates, similarity
 from ikebana.data.pixel_cache import THUMBNAIL_SIZE
 from ikebana.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 
 def cut(photo, left, right, top, bottom):
     width, height = photo.size

@@ -9,6 +9,8 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat
 
 from ikebana.demo_data.paper_flowers import KINDS, PlantedFaults, draw, draw_collection, draw_new
 
+pytestmark = pytest.mark.slow
+
 SMALL = (80, 60)
 
 

@@ -17,6 +17,8 @@ from support.server import BLUE, GREY, RED, assert_error, encode_square, read_re
 from ikebana.errors import RecipeError
 from ikebana.serving.limits import Limits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def served():

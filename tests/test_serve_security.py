@@ -10,6 +10,8 @@ from support.server import RED, assert_error, read_response, run_server
 from ikebana.commands import serve
 from ikebana.serving import connections, server
 
+pytestmark = pytest.mark.slow
+
 NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 
 

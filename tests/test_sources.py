@@ -340,6 +340,7 @@ def test_the_users_files_are_never_touched(tmp_path):
 PIECES = ["a", "b", "train", "test", "val", ".git", "Thumbs.db", "é", "x y", "1.jpg", "2.JPG", "__MACOSX"]
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("/".join), st.integers(0, 2), max_size=12

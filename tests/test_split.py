@@ -109,6 +109,7 @@ def test_another_seed_deals_otherwise(kind):
 # Copies and groups
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_copies_near_twins_and_given_groups_and_chains_of_them_stay_together(data):
     number = data.draw(st.integers(6, 40))

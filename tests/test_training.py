@@ -463,6 +463,7 @@ def test_bfloat16_is_not_selected_where_it_cannot_be_computed(monkeypatch):
         device.select_precision(CPU_SETTINGS, "bfloat16", "a network", lambda _: pytest.fail("it was tried"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_what_is_known_of_bfloat16_is_what_a_convolution_does(isa):
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
