@@ -22,6 +22,8 @@ from ikebana.learning.models import (
 from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import Transfer, Tuning, with_options
 
+pytestmark = pytest.mark.slow
+
 QUICK = recipes.get_recipe("quick")
 
 

@@ -22,6 +22,8 @@ from ikebana.data.duplicates import near_duplicates
 from ikebana.errors import PhotosError, RecipeError
 from ikebana.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def photos(tmp_path):

@@ -24,6 +24,8 @@ import torch
 from ikebana.errors import RecipeError
 from ikebana.learning.models import pretrained_weights
 
+pytestmark = pytest.mark.slow
+
 LITE = "tf_efficientnet_lite0"
 TINY = "test_resnet"  # timm's own network for tests
 TEN_MEGABYTES = 10 * 1024 * 1024  # huggingface_hub writes a download in chunks of this size

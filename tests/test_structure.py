@@ -29,7 +29,8 @@ def test_nothing_is_pickled():
     words = ("pickle.", "import pickle", "allow_pickle=True", "weights_only=False")
     assert not [file for file in SOURCE for word in words if word in file.read_text("utf-8")]
     for file in SOURCE:
-        loads = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if _is_torch_load(node)]
+        text = file.read_text("utf-8")
+        loads = [node for node in ast.walk(ast.parse(text)) if _is_torch_load(node)] if "torch.load" in text else []
         assert file.name == "pretrained_weights.py" or not loads, file
         assert all("weights_only=True" in ast.unparse(call) for call in loads), file
 
