@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -40,6 +41,14 @@ NUMERICAL_MODULES = frozenset(
         "label_errors", "logistic_head", "optimisers", "pooling", "resize",
     )
 )  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Do not even import modules that are slow as a whole: Keras, timm and torch.onnx take seconds."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    is_slow = re.search(r"^pytestmark = (\[\s*)?pytest\.mark\.slow", collection_path.read_text("utf-8"), re.MULTILINE)
+    return True if is_slow else None
 
 
 @pytest.hookimpl(tryfirst=True)
