@@ -234,9 +234,11 @@ def test_the_tutorials_recipes_have_the_tutorials_counts(name, parameters, train
     assert sum(layer.trainable_parameters for layer in table) == trainable
 
 
-def tuned(trained, tail_from="blocks.4", layer_decay=0.5):
+def tuned(trained, train_from="blocks.4", layer_decay=0.5):
     tuning = Tuning(weight_decay=0.02, layer_decay=layer_decay, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.9)
-    return with_options(QUICK, image_size=64, transfer=Transfer(trainable=trained, train_from=tail_from), tuning=tuning)
+    return with_options(
+        QUICK, image_size=64, transfer=Transfer(trainable=trained, train_from=train_from), tuning=tuning
+    )
 
 
 def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():

@@ -34,7 +34,8 @@ Json = Annotated[bool, Parameter(name="--json", negative=(), help="one JSON even
 Advise = Annotated[
     bool,
     Parameter(
-        negative=(), help="also advise whether a network's head, its tail or all of it should learn from the photos"
+        negative=(),
+        help="also advise whether a network's head, its last stages or all of it should learn from the photos",
     ),
 ]
 

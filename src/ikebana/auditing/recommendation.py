@@ -5,8 +5,8 @@ resemble ImageNet? Fewer photos never lead to training more of the network.
 
                  unlike ImageNet's      like ImageNet's
 few photos       head                   head
-some             tail                   tail
-many             all                    tail
+some             last stages            last stages
+many             all                    last stages
 """
 
 import shlex

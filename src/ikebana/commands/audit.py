@@ -83,7 +83,7 @@ def audit(
 
     Args:
         photos: path of the folder, archive or table.
-        advise: also recommend how much of a network to train: its head, its tail or all of it.
+        advise: also recommend how much of a network to train: its head, its last stages or all of it.
         out: folder for a page, `audit.json` and `findings.csv`.
         write: table for `fit`, such as `cleaned.csv`; the dropped rows are written next to it.
         drop: kinds of findings whose photos are left out of it, such as "near_duplicate".
