@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ def test_every_module_and_every_public_function_has_a_docstring(file):
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and len(node.body) > 2:
             assert ast.get_docstring(node), node.name
+
+
+def test_git_ignores_no_file_of_the_package():
+    """An ignored folder is left out of the built package, too, and an editable install does not show it."""
+    names = [str(file.relative_to(ROOT)) for file in SOURCE]
+    result = subprocess.run(["git", "check-ignore", "--no-index", *names], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1, result.stdout + result.stderr
 
 
 def test_only_one_module_opens_photos():

@@ -1,0 +1,1 @@
+"""Reading and writing a run folder, and what its repetition needs."""
