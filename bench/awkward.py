@@ -7,6 +7,7 @@ resident memory (and of its anonymous pages, sampled). Files are linked, never c
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def main() -> None:
             traceback = "a traceback" if "Traceback" in errors else "no traceback"
             peaks = f"peak {resident:.0f} MB resident, {anonymous:.0f} MB anonymous"
             print(f"{folder.name}: status {status}, {traceback}, {peaks}")
-        audit = ikebana.open_run(scratch / "mixed-run").read_json("audit.json")
+        audit = json.loads((scratch / "mixed-run" / "audit.json").read_text("utf-8"))
         print({key: audit[key] for key in ("paths", "used", "set_aside", "ignored")})
         awkward = {each.name for each in chosen.awkward.iterdir()}
         table = ikebana.open_run(scratch / "mixed-run").dataset

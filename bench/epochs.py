@@ -9,6 +9,7 @@ each training is made twice, the second time it is stopped within its last epoch
 
 import argparse
 import contextlib
+import copy
 import os
 import tempfile
 import time
@@ -29,9 +30,10 @@ from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import PhotoExamples
 from ikebana.learning.features import feature_cache
 from ikebana.learning.models import networks
+from ikebana.learning.models.assembly import assemble
 from ikebana.learning.training import loop
 from ikebana.learning.training.trainer import Trainer, plan_phases
-from ikebana.recipe import Recipe, with_options
+from ikebana.recipe import FineTune, Recipe, with_options
 from ikebana.system import progress
 
 CLASSES = 5
@@ -68,14 +70,15 @@ def stopped_after(steps: int) -> Iterator[None]:
 
 def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """Some epochs of one network, and what they took."""
-    setting, recipe = estimate.configure_device(recipe, CLASSES), recipe.members[0]
+    built = assemble(recipe, CLASSES, loads_weights=False)
+    setting, recipe = estimate.configure_device(built), recipe.members[0]
     train, validation = drawn(recipe.image_size, chosen.train, chosen.validation, setting)
     on_gpu = setting.device == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if on_gpu else 0
-    network, seconds = networks.get_members(networks.build_network(recipe, CLASSES))[0], []
+    network, seconds = built.members[0].network, []
     stream = loop.train(network, recipe, train, validation, setting)
     for _ in range(chosen.epochs):
         begun = time.perf_counter()
@@ -88,17 +91,17 @@ def timed(recipe: Recipe, chosen: argparse.Namespace) -> None:
         flush=True,
     )
     if on_gpu:
-        expected = estimate._estimate_step_memory(recipe.batch_size, recipe, [network], setting)
+        expected = estimate._estimate_step_memory(recipe.gradient_method.batch_size, built, setting)
         taken = torch.cuda.max_memory_allocated() - before
         print(f"  at most {taken / 1e9:.2f} GB beside the pixels, expected {expected / 1e9:.2f}", flush=True)
 
 
 def repeated(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """Two epochs without a stop, and the same stopped within the second."""
-    setting = estimate.configure_device(recipe, CLASSES)
+    setting = estimate.configure_device(assemble(recipe, CLASSES, loads_weights=False))
     short = with_options(recipe.members[0], epochs=2)
     train, validation = drawn(short.image_size, chosen.train, chosen.validation, setting)
-    steps = plan_phases(short)[-1].last_epoch * -(-chosen.train // short.batch_size) - 2
+    steps = plan_phases(short)[-1].last_epoch * -(-chosen.train // short.gradient_method.batch_size) - 2
 
     def learned(kept: Path | None) -> list[Tensor]:
         network: nn.Module = networks.get_members(networks.build_network(short, CLASSES))[0]
@@ -120,11 +123,12 @@ def repeated(recipe: Recipe, chosen: argparse.Namespace) -> None:
 
 def looked(recipe: Recipe, chosen: argparse.Namespace) -> None:
     """A frozen network looks at all photos once."""
-    found = estimate.configure_device(recipe, CLASSES)
+    built = assemble(recipe, CLASSES, loads_weights=False)
+    found = estimate.configure_device(built)
     for number_format in ("float32", "bfloat16"):
         setting = replace(found, precision=number_format)
         photos, _ = drawn(recipe.image_size, chosen.train + chosen.validation, 0, setting)
-        backbone = networks.build_network(recipe, CLASSES).get_submodule("backbone")
+        backbone = copy.deepcopy(built.members[0].backbone)
         begun = time.perf_counter()
         feature_cache.extract_features(
             backbone, feature_cache.FeatureKey("drawn", recipe.network, f"{number_format} {begun}"), photos, setting
@@ -156,9 +160,9 @@ def main() -> None:
             recipe = networks.fill_defaults(
                 recipes.get_recipe(name, **({"truncate_at": "mixed8"} if name == "finetuned" else {}))
             )
-            if recipe.transfer is not None:  # what is timed is the last phase, not that of the head alone
-                recipe = with_options(recipe, transfer=replace(recipe.transfer, head_epochs=0))
-            if recipe.transfer is not None and recipe.transfer.cache_features:
+            if isinstance(recipe.method, FineTune):  # the last phase is timed, not that of the head alone
+                recipe = with_options(recipe, head_epochs=0)
+            if recipe.caches_features:
                 looked(recipe, chosen)
                 continue
             timed(recipe, chosen)

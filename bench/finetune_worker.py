@@ -29,18 +29,19 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     from ikebana.data.split import split_photos
     from ikebana.learning import estimate, examples
     from ikebana.learning.augmentation import augment
-    from ikebana.learning.models import networks, parameter_groups, weight_loading
+    from ikebana.learning.models import networks, parameter_groups
+    from ikebana.learning.models.assembly import assemble
     from ikebana.learning.training.trainer import Trainer, plan_phases
     from ikebana.system import progress
 
     progress.set_reporter(progress.SilentReporter())
     recipe = networks.fill_defaults(recipes.get_recipe("good"))
-    setting = estimate.configure_device(recipe, CLASSES)
+    built = assemble(recipe, CLASSES)
+    setting = estimate.configure_device(built)
     opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), recipe.image_size, recipe.resize)
     dataset = split_photos(opened, recipe)
     train = examples.build_split_examples(dataset, keep.pixels)["train"]
-    network = networks.build_network(recipe, len(dataset.classes))
-    weight_loading.load_pretrained_weights(network, recipe)
+    network, batch_size = built.network, recipe.gradient_method.batch_size
     photo = torch.zeros((1, 3, recipe.image_size, recipe.image_size), dtype=torch.uint8)
     gflop = counted(network.eval(), photo) / 2  # mirrored: seen twice
     learner = Trainer(network.to(setting.device), recipe, plan_phases(recipe)[-1], train.labels)
@@ -49,8 +50,8 @@ def ikebana(photos: Path) -> tuple[Step, float]:
     places = iter(range(10**9))
 
     def step() -> int:
-        start = next(places) * recipe.batch_size % (len(order) - recipe.batch_size)
-        inputs, labels = train.get_batch(order[start : start + recipe.batch_size], setting.device)
+        start = next(places) * batch_size % (len(order) - batch_size)
+        inputs, labels = train.get_batch(order[start : start + batch_size], setting.device)
         assert recipe.augmentation is not None
         loss, _ = learner.step(augment(inputs, recipe.augmentation, generator), labels, setting)
         float(loss)

@@ -26,6 +26,7 @@ from ikebana.learning.estimate import configure_device
 from ikebana.learning.features import out_of_fold
 from ikebana.learning.features.scaling import compute_mean_and_scale
 from ikebana.learning.models import networks
+from ikebana.learning.models.assembly import assemble
 from ikebana.learning.training import logistic_head
 from ikebana.learning.training.class_priors import compute_log_priors
 from ikebana.recipe import Recipe
@@ -40,9 +41,10 @@ class Tables:
         opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), recipe.image_size, recipe.resize)
         dataset = split.split_photos(sources.assign_classes(opened, recipe.class_order), recipe)
         self.classes = len(dataset.classes)
-        setting = configure_device(recipe, self.classes)
+        built = assemble(recipe, self.classes)
+        setting = configure_device(built)
         seen = out_of_fold.extract_labelled_features(
-            examples.build_split_examples(dataset, keep.pixels), recipe, keep.folder.name, setting
+            examples.build_split_examples(dataset, keep.pixels), built.members[0], keep.folder.name, setting
         )
         part = dataset.photos["split"].to_numpy()[seen.rows]
         (learned, self.labels), (left, self.left_labels) = (

@@ -21,6 +21,7 @@ from PIL import Image
 
 import ikebana
 from ikebana.data import split
+from ikebana.recipe import SplitStrategy
 from ikebana.system import progress
 
 TRUTH = 0.2  # of the photos
@@ -67,7 +68,7 @@ def main() -> None:
     progress.set_reporter(progress.SilentReporter())
     print(header("torch", "numpy", "pillow"), flush=True)
     choices = {"epochs": chosen.epochs} if chosen.epochs else {}
-    excess: dict[str, list[float]] = {"shuffle": [], "stratified": []}
+    excess: dict[SplitStrategy, list[float]] = {"shuffle": [], "stratified": []}
     for seed in map(int, chosen.seeds.split(",")):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "collection"

@@ -318,7 +318,7 @@ def ikebana(task: Task) -> Contestant:
     from ikebana.data import pixel_cache, sources
     from ikebana.data.split import split as dealt
     from ikebana.learning import device, estimate, examples, scoring
-    from ikebana.learning.models import networks
+    from ikebana.learning.models.assembly import assemble
     from ikebana.learning.training import loop
     from ikebana.system import progress
 
@@ -326,12 +326,13 @@ def ikebana(task: Task) -> Contestant:
     classes = classes_of(task.photos)
     name = "augmented" if task.recipe.augmented else "baseline"
     chosen = recipes.get_recipe(name, split="shuffle", class_order=tuple(classes))
-    setting = estimate.configure_device(chosen, len(classes))
+    built = assemble(chosen, len(classes))
+    setting = estimate.configure_device(built)
     opened, keep = pixel_cache.open_pixel_cache(
         sources.read(task.photos, chosen.class_order), chosen.image_size, chosen.resize
     )
     parts = examples.build_split_examples(dealt(opened, chosen), keep.pixels)
-    network = networks.build_network(chosen, len(classes))
+    network = built.network
 
     def epochs() -> Iterator[dict[str, float]]:
         """Timed from outside, around each epoch, as the others are."""

@@ -31,7 +31,7 @@ from ikebana.data import pixel_cache, sources, split
 from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.learning.models import networks
-from ikebana.recipe import Recipe
+from ikebana.learning.plan import Plan
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.system import progress
 
@@ -52,7 +52,7 @@ class Bench:
 
     dataset: Dataset  # all of them, opened
     keep: PixelCache
-    recipe: Recipe
+    plan: Plan
     planted: dict[str, tuple[str, int]]  # path → kind and seed
 
     def with_planted(self, kind: str, seed: int) -> Dataset:
@@ -64,7 +64,7 @@ class Bench:
             for path in self.dataset.photos["path"]
         ]
         status = pl.when(pl.Series(left_out)).then(pl.lit("left out")).otherwise(pl.col("status")).alias("status")
-        return split.split_photos(self.dataset.with_photos(self.dataset.photos.with_columns(status)), self.recipe)
+        return split.split_photos(self.dataset.with_photos(self.dataset.photos.with_columns(status)), self.plan.recipe)
 
 
 def main() -> None:
@@ -101,8 +101,9 @@ def planted(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds
             plants += [(*row, "shortcut", seed) for row in _bordered(scratch / f"border-{seed}", rows, name)]
     table = pl.DataFrame([*rows, *(each[:2] for each in plants)], schema=["path", "label"], orient="row")
     table.write_csv(scratch / "photos.csv")
-    opened, keep = pixel_cache.open_pixel_cache(sources.read(scratch / "photos.csv"), recipe.image_size, recipe.resize)
-    return Bench(sources.assign_classes(opened, ()), keep, recipe, {each[0]: (each[2], each[3]) for each in plants})
+    plan = Plan.from_dataset(sources.read(scratch / "photos.csv"), recipe)
+    opened, keep = pixel_cache.open_pixel_cache(plan.dataset, recipe.image_size, recipe.resize)
+    return Bench(sources.assign_classes(opened, ()), keep, plan, {each[0]: (each[2], each[3]) for each in plants})
 
 
 def _beside(folder: Path, path: str) -> Path:
@@ -158,7 +159,7 @@ def flipped(bench: Bench, seeds: int) -> None:
     shares, clean = [], bench.with_planted("labels", -1)
     for seed in range(seeds):
         dataset, wrong = _with_flips(clean, seed)
-        seen = content_checks.collect_label_evidence(dataset, bench.keep, bench.recipe)
+        seen = content_checks.collect_label_evidence(dataset, bench.keep, bench.plan)
         planted_here = np.array([path in wrong for path in seen.paths])
         scores["ours"].append(_recalls(doubts.rank_suspect_labels(seen.combined, seen.labels), planted_here))
         scores["heads alone"].append(_recalls(doubts.rank_suspect_labels(seen.out_of_fold, seen.labels), planted_here))
@@ -224,7 +225,7 @@ def foreign(bench: Bench, seeds: int) -> None:
     """Photos of something else."""
     found = []
     for seed in range(seeds):
-        seen = content_checks.collect_label_evidence(bench.with_planted("odd", seed), bench.keep, bench.recipe)
+        seen = content_checks.collect_label_evidence(bench.with_planted("odd", seed), bench.keep, bench.plan)
         strange = {seen.paths[photo] for photo, _ in doubts.find_outliers(seen.features, seen.labels, seen.neighbours)}
         here = {path for path, what in bench.planted.items() if what == ("odd", seed)}
         found.append((len(strange & here), len(strange - here), len(here)))

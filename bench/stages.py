@@ -36,8 +36,9 @@ from ikebana.learning.device import DTYPES, DeviceSettings
 from ikebana.learning.examples import PhotoExamples, make_unlabelled
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import layer_table, networks
+from ikebana.learning.models.assembly import assemble
 from ikebana.learning.training import loop
-from ikebana.recipe import Recipe, recipe_from_json
+from ikebana.recipe import GradientMethod, Recipe, recipe_from_json
 from ikebana.system import progress
 
 SQUARE, ON_CUDA = 2048, 8192  # rows of the matrices whose product is the limit of arithmetic
@@ -194,11 +195,11 @@ def with_limits(rows: list[Row], run: Path, limits: Limits, setting: DeviceSetti
     seen = look(network, recipe.image_size)
     fast, exact = (seen.limit(limits, name) for name in (setting.precision, "float32"))
     best = {"read": np.array([(train + held_out) / limits.jpegs, 0.0])}
-    if recipe.transfer is not None and recipe.transfer.cache_features:
+    if recipe.caches_features:
         best["features"] = train * fast + held_out * exact
     else:
         best["score"] = held_out * exact
-        if recipe.transfer is not None and recipe.transfer.fit_logistic_head:
+        if recipe.fits_linear_probe:
             backbone = network.get_submodule("backbone")
             best["features"] = (train + table["validation"]) * look(backbone, recipe.image_size).limit(
                 limits, setting.precision
@@ -216,7 +217,7 @@ def _split_counts(run: Path) -> dict[str, int]:
 def within_training(recipe: Recipe, classes: int, limits: Limits, setting: DeviceSettings) -> list[Row]:
     """A step and a look at validation photos, by themselves, a photo each."""
     dice = np.random.default_rng(0)
-    count = max(recipe.batch_size, setting.inference_batch_size)
+    count = max(recipe.gradient_method.batch_size, setting.inference_batch_size)
     photos = make_unlabelled(
         dice.integers(0, 256, (count, recipe.image_size, recipe.image_size, 3), np.uint8), np.arange(count)
     )
@@ -269,10 +270,11 @@ def main() -> None:
     print(header("torch", "timm", "numpy", "pillow", "onnxruntime"), flush=True)
     for name in chosen.recipes.split(","):
         recipe = networks.fill_defaults(recipes.get_recipe(name))
-        setting = estimate.configure_device(recipe, 5)
+        setting = estimate.configure_device(assemble(recipe, 5))
         limits = limits_of(setting, chosen.photos)
         print(f"\n{name}: {setting.precision} ({setting.reasons['precision']})\n{limits}", flush=True)
-        epochs = chosen.epochs if recipe.epochs > 1 else None
+        all_epochs = recipe.method.epochs if isinstance(recipe.method, GradientMethod) else 1
+        epochs = chosen.epochs if all_epochs > 1 else None
         wholes = []
         for number in range(chosen.rounds):
             with tempfile.TemporaryDirectory() as scratch:
@@ -280,11 +282,11 @@ def main() -> None:
                 rows = with_limits(rows, run, limits, setting)
             wholes.append(sum(row.seconds for row in rows if row.stage != "export"))
             shown(
-                f"{name}, cold, round {number + 1}" + (f", {epochs} of its {recipe.epochs} epochs" if epochs else ""),
+                f"{name}, cold, round {number + 1}" + (f", {epochs} of its {all_epochs} epochs" if epochs else ""),
                 rows,
             )
         print(f"{name}, cold: {spread(wholes, 1)} s, n = {len(wholes)}")
-        if recipe.epochs > 1 and not (recipe.transfer is not None and recipe.transfer.cache_features):
+        if all_epochs > 1 and not recipe.caches_features:
             shown(f"{name}, within", within_training(recipe, 5, limits, setting), 1e-3, "ms")
 
 

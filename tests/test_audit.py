@@ -119,18 +119,20 @@ def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
 def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     from ikebana.learning import device
     from ikebana.learning.estimate import estimate_cost
+    from ikebana.learning.models.assembly import assemble
 
     folder = write_files(tmp_path / "photos", clean(10) | {"a/large.png": encode_image(draw_image(200), "PNG")})
     chosen = recipes.get_recipe("baseline", image_size=46, epochs=10)
     setting = device.DeviceSettings("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
     found = sources.read(folder)
-    before = estimate_cost(found, chosen, setting)
+    built = assemble(chosen, len(found.classes))
+    before = estimate_cost(found, built, setting)
     assert before.cache_bytes == 21 * (
         46 * 46 + pixel_cache.THUMBNAIL_SIZE**2
     ) * 3 + near_duplicates.compute_scratch_bytes(21)
     assert 10 * 21 * 0.6 * 0.5 < before.seconds < 2 * 10 * 21 * 0.6 * 0.5
     near_duplicates.find_near_duplicates(*pixel_cache.open_pixel_cache(found, 46, "squash"))
-    again = estimate_cost(found, chosen, setting)
+    again = estimate_cost(found, built, setting)
     assert again.cache_bytes == 0
     assert "all kept from before" in again.text
     assert pl.Series([before.memory_bytes, again.memory_bytes]).n_unique() == 1

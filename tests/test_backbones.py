@@ -20,7 +20,7 @@ from ikebana.learning.models import (
     weight_loading,
 )
 from ikebana.learning.models.pretrained_weights import Weights
-from ikebana.recipe import Transfer, Tuning, with_options
+from ikebana.recipe import AdamW, FineTune, FrozenBackbone, with_options
 
 pytestmark = pytest.mark.slow
 
@@ -201,12 +201,12 @@ def test_the_layer_table_has_layers_that_give_several_things(name):
 
 
 def test_a_mirrored_network_says_the_same_of_a_photo_and_its_mirror_image():
-    recipe = with_options(QUICK, image_size=64, transfer=Transfer(flip_tta=True))
+    recipe = with_options(QUICK, image_size=64, flip_tta=True)
     network = networks.build_network(recipe, 5).eval()
     shown = photos(64)
     with torch.inference_mode():
         torch.testing.assert_close(network(shown), network(shown.flip(3)), rtol=1e-4, atol=1e-5)
-        plain = networks.build_network(with_options(recipe, transfer=Transfer()), 5).eval()
+        plain = networks.build_network(with_options(recipe, flip_tta=False), 5).eval()
         assert not torch.allclose(plain(shown), plain(shown.flip(3)), rtol=1e-3)
         parameter_groups.set_training_mode(network, recipe, "head")
         torch.testing.assert_close(network(shown), plain(shown))  # while it learns it sees each photo once
@@ -235,10 +235,9 @@ def test_the_tutorials_recipes_have_the_tutorials_counts(name, parameters, train
 
 
 def tuned(trained, train_from="blocks.4", layer_decay=0.5):
-    tuning = Tuning(weight_decay=0.02, layer_decay=layer_decay, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.9)
-    return with_options(
-        QUICK, image_size=64, transfer=Transfer(trainable=trained, train_from=train_from), tuning=tuning
-    )
+    adamw = AdamW(weight_decay=0.02, layer_decay=layer_decay, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.9)
+    method = FrozenBackbone(adamw=adamw) if trained == "head" else FineTune(train_from=train_from, adamw=adamw)
+    return with_options(QUICK, image_size=64, method=method)
 
 
 def test_a_tail_learns_from_its_first_stage_on_at_rates_that_fall_with_depth():
@@ -293,7 +292,7 @@ def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_
     from ikebana.learning import device
     from ikebana.learning.training.trainer import Trainer, plan_phases
 
-    recipe = networks.fill_defaults(recipes.get_recipe("good", network=name, transfer=Transfer(trainable="all")))
+    recipe = networks.fill_defaults(recipes.get_recipe("good", network=name, train_from=""))
     network = networks.build_network(recipe, 5)
     learner = Trainer(network, recipe, plan_phases(recipe)[0], np.arange(4))
     parameter_groups.set_training_mode(network, recipe, "all")
@@ -308,7 +307,7 @@ def test_a_network_that_keeps_what_it_makes_of_its_weights_learns_and_says_what_
 
 
 def test_the_head_has_the_layers_that_the_recipe_names():
-    recipe = with_options(QUICK, image_size=64, transfer=Transfer(dropout=0.2, hidden_units=64, hidden_dropout=0.5))
+    recipe = with_options(QUICK, image_size=64, method=FrozenBackbone(dropout=0.2, hidden_units=64, hidden_dropout=0.5))
     head = networks.build_network(recipe, 5).get_submodule("head")
     kinds = [type(layer) for layer in head.children()]
     assert kinds == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ikebana import cli
-from ikebana.recipe import Augmentation, Transfer, Tuning
+from ikebana.recipe import METHODS, AdamW, Augmentation
 from ikebana.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +60,7 @@ def test_the_recipes_page_has_a_section_for_each_recipe():
     assert set(re.findall(r"^## `(\w+)`", page, re.MULTILINE)) == set(RECIPES)
 
 
-@pytest.mark.parametrize("record", [Augmentation, Transfer, Tuning], ids=lambda record: record.__name__)
+@pytest.mark.parametrize("record", [AdamW, Augmentation, *METHODS], ids=lambda record: record.__name__)
 def test_the_page_on_python_names_every_choice_of_a_recipes_records(record):
     page = (ROOT / "docs/python.md").read_text("utf-8")
     table = page.split(f"| `{record.__name__}` |")[1].split("\n\n")[0]

@@ -1,5 +1,7 @@
 """Several networks that are asked together, and a network that learns from all photos once the score is made."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -123,7 +125,7 @@ def test_a_backbone_averaged_with_itself_says_what_it_says_alone(photos, tmp_pat
     made = ikebana.fit(photos, "quick", run=tmp_path / "run", network=one_twice, **SMALL)
     alone = ikebana.fit(photos, "quick", run=tmp_path / "alone", **SMALL)
     assert made.predictions.equals(alone.predictions)  # a logistic head has no chance in it
-    assert list(made.read_json("pretrained.json")) == ["tf_efficientnet_lite0"]
+    assert list(json.loads((made.folder / "pretrained.json").read_text("utf-8"))) == ["tf_efficientnet_lite0"]
 
 
 # --- all photos ---

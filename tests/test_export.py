@@ -216,7 +216,7 @@ def test_what_ships_after_learning_all_photos_claims_no_score_on_them(paper_phot
 def test_photos_that_moved_are_found_where_they_are_and_others_are_refused(
     copied, paper_photos, paper_model, tmp_path, at_once
 ):
-    source = copied.read_json("source.json") | {"photos": str(tmp_path / "gone")}
+    source = json.loads((copied.folder / "source.json").read_text("utf-8")) | {"photos": str(tmp_path / "gone")}
     (copied.folder / "source.json").write_text(json.dumps(source))
     moved = ikebana.open_run(copied.folder)
     assert "--photos DIR" in (refused(PhotosError, "cannot be found again", moved, tmp_path).advice or "")

@@ -55,17 +55,18 @@ def test_a_run_leaves_what_the_contract_promises(run, photos):
         "weights.safetensors", "predictions.parquet", "calibration.json", "classification_report.txt", "evaluation.json",
         "figures", "thumbnails",
     }  # fmt: skip
-    assert recipe_from_json(run.read_json("recipe.json")) == recipes.get_recipe("baseline", **SMALL)
+    saved = json.loads((run.folder / "recipe.json").read_text("utf-8"))
+    assert recipe_from_json(saved) == recipes.get_recipe("baseline", **SMALL)
     assert Path(run.source["photos"]) == photos
     assert run.history["epoch"].to_list() == [1, 2, 3]
     assert set(run.history.columns) == {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
-    reasons = run.read_json("environment.json")["reasons"]
+    reasons = json.loads((run.folder / "environment.json").read_text("utf-8"))["reasons"]
     assert set(reasons) == {"device", "threads", "allocator", "precision"}
     assert all(reasons.values())
 
 
 def test_every_path_is_used_or_set_aside_and_the_sums_add_up(run, photos):
-    table, audit = run.dataset, run.read_json("audit.json")
+    table, audit = run.dataset, json.loads((run.folder / "audit.json").read_text("utf-8"))
     assert table.height == sum(1 for each in photos.rglob("*") if each.is_file())
     assert audit["used"] + audit["set_aside"] == audit["paths"] == table.height
     used = table.filter(pl.col("status") == "used")
@@ -112,7 +113,7 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(name, photos, tmp_path):
     assert resumed.weights.read_bytes() == whole.weights.read_bytes()
     assert resumed.history.drop("seconds").equals(whole.history.drop("seconds"))
     assert resumed.predictions.equals(whole.predictions)
-    assert not resumed.checkpoint.exists()
+    assert not (resumed.folder / "checkpoint.safetensors").exists()
 
 
 def test_resuming_a_finished_run_changes_nothing(run):
@@ -159,7 +160,7 @@ def test_ctrl_c_and_sigterm_end_with_their_status_and_a_run_that_goes_on(number,
     assert "ikebana fit --resume" in errors
     assert "Traceback" not in errors
     stopped = ikebana.open_run(place)
-    assert stopped.checkpoint.exists()
+    assert (stopped.folder / "checkpoint.safetensors").exists()
     assert not any(each.name.endswith(".partial") for each in place.rglob("*"))
 
 

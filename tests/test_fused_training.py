@@ -1,5 +1,7 @@
 """What a step of training sees may be made of the network in any way, as long as it says and learns the same."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from ikebana import recipes
 from ikebana.learning import device
 from ikebana.learning.fast import fused_inference, fused_training
 from ikebana.learning.models import networks, parameter_groups
-from ikebana.recipe import Trainable, Transfer
+from ikebana.recipe import MIDDLE_STAGE, FineTune, FrozenBackbone, Trainable
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +36,9 @@ def photos(count=4, side=64):
 
 def learning(name="tf_efficientnet_lite0", trained: Trainable = "last_stages", **choices):
     """A network on its way, with BatchNorms that do something."""
-    transfer = Transfer(trainable=trained, train_from=NETWORKS.get(name, ""), **choices)
-    recipe = recipes.get_recipe("quick", network=name, image_size=64, transfer=transfer)
+    first_stages = {"head": "", "last_stages": NETWORKS.get(name, MIDDLE_STAGE), "all": ""}
+    kind = FrozenBackbone if trained == "head" else partial(FineTune, train_from=first_stages[trained])
+    recipe = recipes.get_recipe("quick", network=name, image_size=64, method=kind(**choices))
     network = networks.build_network(recipe, 5)
     dice = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from ikebana import recipes
 from ikebana.learning.models import networks
 from ikebana.learning.training import interrupts, loop
 from ikebana.learning.training.trainer import Trainer
-from ikebana.recipe import Augmentation, Transfer, with_options
+from ikebana.recipe import Augmentation, FineTune, with_options
 
 pytestmark = pytest.mark.slow
 
@@ -25,14 +25,17 @@ TWO_PHASES = with_options(
     LIT,
     network="resnet10t",
     image_size=64,
-    epochs=1,
-    transfer=Transfer(
+    method=FineTune(
         dropout=0.2,
         hidden_units=8,
-        trainable="last_stages",
         train_from="layer4.0",
         head_epochs=1,
         head_learning_rate=1e-3,
+        epochs=1,
+        batch_size=LIT.gradient_method.batch_size,
+        learning_rate=LIT.gradient_method.learning_rate,
+        augmentation=LIT.augmentation,
+        adamw=LIT.adamw,
     ),
 )
 ALL = pytest.mark.parametrize("recipe", [AUGMENTED, LIT, TWO_PHASES], ids=["augmented", "tuned", "two phases"])

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from ikebana import recipe
 from ikebana.learning.training import ema, optimisers, schedule
 from ikebana.learning.training.optimisers import AdamW, ParameterGroup
-from ikebana.recipe import Tuning
 
-STEADY = Tuning(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.0, label_smoothing=0.0, ema_decay=0.9)
+STEADY = recipe.AdamW(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.0, label_smoothing=0.0, ema_decay=0.9)
 
 
 def weights(count=3, size=7):
@@ -19,7 +19,7 @@ def weights(count=3, size=7):
 
 def test_adamw_is_torchs_adamw_at_the_rates_of_its_schedule():
     ours, theirs, steps = weights(), weights(), 12
-    tuning = Tuning(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.25, label_smoothing=0.0, ema_decay=0.9)
+    tuning = recipe.AdamW(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.25, label_smoothing=0.0, ema_decay=0.9)
     mine = AdamW([ParameterGroup(ours[:2], 1e-2, has_weight_decay=True), ParameterGroup(ours[2:], 3e-2)], tuning, steps)
     groups = [
         {"params": theirs[:2], "lr": 1e-2, "weight_decay": 0.05},

@@ -297,7 +297,7 @@ def test_a_plain_audit_gives_no_advice_and_goes_on_where_the_network_cannot_be_h
     out, err = capsys.readouterr()
     assert out == ""
     assert "photos used" in err
-    assert "labels and subjects were not looked at: the weights are gone (look elsewhere)" in err
+    assert "labels and outliers are not checked: the weights are gone (look elsewhere)" in err
     assert "Advice" not in err
 
 

@@ -20,6 +20,7 @@ from ikebana.errors import MachineError
 from ikebana.learning import device, estimate
 from ikebana.learning.features import depth_probe, out_of_fold
 from ikebana.learning.models import backbones, networks
+from ikebana.learning.models.assembly import assemble
 from ikebana.learning.training import loop
 from ikebana.system import resources
 
@@ -161,33 +162,28 @@ def test_a_process_may_hold_what_it_holds_already():
 
 def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch):
     recipe = networks.fill_defaults(recipes.get_recipe("quick"))
-    built = networks.get_members(networks.build_network(recipe, 5))
+    built = assemble(recipe, 5)
     here, there = (device.DeviceSettings(name, "float32", 2, "") for name in ("cpu", "cuda"))
-    assert estimate._estimate_memory(100, 5, recipe, built, there) < estimate._estimate_memory(
-        100, 5, recipe, built, here
-    )
-    needed = estimate.MIN_MEMORY_FRACTION * estimate._estimate_step_memory(recipe.batch_size, recipe, built, there)
+    assert estimate._estimate_memory(100, built, there) < estimate._estimate_memory(100, built, here)
+    needed = estimate.MIN_MEMORY_FRACTION * estimate._estimate_step_memory(there.inference_batch_size, built, there)
     monkeypatch.setattr(device, "get_free_gpu_bytes", lambda: int(needed) + 1)
-    assert estimate._require_step_memory(built, recipe, 5, there) == built
+    estimate._require_step_memory(built, recipe, there)
     monkeypatch.setattr(device, "get_free_gpu_bytes", lambda: int(needed) - 1)
     with pytest.raises(MachineError, match="of the GPU's memory are needed"):
-        estimate._require_step_memory(built, recipe, 5, there)
+        estimate._require_step_memory(built, recipe, there)
 
 
 @pytest.mark.slow
 def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
     recipe = networks.fill_defaults(recipes.get_recipe("good"))
     here, there = (device.DeviceSettings(name, "float32", 2, "") for name in ("cpu", "cuda"))
-    step = int(
-        estimate._estimate_step_memory(
-            recipe.batch_size, recipe, networks.get_members(networks.build_network(recipe, 5)), there
-        )
-    )
+    built = assemble(recipe, 5)
+    step = int(estimate._estimate_step_memory(recipe.gradient_method.batch_size, built, there))
     monkeypatch.setattr(device, "get_free_gpu_bytes", lambda: step + 1000)
-    assert estimate.get_spare_gpu_bytes(recipe, 5, there) == 1000
-    assert estimate.get_spare_gpu_bytes(recipe, 5, here) == 0
+    assert estimate.get_spare_gpu_bytes(built, there) == 1000
+    assert estimate.get_spare_gpu_bytes(built, here) == 0
     monkeypatch.setattr(device, "get_free_gpu_bytes", lambda: step // 2)
-    assert estimate.get_spare_gpu_bytes(recipe, 5, there) == 0
+    assert estimate.get_spare_gpu_bytes(built, there) == 0
 
 
 def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are_made(monkeypatch):
@@ -283,8 +279,8 @@ def test_so_does_advice_and_an_audit_goes_on_without_what_needs_the_memory(drawn
 def test_a_batch_is_no_larger_than_there_are_photos():
     recipe = recipes.get_recipe("baseline", image_size=46, batch_size=10**7)
     with pytest.raises(MachineError):
-        estimate.configure_device(recipe, 2)
-    assert estimate.configure_device(recipe, 2, photo_count=16).precision
+        estimate.configure_device(assemble(recipe, 2))
+    assert estimate.configure_device(assemble(recipe, 2), photo_count=16).precision
 
 
 def test_a_disk_that_is_not_there_is_said_to_be_not_there(tmp_path):

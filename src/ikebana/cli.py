@@ -5,14 +5,14 @@ import signal
 import sys
 from dataclasses import asdict, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from ikebana.errors import IkebanaError, UsageError
-from ikebana.recipe import Recipe
-from ikebana.recipes import DEFAULT_RECIPE, RECIPES
+from ikebana.recipe import list_options
+from ikebana.recipes import RECIPES
 from ikebana.serving.limits import Limits
 from ikebana.system import process, progress
 
@@ -45,7 +45,13 @@ def _flag_type(field: Any) -> Any:
 
     Tuples are parsed from text; None keeps the recipe's value.
     """
-    return (str if get_origin(field.type) is tuple else field.type) | None
+    flag_type = _get_plain_type(field)
+    return (str if get_origin(flag_type) is tuple else flag_type) | None
+
+
+def _get_plain_type(field: Any) -> Any:
+    """Return a field's type without pydantic's constraints."""
+    return get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
 
 
 def _make_flags_class(name: str, flags: list[tuple[str, Any, Any]]) -> type[Any]:
@@ -60,19 +66,20 @@ def _annotate(flag_type: Any, field: Any, **settings: Any) -> Any:
     return Annotated[flag_type, Parameter(help=field.metadata["explanation"], **settings)]
 
 
-_OPTION_FIELDS = [field for field in fields(Recipe) if "explanation" in field.metadata]
+_OPTION_FIELDS = list(list_options().values())
 RecipeOptions = _make_flags_class(
     "Choices", [(field.name, _annotate(_flag_type(field), field, negative=()), None) for field in _OPTION_FIELDS]
 )
 LimitOptions = _make_flags_class(
-    "Bounds", [(field.name, _annotate(field.type, field), field.default) for field in fields(Limits)]
+    "Bounds", [(field.name, _annotate(_get_plain_type(field), field), field.default) for field in fields(Limits)]
 )
 
 
 def _parse_options(options: Any) -> dict[str, Any]:
     """Return the flags that were given, with the recipe's types."""
     values = {field.name: getattr(options, field.name) for field in _OPTION_FIELDS}
-    tuples = {field.name: field.type for field in _OPTION_FIELDS if get_origin(field.type) is tuple}
+    types = {field.name: _get_plain_type(field) for field in _OPTION_FIELDS}
+    tuples = {name: declared for name, declared in types.items() if get_origin(declared) is tuple}
     given = {name: value for name, value in values.items() if value is not None}
     return {name: _parse_tuple(name, value, tuples[name]) if name in tuples else value for name, value in given.items()}
 
@@ -126,7 +133,7 @@ def fit(
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
     else:
-        finished_run = fit_command.fit(photos, recipe or DEFAULT_RECIPE, run=run, **_parse_options(options))
+        finished_run = fit_command.fit(photos, recipe, run=run, **_parse_options(options))
     progress.event("done", run=str(finished_run.folder))
     progress.result(str(finished_run.folder))
 

@@ -1,23 +1,114 @@
-"""The records of a recipe: every option of a run, its explanation and its checks."""
+"""The records of a recipe: every option of a run, its explanation and its checks.
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+A recipe has a method, which is one of four records with different options:
+
+    Scratch          all weights are random at first and trained
+    LinearProbe      a pretrained backbone is frozen, a logistic regression is fitted to its features
+    FrozenBackbone   a pretrained backbone is frozen, a head is trained by gradient descent
+    FineTune         a head and a part of a pretrained backbone are trained
+
+pydantic validates the records. `_describe_error` maps its errors to RecipeError.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import Field as RecordField
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypedDict, get_args
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from ikebana.errors import RecipeError
 
+# Strict: neither "3" nor True is a number of epochs.
+CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+# The largest seed that all libraries accept.
+MAX_SEED = 2**32 - 1
+# Between the networks of one recipe: runs with neighbouring seeds share no network.
+MEMBER_SEED_STRIDE = 1_000_003
+# InceptionV3 with Keras' arithmetic; timm's own is inception_v3.
+KERAS_INCEPTION = "keras_inception_v3"
+# As the first trained stage: the last 50 layers of Keras' InceptionV3, about half of another network.
+MIDDLE_STAGE = "middle"
+# The only network without a pretrained backbone.
+TUTORIAL_NETWORK = "tutorial"
+# A network of the user's own, followed by the name of its class.
+MODULE_PREFIX = "module:"
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
+DAMAGED_ADVICE = "an undamaged copy of it, or a recipe's name"
+
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1e30)]
+# Lists are accepted for tuples.
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+
+Resize = Literal["squash", "crop"]
+SplitStrategy = Literal["stratified", "shuffle"]
+Precision = Literal["auto", "float32", "bfloat16"]
+InitialHead = Literal["random", "linear_probe"]
+# Which weights train: the head alone, the last stages of the backbone too, or all.
 Trainable = Literal["all", "head", "last_stages"]
 
-FRACTION_BELOW_ONE = "at least 0 and below 1", lambda value: 0 <= value < 1
-NOT_NEGATIVE = "at least 0", lambda value: value >= 0
-POSITIVE_UP_TO_ONE = "above 0 and at most 1", lambda value: 0 < value <= 1
+
+def option(default: Any, explanation: str) -> Any:
+    """Declare a recipe field with its explanation for the command line and the docs."""
+    return field(default=default, metadata={"explanation": explanation})
 
 
-@dataclass(frozen=True)
-class Augmentation:
+@dataclass(frozen=True, config=CONFIG)
+class Record:
+    """A validated record. An invalid value raises RecipeError, not pydantic's error."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _convert_errors(cls, values: Any, validate: Any) -> Self:
+        try:
+            record = validate(values)
+        except ValidationError as error:
+            raise _describe_error(cls, error) from None
+        for problem, advice in record._find_problems():
+            raise RecipeError(problem, advice=advice)
+        return record
+
+    def _find_problems(self) -> list[tuple[str, str]]:
+        """List invalid combinations of valid values, each with advice."""
+        return []
+
+
+def _describe_error(record: type[Record], error: ValidationError) -> RecipeError:
+    """Map pydantic's first error to the error that users see."""
+    first = error.errors(include_url=False)[0]
+    names = [str(part) for part in first["loc"] if isinstance(part, str)]
+    title = getattr(record, "kind", record.__name__.lower()).replace("_", " ")
+    if len(first["loc"]) == 1 and first["type"] in {"unexpected_keyword_argument", "missing"}:
+        problem = "has no option" if first["type"] != "missing" else "lacks the option"
+        known = ", ".join(record_field.name for record_field in fields(record))
+        return RecipeError(
+            f"{title} {problem} {names[-1]!r}",
+            advice=f"one of: {known}; a recipe.json needs the version of ikebana in its run's environment.json",
+        )
+    name = names[0].replace("_", " ") if names else title
+    if first["type"].startswith("union_tag"):
+        kinds = ", ".join(method.kind for method in METHODS)
+        return RecipeError(f"{title}: unknown kind of {name}", advice=f"one of: {kinds}")
+    if len(first["loc"]) > 1 and first["type"] in {"missing", "unexpected_positional_argument", "too_long"}:
+        return RecipeError(f"{title}: {name} has the wrong number of values")
+    expected = first["msg"].replace("Input should be", "it must be")
+    return RecipeError(f"{title}: {name} is {first['input']!r}; {expected}")
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Augmentation(Record):
     """Ranges of the random changes to training photos.
 
     The first five have the units of Keras' `ImageDataGenerator`.
@@ -26,127 +117,131 @@ class Augmentation:
     # Degrees, in both directions.
     rotation: float = 0.0
     # Fractions of height and width, in both directions.
-    shift: tuple[float, float] = (0.0, 0.0)
+    shift: Pair = (0.0, 0.0)
     # Degrees, in both directions. Keras' 0.2 is 0.2 degrees, which is invisible.
     shear: float = 0.0
     # 0.2 draws a factor from 0.8 to 1.2 per axis.
-    zoom: float = 0.0
+    zoom: FractionBelowOne = 0.0
     # Flip half of the photos horizontally.
     flip: bool = False
     # Smallest share of the photo's area in a random crop, whose aspect ratio varies slightly.
-    crop_area: float = 1.0
+    crop_area: PositiveFraction = 1.0
     # 0.2 draws factors from 0.8 to 1.2, one for brightness and one for contrast.
-    brightness: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check("augmentation", *FRACTION_BELOW_ONE, zoom=self.zoom, brightness=self.brightness)
-        _check("augmentation", *POSITIVE_UP_TO_ONE, crop_area=self.crop_area)
+    brightness: FractionBelowOne = 0.0
 
 
-@dataclass(frozen=True)
-class Transfer:
-    """Options of transfer learning: a new head on a pretrained network.
+@dataclass(frozen=True, config=CONFIG)
+class AdamW(Record):
+    """AdamW with warm-up, cosine decay, label smoothing and EMA of the weights."""
 
-    The head is trained first, then perhaps more of the network.
-    """
+    weight_decay: FractionBelowOne
+    # Learning rate of each stage, relative to the stage above it.
+    layer_decay: PositiveFraction
+    # Share of the steps in which the rate rises from 0; then it falls to 0 along a cosine.
+    warmup_fraction: FractionBelowOne
+    # Share of the target distributed equally to all classes.
+    label_smoothing: FractionBelowOne
+    # Decay per step of the exponential moving average of the weights, which is the final network.
+    ema_decay: FractionBelowOne
 
-    # Whether the head is a logistic regression; otherwise it is trained like any layer.
-    fit_logistic_head: bool = False
-    # Of the head's input.
-    dropout: float = 0.0
-    # Width of a dense layer with ReLU before the last; 0 for none.
-    hidden_units: int = 0
-    # Of that layer's output.
-    hidden_dropout: float = 0.0
-    # Run the frozen backbone once per photo and train the head on its features, which are cached on disk.
-    cache_features: bool = False
-    # Epochs in which the head alone is trained, before the recipe's own epochs.
-    head_epochs: int = 0
-    head_learning_rate: float = 0.0
-    # In the recipe's own epochs.
-    trainable: Trainable = "head"
+
+@dataclass(frozen=True, config=CONFIG)
+class GradientMethod(Record):
+    """Options of every method that trains by gradient descent."""
+
+    learning_rate: LearningRate = option(1e-3, "step size of the optimiser")
+    batch_size: PositiveCount = option(128, "photos per training step")
+    epochs: PositiveCount = option(
+        20, "passes over the training photos; in finetuned after 30 that train the head alone"
+    )
+    augmentation: Augmentation | None = None
+    # None: RMSprop at a constant learning rate, as in the tutorial.
+    adamw: AdamW | None = None
+
+
+@dataclass(frozen=True, config=CONFIG)
+class PretrainedMethod(Record):
+    """Options of every method that starts from a pretrained backbone."""
+
+    weights: PathText = option(
+        "", "file with the network's pretrained weights (.safetensors or .pth); found automatically if not given"
+    )
     # Average the features of the photo and its horizontal flip (test-time augmentation).
     flip_tta: bool = False
-    # The first stage that "last_stages" trains. The tutorial's network trains the last 50 of Keras' layers.
-    train_from: str = ""
-
-    def __post_init__(self) -> None:
-        _check("transfer", *FRACTION_BELOW_ONE, dropout=self.dropout, hidden_dropout=self.hidden_dropout)
-        _check("transfer", *NOT_NEGATIVE, hidden_units=self.hidden_units, head_epochs=self.head_epochs)
-        if self.trainable not in get_args(Trainable):
-            raise RecipeError(
-                f"transfer: trainable is {self.trainable!r}", advice=f"one of {', '.join(get_args(Trainable))}"
-            )
-        if self.head_epochs and not self.head_learning_rate > 0:
-            raise RecipeError(
-                f"transfer: in {self.head_epochs} epochs of the head it learns nothing",
-                advice="a head_learning_rate above 0",
-            )
-        if self.fit_logistic_head and self.hidden_units:
-            raise RecipeError(
-                "a logistic head has no hidden layer", advice="fit_logistic_head=False, or hidden_units=0"
-            )
-        if self.cache_features and self.trainable != "head":
-            raise RecipeError(
-                "features can be kept only where the head alone learns",
-                advice='cache_features=False, or trainable="head"',
-            )
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """Options of AdamW with warm-up, cosine decay and EMA of the weights.
+@dataclass(frozen=True, config=CONFIG)
+class HeadMethod(PretrainedMethod, GradientMethod):
+    """Options of every method that trains a head by gradient descent."""
 
-    Without them a recipe trains as the tutorial does: RMSprop at a constant learning rate.
+    dropout: FractionBelowOne = option(0.0, "dropout rate of the input of the head")
+    # Width of a dense layer with ReLU before the last; 0 for none.
+    hidden_units: Count = 0
+    # Dropout rate of that layer's output.
+    hidden_dropout: FractionBelowOne = 0.0
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Scratch(GradientMethod):
+    """Train all weights of a network from random initial values."""
+
+    dropout: FractionBelowOne = option(0.0, "dropout rate of the input of the head")
+    kind: Literal["scratch"] = "scratch"
+
+
+@dataclass(frozen=True, config=CONFIG)
+class LinearProbe(PretrainedMethod):
+    """Fit a logistic regression to the cached features of a frozen backbone."""
+
+    kind: Literal["linear_probe"] = "linear_probe"
+
+
+@dataclass(frozen=True, config=CONFIG)
+class FrozenBackbone(HeadMethod):
+    """Train a head on a frozen backbone.
+
+    Without augmentation the features of each photo are extracted once and cached.
     """
 
-    weight_decay: float
-    # Learning rate of each stage, relative to the stage above it.
-    layer_decay: float
-    # Share of the steps in which the rate rises from 0; then it falls to 0 along a cosine.
-    warmup_fraction: float
-    # Share of the target distributed equally to all classes.
-    label_smoothing: float
-    # Decay per step of the exponential moving average of the weights, which is the final network.
-    ema_decay: float
-
-    def __post_init__(self) -> None:
-        shares = {
-            "weight_decay": self.weight_decay,
-            "warmup_fraction": self.warmup_fraction,
-            "ema_decay": self.ema_decay,
-        }
-        _check("tuning", *FRACTION_BELOW_ONE, label_smoothing=self.label_smoothing, **shares)
-        _check("tuning", *POSITIVE_UP_TO_ONE, layer_decay=self.layer_decay)
+    kind: Literal["frozen_backbone"] = "frozen_backbone"
 
 
-def _check(record: str, expected: str, is_valid: Callable[[float], bool], **values: float) -> None:
-    """Raise RecipeError if a number is out of range."""
-    for name, value in values.items():
-        if not is_valid(value):
-            raise RecipeError(f"{record}: {name.replace('_', ' ')} is {value:g}; it must be {expected}")
+@dataclass(frozen=True, config=CONFIG)
+class FineTune(HeadMethod):
+    """Train a head and the last stages of a pretrained backbone, or all of it."""
+
+    # Random, or fitted to the frozen features as by LinearProbe.
+    initial_head: InitialHead = "random"
+    # Epochs in which the head alone is trained, before the method's own epochs.
+    head_epochs: Count = 0
+    head_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    # The first stage to train, or "middle"; empty for the whole backbone. A network without a stage
+    # of that name is trained from its middle stage.
+    train_from: str = ""
+    kind: Literal["fine_tune"] = "fine_tune"
+
+    def _find_problems(self) -> list[tuple[str, str]]:
+        problems = []
+        if self.head_epochs and not self.head_learning_rate > 0:
+            problems.append(
+                (
+                    f"fine tune: head_epochs is {self.head_epochs}, but head_learning_rate is 0",
+                    "a head_learning_rate above 0",
+                )
+            )
+        if self.initial_head == "linear_probe" and self.hidden_units:
+            problems.append(
+                ("fine tune: a linear probe has no hidden layer", 'initial_head="random", or hidden_units=0')
+            )
+        return problems
 
 
-Resize = Literal["squash", "crop"]
-SplitStrategy = Literal["stratified", "shuffle"]
-Precision = Literal["auto", "float32", "bfloat16"]
-
-# The largest seed that all libraries accept.
-MAX_SEED = 2**32 - 1
-# Options without effect where a head is fitted directly.
-GRADIENT_TRAINING_OPTIONS = frozenset(("epochs", "batch_size", "learning_rate", "dropout"))
-DAMAGED_ADVICE = "a copy of it that is whole, or a recipe's name"
-# Between the networks of one recipe: runs with neighbouring seeds share no network.
-MEMBER_SEED_STRIDE = 1_000_003
+Method = Scratch | LinearProbe | FrozenBackbone | FineTune
+METHODS: tuple[type[Method], ...] = get_args(Method)
 
 
-def option(default: Any, explanation: str) -> Any:
-    """Declare a recipe field with its explanation for the command line and the docs."""
-    return field(default=default, metadata={"explanation": explanation})
-
-
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, config=CONFIG)
+class Recipe(Record):
     """Every option of a run.
 
     The photos, the recipe and the versions of the libraries reproduce a run.
@@ -154,46 +249,70 @@ class Recipe:
 
     name: str = "custom"
     network: str = option(
-        "tutorial",
+        TUTORIAL_NETWORK,
         "tutorial (four convolutions, two dense layers), keras_inception_v3, or the name of any network of timm; "
-        "several, joined by +, learn one after the other and are averaged",
+        "several, joined by +, are trained one after the other and averaged",
     )
-    weights: str = option(
-        "", "a file with the network's pretrained weights (.safetensors or .pth); found by itself if not given"
-    )
-    truncate_at: str = option("", "the last block of keras_inception_v3 that is used: mixed8, say")
+    truncate_at: str = option("", "last block of keras_inception_v3 that is used, such as mixed8")
     image_size: int = option(
-        150, "photos become squares of this many pixels; 0 for the side that the network was made for"
+        150, "photos become squares of this many pixels; 0 for the size that the network was made for"
     )
-    resize: Resize = option("squash", "how they become square: squash them, or cut out the centre")
-    dropout: float = option(
-        0.0, "share of the tutorial network's flattened features left out at random in each training step"
+    resize: Resize = option("squash", "how they become square: squash them, or crop the centre")
+    method: Annotated[Method, Field(discriminator="kind")] = Scratch()
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = option(
+        0, "seed of the training: initial weights, order of the photos, dropout, augmentation"
     )
-    transfer: Transfer | None = None
-    tuning: Tuning | None = None
-    augmentation: Augmentation | None = None
-    learning_rate: float = option(1e-3, "step size of the optimiser")
-    batch_size: int = option(128, "photos a training step")
-    epochs: int = option(20, "passes over the training photos; in finetuned after 30 that train the head alone")
-    seed: int = option(0, "of the training alone: first weights, order of the photos, dropout, augmentation")
     split: SplitStrategy = option(
-        "stratified", "keep the share of each class and never part twins, or the tutorial's shuffle"
+        "stratified", "keep the share of each class and never separate duplicates, or the tutorial's shuffle"
     )
-    split_seed: int = option(0, "of the split alone")
-    split_fractions: tuple[float, float, float] = option(
-        (0.6, 0.2, 0.2), "shares of training, validation and test photos"
-    )
-    class_order: tuple[str, ...] = option((), "the classes in an order of your own, instead of sorted")
+    split_seed: Count = option(0, "seed of the split")
+    split_fractions: Triple = option((0.6, 0.2, 0.2), "shares of training, validation and test photos")
+    class_order: Names = option((), "the classes in this order, instead of sorted")
     refit_on_all: bool = option(
-        False, "after the score is made, train once more on all photos: that network ships, the score stays"
+        False, "after scoring, train once more on all photos: that network is exported, the score stays"
     )
     precision: Precision = option("auto", "number format of the training step; 'auto' measures which is faster here")
 
-    def __post_init__(self) -> None:
-        for option_field in fields(self):
-            _check_type(option_field.name, getattr(self, option_field.name), option_field.type)
-        for problem in _list_problems(self):
-            raise RecipeError(f"recipe {self.name}: {problem}")
+    def _find_problems(self) -> list[tuple[str, str]]:
+        shares = self.split_fractions
+        is_valid_split = min(shares) >= 0 and shares[0] > 0 and shares[2] > 0 and abs(sum(shares) - 1) < 1e-6
+        has_valid_size = self.image_size == 0 or MIN_IMAGE_SIZE <= self.image_size <= MAX_IMAGE_SIZE
+        is_tutorial = TUTORIAL_NETWORK in self.networks
+        is_own_model = self.network.startswith(MODULE_PREFIX)
+        has_head_dropout = isinstance(self.method, Scratch) and self.method.dropout > 0
+        rules = {
+            f"image size is {self.image_size}": (has_valid_size, f"0, or {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels"),
+            f"split fractions are {', '.join(f'{share:g}' for share in shares)}": (
+                is_valid_split,
+                "three shares with the sum 1; those of training and test above 0",
+            ),
+            "no pretrained weights exist for the network tutorial": (
+                not (is_tutorial and self.is_pretrained),
+                "the recipe baseline",
+            ),
+            "a model of your own is trained from scratch": (
+                not (is_own_model and self.is_pretrained),
+                "the recipe baseline or augmented, or a Recipe with method=Scratch(...)",
+            ),
+            f"network is {self.network!r}": (all(self.networks), "names of networks, joined by +"),
+            "several networks cannot all start from one weights file": (
+                len(self.networks) == 1 or not self.weights,
+                "leave --weights out",
+            ),
+            f"truncate_at is {self.truncate_at!r}": (
+                not self.truncate_at or set(self.networks) == {KERAS_INCEPTION},
+                f"leave --truncate-at out: only {KERAS_INCEPTION} can be truncated",
+            ),
+            f"dropout of a network from scratch, {self.network}": (
+                not has_head_dropout or is_tutorial,
+                "leave --dropout out: only the network tutorial has it",
+            ),
+            "class order names a class twice": (
+                len(set(self.class_order)) == len(self.class_order),
+                "each class once",
+            ),
+        }
+        return [(f"recipe {self.name}: {name}", advice) for name, (holds, advice) in rules.items() if not holds]
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -207,147 +326,159 @@ class Recipe:
         pairs = zip(self.networks, seeds, strict=True)
         return tuple(replace(self, network=name, seed=seed % (MAX_SEED + 1)) for name, seed in pairs)
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the network starts from pretrained weights."""
+        return isinstance(self.method, PretrainedMethod)
 
-def _check_type(name: str, value: Any, declared: Any, prefix: str = "", advice: str | None = None) -> None:
-    """Raise RecipeError if a value has another type than the option.
+    @property
+    def weights(self) -> str:
+        """The file with pretrained weights; empty if they are found automatically."""
+        return self.method.weights if isinstance(self.method, PretrainedMethod) else ""
 
-    The values of a Literal are checked by `_list_problems`.
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """The random changes to training photos, if any."""
+        return self.method.augmentation if isinstance(self.method, GradientMethod) else None
 
-    Args:
-        prefix: the start of the error's text.
-        advice: of the error, instead of the expected type.
-    """
-    types = get_args(declared) if isinstance(declared, UnionType) else (declared,)
-    record = next((expected for expected in types if is_dataclass(expected)), None)
-    if isinstance(value, dict) and record is not None:
-        if value.keys() != {record_field.name for record_field in fields(record)}:
-            raise _other_version_error(name)
-        for record_field in fields(record):
-            key = record_field.name
-            _check_type(f"{name}'s {key}", value[key], record_field.type, prefix, advice)
-    elif not any(_has_type(value, expected) for expected in types):
-        type_name = getattr(declared, "__name__", None) or str(declared)
-        raise RecipeError(f"{prefix}{name} cannot be {value!r}", advice=advice or f"a value of the kind {type_name}")
+    @property
+    def adamw(self) -> AdamW | None:
+        """The options of AdamW; None for RMSprop, and for a linear probe."""
+        return self.method.adamw if isinstance(self.method, GradientMethod) else None
 
+    @property
+    def trainable(self) -> Trainable:
+        """Which weights train in the method's own epochs."""
+        if isinstance(self.method, FineTune):
+            return "last_stages" if self.method.train_from else "all"
+        return "all" if isinstance(self.method, Scratch) else "head"
 
-def _has_type(value: Any, expected: Any) -> bool:
-    """Return whether a JSON value can represent that type."""
-    if get_origin(expected) is tuple:
-        declared = get_args(expected)
-        types = [declared[0]] * len(value) if declared[-1] is ... and isinstance(value, list | tuple) else declared
-        return isinstance(value, list | tuple) and len(value) == len(types) and all(map(_has_type, value, types))
-    if get_origin(expected) is Literal:
-        return isinstance(value, str)
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    # Not isinstance: a bool is an int, too.
-    return type(value) is expected
+    @property
+    def caches_features(self) -> bool:
+        """Whether features are extracted once per photo: nothing before the head ever changes."""
+        return isinstance(self.method, LinearProbe) or (
+            isinstance(self.method, FrozenBackbone) and self.method.augmentation is None
+        )
 
+    @property
+    def fits_linear_probe(self) -> bool:
+        """Whether the head is, or starts as, a logistic regression on frozen features."""
+        return isinstance(self.method, LinearProbe) or (
+            isinstance(self.method, FineTune) and self.method.initial_head == "linear_probe"
+        )
 
-def _list_problems(recipe: Recipe) -> list[str]:
-    """List what is invalid in a recipe, as text; empty if it is valid."""
-    shares = recipe.split_fractions
-    is_valid_split = (
-        len(shares) == 3 and min(shares) >= 0 and shares[0] > 0 and shares[2] > 0 and abs(sum(shares) - 1) < 1e-6
-    )
-    rules = {
-        f"image size is {recipe.image_size}; it must lie between 8 and 2048 pixels, or be 0": recipe.image_size == 0
-        or 8 <= recipe.image_size <= 2048,
-        f"dropout is {recipe.dropout}; it must be at least 0 and below 1": 0 <= recipe.dropout < 1,
-        f"learning rate is {recipe.learning_rate}; it must lie above 0 and not above 1e30": 0
-        < recipe.learning_rate
-        <= 1e30,
-        f"batch size is {recipe.batch_size}; it must be at least 1": recipe.batch_size >= 1,
-        f"epochs is {recipe.epochs}; it must be at least 1": recipe.epochs >= 1,
-        f"seed is {recipe.seed}; it must lie between 0 and {MAX_SEED:,}": 0 <= recipe.seed <= MAX_SEED,
-        f"split seed is {recipe.split_seed}; it must not be negative": recipe.split_seed >= 0,
-        f"split fractions are {_format_fractions(shares)}; they must be three shares that add up to 1, "
-        "training and test above 0": is_valid_split,
-        "network is tutorial, which nobody has trained before; take the recipe baseline": "tutorial"
-        not in recipe.networks
-        or recipe.transfer is None,
-        f"network is {recipe.network}; names of networks, joined by +": all(recipe.networks),
-        "several networks cannot all begin with the one file of --weights": len(recipe.networks) == 1
-        or not recipe.weights,
-        "weights are given, but this recipe begins with none; take quick, good or best": recipe.transfer is not None
-        or not recipe.weights,
-        "truncate_at is given, but only keras_inception_v3 can be cut short": KERAS_INCEPTION in recipe.networks
-        or not recipe.truncate_at,
-        "kept features are of photos as they are; leave augmentation out, or take cache_features=False": recipe.transfer
-        is None
-        or not recipe.transfer.cache_features
-        or recipe.augmentation is None,
-        "the class order names a class twice": len(set(recipe.class_order)) == len(recipe.class_order),
-    }
-    for name, words in (
-        ("resize", get_args(Resize)),
-        ("split", get_args(SplitStrategy)),
-        ("precision", get_args(Precision)),
-    ):
-        value = getattr(recipe, name)
-        rules[f"{name} is {value!r}; it must be one of {', '.join(words)}"] = value in words
-    return [problem for problem, holds in rules.items() if not holds]
+    @property
+    def gradient_method(self) -> GradientMethod:
+        """The method's options of gradient descent; TypeError for a linear probe, which has none."""
+        if not isinstance(self.method, GradientMethod):
+            raise TypeError(f"{type(self.method).__name__} is not trained by gradient descent")
+        return self.method
 
 
-def _format_fractions(numbers: tuple[float, ...]) -> str:
-    return ", ".join(f"{number:g}" for number in numbers)
+class FitOptions(TypedDict, total=False):
+    """The options that `with_options` accepts, and `fit` with it."""
+
+    network: str
+    truncate_at: str
+    image_size: int
+    resize: Resize
+    method: Method
+    seed: int
+    split: SplitStrategy
+    split_seed: int
+    split_fractions: tuple[float, float, float]
+    class_order: Sequence[str]
+    refit_on_all: bool
+    precision: Precision
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    augmentation: Augmentation | None
+    adamw: AdamW | None
+    dropout: float
+    weights: str | Path
+    flip_tta: bool
+    hidden_units: int
+    hidden_dropout: float
+    initial_head: InitialHead
+    head_epochs: int
+    head_learning_rate: float
+    train_from: str
 
 
-# InceptionV3 with Keras' arithmetic; timm's own is inception_v3.
-KERAS_INCEPTION = "keras_inception_v3"
+def list_options() -> dict[str, RecordField[Any]]:
+    """List the options that are flags, of Recipe and its methods."""
+    declared = (record_field for record in (Recipe, *METHODS) for record_field in fields(record))
+    return {record_field.name: record_field for record_field in declared if "explanation" in record_field.metadata}
 
 
 def with_options(recipe: Recipe, **options: Any) -> Recipe:
-    """Return the recipe with some options changed; RecipeError if one is unknown or invalid."""
-    known = {option_field.name for option_field in fields(Recipe)} - {"name"}
-    for unknown in sorted(options.keys() - known):
-        raise RecipeError(f"a recipe has no choice {unknown!r}", advice=f"one of: {', '.join(sorted(known))}")
-    return replace(recipe, **{key: _to_declared_type(key, value) for key, value in options.items()})
+    """Return the recipe with some options changed, those of its method included.
+
+    Raises:
+        RecipeError: there is no such option, the recipe's method does not have it, or it is invalid.
+    """
+    method = options.pop("method", recipe.method)
+    recipe_names = {record_field.name for record_field in fields(Recipe)} - {"name", "method"}
+    method_names = {record_field.name for record_field in fields(method)} - {"kind"}
+    known = recipe_names | {record_field.name for kind in METHODS for record_field in fields(kind)} - {"kind"}
+    for name in options:
+        if name not in known:
+            raise RecipeError(f"a recipe has no option {name!r}", advice=f"one of: {', '.join(sorted(known))}")
+        if name not in recipe_names | method_names:
+            flag, kind = f"--{name.replace('_', '-')}", method.kind.replace("_", " ")
+            raise RecipeError(
+                f"recipe {recipe.name}: {flag} has no effect on its training method, {kind}",
+                advice=f"leave {flag} out, or another recipe",
+            )
+    method_options = {name: value for name, value in options.items() if name in method_names}
+    recipe_options = {name: value for name, value in options.items() if name in recipe_names}
+    return replace(recipe, method=replace(method, **method_options), **recipe_options)
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     """Convert a recipe to plain values for `recipe.json`."""
-    return asdict(recipe)
+    values = asdict(recipe)
+    return values | {"method": {"kind": recipe.method.kind, **values["method"]}}
 
 
 def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
     """Build the recipe that `recipe_to_json` wrote.
 
     Raises:
-        RecipeError: an option is unknown or missing, so another version wrote it.
+        RecipeError: an option is unknown, missing or invalid, so another version wrote it or it is damaged.
     """
-    declared = {option_field.name for option_field in fields(Recipe)}
+    declared = {record_field.name for record_field in fields(Recipe)}
     if not isinstance(values, dict) or len(declared & values.keys()) < len(declared) / 2:
-        raise RecipeError("this is no recipe", advice="the recipe.json of a run, or a recipe's name")
+        raise RecipeError("this is not a recipe", advice="the recipe.json of a run, or a recipe's name")
     if values.keys() != declared:
-        raise _other_version_error(", ".join(sorted(declared ^ values.keys())))
-    for option_field in fields(Recipe):
-        name = option_field.name
-        _check_type(name, values[name], option_field.type, "this recipe is damaged: ", DAMAGED_ADVICE)
+        raise _other_version_error(declared ^ values.keys())
     try:
-        return Recipe(**{key: _to_declared_type(key, value) for key, value in values.items()})
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RecipeError(f"this recipe is damaged: {error}", advice=DAMAGED_ADVICE) from None
+        recipe = _make_adapter().validate_json(json.dumps(values))
+    except (RecipeError, ValueError, OverflowError, RecursionError) as error:
+        reason = error.what if isinstance(error, RecipeError) else str(error)
+        raise RecipeError(f"this recipe is damaged: {reason}", advice=DAMAGED_ADVICE) from None
+    if differing := _list_keys(recipe_to_json(recipe)) ^ _list_keys(values):
+        raise _other_version_error(differing)
+    return recipe
 
 
-def _other_version_error(differing: str) -> RecipeError:
+@functools.cache
+def _make_adapter() -> TypeAdapter[Recipe]:
+    return TypeAdapter(Recipe)
+
+
+def _list_keys(values: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """List the keys of nested records, such as `method.epochs`."""
+    keys = {f"{prefix}{name}" for name in values}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            keys |= _list_keys(value, f"{prefix}{name}.")
+    return keys
+
+
+def _other_version_error(differing: set[str]) -> RecipeError:
     return RecipeError(
-        f"another version of ikebana wrote this recipe; it differs in {differing}",
+        f"another version of ikebana wrote this recipe; it differs in {', '.join(sorted(differing))}",
         advice="the version in the run's environment.json, or a new run",
     )
-
-
-RECORD_TYPES = {"augmentation": Augmentation, "transfer": Transfer, "tuning": Tuning}
-
-
-def _to_declared_type(key: str, value: Any) -> Any:
-    """Restore tuples and records, which JSON does not have."""
-    if key in RECORD_TYPES and isinstance(value, dict):
-        return RECORD_TYPES[key](**{name: _list_to_tuple(item) for name, item in value.items()})
-    if isinstance(value, Path):
-        return str(value)
-    return _list_to_tuple(value)
-
-
-def _list_to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

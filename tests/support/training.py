@@ -5,7 +5,7 @@ import torch
 
 from ikebana import recipes
 from ikebana.learning import device, examples
-from ikebana.recipe import Tuning, with_options
+from ikebana.recipe import AdamW, with_options
 
 CPU_SETTINGS = device.DeviceSettings("cpu", "float32", 2, "as it comes")
 BASELINE = recipes.get_recipe("baseline", image_size=46, batch_size=16, epochs=4)
@@ -13,7 +13,7 @@ TUNED = with_options(
     BASELINE,
     epochs=5,
     learning_rate=3e-3,
-    tuning=Tuning(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.5),
+    adamw=AdamW(weight_decay=0.05, layer_decay=1.0, warmup_fraction=0.1, label_smoothing=0.1, ema_decay=0.5),
 )
 
 

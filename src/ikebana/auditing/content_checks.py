@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -14,34 +15,34 @@ from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.learning.features.scaling import FeatureTable
-from ikebana.recipe import Recipe
 from ikebana.system import progress
 from ikebana.system.resources import memory_errors
+
+if TYPE_CHECKING:
+    from ikebana.learning.plan import Plan
 
 SUSPECT_LABEL_ADVICE = "look at it; if it shows the other class, move it there; if neither, remove it"
 OUTLIER_ADVICE = "look at it; remove it if photos to come will not be like this"
 SHORTCUT_ADVICE = "give all classes the same {fact}, or a network may learn that instead of the subject"
 
 
-def check_content(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> list[Finding]:
+def check_content(dataset: Dataset, pixel_cache: PixelCache, plan: "Plan | None") -> list[Finding]:
     """List suspect labels, outliers, poor images and shortcuts; most pronounced first per kind.
-
-    Without the recipe's backbone, a message says that labels and outliers were not checked.
 
     Args:
         dataset: opened and split.
         pixel_cache: of the dataset.
-        recipe: its backbone extracts the features.
+        plan: its backbone extracts the features; without one, labels and outliers are not checked.
     """
-
-    def check_labels() -> list[Finding]:
-        return [*_check_labels(collect_label_evidence(dataset, pixel_cache, recipe), dataset.classes)]
-
-    return [
+    findings = [
         *image_quality.check_image_quality(dataset, pixel_cache.pixels),
         *_check_shortcuts(dataset, pixel_cache),
-        *_run_if_possible(check_labels),
     ]
+    if plan is None:
+        return findings
+    return findings + _run_if_possible(
+        lambda: [*_check_labels(collect_label_evidence(dataset, pixel_cache, plan), dataset.classes)]
+    )
 
 
 def _run_if_possible(check: Callable[[], list[Finding]]) -> list[Finding]:
@@ -95,24 +96,22 @@ class LabelEvidence:
     combined: np.ndarray
 
 
-def collect_label_evidence(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe) -> LabelEvidence:
+def collect_label_evidence(dataset: Dataset, pixel_cache: PixelCache, plan: "Plan") -> LabelEvidence:
     """Extract features of all photos and predict each photo's class from the others.
 
     Args:
         dataset: opened and split.
         pixel_cache: of the dataset.
-        recipe: its backbone extracts the features.
+        plan: its backbone extracts the features.
     Raises:
-        RecipeError, MachineError: the backbone is not available.
         PhotosError: there are too few photos.
     """
     from ikebana.learning import examples
-    from ikebana.learning.estimate import configure_device
     from ikebana.learning.features import out_of_fold
 
     splits = examples.build_split_examples(dataset, pixel_cache.pixels)
-    settings = configure_device(recipe, len(dataset.classes))
-    labelled_features = out_of_fold.extract_labelled_features(splits, recipe, pixel_cache.folder.name, settings)
+    (member,) = plan.assembly.members
+    labelled_features = out_of_fold.extract_labelled_features(splits, member, pixel_cache.folder.name, plan.settings)
     photos = dataset.photos[labelled_features.rows]
     groups = np.array(split.find_groups(photos))
     class_count = len(dataset.classes)

@@ -22,14 +22,13 @@ from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.recipe import Recipe
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.reports import audit_page
-from ikebana.runs.run import write_json
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import atomic_write, resolve_output_path
+from ikebana.system.files import atomic_write, resolve_output_path, write_json
 from ikebana.system.resources import memory_errors, require_disk
 
 if TYPE_CHECKING:
-    from ikebana.learning.device import DeviceSettings
+    from ikebana.learning.plan import Plan
 
 CANNOT_SPLIT = "cannot_split"
 # Files in the output folder.
@@ -97,13 +96,11 @@ def audit(
     unopened = sources.read(photos)
     if write is not None:
         cleaning.check_not_archive(unopened)
-    from ikebana.learning.models import networks, weight_loading
+    from ikebana.learning.models import networks
 
     # As in `fit`, so that it reuses the pixel cache and makes the same split.
     recipe = networks.fill_defaults(RECIPES[DEFAULT_RECIPE])
-    if advise:
-        weight_loading.resolve_weights(recipe)
-    _check_machine(unopened, recipe)
+    plan = _make_plan(unopened, recipe, is_required=advise)
     opened, pixel_cache = open_pixel_cache(unopened, recipe.image_size, recipe.resize)
     dataset, split_errors = _split(
         sources.assign_classes(near_duplicates.find_near_duplicates(opened, pixel_cache), ()), recipe
@@ -111,7 +108,7 @@ def audit(
     findings = [
         *split_errors,
         *files.check_dataset(dataset),
-        *content_checks.check_content(dataset, pixel_cache, recipe),
+        *content_checks.check_content(dataset, pixel_cache, plan),
     ]
     page_file = Path(out).expanduser() / PAGE_FILE if out is not None else None
     result = Audit(dataset, tuple(files.sort_by_severity(findings)), page=page_file)
@@ -119,9 +116,9 @@ def audit(
     if write is not None:
         has_split = unopened.photos["split"].count() > 0
         _clean(Path(write), result, to_drop, to_relabel, has_split)
-    if advise:
+    if advise and plan is not None:
         with memory_errors():
-            advice = _recommend(dataset, pixel_cache, recipe, str(write or dataset.source))
+            advice = _recommend(dataset, pixel_cache, plan, str(write or dataset.source))
             result = replace(result, recommendation=advice)
     return result
 
@@ -139,23 +136,29 @@ def _split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, list[Finding]]:
         return unsplit, [Finding(CANNOT_SPLIT, "error", (), error.what, error.advice or "more photos")]
 
 
-def _check_machine(dataset: Dataset, recipe: Recipe) -> None:
-    """Report the cost estimate and refuse what this machine cannot do.
+def _make_plan(dataset: Dataset, recipe: Recipe, *, is_required: bool) -> "Plan | None":
+    """Plan as `fit` does, report the cost, and refuse what this machine cannot do.
 
-    Without a backbone, an audit needs only disk space.
+    Returns:
+        None if the backbone is not available: an audit then needs only disk space.
+    Raises:
+        MachineError: too little memory or disk space.
+        RecipeError, MachineError: the backbone is required and not available.
     """
-    from ikebana.learning.estimate import configure_device, estimate_cost
-    from ikebana.learning.models import weight_loading
+    from ikebana.learning.plan import Plan
 
     try:
-        weight_loading.resolve_weights(recipe)
-    except (RecipeError, MachineError):
-        needed = compute_cache_bytes(dataset, recipe.image_size) + near_duplicates.compute_scratch_bytes(
-            dataset.photos.height
-        )
-        require_disk({cache_folder(): needed})
-        return
-    estimate_cost(dataset, recipe, configure_device(recipe, len(dataset.classes))).report_and_check(recipe)
+        plan = Plan.from_dataset(dataset, recipe)
+    except (RecipeError, MachineError) as error:
+        if is_required:
+            raise
+        reason = error.what + (f" ({error.advice})" if error.advice else "")
+        progress.message(f"labels and outliers are not checked: {reason}")
+        cache_bytes = compute_cache_bytes(dataset, recipe.image_size)
+        require_disk({cache_folder(): cache_bytes + near_duplicates.compute_scratch_bytes(dataset.photos.height)})
+        return None
+    plan.estimate.report_and_check()
+    return plan
 
 
 def _check_outputs(out: str | Path | None, write: str | Path | None, has_selectors: bool) -> None:
@@ -232,7 +235,7 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult)
         )
 
 
-def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos: str) -> Recommendation:
+def _recommend(dataset: Dataset, pixel_cache: PixelCache, plan: "Plan", photos: str) -> Recommendation:
     """Recommend from frozen features of training photos and model-selection photos.
 
     The calibration photos and the test photos stay unseen.
@@ -240,7 +243,6 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos
     Args:
         photos: path for the command: the cleaned table if one was written.
     """
-    from ikebana.learning.estimate import configure_device
     from ikebana.learning.examples import build_split_examples, concatenate
     from ikebana.learning.features import depth_probe
 
@@ -249,8 +251,8 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos
     examples = concatenate(splits["train"], for_selection)
     sample, groups = depth_probe.sample_photos(examples, split.find_groups(dataset.photos[examples.rows]))
     folds = depth_probe.make_folds(sample.labels, groups, dataset.source)
-    settings = configure_device(recipe, len(dataset.classes))
-    features = depth_probe.extract_depth_features(sample, recipe, pixel_cache.folder.name, settings)
+    (member,) = plan.assembly.members
+    features = depth_probe.extract_depth_features(sample, member, pixel_cache.folder.name, plan.settings)
     evidence = depth_probe.evaluate_depths(features, sample.labels, groups, folds)
     counts = {name: of_class["train"] for name, of_class in dataset.count_photos().items()}
     smallest = min(counts, key=lambda name: counts[name])
@@ -260,22 +262,21 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, recipe: Recipe, photos
         median_per_class=statistics.median_low(counts.values()),
         smallest=(smallest, counts[smallest]),
     )
-    advice = recommend(evidence, supply, photos, _estimate_costs(dataset, recipe, settings))
+    advice = recommend(evidence, supply, photos, _estimate_costs(dataset, plan))
     progress.message(f"\n{advice!r}")
     progress.event("recommendation", **advice.to_json())
     return advice
 
 
-def _estimate_costs(dataset: Dataset, recipe: Recipe, settings: "DeviceSettings") -> dict[str, float]:
-    """Estimate the seconds of the default recipe and the next better one.
-
-    Both are for this machine.
-    """
+def _estimate_costs(dataset: Dataset, plan: "Plan") -> dict[str, float]:
+    """Estimate the seconds of the default recipe and the next better one on this machine."""
     from ikebana.learning.device import get_seconds_per_photo
     from ikebana.learning.estimate import UPGRADES, estimate_cost, estimate_upgrade_seconds
 
-    costs = {recipe.name: estimate_cost(dataset, recipe, settings).seconds}
-    seconds_per_photo = get_seconds_per_photo(settings)
+    recipe = plan.recipe
+    # Estimated again: features are cached now.
+    costs = {recipe.name: estimate_cost(dataset, plan.assembly, plan.settings).seconds}
+    seconds_per_photo = get_seconds_per_photo(plan.settings)
     if recipe.name in UPGRADES and seconds_per_photo is not None:
         better = UPGRADES[recipe.name]
         costs[better.recipe] = estimate_upgrade_seconds(dataset, recipe, better, seconds_per_photo)

@@ -7,6 +7,8 @@ from typing import Any
 from ikebana.commands.cache import measure_size
 from ikebana.learning import device
 from ikebana.learning.estimate import configure_device
+from ikebana.learning.models import networks
+from ikebana.learning.models.assembly import assemble
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
@@ -20,7 +22,8 @@ LIBRARIES = (
 
 def doctor() -> dict[str, Any]:
     """Print and return facts about this machine and the chosen device settings."""
-    settings = configure_device(RECIPES[DEFAULT_RECIPE], classes=5)
+    recipe = networks.fill_defaults(RECIPES[DEFAULT_RECIPE])
+    settings = configure_device(assemble(recipe, classes=5, loads_weights=False))
     cache = cache_folder()
     facts = {
         "ikebana": importlib.metadata.version("ikebana"),

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ikebana.errors import ModelError
 from ikebana.exporting import metadata, onnx_file, quantisation, run_photos, verification
@@ -13,9 +14,17 @@ from ikebana.runs.run import Run, open_run
 from ikebana.system import progress
 from ikebana.system.files import atomic_directory, atomic_write, resolve_output_path
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 def export(
-    run: Run | str | Path, file: str | Path, *, int8: bool = False, photos: str | Path | None = None
+    run: Run | str | Path,
+    file: str | Path,
+    *,
+    int8: bool = False,
+    photos: str | Path | None = None,
+    model: "nn.Module | None" = None,
 ) -> Classifier:
     """Write one ONNX file that predicts what the run's network predicts.
 
@@ -24,6 +33,7 @@ def export(
     Args:
         int8: quantise to 8 bits: a quarter of the size, often faster; refused if it costs accuracy.
         photos: where the run's photos are, if they have moved.
+        model: the module that the run trained, if it was a module of your own.
     Raises:
         ModelError: the file would predict something else than the run; no file is written then.
         RunError: the run has not finished.
@@ -37,7 +47,7 @@ def export(
         )
     model_info = metadata.collect(source_run)
     splits = run_photos.find_photos(source_run, photos)
-    network = onnx_file.load_network(source_run, model_info["temperature"])
+    network = onnx_file.load_network(source_run, model_info["temperature"], model)
     graph = onnx_file.trace_to_onnx(
         network, source_run.recipe.image_size, onnx_file.decode_examples(splits["test"], model_info)
     )
@@ -64,7 +74,12 @@ def export(
 
 
 def export_web(
-    run: Run | str | Path, folder: str | Path, *, int8: bool = False, photos: str | Path | None = None
+    run: Run | str | Path,
+    folder: str | Path,
+    *,
+    int8: bool = False,
+    photos: str | Path | None = None,
+    model: "nn.Module | None" = None,
 ) -> Classifier:
     """Write a folder whose page classifies photos in the browser.
 
@@ -74,6 +89,7 @@ def export_web(
         folder: appears by rename when it is complete.
         int8: as for `export`: a quarter of the size to load.
         photos: where the run's photos are, if they have moved.
+        model: the module that the run trained, if it was a module of your own.
     Raises:
         ModelError: the folder is taken, or `export` refuses the run.
         RunError, PhotosError: as `export` does.
@@ -82,7 +98,7 @@ def export_web(
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ModelError("this place is taken", where=folder, advice="a folder that is not there yet")
     with atomic_directory(target, allow_existing=False) as partial_folder:
-        shipped = export(run, partial_folder / "model.onnx", int8=int8, photos=photos)
+        shipped = export(run, partial_folder / "model.onnx", int8=int8, photos=photos, model=model)
         runtime = add_runtime(partial_folder)
         page_info = asdict(page_files.summarise_classifier(shipped)) | {
             "image_size": shipped.image_size,

@@ -227,15 +227,13 @@ def _build_run_classifier(run: Run) -> Classifier:
     import torch
 
     from ikebana.learning import device
-    from ikebana.learning.models import networks
-    from ikebana.learning.training import checkpoint
+    from ikebana.learning.models.assembly import load_trained_network
 
     calibration = run.calibration
     settings = device.configure()
-    network = networks.build_network(run.recipe, len(run.classes))
-    checkpoint.load_weights(run.weights, network)
+    network = load_trained_network(run.recipe, len(run.classes), run.weights, calibration.temperature)
     with memory_errors():
-        shipped = networks.CalibratedNetwork(network, calibration.temperature).to(settings.device).eval()
+        shipped = network.to(settings.device)
 
     @memory_errors()
     @torch.inference_mode()

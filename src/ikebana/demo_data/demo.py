@@ -1,5 +1,6 @@
 """`ikebana demo`: draw photos, train on them and predict new ones."""
 
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def describe_faults(run: Run, planted: PlantedFaults) -> list[str]:
     table = {row["path"]: row for row in run.dataset.iter_rows(named=True)}
     broken = sum(table[path]["status"] != "used" for path in planted.broken)
     together = sum(table[first]["split"] == table[second]["split"] for first, second in planted.duplicates)
-    findings = run.read_json("audit.json")["findings"]
+    findings = json.loads((run.folder / "audit.json").read_text("utf-8"))["findings"]
     reported = {finding["paths"][0] for finding in findings if finding["kind"] == "exact_duplicate"}
     duplicates = sum(bool({first, second} & reported) for first, second in planted.duplicates)
     upright = sum(table[path]["status"] == "used" for path in planted.sideways)
@@ -83,7 +84,7 @@ def _count_contradicted(run: Run, wrong: tuple[str, ...]) -> tuple[int, int]:
 
 
 def _free_folder(out: str | Path | None) -> Path:
-    from ikebana.runs.run import check_folder_is_free
+    from ikebana.runs.run_writer import check_folder_is_free
 
     if out is not None:
         check_folder_is_free(out, "--out")

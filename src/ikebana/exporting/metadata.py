@@ -20,7 +20,6 @@ def collect(run: Run) -> dict[str, Any]:
     """
     scores = run.evaluation.to_json()
     calibration = run.calibration
-    is_pretrained = (run.folder / "pretrained.json").exists()
     return {
         "ikebana": FORMAT_VERSION,
         "classes": list(run.classes),
@@ -31,7 +30,7 @@ def collect(run: Run) -> dict[str, Any]:
         "recipe": _strip_paths(recipe_to_json(run.recipe)),
         "data": {"fingerprint": run.source["fingerprint"]},
         "scores": {name: value for name, value in scores.items() if name not in ("seconds", "leakage")},
-        "pretrained": run.read_json("pretrained.json") if is_pretrained else {},
+        "pretrained": run.pretrained,
         "versions": {name: _find_version(name) for name in LIBRARIES},
     }
 
@@ -43,7 +42,9 @@ def to_entries(values: dict[str, Any]) -> dict[str, str]:
 
 def _strip_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     """Keep the name of the weights file, not its folder."""
-    return {**recipe, "weights": Path(recipe["weights"]).name}
+    if not recipe["method"].get("weights"):
+        return recipe
+    return {**recipe, "method": {**recipe["method"], "weights": Path(recipe["method"]["weights"]).name}}
 
 
 def _find_version(name: str) -> str | None:

@@ -14,6 +14,7 @@ import onnx.compose
 import polars as pl
 import torch
 from onnx import ModelProto
+from torch import nn
 
 from ikebana.data import decoding
 from ikebana.errors import ModelError
@@ -26,9 +27,8 @@ from ikebana.inference import model_file
 from ikebana.inference.classifier import FEATURES_OUTPUT, PROBABILITIES_OUTPUT
 from ikebana.learning import device, examples
 from ikebana.learning.fast import fused_inference
-from ikebana.learning.models import networks
+from ikebana.learning.models.assembly import load_trained_network
 from ikebana.learning.models.networks import CalibratedNetwork
-from ikebana.learning.training import checkpoint
 from ikebana.runs.run import Run
 from ikebana.system import progress
 
@@ -38,12 +38,10 @@ NETWORK_INPUT = "squares"
 TRACE_BATCH_SIZE = 2
 
 
-def load_network(run: Run, temperature: float) -> CalibratedNetwork:
+def load_network(run: Run, temperature: float, model: nn.Module | None = None) -> CalibratedNetwork:
     """Load in float32 on the CPU: scores must not depend on the exporting device."""
     device.configure()
-    network = networks.build_network(run.recipe, len(run.classes))
-    checkpoint.load_weights(run.weights, network)
-    return CalibratedNetwork(network, temperature).eval()
+    return load_trained_network(run.recipe, len(run.classes), run.weights, temperature, model)
 
 
 def decode_examples(photos: Sequence[RunPhoto], model_info: dict[str, Any]) -> np.ndarray:

@@ -3,10 +3,8 @@
 import functools
 import hashlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-
-from torch import nn
 
 from ikebana import recipes
 from ikebana.data import pixel_cache
@@ -15,10 +13,11 @@ from ikebana.data.duplicates import near_duplicates
 from ikebana.learning import device
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.features import feature_cache
-from ikebana.learning.models import layer_table, networks, parameter_groups, weight_loading
+from ikebana.learning.models import layer_table, networks, parameter_groups
+from ikebana.learning.models.assembly import Assembly, Member
 from ikebana.learning.training import loop
 from ikebana.learning.training.trainer import plan_phases
-from ikebana.recipe import Recipe
+from ikebana.recipe import MIDDLE_STAGE, FineTune, GradientMethod, LinearProbe, Recipe, with_options
 from ikebana.system import progress, resources
 from ikebana.system.cache_folder import cache_folder
 
@@ -77,6 +76,7 @@ class CostEstimate:
         run_bytes: upper bound of the run folder's size.
         memory_bytes: upper bound of the process's memory.
         run_folder: None for an audit, which creates none.
+        advice: what to try when memory is too small.
     """
 
     seconds: float
@@ -85,8 +85,9 @@ class CostEstimate:
     memory_bytes: float
     text: str
     run_folder: Path | None
+    advice: str
 
-    def report_and_check(self, recipe: Recipe) -> None:
+    def report_and_check(self) -> None:
         """Report the estimate, then require the disk space and memory, before any photo is opened.
 
         Raises:
@@ -97,16 +98,13 @@ class CostEstimate:
             {cache_folder(): self.cache_bytes}
             | ({self.run_folder: self.run_bytes} if self.run_folder is not None else {})
         )
-        resources.require_memory(MIN_MEMORY_FRACTION * self.memory_bytes, _suggest_smaller(recipe))
+        resources.require_memory(MIN_MEMORY_FRACTION * self.memory_bytes, self.advice)
 
 
 def _suggest_smaller(recipe: Recipe) -> str:
     """Suggest what to try when memory is too small."""
-    batch_hint = (
-        f" or --batch-size (it is {recipe.batch_size})"
-        if recipe.transfer is None or not recipe.transfer.cache_features
-        else ""
-    )
+    has_batches = isinstance(recipe.method, GradientMethod) and not recipe.caches_features
+    batch_hint = f" or --batch-size (it is {recipe.gradient_method.batch_size})" if has_batches else ""
     return f"a smaller --image-size (it is {recipe.image_size}){batch_hint}, or a machine with more memory"
 
 
@@ -119,139 +117,150 @@ def recipe_memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
     return resources.memory_errors(f"anew with {_suggest_smaller(recipe)}")
 
 
-def configure_device(recipe: Recipe, classes: int, photo_count: int | None = None) -> DeviceSettings:
-    """Configure device and precision for this recipe; the first time takes some seconds.
+def configure_device(assembly: Assembly, photo_count: int | None = None) -> DeviceSettings:
+    """Configure device and precision for these networks; the first time takes some seconds.
 
     Args:
         photo_count: number of photos if known; no batch is larger.
     Raises:
         MachineError: too little memory for the measurement.
     """
-    settings, recipe = device.configure(), networks.fill_defaults(recipe)
-    recipe = replace(recipe, batch_size=min(recipe.batch_size, photo_count or recipe.batch_size))
-    # Built only if there is something to measure. Members of an ensemble are timed one by one.
-    get_members = functools.cache(lambda: networks.get_members(networks.build_network(recipe, classes)))
-    if recipe.transfer is not None and recipe.transfer.cache_features:
+    settings, recipe = device.configure(), assembly.recipe
+    method = recipe.method
+    if isinstance(method, GradientMethod) and photo_count:
+        recipe = with_options(recipe, batch_size=min(method.batch_size, photo_count))
+    if recipe.caches_features:
         name = f"features of {recipe.network} {recipe.truncate_at} {recipe.image_size} px{_make_key_suffix(recipe)}"
         measure = functools.partial(feature_cache.measure_seconds_per_photo, image_size=recipe.image_size)
     else:
         augmentation = "augmented" if recipe.augmentation is not None else "plain"
-        options = f"{recipe.image_size} px, batch {recipe.batch_size}, {augmentation}{_make_key_suffix(recipe)}"
+        batch = f"batch {recipe.gradient_method.batch_size}"
+        options = f"{recipe.image_size} px, {batch}, {augmentation}{_make_key_suffix(recipe)}"
         name = f"{recipe.name} {recipe.network} {recipe.truncate_at} {options}"
-        measure = functools.partial(loop.measure_seconds_per_photo, recipe=recipe, classes=classes)
+        measure = functools.partial(loop.measure_seconds_per_photo, recipe=recipe, classes=assembly.classes)
 
     def trial(candidate: DeviceSettings) -> float:
         with recipe_memory_errors(recipe):
-            members = _require_step_memory(get_members(), recipe, classes, candidate)
-            return sum(measure(member, settings=candidate) for member in members)
+            _require_step_memory(assembly, recipe, candidate)
+            # Members of an ensemble are timed one by one.
+            return sum(measure(member.network, settings=candidate) for member in assembly.members)
 
     selected = device.select_precision(settings, recipe.precision, name, trial)
     # Only feature extraction with one backbone is timed again later and may correct the time.
-    can_correct = recipe.transfer is not None and recipe.transfer.cache_features and len(recipe.members) == 1
+    can_correct = recipe.caches_features and len(assembly.members) == 1
     return selected if can_correct else replace(selected, measurement_id="")
 
 
 def _make_key_suffix(recipe: Recipe) -> str:
     """Distinguish the recipe from the preset of its name, if their speed may differ."""
     preset = recipes.RECIPES.get(recipe.name)
-    learning = (recipe.transfer, recipe.tuning)
-    if preset is not None and learning == (preset.transfer, preset.tuning):
+    described = _describe_method(recipe)
+    if preset is not None and described == _describe_method(preset):
         return ""
-    return f", {hashlib.sha256(repr(learning).encode()).hexdigest()[:8]}"
+    return f", {hashlib.sha256(described.encode()).hexdigest()[:8]}"
 
 
-def _require_step_memory(
-    members: list[nn.Module], recipe: Recipe, classes: int, settings: DeviceSettings
-) -> list[nn.Module]:
-    """Return the networks if memory holds a step of the largest in this precision.
+def _describe_method(recipe: Recipe) -> str:
+    """Describe the method, but for what changes no speed or is in the key already."""
+    neutral = {"weights": "", "epochs": 1, "learning_rate": 1.0, "batch_size": 1, "augmentation": None}
+    names = {method_field.name for method_field in fields(recipe.method)}
+    return repr(replace(recipe.method, **{name: value for name, value in neutral.items() if name in names}))
+
+
+def _require_step_memory(assembly: Assembly, recipe: Recipe, settings: DeviceSettings) -> None:
+    """Make sure that memory holds a step of the largest network in this precision.
 
     Raises:
         MachineError: it does not. Without this check the kernel would kill the process silently.
     """
-    needed_bytes = MIN_MEMORY_FRACTION * _estimate_memory(recipe.batch_size, classes, recipe, members, settings)
-    resources.require_memory(needed_bytes, _suggest_smaller(recipe))
+    photos = _get_batch_size(recipe, settings)
+    advice = _suggest_smaller(recipe)
+    resources.require_memory(MIN_MEMORY_FRACTION * _estimate_memory(photos, assembly, settings), advice)
     if settings.device == "cuda":
-        gpu_bytes = MIN_MEMORY_FRACTION * _estimate_step_memory(recipe.batch_size, recipe, members, settings)
-        resources.require_memory(gpu_bytes, _suggest_smaller(recipe), device.get_free_gpu_bytes(), "the GPU's memory")
-    return members
+        gpu_bytes = MIN_MEMORY_FRACTION * _estimate_step_memory(photos, assembly, settings)
+        resources.require_memory(gpu_bytes, advice, device.get_free_gpu_bytes(), "the GPU's memory")
 
 
-def get_spare_gpu_bytes(recipe: Recipe, classes: int, settings: DeviceSettings) -> int:
+def _get_batch_size(recipe: Recipe, settings: DeviceSettings) -> int:
+    return recipe.method.batch_size if isinstance(recipe.method, GradientMethod) else settings.inference_batch_size
+
+
+def get_spare_gpu_bytes(assembly: Assembly, settings: DeviceSettings) -> int:
     """Estimate the GPU memory in bytes that a training step leaves free; 0 without CUDA."""
     if settings.device != "cuda":
         return 0
-    members = networks.get_members(networks.build_network(recipe, classes))
-    return max(
-        0, device.get_free_gpu_bytes() - int(_estimate_step_memory(recipe.batch_size, recipe, members, settings))
-    )
+    step_bytes = _estimate_step_memory(_get_batch_size(assembly.recipe, settings), assembly, settings)
+    return max(0, device.get_free_gpu_bytes() - int(step_bytes))
 
 
-def estimate_cost(dataset: Dataset, recipe: Recipe, settings: DeviceSettings, run: Path | None = None) -> CostEstimate:
+def estimate_cost(
+    dataset: Dataset, assembly: Assembly, settings: DeviceSettings, run_folder: Path | None = None
+) -> CostEstimate:
     """Estimate the cost of a run on these photos, to within a factor of two.
 
     Args:
-        run: the run's folder; None for an audit, which creates none.
+        run_folder: None for an audit, which creates none.
     """
-    members = networks.get_members(networks.build_network(recipe, len(dataset.classes)))
+    recipe, photos = assembly.recipe, dataset.photos.height
     # Computed once, because it reads the metadata of every file.
     pixels = pixel_cache.get_cache_path(dataset, recipe.image_size, recipe.resize)
     has_pixels = pixels.exists()
-    photos = dataset.photos.height
-    features_bytes, missing_photos = _estimate_missing_features(photos, recipe, settings, members, pixels.name)
-    seconds, work = _estimate_seconds(photos, missing_photos, recipe, settings, members)
+    features_bytes, missing_photos = _estimate_missing_features(photos, assembly, settings, pixels.name)
+    seconds, work = _estimate_seconds(photos, missing_photos, assembly, settings)
     seconds += FIXED_SECONDS + (0.0 if has_pixels else photos * DECODE_SECONDS_PER_PHOTO / pixel_cache.count_threads())
     cache_bytes = _estimate_cache_bytes(dataset, recipe, pixels, features_bytes)
-    run_bytes = _estimate_run_bytes(dataset, recipe, members) if run is not None else 0.0
-    memory_bytes = _estimate_memory(photos, len(dataset.classes), recipe, members, settings)
+    run_bytes = _estimate_run_bytes(dataset, assembly) if run_folder is not None else 0.0
+    memory_bytes = _estimate_memory(photos, assembly, settings)
     # The trial of a rejected precision may have used more, and the C library keeps that memory.
     peak_bytes = max(memory_bytes, resources.memory_in_use())
     disk = f"{cache_bytes / 1e9:.2f} GB in the cache" if cache_bytes else "all kept from before in the cache"
     disk += f", {run_bytes / 1e9:.2f} GB in the run" if run_bytes else ""
     disk += "; the pixels are kept from before" if cache_bytes and has_pixels else ""
     text = f"expected: {format_duration(seconds)} ({work}), {peak_bytes / 1e9:.1f} GB of memory, {disk}"
-    text += "".join(map(_describe_substituted_stage, members, recipe.members))
-    return CostEstimate(seconds, cache_bytes, run_bytes, memory_bytes, text, run)
+    text += "".join(map(_describe_substituted_stage, assembly.members))
+    return CostEstimate(seconds, cache_bytes, run_bytes, memory_bytes, text, run_folder, _suggest_smaller(recipe))
 
 
-def _describe_substituted_stage(network: nn.Module, recipe: Recipe) -> str:
+def _describe_substituted_stage(member: Member) -> str:
     """Report the stage that training starts from, if it is not the recipe's."""
-    if recipe.transfer is None or recipe.transfer.trainable != "last_stages" or not recipe.transfer.train_from:
+    method = member.recipe.method
+    if not isinstance(method, FineTune) or method.train_from in ("", MIDDLE_STAGE):
         return ""
     stage = parameter_groups.resolve_first_trained_stage(
-        network.get_submodule("backbone.network"), recipe.transfer.train_from
+        member.network.get_submodule("backbone.network"), method.train_from
     )
-    if stage == recipe.transfer.train_from:
+    if stage == method.train_from:
         return ""
-    return f"\n{recipe.network} has no stage {recipe.transfer.train_from}: it learns from its middle on, {stage}"
+    return f"\n{member.recipe.network} has no stage {method.train_from}: it learns from its middle on, {stage}"
 
 
 def _estimate_seconds(
-    photos: int, missing_photos: int, recipe: Recipe, settings: DeviceSettings, members: list[nn.Module]
+    photos: int, missing_photos: int, assembly: Assembly, settings: DeviceSettings
 ) -> tuple[float, str]:
     """Estimate the time after decoding, and describe what most of it is spent on.
 
     Args:
         missing_photos: photos without cached features.
     """
-    seconds_per_photo = settings.seconds_per_photo or 0.0
-    if recipe.transfer is not None and recipe.transfer.cache_features:
-        return _estimate_head_seconds(photos, missing_photos, recipe, settings, members)
-    epoch_seconds = (
-        photos * seconds_per_photo * (recipe.split_fractions[0] + FORWARD_FRACTION * recipe.split_fractions[1])
-    )
-    epochs = plan_phases(recipe)[-1].last_epoch
-    refit_factor = 1 + 1 / recipe.split_fractions[0] if recipe.refit_on_all else 1.0
-    return epochs * epoch_seconds * refit_factor, _describe_epochs(epochs, epoch_seconds / len(members), len(members))
+    recipe, seconds_per_photo = assembly.recipe, settings.seconds_per_photo or 0.0
+    if recipe.caches_features:
+        return _estimate_head_seconds(photos, missing_photos, assembly, settings)
+    train_fraction, validation_fraction, _ = recipe.split_fractions
+    epoch_seconds = photos * seconds_per_photo * (train_fraction + FORWARD_FRACTION * validation_fraction)
+    epochs, members = plan_phases(recipe)[-1].last_epoch, len(assembly.members)
+    refit_factor = 1 + 1 / train_fraction if recipe.refit_on_all else 1.0
+    return epochs * epoch_seconds * refit_factor, _describe_epochs(epochs, epoch_seconds / members, members)
 
 
 def _estimate_head_seconds(
-    photos: int, missing_photos: int, recipe: Recipe, settings: DeviceSettings, members: list[nn.Module]
+    photos: int, missing_photos: int, assembly: Assembly, settings: DeviceSettings
 ) -> tuple[float, str]:
     """Estimate the same for a recipe that trains its head on cached features."""
-    assert recipe.transfer is not None
-    seconds_per_photo, epochs = settings.seconds_per_photo or 0.0, plan_phases(recipe)[-1].last_epoch
+    recipe, seconds_per_photo = assembly.recipe, settings.seconds_per_photo or 0.0
+    # Fitting a linear probe takes about as long as an epoch.
+    epochs = 1 if isinstance(recipe.method, LinearProbe) else plan_phases(recipe)[-1].last_epoch
     train_photos = photos * recipe.split_fractions[0]
-    heads = [member.get_submodule("head") for member in members]
+    heads = [member.network.get_submodule("head") for member in assembly.members]
     head_weights = sum(parameter.numel() for head in heads for parameter in head.parameters())
     head_seconds = epochs * train_photos * 6 * head_weights / HEAD_OPERATIONS_PER_SECOND
     cached = f", {photos - missing_photos:,} of them before" if missing_photos < photos else ""
@@ -264,24 +273,24 @@ def _estimate_head_seconds(
 
 
 def _estimate_missing_features(
-    photos: int, recipe: Recipe, settings: DeviceSettings, members: list[nn.Module], pixels: str
+    photos: int, assembly: Assembly, settings: DeviceSettings, pixels: str
 ) -> tuple[int, int]:
     """Estimate the bytes of features not cached yet, and the most photos a network lacks.
 
     Args:
         pixels: name of the pixel cache.
     """
-    if recipe.transfer is None or not (recipe.transfer.cache_features or recipe.transfer.fit_logistic_head):
+    recipe = assembly.recipe
+    if not (recipe.caches_features or recipe.fits_linear_probe):
         return 0, 0
-    exact = replace(settings, precision="float32") if recipe.transfer.cache_features else settings
+    exact = replace(settings, precision="float32") if recipe.caches_features else settings
     candidates = {candidate.precision: candidate for candidate in (settings, exact)}.values()
     missing_bytes = missing_photos = 0
-    for member, member_recipe in zip(members, recipe.members, strict=True):
-        key = feature_cache.make_feature_key(pixels, member_recipe, weight_loading.resolve_weights(member_recipe))
-        backbone = member.get_submodule("backbone")
+    for member in assembly.members:
+        key = feature_cache.make_feature_key(pixels, member.recipe, member.weights)
         # Each photo has features in one precision only: either it trains or it is held out.
         member_bytes, member_photos = feature_cache.estimate_missing(
-            backbone, key, photos, recipe.image_size, candidates
+            member.backbone, key, photos, recipe.image_size, candidates
         )
         missing_bytes, missing_photos = missing_bytes + member_bytes, max(missing_photos, member_photos)
     return missing_bytes, missing_photos
@@ -303,49 +312,43 @@ def _estimate_cache_bytes(dataset: Dataset, recipe: Recipe, pixels: Path, featur
     return float(pixel_bytes + max(scratch_bytes, features_bytes))
 
 
-def _estimate_run_bytes(dataset: Dataset, recipe: Recipe, members: list[nn.Module]) -> float:
+def _estimate_run_bytes(dataset: Dataset, assembly: Assembly) -> float:
     """Bound the size of the run folder: thumbnails, tables, weights and checkpoints."""
-    held_out = dataset.photos.height * (recipe.split_fractions[1] + recipe.split_fractions[2])
-    weights = 4.0 * sum(tensor.numel() for member in members for tensor in member.state_dict().values())
-    parameters = [parameter for member in members for parameter in member.parameters()]
-    trainable = 4.0 * sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    checkpoint = weights + trainable if recipe.tuning is None else 3 * weights + 2 * trainable
-    if recipe.transfer is not None and recipe.transfer.fit_logistic_head and recipe.transfer.trainable == "head":
+    recipe, photos = assembly.recipe, dataset.photos.height
+    held_out = photos * (recipe.split_fractions[1] + recipe.split_fractions[2])
+    weights = 4.0 * sum(tensor.numel() for tensor in assembly.network.state_dict().values())
+    trainable = 4.0 * sum(parameter.numel() for parameter in assembly.network.parameters() if parameter.requires_grad)
+    checkpoint = weights + trainable if recipe.adamw is None else 3 * weights + 2 * trainable
+    if isinstance(recipe.method, LinearProbe):
         checkpoint = 0.0
     thumbnails = held_out * (recipe.image_size**2 * THUMBNAIL_BYTES_PER_PIXEL + SMALL_FILE_BYTES)
-    return thumbnails + dataset.photos.height * TABLE_BYTES_PER_PHOTO + weights + (2 + recipe.refit_on_all) * checkpoint
+    return thumbnails + photos * TABLE_BYTES_PER_PHOTO + weights + (2 + recipe.refit_on_all) * checkpoint
 
 
-def _estimate_memory(
-    photos: int, classes: int, recipe: Recipe, members: list[nn.Module], settings: DeviceSettings
-) -> float:
+def _estimate_memory(photos: int, assembly: Assembly, settings: DeviceSettings) -> float:
     """Bound the memory in bytes: libraries, photos and, except on CUDA, a training step."""
-    photo_bytes = MEMORY_BYTES_PER_PHOTO + 16 * classes * (recipe.split_fractions[1] + recipe.split_fractions[2])
-    step_bytes = 0.0 if settings.device == "cuda" else _estimate_step_memory(photos, recipe, members, settings)
+    held_out_fraction = assembly.recipe.split_fractions[1] + assembly.recipe.split_fractions[2]
+    photo_bytes = MEMORY_BYTES_PER_PHOTO + 16 * assembly.classes * held_out_fraction
+    step_bytes = 0.0 if settings.device == "cuda" else _estimate_step_memory(photos, assembly, settings)
     return LIBRARIES_BYTES + step_bytes + photos * photo_bytes
 
 
-def _estimate_step_memory(photos: int, recipe: Recipe, members: list[nn.Module], settings: DeviceSettings) -> float:
+def _estimate_step_memory(photos: int, assembly: Assembly, settings: DeviceSettings) -> float:
     """Estimate the bytes of a training step: weights, optimiser state and activations."""
-    weights = sum(parameter.numel() for member in members for parameter in member.parameters())
-    has_cached_features = recipe.transfer is not None and recipe.transfer.cache_features
-    tables = (layer_table.summarise_layers(member, recipe.image_size) for member in members)
-    activations = max(_estimate_activation_bytes(table, recipe, photos, settings) for table in tables)
-    return (5 if has_cached_features else 2.5) * activations + 16 * weights
+    weights = sum(parameter.numel() for parameter in assembly.network.parameters())
+    activations = max(_estimate_activation_bytes(member, photos, settings) for member in assembly.members)
+    return (5 if assembly.recipe.caches_features else 2.5) * activations + 16 * weights
 
 
-def _estimate_activation_bytes(
-    layers: list[layer_table.LayerSummary], recipe: Recipe, photos: int, settings: DeviceSettings
-) -> int:
+def _estimate_activation_bytes(member: Member, photos: int, settings: DeviceSettings) -> int:
     """Estimate the bytes of the layers' outputs in a training step."""
-    inference_bytes = max(
-        layer_table.estimate_activation_bytes([layer], settings.inference_batch_size, 4) for layer in layers
-    )
-    if recipe.transfer is not None and recipe.transfer.cache_features:
-        return inference_bytes  # a forward pass keeps the outputs of few layers at a time
-    trainable_layers = layer_table.skip_frozen_layers(layers)
+    if member.recipe.caches_features:  # a forward pass keeps the outputs of few layers at a time
+        return max(
+            layer_table.estimate_activation_bytes([layer], settings.inference_batch_size, 4) for layer in member.layers
+        )
+    batch_size = min(member.recipe.gradient_method.batch_size, photos)
     return layer_table.estimate_activation_bytes(
-        trainable_layers, min(recipe.batch_size, photos), settings.dtype.itemsize
+        layer_table.skip_frozen_layers(member.layers), batch_size, settings.dtype.itemsize
     )
 
 
@@ -386,7 +389,9 @@ def estimate_upgrade_seconds(
     Args:
         seconds_per_photo: of the current recipe's frozen forward pass or training step.
     """
-    shown_photos = dataset.used_photos.height * recipes.RECIPES[better.recipe].epochs * recipe.split_fractions[0]
+    shown_photos = (
+        dataset.used_photos.height * recipes.RECIPES[better.recipe].gradient_method.epochs * recipe.split_fractions[0]
+    )
     return FIXED_SECONDS + shown_photos * seconds_per_photo * better.epoch_cost_factor
 
 

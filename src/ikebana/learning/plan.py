@@ -1,27 +1,153 @@
-"""The training plan of a recipe: what trains on photos and what on features."""
+"""The plan of a run before any photo is opened, and its training.
+
+A `Plan` has everything that is known from the recipe, the list of photos and the machine. Networks
+are built once: the cost estimate, the trial of the precision and the training share them.
+"""
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self, Unpack
 
 import numpy as np
 from torch import nn
 
-from ikebana.learning import scoring
+from ikebana import recipes
+from ikebana.data import pixel_cache, sources, split
+from ikebana.data.dataset import Dataset
+from ikebana.data.duplicates import near_duplicates
+from ikebana.data.pixel_cache import PixelCache
+from ikebana.learning import estimate, scoring
 from ikebana.learning.device import DeviceSettings
-from ikebana.learning.examples import Examples, FeatureExamples, PhotoExamples, concatenate, merge_for_refit
+from ikebana.learning.estimate import CostEstimate
+from ikebana.learning.examples import (
+    Examples,
+    FeatureExamples,
+    PhotoExamples,
+    build_split_examples,
+    concatenate,
+    merge_for_refit,
+)
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.features import feature_cache
-from ikebana.learning.features.feature_cache import FeatureKey
 from ikebana.learning.features.feature_rows import FeatureRows
-from ikebana.learning.models import backbones, layer_table, networks, weight_loading
-from ikebana.learning.models.layers import get_last_linear
+from ikebana.learning.models import assembly, custom, networks, weight_loading
+from ikebana.learning.models.assembly import Assembly, Member
 from ikebana.learning.training import logistic_head, loop
 from ikebana.learning.training.checkpoint import Epoch
-from ikebana.recipe import Recipe
+from ikebana.recipe import FitOptions, LinearProbe, Recipe, Scratch, with_options
 from ikebana.system import progress
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before any photo is opened: photos, recipe, networks, device and cost.
+
+    Attributes:
+        dataset: the photos as listed, not opened yet.
+        assembly: the networks with their initial weights; training changes them in place.
+        settings: device, precision and threads.
+        estimate: expected time, memory and disk space.
+    """
+
+    dataset: Dataset
+    assembly: Assembly
+    settings: DeviceSettings
+    estimate: CostEstimate
+
+    @classmethod
+    def from_photos(
+        cls,
+        photos: str | Path,
+        recipe: str | Path | Recipe | None = None,
+        *,
+        model: nn.Module | None = None,
+        run_folder: str | Path | None = None,
+        **options: Unpack[FitOptions],
+    ) -> Self:
+        """List the photos, build the networks, and choose the device settings.
+
+        Args:
+            recipe: its name, the `recipe.json` of a run, or a Recipe; quick if not given, baseline
+                with a `model`.
+            model: your own network, from float images [N, 3, image_size, image_size], 0 to 255, to
+                logits [N, classes]. It is copied. It needs a recipe from scratch.
+            run_folder: where the run will be; counted in the estimate of disk space.
+            options: of the recipe, to be changed: epochs=5, seed=1, ...
+        Raises:
+            PhotosError, RecipeError, MachineError: each has advice on what to try.
+        """
+        if model is not None:
+            recipe = _name_module(recipe or "baseline", model)
+        resolved = recipes.resolve_recipe(recipe or recipes.DEFAULT_RECIPE, **options)
+        resolved = networks.fill_defaults(resolved)
+        # Missing weights are reported before the photos are listed.
+        for member in resolved.members:
+            weight_loading.resolve_weights(member)
+        return cls.from_dataset(
+            sources.read(photos, resolved.class_order), resolved, model=model, run_folder=run_folder
+        )
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Dataset,
+        recipe: Recipe,
+        *,
+        model: nn.Module | None = None,
+        run_folder: str | Path | None = None,
+        settings: DeviceSettings | None = None,
+    ) -> Self:
+        """Build the networks for photos that are listed already.
+
+        Args:
+            dataset: not opened.
+            recipe: with its defaults filled in.
+            settings: of a run that is resumed; None to choose them.
+        """
+        built = assembly.assemble(recipe, len(dataset.classes), model)
+        settings = settings or estimate.configure_device(built, dataset.photos.height)
+        # So that recipe.json contains the measured precision.
+        built = replace(built, recipe=with_options(recipe, precision=settings.precision))
+        folder = Path(run_folder).expanduser() if run_folder is not None else None
+        return cls(dataset, built, settings, estimate.estimate_cost(dataset, built, settings, folder))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe with its defaults and the precision filled in."""
+        return self.assembly.recipe
+
+    @property
+    def network(self) -> nn.Module:
+        """The network: with initial weights at first, with trained ones after training."""
+        return self.assembly.network
+
+    @property
+    def layer_table(self) -> str:
+        """The layers with output shapes and numbers of parameters."""
+        return self.assembly.format_layer_table()
+
+    def rebuild(self) -> "Plan":
+        """Build the networks again, with the same initial weights."""
+        built = assembly.assemble(self.recipe, self.assembly.classes, self.assembly.model)
+        return replace(self, assembly=built)
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        photos = self.dataset.photos.height
+        size = f"{photos:,} photos, {self.assembly.classes} classes; {self.recipe.network}, {parameters:,} parameters"
+        return f"Plan({self.recipe.name}: {size}, {self.settings.device} in {self.settings.precision})\n{self.estimate.text}"
+
+
+def _name_module(recipe: str | Path | Recipe, model: nn.Module) -> Recipe:
+    """Let a recipe name the user's own network, which has no dropout of ikebana's."""
+    resolved = recipes.resolve_recipe(recipe)
+    changes: FitOptions = {"network": custom.name_network(model)}
+    if isinstance(resolved.method, Scratch):
+        changes["dropout"] = 0.0
+    return with_options(resolved, **changes)
 
 
 @dataclass(frozen=True)
@@ -35,85 +161,60 @@ class TrainingTask:
     validation: Examples
     # Validation photos, then test photos.
     held_out: Examples
-    # Of training and validation photos, for a logistic head.
+    # Of training and validation photos, for a linear probe.
     head_features: tuple[FeatureExamples, FeatureExamples] | None = None
 
 
-@dataclass(frozen=True)
-class TrainingPlan:
-    """All training tasks of a recipe: one, or one per member of an ensemble."""
-
-    # The whole network, as it is exported.
-    network: nn.Module
-    layer_table: str
-    # Source of the weights, per backbone.
-    pretrained: dict[str, dict[str, str | None]]
-    tasks: tuple[TrainingTask, ...]
-
-
-def build_plan(
-    recipe: Recipe, classes: int, splits: dict[str, PhotoExamples], pixel_cache: str, settings: DeviceSettings
-) -> TrainingPlan:
-    """Build the recipe's network with its initial weights, and its training tasks.
-
-    Args:
-        pixel_cache: name of the pixel cache.
-    Raises:
-        RecipeError: pretrained weights are missing or of another network.
-    """
-    network = networks.build_network(recipe, classes).to(settings.device)
-    pretrained, tasks = {}, []
-    for member, member_recipe in zip(networks.get_members(network), recipe.members, strict=True):
-        weights = weight_loading.load_pretrained_weights(member, member_recipe)
-        if weights is not None:
-            pretrained[member_recipe.network] = weight_loading.get_provenance(weights)
-        origin = feature_cache.make_feature_key(pixel_cache, member_recipe, weights)
-        tasks.append(build_task(member, member_recipe, splits, origin, settings))
-    layers = layer_table.format_layer_table(
-        layer_table.summarise_layers(network, recipe.image_size), recipe.batch_size, recipe.image_size
-    )
-    return TrainingPlan(network, layers, pretrained, tuple(tasks))
-
-
-def check_weights(recipe: Recipe) -> None:
-    """Make sure that the pretrained weights are on this machine and fit the network.
+def open_photos(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, PixelCache]:
+    """Decode every photo once, find duplicates, assign splits; the cache holds pixels by row.
 
     Raises:
-        RecipeError, MachineError: they are missing or of another network.
+        PhotosError: the photos cannot be split.
+        MachineError: the disk is full.
     """
-    for member_recipe in recipe.members:
-        weight_loading.resolve_weights(member_recipe)
-        is_transfer = member_recipe.transfer is not None
-        if member_recipe.weights or (is_transfer and backbones.has_fixed_image_size(member_recipe)):
-            weight_loading.load_pretrained_weights(networks.build_network(member_recipe, classes=2), member_recipe)
+    decoded, pixels = pixel_cache.open_pixel_cache(dataset, recipe.image_size, recipe.resize)
+    labelled = sources.assign_classes(near_duplicates.find_near_duplicates(decoded, pixels), recipe.class_order)
+    return split.split_photos(labelled, recipe), pixels
 
 
-def build_task(
-    network: nn.Module, recipe: Recipe, splits: dict[str, PhotoExamples], origin: FeatureKey, settings: DeviceSettings
+def prepare_tasks(plan: Plan, splits: dict[str, PhotoExamples], pixel_cache_name: str) -> tuple[TrainingTask, ...]:
+    """Make the training task of each network; features that it trains on are extracted here.
+
+    Raises:
+        RecipeError: features are NaN or infinite.
+        MachineError: the disk is too small.
+    """
+    plan.network.to(plan.settings.device)
+    return tuple(_prepare_task(member, splits, pixel_cache_name, plan.settings) for member in plan.assembly.members)
+
+
+def _prepare_task(
+    member: Member, splits: dict[str, PhotoExamples], pixel_cache_name: str, settings: DeviceSettings
 ) -> TrainingTask:
-    """Build the training task of one network; features that it trains on are extracted here.
-
-    Held-out photos are evaluated in float32, as in the exported network.
-    """
-    transfer, held_out = recipe.transfer, concatenate(splits["validation"], splits["test"])
-    if transfer is None or not (transfer.cache_features or transfer.fit_logistic_head):
-        return TrainingTask(recipe, network, splits["train"], splits["validation"], held_out)
-    backbone, head = network.get_submodule("backbone"), network.get_submodule("head")
-    if transfer.cache_features:
-        train = feature_cache.extract_features(backbone, origin, splits["train"], settings)
-        exact = replace(settings, precision="float32")
-        held_out_features = feature_cache.extract_features(backbone, origin, held_out, exact)
-        validation = held_out_features.take_first(len(splits["validation"]))
-        head_only = nn.Sequential(OrderedDict(head=head))
-        return TrainingTask(recipe, head_only, train, validation, held_out_features, (train, validation))
-    train, validation = (
-        feature_cache.extract_features(backbone, origin, splits[split], settings) for split in ("train", "validation")
+    """Make one task. Held-out photos are evaluated in float32, as in the exported network."""
+    recipe, train, validation = member.recipe, splits["train"], splits["validation"]
+    held_out = concatenate(validation, splits["test"])
+    if not (recipe.caches_features or recipe.fits_linear_probe):
+        return TrainingTask(recipe, member.network, train, validation, held_out)
+    key = feature_cache.make_feature_key(pixel_cache_name, recipe, member.weights)
+    if not recipe.caches_features:
+        features = (
+            feature_cache.extract_features(member.backbone, key, train, settings),
+            feature_cache.extract_features(member.backbone, key, validation, settings),
+        )
+        return TrainingTask(recipe, member.network, train, validation, held_out, features)
+    train_features = feature_cache.extract_features(member.backbone, key, train, settings)
+    exact = replace(settings, precision="float32")
+    held_out_features = feature_cache.extract_features(member.backbone, key, held_out, exact)
+    validation_features = held_out_features.take_first(len(validation))
+    head = nn.Sequential(OrderedDict(head=member.network.get_submodule("head")))
+    return TrainingTask(
+        recipe, head, train_features, validation_features, held_out_features, (train_features, validation_features)
     )
-    return TrainingTask(recipe, network, splits["train"], splits["validation"], held_out, (train, validation))
 
 
-def train_plan(
-    plan: TrainingPlan, settings: DeviceSettings, checkpoint_file: Path, title: str = "train"
+def train_tasks(
+    tasks: Sequence[TrainingTask], settings: DeviceSettings, checkpoint_file: Path | None, title: str = "train"
 ) -> Iterator[Epoch]:
     """Train all tasks in turn; yield each epoch, numbered throughout, once it is saved.
 
@@ -121,46 +222,84 @@ def train_plan(
         checkpoint_file: of the first task; each further task has its own beside it.
         title: of the progress bar.
     """
-    epochs, tasks = 0, len(plan.tasks)
-    for number, task in enumerate(plan.tasks, 1):
-        task_file = checkpoint_file if number == 1 else checkpoint_file.with_stem(f"{checkpoint_file.stem}-{number}")
-        for epoch in _train_task(task, settings, task_file, title if tasks == 1 else f"{title} {number}/{tasks}"):
+    epochs = 0
+    for number, task in enumerate(tasks, 1):
+        file = checkpoint_file
+        if checkpoint_file is not None and number > 1:
+            file = checkpoint_file.with_stem(f"{checkpoint_file.stem}-{number}")
+        task_title = title if len(tasks) == 1 else f"{title} {number}/{len(tasks)}"
+        for epoch in _train_task(task, settings, file, task_title):
             epochs += 1
             yield replace(epoch, epoch=epochs)
 
 
-def _train_task(task: TrainingTask, settings: DeviceSettings, checkpoint_file: Path, title: str) -> Iterator[Epoch]:
-    """Yield the epochs of one task; fitting a logistic head alone counts as one epoch."""
-    started_at, transfer = time.perf_counter(), task.recipe.transfer
-    if (
-        task.head_features is not None
-        and transfer is not None
-        and transfer.fit_logistic_head
-        and not checkpoint_file.exists()
-    ):
-        _fit_logistic_head(*task.head_features, task.network, task.recipe)
-        if transfer.trainable == "head":
-            yield _score_logistic_head(task, settings, time.perf_counter() - started_at)
-            return
+def _train_task(
+    task: TrainingTask, settings: DeviceSettings, checkpoint_file: Path | None, title: str
+) -> Iterator[Epoch]:
+    """Yield the epochs of one task; fitting a linear probe counts as one epoch."""
+    started_at = time.perf_counter()
+    is_resumed = checkpoint_file is not None and checkpoint_file.exists()
+    if task.recipe.fits_linear_probe and not is_resumed:
+        _fit_linear_probe(task)
+    if isinstance(task.recipe.method, LinearProbe):
+        yield _score_linear_probe(task, settings, time.perf_counter() - started_at)
+        return
     # A head on cached features is small: half precision would not make it faster.
-    if transfer is not None and transfer.cache_features:
+    if task.recipe.caches_features:
         settings = replace(settings, precision="float32")
     yield from loop.train(task.network, task.recipe, task.train, task.validation, settings, checkpoint_file, title)
 
 
+def _fit_linear_probe(task: TrainingTask) -> None:
+    assert task.head_features is not None
+    train, validation = task.head_features
+    selection = validation.for_selection
+    selection_rows, labels = FeatureRows([validation.array], [validation.rows[selection]]), validation.labels[selection]
+    classes, train_rows = networks.count_classes(task.network), FeatureRows([train.array], [train.rows])
+    fitted = logistic_head.fit_head(
+        train_rows, train.labels, selection_rows, labels, classes, task.recipe.seed, train.groups
+    )
+    fitted.copy_to(task.network)
+
+
+def _score_linear_probe(task: TrainingTask, settings: DeviceSettings, seconds: float) -> Epoch:
+    exact = replace(settings, precision="float32")
+    scores = [
+        scoring.score(scoring.compute_logits(task.network, examples, exact), examples.labels)
+        for examples in (task.train, task.validation)
+    ]
+    (train_loss, train_accuracy), (val_loss, val_accuracy) = scores
+    return Epoch(1, train_loss or 0.0, train_accuracy or 0.0, val_loss, val_accuracy, seconds)
+
+
+def training(plan: Plan, checkpoint: str | Path | None = None) -> Iterator[Epoch]:
+    """Open the photos, train the plan's network and yield each epoch.
+
+    No run folder is written. When the loop ends, or is left early, `plan.network` has the weights
+    of that moment.
+
+    Args:
+        plan: from `Plan.from_photos`.
+        checkpoint: a file that each epoch is saved to; training resumes from it where it exists.
+    Raises:
+        PhotosError, RecipeError, MachineError: each has advice on what to try.
+    """
+    dataset, pixels = open_photos(plan.dataset, plan.recipe)
+    gpu_bytes = estimate.get_spare_gpu_bytes(plan.assembly, plan.settings)
+    splits = build_split_examples(dataset, pixels.pixels, plan.settings.device, gpu_bytes)
+    tasks = prepare_tasks(plan, splits, pixels.folder.name)
+    yield from train_tasks(tasks, plan.settings, Path(checkpoint).expanduser() if checkpoint is not None else None)
+
+
 def refit_on_all(
-    recipe: Recipe,
-    classes: int,
-    splits: dict[str, PhotoExamples],
-    pixel_cache: str,
-    settings: DeviceSettings,
-    checkpoint_file: Path,
-) -> TrainingPlan:
-    """Train the recipe from scratch on all photos, which leaves none for evaluation."""
-    plan = build_plan(recipe, classes, merge_for_refit(splits), pixel_cache, settings)
-    for _ in train_plan(plan, settings, checkpoint_file, "train on all"):
+    plan: Plan, splits: dict[str, PhotoExamples], pixel_cache_name: str, checkpoint_file: Path
+) -> nn.Module:
+    """Train the recipe from its initial weights on all photos, which leaves none for evaluation."""
+    plan = plan.rebuild()
+    tasks = prepare_tasks(plan, merge_for_refit(splits), pixel_cache_name)
+    for _ in train_tasks(tasks, plan.settings, checkpoint_file, "train on all"):
         pass
-    return plan
+    return plan.network
 
 
 def describe_refit(recipe: Recipe, splits: dict[str, PhotoExamples]) -> str:
@@ -173,32 +312,11 @@ def describe_refit(recipe: Recipe, splits: dict[str, PhotoExamples]) -> str:
     )
 
 
-def predict_held_out(plan: TrainingPlan, settings: DeviceSettings) -> np.ndarray:
+def predict_held_out(tasks: Sequence[TrainingTask], settings: DeviceSettings) -> np.ndarray:
     """Predict the validation photos, then the test photos: float32 [photos, classes]."""
-    with progress.stage("score", sum(len(task.held_out) for task in plan.tasks)) as bar:
+    with progress.stage("score", sum(len(task.held_out) for task in tasks)) as bar:
         predictions = []
-        for task in plan.tasks:
+        for task in tasks:
             network = fused_inference.optimise_for_inference(task.network, task.held_out)
             predictions.append(scoring.predict_probabilities(network, task.held_out, settings, bar))
     return np.mean(predictions, axis=0)
-
-
-def _fit_logistic_head(train: FeatureExamples, validation: FeatureExamples, network: nn.Module, recipe: Recipe) -> None:
-    selection = validation.for_selection
-    selection_rows, labels = FeatureRows([validation.array], [validation.rows[selection]]), validation.labels[selection]
-    classes = get_last_linear(network).out_features
-    train_rows = FeatureRows([train.array], [train.rows])
-    fitted = logistic_head.fit_head(
-        train_rows, train.labels, selection_rows, labels, classes, recipe.seed, train.groups
-    )
-    fitted.copy_to(network)
-
-
-def _score_logistic_head(task: TrainingTask, settings: DeviceSettings, seconds: float) -> Epoch:
-    exact = replace(settings, precision="float32")
-    scores = [
-        scoring.score(scoring.compute_logits(task.network, examples, exact), examples.labels)
-        for examples in (task.train, task.validation)
-    ]
-    (train_loss, train_accuracy), (val_loss, val_accuracy) = scores
-    return Epoch(1, train_loss or 0.0, train_accuracy or 0.0, val_loss, val_accuracy, seconds)

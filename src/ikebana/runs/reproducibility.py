@@ -68,8 +68,10 @@ def describe_recipe_changes(before: Recipe, now: Recipe) -> list[str]:
 
 
 def _compare_options(name: str, before: Any, now: Any) -> list[str]:
-    if is_dataclass(before) and is_dataclass(now):
+    if is_dataclass(before) and type(before) is type(now):
+        # Options of the method have unique names, as on the command line.
+        prefix = "" if name == "method" else f"{name}'s "
         names = [field.name for field in fields(before)]
-        pairs = ((f"{name}'s {inner}", getattr(before, inner), getattr(now, inner)) for inner in names)
+        pairs = ((f"{prefix}{inner}", getattr(before, inner), getattr(now, inner)) for inner in names)
         return [line for pair in pairs for line in _compare_options(*pair)]
     return [] if before == now else [f"{name} was {before!r} and is {now!r}"]

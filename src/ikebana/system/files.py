@@ -5,6 +5,7 @@ Files and folders are written beside their target and renamed when complete.
 
 import errno
 import glob
+import json
 import os
 import re
 import secrets
@@ -12,7 +13,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -224,3 +227,10 @@ def write_error(error: OSError, path: Path) -> MachineError:
 def free_space(folder: Path) -> int:
     """Return the free bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(nearest_existing(folder)).free
+
+
+def write_json(file: Path, value: Any, create_parent: bool = True) -> None:
+    """Write plain values or a record as indented JSON, which has no NaN."""
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    with atomic_write(file, create_parent) as partial_file:
+        partial_file.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")

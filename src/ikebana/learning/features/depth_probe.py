@@ -24,8 +24,8 @@ from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import PhotoExamples
 from ikebana.learning.features import feature_cache
 from ikebana.learning.folds import Fold
+from ikebana.learning.models.assembly import Member
 from ikebana.learning.training import logistic_head
-from ikebana.recipe import Recipe
 from ikebana.system import progress
 
 # With this many an accuracy near 0.9 has a standard error of 0.7 points.
@@ -125,17 +125,17 @@ def sample_photos(
 
 
 def extract_depth_features(
-    photos: PhotoExamples, recipe: Recipe, pixel_cache: str, settings: DeviceSettings
+    photos: PhotoExamples, member: Member, pixel_cache: str, settings: DeviceSettings
 ) -> list[np.ndarray]:
-    """Extract the recipe's frozen features, one float32 [photos, features] per depth.
+    """Extract the backbone's features, one float32 [photos, features] per depth.
 
     Args:
         pixel_cache: name of the pixel cache.
     Raises:
         RecipeError, MachineError: the weights cannot be obtained.
     """
-    backbone, key = feature_cache.load_backbone(recipe, pixel_cache, settings)
-    depths = DepthFeatures(backbone).eval()
+    depths = DepthFeatures(member.backbone).eval()
+    key = feature_cache.make_feature_key(pixel_cache, member.recipe, member.weights)
     key = replace(key, intermediate_maps=f"mean and spread of stages {INTERMEDIATE_STAGES}")
     return depths.split_by_depth(feature_cache.extract_features(depths, key, photos, settings).to_array())
 

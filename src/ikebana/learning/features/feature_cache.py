@@ -26,9 +26,8 @@ from ikebana.learning import device
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import FeatureExamples, PhotoExamples, make_unlabelled
 from ikebana.learning.fast import fused_inference
-from ikebana.learning.models import networks, weight_loading
 from ikebana.learning.models.pretrained_weights import Weights
-from ikebana.recipe import Recipe
+from ikebana.recipe import PretrainedMethod, Recipe
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_directory, discard, write_error
@@ -62,24 +61,9 @@ class FeatureKey:
 
 def make_feature_key(pixel_cache: str, recipe: Recipe, weights: Weights | None) -> FeatureKey:
     """Make the key of the features of a recipe's backbone."""
-    flip_tta = recipe.transfer is not None and recipe.transfer.flip_tta
+    flip_tta = isinstance(recipe.method, PretrainedMethod) and recipe.method.flip_tta
     sha256 = weights.sha256 if weights is not None else ""
     return FeatureKey(pixel_cache, recipe.network, sha256, recipe.truncate_at, flip_tta)
-
-
-def load_backbone(recipe: Recipe, pixel_cache: str, settings: DeviceSettings) -> tuple[nn.Module, FeatureKey]:
-    """Load a one-network recipe's frozen pretrained backbone onto the device.
-
-    Args:
-        pixel_cache: name of the pixel cache.
-    Returns:
-        The backbone, and the key of its features.
-    Raises:
-        RecipeError, MachineError: the weights cannot be obtained.
-    """
-    network = networks.build_network(recipe, classes=2).to(settings.device)
-    weights = weight_loading.load_pretrained_weights(network, recipe)
-    return network.get_submodule("backbone"), make_feature_key(pixel_cache, recipe, weights)
 
 
 def extract_features(

@@ -9,8 +9,8 @@ from ikebana.learning.examples import PhotoExamples, concatenate
 from ikebana.learning.features import depth_probe, feature_cache
 from ikebana.learning.features.feature_rows import FeatureRows
 from ikebana.learning.folds import Fold
+from ikebana.learning.models.assembly import Member
 from ikebana.learning.training import logistic_head
-from ikebana.recipe import Recipe
 from ikebana.system import progress
 
 # Inverse L2 strengths, selected on the first fold; wrong labels need more regularisation.
@@ -37,19 +37,19 @@ class LabelledFeatures:
 
 
 def extract_labelled_features(
-    splits: dict[str, PhotoExamples], recipe: Recipe, pixel_cache: str, settings: DeviceSettings
+    splits: dict[str, PhotoExamples], member: Member, pixel_cache: str, settings: DeviceSettings
 ) -> LabelledFeatures:
-    """Extract the features of all photos with the recipe's one backbone; `fit` shares their cache.
+    """Extract the features of all photos with one backbone; `fit` shares their cache.
 
     Args:
         splits: validation and test photos are processed in float32, as in `fit`.
         pixel_cache: name of the pixel cache.
     """
-    backbone, key = feature_cache.load_backbone(recipe, pixel_cache, settings)
+    key = feature_cache.make_feature_key(pixel_cache, member.recipe, member.weights)
     exact = replace(settings, precision="float32")
     held_out = concatenate(splits["validation"], splits["test"])
     extracted = [
-        feature_cache.extract_features(backbone, key, photos, split_settings)
+        feature_cache.extract_features(member.backbone, key, photos, split_settings)
         for photos, split_settings in ((splits["train"], settings), (held_out, exact))
         if len(photos)
     ]

@@ -15,7 +15,7 @@ from ikebana.errors import RecipeError
 from ikebana.learning.fast import depthwise
 from ikebana.learning.models import inception, pretrained_weights
 from ikebana.learning.models.layers import FlattenLikeKeras, Normalise, Scale, initialise_like_keras
-from ikebana.recipe import KERAS_INCEPTION, Recipe, Transfer
+from ikebana.recipe import KERAS_INCEPTION, MODULE_PREFIX, TUTORIAL_NETWORK, HeadMethod, PretrainedMethod, Recipe
 from ikebana.system import resources
 
 # The last feature map of most networks is this many times smaller than the image.
@@ -36,8 +36,8 @@ def assemble_network(recipe: Recipe, classes: int) -> nn.Sequential:
     else:
         network, config = _build_timm_network(recipe)
         normalise = Normalise(config["mean"], config["std"])
-    head = _build_head(recipe.transfer or Transfer(), _measure_width(network, recipe), classes)
-    flip_tta = recipe.transfer is not None and recipe.transfer.flip_tta
+    head = _build_head(recipe, _measure_width(network, recipe), classes)
+    flip_tta = isinstance(recipe.method, PretrainedMethod) and recipe.method.flip_tta
     return nn.Sequential(OrderedDict(backbone=Backbone(normalise, network, flip_tta), head=head))
 
 
@@ -76,12 +76,11 @@ def get_native_image_size(recipe: Recipe) -> int:
     Raises:
         RecipeError: there is no such network.
     """
-    if recipe.network in ("tutorial", KERAS_INCEPTION):
+    if not _is_timm_network(recipe.network):
         return 150
     config = _get_timm_config(recipe.network)
     image_size = int(config["input_size"][1])
-    is_frozen = recipe.transfer is not None and recipe.transfer.cache_features
-    if not is_frozen or config["fixed_input_size"]:
+    if not recipe.caches_features or config["fixed_input_size"]:
         return image_size
     return max(image_size, IMAGE_SIZE_MULTIPLE * round(image_size / config["crop_pct"] / IMAGE_SIZE_MULTIPLE))
 
@@ -168,22 +167,24 @@ def _measure_width(network: nn.Module, recipe: Recipe) -> int:
     return features.shape[1]
 
 
-def _build_head(transfer: Transfer, width: int, classes: int) -> nn.Sequential:
+def _build_head(recipe: Recipe, width: int, classes: int) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if transfer.dropout:
-        layers["dropout"] = nn.Dropout(transfer.dropout)
-    if transfer.hidden_units:
-        layers["dense_1"] = nn.Linear(width, transfer.hidden_units)
+    hidden_units = recipe.method.hidden_units if isinstance(recipe.method, HeadMethod) else 0
+    if isinstance(recipe.method, HeadMethod) and recipe.method.dropout:
+        layers["dropout"] = nn.Dropout(recipe.method.dropout)
+    if isinstance(recipe.method, HeadMethod) and hidden_units:
+        layers["dense_1"] = nn.Linear(width, hidden_units)
         layers["relu"] = nn.ReLU()
-        if transfer.hidden_dropout:
-            layers["hidden_dropout"] = nn.Dropout(transfer.hidden_dropout)
-        width = transfer.hidden_units
-    layers["dense_2" if transfer.hidden_units else "dense"] = nn.Linear(width, classes)
+        if recipe.method.hidden_dropout:
+            layers["hidden_dropout"] = nn.Dropout(recipe.method.hidden_dropout)
+    layers["dense_2" if hidden_units else "dense"] = nn.Linear(hidden_units or width, classes)
     return nn.Sequential(layers).apply(initialise_like_keras)
 
 
 def has_fixed_image_size(recipe: Recipe) -> bool:
     """Return whether the network has weights per image position, as position embeddings are."""
-    return recipe.network not in ("tutorial", KERAS_INCEPTION) and bool(
-        _get_timm_config(recipe.network)["fixed_input_size"]
-    )
+    return _is_timm_network(recipe.network) and bool(_get_timm_config(recipe.network)["fixed_input_size"])
+
+
+def _is_timm_network(name: str) -> bool:
+    return name not in (TUTORIAL_NETWORK, KERAS_INCEPTION) and not name.startswith(MODULE_PREFIX)

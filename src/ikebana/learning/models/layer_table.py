@@ -1,6 +1,7 @@
 """A network's layers, with their output shapes and parameter counts."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +53,12 @@ def summarise_layers(network: nn.Module, image_size: int) -> list[LayerSummary]:
     return list(table.values())
 
 
-def format_layer_table(table: list[LayerSummary], batch_size: int, image_size: int) -> str:
-    """Format the layers as text, followed by totals and the shapes of one batch."""
+def format_layer_table(table: list[LayerSummary], batch_size: int | None, image_size: int) -> str:
+    """Format the layers as text, followed by totals and the shapes of one batch.
+
+    Args:
+        batch_size: None if the network is not trained in batches.
+    """
     width = max(len(layer.name) for layer in table) + 2
     lines = [f"{'layer':<{width}}{'kind':<18}{'output shape':<20}{'parameters':>12}"]
     for layer in table:
@@ -66,18 +71,21 @@ def format_layer_table(table: list[LayerSummary], batch_size: int, image_size: i
         f"parameters       {parameters:,}",
         f"trainable        {trainable:,}",
         f"not trainable    {parameters - trainable:,}",
-        f"photos, a batch  ({batch_size}, {image_size}, {image_size}, 3) uint8",
-        f"labels, a batch  ({batch_size},) int64",
     ]
+    if batch_size is not None:
+        lines += [
+            f"batch of photos  ({batch_size}, {image_size}, {image_size}, 3) uint8",
+            f"batch of labels  ({batch_size},) int64",
+        ]
     return "\n".join(lines) + "\n"
 
 
-def skip_frozen_layers(table: list[LayerSummary]) -> list[LayerSummary]:
+def skip_frozen_layers(table: Sequence[LayerSummary]) -> Sequence[LayerSummary]:
     """Return the layers from the first trainable one on: the backward pass needs their outputs."""
     first = next((index for index, layer in enumerate(table) if layer.trainable_parameters), 0)
     return table[first:]
 
 
-def estimate_activation_bytes(table: list[LayerSummary], batch_size: int, bytes_per_value: int) -> int:
+def estimate_activation_bytes(table: Sequence[LayerSummary], batch_size: int, bytes_per_value: int) -> int:
     """Estimate how many bytes one training step holds for the backward pass."""
     return batch_size * bytes_per_value * sum(math.prod(layer.output_shape) for layer in table)

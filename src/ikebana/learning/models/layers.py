@@ -43,7 +43,7 @@ class Normalise(nn.Module):
 
 
 def get_last_linear(network: nn.Module) -> nn.Linear:
-    """Return the layer that computes the logits."""
+    """Return the layer that computes the logits of a network of ikebana."""
     return next(layer for layer in reversed(list(network.modules())) if isinstance(layer, nn.Linear))
 
 

@@ -4,7 +4,6 @@ A network takes uint8 images, 0 to 255. Normalisation is a part of the network.
 """
 
 from collections import OrderedDict
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
 from ikebana.learning.fast.pooling import MaxPoolReLU
-from ikebana.learning.models import backbones
+from ikebana.learning.models import backbones, custom
 from ikebana.learning.models.layers import (
     Ensemble,
     FlattenLikeKeras,
@@ -21,24 +20,28 @@ from ikebana.learning.models.layers import (
     get_last_linear,
     initialise_like_keras,
 )
-from ikebana.learning.models.parameter_groups import get_trainable, make_parameter_groups, uses_batch_statistics
-from ikebana.recipe import Recipe
+from ikebana.learning.models.parameter_groups import make_parameter_groups, uses_batch_statistics
+from ikebana.recipe import MODULE_PREFIX, GradientMethod, Recipe, Scratch, with_options
 from ikebana.system import resources
 
 # Width of the first dense layer of the tutorial's network.
 DENSE_UNITS = 512
 
 
-def build_network(recipe: Recipe, classes: int) -> nn.Module:
+def build_network(recipe: Recipe, classes: int, model: nn.Module | None = None) -> nn.Module:
     """Build the recipe's network, or its ensemble, with initial weights drawn from its seed.
 
     Pretrained weights are not loaded yet: `weight_loading.load_pretrained_weights` does that.
 
+    Args:
+        model: the user's own module, if the recipe names one. It is not copied.
     Returns:
         A module from images to logits [images, classes].
     Raises:
         RecipeError, MachineError: no such network, or the images are too small or too large for it.
     """
+    if recipe.network.startswith(MODULE_PREFIX) or model is not None:
+        return custom.wrap_module(model, recipe, classes)
     members = [_build_member(member, classes) for member in recipe.members]
     return members[0] if len(members) == 1 else Ensemble(members)
 
@@ -46,6 +49,11 @@ def build_network(recipe: Recipe, classes: int) -> nn.Module:
 def get_members(network: nn.Module) -> list[nn.Module]:
     """Return the networks to train one after the other: the ensemble's members, or the network."""
     return list(network.members) if isinstance(network, Ensemble) else [network]
+
+
+def count_classes(network: nn.Module) -> int:
+    """Count the logits that a network, or its head alone, returns per image."""
+    return network.classes if isinstance(network, custom.CustomNetwork) else get_last_linear(network).out_features
 
 
 class CalibratedNetwork(nn.Module):
@@ -67,6 +75,9 @@ class CalibratedNetwork(nn.Module):
 
 def _compute_features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:
     """Return the input of the network's last layer, and its output."""
+    if isinstance(network, custom.CustomNetwork):  # its last layer is unknown
+        logits = network(photos)
+        return logits, logits
     if hasattr(network, "backbone"):
         features = network.get_submodule("backbone")(photos)
         return features, network.get_submodule("head")(features)
@@ -78,11 +89,12 @@ def _compute_features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Te
 def _build_member(recipe: Recipe, classes: int) -> nn.Module:
     torch.manual_seed(recipe.seed)
     if recipe.network == "tutorial":
-        network = _build_tutorial_network(recipe.image_size, recipe.dropout, classes)
+        dropout = recipe.method.dropout if isinstance(recipe.method, Scratch) else 0.0
+        network = _build_tutorial_network(recipe.image_size, dropout, classes)
     else:
         network = backbones.assemble_network(recipe, classes)
     # Called for its effect: it sets requires_grad of every weight.
-    make_parameter_groups(network, recipe, get_trainable(recipe), recipe.learning_rate)
+    make_parameter_groups(network, recipe, recipe.trainable, learning_rate=0.0)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -127,13 +139,9 @@ def fill_defaults(recipe: Recipe) -> Recipe:
     Raises:
         RecipeError: there is no such network, or BatchNorm would train on batches of one image.
     """
-    if recipe.batch_size == 1 and any(
-        uses_batch_statistics(member, get_trainable(member)) for member in recipe.members
-    ):
-        raise RecipeError(
-            "BatchNorm learns the spread of a batch, and one photo has none", advice="--batch-size 2 or more"
-        )
-    weights = str(Path(recipe.weights).expanduser().absolute()) if recipe.weights else ""
-    return replace(
-        recipe, image_size=recipe.image_size or backbones.get_native_image_size(recipe.members[0]), weights=weights
-    )
+    is_single = isinstance(recipe.method, GradientMethod) and recipe.method.batch_size == 1
+    if is_single and any(uses_batch_statistics(member, member.trainable) for member in recipe.members):
+        raise RecipeError("BatchNorm cannot be trained on batches of one photo", advice="--batch-size 2 or more")
+    weights = {"weights": str(Path(recipe.weights).expanduser().absolute())} if recipe.weights else {}
+    image_size = recipe.image_size or backbones.get_native_image_size(recipe.members[0])
+    return with_options(recipe, image_size=image_size, **weights)

@@ -6,24 +6,19 @@ from torch import nn
 
 from ikebana.learning.models import inception
 from ikebana.learning.training.optimisers import ParameterGroup
-from ikebana.recipe import KERAS_INCEPTION, Recipe, Trainable
-
-
-def get_trainable(recipe: Recipe) -> Trainable:
-    """Return which weights the recipe trains in its own epochs."""
-    return "all" if recipe.transfer is None else recipe.transfer.trainable
+from ikebana.recipe import KERAS_INCEPTION, FineTune, Recipe, Trainable
 
 
 def make_parameter_groups(
     network: nn.Module, recipe: Recipe, trainable: Trainable, learning_rate: float
 ) -> list[ParameterGroup]:
     """Return the trained weights in groups of one learning rate each, and freeze the others."""
-    # The tutorial's network, or a head alone.
+    # The tutorial's network, a head alone, or a module of the user, who may have frozen some weights.
     if not hasattr(network, "backbone"):
-        weights = list(network.parameters())
+        weights = [weight for weight in network.parameters() if weight.requires_grad]
         return (
             group_by_weight_decay(weights, learning_rate)
-            if recipe.tuning is not None
+            if recipe.adamw is not None
             else [ParameterGroup(weights, learning_rate)]
         )
     backbone_network = network.get_submodule("backbone.network")
@@ -34,7 +29,7 @@ def make_parameter_groups(
     elif trainable == "last_stages" and recipe.network == KERAS_INCEPTION:
         groups = [ParameterGroup([*_get_last_keras_weights(backbone_network, recipe), *head], learning_rate)]
     else:
-        train_from = recipe.transfer.train_from if recipe.transfer is not None and trainable == "last_stages" else None
+        train_from = recipe.method.train_from if isinstance(recipe.method, FineTune) else ""
         groups = _group_by_stage(list_stages(backbone_network), head, train_from, recipe, learning_rate)
     for group in groups:
         for weight in group.weights:
@@ -49,7 +44,7 @@ def uses_batch_statistics(recipe: Recipe, trainable: Trainable) -> bool:
     the tutorial's fine-tuning, which trains BatchNorm, and a network trained from scratch.
     """
     is_tutorial_fine_tuning = recipe.network == KERAS_INCEPTION and trainable == "last_stages"
-    return recipe.network != "tutorial" and (recipe.transfer is None or is_tutorial_fine_tuning)
+    return recipe.network != "tutorial" and (not recipe.is_pretrained or is_tutorial_fine_tuning)
 
 
 def set_training_mode(network: nn.Module, recipe: Recipe, trainable: Trainable) -> None:
@@ -91,7 +86,7 @@ def iterate_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _group_by_stage(
     stages: list[tuple[str, list[nn.Parameter]]],
     head: list[nn.Parameter],
-    train_from: str | None,
+    train_from: str,
     recipe: Recipe,
     learning_rate: float,
 ) -> list[ParameterGroup]:
@@ -100,13 +95,13 @@ def _group_by_stage(
     The head has the full learning rate, each stage a share of the rate of the stage after it.
 
     Args:
-        train_from: the first stage to train; None for all.
+        train_from: the first stage to train; empty for all.
     """
     names = [name for name, _ in stages]
-    first = 0 if train_from is None else names.index(_choose_stage(names, train_from))
+    first = names.index(_choose_stage(names, train_from)) if train_from else 0
     groups, rate = group_by_weight_decay(head, learning_rate), learning_rate
     for _, stage_weights in reversed(stages[first:]):
-        rate *= recipe.tuning.layer_decay if recipe.tuning is not None else 1.0
+        rate *= recipe.adamw.layer_decay if recipe.adamw is not None else 1.0
         groups += group_by_weight_decay(stage_weights, rate)
     return groups
 
@@ -122,7 +117,7 @@ def resolve_first_trained_stage(network: nn.Module, train_from: str) -> str:
 
 
 def _choose_stage(names: list[str], train_from: str) -> str:
-    return train_from if train_from and train_from in names else names[len(names) // 2]
+    return train_from if train_from in names else names[len(names) // 2]
 
 
 def group_by_weight_decay(weights: list[nn.Parameter], learning_rate: float) -> list[ParameterGroup]:

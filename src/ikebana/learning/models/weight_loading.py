@@ -20,7 +20,7 @@ def resolve_weights(recipe: Recipe) -> Weights | None:
     Raises:
         RecipeError, MachineError: the weights cannot be obtained.
     """
-    if recipe.transfer is None or recipe.network == "tutorial":
+    if not recipe.is_pretrained:
         return None
     name = KERAS_INCEPTION_WEIGHTS if recipe.network == KERAS_INCEPTION else recipe.network
     return pretrained_weights.find_weights(name, Path(recipe.weights) if recipe.weights else None)

@@ -24,7 +24,8 @@ class EpochProgress:
             number: of the epoch, from 1.
             avoid_single_photo_batches: avoid batches of a single photo, which BatchNorm cannot normalise.
         """
-        self.recipe, self.number, self.examples, self.device = recipe, number, examples, device
+        self.number, self.examples, self.device = number, examples, device
+        self.batch_size, self.augmentation = recipe.gradient_method.batch_size, recipe.augmentation
         self.avoid_single_photo_batches = avoid_single_photo_batches
         seed = recipe.seed * 1_000_003 + number  # a separate random stream per epoch
         self.generator = torch.Generator().manual_seed(seed)
@@ -36,18 +37,17 @@ class EpochProgress:
 
     def iterate_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the remaining batches: photos (augmented) or features, and their labels."""
-        augmentation = self.recipe.augmentation
         for indices in self._iterate_indices():
             inputs, labels = self.examples.get_batch(indices, self.device)
-            if augmentation is not None:
-                inputs = augment(inputs, augmentation, self.generator)
+            if self.augmentation is not None:
+                inputs = augment(inputs, self.augmentation, self.generator)
             yield inputs, labels
 
     def _iterate_indices(self) -> Iterator[np.ndarray]:
         """Iterate over the remaining batches' indices; a single last photo joins the batch before."""
         start = self.photos_seen
         while start < len(self.order):
-            end = start + self.recipe.batch_size
+            end = start + self.batch_size
             if self.avoid_single_photo_batches and end == len(self.order) - 1:
                 end += 1
             yield self.order[start:end]

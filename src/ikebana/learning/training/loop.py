@@ -51,7 +51,7 @@ def train(
 
     Within a long epoch, too, a checkpoint is written from time to time, and before Ctrl-C or
     SIGTERM ends the training. At the end the network has the weights of the last epoch. In a recipe
-    with `tuning` it has the EMA weights of the epoch with the lowest model-selection loss.
+    with `adamw` it has the EMA weights of the epoch with the lowest model-selection loss.
 
     Args:
         checkpoint_file: where it exists, training resumes from it. Its epochs are yielded again
@@ -100,7 +100,7 @@ def train(
 
 
 class BestWeights:
-    """The weights of the epoch with the lowest model-selection loss, in a recipe with `tuning`."""
+    """The weights of the epoch with the lowest model-selection loss, in a recipe with `adamw`."""
 
     def __init__(self, state: TrainingState):
         self.loss, self.weights = state.best_loss, state.get_tensors("best_weights.")
@@ -174,7 +174,7 @@ def _run_epoch(
     val_scores = {} if val_accuracy is None else {"val_accuracy": val_accuracy}
     bar.advance(0, epoch=name, loss=epoch_progress.loss, accuracy=epoch_progress.accuracy, **val_scores)
     with defer_signals():
-        if trainer.recipe.tuning is not None:
+        if trainer.recipe.adamw is not None:
             selection = np.flatnonzero(validation.for_selection)
             has_enough = len(selection) >= MIN_SELECTION_PHOTOS
             loss, _ = score(logits[selection], validation.labels[selection]) if has_enough else (None, None)
@@ -226,14 +226,15 @@ def _non_finite_error(epoch_progress: EpochProgress, trainer: Trainer) -> Recipe
 def measure_seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, settings: DeviceSettings) -> float:
     """Time training steps of the last phase, on random pixels and a copied network."""
     trial = copy.deepcopy(network).to(settings.device)
-    trainer = Trainer(trial, recipe, plan_phases(recipe)[-1], np.arange(max(recipe.batch_size, classes)) % classes)
+    batch_size = recipe.gradient_method.batch_size
+    trainer = Trainer(trial, recipe, plan_phases(recipe)[-1], np.arange(max(batch_size, classes)) % classes)
     parameter_groups.set_training_mode(trial, recipe, trainer.phase.trainable)
     generator = torch.Generator().manual_seed(0)
-    shape = (recipe.batch_size, recipe.image_size, recipe.image_size, 3)
+    shape = (batch_size, recipe.image_size, recipe.image_size, 3)
     pixels = (
         torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2).to(settings.device)
     )
-    labels = torch.randint(0, classes, (recipe.batch_size,), generator=generator).to(settings.device)
+    labels = torch.randint(0, classes, (batch_size,), generator=generator).to(settings.device)
     seconds = []
     for _ in range(1 + TIMED_TRIAL_STEPS):
         started_at = time.perf_counter()
@@ -241,4 +242,4 @@ def measure_seconds_per_photo(network: nn.Module, recipe: Recipe, classes: int, 
         loss, _ = trainer.step(batch, labels, settings)
         float(loss)  # waits for the device
         seconds.append(time.perf_counter() - started_at)
-    return min(seconds[1:]) / recipe.batch_size
+    return min(seconds[1:]) / batch_size

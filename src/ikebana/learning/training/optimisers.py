@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ikebana import recipe
 from ikebana.learning.training.schedule import compute_learning_rate_factor
-from ikebana.recipe import Tuning
 
 # Keras 3's defaults for RMSprop.
 RMSPROP_RHO, RMSPROP_EPSILON = 0.9, 1e-7
@@ -82,8 +82,8 @@ class AdamW:
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
 
-    def __init__(self, groups: Sequence[ParameterGroup], tuning: Tuning, total_steps: int):
-        self.groups, self.tuning, self.total_steps = groups, tuning, total_steps
+    def __init__(self, groups: Sequence[ParameterGroup], adamw: recipe.AdamW, total_steps: int):
+        self.groups, self.options, self.total_steps = groups, adamw, total_steps
         # Completed steps; a tensor since it belongs to the state.
         self.step_count = torch.zeros((), dtype=torch.int64)
         self.state = [self.step_count]
@@ -94,12 +94,12 @@ class AdamW:
         """Update every weight that has a gradient."""
         self.step_count += 1
         step = int(self.step_count)
-        factor = compute_learning_rate_factor(step, self.total_steps, self.tuning.warmup_fraction)
+        factor = compute_learning_rate_factor(step, self.total_steps, self.options.warmup_fraction)
         moments = iter(self.state[1:])
         updates = []
         for group in self.groups:
             learning_rate = group.learning_rate * factor
-            decay_factor = 1 - learning_rate * (self.tuning.weight_decay if group.has_weight_decay else 0.0)
+            decay_factor = 1 - learning_rate * (self.options.weight_decay if group.has_weight_decay else 0.0)
             for weight in group.weights:
                 mean, square = next(moments), next(moments)
                 if weight.grad is not None:

@@ -12,11 +12,11 @@ from ikebana.learning.device import DeviceSettings
 from ikebana.learning.fast import fused_training
 from ikebana.learning.fast.cuda_graphs import GraphedNetwork
 from ikebana.learning.models import parameter_groups
-from ikebana.learning.models.layers import get_last_linear
+from ikebana.learning.models.networks import count_classes
 from ikebana.learning.training import ema, optimisers
 from ikebana.learning.training.checkpoint import TrainingState
 from ikebana.learning.training.class_priors import compute_log_priors
-from ikebana.recipe import Recipe, Trainable
+from ikebana.recipe import FineTune, Recipe, Trainable
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,15 @@ class Phase:
 
 def plan_phases(recipe: Recipe) -> list[Phase]:
     """Plan the head-only phase, if any, then the phase of all trainable weights."""
-    transfer, head_epochs = recipe.transfer, 0
-    plan = []
-    if transfer is not None and transfer.head_epochs:
-        head_epochs = transfer.head_epochs
-        plan.append(Phase(1, head_epochs, "head", transfer.head_learning_rate))
-    trainable = parameter_groups.get_trainable(recipe)
-    return [*plan, Phase(head_epochs + 1, head_epochs + recipe.epochs, trainable, recipe.learning_rate)]
+    method, phases = recipe.gradient_method, []
+    head_epochs = method.head_epochs if isinstance(method, FineTune) else 0
+    if isinstance(method, FineTune) and head_epochs:
+        phases.append(Phase(1, head_epochs, "head", method.head_learning_rate))
+    return [*phases, Phase(head_epochs + 1, head_epochs + method.epochs, recipe.trainable, method.learning_rate)]
 
 
 class Trainer:
-    """A network, its optimiser and, in a recipe with `tuning`, the EMA of its weights."""
+    """A network, its optimiser and, in a recipe with `adamw`, the EMA of its weights."""
 
     def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, labels: np.ndarray):
         """Build the optimiser of a phase.
@@ -51,19 +49,20 @@ class Trainer:
             labels: int64 [photos], class indices of the photos of one epoch.
         """
         self.network, self.recipe, self.phase = network, recipe, phase
+        self.batch_size = recipe.gradient_method.batch_size
         # Built with the first batch, once the network is in training mode.
         self._forward: Callable[[Tensor], Tensor] | None = None
         groups = parameter_groups.make_parameter_groups(network, recipe, phase.trainable, phase.learning_rate)
         self.optimiser: optimisers.RMSprop | optimisers.AdamW
-        if recipe.tuning is None:
+        if recipe.adamw is None:
             self.optimiser, self.ema = optimisers.RMSprop(groups), None
         else:
-            steps = (phase.last_epoch - phase.first_epoch + 1) * -(-len(labels) // recipe.batch_size)
-            self.optimiser = optimisers.AdamW(groups, recipe.tuning, steps)
-            self.ema = ema.ExponentialMovingAverage(network, recipe.tuning.ema_decay)
+            steps = (phase.last_epoch - phase.first_epoch + 1) * -(-len(labels) // self.batch_size)
+            self.optimiser = optimisers.AdamW(groups, recipe.adamw, steps)
+            self.ema = ema.ExponentialMovingAverage(network, recipe.adamw.ema_decay)
             # Adding the class priors to the logits of the loss keeps the network from learning
             # them: it then predicts a rare class as readily as a frequent one.
-            log_priors = compute_log_priors(labels, get_last_linear(network).out_features)
+            log_priors = compute_log_priors(labels, count_classes(network))
             self.log_priors = torch.from_numpy(log_priors).to(next(network.parameters()))
             # Label smoothing would give a class without training photos some probability.
             self.present_classes = torch.from_numpy(np.unique(labels)).to(self.log_priors.device)
@@ -95,16 +94,16 @@ class Trainer:
 
     def _build_forward(self, inputs: Tensor, settings: DeviceSettings) -> Callable[[Tensor], Tensor]:
         if settings.device == "cuda":
-            return GraphedNetwork(self.network, self.recipe.batch_size, settings)
+            return GraphedNetwork(self.network, self.batch_size, settings)
         return fused_training.optimise_for_training(self.network, inputs, settings)
 
     def _compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        tuning = self.recipe.tuning
-        if tuning is None:
+        adamw = self.recipe.adamw
+        if adamw is None:
             return functional.cross_entropy(logits, labels)
         adjusted = (logits + self.log_priors)[:, self.present_classes]
         labels = torch.searchsorted(self.present_classes, labels)
-        return functional.cross_entropy(adjusted, labels, label_smoothing=tuning.label_smoothing)
+        return functional.cross_entropy(adjusted, labels, label_smoothing=adamw.label_smoothing)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the state of network, optimiser and EMA under their names in the checkpoint."""

@@ -1,0 +1,233 @@
+"""Writing of a run's folder: what `fit` and `resume` do to it.
+
+`runs.run` says what each file holds.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ikebana.data import sources
+from ikebana.data.dataset import STATUS_USED, Dataset
+from ikebana.data.split import fingerprint
+from ikebana.errors import MachineError, PhotosError, RecipeError, RunError
+from ikebana.evaluation.metrics import Evaluation
+from ikebana.recipe import Recipe, recipe_from_json, recipe_to_json
+from ikebana.runs.reproducibility import describe_recipe_changes
+from ikebana.runs.run import DAMAGED_ADVICE, RESUME_COLUMNS, Run
+from ikebana.system import progress
+from ikebana.system.files import atomic_directory, atomic_write, remove_partial_files, resolve_output_path, write_json
+from ikebana.system.locks import exclusive_lock
+
+DEFAULT_RUNS_FOLDER = Path("runs")
+# Photos listed in a message per kind of change.
+MAX_NAMED_PHOTOS = 5
+
+
+@dataclass(frozen=True)
+class RunWriter:
+    """The writer of one run's folder."""
+
+    run: Run
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def refit_checkpoint(self) -> Path:
+        """The checkpoint of the refit on all photos, if the recipe has one."""
+        return self.folder / "checkpoint-all.safetensors"
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_json(self.folder / name, value, create_parent=False)
+
+    def write_text(self, name: str, text: str) -> None:
+        with atomic_write(self.folder / name, create_parent=False) as partial_file:
+            partial_file.write_text(text, "utf-8")
+
+    def write_table(self, name: str, table: pl.DataFrame) -> None:
+        with atomic_write(self.folder / name, create_parent=False) as partial_file:
+            table.write_parquet(partial_file)
+
+    def write_epochs(self, epochs: Iterable[Any]) -> None:
+        self.write_text("epochs.jsonl", "".join(json.dumps(asdict(epoch)) + "\n" for epoch in epochs))
+
+    def report_if_finished(self) -> bool:
+        """Return whether the run is finished, and print a message if it is."""
+        if self.run.is_finished:
+            progress.message(f"{self.folder} has finished already: nothing is left to do")
+        return self.run.is_finished
+
+    @contextmanager
+    def lock_for_training(self) -> Iterator[None]:
+        """Lock the run; if Ctrl-C, SIGTERM or a full disk interrupts, print how to resume.
+
+        Raises:
+            RunError: another process holds the lock.
+        """
+        try:
+            with exclusive_lock(self.folder) as acquired:
+                if not acquired:
+                    raise RunError(
+                        "another process is at this run", where=self.folder, advice="wait for it, or stop it"
+                    )
+                remove_partial_files(self.folder)
+                yield
+        except MachineError:
+            progress.message(f"what was learned before is safe. To go on then: ikebana fit --resume {self.folder}")
+            raise
+        except KeyboardInterrupt:
+            progress.message(f"stopped; nothing is lost. To go on: ikebana fit --resume {self.folder}")
+            raise
+
+    def write_predictions(self, dataset: Dataset, rows: np.ndarray, probabilities: np.ndarray) -> None:
+        """Write one row per photo: path, label, split, and `p:<class>` for each class."""
+        columns = {f"p:{name}": probabilities[:, index] for index, name in enumerate(dataset.classes)}
+        self.write_table(
+            "predictions.parquet", dataset.photos[rows].select("path", "label", "split").with_columns(**columns)
+        )
+
+    def finish(self, scores: Evaluation, seconds: Mapping[str, float]) -> None:
+        """Write the scores last, which finishes the run, and remove the checkpoints."""
+        scores = replace(scores, seconds=dict(seconds))
+        self.write_text("classification_report.txt", scores.report)
+        self.write_json("evaluation.json", scores.to_json())
+        for checkpoint in self.folder.glob("checkpoint*.safetensors"):
+            try:
+                checkpoint.unlink(missing_ok=True)
+            # The run is complete without this.
+            except OSError as error:
+                progress.message(f"{checkpoint} is of no use any more and could not be removed: {error.strerror}")
+        progress.event("evaluation", **scores.to_json())
+        progress.message(f"\n{scores!r}\nfigures: {self.folder / 'figures'}")
+
+    def check_same_recipe(self) -> None:
+        """Raise RunError if recipe.json has changed since the run began."""
+        try:
+            initial = recipe_from_json(self.run.source["recipe"])
+        except RecipeError as error:
+            what = f"source.json is damaged: {error.what}"
+            raise RunError(what, where=self.folder, advice=DAMAGED_ADVICE) from None
+        if changes := describe_recipe_changes(initial, self.run.recipe):
+            raise RunError(
+                f"the recipe has changed since this run began: {'; '.join(changes)}",
+                where=self.folder / "recipe.json",
+                advice="put it back, or begin a new run: ikebana fit PHOTOS --recipe RUN/recipe.json",
+            )
+
+    def record_pretrained(self, weights: dict[str, Any]) -> None:
+        """Record the source of the pretrained weights once; RunError if they have changed since."""
+        if weights and not (self.folder / "pretrained.json").exists():
+            self.write_json("pretrained.json", weights)
+        initial = self.run.pretrained if weights else {}
+        changed = [name for name, source in weights.items() if initial.get(name, {}).get("sha256") != source["sha256"]]
+        if changed:
+            raise RunError(
+                f"the pretrained weights of {', '.join(changed)} are not those that this run began with",
+                where=self.folder / "pretrained.json",
+                advice="put them back, or begin a new run",
+            )
+
+    def find_photos(self) -> Dataset:
+        """List the run's photos without opening any; PhotosError if they are missing."""
+        try:
+            return sources.read(self.run.source["photos"], self.run.recipe.class_order)
+        except PhotosError as error:
+            raise PhotosError(
+                f"the photos of this run cannot be found again: {error.what}",
+                where=self.run.source["photos"],
+                advice="put them back there: a run goes on with the photos that it began with",
+            ) from None
+
+    def check_same_photos(self, dataset: Dataset) -> None:
+        """Raise RunError, naming some photos, if the photos have changed since the run began."""
+        initial = self.run.dataset.filter(pl.col("status") == STATUS_USED).select(RESUME_COLUMNS)
+        if not initial.equals(dataset.used_photos.select(RESUME_COLUMNS)):
+            raise RunError(
+                f"the photos have changed since this run began{_describe_changes(initial, dataset.photos)}",
+                where=self.run.source["photos"],
+                advice="a new run, or put the photos back as they were",
+            )
+
+
+def create_run(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environment: dict[str, Any]) -> RunWriter:
+    """Create a new run's folder, complete with everything that a resume needs.
+
+    Raises:
+        RunError: the folder is taken.
+        MachineError: it cannot be made.
+    """
+    source = {
+        "photos": str(Path(dataset.source).expanduser().resolve()),
+        "fingerprint": fingerprint(dataset.used_photos["sha256"]),
+        "classes": list(dataset.classes),
+        # A resume compares it with recipe.json, which a user may have edited.
+        "recipe": recipe_to_json(recipe),
+    }
+    path = Path(folder).expanduser() if folder is not None else _choose_folder(recipe, source)
+    check_folder_is_free(path)
+    with atomic_directory(path, allow_existing=False) as partial_folder:
+        write_json(partial_folder / "recipe.json", source["recipe"])
+        write_json(partial_folder / "source.json", source)
+        write_json(partial_folder / "environment.json", environment)
+        RunWriter(Run(partial_folder)).write_table("dataset.parquet", dataset.photos)
+    return RunWriter(Run(path))
+
+
+def check_folder_is_free(folder: str | Path | None, flag: str = "--run") -> None:
+    """Refuse a non-empty folder before any work is done.
+
+    Args:
+        flag: the command-line flag that names the folder.
+    Raises:
+        RunError: it is a file or not empty.
+        MachineError: it cannot be made.
+    """
+    path = resolve_output_path(DEFAULT_RUNS_FOLDER if folder is None else folder, is_new_folder=folder is not None)
+    if folder is None or not path.exists():
+        return
+    if not path.is_dir() or any(path.iterdir()):
+        can_resume = (path / "recipe.json").exists() and not Run(path).is_finished
+        advice = f"ikebana fit --resume {path}" if can_resume else f"another {flag} DIR"
+        raise RunError("this folder is taken", where=path, advice=advice)
+
+
+def _describe_changes(initial: pl.DataFrame, photos: pl.DataFrame) -> str:
+    """Name some changed photos per kind of change, most serious first."""
+    both = initial.join(photos.select(*RESUME_COLUMNS, "status"), on="path", how="full", suffix="_now", coalesce=True)
+    gone, used = pl.col("status").is_null(), pl.col("status") == STATUS_USED
+    new, modified = pl.col("sha256").is_null(), pl.col("sha256") != pl.col("sha256_now")
+    kinds = {
+        "removed": gone,
+        "no longer usable": ~new & ~gone & ~used,
+        "changed": used & modified,
+        "new": new & used,
+        "under another label": used & ~modified & (pl.col("label") != pl.col("label_now")),
+        "in another part": used & ~modified & (pl.col("split") != pl.col("split_now")),
+    }
+    lines = []
+    for kind, condition in kinds.items():
+        paths = both.filter(condition)["path"].sort().to_list()
+        if paths:
+            more = f" and {len(paths) - MAX_NAMED_PHOTOS:,} more" if len(paths) > MAX_NAMED_PHOTOS else ""
+            lines.append(f"\n  {kind}: {', '.join(paths[:MAX_NAMED_PHOTOS])}{more}")
+    return "".join(lines)
+
+
+def _choose_folder(recipe: Recipe, source: dict[str, Any]) -> Path:
+    """Return `runs/<recipe>-<hash>`; the time is hashed too, so a command can be repeated."""
+    hashed = json.dumps([recipe_to_json(recipe), source, time.time_ns()])
+    return DEFAULT_RUNS_FOLDER / f"{recipe.name}-{hashlib.sha256(hashed.encode()).hexdigest()[:6]}"
