@@ -13,7 +13,7 @@ from ikebana.recipe import METHODS, AdamW, Augmentation
 from ikebana.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -35,13 +35,20 @@ def test_every_link_to_a_section_leads_to_one(page):
         assert anchor in anchors(page.parent / target if target else page), (target, anchor)
 
 
-def test_every_verb_has_its_page_and_every_page_its_link():
-    verbs = {name for name in cli.app if not name.startswith("-")}
-    index = (ROOT / "docs/index.md").read_text("utf-8")
-    for verb in verbs:
+def linked_pages(page):
+    """The pages of docs/ that a page links to."""
+    targets = re.findall(r"\]\(([^)#:]+\.md)[^)]*\)", page.read_text("utf-8"))
+    return {path for path in ((page.parent / target).resolve() for target in targets) if path.exists()}
+
+
+def test_every_verb_has_its_page_and_every_page_is_reachable_from_the_index():
+    for verb in (name for name in cli.app if not name.startswith("-")):
         assert (ROOT / f"docs/{verb}.md").exists()
-    for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "index.md" or f"({page.name})" in index
+    reached, pending = set(), {(ROOT / "docs/index.md").resolve()}
+    while pending:
+        reached |= pending
+        pending = set().union(*map(linked_pages, pending)) - reached
+    assert {path.resolve() for path in ROOT.glob("docs/**/*.md")} <= reached
 
 
 @pytest.mark.parametrize(("verb", "no_flag"), [("fit", "--photos"), ("serve", "--file")])
