@@ -88,8 +88,8 @@ def test_every_choice_explains_itself_for_the_command_line():
 @pytest.mark.parametrize("shift", [[0.2], [0.2, 0.2, 0.2], [], 0.2])
 def test_a_list_of_another_length_than_the_choice_is_refused(shift):
     values = json.loads(json.dumps(recipe_to_json(recipes.get_recipe("augmented"))))
-    assert len(values["augmentation"]["shift"]) == 2
-    values["augmentation"]["shift"] = shift
+    assert len(values["method"]["augmentation"]["shift"]) == 2
+    values["method"]["augmentation"]["shift"] = shift
     with pytest.raises(RecipeError, match="shift"):
         recipe_from_json(values)
 

@@ -83,9 +83,9 @@ class Plan:
             recipe = _name_module(recipe or "baseline", model)
         resolved = recipes.resolve_recipe(recipe or recipes.DEFAULT_RECIPE, **options)
         resolved = networks.fill_defaults(resolved)
-        # Missing weights are reported before the photos are listed.
+        # Missing or wrong weights are reported before the photos are listed.
         for member in resolved.members:
-            weight_loading.resolve_weights(member)
+            weight_loading.check_weights(member)
         return cls.from_dataset(
             sources.read(photos, resolved.class_order), resolved, model=model, run_folder=run_folder
         )

@@ -88,11 +88,10 @@ def get_native_image_size(recipe: Recipe) -> int:
 def _build_timm_network(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
     import timm
 
-    config = _get_timm_config(recipe.network)
-    options: dict[str, Any] = {"img_size": recipe.image_size} if config["fixed_input_size"] else {}
+    config, options = _get_timm_config(recipe.network), _get_timm_options(recipe)
     # The packaged networks are small.
     if recipe.network not in pretrained_weights.WEIGHTS_PACKAGES:
-        weight_bytes = _compute_weight_bytes(recipe.network, **options)
+        weight_bytes = sum(value.numel() * value.element_size() for value in describe_weights(recipe).values())
         resources.require_memory(
             resources.memory_in_use() + weight_bytes, "a smaller --network, or a machine with more memory"
         )
@@ -103,18 +102,28 @@ def _build_timm_network(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
     return network, config
 
 
-@functools.cache
-def _compute_weight_bytes(network: str, **options: Any) -> int:
-    """Compute the bytes of the network's weights without allocating them.
+def _get_timm_options(recipe: Recipe) -> dict[str, Any]:
+    return {"img_size": recipe.image_size} if has_fixed_image_size(recipe) else {}
+
+
+def describe_weights(recipe: Recipe) -> dict[str, Tensor]:
+    """Describe the weights of a network of timm by name, without allocating them.
 
     Allocating too much would make the kernel kill the process.
+
+    Returns:
+        Tensors on the meta device: shape and type without values.
     """
+    return _describe_weights(recipe.network, **_get_timm_options(recipe))
+
+
+@functools.cache
+def _describe_weights(network: str, **options: Any) -> dict[str, Tensor]:
     import timm
 
     # The run's own random generator must not advance here.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        meta_network = timm.create_model(network, pretrained=False, num_classes=0, **options)
-    return sum(value.numel() * value.element_size() for value in meta_network.state_dict().values())
+        return timm.create_model(network, pretrained=False, num_classes=0, **options).state_dict()
 
 
 @functools.cache

@@ -1,12 +1,13 @@
 """Loading of a recipe's pretrained weights into its backbone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
 from ikebana.learning.models import inception, pretrained_weights
-from ikebana.learning.models.backbones import get_native_image_size
+from ikebana.learning.models.backbones import describe_weights, get_native_image_size, has_fixed_image_size
 from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import KERAS_INCEPTION, Recipe
 
@@ -26,6 +27,21 @@ def resolve_weights(recipe: Recipe) -> Weights | None:
     return pretrained_weights.find_weights(name, Path(recipe.weights) if recipe.weights else None)
 
 
+def check_weights(recipe: Recipe) -> None:
+    """Make sure that the pretrained weights are there and fit, before the network is built.
+
+    Raises:
+        RecipeError, MachineError: they cannot be obtained, or belong to another network.
+    """
+    pretrained = resolve_weights(recipe)
+    # The weights that are found automatically fit, but for position embeddings of another image size.
+    if pretrained is None or not (recipe.weights or has_fixed_image_size(recipe)):
+        return
+    tensors = pretrained_weights.load_tensors(pretrained)
+    if recipe.network != KERAS_INCEPTION:
+        _require_same_shapes(describe_weights(recipe), tensors, recipe, pretrained)
+
+
 def load_pretrained_weights(network: nn.Module, recipe: Recipe) -> Weights | None:
     """Load the pretrained weights into the backbone, if the recipe needs any.
 
@@ -37,29 +53,30 @@ def load_pretrained_weights(network: nn.Module, recipe: Recipe) -> Weights | Non
     pretrained = resolve_weights(recipe)
     if pretrained is None:
         return None
-    pretrained_tensors, backbone_network = (
-        pretrained_weights.load_tensors(pretrained),
-        network.get_submodule("backbone.network"),
-    )
+    tensors = pretrained_weights.load_tensors(pretrained)
+    backbone_network = network.get_submodule("backbone.network")
     if recipe.network == KERAS_INCEPTION:
         layers = backbone_network.get_submodule("layers")
         assert isinstance(layers, nn.Sequential)
-        inception.load_timm_weights(layers, pretrained_tensors)
+        inception.load_timm_weights(layers, tensors)
         return pretrained
     state = backbone_network.state_dict()
-    wrong = [
-        name
-        for name, value in state.items()
-        if name not in pretrained_tensors or pretrained_tensors[name].shape != value.shape
-    ]
-    if wrong:
-        raise RecipeError(
-            f"these weights are not of {recipe.network} at {recipe.image_size} pixels: {wrong[0]} is missing or of another shape",
-            where=pretrained.file,
-            advice=f"the weights of {recipe.network}, and --image-size {get_native_image_size(recipe)}",
-        )
-    backbone_network.load_state_dict({name: pretrained_tensors[name].to(value.dtype) for name, value in state.items()})
+    _require_same_shapes(state, tensors, recipe, pretrained)
+    backbone_network.load_state_dict({name: tensors[name].to(value.dtype) for name, value in state.items()})
     return pretrained
+
+
+def _require_same_shapes(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], recipe: Recipe, pretrained: Weights
+) -> None:
+    for name, value in expected.items():
+        if name not in tensors or tensors[name].shape != value.shape:
+            raise RecipeError(
+                f"these weights are not of {recipe.network} at {recipe.image_size} pixels: "
+                f"{name} is missing or of another shape",
+                where=pretrained.file,
+                advice=f"the weights of {recipe.network}, and --image-size {get_native_image_size(recipe)}",
+            )
 
 
 def get_provenance(weights: Weights) -> dict[str, str | None]:

@@ -1,0 +1,218 @@
+"""Plans, the loop over epochs, and modules of the user's own."""
+
+import inspect
+import json
+from dataclasses import fields
+from typing import get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.interrupts import interrupt_after_steps
+from torch import nn
+
+import ikebana
+from ikebana import cli, recipes
+from ikebana.demo_data import paper_flowers
+from ikebana.errors import RecipeError
+from ikebana.learning.models import networks
+from ikebana.learning.plan import Plan
+from ikebana.recipe import METHODS, FitOptions, Recipe, Scratch, recipe_to_json
+
+pytestmark = pytest.mark.usefixtures("shared_cache")
+SMALL = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan") / "photos"
+    paper_flowers.draw_collection(folder, photos_per_kind=8)
+    return folder
+
+
+class TinyNetwork(nn.Module):
+    """Two convolutions with BatchNorm, of a user who has never read ikebana's code."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU()
+        )
+        self.classifier = nn.Linear(16, classes)
+
+    def forward(self, images):
+        return self.classifier(self.backbone(images / 255).mean((2, 3)))
+
+
+class LabelledTinyNetwork(TinyNetwork):
+    """Another class with the same weights."""
+
+
+def make_tiny_network(classes=5, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TinyNetwork(classes)
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """The networks that are built while a test runs."""
+    counted = []
+    real = networks._build_member
+    monkeypatch.setattr(
+        networks, "_build_member", lambda recipe, classes: counted.append(recipe) or real(recipe, classes)
+    )
+    return counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 1), ({"refit_on_all": True}, 2), ({"precision": "auto"}, 1)],
+    ids=["once", "refit", "with a trial of the precision"],
+)
+def test_fit_builds_each_network_once_and_again_only_for_a_refit(options, expected, photos, tmp_path, builds):
+    ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL | options)
+    assert len(builds) == expected
+
+
+@pytest.mark.slow
+def test_resume_audit_and_doctor_build_each_network_once(photos, tmp_path, builds, monkeypatch):
+    with interrupt_after_steps(2):
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
+    builds.clear()
+    ikebana.resume(tmp_path / "run")
+    assert len(builds) == 1
+    builds.clear()
+    ikebana.audit(photos, advise=True)
+    assert len(builds) == 1
+    builds.clear()
+    ikebana.doctor()
+    assert len(builds) == 1
+    builds.clear()
+    small = {"image_size": 64, "batch_size": 16, "epochs": 1, "precision": "float32"}
+    ikebana.fit(photos, "best", run=tmp_path / "best", **small)
+    assert [recipe.network for recipe in builds] == ["tf_efficientnet_lite2", "tf_efficientnet_lite1"]
+
+
+def test_a_plan_knows_the_recipe_the_network_and_the_cost_before_a_photo_is_opened(photos):
+    plan = Plan.from_photos(photos, "baseline", **SMALL)
+    assert plan.recipe.gradient_method.epochs == 2
+    assert plan.dataset.photos["sha256"].null_count() == plan.dataset.photos.height
+    assert "conv_1" in plan.layer_table
+    assert plan.estimate.seconds > 0
+    assert "baseline" in repr(plan)
+
+
+def test_training_yields_the_epochs_of_fit_and_leaves_the_same_weights(photos, tmp_path):
+    plan = Plan.from_photos(photos, "baseline", **SMALL)
+    initial = {name: value.clone() for name, value in plan.network.state_dict().items()}
+    epochs = list(ikebana.training(plan))
+    run = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
+    assert [epoch.train_loss for epoch in epochs] == run.history["train_loss"].to_list()
+    trained = load_file(run.weights)
+    assert all(torch.equal(value, trained[name]) for name, value in plan.network.state_dict().items())
+    assert not torch.equal(initial["dense_2.weight"], trained["dense_2.weight"])
+
+
+def test_training_can_be_left_after_an_epoch_and_resumed_from_its_checkpoint(photos, tmp_path):
+    whole = Plan.from_photos(photos, "baseline", **SMALL)
+    for _ in ikebana.training(whole):
+        pass
+    file = tmp_path / "checkpoint.safetensors"
+    for _ in ikebana.training(Plan.from_photos(photos, "baseline", **SMALL), file):
+        break
+    resumed = Plan.from_photos(photos, "baseline", **SMALL)
+    assert [epoch.epoch for epoch in ikebana.training(resumed, file)] == [1, 2]
+    expected = whole.network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.network.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_module_of_ones_own_is_trained_scored_and_exported(photos, tmp_path):
+    model = make_tiny_network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run = ikebana.fit(photos, model=model, run=tmp_path / "run", learning_rate=3e-3, **SMALL | {"epochs": 5})
+    assert run.recipe.network == "module:TinyNetwork"
+    assert run.history[-1, "train_loss"] < run.history[0, "train_loss"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(RecipeError, match="network of your own: TinyNetwork") as refusal:
+        ikebana.export(run, tmp_path / "model.onnx")
+    assert "model=model" in refusal.value.advice
+    with pytest.raises(RecipeError, match="network of your own"):
+        ikebana.predict(run, photos)
+    classifier = ikebana.export(run, tmp_path / "model.onnx", model=TinyNetwork())
+    test = run.predictions.filter(split="test")
+    for row in test.head(5).iter_rows(named=True):
+        found = classifier.predict(photos / row["path"]).probabilities
+        expected = [row[f"p:{name}"] for name in run.classes]
+        np.testing.assert_allclose([found[name] for name in run.classes], expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_of_a_module_of_ones_own_is_resumed_to_the_same_bits_with_that_module(photos, tmp_path):
+    whole = ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "whole", **SMALL)
+    with interrupt_after_steps(2):
+        ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "stopped", **SMALL)
+    for model, problem in ((None, "network of your own"), (LabelledTinyNetwork(), "is a LabelledTinyNetwork")):
+        with pytest.raises(RecipeError, match=problem):
+            ikebana.resume(tmp_path / "stopped", model=model)
+    with pytest.raises(ikebana.RunError, match="weights of module:TinyNetwork are not those"):
+        ikebana.resume(tmp_path / "stopped", model=make_tiny_network(seed=1))
+    resumed = ikebana.resume(tmp_path / "stopped", model=make_tiny_network())
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_frozen_weights_of_a_module_of_ones_own_stay_frozen(photos, tmp_path):
+    model = make_tiny_network()
+    model.backbone[0].requires_grad_(False)
+    plan = Plan.from_photos(photos, model=model, **SMALL)
+    for _ in ikebana.training(plan):
+        pass
+    trained = plan.network.state_dict()
+    assert torch.equal(trained["module.backbone.0.weight"], model.backbone[0].weight)
+    assert not torch.equal(trained["module.classifier.weight"], model.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        (make_tiny_network(classes=3), r"returned \(2, 3\) for a batch of 2 images of 5 classes"),
+        (nn.Identity(), "returned"),
+        (nn.Linear(7, 5), "failed on a batch"),
+    ],
+)
+def test_a_module_that_returns_no_logits_is_refused_before_a_photo_is_opened(model, problem, photos, tmp_path):
+    with pytest.raises(RecipeError, match=problem):
+        ikebana.fit(photos, model=model, run=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_module_of_ones_own_needs_a_recipe_from_scratch(photos):
+    with pytest.raises(RecipeError, match="trained from scratch") as refusal:
+        ikebana.fit(photos, "good", model=make_tiny_network())
+    assert "baseline" in refusal.value.advice
+
+
+def test_the_typed_options_of_fit_are_the_options_of_recipes_and_their_methods():
+    method_fields = {field.name for method in METHODS for field in fields(method)} - {"kind"}
+    recipe_fields = {field.name for field in fields(Recipe)} - {"name"}
+    assert get_type_hints(FitOptions).keys() == method_fields | recipe_fields
+    assert {field.name for field in cli._OPTION_FIELDS} <= method_fields | recipe_fields
+    assert "options" in inspect.signature(ikebana.fit).parameters
+
+
+def test_recipe_json_names_the_method_and_only_its_options():
+    values = {
+        name: json.loads(json.dumps(recipe_to_json(recipe)))["method"] for name, recipe in recipes.RECIPES.items()
+    }
+    kinds = {name: method["kind"] for name, method in values.items()}
+    assert kinds == {
+        "baseline": "scratch", "augmented": "scratch", "features": "frozen_backbone", "frozen": "frozen_backbone",
+        "finetuned": "fine_tune", "quick": "linear_probe", "good": "fine_tune", "best": "fine_tune",
+    }  # fmt: skip
+    assert values["quick"].keys() == {"kind", "weights", "flip_tta"}
+    assert "weights" not in values["baseline"]
+    assert {name for name, recipe in recipes.RECIPES.items() if recipe.caches_features} == {"features", "quick"}
+    assert Scratch().epochs == 20
