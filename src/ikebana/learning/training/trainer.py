@@ -13,9 +13,10 @@ from ikebana.learning.fast import fused_training
 from ikebana.learning.fast.cuda_graphs import GraphedNetwork
 from ikebana.learning.models import parameter_groups
 from ikebana.learning.models.networks import count_classes
-from ikebana.learning.training import ema, optimisers
+from ikebana.learning.training import optimisers
 from ikebana.learning.training.checkpoint import TrainingState
 from ikebana.learning.training.class_priors import compute_log_priors
+from ikebana.learning.training.ema import make_ema
 from ikebana.recipe import FineTune, Recipe, Trainable
 
 
@@ -59,7 +60,7 @@ class Trainer:
         else:
             steps = (phase.last_epoch - phase.first_epoch + 1) * -(-len(labels) // self.batch_size)
             self.optimiser = optimisers.AdamW(groups, recipe.adamw, steps)
-            self.ema = ema.ExponentialMovingAverage(network, recipe.adamw.ema_decay)
+            self.ema = make_ema(network, recipe.adamw.ema_decay)
             # Adding the class priors to the logits of the loss keeps the network from learning
             # them: it then predicts a rare class as readily as a frequent one.
             log_priors = compute_log_priors(labels, count_classes(network))
@@ -70,7 +71,7 @@ class Trainer:
     @property
     def evaluated_network(self) -> nn.Module:
         """The network to evaluate and export: the EMA, where there is one."""
-        return self.network if self.ema is None else self.ema.network
+        return self.network if self.ema is None else self.ema.module
 
     def step(self, inputs: Tensor, labels: Tensor, settings: DeviceSettings) -> tuple[Tensor, Tensor]:
         """Make one training step on one batch.
@@ -89,7 +90,7 @@ class Trainer:
         loss.backward()
         self.optimiser.step()
         if isinstance(self.optimiser, optimisers.AdamW) and self.ema is not None:
-            self.ema.update(int(self.optimiser.step_count))
+            self.ema.update(self.network, step=self.optimiser.step_count + 1)
         return loss.detach(), logits.detach()
 
     def _build_forward(self, inputs: Tensor, settings: DeviceSettings) -> Callable[[Tensor], Tensor]:
@@ -108,23 +109,18 @@ class Trainer:
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the state of network, optimiser and EMA under their names in the checkpoint."""
         state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        state |= {f"optimiser.{number:05}": value for number, value in enumerate(self.optimiser.state)}
+        state |= {f"optimiser.{name}": value for name, value in self.optimiser.to_tensors().items()}
         if self.ema is not None:
-            state |= {f"ema.{name}": value for name, value in self.ema.network.state_dict().items()}
+            state |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
         return state
 
-    @torch.no_grad()
     def restore(self, state: TrainingState) -> None:
         """Resume from the result of `to_tensors`.
 
         Raises:
             KeyError, RuntimeError: the state is of another network.
         """
-        optimiser = state.get_tensors("optimiser.")
-        if len(optimiser) != len(self.optimiser.state):
-            raise KeyError("the optimiser's state is of another network")
         self.network.load_state_dict(state.get_tensors("network."))
-        for number, value in enumerate(self.optimiser.state):
-            value.copy_(optimiser[f"{number:05}"])
+        self.optimiser.restore(state.get_tensors("optimiser."))
         if self.ema is not None:
-            self.ema.network.load_state_dict(state.get_tensors("ema."))
+            self.ema.module.load_state_dict(state.get_tensors("ema."))
