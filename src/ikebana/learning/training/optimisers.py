@@ -1,6 +1,6 @@
 """RMSprop as in Keras 3, for the tutorial; torch's AdamW with a schedule, for fine-tuning.
 
-Both optimisers give their state as named tensors, which a checkpoint stores without pickle.
+Both optimisers give their state as named tensors, which a safetensors checkpoint stores.
 """
 
 from collections.abc import Mapping, Sequence
