@@ -1,6 +1,5 @@
 """`ikebana doctor`: this machine's hardware and versions, and how ikebana uses them."""
 
-import importlib.metadata
 import platform
 from typing import Any
 
@@ -13,6 +12,7 @@ from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import free_space
+from ikebana.system.versions import find_versions
 
 LIBRARIES = (
     "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow", "pillow-heif", "polars",
@@ -26,7 +26,7 @@ def doctor() -> dict[str, Any]:
     settings = configure_device(assemble(recipe, classes=5, loads_weights=False))
     cache = cache_folder()
     facts = {
-        "ikebana": importlib.metadata.version("ikebana"),
+        **find_versions(["ikebana"]),
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": device.describe_processor(),
         "GPU": "yes" if settings.device != "cpu" else "none that torch can use: ikebana trains on the processor",
@@ -36,15 +36,8 @@ def doctor() -> dict[str, Any]:
         "precision": f"{settings.precision} for {DEFAULT_RECIPE}: {settings.reasons['precision']}",
         "cache": f"{cache} ({measure_size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
-        **{name: _find_version(name) for name in LIBRARIES},
+        **{name: version or "not installed" for name, version in find_versions(LIBRARIES).items()},
     }
     progress.result("\n".join(f"{name:<14} {value}" for name, value in facts.items()))
     progress.event("done", **facts)
     return facts
-
-
-def _find_version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

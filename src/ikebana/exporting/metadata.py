@@ -1,6 +1,5 @@
 """Metadata of a model file, without times or paths: equal runs give equal files."""
 
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from ikebana.inference.model_file import FORMAT_VERSION
 from ikebana.recipe import recipe_to_json
 from ikebana.runs.run import Run
+from ikebana.system.versions import find_versions
 
 LIBRARIES = ("ikebana", "torch", "timm", "onnx", "onnxruntime", "numpy", "pillow")
 
@@ -31,7 +31,7 @@ def collect(run: Run) -> dict[str, Any]:
         "data": {"fingerprint": run.source["fingerprint"]},
         "scores": {name: value for name, value in scores.items() if name not in ("seconds", "leakage")},
         "pretrained": run.pretrained,
-        "versions": {name: _find_version(name) for name in LIBRARIES},
+        "versions": find_versions(LIBRARIES),
     }
 
 
@@ -45,10 +45,3 @@ def _strip_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     if not recipe["method"].get("weights"):
         return recipe
     return {**recipe, "method": {**recipe["method"], "weights": Path(recipe["method"]["weights"]).name}}
-
-
-def _find_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -31,6 +31,7 @@ from ikebana.recipe import Precision
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_write, discard
+from ikebana.system.versions import find_versions
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -383,16 +384,14 @@ def load_settings(file: Path) -> DeviceSettings | None:
 
 def collect_environment(settings: DeviceSettings) -> dict[str, Any]:
     """Describe machine, settings and libraries of a run, for `environment.json`."""
-    import importlib.metadata
-
     libraries = ("torch", "timm", "numpy", "scipy", "pillow", "polars", "scikit-learn", "safetensors")
     return {
-        "ikebana": importlib.metadata.version("ikebana"),
+        **find_versions(["ikebana"]),
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": describe_processor(),
         "accelerator": torch.cuda.get_device_name() if settings.device == "cuda" else None,
         **asdict(settings),
-        "libraries": {name: importlib.metadata.version(name) for name in libraries},
+        "libraries": find_versions(libraries),
         "reproducibility": REPRODUCIBILITY_NOTE,
     }
