@@ -1,5 +1,6 @@
 """What cannot be written is refused before any work is done for it."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -107,3 +108,9 @@ def test_the_folder_one_is_in_is_not_replaced_by_a_run(tmp_path, monkeypatch):
         with pytest.raises(MachineError, match="the folder that you are in"):
             ikebana.fit(photos, run=name)
     assert files.resolve_output_path(".") == files.Path()
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
+    for size in (0, 1, 2**18 + 1):
+        (tmp_path / "bytes").write_bytes(data := bytes(range(256)) * (size // 256) + b"\n" * (size % 256))
+        assert files.compute_file_sha256(tmp_path / "bytes") == hashlib.sha256(data).hexdigest()

@@ -1,7 +1,6 @@
 """`ikebana predict`: predictions for any number of photos, from a model file or a run."""
 
 import csv
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ from ikebana.inference.prediction_table import Table
 from ikebana.inference.sorting import Sorter
 from ikebana.runs.run import Run, open_run
 from ikebana.system import progress
-from ikebana.system.files import resolve_output_path
+from ikebana.system.files import compute_file_sha256, resolve_output_path
 from ikebana.system.resources import memory_errors
 
 Model: TypeAlias = Classifier | Run | str | Path
@@ -218,7 +217,7 @@ def _build_classifier(opened_model: Classifier | Run) -> tuple[Classifier, str]:
     if isinstance(opened_model, Classifier):
         return opened_model, str(opened_model.metadata.get("sha256"))
     run_classifier = _build_run_classifier(opened_model)
-    weights = hashlib.sha256(opened_model.weights.read_bytes()).hexdigest()
+    weights = compute_file_sha256(opened_model.weights)
     return run_classifier, f"{weights} {run_classifier.threshold} {opened_model.calibration.temperature}"
 
 

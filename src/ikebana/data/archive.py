@@ -21,7 +21,7 @@ from ikebana.data.tar_reader import ArchiveRefused
 from ikebana.errors import PhotosError
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import atomic_directory, discard
+from ikebana.system.files import atomic_directory, compute_file_sha256, discard
 from ikebana.system.resources import require_disk
 
 MAX_MEMBERS = 2_000_000
@@ -334,8 +334,7 @@ def _starts_with(file: Path, magic: bytes) -> bool:
 
 def _hash_file(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return compute_file_sha256(file)
     except OSError as error:
         raise PhotosError(
             f"this archive cannot be read: {error.strerror or error}", where=file, advice="a file that you may read"

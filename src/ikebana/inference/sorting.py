@@ -4,7 +4,6 @@ They are copied or linked, never moved. Existing files are never overwritten.
 """
 
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -12,11 +11,10 @@ import shutil
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from ikebana.inference.prediction import NOT_SURE, Prediction
-from ikebana.system.files import write_error
+from ikebana.system.files import compute_file_sha256, write_error
 
 UNUSABLE = "unusable"
 # Characters that a folder's name cannot contain on some system.
@@ -146,8 +144,7 @@ def _identify(file: Path, link: bool) -> bytes:
     if link:
         stat = os.stat(file)
         return f"{stat.st_dev} {stat.st_ino}".encode()
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, partial(hashlib.blake2b, digest_size=16)).digest()
+    return compute_file_sha256(file).encode()
 
 
 def _create(target: Path, file: Path, link: bool) -> bool:

@@ -5,6 +5,7 @@ Files and folders are written beside their target and renamed when complete.
 
 import errno
 import glob
+import hashlib
 import json
 import os
 import re
@@ -234,3 +235,9 @@ def write_json(file: Path, value: Any, create_parent: bool = True) -> None:
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     with atomic_write(file, create_parent) as partial_file:
         partial_file.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def compute_file_sha256(file: Path) -> str:
+    """Compute the hexadecimal sha256 of a file without holding it in memory."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

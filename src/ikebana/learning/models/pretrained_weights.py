@@ -24,7 +24,7 @@ from torch import Tensor
 from ikebana.errors import IkebanaError, MachineError, RecipeError
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import atomic_write, discard
+from ikebana.system.files import atomic_write, compute_file_sha256, discard
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -138,7 +138,7 @@ def _use_user_file(file: Path) -> Weights:
         raise RecipeError(what, where=file, advice="the path of a .safetensors or .pth file")
     # Fail now on a wrong file, not after the photos were read.
     _load(file)
-    return Weights(file.absolute(), _compute_sha256(file), f"file {file.absolute()}", None)
+    return Weights(file.absolute(), compute_file_sha256(file), f"file {file.absolute()}", None)
 
 
 # --- Python packages ---
@@ -152,7 +152,7 @@ def _find_package_file(package: WeightsPackage) -> Path | None:
 
 
 def _use_package(network: str, package: WeightsPackage, file: Path) -> Weights:
-    sha256 = _compute_sha256(file)
+    sha256 = compute_file_sha256(file)
     if sha256 != package.sha256:
         raise RecipeError(
             f"these are not the weights that {package.name} is known for: the file was changed or is damaged",
@@ -172,7 +172,7 @@ def _convert(network: str, file: Path, sha256: str) -> Path:
     folder = cache_folder() / "weights"
     for cached in sorted(folder.glob(f"{network}-{sha256}-*.safetensors")):
         with suppress(OSError):
-            if cached.stem.rpartition("-")[2] == _compute_sha256(cached)[:DIGEST_HEX_DIGITS]:
+            if cached.stem.rpartition("-")[2] == compute_file_sha256(cached)[:DIGEST_HEX_DIGITS]:
                 return cached
         discard(cached)
     data = save(_load_renamed(network, file))
@@ -237,7 +237,7 @@ def _use_hub(network: str) -> Weights:
         )
     repository, _, revision = config.hf_hub_id.partition("@")
     file = _find_download(repository, revision or None) or _download(network, repository, revision or None)
-    sha256 = _compute_sha256(file)
+    sha256 = compute_file_sha256(file)
     # The hub's cache links to a large file named by its sha256; a download checks only the size.
     hub_sha256 = Path(os.readlink(file)).name if file.is_symlink() else ""
     if re.fullmatch("[0-9a-f]{64}", hub_sha256) and hub_sha256 != sha256:
@@ -398,8 +398,3 @@ def _extract_tensors(stored: Any, file: Path) -> dict[str, Tensor]:
             advice="a network's state_dict",
         )
     return {name.removeprefix("module."): value.detach() for name, value in stored.items()}
-
-
-def _compute_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
