@@ -6,8 +6,9 @@ import numpy as np
 
 from ikebana.data import decoding as photos
 from ikebana.data.dataset import Dataset
-from ikebana.data.pixel_cache import make_chunks, map_in_threads
+from ikebana.data.pixel_cache import make_chunks
 from ikebana.errors import UnreadablePhoto
+from ikebana.system.threads import map_in_threads
 
 CHUNK_PHOTOS = 128
 # Rows of cached pixels that count as border, and the inner rows they are compared with.

@@ -13,8 +13,9 @@ import polars as pl
 
 from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import Dataset
-from ikebana.data.pixel_cache import make_chunks, map_in_threads
+from ikebana.data.pixel_cache import make_chunks
 from ikebana.system import progress
+from ikebana.system.threads import map_in_threads
 
 CHUNK_PHOTOS = 64
 # Only the sharpest 0.5 % of the pixels count: one object in focus is enough.

@@ -202,11 +202,6 @@ def read_bytes(file: str | Path) -> bytes:
             raise UnreadablePhoto(REASON_OUT_OF_MEMORY) from None
 
 
-def count_threads() -> int:
-    """Count the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def read_dimensions(data: bytes) -> tuple[int, int] | None:
     """Read the width and height that `decode` would hold in memory.
 

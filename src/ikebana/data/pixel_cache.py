@@ -11,13 +11,11 @@ import io
 import json
 import os
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import PIL
@@ -25,7 +23,7 @@ import polars as pl
 
 from ikebana.data import decoding
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset, collect_rows
-from ikebana.data.decoding import count_threads, read_bytes
+from ikebana.data.decoding import read_bytes
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.recipe import Resize
 from ikebana.system import progress
@@ -33,10 +31,11 @@ from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_directory, discard
 from ikebana.system.resources import require_disk
 
+# `count_threads` is re-exported: learning/device.py and learning/estimate.py read it here.
+from ikebana.system.threads import count_threads, map_in_threads  # noqa: F401
+
 # More than one: another process may remove the damaged array that both have found.
 MAX_ATTEMPTS = 3
-# Chunks queued per thread, so that no thread idles while one chunk takes long.
-MAX_QUEUED_CHUNKS = 8
 # Photos per task: large enough that scheduling costs nothing, small enough that the progress bar
 # moves and no thread waits.
 CHUNK_PHOTOS = 8
@@ -63,7 +62,6 @@ INDEX_SCHEMA = {
 
 # All columns of INDEX_SCHEMA but the path.
 IndexRow = tuple[str, str | None, int | None, int | None, int | None, int, bool]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -210,26 +208,8 @@ def _compute_checksum(photo: np.ndarray, small: np.ndarray) -> int:
     return zlib.crc32(small.data, zlib.crc32(photo.data))
 
 
-def map_in_threads(work: Callable[[range], Result], chunks: Sequence[range]) -> Generator[Result]:
-    """Run work on chunks in threads and yield the results in order.
-
-    Only a few chunks are queued ahead, so that results do not fill the memory if the caller is slow.
-    Closing the generator drops the chunks that have not started.
-    """
-    pool, pending = ThreadPoolExecutor(count_threads()), deque()
-    try:
-        for chunk in chunks:
-            pending.append(pool.submit(work, chunk))
-            if len(pending) > MAX_QUEUED_CHUNKS * count_threads():
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def make_chunks(rows: int, size: int = CHUNK_PHOTOS) -> list[range]:
-    """Divide rows into ranges of a size, for `map_in_threads`."""
+    """Divide rows into ranges of a size, for `threads.map_in_threads`."""
     return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 

@@ -8,9 +8,7 @@ The graph does all the rest up to calibrated probabilities, so nothing here can 
 
 import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -25,6 +23,7 @@ from ikebana.errors import ModelError, PhotosError, UnreadablePhoto
 from ikebana.inference import model_file, prediction, runtime
 from ikebana.inference.prediction import Prediction
 from ikebana.recipe import Resize
+from ikebana.system.threads import count_threads, map_in_threads
 
 Photo: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 # The caller's name for the prediction's `path`, and the photo.
@@ -179,27 +178,19 @@ def predict_photos(
 
 
 def preprocess_ahead(photos: Iterable[tuple[str, Preprocessor]], ahead: int) -> Generator[tuple[str, np.ndarray | str]]:
-    """Yield each photo preprocessed, or the reason why it is unusable, in order.
+    """Return each photo preprocessed, or the reason why it is unusable, in order.
 
     Threads preprocess at most `ahead` photos in advance.
     """
-    rest = iter(photos)
-    pool = ThreadPoolExecutor(decoding.count_threads(), "decode")
-    try:
-        pending = deque((path, pool.submit(_try_preprocess, preprocess)) for path, preprocess in islice(rest, ahead))
-        while pending:
-            path, future = pending.popleft()
-            yield path, future.result()
-            pending.extend((path, pool.submit(_try_preprocess, preprocess)) for path, preprocess in islice(rest, 1))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return map_in_threads(_try_preprocess, photos, ahead)
 
 
-def _try_preprocess(preprocess: Preprocessor) -> np.ndarray | str:
+def _try_preprocess(photo: tuple[str, Preprocessor]) -> tuple[str, np.ndarray | str]:
+    path, preprocess = photo
     try:
-        return preprocess()
+        return path, preprocess()
     except UnreadablePhoto as error:
-        return error.what
+        return path, error.what
 
 
 def _get_path(photo: Photo | NamedPhoto) -> str:
@@ -277,7 +268,7 @@ def _create_session(data: bytes, where: str | Path | None, threads: int | None) 
     options = onnxruntime.SessionOptions()
     # Log fatal errors only: other errors raise exceptions.
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or decoding.count_threads()
+    options.intra_op_num_threads = threads or count_threads()
     # Spinning threads would slow down the decoding threads.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

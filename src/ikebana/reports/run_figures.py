@@ -9,13 +9,14 @@ import polars as pl
 from PIL import Image
 
 from ikebana.data.dataset import Dataset
-from ikebana.data.pixel_cache import make_chunks, map_in_threads
+from ikebana.data.pixel_cache import make_chunks
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.recipe import Resize
 from ikebana.reports import figures
 from ikebana.runs.run import Run
 from ikebana.system import progress
 from ikebana.system.files import atomic_directory, ensure_directory
+from ikebana.system.threads import map_in_threads
 
 # Photos in the sample grid.
 MAX_SAMPLES = 24

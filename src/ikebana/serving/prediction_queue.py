@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ikebana.data.decoding import count_threads, read_dimensions
+from ikebana.data.decoding import read_dimensions
 from ikebana.errors import UnreadablePhoto
 from ikebana.inference.page_files import ClassifierDescription
 from ikebana.inference.prediction import NOT_SURE
@@ -24,6 +24,7 @@ from ikebana.inference.sorting import UNUSABLE
 from ikebana.serving.limits import BYTES_PER_MEGABYTE, Limits, Refusal
 from ikebana.serving.metrics import Metrics
 from ikebana.serving.uploads import Upload
+from ikebana.system.threads import count_threads
 
 # Photos per forward pass.
 MAX_BATCH_PHOTOS = 16

@@ -38,12 +38,13 @@ from ikebana.data.duplicates.similarity import (
     average_blocks,
     compare_pairs,
 )
-from ikebana.data.pixel_cache import PixelCache, allocate_zeros, make_chunks, map_in_threads
+from ikebana.data.pixel_cache import PixelCache, allocate_zeros, make_chunks
 from ikebana.data.split import find_connected_components
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_write, discard, write_error
 from ikebana.system.resources import require_disk
+from ikebana.system.threads import map_in_threads
 
 # Increase it with each change of the search; that invalidates cached results.
 SEARCH_VERSION = 4
