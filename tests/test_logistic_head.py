@@ -123,7 +123,9 @@ def test_a_class_without_training_photos_does_not_keep_held_out_photos_from_choo
     kept = labels != 1
     new, truth = clouds(300, seed=1)
     known = truth != 1
-    monkeypatch.setattr(folds, "make_folds", lambda *_, **__: pytest.fail("there were photos enough to choose by"))
+    monkeypatch.setattr(
+        logistic_head, "make_folds", lambda *_, **__: pytest.fail("there were photos enough to choose by")
+    )
     logistic_head.fit_head(features[kept], labels[kept], new[known], truth[known], 3, seed=0)
 
 

@@ -22,6 +22,7 @@ from ikebana.auditing.recommendation import (
 from ikebana.commands import audit as audit_command
 from ikebana.data.split import get_selection_mask
 from ikebana.demo_data import paper_flowers
+from ikebana.learning import folds
 from ikebana.learning.features import depth_probe
 from ikebana.learning.features.depth_probe import DEPTH_NAMES, AccuracyEstimate, ProbeResult
 from ikebana.system.cache_folder import cache_folder
@@ -129,7 +130,7 @@ def clouds(count, apart, width=10, classes=3, seed=0):
 
 def judged(cuts, labels, groups=None):
     groups = np.arange(len(labels)) if groups is None else np.array(groups)
-    return depth_probe.evaluate_depths(cuts, labels, groups, depth_probe.make_folds(labels, groups, "photos"))
+    return depth_probe.evaluate_depths(cuts, labels, groups, folds.make_scoring_folds(labels, groups, "photos"))
 
 
 @pytest.mark.slow
@@ -184,8 +185,8 @@ def test_the_error_is_what_chance_does_where_photos_of_a_group_fare_alike_too():
 @pytest.mark.slow
 def test_every_photo_is_judged_once_even_where_a_class_has_but_one():
     labels = np.array([0] * 9 + [1] * 9 + [2], np.int64)
-    folds = depth_probe.make_folds(labels, np.arange(19), "photos")
-    assert sorted(np.concatenate([left for _, left in folds])) == list(range(19))
+    dealt = folds.make_scoring_folds(labels, np.arange(19), "photos")
+    assert sorted(np.concatenate([left for _, left in dealt])) == list(range(19))
     assert judged([clouds(19, 1.0)[0]] * 4, labels).scored_photos == 19
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ikebana.evaluation.statistics import sort_descending
+from ikebana.learning.folds import Fold, make_folds
 
 MAX_PHOTOS = 20_000
 MIN_PHOTOS_PER_CLASS = 12
@@ -96,7 +97,7 @@ def evaluate_facts(facts: Mapping[str, np.ndarray], labels: np.ndarray, groups: 
 
     forest = RandomForestClassifier(TREE_COUNT, min_samples_leaf=MIN_PHOTOS_PER_LEAF, random_state=SEED, n_jobs=-1)
     tree = DecisionTreeClassifier(max_leaf_nodes=MAX_LEAVES, min_samples_leaf=MIN_PHOTOS_PER_LEAF, random_state=SEED)
-    folds = _make_folds(labels, groups)
+    folds = make_folds(labels, groups, SEED, FOLD_COUNT)
     by_all = _predict_out_of_fold(forest, np.concatenate(list(table.values()), axis=1), labels, folds)
     by_fact = {name: _predict_out_of_fold(tree, columns, labels, folds) for name, columns in table.items()}
     present = np.unique(labels)
@@ -151,19 +152,7 @@ def select_photos(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _make_folds(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return training and held-out rows per fold; made once, because groups take time."""
-    import warnings
-
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    splitter = StratifiedGroupKFold(FOLD_COUNT, shuffle=True, random_state=SEED)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        return list(splitter.split(labels[:, None], labels, groups))
-
-
-def _predict_out_of_fold(model: Any, table: np.ndarray, labels: np.ndarray, folds: list[Any]) -> np.ndarray:
+def _predict_out_of_fold(model: Any, table: np.ndarray, labels: np.ndarray, folds: list[Fold]) -> np.ndarray:
     """Return out-of-fold probabilities: [photos, classes present]."""
     import warnings
 

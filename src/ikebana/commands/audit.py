@@ -245,12 +245,13 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, plan: "Plan", photos: 
     """
     from ikebana.learning.examples import build_split_examples, concatenate
     from ikebana.learning.features import depth_probe
+    from ikebana.learning.folds import make_scoring_folds
 
     splits = build_split_examples(dataset, pixel_cache.pixels)
     for_selection = splits["validation"].select(splits["validation"].for_selection)
     examples = concatenate(splits["train"], for_selection)
     sample, groups = depth_probe.sample_photos(examples, split.find_groups(dataset.photos[examples.rows]))
-    folds = depth_probe.make_folds(sample.labels, groups, dataset.source)
+    folds = make_scoring_folds(sample.labels, groups, dataset.source)
     (member,) = plan.assembly.members
     features = depth_probe.extract_depth_features(sample, member, pixel_cache.folder.name, plan.settings)
     evidence = depth_probe.evaluate_depths(features, sample.labels, groups, folds)

@@ -5,6 +5,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ikebana.errors import PhotosError
+
 MAX_FOLDS = 5
 
 
@@ -12,8 +14,14 @@ MAX_FOLDS = 5
 Fold: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
-def make_folds(labels: np.ndarray, groups: np.ndarray, seed: int, known_classes_only: bool = False) -> list[Fold]:
-    """Make up to five folds, stratified by class; groups are not divided.
+def make_folds(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    seed: int = 0,
+    max_folds: int = MAX_FOLDS,
+    known_classes_only: bool = False,
+) -> list[Fold]:
+    """Make folds, five by default, stratified by class; groups are not divided.
 
     Each photo is tested once.
 
@@ -23,7 +31,7 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, seed: int, known_classes_
         known_classes_only: leave out test photos of a class without training photos in the fold,
             since they do not help to select regularisation.
     Returns:
-        Fewer folds if no class has five groups; none if no class has two.
+        Fewer folds than `max_folds` if no class has as many groups; none if no class has two.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -33,10 +41,26 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, seed: int, known_classes_
     # Without groups of several photos the plain splitter is as good, and much faster.
     is_ungrouped = len(np.unique(groups)) == len(groups)
     splitter_class = StratifiedKFold if is_ungrouped else StratifiedGroupKFold
-    splitter = splitter_class(min(MAX_FOLDS, max_groups), shuffle=True, random_state=seed)
+    splitter = splitter_class(min(max_folds, max_groups), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
         folds = list(splitter.split(labels[:, None], labels, None if is_ungrouped else groups))
     if known_classes_only:
         folds = [(train, test[np.isin(labels[test], labels[train])]) for train, test in folds]
     return [fold for fold in folds if all(map(len, fold))]
+
+
+def make_scoring_folds(labels: np.ndarray, groups: np.ndarray, source: str) -> list[Fold]:
+    """Make the folds of `make_folds` to score every photo.
+
+    Raises:
+        PhotosError: there are too few photos to train and score.
+    """
+    group_counts = [len(np.unique(groups[labels == label])) for label in np.unique(labels)]
+    if sum(count > 1 for count in group_counts) < 2:
+        raise PhotosError(
+            f"{len(labels)} photos that may be looked at are too few: some must judge what others teach",
+            where=source,
+            advice="at least 4 different photos of each of 2 classes, better 30; fit itself may do with fewer",
+        )
+    return make_folds(labels, groups)

@@ -17,20 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from ikebana.data.split import assign_stratified
-from ikebana.errors import PhotosError
 from ikebana.evaluation.statistics import compute_design_effect
-from ikebana.learning import folds
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import PhotoExamples
 from ikebana.learning.features import feature_cache
 from ikebana.learning.folds import Fold
 from ikebana.learning.models.assembly import Member
+from ikebana.learning.regularisation import select_regularisation
 from ikebana.learning.training import logistic_head
 from ikebana.system import progress
 
 # With this many an accuracy near 0.9 has a standard error of 0.7 points.
 MAX_PHOTOS = 2000
-# Of the sample and the folds: the same photos give the same recommendation.
+# Of the sample: the same photos give the same recommendation.
 SEED = 0
 # Inverse L2 strengths, tried in this order until the loss rises.
 REGULARISATION_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -140,25 +139,6 @@ def extract_depth_features(
     return depths.split_by_depth(feature_cache.extract_features(depths, key, photos, settings).to_array())
 
 
-def make_folds(labels: np.ndarray, groups: np.ndarray, source: str) -> list[Fold]:
-    """Make folds that score every photo once, stratified by class; groups are not divided.
-
-    Args:
-        labels: class indices [photos].
-        groups: a number per photo.
-    Raises:
-        PhotosError: there are too few photos to train and score.
-    """
-    group_counts = [len(np.unique(groups[labels == label])) for label in np.unique(labels)]
-    if sum(count > 1 for count in group_counts) < 2:
-        raise PhotosError(
-            f"{len(labels)} photos that may be looked at are too few: some must judge what others teach",
-            where=source,
-            advice="at least 4 different photos of each of 2 classes, better 30; fit itself may do with fewer",
-        )
-    return folds.make_folds(labels, groups, SEED)
-
-
 def evaluate_depths(
     features_by_depth: Sequence[np.ndarray], labels: np.ndarray, groups: np.ndarray, folds: list[Fold]
 ) -> ProbeResult:
@@ -173,12 +153,12 @@ def evaluate_depths(
         results: list[np.ndarray] = []
         inverse_l2 = REGULARISATION_GRID[0]
         for depth_features in features_by_depth:
-            correct, inverse_l2 = _select_and_predict(depth_features, labels, folds)
+            inverse_l2, correct = _select_and_predict(depth_features, labels, folds)
             results.append(correct)
             bar.advance(1, accuracy=float(correct.mean()))
         for fraction in (0.5, 0.25):
             subsampled = _subsample(folds, labels, fraction)
-            results.append(_predict_out_of_fold(features_by_depth[-1], labels, subsampled, inverse_l2)[0])
+            results.append(_predict_out_of_fold(features_by_depth[-1], labels, subsampled, inverse_l2)[1])
             bar.advance(1, accuracy=float(results[-1].mean()))
     *earlier, last, half, quarter = results
     return ProbeResult(
@@ -208,27 +188,21 @@ def _subsample(folds: list[Fold], labels: np.ndarray, fraction: float) -> list[F
     return subsampled
 
 
-def _select_and_predict(features: np.ndarray, labels: np.ndarray, folds: list[Fold]) -> tuple[np.ndarray, float]:
-    """Return which photos are correct at the best inverse L2 strength, and that strength.
+def _select_and_predict(features: np.ndarray, labels: np.ndarray, folds: list[Fold]) -> tuple[float, np.ndarray]:
+    """Return the best inverse L2 strength, and which photos are correct at it.
 
     The strength is selected on the scored photos: choosing one of five numbers on some hundred
     photos is optimistic for every depth alike.
     """
-    best: tuple[np.ndarray, float] | None = None
-    lowest_loss = np.inf
-    for inverse_l2 in REGULARISATION_GRID:
-        correct, loss = _predict_out_of_fold(features, labels, folds, inverse_l2)
-        if best is not None and loss >= lowest_loss:
-            break
-        best, lowest_loss = (correct, inverse_l2), loss
-    assert best is not None
-    return best
+    return select_regularisation(
+        REGULARISATION_GRID, lambda inverse_l2: _predict_out_of_fold(features, labels, folds, inverse_l2), patience=1
+    )
 
 
 def _predict_out_of_fold(
     features: np.ndarray, labels: np.ndarray, folds: list[Fold], inverse_l2: float
-) -> tuple[np.ndarray, float]:
-    """Return which photos are classified correctly, bool [photos], and the mean cross-entropy."""
+) -> tuple[float, np.ndarray]:
+    """Return the mean cross-entropy, and which photos are classified correctly, bool [photos]."""
     correct, losses = np.zeros(len(labels), bool), np.zeros(len(labels))
     for train, test in folds:
         logits = logistic_head.fit_and_predict_logits(
@@ -236,7 +210,7 @@ def _predict_out_of_fold(
         )
         correct[test] = logits.argmax(1) == labels[test]
         losses[test] = logistic_head.compute_cross_entropy(logits, labels[test])
-    return correct, float(losses.mean())
+    return float(losses.mean()), correct
 
 
 def _estimate_accuracy(correct: np.ndarray, groups: np.ndarray) -> AccuracyEstimate:

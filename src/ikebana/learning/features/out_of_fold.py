@@ -8,8 +8,9 @@ from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import PhotoExamples, concatenate
 from ikebana.learning.features import depth_probe, feature_cache
 from ikebana.learning.features.feature_rows import FeatureRows
-from ikebana.learning.folds import Fold
+from ikebana.learning.folds import Fold, make_scoring_folds
 from ikebana.learning.models.assembly import Member
+from ikebana.learning.regularisation import select_regularisation
 from ikebana.learning.training import logistic_head
 from ikebana.system import progress
 
@@ -74,7 +75,7 @@ def predict_out_of_fold(
     """
     from scipy.special import softmax
 
-    folds = depth_probe.make_folds(examples.labels, groups, source)
+    folds = make_scoring_folds(examples.labels, groups, source)
     out_of_fold_logits, has_known_class = (
         np.zeros((len(examples.labels), classes)),
         np.zeros(len(examples.labels), bool),
@@ -82,14 +83,15 @@ def predict_out_of_fold(
     for train, test in folds:
         has_known_class[test] = np.isin(examples.labels[test], examples.labels[train])
     with progress.stage("doubt labels", len(folds) + len(REGULARISATION_GRID) - 1, "heads") as bar:
-        trials = []
         test = folds[0][1]
-        for inverse_l2 in REGULARISATION_GRID:
+
+        def evaluate(inverse_l2: float) -> tuple[float, np.ndarray]:
             logits = _fit_and_predict(examples, folds[0], classes, inverse_l2)
             losses, is_known = logistic_head.compute_cross_entropy(logits, examples.labels[test]), has_known_class[test]
-            trials.append((float((losses[is_known] if is_known.any() else losses).mean()), inverse_l2, logits))
             bar.advance(1)
-        _, inverse_l2, out_of_fold_logits[test] = min(trials, key=lambda trial: trial[:2])
+            return float((losses[is_known] if is_known.any() else losses).mean()), logits
+
+        inverse_l2, out_of_fold_logits[test] = select_regularisation(REGULARISATION_GRID, evaluate)
         for fold in folds[1:]:
             out_of_fold_logits[fold[1]] = _fit_and_predict(examples, fold, classes, inverse_l2)
             bar.advance(1)

@@ -15,6 +15,7 @@ from torch import nn
 from ikebana.learning.features.scaling import FeatureTable, compute_mean_and_scale
 from ikebana.learning.folds import make_folds
 from ikebana.learning.models.layers import get_last_linear
+from ikebana.learning.regularisation import select_regularisation
 from ikebana.learning.training.class_priors import compute_log_priors
 from ikebana.system import progress
 
@@ -33,7 +34,7 @@ ABSENT_CLASS_LOGIT = -30.0
 MIN_SELECTION_PHOTOS_PER_CLASS = 30
 # ...unless there are this many in all.
 SUFFICIENT_SELECTION_PHOTOS = 3000
-# One of the grid, used where the photos are too few to select by.
+# Used where the photos are too few to select by.
 DEFAULT_REGULARISATION = 1.0
 # The search ends after this many worse values in a row: weak regularisation takes the most steps.
 PATIENCE = 2
@@ -101,11 +102,13 @@ def fit_head(
             RegularisationTrial(all_chunks.select(train_rows), all_chunks.select(test_rows), classes)
             for train_rows, test_rows in make_folds(train_labels, groups, seed, known_classes_only=True)
         ]
-    best = _select_regularisation(trials) if trials else REGULARISATION_GRID.index(DEFAULT_REGULARISATION)
-    initial = trials[0].best_coefficients if has_selection_photos else None
-    coefficients = fit_coefficients(all_chunks, classes, REGULARISATION_GRID[best], initial, FINAL_GRADIENT)
+    inverse_l2, initial = DEFAULT_REGULARISATION, None
+    if trials:
+        inverse_l2, fits = _select_regularisation(trials)
+        initial = fits[0] if has_selection_photos else None
+    coefficients = fit_coefficients(all_chunks, classes, inverse_l2, initial, FINAL_GRADIENT)
     weight, bias = coefficients[:, :-1] / spread, coefficients[:, -1] - compute_log_priors(train_labels, classes)
-    return LinearHead(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), REGULARISATION_GRID[best])
+    return LinearHead(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), inverse_l2)
 
 
 def fit_and_predict_logits(
@@ -167,11 +170,11 @@ class ScaledChunks:
 
 
 class RegularisationTrial:
-    """Training and selection photos, with the best head so far as regularisation gets weaker."""
+    """Training and selection photos, with the head last fitted as regularisation gets weaker."""
 
     def __init__(self, train: ScaledChunks, selection: ScaledChunks, classes: int):
         self.train, self.selection, self.classes = train, selection, classes
-        self.coefficients = self.best_coefficients = np.zeros((classes, train.width + 1))
+        self.coefficients = np.zeros((classes, train.width + 1))
 
     def evaluate(self, inverse_l2: float) -> tuple[float, float]:
         """Fit, starting from the last fit; return cross-entropy and accuracy on selection photos."""
@@ -180,32 +183,29 @@ class RegularisationTrial:
         accuracy = (selection_logits.argmax(1) == self.selection.labels).mean()
         return float(compute_cross_entropy(selection_logits, self.selection.labels).mean()), float(accuracy)
 
-    def keep_best(self) -> None:
-        """Keep the last fit as the best so far."""
-        self.best_coefficients = self.coefficients
 
+def _select_regularisation(trials: list[RegularisationTrial]) -> tuple[float, list[np.ndarray]]:
+    """Return the inverse L2 strength with the lowest loss, and the fits at it.
 
-def _select_regularisation(trials: list[RegularisationTrial]) -> int:
-    """Return the grid index with the lowest loss over all trials.
-
-    The trials keep their fits at that index.
+    The loss is the mean over all trials. There is one fit per trial.
     """
-    best, lowest_loss, best_accuracy, index = 0, np.inf, 0.0, 0
+    scores: list[tuple[float, float]] = []
     with progress.stage("choose the head", len(REGULARISATION_GRID) * len(trials), "strengths") as bar:
-        for index, inverse_l2 in enumerate(REGULARISATION_GRID):
-            scores = []
+
+        def evaluate(inverse_l2: float) -> tuple[float, list[np.ndarray]]:
+            trial_scores = []
             for trial in trials:
-                scores.append(trial.evaluate(inverse_l2))
+                trial_scores.append(trial.evaluate(inverse_l2))
                 bar.advance(1)
-            loss, accuracy = (float(score) for score in np.mean(scores, 0))
-            if loss < lowest_loss:
-                best, lowest_loss, best_accuracy = index, loss, accuracy
-                for trial in trials:
-                    trial.keep_best()
-            elif index - best >= PATIENCE:
-                break
-        bar.advance((len(REGULARISATION_GRID) - 1 - index) * len(trials), loss=lowest_loss, accuracy=best_accuracy)
-    return best
+            loss, accuracy = (float(score) for score in np.mean(trial_scores, 0))
+            scores.append((loss, accuracy))
+            return loss, [trial.coefficients for trial in trials]
+
+        inverse_l2, fits = select_regularisation(REGULARISATION_GRID, evaluate, PATIENCE)
+        lowest_loss, accuracy = min(scores, key=lambda score: score[0])
+        skipped = len(REGULARISATION_GRID) - len(scores)
+        bar.advance(skipped * len(trials), loss=lowest_loss, accuracy=accuracy)
+    return inverse_l2, fits
 
 
 def compute_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
