@@ -105,8 +105,19 @@ class DeviceModule(backend_registration._DummyBackendModule):
         rng.state = state.clone()
 
 
+class Generator(torch.Generator):
+    """A random generator that is the host's where the device is asked for.
+
+    Only C++ can write one for a device. timm's EMA makes one and uses it for bfloat16 weights alone.
+    """
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls, "cpu" if torch.device(device).type == NAME else device)  # type: ignore[call-arg]
+
+
 def install() -> None:
     """Register the device in this process, and have ikebana select it."""
+    torch.Generator = Generator
     torch.inference_mode = torch.no_grad  # it fails on a wrapper: torch 2.14 makes a plain tensor of `.data`
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=DeviceModule())
     autocast = torch.library.Library("_", "IMPL")
