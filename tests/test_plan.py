@@ -21,7 +21,7 @@ from ikebana.learning.plan import Plan
 from ikebana.recipe import METHODS, FitOptions, Recipe, Scratch, recipe_to_json
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
-SMALL = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
+SMALL: FitOptions = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,13 @@ def builds(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({}, 1), ({"refit_on_all": True}, 2), ({"precision": "auto"}, 1)],
+    [(SMALL, 1), ({**SMALL, "refit_on_all": True}, 2), ({**SMALL, "precision": "auto"}, 1)],
     ids=["once", "refit", "with a trial of the precision"],
 )
-def test_fit_builds_each_network_once_and_again_only_for_a_refit(options, expected, photos, tmp_path, builds):
-    ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL | options)
+def test_fit_builds_each_network_once_and_again_only_for_a_refit(
+    options: FitOptions, expected, photos, tmp_path, builds
+):
+    ikebana.fit(photos, "baseline", run=tmp_path / "run", **options)
     assert len(builds) == expected
 
 
@@ -91,7 +93,7 @@ def test_resume_audit_and_doctor_build_each_network_once(photos, tmp_path, build
     ikebana.doctor()
     assert len(builds) == 1
     builds.clear()
-    small = {"image_size": 64, "batch_size": 16, "epochs": 1, "precision": "float32"}
+    small: FitOptions = {"image_size": 64, "batch_size": 16, "epochs": 1, "precision": "float32"}
     ikebana.fit(photos, "best", run=tmp_path / "best", **small)
     assert [recipe.network for recipe in builds] == ["tf_efficientnet_lite2", "tf_efficientnet_lite1"]
 
@@ -133,13 +135,14 @@ def test_training_can_be_left_after_an_epoch_and_resumed_from_its_checkpoint(pho
 def test_a_module_of_ones_own_is_trained_scored_and_exported(photos, tmp_path):
     model = make_tiny_network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    run = ikebana.fit(photos, model=model, run=tmp_path / "run", learning_rate=3e-3, **SMALL | {"epochs": 5})
+    options: FitOptions = {**SMALL, "epochs": 5, "learning_rate": 3e-3}
+    run = ikebana.fit(photos, model=model, run=tmp_path / "run", **options)
     assert run.recipe.network == "module:TinyNetwork"
     assert run.history[-1, "train_loss"] < run.history[0, "train_loss"]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(RecipeError, match="network of your own: TinyNetwork") as refusal:
         ikebana.export(run, tmp_path / "model.onnx")
-    assert "model=model" in refusal.value.advice
+    assert "model=model" in str(refusal.value)
     with pytest.raises(RecipeError, match="network of your own"):
         ikebana.predict(run, photos)
     classifier = ikebana.export(run, tmp_path / "model.onnx", model=TinyNetwork())
@@ -171,8 +174,9 @@ def test_frozen_weights_of_a_module_of_ones_own_stay_frozen(photos, tmp_path):
     for _ in ikebana.training(plan):
         pass
     trained = plan.network.state_dict()
-    assert torch.equal(trained["module.backbone.0.weight"], model.backbone[0].weight)
-    assert not torch.equal(trained["module.classifier.weight"], model.classifier.weight)
+    before = model.state_dict()
+    assert torch.equal(trained["module.backbone.0.weight"], before["backbone.0.weight"])
+    assert not torch.equal(trained["module.classifier.weight"], before["classifier.weight"])
 
 
 @pytest.mark.parametrize(
@@ -192,7 +196,7 @@ def test_a_module_that_returns_no_logits_is_refused_before_a_photo_is_opened(mod
 def test_a_module_of_ones_own_needs_a_recipe_from_scratch(photos):
     with pytest.raises(RecipeError, match="trained from scratch") as refusal:
         ikebana.fit(photos, "good", model=make_tiny_network())
-    assert "baseline" in refusal.value.advice
+    assert "baseline" in str(refusal.value)
 
 
 def test_the_typed_options_of_fit_are_the_options_of_recipes_and_their_methods():

@@ -22,7 +22,7 @@ class Epoch:
     """The result of one epoch: mean losses, and accuracies from 0 to 1.
 
     As in Keras, `train_` figures are running means over the epoch's steps, with augmentation and
-    dropout. In a recipe with `tuning` they include label smoothing and class priors. `val_` figures
+    dropout. In a recipe with `adamw` they include label smoothing and class priors. `val_` figures
     are plain cross-entropies. Where the head is fitted directly, both are of the fitted head.
     """
 
