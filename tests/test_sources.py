@@ -413,3 +413,38 @@ def test_an_archive_of_a_folder_is_the_folder(tmp_path, name, shape):
     assert (packed.classes, packed.ignored_count) == (plain.classes, plain.ignored_count)
     assert packed.source == str(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()].count(name) == 1
+
+
+def test_the_folder_of_one_class_is_refused_with_the_folder_above_it(tmp_path):
+    folder = write_files(tmp_path / "photos", {f"{name}/{number}.jpg": b"x" for name in "ab" for number in range(3)})
+    with pytest.raises(PhotosError, match="folder of one class") as refusal:
+        sources.read(folder / "a")
+    assert refusal.value.advice == f"did you mean {folder}?"
+
+
+RUN = {f"{name}.json": b"{}" for name in ("recipe", "source", "environment")}
+DEMO = {f"run/{name}": data for name, data in RUN.items()} | {"photos/a/1.jpg": b"x", "new/1.jpg": b"x"}
+IMAGES = {"thumbnails/a/1.jpg": b"x", "figures/b/2.png": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (RUN | IMAGES, "a run"),
+        ({f"quick/{name}": data for name, data in (RUN | IMAGES).items()}, "a folder of runs"),
+        (DEMO, "the folder of a demo"),
+        (IMAGES | dict.fromkeys(("index.html", "model.json", "model.onnx", "page.js"), b""), "an exported web page"),
+        (IMAGES | dict.fromkeys(("index.html", "audit.json", "findings.csv"), b""), "the report of an audit"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_ikebana_wrote_is_not_taken_for_photos(files, kind, tmp_path):
+    folder = write_files(tmp_path / "given", files)
+    with pytest.raises(PhotosError, match=f"this is {kind}, not a photo collection"):
+        sources.read(folder)
+
+
+def test_a_run_given_as_photos_is_refused_with_the_place_of_its_photos(tmp_path):
+    run = write_files(tmp_path / "run", RUN | {"source.json": b'{"photos": "/data/flowers"}'})
+    with pytest.raises(PhotosError) as refusal:
+        sources.read(run)
+    assert refusal.value.advice == "the photos of this run are in /data/flowers"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ikebana.data import output_folders
 from ikebana.data.dataset import SCHEMA, SPLIT_ALIASES, STATUS_UNOPENED, Dataset, collect_rows
 from ikebana.errors import PhotosError
 
@@ -27,8 +28,6 @@ from ikebana.errors import PhotosError
 MIN_GROUPS_PER_CLASS = 5
 MAX_GROUP_SHARE = 0.4
 
-# Files that every run folder holds and no photo folder does.
-RUN_FILES = {"recipe.json", "source.json", "environment.json"}
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
 
 
@@ -139,19 +138,10 @@ def _is_run_output(folder: Path) -> bool:
     The thumbnails of a run are not the user's photos.
     """
     try:
-        if _is_run(folder):
-            return True
-        with os.scandir(folder) as entries:
-            visible = (Path(entry.path) for entry in entries if not is_hidden(entry.name))
-            first = next(visible, None)
-            return first is not None and all(map(_is_run, chain([first], visible)))
+        return output_folders.is_run(folder) or output_folders.holds_only_runs(folder)
     except OSError:
         # The scan reports unreadable folders.
         return False
-
-
-def _is_run(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in RUN_FILES)
 
 
 def _list_folder_names(folder: Path) -> set[str]:

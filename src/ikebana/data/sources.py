@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ikebana.data import archive, folder, table
+from ikebana.data import archive, folder, output_folders, table
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.errors import PhotosError
 
@@ -28,6 +28,7 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
     name = path.name.lower()
     # pathlib's `is_dir` raises where a name is too long.
     if os.path.isdir(path):
+        output_folders.refuse_output_folder(path)
         dataset = folder.read(path)
     elif not os.path.exists(path):
         what = f"there is no such folder, archive or table{_describe_access_error(path)}"
@@ -77,6 +78,12 @@ def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
     """
     usable = dataset.photos.filter(pl.col("status").is_in((STATUS_UNOPENED, STATUS_USED)))
     classes = tuple(sorted(usable["label"].drop_nulls().unique().to_list()))
+    if not usable.height and (parent := _find_parent_of_class(dataset)):
+        raise PhotosError(
+            "this folder has photos but no class folders: it looks like the folder of one class",
+            where=dataset.source,
+            advice=f"did you mean {parent}?",
+        )
     if not usable.height:
         raise PhotosError(
             f"no photos found{_summarise_reasons(dataset)}",
@@ -97,6 +104,21 @@ def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
         classes=_order_classes(classes, order, dataset.source),
         empty_classes=tuple(sorted(empty)),
     )
+
+
+def _find_parent_of_class(dataset: Dataset) -> Path | None:
+    """Return the folder above, if the user gave one of several class folders."""
+    given = Path(os.path.expanduser(dataset.source))
+    if not os.path.isdir(given) or not dataset.photos.height:
+        return None
+    parent = given.absolute().parent
+    try:
+        siblings = [entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        has_folders = any(entry.is_dir() for entry in given.iterdir())
+    except OSError:
+        return None
+    # As the user wrote it, if possible: relative paths stay relative.
+    return None if has_folders or len(siblings) < 2 else (given.parent if given.name else parent)
 
 
 def _summarise_reasons(dataset: Dataset) -> str:
