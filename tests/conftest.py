@@ -78,6 +78,15 @@ def on_processor(monkeypatch):
 
 
 @pytest.fixture
+def terminal() -> Iterator[None]:
+    """Messages and bars of Python calls are printed, as by the command line."""
+    from ikebana.system import progress
+
+    with progress.use_reporter(progress.TerminalReporter()):
+        yield
+
+
+@pytest.fixture
 def stages() -> Iterator[list[str]]:
     """The names of all stages of work begun within the test, in order; nothing is printed."""
     from ikebana.system import progress

@@ -152,6 +152,7 @@ def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
+@pytest.mark.usefixtures("terminal")
 def test_who_acts_on_doubt_is_told_what_that_does_to_the_score(given, tmp_path, capsys):
     dataset, found = in_given_parts(tmp_path / "photos")
     for drop in ("suspect_label", "near_duplicate"):

@@ -112,6 +112,7 @@ def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_
         assert not judged & set(chosen)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp_path, capsys):
     looked = ikebana.audit(write_files(tmp_path / "photos", two_classes(3)))
     assert not [each for each in looked.findings if each.kind in ("suspect_label", "outlier", "shortcut")]
@@ -120,6 +121,7 @@ def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp
     assert "photos used" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("terminal")
 def test_photos_that_fit_would_not_split_are_looked_at_all_the_same(drawn, tmp_path, capsys):
     table = tmp_path / "photos.csv"
     named = [f"{each},{each.parent.name},one" for each in sorted(drawn.glob("*/*.jpg"))]

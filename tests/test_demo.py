@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 import ikebana
+from ikebana import cli
 from ikebana.demo_data import demo, paper_flowers
 
 pytestmark = pytest.mark.slow
@@ -88,6 +89,9 @@ def test_doctor_says_how_the_machine_is_used_and_why(monkeypatch, capsys):
 
     monkeypatch.setattr(feature_cache, "measure_seconds_per_photo", lambda *_, **__: 0.01)
     facts = ikebana.doctor()
+    assert capsys.readouterr() == ("", "")
     assert {"processor", "GPU", "device", "threads", "allocator", "precision", "cache", "torch"} <= set(facts)
+    with pytest.raises(SystemExit):
+        cli.main(["doctor"])
     said = capsys.readouterr().out
     assert all(str(value) in said for value in facts.values())

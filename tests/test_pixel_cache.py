@@ -224,6 +224,7 @@ for tenth in range(10):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.usefixtures("terminal")
 def test_a_damaged_array_is_noticed_and_made_again(photos, decoded, ikebana_cache, capsys, damage):
     first, whole = opened(photos)
     DAMAGE[damage](ikebana_cache)

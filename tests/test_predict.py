@@ -121,6 +121,7 @@ def test_a_table_of_another_kind_is_refused_before_any_work(name, tmp_path):
 # --- going on ---
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_call_that_was_interrupted_goes_on_and_the_table_is_that_of_one_that_was_not(
     paper_model, photos, tmp_path, monkeypatch, capsys
 ):
@@ -195,6 +196,7 @@ def test_a_name_that_no_file_can_have_is_said_of_and_the_others_are_sorted(paper
     assert len(list((tmp_path / "sorted").rglob("*.jpg"))) == 1
 
 
+@pytest.mark.usefixtures("terminal")
 def test_what_another_model_began_is_begun_anew(paper_run, paper_model, photos, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupted(patch, looks=2)
@@ -284,6 +286,7 @@ def test_photos_that_are_not_sure_have_a_folder_of_their_own(paper_model, photos
 
 
 @pytest.mark.parametrize("threshold", [None, 0.5])
+@pytest.mark.usefixtures("terminal")
 def test_that_no_photo_can_be_not_sure_is_said_each_time(paper_model, good_photos, capsys, threshold):
     model = ikebana.load(paper_model)
     object.__setattr__(model, "threshold", threshold)

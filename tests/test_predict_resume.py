@@ -103,6 +103,7 @@ def test_a_path_that_did_not_come_up_this_time_has_no_row(paper_model, photos, t
     assert read(out)["path"].to_list() == [str(photos / "23.jpg"), str(photos / "02.jpg")]
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_file_that_was_replaced_since_is_looked_at_again(paper_model, photos, tmp_path, cut_short, capsys):
     out, file = tmp_path / "said.csv", photos / "00.jpg"
     cut_short(photos, out=out)
@@ -177,6 +178,7 @@ def test_photos_are_not_sorted_into_the_very_folder_that_they_lie_in(paper_model
 # --- the table's own files ---
 
 
+@pytest.mark.usefixtures("terminal")
 def test_the_table_is_no_photo_of_the_folder_it_lies_in(paper_model, photos, tmp_path, cut_short, monkeypatch, capsys):
     monkeypatch.chdir(photos)
     for _ in range(2):
@@ -224,6 +226,7 @@ def test_a_part_whose_first_line_was_cut_off_is_nobodys_and_is_begun_anew_withou
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("terminal")
 def test_what_an_older_ikebana_began_is_begun_anew(tmp_path, capsys):
     head = {"format": 1, "model": "model", "classes": CLASSES}
     part = tmp_path / "t.csv.part"

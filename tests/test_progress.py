@@ -79,6 +79,7 @@ def test_work_of_which_nobody_knows_the_end_does_not_flood_programs(capsys):
     assert len(capsys.readouterr().out.splitlines()) < 10
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_terminal_says_that_libraries_load_until_there_is_more_to_say(capsys, monkeypatch):
     progress.show_loading()
     assert capsys.readouterr() == ("", "")  # nobody waits for a word in a log file

@@ -248,6 +248,7 @@ def test_other_failures_of_a_step_stay_what_they_are():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("terminal")
 def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, capsys):
     choices = {"image_size": 46, "epochs": 1, "batch_size": 16, "precision": "float32"}
     after_the_trial = 1 + loop.TIMED_TRIAL_STEPS
@@ -269,6 +270,7 @@ def test_predictions_for_which_memory_runs_out_say_so(paper_run, good_photos, mo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("terminal")
 def test_so_does_advice_and_an_audit_goes_on_without_what_needs_the_memory(drawn, monkeypatch, capsys):
     monkeypatch.setattr(out_of_fold, "extract_labelled_features", running_out)
     assert ikebana.audit(drawn(30)).dataset.used_photos.height

@@ -124,6 +124,7 @@ def test_photos_that_are_not_as_they_were_are_named(tmp_path, whole):
     assert lines["no longer usable"] == broken
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_recipe_file_and_the_photos_make_the_run_again_to_the_bit(whole, photos, tmp_path, capsys):
     again = ikebana.fit(photos, str(whole.folder / "recipe.json"), run=tmp_path / "again")
     assert again.recipe == whole.recipe
@@ -260,6 +261,7 @@ def test_a_disk_that_is_full_or_read_only_is_said_and_the_run_goes_on_when_it_is
     assert ikebana.resume(place / "run").weights.read_bytes() == whole.weights.read_bytes()
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_disk_that_becomes_read_only_when_all_is_written_leaves_a_finished_run(
     small_disk, whole, photos, monkeypatch, capsys
 ):
@@ -358,6 +360,7 @@ def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path, monkeypatch):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_run_that_goes_on_elsewhere_says_what_is_not_as_it_was(stopped, whole, capsys):
     file = stopped / "environment.json"
     values = json.loads(file.read_text("utf-8"))

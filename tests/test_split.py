@@ -263,6 +263,7 @@ def test_given_parts_are_kept_and_a_missing_one_is_taken_from_training(labels, m
     assert abs(len(moved) - expected) <= len(set(labels))
 
 
+@pytest.mark.usefixtures("terminal")
 def test_choices_of_a_split_that_came_with_the_photos_are_said_to_change_nothing(capsys):
     drawn = make_dataset("ab" * 10, split=["train"] * 14 + ["test"] * 6)
     split.split_photos(drawn, Recipe())

@@ -78,6 +78,7 @@ def another_package(folder):
 
 
 @pytest.mark.parametrize("act", [nothing, no_archive, another_package])
+@pytest.mark.usefixtures("terminal")
 def test_if_npm_gives_no_package_the_page_loads_it_from_elsewhere(runtime, cache, npm, tmp_path, capsys, act):
     npm(act)
     assert web.add_runtime(tmp_path)["place"] == web.RUNTIME_CDN_URL

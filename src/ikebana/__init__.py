@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from ikebana.recipe import AdamW, Augmentation, FineTune, FrozenBackbone, LinearProbe, Recipe, Scratch
     from ikebana.recipes import RECIPES
     from ikebana.runs.run import Run, open_run
+    from ikebana.system.progress import progress
+
+    __version__: str
 
 # Public names per module. They load on first use: `import ikebana` must not wait for torch.
 _PUBLIC_NAMES = {
@@ -68,6 +71,7 @@ _PUBLIC_NAMES = {
     "recipe": ("AdamW", "Augmentation", "FineTune", "FrozenBackbone", "LinearProbe", "Recipe", "Scratch"),
     "recipes": ("RECIPES",),
     "runs.run": ("Run", "open_run"),
+    "system.progress": ("progress",),
 }
 
 __all__ = [
@@ -96,6 +100,7 @@ __all__ = [
     "RunError",
     "Scratch",
     "UnreadablePhoto",
+    "__version__",
     "audit",
     "cache",
     "demo",
@@ -106,6 +111,7 @@ __all__ = [
     "load",
     "open_run",
     "predict",
+    "progress",
     "resume",
     "serve",
     "training",
@@ -113,8 +119,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
+    from importlib import import_module, metadata
 
+    if name == "__version__":
+        return metadata.version("ikebana")
     for module, names in _PUBLIC_NAMES.items():
         if name in names:
             return getattr(import_module(f"ikebana.{module}"), name)

@@ -301,7 +301,9 @@ def doctor(*, json: Json = False) -> None:
     from ikebana.commands import doctor as doctor_command
 
     _use_json_events(json)
-    doctor_command.doctor()
+    facts = doctor_command.doctor()
+    progress.result("\n".join(f"{name:<14} {value}" for name, value in facts.items()))
+    progress.event("done", **facts)
 
 
 @app.command
@@ -318,7 +320,9 @@ def cache(*, clear: Switch = False, json: Json = False) -> None:
     from ikebana.commands import cache as cache_command
 
     _use_json_events(json)
-    cache_command.cache(clear)
+    contents = cache_command.cache(clear)
+    progress.result(repr(contents))
+    progress.event("done", folder=str(contents.folder), bytes={usage.kind: usage.bytes for usage in contents.kinds})
 
 
 @app.command
@@ -359,6 +363,17 @@ def main(arguments: list[str] | None = None) -> None:
     broken pipe, 143 interrupted (SIGTERM).
     """
     process.set_up()
+    previous_reporter = progress.set_reporter(progress.TerminalReporter())
+    try:
+        status = _run(arguments)
+    finally:
+        # A program that calls `main` gets back what it reported with.
+        progress.set_reporter(previous_reporter)
+    sys.exit(status)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run a command and return the exit status."""
     try:
         process.check_working_directory()
         status = app(arguments, exit_on_error=False, print_error=True) or EXIT_DONE
@@ -374,4 +389,4 @@ def main(arguments: list[str] | None = None) -> None:
         status = EXIT_INTERRUPTED if process.received_signals else _report_error(process.translate_output_error(error))
     if status == EXIT_INTERRUPTED and process.received_signals[:1] == [signal.SIGTERM]:
         status = EXIT_TERMINATED
-    sys.exit(status)
+    return status

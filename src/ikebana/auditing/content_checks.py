@@ -51,7 +51,7 @@ def _run_if_possible(check: Callable[[], list[Finding]]) -> list[Finding]:
             return check()
     except (PhotosError, RecipeError, MachineError) as error:
         reason = error.what + (f" ({error.advice})" if error.advice else "")
-    progress.message(f"labels and subjects were not looked at: {reason}")
+    progress.warn(f"labels and subjects were not looked at: {reason}")
     return []
 
 

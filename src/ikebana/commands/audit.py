@@ -211,7 +211,7 @@ def _clean(
     cleaned = cleaning.clean(result.dataset, result.findings, to_drop, to_relabel, has_split)
     _write_table(file, result.dataset, cleaned)
     if unmatched := cleaning.find_unmatched((*to_drop, *to_relabel), result.findings):
-        progress.message(f"nothing was found that is {' or '.join(unmatched)}")
+        progress.warn(f"nothing was found that is {' or '.join(unmatched)}")
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult) -> None:
@@ -223,13 +223,13 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult)
         f"To learn from it: ikebana fit {file}"
     )
     if cleaned.protected_count:
-        progress.message(
+        progress.warn(
             f"{cleaned.protected_count:,} test photo{'s' * (cleaned.protected_count != 1)} left alone though the label is "
             "doubted: no network may choose what it is scored on"
         )
     if cleaned.suspect_label_count and "split" not in cleaned.kept_photos.columns:
         count = cleaned.suspect_label_count
-        progress.message(
+        progress.warn(
             f"{count:,} photo{'s' * (count != 1)} dropped or relabelled for doubt before the split: "
             "unless somebody looked at them, the score will be kinder than the truth"
         )

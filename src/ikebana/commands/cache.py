@@ -58,7 +58,7 @@ class Cache:
 
 
 def cache(clear: bool = False) -> Cache:
-    """Report what the cache contains, after clearing it if asked.
+    """Return what the cache contains, after clearing it if asked.
 
     Only files that ikebana made are removed, and none that another process is writing.
     """
@@ -66,10 +66,7 @@ def cache(clear: bool = False) -> Cache:
     if clear:
         freed = sum(_clear(folder, kind) for kind in CACHE_KINDS)
         progress.message(f"{freed / 1e6:,.1f} MB cleared")
-    contents = Cache(folder, tuple(_measure_kind(folder, kind) for kind in CACHE_KINDS))
-    progress.result(repr(contents))
-    progress.event("done", folder=str(folder), bytes={usage.kind: usage.bytes for usage in contents.kinds})
-    return contents
+    return Cache(folder, tuple(_measure_kind(folder, kind) for kind in CACHE_KINDS))
 
 
 def _measure_kind(folder: Path, kind: str) -> CacheUsage:

@@ -1,7 +1,7 @@
 """`ikebana doctor`: this machine's hardware and versions, and how ikebana uses them."""
 
+import importlib.metadata
 import platform
-from typing import Any
 
 from ikebana.commands.cache import measure_size
 from ikebana.learning import device
@@ -9,7 +9,6 @@ from ikebana.learning.estimate import configure_device
 from ikebana.learning.models import networks
 from ikebana.learning.models.assembly import assemble
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
-from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import free_space
 from ikebana.system.versions import find_versions
@@ -20,13 +19,13 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-def doctor() -> dict[str, Any]:
-    """Print and return facts about this machine and the chosen device settings."""
+def doctor() -> dict[str, str]:
+    """Return facts about this machine and how ikebana uses it, as text by name."""
     recipe = networks.fill_defaults(RECIPES[DEFAULT_RECIPE])
     settings = configure_device(assemble(recipe, classes=5, loads_weights=False))
     cache = cache_folder()
-    facts = {
-        **find_versions(["ikebana"]),
+    return {
+        "ikebana": importlib.metadata.version("ikebana"),
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": device.describe_processor(),
         "GPU": "yes" if settings.device != "cpu" else "none that torch can use: ikebana trains on the processor",
@@ -38,6 +37,3 @@ def doctor() -> dict[str, Any]:
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: version or "not installed" for name, version in find_versions(LIBRARIES).items()},
     }
-    progress.result("\n".join(f"{name:<14} {value}" for name, value in facts.items()))
-    progress.event("done", **facts)
-    return facts

@@ -89,7 +89,7 @@ def resume(run: str | Path, *, model: "nn.Module | None" = None) -> Run:
     settings = device.load_settings(opened.folder / "environment.json")
     plan = Plan.from_dataset(writer.find_photos(), opened.recipe, model=model, settings=settings)
     if changes := describe_resume_differences(opened.folder, device.collect_environment(plan.settings)):
-        progress.message(changes)
+        progress.warn(changes)
     clock.lap("prepare")
     dataset, pixels = open_photos(plan.dataset, plan.recipe)
     writer.check_same_photos(dataset)

@@ -40,7 +40,7 @@ def serve(
     progress.message(f"{Path(file).name}: {', '.join(loaded.classes)}")
     progress.message("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
     if allowed_hosts is None and not token:
-        progress.message("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
+        progress.warn("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
     url = connections.build_url(listener)
     progress.event("serving", url=url)
     progress.result(url)

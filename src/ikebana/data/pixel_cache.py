@@ -272,7 +272,7 @@ def _load(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.nd
         return None
     if (loaded := _load_if_intact(folder, image_size, rows)) is not None:
         return loaded
-    progress.message("the kept pixels have changed on disk: the photos are read again")
+    progress.warn("the kept pixels have changed on disk: the photos are read again")
     discard(folder)
     return None
 

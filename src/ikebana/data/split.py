@@ -36,9 +36,7 @@ def split_photos(dataset: Dataset, recipe: Recipe) -> Dataset:
             Recipe.split_fractions,
             Recipe.split_seed,
         ):
-            progress.message(
-                "the parts came with the photos: --split, --split-fractions and --split-seed change nothing"
-            )
+            progress.warn("the parts came with the photos: --split, --split-fractions and --split-seed change nothing")
         splits = _complete_given(used, recipe)
     elif recipe.split == "shuffle":
         splits = assign_shuffled(to_strings(used["label"]), dataset.classes, recipe.split_fractions, recipe.split_seed)

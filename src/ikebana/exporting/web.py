@@ -98,7 +98,7 @@ def fetch_runtime() -> Path | None:
                 raise ValueError(f"npm pack made {len(packages)} packages")
             _add_to_cache(packages[0], cached)
     except FETCH_ERRORS as error:
-        progress.message(f"{RUNTIME_PACKAGE} could not be had: {error}")
+        progress.warn(f"{RUNTIME_PACKAGE} could not be had: {error}")
     return cached if _are_intact(cached) else None
 
 

@@ -123,7 +123,7 @@ class Table:
         header = b"" if self.overwrite else part.readline()
         if header != self.header.encode():
             if header.endswith(b"\n"):  # else a kill truncated the header, and no rows follow
-                progress.message(f"{self.part_path} was made by another model: it is begun anew")
+                progress.warn(f"{self.part_path} was made by another model: it is begun anew")
             part.truncate(0)
             part.write(self.header.encode())
             self.start_offset = len(self.header.encode())

@@ -110,7 +110,7 @@ class RunWriter:
                 checkpoint.unlink(missing_ok=True)
             # The run is complete without this.
             except OSError as error:
-                progress.message(f"{checkpoint} is of no use any more and could not be removed: {error.strerror}")
+                progress.warn(f"{checkpoint} is of no use any more and could not be removed: {error.strerror}")
         progress.event("evaluation", **scores.to_json())
         progress.message(f"\n{scores!r}\nfigures: {self.folder / 'figures'}")
 

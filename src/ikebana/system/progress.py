@@ -3,14 +3,17 @@
 Besides `cli` the only module that writes to the terminal. A long task opens a `stage` and advances
 its bar. This module decides the output:
 
+    Python                nothing; messages go to the logger `ikebana`
     a terminal            a moving bar on standard error
     a log file            a line on standard error every ten seconds and at the end of the stage
     a program (`--json`)  one JSON object per line on standard output
 
+The command line chooses one of the last three. In Python, `ikebana.progress` does.
 Otherwise standard output contains only the result, so that a script can read it.
 """
 
 import json
+import logging
 import math
 import re
 import sys
@@ -18,13 +21,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+from ikebana.errors import RecipeError
 
 LOADING_TEXT = "loading PyTorch ..."
 # All control characters except tab and newline.
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Interval between the lines of a bar in a log file.
 LINE_SECONDS = 10.0
+
+logger = logging.getLogger("ikebana")
+# Without a handler of the user's, Python would print warnings on standard error.
+logger.addHandler(logging.NullHandler())
 
 
 class Bar(Protocol):
@@ -34,9 +43,10 @@ class Bar(Protocol):
 
 
 class Reporter(Protocol):
-    """An output format for messages, events, results and bars."""
+    """An output format for messages, warnings, events, results and bars."""
 
     def message(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
     def event(self, name: str, **values: Any) -> None: ...
     def result(self, text: str) -> None: ...
     def open(self, name: str, total: int, unit: str) -> Bar: ...
@@ -109,7 +119,10 @@ class TerminalReporter:
     """Text and bars on standard error, the result on standard output."""
 
     def message(self, text: str) -> None:
-        print(_clear_line() + CONTROL_CHARACTERS.sub(escape_control_character, text), file=sys.stderr, flush=True)
+        print(_clear_line() + _escape(text), file=sys.stderr, flush=True)
+
+    def warning(self, text: str) -> None:
+        self.message(text)
 
     def event(self, name: str, **values: Any) -> None:
         """Print nothing: bars and messages contain the same facts."""
@@ -150,6 +163,9 @@ class JsonReporter:
     def message(self, text: str) -> None:
         self.event("message", text=text)
 
+    def warning(self, text: str) -> None:
+        self.message(text)
+
     def event(self, name: str, **values: Any) -> None:
         # One write per line: Ctrl-C between a line and its newline would merge two events.
         line = json.dumps(_replace_nan({"event": name, **values}), ensure_ascii=False, allow_nan=False)
@@ -172,6 +188,7 @@ class SilentReporter:
     """No output."""
 
     def message(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
     def event(self, name: str, **values: Any) -> None: ...
     def result(self, text: str) -> None: ...
     def open(self, name: str, total: int, unit: str) -> Bar:
@@ -181,42 +198,92 @@ class SilentReporter:
     def advance(self, done: int, **scores: float | str) -> None: ...
 
 
-_reporter: ContextVar[Reporter] = ContextVar("reporter", default=TerminalReporter())  # noqa: B039  (it holds no state)
+class LoggingReporter(SilentReporter):
+    """Messages and results in the log of Python's `logging`; no bars and no events.
+
+    A record names the function that reported the message, not this class.
+    """
+
+    def message(self, text: str) -> None:
+        logger.info("%s", _escape(text.strip("\n")), stacklevel=3)
+
+    def warning(self, text: str) -> None:
+        logger.warning("%s", _escape(text.strip("\n")), stacklevel=3)
+
+    def result(self, text: str) -> None:
+        logger.info("%s", _escape(text), stacklevel=3)
+
+
+MODES: dict[str, type[Reporter]] = {"bar": TerminalReporter, "json": JsonReporter, "off": LoggingReporter}
+
+# The reporter of all threads.
+_library_reporter: Reporter = LoggingReporter()
+# The reporter of a `use_reporter` block, which other threads do not see.
+_block_reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
+
+
+def progress(mode: Literal["bar", "json", "off"]) -> None:
+    """Choose how all later calls report their progress, in every thread.
+
+    Messages and bars are for people, events for programs. The default in Python is "off".
+
+    Args:
+        mode: "bar" writes messages and bars to standard error; "json" writes events to standard
+            output, one JSON object per line; "off" writes nothing: messages go to the logger `ikebana`.
+    Raises:
+        RecipeError: there is no such mode.
+    """
+    if mode not in MODES:
+        raise RecipeError(
+            f"there is no progress mode {mode!r}", advice=" or ".join(f'ikebana.progress("{name}")' for name in MODES)
+        )
+    set_reporter(MODES[mode]())
+
+
+def set_reporter(reporter: Reporter) -> Reporter:
+    """Use this reporter from now on, in every thread; return the previous one."""
+    global _library_reporter
+    previous, _library_reporter = _library_reporter, reporter
+    return previous
 
 
 @contextmanager
 def use_reporter(reporter: Reporter) -> Iterator[None]:
-    """Use another reporter within this block."""
-    token = _reporter.set(reporter)
+    """Use another reporter within this block, in this thread only."""
+    token = _block_reporter.set(reporter)
     try:
         yield
     finally:
-        _reporter.reset(token)
+        _block_reporter.reset(token)
 
 
-def set_reporter(reporter: Reporter) -> None:
-    """Use this reporter from now on."""
-    _reporter.set(reporter)
+def _get_reporter() -> Reporter:
+    return _block_reporter.get() or _library_reporter
 
 
 def message(text: str) -> None:
     """Report a message to the user."""
-    _reporter.get().message(text)
+    _get_reporter().message(text)
+
+
+def warn(text: str) -> None:
+    """Report a message about something that the user may have to act on."""
+    _get_reporter().warning(text)
 
 
 def event(name: str, **values: Any) -> None:
     """Report a fact to programs."""
-    _reporter.get().event(name, **values)
+    _get_reporter().event(name, **values)
 
 
 def result(text: str) -> None:
     """Report the result, the last line of standard output, for scripts."""
-    _reporter.get().result(text)
+    _get_reporter().result(text)
 
 
 def show_loading() -> None:
     """Show in a terminal that libraries are loading; the next output replaces the text."""
-    if isinstance(_reporter.get(), TerminalReporter) and sys.stderr.isatty():
+    if isinstance(_get_reporter(), TerminalReporter) and sys.stderr.isatty():
         print(LOADING_TEXT, end="", file=sys.stderr, flush=True)
 
 
@@ -232,7 +299,7 @@ def stage(name: str, total: int, unit: str = "photos") -> Iterator[Bar]:
     Args:
         total: number of units; 0 if unknown.
     """
-    reporter = _reporter.get()
+    reporter = _get_reporter()
     bar = reporter.open(name, total, unit)
     try:
         yield bar
@@ -261,6 +328,10 @@ class Stopwatch:
 def escape_control_character(character: re.Match[str]) -> str:
     """Escape a control character, as in \\x1b: file and class names are untrusted."""
     return f"\\x{ord(character[0]):02x}"
+
+
+def _escape(text: str) -> str:
+    return CONTROL_CHARACTERS.sub(escape_control_character, text)
 
 
 def _replace_nan(value: Any) -> Any:

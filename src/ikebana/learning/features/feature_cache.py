@@ -218,7 +218,7 @@ def _is_intact(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
         return False
     if _read_shapes(path) == (shape, dtype, shape[:1], np.dtype(np.uint32)):
         return True
-    progress.message("the kept features have changed on disk: they are computed again")
+    progress.warn("the kept features have changed on disk: they are computed again")
     discard(path)
     return False
 
