@@ -368,5 +368,4 @@ def test_what_is_no_photo_is_called_what_it_is(data, word):
 
 def test_without_its_plug_in_heif_is_refused_with_the_way_to_read_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what an import finds where it is not installed
-    decoding._register_heif.cache_clear()
     assert "pip install 'ikebana[heif]'" in get_decoding_error(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))

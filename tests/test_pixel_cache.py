@@ -139,11 +139,11 @@ def test_what_was_not_the_photos_fault_is_tried_again(photos, decoded, monkeypat
 def test_photos_that_need_an_extra_are_read_once_it_is_there(photos, monkeypatch):
     (photos / "b" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
 
-    def lacking():
+    def lacking(_):
         raise UnreadablePhoto(decoding.REASON_NO_HEIF)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "_register_heif", lacking)
+        patch.setattr(decoding, "_open_heif", lacking)
         before = opened(photos)
     assert decoding.REASON_NO_HEIF in before[0].photos["status"].to_list()
     shown = decoding.decode((photos / "a/0.jpg").read_bytes(), SIDE, "squash", pixel_cache.THUMBNAIL_SIZE)

@@ -97,10 +97,29 @@ def audit(
     if write is not None:
         cleaning.check_not_archive(unopened)
     from ikebana.learning.models import networks
+    from ikebana.learning.process_state import preserve_process_state
 
     # As in `fit`, so that it reuses the pixel cache and makes the same split.
     recipe = networks.fill_defaults(RECIPES[DEFAULT_RECIPE])
-    plan = _make_plan(unopened, recipe, is_required=advise)
+    page_file = Path(out).expanduser() / PAGE_FILE if out is not None else None
+    with preserve_process_state():
+        plan = _make_plan(unopened, recipe, is_required=advise)
+        result, pixel_cache = _check_photos(unopened, recipe, plan, page_file)
+        _report(result, pixel_cache, recipe)
+        if write is not None:
+            has_split = unopened.photos["split"].count() > 0
+            _clean(Path(write), result, to_drop, to_relabel, has_split)
+        if advise and plan is not None:
+            with memory_errors():
+                advice = _recommend(result.dataset, pixel_cache, plan, str(write or unopened.source))
+                result = replace(result, recommendation=advice)
+    return result
+
+
+def _check_photos(
+    unopened: Dataset, recipe: Recipe, plan: "Plan | None", page_file: Path | None
+) -> tuple[Audit, PixelCache]:
+    """Decode and split the photos like `fit`, and look for problems."""
     opened, pixel_cache = open_pixel_cache(unopened, recipe.image_size, recipe.resize)
     dataset, split_errors = _split(
         sources.assign_classes(near_duplicates.find_near_duplicates(opened, pixel_cache), ()), recipe
@@ -110,17 +129,7 @@ def audit(
         *files.check_dataset(dataset),
         *content_checks.check_content(dataset, pixel_cache, plan),
     ]
-    page_file = Path(out).expanduser() / PAGE_FILE if out is not None else None
-    result = Audit(dataset, tuple(files.sort_by_severity(findings)), page=page_file)
-    _report(result, pixel_cache, recipe)
-    if write is not None:
-        has_split = unopened.photos["split"].count() > 0
-        _clean(Path(write), result, to_drop, to_relabel, has_split)
-    if advise and plan is not None:
-        with memory_errors():
-            advice = _recommend(dataset, pixel_cache, plan, str(write or dataset.source))
-            result = replace(result, recommendation=advice)
-    return result
+    return Audit(dataset, tuple(files.sort_by_severity(findings)), page=page_file), pixel_cache
 
 
 def _split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, list[Finding]]:

@@ -8,6 +8,7 @@ from ikebana.learning import device
 from ikebana.learning.estimate import configure_device
 from ikebana.learning.models import networks
 from ikebana.learning.models.assembly import assemble
+from ikebana.learning.process_state import preserve_process_state
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import free_space
@@ -19,6 +20,7 @@ LIBRARIES = (
 )  # fmt: skip
 
 
+@preserve_process_state()
 def doctor() -> dict[str, str]:
     """Return facts about this machine and how ikebana uses it, as text by name."""
     recipe = networks.fill_defaults(RECIPES[DEFAULT_RECIPE])

@@ -10,6 +10,7 @@ from ikebana.exporting import metadata, onnx_file, quantisation, run_photos, ver
 from ikebana.exporting.web import add_runtime, build_index
 from ikebana.inference import classifier, page_files
 from ikebana.inference.classifier import Classifier
+from ikebana.learning.process_state import preserve_process_state
 from ikebana.runs.run import Run, open_run
 from ikebana.system import progress
 from ikebana.system.files import atomic_directory, atomic_write, resolve_output_path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@preserve_process_state()
 def export(
     run: Run | str | Path,
     file: str | Path,

@@ -24,6 +24,7 @@ from ikebana.learning.plan import (
     refit_on_all,
     train_tasks,
 )
+from ikebana.learning.process_state import preserve_process_state
 from ikebana.learning.training import checkpoint
 from ikebana.recipe import FitOptions, Recipe
 from ikebana.runs import run_writer
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@preserve_process_state()
 def fit(
     photos: str | Path,
     recipe: str | Path | Recipe | None = None,
@@ -72,6 +74,7 @@ def fit(
         return _train_and_score(writer, plan, dataset, pixels, clock)
 
 
+@preserve_process_state()
 def resume(run: str | Path, *, model: "nn.Module | None" = None) -> Run:
     """Continue a run from its last checkpoint.
 

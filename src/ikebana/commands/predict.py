@@ -4,6 +4,7 @@ import csv
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, tee
@@ -51,60 +52,14 @@ def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | 
     predictions: list[Prediction] = []
     opened_model = _open_model(model)
     search = unlabelled.find_photos(photos)
-    model_classifier, identity = _build_classifier(opened_model)
-    counts = _predict_all(model_classifier, search, predictions.extend, out=table_path)
+    with _open_classifier(opened_model) as (model_classifier, identity):
+        counts = _predict_all(model_classifier, search, predictions.extend, out=table_path)
     if table_path is not None:
         with Table(table_path, model_classifier.classes, identity, overwrite=True) as rows:
             rows.add(predictions)
             rows.finish()
     progress.message(_summarise(counts, search, model_classifier))
     return predictions
-
-
-def predict_to_table(
-    model: Model,
-    photos: Sequence[str],
-    path_lines: Iterator[str] | None = None,
-    out: Path | None = None,
-    sort_into: Path | None = None,
-    link: bool = False,
-) -> None:
-    """Predict any number of photos to a table, in constant memory; resumes after a kill.
-
-    Args:
-        path_lines: more photos, one path per line.
-        out: the table; None for CSV on standard output.
-        sort_into: a folder that gets a sub-folder per class with copies, or links, of the photos.
-    Raises:
-        PhotosError: there is no usable photo.
-    """
-    if out is not None:
-        out = prediction_table.resolve_table_path(out)
-    if sort_into is not None:
-        # Check that the path can hold folders.
-        sort_into = resolve_output_path(sort_into / NOT_SURE).parent
-    opened_model = _open_model(model)
-    search = unlabelled.find_photos(photos, path_lines, excluded_folder=sort_into)
-    if sort_into is not None and search.excluded_folder in [os.path.realpath(place) for place in search.paths]:
-        raise UsageError(
-            "sorted photos would lie among those that they come from, and be found with them the next time",
-            where=sort_into,
-            advice=f"a folder in it: {sort_into / 'sorted'}",
-        )
-    model_classifier, identity = _build_classifier(opened_model)
-    sorter = Sorter(sort_into, model_classifier.classes, link) if sort_into is not None else None
-    if out is None:
-        _print([prediction_table.get_column_names(model_classifier.classes)])
-        counts = _predict_all(model_classifier, search, partial(_print_rows, model_classifier.classes), sorter)
-    else:
-        with Table(out, model_classifier.classes, identity) as rows:
-            try:
-                counts = _predict_all(model_classifier, search, rows.add, sorter, rows.find_existing, out)
-            except KeyboardInterrupt:
-                progress.message("stopped; nothing is lost. The same command goes on from here")
-                raise
-            rows.finish()
-    progress.message(_summarise(counts, search, model_classifier))
 
 
 @dataclass
@@ -137,6 +92,60 @@ class Counts:
         unusable = f"{self.unusable} set aside, {ignored} hidden files ignored"
         lines = [f"{usable} photo{'s' * (usable != 1)} predicted{unsure}{resumed}, {unusable}", *self.reasons]
         return "\n  ".join([*lines, f"and {more} more"] if more else lines)
+
+
+def predict_to_table(
+    model: Model,
+    photos: Sequence[str],
+    path_lines: Iterator[str] | None = None,
+    out: Path | None = None,
+    sort_into: Path | None = None,
+    link: bool = False,
+) -> None:
+    """Predict any number of photos to a table, in constant memory; resumes after a kill.
+
+    Args:
+        path_lines: more photos, one path per line.
+        out: the table; None for CSV on standard output.
+        sort_into: a folder that gets a sub-folder per class with copies, or links, of the photos.
+    Raises:
+        PhotosError: there is no usable photo.
+    """
+    if out is not None:
+        out = prediction_table.resolve_table_path(out)
+    if sort_into is not None:
+        # Check that the path can hold folders.
+        sort_into = resolve_output_path(sort_into / NOT_SURE).parent
+    opened_model = _open_model(model)
+    search = unlabelled.find_photos(photos, path_lines, excluded_folder=sort_into)
+    if sort_into is not None and search.excluded_folder in [os.path.realpath(place) for place in search.paths]:
+        raise UsageError(
+            "sorted photos would lie among those that they come from, and be found with them the next time",
+            where=sort_into,
+            advice=f"a folder in it: {sort_into / 'sorted'}",
+        )
+    with _open_classifier(opened_model) as (model_classifier, identity):
+        sorter = Sorter(sort_into, model_classifier.classes, link) if sort_into is not None else None
+        if out is None:
+            _print([prediction_table.get_column_names(model_classifier.classes)])
+            counts = _predict_all(model_classifier, search, partial(_print_rows, model_classifier.classes), sorter)
+        else:
+            counts = _predict_to_file(model_classifier, identity, search, out, sorter)
+    progress.message(_summarise(counts, search, model_classifier))
+
+
+def _predict_to_file(
+    model_classifier: Classifier, identity: str, search: UnlabelledPhotos, out: Path, sorter: Sorter | None
+) -> Counts:
+    """Write the predictions to a table; an interrupted one is continued."""
+    with Table(out, model_classifier.classes, identity) as rows:
+        try:
+            counts = _predict_all(model_classifier, search, rows.add, sorter, rows.find_existing, out)
+        except KeyboardInterrupt:
+            progress.message("stopped; nothing is lost. The same command goes on from here")
+            raise
+        rows.finish()
+    return counts
 
 
 def _summarise(counts: Counts, search: UnlabelledPhotos, model_classifier: Classifier) -> str:
@@ -212,13 +221,18 @@ def _open_model(model: Model) -> Classifier | Run:
     return classifier.load(path) if os.path.isfile(path) or path.suffix == ".onnx" else open_run(path)
 
 
-def _build_classifier(opened_model: Classifier | Run) -> tuple[Classifier, str]:
-    """Return the classifier, and a text that identifies it; RunError without weights."""
+@contextmanager
+def _open_classifier(opened_model: Classifier | Run) -> Iterator[tuple[Classifier, str]]:
+    """Provide the classifier, and a text that identifies it; RunError without weights."""
     if isinstance(opened_model, Classifier):
-        return opened_model, str(opened_model.metadata.get("sha256"))
-    run_classifier = _build_run_classifier(opened_model)
-    weights = compute_file_sha256(opened_model.weights)
-    return run_classifier, f"{weights} {run_classifier.threshold} {opened_model.calibration.temperature}"
+        yield opened_model, str(opened_model.metadata.get("sha256"))
+        return
+    from ikebana.learning.process_state import preserve_process_state
+
+    with preserve_process_state():
+        run_classifier = _build_run_classifier(opened_model)
+        weights = compute_file_sha256(opened_model.weights)
+        yield run_classifier, f"{weights} {run_classifier.threshold} {opened_model.calibration.temperature}"
 
 
 def _build_run_classifier(run: Run) -> Classifier:

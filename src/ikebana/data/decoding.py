@@ -17,11 +17,11 @@ large JPEGs    decoded at a half, a quarter or an eighth while both sides stay a
                ones with 1 or 2 megapixels by 0.2 to 0.5 and by 15
 """
 
-import functools
 import hashlib
 import io
 import math
 import os
+import re
 import struct
 import threading
 import warnings
@@ -78,14 +78,14 @@ REASON_NO_HEIF = "unsupported format: HEIF (it can be read after: pip install 'i
 TRANSIENT_REASONS = (REASON_OUT_OF_MEMORY, REASON_NO_HEIF)
 
 # Load all plug-ins now: loading them at the first unusual file would be a race between threads.
+# Pillow itself loads them at the first file that it does not know.
 Image.init()
 _large_photo_slot = threading.Semaphore(1)
 # littlecms transforms hold state, so each thread has its own.
 _transform_cache = threading.local()
 
-# Pillow warns of large photos and odd EXIF blocks without naming the photo. This module checks
-# what matters and reports it per photo.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+# As `warnings.filterwarnings` stores it; the comment distinguishes it from a user's own.
+PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\.(?#ikebana)"), 0)
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,38 @@ class Photo:
     height: int
     # uint8 [thumbnail_size, thumbnail_size, 3]: the whole photo squashed, if requested.
     thumbnail: np.ndarray | None = None
+
+
+class PillowWarnings:
+    """Pillow's warnings, which threads may ignore at the same time.
+
+    Pillow warns of large photos and odd EXIF blocks without naming the photo. This module checks
+    what matters and reports it per photo. `warnings.catch_warnings` is not safe with threads: one
+    that ends would restore the filters that another has changed.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.open_blocks = threading.Lock(), 0
+
+    @contextmanager
+    def ignore(self) -> Iterator[None]:
+        """Ignore these warnings within this block."""
+        filters: list[Any] = warnings.filters  # type: ignore[assignment]
+        with self.lock:
+            self.open_blocks += 1
+            if PILLOW_FILTER not in filters:
+                filters.insert(0, PILLOW_FILTER)
+        try:
+            yield
+        finally:
+            filters = warnings.filters  # type: ignore[assignment]
+            with self.lock:
+                self.open_blocks -= 1
+                if not self.open_blocks and PILLOW_FILTER in filters:
+                    filters.remove(PILLOW_FILTER)
+
+
+_pillow_warnings = PillowWarnings()
 
 
 def decode(data: bytes, image_size: int, resize: Resize = "squash", thumbnail_size: int = 0) -> Photo:
@@ -139,7 +171,8 @@ def convert_image(image: Image.Image, image_size: int, resize: Resize = "squash"
 def _translate_errors(data: bytes = b"") -> Iterator[None]:
     """Convert every exception of a decoder to UnreadablePhoto."""
     try:
-        yield
+        with _pillow_warnings.ignore():
+            yield
     except UnreadablePhoto:
         raise
     except UnidentifiedImageError:
@@ -208,7 +241,7 @@ def read_dimensions(data: bytes) -> tuple[int, int] | None:
     Returns None if `decode` would refuse the photo.
     """
     try:
-        with _open_image(data) as image:
+        with _pillow_warnings.ignore(), _open_image(data) as image:
             return _get_memory_size(image)
     except Exception:
         return None
@@ -223,8 +256,7 @@ def _open_image(data: bytes) -> Image.Image:
     if not data:
         raise UnreadablePhoto("empty file")
     if corruption.is_heif(data):
-        _register_heif()
-        return Image.open(io.BytesIO(data), formats=("HEIF",))
+        return _open_heif(data)
     return Image.open(io.BytesIO(data), formats=_get_possible_formats(data))
 
 
@@ -398,13 +430,19 @@ def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
     return int(np.abs(converted.astype(np.int16) - colours).max()) <= MAX_SRGB_DEVIATION
 
 
-@functools.cache
-def _register_heif() -> None:
+def _open_heif(data: bytes) -> Image.Image:
+    """Open HEIF without registering it with Pillow, whose other users may not expect it."""
     try:
-        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+        from pillow_heif import HeifImageFile  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UnreadablePhoto(REASON_NO_HEIF) from None
-    register_heif_opener()
+    try:
+        image = HeifImageFile(io.BytesIO(data))
+    except (SyntaxError, IndexError, TypeError, struct.error):  # as Pillow's `open` does
+        raise UnidentifiedImageError from None
+    if math.prod(image.size) > MAX_PIXELS:
+        raise UnreadablePhoto(f"too large: {math.prod(image.size) / 1e6:,.0f} megapixels")
+    return image
 
 
 def _describe_error(error: Exception) -> str:

@@ -167,13 +167,17 @@ def _list_first_convolutions(network: ModelProto) -> list[str]:
 @contextmanager
 def _silence_warnings() -> Iterator[None]:
     """Suppress onnxruntime's advice, which is meant for people who call it directly."""
-    logging.disable(logging.WARNING)
+    previous_level, handler = logging.root.manager.disable, logging.NullHandler()
+    logging.disable(max(previous_level, logging.WARNING))
+    # `logging.warning` would give the root logger a handler of its own if it had none.
+    logging.root.addHandler(handler)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.root.removeHandler(handler)
+        logging.disable(previous_level)
 
 
 def _strip_unused(network: ModelProto) -> ModelProto:

@@ -13,13 +13,18 @@ TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 def import_onnxruntime() -> ModuleType:
     """Import onnxruntime with its telemetry disabled.
 
-    The variable takes effect only if it is set before the import; then no events or files appear.
-    A user who set it to another value keeps that choice.
+    The variable takes effect only if it is set during the import; then no events or files appear.
+    It is unset afterwards. A user who set it to another value keeps that choice.
     """
-    os.environ.setdefault(TELEMETRY_VARIABLE, "1")
-    import onnxruntime
-
-    if os.environ[TELEMETRY_VARIABLE] == "1":
+    choice = os.environ.get(TELEMETRY_VARIABLE)
+    if choice is None:
+        os.environ[TELEMETRY_VARIABLE] = "1"
+    try:
+        import onnxruntime
+    finally:
+        if choice is None:
+            os.environ.pop(TELEMETRY_VARIABLE, None)
+    if choice in (None, "1"):
         # Needed if other code imported onnxruntime earlier.
         onnxruntime.disable_telemetry_events()
     return onnxruntime

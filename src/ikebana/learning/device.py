@@ -8,14 +8,12 @@ measured once per processor, network and version, and the result is cached.
 """
 
 import contextlib
-import ctypes
 import functools
 import gc
 import hashlib
 import json
 import os
 import platform
-import sys
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -27,15 +25,13 @@ import torch
 
 from ikebana.data import pixel_cache
 from ikebana.errors import MachineError, RecipeError
+from ikebana.learning.process_state import CUBLAS_VARIABLE, keep_large_blocks
 from ikebana.recipe import Precision
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_write, discard
 from ikebana.system.versions import find_versions
 
-# Parameters of glibc's mallopt, from malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MAX_KEPT_BLOCK_BYTES = 2**30
 # Increase it when training steps or forward passes change their speed: that discards cached times.
 MEASUREMENT_VERSION = 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -86,7 +82,7 @@ class DeviceSettings:
 
 
 def configure(threads: int | None = None, device: str | None = None) -> DeviceSettings:
-    """Configure device, threads and allocator of this process.
+    """Configure device, threads and allocator of this process, within `preserve_process_state`.
 
     The precision is float32 until `select_precision` measures it.
 
@@ -117,7 +113,7 @@ def _make_cuda_deterministic() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # cuBLAS reads it at its first product.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault(CUBLAS_VARIABLE, ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # No result depends on uninitialised memory; filling it costs some hundred kernels per step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]
@@ -157,26 +153,6 @@ def _read_container_quota() -> float | None:
     except (OSError, ValueError):
         return None
     return None if quota == "max" else int(quota) / int(period)
-
-
-@functools.cache
-def keep_large_blocks() -> tuple[str, str]:
-    """Make glibc keep the large blocks that a training step frees, for the next step.
-
-    Otherwise each step maps hundreds of megabytes again and pays a page fault per 4 KiB.
-
-    Returns:
-        The allocator's name and the reason.
-    """
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
-        return "as it comes", f"{platform.system()}'s own allocator is not glibc's"
-    libc = ctypes.CDLL(None)
-    accepted = libc.mallopt(M_MMAP_THRESHOLD, MAX_KEPT_BLOCK_BYTES) and libc.mallopt(
-        M_TRIM_THRESHOLD, 2 * MAX_KEPT_BLOCK_BYTES - 1
-    )
-    if not accepted:
-        return "as it comes", "glibc refused the setting"
-    return "glibc, blocks kept", "page faults of freshly mapped buffers cost as much as the arithmetic"
 
 
 def select_precision(

@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +27,7 @@ from ikebana.serving.prediction_queue import PredictionQueue
 MAX_PORT = 65535
 # Time to send the last responses after all other work is done.
 FLUSH_SECONDS = 5
+UVICORN_LOGGERS = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -226,7 +229,23 @@ def run(app: Any, queue: PredictionQueue, limits: Limits, listener: socket.socke
     Raises:
         KeyboardInterrupt: a second signal came before all accepted requests were answered.
     """
-    server = Server(app, queue, limits)
-    server.run(sockets=[listener])
+    with _preserve_loggers():
+        server = Server(app, queue, limits)
+        server.run(sockets=[listener])
     if server.force_exit:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _preserve_loggers() -> Iterator[None]:
+    """Restore levels, handlers and filters of uvicorn's loggers, which it sets for itself."""
+    loggers = [logging.getLogger(name) for name in UVICORN_LOGGERS]
+    states = [
+        (logger, logger.level, logger.propagate, list(logger.handlers), list(logger.filters)) for logger in loggers
+    ]
+    try:
+        yield
+    finally:
+        for logger, level, propagate, handlers, filters in states:
+            logger.setLevel(level)
+            logger.propagate, logger.handlers, logger.filters = propagate, handlers, filters

@@ -210,7 +210,7 @@ _OutputAndGradients = tuple[Tensor, Iterable[Tensor | None]]
 
 
 def _compute_output_and_gradients(view: nn.Module, network: nn.Module, sample: Tensor) -> _OutputAndGradients:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     output = view(sample)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     output_gradient = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)

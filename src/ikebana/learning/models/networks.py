@@ -87,12 +87,14 @@ def _compute_features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Te
 
 
 def _build_member(recipe: Recipe, classes: int) -> nn.Module:
-    torch.manual_seed(recipe.seed)
-    if recipe.network == "tutorial":
-        dropout = recipe.method.dropout if isinstance(recipe.method, Scratch) else 0.0
-        network = _build_tutorial_network(recipe.image_size, dropout, classes)
-    else:
-        network = backbones.assemble_network(recipe, classes)
+    # Initialisation draws from torch's global generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        if recipe.network == "tutorial":
+            dropout = recipe.method.dropout if isinstance(recipe.method, Scratch) else 0.0
+            network = _build_tutorial_network(recipe.image_size, dropout, classes)
+        else:
+            network = backbones.assemble_network(recipe, classes)
     # Called for its effect: it sets requires_grad of every weight.
     make_parameter_groups(network, recipe, recipe.trainable, learning_rate=0.0)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

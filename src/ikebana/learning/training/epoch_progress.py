@@ -29,7 +29,8 @@ class EpochProgress:
         self.avoid_single_photo_batches = avoid_single_photo_batches
         seed = recipe.seed * 1_000_003 + number  # a separate random stream per epoch
         self.generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # dropout draws from torch's global generator
+        # Dropout draws from torch's global generator, which `preserve_process_state` restores.
+        torch.manual_seed(seed)
         self.order = torch.randperm(len(examples), generator=self.generator).numpy()
         self.photos_seen = 0
         self.loss_sum = self.correct = torch.zeros((), device=device)
