@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from ikebana.learning.fast import pooling
+from ikebana.learning.models.layers import MaxPoolReLU
 
 SHAPES = [(3, 8, 6, 6), (5, 16, 7, 9), (2, 4, 2, 3), (1, 1, 5, 2)]  # odd rows and columns are left out
 
@@ -24,7 +25,7 @@ def different_values(shape, seed=0):
 
 def both(features, gradient):
     results = []
-    for layer in (torchs_own, pooling.MaxPoolReLU()):
+    for layer in (torchs_own, MaxPoolReLU()):
         leaf = features.clone(memory_format=torch.preserve_format).requires_grad_()
         pooled = layer(leaf)
         pooled.backward(gradient)
@@ -47,7 +48,7 @@ def test_it_is_torchs_max_pool_and_relu_to_the_bit(shape, cached, monkeypatch):
 def test_of_equal_values_one_gets_the_whole_gradient():
     features = torch.randint(-1, 3, (4, 8, 6, 6)).bfloat16().contiguous(memory_format=torch.channels_last)
     leaf = features.clone(memory_format=torch.preserve_format).requires_grad_()
-    pooled = pooling.MaxPoolReLU()(leaf)
+    pooled = MaxPoolReLU()(leaf)
     pooled.backward(torch.full_like(pooled, 3))
     assert leaf.grad is not None
     windows = functional.unfold(leaf.grad.float().flatten(0, 1)[:, None], 2, stride=2)
@@ -60,10 +61,10 @@ def test_of_equal_values_one_gets_the_whole_gradient():
 
 def test_where_the_bits_are_of_no_use_it_is_torchs_own():
     for features in (torch.randn(2, 3, 5, 5), torch.randn(2, 3, 5, 5).bfloat16()):  # float32; channels first
-        assert torch.equal(pooling.MaxPoolReLU()(features), torchs_own(features))
+        assert torch.equal(MaxPoolReLU()(features), torchs_own(features))
 
 
 def test_a_number_that_is_none_is_not_hidden():
     features = different_values((2, 4, 4, 4))
     features[0, 0, 0, 0] = float("nan")
-    assert pooling.MaxPoolReLU()(features)[0, 0, 0, 0].isnan()
+    assert MaxPoolReLU()(features)[0, 0, 0, 0].isnan()

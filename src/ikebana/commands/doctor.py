@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 
 from ikebana.commands.cache import measure_size
-from ikebana.learning import device
+from ikebana.learning import device, fast
 from ikebana.learning.estimate import configure_device
 from ikebana.learning.models import networks
 from ikebana.learning.models.assembly import assemble
@@ -35,7 +35,12 @@ def doctor() -> dict[str, str]:
         "threads": f"{settings.threads}: {settings.reasons['threads']}",
         "allocator": f"{settings.allocator}: {settings.reasons['allocator']}",
         "precision": f"{settings.precision} for {DEFAULT_RECIPE}: {settings.reasons['precision']}",
+        **_describe_fast_paths(),
         "cache": f"{cache} ({measure_size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: version or "not installed" for name, version in find_versions(LIBRARIES).items()},
     }
+
+
+def _describe_fast_paths() -> dict[str, str]:
+    return {} if fast.is_enabled() else {"fast paths": f"off: {fast.VARIABLE}=off, so plain torch computes everything"}

@@ -25,8 +25,7 @@ from ikebana.exporting.run_photos import RunPhoto
 from ikebana.exporting.verification import Reference
 from ikebana.inference import model_file
 from ikebana.inference.classifier import FEATURES_OUTPUT, PROBABILITIES_OUTPUT
-from ikebana.learning import device, examples
-from ikebana.learning.fast import fused_inference
+from ikebana.learning import device, examples, fast
 from ikebana.learning.models.assembly import load_trained_network
 from ikebana.learning.models.networks import CalibratedNetwork
 from ikebana.runs.run import Run
@@ -80,7 +79,7 @@ def trace_to_onnx(network: CalibratedNetwork, image_size: int, images: np.ndarra
     Raises:
         ModelError: torch cannot export this network.
     """
-    folded = fused_inference.fold_batchnorm(network.network, examples.make_unlabelled(images, np.arange(len(images))))
+    folded = fast.fold_batchnorm(network.network, examples.make_unlabelled(images, np.arange(len(images))))
     inputs = torch.zeros(TRACE_BATCH_SIZE, 3, image_size, image_size)
     progress.message("write the network as ONNX")
     try:

@@ -25,6 +25,7 @@ import torch
 
 from ikebana.data import pixel_cache
 from ikebana.errors import MachineError, RecipeError
+from ikebana.learning import fast
 from ikebana.learning.process_state import CUBLAS_VARIABLE, keep_large_blocks
 from ikebana.recipe import Precision
 from ikebana.system import progress
@@ -104,6 +105,8 @@ def configure(threads: int | None = None, device: str | None = None) -> DeviceSe
         "allocator": allocator_reason,
         "precision": "not measured yet",
     }
+    if not fast.is_enabled():
+        reasons["fast paths"] = f"off, by {fast.VARIABLE}"
     return DeviceSettings(name, "float32", count, allocator, reasons)
 
 
@@ -278,6 +281,7 @@ def _describe_machine(settings: DeviceSettings) -> str:
         accelerator,
         str(settings.threads),
         settings.allocator,
+        *([] if fast.is_enabled() else ["plain layers"]),
         torch.__version__,
         "",
     )
@@ -368,6 +372,7 @@ def collect_environment(settings: DeviceSettings) -> dict[str, Any]:
         "processor": describe_processor(),
         "accelerator": torch.cuda.get_device_name() if settings.device == "cuda" else None,
         **asdict(settings),
+        **({} if fast.is_enabled() else {"fast_paths": "off"}),
         "libraries": find_versions(libraries),
         "reproducibility": REPRODUCIBILITY_NOTE,
     }

@@ -8,8 +8,10 @@ from typing import Any
 from ikebana.recipe import Recipe
 
 # Entries of `environment.json` that affect the last digits of a sum: how many threads share it, and
-# which library computes it.
-REPRODUCIBILITY_KEYS = ("device", "accelerator", "precision", "processor", "threads", "ikebana", "libraries")
+# which library computes it. `fast_paths` is there only if they are off.
+REPRODUCIBILITY_KEYS = (
+    "device", "accelerator", "precision", "processor", "threads", "fast_paths", "ikebana", "libraries",
+)  # fmt: skip
 
 
 def describe_rerun_differences(recipe: str | Path | Recipe, environment: dict[str, Any]) -> str:

@@ -11,26 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 # Elements per chunk, 2 MiB. More do not fit in the cache; fewer make many short parallel regions.
 CHUNK_ELEMENTS = 2**20
 
 
-class MaxPoolReLU(nn.Module):
-    """The maximum of every 2 x 2 pixels, at least 0.
-
-    A last odd row or column is left out. Max-pooling before the ReLU equals max-pooling after it,
-    because both are monotone, and needs a quarter of the ReLUs.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Pool [photos, channels, height, width] to [photos, channels, height // 2, width // 2]."""
-        is_cpu_bfloat16 = features.device.type == "cpu" and features.dtype == torch.bfloat16
-        if is_cpu_bfloat16 and features.is_contiguous(memory_format=torch.channels_last):
-            return _IntegerMaxPoolReLU.apply(features)  # pyright: ignore[reportReturnType]  (apply has no types)
-        return functional.relu(functional.max_pool2d(features, 2))
+def max_pool_relu(features: Tensor) -> Tensor:
+    """Pool bfloat16 [photos, channels, height, width] in channels-last format on a CPU."""
+    return _IntegerMaxPoolReLU.apply(features)  # pyright: ignore[reportReturnType]  (apply has no types)
 
 
 class _IntegerMaxPoolReLU(torch.autograd.Function):

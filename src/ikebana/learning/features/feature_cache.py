@@ -22,10 +22,9 @@ from torch import nn
 
 from ikebana.data.pixel_cache import reserve_array
 from ikebana.errors import RecipeError
-from ikebana.learning import device
+from ikebana.learning import device, fast
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import FeatureExamples, PhotoExamples, make_unlabelled
-from ikebana.learning.fast import fused_inference
 from ikebana.learning.models.pretrained_weights import Weights
 from ikebana.recipe import PretrainedMethod, Recipe
 from ikebana.system import progress
@@ -89,7 +88,7 @@ def extract_features(
     )
     if len(missing):
         start = time.perf_counter()
-        fused = fused_inference.fuse_layers(backbone.to(settings.device), photos)
+        fused = fast.fuse_layers(backbone.to(settings.device), photos)
         _compute_rows(fused, photos.select_unlabelled_rows(missing), array, checksums, settings)
         if len(missing) >= MIN_TIMED_PHOTOS:
             device.record_faster_speed(settings, (time.perf_counter() - start) / len(missing))
@@ -130,7 +129,7 @@ def measure_seconds_per_photo(network: nn.Module, image_size: int, settings: Dev
     pixels = np.random.default_rng(0).integers(0, 256, (count, image_size, image_size, 3), np.uint8)
     photos = make_unlabelled(pixels, np.arange(count))
     # A copy: moving the original's backbone to a GPU would leave its head on the CPU.
-    backbone = fused_inference.fuse_layers(copy.deepcopy(network.get_submodule("backbone")).to(settings.device), photos)
+    backbone = fast.fuse_layers(copy.deepcopy(network.get_submodule("backbone")).to(settings.device), photos)
     inputs, _ = photos.get_batch(photos.rows, settings.device)
     seconds = []
     for _ in range(3):
@@ -179,6 +178,8 @@ def _open_cache(
 def _get_cache_path(key: FeatureKey, settings: DeviceSettings, shape: tuple[int, ...]) -> Path:
     versions = (torch.__version__, importlib.metadata.version("timm"))
     parts = [FEATURES_VERSION, *vars(key).values(), settings.device, settings.precision, shape, *versions]
+    # Fast paths change the last digits.
+    parts += [] if fast.is_enabled() else ["plain layers"]
     return cache_folder() / "features" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
-from ikebana.learning.fast import depthwise
+from ikebana.learning import fast
 from ikebana.learning.models import inception, pretrained_weights
 from ikebana.learning.models.layers import FlattenLikeKeras, Normalise, Scale, initialise_like_keras
 from ikebana.recipe import KERAS_INCEPTION, MODULE_PREFIX, TUTORIAL_NETWORK, HeadMethod, PretrainedMethod, Recipe
@@ -95,7 +95,7 @@ def _build_timm_network(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
         resources.require_memory(
             resources.memory_in_use() + weight_bytes, "a smaller --network, or a machine with more memory"
         )
-    network = depthwise.replace_depthwise(timm.create_model(recipe.network, pretrained=False, num_classes=0, **options))
+    network = fast.replace_depthwise(timm.create_model(recipe.network, pretrained=False, num_classes=0, **options))
     for module in network.modules():
         if hasattr(module, "attention_bias_cache"):
             module.__class__ = _make_uncached_attention(type(module))

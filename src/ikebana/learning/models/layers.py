@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from ikebana.learning import fast
 
 
 class Scale(nn.Module):
@@ -20,6 +23,20 @@ class FlattenLikeKeras(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features.permute(0, 2, 3, 1).flatten(1)
+
+
+class MaxPoolReLU(nn.Module):
+    """The maximum of every 2 x 2 pixels, at least 0.
+
+    A last odd row or column is left out. Max-pooling before the ReLU equals max-pooling after it,
+    because both are monotone, and needs a quarter of the ReLUs.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool [photos, channels, height, width] to [photos, channels, height // 2, width // 2]."""
+        if fast.can_pool(features):
+            return fast.max_pool_relu(features)
+        return functional.relu(functional.max_pool2d(features, 2))
 
 
 class Normalise(nn.Module):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
-from ikebana.learning.fast.pooling import MaxPoolReLU
 from ikebana.learning.models import backbones, custom
 from ikebana.learning.models.layers import (
     Ensemble,
     FlattenLikeKeras,
+    MaxPoolReLU,
     Scale,
     average_probabilities,
     get_last_linear,

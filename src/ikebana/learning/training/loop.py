@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
+from ikebana.learning import fast
 from ikebana.learning.augmentation import augment
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import Examples
-from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import parameter_groups
 from ikebana.learning.scoring import compute_logits, score
 from ikebana.learning.training import checkpoint
@@ -162,7 +162,7 @@ def _run_epoch(
     _run_steps(epoch_progress, name, trainer, settings, writer, bar)
     try:
         logits = compute_logits(
-            fused_inference.optimise_for_inference(trainer.evaluated_network, validation), validation, settings
+            fast.optimise_for_inference(trainer.evaluated_network, validation), validation, settings
         )
     except KeyboardInterrupt:  # all steps are made, and validation changes no state
         writer.save(trainer, epoch_progress)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ikebana.learning import fast
 from ikebana.learning.device import DeviceSettings
-from ikebana.learning.fast import fused_training
-from ikebana.learning.fast.cuda_graphs import GraphedNetwork
 from ikebana.learning.models import parameter_groups
 from ikebana.learning.models.networks import count_classes
 from ikebana.learning.training import optimisers
@@ -80,7 +79,7 @@ class Trainer:
             The batch's mean loss and its logits, both from before the update.
         """
         if self._forward is None:
-            self._forward = self._build_forward(inputs, settings)
+            self._forward = fast.build_training_forward(self.network, inputs, self.recipe.batch_size, settings)
         with settings.autocast():
             logits = self._forward(inputs)
         # The loss is never computed in half precision.
@@ -92,11 +91,6 @@ class Trainer:
         if isinstance(self.optimiser, optimisers.AdamW) and self.ema is not None:
             self.ema.update(self.network, step=self.optimiser.step_count + 1)
         return loss.detach(), logits.detach()
-
-    def _build_forward(self, inputs: Tensor, settings: DeviceSettings) -> Callable[[Tensor], Tensor]:
-        if settings.device == "cuda":
-            return GraphedNetwork(self.network, self.batch_size, settings)
-        return fused_training.optimise_for_training(self.network, inputs, settings)
 
     def _compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         adamw = self.recipe.adamw
