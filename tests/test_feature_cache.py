@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ikebana.learning import device, examples
-from ikebana.learning.fast import fused_inference
+from ikebana.learning import device, examples, fast
 from ikebana.learning.features import feature_cache
 from ikebana.learning.features.feature_cache import FeatureKey
 from ikebana.recipes import RECIPES
@@ -63,7 +62,7 @@ def computed(backbone, shown, setting=EXACT):
 def trials(backbone, shown):
     """How many photos are looked at to compare lean copies with the original."""
     before = backbone.seen[0]
-    fused_inference.fuse_layers(backbone, shown)
+    fast.fuse_layers(backbone, shown)
     return backbone.seen[0] - before
 
 
