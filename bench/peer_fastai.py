@@ -41,7 +41,7 @@ import polars as pl
 from machine import spread
 
 from ikebana.data import pixel_cache
-from ikebana.learning import device
+from ikebana.learning import device, process_state
 from ikebana.learning.models import pretrained_weights
 from ikebana.recipes import RECIPES, TUTORIAL_CLASS_ORDER
 from ikebana.system.files import atomic_write
@@ -51,10 +51,10 @@ NETWORK, SIDE, BATCH = "tf_efficientnet_lite0", 224, 64  # backbone, pixels, fas
 WORKER = Path(__file__).with_name("peer_fastai_worker.py")
 LOG_LINES = 15  # of a contestant's own output, shown when it fails
 ALONE = {"CUDA_VISIBLE_DEVICES": "-1"}  # nobody has a GPU
-# What glibc reads from the environment; the same numbers as ikebana's own `device.keep_large_blocks`.
+# What glibc reads from the environment; the same numbers as ikebana's own `process_state.keep_large_blocks`.
 KEEP_BLOCKS = {
-    "MALLOC_MMAP_THRESHOLD_": str(device.MAX_KEPT_BLOCK_BYTES),
-    "MALLOC_TRIM_THRESHOLD_": str(2 * device.MAX_KEPT_BLOCK_BYTES - 1),
+    "MALLOC_MMAP_THRESHOLD_": str(process_state.MAX_KEPT_BLOCK_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(2 * process_state.MAX_KEPT_BLOCK_BYTES - 1),
 }
 
 Row = dict[str, Any]  # one run: contestant, round, seconds, accuracy, parts, …
