@@ -95,7 +95,7 @@ def can_pool(features: Tensor) -> bool:
 
 
 def max_pool_relu(features: Tensor) -> Tensor:
-    """Compute the maximum of every 2 x 2 pixels, at least 0, for features that `can_pool` takes."""
+    """Pool features that `can_pool` takes by 2 x 2, with ReLU."""
     from ikebana.learning.fast import pooling
 
     return pooling.max_pool_relu(features)
