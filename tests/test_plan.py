@@ -220,3 +220,14 @@ def test_recipe_json_names_the_method_and_only_its_options():
     assert "weights" not in values["baseline"]
     assert {name for name, recipe in recipes.RECIPES.items() if recipe.caches_features} == {"features", "quick"}
     assert Scratch().epochs == 20
+
+
+def test_the_state_of_the_process_is_the_callers_between_two_epochs(photos):
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    expected = torch.get_rng_state()
+    plan = Plan.from_photos(photos, "augmented", **SMALL)
+    for _ in ikebana.training(plan):
+        assert torch.get_num_threads() == 1
+        assert torch.equal(torch.get_rng_state(), expected)
+    assert plan.settings.threads >= 1

@@ -6,7 +6,7 @@ are built once: the cost estimate, the trial of the precision and the training s
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, Unpack
@@ -19,7 +19,7 @@ from ikebana.data import pixel_cache, sources, split
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.data.pixel_cache import PixelCache
-from ikebana.learning import estimate, scoring
+from ikebana.learning import device, estimate, fast, scoring
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.estimate import CostEstimate
 from ikebana.learning.examples import (
@@ -30,11 +30,11 @@ from ikebana.learning.examples import (
     concatenate,
     merge_for_refit,
 )
-from ikebana.learning.fast import fused_inference
 from ikebana.learning.features import feature_cache
 from ikebana.learning.features.feature_rows import FeatureRows
 from ikebana.learning.models import assembly, custom, networks, weight_loading
 from ikebana.learning.models.assembly import Assembly, Member
+from ikebana.learning.process_state import preserve_process_state
 from ikebana.learning.training import logistic_head, loop
 from ikebana.learning.training.checkpoint import Epoch
 from ikebana.recipe import FitOptions, LinearProbe, Recipe, Scratch, with_options
@@ -58,6 +58,7 @@ class Plan:
     estimate: CostEstimate
 
     @classmethod
+    @preserve_process_state()
     def from_photos(
         cls,
         photos: str | Path,
@@ -284,11 +285,26 @@ def training(plan: Plan, checkpoint: str | Path | None = None) -> Iterator[Epoch
     Raises:
         PhotosError, RecipeError, MachineError: each has advice on what to try.
     """
+    epochs = _train_plan(plan, Path(checkpoint).expanduser() if checkpoint is not None else None)
+    try:
+        while True:
+            # The caller's code runs between two epochs: it finds its process as it left it.
+            with preserve_process_state():
+                device.configure(plan.settings.threads, plan.settings.device)
+                epoch = next(epochs, None)
+            if epoch is None:
+                return
+            yield epoch
+    finally:
+        epochs.close()
+
+
+def _train_plan(plan: Plan, checkpoint_file: Path | None) -> Generator[Epoch, None, None]:
     dataset, pixels = open_photos(plan.dataset, plan.recipe)
     gpu_bytes = estimate.get_spare_gpu_bytes(plan.assembly, plan.settings)
     splits = build_split_examples(dataset, pixels.pixels, plan.settings.device, gpu_bytes)
     tasks = prepare_tasks(plan, splits, pixels.folder.name)
-    yield from train_tasks(tasks, plan.settings, Path(checkpoint).expanduser() if checkpoint is not None else None)
+    yield from train_tasks(tasks, plan.settings, checkpoint_file)
 
 
 def refit_on_all(
@@ -317,6 +333,6 @@ def predict_held_out(tasks: Sequence[TrainingTask], settings: DeviceSettings) ->
     with progress.stage("score", sum(len(task.held_out) for task in tasks)) as bar:
         predictions = []
         for task in tasks:
-            network = fused_inference.optimise_for_inference(task.network, task.held_out)
+            network = fast.optimise_for_inference(task.network, task.held_out)
             predictions.append(scoring.predict_probabilities(network, task.held_out, settings, bar))
     return np.mean(predictions, axis=0)

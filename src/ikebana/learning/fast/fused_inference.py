@@ -23,7 +23,6 @@ from ikebana.learning.fast.depthwise import (
     is_cpu_bfloat16_autocast,
     is_standard_convolution,
 )
-from ikebana.learning.fast.switch import is_enabled
 from ikebana.learning.models.inception import BatchNorm
 from ikebana.learning.models.layers import Normalise
 
@@ -84,9 +83,6 @@ def _fold_copy(network: nn.Module) -> nn.Module:
 
 def optimise_for_inference(network: nn.Module, examples: Examples) -> nn.Module:
     """Return the fastest equivalent for inference; a head without convolutions stays as it is."""
-    # Also checked here, because `learning.plan` does not call through the package.
-    if not is_enabled():
-        return network
     has_convolutions = any(isinstance(module, Convolution) for module in network.modules())
     return fuse_layers(network, examples) if len(examples) and has_convolutions else network
 

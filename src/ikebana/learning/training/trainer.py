@@ -79,7 +79,7 @@ class Trainer:
             The batch's mean loss and its logits, both from before the update.
         """
         if self._forward is None:
-            self._forward = fast.build_training_forward(self.network, inputs, self.recipe.batch_size, settings)
+            self._forward = fast.build_training_forward(self.network, inputs, self.batch_size, settings)
         with settings.autocast():
             logits = self._forward(inputs)
         # The loss is never computed in half precision.
