@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -23,6 +25,7 @@ from support.images import (
 )
 
 from ikebana.data import decoding
+from ikebana.data.pillow_output import _load_libtiff
 
 ORIENTATION = 0x0112  # the EXIF tag
 HOW_IT_LIES = {  # EXIF orientation -> what was done to the upright picture; TIFF 6.0, tag Orientation
@@ -380,3 +383,23 @@ def test_threads_see_what_one_thread_sees():
     for thread in threads:
         thread.join()
     assert all(np.array_equal(alone[row], together[row]) for row in range(16))
+
+
+def test_broken_tiff_files_print_nothing(tmp_path):
+    """libtiff and Pillow's logger would write lines without the photo's name to standard error."""
+    stream = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(stream, "TIFF", compression="tiff_lzw")
+    data = stream.getvalue()
+    (tmp_path / "broken.tif").write_bytes(data[:200] + bytes(600) + data[800:])
+    code = (
+        "import io, sys; from pathlib import Path; from PIL import Image; from ikebana.data import decoding\n"
+        "data = Path(sys.argv[1]).read_bytes()\n"
+        "try:\n    decoding.decode(data, 32)\nexcept Exception as error:\n    print(type(error).__name__)\n"
+        "if len(sys.argv) > 2:\n    Image.open(io.BytesIO(data)).load()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "broken.tif")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("UnreadablePhoto\n", "")
+    plain = subprocess.run([*command, "plain"], capture_output=True, text=True, check=False)
+    if _load_libtiff() is not None:
+        assert "LZWDecode" in plain.stderr  # libtiff prints again outside a call

@@ -227,11 +227,11 @@ def test_building_a_network_draws_nothing_from_the_programs_random_generator():
 def test_pillows_warnings_are_ignored_only_while_a_photo_is_decoded():
     import warnings
 
-    from ikebana.data import decoding
+    from ikebana.data import decoding, pillow_output
 
     before = list(warnings.filters)
-    with decoding._pillow_warnings.ignore(), decoding._pillow_warnings.ignore():
-        assert warnings.filters.count(decoding.PILLOW_FILTER) == 1
+    with pillow_output.silence_pillow(), pillow_output.silence_pillow():
+        assert warnings.filters.count(pillow_output.PILLOW_FILTER) == 1
     assert warnings.filters == before
     with pytest.raises(ikebana.UnreadablePhoto):
         decoding.decode(b"no photo", 32)

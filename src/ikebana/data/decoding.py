@@ -21,10 +21,8 @@ import hashlib
 import io
 import math
 import os
-import re
 import struct
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ from PIL.IcoImagePlugin import IcoFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ikebana.data import corruption
+from ikebana.data.pillow_output import silence_pillow
 from ikebana.errors import UnreadablePhoto
 from ikebana.recipe import Resize
 
@@ -84,9 +83,6 @@ _large_photo_slot = threading.Semaphore(1)
 # littlecms transforms hold state, so each thread has its own.
 _transform_cache = threading.local()
 
-# As `warnings.filterwarnings` stores it; the comment distinguishes it from a user's own.
-PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\.(?#ikebana)"), 0)
-
 
 @dataclass(frozen=True)
 class Photo:
@@ -101,38 +97,6 @@ class Photo:
     height: int
     # uint8 [thumbnail_size, thumbnail_size, 3]: the whole photo squashed, if requested.
     thumbnail: np.ndarray | None = None
-
-
-class PillowWarnings:
-    """Pillow's warnings, which threads may ignore at the same time.
-
-    Pillow warns of large photos and odd EXIF blocks without naming the photo. This module checks
-    what matters and reports it per photo. `warnings.catch_warnings` is not safe with threads: one
-    that ends would restore the filters that another has changed.
-    """
-
-    def __init__(self) -> None:
-        self.lock, self.open_blocks = threading.Lock(), 0
-
-    @contextmanager
-    def ignore(self) -> Iterator[None]:
-        """Ignore these warnings within this block."""
-        filters: list[Any] = warnings.filters  # type: ignore[assignment]
-        with self.lock:
-            self.open_blocks += 1
-            if PILLOW_FILTER not in filters:
-                filters.insert(0, PILLOW_FILTER)
-        try:
-            yield
-        finally:
-            filters = warnings.filters  # type: ignore[assignment]
-            with self.lock:
-                self.open_blocks -= 1
-                if not self.open_blocks and PILLOW_FILTER in filters:
-                    filters.remove(PILLOW_FILTER)
-
-
-_pillow_warnings = PillowWarnings()
 
 
 def decode(data: bytes, image_size: int, resize: Resize = "squash", thumbnail_size: int = 0) -> Photo:
@@ -171,7 +135,7 @@ def convert_image(image: Image.Image, image_size: int, resize: Resize = "squash"
 def _translate_errors(data: bytes = b"") -> Iterator[None]:
     """Convert every exception of a decoder to UnreadablePhoto."""
     try:
-        with _pillow_warnings.ignore():
+        with silence_pillow():
             yield
     except UnreadablePhoto:
         raise
@@ -241,7 +205,7 @@ def read_dimensions(data: bytes) -> tuple[int, int] | None:
     Returns None if `decode` would refuse the photo.
     """
     try:
-        with _pillow_warnings.ignore(), _open_image(data) as image:
+        with silence_pillow(), _open_image(data) as image:
             return _get_memory_size(image)
     except Exception:
         return None

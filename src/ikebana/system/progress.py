@@ -28,6 +28,11 @@ from ikebana.errors import RecipeError
 LOADING_TEXT = "loading PyTorch ..."
 # All control characters except tab and newline.
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Units that have a rate, such as photos/s; a rate of 2 steps says nothing.
+RATE_UNITS = frozenset(("photos", "files", "kB"))
+# A narrower terminal has no room for the rate.
+WIDE_COLUMNS = 100
+SHORT_NAMES = {"accuracy": "acc", "val_accuracy": "val"}
 # Interval between the lines of a bar in a log file.
 LINE_SECONDS = 10.0
 
@@ -59,27 +64,31 @@ class MovingBar:
     def __init__(self, name: str, total: int, unit: str):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         self.unit = unit
         self.started = time.monotonic()
         self.done, self.scores = 0, ""
-        self.progress = Progress(
-            TextColumn("{task.description:<18}", markup=False),
-            BarColumn(bar_width=24),
+        console = Console(stderr=True)
+        self.is_wide = console.width >= WIDE_COLUMNS
+        # The time left is never shortened: a narrow terminal has no speed, and scores with short names.
+        time_column = Column(no_wrap=True, min_width=len("0:00:00"))
+        columns = [
+            TextColumn("{task.description:<18}" if self.is_wide else "{task.description:<16}", markup=False),
+            BarColumn(bar_width=24 if self.is_wide else 10),
             TaskProgressColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[scores]}"),
-            console=Console(stderr=True),
-            refresh_per_second=5,
-        )
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=time_column),
+            *([TextColumn("{task.fields[speed]}")] if self.is_wide else []),
+            TextColumn("{task.fields[scores]}", table_column=Column(no_wrap=True, overflow="crop")),
+        ]
+        self.progress = Progress(*columns, console=console, refresh_per_second=5)
         self.task = self.progress.add_task(name, total=total or None, speed="", scores="")
         self.progress.start()
 
     def advance(self, done: int, **scores: float | str) -> None:
         self.done += done
         speed = _format_speed(self.done, time.monotonic() - self.started, self.unit)
-        self.scores = _format_scores(scores) or self.scores
+        self.scores = _format_scores(scores, short=not self.is_wide) or self.scores
         self.progress.update(self.task, advance=done, speed=speed, scores=self.scores)
 
     def close(self) -> None:
@@ -344,13 +353,18 @@ def _replace_nan(value: Any) -> Any:
 
 
 def _format_speed(done: int, elapsed: float, unit: str) -> str:
-    return f"{done / elapsed:,.0f} {unit}/s" if elapsed > 0.2 and done else ""
+    """Format the rate of units that are many and alike; others have none."""
+    has_rate = unit in RATE_UNITS and elapsed > 0.2 and done
+    return f"{done / elapsed:,.0f} {unit}/s" if has_rate else ""
 
 
-def _format_scores(scores: dict[str, float | str]) -> str:
-    return "  ".join(
-        f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items()
+def _format_scores(scores: dict[str, float | str], *, short: bool = False) -> str:
+    texts = (
+        f"{SHORT_NAMES.get(name, name) if short else name.replace('_', ' ')} "
+        + (f"{value:.{2 if short else 3}f}" if isinstance(value, float) else f"{value}")
+        for name, value in scores.items()
     )
+    return "  ".join(texts)
 
 
 def _in_notebook() -> bool:
