@@ -1,7 +1,9 @@
 """What people and programs see of the same work."""
 
 import json
+import re
 import sys
+import time
 
 import pytest
 
@@ -98,3 +100,39 @@ def test_a_name_tells_the_terminal_nothing(capsys):
     with progress.use_reporter(progress.TerminalReporter()):
         progress.message("rose\x1b[2J\x07.jpg: no photo\n  a line\tand a column, Gänseblümchen")
     assert capsys.readouterr().err == "rose\\x1b[2J\\x07.jpg: no photo\n  a line\tand a column, Gänseblümchen\n"
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_a_narrow_terminal_keeps_the_time_left_and_drops_the_rate(columns, monkeypatch, capfd):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    bar = progress.MovingBar("train 2/2", 100, "photos")
+    bar.started -= 10
+    bar.progress.get_time = lambda: time.monotonic() + 10  # rich estimates the time left from these ten seconds
+    bar.advance(33, epoch="12/30", loss=1.611, accuracy=0.233, val_accuracy=0.3)
+    bar.progress.refresh()
+    bar.close()
+    line = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capfd.readouterr().err).splitlines()[-1]
+    assert re.search(r"\d+:\d\d|--:--", line)
+    assert ("photos/s" in line) == (columns == 100)
+    assert "12/30" in line
+    assert len(line) <= columns
+
+
+def test_only_photos_and_files_have_a_rate():
+    assert progress._format_speed(20, 2.0, "photos") == "10 photos/s"
+    assert progress._format_speed(20, 2.0, "steps") == ""
+
+
+def test_quiet_prints_warnings_errors_and_the_result(capfd):
+    with progress.use_reporter(progress.QuietReporter()):
+        progress.message("a message")
+        progress.warn("a warning")
+        progress.error("an error")
+        progress.event("epoch", loss=1.0)
+        progress.result("the result")
+        with progress.stage("train", 10) as bar:
+            bar.advance(10)
+    out, err = capfd.readouterr()
+    assert out == "the result\n"
+    assert err == "a warning\nan error\n"

@@ -179,3 +179,12 @@ def test_a_file_of_weights_may_be_a_path(tmp_path):
     assert recipes.get_recipe("quick", weights=tmp_path / "mine.safetensors").weights == str(
         tmp_path / "mine.safetensors"
     )
+
+
+def test_a_misspelt_recipe_is_answered_with_the_one_that_was_meant():
+    with pytest.raises(RecipeError) as refusal:
+        recipes.get_recipe("gud")
+    assert str(refusal.value.advice).startswith("did you mean good?")
+    with pytest.raises(RecipeError) as refusal:
+        recipes.get_recipe("xyzzy")
+    assert "did you mean" not in str(refusal.value.advice)

@@ -3,11 +3,11 @@
 import csv
 import signal
 import sys
-from dataclasses import asdict, fields, make_dataclass
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from ikebana.errors import IkebanaError, UsageError
@@ -30,13 +30,49 @@ app = App(
 )
 RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
 Switch = Annotated[bool, Parameter(negative=())]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="one JSON event a line on standard output")]
+TRAINING, NETWORK, SPLIT, SECURITY, LIMITS, OUTPUT = (
+    Group(name, sort_key=number)
+    for number, name in enumerate(("Training", "Network and images", "Split", "Security", "Limits", "Output"), 1)
+)
+OPTION_GROUPS = {
+    **dict.fromkeys(("network", "weights", "truncate_at", "image_size", "resize", "dropout"), NETWORK),
+    **dict.fromkeys(("split", "split_seed", "split_fractions", "class_order"), SPLIT),
+}
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    Parameter(help="where to compute: auto uses a GPU if torch can use one", group=TRAINING),
+]
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Flags that every command has."""
+
+    quiet: Annotated[
+        bool,
+        Parameter(negative=(), group=OUTPUT, show_default=False, help="print only warnings, errors and the result"),
+    ] = False
+    json: Annotated[
+        bool,
+        Parameter(
+            negative=(), group=OUTPUT, show_default=False, help="print one JSON event per line on standard output"
+        ),
+    ] = False
+
+    def apply(self) -> None:
+        """Choose the reporter."""
+        if self.quiet and self.json:
+            raise UsageError("--quiet and --json exclude each other", advice="one of them")
+        if self.json:
+            progress.set_reporter(progress.JsonReporter())
+        elif self.quiet:
+            progress.set_reporter(progress.QuietReporter())
+
+
+Output = Annotated[OutputOptions, Parameter(name="*")]
+DEFAULT_OUTPUT = OutputOptions()
 Advise = Annotated[
-    bool,
-    Parameter(
-        negative=(),
-        help="also advise whether a network's head, its last stages or all of it should learn from the photos",
-    ),
+    bool, Parameter(negative=(), help="also recommend how much of a network to train on these photos, and the command")
 ]
 
 
@@ -62,16 +98,21 @@ def _make_flags_class(name: str, flags: list[tuple[str, Any, Any]]) -> type[Any]
     return flags_class
 
 
-def _annotate(flag_type: Any, field: Any, **settings: Any) -> Any:
-    return Annotated[flag_type, Parameter(help=field.metadata["explanation"], **settings)]
+def _annotate(flag_type: Any, field: Any, group: Group, **settings: Any) -> Any:
+    return Annotated[flag_type, Parameter(help=field.metadata["explanation"], group=group, **settings)]
 
 
 _OPTION_FIELDS = list(list_options().values())
 RecipeOptions = _make_flags_class(
-    "Choices", [(field.name, _annotate(_flag_type(field), field, negative=()), None) for field in _OPTION_FIELDS]
+    "RecipeOptions",
+    [
+        (field.name, _annotate(_flag_type(field), field, OPTION_GROUPS.get(field.name, TRAINING), negative=()), None)
+        for field in _OPTION_FIELDS
+    ],
 )
 LimitOptions = _make_flags_class(
-    "Bounds", [(field.name, _annotate(_get_plain_type(field), field), field.default) for field in fields(Limits)]
+    "LimitOptions",
+    [(field.name, _annotate(_get_plain_type(field), field, LIMITS), field.default) for field in fields(Limits)],
 )
 
 
@@ -95,50 +136,49 @@ def _parse_tuple(name: str, text: str, declared: Any) -> tuple[Any, ...]:
         ) from None
 
 
-@app.command
+@app.command(sort_key=2)
 def fit(
     photos: str | None = None,
     *,
     recipe: RecipeName | Path | None = None,  # pyright: ignore[reportInvalidTypeForm]
     run: Path | None = None,
     resume: Path | None = None,
+    device: Device = "auto",
     options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
-    json: Json = False,
+    output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Train a classifier on labelled photos and score it on photos it has never seen.
 
     Parameters
     ----------
     photos
-        A folder with a sub-folder for each class (or train, validation and test folders of these), a .zip or .tar of it,
-        or a .csv or .parquet table with the columns path and label.
+        A folder with one sub-folder per class (or with train, validation and test folders of these), a .zip or .tar
+        archive of it, or a .csv or .parquet table with the columns path and label.
     recipe
-        What to train, and how; quick if it is not said. Or a run's recipe.json, to make that run again. The flags below change
-        single choices of it.
+        What to train and how: a name, or the recipe.json of a run to repeat it. Default: quick. The flags below
+        change single options of it.
     run
-        The folder to make; runs/<recipe>-<short hash> if none is given.
+        The folder to write. Default: runs/<recipe>-<short hash>.
     resume
-        Go on with this interrupted run instead; it needs neither photos nor flags.
+        Continue this interrupted run. It needs neither photos nor other flags.
     """
-    _use_json_events(json)
+    output.apply()
     progress.show_loading()
     from ikebana.commands import fit as fit_command
 
     if resume is not None:
-        if photos is not None or recipe is not None or run is not None or _parse_options(options):
-            raise UsageError(
-                "a resumed run has its photos and choices already", advice=f"ikebana fit --resume {resume}"
-            )
+        if photos or recipe or run or device != "auto" or _parse_options(options):
+            raise UsageError("a resumed run has its own photos and options", advice=f"ikebana fit --resume {resume}")
         finished_run = fit_command.resume(resume)
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
     else:
-        finished_run = fit_command.fit(photos, recipe, run=run, **_parse_options(options))
+        finished_run = fit_command.fit(photos, recipe, run=run, device=device, **_parse_options(options))
     progress.event("done", run=str(finished_run.folder))
     progress.result(str(finished_run.folder))
 
 
-@app.command
+@app.command(sort_key=1)
 def audit(
     photos: str,
     *,
@@ -147,7 +187,8 @@ def audit(
     write: Path | None = None,
     drop: str = "",
     relabel: str = "",
-    json: Json = False,
+    device: Device = "auto",
+    output: Output = DEFAULT_OUTPUT,
 ) -> int:
     """Check a photo collection for problems before training.
 
@@ -156,21 +197,23 @@ def audit(
     Parameters
     ----------
     photos
-        As for fit: a folder with a sub-folder for each class, an archive of it, or a table.
+        As for fit: a folder with one sub-folder per class, an archive of it, or a table.
     out
-        A folder for all that was found: a page to look at, audit.json and findings.csv.
+        A folder for the report: index.html to look at, audit.json and findings.csv for programs.
     write
-        A table to make of the photos, cleaned.csv say, for fit; your files stay as they are.
+        A table of the photos for fit, such as cleaned.csv. Your photos are never changed.
     drop
-        Kinds of findings whose photos are left out of that table, such as near_duplicate (one stays) or suspect_label>0.9.
+        Findings whose photos are left out of that table, such as near_duplicate (one copy stays) or 'suspect_label>0.9'.
     relabel
-        What to relabel in it: 'suspect_label>0.95', those surer than that.
+        Findings whose photos get the suggested label, such as 'suspect_label>0.95'.
     """
-    _use_json_events(json)
+    output.apply()
     progress.show_loading()
     from ikebana.commands import audit as audit_command
 
-    result = audit_command.audit(photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","))
+    result = audit_command.audit(
+        photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","), device=device
+    )
     command = result.recommendation.command if result.recommendation is not None else ""
     progress.event("done", leaks=len(result.leaks), command=command)
     if command or write is not None:
@@ -178,7 +221,7 @@ def audit(
     return EXIT_REFUSED if result.split_errors else EXIT_LEAKAGE if result.leaks else EXIT_DONE
 
 
-@app.command
+@app.command(sort_key=4)
 def export(
     run: Path,
     file: Path | None = None,
@@ -186,6 +229,7 @@ def export(
     web: Path | None = None,
     int8: Switch = False,
     photos: str | None = None,
+    output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Export a run to one ONNX file that predicts the same everywhere.
 
@@ -194,56 +238,61 @@ def export(
     Parameters
     ----------
     run
-        The folder that fit made.
+        The folder that fit wrote.
     file
-        The file to write, flowers.onnx say.
+        The file to write, such as flowers.onnx.
     web
-        A folder to make instead: a page that classifies in the browser, with nothing sent anywhere.
+        A folder to write instead: a page that classifies photos in the browser and sends them nowhere.
     int8
-        In whole numbers of 8 bits: a quarter of the size, often faster; refused if that costs accuracy.
+        Quantise to 8 bits: a quarter of the size, often faster. Refused if it costs accuracy.
     photos
-        Where the run's photos are, if they have moved since.
+        Where the run's photos are, if they have moved.
     """
+    output.apply()
     if file is not None and web is None:
         from ikebana.commands.export import export
 
         export(run, file, int8=int8, photos=photos)
+        progress.event("done", file=str(file))
         progress.result(str(file))
     elif web is not None and file is None:
         from ikebana.commands.export import export_web
 
         export_web(run, web, int8=int8, photos=photos)
+        progress.event("done", web=str(web))
         progress.result(str(web))
     else:
-        what = "nothing was asked for" if file is None else "a file and --web are two different things"
+        what = "no output was given" if file is None else "a file and --web exclude each other"
         raise UsageError(what, advice=f"ikebana export {run} flowers.onnx, or ikebana export {run} --web DIR")
 
 
-@app.command
+@app.command(sort_key=3)
 def predict(
     model: Path,
     *photos: Annotated[str, Parameter(allow_leading_hyphen=True)],
     out: Path | None = None,
     copy_to: Path | None = None,
     link_to: Path | None = None,
+    output: Output = DEFAULT_OUTPUT,
 ) -> None:
-    """Predict what new photos show, one table row per photo.
+    """Classify new photos: one table row per photo.
 
     After an interruption, the same command resumes.
 
     Parameters
     ----------
     model
-        A file that export made, or the folder of a run.
+        A file that export wrote, or the folder of a run.
     photos
-        Files, folders, globs or archives; - for a list of them on standard input, one a line.
+        Files, folders, globs or archives; - reads a list from standard input, one path per line.
     out
-        The table to write: .csv, .jsonl or .parquet; CSV on standard output if none is given.
+        The table to write: .csv, .jsonl or .parquet. Default: CSV on standard output.
     copy_to
-        A folder: each photo is copied into a sub-folder named like its class.
+        A folder: each photo is copied into a sub-folder named after its class.
     link_to
         The same with links instead of copies.
     """
+    output.apply()
     from ikebana.commands import predict as predict_command
 
     # `-` is standard input; any other argument with a leading hyphen is a misspelt flag.
@@ -255,59 +304,62 @@ def predict(
     if not photos:
         raise UsageError("no photos were given", advice="ikebana predict MODEL PHOTOS")
     if copy_to is not None and link_to is not None:
-        raise UsageError("photos are either copied or linked", advice="--copy-to or --link-to")
+        raise UsageError("--copy-to and --link-to exclude each other", advice="one of them")
+    if output.json and out is None:
+        raise UsageError("--json needs --out: both would write to standard output", advice="--out predictions.jsonl")
     path_lines = sys.stdin if "-" in photos else None
     paths = [photo for photo in photos if photo != "-"]
     predict_command.predict_to_table(model, paths, path_lines, out, copy_to or link_to, link=link_to is not None)
+    progress.event("done", out=str(out or ""))
     if out is not None:
         progress.result(str(out))
 
 
-@app.command
+@app.command(sort_key=5)
 def serve(
     file: Path,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    token: Annotated[str | None, Parameter(env_var="IKEBANA_TOKEN")] = None,
+    token: Annotated[str | None, Parameter(env_var="IKEBANA_TOKEN", group=SECURITY)] = None,
     limits: Annotated[LimitOptions, Parameter(name="*")] = LimitOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
-    json: Json = False,
+    output: Output = DEFAULT_OUTPUT,
 ) -> None:
-    """Serve predictions over HTTP: a web page for people, REST for programs.
+    """Serve predictions over HTTP: a web page for people, a REST API for programs.
 
     Stop it with Ctrl-C.
 
     Parameters
     ----------
     file
-        The file that export made.
+        The file that export wrote.
     host
-        The address to listen at: 127.0.0.1 is this machine alone, 0.0.0.0 accepts other machines.
+        The address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 for other machines too.
     port
-        0 for any that is free.
+        The port; 0 for any free one.
     token
-        What a request must bring to be answered; the page asks for it.
+        A secret that every request must send. The page asks for it.
     """
     from ikebana.commands import serve
 
-    _use_json_events(json)
+    output.apply()
     serve.serve(file, host, port, token=token, limits=Limits(**asdict(limits)))
     progress.event("done")
 
 
-@app.command
-def doctor(*, json: Json = False) -> None:
+@app.command(sort_key=7)
+def doctor(*, device: Device = "auto", output: Output = DEFAULT_OUTPUT) -> None:
     """Show this machine's hardware, how ikebana will use it, and why."""
     from ikebana.commands import doctor as doctor_command
 
-    _use_json_events(json)
-    facts = doctor_command.doctor()
+    output.apply()
+    facts = doctor_command.doctor(device=device)
     progress.result("\n".join(f"{name:<14} {value}" for name, value in facts.items()))
     progress.event("done", **facts)
 
 
-@app.command
-def cache(*, clear: Switch = False, json: Json = False) -> None:
+@app.command(sort_key=8)
+def cache(*, clear: Switch = False, output: Output = DEFAULT_OUTPUT) -> None:
     """Show what the cache contains and how large it is, or clear it.
 
     It contains decoded photos, features, unpacked archives and weights.
@@ -315,18 +367,18 @@ def cache(*, clear: Switch = False, json: Json = False) -> None:
     Parameters
     ----------
     clear
-        Remove it. What is needed again is made again.
+        Delete the cache. What is needed again is computed again.
     """
     from ikebana.commands import cache as cache_command
 
-    _use_json_events(json)
+    output.apply()
     contents = cache_command.cache(clear)
     progress.result(repr(contents))
     progress.event("done", folder=str(contents.folder), bytes={usage.kind: usage.bytes for usage in contents.kinds})
 
 
-@app.command
-def demo(*, out: Path | None = None) -> None:
+@app.command(sort_key=6)
+def demo(*, out: Path | None = None, output: Output = DEFAULT_OUTPUT) -> None:
     """Draw photos of paper flowers, train on them and predict new ones.
 
     This takes about half a minute.
@@ -334,23 +386,21 @@ def demo(*, out: Path | None = None) -> None:
     Parameters
     ----------
     out
-        The folder to make; ikebana-demo here if none is given.
+        The folder to write. Default: ikebana-demo.
     """
+    output.apply()
     from ikebana.demo_data import demo
 
-    progress.result(str(demo.demo(out).folder))
-
-
-def _use_json_events(json: bool) -> None:
-    if json:
-        progress.set_reporter(progress.JsonReporter())
+    folder = demo.demo(out).folder
+    progress.event("done", folder=str(folder))
+    progress.result(str(folder))
 
 
 def _report_error(error: Any) -> int:
     """Report an IkebanaError and return the exit status; raise any other error."""
     if not isinstance(error, IkebanaError):
         raise error
-    progress.message(f"{type(error).__name__}: {error}")
+    progress.error(f"{type(error).__name__}: {error}")
     details = {"what": error.what, "where": str(error.where or ""), "advice": error.advice or ""}
     progress.event("error", kind=type(error).__name__, **details)
     return EXIT_WRONG_USAGE if isinstance(error, UsageError) else EXIT_REFUSED

@@ -1,5 +1,6 @@
 """The named recipes, and the resolution of a name, file or Recipe."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -99,8 +100,10 @@ def get_recipe(name: str, **options: Any) -> Recipe:
         RecipeError: there is no such recipe or option, or an option is invalid.
     """
     if name not in RECIPES:
+        similar = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
+        guess = f"did you mean {similar[0]}? " if similar else ""
         raise RecipeError(
-            f"there is no recipe {name!r}", advice=f"one of: {', '.join(RECIPES)}; or the recipe.json of a run"
+            f"there is no recipe {name!r}", advice=f"{guess}one of: {', '.join(RECIPES)}; or the recipe.json of a run"
         )
     return with_options(RECIPES[name], **options)
 
@@ -115,12 +118,10 @@ def resolve_recipe(source: "str | Path | Recipe", **options: Any) -> Recipe:
             version, or an option is invalid.
     """
     if isinstance(source, Recipe):
-        recipe = with_options(source, **options)
-    elif isinstance(source, str) and not source.endswith(".json"):
-        recipe = get_recipe(source, **options)
-    else:
-        recipe = with_options(read_recipe(Path(source).expanduser()), **options)
-    return recipe
+        return with_options(source, **options)
+    if isinstance(source, str) and not source.endswith(".json"):
+        return get_recipe(source, **options)
+    return with_options(read_recipe(Path(source).expanduser()), **options)
 
 
 def read_recipe(file: Path) -> Recipe:

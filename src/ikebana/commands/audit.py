@@ -75,6 +75,7 @@ def audit(
     write: str | Path | None = None,
     drop: Sequence[str] = (),
     relabel: Sequence[str] = (),
+    device: str = "auto",
 ) -> Audit:
     """Check a folder, an archive or a table of photos for problems.
 
@@ -87,6 +88,7 @@ def audit(
         write: table for `fit`, such as `cleaned.csv`; the dropped rows are written next to it.
         drop: kinds of findings whose photos are left out of it, such as "near_duplicate".
         relabel: findings whose photos get the suggested label: "suspect_label>0.95".
+        device: auto for a GPU if there is one, cpu, cuda or mps.
     Raises:
         PhotosError: there are no usable photos, or with `advise` too few.
         RecipeError, MachineError: with `advise`, the backbone is not available.
@@ -103,7 +105,7 @@ def audit(
     recipe = networks.fill_defaults(RECIPES[DEFAULT_RECIPE])
     page_file = Path(out).expanduser() / PAGE_FILE if out is not None else None
     with preserve_process_state():
-        plan = _make_plan(unopened, recipe, is_required=advise)
+        plan = _make_plan(unopened, recipe, device, is_required=advise)
         result, pixel_cache = _check_photos(unopened, recipe, plan, page_file)
         _report(result, pixel_cache, recipe)
         if write is not None:
@@ -145,7 +147,7 @@ def _split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, list[Finding]]:
         return unsplit, [Finding(CANNOT_SPLIT, "error", (), error.what, error.advice or "more photos")]
 
 
-def _make_plan(dataset: Dataset, recipe: Recipe, *, is_required: bool) -> "Plan | None":
+def _make_plan(dataset: Dataset, recipe: Recipe, device: str, *, is_required: bool) -> "Plan | None":
     """Plan as `fit` does, report the cost, and refuse what this machine cannot do.
 
     Returns:
@@ -157,7 +159,7 @@ def _make_plan(dataset: Dataset, recipe: Recipe, *, is_required: bool) -> "Plan 
     from ikebana.learning.plan import Plan
 
     try:
-        plan = Plan.from_dataset(dataset, recipe)
+        plan = Plan.from_dataset(dataset, recipe, device=device)
     except (RecipeError, MachineError) as error:
         if is_required:
             raise

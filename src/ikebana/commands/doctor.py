@@ -4,7 +4,8 @@ import importlib.metadata
 import platform
 
 from ikebana.commands.cache import measure_size
-from ikebana.learning import device, fast
+from ikebana.learning import fast
+from ikebana.learning.device import describe_processor
 from ikebana.learning.estimate import configure_device
 from ikebana.learning.models import networks
 from ikebana.learning.models.assembly import assemble
@@ -21,15 +22,19 @@ LIBRARIES = (
 
 
 @preserve_process_state()
-def doctor() -> dict[str, str]:
-    """Return facts about this machine and how ikebana uses it, as text by name."""
+def doctor(*, device: str = "auto") -> dict[str, str]:
+    """Return facts about this machine and how ikebana uses it, as text by name.
+
+    Args:
+        device: auto for a GPU if there is one, cpu, cuda or mps.
+    """
     recipe = networks.fill_defaults(RECIPES[DEFAULT_RECIPE])
-    settings = configure_device(assemble(recipe, classes=5, loads_weights=False))
+    settings = configure_device(assemble(recipe, classes=5, loads_weights=False), device_name=device)
     cache = cache_folder()
     return {
         "ikebana": importlib.metadata.version("ikebana"),
         "python": f"{platform.python_version()} on {platform.platform()}",
-        "processor": device.describe_processor(),
+        "processor": describe_processor(),
         "GPU": "yes" if settings.device != "cpu" else "none that torch can use: ikebana trains on the processor",
         "device": f"{settings.device}: {settings.reasons['device']}",
         "threads": f"{settings.threads}: {settings.reasons['threads']}",

@@ -12,7 +12,8 @@ from ikebana.data.pixel_cache import PixelCache
 from ikebana.evaluation.calibration import calibrate
 from ikebana.evaluation.leakage import measure_leakage
 from ikebana.evaluation.metrics import Evaluation, evaluate
-from ikebana.learning import augmentation, device
+from ikebana.learning import augmentation
+from ikebana.learning.device import collect_environment, load_settings
 from ikebana.learning.estimate import get_spare_gpu_bytes, recipe_memory_errors, suggest_upgrade
 from ikebana.learning.examples import PhotoExamples, build_split_examples, concatenate, select_for_calibration
 from ikebana.learning.plan import (
@@ -45,6 +46,7 @@ def fit(
     *,
     run: str | Path | None = None,
     model: "nn.Module | None" = None,
+    device: str = "auto",
     **options: Unpack[FitOptions],
 ) -> Run:
     """Train a classifier on labelled photos and score it on photos it has never seen.
@@ -55,15 +57,17 @@ def fit(
         run: the folder to make; `runs/<recipe>-<short hash>` if not given.
         model: your own network, from float images [N, 3, image_size, image_size], 0 to 255, to
             logits [N, classes]. It is copied.
+        device: auto for a GPU if there is one, cpu, cuda or mps.
         options: of the recipe, to be changed: epochs=5, seed=1, ...
     Raises:
         PhotosError, RecipeError, RunError, MachineError: each has advice on what to try.
     """
     clock = Stopwatch()
     run_writer.check_folder_is_free(run)
-    plan = Plan.from_photos(photos, recipe, model=model, run_folder=run or run_writer.DEFAULT_RUNS_FOLDER, **options)
+    run_folder = run or run_writer.DEFAULT_RUNS_FOLDER
+    plan = Plan.from_photos(photos, recipe, model=model, run_folder=run_folder, device=device, **options)
     plan.estimate.report_and_check()
-    environment = device.collect_environment(plan.settings)
+    environment = collect_environment(plan.settings)
     if recipe is not None and (changes := describe_rerun_differences(recipe, environment)):
         progress.message(changes)
     clock.lap("prepare")
@@ -89,9 +93,9 @@ def resume(run: str | Path, *, model: "nn.Module | None" = None) -> Run:
         return opened
     writer.check_same_recipe()
     # Other settings would change the result.
-    settings = device.load_settings(opened.folder / "environment.json")
+    settings = load_settings(opened.folder / "environment.json")
     plan = Plan.from_dataset(writer.find_photos(), opened.recipe, model=model, settings=settings)
-    if changes := describe_resume_differences(opened.folder, device.collect_environment(plan.settings)):
+    if changes := describe_resume_differences(opened.folder, collect_environment(plan.settings)):
         progress.warn(changes)
     clock.lap("prepare")
     dataset, pixels = open_photos(plan.dataset, plan.recipe)

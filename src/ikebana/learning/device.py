@@ -89,9 +89,14 @@ def configure(threads: int | None = None, device: str | None = None) -> DeviceSe
 
     Args:
         threads: the number a resumed run began with.
-        device: the device a resumed run began with.
+        device: the device a resumed run began with, or the user chose; auto for a GPU if there is one.
+    Raises:
+        MachineError: torch cannot use the chosen device.
     """
-    name, device_reason = _select_device() if device is None else (device, "as the run began with")
+    if threads is not None and device is not None:
+        name, device_reason = device, "as the run began with"
+    else:
+        name, device_reason = _require_device(device or "auto")
     if name == "cuda":
         _make_cuda_deterministic()
     count, threads_reason = _count_threads()
@@ -122,6 +127,16 @@ def _make_cuda_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]
     # CUDA graphs are captured on a separate stream.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+
+
+def _require_device(name: str) -> tuple[str, str]:
+    """Return the device and the reason; MachineError if torch cannot use it."""
+    if name == "auto":
+        return _select_device()
+    is_available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not is_available.get(name, False):
+        raise MachineError(f"torch cannot use the device {name!r} here", advice="--device cpu, or --device auto")
+    return name, "as the user chose"
 
 
 def _select_device() -> tuple[str, str]:

@@ -117,15 +117,16 @@ def recipe_memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
     return resources.memory_errors(f"anew with {_suggest_smaller(recipe)}")
 
 
-def configure_device(assembly: Assembly, photo_count: int | None = None) -> DeviceSettings:
+def configure_device(assembly: Assembly, photo_count: int | None = None, device_name: str = "auto") -> DeviceSettings:
     """Configure device and precision for these networks; the first time takes some seconds.
 
     Args:
         photo_count: number of photos if known; no batch is larger.
+        device_name: auto, cpu, cuda or mps.
     Raises:
-        MachineError: too little memory for the measurement.
+        MachineError: too little memory for the measurement, or torch cannot use the device.
     """
-    settings, recipe = device.configure(), assembly.recipe
+    settings, recipe = device.configure(device=device_name), assembly.recipe
     method = recipe.method
     if isinstance(method, GradientMethod) and photo_count:
         recipe = with_options(recipe, batch_size=min(method.batch_size, photo_count))

@@ -19,7 +19,8 @@ from ikebana.data import pixel_cache, sources, split
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.data.pixel_cache import PixelCache
-from ikebana.learning import device, estimate, fast, scoring
+from ikebana.learning import device as devices
+from ikebana.learning import estimate, fast, scoring
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.estimate import CostEstimate
 from ikebana.learning.examples import (
@@ -66,6 +67,7 @@ class Plan:
         *,
         model: nn.Module | None = None,
         run_folder: str | Path | None = None,
+        device: str = "auto",
         **options: Unpack[FitOptions],
     ) -> Self:
         """List the photos, build the networks, and choose the device settings.
@@ -76,6 +78,7 @@ class Plan:
             model: your own network, from float images [N, 3, image_size, image_size], 0 to 255, to
                 logits [N, classes]. It is copied. It needs a recipe from scratch.
             run_folder: where the run will be; counted in the estimate of disk space.
+            device: auto for a GPU if there is one, cpu, cuda or mps.
             options: of the recipe, to be changed: epochs=5, seed=1, ...
         Raises:
             PhotosError, RecipeError, MachineError: each has advice on what to try.
@@ -87,9 +90,8 @@ class Plan:
         # Missing or wrong weights are reported before the photos are listed.
         for member in resolved.members:
             weight_loading.check_weights(member)
-        return cls.from_dataset(
-            sources.read(photos, resolved.class_order), resolved, model=model, run_folder=run_folder
-        )
+        dataset = sources.read(photos, resolved.class_order)
+        return cls.from_dataset(dataset, resolved, model=model, run_folder=run_folder, device=device)
 
     @classmethod
     def from_dataset(
@@ -100,6 +102,7 @@ class Plan:
         model: nn.Module | None = None,
         run_folder: str | Path | None = None,
         settings: DeviceSettings | None = None,
+        device: str = "auto",
     ) -> Self:
         """Build the networks for photos that are listed already.
 
@@ -107,9 +110,10 @@ class Plan:
             dataset: not opened.
             recipe: with its defaults filled in.
             settings: of a run that is resumed; None to choose them.
+            device: as for `from_photos`, if there are no settings.
         """
         built = assembly.assemble(recipe, len(dataset.classes), model)
-        settings = settings or estimate.configure_device(built, dataset.photos.height)
+        settings = settings or estimate.configure_device(built, dataset.photos.height, device)
         # So that recipe.json contains the measured precision.
         built = replace(built, recipe=with_options(recipe, precision=settings.precision))
         folder = Path(run_folder).expanduser() if run_folder is not None else None
@@ -290,7 +294,7 @@ def training(plan: Plan, checkpoint: str | Path | None = None) -> Iterator[Epoch
         while True:
             # The caller's code runs between two epochs: it finds its process as it left it.
             with preserve_process_state():
-                device.configure(plan.settings.threads, plan.settings.device)
+                devices.configure(plan.settings.threads, plan.settings.device)
                 epoch = next(epochs, None)
             if epoch is None:
                 return

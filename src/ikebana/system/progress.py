@@ -52,6 +52,7 @@ class Reporter(Protocol):
 
     def message(self, text: str) -> None: ...
     def warning(self, text: str) -> None: ...
+    def error(self, text: str) -> None: ...
     def event(self, name: str, **values: Any) -> None: ...
     def result(self, text: str) -> None: ...
     def open(self, name: str, total: int, unit: str) -> Bar: ...
@@ -133,6 +134,9 @@ class TerminalReporter:
     def warning(self, text: str) -> None:
         self.message(text)
 
+    def error(self, text: str) -> None:
+        self.message(text)
+
     def event(self, name: str, **values: Any) -> None:
         """Print nothing: bars and messages contain the same facts."""
 
@@ -175,6 +179,9 @@ class JsonReporter:
     def warning(self, text: str) -> None:
         self.message(text)
 
+    def error(self, text: str) -> None:
+        self.message(text)
+
     def event(self, name: str, **values: Any) -> None:
         # One write per line: Ctrl-C between a line and its newline would merge two events.
         line = json.dumps(_replace_nan({"event": name, **values}), ensure_ascii=False, allow_nan=False)
@@ -198,6 +205,7 @@ class SilentReporter:
 
     def message(self, text: str) -> None: ...
     def warning(self, text: str) -> None: ...
+    def error(self, text: str) -> None: ...
     def event(self, name: str, **values: Any) -> None: ...
     def result(self, text: str) -> None: ...
     def open(self, name: str, total: int, unit: str) -> Bar:
@@ -205,6 +213,19 @@ class SilentReporter:
 
     def close(self, bar: Bar) -> None: ...
     def advance(self, done: int, **scores: float | str) -> None: ...
+
+
+class QuietReporter(SilentReporter):
+    """Warnings and errors on standard error, the result on standard output."""
+
+    def warning(self, text: str) -> None:
+        TerminalReporter().message(text)
+
+    def error(self, text: str) -> None:
+        TerminalReporter().message(text)
+
+    def result(self, text: str) -> None:
+        TerminalReporter().result(text)
 
 
 class LoggingReporter(SilentReporter):
@@ -218,6 +239,9 @@ class LoggingReporter(SilentReporter):
 
     def warning(self, text: str) -> None:
         logger.warning("%s", _escape(text.strip("\n")), stacklevel=3)
+
+    def error(self, text: str) -> None:
+        logger.error("%s", _escape(text.strip("\n")), stacklevel=3)
 
     def result(self, text: str) -> None:
         logger.info("%s", _escape(text), stacklevel=3)
@@ -278,6 +302,11 @@ def message(text: str) -> None:
 def warn(text: str) -> None:
     """Report a message about something that the user may have to act on."""
     _get_reporter().warning(text)
+
+
+def error(text: str) -> None:
+    """Report the error that ends a command."""
+    _get_reporter().error(text)
 
 
 def event(name: str, **values: Any) -> None:
