@@ -1,4 +1,4 @@
-"""The words of the source: names that are nouns or verbs of the field, docstrings that a reader can search.
+"""The words of source, messages, pages and docs: names, docstrings and sentences that a reader can search.
 
 Two lists: identifiers that name nothing, and phrases of the project's old dialect. A word may be banned as a name and fine in
 prose (`found`, `course`).
@@ -16,7 +16,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCE = sorted(ROOT.glob("src/**/*.py"))
+# What people read in a browser.
+WEB_PAGES = sorted(
+    file for pattern in ("*.jinja", "*.html", "*.js") for file in ROOT.glob(f"src/**/{pattern}") if file.is_file()
+)
+DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
 MAX_FIRST_LINE_WORDS = 15
+MAX_PROSE_COLUMNS = 100
 
 # Participles, pronouns, prepositions and metaphors. The value says what to use instead.
 BANNED_IDENTIFIERS = {
@@ -86,6 +92,13 @@ def docstrings(tree: ast.AST) -> Iterator[tuple[str, int]]:
                 yield text, getattr(node, "lineno", 1)
 
 
+def messages(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every string of the code with a space in it, the literal parts of f-strings included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.value, node.lineno
+
+
 def comments(text: str) -> Iterator[tuple[str, int]]:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
@@ -119,6 +132,39 @@ def test_docstrings_and_comments_are_free_of_the_old_dialect(file):
     text = file.read_text("utf-8")
     prose = [*docstrings(parse(file)), *comments(text)]
     assert not [(line, found[0]) for words, line in prose for found in [BANNED_PHRASES.search(words)] if found]
+
+
+@by_file
+def test_messages_are_free_of_the_old_dialect(file):
+    found = [
+        (line, phrase[0]) for text, line in messages(parse(file)) for phrase in [BANNED_PHRASES.search(text)] if phrase
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("file", [*WEB_PAGES, *DOCS], ids=lambda file: str(file.relative_to(ROOT)))
+def test_pages_and_docs_are_free_of_the_old_dialect(file):
+    """Code may quote old names, such as those of a flag that was renamed."""
+    lines = file.read_text("utf-8").splitlines()
+    if file.suffix == ".md":
+        lines = [re.sub(r"`[^`]*`|\]\([^)]*\)", "", line) for line in lines if not line.startswith("    ")]
+    assert not [
+        (number, phrase[0])
+        for number, line in enumerate(lines, 1)
+        for phrase in [BANNED_PHRASES.search(line)]
+        if phrase
+    ]
+
+
+@pytest.mark.parametrize("file", DOCS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_prose_of_the_docs_is_wrapped_at_100_columns(file):
+    is_code, long_lines = False, []
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        is_code ^= line.startswith("```")
+        is_prose = not (is_code or line.startswith(("    ", "|", "![", "["))) and "](" not in line and " " in line[100:]
+        if is_prose and len(line) > MAX_PROSE_COLUMNS:
+            long_lines.append((number, len(line)))
+    assert not long_lines
 
 
 @by_file

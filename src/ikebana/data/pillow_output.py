@@ -1,4 +1,4 @@
-"""What Pillow and libtiff would print while they decode a photo: warnings, logs and lines on stderr.
+"""Output of Pillow and libtiff during decoding: warnings, logs and lines on standard error.
 
 None of it names the photo. The decoder checks what matters and reports it per photo.
 """
