@@ -105,7 +105,7 @@ def test_copies_do_not_make_a_class_large(tmp_path):
     one = encode_photo(3)
     _, found = looked_at(write_files(tmp_path / "photos", clean(25) | {f"c/{number}.jpg": one for number in range(30)}))
     (few,) = [each for each in found if each.kind == "small_class"]
-    assert few.evidence == "class c has 30 photos, 1 of them different"
+    assert few.evidence == "class c has 30 photos, only 1 of them distinct"
 
 
 def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
@@ -146,7 +146,7 @@ def test_a_class_that_nothing_is_learned_of_is_the_gravest_finding_and_a_name_th
     assert dataset.classes == ("B", "a", "b")
     (untrained,) = (each for each in found if each.kind == "class_without_training_photos")
     assert untrained.severity == "error"
-    assert untrained.evidence == "no photo of B is there to learn from, but b is another class"
+    assert untrained.evidence == "class B has no training photos, but there is also a class b"
 
 
 def test_classes_whose_names_a_person_would_take_for_one_are_named(tmp_path):
@@ -157,6 +157,6 @@ def test_classes_whose_names_a_person_would_take_for_one_are_named(tmp_path):
     _, found = looked_at(folder / "photos.csv")
     told = {each.evidence for each in found if each.kind == "similar_class_names"}
     assert told == {
-        "'Red rose' and 'red  rose' differ in capitals or blanks alone",
-        "'Rose' and 'rose' differ in capitals or blanks alone",
+        "'Red rose' and 'red  rose' differ only in case, spaces or Unicode form",
+        "'Rose' and 'rose' differ only in case, spaces or Unicode form",
     }

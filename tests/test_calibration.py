@@ -188,7 +188,7 @@ def test_the_evaluation_says_how_often_it_would_answer_and_how_often_rightly():
     sure = softmax(logits).max(1) >= 0.9
     assert said.answered_share == pytest.approx(sure.mean())
     assert said.answered_accuracy == pytest.approx((softmax(logits).argmax(1) == labels)[sure].mean())
-    assert f"of {said.answered_share:.1%} of them" in repr(said)
+    assert f"gives an answer for {said.answered_share:.1%} of them" in repr(said)
     assert "every photo gets a label" in repr(evaluate(softmax(logits), labels, names))
     assert "every photo gets a label" not in repr(said)
 

@@ -65,8 +65,8 @@ def test_of_twins_one_stays_the_largest_and_every_other_says_which(photos):
     kept_paths = set(result.kept_photos["path"])
     for path, why in gone.items():
         if path != "b/broken.jpg":
-            assert why.endswith(" stays")
-            assert why.split("; ")[-1].removesuffix(" stays") in kept_paths
+            assert why.endswith(" is kept")
+            assert why.split("; ")[-1].removesuffix(" is kept") in kept_paths
 
 
 def test_a_photo_under_two_labels_stays_under_both_until_contradictions_are_dropped(photos):
@@ -158,8 +158,10 @@ def test_who_acts_on_doubt_is_told_what_that_does_to_the_score(given, tmp_path, 
     for drop in ("suspect_label", "near_duplicate"):
         audit_command._write_table(tmp_path / "cleaned.csv", dataset, clean(dataset, found, words(drop), (), given))
         told = capsys.readouterr().err
-        assert ("2 test photos left alone though the label is doubted" in told) == (given and drop == "suspect_label")
-        assert ("4 photos dropped or relabelled for doubt" in told) == (not given and drop == "suspect_label")
+        assert ("2 test photos with a suspect label not changed" in told) == (given and drop == "suspect_label")
+        assert ("4 photos dropped or relabelled because of a suspect label" in told) == (
+            not given and drop == "suspect_label"
+        )
 
 
 def test_any_kind_of_finding_about_photos_can_be_dropped(photos):
@@ -251,7 +253,7 @@ def test_no_file_is_written_over_be_it_one_of_ours_that_somebody_mended(photos, 
     cleaning.check_writable(file)
     cleaning.write(file, dataset, clean(dataset, found))
     for there in (file, cleaning.dropped_table_path(file)):
-        with pytest.raises(PhotosError, match="it stays"):
+        with pytest.raises(PhotosError, match="not overwritten"):
             cleaning.check_writable(file)
         there.unlink()
     cleaning.check_writable(file)
@@ -339,7 +341,7 @@ def test_a_run_tells_which_photos_are_twins_and_that_no_test_photo_has_one_elsew
 def test_acting_without_a_table_and_writing_over_a_folder_are_refused_before_photos_are_read(photos, tmp_path):
     with pytest.raises(RecipeError, match="act on a table"):
         ikebana.audit(photos, drop=["exact_duplicate", "near_duplicate"])
-    with pytest.raises(RecipeError, match="something else"):
+    with pytest.raises(RecipeError, match="exists and is not empty"):
         ikebana.audit(photos, out=photos)
     assert not list(photos.glob("*.json"))
 
@@ -371,7 +373,7 @@ def test_no_audit_is_written_over_what_is_not_one(photos, tmp_path):
     for values, other in (("{}", "findings.csv"), ('{"source": "x", "findings": []}', "recipe.json")):
         (tmp_path / "site" / "audit.json").write_text(values)
         (tmp_path / "site" / other).write_text("mine too")
-        with pytest.raises(RecipeError, match="something else"):
+        with pytest.raises(RecipeError, match="exists and is not empty"):
             ikebana.audit(photos, out=tmp_path / "site")
         (tmp_path / "site" / other).unlink()
     assert (tmp_path / "site" / "index.html").read_text() == "mine"

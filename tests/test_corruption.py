@@ -126,7 +126,7 @@ def test_a_changed_byte_of_png_data_is_noticed():
 
 
 def test_a_tiff_whose_strips_do_not_cover_it_is_refused_instead_of_black():
-    assert "part of the picture" in get_decoding_error(encode_grey_tiff(GRADIENT.tobytes(), 8, height=4800))
+    assert "only part of the image" in get_decoding_error(encode_grey_tiff(GRADIENT.tobytes(), 8, height=4800))
     assert np.array_equal(decode_as_int(encode_grey_tiff(GRADIENT.tobytes(), 8)), np.repeat(GRADIENT[..., None], 3, -1))
 
 
@@ -359,7 +359,7 @@ def small_file(name):
         (b"", "empty"), (b"hello, this is no photo", "text"), ("schöne Blume".encode(), "text"),
         (b"<svg></svg>", "SVG"), (b"<?xml version='1.0'?>\n<svg/>", "SVG"), (b"<!DOCTYPE html><p>404", "web page"),
         (b"%PDF-1.7", "PDF"), (b"PK\3\4" + bytes(30), "zip"), (b"\xd0\xcf\x11\xe0" + bytes(30), "office"),
-        (b"\0\0\0\x20ftypisom" + bytes(30), "video"), (bytes(100), "no known image format"),
+        (b"\0\0\0\x20ftypisom" + bytes(30), "video"), (bytes(100), "unknown image format"),
     ],
 )  # fmt: skip
 def test_what_is_no_photo_is_called_what_it_is(data, word):

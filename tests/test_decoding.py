@@ -297,7 +297,9 @@ def test_what_is_no_number_costs_its_pixel_alone():
     expected = GRADIENT.astype(int)
     expected[0, :3] = 0, 255, 0
     assert np.abs(decode_as_int(encode_image(Image.fromarray(values), "TIFF")) - expected[..., None]).max() <= 1
-    assert "number" in get_decoding_error(encode_image(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF"))
+    assert "NaN or infinite" in get_decoding_error(
+        encode_image(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF")
+    )
 
 
 # Animations

@@ -59,13 +59,13 @@ def test_it_says_of_each_planted_fault_what_the_run_really_made_of_it(walk):
     assert all(table[one]["split"] == table[other]["split"] for one, other in walk.planted.duplicates)
     broken, twins, sideways, wrong = demo.describe_faults(walk.run, walk.planted)
     count = len(walk.planted.broken)
-    assert broken.startswith(f"{count} broken files: {count} set aside")
+    assert broken.startswith(f"{count} broken files: {count} skipped")
     count = len(walk.planted.duplicates)
-    assert f"{count} found, {count} kept in one part" in twins
+    assert f"{count} found, {count} kept in the same split" in twins
     count = len(walk.planted.sideways)
     assert f"{count} read upright" in sideways
     held_out = {row["path"] for row in walk.run.predictions.iter_rows(named=True)} & set(walk.planted.wrong_label)
-    assert f"{len(held_out)} came into validation or test" in wrong
+    assert f"{len(held_out)} in validation or test" in wrong
 
 
 def test_it_takes_the_first_free_folder_and_refuses_one_that_is_taken(tmp_path, monkeypatch):

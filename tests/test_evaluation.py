@@ -144,8 +144,8 @@ def test_an_evaluation_comes_back_from_json_as_it_was():
 
 def test_a_class_of_which_nothing_was_tested_is_named_beside_the_score():
     scored = ikebana_metrics.evaluate(np.eye(3)[[0, 0, 2]], np.array([0, 0, 2]), ("a", "b", "c"))
-    assert "no photo of b was tested" in repr(scored)
-    assert "was tested" not in repr(ikebana_metrics.evaluate(np.eye(3), np.arange(3), ("a", "b", "c")))
+    assert "no test photos of b" in repr(scored)
+    assert "no test photos" not in repr(ikebana_metrics.evaluate(np.eye(3), np.arange(3), ("a", "b", "c")))
 
 
 @pytest.mark.parametrize(("groups", "each"), [(10, 30), (20, 20), (40, 10), (30, 1)])
@@ -187,8 +187,8 @@ def test_an_evaluation_says_what_its_photos_are_worth_if_they_belong_together():
     found = ikebana_metrics.evaluate(said, labels, ("a", "b"), groups=group)
     assert found.n_effective is not None
     assert found.n_effective < 7
-    assert "they tell as much as" in repr(found)
+    assert "independent photos" in repr(found)
     alone = ikebana_metrics.evaluate(said, labels, ("a", "b"), groups=np.arange(60))
-    assert "as much as" not in repr(alone)
+    assert "independent photos" not in repr(alone)
     assert alone.accuracy_interval == ikebana_metrics.evaluate(said, labels, ("a", "b")).accuracy_interval
     assert ikebana_metrics.from_json(found.to_json(), found.report) == found

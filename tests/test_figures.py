@@ -214,7 +214,7 @@ def test_an_epoch_without_a_finite_loss_is_named():
     epochs = epochs_of(6)
     epochs[2]["train_loss"] = float("nan")
     epochs[4]["val_loss"] = float("inf")
-    assert "no finite loss in epoch 3, 5" in [text for text, _ in print_on(figures._draw_curves(epochs))]
+    assert "loss is NaN or infinite in epoch 3, 5" in [text for text, _ in print_on(figures._draw_curves(epochs))]
 
 
 def test_the_best_epoch_has_the_highest_validation_accuracy_and_of_equals_the_lowest_loss():

@@ -19,7 +19,7 @@ def test_a_file_beside_the_folder_that_holds_the_classes_is_no_class(tmp_path):
         write_files(tmp_path, files | {"outer/cover.jpg": encode_photo(9), "outer/README.txt": b"x"})
     )
     assert dataset.classes == ("a", "b")
-    assert status(dataset)["outer/cover.jpg"] == status(dataset)["outer/README.txt"] == "lies outside any class folder"
+    assert status(dataset)["outer/cover.jpg"] == status(dataset)["outer/README.txt"] == "outside any class folder"
 
 
 def test_an_empty_path_is_not_the_working_directory():

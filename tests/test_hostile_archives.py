@@ -39,7 +39,7 @@ def gzipped_tar(members):
 def test_no_name_leads_out_on_any_system(name):
     path = archive._normalise_path(name)
     problem = archive._find_path_problem(name, path)
-    assert problem == "its path leads out of the archive"
+    assert problem == "its path points outside the archive"
 
 
 @pytest.mark.parametrize("name", ["a/12.30.jpg", "console/1.jpg", "a/com10.jpg", "a/x.con", "./a//b.jpg"])
@@ -64,7 +64,7 @@ NOT_ON_WINDOWS = [
 def test_names_of_windows_devices_and_streams_stay_packed_there_alone(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(archive, "IS_WINDOWS", True)
     statuses = read_statuses(tmp_path, make_archive(NOT_ON_WINDOWS, kind), f"photos.{kind}")
-    assert {statuses.pop(name) for name in NOT_ON_WINDOWS} == {"Windows cannot hold its name (rename it)"}
+    assert {statuses.pop(name) for name in NOT_ON_WINDOWS} == {"Windows cannot store its name (rename it)"}
     assert list(statuses.values()) == [STATUS_UNOPENED] * 6
     monkeypatch.setattr(archive, "IS_WINDOWS", False)
     assert all(archive._find_path_problem(name, archive._normalise_path(name)) is None for name in NOT_ON_WINDOWS)
@@ -76,7 +76,7 @@ def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path
         gzipped_tar([("a/1.jpg", encode_photo(0)), (deep, encode_photo(1)), ("a/2.jpg", encode_photo(2))])
     )
     found = archive.unpack(tmp_path / "photos.tar.gz")
-    assert [each.status for each in found.skipped_members] == ["it lies too deep"]
+    assert [each.status for each in found.skipped_members] == ["its path is deeper than 64 levels"]
     assert sorted(each.name for each in found.folder.rglob("*.jpg")) == ["1.jpg", "2.jpg"]
 
 
@@ -84,7 +84,7 @@ def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path
 def test_what_a_zip_cannot_unpack_piece_by_piece_stays_packed(tmp_path, compression):
     (tmp_path / "photos.zip").write_bytes(make_zip([("a/bomb.jpg", bytes(2**20), 0)], compression))
     found = archive.unpack(tmp_path / "photos.zip")
-    assert [each.status for each in found.skipped_members] == ["packed by bzip2 or LZMA (pack it again, by deflate)"]
+    assert [each.status for each in found.skipped_members] == ["compressed with bzip2 or LZMA (repack it with deflate)"]
     assert list(found.folder.iterdir()) == []
 
 
@@ -142,11 +142,11 @@ def test_what_is_said_of_all_members_is_the_name_of_none(tmp_path):
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (record("SCHILY.xattr.x", bytes(2**20)), "1,048,600 bytes are said of one member"),
-        (record("path", b"n" * 2**17), "a name of 131,072 bytes"),
-        (record("GNU.sparse.major", b"1") + record("GNU.sparse.minor", b"0"), "a member is sparse"),
-        (record("GNU.sparse.map", b"1,2,3,4"), "a member is sparse"),
-        (record("GNU.sparse.size", b"9") + record("GNU.sparse.offset", b"1"), "a member is sparse"),
+        (record("SCHILY.xattr.x", bytes(2**20)), "the header of one member is 1,048,600 bytes"),
+        (record("path", b"n" * 2**17), "the name of one member is 131,072 bytes long"),
+        (record("GNU.sparse.major", b"1") + record("GNU.sparse.minor", b"0"), "a member is a sparse file"),
+        (record("GNU.sparse.map", b"1,2,3,4"), "a member is a sparse file"),
+        (record("GNU.sparse.size", b"9") + record("GNU.sparse.offset", b"1"), "a member is a sparse file"),
     ],
 )
 def test_a_tar_that_says_too_much_of_a_member_is_refused_and_not_called_damaged(tmp_path, said, why):
@@ -156,7 +156,7 @@ def test_a_tar_that_says_too_much_of_a_member_is_refused_and_not_called_damaged(
 
 
 def test_a_long_name_does_not_fill_the_memory(tmp_path):
-    with pytest.raises(PhotosError, match="refused: 200,001 bytes are said of one member"):
+    with pytest.raises(PhotosError, match="refused: the header of one member is 200,001 bytes"):
         unpacked(tmp_path, gzipped_tar([("n" * 200_000, encode_photo(0))]))
 
 
@@ -175,7 +175,7 @@ def test_a_sparse_member_of_the_old_kind_is_refused_before_its_map_is_read(tmp_p
     first = block(
         tarfile.GNUTYPE_SPARSE, more=pieces * 4 + b"\1"
     )  # the map goes on in the next block, and there in the next
-    with pytest.raises(PhotosError, match="refused: a member is sparse"):
+    with pytest.raises(PhotosError, match="refused: a member is a sparse file"):
         unpacked(tmp_path, gzip.compress(first + (pieces * 21 + b"\1" + bytes(7)) * 1000 + bytes(1024)))
 
 
@@ -209,5 +209,5 @@ def test_files_and_folders_cost_room_even_if_nothing_is_in_them(tmp_path, monkey
     monkeypatch.setattr(archive, "MIN_UNPACK_BUDGET_BYTES", 2**18)
     names = [(f"{number}/" + "d/" * 40 + "x.jpg", b"") for number in range(40)]
     (tmp_path / "photos.tar.gz").write_bytes(gzipped_tar(names))
-    with pytest.raises(PhotosError, match="grows to more than"):
+    with pytest.raises(PhotosError, match="expands to more than"):
         archive.unpack(tmp_path / "photos.tar.gz")

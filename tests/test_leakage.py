@@ -57,12 +57,12 @@ def test_photos_of_one_group_are_no_twins():
     assert repr(told) == ""
 
 
-def test_a_score_on_nothing_but_twins_is_called_memory():
+def test_a_score_on_duplicates_alone_is_called_inflated():
     drawn = make_dataset(["a", "b"] * 30, group=["one"] * 60, split=["train", "test", "train"] * 20)
     told = leakage.measure_leakage(drawn, Recipe(), np.ones(20, bool))
     assert len(told.photos) == 20
     assert "all 20 test photos" in repr(told)
-    assert "memory" in repr(told)
+    assert "the score is inflated" in repr(told)
 
 
 def test_an_evaluation_keeps_its_leakage_when_it_is_written_and_read():
@@ -70,5 +70,5 @@ def test_an_evaluation_keeps_its_leakage_when_it_is_written_and_read():
     made = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), leakage=told)
     again = from_json(made.to_json(), made.report)
     assert again.leakage == told
-    assert "test photos with a twin, or one of their group, among those learned from: 1;" in repr(again)
+    assert "leakage: 1 test photo with a duplicate or group member in training or validation;" in repr(again)
     assert from_json({**made.to_json(), "leakage": None}, "").leakage is None

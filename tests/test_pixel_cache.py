@@ -244,7 +244,7 @@ def fresh(photos):
 
 def test_a_disk_that_does_not_keep_what_is_written_is_an_error_and_no_endless_loop(photos, monkeypatch, decoded):
     monkeypatch.setattr(pixel_cache, "_is_intact", lambda index, *arrays: False)
-    with pytest.raises(MachineError, match="not on the disk as they were written"):
+    with pytest.raises(MachineError, match="differ from what was written"):
         opened(photos)
     assert len(decoded) == 8 * pixel_cache.MAX_ATTEMPTS
 

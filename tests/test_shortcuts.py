@@ -52,9 +52,9 @@ def test_a_border_around_every_photo_is_none_either(tmp_path):
         ("border", lambda name, picture: jpeg(bordered(picture) if name == "a" else picture)),
         ("JPEG quality", lambda name, picture: encode_image(picture, "JPEG", quality=70 if name == "a" else 71)),
         ("file type", lambda name, picture: encode_image(picture, "PNG" if name == "a" else "JPEG")),
-        ("aspect", lambda name, picture: jpeg(picture.resize((120, 100) if name == "a" else (100, 120)))),
+        ("aspect ratio", lambda name, picture: jpeg(picture.resize((120, 100) if name == "a" else (100, 120)))),
         (
-            "marks of a program",
+            "metadata markers",
             lambda name, picture: encode_image(picture, "JPEG", quality=88, progressive=name == "a"),
         ),
     ],
@@ -65,7 +65,7 @@ def test_what_only_one_class_has_is_found_and_named(fact, made, tmp_path):
     assert all(each.auc > 0.97 for each in found)
     # A format changes more than its own fact: whatever is named must tell the classes on its own.
     assert all(each.fact_auc > 0.95 for each in found)
-    assert fact in {each.fact for each in found} or fact in ("file type", "aspect")
+    assert fact in {each.fact for each in found} or fact in ("file type", "aspect ratio")
 
 
 def test_classes_of_too_few_photos_are_not_judged():

@@ -78,7 +78,7 @@ def test_spaces_around_a_path_are_the_files_if_it_has_some_and_a_slip_of_the_pen
 def test_a_table_that_leads_nowhere_says_where_it_leads(photos):
     refusal = refused(photos, lines(rows=[("elsewhere/1.jpg", "a"), ("elsewhere/2.jpg", "b")]))
     assert str(photos / "elsewhere/1.jpg") in (refusal.advice or "")
-    assert "a row for each photo" in (refused(photos, "path,label\n").advice or "")
+    assert "one photo per row" in (refused(photos, "path,label\n").advice or "")
 
 
 def test_labels_that_look_like_numbers_stay_as_they_are_written(photos):
@@ -111,7 +111,7 @@ def test_what_is_not_there_or_no_file_is_set_aside_with_the_reason(photos):
     ("text", "words"),
     [
         ("", "empty"), ("\n", "empty"), ("name,label\nx,y\n", "no column 'path'"), ("path\nx\n", "no column 'label'"),
-        ("path,label\n", "no photos found"), ("path,label,Path\nx,y,z\n", "2 columns 'path'"),
+        ("path,label\n", "no photos found"), ("path,label,Path\nx,y,z\n", "2 columns named 'path'"),
         ("path,label\nx,y,z,too many\n", "cannot be read"),
     ],
 )  # fmt: skip
@@ -175,7 +175,7 @@ def test_a_row_said_twice_counts_once(photos):
 def test_one_photo_in_two_parts_is_refused(photos):
     rows = [(*row, "train") for row in ROWS]
     refusal = refused(photos, lines(header=("path", "label", "split"), rows=[*rows, (*ROWS[0], "test")]))
-    assert "two parts" in refusal.what
+    assert "two splits" in refusal.what
 
 
 def test_a_photo_with_and_without_a_label_keeps_its_label(photos):
@@ -201,7 +201,7 @@ def test_parquet_says_the_same_as_csv(photos):
 def test_parquet_with_lists_of_labels_or_no_parquet_is_refused(photos):
     frame = pl.DataFrame({"path": ["photos/a/0.jpg"], "label": [["a", "b"]]})
     frame.write_parquet(photos / "many.parquet")
-    for name, words in (("many.parquet", "several labels"), ("fake.parquet", "cannot be read")):
+    for name, words in (("many.parquet", "multi-label"), ("fake.parquet", "cannot be read")):
         (photos / "fake.parquet").write_bytes(b"PAR1 not really")
         with pytest.raises(PhotosError, match=words):
             sources.read(photos / name)

@@ -2,7 +2,7 @@
 
 Each change has a reason. No file is changed.
 
---drop near_duplicate,blurry         kinds of findings whose photos are left out; of duplicates one stays
+--drop near_duplicate,blurry         kinds of findings whose photos are dropped; one of each set of duplicates is kept
 --drop 'suspect_label>0.9'           only findings with a higher confidence
 --relabel 'suspect_label>0.95'       which photos get the suggested label
 """
@@ -104,12 +104,16 @@ def _parse_selector(word: str, flag: str) -> Selector:
     except ValueError:
         raise RecipeError(f"{flag} {word!r}: {number!r} is not a number", advice=f"{flag} '{kind}>0.95'") from None
     if flag == "--relabel" and kind not in SUSPECT_LABEL_KINDS:
-        raise RecipeError(f"{flag} {word!r}: no other label is known for these", advice=f"{flag} 'suspect_label>0.95'")
+        raise RecipeError(
+            f"{flag} {word!r}: these findings suggest no other label", advice=f"{flag} 'suspect_label>0.95'"
+        )
     if kind not in PHOTO_KINDS:
-        raise RecipeError(f"{flag} {word!r}: no photos can be dropped for that", advice=", ".join(PHOTO_KINDS))
+        raise RecipeError(
+            f"{flag} {word!r}: photos cannot be dropped for this", advice=f"one of {', '.join(PHOTO_KINDS)}"
+        )
     if above_confidence is not None and not 0 <= above_confidence < 1:
         raise RecipeError(
-            f"{flag} {word!r}: {number} is no confidence, which lies between 0 and 1", advice=f"{flag} '{kind}>0.95'"
+            f"{flag} {word!r}: {number} is not a confidence between 0 and 1", advice=f"{flag} '{kind}>0.95'"
         )
     return Selector(word, kind, above_confidence)
 
@@ -128,8 +132,8 @@ def clean(
 ) -> CleaningResult:
     """Drop and relabel photos as selected.
 
-    Unreadable photos are always dropped. Of duplicates one stays: a test photo if there is one, so
-    that scores stay comparable, else the largest. A relabelled photo is not dropped for the same
+    Unreadable photos are always dropped. One of each set of duplicates is kept: a test photo if
+    there is one, so that scores stay comparable, else the largest. A relabelled photo is not dropped for the same
     suspect label. Test photos of a given split are never changed because of a suspect label: the
     model would choose its own test set.
 
@@ -192,7 +196,7 @@ def _exclude_protected(protected: Collection[str], findings: Sequence[Finding]) 
 
 
 def _give_reason(finding: Finding) -> str:
-    confidence = f" ({finding.confidence:.2f} sure)" if finding.confidence is not None else ""
+    confidence = f", confidence {finding.confidence:.2f}" if finding.confidence is not None else ""
     return f"{finding.kind.replace('_', ' ')}: {finding.evidence}{confidence}"
 
 
@@ -207,7 +211,7 @@ def _drop_duplicates(findings: Sequence[Finding], dataset: Dataset, gone: Collec
     for component in filter(None, remaining):
         best, *others = sorted(component, key=lambda row: _rank(dataset.photos.row(row, named=True)))
         for row in others:
-            yield paths[row], f"{_give_reason(evidence[row])}; {paths[best]} stays"
+            yield paths[row], f"{_give_reason(evidence[row])}; {paths[best]} is kept"
 
 
 def _rank(photo: dict[str, Any]) -> tuple[int, int, str]:
@@ -250,10 +254,12 @@ def check_writable(file: Path) -> None:
         PhotosError: one of the two files exists.
     """
     if file.suffix.lower() != ".csv":
-        raise RecipeError(f"the table would be written as {file.suffix or 'nothing'}", advice="--write cleaned.csv")
+        raise RecipeError(f"the table must be a .csv file, not {file.name}", advice="--write cleaned.csv")
     for table in (file, dropped_table_path(file)):
         if table.exists():
-            raise PhotosError("there is a file already, and it stays", where=table, advice="another name, or remove it")
+            raise PhotosError(
+                "this file exists and is not overwritten", where=table, advice="use another name, or remove it"
+            )
 
 
 def check_not_archive(dataset: Dataset) -> None:
@@ -264,9 +270,9 @@ def check_not_archive(dataset: Dataset) -> None:
     """
     if dataset.archive_prefix:
         raise PhotosError(
-            "the photos lie in an archive, and a table cannot point into it",
+            "the photos are in an archive, and a table cannot refer to files inside it",
             where=dataset.source,
-            advice="unpack it, and audit the folder",
+            advice="unpack it and audit the folder",
         )
 
 

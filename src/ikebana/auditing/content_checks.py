@@ -21,9 +21,9 @@ from ikebana.system.resources import memory_errors
 if TYPE_CHECKING:
     from ikebana.learning.plan import Plan
 
-SUSPECT_LABEL_ADVICE = "look at it; if it shows the other class, move it there; if neither, remove it"
-OUTLIER_ADVICE = "look at it; remove it if photos to come will not be like this"
-SHORTCUT_ADVICE = "give all classes the same {fact}, or a network may learn that instead of the subject"
+SUSPECT_LABEL_ADVICE = "check the photo; if it shows the other class, move it there; if neither, remove it"
+OUTLIER_ADVICE = "check the photo; remove it unless the photos to classify will be like it"
+SHORTCUT_ADVICE = "make the {fact} similar in all classes, or a network may learn that instead of the subject"
 
 
 def check_content(dataset: Dataset, pixel_cache: PixelCache, plan: "Plan | None") -> list[Finding]:
@@ -51,7 +51,7 @@ def _run_if_possible(check: Callable[[], list[Finding]]) -> list[Finding]:
             return check()
     except (PhotosError, RecipeError, MachineError) as error:
         reason = error.what + (f" ({error.advice})" if error.advice else "")
-    progress.warn(f"labels and subjects were not looked at: {reason}")
+    progress.warn(f"labels and outliers were not checked: {reason}")
     return []
 
 
@@ -70,9 +70,9 @@ def _check_shortcuts(dataset: Dataset, pixel_cache: PixelCache) -> Iterator[Find
     for result in shortcuts.find_shortcuts(evaluate_file_facts(dataset, pixel_cache)):
         name = dataset.classes[result.label]
         evidence = (
-            f"{name} is told from the rest without a look at what the photos show: by all facts "
-            f"about the files the area under the curve is {result.auc:.2f}, by {result.fact} alone "
-            f"{result.fact_auc:.2f}; {result.picked_share:.0%} of its photos can be picked out almost without fail"
+            f"file properties alone, without the image content, distinguish {name} from the other classes: "
+            f"ROC AUC {result.auc:.2f} from all properties, {result.fact_auc:.2f} from the {result.fact}; "
+            f"{result.picked_share:.0%} of its photos are found with at least {shortcuts.MIN_PRECISION:.0%} precision"
         )
         yield Finding("shortcut", "warning", (), evidence, SHORTCUT_ADVICE.format(fact=result.fact))
 
@@ -128,9 +128,9 @@ def _check_labels(evidence: LabelEvidence, classes: Sequence[str]) -> Iterator[F
     """Report suspect labels, then outliers."""
     for suspect in label_errors.find_suspect_labels(evidence.combined, evidence.labels):
         given, suggested = classes[evidence.labels[suspect.photo]], classes[suspect.suggested_label]
-        text = f"labelled {given}, looks like {suggested}: {min(suspect.confidence, 0.99):.0%} sure"
+        text = f"labelled {given}, looks like {suggested} ({min(suspect.confidence, 0.99):.0%} confident)"
         path, confidence = (evidence.paths[suspect.photo],), round(suspect.confidence, 4)
         yield Finding("suspect_label", "warning", path, text, SUSPECT_LABEL_ADVICE, suggested, confidence)
     for photo, score in label_errors.find_outliers(evidence.features, evidence.labels, evidence.neighbours):
-        text = f"{score:.1f} spreads less like the others than most"
+        text = f"outlier score {score:.1f} (robust z-score)"
         yield Finding("outlier", "note", (evidence.paths[photo],), text, OUTLIER_ADVICE)

@@ -13,7 +13,7 @@ from ikebana.auditing.findings import SEVERITIES, Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset, NearDuplicate
 from ikebana.data.split import find_connected_components
 
-# With fewer photos, the 95 % interval of a class's own score is wider than 40 points.
+# With fewer photos, the 95% interval of a class's own score is wider than 40 points.
 MIN_PHOTOS_PER_CLASS = 20
 # Largest class divided by smallest class.
 MAX_IMBALANCE_RATIO = 5.0
@@ -22,7 +22,7 @@ SUMMARY_COLUMNS = 100
 MIN_EXAMPLE_COLUMNS = 40
 MAX_EXAMPLE_LINES = 4
 
-LEAK_ADVICE = "use --split stratified, or mend the given parts: the score on such photos is memory"
+LEAK_ADVICE = "use --split stratified, or fix the given split: test accuracy on leaked photos is inflated"
 
 
 def check_dataset(dataset: Dataset) -> list[Finding]:
@@ -85,17 +85,17 @@ def summarise(dataset: Dataset, findings: list[Finding], details: str = "audit.j
     splits = "  ".join(f"{split} {sum(used['split'] == split):,}" for split in SPLITS)
     lines = [
         *dataset.notes,
-        f"{paths:,} paths: {used.height:,} photos used, {paths - used.height:,} set aside; "
+        f"{paths:,} paths: {used.height:,} photos used, {paths - used.height:,} skipped; "
         f"{dataset.ignored_count:,} hidden or system files ignored",
         f"{len(dataset.classes)} classes; {splits}",
     ]
     lines += _summarise_kinds([finding for finding in findings if finding.kind != "unreadable"])
     unused = dataset.set_aside_photos.select("path", "status").rows()
-    lines += [f"  set aside: {path}: {status}" for path, status in unused[:MAX_SUMMARY_PATHS]]
+    lines += [f"  skipped: {path}: {status}" for path, status in unused[:MAX_SUMMARY_PATHS]]
     if len(unused) > MAX_SUMMARY_PATHS:
-        lines.append(f"  and {len(unused) - MAX_SUMMARY_PATHS} more: {details} names them")
+        lines.append(f"  and {len(unused) - MAX_SUMMARY_PATHS:,} more; full list: {details}")
     elif findings:
-        lines.append(f"  all of them, in full: {details}")
+        lines.append(f"  full list: {details}")
     return "\n".join(lines)
 
 
@@ -107,7 +107,7 @@ def _summarise_kinds(findings: list[Finding]) -> list[str]:
     width = max((len(kind) for _, kind in kinds), default=0)
     lines = []
     for (severity, kind), of_kind in kinds.items():
-        others = f" (the first of {len(of_kind):,})" if len(of_kind) > 1 else ""
+        others = f" (first of {len(of_kind):,})" if len(of_kind) > 1 else ""
         head = f"  {severity:<7}  {len(of_kind):>5,}  {kind:<{width}}  "
         columns = max(SUMMARY_COLUMNS - len(head), MIN_EXAMPLE_COLUMNS)
         example = textwrap.wrap(
@@ -131,7 +131,7 @@ def describe(finding: Finding) -> str:
 
 def _check_unreadable(dataset: Dataset) -> Iterator[Finding]:
     for path, status in dataset.set_aside_photos.select("path", "status").iter_rows():
-        yield Finding("unreadable", "warning", (path,), status, "mend or remove the file; it was not used")
+        yield Finding("unreadable", "warning", (path,), status, "repair or remove the file; it was skipped")
 
 
 def _check_exact_duplicates(dataset: Dataset) -> Iterator[Finding]:
@@ -144,20 +144,24 @@ def _check_exact_duplicates(dataset: Dataset) -> Iterator[Finding]:
     for _, paths, labels, splits in by_hash.sort(pl.col("path").list.first()).iter_rows():
         if len(set(labels)) > 1:
             names = " and ".join(sorted(set(labels)))
-            advice = "look at the photo and keep one; until then both stay, in the same part"
+            advice = "check the photo and keep one file; until then all stay, in the same split"
             yield Finding(
-                "exact_duplicate_conflicting_label", "warning", tuple(paths), f"the same bytes as {names}", advice
+                "exact_duplicate_conflicting_label",
+                "warning",
+                tuple(paths),
+                f"identical files labelled {names}",
+                advice,
             )
         else:
-            advice = "keep one; they count as one photo twice"
-            yield Finding("exact_duplicate", "note", tuple(paths), "the same bytes", advice)
+            advice = "keep one: a copy adds no information"
+            yield Finding("exact_duplicate", "note", tuple(paths), "identical files", advice)
         if len(set(splits)) > 1:
             where = " and ".join(sorted(set(splits)))
-            yield Finding("leakage", "error", tuple(paths), f"the same bytes in {where}", LEAK_ADVICE)
+            yield Finding("leakage", "error", tuple(paths), f"identical files in {where}", LEAK_ADVICE)
 
 
 def _check_near_duplicates(dataset: Dataset) -> Iterator[Finding]:
-    """Report near-duplicates: photos that were resized, saved again, cropped, mirrored or turned."""
+    """Report near-duplicates: photos that were resized, saved again, cropped, mirrored or rotated."""
     hashes = dataset.photos["sha256"]
     components = find_connected_components((pair.first, pair.second) for pair in dataset.near_duplicates)
     rows_of_hash: dict[str, list[int]] = {hashes[row]: [] for rows in components for row in rows}
@@ -178,23 +182,21 @@ def _check_near_duplicates(dataset: Dataset) -> Iterator[Finding]:
 def _check_component(photos: pl.DataFrame, pairs: list[NearDuplicate]) -> Iterator[Finding]:
     """Report one connected component of near-duplicates."""
     paths, labels, splits = tuple(photos["path"]), set(photos["label"]), set(photos["split"])
-    evidence = f"{pairs[0].transformation}, {pairs[0].similarity:.2f} alike"
+    evidence = f"{pairs[0].transformation}, similarity {pairs[0].similarity:.2f}"
     if len(paths) > 2:
         changes = ", ".join(sorted({word for pair in pairs for word in pair.transformation.split(", ")}))
         least = min(pair.similarity for pair in pairs)
-        evidence = f"{len(paths)} photos, each {least:.2f} alike another or more: {changes}"
+        evidence = f"{len(paths)} near-duplicates (similarity {least:.2f} or more), {changes}"
     if photos["duplicate_of"].has_nulls():
-        advice = (
-            "more than half of a class: they cannot be kept in one part, so its score is too good; add other photos"
-        )
+        advice = "too many to keep in one split (more than half of a class), so its score is inflated; add other photos"
         yield Finding("near_duplicate", "warning", paths, evidence, advice)
         return
     if len(labels) > 1:
         names = " and ".join(sorted(labels))
-        advice = "look at them and mend a label, or keep one; until then they stay, in the same part"
-        yield Finding("near_duplicate_conflicting_label", "warning", paths, f"{evidence}; {names}", advice)
+        advice = "check them and fix a label, or keep one; until then all stay, in the same split"
+        yield Finding("near_duplicate_conflicting_label", "warning", paths, f"{evidence}; labelled {names}", advice)
     else:
-        yield Finding("near_duplicate", "note", paths, evidence, "keep the best; together they count as one photo")
+        yield Finding("near_duplicate", "note", paths, evidence, "keep the best one: a copy adds little information")
     if len(splits) > 1:
         where = " and ".join(sorted(splits))
         yield Finding("leakage", "error", paths, f"{evidence}, in {where}", LEAK_ADVICE)
@@ -206,11 +208,11 @@ def _check_groups(dataset: Dataset) -> Iterator[Finding]:
     leaking = grouped.filter(pl.col("split").list.n_unique() > 1).sort("group")
     for name, paths, splits in leaking.iter_rows():
         where = " and ".join(sorted(set(splits)))
-        yield Finding("leakage", "error", tuple(paths), f"the group {name} lies in {where}", LEAK_ADVICE)
+        yield Finding("leakage", "error", tuple(paths), f"group {name} is in {where}", LEAK_ADVICE)
 
 
 def _find_similar_names(names: Iterable[str]) -> Iterator[list[str]]:
-    """Yield class names that differ only in case, blanks or Unicode normalisation."""
+    """Yield class names that differ only in case, spaces or Unicode normalisation."""
     by_key: dict[str, list[str]] = {}
     for name in names:
         by_key.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(name)
@@ -222,23 +224,23 @@ def _check_classes(dataset: Dataset) -> Iterator[Finding]:
     counts = {name: sum(of_class.values()) for name, of_class in split_counts.items()}
     for name in [name for name in counts if counts[name] and not split_counts[name]["train"]]:
         similar = [other for other in counts if other != name and other.casefold() == name.casefold()]
-        evidence = f"no photo of {name} is there to learn from"
-        evidence += f", but {similar[0]} is another class" if similar else ""
-        advice = "photos of it in the training part: it can never be named rightly"
+        evidence = f"class {name} has no training photos"
+        evidence += f", but there is also a class {similar[0]}" if similar else ""
+        advice = "add training photos: a network never predicts a class that it was not trained on"
         yield Finding("class_without_training_photos", "error", (), evidence, advice)
     for names in _find_similar_names(counts):
-        evidence = f"{' and '.join(map(repr, names))} differ in capitals or blanks alone"
-        yield Finding("similar_class_names", "warning", (), evidence, "if they are one class, give them one name")
+        evidence = f"{' and '.join(map(repr, names))} differ only in case, spaces or Unicode form"
+        yield Finding("similar_class_names", "warning", (), evidence, "if they are one class, give them the same name")
     for name in dataset.empty_classes:
         advice = "add photos, or remove the folder"
-        yield Finding("empty_class", "warning", (), f"class {name} has no usable photo", advice)
+        yield Finding("empty_class", "warning", (), f"class {name} has no usable photos", advice)
     distinct = dict(dataset.used_photos.group_by("label").agg(pl.col("sha256").n_unique()).iter_rows())
     for name, count in sorted(counts.items(), key=lambda item: item[1]):
         if distinct.get(name, 0) < MIN_PHOTOS_PER_CLASS:
-            advice = f"at least {MIN_PHOTOS_PER_CLASS} photos, better 100: its own score means little"
-            copies = f", {distinct[name]} of them different" if distinct.get(name, 0) < count else ""
+            advice = f"add photos until it has at least {MIN_PHOTOS_PER_CLASS}, better 100: with so few, its score means little"
+            copies = f", only {distinct[name]} of them distinct" if distinct.get(name, 0) < count else ""
             yield Finding("small_class", "warning", (), f"class {name} has {count} photos{copies}", advice)
     largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     if counts[largest] > MAX_IMBALANCE_RATIO * counts[smallest]:
         evidence = f"{largest} has {counts[largest]} photos, {smallest} has {counts[smallest]}"
-        yield Finding("class_imbalance", "note", (), evidence, "more photos of the small classes")
+        yield Finding("class_imbalance", "note", (), evidence, "add photos of the small classes")

@@ -33,9 +33,9 @@ def extract_file_facts(dataset: Dataset, pixels: np.ndarray, selection: np.ndarr
     width, height, size = (used[name].to_numpy().astype(float) for name in ("width", "height", "bytes"))
     return {
         "size in pixels": np.stack((width, height, width * height), axis=1),
-        "aspect": (width / height)[:, None],
+        "aspect ratio": (width / height)[:, None],
         "file size": size[:, None],
-        "bytes a pixel": (size / (width * height))[:, None],
+        "bytes per pixel": (size / (width * height))[:, None],
         **_read_headers(dataset, used["path"].to_list()),
         "border": _measure_borders(pixels, used["row"].to_numpy().astype(np.int64)),
     }
@@ -51,7 +51,7 @@ def _read_headers(dataset: Dataset, paths: list[str]) -> Facts:
     return {
         "file type": np.stack([kinds, modes], 1),
         "JPEG quality": np.array([[header.mean_quantisation] for header in headers]),
-        "marks of a program": _encode([header.markers for header in headers])[:, None],
+        "metadata markers": _encode([header.markers for header in headers])[:, None],
     }
 
 

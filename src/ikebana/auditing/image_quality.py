@@ -18,7 +18,7 @@ from ikebana.system import progress
 from ikebana.system.threads import map_in_threads
 
 CHUNK_PHOTOS = 64
-# Only the sharpest 0.5 % of the pixels count: one object in focus is enough.
+# Only the sharpest 0.5% of the pixels count: one object in focus is enough.
 SHARPEST_QUANTILE = 0.995
 # Pixels over which the edge of a blurred photo still rises.
 EDGE_PIXELS = 8
@@ -28,7 +28,7 @@ STEPS_PER_LEVEL, UNITS_PER_STEP = 16, 16
 ROUNDING_NOISE = STEPS_PER_LEVEL
 # Blurring by 3 to 6 of 240 pixels gave 0.04 to 0.10; the median of flower photos is 0.77.
 MAX_BLURRED_SHARPNESS = 0.17
-# Grey levels of the lightest and the darkest pixel, and their difference (5 % cut off each).
+# Grey levels of the lightest and the darkest pixel, and their difference (5% cut off each).
 MAX_DARK_LEVEL, MIN_BRIGHT_LEVEL, MIN_CONTRAST = 48, 208, 8
 MIN_OUTLIER_SCORE = 3.0
 # Enlargement from the file to the network's input.
@@ -38,7 +38,7 @@ MAX_ASPECT_RATIO = 2.5
 # More photos of one kind than this become one finding.
 MAX_FINDINGS_PER_KIND = 100
 
-REVIEW_ADVICE = "look whether its subject can be made out; keep it only if photos to come are like this"
+REVIEW_ADVICE = "check that its subject is recognisable; keep it only if the photos to classify will be like it"
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,13 @@ def _check_brightness(statistics: ImageStatistics, paths: pl.Series) -> Iterator
     dark = _is_low_outlier(np.log1p(lightest), np.log1p(MAX_DARK_LEVEL)) & ~blank
     bright = _is_low_outlier(np.log1p(255 - darkest), np.log1p(255 - MIN_BRIGHT_LEVEL)) & ~blank
     median = np.median(sharpness) if len(paths) else 0.0
-    yield from _report("blank", blank, paths, lambda _: "one shade all over", "remove it, or mend the file")
+    yield from _report(
+        "blank", blank, paths, lambda _: "almost the same grey level everywhere", "remove it, or repair the file"
+    )
     for kind, is_poor, describe in (
-        ("blurry", blurred, lambda row: f"sharpness {sharpness[row]:.2f}; the median is {median:.2f}"),
-        ("dark", dark, lambda row: f"95 % of it is darker than {lightest[row]:.0f} of 255"),
-        ("bright", bright, lambda row: f"95 % of it is lighter than {darkest[row]:.0f} of 255"),
+        ("blurry", blurred, lambda row: f"sharpness {sharpness[row]:.2f} (median of all photos {median:.2f})"),
+        ("dark", dark, lambda row: f"95% of its pixels are darker than {lightest[row]:.0f} of 255"),
+        ("bright", bright, lambda row: f"95% of its pixels are lighter than {darkest[row]:.0f} of 255"),
     ):
         yield from _report(kind, is_poor, paths, describe, REVIEW_ADVICE)
 
@@ -94,11 +96,11 @@ def _check_size(width: np.ndarray, height: np.ndarray, image_size: int, paths: p
     def describe(row: int) -> str:
         return f"{width[row]:.0f} x {height[row]:.0f} pixels"
 
-    advice = f"find it in its first size: enlarged to {image_size} pixels it shows no more"
+    advice = f"replace it with a larger version: enlarging it to {image_size} pixels adds no detail"
     yield from _report("low_resolution", shorter * MAX_ENLARGEMENT < image_size, paths, describe, advice)
     stretched = (aspect > MAX_ASPECT_RATIO) & (_outlier_scores(np.log(aspect)) > MIN_OUTLIER_SCORE)
     yield from _report(
-        "odd_aspect_ratio", stretched, paths, describe, "cut out its subject: a network is shown squares"
+        "odd_aspect_ratio", stretched, paths, describe, "crop it to its subject: networks take square images"
     )
 
 
@@ -113,7 +115,7 @@ def measure(pixels: np.ndarray, rows: np.ndarray) -> ImageStatistics:
     def measure_chunk(chunk: range) -> np.ndarray:
         return np.array([_measure_photo(pixels[rows[place]]) for place in chunk])
 
-    with progress.stage("sharpness, light", len(rows)) as bar:
+    with progress.stage("check quality", len(rows)) as bar:
         parts = []
         for part in map_in_threads(measure_chunk, make_chunks(len(rows), CHUNK_PHOTOS)):
             parts.append(part)
@@ -164,7 +166,7 @@ def _report(
     """Yield one finding per photo, or one for all if there are many."""
     rows = np.flatnonzero(is_poor)
     if len(rows) > MAX_FINDINGS_PER_KIND:
-        evidence = f"{len(rows)} photos, {describe(int(rows[0]))} for one"
+        evidence = f"{len(rows)} photos, for example: {describe(int(rows[0]))}"
         yield Finding(kind, "note", tuple(paths[rows]), evidence, advice)
         return
     for row in rows:

@@ -137,7 +137,7 @@ def vote(neighbours: Neighbours, labels: np.ndarray, class_count: int) -> np.nda
 def combine_probabilities(
     out_of_fold: np.ndarray, votes: np.ndarray, labels: np.ndarray, is_known: np.ndarray
 ) -> np.ndarray:
-    """Multiply both estimates and calibrate: 80 % confidence agrees with 80 % of the labels.
+    """Multiply both estimates and calibrate: 80% confidence agrees with 80% of the labels.
 
     Args:
         out_of_fold: float [photos, classes], of heads that were not trained on the photo.

@@ -22,32 +22,33 @@ from ikebana.recipe import Trainable
 MIN_PHOTOS_PER_CLASS_FOR_ALL = 200
 # Accuracy lead of the last cut over the best earlier one, up to which photos are unlike ImageNet's.
 MAX_UNLIKE_LEAD = 0.02
-# Accuracy of a head that leaves nothing to gain.
+# Accuracy of a head from which no further gain can be measured.
 CEILING_ACCURACY = 0.99
 # Chance seldom exceeds this many standard errors.
 STANDARD_ERRORS = 2
 # With fewer scored photos, an accuracy is known to five points at best.
-MIN_JUDGED_PHOTOS = 100
+MIN_SCORED_PHOTOS = 100
 # Within this factor of a threshold, the choice of the side is uncertain.
 NEAR_THRESHOLD_FACTOR = 1.5
 LINE_COLUMNS = 100
+LABEL_COLUMNS = 13
 
 # The recipe that comes closest.
 RECIPES_BY_TRAINABLE: dict[Trainable, str] = {"head": "quick", "last_stages": "good", "all": "best"}
 SENTENCES: dict[Trainable, str] = {
-    "head": "a new head on the frozen network is enough",
-    "last_stages": "let the network's last stages learn too",
-    "all": "let larger networks learn, and for longer",
+    "head": "train only a new head on the frozen network",
+    "last_stages": "also fine-tune the last stages of the network",
+    "all": "fine-tune larger networks, and for longer",
 }
 
 
 @dataclass(frozen=True)
 class PhotoCounts:
-    """Numbers of photos to learn from.
+    """Numbers of photos for training.
 
     Attributes:
         photos: training photos, and validation photos for model selection.
-        test_photos: photos that stay unseen.
+        test_photos: photos that the probe does not use.
         median_per_class: median of the training photos per class.
         smallest: the class with the fewest training photos, and their number.
     """
@@ -96,13 +97,13 @@ class Recommendation:
         cost = f"    (about {format_duration(self.costs[self.recipe])} here)" if self.recipe in self.costs else ""
         items = [
             *(("why", reason) for reason in self.reasons),
-            ("more", self.more_photos),
-            *(("doubt", doubt) for doubt in self.caveats),
-            ("sure", "not very" if self.caveats else "fairly"),
+            ("data", self.more_photos),
+            *(("caveat", caveat) for caveat in self.caveats),
+            ("confidence", "low" if self.caveats else "fairly high"),
         ]
         lines = [line for name, text in items for line in _wrap(name, text)]
         # Never wrapped, because users copy it.
-        run = f"  run    {self.command}{cost}"
+        run = f"  {'run':<{LABEL_COLUMNS}}{self.command}{cost}"
         return "\n".join([f"Advice: {SENTENCES[self.trainable]}", "", *_format_table(self), "", *lines, run])
 
 
@@ -119,7 +120,7 @@ def recommend(evidence: ProbeResult, supply: PhotoCounts, photos: str, costs: di
     return Recommendation(
         trained,
         tuple(_list_reasons(evidence, supply, trained)),
-        tuple(_list_doubts(evidence, supply)),
+        tuple(_list_caveats(evidence, supply)),
         _describe_more_photos(evidence),
         supply,
         evidence,
@@ -151,27 +152,30 @@ def _is_unlike_imagenet(evidence: ProbeResult) -> bool:
 
 
 def _list_reasons(evidence: ProbeResult, supply: PhotoCounts, trained: Trainable) -> list[str]:
-    resemblance, per_class = _describe_resemblance(evidence), f"a class has {_format_count(supply.median_per_class)}"
+    resemblance, per_class = (
+        _describe_resemblance(evidence),
+        f"the median class has {_format_count(supply.median_per_class)}",
+    )
     minimum = MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING
     if supply.median_per_class < minimum:
         return [
-            f"{per_class}, which is few (below {minimum}): the last stages would learn them by heart, not what they show",
+            f"{per_class}, fewer than {minimum}: fine-tuning the last stages would overfit",
             resemblance,
         ]
     if trained == "head":
         wrong = round((1 - evidence.last_depth_accuracy.value) * evidence.scored_photos)
         return [
-            f"a head alone is wrong on {wrong} of {evidence.scored_photos:,} photos: nothing that is left to gain could be seen"
+            f"a head alone misclassifies only {wrong} of {evidence.scored_photos:,} photos: too few to measure a gain"
         ]
     if trained == "all":
         return [
             resemblance,
-            f"{per_class}, enough (from {MIN_PHOTOS_PER_CLASS_FOR_ALL} on) for larger networks to learn, and for longer",
+            f"{per_class}, enough ({MIN_PHOTOS_PER_CLASS_FOR_ALL} or more) to fine-tune larger networks for longer",
         ]
-    more = f"; the whole network should have {MIN_PHOTOS_PER_CLASS_FOR_ALL}" if _is_unlike_imagenet(evidence) else ""
+    more = f"; fine-tuning all of it takes {MIN_PHOTOS_PER_CLASS_FOR_ALL}" if _is_unlike_imagenet(evidence) else ""
     return [
         resemblance,
-        f"{per_class}, enough (from {minimum} on) for the last stages not to learn them by heart{more}",
+        f"{per_class}, enough ({minimum} or more) to fine-tune the last stages without overfitting{more}",
     ]
 
 
@@ -182,13 +186,13 @@ def _format_count(count: int) -> str:
 def _describe_resemblance(evidence: ProbeResult) -> str:
     """Describe whether the photos resemble ImageNet's, with the evidence."""
     earlier = max(list(evidence.accuracy_by_depth)[:-1], key=lambda name: evidence.accuracy_by_depth[name].value)
-    lead = f"{100 * evidence.last_depth_gain.value:+.1f} points against {earlier}"
+    lead = f"{100 * evidence.last_depth_gain.value:+.1f} points compared with {earlier}"
     if _is_unlike_imagenet(evidence):
-        return f"the photos are unlike ImageNet's: whole things tell the classes apart no better than what comes before ({lead})"
+        return f"the photos do not resemble ImageNet's: the last layers separate the classes no better than earlier ones ({lead})"
     if _is_close(evidence):
         limit = f"{100 * MAX_UNLIKE_LEAD:+.0f}"
-        return f"whether the photos resemble ImageNet's lies within chance of the limit ({lead}; the limit is {limit})"
-    return f"the photos resemble ImageNet's: the network's last layers tell the classes apart best ({lead})"
+        return f"whether the photos resemble ImageNet's is too close to call ({lead}; the limit is {limit})"
+    return f"the photos resemble ImageNet's: the last layers separate the classes best ({lead})"
 
 
 def _is_close(evidence: ProbeResult) -> bool:
@@ -197,14 +201,14 @@ def _is_close(evidence: ProbeResult) -> bool:
     return abs(lead.value - MAX_UNLIKE_LEAD) <= STANDARD_ERRORS * lead.standard_error
 
 
-def _list_doubts(evidence: ProbeResult, supply: PhotoCounts) -> list[str]:
+def _list_caveats(evidence: ProbeResult, supply: PhotoCounts) -> list[str]:
     """List reasons to be unsure; a threshold counts only if the recommendation depends on it."""
-    best, doubts = evidence.last_depth_accuracy, []
-    if evidence.scored_photos < MIN_JUDGED_PHOTOS:
-        doubts.append(f"only {evidence.scored_photos} photos could be judged")
+    best, caveats = evidence.last_depth_accuracy, []
+    if evidence.scored_photos < MIN_SCORED_PHOTOS:
+        caveats.append(f"only {evidence.scored_photos} photos could be scored")
     if best.value - STANDARD_ERRORS * best.standard_error <= evidence.majority_accuracy:
-        doubts.append(
-            "nothing that this network sees tells the classes apart better than guessing: look at photos and labels first"
+        caveats.append(
+            "no layer of this network separates the classes better than guessing: check photos and labels first"
         )
     if not _is_at_ceiling(evidence):
         limits = (
@@ -214,17 +218,17 @@ def _list_doubts(evidence: ProbeResult, supply: PhotoCounts) -> list[str]:
         )
         factor = NEAR_THRESHOLD_FACTOR
         near = [limit for limit in limits if limit / factor <= supply.median_per_class < limit * factor]
-        doubts += [f"{_format_count(supply.median_per_class)} a class: near the limit of {limit}" for limit in near]
+        caveats += [f"{_format_count(supply.median_per_class)} per class, near the limit of {limit}" for limit in near]
         if supply.median_per_class >= MIN_PHOTOS_PER_CLASS_FOR_ALL and _is_close(evidence):
-            doubts.append("whether the photos resemble ImageNet's came out close")
+            caveats.append("whether the photos resemble ImageNet's is too close to call")
     if _is_unlike_imagenet(evidence) and choose_trainable(evidence, supply) != "head":
-        doubts.append(
-            "for photos unlike ImageNet's this is the textbook's rule, and has failed too: compare with --recipe quick"
+        caveats.append(
+            "for photos unlike ImageNet's this is the textbook rule, and it is not always right: compare with --recipe quick"
         )
     name, count = supply.smallest
     if count < min(MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, supply.median_per_class):
-        doubts.append(f"class {name} has {_format_count(count)}, too few whatever learns from them")
-    return doubts
+        caveats.append(f"class {name} has {_format_count(count)}, too few for any recipe")
+    return caveats
 
 
 def _describe_more_photos(evidence: ProbeResult) -> str:
@@ -232,26 +236,28 @@ def _describe_more_photos(evidence: ProbeResult) -> str:
     gain = evidence.doubling_gain
     points = f"{100 * gain.value:+.1f} points"
     if gain.value - STANDARD_ERRORS * gain.standard_error > 0:
-        return f"more photos would help: twice as many to learn from brought {points} here"
-    return f"more photos of the same kind would bring a head little: twice as many brought {points} here, within chance"
+        return f"more photos would help: doubling them gained {points} here"
+    return f"more photos of the same kind would hardly help a head: doubling them gained {points} here, within chance"
 
 
 def _wrap(name: str, text: str) -> list[str]:
-    return textwrap.wrap(text, LINE_COLUMNS, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9)
+    return textwrap.wrap(
+        text, LINE_COLUMNS, initial_indent=f"  {name:<{LABEL_COLUMNS}}", subsequent_indent=" " * (LABEL_COLUMNS + 2)
+    )
 
 
 def _format_table(recommendation: Recommendation) -> list[str]:
     """Format the evidence, one line per accuracy."""
     evidence, supply = recommendation.evidence, recommendation.photo_counts
     rows: list[tuple[str, str | AccuracyEstimate]] = [
-        ("always the commonest class", f"{evidence.majority_accuracy:.3f}"),
-        *((f"by {name}", score) for name, score in evidence.accuracy_by_depth.items()),
-        ("  with half as many photos", evidence.half_data_accuracy),
+        ("most frequent class", f"{evidence.majority_accuracy:.3f}"),
+        *((name, score) for name, score in evidence.accuracy_by_depth.items()),
+        ("  with half of the photos", evidence.half_data_accuracy),
         ("  with a quarter", evidence.quarter_data_accuracy),
     ]
     return [
-        f"  How often a class is named rightly ({evidence.scored_photos:,} of {supply.photos:,} training and validation photos;",
-        f"  the {supply.test_photos:,} test photos stay sealed), by what a network trained on ImageNet sees, first layers first:",
+        f"  Accuracy of a linear classifier by the depth of its features in an ImageNet network, on {evidence.scored_photos:,}",
+        f"  of {supply.photos:,} training and validation photos (the {supply.test_photos:,} test photos are not used):",
         "",
         *(f"    {name:<30}{score}" for name, score in rows),
     ]

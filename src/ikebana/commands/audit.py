@@ -1,6 +1,7 @@
 """`ikebana audit`: problems of the photos, and how much of a network to train."""
 
 import json
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -86,7 +87,7 @@ def audit(
         advise: also recommend how much of a network to train: its head, its last stages or all of it.
         out: folder for a page, `audit.json` and `findings.csv`.
         write: table for `fit`, such as `cleaned.csv`; the dropped rows are written next to it.
-        drop: kinds of findings whose photos are left out of it, such as "near_duplicate".
+        drop: kinds of findings whose photos are dropped from it, such as "near_duplicate".
         relabel: findings whose photos get the suggested label: "suspect_label>0.95".
         device: auto for a GPU if there is one, cpu, cuda or mps.
     Raises:
@@ -144,7 +145,7 @@ def _split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, list[Finding]]:
     except PhotosError as error:
         all_train = pl.when(pl.col("status") == STATUS_USED).then(pl.col("split").fill_null("train")).alias("split")
         unsplit = dataset.with_photos(dataset.photos.with_columns(all_train))
-        return unsplit, [Finding(CANNOT_SPLIT, "error", (), error.what, error.advice or "more photos")]
+        return unsplit, [Finding(CANNOT_SPLIT, "error", (), error.what, error.advice or "add photos")]
 
 
 def _make_plan(dataset: Dataset, recipe: Recipe, device: str, *, is_required: bool) -> "Plan | None":
@@ -182,7 +183,8 @@ def _check_outputs(out: str | Path | None, write: str | Path | None, has_selecto
         folder = resolve_output_path(out)
         is_taken = folder.is_dir() and any(folder.iterdir()) and not _is_audit_folder(folder)
         if is_taken or (folder.exists() and not folder.is_dir()):
-            raise RecipeError("there is something else already", where=folder, advice="an empty folder, or a new one")
+            what = "this folder exists and is not empty" if is_taken else "this is an existing file, not a folder"
+            raise RecipeError(what, where=folder, advice="choose an empty or a new folder")
 
 
 def _is_audit_folder(folder: Path) -> bool:
@@ -208,7 +210,7 @@ def _report(result: Audit, pixel_cache: PixelCache, recipe: Recipe) -> None:
     with atomic_write(folder / TABLE_FILE) as partial_file:
         files.to_table(result.findings).write_csv(partial_file)
     audit_page.write(result.page, result.dataset, result.findings, pixel_cache.pixels, recipe.resize)
-    progress.message(f"to look at: {result.page}; for programs, beside it: {AUDIT_FILE} and {TABLE_FILE}")
+    progress.message(f"audit page: {result.page} (for programs, next to it: {AUDIT_FILE} and {TABLE_FILE})")
 
 
 def _clean(
@@ -222,7 +224,7 @@ def _clean(
     cleaned = cleaning.clean(result.dataset, result.findings, to_drop, to_relabel, has_split)
     _write_table(file, result.dataset, cleaned)
     if unmatched := cleaning.find_unmatched((*to_drop, *to_relabel), result.findings):
-        progress.warn(f"nothing was found that is {' or '.join(unmatched)}")
+        progress.warn(f"no finding matches {' or '.join(unmatched)}")
 
 
 def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult) -> None:
@@ -230,19 +232,19 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult)
     cleaning.write(file, dataset, cleaned)
     progress.message(
         f"{file}: {cleaned.kept_photos.height:,} photos, {cleaned.relabelled_count:,} of them relabelled; "
-        f"{cleaned.dropped_photos.height:,} dropped: {cleaning.dropped_table_path(file)} says why. "
-        f"To learn from it: ikebana fit {file}"
+        f"{cleaned.dropped_photos.height:,} dropped, with reasons in {cleaning.dropped_table_path(file)}. "
+        f"Train on it with: ikebana fit {shlex.quote(str(file))}"
     )
     if cleaned.protected_count:
         progress.warn(
-            f"{cleaned.protected_count:,} test photo{'s' * (cleaned.protected_count != 1)} left alone though the label is "
-            "doubted: no network may choose what it is scored on"
+            f"{cleaned.protected_count:,} test photo{'s' * (cleaned.protected_count != 1)} with a suspect label not changed: "
+            "a network must not choose its own test set"
         )
     if cleaned.suspect_label_count and "split" not in cleaned.kept_photos.columns:
         count = cleaned.suspect_label_count
         progress.warn(
-            f"{count:,} photo{'s' * (count != 1)} dropped or relabelled for doubt before the split: "
-            "unless somebody looked at them, the score will be kinder than the truth"
+            f"{count:,} photo{'s' * (count != 1)} dropped or relabelled because of a suspect label, before the split: "
+            "unless you have checked them, the score will be too optimistic"
         )
 
 

@@ -16,11 +16,11 @@ from ikebana.system.files import discard, remove_stale_files
 # Per folder of the cache: a description, and the pattern of its entries' names. Other names are not
 # ikebana's and stay.
 CACHE_KINDS = {
-    "pixels": ("photos, decoded", r"[0-9a-f]{32}"),
-    "features": ("what backbones say of photos", r"[0-9a-f]{32}"),
-    "archives": ("archives, unpacked", r"[0-9a-f]{64}"),
-    "weights": ("pretrained weights, converted", r"[\w.+-]+-[0-9a-f]{64}-[0-9a-f]{16}\.safetensors"),
-    "measurements": ("this machine's speed", r"[0-9a-f]{16}\.json"),
+    "pixels": ("decoded photos", r"[0-9a-f]{32}"),
+    "features": ("image features", r"[0-9a-f]{32}"),
+    "archives": ("unpacked archives", r"[0-9a-f]{64}"),
+    "weights": ("converted pretrained weights", r"[\w.+-]+-[0-9a-f]{64}-[0-9a-f]{16}\.safetensors"),
+    "measurements": ("speed measurements", r"[0-9a-f]{16}\.json"),
     "onnxruntime-web": ("onnxruntime for browsers", r"[\d.]+"),
 }
 
@@ -53,7 +53,7 @@ class Cache:
             f"{kind.description:<30} {kind.entries:>5,}  {kind.bytes / 1e6:>10,.1f} MB  {_format_time(kind.newest_time)}".rstrip()
             for kind in self.kinds
         ]
-        total = f"{self.folder}: {self.bytes / 1e6:,.1f} MB; it may be cleared at any time: ikebana cache --clear"
+        total = f"{self.folder}: {self.bytes / 1e6:,.1f} MB in total; safe to clear at any time: ikebana cache --clear"
         return "\n".join([*lines, total])
 
 
@@ -65,7 +65,7 @@ def cache(clear: bool = False) -> Cache:
     folder = cache_folder()
     if clear:
         freed = sum(_clear(folder, kind) for kind in CACHE_KINDS)
-        progress.message(f"{freed / 1e6:,.1f} MB cleared")
+        progress.message(f"freed {freed / 1e6:,.1f} MB")
     return Cache(folder, tuple(_measure_kind(folder, kind) for kind in CACHE_KINDS))
 
 
@@ -111,4 +111,4 @@ def measure_size(entry: Path) -> int:
 
 
 def _format_time(seconds: float | None) -> str:
-    return f"made {datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}" if seconds is not None else ""
+    return f"newest {datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}" if seconds is not None else ""

@@ -115,7 +115,7 @@ def _load_skipped_members(folder: Path) -> list[ScannedPath] | None:
 def _checksum_folder(folder: Path) -> str:
     """Compute a checksum of all files and their names, independent of the order of listing."""
     total = 0
-    with progress.stage("check what was unpacked", 0, "files") as bar:
+    with progress.stage("verify archive", 0, "files") as bar:
         for file in folder.rglob("*"):
             if file.is_file():
                 with file.open("rb") as stream:
@@ -145,9 +145,9 @@ def _unpack_members(folder: Path, file: Path) -> list[ScannedPath]:
                     budget -= member.skip_bytes
                     skipped.append(ScannedPath(_make_printable(member.name), str(reason)))
                 if budget < 0:
-                    raise ArchiveRefused(f"it grows to more than {MAX_EXPANSION_RATIO} times its size")
+                    raise ArchiveRefused(f"it expands to more than {MAX_EXPANSION_RATIO} times its size")
     except ArchiveRefused as reason:
-        advice = "unpack it yourself if you trust it, and give the folder"
+        advice = "if you trust it, unpack it yourself and give the folder"
         raise PhotosError(f"this archive is refused: {reason}", where=file, advice=advice) from None
     except CORRUPTION_ERRORS as error:
         raise _damaged_archive(file, str(error)) from None
@@ -171,7 +171,7 @@ def _unpack_member(member: Member, folder: Path, taken_paths: set[str], budget: 
         return ENTRY_OVERHEAD_BYTES + _make_folders(folder, path) if problem is None else ENTRY_OVERHEAD_BYTES
     # On many disks, names that differ by case alone are one file.
     if problem is None and path.casefold() in taken_paths:
-        problem = "stands twice in the archive"
+        problem = "appears twice in the archive"
     if problem is not None:
         raise _MemberSkipped(problem)
     taken_paths.add(path.casefold())
@@ -231,8 +231,8 @@ def _convert_os_error(error: OSError) -> Exception:
     The error of a full or broken disk stays as it is.
     """
     if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
-        return _MemberSkipped("its path is taken by another member")
-    return _MemberSkipped("this disk cannot hold its name") if error.errno in INVALID_NAME_ERRNOS else error
+        return _MemberSkipped("another member has the same path")
+    return _MemberSkipped("this disk cannot store its name") if error.errno in INVALID_NAME_ERRNOS else error
 
 
 def _iterate_members(file: Path) -> Iterator[Member]:
@@ -246,9 +246,9 @@ def _iterate_members(file: Path) -> Iterator[Member]:
         raise _damaged_archive(file, "the end of the zip is missing")
     else:
         raise PhotosError(
-            "this archive cannot be read: it is neither a zip nor a tar that this Python knows",
+            "this archive cannot be read: it is not a zip or tar file that this Python supports",
             where=file,
-            advice="pack it again, as .zip or .tar.gz",
+            advice="repack it as .zip or .tar.gz",
         )
 
 
@@ -272,7 +272,7 @@ def _find_zip_problem(entry: zipfile.ZipInfo) -> str | None:
     if entry.compress_type in STREAMABLE_COMPRESSION:
         return None
     is_known = entry.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-    return f"packed by {'bzip2 or LZMA' if is_known else 'an odd compression'} (pack it again, by deflate)"
+    return f"compressed with {'bzip2 or LZMA' if is_known else 'an unsupported method'} (repack it with deflate)"
 
 
 def _iterate_tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
@@ -305,17 +305,17 @@ def _find_path_problem(name: str, path: str) -> str | None:
     with_slashes = path.replace("\\", "/")
     parts = with_slashes.split("/")
     if name.startswith("/") or with_slashes.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", path):
-        return "its path leads out of the archive"
+        return "its path points outside the archive"
     if len(parts) > MAX_PATH_DEPTH:
-        return "it lies too deep"
+        return f"its path is deeper than {MAX_PATH_DEPTH} levels"
     if not path:
         return "it has no name"
     # Cc: control characters; Cs: broken Unicode.
     is_unprintable = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
     if is_unprintable:
-        return "its name has unprintable letters"
+        return "its name has unprintable characters"
     is_reserved = IS_WINDOWS and any(map(WINDOWS_RESERVED_NAME.match, parts))
-    return "Windows cannot hold its name (rename it)" if is_reserved else None
+    return "Windows cannot store its name (rename it)" if is_reserved else None
 
 
 def _make_printable(name: str) -> str:
@@ -324,7 +324,7 @@ def _make_printable(name: str) -> str:
 
 
 def _damaged_archive(file: Path, how: str) -> PhotosError:
-    return PhotosError(f"this archive is damaged: {how}", where=file, advice="fetch or pack it again")
+    return PhotosError(f"this archive is damaged: {how}", where=file, advice="download or pack it again")
 
 
 def _starts_with(file: Path, magic: bytes) -> bool:
@@ -337,5 +337,5 @@ def _hash_file(file: Path) -> str:
         return compute_file_sha256(file)
     except OSError as error:
         raise PhotosError(
-            f"this archive cannot be read: {error.strerror or error}", where=file, advice="a file that you may read"
+            f"this archive cannot be read: {error.strerror or error}", where=file, advice="check its permissions"
         ) from None

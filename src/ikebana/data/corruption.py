@@ -36,7 +36,7 @@ def find_silent_damage(data: bytes, format_name: str | None) -> str | None:
     if format_name in ("JPEG", "MPO"):
         return _find_jpeg_damage(data)
     if format_name == "PNG" and not _has_valid_png_checksums(data):
-        return "its data do not agree with their checksum"
+        return "its data do not match their checksum"
     return None
 
 
@@ -100,7 +100,7 @@ def identify_foreign_file(data: bytes) -> str:
             return f"not a photo: {name}"
     if b"\x00" not in data[:4096] and _is_text(data[:4096]):
         return "not a photo: text"
-    return "unreadable: no known image format, or a header too broken to tell"
+    return "unreadable: unknown image format, or a damaged header"
 
 
 def _is_text(start: bytes) -> bool:

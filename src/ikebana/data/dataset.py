@@ -109,8 +109,8 @@ class Dataset:
         return replace(self, photos=photos)
 
     def __repr__(self) -> str:
-        used, aside = self.used_photos.height, self.set_aside_photos.height
-        return f"Dataset({self.source}: {used} photos of {len(self.classes)} classes, {aside} set aside)"
+        used, skipped = self.used_photos.height, self.set_aside_photos.height
+        return f"Dataset({self.source}: {used} photos of {len(self.classes)} classes, {skipped} skipped)"
 
 
 def collect_rows(rows: Iterable[Mapping[str, Any] | tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.DataFrame:

@@ -8,7 +8,7 @@ transparency   composited over white
 bit depth      16-bit integers are scaled from the file's declared white level, floats from 0..1.
                Without one, or below a sixteenth of it (12 camera bits in a 16-bit file), from the
                darkest to the brightest value. Pillow's convert("RGB") would clip all of them
-damage         a truncated photo is refused, never filled up with grey
+damage         a truncated photo is refused, never filled with grey
 animation      the first frame
 size           squashed to a square, or centre-cropped, by an antialiased triangle filter
 large JPEGs    decoded at a half, a quarter or an eighth while both sides stay at least twice the
@@ -73,7 +73,7 @@ TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 256, 
 TIFF_TILE_SIZE = (322, 323)
 
 REASON_OUT_OF_MEMORY = "too large for this machine's memory"
-REASON_NO_HEIF = "unsupported format: HEIF (it can be read after: pip install 'ikebana[heif]')"
+REASON_NO_HEIF = "unsupported format: HEIF (to read it: pip install 'ikebana[heif]')"
 TRANSIENT_REASONS = (REASON_OUT_OF_MEMORY, REASON_NO_HEIF)
 
 # Load all plug-ins now: loading them at the first unusual file would be a race between threads.
@@ -192,7 +192,7 @@ def read_bytes(file: str | Path) -> bytes:
     """
     with open(file, "rb") as stream:
         if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
-            raise UnreadablePhoto(f"too large: more than {MAX_FILE_BYTES // 2**20} MB in one file")
+            raise UnreadablePhoto(f"too large: a file of more than {MAX_FILE_BYTES // 2**20} MB")
         try:
             return stream.read()
         except MemoryError:
@@ -273,7 +273,7 @@ def _load_upright(image: Image.Image) -> tuple[Image.Image, bool]:
     profile = image.info.get("icc_profile")
     depth = _read_sample_depth(image) if image.mode.startswith(("I", "F")) else None
     if isinstance(image, TiffImageFile) and not _has_all_strips(image):
-        raise UnreadablePhoto("unreadable: its data cover a part of the picture only")
+        raise UnreadablePhoto("unreadable: its data cover only part of the image")
     image.load()
     orientation = _read_orientation(image)
     upright = image.transpose(ORIENTATION_TRANSPOSES[orientation]) if orientation in ORIENTATION_TRANSPOSES else image
@@ -348,7 +348,7 @@ def _scale_to_eight_bits(image: Image.Image, depth: SampleDepth) -> Image.Image:
     finite = np.isfinite(values)
     low, high = float(values.min(where=finite, initial=np.inf)), float(values.max(where=finite, initial=-np.inf))
     if low > high:
-        raise UnreadablePhoto("unreadable: not one of its values is a number")
+        raise UnreadablePhoto("unreadable: all of its values are NaN or infinite")
     values = np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
     white = 1.0 if image.mode == "F" and low >= 0 and 0 < high <= 1 else depth.white_level
     if white is None or low < 0 or high > white or high < white / 16:

@@ -28,6 +28,7 @@ from ikebana.errors import PhotosError
 MIN_GROUPS_PER_CLASS = 5
 MAX_GROUP_SHARE = 0.4
 
+REASON_OUTSIDE_CLASSES = "outside any class folder"
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
 
 
@@ -61,12 +62,12 @@ def read(
     top_path = to_printable(top.relative_to(folder).as_posix())
     if top != folder:
         notes.append(
-            f"{to_printable(Path(source or folder).name)} holds no other folder than {top_path}/: the classes are in there"
+            f"the classes are read from {top_path}/, the only folder in {to_printable(Path(source or folder).name)}"
         )
     splits = _find_split_folders(top)
     unused = sorted(_list_folder_names(top) - splits.keys()) if splits else []
     if unused:
-        notes.append(f"{', '.join(unused)}: beside {', '.join(sorted(splits))}, and therefore not used")
+        notes.append(f"folders that are not used: {', '.join(unused)} (outside {', '.join(sorted(splits))})")
     ignored: list[str] = []
     rows = (_to_row(scanned, archive_prefix, top_path, splits) for scanned in scan(folder, ignored))
     extra_rows = ({"path": archive_prefix + scanned.path, "status": scanned.status} for scanned in skipped_members)
@@ -83,11 +84,11 @@ def _to_row(scanned: ScannedPath, prefix: str, top: str, splits: Mapping[str, st
     is_beside_top = top != "." and not scanned.path.startswith(f"{top}/")
     path = scanned.path if top == "." else scanned.path.removeprefix(f"{top}/")
     folders = [] if is_beside_top else path.split("/")[:-1]
-    split, reason = None, "lies outside any class folder"
+    split, reason = None, REASON_OUTSIDE_CLASSES
     if splits and folders:
         split = splits.get(folders[0])
         folders = folders[1:] if split is not None else []
-        reason = reason if split is not None else f"lies outside {', '.join(sorted(splits))}"
+        reason = reason if split is not None else f"outside {', '.join(sorted(splits))}"
     label = folders[0] if folders else None
     status = reason if label is None and scanned.status == STATUS_UNOPENED else scanned.status
     group = "/".join([*path.split("/")[: len(splits) > 0], *folders[:2]]) if len(folders) > 1 else None
@@ -108,15 +109,14 @@ def _check_groups(photos: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
         share = max(sizes.values()) / sizes.total()
         if len(sizes) < MIN_GROUPS_PER_CLASS or share > MAX_GROUP_SHARE:
             is_few = len(sizes) < MIN_GROUPS_PER_CLASS
-            reason = f"it has {len(sizes)} groups" if is_few else f"one holds {share:.0%} of it"
+            reason = f"has only {len(sizes)} groups" if is_few else f"has {share:.0%} of its photos in one group"
             notes.append(
-                f"folders inside classes are not kept together: class {label} could not be split so, {reason} "
-                "(a table with a group column is always followed)"
+                f"folders inside classes are not used as groups: class {label} {reason} "
+                "(to set groups yourself, use a table with a group column)"
             )
             return photos.with_columns(pl.lit(None, pl.String).alias("group"))
-    notes.append(
-        f"{photos['group'].n_unique() - photos['group'].has_nulls()} folders inside classes: each stays in one part"
-    )
+    group_count = photos["group"].n_unique() - photos["group"].has_nulls()
+    notes.append(f"{group_count} folders inside classes are used as groups: each stays in one split")
     return photos
 
 
@@ -127,7 +127,7 @@ def _list_folders(folder: Path) -> list[Path]:
             folders = [folder / entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry)]
     except OSError as error:
         raise PhotosError(
-            f"this folder cannot be read: {error.strerror}", where=folder, advice="a folder that you may read"
+            f"this folder cannot be read: {error.strerror}", where=folder, advice="check its permissions"
         ) from None
     return sorted(path for path in folders if not _is_run_output(path))
 
@@ -176,9 +176,9 @@ def _find_split_folders(folder: Path) -> dict[str, str]:
         return {}
     if len(set(splits.values())) != len(splits):
         raise PhotosError(
-            f"two folders are the same part: {', '.join(splits)}",
+            f"two folders are the same split: {', '.join(splits)}",
             where=folder,
-            advice="one folder each for train, validation and test",
+            advice="keep one folder each for train, validation and test",
         )
     return splits
 
@@ -207,7 +207,7 @@ def scan(folder: Path, ignored: list[str], excluded_folder: str | None = None) -
         relative, current = (folders or links).pop()
         real = os.path.realpath(current)
         if relative and (real in visited or real in parents):
-            yield ScannedPath(to_printable(relative), "a folder that is scanned already under another name")
+            yield ScannedPath(to_printable(relative), "a folder that was already scanned under another name")
             continue
         if relative and (real == excluded_folder or _is_run_output(current)):
             ignored.append(relative)
@@ -259,7 +259,7 @@ def check_file(file: str | Path) -> str:
     try:
         mode = os.stat(file).st_mode
     except FileNotFoundError:
-        return "a link that leads nowhere" if os.path.islink(file) else "there is no such file"
+        return "a broken symbolic link" if os.path.islink(file) else "there is no such file"
     except OSError as error:
         return f"unreadable: {error.strerror}"
     if not stat.S_ISREG(mode):

@@ -92,7 +92,7 @@ def open_pixel_cache(dataset: Dataset, image_size: int, resize: Resize) -> tuple
     for attempt in range(MAX_ATTEMPTS + 1):
         loaded = _load(folder, image_size, rows)
         if loaded is not None and attempt == 0 and _can_read_more(loaded[0], dataset, image_size, resize):
-            progress.message("photos that could not be read before can be by now: all are read again")
+            progress.message("some photos that could not be read earlier can be read now: reading all photos again")
             # Unmap the arrays before their files are removed, as Windows demands.
             loaded = None
             discard(folder)
@@ -104,9 +104,9 @@ def open_pixel_cache(dataset: Dataset, image_size: int, resize: Resize) -> tuple
         if attempt < MAX_ATTEMPTS:
             _build(dataset, image_size, resize, folder)
     raise MachineError(
-        "the kept pixels are not on the disk as they were written",
+        "the cached pixels on disk differ from what was written",
         where=folder,
-        advice="check the disk, or use another",
+        advice="check the disk, or move the cache to another one: IKEBANA_CACHE=DIR",
     )
 
 
@@ -272,7 +272,7 @@ def _load(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.nd
         return None
     if (loaded := _load_if_intact(folder, image_size, rows)) is not None:
         return loaded
-    progress.warn("the kept pixels have changed on disk: the photos are read again")
+    progress.warn("the cached pixels have changed on disk: reading the photos again")
     discard(folder)
     return None
 

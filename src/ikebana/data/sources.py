@@ -18,12 +18,13 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
     """List the photos of a folder, an archive or a table, without opening them.
 
     Raises:
-        PhotosError: there is nothing to learn from: the source does not exist, or has no class
-            folders, or one class only.
+        PhotosError: the source does not exist, has no class folders, or has only one class.
     """
     # An empty path would be the working directory.
     if not str(source):
-        raise PhotosError("an empty path was given", advice="the path of a folder, an archive or a table of photos")
+        raise PhotosError(
+            "an empty path was given", advice="give the path of a folder, an archive or a table of photos"
+        )
     path = Path(os.path.expanduser(source))
     name = path.name.lower()
     # pathlib's `is_dir` raises where a name is too long.
@@ -32,11 +33,11 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
         dataset = folder.read(path)
     elif not os.path.exists(path):
         what = f"there is no such folder, archive or table{_describe_access_error(path)}"
-        advice = _suggest_similar_path(path) or "the path of a folder, an archive or a table"
+        advice = _suggest_similar_path(path) or "give the path of a folder, an archive or a table"
         raise PhotosError(what, where=source, advice=advice)
     elif not os.path.isfile(path):
         raise PhotosError(
-            "this is neither a folder nor a file that can be read twice", where=source, advice="a file on the disk"
+            "this is neither a folder nor a regular file", where=source, advice="save it as a file on disk first"
         )
     elif name.endswith(TABLE_SUFFIXES):
         dataset = table.read(path)
@@ -50,9 +51,9 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
         )
     else:
         raise PhotosError(
-            "this is neither a folder, nor an archive, nor a table of photos",
+            "this is not a folder, an archive or a table of photos",
             where=source,
-            advice="a folder with a sub-folder for each class, or a file ending in "
+            advice="give a folder with one sub-folder per class, or a file ending in "
             + ", ".join((*ARCHIVE_SUFFIXES[:3], *TABLE_SUFFIXES)),
         )
     return assign_classes(dataset, class_order)
@@ -61,11 +62,27 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
 def _advise_without_photos(dataset: Dataset) -> str:
     """Suggest what to try if no photos were found."""
     if not dataset.source.lower().endswith(TABLE_SUFFIXES):
-        return "a folder with a sub-folder of photos for each class"
+        parent = _find_parent_of_class_folder(dataset)
+        if parent is not None:
+            return f"this folder looks like one class; give the folder that contains all classes: {parent}"
+        return "give a folder with one sub-folder of photos per class"
     if not dataset.photos.height:
-        return "a table with a row for each photo: path,label"
+        return "list one photo per row: path,label"
     first = dataset.resolve_path(dataset.photos["path"][0])
-    return f"paths that start from the table's folder, or absolute ones; the first leads to {first}"
+    return f"use absolute paths or paths relative to the table's folder; the first one resolves to {first}"
+
+
+def _find_parent_of_class_folder(dataset: Dataset) -> Path | None:
+    """Return the parent folder if the user gave a single class folder."""
+    source = Path(os.path.expanduser(dataset.source))
+    if not os.path.isdir(source) or dataset.photos["status"].ne(folder.REASON_OUTSIDE_CLASSES).any():
+        return None
+    parent = source.parent if source.name else source.absolute().parent
+    try:
+        siblings = [path for path in parent.iterdir() if path.is_dir() and not folder.is_hidden(path.name)]
+    except OSError:
+        return None
+    return parent if len(siblings) > 1 and dataset.photos.height else None
 
 
 def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
@@ -92,9 +109,9 @@ def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
         )
     if len(classes) == 1:
         raise PhotosError(
-            f"there is only one class with photos: {classes[0]}{_summarise_reasons(dataset)}",
+            f"only one class has photos: {classes[0]}{_summarise_reasons(dataset)}",
             where=dataset.source,
-            advice="the folder that holds at least two class folders, each with photos",
+            advice="give a folder with at least two class folders, each with photos",
         )
     empty = {*dataset.photos["label"].drop_nulls(), *dataset.empty_classes} - set(classes)
     # The user gave the order before it was known that these classes have no readable photo.
@@ -127,7 +144,7 @@ def _summarise_reasons(dataset: Dataset) -> str:
     if not unused.height:
         return ""
     reason, number = unused["status"].value_counts(sort=True).row(0)
-    return f": {number} of {dataset.photos.height} paths were set aside ({reason})"
+    return f"; {number} of {dataset.photos.height} paths were skipped ({reason})"
 
 
 def _order_classes(classes: tuple[str, ...], class_order: tuple[str, ...], source: str) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def split_photos(dataset: Dataset, recipe: Recipe) -> Dataset:
             Recipe.split_fractions,
             Recipe.split_seed,
         ):
-            progress.warn("the parts came with the photos: --split, --split-fractions and --split-seed change nothing")
+            progress.warn("the photos come with a split: --split, --split-fractions and --split-seed have no effect")
         splits = _complete_given(used, recipe)
     elif recipe.split == "shuffle":
         splits = assign_shuffled(to_strings(used["label"]), dataset.classes, recipe.split_fractions, recipe.split_seed)
@@ -48,14 +48,14 @@ def split_photos(dataset: Dataset, recipe: Recipe) -> Dataset:
     for required in ("train", "test"):
         if required not in present:
             n_groups = len(set(find_groups(used)))
-            what = f"of {used.height} photos none is left for the {required} part"
-            advice = "more photos, at least 3 of each class, or other parts of them (fit --split-fractions)"
+            what = f"too few photos: none of the {used.height} is left for the {required} split"
+            advice = "add photos, at least 3 per class, or change the fractions: fit --split-fractions"
             if is_given:
-                advice = f"photos whose part is {required}, or no parts: then they are split here"
+                advice = f"add photos to the {required} split, or give no split: ikebana then splits the photos itself"
             elif n_groups < used.height:
                 plural = "s" * (n_groups != 1)
-                what += f": they make {n_groups} group{plural}, of photos that belong together or are copies"
-                advice = "smaller groups, or photos of more different things: groups are never parted"
+                what += f" ({n_groups} group{plural} of duplicates or related photos)"
+                advice = "use smaller groups, or add photos of other subjects: a group is never divided between splits"
             raise PhotosError(what, where=dataset.source, advice=advice)
     rows = dataset.used_photos_with_row["row"]
     column = pl.Series("split", [None], pl.String).new_from_index(0, dataset.photos.height)
@@ -224,8 +224,8 @@ def _complete_given(used: pl.DataFrame, recipe: Recipe) -> list[str]:
     unassigned = [row for row, split in enumerate(splits) if split is None]
     if unassigned:
         raise PhotosError(
-            f"{len(unassigned)} photos lie in no part, the first: {used['path'][unassigned[0]]}",
-            advice="a folder each for train, validation and test, and nothing beside them",
+            f"{len(unassigned)} photos are in no split; the first is {used['path'][unassigned[0]]}",
+            advice="put every photo into the folder train, validation or test",
         )
     missing = tuple(
         0.0 if name in splits and name != "train" else fraction

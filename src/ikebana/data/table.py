@@ -24,7 +24,7 @@ def read(file: Path) -> Dataset:
     table = _normalise_columns(_read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file), file)
     unique = _merge_duplicate_rows(table, file)
     n_merged = table.height - unique.height
-    notes = (f"{n_merged:,} rows say what another one says already, and count once with it",) if n_merged else ()
+    notes = (f"{n_merged:,} rows repeat another row and count only once",) if n_merged else ()
     rows = (_set_status(row, str(file.parent)) for row in _normalise_splits(unique, file).iter_rows(named=True))
     return Dataset(str(file), file.parent, collect_rows(rows, SCHEMA).sort("path"), (), notes=notes)
 
@@ -34,20 +34,20 @@ def _normalise_columns(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     names = {name: name.strip().lower() for name in table.columns if name.strip().lower() in COLUMNS}
     for column, number in Counter(names.values()).items():
         if number > 1:
-            raise PhotosError(f"the table has {number} columns {column!r}", where=file, advice="one of each")
+            raise PhotosError(f"the table has {number} columns named {column!r}", where=file, advice="keep one of them")
     for column in ("path", "label"):
         if column not in names.values():
             raise PhotosError(
                 f"the table has no column {column!r}; it has {', '.join(table.columns) or 'none'}",
                 where=file,
-                advice="a first line that reads: path,label   (and ,split or ,group if wanted)",
+                advice="start the table with the line: path,label   (optionally with ,split or ,group)",
             )
     nested = [name for name in names if table.schema[name].is_nested() or table.schema[name] == pl.Binary]
     if nested:
         raise PhotosError(
-            f"the column {nested[0]!r} does not hold texts but {table.schema[nested[0]]}",
+            f"the column {nested[0]!r} contains {table.schema[nested[0]]} instead of text",
             where=file,
-            advice="one path and one label a photo: ikebana cannot learn several labels at once",
+            advice="give each photo one path and one label: multi-label classification is not supported",
         )
     known = sorted(names, key=lambda name: COLUMNS.index(names[name]))
     columns = (pl.col(name).cast(pl.String).str.strip_chars().replace("", None).alias(names[name]) for name in known)
@@ -90,13 +90,13 @@ def _merge_duplicate_rows(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     if conflicting.height:
         _, path, names = conflicting.row(0)
         raise PhotosError(
-            f"photos with more than one label: {conflicting.height:,}; the first is {path}: {', '.join(names)}",
+            f"photos with more than one label: {conflicting.height:,}; the first is {path} ({', '.join(names)})",
             where=file,
-            advice="one label a photo: ikebana cannot learn several at once",
+            advice="give each photo one label: multi-label classification is not supported",
         )
     if duplicates.height:
         raise PhotosError(
-            f"{duplicates['path'][0]} stands in two parts or groups", where=file, advice="one row a photo"
+            f"{duplicates['path'][0]} is in two splits or groups", where=file, advice="keep one row per photo"
         )
     return table.drop("place")
 
@@ -110,13 +110,13 @@ def _normalise_splits(table: pl.DataFrame, file: Path) -> pl.DataFrame:
         return table.drop("split")
     if given.is_null().any():
         raise PhotosError(
-            f"{given.is_null().sum()} rows have no split, the others have one",
+            f"{given.is_null().sum()} rows have no split, but the others have one",
             where=file,
-            advice=f"one of {', '.join(SPLITS)} in each row, or no split column",
+            advice=f"use one of {', '.join(SPLITS)} in every row, or remove the split column",
         )
     unknown = sorted(set(given.str.to_lowercase()) - SPLIT_ALIASES.keys())
     if unknown:
-        raise PhotosError(f"unknown split {unknown[0]!r}", where=file, advice=f"one of {', '.join(SPLITS)}")
+        raise PhotosError(f"unknown split {unknown[0]!r}", where=file, advice=f"use one of {', '.join(SPLITS)}")
     return table.with_columns(given.str.to_lowercase().replace_strict(SPLIT_ALIASES).alias("split"))
 
 
@@ -126,7 +126,7 @@ def _read_parquet(file: Path) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = _get_first_line(error)
         raise PhotosError(
-            f"this Parquet file cannot be read: {reason}", where=file, advice="a copy of it that is whole"
+            f"this Parquet file cannot be read: {reason}", where=file, advice="check that the file is complete"
         ) from None
 
 
@@ -145,7 +145,7 @@ def _read_csv(file: Path) -> pl.DataFrame:
     first_line = data[: data.find(b"\n") + 1 or None].decode()
     separator = max(SEPARATORS, key=first_line.count)
     if not first_line.strip():
-        raise PhotosError("the table is empty", where=file, advice="a first line that reads: path,label")
+        raise PhotosError("the table is empty", where=file, advice="start it with the line: path,label")
     try:
         return pl.read_csv(data, separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError as error:
@@ -153,7 +153,7 @@ def _read_csv(file: Path) -> pl.DataFrame:
         raise PhotosError(
             f"this CSV file cannot be read: {reason}",
             where=file,
-            advice="as many values in each line as names in the first",
+            advice="give every line as many values as the first one has names",
         ) from None
 
 

@@ -17,7 +17,7 @@ MAX_MEMBER_BYTES = 2**60
 # Bytes that may follow the end of the archive: tapes are padded.
 MAX_TRAILING_BYTES = 2**30
 CHUNK_BYTES = 2**20
-SPARSE_MESSAGE = "a member is sparse, packed without its zeros"
+SPARSE_MESSAGE = "a member is a sparse file"
 # The length with which each pax record begins.
 PAX_RECORD_LENGTH = re.compile(rb"(\d{1,10}) ")
 
@@ -105,7 +105,7 @@ class BoundedTarInfo(tarfile.TarInfo):
 
 def _check_metadata_size(header: tarfile.TarInfo, max_bytes: int) -> None:
     if header.size > max_bytes:
-        raise ArchiveRefused(f"{header.size:,} bytes are said of one member, its content not counted")
+        raise ArchiveRefused(f"the header of one member is {header.size:,} bytes")
 
 
 def _parse_pax_records(data: bytes) -> dict[bytes, bytes]:
@@ -118,16 +118,16 @@ def _parse_pax_records(data: bytes) -> dict[bytes, bytes]:
             break
         records[key], position = value[:-1], end
     if position != len(data):
-        raise tarfile.ReadError("what is said of a member is garbled")
+        raise tarfile.ReadError("the header of a member is malformed")
     if len(records.get(b"path", b"")) > MAX_NAME_BYTES:
-        raise ArchiveRefused(f"a name of {len(records[b'path']):,} bytes")
+        raise ArchiveRefused(f"the name of one member is {len(records[b'path']):,} bytes long")
     return records
 
 
 def _check_member_size(size: int) -> int:
     """Refuse an invalid size: a negative one would make tarfile read the same data forever."""
     if not 0 <= size <= MAX_MEMBER_BYTES:
-        raise tarfile.ReadError(f"a member of {size:,} bytes")
+        raise tarfile.ReadError(f"a member declares {size:,} bytes")
     return size
 
 
@@ -138,4 +138,4 @@ def _read_trailing_bytes(archive: tarfile.TarFile) -> None:
     while chunk := archive.fileobj.read(CHUNK_BYTES):
         trailing_bytes += len(chunk)
         if trailing_bytes > MAX_TRAILING_BYTES:
-            raise tarfile.ReadError("it goes on and on behind its end")
+            raise tarfile.ReadError(f"more than {MAX_TRAILING_BYTES:,} bytes follow its end")

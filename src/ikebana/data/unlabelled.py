@@ -102,14 +102,16 @@ def find_photos(
     given = [sources] if isinstance(sources, str | Path) else list(sources)
     # An empty path would be the working directory.
     if not all(map(str, given)):
-        raise PhotosError("an empty path was given", advice="photos, folders or archives")
+        raise PhotosError("an empty path was given", advice="give photos, folders or archives")
     paths = [path for source in given for path in _expand_source(source)]
     photos = UnlabelledPhotos(
         paths, path_lines, os.path.realpath(excluded_folder) if excluded_folder is not None else None
     )
     if path_lines is None and next(iter(photos), None) is None:
         raise PhotosError(
-            "no photos found", where=", ".join(str(source) for source in given), advice="files, folders or archives"
+            "no photos found",
+            where=", ".join(str(source) for source in given),
+            advice="give photos, folders or archives",
         )
     return photos
 
@@ -125,7 +127,7 @@ def _expand_source(source: str | Path) -> list[Path]:
     matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
         raise PhotosError(
-            "there is no such file or folder", where=source, advice="photos, folders or archives that are there"
+            "there is no such file or folder", where=source, advice="give existing photos, folders or archives"
         )
     return [Path(match) for match in matches]
 

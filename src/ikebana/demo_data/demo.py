@@ -49,11 +49,11 @@ def demo(out: str | Path | None = None) -> DemoResult:
     progress.message(f"\n3. ikebana predict {run.folder} {folder / 'new'}")
     predictions = predict_command.predict(run, folder / "new", folder / "new.csv")
     right = sum(result.label == truth[Path(result.path).name] for result in predictions)
-    progress.message(f"{right} of {len(truth)} new photos named rightly")
+    progress.message(f"{right} of {len(truth)} new photos classified correctly")
 
-    progress.message("\n4. What became of the planted faults")
+    progress.message("\n4. What happened to the planted faults")
     progress.message("\n".join(f"   {line}" for line in describe_faults(run, planted)))
-    progress.message(f"\nDone in {time.perf_counter() - start:.0f} s. Look at\n{_list_files(folder)}")
+    progress.message(f"\nDone in {time.perf_counter() - start:.0f} s. Results:\n{_list_files(folder)}")
     return DemoResult(folder, run, planted, right, len(truth))
 
 
@@ -68,11 +68,11 @@ def describe_faults(run: Run, planted: PlantedFaults) -> list[str]:
     upright = sum(table[path]["status"] == "used" for path in planted.sideways)
     contradicted, held_out = _count_contradicted(run, planted.wrong_label)
     return [
-        f"{len(planted.broken)} broken files: {broken} set aside, each with its reason",
-        f"{len(planted.duplicates)} pairs of twins: {duplicates} found, {together} kept in one part",
+        f"{len(planted.broken)} broken files: {broken} skipped, each with its reason",
+        f"{len(planted.duplicates)} pairs of duplicates: {duplicates} found, {together} kept in the same split",
         f"{len(planted.sideways)} photos stored sideways: {upright} read upright",
-        f"{len(planted.wrong_label)} wrong labels: {held_out} came into validation or test, "
-        f"where the network contradicts {contradicted}; those it trained on it has learned as they are",
+        f"{len(planted.wrong_label)} wrong labels: {held_out} in validation or test, of which the network contradicts "
+        f"{contradicted}; it was trained on the others as they are",
     ]
 
 
@@ -96,11 +96,11 @@ def _free_folder(out: str | Path | None) -> Path:
 def _list_files(folder: Path) -> str:
     run = folder / "run"
     contents = {
-        folder / "photos": "what was drawn, faults included",
-        run / "figures": "sample photos, the confusion matrix",
-        run / "audit.json": "what was odd about the files",
-        run / "evaluation.json": "the score, as programs read it",
-        folder / "new.csv": "the predictions of the new photos",
+        folder / "photos": "the drawn photos, including the faults",
+        run / "figures": "sample photos, confusion matrix",
+        run / "audit.json": "problems found in the files",
+        run / "evaluation.json": "the score, for programs",
+        folder / "new.csv": "predictions for the new photos",
     }
     width = max(len(str(path)) for path in contents)
     return "\n".join(f"   {path!s:<{width}}  {content}" for path, content in contents.items())

@@ -363,7 +363,7 @@ def _develop(rng: Rng, photo: Image.Image, lamp: Floats) -> Image.Image:
 def draw(kind: str, seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
     """Draw a paper flower, deterministically from kind, seed (0 or more) and size (width, height)."""
     if kind not in FOLDS:
-        raise ValueError(f"no paper flower is called {kind!r}: try one of {', '.join(KINDS)}")
+        raise ValueError(f"no kind of paper flower is called {kind!r}: try one of {', '.join(KINDS)}")
     rng = np.random.default_rng([KINDS.index(kind), seed])
     backdrop, angle, height = _colour(rng) * rng.uniform(0.4, 0.75), rng.uniform(0, 6.28), rng.uniform(0.55, 0.85)
     lamp = _turn(angle) @ (math.sqrt(1 - height**2), 0, height)
@@ -402,7 +402,7 @@ def draw_collection(folder: Path, photos_per_kind: int = 80, seed: int = 0) -> P
         ValueError: there are fewer than 4 photos per kind.
     """
     if photos_per_kind < 4:
-        raise ValueError(f"{photos_per_kind} photos a kind leave no room for the planted faults: ask for at least 4")
+        raise ValueError(f"{photos_per_kind} photos per kind leave no room for the planted faults: use at least 4")
     rng = np.random.default_rng(seed)
     decks = [[(kind, int(n)) for n in rng.permutation(photos_per_kind)] for kind in KINDS]
     names = {card: f"{card[0]}/{card[0]}_{card[1]:03d}.jpg" for deck in decks for card in deck}

@@ -17,8 +17,8 @@ MIN_CALIBRATION_GROUPS = 20
 # Accuracy that the answers other than "not sure" should have.
 TARGET_ACCURACY = 0.95
 NO_THRESHOLD_MESSAGE = (
-    f'there is no threshold for "not sure" (it takes {MIN_CALIBRATION_GROUPS} validation photos, of as many groups, '
-    "that no choice was made by): every photo gets a label"
+    'too few validation photos to know when to say "not sure", so every photo gets a label '
+    f"(calibration takes half of them, and at least {MIN_CALIBRATION_GROUPS} independent ones)"
 )
 # Below this confidence, a label is more probably wrong than right.
 MIN_THRESHOLD = 0.5
@@ -68,10 +68,10 @@ def calibrate(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray 
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | None = None) -> float:
-    """Fit the temperature with which 80 % confidence is right 80 % of the time.
+    """Fit the temperature with which 80% confidence is right 80% of the time.
 
     The order of the classes, and so accuracy, does not change. Platt's targets assume one more
-    error than was seen among n photos: after n right answers, the next is right with probability
+    error than occurred among n photos: after n right answers, the next is right with probability
     (n + 1) / (n + 2). A few right answers then do not make a network infallible.
 
     Args:
@@ -88,8 +88,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | N
 
     if len(np.unique(labels)) < 2:
         raise PhotosError(
-            f"all {len(labels)} validation photos are of one class, so confidence cannot be checked",
-            advice="hold out more photos (--split-fractions 0.6,0.2,0.2), or at least 5 of each of 2 classes",
+            f"all {len(labels)} validation photos are of one class, so confidence cannot be calibrated",
+            advice="use a larger validation split: --split-fractions 0.6,0.2,0.2",
         )
     exact = logits.astype(np.float64)
     error_rate = 1 / ((len(labels) if group_count is None else group_count) + 2)
@@ -108,11 +108,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | N
 
 
 def choose_threshold(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """Choose the lowest confidence from which 95 % of answers are expected to be right.
+    """Choose the lowest confidence from which 95% of answers are expected to be right.
 
     If r of n answers were right, the next is right with probability (r + 1) / (n + 2). The observed
     share would be optimistic, because the luckiest of all thresholds is taken. So at least 18
-    answers are needed. If no threshold reaches 95 %, it is the median confidence.
+    answers are needed. If no threshold reaches 95%, it is the median confidence.
 
     Args:
         probabilities: float [photos, classes], calibrated.

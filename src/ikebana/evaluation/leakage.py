@@ -16,13 +16,13 @@ from ikebana.recipe import Recipe
 class NaiveShuffle:
     """The same photos in a shuffle that ignores duplicates, with the same seed and fractions.
 
-    Other photos of a group are no duplicates: a network that has learned some photos of a plant
-    may still be wrong on the others.
+    Other photos of a group are not duplicates: a network trained on some photos of a plant may
+    still be wrong on the others.
 
     Attributes:
         n: test photos.
         with_duplicate: of these, photos with a duplicate in training or validation.
-        accuracy: estimate, if a network is right on every photo whose duplicate it has learned.
+        accuracy: estimate, if a network is right on every photo whose duplicate it was trained on.
     """
 
     n: int
@@ -45,22 +45,31 @@ class Leakage:
     naive_shuffle: NaiveShuffle
 
     def __repr__(self) -> str:
-        naive, others = self.naive_shuffle, self.accuracy_on_others
+        return self.describe()
+
+    def describe(self, accuracy_interval: tuple[float, float] | None = None) -> str:
+        """Describe leaked photos, and what a naive shuffle would have shown.
+
+        Args:
+            accuracy_interval: of the test accuracy; a naive shuffle within it is not mentioned.
+        """
+        naive, others, count = self.naive_shuffle, self.accuracy_on_others, len(self.photos)
         lines = []
-        if self.photos and others is not None:
+        if count and others is not None:
             lines.append(
-                f"test photos with a twin, or one of their group, among those learned from: {len(self.photos)}; "
-                f"accuracy {self.accuracy_on_leaked:.3f} on them, {others:.3f} on the others"
+                f"leakage: {count} test photo{'s' * (count != 1)} with a duplicate or group member in training or validation; "
+                f"accuracy {self.accuracy_on_leaked:.3f} on leaked photos, {others:.3f} on the others"
             )
-        elif self.photos:
+        elif count:
             lines.append(
-                f"all {len(self.photos)} test photos have a twin, or one of their group, among those learned from: "
-                "the score is memory"
+                f"leakage: all {count} test photos have a duplicate or group member in training or validation, "
+                "so the score is inflated"
             )
-        if naive.with_duplicate > len(self.photos):
+        is_within = accuracy_interval is not None and accuracy_interval[0] <= naive.accuracy <= accuracy_interval[1]
+        if naive.with_duplicate > count and not is_within:
             lines.append(
-                f"in a naive shuffle, test photos with a twin among those learned from: {naive.with_duplicate}; accuracy shown: "
-                f"about {naive.accuracy:.3f}"
+                f"a naive shuffle would have leaked {naive.with_duplicate} test photos "
+                f"and shown an accuracy of about {naive.accuracy:.3f}"
             )
         return "\n".join(lines)
 

@@ -33,10 +33,10 @@ class PerClass:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a network on photos that it has never seen.
+    """Scores of a network on test photos, which it was not trained on.
 
     Attributes:
-        accuracy_interval: Wilson's 95 % interval, for other photos and groups of the same kind.
+        accuracy_interval: Wilson's 95% interval, for other photos and groups of the same kind.
         confusion: rows are the true classes, columns the predicted ones.
         balanced_accuracy: mean recall over the classes that have test photos.
         report: in scikit-learn's layout.
@@ -82,20 +82,22 @@ class Evaluation:
         return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos{worth}\n{note}\n{self.report}"
 
     def _describe_sample_size(self) -> str:
-        return f", in groups whose photos fare alike: they tell as much as {self.n_effective:.0f} would by themselves"
+        return f" in groups, equivalent to {self.n_effective:.0f} independent photos"
 
     def _describe_untested(self) -> str:
         names = [name for name, scores in self.per_class.items() if not scores.support]
-        return f"no photo of {' and '.join(names)} was tested: the score says nothing of them" if names else ""
+        classes = "this class" if len(names) == 1 else "these classes"
+        return f"no test photos of {' and '.join(names)}: the score does not cover {classes}" if names else ""
 
     def _describe_answers(self) -> str:
         if self.threshold is None or self.answered_share is None:
             return NO_THRESHOLD_MESSAGE
-        right = f", right in {self.answered_accuracy:.1%} of these" if self.answered_accuracy is not None else ""
-        return f"sure (confidence {self.threshold:.2f} or more) of {self.answered_share:.1%} of them{right}"
+        right = f" and is right in {self.answered_accuracy:.1%} of those" if self.answered_accuracy is not None else ""
+        rest = f'"not sure" for the rest (confidence below {self.threshold:.2f})'
+        return f"gives an answer for {self.answered_share:.1%} of them{right}; says {rest}"
 
     def _describe_leakage(self) -> str:
-        return repr(self.leakage) if self.leakage is not None else ""
+        return self.leakage.describe(self.accuracy_interval) if self.leakage is not None else ""
 
     def _repr_html_(self) -> str:
         import html

@@ -34,7 +34,7 @@ def sort_descending(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.append(np.diff(scores[order]) != 0, True)
 
 
-# 97.5 % quantile of the standard normal distribution.
+# 97.5% quantile of the standard normal distribution.
 NORMAL_QUANTILE = 1.959963984540054
 
 
@@ -62,7 +62,7 @@ def effective_sample_size(is_right: np.ndarray, groups: np.ndarray) -> float:
 
 
 def wilson_interval(right: float, n: float) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of an accuracy, which stays within 0 and 1."""
+    """Return Wilson's 95% interval of an accuracy, which stays within 0 and 1."""
     share, spread = right / n, NORMAL_QUANTILE**2 / n
     middle = (share + spread / 2) / (1 + spread)
     reach = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)

@@ -112,12 +112,18 @@ def layout_sizes(photos: pl.DataFrame) -> Sizes:
     positions = (sides - low) / (high - low) * (plot_width, plot_height)
     most = int(shown["len"].max())  # pyright: ignore[reportArgumentType]
     spots = [
-        Spot(float(x), float(plot_height - y), 1.8 + 7 * math.sqrt(count / most), f"{width} × {height}: {count}")
+        Spot(
+            float(x),
+            float(plot_height - y),
+            1.8 + 7 * math.sqrt(count / most),
+            f"{width} × {height}: {_format_count(count)}",
+        )
         for (x, y), (width, height, count) in zip(positions, shown.iter_rows(), strict=True)
     ]
     ticks = [(tick, (math.log2(tick) - low) / (high - low)) for tick in SIZE_TICKS if low <= math.log2(tick) <= high]
     width, height, count = counted.row(0)
-    words = f"{counted.height:,} different sizes; the commonest is {width} × {height} pixels ({count:,} photos)"
+    sizes = f"{counted.height:,} size{'s' * (counted.height != 1)}"
+    words = f"{sizes}; the most common is {width} × {height} pixels ({_format_count(count)})"
     return Sizes(
         spots,
         [Tick(share * plot_width, f"{tick}") for tick, share in ticks],
@@ -128,7 +134,7 @@ def layout_sizes(photos: pl.DataFrame) -> Sizes:
 
 
 def layout_aspects(photos: pl.DataFrame) -> Aspects:
-    """Lay out the histogram of width by height, from portrait to landscape.
+    """Lay out the histogram of aspect ratios, from portrait to landscape.
 
     Args:
         photos: with the columns width and height.
@@ -139,7 +145,12 @@ def layout_aspects(photos: pl.DataFrame) -> Aspects:
     plot_width, plot_height = PLOT_SIZE
     step, most = plot_width / ASPECT_BINS, max(int(counts.max()), 1)
     bars = [
-        (index * step, step, plot_height * int(count) / most, f"{_describe_bin(edges[index : index + 2])}: {count}")
+        (
+            index * step,
+            step,
+            plot_height * int(count) / most,
+            f"{_describe_bin(edges[index : index + 2])}: {_format_count(int(count))}",
+        )
         for index, count in enumerate(counts)
         if count
     ]
@@ -147,7 +158,11 @@ def layout_aspects(photos: pl.DataFrame) -> Aspects:
         Tick((value + MAX_LOG_ASPECT) / (2 * MAX_LOG_ASPECT) * plot_width, name) for name, value in ASPECT_TICKS.items()
     ]
     tall, wide = float((log_aspect < -0.05).mean()), float((log_aspect > 0.05).mean())
-    return Aspects(bars, ticks, f"{wide:.0%} are wider than high, {tall:.0%} higher than wide")
+    return Aspects(bars, ticks, f"{wide:.0%} landscape, {tall:.0%} portrait, {1 - wide - tall:.0%} square")
+
+
+def _format_count(photos: int) -> str:
+    return f"{photos:,} photo{'s' * (photos != 1)}"
 
 
 def _describe_bin(edges: np.ndarray) -> str:

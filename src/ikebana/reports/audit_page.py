@@ -40,48 +40,52 @@ class KindDescription:
 
 
 KIND_DESCRIPTIONS = {
-    "cannot_split": KindDescription("No split", "As they are, fit would not train on these photos."),
+    "cannot_split": KindDescription("Cannot be split", "As they are, fit would refuse to train on these photos."),
     "class_without_training_photos": KindDescription(
-        "Never learned", "Classes that are tested and that nothing is learned of."
+        "No training photos", "These classes have test or validation photos but none to train on."
     ),
     "leakage": KindDescription(
-        "Leaks between parts", "The same photo lies in several parts: a score on it is memory, not skill."
+        "Leakage between splits", "The same photo is in several splits: test accuracy on leaked photos is inflated."
     ),
     "exact_duplicate_conflicting_label": KindDescription(
-        "One photo, two labels", "Files with the same bytes stand under different labels."
+        "Identical files, different labels", "The same file appears under several labels."
     ),
     "near_duplicate_conflicting_label": KindDescription(
-        "Near-twins, two labels", "Almost the same photo stands under different labels."
+        "Near-duplicates, different labels", "Almost the same photo appears under several labels."
     ),
     "suspect_label": KindDescription(
-        "Doubtful labels", "What a network sees, and the photos most alike, speak for another label. Surest first."
+        "Suspect labels",
+        "The network and the most similar photos both suggest another label. Most certain first.",
     ),
     "shortcut": KindDescription(
         "Shortcuts",
-        "A class gives itself away by something other than its subject. A network would learn that instead.",
+        "Something other than its subject identifies a class. A network may learn that instead.",
     ),
-    "unreadable": KindDescription("Set aside", "These files could not be used. Nothing was learned from them."),
-    "exact_duplicate": KindDescription("Identical files", "The same bytes more than once, under one label."),
+    "unreadable": KindDescription("Skipped files", "These files cannot be used for training or testing."),
+    "exact_duplicate": KindDescription("Identical files", "The same file more than once, under one label."),
     "near_duplicate": KindDescription(
-        "Near-twins", "Almost the same photo more than once: resized, cropped, turned or saved again."
+        "Near-duplicates", "Almost the same photo more than once: resized, cropped, rotated or saved again."
     ),
-    "outlier": KindDescription("Odd photos", "Unlike all others, so perhaps of another subject. Oddest first."),
-    "blurry": KindDescription("Blurred", "Nothing in these photos is in focus."),
-    "dark": KindDescription("Dark", "Hardly anything in these photos is light."),
-    "bright": KindDescription("Bright", "Hardly anything in these photos is dark."),
-    "blank": KindDescription("Blank", "One shade all over."),
-    "low_resolution": KindDescription("Tiny", "So small that they must be enlarged a lot."),
+    "outlier": KindDescription(
+        "Outliers", "Unlike all other photos, so perhaps of another subject. Highest outlier score first."
+    ),
+    "blurry": KindDescription("Blurry", "Nothing in these photos is in focus."),
+    "dark": KindDescription("Dark", "Even the brightest parts of these photos are dark."),
+    "bright": KindDescription("Bright", "Even the darkest parts of these photos are bright."),
+    "blank": KindDescription("Blank", "These photos show nothing."),
+    "low_resolution": KindDescription("Low resolution", "These photos must be enlarged to more than twice their size."),
     "odd_aspect_ratio": KindDescription(
-        "Odd shapes", "Much longer than high, or higher than long: a square shows only a part."
+        "Unusual aspect ratios", "Very wide or very tall photos: a square shows only a part, or distorts them."
     ),
     "similar_class_names": KindDescription(
-        "Names alike", "Two classes whose names differ in capitals or blanks alone are one, more often than not."
+        "Similar class names",
+        "Class names that differ only in case, spaces or Unicode form usually mean the same class.",
     ),
-    "class_imbalance": KindDescription("Imbalance", "The classes differ a lot in size."),
-    "small_class": KindDescription("Small classes", "Too few photos to judge these classes by."),
-    "empty_class": KindDescription("Empty classes", "Class folders without one usable photo."),
+    "class_imbalance": KindDescription("Class imbalance", "The classes differ a lot in size."),
+    "small_class": KindDescription("Small classes", "Too few photos for a meaningful score of the class."),
+    "empty_class": KindDescription("Empty classes", "Class folders without a usable photo."),
 }
-SEVERITY_TITLES = {"error": "must be mended", "warning": "look at it", "note": "good to know"}
+SEVERITY_TITLES = {"error": "errors", "warning": "to review", "note": "for information"}
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,8 @@ def render(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, re
         name=Path(dataset.source).name or dataset.source,
         dataset=dataset,
         used=dataset.used_photos.height,
-        aside=dataset.set_aside_photos.height,
-        parts={split: sum(of_class[split] for of_class in counts.values()) for split in SPLITS},
+        skipped=dataset.set_aside_photos.height,
+        split_counts={split: sum(of_class[split] for of_class in counts.values()) for split in SPLITS},
         severities=severities,
         words=SEVERITY_TITLES,
         sections=sections,

@@ -58,7 +58,7 @@ def draw_class_pie(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
 
 
 def draw_confusion_matrix(confusion: np.ndarray, classes: Sequence[str], file: Path) -> None:
-    """Draw a confusion matrix of photos [truth, prediction], right and wrong in two colours."""
+    """Draw a confusion matrix of photos [true, predicted], correct and wrong in two colours."""
     _write(_draw_confusion(np.asarray(confusion), classes), file)
 
 
@@ -85,9 +85,9 @@ def _draw_bars(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     labels, x = _fit_labels(drawn, size, 2.7), MARGIN
     rows = [(label, totals[name], counts[name]) for label, name in zip(labels, drawn, strict=True)]
     width, top, largest, bottom = 9.0, 1.6, max(totals.values(), default=0), 1.6 + pitch * len(rows)
-    first = "the largest class first" if len(rows) == len(counts) else f"the {len(rows)} largest"
+    first = "largest first" if len(rows) == len(counts) else f"the {len(rows)} largest are shown"
     subtitle = f"{sum(totals.values()):,} photos in {len(counts):,} classes, {first}"
-    sheet = _make_sheet(width, bottom + MARGIN, "How many photos each class has", subtitle, labels)
+    sheet = _make_sheet(width, bottom + MARGIN, "Photos per class", subtitle, labels)
     for split, colour in SPLIT_COLOURS.items():
         if photos := sum(row.get(split, 0) for row in counts.values()):
             _fill_boxes(sheet, (x, 0.99, 0.12, 0.12), colour)
@@ -118,8 +118,8 @@ def _draw_pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     class_count = len(slices) - bool(rest)
     shades = LinearSegmentedColormap.from_list("", PIE_COLOURS)(np.linspace(0, 1, max(class_count, 2)))
     colours = [*shades[:class_count], "#D9DCDF"]
-    subtitle = "the largest class is the darkest" if len(set(totals)) > 1 else "all classes are equally large"
-    sheet = _make_sheet(9.5, 5.75, "Which share of the photos each class has", subtitle, dict(slices))
+    subtitle = "the largest class is the darkest" if len(set(totals)) > 1 else "all classes have the same size"
+    sheet = _make_sheet(9.5, 5.75, "Share of photos per class", subtitle, dict(slices))
     middle, height, radius = 4.75, 3.3, 1.65
     shares = np.array([total for _, total in slices], dtype=float) / max(sum(totals), 1)
     angles, places = _turn_pie(shares, height, radius)
@@ -132,7 +132,7 @@ def _draw_pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
         xs = [middle + out * radius * 1.02, middle + side * (radius + 0.3), middle + side * (radius + 0.42)]
         _draw_line(sheet, xs, [height + down * radius * 1.02, y, y], SILVER)
         _print(sheet, (xs[2] + side * 0.08, y - 0.085), name, 9.5, ha=ha)
-        _print(sheet, (xs[2] + side * 0.08, y + 0.085), f"{total:,} photos, {100 * share:.1f} %", 8, GREY, ha=ha)
+        _print(sheet, (xs[2] + side * 0.08, y + 0.085), f"{total:,} photos, {share:.1%}", 8, GREY, ha=ha)
     _print(sheet, (middle, height - 0.1), f"{sum(totals):,}", 15, ha="center")
     _print(sheet, (middle, height + 0.16), f"photos in {len(counts)} classes", 8, GREY, ha="center")
     return sheet
@@ -168,11 +168,11 @@ def _draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
     names = _fit_labels(classes, size, 2.4)
     longest, side = max((_width(name, size) for name in names), default=0), cell * count
     is_upright, footer = longest < cell - 0.06, longest + 0.1 if count > 40 else 0.0
-    left, top = MARGIN + max(longest, 0.9) + 0.1, 1.05 + max(0.2 if is_upright else longest, 0.45)
+    left, top = MARGIN + max(longest, 0.98) + 0.1, 1.05 + max(0.2 if is_upright else longest, 0.45)
     total, right = confusion.sum(), confusion.trace()
-    subtitle = f"{right:,.0f} of {total:,.0f} photos right ({100 * right / max(total, 1):.1f} %)"
+    subtitle = f"{right:,.0f} of {total:,.0f} photos classified correctly ({right / max(total, 1):.1%})"
     width, low = max(left + side + footer + MARGIN, 6.9), top + side + footer + 0.5
-    sheet = _make_sheet(width, low + 0.55, "Where the network was right and wrong: rows are the truth", subtitle, names)
+    sheet = _make_sheet(width, low + 0.55, "Confusion matrix", subtitle, names)
     _draw_cells(sheet, confusion, (left, top), cell, digits)
     for index, name in enumerate(names):
         x, y, turn = left + (index + 0.5) * cell, top + (index + 0.5) * cell, 0 if is_upright else 90
@@ -181,13 +181,13 @@ def _draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
         if footer:
             _print(sheet, (left + side + 0.08, y), name, size)
             _print(sheet, (x, top + side + 0.08), name, size, ha="center", va="top", rotation=turn)
-    _print(sheet, (left - 0.08, top - 0.32), "prediction →", 8, GREY, ha="right")
-    _print(sheet, (left - 0.08, top - 0.12), "truth ↓", 8, GREY, ha="right")
-    x = _print(sheet, (MARGIN, low), "share of the row", 8, GREY) + 0.25
-    for word, colour in (("right", CORRECT_COLOUR), ("wrong", WRONG_COLOUR)):
-        x, shares = _print(sheet, (x, low), f"{word}  0 %", 8, GREY) + 0.07, np.linspace(0, 1, 51)
+    _print(sheet, (left - 0.08, top - 0.32), "predicted class →", 8, GREY, ha="right")
+    _print(sheet, (left - 0.08, top - 0.12), "true class ↓", 8, GREY, ha="right")
+    x = _print(sheet, (MARGIN, low), "share of the true class", 8, GREY) + 0.25
+    for word, colour in (("correct", CORRECT_COLOUR), ("wrong", WRONG_COLOUR)):
+        x, shares = _print(sheet, (x, low), f"{word}  0%", 8, GREY) + 0.07, np.linspace(0, 1, 51)
         _fill_boxes(sheet, (x + shares, low - 0.06, 0.02, 0.12), _tint(shares, colour))
-        x = _print(sheet, (x + 1.09, low), "100 %", 8, GREY) + 0.3
+        x = _print(sheet, (x + 1.09, low), "100%", 8, GREY) + 0.3
     return sheet
 
 
@@ -207,7 +207,7 @@ def _draw_cells(sheet: Axes, confusion: np.ndarray, corner: tuple[float, float],
         colour = "white" if share > 0.43 else INK
         _print(sheet, (x, y - 0.07 * has_share), f"{confusion[row, column]:,.0f}", digits, colour, ha="center")
         if has_share:
-            _print(sheet, (x, y + 0.13), f"{100 * share:.0f} %", 7.5, colour, ha="center")
+            _print(sheet, (x, y + 0.13), f"{share:.0%}", 7.5, colour, ha="center")
 
 
 def _tint(shares: np.ndarray, colour: str) -> np.ndarray:
@@ -218,9 +218,9 @@ def _draw_curves(epochs: Epochs) -> Axes:
     best, subtitle = _best_epoch(epochs), "no validation score"
     if best is not None:
         accuracy = _to_float(epochs[best].get("val_accuracy"))
-        right = f", {100 * accuracy:.1f} % right" if math.isfinite(accuracy) else ""
-        subtitle = f"highest validation accuracy: in epoch {epochs[best]['epoch']:.0f}{right}"
-    sheet = _make_sheet(11.0, 4.45, "How the network learned, epoch by epoch", subtitle if epochs else "no epoch yet")
+        score = f"{accuracy:.1%} " if math.isfinite(accuracy) else ""
+        subtitle = f"highest validation accuracy: {score}in epoch {epochs[best]['epoch']:.0f}"
+    sheet = _make_sheet(11.0, 4.45, "Training curves", subtitle if epochs else "no epochs yet")
     panels = ((MARGIN, "Loss (lower is better)", "loss"), (5.8, "Accuracy (higher is better)", "accuracy"))
     for left, heading, kind in panels if epochs else ():
         _print(sheet, (left, 1.12), heading, 10)
@@ -228,7 +228,7 @@ def _draw_curves(epochs: Epochs) -> Axes:
     losses = [key for key in ("train_loss", "val_loss") if any(row.get(key) is not None for row in epochs)]
     gaps = [row for row in epochs if not all(math.isfinite(_to_float(row.get(key))) for key in losses)]
     if gaps:
-        text = "no finite loss in epoch " + ", ".join(f"{row['epoch']:.0f}" for row in gaps)
+        text = "loss is NaN or infinite in epoch " + ", ".join(f"{row['epoch']:.0f}" for row in gaps)
         _print(sheet, (MARGIN, 4.2), _shorten(text, 8, 10.0), 8, GREY)
     return sheet
 
@@ -243,7 +243,7 @@ def _draw_panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind
     scale = [ticks[0], max(ticks[-1], *known)], [bottom, top]
     for tick, y in zip(ticks, np.interp(ticks, *scale), strict=True):
         _draw_line(sheet, [left, right], [y, y], GRID)
-        text = f"{tick:.6g}" if kind == "loss" else f"{100 * tick:.6g} %"
+        text = f"{tick:.6g}" if kind == "loss" else f"{100 * tick:.6g}%"
         _print(sheet, (left - 0.1, y), text, 8, GREY, ha="right")
     numbers = np.array([_to_float(row["epoch"]) for row in epochs])
     padding = 0 if numbers.max() > numbers.min() else 1
@@ -306,7 +306,7 @@ def _make_sheet(width: float, height: float, title: str, subtitle: str = "", nam
     sheet.set_axis_off()
     _print(sheet, (MARGIN, 0.42), title, 14)
     if any("□" in name for name in names):
-        subtitle += " · □: no font for this here; Noto Sans CJK may help"
+        subtitle += " · □: no installed font has this character; Noto Sans CJK may help"
     _print(sheet, (MARGIN, 0.71), _shorten(subtitle, 9, width - 2 * MARGIN), 9, GREY)
     return sheet
 

@@ -23,7 +23,7 @@ MAX_SAMPLES = 24
 MAX_SAMPLES_PER_CLASS = 4
 # White like the sheet, and low, because a row is as high as its highest photo.
 BLANK_PHOTO = np.full((1, 16, 3), 255, np.uint8)
-# A confusion matrix of more classes would be a picture of hundreds of megapixels.
+# A confusion matrix of more classes would be an image of hundreds of megapixels.
 MAX_CONFUSION_CLASSES = 300
 
 
@@ -32,7 +32,7 @@ def draw_all(
 ) -> None:
     """Draw all figures, and the thumbnails of validation and test photos."""
     folder = ensure_directory(run.folder / "figures")
-    with progress.stage("draw", 4, "kinds of pictures") as bar:
+    with progress.stage("draw figures", 4, "steps") as bar:
         draw_dataset(folder, dataset, pixels, run.recipe.resize)
         bar.advance(1)
         draw_training(folder, run.history.to_dicts(), len(run.recipe.networks), examples)
@@ -41,7 +41,9 @@ def draw_all(
             figures.draw_confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
         else:
             limit = MAX_CONFUSION_CLASSES
-            progress.message(f"more than {limit} classes: the confusion matrix is in evaluation.json, not drawn")
+            progress.message(
+                f"no figure of the confusion matrix, which has more than {limit} classes; see evaluation.json"
+            )
         bar.advance(1)
         write_thumbnails(run.folder / "thumbnails", dataset, pixels, run.recipe.resize)
         bar.advance(1)
@@ -55,7 +57,11 @@ def draw_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Res
     columns = count_samples_per_class(dataset)
     photos, captions = pick_samples(dataset, pixels, resize, columns)
     figures.draw_photo_grid(
-        photos, captions, folder / "samples.png", title="Photos of each class", columns=columns if columns > 1 else 6
+        photos,
+        captions,
+        folder / "samples.png",
+        title="Sample photos of each class",
+        columns=columns if columns > 1 else 6,
     )
 
 
@@ -99,9 +105,9 @@ def draw_training(
         name = "curves.png" if number == 0 else f"curves_{number + 1}.png"
         figures.draw_curves(epochs[number * per_network : (number + 1) * per_network], folder / name)
     if examples:
-        names = ["as it is", *("as trained on" for _ in examples[1:])]
+        names = ["original", *("augmented" for _ in examples[1:])]
         figures.draw_photo_grid(
-            examples, names, folder / "augmented.png", title="What augmentation does", columns=len(names)
+            examples, names, folder / "augmented.png", title="Effect of augmentation", columns=len(names)
         )
 
 

@@ -1,4 +1,4 @@
-"""Near-duplicate search: resized, re-encoded, slightly cropped, mirrored or quarter-turned copies.
+"""Near-duplicate search: resized, re-encoded, slightly cropped, mirrored or rotated copies.
 
 First, short descriptions select candidate pairs (`duplicates/candidates`). Then the pairs are
 aligned and compared pixel by pixel (`duplicates/similarity`). Both use the cached thumbnails,
@@ -47,7 +47,7 @@ from ikebana.system.resources import require_disk
 from ikebana.system.threads import map_in_threads
 
 # Increase it with each change of the search; that invalidates cached results.
-SEARCH_VERSION = 4
+SEARCH_VERSION = 5
 # Photos per task.
 CHUNK_PHOTOS = 128
 # Pairs compared at once; each needs about 200 kB.
@@ -95,7 +95,7 @@ def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str
     with threadpool_limits(1, "blas"), descriptions_file as descriptions, lifted_file as lifted:
         ranges = make_chunks(len(rows), CHUNK_PHOTOS)
         work = closing(map_in_threads(lambda chunk: _describe_chunk(photos, rows, chunk, descriptions, lifted), ranges))
-        with progress.stage("describe photos", len(rows)) as bar, work as counts:
+        with progress.stage("index photos", len(rows)) as bar, work as counts:
             for count in counts:
                 bar.advance(count)
         index = CandidateIndex(descriptions["uncropped"], lifted)
@@ -103,7 +103,7 @@ def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str
         work = closing(
             map_in_threads(lambda chunk: _find_pairs_of_chunk(photos, rows, chunk, index, descriptions), ranges)
         )
-        with progress.stage("look for twins", len(rows)) as bar, work as results:
+        with progress.stage("find duplicates", len(rows)) as bar, work as results:
             for chunk, pairs in zip(ranges, results, strict=True):
                 for pair, match in pairs:
                     best[pair] = max(match, best.get(pair, match), key=lambda match: match[1])
@@ -192,7 +192,7 @@ def _name_changes(matches: Similarity, row: int) -> str:
     words = (
         SYMMETRY_NAMES[matches.symmetry[row]],
         "cropped" if is_cropped else "",
-        "in other colours" if is_recoloured else "",
+        "recoloured" if is_recoloured else "",
     )
     return ", ".join(word for word in words if word)
 

@@ -48,13 +48,13 @@ MIN_SPARSE_CORRELATION, MAX_SPARSE_COLOUR_DISTANCE = 0.92, 7.0
 SYMMETRIES = tuple((transposed, across, down) for transposed in (0, 1) for across in (0, 1) for down in (0, 1))
 SYMMETRY_NAMES = (
     "",
-    "mirrored and turned by a half",
+    "mirrored and rotated by 180°",
     "mirrored",
-    "turned by a half",
-    "mirrored and turned by a quarter",
-    "turned by a quarter",
-    "turned by a quarter",
-    "mirrored and turned by a quarter",
+    "rotated by 180°",
+    "mirrored and rotated by 90°",
+    "rotated by 90°",
+    "rotated by 90°",
+    "mirrored and rotated by 90°",
 )
 
 
