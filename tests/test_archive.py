@@ -51,7 +51,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_a_path_that_leads_out_stays_packed(tmp_path, kind, ikebana_cache):
+def test_a_member_with_a_path_outside_the_archive_is_skipped(tmp_path, kind, ikebana_cache):
     statuses = read_statuses(tmp_path, make_archive(OUTSIDE, kind), f"photos.{kind}")
     assert list(statuses.values()).count("its path points outside the archive") == len(OUTSIDE)
     assert list(statuses.values()).count(STATUS_UNOPENED) == 6
@@ -97,7 +97,7 @@ def test_encrypted_members_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_of_members_under_one_name_the_first_counts(tmp_path, kind):
+def test_the_first_of_several_members_with_one_name_is_used(tmp_path, kind):
     again = ["a/0.jpg", "A/0.JPG", "./a/0.jpg", "a//0.jpg"]
     statuses = read_statuses(tmp_path, make_archive(again, kind), f"photos.{kind}")
     assert len(statuses) == 6 + 3  # two are spelled alike in the table, too
@@ -107,12 +107,12 @@ def test_of_members_under_one_name_the_first_counts(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_a_name_that_is_both_a_file_and_a_folder_keeps_the_first(tmp_path, kind):
+def test_a_path_that_is_both_a_file_and_a_folder_keeps_the_first(tmp_path, kind):
     statuses = read_statuses(tmp_path, make_archive(["a/0.jpg/inside.jpg", "b"], kind), f"photos.{kind}")
     assert statuses["a/0.jpg/inside.jpg"] == statuses["b"] == "another member has the same path"
 
 
-def test_names_that_no_disk_holds_and_names_without_letters_are_named(tmp_path):
+def test_names_that_a_disk_cannot_store_are_skipped_with_a_reason(tmp_path):
     long = f"a/{'x' * 300}.jpg"
     statuses = read_statuses(tmp_path, make_archive([long, "a/bell\a.jpg", "./"[:1]], "tar"), "photos.tar")
     assert statuses[long] == "this disk cannot store its name"
@@ -137,7 +137,7 @@ def test_names_in_any_script_come_out_as_they_are(tmp_path, kind):
     assert {statuses[name] for name in shown} == {STATUS_UNOPENED}
 
 
-def test_a_tar_with_names_in_an_old_encoding_is_set_aside_readably(tmp_path):
+def test_tar_members_with_names_in_an_old_encoding_are_skipped_readably(tmp_path):
     data = make_archive(["a/caf_.jpg"], "tar").replace(b"a/caf_.jpg", b"a/caf\xe9.jpg")
     header = bytearray(data[(start := data.index(b"a/caf\xe9.jpg")) : start + 512])
     header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
@@ -179,7 +179,7 @@ def test_an_archive_within_an_archive_is_no_photo(tmp_path):
 # Bombs
 
 
-def test_an_archive_that_grows_too_much_is_refused_and_leaves_nothing(tmp_path, monkeypatch, ikebana_cache):
+def test_an_archive_that_expands_too_much_is_refused_and_leaves_no_files(tmp_path, monkeypatch, ikebana_cache):
     monkeypatch.setattr(archive, "MIN_UNPACK_BUDGET_BYTES", 2**20)
     monkeypatch.setattr(archive, "CHUNK_BYTES", 2**16)
     zeros = bytes(3 * 2**20)
@@ -226,7 +226,7 @@ def test_a_tar_with_a_garbled_header_is_refused_instead_of_ending_there(tmp_path
     assert "damaged" in refusal(tmp_path, bytes(data), "photos.tar")
 
 
-def test_a_zip_cut_short_is_refused(tmp_path, ikebana_cache):
+def test_a_truncated_zip_is_refused(tmp_path, ikebana_cache):
     data = make_archive([], "zip")
     for tenth in range(1, 10):
         assert "damaged: the end of the zip is missing" in refusal(tmp_path, data[: len(data) * tenth // 10])
@@ -246,7 +246,7 @@ def test_a_damaged_member_of_a_zip_costs_that_member_alone(tmp_path, compression
     assert not [each for each in ikebana_cache.rglob("1.jpg") if each.parent.name == "a"]
 
 
-def test_a_compression_that_python_does_not_know_is_named(tmp_path):
+def test_an_unsupported_compression_is_reported(tmp_path):
     data = bytearray(make_archive(["a/odd.jpg"], "zip"))
     for place in (data.index(b"a/odd.jpg") - 22, data.rindex(b"a/odd.jpg") - 36):
         data[place : place + 2] = struct.pack("<H", 77)
@@ -291,7 +291,7 @@ def test_the_second_time_nothing_is_unpacked(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("spoil", ["{", "[[1]]", None])
-def test_what_was_unpacked_and_spoilt_since_is_unpacked_again(tmp_path, ikebana_cache, spoil):
+def test_a_damaged_unpacked_archive_is_unpacked_again(tmp_path, ikebana_cache, spoil):
     first = read_statuses(tmp_path, make_archive(["../x.jpg"], "zip"))
     (members,) = ikebana_cache.rglob("members.json")
     members.unlink() if spoil is None else members.write_text(spoil)

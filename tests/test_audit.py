@@ -138,7 +138,7 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     assert pl.Series([before.memory_bytes, again.memory_bytes]).n_unique() == 1
 
 
-def test_a_class_that_nothing_is_learned_of_is_the_gravest_finding_and_a_name_that_was_meant_is_named(tmp_path):
+def test_a_class_without_training_photos_is_an_error_that_suggests_a_similar_name(tmp_path):
     files = {f"train/{path}": data for path, data in clean(20).items()}
     files |= {f"test/a/{number}.jpg": encode_photo(5000 + number) for number in range(20)}
     files |= {f"test/B/{number}.jpg": encode_photo(6000 + number) for number in range(20)}
@@ -149,7 +149,7 @@ def test_a_class_that_nothing_is_learned_of_is_the_gravest_finding_and_a_name_th
     assert untrained.evidence == "class B has no training photos, but there is also a class b"
 
 
-def test_classes_whose_names_a_person_would_take_for_one_are_named(tmp_path):
+def test_similar_class_names_are_reported(tmp_path):
     names = ("Rose", "rose", "red  rose", "Red rose", "tulip")
     folder = write_files(tmp_path / "photos", {f"{number}.jpg": encode_photo(number) for number in range(10)})
     rows = "".join(f"{number}.jpg,{names[number % 5]}\n" for number in range(10))  # not every disk has Rose beside rose

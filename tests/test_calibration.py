@@ -181,7 +181,7 @@ def test_a_network_that_knows_nothing_answers_seldom():
     assert score_answered(probabilities, labels, choose_threshold(probabilities, labels))[0] <= 0.5
 
 
-def test_the_evaluation_says_how_often_it_would_answer_and_how_often_rightly():
+def test_the_evaluation_reports_how_often_it_answers_and_is_right():
     logits, labels = photos_with_known_confidence(seed=6)
     names = tuple("abcd")
     said = evaluate(softmax(logits), labels, names, threshold=0.9)

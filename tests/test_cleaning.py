@@ -55,7 +55,7 @@ def doubt(path, label, confidence):
     return Finding("suspect_label", "warning", (path,), f"looks like {label}", "look at it", label, confidence)
 
 
-def test_of_twins_one_stays_the_largest_and_every_other_says_which(photos):
+def test_the_largest_duplicate_is_kept_and_the_others_name_it(photos):
     dataset, found = opened(photos)
     result = clean(dataset, found, words("exact_duplicate,near_duplicate"))
     gone = dict(result.dropped_photos.select("path", "reason").iter_rows())
@@ -153,7 +153,7 @@ def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.usefixtures("terminal")
-def test_who_acts_on_doubt_is_told_what_that_does_to_the_score(given, tmp_path, capsys):
+def test_cleaning_by_suspect_labels_warns_about_the_score(given, tmp_path, capsys):
     dataset, found = in_given_parts(tmp_path / "photos")
     for drop in ("suspect_label", "near_duplicate"):
         audit_command._write_table(tmp_path / "cleaned.csv", dataset, clean(dataset, found, words(drop), (), given))

@@ -52,7 +52,7 @@ def test_it_counts_the_new_photos_that_the_run_classified_correctly(walk, tmp_pa
     assert walk.new_correct > len(truth) / 2  # five kinds: guessing gives a fifth
 
 
-def test_it_says_of_each_planted_fault_what_the_run_really_made_of_it(walk):
+def test_the_report_on_planted_faults_agrees_with_the_run(walk):
     table = {row["path"]: row for row in walk.run.dataset.iter_rows(named=True)}
     assert all(table[path]["status"].startswith("unreadable") for path in walk.planted.broken)
     assert all(table[path]["status"] == "used" for path in walk.planted.sideways)

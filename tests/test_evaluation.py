@@ -142,7 +142,7 @@ def test_an_evaluation_comes_back_from_json_as_it_was():
     assert again == found
 
 
-def test_a_class_of_which_nothing_was_tested_is_named_beside_the_score():
+def test_a_class_without_test_photos_is_named_next_to_the_score():
     scored = ikebana_metrics.evaluate(np.eye(3)[[0, 0, 2]], np.array([0, 0, 2]), ("a", "b", "c"))
     assert "no test photos of b" in repr(scored)
     assert "no test photos" not in repr(ikebana_metrics.evaluate(np.eye(3), np.arange(3), ("a", "b", "c")))
@@ -181,7 +181,7 @@ def test_groups_that_agree_within_themselves_are_worth_as_many_photos_with_stude
     assert statistics.effective_sample_size(right, group) == pytest.approx(max(1, (groups - 1) * doubt))
 
 
-def test_an_evaluation_says_what_its_photos_are_worth_if_they_belong_together():
+def test_an_evaluation_of_grouped_photos_gives_the_number_of_independent_ones():
     labels, group = np.zeros(60, int), np.repeat(np.arange(6), 10)
     said = np.eye(2)[(group == 2).astype(int)]
     found = ikebana_metrics.evaluate(said, labels, ("a", "b"), groups=group)
@@ -192,3 +192,9 @@ def test_an_evaluation_says_what_its_photos_are_worth_if_they_belong_together():
     assert "independent photos" not in repr(alone)
     assert alone.accuracy_interval == ikebana_metrics.evaluate(said, labels, ("a", "b")).accuracy_interval
     assert ikebana_metrics.from_json(found.to_json(), found.report) == found
+
+
+def test_a_score_on_few_photos_is_called_meaningless():
+    few, many = (ikebana_metrics.evaluate(np.eye(2)[[0, 1] * n], np.array([0, 1] * n), ("a", "b")) for n in (2, 20))
+    assert "too few test photos for a meaningful score" in repr(few)
+    assert "too few test photos" not in repr(many)

@@ -210,7 +210,7 @@ def test_curves_of_any_training_are_readable(case, tmp_path):
     figures._write(sheet, tmp_path / "curves.png")
 
 
-def test_an_epoch_without_a_finite_loss_is_named():
+def test_epochs_with_nan_or_infinite_loss_are_listed():
     epochs = epochs_of(6)
     epochs[2]["train_loss"] = float("nan")
     epochs[4]["val_loss"] = float("inf")

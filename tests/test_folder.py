@@ -13,7 +13,7 @@ def status(dataset):
     return dict(dataset.photos.select("path", "status").iter_rows())
 
 
-def test_a_file_beside_the_folder_that_holds_the_classes_is_no_class(tmp_path):
+def test_a_file_next_to_the_folder_of_classes_is_not_a_class(tmp_path):
     files = {f"outer/inner/{name}": data for name, data in two_classes().items()}
     dataset = sources.read(
         write_files(tmp_path, files | {"outer/cover.jpg": encode_photo(9), "outer/README.txt": b"x"})

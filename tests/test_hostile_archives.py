@@ -36,7 +36,7 @@ def gzipped_tar(members):
         "\\x.jpg",
     ],
 )
-def test_no_name_leads_out_on_any_system(name):
+def test_no_path_points_outside_the_archive_on_any_system(name):
     path = archive._normalise_path(name)
     problem = archive._find_path_problem(name, path)
     assert problem == "its path points outside the archive"
@@ -61,7 +61,7 @@ NOT_ON_WINDOWS = [
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_names_of_windows_devices_and_streams_stay_packed_there_alone(tmp_path, kind, monkeypatch):
+def test_names_of_windows_devices_and_streams_are_skipped_only_on_windows(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(archive, "IS_WINDOWS", True)
     statuses = read_statuses(tmp_path, make_archive(NOT_ON_WINDOWS, kind), f"photos.{kind}")
     assert {statuses.pop(name) for name in NOT_ON_WINDOWS} == {"Windows cannot store its name (rename it)"}
@@ -70,7 +70,7 @@ def test_names_of_windows_devices_and_streams_stay_packed_there_alone(tmp_path, 
     assert all(archive._find_path_problem(name, archive._normalise_path(name)) is None for name in NOT_ON_WINDOWS)
 
 
-def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path):
+def test_only_the_member_with_too_deep_a_path_is_skipped(tmp_path):
     deep = "d/" * 1500 + "x.jpg"
     (tmp_path / "photos.tar.gz").write_bytes(
         gzipped_tar([("a/1.jpg", encode_photo(0)), (deep, encode_photo(1)), ("a/2.jpg", encode_photo(2))])
@@ -81,7 +81,7 @@ def test_a_member_that_lies_too_deep_stays_packed_and_the_others_do_not(tmp_path
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_what_a_zip_cannot_unpack_piece_by_piece_stays_packed(tmp_path, compression):
+def test_zip_members_that_cannot_be_streamed_are_skipped(tmp_path, compression):
     (tmp_path / "photos.zip").write_bytes(make_zip([("a/bomb.jpg", bytes(2**20), 0)], compression))
     found = archive.unpack(tmp_path / "photos.zip")
     assert [each.status for each in found.skipped_members] == ["compressed with bzip2 or LZMA (repack it with deflate)"]
@@ -149,7 +149,7 @@ def test_what_is_said_of_all_members_is_the_name_of_none(tmp_path):
         (record("GNU.sparse.size", b"9") + record("GNU.sparse.offset", b"1"), "a member is a sparse file"),
     ],
 )
-def test_a_tar_that_says_too_much_of_a_member_is_refused_and_not_called_damaged(tmp_path, said, why):
+def test_a_tar_with_too_large_a_header_is_refused_and_not_called_damaged(tmp_path, said, why):
     with pytest.raises(PhotosError, match=f"this archive is refused: {why}") as refused:
         unpacked(tmp_path, pax(said))
     assert "unpack it yourself" in (refused.value.advice or "")
@@ -170,7 +170,7 @@ def block(kind, size=b"%011o\0" % 0, more=b""):
     return bytes(header)
 
 
-def test_a_sparse_member_of_the_old_kind_is_refused_before_its_map_is_read(tmp_path):
+def test_an_old_sparse_member_is_refused_before_its_map_is_read(tmp_path):
     pieces = b"%011o\0%011o\0" % (7, 9)
     first = block(
         tarfile.GNUTYPE_SPARSE, more=pieces * 4 + b"\1"
@@ -205,7 +205,7 @@ def test_headers_made_to_lead_astray_are_damage(tmp_path, headers):
         unpacked(tmp_path, gzip.compress(good + bytes(-len(good) % 512) + headers + bytes(1024)))
 
 
-def test_files_and_folders_cost_room_even_if_nothing_is_in_them(tmp_path, monkeypatch):
+def test_empty_files_and_folders_count_towards_the_unpacked_size(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MIN_UNPACK_BUDGET_BYTES", 2**18)
     names = [(f"{number}/" + "d/" * 40 + "x.jpg", b"") for number in range(40)]
     (tmp_path / "photos.tar.gz").write_bytes(gzipped_tar(names))

@@ -1,4 +1,4 @@
-"""What twins do to a score is told beside it, by plain counting."""
+"""The effect of duplicates on a score is reported next to it, by plain counting."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from ikebana.recipe import Recipe
 
 @pytest.mark.slow
 @given(labels=LABELS, seed=SEEDS, kind=st.sampled_from(["stratified", "shuffle"]), data=st.data())
-def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, seed, kind, data):
+def test_leaked_and_other_photos_add_up_to_the_score(labels, seed, kind, data):
     labels = [*labels, *"abcabc" * 2]
     near = data.draw(st.lists(st.sampled_from("uvwxyz"), min_size=len(labels), max_size=len(labels)))
     recipe = Recipe(split=kind, split_seed=seed)
@@ -38,7 +38,7 @@ def test_the_photos_with_a_twin_and_the_others_make_up_the_whole_score(labels, s
         assert told.naive_shuffle.with_duplicate == len(told.photos)
 
 
-def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
+def test_a_naive_shuffle_of_duplicates_alone_would_have_shown_a_perfect_score():
     drawn = make_dataset(["a", "b"] * 30, duplicate_of=[str(row // 12) for row in range(60)])
     recipe = Recipe()
     parted = split.split_photos(drawn, recipe)
@@ -48,7 +48,7 @@ def test_a_naive_shuffle_of_twins_alone_would_have_shown_a_perfect_score():
     assert "12" in repr(told)
 
 
-def test_photos_of_one_group_are_no_twins():
+def test_photos_of_one_group_are_not_duplicates():
     """Forty groups of three: nobody knows whether a network that has seen some of a group knows the others."""
     drawn = make_dataset(["a", "b"] * 60, group=[str(row // 6) for row in range(120)])
     parted = split.split_photos(drawn, Recipe())
@@ -65,10 +65,18 @@ def test_a_score_on_duplicates_alone_is_called_inflated():
     assert "the score is inflated" in repr(told)
 
 
-def test_an_evaluation_keeps_its_leakage_when_it_is_written_and_read():
+def test_leakage_survives_writing_and_reading_an_evaluation():
     told = leakage.Leakage(("a/1.jpg",), 1.0, 0.5, leakage.NaiveShuffle(10, 4, 0.7))
     made = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), leakage=told)
     again = from_json(made.to_json(), made.report)
     assert again.leakage == told
     assert "leakage: 1 test photo with a duplicate or group member in training or validation;" in repr(again)
     assert from_json({**made.to_json(), "leakage": None}, "").leakage is None
+
+
+def test_a_naive_shuffle_is_mentioned_only_if_it_differs_by_more_than_the_interval():
+    naive = leakage.NaiveShuffle(100, 12, 0.97)
+    described = leakage.Leakage((), None, 0.9, naive)
+    assert "a naive shuffle would have leaked 12 test photos" in described.describe((0.8, 0.95))
+    assert "accuracy of about 0.970" in described.describe()
+    assert described.describe((0.8, 0.98)) == ""

@@ -228,7 +228,7 @@ def of_kind(found, kind):
     return [each for each in found if each.kind == kind]
 
 
-def test_near_twins_are_found_in_a_folder_and_told_with_what_was_done(tmp_path):
+def test_near_duplicates_in_a_folder_are_reported_with_their_transformation(tmp_path):
     files = draw_two_class_scenes()
     files |= {"a/again.jpg": ImageOps.mirror(files["a/3.jpg"]), "a/small.jpg": scale_image(files["a/5.jpg"], 0.5)}
     files |= {"b/wrong.jpg": cut(files["a/7.jpg"], 0.08, 0.0, 0.06, 0.0)}

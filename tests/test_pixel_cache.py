@@ -242,7 +242,7 @@ def fresh(photos):
     return np.stack([decoding.decode(file.read_bytes(), SIDE).pixels for file in files])
 
 
-def test_a_disk_that_does_not_keep_what_is_written_is_an_error_and_no_endless_loop(photos, monkeypatch, decoded):
+def test_a_disk_that_corrupts_the_cache_is_an_error_and_no_endless_loop(photos, monkeypatch, decoded):
     monkeypatch.setattr(pixel_cache, "_is_intact", lambda index, *arrays: False)
     with pytest.raises(MachineError, match="differ from what was written"):
         opened(photos)

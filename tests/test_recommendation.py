@@ -100,7 +100,7 @@ def test_what_it_says_to_run_is_a_command_with_a_recipe_that_exists(level):
     assert said.command in repr(said)
 
 
-def test_it_is_sure_only_where_nothing_speaks_against_it():
+def test_confidence_is_low_if_there_is_a_caveat():
     assert not given_for(LIKE, supply(PLENTY)).caveats
     assert not given_for(UNLIKE, supply(LITTLE // 2)).caveats
     for doubtful in (
@@ -115,7 +115,7 @@ def test_it_is_sure_only_where_nothing_speaks_against_it():
         assert re.search(r"confidence +low", repr(doubtful))
 
 
-def test_whether_more_photos_would_help_follows_from_what_the_last_ones_brought():
+def test_whether_more_photos_would_help_follows_from_the_gain_of_doubling():
     assert "would help" in given_for(shown(doubling=0.03), supply(PLENTY)).more_photos
     assert "hardly help" in given_for(shown(doubling=0.001), supply(PLENTY)).more_photos
 
@@ -242,7 +242,7 @@ def drawn(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_sealed_photos_and_those_for_confidence_are_never_looked_at(drawn):
+def test_test_and_calibration_photos_are_never_used(drawn):
     looked = ikebana.audit(drawn, advise=True)
     parts = looked.dataset.photos["split"].to_numpy()
     # The audit's own look at all photos keeps what the last layer sees; the advice's, which is wider, stops at the seal.
@@ -309,7 +309,7 @@ def test_a_folder_to_write_to_holds_the_page_afterwards(drawn, tmp_path, capsys)
     assert "--out DIR" in capsys.readouterr().err
     assert command("audit", drawn, "--out", tmp_path / "told") == 0
     assert "--out DIR" not in (said := capsys.readouterr().err)
-    assert f"in full: {tmp_path / 'told' / audit_command.PAGE_FILE}" in said
+    assert f"full list: {tmp_path / 'told' / audit_command.PAGE_FILE}" in said
     page = (tmp_path / "told" / audit_command.PAGE_FILE).read_text("utf-8")
     for finding in ikebana.audit(drawn).findings:
         assert html.escape(finding.evidence).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
@@ -320,7 +320,7 @@ def test_the_last_line_for_scripts_is_the_command_to_run(drawn, capsys):
     assert command("audit", drawn, "--advise") == 0
     out, err = capsys.readouterr()
     assert out == f"ikebana fit {drawn} --recipe quick\n"
-    assert "by whole things" in err
+    assert DEPTH_NAMES[-1] in err
     assert command("audit", drawn, "--advise", "--json") == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     by_name = {each["event"]: each for each in events}

@@ -113,7 +113,7 @@ def test_classes_called_train_and_test_with_folders_of_their_own_are_classes_bes
     assert dataset.classes == ("bus", "test", "train")
 
 
-def test_what_lies_beside_the_parts_is_set_aside_and_said(tmp_path):
+def test_folders_next_to_the_splits_are_skipped_and_reported(tmp_path):
     write_files(
         tmp_path, {f"{part}/{file}": data for part in ("train", "test") for file, data in two_classes().items()}
     )
@@ -128,7 +128,7 @@ def test_what_lies_beside_the_parts_is_set_aside_and_said(tmp_path):
 
 
 @pytest.mark.parametrize("depth", ["flowers", "download/flowers"])
-def test_one_folder_around_the_classes_is_looked_through_even_with_a_readme_beside_it(tmp_path, depth):
+def test_a_wrapper_folder_is_entered_even_with_a_readme_in_it(tmp_path, depth):
     write_files(tmp_path, {f"{depth}/{file}": data for file, data in two_classes().items()})
     write_files(tmp_path, {"README.md": b"who made it", ".DS_Store": b"x"})
     dataset = sources.read(tmp_path)
@@ -188,7 +188,7 @@ def test_a_name_that_is_no_utf8_is_set_aside_readably(tmp_path):
     str(dataset.empty_classes).encode()  # can be printed and written
 
 
-def test_links_are_followed_once_and_loops_are_named(tmp_path):
+def test_links_are_followed_once_and_loops_are_reported(tmp_path):
     photos = write_files(tmp_path / "photos", two_classes())
     elsewhere = write_files(tmp_path / "elsewhere", {"1.jpg": encode_photo(7), "deep/2.jpg": encode_photo(8)})
     (photos / "c").symlink_to(elsewhere)
@@ -223,7 +223,7 @@ def test_a_linked_class_never_takes_the_place_of_the_folder_it_leads_to(tmp_path
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files there")
-def test_pipes_and_sockets_are_named_and_nobody_waits_for_them(tmp_path):
+def test_pipes_and_sockets_are_reported_without_blocking(tmp_path):
     write_files(tmp_path, two_classes())
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
     with socket.socket(socket.AF_UNIX) as listening:
@@ -285,25 +285,25 @@ def test_a_class_of_one_photo_is_a_class(tmp_path):
         ({"a/1.jpg": b"x", "b/.hidden": b""}, "only one class has photos: a"),
     ],
 )  # fmt: skip
-def test_a_folder_with_nothing_to_learn_is_refused_with_what_is_missing(tmp_path, files, words):
+def test_a_folder_without_two_classes_is_refused_with_the_reason(tmp_path, files, words):
     refused = refusal(write_files(tmp_path / "photos", files))
     assert words in refused.what
     assert (refused.where, STATUS_UNOPENED in refused.what) == (str(tmp_path / "photos"), False)
     assert refused.advice
 
 
-def test_when_no_photo_can_be_read_the_commonest_reason_is_told(tmp_path):
+def test_if_no_photo_can_be_read_the_most_common_reason_is_given(tmp_path):
     dataset = opened(write_files(tmp_path, {"a/1.jpg": b"text", "a/2.jpg": b"text", "b/1.jpg": b""}))
     with pytest.raises(PhotosError, match=r"2 of 3 paths were skipped \(not a photo: text\)"):
         sources.assign_classes(dataset, ())
 
 
-def test_one_class_alone_is_refused_with_why_the_other_has_no_photos(tmp_path):
+def test_a_single_class_is_refused_with_the_reason_why_the_other_has_no_photos(tmp_path):
     with pytest.raises(PhotosError, match=r"only one class has photos: a; 1 of 2 .*not a photo: text"):
         sources.assign_classes(opened(write_files(tmp_path, {"a/1.jpg": encode_photo(0), "b/1.jpg": b"text"})), ())
 
 
-def test_a_missing_folder_is_refused_with_the_name_that_was_meant(tmp_path):
+def test_a_missing_folder_is_refused_with_a_similar_name(tmp_path):
     write_files(tmp_path, {"flowers/a/1.jpg": b"x"})
     refused = refusal(tmp_path / "flowres")
     assert "no such folder" in refused.what

@@ -264,7 +264,7 @@ def test_given_parts_are_kept_and_a_missing_one_is_taken_from_training(labels, m
 
 
 @pytest.mark.usefixtures("terminal")
-def test_choices_of_a_split_that_came_with_the_photos_are_said_to_change_nothing(capsys):
+def test_split_options_are_reported_to_have_no_effect_on_a_given_split(capsys):
     drawn = make_dataset("ab" * 10, split=["train"] * 14 + ["test"] * 6)
     split.split_photos(drawn, Recipe())
     assert not capsys.readouterr().err
@@ -281,7 +281,7 @@ def test_copies_in_training_go_to_the_missing_part_together():
     assert "validation" in dealt
 
 
-def test_too_few_photos_are_refused_with_the_part_that_stays_empty():
+def test_too_few_photos_are_refused_with_the_split_that_stays_empty():
     with pytest.raises(PhotosError, match=r"none of the \d is left for the test split"):
         split.split_photos(make_dataset(["a", "b"]), Recipe())
     with pytest.raises(PhotosError, match=r"none of the \d is left for the train split"):
@@ -325,7 +325,7 @@ def test_photos_of_one_folder_inside_a_class_stay_together(seed, tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [(5, 5), (3, 3, 3, 3), (12, 1, 1, 1, 1, 1)])
-def test_folders_inside_classes_that_no_split_could_keep_are_no_groups_and_it_is_said(sizes, tmp_path):
+def test_folders_inside_classes_that_cannot_be_split_are_not_groups_and_a_note_says_so(sizes, tmp_path):
     found = read(write_files(tmp_path, in_folders(sizes)))
     assert found.photos["group"].is_null().all()
     assert any("not used as groups" in note for note in found.notes)

@@ -75,7 +75,7 @@ def test_spaces_around_a_path_are_the_files_if_it_has_some_and_a_slip_of_the_pen
     assert set(found.photos["status"]) == {STATUS_UNOPENED}
 
 
-def test_a_table_that_leads_nowhere_says_where_it_leads(photos):
+def test_a_table_without_existing_photos_says_where_its_paths_lead(photos):
     refusal = refused(photos, lines(rows=[("elsewhere/1.jpg", "a"), ("elsewhere/2.jpg", "b")]))
     assert str(photos / "elsewhere/1.jpg") in (refusal.advice or "")
     assert "one photo per row" in (refused(photos, "path,label\n").advice or "")
@@ -172,7 +172,7 @@ def test_a_row_said_twice_counts_once(photos):
     assert read(photos, lines(rows=[*ROWS, ROWS[0], (f"./{ROWS[1][0]}", "a")])).photos.height == 6
 
 
-def test_one_photo_in_two_parts_is_refused(photos):
+def test_one_photo_in_two_splits_is_refused(photos):
     rows = [(*row, "train") for row in ROWS]
     refusal = refused(photos, lines(header=("path", "label", "split"), rows=[*rows, (*ROWS[0], "test")]))
     assert "two splits" in refusal.what

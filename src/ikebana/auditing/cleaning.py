@@ -22,7 +22,7 @@ from ikebana.data.split import find_connected_components
 from ikebana.errors import PhotosError, RecipeError
 from ikebana.system.files import atomic_write
 
-# Of these findings one photo is kept, of all others every photo is dropped.
+# One photo of each of these findings is kept; of other findings, every photo is dropped.
 DUPLICATE_KINDS = ("exact_duplicate", "near_duplicate")
 # Kinds for which photos can be dropped. The others, such as `class_imbalance`, concern no single row.
 PHOTO_KINDS = (

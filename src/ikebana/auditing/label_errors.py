@@ -84,14 +84,14 @@ def find_neighbours(features: FeatureTable, labels: np.ndarray, groups: np.ndarr
     references = np.sort(rng.choice(count, min(count, MAX_REFERENCE_PHOTOS), replace=False))
     reference_features = _normalise(features, mean, spread, references)
     width = min(NEIGHBOUR_COUNT, len(references))
-    rows, alike = np.zeros((count, width), np.int32), np.zeros((count, width), np.float32)
+    rows, similarities = np.zeros((count, width), np.int32), np.zeros((count, width), np.float32)
     own_class = np.zeros(count, np.float32)
     for start in range(0, count, CHUNK_PHOTOS):
         chunk = slice(start, min(start + CHUNK_PHOTOS, count))
         chunk_features = _normalise(features, mean, spread, np.arange(chunk.start, chunk.stop))
         similarity = chunk_features @ reference_features.T
         similarity[groups[chunk, None] == groups[None, references]] = -2
-        columns, alike[chunk] = _take_largest(similarity, width)
+        columns, similarities[chunk] = _take_largest(similarity, width)
         rows[chunk] = references[columns]
         similarity[labels[chunk, None] != labels[None, references]] = -2
         of_class = _take_largest(similarity, width)[1]
@@ -99,7 +99,7 @@ def find_neighbours(features: FeatureTable, labels: np.ndarray, groups: np.ndarr
         own_class[chunk] = (of_class * exists).sum(1) / np.maximum(exists.sum(1), 1)
     first = np.zeros(count, bool)
     first[np.unique(groups, return_index=True)[1]] = True
-    return Neighbours(rows, alike, own_class, first)
+    return Neighbours(rows, similarities, own_class, first)
 
 
 def _normalise(features: FeatureTable, mean: np.ndarray, spread: np.ndarray, photos: np.ndarray) -> np.ndarray:

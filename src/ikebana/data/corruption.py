@@ -1,7 +1,7 @@
 """Detection of corruption that decoders do not report, and of files that are not photos.
 
 A truncated copy often has its full length, with zeros for the rest. Decoders fill such an image
-with grey or noise and report nothing. Two formats reveal it, in 1 to 7 % of the decoding time: a
+with grey or noise and report nothing. Two formats reveal it, in 1 to 7% of the decoding time: a
 JPEG has an end marker (all intact ones of 4,341 real JPEGs had it), a PNG has checksums. And a
 JPEG may declare so many scans that decoding never ends.
 """

@@ -28,7 +28,6 @@ from ikebana.errors import PhotosError
 MIN_GROUPS_PER_CLASS = 5
 MAX_GROUP_SHARE = 0.4
 
-REASON_OUTSIDE_CLASSES = "outside any class folder"
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
 
 
@@ -84,7 +83,7 @@ def _to_row(scanned: ScannedPath, prefix: str, top: str, splits: Mapping[str, st
     is_beside_top = top != "." and not scanned.path.startswith(f"{top}/")
     path = scanned.path if top == "." else scanned.path.removeprefix(f"{top}/")
     folders = [] if is_beside_top else path.split("/")[:-1]
-    split, reason = None, REASON_OUTSIDE_CLASSES
+    split, reason = None, "outside any class folder"
     if splits and folders:
         split = splits.get(folders[0])
         folders = folders[1:] if split is not None else []
@@ -151,7 +150,7 @@ def _list_folder_names(folder: Path) -> set[str]:
 def _find_wrapped_folder(folder: Path) -> Path | None:
     """Find the only sub-folder, if it has sub-folders in turn.
 
-    It is then a wrapper: a single class alone cannot be learned.
+    It is then a wrapper, because a classifier needs at least two classes.
     """
     folders = _list_folders(folder)
     inner = folders[0] if len(folders) == 1 and not folders[0].is_symlink() else None

@@ -62,27 +62,11 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
 def _advise_without_photos(dataset: Dataset) -> str:
     """Suggest what to try if no photos were found."""
     if not dataset.source.lower().endswith(TABLE_SUFFIXES):
-        parent = _find_parent_of_class_folder(dataset)
-        if parent is not None:
-            return f"this folder looks like one class; give the folder that contains all classes: {parent}"
         return "give a folder with one sub-folder of photos per class"
     if not dataset.photos.height:
         return "list one photo per row: path,label"
     first = dataset.resolve_path(dataset.photos["path"][0])
     return f"use absolute paths or paths relative to the table's folder; the first one resolves to {first}"
-
-
-def _find_parent_of_class_folder(dataset: Dataset) -> Path | None:
-    """Return the parent folder if the user gave a single class folder."""
-    source = Path(os.path.expanduser(dataset.source))
-    if not os.path.isdir(source) or dataset.photos["status"].ne(folder.REASON_OUTSIDE_CLASSES).any():
-        return None
-    parent = source.parent if source.name else source.absolute().parent
-    try:
-        siblings = [path for path in parent.iterdir() if path.is_dir() and not folder.is_hidden(path.name)]
-    except OSError:
-        return None
-    return parent if len(siblings) > 1 and dataset.photos.height else None
 
 
 def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:

@@ -261,7 +261,7 @@ def get_selection_mask(validation: pl.DataFrame) -> np.ndarray:
     """Return which validation photos are for model selection; the others are for calibration.
 
     About half, and always the same. Copies and groups stay together: otherwise calibration would
-    use photos that model selection has seen.
+    use photos that model selection has used.
 
     Args:
         validation: the photos of that split, with `sha256`, `duplicate_of` and `group`.

@@ -72,7 +72,7 @@ def describe_faults(run: Run, planted: PlantedFaults) -> list[str]:
         f"{len(planted.duplicates)} pairs of duplicates: {duplicates} found, {together} kept in the same split",
         f"{len(planted.sideways)} photos stored sideways: {upright} read upright",
         f"{len(planted.wrong_label)} wrong labels: {held_out} in validation or test, of which the network contradicts "
-        f"{contradicted}; it was trained on the others as they are",
+        f"{contradicted}; `ikebana audit` lists suspect labels before training",
     ]
 
 

@@ -249,7 +249,7 @@ def _cut_out(sheet: Sheet, camera: Camera, frame: tuple[int, int]) -> tuple[Imag
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9
     facing = np.where(normal[..., 2:] >= 0, 1.0, -1.0)
     lit = ((normal * facing) @ camera.lamp)[..., None]
-    lit = AMBIENT + LAMP * np.maximum(lit, -0.35 * lit)  # paper glows a little when the lamp stands behind it
+    lit = AMBIENT + LAMP * np.maximum(lit, -0.35 * lit)  # paper glows a little when lit from behind
     colours = ((np.where(facing > 0, sheet.front, sheet.back) * lit).clip(0, 1) * 255).astype(int).reshape(-1, 3)
     flat = (flat - low) * OVERSAMPLING
     corners = np.stack([flat[:-1, :-1], flat[1:, :-1], flat[1:, 1:], flat[:-1, 1:]], axis=2).reshape(-1, 8).tolist()

@@ -15,6 +15,8 @@ from ikebana.evaluation.statistics import effective_sample_size, wilson_interval
 CONFIDENCE_BINS = 15
 # The effective sample size is mentioned if it is at most this share of the test photos.
 MAX_MENTIONED_SHARE = 0.9
+# An accuracy whose interval is wider than this is called uncertain.
+MAX_INTERVAL_WIDTH = 0.3
 # The longest name in scikit-learn's report.
 WEIGHTED_AVERAGE = "weighted avg"
 # The log loss clips lower probabilities, as in Keras.
@@ -75,7 +77,13 @@ class Evaluation:
 
     def __repr__(self) -> str:
         low, high = self.accuracy_interval
-        notes = (self._describe_untested(), self._describe_answers(), self._describe_leakage(), self.note)
+        notes = (
+            self._describe_uncertainty(),
+            self._describe_untested(),
+            self._describe_answers(),
+            self._describe_leakage(),
+            self.note,
+        )
         note = "".join(f"{line}\n" for line in notes if line)
         is_mentioned = self.n_effective is not None and self.n_effective <= MAX_MENTIONED_SHARE * self.n
         worth = self._describe_sample_size() if is_mentioned else ""
@@ -83,6 +91,12 @@ class Evaluation:
 
     def _describe_sample_size(self) -> str:
         return f" in groups, equivalent to {self.n_effective:.0f} independent photos"
+
+    def _describe_uncertainty(self) -> str:
+        low, high = self.accuracy_interval
+        if high - low <= MAX_INTERVAL_WIDTH:
+            return ""
+        return f"too few test photos for a meaningful score: the accuracy may be anywhere from {low:.0%} to {high:.0%}"
 
     def _describe_untested(self) -> str:
         names = [name for name, scores in self.per_class.items() if not scores.support]
@@ -93,7 +107,7 @@ class Evaluation:
         if self.threshold is None or self.answered_share is None:
             return NO_THRESHOLD_MESSAGE
         right = f" and is right in {self.answered_accuracy:.1%} of those" if self.answered_accuracy is not None else ""
-        rest = f'"not sure" for the rest (confidence below {self.threshold:.2f})'
+        rest = f'"not sure" below confidence {self.threshold:.2f}'
         return f"gives an answer for {self.answered_share:.1%} of them{right}; says {rest}"
 
     def _describe_leakage(self) -> str:
