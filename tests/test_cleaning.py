@@ -339,7 +339,7 @@ def test_a_run_tells_which_photos_are_twins_and_that_no_test_photo_has_one_elsew
 
 
 def test_acting_without_a_table_and_writing_over_a_folder_are_refused_before_photos_are_read(photos, tmp_path):
-    with pytest.raises(RecipeError, match="act on a table"):
+    with pytest.raises(RecipeError, match="need a table to write"):
         ikebana.audit(photos, drop=["exact_duplicate", "near_duplicate"])
     with pytest.raises(RecipeError, match="exists and is not empty"):
         ikebana.audit(photos, out=photos)

@@ -176,7 +176,7 @@ def _make_plan(dataset: Dataset, recipe: Recipe, device: str, *, is_required: bo
 def _check_outputs(out: str | Path | None, write: str | Path | None, has_selectors: bool) -> None:
     """Refuse outputs that cannot be written, before any photo is read."""
     if has_selectors and write is None:
-        raise RecipeError("--drop and --relabel act on a table", advice="--write cleaned.csv")
+        raise RecipeError("--drop and --relabel need a table to write", advice="add --write cleaned.csv")
     if write is not None:
         cleaning.check_writable(resolve_output_path(write))
     if out is not None:
