@@ -110,7 +110,7 @@ def test_without_handlers_not_even_a_warning_is_printed():
 def test_a_program_that_configures_logging_sees_the_messages():
     code = "import logging; logging.basicConfig(level=logging.INFO); import ikebana; ikebana.cache(clear=True)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "INFO:ikebana:0.0 MB cleared\n")
+    assert (done.stdout, done.stderr) == ("", "INFO:ikebana:freed 0.0 MB\n")
 
 
 @pytest.mark.usefixtures("library_mode")
@@ -164,8 +164,8 @@ def test_the_command_line_reports_on_the_terminal_and_not_in_the_log_too(capsys,
     with caplog.at_level(logging.INFO), pytest.raises(SystemExit):
         cli.main(["cache", "--clear"])
     out, err = capsys.readouterr()
-    assert "it may be cleared at any time" in out
-    assert err == "0.0 MB cleared\n"
+    assert "safe to clear at any time" in out
+    assert err == "freed 0.0 MB\n"
     assert not caplog.records
     progress.message("afterwards")
     assert capsys.readouterr() == ("", "")

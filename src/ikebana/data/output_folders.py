@@ -39,7 +39,7 @@ def refuse_output_folder(folder: Path) -> None:
 
 def _describe_output(folder: Path) -> tuple[str, str]:
     """Return what ikebana wrote here and what to use instead; empty if it wrote nothing."""
-    own_photos = "the folder, archive or table of your photos"
+    own_photos = "give the folder, archive or table of your photos"
     if is_run(folder):
         photos = _read_source(folder)
         return "a run", f"the photos of this run are in {photos}" if photos else own_photos

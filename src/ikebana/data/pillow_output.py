@@ -1,6 +1,6 @@
 """Output of Pillow and libtiff during decoding: warnings, logs and lines on standard error.
 
-None of it names the photo. The decoder checks what matters and reports it per photo.
+Their messages do not name the photo. The decoder checks what matters and reports it per photo.
 """
 
 import ctypes
