@@ -71,7 +71,7 @@ def _set_libtiff_handlers(handlers: list[int | None]) -> list[int | None]:
 
 @functools.cache
 def _load_libtiff() -> ctypes.CDLL | None:
-    """Return the libtiff that Pillow uses, if it is a library of its own in Pillow's package."""
+    """Return Pillow's libtiff, if it is a separate library in Pillow's package."""
     package = Path(PIL.__file__).parent
     files = [*package.parent.glob("[pP]illow.libs/libtiff*"), *package.glob(".dylibs/libtiff*")]
     try:
