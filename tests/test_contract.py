@@ -36,10 +36,21 @@ TUNING = {
     "ema_decay": "float",
 }  # fmt: skip
 RECIPE = {
-    "name": "str", "network": "str", "weights": "str", "truncate_at": "str", "image_size": "int", "resize": "str",
-    "dropout": "float", "transfer": TRANSFER, "tuning": TUNING, "augmentation": AUGMENTATION,
-    "learning_rate": "float", "batch_size": "int", "epochs": "int", "seed": "int", "split": "str", "split_seed": "int",
-    "split_fractions": ["float"], "class_order": [], "refit_on_all": "bool", "precision": "str",
+    "name": "str", "network": "str", "truncate_at": "str", "image_size": "int", "resize": "str",
+    "method": {
+        "kind": "str", "learning_rate": "float", "batch_size": "int", "epochs": "int",
+        "augmentation": {
+            "rotation": "float", "shift": ["float"], "shear": "float", "zoom": "float", "flip": "bool", "crop_area": "float",
+            "brightness": "float",
+        },
+        "adamw": dict.fromkeys(
+            ("weight_decay", "layer_decay", "warmup_fraction", "label_smoothing", "ema_decay"), "float"
+        ),
+        "weights": "str", "flip_tta": "bool", "dropout": "float", "hidden_units": "int", "hidden_dropout": "float",
+        "initial_head": "str", "head_epochs": "int", "head_learning_rate": "float", "train_from": "str",
+    },
+    "seed": "int", "split": "str", "split_seed": "int", "split_fractions": ["float"], "class_order": [],
+    "refit_on_all": "bool", "precision": "str",
 }  # fmt: skip
 PER_CLASS = {"precision": "float", "recall": "float", "f1": "float", "support": "int"}
 KINDS = ("camellia", "iris", "kusudama", "lotus", "pinwheel")
