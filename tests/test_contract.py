@@ -23,18 +23,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
 FIT = ["--recipe", "good", "--image-size", "64", "--batch-size", "16", "--epochs", "1", "--precision", "float32"]
 
-AUGMENTATION = {
-    "rotation": "int", "shift": ["float"], "shear": "float", "zoom": "float", "flip": "bool", "crop_area": "float",
-    "brightness": "float",
-}  # fmt: skip
-TRANSFER = {
-    "fit_logistic_head": "bool", "dropout": "float", "hidden_units": "int", "hidden_dropout": "float", "cache_features": "bool",
-    "head_epochs": "int", "head_learning_rate": "float", "trainable": "str", "flip_tta": "bool", "train_from": "str",
-}  # fmt: skip
-TUNING = {
-    "weight_decay": "float", "layer_decay": "float", "warmup_fraction": "float", "label_smoothing": "float",
-    "ema_decay": "float",
-}  # fmt: skip
 RECIPE = {
     "name": "str", "network": "str", "truncate_at": "str", "image_size": "int", "resize": "str",
     "method": {

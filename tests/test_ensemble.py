@@ -76,8 +76,8 @@ def test_the_members_of_a_recipe_differ_in_network_and_seed_and_the_first_is_the
     ("choices", "words"),
     [
         ({"network": "tf_efficientnet_lite0+"}, "names of networks, joined by +"),
-        ({"network": "tf_efficientnet_lite0+tutorial"}, "nobody has trained before"),
-        ({"network": TWO, "weights": "mine.safetensors"}, "one file of --weights"),
+        ({"network": "tf_efficientnet_lite0+tutorial"}, "no pretrained weights exist for the network tutorial"),
+        ({"network": TWO, "weights": "mine.safetensors"}, "cannot all start from one weights file"),
     ],
 )
 def test_networks_that_cannot_be_averaged_are_refused_in_words(choices, words):

@@ -210,7 +210,7 @@ def test_a_folder_that_is_taken_is_refused_before_any_work(run, photos):
     [
         (["fit", "no-such-folder"], 1, "no such folder"),
         (["fit"], 2, "no photos were given"),
-        (["fit", ".", "--epochs", "0"], 1, "epochs is 0"),
+        (["fit", ".", "--recipe", "good", "--epochs", "0"], 1, "epochs is 0"),
         (["fit", ".", "--split-fractions", "0.5,0.5"], 1, "split_fractions"),
         (["fit", ".", "--split-fractions", "a,b,c"], 2, "not a list of numbers"),
         (["fit", ".", "--epochs", "many"], 2, "many"),

@@ -48,7 +48,7 @@ def test_a_recipe_comes_back_from_json_as_it_was(name):
     ],
 )  # fmt: skip
 def test_what_cannot_be_carried_out_is_refused_and_named(choice, value):
-    with pytest.raises(RecipeError, match=choice.replace("_", " ").split(" ")[0]):
+    with pytest.raises(RecipeError, match=choice):
         recipes.get_recipe("baseline", **{choice: value})
 
 
@@ -132,21 +132,21 @@ def test_choices_of_another_network_are_refused():
     ("record", "values", "named"),
     [
         (FineTune, {"initial_head": "linear_probe", "hidden_units": 16}, "hidden layer"),
-        (FineTune, {"initial_head": "logistic"}, "initial head is 'logistic'; it must be 'random' or 'linear_probe'"),
-        (FrozenBackbone, {"hidden_units": -1}, "hidden units is -1; it must be greater than or equal to 0"),
-        (FineTune, {"head_epochs": -1}, "head epochs is -1"),
+        (FineTune, {"initial_head": "logistic"}, "initial_head is 'logistic'; it must be 'random' or 'linear_probe'"),
+        (FrozenBackbone, {"hidden_units": -1}, "hidden_units is -1; it must be greater than or equal to 0"),
+        (FineTune, {"head_epochs": -1}, "head_epochs is -1"),
         (FineTune, {"head_epochs": 5}, "head_epochs is 5, but head_learning_rate is 0"),
         (FrozenBackbone, {"dropout": 1.0}, "dropout"),
-        (FineTune, {"hidden_dropout": -0.1}, "hidden dropout"),
+        (FineTune, {"hidden_dropout": -0.1}, "hidden_dropout"),
         (LinearProbe, {"epochs": 3}, "linear probe has no option 'epochs'"),
         (Scratch, {"weights": "mine.pth"}, "scratch has no option 'weights'"),
         (Recipe, {"method": {"kind": "magic"}}, "unknown kind of method"),
-        (Augmentation, {"crop_area": 0.0}, "crop area"),
+        (Augmentation, {"crop_area": 0.0}, "crop_area"),
         (Augmentation, {"zoom": 1.5}, "zoom"),
         (Augmentation, {"brightness": float("nan")}, "brightness"),
-        (partial(replace, ADAMW), {"label_smoothing": 5.0}, "label smoothing"),
-        (partial(replace, ADAMW), {"layer_decay": 0.0}, "layer decay"),
-        (partial(replace, ADAMW), {"ema_decay": 1.0}, "ema decay"),
+        (partial(replace, ADAMW), {"label_smoothing": 5.0}, "label_smoothing"),
+        (partial(replace, ADAMW), {"layer_decay": 0.0}, "layer_decay"),
+        (partial(replace, ADAMW), {"ema_decay": 1.0}, "ema_decay"),
     ],
 )
 def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(record, values, named):
@@ -169,9 +169,9 @@ def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(reco
 def test_a_choice_of_another_kind_is_refused_before_anything_is_made_of_it(choices):
     (name,) = choices
     if name != "method":
-        with pytest.raises(RecipeError, match=f"{name.replace('_', ' ')} is"):
+        with pytest.raises(RecipeError, match=f"{name} is"):
             recipes.get_recipe("quick", **choices)
-    with pytest.raises(RecipeError, match=name.replace("_", " ")):
+    with pytest.raises(RecipeError, match=name):
         Recipe(name="mine", **choices)
 
 

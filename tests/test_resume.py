@@ -53,7 +53,7 @@ def stopped(photos, tmp_path):
 def test_a_run_whose_recipe_was_changed_does_not_go_on_and_says_what_differs(stopped, whole):
     file = stopped / "recipe.json"
     values = json.loads(file.read_text("utf-8"))
-    file.write_text(json.dumps(values | {"epochs": 7, "learning_rate": 0.5}), "utf-8")
+    file.write_text(json.dumps(values | {"method": values["method"] | {"epochs": 7, "learning_rate": 0.5}}), "utf-8")
     with pytest.raises(ikebana.RunError) as refusal:
         ikebana.resume(stopped)
     assert "epochs was 2 and is 7" in str(refusal.value)
@@ -161,24 +161,25 @@ def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(pho
     ("text", "words"),
     [
         ("{", "damaged"),
-        ("[]", "no recipe"),
-        ('{"epochs": 3}', "no recipe"),
+        ("[]", "not a recipe"),
+        ('{"epochs": 3}', "not a recipe"),
         ({"later": 1}, "later"),
-        ({"epochs": "3"}, "epochs"),
-        ({"epochs": True}, "epochs"),
+        ({"method": {"epochs": "3"}}, "epochs"),
+        ({"method": {"epochs": True}}, "epochs"),
         ({"image_size": 48.5}, "image_size"),
-        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"method": {"learning_rate": float("nan")}}, "learning_rate"),
         ({"split_fractions": [0.6, "x", 0.2]}, "split_fractions"),
         ({"split_fractions": 3}, "split_fractions"),
-        ({"transfer": {"hidden_units": 3}}, "transfer"),
-        ({"augmentation": 3}, "augmentation"),
+        ({"method": {"hidden_units": 3}}, "hidden_units"),
+        ({"method": {"augmentation": 3}}, "augmentation"),
         ({"resize": "stretch"}, "resize"),
-        ({"epochs": 0}, "epochs is 0"),
+        ({"method": {"epochs": 0}}, "epochs is 0"),
     ],
 )
 def test_a_recipe_file_that_is_damaged_or_of_another_version_is_refused_in_words(text, words, tmp_path):
     if isinstance(text, dict):
-        text = json.dumps(recipe_to_json(recipes.get_recipe("quick")) | text)
+        values = recipe_to_json(recipes.get_recipe("good"))
+        text = json.dumps(values | text | {"method": values["method"] | text.get("method", {})})
     (tmp_path / "recipe.json").write_text(text, "utf-8")
     with pytest.raises(ikebana.RecipeError, match=words):
         recipes.resolve_recipe(str(tmp_path / "recipe.json"))
@@ -330,7 +331,7 @@ def test_flags_beside_resume_are_refused(whole, more):
     command = [sys.executable, "-m", "ikebana", "fit", "--resume", str(whole.folder), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "has its photos and choices already" in done.stderr
+    assert "has its own photos and options" in done.stderr
 
 
 def test_what_programs_read_is_utf8_whatever_the_locale(tmp_path):

@@ -97,7 +97,7 @@ def _describe_error(record: type[Record], error: ValidationError) -> RecipeError
             f"{title} {problem} {names[-1]!r}",
             advice=f"one of: {known}; a recipe.json needs the version of ikebana in its run's environment.json",
         )
-    name = names[0].replace("_", " ") if names else title
+    name = names[0] if names else title
     if first["type"].startswith("union_tag"):
         kinds = ", ".join(method.kind for method in METHODS)
         return RecipeError(f"{title}: unknown kind of {name}", advice=f"one of: {kinds}")
@@ -281,8 +281,8 @@ class Recipe(Record):
         is_own_model = self.network.startswith(MODULE_PREFIX)
         has_head_dropout = isinstance(self.method, Scratch) and self.method.dropout > 0
         rules = {
-            f"image size is {self.image_size}": (has_valid_size, f"0, or {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels"),
-            f"split fractions are {', '.join(f'{share:g}' for share in shares)}": (
+            f"image_size is {self.image_size}": (has_valid_size, f"0, or {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels"),
+            f"split_fractions are {', '.join(f'{share:g}' for share in shares)}": (
                 is_valid_split,
                 "three shares with the sum 1; those of training and test above 0",
             ),
@@ -307,7 +307,7 @@ class Recipe(Record):
                 not has_head_dropout or is_tutorial,
                 "leave --dropout out: only the network tutorial has it",
             ),
-            "class order names a class twice": (
+            "class_order names a class twice": (
                 len(set(self.class_order)) == len(self.class_order),
                 "each class once",
             ),
