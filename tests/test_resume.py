@@ -170,7 +170,7 @@ def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(pho
         ({"method": {"learning_rate": float("nan")}}, "learning_rate"),
         ({"split_fractions": [0.6, "x", 0.2]}, "split_fractions"),
         ({"split_fractions": 3}, "split_fractions"),
-        ({"method": {"hidden_units": 3}}, "hidden_units"),
+        ({"method": {"hidden_units": -3}}, "hidden_units"),
         ({"method": {"augmentation": 3}}, "augmentation"),
         ({"resize": "stretch"}, "resize"),
         ({"method": {"epochs": 0}}, "epochs is 0"),
