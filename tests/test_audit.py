@@ -123,7 +123,7 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
 
     folder = write_files(tmp_path / "photos", clean(10) | {"a/large.png": encode_image(draw_image(200), "PNG")})
     chosen = recipes.get_recipe("baseline", image_size=46, epochs=10)
-    setting = device.DeviceSettings("cpu", "float32", 2, "as it comes", {}, seconds_per_photo=0.5)
+    setting = device.DeviceSettings("cpu", "float32", 2, "system default", {}, seconds_per_photo=0.5)
     found = sources.read(folder)
     built = assemble(chosen, len(found.classes))
     before = estimate_cost(found, built, setting)
@@ -134,7 +134,8 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     near_duplicates.find_near_duplicates(*pixel_cache.open_pixel_cache(found, 46, "squash"))
     again = estimate_cost(found, built, setting)
     assert again.cache_bytes == 0
-    assert "all kept from before" in again.text
+    assert "GB of disk" in before.text
+    assert "GB of disk" not in again.text
     assert pl.Series([before.memory_bytes, again.memory_bytes]).n_unique() == 1
 
 

@@ -132,7 +132,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
         {name: value.contiguous() for name, value in other.get_submodule("backbone.network").state_dict().items()}, file
     )
     recipe, network = built(weights=str(file))
-    with pytest.raises(RecipeError, match="not of tf_efficientnet_lite0"):
+    with pytest.raises(RecipeError, match="do not fit tf_efficientnet_lite0"):
         weight_loading.load_pretrained_weights(network, recipe)
 
 
@@ -144,7 +144,7 @@ def test_weights_for_another_side_are_refused_before_any_photo_is_read(tmp_path,
     save_file({n: v.contiguous() for n, v in made.get_submodule("backbone.network").state_dict().items()}, file)
     monkeypatch.setattr(pretrained_weights, "find_weights", lambda *_: Weights(file, "", "the hub", None))
     monkeypatch.setattr(sources, "read", lambda *_: pytest.fail("photos were read"))
-    with pytest.raises(RecipeError, match=r"not of test_vit at 192 pixels") as refused:
+    with pytest.raises(RecipeError, match=r"do not fit test_vit at 192 pixels") as refused:
         ikebana.fit(tmp_path, "good", network="test_vit", image_size=192)
     assert "--image-size 160" in str(refused.value.advice)
 

@@ -10,7 +10,7 @@ from ikebana.learning.device import DeviceSettings
 from ikebana.learning.fast.cuda_graphs import GraphedNetwork
 from ikebana.system import progress
 
-HERE = DeviceSettings("cpu", "float32", 2, "as it comes")
+HERE = DeviceSettings("cpu", "float32", 2, "system default")
 
 
 @pytest.fixture
@@ -87,4 +87,4 @@ def test_what_cannot_be_recorded_goes_through_the_network_and_that_is_said_once(
     assert same(found, expected)
     assert same(states(network), states(plain))
     said = capsys.readouterr().err
-    assert said == "steps are launched one by one: operation not permitted when stream is capturing\n"
+    assert said == "CUDA graphs are not used: operation not permitted when stream is capturing\n"

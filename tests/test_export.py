@@ -183,7 +183,7 @@ def test_a_network_that_came_out_otherwise_is_refused_by_the_name_of_a_photo(gra
         return model
 
     monkeypatch.setattr(exporting, "trace_to_onnx", tampered)
-    refusal = refused(ModelError, "where the run's network says", copied, tmp_path)
+    refusal = refused(ModelError, "but the run's network predicts", copied, tmp_path)
     assert refusal.where in copied.predictions["path"].to_list()
 
 
@@ -208,8 +208,8 @@ def test_what_ships_after_learning_all_photos_claims_no_score_on_them(paper_phot
     assert "accuracy" not in shipped.metadata["parity"]
     told = page_files.summarise_classifier(shipped)
     assert told.note == made.evaluation.note
-    assert "trained once more" in told.note
-    assert "of the network that was scored" in repr(shipped)
+    assert "retrained on all" in told.note
+    assert "of the scored network" in repr(shipped)
     assert page_files.summarise_classifier(paper_classifier).note == ""
 
 
@@ -219,14 +219,14 @@ def test_photos_that_moved_are_found_where_they_are_and_others_are_refused(
     source = json.loads((copied.folder / "source.json").read_text("utf-8")) | {"photos": str(tmp_path / "gone")}
     (copied.folder / "source.json").write_text(json.dumps(source))
     moved = ikebana.open_run(copied.folder)
-    assert "--photos DIR" in (refused(PhotosError, "cannot be found again", moved, tmp_path).advice or "")
+    assert "--photos DIR" in (refused(PhotosError, "photos of this run were not found", moved, tmp_path).advice or "")
     shutil.copytree(paper_photos, tmp_path / "here")
     ikebana.export(moved, tmp_path / "out.onnx", photos=tmp_path / "here")
     assert (tmp_path / "out.onnx").read_bytes() == paper_model.read_bytes()
     (tmp_path / "out.onnx").unlink()
     last = tmp_path / "here" / copied.predictions.filter(split="test")["path"][-1]
     last.write_bytes(last.read_bytes() + b"\0")
-    assert refused(PhotosError, "no longer the one", moved, tmp_path, photos=tmp_path / "here").where == last
+    assert refused(PhotosError, "has changed since the run", moved, tmp_path, photos=tmp_path / "here").where == last
     last.unlink()
     assert refused(PhotosError, "gone", moved, tmp_path, photos=tmp_path / "here").where == last
 
@@ -329,7 +329,7 @@ def test_a_table_of_paths_that_lacks_a_column_is_refused_by_name(copied, tmp_pat
 def test_int8_is_refused_with_the_numbers_if_it_costs_accuracy(copied, tmp_path, at_once, monkeypatch):
     monkeypatch.setattr(quantisation, "MAX_ACCURACY_LOSS", -1.0)
     refusal = refused(ModelError, r"falls from 0\.\d+ to 0\.\d+, by \d+ photos?", copied, tmp_path, int8=True)
-    assert "it takes 100 to tell" in str(refusal)
+    assert "at least 100 photos are needed" in str(refusal)
     assert "validation photos" in refusal.what
 
 
@@ -371,5 +371,5 @@ def test_the_command_writes_the_file_and_names_it_last(copied, paper_model, tmp_
     command = [sys.executable, "-m", "ikebana", "export", str(copied.folder), str(tmp_path / "out.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out.onnx")
-    assert "the same class in 100.00%" in done.stderr
+    assert "same class for 100.00%" in done.stderr
     assert (tmp_path / "out.onnx").read_bytes() == paper_model.read_bytes()

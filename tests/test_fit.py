@@ -120,7 +120,7 @@ def test_resuming_a_finished_run_changes_nothing(run):
     before = {each: each.stat().st_mtime_ns for each in run.folder.rglob("*")}
     done = command("fit", "--resume", run.folder)
     assert done.returncode == 0
-    assert "finished already" in done.stderr
+    assert "is already finished" in done.stderr
     assert done.stdout.splitlines()[-1] == str(run.folder)
     assert {each: each.stat().st_mtime_ns for each in run.folder.rglob("*")} == before
 
@@ -201,8 +201,8 @@ def test_fit_tells_programs_one_event_a_line(photos, tmp_path):
 def test_a_folder_that_is_taken_is_refused_before_any_work(run, photos):
     done = command("fit", photos, "--run", run.folder)
     assert done.returncode == 1
-    assert "RunError: this folder is taken" in done.stderr
-    assert "expected:" not in done.stderr
+    assert "RunError: this folder already exists and is not empty" in done.stderr
+    assert "of memory" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -215,9 +215,10 @@ def test_a_folder_that_is_taken_is_refused_before_any_work(run, photos):
         (["fit", ".", "--split-fractions", "a,b,c"], 2, "not a list of numbers"),
         (["fit", ".", "--epochs", "many"], 2, "many"),
         (["fit", ".", "--no-such-flag", "1"], 2, "no-such-flag"),
-        (["predict", "no-such-run", "x.jpg"], 1, "no such run"),
+        (["predict", "no-such-run", "x.jpg"], 1, "no such model file or run folder"),
+        (["predict", "x.pt", "x.jpg"], 1, "x.pt is not a model file"),
         (["predict", ".", "x.jpg"], 1, "not a run"),
-        (["fit", "--resume", "no-such-run"], 1, "no such run"),
+        (["fit", "--resume", "no-such-run"], 1, "no such run folder"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )

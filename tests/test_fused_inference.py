@@ -12,7 +12,7 @@ from ikebana.learning import device, examples
 from ikebana.learning.fast import fused_inference
 from ikebana.learning.models import networks
 
-EXACT = device.DeviceSettings("cpu", "float32", 2, "as it comes")
+EXACT = device.DeviceSettings("cpu", "float32", 2, "system default")
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 needs_onednn = pytest.mark.skipif(not ONEDNN, reason="this torch has no oneDNN")
 needs_bfloat16 = pytest.mark.skipif(

@@ -19,7 +19,7 @@ needs_onednn = pytest.mark.skipif(not fused_inference.has_onednn(), reason="this
 needs_bfloat16 = pytest.mark.skipif(
     not device._can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"
 )
-EXACT = device.DeviceSettings("cpu", "float32", 2, "as it comes")
+EXACT = device.DeviceSettings("cpu", "float32", 2, "system default")
 NETWORKS = {
     "tf_efficientnet_lite0": "blocks.4",
     "resnet18": "layer3",

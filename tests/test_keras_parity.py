@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 CLASSES = 5
-SETTING = device.DeviceSettings("cpu", "float32", 2, "as it comes")
+SETTING = device.DeviceSettings("cpu", "float32", 2, "system default")
 
 
 @pytest.fixture(params=["baseline", "augmented"])

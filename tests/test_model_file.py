@@ -86,33 +86,33 @@ def test_another_programs_onnx_file_is_called_that(data):
     def foreign(model):
         del model.metadata_props[:]
 
-    assert "not made by ikebana" in refused(changed(data, foreign))
+    assert "not exported by ikebana" in refused(changed(data, foreign))
     assert "not an ONNX file" in refused(b"GIF89a, perhaps")
     assert "not an ONNX file" in refused(b"")
     assert "not an ONNX file" in refused(b"hello, a text\n")
 
 
 def test_a_file_of_the_future_says_so(data):
-    assert "a newer ikebana made this file: its format is 2" in refused(says(data, "ikebana", "2"))
+    assert "this file was exported by a newer ikebana: it has format 2" in refused(says(data, "ikebana", "2"))
 
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("classes", '["a", "b"]', "names 2 classes"),
+        ("classes", '["a", "b"]', "lists 2 classes"),
         ("classes", '["a"]', "not a list of names"),
         ("classes", '["a", "b", "c", "d", 5]', "not a list of names"),
-        ("classes", '["a", "b", "c", "d", "a"]', "a class twice"),
+        ("classes", '["a", "b", "c", "d", "a"]', "a class is listed twice"),
         ("classes", "no JSON", "not a list of names"),
         ("classes", "[" * 100_000, "not a list of names"),
         ("image_size", "-3", "image size is not"),
         ("image_size", "1e9", "image size is not"),
         ("image_size", "true", "image size is not"),
-        ("resize", '"stretch"', "become square"),
+        ("resize", '"stretch"', "the resize method is unknown"),
         ("threshold", "NaN", None),
         ("threshold", "7", "threshold"),
-        ("ikebana", "true", "not as ikebana wrote it"),
-        ("ikebana", '"1"', "not as ikebana wrote it"),
+        ("ikebana", "true", "checksum of this model file does not match"),
+        ("ikebana", '"1"', "checksum of this model file does not match"),
     ],
 )
 def test_metadata_that_cannot_be_are_refused(data, name, text, words):
@@ -169,12 +169,12 @@ def too_deep(model):
     [
         (reaching_out, "another file"),
         (reaching_out_from_within, "another file"),
-        (operators_of_its_own, "operators of its own"),
-        (a_set_of_operators, "operators of its own"),
+        (operators_of_its_own, "custom operators"),
+        (a_set_of_operators, "custom operators"),
         (functions_of_its_own, "more than a network"),
         (a_training, "more than a network"),
         (a_loop, "loop"),
-        (too_deep, "too deep"),
+        (too_deep, "nested too deeply"),
     ],
 )
 def test_what_ikebana_never_writes_is_refused_before_a_runtime_sees_it(data, change, words, monkeypatch):

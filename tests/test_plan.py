@@ -140,10 +140,10 @@ def test_a_module_of_ones_own_is_trained_scored_and_exported(photos, tmp_path):
     assert run.recipe.network == "module:TinyNetwork"
     assert run.history[-1, "train_loss"] < run.history[0, "train_loss"]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(RecipeError, match="network of your own: TinyNetwork") as refusal:
+    with pytest.raises(RecipeError, match="your own network: TinyNetwork") as refusal:
         ikebana.export(run, tmp_path / "model.onnx")
     assert "model=model" in str(refusal.value)
-    with pytest.raises(RecipeError, match="network of your own"):
+    with pytest.raises(RecipeError, match="your own network"):
         ikebana.predict(run, photos)
     classifier = ikebana.export(run, tmp_path / "model.onnx", model=TinyNetwork())
     test = run.predictions.filter(split="test")
@@ -158,10 +158,10 @@ def test_a_run_of_a_module_of_ones_own_is_resumed_to_the_same_bits_with_that_mod
     whole = ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "whole", **SMALL)
     with interrupt_after_steps(2):
         ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "stopped", **SMALL)
-    for model, problem in ((None, "network of your own"), (LabelledTinyNetwork(), "is a LabelledTinyNetwork")):
+    for model, problem in ((None, "your own network"), (LabelledTinyNetwork(), "is a LabelledTinyNetwork")):
         with pytest.raises(RecipeError, match=problem):
             ikebana.resume(tmp_path / "stopped", model=model)
-    with pytest.raises(ikebana.RunError, match="weights of module:TinyNetwork are not those"):
+    with pytest.raises(ikebana.RunError, match="weights of module:TinyNetwork have changed since"):
         ikebana.resume(tmp_path / "stopped", model=make_tiny_network(seed=1))
     resumed = ikebana.resume(tmp_path / "stopped", model=make_tiny_network())
     assert resumed.weights.read_bytes() == whole.weights.read_bytes()

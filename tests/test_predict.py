@@ -114,7 +114,7 @@ def test_names_with_commas_quotes_and_line_breaks_stay_what_they_are(paper_model
 
 @pytest.mark.parametrize("name", ["said.txt", "said", "said.csv.gz"])
 def test_a_table_of_another_kind_is_refused_before_any_work(name, tmp_path):
-    with pytest.raises(RecipeError, match="not the name of a table"):
+    with pytest.raises(RecipeError, match="not a supported table file"):
         predict_command.predict_to_table("no-model.onnx", ["no-photo.jpg"], out=tmp_path / name)
 
 
@@ -130,7 +130,7 @@ def test_a_call_that_was_interrupted_goes_on_and_the_table_is_that_of_one_that_w
         interrupted(patch, looks=1)
         with pytest.raises(KeyboardInterrupt):
             predicted(paper_model, photos, tmp_path / "said.csv")
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "Run the same command again to resume" in capsys.readouterr().err
     assert not (tmp_path / "said.csv").exists()
     part = tmp_path / "said.csv.part"
     assert len(part.read_text("utf-8").splitlines()) == 1 + classifier.BATCH_PHOTOS
@@ -143,7 +143,7 @@ def test_a_call_that_was_interrupted_goes_on_and_the_table_is_that_of_one_that_w
         whole["confidence"][: classifier.BATCH_PHOTOS].is_not_null().sum()
     )  # what could not be used is tried again
     assert 0 < answered < classifier.BATCH_PHOTOS
-    assert f"{answered} predictions are there already" in capsys.readouterr().err
+    assert f"resuming after {answered} earlier predictions" in capsys.readouterr().err
     assert not part.exists()
 
 
@@ -168,7 +168,7 @@ def test_a_process_that_was_killed_outright_goes_on(paper_model, photos, tmp_pat
         process.wait(timeout=60)
         process.stdin.close()
     done = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, check=True)
-    assert "are there already" in done.stderr
+    assert "resuming after" in done.stderr
     assert done.stdout == f"{out}\n"
     assert pl.read_csv(out, infer_schema_length=None)["path"].to_list() == paths
 
@@ -203,7 +203,7 @@ def test_what_another_model_began_is_begun_anew(paper_run, paper_model, photos, 
         with pytest.raises(KeyboardInterrupt):
             predicted(paper_model, photos, tmp_path / "said.csv")
     said = predicted(paper_run, photos, tmp_path / "said.csv")
-    assert "begun anew" in capsys.readouterr().err
+    assert "starting over" in capsys.readouterr().err
     assert said["path"].n_unique() == said.height == 40
 
 

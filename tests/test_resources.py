@@ -124,7 +124,7 @@ def test_memory_that_the_process_may_not_have_is_refused_before_any_photo_is_ope
     said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--image-size", "640", before=limited)
     assert said.returncode == 1, said.stderr
     assert "of memory are needed" in said.stdout
-    assert "--batch-size (it is " in said.stdout
+    assert "--batch-size (now " in said.stdout
     assert "OPENED" not in said.stdout
 
 

@@ -75,7 +75,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "True\n"
-        with pytest.raises(ikebana.RunError, match="another process is at this run"):
+        with pytest.raises(ikebana.RunError, match="this run is locked by another process"):
             ikebana.resume(stopped)
         other.kill()  # its lock goes with it
     assert ikebana.resume(stopped).weights.read_bytes() == whole.weights.read_bytes()
@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path, 
     run.record_pretrained(about)
     run.record_pretrained({"net": about["net"] | {"source": "the same file elsewhere"}})
     assert json.loads((run.folder / "pretrained.json").read_text("utf-8")) == about
-    with pytest.raises(ikebana.RunError, match="weights of net are not those"):
+    with pytest.raises(ikebana.RunError, match="weights of net have changed"):
         run.record_pretrained({"net": about["net"] | {"sha256": "bb"}})
 
 
@@ -130,7 +130,7 @@ def test_a_recipe_file_and_the_photos_make_the_run_again_to_the_bit(whole, photo
     assert again.recipe == whole.recipe
     assert again.weights.read_bytes() == whole.weights.read_bytes()
     assert again.predictions.equals(whole.predictions)
-    assert "the same bits are expected" in capsys.readouterr().err
+    assert "the result should be bit-identical" in capsys.readouterr().err
 
 
 def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_machine(whole, photos, tmp_path):
@@ -145,7 +145,7 @@ def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_mac
     assert done.returncode == 0, done.stderr
     assert "processor was an abacus" in done.stderr
     assert ikebana.open_run(tmp_path / "run").recipe == with_options(whole.recipe, epochs=1)
-    assert "same bits" in about["reproducibility"]
+    assert "identical bits" in about["reproducibility"]
 
 
 def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(photos, tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_a_disk_that_becomes_read_only_when_all_is_written_leaves_a_finished_run
     made = ikebana.fit(photos, "baseline", run=place / "run", **SMALL)
     assert made.is_finished
     assert made.weights.read_bytes() == whole.weights.read_bytes()
-    assert "checkpoint.safetensors is of no use any more" in capsys.readouterr().err
+    assert "checkpoint.safetensors is no longer needed" in capsys.readouterr().err
 
 
 def test_what_killed_processes_left_half_written_in_a_run_goes_when_it_goes_on(stopped):
@@ -346,7 +346,7 @@ def test_what_programs_read_is_utf8_whatever_the_locale(tmp_path):
 def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path, monkeypatch):
     file = tmp_path / "environment.json"
     assert device.load_settings(file) is None
-    began = device.DeviceSettings("cpu", "bfloat16", 1, "as it comes", {"device": "a reason"}, 0.01)
+    began = device.DeviceSettings("cpu", "bfloat16", 1, "system default", {"device": "a reason"}, 0.01)
     file.write_text(json.dumps(device.collect_environment(began)), "utf-8")
     threads = torch.get_num_threads()
     try:
@@ -386,6 +386,6 @@ def test_a_run_whose_photos_have_moved_says_where_they_are_looked_for(tmp_path, 
     with interrupt_after_steps(0):
         ikebana.fit(tmp_path / "photos", "baseline", run=tmp_path / "run", **SMALL)
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
-    with pytest.raises(ikebana.PhotosError, match="cannot be found again") as refused:
+    with pytest.raises(ikebana.PhotosError, match="photos of this run were not found") as refused:
         ikebana.resume(tmp_path / "run")
-    assert "put them back there" in str(refused.value)
+    assert "restore them there" in str(refused.value)

@@ -101,15 +101,15 @@ FIELD = b'Content-Disposition: form-data; name="note"\r\n\r\nmine'
 @pytest.mark.parametrize(
     ("body", "kind", "status", "words"),
     [
-        (form(FILE), "multipart/form-data", 400, "broken"),
-        (b"no form", "multipart/form-data; boundary=x", 400, "broken"),
-        (form(FILE)[:60], "multipart/form-data; boundary=x", 400, "ends in the middle"),
-        (form(FILE, end=b""), "multipart/form-data; boundary=x", 400, "ends in the middle"),
-        (b"", "multipart/form-data; boundary=x", 400, "ends in the middle"),
+        (form(FILE), "multipart/form-data", 400, "malformed"),
+        (b"no form", "multipart/form-data; boundary=x", 400, "malformed"),
+        (form(FILE)[:60], "multipart/form-data; boundary=x", 400, "truncated"),
+        (form(FILE, end=b""), "multipart/form-data; boundary=x", 400, "truncated"),
+        (b"", "multipart/form-data; boundary=x", 400, "truncated"),
         (form(FIELD), "multipart/form-data; boundary=x", 400, "no file"),
         (form(*[FIELD] * 80), "multipart/form-data; boundary=x", 413, "fields"),
-        (form(b"x" * 9000 + FILE), "multipart/form-data; boundary=x", 400, "broken"),
-        (form(FILE), "multipart/form-data; boundary=" + "y" * 300, 400, "broken"),
+        (form(b"x" * 9000 + FILE), "multipart/form-data; boundary=x", 400, "malformed"),
+        (form(FILE), "multipart/form-data; boundary=" + "y" * 300, 400, "malformed"),
     ],
 )
 def test_a_form_that_is_none_is_refused(served, body, kind, status, words):
@@ -175,7 +175,7 @@ def test_a_port_that_is_taken_is_refused_with_advice(served):
     ("host", "port", "words", "advice"),
     [
         ("nohost.invalid", 0, "no such address", "--host"), ("192.0.2.1", 0, "no such address", "--host"),
-        ("127.0.0.1", 99999, "no port 99999", "--port"), ("127.0.0.1", -1, "no port -1", "--port"),
+        ("127.0.0.1", 99999, "invalid port 99999", "--port"), ("127.0.0.1", -1, "invalid port -1", "--port"),
     ],
 )  # fmt: skip
 def test_where_the_server_cannot_listen_is_told_from_why(host, port, words, advice):
@@ -255,7 +255,7 @@ def test_the_description_for_machines_names_every_path_and_the_docs_need_no_othe
 def test_a_network_that_fails_is_said_to_be_the_servers_fault_and_the_next_photo_is_answered(served, capfd):
     served.classifier.is_broken = True
     try:
-        assert_error(served.post(), 500, "fault of the server")
+        assert_error(served.post(), 500, "internal server error")
     finally:
         served.classifier.is_broken = False
     assert served.post().status_code == 200

@@ -45,7 +45,7 @@ def everything(connection):
 )
 def test_a_page_whose_name_was_made_to_lead_here_learns_nothing(named, host):
     for path in ("/", "/classes", "/metrics", "/nothing"):
-        told = assert_error(named.client.get(path, headers={"Host": host}), 421, "for another name")
+        told = assert_error(named.client.get(path, headers={"Host": host}), 421, "the Host header has another name")
         assert "localhost" in told["advice"]
     assert_error(named.post(headers={"Host": host}), 421)
     assert named.get_metric('ikebana_requests_total{path="/classes",status="421"}') == 1

@@ -83,7 +83,7 @@ def test_if_npm_gives_no_package_the_page_loads_it_from_elsewhere(runtime, cache
     npm(act)
     assert web.add_runtime(tmp_path)["place"] == web.RUNTIME_CDN_URL
     said = capsys.readouterr().err
-    assert "could not be had" in said
+    assert "could not be downloaded" in said
     assert "not enough values" not in said
 
 

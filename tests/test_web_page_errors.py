@@ -49,15 +49,15 @@ def test_photos_that_cannot_be_looked_at_yet_say_so_and_are_looked_at_after_a_se
     page.goto(served.url)
     page.wait_for_selector("#about.error")
     page.set_input_files("#choose", PHOTO)
-    assert page.locator(".answer").inner_text() == "Not looked at: see above"
+    assert page.locator(".answer").inner_text() == "Not classified: see above"
     page.wait_for_selector("#announcements:text-matches('cannot be reached')", state="attached")
     page.click("#retry")
     page.wait_for_selector("#about.error")
-    assert page.locator(".answer").inner_text() == "Not looked at: see above"
+    assert page.locator(".answer").inner_text() == "Not classified: see above"
     page.click("#retry")
     page.wait_for_selector(".card.named")
     assert "red" in page.locator(".answer").inner_text()
-    assert page.locator("#about").inner_text().startswith("Tells apart")
+    assert page.locator("#about").inner_text().startswith("Distinguishes")
     assert page.locator("#retry").is_hidden()
     assert page.locator("#about.error").count() == 0
     assert page.evaluate("document.activeElement.id") == "choose"
@@ -76,7 +76,7 @@ def test_photos_that_came_before_the_trouble_say_so_too(visit, served):
     assert page.locator(".answer").inner_text() == "Waiting …"
     held[0].abort()
     page.wait_for_selector("#about.error")
-    assert page.locator(".answer").inner_text() == "Not looked at: see above"
+    assert page.locator(".answer").inner_text() == "Not classified: see above"
 
 
 @pytest.mark.parametrize("lost", ["model.json", "model.onnx", "engine-worker.js"])

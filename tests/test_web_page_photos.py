@@ -90,7 +90,7 @@ def test_a_dropped_folder_without_a_photo_is_said_to_be_one(visit, served, tmp_p
     (tmp_path / "holiday").mkdir()
     page = visit(served.url)
     dropped(page, tmp_path / "holiday")
-    assert answers(page, 1) == {"holiday": "There is no photo in this folder"}
+    assert answers(page, 1) == {"holiday": "This folder contains no photos"}
 
 
 @pytest.mark.parametrize("change", ["gone", "changed"])

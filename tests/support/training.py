@@ -7,7 +7,7 @@ from ikebana import recipes
 from ikebana.learning import device, examples
 from ikebana.recipe import AdamW, with_options
 
-CPU_SETTINGS = device.DeviceSettings("cpu", "float32", 2, "as it comes")
+CPU_SETTINGS = device.DeviceSettings("cpu", "float32", 2, "system default")
 BASELINE = recipes.get_recipe("baseline", image_size=46, batch_size=16, epochs=4)
 TUNED = with_options(
     BASELINE,

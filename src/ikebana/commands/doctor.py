@@ -35,17 +35,19 @@ def doctor(*, device: str = "auto") -> dict[str, str]:
         "ikebana": importlib.metadata.version("ikebana"),
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": describe_processor(),
-        "GPU": "yes" if settings.device != "cpu" else "none that torch can use: ikebana trains on the processor",
+        "GPU": "yes" if settings.device != "cpu" else "none that PyTorch can use: ikebana trains on the CPU",
         "device": f"{settings.device}: {settings.reasons['device']}",
         "threads": f"{settings.threads}: {settings.reasons['threads']}",
         "allocator": f"{settings.allocator}: {settings.reasons['allocator']}",
         "precision": f"{settings.precision} for {DEFAULT_RECIPE}: {settings.reasons['precision']}",
         **_describe_fast_paths(),
-        "cache": f"{cache} ({measure_size(cache) / 1e9:.2f} GB; it may be deleted at any time)",
+        "cache": f"{cache} ({measure_size(cache) / 1e9:.2f} GB; can be deleted at any time)",
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: version or "not installed" for name, version in find_versions(LIBRARIES).items()},
     }
 
 
 def _describe_fast_paths() -> dict[str, str]:
-    return {} if fast.is_enabled() else {"fast paths": f"off: {fast.VARIABLE}=off, so plain torch computes everything"}
+    return (
+        {} if fast.is_enabled() else {"fast paths": f"disabled by {fast.VARIABLE}=off: plain PyTorch layers are used"}
+    )

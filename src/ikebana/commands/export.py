@@ -45,7 +45,7 @@ def export(
     source_run, output_path = run if isinstance(run, Run) else open_run(run), resolve_output_path(file)
     if output_path.is_dir() or output_path.suffix != ".onnx":
         raise ModelError(
-            "a model file's name ends in .onnx", where=file, advice=f"{output_path.name or 'flowers'}.onnx"
+            "the name of a model file must end in .onnx", where=file, advice=f"{output_path.name or 'flowers'}.onnx"
         )
     model_info = metadata.collect(source_run)
     splits = run_photos.find_photos(source_run, photos)
@@ -98,7 +98,7 @@ def export_web(
     """
     target = resolve_output_path(folder, is_new_folder=True)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise ModelError("this place is taken", where=folder, advice="a folder that is not there yet")
+        raise ModelError("this path already exists and is not an empty folder", where=folder, advice="a new folder")
     with atomic_directory(target, allow_existing=False) as partial_folder:
         shipped = export(run, partial_folder / "model.onnx", int8=int8, photos=photos, model=model)
         runtime = add_runtime(partial_folder)
@@ -111,5 +111,7 @@ def export_web(
         for name in (*page_files.COMMON_FILES, *page_files.STANDALONE_FILES):
             (partial_folder / name).write_bytes(page_files.read(name))
         (partial_folder / "index.html").write_text(build_index(), "utf-8")
-    progress.message(f"{target}: open it with any web server, say  python3 -m http.server --directory {target} 8080")
+    progress.message(
+        f"{target}: serve it with any web server, for example: python3 -m http.server --directory {target} 8080"
+    )
     return shipped

@@ -15,7 +15,7 @@ import numpy as np
 
 from ikebana.data import unlabelled
 from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
-from ikebana.errors import PhotosError, UnreadablePhoto, UsageError
+from ikebana.errors import ModelError, PhotosError, RunError, UnreadablePhoto, UsageError
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.inference import classifier, prediction_table
 from ikebana.inference.classifier import BATCH_PHOTOS, Classifier, ForwardResult
@@ -30,6 +30,11 @@ from ikebana.system.resources import memory_errors
 Model: TypeAlias = Classifier | Run | str | Path
 Receiver: TypeAlias = Callable[[Sequence[Prediction]], None]
 
+ADVICE_MODEL = "an .onnx file that `ikebana export` wrote, or a run folder that `ikebana fit` wrote"
+# Model files of other tools, which a user may try.
+FOREIGN_MODEL_SUFFIXES = frozenset(
+    (".pt", ".pth", ".ckpt", ".safetensors", ".h5", ".hdf5", ".keras", ".pb", ".tflite", ".pkl", ".joblib", ".bin")
+)
 # Unusable photos that the summary lists.
 MAX_NAMED_PHOTOS = 20
 
@@ -87,9 +92,9 @@ class Counts:
     def summarise(self, ignored: int) -> str:
         """Describe the counts in one sentence."""
         usable, more = self.sure + self.unsure, self.unusable - len(self.reasons)
-        unsure = f", {self.unsure} of them not sure" if self.unsure else ""
-        resumed = f", {self.resumed} were there already" if self.resumed else ""
-        unusable = f"{self.unusable} set aside, {ignored} hidden files ignored"
+        unsure = f', {self.unsure} of them "not sure"' if self.unsure else ""
+        resumed = f", {self.resumed} predicted earlier" if self.resumed else ""
+        unusable = f"{self.unusable} unusable, {ignored} hidden files ignored"
         lines = [f"{usable} photo{'s' * (usable != 1)} predicted{unsure}{resumed}, {unusable}", *self.reasons]
         return "\n  ".join([*lines, f"and {more} more"] if more else lines)
 
@@ -120,9 +125,9 @@ def predict_to_table(
     search = unlabelled.find_photos(photos, path_lines, excluded_folder=sort_into)
     if sort_into is not None and search.excluded_folder in [os.path.realpath(place) for place in search.paths]:
         raise UsageError(
-            "sorted photos would lie among those that they come from, and be found with them the next time",
+            "sorted copies would be mixed with the input photos and predicted again the next time",
             where=sort_into,
-            advice=f"a folder in it: {sort_into / 'sorted'}",
+            advice=f"a sub-folder: --sort-into {sort_into / 'sorted'}",
         )
     with _open_classifier(opened_model) as (model_classifier, identity):
         sorter = Sorter(sort_into, model_classifier.classes, link) if sort_into is not None else None
@@ -142,7 +147,7 @@ def _predict_to_file(
         try:
             counts = _predict_all(model_classifier, search, rows.add, sorter, rows.find_existing, out)
         except KeyboardInterrupt:
-            progress.message("stopped; nothing is lost. The same command goes on from here")
+            progress.message("interrupted; nothing was lost. Run the same command again to resume.")
             raise
         rows.finish()
     return counts
@@ -198,8 +203,8 @@ def _predict_all(
             receive([prediction for prediction, _ in chunk])
             bar.advance(len(chunk))
     if not counts.sure + counts.unsure + counts.resumed:
-        reason = f"none of {counts.unusable} paths can be used; the first: " if counts.unusable else "no photos found"
-        raise PhotosError("".join([reason, *counts.reasons[:1]]), advice="photos, or folders of photos")
+        reason = f"none of {counts.unusable} paths is usable; the first: " if counts.unusable else "no photos found"
+        raise PhotosError("".join([reason, *counts.reasons[:1]]), advice="paths of photos, or of folders with photos")
     return counts
 
 
@@ -213,12 +218,18 @@ def _open_model(model: Model) -> Classifier | Run:
     """Load a model file or open a run, whose network is not built yet.
 
     Raises:
-        ModelError, RunError: there is none.
+        ModelError, RunError: there is none, or the file is of another kind.
     """
     if isinstance(model, Classifier | Run):
         return model
-    path = Path(model)
-    return classifier.load(path) if os.path.isfile(path) or path.suffix == ".onnx" else open_run(path)
+    path = Path(model).expanduser()
+    if path.suffix.lower() in FOREIGN_MODEL_SUFFIXES and not os.path.isdir(path):
+        raise ModelError(f"{path.name} is not a model file that ikebana can load", where=model, advice=ADVICE_MODEL)
+    if os.path.isfile(path) or path.suffix == ".onnx":
+        return classifier.load(path)
+    if not os.path.lexists(path):
+        raise RunError("no such model file or run folder", where=model, advice=ADVICE_MODEL)
+    return open_run(path)
 
 
 @contextmanager

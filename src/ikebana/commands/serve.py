@@ -32,15 +32,18 @@ def serve(
 
     limits = limits or Limits()
     if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise RecipeError("this token cannot be sent in a header", advice="letters and digits, 32 say")
+        raise RecipeError(
+            "the token contains characters that an HTTP header cannot carry",
+            advice="letters and digits, for example 32",
+        )
     loaded = classifier.load(file)
     listener = connections.bind_socket(host, port)
     allowed_hosts = connections.get_allowed_hosts(listener, host)
     service = build(loaded, limits, token, None if token else allowed_hosts)
     progress.message(f"{Path(file).name}: {', '.join(loaded.classes)}")
-    progress.message("Photos are looked at and forgotten. Ctrl-C finishes what was accepted, and stops.")
+    progress.message("Photos are not stored. Ctrl-C answers the accepted requests, then stops.")
     if allowed_hosts is None and not token:
-        progress.warn("Whoever reaches this machine may ask: --token SECRET keeps strangers out.")
+        progress.warn("Reachable from other machines without authentication. Set --token to require one.")
     url = connections.build_url(listener)
     progress.event("serving", url=url)
     progress.result(url)

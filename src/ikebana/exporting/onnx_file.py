@@ -81,7 +81,7 @@ def trace_to_onnx(network: CalibratedNetwork, image_size: int, images: np.ndarra
     """
     folded = fast.fold_batchnorm(network.network, examples.make_unlabelled(images, np.arange(len(images))))
     inputs = torch.zeros(TRACE_BATCH_SIZE, 3, image_size, image_size)
-    progress.message("write the network as ONNX")
+    progress.message("exporting the network to ONNX")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -100,7 +100,7 @@ def trace_to_onnx(network: CalibratedNetwork, image_size: int, images: np.ndarra
     # The exporter wraps errors of any type from its passes.
     except Exception as error:
         raise ModelError(
-            f"torch {torch.__version__} cannot write this network as ONNX: {str(error).strip().splitlines()[0]}",
+            f"torch {torch.__version__} cannot export this network to ONNX: {str(error).strip().splitlines()[0]}",
             advice="another network",
         ) from None
     return _strip_debug_info(graph)
@@ -140,10 +140,10 @@ def assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
 def summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str:
     """Describe the size, the agreement with the run, and the int8 figures."""
     agreement = model_info["parity"]
-    subject = "it says" if "int8" not in model_info else "in float32 it said"
+    precision = " (in float32)" if "int8" in model_info else ""
     lines = [
-        f"{output_path.name}: {len(data) / 1e6:.1f} MB. On {agreement['photos']} test photos, from their bytes, {subject} what "
-        f"the run says: the same class in {agreement['top1_agreement']:.2%}, no probability further off than "
+        f"{output_path.name}: {len(data) / 1e6:.1f} MB. Compared with the run on {agreement['photos']} test photos{precision}: "
+        f"same class for {agreement['top1_agreement']:.2%}, probabilities differ by at most "
         f"{agreement['largest_difference']:.1g}"
     ]
     if "int8" in model_info:

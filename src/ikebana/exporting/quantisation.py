@@ -54,7 +54,9 @@ def quantise(
         ModelError: validation accuracy falls by more than 0.01, or there are no validation photos.
     """
     if not splits["validation"]:
-        raise ModelError("there are no validation photos to try int8 on", advice="ikebana export without --int8")
+        raise ModelError(
+            "int8 cannot be verified: there are no validation photos", advice="ikebana export without --int8"
+        )
     quantised_network = _quantise(network, float32_classifier, splits["train"])
     int8_classifier = build_classifier(quantised_network)
     photos = select_judging_photos(splits["validation"])
@@ -62,18 +64,18 @@ def quantise(
     if before - after > MAX_ACCURACY_LOSS:
         lost = round((before - after) * len(photos))
         too_few = (
-            f" (one photo is more than that: it takes {MIN_JUDGING_PHOTOS} to tell)"
+            f" (a single photo exceeds the margin: at least {MIN_JUDGING_PHOTOS} photos are needed)"
             if len(photos) < MIN_JUDGING_PHOTOS
             else ""
         )
         raise ModelError(
-            f"in int8 the accuracy on {len(photos)} validation photos falls from {before:.3f} to {after:.3f}, by {lost} "
-            f"photo{'s' * (lost != 1)} and more than {MAX_ACCURACY_LOSS}{too_few}",
+            f"with int8, accuracy on {len(photos)} validation photos falls from {before:.3f} to {after:.3f}, by {lost} "
+            f"photo{'s' * (lost != 1)} and by more than {MAX_ACCURACY_LOSS}{too_few}",
             advice="ikebana export without --int8" + (", or more photos" if too_few else ", or another network"),
         )
     progress.message(_compare_speed(float32_classifier, int8_classifier, splits["validation"][:BATCH_PHOTOS]))
     figures = {
-        "judged_by": "accuracy on validation photos, beside the same network in float32",
+        "judged_by": "accuracy on validation photos, compared with the same network in float32",
         "validation_photos": len(photos),
         "accuracy_in_float32": before,
         "accuracy_in_int8": after,
@@ -98,9 +100,9 @@ def select_judging_photos(validation: Sequence[RunPhoto]) -> list[RunPhoto]:
 def summarise(figures: dict[str, Any]) -> str:
     """Describe the sizes and accuracies in one sentence."""
     return (
-        f"int8: {figures['network_bytes_in_float32'] / 1e6:.1f} MB became {figures['network_bytes_in_int8'] / 1e6:.1f}; "
-        f"accuracy on {figures['validation_photos']} validation photos {figures['accuracy_in_float32']:.3f} in float32 and "
-        f"{figures['accuracy_in_int8']:.3f} in int8, the same class in {figures['top1_agreement']:.1%}"
+        f"int8: {figures['network_bytes_in_int8'] / 1e6:.1f} MB instead of {figures['network_bytes_in_float32'] / 1e6:.1f} MB; "
+        f"accuracy on {figures['validation_photos']} validation photos {figures['accuracy_in_int8']:.3f} instead of "
+        f"{figures['accuracy_in_float32']:.3f}; same class for {figures['top1_agreement']:.1%}"
     )
 
 
@@ -196,7 +198,7 @@ def _compare_accuracy(
 ) -> tuple[float, float, float]:
     """Return float32 accuracy, int8 accuracy, and the share of equal predictions."""
     float32_correct = int8_correct = equal = 0
-    for batch in verification.predict_batches(float32_classifier, photos, "try int8"):
+    for batch in verification.predict_batches(float32_classifier, photos, "compare int8"):
         labels = np.array([photo.label for photo in batch.photos])
         float32_classes = batch.probabilities.argmax(1)
         int8_classes = int8_classifier.forward(batch.images).probabilities.argmax(1)
@@ -217,6 +219,6 @@ def _compare_speed(float32_classifier: Classifier, int8_classifier: Classifier, 
             seconds.append(time.perf_counter() - started)
     float32_speed, int8_speed = (len(images) / min(seconds) for seconds in times.values())
     return (
-        f"int8 is {int8_speed / float32_speed:.2f} times as fast here: {int8_speed:,.0f} photos a second, "
-        f"float32 {float32_speed:,.0f}"
+        f"int8 is {int8_speed / float32_speed:.2f} times as fast on this machine: {int8_speed:,.0f} photos/s instead of "
+        f"{float32_speed:,.0f}"
     )

@@ -45,10 +45,8 @@ def find_photos(run: Run, photos: str | Path | None = None) -> dict[str, list[Ru
     try:
         dataset = sources.read(source)
     except PhotosError as error:
-        advice = "ikebana export RUN FILE --photos DIR, where they are now"
-        raise PhotosError(
-            f"the photos of this run cannot be found again: {error.what}", where=source, advice=advice
-        ) from None
+        advice = "ikebana export RUN FILE --photos DIR with their new folder"
+        raise PhotosError(f"the photos of this run were not found: {error.what}", where=source, advice=advice) from None
     class_indices = {name: index for index, name in enumerate(run.classes)}
     present = set(dataset.photos["path"])
     splits: dict[str, list[RunPhoto]] = {split: [] for split in SPLITS}
@@ -86,10 +84,10 @@ def read_photo(photo: RunPhoto) -> bytes:
         data = decoding.read_bytes(photo.file)
     except OSError as error:
         raise PhotosError(
-            f"a photo of this run is gone: {error.strerror or error}",
+            f"a photo of this run cannot be read: {error.strerror or error}",
             where=photo.file,
-            advice="ikebana export RUN FILE --photos DIR, where they are now",
+            advice="ikebana export RUN FILE --photos DIR with their new folder",
         ) from None
     if decoding.compute_sha256(data) != photo.sha256:
-        raise PhotosError("this photo is no longer the one that the run saw", where=photo.file, advice="put it back")
+        raise PhotosError("this photo has changed since the run", where=photo.file, advice="restore the original file")
     return data

@@ -66,9 +66,9 @@ def _require_image(result: tuple[str, np.ndarray | str]) -> np.ndarray:
     path, image = result
     if isinstance(image, str):
         raise PhotosError(
-            f"a photo that the run could use cannot be used any more: {image}",
+            f"a photo of this run is no longer usable: {image}",
             where=path,
-            advice="a copy of it that is whole",
+            advice="an undamaged copy of the photo",
         )
     return image
 
@@ -87,17 +87,17 @@ def check_agreement(
         ModelError: they disagree; it names the first such photo.
     """
     differences, ties, correct = [], 0, 0
-    for batch in predict_batches(classifier, photos, "check the file"):
+    for batch in predict_batches(classifier, photos, "verify the file"):
         expected = reference(batch.images)
         distances = np.abs(batch.probabilities - expected).max(1)
         for photo, actual, wanted, distance in zip(batch.photos, batch.probabilities, expected, distances, strict=True):
             best = int(actual.argmax())
             if distance > MAX_PROBABILITY_DIFFERENCE or not _is_top_class(wanted, best):
-                claim = f"says {_describe(wanted, classifier)}: a probability differs by {distance:.4f}"
+                claim = f"predicts {_describe(wanted, classifier)}: a probability differs by {distance:.4f}"
                 raise _disagreement(photo, _describe(actual, classifier), claim)
             if scored is not None and not _is_top_class(actual, scored[photo.path]):
                 scored_class = classifier.classes[scored[photo.path]]
-                claim = f"said {scored_class} when it was scored, and says the same as the file today"
+                claim = f"predicted {scored_class} when it was scored and agrees with the file now"
                 raise _disagreement(photo, _describe(actual, classifier), claim)
             ties += int(best != wanted.argmax())
             correct += int(best == photo.label)
@@ -126,9 +126,9 @@ def _describe(probabilities: np.ndarray, classifier: Classifier) -> str:
 
 def _disagreement(photo: RunPhoto, file: str, claim: str) -> ModelError:
     return ModelError(
-        f"the file would say {file} where the run's network {claim}",
+        f"the file predicts {file}, but the run's network {claim}",
         where=photo.path,
-        advice="nothing was written; please report this, with the network and the versions that ikebana doctor names",
+        advice="no file was written; please report this with the network and the output of `ikebana doctor`",
     )
 
 

@@ -46,15 +46,15 @@ CONTENT_SECURITY_POLICY = (
 
 
 def build_index() -> str:
-    """Change the server's page: the other engine, and the content security policy inside.
+    """Adapt the server's page: the engine, the content security policy, a notice for file:// URLs.
 
     The file server's headers are unknown, so they cannot carry the policy.
     """
     text = page_files.read("index.html").decode()
     for server_script, browser_script in ENGINE_SCRIPTS.items():
         text = text.replace(server_script, browser_script)
-    reason = "If this stays: browsers run such a page from a web server, not from a file."
-    text = text.replace("If this stays, the page's scripts could not be loaded.", reason)
+    # Not a module: browsers load no modules from file:// URLs.
+    text = text.replace("</head>", '<script src="file-notice.js" defer></script>\n</head>')
     policy_tag = f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">'
     return text.replace(CHARSET_TAG, f"{CHARSET_TAG}\n{policy_tag}")
 
@@ -64,8 +64,8 @@ def add_runtime(folder: Path) -> dict[str, Any]:
     cached, place = fetch_runtime(), RUNTIME_CDN_URL
     if cached is None:
         progress.message(
-            f"npm cannot give {RUNTIME_PACKAGE} {RUNTIME_VERSION} now, so the page will load it from "
-            f"{RUNTIME_CDN_URL.split('/')[2]}; photos stay"
+            f"{RUNTIME_PACKAGE} {RUNTIME_VERSION} could not be downloaded with npm: the page will load it from "
+            f"{RUNTIME_CDN_URL.split('/')[2]}. Photos still stay in the browser."
         )
     else:
         place = "onnxruntime/"
@@ -87,7 +87,7 @@ def fetch_runtime() -> Path | None:
     npm = shutil.which("npm")
     if npm is None:
         return None
-    progress.message(f"fetch {RUNTIME_PACKAGE} {RUNTIME_VERSION} with npm")
+    progress.message(f"downloading {RUNTIME_PACKAGE} {RUNTIME_VERSION} with npm")
     try:
         with tempfile.TemporaryDirectory() as scratch:
             # The destination is explicit, since a user's own .npmrc may name another one.
@@ -95,10 +95,10 @@ def fetch_runtime() -> Path | None:
             subprocess.run(command, cwd=scratch, capture_output=True, check=True, timeout=NPM_TIMEOUT_SECONDS)
             packages = list(Path(scratch).glob("*.tgz"))
             if len(packages) != 1:
-                raise ValueError(f"npm pack made {len(packages)} packages")
+                raise ValueError(f"npm pack wrote {len(packages)} packages instead of 1")
             _add_to_cache(packages[0], cached)
     except FETCH_ERRORS as error:
-        progress.warn(f"{RUNTIME_PACKAGE} could not be had: {error}")
+        progress.warn(f"{RUNTIME_PACKAGE} could not be downloaded: {error}")
     return cached if _are_intact(cached) else None
 
 

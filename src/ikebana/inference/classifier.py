@@ -115,7 +115,7 @@ class Classifier:
             return _decode_file(Path(content).expanduser(), self.image_size, self.resize)
         raise PhotosError(
             f"a {type(content).__name__} is not a photo",
-            advice="a path, a file's bytes, a picture of Pillow's, or an array uint8 [height, width, 3]",
+            advice="a path, the bytes of a file, a Pillow image, or a uint8 array [height, width, 3]",
         )
 
     def to_prediction(self, probabilities: np.ndarray, path: str = "") -> Prediction:
@@ -124,7 +124,7 @@ class Classifier:
 
     def __repr__(self) -> str:
         scores = self.metadata.get("scores") or {}
-        accuracy, owner = scores.get("accuracy"), " of the network that was scored" if scores.get("note") else ""
+        accuracy, owner = scores.get("accuracy"), " of the scored network" if scores.get("note") else ""
         score = f", accuracy {accuracy:.3f}{owner}" if isinstance(accuracy, float) else ""
         return f"Classifier({len(self.classes)} classes: {', '.join(self.classes[:8])}{score})"
 
@@ -207,7 +207,7 @@ def _decode_file(file: Path, image_size: int, resize: Resize) -> np.ndarray:
     except FileNotFoundError:
         raise UnreadablePhoto("there is no such file", where=file) from None
     except IsADirectoryError:
-        raise UnreadablePhoto("this is a folder", where=file, advice="ikebana.predict takes folders too") from None
+        raise UnreadablePhoto("this is a folder", where=file, advice="ikebana.predict(model, folder)") from None
     except (OSError, ValueError) as error:
         raise UnreadablePhoto(f"unreadable: {getattr(error, 'strerror', None) or error}", where=file) from None
 
@@ -220,15 +220,15 @@ def _require_rgb(array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         shape = ", ".join(str(length) for length in array.shape)
         raise PhotosError(
-            f"an array {array.dtype} [{shape}] is not a photo", advice="uint8 [height, width, 3], red, green and blue"
+            f"an array {array.dtype} [{shape}] is not a photo", advice="an RGB array, uint8 [height, width, 3]"
         )
     return np.ascontiguousarray(array)
 
 
 def _raise_if_inconsistent(problem: str | None, where: str | Path | None) -> None:
     if problem is not None:
-        advice = "ikebana export, once more"
-        raise ModelError(f"this model file contradicts itself: {problem}", where=where, advice=advice)
+        advice = "export it again with `ikebana export`"
+        raise ModelError(f"this model file is inconsistent: {problem}", where=where, advice=advice)
 
 
 def _find_metadata_error(metadata: Mapping[str, Any]) -> str | None:
@@ -236,15 +236,15 @@ def _find_metadata_error(metadata: Mapping[str, Any]) -> str | None:
     classes, image_size, resize = (metadata.get(name) for name in ("classes", "image_size", "resize"))
     threshold = metadata.get("threshold")
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) and name for name in classes):
-        return "its classes are not a list of names"
+        return "the classes are not a list of names"
     if len(set(classes)) != len(classes):
-        return "it names a class twice"
+        return "a class is listed twice"
     if type(image_size) is not int or not 1 <= image_size <= 4096:
-        return "the image size is not a number of pixels"
+        return "the image size is not an integer from 1 to 4096"
     if resize not in ("squash", "crop"):
-        return "it does not say how photos become square"
+        return "the resize method is unknown"
     if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
-        return "its threshold is not a probability"
+        return "the threshold is not a probability"
     return None
 
 
@@ -252,14 +252,14 @@ def _find_graph_error(session: Any, classes: int) -> str | None:
     """Describe what is invalid in the graph's inputs and outputs; None if they are valid."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [value.name for value in inputs] != [PHOTOS_INPUT]:
-        return "its input is not a batch of photos"
+        return "the input is not a batch of photos"
     if inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
-        return "its input is not a batch of photos"
+        return "the input is not a batch of photos"
     expected = [(PROBABILITIES_OUTPUT, "tensor(float)"), (FEATURES_OUTPUT, "tensor(float)")]
     if [(value.name, value.type) for value in outputs] != expected:
-        return "its outputs are not probabilities and features"
+        return "the outputs are not probabilities and features"
     if list(outputs[0].shape[1:]) != [classes]:
-        return f"it names {classes} classes, and gives another number of probabilities"
+        return f"it lists {classes} classes but outputs another number of probabilities"
     return None
 
 
@@ -279,7 +279,7 @@ def _create_session(data: bytes, where: str | Path | None, threads: int | None) 
         raise ModelError(
             f"onnxruntime {onnxruntime.__version__} cannot run this model file: {str(error).splitlines()[0]}",
             where=where,
-            advice="pip install --upgrade onnxruntime, or ikebana export once more",
+            advice="pip install --upgrade onnxruntime, or export it again with `ikebana export`",
         ) from None
 
 
@@ -290,8 +290,10 @@ def _run_session(session: Any, classes: int, where: str | Path | None, photos: n
     except Exception as error:
         why = str(error).splitlines()[0]
         raise ModelError(
-            f"this model file cannot be run: {why}", where=where, advice="ikebana export, once more"
+            f"this model file cannot be run: {why}", where=where, advice="export it again with `ikebana export`"
         ) from None
     if result.probabilities.shape != (len(photos), classes) or not np.isfinite(result.probabilities).all():
-        raise ModelError("this model file gives no probabilities", where=where, advice="ikebana export, once more")
+        raise ModelError(
+            "this model file does not output probabilities", where=where, advice="export it again with `ikebana export`"
+        )
     return result

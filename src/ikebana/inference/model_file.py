@@ -22,7 +22,7 @@ from ikebana.errors import ModelError
 FORMAT_VERSION = 1
 # Bytes: protobuf's own limit.
 MAX_FILE_BYTES = 2**31 - 1
-ADVICE_MODEL_FILE = "a file that ikebana export made, such as flowers.onnx"
+ADVICE_MODEL_FILE = "an .onnx file that `ikebana export` wrote, such as flowers.onnx"
 # Levels of messages within messages; exported files have 8.
 MAX_NESTING = 24
 # A metadata entry in protobuf's encoding.
@@ -70,14 +70,14 @@ def read(file: str | Path) -> bytes:
     """
     path = Path(os.path.expanduser(file))
     if os.path.isdir(path):
-        advice = f"ikebana export {path} flowers.onnx, if it is a run"
+        advice = f"if it is a run: ikebana export {path} flowers.onnx"
         raise ModelError("this is a folder, not a model file", where=file, advice=advice)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise ModelError("this file is larger than any model file", where=file, advice=ADVICE_MODEL_FILE)
+            raise ModelError("this file is too large for a model file", where=file, advice=ADVICE_MODEL_FILE)
         return path.read_bytes()
     except FileNotFoundError:
-        raise ModelError("there is no such model file", where=file, advice=ADVICE_MODEL_FILE) from None
+        raise ModelError("no such model file", where=file, advice=ADVICE_MODEL_FILE) from None
     except (OSError, MemoryError) as error:
         why = getattr(error, "strerror", None) or error
         raise ModelError(f"this model file cannot be read: {why}", where=file, advice=ADVICE_MODEL_FILE) from None
@@ -98,22 +98,24 @@ def read_metadata(data: bytes, where: str | Path | None = None) -> dict[str, Any
         entries = _read_entries(memoryview(data))
     except (ValueError, IndexError):
         raise ModelError(
-            "this is not an ONNX file, or it is damaged", where=where, advice="fetch it again, or ikebana export"
+            "this is not an ONNX file, or it is damaged",
+            where=where,
+            advice="an .onnx file that `ikebana export` wrote",
         ) from None
     except _RefusedError as error:
         raise ModelError(
-            f"this model file is refused: {error}", where=where, advice="only files that ikebana export made"
+            f"this model file is refused: {error}", where=where, advice="an .onnx file that `ikebana export` wrote"
         ) from None
     version = entries.get("ikebana")
     if version is None:
         raise ModelError(
-            "this ONNX file was not made by ikebana: it does not say what its classes are",
+            "this ONNX file was not exported by ikebana: it has no metadata about its classes",
             where=where,
-            advice="a file that ikebana export made; any other needs onnxruntime and its own preparation of photos",
+            advice="an .onnx file that `ikebana export` wrote; run other models with onnxruntime directly",
         )
     if type(version) is int and version > FORMAT_VERSION:
         raise ModelError(
-            f"a newer ikebana made this file: its format is {version}, and this version reads {FORMAT_VERSION}",
+            f"this file was exported by a newer ikebana: it has format {version}, this version reads {FORMAT_VERSION}",
             where=where,
             advice="pip install --upgrade ikebana",
         )
@@ -121,9 +123,9 @@ def read_metadata(data: bytes, where: str | Path | None = None) -> dict[str, Any
     is_intact = seal is not None and seal[1].decode() == hashlib.sha256(data[: seal.start()]).hexdigest()
     if type(version) is not int or version != FORMAT_VERSION or not is_intact:
         raise ModelError(
-            "this model file is not as ikebana wrote it: it is damaged, or was changed since",
+            "the checksum of this model file does not match: it is damaged or was modified",
             where=where,
-            advice="fetch it again, or ikebana export",
+            advice="an undamaged copy, or export it again with `ikebana export`",
         )
     return entries
 
@@ -136,12 +138,12 @@ def _read_entries(data: memoryview) -> dict[str, Any]:
     """Check all messages of a model and return its metadata."""
     entries: dict[str, Any] = {}
     if not data:
-        raise ValueError("an empty file")
+        raise ValueError("empty file")
     if data[0] != IR_VERSION_TAG:
-        raise ValueError("no model begins so")
+        raise ValueError("the first field is not an IR version")
     for field in _parse_fields(data):
         if field.number not in MODEL_FIELDS:
-            raise _RefusedError("it holds more than a network")
+            raise _RefusedError("it contains more than a network and its metadata")
         if field.number == METADATA_FIELD and field.wire_type == DELIMITED:
             key, value = _parse_entry(field.content)
             entries[key] = value
@@ -164,22 +166,22 @@ def _parse_entry(data: memoryview) -> tuple[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _check_message(data: memoryview, message_type: str, depth: int) -> None:
     """Refuse what a network does not need; ValueError or IndexError if the bytes are malformed."""
     if depth > MAX_NESTING:
-        raise _RefusedError("its parts lie too deep in one another")
+        raise _RefusedError("it is nested too deeply")
     for field in _parse_fields(data):
         if message_type == "tensor" and field.number in EXTERNAL_DATA_FIELDS:
-            raise _RefusedError("it reaches for another file")
+            raise _RefusedError("it refers to another file")
         if field.wire_type != DELIMITED:
             continue
         if field.number == DOMAIN_FIELDS.get(message_type) and bytes(field.content) not in (b"", b"ai.onnx"):
-            raise _RefusedError("it needs operators of its own")
+            raise _RefusedError("it uses custom operators")
         if message_type == "node" and field.number == OPERATOR_FIELD and bytes(field.content) in LOOP_OPERATORS:
-            raise _RefusedError("it has a loop, which need not end")
+            raise _RefusedError("it contains a loop, which may never end")
         nested_type = NESTED_MESSAGES.get(message_type, {}).get(field.number)
         if nested_type is not None:
             _check_message(field.content, nested_type, depth + 1)
@@ -200,9 +202,9 @@ def _parse_fields(data: memoryview) -> Iterator[Field]:
             length, start = _parse_varint(data, position)
             position = end = start + length
         else:
-            raise ValueError("a kind of field that is out of use")
+            raise ValueError("unknown wire type")
         if number == 0 or position > len(data):
-            raise ValueError("a field that ends after its message")
+            raise ValueError("a field extends beyond its message")
         yield Field(number, wire_type, data[start:end])
 
 
@@ -216,4 +218,4 @@ def _parse_varint(data: memoryview, position: int) -> tuple[int, int]:
         if byte < 128:
             return value, position
         if shift > 63:
-            raise ValueError("a number without an end")
+            raise ValueError("unterminated varint")

@@ -60,7 +60,7 @@ def resolve_table_path(out: Path) -> Path:
     path = resolve_output_path(out)
     if path.suffix.lower() not in TABLE_SUFFIXES or path.is_dir():
         raise RecipeError(
-            f"{out} is not the name of a table", advice=f"a name that ends in {', '.join(TABLE_SUFFIXES)}"
+            f"{out} is not a supported table file", advice=f"a name that ends in {', '.join(TABLE_SUFFIXES)}"
         )
     return path
 
@@ -123,7 +123,7 @@ class Table:
         header = b"" if self.overwrite else part.readline()
         if header != self.header.encode():
             if header.endswith(b"\n"):  # else a kill truncated the header, and no rows follow
-                progress.warn(f"{self.part_path} was made by another model: it is begun anew")
+                progress.warn(f"{self.part_path} belongs to another model: starting over")
             part.truncate(0)
             part.write(self.header.encode())
             self.start_offset = len(self.header.encode())
@@ -141,7 +141,7 @@ class Table:
         self.start_offset, order = end, np.argsort(digests)
         self.known_digests, self.row_offsets = (np.array(column, np.uint64)[order] for column in (digests, offsets))
         if digests:
-            progress.message(f"{len(digests)} predictions are there already: going on from them")
+            progress.message(f"resuming after {len(digests)} earlier predictions")
 
     def find_existing(self, path: str, file: Path) -> Prediction | None:
         """Find an earlier call's prediction; None if the caller must predict and add it.
@@ -310,5 +310,7 @@ def _lock(part: IO[bytes], path: Path) -> None:
         fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise MachineError(
-            "another process is writing this table", where=path, advice="wait for it, or another --out FILE"
+            "this table is locked by another process",
+            where=path,
+            advice="wait until it finishes, or use another --out FILE",
         ) from None

@@ -40,8 +40,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # What `environment.json` says about reproducibility.
 REPRODUCIBILITY_NOTE = (
-    "the same photos and recipe.json give the same bits on this processor with as many threads and these libraries; "
-    "elsewhere sums are taken in another order, which moves last digits, and after many steps the score a little"
+    "the same photos and recipe.json give identical bits on this processor with the same number of threads and these "
+    "libraries; elsewhere sums run in another order, so last digits differ and, after many steps, the score slightly"
 )
 
 
@@ -94,14 +94,14 @@ def configure(threads: int | None = None, device: str | None = None) -> DeviceSe
         MachineError: torch cannot use the chosen device.
     """
     if threads is not None and device is not None:
-        name, device_reason = device, "as the run began with"
+        name, device_reason = device, "as when the run began"
     else:
         name, device_reason = _require_device(device or "auto")
     if name == "cuda":
         _make_cuda_deterministic()
     count, threads_reason = _count_threads()
     if threads is not None:
-        count, threads_reason = threads, "as the run began with"
+        count, threads_reason = threads, "as when the run began"
     torch.set_num_threads(count)
     allocator, allocator_reason = keep_large_blocks()
     reasons = {
@@ -111,7 +111,7 @@ def configure(threads: int | None = None, device: str | None = None) -> DeviceSe
         "precision": "not measured yet",
     }
     if not fast.is_enabled():
-        reasons["fast paths"] = f"off, by {fast.VARIABLE}"
+        reasons["fast paths"] = f"disabled by {fast.VARIABLE}=off"
     return DeviceSettings(name, "float32", count, allocator, reasons)
 
 
@@ -141,10 +141,10 @@ def _require_device(name: str) -> tuple[str, str]:
 
 def _select_device() -> tuple[str, str]:
     if torch.cuda.is_available():
-        return "cuda", f"a GPU is there: {torch.cuda.get_device_name()}"
+        return "cuda", f"found a GPU: {torch.cuda.get_device_name()}"
     if torch.backends.mps.is_available():
-        return "mps", "Apple's GPU is there"
-    return "cpu", "no GPU that torch can use was found"
+        return "mps", "found an Apple GPU"
+    return "cpu", "found no GPU that PyTorch can use"
 
 
 def get_free_gpu_bytes() -> int:
@@ -160,9 +160,9 @@ def _count_threads() -> tuple[int, str]:
     allowed = pixel_cache.count_threads()
     quota = _read_container_quota()
     if quota is not None and quota < allowed:
-        return max(1, int(quota)), f"this container may use {quota:g} of {allowed} processors"
+        return max(1, int(quota)), f"the container's quota is {quota:g} of {allowed} processors"
     physical = min(allowed, torch.get_num_threads())
-    return physical, f"{allowed} processors may be used; a second thread on one core does not help arithmetic"
+    return physical, f"{allowed} processors available; one thread per physical core is fastest"
 
 
 def _read_container_quota() -> float | None:
@@ -189,16 +189,16 @@ def select_precision(
     """
     if precision == "bfloat16" and settings.device == "cpu" and not _can_convolve_bfloat16():
         raise RecipeError(
-            "this processor cannot compute convolutions in bfloat16", advice="--precision float32, or --precision auto"
+            "this processor cannot compute convolutions in bfloat16", advice="--precision float32 or --precision auto"
         )
-    candidates = _list_candidate_precisions(settings) if precision == "auto" else {precision: "asked for"}
+    candidates = _list_candidate_precisions(settings) if precision == "auto" else {precision: "set by --precision"}
     key = _make_key(settings, network)
     file = _get_measurement_path(hashlib.sha256(key.encode()).hexdigest()[:16])
     measurements, corrections = _read_measurements(file, key)
     missing = [name for name in candidates if name not in measurements]
     failures: dict[str, MachineError] = {}
     if missing:
-        with progress.stage("measure the speed", len(missing), "number formats") as bar:
+        with progress.stage("measure speed", len(missing), "precisions") as bar:
             for name in missing:
                 try:
                     measurements[name] = trial(replace(settings, precision=name))
@@ -261,11 +261,11 @@ def _write_measurements(file: Path, key: str, measurements: dict[str, float], co
 def _list_candidate_precisions(settings: DeviceSettings) -> dict[str, str]:
     """Return each precision worth a trial on this device, with the reason."""
     if settings.device == "mps":
-        return {"float32": "bfloat16 is not dependable on MPS yet"}
+        return {"float32": "bfloat16 is not reliable on MPS yet"}
     if settings.device == "cuda" and not torch.cuda.is_bf16_supported():
-        return {"float32": "this GPU has no bfloat16"}
+        return {"float32": "this GPU does not support bfloat16"}
     if settings.device == "cpu" and not _cpu_has_bfloat16():
-        return {"float32": "this processor has no bfloat16 arithmetic"}
+        return {"float32": "this processor does not support bfloat16"}
     return dict.fromkeys(DTYPES, "measured")
 
 

@@ -59,8 +59,8 @@ def make_scoring_folds(labels: np.ndarray, groups: np.ndarray, source: str) -> l
     group_counts = [len(np.unique(groups[labels == label])) for label in np.unique(labels)]
     if sum(count > 1 for count in group_counts) < 2:
         raise PhotosError(
-            f"{len(labels)} photos that may be looked at are too few: some must judge what others teach",
+            f"{len(labels)} photos are too few to train on some and score the others",
             where=source,
-            advice="at least 4 different photos of each of 2 classes, better 30; fit itself may do with fewer",
+            advice="at least 4 different photos in each of 2 classes, better 30 (ikebana fit may need fewer)",
         )
     return make_folds(labels, groups)

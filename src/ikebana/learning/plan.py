@@ -317,7 +317,7 @@ def refit_on_all(
     """Train the recipe from its initial weights on all photos, which leaves none for evaluation."""
     plan = plan.rebuild()
     tasks = prepare_tasks(plan, merge_for_refit(splits), pixel_cache_name)
-    for _ in train_tasks(tasks, plan.settings, checkpoint_file, "train on all"):
+    for _ in train_tasks(tasks, plan.settings, checkpoint_file, "train on all photos"):
         pass
     return plan.network
 
@@ -327,8 +327,8 @@ def describe_refit(recipe: Recipe, splits: dict[str, PhotoExamples]) -> str:
     if not recipe.refit_on_all:
         return ""
     return (
-        f"What ships was trained once more, alike, on all {sum(map(len, splits.values()))} photos.\n"
-        "The score is that of the network before it, which had never seen a test photo."
+        f"The exported network was retrained on all {sum(map(len, splits.values()))} photos with the same recipe.\n"
+        "The score is that of the network before, which was not trained on the test photos."
     )
 
 

@@ -87,11 +87,11 @@ def keep_large_blocks() -> tuple[str, str]:
         The allocator's name and the reason.
     """
     if not _has_glibc():
-        return "as it comes", f"{platform.system()}'s own allocator is not glibc's"
+        return "system default", f"the C library of {platform.system()} is not glibc"
     if not _set_thresholds(MAX_KEPT_BLOCK_BYTES):
-        return "as it comes", "glibc refused the setting"
+        return "system default", "glibc refused the setting"
     _allocator.keeps_large_blocks = True
-    return "glibc, blocks kept", "page faults of freshly mapped buffers cost as much as the arithmetic"
+    return "glibc, freed blocks reused", "mapping new memory at every step would take as long as the arithmetic"
 
 
 @functools.cache

@@ -28,8 +28,8 @@ def describe_rerun_differences(recipe: str | Path | Recipe, environment: dict[st
     if lines is None:
         return ""
     if not lines:
-        return "made again on the machine that it was made on: the same bits are expected"
-    return f"{'; '.join(lines)}: the result may differ a little from that of the run that is made again"
+        return "same machine and versions as the original run: the result should be bit-identical"
+    return f"{'; '.join(lines)}: the result may differ slightly from the original run"
 
 
 def describe_resume_differences(run: Path, environment: dict[str, Any]) -> str:
@@ -42,9 +42,7 @@ def describe_resume_differences(run: Path, environment: dict[str, Any]) -> str:
         "" if nothing has changed or the run's environment is unknown.
     """
     lines = _compare_environments(run, environment)
-    return (
-        f"{'; '.join(lines)}: the result may differ a little from that of a run that was never stopped" if lines else ""
-    )
+    return f"{'; '.join(lines)}: the result may differ slightly from an uninterrupted run" if lines else ""
 
 
 def _compare_environments(run: Path, environment: dict[str, Any]) -> list[str] | None:

@@ -37,7 +37,9 @@ from ikebana.recipe import MODULE_PREFIX, Recipe, recipe_from_json
 
 # Columns of the dataset that must not change before a resume.
 RESUME_COLUMNS = ("path", "label", "split", "sha256")
-DAMAGED_ADVICE = "a copy of this run that is whole, or the same once more: ikebana fit PHOTOS --recipe RUN/recipe.json"
+DAMAGED_ADVICE = "an undamaged copy of the run, or repeat it: ikebana fit PHOTOS --recipe RUN/recipe.json"
+
+ADVICE_RUN_FOLDER = "a run folder that `ikebana fit` wrote, such as runs/baseline-7f3a"
 
 # Losses and accuracies are null where there are no validation photos.
 HISTORY_SCHEMA = {"epoch": pl.Int64} | dict.fromkeys(
@@ -130,7 +132,9 @@ class Run:
             return json.loads((self.folder / name).read_text("utf-8"))
         except FileNotFoundError:
             raise RunError(
-                f"this is not a run: it has no {name}", where=self.folder, advice="a folder that fit made"
+                f"this is not a run: it has no {name}",
+                where=self.folder,
+                advice=ADVICE_RUN_FOLDER,
             ) from None
         except (ValueError, OSError) as error:
             raise RunError(f"{name} cannot be read: {error}", where=self.folder, advice=DAMAGED_ADVICE) from None
@@ -150,13 +154,17 @@ class Run:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(f"{name} cannot be read: {reason}", where=self.folder, advice=DAMAGED_ADVICE) from None
         if missing := [column for column in columns if column not in table.columns]:
-            what = f"{name} is damaged: it has no {', '.join(missing)}"
+            what = f"{name} is damaged: it lacks {', '.join(missing)}"
             raise RunError(what, where=self.folder, advice=DAMAGED_ADVICE)
         return table
 
     def __repr__(self) -> str:
         state = repr(self.evaluation).split("\n", 1)[0] if self.is_finished else "not finished"
-        more = "; what ships has learned from all photos since" if self.is_finished and self.recipe.refit_on_all else ""
+        more = (
+            "; the exported network was retrained on all photos"
+            if self.is_finished and self.recipe.refit_on_all
+            else ""
+        )
         return f"Run({self.folder}: {self.recipe.name}, {state}{more})"
 
     def _repr_html_(self) -> str:
@@ -169,21 +177,25 @@ class Run:
 def _find_source_problem(values: Any) -> str:
     """Describe what a source.json lacks; empty if nothing."""
     if not isinstance(values, dict):
-        return "it is no record"
+        return "it is not a JSON object"
     types = {"photos": str, "fingerprint": str, "recipe": dict}
     wrong = [name for name, expected in types.items() if not isinstance(values.get(name), expected)]
     classes = values.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         wrong.append("classes")
-    return f"{' and '.join(wrong)} cannot be told from it" if wrong else ""
+    return f"{' and '.join(wrong)} missing or invalid" if wrong else ""
+
+
+def _describe_non_folder(path: Path) -> str:
+    if not os.path.lexists(path):
+        return "no such run folder"
+    return "this is a model file, not a run" if path.suffix == ".onnx" else "this is a file, not a run folder"
 
 
 def open_run(folder: str | Path) -> Run:
     """Open the run in a folder; RunError if there is none."""
     run = Run(Path(os.path.expanduser(folder)))
     if not os.path.isdir(run.folder):
-        raise RunError(
-            "there is no such run", where=folder, advice="a folder that fit made, such as runs/baseline-7f3a"
-        )
+        raise RunError(_describe_non_folder(run.folder), where=folder, advice=ADVICE_RUN_FOLDER)
     _ = run.recipe, run.source
     return run

@@ -68,7 +68,7 @@ class RunWriter:
     def report_if_finished(self) -> bool:
         """Return whether the run is finished, and print a message if it is."""
         if self.run.is_finished:
-            progress.message(f"{self.folder} has finished already: nothing is left to do")
+            progress.message(f"{self.folder} is already finished: nothing to do")
         return self.run.is_finished
 
     @contextmanager
@@ -82,15 +82,15 @@ class RunWriter:
             with exclusive_lock(self.folder) as acquired:
                 if not acquired:
                     raise RunError(
-                        "another process is at this run", where=self.folder, advice="wait for it, or stop it"
+                        "this run is locked by another process", where=self.folder, advice="wait for it, or stop it"
                     )
                 remove_partial_files(self.folder)
                 yield
         except MachineError:
-            progress.message(f"what was learned before is safe. To go on then: ikebana fit --resume {self.folder}")
+            progress.message(f"the last checkpoint is safe. Resume with: ikebana fit --resume {self.folder}")
             raise
         except KeyboardInterrupt:
-            progress.message(f"stopped; nothing is lost. To go on: ikebana fit --resume {self.folder}")
+            progress.message(f"interrupted; nothing was lost. Resume with: ikebana fit --resume {self.folder}")
             raise
 
     def write_predictions(self, dataset: Dataset, rows: np.ndarray, probabilities: np.ndarray) -> None:
@@ -110,7 +110,7 @@ class RunWriter:
                 checkpoint.unlink(missing_ok=True)
             # The run is complete without this.
             except OSError as error:
-                progress.warn(f"{checkpoint} is of no use any more and could not be removed: {error.strerror}")
+                progress.warn(f"{checkpoint} is no longer needed but could not be deleted: {error.strerror}")
         progress.event("evaluation", **scores.to_json())
         progress.message(f"\n{scores!r}\nfigures: {self.folder / 'figures'}")
 
@@ -125,7 +125,7 @@ class RunWriter:
             raise RunError(
                 f"the recipe has changed since this run began: {'; '.join(changes)}",
                 where=self.folder / "recipe.json",
-                advice="put it back, or begin a new run: ikebana fit PHOTOS --recipe RUN/recipe.json",
+                advice="restore recipe.json, or start a new run: ikebana fit PHOTOS --recipe RUN/recipe.json",
             )
 
     def record_pretrained(self, weights: dict[str, Any]) -> None:
@@ -136,9 +136,9 @@ class RunWriter:
         changed = [name for name, source in weights.items() if initial.get(name, {}).get("sha256") != source["sha256"]]
         if changed:
             raise RunError(
-                f"the pretrained weights of {', '.join(changed)} are not those that this run began with",
+                f"the pretrained weights of {', '.join(changed)} have changed since this run began",
                 where=self.folder / "pretrained.json",
-                advice="put them back, or begin a new run",
+                advice="restore them, or start a new run",
             )
 
     def find_photos(self) -> Dataset:
@@ -147,9 +147,9 @@ class RunWriter:
             return sources.read(self.run.source["photos"], self.run.recipe.class_order)
         except PhotosError as error:
             raise PhotosError(
-                f"the photos of this run cannot be found again: {error.what}",
+                f"the photos of this run were not found: {error.what}",
                 where=self.run.source["photos"],
-                advice="put them back there: a run goes on with the photos that it began with",
+                advice="restore them there: a run can only resume with the photos it began with",
             ) from None
 
     def check_same_photos(self, dataset: Dataset) -> None:
@@ -159,7 +159,7 @@ class RunWriter:
             raise RunError(
                 f"the photos have changed since this run began{_describe_changes(initial, dataset.photos)}",
                 where=self.run.source["photos"],
-                advice="a new run, or put the photos back as they were",
+                advice="start a new run, or restore the photos",
             )
 
 
@@ -202,7 +202,11 @@ def check_folder_is_free(folder: str | Path | None, flag: str = "--run") -> None
     if not path.is_dir() or any(path.iterdir()):
         can_resume = (path / "recipe.json").exists() and not Run(path).is_finished
         advice = f"ikebana fit --resume {path}" if can_resume else f"another {flag} DIR"
-        raise RunError("this folder is taken", where=path, advice=advice)
+        raise RunError(
+            "this folder already exists and is not empty" if path.is_dir() else "this path is a file, not a folder",
+            where=path,
+            advice=advice,
+        )
 
 
 def _describe_changes(initial: pl.DataFrame, photos: pl.DataFrame) -> str:
@@ -215,8 +219,8 @@ def _describe_changes(initial: pl.DataFrame, photos: pl.DataFrame) -> str:
         "no longer usable": ~new & ~gone & ~used,
         "changed": used & modified,
         "new": new & used,
-        "under another label": used & ~modified & (pl.col("label") != pl.col("label_now")),
-        "in another part": used & ~modified & (pl.col("split") != pl.col("split_now")),
+        "with another label": used & ~modified & (pl.col("label") != pl.col("label_now")),
+        "in another split": used & ~modified & (pl.col("split") != pl.col("split_now")),
     }
     lines = []
     for kind, condition in kinds.items():

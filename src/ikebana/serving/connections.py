@@ -41,7 +41,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if not 0 <= port <= MAX_PORT:
         raise MachineError(
-            f"there is no port {port}", where=f"{host}:{port}", advice="--port 8000, or 0 for any that is free"
+            f"invalid port {port}", where=f"{host}:{port}", advice="--port 8000, or --port 0 for any free port"
         )
     try:
         listener = socket.create_server((host, port), family=family, backlog=1024)
@@ -56,9 +56,11 @@ def bind_socket(host: str, port: int) -> socket.socket:
         else:  # the message of the exception would repeat the address
             why, advice = (
                 os.strerror(number),
-                f"--port {port + 1 if 0 < port < MAX_PORT else 8000}, or --port 0 for any that is free",
+                f"--port {port + 1 if 0 < port < MAX_PORT else 8000}, or --port 0 for any free port",
             )
-        raise MachineError(f"the server cannot listen there: {why}", where=f"{host}:{port}", advice=advice) from None
+        raise MachineError(
+            f"the server cannot listen on this address: {why}", where=f"{host}:{port}", advice=advice
+        ) from None
     listener.setblocking(False)
     return listener
 
@@ -152,7 +154,7 @@ class TimeoutProtocol(H11Protocol):
         super().connection_made(transport)
         self._start_request_timer()
         if len(self.connections) > self.bounds.connections:
-            self._send_error(503, "too many connections", "the same once more in 1 s", {"Retry-After": "1"})
+            self._send_error(503, "too many connections", "retry in 1 s", {"Retry-After": "1"})
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -21,18 +21,18 @@ class Limits:
     The defaults accept the largest photos of phones. They bound memory whatever clients send.
     """
 
-    megabytes: int = limit_field(64, "of one request")
-    files: int = limit_field(32, "photos in one request")
-    megapixels: int = limit_field(64, "of one photo, as its header declares them")
+    megabytes: int = limit_field(64, "maximum size of one request in MB")
+    files: int = limit_field(32, "maximum number of photos per request")
+    megapixels: int = limit_field(64, "maximum size of one photo in megapixels, from its header")
     waiting: int = limit_field(
-        128, "photos that are accepted and not answered yet; beyond it 503, and when to come again"
+        128, "maximum number of accepted, unanswered photos; beyond it status 503 with Retry-After"
     )
-    held_megabytes: int = limit_field(512, "of all uploads that are in memory at a time; beyond it 503")
-    connections: int = limit_field(512, "open at a time; beyond it 503")
-    silence_seconds: float = limit_field(10, "without a byte, after which an upload or a request line is given up")
-    upload_seconds: float = limit_field(60, "that one upload may take")
-    answer_seconds: float = limit_field(60, "from the last byte of an upload to its answer")
-    grace_seconds: float = limit_field(25, "to finish what was accepted when the server is told to stop")
+    held_megabytes: int = limit_field(512, "maximum memory for all current uploads in MB; beyond it status 503")
+    connections: int = limit_field(512, "maximum number of open connections; beyond it status 503")
+    silence_seconds: float = limit_field(10, "seconds without data after which an upload or a request line times out")
+    upload_seconds: float = limit_field(60, "maximum seconds per upload")
+    answer_seconds: float = limit_field(60, "maximum seconds from the end of an upload to its response")
+    grace_seconds: float = limit_field(25, "seconds to finish accepted requests after a signal to stop")
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -25,29 +25,29 @@ class Metrics:
         )
         self.photos = Counter(
             "ikebana_photos",
-            "Photos by outcome (named, not sure, unusable) and by the class that was named.",
+            "Photos by outcome (named, not sure, unusable) and by predicted class.",
             ("outcome", "label"),
             registry=registry,
         )
         self.received_bytes = Counter("ikebana_received_bytes", "Bytes of uploads.", registry=registry)
         self.predict_seconds = Histogram(
-            "ikebana_predict_seconds", "From request to answer.", buckets=SECONDS_BUCKETS, registry=registry
+            "ikebana_predict_seconds", "Seconds from request to response.", buckets=SECONDS_BUCKETS, registry=registry
         )
         self.decode_seconds = Histogram(
-            "ikebana_decode_seconds", "To open a photo.", buckets=SECONDS_BUCKETS, registry=registry
+            "ikebana_decode_seconds", "Seconds to decode a photo.", buckets=SECONDS_BUCKETS, registry=registry
         )
         self.network_seconds = Histogram(
-            "ikebana_network_seconds", "To look at a batch.", buckets=SECONDS_BUCKETS, registry=registry
+            "ikebana_network_seconds", "Seconds to classify a batch.", buckets=SECONDS_BUCKETS, registry=registry
         )
         self.batch_photos = Histogram(
-            "ikebana_batch_photos", "Photos in a batch.", buckets=BATCH_BUCKETS, registry=registry
+            "ikebana_batch_photos", "Photos per batch.", buckets=BATCH_BUCKETS, registry=registry
         )
         self.waiting_photos = Gauge(
-            "ikebana_waiting_photos", "Photos accepted and not answered yet.", registry=registry
+            "ikebana_waiting_photos", "Photos accepted but not yet answered.", registry=registry
         )
         self.held_bytes = Gauge("ikebana_held_bytes", "Bytes of uploads in memory.", registry=registry)
         self.open_requests = Gauge("ikebana_open_requests", "Uploads being received or answered.", registry=registry)
-        info = Gauge("ikebana_info", "Always 1; its label says the version.", ("version",), registry=registry)
+        info = Gauge("ikebana_info", "Always 1; the label is the version.", ("version",), registry=registry)
         info.labels(importlib.metadata.version("ikebana")).set(1)
 
     def count_photo(self, outcome: str, label: str = "") -> None:

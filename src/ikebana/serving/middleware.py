@@ -77,8 +77,8 @@ def _parse_host(host: str) -> str:
 
 
 async def _refuse_host(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    what = "this server listens at its own machine alone, and the request is for another name"
-    advice = "http://localhost and the port; behind another server: ikebana serve --token SECRET"
+    what = "this server accepts requests to localhost only, and the Host header has another name"
+    advice = "http://localhost:PORT; behind a reverse proxy: ikebana serve --token SECRET"
     await JSONResponse({"error": what, "advice": advice}, 421)(scope, receive, send)
 
 

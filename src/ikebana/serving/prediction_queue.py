@@ -155,7 +155,7 @@ class PredictionQueue:
     def make_busy_refusal(self, what: str) -> Refusal:
         """Make a 503 whose `Retry-After` is the estimated time for the waiting photos."""
         seconds = min(max(math.ceil(self.waiting_photos * self.seconds_per_photo), 1), MAX_RETRY_AFTER_SECONDS)
-        return Refusal(503, what, f"the same once more in {seconds} s", retry_after=seconds)
+        return Refusal(503, what, f"retry in {seconds} s", retry_after=seconds)
 
     @contextmanager
     def admit_request(self) -> Iterator[QueuedRequest]:
@@ -166,7 +166,10 @@ class PredictionQueue:
         """
         if self.is_closing:
             raise Refusal(
-                503, "the server is shutting down", "another server, or later", retry_after=MAX_RETRY_AFTER_SECONDS
+                503,
+                "the server is shutting down",
+                "another server, or retry later",
+                retry_after=MAX_RETRY_AFTER_SECONDS,
             )
         self._require_capacity(1)
         request = QueuedRequest(self)
@@ -196,8 +199,8 @@ class PredictionQueue:
                 predictions = await asyncio.gather(*tasks)
         except TimeoutError:
             if any(job.is_slow for job in jobs):
-                raise Refusal(422, "a photo here takes too long to open", "JPEG or PNG, in a smaller size") from None
-            raise self.make_busy_refusal("the server has too much to do") from None
+                raise Refusal(422, "a photo takes too long to decode", "a smaller JPEG or PNG") from None
+            raise self.make_busy_refusal("the server is overloaded") from None
         finally:
             for task in tasks:
                 task.cancel()
@@ -298,7 +301,7 @@ class _Job:
             size = read_dimensions(data)
             if size is not None and size[0] * size[1] > self.queue.limits.megapixels * 1_000_000:
                 what = f"too large: {size[0]} x {size[1]} is {size[0] * size[1] / 1e6:,.0f} megapixels"
-                raise UnreadablePhoto(f"{what}, and the limit here is {self.queue.limits.megapixels}")
+                raise UnreadablePhoto(f"{what}; the limit is {self.queue.limits.megapixels}")
             return self.queue.classifier.preprocess(data)
         finally:
             self.queue.metrics.decode_seconds.observe(time.perf_counter() - self.decode_start)

@@ -34,12 +34,12 @@ PREDICT_OPENAPI = {
             "name": "name",
             "in": "query",
             "schema": {"type": "string"},
-            "description": "Of the photo, if the body is one photo: it is repeated in the answer.",
+            "description": "Name of the photo if the body is a single photo; returned in the response.",
         }
     ],
     "requestBody": {
         "required": True,
-        "description": "One or many files as a form, or the bytes of one photo.",
+        "description": "One or more files as a form, or the bytes of one photo.",
         "content": {
             "multipart/form-data": {
                 "schema": {"type": "object", "properties": {"photo": {"type": "array", "items": PHOTO_SCHEMA}}}
@@ -121,7 +121,7 @@ def build(
 
     app = FastAPI(
         title="ikebana",
-        summary="Says what photos show." if token else f"Tells apart {', '.join(classifier.classes)}.",
+        summary="Classifies photos." if token else f"Distinguishes {', '.join(classifier.classes)}.",
         version=importlib.metadata.version("ikebana"),
         docs_url=None,
         redoc_url=None,
@@ -132,7 +132,7 @@ def build(
     _add_predict_route(app, queue, limits, dependencies)
     _add_classes_route(app, classifier, limits, dependencies)
 
-    @app.get("/metrics", summary="What was counted, as Prometheus reads it", dependencies=dependencies)
+    @app.get("/metrics", summary="Metrics in Prometheus' text format", dependencies=dependencies)
     def _metrics() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
@@ -145,16 +145,16 @@ def build(
 
 def _add_predict_route(app: FastAPI, queue: PredictionQueue, limits: Limits, dependencies: list[Any]) -> None:
     error_responses: dict[int | str, dict[str, Any]] = {
-        400: {"model": ErrorResponse, "description": "The form is broken."},
+        400: {"model": ErrorResponse, "description": "The form is malformed."},
         408: {"model": ErrorResponse, "description": "The upload was too slow."},
         413: {"model": ErrorResponse, "description": "The upload is too large, or has too many files."},
-        422: {"model": UnusablePhotosResponse, "description": "None of the photos can be used."},
-        503: {"model": ErrorResponse, "description": "The queue is full; `Retry-After` says when to come again."},
+        422: {"model": UnusablePhotosResponse, "description": "None of the photos is usable."},
+        503: {"model": ErrorResponse, "description": "The queue is full; retry after the seconds in `Retry-After`."},
     }
 
     @app.post(
         "/predict",
-        summary="What photos show",
+        summary="Classify photos",
         dependencies=dependencies,
         response_model=PredictResponse,
         responses=error_responses,
@@ -167,7 +167,7 @@ def _add_predict_route(app: FastAPI, queue: PredictionQueue, limits: Limits, dep
         body = [asdict(prediction) for prediction in predictions]
         if all(prediction.outcome == UNUSABLE for prediction in predictions):
             count = len(predictions)
-            what = predictions[0].status if count == 1 else f"none of the {count} photos can be used"
+            what = predictions[0].status if count == 1 else f"none of the {count} photos is usable"
             return JSONResponse({"error": what, "advice": "another photo", "predictions": body}, 422)
         return JSONResponse({"predictions": body})
 
@@ -176,13 +176,13 @@ def _add_classes_route(app: FastAPI, classifier: Classifier, limits: Limits, dep
     upload_limits = UploadLimits(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
     response = ClassesResponse(**asdict(page_files.summarise_classifier(classifier)), limits=upload_limits)
 
-    @app.get("/classes", summary="What the classifier tells apart, and what it takes", dependencies=dependencies)
+    @app.get("/classes", summary="Classes, accuracy and upload limits", dependencies=dependencies)
     def _classes() -> ClassesResponse:
         return response
 
 
 def _add_health_routes(app: FastAPI, queue: PredictionQueue) -> None:
-    @app.get("/healthz", summary="Whether the server lives")
+    @app.get("/healthz", summary="Liveness: the process responds")
     async def _healthz() -> StateResponse:
         return StateResponse("alive")
 
@@ -190,21 +190,21 @@ def _add_health_routes(app: FastAPI, queue: PredictionQueue) -> None:
         503: {"model": ErrorResponse, "description": "The server is shutting down."}
     }
 
-    @app.get("/readyz", summary="Whether the server takes photos", responses=error_responses)
+    @app.get("/readyz", summary="Readiness: the server accepts photos", responses=error_responses)
     async def _readyz() -> StateResponse:
         if queue.is_closing:
-            raise Refusal(503, "the server is shutting down", "another server", retry_after=1)
+            raise Refusal(503, "the server is shutting down", "another server, or retry later", retry_after=1)
         return StateResponse("ready")
 
 
 def _make_token_check(token: str) -> Callable[..., None]:
-    bearer = HTTPBearer(auto_error=False, description="The token that `ikebana serve --token` was given.")
+    bearer = HTTPBearer(auto_error=False, description="The token that was passed to `ikebana serve --token`.")
 
     def check_token(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         if credentials is None or not hmac.compare_digest(
             credentials.credentials.encode("latin-1", "replace"), token.encode()
         ):
-            what = "a token is needed" if credentials is None else "this token is not the right one"
+            what = "a token is required" if credentials is None else "the token is wrong"
             raise Refusal(401, what, "Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
 
     return check_token
@@ -233,12 +233,12 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
         return _make_error_response(
-            error.status_code, str(error.detail).lower(), "/docs lists what there is", dict(error.headers or {})
+            error.status_code, str(error.detail).lower(), "/docs lists all endpoints", dict(error.headers or {})
         )
 
     @app.exception_handler(Exception)
     async def _broken(_: Request, __: Exception) -> JSONResponse:
-        return _make_error_response(500, "this is a fault of the server", "its terminal says more")
+        return _make_error_response(500, "internal server error", "see the traceback in the server's log")
 
 
 def _make_error_response(status: int, what: str, advice: str, headers: dict[str, str] | None = None) -> JSONResponse:

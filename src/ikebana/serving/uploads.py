@@ -82,7 +82,7 @@ def _check_content_length(length: str | None, limits: Limits) -> None:
 
 
 def _make_too_large_refusal(limits: Limits) -> Refusal:
-    return Refusal(413, f"this upload is larger than {limits.megabytes} MB", "a smaller photo, or fewer at a time")
+    return Refusal(413, f"the upload is larger than {limits.megabytes} MB", "a smaller photo, or fewer per request")
 
 
 async def _read_form(pieces: AsyncIterator[bytes], boundary: bytes, limits: Limits) -> list[Upload]:
@@ -93,12 +93,12 @@ async def _read_form(pieces: AsyncIterator[bytes], boundary: bytes, limits: Limi
             parser.write(piece)
     except (FormParserError, ValueError, AssertionError) as error:
         raise Refusal(
-            400, f"this form is broken: {error}", "multipart/form-data, as browsers and curl -F send it"
+            400, f"the form is malformed: {error}", "multipart/form-data, as sent by browsers and curl -F"
         ) from None
     if not form.is_complete:
-        raise Refusal(400, "this form ends in the middle", "send the whole photo")
+        raise Refusal(400, "the form is truncated", "send the whole photo")
     if not form.uploads:
-        raise Refusal(400, "there is no file in this form", "curl -F photo=@garden.jpg")
+        raise Refusal(400, "the form contains no file", "curl -F photo=@garden.jpg")
     return form.uploads
 
 
@@ -149,11 +149,11 @@ class _Form:
             self.field_count += 1
             if self.field_count > MAX_FORM_FIELDS:
                 raise Refusal(
-                    413, f"more than {MAX_FORM_FIELDS} fields in one form", "files alone: curl -F photo=@garden.jpg"
+                    413, f"more than {MAX_FORM_FIELDS} fields in one form", "files only: curl -F photo=@garden.jpg"
                 )
             return
         if len(self.uploads) == self.max_files:
-            raise Refusal(413, f"more than {self.max_files} photos in one request", "fewer at a time")
+            raise Refusal(413, f"more than {self.max_files} photos in one request", "fewer photos per request")
         self.uploads.append(Upload(options[b"filename"].decode("utf-8", "replace")[:MAX_NAME_CHARACTERS], b""))
         self.content = bytearray()
 

@@ -6,12 +6,12 @@ const SHOWN_CLASSES = 5; // the user can unfold the others
 
 export function percent(fraction) {
   const rounded = Math.round(fraction * 100);
-  if (rounded === 0 && fraction > 0) return "< 1\u00a0%";
-  if (rounded === 100 && fraction < 1) return "> 99\u00a0%";
-  return `${rounded}\u00a0%`;
+  if (rounded === 0 && fraction > 0) return "<1%";
+  if (rounded === 100 && fraction < 1) return ">99%";
+  return `${rounded}%`;
 }
 
-// Never 0 % or 100 %: no network is certain, even if its float32 probability is exactly 0 or 1.
+// Never 0% or 100%: no network is certain, even if its float32 probability is exactly 0 or 1.
 function formatProbability(probability) {
   return percent(Math.min(Math.max(probability, Number.MIN_VALUE), 1 - Number.EPSILON));
 }

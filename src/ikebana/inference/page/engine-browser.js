@@ -18,7 +18,7 @@ function createWorker() {
     event.preventDefault();
     created.terminate();
     worker = null; // a worker whose script failed to load never answers
-    for (const { reject } of pending.values()) reject(new Problem("this browser cannot run the network", "a newer browser"));
+    for (const { reject } of pending.values()) reject(new Problem("this browser cannot run the model", "a newer browser"));
     pending.clear();
   });
   return created;
@@ -34,8 +34,8 @@ function request(task) {
 }
 
 function predict(file, showStatus) {
-  showStatus("Looking …");
+  showStatus("Classifying …");
   return request({ file });
 }
 
-start({ loadModelInfo: () => request({}), predict, concurrency: 1, note: "Photos stay on this device: your browser itself looks at them." });
+start({ loadModelInfo: () => request({}), predict, concurrency: 1, note: "Photos stay on this device: your browser classifies them." });

@@ -19,7 +19,7 @@ async function fetchWithToken(path, options = {}) {
   try {
     response = await fetch(path, { ...options, headers });
   } catch {
-    throw new Problem("the server cannot be reached", "once more in a moment");
+    throw new Problem("the server cannot be reached", "again in a moment");
   }
   if (response.status !== 401) return response;
   if (sessionStorage.getItem(TOKEN_KEY) === token) await askForToken(token !== null); // else another request has asked meanwhile
@@ -29,7 +29,7 @@ async function fetchWithToken(path, options = {}) {
 // All requests that need a token share one dialog.
 function askForToken(isRetry) {
   tokenRequest ??= new Promise((resolve) => {
-    getElement("token-reason").textContent = isRetry ? "That token is not the right one." : getElement("token-reason").textContent;
+    getElement("token-reason").textContent = isRetry ? "This token is wrong." : getElement("token-reason").textContent;
     getElement("token").value = "";
     getElement("token-form").addEventListener("submit", () => {
       sessionStorage.setItem(TOKEN_KEY, getElement("token").value.replace(/[^\x21-\x7e]/g, "") || "-");
@@ -43,9 +43,14 @@ function askForToken(isRetry) {
 
 const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
+// Replaces the decoder's technical reason, such as "unreadable: truncated file read".
+function describeError(error) {
+  return /^unreadable\b/.test(error) ? "the file is damaged or not an image" : error;
+}
+
 async function createProblem(response) {
   const body = await response.json().catch(() => ({}));
-  return new Problem(body.error ?? `the server answered ${response.status}`, body.advice ?? "");
+  return new Problem(describeError(body.error ?? `the server responded with status ${response.status}`), body.advice ?? "");
 }
 
 async function loadModelInfo() {
@@ -61,7 +66,7 @@ async function readFile(file) {
   try {
     return await file.arrayBuffer();
   } catch {
-    throw new Problem("this file cannot be read", "choosing it once more");
+    throw new Problem("this file cannot be read", "choosing it again");
   }
 }
 
@@ -75,13 +80,13 @@ async function predict(file, showStatus) {
   const path = `predict?name=${encodeURIComponent(shortenName(file.name))}`;
   const body = await readFile(file);
   for (let tries = 1; ; tries += 1) {
-    showStatus("Looking …");
+    showStatus("Classifying …");
     const response = await fetchWithToken(path, { method: "POST", body, headers: { "Content-Type": "application/octet-stream" } });
     if (response.ok) return (await response.json()).predictions[0];
     if (response.status !== 503 || tries === MAX_TRIES) throw await createProblem(response);
-    showStatus("The server is busy: waiting …");
+    showStatus("Server busy, waiting …");
     await sleep((Number(response.headers.get("Retry-After")) || 1) * (1 + Math.random() / 2));
   }
 }
 
-start({ loadModelInfo, predict, concurrency: 3, note: "Photos go to this server, are looked at and forgotten." });
+start({ loadModelInfo, predict, concurrency: 3, note: "Photos are sent to this server, which does not store them." });

@@ -19,7 +19,7 @@ self.addEventListener("message", async ({ data: { id, file } }) => {
     self.postMessage({ id, result: file ? await predict(file, model, session, ort) : model });
   } catch (error) {
     if (!file) engine = null;
-    self.postMessage({ id, error: error.message || "this photo cannot be looked at", advice: error.advice ?? "" });
+    self.postMessage({ id, error: error.message || "this photo cannot be classified", advice: error.advice ?? "" });
   }
 });
 
@@ -29,7 +29,7 @@ function createProblem(what, advice) {
 
 async function fetchFile(path, options) {
   const response = await fetch(path, options).catch(() => null);
-  if (!response?.ok) throw createProblem(`${path} could not be loaded`, "the page once more, or another connection");
+  if (!response?.ok) throw createProblem(`${path} could not be loaded`, "reloading the page, or another connection");
   return response;
 }
 
@@ -75,21 +75,21 @@ async function readBitDepth(file) {
     const header = new Uint8Array(await file.slice(0, 25).arrayBuffer());
     return PNG_SIGNATURE.every((byte, index) => header[index] === byte) ? header[24] : 8;
   } catch {
-    throw createProblem("this file cannot be read", "choosing it once more");
+    throw createProblem("this file cannot be read", "choosing it again");
   }
 }
 
 async function decode(file, imageSize) {
   // Cameras and instruments use a small range of the 16 bits: the browser's upper 8 are then black. ikebana's decoder stretches.
   if ((await readBitDepth(file)) === 16) {
-    const what = "a browser reads only 8 of the 16 bits a colour that this PNG has";
-    throw createProblem(what, "a copy saved with 8 bits, or ikebana serve or predict, which read all 16");
+    const what = "browsers read only 8 of the 16 bits per channel of this PNG";
+    throw createProblem(what, "a copy with 8 bits per channel, or ikebana serve or predict, which read all 16");
   }
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    throw createProblem("this browser cannot open the file as a photo", "JPEG or PNG");
+    throw createProblem("this browser cannot open this file as a photo", "a JPEG or PNG file");
   }
   try {
     if (bitmap.width * bitmap.height > MAX_PIXELS) throw createProblem("this photo has too many pixels", "a smaller one");

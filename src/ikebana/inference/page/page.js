@@ -17,7 +17,7 @@ export class Problem extends Error {
 }
 
 const MAX_CARDS = 500; // thousands of cards make a browser slow
-const BLOCKED = "Not looked at: see above";
+const BLOCKED = "Not classified: see above";
 const getElement = (id) => document.getElementById(id);
 const cards = new Set();
 const queue = [];
@@ -30,7 +30,7 @@ export async function start(engine) {
   listen((files) => addPhotos(files, engine));
   getElement("clear").addEventListener("click", clear);
   getElement("retry").addEventListener("click", () => {
-    showState("Getting ready …", false);
+    showState("Loading …", false);
     prepare(engine);
   });
   await prepare(engine);
@@ -78,7 +78,7 @@ function addPhotos(files, engine) {
 function showLeftOut(count, total) {
   getElement("left-out").hidden = !count;
   if (!count) return;
-  getElement("left-out").textContent = `Left out: ${count} of ${total}. There is room for ${MAX_CARDS} photos; “Clear all” makes room for others.`;
+  getElement("left-out").textContent = `Left out: ${count} of ${total}. The page shows at most ${MAX_CARDS} photos; “Clear all” makes room.`;
   announce(getElement("left-out").textContent);
 }
 
@@ -110,7 +110,7 @@ async function checkFile(file) {
   if (file.size) return;
   // Browsers report size 0 for a file that no longer exists.
   const content = await file.arrayBuffer().catch(() => null);
-  throw content ? new Problem("This file is empty.") : new Problem("This file cannot be read.", "choosing it once more");
+  throw content ? new Problem("This file is empty.") : new Problem("This file cannot be read.", "choosing it again");
 }
 
 function remove(card) {
@@ -144,17 +144,17 @@ function announce(text, card = null) {
 
 function describeModel({ classes, accuracy, accuracy_interval: interval, photos, note }) {
   const shown = classes.length > 12 ? [...classes.slice(0, 11), `${classes.length - 11} more`] : classes;
-  const summary = `Tells apart ${joinWords(shown)}.`;
+  const summary = `Distinguishes ${joinWords(shown)}.`;
   if (accuracy === null) return summary;
-  const range = interval ? ` (between ${percent(interval[0])} and ${percent(interval[1])})` : "";
-  const subject = note ? "the network that was scored" : "it";
-  const score = `On ${photos} photos that ${subject} had never seen, it was right in ${percent(accuracy)}${range}.`;
+  const range = interval ? ` (95% interval ${percent(interval[0])} to ${percent(interval[1])})` : "";
+  const subject = note ? "The scored network" : "It";
+  const score = `${subject} classified ${percent(accuracy)} of ${photos} unseen photos correctly${range}.`;
   return [summary, score, note].filter(Boolean).join(" ");
 }
 
 function describeThreshold({ threshold }) {
-  const unsure = threshold ? `It says “not sure” where no class reaches ${percent(threshold)}. ` : "";
-  return `${unsure}A photo of something else still gets the class that it is most like.`;
+  const unsure = threshold ? `It answers “not sure” if no class reaches ${percent(threshold)}. ` : "";
+  return `${unsure}A photo of anything else may still get one of these classes.`;
 }
 
 const joinWords = (words) => (words.length < 2 ? words.join() : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);

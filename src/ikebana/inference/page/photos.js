@@ -3,7 +3,7 @@
 // onPhotos(files)  receives Files, and { name, error } for those that cannot be read
 
 const getElement = (id) => document.getElementById(id);
-// Hidden files and files of the system: the same as in photos/folder.py.
+// Hidden files and files of the system: the same as in data/folder.py.
 const HIDDEN_NAMES = /^\.|^(thumbs\.db|ehthumbs\.db|desktop\.ini|__macosx|@eadir|\$recycle\.bin|icon\r)$/i;
 let cameraStream = null;
 let cameraSession = 0; // increases whenever the camera opens or closes
@@ -43,7 +43,7 @@ async function expandFolders(entries) {
     const countBefore = files.length;
     if (entry instanceof File) files.push(entry);
     else for await (const file of walk(entry)) files.push(file);
-    if (files.length === countBefore) files.push({ name: entry.name, error: "There is no photo in this folder." });
+    if (files.length === countBefore) files.push({ name: entry.name, error: "This folder contains no photos." });
   }
   return files;
 }
@@ -124,7 +124,7 @@ async function openCamera() {
   } catch (error) {
     if (session !== cameraSession) return;
     const isDenied = error.name === "NotAllowedError";
-    getElement("camera-error").textContent = isDenied ? "The browser was not allowed to use the camera." : "There is no camera that can be used.";
+    getElement("camera-error").textContent = isDenied ? "Access to the camera was denied." : "No usable camera was found.";
     getElement("camera-error").hidden = false;
   }
 }

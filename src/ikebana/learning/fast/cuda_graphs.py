@@ -56,7 +56,7 @@ class GraphedNetwork:
             self.replay = self._make_graphed(inputs)
         except RuntimeError as error:
             # A layer synchronises with the device, or memory does not hold the graphs.
-            progress.warn(f"steps are launched one by one: {str(error).strip().splitlines()[0]}")
+            progress.warn(f"CUDA graphs are not used: {str(error).strip().splitlines()[0]}")
             self.replay = self.network
         with torch.no_grad():
             for buffer, value in zip(self.network.buffers(), before, strict=True):

@@ -17,5 +17,5 @@ def is_enabled() -> bool:
     """
     value = os.environ.get(VARIABLE) or "on"
     if value not in ("on", "off"):
-        raise RecipeError(f"{VARIABLE} is {value!r}", advice=f"{VARIABLE}=off, or unset it")
+        raise RecipeError(f"{VARIABLE} is {value!r}; it must be on or off", advice=f"{VARIABLE}=off, or unset it")
     return value == "on"

@@ -149,7 +149,7 @@ def evaluate_depths(
         labels: class indices [photos].
         groups: a number per photo. Photos of one group are correlated, which widens the errors.
     """
-    with progress.stage("judge", len(features_by_depth) + 2, "heads") as bar:
+    with progress.stage("compare depths", len(features_by_depth) + 2, "fits") as bar:
         results: list[np.ndarray] = []
         inverse_l2 = REGULARISATION_GRID[0]
         for depth_features in features_by_depth:

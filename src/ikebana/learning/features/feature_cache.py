@@ -100,7 +100,7 @@ def _compute_rows(
     backbone: nn.Module, photos: PhotoExamples, array: np.ndarray, checksums: np.ndarray, settings: DeviceSettings
 ) -> None:
     """Compute the features of these photos, and write them with their checksums."""
-    with progress.stage("features", len(photos)) as bar:
+    with progress.stage("extract features", len(photos)) as bar:
         for start in range(0, len(photos), settings.inference_batch_size):
             rows = photos.rows[start : start + settings.inference_batch_size]
             # Every batch is full: another batch size changes the last digits. A resumed run, or one
@@ -114,7 +114,7 @@ def _compute_rows(
                 features = features.astype(array.dtype)
             if not np.isfinite(features).all():
                 raise RecipeError(
-                    "what the frozen network sees in some photo is no number, or too large for half precision",
+                    "the frozen network's features of a photo are NaN, infinite or too large for half precision",
                     advice="--precision float32, or another --network",
                 )
             array[rows] = features
@@ -219,7 +219,7 @@ def _is_intact(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
         return False
     if _read_shapes(path) == (shape, dtype, shape[:1], np.dtype(np.uint32)):
         return True
-    progress.warn("the kept features have changed on disk: they are computed again")
+    progress.warn("the cached features are damaged on disk and are computed again")
     discard(path)
     return False
 

@@ -82,7 +82,7 @@ def predict_out_of_fold(
     )
     for train, test in folds:
         has_known_class[test] = np.isin(examples.labels[test], examples.labels[train])
-    with progress.stage("doubt labels", len(folds) + len(REGULARISATION_GRID) - 1, "heads") as bar:
+    with progress.stage("check labels", len(folds) + len(REGULARISATION_GRID) - 1, "fits") as bar:
         test = folds[0][1]
 
         def evaluate(inverse_l2: float) -> tuple[float, np.ndarray]:

@@ -152,13 +152,13 @@ def _get_timm_config(network: str) -> dict[str, Any]:
     if not timm.is_model(network):
         similar = timm.list_models(f"*{architecture}*")[:8]
         advice = ", ".join(similar) if similar else f"tutorial, {KERAS_INCEPTION}, or any of timm.list_models()"
-        raise RecipeError(f"there is no network {network!r}", advice=advice)
+        raise RecipeError(f"unknown network {network!r}", advice=advice)
     try:
         config = timm.get_pretrained_cfg(network)
     # The part of the name behind the dot is the tag of the weights.
     except RuntimeError:
         advice = ", ".join(timm.list_pretrained(f"{architecture}.*")[:8]) or architecture
-        raise RecipeError(f"there are no weights {network!r}", advice=advice) from None
+        raise RecipeError(f"unknown pretrained weights {network!r}", advice=advice) from None
     return config.to_dict() if config is not None else timm.models.PretrainedCfg().to_dict()
 
 
@@ -170,7 +170,7 @@ def _measure_width(network: nn.Module, recipe: Recipe) -> int:
     except (RuntimeError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RecipeError(
-            f"photos of {recipe.image_size} pixels do not fit {recipe.network}: {reason}",
+            f"images of {recipe.image_size} pixels do not fit {recipe.network}: {reason}",
             advice=f"--image-size {get_native_image_size(recipe)}",
         ) from None
     return features.shape[1]

@@ -36,7 +36,7 @@ def wrap_module(module: nn.Module | None, recipe: Recipe, classes: int) -> Custo
     """
     if module is None:
         raise RecipeError(
-            f"this run has a network of your own: {recipe.network.removeprefix(MODULE_PREFIX)}",
+            f"this run uses your own network: {recipe.network.removeprefix(MODULE_PREFIX)}",
             advice=f"pass it from Python: {EXAMPLE}",
         )
     if name_network(module) != recipe.network:
@@ -53,13 +53,13 @@ def wrap_module(module: nn.Module | None, recipe: Recipe, classes: int) -> Custo
     except Exception as error:
         raise RecipeError(
             f"the model failed on a batch of shape {tuple(photos.shape)}: {type(error).__name__}: {error}",
-            advice="a module from float images [N, 3, image_size, image_size], 0 to 255, to logits [N, classes]",
+            advice="a module that maps float images [N, 3, image_size, image_size], 0 to 255, to logits [N, classes]",
         ) from error
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes) or not logits.is_floating_point():
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise RecipeError(
             f"the model returned {shape} for a batch of 2 images of {classes} classes",
-            advice=f"a module that returns logits of shape (2, {classes}) for it",
+            advice=f"a module that returns logits of shape (2, {classes})",
         )
     return network
 
@@ -70,4 +70,4 @@ def describe_weights(module: nn.Module) -> dict[str, str | None]:
     for name, value in module.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"source": "model= of the call", "sha256": digest.hexdigest(), "license": None}
+    return {"source": "the model argument", "sha256": digest.hexdigest(), "license": None}

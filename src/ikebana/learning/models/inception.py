@@ -189,7 +189,8 @@ def build_inception(truncate_at: str = "mixed10", momentum: float = 0.1) -> nn.S
     """
     if truncate_at not in get_truncation_points():
         raise RecipeError(
-            f"InceptionV3 cannot be cut after {truncate_at!r}", advice="one of " + ", ".join(get_truncation_points())
+            f"InceptionV3 cannot be truncated after {truncate_at!r}",
+            advice="one of " + ", ".join(get_truncation_points()),
         )
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     channels = 3
@@ -327,21 +328,20 @@ def load_timm_weights(network: nn.Sequential, tensors: Mapping[str, Tensor]) -> 
     needed = state | gammas
     missing = [name for name in needed if name not in tensors]
     if missing:
-        message = (
-            f"the weights lack {len(missing)} of the {len(needed)} tensors of this network, the first is {missing[0]}"
-        )
-        raise RecipeError(
-            message, advice="the whole of timm's inception_v3, or to cut the network where the weights end"
-        )
+        message = f"the weights lack {len(missing)} of the {len(needed)} tensors of this network, such as {missing[0]}"
+        raise RecipeError(message, advice="the complete weights of timm's inception_v3, or a lower --truncate-at")
     for name, value in needed.items():
         if tensors[name].shape != value.shape:
             shapes = f"{list(tensors[name].shape)}, in this network {list(value.shape)}"
-            raise RecipeError(f"the weights are of another network: {name} is {shapes}", advice="timm's inception_v3")
+            raise RecipeError(
+                f"the weights belong to another network: {name} is {shapes}",
+                advice="the weights of timm's inception_v3",
+            )
     for name in gammas:
         if not bool((tensors[name] == 1).all()):
             raise RecipeError(
-                f"the weights have a BatchNorm gamma, {name}, that is not 1; InceptionV3 as Keras builds it has none",
-                advice="weights that were trained without gamma, as Google's were",
+                f"the BatchNorm gamma {name} is not 1, but Keras' InceptionV3 has no gamma",
+                advice="weights trained without gamma, such as Google's",
             )
     with torch.no_grad():
         for name, value in state.items():

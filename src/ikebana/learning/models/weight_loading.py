@@ -72,8 +72,8 @@ def _require_same_shapes(
     for name, value in expected.items():
         if name not in tensors or tensors[name].shape != value.shape:
             raise RecipeError(
-                f"these weights are not of {recipe.network} at {recipe.image_size} pixels: "
-                f"{name} is missing or of another shape",
+                f"these weights do not fit {recipe.network} at {recipe.image_size} pixels: "
+                f"{name} is missing or has another shape",
                 where=pretrained.file,
                 advice=f"the weights of {recipe.network}, and --image-size {get_native_image_size(recipe)}",
             )

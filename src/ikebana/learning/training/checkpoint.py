@@ -84,7 +84,9 @@ def checkpoint_errors(file: Path | None) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise RunError(
-            f"the checkpoint cannot be read: {reason}", where=file, advice="see that it can be, then again"
+            f"the checkpoint cannot be read: {reason}",
+            where=file,
+            advice="check the file's permissions and the disk, then resume",
         ) from None
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
         if is_out_of_memory(error):
@@ -92,7 +94,7 @@ def checkpoint_errors(file: Path | None) -> Iterator[None]:
         raise RunError(
             f"the checkpoint cannot be used: {str(error).splitlines()[0]}",
             where=file,
-            advice="delete it: --resume then trains from the start",
+            advice="delete it, then resume: training restarts from the beginning",
         ) from None
 
 
@@ -119,12 +121,14 @@ def load_weights(file: Path, network: nn.Module) -> None:
         network.load_state_dict(load_file(file))
     except FileNotFoundError:
         raise RunError(
-            "this run has no weights yet", where=file.parent, advice=f"ikebana fit --resume {file.parent}"
+            "this run has no weights yet: training has not finished",
+            where=file.parent,
+            advice=f"ikebana fit --resume {file.parent}",
         ) from None
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(
-            f"the weights cannot be used: {reason}", where=file, advice="a copy of the run that is whole"
+            f"the weights cannot be used: {reason}", where=file, advice="an undamaged copy of the run"
         ) from None
 
 

@@ -190,7 +190,7 @@ def _select_regularisation(trials: list[RegularisationTrial]) -> tuple[float, li
     The loss is the mean over all trials. There is one fit per trial.
     """
     scores: list[tuple[float, float]] = []
-    with progress.stage("choose the head", len(REGULARISATION_GRID) * len(trials), "strengths") as bar:
+    with progress.stage("select regularisation", len(REGULARISATION_GRID) * len(trials), "fits") as bar:
 
         def evaluate(inverse_l2: float) -> tuple[float, list[np.ndarray]]:
             trial_scores = []

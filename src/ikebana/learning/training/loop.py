@@ -218,8 +218,8 @@ def _run_steps(
 
 def _non_finite_error(epoch_progress: EpochProgress, trainer: Trainer) -> RecipeError:
     return RecipeError(
-        f"the loss is no number any more in epoch {epoch_progress.number}",
-        advice=f"a smaller --learning-rate (it is {trainer.phase.learning_rate:g})",
+        f"loss became NaN or infinite in epoch {epoch_progress.number}",
+        advice=f"a lower --learning-rate (now {trainer.phase.learning_rate:g})",
     )
 
 

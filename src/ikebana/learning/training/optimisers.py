@@ -62,7 +62,7 @@ class RMSprop:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Resume from the result of `to_tensors`; KeyError or RuntimeError if it does not fit."""
         if len(tensors) != len(self.state):
-            raise KeyError("the optimiser's state is of another network")
+            raise KeyError("the optimiser state belongs to another network")
         for name, velocity in self.to_tensors().items():
             velocity.copy_(tensors[name])
 
@@ -139,7 +139,7 @@ class AdamW:
         """Resume from the result of `to_tensors`; KeyError or RuntimeError if it does not fit."""
         names = {f"{number:05}.{name}" for number in range(len(self.weights)) for name in STATE_NAMES}
         if not tensors.keys() <= {"step_count", *names}:
-            raise KeyError("the optimiser's state is of another network")
+            raise KeyError("the optimiser state belongs to another network")
         state: dict[int, dict[str, Tensor]] = {}
         for number, weight in enumerate(self.weights):
             # A weight that never had a gradient has no state.
@@ -155,5 +155,5 @@ class AdamW:
 def _require_shape(value: Tensor, weight: Tensor) -> Tensor:
     """Return the value; RuntimeError if the weight has another shape, since `copy_` would broadcast."""
     if value.shape != weight.shape:
-        raise RuntimeError("the optimiser's state is of another network")
+        raise RuntimeError("the optimiser state belongs to another network")
     return value
