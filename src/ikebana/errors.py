@@ -5,9 +5,9 @@ IkebanaError             the base class
 │   └── UnreadablePhoto  one photo cannot be used; it is reported and skipped
 ├── RecipeError          an option is invalid
 │   └── UsageError       a command is incomplete or contradictory
-├── RunError             a run's folder is missing, damaged, taken, locked, or of other photos
-├── ModelError           a model file is damaged, foreign, too new, or unlike its run
-└── MachineError         disk or memory is too small, or cannot be used
+├── RunError             a run folder is missing, damaged, locked, not empty, or its photos changed
+├── ModelError           a model file is damaged, foreign, too new, or differs from its run
+└── MachineError         too little disk space or memory, or a file or port is unusable
 """
 
 from pathlib import Path
@@ -54,12 +54,12 @@ class UsageError(RecipeError):
 
 
 class RunError(IkebanaError):
-    """A run's folder is missing, damaged, taken, locked, or of other photos."""
+    """A run folder is missing, damaged, locked, not empty, or its photos have changed."""
 
 
 class ModelError(IkebanaError):
-    """A model file is damaged, foreign, too new, or predicts something else than its run."""
+    """A model file is damaged, foreign, too new, or predicts differently from its run."""
 
 
 class MachineError(IkebanaError):
-    """Disk or memory is too small, or cannot be used."""
+    """Too little disk space or memory, or a file or port is unusable."""

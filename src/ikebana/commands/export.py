@@ -35,9 +35,9 @@ def export(
     Args:
         int8: quantise to 8 bits: a quarter of the size, often faster; refused if it costs accuracy.
         photos: where the run's photos are, if they have moved.
-        model: the module that the run trained, if it was a module of your own.
+        model: your own module, if the run trained one.
     Raises:
-        ModelError: the file would predict something else than the run; no file is written then.
+        ModelError: the file would predict differently from the run; no file is written then.
         RunError: the run has not finished.
         PhotosError: the run's photos are missing.
         MachineError: the file cannot be written.
@@ -91,9 +91,9 @@ def export_web(
         folder: appears by rename when it is complete.
         int8: as for `export`: a quarter of the size to load.
         photos: where the run's photos are, if they have moved.
-        model: the module that the run trained, if it was a module of your own.
+        model: your own module, if the run trained one.
     Raises:
-        ModelError: the folder is taken, or `export` refuses the run.
+        ModelError: the folder is not empty, or `export` refuses the run.
         RunError, PhotosError: as `export` does.
     """
     target = resolve_output_path(folder, is_new_folder=True)

@@ -52,13 +52,13 @@ def fit(
     """Train a classifier on labelled photos and score it on photos it has never seen.
 
     Args:
-        recipe: its name, the `recipe.json` of a run to repeat, or a Recipe of your own; quick if
-            not given, baseline with a `model`.
-        run: the folder to make; `runs/<recipe>-<short hash>` if not given.
+        recipe: a recipe's name, the `recipe.json` of a run to repeat, or your own Recipe; default:
+            quick, or baseline with a `model`.
+        run: the run folder to create; default: `runs/<recipe>-<short hash>`.
         model: your own network, from float images [N, 3, image_size, image_size], 0 to 255, to
             logits [N, classes]. It is copied.
         device: auto for a GPU if there is one, cpu, cuda or mps.
-        options: of the recipe, to be changed: epochs=5, seed=1, ...
+        options: changes to the recipe, such as epochs=5 or seed=1.
     Raises:
         PhotosError, RecipeError, RunError, MachineError: each has advice on what to try.
     """
@@ -83,7 +83,7 @@ def resume(run: str | Path, *, model: "nn.Module | None" = None) -> Run:
     """Continue a run from its last checkpoint.
 
     Args:
-        model: the module that the run was started with, if there was one.
+        model: your own module, if the run was started with one.
     Raises:
         RunError: photos or recipe have changed since the run began.
     """

@@ -21,12 +21,12 @@ def serve(
     """Serve a model file over HTTP until a signal to stop.
 
     Args:
-        file: a file that `ikebana export` made.
+        file: an .onnx file that `ikebana export` wrote.
         token: required from clients as `Authorization: Bearer TOKEN`.
     Raises:
         ModelError: the file is not a model file.
-        MachineError: the port is taken.
-        RecipeError: the token contains characters that a header cannot contain.
+        MachineError: the port is in use.
+        RecipeError: the token contains characters that an HTTP header cannot carry.
     """
     from ikebana.inference import classifier
 

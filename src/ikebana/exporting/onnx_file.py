@@ -142,9 +142,9 @@ def summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str
     agreement = model_info["parity"]
     precision = " (in float32)" if "int8" in model_info else ""
     lines = [
-        f"{output_path.name}: {len(data) / 1e6:.1f} MB. Compared with the run on {agreement['photos']} test photos{precision}: "
-        f"same class for {agreement['top1_agreement']:.2%}, probabilities differ by at most "
-        f"{agreement['largest_difference']:.1g}"
+        f"{output_path.name}: {len(data) / 1e6:.1f} MB",
+        f"verified on {agreement['photos']} test photos{precision}: same class for {agreement['top1_agreement']:.2%}, "
+        f"probabilities within {agreement['largest_difference']:.1g}",
     ]
     if "int8" in model_info:
         lines.append(quantisation.summarise(model_info["int8"]))

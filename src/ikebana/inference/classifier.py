@@ -115,7 +115,7 @@ class Classifier:
             return _decode_file(Path(content).expanduser(), self.image_size, self.resize)
         raise PhotosError(
             f"a {type(content).__name__} is not a photo",
-            advice="a path, the bytes of a file, a Pillow image, or a uint8 array [height, width, 3]",
+            advice="a path, the bytes of a file, a Pillow image, or an array uint8 [height, width, 3]",
         )
 
     def to_prediction(self, probabilities: np.ndarray, path: str = "") -> Prediction:

@@ -37,7 +37,7 @@ class ClassifierDescription(Protocol):
 
 @dataclass(frozen=True)
 class ClassifierSummary:
-    """What the page says about the classifier before the first photo."""
+    """The summary of the classifier that the page shows before the first photo."""
 
     classes: list[str]
     # The confidence below which the prediction is "not sure".

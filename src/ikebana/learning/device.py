@@ -38,7 +38,7 @@ MEASUREMENT_VERSION = 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-# What `environment.json` says about reproducibility.
+# The note on reproducibility in `environment.json`.
 REPRODUCIBILITY_NOTE = (
     "the same photos and recipe.json give identical bits on this processor with the same number of threads and these "
     "libraries; elsewhere sums run in another order, so last digits differ and, after many steps, the score slightly"
@@ -162,7 +162,7 @@ def _count_threads() -> tuple[int, str]:
     if quota is not None and quota < allowed:
         return max(1, int(quota)), f"the container's quota is {quota:g} of {allowed} processors"
     physical = min(allowed, torch.get_num_threads())
-    return physical, f"{allowed} processors available; one thread per physical core is fastest"
+    return physical, f"{allowed} processors available; a second thread per physical core would not be faster"
 
 
 def _read_container_quota() -> float | None:

@@ -1,6 +1,6 @@
 """Writing of a run's folder: what `fit` and `resume` do to it.
 
-`runs.run` says what each file holds.
+`runs.run` lists what each file contains.
 """
 
 import hashlib
@@ -167,7 +167,7 @@ def create_run(folder: str | Path | None, recipe: Recipe, dataset: Dataset, envi
     """Create a new run's folder, complete with everything that a resume needs.
 
     Raises:
-        RunError: the folder is taken.
+        RunError: the folder is not empty.
         MachineError: it cannot be made.
     """
     source = {

@@ -36,7 +36,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
     Args:
         port: 0 for any free port.
     Raises:
-        MachineError: the port is taken, or this machine has no such address.
+        MachineError: the port is in use, or this machine has no such address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if not 0 <= port <= MAX_PORT:

@@ -1,4 +1,4 @@
-// Browsers load no modules, workers or models from file:// URLs. This script, which is no module, says so at once.
+// Browsers load no modules, workers or models from file:// URLs. This classic script shows the remedy.
 
 if (location.protocol === "file:") {
   const about = document.getElementById("about");

@@ -80,5 +80,5 @@ def _require_same_shapes(
 
 
 def get_provenance(weights: Weights) -> dict[str, str | None]:
-    """Return the entry of `pretrained.json` that says where a backbone's weights come from."""
+    """Return the entry of `pretrained.json` with the source of a backbone's weights."""
     return {"source": weights.source, "sha256": weights.sha256, "license": weights.license}
