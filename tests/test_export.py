@@ -228,7 +228,7 @@ def test_photos_that_moved_are_found_where_they_are_and_others_are_refused(
     last.write_bytes(last.read_bytes() + b"\0")
     assert refused(PhotosError, "has changed since the run", moved, tmp_path, photos=tmp_path / "here").where == last
     last.unlink()
-    assert refused(PhotosError, "gone", moved, tmp_path, photos=tmp_path / "here").where == last
+    assert refused(PhotosError, "cannot be read", moved, tmp_path, photos=tmp_path / "here").where == last
 
 
 def test_a_run_from_an_archive_is_tried_on_the_archives_members(copied, paper_photos, paper_model, tmp_path, at_once):
@@ -266,7 +266,7 @@ def test_a_run_of_a_name_that_no_folder_can_have_is_refused_before_photos_are_lo
 
 
 def test_an_unfinished_run_and_a_name_of_no_model_file_are_refused(copied, tmp_path):
-    with pytest.raises(ModelError, match=r"ends in \.onnx"):
+    with pytest.raises(ModelError, match=r"must end in \.onnx"):
         ikebana.export(copied, tmp_path / "flowers.pt")
     (copied.folder / "evaluation.json").unlink()
     refused(RunError, "has not finished", ikebana.open_run(copied.folder), tmp_path)
@@ -314,13 +314,13 @@ def test_predictions_that_lack_a_column_are_refused_by_name(lost, copied, tmp_pa
     table = pl.read_parquet(file)
     column = next(each for each in table.columns if each.startswith(lost))
     table.drop(column).write_parquet(file)
-    assert f"it has no {column}" in refused(RunError, "predictions.parquet", copied.folder, tmp_path).what
+    assert f"it lacks {column}" in refused(RunError, "predictions.parquet", copied.folder, tmp_path).what
 
 
 def test_a_table_of_paths_that_lacks_a_column_is_refused_by_name(copied, tmp_path):
     file = copied.folder / "dataset.parquet"
     pl.read_parquet(file).drop("sha256").write_parquet(file)
-    assert "it has no sha256" in refused(RunError, "dataset.parquet", copied.folder, tmp_path).what
+    assert "it lacks sha256" in refused(RunError, "dataset.parquet", copied.folder, tmp_path).what
 
 
 # --- int8 ---

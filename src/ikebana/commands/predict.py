@@ -222,14 +222,14 @@ def _open_model(model: Model) -> Classifier | Run:
     """
     if isinstance(model, Classifier | Run):
         return model
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.suffix.lower() in FOREIGN_MODEL_SUFFIXES and not os.path.isdir(path):
         raise ModelError(f"{path.name} is not a model file that ikebana can load", where=model, advice=ADVICE_MODEL)
     if os.path.isfile(path) or path.suffix == ".onnx":
-        return classifier.load(path)
+        return classifier.load(model)
     if not os.path.lexists(path):
         raise RunError("no such model file or run folder", where=model, advice=ADVICE_MODEL)
-    return open_run(path)
+    return open_run(model)
 
 
 @contextmanager

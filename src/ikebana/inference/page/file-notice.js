@@ -7,7 +7,7 @@ if (location.protocol === "file:") {
   about.replaceChildren(
     "Browsers run this page only from a web server. In the folder of this page, run ",
     command,
-    " and open http://localhost:8000 in the browser.",
+    " and open localhost:8000 in the browser.",
   );
   about.classList.add("error");
   document.getElementById("drop").hidden = true;
