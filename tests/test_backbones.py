@@ -103,13 +103,13 @@ def test_the_pretrained_backbone_gives_timms_own_features():
 
 
 def test_a_network_that_does_not_exist_is_refused_with_those_like_it():
-    with pytest.raises(RecipeError, match="no network") as refusal:
+    with pytest.raises(RecipeError, match="unknown network") as refusal:
         built(network="resnet1")
     assert "resnet18" in str(refusal.value)
 
 
 def test_weights_that_do_not_exist_are_refused_with_those_that_do():
-    with pytest.raises(RecipeError, match=r"no weights 'resnet18\.nope'") as refusal:
+    with pytest.raises(RecipeError, match=r"unknown pretrained weights 'resnet18\.nope'") as refusal:
         built(network="resnet18.nope")
     assert "resnet18." in str(refusal.value.advice)
 

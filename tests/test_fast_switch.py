@@ -91,7 +91,7 @@ def test_doctor_and_the_run_say_that_they_are_off(monkeypatch):
     settings = device.configure()
     assert settings.reasons["fast paths"] == "disabled by IKEBANA_FAST=off"
     assert device.collect_environment(settings)["fast_paths"] == "off"
-    assert ikebana.doctor()["fast paths"].startswith("off: IKEBANA_FAST=off")
+    assert ikebana.doctor()["fast paths"].startswith("disabled by IKEBANA_FAST=off")
     monkeypatch.delenv(fast.VARIABLE)
     assert "fast paths" not in device.configure().reasons
 

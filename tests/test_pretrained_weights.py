@@ -237,7 +237,7 @@ def test_the_hubs_weights_arrive_whole_and_are_then_used_without_it(tmp_path):
     assert found["sha256"] == hashlib.sha256(data).hexdigest()
     assert found["source"] == f"timm's hub, {repository} at {COMMIT}"
     assert found["tensors"] == len(drawn(TINY))
-    assert events[-1] == {"event": "stage_end", "stage": "weights", "done": len(data) // 1000}
+    assert events[-1] == {"event": "stage_end", "stage": "download weights", "done": len(data) // 1000}
 
     again = asked_in_a_fresh_process(TINY, endpoint, tmp_path / "home")
     assert again.returncode == 0, again.stderr
@@ -402,7 +402,7 @@ def test_a_file_without_tensors_by_name_is_refused(stored, tmp_path):
 
 
 def test_a_file_that_is_not_there_a_folder_and_another_kind_are_refused(tmp_path):
-    assert "no such file" in refusal(LITE, tmp_path / "missing.pth")
+    assert "no such weights file" in refusal(LITE, tmp_path / "missing.pth")
     assert "folder" in refusal(LITE, tmp_path)
     (tmp_path / "weights.h5").write_bytes(b"x")
     assert ".safetensors" in refusal(LITE, tmp_path / "weights.h5")

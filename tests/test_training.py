@@ -298,7 +298,7 @@ def test_a_failed_write_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatc
 
 
 def test_photos_too_small_for_the_network_are_refused():
-    with pytest.raises(RecipeError, match="vanish"):
+    with pytest.raises(RecipeError, match="too small for the tutorial's network"):
         networks.build_network(recipes.get_recipe("baseline", image_size=30), 2)
 
 
