@@ -265,6 +265,11 @@ def test_a_run_of_a_name_that_no_folder_can_have_is_refused_before_photos_are_lo
     assert refusal.value.advice
 
 
+def test_a_model_file_given_as_the_run_is_refused(paper_model, tmp_path):
+    with pytest.raises(RunError, match="this is a model file, not a run"):
+        ikebana.export(paper_model, tmp_path / "again.onnx")
+
+
 def test_an_unfinished_run_and_a_name_of_no_model_file_are_refused(copied, tmp_path):
     with pytest.raises(ModelError, match=r"must end in \.onnx"):
         ikebana.export(copied, tmp_path / "flowers.pt")
