@@ -147,7 +147,7 @@ def test_it_says_what_it_is_for_and_how_good_and_where_it_comes_from(paper_class
     assert about["classes"] == list(paper_run.classes) == list(paper_classifier.classes)
     assert (about["image_size"], about["resize"], about["temperature"]) == (48, "squash", 1.0)
     assert about["recipe"]["name"] == "baseline"
-    assert about["recipe"]["epochs"] == 30
+    assert about["recipe"]["method"]["epochs"] == 30
     assert about["data"]["fingerprint"] == paper_run.source["fingerprint"]
     assert about["scores"]["accuracy"] == paper_run.evaluation.accuracy
     assert about["scores"]["accuracy_interval"] == list(paper_run.evaluation.accuracy_interval)

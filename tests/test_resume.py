@@ -83,9 +83,8 @@ def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
     assert not list(cache_folder.cache_folder().glob("locks/*"))
 
 
-def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path, monkeypatch):
+def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path):
     run = RunWriter(Run(tmp_path))
-    monkeypatch.setattr(Run, "recipe", recipes.get_recipe("quick"))
     about = {"net": {"source": "mine.pth", "sha256": "aa", "license": None}}
     run.record_pretrained({})
     assert not (tmp_path / "pretrained.json").exists()

@@ -33,7 +33,7 @@ from ikebana.errors import RecipeError, RunError
 from ikebana.evaluation import calibration, metrics
 from ikebana.evaluation.calibration import Calibration
 from ikebana.evaluation.metrics import Evaluation
-from ikebana.recipe import MODULE_PREFIX, Recipe, recipe_from_json
+from ikebana.recipe import Recipe, recipe_from_json
 
 # Columns of the dataset that must not change before a resume.
 RESUME_COLUMNS = ("path", "label", "split", "sha256")
@@ -115,8 +115,7 @@ class Run:
     @property
     def pretrained(self) -> dict[str, Any]:
         """The source of the initial weights by network; empty if all were random."""
-        has_initial_weights = self.recipe.is_pretrained or self.recipe.network.startswith(MODULE_PREFIX)
-        return self._read_json("pretrained.json") if has_initial_weights else {}
+        return self._read_json("pretrained.json") if (self.folder / "pretrained.json").exists() else {}
 
     @property
     def history(self) -> pl.DataFrame:
