@@ -127,7 +127,7 @@ def predict_to_table(
         raise UsageError(
             "sorted copies would be mixed with the input photos and predicted again the next time",
             where=sort_into,
-            advice=f"a sub-folder: --sort-into {sort_into / 'sorted'}",
+            advice=f"a sub-folder: --copy-to {sort_into / 'sorted'}",
         )
     with _open_classifier(opened_model) as (model_classifier, identity):
         sorter = Sorter(sort_into, model_classifier.classes, link) if sort_into is not None else None
