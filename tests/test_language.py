@@ -161,7 +161,9 @@ def test_prose_of_the_docs_is_wrapped_at_100_columns(file):
     is_code, long_lines = False, []
     for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
         is_code ^= line.startswith("```")
-        is_prose = not (is_code or line.startswith(("    ", "|", "![", "[", "#"))) and "](" not in line and " " in line[100:]
+        is_prose = (
+            not (is_code or line.startswith(("    ", "|", "![", "[", "#"))) and "](" not in line and " " in line[100:]
+        )
         if is_prose and len(line) > MAX_PROSE_COLUMNS:
             long_lines.append((number, len(line)))
     assert not long_lines

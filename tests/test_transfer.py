@@ -84,7 +84,7 @@ def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, 
     found = dataclasses.replace(few, photos=pl.concat([few.photos] * 10))
     other = suggest_upgrade(found, run.recipe, slow, 0.9, 0.8)
     assert run.recipe.image_size == 96
-    assert "--recipe good\n  (test accuracy on Flowers Recognition: good scored 0.950 and quick 0.926)" in other
+    assert "--recipe good\n  (on one Flowers Recognition split: good 0.950, quick 0.926)" in other
     plain = suggest_upgrade(found, with_options(run.recipe, image_size=256), slow, 0.9, 0.8)
     assert "--recipe good\n  (about " in plain
     resnet = suggest_upgrade(found, with_options(run.recipe, network="resnet18"), slow, 0.9, 0.8)

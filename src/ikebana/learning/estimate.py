@@ -63,8 +63,8 @@ class RecipeUpgrade:
 # avx512_bf16, before steps became faster (on the Xeon at most 5.6, under load).
 # Scores are test accuracies on Flowers Recognition with the tutorial's split: bench/records.md.
 UPGRADES = {
-    "quick": RecipeUpgrade("good", 3.8, "good scored 0.950 and quick 0.926"),
-    "good": RecipeUpgrade("best", 4.0, "best scored 0.962 and good 0.950"),
+    "quick": RecipeUpgrade("good", 3.8, "good 0.950, quick 0.926"),
+    "good": RecipeUpgrade("best", 4.0, "best 0.962, good 0.950"),
 }
 
 
@@ -379,7 +379,7 @@ def suggest_upgrade(
         return f"possibly more accurate: {command} --network {recipe.network}"
     if recipe.image_size == preset.image_size:  # time per photo is known for this image size only
         cost = f"about {format_duration(estimate_upgrade_seconds(dataset, recipe, better, seconds_per_photo))} here; "
-    return f"more accurate: {command}\n  ({cost}test accuracy on Flowers Recognition: {better.scores})"
+    return f"more accurate: {command}\n  ({cost}on one Flowers Recognition split: {better.scores})"
 
 
 def estimate_upgrade_seconds(
