@@ -157,6 +157,11 @@ def test_pages_and_docs_are_free_of_the_old_dialect(file):
 
 
 @pytest.mark.parametrize("file", DOCS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_percentages_have_one_form(file):
+    assert not re.findall(r"[0-9] %", file.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("file", DOCS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_prose_of_the_docs_is_wrapped_at_100_columns(file):
     is_code, long_lines = False, []
     for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
