@@ -99,7 +99,7 @@ def main() -> None:
         for number in range(chosen.rounds + 1):
             for name, read in ways.items():
                 begun = time.perf_counter()
-                count = read(photos, chosen.side)
+                count = read(photos, chosen.image_size)
                 if number:
                     rates[name].append(count / (time.perf_counter() - begun))
     print(header("pillow", "torch", "torchvision"))

@@ -30,8 +30,10 @@ def main() -> None:
     depthwise.replace_depthwise(networks["ours"])
     for network in networks.values():
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    photos = torch.rand(chosen.batch, 3, chosen.side, chosen.side).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(chosen.batch) % 5
+    photos = torch.rand(chosen.batch_size, 3, chosen.image_size, chosen.image_size).contiguous(
+        memory_format=torch.channels_last
+    )
+    labels = torch.arange(chosen.batch_size) % 5
     stages = parameter_groups.list_stages(networks["torch"])
     for first in range(len(stages) - 2):
         speeds: dict[str, list[float]] = {name: [] for name in networks}
@@ -44,7 +46,7 @@ def main() -> None:
             for name, network in networks.items():
                 begun = time.perf_counter()
                 step(network, photos, labels)
-                speeds[name].append(chosen.batch / (time.perf_counter() - begun))
+                speeds[name].append(chosen.batch_size / (time.perf_counter() - begun))
         ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], speeds["torch"], strict=True)]
         print(
             f"  from {stages[first][0]:<12} torch {spread(speeds['torch'], 1)} photos/s, ours {spread(speeds['ours'], 1)}, "
