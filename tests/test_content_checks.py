@@ -34,20 +34,20 @@ def drawn(tmp_path_factory):
 
 def test_fit_computes_no_features_after_an_audit(drawn, small, tmp_path, stages):
     ikebana.audit(drawn)
-    assert "features" in stages
+    assert "extract features" in stages
     stages.clear()
     run = ikebana.fit(drawn, small, run=tmp_path / "run")
-    assert "features" not in stages
+    assert "extract features" not in stages
     assert run.evaluation.n > 0
 
 
 def test_an_audit_computes_no_features_after_fit(drawn, small, tmp_path, stages):
     ikebana.fit(drawn, small, run=tmp_path / "run")
-    assert "features" in stages
+    assert "extract features" in stages
     stages.clear()
     ikebana.audit(drawn)
     assert stages
-    assert "features" not in stages
+    assert "extract features" not in stages
 
 
 def test_the_same_photos_give_the_same_findings(drawn):

@@ -74,7 +74,7 @@ def test_it_takes_the_first_free_folder_and_refuses_one_that_is_taken(tmp_path, 
     (tmp_path / "ikebana-demo").mkdir()
     assert drawn_into(None, monkeypatch) == Path("ikebana-demo-2/photos")
     (tmp_path / "ikebana-demo" / "something").touch()
-    with pytest.raises(ikebana.RunError, match="taken"):
+    with pytest.raises(ikebana.RunError, match="already exists and is not empty"):
         ikebana.demo(tmp_path / "ikebana-demo")
 
 

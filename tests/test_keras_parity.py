@@ -43,8 +43,8 @@ def keras_network(recipe, seed=0):
     for width in (32, 64, 128, 128):
         model += [layers.Conv2D(width, (3, 3), activation="relu"), layers.MaxPooling2D((2, 2))]
     model.append(layers.Flatten())
-    if recipe.dropout:
-        model.append(layers.Dropout(recipe.dropout))
+    if recipe.method.dropout:
+        model.append(layers.Dropout(recipe.method.dropout))
     model += [layers.Dense(512, activation="relu"), layers.Dense(CLASSES, activation="softmax")]
     return keras.Sequential(model)
 

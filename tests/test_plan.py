@@ -161,9 +161,8 @@ def test_a_run_of_a_module_of_ones_own_is_resumed_to_the_same_bits_with_that_mod
     for model, problem in ((None, "your own network"), (LabelledTinyNetwork(), "is a LabelledTinyNetwork")):
         with pytest.raises(RecipeError, match=problem):
             ikebana.resume(tmp_path / "stopped", model=model)
-    with pytest.raises(ikebana.RunError, match="weights of module:TinyNetwork have changed since"):
-        ikebana.resume(tmp_path / "stopped", model=make_tiny_network(seed=1))
-    resumed = ikebana.resume(tmp_path / "stopped", model=make_tiny_network())
+    # The checkpoint has all weights, so those of the module do not matter.
+    resumed = ikebana.resume(tmp_path / "stopped", model=make_tiny_network(seed=1))
     assert resumed.weights.read_bytes() == whole.weights.read_bytes()
 
 
@@ -231,3 +230,52 @@ def test_the_state_of_the_process_is_the_callers_between_two_epochs(photos):
         assert torch.get_num_threads() == 1
         assert torch.equal(torch.get_rng_state(), expected)
     assert plan.settings.threads >= 1
+
+
+@pytest.mark.slow
+def test_a_module_with_other_initial_weights_cannot_start_a_run_again_that_saved_nothing(photos, tmp_path):
+    with interrupt_after_steps(2):
+        ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "run", **SMALL)
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    with pytest.raises(ikebana.RunError, match="initial weights are not those") as refusal:
+        ikebana.resume(tmp_path / "run", model=make_tiny_network(seed=1))
+    assert "torch.manual_seed" in str(refusal.value)
+    assert ikebana.resume(tmp_path / "run", model=make_tiny_network()).is_finished
+
+
+def test_a_run_of_a_module_of_ones_own_says_how_it_is_resumed_from_python(photos, tmp_path, caplog):
+    caplog.set_level("INFO", "ikebana")
+    with interrupt_after_steps(1):
+        ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "run", **SMALL)
+    expected = f"ikebana.resume({str(tmp_path / 'run')!r}, model=model)"
+    assert expected in caplog.text
+    with pytest.raises(ikebana.RunError) as refusal:
+        _ = ikebana.open_run(tmp_path / "run").evaluation
+    assert refusal.value.advice == expected
+
+
+def test_training_refuses_a_checkpoint_of_another_plan_and_any_other_file(photos, tmp_path):
+    file = tmp_path / "checkpoint.safetensors"
+    for _ in ikebana.training(Plan.from_photos(photos, "baseline", **SMALL), file):
+        pass
+    for options in ({"learning_rate": 0.1}, {"split_seed": 9}, {"epochs": 1}):
+        changed: FitOptions = {**SMALL, **options}  # type: ignore[typeddict-item]
+        with pytest.raises(RecipeError, match="not a checkpoint of the same plan"):
+            next(ikebana.training(Plan.from_photos(photos, "baseline", **changed), file))
+    (tmp_path / "flowers.onnx").write_bytes(b"a model")
+    with pytest.raises(RecipeError, match="not a checkpoint"):
+        next(ikebana.training(Plan.from_photos(photos, "baseline", **SMALL), tmp_path / "flowers.onnx"))
+    assert (tmp_path / "flowers.onnx").read_bytes() == b"a model"
+
+
+def test_the_class_of_a_module_is_refused_with_an_instance_in_mind(photos):
+    with pytest.raises(RecipeError, match="the model is a class, TinyNetwork"):
+        ikebana.fit(photos, model=TinyNetwork, **SMALL)  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_there_is_refused_before_a_photo_is_opened(photos, tmp_path):
+    if torch.backends.mps.is_available():
+        pytest.skip("this machine has the device")
+    with pytest.raises(ikebana.MachineError, match="cannot use the device 'mps'"):
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", device="mps", **SMALL)
+    assert Plan.from_photos(photos, "baseline", device="cpu", **SMALL).settings.device == "cpu"

@@ -292,7 +292,7 @@ def test_that_no_photo_can_be_not_sure_is_said_each_time(paper_model, good_photo
     object.__setattr__(model, "threshold", threshold)
     ikebana.predict(model, good_photos)
     predict_command.predict_to_table(model, [str(good_photos[0])])
-    assert capsys.readouterr().err.count('no threshold for "not sure"') == (2 if threshold is None else 0)
+    assert capsys.readouterr().err.count('know when to say "not sure"') == (2 if threshold is None else 0)
 
 
 @pytest.mark.slow

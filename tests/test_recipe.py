@@ -188,3 +188,15 @@ def test_a_misspelt_recipe_is_answered_with_the_one_that_was_meant():
     with pytest.raises(RecipeError) as refusal:
         recipes.get_recipe("xyzzy")
     assert "did you mean" not in str(refusal.value.advice)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", " ", "a:b"])
+def test_a_recipe_has_a_name_that_a_folder_can_have(name):
+    with pytest.raises(RecipeError, match="name is"):
+        Recipe(name=name)
+
+
+def test_a_misspelt_option_is_answered_with_the_one_that_was_meant():
+    with pytest.raises(RecipeError) as refusal:
+        recipes.get_recipe("baseline", epoch=8)
+    assert str(refusal.value.advice).startswith("did you mean epochs?")

@@ -269,11 +269,11 @@ def test_the_command_it_gives_is_of_the_table_that_was_made(drawn, tmp_path):
 def test_a_second_look_computes_no_features_and_says_the_same(drawn, stages, tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))  # the module's has the features of other tests already
     first = ikebana.audit(drawn, advise=True)
-    assert "features" in stages
+    assert "extract features" in stages
     stages.clear()
     assert ikebana.audit(drawn, advise=True).recommendation == first.recommendation
     assert stages
-    assert "features" not in stages
+    assert "extract features" not in stages
     assert first.recommendation is not None
     assert first.recommendation.trainable == "head"  # 8 training photos a class
     assert repr(first.recommendation) in repr(first)

@@ -10,6 +10,7 @@ A recipe has a method, which is one of four records with different options:
 pydantic validates the records. `_describe_error` maps its errors to RecipeError.
 """
 
+import difflib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ def _describe_error(record: type[Record], error: ValidationError) -> RecipeError
     title = getattr(record, "kind", record.__name__.lower()).replace("_", " ")
     if len(first["loc"]) == 1 and first["type"] in {"unexpected_keyword_argument", "missing"}:
         problem = "has no option" if first["type"] != "missing" else "lacks the option"
-        known = ", ".join(record_field.name for record_field in fields(record))
+        known = ", ".join(record_field.name for record_field in fields(record) if record_field.name != "kind")
         return RecipeError(
             f"{title} {problem} {names[-1]!r}",
             advice=f"one of: {known}; a recipe.json needs the version of ikebana in its run's environment.json",
@@ -102,9 +103,17 @@ def _describe_error(record: type[Record], error: ValidationError) -> RecipeError
         kinds = ", ".join(method.kind for method in METHODS)
         return RecipeError(f"{title}: unknown kind of {name}", advice=f"one of: {kinds}")
     if len(first["loc"]) > 1 and first["type"] in {"missing", "unexpected_positional_argument", "too_long"}:
-        return RecipeError(f"{title}: {name} has the wrong number of values")
+        return RecipeError(
+            f"{title}: {name} has the wrong number of values", advice=f"as many as in {_get_default(record, name)}"
+        )
+    if first["type"] == "dataclass_type":
+        return RecipeError(f"{title}: {name} is {first['input']!r}", advice="a record, such as ikebana.Scratch()")
     expected = first["msg"].replace("Input should be", "it must be")
     return RecipeError(f"{title}: {name} is {first['input']!r}; {expected}")
+
+
+def _get_default(record: type[Record], name: str) -> Any:
+    return next(record_field.default for record_field in fields(record) if record_field.name == name)
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -134,15 +143,15 @@ class Augmentation(Record):
 class AdamW(Record):
     """AdamW with warm-up, cosine decay, label smoothing and EMA of the weights."""
 
-    weight_decay: FractionBelowOne
+    weight_decay: FractionBelowOne = 0.02
     # Learning rate of each stage, relative to the stage above it.
-    layer_decay: PositiveFraction
+    layer_decay: PositiveFraction = 0.8
     # Share of the steps in which the rate rises from 0; then it falls to 0 along a cosine.
-    warmup_fraction: FractionBelowOne
+    warmup_fraction: FractionBelowOne = 0.1
     # Share of the target distributed equally to all classes.
-    label_smoothing: FractionBelowOne
+    label_smoothing: FractionBelowOne = 0.1
     # Decay per step of the exponential moving average of the weights, which is the final network.
-    ema_decay: FractionBelowOne
+    ema_decay: FractionBelowOne = 0.99
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -280,7 +289,9 @@ class Recipe(Record):
         is_tutorial = TUTORIAL_NETWORK in self.networks
         is_own_model = self.network.startswith(MODULE_PREFIX)
         has_head_dropout = isinstance(self.method, Scratch) and self.method.dropout > 0
+        is_file_name = self.name.strip() and not self.name.startswith(".") and not set(self.name) & set('/\\:*?"<>|')
         rules = {
+            f"name is {self.name!r}": (bool(is_file_name), "a name that a folder can have"),
             f"image_size is {self.image_size}": (has_valid_size, f"0, or {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels"),
             f"split_fractions are {', '.join(f'{share:g}' for share in shares)}": (
                 is_valid_split,
@@ -424,7 +435,9 @@ def with_options(recipe: Recipe, **options: Any) -> Recipe:
     known = recipe_names | {record_field.name for kind in METHODS for record_field in fields(kind)} - {"kind"}
     for name in options:
         if name not in known:
-            raise RecipeError(f"a recipe has no option {name!r}", advice=f"one of: {', '.join(sorted(known))}")
+            similar = difflib.get_close_matches(name, known, n=1)
+            guess = f"did you mean {similar[0]}? " if similar else ""
+            raise RecipeError(f"a recipe has no option {name!r}", advice=f"{guess}one of: {', '.join(sorted(known))}")
         if name not in recipe_names | method_names:
             flag, kind = f"--{name.replace('_', '-')}", method.kind.replace("_", " ")
             raise RecipeError(

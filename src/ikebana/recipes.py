@@ -119,6 +119,8 @@ def resolve_recipe(source: "str | Path | Recipe", **options: Any) -> Recipe:
     """
     if isinstance(source, Recipe):
         return with_options(source, **options)
+    if not isinstance(source, str | Path):
+        raise RecipeError(f"the recipe is {source!r}", advice="a recipe's name, the path of a recipe.json, or a Recipe")
     if isinstance(source, str) and not source.endswith(".json"):
         return get_recipe(source, **options)
     return with_options(read_recipe(Path(source).expanduser()), **options)

@@ -112,7 +112,9 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
     writer.write_json("audit.json", dataset_checks.to_json(dataset, findings))
     progress.message(dataset_checks.summarise(dataset, findings))
     writer.write_text("layers.txt", plan.layer_table)
-    writer.record_pretrained(plan.assembly.pretrained)
+    # A checkpoint has all weights of a module of the user's own; only a refit starts from its initial ones.
+    if plan.assembly.model is None or plan.recipe.refit_on_all or not writer.checkpoint.exists():
+        writer.record_pretrained(plan.assembly.pretrained)
     gpu_bytes = get_spare_gpu_bytes(plan.assembly, plan.settings)
     splits = build_split_examples(dataset, pixels.pixels, plan.settings.device, gpu_bytes)
     tasks = prepare_tasks(plan, splits, pixels.folder.name)

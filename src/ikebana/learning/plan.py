@@ -4,10 +4,11 @@ A `Plan` has everything that is known from the recipe, the list of photos and th
 are built once: the cost estimate, the trial of the precision and the training share them.
 """
 
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -19,6 +20,7 @@ from ikebana.data import pixel_cache, sources, split
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.data.pixel_cache import PixelCache
+from ikebana.errors import RecipeError
 from ikebana.learning import device as devices
 from ikebana.learning import estimate, fast, scoring
 from ikebana.learning.device import DeviceSettings
@@ -38,8 +40,9 @@ from ikebana.learning.models.assembly import Assembly, Member
 from ikebana.learning.process_state import preserve_process_state
 from ikebana.learning.training import logistic_head, loop
 from ikebana.learning.training.checkpoint import Epoch
-from ikebana.recipe import FitOptions, LinearProbe, Recipe, Scratch, with_options
+from ikebana.recipe import FitOptions, LinearProbe, Recipe, Scratch, recipe_to_json, with_options
 from ikebana.system import progress
+from ikebana.system.files import write_json
 
 
 @dataclass(frozen=True)
@@ -285,7 +288,8 @@ def training(plan: Plan, checkpoint: str | Path | None = None) -> Iterator[Epoch
 
     Args:
         plan: from `Plan.from_photos`.
-        checkpoint: a file that each epoch is saved to; training resumes from it where it exists.
+        checkpoint: a file that each epoch is saved to, with a .json file beside it that says what is
+            trained. Training resumes from it where it exists: saved epochs are yielded again first.
     Raises:
         PhotosError, RecipeError, MachineError: each has advice on what to try.
     """
@@ -308,7 +312,31 @@ def _train_plan(plan: Plan, checkpoint_file: Path | None) -> Generator[Epoch, No
     gpu_bytes = estimate.get_spare_gpu_bytes(plan.assembly, plan.settings)
     splits = build_split_examples(dataset, pixels.pixels, plan.settings.device, gpu_bytes)
     tasks = prepare_tasks(plan, splits, pixels.folder.name)
-    yield from train_tasks(tasks, plan.settings, checkpoint_file)
+    if checkpoint_file is not None:
+        _check_same_plan(checkpoint_file, plan.recipe, split.fingerprint(dataset.used_photos["sha256"]))
+    for epoch in train_tasks(tasks, plan.settings, checkpoint_file):
+        progress.event("epoch", **asdict(epoch))
+        yield epoch
+
+
+def _check_same_plan(checkpoint_file: Path, recipe: Recipe, photos: str) -> None:
+    """Record what a checkpoint trains; RecipeError if it exists and trains something else."""
+    file = checkpoint_file.with_suffix(".json")
+    # As JSON has it, without tuples.
+    expected = json.loads(json.dumps({"recipe": recipe_to_json(recipe), "photos": photos}))
+    if not checkpoint_file.exists():
+        write_json(file, expected)
+        return
+    try:
+        saved = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        saved = None
+    if saved != expected:
+        raise RecipeError(
+            "this file is not a checkpoint of the same plan: recipe or photos differ",
+            where=checkpoint_file,
+            advice="another file name, or delete the file to train from the start",
+        )
 
 
 def refit_on_all(

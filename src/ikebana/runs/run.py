@@ -33,7 +33,7 @@ from ikebana.errors import RecipeError, RunError
 from ikebana.evaluation import calibration, metrics
 from ikebana.evaluation.calibration import Calibration
 from ikebana.evaluation.metrics import Evaluation
-from ikebana.recipe import Recipe, recipe_from_json
+from ikebana.recipe import MODULE_PREFIX, Recipe, recipe_from_json
 
 # Columns of the dataset that must not change before a resume.
 RESUME_COLUMNS = ("path", "label", "split", "sha256")
@@ -52,6 +52,13 @@ class Run:
     """A run's folder and what is in it."""
 
     folder: Path
+
+    @property
+    def resume_command(self) -> str:
+        """How to resume the run: from Python only, if it trains the user's module."""
+        if self.recipe.network.startswith(MODULE_PREFIX):
+            return f"ikebana.resume({str(self.folder)!r}, model=model)"
+        return f"ikebana fit --resume {self.folder}"
 
     @property
     def weights(self) -> Path:
@@ -86,7 +93,7 @@ class Run:
     def evaluation(self) -> Evaluation:
         """The scores on the test photos; RunError if the run has not finished."""
         if not self.is_finished:
-            raise RunError("this run has not finished", where=self.folder, advice=f"ikebana fit --resume {self.folder}")
+            raise RunError("this run has not finished", where=self.folder, advice=self.resume_command)
         report = self._read_text("classification_report.txt")
         try:
             return metrics.from_json(self._read_json("evaluation.json"), report)

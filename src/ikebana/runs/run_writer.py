@@ -20,7 +20,7 @@ from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.data.split import fingerprint
 from ikebana.errors import MachineError, PhotosError, RecipeError, RunError
 from ikebana.evaluation.metrics import Evaluation
-from ikebana.recipe import Recipe, recipe_from_json, recipe_to_json
+from ikebana.recipe import MODULE_PREFIX, Recipe, recipe_from_json, recipe_to_json
 from ikebana.runs.reproducibility import describe_recipe_changes
 from ikebana.runs.run import DAMAGED_ADVICE, RESUME_COLUMNS, Run
 from ikebana.system import progress
@@ -87,10 +87,10 @@ class RunWriter:
                 remove_partial_files(self.folder)
                 yield
         except MachineError:
-            progress.message(f"the last checkpoint is safe. Resume with: ikebana fit --resume {self.folder}")
+            progress.message(f"the last checkpoint is safe. Resume with: {self.run.resume_command}")
             raise
         except KeyboardInterrupt:
-            progress.message(f"interrupted; nothing was lost. Resume with: ikebana fit --resume {self.folder}")
+            progress.message(f"interrupted; nothing was lost. Resume with: {self.run.resume_command}")
             raise
 
     def write_predictions(self, dataset: Dataset, rows: np.ndarray, probabilities: np.ndarray) -> None:
@@ -134,6 +134,12 @@ class RunWriter:
             self.write_json("pretrained.json", weights)
         initial = self.run.pretrained if weights else {}
         changed = [name for name, source in weights.items() if initial.get(name, {}).get("sha256") != source["sha256"]]
+        if changed and changed[0].startswith(MODULE_PREFIX):
+            raise RunError(
+                "the model's initial weights are not those that this run began with, and no epoch was saved yet",
+                where=self.folder / "pretrained.json",
+                advice="call torch.manual_seed before you create the model, or start a new run",
+            )
         if changed:
             raise RunError(
                 f"the pretrained weights of {', '.join(changed)} have changed since this run began",
@@ -201,7 +207,7 @@ def check_folder_is_free(folder: str | Path | None, flag: str = "--run") -> None
         return
     if not path.is_dir() or any(path.iterdir()):
         can_resume = (path / "recipe.json").exists() and not Run(path).is_finished
-        advice = f"ikebana fit --resume {path}" if can_resume else f"another {flag} DIR"
+        advice = Run(path).resume_command if can_resume else f"another {flag} DIR"
         raise RunError(
             "this folder already exists and is not empty" if path.is_dir() else "this path is a file, not a folder",
             where=path,

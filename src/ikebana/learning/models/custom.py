@@ -24,7 +24,11 @@ class CustomNetwork(nn.Module):
 
 
 def name_network(module: nn.Module) -> str:
-    """Return what `recipe.json` calls the network."""
+    """Return what `recipe.json` calls the network; RecipeError if it is a class."""
+    if isinstance(module, type):
+        raise RecipeError(
+            f"the model is a class, {module.__name__}", advice=f"an instance of it, such as {module.__name__}()"
+        )
     return f"{MODULE_PREFIX}{type(module).__qualname__}"
 
 
