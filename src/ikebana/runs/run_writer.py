@@ -78,6 +78,8 @@ class RunWriter:
         Raises:
             RunError: another process holds the lock.
         """
+        # Read now: the folder may vanish during training.
+        resume_command = self.run.resume_command
         try:
             with exclusive_lock(self.folder) as acquired:
                 if not acquired:
@@ -87,10 +89,10 @@ class RunWriter:
                 remove_partial_files(self.folder)
                 yield
         except MachineError:
-            progress.message(f"the last checkpoint is safe. Resume with: {self.run.resume_command}")
+            progress.message(f"the last checkpoint is safe. Resume with: {resume_command}")
             raise
         except KeyboardInterrupt:
-            progress.message(f"interrupted; nothing was lost. Resume with: {self.run.resume_command}")
+            progress.message(f"interrupted; nothing was lost. Resume with: {resume_command}")
             raise
 
     def write_predictions(self, dataset: Dataset, rows: np.ndarray, probabilities: np.ndarray) -> None:
