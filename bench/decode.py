@@ -27,6 +27,7 @@ from torchvision.transforms import v2
 
 from ikebana.data import decoding, pixel_cache, sources
 from ikebana.system import progress
+from ikebana.system.threads import count_threads
 
 NOISE = 6.0  # grey levels, one standard deviation
 QUALITY = 90
@@ -47,9 +48,7 @@ def ours(photos: Path, side: int) -> int:
 def torchvisions(photos: Path, side: int) -> int:
     """One pass of a DataLoader over an ImageFolder."""
     resize = v2.Compose([v2.Resize((side, side), antialias=True), v2.PILToTensor()])
-    loader = torch.utils.data.DataLoader(
-        ImageFolder(str(photos), resize), batch_size=128, num_workers=pixel_cache.count_threads()
-    )
+    loader = torch.utils.data.DataLoader(ImageFolder(str(photos), resize), batch_size=128, num_workers=count_threads())
     return sum(len(labels) for _, labels in loader)
 
 
@@ -62,7 +61,7 @@ def libjpegs(photos: Path, side: int) -> int:
             image.load()
 
     files = sorted(photos.glob("*/*.jpg"))
-    with ThreadPoolExecutor(pixel_cache.count_threads()) as pool:
+    with ThreadPoolExecutor(count_threads()) as pool:
         return sum(1 for _ in pool.map(decode, files))
 
 

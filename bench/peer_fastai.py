@@ -40,11 +40,11 @@ from typing import Any, NamedTuple
 import polars as pl
 from machine import spread
 
-from ikebana.data import pixel_cache
 from ikebana.learning import device, process_state
 from ikebana.learning.models import pretrained_weights
 from ikebana.recipes import RECIPES, TUTORIAL_CLASS_ORDER
 from ikebana.system.files import atomic_write
+from ikebana.system.threads import count_threads
 
 PEERS = ("fastai", "fastai_tuned")
 NETWORK, SIDE, BATCH = "tf_efficientnet_lite0", 224, 64  # backbone, pixels, fastai's own photos a step
@@ -297,7 +297,7 @@ def prepared(chosen: argparse.Namespace, scratch: Path) -> tuple[Task, dict[str,
     facts = {
         "processor": device.describe_processor(),
         "processors": os.cpu_count(),
-        "of them allowed": pixel_cache.count_threads(),
+        "of them allowed": count_threads(),
         "peer": versions,
         "ikebana": {name: version(name) for name in ("ikebana", "torch", "timm", "pillow", "numpy")},
         "photos": parts,

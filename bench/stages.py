@@ -30,7 +30,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ikebana import recipes
-from ikebana.data import pixel_cache
 from ikebana.learning import estimate, scoring
 from ikebana.learning.device import DTYPES, DeviceSettings
 from ikebana.learning.examples import PhotoExamples, make_unlabelled
@@ -40,6 +39,7 @@ from ikebana.learning.models.assembly import assemble
 from ikebana.learning.training import loop
 from ikebana.recipe import GradientMethod, Recipe, recipe_from_json
 from ikebana.system import progress
+from ikebana.system.threads import count_threads
 
 SQUARE, ON_CUDA = 2048, 8192  # rows of the matrices whose product is the limit of arithmetic
 COPIED, IN_CUDA = 2**28, 2**31  # bytes that are copied to find the limit of memory
@@ -96,7 +96,7 @@ def _jpegs(photos: Path) -> float:
             image.draft(None, (2 * 224, 2 * 224))  # pyright: ignore[reportArgumentType]
             image.load()
 
-    with ThreadPoolExecutor(pixel_cache.count_threads()) as pool:
+    with ThreadPoolExecutor(count_threads()) as pool:
         return len(stored) / _best(lambda: list(pool.map(decode, stored)), 3)
 
 

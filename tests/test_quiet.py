@@ -15,6 +15,7 @@ from support.server import run_server
 from support.training import have_same_weights
 
 import ikebana
+from ikebana.demo_data import paper_flowers
 from ikebana.system import progress
 
 # Each call that a program may make, in turn; {verb: differences}. The state is as unlike the defaults as it may be.
@@ -266,3 +267,29 @@ def test_a_server_leaves_the_loggers_and_signal_handlers_as_they_were():
     with run_server() as served:
         assert served.post().status_code == 200
     assert not global_state.find_differences(before, global_state.take_snapshot())
+
+
+def test_training_runs_with_the_settings_of_its_plan_and_restores_the_callers(tmp_path, monkeypatch, ikebana_cache):
+    """What one call configures must not end with that call while another one is around it."""
+    import torch
+
+    from ikebana.learning import device
+    from ikebana.learning.training.trainer import Trainer
+
+    paper_flowers.draw_collection(tmp_path / "photos", photos_per_kind=6)
+    real, threads = Trainer.step, []
+
+    def step(*arguments):
+        threads.append(torch.get_num_threads())
+        return real(*arguments)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(device, "_count_threads", lambda: (1, "one for this test"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        ikebana.fit(tmp_path / "photos", "baseline", run=tmp_path / "run", image_size=46, epochs=1, precision="float32")
+        assert set(threads) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -66,6 +66,7 @@ def fit(
     run_writer.check_folder_is_free(run)
     run_folder = run or run_writer.DEFAULT_RUNS_FOLDER
     plan = Plan.from_photos(photos, recipe, model=model, run_folder=run_folder, device=device, **options)
+    plan.apply_settings()
     plan.estimate.report_and_check()
     environment = collect_environment(plan.settings)
     if recipe is not None and (changes := describe_rerun_differences(recipe, environment)):

@@ -30,9 +30,7 @@ from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_directory, discard
 from ikebana.system.resources import require_disk
-
-# `count_threads` is re-exported: learning/device.py and learning/estimate.py read it here.
-from ikebana.system.threads import count_threads, map_in_threads  # noqa: F401
+from ikebana.system.threads import map_in_threads
 
 # More than one: another process may remove the damaged array that both have found.
 MAX_ATTEMPTS = 3

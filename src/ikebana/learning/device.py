@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from ikebana.data import pixel_cache
 from ikebana.errors import MachineError, RecipeError
 from ikebana.learning import fast
 from ikebana.learning.process_state import CUBLAS_VARIABLE, keep_large_blocks
@@ -31,6 +30,7 @@ from ikebana.recipe import Precision
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_write, discard
+from ikebana.system.threads import count_threads
 from ikebana.system.versions import find_versions
 
 # Increase it when training steps or forward passes change their speed: that discards cached times.
@@ -157,7 +157,7 @@ def get_free_gpu_bytes() -> int:
 @functools.cache  # after `configure`, torch.get_num_threads returns the number set there
 def _count_threads() -> tuple[int, str]:
     """Count the processors that this process and its container may use; return the reason too."""
-    allowed = pixel_cache.count_threads()
+    allowed = count_threads()
     quota = _read_container_quota()
     if quota is not None and quota < allowed:
         return max(1, int(quota)), f"the container's quota is {quota:g} of {allowed} processors"

@@ -21,6 +21,7 @@ from ikebana.learning.training.trainer import plan_phases
 from ikebana.recipe import MIDDLE_STAGE, FineTune, GradientMethod, LinearProbe, Recipe, with_options
 from ikebana.system import progress, resources
 from ikebana.system.cache_folder import cache_folder
+from ikebana.system.threads import count_threads
 
 # A machine with less than this fraction of the estimated memory never has enough.
 MIN_MEMORY_FRACTION = 0.75
@@ -209,7 +210,7 @@ def estimate_cost(
     has_pixels = pixels.exists()
     features_bytes, missing_photos = _estimate_missing_features(photos, assembly, settings, pixels.name)
     seconds, work = _estimate_seconds(photos, missing_photos, assembly, settings)
-    seconds += FIXED_SECONDS + (0.0 if has_pixels else photos * DECODE_SECONDS_PER_PHOTO / pixel_cache.count_threads())
+    seconds += FIXED_SECONDS + (0.0 if has_pixels else photos * DECODE_SECONDS_PER_PHOTO / count_threads())
     cache_bytes = _estimate_cache_bytes(dataset, recipe, pixels, features_bytes)
     run_bytes = _estimate_run_bytes(dataset, assembly) if run_folder is not None else 0.0
     memory_bytes = _estimate_memory(photos, assembly, settings)

@@ -137,6 +137,13 @@ class Plan:
         """The layers with output shapes and numbers of parameters."""
         return self.assembly.format_layer_table()
 
+    def apply_settings(self) -> None:
+        """Set threads, determinism and allocator as planned, within `preserve_process_state`.
+
+        Planning restores the state of the process when it ends.
+        """
+        devices.configure(self.settings.threads, self.settings.device)
+
     def rebuild(self) -> "Plan":
         """Build the networks again, with the same initial weights."""
         built = assembly.assemble(self.recipe, self.assembly.classes, self.assembly.model)
@@ -298,7 +305,7 @@ def training(plan: Plan, checkpoint: str | Path | None = None) -> Iterator[Epoch
         while True:
             # The caller's code runs between two epochs: it finds its process as it left it.
             with preserve_process_state():
-                devices.configure(plan.settings.threads, plan.settings.device)
+                plan.apply_settings()
                 epoch = next(epochs, None)
             if epoch is None:
                 return
