@@ -1,34 +1,26 @@
-"""A folder of class folders, read into a Dataset with one row per path.
-
-    flowers/daisy/1.jpg               one sub-folder per class
-    flowers/daisy/garden/1.jpg        a folder inside a class is a group, if every class has enough
-    flowers/train/daisy/1.jpg         given splits: train, validation (or val, valid) and test
-    somewhere/flowers/daisy/1.jpg     any of these inside a wrapper folder (other files are allowed)
+"""The paths below a folder, and whether each can be opened.
 
 This module neither opens a photo nor changes a user's file.
 """
 
 import os
 import stat
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import polars as pl
-
 from ikebana.data import output_folders
-from ikebana.data.dataset import SCHEMA, SPLIT_ALIASES, STATUS_UNOPENED, Dataset, collect_rows
+from ikebana.data.dataset import STATUS_UNOPENED
 from ikebana.errors import PhotosError
 
-# Folders inside a class are groups only if each class then has this many groups (a photo beside
-# the folders is its own group), and no group exceeds this share of its class. Otherwise some split
-# would have no photo of the class, or far too many.
-MIN_GROUPS_PER_CLASS = 5
-MAX_GROUP_SHARE = 0.4
-
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
+# Files beside photos that are none, by their names. Others are judged by their content, once opened.
+TEXT_SUFFIXES = frozenset(
+    (
+        *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".pdf", ".log"),
+        *(".py", ".pyc", ".ipynb", ".sh", ".m", ".mat", ".npy", ".npz", ".pkl", ".parquet", ".doc", ".docx", ".xlsx"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -40,83 +32,52 @@ class ScannedPath:
     status: str
 
 
-def read(
-    folder: Path, *, source: str | None = None, archive_prefix: str = "", skipped_members: Iterable[ScannedPath] = ()
-) -> Dataset:
-    """List the photos of a folder of class folders.
+@dataclass(frozen=True)
+class FolderTree:
+    """The visible sub-folders of folders, without run folders; each folder is listed once."""
 
-    Split folders may be above the class folders.
+    _sub_folders: dict[Path, list[Path]] = field(default_factory=dict)
 
-    Args:
-        source: the path that the user gave, if it is not the folder.
-        archive_prefix: put before each path.
-        skipped_members: paths to add that are not in the folder.
-    Raises:
-        PhotosError: the folder cannot be read, or two of its folders are the same split.
-    """
-    notes: list[str] = []
-    top = folder
-    while (inner := _find_wrapped_folder(top)) is not None:
-        top = inner
-    top_path = to_printable(top.relative_to(folder).as_posix())
-    if top != folder:
-        notes.append(
-            f"the classes are read from {top_path}/, the only folder in {to_printable(Path(source or folder).name)}"
-        )
-    splits = _find_split_folders(top)
-    unused = sorted(_list_folder_names(top) - splits.keys()) if splits else []
-    if unused:
-        notes.append(f"folders that are not used: {', '.join(unused)} (outside {', '.join(sorted(splits))})")
-    ignored: list[str] = []
-    rows = (_to_row(scanned, archive_prefix, top_path, splits) for scanned in scan(folder, ignored))
-    extra_rows = ({"path": archive_prefix + scanned.path, "status": scanned.status} for scanned in skipped_members)
-    photos = _check_groups(collect_rows(chain(rows, extra_rows), SCHEMA).sort("path"), notes)
-    empty = set().union(*(_list_folder_names(top / name) for name in splits)) if splits else _list_folder_names(top)
-    empty -= set(photos["label"].drop_nulls())
-    return Dataset(
-        source or str(folder), folder, photos, (), len(ignored), archive_prefix, tuple(sorted(empty)), tuple(notes)
-    )
+    def list_folders(self, folder: Path) -> list[Path]:
+        """List the sub-folders of a folder, sorted.
 
+        Raises:
+            PhotosError: the folder cannot be read.
+        """
+        if folder not in self._sub_folders:
+            self._sub_folders[folder] = _list_folders(folder)
+        return self._sub_folders[folder]
 
-def _to_row(scanned: ScannedPath, prefix: str, top: str, splits: Mapping[str, str]) -> dict[str, str | None]:
-    """Make a row of a scanned path; its folders are split, label and group."""
-    is_beside_top = top != "." and not scanned.path.startswith(f"{top}/")
-    path = scanned.path if top == "." else scanned.path.removeprefix(f"{top}/")
-    folders = [] if is_beside_top else path.split("/")[:-1]
-    split, reason = None, "outside any class folder"
-    if splits and folders:
-        split = splits.get(folders[0])
-        folders = folders[1:] if split is not None else []
-        reason = reason if split is not None else f"outside {', '.join(sorted(splits))}"
-    label = folders[0] if folders else None
-    status = reason if label is None and scanned.status == STATUS_UNOPENED else scanned.status
-    group = "/".join([*path.split("/")[: len(splits) > 0], *folders[:2]]) if len(folders) > 1 else None
-    return {"path": prefix + scanned.path, "label": label, "split": split, "status": status, "group": group}
+    def try_list_folders(self, folder: Path) -> list[Path]:
+        """List the sub-folders; none if the folder cannot be read, which the scan reports."""
+        try:
+            return self.list_folders(folder)
+        except PhotosError:
+            return []
+
+    def list_names(self, folder: Path) -> set[str]:
+        """List the printable names of the sub-folders; none if the folder cannot be read."""
+        return {to_printable(sub_folder.name) for sub_folder in self.try_list_folders(folder)}
+
+    def may_have_photos(self, folder: Path) -> bool:
+        """Return whether any file below a folder may be a photo, judged by its name."""
+        try:
+            with os.scandir(folder) as entries:
+                if any(_may_be_photo(entry) for entry in entries):
+                    return True
+        except OSError:
+            return True
+        return any(self.may_have_photos(inner) for inner in self.try_list_folders(folder) if not inner.is_symlink())
 
 
-def _check_groups(photos: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
-    """Keep the folders inside classes as groups if every class can be split by them.
+def _may_be_photo(entry: os.DirEntry[str]) -> bool:
+    is_text = os.path.splitext(entry.name)[1].lower() in TEXT_SUFFIXES
+    return not is_text and not is_hidden(entry.name) and not _is_folder(entry)
 
-    Otherwise remove all groups. A note reports the decision.
-    """
-    if photos["group"].is_null().all():
-        return photos
-    group_sizes: dict[str, Counter[str]] = defaultdict(Counter)
-    for number, (label, group) in enumerate(photos.filter(status=STATUS_UNOPENED).select("label", "group").iter_rows()):
-        group_sizes[label][group or f"/{number}"] += 1
-    for label, sizes in sorted(group_sizes.items()):
-        share = max(sizes.values()) / sizes.total()
-        if len(sizes) < MIN_GROUPS_PER_CLASS or share > MAX_GROUP_SHARE:
-            is_few = len(sizes) < MIN_GROUPS_PER_CLASS
-            reason = f"has only {len(sizes)} groups" if is_few else f"has {share:.0%} of its photos in one group"
-            notes.append(
-                f"folders inside classes are not used as groups: class {label} {reason} "
-                "(to set groups yourself, use a table with a group column)"
-            )
-            return photos.with_columns(pl.lit(None, pl.String).alias("group"))
-    group_count = photos["group"].n_unique() - photos["group"].has_nulls()
-    notes.append(f"{group_count} folders inside classes are used as groups: each stays in one split")
-    return photos
+
+def is_hidden(name: str) -> bool:
+    """Return whether a name is a system file or hidden, and so not a photo."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def _list_folders(folder: Path) -> list[Path]:
@@ -141,50 +102,6 @@ def _is_run_output(folder: Path) -> bool:
     except OSError:
         # The scan reports unreadable folders.
         return False
-
-
-def _list_folder_names(folder: Path) -> set[str]:
-    return {to_printable(path.name) for path in _list_folders(folder)}
-
-
-def _find_wrapped_folder(folder: Path) -> Path | None:
-    """Find the only sub-folder, if it has sub-folders in turn.
-
-    It is then a wrapper, because a classifier needs at least two classes.
-    """
-    folders = _list_folders(folder)
-    inner = folders[0] if len(folders) == 1 and not folders[0].is_symlink() else None
-    return inner if inner is not None and _list_folders(inner) else None
-
-
-def _find_split_folders(folder: Path) -> dict[str, str]:
-    """Map split folders to splits: {"Train": "train", "val": "validation"}; empty if there are none.
-
-    A class may be called `train` (beside `bus` and `tram`). So splits need several folders, one of
-    them `train`, with class folders in each. If there are other folders, the splits must share a class.
-
-    Raises:
-        PhotosError: two folders are the same split.
-    """
-    folders = _list_folders(folder)
-    splits = {path.name: SPLIT_ALIASES[path.name.lower()] for path in folders if path.name.lower() in SPLIT_ALIASES}
-    classes = [_list_folder_names(folder / name) for name in splits]
-    if "train" not in splits.values() or len(splits) < 2 or not all(classes):
-        return {}
-    if len(splits) < len(folders) and not set.intersection(*classes):
-        return {}
-    if len(set(splits.values())) != len(splits):
-        raise PhotosError(
-            f"two folders are the same split: {', '.join(splits)}",
-            where=folder,
-            advice="keep one folder each for train, validation and test",
-        )
-    return splits
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a name is a system file or hidden, and so not a photo."""
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def scan(folder: Path, ignored: list[str], excluded_folder: str | None = None) -> Iterator[ScannedPath]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ikebana.data import archive, folder, output_folders, table
+from ikebana.data import archive, class_folders, output_folders, table
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.errors import PhotosError
 
@@ -30,7 +30,7 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
     # pathlib's `is_dir` raises where a name is too long.
     if os.path.isdir(path):
         output_folders.refuse_output_folder(path)
-        dataset = folder.read(path)
+        dataset = class_folders.read(path)
     elif not os.path.exists(path):
         what = f"there is no such folder, archive or table{_describe_access_error(path)}"
         advice = _suggest_similar_path(path) or "give the path of a folder, an archive or a table"
@@ -43,7 +43,7 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
         dataset = table.read(path)
     elif name.endswith(ARCHIVE_SUFFIXES):
         unpacked = archive.unpack(path)
-        dataset = folder.read(
+        dataset = class_folders.read(
             unpacked.folder,
             source=str(source),
             archive_prefix=f"{path.name}!",

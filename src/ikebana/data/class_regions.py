@@ -1,0 +1,128 @@
+"""Class folders, and folders that only look like them: copies, folds, another data set.
+
+A network that is trained on the wrong reading looks right, so what can be read in two ways is
+refused.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ikebana.data import folder_names
+from ikebana.data.folder import to_printable
+from ikebana.data.folder_copies import is_copy
+from ikebana.data.regions import LayoutDraft, Region, join_names, show_folder
+from ikebana.data.split_folders import find_image_folder
+from ikebana.errors import PhotosError
+
+
+def add_classes(draft: LayoutDraft, parent: Path, split: str | None) -> None:
+    """Add the sub-folders of a folder as classes.
+
+    Raises:
+        PhotosError: the sub-folders of a class are named like the classes, or they are folds.
+    """
+    folders = draft.list_folders(parent)
+    draft.regions[draft.get_key(parent)] = Region(split=split, has_classes=True)
+    _refuse_numbered(parent, folders, draft)
+    for folder in folders:
+        if not _set_aside_nested_copy(draft, parent, folder, folders):
+            draft.classes.add(to_printable(folder.name))
+            _set_aside_annotations(draft, folder, split)
+
+
+def _set_aside_annotations(draft: LayoutDraft, folder: Path, split: str | None) -> None:
+    """Use only the folder `images` of a class that has annotations beside it."""
+    folders = draft.tree.try_list_folders(folder)
+    images = find_image_folder(folders, draft.tree)
+    if images is None:
+        return
+    draft.regions[draft.get_key(images)] = Region(split=split, label=to_printable(folder.name))
+    for path in folders:
+        if path != images:
+            draft.set_aside(path, f"beside {show_folder(images)}, which has the photos of the class")
+            draft.notes.append(f"of the classes, {show_folder(images)} is used and {show_folder(path)} is not")
+
+
+def _set_aside_nested_copy(draft: LayoutDraft, parent: Path, folder: Path, folders: Sequence[Path]) -> bool:
+    """Set a class folder aside if it is a copy of all classes.
+
+    Raises:
+        PhotosError: its sub-folders are named like the classes, but other photos are in them.
+    """
+    base, shared = _find_shared_names(draft, folder, folders)
+    own_name = to_printable(folder.name)
+    others = [name for name in shared if name != own_name]
+    if not others:
+        return False
+    is_set = len(shared) == len(folders) - 1 == len(draft.tree.try_list_folders(base))
+    if len(shared) == 1 and not is_set:
+        draft.notes.append(
+            f"{show_folder(folder)} has a folder {others[0]}, named like another class: its photos are read as {own_name}"
+        )
+        return False
+    base_path = "/".join(draft.get_key(base))
+    if is_copy(base, parent):
+        draft.set_aside(folder, "in a second copy of the photos")
+        draft.notes.append(f"{base_path}/ has the same files as the class folders around it and is not used")
+        return True
+    raise PhotosError(
+        f"{base_path}/ has folders named like the classes ({join_names(others)}): {own_name} may be a class, or a second "
+        "copy or a split of the data set",
+        where=parent,
+        advice=f"if it is not a class, move {folder} elsewhere; if it is one, rename the folders inside it",
+    )
+
+
+def _find_shared_names(draft: LayoutDraft, folder: Path, folders: Sequence[Path]) -> tuple[Path, list[str]]:
+    """Find class names among the folders inside a class."""
+    names = {path.name.casefold(): to_printable(path.name) for path in folders}
+    base = folder
+    while True:
+        inner = draft.tree.try_list_folders(base)
+        shared = sorted(names[key] for path in inner if (key := path.name.casefold()) in names)
+        if any(name != to_printable(folder.name) for name in shared):
+            return base, shared
+        if len(inner) != 1 or inner[0].is_symlink():
+            return base, []
+        base = inner[0]
+
+
+def _refuse_numbered(parent: Path, folders: Sequence[Path], draft: LayoutDraft) -> None:
+    """Refuse folds, and pieces of a data set that each have the classes, as classes."""
+    word = folder_names.find_numbered_word([path.name for path in folders])
+    if word is None:
+        return
+    shared = set[str].intersection(*(draft.tree.list_names(path) for path in folders))
+    if word in folder_names.FOLD_WORDS or len(shared) > 1:
+        inside = f"each with the folders {join_names(sorted(shared))}" if shared else "without class folders"
+        raise PhotosError(
+            f"{join_names(map(show_folder, folders))} look like folds or parts of one data set, {inside}, or classes",
+            where=parent,
+            advice="for folds, use one folder per class, or a table with the columns path,label,group; "
+            "for classes, rename the folders",
+        )
+    draft.notes.append(
+        f"{join_names(map(show_folder, folders))} are read as classes: if they are parts of one data set, give a table instead"
+    )
+
+
+def note_doubts(draft: LayoutDraft, top: Path) -> None:
+    """Note class folders whose names, or whose sub-folders, suggest that they may be none."""
+    folders = [path for path in draft.list_folders(top) if to_printable(path.name) in draft.classes]
+    draft.notes += [
+        f"{show_folder(path)} is read as a class: if it is not one, move it elsewhere"
+        for path in folders
+        if folder_names.is_rarely_class(path.name)
+    ]
+    inside = [_list_unread_names(draft, path) for path in folders]
+    if len(inside) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+        draft.notes.append(
+            f"{join_names(map(show_folder, folders))} are read as classes, and all have the folders "
+            f"{join_names(sorted(inside[0]))}: if those are the classes, move them one level up"
+        )
+
+
+def _list_unread_names(draft: LayoutDraft, folder: Path) -> set[str]:
+    """List the names of sub-folders that are not regions of their own."""
+    folders = draft.tree.try_list_folders(folder)
+    return {to_printable(path.name) for path in folders if draft.get_key(path) not in draft.regions}

@@ -1,0 +1,422 @@
+"""Folders as data sets come: read as their makers meant them, or refused with both readings; never learned wrongly."""
+
+import contextlib
+import shutil
+
+import pytest
+from support.images import encode_photo, write_files
+
+from ikebana.data import sources
+from ikebana.data.dataset import STATUS_UNOPENED
+from ikebana.errors import PhotosError
+
+
+def photos_in(*folders: str, count: int = 2) -> dict[str, bytes]:
+    """So many files in each folder, all different: photos are not opened here."""
+    return {f"{folder}/{number}.jpg": f"{folder} {number}".encode() for folder in folders for number in range(count)}
+
+
+def classes_in(*folders: str) -> dict[str, bytes]:
+    return photos_in(*(f"{folder}/{name}" for folder in folders for name in ("daisy", "rose")))
+
+
+def read(folder):
+    """The dataset, and {(label, split)} of its photos."""
+    dataset = sources.read(folder)
+    return dataset, set(dataset.photos.filter(status=STATUS_UNOPENED).select("label", "split").iter_rows())
+
+
+def pairs(*splits):
+    return {(name, split) for name in ("daisy", "rose") for split in splits}
+
+
+def refusal(folder) -> PhotosError:
+    with pytest.raises(PhotosError) as error:
+        sources.read(folder)
+    assert str(folder) in str(error.value.where)
+    assert error.value.advice
+    return error.value
+
+
+def count_used(dataset) -> int:
+    return dataset.photos.filter(status=STATUS_UNOPENED).height
+
+
+# Splits
+
+SPLIT_FOLDERS = [
+    {"Training": "train", "Testing": "test"},
+    {"seg_train": "train", "seg_test": "test"},
+    {"training_set": "train", "test_set": "test"},
+    {"trainset": "train", "validset": "validation", "testset": "test"},
+    {"train_images": "train", "val_images": "validation", "test_images": "test"},
+    {"images-train": "train", "images-test": "test"},
+    {"01_train": "train", "02_val": "validation", "03_test": "test"},
+    {"1. Train": "train", "2. Test": "test"},
+    {"trainData": "train", "testData": "test"},
+    {"flowers_train": "train", "flowers_test": "test"},
+    {"train2017": "train", "val2017": "validation"},
+    {"train": "train", "dev": "validation", "test": "test"},
+    {"train": "train", "eval": "validation"},
+    {"train": "train", "eval": "validation", "test": "test"},
+    {"train": "train", "val": "validation", "eval": "test"},
+    {"train": "train", "holdout": "test"},
+    {"trainval": "train", "test": "test"},
+    {"train_val": "train", "test": "test"},
+    {"train_sep": "train", "valid": "validation", "test": "test"},
+    {"train": "train", "val": "validation", "test_set": "test"},
+]
+
+
+@pytest.mark.parametrize("names", SPLIT_FOLDERS, ids="+".join)
+@pytest.mark.parametrize("wrapper", ["", "download/"])
+def test_split_folders_are_understood_in_the_spellings_of_public_data_sets(tmp_path, names, wrapper):
+    dataset, found = read(write_files(tmp_path, classes_in(*(wrapper + name for name in names))))
+    assert found == pairs(*names.values())
+    by_folder = {
+        (path.removeprefix(wrapper).split("/")[0], split)
+        for path, split in dataset.photos.select("path", "split").iter_rows()
+    }
+    assert by_folder == set(names.items())
+
+
+SPLITS_IN_WRAPPERS = [
+    ("seg_train/seg_train", "seg_test/seg_test"),
+    ("train/train", "test/test"),
+    ("train/images", "test/images"),
+    ("images/train", "images/test"),
+    ("flowers/data/train", "flowers/data/test"),
+]
+
+
+@pytest.mark.parametrize("folders", SPLITS_IN_WRAPPERS)
+@pytest.mark.parametrize(
+    "beside", [(), ("README.md", "notebooks/train.ipynb", "labels/train/0.txt", "Annotations/0.xml")]
+)
+def test_split_folders_are_found_around_and_within_wrapper_folders(tmp_path, folders, beside):
+    dataset, found = read(write_files(tmp_path, classes_in(*folders) | dict.fromkeys(beside, b"text")))
+    assert found == pairs("train", "test")
+    assert count_used(dataset) == 8
+
+
+def test_photos_to_predict_beside_the_splits_are_not_used_and_a_note_says_so(tmp_path):
+    files = classes_in("seg_train/seg_train", "seg_test/seg_test") | photos_in("seg_pred/seg_pred")
+    dataset, found = read(write_files(tmp_path, files))
+    assert found == pairs("train", "test")
+    assert any("seg_pred" in note and "not used" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("folder", ["test", "test/test", "test/unlabelled", "test/images"])
+def test_a_test_folder_without_classes_is_no_class_but_photos_without_labels(tmp_path, folder):
+    dataset, found = read(write_files(tmp_path, classes_in("train") | photos_in(folder)))
+    assert found == pairs(None)
+    statuses = dict(dataset.photos.select("path", "status").iter_rows())
+    assert statuses[f"{folder}/0.jpg"] == "no label: test/ has no class folders"
+    assert any("test/ has no class folders" in note for note in dataset.notes)
+
+
+def test_a_test_folder_without_classes_leaves_a_given_validation_split_as_it_is(tmp_path):
+    _, found = read(write_files(tmp_path, classes_in("train", "val") | photos_in("test")))
+    assert found == pairs("train", "validation")
+
+
+def test_the_same_splits_in_every_class_are_the_splits(tmp_path):
+    files = photos_in(*(f"{name}/{split}" for name in ("daisy", "rose") for split in ("train", "val", "test")))
+    dataset, found = read(write_files(tmp_path, files | photos_in("daisy/train/plant 7") | {"daisy/lost.jpg": b"lost"}))
+    assert found == pairs("train", "validation", "test")
+    assert dict(dataset.photos.select("path", "status").iter_rows())["daisy/lost.jpg"] == "outside test, train, val"
+
+
+def test_splits_in_one_class_only_are_refused_with_both_readings(tmp_path):
+    error = refusal(write_files(tmp_path, photos_in("daisy/train", "daisy/test", "rose")))
+    assert "splits of a class, or groups" in error.what
+
+
+NO_CLASS_FOLDERS = [
+    photos_in("train", "test"),
+    photos_in("Training", "Testing"),
+    photos_in("train", "valid", "test"),
+    photos_in("train") | classes_in("test"),
+    photos_in("train/images", "test/images"),
+]
+
+
+@pytest.mark.parametrize("files", NO_CLASS_FOLDERS)
+def test_split_folders_without_class_folders_are_refused_not_learned(tmp_path, files):
+    error = refusal(write_files(tmp_path, files))
+    assert "look like splits" in error.what
+    assert "if the folders are classes" in str(error.advice)
+
+
+DETECTION = [
+    photos_in("images") | {"labels/0.txt": b"0 0.5 0.5 1 1"},
+    photos_in("images/train", "images/val") | {"labels/train/0.txt": b"0 0.5 0.5 1 1"},
+    photos_in("train/images", "valid/images")
+    | {"train/labels/0.txt": b"0", "valid/labels/0.txt": b"0", "data.yaml": b"nc: 2"},
+    photos_in("train2017", "val2017") | {"annotations/instances.json": b"{}"},
+    photos_in("train", "valid") | {"train/_annotations.coco.json": b"{}", "valid/_annotations.coco.json": b"{}"},
+    photos_in("train", "valid") | {"train/0.xml": b"<annotation/>"},
+    photos_in("VOC/JPEGImages", "VOC/SegmentationClass")
+    | {"VOC/Annotations/0.xml": b"", "VOC/ImageSets/Main/a.txt": b""},
+    photos_in("images", "masks"),
+]
+
+
+@pytest.mark.parametrize("files", DETECTION)
+def test_data_sets_for_detection_and_segmentation_are_refused_by_name(tmp_path, files):
+    error = refusal(write_files(tmp_path, files))
+    assert "object detection or segmentation" in error.what
+
+
+def test_annotations_beside_images_in_class_folders_are_no_class(tmp_path):
+    files = classes_in("images/Images") | {"annotations/Annotation/daisy/0": b"<annotation/>"}
+    dataset, found = read(write_files(tmp_path, files))
+    assert found == pairs(None)
+    assert "annotations/" in dataset.notes[0]
+
+
+AMBIGUOUS = [
+    photos_in("train", "test", "bus"),
+    photos_in("train/steam", "train/electric", "test", "bus"),
+    classes_in("train") | photos_in("test/test", "sample/sample"),
+    photos_in("val", "test"),
+    classes_in("val", "test"),
+    classes_in("fold1", "fold2", "fold3", "fold4", "fold5"),
+    photos_in("fold_1", "fold_2"),
+    classes_in("part 1", "part 2"),
+    classes_in("first/train", "first/test", "second/train", "second/test"),
+    classes_in("flowers/train", "flowers/test") | photos_in("scans"),
+]
+
+
+@pytest.mark.parametrize("files", AMBIGUOUS)
+def test_folders_with_two_readings_are_refused_with_a_way_to_say_that_they_are_classes(tmp_path, files):
+    error = refusal(write_files(tmp_path, files))
+    assert "classes" in error.what + str(error.advice)
+    assert "rename" in str(error.advice)
+
+
+def test_an_archive_is_refused_by_its_own_name(tmp_path):
+    archive = shutil.make_archive(
+        str(tmp_path / "photos"), "zip", write_files(tmp_path / "in", photos_in("train", "test"))
+    )
+    assert refusal(archive).where == archive
+
+
+CLASSES = [
+    ("bus", "train", "tram"),
+    ("bus", "tram", "trains"),
+    ("express_train", "freight_train", "tram"),
+    ("train_station", "test_tube"),
+    ("bus", "test"),
+    ("positive_test", "negative_test"),
+    ("with_mask", "without_mask"),
+    ("valid", "invalid"),
+    ("part_1", "part_2"),
+    ("0", "1", "2"),
+    ("type (1)", "type (2)"),
+    ("original", "copy"),
+    ("images", "drawings"),
+    ("mask", "no_mask"),
+]
+
+
+@pytest.mark.parametrize("names", CLASSES)
+@pytest.mark.parametrize("inner", ["", "/morning"])
+def test_classes_keep_their_names_even_where_these_look_like_splits(tmp_path, names, inner):
+    dataset, found = read(write_files(tmp_path, photos_in(*(name + inner for name in names))))
+    assert found == {(name, None) for name in names}
+    assert dataset.classes == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("name", ["test", "masks", "predictions"])
+def test_a_class_that_may_be_none_is_noted(tmp_path, name):
+    dataset, _ = read(write_files(tmp_path, photos_in("daisy", "rose", name)))
+    assert any(f"{name}/ is read as a class" in note for note in dataset.notes)
+
+
+def test_classes_that_all_have_the_same_folders_are_noted(tmp_path):
+    dataset, _ = read(write_files(tmp_path, classes_in("site A", "site B")))
+    assert dataset.classes == ("site A", "site B")
+    assert any("daisy, rose" in note and "one level up" in note for note in dataset.notes)
+
+
+SINGLE_CLASSES = [
+    photos_in("train/0/plant 1", "train/0/plant 2", "test/0/plant 3", "test/0/plant 4"),
+    photos_in("daisy/plant 1", "daisy/plant 2") | {"rose/notes.txt": b"none yet"},
+]
+
+
+@pytest.mark.parametrize("files", SINGLE_CLASSES)
+def test_the_groups_of_a_single_class_never_become_the_classes(tmp_path, files):
+    dataset = None
+    with contextlib.suppress(PhotosError):
+        dataset = sources.read(write_files(tmp_path, files))
+    assert dataset is None or not {name for name in dataset.classes if name.startswith("plant")}
+
+
+def test_a_class_with_the_name_of_a_split_is_a_class_within_the_splits(tmp_path):
+    files = photos_in("train/test", "train/images", "test/test") | photos_in("val/images")
+    dataset, found = read(write_files(tmp_path, files))
+    assert dataset.classes == ("images", "test")
+    assert found == {("test", "train"), ("images", "train"), ("test", "test"), ("images", "validation")}
+
+
+# Roboflow's table of classes
+
+
+def flat_with_tables(*folders: str, header: str = "filename, daisy, rose") -> dict[str, bytes]:
+    rows = [f"{number}.jpg, {1 - number}, {number}" for number in range(2)]
+    tables = {f"{folder}/_classes.csv": "\n".join([header, *rows]).encode() for folder in folders}
+    return photos_in(*folders) | tables
+
+
+@pytest.mark.parametrize("folders", [("train", "valid", "test"), ("export/train", "export/test"), ("train",)])
+def test_the_labels_of_a_flat_folder_are_read_from_roboflows_table(tmp_path, folders):
+    dataset, found = read(write_files(tmp_path, flat_with_tables(*folders)))
+    names = {"train": "train", "valid": "validation", "test": "test"}
+    assert found == pairs(*(names[folder.split("/")[-1]] if len(folders) > 1 else None for folder in folders))
+    by_path = dict(dataset.photos.select("path", "label").iter_rows())
+    assert by_path[f"{folders[0]}/0.jpg"] == "daisy"
+    assert by_path[f"{folders[0]}/1.jpg"] == "rose"
+
+
+def test_every_photo_of_roboflows_table_is_used_or_has_a_reason(tmp_path):
+    files = flat_with_tables("train", "test")
+    files["train/_classes.csv"] += b"\nboth.jpg, 1, 1\nnone.jpg, 0, 0\ngone.jpg, 1, 0\n"
+    files |= dict.fromkeys(("train/both.jpg", "train/none.jpg", "train/other.jpg"), b"photo")
+    dataset, _ = read(write_files(tmp_path, files))
+    statuses = dict(dataset.photos.select("path", "status").iter_rows())
+    assert statuses["train/both.jpg"].startswith("several labels in _classes.csv: daisy, rose")
+    assert statuses["train/none.jpg"] == "no label in _classes.csv"
+    assert statuses["train/other.jpg"] == "not listed in _classes.csv"
+    assert statuses["train/gone.jpg"] == "there is no such file"
+    assert statuses["train/_classes.csv"] == "the table of the labels"
+    assert count_used(dataset) == 4
+
+
+@pytest.mark.parametrize(
+    "table", [b"", b"path,label\n0.jpg,daisy\n", b"filename, daisy, rose\n0.jpg, 1\n", b"\xff\xfe"]
+)
+def test_another_table_of_that_name_is_refused(tmp_path, table):
+    error = refusal(write_files(tmp_path, photos_in("train", "test") | {"train/_classes.csv": table}))
+    assert "table" in error.what
+
+
+# Data sets within themselves
+
+
+def three_classes() -> dict[str, bytes]:
+    return {f"{name}/{number}.jpg": encode_photo(10 * row + number) for row, name in enumerate(("daisy", "rose", "tulip"))
+            for number in range(3)}  # fmt: skip
+
+
+NESTED = ["flowers", "archive/flowers", "daisy", "flowers - Copy/flowers", "zip/a/b"]
+
+
+@pytest.mark.parametrize("inner", NESTED)
+@pytest.mark.parametrize("outer", ["", "flowers/"])
+def test_a_data_set_unpacked_into_itself_is_used_once_and_a_note_says_so(tmp_path, inner, outer):
+    files = three_classes()
+    nested = {f"{outer}{path}": data for path, data in files.items()}
+    nested |= {f"{outer}{inner}/{path}": data for path, data in files.items()}
+    if inner == "daisy":  # a class folder: it has photos of its own
+        error = refusal(write_files(tmp_path, nested))
+        assert "daisy may be a class, or a second copy" in error.what
+        return
+    dataset, found = read(write_files(tmp_path, nested))
+    assert found == {(name, None) for name in ("daisy", "rose", "tulip")}
+    assert count_used(dataset) == len(files)
+    assert any("same files" in note and inner.split("/")[0] in note for note in dataset.notes)
+
+
+def test_folders_named_like_the_classes_with_other_photos_are_refused_with_both_readings(tmp_path):
+    files = three_classes() | {f"more/{path}": data + b"more" for path, data in three_classes().items()}
+    error = refusal(write_files(tmp_path, files))
+    assert "more may be a class, or a second copy or a split" in error.what
+    assert str(tmp_path / "more") in str(error.advice)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_data_set_within_one_of_its_splits_is_noticed(tmp_path, split):
+    files = classes_in("train", "test")
+    again = {
+        f"{split}/{split}/{path.removeprefix(f'{split}/')}": data
+        for path, data in files.items()
+        if path.startswith(split)
+    }
+    dataset, found = read(write_files(tmp_path / "same", files | again))
+    assert found == pairs("train", "test")
+    assert count_used(dataset) == len(files)
+    refusal(write_files(tmp_path / "other", files | {path: data + b"x" for path, data in again.items()}))
+
+
+def test_of_two_classes_one_inside_the_other_is_refused(tmp_path):
+    assert (
+        "cat/ has folders named like the classes (dog)"
+        in refusal(write_files(tmp_path, photos_in("cat", "cat/dog", "dog"))).what
+    )
+
+
+def test_one_folder_named_like_another_class_is_noted(tmp_path):
+    dataset, found = read(write_files(tmp_path, photos_in("daisy", "rose", "rose/daisy", "tulip")))
+    assert found == {(name, None) for name in ("daisy", "rose", "tulip")}
+    assert any("rose/ has a folder daisy, named like another class" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{} - Copy",
+        "{} - Copy (2)",
+        "{} copy",
+        "{} copy 2",
+        "{} (1)",
+        "{}(1)",
+        "Copy of {}",
+        "{} (copy)",
+        "{}_backup",
+        "{}.bak",
+    ],
+)
+@pytest.mark.parametrize("of_class", [True, False])
+def test_a_copy_of_a_folder_is_used_once_and_a_note_says_so(tmp_path, name, of_class):
+    files = three_classes()
+    copied = "daisy" if of_class else "flowers"
+    files = files if of_class else {f"flowers/{path}": data for path, data in files.items()}
+    files |= {f"{name.format(copied)}/{path.removeprefix(f'{copied}/')}": data for path, data in files.items()
+              if path.startswith(f"{copied}/")}  # fmt: skip
+    dataset, found = read(write_files(tmp_path, files))
+    assert found == {(name, None) for name in ("daisy", "rose", "tulip")}
+    assert count_used(dataset) == 9
+    assert any("same files" in note for note in dataset.notes)
+
+
+def test_a_data_set_beside_itself_under_another_name_is_used_once(tmp_path):
+    files = {f"{folder}/{path}": data for folder in ("flowers", "archive") for path, data in three_classes().items()}
+    dataset, _ = read(write_files(tmp_path, files))
+    assert dataset.classes == ("daisy", "rose", "tulip")
+    assert count_used(dataset) == 9
+
+
+def test_a_folder_that_is_only_named_like_a_copy_is_a_class(tmp_path):
+    dataset, _ = read(write_files(tmp_path, photos_in("daisy", "daisy (1)", "rose")))
+    assert dataset.classes == ("daisy", "daisy (1)", "rose")
+
+
+def test_masks_beside_the_images_of_a_class_are_no_photos_of_it(tmp_path):
+    files = photos_in(*(f"{name}/{inner}" for name in ("daisy", "rose") for inner in ("images", "masks")))
+    dataset, found = read(write_files(tmp_path, files))
+    assert found == pairs(None)
+    assert count_used(dataset) == 4
+    assert dataset.notes == ("of the classes, images/ is used and masks/ is not",)
+
+
+def test_text_beside_the_folder_of_all_images_is_no_class(tmp_path):
+    files = classes_in("CUB/images") | {
+        "CUB/attributes/a.txt": b"1",
+        "CUB/parts/p.txt": b"2",
+        "Annotations/0.mat": b"x",
+    }
+    _, found = read(write_files(tmp_path, files))
+    assert found == pairs(None)
