@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from support.interrupts import interrupt_after_steps
 import ikebana
 from ikebana import recipes
 from ikebana.demo_data import paper_flowers
+from ikebana.errors import PhotosError
 from ikebana.learning.training import loop
 from ikebana.recipe import recipe_from_json
 
@@ -262,3 +264,14 @@ def test_a_relative_source_is_found_again_from_another_folder(photos, tmp_path, 
     monkeypatch.chdir(photos.parent)
     made = ikebana.fit(photos.name, "baseline", run=tmp_path / "run", **SMALL)
     assert os.path.isabs(made.source["photos"])
+
+
+def test_fit_stops_before_training_if_most_test_photos_are_of_untrained_classes(photos, tmp_path, stages):
+    classes = sorted(path for path in photos.iterdir() if path.is_dir())[:2]
+    for path in classes:
+        shutil.copytree(path, tmp_path / "photos" / "train" / path.name)
+        shutil.copytree(path, tmp_path / "photos" / "test" / f"new {path.name}")
+    with pytest.raises(PhotosError, match="test photos are of classes without training photos"):
+        ikebana.fit(tmp_path / "photos", "baseline", run=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+    assert not [stage for stage in stages if "train" in stage]

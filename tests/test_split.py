@@ -281,6 +281,28 @@ def test_copies_in_training_go_to_the_missing_part_together():
     assert "validation" in dealt
 
 
+@pytest.mark.parametrize(
+    ("labels", "given_parts", "match"),
+    [
+        ("aabb", ["train", "train", "test", "test"], "only class a has training photos"),
+        ("aabbccc", ["train", "train", "train", "test", "test", "test", "test"], "3 of 4 test photos .*: c"),
+    ],
+)
+def test_a_split_that_no_network_could_be_scored_on_is_refused(labels, given_parts, match):
+    with pytest.raises(PhotosError, match=match):
+        split.check_training_classes(make_dataset(list(labels), split=given_parts))
+
+
+@given(labels=LABELS, seed=SEEDS)
+def test_no_default_split_is_refused_for_its_classes(labels, seed):
+    names = [*labels, "a", "b", "a", "b", "a", "b"]
+    split.check_training_classes(split.split_photos(make_dataset(names), Recipe(split_seed=seed)))
+
+
+def test_a_few_test_photos_of_an_untrained_class_are_allowed():
+    split.check_training_classes(make_dataset(list("abababc"), split=["train"] * 4 + ["test"] * 3))
+
+
 def test_too_few_photos_are_refused_with_the_split_that_stays_empty():
     with pytest.raises(PhotosError, match=r"none of the \d is left for the test split"):
         split.split_photos(make_dataset(["a", "b"]), Recipe())

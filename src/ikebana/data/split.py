@@ -21,6 +21,11 @@ from ikebana.system import progress
 
 SplitFractions = tuple[float, float, float]
 
+# A network never predicts a class without training photos. With more of them in the test split, its
+# score is mostly that.
+MAX_UNTRAINED_SHARE = 0.5
+MAX_LISTED_CLASSES = 5
+
 
 def split_photos(dataset: Dataset, recipe: Recipe) -> Dataset:
     """Assign a split to every used photo, and none to the others.
@@ -61,6 +66,34 @@ def split_photos(dataset: Dataset, recipe: Recipe) -> Dataset:
     column = pl.Series("split", [None], pl.String).new_from_index(0, dataset.photos.height)
     column = column.scatter(rows, pl.Series("split", splits, pl.String))
     return dataset.with_photos(dataset.photos.with_columns(column))
+
+
+def check_training_classes(dataset: Dataset) -> None:
+    """Refuse a split on which no network can learn the classes.
+
+    Raises:
+        PhotosError: training photos are of fewer than two classes, or most test photos are of
+            classes without training photos.
+    """
+    photos = dataset.used_photos.select("label", "split")
+    trained = photos.filter(split="train")["label"].unique().sort().to_list()
+    if len(trained) < 2:
+        raise PhotosError(
+            f"only class {', '.join(trained)} has training photos, of the classes {', '.join(dataset.classes)}",
+            where=dataset.source,
+            advice="add training photos of the other classes; where photos came in splits, "
+            "give each class the same name in all of them",
+        )
+    test = photos.filter(split="test")
+    untrained = test.filter(~pl.col("label").is_in(trained))
+    if untrained.height > MAX_UNTRAINED_SHARE * test.height:
+        names = ", ".join(untrained["label"].unique().sort().head(MAX_LISTED_CLASSES))
+        raise PhotosError(
+            f"{untrained.height:,} of {test.height:,} test photos are of classes without training photos: {names}",
+            where=dataset.source,
+            advice="give each class the same name in all splits; "
+            "or remove the test photos: ikebana then takes some of the training photos",
+        )
 
 
 def assign_shuffled(labels: Sequence[str], classes: Sequence[str], fractions: SplitFractions, seed: int) -> list[str]:

@@ -184,12 +184,14 @@ def open_photos(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, PixelCache]:
     """Decode every photo once, find duplicates, assign splits; the cache holds pixels by row.
 
     Raises:
-        PhotosError: the photos cannot be split.
+        PhotosError: the photos cannot be split, or not so that a network can learn the classes.
         MachineError: the disk is full.
     """
     decoded, pixels = pixel_cache.open_pixel_cache(dataset, recipe.image_size, recipe.resize)
     labelled = sources.assign_classes(near_duplicates.find_near_duplicates(decoded, pixels), recipe.class_order)
-    return split.split_photos(labelled, recipe), pixels
+    divided = split.split_photos(labelled, recipe)
+    split.check_training_classes(divided)
+    return divided, pixels
 
 
 def prepare_tasks(plan: Plan, splits: dict[str, PhotoExamples], pixel_cache_name: str) -> tuple[TrainingTask, ...]:
