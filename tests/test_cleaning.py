@@ -156,7 +156,9 @@ def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
 def test_cleaning_by_suspect_labels_warns_about_the_score(given, tmp_path, capsys):
     dataset, found = in_given_parts(tmp_path / "photos")
     for drop in ("suspect_label", "near_duplicate"):
-        audit_command._write_table(tmp_path / "cleaned.csv", dataset, clean(dataset, found, words(drop), (), given))
+        audit_command._write_table(
+            tmp_path / "cleaned.csv", dataset, clean(dataset, found, words(drop), (), given), Recipe()
+        )
         told = capsys.readouterr().err
         assert ("2 test photos with a suspect label not changed" in told) == (given and drop == "suspect_label")
         assert ("4 photos dropped or relabelled because of a suspect label" in told) == (
@@ -381,3 +383,54 @@ def test_no_audit_is_written_over_what_is_not_one(photos, tmp_path):
 
 def test_a_single_kind_may_stand_by_itself():
     assert parse_selectors("near_duplicate", "--drop") == parse_selectors(["near_duplicate"], "--drop")
+
+
+@pytest.mark.parametrize("drop", ["blurry", "blurry,suspect_label", "near_duplicate,blurry"])
+@pytest.mark.parametrize("spared", [None, "a", "b"])
+def test_a_table_of_fewer_than_two_classes_is_neither_written_nor_recommended(photos, tmp_path, drop, spared, capsys):
+    dataset, found = opened(photos)
+    paths = tuple(dataset.used_photos.filter(pl.col("label") != (spared or ""))["path"])
+    result = clean(dataset, [*found, Finding("blurry", "note", paths, "no edge is sharp", "take others")], words(drop))
+    with pytest.raises(PhotosError, match="no table was written") as error:
+        audit_command._write_table(tmp_path / "cleaned.csv", dataset, result, Recipe())
+    assert ("1 class" if spared else "0 classes") in error.value.what
+    assert "blurry" in error.value.what
+    assert not list(tmp_path.glob("*.csv"))
+    assert "ikebana fit" not in capsys.readouterr().err
+
+
+def test_relabelling_every_photo_of_a_class_leaves_no_table_of_one_class(photos, tmp_path):
+    dataset, found = opened(photos)
+    doubts = [doubt(path, "b", 0.99) for path in dataset.used_photos.filter(label="a")["path"]]
+    result = clean(dataset, [*found, *doubts], (), words("suspect_label", "--relabel"))
+    with pytest.raises(PhotosError, match=r"of 1 class \(b\)"):
+        audit_command._write_table(tmp_path / "cleaned.csv", dataset, result, Recipe())
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_table_that_fit_would_refuse_is_not_recommended(tmp_path, capsys):
+    dataset, found = in_given_parts(tmp_path / "photos")
+    spoilt = [
+        *found,
+        Finding("dark", "note", tuple(dataset.used_photos.filter(split="train", label="a")["path"]), "dark", ""),
+    ]
+    assert not audit_command._write_table(
+        tmp_path / "cleaned.csv", dataset, clean(dataset, spoilt, words("dark"), (), True), Recipe()
+    )
+    told = capsys.readouterr().err
+    assert "fit would refuse" in told
+    assert "only class b has training photos" in told
+    assert "Train on it" not in told
+    with pytest.raises(PhotosError, match="only class b has training photos"):
+        ikebana.fit(tmp_path / "cleaned.csv", "baseline", run=tmp_path / "run", image_size=48, epochs=1)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_class_that_loses_all_its_photos_is_reported(photos, tmp_path, capsys):
+    write_files(photos, {f"c/{row}.jpg": encode_image(draw_scene(7000 + row)) for row in range(3)})
+    dataset, found = opened(photos)
+    spoilt = [*found, Finding("dark", "note", tuple(dataset.used_photos.filter(label="c")["path"]), "dark", "")]
+    assert audit_command._write_table(
+        tmp_path / "cleaned.csv", dataset, clean(dataset, spoilt, words("dark")), Recipe()
+    )
+    assert "no photos are left of c" in capsys.readouterr().err

@@ -173,6 +173,40 @@ def clean(
     return CleaningResult(kept_photos, dropped_photos, suspect_label_count, len(spared - gone.keys()))
 
 
+def check_classes(result: CleaningResult, dataset: Dataset) -> None:
+    """Refuse a cleaned table of fewer than two classes.
+
+    Raises:
+        PhotosError: with the most frequent reason for dropping photos.
+    """
+    classes = result.kept_photos["label"].unique().sort().to_list()
+    if len(classes) > 1:
+        return
+    reasons = result.dropped_photos[REASON_COLUMN].str.extract(r"^([^:]+)").value_counts(sort=True)
+    most_frequent = [f"; {count:,} were dropped for {reason}" for reason, count in reasons.head(1).iter_rows()]
+    photos = f"{result.kept_photos.height:,} of {dataset.used_photos.height:,} photos"
+    raise PhotosError(
+        f"the cleaned table would have {photos}, of {len(classes)} class{'es' * (not classes)}"
+        f"{''.join(f' ({name})' for name in classes)}{''.join(most_frequent)}: no table was written",
+        where=dataset.source,
+        advice="look at the findings first, with --out DIR, and drop or relabel fewer kinds of them",
+    )
+
+
+def find_lost_classes(result: CleaningResult, dataset: Dataset) -> list[str]:
+    """Return the classes that have no photo left."""
+    return sorted(set(dataset.classes) - set(result.kept_photos["label"]))
+
+
+def to_dataset(dataset: Dataset, result: CleaningResult) -> Dataset:
+    """Return the dataset that `fit` reads from the table."""
+    kept_photos = result.kept_photos
+    labels = kept_photos["label"]
+    splits = kept_photos["split"] if "split" in kept_photos.columns else pl.lit(None, pl.String).alias("split")
+    photos = dataset.used_photos.filter(pl.col("path").is_in(kept_photos["path"].to_list()))
+    return replace(dataset, photos=photos.with_columns(labels, splits), classes=tuple(labels.unique().sort()))
+
+
 def _find_protected(protected: Collection[str], findings: Sequence[Finding], selectors: Sequence[Selector]) -> set[str]:
     """Return the protected paths that would be changed because of a suspect label."""
     return {

@@ -3,7 +3,7 @@
 import json
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,7 @@ import polars as pl
 
 from ikebana.auditing.findings import SEVERITIES, Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset, NearDuplicate
+from ikebana.data.folder_names import get_original_name
 from ikebana.data.split import find_connected_components
 
 # With fewer photos, the 95% interval of a class's own score is wider than 40 points.
@@ -219,6 +220,19 @@ def _find_similar_names(names: Iterable[str]) -> Iterator[list[str]]:
     yield from (similar for similar in by_key.values() if len(similar) > 1)
 
 
+def _check_class_names(names: Collection[str]) -> Iterator[Finding]:
+    """Report class names that probably mean the same class."""
+    for similar in _find_similar_names(names):
+        evidence = f"{' and '.join(map(repr, similar))} differ only in case, spaces or Unicode form"
+        yield Finding("similar_class_names", "warning", (), evidence, "if they are one class, give them the same name")
+    for name in names:
+        original = get_original_name(name)
+        if original in names:
+            evidence = f"{name!r} is named like a copy of {original!r}"
+            advice = "if it is a copy, remove it; if they are one class, give them the same name"
+            yield Finding("similar_class_names", "warning", (), evidence, advice)
+
+
 def _check_classes(dataset: Dataset) -> Iterator[Finding]:
     split_counts = dataset.count_photos()
     counts = {name: sum(of_class.values()) for name, of_class in split_counts.items()}
@@ -228,9 +242,7 @@ def _check_classes(dataset: Dataset) -> Iterator[Finding]:
         evidence += f", but there is also a class {similar[0]}" if similar else ""
         advice = "add training photos: a network never predicts a class that it was not trained on"
         yield Finding("class_without_training_photos", "error", (), evidence, advice)
-    for names in _find_similar_names(counts):
-        evidence = f"{' and '.join(map(repr, names))} differ only in case, spaces or Unicode form"
-        yield Finding("similar_class_names", "warning", (), evidence, "if they are one class, give them the same name")
+    yield from _check_class_names(counts)
     for name in dataset.empty_classes:
         advice = "add photos, or remove the folder"
         yield Finding("empty_class", "warning", (), f"class {name} has no usable photos", advice)

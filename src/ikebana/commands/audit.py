@@ -109,13 +109,16 @@ def audit(
         plan = _make_plan(unopened, recipe, device, is_required=advise)
         result, pixel_cache = _check_photos(unopened, recipe, plan, page_file)
         _report(result, pixel_cache, recipe)
+        command_photos = unopened.source
         if write is not None:
             has_split = unopened.photos["split"].count() > 0
-            _clean(Path(write), result, to_drop, to_relabel, has_split)
+            cleaned = cleaning.clean(result.dataset, result.findings, to_drop, to_relabel, has_split)
+            if _write_table(Path(write), result.dataset, cleaned, recipe):
+                command_photos = str(write)
+            if unmatched := cleaning.find_unmatched((*to_drop, *to_relabel), result.findings):
+                progress.warn(f"no finding matches {' or '.join(unmatched)}")
         if advise and plan is not None:
-            with memory_errors():
-                advice = _recommend(result.dataset, pixel_cache, plan, str(write or unopened.source))
-                result = replace(result, recommendation=advice)
+            result = _add_recommendation(result, pixel_cache, plan, command_photos)
     return result
 
 
@@ -138,14 +141,16 @@ def _check_photos(
 def _split(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, list[Finding]]:
     """Split like `fit`.
 
-    If `fit` would refuse, report that and treat all photos as training photos.
+    If `fit` would refuse, report that and treat photos without a split as training photos.
     """
     try:
-        return split.split_photos(dataset, recipe), []
+        dataset = split.split_photos(dataset, recipe)
+        split.check_training_classes(dataset)
     except PhotosError as error:
         all_train = pl.when(pl.col("status") == STATUS_USED).then(pl.col("split").fill_null("train")).alias("split")
         unsplit = dataset.with_photos(dataset.photos.with_columns(all_train))
         return unsplit, [Finding(CANNOT_SPLIT, "error", (), error.what, error.advice or "add photos")]
+    return dataset, []
 
 
 def _make_plan(dataset: Dataset, recipe: Recipe, device: str, *, is_required: bool) -> "Plan | None":
@@ -213,28 +218,32 @@ def _report(result: Audit, pixel_cache: PixelCache, recipe: Recipe) -> None:
     progress.message(f"audit page: {result.page} (for programs, next to it: {AUDIT_FILE} and {TABLE_FILE})")
 
 
-def _clean(
-    file: Path,
-    result: Audit,
-    to_drop: Sequence[cleaning.Selector],
-    to_relabel: Sequence[cleaning.Selector],
-    has_split: bool,
-) -> None:
-    """Clean the photos, write the table and report selectors that matched nothing."""
-    cleaned = cleaning.clean(result.dataset, result.findings, to_drop, to_relabel, has_split)
-    _write_table(file, result.dataset, cleaned)
-    if unmatched := cleaning.find_unmatched((*to_drop, *to_relabel), result.findings):
-        progress.warn(f"no finding matches {' or '.join(unmatched)}")
+def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult, recipe: Recipe) -> bool:
+    """Write the table, and warn about what makes it useless or its score too high.
 
-
-def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult) -> None:
-    """Write the table, and warn about changes from suspect labels, which affect the score."""
+    Returns:
+        Whether `fit` can train on the table.
+    Raises:
+        PhotosError: fewer than two classes would be left; nothing is written.
+    """
+    cleaning.check_classes(cleaned, dataset)
     cleaning.write(file, dataset, cleaned)
+    _, errors = _split(cleaning.to_dataset(dataset, cleaned), recipe)
+    advice = "" if errors else f". Train on it with: ikebana fit {shlex.quote(str(file))}"
     progress.message(
         f"{file}: {cleaned.kept_photos.height:,} photos, {cleaned.relabelled_count:,} of them relabelled; "
-        f"{cleaned.dropped_photos.height:,} dropped, with reasons in {cleaning.dropped_table_path(file)}. "
-        f"Train on it with: ikebana fit {shlex.quote(str(file))}"
+        f"{cleaned.dropped_photos.height:,} dropped, with reasons in {cleaning.dropped_table_path(file)}{advice}"
     )
+    for error in errors:
+        progress.warn(f"fit would refuse {file}: {error.evidence} ({error.advice})")
+    if lost := cleaning.find_lost_classes(cleaned, dataset):
+        progress.warn(f"no photos are left of {', '.join(lost)}: a network trained on {file} never predicts that")
+    _warn_about_suspect_labels(cleaned)
+    return not errors
+
+
+def _warn_about_suspect_labels(cleaned: cleaning.CleaningResult) -> None:
+    """Warn about changes from suspect labels, which affect the score."""
     if cleaned.protected_count:
         progress.warn(
             f"{cleaned.protected_count:,} test photo{'s' * (cleaned.protected_count != 1)} with a suspect label not changed: "
@@ -246,6 +255,19 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult)
             f"{count:,} photo{'s' * (count != 1)} dropped or relabelled because of a suspect label, before the split: "
             "unless you have checked them, the score will be too optimistic"
         )
+
+
+def _add_recommendation(result: Audit, pixel_cache: PixelCache, plan: "Plan", photos: str) -> Audit:
+    """Add a recommendation, unless `fit` would refuse the photos.
+
+    Args:
+        photos: path for the command: the cleaned table if one was written.
+    """
+    if result.split_errors:
+        progress.warn(f"no recommendation for {result.dataset.source}: fit would refuse these photos")
+        return result
+    with memory_errors():
+        return replace(result, recommendation=_recommend(result.dataset, pixel_cache, plan, photos))
 
 
 def _recommend(dataset: Dataset, pixel_cache: PixelCache, plan: "Plan", photos: str) -> Recommendation:
