@@ -142,7 +142,7 @@ def test_tar_members_with_names_in_an_old_encoding_are_skipped_readably(tmp_path
     header = bytearray(data[(start := data.index(b"a/caf\xe9.jpg")) : start + 512])
     header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
     statuses = read_statuses(tmp_path, data[:start] + bytes(header) + data[start + 512 :], "photos.tar")
-    assert statuses["a/caf\\xe9.jpg"] == "its name has unprintable characters"
+    assert statuses["a/caf\\xe9.jpg"] == "its name is not valid UTF-8 (repack the archive with UTF-8 names)"
     assert len(statuses) == 7
 
 

@@ -1,9 +1,11 @@
 """Zip and tar archives with any members, and what ikebana reads from them."""
 
 import io
+import struct
 import tarfile
 import warnings
 import zipfile
+import zlib
 
 from ikebana.data import sources
 
@@ -56,3 +58,27 @@ def read_statuses(tmp_path, data: bytes, name: str = "photos.zip") -> dict[str, 
     return {
         path.removeprefix(f"{name}!"): status for path, status in dataset.photos.select("path", "status").iter_rows()
     }
+
+
+def make_raw_zip(members, flags: int = 0, system: int = 3, disk: int = 0) -> bytes:
+    """Make a zip of these (name in bytes, data, extra field), as programs of any system write it; APPNOTE 4.3.
+
+    `flags` and `system` hold for all members, and `disk` is the number of the last part.
+    """
+    content = directory = b""
+    for name, data, *rest in members:
+        extra = b"".join(rest)
+        sizes = (zlib.crc32(data), len(data), len(data), len(name), len(extra))
+        header = struct.pack("<HHHHHIIIHH", 20, flags, 0, 0x6000, 0x5A21, *sizes)
+        place = struct.pack("<HHHII", 0, disk, 0, 0o100644 << 16, len(content))
+        directory += b"PK\1\2" + struct.pack("<BB", 20, system) + header + place + name + extra
+        content += b"PK\3\4" + header + name + extra + data
+    count, size = len(members), len(directory)
+    end = struct.pack("<HHHHIIH", disk, disk, count, count, size, len(content), 0)
+    return content + directory + b"PK\5\6" + end
+
+
+def make_unicode_path(raw_name: bytes, name: str) -> bytes:
+    """Make Info-ZIP's extra field that gives a member's name in UTF-8; APPNOTE 4.6.9."""
+    content = struct.pack("<BI", 1, zlib.crc32(raw_name)) + name.encode()
+    return struct.pack("<HH", 0x7075, len(content)) + content

@@ -11,11 +11,12 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from ikebana.data import tar_reader
+from ikebana.data import tar_reader, zip_names
+from ikebana.data.archive_notes import ArchiveNotes
 from ikebana.data.folder import ScannedPath, to_printable
 from ikebana.data.tar_reader import ArchiveRefused
 from ikebana.errors import PhotosError
@@ -24,6 +25,17 @@ from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_directory, compute_file_sha256, discard
 from ikebana.system.resources import require_disk
 
+# Increase it when members get other names or reasons: cached archives are then unpacked again.
+UNPACKING_VERSION = 2
+FOREIGN_SIGNATURES = {
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a RAR archive",
+    b"PK\x07\x08": "part of a split zip",
+}
+# The record at the end of a zip begins so; a comment of at most 64 KiB follows it.
+ZIP_END_SIGNATURE, MAX_ZIP_END_BYTES = b"PK\x05\x06", 22 + 2**16
+# The number of the part is then in another record, which zipfile checks.
+ZIP64_PLACEHOLDER = 0xFFFF
 MAX_MEMBERS = 2_000_000
 # Photos are already compressed, so an archive of them hardly grows. Uncompressed drawings may
 # grow thirtyfold.
@@ -40,8 +52,8 @@ CORRUPTION_ERRORS = (
 # zipfile decompresses a whole chunk of bzip2 or LZMA data at once, even if it expands to gigabytes.
 STREAMABLE_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Windows treats the first as a device, whatever its suffix, and a colon as the start of a
-# stream name.
-WINDOWS_RESERVED_NAME = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³])\s*(\.|$)|[^:]*:", re.IGNORECASE)
+# stream name. It drops dots and spaces at the end, which may make one folder of two.
+WINDOWS_RESERVED_NAME = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³])\s*(\.|$)|[^:]*:|.*(\\|[. ]$)", re.IGNORECASE)
 IS_WINDOWS = os.name == "nt"
 # Errors that a file system raises for a name that it cannot store.
 INVALID_NAME_ERRNOS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
@@ -60,6 +72,8 @@ class Member:
     is_independent: bool = False
     # Bytes that must be decompressed to skip the member.
     skip_bytes: int = 0
+    # Whether the encoding of the name is not known.
+    is_name_guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,10 +82,24 @@ class UnpackedArchive:
 
     folder: Path
     skipped_members: tuple[ScannedPath, ...]
+    # How the archive was understood, for the user.
+    notes: tuple[str, ...] = ()
 
 
 class _MemberSkipped(Exception):
     """One member cannot be unpacked; the others can."""
+
+
+@dataclass
+class _Target:
+    """The folder that an archive is unpacked into, and what happened to its members."""
+
+    folder: Path
+    skipped: list[ScannedPath] = field(default_factory=list)
+    notes: ArchiveNotes = field(default_factory=ArchiveNotes)
+    # Case-folded: on many disks, names that differ by case alone are one file.
+    taken_paths: set[str] = field(default_factory=set)
+    made_folders: set[str] = field(default_factory=set)
 
 
 def unpack(file: Path) -> UnpackedArchive:
@@ -82,32 +110,38 @@ def unpack(file: Path) -> UnpackedArchive:
 
     Raises:
         PhotosError: the archive is damaged or a bomb: too many members, too large when unpacked,
-            or headers that are too large.
+            or headers that are too large; or it contains only other archives.
     """
     folder = cache_folder() / "archives" / _hash_file(file)
     # Checked before loading: another process may finish in between, and its folder is intact.
     existed = folder.exists()
-    skipped = _load_skipped_members(folder)
-    if skipped is None:
+    unpacked = _load_unpacked(folder)
+    if unpacked is None:
         if existed:
             discard(folder)
         with atomic_directory(folder) as partial:
-            skipped = _unpack_members(partial / "photos", file)
+            target = _Target(partial / "photos")
+            _unpack_members(target, file)
+            notes = target.notes.to_lines()
             record = {
-                "skipped": [[member.path, member.status] for member in skipped],
-                "checksum": _checksum_folder(partial / "photos"),
+                "version": UNPACKING_VERSION,
+                "skipped": [[member.path, member.status] for member in target.skipped],
+                "notes": notes,
+                "checksum": _checksum_folder(target.folder),
             }
             (partial / "members.json").write_text(json.dumps(record), "utf-8")
-    return UnpackedArchive(folder / "photos", tuple(skipped))
+        unpacked = UnpackedArchive(folder / "photos", tuple(target.skipped), notes)
+    return unpacked
 
 
-def _load_skipped_members(folder: Path) -> list[ScannedPath] | None:
-    """Load the skipped members of an intact earlier unpacking; None if there is none."""
+def _load_unpacked(folder: Path) -> UnpackedArchive | None:
+    """Load an intact earlier unpacking by the same rules; None if there is none."""
     try:
         record = json.loads((folder / "members.json").read_text("utf-8"))
-        skipped = [ScannedPath(path, status) for path, status in record["skipped"]]
-        is_intact = (folder / "photos").is_dir() and _checksum_folder(folder / "photos") == record["checksum"]
-        return skipped if is_intact else None
+        skipped = tuple(ScannedPath(path, status) for path, status in record["skipped"])
+        is_current = record["version"] == UNPACKING_VERSION and (folder / "photos").is_dir()
+        is_intact = is_current and _checksum_folder(folder / "photos") == record["checksum"]
+        return UnpackedArchive(folder / "photos", skipped, tuple(record["notes"])) if is_intact else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -126,24 +160,22 @@ def _checksum_folder(folder: Path) -> str:
     return f"{total:x}"
 
 
-def _unpack_members(folder: Path, file: Path) -> list[ScannedPath]:
-    """Write all members below the folder and return those that were skipped."""
+def _unpack_members(target: _Target, file: Path) -> None:
+    """Write all members below the target, and list those that were skipped."""
     budget = max(MIN_UNPACK_BUDGET_BYTES, MAX_EXPANSION_RATIO * file.stat().st_size)
-    require_disk({folder: file.stat().st_size})
-    folder.mkdir()
-    skipped: list[ScannedPath] = []
-    taken_paths: set[str] = set()
+    require_disk({target.folder: file.stat().st_size})
+    target.folder.mkdir()
     try:
         with progress.stage(f"unpack {file.name}", 0, "files") as bar:
             for number, member in enumerate(_iterate_members(file), 1):
                 if number > MAX_MEMBERS:
                     raise ArchiveRefused(f"more than {MAX_MEMBERS:,} members")
                 try:
-                    budget -= _unpack_member(member, folder, taken_paths, budget)
+                    budget -= _unpack_member(member, target, budget)
                     bar.advance(1)
                 except _MemberSkipped as reason:
                     budget -= member.skip_bytes
-                    skipped.append(ScannedPath(_make_printable(member.name), str(reason)))
+                    target.skipped.append(ScannedPath(_make_printable(member.name), str(reason)))
                 if budget < 0:
                     raise ArchiveRefused(f"it expands to more than {MAX_EXPANSION_RATIO} times its size")
     except ArchiveRefused as reason:
@@ -156,11 +188,15 @@ def _unpack_members(folder: Path, file: Path) -> list[ScannedPath]:
         if error.errno is not None:
             raise
         raise _damaged_archive(file, str(error)) from None
-    return skipped
+    if target.notes.holds_only_archives:
+        what = f"this archive contains only other archives: {target.notes.name_inner_archives()}"
+        raise PhotosError(
+            what, where=file, advice="unpack them into one folder per class, and give the folder around them"
+        )
 
 
-def _unpack_member(member: Member, folder: Path, taken_paths: set[str], budget: int) -> int:
-    """Write one member below the folder; at most one chunk more than the budget.
+def _unpack_member(member: Member, target: _Target, budget: int) -> int:
+    """Write one member below the target; at most one chunk more than the budget.
 
     Returns:
         Bytes written, including the overhead of new files and folders.
@@ -168,22 +204,25 @@ def _unpack_member(member: Member, folder: Path, taken_paths: set[str], budget: 
     path = _normalise_path(member.name)
     problem = member.problem or _find_path_problem(member.name, path)
     if member.open_content is None:
-        return ENTRY_OVERHEAD_BYTES + _make_folders(folder, path) if problem is None else ENTRY_OVERHEAD_BYTES
-    # On many disks, names that differ by case alone are one file.
-    if problem is None and path.casefold() in taken_paths:
+        return ENTRY_OVERHEAD_BYTES + (_make_folders(target, path) if problem is None else 0)
+    # Letters of a guessed name are not known, so neither is their case.
+    key = path if member.is_name_guessed else path.casefold()
+    if problem is None and key in target.taken_paths:
         problem = "appears twice in the archive"
     if problem is not None:
         raise _MemberSkipped(problem)
-    taken_paths.add(path.casefold())
-    overhead = ENTRY_OVERHEAD_BYTES + _make_folders(folder, path.rpartition("/")[0])
+    target.taken_paths.add(key)
+    overhead = ENTRY_OVERHEAD_BYTES + _make_folders(target, path.rpartition("/")[0])
     try:
-        with _create_file(folder / path) as out, member.open_content() as stream:
-            return overhead + _copy_content(stream, out, budget)
+        with _create_file(target.folder / path) as out, member.open_content() as stream:
+            written = _copy_content(stream, out, budget)
     except CORRUPTION_ERRORS as error:
         if not member.is_independent:
             raise
-        (folder / path).unlink()
+        (target.folder / path).unlink()
         raise _MemberSkipped(f"damaged in the archive: {error}") from None
+    target.notes.add_file(path, member.is_name_guessed)
+    return overhead + written
 
 
 def _copy_content(stream: IO[bytes], out: IO[bytes], budget: int) -> int:
@@ -204,17 +243,22 @@ def _read_chunk(stream: IO[bytes]) -> bytes:
         raise EOFError(str(error)) from None
 
 
-def _make_folders(folder: Path, path: str) -> int:
+def _make_folders(target: _Target, path: str) -> int:
     """Make the folders of a path and return the bytes that new ones take."""
-    overhead = 0
+    folder, relative, overhead = target.folder, "", 0
     for part in filter(None, path.split("/")):
-        folder /= part
+        folder, relative = folder / part, f"{relative}/{part}"
+        if relative in target.made_folders:
+            continue
         try:
-            if not folder.is_dir():
-                folder.mkdir()
-                overhead += ENTRY_OVERHEAD_BYTES
+            folder.mkdir()
         except OSError as error:
+            # Some disks ignore case: two classes would become one.
+            if isinstance(error, FileExistsError) and folder.is_dir():
+                raise _MemberSkipped("this disk does not distinguish its folder from another one") from None
             raise _convert_os_error(error) from None
+        target.made_folders.add(relative)
+        overhead += ENTRY_OVERHEAD_BYTES
     return overhead
 
 
@@ -245,20 +289,32 @@ def _iterate_members(file: Path) -> Iterator[Member]:
     elif _starts_with(file, b"PK\x03\x04"):
         raise _damaged_archive(file, "the end of the zip is missing")
     else:
-        raise PhotosError(
-            "this archive cannot be read: it is not a zip or tar file that this Python supports",
-            where=file,
-            advice="repack it as .zip or .tar.gz",
-        )
+        names = [name for signature, name in FOREIGN_SIGNATURES.items() if _starts_with(file, signature)]
+        reason = f"it is {names[0]}" if names else "it is not a zip or tar file that this Python supports"
+        advice = "repack it as .zip or .tar.gz"
+        raise PhotosError(f"this archive cannot be read: {reason}", where=file, advice=advice)
 
 
 def _iterate_zip_members(file: Path) -> Iterator[Member]:
+    _refuse_split_zip(file)
     with zipfile.ZipFile(file) as archive:
-        for entry in archive.infolist():
-            # Some Windows programs write backslashes, which the format forbids.
-            name = entry.filename.replace("\\", "/")
-            open_content = None if name.endswith("/") else lambda entry=entry: archive.open(entry)
-            yield Member(name, _find_zip_problem(entry), open_content, is_independent=True)
+        entries = archive.infolist()
+        for entry, name in zip(entries, zip_names.read_names(entries), strict=True):
+            open_content = None if name.text.endswith("/") else lambda entry=entry: archive.open(entry)
+            problem = name.problem or _find_zip_problem(entry)
+            yield Member(name.text, problem, open_content, is_independent=True, is_name_guessed=name.is_guessed)
+
+
+def _refuse_split_zip(file: Path) -> None:
+    """Refuse the last part of a split zip, which does not hold all members."""
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - MAX_ZIP_END_BYTES))
+        end = stream.read()
+    position = end.rfind(ZIP_END_SIGNATURE) + len(ZIP_END_SIGNATURE)
+    part = int.from_bytes(end[position : position + 2], "little")
+    if part not in (0, ZIP64_PLACEHOLDER):
+        advice = f"zip -s 0 {file.name} --out joined.zip, with all parts in one folder"
+        raise PhotosError(f"this is the last of the {part + 1} parts of a split zip", where=file, advice=advice)
 
 
 def _find_zip_problem(entry: zipfile.ZipInfo) -> str | None:
@@ -293,8 +349,11 @@ def _open_tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[by
 
 
 def _normalise_path(name: str) -> str:
-    """Remove `.` and doubled slashes from a member's name."""
-    return "/".join(part for part in name.split("/") if part not in ("", "."))
+    """Remove `.` and doubled slashes from a member's name.
+
+    Letters are composed: macOS writes ä as a and an accent, which is the same text.
+    """
+    return unicodedata.normalize("NFC", "/".join(part for part in name.split("/") if part not in ("", ".")))
 
 
 def _find_path_problem(name: str, path: str) -> str | None:
@@ -310,11 +369,13 @@ def _find_path_problem(name: str, path: str) -> str | None:
         return f"its path is deeper than {MAX_PATH_DEPTH} levels"
     if not path:
         return "it has no name"
-    # Cc: control characters; Cs: broken Unicode.
-    is_unprintable = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
-    if is_unprintable:
+    # Broken Unicode: bytes of a tar in another encoding.
+    categories = {unicodedata.category(letter) for letter in name}
+    if "Cs" in categories:
+        return "its name is not valid UTF-8 (repack the archive with UTF-8 names)"
+    if "Cc" in categories:
         return "its name has unprintable characters"
-    is_reserved = IS_WINDOWS and any(map(WINDOWS_RESERVED_NAME.match, parts))
+    is_reserved = IS_WINDOWS and any(map(WINDOWS_RESERVED_NAME.match, path.split("/")))
     return "Windows cannot store its name (rename it)" if is_reserved else None
 
 

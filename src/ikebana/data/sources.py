@@ -7,10 +7,10 @@ from pathlib import Path
 import polars as pl
 
 from ikebana.data import archive, class_folders, output_folders, table
+from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.errors import PhotosError
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
@@ -48,6 +48,13 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
             source=str(source),
             archive_prefix=f"{path.name}!",
             skipped_members=unpacked.skipped_members,
+        )
+        dataset = replace(dataset, notes=(*unpacked.notes, *dataset.notes))
+    elif name.endswith(FOREIGN_SUFFIXES):
+        raise PhotosError(
+            f"ikebana does not read {path.suffix} files",
+            where=source,
+            advice="unpack it and give the folder, or repack it as .zip or .tar.gz",
         )
     else:
         raise PhotosError(

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ikebana.data import archive, folder
 from ikebana.data.archive import UnpackedArchive
+from ikebana.data.archive_notes import ARCHIVE_SUFFIXES
 from ikebana.data.folder import STATUS_UNOPENED, check_file
-from ikebana.data.sources import ARCHIVE_SUFFIXES
 from ikebana.errors import PhotosError
+from ikebana.system import progress
 
 # The file of a photo that does not exist on disk.
 NO_FILE = Path()
@@ -72,6 +73,8 @@ class UnlabelledPhotos:
         elif os.path.isfile(path) and path.name.lower().endswith(ARCHIVE_SUFFIXES):
             if path not in self.unpacked_archives:
                 self.unpacked_archives[path] = archive.unpack(path)
+                for note in self.unpacked_archives[path].notes:
+                    progress.warn(f"{path.name}: {note}")
             unpacked = self.unpacked_archives[path]
             yield from self._iterate_folder(unpacked.folder, f"{path}!")
             for member in unpacked.skipped_members:
