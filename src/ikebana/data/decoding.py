@@ -7,7 +7,7 @@ colour         converted to sRGB by the embedded ICC profile; CMYK, Lab, grey, p
 transparency   composited over white
 bit depth      16-bit integers are scaled from the file's declared white level, floats from 0..1.
                Without one, or below a sixteenth of it (12 camera bits in a 16-bit file), from the
-               darkest to the brightest value. Pillow's convert("RGB") would clip all of them
+               darkest to the brightest value, of all colours together
 damage         a truncated photo is refused, never filled with grey
 animation      the first frame
 size           squashed to a square, or centre-cropped, by an antialiased triangle filter
@@ -24,23 +24,25 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.IcoImagePlugin import IcoFile
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ikebana.data import corruption
+from ikebana.data import bit_depth, corruption
 from ikebana.data.pillow_output import silence_pillow
 from ikebana.errors import UnreadablePhoto
 from ikebana.recipe import Resize
 
 # Increase it with each change of the rules above; that invalidates cached pixels.
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 
 # No camera writes a larger file.
 MAX_FILE_BYTES = 512 * 2**20
@@ -69,7 +71,7 @@ SRGB_PROFILE = ImageCms.createProfile("sRGB")
 MAX_SRGB_DEVIATION = 2
 # Per thread: some programs write a different profile into each photo.
 MAX_CACHED_TRANSFORMS = 64
-TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 256, 257, 258, 262, 339
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 TIFF_TILE_SIZE = (322, 323)
 
 REASON_OUT_OF_MEMORY = "too large for this machine's memory"
@@ -107,19 +109,14 @@ def decode(data: bytes, image_size: int, resize: Resize = "squash", thumbnail_si
     Raises:
         UnreadablePhoto: with a reason; never anything else for any bytes.
     """
-    with _translate_errors(data), _open_image(data) as image:
-        _check_size(image)
-        _check_damage(data, image)
-        with _large_photo_slot if math.prod(_get_memory_size(image)) > LARGE_PHOTO_PIXELS else nullcontext():
-            return _decode_image(image, image_size, resize, thumbnail_size)
+    with _translate_errors(data), _open_intact_image(data) as image, _wait_if_large(image):
+        return _decode_image(image, data, image_size, resize, thumbnail_size)
 
 
 def decode_full_size(data: bytes) -> np.ndarray:
     """Decode a file's bytes like `decode`, at full size: uint8 [height, width, 3]."""
-    with _translate_errors(data), _open_image(data) as image:
-        _check_size(image)
-        _check_damage(data, image)
-        upright, _ = _load_upright(image)
+    with _translate_errors(data), _open_intact_image(data) as image:
+        upright, _ = _load_upright(image, data)
         return np.asarray(upright)
 
 
@@ -127,7 +124,7 @@ def convert_image(image: Image.Image, image_size: int, resize: Resize = "squash"
     """Convert an open image like `decode`, but from all its pixels; the image stays unchanged."""
     with _translate_errors():
         _check_size(image)
-        upright, _ = _load_upright(image)
+        upright, _ = _load_upright(image, None)
         return Photo(np.asarray(_resize(upright, image_size, resize)), *upright.size)
 
 
@@ -150,11 +147,14 @@ def _translate_errors(data: bytes = b"") -> Iterator[None]:
         raise UnreadablePhoto(f"unreadable: {_describe_error(error)}") from None
 
 
-def _check_damage(data: bytes, image: Image.Image) -> None:
-    """Refuse damage that the decoder would not report, or decode forever."""
+def _open_intact_image(data: bytes) -> ImageFile:
+    """Open a file; refuse damage that the decoder would not report, or decode forever."""
+    image = _open_image(data)
+    _check_size(image)
     problem = corruption.find_silent_damage(data, image.format)
     if problem is not None:
         raise UnreadablePhoto(f"unreadable: {problem}")
+    return image
 
 
 @dataclass(frozen=True)
@@ -216,12 +216,13 @@ def compute_sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _open_image(data: bytes) -> Image.Image:
+def _open_image(data: bytes) -> ImageFile:
     if not data:
         raise UnreadablePhoto("empty file")
     if corruption.is_heif(data):
         return _open_heif(data)
-    return Image.open(io.BytesIO(data), formats=_get_possible_formats(data))
+    image = Image.open(io.BytesIO(data), formats=_get_possible_formats(data))
+    return image
 
 
 def _get_possible_formats(data: bytes) -> tuple[str, ...]:
@@ -250,17 +251,21 @@ def _get_memory_size(image: Image.Image) -> tuple[int, int]:
     return max(image.size, (sides[0], sides[1]), key=math.prod) if len(sides) == 2 else image.size
 
 
+def _wait_if_large(image: Image.Image) -> AbstractContextManager[Any]:
+    return _large_photo_slot if math.prod(_get_memory_size(image)) > LARGE_PHOTO_PIXELS else nullcontext()
+
+
 def _check_size(image: Image.Image) -> None:
     width, height = _get_memory_size(image)
     if width * height > MAX_PIXELS:
         raise UnreadablePhoto(f"too large: {width} x {height} is {width * height / 1e6:,.0f} megapixels")
 
 
-def _decode_image(image: Image.Image, image_size: int, resize: Resize, thumbnail_size: int) -> Photo:
+def _decode_image(image: Image.Image, data: bytes, image_size: int, resize: Resize, thumbnail_size: int) -> Photo:
     size = image.size
     if image.format in ("JPEG", "MPO"):
         image.draft(None, (JPEG_DRAFT_SCALE * image_size, JPEG_DRAFT_SCALE * image_size))  # pyright: ignore[reportArgumentType]
-    upright, is_transposed = _load_upright(image)
+    upright, is_transposed = _load_upright(image, data)
     if image.format == "TIFF":
         size = image.size
     width, height = reversed(size) if is_transposed else size
@@ -268,17 +273,29 @@ def _decode_image(image: Image.Image, image_size: int, resize: Resize, thumbnail
     return Photo(np.asarray(_resize(upright, image_size, resize)), width, height, thumbnail)
 
 
-def _load_upright(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Load the image upright and in sRGB; return whether that swapped width and height."""
+def _load_upright(image: Image.Image, data: bytes | None) -> tuple[Image.Image, bool]:
+    """Load the image upright and in sRGB; return whether that swapped width and height.
+
+    Args:
+        data: the bytes of the image's file, if they are known.
+    """
     profile = image.info.get("icc_profile")
-    depth = _read_sample_depth(image) if image.mode.startswith(("I", "F")) else None
+    grey_depth, white_level = bit_depth.read_grey_depth(image), bit_depth.read_colour_white_level(image)
+    bit_depth.correct_planes(image)
     if isinstance(image, TiffImageFile) and not _has_all_strips(image):
         raise UnreadablePhoto("unreadable: its data cover only part of the image")
     image.load()
     orientation = _read_orientation(image)
-    upright = image.transpose(ORIENTATION_TRANSPOSES[orientation]) if orientation in ORIENTATION_TRANSPOSES else image
-    eight_bit = upright if depth is None else _scale_to_eight_bits(upright, depth)
-    return _convert_to_srgb(eight_bit, profile), orientation >= 5
+    if grey_depth is not None:
+        eight_bit = bit_depth.scale_grey(image, grey_depth)
+    elif white_level is not None:
+        open_again = None if data is None else partial(_open_image, data)
+        eight_bit = bit_depth.stretch_dark_colours(image, white_level, open_again)
+    else:
+        eight_bit = image
+    transpose = ORIENTATION_TRANSPOSES.get(orientation)
+    upright = eight_bit if transpose is None else eight_bit.transpose(transpose)
+    return _convert_to_srgb(upright, profile), orientation >= 5
 
 
 def _has_all_strips(image: TiffImageFile) -> bool:
@@ -322,44 +339,6 @@ def _composite_over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, rgba).convert("RGB")
 
 
-@dataclass(frozen=True)
-class SampleDepth:
-    """The meaning of samples with more than eight bits."""
-
-    white_level: float | None
-    # 32-bit unsigned integers, which Pillow returns as signed.
-    is_unsigned: bool = False
-    is_white_zero: bool = False
-
-
-def _read_sample_depth(image: Image.Image) -> SampleDepth:
-    if not isinstance(image, TiffImageFile):
-        return SampleDepth(None if image.mode == "F" else 65535.0)
-    tags = image.tag_v2
-    bits, sample_format = tags.get(TIFF_BITS, (16,))[0], tags.get(TIFF_SAMPLE_FORMAT, (1,))[0]
-    white = 2.0 ** (bits - 1 if sample_format == 2 else bits) - 1 if bits <= 16 and image.mode != "F" else None
-    is_unsigned = image.mode == "I" and bits == 32 and sample_format == 1
-    return SampleDepth(white, is_unsigned, is_white_zero=tags.get(TIFF_PHOTOMETRIC) == 0)
-
-
-def _scale_to_eight_bits(image: Image.Image, depth: SampleDepth) -> Image.Image:
-    values = np.asarray(image)
-    values = values.view(np.uint32).astype(np.float32) if depth.is_unsigned else values.astype(np.float32)
-    finite = np.isfinite(values)
-    low, high = float(values.min(where=finite, initial=np.inf)), float(values.max(where=finite, initial=-np.inf))
-    if low > high:
-        raise UnreadablePhoto("unreadable: all of its values are NaN or infinite")
-    values = np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
-    white = 1.0 if image.mode == "F" and low >= 0 and 0 < high <= 1 else depth.white_level
-    if white is None or low < 0 or high > white or high < white / 16:
-        white = high
-    else:
-        low = 0.0
-    scale = 255.0 / (white - low) if white > low else 0.0
-    levels = np.rint(np.clip(values * scale - low * scale, 0, 255)).astype(np.uint8)
-    return Image.fromarray(255 - levels if depth.is_white_zero else levels)
-
-
 def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
     """Convert to sRGB by the ICC profile.
 
@@ -394,7 +373,7 @@ def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
     return int(np.abs(converted.astype(np.int16) - colours).max()) <= MAX_SRGB_DEVIATION
 
 
-def _open_heif(data: bytes) -> Image.Image:
+def _open_heif(data: bytes) -> ImageFile:
     """Open HEIF without registering it with Pillow, whose other users may not expect it."""
     try:
         from pillow_heif import HeifImageFile  # pyright: ignore[reportMissingImports]
