@@ -22,8 +22,9 @@ OUTCOMES = {
     "used": r"^apply the orientation|^load|composite/convert to RGB|^use the first frame|^found",
     "heif": r"^say that the format is not supported, by name",
 }
-# A row says "report", but the picture is whole: see test_a_bitmap_that_lies_about_its_size_is_read_to_its_end.
-WHOLE_AFTER_ALL = {"mmap_error.bmp"}
+# A row says "report", but the picture is whole: see test_a_bitmap_that_lies_about_its_size_is_read_to_its_end and
+# test_a_jpeg_without_the_last_byte_of_its_end_marker_is_whole.
+WHOLE_AFTER_ALL = {"mmap_error.bmp", "truncated_jpeg.jpg"}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,14 @@ def test_a_bitmap_that_lies_about_its_size_is_read_to_its_end(awkward):
     assert np.array_equal(decode_as_int(lying, 128), decode_as_int(honest, 128))
 
 
+def test_a_jpeg_without_the_last_byte_of_its_end_marker_is_whole(awkward):
+    data = (awkward / "truncated_jpeg.jpg").read_bytes()
+    assert data.endswith(b"\xff")
+    with Image.open(io.BytesIO(data + b"\xd9")) as image:
+        assert np.array_equal(decode_as_int(data, 100), to_int_array(image))
+    assert "end is missing" in get_decoding_error(data[:-40])
+
+
 def test_a_huge_picture_is_refused_with_its_size(awkward):
     assert get_decoding_error((awkward / "65536-uint32-limit.png").read_bytes()) == "too large: 4,295 megapixels"
 
@@ -133,6 +142,8 @@ def test_ordinary_pictures_are_what_pillow_shows_over_white(awkward, status):
     compared = 0
     for name in sorted(name for name, told in status.items() if told == STATUS_USED):
         data = (awkward / name).read_bytes()
+        if name == "truncated_jpeg.jpg":
+            continue  # Pillow alone refuses it, and it has a test of its own
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")
             if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") or image.info.get("icc_profile"):

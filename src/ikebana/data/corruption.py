@@ -2,8 +2,9 @@
 
 A truncated copy often has its full length, with zeros for the rest. Decoders fill such an image
 with grey or noise and report nothing. Two formats reveal it, in 1 to 7% of the decoding time: a
-JPEG has an end marker (all intact ones of 4,341 real JPEGs had it), a PNG has checksums. And a
-JPEG may declare so many scans that decoding never ends.
+JPEG has an end marker (all intact ones of 4,341 real JPEGs had it), a PNG has checksums.
+`jpeg_end` decides about a JPEG that may lack only the marker. And a JPEG may declare so many scans
+that decoding never ends.
 """
 
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN, STANDALONE_MARKER = 0xD8, 0xD9, 0xDA, 0x01
 # Of a progressive JPEG; programs and cameras write about ten.
 MAX_JPEG_SCANS = 100
+MISSING_END = "its end is missing"
 # A marker, but not a stuffed byte, a restart marker inside image data, or a fill byte.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 PNG_SIGNATURE_BYTES = 8
@@ -27,8 +29,17 @@ FOREIGN_SIGNATURES = {
     b"<html": "a web page",
     b"8bps": "Photoshop",
     b"\x1ae\xdf\xa3": "a video",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"rar!\x1a\x07": "a RAR archive",
+    b"\x1f\x8b": "a gzip archive",
 }
 VIDEO_BRANDS = (b"mp4", b"iso", b"qt ", b"m4v", b"avc", b"3gp")
+# Raw files that are not TIFFs: Olympus, Panasonic, Fujifilm, Canon before 2004, Sigma, Minolta.
+RAW_SIGNATURES = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"II\x1a\0\0\0HEAPCCDR", b"FOVb", b"\0MRM")
+# Canon since 2018.
+RAW_BRAND = b"ftypcrx "
+RAW_ADVICE = "export it as JPEG or TIFF with the camera's software or darktable"
+REASON_RAW = f"unsupported format: a raw file of a camera ({RAW_ADVICE})"
 
 
 def find_silent_damage(data: bytes, format_name: str | None) -> str | None:
@@ -46,19 +57,22 @@ def _find_jpeg_damage(data: bytes) -> str | None:
     Each scan, of ten bytes perhaps, makes the decoder go over all pixels.
     """
     scans, marker = 0, None
-    for marker in _iterate_jpeg_markers(data):
+    for marker, _ in iterate_jpeg_markers(data):
         scans += marker == START_OF_SCAN
         if scans > MAX_JPEG_SCANS:
             return f"it has more than {MAX_JPEG_SCANS} scans"
-    return None if marker == END_OF_IMAGE else "its end is missing"
+    return None if marker == END_OF_IMAGE else MISSING_END
 
 
-def _iterate_jpeg_markers(data: bytes) -> Iterator[int]:
-    """Iterate over the first image's markers; skip segments, which may hold images of their own."""
+def iterate_jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """Iterate over the first image's markers and the positions after them.
+
+    Segments are skipped, because they may hold images of their own.
+    """
     position, marker = 2, 0
     while marker != END_OF_IMAGE and (match := JPEG_MARKER.search(data, position)):
         marker, position = data[match.end() - 1], match.end()
-        yield marker
+        yield marker, position
         if marker not in (START_OF_IMAGE, STANDALONE_MARKER):
             position += int.from_bytes(data[position : position + 2])
 
@@ -90,6 +104,8 @@ def is_heif(data: bytes) -> bool:
 
 def identify_foreign_file(data: bytes) -> str:
     """Describe a file that no decoder accepts."""
+    if data.startswith(RAW_SIGNATURES) or data[4:12] == RAW_BRAND:
+        return REASON_RAW
     start = data[:512].lstrip().lower()
     if start.startswith(b"<?xml") and b"<svg" in data[:4096].lower():
         return "not a photo: SVG"

@@ -8,7 +8,9 @@ transparency   composited over white
 bit depth      16-bit integers are scaled from the file's declared white level, floats from 0..1.
                Without one, or below a sixteenth of it (12 camera bits in a 16-bit file), from the
                darkest to the brightest value, of all colours together
-damage         a truncated photo is refused, never filled with grey
+damage         a truncated photo is refused, never filled with grey; a JPEG that lacks only its end
+               marker is complete
+preview        a raw file, of which Pillow reads only a preview, is refused
 animation      the first frame
 size           squashed to a square, or centre-cropped, by an antialiased triangle filter
 large JPEGs    decoded at a half, a quarter or an eighth while both sides stay at least twice the
@@ -23,6 +25,7 @@ import math
 import os
 import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -36,7 +39,7 @@ from PIL.IcoImagePlugin import IcoFile
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ikebana.data import bit_depth, corruption
+from ikebana.data import bit_depth, corruption, jpeg_end, previews
 from ikebana.data.pillow_output import silence_pillow
 from ikebana.errors import UnreadablePhoto
 from ikebana.recipe import Resize
@@ -152,9 +155,24 @@ def _open_intact_image(data: bytes) -> ImageFile:
     image = _open_image(data)
     _check_size(image)
     problem = corruption.find_silent_damage(data, image.format)
+    if problem == corruption.MISSING_END:
+        with _wait_if_large(image):
+            completed = jpeg_end.complete(data, _checksum_pixels)
+        if completed is not None:
+            return _open_image(completed)
     if problem is not None:
         raise UnreadablePhoto(f"unreadable: {problem}")
     return image
+
+
+def _checksum_pixels(data: bytes) -> int | None:
+    """Compute a checksum of a JPEG's pixels; None if it cannot be decoded."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return zlib.crc32(image.tobytes())
+    # Pillow's plug-ins raise any exception.
+    except Exception:
+        return None
 
 
 @dataclass(frozen=True)
@@ -222,6 +240,8 @@ def _open_image(data: bytes) -> ImageFile:
     if corruption.is_heif(data):
         return _open_heif(data)
     image = Image.open(io.BytesIO(data), formats=_get_possible_formats(data))
+    if isinstance(image, TiffImageFile):
+        previews.select_photo(image, data)
     return image
 
 

@@ -1,0 +1,103 @@
+"""JPEGs that lack nothing but their end marker.
+
+Some phones, IP cameras and recovery programs leave it out, or write a trailer instead. A truncated
+JPEG lacks it as well, and the decoder fills the missing part with grey. The pixels tell them apart:
+
+- If the photo is complete, the decoder needs nothing more: any bytes may follow, the pixels stay.
+- If its last bytes are those of the photo, and not of another file, the pixels change without them.
+
+Source: ITU-T T.81, annexes B and G.
+"""
+
+from collections.abc import Callable, Iterator
+
+from ikebana.data.corruption import START_OF_SCAN, iterate_jpeg_markers
+
+END_MARKER = b"\xff\xd9"
+# Frames of Huffman or arithmetic coding, without those of lossless and hierarchical JPEGs.
+FRAME_MARKERS = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+COEFFICIENTS = 64
+# Image data that changes the pixels of an incomplete photo. The first bits are all different, and a
+# decoder that waits for a restart marker accepts one of the two sequences.
+FOLLOWING_BYTES = tuple(
+    bytes([value]) * 64
+    + b"".join(bytes([0xFF, 0xD0 + (first + number) % 8]) + bytes([value]) * 64 for number in range(8))
+    for value, first in ((0xAA, 0), (0x55, 4))
+)
+# Bytes at the end of the photo that must matter.
+LAST_BYTES = 16
+# Samsung's phones write a directory of their trailer at the end of the file.
+TRAILER_END, TRAILER_DIRECTORY = b"SEFT", b"SEFH"
+TRAILER_ENTRY_BYTES = 12
+
+
+def complete(data: bytes, decode: Callable[[bytes], int | None]) -> bytes | None:
+    """Add the end marker to a JPEG; return None if pixels are missing.
+
+    Args:
+        data: a JPEG without an end marker.
+        decode: decodes a JPEG to a checksum of all its pixels; None if it cannot be decoded.
+    """
+    photo = _cut_trailer(data)
+    if not _has_all_scans(photo):
+        return None
+    checksum = decode(photo + END_MARKER)
+    needs_no_more = checksum is not None and all(
+        decode(photo + following + END_MARKER) == checksum for following in FOLLOWING_BYTES
+    )
+    is_complete = needs_no_more and decode(photo[:-LAST_BYTES] + END_MARKER) != checksum
+    return photo + END_MARKER if is_complete else None
+
+
+def _cut_trailer(data: bytes) -> bytes:
+    """Cut off Samsung's trailer, and zeros or ones that fill a block."""
+    trailer_end = data.rfind(TRAILER_END)
+    photo = data[: _find_trailer_start(data, trailer_end)] if trailer_end >= 0 else data
+    stripped = photo.rstrip(b"\0")
+    # In image data, a zero follows each byte 0xFF.
+    if stripped.endswith(b"\xff") and len(stripped) < len(photo):
+        return stripped + b"\0"
+    return stripped.rstrip(b"\xff")
+
+
+def _find_trailer_start(data: bytes, trailer_end: int) -> int:
+    """Find the start by the directory, which has the distance of each entry before it."""
+    directory = data.rfind(TRAILER_DIRECTORY, 0, trailer_end)
+    if directory < 0:
+        return trailer_end
+    # After the name: version, number of entries, and per entry its type, distance and size.
+    distances = (
+        int.from_bytes(data[position + 4 : position + 8], "little")
+        for position in range(directory + 12, trailer_end - TRAILER_ENTRY_BYTES + 1, TRAILER_ENTRY_BYTES)
+    )
+    return max(0, directory - max(distances, default=0))
+
+
+def _has_all_scans(photo: bytes) -> bool:
+    """Return whether the scans transmit every coefficient of every colour down to its last bit."""
+    missing: set[tuple[int, int]] | None = None
+    try:
+        for marker, start in iterate_jpeg_markers(photo):
+            if marker in FRAME_MARKERS:
+                colours = photo[start + 8 : start + 8 + 3 * photo[start + 7] : 3]
+                missing = {(colour, number) for colour in colours for number in range(COEFFICIENTS)}
+            elif marker == START_OF_SCAN and missing is not None:
+                missing -= set(_list_finished_coefficients(photo, start))
+    except (IndexError, ValueError):
+        return False
+    return missing is not None and not missing
+
+
+def _list_finished_coefficients(photo: bytes, start: int) -> Iterator[tuple[int, int]]:
+    """List the coefficients of which a scan transmits the last bit.
+
+    Raises:
+        ValueError: the header of the scan is cut.
+    """
+    colours_end = start + 3 + 2 * photo[start + 2]
+    first, last, bits = photo[colours_end : colours_end + 3]
+    # The lower half is the number of bits that a later scan transmits.
+    if bits & 15 == 0:
+        yield from (
+            (colour, number) for colour in photo[start + 3 : colours_end : 2] for number in range(first, last + 1)
+        )
