@@ -12,7 +12,7 @@ import onnx
 import polars as pl
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import numpy_helper, version_converter
 
 import ikebana
 from ikebana import recipes
@@ -20,6 +20,7 @@ from ikebana.data import dataset, split
 from ikebana.errors import MachineError, ModelError, PhotosError, RunError
 from ikebana.exporting import onnx_file as exporting
 from ikebana.exporting import quantisation, run_photos
+from ikebana.exporting.resize_graph import ONNX_OPSET
 from ikebana.inference import classifier, page_files
 from ikebana.learning.models import networks
 from ikebana.recipe import recipe_to_json, with_options
@@ -46,6 +47,10 @@ def copied(paper_run, tmp_path):
     """A copy of the run, to be changed."""
     shutil.copytree(paper_run.folder, tmp_path / "run")
     return ikebana.open_run(tmp_path / "run")
+
+
+def operator_sets(model):
+    return [(opset.domain, opset.version) for opset in model.opset_import]
 
 
 def refused(kind, words, run, place, **choices):
@@ -155,6 +160,14 @@ def test_it_says_what_it_is_for_and_how_good_and_where_it_comes_from(paper_class
     assert about["parity"]["accuracy"] == pytest.approx(paper_run.evaluation.accuracy)
     assert about["parity"]["largest_difference"] < 1e-5
     assert {"ikebana", "torch", "onnxruntime"} <= about["versions"].keys()
+
+
+def test_each_operator_set_is_imported_once(paper_model):
+    model = onnx.load(paper_model)
+    onnx.checker.check_model(model, full_check=True)
+    assert operator_sets(model) == [("", ONNX_OPSET)]
+    assert {node.domain for node in model.graph.node} == {""}
+    assert operator_sets(version_converter.convert_version(model, ONNX_OPSET + 1)) == [("", ONNX_OPSET + 1)]
 
 
 def test_equal_runs_give_equal_files_that_hold_neither_a_path_nor_a_time(copied, paper_model, tmp_path, at_once):
@@ -342,6 +355,7 @@ def test_int8_is_a_smaller_file_of_the_same_opinion(copied, paper_model, good_ph
     monkeypatch.setattr(quantisation, "MAX_ACCURACY_LOSS", 1.0)  # ten photos say little about a margin
     small = ikebana.export(copied, tmp_path / "small.onnx", int8=True)
     assert (tmp_path / "small.onnx").stat().st_size < 0.4 * paper_model.stat().st_size
+    assert operator_sets(onnx.load(tmp_path / "small.onnx")) == [("", ONNX_OPSET)]
     assert small.metadata["int8"].keys() >= {"accuracy_in_float32", "accuracy_in_int8", "margin", "judged_by"}
     squares = np.stack([small.preprocess(each) for each in good_photos])
     exact = ikebana.load(paper_model).forward(squares).probabilities

@@ -129,12 +129,20 @@ def assemble_file(network: ModelProto, model_info: dict[str, Any]) -> bytes:
     prefixed = onnx.compose.add_prefix(network, "network/", rename_inputs=False, rename_outputs=False)
     model = onnx.compose.merge_models(resize_graph, prefixed, io_map=[(NETWORK_INPUT, NETWORK_INPUT)], name="ikebana")
     model.producer_name, model.producer_version = "ikebana", model_info["versions"]["ikebana"]
+    _import_each_domain_once(model)
     for output in model.graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = "N"
     onnx.helper.set_model_props(model, metadata.to_entries(model_info))
     if model.ByteSize() > model_file.MAX_FILE_BYTES - model_file.SEAL_BYTES:
         raise ModelError("this network is too large for one ONNX file", advice="another network")
     return model_file.add_seal(model.SerializeToString(deterministic=True))
+
+
+def _import_each_domain_once(model: ModelProto) -> None:
+    """Import each operator set once: `merge_models` adds up the imports of both graphs."""
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
 
 
 def summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str:
