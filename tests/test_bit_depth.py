@@ -1,5 +1,6 @@
 """Colours of 16 bits, of which a camera or a microscope may use 10 or 12: the same picture as with 8 bits."""
 
+import base64
 import io
 import struct
 import zlib
@@ -132,10 +133,23 @@ def test_a_turned_photo_is_stretched_like_others():
 
 def test_lower_bits_that_pillow_does_not_reach_are_a_refusal():
     assert get_decoding_error(encode_tiff(COLOURS * 16, has_planes=True, is_compressed=True)) == (
-        "unreadable: its 16-bit colours use less than a sixteenth of their range (save it with 8 bits per colour)"
+        "unreadable: its colours use less than a sixteenth of their range (save it with 8 bits per colour)"
     )
     text = b"P3 2 1 65535 " + b"100 4000 7 " * 2
     assert "less than a sixteenth" in get_decoding_error(text)
+
+
+# 4 x 4 pixels of 16 bits with values up to 3760, as opj_compress of OpenJPEG 2.5 wrote them. Pillow writes 8-bit colours only.
+DARK_JPEG_2000 = base64.b64decode(
+    "/0//UQAvAAAAAAAEAAAABAAAAAAAAAAAAAAABAAAAAQAAAAAAAAAAAADDwEBDwEBDwEB/1IADAAAAAEBAAQEAAH/XAAEQID/ZAAlAAFDcmVhdGVk"
+    "IGJ5IE9wZW5KUEVHIHZlcnNpb24gMi41LjD/kAAKAAAAAABCAAH/k8/8MGARUFSQh2oRJVKMFx2DRAWop/de6XhxHpvA/kIAFABSZnchIS/A/kIA"
+    "EVBKZnchIS//2Q=="
+)
+
+
+def test_a_dark_jpeg_2000_is_refused_and_one_of_8_bits_is_black():
+    assert "less than a sixteenth" in get_decoding_error(DARK_JPEG_2000)
+    assert decode_as_int(encode_image(Image.new("RGB", (8, 8)), "JPEG2000"), 8).max() == 0
 
 
 def test_an_open_image_with_dark_colours_is_refused_with_what_to_give():

@@ -19,11 +19,13 @@ from ikebana.errors import UnreadablePhoto
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_SAMPLE_FORMAT = 258, 262, 284, 339
 SEPARATE_PLANES = 2
 MAX_SAMPLE = 65535
+# The start of a JPEG 2000 codestream, and the position of its first bit depth.
+JPEG2000_SIGNATURE, JPEG2000_DEPTH_POSITION = b"\xff\x4f\xff\x51", 42
 # Photos that use less than this part of their range are stretched to the full range.
 MIN_RANGE_DIVISOR = 16
 # The order of bytes in which a raw mode's upper byte is the lower one. N is that of the machine.
 SWAPPED_ORDERS = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-REASON_DARK_COLOURS = "unreadable: its 16-bit colours use less than a sixteenth of their range"
+REASON_DARK_COLOURS = "unreadable: its colours use less than a sixteenth of their range"
 REASON_UNREADABLE_BITS = f"{REASON_DARK_COLOURS} (save it with 8 bits per colour)"
 
 
@@ -90,9 +92,25 @@ def read_colour_white_level(image: Image.Image) -> int | None:
         return None
     codec, _, _, args = image.tile[0]
     if codec in ("ppm", "ppm_plain") and isinstance(args, tuple):
-        return args[-1] if args[-1] > 255 else None
-    is_deep = ";16" in _get_raw_mode(image.tile[0]) or (_has_planes(image) and _get_bits(image) == 16)
-    return MAX_SAMPLE if is_deep else None
+        white = args[-1]
+    elif codec == "jpeg2k":
+        white = _read_jpeg2000_white_level(image)
+    else:
+        is_deep = ";16" in _get_raw_mode(image.tile[0]) or (_has_planes(image) and _get_bits(image) == 16)
+        white = MAX_SAMPLE if is_deep else 0
+    return white if white > 255 else None
+
+
+def _read_jpeg2000_white_level(image: ImageFile) -> int:
+    """Read the white level from the header of the codestream; ITU-T T.800, A.5.1."""
+    assert image.fp is not None, "the image is not loaded yet"
+    position = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(position)
+    depth = data[data.find(JPEG2000_SIGNATURE) + JPEG2000_DEPTH_POSITION]
+    # The upper bit is the sign, and the others are the number of bits minus 1.
+    return 2 ** ((depth & 0x7F) + 1) - 1
 
 
 def correct_planes(image: Image.Image) -> None:
