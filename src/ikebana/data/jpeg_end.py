@@ -11,19 +11,17 @@ Source: ITU-T T.81, annexes B and G.
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from ikebana.data.corruption import START_OF_SCAN, iterate_jpeg_markers
 
 END_MARKER = b"\xff\xd9"
 # Frames of Huffman or arithmetic coding, without those of lossless and hierarchical JPEGs.
 FRAME_MARKERS = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 COEFFICIENTS = 64
-# Image data that changes the pixels of an incomplete photo. The first bits are all different, and a
-# decoder that waits for a restart marker accepts one of the two sequences.
-FOLLOWING_BYTES = tuple(
-    bytes([value]) * 64
-    + b"".join(bytes([0xFF, 0xD0 + (first + number) % 8]) + bytes([value]) * 64 for number in range(8))
-    for value, first in ((0xAA, 0), (0x55, 4))
-)
+# More than one block of all colours takes: 10 times 64 coefficients of at most 26 bits.
+FILLER_BYTES = 4096
+RESTART_MARKERS = [bytes([0xFF, 0xD0 + number]) for number in range(8)]
 # Bytes at the end of the photo that must matter.
 LAST_BYTES = 16
 # Samsung's phones write a directory of their trailer at the end of the file.
@@ -43,10 +41,23 @@ def complete(data: bytes, decode: Callable[[bytes], int | None]) -> bytes | None
         return None
     checksum = decode(photo + END_MARKER)
     needs_no_more = checksum is not None and all(
-        decode(photo + following + END_MARKER) == checksum for following in FOLLOWING_BYTES
+        decode(photo + following + END_MARKER) == checksum for following in _make_following_bytes()
     )
     is_complete = needs_no_more and decode(photo[:-LAST_BYTES] + END_MARKER) != checksum
     return photo + END_MARKER if is_complete else None
+
+
+def _make_following_bytes() -> Iterator[bytes]:
+    """Make image data that change the pixels of an incomplete photo.
+
+    Of two complementary fillers, one differs in the first missing bit from what the decoder assumes.
+    A decoder that waits for a restart marker accepts one of the sequences.
+    """
+    # Without 0 and 255, since a complement must not be a marker.
+    filler = np.random.default_rng(0).integers(1, 255, FILLER_BYTES, np.uint8)
+    for content in (filler, filler[::-1]):
+        for first, data in ((0, content.tobytes()), (4, (255 - content).tobytes())):
+            yield data + b"".join(marker + data for marker in RESTART_MARKERS[first:] + RESTART_MARKERS[:first])
 
 
 def _cut_trailer(data: bytes) -> bytes:
