@@ -6,6 +6,7 @@ import shutil
 import pytest
 from support.images import encode_photo, write_files
 
+from ikebana.auditing import dataset_checks
 from ikebana.data import sources
 from ikebana.data.dataset import STATUS_UNOPENED
 from ikebana.errors import PhotosError
@@ -229,16 +230,25 @@ def test_classes_keep_their_names_even_where_these_look_like_splits(tmp_path, na
     assert dataset.classes == tuple(sorted(names))
 
 
-@pytest.mark.parametrize("name", ["test", "masks", "predictions"])
-def test_a_class_that_may_be_none_is_noted(tmp_path, name):
-    dataset, _ = read(write_files(tmp_path, photos_in("daisy", "rose", name)))
-    assert any(f"{name}/ is read as a class" in note for note in dataset.notes)
+DOUBTFUL = [
+    (photos_in("daisy", "rose", "test"), "test/ is read as a class"),
+    (photos_in("daisy", "rose", "masks"), "masks/ is read as a class"),
+    (photos_in("daisy", "rose", "predictions"), "predictions/ is read as a class"),
+    (photos_in("images_part_1", "images_part_2"), "differ only in a number"),
+    (classes_in("color", "grayscale"), "all have the folders daisy, rose"),
+    (photos_in("daisy", "rose", "rose/daisy", "tulip"), "rose/ has a folder daisy, named like another class"),
+]
 
 
-def test_classes_that_all_have_the_same_folders_are_noted(tmp_path):
-    dataset, _ = read(write_files(tmp_path, classes_in("site A", "site B")))
-    assert dataset.classes == ("site A", "site B")
-    assert any("daisy, rose" in note and "one level up" in note for note in dataset.notes)
+@pytest.mark.parametrize(("files", "evidence"), DOUBTFUL)
+def test_classes_that_may_be_none_are_used_and_reported(tmp_path, files, evidence):
+    dataset, found = read(write_files(tmp_path, files))
+    assert {name for name, _ in found} == {path.split("/")[0] for path in files}
+    ((reported, advice),) = dataset.doubts
+    assert evidence in reported
+    assert "move" in advice or "table" in advice
+    findings = dataset_checks.check_dataset(dataset)
+    assert (findings[0].kind, findings[0].severity, findings[0].evidence) == ("ambiguous_folders", "warning", reported)
 
 
 SINGLE_CLASSES = [
@@ -358,12 +368,6 @@ def test_of_two_classes_one_inside_the_other_is_refused(tmp_path):
     )
 
 
-def test_one_folder_named_like_another_class_is_noted(tmp_path):
-    dataset, found = read(write_files(tmp_path, photos_in("daisy", "rose", "rose/daisy", "tulip")))
-    assert found == {(name, None) for name in ("daisy", "rose", "tulip")}
-    assert any("rose/ has a folder daisy, named like another class" in note for note in dataset.notes)
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -420,3 +424,18 @@ def test_text_beside_the_folder_of_all_images_is_no_class(tmp_path):
     }
     _, found = read(write_files(tmp_path, files))
     assert found == pairs(None)
+
+
+def test_empty_files_make_no_folder_a_copy(tmp_path):
+    files = dict.fromkeys(classes_in("near", "far"), b"")
+    assert read(write_files(tmp_path, files))[0].classes == ("far", "near")
+
+
+def test_many_copies_are_one_note(tmp_path):
+    files = {f"copy of daisy/{number}.jpg": b"1" for number in range(2)} | {"rose/1.jpg": b"2"}
+    files |= {f"daisy ({row})/{number}.jpg": b"1" for row in range(9) for number in range(2)}
+    files |= {f"daisy/{number}.jpg": b"1" for number in range(2)}
+    dataset, _ = read(write_files(tmp_path, files))
+    assert dataset.classes == ("daisy", "rose")
+    (note,) = dataset.notes
+    assert "and 5 more have the same files as daisy/" in note

@@ -32,7 +32,9 @@ def check_dataset(dataset: Dataset) -> list[Finding]:
     Args:
         dataset: opened and split.
     """
+    doubts = [Finding("ambiguous_folders", "warning", (), evidence, advice) for evidence, advice in dataset.doubts]
     findings = [
+        *doubts,
         *_check_unreadable(dataset),
         *_check_exact_duplicates(dataset),
         *_check_near_duplicates(dataset),

@@ -51,7 +51,15 @@ def read(
     photos = _check_groups(collect_rows(chain(rows, extra_rows), SCHEMA).sort("path"), notes)
     empty = layout.classes - set(photos["label"].drop_nulls())
     return Dataset(
-        source or str(folder), folder, photos, (), len(ignored), archive_prefix, tuple(sorted(empty)), tuple(notes)
+        source or str(folder),
+        folder,
+        photos,
+        (),
+        len(ignored),
+        archive_prefix,
+        tuple(sorted(empty)),
+        tuple(notes),
+        layout.doubts,
     )
 
 

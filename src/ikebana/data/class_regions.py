@@ -4,7 +4,7 @@ A network that is trained on the wrong reading looks right, so what can be read 
 refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ikebana.data import folder_names
@@ -24,8 +24,9 @@ def add_classes(draft: LayoutDraft, parent: Path, split: str | None) -> None:
     folders = draft.list_folders(parent)
     draft.regions[draft.get_key(parent)] = Region(split=split, has_classes=True)
     _refuse_numbered(parent, folders, draft)
+    names = {path.name.casefold(): to_printable(path.name) for path in folders}
     for folder in folders:
-        if not _set_aside_nested_copy(draft, parent, folder, folders):
+        if not _set_aside_nested_copy(draft, parent, folder, names):
             draft.classes.add(to_printable(folder.name))
             _set_aside_annotations(draft, folder, split)
 
@@ -43,22 +44,23 @@ def _set_aside_annotations(draft: LayoutDraft, folder: Path, split: str | None) 
             draft.notes.append(f"of the classes, {show_folder(images)} is used and {show_folder(path)} is not")
 
 
-def _set_aside_nested_copy(draft: LayoutDraft, parent: Path, folder: Path, folders: Sequence[Path]) -> bool:
+def _set_aside_nested_copy(draft: LayoutDraft, parent: Path, folder: Path, names: Mapping[str, str]) -> bool:
     """Set a class folder aside if it is a copy of all classes.
 
+    Args:
+        names: printable names of the classes, by casefolded names.
     Raises:
         PhotosError: its sub-folders are named like the classes, but other photos are in them.
     """
-    base, shared = _find_shared_names(draft, folder, folders)
+    base, shared = _find_shared_names(draft, folder, names)
     own_name = to_printable(folder.name)
     others = [name for name in shared if name != own_name]
     if not others:
         return False
-    is_set = len(shared) == len(folders) - 1 == len(draft.tree.try_list_folders(base))
+    is_set = len(shared) == len(names) - 1 == len(draft.tree.try_list_folders(base))
     if len(shared) == 1 and not is_set:
-        draft.notes.append(
-            f"{show_folder(folder)} has a folder {others[0]}, named like another class: its photos are read as {own_name}"
-        )
+        evidence = f"{show_folder(folder)} has a folder {others[0]}, named like another class"
+        draft.doubts.append((evidence, f"its photos are read as {own_name}: move it if it has photos of {others[0]}"))
         return False
     base_path = "/".join(draft.get_key(base))
     if is_copy(base, parent):
@@ -73,9 +75,8 @@ def _set_aside_nested_copy(draft: LayoutDraft, parent: Path, folder: Path, folde
     )
 
 
-def _find_shared_names(draft: LayoutDraft, folder: Path, folders: Sequence[Path]) -> tuple[Path, list[str]]:
+def _find_shared_names(draft: LayoutDraft, folder: Path, names: Mapping[str, str]) -> tuple[Path, list[str]]:
     """Find class names among the folders inside a class."""
-    names = {path.name.casefold(): to_printable(path.name) for path in folders}
     base = folder
     while True:
         inner = draft.tree.try_list_folders(base)
@@ -101,25 +102,25 @@ def _refuse_numbered(parent: Path, folders: Sequence[Path], draft: LayoutDraft) 
             advice="for folds, use one folder per class, or a table with the columns path,label,group; "
             "for classes, rename the folders",
         )
-    draft.notes.append(
-        f"{join_names(map(show_folder, folders))} are read as classes: if they are parts of one data set, give a table instead"
-    )
+    evidence = f"{join_names(map(show_folder, folders))} are read as classes, and differ only in a number"
+    draft.doubts.append((evidence, "if they are parts of one data set, use one folder per class, or a table"))
 
 
-def note_doubts(draft: LayoutDraft, top: Path) -> None:
-    """Note class folders whose names, or whose sub-folders, suggest that they may be none."""
+def add_doubts(draft: LayoutDraft, top: Path) -> None:
+    """Add doubts about class folders that are perhaps none, by their names or sub-folders."""
     folders = [path for path in draft.list_folders(top) if to_printable(path.name) in draft.classes]
-    draft.notes += [
-        f"{show_folder(path)} is read as a class: if it is not one, move it elsewhere"
+    draft.doubts += [
+        (f"{show_folder(path)} is read as a class", "move it elsewhere if it is not one")
         for path in folders
         if folder_names.is_rarely_class(path.name)
     ]
     inside = [_list_unread_names(draft, path) for path in folders]
     if len(inside) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
-        draft.notes.append(
+        evidence = (
             f"{join_names(map(show_folder, folders))} are read as classes, and all have the folders "
-            f"{join_names(sorted(inside[0]))}: if those are the classes, move them one level up"
+            f"{join_names(sorted(inside[0]))}"
         )
+        draft.doubts.append((evidence, "if those are the classes, move them one level up"))
 
 
 def _list_unread_names(draft: LayoutDraft, folder: Path) -> set[str]:

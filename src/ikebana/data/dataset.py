@@ -76,6 +76,8 @@ class Dataset:
     empty_classes: tuple[str, ...] = ()
     # How the source was understood, for the user.
     notes: tuple[str, ...] = ()
+    # What may have been understood wrongly: evidence and advice.
+    doubts: tuple[tuple[str, str], ...] = ()
     # Near-duplicates; the first of several exact copies stands for all.
     near_duplicates: tuple[NearDuplicate, ...] = ()
 

@@ -36,7 +36,7 @@ def find_layout(folder: Path, name: str) -> Layout:
         split_regions.add_table(draft, labelled, None)
     elif not split_regions.add_splits_in_classes(draft, top, folders):
         class_regions.add_classes(draft, top, None)
-        class_regions.note_doubts(draft, top)
+        class_regions.add_doubts(draft, top)
     return draft.finish(top)
 
 

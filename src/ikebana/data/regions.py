@@ -47,6 +47,7 @@ class Layout:
         classes: names of class folders, empty ones too.
         missing_paths: photos that a table names and that do not exist.
         notes: how the folders were understood, for the user.
+        doubts: what may have been understood wrongly: evidence and advice.
     """
 
     top: tuple[str, ...]
@@ -54,6 +55,7 @@ class Layout:
     classes: frozenset[str]
     missing_paths: tuple[str, ...]
     notes: tuple[str, ...]
+    doubts: tuple[tuple[str, str], ...]
 
     def find_region(self, folders: Sequence[str]) -> tuple[int, Region]:
         """Find the innermost region of a path, and how deep it is."""
@@ -71,6 +73,7 @@ class LayoutDraft:
     classes: set[str] = field(default_factory=set)
     missing_paths: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    doubts: list[tuple[str, str]] = field(default_factory=list)
     copies: set[Path] = field(default_factory=set)
 
     def get_key(self, folder: Path) -> tuple[str, ...]:
@@ -88,19 +91,28 @@ class LayoutDraft:
 
     def set_aside_copies(self, copies: Mapping[Path, Path]) -> None:
         """Use no photo of these copies; each is mapped to its original."""
+        names: dict[str, list[str]] = {}
         for copy, original in copies.items():
-            name = to_printable(original.name)
-            self.set_aside(copy, f"in a copy of {name}/")
-            self.notes.append(f"{show_folder(copy)} has the same files as {name}/ and is not used")
+            self.set_aside(copy, f"in a copy of {show_folder(original)}")
+            names.setdefault(show_folder(original), []).append(show_folder(copy))
+        for original, copied in names.items():
+            ending = "has the same files as {} and is" if len(copied) == 1 else "have the same files as {} and are"
+            self.notes.append(f"{join_names(copied)} {ending.format(original)} not used")
         self.copies |= copies.keys()
 
     def _list_originals(self, folder: Path) -> list[Path]:
         return [path for path in self.tree.list_folders(folder) if path not in self.copies]
 
     def finish(self, top: Path) -> Layout:
-        """Make the layout, with each note once."""
-        notes = tuple(dict.fromkeys(self.notes))
-        return Layout(self.get_key(top), self.regions, frozenset(self.classes), tuple(self.missing_paths), notes)
+        """Make the layout, with each note and doubt once."""
+        return Layout(
+            self.get_key(top),
+            self.regions,
+            frozenset(self.classes),
+            tuple(self.missing_paths),
+            tuple(dict.fromkeys(self.notes)),
+            tuple(dict.fromkeys(self.doubts)),
+        )
 
 
 def show_folder(folder: Path) -> str:

@@ -44,6 +44,9 @@ KIND_DESCRIPTIONS = {
     "class_without_training_photos": KindDescription(
         "No training photos", "These classes have test or validation photos but none to train on."
     ),
+    "ambiguous_folders": KindDescription(
+        "Ambiguous folders", "These folders are read as classes, and may be something else."
+    ),
     "leakage": KindDescription(
         "Leakage between splits", "The same photo is in several splits: test accuracy on leaked photos is inflated."
     ),
