@@ -62,7 +62,7 @@ class NearDuplicate:
 class Dataset:
     """The photos of a source, used and unused."""
 
-    # The path that the user gave.
+    # The path that the user gave, or the type of frame.
     source: str
     # The folder that paths are relative to.
     root: Path
@@ -80,10 +80,17 @@ class Dataset:
     doubts: tuple[tuple[str, str], ...] = ()
     # Near-duplicates; the first of several exact copies stands for all.
     near_duplicates: tuple[NearDuplicate, ...] = ()
+    # The rows as given, if they came from a frame: a run stores them, because there is no file to read again.
+    frame: pl.DataFrame | None = None
 
     def resolve_path(self, path: str) -> Path:
         """Return the file on disk of a row's path."""
         return self.root / path.removeprefix(self.archive_prefix)
+
+    @property
+    def command_argument(self) -> str:
+        """The photos in a command for the user; a frame has no path."""
+        return self.source if self.frame is None else "PHOTOS"
 
     @property
     def used_photos(self) -> pl.DataFrame:

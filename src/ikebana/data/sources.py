@@ -3,23 +3,32 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import polars as pl
 
 from ikebana.data import archive, class_folders, output_folders, table
 from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
+from ikebana.data.frame import Frame, is_frame
 from ikebana.errors import PhotosError
 
+# A folder, an archive, a table, or a table in memory.
+PhotoSource: TypeAlias = str | Path | Frame
+
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+WORKBOOK_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 
 
-def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
-    """List the photos of a folder, an archive or a table, without opening them.
+def read(source: PhotoSource, class_order: tuple[str, ...] = ()) -> Dataset:
+    """List photos of a folder, an archive, a table or a frame, without opening them.
 
     Raises:
         PhotosError: the source does not exist, has no class folders, or has only one class.
     """
+    if is_frame(source):
+        return assign_classes(table.read_frame(source), class_order)
+    source = _require_path(source)
     # An empty path would be the working directory.
     if not str(source):
         raise PhotosError(
@@ -60,20 +69,34 @@ def read(source: str | Path, class_order: tuple[str, ...] = ()) -> Dataset:
         raise PhotosError(
             "this is not a folder, an archive or a table of photos",
             where=source,
-            advice="give a folder with one sub-folder per class, or a file ending in "
-            + ", ".join((*ARCHIVE_SUFFIXES[:3], *TABLE_SUFFIXES)),
+            advice=_advise_format(name),
         )
     return assign_classes(dataset, class_order)
 
 
+def _require_path(source: object) -> str | Path:
+    if isinstance(source, str | Path):
+        return source
+    if isinstance(source, os.PathLike):
+        return Path(os.fsdecode(source))
+    raise PhotosError(
+        f"photos cannot be given as {type(source).__name__}",
+        advice="give the path of a folder, an archive or a table, or a frame with the columns path and label",
+    )
+
+
+def _advise_format(name: str) -> str:
+    if name.endswith(WORKBOOK_SUFFIXES):
+        return "save the sheet as 'CSV UTF-8'"
+    suffixes = ", ".join((*ARCHIVE_SUFFIXES[:3], *TABLE_SUFFIXES))
+    return f"give a folder with one sub-folder per class, or a file ending in {suffixes}"
+
+
 def _advise_without_photos(dataset: Dataset) -> str:
     """Suggest what to try if no photos were found."""
-    if not dataset.source.lower().endswith(TABLE_SUFFIXES):
-        return "give a folder with one sub-folder of photos per class"
-    if not dataset.photos.height:
-        return "list one photo per row: path,label"
-    first = dataset.resolve_path(dataset.photos["path"][0])
-    return f"use absolute paths or paths relative to the table's folder; the first one resolves to {first}"
+    if dataset.frame is not None or dataset.source.lower().endswith(TABLE_SUFFIXES):
+        return table.advise_without_photos(dataset)
+    return "give a folder with one sub-folder of photos per class"
 
 
 def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:

@@ -1,0 +1,143 @@
+"""Columns of a table under the names and in the types that other tools give them."""
+
+import datetime
+
+import polars as pl
+import pytest
+from support.images import two_classes, write_files
+from support.tables import ROWS, get_refusal, list_rows, make_csv, read_table
+
+from ikebana.data import sources
+from ikebana.data.dataset import STATUS_UNOPENED
+from ikebana.errors import PhotosError
+
+PATHS = [path for path, _ in ROWS]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    write_files(tmp_path / "photos", two_classes())
+    return tmp_path
+
+
+def read_labels(photos, labels, **columns):
+    """Read a Parquet table with these labels."""
+    pl.DataFrame({"path": PATHS, "label": labels, **columns}, strict=False).write_parquet(photos / "photos.parquet")
+    return sources.read(photos / "photos.parquet")
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    "path", ["filename", "File Name", "file_name", "Image", "image-path", "IMAGE_PATH", "filepath"]
+)
+@pytest.mark.parametrize("label", ["label", "Class", "category"])
+def test_names_of_other_tools_are_understood_and_reported(photos, path, label):
+    dataset = read_table(photos, make_csv(header=(path, label)))
+    assert list_rows(dataset) == ROWS
+    assert f"the column {path!r} is read as 'path'" in dataset.notes
+    assert (f"the column {label!r} is read as 'label'" in dataset.notes) == (label != "label")
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (("filename", "image", "label"), "'filename' and 'image'"),
+        (("path", "class", "category"), "'class' and 'category'"),
+        (("path", "class", "Class"), "'class' and 'Class'"),
+    ],
+)
+def test_two_columns_that_could_be_meant_are_refused_by_name(photos, header, words):
+    refusal = get_refusal(photos, make_csv(header=header, rows=[("x", *row) for row in ROWS]))
+    assert words in refusal.what
+    assert "rename one of them" in (refusal.advice or "")
+
+
+def test_the_standard_name_counts_whatever_else_there_is(photos):
+    rows = [("0", path, "x", "y", label) for path, label in ROWS]
+    dataset = read_table(photos, make_csv(header=("file", "path", "class", "category", "label"), rows=rows))
+    assert list_rows(dataset) == ROWS
+    assert dataset.notes == ()
+
+
+def test_a_column_of_splits_under_another_name_is_reported(photos):
+    splits = ["train", "Train", "test"] * 2
+    rows = [(*row, splits[number]) for number, row in enumerate(ROWS)]
+    dataset = read_table(photos, make_csv(header=("path", "label", "subset"), rows=rows))
+    assert any("'subset' contains splits but is not used" in note for note in dataset.notes)
+
+
+def test_a_wide_table_is_not_printed_as_a_whole(photos):
+    refusal = get_refusal(photos, ",".join(f"column{number}" for number in range(1000)) + "\n")
+    assert "no column 'path'" in refusal.what
+    assert len(refusal.what) < 500
+
+
+# --- labels ---
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "classes"),
+    [
+        (0, 1, ("0", "1")),
+        (0.0, 1.0, ("0", "1")),
+        (0.5, 1.0, ("0.5", "1.0")),
+        (False, True, ("false", "true")),
+        (datetime.date(2026, 5, 1), datetime.date(2026, 6, 1), ("2026-05-01", "2026-06-01")),
+    ],
+)
+def test_labels_of_any_type_are_classes(photos, first, second, classes):
+    assert read_labels(photos, [first] * 3 + [second] * 3).classes == classes
+
+
+def test_a_missing_integer_does_not_rename_the_classes(photos):
+    """A frame with a missing value holds integers as floats."""
+    dataset = read_labels(photos, [0.0, 0.0, float("nan"), 1.0, 1.0, None])
+    assert dataset.classes == ("0", "1")
+    assert dataset.photos["status"].to_list().count("no label in this row") == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_is_no_label(photos, value):
+    dataset = read_labels(photos, [0.0] * 2 + [1.0] * 2 + [value] * 2)
+    assert dataset.classes == ("0", "1")
+    assert dataset.photos["status"].to_list().count("no label in this row") == 2
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "<NA>", "NaT", "#N/A", " ", "\u200b"])
+def test_text_that_programs_write_for_a_missing_value_is_no_label_and_no_group(photos, text):
+    dataset = read_labels(photos, ["a", "a", text, "b", "b", text], group=["g", text, text, text, "h", text])
+    assert dataset.classes == ("a", "b")
+    usable = dataset.photos.filter(status=STATUS_UNOPENED)
+    assert usable["group"].to_list() == ["g", None, None, "h"]
+
+
+@pytest.mark.parametrize("text", ["NA", "None", "null", "N/A"])
+def test_text_that_may_be_a_class_stays_one_and_is_reported(photos, text):
+    dataset = read_table(photos, make_csv(rows=[(path, text if label == "a" else "b") for path, label in ROWS]))
+    assert set(dataset.classes) == {text, "b"}
+    assert any(repr(text) in note for note in dataset.notes)
+
+
+def test_labels_that_look_the_same_are_one_class(photos):
+    composed, decomposed = "Blüte", "Blu\u0308te"
+    labels = [composed, decomposed, f"\ufeff{composed}\u200b", "b", "b", "b"]
+    assert read_labels(photos, labels).classes == (composed, "b")
+
+
+def test_labels_that_are_the_same_number_are_reported(photos):
+    dataset = read_table(photos, make_csv(rows=list(zip(PATHS, ["1", "1.0", "1", "2", "2", "02"], strict=True))))
+    assert dataset.classes == ("02", "1", "1.0", "2")
+    assert [note for note in dataset.notes if "same number" in note] == [
+        "the labels '02' and '2' are the same number but different classes",
+        "the labels '1' and '1.0' are the same number but different classes",
+    ]
+
+
+def test_images_in_a_table_are_refused_with_what_to_do(photos):
+    frame = pl.DataFrame({"image": [{"bytes": b"x", "path": "x.jpg"}], "label": [0]})
+    frame.write_parquet(photos / "photos.parquet")
+    with pytest.raises(PhotosError, match="'image' contains Struct") as refusal:
+        sources.read(photos / "photos.parquet")
+    assert "save the images as files" in (refusal.value.advice or "")
