@@ -19,6 +19,7 @@ from ikebana.data import sources, split
 from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.data.pixel_cache import PixelCache, compute_cache_bytes, open_pixel_cache
+from ikebana.data.sources import PhotoSource
 from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.recipe import Recipe
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
@@ -69,7 +70,7 @@ class Audit:
 
 
 def audit(
-    photos: str | Path,
+    photos: PhotoSource,
     advise: bool = False,
     *,
     out: str | Path | None = None,
@@ -109,7 +110,7 @@ def audit(
         plan = _make_plan(unopened, recipe, device, is_required=advise)
         result, pixel_cache = _check_photos(unopened, recipe, plan, page_file)
         _report(result, pixel_cache, recipe)
-        command_photos = unopened.source
+        command_photos = unopened.command_argument
         if write is not None:
             has_split = unopened.photos["split"].count() > 0
             cleaned = cleaning.clean(result.dataset, result.findings, to_drop, to_relabel, has_split)

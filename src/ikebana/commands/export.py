@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ikebana.data.sources import PhotoSource
 from ikebana.errors import ModelError
 from ikebana.exporting import metadata, onnx_file, quantisation, run_photos, verification
 from ikebana.exporting.web import add_runtime, build_index
@@ -25,7 +26,7 @@ def export(
     file: str | Path,
     *,
     int8: bool = False,
-    photos: str | Path | None = None,
+    photos: PhotoSource | None = None,
     model: "nn.Module | None" = None,
 ) -> Classifier:
     """Write one ONNX file that predicts what the run's network predicts.
@@ -34,7 +35,7 @@ def export(
 
     Args:
         int8: quantise to 8 bits: a quarter of the size, often faster; refused if it costs accuracy.
-        photos: where the run's photos are, if they have moved.
+        photos: where the run's photos are, if they have moved; a frame for a run from a frame.
         model: your own module, if the run trained one.
     Raises:
         ModelError: the file would predict differently from the run; no file is written then.
@@ -80,7 +81,7 @@ def export_web(
     folder: str | Path,
     *,
     int8: bool = False,
-    photos: str | Path | None = None,
+    photos: PhotoSource | None = None,
     model: "nn.Module | None" = None,
 ) -> Classifier:
     """Write a folder whose page classifies photos in the browser.
@@ -90,7 +91,7 @@ def export_web(
     Args:
         folder: appears by rename when it is complete.
         int8: as for `export`: a quarter of the size to load.
-        photos: where the run's photos are, if they have moved.
+        photos: where the run's photos are, if they have moved; a frame for a run from a frame.
         model: your own module, if the run trained one.
     Raises:
         ModelError: the folder is not empty, or `export` refuses the run.

@@ -9,6 +9,7 @@ import numpy as np
 from ikebana.auditing import dataset_checks
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
+from ikebana.data.sources import PhotoSource
 from ikebana.evaluation.calibration import calibrate
 from ikebana.evaluation.leakage import measure_leakage
 from ikebana.evaluation.metrics import Evaluation, evaluate
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 @preserve_process_state()
 def fit(
-    photos: str | Path,
+    photos: PhotoSource,
     recipe: str | Path | Recipe | None = None,
     *,
     run: str | Path | None = None,

@@ -10,8 +10,10 @@ import polars as pl
 
 from ikebana.data import decoding, sources
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
+from ikebana.data.sources import PhotoSource
 from ikebana.data.split import get_selection_mask
 from ikebana.errors import PhotosError
+from ikebana.runs.photo_source import read_photos
 from ikebana.runs.run import Run
 
 # How the dataset writes the path of a photo in an archive. A folder's name may contain `!` as well.
@@ -33,7 +35,7 @@ class RunPhoto:
     for_selection: bool
 
 
-def find_photos(run: Run, photos: str | Path | None = None) -> dict[str, list[RunPhoto]]:
+def find_photos(run: Run, photos: PhotoSource | None = None) -> dict[str, list[RunPhoto]]:
     """List the photos of each split, sorted by path, without opening any.
 
     Args:
@@ -41,12 +43,13 @@ def find_photos(run: Run, photos: str | Path | None = None) -> dict[str, list[Ru
     Raises:
         PhotosError: they are not there.
     """
-    source = photos if photos is not None else run.source["photos"]
     try:
-        dataset = sources.read(source)
+        dataset = read_photos(run, photos)
     except PhotosError as error:
         advice = "ikebana export RUN FILE --photos DIR with their new folder"
-        raise PhotosError(f"the photos of this run were not found: {error.what}", where=source, advice=advice) from None
+        raise PhotosError(
+            f"the photos of this run were not found: {error.what}", where=error.where, advice=advice
+        ) from None
     class_indices = {name: index for index, name in enumerate(run.classes)}
     present = set(dataset.photos["path"])
     splits: dict[str, list[RunPhoto]] = {split: [] for split in SPLITS}

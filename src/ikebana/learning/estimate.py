@@ -375,7 +375,7 @@ def suggest_upgrade(
         minimum = MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING
         return f"with fewer than {minimum} training photos per class, more photos help more than another recipe"
     preset, cost = networks.fill_defaults(recipes.RECIPES[recipe.name]), ""
-    command = f"ikebana fit {shlex.quote(str(dataset.source))} --recipe {better.recipe}"
+    command = f"ikebana fit {shlex.quote(dataset.command_argument)} --recipe {better.recipe}"
     if recipe.network != preset.network:  # the scores were measured with the preset's network only
         return f"possibly more accurate: {command} --network {recipe.network}"
     if recipe.image_size == preset.image_size:  # time per photo is known for this image size only

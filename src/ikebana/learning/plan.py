@@ -20,6 +20,7 @@ from ikebana.data import pixel_cache, sources, split
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.data.pixel_cache import PixelCache
+from ikebana.data.sources import PhotoSource
 from ikebana.errors import RecipeError
 from ikebana.learning import device as devices
 from ikebana.learning import estimate, fast, scoring
@@ -65,7 +66,7 @@ class Plan:
     @preserve_process_state()
     def from_photos(
         cls,
-        photos: str | Path,
+        photos: PhotoSource,
         recipe: str | Path | Recipe | None = None,
         *,
         model: nn.Module | None = None,

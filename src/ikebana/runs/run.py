@@ -1,9 +1,10 @@
 """A run's folder: what `fit` writes and every later command reads.
 
 recipe.json                 every option
-source.json                 path and fingerprint of the photos, the classes, the initial recipe
+source.json                 path (or root folder) and fingerprint of the photos, the classes, the initial recipe
 pretrained.json             source and licence of the pretrained weights per network, if any
 dataset.parquet             one row per path found: status, label, split, sha256
+photos.parquet              the rows of the frame that listed the photos, if it was a frame
 audit.json                  findings about the photos
 environment.json            the machine and versions, and the reasons for the device settings
 epochs.jsonl                one line per epoch

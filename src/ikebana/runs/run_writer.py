@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ikebana.data import sources
 from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.data.split import fingerprint
 from ikebana.errors import MachineError, PhotosError, RecipeError, RunError
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.recipe import MODULE_PREFIX, Recipe, recipe_from_json, recipe_to_json
+from ikebana.runs.photo_source import FRAME_FILE, describe_source, get_location, read_photos
 from ikebana.runs.reproducibility import describe_recipe_changes
 from ikebana.runs.run import DAMAGED_ADVICE, RESUME_COLUMNS, Run
 from ikebana.system import progress
@@ -152,11 +152,11 @@ class RunWriter:
     def find_photos(self) -> Dataset:
         """List the run's photos without opening any; PhotosError if they are missing."""
         try:
-            return sources.read(self.run.source["photos"], self.run.recipe.class_order)
+            return read_photos(self.run, class_order=self.run.recipe.class_order)
         except PhotosError as error:
             raise PhotosError(
                 f"the photos of this run were not found: {error.what}",
-                where=self.run.source["photos"],
+                where=get_location(self.run),
                 advice="restore them there: a run can only resume with the photos it began with",
             ) from None
 
@@ -166,7 +166,7 @@ class RunWriter:
         if not initial.equals(dataset.used_photos.select(RESUME_COLUMNS)):
             raise RunError(
                 f"the photos have changed since this run began{_describe_changes(initial, dataset.photos)}",
-                where=self.run.source["photos"],
+                where=get_location(self.run),
                 advice="start a new run, or restore the photos",
             )
 
@@ -179,7 +179,7 @@ def create_run(folder: str | Path | None, recipe: Recipe, dataset: Dataset, envi
         MachineError: it cannot be made.
     """
     source = {
-        "photos": str(Path(dataset.source).expanduser().resolve()),
+        **describe_source(dataset),
         "fingerprint": fingerprint(dataset.used_photos["sha256"]),
         "classes": list(dataset.classes),
         # A resume compares it with recipe.json, which a user may have edited.
@@ -191,7 +191,10 @@ def create_run(folder: str | Path | None, recipe: Recipe, dataset: Dataset, envi
         write_json(partial_folder / "recipe.json", source["recipe"])
         write_json(partial_folder / "source.json", source)
         write_json(partial_folder / "environment.json", environment)
-        RunWriter(Run(partial_folder)).write_table("dataset.parquet", dataset.photos)
+        writer = RunWriter(Run(partial_folder))
+        writer.write_table("dataset.parquet", dataset.photos)
+        if dataset.frame is not None:
+            writer.write_table(FRAME_FILE, dataset.frame)
     return RunWriter(Run(path))
 
 
