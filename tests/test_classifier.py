@@ -90,8 +90,11 @@ def test_one_broken_photo_is_refused_and_among_many_it_is_a_row_with_the_reason(
 )
 def test_what_is_no_photo_at_all_is_refused_with_words(paper_classifier, nonsense):
     with pytest.raises(PhotosError) as refused:
-        paper_classifier.predict([nonsense])
+        paper_classifier.predict(nonsense)
     assert "uint8 [height, width, 3]" in (refused.value.advice or "")
+    (among_many,) = paper_classifier.predict([nonsense])
+    assert not among_many.is_usable
+    assert among_many.status
 
 
 def test_an_endless_stream_is_answered_as_it_comes_and_little_of_it_is_held(paper_classifier, photo):

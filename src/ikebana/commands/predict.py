@@ -3,22 +3,24 @@
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, tee
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
-from ikebana.data import unlabelled
+from ikebana.data import table, unlabelled
+from ikebana.data.frame import Frame, is_frame
 from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
 from ikebana.errors import ModelError, PhotosError, RunError, UnreadablePhoto, UsageError
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
-from ikebana.inference import classifier, prediction_table
-from ikebana.inference.classifier import BATCH_PHOTOS, Classifier, ForwardResult
+from ikebana.inference import classifier, photo_input, prediction_table
+from ikebana.inference.classifier import BATCH_PHOTOS, Classifier, ForwardResult, ModelFile
+from ikebana.inference.photo_input import NamedPhoto, Photo
 from ikebana.inference.prediction import NOT_SURE, Prediction
 from ikebana.inference.prediction_table import Table
 from ikebana.inference.sorting import Sorter
@@ -27,7 +29,7 @@ from ikebana.system import progress
 from ikebana.system.files import compute_file_sha256, resolve_output_path
 from ikebana.system.resources import memory_errors
 
-Model: TypeAlias = Classifier | Run | str | Path
+Model: TypeAlias = Classifier | Run | ModelFile
 Receiver: TypeAlias = Callable[[Sequence[Prediction]], None]
 
 ADVICE_MODEL = "an .onnx file that `ikebana export` wrote, or a run folder that `ikebana fit` wrote"
@@ -37,34 +39,6 @@ FOREIGN_MODEL_SUFFIXES = frozenset(
 )
 # Unusable photos that the summary lists.
 MAX_NAMED_PHOTOS = 20
-
-
-def predict(model: Model, photos: str | Path | Iterable[str | Path], out: str | Path | None = None) -> list[Prediction]:
-    """Predict photos from any files, folders, globs or archives.
-
-    All predictions are held in memory; the command `ikebana predict` streams them.
-
-    Args:
-        model: a model file, a run's folder, or what `load`, `export` or `fit` returned.
-        out: also write them as .csv, .jsonl or .parquet.
-    Returns:
-        One Prediction per path; the status of an unusable photo is the reason.
-    Raises:
-        PhotosError: there is no usable photo.
-        ModelError, RunError: there is no such model.
-    """
-    table_path = prediction_table.resolve_table_path(Path(out)) if out is not None else None
-    predictions: list[Prediction] = []
-    opened_model = _open_model(model)
-    search = unlabelled.find_photos(photos)
-    with _open_classifier(opened_model) as (model_classifier, identity):
-        counts = _predict_all(model_classifier, search, predictions.extend, out=table_path)
-    if table_path is not None:
-        with Table(table_path, model_classifier.classes, identity, overwrite=True) as rows:
-            rows.add(predictions)
-            rows.finish()
-    progress.message(_summarise(counts, search, model_classifier))
-    return predictions
 
 
 @dataclass
@@ -87,7 +61,7 @@ class Counts:
             return
         self.unusable += 1
         if len(self.reasons) < MAX_NAMED_PHOTOS:
-            self.reasons.append(f"{prediction.path}: {prediction.status}")
+            self.reasons.append(f"{prediction.path or 'a photo without a path'}: {prediction.status}")
 
     def summarise(self, ignored: int) -> str:
         """Describe the counts in one sentence."""
@@ -97,6 +71,84 @@ class Counts:
         unusable = f"{self.unusable} unusable, {ignored} hidden files ignored"
         lines = [f"{usable} photo{'s' * (usable != 1)} predicted{unsure}{resumed}, {unusable}", *self.reasons]
         return "\n  ".join([*lines, f"and {more} more"] if more else lines)
+
+
+def predict(
+    model: Model, photos: Photo | Frame | Iterable[Photo | NamedPhoto], out: str | Path | None = None
+) -> list[Prediction]:
+    """Predict photos from files, folders, globs and archives, from a frame or from memory.
+
+    All predictions are held in memory; the command `ikebana predict` streams them.
+
+    Args:
+        model: a model file, a run's folder, or what `load`, `export` or `fit` returned.
+        photos: one or several paths, a frame with a column `path`, or photos as in
+            `Classifier.predict`. Beside photos in memory, a path is that of a file.
+        out: also write them as .csv, .jsonl or .parquet.
+    Returns:
+        One Prediction per path; the status of an unusable photo is the reason.
+    Raises:
+        PhotosError: there is no usable photo.
+        ModelError, RunError: there is no such model.
+    """
+    table_path = prediction_table.resolve_table_path(Path(out)) if out is not None else None
+    predictions: list[Prediction] = []
+    opened_model = _open_model(model)
+    paths, items = _separate_paths(photos)
+    search = None
+    if items is None:
+        search = unlabelled.find_photos(paths, reports_errors=not isinstance(photos, str | os.PathLike))
+    with _open_classifier(opened_model) as (model_classifier, identity):
+        if search is not None:
+            counts = _predict_all(model_classifier, search, predictions.extend, out=table_path)
+        else:
+            counts = _predict_in_memory(model_classifier, items or (), predictions)
+    if table_path is not None:
+        with Table(table_path, model_classifier.classes, identity, overwrite=True) as rows:
+            rows.add(predictions)
+            rows.finish()
+    ignored = len(search.ignored_paths) if search is not None else 0
+    progress.message(_summarise(counts, ignored, model_classifier))
+    return predictions
+
+
+def _separate_paths(
+    photos: Photo | Frame | Iterable[Photo | NamedPhoto],
+) -> tuple[list[str | Path], Iterable[Photo | NamedPhoto] | None]:
+    """Separate photos that are all paths from photos in memory.
+
+    Returns:
+        The paths and None; or no paths, and all photos, which are read only as they are predicted.
+    """
+    if is_frame(photos):
+        return [], table.list_paths(photos)
+    if isinstance(photos, str | os.PathLike):
+        return [_to_path(photos)], None
+    remaining = iter(photo_input.iterate(photos))
+    first = list(islice(remaining, 1))
+    if first and not isinstance(first[0], str | os.PathLike):
+        return [], chain(first, remaining)
+    listed = [*first, *remaining]
+    paths = [_to_path(photo) for photo in listed if isinstance(photo, str | os.PathLike)]
+    return (paths, None) if len(paths) == len(listed) else ([], listed)
+
+
+def _to_path(path: str | os.PathLike[str]) -> str | Path:
+    return path if isinstance(path, str) else Path(path)
+
+
+def _predict_in_memory(
+    model_classifier: Classifier, photos: Iterable[Photo | NamedPhoto], predictions: list[Prediction]
+) -> Counts:
+    """Append a prediction for each photo, in order; PhotosError if no photo could be used."""
+    counts = Counts()
+    with progress.stage("predict", len(photos) if isinstance(photos, Sized) else 0) as bar:
+        for prediction in model_classifier.stream(photos):
+            counts.add(prediction)
+            predictions.append(prediction)
+            bar.advance(1)
+    _require_usable(counts)
+    return counts
 
 
 def predict_to_table(
@@ -136,7 +188,7 @@ def predict_to_table(
             counts = _predict_all(model_classifier, search, partial(_print_rows, model_classifier.classes), sorter)
         else:
             counts = _predict_to_file(model_classifier, identity, search, out, sorter)
-    progress.message(_summarise(counts, search, model_classifier))
+    progress.message(_summarise(counts, len(search.ignored_paths), model_classifier))
 
 
 def _predict_to_file(
@@ -153,9 +205,9 @@ def _predict_to_file(
     return counts
 
 
-def _summarise(counts: Counts, search: UnlabelledPhotos, model_classifier: Classifier) -> str:
+def _summarise(counts: Counts, ignored: int, model_classifier: Classifier) -> str:
     """Describe the counts, and the lack of a threshold if there is none."""
-    summary = counts.summarise(len(search.ignored_paths))
+    summary = counts.summarise(ignored)
     return summary if model_classifier.threshold is not None else f"{summary}\n{NO_THRESHOLD_MESSAGE}"
 
 
@@ -202,10 +254,14 @@ def _predict_all(
                     sorter.put(prediction, photo.file)
             receive([prediction for prediction, _ in chunk])
             bar.advance(len(chunk))
+    _require_usable(counts)
+    return counts
+
+
+def _require_usable(counts: Counts) -> None:
     if not counts.sure + counts.unsure + counts.resumed:
         reason = f"none of {counts.unusable} paths is usable; the first: " if counts.unusable else "no photos found"
         raise PhotosError("".join([reason, *counts.reasons[:1]]), advice="paths of photos, or of folders with photos")
-    return counts
 
 
 def _preprocess(model_classifier: Classifier, photo: UnlabelledPhoto) -> np.ndarray:
@@ -222,6 +278,9 @@ def _open_model(model: Model) -> Classifier | Run:
     """
     if isinstance(model, Classifier | Run):
         return model
+    if not isinstance(model, str | os.PathLike):
+        return classifier.load(model)
+    model = _to_path(model)
     path = Path(os.path.expanduser(model))
     if path.suffix.lower() in FOREIGN_MODEL_SUFFIXES and not os.path.isdir(path):
         raise ModelError(f"{path.name} is not a model file that ikebana can load", where=model, advice=ADVICE_MODEL)

@@ -39,6 +39,8 @@ class UnlabelledPhotos:
     paths: list[Path]
     # More sources, one per line, from a stream that can be iterated once.
     path_lines: Iterator[str] | None = None
+    # Whether a path that is missing or a damaged archive is a photo with a reason, not an error.
+    reports_errors: bool = False
     # The real path of a folder not to enter.
     excluded_folder: str | None = None
     # Hidden and system files of the last iteration.
@@ -48,7 +50,7 @@ class UnlabelledPhotos:
     def __iter__(self) -> Iterator[UnlabelledPhoto]:
         self.ignored_paths.clear()
         for path in self.paths:
-            yield from self._iterate_source(path)
+            yield from self._iterate_line(path) if self.reports_errors else self._iterate_source(path)
         for line in self.path_lines or ():
             if line.rstrip("\r\n"):
                 yield from self._iterate_line(Path(os.path.expanduser(line.rstrip("\r\n"))))
@@ -91,6 +93,8 @@ def find_photos(
     sources: str | Path | Iterable[str | Path],
     path_lines: Iterator[str] | None = None,
     excluded_folder: Path | None = None,
+    *,
+    reports_errors: bool = False,
 ) -> UnlabelledPhotos:
     """Find the photos of the sources, in the order of the sources.
 
@@ -99,6 +103,7 @@ def find_photos(
     Args:
         path_lines: more paths, one per line, as from standard input; a missing one is reported in turn.
         excluded_folder: a folder not to enter where a source contains it, because it holds output.
+        reports_errors: whether a missing path or a damaged archive is a photo with a reason.
     Raises:
         PhotosError: a source is empty or does not exist, or no photo is found.
     """
@@ -106,10 +111,9 @@ def find_photos(
     # An empty path would be the working directory.
     if not all(map(str, given)):
         raise PhotosError("an empty path was given", advice="give photos, folders or archives")
-    paths = [path for source in given for path in _expand_source(source)]
-    photos = UnlabelledPhotos(
-        paths, path_lines, os.path.realpath(excluded_folder) if excluded_folder is not None else None
-    )
+    paths = [path for source in given for path in _expand_source(source, reports_errors)]
+    excluded = os.path.realpath(excluded_folder) if excluded_folder is not None else None
+    photos = UnlabelledPhotos(paths, path_lines, reports_errors, excluded)
     if path_lines is None and next(iter(photos), None) is None:
         raise PhotosError(
             "no photos found",
@@ -119,7 +123,7 @@ def find_photos(
     return photos
 
 
-def _expand_source(source: str | Path) -> list[Path]:
+def _expand_source(source: str | Path, reports_errors: bool) -> list[Path]:
     """Return the source if it exists, else its glob matches.
 
     An existing file comes first, because it may be called `a[1].jpg`.
@@ -128,6 +132,8 @@ def _expand_source(source: str | Path) -> list[Path]:
     if os.path.lexists(path):
         return [path]
     matches = sorted(glob.glob(str(path), recursive=True))
+    if not matches and reports_errors:
+        return [path]
     if not matches:
         raise PhotosError(
             "there is no such file or folder", where=source, advice="give existing photos, folders or archives"

@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
-from PIL import Image
 
-from ikebana.data import decoding
-from ikebana.errors import ModelError, PhotosError, UnreadablePhoto
-from ikebana.inference import model_file, prediction, runtime
+from ikebana.errors import ModelError, PhotosError, RecipeError, UnreadablePhoto
+from ikebana.inference import model_file, open_files, photo_input, prediction, runtime
+from ikebana.inference.open_files import BinaryFile
+from ikebana.inference.photo_input import NamedPhoto, Photo
 from ikebana.inference.prediction import Prediction
 from ikebana.recipe import Resize
 from ikebana.system.threads import count_threads, map_in_threads
 
-Photo: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-# The caller's name for the prediction's `path`, and the photo.
-NamedPhoto: TypeAlias = tuple[str, Photo]
+# What `load` reads.
+ModelFile: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile
 # Returns uint8 [image_size, image_size, 3], or raises UnreadablePhoto.
 Preprocessor: TypeAlias = Callable[[], np.ndarray]
 
@@ -75,16 +74,16 @@ class Classifier:
         """Predict one photo, or each of many.
 
         Args:
-            photos: a path, the bytes of a file, a Pillow image or an RGB array uint8
-                [height, width, 3]; or an iterable of these. In an iterable a pair (name, photo)
-                sets the prediction's `path`.
+            photos: a path, the bytes of a file, a file opened with 'rb', a Pillow image, or an array
+                uint8: RGB [height, width, 3] or grey [height, width]; or an iterable of these. In an
+                iterable a pair (name, photo) sets the prediction's `path`.
         Raises:
             UnreadablePhoto: the single photo cannot be used. Among many, such photos have no
                 label, and their `status` gives the reason.
         """
-        if isinstance(photos, str | os.PathLike | bytes | bytearray | Image.Image) or _is_array(photos, 3):
+        if photo_input.is_single(photos):
             result = self.forward(self.preprocess(photos)[None])  # pyright: ignore[reportArgumentType]
-            return self.to_prediction(result.probabilities[0], _get_path(photos))  # pyright: ignore[reportArgumentType]
+            return self.to_prediction(result.probabilities[0], photo_input.get_name(photos))
         return list(self.stream(photos))  # pyright: ignore[reportArgumentType]
 
     def stream(self, photos: Iterable[Photo | NamedPhoto], batch_size: int = BATCH_PHOTOS) -> Iterator[Prediction]:
@@ -92,9 +91,12 @@ class Classifier:
 
         Holds only a few batches in memory. The status of an unusable photo gives the reason.
         """
-        return predict_photos(
-            self, ((_get_path(photo), partial(self.preprocess, photo)) for photo in photos), batch_size
+        if batch_size < 1:
+            raise RecipeError(f"a batch size of {batch_size} is too small", advice="batch_size=16")
+        named = (
+            (photo_input.get_name(photo), partial(self.preprocess, photo)) for photo in photo_input.iterate(photos)
         )
+        return predict_photos(self, named, batch_size)
 
     def preprocess(self, photo: Photo | NamedPhoto) -> np.ndarray:
         """Decode a photo for the network, with the function that training uses.
@@ -104,19 +106,7 @@ class Classifier:
         Raises:
             UnreadablePhoto: with the reason.
         """
-        content = photo[1] if isinstance(photo, tuple) else photo
-        if isinstance(content, bytes | bytearray | memoryview):
-            return decoding.decode(bytes(content), self.image_size, self.resize).pixels
-        if isinstance(content, Image.Image):
-            return decoding.convert_image(content, self.image_size, self.resize).pixels
-        if isinstance(content, np.ndarray):
-            return decoding.convert_image(Image.fromarray(_require_rgb(content)), self.image_size, self.resize).pixels
-        if isinstance(content, str | os.PathLike):
-            return _decode_file(Path(content).expanduser(), self.image_size, self.resize)
-        raise PhotosError(
-            f"a {type(content).__name__} is not a photo",
-            advice="a path, the bytes of a file, a Pillow image, or an array uint8 [height, width, 3]",
-        )
+        return photo_input.decode(photo, self.image_size, self.resize)
 
     def to_prediction(self, probabilities: np.ndarray, path: str = "") -> Prediction:
         """Turn the probabilities [classes] of one photo into a prediction."""
@@ -129,18 +119,32 @@ class Classifier:
         return f"Classifier({len(self.classes)} classes: {', '.join(self.classes[:8])}{score})"
 
 
-def load(file: str | os.PathLike[str], *, threads: int | None = None) -> Classifier:
+def load(file: ModelFile, *, threads: int | None = None) -> Classifier:
     """Load the classifier in a file that `ikebana export` made.
 
     The file may be untrusted: it is checked before it runs, and can only compute.
 
     Args:
+        file: its path, its bytes, or the file opened with 'rb'.
         threads: threads for the network; by default one per usable CPU.
     Raises:
         ModelError: the file is missing, damaged, foreign or too new.
     """
-    path = Path(file)
-    return from_bytes(model_file.read(path), path, threads=threads)
+    if isinstance(file, str | os.PathLike):
+        path = Path(file)
+        return from_bytes(model_file.read(path), path, threads=threads)
+    if isinstance(file, bytes | bytearray | memoryview):
+        return from_bytes(bytes(file), threads=threads)
+    if open_files.is_file(file):
+        return from_bytes(_read_open_file(file), threads=threads)
+    raise ModelError(f"a {type(file).__name__} is not a model file", advice=model_file.ADVICE_MODEL_FILE)
+
+
+def _read_open_file(file: BinaryFile) -> bytes:
+    try:
+        return open_files.read(file, model_file.MAX_FILE_BYTES)
+    except UnreadablePhoto as error:
+        raise ModelError(error.what, advice=error.advice) from None
 
 
 def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | None = None) -> Classifier:
@@ -191,38 +195,6 @@ def _try_preprocess(photo: tuple[str, Preprocessor]) -> tuple[str, np.ndarray | 
         return path, preprocess()
     except UnreadablePhoto as error:
         return path, error.what
-
-
-def _get_path(photo: Photo | NamedPhoto) -> str:
-    if isinstance(photo, tuple):
-        return photo[0]
-    return os.fspath(photo) if isinstance(photo, str | os.PathLike) else ""
-
-
-def _decode_file(file: Path, image_size: int, resize: Resize) -> np.ndarray:
-    try:
-        return decoding.decode(decoding.read_bytes(file), image_size, resize).pixels
-    except UnreadablePhoto as error:
-        raise UnreadablePhoto(error.what, where=file) from None
-    except FileNotFoundError:
-        raise UnreadablePhoto("there is no such file", where=file) from None
-    except IsADirectoryError:
-        raise UnreadablePhoto("this is a folder", where=file, advice="ikebana.predict(model, folder)") from None
-    except (OSError, ValueError) as error:
-        raise UnreadablePhoto(f"unreadable: {getattr(error, 'strerror', None) or error}", where=file) from None
-
-
-def _is_array(photo: Any, dimensions: int) -> bool:
-    return isinstance(photo, np.ndarray) and photo.ndim == dimensions
-
-
-def _require_rgb(array: np.ndarray) -> np.ndarray:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        shape = ", ".join(str(length) for length in array.shape)
-        raise PhotosError(
-            f"an array {array.dtype} [{shape}] is not a photo", advice="an RGB array, uint8 [height, width, 3]"
-        )
-    return np.ascontiguousarray(array)
 
 
 def _raise_if_inconsistent(problem: str | None, where: str | Path | None) -> None:
@@ -285,6 +257,13 @@ def _create_session(data: bytes, where: str | Path | None, threads: int | None) 
 
 def _run_session(session: Any, classes: int, where: str | Path | None, photos: np.ndarray) -> ForwardResult:
     """Run a forward pass on uint8 [photos, height, width, 3]."""
+    if not isinstance(photos, np.ndarray) or photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[3] != 3:
+        shape = getattr(photos, "shape", None)
+        given = type(photos).__name__ if shape is None else f"{photos.dtype} {list(shape)}"
+        raise PhotosError(
+            f"the network takes photos as uint8 [photos, height, width, 3], not {given}",
+            advice="stack what .preprocess(photo) returns",
+        )
     try:
         result = ForwardResult(*session.run([PROBABILITIES_OUTPUT, FEATURES_OUTPUT], {PHOTOS_INPUT: photos}))
     except Exception as error:
