@@ -63,6 +63,12 @@ def test_a_table_without_existing_photos_says_where_its_paths_lead(photos):
     assert "one photo per row" in (get_refusal(photos, "path,label\n").advice or "")
 
 
+def test_a_table_of_one_class_says_that_it_needs_a_second(photos):
+    refusal = get_refusal(photos, make_csv(rows=[(path, "a") for path, _ in ROWS]))
+    assert refusal.what == "only one class has photos: a"
+    assert refusal.advice == "label photos of at least two classes"
+
+
 def test_labels_that_look_like_numbers_stay_as_they_are_written(photos):
     rows = [(path, "007" if label == "a" else "1e3") for path, label in ROWS]
     assert read_table(photos, make_csv(rows=rows)).classes == ("007", "1e3")

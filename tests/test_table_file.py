@@ -110,6 +110,19 @@ def test_a_quotation_mark_that_is_not_closed_is_refused_instead_of_swallowing_ro
         assert "quotation mark" in (refusal.advice or "")
 
 
+def test_rows_in_the_quotation_marks_of_another_column_are_reported(photos):
+    rows = [f"{path},{label},fine" for path, label in ROWS]
+    rows[1], rows[2] = rows[1].replace("fine", '"fine'), rows[2] + '"'
+    dataset = read_table(photos, "path,label,remark\n" + "\n".join(rows) + "\n")
+    assert dataset.photos.height == len(ROWS) - 1
+    assert dataset.notes == (
+        "a value of the column 'remark' spans lines that look like rows: check its quotation marks",
+    )
+    remark = '"small, red,\nand late"'
+    text = "path,label,remark\n" + "".join(f"{path},{label},{remark}\n" for path, label in ROWS)
+    assert read_table(photos, text).notes == ()
+
+
 def test_a_label_with_a_separator_or_a_line_break_in_quotation_marks_is_one_label(photos):
     labels = {"a": '"red, or pink"', "b": '"two\nlines"'}
     text = "path,label\n" + "".join(f"{path},{labels[label]}\n" for path, label in ROWS)

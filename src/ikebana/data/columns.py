@@ -44,6 +44,8 @@ class RawTable:
     names: tuple[str, ...]
     # As many as names, of equal length.
     columns: tuple[pl.Series, ...]
+    # What may be wrong, for the user.
+    notes: tuple[str, ...] = ()
 
 
 def select_columns(table: RawTable, columns: Sequence[str] = COLUMNS) -> tuple[pl.DataFrame, tuple[str, ...]]:
@@ -54,7 +56,7 @@ def select_columns(table: RawTable, columns: Sequence[str] = COLUMNS) -> tuple[p
     Raises:
         PhotosError: a required column is missing, could be several columns, or holds no text.
     """
-    places, notes = find_columns(table, columns), []
+    places, notes = find_columns(table, columns), [*table.notes]
     selected = {
         column: _to_text(column, table.names[place], table.columns[place], table.source)
         for column, place in places.items()

@@ -92,9 +92,13 @@ def _advise_format(name: str) -> str:
     return f"give a folder with one sub-folder per class, or a file ending in {suffixes}"
 
 
+def _is_table(dataset: Dataset) -> bool:
+    return dataset.frame is not None or dataset.source.lower().endswith(TABLE_SUFFIXES)
+
+
 def _advise_without_photos(dataset: Dataset) -> str:
     """Suggest what to try if no photos were found."""
-    if dataset.frame is not None or dataset.source.lower().endswith(TABLE_SUFFIXES):
+    if _is_table(dataset):
         return table.advise_without_photos(dataset)
     return "give a folder with one sub-folder of photos per class"
 
@@ -125,7 +129,9 @@ def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
         raise PhotosError(
             f"only one class has photos: {classes[0]}{_summarise_reasons(dataset)}",
             where=dataset.source,
-            advice="give a folder with at least two class folders, each with photos",
+            advice="label photos of at least two classes"
+            if _is_table(dataset)
+            else "give a folder with at least two class folders, each with photos",
         )
     empty = {*dataset.photos["label"].drop_nulls(), *dataset.empty_classes} - set(classes)
     # The user gave the order before it was known that these classes have no readable photo.

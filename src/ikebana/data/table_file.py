@@ -76,7 +76,8 @@ def _read_csv(file: Path) -> RawTable:
     # Polars renames columns of the same name.
     names = names if len(names) == table.width else tuple(table.columns)
     _refuse_swallowed_lines(table, names, separator, file)
-    return RawTable(file, names, tuple(table.get_columns()))
+    notes = _describe_swallowed_lines(table, names, separator)
+    return RawTable(file, names, tuple(table.get_columns()), notes)
 
 
 def _read_bytes(file: Path) -> bytes:
@@ -214,6 +215,16 @@ def _refuse_swallowed_lines(table: pl.DataFrame, names: tuple[str, ...], separat
             shown = value if len(value) <= MAX_SHOWN_CHARACTERS else f"{value[:MAX_SHOWN_CHARACTERS]}…"
             what = f"the {name.strip()} {shown!r} spans several lines"
             raise _csv_error(what, file, "close the quotation mark in the first of these lines")
+
+
+def _describe_swallowed_lines(table: pl.DataFrame, names: tuple[str, ...], separator: str) -> tuple[str, ...]:
+    """Report values of other columns that may contain further rows; a remark may have several lines, too."""
+    row = rf"[\r\n]([^\r\n]*{re.escape(separator)}){{{max(table.width - 1, 1)}}}"
+    return tuple(
+        f"a value of the column {name!r} spans lines that look like rows: check its quotation marks"
+        for name, values in zip(names, table.get_columns(), strict=True)
+        if find_standard_name(name) is None and values.str.contains(row).any()
+    )
 
 
 def _get_first_line(error: Exception) -> str:

@@ -137,7 +137,9 @@ def load(file: ModelFile, *, threads: int | None = None) -> Classifier:
         return from_bytes(bytes(file), threads=threads)
     if open_files.is_file(file):
         return from_bytes(_read_open_file(file), threads=threads)
-    raise ModelError(f"a {type(file).__name__} is not a model file", advice=model_file.ADVICE_MODEL_FILE)
+    raise ModelError(
+        f"an object of type {type(file).__name__} is not a model file", advice=model_file.ADVICE_MODEL_FILE
+    )
 
 
 def _read_open_file(file: BinaryFile) -> bytes:

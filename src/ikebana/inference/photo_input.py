@@ -52,7 +52,9 @@ def iterate(photos: Any) -> Iterable[Any]:
         return batch
     if isinstance(photos, Mapping) or hasattr(photos, "columns") or not isinstance(photos, Iterable):
         advice = 'its column of paths, as in frame["path"]' if hasattr(photos, "columns") else ADVICE_PHOTO
-        raise PhotosError(f"a {type(photos).__name__} is neither a photo nor a list of photos", advice=advice)
+        raise PhotosError(
+            f"an object of type {type(photos).__name__} is neither a photo nor a list of photos", advice=advice
+        )
     return photos
 
 
@@ -90,7 +92,7 @@ def decode(photo: Any, image_size: int, resize: Resize) -> np.ndarray:
         return decoding.decode(open_files.read(content, decoding.MAX_FILE_BYTES), image_size, resize).pixels
     if _is_array(content):
         return _convert_array(_to_array(content), image_size, resize)
-    raise UnreadablePhoto(f"a {type(content).__name__} is not a photo", advice=ADVICE_PHOTO)
+    raise UnreadablePhoto(f"an object of type {type(content).__name__} is not a photo", advice=ADVICE_PHOTO)
 
 
 def _decode_file(file: Path, image_size: int, resize: Resize) -> np.ndarray:
