@@ -218,7 +218,7 @@ def _refuse_swallowed_lines(table: pl.DataFrame, names: tuple[str, ...], separat
 
 
 def _describe_swallowed_lines(table: pl.DataFrame, names: tuple[str, ...], separator: str) -> tuple[str, ...]:
-    """Report values of other columns that may contain further rows; a remark may have several lines, too."""
+    """Report values of other columns that may contain further rows."""
     row = rf"[\r\n]([^\r\n]*{re.escape(separator)}){{{max(table.width - 1, 1)}}}"
     return tuple(
         f"a value of the column {name!r} spans lines that look like rows: check its quotation marks"
