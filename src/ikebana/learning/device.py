@@ -29,12 +29,17 @@ from ikebana.learning.process_state import CUBLAS_VARIABLE, keep_large_blocks
 from ikebana.recipe import Precision
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
+from ikebana.system.contention import WaitMeter, estimate_competing_processors
 from ikebana.system.files import atomic_write, discard
 from ikebana.system.threads import count_threads
 from ikebana.system.versions import find_versions
 
 # Increase it when training steps or forward passes change their speed: that discards cached times.
 MEASUREMENT_VERSION = 3
+# A run this much faster than a trial shows that the trial competed with other processes.
+MIN_SPEEDUP_TO_MEASURE_AGAIN = 1.25
+# Trials of each precision while other processes compete for the processors; the fastest one counts.
+CONTENDED_TRIALS = 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -99,9 +104,10 @@ def configure(threads: int | None = None, device: str | None = None) -> DeviceSe
         name, device_reason = _require_device(device or "auto")
     if name == "cuda":
         _make_cuda_deterministic()
-    count, threads_reason = _count_threads()
     if threads is not None:
         count, threads_reason = threads, "as when the run began"
+    else:
+        count, threads_reason = _leave_busy_processors(*_count_threads())
     torch.set_num_threads(count)
     allocator, allocator_reason = keep_large_blocks()
     reasons = {
@@ -165,6 +171,22 @@ def _count_threads() -> tuple[int, str]:
     return physical, f"{allowed} processors available; a second thread per physical core would not be faster"
 
 
+def _leave_busy_processors(count: int, reason: str) -> tuple[int, str]:
+    """Do without the threads whose processors other processes use: all threads would wait for them."""
+    if "OMP_NUM_THREADS" in os.environ or count == 1:
+        return count, reason
+    spare = count_threads() - count
+    busy = estimate_competing_processors() - spare
+    left = max(1, round(count - busy))
+    if left >= count:
+        return count, reason
+    progress.message(
+        f"other processes are using the processors: {left} of {count} threads are used "
+        f"(to use all of them: OMP_NUM_THREADS={count})"
+    )
+    return left, f"{reason}; other processes use about {busy:.1f} of them"
+
+
 def _read_container_quota() -> float | None:
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
@@ -198,32 +220,60 @@ def select_precision(
     missing = [name for name in candidates if name not in measurements]
     failures: dict[str, MachineError] = {}
     if missing:
-        with progress.stage("measure speed", len(missing), "precisions") as bar:
-            for name in missing:
-                try:
-                    measurements[name] = trial(replace(settings, precision=name))
-                except MachineError as error:
-                    failures[name] = error
-                bar.advance(1)
+        measured, failures, is_contended = _measure_precisions(settings, missing, trial)
+        measurements |= measured
+        # A speed that was measured beside other processes holds for this run only.
+        if measured and not is_contended:
+            _write_measurements(file, key, measurements, corrections)
     if len(failures) == len(candidates):
         raise next(iter(failures.values()))
-    if missing:
-        _write_measurements(file, key, measurements, corrections)
     best = min((name for name in candidates if name not in failures), key=lambda name: measurements[name])
     reason = candidates[best]
     if len(candidates) > 1:
-        speeds = {name: f"{1 / measurements[name]:,.0f} photos/s" for name in candidates if name not in failures}
+        speeds = {
+            name: f"{progress.format_rate(1 / measurements[name])} photos/s"
+            for name in candidates
+            if name not in failures
+        }
         reason = "; ".join(f"{name} {speeds.get(name, 'needs more memory')}" for name in candidates)
     reasons = {**settings.reasons, "precision": reason}
-    seconds = corrections.get(best, measurements[best])
+    seconds = min(corrections.get(best, measurements[best]), measurements[best])
     return replace(settings, precision=best, reasons=reasons, seconds_per_photo=seconds, measurement_id=file.stem)
+
+
+def _measure_precisions(
+    settings: DeviceSettings, names: list[str], trial: Callable[[DeviceSettings], float]
+) -> tuple[dict[str, float], dict[str, MachineError], bool]:
+    """Run the trial for each precision, several times in turn if other processes compete.
+
+    Returns:
+        Seconds per photo, the errors of precisions that failed, and whether others competed.
+    """
+    measured: dict[str, float] = {}
+    failures: dict[str, MachineError] = {}
+    is_contended = False
+    with progress.stage("measure speed", len(names), "precisions") as bar:
+        for number in range(CONTENDED_TRIALS):
+            with WaitMeter() as meter:
+                for name in names:
+                    try:
+                        seconds = trial(replace(settings, precision=name))
+                        measured[name] = min(seconds, measured.get(name, seconds))
+                    except MachineError as error:
+                        failures[name] = error
+                    bar.advance(number == 0)
+            is_contended |= meter.is_contended
+            names = [name for name in names if name not in failures]
+            if not is_contended or len(names) < 2:
+                break
+    return measured, failures, is_contended
 
 
 def record_faster_speed(settings: DeviceSettings, seconds: float) -> None:
     """Record a long measurement that was faster than the short trial.
 
-    The machine may have been busy during the trial. Later estimates use the faster time. The
-    selected precision stays, because the trial compared all of them under the same load.
+    The machine may have been busy during the trial. Later estimates use the faster time. If it is
+    much faster, the trial is discarded, and the next run measures and selects the precision again.
 
     Args:
         settings: as `select_precision` returned them, or with another precision.
@@ -234,7 +284,10 @@ def record_faster_speed(settings: DeviceSettings, seconds: float) -> None:
     file = _get_measurement_path(settings.measurement_id)
     key, measurements, corrections = _read_file(file)
     name = settings.precision
-    if key.startswith(_describe_machine(settings)) and seconds < corrections.get(name, measurements.get(name, 0.0)):
+    known_seconds = min(corrections.get(name, measurements.get(name, 0.0)), measurements.get(name, float("inf")))
+    if key.startswith(_describe_machine(settings)) and seconds < known_seconds:
+        if seconds * MIN_SPEEDUP_TO_MEASURE_AGAIN < known_seconds:
+            measurements = {}
         with contextlib.suppress(MachineError):  # an unwritable cache must not end a run
             _write_measurements(file, key, measurements, {**corrections, name: seconds})
 

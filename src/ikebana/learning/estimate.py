@@ -34,8 +34,6 @@ THUMBNAIL_BYTES_PER_PIXEL, SMALL_FILE_BYTES = 0.25, 3000
 LIBRARIES_BYTES = 0.55e9
 # Per thread, for a photo of a quarter of a megapixel; large photos take up to ten times as long.
 DECODE_SECONDS_PER_PHOTO = 0.0015
-# The forward pass's fraction of a training step's time.
-FORWARD_FRACTION = 0.35
 # Of dense layers in training; each weight takes six operations per photo.
 HEAD_OPERATIONS_PER_SECOND = 1e11
 # Held-out photos are computed in float32, which is slower where bfloat16 was selected.
@@ -149,9 +147,8 @@ def configure_device(assembly: Assembly, photo_count: int | None = None, device_
             return sum(measure(member.network, settings=candidate) for member in assembly.members)
 
     selected = device.select_precision(settings, recipe.precision, name, trial)
-    # Only feature extraction with one backbone is timed again later and may correct the time.
-    can_correct = recipe.caches_features and len(assembly.members) == 1
-    return selected if can_correct else replace(selected, measurement_id="")
+    # The time of an ensemble is the sum over its members, which are trained one by one.
+    return selected if len(assembly.members) == 1 else replace(selected, measurement_id="")
 
 
 def _make_key_suffix(recipe: Recipe) -> str:
@@ -248,7 +245,7 @@ def _estimate_seconds(
     if recipe.caches_features:
         return _estimate_head_seconds(photos, missing_photos, assembly, settings)
     train_fraction, validation_fraction, _ = recipe.split_fractions
-    epoch_seconds = photos * seconds_per_photo * (train_fraction + FORWARD_FRACTION * validation_fraction)
+    epoch_seconds = photos * seconds_per_photo * (train_fraction + loop.FORWARD_TIME_FRACTION * validation_fraction)
     epochs, members = plan_phases(recipe)[-1].last_epoch, len(assembly.members)
     refit_factor = 1 + 1 / train_fraction if recipe.refit_on_all else 1.0
     return epochs * epoch_seconds * refit_factor, _describe_epochs(epochs, epoch_seconds / members, members)

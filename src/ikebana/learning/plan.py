@@ -216,9 +216,11 @@ def _prepare_task(
         return TrainingTask(recipe, member.network, train, validation, held_out)
     key = feature_cache.make_feature_key(pixel_cache_name, recipe, member.weights)
     if not recipe.caches_features:
+        # The measured speed is that of training steps.
+        untimed = replace(settings, measurement_id="")
         features = (
-            feature_cache.extract_features(member.backbone, key, train, settings),
-            feature_cache.extract_features(member.backbone, key, validation, settings),
+            feature_cache.extract_features(member.backbone, key, train, untimed),
+            feature_cache.extract_features(member.backbone, key, validation, untimed),
         )
         return TrainingTask(recipe, member.network, train, validation, held_out, features)
     train_features = feature_cache.extract_features(member.backbone, key, train, settings)
@@ -264,7 +266,7 @@ def _train_task(
         return
     # A head on cached features is small: half precision would not make it faster.
     if task.recipe.caches_features:
-        settings = replace(settings, precision="float32")
+        settings = replace(settings, precision="float32", measurement_id="")
     yield from loop.train(task.network, task.recipe, task.train, task.validation, settings, checkpoint_file, title)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ikebana.system.contention import avoid_spinning
+
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAX_KEPT_BLOCK_BYTES = 2**30
@@ -57,8 +59,9 @@ def preserve_process_state() -> Iterator[None]:
     """Restore at the end what `device.configure`, seeding and training change.
 
     This is torch's number of threads, its random generators, its flags of determinism and TF32,
-    variables of cuBLAS and of torch's compiler, and glibc's thresholds. Blocks may be nested. If two threads train at
-    the same time, the last one to end decides.
+    variables of cuBLAS and of torch's compiler, and glibc's thresholds. Blocks may be nested. If two
+    threads train at the same time, the last one to end decides. Within the block OpenMP's threads
+    do not spin while other processes want the processors.
     glibc cannot report its thresholds, nor adjust them again once they were set. The outermost block
     therefore sets those that glibc's own adjustment reaches at most: 32 MiB, and twice that for trimming.
     """
@@ -70,7 +73,7 @@ def preserve_process_state() -> Iterator[None]:
         _save_variable(CUBLAS_VARIABLE),
         _save_variable(INDUCTOR_VARIABLE),
     ]
-    with _allocator.use():
+    with _allocator.use(), avoid_spinning():
         try:
             yield
         finally:

@@ -384,7 +384,12 @@ def _replace_nan(value: Any) -> Any:
 def _format_speed(done: int, elapsed: float, unit: str) -> str:
     """Format the rate of units that are many and alike; others have none."""
     has_rate = unit in RATE_UNITS and elapsed > 0.2 and done
-    return f"{done / elapsed:,.0f} {unit}/s" if has_rate else ""
+    return f"{format_rate(done / elapsed)} {unit}/s" if has_rate else ""
+
+
+def format_rate(per_second: float) -> str:
+    """Format a rate, with a decimal below 10."""
+    return f"{per_second:,.{1 if per_second < 10 else 0}f}"
 
 
 def _format_scores(scores: dict[str, float | str], *, short: bool = False) -> str:

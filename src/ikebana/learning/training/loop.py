@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ikebana.errors import RecipeError
 from ikebana.learning import fast
 from ikebana.learning.augmentation import augment
-from ikebana.learning.device import DeviceSettings
+from ikebana.learning.device import DeviceSettings, record_faster_speed
 from ikebana.learning.examples import Examples
 from ikebana.learning.models import parameter_groups
 from ikebana.learning.scoring import compute_logits, score
@@ -34,6 +34,8 @@ MAX_CHECKPOINT_TIME_FRACTION = 0.02
 MIN_SELECTION_PHOTOS = 30
 # Seconds between two reads of loss and accuracy, at least: each makes the CPU wait for a GPU.
 MIN_DISPLAY_INTERVAL_SECONDS = 0.2
+# The forward pass's fraction of a training step's time.
+FORWARD_TIME_FRACTION = 0.35
 # Timed steps of a trial, after one warm-up step.
 TIMED_TRIAL_STEPS = 2
 
@@ -95,6 +97,9 @@ def train(
                     bar.advance(epoch_progress.photos_seen)
                 name = f"{epoch_progress.number}/{plan[-1].last_epoch}"
                 yield _run_epoch(epoch_progress, name, trainer, validation, settings, writer, bar)
+                if phase is plan[-1]:
+                    steps = len(examples) + FORWARD_TIME_FRACTION * len(validation)
+                    record_faster_speed(settings, writer.epochs[-1].seconds / steps)
     if writer.best.weights:
         network.load_state_dict(writer.best.weights)
 
