@@ -188,8 +188,9 @@ def test_the_version_is_that_of_the_package():
 
 
 def test_blocks_restore_what_was_set_and_may_be_nested(monkeypatch):
+    import threadpoolctl  # noqa: F401 -- sets a variable when it is imported, as does the next one
     import torch
-    import torch._inductor.config  # `use_deterministic_algorithms` imports it, which sets a variable
+    import torch._inductor.config  # imported by `use_deterministic_algorithms`
 
     from ikebana.learning import device, process_state
 
