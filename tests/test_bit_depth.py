@@ -20,17 +20,20 @@ GREY = COLOURS[..., :1]
 ALPHA = np.broadcast_to(np.linspace(0, 255, 60).astype(np.uint16)[None, :, None], (40, 60, 1))
 FACTORS = {16: 257, 12: 16, 10: 4, 8: 1}
 BIT_DEPTHS = list(FACTORS)
+# The first column and row, and the distances of columns and rows, of the passes of an interlaced PNG.
+ADAM7 = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
 PNG_GREY_ALPHA, PNG_RGB, PNG_RGBA = 4, 2, 6
 
 
-def encode_png(samples, colour_type):
+def encode_png(samples, colour_type, is_interlaced=False):
     """A PNG with 16 bits per sample; W3C PNG, section 11. Pillow writes 8-bit colours only."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, colour_type, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, colour_type, 0, 0, is_interlaced)
+    passes = [samples[y::height, x::width] for x, y, width, height in ADAM7] if is_interlaced else [samples]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for part in passes for row in part)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
@@ -69,6 +72,7 @@ def encode_ppm(samples, white=65535):
 
 FORMATS = {
     "PNG": lambda samples: encode_png(samples, PNG_RGB),
+    "PNG, interlaced": lambda samples: encode_png(samples, PNG_RGB, is_interlaced=True),
     "TIFF": encode_tiff,
     "TIFF, big-endian": lambda samples: encode_tiff(samples, ">"),
     "TIFF, deflated": lambda samples: encode_tiff(samples, is_compressed=True),

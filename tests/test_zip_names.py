@@ -210,6 +210,9 @@ def test_a_disk_that_ignores_case_merges_no_classes(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="disks of other systems ignore case")
 def test_names_that_differ_by_case_alone_are_two_classes(tmp_path):
-    names = ["Rose/1.jpg", "Rose/2.jpg", "rose/3.jpg"]
+    names = ["Rose/1.jpg", "Rose/2.jpg", "rose/3.jpg", "rose/2.jpg"]
     dataset = read(tmp_path, make_zip([(name, encode_photo(row), 0) for row, name in enumerate(names)]))
     assert counts(dataset) == {"Rose": 2, "rose": 1}
+    assert (
+        dataset.photos.filter(path="photos.zip!rose/2.jpg")["status"].item() == "differs from Rose/2.jpg by case alone"
+    )

@@ -97,8 +97,8 @@ class _Target:
     folder: Path
     skipped: list[ScannedPath] = field(default_factory=list)
     notes: ArchiveNotes = field(default_factory=ArchiveNotes)
-    # Case-folded: on many disks, names that differ by case alone are one file.
-    taken_paths: set[str] = field(default_factory=set)
+    # The path of each file by its case-folded path: on many disks, both are one file.
+    taken_paths: dict[str, str] = field(default_factory=dict)
     made_folders: set[str] = field(default_factory=set)
 
 
@@ -207,11 +207,12 @@ def _unpack_member(member: Member, target: _Target, budget: int) -> int:
         return ENTRY_OVERHEAD_BYTES + (_make_folders(target, path) if problem is None else 0)
     # Letters of a guessed name are not known, so neither is their case.
     key = path if member.is_name_guessed else path.casefold()
-    if problem is None and key in target.taken_paths:
-        problem = "appears twice in the archive"
+    taken_path = target.taken_paths.get(key)
+    if problem is None and taken_path is not None:
+        problem = "appears twice in the archive" if taken_path == path else f"differs from {taken_path} by case alone"
     if problem is not None:
         raise _MemberSkipped(problem)
-    target.taken_paths.add(key)
+    target.taken_paths[key] = path
     overhead = ENTRY_OVERHEAD_BYTES + _make_folders(target, path.rpartition("/")[0])
     try:
         with _create_file(target.folder / path) as out, member.open_content() as stream:
