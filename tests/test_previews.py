@@ -59,6 +59,14 @@ def test_a_raw_file_with_its_photo_in_the_next_directory_is_refused():
     assert get_decoding_error(encode_two((PREVIEW, REDUCED, RGB), (SENSOR, FULL, CFA))) == previews.REASON_PREVIEW
 
 
+@pytest.mark.parametrize("photometric", [CFA, LINEAR_RAW])
+def test_a_raw_file_without_a_preview_is_called_so(photometric):
+    data = b"II*\0" + struct.pack("<I", 8) + encode_directory(8, SENSOR, FULL, photometric)
+    assert get_decoding_error(data) == REASON_RAW
+    for size in (4, 8, 9, 30):
+        assert get_decoding_error(data[:size]).startswith("unreadable: ")
+
+
 def test_a_dng_is_refused_even_if_its_preview_is_large():
     version = (50706, 1, 4, 0x00000401)
     data = encode_two((PHOTO, REDUCED, RGB), (SENSOR[:8], FULL, CFA), SUB, [version])

@@ -239,7 +239,12 @@ def _open_image(data: bytes) -> ImageFile:
         raise UnreadablePhoto("empty file")
     if corruption.is_heif(data):
         return _open_heif(data)
-    image = Image.open(io.BytesIO(data), formats=_get_possible_formats(data))
+    try:
+        image = Image.open(io.BytesIO(data), formats=_get_possible_formats(data))
+    except UnidentifiedImageError:
+        if previews.is_sensor_data(data):
+            raise UnreadablePhoto(corruption.REASON_RAW) from None
+        raise
     if isinstance(image, TiffImageFile):
         previews.select_photo(image, data)
     return image

@@ -18,6 +18,10 @@ from ikebana.data.corruption import RAW_ADVICE, REASON_RAW
 from ikebana.errors import UnreadablePhoto
 
 SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH, SUB_DIRECTORIES, DNG_VERSION = 254, 256, 257, 330, 50706
+# Colour filter array and linear raw data.
+PHOTOMETRIC, SENSOR_PHOTOMETRICS = 262, (32803, 34892)
+BIGTIFF_SIGNATURES = (b"II+\0", b"MM\0+")
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", *BIGTIFF_SIGNATURES)
 # A bit of the subfile type.
 REDUCED_RESOLUTION = 1
 # Canon's raw files are TIFFs with these bytes after the header.
@@ -49,17 +53,30 @@ def select_photo(image: TiffImageFile, data: bytes) -> None:
 def _iterate_sub_directories(image: TiffImageFile, data: bytes) -> Iterator[tuple[int, int]]:
     """Iterate over the sizes of the pictures in sub-directories."""
     offsets = image.tag_v2.get(SUB_DIRECTORIES, ())
-    is_big = data[2:4] in (b"\x2b\0", b"\0\x2b")
     for offset in offsets if isinstance(offsets, tuple) else (offsets,):
+        directory = _load_directory(data, offset)
+        # A damaged directory costs nothing if the first picture is the photo.
+        if directory is not None:
+            yield directory.get(IMAGE_WIDTH, 0), directory.get(IMAGE_LENGTH, 0)
+
+
+def is_sensor_data(data: bytes) -> bool:
+    """Return whether the first picture of a TIFF holds samples of a sensor."""
+    directory = _load_directory(data) if data.startswith(TIFF_SIGNATURES) else None
+    return directory is not None and directory.get(PHOTOMETRIC) in SENSOR_PHOTOMETRICS
+
+
+def _load_directory(data: bytes, offset: int | None = None) -> ImageFileDirectory_v2 | None:
+    """Load a directory, the first one without an offset; None if it is damaged."""
+    try:
+        is_big = data.startswith(BIGTIFF_SIGNATURES)
         directory = ImageFileDirectory_v2(data[: BIGTIFF_HEADER_BYTES if is_big else TIFF_HEADER_BYTES])
         stream = BytesIO(data)
-        stream.seek(offset)
-        try:
-            directory.load(stream)
-        # A damaged directory costs nothing if the first picture is the photo.
-        except (OSError, SyntaxError, ValueError, struct.error):
-            continue
-        yield directory.get(IMAGE_WIDTH, 0), directory.get(IMAGE_LENGTH, 0)
+        stream.seek(directory.next if offset is None else offset)
+        directory.load(stream)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return None
+    return directory
 
 
 def _is_reduced(image: TiffImageFile) -> bool:
