@@ -59,6 +59,16 @@ def test_archives_beside_photos_are_reported(tmp_path):
     assert note == "archives inside the archive are not unpacked: more/0.zip, more/1.zip, more/2.zip and 2 more"
 
 
+def test_two_zips_in_one_file_are_reported(tmp_path):
+    """Programs read the directory at the end, which lists the members of the second alone."""
+    first = make_zip([("c/9.jpg", encode_photo(9), 0)])
+    (tmp_path / "photos.zip").write_bytes(first + make_archive([], "zip"))
+    dataset = sources.read(tmp_path / "photos.zip")
+    assert dataset.classes == ("a", "b")
+    (note,) = dataset.notes
+    assert note.startswith(f"the first {len(first):,} bytes of the zip are not listed in it")
+
+
 def test_an_archive_that_was_unpacked_by_other_rules_is_unpacked_again(tmp_path, ikebana_cache):
     read_statuses(tmp_path, make_archive([], "zip"))
     (file,) = ikebana_cache.rglob("members.json")

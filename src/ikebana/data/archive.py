@@ -32,6 +32,7 @@ FOREIGN_SIGNATURES = {
     b"Rar!\x1a\x07": "a RAR archive",
     b"PK\x07\x08": "part of a split zip",
 }
+ZIP_SIGNATURE = b"PK\x03\x04"
 # The record at the end of a zip begins so; a comment of at most 64 KiB follows it.
 ZIP_END_SIGNATURE, MAX_ZIP_END_BYTES = b"PK\x05\x06", 22 + 2**16
 # The number of the part is then in another record, which zipfile checks.
@@ -167,7 +168,7 @@ def _unpack_members(target: _Target, file: Path) -> None:
     target.folder.mkdir()
     try:
         with progress.stage(f"unpack {file.name}", 0, "files") as bar:
-            for number, member in enumerate(_iterate_members(file), 1):
+            for number, member in enumerate(_iterate_members(file, target.notes), 1):
                 if number > MAX_MEMBERS:
                     raise ArchiveRefused(f"more than {MAX_MEMBERS:,} members")
                 try:
@@ -280,14 +281,14 @@ def _convert_os_error(error: OSError) -> Exception:
     return _MemberSkipped("this disk cannot store its name") if error.errno in INVALID_NAME_ERRNOS else error
 
 
-def _iterate_members(file: Path) -> Iterator[Member]:
+def _iterate_members(file: Path, notes: ArchiveNotes) -> Iterator[Member]:
     # Tar first: a tar whose last member is a zip looks like a zip from its end.
     tar = tar_reader.open_tar(file)
     if tar is not None:
         yield from _iterate_tar_members(tar)
     elif zipfile.is_zipfile(file):
-        yield from _iterate_zip_members(file)
-    elif _starts_with(file, b"PK\x03\x04"):
+        yield from _iterate_zip_members(file, notes)
+    elif _starts_with(file, ZIP_SIGNATURE):
         raise _damaged_archive(file, "the end of the zip is missing")
     else:
         names = [name for signature, name in FOREIGN_SIGNATURES.items() if _starts_with(file, signature)]
@@ -296,10 +297,12 @@ def _iterate_members(file: Path) -> Iterator[Member]:
         raise PhotosError(f"this archive cannot be read: {reason}", where=file, advice=advice)
 
 
-def _iterate_zip_members(file: Path) -> Iterator[Member]:
+def _iterate_zip_members(file: Path, notes: ArchiveNotes) -> Iterator[Member]:
     _refuse_split_zip(file)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
+        if _starts_with(file, ZIP_SIGNATURE):
+            notes.unlisted_bytes = min((entry.header_offset for entry in entries), default=0)
         for entry, name in zip(entries, zip_names.read_names(entries), strict=True):
             open_content = None if name.text.endswith("/") else lambda entry=entry: archive.open(entry)
             problem = name.problem or _find_zip_problem(entry)

@@ -22,6 +22,8 @@ class ArchiveNotes:
     inner_count: int = 0
     inner_examples: list[str] = field(default_factory=list)
     has_other_files: bool = False
+    # Bytes of a zip before its first listed member.
+    unlisted_bytes: int = 0
 
     def add_file(self, name: str, is_name_guessed: bool) -> None:
         """Count a file that is about to be unpacked."""
@@ -55,4 +57,9 @@ class ArchiveNotes:
             )
         if self.inner_count:
             lines.append(f"archives inside the archive are not unpacked: {self.name_inner_archives()}")
+        if self.unlisted_bytes > 0:
+            lines.append(
+                f"the first {self.unlisted_bytes:,} bytes of the zip are not listed in it: if two zips were joined, only "
+                "the last one is read"
+            )
         return tuple(lines)
