@@ -54,6 +54,18 @@ def test_two_columns_that_could_be_meant_are_refused_by_name(photos, header, wor
     assert "rename one of them" in (refusal.advice or "")
 
 
+def test_a_table_of_one_column_per_class_is_named_as_one(photos):
+    """As Roboflow exports it."""
+    rows = [(path, " 1" if label == "a" else " 0", " 0" if label == "a" else " 1") for path, label in ROWS]
+    refusal = get_refusal(photos, make_csv(header=("filename", " daisy", " rose"), rows=rows))
+    assert refusal.what == "the table has no column 'label' but one column per class: daisy, rose"
+    rows = [(path, "1", label) for path, label in ROWS]
+    assert (
+        "it has filename, daisy, rose"
+        in get_refusal(photos, make_csv(header=("filename", "daisy", "rose"), rows=rows)).what
+    )
+
+
 def test_the_standard_name_counts_whatever_else_there_is(photos):
     rows = [("0", path, "x", "y", label) for path, label in ROWS]
     dataset = read_table(photos, make_csv(header=("file", "path", "class", "category", "label"), rows=rows))

@@ -25,6 +25,8 @@ SYNONYMS = {
 MISSING_VALUES = ("nan", "NaN", "NAN", "<NA>", "NaT", "#N/A")
 # Texts that may be a missing value as well as a class, such as "None" for no disease.
 AMBIGUOUS_VALUES = ("NA", "N/A", "n/a", "null", "NULL", "None", "inf", "-inf", "Infinity")
+# How tables of one column per class mark the class.
+INDICATOR_VALUES = frozenset(("0", "1", "0.0", "1.0", " 0", " 1", "False", "True", "false", "true", ""))
 # Larger floats do not hold every integer.
 MAX_EXACT_FLOAT = 2.0**53
 # Invisible characters that are not spaces: zero-width ones, directions and a byte order mark.
@@ -130,9 +132,30 @@ def _missing_column_error(column: str, table: RawTable) -> PhotosError:
         return PhotosError(
             f"the table has no header: its first line is {shown}", where=table.source, advice=HEADER_ADVICE
         )
+    if column == "label" and (classes := _find_indicator_columns(table)):
+        shown = textwrap.shorten(", ".join(classes), MAX_SHOWN_CHARACTERS)
+        return PhotosError(
+            f"the table has no column 'label' but one column per class: {shown}",
+            where=table.source,
+            advice="add a column label with the class of each photo; for Roboflow's _classes.csv, give its folder",
+        )
     return PhotosError(
         f"the table has no column {column!r}; it has {shown or 'none'}", where=table.source, advice=HEADER_ADVICE
     )
+
+
+def _find_indicator_columns(table: RawTable) -> list[str]:
+    """Return the columns of zeros and ones; empty if there are others, or only one."""
+    others = [
+        (name.strip(), values)
+        for name, values in zip(table.names, table.columns, strict=True)
+        if find_standard_name(name) is None
+    ]
+    is_indicator = [
+        not values.dtype.is_nested() and set(map(str, values.drop_nulls().unique())) <= INDICATOR_VALUES
+        for _, values in others
+    ]
+    return [name for name, _ in others] if len(others) > 1 and all(is_indicator) else []
 
 
 def _to_text(column: str, name: str, values: pl.Series, source: str | Path) -> pl.Series:
