@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -146,6 +147,34 @@ def test_a_file_beyond_the_limit_is_refused_before_it_is_in_memory():
     with pytest.raises(UnreadablePhoto, match="too large"):
         open_files.read(io.BytesIO(bytes(11)), 10)
     assert open_files.read(io.BytesIO(bytes(10)), 10) == bytes(10)
+
+
+def test_a_response_of_an_http_client_is_read_or_refused_with_its_bytes(paper_classifier):
+    class Response:
+        """As of httpx: `read` takes no size."""
+
+        def read(self):
+            return DATA
+
+    class ChunkedResponse:
+        """As of requests: it yields chunks of bytes."""
+
+        def iter_content(self, size):
+            yield DATA[:size]
+
+        def __iter__(self):
+            return self.iter_content(128)
+
+    assert np.array_equal(decode(Response()), EXPECTED)
+    with pytest.raises(PhotosError) as refusal:
+        paper_classifier.predict(ChunkedResponse())
+    assert "response.content" in (refusal.value.advice or "")
+
+
+def test_one_open_file_may_be_read_by_many_threads():
+    stream = io.BytesIO(DATA)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(np.array_equal(pixels, EXPECTED) for pixels in pool.map(decode, [stream] * 64))
 
 
 @pytest.mark.parametrize("name", ["~gone-user/1.jpg", "a\0b.jpg", "n" * 300, ""])

@@ -34,6 +34,7 @@ FORMS = {
     "empty values beyond the header": PLAIN.split("\n")[0] + "\n" + "".join(f"{p},{c},\n" for p, c in ROWS),
     "more separators of another kind": "path;label;a,b,c,d,e\n" + "".join(f"{p};{c};1,2,3\n" for p, c in ROWS),
     "no last line end": PLAIN.rstrip("\n"),
+    "unnamed index of pandas": "Unnamed: 0,path,label\n" + "".join(f"{n},{p},{c}\n" for n, (p, c) in enumerate(ROWS)),
     "index of pandas": ",path,label\n" + "".join(f"{n},{p},{c}\n" for n, (p, c) in enumerate(ROWS)),
 }
 

@@ -2,9 +2,13 @@
 
 import inspect
 import io
+import threading
 from typing import Any, Protocol
 
 from ikebana.errors import UnreadablePhoto
+
+# Several threads may get the same file, and reading it takes three steps.
+_reading = threading.Lock()
 
 
 class BinaryFile(Protocol):
@@ -34,15 +38,25 @@ def read(file: Any, max_bytes: int) -> bytes:
     if isinstance(file, io.TextIOBase):
         raise UnreadablePhoto("this file is opened as text", advice="open it with 'rb'")
     try:
-        position = file.tell() if hasattr(file, "seekable") and file.seekable() else None
-        if position is not None:
-            file.seek(0)
-        data = file.read(max_bytes + 1)
-        if position is not None:
-            file.seek(position)
+        with _reading:
+            data = _read_all(file, max_bytes)
     except (OSError, ValueError) as error:
         raise UnreadablePhoto(f"unreadable: {error}") from None
     return _require_bytes(data, file, max_bytes)
+
+
+def _read_all(file: Any, max_bytes: int) -> Any:
+    position = file.tell() if hasattr(file, "seekable") and file.seekable() else None
+    if position is not None:
+        file.seek(0)
+    try:
+        data = file.read(max_bytes + 1)
+    except TypeError:
+        # The response of an HTTP client, whose `read` takes no size.
+        data = file.read()
+    if position is not None:
+        file.seek(position)
+    return data
 
 
 def _require_bytes(data: Any, file: object, max_bytes: int) -> bytes:

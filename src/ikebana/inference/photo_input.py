@@ -50,12 +50,21 @@ def iterate(photos: Any) -> Iterable[Any]:
         if len(batch) and (problem := _find_array_problem(batch[0])):
             raise PhotosError(f"an array {_describe_array(batch)} of photos: each {problem}", advice=ADVICE_PHOTO)
         return batch
-    if isinstance(photos, Mapping) or hasattr(photos, "columns") or not isinstance(photos, Iterable):
-        advice = 'its column of paths, as in frame["path"]' if hasattr(photos, "columns") else ADVICE_PHOTO
+    if advice := _find_alternative(photos):
         raise PhotosError(
             f"an object of type {type(photos).__name__} is neither a photo nor a list of photos", advice=advice
         )
     return photos
+
+
+def _find_alternative(photos: object) -> str:
+    """Suggest what to give instead; empty if the photos can be iterated over."""
+    if hasattr(photos, "columns"):
+        return 'its column of paths, as in frame["path"]'
+    if hasattr(type(photos), "iter_content"):
+        # A response of requests would be iterated over in chunks of bytes.
+        return "its bytes: response.content"
+    return ADVICE_PHOTO if isinstance(photos, Mapping) or not isinstance(photos, Iterable) else ""
 
 
 def get_name(photo: Any) -> str:
