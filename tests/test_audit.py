@@ -116,6 +116,13 @@ def test_a_thousand_broken_files_do_not_fill_the_screen(tmp_path):
     assert dataset.set_aside_photos.height == 1000
 
 
+def test_a_broken_photo_is_not_hidden_behind_many_without_labels(tmp_path):
+    files = {f"train/{path}": data for path, data in clean().items()} | {"train/b/broken.jpg": encode_photo(7)[:300]}
+    files |= {f"test/{number}.jpg": encode_photo(5000 + number) for number in range(20)}
+    dataset, found = looked_at(write_files(tmp_path / "photos", files))
+    assert "skipped: train/b/broken.jpg: unreadable" in dataset_checks.summarise(dataset, found)
+
+
 def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     from ikebana.learning import device
     from ikebana.learning.estimate import estimate_cost

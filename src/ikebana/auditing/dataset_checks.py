@@ -93,10 +93,13 @@ def summarise(dataset: Dataset, findings: list[Finding], details: str = "audit.j
         f"{len(dataset.classes)} classes; {splits}",
     ]
     lines += _summarise_kinds([finding for finding in findings if finding.kind != "unreadable"])
-    unused = dataset.set_aside_photos.select("path", "status").rows()
-    lines += [f"  skipped: {path}: {status}" for path, status in unused[:MAX_SUMMARY_PATHS]]
-    if len(unused) > MAX_SUMMARY_PATHS:
-        lines.append(f"  and {len(unused) - MAX_SUMMARY_PATHS:,} more; full list: {details}")
+    unused = dataset.set_aside_photos.select("path", "status")
+    # One photo per reason first: a thousand photos without labels must not hide a broken one.
+    number_of_reason = pl.int_range(pl.len()).over("status")
+    shown = unused.sort(number_of_reason, maintain_order=True).head(MAX_SUMMARY_PATHS)
+    lines += [f"  skipped: {path}: {status}" for path, status in shown.iter_rows()]
+    if unused.height > MAX_SUMMARY_PATHS:
+        lines.append(f"  and {unused.height - MAX_SUMMARY_PATHS:,} more; full list: {details}")
     elif findings:
         lines.append(f"  full list: {details}")
     return "\n".join(lines)
