@@ -285,6 +285,7 @@ def test_copies_in_training_go_to_the_missing_part_together():
     ("labels", "given_parts", "match"),
     [
         ("aabb", ["train", "train", "test", "test"], "only class a has training photos"),
+        ("aabbBBB", ["train", "train", "train", "test", "test", "test", "test"], r"3 of 4 .*: B \(b has some\)"),
         ("aabbccc", ["train", "train", "train", "test", "test", "test", "test"], "3 of 4 test photos .*: c"),
     ],
 )

@@ -115,6 +115,15 @@ def add_doubts(draft: LayoutDraft, top: Path) -> None:
         if folder_names.is_rarely_class(path.name)
     ]
     inside = [_list_unread_names(draft, path) for path in folders]
+    if not all(inside):
+        draft.doubts += [
+            (
+                f"{show_folder(path)} is read as a class with the folders {join_names(sorted(names))}",
+                f"if those are the classes, give only the folder {show_folder(path)}",
+            )
+            for path, names in zip(folders, inside, strict=True)
+            if len(names) > 1 and folder_names.is_filler(path.name)
+        ]
     if len(inside) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
         evidence = (
             f"{join_names(map(show_folder, folders))} are read as classes, and all have the folders "

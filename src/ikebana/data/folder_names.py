@@ -27,7 +27,7 @@ IMAGE_WORDS = frozenset(("images", "image", "imgs", "img", "jpegimages", "jpegs"
 # Words that say nothing about the content.
 FILLER_WORDS = IMAGE_WORDS | {
     *("set", "sets", "data", "dataset", "datasets", "split", "splits", "photo", "photos", "pics", "pictures"),
-    *("jpg", "jpeg", "png", "folder", "dir"),
+    *("jpg", "jpeg", "png", "folder", "dir", "all"),
 }
 ANNOTATION_WORDS = frozenset(
     (
@@ -141,8 +141,12 @@ def is_wrapper(name: str, split_name: str) -> bool:
     """Return whether the only folder in a split folder is a wrapper, by its name."""
     split, context = _parse_split_name(name)
     is_same_split = split in (_parse_split_name(split_name)[0], UNLABELLED) and not (split is None or context)
-    is_filler = all(word in FILLER_WORDS for word in _split_into_words(name))
-    return is_filler or is_same_split or name.casefold() == split_name.casefold()
+    return is_filler(name) or is_same_split or name.casefold() == split_name.casefold()
+
+
+def is_filler(name: str) -> bool:
+    """Return whether a name says nothing about the photos, such as `data` or `all_images`."""
+    return all(word in FILLER_WORDS for word in _split_into_words(name))
 
 
 def is_image_folder(name: str) -> bool:

@@ -87,7 +87,11 @@ def check_training_classes(dataset: Dataset) -> None:
     test = photos.filter(split="test")
     untrained = test.filter(~pl.col("label").is_in(trained))
     if untrained.height > MAX_UNTRAINED_SHARE * test.height:
-        names = ", ".join(untrained["label"].unique().sort().head(MAX_LISTED_CLASSES))
+        similar = {name.casefold(): name for name in trained}
+        names = ", ".join(
+            f"{name} ({similar[name.casefold()]} has some)" if name.casefold() in similar else name
+            for name in untrained["label"].unique().sort().head(MAX_LISTED_CLASSES)
+        )
         raise PhotosError(
             f"{untrained.height:,} of {test.height:,} test photos are of classes without training photos: {names}",
             where=dataset.source,
