@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def resolve_recipe(source: "str | Path | Recipe", **options: Any) -> Recipe:
         raise RecipeError(f"the recipe is {source!r}", advice="a recipe's name, the path of a recipe.json, or a Recipe")
     if isinstance(source, str) and not source.endswith(".json"):
         return get_recipe(source, **options)
-    return with_options(read_recipe(Path(source).expanduser()), **options)
+    return with_options(read_recipe(Path(os.path.expanduser(source))), **options)
 
 
 def read_recipe(file: Path) -> Recipe:

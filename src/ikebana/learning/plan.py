@@ -5,6 +5,7 @@ are built once: the cost estimate, the trial of the precision and the training s
 """
 
 import json
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
@@ -120,7 +121,7 @@ class Plan:
         settings = settings or estimate.configure_device(built, dataset.photos.height, device)
         # So that recipe.json contains the measured precision.
         built = replace(built, recipe=with_options(recipe, precision=settings.precision))
-        folder = Path(run_folder).expanduser() if run_folder is not None else None
+        folder = Path(os.path.expanduser(run_folder)) if run_folder is not None else None
         return cls(dataset, built, settings, estimate.estimate_cost(dataset, built, settings, folder))
 
     @property
@@ -305,7 +306,7 @@ def training(plan: Plan, checkpoint: str | Path | None = None) -> Iterator[Epoch
     Raises:
         PhotosError, RecipeError, MachineError: each has advice on what to try.
     """
-    epochs = _train_plan(plan, Path(checkpoint).expanduser() if checkpoint is not None else None)
+    epochs = _train_plan(plan, Path(os.path.expanduser(checkpoint)) if checkpoint is not None else None)
     try:
         while True:
             # The caller's code runs between two epochs: it finds its process as it left it.

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+
+from ikebana.reports import matplotlib_import  # noqa: F401 -- before anything of matplotlib
+
+# isort: split
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.collections import LineCollection, PolyCollection

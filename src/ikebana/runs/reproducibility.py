@@ -1,6 +1,7 @@
 """Reproducibility: what a run and its repetition must share to give the same bits."""
 
 import json
+import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def describe_rerun_differences(recipe: str | Path | Recipe, environment: dict[st
     """
     if isinstance(recipe, Recipe):
         return ""
-    lines = _compare_environments(Path(recipe).expanduser().parent, environment)
+    lines = _compare_environments(Path(os.path.expanduser(recipe)).parent, environment)
     if lines is None:
         return ""
     if not lines:

@@ -163,15 +163,6 @@ def atomic_directory(folder: Path, allow_existing: bool = True, create_parent: b
                 lock_path(partial).unlink()
 
 
-def ensure_directory(folder: Path) -> Path:
-    """Create the folder if missing, in an existing parent; MachineError if that fails."""
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise write_error(error, folder) from error
-    return folder
-
-
 def discard(entry: Path) -> None:
     """Remove a damaged folder, file or link from use; errors are ignored."""
     if entry.is_dir() and not entry.is_symlink():

@@ -11,7 +11,7 @@ from errno import EIO, ENOSPC
 from typing import Any, TextIO
 
 from ikebana.errors import MachineError
-from ikebana.system import progress
+from ikebana.system import progress, terminal_size
 
 # SIGINT and SIGTERM received so far.
 received_signals: list[int] = []
@@ -22,6 +22,7 @@ def set_up() -> None:
     _reduce_garbage_collection()
     _replace_closed_streams()
     _use_utf8()
+    terminal_size.correct_variables()
     received_signals.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:

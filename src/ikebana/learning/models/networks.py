@@ -3,6 +3,7 @@
 A network takes uint8 images, 0 to 255. Normalisation is a part of the network.
 """
 
+import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -144,6 +145,6 @@ def fill_defaults(recipe: Recipe) -> Recipe:
     is_single = isinstance(recipe.method, GradientMethod) and recipe.method.batch_size == 1
     if is_single and any(uses_batch_statistics(member, member.trainable) for member in recipe.members):
         raise RecipeError("BatchNorm cannot be trained on batches of one photo", advice="--batch-size 2 or more")
-    weights = {"weights": str(Path(recipe.weights).expanduser().absolute())} if recipe.weights else {}
+    weights = {"weights": str(Path(os.path.expanduser(recipe.weights)).absolute())} if recipe.weights else {}
     image_size = recipe.image_size or backbones.get_native_image_size(recipe.members[0])
     return with_options(recipe, image_size=image_size, **weights)

@@ -1,0 +1,117 @@
+"""Environments of notebooks, containers, services and scripts: variables, homes and terminals of every kind."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ikebana.errors import MachineError
+from ikebana.system import cache_folder, terminal_size
+
+
+def run_command(*arguments: object, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `ikebana` with these variables besides the tests' own."""
+    command = [sys.executable, "-m", "ikebana", *map(str, arguments)]
+    return subprocess.run(
+        command, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=timeout
+    )
+
+
+# --- matplotlib's backend ---
+
+FIGURE = """
+import os, sys
+from pathlib import Path
+from ikebana.reports import figures
+figures.draw_class_bars({"a": {"train": 1}, "b": {"test": 2}}, Path(sys.argv[1]))
+import matplotlib
+print(os.environ["MPLBACKEND"], matplotlib.rcParams._get("backend") if os.environ["MPLBACKEND"] == "pdf" else "")
+"""
+
+
+@pytest.mark.parametrize(
+    "backend", ["module://matplotlib_inline.backend_inline", "module://missing", "nonsense", "pdf", ""]
+)
+def test_figures_need_no_backend_that_the_environment_names(backend, tmp_path):
+    script = [sys.executable, "-c", FIGURE, str(tmp_path / "bars.png")]
+    done = subprocess.run(script, env=os.environ | {"MPLBACKEND": backend}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == {"pdf": ["pdf", "pdf"], "": []}.get(backend, [backend])
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- the home and the cache ---
+
+
+@pytest.fixture
+def without_home(tmp_path) -> dict[str, str]:
+    """Variables of a user whose home is a file, and a temporary folder."""
+    (tmp_path / "home").write_text("a file")
+    (tmp_path / "tmp").mkdir()
+    return {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": "", "IKEBANA_CACHE": "", "TMPDIR": str(tmp_path / "tmp")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take the cache folder from HOME")
+def test_without_a_home_the_cache_is_in_a_temporary_folder_of_the_users_own(without_home, tmp_path):
+    done = run_command("cache", **without_home)
+    folder = tmp_path / "tmp" / f"ikebana-{os.getuid()}"
+    assert done.returncode == 0, done.stderr
+    assert str(folder) in done.stdout
+    assert f"the cache is in {folder}" in done.stderr
+    assert "IKEBANA_CACHE" in done.stderr
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert run_command("cache", **without_home).stdout == done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take the cache folder from HOME")
+def test_a_temporary_folder_that_others_may_write_is_refused(without_home, tmp_path):
+    folder = tmp_path / "tmp" / f"ikebana-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    done = run_command("cache", **without_home)
+    assert done.returncode == 1
+    assert "others may write to it" in done.stderr
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    done = run_command("cache", **without_home)
+    assert done.returncode == 1
+    assert "IKEBANA_CACHE=DIR" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cache_below_a_home_that_does_not_exist_is_refused(monkeypatch):
+    monkeypatch.setenv("IKEBANA_CACHE", "~no-such-user/cache")
+    with pytest.raises(MachineError, match="no home folder") as refusal:
+        cache_folder.cache_folder()
+    assert "IKEBANA_CACHE=" in (refusal.value.advice or "")
+
+
+def test_a_home_that_can_be_written_holds_the_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("IKEBANA_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of mine"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tmp_path in cache_folder.cache_folder().parents
+
+
+# --- the size of the terminal ---
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "2", "10", "-5", "abc", "", "²", "9" * 9, "9" * 99, "80"])
+def test_help_ends_and_can_be_read_whatever_the_number_of_columns(columns):
+    done = run_command("fit", "--help", COLUMNS=columns, LINES=columns, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) < 500
+    assert "--epochs" in done.stdout
+    assert max(map(len, lines)) >= 35
+
+
+@pytest.mark.parametrize(("value", "corrected"), [
+    ("0", None), ("-1", None), ("abc", None), ("", None), ("²", None), ("1", "40"), ("39", "40"), ("40", "40"), ("200", "200"),
+    ("99999", "1000"), ("9" * 5000, None),
+])  # fmt: skip
+def test_a_number_of_columns_that_no_text_fits_into_is_corrected(value, corrected, monkeypatch):
+    monkeypatch.setenv("COLUMNS", value)
+    terminal_size.correct_variables()
+    assert os.environ.get("COLUMNS") == corrected
