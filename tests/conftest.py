@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -106,6 +108,21 @@ def stages() -> Iterator[list[str]]:
 def cache(tmp_path_factory):
     """One cache for all tests of a module."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk in memory of so many bytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*arguments):
+        return subprocess.run(["mount", *arguments, str(place)], check=False, capture_output=True).returncode == 0
+
+    if sys.platform != "linux" or os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", "size=1g", "tmpfs"):
+        pytest.skip("a small disk can only be mounted by root on Linux")
+    yield place, lambda options: mount("-o", f"remount,{options}")
+    subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
 
 
 @pytest.fixture(scope="session")

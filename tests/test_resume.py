@@ -224,21 +224,6 @@ def test_a_run_in_a_place_that_is_a_file_is_refused(photos, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a disk in memory of so many bytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(*arguments):
-        return subprocess.run(["mount", *arguments, str(place)], check=False, capture_output=True).returncode == 0
-
-    if sys.platform != "linux" or os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", "size=1g", "tmpfs"):
-        pytest.skip("a small disk can only be mounted by root on Linux")
-    yield place, lambda options: mount("-o", f"remount,{options}")
-    subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
-
-
 @pytest.mark.parametrize("trouble", ["full", "ro"])
 def test_a_disk_that_is_full_or_read_only_is_said_and_the_run_goes_on_when_it_is_not(
     trouble, small_disk, whole, photos, monkeypatch
@@ -325,12 +310,12 @@ def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(stopped, wh
     assert ikebana.resume(stopped).is_finished
 
 
-@pytest.mark.parametrize("more", [["--recipe", "good"], ["--run", "elsewhere"], ["--epochs", "3"], ["photos"]])
+@pytest.mark.parametrize("more", [["--recipe", "good"], ["--run", "elsewhere"], ["--epochs", "3"]])
 def test_flags_beside_resume_are_refused(whole, more):
     command = [sys.executable, "-m", "ikebana", "fit", "--resume", str(whole.folder), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "has its own photos and options" in done.stderr
+    assert "has its own options" in done.stderr
 
 
 def test_what_programs_read_is_utf8_whatever_the_locale(tmp_path):
@@ -378,13 +363,3 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(stopped):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     with pytest.raises(ikebana.RunError, match="delete it"), checkpoint.checkpoint_errors(stopped):
         raise KeyError("network.dense")
-
-
-def test_a_run_whose_photos_have_moved_says_where_they_are_looked_for(tmp_path, drawn):
-    shutil.copytree(drawn(8), tmp_path / "photos")
-    with interrupt_after_steps(0):
-        ikebana.fit(tmp_path / "photos", "baseline", run=tmp_path / "run", **SMALL)
-    (tmp_path / "photos").rename(tmp_path / "elsewhere")
-    with pytest.raises(ikebana.PhotosError, match="photos of this run were not found") as refused:
-        ikebana.resume(tmp_path / "run")
-    assert "restore them there" in str(refused.value)

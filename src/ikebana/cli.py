@@ -160,16 +160,16 @@ def fit(
     run
         The folder to write. Default: runs/<recipe>-<short hash>.
     resume
-        Continue this interrupted run. It needs neither photos nor other flags.
+        Continue this interrupted run, without other flags. --photos gives the new place of photos that moved.
     """
     output.apply()
     progress.show_loading()
     from ikebana.commands import fit as fit_command
 
     if resume is not None:
-        if photos or recipe or run or device != "auto" or _parse_options(options):
-            raise UsageError("a resumed run has its own photos and options", advice=f"ikebana fit --resume {resume}")
-        finished_run = fit_command.resume(resume)
+        if recipe or run or device != "auto" or _parse_options(options):
+            raise UsageError("a resumed run has its own options", advice=f"ikebana fit --resume {resume}")
+        finished_run = fit_command.resume(resume, photos=photos)
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
     else:

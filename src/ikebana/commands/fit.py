@@ -10,6 +10,7 @@ from ikebana.auditing import dataset_checks
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.sources import PhotoSource
+from ikebana.errors import IkebanaError
 from ikebana.evaluation.calibration import calibrate
 from ikebana.evaluation.leakage import measure_leakage
 from ikebana.evaluation.metrics import Evaluation, evaluate
@@ -29,6 +30,7 @@ from ikebana.learning.plan import (
 from ikebana.learning.process_state import preserve_process_state
 from ikebana.learning.training import checkpoint
 from ikebana.recipe import FitOptions, Recipe
+from ikebana.reports import run_pictures
 from ikebana.runs import run_writer
 from ikebana.runs.reproducibility import describe_rerun_differences, describe_resume_differences
 from ikebana.runs.run import Run, open_run
@@ -81,10 +83,11 @@ def fit(
 
 
 @preserve_process_state()
-def resume(run: str | Path, *, model: "nn.Module | None" = None) -> Run:
-    """Continue a run from its last checkpoint.
+def resume(run: str | Path, *, photos: PhotoSource | None = None, model: "nn.Module | None" = None) -> Run:
+    """Continue a run from its last checkpoint, or draw what a finished one lacks.
 
     Args:
+        photos: where the run's photos are, if they have moved; the run records it.
         model: your own module, if the run was started with one.
     Raises:
         RunError: photos or recipe have changed since the run began.
@@ -92,16 +95,19 @@ def resume(run: str | Path, *, model: "nn.Module | None" = None) -> Run:
     clock, opened = Stopwatch(), open_run(run)
     writer = RunWriter(opened)
     if writer.report_if_finished():
-        return opened
+        return _complete(writer, photos)
     writer.check_same_recipe()
     # Other settings would change the result.
     settings = load_settings(opened.folder / "environment.json")
-    plan = Plan.from_dataset(writer.find_photos(), opened.recipe, model=model, settings=settings)
+    listed = writer.find_photos(photos)
+    plan = Plan.from_dataset(writer.restore_paths(listed), opened.recipe, model=model, settings=settings)
     if changes := describe_resume_differences(opened.folder, collect_environment(plan.settings)):
         progress.warn(changes)
     clock.lap("prepare")
     dataset, pixels = open_photos(plan.dataset, plan.recipe)
     writer.check_same_photos(dataset)
+    if photos is not None:
+        writer = writer.record_photos(listed)
     clock.lap("read")
     with writer.lock_for_training(), recipe_memory_errors(plan.recipe):
         # Another process may have finished it while the photos were read.
@@ -141,13 +147,34 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
     checkpoint.save_weights(writer.run.weights, network)
     test_probabilities = probabilities[len(splits["validation"]) :]
     evaluation = _evaluate(dataset, plan.recipe, splits, test_probabilities, calibration.threshold)
-    _draw_figures(writer, plan.recipe, dataset, pixels, splits, evaluation)
-    clock.lap("draw")
+    # The run is finished from here on, whatever becomes of its pictures.
     writer.finish(evaluation, clock.seconds)
+    _draw_pictures(writer.run, dataset, pixels, evaluation)
+    clock.lap("draw")
+    writer.report(evaluation, clock.seconds)
     if advice := suggest_upgrade(
         dataset, plan.recipe, plan.settings, evaluation.accuracy, evaluation.accuracy_interval[0]
     ):
         progress.message(advice)
+    return writer.run
+
+
+def _complete(writer: RunWriter, photos: PhotoSource | None) -> Run:
+    """Draw the pictures that a finished run lacks, and record where its photos are now."""
+    if photos is None and run_pictures.has_all_pictures(writer.run):
+        return writer.run
+    try:
+        listed = writer.find_photos(photos)
+        dataset, pixels = open_photos(writer.restore_paths(listed), writer.run.recipe)
+        writer.check_same_photos(dataset)
+    except IkebanaError as error:
+        if photos is not None:
+            raise
+        progress.warn(f"its pictures cannot be drawn: {error}")
+        return writer.run
+    if photos is not None:
+        writer = writer.record_photos(listed)
+    _draw_pictures(writer.run, dataset, pixels, writer.run.evaluation)
     return writer.run
 
 
@@ -165,17 +192,8 @@ def _evaluate(
     return evaluate(probabilities, test.labels, dataset.classes, note, threshold, leakage, test.groups)
 
 
-def _draw_figures(
-    writer: RunWriter,
-    recipe: Recipe,
-    dataset: Dataset,
-    pixels: PixelCache,
-    splits: dict[str, PhotoExamples],
-    evaluation: Evaluation,
-) -> None:
-    # matplotlib takes half a second to load.
-    from ikebana.reports import run_figures
+def _draw_pictures(run: Run, dataset: Dataset, pixels: PixelCache, evaluation: Evaluation) -> None:
+    def draw_examples(photo: np.ndarray) -> list[np.ndarray]:
+        return augmentation.draw_examples(photo, run.recipe.augmentation, run.recipe.seed)
 
-    first_photo = pixels.pixels[splits["train"].rows[0]]
-    examples = augmentation.draw_examples(first_photo, recipe.augmentation, recipe.seed)
-    run_figures.draw_all(writer.run, dataset, pixels.pixels, examples, evaluation)
+    run_pictures.draw_missing(run, dataset, pixels, evaluation, draw_examples)

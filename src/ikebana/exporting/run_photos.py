@@ -13,6 +13,7 @@ from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
 from ikebana.data.sources import PhotoSource
 from ikebana.data.split import get_selection_mask
 from ikebana.errors import PhotosError
+from ikebana.runs.moved_photos import restore_paths
 from ikebana.runs.photo_source import read_photos
 from ikebana.runs.run import Run
 
@@ -44,7 +45,7 @@ def find_photos(run: Run, photos: PhotoSource | None = None) -> dict[str, list[R
         PhotosError: they are not there.
     """
     try:
-        dataset = read_photos(run, photos)
+        dataset = restore_paths(read_photos(run, photos), run.dataset)
     except PhotosError as error:
         advice = "ikebana export RUN FILE --photos DIR with their new folder"
         raise PhotosError(

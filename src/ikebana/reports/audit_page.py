@@ -15,7 +15,7 @@ from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
 from ikebana.recipe import Resize
 from ikebana.reports import audit_charts
-from ikebana.reports.run_figures import restore_aspect_ratio
+from ikebana.reports.thumbnails import restore_aspect_ratio
 from ikebana.system.files import atomic_write
 
 # With about 8 kB each, the page stays below 4 MB.

@@ -1,4 +1,4 @@
-"""Figures and thumbnails of a run."""
+"""Figures of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,17 +6,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from PIL import Image
 
 from ikebana.data.dataset import Dataset
-from ikebana.data.pixel_cache import make_chunks
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.recipe import Resize
 from ikebana.reports import figures
+from ikebana.reports.thumbnails import restore_aspect_ratio
 from ikebana.runs.run import Run
 from ikebana.system import progress
-from ikebana.system.files import atomic_directory, ensure_directory
-from ikebana.system.threads import map_in_threads
 
 # Photos in the sample grid.
 MAX_SAMPLES = 24
@@ -27,26 +24,19 @@ BLANK_PHOTO = np.full((1, 16, 3), 255, np.uint8)
 MAX_CONFUSION_CLASSES = 300
 
 
-def draw_all(
-    run: Run, dataset: Dataset, pixels: np.ndarray, examples: Sequence[np.ndarray], evaluation: Evaluation
-) -> None:
-    """Draw all figures, and the thumbnails of validation and test photos."""
-    folder = ensure_directory(run.folder / "figures")
-    with progress.stage("draw figures", 4, "steps") as bar:
-        draw_dataset(folder, dataset, pixels, run.recipe.resize)
-        bar.advance(1)
-        draw_training(folder, run.history.to_dicts(), len(run.recipe.networks), examples)
-        bar.advance(1)
-        if len(evaluation.classes) <= MAX_CONFUSION_CLASSES:
-            figures.draw_confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
-        else:
-            limit = MAX_CONFUSION_CLASSES
-            progress.message(
-                f"no figure of the confusion matrix, which has more than {limit} classes; see evaluation.json"
-            )
-        bar.advance(1)
-        write_thumbnails(run.folder / "thumbnails", dataset, pixels, run.recipe.resize)
-        bar.advance(1)
+def draw_all(folder: Path, run: Run, dataset: Dataset, pixels: np.ndarray, examples: Sequence[np.ndarray]) -> None:
+    """Draw the figures of the photos and of the training."""
+    draw_dataset(folder, dataset, pixels, run.recipe.resize)
+    draw_training(folder, run.history.to_dicts(), len(run.recipe.networks), examples)
+
+
+def draw_confusion(folder: Path, evaluation: Evaluation) -> None:
+    """Draw the confusion matrix, unless it has too many classes."""
+    if len(evaluation.classes) > MAX_CONFUSION_CLASSES:
+        limit = MAX_CONFUSION_CLASSES
+        progress.message(f"no figure of the confusion matrix, which has more than {limit} classes; see evaluation.json")
+        return
+    figures.draw_confusion_matrix(np.array(evaluation.confusion), evaluation.classes, folder / "confusion.png")
 
 
 def draw_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize) -> None:
@@ -109,34 +99,3 @@ def draw_training(
         figures.draw_photo_grid(
             examples, names, folder / "augmented.png", title="Effect of augmentation", columns=len(names)
         )
-
-
-def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize) -> None:
-    """Write small validation and test photos in their own shape, named by the file's sha256."""
-    # The folder appears atomically, so an earlier attempt was complete.
-    if folder.exists():
-        return
-    held_out = dataset.photos.with_row_index("row").filter(pl.col("split").is_in(("validation", "test")))
-    rows = list(held_out.select("row", "sha256", "width", "height").iter_rows())
-
-    def save(chunk: range, partial_folder: Path) -> None:
-        for row, sha256, width, height in rows[chunk.start : chunk.stop]:
-            thumbnail = Image.fromarray(restore_aspect_ratio(pixels[row], width, height, resize))
-            thumbnail.save(partial_folder / f"{sha256}.jpg", "JPEG", quality=85)
-
-    with atomic_directory(folder, create_parent=False) as partial_folder:
-        for _ in map_in_threads(lambda chunk: save(chunk, partial_folder), make_chunks(len(rows))):
-            pass
-
-
-def restore_aspect_ratio(square: np.ndarray, width: int, height: int, resize: Resize) -> np.ndarray:
-    """Restore the aspect ratio of a squashed photo, keeping its longer side.
-
-    A crop stays square.
-    """
-    if resize == "crop":
-        return square
-    longer = max(width, height)
-    side = square.shape[0]
-    size = max(1, round(side * width / longer)), max(1, round(side * height / longer))
-    return np.asarray(Image.fromarray(square).resize(size, Image.Resampling.BILINEAR))

@@ -4,6 +4,7 @@ A folder, an archive or a table is recorded by its path. A frame has none, so th
 rows in photos.parquet, and the folder where its relative paths start.
 """
 
+import os
 from pathlib import Path
 
 import polars as pl
@@ -21,7 +22,7 @@ def describe_source(dataset: Dataset) -> dict[str, str]:
     """Return the entries of source.json by which `read_photos` finds the photos."""
     if dataset.frame is not None:
         return {"photos": FRAME_FILE, "root": str(dataset.root)}
-    return {"photos": str(Path(dataset.source).expanduser().resolve())}
+    return {"photos": str(Path(os.path.expanduser(dataset.source)).resolve())}
 
 
 def read_photos(run: Run, photos: PhotoSource | None = None, class_order: tuple[str, ...] = ()) -> Dataset:

@@ -13,8 +13,8 @@ predictions.parquet         validation and test photos with a probability for ea
 calibration.json            temperature, and the threshold below which the answer is "not sure"
 classification_report.txt   in scikit-learn's layout
 layers.txt                  layers, output shapes and parameter counts of the network
-figures/, thumbnails/       pictures
-evaluation.json             the scores; written last, so a run that has it is finished
+evaluation.json             the scores; a run that has it is finished
+figures/, thumbnails/       pictures; each folder appears when it is complete
 checkpoint*.safetensors     state of an unfinished training
 
 Reading a missing or damaged file raises RunError.

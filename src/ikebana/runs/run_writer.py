@@ -5,9 +5,10 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import numpy as np
 import polars as pl
 
 from ikebana.data.dataset import STATUS_USED, Dataset
+from ikebana.data.sources import PhotoSource
 from ikebana.data.split import fingerprint
 from ikebana.errors import MachineError, PhotosError, RecipeError, RunError
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.recipe import MODULE_PREFIX, Recipe, recipe_from_json, recipe_to_json
+from ikebana.runs.moved_photos import check_files, restore_paths
 from ikebana.runs.photo_source import FRAME_FILE, describe_source, get_location, read_photos
 from ikebana.runs.reproducibility import describe_recipe_changes
 from ikebana.runs.run import DAMAGED_ADVICE, RESUME_COLUMNS, Run
@@ -103,7 +106,7 @@ class RunWriter:
         )
 
     def finish(self, scores: Evaluation, seconds: Mapping[str, float]) -> None:
-        """Write the scores last, which finishes the run, and remove the checkpoints."""
+        """Write the scores, which finishes the run, and remove the checkpoints."""
         scores = replace(scores, seconds=dict(seconds))
         self.write_text("classification_report.txt", scores.report)
         self.write_json("evaluation.json", scores.to_json())
@@ -113,8 +116,16 @@ class RunWriter:
             # The run is complete without this.
             except OSError as error:
                 progress.warn(f"{checkpoint} is no longer needed but could not be deleted: {error.strerror}")
+
+    def report(self, scores: Evaluation, seconds: Mapping[str, float]) -> None:
+        """Report the scores, and add the seconds of the pictures to them."""
+        scores = replace(scores, seconds=dict(seconds))
+        # The run is complete without this.
+        with suppress(MachineError):
+            self.write_json("evaluation.json", scores.to_json())
         progress.event("evaluation", **scores.to_json())
-        progress.message(f"\n{scores!r}\nfigures: {self.folder / 'figures'}")
+        figures = self.folder / "figures"
+        progress.message(f"\n{scores!r}" + (f"\nfigures: {figures}" if figures.is_dir() else ""))
 
     def check_same_recipe(self) -> None:
         """Raise RunError if recipe.json has changed since the run began."""
@@ -149,16 +160,44 @@ class RunWriter:
                 advice="restore them, or start a new run",
             )
 
-    def find_photos(self) -> Dataset:
-        """List the run's photos without opening any; PhotosError if they are missing."""
+    def find_photos(self, photos: PhotoSource | None = None) -> Dataset:
+        """List the run's photos without opening any, under the paths that they have now.
+
+        Args:
+            photos: where they are now, if they have moved.
+        Raises:
+            PhotosError: they are missing.
+            RunError: other photos are there.
+        """
         try:
-            return read_photos(self.run, class_order=self.run.recipe.class_order)
+            listed = read_photos(self.run, photos, self.run.recipe.class_order)
         except PhotosError as error:
             raise PhotosError(
                 f"the photos of this run were not found: {error.what}",
-                where=get_location(self.run),
-                advice="restore them there: a run can only resume with the photos it began with",
+                where=get_location(self.run) if photos is None else error.where,
+                advice=f"restore them there, or give their new place: ikebana fit --resume {self.folder} --photos DIR",
             ) from None
+        if photos is not None:
+            check_files(self.run.dataset, self.restore_paths(listed))
+        return listed
+
+    def restore_paths(self, listed: Dataset) -> Dataset:
+        """Give photos that moved the paths that the run recorded."""
+        return restore_paths(listed, self.run.dataset)
+
+    def record_photos(self, listed: Dataset) -> "RunWriter":
+        """Record where the photos are now; return a writer of the changed run.
+
+        Args:
+            listed: as `find_photos` returned it.
+        """
+        if listed.frame is not None:
+            self.write_table(FRAME_FILE, listed.frame)
+        place = {name: value for name, value in self.run.source.items() if name != "root"} | describe_source(listed)
+        self.write_json("source.json", place)
+        writer = RunWriter(Run(self.folder))
+        progress.message(f"the photos of this run are now at {get_location(writer.run)}")
+        return writer
 
     def check_same_photos(self, dataset: Dataset) -> None:
         """Raise RunError, naming some photos, if the photos have changed since the run began."""
@@ -166,7 +205,7 @@ class RunWriter:
         if not initial.equals(dataset.used_photos.select(RESUME_COLUMNS)):
             raise RunError(
                 f"the photos have changed since this run began{_describe_changes(initial, dataset.photos)}",
-                where=get_location(self.run),
+                where=get_location(self.run) if dataset.frame is not None else dataset.source,
                 advice="start a new run, or restore the photos",
             )
 
@@ -185,7 +224,7 @@ def create_run(folder: str | Path | None, recipe: Recipe, dataset: Dataset, envi
         # A resume compares it with recipe.json, which a user may have edited.
         "recipe": recipe_to_json(recipe),
     }
-    path = Path(folder).expanduser() if folder is not None else _choose_folder(recipe, source)
+    path = Path(os.path.expanduser(folder)) if folder is not None else _choose_folder(recipe, source)
     check_folder_is_free(path)
     with atomic_directory(path, allow_existing=False) as partial_folder:
         write_json(partial_folder / "recipe.json", source["recipe"])

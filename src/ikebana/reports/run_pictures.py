@@ -1,0 +1,74 @@
+"""The pictures of a run, without which it is complete: its figures and thumbnails.
+
+Each of the two folders appears when it is complete. What cannot be written, because a disk is full
+or a library is missing, is reported and can be written later.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ikebana.data.dataset import Dataset
+from ikebana.data.pixel_cache import PixelCache
+from ikebana.errors import IkebanaError
+from ikebana.evaluation.metrics import Evaluation
+from ikebana.reports.thumbnails import write_thumbnails
+from ikebana.runs.run import Run
+from ikebana.system import progress
+from ikebana.system.files import atomic_directory
+
+FIGURES, THUMBNAILS = "figures", "thumbnails"
+DrawExamples = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+def has_all_pictures(run: Run) -> bool:
+    """Return whether figures and thumbnails are complete."""
+    return all((run.folder / name).is_dir() for name in (FIGURES, THUMBNAILS))
+
+
+def draw_missing(
+    run: Run, dataset: Dataset, pixels: PixelCache, evaluation: Evaluation, draw_examples: DrawExamples
+) -> None:
+    """Draw the figures and write the thumbnails that the run lacks.
+
+    No error ends a training that is complete: it is reported with the command that tries again.
+
+    Args:
+        dataset: opened and split.
+        draw_examples: augments the first training photo.
+    """
+
+    def draw_figures(folder: Path) -> None:
+        # matplotlib takes half a second to load, and may be missing.
+        from ikebana.reports import run_figures
+
+        first_row = dataset.used_photos_with_row.filter(split="train")["row"][0]
+        examples = draw_examples(pixels.pixels[first_row])
+        with atomic_directory(folder, create_parent=False) as partial_folder:
+            run_figures.draw_all(partial_folder, run, dataset, pixels.pixels, examples)
+            run_figures.draw_confusion(partial_folder, evaluation)
+
+    writers: dict[str, Callable[[Path], None]] = {
+        FIGURES: draw_figures,
+        THUMBNAILS: lambda folder: write_thumbnails(folder, dataset, pixels.pixels, run.recipe.resize),
+    }
+    missing = {name: write for name, write in writers.items() if not (run.folder / name).is_dir()}
+    with progress.stage("draw figures", len(missing), "steps") as bar:
+        failures = {name: _try_to_write(write, run.folder / name, bar) for name, write in missing.items()}
+    reasons = [f"{name}: {reason}" for name, reason in failures.items() if reason]
+    if reasons:
+        lines = "\n  ".join(reasons)
+        progress.warn(
+            f"the run is complete, but not all of its pictures could be written\n  {lines}\n  try  {run.resume_command}"
+        )
+
+
+def _try_to_write(write: Callable[[Path], None], folder: Path, bar: progress.Bar) -> str:
+    """Write a folder of pictures; return why that failed, or ""."""
+    try:
+        write(folder)
+    except Exception as error:
+        return error.what if isinstance(error, IkebanaError) else f"{type(error).__name__}: {error}"
+    bar.advance(1)
+    return ""
