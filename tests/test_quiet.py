@@ -8,14 +8,18 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from support import global_state
 from support.images import draw_image, encode_image
-from support.server import run_server
+from support.server import BrightestChannelClassifier, run_server
 from support.training import have_same_weights
 
 import ikebana
 from ikebana.demo_data import paper_flowers
+from ikebana.serving import connections, server
+from ikebana.serving.background import BackgroundServer
+from ikebana.serving.limits import Limits
 from ikebana.system import progress
 
 # Each call that a program may make, in turn; {verb: differences}. The state is as unlike the defaults as it may be.
@@ -267,6 +271,20 @@ def test_a_server_leaves_the_loggers_and_signal_handlers_as_they_were():
     before = global_state.take_snapshot()
     with run_server() as served:
         assert served.post().status_code == 200
+    assert not global_state.find_differences(before, global_state.take_snapshot())
+
+
+def test_servers_in_the_background_leave_them_too_whichever_stops_first():
+    before = global_state.take_snapshot()
+    servers = []
+    for _ in range(3):
+        classifier = BrightestChannelClassifier()
+        classifier.gate.set()
+        listener = connections.bind_socket("127.0.0.1", 0)
+        servers.append(BackgroundServer(server.build(classifier, Limits()), Limits(), listener))
+    for index in (0, 2, 1):
+        assert httpx.get(f"{servers[index].url}/readyz").status_code == 200
+        servers[index].stop()
     assert not global_state.find_differences(before, global_state.take_snapshot())
 
 

@@ -322,6 +322,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     token: Annotated[str | None, Parameter(env_var="IKEBANA_TOKEN", group=SECURITY)] = None,
+    allow_origin: Annotated[tuple[str, ...], Parameter(group=SECURITY, negative=(), show_default=False)] = (),
     limits: Annotated[LimitOptions, Parameter(name="*")] = LimitOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
@@ -339,11 +340,15 @@ def serve(
         The port; 0 for any free one.
     token
         A secret that every request must send. The page asks for it.
+    allow_origin
+        The origin of a web page that may use the server, such as https://example.org; repeat it for several. '*'
+        allows any page.
     """
     from ikebana.commands import serve
 
     output.apply()
-    serve.serve(file, host, port, token=token, limits=Limits(**asdict(limits)))
+    bounds = Limits(**asdict(limits))
+    serve.serve(file, host, port, token=token, limits=bounds, allow_origins=allow_origin, background=False)
     progress.event("done")
 
 

@@ -11,8 +11,6 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -22,12 +20,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ikebana.errors import MachineError
 from ikebana.serving.limits import Limits
+from ikebana.serving.loggers import shared_loggers
 from ikebana.serving.prediction_queue import PredictionQueue
 
 MAX_PORT = 65535
 # Time to send the last responses after all other work is done.
 FLUSH_SECONDS = 5
-UVICORN_LOGGERS = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -36,8 +34,12 @@ def bind_socket(host: str, port: int) -> socket.socket:
     Args:
         port: 0 for any free port.
     Raises:
-        MachineError: the port is in use, or this machine has no such address.
+        MachineError: the host is empty, the port is in use, or this machine has no such address.
     """
+    if not host:
+        # The system would take it for all addresses of the machine.
+        raise MachineError("the host is empty", where=f":{port}", advice="--host 127.0.0.1, or leave --host out")
+    host = host.removeprefix("[").removesuffix("]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if not 0 <= port <= MAX_PORT:
         raise MachineError(
@@ -85,7 +87,7 @@ def get_allowed_hosts(listener: socket.socket, host: str) -> frozenset[str] | No
     address = str(listener.getsockname()[0])
     if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         return None
-    return frozenset({host.lower(), address, "localhost", "127.0.0.1", "::1"})
+    return frozenset({host.lower().strip("[]"), address, "localhost", "127.0.0.1", "::1"})
 
 
 class Server(uvicorn.Server):
@@ -231,23 +233,8 @@ def run(app: Any, queue: PredictionQueue, limits: Limits, listener: socket.socke
     Raises:
         KeyboardInterrupt: a second signal came before all accepted requests were answered.
     """
-    with _preserve_loggers():
+    with shared_loggers.use():
         server = Server(app, queue, limits)
         server.run(sockets=[listener])
     if server.force_exit:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def _preserve_loggers() -> Iterator[None]:
-    """Restore levels, handlers and filters of uvicorn's loggers, which it sets for itself."""
-    loggers = [logging.getLogger(name) for name in UVICORN_LOGGERS]
-    states = [
-        (logger, logger.level, logger.propagate, list(logger.handlers), list(logger.filters)) for logger in loggers
-    ]
-    try:
-        yield
-    finally:
-        for logger, level, propagate, handlers, filters in states:
-            logger.setLevel(level)
-            logger.propagate, logger.handlers, logger.filters = propagate, handlers, filters

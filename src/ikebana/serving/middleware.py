@@ -44,18 +44,26 @@ class SecurityMiddleware:
     Args:
         paths: paths with their own metric; all others share one, since clients can invent paths.
         allowed_hosts: host names that requests may use; None for any.
+        api_paths: paths that may also end with a slash.
     """
 
     def __init__(
-        self, app: App, metrics: Metrics, paths: Collection[str], allowed_hosts: Collection[str] | None = None
+        self,
+        app: App,
+        metrics: Metrics,
+        paths: Collection[str],
+        allowed_hosts: Collection[str] | None = None,
+        *,
+        api_paths: Collection[str] = (),
     ):
-        self.app, self.metrics, self.paths, self.allowed_hosts = app, metrics, frozenset(paths), allowed_hosts
+        self.app, self.metrics, self.allowed_hosts = app, metrics, allowed_hosts
+        self.paths, self.api_paths = frozenset(paths), frozenset(api_paths)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send)
+        exchange, scope = Exchange(scope, receive, send), self._normalise(scope)
         start, path = time.perf_counter(), scope["path"] if scope["path"] in self.paths else "other"
         try:
             is_allowed = scope["path"] in ANY_HOST_PATHS or self._is_allowed_host(scope)
@@ -65,6 +73,15 @@ class SecurityMiddleware:
             self.metrics.requests.labels(path, str(exchange.status)).inc()
             if path == "/predict":
                 self.metrics.predict_seconds.observe(time.perf_counter() - start)
+
+    def _normalise(self, scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Answer HEAD as GET, whose body uvicorn then leaves out, and accept a trailing slash."""
+        path = scope["path"].rstrip("/")
+        return {
+            **scope,
+            "method": "GET" if scope["method"] == "HEAD" else scope["method"],
+            "path": path if path in self.api_paths else scope["path"],
+        }
 
     def _is_allowed_host(self, scope: MutableMapping[str, Any]) -> bool:
         host = dict(scope["headers"]).get(b"host")  # browsers always send it

@@ -21,9 +21,9 @@ from ikebana.errors import UnreadablePhoto
 from ikebana.inference.page_files import ClassifierDescription
 from ikebana.inference.prediction import NOT_SURE
 from ikebana.inference.sorting import UNUSABLE
+from ikebana.serving.bodies import Upload
 from ikebana.serving.limits import BYTES_PER_MEGABYTE, Limits, Refusal
 from ikebana.serving.metrics import Metrics
-from ikebana.serving.uploads import Upload
 from ikebana.system.threads import count_threads
 
 # Photos per forward pass.
@@ -92,9 +92,11 @@ class QueuedRequest:
     def __init__(self, queue: "PredictionQueue"):
         self.queue, self.size = queue, 0
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, size: int, *, is_received: bool = True) -> None:
         """Count further bytes that are now in memory.
 
+        Args:
+            is_received: False for bytes that were computed from received ones.
         Raises:
             Refusal: 503, all requests together take too much memory.
         """
@@ -102,7 +104,8 @@ class QueuedRequest:
             raise self.queue.make_busy_refusal("too many uploads at once")
         self.size += size
         self.queue.held_bytes += size
-        self.queue.metrics.received_bytes.inc(size)
+        if is_received:
+            self.queue.metrics.received_bytes.inc(size)
 
 
 @dataclass

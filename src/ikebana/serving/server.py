@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from ikebana.inference import page_files
 from ikebana.inference.page_files import ClassifierSummary
 from ikebana.inference.sorting import UNUSABLE
+from ikebana.serving.cross_origin import allow_origins
 from ikebana.serving.limits import ClientDisconnected, Limits, Refusal
 from ikebana.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from ikebana.serving.middleware import SecurityMiddleware
@@ -28,6 +29,18 @@ PAGES = {"/": "index.html", "/docs": "docs.html"} | {
     f"/{name}": name for name in (*page_files.COMMON_FILES, *page_files.SERVER_FILES)
 }
 PHOTO_SCHEMA = {"type": "string", "format": "binary"}
+PHOTO_TEXT_SCHEMA = {"type": "string", "format": "byte", "description": "base64, or a data URL"}
+NAMED_PHOTO_SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "photo": PHOTO_TEXT_SCHEMA},
+    "required": ["photo"],
+}
+PHOTO_LIST_SCHEMA = {"type": "array", "items": {"anyOf": [PHOTO_TEXT_SCHEMA, NAMED_PHOTO_SCHEMA]}}
+JSON_SCHEMA = {
+    "type": "object",
+    "properties": {"photo": {"anyOf": [PHOTO_TEXT_SCHEMA, PHOTO_LIST_SCHEMA]}},
+    "required": ["photo"],
+}
 PREDICT_OPENAPI = {
     "parameters": [
         {
@@ -39,11 +52,13 @@ PREDICT_OPENAPI = {
     ],
     "requestBody": {
         "required": True,
-        "description": "One or more files as a form, or the bytes of one photo.",
+        "description": "One or more files as a form, one or more photos in base64 as JSON, or the bytes of one photo. "
+        "With `Content-Encoding: gzip` the body is decompressed.",
         "content": {
             "multipart/form-data": {
                 "schema": {"type": "object", "properties": {"photo": {"type": "array", "items": PHOTO_SCHEMA}}}
             },
+            "application/json": {"schema": JSON_SCHEMA},
             "image/*": {"schema": PHOTO_SCHEMA},
         },
     },
@@ -104,12 +119,18 @@ class Service:
 
 
 def build(
-    classifier: Classifier, limits: Limits, token: str | None = None, allowed_hosts: Collection[str] | None = None
+    classifier: Classifier,
+    limits: Limits,
+    token: str | None = None,
+    allowed_hosts: Collection[str] | None = None,
+    *,
+    origins: frozenset[str] = frozenset(),
 ) -> Service:
     """Build the application without a socket.
 
     Args:
         allowed_hosts: host names that requests may use; None for any, which needs a token to be safe.
+        origins: origins whose pages may read the responses.
     """
     metrics = Metrics()
     queue = PredictionQueue(classifier, limits, metrics)
@@ -140,14 +161,18 @@ def build(
     for path, name in PAGES.items():
         app.add_api_route(path, _make_page_endpoint(name), methods=["GET", "HEAD"], include_in_schema=False)
     paths = [getattr(route, "path", "") for route in app.routes]
-    return Service(SecurityMiddleware(app, metrics, paths, allowed_hosts), queue)
+    # The links of a page are relative, so a page is redirected to its own path instead.
+    api_paths = [path for path in paths if path not in PAGES]
+    shared_app = allow_origins(app, origins)
+    return Service(SecurityMiddleware(shared_app, metrics, paths, allowed_hosts, api_paths=api_paths), queue)
 
 
 def _add_predict_route(app: FastAPI, queue: PredictionQueue, limits: Limits, dependencies: list[Any]) -> None:
     error_responses: dict[int | str, dict[str, Any]] = {
-        400: {"model": ErrorResponse, "description": "The form is malformed."},
+        400: {"model": ErrorResponse, "description": "The form, the JSON or the gzip is malformed."},
         408: {"model": ErrorResponse, "description": "The upload was too slow."},
         413: {"model": ErrorResponse, "description": "The upload is too large, or has too many files."},
+        415: {"model": ErrorResponse, "description": "The body has a Content-Encoding other than gzip."},
         422: {"model": UnusablePhotosResponse, "description": "None of the photos is usable."},
         503: {"model": ErrorResponse, "description": "The queue is full; retry after the seconds in `Retry-After`."},
     }
@@ -232,9 +257,10 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return _make_error_response(
-            error.status_code, str(error.detail).lower(), "/docs lists all endpoints", dict(error.headers or {})
-        )
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"
+        return _make_error_response(error.status_code, str(error.detail).lower(), "/docs lists all endpoints", headers)
 
     @app.exception_handler(Exception)
     async def _broken(_: Request, __: Exception) -> JSONResponse:

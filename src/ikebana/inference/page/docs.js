@@ -36,7 +36,8 @@ function createSection(path, method, operation, schemas) {
   const errors = Object.entries(operation.responses).filter(([status]) => status !== "200");
   const rows = errors.map(([status, { description }]) => createElement("tr", "", createElement("th", status), createElement("td", description.replaceAll("`", ""))));
   const response = operation.responses["200"]?.content?.["application/json"]?.schema;
-  const children = [title, createElement("p", `${operation.summary}.`), createExample(method, path, operation.security)];
+  const body = operation.requestBody?.description?.replaceAll("`", "");
+  const children = [title, createElement("p", `${operation.summary}.`), ...(body ? [createElement("p", body)] : []), createExample(method, path, operation.security)];
   if (response && Object.keys(response).length) children.push(createElement("pre", formatSchema(response, schemas)));
   if (rows.length) children.push(createElement("table", "", ...rows));
   return createElement("section", "", ...children);
