@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -78,6 +79,22 @@ def test_a_temporary_folder_that_others_may_write_is_refused(without_home, tmp_p
     assert done.returncode == 1
     assert "IKEBANA_CACHE=DIR" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take the cache folder from HOME")
+def test_a_user_without_a_home_or_a_name_has_a_temporary_cache(tmp_path, monkeypatch):
+    def know_no_user(_):
+        raise KeyError
+
+    for name in ("HOME", "XDG_CACHE_HOME", "IKEBANA_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", know_no_user)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cache_folder._choose_folder.cache_clear()
+    assert cache_folder.cache_folder() == tmp_path / f"ikebana-{os.getuid()}"
+    assert [entry.name for entry in tmp_path.iterdir()] == [f"ikebana-{os.getuid()}"]
+    cache_folder._choose_folder.cache_clear()
 
 
 def test_a_cache_below_a_home_that_does_not_exist_is_refused(monkeypatch):

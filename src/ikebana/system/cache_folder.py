@@ -22,9 +22,18 @@ def cache_folder() -> Path:
     override = os.environ.get(VARIABLE)
     if override:
         return _expand(override)
+    return _choose_folder(_get_user_folder())
+
+
+def _get_user_folder() -> str:
+    """Return the system's place for caches of this user; it starts with ~ if there is no home."""
     import platformdirs
 
-    return _choose_folder(platformdirs.user_cache_dir("ikebana"))
+    try:
+        return platformdirs.user_cache_dir("ikebana")
+    # The user has neither a home nor a name.
+    except RuntimeError:
+        return "~/.cache/ikebana"
 
 
 def _expand(path: str) -> Path:
