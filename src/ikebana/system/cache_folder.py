@@ -54,9 +54,9 @@ def _choose_folder(default: str) -> Path:
     if _make_writable(Path(default)):
         return Path(default)
     folder = _make_temporary_folder(default)
+    reason = "this user has no home folder" if default.startswith("~") else f"{default} cannot be written"
     progress.warn(
-        f"{default} cannot be written: the cache is in {folder}, and may be gone after a restart. "
-        f"Set {VARIABLE}=DIR to keep it elsewhere."
+        f"{reason}: the cache is in {folder}, and may be gone after a restart. Set {VARIABLE}=DIR to keep it elsewhere."
     )
     return folder
 
