@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 
 def _get_user_folder() -> str:
-    """Return the system's place for caches of this user; it starts with ~ if there is no home."""
+    """Return the user's cache folder; it starts with ~ if there is no home."""
     import platformdirs
 
     try:
