@@ -38,7 +38,9 @@ def main() -> None:
         accuracies, seconds = [], []
         for seed in map(int, chosen.seeds.split(",")):
             begun = time.perf_counter()
-            choices = {name: getattr(chosen, name) for name in ("epochs", "truncate_at", "weights") if getattr(chosen, name)}
+            choices = {
+                name: getattr(chosen, name) for name in ("epochs", "truncate_at", "weights") if getattr(chosen, name)
+            }
             run = ikebana.fit(
                 chosen.photos,
                 recipe,
