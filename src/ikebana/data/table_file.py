@@ -130,7 +130,7 @@ def _skip_preamble(text: str) -> tuple[str, str | None]:
     separator = None
     for match in LINE.finditer(text):
         line, start = match[1], match.start()
-        if hint := SEPARATOR_HINT.fullmatch(line.strip()):
+        if hint := SEPARATOR_HINT.fullmatch(line.strip(" ")):
             separator = hint[1]
         elif line.startswith("#"):
             # Some programs write the header as a comment.
