@@ -19,7 +19,7 @@ from ikebana.data import sources
 from ikebana.data.dataset import STATUS_UNOPENED
 from ikebana.errors import PhotosError
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
 SPLIT_FOLDERS = [
     ("train", "validation", "test"), ("Train", "Val", "Test"), ("Training", "Validation", "Testing"),
     ("seg_train", "seg_val", "seg_test"), ("train_set", "dev_set", "test_set"), ("training_images", "val_images", "test_images"),
@@ -77,7 +77,7 @@ def collections(draw: st.DrawFn, names: list[str]) -> Collection:
 
 def arrange(draw: st.DrawFn, photos: Collection) -> dict[str, Photo]:
     """Draw folders for the photos: {path: photo}."""
-    folders = dict(zip(SPLITS, draw(st.sampled_from(SPLIT_FOLDERS)), strict=True))
+    folders: dict[str, str] = dict(zip(SPLITS, draw(st.sampled_from(SPLIT_FOLDERS)), strict=True))
     wrapper = draw(st.sampled_from(["", "", "flowers/", "download/data/"]))
     return {
         f"{wrapper}{folders[photo.split] + '/' if photo.split else ''}{photo.label}/{photo.name}": photo
