@@ -1,5 +1,7 @@
 """What the files themselves give away: each fault is planted, and found by its name, and nothing else is."""
 
+import shutil
+
 import polars as pl
 import pytest
 from support.images import draw_image, encode_image, encode_photo, write_files
@@ -144,6 +146,12 @@ def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
     assert "GB of disk" in before.text
     assert "GB of disk" not in again.text
     assert pl.Series([before.memory_bytes, again.memory_bytes]).n_unique() == 1
+    unlabelled = {f"{number}.jpg": encode_photo(number) for number in range(100)}
+    write_files(tmp_path / "more", {f"train/{path}": data for path, data in clean(10).items()})
+    shutil.copy(folder / "a/large.png", tmp_path / "more/train/a")
+    write_files(tmp_path / "more/test", unlabelled)
+    with_others = estimate_cost(sources.read(tmp_path / "more"), built, setting)
+    assert with_others.seconds == pytest.approx(before.seconds)
 
 
 def test_a_class_without_training_photos_is_an_error_that_suggests_a_similar_name(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ikebana import recipes
 from ikebana.data import pixel_cache
-from ikebana.data.dataset import Dataset
+from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.learning import device
 from ikebana.learning.device import DeviceSettings
@@ -206,8 +206,10 @@ def estimate_cost(
     pixels = pixel_cache.get_cache_path(dataset, recipe.image_size, recipe.resize)
     has_pixels = pixels.exists()
     features_bytes, missing_photos = _estimate_missing_features(photos, assembly, settings, pixels.name)
-    seconds, work = _estimate_seconds(photos, missing_photos, assembly, settings)
-    seconds += FIXED_SECONDS + (0.0 if has_pixels else photos * DECODE_SECONDS_PER_PHOTO / count_threads())
+    # Photos without a label have rows in the caches, but take no time.
+    usable = dataset.photos.filter(dataset.photos["status"].is_in((STATUS_UNOPENED, STATUS_USED))).height
+    seconds, work = _estimate_seconds(usable, min(missing_photos, usable), assembly, settings)
+    seconds += FIXED_SECONDS + (0.0 if has_pixels else usable * DECODE_SECONDS_PER_PHOTO / count_threads())
     cache_bytes = _estimate_cache_bytes(dataset, recipe, pixels, features_bytes)
     run_bytes = _estimate_run_bytes(dataset, assembly) if run_folder is not None else 0.0
     memory_bytes = _estimate_memory(photos, assembly, settings)
