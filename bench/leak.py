@@ -3,8 +3,8 @@
     python bench/leak.py --photos DIR [--seeds 0,1,2] [--recipe quick] [--share 0.3]
 
 A fifth of the photos is laid aside first, with all twins of theirs: the truth, of which nothing is ever trained on. To the others
-near-twins of a random 30 % are added (all kinds of near_twins.py in turn). Then `fit` with `--split shuffle`, as the tutorial has
-it, and with the default split. Each test score should say how the network fares on photos it has never seen; the truth says how
+near-duplicates of a random 30 % are added (all kinds of near_duplicates.py in turn). Then `fit` with `--split shuffle`, as the
+tutorial has it, and with the default split. Each test score should say how the network fares on photos it has never seen; the truth says how
 it does fare. Everything lies in a temporary folder; the photos are only read.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from machine import header, spread
-from near_twins import KINDS, searched
+from near_duplicates import KINDS, searched
 from PIL import Image
 
 import ikebana

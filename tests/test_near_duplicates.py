@@ -268,7 +268,7 @@ def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_the_default_split_never_parts_near_twins(seed, tmp_path):
+def test_the_default_split_never_parts_near_duplicates(seed, tmp_path):
     dice, files = random.Random(seed), draw_two_class_scenes(16)
     for number, name in enumerate(dice.sample(sorted(files), 8)):
         change = dice.choice((ImageOps.mirror, ImageOps.flip, lambda photo: scale_image(photo, 0.6)))
@@ -283,7 +283,7 @@ def test_the_default_split_never_parts_near_twins(seed, tmp_path):
 
 
 @pytest.mark.slow
-def test_near_twins_across_given_parts_are_a_leak(tmp_path):
+def test_near_duplicates_across_given_parts_are_a_leak(tmp_path):
     later = {path: draw_scene(50_000 + row) for row, path in enumerate(draw_two_class_scenes(4))}
     files = {
         f"{part}/{path}": photo

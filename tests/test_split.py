@@ -111,7 +111,7 @@ def test_another_seed_deals_otherwise(kind):
 
 @pytest.mark.slow
 @given(st.data())
-def test_copies_near_twins_and_given_groups_and_chains_of_them_stay_together(data):
+def test_copies_near_duplicates_and_given_groups_and_chains_of_them_stay_together(data):
     number = data.draw(st.integers(6, 40))
     letters = st.lists(st.sampled_from("uvwxyz"), min_size=number, max_size=number)
     labels, bytes_, group, near = (data.draw(letters) for _ in range(4))

@@ -10,7 +10,7 @@ windows: three crop shares per side. For any crop up to a tenth per side, one wi
 to 0.025, and exact on an uncropped side. The distances between windows bound a copy's distance from
 the nearest one.
 
-To save comparisons, all windows of a photo lie in one large ball and in sixteen smaller ones.
+To save comparisons, all windows of a photo are covered by one large ball and by sixteen smaller ones.
 Photos inside the large ball are compared with the small balls, those inside one with the windows,
 and the nearest by their signs, which reveal the symmetry.
 """
@@ -224,7 +224,7 @@ class CandidateIndex:
         return np.split(rows[order], np.searchsorted(ball[order], np.arange(len(centres))))[1:]
 
     def _find_inside_any(self, balls: tuple[np.ndarray, np.ndarray], rows: np.ndarray) -> np.ndarray:
-        """Find those of the rows that lie in at least one ball."""
+        """Find those of the rows that at least one ball contains."""
         centres, thresholds = balls
         blocks = [rows[start : start + BLOCK_PHOTOS] for start in range(0, len(rows), BLOCK_PHOTOS)]
         inside = (block[(centres @ self.lifted[block].T > thresholds).any(0)] for block in blocks)

@@ -1,7 +1,7 @@
 """Near-twins planted among real photos: how many of each kind are found, and what else is taken for twins?
 
-    python bench/near_twins.py --photos DIR [--seeds 0,1,2] [--each 40] [--sheet FILE.jpg]
-    python bench/near_twins.py --drawn 10000
+    python bench/near_duplicates.py --photos DIR [--seeds 0,1,2] [--each 40] [--sheet FILE.jpg]
+    python bench/near_duplicates.py --drawn 10000
 
 A folder of links to the photos, and beside them copies of some: resized to 50 to 80 %, saved again at quality 50 to 80, cropped
 by up to 10 % a side, mirrored, turned by quarters; and one row of cropped, turned or mirrored, resized and saved again. The
