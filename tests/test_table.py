@@ -63,6 +63,12 @@ def test_a_table_without_existing_photos_says_where_its_paths_lead(photos):
     assert "one photo per row" in (get_refusal(photos, "path,label\n").advice or "")
 
 
+def test_a_table_without_labels_asks_for_them_and_not_for_other_paths(photos):
+    refusal = get_refusal(photos, make_csv(rows=[(path, "") for path, _ in ROWS]))
+    assert "6 of 6 paths were skipped (no label in this row)" in refusal.what
+    assert "fill the columns" in (refusal.advice or "")
+
+
 def test_a_table_of_one_class_says_that_it_needs_a_second(photos):
     refusal = get_refusal(photos, make_csv(rows=[(path, "a") for path, _ in ROWS]))
     assert refusal.what == "only one class has photos: a"

@@ -14,6 +14,8 @@ from ikebana.data.frame import Frame
 from ikebana.data.labels import describe_equal_numbers, normalise_labels
 from ikebana.errors import PhotosError
 
+NO_PATH, NO_LABEL = "no path in this row", "no label in this row"
+
 
 def read(file: Path) -> Dataset:
     """Read a table in a file; relative paths start at its folder.
@@ -60,9 +62,9 @@ def _to_dataset(raw: RawTable, root: Path) -> tuple[Dataset, pl.DataFrame]:
 def _set_status(row: dict[str, str | None], root: str) -> dict[str, str | None]:
     path = row["path"]
     if not path:
-        return {**row, "path": "", "status": "no path in this row"}
+        return {**row, "path": "", "status": NO_PATH}
     if not row["label"]:
-        return {**row, "status": "no label in this row"}
+        return {**row, "status": NO_LABEL}
     return {**row, "status": table_paths.check_path(path, root)}
 
 
@@ -110,9 +112,12 @@ def _normalise_splits(table: pl.DataFrame, source: str | Path) -> pl.DataFrame:
 
 def advise_without_photos(dataset: Dataset) -> str:
     """Suggest what to try if no photo of a table can be used."""
-    paths = dataset.photos["path"].drop_nulls()
-    first = next((path for path in paths if path), None)
-    return "list one photo per row: path,label" if first is None else table_paths.suggest_path(first, str(dataset.root))
+    if not dataset.photos.height:
+        return "list one photo per row: path,label"
+    labelled = dataset.photos.filter(~pl.col("status").is_in((NO_PATH, NO_LABEL)))["path"]
+    if not labelled.len():
+        return "fill the columns path and label in every row"
+    return table_paths.suggest_path(labelled[0], str(dataset.root))
 
 
 def list_paths(frame: Frame) -> list[str]:

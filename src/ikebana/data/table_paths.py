@@ -82,15 +82,19 @@ def _list_near_paths(path: str, root: str) -> Iterator[str]:
 
 
 def suggest_path(path: str, root: str) -> str:
-    """Suggest how to write the first path of a table of which none exists."""
+    """Suggest how to write paths of a table, from its first one."""
+    folder, file = root or ".", os.path.join(root, path)
+    if not os.path.exists(file):
+        for moved in _list_tails(path):
+            if os.path.exists(os.path.join(root, moved)):
+                return f"the photos may have moved: {moved} exists in {folder}; write the paths like this"
+        for written in _list_near_paths(path, root):
+            if os.path.exists(os.path.join(root, written)):
+                return f"write the paths like this: {written} exists in {folder}"
+    return f"use absolute paths or paths relative to {folder}; the first one resolves to {file}"
+
+
+def _list_tails(path: str) -> Iterator[str]:
+    """Yield the path without its first folder, its first two, and so on."""
     parts = PurePosixPath(path.replace("\\", "/")).parts
-    for start in range(1, len(parts)):
-        moved = "/".join(parts[start:])
-        if os.path.exists(os.path.join(root, moved)):
-            return f"the photos may have moved: {moved} exists in {root or '.'}; write the paths like this"
-    for written in _list_near_paths(path, root):
-        if os.path.exists(os.path.join(root, written)):
-            return f"write the paths like this: {written} exists in {root or '.'}"
-    return (
-        f"use absolute paths or paths relative to {root or '.'}; the first one resolves to {os.path.join(root, path)}"
-    )
+    yield from ("/".join(parts[start:]) for start in range(1, len(parts)))
