@@ -192,6 +192,24 @@ def test_the_photos_of_a_run_from_a_frame_are_found_again_also_where_they_have_m
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_cache")
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_a_run_resumes_with_a_frame_of_photos_that_moved(
+    is_absolute, folder, frame, whole, unfinished, tmp_path, monkeypatch
+):
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    monkeypatch.chdir(moved)
+    given = frame.with_columns(path=pl.lit(f"{moved}/") + pl.col("path")) if is_absolute else frame
+    resumed = ikebana.resume(unfinished, photos=given)
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+    assert_frame_equal(resumed.predictions, whole.predictions)
+    monkeypatch.chdir(tmp_path)
+    photos = run_photos.find_photos(ikebana.open_run(unfinished))
+    assert all(photo.file.is_relative_to(moved) and run_photos.read_photo(photo) for photo in photos["test"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_cache")
 def test_a_run_is_the_same_from_a_frame_and_from_its_table(folder, frame, whole, tmp_path):
     frame.with_columns(path=pl.lit(f"{folder}/") + pl.col("path")).write_parquet(tmp_path / "photos.parquet")
     by_table = ikebana.fit(tmp_path / "photos.parquet", "baseline", run=tmp_path / "table", **SMALL)
