@@ -12,7 +12,7 @@ from ikebana.recipes import RECIPES
 from ikebana.system.cache_folder import cache_folder
 
 needs_bfloat16 = pytest.mark.skipif(
-    not device._can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"
+    not device.can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"
 )
 EXACT = device.DeviceSettings("cpu", "float32", 2, "system default")
 HALF = device.DeviceSettings("cpu", "bfloat16", 2, "system default")

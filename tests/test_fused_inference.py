@@ -16,7 +16,7 @@ EXACT = device.DeviceSettings("cpu", "float32", 2, "system default")
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 needs_onednn = pytest.mark.skipif(not ONEDNN, reason="this torch has no oneDNN")
 needs_bfloat16 = pytest.mark.skipif(
-    not device._can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"
+    not device.can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"
 )
 NAMES = ("tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_050", "efficientnet_b0", "convnext_atto")
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 needs_onednn = pytest.mark.skipif(not fused_inference.has_onednn(), reason="this torch has no oneDNN")
 needs_bfloat16 = pytest.mark.skipif(
-    not device._can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"
+    not device.can_convolve_bfloat16(), reason="oneDNN has no bfloat16 convolution on this processor"
 )
 EXACT = device.DeviceSettings("cpu", "float32", 2, "system default")
 NETWORKS = {

@@ -148,10 +148,10 @@ def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_mac
 
 
 def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(photos, tmp_path, monkeypatch):
-    from ikebana.learning import device
+    from ikebana.learning import device, precision
 
-    monkeypatch.setattr(device, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
-    monkeypatch.setattr(device, "_read_measurements", lambda *_: ({"float32": 1.0, "bfloat16": 2.0}, {}))
+    monkeypatch.setattr(precision, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
+    monkeypatch.setattr(precision, "_read_measurements", lambda *_: ({"float32": 1.0, "bfloat16": 2.0}, {}))
     made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL | {"precision": "auto", "epochs": 1})
     assert made.recipe.precision == "float32"
 

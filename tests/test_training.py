@@ -12,7 +12,7 @@ from support.training import BASELINE, CPU_SETTINGS, TUNED, have_same_weights, m
 
 from ikebana import recipes
 from ikebana.errors import MachineError, RecipeError, RunError
-from ikebana.learning import augmentation, device, scoring
+from ikebana.learning import augmentation, device, precision, scoring
 from ikebana.learning.models import networks, parameter_groups
 from ikebana.learning.training import checkpoint, loop
 from ikebana.learning.training.epoch_progress import EpochProgress
@@ -323,21 +323,21 @@ def test_a_flip_alone_mirrors_about_half_of_the_photos():
 
 def test_the_format_is_measured_once_and_then_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    monkeypatch.setattr(device, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
+    monkeypatch.setattr(precision, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
     asked = []
 
     def trial(setting):
         asked.append(setting.precision)
         return {"float32": 0.02, "bfloat16": 0.01}[setting.precision]
 
-    first = device.select_precision(CPU_SETTINGS, "auto", "a network", trial)
-    again = device.select_precision(CPU_SETTINGS, "auto", "a network", trial)
+    first = precision.select_precision(CPU_SETTINGS, "auto", "a network", trial)
+    again = precision.select_precision(CPU_SETTINGS, "auto", "a network", trial)
     assert asked == ["float32", "bfloat16"]
     assert first == again
     assert first.precision == "bfloat16"
     assert "100 photos/s" in first.reasons["precision"]
-    assert device.select_precision(CPU_SETTINGS, "float32", "a network", trial).precision == "float32"
-    another = device.select_precision(CPU_SETTINGS, "auto", "another network", trial)
+    assert precision.select_precision(CPU_SETTINGS, "float32", "a network", trial).precision == "float32"
+    another = precision.select_precision(CPU_SETTINGS, "auto", "another network", trial)
     assert dataclasses.replace(another, measurement_id=first.measurement_id) == first
     assert len(asked) == 4
 
@@ -346,42 +346,46 @@ def test_a_trial_beside_other_work_is_believed_until_it_goes_faster(tmp_path, mo
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
 
     def measured():
-        return device.select_precision(CPU_SETTINGS, "float32", "a network", lambda _: 0.5)
+        return precision.select_precision(CPU_SETTINGS, "float32", "a network", lambda _: 0.5)
 
     setting = measured()
-    device.record_faster_speed(setting, 0.75)
-    assert device.get_seconds_per_photo(setting) == measured().seconds_per_photo == 0.5
-    device.record_faster_speed(setting, 0.4375)
-    assert device.get_seconds_per_photo(setting) == measured().seconds_per_photo == 0.4375
-    device.record_faster_speed(dataclasses.replace(setting, precision="bfloat16"), 0.01)  # nobody has timed it
-    assert device.get_seconds_per_photo(setting) == 0.4375
+    precision.record_faster_speed(setting, 0.75)
+    assert precision.get_seconds_per_photo(setting) == measured().seconds_per_photo == 0.5
+    precision.record_faster_speed(setting, 0.4375)
+    assert precision.get_seconds_per_photo(setting) == measured().seconds_per_photo == 0.4375
+    precision.record_faster_speed(dataclasses.replace(setting, precision="bfloat16"), 0.01)  # nobody has timed it
+    assert precision.get_seconds_per_photo(setting) == 0.4375
     elsewhere = dataclasses.replace(setting, threads=77)  # another machine that has the same cache
-    device.record_faster_speed(elsewhere, 0.001)
-    assert device.get_seconds_per_photo(setting) == 0.4375
+    precision.record_faster_speed(elsewhere, 0.001)
+    assert precision.get_seconds_per_photo(setting) == 0.4375
     (tmp_path / "measurements" / f"{setting.measurement_id}.json").unlink()
-    assert device.get_seconds_per_photo(setting) == 0.5
+    assert precision.get_seconds_per_photo(setting) == 0.5
+
+
+class Selector:
+    """Selects a precision by given seconds per photo, and counts the trials."""
+
+    def __init__(self):
+        self.trials = 0
+
+    def __call__(self, **seconds):
+        def trial(candidate):
+            self.trials += 1
+            return seconds[candidate.precision]
+
+        return precision.select_precision(CPU_SETTINGS, "auto", "a network", trial)
 
 
 @pytest.fixture
 def select_from(tmp_path, monkeypatch):
-    """Return a function that selects a precision by given seconds per photo, and counts the trials."""
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    monkeypatch.setattr(device, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
-
-    def select(**seconds):
-        def trial(candidate):
-            select.trials += 1
-            return seconds[candidate.precision]
-
-        return device.select_precision(CPU_SETTINGS, "auto", "a network", trial)
-
-    select.trials = 0
-    return select
+    monkeypatch.setattr(precision, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
+    return Selector()
 
 
 def test_a_little_more_speed_than_in_the_trial_changes_no_precision(select_from):
     first = select_from(float32=1.0, bfloat16=0.9)
-    device.record_faster_speed(dataclasses.replace(first, precision="float32"), 0.85)
+    precision.record_faster_speed(dataclasses.replace(first, precision="float32"), 0.85)
     again = select_from(float32=9.0, bfloat16=9.0)
     assert (again.precision, again.seconds_per_photo, select_from.trials) == ("bfloat16", 0.9, 2)
 
@@ -389,19 +393,19 @@ def test_a_little_more_speed_than_in_the_trial_changes_no_precision(select_from)
 def test_a_run_much_faster_than_the_trial_makes_the_next_run_measure_again(select_from):
     busy = select_from(float32=0.6, bfloat16=0.7)
     assert busy.precision == "float32"
-    device.record_faster_speed(busy, 0.18)
-    assert device.get_seconds_per_photo(busy) == 0.18
+    precision.record_faster_speed(busy, 0.18)
+    assert precision.get_seconds_per_photo(busy) == 0.18
     assert select_from(float32=0.18, bfloat16=0.1).precision == "bfloat16"
     # The later trial counts for good: as fast a run as before does not discard it.
-    device.record_faster_speed(busy, 0.18)
+    precision.record_faster_speed(busy, 0.18)
     assert select_from(float32=9.0, bfloat16=9.0).seconds_per_photo == 0.1
 
 
 def test_a_speed_measured_beside_other_processes_is_not_cached(select_from, monkeypatch):
-    monkeypatch.setattr(device.WaitMeter, "is_contended", True)
+    monkeypatch.setattr(precision.WaitMeter, "is_contended", True)
     assert select_from(float32=0.6, bfloat16=0.7).precision == "float32"
-    assert select_from.trials == 2 * device.CONTENDED_TRIALS
-    monkeypatch.setattr(device.WaitMeter, "is_contended", False)
+    assert select_from.trials == 2 * precision.CONTENDED_TRIALS
+    monkeypatch.setattr(precision.WaitMeter, "is_contended", False)
     assert select_from(float32=0.2, bfloat16=0.1).precision == "bfloat16"
 
 
@@ -426,7 +430,7 @@ def test_the_users_number_of_threads_is_kept_beside_other_processes(monkeypatch)
 
 def test_a_format_that_memory_does_not_hold_is_left_and_tried_again_another_day(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    monkeypatch.setattr(device, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
+    monkeypatch.setattr(precision, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
     full = ["float32"]
 
     def trial(setting):
@@ -434,24 +438,24 @@ def test_a_format_that_memory_does_not_hold_is_left_and_tried_again_another_day(
             raise MachineError(f"no room for {setting.precision}")
         return {"float32": 0.01, "bfloat16": 0.02}[setting.precision]
 
-    found = device.select_precision(CPU_SETTINGS, "auto", "a network", trial)
+    found = precision.select_precision(CPU_SETTINGS, "auto", "a network", trial)
     assert found.precision == "bfloat16"
     assert found.reasons["precision"] == "float32 needs more memory; bfloat16 50 photos/s"
     with pytest.raises(MachineError, match="no room for float32"):
-        device.select_precision(CPU_SETTINGS, "float32", "a network", trial)
+        precision.select_precision(CPU_SETTINGS, "float32", "a network", trial)
     full.append("bfloat16")
     with pytest.raises(MachineError, match="no room for float32"):
-        device.select_precision(CPU_SETTINGS, "auto", "another network", trial)
+        precision.select_precision(CPU_SETTINGS, "auto", "another network", trial)
     full.clear()
-    assert device.select_precision(CPU_SETTINGS, "auto", "a network", trial).precision == "float32"
+    assert precision.select_precision(CPU_SETTINGS, "auto", "a network", trial).precision == "float32"
 
 
 def test_a_damaged_measurement_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
-    device.select_precision(CPU_SETTINGS, "float32", "a network", lambda _: 0.5)
+    precision.select_precision(CPU_SETTINGS, "float32", "a network", lambda _: 0.5)
     (file,) = (tmp_path / "measurements").iterdir()
     file.write_text("{", "utf-8")
-    assert device.select_precision(CPU_SETTINGS, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
+    assert precision.select_precision(CPU_SETTINGS, "float32", "a network", lambda _: 0.25).seconds_per_photo == 0.25
 
 
 PART = Augmentation(crop_area=0.3)
@@ -500,17 +504,18 @@ photos, weight = (torch.zeros(size, dtype=torch.bfloat16) for size in ((1, 3, 8,
 try:
     torch.nn.functional.conv2d(photos, weight.requires_grad_())
 except RuntimeError:
-    print(False, device._can_convolve_bfloat16())
+    print(False, device.can_convolve_bfloat16())
 else:
-    print(True, device._can_convolve_bfloat16())
+    print(True, device.can_convolve_bfloat16())
 """
 
 
 def test_bfloat16_is_not_selected_where_it_cannot_be_computed(monkeypatch):
-    monkeypatch.setattr(device, "_can_convolve_bfloat16", lambda: False)
-    assert device.select_precision(CPU_SETTINGS, "auto", "a network", lambda _: 0.01).precision == "float32"
+    monkeypatch.setattr(precision, "can_convolve_bfloat16", lambda: False)
+    monkeypatch.setattr(device, "can_convolve_bfloat16", lambda: False)
+    assert precision.select_precision(CPU_SETTINGS, "auto", "a network", lambda _: 0.01).precision == "float32"
     with pytest.raises(RecipeError, match="cannot compute convolutions in bfloat16"):
-        device.select_precision(CPU_SETTINGS, "bfloat16", "a network", lambda _: pytest.fail("it was tried"))
+        precision.select_precision(CPU_SETTINGS, "bfloat16", "a network", lambda _: pytest.fail("it was tried"))
 
 
 @pytest.mark.slow

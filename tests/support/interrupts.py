@@ -12,10 +12,10 @@ def fail_after_steps(steps: int, error: BaseException) -> Iterator[None]:
 
     The steps of speed measurements do not count: on a busy machine each `fit` measures again.
     """
-    from ikebana.learning import device
+    from ikebana.learning import precision
     from ikebana.learning.training.trainer import Trainer
 
-    original_step, original_measure, steps_left, measuring = Trainer.step, device._measure_precisions, [steps], []
+    original_step, original_measure, steps_left, measuring = Trainer.step, precision._measure_precisions, [steps], []
 
     def measure(*arguments):
         measuring.append(True)
@@ -34,7 +34,7 @@ def fail_after_steps(steps: int, error: BaseException) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", step)
-        patch.setattr(device, "_measure_precisions", measure)
+        patch.setattr(precision, "_measure_precisions", measure)
         yield
 
 

@@ -307,8 +307,8 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, plan: "Plan", photos: 
 
 def _estimate_costs(dataset: Dataset, plan: "Plan") -> dict[str, float]:
     """Estimate the seconds of the default recipe and the next better one on this machine."""
-    from ikebana.learning.device import get_seconds_per_photo
     from ikebana.learning.estimate import UPGRADES, estimate_cost, estimate_upgrade_seconds
+    from ikebana.learning.precision import get_seconds_per_photo
 
     recipe = plan.recipe
     # Estimated again: features are cached now.

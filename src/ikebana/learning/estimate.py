@@ -16,6 +16,7 @@ from ikebana.learning.device import DeviceSettings
 from ikebana.learning.features import feature_cache
 from ikebana.learning.models import layer_table, networks, parameter_groups
 from ikebana.learning.models.assembly import Assembly, Member
+from ikebana.learning.precision import get_seconds_per_photo, select_precision
 from ikebana.learning.training import loop
 from ikebana.learning.training.trainer import plan_phases
 from ikebana.recipe import MIDDLE_STAGE, FineTune, GradientMethod, LinearProbe, Recipe, with_options
@@ -146,7 +147,7 @@ def configure_device(assembly: Assembly, photo_count: int | None = None, device_
             # Members of an ensemble are timed one by one.
             return sum(measure(member.network, settings=candidate) for member in assembly.members)
 
-    selected = device.select_precision(settings, recipe.precision, name, trial)
+    selected = select_precision(settings, recipe.precision, name, trial)
     # The time of an ensemble is the sum over its members, which are trained one by one.
     return selected if len(assembly.members) == 1 else replace(selected, measurement_id="")
 
@@ -364,7 +365,7 @@ def suggest_upgrade(
         "" if there is no better recipe or nothing to gain.
     """
     better = UPGRADES.get(recipe.name)
-    seconds_per_photo = device.get_seconds_per_photo(settings)
+    seconds_per_photo = get_seconds_per_photo(settings)
     if better is None or seconds_per_photo is None or accuracy == 1:
         return ""
     if accuracy_lower_bound <= 1 / len(dataset.classes):

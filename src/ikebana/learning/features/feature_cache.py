@@ -22,10 +22,11 @@ from torch import nn
 
 from ikebana.data.pixel_cache import reserve_array
 from ikebana.errors import RecipeError
-from ikebana.learning import device, fast
+from ikebana.learning import fast
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import FeatureExamples, PhotoExamples, make_unlabelled
 from ikebana.learning.models.pretrained_weights import Weights
+from ikebana.learning.precision import record_faster_speed
 from ikebana.recipe import PretrainedMethod, Recipe
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
@@ -91,7 +92,7 @@ def extract_features(
         fused = fast.fuse_layers(backbone.to(settings.device), photos)
         _compute_rows(fused, photos.select_unlabelled_rows(missing), array, checksums, settings)
         if len(missing) >= MIN_TIMED_PHOTOS:
-            device.record_faster_speed(settings, (time.perf_counter() - start) / len(missing))
+            record_faster_speed(settings, (time.perf_counter() - start) / len(missing))
     return FeatureExamples(array, photos.rows, photos.labels, photos.for_selection, photos.groups)
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ikebana.errors import RecipeError
 from ikebana.learning import fast
 from ikebana.learning.augmentation import augment
-from ikebana.learning.device import DeviceSettings, record_faster_speed
+from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import Examples
 from ikebana.learning.models import parameter_groups
+from ikebana.learning.precision import record_faster_speed
 from ikebana.learning.scoring import compute_logits, score
 from ikebana.learning.training import checkpoint
 from ikebana.learning.training.checkpoint import Epoch, TrainingState
