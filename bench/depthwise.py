@@ -1,6 +1,6 @@
-"""Steps of fine-tuning with torch's depthwise convolutions and with ours, in turns.
+"""Compare fine-tuning steps with torch's depthwise convolutions and with ikebana's.
 
-python bench/depthwise.py [--network tf_efficientnet_lite0] [--image-size 224] [--batch-size 32] [--rounds 5]
+    python bench/depthwise.py [--network tf_efficientnet_lite0] [--image-size 224] [--batch-size 32] [--rounds 5]
 """
 
 import argparse
@@ -18,22 +18,22 @@ from ikebana.learning.models import parameter_groups
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--network", default="tf_efficientnet_lite0")
-    flags.add_argument("--image-size", type=int, default=224)
-    flags.add_argument("--batch-size", type=int, default=32)
-    flags.add_argument("--rounds", type=int, default=5)
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="tf_efficientnet_lite0")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
     device.configure()
     print(header("torch", "timm"), flush=True)
-    networks = {name: timm.create_model(chosen.network, num_classes=5).eval() for name in ("torch", "ours")}
+    networks = {name: timm.create_model(options.network, num_classes=5).eval() for name in ("torch", "ours")}
     depthwise.replace_depthwise(networks["ours"])
     for network in networks.values():
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    photos = torch.rand(chosen.batch_size, 3, chosen.image_size, chosen.image_size).contiguous(
+    photos = torch.rand(options.batch_size, 3, options.image_size, options.image_size).contiguous(
         memory_format=torch.channels_last
     )
-    labels = torch.arange(chosen.batch_size) % 5
+    labels = torch.arange(options.batch_size) % 5
     stages = parameter_groups.list_stages(networks["torch"])
     for first in range(len(stages) - 2):
         speeds: dict[str, list[float]] = {name: [] for name in networks}
@@ -42,21 +42,21 @@ def main() -> None:
                 for weight in weights:
                     weight.requires_grad_(number >= first)
             step(network, photos, labels)
-        for _ in range(chosen.rounds):
+        for _ in range(options.rounds):
             for name, network in networks.items():
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 step(network, photos, labels)
-                speeds[name].append(chosen.batch_size / (time.perf_counter() - begun))
+                speeds[name].append(options.batch_size / (time.perf_counter() - start))
         ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], speeds["torch"], strict=True)]
         print(
             f"  from {stages[first][0]:<12} torch {spread(speeds['torch'], 1)} photos/s, ours {spread(speeds['ours'], 1)}, "
-            f"times {spread(ratios, 2)}",
+            f"speed-up {spread(ratios, 2)}",
             flush=True,
         )
 
 
 def step(network: nn.Module, photos: torch.Tensor, labels: torch.Tensor) -> None:
-    """Forward and backward; the weights stay as they are."""
+    """Run one forward and backward pass without updating the weights."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(photos)
     functional.cross_entropy(logits.float(), labels).backward()

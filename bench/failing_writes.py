@@ -88,14 +88,14 @@ def trial(
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--recipe", default="good", choices=SMALL)
-    flags.add_argument("--which", default="run,cache")
-    flags.add_argument("--how", default="full,once,read-only")
-    flags.add_argument("--trials", type=int, default=40, help="of each, at the most")
-    flags.add_argument("--every", type=float, default=0.5, help="seconds between checkpoints")
-    flags.set_defaults(started=False)
-    options = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="good", choices=SMALL)
+    parser.add_argument("--which", default="run,cache")
+    parser.add_argument("--how", default="full,once,read-only")
+    parser.add_argument("--trials", type=int, default=40, help="of each, at the most")
+    parser.add_argument("--every", type=float, default=0.5, help="seconds between checkpoints")
+    parser.set_defaults(started=False)
+    options = parser.parse_args()
     from ikebana.demo_data import paper_flowers
 
     with tempfile.TemporaryDirectory(prefix="ikebana-writes-") as scratch:
@@ -116,7 +116,7 @@ def main() -> None:
 
 def told(options: argparse.Namespace, lives: Lives, place: Path, arguments: list[str]) -> int:
     """The table; 1 if anything went wrong."""
-    failed, trials, begun = 0, 0, time.monotonic()
+    failed, trials, start = 0, 0, time.monotonic()
     for which, how in itertools.product(options.which.split(","), options.how.split(",")):
         first = place / f"undisturbed-{which}-{how}"
         first.mkdir()
@@ -135,7 +135,7 @@ def told(options: argparse.Namespace, lives: Lives, place: Path, arguments: list
             print(f"{which:<6} {how:<10} {state:<6} {change[:60]:<60} {said[:110]}", flush=True)
             for line in wrong:
                 print(f"    {line}", flush=True)
-    print(f"{trials} trials, {failed} wrong, {time.monotonic() - begun:.0f} s")
+    print(f"{trials} trials, {failed} wrong, {time.monotonic() - start:.0f} s")
     return int(failed > 0)
 
 

@@ -27,10 +27,10 @@ CONTESTANTS = ("ikebana", "naive", "reference", "ultralytics")
 class Worker:
     """A contestant's process: it answers each line it is given with one."""
 
-    def __init__(self, name: str, chosen: argparse.Namespace):
-        python = chosen.peer_python if name == "ultralytics" and chosen.peer_python else sys.executable
+    def __init__(self, name: str, options: argparse.Namespace):
+        python = options.peer_python if name == "ultralytics" and options.peer_python else sys.executable
         worker = Path(__file__).with_name("finetune_worker.py")
-        command = [python, str(worker), name, str(chosen.photos), str(chosen.steps)]
+        command = [python, str(worker), name, str(options.photos), str(options.steps)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about = self.answer()
 
@@ -50,17 +50,17 @@ class Worker:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--rounds", type=int, default=3)
-    flags.add_argument("--steps", type=int, default=12)
-    flags.add_argument("--peer-python", help="a Python that has ultralytics; this one if not given")
-    flags.add_argument("--contestants", type=lambda text: text.split(","), default=list(CONTESTANTS))
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--peer-python", help="a Python that has ultralytics; this one if not given")
+    parser.add_argument("--contestants", type=lambda text: text.split(","), default=list(CONTESTANTS))
+    options = parser.parse_args()
     print(header("torch", "torchvision", "timm"), flush=True)
-    workers = {name: Worker(name, chosen) for name in chosen.contestants}
+    workers = {name: Worker(name, options) for name in options.contestants}
     rates: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(chosen.rounds):
+    for _ in range(options.rounds):
         for name, worker in workers.items():
             rates[name].append(worker.turn())
             print(f"  {name}: {rates[name][-1]:.1f} photos/s", flush=True)

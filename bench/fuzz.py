@@ -120,9 +120,9 @@ def huge(good: bytes, dice: random.Random) -> bytes:
     return bytes(data)
 
 
-def inputs(target: str, chosen: argparse.Namespace, dice: random.Random) -> Iterator[tuple[str, bytes]]:
+def inputs(target: str, options: argparse.Namespace, dice: random.Random) -> Iterator[tuple[str, bytes]]:
     """What a target gets: a name, and a file's bytes."""
-    each = chosen.each
+    each = options.each
     if target in ("photo", "serve"):
         yield from of_each(photos(dice), dice, each if target == "photo" else max(each // 8, 1))
     elif target == "archive":
@@ -131,11 +131,11 @@ def inputs(target: str, chosen: argparse.Namespace, dice: random.Random) -> Iter
         rows = "".join(f"{name}/{number}.png,{name},,g{number}\n" for name in "ab" for number in range(6))
         yield from broken(f"path,label,split,group\n{rows}".encode(), [b"PAR1", b"\xef\xbb\xbf", b"\0\0"], dice, each)
     elif target == "model":
-        yield from broken(chosen.model.read_bytes(), [b"\x08\x08", b"PK\x03\x04"], dice, each // 2)
+        yield from broken(options.model.read_bytes(), [b"\x08\x08", b"PK\x03\x04"], dice, each // 2)
     elif target == "weights":
-        yield from broken((chosen.run / "weights.safetensors").read_bytes(), [b"PK\x03\x04", bytes(8)], dice, each // 4)
+        yield from broken((options.run / "weights.safetensors").read_bytes(), [b"PK\x03\x04", bytes(8)], dice, each // 4)
     else:
-        files = {name: (chosen.run / name).read_bytes() for name in JSON_FILES if (chosen.run / name).exists()}
+        files = {name: (options.run / name).read_bytes() for name in JSON_FILES if (options.run / name).exists()}
         yield from of_each(files, dice, max(each // 8, 1))
 
 
@@ -248,7 +248,7 @@ def runs(scratch: Path, run: Path) -> Opener:
 class Worker:
     """A process that opens files, begun anew when one was too much for it."""
 
-    def __init__(self, target: str, scratch: Path, chosen: argparse.Namespace):
+    def __init__(self, target: str, scratch: Path, options: argparse.Namespace):
         self.patience = PATIENCE.get(target, HANG)
         places = {"HOME": scratch / "home", "IKEBANA_CACHE": scratch / "cache", "TMPDIR": scratch / "tmp"}
         for each in (*places.values(), scratch / "cwd", scratch / "work"):
@@ -259,8 +259,8 @@ class Worker:
             "--work",
             target,
             str(scratch / "work"),
-            str(chosen.model),
-            str(chosen.run),
+            str(options.model),
+            str(options.run),
         ]
         environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
         self.log = (scratch / "stderr.txt").open("ab")
@@ -300,15 +300,15 @@ class Worker:
         self.log.close()
 
 
-def tried(target: str, chosen: argparse.Namespace, dice: random.Random) -> tuple[Counter, list[str]]:
+def tried(target: str, options: argparse.Namespace, dice: random.Random) -> tuple[Counter, list[str]]:
     """Every input of a target: how many were used and refused, and the findings."""
     counts: Counter = Counter()
     findings: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        worker = Worker(target, scratch, chosen)
-        bound = worker.idle + chosen.megabytes
-        for number, (name, data) in enumerate(inputs(target, chosen, dice)):
+        worker = Worker(target, scratch, options)
+        bound = worker.idle + options.megabytes
+        for number, (name, data) in enumerate(inputs(target, options, dice)):
             file = scratch / "work" / f"input-{number}"
             file.write_bytes(data)
             answer = worker.ask(name, file)
@@ -316,37 +316,37 @@ def tried(target: str, chosen: argparse.Namespace, dice: random.Random) -> tuple
             if answer["memory"] > bound:
                 outcome, bound = (
                     f"FINDING memory: {answer['memory'] - worker.idle:.0f} MB",
-                    answer["memory"] + chosen.megabytes,
+                    answer["memory"] + options.megabytes,
                 )
             counts[outcome.split(":")[0].split(" ")[0]] += 1
             if outcome.startswith("FINDING"):
                 findings.append(f"{target} {number}, {name}: {outcome}")
-                (chosen.keep / f"{target}-{chosen.seed}-{number}").write_bytes(data)
+                (options.keep / f"{target}-{options.seed}-{number}").write_bytes(data)
             for left in (scratch / "work").glob(f"input-{number}*"):
                 left.unlink()
             if answer.get("dead"):
-                worker = Worker(target, scratch, chosen)
+                worker = Worker(target, scratch, options)
         worker.stop()
         strays = [each for place in ("cwd", "home") for each in (scratch / place).rglob("*") if each.is_file()]
         findings += [f"{target}: a file where none belongs: {each.relative_to(scratch)}" for each in strays]
     return counts, findings
 
 
-def served(chosen: argparse.Namespace, dice: random.Random) -> tuple[Counter, list[str]]:
+def served(options: argparse.Namespace, dice: random.Random) -> tuple[Counter, list[str]]:
     """The same photos by HTTP, as bodies and in forms that are broken themselves."""
     counts: Counter = Counter()
     findings: list[str] = []
-    command = [sys.executable, "-m", "ikebana", "serve", str(chosen.model), "--port", "0"]
+    command = [sys.executable, "-m", "ikebana", "serve", str(options.model), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip() + "/predict"
         try:
-            for number, (name, data) in enumerate(inputs("serve", chosen, dice)):
+            for number, (name, data) in enumerate(inputs("serve", options, dice)):
                 status, seconds = posted(url, data, dice)
                 counts[str(status)] += 1
                 if status >= 500 or status == 0 or seconds > HANG:
                     findings.append(f"serve {number}, {name}: FINDING {status} after {seconds:.1f} s")
-                    (chosen.keep / f"serve-{chosen.seed}-{number}").write_bytes(data)
+                    (options.keep / f"serve-{options.seed}-{number}").write_bytes(data)
         finally:
             process.terminate()
     return counts, findings
@@ -359,7 +359,7 @@ def posted(url: str, data: bytes, dice: random.Random) -> tuple[int, float]:
         kind = "multipart/form-data; boundary=x"
         form = b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\n' + data + b"\r\n--x--\r\n"
         data = flipped(form, dice.choice((0, 0, 1, 10)), dice)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     try:
         with urllib.request.urlopen(
             urllib.request.Request(url, data, {"Content-Type": kind}), timeout=4 * HANG
@@ -369,27 +369,27 @@ def posted(url: str, data: bytes, dice: random.Random) -> tuple[int, float]:
         status = error.code
     except OSError:
         status = 0
-    return status, time.perf_counter() - begun
+    return status, time.perf_counter() - start
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--model", type=Path, required=True)
-    flags.add_argument("--run", type=Path, required=True)
-    flags.add_argument("--each", type=int, default=40)
-    flags.add_argument("--seed", type=int, default=0)
-    flags.add_argument("--megabytes", type=float, default=600)
-    flags.add_argument("--targets", default="photo,archive,table,model,weights,run,serve")
-    flags.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "ikebana-fuzz")
-    chosen = flags.parse_args()
-    chosen.model, chosen.run = chosen.model.resolve(), chosen.run.resolve()
-    chosen.keep.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--each", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--megabytes", type=float, default=600)
+    parser.add_argument("--targets", default="photo,archive,table,model,weights,run,serve")
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "ikebana-fuzz")
+    options = parser.parse_args()
+    options.model, options.run = options.model.resolve(), options.run.resolve()
+    options.keep.mkdir(parents=True, exist_ok=True)
     print(header("pillow", "onnxruntime", "safetensors", "polars"), flush=True)
-    for target in chosen.targets.split(","):
-        begun, dice = time.perf_counter(), random.Random(f"{chosen.seed} {target}")
-        counts, findings = served(chosen, dice) if target == "serve" else tried(target, chosen, dice)
+    for target in options.targets.split(","):
+        start, dice = time.perf_counter(), random.Random(f"{options.seed} {target}")
+        counts, findings = served(options, dice) if target == "serve" else tried(target, options, dice)
         told = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
-        print(f"{target}: {sum(counts.values()):,} inputs in {time.perf_counter() - begun:.0f} s: {told}", flush=True)
+        print(f"{target}: {sum(counts.values()):,} inputs in {time.perf_counter() - start:.0f} s: {told}", flush=True)
         for each in findings:
             print(f"  {each[:400]}", flush=True)
 

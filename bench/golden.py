@@ -54,17 +54,17 @@ STEPS_BEFORE_INTERRUPT = 5
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--out", type=Path, help="the file to write")
-    flags.add_argument("--against", type=Path, help="a file that --out wrote on this machine")
-    arguments = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="the file to write")
+    parser.add_argument("--against", type=Path, help="a file that --out wrote on this machine")
+    options = parser.parse_args()
     print(header("torch", "timm", "numpy", "pillow"), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         hashes = compute_hashes(Path(scratch))
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(hashes, indent=1) + "\n", "utf-8")
-    if arguments.against is not None:
-        compare(json.loads(arguments.against.read_text("utf-8")), hashes)
+    if options.out is not None:
+        options.out.write_text(json.dumps(hashes, indent=1) + "\n", "utf-8")
+    if options.against is not None:
+        compare(json.loads(options.against.read_text("utf-8")), hashes)
 
 
 def compare(before: dict[str, str], after: dict[str, str]) -> None:

@@ -101,11 +101,11 @@ def their_line(tables: Tables, strength: float) -> np.ndarray:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--recipe", default="quick")
-    flags.add_argument("--rounds", type=int, default=5)
-    options = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--recipe", default="quick")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
     warnings.simplefilter("ignore", ConvergenceWarning)
     names = {each.name for each in options.photos.iterdir() if each.is_dir()}
@@ -118,15 +118,15 @@ def main() -> None:
     told: dict[str, str] = {}
     for _ in range(options.rounds):
         for name, way in (("ours", ours), ("scikit-learn", theirs)):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             strength, said = way(tables)
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.perf_counter() - start)
             log_loss, right = tables.judged(said)
             told[name] = f"strength {strength:g}; validation: log loss {log_loss:.4f}, accuracy {right:.4f}"
         for name, line_of in (("ours, one fit", our_line), ("scikit-learn, one fit", their_line)):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             line = line_of(tables, strength)
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.perf_counter() - start)
             told[name] = f"strength {strength:g}; loss {tables.loss(line, strength):.6f}"
     for name, took in seconds.items():
         print(f"  {name:<24} {spread(took, 2)} s; {told[name]}", flush=True)

@@ -25,28 +25,28 @@ from ikebana.system import progress
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--recipe", default="quick")
-    flags.add_argument("--left", type=int, default=60)
-    flags.add_argument("--classes", default="")
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--recipe", default="quick")
+    parser.add_argument("--left", type=int, default=60)
+    parser.add_argument("--classes", default="")
+    options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
     print(header("torch", "timm", "scikit-learn"), flush=True)
-    whole = _split(chosen.photos)
+    whole = _split(options.photos)
     balanced: dict[str, list[float]] = {"alike": [], "by share": []}
-    for name in chosen.classes.split(",") if chosen.classes else sorted(set(whole["label"])):
+    for name in options.classes.split(",") if options.classes else sorted(set(whole["label"])):
         with tempfile.TemporaryDirectory() as scratch:
             table = Path(scratch) / "photos.csv"
-            _cut(whole, name, chosen.left).write_csv(table)
-            run = ikebana.fit(table, chosen.recipe, run=Path(scratch) / "run")
+            _cut(whole, name, options.left).write_csv(table)
+            run = ikebana.fit(table, options.recipe, run=Path(scratch) / "run")
             for how, scores in _scores(run, name).items():
                 balanced[how].append(scores[1])
                 words = "accuracy {:.3f}, balanced {:.3f}; of it recall {:.2f}, precision {:.2f}".format(*scores)
                 print(f"  few of {name}, classes {how}: {words}", flush=True)
     for how, values in balanced.items():
         print(
-            f"{chosen.recipe}, {chosen.left} photos of one class, classes {how}: balanced accuracy {spread(values, 3)}"
+            f"{options.recipe}, {options.left} photos of one class, classes {how}: balanced accuracy {spread(values, 3)}"
         )
 
 

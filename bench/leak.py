@@ -58,26 +58,26 @@ def truth_of(run: ikebana.Run, photos: Path, paths: list[str]) -> float:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--seeds", default="0,1,2")
-    flags.add_argument("--recipe", default="quick")
-    flags.add_argument("--share", type=float, default=0.3)
-    flags.add_argument("--epochs", type=int)
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--recipe", default="quick")
+    parser.add_argument("--share", type=float, default=0.3)
+    parser.add_argument("--epochs", type=int)
+    options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
     print(header("torch", "numpy", "pillow"), flush=True)
-    choices = {"epochs": chosen.epochs} if chosen.epochs else {}
+    choices = {"epochs": options.epochs} if options.epochs else {}
     excess: dict[SplitStrategy, list[float]] = {"shuffle": [], "stratified": []}
-    for seed in map(int, chosen.seeds.split(",")):
+    for seed in map(int, options.seeds.split(",")):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "collection"
-            collection, truth = laid_aside(chosen.photos, seed)
-            collect(chosen.photos, collection, folder, chosen.share, seed)
+            collection, truth = laid_aside(options.photos, seed)
+            collect(options.photos, collection, folder, options.share, seed)
             for kind, values in excess.items():
                 place = Path(scratch) / kind
-                run = ikebana.fit(folder, chosen.recipe, run=place, split=kind, split_seed=seed, seed=seed, **choices)
-                score, true = run.evaluation, truth_of(run, chosen.photos, truth)
+                run = ikebana.fit(folder, options.recipe, run=place, split=kind, split_seed=seed, seed=seed, **choices)
+                score, true = run.evaluation, truth_of(run, options.photos, truth)
                 values.append(score.accuracy - true)
                 print(f"seed {seed} {kind}: said {score.accuracy:.3f} on {score.n}, truth {true:.3f} on {len(truth)}")
                 print("  " + repr(score.leakage).replace("\n", "\n  "), flush=True)

@@ -90,19 +90,19 @@ cli.main()
 """
 
 
-def command(chosen: argparse.Namespace, photos: Path, run: Path) -> list[str]:
+def command(options: argparse.Namespace, photos: Path, run: Path) -> list[str]:
     """What is run."""
-    if chosen.verb == "read":
+    if options.verb == "read":
         return [sys.executable, "-c", READ, str(photos)]
-    verb = [sys.executable, "-m", "ikebana", chosen.verb, str(photos), "--json"]
-    if chosen.verb == "audit":
-        if chosen.image_size:  # it has no such flag: the side is that of the recipe whose features it looks at
-            verb[1:3] = ["-c", SMALLER.format(side=chosen.image_size)]
+    verb = [sys.executable, "-m", "ikebana", options.verb, str(photos), "--json"]
+    if options.verb == "audit":
+        if options.image_size:  # it has no such flag: the side is that of the recipe whose features it looks at
+            verb[1:3] = ["-c", SMALLER.format(side=options.image_size)]
         return [*verb, "--out", str(run)]
-    verb += ["--recipe", chosen.recipe, "--run", str(run)]
+    verb += ["--recipe", options.recipe, "--run", str(run)]
     for name in ("network", "image_size", "epochs", "batch_size"):
-        if getattr(chosen, name):
-            verb += [f"--{name.replace('_', '-')}", str(getattr(chosen, name))]
+        if getattr(options, name):
+            verb += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     return verb
 
 
@@ -161,21 +161,21 @@ def size(folder: Path) -> int:
     return sum(os.lstat(each).st_blocks * 512 for each in folder.rglob("*"))
 
 
-def measured(chosen: argparse.Namespace, number: int) -> None:
+def measured(options: argparse.Namespace, number: int) -> None:
     """Run the command on so many photos, and print what it took."""
-    photos = chosen.photos or (table if chosen.table else drawn)(chosen.folder, number)
+    photos = options.photos or (table if options.table else drawn)(options.folder, number)
     number = number or sum(1 for each in photos.rglob("*") if each.is_file())
-    made = Path(tempfile.mkdtemp(dir=chosen.folder))
+    made = Path(tempfile.mkdtemp(dir=options.folder))
     try:
         cache, run = made / "cache", made / "run"
         environment = {**os.environ, "IKEBANA_CACHE": str(cache)}
-        if chosen.threads:
-            environment["OMP_NUM_THREADS"] = str(chosen.threads)
-        watched = Watched(command(chosen, photos, run), environment)
+        if options.threads:
+            environment["OMP_NUM_THREADS"] = str(options.threads)
+        watched = Watched(command(options, photos, run), environment)
         status = watched.watch()
-        kept = "" if chosen.verb == "read" else f", cache {size(cache) / 1e9:.2f} GB, run {size(run) / 1e9:.2f} GB"
+        kept = "" if options.verb == "read" else f", cache {size(cache) / 1e9:.2f} GB, run {size(run) / 1e9:.2f} GB"
     finally:
-        if not chosen.keep:
+        if not options.keep:
             shutil.rmtree(made, ignore_errors=True)
     total, most = sum(watched.seconds.values()), dict.fromkeys(FIELDS, 0)
     print(f"{number:,} photos: {watched.said}{f'  (ended with {status})' if status else ''}", flush=True)
@@ -191,29 +191,29 @@ def measured(chosen: argparse.Namespace, number: int) -> None:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--numbers", default="10000,200000")
-    flags.add_argument("--verb", choices=("fit", "audit", "read"), default="fit")
-    flags.add_argument("--recipe", default="quick")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--numbers", default="10000,200000")
+    parser.add_argument("--verb", choices=("fit", "audit", "read"), default="fit")
+    parser.add_argument("--recipe", default="quick")
     for name in ("image_size", "epochs", "batch_size", "threads"):
-        flags.add_argument(f"--{name}", type=int)
-    flags.add_argument("--network")
-    flags.add_argument("--table", action="store_true")
-    flags.add_argument("--photos", type=Path)
-    flags.add_argument("--folder", type=Path)
-    flags.add_argument("--keep", action="store_true")
-    chosen = flags.parse_args()
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--network")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--keep", action="store_true")
+    options = parser.parse_args()
     print(header("torch", "numpy", "polars", "scikit-learn"), flush=True)
     print(" ".join(sys.argv[1:]), flush=True)
-    given = chosen.folder is not None
-    chosen.folder = chosen.folder if given else Path(tempfile.mkdtemp())
-    chosen.folder.mkdir(parents=True, exist_ok=True)
+    given = options.folder is not None
+    options.folder = options.folder if given else Path(tempfile.mkdtemp())
+    options.folder.mkdir(parents=True, exist_ok=True)
     try:
-        for number in [0] if chosen.photos else map(int, chosen.numbers.split(",")):
-            measured(chosen, number)
+        for number in [0] if options.photos else map(int, options.numbers.split(",")):
+            measured(options, number)
     finally:
         if not given:
-            shutil.rmtree(chosen.folder, ignore_errors=True)
+            shutil.rmtree(options.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -81,9 +81,9 @@ def plant(photos: Path, place: Path, each: int, seed: int) -> dict[str, tuple[st
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(file.resolve())
     dice = random.Random(seed)
-    chosen = dice.sample(files, each * len(KINDS))
+    originals = dice.sample(files, each * len(KINDS))
     planted = {}
-    for number, file in enumerate(chosen):
+    for number, file in enumerate(originals):
         kind = list(KINDS)[number % len(KINDS)]
         change, (low, high) = KINDS[kind]
         original = file.relative_to(photos).as_posix()
@@ -97,9 +97,9 @@ def plant(photos: Path, place: Path, each: int, seed: int) -> dict[str, tuple[st
 def searched(photos: Path) -> tuple[Dataset, PixelCache, float]:
     """The photos with their twins, and the seconds of the search alone."""
     opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), 32, "squash")
-    begun = time.perf_counter()
+    start = time.perf_counter()
     found = near_duplicates.find_near_duplicates(opened, keep)
-    return found, keep, time.perf_counter() - begun
+    return found, keep, time.perf_counter() - start
 
 
 def pairs(found: Dataset) -> dict[frozenset[str], str]:
@@ -204,9 +204,9 @@ def scale(number: int) -> None:
         base = (process.memory_info().rss - process.memory_info().shared) / 1e6
         watcher = threading.Thread(target=watch)
         watcher.start()
-        begun, busy = time.perf_counter(), time.process_time()
+        start, busy = time.perf_counter(), time.process_time()
         found = near_duplicates.find_pairs(photos, np.arange(number))
-        seconds, busy = time.perf_counter() - begun, time.process_time() - busy
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
         over.set()
         watcher.join()
     expected = {(row - originals, row) for row in range(originals, number)}
@@ -219,19 +219,19 @@ def scale(number: int) -> None:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path)
-    flags.add_argument("--seeds", default="0,1,2")
-    flags.add_argument("--each", type=int, default=40)
-    flags.add_argument("--sheet", type=Path)
-    flags.add_argument("--drawn", type=int)
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--each", type=int, default=40)
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--drawn", type=int)
+    options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
     print(header("numpy", "pillow", "scipy"), flush=True)
-    if chosen.drawn:
-        scale(chosen.drawn)
-    elif chosen.photos:
-        bench(chosen.photos, [int(seed) for seed in chosen.seeds.split(",")], chosen.each, chosen.sheet)
+    if options.drawn:
+        scale(options.drawn)
+    elif options.photos:
+        bench(options.photos, [int(seed) for seed in options.seeds.split(",")], options.each, options.sheet)
     else:
         sys.exit("--photos DIR or --drawn N")
 

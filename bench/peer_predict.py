@@ -59,20 +59,20 @@ print(len(torch.cat(said)))
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--cnn", type=Path)
-    flags.add_argument("--lite0", type=Path)
-    flags.add_argument("--tf-env", type=Path)
-    flags.add_argument("--fastai-env", type=Path)
-    flags.add_argument("--rounds", type=int, default=3)
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--cnn", type=Path)
+    parser.add_argument("--lite0", type=Path)
+    parser.add_argument("--tf-env", type=Path)
+    parser.add_argument("--fastai-env", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
     print(header("onnxruntime", "torch", "pillow"), len(os.sched_getaffinity(0)), "of them allowed", flush=True)
-    count = sum(1 for each in chosen.photos.rglob("*") if each.is_file())
+    count = sum(1 for each in options.photos.rglob("*") if each.is_file())
     with tempfile.TemporaryDirectory() as scratch:
-        ways = contestants(chosen, str(Path(scratch) / "x.csv"))
+        ways = contestants(options, str(Path(scratch) / "x.csv"))
         times: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(chosen.rounds):
+        for _ in range(options.rounds):
             for name, command in ways.items():
                 times[name].append(seconds(command))
                 print(f"  {name}: {count / times[name][-1]:.0f} photos a second", flush=True)
@@ -81,19 +81,19 @@ def main() -> None:
         print(f"  {name}: {spread([count / each for each in taken], 0)}")
 
 
-def contestants(chosen: argparse.Namespace, out: str) -> dict[str, list[str]]:
+def contestants(options: argparse.Namespace, out: str) -> dict[str, list[str]]:
     """The command of each that can be run here."""
-    photos = str(chosen.photos)
+    photos = str(options.photos)
     ways = {
         f"ikebana predict, {name}": [sys.executable, "-m", "ikebana", "predict", str(file), photos, "--out", out]
-        for name, file in (("the CNN", chosen.cnn), ("Lite0", chosen.lite0))
+        for name, file in (("the CNN", options.cnn), ("Lite0", options.lite0))
         if file
     }
-    if chosen.cnn and chosen.tf_env:
-        ways["Keras predict, the CNN"] = [str(chosen.tf_env / "bin/python"), "-c", KERAS, photos]
-    if chosen.lite0 and chosen.fastai_env:
-        ways["fastai get_preds, Lite0"] = [str(chosen.fastai_env / "bin/python"), "-c", FASTAI, photos]
-    if chosen.lite0:
+    if options.cnn and options.tf_env:
+        ways["Keras predict, the CNN"] = [str(options.tf_env / "bin/python"), "-c", KERAS, photos]
+    if options.lite0 and options.fastai_env:
+        ways["fastai get_preds, Lite0"] = [str(options.fastai_env / "bin/python"), "-c", FASTAI, photos]
+    if options.lite0:
         ways["torch and DataLoader, Lite0"] = [sys.executable, "-c", TORCH, photos]
     return ways
 
@@ -101,11 +101,11 @@ def contestants(chosen: argparse.Namespace, out: str) -> dict[str, list[str]]:
 def seconds(command: list[str]) -> float:
     """Of the whole process."""
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-    begun = time.perf_counter()
+    start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
     if done.returncode:
         raise SystemExit(f"{command[:4]}: {done.stderr[-1500:]}")
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -68,19 +68,19 @@ class Bench:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--awkward", type=Path)
-    flags.add_argument("--seeds", type=int, default=3)
-    flags.add_argument("--only", default="labels,odd,blurred,shortcut")
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--awkward", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="labels,odd,blurred,shortcut")
+    options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
     print(header("torch", "timm", "scikit-learn"), flush=True)
     kinds = {"labels": flipped, "odd": foreign, "blurred": blurred, "shortcut": bordered}
     with tempfile.TemporaryDirectory() as scratch:
-        bench = planted(Path(scratch), chosen.photos.resolve(), chosen.awkward, chosen.seeds, chosen.only.split(","))
-        for kind in chosen.only.split(","):
-            kinds[kind](bench, chosen.seeds)
+        bench = planted(Path(scratch), options.photos.resolve(), options.awkward, options.seeds, options.only.split(","))
+        for kind in options.only.split(","):
+            kinds[kind](bench, options.seeds)
 
 
 def planted(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds: Sequence[str]) -> Bench:

@@ -19,38 +19,38 @@ from ikebana.system import progress
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--recipes", default="baseline,augmented")
-    flags.add_argument("--seeds", default="0,1,2")
-    flags.add_argument("--epochs", type=int)
-    flags.add_argument("--split", default="shuffle")
-    flags.add_argument("--truncate-at")
-    flags.add_argument("--weights")
-    flags.add_argument("--out", type=Path)
-    chosen = flags.parse_args()
-    out = chosen.out or Path(tempfile.mkdtemp())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--recipes", default="baseline,augmented")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--split", default="shuffle")
+    parser.add_argument("--truncate-at")
+    parser.add_argument("--weights")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    out = options.out or Path(tempfile.mkdtemp())
     progress.set_reporter(progress.SilentReporter())
-    names = {each.name for each in chosen.photos.iterdir() if each.is_dir()}
+    names = {each.name for each in options.photos.iterdir() if each.is_dir()}
     order = TUTORIAL_CLASS_ORDER if names == set(TUTORIAL_CLASS_ORDER) else ()
     print(header("torch", "numpy", "pillow"), flush=True)
-    for recipe in chosen.recipes.split(","):
+    for recipe in options.recipes.split(","):
         accuracies, seconds = [], []
-        for seed in map(int, chosen.seeds.split(",")):
-            begun = time.perf_counter()
+        for seed in map(int, options.seeds.split(",")):
+            start = time.perf_counter()
             choices = {
-                name: getattr(chosen, name) for name in ("epochs", "truncate_at", "weights") if getattr(chosen, name)
+                name: getattr(options, name) for name in ("epochs", "truncate_at", "weights") if getattr(options, name)
             }
             run = ikebana.fit(
-                chosen.photos,
+                options.photos,
                 recipe,
                 run=out / f"{recipe}-{seed}",
                 seed=seed,
-                split=chosen.split,
+                split=options.split,
                 class_order=order,
                 **choices,
             )
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - start)
             accuracies.append(run.evaluation.accuracy)
             stages = "  ".join(f"{name} {value:.1f}" for name, value in run.evaluation.seconds.items())
             best = run.history["val_accuracy"].max()

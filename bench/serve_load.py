@@ -166,7 +166,7 @@ KINDS: dict[str, Send] = {
 
 async def shoot(kind: str, shot: Ammunition, dice: random.Random, tally: Tally) -> None:
     """One request of this kind, counted."""
-    begun, again = time.perf_counter(), 0.0
+    start, again = time.perf_counter(), 0.0
     status = NO_ANSWER
     with suppress(OSError, TimeoutError):
         reader, writer = await asyncio.open_connection(*shot.address)
@@ -179,7 +179,7 @@ async def shoot(kind: str, shot: Ammunition, dice: random.Random, tally: Tally) 
             writer.close()
     tally.statuses[kind, status] += 1
     if kind == "good" and status == 200:
-        tally.seconds.append(time.perf_counter() - begun)
+        tally.seconds.append(time.perf_counter() - start)
     if status == 503 or (status == NO_ANSWER and kind == "good"):
         await asyncio.sleep(again or 0.1)
 
@@ -258,30 +258,30 @@ def report(name: str, tally: Tally, memory: list[float], seconds: float) -> None
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--model", type=Path, required=True)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--awkward", type=Path)
-    flags.add_argument("--clients", type=int, default=64)
-    flags.add_argument("--seconds", type=float, default=60)
-    flags.add_argument("--port", type=int, default=8731)
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--awkward", type=Path)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--port", type=int, default=8731)
+    options = parser.parse_args()
     print(
         header("fastapi", "uvicorn", "onnxruntime", "torch", "pillow"), len(os.sched_getaffinity(0)), "of them allowed"
     )
-    good = [each.read_bytes() for each in sorted(chosen.photos.rglob("*.jpg"))[::20]]
-    awkward = [each.read_bytes() for each in sorted(chosen.awkward.iterdir())] if chosen.awkward else [b"no photo"]
-    port = chosen.port
+    good = [each.read_bytes() for each in sorted(options.photos.rglob("*.jpg"))[::20]]
+    awkward = [each.read_bytes() for each in sorted(options.awkward.iterdir())] if options.awkward else [b"no photo"]
+    port = options.port
     servers = {
-        "ikebana serve": [sys.executable, "-m", "ikebana", "serve", str(chosen.model), "--port", str(port)],
+        "ikebana serve": [sys.executable, "-m", "ikebana", "serve", str(options.model), "--port", str(port)],
         "bare FastAPI and torch": [sys.executable, "-c", BARE, str(port)],
     }
     for load_name, shares in {"good photos alone": {"good": 1.0}, "the mix": SHARES}.items():
         for name, command in servers.items():
             with served(command, port) as process:
                 shot = Ammunition(good, awkward, ("127.0.0.1", port))
-                tally, memory = asyncio.run(load(shares, shot, chosen.clients, chosen.seconds, process))
-                report(f"{name}, {load_name}", tally, memory, chosen.seconds)
+                tally, memory = asyncio.run(load(shares, shot, options.clients, options.seconds, process))
+                report(f"{name}, {load_name}", tally, memory, options.seconds)
 
 
 if __name__ == "__main__":

@@ -25,25 +25,25 @@ FIRST_BY_RUN = "import sys, ikebana; print(ikebana.predict(sys.argv[1], sys.argv
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--run", type=Path, required=True)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--where", type=Path)
-    flags.add_argument("--rounds", type=int, default=3)
-    flags.add_argument("--int8", action="store_true", help="the same once more for the file in int8")
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--where", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--int8", action="store_true", help="the same once more for the file in int8")
+    options = parser.parse_args()
     print(header("torch", "onnxruntime", "onnx", "pillow", "numpy"), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         models = {"float32": Path(scratch) / "float32.onnx"}
-        if chosen.int8:
+        if options.int8:
             models["int8"] = Path(scratch) / "int8.onnx"
         for name, file in models.items():
-            command = [sys.executable, "-m", "ikebana", "export", str(chosen.run), str(file)]
+            command = [sys.executable, "-m", "ikebana", "export", str(options.run), str(file)]
             command += ["--int8"] if name == "int8" else []
-            command += ["--photos", str(chosen.where)] if chosen.where else []
+            command += ["--photos", str(options.where)] if options.where else []
             told(name, file, *timed(command))
-        whole_folder(models, chosen.photos, chosen.rounds, Path(scratch))
-        first_answer(models, chosen.run, next(chosen.photos.rglob("*.jpg")), chosen.rounds)
+        whole_folder(models, options.photos, options.rounds, Path(scratch))
+        first_answer(models, options.run, next(options.photos.rglob("*.jpg")), options.rounds)
 
 
 def told(name: str, file: Path, seconds: float, memory: float) -> None:
@@ -103,10 +103,10 @@ def first_answer(models: dict[str, Path], run: Path, photo: Path, rounds: int) -
 
 def timed(command: list[str]) -> tuple[float, float]:
     """Seconds, and MB of memory at most; of the process itself, its workers apart."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     if status:
         raise SystemExit(f"{json.dumps(command[:4])} ended with {os.waitstatus_to_exitcode(status)}")
     return seconds, used.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)

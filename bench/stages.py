@@ -104,9 +104,9 @@ def _best(work: Callable[[], object], times: int = 8) -> float:
     """Seconds of the fastest of some tries, the first dropped."""
     seconds = []
     for _ in range(times + 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
 
 
@@ -165,13 +165,13 @@ def fitted(photos: Path, recipe: str, epochs: int | None, scratch: Path, export:
     command = [sys.executable, "-m", "ikebana", "fit", str(photos), "--recipe", recipe, "--run", str(run), "--json"]
     command += ["--epochs", str(epochs)] if epochs else []
     environment = {**os.environ, "IKEBANA_CACHE": str(cache)}
-    begun, done = time.perf_counter(), 0.0
+    start, done = time.perf_counter(), 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if json.loads(line)["event"] == "done":
-                done = time.perf_counter() - begun
-    whole = time.perf_counter() - begun
+                done = time.perf_counter() - start
+    whole = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"ikebana fit ended with status {process.returncode}")
     stages = json.loads((run / "evaluation.json").read_text("utf-8"))["seconds"]
@@ -179,10 +179,10 @@ def fitted(photos: Path, recipe: str, epochs: int | None, scratch: Path, export:
     rows += [Row(name, seconds) for name, seconds in stages.items()]
     rows.append(Row("exit", whole - done))
     if export:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         command = [sys.executable, "-m", "ikebana", "export", str(run), str(scratch / "model.onnx")]
         subprocess.run(command, check=True, capture_output=True, env=environment)
-        rows.append(Row("export", time.perf_counter() - begun, note="a process of its own, all test photos included"))
+        rows.append(Row("export", time.perf_counter() - start, note="a process of its own, all test photos included"))
     return rows, run
 
 
@@ -259,26 +259,26 @@ def shown(title: str, rows: list[Row], unit: float = 1.0, word: str = "s") -> No
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--recipes", default="quick,good,baseline,augmented")
-    flags.add_argument("--epochs", type=int, default=1, help="of the recipes that train for more; 0: all of theirs")
-    flags.add_argument("--rounds", type=int, default=1)
-    flags.add_argument("--no-export", action="store_true")
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--recipes", default="quick,good,baseline,augmented")
+    parser.add_argument("--epochs", type=int, default=1, help="of the recipes that train for more; 0: all of theirs")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--no-export", action="store_true")
+    options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
     print(header("torch", "timm", "numpy", "pillow", "onnxruntime"), flush=True)
-    for name in chosen.recipes.split(","):
+    for name in options.recipes.split(","):
         recipe = networks.fill_defaults(recipes.get_recipe(name))
         setting = estimate.configure_device(assemble(recipe, 5))
-        limits = limits_of(setting, chosen.photos)
+        limits = limits_of(setting, options.photos)
         print(f"\n{name}: {setting.precision} ({setting.reasons['precision']})\n{limits}", flush=True)
         all_epochs = recipe.method.epochs if isinstance(recipe.method, GradientMethod) else 1
-        epochs = chosen.epochs if all_epochs > 1 else None
+        epochs = options.epochs if all_epochs > 1 else None
         wholes = []
-        for number in range(chosen.rounds):
+        for number in range(options.rounds):
             with tempfile.TemporaryDirectory() as scratch:
-                rows, run = fitted(chosen.photos, name, epochs or None, Path(scratch), not chosen.no_export)
+                rows, run = fitted(options.photos, name, epochs or None, Path(scratch), not options.no_export)
                 rows = with_limits(rows, run, limits, setting)
             wholes.append(sum(row.seconds for row in rows if row.stage != "export"))
             shown(

@@ -72,14 +72,14 @@ def in_browser(address: str, photos: list[Path], picture: Path | None) -> tuple[
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        begun = time.perf_counter()
+        start = time.perf_counter()
         page.goto(address)
         page.wait_for_selector("body[data-ready]", timeout=120_000)
         asked(page, photos[:1])
-        first = time.perf_counter() - begun
-        begun = time.perf_counter()
+        first = time.perf_counter() - start
+        start = time.perf_counter()
         asked(page, photos[1:])
-        each = (time.perf_counter() - begun) / (len(photos) - 1)
+        each = (time.perf_counter() - start) / (len(photos) - 1)
         if picture:
             page.wait_for_timeout(800)
             page.screenshot(path=picture)
@@ -100,28 +100,28 @@ def shares(card) -> dict[str, float]:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--run", type=Path, required=True)
-    flags.add_argument("--where", type=Path)
-    flags.add_argument("--count", type=int, default=100)
-    flags.add_argument("--megapixels", type=float)
-    flags.add_argument("--picture", type=Path)
-    chosen = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--where", type=Path)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--megapixels", type=float)
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
     print(header("onnxruntime", "pillow", "playwright"), flush=True)
-    run = ikebana.open_run(chosen.run)
-    photos = test_photos(run, chosen.where, chosen.count)
+    run = ikebana.open_run(options.run)
+    photos = test_photos(run, options.where, options.count)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "web"
-        if chosen.megapixels:
-            photos = enlarged(photos, chosen.megapixels, Path(scratch))
-        classifier = ikebana.export_web(run, folder, photos=chosen.where)
+        if options.megapixels:
+            photos = enlarged(photos, options.megapixels, Path(scratch))
+        classifier = ikebana.export_web(run, folder, photos=options.where)
         sizes = {each.name: each.stat().st_size / 1e6 for each in folder.rglob("*") if each.is_file()}
         print(
             f"{sum(sizes.values()):.1f} MB in {len(sizes)} files, of them",
             {k: round(v, 1) for k, v in sizes.items() if v > 1},
         )
         with hosted(folder) as address:
-            seen, first, each = in_browser(address, photos, chosen.picture)
+            seen, first, each = in_browser(address, photos, options.picture)
         differences, otherwise = [], 0
         for photo, said in zip(photos, seen, strict=True):
             expected = classifier.predict(photo).probabilities
