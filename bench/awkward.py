@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 
 import psutil
-from machine import header
+from machine import format_header
 
 import ikebana
 
@@ -70,25 +70,25 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     options = parser.parse_args()
     classes = options.classes.split(",")
-    print(header("torch", "pillow"))
+    print(format_header("torch", "pillow"))
     with tempfile.TemporaryDirectory() as folder_name:
         scratch = Path(folder_name)
         fit(link_photos(options.photos, classes, None, scratch / "warm"), scratch / "warm-run", scratch / "cache", 1)
         clean = link_photos(options.photos, classes, None, scratch / "clean")
         mixed = link_photos(options.photos, classes, options.awkward, scratch / "mixed")
         for folder in (clean, mixed):
-            run = scratch / f"{folder.folder_name}-run"
+            run = scratch / f"{folder.name}-run"
             status, resident, anonymous, errors = fit(folder, run, scratch / "cache", options.epochs)
             traceback = "a traceback" if "Traceback" in errors else "no traceback"
             peaks = f"peak {resident:.0f} MB resident, {anonymous:.0f} MB anonymous"
-            print(f"{folder.folder_name}: status {status}, {traceback}, {peaks}")
+            print(f"{folder.name}: status {status}, {traceback}, {peaks}")
         audit = json.loads((scratch / "mixed-run" / "audit.json").read_text("utf-8"))
         print({key: audit[key] for key in ("paths", "used", "set_aside", "ignored")})
-        awkward = {file.folder_name for file in options.awkward.iterdir()}
+        awkward = {file.name for file in options.awkward.iterdir()}
         table = ikebana.open_run(scratch / "mixed-run").dataset
         for path, status in table.select("path", "status").iter_rows():
-            if Path(path).folder_name in awkward:
-                print(f"  {Path(path).folder_name:<50} {status}")
+            if Path(path).name in awkward:
+                print(f"  {Path(path).name:<50} {status}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import header, spread
+from machine import format_header, format_spread
 
 from ikebana.recipes import TUTORIAL_CLASS_ORDER
 
@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     names = {entry.name for entry in options.photos.iterdir() if entry.is_dir()}
     order = ["--class-order", ",".join(TUTORIAL_CLASS_ORDER)] if names == set(TUTORIAL_CLASS_ORDER) else []
-    print(header("torch", "timm", "numpy", "pillow"), flush=True)
+    print(format_header("torch", "timm", "numpy", "pillow"), flush=True)
     times: dict[str, list[float]] = {}
     accuracies: list[float] = []
     for seed in range(options.rounds):
@@ -54,10 +54,11 @@ def main() -> None:
                     accuracies.append(evaluation["accuracy"])
     mean = sum(accuracies) / len(accuracies)
     print(
-        f"{options.recipe}, {options.split}: test accuracy mean {mean:.4f}, median {spread(accuracies, 4)}", flush=True
+        f"{options.recipe}, {options.split}: test accuracy mean {mean:.4f}, median {format_spread(accuracies, 4)}",
+        flush=True,
     )
     for name, seconds in times.items():
-        print(f"  {name}: {spread(seconds, 1)} s for the complete process", flush=True)
+        print(f"  {name}: {format_spread(seconds, 1)} s for the complete process", flush=True)
 
 
 if __name__ == "__main__":

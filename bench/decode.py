@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import header, spread
+from machine import format_header, format_spread
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -104,11 +104,12 @@ def main() -> None:
                 count = read(photos, options.image_size)
                 if number:
                     rates[name].append(count / (time.perf_counter() - start))
-    print(header("pillow", "torch", "torchvision"))
+    print(format_header("pillow", "torch", "torchvision"))
     for name, values in rates.items():
         ratios = [a / b for a, b in zip(values, rates["ikebana"], strict=True)]
         print(
-            f"{name:<14} {spread(values, 0)} photos/s, n = {len(values)}; ratio to ikebana per round: {spread(ratios)}"
+            f"{name:<14} {format_spread(values, 0)} photos/s, n = {len(values)}; "
+            f"ratio to ikebana per round: {format_spread(ratios)}"
         )
 
 

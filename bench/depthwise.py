@@ -1,6 +1,6 @@
 """Compare fine-tuning steps with torch's depthwise convolutions and with ikebana's.
 
-    python bench/depthwise.py [--network tf_efficientnet_lite0] [--image-size 224] [--batch-size 32] [--rounds 5]
+python bench/depthwise.py [--network tf_efficientnet_lite0] [--image-size 224] [--batch-size 32] [--rounds 5]
 """
 
 import argparse
@@ -8,7 +8,7 @@ import time
 
 import timm
 import torch
-from machine import header, spread
+from machine import format_header, format_spread
 from torch import nn
 from torch.nn import functional
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     device.configure()
-    print(header("torch", "timm"), flush=True)
+    print(format_header("torch", "timm"), flush=True)
     networks = {name: timm.create_model(options.network, num_classes=5).eval() for name in ("torch", "ours")}
     depthwise.replace_depthwise(networks["ours"])
     for network in networks.values():
@@ -49,8 +49,8 @@ def main() -> None:
                 speeds[name].append(options.batch_size / (time.perf_counter() - start))
         ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], speeds["torch"], strict=True)]
         print(
-            f"  from {stages[first][0]:<12} torch {spread(speeds['torch'], 1)} photos/s, ours {spread(speeds['ours'], 1)}, "
-            f"speed-up {spread(ratios, 2)}",
+            f"  from {stages[first][0]:<12} torch {format_spread(speeds['torch'], 1)} photos/s, "
+            f"ours {format_spread(speeds['ours'], 1)}, speed-up {format_spread(ratios, 2)}",
             flush=True,
         )
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import ended, header
+from machine import format_header, synchronize
 from torch import Tensor, nn
 
 from ikebana import recipes
@@ -90,7 +90,7 @@ def measure_epochs(recipe: Recipe, options: argparse.Namespace) -> None:
     for _ in range(options.epochs):
         start = time.perf_counter()
         next(stream)
-        ended(settings.device)
+        synchronize(settings.device)
         seconds.append(time.perf_counter() - start)
     print(
         f"{recipe.name}: {settings.precision} ({settings.reasons['precision']}); "
@@ -163,7 +163,11 @@ def main() -> None:
     warning_counts: Counter[str] = Counter()
     warnings.simplefilter("always")
     warnings.showwarning = lambda message, *_, **__: warning_counts.update([str(message)])
-    print(header("torch", "timm"), torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", flush=True)
+    print(
+        format_header("torch", "timm"),
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as cache:
         os.environ["IKEBANA_CACHE"] = cache
         for name in options.recipes.split(","):

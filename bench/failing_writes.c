@@ -1,10 +1,10 @@
-/* Preloaded into a process by failing_writes.py: makes what it writes below a folder fail, as a full or read-only disk would.
+/* Preloaded into a process by failing_writes.py: makes writes below a folder fail, as on a full or read-only disk.
 
    FAILING_UNDER  the folder
-   FAILING_AT     the number of the change that fails, from 1 on; 0 none, they are only counted
+   FAILING_AT     the number of the change that fails, from 1 on; 0 counts the changes only
    FAILING_ON     1 if all changes after it fail too
-   FAILING_WITH   the error: 28 a full disk, 30 a read-only one, which lets go on what is open
-   FAILING_LOG    a file that is told of every change: its number, what it is, where */
+   FAILING_WITH   the error: 28 for a full disk, 30 for a read-only one, where open files stay writable
+   FAILING_LOG    the log file: number, kind and path of every change */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -27,7 +27,7 @@ static long number(const char *name) {
   return value ? atol(value) : 0;
 }
 
-/* Whether this change must fail: it is below the folder, and its turn has come. */
+/* Return whether this change must fail: it is below the folder and has the chosen number. */
 static int fails(const char *what, const char *path, int is_open) {
   const char *under = getenv("FAILING_UNDER");
   char whole[PATH_MAX];
@@ -94,7 +94,7 @@ OPEN(open64)
 OPENAT(openat)
 OPENAT(openat64)
 
-/* What is done to an open file. */
+/* Changes of an open file. */
 #define ON_FILE(result, name, what, failed, arguments, values) \
   result name arguments { \
     REAL(name); \
@@ -113,7 +113,7 @@ ON_FILE(int, ftruncate, "truncate", -1, (int file, off_t size), (file, size))
 ON_FILE(int, ftruncate64, "truncate", -1, (int file, off64_t size), (file, size))
 ON_FILE(int, fsync, "sync", -1, (int file), (file))
 
-/* What is done to a name. A full disk still lets go of what is on it. */
+/* Changes of a name. A full disk still allows deletion. */
 #define REMOVES (number("FAILING_WITH") == READ_ONLY)
 
 int rename(const char *from, const char *to) {

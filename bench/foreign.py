@@ -1,19 +1,19 @@
-"""Pictures of anything but flowers, drawn by dice."""
+"""Draw random pictures that show no flowers."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-Dice = np.random.Generator
+Rng = np.random.Generator
 WIDTH, HEIGHT = 320, 240
 
 
-def drawn(count: int, seed: int) -> Iterator[Image.Image]:
-    """So many pictures; the kinds come in turns."""
-    dice = np.random.default_rng(seed)
+def draw_pictures(count: int, seed: int) -> Iterator[Image.Image]:
+    """Draw `count` pictures, cycling through the kinds."""
+    rng = np.random.default_rng(seed)
     for number in range(count):
-        yield KINDS[number % len(KINDS)](dice)
+        yield DRAWERS[number % len(DRAWERS)](rng)
 
 
 def _blank(colour: tuple[int, int, int] = (255, 255, 255)) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -21,34 +21,34 @@ def _blank(colour: tuple[int, int, int] = (255, 255, 255)) -> tuple[Image.Image,
     return picture, ImageDraw.Draw(picture)
 
 
-def _colour(dice: Dice, low: int = 0, high: int = 256) -> tuple[int, int, int]:
-    red, green, blue = (int(level) for level in dice.integers(low, high, 3))
+def _colour(rng: Rng, low: int = 0, high: int = 256) -> tuple[int, int, int]:
+    red, green, blue = (int(level) for level in rng.integers(low, high, 3))
     return red, green, blue
 
 
-def _page(dice: Dice) -> Image.Image:
+def _page(rng: Rng) -> Image.Image:
     picture, draw = _blank()
-    ink = _colour(dice, 0, 80)
+    ink = _colour(rng, 0, 80)
     for top in range(15, HEIGHT - 10, 14):
         left = 20
         while left < WIDTH - 40:
-            width = int(dice.integers(8, 40))
+            width = int(rng.integers(8, 40))
             draw.rectangle((left, top, left + width, top + 6), fill=ink)
             left += width + 7
     return picture
 
 
-def _chart(dice: Dice) -> Image.Image:
+def _chart(rng: Rng) -> Image.Image:
     picture, draw = _blank()
     draw.line((30, 10, 30, 210, 310, 210), fill=(0, 0, 0), width=2)
-    for place, height in enumerate(dice.integers(20, 190, 6)):
-        draw.rectangle((45 + place * 43, 210 - int(height), 75 + place * 43, 210), fill=_colour(dice))
+    for column, height in enumerate(rng.integers(20, 190, 6)):
+        draw.rectangle((45 + column * 43, 210 - int(height), 75 + column * 43, 210), fill=_colour(rng))
     return picture
 
 
-def _checks(dice: Dice) -> Image.Image:
-    picture, draw = _blank(_colour(dice, 180))
-    dark, side = _colour(dice, 0, 80), int(dice.integers(20, 48))
+def _checks(rng: Rng) -> Image.Image:
+    picture, draw = _blank(_colour(rng, 180))
+    dark, side = _colour(rng, 0, 80), int(rng.integers(20, 48))
     for column in range(WIDTH // side + 1):
         for row in range(HEIGHT // side + 1):
             if (column + row) % 2:
@@ -56,47 +56,47 @@ def _checks(dice: Dice) -> Image.Image:
     return picture
 
 
-def _plan(dice: Dice) -> Image.Image:
+def _plan(rng: Rng) -> Image.Image:
     picture, draw = _blank((238, 234, 224))
     for number in range(14):
-        one, other = (int(place) for place in dice.integers(0, HEIGHT, 2))
-        line = (one, 0, other, HEIGHT) if number % 2 else (0, one, WIDTH, other)
+        first, second = (int(place) for place in rng.integers(0, HEIGHT, 2))
+        line = (first, 0, second, HEIGHT) if number % 2 else (0, first, WIDTH, second)
         draw.line(line, fill=(250, 200, 90) if number % 3 else (255, 255, 255), width=8)
     return picture
 
 
-def _face(dice: Dice) -> Image.Image:
-    picture, draw = _blank(_colour(dice, 100))
-    draw.ellipse((80, 30, 240, 210), fill=_colour(dice, 150), outline=(0, 0, 0), width=4)
+def _face(rng: Rng) -> Image.Image:
+    picture, draw = _blank(_colour(rng, 100))
+    draw.ellipse((80, 30, 240, 210), fill=_colour(rng, 150), outline=(0, 0, 0), width=4)
     for left in (120, 180):
         draw.ellipse((left, 80, left + 20, 105), fill=(0, 0, 0))
     draw.arc((115, 90, 205, 180), 20, 160, fill=(0, 0, 0), width=6)
     return picture
 
 
-def _house(dice: Dice) -> Image.Image:
+def _house(rng: Rng) -> Image.Image:
     picture, draw = _blank((170, 210, 240))
     draw.rectangle((0, 180, WIDTH, HEIGHT), fill=(110, 160, 80))
-    draw.rectangle((90, 100, 230, 200), fill=_colour(dice, 80))
-    draw.polygon((80, 100, 160, 40, 240, 100), fill=_colour(dice, 0, 120))
+    draw.rectangle((90, 100, 230, 200), fill=_colour(rng, 80))
+    draw.polygon((80, 100, 160, 40, 240, 100), fill=_colour(rng, 0, 120))
     draw.rectangle((145, 140, 175, 200), fill=(60, 40, 30))
     draw.rectangle((105, 120, 130, 145), fill=(230, 230, 160))
     return picture
 
 
-def _stripes(dice: Dice) -> Image.Image:
-    width = int(dice.integers(6, 20))
-    place = np.arange(HEIGHT)[:, None] + np.arange(WIDTH)[None]
-    light, dark = np.array(_colour(dice, 180), np.uint8), np.array(_colour(dice, 0, 90), np.uint8)
-    return Image.fromarray(np.where((place // width % 2)[..., None], dark, light))
+def _stripes(rng: Rng) -> Image.Image:
+    width = int(rng.integers(6, 20))
+    diagonal = np.arange(HEIGHT)[:, None] + np.arange(WIDTH)[None]
+    light, dark = np.array(_colour(rng, 180), np.uint8), np.array(_colour(rng, 0, 90), np.uint8)
+    return Image.fromarray(np.where((diagonal // width % 2)[..., None], dark, light))
 
 
-def _noise(dice: Dice) -> Image.Image:
-    return Image.fromarray(dice.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+def _noise(rng: Rng) -> Image.Image:
+    return Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
 
 
-def _keys(dice: Dice) -> Image.Image:
-    picture, draw = _blank(_colour(dice, 20, 90))
+def _keys(rng: Rng) -> Image.Image:
+    picture, draw = _blank(_colour(rng, 20, 90))
     for column in range(10):
         for row in range(5):
             corner = (14 + column * 30, 20 + row * 42)
@@ -104,9 +104,9 @@ def _keys(dice: Dice) -> Image.Image:
     return picture
 
 
-def _car(dice: Dice) -> Image.Image:
-    picture, draw = _blank(_colour(dice, 160))
-    paint = _colour(dice)
+def _car(rng: Rng) -> Image.Image:
+    picture, draw = _blank(_colour(rng, 160))
+    paint = _colour(rng)
     draw.rectangle((0, 170, WIDTH, HEIGHT), fill=(70, 70, 72))
     draw.rounded_rectangle((50, 110, 270, 175), 18, fill=paint)
     draw.polygon((95, 112, 125, 70, 205, 70, 235, 112), fill=paint)
@@ -118,6 +118,6 @@ def _car(dice: Dice) -> Image.Image:
     return picture
 
 
-KINDS: tuple[Callable[[Dice], Image.Image], ...] = (
+DRAWERS: tuple[Callable[[Rng], Image.Image], ...] = (
     _page, _chart, _checks, _plan, _face, _house, _stripes, _noise, _keys, _car,
 )  # fmt: skip

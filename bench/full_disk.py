@@ -1,11 +1,12 @@
-"""Takes the disk away from `ikebana fit`, at each of its stages, and sees that it says so and goes on when it is back.
+"""Test `ikebana fit` on disks that become full, read-only or empty.
 
     python bench/full_disk.py                       # as root, since small disks are mounted (tmpfs)
 
-For the run's folder and for the cache, each on a disk of its own, and for each stage of the road: the disk is filled to the
-last byte, made read-only, or emptied while the command is at it. Then the same with disks that are too small from the start.
-The command must end with 0, or with 1 and words (MachineError, no traceback), and leave nothing half-written. Once the disk
-is as it should be, `--resume` (a new beginning, where there is no run yet) must end with the bits of an undisturbed run.
+The run folder and the cache are each on their own small disk. In each stage of the command one disk
+is filled to the last byte, made read-only, or emptied. The same is tried with disks that are too
+small from the start. The command must exit with 0, or with 1 and an error message (MachineError, no
+traceback), and leave no partial file. After the disk is restored, `--resume` must finish with
+results bit-identical to an undisturbed run. Where no run exists yet, the command starts again.
 """
 
 import argparse
@@ -20,159 +21,179 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kill import SMALL, same
+from kill import SMALL_OPTIONS, list_differences
 
-ROOM = "2g"  # of a disk that is large enough
-KINDS = ("MachineError", "RunError")  # of what may be said; the second where a run has gone
+# The size of a disk that is large enough, as an option of tmpfs.
+DISK_SIZE = "2g"
+# RunError is expected where the run folder was deleted.
+EXPECTED_ERRORS = ("MachineError", "RunError")
 
 
 @dataclass
-class Life:
-    """One process: its end, its words, its stages."""
+class Outcome:
+    """Exit status, kind of error ("" if none), output and stages of a process."""
 
     status: int
-    kind: str  # of the error, if it ended with one
-    words: str
+    kind: str
+    output: str
     stages: list[str]
 
 
-def lived(arguments: list[str], cache: Path, at: str = "", act: Callable[[], None] | None = None) -> Life:
-    """Run the command; do something to it as soon as it says that it is at that stage."""
+def run_fit(arguments: list[str], cache: Path, at: str = "", disturb: Callable[[], None] | None = None) -> Outcome:
+    """Run `ikebana fit`, and call `disturb` as soon as it reports the stage `at`."""
     command = [sys.executable, "-m", "ikebana", "fit", *arguments, "--json"]
     environment = {**os.environ, "IKEBANA_CACHE": str(cache)}
-    stages, words, kind = [], [], ""
+    stages, output, kind = [], [], ""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         for line in process.stdout or ():
             event = json.loads(line)
             if event["event"] == "message":
-                words.append(event["text"])
+                output.append(event["text"])
             elif event["event"] == "error":
                 kind = event["kind"]
-                words.append(f"{event['what']} | {event['where']} | {event['advice']}")
+                output.append(f"{event['what']} | {event['where']} | {event['advice']}")
             name = {"stage": event.get("stage", ""), "stage_end": f"after {event.get('stage')}"}.get(event["event"], "")
             if name and name not in stages:
                 stages.append(name)
-                if name == at and act is not None:
-                    act()
+                if name == at and disturb is not None:
+                    disturb()
         errors = process.stderr.read() if process.stderr else ""
         status = process.wait()
-    return Life(status, kind, "\n".join([*words, errors]), stages)
+    return Outcome(status, kind, "\n".join([*output, errors]), stages)
 
 
 class Disk:
-    """A small disk in memory."""
+    """A small disk in memory (tmpfs)."""
 
-    def __init__(self, place: Path, size: str = ROOM):
-        self.place, self.busy = place, False
-        place.mkdir()
-        _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place))
+    def __init__(self, mount_point: Path, size: str = DISK_SIZE):
+        self.mount_point, self.busy = mount_point, False
+        mount_point.mkdir()
+        _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount_point))
 
     def fill(self) -> None:
-        """No page more than lies there now."""
-        for _ in range(100):  # something may be written between the looking and the doing
-            used = shutil.disk_usage(self.place).used
-            command = ["mount", "-o", f"remount,size={max(used, 4096)}", str(self.place)]
+        """Shrink the disk to its current contents, so that no further page fits."""
+        # The command may write between the measurement and the remount.
+        for _ in range(100):
+            used = shutil.disk_usage(self.mount_point).used
+            command = ["mount", "-o", f"remount,size={max(used, 4096)}", str(self.mount_point)]
             if subprocess.run(command, check=False, capture_output=True).returncode == 0:
                 return
         raise RuntimeError("the disk could not be filled")
 
     def lock(self) -> None:
-        """Read-only; the kernel refuses that while a file on it is open for writing, as some of the cache's are."""
+        """Make the disk read-only.
+
+        The kernel refuses this while a file is open for writing, as some files of the cache are.
+        Then `busy` becomes true.
+        """
         for _ in range(200):
             if not subprocess.run(
-                ["mount", "-o", "remount,ro", str(self.place)], check=False, capture_output=True
+                ["mount", "-o", "remount,ro", str(self.mount_point)], check=False, capture_output=True
             ).returncode:
                 return
             time.sleep(0.01)
         self.busy = True
 
     def empty(self) -> None:
-        """As if somebody had deleted all that is on it."""
-        for each in [each for each in self.place.iterdir() if not each.name.startswith(".")]:
-            gone = each.rename(each.with_name(f".gone-{each.name}"))  # at once, not file by file
-            shutil.rmtree(gone, ignore_errors=True)
+        """Delete everything on the disk."""
+        for entry in [entry for entry in self.mount_point.iterdir() if not entry.name.startswith(".")]:
+            # Renaming removes a folder at once, not file by file.
+            trash = entry.rename(entry.with_name(f".gone-{entry.name}"))
+            shutil.rmtree(trash, ignore_errors=True)
 
-    def mend(self) -> None:
-        """As it should be; what is on it stays."""
-        _mount("-o", f"remount,rw,size={ROOM}", str(self.place))
+    def restore(self) -> None:
+        """Make the disk writable and large again. Its contents stay."""
+        _mount("-o", f"remount,rw,size={DISK_SIZE}", str(self.mount_point))
 
-    def drop(self) -> None:
-        subprocess.run(["umount", "-l", str(self.place)], check=False)
+    def unmount(self) -> None:
+        subprocess.run(["umount", "-l", str(self.mount_point)], check=False)
 
 
 def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True, capture_output=True)
 
 
-def half_written(folder: Path) -> list[str]:
-    """What must not be left behind."""
+def find_partial_files(folder: Path) -> list[str]:
+    """List the temporary files, none of which may remain."""
     return [
-        str(each.relative_to(folder))
-        for each in folder.rglob("*")
-        if each.name.startswith(".tmp") or each.name.endswith((".partial", ".partial.lock"))
+        str(file.relative_to(folder))
+        for file in folder.rglob("*")
+        if file.name.startswith(".tmp") or file.name.endswith((".partial", ".partial.lock"))
     ]
 
 
-def trial(which: str, how: str, at: str, arguments: list[str], whole: Path, size: str = ROOM) -> tuple[str, list[str]]:
-    """One disturbance.
+def run_trial(
+    disk_name: str, action: str, at: str, arguments: list[str], reference: Path, size: str = DISK_SIZE
+) -> tuple[str, list[str]]:
+    """Disturb one run of the command, resume it, and compare it with the reference.
 
-    which    the disk: run or cache
-    how      what is done to it: a method of Disk; or 'small' from the start
-    returns  what became of it, and what went wrong
+    Args:
+        disk_name: "run" or "cache"
+        action: a method of Disk, or "small" for a disk that is too small from the start
+        at: the stage in which the disk changes
+
+    Returns: the last message of the command, and a list of problems
     """
-    with tempfile.TemporaryDirectory() as place:
-        disks = {name: Disk(Path(place) / name, size if name == which else ROOM) for name in ("run", "cache")}
-        run, cache, wrong = disks["run"].place / "run", disks["cache"].place / "cache", []
+    with tempfile.TemporaryDirectory() as folder:
+        disks = {name: Disk(Path(folder) / name, size if name == disk_name else DISK_SIZE) for name in ("run", "cache")}
+        run, cache, problems = disks["run"].mount_point / "run", disks["cache"].mount_point / "cache", []
         try:
-            began = [*arguments, "--run", str(run)]
-            act = getattr(disks[which], how) if how != "small" else None
-            life = lived(began, cache, at, act)
-            if life.status not in (0, 1) or "Traceback" in life.words or (life.status and life.kind not in KINDS):
-                wrong.append(f"status {life.status} {life.kind}: {life.words[-1500:]}")
-            said = life.words.strip().splitlines()[-1] if life.status else ""
-            disks[which].mend()
-            if how == "empty" and which == "run" and run.exists():
-                wrong.append(f"left of a run that had gone: {sorted(each.name for each in run.rglob('*'))}")
-            wrong += [f"left half-written: {each}" for disk in disks.values() for each in half_written(disk.place)]
-            if life.status:
-                there = (run / "recipe.json").exists()
-                again = lived(["--resume", str(run)] if there else began, cache)
-                if again.status:
-                    return said, [*wrong, f"did not go on: {again.words[-1500:]}"]
-            differing = same(whole, run) if how != "empty" or life.status else []
-            wrong += [f"differs: {each}" for each in differing]
-            if disks[which].busy:
-                said = "it could not be made read-only: files were open"
-            return (said or "went on to its end"), wrong
+            fit_arguments = [*arguments, "--run", str(run)]
+            disturb = getattr(disks[disk_name], action) if action != "small" else None
+            outcome = run_fit(fit_arguments, cache, at, disturb)
+            if (
+                outcome.status not in (0, 1)
+                or "Traceback" in outcome.output
+                or (outcome.status and outcome.kind not in EXPECTED_ERRORS)
+            ):
+                problems.append(f"status {outcome.status} {outcome.kind}: {outcome.output[-1500:]}")
+            message = outcome.output.strip().splitlines()[-1] if outcome.status else ""
+            disks[disk_name].restore()
+            if action == "empty" and disk_name == "run" and run.exists():
+                problems.append(f"files of a deleted run: {sorted(file.name for file in run.rglob('*'))}")
+            for disk in disks.values():
+                problems += [f"partial file: {file}" for file in find_partial_files(disk.mount_point)]
+            if outcome.status:
+                is_resumable = (run / "recipe.json").exists()
+                resumed = run_fit(["--resume", str(run)] if is_resumable else fit_arguments, cache)
+                if resumed.status:
+                    return message, [*problems, f"resume failed: {resumed.output[-1500:]}"]
+            differing = list_differences(reference, run) if action != "empty" or outcome.status else []
+            problems += [f"differs: {name}" for name in differing]
+            if disks[disk_name].busy:
+                message = "the disk could not be made read-only: files were open"
+            return (message or "finished"), problems
         finally:
             for disk in disks.values():
-                disk.drop()
+                disk.unmount()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="good", choices=SMALL)
+    parser.add_argument("--recipe", default="good", choices=SMALL_OPTIONS)
     parser.add_argument("--how", default="fill,lock,empty,small")
     parser.add_argument("--which", default="run,cache")
-    parser.add_argument("--stages", help="those alone, joined by commas; as --json names them, or 'after' that")
-    parser.add_argument("--sizes", type=int, default=6, help="of disks that are too small from the start")
+    parser.add_argument("--stages", help="comma-separated stages as in --json, or 'after STAGE'; default all")
+    parser.add_argument(
+        "--sizes", type=int, default=6, help="number of sizes for disks that are too small from the start"
+    )
     options = parser.parse_args()
     if os.name != "posix" or os.geteuid() != 0:
         sys.exit("small disks are mounted: this bench needs root")
     from ikebana.demo_data import paper_flowers
 
     with tempfile.TemporaryDirectory(prefix="ikebana-disk-") as scratch:
-        photos, whole, cache = (Path(scratch) / name for name in ("photos", "whole", "cache"))
+        photos, reference, cache = (Path(scratch) / name for name in ("photos", "whole", "cache"))
         paper_flowers.draw_collection(photos, photos_per_kind=10)
-        arguments = [str(photos), "--recipe", options.recipe, "--precision", "float32", *SMALL[options.recipe]]
-        undisturbed = lived([*arguments, "--run", str(whole)], cache)
+        arguments = [str(photos), "--recipe", options.recipe, "--precision", "float32", *SMALL_OPTIONS[options.recipe]]
+        undisturbed = run_fit([*arguments, "--run", str(reference)], cache)
         if undisturbed.status:
-            sys.exit(undisturbed.words)
-        bytes_of = {"run": _size(whole), "cache": _size(cache)}
+            sys.exit(undisturbed.output)
+        sizes = {"run": measure_size(reference), "cache": measure_size(cache)}
         trials = [
-            (which, how, at, ROOM)
+            (which, how, at, DISK_SIZE)
             for which in options.which.split(",")
             for how in options.how.split(",")
             if how != "small"
@@ -180,29 +201,29 @@ def main() -> None:
         ]
         if "small" in options.how:
             trials += [
-                (which, "small", "", str(int(bytes_of[which] * (number + 0.5) / options.sizes)))
+                (which, "small", "", str(int(sizes[which] * (number + 0.5) / options.sizes)))
                 for which in options.which.split(",")
                 for number in range(options.sizes)
             ]
-        sys.exit(told(trials, arguments, whole))
+        sys.exit(run_trials(trials, arguments, reference))
 
 
-def told(trials: list[tuple[str, str, str, str]], arguments: list[str], whole: Path) -> int:
-    """The table; 1 if anything went wrong."""
-    failed, begun = 0, time.monotonic()
+def run_trials(trials: list[tuple[str, str, str, str]], arguments: list[str], reference: Path) -> int:
+    """Run all trials, print a table, and return 1 if there was a problem."""
+    failed, start = 0, time.monotonic()
     for which, how, at, size in trials:
-        said, wrong = trial(which, how, at, arguments, whole, size)
-        failed += bool(wrong)
+        message, problems = run_trial(which, how, at, arguments, reference, size)
+        failed += bool(problems)
         where = at or f"{int(size) / 1e6:.1f} MB from the start"
-        print(f"{which:<6} {how:<7} {where:<28} {'WRONG' if wrong else 'ok':<6} {said}", flush=True)
-        for line in wrong:
+        print(f"{which:<6} {how:<7} {where:<28} {'WRONG' if problems else 'ok':<6} {message}", flush=True)
+        for line in problems:
             print(f"    {line}", flush=True)
-    print(f"{len(trials)} trials, {failed} wrong, {time.monotonic() - begun:.0f} s")
+    print(f"{len(trials)} trials, {failed} wrong, {time.monotonic() - start:.0f} s")
     return int(failed > 0)
 
 
-def _size(folder: Path) -> int:
-    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+def measure_size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from machine import header
+from machine import format_header
 from PIL import Image
 
 HANG = 10.0  # seconds
@@ -133,7 +133,9 @@ def inputs(target: str, options: argparse.Namespace, dice: random.Random) -> Ite
     elif target == "model":
         yield from broken(options.model.read_bytes(), [b"\x08\x08", b"PK\x03\x04"], dice, each // 2)
     elif target == "weights":
-        yield from broken((options.run / "weights.safetensors").read_bytes(), [b"PK\x03\x04", bytes(8)], dice, each // 4)
+        yield from broken(
+            (options.run / "weights.safetensors").read_bytes(), [b"PK\x03\x04", bytes(8)], dice, each // 4
+        )
     else:
         files = {name: (options.run / name).read_bytes() for name in JSON_FILES if (options.run / name).exists()}
         yield from of_each(files, dice, max(each // 8, 1))
@@ -384,7 +386,7 @@ def main() -> None:
     options = parser.parse_args()
     options.model, options.run = options.model.resolve(), options.run.resolve()
     options.keep.mkdir(parents=True, exist_ok=True)
-    print(header("pillow", "onnxruntime", "safetensors", "polars"), flush=True)
+    print(format_header("pillow", "onnxruntime", "safetensors", "polars"), flush=True)
     for target in options.targets.split(","):
         start, dice = time.perf_counter(), random.Random(f"{options.seed} {target}")
         counts, findings = served(options, dice) if target == "serve" else tried(target, options, dice)

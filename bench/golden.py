@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from machine import header
+from machine import format_header
 from safetensors.torch import load_file, save_file
 
 import ikebana
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the file to write")
     parser.add_argument("--against", type=Path, help="a file that --out wrote on this machine")
     options = parser.parse_args()
-    print(header("torch", "timm", "numpy", "pillow"), flush=True)
+    print(format_header("torch", "timm", "numpy", "pillow"), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         hashes = compute_hashes(Path(scratch))
     if options.out is not None:

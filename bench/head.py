@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from machine import header, spread
+from machine import format_header, format_spread
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -112,7 +112,7 @@ def main() -> None:
     order = TUTORIAL_CLASS_ORDER if names == set(TUTORIAL_CLASS_ORDER) else ()
     recipe = networks.fill_defaults(replace(RECIPES[options.recipe], split="shuffle", class_order=order))
     tables = Tables(options.photos, recipe)
-    print(header("scikit-learn", "numpy", "scipy"), flush=True)
+    print(format_header("scikit-learn", "numpy", "scipy"), flush=True)
     print(f"{len(tables.labels):,} photos to learn from, {len(tables.left_labels):,} to choose by", flush=True)
     seconds: dict[str, list[float]] = defaultdict(list)
     told: dict[str, str] = {}
@@ -129,7 +129,7 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
             told[name] = f"strength {strength:g}; loss {tables.loss(line, strength):.6f}"
     for name, took in seconds.items():
-        print(f"  {name:<24} {spread(took, 2)} s; {told[name]}", flush=True)
+        print(f"  {name:<24} {format_spread(took, 2)} s; {told[name]}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from machine import header, spread
+from machine import format_header, format_spread
 
 import ikebana
 from ikebana import recipes
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--classes", default="")
     options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
-    print(header("torch", "timm", "scikit-learn"), flush=True)
+    print(format_header("torch", "timm", "scikit-learn"), flush=True)
     whole = _split(options.photos)
     balanced: dict[str, list[float]] = {"alike": [], "by share": []}
     for name in options.classes.split(",") if options.classes else sorted(set(whole["label"])):
@@ -46,7 +46,7 @@ def main() -> None:
                 print(f"  few of {name}, classes {how}: {words}", flush=True)
     for how, values in balanced.items():
         print(
-            f"{options.recipe}, {options.left} photos of one class, classes {how}: balanced accuracy {spread(values, 3)}"
+            f"{options.recipe}, {options.left} photos of one class, classes {how}: balanced accuracy {format_spread(values, 3)}"
         )
 
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from machine import header, spread
+from machine import format_header, format_spread
 from near_duplicates import KINDS, searched
 from PIL import Image
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
-    print(header("torch", "numpy", "pillow"), flush=True)
+    print(format_header("torch", "numpy", "pillow"), flush=True)
     choices = {"epochs": options.epochs} if options.epochs else {}
     excess: dict[SplitStrategy, list[float]] = {"shuffle": [], "stratified": []}
     for seed in map(int, options.seeds.split(",")):
@@ -82,7 +82,7 @@ def main() -> None:
                 print(f"seed {seed} {kind}: said {score.accuracy:.3f} on {score.n}, truth {true:.3f} on {len(truth)}")
                 print("  " + repr(score.leakage).replace("\n", "\n  "), flush=True)
     for kind, values in excess.items():
-        print(f"{kind}: said more than the truth by {spread(values, 4)}, mean {np.mean(values):+.4f}")
+        print(f"{kind}: said more than the truth by {format_spread(values, 4)}, mean {np.mean(values):+.4f}")
     print(f"load of the machine: {os.getloadavg()[1]:.1f}")
 
 

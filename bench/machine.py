@@ -1,4 +1,4 @@
-"""What a record says of the machine it was made on."""
+"""Describe the machine, and format the results of a benchmark."""
 
 import datetime
 import importlib.metadata
@@ -11,18 +11,18 @@ import torch
 from ikebana.learning import device
 
 
-def header(*libraries: str) -> str:
-    """Date, processor, processors and versions, on one line."""
+def format_header(*libraries: str) -> str:
+    """Format the date, the processor, its core count and library versions on one line."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
     return f"{datetime.date.today()}  {device.describe_processor()}  {os.cpu_count()} processors  {versions}"
 
 
-def ended(on: str) -> None:
-    """Wait for a device: a GPU is at it while the processor goes on."""
-    if on != "cpu":
-        torch.get_device_module(on).synchronize()
+def synchronize(device_name: str) -> None:
+    """Wait until a device has finished, because GPU kernels run asynchronously."""
+    if device_name != "cpu":
+        torch.get_device_module(device_name).synchronize()
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The median, and the least and most in brackets."""
+def format_spread(values: Sequence[float], digits: int = 2) -> str:
+    """Format the median, with the minimum and maximum in brackets."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

@@ -27,7 +27,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from machine import header
+from machine import format_header
 from PIL import Image
 
 CLASSES = 5
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
-    print(header("torch", "numpy", "polars", "scikit-learn"), flush=True)
+    print(format_header("torch", "numpy", "polars", "scikit-learn"), flush=True)
     print(" ".join(sys.argv[1:]), flush=True)
     given = options.folder is not None
     options.folder = options.folder if given else Path(tempfile.mkdtemp())

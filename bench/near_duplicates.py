@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from machine import header, spread
+from machine import format_header, format_spread
 from PIL import Image, ImageDraw, ImageOps
 
 from ikebana.data import pixel_cache, sources
@@ -144,8 +144,8 @@ def bench(photos: Path, seeds: list[int], each: int, sheet: Path | None) -> None
         print(f"seed {seed}: {told}; false pairs {len(false)}; {seconds:.1f} s", flush=True)
         for names, how in false:
             print(f"  false: {names[0]}  {names[1]}  {how}", flush=True)
-    print("recall: " + "  ".join(f"{kind} {spread(values, 3)}" for kind, values in recalls.items()))
-    print(f"seconds of the search: {spread(times, 1)}")
+    print("recall: " + "  ".join(f"{kind} {format_spread(values, 3)}" for kind, values in recalls.items()))
+    print(f"seconds of the search: {format_spread(times, 1)}")
 
 
 def draw_sheet(found: Dataset, keep: PixelCache, file: Path) -> None:
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--drawn", type=int)
     options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
-    print(header("numpy", "pillow", "scipy"), flush=True)
+    print(format_header("numpy", "pillow", "scipy"), flush=True)
     if options.drawn:
         scale(options.drawn)
     elif options.photos:

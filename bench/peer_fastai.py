@@ -38,7 +38,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import polars as pl
-from machine import spread
+from machine import format_spread
 
 from ikebana.learning import device, process_state
 from ikebana.learning.models import pretrained_weights
@@ -204,14 +204,14 @@ def table(rows: list[Row]) -> list[str]:
         speeds = [run["scored_a_second"] for run in runs.values() if "scored_a_second" in run]
         parts = ", ".join(f"{part} {value:.1f}" for part, value in list(runs.values())[-1]["parts"].items())
         scored = f"{median(speeds):.0f}" if speeds else "-"
-        lines.append(form(name, len(runs), spread(accuracies, 4), spread(seconds, 1), scored, parts))
+        lines.append(form(name, len(runs), format_spread(accuracies, 4), format_spread(seconds, 1), scored, parts))
     return lines
 
 
 def ratio(one: dict[int, Row], other: dict[int, Row]) -> str:
     """How many times the seconds of the other, round by round."""
     shared = sorted(one.keys() & other.keys())
-    return spread([one[each]["seconds"] / other[each]["seconds"] for each in shared], 1) if shared else "unknown"
+    return format_spread([one[each]["seconds"] / other[each]["seconds"] for each in shared], 1) if shared else "unknown"
 
 
 def statements(rows: list[Row]) -> list[str]:

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import header, spread
+from machine import format_header, format_spread
 
 KERAS = """
 import sys, keras
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--fastai-env", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    print(header("onnxruntime", "torch", "pillow"), len(os.sched_getaffinity(0)), "of them allowed", flush=True)
+    print(format_header("onnxruntime", "torch", "pillow"), len(os.sched_getaffinity(0)), "of them allowed", flush=True)
     count = sum(1 for each in options.photos.rglob("*") if each.is_file())
     with tempfile.TemporaryDirectory() as scratch:
         ways = contestants(options, str(Path(scratch) / "x.csv"))
@@ -78,7 +78,7 @@ def main() -> None:
                 print(f"  {name}: {count / times[name][-1]:.0f} photos a second", flush=True)
     print(f"{count} photos, photos a second:")
     for name, taken in times.items():
-        print(f"  {name}: {spread([count / each for each in taken], 0)}")
+        print(f"  {name}: {format_spread([count / each for each in taken], 0)}")
 
 
 def contestants(options: argparse.Namespace, out: str) -> dict[str, list[str]]:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from foreign import drawn
-from machine import header, spread
+from foreign import draw_pictures
+from machine import format_header, format_spread
 from PIL import Image, ImageFilter, ImageOps
 
 from ikebana.auditing import content_checks, image_quality, shortcuts
@@ -75,10 +75,12 @@ def main() -> None:
     parser.add_argument("--only", default="labels,odd,blurred,shortcut")
     options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
-    print(header("torch", "timm", "scikit-learn"), flush=True)
+    print(format_header("torch", "timm", "scikit-learn"), flush=True)
     kinds = {"labels": flipped, "odd": foreign, "blurred": blurred, "shortcut": bordered}
     with tempfile.TemporaryDirectory() as scratch:
-        bench = planted(Path(scratch), options.photos.resolve(), options.awkward, options.seeds, options.only.split(","))
+        bench = planted(
+            Path(scratch), options.photos.resolve(), options.awkward, options.seeds, options.only.split(",")
+        )
         for kind in options.only.split(","):
             kinds[kind](bench, options.seeds)
 
@@ -120,7 +122,7 @@ def _foreign(folder: Path, awkward: Path | None, classes: Sequence[str], seed: i
         for name in FOREIGN:
             files.append(folder / name)
             files[-1].write_bytes((awkward / name).read_bytes())
-    for number, picture in enumerate(drawn(PLANTED - len(files), seed)):
+    for number, picture in enumerate(draw_pictures(PLANTED - len(files), seed)):
         files.append(folder / f"drawn-{number}.jpg")
         picture.save(files[-1], quality=90)
     for file in files:
@@ -172,7 +174,9 @@ def flipped(bench: Bench, seeds: int) -> None:
     for name, found in scores.items():
         if found:
             once, thrice = zip(*found, strict=True)
-            print(f"labels, {name}: recall among as many {spread(once, 3)}, three times as many {spread(thrice, 3)}")
+            print(
+                f"labels, {name}: recall among as many {format_spread(once, 3)}, three times as many {format_spread(thrice, 3)}"
+            )
     print(f"labels reported, of these planted, of these with the right name: {shares}", flush=True)
 
 

@@ -1,9 +1,9 @@
-"""Test accuracy and time of named recipes over seeds, on the tutorial's split.
+"""Measure test accuracy and time of recipes over several seeds, on the tutorial's split.
 
     python bench/recipes.py --photos DIR [--recipes baseline,augmented] [--seeds 0,1,2] [--epochs N] [--out FOLDER]
                             [--split shuffle|stratified] [--truncate-at BLOCK --weights FILE]
 
-Each run is a whole `ikebana.fit`; its folder stays in --out (a temporary one if none is given).
+Each run is a complete `ikebana.fit`. Its folder stays in --out, by default a temporary folder.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import header, spread
+from machine import format_header, format_spread
 
 import ikebana
 from ikebana.recipes import TUTORIAL_CLASS_ORDER
@@ -31,9 +31,9 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp())
     progress.set_reporter(progress.SilentReporter())
-    names = {each.name for each in options.photos.iterdir() if each.is_dir()}
+    names = {entry.name for entry in options.photos.iterdir() if entry.is_dir()}
     order = TUTORIAL_CLASS_ORDER if names == set(TUTORIAL_CLASS_ORDER) else ()
-    print(header("torch", "numpy", "pillow"), flush=True)
+    print(format_header("torch", "numpy", "pillow"), flush=True)
     for recipe in options.recipes.split(","):
         accuracies, seconds = [], []
         for seed in map(int, options.seeds.split(",")):
@@ -61,7 +61,8 @@ def main() -> None:
             )
         mean = sum(accuracies) / len(accuracies)
         print(
-            f"{recipe}: test accuracy mean {mean:.3f}, median {spread(accuracies, 3)}; seconds {spread(seconds, 0)}",
+            f"{recipe}: test accuracy mean {mean:.3f}, median {format_spread(accuracies, 3)}; "
+            f"seconds {format_spread(seconds, 0)}",
             flush=True,
         )
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from machine import header
+from machine import format_header
 
 from ikebana.serving.limits import BYTES_PER_MEGABYTE, Limits
 
@@ -267,7 +267,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8731)
     options = parser.parse_args()
     print(
-        header("fastapi", "uvicorn", "onnxruntime", "torch", "pillow"), len(os.sched_getaffinity(0)), "of them allowed"
+        format_header("fastapi", "uvicorn", "onnxruntime", "torch", "pillow"),
+        len(os.sched_getaffinity(0)),
+        "of them allowed",
     )
     good = [each.read_bytes() for each in sorted(options.photos.rglob("*.jpg"))[::20]]
     awkward = [each.read_bytes() for each in sorted(options.awkward.iterdir())] if options.awkward else [b"no photo"]

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import header, spread
+from machine import format_header, format_spread
 
 import ikebana
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--int8", action="store_true", help="the same once more for the file in int8")
     options = parser.parse_args()
-    print(header("torch", "onnxruntime", "onnx", "pillow", "numpy"), flush=True)
+    print(format_header("torch", "onnxruntime", "onnx", "pillow", "numpy"), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         models = {"float32": Path(scratch) / "float32.onnx"}
         if options.int8:
@@ -74,7 +74,7 @@ def whole_folder(models: dict[str, Path], photos: Path, rounds: int, scratch: Pa
             times[name].append(count / seconds)
     print(f"photos a second on {count} files, the whole process:")
     for name, speeds in times.items():
-        print(f"  {name}: {spread(speeds, 0)}, at most {peaks[name]:,.0f} MB", flush=True)
+        print(f"  {name}: {format_spread(speeds, 0)}, at most {peaks[name]:,.0f} MB", flush=True)
 
 
 def first_answer(models: dict[str, Path], run: Path, photo: Path, rounds: int) -> None:
@@ -98,7 +98,7 @@ def first_answer(models: dict[str, Path], run: Path, photo: Path, rounds: int) -
             times[name].append(timed(command)[0])
     print("seconds from the process' start to the first answer:")
     for name, seconds in times.items():
-        print(f"  {name}: {spread(seconds)}", flush=True)
+        print(f"  {name}: {format_spread(seconds)}", flush=True)
 
 
 def timed(command: list[str]) -> tuple[float, float]:

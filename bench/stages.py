@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import ended, header, spread
+from machine import format_header, format_spread, synchronize
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,10 +79,10 @@ def limits_of(setting: DeviceSettings, photos: Path) -> Limits:
     rows, copied = (ON_CUDA, IN_CUDA) if on == "cuda" else (SQUARE, COPIED)
     for name, dtype in DTYPES.items():
         one = torch.randn(rows, rows, device=on).to(dtype)
-        flops[name] = 2 * rows**3 / _best(lambda one=one: (one @ one, ended(on)))
+        flops[name] = 2 * rows**3 / _best(lambda one=one: (one @ one, synchronize(on)))
     source = torch.ones(copied // 4, device=on)
     target = torch.empty_like(source)
-    memory = 2 * copied / _best(lambda: (target.copy_(source), ended(on)))
+    memory = 2 * copied / _best(lambda: (target.copy_(source), synchronize(on)))
     return Limits(flops, memory, _jpegs(photos))
 
 
@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--no-export", action="store_true")
     options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
-    print(header("torch", "timm", "numpy", "pillow", "onnxruntime"), flush=True)
+    print(format_header("torch", "timm", "numpy", "pillow", "onnxruntime"), flush=True)
     for name in options.recipes.split(","):
         recipe = networks.fill_defaults(recipes.get_recipe(name))
         setting = estimate.configure_device(assemble(recipe, 5))
@@ -285,7 +285,7 @@ def main() -> None:
                 f"{name}, cold, round {number + 1}" + (f", {epochs} of its {all_epochs} epochs" if epochs else ""),
                 rows,
             )
-        print(f"{name}, cold: {spread(wholes, 1)} s, n = {len(wholes)}")
+        print(f"{name}, cold: {format_spread(wholes, 1)} s, n = {len(wholes)}")
         if all_epochs > 1 and not recipe.caches_features:
             shown(f"{name}, within", within_training(recipe, 5, limits, setting), 1e-3, "ms")
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
-from machine import header
+from machine import format_header
 from PIL import Image
 
 import ikebana
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    print(header("onnxruntime", "pillow", "playwright"), flush=True)
+    print(format_header("onnxruntime", "pillow", "playwright"), flush=True)
     run = ikebana.open_run(options.run)
     photos = test_photos(run, options.where, options.count)
     with tempfile.TemporaryDirectory() as scratch:
