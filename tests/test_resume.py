@@ -232,7 +232,8 @@ def test_a_disk_that_is_full_or_read_only_is_said_and_the_run_goes_on_when_it_is
     real, made = Trainer.step, []
 
     def spoilt(*arguments):
-        made.append(1)
+        if (place / "run").exists():  # the speed is measured before
+            made.append(1)
         if len(made) == 3:  # in the second epoch
             assert remount(trouble if trouble == "ro" else f"size={shutil.disk_usage(place).used}")
         return real(*arguments)

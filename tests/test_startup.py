@@ -34,6 +34,10 @@ def test_photos_trust_report_and_runs_do_without_torch(room):
     assert "torch" not in loaded_by(f"import ikebana.{room}")
 
 
+def test_the_page_of_an_audit_needs_no_matplotlib():
+    assert "matplotlib" not in loaded_by("import ikebana.reports.audit_page, ikebana.reports.run_pictures")
+
+
 @pytest.mark.slow
 def test_every_public_name_is_there_and_explains_itself():
     code = (
