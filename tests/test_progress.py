@@ -119,6 +119,16 @@ def test_a_narrow_terminal_keeps_the_time_left_and_drops_the_rate(columns, monke
     assert len(line) <= columns
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "10"])
+def test_a_bar_can_be_read_whatever_the_number_of_columns(columns, monkeypatch, capfd):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    bar = progress.MovingBar("read photos", 100, "photos")
+    bar.advance(100)
+    bar.close()
+    assert re.search(r"read photos .*100%", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capfd.readouterr().err))
+
+
 def test_only_photos_and_files_have_a_rate():
     assert progress._format_speed(20, 2.0, "photos") == "10 photos/s"
     assert progress._format_speed(20, 2.0, "steps") == ""

@@ -24,6 +24,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
 from ikebana.errors import RecipeError
+from ikebana.system.terminal_size import MIN_COLUMNS
 
 LOADING_TEXT = "loading PyTorch ..."
 # All control characters except tab and newline.
@@ -71,6 +72,8 @@ class MovingBar:
         self.started = time.monotonic()
         self.done, self.scores = 0, ""
         console = Console(stderr=True)
+        # Python programs may have a COLUMNS that the command line would correct.
+        console.width = max(console.width, MIN_COLUMNS)
         self.is_wide = console.width >= WIDE_COLUMNS
         # The time left is never shortened: a narrow terminal has no speed, and scores with short names.
         time_column = Column(no_wrap=True, min_width=len("0:00:00"))
