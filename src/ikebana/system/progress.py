@@ -73,7 +73,8 @@ class MovingBar:
         self.done, self.scores = 0, ""
         console = Console(stderr=True)
         # Python programs may have a COLUMNS that the command line would correct.
-        console.width = max(console.width, MIN_COLUMNS)
+        if console.width < MIN_COLUMNS:  # noqa: PLR1730 -- a width that was set no longer follows the window
+            console.width = MIN_COLUMNS
         self.is_wide = console.width >= WIDE_COLUMNS
         # The time left is never shortened: a narrow terminal has no speed, and scores with short names.
         time_column = Column(no_wrap=True, min_width=len("0:00:00"))
