@@ -88,7 +88,9 @@ def run_trial(
     message = outcome.output.strip().splitlines()[-1] if outcome.status and outcome.output.strip() else ""
     if how != "read-only":
         problems += [f"partial file: {file}" for file in find_partial_files(folder)]
-    if outcome.status:
+    # A run whose pictures could not be written is complete, and a resume draws them.
+    has_pictures = (run / "figures").is_dir() and (run / "thumbnails").is_dir()
+    if outcome.status or not has_pictures:
         resumed = runner.run_command(["--resume", str(run)] if (run / "recipe.json").exists() else arguments, cache)
         if resumed.status:
             return failed_change, message, [*problems, f"resume failed: {resumed.output[-1500:]}"]
