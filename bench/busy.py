@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from machine import header, spread
+from machine import format_header, format_spread
 
 from ikebana.system.threads import count_threads
 
@@ -79,7 +79,7 @@ def main() -> None:
     flags.add_argument("--parts", default="epoch,quick")
     options = flags.parse_args()
     measurements = {"epoch": time_epoch, "quick": time_quick}
-    print(header("torch"), flush=True)
+    print(format_header("torch"), flush=True)
     seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for number in range(options.rounds):
         for is_busy in (False, True):
@@ -91,7 +91,7 @@ def main() -> None:
                     seconds[part, "beside a busy process" if is_busy else "alone", name].append(value)
                     print(f"  {part}, {'beside' if is_busy else 'alone'}, {name}: {value:.1f} s", flush=True)
     for (part, place, name), values in seconds.items():
-        print(f"{part}, {place}, {name}: {spread(values, 1)} s, n = {len(values)}", flush=True)
+        print(f"{part}, {place}, {name}: {format_spread(values, 1)} s, n = {len(values)}", flush=True)
 
 
 if __name__ == "__main__":
