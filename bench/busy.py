@@ -2,10 +2,10 @@
 
     python bench/busy.py --photos DIR [--rounds 3] [--train 2590] [--validation 863] [--parts epoch,quick]
 
-Measures an epoch of `good` on random pixels, and a whole cold `fit` of `quick`, each in a process of
-its own. "not adapted" is libgomp's default: all threads, which spin. Conditions take turns within a
-round. Before each measurement beside the busy process, it runs for a minute, because the number of
-threads follows the load average.
+Measures an epoch of `good` on random pixels, and a whole cold `fit` of `quick`, each in a process
+of its own. "not adapted" is libgomp's default: all threads, which spin. Conditions take turns
+within a round. Before each measurement beside the busy process, it runs for a minute, because the
+number of threads follows the load average.
 """
 
 import argparse
@@ -71,13 +71,13 @@ def time_quick(options: argparse.Namespace, environment: dict[str, str]) -> floa
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path, required=True)
-    flags.add_argument("--rounds", type=int, default=3)
-    flags.add_argument("--train", type=int, default=2590)
-    flags.add_argument("--validation", type=int, default=863)
-    flags.add_argument("--parts", default="epoch,quick")
-    options = flags.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--train", type=int, default=2590)
+    parser.add_argument("--validation", type=int, default=863)
+    parser.add_argument("--parts", default="epoch,quick")
+    options = parser.parse_args()
     measurements = {"epoch": time_epoch, "quick": time_quick}
     print(format_header("torch"), flush=True)
     seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)

@@ -1,15 +1,18 @@
-"""Hash everything that training computes, so that a refactoring can prove that it changed no bit.
+"""Hash everything that training computes, to prove that a refactoring changes no bit.
 
     python bench/golden.py --out before.json            # before a change
     python bench/golden.py --against before.json        # after it: exits 1 if anything differs
 
-Every recipe is trained in float32 on drawn photos, small enough that all of it takes a few minutes. Bits depend on the
-processor, its number of threads and the libraries, so the file is only valid on the machine that wrote it and is never
-committed. Names are not part of a hash: weights are hashed by value, shape and type, so they may be renamed.
+Every recipe is trained in float32 on small drawn photos, which takes a few minutes in total. The
+bits depend on the processor, its number of threads and the libraries. The file is therefore only
+valid on the machine that wrote it, and is never committed. Weights are hashed by value, shape and
+type, not by name, so they may be renamed.
 
-What is hashed: the weights and the predictions of each recipe, of runs that were interrupted within an epoch and
-resumed, and of a run that was trained once more on all photos; the features that `quick` caches; what an exported file
-predicts for new photos.
+The hashes cover:
+  - weights and predictions of each recipe, of runs that were interrupted within an epoch and
+    resumed, and of a run that was refitted on all photos
+  - the features that `quick` caches
+  - the predictions of exported files for new photos
 """
 
 import argparse
@@ -85,27 +88,27 @@ def compute_hashes(scratch: Path) -> dict[str, str]:
 
     def record(name: str, run: Run) -> None:
         hashes[f"{name} weights"] = hash_arrays(tensor.numpy() for tensor in load_file(run.weights).values())
-        hashes[f"{name} predictions"] = hash_arrays([probabilities_of(run)])
+        hashes[f"{name} predictions"] = hash_arrays([get_probabilities(run)])
         print(f"{name}: {hashes[f'{name} weights'][:12]}", flush=True)
 
     runs = {}
-    for recipe, small in OPTIONS.items():
-        options = COMMON | small
+    for recipe, small_options in OPTIONS.items():
+        options = COMMON | small_options
         if recipe in INCEPTION_RECIPES:
             options["weights"] = str(inception_weights)
         fit = partial(ikebana.fit, scratch / "photos", recipe, **options)
-        runs[recipe] = quietly(fit, run=scratch / recipe)
+        runs[recipe] = run_quietly(fit, run=scratch / recipe)
         record(recipe, runs[recipe])
         if recipe in INTERRUPTED_RECIPES:
-            with interrupted_after(STEPS_BEFORE_INTERRUPT):
-                quietly(fit, run=scratch / f"{recipe}-resumed")
-            record(f"{recipe} resumed", quietly(ikebana.resume, scratch / f"{recipe}-resumed"))
+            with interrupt_after(STEPS_BEFORE_INTERRUPT):
+                run_quietly(fit, run=scratch / f"{recipe}-resumed")
+            record(f"{recipe} resumed", run_quietly(ikebana.resume, scratch / f"{recipe}-resumed"))
     options = COMMON | OPTIONS["baseline"] | {"refit_on_all": True}
-    record("all", quietly(ikebana.fit, scratch / "photos", "baseline", run=scratch / "all", **options))
+    record("all", run_quietly(ikebana.fit, scratch / "photos", "baseline", run=scratch / "all", **options))
     feature_files = sorted((scratch / "cache" / "features").glob("*/features.npy"))
     hashes["features"] = hash_arrays(np.load(file) for file in feature_files)
     for recipe in ("baseline", "good"):
-        classifier = quietly(ikebana.export, runs[recipe], scratch / f"{recipe}.onnx")
+        classifier = run_quietly(ikebana.export, runs[recipe], scratch / f"{recipe}.onnx")
         predictions = [classifier.predict(photo) for photo in sorted((scratch / "new").glob("*.*"))]
         hashes[f"{recipe} exported"] = hash_arrays([np.array([list(p.probabilities.values()) for p in predictions])])
     return hashes
@@ -118,23 +121,23 @@ def draw_inception_weights(file: Path) -> Path:
     return file
 
 
-def probabilities_of(run: Run) -> np.ndarray:
+def get_probabilities(run: Run) -> np.ndarray:
     return run.predictions.select(f"p:{name}" for name in run.classes).to_numpy()
 
 
 def hash_arrays(arrays: Iterable[np.ndarray]) -> str:
-    """One hash of arrays in any order, whatever their names are."""
+    """Hash arrays independently of their order and names."""
     digests = sorted(hash_array(array) for array in arrays)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def hash_array(array: np.ndarray) -> str:
-    about = f"{array.dtype} {array.shape}".encode()
-    return hashlib.sha256(about + np.ascontiguousarray(array).tobytes()).hexdigest()
+    header = f"{array.dtype} {array.shape}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def quietly(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """The result of some work without its progress bars; what it wrote is shown if it fails."""
+def run_quietly(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call `work` without showing its progress bars. Show its output if it fails."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stream, redirect_stderr(stream):
         try:
             return work(*arguments, **options)
@@ -145,15 +148,19 @@ def quietly(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def interrupted_after(steps: int) -> Iterator[None]:
-    """Raise KeyboardInterrupt in the training step after so many, with a checkpoint after every step."""
-    step, intervals, made = Trainer.step, (loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION), 0
+def interrupt_after(steps: int) -> Iterator[None]:
+    """Raise KeyboardInterrupt after `steps` training steps, with a checkpoint after every step."""
+    step, intervals, steps_run = (
+        Trainer.step,
+        (loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION),
+        0,
+    )
 
     def interrupted_step(*arguments: Any) -> Any:
-        nonlocal made
-        if made == steps:
+        nonlocal steps_run
+        if steps_run == steps:
             raise KeyboardInterrupt
-        made += 1
+        steps_run += 1
         return step(*arguments)
 
     setattr(Trainer, "step", interrupted_step)  # noqa: B010

@@ -1,11 +1,12 @@
-"""The head of `quick` and scikit-learn's LogisticRegression on the same kept features, in turns.
+"""Compare the head of `quick` with scikit-learn's LogisticRegression on the same features.
 
     python bench/head.py --photos DIR [--rounds 5] [--recipe quick]
 
-Both see the features of the training photos through the same scale, try the same strengths of the pull towards zero, each
-beginning where the one before ended, and take the one with the least loss on the validation photos; ours stops once two in a
-row are worse. Then one fit at the chosen strength from nothing. Seconds, and what is reached: the loss that both are after
-(mean cross-entropy and pull; the lower the better), log loss and accuracy on the validation photos.
+Both use the same standardised training features and the same grid of L2 strengths, each fit
+starting from the previous solution. Both select the strength with the lowest validation loss.
+ikebana stops once two strengths in a row are worse. Then each fits once from zero at the selected
+strength. The output has the seconds, the objective of both (mean cross-entropy plus penalty, lower
+is better), and log loss and accuracy on the validation photos.
 """
 
 import argparse
@@ -34,69 +35,88 @@ from ikebana.recipes import RECIPES, TUTORIAL_CLASS_ORDER
 from ikebana.system import progress
 
 
-class Tables:
-    """Features in memory and labels, of the photos to learn from and of those to choose by."""
+class Features:
+    """Features in memory and labels of the training and validation photos."""
 
     def __init__(self, photos: Path, recipe: Recipe):
-        opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), recipe.image_size, recipe.resize)
-        dataset = split.split_photos(sources.assign_classes(opened, recipe.class_order), recipe)
+        photo_set, cache = pixel_cache.open_pixel_cache(sources.read(photos), recipe.image_size, recipe.resize)
+        dataset = split.split_photos(sources.assign_classes(photo_set, recipe.class_order), recipe)
         self.classes = len(dataset.classes)
-        built = assemble(recipe, self.classes)
-        setting = configure_device(built)
-        seen = out_of_fold.extract_labelled_features(
-            examples.build_split_examples(dataset, keep.pixels), built.members[0], keep.folder.name, setting
+        assembled = assemble(recipe, self.classes)
+        settings = configure_device(assembled)
+        extracted = out_of_fold.extract_labelled_features(
+            examples.build_split_examples(dataset, cache.pixels), assembled.members[0], cache.folder.name, settings
         )
-        part = dataset.photos["split"].to_numpy()[seen.rows]
-        (learned, self.labels), (left, self.left_labels) = (
-            (seen.features[np.flatnonzero(part == name)], seen.labels[part == name]) for name in ("train", "validation")
+        splits = dataset.photos["split"].to_numpy()[extracted.rows]
+        (train, self.train_labels), (validation, self.validation_labels) = (
+            (extracted.features[np.flatnonzero(splits == name)], extracted.labels[splits == name])
+            for name in ("train", "validation")
         )
-        self.features, self.left = learned, left
-        mean, factor = compute_mean_and_scale(learned)
-        self.scaled, self.left_scaled = (((each - mean) / factor).astype(np.float32) for each in (learned, left))
-        self.nothing, self.one = np.zeros(learned.shape[1]), np.ones(learned.shape[1])
+        self.train, self.validation = train, validation
+        mean, scale = compute_mean_and_scale(train)
+        self.train_scaled, self.validation_scaled = (
+            ((values - mean) / scale).astype(np.float32) for values in (train, validation)
+        )
+        self.zero_mean, self.unit_scale = np.zeros(train.shape[1]), np.ones(train.shape[1])
 
-    def loss(self, line: np.ndarray, strength: float) -> float:
-        """What both make as small as they can, of weights on features to scale with the bias behind them."""
-        said = self.scaled @ line[:, :-1].T + line[:, -1]
-        pull = np.square(line[:, :-1]).sum() / (2 * strength * len(said))
-        return float(logistic_head.compute_cross_entropy(said, self.labels).mean() + pull)
+    def compute_loss(self, coefficients: np.ndarray, strength: float) -> float:
+        """Compute the objective that both minimise.
 
-    def judged(self, said: np.ndarray) -> tuple[float, float]:
-        """Log loss and accuracy on the validation photos."""
-        right = (said.argmax(1) == self.left_labels).mean()
-        return float(logistic_head.compute_cross_entropy(said, self.left_labels).mean()), float(right)
+        Args:
+            coefficients: weights for standardised features and the bias, classes x (features + 1)
+            strength: the inverse L2 strength, C of scikit-learn
+        """
+        logits = self.train_scaled @ coefficients[:, :-1].T + coefficients[:, -1]
+        penalty = np.square(coefficients[:, :-1]).sum() / (2 * strength * len(logits))
+        return float(logistic_head.compute_cross_entropy(logits, self.train_labels).mean() + penalty)
+
+    def evaluate(self, logits: np.ndarray) -> tuple[float, float]:
+        """Compute log loss and accuracy on the validation photos."""
+        accuracy = (logits.argmax(1) == self.validation_labels).mean()
+        return float(logistic_head.compute_cross_entropy(logits, self.validation_labels).mean()), float(accuracy)
 
 
-def ours(tables: Tables) -> tuple[float, np.ndarray]:
-    """The strength that we choose, and what the head says of the validation photos, classes as frequent as they are."""
-    found = logistic_head.fit_head(tables.features, tables.labels, tables.left, tables.left_labels, tables.classes, 0)
-    return found.inverse_l2, tables.left @ found.weight.T + found.bias + compute_log_priors(
-        tables.labels, tables.classes
+def fit_ikebana(features: Features) -> tuple[float, np.ndarray]:
+    """Fit the head of ikebana.
+
+    Returns: the selected strength, and the validation logits with the class priors added
+    """
+    head = logistic_head.fit_head(
+        features.train, features.train_labels, features.validation, features.validation_labels, features.classes, 0
+    )
+    return head.inverse_l2, features.validation @ head.weight.T + head.bias + compute_log_priors(
+        features.train_labels, features.classes
     )
 
 
-def theirs(tables: Tables) -> tuple[float, np.ndarray]:
-    """The same with scikit-learn."""
-    mean, factor = compute_mean_and_scale(tables.features)
-    learned, left = (((each - mean) / factor).astype(np.float32) for each in (tables.features, tables.left))
+def fit_scikit_learn(features: Features) -> tuple[float, np.ndarray]:
+    """Select the strength and fit with scikit-learn."""
+    mean, scale = compute_mean_and_scale(features.train)
+    train, validation = (
+        ((values - mean) / scale).astype(np.float32) for values in (features.train, features.validation)
+    )
     peer = LogisticRegression(max_iter=logistic_head.MAX_LBFGS_STEPS, warm_start=True)
-    found = []
+    results = []
     for strength in logistic_head.REGULARISATION_GRID:
-        said = peer.set_params(C=strength).fit(learned, tables.labels).decision_function(left)
-        found.append((tables.judged(said)[0], strength, said))
-    _, strength, said = min(found, key=lambda each: each[:2])
-    return strength, said
+        logits = peer.set_params(C=strength).fit(train, features.train_labels).decision_function(validation)
+        results.append((features.evaluate(logits)[0], strength, logits))
+    _, strength, logits = min(results, key=lambda values: values[:2])
+    return strength, logits
 
 
-def our_line(tables: Tables, strength: float) -> np.ndarray:
-    """The weights of one fit from nothing, the bias behind them."""
-    pieces = logistic_head.ScaledChunks(tables.scaled, tables.labels, tables.nothing, tables.one)
-    return logistic_head.fit_coefficients(pieces, tables.classes, strength)
+def fit_ikebana_once(features: Features, strength: float) -> np.ndarray:
+    """Fit once from zero, and return the weights followed by the bias."""
+    chunks = logistic_head.ScaledChunks(
+        features.train_scaled, features.train_labels, features.zero_mean, features.unit_scale
+    )
+    return logistic_head.fit_coefficients(chunks, features.classes, strength)
 
 
-def their_line(tables: Tables, strength: float) -> np.ndarray:
-    """The same with scikit-learn."""
-    peer = LogisticRegression(C=strength, max_iter=logistic_head.MAX_LBFGS_STEPS).fit(tables.scaled, tables.labels)
+def fit_scikit_learn_once(features: Features, strength: float) -> np.ndarray:
+    """Fit once with scikit-learn, and return the weights followed by the bias."""
+    peer = LogisticRegression(C=strength, max_iter=logistic_head.MAX_LBFGS_STEPS).fit(
+        features.train_scaled, features.train_labels
+    )
     return np.concatenate([peer.coef_, peer.intercept_[:, None]], 1)
 
 
@@ -108,28 +128,31 @@ def main() -> None:
     options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
     warnings.simplefilter("ignore", ConvergenceWarning)
-    names = {each.name for each in options.photos.iterdir() if each.is_dir()}
+    names = {entry.name for entry in options.photos.iterdir() if entry.is_dir()}
     order = TUTORIAL_CLASS_ORDER if names == set(TUTORIAL_CLASS_ORDER) else ()
     recipe = networks.fill_defaults(replace(RECIPES[options.recipe], split="shuffle", class_order=order))
-    tables = Tables(options.photos, recipe)
+    features = Features(options.photos, recipe)
     print(format_header("scikit-learn", "numpy", "scipy"), flush=True)
-    print(f"{len(tables.labels):,} photos to learn from, {len(tables.left_labels):,} to choose by", flush=True)
+    print(
+        f"{len(features.train_labels):,} training photos, {len(features.validation_labels):,} validation photos",
+        flush=True,
+    )
     seconds: dict[str, list[float]] = defaultdict(list)
-    told: dict[str, str] = {}
+    results: dict[str, str] = {}
     for _ in range(options.rounds):
-        for name, way in (("ours", ours), ("scikit-learn", theirs)):
+        for name, fit in (("ours", fit_ikebana), ("scikit-learn", fit_scikit_learn)):
             start = time.perf_counter()
-            strength, said = way(tables)
+            strength, logits = fit(features)
             seconds[name].append(time.perf_counter() - start)
-            log_loss, right = tables.judged(said)
-            told[name] = f"strength {strength:g}; validation: log loss {log_loss:.4f}, accuracy {right:.4f}"
-        for name, line_of in (("ours, one fit", our_line), ("scikit-learn, one fit", their_line)):
+            log_loss, accuracy = features.evaluate(logits)
+            results[name] = f"strength {strength:g}; validation: log loss {log_loss:.4f}, accuracy {accuracy:.4f}"
+        for name, fit_once in (("ours, one fit", fit_ikebana_once), ("scikit-learn, one fit", fit_scikit_learn_once)):
             start = time.perf_counter()
-            line = line_of(tables, strength)
+            coefficients = fit_once(features, strength)
             seconds[name].append(time.perf_counter() - start)
-            told[name] = f"strength {strength:g}; loss {tables.loss(line, strength):.6f}"
-    for name, took in seconds.items():
-        print(f"  {name:<24} {format_spread(took, 2)} s; {told[name]}", flush=True)
+            results[name] = f"strength {strength:g}; loss {features.compute_loss(coefficients, strength):.6f}"
+    for name, durations in seconds.items():
+        print(f"  {name:<24} {format_spread(durations, 2)} s; {results[name]}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What near-twins do to a score: a collection with 30 % of them added, split naively and split by ikebana, against the truth.
+"""Measure how near-duplicates inflate test accuracy with a naive split and with ikebana's.
 
     python bench/leak.py --photos DIR [--seeds 0,1,2] [--recipe quick] [--share 0.3]
 
-A fifth of the photos is laid aside first, with all twins of theirs: the truth, of which nothing is ever trained on. To the others
-near-duplicates of a random 30 % are added (all kinds of near_duplicates.py in turn). Then `fit` with `--split shuffle`, as the
-tutorial has it, and with the default split. Each test score should say how the network fares on photos it has never seen; the truth says how
-it does fare. Everything lies in a temporary folder; the photos are only read.
+A fifth of the photos, with all their near-duplicates, is a holdout set that no run trains on. To
+the other photos, near-duplicates of a random 30 % are added (the kinds of near_duplicates.py in
+turn). Then `fit` runs with `--split shuffle`, as in the tutorial, and with the default split. The
+test accuracy of each run is compared with its accuracy on the holdout set. All files are written to
+a temporary folder.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from machine import format_header, format_spread
-from near_duplicates import KINDS, searched
+from near_duplicates import COPY_KINDS, find_near_duplicates
 from PIL import Image
 
 import ikebana
@@ -24,37 +25,36 @@ from ikebana.data import split
 from ikebana.recipe import SplitStrategy
 from ikebana.system import progress
 
-TRUTH = 0.2  # of the photos
+HOLDOUT_FRACTION = 0.2
 
 
-def laid_aside(photos: Path, seed: int) -> tuple[list[str], list[str]]:
-    """Paths of the collection and of the truth; no two twins on both sides."""
-    found, _, _ = searched(photos)
-    parts = split.assign_stratified(
-        found.used_photos["label"].to_list(), split.find_groups(found.used_photos), (1 - TRUTH, 0.0, TRUTH), seed
-    )  # fmt: skip
-    paths = found.used_photos["path"].to_list()
+def split_off_holdout(photos: Path, seed: int) -> tuple[list[str], list[str]]:
+    """Split the paths into a collection and a holdout set without common near-duplicates."""
+    dataset, _, _ = find_near_duplicates(photos)
+    photos_used, fractions = dataset.used_photos, (1 - HOLDOUT_FRACTION, 0.0, HOLDOUT_FRACTION)
+    parts = split.assign_stratified(photos_used["label"].to_list(), split.find_groups(photos_used), fractions, seed)
+    paths = photos_used["path"].to_list()
     return tuple([path for path, part in zip(paths, parts, strict=True) if part == name] for name in ("train", "test"))  # pyright: ignore[reportReturnType]
 
 
-def collect(photos: Path, paths: list[str], place: Path, share: float, seed: int) -> None:
-    """Links to the photos, and near-twins of a share of them beside."""
+def build_collection(photos: Path, paths: list[str], folder: Path, share: float, seed: int) -> None:
+    """Link the photos, and add near-duplicates of a share of them."""
     for path in paths:
-        (place / path).parent.mkdir(parents=True, exist_ok=True)
-        (place / path).symlink_to((photos / path).resolve())
-    dice = random.Random(seed)
-    for number, path in enumerate(dice.sample(paths, round(share * len(paths)))):
-        change, (low, high) = KINDS[list(KINDS)[number % len(KINDS)]]
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).symlink_to((photos / path).resolve())
+    rng = random.Random(seed)
+    for number, path in enumerate(rng.sample(paths, round(share * len(paths)))):
+        change, (low, high) = COPY_KINDS[list(COPY_KINDS)[number % len(COPY_KINDS)]]
         with Image.open(photos / path) as photo:
-            copy = change(photo.convert("RGB"), dice)
-        copy.save(place / Path(path).parent / f"twin {number}.jpg", quality=dice.randint(low, high))
+            copy = change(photo.convert("RGB"), rng)
+        copy.save(folder / Path(path).parent / f"near-duplicate {number}.jpg", quality=rng.randint(low, high))
 
 
-def truth_of(run: ikebana.Run, photos: Path, paths: list[str]) -> float:
-    """The share of untouched photos that the run's network names rightly."""
-    said = ikebana.predict(run, [photos / path for path in paths])
-    named = [max(each.probabilities, key=lambda name, each=each: each.probabilities[name]) for each in said]
-    return float(np.mean([name == path.split("/")[0] for name, path in zip(named, paths, strict=True)]))
+def compute_holdout_accuracy(run: ikebana.Run, photos: Path, paths: list[str]) -> float:
+    """Compute the accuracy of a run on the holdout photos."""
+    predictions = ikebana.predict(run, [photos / path for path in paths])
+    predicted = [max(prediction.probabilities.items(), key=lambda item: item[1])[0] for prediction in predictions]
+    return float(np.mean([name == path.split("/")[0] for name, path in zip(predicted, paths, strict=True)]))
 
 
 def main() -> None:
@@ -67,23 +67,30 @@ def main() -> None:
     options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
     print(format_header("torch", "numpy", "pillow"), flush=True)
-    choices = {"epochs": options.epochs} if options.epochs else {}
+    fit_options = {"epochs": options.epochs} if options.epochs else {}
     excess: dict[SplitStrategy, list[float]] = {"shuffle": [], "stratified": []}
     for seed in map(int, options.seeds.split(",")):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "collection"
-            collection, truth = laid_aside(options.photos, seed)
-            collect(options.photos, collection, folder, options.share, seed)
-            for kind, values in excess.items():
-                place = Path(scratch) / kind
-                run = ikebana.fit(folder, options.recipe, run=place, split=kind, split_seed=seed, seed=seed, **choices)
-                score, true = run.evaluation, truth_of(run, options.photos, truth)
-                values.append(score.accuracy - true)
-                print(f"seed {seed} {kind}: said {score.accuracy:.3f} on {score.n}, truth {true:.3f} on {len(truth)}")
-                print("  " + repr(score.leakage).replace("\n", "\n  "), flush=True)
-    for kind, values in excess.items():
-        print(f"{kind}: said more than the truth by {format_spread(values, 4)}, mean {np.mean(values):+.4f}")
-    print(f"load of the machine: {os.getloadavg()[1]:.1f}")
+            collection, holdout = split_off_holdout(options.photos, seed)
+            build_collection(options.photos, collection, folder, options.share, seed)
+            for strategy, values in excess.items():
+                run_folder = Path(scratch) / strategy
+                run = ikebana.fit(
+                    folder, options.recipe, run=run_folder, split=strategy, split_seed=seed, seed=seed, **fit_options
+                )
+                evaluation, holdout_accuracy = run.evaluation, compute_holdout_accuracy(run, options.photos, holdout)
+                values.append(evaluation.accuracy - holdout_accuracy)
+                print(
+                    f"seed {seed} {strategy}: test accuracy {evaluation.accuracy:.3f} on {evaluation.n} photos, "
+                    f"holdout {holdout_accuracy:.3f} on {len(holdout)}"
+                )
+                print("  " + repr(evaluation.leakage).replace("\n", "\n  "), flush=True)
+    for strategy, values in excess.items():
+        print(
+            f"{strategy}: test accuracy minus holdout accuracy {format_spread(values, 4)}, mean {np.mean(values):+.4f}"
+        )
+    print(f"load average: {os.getloadavg()[1]:.1f}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Near-twins planted among real photos: how many of each kind are found, and what else is taken for twins?
+"""Measure recall and false pairs of the near-duplicate search on generated copies.
 
     python bench/near_duplicates.py --photos DIR [--seeds 0,1,2] [--each 40] [--sheet FILE.jpg]
     python bench/near_duplicates.py --drawn 10000
 
-A folder of links to the photos, and beside them copies of some: resized to 50 to 80 %, saved again at quality 50 to 80, cropped
-by up to 10 % a side, mirrored, turned by quarters; and one row of cropped, turned or mirrored, resized and saved again. The
-search is the audit's own (`photos/twins.py`). A pair is false if it was neither planted, nor found without the planted ones, nor
-follows from these; all pairs of the untouched photos are drawn side by side on a sheet, for eyes to judge.
+Links the photos into a folder and adds copies of some of them: resized to 50 to 80 %, re-encoded at
+quality 50 to 80, cropped by up to 10 % per side, mirrored, rotated by 90, 180 or 270 degrees, and
+all of these combined. The search is that of `ikebana audit`. A pair is false if it was not added,
+is not found in the original photos, and does not follow from such pairs. --sheet draws all pairs of
+the original photos side by side, for visual inspection.
 
-`--drawn N` instead makes N drawings in small (64 px, as they are kept), a tenth of them mirrored copies, and reports seconds
-of the search, the peak of its anonymous memory, and the recall.
+`--drawn N` instead searches N small drawings (64 px, as in the pixel cache), a tenth of them
+mirrored copies. It reports seconds, peak anonymous memory and recall.
 """
 
 import argparse
@@ -32,189 +33,208 @@ from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.split import find_connected_components
 from ikebana.system import progress
 
-CELL = 200  # pixels of a photo on the sheet
+# Width and height of a photo on the sheet.
+CELL_PIXELS = 200
 
 
-def resized(photo: Image.Image, dice: random.Random) -> Image.Image:
-    share = dice.uniform(0.5, 0.8)
+def resize(photo: Image.Image, rng: random.Random) -> Image.Image:
+    share = rng.uniform(0.5, 0.8)
     return photo.resize(
         (max(1, round(photo.width * share)), max(1, round(photo.height * share))), Image.Resampling.LANCZOS
     )
 
 
-def cropped(photo: Image.Image, dice: random.Random) -> Image.Image:
-    left, top, right, bottom = (dice.uniform(0, 0.1) for _ in range(4))
+def crop(photo: Image.Image, rng: random.Random) -> Image.Image:
+    left, top, right, bottom = (rng.uniform(0, 0.1) for _ in range(4))
     width, height = photo.size
     return photo.crop(
         (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
     )
 
 
-def mirrored(photo: Image.Image, _: random.Random) -> Image.Image:
+def mirror(photo: Image.Image, _: random.Random) -> Image.Image:
     return ImageOps.mirror(photo)
 
 
-def turned(photo: Image.Image, dice: random.Random) -> Image.Image:
-    return photo.rotate(dice.choice((90, 180, 270)), expand=True)
+def rotate(photo: Image.Image, rng: random.Random) -> Image.Image:
+    return photo.rotate(rng.choice((90, 180, 270)), expand=True)
 
 
-def several(photo: Image.Image, dice: random.Random) -> Image.Image:
-    return resized(dice.choice((mirrored, turned))(cropped(photo, dice), dice), dice)
+def combine(photo: Image.Image, rng: random.Random) -> Image.Image:
+    return resize(rng.choice((mirror, rotate))(crop(photo, rng), rng), rng)
 
 
-# What is done, and the JPEG qualities it is saved at afterwards.
-KINDS = {
-    "resized": (resized, (90, 90)),
+# The transformation, and the range of the JPEG quality at which the copy is saved.
+COPY_KINDS = {
+    "resized": (resize, (90, 90)),
     "saved again": (lambda photo, _: photo, (50, 80)),
-    "cropped": (cropped, (90, 90)),
-    "mirrored": (mirrored, (90, 90)),
-    "turned": (turned, (90, 90)),
-    "several": (several, (50, 80)),
+    "cropped": (crop, (90, 90)),
+    "mirrored": (mirror, (90, 90)),
+    "turned": (rotate, (90, 90)),
+    "several": (combine, (50, 80)),
 }
 
 
-def plant(photos: Path, place: Path, each: int, seed: int) -> dict[str, tuple[str, str]]:
-    """Links to all photos, and the copies: {path of a copy: (kind, path of its original)}."""
+def add_copies(photos: Path, folder: Path, copies_per_kind: int, seed: int) -> dict[str, tuple[str, str]]:
+    """Link all photos and add copies.
+
+    Returns: {path of a copy: (kind, path of its original)}
+    """
     files = sorted(file for file in photos.glob("*/*") if file.is_file())
     for file in files:
-        target = place / file.relative_to(photos)
+        target = folder / file.relative_to(photos)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(file.resolve())
-    dice = random.Random(seed)
-    originals = dice.sample(files, each * len(KINDS))
-    planted = {}
+    rng = random.Random(seed)
+    originals = rng.sample(files, copies_per_kind * len(COPY_KINDS))
+    copies = {}
     for number, file in enumerate(originals):
-        kind = list(KINDS)[number % len(KINDS)]
-        change, (low, high) = KINDS[kind]
+        kind = list(COPY_KINDS)[number % len(COPY_KINDS)]
+        change, (low, high) = COPY_KINDS[kind]
         original = file.relative_to(photos).as_posix()
-        copy = f"{Path(original).parent}/planted {number}.jpg"
+        copy = f"{Path(original).parent}/copy {number}.jpg"
         with Image.open(file) as photo:
-            change(photo.convert("RGB"), dice).save(place / copy, quality=dice.randint(low, high))
-        planted[copy] = kind, original
-    return planted
+            change(photo.convert("RGB"), rng).save(folder / copy, quality=rng.randint(low, high))
+        copies[copy] = kind, original
+    return copies
 
 
-def searched(photos: Path) -> tuple[Dataset, PixelCache, float]:
-    """The photos with their twins, and the seconds of the search alone."""
-    opened, keep = pixel_cache.open_pixel_cache(sources.read(photos), 32, "squash")
+def find_near_duplicates(photos: Path) -> tuple[Dataset, PixelCache, float]:
+    """Search a folder for near-duplicates.
+
+    Returns: the dataset with its near-duplicates, the pixel cache, and the seconds of the search
+    """
+    dataset, cache = pixel_cache.open_pixel_cache(sources.read(photos), 32, "squash")
     start = time.perf_counter()
-    found = near_duplicates.find_near_duplicates(opened, keep)
-    return found, keep, time.perf_counter() - start
+    result = near_duplicates.find_near_duplicates(dataset, cache)
+    return result, cache, time.perf_counter() - start
 
 
-def pairs(found: Dataset) -> dict[frozenset[str], str]:
-    """{two paths: what was done}, exact copies among them."""
-    paths = found.photos["path"].to_list()
-    near = {frozenset((paths[each.first], paths[each.second])): each.transformation for each in found.near_duplicates}
-    same = found.photos.group_by("sha256").agg("path")["path"].to_list()
-    return near | {frozenset((names[0], name)): "the same bytes" for names in same for name in names[1:]}
+def list_pairs(dataset: Dataset) -> dict[frozenset[str], str]:
+    """List {two paths: transformation}, exact duplicates included."""
+    paths = dataset.photos["path"].to_list()
+    near = {frozenset((paths[pair.first], paths[pair.second])): pair.transformation for pair in dataset.near_duplicates}
+    identical = dataset.photos.group_by("sha256").agg("path")["path"].to_list()
+    return near | {frozenset((names[0], name)): "the same bytes" for names in identical for name in names[1:]}
 
 
-def joined(found: set[frozenset[str]]) -> set[frozenset[str]]:
-    """Every two photos that are joined in any number of steps."""
-    names = sorted(set().union(*found)) if found else []
+def connect_pairs(pairs: set[frozenset[str]]) -> set[frozenset[str]]:
+    """Return all pairs of photos in the same connected component."""
+    names = sorted(set().union(*pairs)) if pairs else []
     row = {name: number for number, name in enumerate(names)}
-    groups = find_connected_components((row[min(pair)], row[max(pair)]) for pair in found)
+    groups = find_connected_components((row[min(pair)], row[max(pair)]) for pair in pairs)
     return {
-        frozenset((names[one], names[other])) for group in groups for one in group for other in group if one < other
+        frozenset((names[first], names[second]))
+        for group in groups
+        for first in group
+        for second in group
+        if first < second
     }
 
 
-def bench(photos: Path, seeds: list[int], each: int, sheet: Path | None) -> None:
-    untouched, keep, seconds = searched(photos)
-    real = pairs(untouched)
-    print(f"untouched: {untouched.used_photos.height} photos, {len(real)} pairs, {seconds:.1f} s", flush=True)
+def measure_recall(photos: Path, seeds: list[int], copies_per_kind: int, sheet: Path | None) -> None:
+    untouched, cache, seconds = find_near_duplicates(photos)
+    untouched_pairs = list_pairs(untouched)
+    print(
+        f"untouched: {untouched.used_photos.height} photos, {len(untouched_pairs)} pairs, {seconds:.1f} s", flush=True
+    )
     if sheet is not None:
-        draw_sheet(untouched, keep, sheet)
-    recalls, times = {kind: [] for kind in KINDS}, []
+        draw_sheet(untouched, cache, sheet)
+    recalls, times = {kind: [] for kind in COPY_KINDS}, []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as scratch:
-            planted = plant(photos, Path(scratch), each, seed)
-            found, _, seconds = searched(Path(scratch))
-            got = pairs(found)
-        by_kind = {kind: [] for kind in KINDS}
-        for copy, (kind, original) in planted.items():
-            by_kind[kind].append(frozenset((copy, original)) in got)
-        expected = joined({frozenset((copy, original)) for copy, (_, original) in planted.items()} | real.keys())
-        false = [(sorted(pair), how) for pair, how in got.items() if pair not in expected]
+            copies = add_copies(photos, Path(scratch), copies_per_kind, seed)
+            dataset, _, seconds = find_near_duplicates(Path(scratch))
+            found_pairs = list_pairs(dataset)
+        by_kind = {kind: [] for kind in COPY_KINDS}
+        for copy, (kind, original) in copies.items():
+            by_kind[kind].append(frozenset((copy, original)) in found_pairs)
+        expected = connect_pairs(
+            {frozenset((copy, original)) for copy, (_, original) in copies.items()} | untouched_pairs.keys()
+        )
+        false_pairs = [
+            (sorted(pair), transformation) for pair, transformation in found_pairs.items() if pair not in expected
+        ]
         times.append(seconds)
         for kind, hits in by_kind.items():
             recalls[kind].append(sum(hits) / len(hits))
-        told = "  ".join(f"{kind} {sum(hits)}/{len(hits)}" for kind, hits in by_kind.items())
-        print(f"seed {seed}: {told}; false pairs {len(false)}; {seconds:.1f} s", flush=True)
-        for names, how in false:
-            print(f"  false: {names[0]}  {names[1]}  {how}", flush=True)
+        recall_text = "  ".join(f"{kind} {sum(hits)}/{len(hits)}" for kind, hits in by_kind.items())
+        print(f"seed {seed}: {recall_text}; false pairs {len(false_pairs)}; {seconds:.1f} s", flush=True)
+        for names, transformation in false_pairs:
+            print(f"  false: {names[0]}  {names[1]}  {transformation}", flush=True)
     print("recall: " + "  ".join(f"{kind} {format_spread(values, 3)}" for kind, values in recalls.items()))
-    print(f"seconds of the search: {format_spread(times, 1)}")
+    print(f"search seconds: {format_spread(times, 1)}")
 
 
-def draw_sheet(found: Dataset, keep: PixelCache, file: Path) -> None:
-    """All twins of the untouched photos side by side."""
-    paths = found.photos["path"].to_list()
+def draw_sheet(dataset: Dataset, cache: PixelCache, file: Path) -> None:
+    """Draw all near-duplicates of the original photos side by side."""
+    paths = dataset.photos["path"].to_list()
     cells = []
-    for each in found.near_duplicates:
-        cell = Image.new("RGB", (2 * CELL, CELL + 16), "white")
-        for place, row in enumerate((each.first, each.second)):
+    for pair in dataset.near_duplicates:
+        cell = Image.new("RGB", (2 * CELL_PIXELS, CELL_PIXELS + 16), "white")
+        for column, row in enumerate((pair.first, pair.second)):
             cell.paste(
-                Image.open(found.resolve_path(paths[row])).convert("RGB").resize((CELL, CELL)), (place * CELL, 16)
+                Image.open(dataset.resolve_path(paths[row])).convert("RGB").resize((CELL_PIXELS, CELL_PIXELS)),
+                (column * CELL_PIXELS, 16),
             )
-        text = f"{each.similarity:.2f} {each.transformation}: {paths[each.first]} {paths[each.second]}"
+        text = f"{pair.similarity:.2f} {pair.transformation}: {paths[pair.first]} {paths[pair.second]}"
         ImageDraw.Draw(cell).text((2, 2), text[:66], fill="black")
         cells.append(cell)
     columns = 4
     rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (2 * CELL + 8), max(rows, 1) * (CELL + 16)), "white")
+    sheet = Image.new("RGB", (columns * (2 * CELL_PIXELS + 8), max(rows, 1) * (CELL_PIXELS + 16)), "white")
     for number, cell in enumerate(cells):
-        sheet.paste(cell, (number % columns * (2 * CELL + 8), number // columns * (CELL + 16)))
+        sheet.paste(cell, (number % columns * (2 * CELL_PIXELS + 8), number // columns * (CELL_PIXELS + 16)))
     sheet.save(file)
 
 
-def drawing(dice: np.random.Generator) -> Image.Image:
-    """A picture of a soft ground and some shapes, no two alike."""
-    ground = Image.fromarray(dice.integers(0, 256, (5, 5, 3)).astype(np.uint8)).resize(
+def draw_picture(rng: np.random.Generator) -> Image.Image:
+    """Draw random shapes on a smooth background."""
+    ground = Image.fromarray(rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)).resize(
         (64, 64), Image.Resampling.BICUBIC
     )
     draw = ImageDraw.Draw(ground)
     for _ in range(6):
-        x, y, wide, high = (int(number) for number in dice.integers(2, 50, 4))
-        shape = draw.ellipse if dice.random() < 0.5 else draw.rectangle
-        shape((x, y, x + wide // 2, y + high // 2), fill=tuple(int(level) for level in dice.integers(0, 256, 3)))
+        x, y, wide, high = (int(number) for number in rng.integers(2, 50, 4))
+        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        shape((x, y, x + wide // 2, y + high // 2), fill=tuple(int(level) for level in rng.integers(0, 256, 3)))
     return ground
 
 
-def scale(number: int) -> None:
-    """Seconds and memory of the search among so many drawings."""
-    dice = np.random.default_rng(0)
+def measure_search_time(number: int) -> None:
+    """Measure seconds and memory of the search among `number` drawings."""
+    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "small.npy"
         pixel_cache.reserve_array(file, (number, 64, 64, 3), np.dtype(np.uint8))
         photos = np.load(file, mmap_mode="r+")
         originals = number - number // 10
         for row in range(originals):
-            photos[row] = np.asarray(drawing(dice))
+            photos[row] = np.asarray(draw_picture(rng))
         for row in range(originals, number):
             photos[row] = photos[row - originals][:, ::-1]
-        process, peak, over = psutil.Process(), [0.0], threading.Event()
+        process, peak_memory, is_done = psutil.Process(), [0.0], threading.Event()
 
-        def watch() -> None:
-            while not over.wait(0.02):
-                told = process.memory_info()
-                peak[0] = max(peak[0], (told.rss - told.shared) / 1e6)
+        def sample_memory() -> None:
+            while not is_done.wait(0.02):
+                memory = process.memory_info()
+                peak_memory[0] = max(peak_memory[0], (memory.rss - memory.shared) / 1e6)
 
-        base = (process.memory_info().rss - process.memory_info().shared) / 1e6
-        watcher = threading.Thread(target=watch)
+        memory_before = (process.memory_info().rss - process.memory_info().shared) / 1e6
+        watcher = threading.Thread(target=sample_memory)
         watcher.start()
-        start, busy = time.perf_counter(), time.process_time()
-        found = near_duplicates.find_pairs(photos, np.arange(number))
-        seconds, busy = time.perf_counter() - start, time.process_time() - busy
-        over.set()
+        start, cpu_seconds = time.perf_counter(), time.process_time()
+        results = near_duplicates.find_pairs(photos, np.arange(number))
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_seconds
+        is_done.set()
         watcher.join()
     expected = {(row - originals, row) for row in range(originals, number)}
-    got = {(one, other) for one, other, _, _ in found}
+    found_pairs = {(first, second) for first, second, _, _ in results}
     print(
-        f"{number:,} drawings: {seconds:.1f} s, of a processor {busy:.1f} s, {busy / number * 1e3:.2f} ms a photo; "
-        f"anonymous memory {base:.0f} MB before, "
-        f"{peak[0]:.0f} MB at most; recall {len(expected & got) / len(expected):.4f}, other pairs {len(got - expected)}"
+        f"{number:,} drawings: {seconds:.1f} s, CPU {cpu_seconds:.1f} s, {cpu_seconds / number * 1e3:.2f} ms per photo; "
+        f"anonymous memory {memory_before:.0f} MB before, "
+        f"peak {peak_memory[0]:.0f} MB; "
+        f"recall {len(expected & found_pairs) / len(expected):.4f}, other pairs {len(found_pairs - expected)}"
     )
 
 
@@ -229,9 +249,9 @@ def main() -> None:
     progress.set_reporter(progress.SilentReporter())
     print(format_header("numpy", "pillow", "scipy"), flush=True)
     if options.drawn:
-        scale(options.drawn)
+        measure_search_time(options.drawn)
     elif options.photos:
-        bench(options.photos, [int(seed) for seed in options.seeds.split(",")], options.each, options.sheet)
+        measure_recall(options.photos, [int(seed) for seed in options.seeds.split(",")], options.each, options.sheet)
     else:
         sys.exit("--photos DIR or --drawn N")
 

@@ -1,14 +1,15 @@
-"""What is planted among the photos, and how much of it `audit` finds: wrong labels, foreign photos, blurred ones, a border.
+"""Measure how many planted defects `ikebana audit` finds among the photos.
 
     python bench/planted.py --photos DIR [--awkward DIR] [--seeds 3] [--only labels,odd,blurred,shortcut]
 
-Nothing in DIR is changed: the photos are named by a table, and what is planted is written to a temporary folder beside it.
+DIR is not changed: a table lists the photos, and planted files are written to a temporary folder.
 
-labels    3 % of all labels are changed to another class. Recall among as many suspects as were planted (which is also
-          precision) and among three times as many; beside it cleanlab's own ranking of five-fold logistic regressions.
-          Labels that were wrong before count as mistakes here, though they are none.
-odd       20 foreign photos: up to ten files of --awkward and drawn ones, under labels by chance
-blurred   20 photos blurred by a Gaussian of 3 to 6 pixels where the shorter side has 240
+labels    3 % of all labels are changed to another class. Reports the recall among as many suspects
+          as were planted (which equals the precision) and among three times as many, beside
+          cleanlab's ranking of five-fold logistic regressions. Suspects whose label was wrong
+          before are counted as false positives.
+odd       20 foreign photos with random labels: up to ten files of --awkward, the others drawn
+blurred   20 photos with a Gaussian blur of 3 to 6 pixels at a shorter side of 240 pixels
 shortcut  a border of 4 pixels around every photo of one class
 """
 
@@ -24,8 +25,7 @@ from foreign import draw_pictures
 from machine import format_header, format_spread
 from PIL import Image, ImageFilter, ImageOps
 
-from ikebana.auditing import content_checks, image_quality, shortcuts
-from ikebana.auditing import label_errors as doubts
+from ikebana.auditing import content_checks, image_quality, label_errors, shortcuts
 from ikebana.auditing.findings import Finding
 from ikebana.data import pixel_cache, sources, split
 from ikebana.data.dataset import STATUS_USED, Dataset
@@ -35,11 +35,14 @@ from ikebana.learning.plan import Plan
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.system import progress
 
-FLIPPED = 0.03  # of the labels
-PLANTED = 20  # foreign photos, and blurred ones
-BORDER = 4  # pixels
-GREY = (24, 24, 24)  # of the border
-FOREIGN = (  # of the awkward files, those that are photos or drawings of something, each once
+# Fraction of the labels that are changed.
+FLIPPED_FRACTION = 0.03
+# Number of foreign photos, and of blurred ones.
+PLANTED_PHOTOS = 20
+BORDER_PIXELS = 4
+BORDER_COLOUR = (24, 24, 24)
+# The awkward files that show something, without duplicates.
+FOREIGN_FILES = (
     "Channel_digital_image_CMYK_color_no_profile.jpg", "Flag_of_the_Netherlands-16bit.png", "exif_landscape_1.jpg",
     "exif_portrait_6.jpg", "exif_typeerror.jpg", "hopper.avif", "imageNotFound.gif", "iss634.gif", "sugarshack.mpo",
     "transparent.png",
@@ -47,23 +50,30 @@ FOREIGN = (  # of the awkward files, those that are photos or drawings of someth
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Photos as they are, and what is planted for each seed."""
+class PlantedPhotos:
+    """The original photos, and the planted ones of every seed.
 
-    dataset: Dataset  # all of them, opened
-    keep: PixelCache
+    `dataset` has all of them. `planted` maps the path of a planted photo to its kind and seed.
+    """
+
+    dataset: Dataset
+    cache: PixelCache
     plan: Plan
-    planted: dict[str, tuple[str, int]]  # path → kind and seed
+    planted: dict[str, tuple[str, int]]
 
     def with_planted(self, kind: str, seed: int) -> Dataset:
-        """The photos as they are and those planted of one kind for one seed; a blurred one takes its original's place."""
-        own = {path for path, what in self.planted.items() if what == (kind, seed)}
-        names = {Path(path).name.partition("@")[2] for path in own}
-        left_out = [
-            (path in self.planted and path not in own) or (path not in self.planted and path.replace("/", "-") in names)
+        """Select the original photos and those planted of one kind for one seed.
+
+        A changed copy replaces its original.
+        """
+        own_paths = {path for path, kind_and_seed in self.planted.items() if kind_and_seed == (kind, seed)}
+        replaced_names = {Path(path).name.partition("@")[2] for path in own_paths}
+        is_left_out = [
+            (path in self.planted and path not in own_paths)
+            or (path not in self.planted and path.replace("/", "-") in replaced_names)
             for path in self.dataset.photos["path"]
         ]
-        status = pl.when(pl.Series(left_out)).then(pl.lit("left out")).otherwise(pl.col("status")).alias("status")
+        status = pl.when(pl.Series(is_left_out)).then(pl.lit("left out")).otherwise(pl.col("status")).alias("status")
         return split.split_photos(self.dataset.with_photos(self.dataset.photos.with_columns(status)), self.plan.recipe)
 
 
@@ -76,129 +86,164 @@ def main() -> None:
     options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
     print(format_header("torch", "timm", "scikit-learn"), flush=True)
-    kinds = {"labels": flipped, "odd": foreign, "blurred": blurred, "shortcut": bordered}
+    kinds = {
+        "labels": measure_flipped_labels,
+        "odd": measure_foreign_photos,
+        "blurred": measure_blurred_photos,
+        "shortcut": measure_bordered_class,
+    }
     with tempfile.TemporaryDirectory() as scratch:
-        bench = planted(
+        photo_set = plant(
             Path(scratch), options.photos.resolve(), options.awkward, options.seeds, options.only.split(",")
         )
         for kind in options.only.split(","):
-            kinds[kind](bench, options.seeds)
+            kinds[kind](photo_set, options.seeds)
 
 
-def planted(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds: Sequence[str]) -> Bench:
-    """A table of all photos as they are and of everything that is planted, opened once."""
-    # float32 throughout: one array of features then serves every seed, whichever photos are trained on.
+def plant(scratch: Path, photos: Path, awkward: Path | None, seeds: int, kinds: Sequence[str]) -> PlantedPhotos:
+    """Write all planted photos, and read them and the originals from one table."""
+    # With float32 throughout, the cached features are the same for every seed and training set.
     recipe = replace(networks.fill_defaults(RECIPES[DEFAULT_RECIPE]), precision="float32")
-    found = sources.read(photos)
-    rows = [(str(found.resolve_path(path)), label) for path, label in found.photos.select("path", "label").iter_rows()]
+    source = sources.read(photos)
+    rows = [
+        (str(source.resolve_path(path)), label) for path, label in source.photos.select("path", "label").iter_rows()
+    ]
     classes = sorted({label for _, label in rows})
-    plants: list[tuple[str, str, str, int]] = []
+    planted_rows: list[tuple[str, str, str, int]] = []
     for seed in range(seeds):
         if "odd" in kinds:
-            plants += [(*row, "odd", seed) for row in _foreign(scratch / f"odd-{seed}", awkward, classes, seed)]
+            planted_rows += [
+                (*row, "odd", seed) for row in _plant_foreign(scratch / f"odd-{seed}", awkward, classes, seed)
+            ]
         if "blurred" in kinds:
-            plants += [(*row, "blurred", seed) for row in _blurred(scratch / f"blurred-{seed}", rows, seed)]
+            planted_rows += [(*row, "blurred", seed) for row in _plant_blurred(scratch / f"blurred-{seed}", rows, seed)]
         if "shortcut" in kinds:
             name = classes[seed % len(classes)]
-            plants += [(*row, "shortcut", seed) for row in _bordered(scratch / f"border-{seed}", rows, name)]
-    table = pl.DataFrame([*rows, *(each[:2] for each in plants)], schema=["path", "label"], orient="row")
+            planted_rows += [
+                (*row, "shortcut", seed) for row in _plant_bordered(scratch / f"border-{seed}", rows, name)
+            ]
+    table = pl.DataFrame([*rows, *(row[:2] for row in planted_rows)], schema=["path", "label"], orient="row")
     table.write_csv(scratch / "photos.csv")
     plan = Plan.from_dataset(sources.read(scratch / "photos.csv"), recipe)
-    opened, keep = pixel_cache.open_pixel_cache(plan.dataset, recipe.image_size, recipe.resize)
-    return Bench(sources.assign_classes(opened, ()), keep, plan, {each[0]: (each[2], each[3]) for each in plants})
+    dataset, cache = pixel_cache.open_pixel_cache(plan.dataset, recipe.image_size, recipe.resize)
+    return PlantedPhotos(
+        sources.assign_classes(dataset, ()), cache, plan, {row[0]: (row[2], row[3]) for row in planted_rows}
+    )
 
 
-def _beside(folder: Path, path: str) -> Path:
-    """Where a changed copy of a photo goes: its name tells which photo it stands for."""
+def _make_copy_path(folder: Path, path: str) -> Path:
+    """Return the path of a changed copy, whose name contains that of the original."""
     folder.mkdir(exist_ok=True)
     return folder / f"copy@{path.replace('/', '-')}"
 
 
-def _foreign(folder: Path, awkward: Path | None, classes: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
-    dice = np.random.default_rng(seed)
+def _plant_foreign(folder: Path, awkward: Path | None, classes: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+    rng = np.random.default_rng(seed)
     folder.mkdir()
     files = []
     if awkward is not None:
-        for name in FOREIGN:
+        for name in FOREIGN_FILES:
             files.append(folder / name)
             files[-1].write_bytes((awkward / name).read_bytes())
-    for number, picture in enumerate(draw_pictures(PLANTED - len(files), seed)):
+    for number, picture in enumerate(draw_pictures(PLANTED_PHOTOS - len(files), seed)):
         files.append(folder / f"drawn-{number}.jpg")
         picture.save(files[-1], quality=90)
     for file in files:
-        yield str(file), classes[int(dice.integers(len(classes)))]
+        yield str(file), classes[int(rng.integers(len(classes)))]
 
 
-def _blurred(folder: Path, rows: Sequence[tuple[str, str]], seed: int) -> Iterator[tuple[str, str]]:
-    dice = np.random.default_rng(seed)
-    for place in dice.choice(len(rows), PLANTED, replace=False):
-        path, label = rows[int(place)]
+def _plant_blurred(folder: Path, rows: Sequence[tuple[str, str]], seed: int) -> Iterator[tuple[str, str]]:
+    rng = np.random.default_rng(seed)
+    for index in rng.choice(len(rows), PLANTED_PHOTOS, replace=False):
+        path, label = rows[int(index)]
         with Image.open(path) as picture:
             upright = ImageOps.exif_transpose(picture).convert("RGB")
-            radius = dice.uniform(3, 6) * min(upright.size) / 240
-            yield _saved(upright.filter(ImageFilter.GaussianBlur(radius)), picture, _beside(folder, path)), label
+            radius = rng.uniform(3, 6) * min(upright.size) / 240
+            yield (
+                _save_like_original(
+                    upright.filter(ImageFilter.GaussianBlur(radius)), picture, _make_copy_path(folder, path)
+                ),
+                label,
+            )
 
 
-def _bordered(folder: Path, rows: Sequence[tuple[str, str]], name: str) -> Iterator[tuple[str, str]]:
+def _plant_bordered(folder: Path, rows: Sequence[tuple[str, str]], name: str) -> Iterator[tuple[str, str]]:
     for path, label in rows:
         if label == name:
             with Image.open(path) as picture:
                 upright = ImageOps.exif_transpose(picture).convert("RGB")
-                inside = upright.crop((BORDER, BORDER, upright.width - BORDER, upright.height - BORDER))
-                yield _saved(ImageOps.expand(inside, BORDER, GREY), picture, _beside(folder, path)), label
+                inside = upright.crop(
+                    (BORDER_PIXELS, BORDER_PIXELS, upright.width - BORDER_PIXELS, upright.height - BORDER_PIXELS)
+                )
+                yield (
+                    _save_like_original(
+                        ImageOps.expand(inside, BORDER_PIXELS, BORDER_COLOUR), picture, _make_copy_path(folder, path)
+                    ),
+                    label,
+                )
 
 
-def _saved(changed: Image.Image, original: Image.Image, file: Path) -> str:
-    """With the original's own quantisation, so that nothing tells the copy but what was changed."""
+def _save_like_original(changed: Image.Image, original: Image.Image, file: Path) -> str:
+    """Save with the quantisation tables of the original, so that only the change differs."""
     tables = getattr(original, "quantization", None)
     changed.save(file, "JPEG", **({"qtables": tables, "subsampling": "4:2:0"} if tables else {"quality": 90}))
     return str(file)
 
 
-def flipped(bench: Bench, seeds: int) -> None:
-    """Wrong labels, found by ours and by cleanlab's way."""
+def measure_flipped_labels(photo_set: PlantedPhotos, seeds: int) -> None:
+    """Measure the recall of changed labels, and that of cleanlab."""
     scores: dict[str, list[tuple[float, float]]] = {"ours": [], "heads alone": [], "cleanlab": []}
-    shares, clean = [], bench.with_planted("labels", -1)
+    counts, clean = [], photo_set.with_planted("labels", -1)
     for seed in range(seeds):
-        dataset, wrong = _with_flips(clean, seed)
-        seen = content_checks.collect_label_evidence(dataset, bench.keep, bench.plan)
-        planted_here = np.array([path in wrong for path in seen.paths])
-        scores["ours"].append(_recalls(doubts.rank_suspect_labels(seen.combined, seen.labels), planted_here))
-        scores["heads alone"].append(_recalls(doubts.rank_suspect_labels(seen.out_of_fold, seen.labels), planted_here))
-        if (order := _cleanlabs(seen)) is not None:
-            scores["cleanlab"].append(_recalls(order, planted_here))
-        listed = doubts.find_suspect_labels(seen.combined, seen.labels)
-        right = [each for each in listed if planted_here[each.photo]]
-        named = [each for each in right if dataset.classes[each.suggested_label] == wrong[seen.paths[each.photo]]]
-        shares.append((len(listed), len(right), len(named)))
-    for name, found in scores.items():
-        if found:
-            once, thrice = zip(*found, strict=True)
+        dataset, wrong = _flip_labels(clean, seed)
+        evidence = content_checks.collect_label_evidence(dataset, photo_set.cache, photo_set.plan)
+        planted = np.array([path in wrong for path in evidence.paths])
+        scores["ours"].append(
+            _compute_recalls(label_errors.rank_suspect_labels(evidence.combined, evidence.labels), planted)
+        )
+        scores["heads alone"].append(
+            _compute_recalls(label_errors.rank_suspect_labels(evidence.out_of_fold, evidence.labels), planted)
+        )
+        if (order := _rank_with_cleanlab(evidence)) is not None:
+            scores["cleanlab"].append(_compute_recalls(order, planted))
+        reported = label_errors.find_suspect_labels(evidence.combined, evidence.labels)
+        hits = [error for error in reported if planted[error.photo]]
+        corrected = [
+            error for error in hits if dataset.classes[error.suggested_label] == wrong[evidence.paths[error.photo]]
+        ]
+        counts.append((len(reported), len(hits), len(corrected)))
+    for name, recalls in scores.items():
+        if recalls:
+            recall_at_count, recall_at_triple = zip(*recalls, strict=True)
             print(
-                f"labels, {name}: recall among as many {format_spread(once, 3)}, three times as many {format_spread(thrice, 3)}"
+                f"labels, {name}: recall among as many {format_spread(recall_at_count, 3)}, "
+                f"among three times as many {format_spread(recall_at_triple, 3)}"
             )
-    print(f"labels reported, of these planted, of these with the right name: {shares}", flush=True)
+    print(f"labels reported, of these planted, of these with the correct suggestion: {counts}", flush=True)
 
 
-def _with_flips(dataset: Dataset, seed: int) -> tuple[Dataset, dict[str, str]]:
-    """The same photos with 3 % of the labels changed, and the true label of each of those."""
-    dice = np.random.default_rng(seed)
+def _flip_labels(dataset: Dataset, seed: int) -> tuple[Dataset, dict[str, str]]:
+    """Change 3 % of the labels.
+
+    Returns: the dataset, and {path: true label} of the changed photos
+    """
+    rng = np.random.default_rng(seed)
     labels, used = dataset.photos["label"].to_list(), np.flatnonzero(dataset.photos["status"] == STATUS_USED)
     wrong = {}
-    for row in dice.choice(used, round(FLIPPED * len(used)), replace=False):
+    for row in rng.choice(used, round(FLIPPED_FRACTION * len(used)), replace=False):
         others = [name for name in dataset.classes if name != labels[row]]
         wrong[dataset.photos["path"][int(row)]] = labels[row]
-        labels[row] = others[dice.integers(len(others))]
+        labels[row] = others[rng.integers(len(others))]
     return dataset.with_photos(dataset.photos.with_columns(pl.Series("label", labels))), wrong
 
 
-def _recalls(order: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
+def _compute_recalls(order: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
     count = int(wrong.sum())
     return float(wrong[order[:count]].mean()), float(wrong[order[: 3 * count]].sum() / count)
 
 
-def _cleanlabs(seen: content_checks.LabelEvidence) -> np.ndarray | None:
-    """cleanlab's ranking by its normalised margin, on scikit-learn's plain logistic regression in five folds."""
+def _rank_with_cleanlab(evidence: content_checks.LabelEvidence) -> np.ndarray | None:
+    """Rank the photos by cleanlab's score from five-fold logistic regressions of scikit-learn."""
     try:
         from cleanlab.rank import get_label_quality_scores  # pyright: ignore[reportMissingImports]  (not needed)
     except ImportError:
@@ -209,60 +254,73 @@ def _cleanlabs(seen: content_checks.LabelEvidence) -> np.ndarray | None:
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=200))
-    features, folds = seen.features[np.arange(len(seen.labels))], StratifiedKFold(5, shuffle=True, random_state=0)
-    said = cross_val_predict(model, features, seen.labels, cv=folds, method="predict_proba")
-    return np.argsort(get_label_quality_scores(seen.labels, np.asarray(said), method="self_confidence"), kind="stable")
+    features, folds = (
+        evidence.features[np.arange(len(evidence.labels))],
+        StratifiedKFold(5, shuffle=True, random_state=0),
+    )
+    probabilities = cross_val_predict(model, features, evidence.labels, cv=folds, method="predict_proba")
+    return np.argsort(
+        get_label_quality_scores(evidence.labels, np.asarray(probabilities), method="self_confidence"), kind="stable"
+    )
 
 
-def _counted(name: str, found: list[tuple[int, int, int]], of: int) -> None:
-    hits = ", ".join(str(each[0]) for each in found)
-    others = ", ".join(str(each[1]) for each in found)
-    print(f"{name}: found {hits} of {of}; other photos reported {others}", flush=True)
+def _print_counts(name: str, counts: list[tuple[int, int, int]], expected: int) -> None:
+    hits = ", ".join(str(count[0]) for count in counts)
+    others = ", ".join(str(count[1]) for count in counts)
+    print(f"{name}: found {hits} of {expected}; other photos reported {others}", flush=True)
 
 
-def _hits(findings: Sequence[Finding], planted_here: set[str]) -> tuple[int, int, int]:
-    paths = {path for each in findings for path in each.paths}
-    return len(paths & planted_here), len(paths - planted_here), len(planted_here)
+def _count_hits(findings: Sequence[Finding], planted: set[str]) -> tuple[int, int, int]:
+    paths = {path for finding in findings for path in finding.paths}
+    return len(paths & planted), len(paths - planted), len(planted)
 
 
-def foreign(bench: Bench, seeds: int) -> None:
-    """Photos of something else."""
-    found = []
+def measure_foreign_photos(photo_set: PlantedPhotos, seeds: int) -> None:
+    """Count the foreign photos that are reported."""
+    counts = []
     for seed in range(seeds):
-        seen = content_checks.collect_label_evidence(bench.with_planted("odd", seed), bench.keep, bench.plan)
-        strange = {seen.paths[photo] for photo, _ in doubts.find_outliers(seen.features, seen.labels, seen.neighbours)}
-        here = {path for path, what in bench.planted.items() if what == ("odd", seed)}
-        found.append((len(strange & here), len(strange - here), len(here)))
-    _counted("odd", found, PLANTED)
+        evidence = content_checks.collect_label_evidence(
+            photo_set.with_planted("odd", seed), photo_set.cache, photo_set.plan
+        )
+        outliers = {
+            evidence.paths[photo]
+            for photo, _ in label_errors.find_outliers(evidence.features, evidence.labels, evidence.neighbours)
+        }
+        planted = {path for path, kind_and_seed in photo_set.planted.items() if kind_and_seed == ("odd", seed)}
+        counts.append((len(outliers & planted), len(outliers - planted), len(planted)))
+    _print_counts("odd", counts, PLANTED_PHOTOS)
 
 
-def blurred(bench: Bench, seeds: int) -> None:
-    """Photos out of focus."""
-    found = []
+def measure_blurred_photos(photo_set: PlantedPhotos, seeds: int) -> None:
+    """Count the blurred photos that are reported."""
+    counts = []
     for seed in range(seeds):
-        dataset = bench.with_planted("blurred", seed)
-        here = {path for path, what in bench.planted.items() if what == ("blurred", seed)}
-        named = [
-            each for each in image_quality.check_image_quality(dataset, bench.keep.pixels) if each.kind == "blurry"
+        dataset = photo_set.with_planted("blurred", seed)
+        planted = {path for path, kind_and_seed in photo_set.planted.items() if kind_and_seed == ("blurred", seed)}
+        findings = [
+            finding
+            for finding in image_quality.check_image_quality(dataset, photo_set.cache.pixels)
+            if finding.kind == "blurry"
         ]
-        found.append(_hits(named, here))
-    _counted("blurred", found, PLANTED)
+        counts.append(_count_hits(findings, planted))
+    _print_counts("blurred", counts, PLANTED_PHOTOS)
 
 
-def bordered(bench: Bench, seeds: int) -> None:
-    """A class with a border, and the same photos without."""
+def measure_bordered_class(photo_set: PlantedPhotos, seeds: int) -> None:
+    """Check whether the class with a border is reported, and none without it."""
     for seed in (-1, *range(seeds)):
-        dataset = bench.with_planted("shortcut", seed)
-        judged = content_checks.evaluate_file_facts(dataset, bench.keep)
-        told = [
-            f"{dataset.classes[each.label]} {each.auc:.3f} (by {each.fact} {each.fact_auc:.3f}, {each.picked_share:.0%})"
-            for each in judged.per_class
+        dataset = photo_set.with_planted("shortcut", seed)
+        evaluation = content_checks.evaluate_file_facts(dataset, photo_set.cache)
+        details = [
+            f"{dataset.classes[result.label]} {result.auc:.3f} "
+            f"(by {result.fact} {result.fact_auc:.3f}, {result.picked_share:.0%})"
+            for result in evaluation.per_class
         ]
         name = "photos as they are" if seed < 0 else f"border around {dataset.classes[seed % len(dataset.classes)]}"
-        named = [dataset.classes[each.label] for each in shortcuts.find_shortcuts(judged)]
+        reported = [dataset.classes[result.label] for result in shortcuts.find_shortcuts(evaluation)]
         print(
-            f"shortcut, {name}: named {', '.join(named) or 'none'}; accuracy by facts {judged.accuracy:.3f}, majority "
-            f"{judged.majority_accuracy:.3f}; {'; '.join(told)}",
+            f"shortcut, {name}: reported {', '.join(reported) or 'none'}; accuracy by facts {evaluation.accuracy:.3f}, majority "
+            f"{evaluation.majority_accuracy:.3f}; {'; '.join(details)}",
             flush=True,
         )
 
