@@ -73,9 +73,10 @@ def test_an_encoding_that_cannot_be_known_is_refused_with_two_readings(photos):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"PK\x03\x04\x14\0\6\0", "workbook"), (b"PAR1rest", "Parquet"), (gzip.compress(PLAIN.encode()), "gzip"),
+        (b"PK\x03\x04\x14\0\6\0", "workbook"), (b"PAR1rest", "Parquet"), (gzip.compress(PLAIN.encode(), mtime=0), "gzip"),
         (b"\xff\xfep\0a", "UTF-16"),
     ],
+    ids=["workbook", "Parquet", "gzip", "UTF-16"],
 )  # fmt: skip
 def test_a_file_of_another_kind_is_named(photos, data, words):
     assert words in get_refusal(photos, data).what
