@@ -1,24 +1,29 @@
-"""How long fastai and ikebana take to which accuracy: same photos, split, backbone, weights and machine, on its processor.
+"""Compare time and accuracy of fastai and ikebana on CPU with the same backbone.
 
     python bench/peer_fastai.py --photos flowers/ --env fastai-env/ --out result.json --rounds 3
     python bench/peer_fastai.py --photos flowers/ --epochs 1 --contestants fastai_tuned,quick --rounds 1
 
-Contestants, each a whole process from its start to its last score, one at a time, in turns, round by round:
-    fastai         `vision_learner(…).fine_tune(N)` for each N of --epochs, as its own pages show it, everything default
-    fastai_tuned   the same, and what a user who knows torch would add (`peer_fastai_worker.py` says what and why)
-    quick, good …  `ikebana fit --recipe …` under the Python that runs this file: with an empty cache (cold), and the
-                   same command again on what the first has kept (warm)
+All use the same split, weights and machine. The contestants are complete processes, from start to
+the test score. They run one at a time and alternate within a round:
+    fastai         `vision_learner(…).fine_tune(N)` for each N of --epochs, as in its documentation, with
+                   all defaults
+    fastai_tuned   the same with optimisations by an experienced torch user (`peer_fastai_worker.py`
+                   lists them)
+    quick, good …  `ikebana fit --recipe …` under the Python that runs this file: with an empty cache
+                   (cold), and the same command again with the filled cache (warm)
 
-Backbone and weights are those of `quick`, tf_efficientnet_lite0; fastai reads them from a file under timm's names. ikebana
-makes the split and hands it over as a table. The seed is the number of the round. One run of each side goes before and is
-not counted: it fills the system's file cache, leaves compiled files behind, and shows that the environments work.
+Backbone and weights are those of `quick`, tf_efficientnet_lite0. fastai reads them from a file with
+timm's names. ikebana makes the split and passes it as a table. The seed is the number of the round.
+One run of each side is not counted: it fills the file cache of the system, compiles bytecode, and
+shows that the environments work.
 
---out is written after every run, and a file that is there already is gone on with: what it has is not measured again. So
-a measurement of many hours can be stopped at any time; rounds that it has on other machines or photos are refused.
+--out is written after every run. An existing file is continued: its runs are not measured again, so
+a long measurement can be interrupted at any time. A file from another machine or other photos is
+refused.
 
---env is a folder with an environment that has fastai in it; where there is none it is made there (6 GB; in a temporary
-folder if --env is not given) by the standard `venv` and `pip`, from whatever index your pip is set up to use. Its torch is
-asked to be the same version as ikebana's, and torchvision whichever agrees with that.
+--env is a folder with an environment that has fastai. If it does not exist, it is made (6 GB; in a
+temporary folder without --env) with `venv` and `pip`, from the index that your pip uses. It has the
+same version of torch as ikebana, and the matching torchvision.
 """
 
 import argparse
@@ -47,10 +52,12 @@ from ikebana.system.files import atomic_write
 from ikebana.system.threads import count_threads
 
 PEERS = ("fastai", "fastai_tuned")
-NETWORK, SIDE, BATCH = "tf_efficientnet_lite0", 224, 64  # backbone, pixels, fastai's own photos a step
+NETWORK, IMAGE_SIZE, BATCH_SIZE = "tf_efficientnet_lite0", 224, 64
 WORKER = Path(__file__).with_name("peer_fastai_worker.py")
-LOG_LINES = 15  # of a contestant's own output, shown when it fails
-ALONE = {"CUDA_VISIBLE_DEVICES": "-1"}  # nobody has a GPU
+# Lines of a contestant's output that are shown when it fails.
+LOG_LINES = 15
+# No contestant uses a GPU.
+HIDE_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
 # What glibc reads from the environment; the same numbers as ikebana's own `process_state.keep_large_blocks`.
 KEEP_BLOCKS = {
     "MALLOC_MMAP_THRESHOLD_": str(process_state.MAX_KEPT_BLOCK_BYTES),
@@ -61,11 +68,11 @@ Row = dict[str, Any]  # one run: contestant, round, seconds, accuracy, parts, �
 
 
 class ContestantError(Exception):
-    """A contestant died, or scored other photos than it was asked to; the message has the end of its log."""
+    """A contestant failed or scored other photos; the message has the end of its log."""
 
 
 class Task(NamedTuple):
-    """What all contestants are given."""
+    """The input of all contestants."""
 
     photos: Path
     table: list[tuple[str, str, str]]  # path below the folder, class, part
@@ -74,29 +81,29 @@ class Task(NamedTuple):
     scratch: Path
 
     def test(self) -> dict[str, str]:
-        """The sealed photos and their true classes."""
+        """Return the test photos and their true classes."""
         return {path: label for path, label, part in self.table if part == "test"}
 
 
-def tell(text: str) -> None:
-    """What goes on, for people; the results alone go to standard output."""
+def log(text: str) -> None:
+    """Print progress to standard error; standard output has only the results."""
     print(text, file=sys.stderr, flush=True)
 
 
 def refuse(what: str, where: object, advice: str) -> SystemExit:
-    """An error as ikebana writes them: what, where, what to try. Status 1."""
+    """Build an exception with an error message in the format of ikebana."""
     return SystemExit(f"PeerError: {what}\n  in   {where}\n  try  {advice}")
 
 
-def timed(name: str, command: list[str], scratch: Path, more: dict[str, str]) -> float:
-    """Seconds of a whole process; its output goes to a log.
+def time_process(name: str, command: list[str], scratch: Path, variables: dict[str, str]) -> float:
+    """Measure the seconds of a complete process; its output goes to a log.
 
-    raises  ContestantError if it does not end well
+    Raises: ContestantError if the process fails
     """
     with tempfile.NamedTemporaryFile("w+", dir=scratch, suffix=".log", errors="replace") as log:
-        begun = time.perf_counter()
-        done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **ALONE, **more}, check=False)
-        seconds = time.perf_counter() - begun
+        start = time.perf_counter()
+        done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **HIDE_GPU, **variables}, check=False)
+        seconds = time.perf_counter() - start
         if done.returncode:
             log.seek(0)
             end = "\n".join(log.read().splitlines()[-LOG_LINES:])
@@ -107,41 +114,44 @@ def timed(name: str, command: list[str], scratch: Path, more: dict[str, str]) ->
 # --- fastai ----------------------------------------------------------------------------------------------------------
 
 
-def asked_of_peer(name: str, peer: Path, scratch: Path, task: dict[str, Any] | None) -> tuple[float, dict[str, Any]]:
-    """Run the worker under fastai's Python: seconds of the whole process, and its answer. No task asks for versions."""
+def run_worker(name: str, peer: Path, scratch: Path, task: dict[str, Any] | None) -> tuple[float, dict[str, Any]]:
+    """Run the worker under fastai's Python. Without a task it returns library versions.
+
+    Returns: seconds of the complete process, and its answer
+    """
     question, answer = scratch / "task.json", scratch / "answer.json"
     question.write_text(json.dumps(task) + "\n", "utf-8")
     command = [str(peer), str(WORKER), str(question) if task else "--versions", str(answer)]
-    # ikebana's own folders are no business of the peer's.
-    more = {"PYTHONPATH": "", **(KEEP_BLOCKS if task and task["tuned"] else {})}
-    return timed(name, command, scratch, more), json.loads(answer.read_text("utf-8"))
+    # The peer must not import from ikebana's folders.
+    variables = {"PYTHONPATH": "", **(KEEP_BLOCKS if task and task["tuned"] else {})}
+    return time_process(name, command, scratch, variables), json.loads(answer.read_text("utf-8"))
 
 
-def fastai(name: str, epochs: int, number: int, task: Task, chosen: argparse.Namespace) -> Row:
-    """One run of fastai; whether its answers are right is counted here, not there."""
-    given = {"photos": task.table, "root": str(task.photos), "weights": str(task.weights), "network": NETWORK}
-    given |= {"side": SIDE, "epochs": epochs, "seed": number, "tuned": name == "fastai_tuned"}
-    given |= {"workers": chosen.workers, "threads": chosen.threads}
-    seconds, answer = asked_of_peer(name, task.peer, task.scratch, given)
+def run_fastai(name: str, epochs: int, number: int, task: Task, options: argparse.Namespace) -> Row:
+    """Run fastai once, and compute the accuracy of its predictions here."""
+    task_facts = {"photos": task.table, "root": str(task.photos), "weights": str(task.weights), "network": NETWORK}
+    task_facts |= {"side": IMAGE_SIZE, "epochs": epochs, "seed": number, "tuned": name == "fastai_tuned"}
+    task_facts |= {"workers": options.workers, "threads": options.threads}
+    seconds, answer = run_worker(name, task.peer, task.scratch, task_facts)
     truth = list(task.test().values())
-    right = sum(one == other for one, other in zip(answer["predicted"], truth, strict=True))
+    correct = sum(label == truth_label for label, truth_label in zip(answer["predicted"], truth, strict=True))
     return {
         "contestant": f"{name}, fine_tune({epochs})",
         "round": number,
         "seconds": seconds,
-        "accuracy": right / len(truth),
+        "accuracy": correct / len(truth),
         "parts": answer["seconds"],
         "scored_a_second": len(truth) / answer["seconds"]["score"],
         "setting": answer["setting"],
     }
 
 
-def environment(folder: Path) -> Path:
-    """The Python of fastai's environment, which is made if the folder has none."""
+def make_environment(folder: Path) -> Path:
+    """Return the Python of fastai's environment, which is made if it does not exist."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
         packages = ["fastai", f"timm=={version('timm')}", f"torch=={version('torch').split('+')[0]}", "torchvision"]
-        tell(f"making an environment for the peer in {folder} ({', '.join(packages)})")
+        log(f"making an environment for the peer in {folder} ({', '.join(packages)})")
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         command = [str(python), "-m", "pip", "install", "--quiet", *packages]
         subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, "PYTHONPATH": ""})
@@ -151,26 +161,26 @@ def environment(folder: Path) -> Path:
 # --- ikebana ---------------------------------------------------------------------------------------------------------
 
 
-def fitted(
+def run_fit(
     recipe: str, run: Path, cache: Path, seed: int, photos: Path, split: str, scratch: Path
 ) -> tuple[float, dict[str, Any]]:
-    """`ikebana fit` as a process of its own: its seconds, and its evaluation.json."""
+    """Run `ikebana fit` in a separate process, and return its seconds and evaluation.json."""
     order = ",".join(TUTORIAL_CLASS_ORDER)
-    names = {each.name for each in photos.iterdir() if each.is_dir() and not each.name.startswith(".")}
+    names = {entry.name for entry in photos.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     command = [sys.executable, "-m", "ikebana", "fit", str(photos), "--recipe", recipe, "--run", str(run)]
     command += ["--seed", str(seed), "--split", split]
     command += ["--class-order", order] if names == set(TUTORIAL_CLASS_ORDER) else []
-    seconds = timed(recipe, command, scratch, {"IKEBANA_CACHE": str(cache)})
+    seconds = time_process(recipe, command, scratch, {"IKEBANA_CACHE": str(cache)})
     return seconds, json.loads((run / "evaluation.json").read_text("utf-8"))
 
 
-def ikebana(recipe: str, number: int, task: Task, chosen: argparse.Namespace) -> Iterator[Row]:
-    """The recipe on an empty cache, then once more on what that has kept."""
+def run_ikebana(recipe: str, number: int, task: Task, options: argparse.Namespace) -> Iterator[Row]:
+    """Run a recipe with an empty cache, then again with the filled cache."""
     with tempfile.TemporaryDirectory(dir=task.scratch) as scratch:
         for state in ("cold", "warm"):
             run = Path(scratch) / state
             cache = Path(scratch) / "cache"
-            seconds, scored = fitted(recipe, run, cache, number, task.photos, chosen.split, task.scratch)
+            seconds, scored = run_fit(recipe, run, cache, number, task.photos, options.split, task.scratch)
             predictions = pl.read_parquet(run / "predictions.parquet").filter(pl.col("split") == "test")
             if dict(predictions.select("path", "label").iter_rows()) != task.test():
                 raise ContestantError(f"{recipe} was tested on other photos than the peer")
@@ -179,27 +189,27 @@ def ikebana(recipe: str, number: int, task: Task, chosen: argparse.Namespace) ->
             yield row | {"accuracy": scored["accuracy"], "parts": scored["seconds"], "setting": setting}
 
 
-# --- what is said of it ----------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------------
 
 
-def by_contestant(rows: list[Row]) -> dict[str, dict[int, Row]]:
-    """contestant -> round -> its run."""
-    found: dict[str, dict[int, Row]] = {}
+def group_by_contestant(rows: list[Row]) -> dict[str, dict[int, Row]]:
+    """Group the runs as contestant -> round -> run."""
+    groups: dict[str, dict[int, Row]] = {}
     for row in rows:
-        found.setdefault(row["contestant"], {})[row["round"]] = row
-    return found
+        groups.setdefault(row["contestant"], {})[row["round"]] = row
+    return groups
 
 
-def middle(runs: dict[int, Row], key: str) -> float:
-    """The median over the rounds."""
+def compute_median(runs: dict[int, Row], key: str) -> float:
+    """Compute the median over the rounds."""
     return median(row[key] for row in runs.values())
 
 
-def table(rows: list[Row]) -> list[str]:
-    """Accuracy against seconds, and where the seconds of the last round went."""
+def format_table(rows: list[Row]) -> list[str]:
+    """Format accuracy, seconds, and the stages of the last round."""
     form = "  {:<28}{:>3}  {:<26}{:<24}{:<18}{}".format
     lines = [form("contestant", "n", "test accuracy", "seconds", "scored, photos/s", "parts of the last round, s")]
-    for name, runs in by_contestant(rows).items():
+    for name, runs in group_by_contestant(rows).items():
         accuracies, seconds = ([run[key] for run in runs.values()] for key in ("accuracy", "seconds"))
         speeds = [run["scored_a_second"] for run in runs.values() if "scored_a_second" in run]
         parts = ", ".join(f"{part} {value:.1f}" for part, value in list(runs.values())[-1]["parts"].items())
@@ -208,43 +218,50 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def ratio(one: dict[int, Row], other: dict[int, Row]) -> str:
-    """How many times the seconds of the other, round by round."""
-    shared = sorted(one.keys() & other.keys())
-    return format_spread([one[each]["seconds"] / other[each]["seconds"] for each in shared], 1) if shared else "unknown"
+def format_ratio(runs: dict[int, Row], reference: dict[int, Row]) -> str:
+    """Format the ratio of the seconds per round."""
+    shared = sorted(runs.keys() & reference.keys())
+    return (
+        format_spread([runs[number]["seconds"] / reference[number]["seconds"] for number in shared], 1)
+        if shared
+        else "unknown"
+    )
 
 
-def statements(rows: list[Row]) -> list[str]:
-    """For each of fastai's results: which of ikebana's gets there soonest, and how many times shorter that is.
+def compare_results(rows: list[Row]) -> list[str]:
+    """For each result of fastai, find ikebana's fastest recipe that is as accurate.
 
-    Medians decide who gets there: at least as many test photos right.
+    Medians are compared.
     """
-    found = by_contestant(rows)
-    ours = {name: runs for name, runs in found.items() if not name.startswith(PEERS)}
+    groups = group_by_contestant(rows)
+    ours = {name: runs for name, runs in groups.items() if not name.startswith(PEERS)}
     lines: list[str] = []
-    for name, runs in found.items():
+    for name, runs in groups.items():
         if name not in ours and ours:
-            wanted = middle(runs, "accuracy")
-            lines.append(f"{name} has {wanted:.4f} after {middle(runs, 'seconds'):.1f} s.")
+            accuracy = compute_median(runs, "accuracy")
+            lines.append(f"{name} has {accuracy:.4f} after {compute_median(runs, 'seconds'):.1f} s.")
             for state in ("cold", "warm"):
-                there = {
-                    own: done
-                    for own, done in ours.items()
-                    if own.endswith(state) and middle(done, "accuracy") >= wanted
+                candidates = {
+                    own: runs_of_ours
+                    for own, runs_of_ours in ours.items()
+                    if own.endswith(state) and compute_median(runs_of_ours, "accuracy") >= accuracy
                 }
-                if there:
-                    best = min(there, key=lambda own: middle(there[own], "seconds"))
-                    had = f"{middle(there[best], 'accuracy'):.4f} after {middle(there[best], 'seconds'):.1f} s"
-                    lines.append(f"  ikebana's {best}, has {had}: {ratio(runs, there[best])} times shorter.")
+                if candidates:
+                    best = min(candidates, key=lambda own: compute_median(candidates[own], "seconds"))
+                    best_accuracy, seconds = (compute_median(candidates[best], key) for key in ("accuracy", "seconds"))
+                    speed_up = format_ratio(runs, candidates[best])
+                    lines.append(
+                        f"  ikebana's {best} has {best_accuracy:.4f} after {seconds:.1f} s: {speed_up} times faster."
+                    )
                 else:
-                    lines.append(f"  Nothing of ikebana's, {state}, gets there.")
+                    lines.append(f"  No {state} run of ikebana is as accurate.")
     return lines
 
 
-# --- the road --------------------------------------------------------------------------------------------------------
+# --- running ---------------------------------------------------------------------------------------------------------
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The flags."""
 
     def words(text: str) -> list[str]:
@@ -254,7 +271,7 @@ def arguments() -> argparse.Namespace:
         return [int(word) for word in words(text)]
 
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--photos", type=Path, required=True, metavar="DIR", help="one sub-folder a class")
+    flags.add_argument("--photos", type=Path, required=True, metavar="DIR", help="one sub-folder per class")
     flags.add_argument("--env", type=Path, metavar="DIR", help="an environment with fastai; made if it is not there")
     flags.add_argument("--epochs", type=numbers, default=[1, 3, 5], metavar="N,M", help="of fine_tune; default 1,3,5")
     flags.add_argument("--contestants", type=words, default=[*PEERS, "quick", "good"], metavar="A,B")
@@ -266,34 +283,35 @@ def arguments() -> argparse.Namespace:
     return flags.parse_args()
 
 
-def check(chosen: argparse.Namespace) -> None:
-    """Refuse what cannot work before anything is installed or started."""
-    if not chosen.photos.is_dir():
-        raise refuse("there is no such folder", chosen.photos, "--photos with one sub-folder of photos a class")
-    if unknown := [name for name in chosen.contestants if name not in (*PEERS, *RECIPES)]:
+def check_options(options: argparse.Namespace) -> None:
+    """Check the options before anything is installed or started."""
+    if not options.photos.is_dir():
+        raise refuse("there is no such folder", options.photos, "--photos with one sub-folder of photos per class")
+    if unknown := [name for name in options.contestants if name not in (*PEERS, *RECIPES)]:
         raise refuse(f"unknown: {', '.join(unknown)}", "--contestants", f"of {', '.join((*PEERS, *RECIPES))}")
-    if min(*chosen.epochs, chosen.rounds, 1) < 1:
+    if min(*options.epochs, options.rounds, 1) < 1:
         raise refuse("nothing would be measured", "--epochs or --rounds", "1 or more")
-    if chosen.out and not chosen.out.absolute().parent.is_dir():
-        raise refuse("the folder for the result does not exist", chosen.out, "make it first")
+    if options.out and not options.out.absolute().parent.is_dir():
+        raise refuse("the folder for the result does not exist", options.out, "make it first")
 
 
-def prepared(chosen: argparse.Namespace, scratch: Path) -> tuple[Task, dict[str, Any]]:
-    """One uncounted run of each side: the split, the weights, and what the machine and the libraries are."""
-    peer = environment(chosen.env or scratch / "peer")
-    _, versions = asked_of_peer("fastai", peer, scratch, None)
-    tell("an uncounted run of ikebana, which makes the split")
+def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Task, dict[str, Any]]:
+    """Run each side once without counting it, and collect split, weights and machine facts."""
+    peer = make_environment(options.env or scratch / "peer")
+    _, versions = run_worker("fastai", peer, scratch, None)
+    log("an uncounted run of ikebana, which makes the split")
     cache, run = scratch / "kept", scratch / "first"
-    fitted("quick", run, cache, 0, chosen.photos, chosen.split, scratch)
+    run_fit("quick", run, cache, 0, options.photos, options.split, scratch)
     used = pl.read_parquet(run / "dataset.parquet").filter(pl.col("status") == "used")
     rows = list(used.select("path", "label", "split").iter_rows())
     parts = {part: sum(row[2] == part for row in rows) for part in ("train", "validation", "test")}
-    if parts["train"] < BATCH:
+    if parts["train"] < BATCH_SIZE:
         raise refuse(
-            f"{parts['train']} training photos; fastai trains on batches of {BATCH}", chosen.photos, "more photos"
+            f"{parts['train']} training photos; fastai trains on batches of {BATCH_SIZE}", options.photos, "more photos"
         )
-    os.environ["IKEBANA_CACHE"] = str(cache)  # the weights under timm's names lie there since the run above
-    task = Task(chosen.photos.absolute(), rows, peer, pretrained_weights.find_weights(NETWORK).file, scratch)
+    # The run above has written the weights with timm's names to this cache.
+    os.environ["IKEBANA_CACHE"] = str(cache)
+    task = Task(options.photos.absolute(), rows, peer, pretrained_weights.find_weights(NETWORK).file, scratch)
     facts = {
         "processor": device.describe_processor(),
         "processors": os.cpu_count(),
@@ -306,65 +324,65 @@ def prepared(chosen: argparse.Namespace, scratch: Path) -> tuple[Task, dict[str,
     return task, facts
 
 
-def begun(chosen: argparse.Namespace, facts: dict[str, Any]) -> dict[str, Any]:
-    """The record to add to: what --out holds already, or a new one."""
-    if not (chosen.out and chosen.out.exists()):
+def open_record(options: argparse.Namespace, facts: dict[str, Any]) -> dict[str, Any]:
+    """Load the record of --out, or make a new one."""
+    if not (options.out and options.out.exists()):
         return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "facts": facts, "runs": []}
-    record = json.loads(chosen.out.read_text("utf-8"))
+    record = json.loads(options.out.read_text("utf-8"))
     if differing := [key for key in facts if record.get("facts", {}).get(key) != facts[key]]:
-        raise refuse(f"it was made with other: {', '.join(differing)}", chosen.out, "another file for --out")
+        raise refuse(f"it was made with other: {', '.join(differing)}", options.out, "another file for --out")
     return record
 
 
-def turns(chosen: argparse.Namespace, task: Task, done: set[tuple[str, int]]) -> Iterator[Iterator[Row]]:
-    """Round by round, contestant after contestant; what is done already is left out."""
-    for number in range(chosen.rounds):
-        for name in chosen.contestants:
+def list_turns(options: argparse.Namespace, task: Task, done: set[tuple[str, int]]) -> Iterator[Iterator[Row]]:
+    """List the remaining runs, round by round and contestant by contestant."""
+    for number in range(options.rounds):
+        for name in options.contestants:
             if name not in PEERS:
                 if not {(f"{name}, {state}", number) for state in ("cold", "warm")} <= done:
-                    yield ikebana(name, number, task, chosen)
+                    yield run_ikebana(name, number, task, options)
                 continue
-            for epochs in chosen.epochs:
+            for epochs in options.epochs:
                 if (f"{name}, fine_tune({epochs})", number) not in done:
-                    yield (fastai(*each, task, chosen) for each in [(name, epochs, number)])
+                    yield (run_fastai(*arguments, task, options) for arguments in [(name, epochs, number)])
 
 
-def measured(chosen: argparse.Namespace, scratch: Path) -> bool:
-    """Everything asked for, told as it comes and kept at once; returns whether all of it went well."""
-    task, facts = prepared(chosen, scratch)
-    record = begun(chosen, facts)
-    well = True
-    for turn in turns(chosen, task, {(row["contestant"], row["round"]) for row in record["runs"]}):
+def measure(options: argparse.Namespace, scratch: Path) -> bool:
+    """Measure everything, save it after every run, and return whether all runs succeeded."""
+    task, facts = prepare(options, scratch)
+    record = open_record(options, facts)
+    is_complete = True
+    for turn in list_turns(options, task, {(row["contestant"], row["round"]) for row in record["runs"]}):
         try:
             for row in turn:
                 row["load_after"] = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
                 record["runs"].append(row)
-                tell(f"  round {row['round']}: {row['contestant']}: {row['accuracy']:.4f} in {row['seconds']:.1f} s")
-                if chosen.out:
-                    with atomic_write(chosen.out) as beside:
-                        beside.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+                log(f"  round {row['round']}: {row['contestant']}: {row['accuracy']:.4f} in {row['seconds']:.1f} s")
+                if options.out:
+                    with atomic_write(options.out) as partial:
+                        partial.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         except ContestantError as problem:
-            well = False
-            tell(f"! {problem}")
-    head = {key: facts[key] for key in ("processor", "processors", "of them allowed")}
-    print(record["date"], ", ".join(f"{key} {value}" for key, value in head.items()))
+            is_complete = False
+            log(f"! {problem}")
+    machine = {key: facts[key] for key in ("processor", "processors", "of them allowed")}
+    print(record["date"], ", ".join(f"{key} {value}" for key, value in machine.items()))
     print("fastai's environment:", ", ".join(f"{key} {value}" for key, value in facts["peer"].items()))
     print("ikebana's:", ", ".join(f"{key} {value}" for key, value in facts["ikebana"].items()))
     print("photos:", ", ".join(f"{key} {value}" for key, value in facts["photos"].items()), end="\n\n")
-    print(*table(record["runs"]), "", *statements(record["runs"]), sep="\n", flush=True)
-    return well
+    print(*format_table(record["runs"]), "", *compare_results(record["runs"]), sep="\n", flush=True)
+    return is_complete
 
 
 def main() -> int:
-    """Measure, and leave nothing behind but the result."""
-    chosen = arguments()
-    check(chosen)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contestant ends and the folder goes
+    """Run the benchmark, and remove everything but the result."""
+    options = parse_arguments()
+    check_options(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with tempfile.TemporaryDirectory(prefix="peer-fastai-") as scratch:
-            return 0 if measured(chosen, Path(scratch)) else 1
+            return 0 if measure(options, Path(scratch)) else 1
     except KeyboardInterrupt:
-        tell("interrupted; --out has what was measured until now")
+        log("interrupted; --out has what was measured until now")
         return 130
     except ContestantError as problem:
         raise refuse("a contestant cannot run at all", problem, "--env with an environment that has fastai") from None

@@ -1,13 +1,14 @@
-"""Photos a second on a folder, from the start of the process to its end: `ikebana predict` beside what people write.
+"""Compare the throughput of `ikebana predict` with Keras, fastai and torch.
 
     python bench/peer_predict.py --photos FOLDER [--cnn baseline.onnx --tf-env ENV]
                                  [--lite0 good.onnx --fastai-env ENV] [--rounds 3]
 
---cnn is what `ikebana export` made of `baseline` (the tutorial's four convolutions); its peer is Keras, as the tutorial has it:
-`image_dataset_from_directory`, `Rescaling`, `predict`. --lite0 is one of `quick` or `good`; its peers are fastai's
-`test_dl` and `get_preds` around timm's network of that name, and torch with torchvision's ImageFolder and a DataLoader
-with a worker for each processor. The peers' networks have the same layers and no learned weights: the work is the same. Rounds
-go round robin.
+Measures photos per second on a folder, from the start of the process to its end. --cnn is an export
+of `baseline` (the tutorial's four convolutions). Its peer is Keras as the tutorial uses it:
+`image_dataset_from_directory`, `Rescaling`, `predict`. --lite0 is an export of `quick` or `good`.
+Its peers are fastai's `test_dl` and `get_preds` with timm's network, and torch with torchvision's
+ImageFolder and a DataLoader with one worker per processor. The networks of the peers have the same
+layers and random weights, so the work is the same. The contestants alternate within a round.
 
 FOLDER has a sub-folder for each class. Each ENV is a virtual environment that holds the peer.
 """
@@ -41,8 +42,8 @@ from fastai.vision.all import *
 data = ImageDataLoaders.from_folder(sys.argv[1], valid_pct=0.2, seed=0, item_tfms=Resize(224))
 learn = vision_learner(data, "tf_efficientnet_lite0", pretrained=False, normalize=False)
 files = get_image_files(sys.argv[1])
-said, _ = learn.get_preds(dl=learn.dls.test_dl(files))
-print(len(said))
+probabilities, _ = learn.get_preds(dl=learn.dls.test_dl(files))
+print(len(probabilities))
 """
 TORCH = """
 import os, sys, timm, torch
@@ -53,8 +54,8 @@ photos = ImageFolder(sys.argv[1], transforms.Compose([
 network = timm.create_model("tf_efficientnet_lite0", num_classes=5).eval()
 loader = torch.utils.data.DataLoader(photos, batch_size=64, num_workers=len(os.sched_getaffinity(0)))
 with torch.inference_mode():
-    said = [torch.softmax(network(batch), 1) for batch, _ in loader]
-print(len(torch.cat(said)))
+    probabilities = [torch.softmax(network(batch), 1) for batch, _ in loader]
+print(len(torch.cat(probabilities)))
 """
 
 
@@ -68,43 +69,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(format_header("onnxruntime", "torch", "pillow"), len(os.sched_getaffinity(0)), "of them allowed", flush=True)
-    count = sum(1 for each in options.photos.rglob("*") if each.is_file())
+    count = sum(1 for file in options.photos.rglob("*") if file.is_file())
     with tempfile.TemporaryDirectory() as scratch:
-        ways = contestants(options, str(Path(scratch) / "x.csv"))
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        commands = build_commands(options, str(Path(scratch) / "x.csv"))
+        times: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(options.rounds):
-            for name, command in ways.items():
-                times[name].append(seconds(command))
-                print(f"  {name}: {count / times[name][-1]:.0f} photos a second", flush=True)
-    print(f"{count} photos, photos a second:")
-    for name, taken in times.items():
-        print(f"  {name}: {format_spread([count / each for each in taken], 0)}")
+            for name, command in commands.items():
+                times[name].append(time_command(command))
+                print(f"  {name}: {count / times[name][-1]:.0f} photos per second", flush=True)
+    print(f"{count} photos, photos per second:")
+    for name, durations in times.items():
+        print(f"  {name}: {format_spread([count / duration for duration in durations], 0)}")
 
 
-def contestants(options: argparse.Namespace, out: str) -> dict[str, list[str]]:
-    """The command of each that can be run here."""
+def build_commands(options: argparse.Namespace, out: str) -> dict[str, list[str]]:
+    """Build the commands of the contestants whose environments are given."""
     photos = str(options.photos)
-    ways = {
+    commands = {
         f"ikebana predict, {name}": [sys.executable, "-m", "ikebana", "predict", str(file), photos, "--out", out]
         for name, file in (("the CNN", options.cnn), ("Lite0", options.lite0))
         if file
     }
     if options.cnn and options.tf_env:
-        ways["Keras predict, the CNN"] = [str(options.tf_env / "bin/python"), "-c", KERAS, photos]
+        commands["Keras predict, the CNN"] = [str(options.tf_env / "bin/python"), "-c", KERAS, photos]
     if options.lite0 and options.fastai_env:
-        ways["fastai get_preds, Lite0"] = [str(options.fastai_env / "bin/python"), "-c", FASTAI, photos]
+        commands["fastai get_preds, Lite0"] = [str(options.fastai_env / "bin/python"), "-c", FASTAI, photos]
     if options.lite0:
-        ways["torch and DataLoader, Lite0"] = [sys.executable, "-c", TORCH, photos]
-    return ways
+        commands["torch and DataLoader, Lite0"] = [sys.executable, "-c", TORCH, photos]
+    return commands
 
 
-def seconds(command: list[str]) -> float:
-    """Of the whole process."""
+def time_command(command: list[str]) -> float:
+    """Measure the seconds of a complete process."""
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
-    if done.returncode:
-        raise SystemExit(f"{command[:4]}: {done.stderr[-1500:]}")
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
+    if result.returncode:
+        raise SystemExit(f"{command[:4]}: {result.stderr[-1500:]}")
     return time.perf_counter() - start
 
 

@@ -1,10 +1,11 @@
-"""What ships, measured: does it agree with torch from the photos' bytes, how fast is `predict`, how soon comes the first answer.
+"""Measure parity with torch, throughput and start-up time of exported models.
 
     python bench/ship.py --run RUN --photos FOLDER [--where DIR] [--rounds 3] [--int8]
 
-RUN is a finished run whose photos are still where they were (else --where says where they are). FOLDER holds photos to
-predict, in sub-folders. Each figure of time is of a whole process, imports included; rounds go round robin, so that a busy
-minute hits all alike. `peer_predict.py` has what others take.
+RUN is a finished run. If its photos have moved, --where has their folder. FOLDER holds photos to
+predict, in sub-folders. All times are those of complete processes, imports included. The commands
+alternate within a round, so that other load affects all of them. `peer_predict.py` measures other
+programs.
 """
 
 import argparse
@@ -41,49 +42,49 @@ def main() -> None:
             command = [sys.executable, "-m", "ikebana", "export", str(options.run), str(file)]
             command += ["--int8"] if name == "int8" else []
             command += ["--photos", str(options.where)] if options.where else []
-            told(name, file, *timed(command))
-        whole_folder(models, options.photos, options.rounds, Path(scratch))
-        first_answer(models, options.run, next(options.photos.rglob("*.jpg")), options.rounds)
+            report_export(name, file, *time_command(command))
+        measure_folder(models, options.photos, options.rounds, Path(scratch))
+        measure_first_answer(models, options.run, next(options.photos.rglob("*.jpg")), options.rounds)
 
 
-def told(name: str, file: Path, seconds: float, memory: float) -> None:
-    """What the export found out."""
-    made = ikebana.load(file)
-    found, size = made.metadata["parity"], file.stat().st_size / 1e6
+def report_export(name: str, file: Path, seconds: float, memory: float) -> None:
+    """Print the size of the export and its agreement with torch."""
+    classifier = ikebana.load(file)
+    parity, size = classifier.metadata["parity"], file.stat().st_size / 1e6
     print(f"{name}: {size:.1f} MB; export {seconds:.1f} s, the whole process, at most {memory:,.0f} MB", flush=True)
     print(
-        f"  torch against onnxruntime, {found['photos']} test photos from their bytes: top-1 the same in "
-        f"{found['top1_agreement']:.4f}, probabilities off by {found['largest_difference']:.1e} at most, "
-        f"{found['mean_difference']:.1e} on average; accuracy {found['accuracy']:.4f}"
+        f"  torch against onnxruntime, {parity['photos']} test photos from their bytes: top-1 the same in "
+        f"{parity['top1_agreement']:.4f}, probabilities off by {parity['largest_difference']:.1e} at most, "
+        f"{parity['mean_difference']:.1e} on average; accuracy {parity['accuracy']:.4f}"
     )
-    print(f"  whole photos to the graph alone: {found['whole_photos']}")
-    if "int8" in made.metadata:
-        print(f"  {made.metadata['int8']}", flush=True)
+    print(f"  whole photos to the graph alone: {parity['whole_photos']}")
+    if "int8" in classifier.metadata:
+        print(f"  {classifier.metadata['int8']}", flush=True)
 
 
-def whole_folder(models: dict[str, Path], photos: Path, rounds: int, scratch: Path) -> None:
-    """Photos a second, from the start of the process to its end."""
-    count = sum(1 for each in photos.rglob("*") if each.is_file())
+def measure_folder(models: dict[str, Path], photos: Path, rounds: int, scratch: Path) -> None:
+    """Measure photos per second, from the start of the process to its end."""
+    count = sum(1 for file in photos.rglob("*") if file.is_file())
     start, end = [sys.executable, "-m", "ikebana", "predict"], [str(photos), "--out", str(scratch / "x.csv")]
-    ways = {f"ikebana predict, {name}": [*start, str(file), *end] for name, file in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    commands = {f"ikebana predict, {name}": [*start, str(file), *end] for name, file in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in commands}
     peaks: dict[str, float] = {}
     for _ in range(rounds):
-        for name, command in ways.items():
-            seconds, peaks[name] = timed(command)
+        for name, command in commands.items():
+            seconds, peaks[name] = time_command(command)
             times[name].append(count / seconds)
-    print(f"photos a second on {count} files, the whole process:")
+    print(f"photos per second on {count} files, complete process:")
     for name, speeds in times.items():
         print(f"  {name}: {format_spread(speeds, 0)}, at most {peaks[name]:,.0f} MB", flush=True)
 
 
-def first_answer(models: dict[str, Path], run: Path, photo: Path, rounds: int) -> None:
-    """Seconds from the start of the process to the answer for one photo."""
-    ways = {
+def measure_first_answer(models: dict[str, Path], run: Path, photo: Path, rounds: int) -> None:
+    """Measure the seconds from the start of the process to the first prediction."""
+    commands = {
         f"ikebana.load(…).predict(…), {name}": [sys.executable, "-c", FIRST, str(file), str(photo)]
         for name, file in models.items()
     }
-    ways["ikebana predict FILE PHOTO"] = [
+    commands["ikebana predict FILE PHOTO"] = [
         sys.executable,
         "-m",
         "ikebana",
@@ -91,18 +92,24 @@ def first_answer(models: dict[str, Path], run: Path, photo: Path, rounds: int) -
         str(models["float32"]),
         str(photo),
     ]
-    ways["ikebana.predict(RUN, PHOTO), which needs torch"] = [sys.executable, "-c", FIRST_BY_RUN, str(run), str(photo)]
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    commands["ikebana.predict(RUN, PHOTO), which needs torch"] = [
+        sys.executable,
+        "-c",
+        FIRST_BY_RUN,
+        str(run),
+        str(photo),
+    ]
+    times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds):
-        for name, command in ways.items():
-            times[name].append(timed(command)[0])
-    print("seconds from the process' start to the first answer:")
+        for name, command in commands.items():
+            times[name].append(time_command(command)[0])
+    print("seconds from the start of the process to the first prediction:")
     for name, seconds in times.items():
         print(f"  {name}: {format_spread(seconds)}", flush=True)
 
 
-def timed(command: list[str]) -> tuple[float, float]:
-    """Seconds, and MB of memory at most; of the process itself, its workers apart."""
+def time_command(command: list[str]) -> tuple[float, float]:
+    """Measure seconds and peak memory in MB of a process, without its child processes."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)

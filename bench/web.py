@@ -1,10 +1,11 @@
-"""The exported page against Python: what a browser says of test photos, and how far that is from what the model file says here.
+"""Compare the predictions of the exported web page with those of Python.
 
     python bench/web.py --run RUN [--where DIR] [--count 100] [--megapixels N] [--picture FILE.png]
 
-RUN is a finished run; its photos lie where they were, or in DIR. Needs Chromium and npm. The photos are spread evenly over the
-test part. Differences come from decoding alone: the graph is the same, to the bit. --megapixels enlarges
-copies of the photos to that size first, JPEG quality 90, as they come from a phone: both sides then decode at reduced scale.
+RUN is a finished run. If its photos have moved, DIR has them. Needs Chromium and npm. The photos
+are sampled evenly from the test set. Differences come from decoding alone, because the graph is
+bit-identical. --megapixels first enlarges copies of the photos (JPEG quality 90), as large as those
+of a phone. Both sides then decode at a reduced scale.
 """
 
 import argparse
@@ -25,36 +26,36 @@ from PIL import Image
 
 import ikebana
 
-TIE = 0.02  # two probabilities that near are no order
+MAX_TIE_DIFFERENCE = 0.02
 
 
-class Files(http.server.SimpleHTTPRequestHandler):
-    """A host of files that says nothing."""
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    """A file server without a log."""
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the name is the standard library's
         pass
 
 
 @contextmanager
-def hosted(folder: Path) -> Iterator[str]:
-    """The folder's address."""
-    handler = functools.partial(Files, directory=folder)
+def serve_folder(folder: Path) -> Iterator[str]:
+    """Serve a folder, and yield its URL."""
+    handler = functools.partial(SilentHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 
 
-def test_photos(run: ikebana.Run, where: Path | None, count: int) -> list[Path]:
-    """So many of them, evenly spread."""
+def choose_test_photos(run: ikebana.Run, where: Path | None, count: int) -> list[Path]:
+    """Choose `count` test photos, evenly spaced."""
     folder = where or Path(run.source["photos"])
     paths = run.dataset.filter(pl.col("split") == "test")["path"].sort().to_list()
     step = max(len(paths) // count, 1)
     return [folder / path for path in paths[::step][:count]]
 
 
-def enlarged(photos: list[Path], megapixels: float, folder: Path) -> list[Path]:
-    """Copies of that size."""
+def enlarge(photos: list[Path], megapixels: float, folder: Path) -> list[Path]:
+    """Enlarge copies of the photos to this size."""
     copies = []
     for number, photo in enumerate(photos):
         with Image.open(photo) as image:
@@ -65,8 +66,13 @@ def enlarged(photos: list[Path], megapixels: float, folder: Path) -> list[Path]:
     return copies
 
 
-def in_browser(address: str, photos: list[Path], picture: Path | None) -> tuple[list[dict[str, float]], float, float]:
-    """What the page shows for each, in order; seconds to the page's first answer, and for each photo after it."""
+def predict_in_browser(
+    address: str, photos: list[Path], picture: Path | None
+) -> tuple[list[dict[str, float]], float, float]:
+    """Predict the photos with the page.
+
+    Returns: the probabilities per photo, seconds to the first prediction, seconds per later photo
+    """
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -75,26 +81,27 @@ def in_browser(address: str, photos: list[Path], picture: Path | None) -> tuple[
         start = time.perf_counter()
         page.goto(address)
         page.wait_for_selector("body[data-ready]", timeout=120_000)
-        asked(page, photos[:1])
+        submit_photos(page, photos[:1])
         first = time.perf_counter() - start
         start = time.perf_counter()
-        asked(page, photos[1:])
-        each = (time.perf_counter() - start) / (len(photos) - 1)
+        submit_photos(page, photos[1:])
+        seconds_per_photo = (time.perf_counter() - start) / (len(photos) - 1)
         if picture:
             page.wait_for_timeout(800)
             page.screenshot(path=picture)
-        *later, earliest = page.locator(".card").all()  # what was given last lies on top
-        return [shares(card) for card in (earliest, *later)], first, each
+        # The page shows the newest card first.
+        *later, earliest = page.locator(".card").all()
+        return [read_probabilities(card) for card in (earliest, *later)], first, seconds_per_photo
 
 
-def asked(page, photos: list[Path]) -> None:
+def submit_photos(page, photos: list[Path]) -> None:
     page.set_input_files("#choose", [str(photo) for photo in photos])
     while page.locator(".card.waiting").count():
         page.wait_for_timeout(50)
 
 
-def shares(card) -> dict[str, float]:
-    """The bars' own numbers, which are not rounded."""
+def read_probabilities(card) -> dict[str, float]:
+    """Read the unrounded probabilities from the bars."""
     values = card.locator(".fill").evaluate_all("all => all.map(each => +each.style.getPropertyValue('--share'))")
     return dict(zip(card.locator(".label").all_inner_texts(), values, strict=True))
 
@@ -109,29 +116,30 @@ def main() -> None:
     options = parser.parse_args()
     print(format_header("onnxruntime", "pillow", "playwright"), flush=True)
     run = ikebana.open_run(options.run)
-    photos = test_photos(run, options.where, options.count)
+    photos = choose_test_photos(run, options.where, options.count)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "web"
         if options.megapixels:
-            photos = enlarged(photos, options.megapixels, Path(scratch))
+            photos = enlarge(photos, options.megapixels, Path(scratch))
         classifier = ikebana.export_web(run, folder, photos=options.where)
-        sizes = {each.name: each.stat().st_size / 1e6 for each in folder.rglob("*") if each.is_file()}
+        sizes = {file.name: file.stat().st_size / 1e6 for file in folder.rglob("*") if file.is_file()}
         print(
             f"{sum(sizes.values()):.1f} MB in {len(sizes)} files, of them",
             {k: round(v, 1) for k, v in sizes.items() if v > 1},
         )
-        with hosted(folder) as address:
-            seen, first, each = in_browser(address, photos, options.picture)
-        differences, otherwise = [], 0
-        for photo, said in zip(photos, seen, strict=True):
+        with serve_folder(folder) as address:
+            predictions, first, seconds_per_photo = predict_in_browser(address, photos, options.picture)
+        differences, n_different = [], 0
+        for photo, predicted in zip(photos, predictions, strict=True):
             expected = classifier.predict(photo).probabilities
-            differences += [abs(said[name] - share) for name, share in expected.items()]
-            best = max(said, key=lambda name: said[name])
-            otherwise += max(expected.values()) - expected[best] > TIE
+            differences += [abs(predicted[name] - probability) for name, probability in expected.items()]
+            best = max(predicted, key=lambda name: predicted[name])
+            n_different += max(expected.values()) - expected[best] > MAX_TIE_DIFFERENCE
     print(
-        f"{len(photos)} test photos: top-1 the same in {len(photos) - otherwise} (ties within {TIE} apart); probabilities "
-        f"differ by {statistics.mean(differences):.1e} on average, by {max(differences):.1e} at most\n"
-        f"first answer after {first:.1f} s, network loaded; then {each:.3f} s a photo"
+        f"{len(photos)} test photos: same top-1 class in {len(photos) - n_different} "
+        f"(ties within {MAX_TIE_DIFFERENCE} ignored); "
+        f"probabilities differ by {statistics.mean(differences):.1e} on average, {max(differences):.1e} at most\n"
+        f"first answer after {first:.1f} s, including the network; then {seconds_per_photo:.3f} s per photo"
     )
 
 

@@ -1,7 +1,7 @@
-"""The words of source, messages, pages and docs: names, docstrings and sentences that a reader can search.
+"""Check names, docstrings, messages and docs for banned names and phrases.
 
-Two lists: identifiers that name nothing, and phrases of the project's old dialect. A word may be banned as a name and fine in
-prose (`found`, `course`).
+There are two lists: identifiers that describe nothing, and phrases that a reader cannot search for.
+A word may be banned as a name and fine in prose (`found`, `course`).
 """
 
 import ast
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCE = sorted(ROOT.glob("src/**/*.py"))
+SOURCE = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("bench/*.py")])
 # What people read in a browser.
 WEB_PAGES = sorted(
     file for pattern in ("*.jinja", "*.html", "*.js") for file in ROOT.glob(f"src/**/{pattern}") if file.is_file()
