@@ -71,7 +71,7 @@ def test_copies_across_given_parts_are_a_leak_and_the_gravest_finding(tmp_path):
 @pytest.mark.parametrize(
     ("small", "expected"), [(19, ["small_class"]), (20, []), (3, ["class_imbalance", "small_class"])]
 )
-def test_small_classes_are_named_and_so_is_imbalance(small, expected, tmp_path):
+def test_small_classes_and_imbalance_are_reported(small, expected, tmp_path):
     files = {path: data for path, data in clean(30).items() if not (path[0] == "b" and int(path[2:-4]) >= small)}
     _, found = looked_at(write_files(tmp_path / "photos", files))
     assert kinds(found) == expected
@@ -89,7 +89,7 @@ def test_the_sums_add_up_and_the_summary_names_what_was_set_aside(tmp_path):
         assert f"{path}: {status}" in said
 
 
-def test_an_example_is_told_whole_in_a_column_of_its_own(tmp_path):
+def test_examples_have_their_own_column_and_are_not_truncated(tmp_path):
     dataset, _ = looked_at(write_files(tmp_path / "photos", clean()))
     words = [f"word{number:03}" for number in range(30)]
     told = [
@@ -125,7 +125,7 @@ def test_a_broken_photo_is_not_hidden_behind_many_without_labels(tmp_path):
     assert "skipped: train/b/broken.jpg: unreadable" in dataset_checks.summarise(dataset, found)
 
 
-def test_what_a_run_will_cost_is_said_before_it_begins(tmp_path):
+def test_the_estimated_time_is_printed_before_a_run_begins(tmp_path):
     from ikebana.learning import device
     from ikebana.learning.estimate import estimate_cost
     from ikebana.learning.models.assembly import assemble

@@ -128,7 +128,7 @@ def test_half_precision_is_close_and_takes_half_the_space(backbone):
     assert np.abs(half.to_array() - exact.to_array()).max() < 0.02 * np.abs(exact.to_array()).max()
 
 
-def test_what_is_said_of_photo_and_mirror_image_is_not_taken_for_what_is_said_of_the_photo():
+def test_features_with_flip_tta_are_not_reused_without_it():
     photo_alone, both = (feature_cache.make_feature_key("pixels", RECIPES[name], None) for name in ("quick", "good"))
     assert RECIPES["quick"].network == RECIPES["good"].network
     assert photo_alone != both

@@ -10,10 +10,10 @@ from ikebana.learning.features.feature_rows import FeatureRows
 @pytest.fixture
 def table():
     """The same table twice: on two arrays of different precision and out of order, and as a copy."""
-    dice = np.random.default_rng(0)
-    half, exact = dice.normal(size=(50, 2, 3)).astype(np.float16), dice.normal(size=(50, 2, 3)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    half, exact = rng.normal(size=(50, 2, 3)).astype(np.float16), rng.normal(size=(50, 2, 3)).astype(np.float32)
     first, second = np.array([4, 7, 30]), np.array([1, 8, 49, 20])
-    order = dice.permutation(7)
+    order = rng.permutation(7)
     copy = np.concatenate((half[first], exact[second])).reshape(7, 6).astype(np.float32)[order]
     return FeatureRows([half, exact], [first, second], order), copy
 

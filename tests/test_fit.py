@@ -104,7 +104,7 @@ def test_the_same_command_gives_the_same_weights_to_the_bit_and_another_seed_oth
 
 
 @pytest.mark.parametrize("name", ["baseline", "augmented"])
-def test_a_stopped_run_goes_on_to_the_very_same_weights(name, photos, tmp_path):
+def test_an_interrupted_run_resumes_to_bit_identical_weights(name, photos, tmp_path):
     whole = ikebana.fit(photos, name, run=tmp_path / "whole", **SMALL)
     with interrupt_after_steps(2):  # in the second epoch
         ikebana.fit(photos, name, run=tmp_path / "stopped", **SMALL)
@@ -238,7 +238,7 @@ def test_runs_and_evaluations_show_themselves_in_a_notebook(run):
     assert "macro avg" in repr(run.evaluation)
 
 
-def test_whoever_may_look_into_the_run_may_read_its_weights(run):
+def test_users_who_can_read_the_run_folder_can_read_its_weights(run):
     assert run.weights.stat().st_mode & 0o666 == run.folder.stat().st_mode & 0o666
 
 

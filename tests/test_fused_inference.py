@@ -33,11 +33,11 @@ def photos(count=4, side=64):
 
 def with_lively_norms(network):
     """Fresh BatchNorms do nothing: a test with them would not see that one was lost."""
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.register_buffer("running_mean", 0.1 * torch.randn(module.num_features, generator=dice))
-            module.register_buffer("running_var", 0.5 + torch.rand(module.num_features, generator=dice))
+            module.register_buffer("running_mean", 0.1 * torch.randn(module.num_features, generator=rng))
+            module.register_buffer("running_var", 0.5 + torch.rand(module.num_features, generator=rng))
     return network
 
 

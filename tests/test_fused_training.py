@@ -40,14 +40,14 @@ def learning(name="tf_efficientnet_lite0", trained: Trainable = "last_stages", *
     kind = FrozenBackbone if trained == "head" else partial(FineTune, train_from=first_stages[trained])
     recipe = recipes.get_recipe("quick", network=name, image_size=64, method=kind(**choices))
     network = networks.build_network(recipe, 5)
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, fused_inference.Norm):
                 for each in ("running_mean", "running_var", "weight", "bias"):
                     value = getattr(module, each)
                     if value is not None:
-                        value.copy_(0.5 + torch.rand(value.shape, generator=dice))
+                        value.copy_(0.5 + torch.rand(value.shape, generator=rng))
     parameter_groups.set_training_mode(network, recipe, trained)
     return network
 

@@ -36,7 +36,7 @@ def light(factor):
     return lambda picture: ImageEnhance.Brightness(picture).enhance(factor)
 
 
-def test_photos_that_nobody_spoilt_give_no_finding(tmp_path):
+def test_unmodified_photos_give_no_finding(tmp_path):
     assert named(tmp_path) == []
 
 

@@ -90,7 +90,7 @@ def test_a_class_that_nothing_is_learned_of_takes_no_part_in_the_loss():
 
 def test_confidence_and_choices_are_of_learned_classes_alone():
     """Validation photos of a class without training photos say nothing of how sure the network may be of the others."""
-    truth, dice = np.arange(400) % 4, np.random.default_rng(0)
+    truth, rng = np.arange(400) % 4, np.random.default_rng(0)
     table = {
         "path": [f"{row}.jpg" for row in range(400)], "label": [f"class {each}" for each in truth],
         "split": ["train" if row < 200 and truth[row] != 3 else "validation" for row in range(400)],
@@ -106,8 +106,8 @@ def test_confidence_and_choices_are_of_learned_classes_alone():
     validation = found["validation"]
     assert not validation.for_selection[validation.labels == 3].any()
     assert validation.for_selection[validation.labels != 3].any()
-    logits = dice.normal(0, 1, (len(validation), 4)) + 4 * np.eye(4)[validation.labels] * (
-        dice.random((len(validation), 1)) < 0.9
+    logits = rng.normal(0, 1, (len(validation), 4)) + 4 * np.eye(4)[validation.labels] * (
+        rng.random((len(validation), 1)) < 0.9
     )
     logits[:, 3] = -30
     said = softmax(logits, axis=1)

@@ -69,7 +69,7 @@ def test_a_training_stopped_again_and_again_within_its_epochs_ends_as_one_that_n
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
             trained(recipe, tmp_path / "checkpoint")
-    torch.manual_seed(99)  # whatever the dice of the new process
+    torch.manual_seed(99)  # whatever the random state of the new process
     resumed, epochs = trained(recipe, tmp_path / "checkpoint")
     assert have_same_weights(whole, resumed)
     assert epochs == all_epochs

@@ -10,10 +10,10 @@ CLASSES, EACH, WIDTH = 4, 60, 24
 
 def clusters(apart, seed=0):
     """Points around one centre a class: features, labels, groups, and what a perfect judge says of each."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(CLASSES), EACH)
     centres = apart * np.eye(CLASSES, WIDTH)
-    features = centres[labels] + dice.normal(0, 1, (len(labels), WIDTH))
+    features = centres[labels] + rng.normal(0, 1, (len(labels), WIDTH))
     distances = ((features[:, None] - centres[None]) ** 2).sum(2)
     logits = -distances / 2
     powers = np.exp(logits - logits.max(1, keepdims=True))
@@ -28,10 +28,10 @@ def judged(features, labels, groups, alone):
 
 
 def with_flips(labels, count, seed=0):
-    dice = np.random.default_rng(seed)
-    rows = dice.choice(len(labels), count, replace=False)
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(len(labels), count, replace=False)
     wrong = labels.copy()
-    wrong[rows] = (labels[rows] + dice.integers(1, CLASSES, count)) % CLASSES
+    wrong[rows] = (labels[rows] + rng.integers(1, CLASSES, count)) % CLASSES
     return wrong, set(rows.tolist())
 
 

@@ -99,7 +99,7 @@ def test_the_more_the_labels_are_chance_the_more_it_is_held_back():
 
 
 @pytest.mark.slow
-def test_a_small_class_is_named_as_readily_as_a_large_one():
+def test_a_small_class_is_predicted_as_readily_as_a_large_one():
     features, labels = fewer_of_the_second(*clouds(3000, classes=3, width=40, apart=0.35), one_in=25)
     assert 10 < sum(labels == 1) < 50
     found = logistic_head.fit_head(features, labels, features[:0], labels[:0], 3, seed=0)

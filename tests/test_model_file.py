@@ -54,11 +54,11 @@ def test_a_file_that_was_cut_off_anywhere_is_refused(data):
 
 @pytest.mark.slow
 def test_a_file_with_a_single_bit_turned_is_refused(data):
-    dice = np.random.default_rng(0)
-    places = [*dice.integers(0, len(data), 40), *range(len(data) - 80, len(data)), *range(40)]
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(0, len(data), 40), *range(len(data) - 80, len(data)), *range(40)]
     for place in places:
         spoilt = bytearray(data)
-        spoilt[place] ^= 1 << int(dice.integers(8))
+        spoilt[place] ^= 1 << int(rng.integers(8))
         assert refused(bytes(spoilt))
 
 

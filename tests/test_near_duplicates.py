@@ -88,7 +88,7 @@ def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(seed, sides
         (lambda photo: cut(ImageOps.mirror(photo), 0.1, 0.0, 0.0, 0.1), "mirrored, cropped"),
     ],
 )
-def test_what_was_done_is_told(change, expected):
+def test_the_transformation_is_reported(change, expected):
     for seed in range(5):
         original = draw_scene(seed)
         assert found([original, change(original)]) == {(0, 1): expected}
@@ -96,11 +96,11 @@ def test_what_was_done_is_told(change, expected):
 
 
 @pytest.mark.slow
-def test_unlike_drawings_are_no_twins():
+def test_different_drawings_are_no_near_duplicates():
     assert found([draw_scene(seed) for seed in range(150)]) == {}
 
 
-def test_the_same_scene_with_another_thing_in_it_is_no_twin():
+def test_the_same_scene_with_another_object_is_no_near_duplicate():
     for seed in range(10):
         one, other = draw_scene(seed), draw_scene(seed)
         ImageDraw.Draw(other).ellipse((110, 70, 210, 170), fill=(255, 0, 255) if seed % 2 else (0, 255, 0))
@@ -116,7 +116,7 @@ def test_photos_that_show_nothing_are_not_taken_for_each_other():
 @pytest.mark.slow
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=15)
-def test_the_order_of_the_photos_is_irrelevant(dice):
+def test_the_order_of_the_photos_is_irrelevant(rng):
     photos = [
         *OTHERS[:12],
         ImageOps.mirror(OTHERS[3]),
@@ -124,7 +124,7 @@ def test_the_order_of_the_photos_is_irrelevant(dice):
         scale_image(OTHERS[5], 0.5),
     ]
     order = list(range(len(photos)))
-    dice.shuffle(order)
+    rng.shuffle(order)
     got = found([photos[row] for row in order])
     assert {frozenset((order[one], order[other])) for one, other in got} >= {frozenset((3, 12)), frozenset((5, 13))}
     assert split.find_connected_components((order[one], order[other]) for one, other in got) == [[3, 12], [5, 13, 14]]
@@ -152,8 +152,8 @@ def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the
 @given(st.integers(0, 10**6), st.sampled_from([(4096, 8 * 4096), (5, 15)]))
 @settings(max_examples=10)
 def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed, at_a_time):
-    dice = np.random.default_rng(seed)
-    photos = squares([cut(OTHERS[number % 3], *dice.uniform(0, 0.1, 4)) for number in range(12)] + OTHERS)
+    rng = np.random.default_rng(seed)
+    photos = squares([cut(OTHERS[number % 3], *rng.uniform(0, 0.1, 4)) for number in range(12)] + OTHERS)
     described = candidates.describe_photos(photos)
     whole = described[:, candidates.UNCROPPED_WINDOW].copy()
     index = candidates.CandidateIndex(whole, candidates.lift_descriptions(whole))
@@ -199,10 +199,10 @@ def folder_of(place, files):
 
 def figure(seed):
     """A drawing of one figure on an even ground: two of the same shape differ by where it is, and by a shade."""
-    dice = np.random.default_rng(seed)
-    ground, ink = (tuple(int(level) for level in dice.integers(low, low + 25, 3)) for low in (215, 40))
-    drawing, radius = Image.new("RGB", (96, 96), ground), int(dice.integers(16, 20))
-    x, y = (int(each) for each in dice.integers(38, 59, 2))
+    rng = np.random.default_rng(seed)
+    ground, ink = (tuple(int(level) for level in rng.integers(low, low + 25, 3)) for low in (215, 40))
+    drawing, radius = Image.new("RGB", (96, 96), ground), int(rng.integers(16, 20))
+    x, y = (int(each) for each in rng.integers(38, 59, 2))
     shape = ImageDraw.Draw(drawing).ellipse if seed % 2 else ImageDraw.Draw(drawing).rectangle
     shape((x - radius, y - radius, x + radius, y + radius), fill=ink)
     return drawing
@@ -248,7 +248,7 @@ def test_near_duplicates_in_a_folder_are_reported_with_their_transformation(tmp_
 
 
 @pytest.mark.slow
-def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path):
+def test_a_chain_of_near_and_exact_duplicates_is_one_group_and_one_finding(tmp_path):
     files = draw_two_class_scenes()
     files |= {
         "a/half.jpg": scale_image(files["a/0.jpg"], 0.5),
@@ -269,9 +269,9 @@ def test_a_chain_of_twins_and_exact_copies_is_one_group_and_one_finding(tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_the_default_split_never_parts_near_duplicates(seed, tmp_path):
-    dice, files = random.Random(seed), draw_two_class_scenes(16)
-    for number, name in enumerate(dice.sample(sorted(files), 8)):
-        change = dice.choice((ImageOps.mirror, ImageOps.flip, lambda photo: scale_image(photo, 0.6)))
+    rng, files = random.Random(seed), draw_two_class_scenes(16)
+    for number, name in enumerate(rng.sample(sorted(files), 8)):
+        change = rng.choice((ImageOps.mirror, ImageOps.flip, lambda photo: scale_image(photo, 0.6)))
         files[f"{name[0]}/copy {number}.jpg"] = change(files[name])
     dataset, _ = with_twins(folder_of(tmp_path, files), Recipe(split_seed=seed))
     where = defaultdict(set)
@@ -303,7 +303,7 @@ def test_near_duplicates_across_given_parts_are_a_leak(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_class_of_copies_alone_is_told_and_still_tested(tmp_path):
+def test_a_class_of_duplicates_alone_is_reported_and_still_tested(tmp_path):
     files = draw_two_class_scenes(20) | {f"c/{row}.jpg": again(draw_scene(77), 60 + row) for row in range(20)}
     dataset, _ = with_twins(folder_of(tmp_path, files))
     assert set(dataset.used_photos.filter(label="c")["split"]) == {"train", "validation", "test"}
@@ -358,7 +358,7 @@ def test_the_copies_among_the_flowers_are_found(flowers):
 
 
 @pytest.mark.parametrize("photos", [[], [draw_scene(1)], [draw_scene(1), draw_scene(2)], [Image.new("RGB", (50, 50))]])
-def test_few_photos_or_none_have_no_twins(photos):
+def test_few_photos_or_none_have_no_near_duplicates(photos):
     array = squares(photos) if photos else np.zeros((0, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
     assert near_duplicates.find_pairs(array, np.arange(len(array))) == []
 

@@ -90,7 +90,7 @@ def test_a_photo_is_neither_black_nor_white_nor_flat():
         assert light.stddev[0] > 10
 
 
-def test_a_flower_that_nobody_folds_is_refused_with_the_names_of_those_one_can_have():
+def test_an_unknown_flower_is_rejected_with_the_available_names():
     with pytest.raises(ValueError, match="pinwheel"):
         draw("tulip", 0)
 
@@ -134,7 +134,7 @@ def test_broken_files_do_not_open_and_all_others_do(collection):
                 photo.load()
 
 
-def test_twins_are_the_only_files_with_equal_bytes_and_share_their_label(collection):
+def test_duplicates_are_the_only_files_with_equal_bytes_and_share_their_label(collection):
     folder, planted = collection
     found: dict[str, set[str]] = {}
     for path in folder.rglob("*.jpg"):
@@ -168,7 +168,7 @@ def test_only_photos_with_a_wrong_label_show_something_else_than_their_folder_sa
         assert as_labelled == (name not in planted.wrong_label)
 
 
-def test_a_wrong_label_has_no_twin_in_the_right_folder(collection):
+def test_a_mislabelled_photo_has_no_duplicate_in_the_right_folder(collection):
     folder, planted = collection
     for name in planted.wrong_label:
         with Image.open(folder / name) as photo:

@@ -24,7 +24,7 @@ def test_closed_streams_end_no_work(closed):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is Linux's")
-def test_a_full_disk_behind_the_output_is_said_in_words():
+def test_a_full_disk_behind_the_output_is_an_error_message():
     done = shell(f"{IKEBANA} cache --json >/dev/full")
     assert done.returncode == 1
     assert "the output cannot be written: No space left on device" in done.stderr

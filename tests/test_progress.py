@@ -55,7 +55,7 @@ def test_the_former_audience_listens_again_afterwards(capsys):
 
 
 @pytest.mark.parametrize("kind", [progress.MovingBar, progress.PlainBar])
-def test_a_bar_closes_where_the_work_was_cut_short_or_nobody_knew_how_long_it_is(kind, capsys):
+def test_a_bar_closes_after_interrupted_work_or_work_of_unknown_length(kind, capsys):
     for total in (10, 0):
         bar = kind("paint", total, "petals")
         bar.advance(4)
@@ -74,7 +74,7 @@ def test_laps_of_one_name_add_up():
     assert clock.seconds["train"] == 1000.0
 
 
-def test_work_of_which_nobody_knows_the_end_does_not_flood_programs(capsys):
+def test_work_of_unknown_length_does_not_flood_programs(capsys):
     with progress.use_reporter(progress.JsonReporter()), progress.stage("unpack", 0, "files") as bar:
         for _ in range(1000):
             bar.advance(1)

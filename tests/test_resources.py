@@ -204,7 +204,7 @@ def test_so_is_one_of_timms(monkeypatch):
         )  # 343 MB of weights
 
 
-def test_what_a_network_weighs_is_known_without_it_and_moves_no_dice():
+def test_the_size_of_a_network_is_known_without_building_it_or_changing_random_state():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
     described = backbones._describe_weights.__wrapped__("mobilenetv3_small_050")
@@ -224,7 +224,7 @@ def test_what_a_network_weighs_is_known_without_it_and_moves_no_dice():
         MemoryError(),
     ],
 )
-def test_memory_that_runs_out_is_said_in_words(error):
+def test_out_of_memory_is_an_error_message(error):
     with told_of_memory():
         raise error
 
@@ -249,7 +249,7 @@ def test_other_failures_of_a_step_stay_what_they_are():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("terminal")
-def test_a_run_for_which_memory_runs_out_can_be_gone_on_with(drawn, tmp_path, capsys):
+def test_a_run_that_runs_out_of_memory_can_be_resumed(drawn, tmp_path, capsys):
     choices = {"image_size": 46, "epochs": 1, "batch_size": 16, "precision": "float32"}
     after_the_trial = 1 + loop.TIMED_TRIAL_STEPS
     full = fail_after_steps(after_the_trial, torch.OutOfMemoryError("CUDA out of memory."))
@@ -287,7 +287,7 @@ def test_a_batch_is_no_larger_than_there_are_photos():
     assert estimate.configure_device(assemble(recipe, 2), photo_count=16).precision
 
 
-def test_a_disk_that_is_not_there_is_said_to_be_not_there(tmp_path):
+def test_a_missing_disk_is_reported_as_missing(tmp_path):
     class Unplugged(type(tmp_path)):
         def exists(self):
             return False

@@ -14,11 +14,11 @@ EACH = 40
 
 def judged(folder, made):
     """What facts tell about photos of two classes; `made` gives a photo's bytes for its class and number."""
-    dice = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     files = {}
     for place, name in enumerate("ab"):
         for number in range(EACH):
-            size = (int(dice.integers(100, 160)), int(dice.integers(100, 160)))
+            size = (int(rng.integers(100, 160)), int(rng.integers(100, 160)))
             files[f"{name}/{number}"] = made(name, draw_noisy_image(*size, seed=1000 * place + number))
     dataset, keep = pixel_cache.open_pixel_cache(sources.read(write_files(folder / "photos", files)), 96, "crop")
     dataset = sources.assign_classes(dataset, ())
@@ -75,9 +75,9 @@ def test_classes_of_too_few_photos_are_not_judged():
 
 def test_copies_of_one_photo_prove_nothing():
     """One photo, twenty times, would be told by anything."""
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 40)
-    sizes = np.where(labels == 0, 500.0, dice.integers(1, 400, 80))[:, None]
+    sizes = np.where(labels == 0, 500.0, rng.integers(1, 400, 80))[:, None]
     groups = np.where(labels == 0, 0, np.arange(80))
     assert shortcuts.evaluate_facts({"size": sizes}, labels, groups).per_class == ()
     assert shortcuts.find_shortcuts(shortcuts.evaluate_facts({"size": sizes}, labels, np.arange(80)))
@@ -85,8 +85,8 @@ def test_copies_of_one_photo_prove_nothing():
 
 @pytest.mark.slow
 def test_labels_by_chance_have_no_shortcut():
-    dice = np.random.default_rng(1)
-    told = shortcuts.evaluate_facts({"size": dice.normal(0, 1, (400, 3))}, dice.integers(0, 4, 400), np.arange(400))
+    rng = np.random.default_rng(1)
+    told = shortcuts.evaluate_facts({"size": rng.normal(0, 1, (400, 3))}, rng.integers(0, 4, 400), np.arange(400))
     assert shortcuts.find_shortcuts(told) == []
     assert all(0.35 < each.auc < 0.65 for each in told.per_class)
 

@@ -151,7 +151,7 @@ def test_islands_do_not_depend_on_the_order_of_their_bridges(pairs, order):
 
 @pytest.mark.slow
 @given(labels=LABELS, groups=st.lists(st.integers(0, 20), min_size=60, max_size=60), seed=SEEDS)
-def test_no_test_photo_of_the_default_split_has_a_twin_elsewhere_and_a_shuffles_are_counted(labels, groups, seed):
+def test_the_default_split_leaks_no_duplicates_and_those_of_a_shuffle_are_counted(labels, groups, seed):
     groups = groups[: len(labels)]
     dealt = split.assign_stratified(labels, groups, (0.6, 0.2, 0.2), seed)
     assert not any(split.flag_leaked(groups, dealt))
@@ -187,7 +187,7 @@ def test_every_class_has_a_photo_to_learn_from_however_groups_lie_across_classes
     assert all(len({found[row] for row in range(len(group)) if group[row] == name}) == 1 for name in set(group))
 
 
-def test_a_photo_that_was_set_aside_has_no_part(tmp_path):
+def test_a_photo_that_was_set_aside_is_in_no_split(tmp_path):
     write_files(tmp_path, {f"{name}/{number}.jpg": encode_photo(number) for name in "ab" for number in range(5)})
     write_files(tmp_path, {"a/broken.jpg": b"x", "b/empty.jpg": b""})
     found = split.split_photos(pixel_cache.open_pixel_cache(sources.read(tmp_path), 8, "squash")[0], Recipe())

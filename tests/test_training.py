@@ -28,7 +28,7 @@ def trained(recipe=BASELINE, setting=CPU_SETTINGS, kept=None, held_out=80):
 
 
 @pytest.mark.slow
-def test_a_network_learns_what_can_be_seen_and_says_so_of_new_photos():
+def test_a_network_learns_visible_patterns_and_recognises_them_in_new_photos():
     _, epochs = trained(with_options(BASELINE, epochs=12))
     assert epochs[-1].val_accuracy is not None
     assert epochs[-1].val_accuracy > 0.9

@@ -189,7 +189,7 @@ def test_every_text_stands_out_from_its_ground(scheme):
 # --- alone in a browser ---
 
 
-def test_the_browser_says_what_python_says_and_asks_nobody(visit, hosted, paper_classifier, good_photos):
+def test_the_browser_predicts_as_python_does_without_network_requests(visit, hosted, paper_classifier, good_photos):
     page = visit("about:blank")
     asked = []
     page.on("request", lambda request: asked.append((request.method, request.url)))
