@@ -55,7 +55,7 @@ def serve(
     service = build(loaded, limits, token, None if token else allowed_hosts, origins=origins)
     is_background = _has_event_loop() if background is None else background
     progress.message(f"{Path(file).name}: {', '.join(loaded.classes)}")
-    end = "" if is_background else " Ctrl-C answers the accepted requests, then stops."
+    end = "" if is_background else " Press Ctrl-C to stop; accepted requests are still answered."
     progress.message(f"Photos are not stored.{end}")
     if not token:
         _warn_of_strangers(is_loopback=allowed_hosts is not None, origins=origins)

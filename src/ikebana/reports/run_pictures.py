@@ -60,7 +60,8 @@ def draw_missing(
     if reasons:
         lines = "\n  ".join(reasons)
         progress.warn(
-            f"the run is complete, but not all of its pictures could be written\n  {lines}\n  try  {run.resume_command}"
+            "the run is complete, but not all of its figures and thumbnails could be written\n"
+            f"  {lines}\n  try  {run.resume_command}"
         )
 
 

@@ -66,8 +66,8 @@ def check_files(recorded: pl.DataFrame, dataset: Dataset) -> None:
     if differences:
         path, reason = differences[0]
         raise RunError(
-            f"photos that differ from the {used.height:,} of this run: {len(differences):,}; "
-            f"the first is {path}: {reason}",
+            f"{len(differences):,} photo{'s differ' if len(differences) > 1 else ' differs'} from the {used.height:,} of "
+            f"this run; the first is {path}: {reason}",
             where=dataset.source,
             advice="the folder, archive or table that contains the photos that the run began with",
         )
