@@ -73,6 +73,22 @@ def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(seed, sides
     assert set(found([*OTHERS, original, copy])) == {(len(OTHERS), len(OTHERS) + 1)}
 
 
+@pytest.mark.parametrize("turn", [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_90])
+def test_a_greyscale_copy_is_found_and_named(turn):
+    original = draw_scene(1000)
+    turned = original.transpose(turn) if turn is not None else original
+    copy = again(scale_image(ImageOps.grayscale(turned), 0.7), 80)
+    pairs = found([*OTHERS, copy, original])
+    assert set(pairs) == {(len(OTHERS), len(OTHERS) + 1)}
+    assert "greyscale" in pairs[len(OTHERS), len(OTHERS) + 1]
+
+
+def test_copies_among_greyscale_photos_are_found_as_among_coloured_ones():
+    scenes = [ImageOps.grayscale(draw_scene(seed)).convert("RGB") for seed in range(12)]
+    assert set(found([*scenes, again(scenes[3], 60)])) == {(3, 12)}
+    assert set(found([*scenes, draw_scene(100), again(scenes[3], 60)])) == {(3, 13)}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -354,6 +370,8 @@ def test_the_copies_among_the_flowers_are_found(flowers):
     }
     joined = {path for each in of_kind(told, "near_duplicate") for path in each.paths}
     assert len(same_picture & joined) >= 6  # the same photo in two sizes, by the name that the site gave it
+    # A rose and its copy without colours, by eye.
+    assert {"rose/13279526615_a3b0059bec.jpg", "rose/13342823005_16d3df58df_n.jpg"} <= joined
     assert not of_kind(told, "leakage")
 
 

@@ -47,13 +47,15 @@ from ikebana.system.resources import require_disk
 from ikebana.system.threads import map_in_threads
 
 # Increase it with each change of the search; that invalidates cached results.
-SEARCH_VERSION = 5
+SEARCH_VERSION = 6
 # Photos per task.
 CHUNK_PHOTOS = 128
 # Pairs compared at once; each needs about 200 kB.
 CHUNK_PAIRS = 128
 # Standard deviation in grey levels; a photo below it has no content to compare.
 MIN_GREY_STD = 3.0
+# Levels between the colour channels of a thumbnail; re-encoding colours a greyscale photo by less.
+MAX_GREY_CHROMA_LEVELS = 6
 # Share of a side; resizing alone may move an edge by less.
 MIN_CROP_SHARE = 0.015
 # Mean colour change of blocks; resizing, cropping and re-encoding caused 4.9 levels at most.
@@ -86,6 +88,49 @@ def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str
     Returns:
         Two rows, the smaller first; a description of the transformation; their similarity.
     """
+    best = _search(photos, rows, len(rows))
+    # A greyscale copy has other colours than its original, but the same brightness.
+    is_grey = _find_greyscale(photos, rows)
+    if is_grey.any() and not is_grey.all():
+        grey_first = np.concatenate([rows[is_grey], rows[~is_grey]])
+        matches = _search(_BrightnessView(photos), grey_first, int(is_grey.sum()))
+        greyscale = set(rows[is_grey].tolist())
+        for pair, (changes, similarity) in matches.items():
+            if pair not in best:
+                is_mixed = len(greyscale.intersection(pair)) == 1
+                best[pair] = ", ".join(filter(None, (changes, "greyscale" if is_mixed else ""))), similarity
+    return [(*pair, *match) for pair, match in sorted(best.items())]
+
+
+class _BrightnessView:
+    """Photos without their colours, of which only those that are read are computed."""
+
+    def __init__(self, photos: np.ndarray):
+        self.photos = photos
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        grey = np.rint(self.photos[rows].astype(np.float32) @ COLOUR_BANDS[0]).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _find_greyscale(photos: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return for each row whether its thumbnail has no colours."""
+
+    def is_grey(chunk: range) -> np.ndarray:
+        images = _select(photos, rows, chunk)
+        return np.ptp(images, axis=-1).max((1, 2)) <= MAX_GREY_CHROMA_LEVELS
+
+    return np.concatenate([np.zeros(0, bool), *map(is_grey, make_chunks(len(rows), CHUNK_PHOTOS))])
+
+
+def _search(
+    photos: "np.ndarray | _BrightnessView", rows: np.ndarray, queries: int
+) -> dict[tuple[int, int], tuple[str, float]]:
+    """Find the pairs that contain one of the first `queries` rows.
+
+    Returns:
+        Description and similarity by pair of rows, the smaller one first.
+    """
     from threadpoolctl import threadpool_limits
 
     require_disk({cache_folder(): compute_scratch_bytes(len(rows))})
@@ -100,15 +145,17 @@ def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str
                 bar.advance(count)
         index = CandidateIndex(descriptions["uncropped"], lifted)
         best: dict[tuple[int, int], tuple[str, float]] = {}
+        ranges = make_chunks(queries, CHUNK_PHOTOS)
         work = closing(
             map_in_threads(lambda chunk: _find_pairs_of_chunk(photos, rows, chunk, index, descriptions), ranges)
         )
-        with progress.stage("find duplicates", len(rows)) as bar, work as results:
+        with progress.stage("find duplicates", queries) as bar, work as results:
             for chunk, pairs in zip(ranges, results, strict=True):
-                for pair, match in pairs:
+                for (first, second), match in pairs:
+                    pair = min(rows[first], rows[second]).item(), max(rows[first], rows[second]).item()
                     best[pair] = max(match, best.get(pair, match), key=lambda match: match[1])
                 bar.advance(len(chunk))
-    return [(int(rows[first]), int(rows[second]), *match) for (first, second), match in sorted(best.items())]
+    return best
 
 
 _DESCRIPTION = np.dtype(
@@ -147,7 +194,7 @@ def _create_scratch_array(photos: int, dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def _describe_chunk(
-    photos: np.ndarray, rows: np.ndarray, chunk: range, descriptions: np.ndarray, lifted: np.ndarray
+    photos: "np.ndarray | _BrightnessView", rows: np.ndarray, chunk: range, descriptions: np.ndarray, lifted: np.ndarray
 ) -> int:
     """Fill in the descriptions of a chunk and return its number of photos."""
     target, images = slice(chunk.start, chunk.stop), _select(photos, rows, chunk)
@@ -159,12 +206,12 @@ def _describe_chunk(
     return len(chunk)
 
 
-def _select(photos: np.ndarray, rows: np.ndarray, chunk: range) -> np.ndarray:
+def _select(photos: "np.ndarray | _BrightnessView", rows: np.ndarray, chunk: range) -> np.ndarray:
     return photos[rows[chunk.start : chunk.stop]]
 
 
 def _find_pairs_of_chunk(
-    photos: np.ndarray,
+    photos: "np.ndarray | _BrightnessView",
     rows: np.ndarray,
     chunk: range,
     index: CandidateIndex,
