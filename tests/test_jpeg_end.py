@@ -84,6 +84,7 @@ def test_a_progressive_photo_without_its_last_scan_is_refused(kind):
         for _ in range(scans):
             place = data.rindex(b"\xff\xda", 0, place)
         assert get_decoding_error(data[:place]) == END_MISSING
+        assert get_decoding_error(data[:place] + b"\xff\xd9") == END_MISSING
 
 
 def test_a_photo_that_lacks_whole_restart_intervals_is_refused():
@@ -129,3 +130,42 @@ def test_pillow_alone_refuses_such_a_photo():
     """Were this to change, the module would be superfluous."""
     with Image.open(io.BytesIO(encode("progressive")[:-2])) as image, pytest.raises(OSError, match="truncated"):
         image.load()
+
+
+def cut_before_the_end_marker(data, share, fill=b""):
+    start = data.index(b"\xff\xda") + 14
+    place = start + int(share * (len(data) - start))
+    return data[:place] + (fill * len(data))[: (len(data) - place if fill else 0)] + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"progressive"}))
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.6, 0.95])
+def test_a_truncated_photo_with_an_appended_end_marker_is_refused(kind, share):
+    for fill in (b"", b"\0"):
+        cut = cut_before_the_end_marker(encode(kind), share, fill)
+        assert get_decoding_error(cut) == END_MISSING
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_truncated_grey_or_cmyk_photo_with_an_appended_end_marker_is_refused(mode):
+    data = encode_image(draw_noisy_image(160, 120).convert(mode), "JPEG")
+    for size in (32, 1):
+        with pytest.raises(UnreadablePhoto, match=END_MISSING):
+            decoding.decode(cut_before_the_end_marker(data, 0.6), size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("grey", [0, 127, 128, 255])
+def test_a_photo_with_a_uniform_bottom_is_used(kind, grey):
+    for height in (0, 60):
+        image = Image.new("RGB", (320, 240), (grey, grey, grey))
+        if height:
+            image.paste(draw_noisy_image(320, height))
+        data = encode_image(image, "JPEG", **KINDS[kind])
+        with Image.open(io.BytesIO(data)) as whole:
+            assert np.array_equal(decoding.decode_full_size(data), np.asarray(whole))
+
+
+def test_a_huge_photo_without_its_end_marker_is_not_decoded_again_and_again(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_COMPLETED_PIXELS", 160 * 120 - 1)
+    assert get_decoding_error(encode("baseline")[:-2]) == END_MISSING

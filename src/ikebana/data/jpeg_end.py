@@ -1,4 +1,4 @@
-"""JPEGs that lack nothing but their end marker.
+"""JPEGs without an end marker, and those that have one although pixels are missing.
 
 Some phones, IP cameras and recovery programs leave it out, or write a trailer instead. A truncated
 JPEG lacks it as well, and the decoder fills the missing part with grey. The pixels tell them apart:
@@ -6,14 +6,19 @@ JPEG lacks it as well, and the decoder fills the missing part with grey. The pix
 - If the photo is complete, the decoder needs nothing more: any bytes may follow, the pixels stay.
 - If its last bytes are those of the photo, and not of another file, the pixels change without them.
 
+A truncated JPEG may have an end marker all the same, if a program appended it. Where image data are
+missing, libjpeg fills the last corner with mid-grey. Zeros in their place give blocks that need fewer
+bytes than there are. Only photos with such a corner, or zeros before the end marker, are checked.
+
 Source: ITU-T T.81, annexes B and G.
 """
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from PIL import Image
 
-from ikebana.data.corruption import START_OF_SCAN, iterate_jpeg_markers
+from ikebana.data.corruption import END_OF_IMAGE, START_OF_SCAN, iterate_jpeg_markers
 
 END_MARKER = b"\xff\xd9"
 # Frames of Huffman or arithmetic coding, without those of lossless and hierarchical JPEGs.
@@ -22,6 +27,8 @@ COEFFICIENTS = 64
 # More than one block of all colours takes: 10 times 64 coefficients of at most 26 bits.
 FILLER_BYTES = 4096
 RESTART_MARKERS = [bytes([0xFF, 0xD0 + number]) for number in range(8)]
+# What libjpeg fills in; 127 in CMYK, which is stored inverted.
+MID_GREY = {127, 128}
 # Bytes at the end of the photo that must matter.
 LAST_BYTES = 16
 # Samsung's phones write a directory of their trailer at the end of the file.
@@ -37,14 +44,41 @@ def complete(data: bytes, decode: Callable[[bytes], int | None]) -> bytes | None
         decode: decodes a JPEG to a checksum of all its pixels; None if it cannot be decoded.
     """
     photo = _cut_trailer(data)
-    if not _has_all_scans(photo):
+    if not has_all_scans(photo):
         return None
     checksum = decode(photo + END_MARKER)
-    needs_no_more = checksum is not None and all(
+    is_complete = _needs_no_more(photo, checksum, decode) and decode(photo[:-LAST_BYTES] + END_MARKER) != checksum
+    return photo + END_MARKER if is_complete else None
+
+
+def _needs_no_more(photo: bytes, checksum: int | None, decode: Callable[[bytes], int | None]) -> bool:
+    """Return whether the pixels stay the same, whatever follows the image data."""
+    return checksum is not None and all(
         decode(photo + following + END_MARKER) == checksum for following in _make_following_bytes()
     )
-    is_complete = needs_no_more and decode(photo[:-LAST_BYTES] + END_MARKER) != checksum
-    return photo + END_MARKER if is_complete else None
+
+
+def lacks_data(image: Image.Image, data: bytes, decode: Callable[[bytes], int | None]) -> bool:
+    """Return whether image data are missing before the end marker of a loaded JPEG.
+
+    Args:
+        image: the loaded JPEG, at any scale.
+        data: its bytes.
+        decode: as for `complete`.
+    """
+    corner = image.getpixel((image.width - 1, image.height - 1))
+    is_grey = MID_GREY.issuperset(corner if isinstance(corner, tuple) else (corner,))
+    if not is_grey and not data.endswith(bytes(LAST_BYTES) + END_MARKER):
+        return False
+    marker, end = max(iterate_jpeg_markers(data), key=lambda item: item[1], default=(0, 0))
+    # Without an end marker, `complete` has checked it.
+    if marker != END_OF_IMAGE:
+        return False
+    photo = data[: end - len(END_MARKER)]
+    checksum = decode(photo + END_MARKER)
+    if is_grey:
+        return not _needs_no_more(photo, checksum, decode)
+    return decode(photo[:-LAST_BYTES] + END_MARKER) == checksum
 
 
 def _make_following_bytes() -> Iterator[bytes]:
@@ -84,7 +118,7 @@ def _find_trailer_start(data: bytes, trailer_end: int) -> int:
     return max(0, directory - max(distances, default=0))
 
 
-def _has_all_scans(photo: bytes) -> bool:
+def has_all_scans(photo: bytes) -> bool:
     """Return whether the scans transmit every coefficient of every colour down to its last bit."""
     missing: set[tuple[int, int]] | None = None
     try:
