@@ -81,6 +81,9 @@ def find_splits(names: Iterable[str]) -> SplitNames:
     mixed = [
         by_context.get("", {}) | splits for context, splits in by_context.items() if context and len(by_context) == 2
     ]
+    # public_test and private_test beside training.
+    if "train" in by_context.get("", {}).values():
+        mixed.append({name: split for splits in candidates for name, split in splits.items()})
     ranked = [
         *((splits, True) for splits in candidates if "train" in splits.values()),
         *((splits, False) for splits in mixed if "train" in splits.values()),

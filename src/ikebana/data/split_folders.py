@@ -9,6 +9,7 @@ A class may be called `train`, beside `bus` and `tram`. So splits need several s
 them for training, and class folders in common if there are other folders beside them.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +57,12 @@ def find_split_folders(top: Path, folders: Sequence[Path], tree: FolderTree) -> 
     if not _are_splits(top, splits, _find_others(folders, names, tree), names, tree):
         return []
     labelled = [split for split in splits if split.split != UNLABELLED]
-    if len({split.split for split in labelled}) != len(labelled):
+    counts = Counter(split.split for split in labelled)
+    if repeated := [split for split in labelled if counts[split.split] > 1]:
         raise PhotosError(
-            f"two folders are the same split: {_join(labelled)}",
+            f"two folders are the same split: {_join(repeated)}",
             where=top,
-            advice="keep one folder each for train, validation and test",
+            advice="keep one folder each for train, validation and test; if they are classes, rename them",
         )
     return splits
 
