@@ -146,6 +146,12 @@ HIDDEN = [
     "__MACOSX/a/._0.jpg",
     "a/.trash/old.jpg",
     "b/@eaDir/x.jpg",
+    "#recycle/x.jpg",
+    "lost+found/x.jpg",
+    "System Volume Information/x.jpg",
+    "RECYCLER/x.jpg",
+    "Network Trash Folder/x.jpg",
+    ".Trash-1000/x.jpg",
 ]
 
 

@@ -13,7 +13,11 @@ from ikebana.data import output_folders
 from ikebana.data.dataset import STATUS_UNOPENED
 from ikebana.errors import PhotosError
 
-SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
+SYSTEM_NAMES = {
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "icon\r"),
+    *("$recycle.bin", "recycler", "#recycle", "@recycle", "network trash folder"),
+    *("lost+found", "system volume information"),
+}
 # Files beside photos that are none, by their names. Others are judged by their content, once opened.
 TEXT_SUFFIXES = frozenset(
     (

@@ -4,7 +4,7 @@
 
 const getElement = (id) => document.getElementById(id);
 // Hidden files and files of the system: the same as in data/folder.py.
-const HIDDEN_NAMES = /^\.|^(thumbs\.db|ehthumbs\.db|desktop\.ini|__macosx|@eadir|\$recycle\.bin|icon\r)$/i;
+const HIDDEN_NAMES = /^\.|^(thumbs\.db|ehthumbs\.db|desktop\.ini|__macosx|@eadir|\$recycle\.bin|recycler|[#@]recycle|network trash folder|lost\+found|system volume information|icon\r)$/i;
 let cameraStream = null;
 let cameraSession = 0; // increases whenever the camera opens or closes
 
