@@ -87,11 +87,25 @@ def test_a_tar_cannot_write_through_its_own_links(tmp_path, ikebana_cache):
 # What cannot be unpacked, beside what can
 
 
+def mark_encrypted(data: bytes, *names: str) -> bytes:
+    marked = bytearray(data)
+    for name in map(str.encode, names):
+        for place in (data.index(name) - 24, data.rindex(name) - 38):  # its flags, local and central
+            marked[place] |= 1
+    return bytes(marked)
+
+
+def test_an_encrypted_zip_is_refused_with_what_to_do(tmp_path):
+    file = tmp_path / "photos.zip"
+    file.write_bytes(mark_encrypted(make_archive([], "zip"), *two_classes()))
+    with pytest.raises(PhotosError) as refusal:
+        sources.read(file)
+    assert "(encrypted)" in refusal.value.what
+    assert refusal.value.advice == "unpack the archive with its password, and give the folder"
+
+
 def test_encrypted_members_are_named(tmp_path):
-    data = bytearray(make_archive(["a/secret.jpg"], "zip"))
-    for place in (data.index(b"a/secret.jpg") - 24, data.rindex(b"a/secret.jpg") - 38):  # its flags, local and central
-        data[place] |= 1
-    statuses = read_statuses(tmp_path, bytes(data))
+    statuses = read_statuses(tmp_path, mark_encrypted(make_archive(["a/secret.jpg"], "zip"), "a/secret.jpg"))
     assert statuses.pop("a/secret.jpg") == "encrypted"
     assert set(statuses.values()) == {STATUS_UNOPENED}
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import socket
 import sys
 import tarfile
@@ -296,6 +297,21 @@ def test_a_folder_without_two_classes_is_refused_with_the_reason(tmp_path, files
     assert words in refused.what
     assert (refused.where, STATUS_UNOPENED in refused.what) == (str(tmp_path / "photos"), False)
     assert refused.advice
+
+
+def test_a_folder_of_archives_alone_is_refused_by_their_names(tmp_path):
+    refused = refusal(write_files(tmp_path, {"daisy.zip": b"PK", "rose.zip": b"PK", "README.txt": b"two classes"}))
+    assert refused.what == "this folder contains only archives: daisy.zip, rose.zip"
+    assert "unpack them into one folder per class" in str(refused.advice)
+
+
+@pytest.mark.parametrize("folder", ["", "flowers/"])
+def test_a_folder_of_photos_beside_a_table_is_refused_with_the_path_of_the_table(tmp_path, folder):
+    files = {f"{folder}images/{name.replace('/', '')}": data for name, data in two_classes().items()}
+    refused = refusal(write_files(tmp_path / "photos", files | {f"{folder}labels.csv": b"path,label"}))
+    assert str(tmp_path / "photos" / folder / "labels.csv") in str(refused.advice)
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "photos")
+    assert str(refusal(archive).advice).endswith(f"unpack the archive and give the table: {folder}labels.csv")
 
 
 def test_if_no_photo_can_be_read_the_most_common_reason_is_given(tmp_path):

@@ -32,6 +32,8 @@ FOREIGN_SIGNATURES = {
     b"Rar!\x1a\x07": "a RAR archive",
     b"PK\x07\x08": "part of a split zip",
 }
+# Why a member was not unpacked: it needs a password.
+ENCRYPTED = "encrypted"
 ZIP_SIGNATURE = b"PK\x03\x04"
 # The record at the end of a zip begins so; a comment of at most 64 KiB follows it.
 ZIP_END_SIGNATURE, MAX_ZIP_END_BYTES = b"PK\x05\x06", 22 + 2**16
@@ -328,7 +330,7 @@ def _find_zip_problem(entry: zipfile.ZipInfo) -> str | None:
     if file_type not in (0, 0o10, 0o4):
         return "a link or device in an archive"
     if entry.flag_bits & 1:
-        return "encrypted"
+        return ENCRYPTED
     if entry.compress_type in STREAMABLE_COMPRESSION:
         return None
     is_known = entry.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)

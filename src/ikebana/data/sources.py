@@ -8,7 +8,7 @@ from typing import TypeAlias
 import polars as pl
 
 from ikebana.data import archive, class_folders, output_folders, table
-from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES
+from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES, ArchiveNotes
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.data.frame import Frame, is_frame
 from ikebana.errors import PhotosError
@@ -100,7 +100,28 @@ def _advise_without_photos(dataset: Dataset) -> str:
     """Suggest what to try if no photos were found."""
     if _is_table(dataset):
         return table.advise_without_photos(dataset)
-    return "give a folder with one sub-folder of photos per class"
+    return _advise_packed_labels(dataset) or "give a folder with one sub-folder of photos per class"
+
+
+def _advise_packed_labels(dataset: Dataset) -> str | None:
+    """Suggest to use a table or to unpack encrypted members, if there are any."""
+    if archive.ENCRYPTED in dataset.photos["status"]:
+        return "unpack the archive with its password, and give the folder"
+    prefix = dataset.archive_prefix
+    paths = [path.removeprefix(prefix) for path in dataset.photos["path"] if path.lower().endswith(TABLE_SUFFIXES)]
+    if not paths:
+        return None
+    first = min(paths, key=lambda path: (path.count("/"), path))
+    where = f"unpack the archive and give the table: {first}" if prefix else f"give the table: {dataset.root / first}"
+    return f"if the labels are in a table, {where}"
+
+
+def _name_archives(dataset: Dataset) -> str:
+    """Name the archives of a folder that has nothing else; empty if it has."""
+    notes = ArchiveNotes()
+    for path in dataset.photos["path"]:
+        notes.add_file(path, is_name_guessed=False)
+    return notes.name_inner_archives() if notes.holds_only_archives and not _is_table(dataset) else ""
 
 
 def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
@@ -113,6 +134,12 @@ def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
     """
     usable = dataset.photos.filter(pl.col("status").is_in((STATUS_UNOPENED, STATUS_USED)))
     classes = tuple(sorted(usable["label"].drop_nulls().unique().to_list()))
+    if not usable.height and (archives := _name_archives(dataset)):
+        raise PhotosError(
+            f"this folder contains only archives: {archives}",
+            where=dataset.source,
+            advice="unpack them into one folder per class, and give the folder around them; or give one archive alone",
+        )
     if not usable.height and (parent := _find_parent_of_class(dataset)):
         raise PhotosError(
             "this folder has photos but no class folders: it looks like the folder of one class",
@@ -131,7 +158,7 @@ def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
             where=dataset.source,
             advice="label photos of at least two classes"
             if _is_table(dataset)
-            else "give a folder with at least two class folders, each with photos",
+            else _advise_packed_labels(dataset) or "give a folder with at least two class folders, each with photos",
         )
     empty = {*dataset.photos["label"].drop_nulls(), *dataset.empty_classes} - set(classes)
     # The user gave the order before it was known that these classes have no readable photo.
