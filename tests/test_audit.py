@@ -166,13 +166,14 @@ def test_a_class_without_training_photos_is_an_error_that_suggests_a_similar_nam
 
 
 def test_similar_class_names_are_reported(tmp_path):
-    names = ("Rose", "rose", "red  rose", "Red rose", "tulip")
-    folder = write_files(tmp_path / "photos", {f"{number}.jpg": encode_photo(number) for number in range(10)})
-    rows = "".join(f"{number}.jpg,{names[number % 5]}\n" for number in range(10))  # not every disk has Rose beside rose
+    names = ("Rose", "rose", "red  rose", "Red rose", "tulip", "tulip 2", "type 2", "type 3")
+    folder = write_files(tmp_path / "photos", {f"{number}.jpg": encode_photo(number) for number in range(16)})
+    rows = "".join(f"{number}.jpg,{names[number % 8]}\n" for number in range(16))  # not every disk has Rose beside rose
     (folder / "photos.csv").write_text(f"path,label\n{rows}")
     _, found = looked_at(folder / "photos.csv")
     told = {each.evidence for each in found if each.kind == "similar_class_names"}
     assert told == {
         "'Red rose' and 'red  rose' differ only in case, spaces or Unicode form",
         "'Rose' and 'rose' differ only in case, spaces or Unicode form",
+        "'tulip 2' is named like a copy of 'tulip'",
     }

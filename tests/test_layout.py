@@ -245,6 +245,15 @@ DOUBTFUL = [
     (photos_in("images_part_1", "images_part_2"), "differ only in a number"),
     (classes_in("color", "grayscale"), "all have the folders daisy, rose"),
     (photos_in("daisy", "rose", "rose/daisy", "tulip"), "rose/ has a folder daisy, named like another class"),
+    (photos_in("anna/daisy", "anna/rose", "bob/daisy", "bob/tulip"), "anna/, bob/ are read as classes, and share the"),
+    (photos_in("jpg/daisy", "jpg/rose", "png/daisy"), "share the folders daisy"),
+    (photos_in("2023-05-01/daisy", "2023-05-01/rose", "2023-05-02/daisy", "old"), "share the folders daisy"),
+    (classes_in("a/train", "b/test"), "a/, b/ are read as classes, and share the folders daisy, rose"),
+    (classes_in("a/data") | photos_in("b/data/rose"), "share the folders rose"),
+    (photos_in("daisy-1/daisy", "daisy-2/daisy", "rose-1/rose"), "daisy-1/, daisy-2/ are read as classes"),
+    *((photos_in("daisy", "rose", name), f"{name}/ is read as a class") for name in ("Thumbs", "_trash", "backup")),
+    *((photos_in("daisy", "rose", name), f"{name}/ is read as a class") for name in ("New folder (2)", "unsorted")),
+    (photos_in("daisy-20240101T101010Z-001", "rose"), "daisy-20240101T101010Z-001/ is named like parts of a download"),
 ]
 
 
@@ -257,6 +266,39 @@ def test_classes_that_may_be_none_are_used_and_reported(tmp_path, files, evidenc
     assert any(word in advice for word in ("move", "table", "give"))
     findings = dataset_checks.check_dataset(dataset)
     assert (findings[0].kind, findings[0].severity, findings[0].evidence) == ("ambiguous_folders", "warning", reported)
+
+
+ORDINARY_FOLDERS = [
+    photos_in("daisy/plant 1", "daisy/plant 2", "rose/plant 1", "rose/plant 3"),
+    photos_in("daisy/2021", "daisy/2022", "rose/2021"),
+    photos_in("daisy/images", "rose/images", "rose/data"),
+    photos_in("daisy/thumbnails", "rose/thumbnails", "tulip"),
+    photos_in("cardboard", "glass", "trash"),
+]
+
+
+@pytest.mark.parametrize("files", ORDINARY_FOLDERS)
+def test_classes_that_share_numbered_folders_raise_no_doubt(tmp_path, files):
+    dataset, _ = read(write_files(tmp_path, files))
+    assert count_used(dataset) == len(files)
+    assert dataset.doubts == ()
+
+
+@pytest.mark.parametrize("part", ["{}-20240101T1-00{}", "{}-20240101T101010Z-1-00{}"])
+def test_parts_of_downloads_are_read_as_the_classes_inside_them(tmp_path, part):
+    names = [("daisy", 1), ("daisy", 2), ("rose", 1)]
+    files = photos_in(*(f"{part.format(name, number)}/{name}" for name, number in names), "tulip")
+    dataset, found = read(write_files(tmp_path, files | {f"{part.format('rose', 1)}/lost.jpg": b"lost"}))
+    assert found == {(name, None) for name in ("daisy", "rose", "tulip")}
+    assert count_used(dataset) == 8
+    assert any("parts of downloads" in note for note in dataset.notes)
+    assert dataset.doubts == ()
+
+
+def test_parts_of_one_download_with_the_classes_inside_are_reported(tmp_path):
+    parts = ("photos-20240101T000000Z-001/photos", "photos-20240101T000000Z-002/photos")
+    dataset, _ = read(write_files(tmp_path, classes_in(*parts)))
+    assert any("share the folders daisy, rose" in evidence for evidence, _ in dataset.doubts)
 
 
 ORDINARY_CLASSES = ["rose", "red fox", "train", "tram", "bus", "type 1", "type 2", "0", "mask", "no_mask", "Blüte"]
@@ -408,6 +450,12 @@ def test_of_two_classes_one_inside_the_other_is_refused(tmp_path):
         "{} (copy)",
         "{}_backup",
         "{}.bak",
+        "{} (Joe's conflicted copy 2024-01-01)",
+        "{}.sync-conflict-20240101-101010-ABCDEFG",
+        "{}-DESKTOP-AB12",
+        "{} 2",
+        "{}_old",
+        "{}~",
     ],
 )
 @pytest.mark.parametrize("of_class", [True, False])

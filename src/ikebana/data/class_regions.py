@@ -4,7 +4,9 @@ A network that is trained on the wrong reading looks right, so what can be read 
 refused.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from ikebana.data import folder_names
@@ -24,11 +26,34 @@ def add_classes(draft: LayoutDraft, parent: Path, split: str | None) -> None:
     folders = draft.list_folders(parent)
     draft.regions[draft.get_key(parent)] = Region(split=split, has_classes=True)
     _refuse_numbered(parent, folders, draft)
+    parts = _find_download_parts(draft, folders)
+    for folder, inner in parts.items():
+        draft.set_aside(folder, f"outside {show_folder(inner)}")
+        draft.regions[draft.get_key(inner)] = Region(split=split, label=to_printable(inner.name))
+        draft.classes.add(to_printable(inner.name))
+    if parts:
+        draft.notes.append(f"parts of downloads are read as the classes inside: {join_names(map(show_folder, parts))}")
+    folders = [path for path in folders if path not in parts]
     names = {path.name.casefold(): to_printable(path.name) for path in folders}
     for folder in folders:
         if not _set_aside_nested_copy(draft, parent, folder, names):
             draft.classes.add(to_printable(folder.name))
             _set_aside_annotations(draft, folder, split)
+
+
+def _find_download_parts(draft: LayoutDraft, folders: Sequence[Path]) -> dict[Path, Path]:
+    """Find the class inside each part of a Google Drive download: daisy-20240101T101010Z-001/daisy.
+
+    If all parts are of one folder, it is the data set, not a class.
+    """
+    parts = dict[Path, Path]()
+    for folder in folders:
+        inner = draft.tree.try_list_folders(folder)
+        is_part = len(inner) == 1 and inner[0].name == folder_names.get_download_name(folder.name)
+        if is_part and not inner[0].is_symlink():
+            parts[folder] = inner[0]
+    classes = {inner.name for inner in parts.values()} | {path.name for path in folders if path not in parts}
+    return parts if len(classes) > 1 else {}
 
 
 def _set_aside_annotations(draft: LayoutDraft, folder: Path, split: str | None) -> None:
@@ -114,6 +139,10 @@ def add_doubts(draft: LayoutDraft, top: Path) -> None:
         for path in folders
         if folder_names.is_rarely_class(path.name)
     ]
+    parts = [show_folder(path) for path in folders if folder_names.get_download_name(path.name) is not None]
+    if parts:
+        evidence = f"{join_names(parts)} {'is' if len(parts) == 1 else 'are'} named like parts of a download"
+        draft.doubts.append((f"{evidence}, and read as classes", "move their class folders into one folder"))
     inside = [_list_unread_names(draft, path) for path in folders]
     if not all(inside):
         draft.doubts += [
@@ -130,6 +159,38 @@ def add_doubts(draft: LayoutDraft, top: Path) -> None:
             f"{join_names(sorted(inside[0]))}"
         )
         draft.doubts.append((evidence, "if those are the classes, move them one level up"))
+    else:
+        _add_shared_names(draft, folders)
+
+
+def _add_shared_names(draft: LayoutDraft, folders: Sequence[Path]) -> None:
+    """Add a doubt if class folders share a folder that may be a class.
+
+    Numbered folders, such as `plant 1`, are groups in most data sets.
+    """
+    inside = {path: _list_possible_classes(draft, path) for path in folders}
+    counts = Counter(chain.from_iterable(inside.values()))
+    shared = {name for name, count in counts.items() if count > 1}
+    sharing = [show_folder(path) for path, names in inside.items() if names & shared]
+    if shared:
+        evidence = f"{join_names(sharing)} are read as classes, and share the folders {join_names(sorted(shared))}"
+        draft.doubts.append((evidence, "if those are the classes, move them one level up"))
+
+
+def _list_possible_classes(draft: LayoutDraft, folder: Path) -> set[str]:
+    """List the folders inside a class, or its wrappers, that may be classes."""
+    names = set[str]()
+    while not folder.is_symlink():
+        names |= _list_unread_names(draft, folder)
+        inner = draft.tree.try_list_folders(folder)
+        if len(inner) != 1:
+            break
+        folder = inner[0]
+    return {
+        name
+        for name in names
+        if not (folder_names.is_filler(name) or folder_names.is_rarely_class(name) or any(map(str.isdigit, name)))
+    }
 
 
 def _list_unread_names(draft: LayoutDraft, folder: Path) -> set[str]:

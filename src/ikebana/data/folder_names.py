@@ -36,6 +36,13 @@ ANNOTATION_WORDS = frozenset(
         *("segmentationobject", "trimaps"),
     )
 )
+# Folders that programs and people make. Not `trash`, which is a class of recycling data sets.
+LEFTOVER_NAMES = frozenset(
+    (
+        *("thumbs", "thumbnails", "_thumbs", "_thumbnails", "_trash", "backup", "backups", "_backup", "_old"),
+        *("new folder", "untitled folder", "unsorted", "_unsorted"),
+    )
+)
 FOLD_WORDS = frozenset(("fold", "folds", "kfold", "cv"))
 # Pieces of a download; a class may be called part 1 as well.
 PIECE_WORDS = frozenset(("part", "batch", "chunk", "shard", "split", "subset", "set"))
@@ -48,9 +55,14 @@ _SPLIT_AND_FILLER = re.compile(
 # Names that file managers and people give to a copy of `daisy`.
 _COPY = re.compile(
     r"(?P<of>copy of )?(?P<name>.+?)"
-    r"(?P<suffix>[ _-]+copy(?:[ _]?\(?\d+\)?)?|[ _]?\((?:(?:another |\d+\w* )?copy|\d+)\)|[ _.-]+(?:bak|backup))?",
+    r"(?P<suffix>[ _-]+copy(?:[ _]?\(?\d+\)?)?|[ _]?\((?:(?:another |\d+\w* )?copy|\d+)\)|[ _.-]+(?:bak|backup|old)"
+    # macOS, editors, Dropbox, Syncthing and OneDrive.
+    r"| [2-9]|~|[ _]?\([^()]*(?:conflicted copy|case conflict)[^()]*\)|[.]sync-conflict-[\w-]+"
+    r"|-(?:desktop|laptop)-\w+)?",
     re.IGNORECASE,
 )
+# Folders that Google Drive's archives of `daisy` are unpacked to: daisy-20240101T101010Z-001.
+_DOWNLOAD = re.compile(r"(?P<name>.+)-\d{8}T\d+Z?(?:-\d+)+")
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,9 @@ def is_plain_split(name: str) -> bool:
 
 
 def is_rarely_class(name: str) -> bool:
-    """Return whether a name means annotations or a split other than train."""
+    """Return whether a name means annotations, leftovers or a split other than train."""
+    if (get_original_name(name) or name).lower() in LEFTOVER_NAMES:
+        return True
     split, context = _parse_split_name(name)
     # `mask` is a class of people with and without one.
     is_annotation = is_annotation_folder(name) and name.lower() not in ("mask", "label")
@@ -179,3 +193,9 @@ def get_original_name(name: str) -> str | None:
     """Return `daisy` for `daisy - Copy`, `daisy (1)` or `Copy of daisy`, else None."""
     match = _COPY.fullmatch(name)
     return match["name"] if match and (match["of"] or match["suffix"]) else None
+
+
+def get_download_name(name: str) -> str | None:
+    """Return `daisy` for `daisy-20240101T101010Z-001`, a part of a Google Drive download, else None."""
+    match = _DOWNLOAD.fullmatch(name)
+    return match["name"] if match else None
