@@ -236,6 +236,12 @@ def test_a_tar_cut_short_anywhere_is_refused(tmp_path, mode, ikebana_cache):
     assert in_the_cache(ikebana_cache) in ([], ["archives"])
 
 
+def test_a_tar_cut_within_its_first_headers_is_called_damaged(tmp_path):
+    data = make_tar([("é" * 60 + "/0.jpg", encode_photo(0), tarfile.REGTYPE)])
+    for place in (512, 1024, 1536):
+        assert "this archive is damaged" in refusal(tmp_path, data[:place], "photos.tar")
+
+
 def test_a_tar_with_a_garbled_header_is_refused_instead_of_ending_there(tmp_path):
     data = bytearray(make_archive([], "tar"))
     data[data.index(b"b/0.jpg")] ^= 1  # the header's checksum tells

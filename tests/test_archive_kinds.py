@@ -1,5 +1,6 @@
 """Archives of all kinds that people have: read as they are meant, or refused with what to do."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -67,6 +68,18 @@ def test_two_zips_in_one_file_are_reported(tmp_path):
     assert dataset.classes == ("a", "b")
     (note,) = dataset.notes
     assert note.startswith(f"the first {len(first):,} bytes of the zip are not listed in it")
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_two_tars_in_one_file_are_reported(tmp_path, compress):
+    first = compress(make_archive([], "tar"))
+    (tmp_path / "photos.tar").write_bytes(first + compress(make_tar([("c/9.jpg", encode_photo(9), tarfile.REGTYPE)])))
+    dataset = sources.read(tmp_path / "photos.tar")
+    assert dataset.classes == ("a", "b")
+    (note,) = dataset.notes
+    assert note.startswith("other bytes follow the end of the tar: if two tars were joined")
+    (tmp_path / "padded.tar").write_bytes(first + compress(bytes(5000)))
+    assert sources.read(tmp_path / "padded.tar").notes == ()
 
 
 def test_an_archive_that_was_unpacked_by_other_rules_is_unpacked_again(tmp_path, ikebana_cache):

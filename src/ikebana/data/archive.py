@@ -26,7 +26,7 @@ from ikebana.system.files import atomic_directory, compute_file_sha256, discard
 from ikebana.system.resources import require_disk
 
 # Increase it when members get other names or reasons: cached archives are then unpacked again.
-UNPACKING_VERSION = 2
+UNPACKING_VERSION = 3
 FOREIGN_SIGNATURES = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!\x1a\x07": "a RAR archive",
@@ -35,6 +35,7 @@ FOREIGN_SIGNATURES = {
 # Why a member was not unpacked: it needs a password.
 ENCRYPTED = "encrypted"
 ZIP_SIGNATURE = b"PK\x03\x04"
+TAR_SIGNATURE, TAR_SIGNATURE_POSITION = b"ustar", 257
 # The record at the end of a zip begins so; a comment of at most 64 KiB follows it.
 ZIP_END_SIGNATURE, MAX_ZIP_END_BYTES = b"PK\x05\x06", 22 + 2**16
 # The number of the part is then in another record, which zipfile checks.
@@ -287,9 +288,11 @@ def _iterate_members(file: Path, notes: ArchiveNotes) -> Iterator[Member]:
     # Tar first: a tar whose last member is a zip looks like a zip from its end.
     tar = tar_reader.open_tar(file)
     if tar is not None:
-        yield from _iterate_tar_members(tar)
+        yield from _iterate_tar_members(tar, notes)
     elif zipfile.is_zipfile(file):
         yield from _iterate_zip_members(file, notes)
+    elif _starts_with(file, TAR_SIGNATURE, TAR_SIGNATURE_POSITION):
+        raise _damaged_archive(file, "its first member is cut")
     elif _starts_with(file, ZIP_SIGNATURE):
         raise _damaged_archive(file, "the end of the zip is missing")
     else:
@@ -337,8 +340,8 @@ def _find_zip_problem(entry: zipfile.ZipInfo) -> str | None:
     return f"compressed with {'bzip2 or LZMA' if is_known else 'an unsupported method'} (repack it with deflate)"
 
 
-def _iterate_tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
-    for entry in tar_reader.iterate_members(archive):
+def _iterate_tar_members(archive: tarfile.TarFile, notes: ArchiveNotes) -> Iterator[Member]:
+    for entry in tar_reader.iterate_members(archive, notes.report_content_after_end):
         if entry.isdir():
             yield Member(entry.name, None, None)
         else:
@@ -394,8 +397,9 @@ def _damaged_archive(file: Path, how: str) -> PhotosError:
     return PhotosError(f"this archive is damaged: {how}", where=file, advice="download or pack it again")
 
 
-def _starts_with(file: Path, magic: bytes) -> bool:
+def _starts_with(file: Path, magic: bytes, position: int = 0) -> bool:
     with file.open("rb") as stream:
+        stream.seek(position)
         return stream.read(len(magic)) == magic
 
 

@@ -24,6 +24,11 @@ class ArchiveNotes:
     has_other_files: bool = False
     # Bytes of a zip before its first listed member.
     unlisted_bytes: int = 0
+    has_content_after_end: bool = False
+
+    def report_content_after_end(self) -> None:
+        """Record that bytes other than padding follow the end of a tar."""
+        self.has_content_after_end = True
 
     def add_file(self, name: str, is_name_guessed: bool) -> None:
         """Count a file that is about to be unpacked."""
@@ -61,5 +66,10 @@ class ArchiveNotes:
             lines.append(
                 f"the first {self.unlisted_bytes:,} bytes of the zip are not listed in it: if two zips were joined, only "
                 "the last one is read"
+            )
+        if self.has_content_after_end:
+            lines.append(
+                "other bytes follow the end of the tar: if two tars were joined, only the first one is read "
+                "(unpack it yourself with tar --ignore-zeros, and give the folder)"
             )
         return tuple(lines)

@@ -5,7 +5,7 @@ Python's `tarfile` trusts every length that a header declares.
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -42,9 +42,13 @@ def open_tar(file: Path) -> tarfile.TarFile | None:
         return None
 
 
-def iterate_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def iterate_members(
+    archive: tarfile.TarFile, report_content_after_end: Callable[[], None]
+) -> Iterator[tarfile.TarInfo]:
     """Iterate over the members of a tar from `open_tar`, to the end of the file.
 
+    Args:
+        report_content_after_end: called if bytes other than zero follow the end of the archive.
     Raises:
         ArchiveRefused: a member exceeds a bound; or an error of tarfile if the archive is damaged or
             its end is missing.
@@ -53,7 +57,8 @@ def iterate_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield from archive
         if archive.tarinfo.last_header != bytes(tarfile.BLOCKSIZE):  # type: ignore[attr-defined]
             raise tarfile.ReadError("its end is missing")
-        _read_trailing_bytes(archive)
+        if _read_trailing_bytes(archive):
+            report_content_after_end()
 
 
 class BoundedTarInfo(tarfile.TarInfo):
@@ -131,11 +136,17 @@ def _check_member_size(size: int) -> int:
     return size
 
 
-def _read_trailing_bytes(archive: tarfile.TarFile) -> None:
-    """Read to the end of the file, where gzip, bzip2 and xz keep their checksums."""
+def _read_trailing_bytes(archive: tarfile.TarFile) -> bool:
+    """Read to the end of the file, where gzip, bzip2 and xz keep their checksums.
+
+    Returns:
+        Whether there are bytes other than the zeros of padding.
+    """
     assert archive.fileobj is not None, "it is open"
-    trailing_bytes = 0
+    trailing_bytes, has_content = 0, False
     while chunk := archive.fileobj.read(CHUNK_BYTES):
         trailing_bytes += len(chunk)
+        has_content = has_content or chunk.count(0) < len(chunk)
         if trailing_bytes > MAX_TRAILING_BYTES:
             raise tarfile.ReadError(f"more than {MAX_TRAILING_BYTES:,} bytes follow its end")
+    return has_content
