@@ -230,6 +230,37 @@ def test_a_transparent_colour_of_an_rgb_or_grey_png_is_white():
         assert np.array_equal(decode_as_int(encode_image(picture, "PNG", transparency=gone)), expected)
 
 
+def test_a_palette_with_transparency_lets_white_through():
+    picture = draw_image().convert("RGBA")
+    picture.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, 48).astype(np.uint8), (48, 1))))
+    for palette in (picture.quantize(64), picture.convert("P")):
+        expected = decode_as_int(encode_image(palette.convert("RGBA"), "PNG"))
+        assert np.array_equal(decoding.convert_image(palette, 48).pixels, expected)
+
+
+def test_grey_with_premultiplied_alpha_lets_white_through():
+    picture = Image.merge("LA", (draw_image().convert("L"), Image.new("L", (48, 48), 128)))
+    expected = decoding.convert_image(picture, 48).pixels.astype(int)
+    assert np.abs(decoding.convert_image(picture.convert("La"), 48).pixels - expected).max() <= 1
+
+
+def test_the_transparent_value_of_a_16_bit_png_is_white():
+    grey = np.asarray(draw_image().convert("L"))
+    gone = int(grey[0, 0])
+    file = encode_image(Image.fromarray(grey.astype(np.uint16) * 257), "PNG", transparency=gone * 257)
+    expected = np.where(grey == gone, 255, grey).astype(int)
+    assert np.array_equal(decode_as_int(file), np.repeat(expected[..., None], 3, axis=-1))
+
+
+def test_a_tiff_palette_of_8_bits_is_as_bright_as_one_of_16():
+    file = encode_image(draw_image().quantize(256), "TIFF")
+    with Image.open(io.BytesIO(file)) as image:
+        colours = image.tag_v2[320]
+    wide, narrow = (np.array(values, "<u2").tobytes() for values in (colours, np.array(colours) // 256))
+    assert wide in file
+    assert np.array_equal(decode_as_int(file.replace(wide, narrow)), decode_as_int(file))
+
+
 # Bit depth: a slope from black to white is the same slope in every depth
 
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImagePalette
 from PIL.ImageFile import ImageFile, _Tile  # pyright: ignore[reportPrivateUsage]
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ikebana.errors import UnreadablePhoto
 
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_SAMPLE_FORMAT = 258, 262, 284, 339
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_COLOUR_MAP, TIFF_SAMPLE_FORMAT = 258, 262, 284, 320, 339
 SEPARATE_PLANES = 2
 MAX_SAMPLE = 65535
 # The start of a JPEG 2000 codestream, and the position of its first bit depth.
@@ -74,7 +74,12 @@ def scale_grey(image: Image.Image, depth: SampleDepth) -> Image.Image:
     else:
         low = 0.0
     levels = _scale(values, low, white)
-    return Image.fromarray(255 - levels if depth.is_white_zero else levels)
+    levels = 255 - levels if depth.is_white_zero else levels
+    # The transparent value of a PNG is shown as white, like all transparency.
+    transparent = image.info.get("transparency")
+    return Image.fromarray(
+        np.where(values == transparent, np.uint8(255), levels) if transparent is not None else levels
+    )
 
 
 def _scale(values: np.ndarray, low: float, white: float) -> np.ndarray:
@@ -124,6 +129,17 @@ def correct_planes(image: Image.Image) -> None:
             _with_raw_mode(tile, f"{_get_raw_mode(tile)};16{order}") if tile.codec_name == "raw" else tile
             for tile in image.tile
         ]
+
+
+def correct_palette(image: Image.Image) -> None:
+    """Correct the palette of a TIFF that is not loaded yet, if a program wrote it with 8 bits.
+
+    Colours have 16 bits there, of which Pillow takes the upper 8. libtiff also tells them apart so.
+    """
+    if isinstance(image, TiffImageFile) and image.mode == "P":
+        levels = image.tag_v2.get(TIFF_COLOUR_MAP, ())
+        if max(levels, default=256) < 256:
+            image.palette = ImagePalette.raw("RGB;L", bytes(levels))
 
 
 def stretch_dark_colours(

@@ -71,7 +71,6 @@ ORIENTATION_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-MODES_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 SRGB_PROFILE = ImageCms.createProfile("sRGB")
 # Grey levels that a profile may move a colour and still count as sRGB.
 MAX_SRGB_DEVIATION = 2
@@ -318,6 +317,7 @@ def _load_upright(image: Image.Image, data: bytes | None) -> tuple[Image.Image, 
     profile = image.info.get("icc_profile")
     grey_depth, white_level = bit_depth.read_grey_depth(image), bit_depth.read_colour_white_level(image)
     bit_depth.correct_planes(image)
+    bit_depth.correct_palette(image)
     if isinstance(image, TiffImageFile) and not _has_all_strips(image):
         raise UnreadablePhoto("unreadable: its data cover only part of the image")
     image.load()
@@ -365,7 +365,7 @@ def _squash(image: Image.Image, size: int, reducing_gap: float | None = None) ->
 
 
 def _convert_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    if image.mode in MODES_WITH_ALPHA or "transparency" in image.info:
+    if image.has_transparency_data:
         image = _composite_over_white(image)
     elif image.mode == "P":
         image = image.convert("RGB")
@@ -374,7 +374,8 @@ def _convert_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _composite_over_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
+    # Pillow converts grey with premultiplied alpha to no other mode.
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, rgba).convert("RGB")
 
