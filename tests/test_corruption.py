@@ -360,6 +360,7 @@ def small_file(name):
         (b"<svg></svg>", "SVG"), (b"<?xml version='1.0'?>\n<svg/>", "SVG"), (b"<!DOCTYPE html><p>404", "web page"),
         (b"%PDF-1.7", "PDF"), (b"PK\3\4" + bytes(30), "zip"), (b"\xd0\xcf\x11\xe0" + bytes(30), "office"),
         (b"\0\0\0\x20ftypisom" + bytes(30), "video"), (bytes(100), "unknown image format"),
+        (b"II*\0" + bytes(100), "unsupported kind of TIFF"),
     ],
 )  # fmt: skip
 def test_what_is_no_photo_is_called_what_it_is(data, word):

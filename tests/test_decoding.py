@@ -255,7 +255,7 @@ def test_the_transparent_value_of_a_16_bit_png_is_white():
 def test_a_tiff_palette_of_8_bits_is_as_bright_as_one_of_16():
     file = encode_image(draw_image().quantize(256), "TIFF")
     with Image.open(io.BytesIO(file)) as image:
-        colours = image.tag_v2[320]
+        colours = image.tag_v2[320]  # pyright: ignore[reportAttributeAccessIssue]
     wide, narrow = (np.array(values, "<u2").tobytes() for values in (colours, np.array(colours) // 256))
     assert wide in file
     assert np.array_equal(decode_as_int(file.replace(wide, narrow)), decode_as_int(file))

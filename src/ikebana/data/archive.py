@@ -293,6 +293,8 @@ def _iterate_members(file: Path, notes: ArchiveNotes) -> Iterator[Member]:
         yield from _iterate_zip_members(file, notes)
     elif _starts_with(file, TAR_SIGNATURE, TAR_SIGNATURE_POSITION):
         raise _damaged_archive(file, "its first member is cut")
+    elif file.stat().st_size == 0:
+        raise _damaged_archive(file, "it is empty")
     elif _starts_with(file, ZIP_SIGNATURE):
         raise _damaged_archive(file, "the end of the zip is missing")
     else:

@@ -38,6 +38,12 @@ VIDEO_BRANDS = (b"mp4", b"iso", b"qt ", b"m4v", b"avc", b"3gp")
 RAW_SIGNATURES = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"II\x1a\0\0\0HEAPCCDR", b"FOVb", b"\0MRM")
 # Canon since 2018.
 RAW_BRAND = b"ftypcrx "
+BIGTIFF_SIGNATURES = (b"II+\0", b"MM\0+")
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", *BIGTIFF_SIGNATURES)
+REASON_UNKNOWN_FORMAT = "unreadable: unknown image format, or a damaged header"
+REASON_UNKNOWN_TIFF = (
+    "unreadable: unsupported kind of TIFF, such as float colours, or a damaged header (save it with 8 bits per colour)"
+)
 RAW_ADVICE = "export it as JPEG or TIFF with the camera's software or darktable"
 REASON_RAW = f"unsupported format: a raw file of a camera ({RAW_ADVICE})"
 
@@ -116,7 +122,7 @@ def identify_foreign_file(data: bytes) -> str:
             return f"not a photo: {name}"
     if b"\x00" not in data[:4096] and _is_text(data[:4096]):
         return "not a photo: text"
-    return "unreadable: unknown image format, or a damaged header"
+    return REASON_UNKNOWN_TIFF if data.startswith(TIFF_SIGNATURES) else REASON_UNKNOWN_FORMAT
 
 
 def _is_text(start: bytes) -> bool:

@@ -14,14 +14,12 @@ from io import BytesIO
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-from ikebana.data.corruption import RAW_ADVICE, REASON_RAW
+from ikebana.data.corruption import BIGTIFF_SIGNATURES, RAW_ADVICE, REASON_RAW, TIFF_SIGNATURES
 from ikebana.errors import UnreadablePhoto
 
 SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH, SUB_DIRECTORIES, DNG_VERSION = 254, 256, 257, 330, 50706
 # Colour filter array and linear raw data.
 PHOTOMETRIC, SENSOR_PHOTOMETRICS = 262, (32803, 34892)
-BIGTIFF_SIGNATURES = (b"II+\0", b"MM\0+")
-TIFF_SIGNATURES = (b"II*\0", b"MM\0*", *BIGTIFF_SIGNATURES)
 # A bit of the subfile type.
 REDUCED_RESOLUTION = 1
 # Canon's raw files are TIFFs with these bytes after the header.
