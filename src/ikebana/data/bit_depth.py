@@ -132,9 +132,10 @@ def correct_planes(image: Image.Image) -> None:
 
 
 def correct_palette(image: Image.Image) -> None:
-    """Correct the palette of a TIFF that is not loaded yet, if a program wrote it with 8 bits.
+    """Correct the palette of a TIFF if a program wrote it with 8 bits.
 
-    Colours have 16 bits there, of which Pillow takes the upper 8. libtiff also tells them apart so.
+    The image is not loaded yet. Colours have 16 bits there, of which Pillow takes the upper 8. libtiff
+    makes the same distinction.
     """
     if isinstance(image, TiffImageFile) and image.mode == "P":
         levels = image.tag_v2.get(TIFF_COLOUR_MAP, ())
