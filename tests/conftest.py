@@ -71,6 +71,16 @@ def ikebana_cache(tmp_path_factory, monkeypatch):
     return place
 
 
+@pytest.fixture(autouse=True, scope="session")
+def uncontended():
+    """Let no other process, such as a second test worker, disturb the measurements of speed."""
+    from ikebana.system.contention import WaitMeter
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WaitMeter, "is_contended", False)
+        yield
+
+
 @pytest.fixture
 def on_processor(monkeypatch):
     """Within this test ikebana takes no GPU, whatever there is."""

@@ -149,10 +149,10 @@ def add(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (remove, "1 photo differs from .* of this run; the first is {path}: missing"),
-    (lengthen, "1 photo differs from .* of this run; the first is {path}: it had"),
-    (relabel, "2 photos differ from .* of this run; the first is {path}: missing"),
-    (add, "1 photo differs from .*another.jpg: not in the run"),
+    (remove, "1 photo differs .* of this run; the first is {path}: missing"),
+    (lengthen, "1 photo differs .* of this run; the first is {path}: it had"),
+    (relabel, "2 photos differ .* of this run; the first is {path}: missing"),
+    (add, "1 photo differs .*another.jpg: not in the run"),
 ])  # fmt: skip
 def test_other_photos_are_refused_with_how_many_differ_and_the_first(change, words, photos, tmp_path):
     run = begin(photos, tmp_path / "run")

@@ -15,7 +15,7 @@ import ikebana
 from ikebana import recipes
 from ikebana.data import sources
 from ikebana.data.dataset import STATUS_USED
-from ikebana.learning import device
+from ikebana.learning import device, estimate
 from ikebana.learning.estimate import configure_device, estimate_cost, suggest_upgrade
 from ikebana.learning.features import feature_cache
 from ikebana.learning.models import weight_loading
@@ -95,7 +95,7 @@ def test_the_next_recipe_has_a_price_only_where_it_would_be_shown_the_same(run, 
 def test_recipes_that_learn_otherwise_are_timed_apart(run, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        device, "select_precision", lambda setting, precision, network, trial: asked.append(network) or setting
+        estimate, "select_precision", lambda setting, precision, network, trial: asked.append(network) or setting
     )
     good = with_options(recipes.RECIPES["good"], image_size=64)
     for recipe in (
