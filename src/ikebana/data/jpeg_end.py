@@ -14,6 +14,7 @@ Source: ITU-T T.81, annexes B and G.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 from PIL import Image
@@ -47,15 +48,11 @@ def complete(data: bytes, decode: Callable[[bytes], int | None]) -> bytes | None
     if not has_all_scans(photo):
         return None
     checksum = decode(photo + END_MARKER)
-    is_complete = _needs_no_more(photo, checksum, decode) and decode(photo[:-LAST_BYTES] + END_MARKER) != checksum
-    return photo + END_MARKER if is_complete else None
-
-
-def _needs_no_more(photo: bytes, checksum: int | None, decode: Callable[[bytes], int | None]) -> bool:
-    """Return whether the pixels stay the same, whatever follows the image data."""
-    return checksum is not None and all(
+    needs_no_more = checksum is not None and all(
         decode(photo + following + END_MARKER) == checksum for following in _make_following_bytes()
     )
+    is_complete = needs_no_more and decode(photo[:-LAST_BYTES] + END_MARKER) != checksum
+    return photo + END_MARKER if is_complete else None
 
 
 def lacks_data(image: Image.Image, data: bytes, decode: Callable[[bytes], int | None]) -> bool:
@@ -77,7 +74,9 @@ def lacks_data(image: Image.Image, data: bytes, decode: Callable[[bytes], int | 
     photo = data[: end - len(END_MARKER)]
     checksum = decode(photo + END_MARKER)
     if is_grey:
-        return not _needs_no_more(photo, checksum, decode)
+        # Whole blocks are missing, so two of the sequences are enough.
+        sequences = islice(_make_following_bytes(), 2)
+        return checksum is None or any(decode(photo + following + END_MARKER) != checksum for following in sequences)
     return decode(photo[:-LAST_BYTES] + END_MARKER) == checksum
 
 
