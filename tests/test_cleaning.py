@@ -249,6 +249,40 @@ def test_given_groups_and_parts_are_written_too(tmp_path):
         ]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nan",
+        "NaN",
+        "<NA>",
+        " ",
+        "daisy ",
+        " daisy",
+        "Blu\u0308te",
+        "\u200bx",
+        "a\nb",
+        "a\rb",
+        'a"b',
+        "a,b",
+        "NA",
+        "1.0",
+        "-",
+    ],
+)
+def test_a_written_table_is_read_back_with_the_same_labels_whatever_the_classes_are_called(name, tmp_path):
+    files = {path.replace("b/", f"{name}/"): encode_image(photo) for path, photo in draw_two_class_scenes(4).items()}
+    dataset, found = opened(write_files(tmp_path / "photos", files))
+    cleaning.write(tmp_path / "cleaned.csv", dataset, clean(dataset, found))
+    again = sources.read(tmp_path / "cleaned.csv")
+    assert again.classes == dataset.classes == tuple(sorted(("a", name)))
+    assert again.photos["label"].to_list() == dataset.photos["label"].to_list()
+    rows = pl.read_csv(tmp_path / "cleaned.csv", infer_schema=False).with_columns(
+        pl.format("{}/{}", pl.lit(str(tmp_path)), "path").alias("path")
+    )
+    framed = sources.read(rows)
+    assert sources.read(framed.frame).classes == dataset.classes
+
+
 def test_no_file_is_written_over_be_it_one_of_ours_that_somebody_mended(photos, tmp_path):
     dataset, found = opened(photos)
     file = tmp_path / "cleaned.csv"

@@ -17,7 +17,9 @@ from typing import Any
 import polars as pl
 
 from ikebana.auditing.findings import Finding
+from ikebana.data.columns import EXACT_LABEL, clean_labels
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
+from ikebana.data.labels import normalise_labels
 from ikebana.data.split import find_connected_components
 from ikebana.errors import PhotosError, RecipeError
 from ikebana.system.files import atomic_write
@@ -322,7 +324,16 @@ def write(file: Path, dataset: Dataset, result: CleaningResult) -> None:
     for target, table in ((dropped_table_path(file), result.dropped_photos), (file, result.kept_photos)):
         paths = [_relative_to(folder, dataset.resolve_path(path)) if path else "" for path in table["path"]]
         with atomic_write(target.expanduser()) as partial_file:
-            partial_file.write_text(_to_csv(table.with_columns(pl.Series("path", paths, pl.String))), "utf-8")
+            partial_file.write_text(
+                _to_csv(_mark_exact_labels(table.with_columns(pl.Series("path", paths, pl.String)))), "utf-8"
+            )
+
+
+def _mark_exact_labels(table: pl.DataFrame) -> pl.DataFrame:
+    """Rename the labels if a column `label` would not be read back as it is written."""
+    labels = table["label"].drop_nulls()
+    is_changed = normalise_labels(clean_labels(labels)).ne_missing(labels).any()
+    return table.rename({"label": EXACT_LABEL} if is_changed else {})
 
 
 def _relative_to(folder: Path, photo: Path) -> str:

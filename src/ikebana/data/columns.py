@@ -14,12 +14,15 @@ from ikebana.errors import PhotosError
 
 COLUMNS = ("path", "label", "split", "group")
 REQUIRED_COLUMNS = ("path", "label")
+# A label column that is read as it is written, although a label is `nan` or ends with a blank.
+EXACT_LABEL = "exact_label"
 # Names that other tools give to a required column. They count only where it is missing, and only if
 # one of them is present.
 SYNONYMS = {
     "path": frozenset(("file", "file_name", "filename", "file_path", "filepath", "photo", "photo_path"))
     | frozenset(("image", "image_file", "image_filename", "image_name", "image_path", "img", "img_name", "img_path")),
-    "label": frozenset(("category", "category_name", "class", "class_label", "class_name", "classname", "label_name")),
+    "label": frozenset(("category", "category_name", "class", "class_label", "class_name", "classname", "label_name"))
+    | {EXACT_LABEL},
 }
 # Texts by which programs write that a value is missing: pandas and NumPy, and spreadsheets.
 MISSING_VALUES = ("nan", "NaN", "NAN", "<NA>", "NaT", "#N/A")
@@ -63,15 +66,27 @@ def select_columns(table: RawTable, columns: Sequence[str] = COLUMNS) -> tuple[p
         column: _to_text(column, table.names[place], table.columns[place], table.source)
         for column, place in places.items()
     }
-    texts = pl.DataFrame(selected).with_columns(_clear_missing(column) for column in places)
+    exact = [column for column, place in places.items() if _simplify(table.names[place]) == EXACT_LABEL]
+    texts = pl.DataFrame(selected).with_columns(_clear_missing(column) for column in places if column not in exact)
     for column, place in places.items():
         if _simplify(table.names[place]) != column:
             notes.append(f"the column {table.names[place]!r} is read as {column!r}")
-        if column in ("label", "group"):
+        if column in ("label", "group") and column not in exact:
             notes += _describe_ambiguous_values(column, texts[column])
     if "split" in columns and "split" not in places:
         notes += _describe_unused_splits(table)
     return texts, tuple(notes)
+
+
+def has_exact_labels(table: RawTable) -> bool:
+    """Return whether the labels are in the column EXACT_LABEL."""
+    place = find_columns(table).get("label")
+    return place is not None and _simplify(table.names[place]) == EXACT_LABEL
+
+
+def clean_labels(labels: pl.Series) -> pl.Series:
+    """Read labels as in a column `label`: some mean a missing value, and outer blanks are stripped."""
+    return labels.to_frame("label").select(_clear_missing("label")).to_series()
 
 
 def count_known_columns(names: Iterable[str]) -> int:

@@ -8,7 +8,7 @@ import polars as pl
 
 from ikebana.data import frame as frames
 from ikebana.data import table_file, table_paths
-from ikebana.data.columns import RawTable, select_columns
+from ikebana.data.columns import EXACT_LABEL, RawTable, has_exact_labels, select_columns
 from ikebana.data.dataset import SCHEMA, SPLIT_ALIASES, SPLITS, Dataset, collect_rows
 from ikebana.data.frame import Frame
 from ikebana.data.labels import describe_equal_numbers, normalise_labels
@@ -44,11 +44,12 @@ def _to_dataset(raw: RawTable, root: Path) -> tuple[Dataset, pl.DataFrame]:
     Returns:
         The Dataset, and the rows that it was made from: known columns, as text, without repetitions.
     """
-    table, notes = select_columns(raw)
+    (table, notes), is_exact = select_columns(raw), has_exact_labels(raw)
     is_blank = pl.all_horizontal(pl.all().is_null())
     table = table.filter(~is_blank)
     table = table.with_columns(
-        table_paths.find_existing_paths(table["path"], str(root)), normalise_labels(table["label"])
+        table_paths.find_existing_paths(table["path"], str(root)),
+        table["label"] if is_exact else normalise_labels(table["label"]),
     )
     unique = _normalise_splits(_merge_duplicate_rows(table, raw.source, str(root)), raw.source)
     if n_merged := table.height - unique.height:
@@ -56,7 +57,9 @@ def _to_dataset(raw: RawTable, root: Path) -> tuple[Dataset, pl.DataFrame]:
     notes = (*notes, *describe_equal_numbers(unique["label"]))
     rows = (_set_status(row, str(root)) for row in unique.iter_rows(named=True))
     photos = collect_rows(rows, SCHEMA).sort("path")
-    return Dataset(str(raw.source), root, photos, (), notes=notes), unique
+    return Dataset(str(raw.source), root, photos, (), notes=notes), unique.rename(
+        {"label": EXACT_LABEL} if is_exact else {}
+    )
 
 
 def _set_status(row: dict[str, str | None], root: str) -> dict[str, str | None]:
