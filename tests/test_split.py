@@ -363,12 +363,14 @@ def test_photos_beside_the_folders_of_a_class_are_groups_of_their_own(tmp_path):
     assert found.photos.filter(pl.col("group").is_null()).height == 10
 
 
-def test_the_same_folder_names_in_given_parts_are_different_groups_and_no_leak(tmp_path):
+def test_a_folder_inside_a_class_that_is_in_two_given_splits_is_a_leak_and_the_note_says_so(tmp_path):
     from ikebana.auditing import dataset_checks
 
     found = split.split_photos(read(write_files(tmp_path, in_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe())
-    assert found.photos["group"].n_unique() == 20
-    assert not [each for each in dataset_checks.check_dataset(found) if each.kind == "leakage"]
+    assert found.photos["group"].n_unique() == 10
+    assert len([each for each in dataset_checks.check_dataset(found) if each.kind == "leakage"]) == 10
+    (note,) = (note for note in found.notes if "used as groups" in note)
+    assert note == "10 folders inside classes are used as groups: 10 of them are in several given splits"
 
 
 def test_a_given_group_across_given_parts_is_a_leak(tmp_path):

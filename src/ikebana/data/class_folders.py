@@ -83,8 +83,13 @@ def _to_row(scanned: ScannedPath, prefix: str, layout: Layout) -> dict[str, str 
         "label": label,
         "split": region.split,
         "status": reason if label is None and scanned.status == STATUS_UNOPENED else scanned.status,
-        "group": "/".join(folders[len(layout.top) : class_depth + 1]) if is_grouped else None,
+        "group": _name_group(folders[len(layout.top) : class_depth + 1], label, region) if is_grouped else None,
     }
+
+
+def _name_group(folders: list[str], label: str, region: Region) -> str:
+    """Name a group by its folders; without the split, so that a group in two splits is one."""
+    return "/".join(folders if region.split is None else (label, folders[-1]))
 
 
 def _find_label(region: Region, inner: list[str], name: str) -> tuple[str | None, str]:
@@ -119,5 +124,8 @@ def _check_groups(photos: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
             )
             return photos.with_columns(pl.lit(None, pl.String).alias("group"))
     group_count = photos["group"].n_unique() - photos["group"].has_nulls()
-    notes.append(f"{group_count} folders inside classes are used as groups: each stays in one split")
+    split_counts = photos.drop_nulls("group").group_by("group").agg(pl.col("split").drop_nulls().n_unique())["split"]
+    divided_count = (split_counts > 1).sum()
+    consequence = f"{divided_count} of them are in several given splits" if divided_count else "each stays in one split"
+    notes.append(f"{group_count} folders inside classes are used as groups: {consequence}")
     return photos
