@@ -8,7 +8,7 @@ from support.images import draw_image, encode_image, encode_photo, write_files
 
 from ikebana import recipes
 from ikebana.auditing import dataset_checks, findings
-from ikebana.data import pixel_cache, sources, split
+from ikebana.data import labels, pixel_cache, sources, split
 from ikebana.data.duplicates import near_duplicates
 
 
@@ -166,14 +166,50 @@ def test_a_class_without_training_photos_is_an_error_that_suggests_a_similar_nam
 
 
 def test_similar_class_names_are_reported(tmp_path):
-    names = ("Rose", "rose", "red  rose", "Red rose", "tulip", "tulip 2", "type 2", "type 3")
+    names = ("Rose", "rose", "red  rose", "Red-rose", "tulip", "tulip 2", "type 2", "type 3")
     folder = write_files(tmp_path / "photos", {f"{number}.jpg": encode_photo(number) for number in range(16)})
     rows = "".join(f"{number}.jpg,{names[number % 8]}\n" for number in range(16))  # not every disk has Rose beside rose
     (folder / "photos.csv").write_text(f"path,label\n{rows}")
     _, found = looked_at(folder / "photos.csv")
     told = {each.evidence for each in found if each.kind == "similar_class_names"}
     assert told == {
-        "'Red rose' and 'red  rose' differ only in case, spaces or Unicode form",
-        "'Rose' and 'rose' differ only in case, spaces or Unicode form",
+        "'Red-rose' and 'red  rose' differ only in case, spaces, punctuation or Unicode form",
+        "'Rose' and 'rose' differ only in case, spaces, punctuation or Unicode form",
         "'tulip 2' is named like a copy of 'tulip'",
     }
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("t-shirt", "t\u2011shirt", "T shirt", "tshirt", "t_shirt"),
+        ("baby's", "baby\u2019s"),
+        ("CAR", "\uff23\uff21\uff32", "c\u00adar", "c\u200bar", "car.", "'car'", "\u201ccar\u201d"),
+        ("black & white", "black &amp; white", "black\xa0&white"),
+    ],
+)
+def test_spellings_of_one_name_are_similar(spellings):
+    assert labels.find_similar_names(spellings) == [list(spellings)]
+
+
+def test_names_that_differ_in_numbers_or_symbols_are_not_similar():
+    names = [
+        "1.0",
+        "10",
+        "1-0",
+        "-1",
+        "1",
+        "A",
+        "A-",
+        "A+",
+        "C",
+        "C#",
+        "C++",
+        "<5",
+        "5",
+        "-",
+        "?",
+        "\U0001f642",
+        "\u2639",
+    ]
+    assert not labels.find_similar_names(names)

@@ -256,3 +256,20 @@ def test_predictions_of_a_frame_are_one_per_row_in_its_order(paper_classifier, g
     assert predictions[3].probabilities == pytest.approx(
         paper_classifier.predict(good_photos[0]).probabilities, abs=1e-5
     )
+
+
+def test_a_frame_without_the_columns_is_refused_with_advice_for_frames():
+    with pytest.raises(PhotosError) as refusal:
+        sources.read(FRAME.rename({"label": "breed"}))
+    assert refusal.value.advice == "name the columns path and label (optionally also split or group)"
+
+
+@pytest.mark.parametrize("kind", ["polars", "pandas"])
+def test_boolean_labels_of_a_frame_are_those_of_its_csv_file(kind, photos):
+    labels = [label == "a" for _, label in ROWS]
+    frame = KINDS[kind](FRAME.with_columns(pl.Series("label", labels)))
+    if kind == "polars":
+        frame.write_csv(photos / "photos.csv")
+    else:
+        frame.to_csv(photos / "photos.csv", index=False)
+    assert sources.read(frame).classes == sources.read(photos / "photos.csv").classes

@@ -117,7 +117,7 @@ def test_what_is_no_number_is_no_label(photos, value):
     assert dataset.photos["status"].to_list().count("no label in this row") == 2
 
 
-@pytest.mark.parametrize("text", ["nan", "NaN", "<NA>", "NaT", "#N/A", " ", "\u200b"])
+@pytest.mark.parametrize("text", ["nan", "NaN", "<NA>", "NaT", "#N/A", "#REF!", "#NAME?", "#DIV/0!", " ", "\u200b"])
 def test_text_that_programs_write_for_a_missing_value_is_no_label_and_no_group(photos, text):
     dataset = read_labels(photos, ["a", "a", text, "b", "b", text], group=["g", text, text, text, "h", text])
     assert dataset.classes == ("a", "b")
@@ -125,7 +125,7 @@ def test_text_that_programs_write_for_a_missing_value_is_no_label_and_no_group(p
     assert usable["group"].to_list() == ["g", None, None, "h"]
 
 
-@pytest.mark.parametrize("text", ["NA", "None", "null", "N/A"])
+@pytest.mark.parametrize("text", ["NA", "None", "null", "N/A", "-", "?", "unknown"])
 def test_text_that_may_be_a_class_stays_one_and_is_reported(photos, text):
     dataset = read_table(photos, make_csv(rows=[(path, text if label == "a" else "b") for path, label in ROWS]))
     assert set(dataset.classes) == {text, "b"}
@@ -145,6 +145,37 @@ def test_labels_that_are_the_same_number_are_reported(photos):
         "the labels '02' and '2' are the same number but different classes",
         "the labels '1' and '1.0' are the same number but different classes",
     ]
+
+
+def test_groups_that_look_the_same_are_reported(photos):
+    dataset = read_labels(photos, list("ababab"), group=["P1", "p1", "2", "2.0", "x", "y"])
+    assert [note for note in dataset.notes if "groups" in note] == [
+        "the groups '2' and '2.0' are the same number but different groups",
+        "the groups 'P1' and 'p1' differ only in case, spaces, punctuation or Unicode form: "
+        "if they are one group, give them the same name",
+    ]
+
+
+@pytest.mark.parametrize("name", ["patient", "Patient ID", "subject_id", "groups", "session", "site"])
+def test_an_unused_column_that_looks_like_groups_is_reported(photos, name):
+    note = f"the column {name!r} is not used; rename it to group to keep its photos in one split"
+    assert note in read_labels(photos, list("ababab"), **{name: list("xxyyzz")}).notes
+    assert note not in read_labels(photos, list("ababab"), **{name: list("xxyyzz"), "group": list("xxyyzz")}).notes
+    assert note not in read_labels(photos, list("ababab"), **{name: list("uvwxyz")}).notes
+
+
+@pytest.mark.parametrize("separator", [",", "|", "; "])
+def test_labels_joined_from_other_labels_are_reported(photos, separator):
+    joined = f"cat{separator}dog"
+    dataset = read_labels(photos, ["cat", "dog", joined, "cat", "dog", "a,b"])
+    assert [note for note in dataset.notes if "multi-label" in note] == [
+        f"the label {joined!r} is a class of its own, beside 'cat' and 'dog': "
+        "multi-label classification is not supported"
+    ]
+
+
+def test_a_nul_in_a_label_is_stripped(photos):
+    assert read_labels(photos, ["a", "a\0", "\0a", "b", "b", "b"]).classes == ("a", "b")
 
 
 def test_images_in_a_table_are_refused_with_what_to_do(photos):

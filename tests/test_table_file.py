@@ -25,6 +25,8 @@ FORMS = {
     "carriage returns": PLAIN.replace("\n", "\r"),
     "quoted values and carriage returns": QUOTED.replace("\n", "\r"),
     "quoted values": QUOTED,
+    "quoted values after a space": QUOTED.replace(",", ", "),
+    "quoted labels after a space": "path,label\n" + "".join(f'{path}, "{label}"\n' for path, label in ROWS),
     "blank first lines": "\r\n \r\n" + PLAIN.replace("\n", "\r\n"),
     "first rows of empty cells": ",,\n;;\n" + PLAIN,
     "comments": "# exported 2026-11-30, by hand\n#\n" + PLAIN,

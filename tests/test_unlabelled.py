@@ -35,6 +35,17 @@ def test_a_name_with_brackets_is_a_name_before_it_is_a_pattern(photos):
     assert names(photos, "b[1].jpg") == ["b[1].jpg"]
 
 
+def test_in_a_list_brackets_alone_are_no_pattern(photos):
+    found = unlabelled.find_photos([str(photos / "[ab]/0.jpg"), str(photos / "a/*.jpg")], reports_errors=True)
+    assert [photo.status for photo in found] == ["there is no such file", *["not opened yet"] * 2]
+    assert names(photos, "[ab]/0.jpg") == ["a/0.jpg", "b/0.jpg"]
+
+
+def test_an_existing_folder_with_brackets_is_read_literally(photos):
+    write_files(photos, {"[ab]/0.jpg": encode_photo(3)})
+    assert names(photos, "[ab]/*.jpg") == ["[ab]/0.jpg"]
+
+
 def test_hidden_files_of_a_folder_are_counted_and_one_that_was_named_is_taken(photos):
     found = unlabelled.find_photos(photos / "a")
     assert (len(list(found)), len(found.ignored_paths)) == (2, 1)

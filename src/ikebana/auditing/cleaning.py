@@ -330,7 +330,7 @@ def write(file: Path, dataset: Dataset, result: CleaningResult) -> None:
 
 
 def _mark_exact_labels(table: pl.DataFrame) -> pl.DataFrame:
-    """Rename the labels if a column `label` would not be read back as it is written."""
+    """Rename the labels if a column `label` would be read back differently."""
     labels = table["label"].drop_nulls()
     is_changed = normalise_labels(clean_labels(labels)).ne_missing(labels).any()
     return table.rename({"label": EXACT_LABEL} if is_changed else {})

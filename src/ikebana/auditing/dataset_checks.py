@@ -2,7 +2,6 @@
 
 import json
 import textwrap
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +11,7 @@ import polars as pl
 from ikebana.auditing.findings import SEVERITIES, Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset, NearDuplicate
 from ikebana.data.folder_names import get_original_name
+from ikebana.data.labels import find_similar_names, simplify_name
 from ikebana.data.split import find_connected_components
 
 # With fewer photos, the 95% interval of a class's own score is wider than 40 points.
@@ -217,18 +217,10 @@ def _check_groups(dataset: Dataset) -> Iterator[Finding]:
         yield Finding("leakage", "error", tuple(paths), f"group {name} is in {where}", LEAK_ADVICE)
 
 
-def _find_similar_names(names: Iterable[str]) -> Iterator[list[str]]:
-    """Yield class names that differ only in case, spaces or Unicode normalisation."""
-    by_key: dict[str, list[str]] = {}
-    for name in names:
-        by_key.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(name)
-    yield from (similar for similar in by_key.values() if len(similar) > 1)
-
-
 def _check_class_names(names: Collection[str]) -> Iterator[Finding]:
     """Report class names that probably mean the same class."""
-    for similar in _find_similar_names(names):
-        evidence = f"{' and '.join(map(repr, similar))} differ only in case, spaces or Unicode form"
+    for similar in find_similar_names(names):
+        evidence = f"{' and '.join(map(repr, similar))} differ only in case, spaces, punctuation or Unicode form"
         yield Finding("similar_class_names", "warning", (), evidence, "if they are one class, give them the same name")
     for name in names:
         original = get_original_name(name)
@@ -242,7 +234,7 @@ def _check_classes(dataset: Dataset) -> Iterator[Finding]:
     split_counts = dataset.count_photos()
     counts = {name: sum(of_class.values()) for name, of_class in split_counts.items()}
     for name in [name for name in counts if counts[name] and not split_counts[name]["train"]]:
-        similar = [other for other in counts if other != name and other.casefold() == name.casefold()]
+        similar = [other for other in counts if other != name and simplify_name(other) == simplify_name(name)]
         evidence = f"class {name} has no training photos"
         evidence += f", but there is also a class {similar[0]}" if similar else ""
         advice = "add training photos: a network never predicts a class that it was not trained on"

@@ -77,18 +77,20 @@ def _to_row(scanned: ScannedPath, prefix: str, layout: Layout) -> dict[str, str 
     label, reason = _find_label(region, inner, name)
     # The number of folders that lead to those inside the class.
     class_depth = depth + (region.label is None)
-    is_grouped = label is not None and len(folders) > class_depth
+    group = None
+    if label is not None and len(folders) > class_depth:
+        group = _name_group(folders[len(layout.top) : class_depth + 1], label, region)
     return {
         "path": prefix + scanned.path,
         "label": label,
         "split": region.split,
         "status": reason if label is None and scanned.status == STATUS_UNOPENED else scanned.status,
-        "group": _name_group(folders[len(layout.top) : class_depth + 1], label, region) if is_grouped else None,
+        "group": group,
     }
 
 
 def _name_group(folders: list[str], label: str, region: Region) -> str:
-    """Name a group by its folders; without the split, so that a group in two splits is one."""
+    """Name a group by its folders, without a given split."""
     return "/".join(folders if region.split is None else (label, folders[-1]))
 
 

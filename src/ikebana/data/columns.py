@@ -25,9 +25,40 @@ SYNONYMS = {
     | {EXACT_LABEL},
 }
 # Texts by which programs write that a value is missing: pandas and NumPy, and spreadsheets.
-MISSING_VALUES = ("nan", "NaN", "NAN", "<NA>", "NaT", "#N/A")
+MISSING_VALUES = (
+    "nan",
+    "NaN",
+    "NAN",
+    "<NA>",
+    "NaT",
+    "#N/A",
+    "#REF!",
+    "#NAME?",
+    "#VALUE!",
+    "#DIV/0!",
+    "#NULL!",
+    "#NUM!",
+)
 # Texts that may be a missing value as well as a class, such as "None" for no disease.
-AMBIGUOUS_VALUES = ("NA", "N/A", "n/a", "null", "NULL", "None", "inf", "-inf", "Infinity")
+AMBIGUOUS_VALUES = (
+    "NA",
+    "N/A",
+    "n/a",
+    "null",
+    "NULL",
+    "None",
+    "inf",
+    "-inf",
+    "Infinity",
+    "-",
+    "?",
+    "unknown",
+    "Unknown",
+)
+# Names of columns that probably hold groups.
+GROUP_WORDS = frozenset(
+    ("group", "patient", "subject", "participant", "person", "individual", "animal", "session", "site")
+)
 # How tables of one column per class mark the class.
 INDICATOR_VALUES = frozenset(("0", "1", "0.0", "1.0", " 0", " 1", "False", "True", "false", "true", ""))
 # Larger floats do not hold every integer.
@@ -38,6 +69,7 @@ OUTER_BLANKS = r"^[\s\u{200B}-\u{200F}\u{2060}\u{FEFF}]+|[\s\u{200B}-\u{200F}\u{
 MAX_SHOWN_CHARACTERS = 300
 PHOTO_NAME = re.compile(r"\.(jpe?g|png|webp|gif|tiff?|bmp|heic|avif)$", re.IGNORECASE)
 HEADER_ADVICE = "start the table with the line: path,label   (optionally with ,split or ,group)"
+FRAME_ADVICE = "name the columns path and label (optionally also split or group)"
 
 
 @dataclass(frozen=True)
@@ -75,6 +107,8 @@ def select_columns(table: RawTable, columns: Sequence[str] = COLUMNS) -> tuple[p
             notes += _describe_ambiguous_values(column, texts[column])
     if "split" in columns and "split" not in places:
         notes += _describe_unused_splits(table)
+    if "group" in columns and "group" not in places:
+        notes += _describe_unused_groups(table)
     return texts, tuple(notes)
 
 
@@ -85,7 +119,7 @@ def has_exact_labels(table: RawTable) -> bool:
 
 
 def clean_labels(labels: pl.Series) -> pl.Series:
-    """Read labels as in a column `label`: some mean a missing value, and outer blanks are stripped."""
+    """Read labels as in a column `label`: clear missing values, strip outer blanks."""
     return labels.to_frame("label").select(_clear_missing("label")).to_series()
 
 
@@ -142,11 +176,10 @@ def _find_synonym(column: str, simple: Sequence[str], table: RawTable) -> int | 
 
 
 def _missing_column_error(column: str, table: RawTable) -> PhotosError:
+    advice = HEADER_ADVICE if isinstance(table.source, Path) else FRAME_ADVICE
     shown = textwrap.shorten(", ".join(name.strip() or "(unnamed)" for name in table.names), MAX_SHOWN_CHARACTERS)
     if any(PHOTO_NAME.search(name.strip()) for name in table.names):
-        return PhotosError(
-            f"the table has no header: its first line is {shown}", where=table.source, advice=HEADER_ADVICE
-        )
+        return PhotosError(f"the table has no header: its first line is {shown}", where=table.source, advice=advice)
     if column == "label" and (classes := _find_indicator_columns(table)):
         shown = textwrap.shorten(", ".join(classes), MAX_SHOWN_CHARACTERS)
         return PhotosError(
@@ -155,7 +188,7 @@ def _missing_column_error(column: str, table: RawTable) -> PhotosError:
             advice="add a column label with the class of each photo; for Roboflow's _classes.csv, give its folder",
         )
     return PhotosError(
-        f"the table has no column {column!r}; it has {shown or 'none'}", where=table.source, advice=HEADER_ADVICE
+        f"the table has no column {column!r}; it has {shown or 'none'}", where=table.source, advice=advice
     )
 
 
@@ -177,6 +210,9 @@ def _to_text(column: str, name: str, values: pl.Series, source: str | Path) -> p
     """Write values of any type as text; null, NaN and infinities become null."""
     if values.dtype == pl.Object:
         values = convert_objects(values, name, source)
+        # As pandas writes them to a CSV file; polars writes true and false.
+        if values.dtype == pl.Boolean:
+            return values.cast(pl.String).str.to_titlecase()
     if values.dtype.is_nested() or values.dtype == pl.Binary:
         raise _nested_column_error(column, name, values, source)
     if values.dtype.is_float():
@@ -196,7 +232,7 @@ def _clear_missing(column: str) -> pl.Expr:
     text = pl.col(column)
     if column == "path":
         return pl.when(text.str.strip_chars() != "").then(text).alias(column)
-    stripped = text.str.replace_all(OUTER_BLANKS, "")
+    stripped = text.str.replace_all("\0", "", literal=True).str.replace_all(OUTER_BLANKS, "")
     return pl.when(~stripped.is_in(["", *MISSING_VALUES])).then(stripped).alias(column)
 
 
@@ -253,6 +289,16 @@ def _describe_unused_splits(table: RawTable) -> list[str]:
         f"the column {name!r} contains splits but is not used; rename it to split to use them"
         for name, values in zip(table.names, table.columns, strict=True)
         if values.dtype == pl.String and _is_split_column(values)
+    ]
+
+
+def _describe_unused_groups(table: RawTable) -> list[str]:
+    """Report unused columns that look like groups by name, with repeated values."""
+    return [
+        f"the column {name!r} is not used; rename it to group to keep its photos in one split"
+        for name, values in zip(table.names, table.columns, strict=True)
+        if re.sub(r"(_?id|s|_?number|_?no)$", "", _simplify(name)) in GROUP_WORDS
+        and 1 < len(set(map(str, values.drop_nulls()))) < len(values)
     ]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from ikebana.data.dataset import SPLITS, Dataset, to_strings
+from ikebana.data.labels import simplify_name
 from ikebana.errors import PhotosError
 from ikebana.recipe import Recipe
 from ikebana.system import progress
@@ -87,9 +88,9 @@ def check_training_classes(dataset: Dataset) -> None:
     test = photos.filter(split="test")
     untrained = test.filter(~pl.col("label").is_in(trained))
     if untrained.height > MAX_UNTRAINED_SHARE * test.height:
-        similar = {name.casefold(): name for name in trained}
+        similar = {simplify_name(name): name for name in trained}
         names = ", ".join(
-            f"{name} ({similar[name.casefold()]} has some)" if name.casefold() in similar else name
+            f"{name} ({similar[key]} has some)" if (key := simplify_name(name)) in similar else name
             for name in untrained["label"].unique().sort().head(MAX_LISTED_CLASSES)
         )
         raise PhotosError(

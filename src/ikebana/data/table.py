@@ -11,7 +11,12 @@ from ikebana.data import table_file, table_paths
 from ikebana.data.columns import EXACT_LABEL, RawTable, has_exact_labels, select_columns
 from ikebana.data.dataset import SCHEMA, SPLIT_ALIASES, SPLITS, Dataset, collect_rows
 from ikebana.data.frame import Frame
-from ikebana.data.labels import describe_equal_numbers, normalise_labels
+from ikebana.data.labels import (
+    describe_combined_labels,
+    describe_equal_numbers,
+    describe_similar_groups,
+    normalise_labels,
+)
 from ikebana.errors import PhotosError
 
 NO_PATH, NO_LABEL = "no path in this row", "no label in this row"
@@ -54,7 +59,9 @@ def _to_dataset(raw: RawTable, root: Path) -> tuple[Dataset, pl.DataFrame]:
     unique = _normalise_splits(_merge_duplicate_rows(table, raw.source, str(root)), raw.source)
     if n_merged := table.height - unique.height:
         notes = (*notes, f"{n_merged:,} rows repeat another row and count only once")
-    notes = (*notes, *describe_equal_numbers(unique["label"]))
+    notes = (*notes, *describe_equal_numbers("label", unique["label"]), *describe_combined_labels(unique["label"]))
+    if "group" in unique.columns:
+        notes = (*notes, *describe_equal_numbers("group", unique["group"]), *describe_similar_groups(unique["group"]))
     rows = (_set_status(row, str(root)) for row in unique.iter_rows(named=True))
     photos = collect_rows(rows, SCHEMA).sort("path")
     return Dataset(str(raw.source), root, photos, (), notes=notes), unique.rename(

@@ -65,10 +65,10 @@ def _read_csv(file: Path) -> RawTable:
     if not text:
         raise PhotosError("the table is empty", where=file, advice="start it with the line: path,label")
     separator = separator or _choose_separator(text)
-    names = _parse_header(text, separator)
     # Polars splits lines at \n only.
-    if _has_bare_carriage_returns(text):
+    if _has_bare_carriage_returns(text) or _has_spaces_before_quotes(text, separator):
         text = _rewrite(text, separator, file)
+    names = _parse_header(text, separator)
     try:
         table = pl.read_csv(text.encode(), separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError:
@@ -167,13 +167,24 @@ def _has_bare_carriage_returns(text: str) -> bool:
     return first_line is not None and first_line[2] == "\r"
 
 
+def _has_spaces_before_quotes(text: str, separator: str) -> bool:
+    """Return whether any value is quoted after a space."""
+    escaped = re.escape(separator)
+    return re.search(rf'{escaped} +"[^"\r\n]*" *(?:{escaped}|[\r\n]|\Z)', text) is not None
+
+
 def _rewrite(text: str, separator: str, file: Path) -> str:
     """Write the table again with \\n as line ends, without empty values beyond the header.
 
     Raises:
         PhotosError: a line has too many values, or a quotation mark is not closed.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        strict=True,
+        skipinitialspace=_has_spaces_before_quotes(text, separator),
+    )
     target = io.StringIO(newline="")
     writer = csv.writer(target, delimiter=separator, lineterminator="\n")
     width = 0

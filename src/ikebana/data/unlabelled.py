@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,12 +127,14 @@ def find_photos(
 def _expand_source(source: str | Path, reports_errors: bool) -> list[Path]:
     """Return the source if it exists, else its glob matches.
 
-    An existing file comes first, because it may be called `a[1].jpg`.
+    An existing file or folder comes first, because it may be called `a[1].jpg`. In a list from
+    Python, which is one of names, brackets alone are not a pattern.
     """
     path = Path(os.path.expanduser(source))
     if os.path.lexists(path):
         return [path]
-    matches = sorted(glob.glob(str(path), recursive=True))
+    is_name = reports_errors and not re.search(r"[*?]", str(path))
+    matches = [] if is_name else sorted(glob.glob(_escape_existing(path), recursive=True))
     if not matches and reports_errors:
         return [path]
     if not matches:
@@ -139,6 +142,12 @@ def _expand_source(source: str | Path, reports_errors: bool) -> list[Path]:
             "there is no such file or folder", where=source, advice="give existing photos, folders or archives"
         )
     return [Path(match) for match in matches]
+
+
+def _escape_existing(path: Path) -> str:
+    """Write a pattern so that the part that exists is read literally."""
+    base = next((parent for parent in path.parents if os.path.lexists(parent)), None)
+    return str(path) if base is None else str(Path(glob.escape(str(base)), path.relative_to(base)))
 
 
 def is_openable(photo: UnlabelledPhoto) -> bool:

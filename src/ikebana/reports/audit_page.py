@@ -82,7 +82,7 @@ KIND_DESCRIPTIONS = {
     ),
     "similar_class_names": KindDescription(
         "Similar class names",
-        "Class names that differ only in case, spaces or Unicode form usually mean the same class.",
+        "Class names that differ only in case, spaces, punctuation or Unicode form usually mean the same class.",
     ),
     "class_imbalance": KindDescription("Class imbalance", "The classes differ a lot in size."),
     "small_class": KindDescription("Small classes", "Too few photos for a meaningful score of the class."),
