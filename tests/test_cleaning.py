@@ -280,6 +280,7 @@ def test_a_written_table_is_read_back_with_the_same_labels_whatever_the_classes_
         pl.format("{}/{}", pl.lit(str(tmp_path)), "path").alias("path")
     )
     framed = sources.read(rows)
+    assert framed.frame is not None
     assert sources.read(framed.frame).classes == dataset.classes
 
 
