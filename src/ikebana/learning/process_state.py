@@ -9,7 +9,6 @@ import functools
 import os
 import platform
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from ikebana.system.contention import avoid_spinning
+from ikebana.system.shared_state import SharedState
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -30,25 +30,21 @@ INDUCTOR_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 Restore = Callable[[], object]
 
 
-class Allocator:
+class Allocator(SharedState):
     """glibc's allocator, whose thresholds hold for the whole process."""
 
     def __init__(self) -> None:
-        self.lock, self.users, self.keeps_large_blocks = threading.Lock(), 0, False
+        super().__init__()
+        self.keeps_large_blocks = False
 
-    @contextmanager
-    def use(self) -> Iterator[None]:
-        """Restore the thresholds when the last of all open blocks ends."""
-        with self.lock:
-            self.users += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.users -= 1
-                if not self.users and self.keeps_large_blocks:
-                    _set_thresholds(DEFAULT_MAX_KEPT_BLOCK_BYTES)
-                    self.keeps_large_blocks = False
+    def set_up(self) -> None:
+        """Change nothing: `keep_large_blocks` sets the thresholds."""
+
+    def restore(self) -> None:
+        """Restore the thresholds if they were set."""
+        if self.keeps_large_blocks:
+            _set_thresholds(DEFAULT_MAX_KEPT_BLOCK_BYTES)
+            self.keeps_large_blocks = False
 
 
 _allocator = Allocator()

@@ -21,9 +21,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from ikebana.system.shared_state import SharedState
 
 # Seconds between two looks at how long this process was kept waiting.
 SAMPLE_SECONDS = 0.5
@@ -62,47 +63,32 @@ class _Throttle:
             thread.join()
 
 
-class _Watcher:
+class _Watcher(SharedState):
     """Looks at how long this process is kept waiting, while anything computes."""
 
     def __init__(self) -> None:
-        self.lock, self.users = threading.Lock(), 0
+        super().__init__()
+        self.end, self.thread = threading.Event(), threading.Thread()
+
+    def set_up(self) -> None:
         self.end = threading.Event()
-        self.thread = threading.Thread()
+        self.thread = threading.Thread(target=_adapt_waiting, args=[self.end], daemon=True)
+        self.thread.start()
 
-    def start(self) -> None:
-        with self.lock:
-            self.users += 1
-            if self.users == 1:
-                self.end = threading.Event()
-                self.thread = threading.Thread(target=_adapt_waiting, args=[self.end], daemon=True)
-                self.thread.start()
-
-    def stop(self) -> None:
-        with self.lock:
-            self.users -= 1
-            if not self.users:
-                self.end.set()
-                self.thread.join()
+    def restore(self) -> None:
+        self.end.set()
+        self.thread.join()
 
 
 _watcher = _Watcher()
 
 
-@contextmanager
-def avoid_spinning() -> Iterator[None]:
+def avoid_spinning() -> AbstractContextManager[None]:
     """Within this block OpenMP's threads spin only while no other process wants the processors.
 
     Without effect where the threads are not libgomp's, or where the user chose how they wait.
     """
-    if not _can_adapt():
-        yield
-        return
-    _watcher.start()
-    try:
-        yield
-    finally:
-        _watcher.stop()
+    return _watcher.use() if _can_adapt() else contextlib.nullcontext()
 
 
 def _can_adapt() -> bool:
