@@ -100,6 +100,12 @@ async def _decompress(pieces: AsyncIterator[bytes], limits: Limits, budget: Byte
         raise Refusal(400, "the gzip body is truncated", "send the whole photo")
 
 
+def check_photo_count(count: int, limits: Limits) -> None:
+    """Raise Refusal if a request has more photos than allowed."""
+    if count > limits.files:
+        raise Refusal(413, f"more than {limits.files} photos in one request", "fewer photos per request")
+
+
 def _check_content_length(length: str | None, limits: Limits) -> None:
     """Refuse a body whose declared length is too large before reading it."""
     if length is not None and length.isdecimal():

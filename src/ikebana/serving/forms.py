@@ -14,7 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ikebana.serving import photo_text
-from ikebana.serving.bodies import MAX_NAME_CHARACTERS, Upload
+from ikebana.serving.bodies import MAX_NAME_CHARACTERS, Upload, check_photo_count
 from ikebana.serving.limits import Limits, Refusal
 
 FORM_ADVICE = "curl -F photo=@garden.jpg"
@@ -34,7 +34,7 @@ async def read_form(pieces: AsyncIterator[bytes], boundary: bytes, limits: Limit
     if not boundary:
         what = "the form is malformed: its Content-Type has no boundary"
         raise Refusal(400, what, "let the client set the Content-Type of a form itself")
-    form = _Form(limits.files)
+    form = _Form(limits)
     try:
         parser = MultipartParser(boundary, form.get_callbacks())
         async for piece in pieces:
@@ -66,7 +66,7 @@ def read_file_name(disposition: bytes) -> str | None:
 class _Form:
     """A form whose photos the parser's callbacks collect."""
 
-    max_files: int
+    limits: Limits
     uploads: list[Upload] = field(default_factory=list)
     is_complete: bool = False
     header_name: bytes = b""
@@ -106,7 +106,7 @@ class _Form:
     def headers_finished(self) -> None:
         self.file_name = read_file_name(self.headers.get(b"content-disposition", b""))
         if self.file_name:
-            self._require_room()
+            check_photo_count(len(self.uploads) + 1, self.limits)
 
     def part_data(self, data: bytes, start: int, end: int) -> None:
         self.content += data[start:end]
@@ -116,7 +116,7 @@ class _Form:
         is_data_url = photo_text.is_data_url(sent)
         content = self._decode_content(sent)
         if is_data_url or self._is_photo(content):
-            self._require_room()
+            check_photo_count(len(self.uploads) + 1, self.limits)
             if self.transfer_encoding not in KNOWN_ENCODINGS:
                 encoding = self.transfer_encoding[:40].decode("utf-8", "replace")
                 raise Refusal(400, f"unknown Content-Transfer-Encoding {encoding!r}", FORM_ADVICE)
@@ -133,10 +133,6 @@ class _Form:
     def transfer_encoding(self) -> bytes:
         """The current part's Content-Transfer-Encoding, in lower case."""
         return self.headers.get(b"content-transfer-encoding", b"").strip().lower()
-
-    def _require_room(self) -> None:
-        if len(self.uploads) == self.max_files:
-            raise Refusal(413, f"more than {self.max_files} photos in one request", "fewer photos per request")
 
     def _is_photo(self, content: bytes) -> bool:
         if self.file_name:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ikebana.serving.bodies import MAX_NAME_CHARACTERS, Upload
+from ikebana.serving.bodies import MAX_NAME_CHARACTERS, Upload, check_photo_count
 from ikebana.serving.limits import Limits, Refusal
 
 JSON_ADVICE = '{"photo": "BASE64"}, or {"photo": ["BASE64", "BASE64"]}'
@@ -57,8 +57,7 @@ def read_json(body: bytes, limits: Limits) -> list[Upload]:
         photos = _list_photos(json.loads(body))
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is not valid JSON: {error}", JSON_ADVICE) from None
-    if len(photos) > limits.files:
-        raise Refusal(413, f"more than {limits.files} photos in one request", "fewer photos per request")
+    check_photo_count(len(photos), limits)
     return [_read_photo(photo, number) for number, photo in enumerate(photos, 1)]
 
 
