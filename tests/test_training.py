@@ -398,7 +398,15 @@ def test_a_run_much_faster_than_the_trial_makes_the_next_run_measure_again(selec
     assert select_from(float32=0.18, bfloat16=0.1).precision == "bfloat16"
     # The later trial counts for good: as fast a run as before does not discard it.
     precision.record_faster_speed(busy, 0.18)
-    assert select_from(float32=9.0, bfloat16=9.0).seconds_per_photo == 0.1
+    again = select_from(float32=9.0, bfloat16=9.0)
+    assert precision.get_seconds_per_photo(again) == again.seconds_per_photo == 0.1
+
+
+def test_a_later_trial_that_was_faster_than_a_run_counts(select_from):
+    first = select_from(float32=0.6, bfloat16=0.7)
+    precision.record_faster_speed(first, 0.18)
+    again = select_from(float32=0.15, bfloat16=0.7)
+    assert precision.get_seconds_per_photo(again) == again.seconds_per_photo == 0.15
 
 
 def test_a_speed_measured_beside_other_processes_is_not_cached(select_from, monkeypatch):

@@ -80,7 +80,7 @@ def select_precision(
         }
         reason = "; ".join(f"{name} {speeds.get(name, 'needs more memory')}" for name in candidates)
     reasons = {**settings.reasons, "precision": reason}
-    seconds = min(corrections.get(best, measurements[best]), measurements[best])
+    seconds = min(times[best] for times in (measurements, corrections) if best in times)
     return replace(settings, precision=best, reasons=reasons, seconds_per_photo=seconds, measurement_id=file.stem)
 
 
@@ -127,7 +127,8 @@ def record_faster_speed(settings: DeviceSettings, seconds: float) -> None:
     file = _get_measurement_path(settings.measurement_id)
     key, measurements, corrections = _read_file(file)
     name = settings.precision
-    known_seconds = min(corrections.get(name, measurements.get(name, 0.0)), measurements.get(name, float("inf")))
+    # 0 if this precision was never measured: nothing is faster.
+    known_seconds = min((times[name] for times in (measurements, corrections) if name in times), default=0.0)
     if key.startswith(_describe_machine(settings)) and seconds < known_seconds:
         if seconds * MIN_SPEEDUP_TO_MEASURE_AGAIN < known_seconds:
             measurements = {}
@@ -138,7 +139,8 @@ def record_faster_speed(settings: DeviceSettings, seconds: float) -> None:
 def get_seconds_per_photo(settings: DeviceSettings) -> float | None:
     """Return the best known seconds per photo, None if nothing was measured."""
     corrections = _read_file(_get_measurement_path(settings.measurement_id))[2] if settings.measurement_id else {}
-    return corrections.get(settings.precision, settings.seconds_per_photo)
+    known_seconds = (settings.seconds_per_photo, corrections.get(settings.precision))
+    return min((seconds for seconds in known_seconds if seconds is not None), default=None)
 
 
 def _get_measurement_path(name: str) -> Path:
