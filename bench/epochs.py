@@ -37,6 +37,7 @@ from ikebana.learning.training import loop
 from ikebana.learning.training.trainer import Trainer, plan_phases
 from ikebana.recipe import FineTune, Recipe, with_options
 from ikebana.system import progress
+from ikebana.system.contention import avoid_spinning
 
 CLASSES = 5
 # Large enough that the random pixels are always copied to the GPU.
@@ -168,7 +169,7 @@ def main() -> None:
         torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
         flush=True,
     )
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache, avoid_spinning():
         os.environ["IKEBANA_CACHE"] = cache
         for name in options.recipes.split(","):
             # InceptionV3 has random weights: no package provides pretrained ones.
