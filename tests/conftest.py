@@ -120,6 +120,19 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def fit_in_cache(cache, tmp_path_factory):
+    """A function that makes a run with the module's cache, for fixtures of a module."""
+    import ikebana
+
+    def fit(photos, recipe=None, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("IKEBANA_CACHE", str(cache))
+            return ikebana.fit(photos, recipe, run=tmp_path_factory.mktemp("runs") / "run", **options)
+
+    return fit
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """Mounts a disk in memory of so many bytes."""

@@ -21,11 +21,9 @@ def photos(drawn):
 
 
 @pytest.fixture(scope="module")
-def clean(photos, cache, tmp_path_factory):
+def clean(photos, fit_in_cache):
     """A run that found nothing in the cache, and the cache that it left."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IKEBANA_CACHE", str(cache))
-        return ikebana.fit(photos, run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+    return fit_in_cache(photos, **SMALL)
 
 
 def flipped(file):

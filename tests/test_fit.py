@@ -33,10 +33,8 @@ def photos(drawn):
 
 
 @pytest.fixture(scope="module")
-def run(photos, cache, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IKEBANA_CACHE", str(cache))
-        return ikebana.fit(photos, "baseline", run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+def run(photos, fit_in_cache):
+    return fit_in_cache(photos, "baseline", **SMALL)
 
 
 def command(*arguments, cwd=None):

@@ -25,11 +25,9 @@ def photos(drawn):
 
 
 @pytest.fixture(scope="module")
-def stayed(photos, cache, tmp_path_factory):
+def stayed(photos, fit_in_cache):
     """A run whose photos stayed where they were."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IKEBANA_CACHE", str(cache))
-        return ikebana.fit(photos, "baseline", run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+    return fit_in_cache(photos, "baseline", **SMALL)
 
 
 def begin(source: Path, folder: Path) -> Path:

@@ -27,11 +27,9 @@ def photos(drawn):
 
 
 @pytest.fixture(scope="module")
-def complete(photos, cache, tmp_path_factory):
+def complete(photos, fit_in_cache):
     """A run with all of its pictures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IKEBANA_CACHE", str(cache))
-        return ikebana.fit(photos, "baseline", run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+    return fit_in_cache(photos, "baseline", **SMALL)
 
 
 def read_pictures(folder):

@@ -34,10 +34,8 @@ def photos(drawn):
 
 
 @pytest.fixture(scope="module")
-def run(photos, cache, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IKEBANA_CACHE", str(cache))
-        return ikebana.fit(photos, run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+def run(photos, fit_in_cache):
+    return fit_in_cache(photos, **SMALL)
 
 
 def test_quick_is_what_fit_does_and_says_where_its_backbone_comes_from(run):
@@ -143,10 +141,8 @@ def test_it_works_unplugged(recipe, photos, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tuned(photos, cache, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IKEBANA_CACHE", str(cache))
-        return ikebana.fit(photos, "good", run=tmp_path_factory.mktemp("tuned") / "run", **GOOD)
+def tuned(photos, fit_in_cache):
+    return fit_in_cache(photos, "good", **GOOD)
 
 
 def test_fine_tuning_begins_with_a_head_and_moves_the_tail_alone(tuned, photos, tmp_path):
