@@ -63,3 +63,8 @@ class ModelError(IkebanaError):
 
 class MachineError(IkebanaError):
     """Too little disk space or memory, or a file or port is unusable."""
+
+
+def get_first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

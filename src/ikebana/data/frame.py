@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeAlias, TypeGuard
 import polars as pl
 
 from ikebana.data.columns import RawTable
-from ikebana.errors import PhotosError
+from ikebana.errors import PhotosError, get_first_line
 
 
 class ArrowTable(Protocol):
@@ -42,8 +42,7 @@ def read(frame: Frame) -> RawTable:
     try:
         table = frame.collect() if isinstance(frame, pl.LazyFrame) else pl.DataFrame(frame)
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-        what = f"this frame cannot be read: {reason}"
+        what = f"this frame cannot be read: {get_first_line(error)}"
         raise PhotosError(what, where=describe(frame), advice="check it with frame.collect()") from None
     return RawTable(describe(frame), tuple(table.columns), tuple(table.get_columns()))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from ikebana.data.columns import RawTable, count_known_columns, find_standard_name
-from ikebana.errors import PhotosError
+from ikebana.errors import PhotosError, get_first_line
 
 # The most usual first: it wins where two are equally likely.
 SEPARATORS = ",;\t|"
@@ -52,10 +52,8 @@ def _read_parquet(file: Path) -> RawTable:
     try:
         table = pl.read_parquet(file)
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = _get_first_line(error)
-        raise PhotosError(
-            f"this Parquet file cannot be read: {reason}", where=file, advice="check that the file is complete"
-        ) from None
+        what = f"this Parquet file cannot be read: {get_first_line(error)}"
+        raise PhotosError(what, where=file, advice="check that the file is complete") from None
     return RawTable(file, tuple(table.columns), tuple(table.get_columns()))
 
 
@@ -66,8 +64,9 @@ def _read_csv(file: Path) -> RawTable:
         raise PhotosError("the table is empty", where=file, advice="start it with the line: path,label")
     separator = separator or _choose_separator(text)
     # Polars splits lines at \n only.
-    if _has_bare_carriage_returns(text) or _has_spaces_before_quotes(text, separator):
-        text = _rewrite(text, separator, file)
+    has_spaces = _has_spaces_before_quotes(text, separator)
+    if has_spaces or _has_bare_carriage_returns(text):
+        text = _rewrite(text, separator, file, skips_spaces=has_spaces)
     names = _parse_header(text, separator)
     try:
         table = pl.read_csv(text.encode(), separator=separator, infer_schema=False)
@@ -173,18 +172,16 @@ def _has_spaces_before_quotes(text: str, separator: str) -> bool:
     return re.search(rf'{escaped} +"[^"\r\n]*" *(?:{escaped}|[\r\n]|\Z)', text) is not None
 
 
-def _rewrite(text: str, separator: str, file: Path) -> str:
+def _rewrite(text: str, separator: str, file: Path, *, skips_spaces: bool = False) -> str:
     """Write the table again with \\n as line ends, without empty values beyond the header.
 
+    Args:
+        skips_spaces: skip spaces at the start of values.
     Raises:
         PhotosError: a line has too many values, or a quotation mark is not closed.
     """
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=separator,
-        strict=True,
-        skipinitialspace=_has_spaces_before_quotes(text, separator),
-    )
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=skips_spaces)
     target = io.StringIO(newline="")
     writer = csv.writer(target, delimiter=separator, lineterminator="\n")
     width = 0
@@ -208,7 +205,7 @@ def _read_repaired_csv(text: str, separator: str, file: Path) -> pl.DataFrame:
     try:
         return pl.read_csv(text.encode(), separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise _csv_error(_get_first_line(error), file, "check its first lines") from None
+        raise _csv_error(get_first_line(error), file, "check its first lines") from None
 
 
 def _csv_error(reason: str, file: Path, advice: str) -> PhotosError:
@@ -236,7 +233,3 @@ def _describe_swallowed_lines(table: pl.DataFrame, names: tuple[str, ...], separ
         for name, values in zip(names, table.get_columns(), strict=True)
         if find_standard_name(name) is None and values.str.contains(row).any()
     )
-
-
-def _get_first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

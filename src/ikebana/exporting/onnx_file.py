@@ -17,7 +17,7 @@ from onnx import ModelProto
 from torch import nn
 
 from ikebana.data import decoding
-from ikebana.errors import ModelError
+from ikebana.errors import ModelError, get_first_line
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.exporting import metadata, quantisation, run_photos
 from ikebana.exporting.resize_graph import ONNX_IR_VERSION, ONNX_OPSET, build_resize_graph
@@ -100,7 +100,7 @@ def trace_to_onnx(network: CalibratedNetwork, image_size: int, images: np.ndarra
     # The exporter wraps errors of any type from its passes.
     except Exception as error:
         raise ModelError(
-            f"torch {torch.__version__} cannot export this network to ONNX: {str(error).strip().splitlines()[0]}",
+            f"torch {torch.__version__} cannot export this network to ONNX: {get_first_line(error)}",
             advice="another network",
         ) from None
     return _strip_debug_info(graph)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 
-from ikebana.errors import ModelError, PhotosError, RecipeError, UnreadablePhoto
+from ikebana.errors import ModelError, PhotosError, RecipeError, UnreadablePhoto, get_first_line
 from ikebana.inference import model_file, open_files, photo_input, prediction, runtime
 from ikebana.inference.open_files import BinaryFile
 from ikebana.inference.photo_input import NamedPhoto, Photo
@@ -251,7 +251,7 @@ def _create_session(data: bytes, where: str | Path | None, threads: int | None) 
             return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class
         raise ModelError(
-            f"onnxruntime {onnxruntime.__version__} cannot run this model file: {str(error).splitlines()[0]}",
+            f"onnxruntime {onnxruntime.__version__} cannot run this model file: {get_first_line(error)}",
             where=where,
             advice="pip install --upgrade onnxruntime, or export it again with `ikebana export`",
         ) from None
@@ -269,10 +269,8 @@ def _run_session(session: Any, classes: int, where: str | Path | None, photos: n
     try:
         result = ForwardResult(*session.run([PROBABILITIES_OUTPUT, FEATURES_OUTPUT], {PHOTOS_INPUT: photos}))
     except Exception as error:
-        why = str(error).splitlines()[0]
-        raise ModelError(
-            f"this model file cannot be run: {why}", where=where, advice="export it again with `ikebana export`"
-        ) from None
+        what = f"this model file cannot be run: {get_first_line(error)}"
+        raise ModelError(what, where=where, advice="export it again with `ikebana export`") from None
     if result.probabilities.shape != (len(photos), classes) or not np.isfinite(result.probabilities).all():
         raise ModelError(
             "this model file does not output probabilities", where=where, advice="export it again with `ikebana export`"

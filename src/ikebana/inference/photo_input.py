@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ikebana.data import decoding
-from ikebana.errors import PhotosError, UnreadablePhoto
+from ikebana.errors import PhotosError, UnreadablePhoto, get_first_line
 from ikebana.inference import open_files
 from ikebana.inference.open_files import BinaryFile
 from ikebana.recipe import Resize
@@ -135,8 +135,8 @@ def _to_array(photo: Any) -> np.ndarray:
         return np.asarray(photo)
     except (TypeError, ValueError, RuntimeError) as error:
         # A tensor on a GPU, or one that needs a gradient.
-        reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-        raise UnreadablePhoto(f"a {type(photo).__name__} is not an array: {reason}", advice=ADVICE_PHOTO) from None
+        what = f"a {type(photo).__name__} is not an array: {get_first_line(error)}"
+        raise UnreadablePhoto(what, advice=ADVICE_PHOTO) from None
 
 
 def _convert_array(array: np.ndarray, image_size: int, resize: Resize) -> np.ndarray:

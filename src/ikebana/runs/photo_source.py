@@ -12,7 +12,7 @@ import polars as pl
 from ikebana.data import sources, table
 from ikebana.data.dataset import Dataset
 from ikebana.data.sources import PhotoSource
-from ikebana.errors import RunError
+from ikebana.errors import RunError, get_first_line
 from ikebana.runs.run import DAMAGED_ADVICE, Run
 
 FRAME_FILE = "photos.parquet"
@@ -49,6 +49,5 @@ def _read_frame(run: Run) -> pl.DataFrame:
     try:
         return pl.read_parquet(run.folder / FRAME_FILE)
     except (OSError, pl.exceptions.PolarsError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        what = f"{FRAME_FILE} cannot be read: {reason}"
+        what = f"{FRAME_FILE} cannot be read: {get_first_line(error)}"
         raise RunError(what, where=run.folder, advice=DAMAGED_ADVICE) from None

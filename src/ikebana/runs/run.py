@@ -30,7 +30,7 @@ from typing import Any
 
 import polars as pl
 
-from ikebana.errors import RecipeError, RunError
+from ikebana.errors import RecipeError, RunError, get_first_line
 from ikebana.evaluation import calibration, metrics
 from ikebana.evaluation.calibration import Calibration
 from ikebana.evaluation.metrics import Evaluation
@@ -158,8 +158,8 @@ class Run:
         try:
             table = pl.read_parquet(self.folder / name)
         except (OSError, pl.exceptions.PolarsError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunError(f"{name} cannot be read: {reason}", where=self.folder, advice=DAMAGED_ADVICE) from None
+            what = f"{name} cannot be read: {get_first_line(error)}"
+            raise RunError(what, where=self.folder, advice=DAMAGED_ADVICE) from None
         if missing := [column for column in columns if column not in table.columns]:
             what = f"{name} is damaged: it lacks {', '.join(missing)}"
             raise RunError(what, where=self.folder, advice=DAMAGED_ADVICE)

@@ -241,7 +241,7 @@ def _name_changes(matches: Similarity, row: int) -> str:
         "cropped" if is_cropped else "",
         "recoloured" if is_recoloured else "",
     )
-    return ", ".join(word for word in words if word)
+    return ", ".join(filter(None, words))
 
 
 def _get_unique_rows(dataset: Dataset) -> np.ndarray:

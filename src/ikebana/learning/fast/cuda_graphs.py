@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ikebana.errors import get_first_line
 from ikebana.learning.device import DeviceSettings
 from ikebana.system import progress
 
@@ -56,7 +57,7 @@ class GraphedNetwork:
             self.replay = self._make_graphed(inputs)
         except RuntimeError as error:
             # A layer synchronises with the device, or memory does not hold the graphs.
-            progress.warn(f"CUDA graphs are not used: {str(error).strip().splitlines()[0]}")
+            progress.warn(f"CUDA graphs are not used: {get_first_line(error)}")
             self.replay = self.network
         with torch.no_grad():
             for buffer, value in zip(self.network.buffers(), before, strict=True):

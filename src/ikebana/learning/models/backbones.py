@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ikebana.errors import RecipeError
+from ikebana.errors import RecipeError, get_first_line
 from ikebana.learning import fast
 from ikebana.learning.models import inception, pretrained_weights
 from ikebana.learning.models.layers import FlattenLikeKeras, Normalise, Scale, initialise_like_keras
@@ -168,9 +168,8 @@ def _measure_width(network: nn.Module, recipe: Recipe) -> int:
     try:
         features = network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RecipeError(
-            f"images of {recipe.image_size} pixels do not fit {recipe.network}: {reason}",
+            f"images of {recipe.image_size} pixels do not fit {recipe.network}: {get_first_line(error)}",
             advice=f"--image-size {get_native_image_size(recipe)}",
         ) from None
     return features.shape[1]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ikebana.errors import RunError
+from ikebana.errors import RunError, get_first_line
 from ikebana.system.files import atomic_write
 from ikebana.system.resources import is_out_of_memory
 
@@ -92,7 +92,7 @@ def checkpoint_errors(file: Path | None) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise RunError(
-            f"the checkpoint cannot be used: {str(error).splitlines()[0]}",
+            f"the checkpoint cannot be used: {get_first_line(error)}",
             where=file,
             advice="delete it, then resume: training restarts from the beginning",
         ) from None
@@ -126,10 +126,8 @@ def load_weights(file: Path, network: nn.Module) -> None:
             advice=f"ikebana fit --resume {file.parent}",
         ) from None
     except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(
-            f"the weights cannot be used: {reason}", where=file, advice="an undamaged copy of the run"
-        ) from None
+        what = f"the weights cannot be used: {get_first_line(error)}"
+        raise RunError(what, where=file, advice="an undamaged copy of the run") from None
 
 
 def _read_metadata(file: Path) -> dict[str, str]:
