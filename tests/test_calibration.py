@@ -12,10 +12,12 @@ from ikebana.errors import PhotosError
 from ikebana.evaluation.calibration import (
     MIN_CALIBRATION_GROUPS,
     MIN_THRESHOLD,
+    SUFFICIENT_ERRORS,
     TARGET_ACCURACY,
     Calibration,
     calibrate,
     choose_threshold,
+    compute_assumed_error,
     fit_temperature,
     from_json,
 )
@@ -45,17 +47,38 @@ def test_louder_logits_need_a_proportionally_higher_temperature(k):
     assert fit_temperature(k * logits, labels) == pytest.approx(k * fit_temperature(logits, labels), rel=1e-4)
 
 
-def test_it_is_the_temperature_of_least_surprise():
+def test_it_is_the_temperature_of_the_lowest_cross_entropy():
     logits, labels = photos_with_known_confidence(seed=2)
-    found = fit_temperature(3 * logits, labels)
+    temperature = fit_temperature(3 * logits, labels)
 
-    def surprise(one):
-        shares = np.log(softmax(3 * logits / one))
-        seen = shares[np.arange(len(labels)), labels]
-        others = (shares.sum(1) - seen) / (shares.shape[1] - 1)
-        return -((len(labels) + 1) * seen + others).mean() / (len(labels) + 2)
+    def cross_entropy(candidate):
+        return -np.log(softmax(3 * logits / candidate))[np.arange(len(labels)), labels].mean()
 
-    assert surprise(found) <= min(surprise(found * 0.99), surprise(found * 1.01))
+    assert cross_entropy(temperature) <= min(cross_entropy(temperature * 0.99), cross_entropy(temperature * 1.01))
+
+
+@pytest.mark.parametrize("loud", [3.0, 6.0, 12.0])
+def test_confidence_equals_accuracy_on_average_however_sure_the_network_is(loud):
+    """The labels are drawn from the probabilities, so the true temperature is 1 and the true confidence is known."""
+    temperatures, gaps = [], []
+    for seed in range(60):
+        logits, labels = photos_with_known_confidence(seed, photos=400, loud=loud)
+        temperatures.append(fit_temperature(logits, labels))
+        new_logits, _ = photos_with_known_confidence(1000 + seed, photos=400, loud=loud)
+        gaps.append(softmax(new_logits / temperatures[-1]).max(1).mean() - softmax(new_logits).max(1).mean())
+    assert np.mean(gaps) == pytest.approx(0, abs=0.004)
+    assert np.median(temperatures) == pytest.approx(1, abs=0.06)
+
+
+def test_the_assumed_error_gets_smaller_with_each_group_of_photos_that_is_wrong():
+    is_wrong, groups = np.zeros(40, bool), np.repeat(np.arange(20), 2)
+    rates = []
+    for count in range(SUFFICIENT_ERRORS + 2):
+        is_wrong[: 2 * count] = True
+        rates.append(compute_assumed_error(is_wrong, groups))
+    assert rates[0] == 1 / 22
+    assert rates[-2:] == [0, 0]
+    assert rates[:-1] == sorted(set(rates), reverse=True)
 
 
 @pytest.mark.parametrize("photos", [20, 39, 500])

@@ -14,6 +14,8 @@ MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 # With fewer groups of photos, the network's own confidence is kept.
 MIN_CALIBRATION_GROUPS = 20
+# With as many wrong groups of photos, the errors alone determine the temperature.
+SUFFICIENT_ERRORS = 3
 # Accuracy that the answers other than "not sure" should have.
 TARGET_ACCURACY = 0.95
 NO_THRESHOLD_MESSAGE = (
@@ -63,21 +65,21 @@ def calibrate(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray 
     group_count = len(labels) if groups is None else len(np.unique(groups))
     if group_count < MIN_CALIBRATION_GROUPS or len(np.unique(labels)) < 2:
         return Calibration(photos=len(labels))
-    fitted = Calibration(fit_temperature(np.log(np.maximum(probabilities, MIN_PROBABILITY)), labels, group_count))
+    fitted = Calibration(fit_temperature(np.log(np.maximum(probabilities, MIN_PROBABILITY)), labels, groups))
     return Calibration(fitted.temperature, choose_threshold(fitted.apply(probabilities), labels, groups), len(labels))
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | None = None) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
     """Fit the temperature with which 80% confidence is right 80% of the time.
 
-    The order of the classes, and so accuracy, does not change. Platt's targets assume one more
-    error than occurred among n photos: after n right answers, the next is right with probability
-    (n + 1) / (n + 2). A few right answers then do not make a network infallible.
+    The order of the classes, and so accuracy, does not change. If no photo was wrong, an error is
+    assumed for the next one, as `compute_assumed_error` describes. A few right answers then do not
+    make a network infallible.
 
     Args:
         logits: float [photos, classes], of photos the network was not trained on.
         labels: class indices [photos].
-        group_count: number of independent photos n; None for all.
+        groups: a number per photo; None if each photo is its own group.
     Returns:
         Between 0.05 and 20; above 1 the network is over-confident.
     Raises:
@@ -92,7 +94,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | N
             advice="use a larger validation split: --split-fractions 0.6,0.2,0.2",
         )
     exact = logits.astype(np.float64)
-    error_rate = 1 / ((len(labels) if group_count is None else group_count) + 2)
+    error_rate = compute_assumed_error(exact.argmax(1) != labels, groups)
     targets = np.full(exact.shape, error_rate / (exact.shape[1] - 1))
     targets[np.arange(len(labels)), labels] = 1 - error_rate
 
@@ -105,6 +107,25 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, group_count: int | N
     bounds = (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))
     minimum: Any = minimize_scalar(cross_entropy, bounds=bounds, method="bounded", options={"xatol": 1e-8})
     return float(np.exp(minimum.x))
+
+
+def compute_assumed_error(is_wrong: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Compute the share of each photo's target that the other classes get.
+
+    Without any error, no temperature is too low. Platt's targets then assume one error among n
+    photos: after n right answers, the next is right with probability (n + 1) / (n + 2). They spread
+    that error over all photos, the surest too, where it costs most. It would outweigh errors that
+    occurred, and make the network under-confident. So it gets smaller with each of these.
+
+    Args:
+        is_wrong: bool [photos].
+        groups: a number per photo; None if each photo is its own group. n counts groups.
+    Source: Platt 1999, section 2.2, if no photo is wrong.
+    """
+    _, numbers = np.unique(np.arange(len(is_wrong)) if groups is None else groups, return_inverse=True)
+    sizes = np.bincount(numbers)
+    wrong_groups = float((np.bincount(numbers, is_wrong) / sizes).sum())
+    return max(0.0, 1 - wrong_groups / SUFFICIENT_ERRORS) / (len(sizes) + 2)
 
 
 def choose_threshold(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
