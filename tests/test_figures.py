@@ -17,6 +17,8 @@ from PIL import Image
 
 from ikebana.errors import MachineError
 from ikebana.reports import figures
+from ikebana.reports import sheet as reports_sheet
+from ikebana.reports.sheet import DPI, fit_labels, measure_width, spread, to_printable, write_sheet
 
 ODD = ["Gänseblümchen", "Μαργαρίτα", "玫瑰", "郁金香", "ひまわり", "زهرة الربيع", "🌹 rose", "cafe\u0301", "\udcff raw"]
 ODD += ["$x_1$ and \\alpha", "_hidden", "50 % off_{x}^", "$", "two\nlines"]
@@ -104,7 +106,7 @@ def test_odd_class_names_are_drawn_without_a_warning_and_without_overlap(tmp_pat
     counts, confusion = counts_of(ODD), confusion_of(len(ODD))
     for sheet in (figures._draw_bars(counts), figures._draw_pie(counts), figures._draw_confusion(confusion, ODD)):
         assert_readable(sheet)
-        figures._write(sheet, tmp_path / "odd.png")
+        write_sheet(sheet, tmp_path / "odd.png")
     figures.draw_photo_grid(photos_of(len(ODD)), ODD, tmp_path / "grid.png", title="$\\alpha$ 玫瑰 _")
 
 
@@ -112,17 +114,19 @@ def test_a_name_that_looks_like_a_formula_is_printed_as_it_is():
     names = ["$x_1$ and \\alpha", "_hidden", "a\\b", "5^{2}$x$"]
     said = dict(print_on(figures._draw_bars(counts_of(names))))
     for name in names:
-        assert said[name][2] - said[name][0] == pytest.approx(figures._width(name, 9.5) * figures.DPI, abs=1)
+        assert said[name][2] - said[name][0] == pytest.approx(measure_width(name, 9.5) * DPI, abs=1)
 
 
 def test_names_that_would_look_alike_are_told_apart_by_their_number(monkeypatch):
-    monkeypatch.setattr(figures, "_letters", lambda: frozenset(range(32, 127)))  # a computer with Latin letters alone
-    figures._to_printable.cache_clear()
-    labels = figures._fit_labels(["玫瑰", "百合", "rose", "x" * 300, "x" * 301], 9, 2.0)
-    figures._to_printable.cache_clear()
+    monkeypatch.setattr(
+        reports_sheet, "_letters", lambda: frozenset(range(32, 127))
+    )  # a computer with Latin letters alone
+    to_printable.cache_clear()
+    labels = fit_labels(["玫瑰", "百合", "rose", "x" * 300, "x" * 301], 9, 2.0)
+    to_printable.cache_clear()
     assert len(set(labels)) == 5
     assert [label.split(":")[0] for label in labels] == ["1", "2", "rose", "4", "5"]
-    assert all(figures._width(label, 9) <= 2.0 for label in labels)
+    assert all(measure_width(label, 9) <= 2.0 for label in labels)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +211,7 @@ HARD_EPOCHS = {
 def test_curves_of_any_training_are_readable(case, tmp_path):
     sheet = figures._draw_curves(HARD_EPOCHS[case])
     assert_readable(sheet)
-    figures._write(sheet, tmp_path / "curves.png")
+    write_sheet(sheet, tmp_path / "curves.png")
 
 
 def test_epochs_with_nan_or_infinite_loss_are_listed():
@@ -229,7 +233,7 @@ def test_labels_that_are_moved_apart_keep_their_order_their_distance_and_their_l
     for count in (0, 1, 2, 5, 12):
         for _ in range(50):
             wanted = rng.uniform(1, 5, count) ** rng.uniform(0.2, 1)
-            places = figures._spread(wanted, 0.3, 1.0, 5.0)
+            places = spread(wanted, 0.3, 1.0, 5.0)
             assert (np.diff(places[np.argsort(wanted)]) >= 0.3 - 1e-9).all()
             assert count == 0 or (places.min() >= 1.0 - 1e-9 and places.max() <= 5.0 + 1e-9)
 

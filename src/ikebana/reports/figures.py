@@ -1,17 +1,12 @@
 """Figures of a run as PNG files, readable for 2 or 200 classes.
 
-The same numbers give the same bytes.
-
-Positions are in inches from the top left corner; colours, sizes and fonts are explicit. So figures
-grow instead of shrinking their text, matplotlib styles have no effect, and threads may draw.
+The same numbers give the same bytes. Positions are in inches, as on every `sheet`.
 """
 
 import math
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -19,51 +14,55 @@ from ikebana.reports import matplotlib_import  # noqa: F401 -- before anything o
 
 # isort: split
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font, get_font_names
 from matplotlib.patches import Wedge
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from ikebana.system.files import atomic_write
+from ikebana.reports.sheet import (
+    DPI,
+    GREY,
+    GRID,
+    INK,
+    MARGIN,
+    SILVER,
+    choose_ticks,
+    draw_line,
+    fill_boxes,
+    fit_labels,
+    make_sheet,
+    measure_width,
+    print_text,
+    shorten,
+    spread,
+    to_printable,
+    write_sheet,
+)
 
-# At this resolution 6.5 points are 13 pixels, the smallest text that reads without effort.
-DPI = 150
-MARGIN = 0.35
-INK, GREY, SILVER, GRID = "#2B2F33", "#6B7278", "#B9BFC4", "#E6E8EA"
 # Distinct with every kind of colour blindness: at least 24 in CIELAB (Machado et al. 2009).
 SPLIT_COLOURS = {"train": "#3F8A8C", "validation": "#C96F4B", "test": "#5D3E72"}
 CORRECT_COLOUR, WRONG_COLOUR = "#2C6E74", "#C2613C"
 # From dark to light, so that the order shows without colour.
 PIE_COLOURS = ["#2F4F6B", "#4E8488", "#A9BFA4", "#E8DCB8"]
 MAX_SLICES, MAX_BARS = 12, 150
-# Outline fonts only: matplotlib cannot draw the bitmaps of colour emoji.
-FALLBACK_FONTS = (
-    "Noto Sans CJK SC,Noto Sans CJK JP,Noto Sans SC,Noto Sans JP,Noto Sans KR,Source Han Sans SC,PingFang SC,"
-    "Hiragino Sans,Apple SD Gothic Neo,Arial Unicode MS,Microsoft YaHei,Yu Gothic,Meiryo,SimHei,Malgun Gothic,"
-    "WenQuanYi Zen Hei,IPAGothic,Droid Sans Fallback,Noto Sans Arabic,Noto Sans Devanagari,Noto Sans Bengali,"
-    "Noto Sans Thai,Nirmala UI,Leelawadee UI,Segoe UI Symbol,Segoe UI Emoji,Noto Emoji,Symbola,Apple Symbols"
-)
 Epochs = Sequence[Mapping[str, float | None]]
 Photos = Sequence[np.ndarray]
 
 
 def draw_class_bars(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
     """Draw one stacked bar per class: its train, validation and test photos, largest first."""
-    _write(_draw_bars(counts), file)
+    write_sheet(_draw_bars(counts), file)
 
 
 def draw_class_pie(counts: Mapping[str, Mapping[str, int]], file: Path) -> None:
     """Draw the share of each class; beyond 12 classes the smallest become "N other classes"."""
-    _write(_draw_pie(counts), file)
+    write_sheet(_draw_pie(counts), file)
 
 
 def draw_confusion_matrix(confusion: np.ndarray, classes: Sequence[str], file: Path) -> None:
     """Draw a confusion matrix of photos [true, predicted], correct and wrong in two colours."""
-    _write(_draw_confusion(np.asarray(confusion), classes), file)
+    write_sheet(_draw_confusion(np.asarray(confusion), classes), file)
 
 
 def draw_curves(epochs: Epochs, file: Path) -> None:
@@ -71,7 +70,7 @@ def draw_curves(epochs: Epochs, file: Path) -> None:
 
     Marks the epoch with the highest validation accuracy. The val_ values may be missing or None.
     """
-    _write(_draw_curves(epochs), file)
+    write_sheet(_draw_curves(epochs), file)
 
 
 def draw_photo_grid(photos: Photos, captions: Sequence[str], file: Path, *, title: str = "", columns: int = 6) -> None:
@@ -79,42 +78,42 @@ def draw_photo_grid(photos: Photos, captions: Sequence[str], file: Path, *, titl
 
     The photos may differ in size.
     """
-    _write(_draw_grid(photos, captions, title, columns), file)
+    write_sheet(_draw_grid(photos, captions, title, columns), file)
 
 
 def _draw_bars(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     size, pitch = (9.5, 0.34) if len(counts) <= 12 else (9.0, 0.26) if len(counts) <= 40 else (8.5, 0.2)
     totals = {name: sum(row.get(split, 0) for split in SPLIT_COLOURS) for name, row in counts.items()}
     drawn = sorted(counts, key=lambda name: -totals[name])[:MAX_BARS]
-    labels, x = _fit_labels(drawn, size, 2.7), MARGIN
+    labels, x = fit_labels(drawn, size, 2.7), MARGIN
     rows = [(label, totals[name], counts[name]) for label, name in zip(labels, drawn, strict=True)]
     width, top, largest, bottom = 9.0, 1.6, max(totals.values(), default=0), 1.6 + pitch * len(rows)
     first = "largest first" if len(rows) == len(counts) else f"the {len(rows)} largest are shown"
     subtitle = f"{sum(totals.values()):,} photos in {len(counts):,} classes, {first}"
-    sheet = _make_sheet(width, bottom + MARGIN, "Photos per class", subtitle, labels)
+    sheet = make_sheet(width, bottom + MARGIN, "Photos per class", subtitle, labels)
     for split, colour in SPLIT_COLOURS.items():
         if photos := sum(row.get(split, 0) for row in counts.values()):
-            _fill_boxes(sheet, (x, 0.99, 0.12, 0.12), colour)
-            x = _print(sheet, (x + 0.19, 1.05), f"{split} {photos:,}", 9) + 0.3
-    left = MARGIN + max((_width(label, size) for label in labels), default=0) + 0.14
-    scale = (width - MARGIN - _width(f"{largest:,}", size) - 0.1 - left) / max(largest, 1)
-    for tick in _choose_ticks(0, largest, 5, only_integers=True):
-        _draw_line(sheet, [left + tick * scale] * 2, [top - 0.04, bottom], GRID)
-        _print(sheet, (left + tick * scale, top - 0.15), f"{tick:,.0f}", 8, GREY, ha="center")
+            fill_boxes(sheet, (x, 0.99, 0.12, 0.12), colour)
+            x = print_text(sheet, (x + 0.19, 1.05), f"{split} {photos:,}", 9) + 0.3
+    left = MARGIN + max((measure_width(label, size) for label in labels), default=0) + 0.14
+    scale = (width - MARGIN - measure_width(f"{largest:,}", size) - 0.1 - left) / max(largest, 1)
+    for tick in choose_ticks(0, largest, 5, only_integers=True):
+        draw_line(sheet, [left + tick * scale] * 2, [top - 0.04, bottom], GRID)
+        print_text(sheet, (left + tick * scale, top - 0.15), f"{tick:,.0f}", 8, GREY, ha="center")
     starts, ys = np.full(len(rows), left), top + pitch * np.arange(len(rows))
     for split, colour in SPLIT_COLOURS.items():
         widths = scale * np.array([row.get(split, 0) for _, _, row in rows])
-        _fill_boxes(sheet, (starts, ys + pitch * 0.17, widths, pitch * 0.66), colour)
+        fill_boxes(sheet, (starts, ys + pitch * 0.17, widths, pitch * 0.66), colour)
         starts = starts + widths
     for (name, total, _), x, y in zip(rows, starts, ys, strict=True):
-        _print(sheet, (left - 0.14, y + pitch / 2), name, size, ha="right")
-        end = _print(sheet, (x + 0.08, y + pitch / 2), f"{total:,}", size)
-        _fill_boxes(sheet, (x, y, end - x + 0.06, pitch), "white")
+        print_text(sheet, (left - 0.14, y + pitch / 2), name, size, ha="right")
+        end = print_text(sheet, (x + 0.08, y + pitch / 2), f"{total:,}", size)
+        fill_boxes(sheet, (x, y, end - x + 0.06, pitch), "white")
     return sheet
 
 
 def _draw_pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
-    names = _fit_labels(list(counts), 9.5, 2.2)
+    names = fit_labels(list(counts), 9.5, 2.2)
     totals = [sum(row.get(split, 0) for split in SPLIT_COLOURS) for row in counts.values()]
     slices = sorted(zip(names, totals, strict=True), key=lambda pair: -pair[1])
     if rest := slices[MAX_SLICES - 1 :] if len(slices) > MAX_SLICES else []:
@@ -123,7 +122,7 @@ def _draw_pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
     shades = LinearSegmentedColormap.from_list("", PIE_COLOURS)(np.linspace(0, 1, max(class_count, 2)))
     colours = [*shades[:class_count], "#D9DCDF"]
     subtitle = "the largest class is the darkest" if len(set(totals)) > 1 else "all classes have the same size"
-    sheet = _make_sheet(9.5, 5.75, "Share of photos per class", subtitle, dict(slices))
+    sheet = make_sheet(9.5, 5.75, "Share of photos per class", subtitle, dict(slices))
     middle, height, radius = 4.75, 3.3, 1.65
     shares = np.array([total for _, total in slices], dtype=float) / max(sum(totals), 1)
     angles, places = _turn_pie(shares, height, radius)
@@ -134,11 +133,11 @@ def _draw_pie(counts: Mapping[str, Mapping[str, int]]) -> Axes:
         out, down = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         side, ha = (1, "left") if out >= 0 else (-1, "right")
         xs = [middle + out * radius * 1.02, middle + side * (radius + 0.3), middle + side * (radius + 0.42)]
-        _draw_line(sheet, xs, [height + down * radius * 1.02, y, y], SILVER)
-        _print(sheet, (xs[2] + side * 0.08, y - 0.085), name, 9.5, ha=ha)
-        _print(sheet, (xs[2] + side * 0.08, y + 0.085), f"{total:,} photos, {share:.1%}", 8, GREY, ha=ha)
-    _print(sheet, (middle, height - 0.1), f"{sum(totals):,}", 15, ha="center")
-    _print(sheet, (middle, height + 0.16), f"photos in {len(counts)} classes", 8, GREY, ha="center")
+        draw_line(sheet, xs, [height + down * radius * 1.02, y, y], SILVER)
+        print_text(sheet, (xs[2] + side * 0.08, y - 0.085), name, 9.5, ha=ha)
+        print_text(sheet, (xs[2] + side * 0.08, y + 0.085), f"{total:,} photos, {share:.1%}", 8, GREY, ha=ha)
+    print_text(sheet, (middle, height - 0.1), f"{sum(totals):,}", 15, ha="center")
+    print_text(sheet, (middle, height + 0.16), f"photos in {len(counts)} classes", 8, GREY, ha="center")
     return sheet
 
 
@@ -153,7 +152,7 @@ def _turn_pie(shares: np.ndarray, height: float, radius: float) -> tuple[np.ndar
         degrees = np.cumsum(shares) * 360 - shares * 180 + turn
         wanted, places = height + 1.15 * radius * np.sin(np.radians(degrees)), np.zeros(len(shares))
         for side in (np.cos(np.radians(degrees)) >= 0, np.cos(np.radians(degrees)) < 0):
-            places[side] = _spread(wanted[side], 0.39, 1.05, 5.4)
+            places[side] = spread(wanted[side], 0.39, 1.05, 5.4)
         # The largest slice leaves the top only if that gains a third of an inch.
         moved = round(float(np.abs(places - wanted).max(initial=0)) + 0.33 * (turn != -90), 6)
         turns.append((moved, turn, degrees, places))
@@ -168,30 +167,30 @@ def _draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
     if count > 12:
         cell, size, digits = (0.34, 8.0, 7.5) if count <= 40 else (0.125, 6.5, 0.0)
     if digits:
-        cell = max(cell, _width(f"{confusion.max(initial=0):,.0f}", digits) + 0.1)
-    names = _fit_labels(classes, size, 2.4)
-    longest, side = max((_width(name, size) for name in names), default=0), cell * count
+        cell = max(cell, measure_width(f"{confusion.max(initial=0):,.0f}", digits) + 0.1)
+    names = fit_labels(classes, size, 2.4)
+    longest, side = max((measure_width(name, size) for name in names), default=0), cell * count
     is_upright, footer = longest < cell - 0.06, longest + 0.1 if count > 40 else 0.0
     left, top = MARGIN + max(longest, 0.98) + 0.1, 1.05 + max(0.2 if is_upright else longest, 0.45)
     total, right = confusion.sum(), confusion.trace()
     subtitle = f"{right:,.0f} of {total:,.0f} photos classified correctly ({right / max(total, 1):.1%})"
     width, low = max(left + side + footer + MARGIN, 6.9), top + side + footer + 0.5
-    sheet = _make_sheet(width, low + 0.55, "Confusion matrix", subtitle, names)
+    sheet = make_sheet(width, low + 0.55, "Confusion matrix", subtitle, names)
     _draw_cells(sheet, confusion, (left, top), cell, digits)
     for index, name in enumerate(names):
         x, y, turn = left + (index + 0.5) * cell, top + (index + 0.5) * cell, 0 if is_upright else 90
-        _print(sheet, (left - 0.08, y), name, size, ha="right")
-        _print(sheet, (x, top - 0.08), name, size, ha="center", va="bottom", rotation=turn)
+        print_text(sheet, (left - 0.08, y), name, size, ha="right")
+        print_text(sheet, (x, top - 0.08), name, size, ha="center", va="bottom", rotation=turn)
         if footer:
-            _print(sheet, (left + side + 0.08, y), name, size)
-            _print(sheet, (x, top + side + 0.08), name, size, ha="center", va="top", rotation=turn)
-    _print(sheet, (left - 0.08, top - 0.32), "predicted class →", 8, GREY, ha="right")
-    _print(sheet, (left - 0.08, top - 0.12), "true class ↓", 8, GREY, ha="right")
-    x = _print(sheet, (MARGIN, low), "share of the true class", 8, GREY) + 0.25
+            print_text(sheet, (left + side + 0.08, y), name, size)
+            print_text(sheet, (x, top + side + 0.08), name, size, ha="center", va="top", rotation=turn)
+    print_text(sheet, (left - 0.08, top - 0.32), "predicted class →", 8, GREY, ha="right")
+    print_text(sheet, (left - 0.08, top - 0.12), "true class ↓", 8, GREY, ha="right")
+    x = print_text(sheet, (MARGIN, low), "share of the true class", 8, GREY) + 0.25
     for word, colour in (("correct", CORRECT_COLOUR), ("wrong", WRONG_COLOUR)):
-        x, shares = _print(sheet, (x, low), f"{word}  0%", 8, GREY) + 0.07, np.linspace(0, 1, 51)
-        _fill_boxes(sheet, (x + shares, low - 0.06, 0.02, 0.12), _tint(shares, colour))
-        x = _print(sheet, (x + 1.09, low), "100%", 8, GREY) + 0.3
+        x, shares = print_text(sheet, (x, low), f"{word}  0%", 8, GREY) + 0.07, np.linspace(0, 1, 51)
+        fill_boxes(sheet, (x + shares, low - 0.06, 0.02, 0.12), _tint(shares, colour))
+        x = print_text(sheet, (x + 1.09, low), "100%", 8, GREY) + 0.3
     return sheet
 
 
@@ -200,7 +199,7 @@ def _draw_cells(sheet: Axes, confusion: np.ndarray, corner: tuple[float, float],
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     colours = np.where(np.eye(count, dtype=bool)[..., None], _tint(shares, CORRECT_COLOUR), _tint(shares, WRONG_COLOUR))
     rows, columns = np.nonzero(confusion)
-    _fill_boxes(sheet, (left + columns * cell, top + rows * cell, cell, cell), colours[rows, columns])
+    fill_boxes(sheet, (left + columns * cell, top + rows * cell, cell, cell), colours[rows, columns])
     ends, side = np.arange(count + 1) * cell, count * cell
     lattice = [[(left, top + end), (left + side, top + end)] for end in ends]
     lattice += [[(left + end, top), (left + end, top + side)] for end in ends]
@@ -209,9 +208,9 @@ def _draw_cells(sheet: Axes, confusion: np.ndarray, corner: tuple[float, float],
     for row, column in zip(rows, columns, strict=True) if digits else ():
         x, y, share = left + (column + 0.5) * cell, top + (row + 0.5) * cell, shares[row, column]
         colour = "white" if share > 0.43 else INK
-        _print(sheet, (x, y - 0.07 * has_share), f"{confusion[row, column]:,.0f}", digits, colour, ha="center")
+        print_text(sheet, (x, y - 0.07 * has_share), f"{confusion[row, column]:,.0f}", digits, colour, ha="center")
         if has_share:
-            _print(sheet, (x, y + 0.13), f"{share:.0%}", 7.5, colour, ha="center")
+            print_text(sheet, (x, y + 0.13), f"{share:.0%}", 7.5, colour, ha="center")
 
 
 def _tint(shares: np.ndarray, colour: str) -> np.ndarray:
@@ -224,16 +223,16 @@ def _draw_curves(epochs: Epochs) -> Axes:
         accuracy = _to_float(epochs[best].get("val_accuracy"))
         score = f"{accuracy:.1%} " if math.isfinite(accuracy) else ""
         subtitle = f"highest validation accuracy: {score}in epoch {epochs[best]['epoch']:.0f}"
-    sheet = _make_sheet(11.0, 4.45, "Training curves", subtitle if epochs else "no epochs yet")
+    sheet = make_sheet(11.0, 4.45, "Training curves", subtitle if epochs else "no epochs yet")
     panels = ((MARGIN, "Loss (lower is better)", "loss"), (5.8, "Accuracy (higher is better)", "accuracy"))
     for left, heading, kind in panels if epochs else ():
-        _print(sheet, (left, 1.12), heading, 10)
+        print_text(sheet, (left, 1.12), heading, 10)
         _draw_panel(sheet, epochs, best, left + 0.6, kind)
     losses = [key for key in ("train_loss", "val_loss") if any(row.get(key) is not None for row in epochs)]
     gaps = [row for row in epochs if not all(math.isfinite(_to_float(row.get(key))) for key in losses)]
     if gaps:
         text = "loss is NaN or infinite in epoch " + ", ".join(f"{row['epoch']:.0f}" for row in gaps)
-        _print(sheet, (MARGIN, 4.2), _shorten(text, 8, 10.0), 8, GREY)
+        print_text(sheet, (MARGIN, 4.2), shorten(text, 8, 10.0), 8, GREY)
     return sheet
 
 
@@ -242,19 +241,19 @@ def _draw_panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind
     keys = {"train": f"train_{kind}", "validation": f"val_{kind}"}
     lines = {split: np.array([_to_float(row.get(key)) for row in epochs]) for split, key in keys.items()}
     known = [value for line in lines.values() for value in line[np.isfinite(line)]] or [0.0, 1.0]
-    ticks = _choose_ticks(min(known), max(known), 5, outside=True)
+    ticks = choose_ticks(min(known), max(known), 5, outside=True)
     ticks = [tick for tick in ticks if kind == "loss" or tick < max(1, *known) + 1e-9]
     scale = [ticks[0], max(ticks[-1], *known)], [bottom, top]
     for tick, y in zip(ticks, np.interp(ticks, *scale), strict=True):
-        _draw_line(sheet, [left, right], [y, y], GRID)
+        draw_line(sheet, [left, right], [y, y], GRID)
         text = f"{tick:.6g}" if kind == "loss" else f"{100 * tick:.6g}%"
-        _print(sheet, (left - 0.1, y), text, 8, GREY, ha="right")
+        print_text(sheet, (left - 0.1, y), text, 8, GREY, ha="right")
     numbers = np.array([_to_float(row["epoch"]) for row in epochs])
     padding = 0 if numbers.max() > numbers.min() else 1
     span = [numbers.min() - padding, numbers.max() + padding], [left + 0.1, right - 0.1]
-    for tick in _choose_ticks(numbers.min(), numbers.max(), 6, only_integers=True):
-        _print(sheet, (float(np.interp(tick, *span)), bottom + 0.18), f"{tick:.0f}", 8, GREY, ha="center")
-    _print(sheet, (right + 0.1, bottom + 0.18), "epoch", 8, GREY)
+    for tick in choose_ticks(numbers.min(), numbers.max(), 6, only_integers=True):
+        print_text(sheet, (float(np.interp(tick, *span)), bottom + 0.18), f"{tick:.0f}", 8, GREY, ha="center")
+    print_text(sheet, (right + 0.1, bottom + 0.18), "epoch", 8, GREY)
     xs, ends = np.interp(numbers, *span), []
     for split, line in lines.items():
         ys, style = np.interp(line, *scale), {"color": SPLIT_COLOURS[split], "linewidth": 1.8, "markeredgewidth": 0.0}
@@ -262,11 +261,11 @@ def _draw_panel(sheet: Axes, epochs: Epochs, best: int | None, left: float, kind
             dots = 6.0 if len(drawn) == 1 else 3.2 if len(epochs) <= 30 or len(drawn) < len(epochs) else 0.0
             sheet.plot(xs, ys, **style, linestyle="-", marker="o", markersize=dots, solid_capstyle="round")
             ends.append((float(ys[drawn[-1]]), split))
-    for y, (_, split) in zip(_spread(np.array([y for y, _ in ends]), 0.19, top, bottom), ends, strict=True):
-        _print(sheet, (right + 0.1, float(y)), split, 9, SPLIT_COLOURS[split])
+    for y, (_, split) in zip(spread(np.array([y for y, _ in ends]), 0.19, top, bottom), ends, strict=True):
+        print_text(sheet, (right + 0.1, float(y)), split, 9, SPLIT_COLOURS[split])
     if best is not None:
-        _draw_line(sheet, [xs[best]] * 2, [top - 0.05, bottom], SILVER, (0, (2, 2)))
-        _print(sheet, (xs[best], top - 0.16), "highest accuracy", 8, GREY, ha="center")
+        draw_line(sheet, [xs[best]] * 2, [top - 0.05, bottom], SILVER, (0, (2, 2)))
+        print_text(sheet, (xs[best], top - 0.16), "highest accuracy", 8, GREY, ha="center")
         ring = {"marker": "o", "markersize": 7.5, "markeredgewidth": 1.8, "markerfacecolor": "white"}
         sheet.plot(
             xs[best], np.interp(lines["validation"][best], *scale), **ring, markeredgecolor=SPLIT_COLOURS["validation"]
@@ -292,123 +291,14 @@ def _draw_grid(photos: Photos, captions: Sequence[str], title: str, columns: int
     for start in range(0, len(scaled), columns):
         tops.append(y)
         y += caption_height + max(len(photo) for photo in scaled[start : start + columns]) / DPI + gap
-    sheet = _make_sheet(width, y - gap + MARGIN, _shorten(_to_printable(title), 14, width - 2 * MARGIN))
+    sheet = make_sheet(width, y - gap + MARGIN, shorten(to_printable(title), 14, width - 2 * MARGIN))
     for index, (photo, caption) in enumerate(zip(scaled, captions, strict=True)):
         x, y = MARGIN + index % columns * (box + gap), tops[index // columns]
-        _print(sheet, (x, y + caption_height / 2), _shorten(_to_printable(caption), 8, box), 8)
+        print_text(sheet, (x, y + caption_height / 2), shorten(to_printable(caption), 8, box), 8)
         lowest = round(sheet.bbox.height) - round((y + caption_height) * DPI) - len(photo)
         cast(Figure, sheet.figure).figimage(photo, round(x * DPI), lowest, origin="upper")
     return sheet
 
 
-def _make_sheet(width: float, height: float, title: str, subtitle: str = "", names: Iterable[str] = ()) -> Axes:
-    """Make a white sheet, in inches from the top left corner, with title and subtitle."""
-    width, height = math.ceil(width * DPI) / DPI, math.ceil(height * DPI) / DPI
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="white")
-    figure.set_layout_engine("none")
-    sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-    sheet.set_axis_off()
-    _print(sheet, (MARGIN, 0.42), title, 14)
-    if any("□" in name for name in names):
-        subtitle += " · □: no installed font has this character; Noto Sans CJK may help"
-    _print(sheet, (MARGIN, 0.71), _shorten(subtitle, 9, width - 2 * MARGIN), 9, GREY)
-    return sheet
-
-
-def _print(sheet: Axes, place: tuple[float, float], text: str, size: float, colour: str = INK, **more: Any) -> float:
-    """Print a text literally and return where it ends, in inches, if left-aligned."""
-    more = {"va": "center", "fontproperties": _font(size), "parse_math": False, "usetex": False} | more
-    sheet.text(*place, text, color=colour, **more)
-    return place[0] + _width(text, size)
-
-
-def _draw_line(sheet: Axes, x: Sequence[float], y: Sequence[float], colour: str, style: Any = "-") -> None:
-    sheet.plot(x, y, color=colour, linewidth=0.8, linestyle=style, marker="none", solid_capstyle="butt", zorder=0.5)
-
-
-def _fill_boxes(sheet: Axes, boxes: tuple[Any, Any, Any, Any], colours: Any) -> None:
-    x, y, w, h = np.broadcast_arrays(*np.atleast_1d(*boxes))
-    corners = np.stack([x, y, x + w, y, x + w, y + h, x, y + h], axis=-1).reshape(-1, 4, 2)
-    sheet.add_collection(PolyCollection([*corners], facecolors=colours, edgecolors="none", linewidths=0), autolim=False)
-
-
 def _to_float(value: float | None) -> float:
     return float(value) if value is not None and abs(value) < 1e30 else math.nan
-
-
-def _choose_ticks(
-    low: float, high: float, count: int, *, only_integers: bool = False, outside: bool = False
-) -> list[float]:
-    """Choose round numbers within the range, or also the next ones outside."""
-    margin = 0.1 * max(abs(low), 0.1) if high - low <= 1e-6 * abs(low) else 0.0
-    ticks = MaxNLocator(count, integer=only_integers, steps=[1, 2, 2.5, 5, 10]).tick_values(low - margin, high + margin)
-    return [float(tick) for tick in ticks if outside or low <= tick <= high]
-
-
-def _spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Return positions near the wanted ones, in the same order, at least a gap apart."""
-    order, steps, places = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted)), np.empty(len(wanted))
-    flat = wanted[order] - steps
-    flat = (np.maximum.accumulate(flat) + np.minimum.accumulate(flat[::-1])[::-1]) / 2
-    places[order] = np.clip(flat, low, max(low, high - gap * (len(wanted) - 1))) + steps
-    return places
-
-
-def _fit_labels(names: Sequence[str], size: float, room: float) -> list[str]:
-    """Shorten names to fit; number those that look alike or contain an undrawable letter."""
-    shown = [_shorten(_to_printable(name), size, room) for name in names]
-    unclear = [shown.count(new) > 1 or ("□" in new and "□" not in old) for new, old in zip(shown, names, strict=True)]
-    rows = enumerate(zip(names, shown, unclear, strict=True), 1)
-    return [_shorten(f"{n}: {_to_printable(name)}", size, room) if bad else label for n, (name, label, bad) in rows]
-
-
-@lru_cache(maxsize=4096)
-def _to_printable(text: str) -> str:
-    """Return the text on one line, with □ for letters that no installed font has."""
-    letters = []
-    for letter in unicodedata.normalize("NFC", text):
-        kind = unicodedata.category(letter)
-        if kind in ("Cc", "Zl", "Zp"):
-            letters.append(" ")
-        elif ord(letter) in _letters():
-            letters.append(letter)
-        elif kind not in ("Cf", "Mn"):
-            letters.append("□")
-    return "".join(letters)
-
-
-@lru_cache(maxsize=4096)
-def _shorten(text: str, size: float, room: float) -> str:
-    """Cut out the middle of a text that is wider than `room`, in inches."""
-    least, most, short = 0, len(text), text
-    while _width(text, size) > room and most - least > 1:
-        length = (least + most) // 2
-        tried = text[: length - length // 2] + "…" + text[len(text) - length // 2 :]
-        least, most, short = (length, most, tried) if _width(tried, size) <= room else (least, length, short)
-    return short
-
-
-@lru_cache(maxsize=16384)
-def _width(text: str, size: float) -> float:
-    return RendererAgg(1, 1, DPI).get_text_width_height_descent(text, _font(size), ismath=False)[0] / DPI
-
-
-@cache
-def _font(size: float) -> FontProperties:
-    installed = set(get_font_names())
-    families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS.split(",") if name in installed)]
-    return FontProperties(family=families, size=size)
-
-
-@cache
-def _letters() -> frozenset[int]:
-    files = [findfont(FontProperties(family=[name])) for name in _font(9).get_family()]
-    return frozenset(letter for file in files for letter in get_font(file).get_charmap())
-
-
-def _write(sheet: Axes, file: Path) -> None:
-    """Write the sheet as a PNG without metadata, atomically."""
-    canvas = FigureCanvasAgg(cast(Figure, sheet.figure))
-    canvas.draw()
-    with atomic_write(file, create_parent=False) as partial_file:
-        Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(partial_file, format="PNG", dpi=(DPI, DPI))

@@ -1,0 +1,151 @@
+"""A white sheet on which figures are drawn, and its PNG file.
+
+Positions are in inches from the top left corner; colours, sizes and fonts are explicit. So figures
+grow instead of shrinking their text, matplotlib styles have no effect, and threads may draw.
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from ikebana.reports import matplotlib_import  # noqa: F401 -- before anything of matplotlib
+
+# isort: split
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font, get_font_names
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from ikebana.system.files import atomic_write
+
+# At this resolution 6.5 points are 13 pixels, the smallest text that reads without effort.
+DPI = 150
+MARGIN = 0.35
+INK, GREY, SILVER, GRID = "#2B2F33", "#6B7278", "#B9BFC4", "#E6E8EA"
+# Outline fonts only: matplotlib cannot draw the bitmaps of colour emoji.
+FALLBACK_FONTS = (
+    "Noto Sans CJK SC,Noto Sans CJK JP,Noto Sans SC,Noto Sans JP,Noto Sans KR,Source Han Sans SC,PingFang SC,"
+    "Hiragino Sans,Apple SD Gothic Neo,Arial Unicode MS,Microsoft YaHei,Yu Gothic,Meiryo,SimHei,Malgun Gothic,"
+    "WenQuanYi Zen Hei,IPAGothic,Droid Sans Fallback,Noto Sans Arabic,Noto Sans Devanagari,Noto Sans Bengali,"
+    "Noto Sans Thai,Nirmala UI,Leelawadee UI,Segoe UI Symbol,Segoe UI Emoji,Noto Emoji,Symbola,Apple Symbols"
+)
+
+
+def make_sheet(width: float, height: float, title: str, subtitle: str = "", names: Iterable[str] = ()) -> Axes:
+    """Make a white sheet, in inches from the top left corner, with title and subtitle."""
+    width, height = math.ceil(width * DPI) / DPI, math.ceil(height * DPI) / DPI
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="white")
+    figure.set_layout_engine("none")
+    sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    sheet.set_axis_off()
+    print_text(sheet, (MARGIN, 0.42), title, 14)
+    if any("□" in name for name in names):
+        subtitle += " · □: no installed font has this character; Noto Sans CJK may help"
+    print_text(sheet, (MARGIN, 0.71), shorten(subtitle, 9, width - 2 * MARGIN), 9, GREY)
+    return sheet
+
+
+def print_text(
+    sheet: Axes, place: tuple[float, float], text: str, size: float, colour: str = INK, **more: Any
+) -> float:
+    """Print a text literally and return where it ends, in inches, if left-aligned."""
+    more = {"va": "center", "fontproperties": _font(size), "parse_math": False, "usetex": False} | more
+    sheet.text(*place, text, color=colour, **more)
+    return place[0] + measure_width(text, size)
+
+
+def draw_line(sheet: Axes, x: Sequence[float], y: Sequence[float], colour: str, style: Any = "-") -> None:
+    sheet.plot(x, y, color=colour, linewidth=0.8, linestyle=style, marker="none", solid_capstyle="butt", zorder=0.5)
+
+
+def fill_boxes(sheet: Axes, boxes: tuple[Any, Any, Any, Any], colours: Any) -> None:
+    """Fill boxes of x, y, width and height, each a number or an array."""
+    x, y, w, h = np.broadcast_arrays(*np.atleast_1d(*boxes))
+    corners = np.stack([x, y, x + w, y, x + w, y + h, x, y + h], axis=-1).reshape(-1, 4, 2)
+    sheet.add_collection(PolyCollection([*corners], facecolors=colours, edgecolors="none", linewidths=0), autolim=False)
+
+
+def choose_ticks(
+    low: float, high: float, count: int, *, only_integers: bool = False, outside: bool = False
+) -> list[float]:
+    """Choose round numbers within the range, or also the next ones outside."""
+    margin = 0.1 * max(abs(low), 0.1) if high - low <= 1e-6 * abs(low) else 0.0
+    ticks = MaxNLocator(count, integer=only_integers, steps=[1, 2, 2.5, 5, 10]).tick_values(low - margin, high + margin)
+    return [float(tick) for tick in ticks if outside or low <= tick <= high]
+
+
+def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Return positions near the wanted ones, in the same order, at least a gap apart."""
+    order, steps, places = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted)), np.empty(len(wanted))
+    flat = wanted[order] - steps
+    flat = (np.maximum.accumulate(flat) + np.minimum.accumulate(flat[::-1])[::-1]) / 2
+    places[order] = np.clip(flat, low, max(low, high - gap * (len(wanted) - 1))) + steps
+    return places
+
+
+def fit_labels(names: Sequence[str], size: float, room: float) -> list[str]:
+    """Shorten names to fit; number those that look alike or contain an undrawable letter."""
+    shown = [shorten(to_printable(name), size, room) for name in names]
+    unclear = [shown.count(new) > 1 or ("□" in new and "□" not in old) for new, old in zip(shown, names, strict=True)]
+    rows = enumerate(zip(names, shown, unclear, strict=True), 1)
+    return [shorten(f"{n}: {to_printable(name)}", size, room) if bad else label for n, (name, label, bad) in rows]
+
+
+@lru_cache(maxsize=4096)
+def to_printable(text: str) -> str:
+    """Return the text on one line, with □ for letters that no installed font has."""
+    letters = []
+    for letter in unicodedata.normalize("NFC", text):
+        kind = unicodedata.category(letter)
+        if kind in ("Cc", "Zl", "Zp"):
+            letters.append(" ")
+        elif ord(letter) in _letters():
+            letters.append(letter)
+        elif kind not in ("Cf", "Mn"):
+            letters.append("□")
+    return "".join(letters)
+
+
+@lru_cache(maxsize=4096)
+def shorten(text: str, size: float, room: float) -> str:
+    """Cut out the middle of a text that is wider than `room`, in inches."""
+    least, most, short = 0, len(text), text
+    while measure_width(text, size) > room and most - least > 1:
+        length = (least + most) // 2
+        tried = text[: length - length // 2] + "…" + text[len(text) - length // 2 :]
+        least, most, short = (length, most, tried) if measure_width(tried, size) <= room else (least, length, short)
+    return short
+
+
+@lru_cache(maxsize=16384)
+def measure_width(text: str, size: float) -> float:
+    return RendererAgg(1, 1, DPI).get_text_width_height_descent(text, _font(size), ismath=False)[0] / DPI
+
+
+@cache
+def _font(size: float) -> FontProperties:
+    installed = set(get_font_names())
+    families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS.split(",") if name in installed)]
+    return FontProperties(family=families, size=size)
+
+
+@cache
+def _letters() -> frozenset[int]:
+    files = [findfont(FontProperties(family=[name])) for name in _font(9).get_family()]
+    return frozenset(letter for file in files for letter in get_font(file).get_charmap())
+
+
+def write_sheet(sheet: Axes, file: Path) -> None:
+    """Write the sheet as a PNG without metadata, atomically."""
+    canvas = FigureCanvasAgg(cast(Figure, sheet.figure))
+    canvas.draw()
+    with atomic_write(file, create_parent=False) as partial_file:
+        Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(partial_file, format="PNG", dpi=(DPI, DPI))
