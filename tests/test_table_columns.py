@@ -158,7 +158,7 @@ def test_groups_that_look_the_same_are_reported(photos):
 
 @pytest.mark.parametrize("name", ["patient", "Patient ID", "subject_id", "groups", "session", "site"])
 def test_an_unused_column_that_looks_like_groups_is_reported(photos, name):
-    note = f"the column {name!r} is not used; rename it to group to keep its photos in one split"
+    note = f"the column {name!r} is not used for the split; rename it to group to keep its photos in one split"
     assert note in read_labels(photos, list("ababab"), **{name: list("xxyyzz")}).notes
     assert note not in read_labels(photos, list("ababab"), **{name: list("xxyyzz"), "group": list("xxyyzz")}).notes
     assert note not in read_labels(photos, list("ababab"), **{name: list("uvwxyz")}).notes

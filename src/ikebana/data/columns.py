@@ -95,7 +95,7 @@ def select_columns(table: RawTable, columns: Sequence[str] = COLUMNS) -> tuple[p
     """
     places, notes = find_columns(table, columns), [*table.notes]
     selected = {
-        column: _to_text(column, table.names[place], table.columns[place], table.source)
+        column: to_text(column, table.names[place], table.columns[place], table.source)
         for column, place in places.items()
     }
     exact = [column for column, place in places.items() if _simplify(table.names[place]) == EXACT_LABEL]
@@ -206,7 +206,7 @@ def _find_indicator_columns(table: RawTable) -> list[str]:
     return [name for name, _ in others] if len(others) > 1 and all(is_indicator) else []
 
 
-def _to_text(column: str, name: str, values: pl.Series, source: str | Path) -> pl.Series:
+def to_text(column: str, name: str, values: pl.Series, source: str | Path) -> pl.Series:
     """Write values of any type as text; null, NaN and infinities become null."""
     if values.dtype == pl.Object:
         values = convert_objects(values, name, source)
@@ -295,7 +295,7 @@ def _describe_unused_splits(table: RawTable) -> list[str]:
 def _describe_unused_groups(table: RawTable) -> list[str]:
     """Report unused columns that look like groups by name, with repeated values."""
     return [
-        f"the column {name!r} is not used; rename it to group to keep its photos in one split"
+        f"the column {name!r} is not used for the split; rename it to group to keep its photos in one split"
         for name, values in zip(table.names, table.columns, strict=True)
         if re.sub(r"(_?id|s|_?number|_?no)$", "", _simplify(name)) in GROUP_WORDS
         and 1 < len(set(map(str, values.drop_nulls()))) < len(values)

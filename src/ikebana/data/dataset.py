@@ -11,6 +11,9 @@ import polars as pl
 STATUS_USED = "used"
 STATUS_UNOPENED = "not opened yet"
 
+# Before the names of a table's other columns, such as `column:site`.
+EXTRA_PREFIX = "column:"
+
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {
     "train": "train",
@@ -66,7 +69,7 @@ class Dataset:
     source: str
     # The folder that paths are relative to.
     root: Path
-    # SCHEMA: one row per path, sorted by path.
+    # SCHEMA: one row per path, sorted by path. For a table, then its other columns, with EXTRA_PREFIX.
     photos: pl.DataFrame
     classes: tuple[str, ...]
     # Number of hidden and system files.

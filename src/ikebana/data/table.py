@@ -6,10 +6,10 @@ from pathlib import Path
 
 import polars as pl
 
+from ikebana.data import extra_columns, table_file, table_paths
 from ikebana.data import frame as frames
-from ikebana.data import table_file, table_paths
 from ikebana.data.columns import EXACT_LABEL, RawTable, has_exact_labels, select_columns
-from ikebana.data.dataset import SCHEMA, SPLIT_ALIASES, SPLITS, Dataset, collect_rows
+from ikebana.data.dataset import EXTRA_PREFIX, SCHEMA, SPLIT_ALIASES, SPLITS, Dataset, collect_rows
 from ikebana.data.frame import Frame
 from ikebana.data.labels import (
     describe_combined_labels,
@@ -47,15 +47,18 @@ def _to_dataset(raw: RawTable, root: Path) -> tuple[Dataset, pl.DataFrame]:
     """Make a Dataset.
 
     Returns:
-        The Dataset, and the rows that it was made from: known columns, as text, without repetitions.
+        The Dataset, and the rows that it was made from, without repetitions: known columns as text,
+        then the other columns that the Dataset has.
     """
     (table, notes), is_exact = select_columns(raw), has_exact_labels(raw)
-    is_blank = pl.all_horizontal(pl.all().is_null())
-    table = table.filter(~is_blank)
+    is_blank = table.select(pl.all_horizontal(pl.all().is_null())).to_series()
+    table, extras = table.filter(~is_blank), extra_columns.select_extra_columns(raw)
     table = table.with_columns(
         table_paths.find_existing_paths(table["path"], str(root)),
         table["label"] if is_exact else normalise_labels(table["label"]),
     )
+    if extras.width:
+        extras = extras.filter(~is_blank).with_columns(table["path"]).unique("path", keep="first")
     unique = _normalise_splits(_merge_duplicate_rows(table, raw.source, str(root)), raw.source)
     if n_merged := table.height - unique.height:
         notes = (*notes, f"{n_merged:,} rows repeat another row and count only once")
@@ -64,9 +67,12 @@ def _to_dataset(raw: RawTable, root: Path) -> tuple[Dataset, pl.DataFrame]:
         notes = (*notes, *describe_equal_numbers("group", unique["group"]), *describe_similar_groups(unique["group"]))
     rows = (_set_status(row, str(root)) for row in unique.iter_rows(named=True))
     photos = collect_rows(rows, SCHEMA).sort("path")
-    return Dataset(str(raw.source), root, photos, (), notes=notes), unique.rename(
-        {"label": EXACT_LABEL} if is_exact else {}
-    )
+    rows_as_given = unique.rename({"label": EXACT_LABEL} if is_exact else {})
+    if extras.width:
+        photos = photos.join(extras, on="path", how="left", maintain_order="left")
+        named = extras.rename(lambda name: name.removeprefix(EXTRA_PREFIX))
+        rows_as_given = rows_as_given.join(named, on="path", how="left", maintain_order="left")
+    return Dataset(str(raw.source), root, photos, (), notes=notes), rows_as_given
 
 
 def _set_status(row: dict[str, str | None], root: str) -> dict[str, str | None]:
