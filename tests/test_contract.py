@@ -49,7 +49,8 @@ EVALUATION = {
     "answered_accuracy": "null", "leakage": {
         "photos": [], "accuracy_on_leaked": "null", "accuracy_on_others": "float",
         "naive_shuffle": {"n": "int", "with_duplicate": "int", "accuracy": "float"},
-    }, "n_effective": "float", "seconds": dict.fromkeys(("prepare", "read", "features", "train", "score", "draw"), "float"),
+    }, "n_effective": "float", "slices": "null", "robustness": "null",
+    "seconds": dict.fromkeys(("prepare", "read", "features", "train", "score", "draw"), "float"),
 }  # fmt: skip
 EPOCH = {
     "epoch": "int", "train_loss": "float", "train_accuracy": "float", "val_loss": "float", "val_accuracy": "float",
@@ -93,7 +94,7 @@ METADATA = {
     "sha256": "str", "parity": PARITY, "ikebana": "int",
     "classes": ["str"], "image_size": "int", "resize": "str", "threshold": "null", "temperature": "float",
     "recipe": RECIPE, "data": {"fingerprint": "str"},
-    "scores": {name: value for name, value in EVALUATION.items() if name not in ("seconds", "leakage")},
+    "scores": {name: value for name, value in EVALUATION.items() if name not in ("seconds", "leakage", "slices", "robustness")},
     "pretrained": RUN["pretrained.json"], "versions": dict.fromkeys(
         ("ikebana", "torch", "timm", "onnx", "onnxruntime", "numpy", "pillow"), "str"
     ),

@@ -144,6 +144,7 @@ def fit(
     run: Path | None = None,
     resume: Path | None = None,
     device: Device = "auto",
+    robustness: Switch = False,
     options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
@@ -160,7 +161,11 @@ def fit(
     run
         The folder to write. Default: runs/<recipe>-<short hash>.
     resume
-        Continue this interrupted run, without other flags. --photos gives the new place of photos that moved.
+        Continue this interrupted run, without flags that change the recipe. --photos gives the new place of photos that
+        moved. With --robustness, measure it for this run, also if it is finished.
+    robustness
+        After scoring, also measure the accuracy on changed test photos: blurred, noisy, saved with low JPEG quality,
+        darker, brighter and rotated, at five strengths. At most 200 photos are used.
     """
     output.apply()
     progress.show_loading()
@@ -169,11 +174,13 @@ def fit(
     if resume is not None:
         if recipe or run or device != "auto" or _parse_options(options):
             raise UsageError("a resumed run has its own options", advice=f"ikebana fit --resume {resume}")
-        finished_run = fit_command.resume(resume, photos=photos)
+        finished_run = fit_command.resume(resume, photos=photos, robustness=robustness)
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
     else:
-        finished_run = fit_command.fit(photos, recipe, run=run, device=device, **_parse_options(options))
+        finished_run = fit_command.fit(
+            photos, recipe, run=run, device=device, robustness=robustness, **_parse_options(options)
+        )
     progress.event("done", run=str(finished_run.folder))
     progress.result(str(finished_run.folder))
 

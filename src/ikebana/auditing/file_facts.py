@@ -43,7 +43,7 @@ def extract_file_facts(dataset: Dataset, pixels: np.ndarray, selection: np.ndarr
 
 def _read_headers(dataset: Dataset, paths: list[str]) -> Facts:
     def read(chunk: range) -> list[photos.Header]:
-        return [_read_header(dataset, paths[place]) for place in chunk]
+        return [read_header(dataset, paths[place]) for place in chunk]
 
     headers = [header for part in map_in_threads(read, make_chunks(len(paths), CHUNK_PHOTOS)) for header in part]
     kinds = _encode([header.format for header in headers])
@@ -55,7 +55,7 @@ def _read_headers(dataset: Dataset, paths: list[str]) -> Facts:
     }
 
 
-def _read_header(dataset: Dataset, path: str) -> photos.Header:
+def read_header(dataset: Dataset, path: str) -> photos.Header:
     """Return a photo's header.
 
     It is empty if the file has disappeared since it was cached.

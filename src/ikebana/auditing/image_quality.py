@@ -66,9 +66,7 @@ def check_image_quality(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
     paths = used["path"]
     statistics = measure(pixels, used["row"].to_numpy().astype(np.int64))
     width, height = (used[name].to_numpy().astype(float) for name in ("width", "height"))
-    # Edges of an enlarged photo rise over more pixels than the file has. That is no blur.
-    enlargement = np.maximum(pixels.shape[1] / np.minimum(width, height), 1.0)
-    statistics = replace(statistics, sharpness=statistics.sharpness * enlargement)
+    statistics = correct_enlargement(statistics, width, height, pixels.shape[1])
     return [*_check_brightness(statistics, paths), *_check_size(width, height, pixels.shape[1], paths)]
 
 
@@ -102,6 +100,20 @@ def _check_size(width: np.ndarray, height: np.ndarray, image_size: int, paths: p
     yield from _report(
         "odd_aspect_ratio", stretched, paths, describe, "crop it to its subject: networks take square images"
     )
+
+
+def correct_enlargement(
+    statistics: ImageStatistics, width: np.ndarray, height: np.ndarray, image_size: int
+) -> ImageStatistics:
+    """Correct the sharpness of photos that were enlarged to the image size.
+
+    Edges of an enlarged photo rise over more pixels than the file has. That is no blur.
+
+    Args:
+        width, height: float [photos], of the files in pixels.
+    """
+    enlargement = np.maximum(image_size / np.minimum(width, height), 1.0)
+    return replace(statistics, sharpness=statistics.sharpness * enlargement)
 
 
 def measure(pixels: np.ndarray, rows: np.ndarray) -> ImageStatistics:

@@ -1,12 +1,13 @@
 """`ikebana fit`: photos → plan → training → evaluation → run folder."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from ikebana.auditing import dataset_checks
+from ikebana.auditing import dataset_checks, slice_properties
+from ikebana.commands import robustness as run_robustness
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.sources import PhotoSource
@@ -14,6 +15,7 @@ from ikebana.errors import IkebanaError
 from ikebana.evaluation.calibration import calibrate
 from ikebana.evaluation.leakage import measure_leakage
 from ikebana.evaluation.metrics import Evaluation, evaluate
+from ikebana.evaluation.slices import score_slices
 from ikebana.learning import augmentation
 from ikebana.learning.device import collect_environment, load_settings
 from ikebana.learning.estimate import get_spare_gpu_bytes, recipe_memory_errors, suggest_upgrade
@@ -50,6 +52,7 @@ def fit(
     run: str | Path | None = None,
     model: "nn.Module | None" = None,
     device: str = "auto",
+    robustness: bool = False,
     **options: Unpack[FitOptions],
 ) -> Run:
     """Train a classifier on labelled photos and score it on photos it has never seen.
@@ -61,6 +64,7 @@ def fit(
         model: your own network, from float images [N, 3, image_size, image_size], 0 to 255, to
             logits [N, classes]. It is copied.
         device: auto for a GPU if there is one, cpu, cuda or mps.
+        robustness: after scoring, measure the accuracy on changed test photos: blurred, darker, rotated, …
         options: changes to the recipe, such as epochs=5 or seed=1.
     Raises:
         PhotosError, RecipeError, RunError, MachineError: each has advice on what to try.
@@ -77,25 +81,37 @@ def fit(
     clock.lap("prepare")
     dataset, pixels = open_photos(plan.dataset, plan.recipe)
     writer = run_writer.create_run(run, plan.recipe, dataset, environment)
+    if robustness:
+        writer = writer.request_robustness()
     clock.lap("read")
     with writer.lock_for_training(), recipe_memory_errors(plan.recipe):
         return _train_and_score(writer, plan, dataset, pixels, clock)
 
 
 @preserve_process_state()
-def resume(run: str | Path, *, photos: PhotoSource | None = None, model: "nn.Module | None" = None) -> Run:
-    """Continue a run from its last checkpoint, or draw what a finished one lacks.
+def resume(
+    run: str | Path,
+    *,
+    photos: PhotoSource | None = None,
+    model: "nn.Module | None" = None,
+    robustness: bool = False,
+) -> Run:
+    """Continue a run from its last checkpoint, or add what a finished one lacks.
 
     Args:
         photos: where the run's photos are, if they have moved; the run records it.
         model: your own module, if the run was started with one.
+        robustness: also measure the accuracy on changed test photos, as `fit` does.
     Raises:
         RunError: photos or recipe have changed since the run began.
     """
     clock, opened = Stopwatch(), open_run(run)
     writer = RunWriter(opened)
+    if robustness:
+        run_robustness.check_can_measure(opened)
+        writer = writer.request_robustness()
     if writer.report_if_finished():
-        return _complete(writer, photos)
+        return _complete(writer, photos, model)
     writer.check_same_recipe()
     # Other settings would change the result.
     settings = load_settings(opened.folder / "environment.json")
@@ -147,6 +163,7 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
     checkpoint.save_weights(writer.run.weights, network)
     test_probabilities = probabilities[len(splits["validation"]) :]
     evaluation = _evaluate(dataset, plan.recipe, splits, test_probabilities, calibration.threshold)
+    clock.lap("score")
     # The run is finished from here on, whatever becomes of its pictures.
     writer.finish(evaluation, clock.seconds)
     _draw_pictures(writer.run, dataset, pixels, evaluation)
@@ -156,25 +173,30 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
         dataset, plan.recipe, plan.settings, evaluation.accuracy, evaluation.accuracy_interval[0]
     ):
         progress.message(advice)
+    if writer.run.wants_robustness:
+        return run_robustness.add(writer, plan.network, splits["test"], plan.settings)
     return writer.run
 
 
-def _complete(writer: RunWriter, photos: PhotoSource | None) -> Run:
-    """Draw the pictures that a finished run lacks, and record where its photos are now."""
-    if photos is None and run_pictures.has_all_pictures(writer.run):
+def _complete(writer: RunWriter, photos: PhotoSource | None, model: "nn.Module | None") -> Run:
+    """Add the pictures and the robustness that a finished run lacks."""
+    needs_robustness = writer.run.lacks_robustness
+    if photos is None and not needs_robustness and run_pictures.has_all_pictures(writer.run):
         return writer.run
     try:
         listed = writer.find_photos(photos)
         dataset, pixels = open_photos(writer.restore_paths(listed), writer.run.recipe)
         writer.check_same_photos(dataset)
     except IkebanaError as error:
-        if photos is not None:
+        if photos is not None or needs_robustness:
             raise
         progress.warn(f"its pictures cannot be drawn: {error}")
         return writer.run
     if photos is not None:
         writer = writer.record_photos(listed)
     _draw_pictures(writer.run, dataset, pixels, writer.run.evaluation)
+    if needs_robustness:
+        return run_robustness.add_later(writer, dataset, pixels, model)
     return writer.run
 
 
@@ -187,9 +209,12 @@ def _evaluate(
 ) -> Evaluation:
     """Score the test photos' calibrated probabilities, float [photos, classes]."""
     test = splits["test"]
-    leakage = measure_leakage(dataset, recipe, probabilities.argmax(1) == test.labels)
+    is_right = probabilities.argmax(1) == test.labels
+    leakage = measure_leakage(dataset, recipe, is_right)
     note = describe_refit(recipe, splits)
-    return evaluate(probabilities, test.labels, dataset.classes, note, threshold, leakage, test.groups)
+    evaluation = evaluate(probabilities, test.labels, dataset.classes, note, threshold, leakage, test.groups)
+    properties = slice_properties.collect_properties(dataset, test.pixels, test.rows)
+    return replace(evaluation, slices=score_slices(is_right, properties, test.groups))
 
 
 def _draw_pictures(run: Run, dataset: Dataset, pixels: PixelCache, evaluation: Evaluation) -> None:

@@ -1,14 +1,16 @@
 """Scores of predictions: accuracy with its interval, per class, confusion matrix, calibration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ikebana.evaluation import leakage
+from ikebana.evaluation import leakage, robustness, slices
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.evaluation.leakage import Leakage
+from ikebana.evaluation.robustness import Robustness
+from ikebana.evaluation.slices import Slices
 from ikebana.evaluation.statistics import effective_sample_size, wilson_interval
 
 # As in Guo et al. 2017 (arXiv:1706.04599).
@@ -21,6 +23,8 @@ MAX_INTERVAL_WIDTH = 0.3
 WEIGHTED_AVERAGE = "weighted avg"
 # The log loss clips lower probabilities, as in Keras.
 MIN_LOG_LOSS_PROBABILITY = 1e-7
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Evaluation:
         answered_accuracy: accuracy on these photos.
         leakage: None if it was not measured.
         n_effective: number of independent photos that would be as informative.
+        slices: groups of test photos compared with the others; None if none was large enough.
+        robustness: accuracy on changed test photos; None if it was not measured.
         seconds: duration of each stage of the run.
     """
 
@@ -67,6 +73,8 @@ class Evaluation:
     answered_accuracy: float | None = None
     leakage: Leakage | None = None
     n_effective: float | None = None
+    slices: Slices | None = None
+    robustness: Robustness | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +90,8 @@ class Evaluation:
             self._describe_untested(),
             self._describe_answers(),
             self._describe_leakage(),
+            self.slices.describe() if self.slices is not None else "",
+            self.robustness.describe() if self.robustness is not None else "",
             self.note,
         )
         note = "".join(f"{line}\n" for line in notes if line)
@@ -137,11 +147,18 @@ def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
                 "confusion": tuple(tuple(row) for row in values["confusion"]),
                 "per_class": {name: PerClass(**scores) for name, scores in values["per_class"].items()},
                 "leakage": leakage.from_json(values["leakage"]) if values["leakage"] is not None else None,
+                "slices": _read_optional(values, "slices", slices.from_json),
+                "robustness": _read_optional(values, "robustness", robustness.from_json),
             },
             report=report,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _read_optional(values: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any]], Part]) -> Part | None:
+    """Read a part of an evaluation; None if it is null or missing."""
+    return read(values[name]) if values.get(name) is not None else None
 
 
 def evaluate(

@@ -29,7 +29,9 @@ def collect(run: Run) -> dict[str, Any]:
         "temperature": calibration.temperature,
         "recipe": _strip_paths(recipe_to_json(run.recipe)),
         "data": {"fingerprint": run.source["fingerprint"]},
-        "scores": {name: value for name, value in scores.items() if name not in ("seconds", "leakage")},
+        "scores": {
+            name: value for name, value in scores.items() if name not in ("seconds", "leakage", "slices", "robustness")
+        },
         "pretrained": run.pretrained,
         "versions": find_versions(LIBRARIES),
     }

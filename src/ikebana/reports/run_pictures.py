@@ -13,12 +13,14 @@ from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.errors import IkebanaError
 from ikebana.evaluation.metrics import Evaluation
+from ikebana.evaluation.robustness import Robustness
 from ikebana.reports.thumbnails import write_thumbnails
 from ikebana.runs.run import Run
 from ikebana.system import progress
 from ikebana.system.files import atomic_directory
 
 FIGURES, THUMBNAILS = "figures", "thumbnails"
+ROBUSTNESS_FIGURE = "robustness.png"
 DrawExamples = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
@@ -41,13 +43,15 @@ def draw_missing(
 
     def draw_figures(folder: Path) -> None:
         # matplotlib takes half a second to load, and may be missing.
-        from ikebana.reports import run_figures
+        from ikebana.reports import robustness_figure, run_figures
 
         first_row = dataset.used_photos_with_row.filter(split="train")["row"][0]
         examples = draw_examples(pixels.pixels[first_row])
         with atomic_directory(folder, create_parent=False) as partial_folder:
             run_figures.draw_all(partial_folder, run, dataset, pixels.pixels, examples)
             run_figures.draw_confusion(partial_folder, evaluation)
+            if evaluation.robustness is not None:
+                robustness_figure.draw_robustness(evaluation.robustness, partial_folder / ROBUSTNESS_FIGURE)
 
     writers: dict[str, Callable[[Path], None]] = {
         FIGURES: draw_figures,
@@ -63,6 +67,24 @@ def draw_missing(
             "the run is complete, but not all of its figures and thumbnails could be written\n"
             f"  {lines}\n  try  {run.resume_command}"
         )
+
+
+def draw_robustness(run: Run, robustness: Robustness) -> None:
+    """Add the figure of the robustness to the other figures.
+
+    Where these are missing, all are drawn together later.
+    """
+
+    def draw(file: Path) -> None:
+        from ikebana.reports import robustness_figure
+
+        robustness_figure.draw_robustness(robustness, file)
+
+    if not (run.folder / FIGURES).is_dir():
+        return
+    with progress.stage("draw figures", 1, "steps") as bar:
+        if reason := _try_to_write(draw, run.folder / FIGURES / ROBUSTNESS_FIGURE, bar):
+            progress.warn(f"the figure of the robustness could not be written\n  {reason}")
 
 
 def _try_to_write(write: Callable[[Path], None], folder: Path, bar: progress.Bar) -> str:

@@ -2,6 +2,7 @@
 
 recipe.json                 every option
 source.json                 path (or root folder) and fingerprint of the photos, the classes, the initial recipe
+                            and, if it is wanted, that robustness is measured
 pretrained.json             source and licence of the pretrained weights per network, if any
 dataset.parquet             one row per path found: status, label, split, sha256
 photos.parquet              the rows of the frame that listed the photos, if it was a frame
@@ -83,12 +84,26 @@ class Run:
         return values
 
     @property
+    def wants_robustness(self) -> bool:
+        """Whether the user asked for the accuracy on changed test photos."""
+        return bool(self.source.get("robustness"))
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.source["classes"])
 
     @property
     def is_finished(self) -> bool:
         return (self.folder / "evaluation.json").exists()
+
+    @property
+    def lacks_robustness(self) -> bool:
+        """Whether a finished run lacks its robustness and can still get it.
+
+        After a refit on all photos, no network is left that was not trained on the test photos.
+        """
+        is_wanted = self.wants_robustness and self.is_finished and not self.recipe.refit_on_all
+        return is_wanted and self.evaluation.robustness is None
 
     @functools.cached_property
     def evaluation(self) -> Evaluation:

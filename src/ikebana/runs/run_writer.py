@@ -69,8 +69,8 @@ class RunWriter:
         self.write_text("epochs.jsonl", "".join(json.dumps(asdict(epoch)) + "\n" for epoch in epochs))
 
     def report_if_finished(self) -> bool:
-        """Return whether the run is finished, and print a message if it is."""
-        if self.run.is_finished:
+        """Return whether the run is finished, and print a message if it lacks nothing."""
+        if self.run.is_finished and not self.run.lacks_robustness:
             progress.message(f"{self.folder} is already finished: nothing to do")
         return self.run.is_finished
 
@@ -116,6 +116,11 @@ class RunWriter:
             # The run is complete without this.
             except OSError as error:
                 progress.warn(f"{checkpoint} is no longer needed but could not be deleted: {error.strerror}")
+
+    def request_robustness(self) -> "RunWriter":
+        """Record that robustness is wanted; return a writer of the changed run."""
+        self.write_json("source.json", self.run.source | {"robustness": True})
+        return RunWriter(Run(self.folder))
 
     def report(self, scores: Evaluation, seconds: Mapping[str, float]) -> None:
         """Report the scores, and add the seconds of the pictures to them."""
