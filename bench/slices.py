@@ -78,7 +78,8 @@ def count_false_alarms(properties: Properties, rounds: int, group_size: int) -> 
     groups, alarms, tests = np.arange(n) // group_size, 0, 0
     for seed in range(rounds):
         rng = np.random.default_rng(seed)
-        order = rng.permutation(n)
+        # Photos of one group have the same properties, so that a group is in one slice.
+        order = rng.permutation(n)[groups]
         rates = rng.beta(ACCURACY, 1 - ACCURACY, n)[groups] if group_size > 1 else np.full(n, ACCURACY)
         slices = score_slices(
             rng.random(n) < rates, {name: values[order] for name, values in properties.items()}, groups
@@ -103,7 +104,7 @@ def darken(table: pl.DataFrame, name: str, folder: Path, rng: random.Random) -> 
 
 
 def spoil_labels(table: pl.DataFrame, rng: random.Random) -> pl.DataFrame:
-    """Give each photo a random site; at one of them, a fifth of the labels is wrong."""
+    """Give each photo a random site, and one site a fifth of wrong labels."""
     classes = sorted(set(table["label"]))
     sites = [rng.choice(SITES) for _ in range(table.height)]
     labels = [
