@@ -147,6 +147,10 @@ def run_quietly(work: Callable[..., Any], *arguments: Any, **options: Any) -> An
             raise
 
 
+class StepLimitReached(KeyboardInterrupt):
+    """Interrupts training as Ctrl-C does, but is distinct from a Ctrl-C of the user."""
+
+
 @contextmanager
 def interrupt_after(steps: int) -> Iterator[None]:
     """Raise KeyboardInterrupt after `steps` training steps, with a checkpoint after every step."""
@@ -159,7 +163,7 @@ def interrupt_after(steps: int) -> Iterator[None]:
     def interrupted_step(*arguments: Any) -> Any:
         nonlocal steps_run
         if steps_run == steps:
-            raise KeyboardInterrupt
+            raise StepLimitReached
         steps_run += 1
         return step(*arguments)
 
@@ -167,7 +171,8 @@ def interrupt_after(steps: int) -> Iterator[None]:
     loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = 0, 1e9
     try:
         yield
-    except KeyboardInterrupt:
+    except StepLimitReached:
+        # The training ended as intended. Any other exception is an error.
         pass
     else:
         raise AssertionError(f"training ended within {steps} steps")

@@ -89,8 +89,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            end = "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-            raise ContestantError(f"{self.name} stopped (status {self.process.wait()}):\n{end}")
+            raise self._describe_end()
         return json.loads(line)
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -100,9 +99,13 @@ class Worker:
             self.process.stdin.write(command + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            # The process is dead. `answer` raises an error with its log.
-            pass
+            raise self._describe_end() from None
         return self.answer()
+
+    def _describe_end(self) -> ContestantError:
+        """Build the error for a process that has ended, with the end of its log."""
+        end = "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        return ContestantError(f"{self.name} stopped (status {self.process.wait()}):\n{end}")
 
     def stop(self) -> None:
         """Kill the process; it has nothing to save."""

@@ -1,4 +1,4 @@
-"""An archive from anywhere: its photos come out, nothing gets out of the cache, and nothing is half done."""
+"""Archives are extracted only into the cache, and completely or not at all."""
 
 import json
 import os
@@ -23,11 +23,11 @@ LINK = stat.S_IFLNK | 0o777
 DEVICE = stat.S_IFCHR | 0o666
 
 
-def in_the_cache(cache):
-    return [each.relative_to(cache).as_posix() for each in cache.rglob("*")]
+def list_cache(cache):
+    return [path.relative_to(cache).as_posix() for path in cache.rglob("*")]
 
 
-def refusal(tmp_path, data, name="photos.zip"):
+def get_refusal(tmp_path, data, name="photos.zip"):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(PhotosError) as refused:
         sources.read(tmp_path / name)
@@ -35,7 +35,7 @@ def refusal(tmp_path, data, name="photos.zip"):
     return refused.value.what
 
 
-# What wants to get out
+# Paths outside the archive
 
 OUTSIDE = [
     "../x.jpg",
@@ -56,7 +56,7 @@ def test_a_member_with_a_path_outside_the_archive_is_skipped(tmp_path, kind, ike
     assert list(statuses.values()).count("its path points outside the archive") == len(OUTSIDE)
     assert list(statuses.values()).count(STATUS_UNOPENED) == 6
     assert not Path("/tmp/ikebana-escaped.jpg").exists()
-    assert len([each for each in ikebana_cache.rglob("*.jpg") if each.is_file()]) == 6
+    assert len([path for path in ikebana_cache.rglob("*.jpg") if path.is_file()]) == 6
 
 
 def test_links_and_devices_stay_packed(tmp_path, ikebana_cache):
@@ -68,7 +68,7 @@ def test_links_and_devices_stay_packed(tmp_path, ikebana_cache):
     members = [(name, data, 0o100644) for name, data in two_classes().items()]
     statuses = read_statuses(tmp_path, make_zip(members + [(name, *kind) for name, kind in kinds.items()]))
     assert {statuses[name] for name in kinds} == {"a link or device in an archive"}
-    assert not any(each.is_symlink() for each in ikebana_cache.rglob("*"))
+    assert not any(path.is_symlink() for path in ikebana_cache.rglob("*"))
 
 
 def test_a_tar_cannot_write_through_its_own_links(tmp_path, ikebana_cache):
@@ -81,10 +81,10 @@ def test_a_tar_cannot_write_through_its_own_links(tmp_path, ikebana_cache):
     statuses = read_statuses(tmp_path, make_tar(files + kinds), "photos.tar")
     assert list(statuses.values()).count("a link or device in an archive") == 5
     assert statuses["out/x.jpg"] == STATUS_UNOPENED  # in a real folder of that name, within the cache
-    assert not any(each.is_symlink() for each in ikebana_cache.rglob("*"))
+    assert not any(path.is_symlink() for path in ikebana_cache.rglob("*"))
 
 
-# What cannot be unpacked, beside what can
+# Members that cannot be unpacked among others that can
 
 
 def mark_encrypted(data: bytes, *names: str) -> bytes:
@@ -114,7 +114,7 @@ def test_encrypted_members_are_named(tmp_path):
 def test_the_first_of_several_members_with_one_name_is_used(tmp_path, kind):
     again = ["a/0.jpg", "A/0.JPG", "./a/0.jpg", "a//0.jpg"]
     statuses = read_statuses(tmp_path, make_archive(again, kind), f"photos.{kind}")
-    assert len(statuses) == 6 + 3  # two are spelled alike in the table, too
+    assert len(statuses) == 6 + 3  # two have the same path in the table, too
     with_it = sources.read(tmp_path / "home" / f"photos.{kind}")
     statuses = with_it.photos["status"].to_list()
     assert statuses.count("appears twice in the archive") == 3
@@ -128,7 +128,7 @@ def test_a_path_that_is_both_a_file_and_a_folder_keeps_the_first(tmp_path, kind)
     assert statuses["a/0.jpg/inside.jpg"] == statuses["b"] == "another member has the same path"
 
 
-def test_names_that_a_disk_cannot_store_are_skipped_with_a_reason(tmp_path):
+def test_names_that_a_file_system_cannot_store_are_skipped_with_a_reason(tmp_path):
     long = f"a/{'x' * 300}.jpg"
     statuses = read_statuses(tmp_path, make_archive([long, "a/bell\a.jpg", "./"[:1]], "tar"), "photos.tar")
     assert statuses[long] == "this disk cannot store its name"
@@ -147,13 +147,13 @@ GOOD_NAMES = [
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_names_in_any_script_come_out_as_they_are(tmp_path, kind):
+def test_names_in_any_script_are_extracted_unchanged(tmp_path, kind):
     statuses = read_statuses(tmp_path, make_archive(GOOD_NAMES, kind), f"photos.{kind}")
     shown = [name for name in GOOD_NAMES if not name.startswith("a/..")]  # hidden, as everywhere
     assert {statuses[name] for name in shown} == {STATUS_UNOPENED}
 
 
-def test_tar_members_with_names_in_an_old_encoding_are_skipped_readably(tmp_path):
+def test_tar_members_with_names_in_a_legacy_encoding_are_skipped_and_named(tmp_path):
     data = make_archive(["a/caf_.jpg"], "tar").replace(b"a/caf_.jpg", b"a/caf\xe9.jpg")
     header = bytearray(data[(start := data.index(b"a/caf\xe9.jpg")) : start + 512])
     header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
@@ -162,12 +162,12 @@ def test_tar_members_with_names_in_an_old_encoding_are_skipped_readably(tmp_path
     assert len(statuses) == 7
 
 
-def test_a_zip_with_backslashes_has_the_folders_it_means(tmp_path):
+def test_backslashes_in_a_zip_are_folder_separators(tmp_path):
     data = make_zip([(name.replace("/", "\\"), file, 0) for name, file in two_classes().items()])
     assert read_statuses(tmp_path, data) == dict.fromkeys(two_classes(), STATUS_UNOPENED)
 
 
-def test_an_empty_class_folder_in_an_archive_is_noticed(tmp_path):
+def test_an_empty_class_folder_in_an_archive_is_reported(tmp_path):
     files = [(name, data, tarfile.REGTYPE) for name, data in two_classes().items()]
     (tmp_path / "photos.tar").write_bytes(make_tar([*files, ("c", b"", tarfile.DIRTYPE)]))
     (tmp_path / "photos.zip").write_bytes(make_zip([*((*file[:2], 0o100644) for file in files), ("c/", b"", 0o40755)]))
@@ -175,7 +175,7 @@ def test_an_empty_class_folder_in_an_archive_is_noticed(tmp_path):
         assert sources.read(tmp_path / name).empty_classes == ("c",)
 
 
-def test_an_archive_within_an_archive_is_no_photo(tmp_path):
+def test_an_archive_within_an_archive_is_not_a_photo(tmp_path):
     inner = make_archive([], "zip")
     for name, data in {
         "photos.zip": make_zip([*((*file, 0) for file in two_classes().items()), ("b/more.zip", inner, 0)]),
@@ -206,11 +206,11 @@ def test_an_archive_that_expands_too_much_is_refused_and_leaves_no_files(tmp_pat
         "one.tar.xz": make_tar([("a/0.jpg", zeros, tarfile.REGTYPE)], "w:xz"),
     }.items():
         assert len(data) * archive.MAX_EXPANSION_RATIO < 2**20
-        assert "expands to more than 100 times" in refusal(tmp_path, data, name)
-        assert in_the_cache(ikebana_cache) in ([], ["archives"])
+        assert "expands to more than 100 times" in get_refusal(tmp_path, data, name)
+        assert list_cache(ikebana_cache) in ([], ["archives"])
 
 
-def test_an_archive_may_grow_as_photos_do(tmp_path, monkeypatch):
+def test_a_normal_compression_ratio_is_accepted(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MIN_UNPACK_BUDGET_BYTES", 2**20 + 8 * archive.ENTRY_OVERHEAD_BYTES)
     members = [(f"{name}/{number}.jpg", bytes(2**18), 0) for name in "ab" for number in range(2)]  # 1 MiB in all
     assert len(read_statuses(tmp_path, make_zip(members, zipfile.ZIP_DEFLATED))) == 4
@@ -220,52 +220,52 @@ def test_an_archive_may_grow_as_photos_do(tmp_path, monkeypatch):
 def test_too_many_members_are_refused(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(archive, "MAX_MEMBERS", 6)
     assert len(read_statuses(tmp_path, make_archive([], kind), f"photos.{kind}")) == 6
-    assert "more than 6 members" in refusal(tmp_path, make_archive(["a/7.jpg"], kind), f"more.{kind}")
+    assert "more than 6 members" in get_refusal(tmp_path, make_archive(["a/7.jpg"], kind), f"more.{kind}")
 
 
 # Damage
 
 
 @pytest.mark.parametrize("mode", ["w:", "w:gz", "w:bz2", "w:xz"])
-def test_a_tar_cut_short_anywhere_is_refused(tmp_path, mode, ikebana_cache):
+def test_a_tar_truncated_anywhere_is_refused(tmp_path, mode, ikebana_cache):
     data = make_tar([(*file, tarfile.REGTYPE) for file in two_classes().items()], mode)
     end = len(data) if mode != "w:" else data.rindex(b"b/2.jpg") + 512 + len(two_classes()["b/2.jpg"])
     cuts = {end * tenth // 10 for tenth in range(1, 10)} | {end - 1, 512, 1024, 1536}
     for place in sorted(cuts & set(range(end))):
-        assert "archive" in refusal(tmp_path, data[:place], "photos.tar")
-    assert in_the_cache(ikebana_cache) in ([], ["archives"])
+        assert "archive" in get_refusal(tmp_path, data[:place], "photos.tar")
+    assert list_cache(ikebana_cache) in ([], ["archives"])
 
 
-def test_a_tar_cut_within_its_first_headers_is_called_damaged(tmp_path):
+def test_a_tar_truncated_within_its_first_headers_is_called_damaged(tmp_path):
     data = make_tar([("é" * 60 + "/0.jpg", encode_photo(0), tarfile.REGTYPE)])
     for place in (0, 512, 1024, 1536):
-        assert "this archive is damaged" in refusal(tmp_path, data[:place], "photos.tar")
+        assert "this archive is damaged" in get_refusal(tmp_path, data[:place], "photos.tar")
 
 
-def test_a_tar_with_a_garbled_header_is_refused_instead_of_ending_there(tmp_path):
+def test_a_tar_with_a_damaged_header_is_refused_and_not_taken_for_complete(tmp_path):
     data = bytearray(make_archive([], "tar"))
-    data[data.index(b"b/0.jpg")] ^= 1  # the header's checksum tells
-    assert "damaged" in refusal(tmp_path, bytes(data), "photos.tar")
+    data[data.index(b"b/0.jpg")] ^= 1  # its checksum no longer matches
+    assert "damaged" in get_refusal(tmp_path, bytes(data), "photos.tar")
 
 
 def test_a_truncated_zip_is_refused(tmp_path, ikebana_cache):
     data = make_archive([], "zip")
     for tenth in range(1, 10):
-        assert "damaged: the end of the zip is missing" in refusal(tmp_path, data[: len(data) * tenth // 10])
-    assert "not a zip or tar file" in refusal(tmp_path, b"no archive at all")
-    assert "damaged: it is empty" in refusal(tmp_path, b"")
-    assert in_the_cache(ikebana_cache) in ([], ["archives"])
+        assert "damaged: the end of the zip is missing" in get_refusal(tmp_path, data[: len(data) * tenth // 10])
+    assert "not a zip or tar file" in get_refusal(tmp_path, b"no archive at all")
+    assert "damaged: it is empty" in get_refusal(tmp_path, b"")
+    assert list_cache(ikebana_cache) in ([], ["archives"])
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_damaged_member_of_a_zip_costs_that_member_alone(tmp_path, compression, ikebana_cache):
+def test_only_the_damaged_member_of_a_zip_is_skipped(tmp_path, compression, ikebana_cache):
     data = bytearray(make_zip([(*file, 0) for file in two_classes().items()], compression))
     place = data.index(b"a/1.jpg") + 60
     data[place : place + 8] = b"\xff" * 8
     statuses = read_statuses(tmp_path, bytes(data))
     assert statuses.pop("a/1.jpg").startswith("damaged in the archive")
     assert set(statuses.values()) == {STATUS_UNOPENED}
-    assert not [each for each in ikebana_cache.rglob("1.jpg") if each.parent.name == "a"]
+    assert not [path for path in ikebana_cache.rglob("1.jpg") if path.parent.name == "a"]
 
 
 def test_an_unsupported_compression_is_reported(tmp_path):
@@ -283,7 +283,7 @@ def test_an_unsupported_compression_is_reported(tmp_path):
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3),
 )
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_an_archive_with_changed_bytes_is_a_data_set_or_a_refusal(tmp_path_factory, kind, changes):
+def test_an_archive_with_changed_bytes_is_read_or_refused(tmp_path_factory, kind, changes):
     files = two_classes().items()
     data = bytearray(
         make_zip([(*file, 0) for file in files], zipfile.ZIP_DEFLATED)
@@ -301,10 +301,10 @@ def test_an_archive_with_changed_bytes_is_a_data_set_or_a_refusal(tmp_path_facto
     assert 0 < dataset.photos.height <= 7
 
 
-# Once, and whole
+# Unpacked once, and completely
 
 
-def test_the_second_time_nothing_is_unpacked(tmp_path, monkeypatch):
+def test_an_unpacked_archive_is_not_unpacked_again(tmp_path, monkeypatch):
     first = read_statuses(tmp_path, make_archive(["../x.jpg"], "zip"))
     monkeypatch.setattr(archive, "_iterate_members", None)
     assert read_statuses(tmp_path, make_archive(["../x.jpg"], "zip")) == first
@@ -322,25 +322,25 @@ def test_a_damaged_unpacked_archive_is_unpacked_again(tmp_path, ikebana_cache, s
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
-def test_an_interrupted_unpacking_leaves_nothing_half_made(tmp_path, monkeypatch, ikebana_cache, interruption):
+def test_an_interrupted_unpacking_leaves_no_partial_files(tmp_path, monkeypatch, ikebana_cache, interruption):
     (tmp_path / "photos.zip").write_bytes(make_archive([], "zip"))
     copied, calls = archive._copy_content, []
 
-    def interrupted(*arguments):
+    def interrupt(*arguments):
         calls.append(arguments)
         if len(calls) == 4:
             raise interruption
         return copied(*arguments)
 
-    monkeypatch.setattr(archive, "_copy_content", interrupted)
+    monkeypatch.setattr(archive, "_copy_content", interrupt)
     expected = MachineError if isinstance(interruption, OSError) else interruption
     with pytest.raises(expected):
         sources.read(tmp_path / "photos.zip")
-    assert in_the_cache(ikebana_cache) == ["archives"]
+    assert list_cache(ikebana_cache) == ["archives"]
     assert sources.read(tmp_path / "photos.zip").photos.height == 6
 
 
-def test_an_archive_larger_than_the_free_disk_is_refused_with_the_numbers(tmp_path, monkeypatch):
+def test_an_archive_larger_than_the_free_disk_space_is_refused_with_both_sizes(tmp_path, monkeypatch):
     (tmp_path / "photos.zip").write_bytes(make_archive([], "zip"))
     usage = system_files.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(system_files.shutil, "disk_usage", lambda place: usage._replace(free=1000))
@@ -348,7 +348,7 @@ def test_an_archive_larger_than_the_free_disk_is_refused_with_the_numbers(tmp_pa
         sources.read(tmp_path / "photos.zip")
 
 
-def test_a_cache_that_is_no_folder_is_an_error_for_people(tmp_path, monkeypatch):
+def test_a_cache_that_is_not_a_folder_is_an_error_message(tmp_path, monkeypatch):
     (tmp_path / "photos.zip").write_bytes(make_archive([], "zip"))
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "file" / "cache"))

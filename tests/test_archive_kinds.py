@@ -1,4 +1,4 @@
-"""Archives of all kinds that people have: read as they are meant, or refused with what to do."""
+"""Archives of all formats that users have: read as intended, or refused with advice."""
 
 import gzip
 import io
@@ -17,7 +17,7 @@ from ikebana.errors import PhotosError
 ALL_READ = dict.fromkeys(two_classes(), STATUS_UNOPENED)
 
 
-def refuse(file, data):
+def get_refusal(file, data):
     file.write_bytes(data)
     with pytest.raises(PhotosError) as refusal:
         sources.read(file)
@@ -26,10 +26,10 @@ def refuse(file, data):
     return refusal.value
 
 
-# Read as they are meant
+# Read as intended
 
 
-def test_bytes_before_and_behind_a_zip_do_not_matter(tmp_path):
+def test_bytes_before_and_after_a_zip_are_ignored(tmp_path):
     data = make_archive([], "zip")
     assert read_statuses(tmp_path, b"#!/bin/sh\n" * 10 + data) == ALL_READ
     assert read_statuses(tmp_path, data + b"signature" * 100) == ALL_READ
@@ -82,7 +82,7 @@ def test_two_tars_in_one_file_are_reported(tmp_path, compress):
     assert sources.read(tmp_path / "padded.tar").notes == ()
 
 
-def test_an_archive_that_was_unpacked_by_other_rules_is_unpacked_again(tmp_path, ikebana_cache):
+def test_an_archive_unpacked_by_another_version_is_unpacked_again(tmp_path, ikebana_cache):
     read_statuses(tmp_path, make_archive([], "zip"))
     (file,) = ikebana_cache.rglob("members.json")
     record = json.loads(file.read_text())
@@ -91,11 +91,11 @@ def test_an_archive_that_was_unpacked_by_other_rules_is_unpacked_again(tmp_path,
     assert json.loads(file.read_text()) == record
 
 
-# Refused with what to do
+# Refused with advice
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_an_archive_of_archives_alone_is_refused_by_their_names(tmp_path, kind):
+def test_an_archive_that_holds_only_archives_is_refused_with_their_names(tmp_path, kind):
     inner = {"flowers/daisy.zip": make_archive([], "zip"), "flowers/rose.ZIP": make_archive([], "zip")}
     inner["flowers/README.txt"] = b"two classes"
     data = (
@@ -103,14 +103,14 @@ def test_an_archive_of_archives_alone_is_refused_by_their_names(tmp_path, kind):
         if kind == "zip"
         else make_tar([(*file, tarfile.REGTYPE) for file in inner.items()])
     )
-    error = refuse(tmp_path / f"photos.{kind}", data)
+    error = get_refusal(tmp_path / f"photos.{kind}", data)
     assert error.what == "this archive contains only other archives: flowers/daisy.zip, flowers/rose.ZIP"
 
 
 @pytest.mark.parametrize("parts", [2, 12])
 def test_the_last_part_of_a_split_zip_is_refused_with_how_to_join_it(tmp_path, parts):
     members = [(name.encode(), data) for name, data in two_classes().items()]
-    error = refuse(tmp_path / "flowers.zip", make_raw_zip(members, disk=parts - 1))
+    error = get_refusal(tmp_path / "flowers.zip", make_raw_zip(members, disk=parts - 1))
     assert error.what == f"this is the last of the {parts} parts of a split zip"
     assert "zip -s 0 flowers.zip --out joined.zip" in (error.advice or "")
 
@@ -127,18 +127,18 @@ def test_the_last_part_of_a_split_zip_is_refused_with_how_to_join_it(tmp_path, p
         ("flowers.zip.001", b"PK\3\4", "ikebana does not read .001 files"),
     ],
 )
-def test_other_archives_are_called_what_they_are(tmp_path, name, start, what):
-    assert refuse(tmp_path / name, start + bytes(1000)).what == what
+def test_other_archive_formats_are_refused_by_name(tmp_path, name, start, what):
+    assert get_refusal(tmp_path / name, start + bytes(1000)).what == what
 
 
 @pytest.mark.parametrize("prefix", ["/home/ada/flowers/", "C:\\flowers\\", "C:/flowers/"])
-def test_a_zip_of_absolute_paths_says_why_nothing_is_read(tmp_path, prefix):
+def test_a_zip_of_absolute_paths_is_refused_with_the_reason(tmp_path, prefix):
     members = [(f"{prefix}{name}", data, 0) for name, data in two_classes().items()]
-    error = refuse(tmp_path / "flowers.zip", make_zip(members))
+    error = get_refusal(tmp_path / "flowers.zip", make_zip(members))
     assert error.what == "no photos found; 6 of 6 paths were skipped (its path points outside the archive)"
 
 
-def test_other_archives_among_photos_to_predict_are_called_what_they_are(tmp_path):
+def test_other_archive_formats_among_photos_to_predict_are_reported_by_name(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encode_photo(1))
     (tmp_path / "b.7z").write_bytes(b"7z\xbc\xaf\x27\x1c\0\4" + bytes(1000))
     assert len(list(unlabelled.find_photos(tmp_path))) == 2

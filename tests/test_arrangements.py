@@ -1,4 +1,4 @@
-"""Any arrangement of labelled photos, in any known form: what is read is what was written, or it is refused."""
+"""Any known arrangement of labelled photos is read as written, or refused."""
 
 import io
 import tarfile
@@ -63,7 +63,10 @@ Collection = list[Photo]
 
 @st.composite
 def collections(draw: st.DrawFn, names: list[str]) -> Collection:
-    """Draw photos of at least two classes, each class with a photo in every split, if there are splits."""
+    """Draw photos of two or more classes, with optional splits.
+
+    If there are splits, each class has a photo in every split.
+    """
     classes = draw(st.lists(st.sampled_from(names), min_size=2, max_size=4, unique=True))
     has_splits = draw(st.booleans())
     labelled = [
@@ -194,7 +197,7 @@ def read_back(photos: Collection, source: sources.PhotoSource) -> tuple[Rows, se
 
 
 def strip_labels(photos: Collection) -> Collection:
-    """Remove outer spaces from labels, as tables do: people cannot see them there."""
+    """Remove outer spaces from labels, as tables do, because they are invisible there."""
     return [replace(photo, label=photo.label.strip()) for photo in photos]
 
 
@@ -205,7 +208,7 @@ def describe(photos: Collection) -> Rows:
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=60)
 @given(st.data())
-def test_ordinary_photos_are_read_as_they_were_written(form, data):
+def test_photos_with_plain_names_are_read_back_as_written(form, data):
     photos = data.draw(collections(PLAIN_NAMES))
     with tempfile.TemporaryDirectory() as folder:
         source = form(data.draw, photos, Path(folder))
@@ -215,7 +218,7 @@ def test_ordinary_photos_are_read_as_they_were_written(form, data):
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=100)
 @given(st.data())
-def test_photos_with_ambiguous_names_are_read_as_they_were_written_or_refused(form, data):
+def test_photos_with_ambiguous_names_are_read_back_as_written_or_refused(form, data):
     photos = data.draw(collections([*PLAIN_NAMES[:4], *AMBIGUOUS_NAMES]))
     with tempfile.TemporaryDirectory() as folder:
         source = form(data.draw, photos, Path(folder))

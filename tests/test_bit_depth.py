@@ -1,4 +1,4 @@
-"""Colours of 16 bits, of which a camera or a microscope may use 10 or 12: the same picture as with 8 bits."""
+"""Colours of 16 bits, of which a camera may use 10 or 12."""
 
 import base64
 import io
@@ -26,7 +26,10 @@ PNG_GREY_ALPHA, PNG_RGB, PNG_RGBA = 4, 2, 6
 
 
 def encode_png(samples, colour_type, is_interlaced=False):
-    """A PNG with 16 bits per sample; W3C PNG, section 11. Pillow writes 8-bit colours only."""
+    """Encode a PNG with 16 bits per sample; W3C PNG, section 11.
+
+    Pillow writes 8-bit colours only.
+    """
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -39,7 +42,10 @@ def encode_png(samples, colour_type, is_interlaced=False):
 
 
 def encode_tiff(samples, order="<", has_planes=False, is_compressed=False, orientation=1):
-    """A TIFF with 16 bits per sample in one strip, or one per plane; TIFF 6.0. Pillow writes 8-bit colours only."""
+    """Encode a TIFF with 16 bits per sample; TIFF 6.0.
+
+    It has one strip, or one per plane. Pillow writes 8-bit colours only.
+    """
     height, width, count = samples.shape
     planes = np.moveaxis(samples, -1, 0) if has_planes else samples[None]
     strips = [plane.astype(f"{order}u2").tobytes() for plane in planes]
@@ -85,14 +91,14 @@ FORMATS = {
 
 @pytest.mark.parametrize("bits", BIT_DEPTHS)
 @pytest.mark.parametrize("name", FORMATS)
-def test_colours_are_as_bright_in_every_depth(name, bits):
+def test_colours_have_the_same_brightness_at_every_bit_depth(name, bits):
     data = FORMATS[name](COLOURS * FACTORS[bits])
     photo = decoding.decode_full_size(data).astype(int)
     assert np.abs(photo - COLOURS).max() <= 1
 
 
 def test_colours_of_all_samples_are_stretched_together():
-    """Stretched one by one, a red flower would turn grey."""
+    """If channels were stretched separately, a red flower would turn grey."""
     red = (COLOURS * [4, 2, 1] // 4).astype(np.uint16)
     photo = decoding.decode_full_size(encode_png(red * 16, PNG_RGB)).astype(int)
     assert np.abs(photo - red.astype(int)).max() <= 2
@@ -102,19 +108,19 @@ def test_colours_of_all_samples_are_stretched_together():
 @pytest.mark.parametrize(
     ("colour_type", "colours"), [(PNG_RGBA, COLOURS), (PNG_GREY_ALPHA, GREY)], ids=["RGBA", "grey with alpha"]
 )
-def test_transparency_of_any_depth_lets_white_through(colour_type, colours, bits):
+def test_transparent_pixels_of_any_bit_depth_show_the_white_background(colour_type, colours, bits):
     data = encode_png(np.concatenate([colours, ALPHA], -1) * FACTORS[bits], colour_type)
     opaque = ALPHA / 255
     expected = np.broadcast_to(colours, COLOURS.shape) * opaque + 255 * (1 - opaque)
     assert np.abs(decoding.decode_full_size(data) - expected).max() <= 2
 
 
-def test_transparency_of_16_bits_is_kept_beside_dark_colours():
+def test_transparency_of_16_bits_is_kept_with_dark_colours():
     data = encode_png(np.concatenate([COLOURS * 16, np.full_like(GREY, 65535)], -1), PNG_RGBA)
     assert np.abs(decoding.decode_full_size(data).astype(int) - COLOURS).max() <= 1
 
 
-def test_photos_that_use_a_sixteenth_of_the_range_are_read_as_pillow_reads_them():
+def test_photos_that_use_a_sixteenth_of_the_range_are_read_as_by_pillow():
     for brightest in (4352, 20000, 65535):
         samples = (COLOURS.astype(np.int64) * brightest // 255).astype(np.uint16)
         for data in (encode_png(samples, PNG_RGB), encode_tiff(samples), encode_tiff(samples, ">", is_compressed=True)):
@@ -123,11 +129,11 @@ def test_photos_that_use_a_sixteenth_of_the_range_are_read_as_pillow_reads_them(
 
 
 @pytest.mark.parametrize("value", [0, 7, 4000])
-def test_a_photo_of_one_dark_colour_is_one_colour(value):
+def test_a_photo_of_one_dark_colour_stays_uniform(value):
     assert len(np.unique(decode_as_int(encode_png(np.full((8, 8, 3), value, np.uint16), PNG_RGB), 8))) == 1
 
 
-def test_a_turned_photo_is_stretched_like_others():
+def test_a_rotated_photo_is_stretched_like_others():
     upright = decoding.decode_full_size(encode_tiff(COLOURS * 16))
     turned = decoding.decode_full_size(encode_tiff(COLOURS * 16, orientation=6))
     assert np.array_equal(turned, np.rot90(upright, -1))
@@ -135,7 +141,7 @@ def test_a_turned_photo_is_stretched_like_others():
     assert (photo.width, photo.height) == (40, 60)
 
 
-def test_lower_bits_that_pillow_does_not_reach_are_a_refusal():
+def test_a_photo_whose_lower_bits_pillow_cannot_read_is_refused():
     assert get_decoding_error(encode_tiff(COLOURS * 16, has_planes=True, is_compressed=True)) == (
         "unreadable: its colours use less than a sixteenth of their range (save it with 8 bits per colour)"
     )
@@ -156,7 +162,7 @@ def test_a_dark_jpeg_2000_is_refused_and_one_of_8_bits_is_black():
     assert decode_as_int(encode_image(Image.new("RGB", (8, 8)), "JPEG2000"), 8).max() == 0
 
 
-def test_an_open_image_with_dark_colours_is_refused_with_what_to_give():
+def test_an_open_image_with_dark_colours_is_refused_with_advice():
     with (
         Image.open(io.BytesIO(encode_png(COLOURS * 16, PNG_RGB))) as image,
         pytest.raises(UnreadablePhoto, match="give the file instead of an open image"),

@@ -1,4 +1,4 @@
-"""What is in the cache is told and can be cleared, and nothing that is not ikebana's ever goes."""
+"""The cache is reported and can be cleared, without touching other files."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from ikebana.system import cache_folder, files
 
 @pytest.fixture
 def filled_cache(tmp_path, monkeypatch):
-    """A cache with an entry of each kind, and things of the user's beside them."""
+    """A cache with an entry of each kind, and files of the user."""
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path))
     names = {
         "pixels": "a" * 32, "features": "b" * 32, "archives": "c" * 64, "measurements": "d" * 16 + ".json",
@@ -30,21 +30,21 @@ def filled_cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_each_kind_is_counted_and_weighed(filled_cache):
-    found = ikebana.cache()
-    assert {each.kind: (each.entries, each.bytes) for each in found.kinds} == dict.fromkeys(
+def test_each_kind_of_entry_is_counted_and_measured(filled_cache):
+    contents = ikebana.cache()
+    assert {usage.kind: (usage.entries, usage.bytes) for usage in contents.kinds} == dict.fromkeys(
         cache_command.CACHE_KINDS, (1, 1000)
     )
-    assert found.bytes == 6000
-    assert str(filled_cache) in repr(found)
+    assert contents.bytes == 6000
+    assert str(filled_cache) in repr(contents)
 
 
-def test_clearing_takes_all_that_is_ikebanas(filled_cache):
+def test_clearing_removes_all_files_of_ikebana(filled_cache):
     assert ikebana.cache(clear=True).bytes == 0
     assert not list(filled_cache.iterdir())
 
 
-def test_clearing_leaves_what_is_not_ikebanas(filled_cache):
+def test_clearing_leaves_files_of_other_programs(filled_cache):
     theirs = [
         filled_cache / name
         for name in (
@@ -59,10 +59,10 @@ def test_clearing_leaves_what_is_not_ikebanas(filled_cache):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("mine")
     ikebana.cache(clear=True)
-    assert sorted(each for each in filled_cache.rglob("*") if each.is_file()) == sorted(theirs)
+    assert sorted(path for path in filled_cache.rglob("*") if path.is_file()) == sorted(theirs)
 
 
-def test_clearing_takes_what_a_dead_process_left_and_not_what_a_living_one_fills(filled_cache):
+def test_clearing_removes_the_files_of_dead_processes_and_not_of_running_ones(filled_cache):
     dead = filled_cache / "pixels" / ".x.1.partial"
     dead.mkdir()
     files.lock_path(dead).touch()
@@ -74,7 +74,7 @@ def test_clearing_takes_what_a_dead_process_left_and_not_what_a_living_one_fills
     assert ikebana.cache().kinds[1].entries == 1
 
 
-def test_a_link_to_elsewhere_is_removed_and_what_it_leads_to_stays(filled_cache, tmp_path_factory):
+def test_a_link_is_removed_and_its_target_stays(filled_cache, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("photos")
     (elsewhere / "rose.jpg").write_text("mine")
     (filled_cache / "pixels" / ("9" * 32)).symlink_to(elsewhere)
@@ -83,23 +83,23 @@ def test_a_link_to_elsewhere_is_removed_and_what_it_leads_to_stays(filled_cache,
     assert not (filled_cache / "pixels").exists()
 
 
-def test_an_empty_cache_is_no_error(tmp_path, monkeypatch):
+def test_an_empty_cache_is_not_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "not there"))
     assert ikebana.cache(clear=True).bytes == 0
 
 
-def test_a_file_that_a_killed_process_left_half_written_goes_with_the_next_writing_and_a_young_one_stays(tmp_path):
+def test_the_next_write_removes_old_partial_files_and_leaves_recent_ones(tmp_path):
     old, young, other = (tmp_path / name for name in (".a.json.7.partial", ".a.json.8.partial", ".b.json.7.partial"))
-    for each in (old, young, other):
-        each.touch()
+    for path in (old, young, other):
+        path.touch()
     os.utime(old, (0, 0))
     os.utime(other, (0, 0))
     with files.atomic_write(tmp_path / "a.json") as beside:
         beside.write_text("{}")
-    assert {each.name for each in tmp_path.iterdir()} == {"a.json", young.name, other.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", young.name, other.name}
 
 
-def test_a_file_that_another_process_takes_away_meanwhile_does_not_end_the_count(monkeypatch):
+def test_a_file_that_another_process_removes_does_not_stop_the_count(monkeypatch):
     place = cache_folder.cache_folder() / "measurements"
     place.mkdir(parents=True)
     for number in range(3):
@@ -115,12 +115,12 @@ def test_a_file_that_another_process_takes_away_meanwhile_does_not_end_the_count
     assert cache_command.cache().bytes == 10
 
 
-def test_clearing_takes_what_was_left_half_written_long_ago_and_nothing_that_is_being_written():
+def test_clearing_removes_old_partial_files_and_leaves_recent_ones():
     place = cache_folder.cache_folder() / "weights"
     place.mkdir(parents=True)
     old, new = (place / f".net.safetensors.{name}.partial" for name in ("aa", "bb"))
-    for each in (old, new):
-        each.write_bytes(b"x" * 10)
+    for path in (old, new):
+        path.write_bytes(b"x" * 10)
     os.utime(old, (0, 0))
     cache_command.cache(clear=True)
     assert not old.exists()

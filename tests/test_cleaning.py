@@ -1,4 +1,4 @@
-"""Findings are acted upon in a table; every row that is dropped or changed says why, and no file of the user's changes."""
+"""Cleaning writes a table with a reason per changed row, and changes no photo."""
 
 import csv
 import hashlib
@@ -27,7 +27,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two classes, with a mirrored, a smaller and an identical copy, one photo under both labels, and a broken file."""
+    """Two classes with copies, a contradiction and a broken file.
+
+    The copies are mirrored, smaller and identical. One photo is under both labels.
+    """
     drawn = draw_two_class_scenes(10)
     drawn |= {"a/mirrored.jpg": ImageOps.mirror(drawn["a/0.jpg"]), "a/smaller.jpg": scale_image(drawn["a/0.jpg"], 0.5)}
     files = {path: encode_image(photo, "JPEG", quality=92) for path, photo in drawn.items()}
@@ -35,7 +38,7 @@ def photos(tmp_path):
     return write_files(tmp_path / "photos", files)
 
 
-def opened(folder):
+def open_and_check(folder):
     dataset, keep = pixel_cache.open_pixel_cache(sources.read(folder), 16, "squash")
     dataset = split.split_photos(
         sources.assign_classes(near_duplicates.find_near_duplicates(dataset, keep), ()), Recipe()
@@ -43,21 +46,21 @@ def opened(folder):
     return dataset, dataset_checks.check_dataset(dataset)
 
 
-def words(text, flag="--drop"):
+def parse_words(text, flag="--drop"):
     return parse_selectors(text.split(","), flag)
 
 
-def dropped(result):
+def list_dropped(result):
     return set(result.dropped_photos["path"])
 
 
-def doubt(path, label, confidence):
+def make_suspect(path, label, confidence):
     return Finding("suspect_label", "warning", (path,), f"looks like {label}", "look at it", label, confidence)
 
 
 def test_the_largest_duplicate_is_kept_and_the_others_name_it(photos):
-    dataset, found = opened(photos)
-    result = clean(dataset, found, words("exact_duplicate,near_duplicate"))
+    dataset, findings = open_and_check(photos)
+    result = clean(dataset, findings, parse_words("exact_duplicate,near_duplicate"))
     gone = dict(result.dropped_photos.select("path", "reason").iter_rows())
     assert len(gone.keys() & {"a/0.jpg", "a/mirrored.jpg", "a/smaller.jpg"}) == 2
     assert "a/smaller.jpg" in gone
@@ -70,43 +73,49 @@ def test_the_largest_duplicate_is_kept_and_the_others_name_it(photos):
 
 
 def test_a_photo_under_two_labels_stays_under_both_until_contradictions_are_dropped(photos):
-    dataset, found = opened(photos)
+    dataset, findings = open_and_check(photos)
     both = {"a/2.jpg", "b/wrong.jpg"}
-    assert not dropped(clean(dataset, found, words("exact_duplicate,near_duplicate"))) & both
+    assert not list_dropped(clean(dataset, findings, parse_words("exact_duplicate,near_duplicate"))) & both
     assert (
-        dropped(clean(dataset, found, words("exact_duplicate_conflicting_label,near_duplicate_conflicting_label")))
+        list_dropped(
+            clean(dataset, findings, parse_words("exact_duplicate_conflicting_label,near_duplicate_conflicting_label"))
+        )
         >= both
     )
 
 
-def test_what_cannot_be_read_is_never_in_the_table_and_the_rows_add_up(photos):
-    dataset, found = opened(photos)
+def test_unreadable_files_are_never_in_the_table_and_the_rows_add_up(photos):
+    dataset, findings = open_and_check(photos)
     for drop in (
         "",
         "unreadable",
         "exact_duplicate,near_duplicate,exact_duplicate_conflicting_label,near_duplicate_conflicting_label,unreadable",
     ):
-        result = clean(dataset, found, words(drop))
-        assert "b/broken.jpg" in dropped(result)
+        result = clean(dataset, findings, parse_words(drop))
+        assert "b/broken.jpg" in list_dropped(result)
         assert result.kept_photos.height + result.dropped_photos.height == dataset.photos.height
-        assert not set(result.kept_photos["path"]) & dropped(result)
+        assert not set(result.kept_photos["path"]) & list_dropped(result)
         assert result.dropped_photos["reason"].null_count() == 0
 
 
 @pytest.mark.slow
-def test_of_twins_in_given_parts_the_test_photo_stays(tmp_path):
+def test_of_duplicates_across_given_splits_the_test_photo_is_kept(tmp_path):
     drawn = {f"{part}/{path}": draw_scene(9000 + 100 * number + row) for number, part in enumerate(("train", "test"))
              for row, path in enumerate(draw_two_class_scenes(5))}  # fmt: skip
     drawn["test/a/small.jpg"] = scale_image(drawn["train/a/1.jpg"], 0.5)
-    dataset, found = opened(write_files(tmp_path, {path: encode_image(photo) for path, photo in drawn.items()}))
-    assert dropped(clean(dataset, found, words("exact_duplicate,near_duplicate"))) == {"train/a/1.jpg"}
+    dataset, findings = open_and_check(
+        write_files(tmp_path, {path: encode_image(photo) for path, photo in drawn.items()})
+    )
+    assert list_dropped(clean(dataset, findings, parse_words("exact_duplicate,near_duplicate"))) == {"train/a/1.jpg"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sure", "changed"), [(0.94, False), (0.95, False), (0.96, True)])
-def test_only_what_is_surer_than_asked_is_relabelled_and_says_what_it_was(photos, sure, changed):
-    dataset, found = opened(photos)
-    result = clean(dataset, [*found, doubt("a/4.jpg", "b", sure)], (), words("suspect_label>0.95", "--relabel"))
+def test_only_suspects_above_the_threshold_are_relabelled_with_their_old_label(photos, sure, changed):
+    dataset, findings = open_and_check(photos)
+    result = clean(
+        dataset, [*findings, make_suspect("a/4.jpg", "b", sure)], (), parse_words("suspect_label>0.95", "--relabel")
+    )
     label, why = result.kept_photos.row(by_predicate=pl.col("path") == "a/4.jpg")[1::1]
     assert label == ("b" if changed else "a")
     assert (why is not None) == changed
@@ -118,24 +127,26 @@ def test_only_what_is_surer_than_asked_is_relabelled_and_says_what_it_was(photos
     assert all(path.split("/")[0] == label for path, label in others.select("path", "label").iter_rows())
 
 
-def test_a_doubt_that_is_mended_is_not_dropped(photos):
-    dataset, found = opened(photos)
-    doubts = [doubt("a/4.jpg", "b", 0.99), doubt("a/5.jpg", "b", 0.6)]
-    result = clean(dataset, [*found, *doubts], words("suspect_label"), words("suspect_label>0.95", "--relabel"))
-    assert dropped(result) & {"a/4.jpg", "a/5.jpg"} == {"a/5.jpg"}
+def test_a_suspect_that_is_relabelled_is_not_dropped(photos):
+    dataset, findings = open_and_check(photos)
+    doubts = [make_suspect("a/4.jpg", "b", 0.99), make_suspect("a/5.jpg", "b", 0.6)]
+    result = clean(
+        dataset, [*findings, *doubts], parse_words("suspect_label"), parse_words("suspect_label>0.95", "--relabel")
+    )
+    assert list_dropped(result) & {"a/4.jpg", "a/5.jpg"} == {"a/5.jpg"}
 
 
-def in_given_parts(place):
+def make_given_splits(place):
     drawn = {f"{part}/{path}": draw_scene(9000 + 100 * number + row) for number, part in enumerate(("train", "test"))
              for row, path in enumerate(draw_two_class_scenes(5))}  # fmt: skip
-    dataset, found = opened(write_files(place, {path: encode_image(photo) for path, photo in drawn.items()}))
-    return dataset, [*found, doubt("test/a/1.jpg", "b", 0.99), doubt("test/a/2.jpg", "b", 0.7),
-                     doubt("train/a/1.jpg", "b", 0.99), doubt("train/a/2.jpg", "b", 0.7)]  # fmt: skip
+    dataset, findings = open_and_check(write_files(place, {path: encode_image(photo) for path, photo in drawn.items()}))
+    return dataset, [*findings, make_suspect("test/a/1.jpg", "b", 0.99), make_suspect("test/a/2.jpg", "b", 0.7),
+                     make_suspect("train/a/1.jpg", "b", 0.99), make_suspect("train/a/2.jpg", "b", 0.7)]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
-    dataset, found = in_given_parts(tmp_path)
+def test_suspect_test_photos_of_a_given_split_are_never_dropped_or_relabelled(tmp_path):
+    dataset, findings = make_given_splits(tmp_path)
     before = dataset.photos.filter(split="test").select("path", "label")
     for drop, relabel in (
         ("suspect_label", ""),
@@ -143,33 +154,36 @@ def test_a_doubt_never_moves_a_test_photo_of_a_given_split(tmp_path):
         ("suspect_label", "suspect_label>0.95"),
         ("exact_duplicate,near_duplicate,suspect_label>0.9", ""),
     ):
-        result = clean(dataset, found, words(drop), words(relabel, "--relabel"), has_given_split=True)
+        result = clean(dataset, findings, parse_words(drop), parse_words(relabel, "--relabel"), has_given_split=True)
         assert result.kept_photos.filter(split="test").select("path", "label").equals(before)
-        surer = [each for each in (0.99, 0.7) if ">0.9" not in drop or each > 0.9]
+        surer = [confidence for confidence in (0.99, 0.7) if ">0.9" not in drop or confidence > 0.9]
         assert (result.protected_count, result.suspect_label_count) == (len(surer), len(surer))
-    assert clean(dataset, found, words("exact_duplicate,near_duplicate"), has_given_split=True).protected_count == 0
+    assert (
+        clean(dataset, findings, parse_words("exact_duplicate,near_duplicate"), has_given_split=True).protected_count
+        == 0
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.usefixtures("terminal")
 def test_cleaning_by_suspect_labels_warns_about_the_score(given, tmp_path, capsys):
-    dataset, found = in_given_parts(tmp_path / "photos")
+    dataset, findings = make_given_splits(tmp_path / "photos")
     for drop in ("suspect_label", "near_duplicate"):
         audit_command._write_table(
-            tmp_path / "cleaned.csv", dataset, clean(dataset, found, words(drop), (), given), Recipe()
+            tmp_path / "cleaned.csv", dataset, clean(dataset, findings, parse_words(drop), (), given), Recipe()
         )
-        told = capsys.readouterr().err
-        assert ("2 test photos with a suspect label not changed" in told) == (given and drop == "suspect_label")
-        assert ("4 photos dropped or relabelled because of a suspect label" in told) == (
+        output = capsys.readouterr().err
+        assert ("2 test photos with a suspect label not changed" in output) == (given and drop == "suspect_label")
+        assert ("4 photos dropped or relabelled because of a suspect label" in output) == (
             not given and drop == "suspect_label"
         )
 
 
 def test_any_kind_of_finding_about_photos_can_be_dropped(photos):
-    dataset, found = opened(photos)
+    dataset, findings = open_and_check(photos)
     blurred = Finding("blurry", "note", ("b/4.jpg",), "no edge is sharp", "take another")
-    assert dropped(clean(dataset, [*found, blurred], words("blurry"))) == {"b/4.jpg", "b/broken.jpg"}
+    assert list_dropped(clean(dataset, [*findings, blurred], parse_words("blurry"))) == {"b/4.jpg", "b/broken.jpg"}
 
 
 @pytest.mark.parametrize(
@@ -182,23 +196,28 @@ def test_any_kind_of_finding_about_photos_can_be_dropped(photos):
         ("near_duplicate", "--relabel"),
     ],
 )
-def test_a_choice_that_cannot_be_carried_out_is_refused_with_another(text, flag):
+def test_a_selector_that_cannot_be_applied_is_refused_with_an_alternative(text, flag):
     with pytest.raises(RecipeError) as refusal:
-        words(text, flag)
+        parse_words(text, flag)
     assert text in str(refusal.value)
     assert refusal.value.advice
 
 
-def test_words_for_which_nothing_was_found_are_told(photos):
-    _, found = opened(photos)
-    assert cleaning.find_unmatched(words("exact_duplicate,unreadable,exact_duplicate_conflicting_label"), found) == []
-    assert cleaning.find_unmatched(words("outlier, suspect_label>0.5"), [*found, doubt("a/4.jpg", "b", 0.4)]) == [
+def test_selectors_without_findings_are_reported(photos):
+    _, findings = open_and_check(photos)
+    assert (
+        cleaning.find_unmatched(parse_words("exact_duplicate,unreadable,exact_duplicate_conflicting_label"), findings)
+        == []
+    )
+    assert cleaning.find_unmatched(
+        parse_words("outlier, suspect_label>0.5"), [*findings, make_suspect("a/4.jpg", "b", 0.4)]
+    ) == [
         "outlier",
         "suspect_label>0.5",
     ]
 
 
-# The verb
+# The command
 
 
 def read(file):
@@ -206,19 +225,19 @@ def read(file):
         return list(csv.DictReader(stream))
 
 
-def contents(folder):
+def describe_files(folder):
     return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beside", [True, False])
-def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, beside):
+def test_the_written_table_can_be_read_from_any_folder(photos, tmp_path, beside):
     file = (photos if beside else tmp_path / "elsewhere") / "cleaned.csv"
-    dataset, found = opened(photos)
-    result = clean(dataset, found, words("exact_duplicate,near_duplicate"))
-    before = contents(photos)
+    dataset, findings = open_and_check(photos)
+    result = clean(dataset, findings, parse_words("exact_duplicate,near_duplicate"))
+    before = describe_files(photos)
     cleaning.write(file, dataset, result)
-    assert contents(photos).items() >= before.items()
+    assert describe_files(photos).items() >= before.items()
     assert all(row["path"].startswith("/") != beside for row in read(file))
     again = pixel_cache.open_pixel_cache(sources.read(file), 16, "squash")[0]
     assert again.used_photos.height == result.kept_photos.height == len(read(file))
@@ -230,15 +249,15 @@ def test_the_table_is_one_that_intake_takes_wherever_it_lies(photos, tmp_path, b
     }
 
 
-def test_given_groups_and_parts_are_written_too(tmp_path):
+def test_given_groups_and_splits_are_written_too(tmp_path):
     drawn = draw_two_class_scenes(8)
     folder = write_files(tmp_path, {path: encode_image(photo) for path, photo in drawn.items()})
     part = ("train", "train", "validation", "test")
     lines = [f"{path},{path[0]},{part[row % 4]},g{row}" for row, path in enumerate(sorted(drawn))]
     (folder / "table.csv").write_text("\n".join(["path,label,split,group", *lines]))
-    dataset, found = opened(folder / "table.csv")
+    dataset, findings = open_and_check(folder / "table.csv")
     for given in (True, False):
-        cleaning.write(folder / "cleaned.csv", dataset, clean(dataset, found, (), (), given))
+        cleaning.write(folder / "cleaned.csv", dataset, clean(dataset, findings, (), (), given))
         rows = read(folder / "cleaned.csv")
         columns = ["path", "label", *(["split"] if given else []), "group", "reason"]
         assert list(rows[0]) == columns
@@ -269,10 +288,10 @@ def test_given_groups_and_parts_are_written_too(tmp_path):
         "-",
     ],
 )
-def test_a_written_table_is_read_back_with_the_same_labels_whatever_the_classes_are_called(name, tmp_path):
+def test_a_written_table_is_read_back_with_the_same_labels_for_any_class_names(name, tmp_path):
     files = {path.replace("b/", f"{name}/"): encode_image(photo) for path, photo in draw_two_class_scenes(4).items()}
-    dataset, found = opened(write_files(tmp_path / "photos", files))
-    cleaning.write(tmp_path / "cleaned.csv", dataset, clean(dataset, found))
+    dataset, findings = open_and_check(write_files(tmp_path / "photos", files))
+    cleaning.write(tmp_path / "cleaned.csv", dataset, clean(dataset, findings))
     again = sources.read(tmp_path / "cleaned.csv")
     assert again.classes == dataset.classes == tuple(sorted(("a", name)))
     assert again.photos["label"].to_list() == dataset.photos["label"].to_list()
@@ -284,11 +303,11 @@ def test_a_written_table_is_read_back_with_the_same_labels_whatever_the_classes_
     assert sources.read(framed.frame).classes == dataset.classes
 
 
-def test_no_file_is_written_over_be_it_one_of_ours_that_somebody_mended(photos, tmp_path):
-    dataset, found = opened(photos)
+def test_no_existing_file_is_overwritten_not_even_a_table_of_an_earlier_audit(photos, tmp_path):
+    dataset, findings = open_and_check(photos)
     file = tmp_path / "cleaned.csv"
     cleaning.check_writable(file)
-    cleaning.write(file, dataset, clean(dataset, found))
+    cleaning.write(file, dataset, clean(dataset, findings))
     for there in (file, cleaning.dropped_table_path(file)):
         with pytest.raises(PhotosError, match="not overwritten"):
             cleaning.check_writable(file)
@@ -302,23 +321,23 @@ def test_no_file_is_written_over_be_it_one_of_ours_that_somebody_mended(photos, 
     "word",
     ["nonsense", "contradictions", "suspect_label>2", "suspect_label>nan", "suspect_label>-1", "class_imbalance"],
 )
-def test_words_that_mean_nothing_are_refused_with_those_that_do(word):
+def test_unknown_selectors_are_refused_with_the_known_ones(word):
     with pytest.raises(RecipeError) as refusal:
         cleaning.parse_selectors([word], "--drop")
     assert "suspect_label" in str(refusal.value)
 
 
-def command(*arguments):
+def run_command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "ikebana", *map(str, arguments)], capture_output=True, text=True, check=False
     )
 
 
 @pytest.mark.slow
-def test_audit_writes_what_it_found_and_a_table_that_fit_learns_from(photos, tmp_path):
+def test_audit_writes_its_findings_and_a_table_for_fit(photos, tmp_path):
     out, table = tmp_path / "found", tmp_path / "cleaned.csv"
-    before = contents(photos)
-    done = command(
+    before = describe_files(photos)
+    done = run_command(
         "audit",
         photos,
         "--out",
@@ -330,11 +349,11 @@ def test_audit_writes_what_it_found_and_a_table_that_fit_learns_from(photos, tmp
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(table)
-    assert contents(photos) == before
-    told = json.loads((out / "audit.json").read_text())
+    assert describe_files(photos) == before
+    values = json.loads((out / "audit.json").read_text())
     listed = pl.read_csv(out / "findings.csv")
     assert listed.columns == ["kind", "severity", "paths", "evidence", "advice", "suggested_label", "confidence"]
-    assert [(each["kind"], each["paths"]) for each in told["findings"]] == [
+    assert [(finding["kind"], finding["paths"]) for finding in values["findings"]] == [
         (kind, json.loads(paths)) for kind, paths in listed.select("kind", "paths").iter_rows()
     ]
     run = ikebana.fit(
@@ -342,24 +361,24 @@ def test_audit_writes_what_it_found_and_a_table_that_fit_learns_from(photos, tmp
     )
     assert run.dataset.filter(status="used").height == len(read(table)) == 25 - 2 - 1 - 2 - 1
     assert not [
-        each
-        for each in json.loads((run.folder / "audit.json").read_text("utf-8"))["findings"]
-        if each["kind"] in ("near_duplicate", "exact_duplicate")
+        finding
+        for finding in json.loads((run.folder / "audit.json").read_text("utf-8"))["findings"]
+        if finding["kind"] in ("near_duplicate", "exact_duplicate")
     ]
 
 
 @pytest.mark.slow
-def test_a_run_tells_which_photos_are_twins_and_that_no_test_photo_has_one_elsewhere(photos, tmp_path):
+def test_a_run_lists_duplicates_and_no_test_photo_has_one_in_another_split(photos, tmp_path):
     run = ikebana.fit(
         photos, "baseline", run=tmp_path / "run", image_size=48, epochs=1, batch_size=8, precision="float32"
     )
     joined = run.dataset.filter(pl.col("duplicate_of").is_not_null())
     assert joined["path"].to_list() == ["a/0.jpg", "a/mirrored.jpg", "a/smaller.jpg"]
     assert joined["duplicate_of"].n_unique() == joined["split"].n_unique() == 1
-    told = json.loads((run.folder / "evaluation.json").read_text("utf-8"))["leakage"]
-    assert told["photos"] == []
-    assert told["accuracy_on_others"] == run.evaluation.accuracy
-    assert told["naive_shuffle"]["n"] > 0
+    values = json.loads((run.folder / "evaluation.json").read_text("utf-8"))["leakage"]
+    assert values["photos"] == []
+    assert values["accuracy_on_others"] == run.evaluation.accuracy
+    assert values["naive_shuffle"]["n"] > 0
     shuffled = ikebana.fit(
         photos,
         "baseline",
@@ -372,10 +391,10 @@ def test_a_run_tells_which_photos_are_twins_and_that_no_test_photo_has_one_elsew
     )
     again = shuffled.evaluation.leakage
     assert again is not None
-    assert len(again.photos) == told["naive_shuffle"]["with_duplicate"] == again.naive_shuffle.with_duplicate
+    assert len(again.photos) == values["naive_shuffle"]["with_duplicate"] == again.naive_shuffle.with_duplicate
 
 
-def test_acting_without_a_table_and_writing_over_a_folder_are_refused_before_photos_are_read(photos, tmp_path):
+def test_selectors_without_a_table_and_existing_folders_are_refused_before_photos_are_read(photos, tmp_path):
     with pytest.raises(RecipeError, match="need a table to write"):
         ikebana.audit(photos, drop=["exact_duplicate", "near_duplicate"])
     with pytest.raises(RecipeError, match="exists and is not empty"):
@@ -383,7 +402,7 @@ def test_acting_without_a_table_and_writing_over_a_folder_are_refused_before_pho
     assert not list(photos.glob("*.json"))
 
 
-def test_photos_in_an_archive_are_no_table(photos, tmp_path):
+def test_photos_in_an_archive_cannot_be_written_as_a_table(photos, tmp_path):
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for file in photos.glob("*/*.jpg"):
             archive.write(file, file.relative_to(photos))
@@ -391,20 +410,20 @@ def test_photos_in_an_archive_are_no_table(photos, tmp_path):
         ikebana.audit(tmp_path / "photos.zip", write=tmp_path / "cleaned.csv")
 
 
-def test_a_photo_that_a_table_names_twice_stays_for_the_row_that_is_used(photos, tmp_path):
+def test_a_photo_listed_twice_is_kept_for_the_row_that_is_used(photos, tmp_path):
     rows = [(path.relative_to(photos).as_posix(), path.parent.name) for path in sorted(photos.glob("*/*.jpg"))]
     (photos / "all.csv").write_text(
         "path,label\n" + "".join(f"{path},{label}\n" for path, label in [*rows, ("a/0.jpg", "")])
     )
-    dataset, found = opened(photos / "all.csv")
-    result = clean(dataset, found)
+    dataset, findings = open_and_check(photos / "all.csv")
+    result = clean(dataset, findings)
     assert set(result.kept_photos["path"]) == set(dataset.used_photos["path"])
     assert result.kept_photos.height == dataset.used_photos.height
     assert dict(result.dropped_photos.select("path", "reason").iter_rows())["a/0.jpg"] == "no label in this row"
     assert result.kept_photos.height + result.dropped_photos.height == len(rows) + 1
 
 
-def test_no_audit_is_written_over_what_is_not_one(photos, tmp_path):
+def test_an_audit_never_overwrites_other_files(photos, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("mine")
     for values, other in (("{}", "findings.csv"), ('{"source": "x", "findings": []}', "recipe.json")):
@@ -416,16 +435,18 @@ def test_no_audit_is_written_over_what_is_not_one(photos, tmp_path):
     assert (tmp_path / "site" / "index.html").read_text() == "mine"
 
 
-def test_a_single_kind_may_stand_by_itself():
+def test_a_single_selector_may_be_a_string():
     assert parse_selectors("near_duplicate", "--drop") == parse_selectors(["near_duplicate"], "--drop")
 
 
 @pytest.mark.parametrize("drop", ["blurry", "blurry,suspect_label", "near_duplicate,blurry"])
 @pytest.mark.parametrize("spared", [None, "a", "b"])
 def test_a_table_of_fewer_than_two_classes_is_neither_written_nor_recommended(photos, tmp_path, drop, spared, capsys):
-    dataset, found = opened(photos)
+    dataset, findings = open_and_check(photos)
     paths = tuple(dataset.used_photos.filter(pl.col("label") != (spared or ""))["path"])
-    result = clean(dataset, [*found, Finding("blurry", "note", paths, "no edge is sharp", "take others")], words(drop))
+    result = clean(
+        dataset, [*findings, Finding("blurry", "note", paths, "no edge is sharp", "take others")], parse_words(drop)
+    )
     with pytest.raises(PhotosError, match="no table was written") as error:
         audit_command._write_table(tmp_path / "cleaned.csv", dataset, result, Recipe())
     assert ("1 class" if spared else "0 classes") in error.value.what
@@ -435,27 +456,27 @@ def test_a_table_of_fewer_than_two_classes_is_neither_written_nor_recommended(ph
 
 
 def test_relabelling_every_photo_of_a_class_leaves_no_table_of_one_class(photos, tmp_path):
-    dataset, found = opened(photos)
-    doubts = [doubt(path, "b", 0.99) for path in dataset.used_photos.filter(label="a")["path"]]
-    result = clean(dataset, [*found, *doubts], (), words("suspect_label", "--relabel"))
+    dataset, findings = open_and_check(photos)
+    doubts = [make_suspect(path, "b", 0.99) for path in dataset.used_photos.filter(label="a")["path"]]
+    result = clean(dataset, [*findings, *doubts], (), parse_words("suspect_label", "--relabel"))
     with pytest.raises(PhotosError, match=r"of 1 class \(b\)"):
         audit_command._write_table(tmp_path / "cleaned.csv", dataset, result, Recipe())
 
 
 @pytest.mark.usefixtures("terminal")
 def test_a_table_that_fit_would_refuse_is_not_recommended(tmp_path, capsys):
-    dataset, found = in_given_parts(tmp_path / "photos")
+    dataset, findings = make_given_splits(tmp_path / "photos")
     spoilt = [
-        *found,
+        *findings,
         Finding("dark", "note", tuple(dataset.used_photos.filter(split="train", label="a")["path"]), "dark", ""),
     ]
     assert not audit_command._write_table(
-        tmp_path / "cleaned.csv", dataset, clean(dataset, spoilt, words("dark"), (), True), Recipe()
+        tmp_path / "cleaned.csv", dataset, clean(dataset, spoilt, parse_words("dark"), (), True), Recipe()
     )
-    told = capsys.readouterr().err
-    assert "fit would refuse" in told
-    assert "only class b has training photos" in told
-    assert "Train on it" not in told
+    output = capsys.readouterr().err
+    assert "fit would refuse" in output
+    assert "only class b has training photos" in output
+    assert "Train on it" not in output
     with pytest.raises(PhotosError, match="only class b has training photos"):
         ikebana.fit(tmp_path / "cleaned.csv", "baseline", run=tmp_path / "run", image_size=48, epochs=1)
 
@@ -463,9 +484,9 @@ def test_a_table_that_fit_would_refuse_is_not_recommended(tmp_path, capsys):
 @pytest.mark.usefixtures("terminal")
 def test_a_class_that_loses_all_its_photos_is_reported(photos, tmp_path, capsys):
     write_files(photos, {f"c/{row}.jpg": encode_image(draw_scene(7000 + row)) for row in range(3)})
-    dataset, found = opened(photos)
-    spoilt = [*found, Finding("dark", "note", tuple(dataset.used_photos.filter(label="c")["path"]), "dark", "")]
+    dataset, findings = open_and_check(photos)
+    spoilt = [*findings, Finding("dark", "note", tuple(dataset.used_photos.filter(label="c")["path"]), "dark", "")]
     assert audit_command._write_table(
-        tmp_path / "cleaned.csv", dataset, clean(dataset, spoilt, words("dark")), Recipe()
+        tmp_path / "cleaned.csv", dataset, clean(dataset, spoilt, parse_words("dark")), Recipe()
     )
     assert "no photos are left of c" in capsys.readouterr().err

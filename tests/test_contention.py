@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
     not contention.read_waits(), reason="this system does not count waiting for a processor"
 )
 
-# Both processes may use one processor only.
+# Both processes are restricted to one processor.
 BUSY_PROCESS = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
 MEASURE_BESIDE_IT = """
 import os, time
@@ -45,7 +45,7 @@ def run_python(code, *arguments):
     return subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def test_a_process_that_shares_its_processor_is_seen_to_wait():
+def test_a_process_that_shares_its_processor_waits_measurably():
     busy = subprocess.Popen([sys.executable, "-c", BUSY_PROCESS])
     try:
         assert run_python(MEASURE_BESIDE_IT).strip() == "True"
@@ -74,7 +74,7 @@ def test_throttling_changes_no_bit_and_ends_all_its_threads():
     assert len(contention.read_waits()) <= threads + 1
 
 
-def test_the_watcher_runs_while_anything_computes_and_then_ends():
+def test_the_watcher_runs_only_while_something_computes():
     with contention.avoid_spinning():
         with contention.avoid_spinning():
             thread = contention._watcher.thread
@@ -82,12 +82,12 @@ def test_the_watcher_runs_while_anything_computes_and_then_ends():
     assert not thread.is_alive()
 
 
-def test_the_users_choice_of_waiting_is_kept(monkeypatch):
+def test_the_users_omp_wait_policy_is_kept(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert not contention._can_adapt()
 
 
-def test_what_another_process_computes_counts_as_used_by_others():
+def test_computation_of_another_process_counts_as_used_by_others():
     before = contention._read_others_seconds()
     run_python("import time\nwhile time.process_time() < 0.5: pass")
     assert contention._read_others_seconds() - before > 0.4
@@ -99,7 +99,7 @@ def test_a_machine_with_a_low_load_average_is_not_measured(monkeypatch):
     assert contention.estimate_competing_processors() == 0
 
 
-def test_no_more_processors_compete_than_the_load_average_says(monkeypatch):
+def test_at_most_as_many_processors_are_left_out_as_the_load_average_shows(monkeypatch):
     monkeypatch.setattr(contention.os, "getloadavg", lambda: (0.75, 0.0, 0.0))
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:

@@ -1,4 +1,4 @@
-"""What cannot be decoded, or not as a whole, is refused by name: never a grey part, a traceback or a full memory."""
+"""Damaged photos are refused: no grey areas, tracebacks or exhausted memory."""
 
 import functools
 import io
@@ -33,7 +33,7 @@ from ikebana.data import decoding, pixel_cache, sources
 from ikebana.errors import UnreadablePhoto
 from ikebana.recipe import Resize
 
-# Files that are not whole
+# Truncated and damaged files
 
 CUT = {
     "JPEG": ("JPEG", {}),
@@ -62,37 +62,37 @@ def whole_file(name):
     return encode_image(draw_noisy_image(160, 120), kind, **options)
 
 
-def cuts(size):
-    """Every twentieth of a file, and close before its end."""
+def list_positions(size):
+    """Return every twentieth of a size, and some positions just before its end."""
     return sorted({size * twentieth // 20 for twentieth in range(20)} | {size - left for left in (1, 2, 3, 8, 20, 60)})
 
 
-def refused_or_equal(data, whole):
-    """Whether a damaged file was refused; if not, it must show the whole picture: never a grey or black part."""
+def is_refused_or_equal(data, complete):
+    """Return whether a damaged file was refused; otherwise it must show the complete picture."""
     try:
-        assert np.array_equal(decode_as_int(data, 24), whole)
+        assert np.array_equal(decode_as_int(data, 24), complete)
     except UnreadablePhoto:
         return True
     return False
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_a_file_cut_short_is_refused_or_shows_the_whole_picture(name):
+def test_a_truncated_file_is_refused_or_shows_the_complete_picture(name):
     skip_unless_supported(CUT[name][0])
     data = whole_file(name)
-    whole = decode_as_int(data, 24)
-    assert sum(refused_or_equal(data[:place], whole) for place in cuts(len(data))) >= 19
+    complete = decode_as_int(data, 24)
+    assert sum(is_refused_or_equal(data[:place], complete) for place in list_positions(len(data))) >= 19
 
 
 @pytest.mark.parametrize("name", ["JPEG", "progressive JPEG", "PNG", "GIF", "JPEG 2000"])
-def test_a_copy_broken_off_and_filled_with_zeros_is_refused_or_shows_the_whole_picture(name):
+def test_a_truncated_file_padded_with_zeros_is_refused_or_shows_the_complete_picture(name):
     data = whole_file(name)
-    whole = decode_as_int(data, 24)
-    filled = [data[:place] + bytes(len(data) - place) for place in cuts(len(data))]
-    assert sum(refused_or_equal(each, whole) for each in filled) >= 18
+    complete = decode_as_int(data, 24)
+    filled = [data[:place] + bytes(len(data) - place) for place in list_positions(len(data))]
+    assert sum(is_refused_or_equal(bar, complete) for bar in filled) >= 18
 
 
-def test_zeros_in_the_first_of_two_pictures_are_noticed():
+def test_zeros_in_the_first_of_two_pictures_are_detected():
     data = encode_image(
         draw_noisy_image(160, 120, 1), "MPO", save_all=True, append_images=[draw_noisy_image(160, 120, 2)]
     )
@@ -100,7 +100,7 @@ def test_zeros_in_the_first_of_two_pictures_are_noticed():
         assert "end is missing" in get_decoding_error(data[: int(share * len(data))] + bytes(len(data)))
 
 
-def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded():
+def test_a_jpeg_with_thousands_of_scans_is_refused_before_it_is_decoded():
     plain = encode_image(draw_image(64), "JPEG", progressive=True)
     start = plain.rindex(b"\xff\xda")
     last = plain[start : start + 2 + int.from_bytes(plain[start + 2 : start + 4])]
@@ -111,7 +111,7 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded():
     assert decoding.decode(plain[:-2] + last * 20 + plain[-2:], 32).width == 64
 
 
-def test_bytes_behind_a_picture_are_nobodys_business():
+def test_bytes_after_a_picture_are_ignored():
     for kind in ("JPEG", "PNG", "WEBP", "GIF"):
         data = encode_image(draw_image(), kind)
         assert np.array_equal(
@@ -119,7 +119,7 @@ def test_bytes_behind_a_picture_are_nobodys_business():
         )
 
 
-def test_a_changed_byte_of_png_data_is_noticed():
+def test_a_changed_byte_of_png_data_is_detected():
     data = bytearray(encode_image(draw_noisy_image(64, 64), "PNG"))
     data[len(data) // 2] ^= 1
     assert get_decoding_error(bytes(data)).startswith("unreadable")
@@ -130,25 +130,25 @@ def test_a_tiff_whose_strips_do_not_cover_it_is_refused_instead_of_black():
     assert np.array_equal(decode_as_int(encode_grey_tiff(GRADIENT.tobytes(), 8)), np.repeat(GRADIENT[..., None], 3, -1))
 
 
-# Bombs
+# Decompression bombs
 
 W, H = 16000, 15000  # 240 megapixels: less than any format allows, more than any camera has
 
 
-def big(*numbers, size=4):
+def pack_big_endian(*numbers, size=4):
     return b"".join(number.to_bytes(size) for number in numbers)
 
 
-def little(*numbers, size=2):
+def pack_little_endian(*numbers, size=2):
     return b"".join(number.to_bytes(size, "little") for number in numbers)
 
 
-def with_sum(chunk):
-    """A PNG chunk with the checksum that belongs to it."""
-    return chunk + big(zlib.crc32(chunk))
+def append_checksum(chunk):
+    """Append its checksum to a PNG chunk."""
+    return chunk + pack_big_endian(zlib.crc32(chunk))
 
 
-def bombs():
+def make_bombs():
     """Files of a few hundred bytes whose headers claim 240 megapixels."""
     small = Image.new("RGB", (100, 80), (9, 200, 3))
     png, jpeg, tif = (
@@ -157,14 +157,22 @@ def bombs():
         encode_image(small, "TIFF", compression="tiff_lzw"),
     )
     frame = jpeg.index(b"\xff\xc0") + 5
-    yield "PNG", png[:12] + with_sum(b"IHDR" + big(W, H) + png[24:29]) + png[33:]
-    yield "GIF", encode_image(small, "GIF").replace(little(100, 80), little(W, H))
-    yield "BMP", encode_image(small, "BMP").replace(little(100, 80, size=4), little(W, H, size=4))
+    yield "PNG", png[:12] + append_checksum(b"IHDR" + pack_big_endian(W, H) + png[24:29]) + png[33:]
+    yield "GIF", encode_image(small, "GIF").replace(pack_little_endian(100, 80), pack_little_endian(W, H))
+    yield (
+        "BMP",
+        encode_image(small, "BMP").replace(pack_little_endian(100, 80, size=4), pack_little_endian(W, H, size=4)),
+    )
     yield "PPM", b"P6 %d %d 255\n" % (W, H)
-    yield "QOI", encode_image(small, "QOI").replace(big(100, 80), big(W, H))
-    yield "TGA", encode_image(small, "TGA").replace(little(100, 80), little(W, H))
-    yield "JPEG", jpeg[:frame] + big(H, W, size=2) + jpeg[frame + 4 :]
-    yield "WEBP", encode_image(small, "WEBP").replace(b"\x9d\x01\x2a" + little(100, 80), b"\x9d\x01\x2a" + little(W, H))
+    yield "QOI", encode_image(small, "QOI").replace(pack_big_endian(100, 80), pack_big_endian(W, H))
+    yield "TGA", encode_image(small, "TGA").replace(pack_little_endian(100, 80), pack_little_endian(W, H))
+    yield "JPEG", jpeg[:frame] + pack_big_endian(H, W, size=2) + jpeg[frame + 4 :]
+    yield (
+        "WEBP",
+        encode_image(small, "WEBP").replace(
+            b"\x9d\x01\x2a" + pack_little_endian(100, 80), b"\x9d\x01\x2a" + pack_little_endian(W, H)
+        ),
+    )
     yield (
         "TIFF",
         tif.replace(struct.pack("<HHIH", 256, 3, 1, 100), struct.pack("<HHIH", 256, 3, 1, W)).replace(
@@ -172,10 +180,15 @@ def bombs():
         ),
     )
     if features.check("avif"):
-        yield "AVIF", encode_image(small, "AVIF").replace(big(100, 80), big(W, H))
+        yield "AVIF", encode_image(small, "AVIF").replace(pack_big_endian(100, 80), pack_big_endian(W, H))
     if pillow_heif:
-        yield "HEIF", encode_image(small, "HEIF").replace(big(100, 80), big(W, H))
-    yield "JPEG2000", encode_image(small, "JPEG2000").replace(big(80, 100), big(H, W)).replace(big(100, 80), big(W, H))
+        yield "HEIF", encode_image(small, "HEIF").replace(pack_big_endian(100, 80), pack_big_endian(W, H))
+    yield (
+        "JPEG2000",
+        encode_image(small, "JPEG2000")
+        .replace(pack_big_endian(80, 100), pack_big_endian(H, W))
+        .replace(pack_big_endian(100, 80), pack_big_endian(W, H)),
+    )
 
 
 DEFUSE = """
@@ -188,48 +201,48 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))  # 128 MiB:
 for file in sorted(Path(sys.argv[1]).iterdir()):
     try:
         decoding.decode(file.read_bytes(), 32)
-        print(file.name, "went off")
+        print(file.name, "was decoded")
     except UnreadablePhoto as refusal:
         print(file.name, refusal.what)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory the Linux way")
-def test_bombs_are_refused_by_their_size_before_any_memory_is_taken(tmp_path):
+def test_decompression_bombs_are_refused_before_memory_is_allocated(tmp_path):
     names = []
-    for kind, data in bombs():
+    for kind, data in make_bombs():
         (tmp_path / kind).write_bytes(data)
         names.append(kind)
     done = subprocess.run([sys.executable, "-c", DEFUSE, tmp_path], capture_output=True, text=True, check=True)
     assert sorted(done.stdout.splitlines()) == sorted(f"{name} too large: 240 megapixels" for name in names)
 
 
-def test_bombs_are_refused_even_if_somebody_took_pillows_own_guard_away(monkeypatch):
+def test_decompression_bombs_are_refused_even_without_pillows_own_limit(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    for _, data in bombs():
+    for _, data in make_bombs():
         assert get_decoding_error(data).startswith("too large: ")
 
 
-def test_large_photos_pass_one_at_a_time():
+def test_large_photos_are_decoded_one_at_a_time():
     data = encode_image(Image.new("RGB", (6100, 4000), (10, 200, 90)), "JPEG")
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(decoding.decode(data, 16))) for _ in range(3)]
+    decoded = []
+    threads = [threading.Thread(target=lambda: decoded.append(decoding.decode(data, 16))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [(photo.width, photo.height) for photo in found] == [(6100, 4000)] * 3
+    assert [(photo.width, photo.height) for photo in decoded] == [(6100, 4000)] * 3
 
 
-def icon(side):
-    """One frame, which says 256 pixels whatever it has; a PNG, as Windows Vista and later write it."""
+def encode_icon(side):
+    """Encode an icon of one PNG frame that declares 256 pixels."""
     png = encode_image(Image.new("L", (side, side)), "PNG")
     entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(png), 22)
     return struct.pack("<HHH", 0, 1, 1) + entry + png
 
 
-def tiled_tiff(side):
-    """100 x 100 pixels that lie in a single tile of so many a side, deflated."""
+def encode_tiled_tiff(side):
+    """Encode a deflated TIFF of 100 x 100 pixels with one tile."""
     data = zlib.compress(bytes(side * side))
     entries = [
         (256, 4, 100), (257, 4, 100), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1),
@@ -239,40 +252,40 @@ def tiled_tiff(side):
     return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(entries)) + table + bytes(4)
 
 
-def test_an_icon_is_measured_before_it_is_decoded():
+def test_the_size_of_an_icon_is_checked_before_it_is_decoded():
     refusal = "too large: an icon of 4096 x 4096 pixels"
     decoded = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IcoFile, "frame", lambda *given: decoded.append(given))
-        assert get_decoding_error(icon(4096)) == refusal
-        assert decoding.read_dimensions(icon(4096)) is None
+        assert get_decoding_error(encode_icon(4096)) == refusal
+        assert decoding.read_dimensions(encode_icon(4096)) is None
     assert decoded == []
-    assert decoding.decode(icon(1024), 16).width == 1024
-    assert decoding.read_dimensions(icon(1024)) == (1024, 1024)
+    assert decoding.decode(encode_icon(1024), 16).width == 1024
+    assert decoding.read_dimensions(encode_icon(1024)) == (1024, 1024)
 
 
-def test_an_icon_of_a_bitmap_is_measured_too():
+def test_the_size_of_a_bitmap_icon_is_checked_too():
     header = struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 32, 0, 0, 0, 0, 0, 0)
     entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(header), 22)
     assert get_decoding_error(struct.pack("<HHH", 0, 1, 1) + entry + header).startswith("too large: ")
-    whole = encode_image(draw_image(64), "ICO", sizes=[(64, 64)], bitmap_format="bmp")
-    assert np.array_equal(decode_as_int(whole, 64), to_int_array(draw_image(64)))
+    complete = encode_image(draw_image(64), "ICO", sizes=[(64, 64)], bitmap_format="bmp")
+    assert np.array_equal(decode_as_int(complete, 64), to_int_array(draw_image(64)))
 
 
-def test_what_begins_like_an_icon_and_is_none_is_no_known_format():
+def test_a_file_with_only_the_header_of_an_icon_is_an_unknown_format():
     for rest in (b"", b"\1\0", b"\1\0" + bytes(12) + b"\xff" * 4, b"\1\0" + bytes(100)):
         assert get_decoding_error(b"\0\0\1\0" + rest).startswith("unreadable: ")
 
 
 def test_a_tile_of_a_tiff_counts_even_if_the_picture_is_smaller(monkeypatch):
-    assert decoding.read_dimensions(tiled_tiff(2000)) == (2000, 2000)
-    assert decoding.decode(tiled_tiff(2000), 16).width == 100
+    assert decoding.read_dimensions(encode_tiled_tiff(2000)) == (2000, 2000)
+    assert decoding.decode(encode_tiled_tiff(2000), 16).width == 100
     monkeypatch.setattr(decoding, "MAX_PIXELS", 1_000_000)
-    assert get_decoding_error(tiled_tiff(2000)) == "too large: 2000 x 2000 is 4 megapixels"
+    assert get_decoding_error(encode_tiled_tiff(2000)) == "too large: 2000 x 2000 is 4 megapixels"
 
 
 class Turns:
-    """Counts who waits for a turn."""
+    """Counts the photos that wait for the lock."""
 
     taken = 0
 
@@ -283,23 +296,23 @@ class Turns:
         pass
 
 
-def test_photos_with_large_tiles_pass_one_at_a_time(monkeypatch):
+def test_photos_with_large_tiles_are_decoded_one_at_a_time(monkeypatch):
     turns = Turns()
     monkeypatch.setattr(decoding, "LARGE_PHOTO_PIXELS", 1_000_000)
     monkeypatch.setattr(decoding, "_large_photo_slot", turns)
-    for side, taken in ((992, 0), (1008, 1)):  # the format wants multiples of 16
-        decoding.decode(tiled_tiff(side), 16)
+    for side, taken in ((992, 0), (1008, 1)):  # TIFF requires multiples of 16
+        decoding.decode(encode_tiled_tiff(side), 16)
         assert turns.taken == taken
 
 
 class Full(io.FileIO):
-    """A file that is larger than the memory that is left."""
+    """A file that is larger than the free memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         raise MemoryError
 
 
-def test_a_photo_whose_file_memory_does_not_hold_is_set_aside_alone(tmp_path, monkeypatch):
+def test_a_photo_whose_file_does_not_fit_in_memory_is_set_aside_alone(tmp_path, monkeypatch):
     photos = write_files(tmp_path, two_classes(2))
     monkeypatch.setattr(
         decoding, "open", lambda file, mode: (Full if file.name == "1.jpg" else io.FileIO)(file, mode), raising=False
@@ -318,8 +331,8 @@ STARTS = [
 ]  # fmt: skip
 
 
-def picture_or_refusal(data: bytes, fit: Resize = "squash") -> str:
-    """Whatever the bytes are: nothing else may happen."""
+def decode_or_refuse(data: bytes, fit: Resize = "squash") -> str:
+    """Decode these bytes, or return the reason; nothing else may happen."""
     try:
         photo = decoding.decode(data, 8, fit)
     except UnreadablePhoto as refusal:
@@ -330,8 +343,8 @@ def picture_or_refusal(data: bytes, fit: Resize = "squash") -> str:
 
 @given(start=st.sampled_from(STARTS), rest=st.binary(max_size=300), fit=st.sampled_from(["squash", "crop"]))
 @settings(max_examples=300)
-def test_any_bytes_are_a_picture_or_an_unreadable_photo(start, rest, fit):
-    assert picture_or_refusal(start + rest, fit)
+def test_any_bytes_are_decoded_or_refused(start, rest, fit):
+    assert decode_or_refuse(start + rest, fit)
 
 
 @pytest.mark.slow
@@ -340,15 +353,15 @@ def test_any_bytes_are_a_picture_or_an_unreadable_photo(start, rest, fit):
     changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
 )
 @settings(max_examples=150)
-def test_a_file_with_changed_bytes_is_a_picture_or_an_unreadable_photo(name, changes):
-    data = bytearray(small_file(name))
+def test_a_file_with_changed_bytes_is_decoded_or_refused(name, changes):
+    data = bytearray(make_small_file(name))
     for place, value in changes:
         data[place % len(data)] = value
-    assert picture_or_refusal(bytes(data))
+    assert decode_or_refuse(bytes(data))
 
 
 @functools.cache
-def small_file(name):
+def make_small_file(name):
     kind, options = CUT[name]
     return encode_image(draw_noisy_image(20, 14), kind, **({"sizes": [(14, 14)]} if kind == "ICO" else options))
 
@@ -363,10 +376,10 @@ def small_file(name):
         (b"II*\0" + bytes(100), "unsupported kind of TIFF"),
     ],
 )  # fmt: skip
-def test_what_is_no_photo_is_called_what_it_is(data, word):
+def test_files_of_other_kinds_are_refused_by_name(data, word):
     assert word in get_decoding_error(data)
 
 
-def test_without_its_plug_in_heif_is_refused_with_the_way_to_read_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what an import finds where it is not installed
+def test_without_its_plugin_heif_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
     assert "pip install 'ikebana[heif]'" in get_decoding_error(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))

@@ -1,4 +1,7 @@
-"""What recording a step leaves behind: nothing. The recording itself is CUDA's; here it is only the passes that it makes."""
+"""Capturing a CUDA graph has no side effects.
+
+Only the warm-up passes of a capture run here, on CPU.
+"""
 
 import copy
 
@@ -10,7 +13,7 @@ from ikebana.learning.device import DeviceSettings
 from ikebana.learning.fast.cuda_graphs import GraphedNetwork
 from ikebana.system import progress
 
-HERE = DeviceSettings("cpu", "float32", 2, "system default")
+CPU_SETTINGS = DeviceSettings("cpu", "float32", 2, "system default")
 
 
 @pytest.fixture
@@ -20,8 +23,8 @@ def network():
 
 
 @pytest.fixture
-def recorded(monkeypatch):
-    """The batches that were recorded; each is passed through the network as often as torch does."""
+def captured(monkeypatch):
+    """The batches that were captured, each after as many forward passes as torch makes."""
     batches = []
 
     def make(module, given, **_):
@@ -34,57 +37,57 @@ def recorded(monkeypatch):
     return batches
 
 
-def states(network):
-    return [each.clone() for each in network.state_dict().values()]
+def copy_state(network):
+    return [value.clone() for value in network.state_dict().values()]
 
 
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def are_equal(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_a_recorded_network_learns_from_the_same_norms_and_throws_the_same_dice(network, recorded):
+def test_a_captured_network_has_the_same_batchnorm_and_random_state(network, captured):
     plain, inputs = copy.deepcopy(network), torch.randn(8, 4)
     torch.manual_seed(1)
     expected = [plain(inputs) for _ in range(3)]
     torch.manual_seed(1)
-    steps = GraphedNetwork(network, 8, HERE)
-    assert same([steps(inputs) for _ in range(3)], expected)
-    assert same(states(network), states(plain))
-    assert len(recorded) == 1
+    steps = GraphedNetwork(network, 8, CPU_SETTINGS)
+    assert are_equal([steps(inputs) for _ in range(3)], expected)
+    assert are_equal(copy_state(network), copy_state(plain))
+    assert len(captured) == 1
 
 
 @pytest.mark.slow
-def test_the_first_full_batch_is_recorded_wherever_it_comes_and_others_go_around(network, recorded):
-    steps = GraphedNetwork(network, 8, HERE)
+def test_the_first_full_batch_is_captured_and_other_sizes_run_without_the_graph(network, captured):
+    steps = GraphedNetwork(network, 8, CPU_SETTINGS)
     for count in (3, 9):
         steps(torch.randn(count, 4))
-    assert not recorded
+    assert not captured
     for count in (8, 8, 2):
         steps(torch.randn(count, 4))
-    assert [len(each) for each in recorded] == [8]
+    assert [len(batch) for batch in captured] == [8]
 
 
-def test_what_is_recorded_is_no_batch_that_somebody_else_may_change(network, recorded):
+def test_the_captured_batch_is_a_copy(network, captured):
     inputs = torch.randn(8, 4)
-    GraphedNetwork(network, 8, HERE)(inputs)
-    assert recorded[0].data_ptr() != inputs.data_ptr()
+    GraphedNetwork(network, 8, CPU_SETTINGS)(inputs)
+    assert captured[0].data_ptr() != inputs.data_ptr()
 
 
 @pytest.mark.slow
-def test_what_cannot_be_recorded_goes_through_the_network_and_that_is_said_once(network, monkeypatch, capsys):
+def test_a_network_that_cannot_be_captured_runs_without_a_graph_and_warns_once(network, monkeypatch, capsys):
     def refuse(module, given, **_):
         module(*given)
-        raise RuntimeError("operation not permitted when stream is capturing\nmore that nobody reads")
+        raise RuntimeError("operation not permitted when stream is capturing\ndetails")
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
     plain, inputs = copy.deepcopy(network), torch.randn(8, 4)
     torch.manual_seed(1)
     expected = [plain(inputs) for _ in range(2)]
     torch.manual_seed(1)
-    steps = GraphedNetwork(network, 8, HERE)
+    steps = GraphedNetwork(network, 8, CPU_SETTINGS)
     with progress.use_reporter(progress.TerminalReporter()):
-        found = [steps(inputs) for _ in range(2)]
-    assert same(found, expected)
-    assert same(states(network), states(plain))
-    said = capsys.readouterr().err
-    assert said == "CUDA graphs are not used: operation not permitted when stream is capturing\n"
+        outputs = [steps(inputs) for _ in range(2)]
+    assert are_equal(outputs, expected)
+    assert are_equal(copy_state(network), copy_state(plain))
+    output = capsys.readouterr().err
+    assert output == "CUDA graphs are not used: operation not permitted when stream is capturing\n"

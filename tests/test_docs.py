@@ -1,4 +1,4 @@
-"""The docs say what the program does."""
+"""The docs agree with the program."""
 
 import re
 import subprocess
@@ -17,20 +17,20 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benc
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_and_picture_leads_somewhere(page):
+def test_every_link_and_picture_exists(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
 
 
 def anchors(page):
-    """What can be linked to on a page: its headings, as readers of Markdown name them."""
+    """List the link targets of a page: its headings, as Markdown renderers name them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_to_a_section_leads_to_one(page):
+def test_every_link_to_a_section_has_a_target(page):
     for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text("utf-8")):
         assert anchor in anchors(page.parent / target if target else page), (target, anchor)
 
@@ -52,14 +52,14 @@ def test_every_verb_has_its_page_and_every_page_is_reachable_from_the_index():
 
 
 @pytest.mark.parametrize(("verb", "no_flag"), [("fit", ""), ("serve", "--file")])
-def test_the_page_of_a_verb_with_many_flags_names_every_one_and_no_other(verb, no_flag):
+def test_the_page_of_a_verb_names_exactly_its_flags(verb, no_flag):
     shown = subprocess.run(
         [sys.executable, "-m", "ikebana", verb, "--help"], capture_output=True, text=True, check=True
     )
     flags = set(re.findall(r"(--[a-z][a-z-]+)", shown.stdout)) - {no_flag, "--help"}
     page = (ROOT / f"docs/{verb}.md").read_text("utf-8")
-    told = set(re.findall(r"`(--[a-z][a-z-]+)", page))
-    assert told == flags
+    documented = set(re.findall(r"`(--[a-z][a-z-]+)", page))
+    assert documented == flags
 
 
 def test_the_recipes_page_has_a_section_for_each_recipe():
@@ -68,27 +68,27 @@ def test_the_recipes_page_has_a_section_for_each_recipe():
 
 
 @pytest.mark.parametrize("record", [AdamW, Augmentation, *METHODS], ids=lambda record: record.__name__)
-def test_the_page_on_python_names_every_choice_of_a_recipes_records(record):
+def test_the_python_page_names_every_field_of_the_recipe_records(record):
     page = (ROOT / "docs/python.md").read_text("utf-8")
     table = page.split(f"| `{record.__name__}` |")[1].split("\n\n")[0]
-    told = set(re.findall(r"`(\w+)`", table))
-    assert {each.name for each in fields(record)} - {"kind"} <= told
+    documented = set(re.findall(r"`(\w+)`", table))
+    assert {field.name for field in fields(record)} - {"kind"} <= documented
 
 
-def test_the_commands_that_the_docs_show_are_commands():
+def test_the_commands_shown_in_the_docs_exist():
     verbs = {name for name in cli.app if not name.startswith("-")}
     for page in PAGES:
         for verb in re.findall(r"^    ikebana (\w+)", page.read_text("utf-8"), re.MULTILINE):
             assert verb in verbs, (page.name, verb)
 
 
-def test_the_readme_shows_two_commands_and_speaks_of_the_pictures_it_has():
+def test_the_readme_shows_two_commands_and_describes_its_pictures():
     text = (ROOT / "README.md").read_text("utf-8")
     (block,) = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert len(block.splitlines()) == 2
 
 
-def test_nothing_that_is_committed_names_a_registry_host():
+def test_no_committed_file_names_a_registry_host():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\n"
     )

@@ -1,4 +1,4 @@
-"""Several networks that are asked together, and a network that learns from all photos once the score is made."""
+"""Ensembles, and refitting on all photos after the score was computed."""
 
 import json
 
@@ -19,9 +19,9 @@ from ikebana.learning.training.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
-SMALL = {"image_size": 64, "precision": "float32"}
-TWO = "tf_efficientnet_lite0+mobilenetv3_small_050"
-ALL_TRAINED = {"epochs": 2, "batch_size": 16, "image_size": 48, "precision": "float32"}
+SMALL_OPTIONS = {"image_size": 64, "precision": "float32"}
+TWO_NETWORKS = "tf_efficientnet_lite0+mobilenetv3_small_050"
+TRAINED_OPTIONS = {"epochs": 2, "batch_size": 16, "image_size": 48, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,15 @@ def photos(drawn):
 
 
 def fit(photos, folder, **choices):
-    """Two networks of the tutorial's kind: small, and nothing needs to be fetched for them."""
-    return ikebana.fit(photos, "baseline", run=folder, **(ALL_TRAINED | choices))
+    """Fit two small networks of the tutorial, which need no pretrained weights."""
+    return ikebana.fit(photos, "baseline", run=folder, **(TRAINED_OPTIONS | choices))
 
 
-# --- the average ---
+# --- ensembles ---
 
 
-class Says(nn.Module):
-    """A network that says the same of every photo."""
+class ConstantNetwork(nn.Module):
+    """A network with the same output for every photo."""
 
     def __init__(self, *logits: float):
         super().__init__()
@@ -48,21 +48,21 @@ class Says(nn.Module):
         return self.logits.expand(len(photos), -1)
 
 
-def test_an_ensemble_says_the_mean_of_its_members_probabilities():
-    one, other = Says(2.0, -1.0, 0.5), Says(-3.0, 0.0, 4.0)
-    said = Ensemble([one, other])(torch.zeros(4, 3, 8, 8)).softmax(1)
-    expected = (one.logits.softmax(0) + other.logits.softmax(0)) / 2
-    torch.testing.assert_close(said, expected.expand(4, -1))
+def test_an_ensemble_predicts_the_mean_of_its_members_probabilities():
+    first, second = ConstantNetwork(2.0, -1.0, 0.5), ConstantNetwork(-3.0, 0.0, 4.0)
+    probabilities = Ensemble([first, second])(torch.zeros(4, 3, 8, 8)).softmax(1)
+    expected = (first.logits.softmax(0) + second.logits.softmax(0)) / 2
+    torch.testing.assert_close(probabilities, expected.expand(4, -1))
 
 
-@pytest.mark.parametrize("louder", [0.0, 5.0, -1e4])
-def test_an_ensemble_of_copies_says_what_one_says_however_loud(louder):
-    one = Says(1.0 + louder, 3.0 + louder, -2.0 + louder)
-    said = Ensemble([one, one, one])(torch.zeros(2, 3, 8, 8)).softmax(1)
-    torch.testing.assert_close(said, one.logits.softmax(0).expand(2, -1))
+@pytest.mark.parametrize("offset", [0.0, 5.0, -1e4])
+def test_an_ensemble_of_copies_predicts_what_its_member_predicts(offset):
+    member = ConstantNetwork(1.0 + offset, 3.0 + offset, -2.0 + offset)
+    probabilities = Ensemble([member, member, member])(torch.zeros(2, 3, 8, 8)).softmax(1)
+    torch.testing.assert_close(probabilities, member.logits.softmax(0).expand(2, -1))
 
 
-def test_the_members_of_a_recipe_differ_in_network_and_seed_and_the_first_is_the_recipe_alone():
+def test_members_differ_in_network_and_seed_and_the_first_equals_the_single_network():
     recipe = recipes.get_recipe("good", network="tf_efficientnet_lite0+tf_efficientnet_lite2", seed=3)
     first, second = recipe.members
     assert first == recipes.get_recipe("good", network="tf_efficientnet_lite0", seed=3)
@@ -77,10 +77,10 @@ def test_the_members_of_a_recipe_differ_in_network_and_seed_and_the_first_is_the
     [
         ({"network": "tf_efficientnet_lite0+"}, "names of networks, joined by +"),
         ({"network": "tf_efficientnet_lite0+tutorial"}, "no pretrained weights exist for the network tutorial"),
-        ({"network": TWO, "weights": "mine.safetensors"}, "cannot all start from one weights file"),
+        ({"network": TWO_NETWORKS, "weights": "mine.safetensors"}, "cannot all start from one weights file"),
     ],
 )
-def test_networks_that_cannot_be_averaged_are_refused_in_words(choices, words):
+def test_networks_that_cannot_be_averaged_are_refused_with_a_message(choices, words):
     with pytest.raises(RecipeError, match=words):
         recipes.get_recipe("good", **choices)
 
@@ -92,16 +92,16 @@ def pair(photos, cache, tmp_path_factory):
         return fit(photos, tmp_path_factory.mktemp("runs") / "pair", network="tutorial+tutorial")
 
 
-def test_a_pair_learns_one_after_the_other_and_its_score_is_that_of_both_together(pair, photos):
+def test_two_networks_are_trained_in_turn_and_scored_as_an_ensemble(pair, photos):
     assert pair.history["epoch"].to_list() == [1, 2, 3, 4]
-    assert {"curves.png", "curves_2.png"} <= {each.name for each in (pair.folder / "figures").iterdir()}
-    said = {each.path: each.probabilities for each in ikebana.predict(pair, photos)}
+    assert {"curves.png", "curves_2.png"} <= {file.name for file in (pair.folder / "figures").iterdir()}
+    predictions = {prediction.path: prediction.probabilities for prediction in ikebana.predict(pair, photos)}
     for row in pair.predictions.iter_rows(named=True):
-        of_file = said[str(photos / row["path"])]
+        of_file = predictions[str(photos / row["path"])]
         np.testing.assert_allclose([of_file[n] for n in pair.classes], [row[f"p:{n}"] for n in pair.classes], atol=1e-5)
 
 
-def test_the_first_of_a_pair_is_the_network_that_would_have_learned_alone(pair, photos, tmp_path):
+def test_the_first_member_equals_the_network_trained_alone(pair, photos, tmp_path):
     alone = load_file(fit(photos, tmp_path / "alone").weights)
     together = load_file(pair.weights)
     assert len(together) == 2 * len(alone)
@@ -110,8 +110,8 @@ def test_the_first_of_a_pair_is_the_network_that_would_have_learned_alone(pair, 
         assert "conv" not in name or not np.array_equal(together[f"members.1.{name}"], value)
 
 
-@pytest.mark.parametrize("steps", [2, 7, 11])  # of 12: in the first network, in the second, in its last epoch
-def test_a_pair_that_was_stopped_ends_with_the_very_same_weights(pair, photos, tmp_path, steps):
+@pytest.mark.parametrize("steps", [2, 7, 11])  # of 12: in the first network, in the second, in the last epoch
+def test_an_interrupted_ensemble_resumes_to_the_same_weights(pair, photos, tmp_path, steps):
     with interrupt_after_steps(steps):
         fit(photos, tmp_path / "run", network="tutorial+tutorial")
     resumed = ikebana.resume(tmp_path / "run")
@@ -120,15 +120,15 @@ def test_a_pair_that_was_stopped_ends_with_the_very_same_weights(pair, photos, t
     assert not list(resumed.folder.glob("checkpoint*"))
 
 
-def test_a_backbone_averaged_with_itself_says_what_it_says_alone(photos, tmp_path):
+def test_a_backbone_averaged_with_itself_predicts_what_it_predicts_alone(photos, tmp_path):
     one_twice = "tf_efficientnet_lite0+tf_efficientnet_lite0"
-    made = ikebana.fit(photos, "quick", run=tmp_path / "run", network=one_twice, **SMALL)
-    alone = ikebana.fit(photos, "quick", run=tmp_path / "alone", **SMALL)
-    assert made.predictions.equals(alone.predictions)  # a logistic head has no chance in it
-    assert list(json.loads((made.folder / "pretrained.json").read_text("utf-8"))) == ["tf_efficientnet_lite0"]
+    run = ikebana.fit(photos, "quick", run=tmp_path / "run", network=one_twice, **SMALL_OPTIONS)
+    alone = ikebana.fit(photos, "quick", run=tmp_path / "alone", **SMALL_OPTIONS)
+    assert run.predictions.equals(alone.predictions)  # fitting a logistic head uses no random numbers
+    assert list(json.loads((run.folder / "pretrained.json").read_text("utf-8"))) == ["tf_efficientnet_lite0"]
 
 
-# --- all photos ---
+# --- refitting on all photos ---
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def shipped(photos, cache, tmp_path_factory):
         return fit(photos, tmp_path_factory.mktemp("runs") / "all", refit_on_all=True)
 
 
-def test_with_all_the_score_stays_that_of_the_network_which_had_not_seen_the_test_photos(shipped, photos, tmp_path):
+def test_with_refit_on_all_the_score_is_that_of_the_network_before_the_refit(shipped, photos, tmp_path):
     honest = fit(photos, tmp_path / "honest")
     assert shipped.predictions.equals(honest.predictions)
     assert shipped.evaluation.accuracy == honest.evaluation.accuracy
@@ -147,23 +147,23 @@ def test_with_all_the_score_stays_that_of_the_network_which_had_not_seen_the_tes
     assert shipped.weights.read_bytes() != honest.weights.read_bytes()
 
 
-def test_what_ships_is_the_same_recipe_trained_on_every_photo(shipped, photos, tmp_path, monkeypatch):
-    seen = []
+def test_the_shipped_network_is_the_same_recipe_trained_on_every_photo(shipped, photos, tmp_path, monkeypatch):
+    batch_sizes = []
     real = Trainer.step
 
     def step(self, inputs, labels, setting):
-        seen.append(len(labels))
+        batch_sizes.append(len(labels))
         return real(self, inputs, labels, setting)
 
     monkeypatch.setattr(Trainer, "step", step)
     fit(photos, tmp_path / "again", refit_on_all=True)
     used = shipped.dataset.filter(shipped.dataset["split"].is_not_null())
     train = used.filter(used["split"] == "train").height
-    assert sum(seen) == 2 * train + 2 * used.height  # two epochs each
+    assert sum(batch_sizes) == 2 * train + 2 * used.height  # two epochs each
 
 
 @pytest.mark.parametrize("steps", [4, 8, 14])
-def test_a_run_on_all_photos_that_was_stopped_ends_with_the_very_same_weights(shipped, photos, tmp_path, steps):
+def test_an_interrupted_refit_resumes_to_the_same_weights(shipped, photos, tmp_path, steps):
     with interrupt_after_steps(steps):
         fit(photos, tmp_path / "run", refit_on_all=True)
     resumed = ikebana.resume(tmp_path / "run")
@@ -171,26 +171,26 @@ def test_a_run_on_all_photos_that_was_stopped_ends_with_the_very_same_weights(sh
     assert resumed.evaluation.to_json() | {"seconds": {}} == shipped.evaluation.to_json() | {"seconds": {}}
 
 
-def test_quick_can_ship_a_head_that_learned_from_all_photos(photos, tmp_path):
-    made = ikebana.fit(photos, "quick", run=tmp_path / "all", refit_on_all=True, **SMALL)
-    honest = ikebana.fit(photos, "quick", run=tmp_path / "honest", **SMALL)
-    before, after = load_file(honest.weights), load_file(made.weights)
+def test_quick_can_ship_a_head_trained_on_all_photos(photos, tmp_path):
+    refitted = ikebana.fit(photos, "quick", run=tmp_path / "all", refit_on_all=True, **SMALL_OPTIONS)
+    honest = ikebana.fit(photos, "quick", run=tmp_path / "honest", **SMALL_OPTIONS)
+    before, after = load_file(honest.weights), load_file(refitted.weights)
     moved = [name for name in before if not np.array_equal(before[name], after[name])]
     assert moved == ["head.dense.bias", "head.dense.weight"]
-    assert made.predictions.equals(honest.predictions)
+    assert refitted.predictions.equals(honest.predictions)
 
 
-def test_every_photo_is_learned_from_once_and_none_is_held_out():
+def test_a_refit_trains_on_every_photo_once():
     pixels = np.zeros((9, 8, 8, 3), np.uint8)
     parts = {
         "train": part(pixels, [0, 4, 8]),
         "validation": part(pixels, [2, 3]),
         "test": part(pixels, [7, 1, 5]),
     }
-    found = examples.merge_for_refit(parts)
-    assert found["train"].rows.tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
-    assert found["train"].labels.tolist() == [row % 3 for row in found["train"].rows]
-    assert len(found["validation"]) == len(found["test"]) == 0
+    merged = examples.merge_for_refit(parts)
+    assert merged["train"].rows.tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
+    assert merged["train"].labels.tolist() == [row % 3 for row in merged["train"].rows]
+    assert len(merged["validation"]) == len(merged["test"]) == 0
 
 
 def part(pixels, rows):
@@ -198,7 +198,7 @@ def part(pixels, rows):
     return examples.PhotoExamples(pixels, rows, rows % 3, np.zeros(len(rows), bool), rows)
 
 
-def test_one_network_alone_is_no_ensemble():
+def test_a_single_network_is_not_an_ensemble():
     recipe = recipes.get_recipe("baseline", image_size=48)
     network = networks.build_network(recipe, 3)
     assert networks.get_members(network) == [network]

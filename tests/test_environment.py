@@ -34,7 +34,7 @@ print(os.environ["MPLBACKEND"], matplotlib.rcParams._get("backend") if os.enviro
 @pytest.mark.parametrize(
     "backend", ["module://matplotlib_inline.backend_inline", "module://missing", "nonsense", "pdf", ""]
 )
-def test_figures_need_no_backend_that_the_environment_names(backend, tmp_path):
+def test_figures_do_not_need_the_backend_of_the_environment(backend, tmp_path):
     script = [sys.executable, "-c", FIGURE, str(tmp_path / "bars.png")]
     done = subprocess.run(script, env=os.environ | {"MPLBACKEND": backend}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -115,7 +115,7 @@ def test_a_home_that_can_be_written_holds_the_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "2", "10", "-5", "abc", "", "²", "9" * 9, "9" * 99, "80"])
-def test_help_ends_and_can_be_read_whatever_the_number_of_columns(columns):
+def test_help_is_readable_at_any_terminal_width(columns):
     done = run_command("fit", "--help", COLUMNS=columns, LINES=columns, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -128,7 +128,7 @@ def test_help_ends_and_can_be_read_whatever_the_number_of_columns(columns):
     ("0", None), ("-1", None), ("abc", None), ("", None), ("²", None), ("1", "40"), ("39", "40"), ("40", "40"), ("200", "200"),
     ("99999", "1000"), ("9" * 5000, None),
 ])  # fmt: skip
-def test_a_number_of_columns_that_no_text_fits_into_is_corrected(value, corrected, monkeypatch):
+def test_a_terminal_width_too_small_for_text_is_corrected(value, corrected, monkeypatch):
     monkeypatch.setenv("COLUMNS", value)
     terminal_size.correct_variables()
     assert os.environ.get("COLUMNS") == corrected

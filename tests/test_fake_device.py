@@ -1,6 +1,8 @@
-"""On a device with memory of its own nothing is left on the host, and results are those of the CPU.
+"""A device with its own memory gives the results of the CPU.
 
-The device is one that is written in Python, and CUDA where there is a GPU.
+No tensor may be left on the host.
+
+The device is written in Python; where there is a GPU, CUDA is tested too.
 """
 
 import json
@@ -21,13 +23,13 @@ from ikebana.runs.run import open_run
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 NEEDS_PYTHON_DEVICES = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this torch takes no device that is written in Python",
+    reason="this torch supports no device written in Python",
 )
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 DEVICES = [pytest.param("fake", marks=NEEDS_PYTHON_DEVICES), pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])]
 
-SMALL = {"precision": "float32", "split_fractions": [0.5, 0.25, 0.25]}
-# Rates at which rounding does not grow: RMSprop divides each gradient by its own size, the least ones included.
+SMALL_OPTIONS = {"precision": "float32", "split_fractions": [0.5, 0.25, 0.25]}
+# Learning rates at which rounding errors do not grow: RMSprop divides even the smallest gradients by their size.
 CHOICES = {
     "quick": {"image_size": 96},
     "good": {"image_size": 64, "batch_size": 16, "epochs": 1},
@@ -52,12 +54,12 @@ def inceptions(tmp_path_factory):
 
 @pytest.fixture(params=DEVICES)
 def device(request, on_processor):
-    """Its name; within this process ikebana stays on the processor."""
+    """The name of the device; ikebana stays on the CPU within this process."""
     return request.param
 
 
 def run_on(device, code, *arguments):
-    """Run a program on that device; return the names of the operators that ran there, empty for CUDA."""
+    """Run a program on a device, and return the operators used (none for CUDA)."""
     words = "import json, sys; from support import fake_device; "
     words += "fake_device.install(); " if device == "fake" else ""
     words += f"import ikebana; {code}; print(json.dumps(sorted(fake_device.used_operators)))"
@@ -67,8 +69,8 @@ def run_on(device, code, *arguments):
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def fitted(device, photos, name, run, choices):
-    """The run of that recipe there, and the operators."""
+def fit_on_device(device, photos, name, run, choices):
+    """Fit a recipe on a device, and return the run and its operators."""
     code = "ikebana.fit(sys.argv[1], sys.argv[2], run=sys.argv[3], **json.loads(sys.argv[4]))"
     used = run_on(device, code, photos, name, run, json.dumps(choices))
     return open_run(run), used
@@ -76,17 +78,17 @@ def fitted(device, photos, name, run, choices):
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_run_on_a_device_predicts_what_a_run_on_the_cpu_predicts(name, device, photos, inceptions, tmp_path):
-    choices = SMALL | CHOICES[name] | ({"weights": str(inceptions)} if name == "finetuned" else {})
-    there, used = fitted(device, photos, name, tmp_path / "there", choices)
+    choices = SMALL_OPTIONS | CHOICES[name] | ({"weights": str(inceptions)} if name == "finetuned" else {})
+    there, used = fit_on_device(device, photos, name, tmp_path / "there", choices)
     here = ikebana.fit(photos, name, run=tmp_path / "here", **choices)
     assert json.loads((there.folder / "environment.json").read_text("utf-8"))["device"] == device
     assert json.loads((here.folder / "environment.json").read_text("utf-8"))["device"] == "cpu"
     if device == "fake":
         assert {"convolution", "addmm"} <= used
         assert ("convolution_backward" in used) == (name != "quick")
-    columns = [f"p:{each}" for each in here.classes]
-    one, other = (each.predictions.select(columns).to_numpy() for each in (here, there))
-    np.testing.assert_allclose(one, other, atol=2e-3)
+    columns = [f"p:{name}" for name in here.classes]
+    actual, expected = (run.predictions.select(columns).to_numpy() for run in (here, there))
+    np.testing.assert_allclose(actual, expected, atol=2e-3)
 
 
 STOPPED = """
@@ -100,14 +102,14 @@ ikebana.resume(sys.argv[3])
 
 
 @pytest.mark.parametrize("name", ["augmented", "good"])
-def test_a_run_that_was_stopped_within_an_epoch_ends_with_the_same_bits(name, device, photos, tmp_path):
+def test_a_run_interrupted_within_an_epoch_resumes_to_the_same_bits(name, device, photos, tmp_path):
     """The random generator of the device, which dropout uses, is resumed too."""
-    choices = SMALL | {"image_size": 48, "batch_size": 4, "epochs": 2}
+    choices = SMALL_OPTIONS | {"image_size": 48, "batch_size": 4, "epochs": 2}
     code = f"exec({STOPPED!r})"
     used = run_on(device, code, photos, name, tmp_path / "stopped", json.dumps(choices), 7)
-    whole, _ = fitted(device, photos, name, tmp_path / "whole", choices)
+    uninterrupted, _ = fit_on_device(device, photos, name, tmp_path / "whole", choices)
     assert device == "cuda" or name == "good" or "native_dropout" in used
-    assert (tmp_path / "stopped" / "weights.safetensors").read_bytes() == whole.weights.read_bytes()
+    assert (tmp_path / "stopped" / "weights.safetensors").read_bytes() == uninterrupted.weights.read_bytes()
 
 
 def test_photos_are_audited_and_predicted_on_a_device(device, photos, paper_run, good_photos, tmp_path):
@@ -120,8 +122,8 @@ open(sys.argv[2] + "/said.json", "w").write(json.dumps(said))
     assert device == "cuda" or {"convolution", "addmm", "_softmax"} <= used
     here = ikebana.predict(paper_run, good_photos[:4])
     there = json.loads((tmp_path / "said.json").read_text("utf-8"))
-    for one, other in zip(here, there, strict=True):
-        assert dict(one.probabilities) == pytest.approx(other, abs=1e-5)
+    for first, second in zip(here, there, strict=True):
+        assert dict(first.probabilities) == pytest.approx(second, abs=1e-5)
 
 
 def test_batches_are_taken_from_pixels_on_the_device(device, tmp_path):

@@ -15,7 +15,7 @@ from ikebana.learning.models.layers import MaxPoolReLU
 from ikebana.recipes import get_recipe
 
 MODULES = (cuda_graphs, depthwise, fused_inference, fused_training, pooling)
-# Of probabilities after one epoch: fast paths add the same numbers in another order.
+# Of probabilities after one epoch, because fast paths add numbers in another order.
 TOLERANCE = 1e-3
 GOOD = {"image_size": 64, "batch_size": 16, "epochs": 1, "precision": "float32"}
 QUICK = {"image_size": 64, "precision": "float32"}
@@ -29,7 +29,7 @@ def off(monkeypatch):
 
 @pytest.fixture
 def entered(monkeypatch):
-    """The functions that are called and the classes that are made in the files of the fast paths."""
+    """The functions and classes of the fast paths that are used."""
     names = set()
 
     def record(name, function):
@@ -60,7 +60,7 @@ def test_fast_paths_are_on_unless_they_are_off(value, enabled, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["of", "0", "OFF", "false", " "])
-def test_another_value_is_refused_before_anything_is_computed(value, monkeypatch):
+def test_any_other_value_is_refused_before_anything_is_computed(value, monkeypatch):
     monkeypatch.setenv(fast.VARIABLE, value)
     with pytest.raises(ikebana.RecipeError, match=f"IKEBANA_FAST is '{value}'") as error:
         device.configure()
@@ -68,7 +68,7 @@ def test_another_value_is_refused_before_anything_is_computed(value, monkeypatch
 
 
 @pytest.mark.usefixtures("off")
-def test_networks_consist_of_torchs_own_layers(entered):
+def test_networks_consist_of_layers_of_torch(entered):
     network = networks.build_network(get_recipe("good", image_size=64), 2)
     assert not [module for module in network.modules() if isinstance(module, depthwise.DepthwiseConv2d)]
     features = torch.randn(2, 4, 6, 6).bfloat16().contiguous(memory_format=torch.channels_last)
@@ -87,7 +87,7 @@ def test_weights_fit_networks_with_and_without_fast_paths(monkeypatch):
 
 @pytest.mark.usefixtures("off", "on_processor", "ikebana_cache")
 @pytest.mark.slow
-def test_doctor_and_the_run_say_that_they_are_off(monkeypatch):
+def test_doctor_and_the_run_report_that_fast_paths_are_off(monkeypatch):
     settings = device.configure()
     assert settings.reasons["fast paths"] == "disabled by IKEBANA_FAST=off"
     assert device.collect_environment(settings)["fast_paths"] == "off"
@@ -99,7 +99,7 @@ def test_doctor_and_the_run_say_that_they_are_off(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_processor", "shared_cache")
 @pytest.mark.parametrize(("recipe", "options"), [("good", GOOD), ("quick", QUICK), ("baseline", BASELINE)])
-def test_no_fast_path_is_entered_and_the_result_is_the_same_up_to_rounding(
+def test_no_fast_path_is_used_and_the_result_is_the_same_up_to_rounding(
     recipe, options, drawn, tmp_path, monkeypatch, entered
 ):
     photos, results = drawn(10), {}
@@ -109,10 +109,12 @@ def test_no_fast_path_is_entered_and_the_result_is_the_same_up_to_rounding(
         run = ikebana.fit(photos, recipe, run=tmp_path / value, **options)
         if recipe == "baseline":
             ikebana.export(run, tmp_path / f"{value}.onnx")
-        # `learning.plan` calls this function itself, which only asks the switch.
+        # `learning.plan` calls this function, which only reads the switch.
         assert (not entered) == (value == "off")
         predictions = ikebana.predict(run, photos)
-        results[value] = np.array([list(each.probabilities.values()) for each in predictions if each.is_usable])
+        results[value] = np.array(
+            [list(prediction.probabilities.values()) for prediction in predictions if prediction.is_usable]
+        )
     difference = float(np.abs(results["on"] - results["off"]).max())
     # In bfloat16, windows with equal values give their gradient to another pixel.
     assert difference <= (0.05 if options["precision"] == "bfloat16" else TOLERANCE)

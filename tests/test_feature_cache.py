@@ -1,4 +1,4 @@
-"""Features are computed once, kept whole, and never trusted when they have changed."""
+"""Features are computed once, cached completely, and never used after damage."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ HALF = device.DeviceSettings("cpu", "bfloat16", 2, "system default")
 ORIGIN = FeatureKey("some pixels", "a network", "its weights")
 
 
-class Seer(nn.Module):
-    """A small backbone that counts the photos it sees."""
+class CountingBackbone(nn.Module):
+    """A small backbone that counts the distinct photos in its forward passes."""
 
     def __init__(self):
         super().__init__()
@@ -29,21 +29,22 @@ class Seer(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.norm.register_buffer("running_mean", torch.randn(8))
         self.norm.register_buffer("running_var", torch.rand(8) * 3)
-        self.seen = [0]  # a list: copies of the backbone count in the same one
+        # A list, so that copies of the backbone share the count.
+        self.photo_count = [0]
 
     def forward(self, photos):
-        self.seen[0] += len(torch.unique(photos.flatten(1), dim=0))  # a batch is filled up with photos that are in it
+        self.photo_count[0] += len(torch.unique(photos.flatten(1), dim=0))  # padding repeats photos of the batch
         return torch.relu(self.norm(self.convolution(photos.float() / 255))).mean((2, 3))
 
     def __deepcopy__(self, memo):
-        copied = Seer()
-        copied.seen = self.seen
+        copied = CountingBackbone()
+        copied.photo_count = self.photo_count
         return copied
 
 
 @pytest.fixture
 def backbone():
-    return Seer().eval()
+    return CountingBackbone().eval()
 
 
 def photos(rows, count=20, side=16):
@@ -51,64 +52,64 @@ def photos(rows, count=20, side=16):
     return examples.make_unlabelled(pixels, np.array(rows, np.int64))
 
 
-def computed(backbone, shown, setting=EXACT):
-    """How many photos the backbone saw for this, and what came of it."""
-    before = backbone.seen[0]
-    found = feature_cache.extract_features(backbone, ORIGIN, shown, setting)
-    asked = backbone.seen[0] - before - 1  # one zero photo tells the shape
-    return (asked - trials(backbone, shown) if asked else 0), found.to_array()
+def count_and_extract(backbone, shown, setting=EXACT):
+    """Return how many photos the backbone computed for these features, and the features."""
+    before = backbone.photo_count[0]
+    features = feature_cache.extract_features(backbone, ORIGIN, shown, setting)
+    asked = backbone.photo_count[0] - before - 1  # one zero photo determines the shape
+    return (asked - count_trials(backbone, shown) if asked else 0), features.to_array()
 
 
-def trials(backbone, shown):
-    """How many photos are looked at to compare lean copies with the original."""
-    before = backbone.seen[0]
+def count_trials(backbone, shown):
+    """Return how many photos are used to compare fused copies with the original."""
+    before = backbone.photo_count[0]
     fast.fuse_layers(backbone, shown)
-    return backbone.seen[0] - before
+    return backbone.photo_count[0] - before
 
 
-def expected(backbone, shown):
+def compute_expected(backbone, shown):
     with torch.inference_mode():
         return backbone(shown.get_batch(np.arange(len(shown)), "cpu")[0]).numpy()
 
 
-def test_kept_features_are_what_the_backbone_says(backbone):
+def test_cached_features_equal_the_output_of_the_backbone(backbone):
     shown = photos([3, 1, 19, 1])
-    _, found = computed(backbone, shown)
-    np.testing.assert_allclose(found, expected(backbone, shown), rtol=1e-5, atol=1e-6)
+    _, features = count_and_extract(backbone, shown)
+    np.testing.assert_allclose(features, compute_expected(backbone, shown), rtol=1e-5, atol=1e-6)
 
 
-def test_each_photo_is_seen_once_and_more_photos_cost_only_themselves(backbone):
-    assert computed(backbone, photos([0, 1, 2, 3, 4]))[0] == 5
-    assert computed(backbone, photos([4, 3]))[0] == 0
-    seen, found = computed(backbone, photos([3, 4, 5, 6]))
-    assert seen == 2
-    np.testing.assert_allclose(found, expected(backbone, photos([3, 4, 5, 6])), rtol=1e-5, atol=1e-6)
+def test_each_photo_is_computed_once_and_only_new_photos_later(backbone):
+    assert count_and_extract(backbone, photos([0, 1, 2, 3, 4]))[0] == 5
+    assert count_and_extract(backbone, photos([4, 3]))[0] == 0
+    computed_photos, features = count_and_extract(backbone, photos([3, 4, 5, 6]))
+    assert computed_photos == 2
+    np.testing.assert_allclose(features, compute_expected(backbone, photos([3, 4, 5, 6])), rtol=1e-5, atol=1e-6)
 
 
-def test_a_row_that_has_changed_on_the_disk_is_computed_again(backbone):
-    _, before = computed(backbone, photos(range(10)))
+def test_a_row_that_changed_on_disk_is_computed_again(backbone):
+    _, before = count_and_extract(backbone, photos(range(10)))
     (file,) = cache_folder().glob("features/*/features.npy")
     array = np.load(file, mmap_mode="r+")
     array[4, 2] += 1
     array.flush()
-    seen, after = computed(backbone, photos(range(10)))
-    assert seen == 1
+    computed_photos, after = count_and_extract(backbone, photos(range(10)))
+    assert computed_photos == 1
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)  # the last bit depends on the batch
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:40], lambda data: b"", lambda data: data[:-7]])
 @pytest.mark.parametrize("name", ["features.npy", "checks.npy"])
-def test_files_that_are_no_longer_whole_are_made_again(backbone, damage, name):
-    _, before = computed(backbone, photos(range(10)))
+def test_damaged_files_are_computed_again(backbone, damage, name):
+    _, before = count_and_extract(backbone, photos(range(10)))
     (file,) = cache_folder().glob(f"features/*/{name}")
     file.write_bytes(damage(file.read_bytes()))
-    seen, after = computed(backbone, photos(range(10)))
-    assert seen == 10
+    computed_photos, after = count_and_extract(backbone, photos(range(10)))
+    assert computed_photos == 10
     np.testing.assert_array_equal(after, before)
 
 
 @needs_bfloat16
-def test_other_pixels_other_weights_and_another_format_have_features_of_their_own(backbone):
+def test_other_pixels_weights_and_precisions_have_separate_features(backbone):
     shown = photos(range(5))
     for origin in (
         ORIGIN,
@@ -121,7 +122,7 @@ def test_other_pixels_other_weights_and_another_format_have_features_of_their_ow
 
 
 @needs_bfloat16
-def test_half_precision_is_close_and_takes_half_the_space(backbone):
+def test_half_precision_is_close_and_needs_half_the_space(backbone):
     shown = photos(range(10))
     exact, half = (feature_cache.extract_features(backbone, ORIGIN, shown, setting) for setting in (EXACT, HALF))
     assert (exact.array.dtype, half.array.dtype) == (np.float32, np.float16)

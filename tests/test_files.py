@@ -1,4 +1,4 @@
-"""What cannot be written is refused before any work is done for it."""
+"""Output paths that cannot be written are refused before any work."""
 
 import hashlib
 import os
@@ -12,11 +12,12 @@ import ikebana
 from ikebana.errors import MachineError
 from ikebana.system import files
 
-LONG, NEARLY = "n" * 300, "n" * 250  # the second is too long only with what a half-written file is called besides
+# The second is too long only with the suffix of a partial file.
+LONG_NAME, LONG_NAME_WITH_SUFFIX = "n" * 300, "n" * 250
 
 
-@pytest.mark.parametrize("name", [LONG, NEARLY, "file/inside", "a\0b"])
-def test_a_name_that_nothing_can_have_is_refused_with_the_reason(tmp_path, name):
+@pytest.mark.parametrize("name", [LONG_NAME, LONG_NAME_WITH_SUFFIX, "file/inside", "a\0b"])
+def test_an_impossible_name_is_refused_with_the_reason(tmp_path, name):
     (tmp_path / "file").write_text("x")
     with pytest.raises(MachineError, match="cannot be written") as refused:
         files.resolve_output_path(tmp_path / name)
@@ -24,7 +25,7 @@ def test_a_name_that_nothing_can_have_is_refused_with_the_reason(tmp_path, name)
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_what_can_be_written_is_not_refused_and_nothing_is_made(tmp_path, monkeypatch):
+def test_a_writable_target_is_accepted_and_nothing_is_created(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -36,8 +37,8 @@ def test_what_can_be_written_is_not_refused_and_nothing_is_made(tmp_path, monkey
 
 
 @pytest.fixture
-def nobody():
-    """The administrator may write anywhere, so the test is somebody else."""
+def unprivileged_user():
+    """Switch to a user other than root, because root may write anywhere."""
     if os.geteuid() == 0:
         os.setresuid(65534, 65534, 0)
         yield
@@ -47,8 +48,8 @@ def nobody():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such users")
-@pytest.mark.usefixtures("nobody")
-def test_a_folder_in_which_one_may_not_write_is_refused():
+@pytest.mark.usefixtures("unprivileged_user")
+def test_a_folder_without_write_permission_is_refused():
     with pytest.raises(MachineError, match="Permission denied") as refused:
         files.resolve_output_path("/usr/lib/new.csv")
     assert refused.value.where == files.Path("/usr/lib")
@@ -57,13 +58,13 @@ def test_a_folder_in_which_one_may_not_write_is_refused():
 @pytest.mark.parametrize(
     ("verb", "place"),
     [
-        ("fit", {"run": LONG}),
-        ("audit", {"out": LONG}),
-        ("audit", {"write": f"{LONG}.csv"}),
-        ("demo", {"out": LONG}),
+        ("fit", {"run": LONG_NAME}),
+        ("audit", {"out": LONG_NAME}),
+        ("audit", {"write": f"{LONG_NAME}.csv"}),
+        ("demo", {"out": LONG_NAME}),
     ],
 )
-def test_every_verb_refuses_before_it_looks_at_a_photo(verb, place, tmp_path, monkeypatch):
+def test_every_verb_refuses_before_it_opens_a_photo(verb, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     photos = [] if verb == "demo" else [write_files(tmp_path / "photos", two_classes())]
     with pytest.raises(MachineError, match="File name too long"):
@@ -71,13 +72,13 @@ def test_every_verb_refuses_before_it_looks_at_a_photo(verb, place, tmp_path, mo
     assert os.listdir(tmp_path) == ([] if verb == "demo" else ["photos"])
 
 
-def test_what_is_made_of_a_run_or_a_model_is_refused_before_work_too(paper_run, paper_model, good_photos, tmp_path):
+def test_outputs_of_runs_and_models_are_checked_before_any_work(paper_run, paper_model, good_photos, tmp_path):
     (tmp_path / "file").write_text("x")
     model = str(paper_model)
     for command in (
-        ["export", str(paper_run.folder), f"{LONG}.onnx"],
-        ["export", str(paper_run.folder), "--web", LONG],
-        ["predict", model, str(good_photos[0]), "--out", f"{LONG}.csv"],
+        ["export", str(paper_run.folder), f"{LONG_NAME}.onnx"],
+        ["export", str(paper_run.folder), "--web", LONG_NAME],
+        ["predict", model, str(good_photos[0]), "--out", f"{LONG_NAME}.csv"],
         ["predict", model, str(good_photos[0]), "--copy-to", "file"],
     ):
         done = subprocess.run(
@@ -92,7 +93,7 @@ def test_what_is_made_of_a_run_or_a_model_is_refused_before_work_too(paper_run, 
 @pytest.mark.parametrize(
     "command", [["fit"], ["export", "run"], ["export", "run", "a.onnx", "--web", "b"], ["predict", "a.onnx"], ["fat"]]
 )
-def test_a_command_that_says_too_little_or_too_much_ends_as_wrong_usage(command, tmp_path):
+def test_a_command_with_missing_or_extra_arguments_exits_with_2(command, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "ikebana", *command], capture_output=True, text=True, cwd=tmp_path, check=False
     )
@@ -100,7 +101,7 @@ def test_a_command_that_says_too_little_or_too_much_ends_as_wrong_usage(command,
     assert "Traceback" not in done.stderr
 
 
-def test_the_folder_one_is_in_is_not_replaced_by_a_run(tmp_path, monkeypatch):
+def test_the_working_directory_is_not_replaced_by_a_run(tmp_path, monkeypatch):
     photos = write_files(tmp_path / "photos", two_classes())
     (tmp_path / "empty" / "within").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "empty" / "within")

@@ -1,4 +1,4 @@
-"""The whole road on a few drawn photos: photos in, a run's folder out, predictions, resuming, refusals."""
+"""End to end on a few drawn photos: run folder, predictions, resuming, refusals."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from ikebana.recipe import recipe_from_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
-SMALL = {"image_size": 48, "batch_size": 16, "epochs": 3, "precision": "float32"}
+SMALL_OPTIONS = {"image_size": 48, "batch_size": 16, "epochs": 3, "precision": "float32"}
 FLAGS = ["--recipe", "baseline", "--image-size", "48", "--batch-size", "16", "--precision", "float32"]
 
 
@@ -34,10 +34,10 @@ def photos(drawn):
 
 @pytest.fixture(scope="module")
 def run(photos, fit_in_cache):
-    return fit_in_cache(photos, "baseline", **SMALL)
+    return fit_in_cache(photos, "baseline", **SMALL_OPTIONS)
 
 
-def command(*arguments, cwd=None):
+def run_command(*arguments, cwd=None):
     return subprocess.run(
         [sys.executable, "-m", "ikebana", *map(str, arguments)],
         capture_output=True,
@@ -48,15 +48,15 @@ def command(*arguments, cwd=None):
     )
 
 
-def test_a_run_leaves_what_the_contract_promises(run, photos):
-    names = {each.name for each in run.folder.iterdir()}
+def test_a_run_folder_has_the_documented_contents(run, photos):
+    names = {path.name for path in run.folder.iterdir()}
     assert names == {
         "recipe.json", "source.json", "dataset.parquet", "audit.json", "environment.json", "epochs.jsonl", "layers.txt",
         "weights.safetensors", "predictions.parquet", "calibration.json", "classification_report.txt", "evaluation.json",
         "figures", "thumbnails",
     }  # fmt: skip
     saved = json.loads((run.folder / "recipe.json").read_text("utf-8"))
-    assert recipe_from_json(saved) == recipes.get_recipe("baseline", **SMALL)
+    assert recipe_from_json(saved) == recipes.get_recipe("baseline", **SMALL_OPTIONS)
     assert Path(run.source["photos"]) == photos
     assert run.history["epoch"].to_list() == [1, 2, 3]
     assert set(run.history.columns) == {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
@@ -65,9 +65,9 @@ def test_a_run_leaves_what_the_contract_promises(run, photos):
     assert all(reasons.values())
 
 
-def test_every_path_is_used_or_set_aside_and_the_sums_add_up(run, photos):
+def test_every_path_is_used_or_set_aside_and_the_counts_add_up(run, photos):
     table, audit = run.dataset, json.loads((run.folder / "audit.json").read_text("utf-8"))
-    assert table.height == sum(1 for each in photos.rglob("*") if each.is_file())
+    assert table.height == sum(1 for path in photos.rglob("*") if path.is_file())
     assert audit["used"] + audit["set_aside"] == audit["paths"] == table.height
     used = table.filter(pl.col("status") == "used")
     assert used.height == audit["used"]
@@ -75,13 +75,13 @@ def test_every_path_is_used_or_set_aside_and_the_sums_add_up(run, photos):
     assert table.filter(pl.col("status") != "used")["split"].is_null().all()
 
 
-def test_the_score_is_that_of_the_stored_probabilities_of_the_sealed_photos(run):
+def test_the_score_is_that_of_the_stored_probabilities_of_the_test_photos(run):
     test = run.predictions.filter(pl.col("split") == "test")
     probabilities = test.select(f"p:{name}" for name in run.classes).to_numpy()
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
-    said = np.array(run.classes)[probabilities.argmax(1)]
+    predicted = np.array(run.classes)[probabilities.argmax(1)]
     assert run.evaluation.n == test.height
-    assert run.evaluation.accuracy == pytest.approx((said == test["label"].to_numpy()).mean())
+    assert run.evaluation.accuracy == pytest.approx((predicted == test["label"].to_numpy()).mean())
     assert set(test["path"]).isdisjoint(run.dataset.filter(pl.col("split") == "train")["path"])
 
 
@@ -93,47 +93,47 @@ def test_validation_figures_of_the_last_epoch_are_those_of_the_stored_probabilit
     assert run.history[-1, "val_loss"] == pytest.approx(-np.log(given).mean(), rel=1e-4)
 
 
-def test_the_same_command_gives_the_same_weights_to_the_bit_and_another_seed_others(run, photos, tmp_path):
-    again = ikebana.fit(photos, "baseline", run=tmp_path / "again", **SMALL)
+def test_the_same_command_gives_bit_identical_weights_and_another_seed_does_not(run, photos, tmp_path):
+    again = ikebana.fit(photos, "baseline", run=tmp_path / "again", **SMALL_OPTIONS)
     assert again.weights.read_bytes() == run.weights.read_bytes()
-    other = ikebana.fit(photos, "baseline", run=tmp_path / "other", **SMALL, seed=1)
+    other = ikebana.fit(photos, "baseline", run=tmp_path / "other", **SMALL_OPTIONS, seed=1)
     assert other.weights.read_bytes() != run.weights.read_bytes()
-    assert other.dataset.equals(run.dataset)  # the seed is of the training alone
+    assert other.dataset.equals(run.dataset)  # the seed affects training only
 
 
 @pytest.mark.parametrize("name", ["baseline", "augmented"])
 def test_an_interrupted_run_resumes_to_bit_identical_weights(name, photos, tmp_path):
-    whole = ikebana.fit(photos, name, run=tmp_path / "whole", **SMALL)
+    uninterrupted = ikebana.fit(photos, name, run=tmp_path / "whole", **SMALL_OPTIONS)
     with interrupt_after_steps(2):  # in the second epoch
-        ikebana.fit(photos, name, run=tmp_path / "stopped", **SMALL)
+        ikebana.fit(photos, name, run=tmp_path / "stopped", **SMALL_OPTIONS)
     stopped = ikebana.open_run(tmp_path / "stopped")
     assert not stopped.is_finished
     assert len(stopped.history) == 1
     resumed = ikebana.resume(tmp_path / "stopped")
-    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
-    assert resumed.history.drop("seconds").equals(whole.history.drop("seconds"))
-    assert resumed.predictions.equals(whole.predictions)
+    assert resumed.weights.read_bytes() == uninterrupted.weights.read_bytes()
+    assert resumed.history.drop("seconds").equals(uninterrupted.history.drop("seconds"))
+    assert resumed.predictions.equals(uninterrupted.predictions)
     assert not (resumed.folder / "checkpoint.safetensors").exists()
 
 
 def test_resuming_a_finished_run_changes_nothing(run):
-    before = {each: each.stat().st_mtime_ns for each in run.folder.rglob("*")}
-    done = command("fit", "--resume", run.folder)
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    done = run_command("fit", "--resume", run.folder)
     assert done.returncode == 0
     assert "is already finished" in done.stderr
     assert done.stdout.splitlines()[-1] == str(run.folder)
-    assert {each: each.stat().st_mtime_ns for each in run.folder.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
 
 
-def test_a_run_does_not_go_on_with_other_photos(tmp_path, monkeypatch):
+def test_a_run_cannot_be_resumed_with_other_photos(tmp_path, monkeypatch):
     folder = tmp_path / "photos"
     paper_flowers.draw_collection(folder, photos_per_kind=6)
     monkeypatch.setattr(loop, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        ikebana.fit(folder, "baseline", run=tmp_path / "run", **SMALL)
+        ikebana.fit(folder, "baseline", run=tmp_path / "run", **SMALL_OPTIONS)
     monkeypatch.undo()
-    victim = next(each for each in sorted(folder.rglob("*.jpg")) if "000" in each.name)
-    victim.rename(victim.with_name("zzz.jpg"))  # the same bytes under another name would be dealt out anew
+    victim = next(path for path in sorted(folder.rglob("*.jpg")) if "000" in path.name)
+    victim.rename(victim.with_name("zzz.jpg"))  # the same bytes under another name would be split differently
     with pytest.raises(ikebana.RunError, match="changed"):
         ikebana.resume(tmp_path / "run")
     victim.with_name("zzz.jpg").unlink()
@@ -142,10 +142,10 @@ def test_a_run_does_not_go_on_with_other_photos(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_and_sigterm_end_with_their_status_and_a_run_that_goes_on(number, status, photos, tmp_path, run):
+def test_ctrl_c_and_sigterm_exit_with_their_status_and_leave_a_resumable_run(number, status, photos, tmp_path, run):
     place = tmp_path / "run"
     arguments = [sys.executable, "-m", "ikebana", "fit", photos, "--run", place, *FLAGS, "--epochs", "400"]
-    process = subprocess.Popen([str(each) for each in arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([str(argument) for argument in arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     try:
         while not (place / "epochs.jsonl").exists():
@@ -161,45 +161,45 @@ def test_ctrl_c_and_sigterm_end_with_their_status_and_a_run_that_goes_on(number,
     assert "Traceback" not in errors
     stopped = ikebana.open_run(place)
     assert (stopped.folder / "checkpoint.safetensors").exists()
-    assert not any(each.name.endswith(".partial") for each in place.rglob("*"))
+    assert not any(path.name.endswith(".partial") for path in place.rglob("*"))
 
 
-def test_predicting_gives_each_path_a_line_with_the_probabilities_of_the_run(run, photos, tmp_path):
+def test_predicting_gives_one_row_per_path_with_the_probabilities_of_the_run(run, photos, tmp_path):
     out = tmp_path / "said.csv"
-    done = command("predict", run.folder, photos, "--out", out)
+    done = run_command("predict", run.folder, photos, "--out", out)
     assert done.returncode == 0, done.stderr
-    said = pl.read_csv(out, infer_schema_length=None)
-    assert said.columns == ["path", "label", "confidence", "status", *(f"p:{name}" for name in run.classes)]
-    assert said.height == run.dataset.height
-    relative = said.with_columns(path=pl.col("path").str.strip_prefix(f"{photos}/"))
+    table = pl.read_csv(out, infer_schema_length=None)
+    assert table.columns == ["path", "label", "confidence", "status", *(f"p:{name}" for name in run.classes)]
+    assert table.height == run.dataset.height
+    relative = table.with_columns(path=pl.col("path").str.strip_prefix(f"{photos}/"))
     both = run.predictions.join(relative, on="path", suffix="_said")
     assert both.height == run.predictions.height
     for name in run.classes:
         np.testing.assert_allclose(both[f"p:{name}"].to_numpy(), both[f"p:{name}_said"].to_numpy(), atol=2e-5)
-    aside = said.filter(pl.col("status") != "ok")
+    aside = table.filter(pl.col("status") != "ok")
     assert aside.height == run.dataset.filter(pl.col("status") != "used").height
     assert aside["label"].is_null().all()
 
 
-def test_without_a_file_the_predictions_go_to_standard_output_alone(run, photos):
-    one = next(photos.rglob("*_000.jpg"))
-    done = command("predict", run.folder, one)
-    assert [line.split(",")[0] for line in done.stdout.splitlines()] == ["path", str(one)]
+def test_without_a_file_predictions_go_to_standard_output_only(run, photos):
+    photo = next(photos.rglob("*_000.jpg"))
+    done = run_command("predict", run.folder, photo)
+    assert [line.split(",")[0] for line in done.stdout.splitlines()] == ["path", str(photo)]
 
 
-def test_fit_tells_programs_one_event_a_line(photos, tmp_path):
-    done = command("fit", photos, "--run", tmp_path / "run", *FLAGS, "--epochs", "2", "--json")
+def test_fit_prints_one_json_event_per_line(photos, tmp_path):
+    done = run_command("fit", photos, "--run", tmp_path / "run", *FLAGS, "--epochs", "2", "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.stderr == ""
     assert events[-1] == {"event": "done", "run": str(tmp_path / "run")}
     epochs = [
-        {key: value for key, value in each.items() if key != "event"} for each in events if each["event"] == "epoch"
+        {key: value for key, value in event.items() if key != "event"} for event in events if event["event"] == "epoch"
     ]
     assert epochs == ikebana.open_run(tmp_path / "run").history.to_dicts()
 
 
-def test_a_folder_that_is_taken_is_refused_before_any_work(run, photos):
-    done = command("fit", photos, "--run", run.folder)
+def test_an_existing_folder_is_refused_before_any_work(run, photos):
+    done = run_command("fit", photos, "--run", run.folder)
     assert done.returncode == 1
     assert "RunError: this folder already exists and is not empty" in done.stderr
     assert "of memory" not in done.stderr
@@ -222,15 +222,15 @@ def test_a_folder_that_is_taken_is_refused_before_any_work(run, photos):
         (["frobnicate"], 2, "frobnicate"),
     ],
 )
-def test_mistakes_get_words_and_a_status_and_never_a_traceback(arguments, status, words, tmp_path):
-    done = command(*arguments, cwd=tmp_path)
+def test_wrong_commands_get_a_message_and_a_status_and_never_a_traceback(arguments, status, words, tmp_path):
+    done = run_command(*arguments, cwd=tmp_path)
     assert done.returncode == status
     assert words in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_and_evaluations_show_themselves_in_a_notebook(run):
+def test_runs_and_evaluations_have_a_readable_representation(run):
     assert f"accuracy {run.evaluation.accuracy:.3f}" in repr(run)
     assert "<pre>" in run._repr_html_()
     assert "macro avg" in repr(run.evaluation)
@@ -240,28 +240,28 @@ def test_users_who_can_read_the_run_folder_can_read_its_weights(run):
     assert run.weights.stat().st_mode & 0o666 == run.folder.stat().st_mode & 0o666
 
 
-def test_figures_are_pictures_and_thumbnails_are_those_of_the_held_out_photos(run):
+def test_figures_are_images_and_thumbnails_are_those_of_the_held_out_photos(run):
     from PIL import Image
 
-    figures = {each.name for each in (run.folder / "figures").iterdir()}
+    figures = {path.name for path in (run.folder / "figures").iterdir()}
     assert figures == {"classes_bar.png", "classes_pie.png", "samples.png", "curves.png", "confusion.png"}
     held_out = run.dataset.filter(pl.col("split").is_in(["validation", "test"]))
-    assert {each.stem for each in (run.folder / "thumbnails").iterdir()} == set(held_out["sha256"])
+    assert {path.stem for path in (run.folder / "thumbnails").iterdir()} == set(held_out["sha256"])
     row = held_out.row(0, named=True)
     with Image.open(run.folder / "thumbnails" / f"{row['sha256']}.jpg") as small:
         assert small.width / small.height == pytest.approx(row["width"] / row["height"], rel=0.05)
 
 
 def test_a_run_without_validation_photos_still_scores_its_test_photos(photos, tmp_path):
-    made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL, split_fractions=(0.7, 0.0, 0.3))
-    assert made.history[0, "val_loss"] is None
-    assert made.evaluation.n > 0
+    trained = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL_OPTIONS, split_fractions=(0.7, 0.0, 0.3))
+    assert trained.history[0, "val_loss"] is None
+    assert trained.evaluation.n > 0
 
 
-def test_a_relative_source_is_found_again_from_another_folder(photos, tmp_path, monkeypatch):
+def test_a_relative_source_is_found_from_another_working_directory(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(photos.parent)
-    made = ikebana.fit(photos.name, "baseline", run=tmp_path / "run", **SMALL)
-    assert os.path.isabs(made.source["photos"])
+    trained = ikebana.fit(photos.name, "baseline", run=tmp_path / "run", **SMALL_OPTIONS)
+    assert os.path.isabs(trained.source["photos"])
 
 
 def test_fit_stops_before_training_if_most_test_photos_are_of_untrained_classes(photos, tmp_path, stages):
@@ -270,6 +270,6 @@ def test_fit_stops_before_training_if_most_test_photos_are_of_untrained_classes(
         shutil.copytree(path, tmp_path / "photos" / "train" / path.name)
         shutil.copytree(path, tmp_path / "photos" / "test" / f"new {path.name}")
     with pytest.raises(PhotosError, match="test photos are of classes without training photos"):
-        ikebana.fit(tmp_path / "photos", "baseline", run=tmp_path / "run", **SMALL)
+        ikebana.fit(tmp_path / "photos", "baseline", run=tmp_path / "run", **SMALL_OPTIONS)
     assert not (tmp_path / "run").exists()
     assert not [stage for stage in stages if "train" in stage]

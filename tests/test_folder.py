@@ -1,4 +1,4 @@
-"""Folders, tables and archives as people happen to have them, and as disks leave them."""
+"""Folders, tables and archives in unusual states, and damage on disk."""
 
 import shutil
 
@@ -27,7 +27,7 @@ def test_an_empty_path_is_not_the_working_directory():
         sources.read("")
 
 
-def test_rows_that_say_the_same_again_are_counted(tmp_path):
+def test_repeated_rows_are_counted(tmp_path):
     write_files(tmp_path, two_classes())
     lines = [f"{name},{name[0]}" for name in two_classes()]
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines, *lines[:3]]) + "\n")
@@ -36,18 +36,18 @@ def test_rows_that_say_the_same_again_are_counted(tmp_path):
     assert any(note.startswith("3 rows") for note in dataset.notes)
 
 
-def flipped(photo):
+def flip_byte(photo):
     photo.write_bytes(bytes([photo.read_bytes()[0] ^ 1]) + photo.read_bytes()[1:])
 
 
-SPOILT = (
-    flipped, lambda photo: photo.unlink(), lambda photo: photo.write_bytes(b""),
+DAMAGES = (
+    flip_byte, lambda photo: photo.unlink(), lambda photo: photo.write_bytes(b""),
     lambda photo: photo.rename(photo.with_name("other.jpg")), lambda photo: shutil.rmtree(photo.parent.parent),
     lambda photo: photo.with_name("other.jpg").write_bytes(photo.read_bytes()),
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.parametrize("spoil", DAMAGES)
 def test_photos_that_were_changed_after_unpacking_are_not_trusted(tmp_path, ikebana_cache, spoil):
     archive = shutil.make_archive(str(tmp_path / "photos"), "zip", write_files(tmp_path / "in", two_classes()))
     first = status(sources.read(archive))

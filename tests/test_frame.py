@@ -1,4 +1,4 @@
-"""Frames as PHOTOS: the same as the table in a file, for every verb that takes photos."""
+"""A data frame as PHOTOS is treated like a table in a file."""
 
 import json
 import shutil
@@ -15,12 +15,12 @@ from ikebana.data import sources
 from ikebana.errors import PhotosError, RunError
 from ikebana.exporting import run_photos
 
-SMALL = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
+SMALL_OPTIONS = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
 FRAME = pl.DataFrame(ROWS, schema=["path", "label"], orient="row")
 
 
 class ArrowOnly:
-    """What pyarrow, pandas and others have in common: columns by Arrow's C interface, and a schema."""
+    """A frame with only Arrow's C interface, as pyarrow, pandas and others have."""
 
     def __init__(self, frame: pl.DataFrame):
         self.frame, self.schema = frame, frame.schema
@@ -90,7 +90,7 @@ def test_a_frame_that_cannot_be_used_is_refused_with_its_type():
 
 
 @pytest.mark.parametrize("photos", [7, None, b"flowers/", {"path": [], "label": []}, FRAME["path"], [("a.jpg", "a")]])
-def test_what_is_neither_a_path_nor_a_frame_is_refused_with_what_to_give(photos):
+def test_a_value_that_is_neither_a_path_nor_a_frame_is_refused_with_advice(photos):
     with pytest.raises(PhotosError, match=f"cannot be given as {type(photos).__name__}") as refusal:
         ikebana.Plan.from_photos(photos)
     assert "columns path and label" in (refusal.value.advice or "")
@@ -126,7 +126,7 @@ def test_two_columns_of_one_name_in_pandas_are_refused():
         sources.read(frame)
 
 
-# --- verbs ---
+# --- commands ---
 
 
 @pytest.fixture(scope="module")
@@ -142,49 +142,49 @@ def frame(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(folder, frame, cache, tmp_path_factory):
+def finished_run(folder, frame, cache, tmp_path_factory):
     """A run from the frame."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(cache))
         patch.chdir(folder)
-        return ikebana.fit(frame, "baseline", run=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+        return ikebana.fit(frame, "baseline", run=tmp_path_factory.mktemp("runs") / "run", **SMALL_OPTIONS)
 
 
 @pytest.fixture
-def unfinished(whole, tmp_path):
+def unfinished_run(finished_run, tmp_path):
     """A copy of the run, without its scores."""
-    shutil.copytree(whole.folder, tmp_path / "unfinished")
+    shutil.copytree(finished_run.folder, tmp_path / "unfinished")
     (tmp_path / "unfinished/evaluation.json").unlink()
     return tmp_path / "unfinished"
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_cache")
-def test_a_run_from_a_frame_resumes_in_another_folder_to_the_same_bits(folder, frame, whole, tmp_path, monkeypatch):
+def test_a_run_from_a_frame_resumes_in_another_folder_to_the_same_bits(
+    folder, frame, finished_run, tmp_path, monkeypatch
+):
     monkeypatch.chdir(folder)
     with interrupt_after_steps(1):
-        ikebana.fit(frame.lazy(), "baseline", run=tmp_path / "stopped", **SMALL)
+        ikebana.fit(frame.lazy(), "baseline", run=tmp_path / "stopped", **SMALL_OPTIONS)
     monkeypatch.chdir(tmp_path)
     # The run holds its rows, so its folder may move.
     shutil.move(tmp_path / "stopped", tmp_path / "moved")
     resumed = ikebana.resume(tmp_path / "moved")
-    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
-    assert_frame_equal(resumed.predictions, whole.predictions)
-    # As they are in the frame, so that both can be joined.
-    assert set(whole.predictions["path"]) <= set(frame["path"])
+    assert resumed.weights.read_bytes() == finished_run.weights.read_bytes()
+    assert_frame_equal(resumed.predictions, finished_run.predictions)
+    # The same paths as in the frame, so that both can be joined.
+    assert set(finished_run.predictions["path"]) <= set(frame["path"])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_cache")
-def test_the_photos_of_a_run_from_a_frame_are_found_again_also_where_they_have_moved(
-    folder, frame, whole, tmp_path, monkeypatch
-):
+def test_the_photos_of_a_run_from_a_frame_are_found_even_if_moved(folder, frame, finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    here = run_photos.find_photos(whole)
+    here = run_photos.find_photos(finished_run)
     shutil.copytree(folder, tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     for photos in (frame, tmp_path / "moved"):
-        there = run_photos.find_photos(whole, photos)
+        there = run_photos.find_photos(finished_run, photos)
         assert [photo.path for photo in there["test"]] == [photo.path for photo in here["test"]]
         assert all(run_photos.read_photo(photo) for photo in (*here["test"], *there["test"]))
         assert there["test"][0].file.resolve().is_relative_to(tmp_path.resolve())
@@ -194,42 +194,42 @@ def test_the_photos_of_a_run_from_a_frame_are_found_again_also_where_they_have_m
 @pytest.mark.usefixtures("shared_cache")
 @pytest.mark.parametrize("is_absolute", [False, True])
 def test_a_run_resumes_with_a_frame_of_photos_that_moved(
-    is_absolute, folder, frame, whole, unfinished, tmp_path, monkeypatch
+    is_absolute, folder, frame, finished_run, unfinished_run, tmp_path, monkeypatch
 ):
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     monkeypatch.chdir(moved)
     given = frame.with_columns(path=pl.lit(f"{moved}/") + pl.col("path")) if is_absolute else frame
-    resumed = ikebana.resume(unfinished, photos=given)
-    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
-    assert_frame_equal(resumed.predictions, whole.predictions)
+    resumed = ikebana.resume(unfinished_run, photos=given)
+    assert resumed.weights.read_bytes() == finished_run.weights.read_bytes()
+    assert_frame_equal(resumed.predictions, finished_run.predictions)
     monkeypatch.chdir(tmp_path)
-    photos = run_photos.find_photos(ikebana.open_run(unfinished))
+    photos = run_photos.find_photos(ikebana.open_run(unfinished_run))
     assert all(photo.file.is_relative_to(moved) and run_photos.read_photo(photo) for photo in photos["test"])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_cache")
-def test_a_run_is_the_same_from_a_frame_and_from_its_table(folder, frame, whole, tmp_path):
+def test_a_run_is_the_same_from_a_frame_and_from_its_table(folder, frame, finished_run, tmp_path):
     frame.with_columns(path=pl.lit(f"{folder}/") + pl.col("path")).write_parquet(tmp_path / "photos.parquet")
-    by_table = ikebana.fit(tmp_path / "photos.parquet", "baseline", run=tmp_path / "table", **SMALL)
-    assert whole.weights.read_bytes() == by_table.weights.read_bytes()
-    assert whole.source["fingerprint"] == by_table.source["fingerprint"]
+    by_table = ikebana.fit(tmp_path / "photos.parquet", "baseline", run=tmp_path / "table", **SMALL_OPTIONS)
+    assert finished_run.weights.read_bytes() == by_table.weights.read_bytes()
+    assert finished_run.source["fingerprint"] == by_table.source["fingerprint"]
 
 
 @pytest.mark.slow
-def test_a_damaged_copy_of_the_frame_is_refused_by_the_name_of_its_file(unfinished):
-    (unfinished / "photos.parquet").write_bytes(b"PAR1")
+def test_a_damaged_copy_of_the_frame_is_refused_by_the_name_of_its_file(unfinished_run):
+    (unfinished_run / "photos.parquet").write_bytes(b"PAR1")
     with pytest.raises(RunError, match=r"photos\.parquet cannot be read"):
-        ikebana.resume(unfinished)
+        ikebana.resume(unfinished_run)
 
 
 @pytest.mark.slow
-def test_photos_of_a_frame_that_are_gone_are_reported_with_their_folder(unfinished, tmp_path):
-    source = json.loads((unfinished / "source.json").read_text("utf-8"))
-    (unfinished / "source.json").write_text(json.dumps({**source, "root": str(tmp_path)}), "utf-8")
+def test_photos_of_a_frame_that_are_gone_are_reported_with_their_folder(unfinished_run, tmp_path):
+    source = json.loads((unfinished_run / "source.json").read_text("utf-8"))
+    (unfinished_run / "source.json").write_text(json.dumps({**source, "root": str(tmp_path)}), "utf-8")
     with pytest.raises(PhotosError, match="photos of this run were not found") as refusal:
-        ikebana.resume(unfinished)
+        ikebana.resume(unfinished_run)
     assert str(refusal.value.where) == str(tmp_path)
 
 
@@ -240,7 +240,7 @@ def test_audit_and_plan_take_a_frame(folder, frame, tmp_path, monkeypatch):
     audit = ikebana.audit(frame, write=tmp_path / "cleaned.csv")
     assert audit.dataset.photos.height == frame.height
     assert sources.read(tmp_path / "cleaned.csv").classes == audit.dataset.classes
-    plan = ikebana.Plan.from_photos(frame, "baseline", **SMALL)
+    plan = ikebana.Plan.from_photos(frame, "baseline", **SMALL_OPTIONS)
     assert plan.dataset.photos["path"].to_list() == sorted(frame["path"])
 
 

@@ -1,4 +1,4 @@
-"""A network that only looks may be made lean in any way, as long as it says the same."""
+"""Fusing layers for inference does not change the output of a network."""
 
 from dataclasses import replace
 
@@ -31,8 +31,8 @@ def photos(count=4, side=64):
     return examples.make_unlabelled(pixels, np.arange(count))
 
 
-def with_lively_norms(network):
-    """Fresh BatchNorms do nothing: a test with them would not see that one was lost."""
+def randomise_norms(network):
+    """Randomise BatchNorms: fresh ones do nothing, so a test would not detect a missing one."""
     rng = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -45,38 +45,40 @@ def with_lively_norms(network):
 def network(request):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    return with_lively_norms(nn.Sequential(Float(), timm.create_model(request.param, num_classes=0)).eval())
+    return randomise_norms(nn.Sequential(Float(), timm.create_model(request.param, num_classes=0)).eval())
 
 
-def activations(network):
-    return [each.activation for each in network.modules() if isinstance(each, fused_inference.FusedConvolution)]
+def list_activations(network):
+    return [module.activation for module in network.modules() if isinstance(module, fused_inference.FusedConvolution)]
 
 
 @torch.inference_mode()
-def said(network, shown, setting=EXACT):
+def compute_output(network, shown, setting=EXACT):
     pixels, _ = shown.get_batch(np.arange(len(shown)), "cpu")
     with setting.autocast():
         return network(pixels).float()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("made", [fused_inference.fold_batchnorm, fused_inference.fuse_layers])
-def test_a_lean_network_says_the_same(made, network):
+@pytest.mark.parametrize("fuse", [fused_inference.fold_batchnorm, fused_inference.fuse_layers])
+def test_a_fused_network_has_the_same_output(fuse, network):
     shown = photos()
-    found = made(network, shown)
-    assert not [each for each in found.modules() if isinstance(each, nn.BatchNorm2d)]
-    torch.testing.assert_close(said(found, shown), said(network, shown), rtol=1e-3, atol=1e-4)
+    fused_network = fuse(network, shown)
+    assert not [module for module in fused_network.modules() if isinstance(module, nn.BatchNorm2d)]
+    torch.testing.assert_close(
+        compute_output(fused_network, shown), compute_output(network, shown), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.slow
 @needs_onednn
 @needs_bfloat16
-def test_in_half_precision_it_is_no_further_from_the_truth_than_torch_itself(network):
+def test_in_half_precision_the_error_is_no_larger_than_that_of_torch(network):
     shown, half = photos(), replace(EXACT, precision="bfloat16")
-    truth = said(network, shown)
+    truth = compute_output(network, shown)
     fused, plain = (
-        said(made(network, shown), shown, half)
-        for made in (fused_inference.fuse_layers, fused_inference.fold_batchnorm)
+        compute_output(fuse(network, shown), shown, half)
+        for fuse in (fused_inference.fuse_layers, fused_inference.fold_batchnorm)
     )
     assert (fused - truth).abs().mean() < 1.5 * (plain - truth).abs().mean() + 1e-6
 
@@ -86,22 +88,22 @@ def test_in_half_precision_it_is_no_further_from_the_truth_than_torch_itself(net
     ("name", "activation"),
     [("tf_efficientnet_lite0", "hardtanh"), ("mobilenetv3_small_050", "hardswish"), ("efficientnet_b0", "swish")],
 )
-def test_activations_are_computed_with_their_convolutions(name, activation):
+def test_activations_are_fused_into_their_convolutions(name, activation):
     timm = pytest.importorskip("timm")
     network = nn.Sequential(Float(), timm.create_model(name, num_classes=0)).eval()
-    assert activation in activations(fused_inference.fuse_layers(network, photos()))
+    assert activation in list_activations(fused_inference.fuse_layers(network, photos()))
 
 
-def test_the_original_is_left_as_it_was():
+def test_the_original_network_is_unchanged():
     network = networks.build_network(recipes.get_recipe("baseline", image_size=64), 3).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     fused_inference.fuse_layers(network, photos())
-    assert not activations(network)
+    assert not list_activations(network)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 class NormFirst(nn.Module):
-    """Its norm stands after its convolution and is used before it."""
+    """Its norm is defined after its convolution and used before it."""
 
     def __init__(self):
         super().__init__()
@@ -114,7 +116,7 @@ class NormFirst(nn.Module):
 
 
 class ActivationFirst(nn.Module):
-    """Its activation stands after its convolution and is used before it."""
+    """Its activation is defined after its convolution and used before it."""
 
     def __init__(self):
         super().__init__()
@@ -124,8 +126,8 @@ class ActivationFirst(nn.Module):
         return self.convolution(self.activation(photos - 0.5)).mean((2, 3))
 
 
-def test_a_network_that_is_not_what_its_order_says_is_left_as_it_is():
+def test_a_network_with_another_forward_order_is_not_fused():
     crooked = nn.Sequential(Float(), NormFirst()).eval()
     assert fused_inference.fold_batchnorm(crooked, photos()) is crooked
     crooked = nn.Sequential(Float(), ActivationFirst()).eval()
-    assert not activations(fused_inference.fuse_layers(crooked, photos()))
+    assert not list_activations(fused_inference.fuse_layers(crooked, photos()))

@@ -1,4 +1,4 @@
-"""What a step of training sees may be made of the network in any way, as long as it says and learns the same."""
+"""Fusing layers for training does not change outputs and gradients."""
 
 from functools import partial
 
@@ -24,8 +24,8 @@ NETWORKS = {
     "tf_efficientnet_lite0": "blocks.4",
     "resnet18": "layer3",
     "mobilenetv3_small_050": "blocks.3",
-    "regnetx_002": "s3",  # its convolutions have groups
-    "selecsls42b": "features.9",  # a layer of it is given a list
+    "regnetx_002": "s3",  # has grouped convolutions
+    "selecsls42b": "features.9",  # one of its layers gets a list
 }
 
 
@@ -34,8 +34,8 @@ def photos(count=4, side=64):
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def learning(name="tf_efficientnet_lite0", trained: Trainable = "last_stages", **choices):
-    """A network on its way, with BatchNorms that do something."""
+def build_training_network(name="tf_efficientnet_lite0", trained: Trainable = "last_stages", **choices):
+    """Build a network in training, with BatchNorms that are not the identity."""
     first_stages = {"head": "", "last_stages": NETWORKS.get(name, MIDDLE_STAGE), "all": ""}
     kind = FrozenBackbone if trained == "head" else partial(FineTune, train_from=first_stages[trained])
     recipe = recipes.get_recipe("quick", network=name, image_size=64, method=kind(**choices))
@@ -44,77 +44,77 @@ def learning(name="tf_efficientnet_lite0", trained: Trainable = "last_stages", *
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, fused_inference.Norm):
-                for each in ("running_mean", "running_var", "weight", "bias"):
-                    value = getattr(module, each)
+                for attribute in ("running_mean", "running_var", "weight", "bias"):
+                    value = getattr(module, attribute)
                     if value is not None:
                         value.copy_(0.5 + torch.rand(value.shape, generator=rng))
     parameter_groups.set_training_mode(network, recipe, trained)
     return network
 
 
-def outcome(network, view, shown, half=False):
-    """What it says, and what its weights would change by."""
+def compute_gradients(network, view, shown, half=False):
+    """Return the output, and the gradients of the weights."""
     network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        said = view(shown).float()
-    (said * torch.linspace(-1, 1, said.numel()).view(said.shape)).sum().backward()
-    return said.detach(), [each.grad.clone() for each in network.parameters() if each.requires_grad]
+        output = view(shown).float()
+    (output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum().backward()
+    return output.detach(), [weight.grad.clone() for weight in network.parameters() if weight.requires_grad]
 
 
-def apart(found, expected):
-    return float((found.detach() - expected.detach()).norm() / expected.detach().norm())
+def compute_distance(actual, expected):
+    return float((actual.detach() - expected.detach()).norm() / expected.detach().norm())
 
 
 @pytest.mark.slow
 @needs_onednn
 @pytest.mark.parametrize("trained", ["head", "last_stages", "all"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_step_learns_from_it_what_it_would_learn_from_the_network(name, trained):
-    network, shown = learning(name, trained), photos()
+def test_gradients_of_the_fused_network_equal_those_of_the_original(name, trained):
+    network, shown = build_training_network(name, trained), photos()
     view = fused_training.optimise_for_training(network, shown, EXACT)
     assert view is not network
-    (said, learned), (expected, to_learn) = (outcome(network, each, shown) for each in (view, network))
-    assert apart(said, expected) < 1e-4
-    assert max(apart(*pair) for pair in zip(learned, to_learn, strict=True)) < 1e-2
+    (output, learned), (expected, to_learn) = (compute_gradients(network, module, shown) for module in (view, network))
+    assert compute_distance(output, expected) < 1e-4
+    assert max(compute_distance(*pair) for pair in zip(learned, to_learn, strict=True)) < 1e-2
 
 
 @pytest.mark.slow
 @needs_onednn
 @needs_bfloat16
-def test_in_half_precision_its_gradients_are_no_further_from_the_truth_than_torchs_own():
-    network, shown = learning(), photos(8)
+def test_in_half_precision_gradient_errors_are_no_larger_than_those_of_torch():
+    network, shown = build_training_network(), photos(8)
     view = fused_training.optimise_for_training(network, shown, EXACT)
-    _, truth = outcome(network, network, shown)
+    _, truth = compute_gradients(network, network, shown)
     errors = []
-    for each in (view, network):
-        _, learned = outcome(network, each, shown, half=True)
-        errors.append(np.mean([apart(*pair) for pair in zip(learned, truth, strict=True)]))
+    for module in (view, network):
+        _, learned = compute_gradients(network, module, shown, half=True)
+        errors.append(np.mean([compute_distance(*pair) for pair in zip(learned, truth, strict=True)]))
     assert errors[0] < 1.2 * errors[1]
 
 
 @needs_onednn
-def test_it_follows_the_weights_as_they_learn():
-    network, shown = learning(), photos()
+def test_the_fused_network_follows_weight_updates():
+    network, shown = build_training_network(), photos()
     view = fused_training.optimise_for_training(network, shown, EXACT)
     with torch.no_grad():
         for weight in network.parameters():
             if weight.requires_grad:
                 weight.mul_(1.1)
-    assert apart(view(shown), network(shown)) < 1e-4
+    assert compute_distance(view(shown), network(shown)) < 1e-4
 
 
 @needs_onednn
-def test_what_only_looks_has_its_activations_in_its_convolutions_and_what_learns_is_folded():
-    view = fused_training.optimise_for_training(learning(), photos(), EXACT)
-    looks = {name for name, each in view.named_modules() if isinstance(each, fused_inference.FusedConvolution)}
-    learns = {name for name, each in view.named_modules() if isinstance(each, fused_training.FoldedConvolution)}
+def test_frozen_layers_are_fused_and_trainable_ones_are_folded():
+    view = fused_training.optimise_for_training(build_training_network(), photos(), EXACT)
+    looks = {name for name, module in view.named_modules() if isinstance(module, fused_inference.FusedConvolution)}
+    learns = {name for name, module in view.named_modules() if isinstance(module, fused_training.FoldedConvolution)}
     assert {name.split(".blocks.")[1][0] for name in looks if ".blocks." in name} == set("0123")
     assert {name.split(".blocks.")[1][0] for name in learns if ".blocks." in name} == set("456")
 
 
 @needs_onednn
-def test_a_network_whose_batchnorm_follows_the_photos_is_left_as_it_is():
-    network = learning()
+def test_a_network_with_trainable_batchnorm_statistics_is_not_fused():
+    network = build_training_network()
     network.get_submodule("backbone.network").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert fused_training.optimise_for_training(network, photos(), EXACT) is network
@@ -122,7 +122,7 @@ def test_a_network_whose_batchnorm_follows_the_photos_is_left_as_it_is():
 
 
 class NormFirst(nn.Module):
-    """Its norm stands after its convolution and is used before it."""
+    """Its norm is defined after its convolution and used before it."""
 
     def __init__(self):
         super().__init__()
@@ -134,14 +134,14 @@ class NormFirst(nn.Module):
 
 
 @needs_onednn
-def test_a_network_that_is_not_what_its_order_says_is_left_as_it_is():
+def test_a_network_with_another_forward_order_is_not_fused():
     crooked = NormFirst().eval()
     assert fused_training.optimise_for_training(crooked, photos(), EXACT) is crooked
 
 
 @needs_onednn
-def test_dropout_draws_what_it_would_have_drawn_without_the_comparison():
-    network = learning(dropout=0.5)
+def test_the_comparison_does_not_change_the_random_numbers_of_dropout():
+    network = build_training_network(dropout=0.5)
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -150,10 +150,10 @@ def test_dropout_draws_what_it_would_have_drawn_without_the_comparison():
 
 
 @needs_onednn
-def test_keras_inception_only_looks_below_the_head():
+def test_keras_inception_is_frozen_below_the_head():
     recipe = recipes.get_recipe("frozen", truncate_at="mixed2")
     network = networks.build_network(recipe, 5)
     parameter_groups.set_training_mode(network, recipe, "head")
     view = fused_training.optimise_for_training(network, photos(side=150), EXACT)
     assert view is not network
-    assert not [each for each in view.modules() if isinstance(each, fused_inference.Norm)]
+    assert not [module for module in view.modules() if isinstance(module, fused_inference.Norm)]

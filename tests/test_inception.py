@@ -1,4 +1,4 @@
-"""InceptionV3 against Keras' own, layer by layer, and against timm's for timm's weights."""
+"""InceptionV3 compared with Keras layer by layer, and with timm for the weights of timm."""
 
 import functools
 import os
@@ -18,22 +18,24 @@ from ikebana.learning.models import inception
 os.environ["KERAS_BACKEND"], os.environ["KERAS_TORCH_DEVICE"] = "torch", "cpu"
 keras = pytest.importorskip("keras", reason="Keras is a development dependency: pip install 'ikebana[dev]'")
 
-# Keras 3.15 itself asks numpy in a way that numpy 2 warns of.
+# Keras 3.15 calls numpy in a way that numpy 2 deprecates.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
 ]
 
-WHOLE = 311  # layers, as the tutorial and Keras count them
+KERAS_LAYERS = 311  # layers, as the tutorial and Keras count them
 PHOTOS = 2
 HEAD = (2048 * 3 * 3 + 1) * 64 + (64 + 1) * 5  # Flatten, Dropout, Dense 64, Dense 5 on photos of 150 pixels
 
 
 @pytest.fixture(scope="module")
 def keras_whole():
-    """Keras' network with weights and moving statistics of which none is like another, and signals that do not fade.
+    """The network of Keras with distinct weights and statistics.
 
-    In float64: in training the last bit of float32 grows to a thousandth on the way through 94 BatchNorms.
+    Its signals do not vanish with depth.
+
+    It is in float64: in training, 94 BatchNorms amplify the rounding errors of float32 to a thousandth.
     """
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
@@ -58,22 +60,22 @@ def until(request):
 
 @pytest.fixture
 def theirs(keras_whole, until):
-    """Keras' network until there: mixed8 is what its ninth concatenation gives."""
+    """The network of Keras, truncated there: mixed8 is the output of its ninth concatenation."""
     if until == "mixed10":
         return keras_whole
-    return keras.Model(keras_whole.input, of_kind(keras_whole, "Concatenate")[8].output)
+    return keras.Model(keras_whole.input, select_layers(keras_whole, "Concatenate")[8].output)
 
 
 def kind(layer):
     return type(layer).__name__
 
 
-def of_kind(model, wanted):
+def select_layers(model, wanted):
     return [layer for layer in model.layers if kind(layer) == wanted]
 
 
 def pairs(model, network, until):
-    """Keras' layers with weights and our modules that hold the same, by index and never by name."""
+    """Pair the layers of Keras with our modules, by index."""
     layers = inception.list_keras_layers(until)
     return [
         (layer, network.get_submodule(ours.module_name))
@@ -82,8 +84,11 @@ def pairs(model, network, until):
     ]
 
 
-def held(module):
-    """Our parameters and statistics as Keras keeps them: convolutions as (rows, columns, in, out)."""
+def get_keras_weights(module):
+    """Return our parameters and statistics in the layout of Keras.
+
+    Convolutions are (rows, columns, in, out).
+    """
     values = [*module.parameters(), *module.buffers()]
     values = [value.permute(2, 3, 1, 0) if value.ndim == 4 else value for value in values]
     return [value.detach().numpy() for value in values]
@@ -104,8 +109,8 @@ def photos(side=150):
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def assert_alike(ours, expected, apart):
-    """The largest difference as a share of the largest value."""
+def assert_close(ours, expected, apart):
+    """Assert that the largest difference is a small fraction of the largest value."""
     assert ours.shape == expected.shape
     assert float(np.abs(ours - expected).max() / np.abs(expected).max()) < apart
 
@@ -119,71 +124,73 @@ def features(network, number=torch.float64):
 
 @torch.no_grad()
 def keras_features(model, training):
-    """What Keras gives in float64. Its BatchNorm would go by way of float32, as Keras promotes nothing to float64."""
+    """Compute the output of Keras in float64. Otherwise its BatchNorm would use float32."""
     pixels = photos().permute(0, 2, 3, 1).double().numpy()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(keras.src.backend, "result_type", lambda *_: "float64")
         return model(pixels, training=training).detach().cpu().numpy()
 
 
-def test_the_layers_are_keras_layers_in_keras_order(theirs, until):
+def test_the_layers_are_those_of_keras_in_the_same_order(theirs, until):
     layers = inception.list_keras_layers(until)
-    assert [each.class_name for each in layers] == [kind(layer) for layer in theirs.layers]
-    assert len(layers) == {"mixed8": 249, "mixed10": WHOLE}[until]
+    assert [ours.class_name for ours in layers] == [kind(layer) for layer in theirs.layers]
+    assert len(layers) == {"mixed8": 249, "mixed10": KERAS_LAYERS}[until]
 
 
-def test_every_layer_has_the_parameters_that_keras_counts(theirs, until):
+def test_every_layer_has_as_many_parameters_as_in_keras(theirs, until):
     network = inception.build_inception(until)
     for layer, ours in zip(theirs.layers, inception.list_keras_layers(until), strict=True):
-        values = held(network.get_submodule(ours.module_name)) if ours.module_name else []
+        values = get_keras_weights(network.get_submodule(ours.module_name)) if ours.module_name else []
         assert [value.shape for value in values] == [tuple(weight.shape) for weight in layer.weights]
-    assert counted(network) == theirs.count_params()
+    assert count_parameters(network) == theirs.count_params()
     if until == "mixed10":
-        assert counted(network) == 21_802_784
+        assert count_parameters(network) == 21_802_784
 
 
-def counted(network):
+def count_parameters(network):
     return sum(value.numel() for value in [*network.parameters(), *network.buffers()])
 
 
-def test_for_a_photo_it_gives_what_keras_gives(theirs, until):
+def test_features_in_evaluation_equal_those_of_keras(theirs, until):
     network, expected = copied(theirs, until).eval(), keras_features(theirs, training=False)
     assert expected.shape == (PHOTOS, 3, 3, {"mixed8": 1280, "mixed10": 2048}[until])
-    assert_alike(features(network), expected, 1e-12)
-    assert_alike(features(network.float(), torch.float32), expected, 1e-5)
+    assert_close(features(network), expected, 1e-12)
+    assert_close(features(network.float(), torch.float32), expected, 1e-5)
 
 
-def test_in_training_it_gives_what_keras_gives_and_its_statistics_move_as_keras_move(keras_whole):
+def test_features_and_moving_statistics_in_training_equal_those_of_keras(keras_whole):
     before = keras_whole.get_weights()
     network = copied(keras_whole, "mixed10")
-    norms = of_kind(keras_whole, "BatchNormalization")
+    norms = select_layers(keras_whole, "BatchNormalization")
     try:
         for norm in norms:
             norm.momentum = 0.9
-        assert_alike(features(network.train()), keras_features(keras_whole, training=True), 1e-10)
+        assert_close(features(network.train()), keras_features(keras_whole, training=True), 1e-10)
         for layer, module in pairs(keras_whole, network, "mixed10"):
-            for mine, yours in zip(held(module), layer.get_weights(), strict=True):
-                assert_alike(mine, yours, 1e-10)
+            for mine, yours in zip(get_keras_weights(module), layer.get_weights(), strict=True):
+                assert_close(mine, yours, 1e-10)
     finally:
         keras_whole.set_weights(before)
 
 
 def test_the_last_fifty_layers_begin_at_the_84th_convolution_and_27_have_weights(keras_whole):
     layers = inception.list_keras_layers()
-    last = [each.module_name for each in layers[-50:] if each.module_name]
+    last = [ours.module_name for ours in layers[-50:] if ours.module_name]
     assert len(last) == len([layer for layer in keras_whole.layers[-50:] if layer.weights]) == 27
-    # Keras numbers its convolutions from 0 as they are made, and so conv2d_83 is the 84th
-    made = [name for name, module in inception.build_inception().named_modules() if isinstance(module, nn.Conv2d)]
-    assert made[83] == last[0]
+    # Keras numbers its convolutions from 0 in order of creation, so conv2d_83 is the 84th.
+    convolutions = [
+        name for name, module in inception.build_inception().named_modules() if isinstance(module, nn.Conv2d)
+    ]
+    assert convolutions[83] == last[0]
 
 
-def test_it_is_as_large_and_as_trainable_as_the_tutorial_counts(keras_whole):
+def test_parameter_counts_equal_those_of_the_tutorial(keras_whole):
     network, layers = inception.build_inception().requires_grad_(False), inception.list_keras_layers()
-    assert counted(network) + HEAD == 22_982_821
+    assert count_parameters(network) + HEAD == 22_982_821
     assert trainable(network) + HEAD == 1_180_037
-    norms = [number for number, each in enumerate(layers) if each.class_name == "BatchNormalization"]
+    norms = [number for number, layer in enumerate(layers) if layer.class_name == "BatchNormalization"]
     assert len(norms) == 94
-    free = {*range(WHOLE - 50, WHOLE), *norms}
+    free = {*range(KERAS_LAYERS - 50, KERAS_LAYERS), *norms}
     for number in free:
         if name := layers[number].module_name:
             network.get_submodule(name).requires_grad_(True)
@@ -197,15 +204,15 @@ def trainable(network):
     return sum(value.numel() for value in network.parameters() if value.requires_grad)
 
 
-def test_an_average_of_equal_values_is_that_value_at_the_edge_as_well():
+def test_average_pooling_does_not_count_the_padding_at_the_edge():
     pools = [module for module in inception.build_inception().modules() if isinstance(module, nn.AvgPool2d)]
     assert len(pools) == 9
     for pool in pools:
         assert torch.equal(pool(torch.ones(1, 2, 5, 4)), torch.ones(1, 2, 5, 4))
 
 
-def with_gamma(norm):
-    """torch's own layer that does the same, its gamma left at 1."""
+def add_gamma(norm):
+    """Return the equivalent torch layer, with gamma 1."""
     torchs = nn.BatchNorm2d(len(norm.bias), eps=1e-3, momentum=norm.momentum).train(norm.training)
     torchs.load_state_dict(norm.state_dict() | {"weight": torch.ones(len(norm.bias))}, strict=False)
     return torchs
@@ -214,14 +221,14 @@ def with_gamma(norm):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("number", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_batch_norm_without_gamma_is_torchs_own_with_a_gamma_of_one(training, number, layout):
+def test_batchnorm_without_gamma_equals_that_of_torch_with_gamma_1(training, number, layout):
     torch.manual_seed(0)
     norm = inception.BatchNorm(24, momentum=0.1).train(training)
     for value in (norm.bias, norm.running_mean, norm.running_var):
         nn.init.uniform_(value, 0.5, 2)
     entering = (torch.randn(6, 24, 5, 5) * 3 + 1).to(number, memory_format=layout)
     results = []
-    for layer in (with_gamma(norm), norm):
+    for layer in (add_gamma(norm), norm):
         leaf = entering.clone(memory_format=torch.preserve_format).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=number == torch.bfloat16):
             given = layer(leaf)
@@ -235,7 +242,7 @@ def test_batch_norm_without_gamma_is_torchs_own_with_a_gamma_of_one(training, nu
         torch.testing.assert_close(ours, theirs)
 
 
-def test_torch_can_make_it_part_of_the_convolution_before_it():
+def test_torch_can_fold_it_into_the_convolution_before_it():
     unit: Any = inception.build_inception("mixed0").eval().get_submodule("stem_1")
     for value in unit.bn.state_dict().values():
         nn.init.uniform_(value, 0.5, 2)
@@ -243,7 +250,7 @@ def test_torch_can_make_it_part_of_the_convolution_before_it():
     torch.testing.assert_close(fused(photos(75)).relu(), unit(photos(75)))
 
 
-def test_the_moving_variance_goes_towards_that_of_the_batch_which_torch_enlarges():
+def test_the_moving_variance_approaches_the_biased_variance_of_the_batch():
     norm = inception.BatchNorm(3, momentum=1.0).train()
     entering = torch.randn(2, 3, 2, 2)
     norm(entering)
@@ -264,7 +271,7 @@ def test_it_trains_in_bfloat16_and_keeps_its_statistics_in_float32():
     assert {value.dtype for value in network.buffers()} == {torch.float32}
 
 
-def test_a_network_that_cannot_be_cut_there_says_where_it_can():
+def test_an_invalid_truncation_is_refused_with_the_valid_ones():
     for make in (inception.build_inception, inception.list_keras_layers):
         with pytest.raises(RecipeError) as refusal:
             make("mixed11")
@@ -272,16 +279,16 @@ def test_a_network_that_cannot_be_cut_there_says_where_it_can():
 
 
 @pytest.mark.parametrize("until", inception.get_truncation_points())
-def test_wherever_it_is_cut_the_layers_are_the_first_of_the_whole(until):
-    layers, whole = inception.list_keras_layers(until), inception.list_keras_layers()
-    assert layers == whole[: len(layers)]
+def test_a_truncated_network_has_the_first_layers_of_the_complete_one(until):
+    layers, all_layers = inception.list_keras_layers(until), inception.list_keras_layers()
+    assert layers == all_layers[: len(layers)]
     names = [name for name, _ in inception.build_inception(until).named_children()]
     assert names[-1] == until
 
 
 @pytest.fixture(scope="module")
 def timm_whole():
-    """timm's network, with statistics of which none is like another; whoever uses it reads its weights as they are."""
+    """The network of timm with distinct statistics."""
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     network = timm.create_model("inception_v3", pretrained=False).eval()
@@ -297,7 +304,7 @@ def timm_whole():
 
 @torch.no_grad()
 def timm_features(network, last, given, monkeypatch):
-    """What timm's network gives after a stage, if its average pools left out the padding as Keras' do."""
+    """Compute timm's features after a stage, with the average pooling of Keras."""
     with monkeypatch.context() as patched:
         patched.setattr(functional, "avg_pool2d", functools.partial(functional.avg_pool2d, count_include_pad=False))
         for name, stage in network.named_children():
@@ -308,15 +315,15 @@ def timm_features(network, last, given, monkeypatch):
 
 
 @pytest.mark.parametrize(("until", "last"), [("mixed0", "Mixed_5b"), ("mixed8", "Mixed_7a"), ("mixed10", "Mixed_7c")])
-def test_with_timms_weights_it_is_timms_network_with_keras_average_pools(timm_whole, until, last, monkeypatch):
+def test_with_timms_weights_it_is_timms_network_with_the_average_pooling_of_keras(timm_whole, until, last, monkeypatch):
     network = inception.build_inception(until).eval()
     inception.load_timm_weights(network, timm_whole.state_dict())
     with torch.no_grad():
         ours = network(photos()).numpy()
-    assert_alike(ours, timm_features(timm_whole, last, photos(), monkeypatch), 1e-5)
+    assert_close(ours, timm_features(timm_whole, last, photos(), monkeypatch), 1e-5)
 
 
-def test_the_file_of_real_weights_is_read_whole_and_gives_timms_features(timm_whole, monkeypatch):
+def test_the_file_of_real_weights_gives_the_features_of_timm(timm_whole, monkeypatch):
     file = Path(__file__).resolve().parents[2] / "shared/weights/inception_v3_mixed8.safetensors"
     if not file.exists():
         pytest.skip(f"{file} is not there: weights are never part of the project")
@@ -326,10 +333,10 @@ def test_the_file_of_real_weights_is_read_whole_and_gives_timms_features(timm_wh
     assert not timm_whole.load_state_dict(tensors, strict=False).unexpected_keys
     with torch.no_grad():
         ours = network(photos() * 2 - 1).numpy()
-    assert_alike(ours, timm_features(timm_whole, "Mixed_7a", photos() * 2 - 1, monkeypatch), 1e-5)
+    assert_close(ours, timm_features(timm_whole, "Mixed_7a", photos() * 2 - 1, monkeypatch), 1e-5)
 
 
-def refusal(network, tensors):
+def get_refusal(network, tensors):
     with pytest.raises(RecipeError) as raised:
         inception.load_timm_weights(network, tensors)
     return str(raised.value)
@@ -340,11 +347,11 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(timm_whole):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     kernel, gamma = "Mixed_7b.branch3x3_2a.conv.weight", "Mixed_7b.branch3x3dbl_3b.bn.weight"
     ends_early = {name: value for name, value in tensors.items() if not name.startswith("Mixed_7b")}
-    assert "lack 45 of the" in refusal(network, ends_early)  # nine convolutions, each with four vectors
+    assert "lack 45 of the" in get_refusal(network, ends_early)  # nine convolutions with five tensors each
     without_one = {name: value for name, value in tensors.items() if name != kernel}
-    assert kernel in refusal(network, without_one)
-    assert kernel in refusal(network, tensors | {kernel: tensors[kernel].mT})
+    assert kernel in get_refusal(network, without_one)
+    assert kernel in get_refusal(network, tensors | {kernel: tensors[kernel].mT})
     nearly = torch.ones_like(tensors[gamma])
     nearly[-1] = 1.01
-    assert gamma in refusal(network, tensors | {gamma: nearly})
+    assert gamma in get_refusal(network, tensors | {gamma: nearly})
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -1,4 +1,4 @@
-"""A training may be stopped at any moment, and goes on as if it had not been."""
+"""Training can be interrupted at any time and resumed without any difference."""
 
 import os
 import shutil
@@ -20,9 +20,9 @@ from ikebana.recipe import Augmentation, FineTune, with_options
 pytestmark = pytest.mark.slow
 
 AUGMENTED = recipes.get_recipe("augmented", image_size=46, batch_size=16, epochs=2, learning_rate=1e-3)  # with dropout
-LIT = with_options(TUNED, epochs=2, augmentation=Augmentation(rotation=10, crop_area=0.5, brightness=0.2))
+AUGMENTED_TUNING = with_options(TUNED, epochs=2, augmentation=Augmentation(rotation=10, crop_area=0.5, brightness=0.2))
 TWO_PHASES = with_options(
-    LIT,
+    AUGMENTED_TUNING,
     network="resnet10t",
     image_size=64,
     method=FineTune(
@@ -32,30 +32,32 @@ TWO_PHASES = with_options(
         head_epochs=1,
         head_learning_rate=1e-3,
         epochs=1,
-        batch_size=LIT.gradient_method.batch_size,
-        learning_rate=LIT.gradient_method.learning_rate,
-        augmentation=LIT.augmentation,
-        adamw=LIT.adamw,
+        batch_size=AUGMENTED_TUNING.gradient_method.batch_size,
+        learning_rate=AUGMENTED_TUNING.gradient_method.learning_rate,
+        augmentation=AUGMENTED_TUNING.augmentation,
+        adamw=AUGMENTED_TUNING.adamw,
     ),
 )
-ALL = pytest.mark.parametrize("recipe", [AUGMENTED, LIT, TWO_PHASES], ids=["augmented", "tuned", "two phases"])
+ALL = pytest.mark.parametrize(
+    "recipe", [AUGMENTED, AUGMENTED_TUNING, TWO_PHASES], ids=["augmented", "tuned", "two phases"]
+)
 
 
-def trained(recipe, file=None):
+def train(recipe, file=None):
     network = networks.build_network(recipe, 2)
     photos = make_striped_photos(72, side=recipe.image_size)  # 4.5 batches
     held_out = make_striped_photos(24, seed=1, side=recipe.image_size)
     epochs = list(loop.train(network, recipe, photos, held_out, CPU_SETTINGS, file))
-    return network, [(each.epoch, each.train_loss, each.train_accuracy, each.val_loss) for each in epochs]
+    return network, [(epoch.epoch, epoch.train_loss, epoch.train_accuracy, epoch.val_loss) for epoch in epochs]
 
 
-def interrupted_in_step(monkeypatch, steps, number=signal.SIGINT):
-    """The signal comes while these steps are being made, counted over all that is trained from here on."""
-    real, made = Trainer.step, []
+def interrupt_steps(monkeypatch, steps, number=signal.SIGINT):
+    """Send the signal during these steps, counted over all following training."""
+    real, steps_made = Trainer.step, []
 
     def step(*arguments):
-        made.append(1)
-        if len(made) in steps:
+        steps_made.append(1)
+        if len(steps_made) in steps:
             os.kill(os.getpid(), number)
         return real(*arguments)
 
@@ -63,20 +65,20 @@ def interrupted_in_step(monkeypatch, steps, number=signal.SIGINT):
 
 
 @ALL
-def test_a_training_stopped_again_and_again_within_its_epochs_ends_as_one_that_never_was(recipe, tmp_path, monkeypatch):
-    whole, all_epochs = trained(recipe)
-    interrupted_in_step(monkeypatch, {2, 3, 5, 8})
+def test_repeated_interrupts_within_epochs_do_not_change_the_weights(recipe, tmp_path, monkeypatch):
+    uninterrupted, all_epochs = train(recipe)
+    interrupt_steps(monkeypatch, {2, 3, 5, 8})
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
-            trained(recipe, tmp_path / "checkpoint")
-    torch.manual_seed(99)  # whatever the random state of the new process
-    resumed, epochs = trained(recipe, tmp_path / "checkpoint")
-    assert have_same_weights(whole, resumed)
+            train(recipe, tmp_path / "checkpoint")
+    torch.manual_seed(99)  # the random state of the new process must not matter
+    resumed, epochs = train(recipe, tmp_path / "checkpoint")
+    assert have_same_weights(uninterrupted, resumed)
     assert epochs == all_epochs
 
 
 @ALL
-def test_what_is_kept_from_time_to_time_is_a_place_to_go_on_from(recipe, tmp_path, monkeypatch):
+def test_periodic_checkpoints_can_be_resumed(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "MIN_CHECKPOINT_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(loop, "MAX_CHECKPOINT_TIME_FRACTION", float("inf"))
     real = loop.CheckpointWriter.save
@@ -87,25 +89,25 @@ def test_what_is_kept_from_time_to_time_is_a_place_to_go_on_from(recipe, tmp_pat
             shutil.copy(log.file, tmp_path / f"{within.number}-{within.photos_seen}")
 
     monkeypatch.setattr(loop.CheckpointWriter, "save", copied)
-    whole, all_epochs = trained(recipe, tmp_path / "whole")
-    names = {each.name for each in tmp_path.iterdir()} - {"whole"}
-    assert names == {f"{epoch}-{seen}" for epoch in (1, 2) for seen in (16, 32, 48, 64, 72)}
+    uninterrupted, all_epochs = train(recipe, tmp_path / "whole")
+    names = {path.name for path in tmp_path.iterdir()} - {"whole"}
+    assert names == {f"{epoch}-{photos_done}" for epoch in (1, 2) for photos_done in (16, 32, 48, 64, 72)}
     for name in ("1-16", "1-72", "2-32"):
-        resumed, epochs = trained(recipe, tmp_path / name)
-        assert have_same_weights(whole, resumed), name
+        resumed, epochs = train(recipe, tmp_path / name)
+        assert have_same_weights(uninterrupted, resumed), name
         assert epochs == all_epochs
 
 
-def test_a_step_that_was_begun_is_made_whole_before_the_signal_ends_the_training(tmp_path, monkeypatch):
-    interrupted_in_step(monkeypatch, {2})
+def test_a_signal_ends_the_training_after_the_current_step(tmp_path, monkeypatch):
+    interrupt_steps(monkeypatch, {2})
     with pytest.raises(KeyboardInterrupt):
-        trained(BASELINE, tmp_path / "checkpoint")
+        train(BASELINE, tmp_path / "checkpoint")
     saved = loop.checkpoint.load(tmp_path / "checkpoint")
     assert int(saved.tensors["epoch_progress.photos_seen"]) == 32
 
 
-def test_ctrl_c_while_the_validation_photos_are_looked_at_loses_no_step(tmp_path, monkeypatch):
-    whole, all_epochs = trained(AUGMENTED)
+def test_ctrl_c_during_validation_loses_no_step(tmp_path, monkeypatch):
+    uninterrupted, all_epochs = train(AUGMENTED)
 
     def stopped(*_):
         raise KeyboardInterrupt
@@ -113,18 +115,18 @@ def test_ctrl_c_while_the_validation_photos_are_looked_at_loses_no_step(tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(loop, "compute_logits", stopped)
         with pytest.raises(KeyboardInterrupt):
-            trained(AUGMENTED, tmp_path / "checkpoint")
-    interrupted_in_step(monkeypatch, {6})  # five are left, of the second epoch
-    resumed, epochs = trained(AUGMENTED, tmp_path / "checkpoint")
-    assert have_same_weights(whole, resumed)
+            train(AUGMENTED, tmp_path / "checkpoint")
+    interrupt_steps(monkeypatch, {6})  # five steps remain in the second epoch
+    resumed, epochs = train(AUGMENTED, tmp_path / "checkpoint")
+    assert have_same_weights(uninterrupted, resumed)
     assert epochs == all_epochs
 
 
-def test_a_second_ctrl_c_ends_at_once_and_what_was_kept_before_stays(tmp_path, monkeypatch):
+def test_a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
     file, listening = tmp_path / "checkpoint", signal.getsignal(signal.SIGINT)
-    interrupted_in_step(monkeypatch, {3})
+    interrupt_steps(monkeypatch, {3})
     with pytest.raises(KeyboardInterrupt):
-        trained(BASELINE, file)
+        train(BASELINE, file)
     before = file.read_bytes()
     monkeypatch.undo()
 
@@ -135,36 +137,36 @@ def test_a_second_ctrl_c_ends_at_once_and_what_was_kept_before_stays(tmp_path, m
 
     monkeypatch.setattr(Trainer, "step", impatient)
     with pytest.raises(KeyboardInterrupt):
-        trained(BASELINE, file)
+        train(BASELINE, file)
     assert file.read_bytes() == before
     assert signal.getsignal(signal.SIGINT) is listening
 
 
-def test_whoever_listened_before_listens_again_and_may_go_on(monkeypatch):
+def test_earlier_signal_handlers_are_restored_and_called(monkeypatch):
     heard = []
     monkeypatch.setattr(loop, "MIN_CHECKPOINT_INTERVAL_SECONDS", 1e9)
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
     try:
-        whole, _ = trained(BASELINE)
-        interrupted_in_step(monkeypatch, {2, 4}, signal.SIGTERM)
-        not_stopped, _ = trained(BASELINE)
+        uninterrupted, _ = train(BASELINE)
+        interrupt_steps(monkeypatch, {2, 4}, signal.SIGTERM)
+        not_stopped, _ = train(BASELINE)
     finally:
         listening = signal.signal(signal.SIGTERM, before)
     assert heard == ["SIGTERM", "SIGTERM"]
-    assert have_same_weights(whole, not_stopped)
+    assert have_same_weights(uninterrupted, not_stopped)
     assert listening is not before
 
 
-def test_a_training_in_another_thread_is_kept_too(tmp_path, monkeypatch):
+def test_training_in_another_thread_saves_checkpoints_too(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "MIN_CHECKPOINT_INTERVAL_SECONDS", 0.0)
     ended = []
-    thread = threading.Thread(target=lambda: ended.append(trained(BASELINE, tmp_path / "checkpoint")))
+    thread = threading.Thread(target=lambda: ended.append(train(BASELINE, tmp_path / "checkpoint")))
     thread.start()
     thread.join()
-    assert have_same_weights(ended[0][0], trained(BASELINE)[0])
+    assert have_same_weights(ended[0][0], train(BASELINE)[0])
 
 
-def test_what_is_ignored_stays_ignored():
+def test_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with interrupts.defer_signals() as signals:
@@ -176,7 +178,7 @@ def test_what_is_ignored_stays_ignored():
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_that_a_library_made_another_error_of_still_ends_the_command_with_its_status(number, status):
+def test_a_signal_that_a_library_turns_into_another_error_keeps_its_exit_status(number, status):
     code = f"""
 import os
 from ikebana import cli

@@ -1,4 +1,4 @@
-"""JPEGs without an end marker: used if all pixels are there, refused if some are missing."""
+"""JPEGs without an end marker are used only if all pixels exist."""
 
 import io
 import struct
@@ -28,7 +28,7 @@ def encode(kind, seed=0):
 
 
 def samsung_trailer():
-    """A trailer of Samsung's phones; ExifTool, Samsung.pm: blocks, and a directory with their distances."""
+    """Make a trailer of Samsung phones: blocks, and a directory of their offsets; ExifTool, Samsung.pm."""
     block = struct.pack("<HHI", 0, 0x0A01, 14) + b"Image_UTC_Data" + b"1700000000000"
     image = struct.pack("<HHI", 0, 0x0A30, 16) + b"EmbeddedVideo_xx" + encode("baseline", 9)
     blocks = block + image
@@ -108,14 +108,14 @@ def test_a_photo_without_image_data_is_refused():
 @pytest.mark.slow
 @given(st.sampled_from(sorted(KINDS)), st.integers(1, 60), st.integers(0, 20))
 @settings(max_examples=200)
-def test_what_is_used_without_its_last_bytes_shows_the_whole_photo(kind, missing, seed):
+def test_a_photo_used_without_its_last_bytes_shows_the_complete_picture(kind, missing, seed):
     data = encode(kind, seed)
-    whole = decoding.decode_full_size(data)
+    complete = decoding.decode_full_size(data)
     try:
         photo = decoding.decode_full_size(data[:-missing])
     except UnreadablePhoto:
         return
-    assert np.array_equal(photo, whole)
+    assert np.array_equal(photo, complete)
 
 
 def test_the_metadata_of_a_photo_without_its_end_marker_is_applied():
@@ -127,7 +127,7 @@ def test_the_metadata_of_a_photo_without_its_end_marker_is_applied():
 
 
 def test_pillow_alone_refuses_such_a_photo():
-    """Were this to change, the module would be superfluous."""
+    """If this changes, the module is no longer needed."""
     with Image.open(io.BytesIO(encode("progressive")[:-2])) as image, pytest.raises(OSError, match="truncated"):
         image.load()
 
@@ -162,8 +162,8 @@ def test_a_photo_with_a_uniform_bottom_is_used(kind, grey):
         if height:
             image.paste(draw_noisy_image(320, height))
         data = encode_image(image, "JPEG", **KINDS[kind])
-        with Image.open(io.BytesIO(data)) as whole:
-            assert np.array_equal(decoding.decode_full_size(data), np.asarray(whole))
+        with Image.open(io.BytesIO(data)) as complete:
+            assert np.array_equal(decoding.decode_full_size(data), np.asarray(complete))
 
 
 def test_a_huge_photo_without_its_end_marker_is_not_decoded_again_and_again(monkeypatch):

@@ -1,4 +1,4 @@
-"""Folders as data sets come: read as their makers meant them, or refused with both readings; never learned wrongly."""
+"""Folder layouts of public data sets: read as intended, or refused with both readings."""
 
 import contextlib
 import shutil
@@ -14,26 +14,29 @@ from ikebana.data.dataset import STATUS_UNOPENED
 from ikebana.errors import PhotosError
 
 
-def photos_in(*folders: str, count: int = 2) -> dict[str, bytes]:
-    """So many files in each folder, all different: photos are not opened here."""
+def make_photos(*folders: str, count: int = 2) -> dict[str, bytes]:
+    """Make `count` different files in each folder.
+
+    They are not opened here, so they need not be photos.
+    """
     return {f"{folder}/{number}.jpg": f"{folder} {number}".encode() for folder in folders for number in range(count)}
 
 
-def classes_in(*folders: str) -> dict[str, bytes]:
-    return photos_in(*(f"{folder}/{name}" for folder in folders for name in ("daisy", "rose")))
+def make_classes(*folders: str) -> dict[str, bytes]:
+    return make_photos(*(f"{folder}/{name}" for folder in folders for name in ("daisy", "rose")))
 
 
 def read(folder):
-    """The dataset, and {(label, split)} of its photos."""
+    """Return the dataset, and {(label, split)} of its photos."""
     dataset = sources.read(folder)
     return dataset, set(dataset.photos.filter(status=STATUS_UNOPENED).select("label", "split").iter_rows())
 
 
-def pairs(*splits):
+def list_pairs(*splits):
     return {(name, split) for name in ("daisy", "rose") for split in splits}
 
 
-def refusal(folder) -> PhotosError:
+def get_refusal(folder) -> PhotosError:
     with pytest.raises(PhotosError) as error:
         sources.read(folder)
     assert str(folder) in str(error.value.where)
@@ -73,9 +76,9 @@ SPLIT_FOLDERS = [
 
 @pytest.mark.parametrize("names", SPLIT_FOLDERS, ids="+".join)
 @pytest.mark.parametrize("wrapper", ["", "download/"])
-def test_split_folders_are_understood_in_the_spellings_of_public_data_sets(tmp_path, names, wrapper):
-    dataset, found = read(write_files(tmp_path, classes_in(*(wrapper + name for name in names))))
-    assert found == pairs(*names.values())
+def test_split_folders_are_recognised_in_the_spellings_of_public_data_sets(tmp_path, names, wrapper):
+    dataset, labels = read(write_files(tmp_path, make_classes(*(wrapper + name for name in names))))
+    assert labels == list_pairs(*names.values())
     by_folder = {
         (path.removeprefix(wrapper).split("/")[0], split)
         for path, split in dataset.photos.select("path", "split").iter_rows()
@@ -97,114 +100,116 @@ SPLITS_IN_WRAPPERS = [
     "beside", [(), ("README.md", "notebooks/train.ipynb", "labels/train/0.txt", "Annotations/0.xml")]
 )
 def test_split_folders_are_found_around_and_within_wrapper_folders(tmp_path, folders, beside):
-    dataset, found = read(write_files(tmp_path, classes_in(*folders) | dict.fromkeys(beside, b"text")))
-    assert found == pairs("train", "test")
+    dataset, labels = read(write_files(tmp_path, make_classes(*folders) | dict.fromkeys(beside, b"text")))
+    assert labels == list_pairs("train", "test")
     assert count_used(dataset) == 8
 
 
-def test_photos_to_predict_beside_the_splits_are_not_used_and_a_note_says_so(tmp_path):
-    files = classes_in("seg_train/seg_train", "seg_test/seg_test") | photos_in("seg_pred/seg_pred")
-    dataset, found = read(write_files(tmp_path, files))
-    assert found == pairs("train", "test")
+def test_photos_to_predict_beside_the_splits_are_not_used_and_reported(tmp_path):
+    files = make_classes("seg_train/seg_train", "seg_test/seg_test") | make_photos("seg_pred/seg_pred")
+    dataset, labels = read(write_files(tmp_path, files))
+    assert labels == list_pairs("train", "test")
     assert any("seg_pred" in note and "not used" in note for note in dataset.notes)
 
 
 @pytest.mark.parametrize("folder", ["test", "test/test", "test/unlabelled", "test/images"])
-def test_a_test_folder_without_classes_is_no_class_but_photos_without_labels(tmp_path, folder):
-    dataset, found = read(write_files(tmp_path, classes_in("train") | photos_in(folder)))
-    assert found == pairs(None)
+def test_a_test_folder_without_classes_holds_unlabelled_photos(tmp_path, folder):
+    dataset, labels = read(write_files(tmp_path, make_classes("train") | make_photos(folder)))
+    assert labels == list_pairs(None)
     statuses = dict(dataset.photos.select("path", "status").iter_rows())
     assert statuses[f"{folder}/0.jpg"] == "no label: test/ has no class folders"
     assert any("test/ has no class folders" in note for note in dataset.notes)
 
 
-def test_a_test_folder_without_classes_leaves_a_given_validation_split_as_it_is(tmp_path):
-    _, found = read(write_files(tmp_path, classes_in("train", "val") | photos_in("test")))
-    assert found == pairs("train", "validation")
+def test_a_test_folder_without_classes_does_not_change_a_given_validation_split(tmp_path):
+    _, labels = read(write_files(tmp_path, make_classes("train", "val") | make_photos("test")))
+    assert labels == list_pairs("train", "validation")
 
 
 def test_the_same_splits_in_every_class_are_the_splits(tmp_path):
-    files = photos_in(*(f"{name}/{split}" for name in ("daisy", "rose") for split in ("train", "val", "test")))
-    dataset, found = read(write_files(tmp_path, files | photos_in("daisy/train/plant 7") | {"daisy/lost.jpg": b"lost"}))
-    assert found == pairs("train", "validation", "test")
+    files = make_photos(*(f"{name}/{split}" for name in ("daisy", "rose") for split in ("train", "val", "test")))
+    dataset, labels = read(
+        write_files(tmp_path, files | make_photos("daisy/train/plant 7") | {"daisy/lost.jpg": b"lost"})
+    )
+    assert labels == list_pairs("train", "validation", "test")
     assert dict(dataset.photos.select("path", "status").iter_rows())["daisy/lost.jpg"] == "outside test, train, val"
 
 
 def test_splits_in_one_class_only_are_refused_with_both_readings(tmp_path):
-    error = refusal(write_files(tmp_path, photos_in("daisy/train", "daisy/test", "rose")))
+    error = get_refusal(write_files(tmp_path, make_photos("daisy/train", "daisy/test", "rose")))
     assert "splits of a class, or groups" in error.what
 
 
 NO_CLASS_FOLDERS = [
-    photos_in("train", "test"),
-    photos_in("Training", "Testing"),
-    photos_in("train", "valid", "test"),
-    photos_in("train") | classes_in("test"),
-    photos_in("train/images", "test/images"),
+    make_photos("train", "test"),
+    make_photos("Training", "Testing"),
+    make_photos("train", "valid", "test"),
+    make_photos("train") | make_classes("test"),
+    make_photos("train/images", "test/images"),
 ]
 
 
 @pytest.mark.parametrize("files", NO_CLASS_FOLDERS)
-def test_split_folders_without_class_folders_are_refused_not_learned(tmp_path, files):
-    error = refusal(write_files(tmp_path, files))
+def test_split_folders_without_class_folders_are_refused(tmp_path, files):
+    error = get_refusal(write_files(tmp_path, files))
     assert "look like splits" in error.what
     assert "if the folders are classes" in str(error.advice)
 
 
 DETECTION = [
-    photos_in("images") | {"labels/0.txt": b"0 0.5 0.5 1 1"},
-    photos_in("images/train", "images/val") | {"labels/train/0.txt": b"0 0.5 0.5 1 1"},
-    photos_in("train/images", "valid/images")
+    make_photos("images") | {"labels/0.txt": b"0 0.5 0.5 1 1"},
+    make_photos("images/train", "images/val") | {"labels/train/0.txt": b"0 0.5 0.5 1 1"},
+    make_photos("train/images", "valid/images")
     | {"train/labels/0.txt": b"0", "valid/labels/0.txt": b"0", "data.yaml": b"nc: 2"},
-    photos_in("train2017", "val2017") | {"annotations/instances.json": b"{}"},
-    photos_in("train", "valid") | {"train/_annotations.coco.json": b"{}", "valid/_annotations.coco.json": b"{}"},
-    photos_in("train", "valid") | {"train/0.xml": b"<annotation/>"},
-    photos_in("VOC/JPEGImages", "VOC/SegmentationClass")
+    make_photos("train2017", "val2017") | {"annotations/instances.json": b"{}"},
+    make_photos("train", "valid") | {"train/_annotations.coco.json": b"{}", "valid/_annotations.coco.json": b"{}"},
+    make_photos("train", "valid") | {"train/0.xml": b"<annotation/>"},
+    make_photos("VOC/JPEGImages", "VOC/SegmentationClass")
     | {"VOC/Annotations/0.xml": b"", "VOC/ImageSets/Main/a.txt": b""},
-    photos_in("images", "masks"),
+    make_photos("images", "masks"),
 ]
 
 
 @pytest.mark.parametrize("files", DETECTION)
 def test_data_sets_for_detection_and_segmentation_are_refused_by_name(tmp_path, files):
-    error = refusal(write_files(tmp_path, files))
+    error = get_refusal(write_files(tmp_path, files))
     assert "object detection or segmentation" in error.what
 
 
-def test_annotations_beside_images_in_class_folders_are_no_class(tmp_path):
-    files = classes_in("images/Images") | {"annotations/Annotation/daisy/0": b"<annotation/>"}
-    dataset, found = read(write_files(tmp_path, files))
-    assert found == pairs(None)
+def test_annotations_beside_images_in_class_folders_are_not_a_class(tmp_path):
+    files = make_classes("images/Images") | {"annotations/Annotation/daisy/0": b"<annotation/>"}
+    dataset, labels = read(write_files(tmp_path, files))
+    assert labels == list_pairs(None)
     assert "annotations/" in dataset.notes[0]
 
 
 AMBIGUOUS = [
-    photos_in("train", "test", "bus"),
-    photos_in("train/steam", "train/electric", "test", "bus"),
-    classes_in("train") | photos_in("test/test", "sample/sample"),
-    photos_in("val", "test"),
-    classes_in("val", "test"),
-    classes_in("training", "public_test", "private_test"),
-    classes_in("fold1", "fold2", "fold3", "fold4", "fold5"),
-    photos_in("fold_1", "fold_2"),
-    classes_in("part 1", "part 2"),
-    classes_in("first/train", "first/test", "second/train", "second/test"),
-    classes_in("flowers/train", "flowers/test") | photos_in("scans"),
+    make_photos("train", "test", "bus"),
+    make_photos("train/steam", "train/electric", "test", "bus"),
+    make_classes("train") | make_photos("test/test", "sample/sample"),
+    make_photos("val", "test"),
+    make_classes("val", "test"),
+    make_classes("training", "public_test", "private_test"),
+    make_classes("fold1", "fold2", "fold3", "fold4", "fold5"),
+    make_photos("fold_1", "fold_2"),
+    make_classes("part 1", "part 2"),
+    make_classes("first/train", "first/test", "second/train", "second/test"),
+    make_classes("flowers/train", "flowers/test") | make_photos("scans"),
 ]
 
 
 @pytest.mark.parametrize("files", AMBIGUOUS)
-def test_folders_with_two_readings_are_refused_with_a_way_to_say_that_they_are_classes(tmp_path, files):
-    error = refusal(write_files(tmp_path, files))
+def test_ambiguous_folders_are_refused_with_a_way_to_declare_them_classes(tmp_path, files):
+    error = get_refusal(write_files(tmp_path, files))
     assert "classes" in error.what + str(error.advice)
     assert "rename" in str(error.advice)
 
 
-def test_an_archive_is_refused_by_its_own_name(tmp_path):
+def test_an_archive_is_refused_by_its_file_name(tmp_path):
     archive = shutil.make_archive(
-        str(tmp_path / "photos"), "zip", write_files(tmp_path / "in", photos_in("train", "test"))
+        str(tmp_path / "photos"), "zip", write_files(tmp_path / "in", make_photos("train", "test"))
     )
-    assert refusal(archive).where == archive
+    assert get_refusal(archive).where == archive
 
 
 CLASSES = [
@@ -228,39 +233,45 @@ CLASSES = [
 
 @pytest.mark.parametrize("names", CLASSES)
 @pytest.mark.parametrize("inner", ["", "/morning"])
-def test_classes_keep_their_names_even_where_these_look_like_splits(tmp_path, names, inner):
-    dataset, found = read(write_files(tmp_path, photos_in(*(name + inner for name in names))))
-    assert found == {(name, None) for name in names}
+def test_class_names_that_look_like_splits_are_kept(tmp_path, names, inner):
+    dataset, labels = read(write_files(tmp_path, make_photos(*(name + inner for name in names))))
+    assert labels == {(name, None) for name in names}
     assert dataset.classes == tuple(sorted(names))
 
 
 DOUBTFUL = [
-    (photos_in("daisy", "rose", "test"), "test/ is read as a class"),
-    (photos_in("daisy", "rose", "masks"), "masks/ is read as a class"),
-    (photos_in("daisy", "rose", "predictions"), "predictions/ is read as a class"),
+    (make_photos("daisy", "rose", "test"), "test/ is read as a class"),
+    (make_photos("daisy", "rose", "masks"), "masks/ is read as a class"),
+    (make_photos("daisy", "rose", "predictions"), "predictions/ is read as a class"),
     (
-        classes_in("dataset") | photos_in("new photos of May"),
+        make_classes("dataset") | make_photos("new photos of May"),
         "dataset/ is read as a class with the folders daisy, rose",
     ),
-    (photos_in("images_part_1", "images_part_2"), "differ only in a number"),
-    (classes_in("color", "grayscale"), "all have the folders daisy, rose"),
-    (photos_in("daisy", "rose", "rose/daisy", "tulip"), "rose/ has a folder daisy, named like another class"),
-    (photos_in("anna/daisy", "anna/rose", "bob/daisy", "bob/tulip"), "anna/, bob/ are read as classes, and share the"),
-    (photos_in("jpg/daisy", "jpg/rose", "png/daisy"), "share the folders daisy"),
-    (photos_in("2023-05-01/daisy", "2023-05-01/rose", "2023-05-02/daisy", "old"), "share the folders daisy"),
-    (classes_in("a/train", "b/test"), "a/, b/ are read as classes, and share the folders daisy, rose"),
-    (classes_in("a/data") | photos_in("b/data/rose"), "share the folders rose"),
-    (photos_in("daisy-1/daisy", "daisy-2/daisy", "rose-1/rose"), "daisy-1/, daisy-2/ are read as classes"),
-    *((photos_in("daisy", "rose", name), f"{name}/ is read as a class") for name in ("Thumbs", "_trash", "backup")),
-    *((photos_in("daisy", "rose", name), f"{name}/ is read as a class") for name in ("New folder (2)", "unsorted")),
-    (photos_in("daisy-20240101T101010Z-001", "rose"), "daisy-20240101T101010Z-001/ is named like parts of a download"),
+    (make_photos("images_part_1", "images_part_2"), "differ only in a number"),
+    (make_classes("color", "grayscale"), "all have the folders daisy, rose"),
+    (make_photos("daisy", "rose", "rose/daisy", "tulip"), "rose/ has a folder daisy, named like another class"),
+    (
+        make_photos("anna/daisy", "anna/rose", "bob/daisy", "bob/tulip"),
+        "anna/, bob/ are read as classes, and share the",
+    ),
+    (make_photos("jpg/daisy", "jpg/rose", "png/daisy"), "share the folders daisy"),
+    (make_photos("2023-05-01/daisy", "2023-05-01/rose", "2023-05-02/daisy", "old"), "share the folders daisy"),
+    (make_classes("a/train", "b/test"), "a/, b/ are read as classes, and share the folders daisy, rose"),
+    (make_classes("a/data") | make_photos("b/data/rose"), "share the folders rose"),
+    (make_photos("daisy-1/daisy", "daisy-2/daisy", "rose-1/rose"), "daisy-1/, daisy-2/ are read as classes"),
+    *((make_photos("daisy", "rose", name), f"{name}/ is read as a class") for name in ("Thumbs", "_trash", "backup")),
+    *((make_photos("daisy", "rose", name), f"{name}/ is read as a class") for name in ("New folder (2)", "unsorted")),
+    (
+        make_photos("daisy-20240101T101010Z-001", "rose"),
+        "daisy-20240101T101010Z-001/ is named like parts of a download",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("files", "evidence"), DOUBTFUL)
-def test_classes_that_may_be_none_are_used_and_reported(tmp_path, files, evidence):
-    dataset, found = read(write_files(tmp_path, files))
-    assert {name for name, _ in found} == {path.split("/")[0] for path in files}
+def test_folders_that_may_not_be_classes_are_used_and_reported(tmp_path, files, evidence):
+    dataset, labels = read(write_files(tmp_path, files))
+    assert {name for name, _ in labels} == {path.split("/")[0] for path in files}
     ((reported, advice),) = dataset.doubts
     assert evidence in reported
     assert any(word in advice for word in ("move", "table", "give"))
@@ -269,16 +280,16 @@ def test_classes_that_may_be_none_are_used_and_reported(tmp_path, files, evidenc
 
 
 ORDINARY_FOLDERS = [
-    photos_in("daisy/plant 1", "daisy/plant 2", "rose/plant 1", "rose/plant 3"),
-    photos_in("daisy/2021", "daisy/2022", "rose/2021"),
-    photos_in("daisy/images", "rose/images", "rose/data"),
-    photos_in("daisy/thumbnails", "rose/thumbnails", "tulip"),
-    photos_in("cardboard", "glass", "trash"),
+    make_photos("daisy/plant 1", "daisy/plant 2", "rose/plant 1", "rose/plant 3"),
+    make_photos("daisy/2021", "daisy/2022", "rose/2021"),
+    make_photos("daisy/images", "rose/images", "rose/data"),
+    make_photos("daisy/thumbnails", "rose/thumbnails", "tulip"),
+    make_photos("cardboard", "glass", "trash"),
 ]
 
 
 @pytest.mark.parametrize("files", ORDINARY_FOLDERS)
-def test_classes_that_share_numbered_folders_raise_no_doubt(tmp_path, files):
+def test_classes_that_share_numbered_folders_are_not_reported(tmp_path, files):
     dataset, _ = read(write_files(tmp_path, files))
     assert count_used(dataset) == len(files)
     assert dataset.doubts == ()
@@ -287,9 +298,9 @@ def test_classes_that_share_numbered_folders_raise_no_doubt(tmp_path, files):
 @pytest.mark.parametrize("part", ["{}-20240101T1-00{}", "{}-20240101T101010Z-1-00{}"])
 def test_parts_of_downloads_are_read_as_the_classes_inside_them(tmp_path, part):
     names = [("daisy", 1), ("daisy", 2), ("rose", 1)]
-    files = photos_in(*(f"{part.format(name, number)}/{name}" for name, number in names), "tulip")
-    dataset, found = read(write_files(tmp_path, files | {f"{part.format('rose', 1)}/lost.jpg": b"lost"}))
-    assert found == {(name, None) for name in ("daisy", "rose", "tulip")}
+    files = make_photos(*(f"{part.format(name, number)}/{name}" for name, number in names), "tulip")
+    dataset, labels = read(write_files(tmp_path, files | {f"{part.format('rose', 1)}/lost.jpg": b"lost"}))
+    assert labels == {(name, None) for name in ("daisy", "rose", "tulip")}
     assert count_used(dataset) == 8
     assert any("parts of downloads" in note for note in dataset.notes)
     assert dataset.doubts == ()
@@ -297,7 +308,7 @@ def test_parts_of_downloads_are_read_as_the_classes_inside_them(tmp_path, part):
 
 def test_parts_of_one_download_with_the_classes_inside_are_reported(tmp_path):
     parts = ("photos-20240101T000000Z-001/photos", "photos-20240101T000000Z-002/photos")
-    dataset, _ = read(write_files(tmp_path, classes_in(*parts)))
+    dataset, _ = read(write_files(tmp_path, make_classes(*parts)))
     assert any("share the folders daisy, rose" in evidence for evidence, _ in dataset.doubts)
 
 
@@ -313,7 +324,7 @@ ORDINARY_GROUPS = ["", "", "plant 1", "plant 2", "2021", "cam1", "morning/left"]
 @settings(max_examples=40)
 def test_in_ordinary_folders_the_label_is_the_first_folder(tmp_path_factory, names, groups, wrapper):
     inner = {name: groups[row] for row, name in enumerate(ORDINARY_CLASSES)}
-    files = photos_in(*(f"{wrapper}{name}/{inner[name]}".rstrip("/") for name in names))
+    files = make_photos(*(f"{wrapper}{name}/{inner[name]}".rstrip("/") for name in names))
     dataset, _ = read(write_files(tmp_path_factory.mktemp("ordinary"), files))
     assert count_used(dataset) == len(files)
     for path, label, split in dataset.photos.select("path", "label", "split").iter_rows():
@@ -321,8 +332,8 @@ def test_in_ordinary_folders_the_label_is_the_first_folder(tmp_path_factory, nam
 
 
 SINGLE_CLASSES = [
-    photos_in("train/0/plant 1", "train/0/plant 2", "test/0/plant 3", "test/0/plant 4"),
-    photos_in("daisy/plant 1", "daisy/plant 2") | {"rose/notes.txt": b"none yet"},
+    make_photos("train/0/plant 1", "train/0/plant 2", "test/0/plant 3", "test/0/plant 4"),
+    make_photos("daisy/plant 1", "daisy/plant 2") | {"rose/notes.txt": b"none yet"},
 ]
 
 
@@ -335,33 +346,33 @@ def test_the_groups_of_a_single_class_never_become_the_classes(tmp_path, files):
 
 
 def test_a_class_with_the_name_of_a_split_is_a_class_within_the_splits(tmp_path):
-    files = photos_in("train/test", "train/images", "test/test") | photos_in("val/images")
-    dataset, found = read(write_files(tmp_path, files))
+    files = make_photos("train/test", "train/images", "test/test") | make_photos("val/images")
+    dataset, labels = read(write_files(tmp_path, files))
     assert dataset.classes == ("images", "test")
-    assert found == {("test", "train"), ("images", "train"), ("test", "test"), ("images", "validation")}
+    assert labels == {("test", "train"), ("images", "train"), ("test", "test"), ("images", "validation")}
 
 
 # Roboflow's table of classes
 
 
-def flat_with_tables(*folders: str, header: str = "filename, daisy, rose") -> dict[str, bytes]:
+def make_flat_folders(*folders: str, header: str = "filename, daisy, rose") -> dict[str, bytes]:
     rows = [f"{number}.jpg, {1 - number}, {number}" for number in range(2)]
     tables = {f"{folder}/_classes.csv": "\n".join([header, *rows]).encode() for folder in folders}
-    return photos_in(*folders) | tables
+    return make_photos(*folders) | tables
 
 
 @pytest.mark.parametrize("folders", [("train", "valid", "test"), ("export/train", "export/test"), ("train",)])
 def test_the_labels_of_a_flat_folder_are_read_from_roboflows_table(tmp_path, folders):
-    dataset, found = read(write_files(tmp_path, flat_with_tables(*folders)))
+    dataset, labels = read(write_files(tmp_path, make_flat_folders(*folders)))
     names = {"train": "train", "valid": "validation", "test": "test"}
-    assert found == pairs(*(names[folder.split("/")[-1]] if len(folders) > 1 else None for folder in folders))
+    assert labels == list_pairs(*(names[folder.split("/")[-1]] if len(folders) > 1 else None for folder in folders))
     by_path = dict(dataset.photos.select("path", "label").iter_rows())
     assert by_path[f"{folders[0]}/0.jpg"] == "daisy"
     assert by_path[f"{folders[0]}/1.jpg"] == "rose"
 
 
 def test_every_photo_of_roboflows_table_is_used_or_has_a_reason(tmp_path):
-    files = flat_with_tables("train", "test")
+    files = make_flat_folders("train", "test")
     files["train/_classes.csv"] += b"\nboth.jpg, 1, 1\nnone.jpg, 0, 0\ngone.jpg, 1, 0\n"
     files |= dict.fromkeys(("train/both.jpg", "train/none.jpg", "train/other.jpg"), b"photo")
     dataset, _ = read(write_files(tmp_path, files))
@@ -378,14 +389,14 @@ def test_every_photo_of_roboflows_table_is_used_or_has_a_reason(tmp_path):
     "table", [b"", b"path,label\n0.jpg,daisy\n", b"filename, daisy, rose\n0.jpg, 1\n", b"\xff\xfe"]
 )
 def test_another_table_of_that_name_is_refused(tmp_path, table):
-    error = refusal(write_files(tmp_path, photos_in("train", "test") | {"train/_classes.csv": table}))
+    error = get_refusal(write_files(tmp_path, make_photos("train", "test") | {"train/_classes.csv": table}))
     assert "table" in error.what
 
 
-# Data sets within themselves
+# Nested copies of a data set
 
 
-def three_classes() -> dict[str, bytes]:
+def make_three_classes() -> dict[str, bytes]:
     return {f"{name}/{number}.jpg": encode_photo(10 * row + number) for row, name in enumerate(("daisy", "rose", "tulip"))
             for number in range(3)}  # fmt: skip
 
@@ -395,45 +406,45 @@ NESTED = ["flowers", "archive/flowers", "daisy", "flowers - Copy/flowers", "zip/
 
 @pytest.mark.parametrize("inner", NESTED)
 @pytest.mark.parametrize("outer", ["", "flowers/"])
-def test_a_data_set_unpacked_into_itself_is_used_once_and_a_note_says_so(tmp_path, inner, outer):
-    files = three_classes()
+def test_a_data_set_unpacked_into_itself_is_used_once_with_a_note(tmp_path, inner, outer):
+    files = make_three_classes()
     nested = {f"{outer}{path}": data for path, data in files.items()}
     nested |= {f"{outer}{inner}/{path}": data for path, data in files.items()}
     if inner == "daisy":  # a class folder: it has photos of its own
-        error = refusal(write_files(tmp_path, nested))
+        error = get_refusal(write_files(tmp_path, nested))
         assert "daisy may be a class, or a second copy" in error.what
         return
-    dataset, found = read(write_files(tmp_path, nested))
-    assert found == {(name, None) for name in ("daisy", "rose", "tulip")}
+    dataset, labels = read(write_files(tmp_path, nested))
+    assert labels == {(name, None) for name in ("daisy", "rose", "tulip")}
     assert count_used(dataset) == len(files)
     assert any("same files" in note and inner.split("/")[0] in note for note in dataset.notes)
 
 
-def test_folders_named_like_the_classes_with_other_photos_are_refused_with_both_readings(tmp_path):
-    files = three_classes() | {f"more/{path}": data + b"more" for path, data in three_classes().items()}
-    error = refusal(write_files(tmp_path, files))
+def test_nested_folders_named_like_classes_with_other_photos_are_refused(tmp_path):
+    files = make_three_classes() | {f"more/{path}": data + b"more" for path, data in make_three_classes().items()}
+    error = get_refusal(write_files(tmp_path, files))
     assert "more may be a class, or a second copy or a split" in error.what
     assert str(tmp_path / "more") in str(error.advice)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_data_set_within_one_of_its_splits_is_noticed(tmp_path, split):
-    files = classes_in("train", "test")
+def test_a_data_set_within_one_of_its_splits_is_reported(tmp_path, split):
+    files = make_classes("train", "test")
     again = {
         f"{split}/{split}/{path.removeprefix(f'{split}/')}": data
         for path, data in files.items()
         if path.startswith(split)
     }
-    dataset, found = read(write_files(tmp_path / "same", files | again))
-    assert found == pairs("train", "test")
+    dataset, labels = read(write_files(tmp_path / "same", files | again))
+    assert labels == list_pairs("train", "test")
     assert count_used(dataset) == len(files)
-    refusal(write_files(tmp_path / "other", files | {path: data + b"x" for path, data in again.items()}))
+    get_refusal(write_files(tmp_path / "other", files | {path: data + b"x" for path, data in again.items()}))
 
 
-def test_of_two_classes_one_inside_the_other_is_refused(tmp_path):
+def test_a_class_folder_inside_another_is_refused(tmp_path):
     assert (
         "cat/ has folders named like the classes (dog)"
-        in refusal(write_files(tmp_path, photos_in("cat", "cat/dog", "dog"))).what
+        in get_refusal(write_files(tmp_path, make_photos("cat", "cat/dog", "dog"))).what
     )
 
 
@@ -459,54 +470,56 @@ def test_of_two_classes_one_inside_the_other_is_refused(tmp_path):
     ],
 )
 @pytest.mark.parametrize("of_class", [True, False])
-def test_a_copy_of_a_folder_is_used_once_and_a_note_says_so(tmp_path, name, of_class):
-    files = three_classes()
+def test_a_copy_of_a_folder_is_used_once_with_a_note(tmp_path, name, of_class):
+    files = make_three_classes()
     copied = "daisy" if of_class else "flowers"
     files = files if of_class else {f"flowers/{path}": data for path, data in files.items()}
     files |= {f"{name.format(copied)}/{path.removeprefix(f'{copied}/')}": data for path, data in files.items()
               if path.startswith(f"{copied}/")}  # fmt: skip
-    dataset, found = read(write_files(tmp_path, files))
-    assert found == {(name, None) for name in ("daisy", "rose", "tulip")}
+    dataset, labels = read(write_files(tmp_path, files))
+    assert labels == {(name, None) for name in ("daisy", "rose", "tulip")}
     assert count_used(dataset) == 9
     assert any("same files" in note for note in dataset.notes)
 
 
 def test_a_data_set_beside_itself_under_another_name_is_used_once(tmp_path):
-    files = {f"{folder}/{path}": data for folder in ("flowers", "archive") for path, data in three_classes().items()}
+    files = {
+        f"{folder}/{path}": data for folder in ("flowers", "archive") for path, data in make_three_classes().items()
+    }
     dataset, _ = read(write_files(tmp_path, files))
     assert dataset.classes == ("daisy", "rose", "tulip")
     assert count_used(dataset) == 9
 
 
-def test_a_folder_that_is_only_named_like_a_copy_is_a_class(tmp_path):
-    dataset, _ = read(write_files(tmp_path, photos_in("daisy", "daisy (1)", "rose")))
+def test_a_folder_named_like_a_copy_with_other_photos_is_a_class(tmp_path):
+    dataset, _ = read(write_files(tmp_path, make_photos("daisy", "daisy (1)", "rose")))
     assert dataset.classes == ("daisy", "daisy (1)", "rose")
 
 
-def test_masks_beside_the_images_of_a_class_are_no_photos_of_it(tmp_path):
-    files = photos_in(*(f"{name}/{inner}" for name in ("daisy", "rose") for inner in ("images", "masks")))
-    dataset, found = read(write_files(tmp_path, files))
-    assert found == pairs(None)
+def test_masks_beside_the_images_of_a_class_are_not_used(tmp_path):
+    files = make_photos(*(f"{name}/{inner}" for name in ("daisy", "rose") for inner in ("images", "masks")))
+    dataset, labels = read(write_files(tmp_path, files))
+    assert labels == list_pairs(None)
     assert count_used(dataset) == 4
     assert dataset.notes == ("of the classes, images/ is used and masks/ is not",)
 
 
-def test_text_beside_the_folder_of_all_images_is_no_class(tmp_path):
-    files = classes_in("CUB/images") | {
+def test_text_beside_the_folder_of_all_images_is_not_a_class(tmp_path):
+    files = make_classes("CUB/images") | {
         "CUB/attributes/a.txt": b"1",
         "CUB/parts/p.txt": b"2",
         "Annotations/0.mat": b"x",
     }
-    _, found = read(write_files(tmp_path, files))
-    assert found == pairs(None)
+    _, labels = read(write_files(tmp_path, files))
+    assert labels == list_pairs(None)
 
 
-def test_empty_files_make_no_folder_a_copy(tmp_path):
-    files = dict.fromkeys(classes_in("near", "far"), b"")
+def test_empty_files_do_not_make_a_folder_a_copy(tmp_path):
+    files = dict.fromkeys(make_classes("near", "far"), b"")
     assert read(write_files(tmp_path, files))[0].classes == ("far", "near")
 
 
-def test_many_copies_are_one_note(tmp_path):
+def test_many_copies_are_reported_in_one_note(tmp_path):
     files = {f"copy of daisy/{number}.jpg": b"1" for number in range(2)} | {"rose/1.jpg": b"2"}
     files |= {f"daisy ({row})/{number}.jpg": b"1" for row in range(9) for number in range(2)}
     files |= {f"daisy/{number}.jpg": b"1" for number in range(2)}

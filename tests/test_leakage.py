@@ -23,55 +23,57 @@ def test_leaked_and_other_photos_add_up_to_the_score(labels, seed, kind, data):
     )
     tested = drawn.used_photos.filter(split="test")
     right = np.array(data.draw(st.lists(st.booleans(), min_size=tested.height, max_size=tested.height)))
-    told = leakage.measure_leakage(drawn, recipe, right)
-    seen = np.array([path in told.photos for path in tested["path"]])
+    report = leakage.measure_leakage(drawn, recipe, right)
+    is_leaked = np.array([path in report.photos for path in tested["path"]])
     elsewhere = set(drawn.used_photos.filter(split="train")["duplicate_of"].drop_nulls()) | set(
         drawn.used_photos.filter(split="validation")["duplicate_of"].drop_nulls()
     )
-    assert seen.tolist() == [key in elsewhere for key in tested["duplicate_of"]]
-    parts = [(told.accuracy_on_leaked, seen.sum()), (told.accuracy_on_others, (~seen).sum())]
+    assert is_leaked.tolist() == [key in elsewhere for key in tested["duplicate_of"]]
+    parts = [(report.accuracy_on_leaked, is_leaked.sum()), (report.accuracy_on_others, (~is_leaked).sum())]
     assert sum(accuracy * number for accuracy, number in parts if number) == pytest.approx(right.sum())
     assert [accuracy is None for accuracy, _ in parts] == [number == 0 for _, number in parts]
     if kind == "stratified":
-        assert not told.photos
+        assert not report.photos
     else:
-        assert told.naive_shuffle.with_duplicate == len(told.photos)
+        assert report.naive_shuffle.with_duplicate == len(report.photos)
 
 
-def test_a_naive_shuffle_of_duplicates_alone_would_have_shown_a_perfect_score():
+def test_a_naive_shuffle_of_duplicates_alone_has_a_perfect_score():
     drawn = make_dataset(["a", "b"] * 30, duplicate_of=[str(row // 12) for row in range(60)])
     recipe = Recipe()
     parted = split.split_photos(drawn, recipe)
-    told = leakage.measure_leakage(parted, recipe, np.zeros(parted.used_photos.filter(split="test").height, bool))
-    assert told.naive_shuffle.with_duplicate == told.naive_shuffle.n == 12
-    assert told.naive_shuffle.accuracy == 1
-    assert "12" in repr(told)
+    report = leakage.measure_leakage(parted, recipe, np.zeros(parted.used_photos.filter(split="test").height, bool))
+    assert report.naive_shuffle.with_duplicate == report.naive_shuffle.n == 12
+    assert report.naive_shuffle.accuracy == 1
+    assert "12" in repr(report)
 
 
 def test_photos_of_one_group_are_not_duplicates():
-    """Forty groups of three: nobody knows whether a network that has seen some of a group knows the others."""
+    """Training on some photos of a group does not show the others."""
     drawn = make_dataset(["a", "b"] * 60, group=[str(row // 6) for row in range(120)])
     parted = split.split_photos(drawn, Recipe())
-    told = leakage.measure_leakage(parted, Recipe(), np.arange(parted.used_photos.filter(split="test").height) % 2 == 0)
-    assert (told.naive_shuffle.with_duplicate, told.naive_shuffle.accuracy) == (0, told.accuracy_on_others)
-    assert repr(told) == ""
+    report = leakage.measure_leakage(
+        parted, Recipe(), np.arange(parted.used_photos.filter(split="test").height) % 2 == 0
+    )
+    assert (report.naive_shuffle.with_duplicate, report.naive_shuffle.accuracy) == (0, report.accuracy_on_others)
+    assert repr(report) == ""
 
 
 def test_a_score_on_duplicates_alone_is_called_inflated():
     drawn = make_dataset(["a", "b"] * 30, group=["one"] * 60, split=["train", "test", "train"] * 20)
-    told = leakage.measure_leakage(drawn, Recipe(), np.ones(20, bool))
-    assert len(told.photos) == 20
-    assert "all 20 test photos" in repr(told)
-    assert "the score is inflated" in repr(told)
+    report = leakage.measure_leakage(drawn, Recipe(), np.ones(20, bool))
+    assert len(report.photos) == 20
+    assert "all 20 test photos" in repr(report)
+    assert "the score is inflated" in repr(report)
 
 
 def test_leakage_survives_writing_and_reading_an_evaluation():
-    told = leakage.Leakage(("a/1.jpg",), 1.0, 0.5, leakage.NaiveShuffle(10, 4, 0.7))
-    made = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), leakage=told)
-    again = from_json(made.to_json(), made.report)
-    assert again.leakage == told
+    report = leakage.Leakage(("a/1.jpg",), 1.0, 0.5, leakage.NaiveShuffle(10, 4, 0.7))
+    evaluation = evaluate(np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]), ("a", "b"), leakage=report)
+    again = from_json(evaluation.to_json(), evaluation.report)
+    assert again.leakage == report
     assert "leakage: 1 test photo with a duplicate or group member in training or validation;" in repr(again)
-    assert from_json({**made.to_json(), "leakage": None}, "").leakage is None
+    assert from_json({**evaluation.to_json(), "leakage": None}, "").leakage is None
 
 
 def test_a_naive_shuffle_is_mentioned_only_if_it_differs_by_more_than_the_interval():

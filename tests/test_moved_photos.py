@@ -1,4 +1,4 @@
-"""Photos that moved since their run began: the run goes on with them, and refuses others."""
+"""Photos that moved since their run began: it is resumed with them, and refuses others."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from ikebana.exporting import run_photos
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
-SMALL = {"image_size": 48, "batch_size": 16, "epochs": 1, "precision": "float32"}
+SMALL_OPTIONS = {"image_size": 48, "batch_size": 16, "epochs": 1, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +25,15 @@ def photos(drawn):
 
 
 @pytest.fixture(scope="module")
-def stayed(photos, fit_in_cache):
-    """A run whose photos stayed where they were."""
-    return fit_in_cache(photos, "baseline", **SMALL)
+def unmoved_run(photos, fit_in_cache):
+    """A run whose photos did not move."""
+    return fit_in_cache(photos, "baseline", **SMALL_OPTIONS)
 
 
 def begin(source: Path, folder: Path) -> Path:
-    """Begin a run, interrupted in its first step."""
+    """Start a run and interrupt it in its first step."""
     with interrupt_after_steps(0):
-        ikebana.fit(source, "baseline", run=folder, **SMALL)
+        ikebana.fit(source, "baseline", run=folder, **SMALL_OPTIONS)
     return folder
 
 
@@ -55,11 +55,14 @@ def write_table(photos: Path, target: Path, prefix: str) -> Path:
     return target
 
 
-def assert_goes_on(run: Path, place: Path, stayed) -> None:
-    """Assert that the run ends as one whose photos stayed, and that later commands find them."""
+def assert_goes_on(run: Path, place: Path, unmoved_run) -> None:
+    """Assert that the run ends as if its photos had not moved.
+
+    Later commands must find the photos.
+    """
     resumed = ikebana.resume(run, photos=place)
-    assert resumed.weights.read_bytes() == stayed.weights.read_bytes()
-    assert resumed.evaluation.to_json() | {"seconds": 0} == stayed.evaluation.to_json() | {"seconds": 0}
+    assert resumed.weights.read_bytes() == unmoved_run.weights.read_bytes()
+    assert resumed.evaluation.to_json() | {"seconds": 0} == unmoved_run.evaluation.to_json() | {"seconds": 0}
     for opened in (resumed, ikebana.open_run(run)):
         assert opened.source["photos"] == str(place.resolve())
         used = run_photos.find_photos(opened)
@@ -69,58 +72,58 @@ def assert_goes_on(run: Path, place: Path, stayed) -> None:
     assert ikebana.resume(run).is_finished
 
 
-def test_a_folder_that_moved(photos, stayed, tmp_path):
+def test_a_run_resumes_if_its_folder_of_photos_has_moved(photos, unmoved_run, tmp_path):
     run = begin(copy_photos(photos, tmp_path / "photos"), tmp_path / "run")
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     with pytest.raises(ikebana.PhotosError, match="were not found") as refusal:
         ikebana.resume(run)
     assert f"ikebana fit --resume {run} --photos DIR" in str(refusal.value)
-    assert_goes_on(run, tmp_path / "elsewhere", stayed)
-    assert ikebana.open_run(run).predictions.equals(stayed.predictions)
+    assert_goes_on(run, tmp_path / "elsewhere", unmoved_run)
+    assert ikebana.open_run(run).predictions.equals(unmoved_run.predictions)
 
 
-def test_an_archive_that_was_renamed(photos, stayed, tmp_path):
+def test_a_run_resumes_if_its_archive_was_renamed(photos, unmoved_run, tmp_path):
     run = begin(pack(photos, tmp_path / "old.zip"), tmp_path / "run")
     (tmp_path / "old.zip").rename(tmp_path / "new!.zip")
-    assert_goes_on(run, tmp_path / "new!.zip", stayed)
+    assert_goes_on(run, tmp_path / "new!.zip", unmoved_run)
     assert set(ikebana.open_run(run).predictions["path"]) <= set(ikebana.open_run(run).dataset["path"])
 
 
-def test_an_archive_that_was_unpacked_and_a_folder_that_was_packed(photos, stayed, tmp_path):
+def test_a_run_resumes_if_its_archive_was_unpacked_or_its_folder_packed(photos, unmoved_run, tmp_path):
     run = begin(pack(photos, tmp_path / "old.zip", wrapper="flowers/"), tmp_path / "run")
     (tmp_path / "old.zip").unlink()
-    assert_goes_on(run, copy_photos(photos, tmp_path / "unpacked"), stayed)
+    assert_goes_on(run, copy_photos(photos, tmp_path / "unpacked"), unmoved_run)
     run = begin(copy_photos(photos, tmp_path / "photos"), tmp_path / "another")
     shutil.rmtree(tmp_path / "photos")
-    assert_goes_on(run, pack(photos, tmp_path / "packed.zip"), stayed)
+    assert_goes_on(run, pack(photos, tmp_path / "packed.zip"), unmoved_run)
 
 
-def test_a_table_that_moved_with_its_photos(photos, stayed, tmp_path):
+def test_a_run_resumes_if_its_table_moved_with_the_photos(photos, unmoved_run, tmp_path):
     copy_photos(photos, tmp_path / "here" / "photos")
     run = begin(write_table(photos, tmp_path / "here" / "labels.csv", "photos/"), tmp_path / "run")
     (tmp_path / "here").rename(tmp_path / "there")
-    assert_goes_on(run, tmp_path / "there" / "labels.csv", stayed)
+    assert_goes_on(run, tmp_path / "there" / "labels.csv", unmoved_run)
 
 
-def test_a_table_that_was_rewritten_for_photos_that_moved(photos, stayed, tmp_path):
+def test_a_run_resumes_if_its_table_was_rewritten_for_moved_photos(photos, unmoved_run, tmp_path):
     copy_photos(photos, tmp_path / "here")
     run = begin(write_table(photos, tmp_path / "labels.csv", f"{tmp_path}/here/"), tmp_path / "run")
     (tmp_path / "here").rename(tmp_path / "there")
-    assert_goes_on(run, write_table(photos, tmp_path / "new.csv", f"{tmp_path}/there/"), stayed)
+    assert_goes_on(run, write_table(photos, tmp_path / "new.csv", f"{tmp_path}/there/"), unmoved_run)
 
 
-def test_the_command_takes_the_new_place(photos, stayed, tmp_path):
+def test_the_command_accepts_the_new_location(photos, unmoved_run, tmp_path):
     run = begin(copy_photos(photos, tmp_path / "photos"), tmp_path / "run")
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     command = [sys.executable, "-m", "ikebana", "fit", "--resume", str(run), "--photos", str(tmp_path / "elsewhere")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"{run}\n"), done.stderr
     assert f"the photos of this run are now at {tmp_path / 'elsewhere'}" in done.stderr
-    assert ikebana.open_run(run).weights.read_bytes() == stayed.weights.read_bytes()
+    assert ikebana.open_run(run).weights.read_bytes() == unmoved_run.weights.read_bytes()
 
 
-def test_a_finished_run_records_the_new_place_too(photos, stayed, tmp_path):
-    shutil.copytree(stayed.folder, tmp_path / "run")
+def test_a_finished_run_records_the_new_location_too(photos, unmoved_run, tmp_path):
+    shutil.copytree(unmoved_run.folder, tmp_path / "run")
     place = copy_photos(photos, tmp_path / "elsewhere")
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()}
     ikebana.resume(tmp_path / "run", photos=place)
@@ -176,7 +179,7 @@ def test_photos_of_the_same_size_and_other_content_are_refused_by_name(photos, t
     assert json.loads((run / "source.json").read_text("utf-8"))["photos"] == str(photos)
 
 
-def test_a_place_without_photos_is_refused_as_for_a_new_run(photos, tmp_path):
+def test_a_location_without_photos_is_refused_as_for_a_new_run(photos, tmp_path):
     run = begin(photos, tmp_path / "run")
     (tmp_path / "empty").mkdir()
     for place in (tmp_path / "empty", tmp_path / "gone"):

@@ -1,4 +1,4 @@
-"""Photos as callers give them from Python: open files, arrays, images and tensors, and one that cannot be used among many."""
+"""Photos given from Python: open files, arrays, images and tensors, and unusable ones among many."""
 
 import asyncio
 import io
@@ -30,7 +30,7 @@ def get_reason(photo):
 
 
 class Upload:
-    """An upload of Flask: it has a `filename` beside the name of its field, and lines to iterate over."""
+    """An upload of Flask, with a `filename` and lines to iterate over."""
 
     name, filename = "photo", "garden.png"
 
@@ -68,7 +68,7 @@ def test_an_open_file_its_bytes_its_image_and_its_pixels_are_the_same_photo(tmp_
             assert np.array_equal(decode(photo), EXPECTED)
 
 
-def test_an_open_file_is_read_from_its_start_and_left_where_it_was():
+def test_an_open_file_is_read_from_its_start_and_its_position_restored():
     stream = io.BytesIO()
     PICTURE.save(stream, "PNG")
     end = stream.tell()
@@ -83,7 +83,7 @@ def test_an_open_file_is_read_from_its_start_and_left_where_it_was():
         (("mine", DATA), "mine"), ((1, DATA), ""), (None, ""),
     ],
 )  # fmt: skip
-def test_a_photo_has_the_name_that_its_caller_knows(photo, name):
+def test_a_photo_has_the_name_given_by_the_caller(photo, name):
     assert photo_input.get_name(photo) == name
 
 
@@ -122,7 +122,7 @@ def test_a_tensor_is_the_array_of_its_values():
         (np.zeros((5, 0), np.uint8), "no pixels"),
     ],
 )
-def test_an_array_that_could_be_several_things_is_refused_with_them(array, words):
+def test_an_ambiguous_array_is_refused_with_its_possible_meanings(array, words):
     assert words in get_reason(np.asarray(array))
 
 
@@ -131,7 +131,7 @@ def test_an_image_without_pixels_is_refused(image):
     assert "no pixels" in get_reason(image)
 
 
-def test_files_that_give_no_bytes_are_refused_with_what_to_do(tmp_path):
+def test_files_that_yield_no_bytes_are_refused_with_advice(tmp_path):
     (tmp_path / "x.txt").write_text("x")
     closed = io.BytesIO(DATA)
     closed.close()
@@ -149,15 +149,15 @@ def test_a_file_beyond_the_limit_is_refused_before_it_is_in_memory():
     assert open_files.read(io.BytesIO(bytes(10)), 10) == bytes(10)
 
 
-def test_a_response_of_an_http_client_is_read_or_refused_with_its_bytes(paper_classifier):
+def test_a_response_of_an_http_client_is_read_or_refused_with_the_attribute_to_pass(paper_classifier):
     class Response:
-        """As of httpx: `read` takes no size."""
+        """Like that of httpx: `read` takes no size."""
 
         def read(self):
             return DATA
 
     class ChunkedResponse:
-        """As of requests: it yields chunks of bytes."""
+        """Like that of requests: it yields chunks of bytes."""
 
         def iter_content(self, size):
             yield DATA[:size]
@@ -171,21 +171,21 @@ def test_a_response_of_an_http_client_is_read_or_refused_with_its_bytes(paper_cl
     assert "response.content" in (refusal.value.advice or "")
 
 
-def test_one_open_file_may_be_read_by_many_threads():
+def test_many_threads_can_read_one_open_file():
     stream = io.BytesIO(DATA)
     with ThreadPoolExecutor(8) as pool:
         assert all(np.array_equal(pixels, EXPECTED) for pixels in pool.map(decode, [stream] * 64))
 
 
 @pytest.mark.parametrize("name", ["~gone-user/1.jpg", "a\0b.jpg", "n" * 300, ""])
-def test_a_path_that_no_file_can_have_is_refused_like_a_missing_one(name):
+def test_an_impossible_path_is_refused_like_a_missing_one(name):
     assert get_reason(name)
 
 
 # --- several photos ---
 
 
-def test_what_cannot_be_used_is_in_the_list_with_its_reason_in_order(paper_classifier, good_photos):
+def test_unusable_photos_are_in_the_list_in_order_with_a_reason(paper_classifier, good_photos):
     wrong = [
         PIXELS[..., [0, 1, 2, 0]],
         None,
@@ -198,7 +198,7 @@ def test_what_cannot_be_used_is_in_the_list_with_its_reason_in_order(paper_class
         "",
         "gone.jpg",
     ]
-    photos = [photo for each in wrong for photo in (good_photos[0], each)]
+    photos = [photo for wrong_value in wrong for photo in (good_photos[0], wrong_value)]
     predictions = paper_classifier.predict(photos)
     assert [prediction.is_usable for prediction in predictions] == [True, False] * len(wrong)
     assert all(prediction.status not in ("ok", "") for prediction in predictions[1::2])
@@ -219,7 +219,7 @@ def test_an_array_of_photos_and_an_array_of_paths_are_lists(paper_classifier, go
 
 
 def test_one_photo_in_a_stream_is_one_prediction(paper_classifier, good_photos):
-    """A path is not a list of letters, and an open file is not a list of lines."""
+    """A path is no list of letters, and a file no list of lines."""
     for photo in (str(good_photos[0]), good_photos[0].read_bytes(), io.BytesIO(good_photos[0].read_bytes())):
         (prediction,) = paper_classifier.stream(photo)
         assert prediction.probabilities == paper_classifier.predict(photo).probabilities
@@ -230,7 +230,7 @@ def test_one_photo_in_a_stream_is_one_prediction(paper_classifier, good_photos):
 @pytest.mark.parametrize(
     "photos", [7, None, {"a.jpg": 1}, np.zeros((2, 4, 5, 3)), np.zeros((2, 3, 4, 5), np.uint8), np.zeros(3)]
 )
-def test_what_is_neither_a_photo_nor_photos_is_refused(paper_classifier, photos):
+def test_a_value_that_is_neither_a_photo_nor_photos_is_refused(paper_classifier, photos):
     with pytest.raises(PhotosError) as refusal:
         paper_classifier.predict(photos)
     assert "uint8 [height, width, 3]" in (refusal.value.advice or "")
@@ -249,7 +249,7 @@ def test_the_network_refuses_arrays_that_it_would_misread(paper_classifier):
             paper_classifier.forward(batch)
 
 
-# --- the verb and the model ---
+# --- the function and the model ---
 
 
 def test_the_verb_predicts_what_the_classifier_predicts(paper_classifier, paper_model, good_photos, tmp_path):

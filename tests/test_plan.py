@@ -1,4 +1,4 @@
-"""Plans, the loop over epochs, and modules of the user's own."""
+"""Plans, the loop over epochs, and custom modules."""
 
 import inspect
 import json
@@ -21,7 +21,7 @@ from ikebana.learning.plan import Plan
 from ikebana.recipe import METHODS, FitOptions, Recipe, Scratch, recipe_to_json
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
-SMALL: FitOptions = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
+SMALL_OPTIONS: FitOptions = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def photos(tmp_path_factory):
 
 
 class TinyNetwork(nn.Module):
-    """Two convolutions with BatchNorm, of a user who has never read ikebana's code."""
+    """Two convolutions with BatchNorm, as a user might write them."""
 
     def __init__(self, classes=5):
         super().__init__()
@@ -69,7 +69,7 @@ def builds(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [(SMALL, 1), ({**SMALL, "refit_on_all": True}, 2), ({**SMALL, "precision": "auto"}, 1)],
+    [(SMALL_OPTIONS, 1), ({**SMALL_OPTIONS, "refit_on_all": True}, 2), ({**SMALL_OPTIONS, "precision": "auto"}, 1)],
     ids=["once", "refit", "with a trial of the precision"],
 )
 def test_fit_builds_each_network_once_and_again_only_for_a_refit(
@@ -82,7 +82,7 @@ def test_fit_builds_each_network_once_and_again_only_for_a_refit(
 @pytest.mark.slow
 def test_resume_audit_and_doctor_build_each_network_once(photos, tmp_path, builds, monkeypatch):
     with interrupt_after_steps(2):
-        ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL_OPTIONS)
     builds.clear()
     ikebana.resume(tmp_path / "run")
     assert len(builds) == 1
@@ -98,8 +98,8 @@ def test_resume_audit_and_doctor_build_each_network_once(photos, tmp_path, build
     assert [recipe.network for recipe in builds] == ["tf_efficientnet_lite2", "tf_efficientnet_lite1"]
 
 
-def test_a_plan_knows_the_recipe_the_network_and_the_cost_before_a_photo_is_opened(photos):
-    plan = Plan.from_photos(photos, "baseline", **SMALL)
+def test_a_plan_has_recipe_network_and_cost_before_a_photo_is_opened(photos):
+    plan = Plan.from_photos(photos, "baseline", **SMALL_OPTIONS)
     assert plan.recipe.gradient_method.epochs == 2
     assert plan.dataset.photos["sha256"].null_count() == plan.dataset.photos.height
     assert "conv_1" in plan.layer_table
@@ -107,11 +107,11 @@ def test_a_plan_knows_the_recipe_the_network_and_the_cost_before_a_photo_is_open
     assert "baseline" in repr(plan)
 
 
-def test_training_yields_the_epochs_of_fit_and_leaves_the_same_weights(photos, tmp_path):
-    plan = Plan.from_photos(photos, "baseline", **SMALL)
+def test_training_yields_the_epochs_of_fit_and_the_same_weights(photos, tmp_path):
+    plan = Plan.from_photos(photos, "baseline", **SMALL_OPTIONS)
     initial = {name: value.clone() for name, value in plan.network.state_dict().items()}
     epochs = list(ikebana.training(plan))
-    run = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
+    run = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL_OPTIONS)
     assert [epoch.train_loss for epoch in epochs] == run.history["train_loss"].to_list()
     trained = load_file(run.weights)
     assert all(torch.equal(value, trained[name]) for name, value in plan.network.state_dict().items())
@@ -119,23 +119,23 @@ def test_training_yields_the_epochs_of_fit_and_leaves_the_same_weights(photos, t
 
 
 def test_training_can_be_left_after_an_epoch_and_resumed_from_its_checkpoint(photos, tmp_path):
-    whole = Plan.from_photos(photos, "baseline", **SMALL)
-    for _ in ikebana.training(whole):
+    uninterrupted = Plan.from_photos(photos, "baseline", **SMALL_OPTIONS)
+    for _ in ikebana.training(uninterrupted):
         pass
     file = tmp_path / "checkpoint.safetensors"
-    for _ in ikebana.training(Plan.from_photos(photos, "baseline", **SMALL), file):
+    for _ in ikebana.training(Plan.from_photos(photos, "baseline", **SMALL_OPTIONS), file):
         break
-    resumed = Plan.from_photos(photos, "baseline", **SMALL)
+    resumed = Plan.from_photos(photos, "baseline", **SMALL_OPTIONS)
     assert [epoch.epoch for epoch in ikebana.training(resumed, file)] == [1, 2]
-    expected = whole.network.state_dict()
+    expected = uninterrupted.network.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.network.state_dict().items())
 
 
 @pytest.mark.slow
-def test_a_module_of_ones_own_is_trained_scored_and_exported(photos, tmp_path):
+def test_a_custom_module_is_trained_scored_and_exported(photos, tmp_path):
     model = make_tiny_network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    options: FitOptions = {**SMALL, "epochs": 5, "learning_rate": 3e-3}
+    options: FitOptions = {**SMALL_OPTIONS, "epochs": 5, "learning_rate": 3e-3}
     run = ikebana.fit(photos, model=model, run=tmp_path / "run", **options)
     assert run.recipe.network == "module:TinyNetwork"
     assert run.history[-1, "train_loss"] < run.history[0, "train_loss"]
@@ -148,28 +148,28 @@ def test_a_module_of_ones_own_is_trained_scored_and_exported(photos, tmp_path):
     classifier = ikebana.export(run, tmp_path / "model.onnx", model=TinyNetwork())
     test = run.predictions.filter(split="test")
     for row in test.head(5).iter_rows(named=True):
-        found = classifier.predict(photos / row["path"]).probabilities
+        probabilities = classifier.predict(photos / row["path"]).probabilities
         expected = [row[f"p:{name}"] for name in run.classes]
-        np.testing.assert_allclose([found[name] for name in run.classes], expected, atol=1e-4)
+        np.testing.assert_allclose([probabilities[name] for name in run.classes], expected, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_a_run_of_a_module_of_ones_own_is_resumed_to_the_same_bits_with_that_module(photos, tmp_path):
-    whole = ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "whole", **SMALL)
+def test_a_run_of_a_custom_module_resumes_to_the_same_bits_with_that_module(photos, tmp_path):
+    uninterrupted = ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "whole", **SMALL_OPTIONS)
     with interrupt_after_steps(2):
-        ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "stopped", **SMALL)
+        ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "stopped", **SMALL_OPTIONS)
     for model, problem in ((None, "your own network"), (LabelledTinyNetwork(), "is a LabelledTinyNetwork")):
         with pytest.raises(RecipeError, match=problem):
             ikebana.resume(tmp_path / "stopped", model=model)
     # The checkpoint has all weights, so those of the module do not matter.
     resumed = ikebana.resume(tmp_path / "stopped", model=make_tiny_network(seed=1))
-    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+    assert resumed.weights.read_bytes() == uninterrupted.weights.read_bytes()
 
 
-def test_frozen_weights_of_a_module_of_ones_own_stay_frozen(photos, tmp_path):
+def test_frozen_weights_of_a_custom_module_stay_frozen(photos, tmp_path):
     model = make_tiny_network()
     model.backbone[0].requires_grad_(False)
-    plan = Plan.from_photos(photos, model=model, **SMALL)
+    plan = Plan.from_photos(photos, model=model, **SMALL_OPTIONS)
     for _ in ikebana.training(plan):
         pass
     trained = plan.network.state_dict()
@@ -188,11 +188,11 @@ def test_frozen_weights_of_a_module_of_ones_own_stay_frozen(photos, tmp_path):
 )
 def test_a_module_that_returns_no_logits_is_refused_before_a_photo_is_opened(model, problem, photos, tmp_path):
     with pytest.raises(RecipeError, match=problem):
-        ikebana.fit(photos, model=model, run=tmp_path / "run", **SMALL)
+        ikebana.fit(photos, model=model, run=tmp_path / "run", **SMALL_OPTIONS)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_module_of_ones_own_needs_a_recipe_from_scratch(photos):
+def test_a_custom_module_needs_a_recipe_that_trains_from_scratch(photos):
     with pytest.raises(RecipeError, match="trained from scratch") as refusal:
         ikebana.fit(photos, "good", model=make_tiny_network())
     assert "baseline" in str(refusal.value)
@@ -221,11 +221,11 @@ def test_recipe_json_names_the_method_and_only_its_options():
     assert Scratch().epochs == 20
 
 
-def test_the_state_of_the_process_is_the_callers_between_two_epochs(photos):
+def test_the_process_has_the_callers_settings_between_two_epochs(photos):
     torch.set_num_threads(1)
     torch.manual_seed(7)
     expected = torch.get_rng_state()
-    plan = Plan.from_photos(photos, "augmented", **SMALL)
+    plan = Plan.from_photos(photos, "augmented", **SMALL_OPTIONS)
     for _ in ikebana.training(plan):
         assert torch.get_num_threads() == 1
         assert torch.equal(torch.get_rng_state(), expected)
@@ -233,9 +233,9 @@ def test_the_state_of_the_process_is_the_callers_between_two_epochs(photos):
 
 
 @pytest.mark.slow
-def test_a_module_with_other_initial_weights_cannot_start_a_run_again_that_saved_nothing(photos, tmp_path):
+def test_a_run_without_a_checkpoint_needs_the_same_initial_weights(photos, tmp_path):
     with interrupt_after_steps(2):
-        ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "run", **SMALL)
+        ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "run", **SMALL_OPTIONS)
     (tmp_path / "run" / "checkpoint.safetensors").unlink()
     with pytest.raises(ikebana.RunError, match="initial weights are not those") as refusal:
         ikebana.resume(tmp_path / "run", model=make_tiny_network(seed=1))
@@ -243,10 +243,10 @@ def test_a_module_with_other_initial_weights_cannot_start_a_run_again_that_saved
     assert ikebana.resume(tmp_path / "run", model=make_tiny_network()).is_finished
 
 
-def test_a_run_of_a_module_of_ones_own_says_how_it_is_resumed_from_python(photos, tmp_path, caplog):
+def test_a_run_of_a_custom_module_reports_how_to_resume_it_from_python(photos, tmp_path, caplog):
     caplog.set_level("INFO", "ikebana")
     with interrupt_after_steps(1):
-        ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "run", **SMALL)
+        ikebana.fit(photos, model=make_tiny_network(), run=tmp_path / "run", **SMALL_OPTIONS)
     expected = f"ikebana.resume({str(tmp_path / 'run')!r}, model=model)"
     assert expected in caplog.text
     with pytest.raises(ikebana.RunError) as refusal:
@@ -256,26 +256,26 @@ def test_a_run_of_a_module_of_ones_own_says_how_it_is_resumed_from_python(photos
 
 def test_training_refuses_a_checkpoint_of_another_plan_and_any_other_file(photos, tmp_path):
     file = tmp_path / "checkpoint.safetensors"
-    for _ in ikebana.training(Plan.from_photos(photos, "baseline", **SMALL), file):
+    for _ in ikebana.training(Plan.from_photos(photos, "baseline", **SMALL_OPTIONS), file):
         pass
     for options in ({"learning_rate": 0.1}, {"split_seed": 9}, {"epochs": 1}):
-        changed: FitOptions = {**SMALL, **options}  # type: ignore[typeddict-item]
+        changed: FitOptions = {**SMALL_OPTIONS, **options}  # type: ignore[typeddict-item]
         with pytest.raises(RecipeError, match="not a checkpoint of the same plan"):
             next(ikebana.training(Plan.from_photos(photos, "baseline", **changed), file))
     (tmp_path / "flowers.onnx").write_bytes(b"a model")
     with pytest.raises(RecipeError, match="not a checkpoint"):
-        next(ikebana.training(Plan.from_photos(photos, "baseline", **SMALL), tmp_path / "flowers.onnx"))
+        next(ikebana.training(Plan.from_photos(photos, "baseline", **SMALL_OPTIONS), tmp_path / "flowers.onnx"))
     assert (tmp_path / "flowers.onnx").read_bytes() == b"a model"
 
 
-def test_the_class_of_a_module_is_refused_with_an_instance_in_mind(photos):
+def test_a_class_instead_of_a_module_is_refused_with_advice(photos):
     with pytest.raises(RecipeError, match="the model is a class, TinyNetwork"):
-        ikebana.fit(photos, model=TinyNetwork, **SMALL)  # type: ignore[arg-type]
+        ikebana.fit(photos, model=TinyNetwork, **SMALL_OPTIONS)  # type: ignore[arg-type]
 
 
-def test_a_device_that_is_not_there_is_refused_before_a_photo_is_opened(photos, tmp_path):
+def test_an_unavailable_device_is_refused_before_a_photo_is_opened(photos, tmp_path):
     if torch.backends.mps.is_available():
         pytest.skip("this machine has the device")
     with pytest.raises(ikebana.MachineError, match="cannot use the device 'mps'"):
-        ikebana.fit(photos, "baseline", run=tmp_path / "run", device="mps", **SMALL)
-    assert Plan.from_photos(photos, "baseline", device="cpu", **SMALL).settings.device == "cpu"
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", device="mps", **SMALL_OPTIONS)
+    assert Plan.from_photos(photos, "baseline", device="cpu", **SMALL_OPTIONS).settings.device == "cpu"

@@ -1,4 +1,4 @@
-"""Files whose first picture is a preview: the photo itself is used, or the file is refused with the reason."""
+"""Files whose first picture is a preview: the photo is used, or refused."""
 
 import io
 import struct
@@ -18,7 +18,7 @@ NEXT, SUB = "the next directory", "a sub-directory"
 
 
 def encode_directory(position, pixels, subfile_type, photometric=RGB, extra=(), following=0):
-    """A TIFF directory and its uncompressed picture at a position of the file; TIFF 6.0."""
+    """Encode a TIFF directory and its uncompressed picture; TIFF 6.0."""
     height, width = pixels.shape[:2]
     count = pixels.shape[2] if pixels.ndim == 3 else 1
     entries = sorted([
@@ -33,7 +33,10 @@ def encode_directory(position, pixels, subfile_type, photometric=RGB, extra=(), 
 
 
 def encode_two(first, second, place=NEXT, extra=()):
-    """A TIFF of two pictures: (pixels, subfile type, photometric); the second in the next or in a sub-directory."""
+    """Encode a TIFF of two pictures: (pixels, subfile type, photometric).
+
+    The second is in the next directory or in a sub-directory.
+    """
     sub = [(330, 4, 1, 0)] if place == SUB else []
     size = len(encode_directory(8, *first, extra=[*extra, *sub]))
     offset = 8 + size
@@ -60,7 +63,7 @@ def test_a_raw_file_with_its_photo_in_the_next_directory_is_refused():
 
 
 @pytest.mark.parametrize("photometric", [CFA, LINEAR_RAW])
-def test_a_raw_file_without_a_preview_is_called_so(photometric):
+def test_a_raw_file_without_a_preview_is_refused_as_raw(photometric):
     data = b"II*\0" + struct.pack("<I", 8) + encode_directory(8, SENSOR, FULL, photometric)
     assert get_decoding_error(data) == REASON_RAW
     for size in (4, 8, 9, 30):
@@ -73,7 +76,7 @@ def test_a_dng_is_refused_even_if_its_preview_is_large():
     assert get_decoding_error(data) == REASON_RAW
 
 
-def test_canons_raw_files_are_refused_whatever_their_preview():
+def test_raw_files_of_canon_are_refused_with_any_preview():
     data = b"II*\0" + struct.pack("<I", 16) + b"CR\x02\0" + bytes(4) + encode_directory(16, PHOTO, FULL)
     assert get_decoding_error(data) == REASON_RAW
     assert np.array_equal(decode_as_int(data.replace(b"CR\x02", b"\0\0\0"), 64), PHOTO)
@@ -86,11 +89,11 @@ def test_canons_raw_files_are_refused_whatever_their_preview():
         b"FOVb\0\0\2\0", b"\0MRM\0\0\1\0", b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
     ],
 )  # fmt: skip
-def test_raw_files_of_other_formats_are_called_so(start):
+def test_raw_files_of_other_formats_are_refused_as_raw(start):
     assert get_decoding_error(start + bytes(500)) == REASON_RAW
 
 
-def test_a_photo_behind_its_preview_is_read_in_full():
+def test_a_photo_after_its_preview_is_read_at_full_size():
     data = encode_two((PREVIEW, REDUCED, RGB), (PHOTO, FULL, RGB))
     assert np.array_equal(decode_as_int(data, 64), PHOTO)
     assert decoding.decode(data, 8).width == 64
@@ -106,7 +109,7 @@ def test_the_first_of_several_pages_is_used_as_before(first, second):
     assert np.array_equal(decode_as_int(data, len(first[0])), first[0])
 
 
-def test_smaller_copies_in_sub_directories_do_not_matter():
+def test_smaller_copies_in_sub_directories_are_ignored():
     """Microscopes and slide scanners store them for viewers."""
     data = encode_two((PHOTO, FULL, RGB), (PREVIEW, REDUCED, RGB), SUB)
     assert np.array_equal(decode_as_int(data, 64), PHOTO)
@@ -118,7 +121,7 @@ def test_a_single_picture_that_is_marked_as_a_preview_is_used():
 
 
 @pytest.mark.parametrize("offset", [0, 5, 10**6, 2**32 - 1])
-def test_a_damaged_sub_directory_costs_nothing(offset):
+def test_a_damaged_sub_directory_is_ignored(offset):
     data = b"II*\0" + struct.pack("<I", 8) + encode_directory(8, PHOTO, FULL, extra=[(330, 4, 1, offset)])
     assert np.array_equal(decode_as_int(data, 64), PHOTO)
 

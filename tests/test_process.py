@@ -1,4 +1,4 @@
-"""What a shell does to a command: output that nobody reads or that can be written nowhere, a folder that has gone."""
+"""Commands in a shell: closed or full outputs, broken pipes, and a deleted working directory."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 import ikebana
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="this is a shell's way of speaking")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")]
 IKEBANA = f"{sys.executable} -m ikebana"
 
 
@@ -17,7 +17,7 @@ def shell(line):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_closed_streams_end_no_work(closed):
+def test_closed_streams_do_not_stop_the_work(closed):
     done = shell(f"{IKEBANA} cache {closed}")
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
@@ -31,14 +31,14 @@ def test_a_full_disk_behind_the_output_is_an_error_message():
     assert "Traceback" not in done.stderr
 
 
-def test_whoever_stops_reading_does_not_make_it_look_done():
+def test_a_broken_pipe_is_not_reported_as_success():
     slow = f"{sys.executable} -c 'import time; time.sleep(1)'"
     done = shell(f"({slow}; {IKEBANA} cache --json) | true; echo ${{PIPESTATUS[0]}}")
     assert done.stdout.strip() == "141"
     assert not done.stderr
 
 
-def test_a_folder_that_has_gone_is_said_in_words(tmp_path):
+def test_a_deleted_working_directory_is_an_error_message(tmp_path):
     gone, source = tmp_path / "gone", Path(ikebana.__file__).parents[1]
     done = shell(f"mkdir {gone} && cd {gone} && rmdir {gone} && PYTHONPATH={source} {IKEBANA} doctor")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""What people and programs see of the same work."""
+"""Progress as people and programs see it."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from ikebana.system import progress
 
 
 def work():
-    """A stage of three steps, a word, an event, a result."""
+    """Report a stage of three steps, a message, an event and a result."""
     with progress.stage("paint", 3, "petals") as bar:
         for _ in range(3):
             bar.advance(1, loss=0.5)
@@ -20,7 +20,7 @@ def work():
     progress.result("a/folder")
 
 
-def test_people_read_standard_error_and_scripts_the_result_alone(capsys):
+def test_progress_goes_to_standard_error_and_only_the_result_to_standard_output(capsys):
     with progress.use_reporter(progress.TerminalReporter()):
         work()
     out, err = capsys.readouterr()
@@ -30,23 +30,23 @@ def test_people_read_standard_error_and_scripts_the_result_alone(capsys):
     assert "done painting" in err
 
 
-def test_programs_read_one_json_object_a_line_and_nothing_on_standard_error(capsys):
+def test_json_mode_prints_one_object_per_line_and_nothing_to_standard_error(capsys):
     with progress.use_reporter(progress.JsonReporter()):
         work()
     out, err = capsys.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
     assert err == ""
-    assert [each["event"] for each in events] == ["stage", "progress", "progress", "stage_end", "message", "painted"]
+    assert [event["event"] for event in events] == ["stage", "progress", "progress", "stage_end", "message", "painted"]
     assert events[2] == {"event": "progress", "stage": "paint", "done": 3, "total": 3, "unit": "petals", "loss": 0.5}
 
 
-def test_silence_says_nothing(capsys):
+def test_the_silent_reporter_prints_nothing(capsys):
     with progress.use_reporter(progress.SilentReporter()):
         work()
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_former_audience_listens_again_afterwards(capsys):
+def test_the_previous_reporter_is_restored_afterwards(capsys):
     with progress.use_reporter(progress.TerminalReporter()):
         with progress.use_reporter(progress.SilentReporter()):
             progress.message("unheard")
@@ -63,18 +63,18 @@ def test_a_bar_closes_after_interrupted_work_or_work_of_unknown_length(kind, cap
     assert "paint" in capsys.readouterr().err
 
 
-def test_laps_of_one_name_add_up():
+def test_times_of_one_name_add_up():
     clock = progress.Stopwatch()
     clock.lap("train")
     first = clock.seconds["train"]
     clock.lap("train")
     assert clock.seconds["train"] >= first
     assert set(clock.seconds) == {"train"}
-    clock.lap("train", min_seconds=1000.0)  # what a process that was stopped had done before
+    clock.lap("train", min_seconds=1000.0)  # the time of an earlier, interrupted process
     assert clock.seconds["train"] == 1000.0
 
 
-def test_work_of_unknown_length_does_not_flood_programs(capsys):
+def test_work_of_unknown_length_prints_few_events(capsys):
     with progress.use_reporter(progress.JsonReporter()), progress.stage("unpack", 0, "files") as bar:
         for _ in range(1000):
             bar.advance(1)
@@ -82,9 +82,9 @@ def test_work_of_unknown_length_does_not_flood_programs(capsys):
 
 
 @pytest.mark.usefixtures("terminal")
-def test_a_terminal_says_that_libraries_load_until_there_is_more_to_say(capsys, monkeypatch):
+def test_a_terminal_shows_that_libraries_are_loading(capsys, monkeypatch):
     progress.show_loading()
-    assert capsys.readouterr() == ("", "")  # nobody waits for a word in a log file
+    assert capsys.readouterr() == ("", "")  # a log file needs no such message
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     progress.show_loading()
     with progress.use_reporter(progress.JsonReporter()):
@@ -96,7 +96,7 @@ def test_a_terminal_says_that_libraries_load_until_there_is_more_to_say(capsys, 
     assert written.count(" ") >= len(progress.LOADING_TEXT)
 
 
-def test_a_name_tells_the_terminal_nothing(capsys):
+def test_a_class_name_cannot_control_the_terminal(capsys):
     with progress.use_reporter(progress.TerminalReporter()):
         progress.message("rose\x1b[2J\x07.jpg: no photo\n  a line\tand a column, Gänseblümchen")
     assert capsys.readouterr().err == "rose\\x1b[2J\\x07.jpg: no photo\n  a line\tand a column, Gänseblümchen\n"
@@ -120,7 +120,7 @@ def test_a_narrow_terminal_keeps_the_time_left_and_drops_the_rate(columns, monke
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "10"])
-def test_a_bar_can_be_read_whatever_the_number_of_columns(columns, monkeypatch, capfd):
+def test_a_bar_is_readable_at_any_terminal_width(columns, monkeypatch, capfd):
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     bar = progress.MovingBar("read photos", 100, "photos")

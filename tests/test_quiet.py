@@ -22,7 +22,7 @@ from ikebana.serving.background import BackgroundServer
 from ikebana.serving.limits import Limits
 from ikebana.system import progress
 
-# Each call that a program may make, in turn; {verb: differences}. The state is as unlike the defaults as it may be.
+# Makes each call in turn, and writes {call: differences}. The state differs from the defaults where possible.
 CALLS = """
 import json, os, sys, warnings
 from pathlib import Path
@@ -58,7 +58,7 @@ for name, call in calls.items():
     try:
         call()
     except ikebana.ModelError as error:
-        assert name == "export int8", error  # so small a network may lose too much by it
+        assert name == "export int8", error  # a network this small may lose too much accuracy
     differences[name] = global_state.find_differences(before, global_state.take_snapshot())
 (place / "differences.json").write_text(json.dumps(differences))
 """
@@ -86,7 +86,7 @@ def photos(drawn):
 
 @pytest.fixture
 def library_mode():
-    """What `ikebana.progress` sets within the test is forgotten afterwards."""
+    """Undo afterwards what `ikebana.progress` sets within the test."""
     previous = progress.set_reporter(progress.LoggingReporter())
     yield
     progress.set_reporter(previous)
@@ -119,7 +119,7 @@ def test_a_program_that_configures_logging_sees_the_messages():
 
 
 @pytest.mark.usefixtures("library_mode")
-def test_a_mode_holds_for_every_thread_and_a_block_for_its_own(capsys):
+def test_a_mode_applies_to_every_thread_and_a_block_to_its_own(capsys):
     ikebana.progress("bar")
     with progress.use_reporter(progress.SilentReporter()):
         thread = threading.Thread(target=progress.message, args=("from a thread",))
@@ -176,7 +176,7 @@ def test_the_command_line_reports_on_the_terminal_and_not_in_the_log_too(capsys,
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_function_and_the_module_of_that_name_are_two_things():
+def test_the_function_and_the_module_named_progress_are_distinct():
     code = "import ikebana.system.progress, ikebana.cli; ikebana.progress('off')"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -274,7 +274,7 @@ def test_a_server_leaves_the_loggers_and_signal_handlers_as_they_were():
     assert not global_state.find_differences(before, global_state.take_snapshot())
 
 
-def test_servers_in_the_background_leave_them_too_whichever_stops_first():
+def test_background_servers_restore_them_in_any_order():
     before = global_state.take_snapshot()
     servers = []
     for _ in range(3):
@@ -288,8 +288,8 @@ def test_servers_in_the_background_leave_them_too_whichever_stops_first():
     assert not global_state.find_differences(before, global_state.take_snapshot())
 
 
-def test_training_runs_with_the_settings_of_its_plan_and_restores_the_callers(tmp_path, monkeypatch, ikebana_cache):
-    """What one call configures must not end with that call while another one is around it."""
+def test_training_uses_the_settings_of_its_plan_and_restores_those_of_the_caller(tmp_path, monkeypatch, ikebana_cache):
+    """The settings of a surrounding call must not end with an inner call."""
     import torch
 
     from ikebana.learning import device

@@ -1,4 +1,4 @@
-"""What does not fit is refused with the numbers before any photo is opened; what fits is not."""
+"""Too little disk or memory is refused with both sizes before any photo is opened."""
 
 import os
 import resource
@@ -23,7 +23,7 @@ from ikebana.learning.models import backbones, networks
 from ikebana.learning.models.assembly import assemble
 from ikebana.system import resources
 
-# Python tells an audit hook of every file that is opened: those of photos are named.
+# Python calls an audit hook for every file that is opened. The script prints those of photos.
 WATCHED = """
 import sys
 sys.addaudithook(lambda event, about: event == "open" and str(about[0]).endswith(".jpg") and print("OPENED", about[0]))
@@ -34,7 +34,7 @@ MEGABYTE = 2**20
 
 
 def fit(photos, cache, *flags, before=None):
-    """The command in a process of its own, which names the photos that it opens."""
+    """Run the command in a separate process that prints the photos it opens."""
     command = [sys.executable, "-c", WATCHED, *flags, str(photos), "--json"]
     environment = {**os.environ, "IKEBANA_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -43,13 +43,13 @@ def fit(photos, cache, *flags, before=None):
 
 
 @contextmanager
-def small_disk(place, size):
-    """A disk of so many bytes, where one can be had."""
+def mount_small_disk(place, size):
+    """Mount a disk of this size, or skip the test."""
     place.mkdir()
-    made = subprocess.run(
+    mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True, check=False
     )
-    if made.returncode:
+    if mounted.returncode:
         pytest.skip("no disk can be mounted here: that needs root")
     try:
         yield place
@@ -58,9 +58,9 @@ def small_disk(place, size):
 
 
 @contextmanager
-def small_group(size):
-    """A control group with so much memory, where one can be made: version 1 or version 2."""
-    own = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
+def limit_group(size):
+    """Make a control group with this memory limit, or skip the test."""
+    own, reasons = Path("/proc/self/cgroup").read_text("utf-8").splitlines(), []
     for line in own:
         _, kinds, path = line.split(":", 2)
         top, limit = (
@@ -71,11 +71,13 @@ def small_group(size):
         group = top / path.lstrip("/") / f"ikebana-test-{os.getpid()}"
         try:
             group.mkdir()
-        except OSError:
+        except OSError as error:
+            reasons.append(str(error))
             continue
         try:
             (group / limit).write_text(str(size), "ascii")
-        except OSError:
+        except OSError as error:
+            reasons.append(str(error))
             group.rmdir()
             continue
         try:
@@ -83,7 +85,7 @@ def small_group(size):
         finally:
             group.rmdir()
         return
-    pytest.skip("no control group with a limit can be made here: that needs root and a memory controller")
+    pytest.skip(f"no control group with a limit can be made here: {'; '.join(reasons)}")
 
 
 @pytest.fixture
@@ -94,53 +96,53 @@ def photos(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [("fit", "--recipe", "baseline"), ("audit",)])
 def test_a_disk_too_small_is_refused_before_any_photo_is_opened(photos, tmp_path, flags):
-    with small_disk(tmp_path / "disk", MEGABYTE) as cache:
-        said = fit(photos, cache, *flags)
-    assert said.returncode == 1, said.stderr
-    assert "are needed on the disk" in said.stdout
-    assert "IKEBANA_CACHE" in said.stdout
-    assert "OPENED" not in said.stdout
+    with mount_small_disk(tmp_path / "disk", MEGABYTE) as cache:
+        done = fit(photos, cache, *flags)
+    assert done.returncode == 1, done.stderr
+    assert "are needed on the disk" in done.stdout
+    assert "IKEBANA_CACHE" in done.stdout
+    assert "OPENED" not in done.stdout
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_large_enough_is_used(photos, tmp_path):
-    with small_disk(tmp_path / "disk", 64 * MEGABYTE) as cache:
-        said = fit(
+def test_a_large_enough_disk_is_used(photos, tmp_path):
+    with mount_small_disk(tmp_path / "disk", 64 * MEGABYTE) as cache:
+        done = fit(
             photos, cache, "fit", "--recipe", "baseline", "--image-size", "46", "--epochs", "1", "--batch-size", "8"
         )
-    assert said.returncode == 0, said.stdout
-    assert said.stdout.count("OPENED") >= 40
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("OPENED") >= 40
 
 
 @pytest.mark.slow
-def test_memory_that_the_process_may_not_have_is_refused_before_any_photo_is_opened(photos, tmp_path):
+def test_a_memory_limit_of_the_process_is_checked_before_any_photo_is_opened(photos, tmp_path):
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux counts a process' data against its limit")
 
     def limited():
         resource.setrlimit(resource.RLIMIT_DATA, (6000 * MEGABYTE, 6000 * MEGABYTE))
 
-    said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--image-size", "640", before=limited)
-    assert said.returncode == 1, said.stderr
-    assert "of memory are needed" in said.stdout
-    assert "--batch-size (now " in said.stdout
-    assert "OPENED" not in said.stdout
+    done = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--image-size", "640", before=limited)
+    assert done.returncode == 1, done.stderr
+    assert "of memory are needed" in done.stdout
+    assert "--batch-size (now " in done.stdout
+    assert "OPENED" not in done.stdout
 
 
 @pytest.mark.slow
-def test_memory_that_the_container_has_not_is_refused_before_any_photo_is_opened(photos, tmp_path):
-    with small_group(2000 * MEGABYTE) as group:
+def test_a_memory_limit_of_the_container_is_checked_before_any_photo_is_opened(photos, tmp_path):
+    with limit_group(2000 * MEGABYTE) as group:
 
         def inside():
             (group / "cgroup.procs").write_text(str(os.getpid()), "ascii")
 
-        said = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--image-size", "640", before=inside)
-    assert said.returncode == 1, said.stderr
-    assert "of memory are needed" in said.stdout
-    assert "OPENED" not in said.stdout
+        done = fit(photos, tmp_path / "cache", "fit", "--recipe", "baseline", "--image-size", "640", before=inside)
+    assert done.returncode == 1, done.stderr
+    assert "of memory are needed" in done.stdout
+    assert "OPENED" not in done.stdout
 
 
-def test_what_is_needed_on_one_disk_is_added_up(tmp_path):
+def test_the_space_needed_on_one_disk_is_added_up(tmp_path):
     free = resources.free_space(tmp_path)
     cache, run = tmp_path / "cache", tmp_path / "run" / "deep"
     resources.require_disk({cache: 0.4 * free, run: 0.1 * free})
@@ -150,7 +152,7 @@ def test_what_is_needed_on_one_disk_is_added_up(tmp_path):
     assert str(run) in str(refusal.value)
 
 
-def test_a_process_may_hold_what_it_holds_already():
+def test_memory_already_used_by_the_process_is_not_counted_again():
     left = resources.free_memory()
     if left is None:
         pytest.skip("this system does not tell")
@@ -159,7 +161,7 @@ def test_a_process_may_hold_what_it_holds_already():
         resources.require_memory(100 * left, "less")
 
 
-def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch):
+def test_on_a_gpu_a_step_needs_gpu_memory_and_not_main_memory(monkeypatch):
     recipe = networks.fill_defaults(recipes.get_recipe("quick"))
     built = assemble(recipe, 5)
     here, there = (device.DeviceSettings(name, "float32", 2, "") for name in ("cpu", "cuda"))
@@ -173,7 +175,7 @@ def test_on_a_gpu_a_step_needs_the_gpus_memory_and_not_the_machines(monkeypatch)
 
 
 @pytest.mark.slow
-def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
+def test_pixels_are_not_copied_into_gpu_memory_that_a_step_needs(monkeypatch):
     recipe = networks.fill_defaults(recipes.get_recipe("good"))
     here, there = (device.DeviceSettings(name, "float32", 2, "") for name in ("cpu", "cuda"))
     built = assemble(recipe, 5)
@@ -185,22 +187,21 @@ def test_pixels_get_no_room_on_a_gpu_that_a_step_needs(monkeypatch):
     assert estimate.get_spare_gpu_bytes(built, there) == 0
 
 
-def test_a_network_whose_weights_memory_does_not_hold_is_refused_before_they_are_made(monkeypatch):
-    made = []
-    monkeypatch.setattr(networks.nn, "Linear", lambda *sizes: made.append(sizes))
+def test_a_network_too_large_for_memory_is_refused_before_it_is_built(monkeypatch):
+    allocated = []
+    monkeypatch.setattr(networks.nn, "Linear", lambda *sizes: allocated.append(sizes))
     monkeypatch.setattr(resources, "free_memory", lambda: resources.memory_in_use() + 4 * 10**9)
     with pytest.raises(MachineError, match="smaller --image-size"):
         networks.build_network(recipes.get_recipe("baseline", image_size=2048), 5)  # 128 x 126 x 126 x 512 weights
-    assert not made
+    assert not allocated
 
 
-def test_so_is_one_of_timms(monkeypatch):
+def test_a_timm_network_too_large_for_memory_is_refused_before_it_is_built(monkeypatch):
     monkeypatch.setattr(resources, "free_memory", lambda: resources.memory_in_use() + 300 * MEGABYTE)
     monkeypatch.setattr(nn.Module, "to", lambda *_, **__: pytest.fail("the network was made"))
     with pytest.raises(MachineError, match="smaller --network"):
-        networks.build_network(
-            networks.fill_defaults(recipes.get_recipe("quick", network="vit_base_patch16_224")), 5
-        )  # 343 MB of weights
+        # It has 343 MB of weights.
+        networks.build_network(networks.fill_defaults(recipes.get_recipe("quick", network="vit_base_patch16_224")), 5)
 
 
 def test_the_size_of_a_network_is_known_without_building_it_or_changing_random_state():
@@ -208,9 +209,9 @@ def test_the_size_of_a_network_is_known_without_building_it_or_changing_random_s
     before = torch.random.get_rng_state()
     described = backbones._describe_weights.__wrapped__("mobilenetv3_small_050")
     assert torch.equal(torch.random.get_rng_state(), before)
-    made = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=0).state_dict()
+    weights = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=0).state_dict()
     assert {name: value.shape for name, value in described.items()} == {
-        name: value.shape for name, value in made.items()
+        name: value.shape for name, value in weights.items()
     }
 
 
@@ -224,24 +225,24 @@ def test_the_size_of_a_network_is_known_without_building_it_or_changing_random_s
     ],
 )
 def test_out_of_memory_is_an_error_message(error):
-    with told_of_memory():
+    with expect_memory_error():
         raise error
 
 
-def test_so_are_a_processors_real_words():
-    with told_of_memory():
+def test_out_of_memory_errors_of_torch_on_cpu_are_recognised():
+    with expect_memory_error():
         torch.empty(10**15)
 
 
 @contextmanager
-def told_of_memory():
-    """Within this block memory must run out, and be said to."""
+def expect_memory_error():
+    """Expect an out-of-memory error within this block."""
     words = r"memory ran out[\s\S]*smaller --image-size.* or --batch-size"
     with pytest.raises(MachineError, match=words), estimate.recipe_memory_errors(recipes.get_recipe("good")):
         yield
 
 
-def test_other_failures_of_a_step_stay_what_they_are():
+def test_other_errors_of_a_step_are_not_changed():
     with pytest.raises(RuntimeError, match="shape"), estimate.recipe_memory_errors(recipes.get_recipe("good")):
         torch.zeros(2).view(3)
 
@@ -257,23 +258,23 @@ def test_a_run_that_runs_out_of_memory_can_be_resumed(drawn, tmp_path, capsys):
     assert ikebana.resume(tmp_path / "run").is_finished
 
 
-def running_out(*_given, **_named):
+def run_out_of_memory(*_given, **_named):
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_predictions_for_which_memory_runs_out_say_so(paper_run, good_photos, monkeypatch):
-    monkeypatch.setattr(networks.CalibratedNetwork, "forward", running_out)
+def test_predictions_that_run_out_of_memory_are_an_error_message(paper_run, good_photos, monkeypatch):
+    monkeypatch.setattr(networks.CalibratedNetwork, "forward", run_out_of_memory)
     with pytest.raises(MachineError, match="memory ran out: CUDA out of memory"):
         ikebana.predict(paper_run, good_photos[:3])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("terminal")
-def test_so_does_advice_and_an_audit_goes_on_without_what_needs_the_memory(drawn, monkeypatch, capsys):
-    monkeypatch.setattr(out_of_fold, "extract_labelled_features", running_out)
+def test_advice_out_of_memory_is_an_error_and_a_plain_audit_skips_that_check(drawn, monkeypatch, capsys):
+    monkeypatch.setattr(out_of_fold, "extract_labelled_features", run_out_of_memory)
     assert ikebana.audit(drawn(30)).dataset.used_photos.height
     assert ": memory ran out: CUDA out of memory" in capsys.readouterr().err
-    monkeypatch.setattr(depth_probe, "extract_depth_features", running_out)
+    monkeypatch.setattr(depth_probe, "extract_depth_features", run_out_of_memory)
     with pytest.raises(MachineError, match="memory ran out"):
         ikebana.audit(drawn(30), advise=True)
 

@@ -1,4 +1,4 @@
-"""A run goes on only as it began, can be made again from its recipe, and a disk that fails it is spoken of in words."""
+"""Resuming runs, reproducing them from a recipe file, and failing disks."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from ikebana.system import cache_folder, files
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
-SMALL = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
+SMALL_OPTIONS = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -36,32 +36,32 @@ def photos(drawn):
 
 
 @pytest.fixture(scope="module")
-def whole(photos, fit_in_cache):
-    return fit_in_cache(photos, "baseline", **SMALL)
+def finished_run(photos, fit_in_cache):
+    return fit_in_cache(photos, "baseline", **SMALL_OPTIONS)
 
 
 @pytest.fixture
-def stopped(photos, tmp_path):
-    """A run that Ctrl-C ended in its first step."""
+def stopped_run(photos, tmp_path):
+    """A run that was interrupted in its first step."""
     with interrupt_after_steps(0):
-        ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL_OPTIONS)
     return tmp_path / "run"
 
 
-def test_a_run_whose_recipe_was_changed_does_not_go_on_and_says_what_differs(stopped, whole):
-    file = stopped / "recipe.json"
+def test_a_run_with_a_changed_recipe_is_not_resumed_and_the_difference_is_reported(stopped_run, finished_run):
+    file = stopped_run / "recipe.json"
     values = json.loads(file.read_text("utf-8"))
     file.write_text(json.dumps(values | {"method": values["method"] | {"epochs": 7, "learning_rate": 0.5}}), "utf-8")
     with pytest.raises(ikebana.RunError) as refusal:
-        ikebana.resume(stopped)
+        ikebana.resume(stopped_run)
     assert "epochs was 2 and is 7" in str(refusal.value)
     assert "learning_rate was 0.001 and is 0.5" in str(refusal.value)
     assert "batch" not in str(refusal.value)
     file.write_text(json.dumps(values), "utf-8")
-    assert ikebana.resume(stopped).weights.read_bytes() == whole.weights.read_bytes()
+    assert ikebana.resume(stopped_run).weights.read_bytes() == finished_run.weights.read_bytes()
 
 
-def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
+def test_a_run_locked_by_another_process_is_left_alone(stopped_run, finished_run):
     holds = """if True:
         import sys, pathlib
         from ikebana.system.locks import exclusive_lock
@@ -69,19 +69,19 @@ def test_a_run_that_another_process_is_at_is_left_alone(stopped, whole):
             print(free, flush=True)
             input()"""
     with subprocess.Popen(
-        [sys.executable, "-c", holds, str(stopped)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", holds, str(stopped_run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "True\n"
         with pytest.raises(ikebana.RunError, match="this run is locked by another process"):
-            ikebana.resume(stopped)
-        other.kill()  # its lock goes with it
-    assert ikebana.resume(stopped).weights.read_bytes() == whole.weights.read_bytes()
-    assert not list(stopped.glob(".*"))
+            ikebana.resume(stopped_run)
+        other.kill()  # its lock is released
+    assert ikebana.resume(stopped_run).weights.read_bytes() == finished_run.weights.read_bytes()
+    assert not list(stopped_run.glob(".*"))
     assert not list(cache_folder.cache_folder().glob("locks/*"))
 
 
-def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path):
+def test_a_run_is_resumed_with_its_original_pretrained_weights(tmp_path):
     run = RunWriter(Run(tmp_path))
     about = {"net": {"source": "mine.pth", "sha256": "aa", "license": None}}
     run.record_pretrained({})
@@ -93,7 +93,7 @@ def test_a_run_goes_on_with_the_pretrained_weights_that_it_began_with(tmp_path):
         run.record_pretrained({"net": about["net"] | {"sha256": "bb"}})
 
 
-def test_differences_reach_into_the_parts_of_a_recipe():
+def test_differences_inside_the_records_of_a_recipe_are_reported():
     good = recipes.get_recipe("good")
     assert reproducibility.describe_recipe_changes(good, good) == []
     assert reproducibility.describe_recipe_changes(
@@ -101,11 +101,11 @@ def test_differences_reach_into_the_parts_of_a_recipe():
     ) == ["epochs was 6 and is 7", "adamw's weight_decay was 0.02 and is 0.5"]
 
 
-def test_photos_that_are_not_as_they_were_are_named(tmp_path, whole):
+def test_changed_photos_are_named(tmp_path, finished_run):
     folder = tmp_path / "photos"
     paper_flowers.draw_collection(folder, photos_per_kind=8)
     with interrupt_after_steps(0):
-        ikebana.fit(folder, "baseline", run=tmp_path / "run", **SMALL)
+        ikebana.fit(folder, "baseline", run=tmp_path / "run", **SMALL_OPTIONS)
     used = ikebana.open_run(tmp_path / "run").dataset.filter(status="used")["path"].to_list()
     gone, changed, renamed, broken = used[0], used[1], used[2], used[3]
     (folder / gone).unlink()
@@ -122,36 +122,38 @@ def test_photos_that_are_not_as_they_were_are_named(tmp_path, whole):
 
 
 @pytest.mark.usefixtures("terminal")
-def test_a_recipe_file_and_the_photos_make_the_run_again_to_the_bit(whole, photos, tmp_path, capsys):
-    again = ikebana.fit(photos, str(whole.folder / "recipe.json"), run=tmp_path / "again")
-    assert again.recipe == whole.recipe
-    assert again.weights.read_bytes() == whole.weights.read_bytes()
-    assert again.predictions.equals(whole.predictions)
+def test_a_recipe_file_and_the_photos_reproduce_the_run_to_the_bit(finished_run, photos, tmp_path, capsys):
+    again = ikebana.fit(photos, str(finished_run.folder / "recipe.json"), run=tmp_path / "again")
+    assert again.recipe == finished_run.recipe
+    assert again.weights.read_bytes() == finished_run.weights.read_bytes()
+    assert again.predictions.equals(finished_run.predictions)
     assert "the result should be bit-identical" in capsys.readouterr().err
 
 
-def test_the_command_takes_a_recipe_file_and_says_what_may_differ_on_another_machine(whole, photos, tmp_path):
+def test_the_command_accepts_a_recipe_file_and_reports_what_differs_on_this_machine(finished_run, photos, tmp_path):
     there = tmp_path / "from elsewhere"
     there.mkdir()
-    about = json.loads((whole.folder / "environment.json").read_text("utf-8"))
-    (there / "recipe.json").write_text((whole.folder / "recipe.json").read_text("utf-8"), "utf-8")
+    about = json.loads((finished_run.folder / "environment.json").read_text("utf-8"))
+    (there / "recipe.json").write_text((finished_run.folder / "recipe.json").read_text("utf-8"), "utf-8")
     (there / "environment.json").write_text(json.dumps(about | {"processor": "an abacus"}), "utf-8")
     arguments = ["fit", photos, "--recipe", there / "recipe.json", "--epochs", "1", "--run", tmp_path / "run"]
     command = [sys.executable, "-m", "ikebana", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "processor was an abacus" in done.stderr
-    assert ikebana.open_run(tmp_path / "run").recipe == with_options(whole.recipe, epochs=1)
+    assert ikebana.open_run(tmp_path / "run").recipe == with_options(finished_run.recipe, epochs=1)
     assert "identical bits" in about["reproducibility"]
 
 
-def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(photos, tmp_path, monkeypatch):
+def test_the_selected_precision_is_part_of_what_reproduces_a_run(photos, tmp_path, monkeypatch):
     from ikebana.learning import device, precision
 
     monkeypatch.setattr(precision, "_list_candidate_precisions", lambda _: dict.fromkeys(device.DTYPES, "measured"))
     monkeypatch.setattr(precision, "_read_measurements", lambda *_: ({"float32": 1.0, "bfloat16": 2.0}, {}))
-    made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL | {"precision": "auto", "epochs": 1})
-    assert made.recipe.precision == "float32"
+    run_made = ikebana.fit(
+        photos, "baseline", run=tmp_path / "run", **SMALL_OPTIONS | {"precision": "auto", "epochs": 1}
+    )
+    assert run_made.recipe.precision == "float32"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_the_number_format_that_was_chosen_is_part_of_what_makes_a_run_again(pho
         ({"method": {"epochs": 0}}, "epochs is 0"),
     ],
 )
-def test_a_recipe_file_that_is_damaged_or_of_another_version_is_refused_in_words(text, words, tmp_path):
+def test_a_damaged_recipe_file_or_one_of_another_version_is_refused(text, words, tmp_path):
     if isinstance(text, dict):
         values = recipe_to_json(recipes.get_recipe("good"))
         text = json.dumps(values | text | {"method": values["method"] | text.get("method", {})})
@@ -182,14 +184,14 @@ def test_a_recipe_file_that_is_damaged_or_of_another_version_is_refused_in_words
         recipes.resolve_recipe(str(tmp_path / "recipe.json"))
 
 
-def test_a_recipe_file_that_is_not_there_is_refused_with_its_name(tmp_path):
+def test_a_missing_recipe_file_is_refused_with_its_name(tmp_path):
     with pytest.raises(ikebana.RecipeError, match="cannot be read"):
         recipes.resolve_recipe(tmp_path / "recipe.json")
     with pytest.raises(ikebana.RecipeError, match="bset"):
         recipes.resolve_recipe(Path("bset"))
 
 
-def test_a_run_whose_folder_vanishes_says_so_and_does_not_leave_another(photos, tmp_path, monkeypatch):
+def test_a_run_whose_folder_is_deleted_reports_it_and_creates_no_other(photos, tmp_path, monkeypatch):
     real = Trainer.step
 
     def vanishing(*arguments):
@@ -198,11 +200,11 @@ def test_a_run_whose_folder_vanishes_says_so_and_does_not_leave_another(photos, 
 
     monkeypatch.setattr(Trainer, "step", vanishing)
     with pytest.raises(ikebana.MachineError, match="gone"):
-        ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL_OPTIONS)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cache_that_vanishes_while_a_network_learns_changes_nothing(whole, photos, tmp_path, monkeypatch):
+def test_deleting_the_cache_during_training_changes_nothing(finished_run, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
     real = Trainer.step
 
@@ -211,43 +213,43 @@ def test_a_cache_that_vanishes_while_a_network_learns_changes_nothing(whole, pho
         return real(*arguments)
 
     monkeypatch.setattr(Trainer, "step", vanishing)
-    made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL)
-    assert made.weights.read_bytes() == whole.weights.read_bytes()
+    run_made = ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL_OPTIONS)
+    assert run_made.weights.read_bytes() == finished_run.weights.read_bytes()
 
 
-def test_a_run_in_a_place_that_is_a_file_is_refused(photos, tmp_path):
+def test_a_run_folder_that_is_a_file_is_refused(photos, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ikebana.MachineError):
-        ikebana.fit(photos, "baseline", run=tmp_path / "file" / "run", **SMALL)
+        ikebana.fit(photos, "baseline", run=tmp_path / "file" / "run", **SMALL_OPTIONS)
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("trouble", ["full", "ro"])
-def test_a_disk_that_is_full_or_read_only_is_said_and_the_run_goes_on_when_it_is_not(
-    trouble, small_disk, whole, photos, monkeypatch
+def test_a_full_or_read_only_disk_is_an_error_and_the_run_can_be_resumed(
+    trouble, small_disk, finished_run, photos, monkeypatch
 ):
     place, remount = small_disk
-    real, made = Trainer.step, []
+    real, steps_made = Trainer.step, []
 
     def spoilt(*arguments):
-        if (place / "run").exists():  # the speed is measured before
-            made.append(1)
-        if len(made) == 3:  # in the second epoch
+        if (place / "run").exists():  # not while the speed is measured
+            steps_made.append(1)
+        if len(steps_made) == 3:  # in the second epoch
             assert remount(trouble if trouble == "ro" else f"size={shutil.disk_usage(place).used}")
         return real(*arguments)
 
     monkeypatch.setattr(Trainer, "step", spoilt)
     with pytest.raises(ikebana.MachineError, match=r"the disk is full|Read-only"):
-        ikebana.fit(photos, "baseline", run=place / "run", **SMALL)
+        ikebana.fit(photos, "baseline", run=place / "run", **SMALL_OPTIONS)
     assert remount("rw,size=1g")
-    assert not [each for each in place.rglob("*") if "partial" in each.name or each.name.startswith(".tmp")]
+    assert not [path for path in place.rglob("*") if "partial" in path.name or path.name.startswith(".tmp")]
     assert len(ikebana.open_run(place / "run").history) == 1
-    assert ikebana.resume(place / "run").weights.read_bytes() == whole.weights.read_bytes()
+    assert ikebana.resume(place / "run").weights.read_bytes() == finished_run.weights.read_bytes()
 
 
 @pytest.mark.usefixtures("terminal")
-def test_a_disk_that_becomes_read_only_when_all_is_written_leaves_a_finished_run(
-    small_disk, whole, photos, monkeypatch, capsys
+def test_a_disk_that_becomes_read_only_after_the_results_leaves_a_finished_run(
+    small_disk, finished_run, photos, monkeypatch, capsys
 ):
     place, remount = small_disk
     real = RunWriter.write_json
@@ -258,21 +260,21 @@ def test_a_disk_that_becomes_read_only_when_all_is_written_leaves_a_finished_run
             assert remount("ro")
 
     monkeypatch.setattr(RunWriter, "write_json", and_then_locked)
-    made = ikebana.fit(photos, "baseline", run=place / "run", **SMALL)
-    assert made.is_finished
-    assert made.weights.read_bytes() == whole.weights.read_bytes()
+    run_made = ikebana.fit(photos, "baseline", run=place / "run", **SMALL_OPTIONS)
+    assert run_made.is_finished
+    assert run_made.weights.read_bytes() == finished_run.weights.read_bytes()
     assert "checkpoint.safetensors is no longer needed" in capsys.readouterr().err
 
 
-def test_what_killed_processes_left_half_written_in_a_run_goes_when_it_goes_on(stopped):
-    left = [stopped / name for name in (".checkpoint.safetensors.7.partial", ".tmpAbC123")]
-    for each in left:
-        each.write_bytes(b"half")
-    ikebana.resume(stopped)
-    assert not [each for each in left if each.exists()]
+def test_partial_files_of_killed_processes_are_removed_on_resume(stopped_run):
+    left = [stopped_run / name for name in (".checkpoint.safetensors.7.partial", ".tmpAbC123")]
+    for path in left:
+        path.write_bytes(b"half")
+    ikebana.resume(stopped_run)
+    assert not [path for path in left if path.exists()]
 
 
-def test_two_runs_do_not_end_up_in_one_folder(tmp_path):
+def test_two_runs_cannot_use_one_folder(tmp_path):
     def late():
         with files.atomic_directory(tmp_path / "run", allow_existing=False):
             (tmp_path / "run").mkdir()
@@ -280,16 +282,16 @@ def test_two_runs_do_not_end_up_in_one_folder(tmp_path):
 
     with pytest.raises(ikebana.MachineError):
         late()
-    assert [each.name for each in (tmp_path / "run").iterdir()] == ["recipe.json"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.json"]
 
 
-def test_a_run_that_lies_among_the_photos_is_not_taken_for_photos(photos, whole, tmp_path):
+def test_a_run_folder_among_the_photos_is_not_read_as_photos(photos, finished_run, tmp_path):
     place = tmp_path / "photos"
     shutil.copytree(photos, place)
     before = sources.read(place)
-    shutil.copytree(whole.folder, place / "runs" / "one")
-    shutil.copytree(whole.folder, place / "runs" / "another")
-    shutil.copytree(whole.folder, place / before.classes[0] / "deeper")
+    shutil.copytree(finished_run.folder, place / "runs" / "one")
+    shutil.copytree(finished_run.folder, place / "runs" / "another")
+    shutil.copytree(finished_run.folder, place / before.classes[0] / "deeper")
     after = sources.read(place)
     assert after.photos.equals(before.photos)
     assert after.classes == before.classes
@@ -297,27 +299,27 @@ def test_a_run_that_lies_among_the_photos_is_not_taken_for_photos(photos, whole,
     assert after.ignored_count > before.ignored_count
 
 
-def test_a_run_that_another_process_ended_meanwhile_is_left_as_it_is(stopped, whole, monkeypatch):
+def test_a_run_finished_by_another_process_meanwhile_is_not_changed(stopped_run, finished_run, monkeypatch):
     taken_in = fit_command.open_photos
 
     def ended_meanwhile(*given):
-        shutil.copy(whole.folder / "evaluation.json", stopped)
+        shutil.copy(finished_run.folder / "evaluation.json", stopped_run)
         return taken_in(*given)
 
     monkeypatch.setattr(fit_command, "open_photos", ended_meanwhile)
     monkeypatch.setattr(fit_command, "_train_and_score", lambda *_: pytest.fail("it was trained again"))
-    assert ikebana.resume(stopped).is_finished
+    assert ikebana.resume(stopped_run).is_finished
 
 
 @pytest.mark.parametrize("more", [["--recipe", "good"], ["--run", "elsewhere"], ["--epochs", "3"]])
-def test_flags_beside_resume_are_refused(whole, more):
-    command = [sys.executable, "-m", "ikebana", "fit", "--resume", str(whole.folder), *more]
+def test_flags_beside_resume_are_refused(finished_run, more):
+    command = [sys.executable, "-m", "ikebana", "fit", "--resume", str(finished_run.folder), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "has its own options" in done.stderr
 
 
-def test_what_programs_read_is_utf8_whatever_the_locale(tmp_path):
+def test_machine_readable_output_is_utf8_in_any_locale(tmp_path):
     command = [sys.executable, "-m", "ikebana", "fit", str(tmp_path / "花"), "--json"]
     around = os.environ | {"PYTHONIOENCODING": "cp1252"}
     done = subprocess.run(command, capture_output=True, check=False, env=around)
@@ -326,7 +328,7 @@ def test_what_programs_read_is_utf8_whatever_the_locale(tmp_path):
 
 
 @pytest.mark.usefixtures("on_processor")
-def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path, monkeypatch):
+def test_a_run_is_resumed_with_its_original_settings(tmp_path, monkeypatch):
     file = tmp_path / "environment.json"
     assert device.load_settings(file) is None
     began = device.DeviceSettings("cpu", "bfloat16", 1, "system default", {"device": "a reason"}, 0.01)
@@ -335,7 +337,7 @@ def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path, monkeypatch):
     try:
         assert device.load_settings(file) == began
         assert torch.get_num_threads() == 1
-        assert device.configure().threads == threads  # a new run is not held to that
+        assert device.configure().threads == threads  # a new run does not use that setting
         monkeypatch.setattr(device, "_select_device", lambda: ("cuda", "a GPU is there now"))
         assert device.load_settings(file) == began
         file.write_text(json.dumps({**device.collect_environment(began), "device": "mps"}), "utf-8")
@@ -345,20 +347,23 @@ def test_a_run_goes_on_in_the_setting_it_began_with(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("terminal")
-def test_a_run_that_goes_on_elsewhere_says_what_is_not_as_it_was(stopped, whole, capsys):
-    file = stopped / "environment.json"
+def test_a_run_resumed_on_another_machine_reports_the_differences(stopped_run, finished_run, capsys):
+    file = stopped_run / "environment.json"
     values = json.loads(file.read_text("utf-8"))
     file.write_text(json.dumps(values | {"processor": "an abacus"}), "utf-8")
-    assert ikebana.resume(stopped).weights.read_bytes() == whole.weights.read_bytes()
+    assert ikebana.resume(stopped_run).weights.read_bytes() == finished_run.weights.read_bytes()
     assert "processor was an abacus and is" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(stopped):
+def test_a_checkpoint_that_is_temporarily_unreadable_is_not_called_damaged(stopped_run):
     for error in (PermissionError(13, "Permission denied"), OSError(5, "Input/output error")):
-        with pytest.raises(ikebana.RunError, match="cannot be read") as refusal, checkpoint.checkpoint_errors(stopped):
+        with (
+            pytest.raises(ikebana.RunError, match="cannot be read") as refusal,
+            checkpoint.checkpoint_errors(stopped_run),
+        ):
             raise error
         assert "delete" not in str(refusal.value)
-    with pytest.raises(torch.OutOfMemoryError), checkpoint.checkpoint_errors(stopped):
+    with pytest.raises(torch.OutOfMemoryError), checkpoint.checkpoint_errors(stopped_run):
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    with pytest.raises(ikebana.RunError, match="delete it"), checkpoint.checkpoint_errors(stopped):
+    with pytest.raises(ikebana.RunError, match="delete it"), checkpoint.checkpoint_errors(stopped_run):
         raise KeyError("network.dense")

@@ -1,4 +1,4 @@
-"""Which photos a run's picture of samples shows, and where."""
+"""The photos of samples.png, and their positions."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.reports import figures, run_figures
 
 
-def of_classes(**train: int) -> tuple[Dataset, np.ndarray]:
-    """So many training photos of each class, and one test photo; a class's photos have a grey of its own."""
+def make_classes(**train: int) -> tuple[Dataset, np.ndarray]:
+    """Make training photos of one grey level per class, and one test photo."""
     names = [name for name, count in train.items() for _ in range(count + 1)]
     parts = [part for count in train.values() for part in [*["train"] * count, "test"]]
     photos = pl.DataFrame({"label": names, "split": parts}).with_columns(
@@ -24,25 +24,25 @@ def of_classes(**train: int) -> tuple[Dataset, np.ndarray]:
 
 
 @pytest.mark.parametrize("train", [{"a": 6, "b": 1, "c": 4}, {"a": 2, "b": 3}, {"a": 0, "b": 1, "c": 9}])
-def test_each_class_has_a_row_of_its_own_among_the_samples(train):
-    dataset, pixels = of_classes(**train)
+def test_each_class_has_its_own_row_of_samples(train):
+    dataset, pixels = make_classes(**train)
     photos, captions = run_figures.pick_samples(dataset, pixels, "squash", 4)
     assert len(photos) == len(captions) == 4 * sum(count > 0 for count in train.values())
     rows = [(captions[start : start + 4], photos[start : start + 4]) for start in range(0, len(photos), 4)]
     for (names, shown), (name, count) in zip(rows, ((n, c) for n, c in train.items() if c), strict=True):
-        kept = min(count, 4)
-        assert names == [name] * kept + [""] * (4 - kept)
+        shown_photos = min(count, 4)
+        assert names == [name] * shown_photos + [""] * (4 - shown_photos)
         grey = dataset.classes.index(name) * 40
-        assert [int(each.max()) for each in shown] == [grey] * kept + [255] * (4 - kept)
+        assert [int(photo.max()) for photo in shown] == [grey] * shown_photos + [255] * (4 - shown_photos)
 
 
-def test_where_classes_are_many_a_photo_of_each_stands_beside_the_next():
-    dataset, pixels = of_classes(**{f"class {number}": 1 + number % 2 for number in range(30)})
+def test_with_many_classes_the_samples_show_one_photo_of_each():
+    dataset, pixels = make_classes(**{f"class {number}": 1 + number % 2 for number in range(30)})
     assert run_figures.count_samples_per_class(dataset) == 1
     assert run_figures.pick_samples(dataset, pixels, "squash", 1)[1] == [f"class {number}" for number in range(24)]
 
 
-def test_an_empty_place_is_as_white_as_the_sheet(tmp_path):
+def test_an_empty_cell_has_the_colour_of_the_background(tmp_path):
     picture = np.full((20, 30, 3), 90, np.uint8)
     figures.draw_photo_grid(
         [picture, run_figures.BLANK_PHOTO, picture, picture], ["a", "", "b", "b"], tmp_path / "it.png", columns=2

@@ -1,4 +1,4 @@
-"""What clients of many kinds send: browsers, curl, libraries, apps, monitors, proxies and notebooks."""
+"""Requests of many kinds of clients: browsers, curl, libraries, apps, monitors, proxies and notebooks."""
 
 import asyncio
 import base64
@@ -66,7 +66,7 @@ def test_head_is_get_without_the_body(served, path):
         assert head.headers["content-length"] == str(len(get.content))
 
 
-def test_head_is_refused_where_get_is(served):
+def test_head_is_refused_like_get(served):
     assert served.client.head("/predict").headers["allow"] == "POST"
     assert served.client.head("/nothing").status_code == 404
     with run_server(token="secret") as private:
@@ -83,7 +83,7 @@ def test_a_method_that_is_not_allowed_names_those_that_are(served, method, path,
     assert set(response.headers["allow"].split(", ")) == allowed
 
 
-def test_a_slash_at_the_end_changes_nothing(served):
+def test_a_trailing_slash_changes_nothing(served):
     assert served.client.get("/classes/").json() == served.client.get("/classes").json()
     assert labels_of(served.client.post("/predict/", content=RED)) == [("", "red")]
     # Links of a page are relative: below /docs/ they would lead nowhere.
@@ -108,7 +108,7 @@ def test_predictions_are_json_whatever_a_client_accepts(served, accept):
     (make_part("form-data; name=photo; filename*=\"utf-8'en'a%20b.png\""), "a b.png"),
     (make_part("form-data; name=photo; filename*=iso-8859-1''caf%E9.png"), "café.png"),
     (make_part("form-data; name=photo; filename*=undefined''caf%C3%A9.png"), "café.png"),
-    # .NET: a name for old servers, and the name.
+    # .NET sends a name for old servers too.
     (make_part("form-data; name=photo; filename=\"=?utf-8?B?6Iqx?=\"; filename*=utf-8''%E8%8A%B1"), "花"),
     # Python's http.client and many apps send the name in UTF-8, browsers with %22 for a quote.
     (make_part('form-data; name="photo"; filename="花.jpg"'), "花.jpg"),
@@ -126,7 +126,7 @@ def test_a_photo_in_a_form_needs_no_file_name(served, part, name):
     assert labels_of(post_form(served, part)) == [(name, "red")]
 
 
-def test_fields_and_inputs_without_a_file_are_passed_over(served):
+def test_fields_and_inputs_without_a_file_are_ignored(served):
     note = make_part('form-data; name="note"', "für Ada, data:mine".encode())
     empty = make_part('form-data; name="photo"; filename=""', b"", Content_Type="application/octet-stream")
     photo = make_part('form-data; name="photo"; filename="b.png"', BLUE)
@@ -139,7 +139,7 @@ def test_a_form_may_be_declared_in_other_ways(served, kind):
     assert labels_of(post_form(served, make_part("form-data; filename=a.png"), kind=kind)) == [("a.png", "red")]
 
 
-def test_a_form_without_its_boundary_says_who_sets_it(served):
+def test_a_form_without_a_boundary_is_refused_with_advice(served):
     answer = assert_error(
         post_form(served, make_part("form-data"), kind="multipart/form-data"), 400, "malformed.*boundary"
     )
@@ -164,7 +164,7 @@ def test_photos_without_a_name_count_as_photos():
     b"form-data; filename*=x; filename*0=y", b"form-data; filename*", b"", b"\xff\xfe", b'form-data; filename="',
     b"form-data; filename*=''", b"form-data" + b"; filename*=a''" * 400, b"form-data; filename*=" + b"a" * 4000,
 ])  # fmt: skip
-def test_no_header_breaks_the_search_for_a_name(disposition):
+def test_any_content_disposition_can_be_searched_for_a_name(disposition):
     assert forms.read_file_name(disposition) is None or len(forms.read_file_name(disposition) or "") <= 255
 
 
@@ -179,7 +179,7 @@ def test_photos_in_json_are_base64_or_data_urls(served):
         assert labels_of(predict_json(served, {"photo": text})) == [("", "red")]
 
 
-def test_json_may_hold_several_photos_and_their_names(served):
+def test_json_can_have_several_photos_and_their_names(served):
     red, blue = encode_base64(RED), {"name": "b.png", "photo": encode_base64(BLUE)}
     assert labels_of(predict_json(served, {"photo": [red, blue]})) == [("", "red"), ("b.png", "blue")]
     assert labels_of(predict_json(served, [blue, red])) == [("b.png", "blue"), ("", "red")]
@@ -189,7 +189,7 @@ def test_json_may_hold_several_photos_and_their_names(served):
 
 
 def test_json_is_understood_without_its_content_type(served):
-    """`curl -d` says that it sends a web form."""
+    """`curl -d` declares a web form."""
     body = json.dumps({"photo": encode_base64(RED)})
     for kind in ("application/x-www-form-urlencoded", "text/plain", "application/vnd.api+json"):
         response = served.client.post("/predict", content=body, headers={"Content-Type": kind})
@@ -207,7 +207,7 @@ def test_a_data_url_alone_is_a_photo(served):
     ({"photo": "https://garden.example/rose.jpg"}, "starts with 'https://garden.example"), ({"photo": "garden.jpg"}, "base64"),
     ({"photo": ["x"], "name": "a"}, "one name"), ({"photo": "ééé"}, "base64"),
 ])  # fmt: skip
-def test_json_without_photos_is_refused_with_what_it_has(served, value, words):
+def test_json_without_photos_is_refused_with_its_keys(served, value, words):
     answer = assert_error(predict_json(served, value), 400, words)
     assert "photo" in answer["advice"]
 
@@ -215,7 +215,7 @@ def test_json_without_photos_is_refused_with_what_it_has(served, value, words):
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff\xfe\x00", b"[" * 900, b'{"photo": 1' + b"1" * 9000 + b"}", b"{'photo': 1}", RED]
 )
-def test_what_is_no_json_is_refused(served, body):
+def test_invalid_json_is_refused(served, body):
     assert_error(
         served.client.post("/predict", content=body, headers={"Content-Type": "application/json"}), 400, "JSON"
     )
@@ -228,7 +228,7 @@ def test_json_of_many_values_is_refused_before_it_is_parsed(served):
     assert served.queue.held_bytes == 0
 
 
-def test_json_keeps_the_limits_of_photos():
+def test_json_has_the_same_limits_as_photos():
     with run_server(files=2, megabytes=1) as served:
         assert_error(predict_json(served, [encode_base64(RED)] * 3), 413, "more than 2 photos")
         assert_error(predict_json(served, {"photo": encode_base64(bytes(2**20))}), 413, "larger than 1 MB")
@@ -261,7 +261,7 @@ def test_compressed_forms_json_and_large_photos_are_understood_too(served):
     assert labels_of(post_gzip(served, gzip.compress(large))) == [("", "blue")]
 
 
-def test_a_compressed_body_that_expands_without_end_is_refused_at_the_limit():
+def test_a_compression_bomb_is_refused_at_the_limit():
     bomb = gzip.compress(bytes(300 * 2**20), 9)
     assert len(bomb) < 2**20
     with run_server(megabytes=2) as served:
@@ -288,7 +288,7 @@ def test_damaged_gzip_is_refused(served, data, words):
 
 
 @pytest.mark.parametrize("encoding", ["br", "deflate", "zstd", "gzip, gzip", "x" * 900])
-def test_another_encoding_is_refused_with_the_one_that_is_understood(served, encoding):
+def test_another_encoding_is_refused_with_the_supported_one(served, encoding):
     response = served.client.post("/predict", content=RED, headers={"Content-Encoding": encoding})
     assert_error(response, 415, "encoded as")
     assert response.headers["accept-encoding"] == "gzip"
@@ -312,14 +312,14 @@ def test_a_client_that_waits_for_100_continue_gets_it(served):
         assert read_response(connection)[0] == 200
 
 
-def test_a_client_that_waits_learns_that_its_body_is_too_large_and_never_sends_it(served):
+def test_a_client_that_waits_gets_413_before_it_sends_its_body(served):
     with served.connect() as connection:
         send_expecting(connection, 10**12)
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_connection_survives_refused_requests(served):
-    """Those of which the server has read everything."""
+    """This holds for requests that the server has read completely."""
     with httpx.Client(base_url=served.url, limits=httpx.Limits(max_connections=1)) as client:
         opened = []
         client.event_hooks["response"].append(
@@ -339,7 +339,7 @@ def ask_before(served, origin: str, method: str = "POST", headers: str = "author
     return served.client.options("/predict", headers=asked)
 
 
-def test_without_an_allow_list_no_page_of_another_origin_may_read(served):
+def test_without_an_allow_list_no_other_origin_may_read(served):
     for response in (
         ask_before(served, ORIGIN),
         served.post(headers={"Origin": ORIGIN}),
@@ -369,14 +369,14 @@ def test_pages_of_an_allowed_origin_may_read_predictions_and_errors():
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "https://garden.example.evil.example", "http://garden.example", "null"]
 )
-def test_pages_of_other_origins_may_not(origin):
+def test_other_origins_are_not_allowed(origin):
     with run_server(origins=[ORIGIN]) as served:
         for response in (ask_before(served, origin), served.post(headers={"Origin": origin})):
             assert "access-control-allow-origin" not in response.headers
         assert ask_before(served, origin).status_code == 400
 
 
-def test_any_origin_is_allowed_only_if_the_user_says_so():
+def test_any_origin_is_allowed_only_if_configured():
     with run_server(origins=["*"], token="secret") as served:
         assert ask_before(served, ORIGIN).headers["access-control-allow-origin"] == "*"
         assert served.post(headers={"Origin": ORIGIN}).status_code == 401
@@ -396,7 +396,7 @@ def test_an_origin_is_compared_as_browsers_write_it(given, expected):
     ("https://garden.example/page", "https://garden.example"), ("null", "'*'"), ("https://*.example", "https://"),
     ("https://a.example,https://b.example", "https://"),
 ])  # fmt: skip
-def test_what_is_no_origin_is_refused_with_one_that_is(origin, advice):
+def test_an_invalid_origin_is_refused_with_a_valid_example(origin, advice):
     with pytest.raises(RecipeError) as refusal:
         cross_origin.normalise_origins([origin])
     assert advice in (refusal.value.advice or "")
@@ -406,7 +406,7 @@ def test_what_is_no_origin_is_refused_with_one_that_is(origin, advice):
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
-def test_an_ipv6_address_may_stand_in_brackets(host):
+def test_an_ipv6_address_may_be_in_brackets(host):
     try:
         listener = connections.bind_socket(host, 0)
     except MachineError:
@@ -445,7 +445,7 @@ def test_a_notebook_gets_a_server_that_it_can_stop(paper_model, good_photos):
         httpx.get(server.url)
 
 
-def test_a_program_that_ends_takes_its_server_along(paper_model):
+def test_a_server_ends_with_its_program(paper_model):
     code = f"import ikebana; print(ikebana.serve({str(paper_model)!r}, port=0, background=True).url)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -486,10 +486,10 @@ def test_no_request_writes_to_the_terminal(served, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-# --- what the server says of itself ---
+# --- descriptions of the server ---
 
 
-def test_the_description_names_every_kind_of_body(served):
+def test_openapi_names_every_content_type(served):
     body = served.client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]
     assert set(body["content"]) == {"multipart/form-data", "application/json", "image/*"}
     assert "gzip" in body["description"]

@@ -1,4 +1,4 @@
-"""What the server does about too much, about those who are slow, and when it is told to stop."""
+"""Limits of the server: too much data, slow clients, and stopping."""
 
 import json
 import os
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def served():
-    """A server as it comes."""
-    with run_server() as one:
-        yield one
+    """A server with default settings."""
+    with run_server() as server:
+        yield server
 
 
 # --- too much ---
@@ -52,7 +52,7 @@ def test_a_photo_of_too_many_pixels_is_refused_before_it_is_decoded():
         assert_error(served.post(encode_square("blue", 1001)), 422, "too large: 1001 x 1001 .* limit is 1")
 
 
-def test_beyond_the_queues_length_photos_are_sent_away_until_there_is_room():
+def test_photos_beyond_the_queue_length_get_503_until_there_is_room():
     with run_server(waiting=2) as served:
         served.classifier.gate.clear()
         accepted = [served.post_later(), served.post_later()]
@@ -61,17 +61,17 @@ def test_beyond_the_queues_length_photos_are_sent_away_until_there_is_room():
         assert_error(response, 503, "queue is full")
         assert int(response.headers["Retry-After"]) >= 1
         served.classifier.gate.set()
-        assert [each.result().status_code for each in accepted] == [200, 200]
+        assert [future.result().status_code for future in accepted] == [200, 200]
         served.wait_until(lambda: served.queue.waiting_photos == 0)
         assert served.post().status_code == 200
 
 
-def test_a_request_larger_than_the_queue_is_answered_when_nobody_else_waits():
+def test_a_request_larger_than_the_queue_is_answered_if_the_queue_is_empty():
     with run_server(waiting=2) as served:
         assert len(served.post_form(RED, BLUE, GREY, RED).json()["predictions"]) == 4
 
 
-def test_uploads_that_together_hold_too_much_memory_are_sent_away():
+def test_uploads_that_together_exceed_the_memory_limit_get_503():
     with run_server(held_megabytes=1) as served:
         response = served.post(bytes(2 * 2**20))
         assert_error(response, 503, "too many uploads")
@@ -79,20 +79,20 @@ def test_uploads_that_together_hold_too_much_memory_are_sent_away():
         assert served.post(RED).status_code == 200
 
 
-def test_too_many_connections_are_sent_away():
+def test_too_many_connections_get_503():
     with run_server(connections=2) as served:
-        held = [served.connect(), served.connect()]
+        connections_held = [served.connect(), served.connect()]
         try:
             with served.connect() as third:
                 status, body = read_response(third)
             assert status == 503
             assert "connections" in json.loads(body)["error"]
         finally:
-            for each in held:
-                each.close()
+            for connection in connections_held:
+                connection.close()
 
 
-def test_a_photo_that_takes_too_long_is_given_up_and_the_server_goes_on():
+def test_a_photo_that_takes_too_long_times_out_and_the_server_continues():
     with run_server(answer_seconds=0.3) as served:
         served.classifier.gate.clear()
         assert_error(served.post(), 503, "overloaded")
@@ -100,39 +100,40 @@ def test_a_photo_that_takes_too_long_is_given_up_and_the_server_goes_on():
         assert served.post().status_code == 200
 
 
-# --- too slow, cut off, or no HTTP at all ---
+# --- slow, aborted and malformed requests ---
 
 
-def begun(served, length=1000, sent=RED[:20]):
-    """An upload of which only the beginning comes."""
+def begin_upload(served, length=1000, sent=RED[:20]):
+    """Start an upload and send only its beginning."""
     connection = served.connect()
     connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + sent)
     return connection
 
 
-def test_an_upload_that_falls_silent_is_cut_off_with_the_reason():
-    with run_server(silence_seconds=0.3) as served, begun(served) as connection:
+def test_an_upload_that_stalls_is_cut_off_with_the_reason():
+    with run_server(silence_seconds=0.3) as served, begin_upload(served) as connection:
         status, body = read_response(connection)
         assert status == 408
         assert "too slow" in json.loads(body)["error"]
         assert served.get_metric('ikebana_requests_total{path="/predict",status="408"}') == 1
 
 
-def test_an_upload_that_trickles_is_cut_off_as_well():
-    with run_server(silence_seconds=5, upload_seconds=0.5) as served, begun(served) as connection:
+def test_an_upload_that_trickles_is_cut_off():
+    with run_server(silence_seconds=5, upload_seconds=0.5) as served, begin_upload(served) as connection:
         connection.settimeout(0.05)
-        said, end = b"", time.monotonic() + 15
-        while not said and time.monotonic() < end:
+        response, end = b"", time.monotonic() + 15
+        while not response and time.monotonic() < end:
             connection.sendall(b"x")
             try:
-                said = connection.recv(65536)
+                response = connection.recv(65536)
+            # No response yet: send the next byte.
             except TimeoutError:
                 continue
-        assert b" 408 " in said.splitlines()[0]
+        assert b" 408 " in response.splitlines()[0]
 
 
 @pytest.mark.slow
-def test_who_asks_and_asks_and_never_reads_is_hung_up_on():
+def test_a_client_that_never_reads_is_disconnected():
     with run_server(silence_seconds=0.5, connections=2) as served:
         ends = []
         for _ in range(2):
@@ -140,12 +141,13 @@ def test_who_asks_and_asks_and_never_reads_is_hung_up_on():
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", int(served.url.rsplit(":", 1)[1])))
             connection.settimeout(0.2)
+            # The server stops reading, and closes the connection, because the client reads no response.
             with suppress(TimeoutError, ConnectionError):
                 connection.sendall(b"GET /page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
             ends.append(connection)
         served.wait_until(lambda: httpx.get(f"{served.url}/healthz").status_code == 200)
-        for each in ends:
-            each.close()
+        for client in ends:
+            client.close()
 
 
 def test_a_request_line_that_never_ends_is_cut_off():
@@ -154,8 +156,8 @@ def test_a_request_line_that_never_ends_is_cut_off():
         assert read_response(connection)[0] == 408
 
 
-def test_an_upload_that_breaks_off_leaves_nothing_behind(served):
-    with begun(served):
+def test_an_aborted_upload_leaves_nothing_behind(served):
+    with begin_upload(served):
         served.wait_until(lambda: served.queue.held_bytes > 0)
     served.wait_until(lambda: served.queue.held_bytes == 0 and served.queue.is_idle)
     assert served.post().status_code == 200
@@ -164,7 +166,7 @@ def test_an_upload_that_breaks_off_leaves_nothing_behind(served):
 @pytest.mark.parametrize(
     "noise", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", os.urandom(300) + b"\r\n\r\n", b"A" * 100_000]
 )
-def test_bytes_that_are_no_http_are_refused(served, noise):
+def test_bytes_that_are_not_http_are_refused(served, noise):
     with served.connect() as connection:
         connection.sendall(noise)
         connection.shutdown(socket.SHUT_WR)
@@ -173,10 +175,10 @@ def test_bytes_that_are_no_http_are_refused(served, noise):
     assert served.client.get("/healthz").status_code == 200
 
 
-# --- the end ---
+# --- stopping ---
 
 
-def test_told_to_stop_it_finishes_what_it_accepted_and_takes_no_more():
+def test_a_stopping_server_finishes_accepted_requests_and_refuses_new_ones():
     with run_server() as served:
         served.classifier.gate.clear()
         accepted = served.post_later()
@@ -194,7 +196,7 @@ def test_told_to_stop_it_finishes_what_it_accepted_and_takes_no_more():
             httpx.get(served.url)
 
 
-def test_told_to_stop_it_does_not_wait_for_ever():
+def test_a_stopping_server_does_not_wait_forever():
     with run_server(grace_seconds=0.2) as served:
         served.classifier.gate.clear()
         accepted = served.post_later()
@@ -207,7 +209,7 @@ def test_told_to_stop_it_does_not_wait_for_ever():
 
 @contextmanager
 def command(model):
-    """`ikebana serve` as a process that serves, what it says to programs from then on, and its address."""
+    """Start `ikebana serve`; yield the process, its later events, and its address."""
     called = [sys.executable, "-m", "ikebana", "serve", str(model), "--port", "0", "--json"]
     with subprocess.Popen(called, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -220,7 +222,7 @@ def command(model):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_says_where_it_is_answers_and_ends_well(sign, paper_model, good_photos):
+def test_the_command_prints_its_address_answers_and_exits_with_0(sign, paper_model, good_photos):
     with command(paper_model) as (process, events, url):
         response = httpx.post(f"{url}/predict", content=good_photos[0].read_bytes(), timeout=20)
         assert response.status_code == 200
@@ -231,7 +233,7 @@ def test_the_command_says_where_it_is_answers_and_ends_well(sign, paper_model, g
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
-def test_a_second_ctrl_c_cuts_off_what_was_accepted_says_so_by_its_status_and_nothing_else(paper_model):
+def test_a_second_ctrl_c_drops_accepted_requests_and_exits_with_130(paper_model):
     with (
         command(paper_model) as (process, _, url),
         socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection,
@@ -247,9 +249,9 @@ def test_a_second_ctrl_c_cuts_off_what_was_accepted_says_so_by_its_status_and_no
         assert (process.returncode, errors) == (130, "")
 
 
-@pytest.mark.parametrize("limit", [each.name for each in fields(Limits)])
+@pytest.mark.parametrize("limit", [field.name for field in fields(Limits)])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 0])
-def test_a_limit_that_would_refuse_everything_is_refused_itself(limit, value):
+def test_a_limit_that_would_refuse_everything_is_refused(limit, value):
     if limit == "grace_seconds" and value == 0:
         assert Limits(grace_seconds=0).grace_seconds == 0
         return

@@ -1,4 +1,4 @@
-"""What comes in: a folder, an archive or a table, in whatever shape, with every path accounted for."""
+"""Reading folders, archives and tables: every path is used, or set aside with a reason."""
 
 import hashlib
 import io
@@ -23,39 +23,44 @@ from ikebana.data.folder import is_hidden
 from ikebana.errors import PhotosError
 
 
-def opened(source):
-    """The dataset after every photo was opened, as `fit` sees it."""
+def open_source(source):
+    """Read a dataset and open every photo, as `fit` does."""
     return pixel_cache.open_pixel_cache(sources.read(source), 8, "squash")[0]
 
 
-def labels(dataset):
+def list_labels(dataset):
     """{path: label} of the photos that are not set aside."""
     rows = dataset.photos.filter(pl.col("status").is_in([STATUS_UNOPENED, STATUS_USED])).select("path", "label")
     return dict(rows.iter_rows())
 
 
-def status(dataset):
+def list_statuses(dataset):
     return dict(dataset.photos.select("path", "status").iter_rows())
 
 
-def parts(dataset):
+def list_splits(dataset):
     return dict(dataset.photos.select("path", "split").iter_rows())
 
 
-def refusal(source, **choices):
+def get_refusal(source, **choices):
     with pytest.raises(PhotosError) as refused:
         sources.read(source, **choices)
     return refused.value
 
 
-def tree_of(folder):
-    """Everything that a careless program might change: names, kinds, contents and times."""
-    found = {}
+def describe_tree(folder):
+    """Describe everything that a program might change: names, types, contents and times."""
+    described = {}
     for place in sorted(folder.rglob("*")):
-        told = place.lstat()
+        file_status = place.lstat()
         content = hashlib.sha256(place.read_bytes()).hexdigest() if place.is_file() else None
-        found[str(place.relative_to(folder))] = (told.st_mode, told.st_mtime_ns, told.st_ctime_ns, content)
-    return found
+        described[str(place.relative_to(folder))] = (
+            file_status.st_mode,
+            file_status.st_mtime_ns,
+            file_status.st_ctime_ns,
+            content,
+        )
+    return described
 
 
 # Folders
@@ -64,14 +69,14 @@ def tree_of(folder):
 def test_a_sub_folder_is_a_class(tmp_path):
     dataset = sources.read(write_files(tmp_path, two_classes()))
     assert dataset.classes == ("a", "b")
-    assert labels(dataset) == {f"{name}/{number}.jpg": name for name in "ab" for number in range(3)}
+    assert list_labels(dataset) == {f"{name}/{number}.jpg": name for name in "ab" for number in range(3)}
     assert dataset.photos.schema == pl.Schema(SCHEMA)
     assert dataset.photos["path"].is_sorted()
 
 
 def test_folders_within_a_class_belong_to_the_class(tmp_path):
     write_files(tmp_path, {**two_classes(), "a/garden/may/9.jpg": encode_photo(9)})
-    assert labels(sources.read(tmp_path))["a/garden/may/9.jpg"] == "a"
+    assert list_labels(sources.read(tmp_path))["a/garden/may/9.jpg"] == "a"
 
 
 PART_FOLDERS = [
@@ -82,20 +87,22 @@ PART_FOLDERS = [
 
 @pytest.mark.parametrize("names", PART_FOLDERS)
 @pytest.mark.parametrize("wrapped", ["", "flowers/", "download/flowers/"])
-def test_given_parts_are_understood_in_every_spelling(tmp_path, names, wrapped):
+def test_given_splits_are_recognised_in_every_spelling(tmp_path, names, wrapped):
     meant = {name: part for name, part in zip(names, ("train", "validation", "test"), strict=True) if name}
     write_files(tmp_path, {f"{wrapped}{name}/{file}": data for name in meant for file, data in two_classes().items()})
     dataset = sources.read(tmp_path)
     assert dataset.classes == ("a", "b")
-    assert parts(dataset) == {f"{wrapped}{name}/{file}": part for name, part in meant.items() for file in two_classes()}
+    assert list_splits(dataset) == {
+        f"{wrapped}{name}/{file}": part for name, part in meant.items() for file in two_classes()
+    }
     assert bool(dataset.notes) == bool(wrapped)
 
 
-def test_two_folders_for_one_part_are_refused(tmp_path):
+def test_two_folders_for_one_split_are_refused(tmp_path):
     write_files(
         tmp_path, {f"{name}/{file}": data for name in ("train", "val", "valid") for file, data in two_classes().items()}
     )
-    assert "val, valid" in refusal(tmp_path).what
+    assert "val, valid" in get_refusal(tmp_path).what
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -105,10 +112,10 @@ def test_a_class_may_be_called_train(tmp_path):
     )
     dataset = sources.read(tmp_path)
     assert dataset.classes == ("bus", "train", "tram")
-    assert set(parts(dataset).values()) == {None}
+    assert set(list_splits(dataset).values()) == {None}
 
 
-def test_classes_called_train_and_test_with_folders_of_their_own_are_classes_beside_others(tmp_path):
+def test_folders_named_train_and_test_beside_other_classes_are_classes(tmp_path):
     files = ("train/steam/1.jpg", "train/electric/2.jpg", "test/blood/3.jpg", "bus/red/4.jpg")
     dataset = sources.read(write_files(tmp_path, {name: encode_photo(row) for row, name in enumerate(files)}))
     assert dataset.classes == ("bus", "test", "train")
@@ -123,8 +130,8 @@ def test_folders_next_to_the_splits_are_skipped_and_reported(tmp_path):
     )
     dataset = sources.read(tmp_path)
     assert dataset.classes == ("a", "b")
-    assert status(dataset)["models/old/graph.jpg"] == "outside test, train"
-    assert status(dataset)["notes.txt"] == status(dataset)["train/lost.jpg"] == "outside any class folder"
+    assert list_statuses(dataset)["models/old/graph.jpg"] == "outside test, train"
+    assert list_statuses(dataset)["notes.txt"] == list_statuses(dataset)["train/lost.jpg"] == "outside any class folder"
     assert any("models" in note for note in dataset.notes)
 
 
@@ -135,7 +142,7 @@ def test_a_wrapper_folder_is_entered_even_with_a_readme_in_it(tmp_path, depth):
     dataset = sources.read(tmp_path)
     assert dataset.classes == ("a", "b")
     assert dataset.root == tmp_path
-    assert status(dataset)["README.md"] == "outside any class folder"
+    assert list_statuses(dataset)["README.md"] == "outside any class folder"
     assert depth in dataset.notes[0]
 
 
@@ -156,9 +163,9 @@ HIDDEN = [
 ]
 
 
-def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path):
+def test_hidden_and_system_files_are_skipped_and_counted(tmp_path):
     dataset = sources.read(write_files(tmp_path, {**two_classes(), **dict.fromkeys(HIDDEN, b"x")}))
-    assert labels(dataset).keys() == two_classes().keys()
+    assert list_labels(dataset).keys() == two_classes().keys()
     assert dataset.photos.height == 6
     assert dataset.ignored_count == len(HIDDEN)
 
@@ -171,25 +178,25 @@ NAMES = {
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no such names")
-def test_a_photo_is_one_by_its_content_whatever_its_name(tmp_path):
+def test_a_photo_is_recognised_by_content_and_not_by_name(tmp_path):
     write_files(tmp_path, {f"Rose 🌹 x/{name}": encode_image(draw_image(16, 3), kind) for name, kind in NAMES.items()})
     write_files(tmp_path, {"b/readme.txt": b"not a photo", "b/1.jpg": encode_photo(1)})
-    dataset = opened(tmp_path)
-    assert labels(dataset) == {**{f"Rose 🌹 x/{name}": "Rose 🌹 x" for name in NAMES}, "b/1.jpg": "b"}
-    assert status(dataset)["b/readme.txt"] == "not a photo: text"
+    dataset = open_source(tmp_path)
+    assert list_labels(dataset) == {**{f"Rose 🌹 x/{name}": "Rose 🌹 x" for name in NAMES}, "b/1.jpg": "b"}
+    assert list_statuses(dataset)["b/readme.txt"] == "not a photo: text"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_a_name_that_is_no_utf8_is_set_aside_readably(tmp_path):
+def test_a_name_that_is_not_utf8_is_set_aside_with_an_escaped_name(tmp_path):
     write_files(tmp_path, two_classes())
     for name in (b"a/caf\xe9.jpg", b"ros\xe9/1.jpg"):
         place = os.path.join(os.fsencode(tmp_path), name)
         os.makedirs(os.path.dirname(place), exist_ok=True)
         Path(os.fsdecode(place)).write_bytes(encode_photo(1))
     os.mkdir(os.path.join(os.fsencode(tmp_path), b"empty\xff"))
-    dataset = opened(tmp_path)
-    assert "not valid Unicode" in status(dataset)["a/caf\\xe9.jpg"]
-    assert "not valid Unicode" in status(dataset)["ros\\xe9/1.jpg"]
+    dataset = open_source(tmp_path)
+    assert "not valid Unicode" in list_statuses(dataset)["a/caf\\xe9.jpg"]
+    assert "not valid Unicode" in list_statuses(dataset)["ros\\xe9/1.jpg"]
     assert dataset.classes == ("a", "b")
     assert dataset.empty_classes == ("empty\\xff", "ros\\xe9")
     str(dataset.empty_classes).encode()  # can be printed and written
@@ -205,28 +212,28 @@ def test_links_are_followed_once_and_loops_are_reported(tmp_path):
     (photos / "a" / "loop").symlink_to(photos)
     (photos / "a" / "above").symlink_to(tmp_path)
     (photos / "a" / "again").symlink_to(photos / "b")
-    dataset = opened(photos)
-    assert labels(dataset) == {
+    dataset = open_source(photos)
+    assert list_labels(dataset) == {
         **{f"{name}/{number}.jpg": name for name in "ab" for number in range(3)},
         "a/alias.jpg": "a", "c/1.jpg": "c", "c/deep/2.jpg": "c",
     }  # fmt: skip
-    told = status(dataset)
-    assert told["a/broken.jpg"] == "a broken symbolic link"
-    assert told["a/itself.jpg"].startswith("unreadable")
-    assert {told[f"a/{name}"] for name in ("loop", "above", "again")} == {
+    statuses = list_statuses(dataset)
+    assert statuses["a/broken.jpg"] == "a broken symbolic link"
+    assert statuses["a/itself.jpg"].startswith("unreadable")
+    assert {statuses[f"a/{name}"] for name in ("loop", "above", "again")} == {
         "a folder that was already scanned under another name"
     }
     assert dataset.used_photos.height + dataset.set_aside_photos.height == 14
 
 
-def test_a_linked_class_never_takes_the_place_of_the_folder_it_leads_to(tmp_path):
+def test_a_linked_class_never_replaces_the_folder_it_points_to(tmp_path):
     write_files(
         tmp_path, {f"{name}/{number}.jpg": encode_photo(number) for name in ("rose", "tulip") for number in range(2)}
     )
     (tmp_path / "also_rose").symlink_to(tmp_path / "rose")
     dataset = sources.read(tmp_path)
     assert dataset.classes == ("rose", "tulip")
-    assert "also_rose" in status(dataset)
+    assert "also_rose" in list_statuses(dataset)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files there")
@@ -235,43 +242,43 @@ def test_pipes_and_sockets_are_reported_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "a" / "socket.jpg"))
-        found: list[dict[str, str]] = []
-        thread = threading.Thread(target=lambda: found.append(status(opened(tmp_path))), daemon=True)
+        results: list[dict[str, str]] = []
+        thread = threading.Thread(target=lambda: results.append(list_statuses(open_source(tmp_path))), daemon=True)
         thread.start()
         thread.join(20)
     assert not thread.is_alive(), "it waits for a pipe"
-    assert found[0]["a/pipe.jpg"] == found[0]["a/socket.jpg"] == "not a regular file"
+    assert results[0]["a/pipe.jpg"] == results[0]["a/socket.jpg"] == "not a regular file"
     os.mkfifo(tmp_path / "table.csv")
-    assert "regular file" in refusal(tmp_path / "table.csv").what
+    assert "regular file" in get_refusal(tmp_path / "table.csv").what
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc has files that nobody can read, not even root")
-def test_a_file_that_cannot_be_read_is_set_aside_with_the_systems_words(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has files that not even root can read")
+def test_a_file_that_cannot_be_read_is_set_aside_with_the_system_error(tmp_path):
     write_files(tmp_path, two_classes())
     (tmp_path / "a" / "broken disk.jpg").symlink_to("/proc/self/mem")
-    assert status(opened(tmp_path))["a/broken disk.jpg"] == "unreadable: Input/output error"
+    assert list_statuses(open_source(tmp_path))["a/broken disk.jpg"] == "unreadable: Input/output error"
 
 
-def test_a_photo_that_goes_away_between_scan_and_opening_is_set_aside(tmp_path):
+def test_a_photo_deleted_between_scan_and_opening_is_set_aside(tmp_path):
     dataset = sources.read(write_files(tmp_path, two_classes()))
     (tmp_path / "a" / "0.jpg").unlink()
-    assert status(pixel_cache.open_pixel_cache(dataset, 8, "squash")[0])["a/0.jpg"].startswith(
+    assert list_statuses(pixel_cache.open_pixel_cache(dataset, 8, "squash")[0])["a/0.jpg"].startswith(
         "unreadable: No such file"
     )
 
 
-def test_a_file_larger_than_any_photo_is_not_even_read(tmp_path):
+def test_a_file_larger_than_any_photo_is_not_read(tmp_path):
     write_files(tmp_path, two_classes())
     with (tmp_path / "a" / "film.jpg").open("wb") as stream:
-        stream.truncate(2**40)  # a hole: it takes no room
-    assert status(opened(tmp_path))["a/film.jpg"].startswith("too large")
+        stream.truncate(2**40)  # a sparse file: it needs no space
+    assert list_statuses(open_source(tmp_path))["a/film.jpg"].startswith("too large")
 
 
-def test_an_empty_file_and_an_empty_class_are_named(tmp_path):
+def test_empty_files_and_empty_classes_are_reported(tmp_path):
     write_files(tmp_path, {**two_classes(), "a/empty.jpg": b"", "c/broken.jpg": b"", "d/.hidden": b""})
     (tmp_path / "e").mkdir()
-    dataset = opened(tmp_path)
-    assert status(dataset)["a/empty.jpg"] == "empty file"
+    dataset = open_source(tmp_path)
+    assert list_statuses(dataset)["a/empty.jpg"] == "empty file"
     dataset = sources.assign_classes(dataset, ())
     assert dataset.classes == ("a", "b")
     assert dataset.empty_classes == ("c", "d", "e")
@@ -293,14 +300,14 @@ def test_a_class_of_one_photo_is_a_class(tmp_path):
     ],
 )  # fmt: skip
 def test_a_folder_without_two_classes_is_refused_with_the_reason(tmp_path, files, words):
-    refused = refusal(write_files(tmp_path / "photos", files))
+    refused = get_refusal(write_files(tmp_path / "photos", files))
     assert words in refused.what
     assert (refused.where, STATUS_UNOPENED in refused.what) == (str(tmp_path / "photos"), False)
     assert refused.advice
 
 
-def test_a_folder_of_archives_alone_is_refused_by_their_names(tmp_path):
-    refused = refusal(write_files(tmp_path, {"daisy.zip": b"PK", "rose.zip": b"PK", "README.txt": b"two classes"}))
+def test_a_folder_that_holds_only_archives_is_refused_with_their_names(tmp_path):
+    refused = get_refusal(write_files(tmp_path, {"daisy.zip": b"PK", "rose.zip": b"PK", "README.txt": b"two classes"}))
     assert refused.what == "this folder contains only archives: daisy.zip, rose.zip"
     assert "unpack them into one folder per class" in str(refused.advice)
 
@@ -308,42 +315,42 @@ def test_a_folder_of_archives_alone_is_refused_by_their_names(tmp_path):
 @pytest.mark.parametrize("folder", ["", "flowers/"])
 def test_a_folder_of_photos_beside_a_table_is_refused_with_the_path_of_the_table(tmp_path, folder):
     files = {f"{folder}images/{name.replace('/', '')}": data for name, data in two_classes().items()}
-    refused = refusal(write_files(tmp_path / "photos", files | {f"{folder}labels.csv": b"path,label"}))
+    refused = get_refusal(write_files(tmp_path / "photos", files | {f"{folder}labels.csv": b"path,label"}))
     assert str(tmp_path / "photos" / folder / "labels.csv") in str(refused.advice)
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "photos")
-    assert str(refusal(archive).advice).endswith(f"unpack the archive and give the table: {folder}labels.csv")
+    assert str(get_refusal(archive).advice).endswith(f"unpack the archive and give the table: {folder}labels.csv")
 
 
 def test_if_no_photo_can_be_read_the_most_common_reason_is_given(tmp_path):
-    dataset = opened(write_files(tmp_path, {"a/1.jpg": b"text", "a/2.jpg": b"text", "b/1.jpg": b""}))
+    dataset = open_source(write_files(tmp_path, {"a/1.jpg": b"text", "a/2.jpg": b"text", "b/1.jpg": b""}))
     with pytest.raises(PhotosError, match=r"2 of 3 paths were skipped \(not a photo: text\)"):
         sources.assign_classes(dataset, ())
 
 
 def test_a_single_class_is_refused_with_the_reason_why_the_other_has_no_photos(tmp_path):
     with pytest.raises(PhotosError, match=r"only one class has photos: a; 1 of 2 .*not a photo: text"):
-        sources.assign_classes(opened(write_files(tmp_path, {"a/1.jpg": encode_photo(0), "b/1.jpg": b"text"})), ())
+        sources.assign_classes(open_source(write_files(tmp_path, {"a/1.jpg": encode_photo(0), "b/1.jpg": b"text"})), ())
 
 
 def test_a_missing_folder_is_refused_with_a_similar_name(tmp_path):
     write_files(tmp_path, {"flowers/a/1.jpg": b"x"})
-    refused = refusal(tmp_path / "flowres")
+    refused = get_refusal(tmp_path / "flowres")
     assert "no such folder" in refused.what
     assert refused.advice == str(tmp_path / "flowers")
-    assert str(tmp_path) not in str(refusal(tmp_path / "something else").advice)  # nothing there is called alike
-    assert "not a folder, an archive or a table" in refusal(tmp_path / "flowers/a/1.jpg").what
+    assert str(tmp_path) not in str(get_refusal(tmp_path / "something else").advice)  # no file there has a similar name
+    assert "not a folder, an archive or a table" in get_refusal(tmp_path / "flowers/a/1.jpg").what
 
 
-def test_the_order_of_the_classes_is_the_users_if_it_names_each_once(tmp_path):
+def test_a_class_order_that_names_each_class_once_is_used(tmp_path):
     write_files(tmp_path, two_classes())
     assert sources.read(tmp_path, ("b", "a")).classes == ("b", "a")
     for wrong in (("b",), ("a", "b", "c"), ("a", "a", "b"), ("A", "b")):
-        refused = refusal(tmp_path, class_order=wrong)
+        refused = get_refusal(tmp_path, class_order=wrong)
         assert "a, b" in refused.what
         assert "c" not in wrong or "c" in refused.what
 
 
-def test_the_users_files_are_never_touched(tmp_path):
+def test_the_users_files_are_never_changed(tmp_path):
     photos = write_files(tmp_path / "photos", {**two_classes(), "a/broken.jpg": b"x", "c/.hidden": b""})
     (photos / "a" / "alias.jpg").symlink_to(photos / "b" / "0.jpg")
     with zipfile.ZipFile(photos / "packed.zip", "w") as archive:
@@ -352,11 +359,11 @@ def test_the_users_files_are_never_touched(tmp_path):
     (photos / "table.csv").write_text("path,label\na/0.jpg,x\nb/0.jpg,y\n")
     for place in [*photos.rglob("*"), photos]:
         if not place.is_symlink():
-            place.chmod(0o555 if place.is_dir() else 0o444)  # stops everybody but root: hence the comparison
-    before = tree_of(photos)
+            place.chmod(0o555 if place.is_dir() else 0o444)  # root may still write, so the tree is compared too
+    before = describe_tree(photos)
     for source in (photos, photos / "packed.zip", photos / "table.csv"):
-        assert opened(source).used_photos.height >= 2
-    assert tree_of(photos) == before
+        assert open_source(source).used_photos.height >= 2
+    assert describe_tree(photos) == before
 
 
 PIECES = ["a", "b", "train", "test", "val", ".git", "Thumbs.db", "é", "x y", "1.jpg", "2.JPG", "__MACOSX"]
@@ -385,13 +392,13 @@ def test_in_any_tree_every_visible_file_has_exactly_one_row(tmp_path_factory, fi
     assert dataset.photos["path"].to_list() == visible
     assert dataset.used_photos.height + dataset.set_aside_photos.height == len(visible)
     assert all((folder / path).read_bytes() == contents[0] for path in dataset.used_photos["path"])
-    assert all(label in path.split("/") for path, label in labels(dataset).items())
+    assert all(label in path.split("/") for path, label in list_labels(dataset).items())
 
 
-# Archives of the same trees: what is unpacked is what was packed
+# Archives of the same trees
 
 
-def zipped(files):
+def make_zip_of(files):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
@@ -399,7 +406,7 @@ def zipped(files):
     return stream.getvalue()
 
 
-def tarred(files, mode):
+def make_tar_of(files, mode):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=mode) as archive:
         for name, data in files.items():
@@ -410,12 +417,12 @@ def tarred(files, mode):
 
 
 PACKED = {
-    "photos.zip": zipped,
-    "photos.tar": lambda files: tarred(files, "w:"),
-    "photos.tar.gz": lambda files: tarred(files, "w:gz"),
-    "photos.tgz": lambda files: tarred(files, "w:gz"),
-    "Photos.TAR.BZ2": lambda files: tarred(files, "w:bz2"),
-    "photos.tar.xz": lambda files: tarred(files, "w:xz"),
+    "photos.zip": make_zip_of,
+    "photos.tar": lambda files: make_tar_of(files, "w:"),
+    "photos.tar.gz": lambda files: make_tar_of(files, "w:gz"),
+    "photos.tgz": lambda files: make_tar_of(files, "w:gz"),
+    "Photos.TAR.BZ2": lambda files: make_tar_of(files, "w:bz2"),
+    "photos.tar.xz": lambda files: make_tar_of(files, "w:xz"),
 }
 TREES = {
     "classes": {**two_classes(), "a/broken.jpg": b"x", "a/.hidden": b"x"},
@@ -426,9 +433,9 @@ TREES = {
 
 @pytest.mark.parametrize("shape", TREES)
 @pytest.mark.parametrize("name", PACKED)
-def test_an_archive_of_a_folder_is_the_folder(tmp_path, name, shape):
+def test_an_archive_of_a_folder_is_read_like_the_folder(tmp_path, name, shape):
     (tmp_path / name).write_bytes(PACKED[name](TREES[shape]))
-    packed, plain = opened(tmp_path / name), opened(write_files(tmp_path / "plain", TREES[shape]))
+    packed, plain = open_source(tmp_path / name), open_source(write_files(tmp_path / "plain", TREES[shape]))
     assert packed.photos["path"].to_list() == [f"{name}!{path}" for path in plain.photos["path"]]
     columns = ["label", "split", "status", "sha256", "bytes", "width", "height"]
     assert packed.photos.select(columns).equals(plain.photos.select(columns))
@@ -459,13 +466,13 @@ IMAGES = {"thumbnails/a/1.jpg": b"x", "figures/b/2.png": b"x"}
         (IMAGES | dict.fromkeys(("index.html", "audit.json", "findings.csv"), b""), "the report of an audit"),
     ],
 )  # fmt: skip
-def test_a_folder_that_ikebana_wrote_is_not_taken_for_photos(files, kind, tmp_path):
+def test_a_folder_written_by_ikebana_is_not_read_as_photos(files, kind, tmp_path):
     folder = write_files(tmp_path / "given", files)
     with pytest.raises(PhotosError, match=f"this is {kind}, not a photo collection"):
         sources.read(folder)
 
 
-def test_a_run_given_as_photos_is_refused_with_the_place_of_its_photos(tmp_path):
+def test_a_run_given_as_photos_is_refused_with_the_path_of_its_photos(tmp_path):
     run = write_files(tmp_path / "run", RUN | {"source.json": b'{"photos": "/data/flowers"}'})
     with pytest.raises(PhotosError) as refusal:
         sources.read(run)

@@ -1,4 +1,4 @@
-"""Every photo gets one part, fairly, repeatably, and never apart from its twin."""
+"""Every photo is in one split, reproducibly, stratified, and never separated from its duplicates."""
 
 import random
 from collections import Counter, defaultdict
@@ -16,14 +16,14 @@ from ikebana.errors import PhotosError
 from ikebana.recipe import Recipe
 from ikebana.recipes import TUTORIAL_CLASS_ORDER
 
-SHARES = st.sampled_from(
+FRACTIONS = st.sampled_from(
     [(0.6, 0.2, 0.2), (0.8, 0.1, 0.1), (0.5, 0.0, 0.5), (0.7, 0.15, 0.15), (0.34, 0.33, 0.33), (0.9, 0.0, 0.1)]
 )
 CLASSES = st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(1, 9), min_size=1, max_size=12), min_size=1)
 
 
-def in_groups(classes):
-    """{class: sizes of its groups} as a label and a group number for each photo."""
+def expand_groups(classes):
+    """Convert {class: sizes of its groups} to a label and a group number per photo."""
     labels, groups = [], []
     for name, sizes in classes.items():
         for size in sizes:
@@ -32,129 +32,132 @@ def in_groups(classes):
     return labels, groups
 
 
-def parts(found):
-    return found.used_photos["split"].to_list()
+def list_splits(dataset):
+    return dataset.used_photos["split"].to_list()
 
 
 # Stratified
 
 
-@given(labels=LABELS, shares=SHARES, seed=SEEDS)
-def test_every_photo_gets_exactly_one_part_and_no_part_that_was_not_asked_for(labels, shares, seed):
-    dealt = split.assign_stratified(labels, range(len(labels)), shares, seed)
-    assert len(dealt) == len(labels)
-    assert set(dealt) <= {part for part, share in zip(SPLITS, shares, strict=True) if share > 0}
+@given(labels=LABELS, shares=FRACTIONS, seed=SEEDS)
+def test_every_photo_is_in_exactly_one_requested_split(labels, shares, seed):
+    splits = split.assign_stratified(labels, range(len(labels)), shares, seed)
+    assert len(splits) == len(labels)
+    assert set(splits) <= {part for part, share in zip(SPLITS, shares, strict=True) if share > 0}
 
 
-@given(labels=LABELS, shares=SHARES, seed=SEEDS)
-def test_without_groups_each_class_has_its_shares_to_within_one_photo(labels, shares, seed):
-    dealt = split.assign_stratified(labels, range(len(labels)), shares, seed)
+@given(labels=LABELS, shares=FRACTIONS, seed=SEEDS)
+def test_without_groups_each_class_has_its_fractions_to_within_one_photo(labels, shares, seed):
+    splits = split.assign_stratified(labels, range(len(labels)), shares, seed)
     for name, number in Counter(labels).items():
-        got = Counter(part for part, label in zip(dealt, labels, strict=True) if label == name)
+        got = Counter(part for part, label in zip(splits, labels, strict=True) if label == name)
         for part, share in zip(SPLITS, shares, strict=True):
-            if min(each for each in shares if each > 0) * number >= 1:
+            if min(fraction for fraction in shares if fraction > 0) * number >= 1:
                 assert abs(got[part] - share * number) < 1 + 1e-9
 
 
-@given(classes=CLASSES, shares=SHARES, seed=SEEDS)
-def test_a_group_is_in_one_part_and_no_part_lacks_a_class_that_has_groups_enough(classes, shares, seed):
-    labels, groups = in_groups(classes)
-    dealt = split.assign_stratified(labels, groups, shares, seed)
+@given(classes=CLASSES, shares=FRACTIONS, seed=SEEDS)
+def test_a_group_is_in_one_split_and_no_split_lacks_a_class_with_enough_groups(classes, shares, seed):
+    labels, groups = expand_groups(classes)
+    splits = split.assign_stratified(labels, groups, shares, seed)
     where = defaultdict(set)
-    for group, part in zip(groups, dealt, strict=True):
+    for group, part in zip(groups, splits, strict=True):
         where[group].add(part)
-    assert all(len(found) == 1 for found in where.values())
+    assert all(len(dataset) == 1 for dataset in where.values())
     asked = [
         part
         for part, share in zip(("train", "test", "validation"), (shares[0], shares[2], shares[1]), strict=True)
         if share
     ]
     for name, sizes in classes.items():
-        got = {part for part, label in zip(dealt, labels, strict=True) if label == name}
+        got = {part for part, label in zip(splits, labels, strict=True) if label == name}
         assert got >= set(asked[: len(sizes)])
 
 
-@given(labels=LABELS, groups=st.lists(st.integers(0, 5), min_size=60, max_size=60), shares=SHARES, seed=SEEDS)
-def test_groups_across_classes_are_not_parted_either(labels, groups, shares, seed):
-    dealt = split.assign_stratified(labels, groups[: len(labels)], shares, seed)
-    assert len(set(zip(groups, dealt, strict=False))) == len(set(groups[: len(labels)]))
-    assert set(dealt) <= {part for part, share in zip(SPLITS, shares, strict=True) if share > 0}
+@given(labels=LABELS, groups=st.lists(st.integers(0, 5), min_size=60, max_size=60), shares=FRACTIONS, seed=SEEDS)
+def test_groups_across_classes_are_not_separated(labels, groups, shares, seed):
+    splits = split.assign_stratified(labels, groups[: len(labels)], shares, seed)
+    assert len(set(zip(groups, splits, strict=False))) == len(set(groups[: len(labels)]))
+    assert set(splits) <= {part for part, share in zip(SPLITS, shares, strict=True) if share > 0}
 
 
 @pytest.mark.parametrize(
     ("photos", "expected"), [(1, {"train"}), (2, {"train", "test"}), (3, set(SPLITS)), (5, set(SPLITS))]
 )
-def test_small_classes_are_trained_on_first_then_tested(photos, expected):
+def test_small_classes_go_to_training_first_and_then_to_test(photos, expected):
     for seed in range(20):
-        dealt = split.assign_stratified(["rare"] * photos + ["usual"] * 50, range(50 + photos), (0.6, 0.2, 0.2), seed)
-        assert set(dealt[:photos]) == expected
+        splits = split.assign_stratified(["rare"] * photos + ["usual"] * 50, range(50 + photos), (0.6, 0.2, 0.2), seed)
+        assert set(splits[:photos]) == expected
 
 
 @pytest.mark.slow
 @given(labels=LABELS, seed=SEEDS)
-def test_the_same_seed_deals_the_same_and_the_training_seed_has_no_say(labels, seed):
+def test_the_split_seed_determines_the_split_and_the_training_seed_does_not(labels, seed):
     drawn = make_dataset(labels + ["a", "b"] * 3)
     once = split.split_photos(drawn, Recipe(split_seed=seed, seed=1))
-    assert parts(split.split_photos(drawn, Recipe(split_seed=seed, seed=2))) == parts(once)
+    assert list_splits(split.split_photos(drawn, Recipe(split_seed=seed, seed=2))) == list_splits(once)
 
 
 @pytest.mark.parametrize("kind", ["stratified", "shuffle"])
-def test_another_seed_deals_otherwise(kind):
+def test_another_split_seed_gives_another_split(kind):
     drawn = make_dataset(["a", "b"] * 20)
     assert (
-        len({tuple(parts(split.split_photos(drawn, Recipe(split=kind, split_seed=seed)))) for seed in range(10)}) == 10
+        len({tuple(list_splits(split.split_photos(drawn, Recipe(split=kind, split_seed=seed)))) for seed in range(10)})
+        == 10
     )
 
 
-# Copies and groups
+# Duplicates and groups
 
 
 @pytest.mark.slow
 @given(st.data())
-def test_copies_near_duplicates_and_given_groups_and_chains_of_them_stay_together(data):
+def test_duplicates_near_duplicates_and_given_groups_are_joined_transitively(data):
     number = data.draw(st.integers(6, 40))
     letters = st.lists(st.sampled_from("uvwxyz"), min_size=number, max_size=number)
     labels, bytes_, group, near = (data.draw(letters) for _ in range(4))
     some = [[None if key in "uvw" else key for key in column] for column in (group, near)]
     drawn = make_dataset(labels, sha256=bytes_, group=some[0], duplicate_of=some[1])
-    found = split.find_groups(drawn.photos)
+    groups = split.find_groups(drawn.photos)
     for column in ("sha256", "group", "duplicate_of"):
         for key in set(drawn.photos[column].drop_nulls()):
-            assert len({found[row] for row in range(number) if drawn.photos[column][row] == key}) == 1
-    assert len(set(found)) == number_of_islands(bytes_, *some)
-    dealt = split.assign_stratified(labels, found, (0.6, 0.2, 0.2), 0)
-    assert len(set(zip(found, dealt, strict=True))) == len(set(found))
+            assert len({groups[row] for row in range(number) if drawn.photos[column][row] == key}) == 1
+    assert len(set(groups)) == count_components(bytes_, *some)
+    splits = split.assign_stratified(labels, groups, (0.6, 0.2, 0.2), 0)
+    assert len(set(zip(groups, splits, strict=True))) == len(set(groups))
 
 
-def number_of_islands(*columns):
-    """The same count by spreading from photo to photo."""
-    left, islands = set(range(len(columns[0]))), 0
+def count_components(*columns):
+    """Count connected components by breadth-first search, as a reference."""
+    left, components = set(range(len(columns[0]))), 0
     while left:
-        islands, border = islands + 1, [left.pop()]
+        components, border = components + 1, [left.pop()]
         while border:
             row = border.pop()
-            near = {each for each in left if any(keys[row] and keys[each] == keys[row] for keys in columns)}
+            near = {other for other in left if any(keys[row] and keys[other] == keys[row] for keys in columns)}
             left -= near
             border += near
-    return islands
+    return components
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=20), order=st.randoms())
-def test_islands_do_not_depend_on_the_order_of_their_bridges(pairs, order):
-    found = split.find_connected_components(pairs)
+def test_connected_components_do_not_depend_on_the_order_of_the_pairs(pairs, order):
+    components = split.find_connected_components(pairs)
     turned = [pair[::-1] if order.random() < 0.5 else pair for pair in order.sample(pairs, len(pairs))]
-    assert split.find_connected_components(turned) == found
-    assert sorted(row for island in found for row in island) == sorted({row for pair in pairs for row in pair})
-    where = {row: number for number, island in enumerate(found) for row in island}
-    assert all(where[one] == where[other] for one, other in pairs)
+    assert split.find_connected_components(turned) == components
+    assert sorted(row for component in components for row in component) == sorted(
+        {row for pair in pairs for row in pair}
+    )
+    where = {row: number for number, component in enumerate(components) for row in component}
+    assert all(where[first] == where[second] for first, second in pairs)
 
 
 @pytest.mark.slow
 @given(labels=LABELS, groups=st.lists(st.integers(0, 20), min_size=60, max_size=60), seed=SEEDS)
 def test_the_default_split_leaks_no_duplicates_and_those_of_a_shuffle_are_counted(labels, groups, seed):
     groups = groups[: len(labels)]
-    dealt = split.assign_stratified(labels, groups, (0.6, 0.2, 0.2), seed)
-    assert not any(split.flag_leaked(groups, dealt))
+    splits = split.assign_stratified(labels, groups, (0.6, 0.2, 0.2), seed)
+    assert not any(split.flag_leaked(groups, splits))
     shuffled = split.assign_shuffled(labels, sorted(set(labels)), (0.6, 0.2, 0.2), seed)
     tested = [row for row, part in enumerate(shuffled) if part == "test"]
     expected = [
@@ -164,57 +167,57 @@ def test_the_default_split_leaks_no_duplicates_and_those_of_a_shuffle_are_counte
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_photo_under_two_labels_stays_under_both_and_in_one_part(tmp_path, seed):
+def test_a_photo_under_two_labels_keeps_both_and_is_in_one_split(tmp_path, seed):
     names = [f"{name}/{number}.png" for name in "ab" for number in range(9)]
     files = {name: encode_image(draw_noisy_image(8, 8, row), "PNG") for row, name in enumerate(names)}
     files["b/as a 3.png"] = files["a/3.png"]
-    found = split.split_photos(
+    dataset = split.split_photos(
         pixel_cache.open_pixel_cache(sources.read(write_files(tmp_path, files)), 8, "squash")[0],
         Recipe(split_seed=seed),
     )
-    assert found.used_photos.height == 19
-    twins = found.used_photos.filter(pl.col("path").is_in(["a/3.png", "b/as a 3.png"]))
-    assert twins["label"].to_list() == ["a", "b"]
-    assert twins["split"].n_unique() == 1
+    assert dataset.used_photos.height == 19
+    duplicates = dataset.used_photos.filter(pl.col("path").is_in(["a/3.png", "b/as a 3.png"]))
+    assert duplicates["label"].to_list() == ["a", "b"]
+    assert duplicates["split"].n_unique() == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 12)), min_size=4, max_size=60), SEEDS)
 @settings(max_examples=60)
-def test_every_class_has_a_photo_to_learn_from_however_groups_lie_across_classes(drawn, seed):
+def test_every_class_has_a_training_photo_with_any_groups_across_classes(drawn, seed):
     labels, group = [f"class {name}" for name, _ in drawn], [number for _, number in drawn]
-    found = split.assign_stratified(labels, group, (0.6, 0.2, 0.2), seed)
-    assert {label for label, part in zip(labels, found, strict=True) if part == "train"} == set(labels)
-    assert all(len({found[row] for row in range(len(group)) if group[row] == name}) == 1 for name in set(group))
+    splits = split.assign_stratified(labels, group, (0.6, 0.2, 0.2), seed)
+    assert {label for label, part in zip(labels, splits, strict=True) if part == "train"} == set(labels)
+    assert all(len({splits[row] for row in range(len(group)) if group[row] == name}) == 1 for name in set(group))
 
 
 def test_a_photo_that_was_set_aside_is_in_no_split(tmp_path):
     write_files(tmp_path, {f"{name}/{number}.jpg": encode_photo(number) for name in "ab" for number in range(5)})
     write_files(tmp_path, {"a/broken.jpg": b"x", "b/empty.jpg": b""})
-    found = split.split_photos(pixel_cache.open_pixel_cache(sources.read(tmp_path), 8, "squash")[0], Recipe())
-    assert found.set_aside_photos["split"].to_list() == [None, None]
-    assert found.used_photos["split"].null_count() == 0
+    dataset = split.split_photos(pixel_cache.open_pixel_cache(sources.read(tmp_path), 8, "squash")[0], Recipe())
+    assert dataset.set_aside_photos["split"].to_list() == [None, None]
+    assert dataset.used_photos["split"].null_count() == 0
 
 
-def test_the_order_in_which_photos_are_found_or_listed_is_irrelevant(tmp_path):
+def test_the_order_of_the_photos_does_not_change_the_split(tmp_path):
     names = [f"{name}{number}.jpg" for name in "ab" for number in range(12)]
     write_files(tmp_path, {name: encode_photo(row) for row, name in enumerate(names)})
     for kind in ("stratified", "shuffle"):
-        found = set()
+        variants = set()
         for seed in range(4):
             random.Random(seed).shuffle(names)
             (tmp_path / "table.csv").write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
-            dealt = split.split_photos(
+            split_dataset = split.split_photos(
                 pixel_cache.open_pixel_cache(sources.read(tmp_path / "table.csv"), 8, "squash")[0], Recipe(split=kind)
             )
-            found.add(tuple(dealt.used_photos.select("path", "split").iter_rows()))
-        assert len(found) == 1
+            variants.add(tuple(split_dataset.used_photos.select("path", "split").iter_rows()))
+        assert len(variants) == 1
 
 
 # The tutorial's shuffle
 
 
 @given(counts=st.lists(st.integers(1, 30), min_size=2, max_size=4), seed=SEEDS, data=st.data())
-def test_the_shuffle_is_the_tutorials(counts, seed, data):
+def test_the_shuffle_is_that_of_the_tutorial(counts, seed, data):
     classes = data.draw(st.permutations("wxyz"[: len(counts)]))
     labels = data.draw(
         st.permutations([name for name, count in zip(classes, counts, strict=True) for _ in range(count)])
@@ -233,16 +236,16 @@ def test_the_shuffle_is_the_tutorials(counts, seed, data):
 
 
 def test_the_flowers_are_split_as_in_the_tutorial(flowers):
-    found = sources.read(flowers, TUTORIAL_CLASS_ORDER)
-    opened = sources.assign_classes(pixel_cache.open_pixel_cache(found, 32, "squash")[0], TUTORIAL_CLASS_ORDER)
-    dealt = split.split_photos(opened, Recipe(split="shuffle", class_order=TUTORIAL_CLASS_ORDER, image_size=32))
-    assert Counter(parts(dealt)) == {"train": 2590, "validation": 863, "test": 864}
-    tested = {name: counts["test"] for name, counts in dealt.count_photos().items()}
+    dataset = sources.read(flowers, TUTORIAL_CLASS_ORDER)
+    opened = sources.assign_classes(pixel_cache.open_pixel_cache(dataset, 32, "squash")[0], TUTORIAL_CLASS_ORDER)
+    split_dataset = split.split_photos(opened, Recipe(split="shuffle", class_order=TUTORIAL_CLASS_ORDER, image_size=32))
+    assert Counter(list_splits(split_dataset)) == {"train": 2590, "validation": 863, "test": 864}
+    tested = {name: counts["test"] for name, counts in split_dataset.count_photos().items()}
     assert tested == {"sunflower": 166, "tulip": 199, "rose": 151, "daisy": 139, "dandelion": 209}
     assert list(tested) == list(TUTORIAL_CLASS_ORDER)
 
 
-# Given parts
+# Given splits
 
 
 @given(
@@ -251,14 +254,14 @@ def test_the_flowers_are_split_as_in_the_tutorial(flowers):
     seed=SEEDS,
 )
 @settings(max_examples=50)
-def test_given_parts_are_kept_and_a_missing_one_is_taken_from_training(labels, missing, seed):
+def test_given_splits_are_kept_and_a_missing_one_is_taken_from_training(labels, missing, seed):
     names = [name for name in SPLITS if name != missing]
     given_parts = [names[row // 3 % len(names)] if row % 3 == 0 else "train" for row in range(len(labels))]
     drawn = make_dataset(labels, split=given_parts)
-    dealt = parts(split.split_photos(drawn, Recipe(split_seed=seed)))
-    moved = [new for new, old in zip(dealt, given_parts, strict=True) if new != old]
+    splits = list_splits(split.split_photos(drawn, Recipe(split_seed=seed)))
+    moved = [new for new, old in zip(splits, given_parts, strict=True) if new != old]
     assert set(moved) <= {missing}
-    assert all(old == "train" for new, old in zip(dealt, given_parts, strict=True) if new != old)
+    assert all(old == "train" for new, old in zip(splits, given_parts, strict=True) if new != old)
     expected = 0.0 if missing is None else given_parts.count("train") * 0.25  # 0.2 of 0.6 + 0.2
     assert abs(len(moved) - expected) <= len(set(labels))
 
@@ -272,13 +275,13 @@ def test_split_options_are_reported_to_have_no_effect_on_a_given_split(capsys):
     assert "have no effect" in capsys.readouterr().err
 
 
-def test_copies_in_training_go_to_the_missing_part_together():
+def test_duplicates_in_training_go_to_the_missing_split_together():
     given_parts = ["train"] * 20 + ["test"] * 5
     drawn = make_dataset(["a", "b"] * 12 + ["a"], split=given_parts, sha256=[f"{row // 2}" for row in range(25)])
-    dealt = parts(split.split_photos(drawn, Recipe()))
-    assert dealt[20:] == ["test"] * 5
-    assert dealt[0:20:2] == dealt[1:20:2]
-    assert "validation" in dealt
+    splits = list_splits(split.split_photos(drawn, Recipe()))
+    assert splits[20:] == ["test"] * 5
+    assert splits[0:20:2] == splits[1:20:2]
+    assert "validation" in splits
 
 
 @pytest.mark.parametrize(
@@ -289,7 +292,7 @@ def test_copies_in_training_go_to_the_missing_part_together():
         ("aabbccc", ["train", "train", "train", "test", "test", "test", "test"], "3 of 4 test photos .*: c"),
     ],
 )
-def test_a_split_that_no_network_could_be_scored_on_is_refused(labels, given_parts, match):
+def test_a_split_that_cannot_be_scored_is_refused(labels, given_parts, match):
     with pytest.raises(PhotosError, match=match):
         split.check_training_classes(make_dataset(list(labels), split=given_parts))
 
@@ -312,7 +315,7 @@ def test_too_few_photos_are_refused_with_the_split_that_stays_empty():
 
 
 @given(st.permutations([f"{number:064x}" for number in range(5)]))
-def test_the_fingerprint_of_photos_is_that_of_their_contents_alone(hashes):
+def test_the_fingerprint_of_photos_depends_on_their_contents_alone(hashes):
     assert split.fingerprint(hashes) == split.fingerprint(sorted(hashes))
     assert split.fingerprint(hashes) != split.fingerprint(hashes[1:])
 
@@ -320,11 +323,11 @@ def test_the_fingerprint_of_photos_is_that_of_their_contents_alone(hashes):
 # Folders inside classes
 
 
-def in_folders(sizes, parts=("",)):
-    """Photos of two classes, so many in each folder inside a class."""
+def make_folders(sizes, splits=("",)):
+    """Make photos of two classes, so many in each folder inside a class."""
     return {
         f"{part}{name}/{folder}/{row}.jpg": encode_photo(10_000 * number + 100 * ord(name) + 10 * ord(folder) + row)
-        for number, part in enumerate(parts)
+        for number, part in enumerate(splits)
         for name in "ab"
         for folder, size in zip("pqrstuvw", sizes, strict=False)
         for row in range(size)
@@ -337,43 +340,45 @@ def read(folder):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_photos_of_one_folder_inside_a_class_stay_together(seed, tmp_path):
-    found = split.split_photos(read(write_files(tmp_path, in_folders((3, 3, 2, 2, 2, 1)))), Recipe(split_seed=seed))
-    assert found.photos["group"].n_unique() == 12
-    assert all(path.startswith(f"{group}/") for path, group in found.photos.select("path", "group").iter_rows())
-    assert found.used_photos.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 12
-    assert set(found.used_photos.select("label", "split").iter_rows()) == {
+    dataset = split.split_photos(read(write_files(tmp_path, make_folders((3, 3, 2, 2, 2, 1)))), Recipe(split_seed=seed))
+    assert dataset.photos["group"].n_unique() == 12
+    assert all(path.startswith(f"{group}/") for path, group in dataset.photos.select("path", "group").iter_rows())
+    assert dataset.used_photos.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 12
+    assert set(dataset.used_photos.select("label", "split").iter_rows()) == {
         (name, part) for name in "ab" for part in SPLITS
     }
-    assert any("12 folders" in note for note in found.notes)
+    assert any("12 folders" in note for note in dataset.notes)
 
 
 @pytest.mark.parametrize("sizes", [(5, 5), (3, 3, 3, 3), (12, 1, 1, 1, 1, 1)])
-def test_folders_inside_classes_that_cannot_be_split_are_not_groups_and_a_note_says_so(sizes, tmp_path):
-    found = read(write_files(tmp_path, in_folders(sizes)))
-    assert found.photos["group"].is_null().all()
-    assert any("not used as groups" in note for note in found.notes)
+def test_folders_inside_classes_that_cannot_be_split_are_not_groups(sizes, tmp_path):
+    dataset = read(write_files(tmp_path, make_folders(sizes)))
+    assert dataset.photos["group"].is_null().all()
+    assert any("not used as groups" in note for note in dataset.notes)
 
 
-def test_photos_beside_the_folders_of_a_class_are_groups_of_their_own(tmp_path):
-    files = in_folders((3, 3)) | {
+def test_photos_beside_the_folders_of_a_class_are_separate_groups(tmp_path):
+    files = make_folders((3, 3)) | {
         f"{name}/{row}.jpg": encode_photo(7000 + 100 * ord(name) + row) for name in "ab" for row in range(5)
     }
-    found = read(write_files(tmp_path, files))
-    assert found.photos["group"].drop_nulls().n_unique() == 4
-    assert found.photos.filter(pl.col("group").is_null()).height == 10
+    dataset = read(write_files(tmp_path, files))
+    assert dataset.photos["group"].drop_nulls().n_unique() == 4
+    assert dataset.photos.filter(pl.col("group").is_null()).height == 10
 
 
-def test_a_folder_inside_a_class_that_is_in_two_given_splits_is_a_leak_and_the_note_says_so(tmp_path):
+def test_a_folder_inside_a_class_in_two_given_splits_is_leakage_and_noted(tmp_path):
     from ikebana.auditing import dataset_checks
 
-    found = split.split_photos(read(write_files(tmp_path, in_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe())
-    assert found.photos["group"].n_unique() == 10
-    assert len([each for each in dataset_checks.check_dataset(found) if each.kind == "leakage"]) == 10
-    (note,) = (note for note in found.notes if "used as groups" in note)
+    dataset = split.split_photos(
+        read(write_files(tmp_path, make_folders((2, 2, 2, 2, 2), ("train/", "test/")))), Recipe()
+    )
+    assert dataset.photos["group"].n_unique() == 10
+    assert len([finding for finding in dataset_checks.check_dataset(dataset) if finding.kind == "leakage"]) == 10
+    (note,) = (note for note in dataset.notes if "used as groups" in note)
     assert note == "10 folders inside classes are used as groups: 10 of them are in several given splits"
 
 
-def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
+def test_a_given_group_across_given_splits_is_leakage(tmp_path):
     from ikebana.auditing import dataset_checks
 
     names = [f"{row}.jpg" for row in range(12)]
@@ -382,9 +387,9 @@ def test_a_given_group_across_given_parts_is_a_leak(tmp_path):
     rows[3] = "3.jpg,b,train,g8"
     (tmp_path / "table.csv").write_text("\n".join(["path,label,split,group", *rows]))
     (leak,) = [
-        each
-        for each in dataset_checks.check_dataset(split.split_photos(read(tmp_path / "table.csv"), Recipe()))
-        if each.kind == "leakage"
+        finding
+        for finding in dataset_checks.check_dataset(split.split_photos(read(tmp_path / "table.csv"), Recipe()))
+        if finding.kind == "leakage"
     ]
     assert set(leak.paths) == {"3.jpg", "8.jpg", "9.jpg", "10.jpg", "11.jpg"}
     assert "g8" in leak.evidence

@@ -1,4 +1,4 @@
-"""The structure of the source and the tests: docstrings, one place that opens photos, no pickle, imports of tests."""
+"""The structure of the source and the tests: docstrings, imports, no pickle."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ def test_every_module_and_every_public_function_has_a_docstring(file):
 
 
 def test_git_ignores_no_file_of_the_package():
-    """An ignored folder is left out of the built package, too, and an editable install does not show it."""
+    """The built package would lack an ignored folder, unlike an editable install."""
     names = [str(file.relative_to(ROOT)) for file in SOURCE]
     command = ["git", "check-ignore", "--no-index", *names]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -46,7 +46,7 @@ def test_nothing_is_pickled():
 
 @pytest.mark.parametrize("file", TEST_MODULES, ids=lambda file: file.stem)
 def test_no_test_module_imports_conftest_or_another_test_module(file):
-    """Neither itself nor in the code that it runs in other processes, which is a string in it."""
+    """This includes code for other processes, which is a string in a test module."""
     tree = ast.parse(file.read_text("utf-8"))
     strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -23,7 +23,7 @@ def photos(tmp_path):
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_every_spreadsheets_csv_is_understood(photos, separator, start, end):
+def test_the_csv_dialects_of_spreadsheets_are_read(photos, separator, start, end):
     dataset = read_table(photos, start + make_csv(separator).replace("\n", end))
     assert list_rows(dataset) == ROWS
     assert set(dataset.photos["status"]) == {STATUS_UNOPENED}
@@ -48,39 +48,39 @@ def test_names_with_commas_quotes_and_line_breaks_are_one_name(photos):
     assert pixel_cache.open_pixel_cache(dataset, 8, "squash")[0].used_photos.height == 4
 
 
-def test_spaces_around_a_path_are_the_files_if_it_has_some_and_a_slip_of_the_pen_if_not(photos):
+def test_spaces_around_a_path_are_kept_only_if_the_file_has_them(photos):
     write_files(photos / "photos", {"a/trail.jpg ": encode_photo(7), " lead.jpg": encode_photo(8)})
-    found = read_table(
+    dataset = read_table(
         photos, make_csv(rows=[("photos/a/trail.jpg ", "a"), (" photos/a/1.jpg ", "a"), ("photos/ lead.jpg", "b")])
     )
-    assert found.photos["path"].to_list() == ["photos/ lead.jpg", "photos/a/1.jpg", "photos/a/trail.jpg "]
-    assert set(found.photos["status"]) == {STATUS_UNOPENED}
+    assert dataset.photos["path"].to_list() == ["photos/ lead.jpg", "photos/a/1.jpg", "photos/a/trail.jpg "]
+    assert set(dataset.photos["status"]) == {STATUS_UNOPENED}
 
 
-def test_a_table_without_existing_photos_says_where_its_paths_lead(photos):
+def test_a_table_without_existing_photos_is_refused_with_resolved_paths(photos):
     refusal = get_refusal(photos, make_csv(rows=[("elsewhere/1.jpg", "a"), ("elsewhere/2.jpg", "b")]))
     assert str(photos / "elsewhere/1.jpg") in (refusal.advice or "")
     assert "one photo per row" in (get_refusal(photos, "path,label\n").advice or "")
 
 
-def test_a_table_without_labels_asks_for_them_and_not_for_other_paths(photos):
+def test_a_table_without_labels_is_refused_for_the_labels_and_not_the_paths(photos):
     refusal = get_refusal(photos, make_csv(rows=[(path, "") for path, _ in ROWS]))
     assert "6 of 6 paths were skipped (no label in this row)" in refusal.what
     assert "fill the columns" in (refusal.advice or "")
 
 
-def test_a_table_of_one_class_says_that_it_needs_a_second(photos):
+def test_a_table_of_one_class_is_refused(photos):
     refusal = get_refusal(photos, make_csv(rows=[(path, "a") for path, _ in ROWS]))
     assert refusal.what == "only one class has photos: a"
     assert refusal.advice == "label photos of at least two classes"
 
 
-def test_labels_that_look_like_numbers_stay_as_they_are_written(photos):
+def test_labels_that_look_like_numbers_are_kept_as_written(photos):
     rows = [(path, "007" if label == "a" else "1e3") for path, label in ROWS]
     assert read_table(photos, make_csv(rows=rows)).classes == ("007", "1e3")
 
 
-def test_absolute_paths_and_paths_from_the_tables_folder_lead_to_the_same_photos(photos, tmp_path_factory):
+def test_absolute_paths_and_paths_relative_to_the_table_are_the_same_photos(photos, tmp_path_factory):
     absolute = [(str(photos / path), label) for path, label in ROWS]
     here = pixel_cache.open_pixel_cache(read_table(photos, make_csv()), 8, "squash")[0]
     there = pixel_cache.open_pixel_cache(
@@ -90,14 +90,14 @@ def test_absolute_paths_and_paths_from_the_tables_folder_lead_to_the_same_photos
     assert there.used_photos.height == 6
 
 
-def test_what_is_not_there_or_no_file_is_set_aside_with_the_reason(photos):
+def test_missing_files_and_folders_are_set_aside_with_the_reason(photos):
     rows = [*ROWS, ("photos/gone.jpg", "a"), ("photos", "b"), ("", "b"), ("photos/new.jpg", "")]
     dataset = read_table(photos, make_csv(rows=rows))
-    told = dict(dataset.photos.select("path", "status").iter_rows())
-    assert told["photos/gone.jpg"] == "there is no such file"
-    assert told["photos"] == "not a regular file"
-    assert told[""] == "no path in this row"
-    assert told["photos/new.jpg"] == "no label in this row"
+    statuses = dict(dataset.photos.select("path", "status").iter_rows())
+    assert statuses["photos/gone.jpg"] == "there is no such file"
+    assert statuses["photos"] == "not a regular file"
+    assert statuses[""] == "no path in this row"
+    assert statuses["photos/new.jpg"] == "no label in this row"
     assert dataset.photos.height == 10
 
 
@@ -114,32 +114,32 @@ def test_a_table_that_cannot_be_used_is_refused_with_the_reason(photos, text, wo
     assert words in refusal.what
 
 
-# Parts and groups
+# Splits and groups
 
 
-def with_column(name, value):
-    """The rows with one more column, filled by a function of the row's number."""
+def add_column(name, value):
+    """Add a column, filled by a function of the row number."""
     return make_csv(header=("path", "label", name), rows=[(*row, value(number)) for number, row in enumerate(ROWS)])
 
 
-def test_given_parts_are_kept_in_every_spelling(photos):
+def test_given_splits_are_kept_in_every_spelling(photos):
     names = ("train", "Training", "VAL", "valid ", "validation", "Test")
-    dataset = read_table(photos, with_column("split", lambda number: names[number]))
+    dataset = read_table(photos, add_column("split", lambda number: names[number]))
     assert dataset.photos["split"].to_list() == ["train", "train", "validation", "validation", "validation", "test"]
 
 
-def test_an_empty_split_column_is_none_and_a_patchy_or_unknown_one_is_refused(photos):
-    assert read_table(photos, with_column("split", lambda number: "")).photos["split"].is_null().all()
+def test_an_empty_split_column_is_ignored_and_a_partial_or_unknown_one_refused(photos):
+    assert read_table(photos, add_column("split", lambda number: "")).photos["split"].is_null().all()
     assert (
         "5 rows have no split"
-        in get_refusal(photos, with_column("split", lambda number: "" if number else "train")).what
+        in get_refusal(photos, add_column("split", lambda number: "" if number else "train")).what
     )
-    refusal = get_refusal(photos, with_column("split", lambda number: "holdout" if number else "train"))
+    refusal = get_refusal(photos, add_column("split", lambda number: "holdout" if number else "train"))
     assert "unknown split 'holdout'" in refusal.what
     assert "validation" in str(refusal)
 
 
-def test_a_group_is_never_parted(tmp_path):
+def test_a_group_is_never_separated(tmp_path):
     names = [f"{label}{number}.jpg" for label in "ab" for number in range(20)]
     write_files(tmp_path, {name: encode_photo(row) for row, name in enumerate(names)})
     rows = [(name, name[0], f"plant {int(name[1:-4]) // 4}") for name in names]
@@ -158,7 +158,7 @@ def test_two_labels_for_one_photo_are_refused_however_its_path_is_written(photos
         assert "a, b" in refusal.what
 
 
-def test_a_row_said_twice_counts_once(photos):
+def test_a_repeated_row_counts_once(photos):
     assert read_table(photos, make_csv(rows=[*ROWS, ROWS[0], (f"./{ROWS[1][0]}", "a")])).photos.height == 6
 
 
@@ -179,7 +179,7 @@ def test_a_photo_with_and_without_a_label_keeps_its_label(photos):
 # Parquet, and any text at all
 
 
-def test_parquet_says_the_same_as_csv(photos):
+def test_parquet_is_read_like_csv(photos):
     frame = pl.DataFrame(ROWS, schema=["path", "label"], orient="row").with_columns(
         split=pl.lit("train"), group=pl.lit(7)
     )
@@ -203,7 +203,7 @@ def test_parquet_with_lists_of_labels_or_no_parquet_is_refused(photos):
 @example("path,label\na\0b,c\n")
 @example("path,label\n" + "x" * 5000 + ",y\n")
 @settings(max_examples=200)
-def test_any_text_is_a_table_or_a_refusal(tmp_path_factory, text):
+def test_any_text_is_read_as_a_table_or_refused(tmp_path_factory, text):
     file = tmp_path_factory.mktemp("table") / "photos.csv"
     file.write_bytes(text.encode("utf-8", "replace"))
     try:

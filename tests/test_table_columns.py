@@ -1,4 +1,4 @@
-"""Columns of a table under the names and in the types that other tools give them."""
+"""Columns of a table with the names and types of other tools."""
 
 import datetime
 
@@ -33,7 +33,7 @@ def read_labels(photos, labels, **columns):
     "path", ["filename", "File Name", "file_name", "Image", "image-path", "IMAGE_PATH", "filepath"]
 )
 @pytest.mark.parametrize("label", ["label", "Class", "category"])
-def test_names_of_other_tools_are_understood_and_reported(photos, path, label):
+def test_column_names_of_other_tools_are_recognised_and_reported(photos, path, label):
     dataset = read_table(photos, make_csv(header=(path, label)))
     assert list_rows(dataset) == ROWS
     assert f"the column {path!r} is read as 'path'" in dataset.notes
@@ -48,13 +48,13 @@ def test_names_of_other_tools_are_understood_and_reported(photos, path, label):
         (("path", "class", "Class"), "'class' and 'Class'"),
     ],
 )
-def test_two_columns_that_could_be_meant_are_refused_by_name(photos, header, words):
+def test_two_candidate_columns_are_refused_by_name(photos, header, words):
     refusal = get_refusal(photos, make_csv(header=header, rows=[("x", *row) for row in ROWS]))
     assert words in refusal.what
     assert "rename one of them" in (refusal.advice or "")
 
 
-def test_a_table_of_one_column_per_class_is_named_as_one(photos):
+def test_a_table_with_one_column_per_class_is_refused_as_such(photos):
     """As Roboflow exports it."""
     rows = [(path, " 1" if label == "a" else " 0", " 0" if label == "a" else " 1") for path, label in ROWS]
     refusal = get_refusal(photos, make_csv(header=("filename", " daisy", " rose"), rows=rows))
@@ -66,7 +66,7 @@ def test_a_table_of_one_column_per_class_is_named_as_one(photos):
     )
 
 
-def test_the_standard_name_counts_whatever_else_there_is(photos):
+def test_the_standard_column_name_takes_precedence(photos):
     rows = [("0", path, "x", "y", label) for path, label in ROWS]
     dataset = read_table(photos, make_csv(header=("file", "path", "class", "category", "label"), rows=rows))
     assert list_rows(dataset) == ROWS
@@ -80,7 +80,7 @@ def test_a_column_of_splits_under_another_name_is_reported(photos):
     assert any("'subset' contains splits but is not used" in note for note in dataset.notes)
 
 
-def test_a_wide_table_is_not_printed_as_a_whole(photos):
+def test_a_wide_table_is_not_printed_in_full(photos):
     refusal = get_refusal(photos, ",".join(f"column{number}" for number in range(1000)) + "\n")
     assert "no column 'path'" in refusal.what
     assert len(refusal.what) < 500
@@ -104,21 +104,21 @@ def test_labels_of_any_type_are_classes(photos, first, second, classes):
 
 
 def test_a_missing_integer_does_not_rename_the_classes(photos):
-    """A frame with a missing value holds integers as floats."""
+    """A data frame with a missing value stores integers as floats."""
     dataset = read_labels(photos, [0.0, 0.0, float("nan"), 1.0, 1.0, None])
     assert dataset.classes == ("0", "1")
     assert dataset.photos["status"].to_list().count("no label in this row") == 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_no_number_is_no_label(photos, value):
+def test_nan_is_not_a_label(photos, value):
     dataset = read_labels(photos, [0.0] * 2 + [1.0] * 2 + [value] * 2)
     assert dataset.classes == ("0", "1")
     assert dataset.photos["status"].to_list().count("no label in this row") == 2
 
 
 @pytest.mark.parametrize("text", ["nan", "NaN", "<NA>", "NaT", "#N/A", "#REF!", "#NAME?", "#DIV/0!", " ", "\u200b"])
-def test_text_that_programs_write_for_a_missing_value_is_no_label_and_no_group(photos, text):
+def test_text_for_a_missing_value_is_neither_a_label_nor_a_group(photos, text):
     dataset = read_labels(photos, ["a", "a", text, "b", "b", text], group=["g", text, text, text, "h", text])
     assert dataset.classes == ("a", "b")
     usable = dataset.photos.filter(status=STATUS_UNOPENED)
@@ -126,7 +126,7 @@ def test_text_that_programs_write_for_a_missing_value_is_no_label_and_no_group(p
 
 
 @pytest.mark.parametrize("text", ["NA", "None", "null", "N/A", "-", "?", "unknown"])
-def test_text_that_may_be_a_class_stays_one_and_is_reported(photos, text):
+def test_text_that_may_be_a_class_is_kept_and_reported(photos, text):
     dataset = read_table(photos, make_csv(rows=[(path, text if label == "a" else "b") for path, label in ROWS]))
     assert set(dataset.classes) == {text, "b"}
     assert any(repr(text) in note for note in dataset.notes)
@@ -178,7 +178,7 @@ def test_a_nul_in_a_label_is_stripped(photos):
     assert read_labels(photos, ["a", "a\0", "\0a", "b", "b", "b"]).classes == ("a", "b")
 
 
-def test_images_in_a_table_are_refused_with_what_to_do(photos):
+def test_images_in_a_table_are_refused_with_advice(photos):
     frame = pl.DataFrame({"image": [{"bytes": b"x", "path": "x.jpg"}], "label": [0]})
     frame.write_parquet(photos / "photos.parquet")
     with pytest.raises(PhotosError, match="'image' contains Struct") as refusal:

@@ -23,21 +23,21 @@ def rewrite(function):
 
 @pytest.mark.skipif(os.name == "nt", reason="a backslash is a separator there")
 @pytest.mark.parametrize("prefix", ["", ".\\"])
-def test_backslashes_of_windows_are_separators(photos, prefix):
+def test_backslashes_in_windows_paths_are_separators(photos, prefix):
     dataset = read_table(photos, rewrite(lambda path: prefix + path.replace("/", "\\")))
     assert set(dataset.photos["status"]) == {STATUS_UNOPENED}
     assert [(Path(path).as_posix(), label) for path, label in list_rows(dataset)] == ROWS
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such file name there")
-def test_a_backslash_in_the_name_of_a_file_is_no_separator(photos):
+def test_a_backslash_in_a_file_name_is_not_a_separator(photos):
     (photos / "photos\\a\\0.jpg").write_bytes(encode_photo(77))
     dataset = read_table(photos, rewrite(lambda path: path.replace("/", "\\")))
     assert dataset.photos["path"].to_list().count("photos\\a\\0.jpg") == 1
     assert set(dataset.photos["status"]) == {STATUS_UNOPENED}
 
 
-def test_file_urls_and_paths_from_the_home_folder_lead_to_the_files(photos, monkeypatch):
+def test_file_urls_and_paths_with_a_tilde_are_resolved(photos, monkeypatch):
     monkeypatch.setenv("HOME", str(photos))
     monkeypatch.setenv("USERPROFILE", str(photos))
     (photos / "photos/a/0.jpg").rename(photos / "photos/a/with space.jpg")
@@ -52,7 +52,7 @@ def test_file_urls_and_paths_from_the_home_folder_lead_to_the_files(photos, monk
 
 
 @pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_an_accent_is_the_same_in_both_forms_of_unicode(photos, on_disk, in_table):
+def test_paths_in_both_unicode_forms_are_the_same(photos, on_disk, in_table):
     """macOS writes names in the decomposed form."""
     name = "photos/Blüte.jpg"
     (photos / unicodedata.normalize(on_disk, name)).write_bytes(encode_photo(9))
@@ -77,22 +77,22 @@ def test_two_spellings_of_a_path_with_two_labels_are_refused(photos):
         ("photos/gone.jpg", "there is no such file"),
     ],
 )
-def test_a_path_that_is_no_file_here_is_set_aside_with_the_reason(photos, path, words):
+def test_a_path_that_is_not_a_local_file_is_set_aside_with_the_reason(photos, path, words):
     dataset = read_table(photos, make_csv(rows=[*ROWS, (path, "a")]))
     (status,) = dataset.photos.filter(path=path)["status"]
     assert words in status
 
 
 @pytest.mark.parametrize("old", ["/home/ann/flowers/", "C:\\Users\\Ann\\flowers\\", "../flowers/"])
-def test_a_table_whose_photos_have_moved_says_where_they_seem_to_be(photos, old):
+def test_a_table_whose_photos_have_moved_is_refused_with_their_likely_folder(photos, old):
     separator = "\\" if "\\" in old else "/"
     refusal = get_refusal(photos, rewrite(lambda path: old + path.replace("/", separator)))
     assert f"photos/a/0.jpg exists in {photos}" in (refusal.advice or "")
 
 
 @pytest.mark.parametrize("lost", [".jpg", "photos/", "photos/ .jpg"])
-def test_names_without_suffix_or_folder_are_answered_with_a_path_that_exists(photos, lost):
-    """As identifiers in tables of competitions, beside a folder of images."""
+def test_names_without_suffix_or_folder_are_refused_with_an_existing_path(photos, lost):
+    """Tables of competitions have identifiers like these, beside a folder of images."""
     text = make_csv()
     for part in lost.split():
         text = text.replace(part, "")

@@ -1,4 +1,4 @@
-"""Work in threads: results in order, and not much further than they are asked for."""
+"""Work in threads: results in order, and a bounded number of pending items."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import pytest
 from ikebana.system.threads import count_threads, map_in_threads
 
 
-def test_results_come_in_the_order_of_the_items_however_long_each_takes():
+def test_results_are_in_the_order_of_the_items():
     def work(number):
         time.sleep(0.002 * (number % 3))
         return number**2
@@ -27,7 +27,7 @@ def test_items_are_read_only_as_far_as_they_are_queued(ahead):
             yield number
 
     results = map_in_threads(lambda number: number, items(), ahead)
-    assert not taken  # nothing begins before the first is asked for
+    assert not taken  # nothing starts before the first result is requested
     for number in range(10):
         assert next(results) == number
         assert len(taken) == number + ahead
@@ -35,7 +35,7 @@ def test_items_are_read_only_as_far_as_they_are_queued(ahead):
     assert len(taken) == 9 + ahead
 
 
-def test_an_error_comes_in_its_turn_and_what_has_not_begun_is_dropped():
+def test_an_error_is_raised_in_order_and_pending_items_are_dropped():
     started, go_on = [], threading.Event()
 
     def work(number):

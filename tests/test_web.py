@@ -1,4 +1,4 @@
-"""What an exported page needs is fetched once, whatever npm does, and no export writes over another's."""
+"""Exporting the web page: the runtime is fetched once; no export overwrites another."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def npm(monkeypatch):
-    """A program in npm's place: what it does, and what it was called with."""
+    """Replace npm by a function, and record how it was called."""
 
     def does(act):
         calls = []
@@ -43,8 +43,8 @@ def npm(monkeypatch):
     return does
 
 
-def packed(contents, folder):
-    """As npm packs them."""
+def pack(contents, folder):
+    """Pack files as npm does."""
     package = f"{folder}/{web.RUNTIME_PACKAGE}.tgz"
     with tarfile.open(package, "w:gz") as archive:
         for name, data in contents.items():
@@ -55,13 +55,13 @@ def packed(contents, folder):
     return package
 
 
-def test_npm_is_told_where_to_put_the_package_and_its_files_are_kept(runtime, cache, npm):
-    calls = npm(lambda folder: packed(runtime, folder))
+def test_npm_gets_a_target_folder_and_its_files_are_cached(runtime, cache, npm):
+    calls = npm(lambda folder: pack(runtime, folder))
     assert web.fetch_runtime() == cache
     assert web.fetch_runtime() == cache
     (command,) = calls
     assert command[command.index("--pack-destination") + 1] == "."
-    assert {each.name for each in cache.iterdir()} == set(runtime)
+    assert {path.name for path in cache.iterdir()} == set(runtime)
 
 
 def nothing(folder):
@@ -74,56 +74,56 @@ def no_archive(folder):
 
 
 def another_package(folder):
-    packed({"readme": b"read me"}, folder)
+    pack({"readme": b"read me"}, folder)
 
 
 @pytest.mark.parametrize("act", [nothing, no_archive, another_package])
 @pytest.mark.usefixtures("terminal")
-def test_if_npm_gives_no_package_the_page_loads_it_from_elsewhere(runtime, cache, npm, tmp_path, capsys, act):
+def test_if_npm_fails_the_page_loads_the_runtime_from_a_cdn(runtime, cache, npm, tmp_path, capsys, act):
     npm(act)
     assert web.add_runtime(tmp_path)["place"] == web.RUNTIME_CDN_URL
-    said = capsys.readouterr().err
-    assert "could not be downloaded" in said
-    assert "not enough values" not in said
+    output = capsys.readouterr().err
+    assert "could not be downloaded" in output
+    assert "not enough values" not in output
 
 
-def test_a_cache_that_cannot_be_written_to_is_no_reason_to_export_no_page(runtime, cache, npm, tmp_path):
-    npm(lambda folder: packed(runtime, folder))
+def test_an_unwritable_cache_does_not_prevent_the_export(runtime, cache, npm, tmp_path):
+    npm(lambda folder: pack(runtime, folder))
     cache.parent.parent.mkdir(parents=True)
     cache.parent.write_text("a file in the way")
     assert web.add_runtime(tmp_path)["place"] == web.RUNTIME_CDN_URL
 
 
-def test_what_another_process_has_fetched_meanwhile_is_left_alone(runtime, cache, npm):
+def test_a_package_fetched_by_another_process_meanwhile_is_left_alone(runtime, cache, npm):
     def while_another_is_faster(folder):
         cache.mkdir(parents=True)
         for name, data in runtime.items():
             (cache / name).write_bytes(data)
-        packed(runtime, folder)
-        there.update({each.name: each.stat().st_ino for each in cache.iterdir()})
+        pack(runtime, folder)
+        there.update({path.name: path.stat().st_ino for path in cache.iterdir()})
 
     there = {}
     npm(while_another_is_faster)
     assert web.fetch_runtime() == cache
-    assert {each.name: each.stat().st_ino for each in cache.iterdir()} == there
+    assert {path.name: path.stat().st_ino for path in cache.iterdir()} == there
 
 
-def test_what_is_damaged_in_the_cache_is_fetched_anew(runtime, cache, npm):
-    npm(lambda folder: packed(runtime, folder))
+def test_damaged_files_in_the_cache_are_fetched_again(runtime, cache, npm):
+    npm(lambda folder: pack(runtime, folder))
     web.fetch_runtime()
     (cache / web.RUNTIME_WASM).write_bytes(b"damaged")
     assert web.fetch_runtime() == cache
     assert (cache / web.RUNTIME_WASM).read_bytes() == runtime[web.RUNTIME_WASM]
 
 
-def test_of_two_exports_to_one_folder_the_later_is_refused(
+def test_the_second_of_two_exports_to_one_folder_is_refused(
     paper_run, paper_classifier, paper_model, tmp_path, monkeypatch
 ):
     place, begun = tmp_path / "page", []
 
     def export(run, file, **_):
         begun.append(file)
-        if len(begun) == 1:  # another export to the same folder begins later, and is ready first
+        if len(begun) == 1:  # another export to the same folder starts later and finishes first
             export_command.export_web(run, place)
             (place / "whose.txt").write_text("the other's")
         shutil.copy(paper_model, file)

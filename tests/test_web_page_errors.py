@@ -1,4 +1,4 @@
-"""The page, when it cannot begin at once, and when its camera comes late."""
+"""The page when it cannot load at first, and when the camera is granted late."""
 
 import pytest
 from support.browser import choose_photos
@@ -7,7 +7,7 @@ from support.server import RED, run_server
 pytestmark = pytest.mark.slow
 
 PHOTO = [{"name": "a.png", "mimeType": "image/png", "buffer": RED}]
-# A camera that is granted when the test says so: grants[n](), and cameras[n] is what it then shows.
+# A camera that the test grants with grants[n](); cameras[n] is its stream.
 CAMERA = """
   window.grants = []; window.cameras = [];
   navigator.mediaDevices.getUserMedia = () => new Promise((done) => grants.push(() => {
@@ -17,22 +17,22 @@ CAMERA = """
     done(cameras.at(-1));
   }));
 """
-RUNNING = "cameras.filter((each) => each.getTracks().some((track) => track.readyState === 'live')).length"
+RUNNING = "cameras.filter((camera) => camera.getTracks().some((track) => track.readyState === 'live')).length"
 
 
 @pytest.fixture(scope="module")
 def served():
-    with run_server() as one:
-        yield one
+    with run_server() as server:
+        yield server
 
 
-def failing(page, path, times=1):
-    """The first requests for it fail."""
-    seen = []
+def fail_requests(page, path, times=1):
+    """Make the first requests for a path fail."""
+    request_count = []
 
     def handle(route):
-        seen.append(1)
-        if len(seen) > times:
+        request_count.append(1)
+        if len(request_count) > times:
             route.continue_()
         else:
             route.abort()
@@ -40,12 +40,12 @@ def failing(page, path, times=1):
     page.context.route(path, handle)
 
 
-# --- trouble at the start ---
+# --- errors at the start ---
 
 
-def test_photos_that_cannot_be_looked_at_yet_say_so_and_are_looked_at_after_a_second_try(visit, served):
+def test_photos_chosen_before_the_model_loads_are_predicted_after_a_retry(visit, served):
     page = visit("about:blank")
-    failing(page, "**/classes", times=2)
+    fail_requests(page, "**/classes", times=2)
     page.goto(served.url)
     page.wait_for_selector("#about.error")
     page.set_input_files("#choose", PHOTO)
@@ -63,26 +63,26 @@ def test_photos_that_cannot_be_looked_at_yet_say_so_and_are_looked_at_after_a_se
     assert page.evaluate("document.activeElement.id") == "choose"
 
 
-def test_photos_that_came_before_the_trouble_say_so_too(visit, served):
-    held = []
+def test_photos_chosen_before_the_error_report_it_too(visit, served):
+    held_routes = []
 
     def hold(route):
-        held.append(route)
+        held_routes.append(route)
 
     page = visit("about:blank")
     page.route("**/classes", hold)
     page.goto(served.url)
     page.set_input_files("#choose", PHOTO)
     assert page.locator(".answer").inner_text() == "Waiting …"
-    held[0].abort()
+    held_routes[0].abort()
     page.wait_for_selector("#about.error")
     assert page.locator(".answer").inner_text() == "Not classified: see above"
 
 
 @pytest.mark.parametrize("lost", ["model.json", "model.onnx", "engine-worker.js"])
-def test_alone_in_a_browser_a_second_try_loads_what_was_lost(visit, hosted, lost):
+def test_without_a_server_a_retry_loads_the_missing_file(visit, hosted, lost):
     page = visit("about:blank")
-    failing(page, f"**/{lost}")
+    fail_requests(page, f"**/{lost}")
     page.goto(hosted)
     page.wait_for_selector("#about.error")
     page.click("#retry")
@@ -93,15 +93,15 @@ def test_alone_in_a_browser_a_second_try_loads_what_was_lost(visit, hosted, lost
 # --- the camera ---
 
 
-def until(page, happened):
-    """Wait for it: Playwright's own way is what the page's policy forbids."""
+def wait_until(page, happened):
+    """Wait for a condition. The page's security policy forbids Playwright's own function."""
     while not page.evaluate(happened):
         page.wait_for_timeout(20)
 
 
 def open_camera(page, number):
     page.click("#camera")
-    until(page, f"grants.length === {number}")
+    wait_until(page, f"grants.length === {number}")
 
 
 @pytest.fixture
@@ -113,14 +113,14 @@ def page(visit, served):
     return page
 
 
-def test_a_camera_that_is_granted_after_it_was_put_away_is_turned_off(page):
+def test_a_camera_granted_after_it_was_closed_is_stopped(page):
     open_camera(page, 1)
     page.click("#close-camera")
     page.evaluate("grants[0]()")
-    until(page, f"cameras.length === 1 && {RUNNING} === 0")
+    wait_until(page, f"cameras.length === 1 && {RUNNING} === 0")
 
 
-def test_of_two_cameras_that_are_granted_late_one_runs_and_none_when_it_is_put_away(page):
+def test_only_one_of_two_late_cameras_runs_and_none_after_closing(page):
     open_camera(page, 1)
     page.click("#close-camera")
     open_camera(page, 2)
@@ -129,12 +129,12 @@ def test_of_two_cameras_that_are_granted_late_one_runs_and_none_when_it_is_put_a
     assert page.evaluate(RUNNING) == 1
     assert page.evaluate("document.getElementById('video').srcObject === cameras[1]")
     page.click("#close-camera")
-    until(page, f"{RUNNING} === 0")
+    wait_until(page, f"{RUNNING} === 0")
 
 
-def test_a_photo_from_the_camera_is_looked_at_and_the_camera_is_off(page):
+def test_a_photo_from_the_camera_is_predicted_and_the_camera_is_stopped(page):
     open_camera(page, 1)
     page.evaluate("grants[0]()")
     page.click("#take-photo")
     page.wait_for_selector(".card:not(.waiting)")
-    until(page, f"{RUNNING} === 0")
+    wait_until(page, f"{RUNNING} === 0")

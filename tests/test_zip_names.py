@@ -1,4 +1,4 @@
-"""Names in archives, however they are encoded: the right ones where they can be known, and never two classes in one."""
+"""Encodings of names in archives: decoded where they are known, and two classes never merged."""
 
 import io
 import sys
@@ -23,13 +23,13 @@ PHOTOS_PER_CLASS = 2
 FAT, UNIX = 0, 3
 
 
-def paths(classes, separator="/"):
-    """A path for each photo of these classes."""
+def list_paths(classes, separator="/"):
+    """List a path for each photo of these classes."""
     return [f"{name}{separator}{number}.jpg" for name in classes for number in range(PHOTOS_PER_CLASS)]
 
 
-def encoded_zip(names, encoding, form: Literal["NFC", "NFD"] = "NFC", **options):
-    """A zip of photos with these names in an encoding that it does not declare."""
+def make_encoded_zip(names, encoding, form: Literal["NFC", "NFD"] = "NFC", **options):
+    """Make a zip of photos with names in an undeclared encoding."""
     raw = [unicodedata.normalize(form, name).encode(encoding) for name in names]
     return make_raw_zip([(name, encode_photo(row)) for row, name in enumerate(raw)], **options)
 
@@ -39,44 +39,44 @@ def read(tmp_path, data, name="photos.zip"):
     return sources.read(tmp_path / name)
 
 
-def counts(dataset):
-    """{class: photos} of what can be opened."""
+def count_photos(dataset):
+    """Count {class: photos} of the usable photos."""
     usable = dataset.photos.filter(status=STATUS_UNOPENED)
     return dict(usable["label"].value_counts().iter_rows())
 
 
-# Names that can be known
+# Names in a known encoding
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("system", [FAT, UNIX])
 def test_utf8_names_without_the_flag_are_read_as_utf8(tmp_path, form, system):
-    dataset = read(tmp_path, encoded_zip(paths(FLOWERS), "utf-8", form, system=system))
-    assert counts(dataset) == dict.fromkeys(FLOWERS, PHOTOS_PER_CLASS)
+    dataset = read(tmp_path, make_encoded_zip(list_paths(FLOWERS), "utf-8", form, system=system))
+    assert count_photos(dataset) == dict.fromkeys(FLOWERS, PHOTOS_PER_CLASS)
     assert dataset.notes == ()
 
 
 def test_a_unicode_path_field_gives_the_name(tmp_path):
     members = [
         (raw := b"_/%d.jpg" % row, encode_photo(row), b"UT\x01\0\0" + make_unicode_path(raw, path))
-        for row, path in enumerate(paths(FLOWERS))
+        for row, path in enumerate(list_paths(FLOWERS))
     ]
     dataset = read(tmp_path, make_raw_zip(members, system=FAT))
-    assert counts(dataset) == dict.fromkeys(FLOWERS, PHOTOS_PER_CLASS)
+    assert count_photos(dataset) == dict.fromkeys(FLOWERS, PHOTOS_PER_CLASS)
     assert dataset.notes == ()
 
 
 def test_a_unicode_path_field_of_an_earlier_name_is_ignored(tmp_path):
     members = [
         (path.encode(), encode_photo(row), make_unicode_path(b"another name", f"old/{row}.jpg"))
-        for row, path in enumerate(paths(["a", "b"]))
+        for row, path in enumerate(list_paths(["a", "b"]))
     ]
-    assert counts(read(tmp_path, make_raw_zip(members))) == {"a": PHOTOS_PER_CLASS, "b": PHOTOS_PER_CLASS}
+    assert count_photos(read(tmp_path, make_raw_zip(members))) == {"a": PHOTOS_PER_CLASS, "b": PHOTOS_PER_CLASS}
 
 
-def test_a_unicode_path_field_leads_no_further_outside_than_a_name(tmp_path):
+def test_a_unicode_path_field_cannot_point_outside_either(tmp_path):
     evil = (b"a/9.jpg", encode_photo(9), make_unicode_path(b"a/9.jpg", "../../9.jpg"))
-    members = [(path.encode(), encode_photo(row)) for row, path in enumerate(paths(["a", "b"]))]
+    members = [(path.encode(), encode_photo(row)) for row, path in enumerate(list_paths(["a", "b"]))]
     dataset = read(tmp_path, make_raw_zip([*members, evil]))
     assert dataset.set_aside_photos.filter(path="photos.zip!../../9.jpg")["status"].to_list() == [
         "its path points outside the archive"
@@ -91,7 +91,7 @@ def test_a_malformed_extra_field_does_not_cost_the_name(extra):
 
 
 def test_names_of_one_archive_in_two_unicode_forms_are_one_class(tmp_path):
-    names = [unicodedata.normalize(form, f"Rosé/{form}.jpg") for form in ("NFC", "NFD")] + paths(["b"])
+    names = [unicodedata.normalize(form, f"Rosé/{form}.jpg") for form in ("NFC", "NFD")] + list_paths(["b"])
     members = [(name.encode(), encode_photo(row)) for row, name in enumerate(names)]
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
@@ -100,17 +100,17 @@ def test_names_of_one_archive_in_two_unicode_forms_are_one_class(tmp_path):
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     for name, data in {"photos.zip": make_raw_zip(members), "photos.tar": stream.getvalue()}.items():
-        assert counts(read(tmp_path, data, name)) == {"Rosé": 2, "b": 2}
+        assert count_photos(read(tmp_path, data, name)) == {"Rosé": 2, "b": 2}
 
 
-# Names that cannot be known
+# Names in an unknown encoding
 
 
 @pytest.mark.parametrize("system", [FAT, UNIX])
-def test_shift_jis_names_stay_as_many_classes_and_are_reported(tmp_path, system):
+def test_shift_jis_names_stay_distinct_classes_and_are_reported(tmp_path, system):
     names = ["ソメイヨシノ", "ソケイ", "薔薇", "表"]
-    dataset = read(tmp_path, encoded_zip(paths(names), "cp932", system=system))
-    assert sorted(counts(dataset).values()) == [PHOTOS_PER_CLASS] * 4
+    dataset = read(tmp_path, make_encoded_zip(list_paths(names), "cp932", system=system))
+    assert sorted(count_photos(dataset).values()) == [PHOTOS_PER_CLASS] * 4
     (note,) = dataset.notes
     assert note.startswith("the encoding of 8 names in the archive is unknown")
     garbled = "ソメイヨシノ".encode("cp932").decode("cp437")
@@ -119,7 +119,7 @@ def test_shift_jis_names_stay_as_many_classes_and_are_reported(tmp_path, system)
 
 
 def test_predict_reports_unknown_encodings_too(tmp_path):
-    (tmp_path / "photos.zip").write_bytes(encoded_zip(paths(["ソケイ"]), "cp932"))
+    (tmp_path / "photos.zip").write_bytes(make_encoded_zip(list_paths(["ソケイ"]), "cp932"))
     messages = []
 
     class Recorder(progress.SilentReporter):
@@ -132,10 +132,10 @@ def test_predict_reports_unknown_encodings_too(tmp_path):
     assert message.startswith("photos.zip: the encoding of 2 names in the archive is unknown")
 
 
-def test_names_of_western_dos_are_right_as_before_and_reported(tmp_path):
+def test_names_of_western_dos_are_decoded_and_reported(tmp_path):
     names = ["Gänseblümchen", "Rosé"]
-    dataset = read(tmp_path, encoded_zip(paths(names), "cp437", system=FAT))
-    assert counts(dataset) == dict.fromkeys(names, PHOTOS_PER_CLASS)
+    dataset = read(tmp_path, make_encoded_zip(list_paths(names), "cp437", system=FAT))
+    assert count_photos(dataset) == dict.fromkeys(names, PHOTOS_PER_CLASS)
     assert len(dataset.notes) == 1
 
 
@@ -143,13 +143,13 @@ def test_letters_that_differ_by_case_in_a_guessed_encoding_are_two_photos(tmp_pa
     first, second = "ä".encode("cp437"), "Ä".encode("cp437")
     members = [(b"a/" + name + b"\xff.jpg", encode_photo(row)) for row, name in enumerate((first, second))]
     dataset = read(tmp_path, make_raw_zip([*members, (b"b/1.jpg", encode_photo(5))]))
-    assert counts(dataset) == {"a": 2, "b": 1}
+    assert count_photos(dataset) == {"a": 2, "b": 1}
 
 
-def test_one_stray_name_does_not_garble_the_utf8_names(tmp_path):
-    members = [(path.encode(), encode_photo(row)) for row, path in enumerate(paths(FLOWERS))]
+def test_one_name_in_another_encoding_does_not_change_the_utf8_names(tmp_path):
+    members = [(path.encode(), encode_photo(row)) for row, path in enumerate(list_paths(FLOWERS))]
     dataset = read(tmp_path, make_raw_zip([*members, ("Rosé/x.jpg".encode("cp437"), encode_photo(99))]))
-    assert counts(dataset) == dict.fromkeys(FLOWERS, PHOTOS_PER_CLASS) | {"Rosé": PHOTOS_PER_CLASS + 1}
+    assert count_photos(dataset) == dict.fromkeys(FLOWERS, PHOTOS_PER_CLASS) | {"Rosé": PHOTOS_PER_CLASS + 1}
     assert "the encoding of 1 names" in dataset.notes[0]
 
 
@@ -160,7 +160,7 @@ letters = st.sampled_from(
 
 
 @given(st.lists(st.tuples(letters, letters), min_size=2, max_size=6, unique_by=lambda pair: pair[0][1] + pair[1][1]))
-def test_two_different_names_are_never_one(pairs):
+def test_two_different_names_never_become_one(pairs):
     raw = {b"".join(letter.encode(encoding) for encoding, letter in pair) + b"/1.jpg" for pair in pairs}
     with zipfile.ZipFile(io.BytesIO(make_raw_zip([(name, b"") for name in raw]))) as packed:
         names = zip_names.read_names(packed.infolist())
@@ -171,23 +171,23 @@ def test_two_different_names_are_never_one(pairs):
 
 
 @pytest.mark.parametrize("names", [["a", "b"], FLOWERS])
-def test_backslashes_of_windows_programs_are_folders(tmp_path, names):
-    dataset = read(tmp_path, encoded_zip(paths(names, "\\"), "utf-8", system=FAT))
-    assert counts(dataset) == dict.fromkeys(names, PHOTOS_PER_CLASS)
+def test_backslashes_of_windows_programs_are_folder_separators(tmp_path, names):
+    dataset = read(tmp_path, make_encoded_zip(list_paths(names, "\\"), "utf-8", system=FAT))
+    assert count_photos(dataset) == dict.fromkeys(names, PHOTOS_PER_CLASS)
 
 
-def test_a_backslash_that_may_be_half_of_a_letter_is_refused_with_both_readings(tmp_path):
-    names = paths(["ソケイ", "Rose", "Lilie"], "\\")
-    dataset = read(tmp_path, encoded_zip(names, "cp932", system=FAT))
-    assert counts(dataset) == {"Rose": PHOTOS_PER_CLASS, "Lilie": PHOTOS_PER_CLASS}
+def test_a_backslash_that_may_be_half_of_a_character_is_refused_with_both_readings(tmp_path):
+    names = list_paths(["ソケイ", "Rose", "Lilie"], "\\")
+    dataset = read(tmp_path, make_encoded_zip(names, "cp932", system=FAT))
+    assert count_photos(dataset) == {"Rose": PHOTOS_PER_CLASS, "Lilie": PHOTOS_PER_CLASS}
     skipped = dataset.photos.filter(pl.col("status") != STATUS_UNOPENED)
     assert skipped["status"].to_list() == [zip_names.AMBIGUOUS_MESSAGE] * PHOTOS_PER_CLASS
 
 
-def test_a_backslash_in_a_name_from_unix_is_a_letter(tmp_path):
+def test_a_backslash_in_a_name_from_unix_is_a_character(tmp_path):
     names = ["red\\rose", "red\\tulip"]
-    dataset = read(tmp_path, encoded_zip(paths(names), "utf-8", system=UNIX))
-    assert counts(dataset) == dict.fromkeys(names, PHOTOS_PER_CLASS)
+    dataset = read(tmp_path, make_encoded_zip(list_paths(names), "utf-8", system=UNIX))
+    assert count_photos(dataset) == dict.fromkeys(names, PHOTOS_PER_CLASS)
 
 
 def test_windows_cannot_store_a_backslash_or_drop_the_end_of_a_folders_name(monkeypatch):
@@ -196,14 +196,14 @@ def test_windows_cannot_store_a_backslash_or_drop_the_end_of_a_folders_name(monk
         assert archive._find_path_problem(name, name) == "Windows cannot store its name (rename it)"
 
 
-# Disks that do not distinguish names
+# File systems that ignore case
 
 
 def test_a_disk_that_ignores_case_merges_no_classes(tmp_path):
     target = archive._Target(tmp_path)
     assert archive._make_folders(target, "Rose/red") > 0
     assert archive._make_folders(target, "Rose/red") == 0
-    (tmp_path / "rose").mkdir()  # what such a disk shows as soon as Rose exists
+    (tmp_path / "rose").mkdir()  # as such a file system shows once Rose exists
     with pytest.raises(archive._MemberSkipped, match="does not distinguish"):
         archive._make_folders(target, "rose")
 
@@ -212,7 +212,7 @@ def test_a_disk_that_ignores_case_merges_no_classes(tmp_path):
 def test_names_that_differ_by_case_alone_are_two_classes(tmp_path):
     names = ["Rose/1.jpg", "Rose/2.jpg", "rose/3.jpg", "rose/2.jpg"]
     dataset = read(tmp_path, make_zip([(name, encode_photo(row), 0) for row, name in enumerate(names)]))
-    assert counts(dataset) == {"Rose": 2, "rose": 1}
+    assert count_photos(dataset) == {"Rose": 2, "rose": 1}
     assert (
         dataset.photos.filter(path="photos.zip!rose/2.jpg")["status"].item() == "differs from Rose/2.jpg by case alone"
     )

@@ -16,7 +16,8 @@ def make_zip(members, compression=zipfile.ZIP_STORED) -> bytes:
     """Make a zip of these (name, bytes, Unix mode) as they are, however malformed."""
     stream = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(stream, "w", compression) as archive:
-        warnings.simplefilter("ignore")  # of duplicate names: tests want them
+        # Tests need duplicate names.
+        warnings.simplefilter("ignore")
         for name, data, mode in members:
             entry = zipfile.ZipInfo("x")
             entry.filename, entry.compress_type, entry.create_system = name, compression, 3
@@ -38,7 +39,7 @@ def make_tar(members, mode="w:") -> bytes:
 
 
 def make_archive(names, kind: str) -> bytes:
-    """Make a zip or a tar of two good classes and a photo under each of these names."""
+    """Make an archive of two classes, and of photos under these names."""
     files = [*two_classes().items(), *((name, encode_photo(200 + row)) for row, name in enumerate(names))]
     return (
         make_zip([(*file, 0o100644) for file in files])
@@ -48,7 +49,7 @@ def make_archive(names, kind: str) -> bytes:
 
 
 def read_statuses(tmp_path, data: bytes, name: str = "photos.zip") -> dict[str, str]:
-    """Read {member: status} from an archive of these bytes; assert that only the cache was written."""
+    """Read {member: status} from an archive; assert that only the cache was written."""
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
     (home / name).write_bytes(data)
@@ -61,9 +62,10 @@ def read_statuses(tmp_path, data: bytes, name: str = "photos.zip") -> dict[str, 
 
 
 def make_raw_zip(members, flags: int = 0, system: int = 3, disk: int = 0) -> bytes:
-    """Make a zip of these (name in bytes, data, extra field), as programs of any system write it; APPNOTE 4.3.
+    """Make a zip of these (name in bytes, data, extra field).
 
-    `flags` and `system` hold for all members, and `disk` is the number of the last part.
+    It can be as programs of any system write it; APPNOTE 4.3. `flags` and `system` are those of
+    all members, and `disk` is the number of the last part.
     """
     content = directory = b""
     for name, data, *rest in members:

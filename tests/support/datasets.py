@@ -12,7 +12,7 @@ LABELS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=60)
 
 
 def make_dataset(labels, **columns) -> Dataset:
-    """Make a dataset of opened photos, all with different bytes unless `sha256` says otherwise."""
+    """Make a dataset of opened photos, all with different bytes unless `sha256` is given."""
     assert set(columns) <= set(SCHEMA), columns
     names = [f"{row:05}.jpg" for row in range(len(labels))]
     values = {"path": names, "label": labels, "status": [STATUS_USED] * len(names), "sha256": names, **columns}

@@ -1,9 +1,10 @@
-"""A torch device written in Python: as strict about its memory as a GPU, on machines without one.
+"""A torch device written in Python, as strict about its memory as a GPU.
 
-Its tensors lie in the host's memory, each in a wrapper. An operator that is given one of them and one of the host fails,
-as on CUDA; so does float64, as on MPS; numpy cannot read them. It has a random generator of its own.
+Its tensors are in host memory, each in a wrapper. As on CUDA, an operator fails if it gets tensors of both
+the device and the host. As on MPS, there is no float64. numpy cannot read the tensors, and the device has
+its own random generator.
 
-torch lets a process have one such device, for good: `install` is called in a process of its own, before ikebana is imported.
+A process can register one such device, permanently. Call `install` in a separate process, before ikebana is imported.
 """
 
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ NAME = "fake"
 COPY_OPERATORS = frozenset(("copy_", "_to_copy", "_has_compatible_shallow_copy_type"))
 # Names of the operators that have run on the device.
 used_operators = set()
-# Libraries of operators: torch forgets what they register once they are deleted.
+# Operator libraries: torch unregisters their operators when they are deleted.
 _libraries = []
 
 
@@ -73,7 +74,7 @@ class DeviceRng:
 
     @contextmanager
     def use(self, on_device: bool):
-        """Let torch draw from this generator within this block, if the operator runs on the device."""
+        """Let torch use this generator within the block, if on the device."""
         if not on_device:
             yield
             return
@@ -106,9 +107,9 @@ class DeviceModule(backend_registration._DummyBackendModule):
 
 
 class Generator(torch.Generator):
-    """A random generator that is the host's where the device is asked for.
+    """A random generator that uses the host if the device is requested.
 
-    Only C++ can write one for a device. timm's EMA makes one and uses it for bfloat16 weights alone.
+    A generator for a device needs C++. timm's EMA makes one, and uses it for bfloat16 weights only.
     """
 
     def __new__(cls, device="cpu"):
@@ -118,7 +119,8 @@ class Generator(torch.Generator):
 def install() -> None:
     """Register the device in this process, and have ikebana select it."""
     torch.Generator = Generator
-    torch.inference_mode = torch.no_grad  # it fails on a wrapper: torch 2.14 makes a plain tensor of `.data`
+    # inference_mode fails on a wrapper: torch 2.14 makes a plain tensor of `.data`.
+    torch.inference_mode = torch.no_grad
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=DeviceModule())
     autocast = torch.library.Library("_", "IMPL")
     autocast.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
@@ -129,7 +131,7 @@ def install() -> None:
 
     from ikebana.learning import device
 
-    device._select_device = lambda: (NAME, "the tests want it")
+    device._select_device = lambda: (NAME, "the tests need it")
 
 
 def _empty(size, *, dtype=None, memory_format=None, **_):

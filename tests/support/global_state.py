@@ -1,4 +1,4 @@
-"""What belongs to the whole process and a call must leave as it was."""
+"""State of the whole process that a call must not change."""
 
 import logging
 import os
@@ -28,10 +28,10 @@ THIRD_PARTY = (
 
 
 def import_libraries() -> None:
-    """Import the libraries that ikebana uses: what they change as they are imported is their own affair."""
+    """Import the libraries that ikebana uses, because they change state when imported."""
     import importlib
 
-    # As its README says, lest it leave a device's identifier in the user's home.
+    # Documented in onnxruntime's README. Otherwise it writes a device identifier to the home folder.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     for name in THIRD_PARTY:
         importlib.import_module(name)
@@ -56,7 +56,7 @@ def _describe_python() -> dict[str, Any]:
         "working directory": os.getcwd(),
         "umask": umask,
         "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
-        "warning filters": [str(each) for each in warnings.filters],
+        "warning filters": [str(rule) for rule in warnings.filters],
         "showwarning": warnings.showwarning,
         "logging": [_describe_logger(name) for name in LOGGERS],
         "disabled log level": logging.root.manager.disable,

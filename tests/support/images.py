@@ -25,7 +25,7 @@ GRADIENT = np.tile(np.linspace(0, 255, 48).round().astype(np.uint8), (48, 1))
 
 
 def draw_image(side: int = 48, seed: int = 0) -> Image.Image:
-    """Draw a gradient, a disc, a corner and a line: it looks different from every side."""
+    """Draw an image that differs in all eight orientations."""
     x, y = np.meshgrid(np.linspace(0, 1, side), np.linspace(0, 1, side))
     gradient = np.stack([40 + 160 * x, 60 + 130 * y, 200 - 90 * x - 60 * y], axis=-1)
     image = Image.fromarray(gradient.astype(np.uint8))
@@ -45,7 +45,7 @@ def draw_noisy_image(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def draw_scene(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
-    """Draw a scene unlike any other: coloured ground, soft-edged shapes of all sizes, a little noise."""
+    """Draw a distinct scene: background, soft shapes of all sizes, some noise."""
     rng = np.random.default_rng(seed)
     ground = Image.fromarray(rng.integers(0, 256, (5, 6, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     shapes = ground.copy()
@@ -97,7 +97,7 @@ def encode_grey_tiff(data: bytes, bits: int, photometric: int = 1, sample_format
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """Write these files into a folder, which is created if need be."""
+    """Write these files into a folder, which is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         file = folder / name

@@ -40,6 +40,6 @@ def fail_after_steps(steps: int, error: BaseException) -> Iterator[None]:
 
 @contextmanager
 def interrupt_after_steps(steps: int) -> Iterator[None]:
-    """Raise KeyboardInterrupt in the training step after so many; the block must not end without it."""
+    """Expect a KeyboardInterrupt, which is raised after this many training steps."""
     with fail_after_steps(steps, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         yield

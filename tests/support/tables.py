@@ -1,4 +1,4 @@
-"""Tables of the photos of two classes, as text or a file, and what ikebana reads from them."""
+"""Tables of the photos of two classes, and reading them with ikebana."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -18,7 +18,7 @@ TUNED = with_options(
 
 
 def make_striped_photos(photos: int, seed: int = 0, side: int = 46) -> examples.PhotoExamples:
-    """Make two classes that differ only in the direction of their stripes, so that colour tells nothing."""
+    """Make two classes that differ only in the direction of their stripes, not in colour."""
     rng = np.random.default_rng(seed)
     labels = np.arange(photos) % 2
     waves = np.sin(np.arange(side)[None] / rng.uniform(1.2, 2.2, (photos, 1)) + rng.uniform(0, 6, (photos, 1)))
