@@ -247,12 +247,13 @@ def visit(browser):
 def folder(paper_run, paper_classifier, paper_model, tmp_path_factory):
     """The exported page of the paper flowers, which is sure of little: it says "not sure" below 0.5."""
     from ikebana.commands import export
+    from ikebana.evaluation.candidate_sets import CandidateRule
 
     place = tmp_path_factory.mktemp("web")
 
     def copied(run, file, **_):
         shutil.copy(paper_model, file)
-        return dataclasses.replace(paper_classifier, threshold=0.5)
+        return dataclasses.replace(paper_classifier, threshold=0.5, candidate_rule=CandidateRule(0.9, 0.3, 0.6))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(place / "cache"))

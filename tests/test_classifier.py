@@ -15,6 +15,7 @@ from support.images import draw_noisy_image, encode_image
 
 import ikebana
 from ikebana.errors import PhotosError, UnreadablePhoto
+from ikebana.evaluation.candidate_sets import CandidateRule
 from ikebana.inference import classifier as classifiers
 from ikebana.inference import prediction
 
@@ -128,6 +129,11 @@ def test_below_the_threshold_the_answer_is_not_sure():
     assert (unsure.label, unsure.confidence, unsure.status, unsure.is_usable) == (None, 0.41, "not sure", True)
     assert repr(sure) == 'Prediction("tulip", 0.90)'
     assert repr(unsure) == 'Prediction("not sure": rose 0.41, tulip 0.38)'
+    rule = CandidateRule(0.9, 0.0, 0.8)
+    three = prediction.to_prediction([0.41, 0.38, 0.21], ("rose", "tulip", "daisy"), 0.5, candidate_rule=rule)
+    assert (sure.candidates, unsure.candidates, three.candidates) == ((), (), ("rose", "tulip", "daisy"))
+    assert repr(three) == 'Prediction("not sure": rose 0.41, tulip 0.38, daisy 0.21)'
+    assert prediction.to_prediction([0.1, 0.9], ("rose", "tulip"), 0.9, candidate_rule=rule).candidates == ("tulip",)
     assert repr(prediction.unusable_prediction("a.jpg", "empty file")) == "Prediction(empty file)"
 
 

@@ -38,7 +38,7 @@ RECIPE = {
         "initial_head": "str", "head_epochs": "int", "head_learning_rate": "float", "train_from": "str",
     },
     "seed": "int", "split": "str", "split_seed": "int", "split_fractions": ["float"], "class_order": [],
-    "refit_on_all": "bool", "precision": "str",
+    "refit_on_all": "bool", "coverage": "float", "at_most_wrong": "null", "precision": "str",
 }  # fmt: skip
 PER_CLASS = {"precision": "float", "recall": "float", "f1": "float", "support": "int"}
 KINDS = ("camellia", "iris", "kusudama", "lotus", "pinwheel")
@@ -51,6 +51,10 @@ EVALUATION = {
         "naive_shuffle": {"n": "int", "with_duplicate": "int", "accuracy": "float"},
     }, "n_effective": "float", "slices": "null", "robustness": "null",
     "seconds": dict.fromkeys(("prepare", "read", "features", "train", "score", "draw"), "float"),
+    "candidates": {"coverage": "float"} | dict.fromkeys(
+        ("overall", "mean_size", "answered", "not_sure", "per_size", "per_class"), "null"
+    ),
+    "risk_coverage": {name: ["float"] for name in ("thresholds", "answered", "wrong")} | {"guarantee": "null"},
 }  # fmt: skip
 EPOCH = {
     "epoch": "int", "train_loss": "float", "train_accuracy": "float", "val_loss": "float", "val_accuracy": "float",
@@ -77,7 +81,13 @@ ENVIRONMENT = {
 }  # fmt: skip
 RUN = {
     "audit.json": AUDIT,
-    "calibration.json": {"temperature": "float", "threshold": "null", "photos": "int"},
+    "calibration.json": {
+        "temperature": "float",
+        "threshold": "null",
+        "photos": "int",
+        "candidates": "null",
+        "guarantee": "null",
+    },
     "environment.json": ENVIRONMENT,
     "evaluation.json": EVALUATION,
     "pretrained.json": {"tf_efficientnet_lite0": {"source": "str", "sha256": "str", "license": "str"}},
@@ -89,12 +99,18 @@ DATASET = {
     "status": pl.String, "sha256": pl.String, "bytes": pl.Int64, "width": pl.Int32, "height": pl.Int32,
 }  # fmt: skip
 AGREEMENT = {"photos": "int", "top1_agreement": "float", "largest_difference": "float", "mean_difference": "float"}
-PARITY = AGREEMENT | {"of": "str", "accuracy": "float", "tolerance": "float", "whole_photos": AGREEMENT}
+PARITY = AGREEMENT | {
+    "of": "str", "accuracy": "float", "candidate_agreement": "float", "tolerance": "float", "whole_photos": AGREEMENT,
+}  # fmt: skip
 METADATA = {
     "sha256": "str", "parity": PARITY, "ikebana": "int",
     "classes": ["str"], "image_size": "int", "resize": "str", "threshold": "null", "temperature": "float",
-    "recipe": RECIPE, "data": {"fingerprint": "str"},
-    "scores": {name: value for name, value in EVALUATION.items() if name not in ("seconds", "leakage", "slices", "robustness")},
+    "candidates": "null", "guarantee": "null", "recipe": RECIPE, "data": {"fingerprint": "str"},
+    "scores": {
+        name: value
+        for name, value in EVALUATION.items()
+        if name not in ("seconds", "leakage", "risk_coverage", "slices", "robustness")
+    },
     "pretrained": RUN["pretrained.json"], "versions": dict.fromkeys(
         ("ikebana", "torch", "timm", "onnx", "onnxruntime", "numpy", "pillow"), "str"
     ),
@@ -203,12 +219,12 @@ def test_an_exported_file_has_this_input_these_outputs_and_this_metadata(model):
 
 
 def test_a_table_of_predictions_has_these_columns_in_every_format(model, photos, tmp_path):
-    columns = ["path", "label", "confidence", "status", *(f"p:{name}" for name in KINDS)]
+    columns = ["path", "label", "confidence", "status", "candidates", *(f"p:{name}" for name in KINDS)]
     for ending, read in (("csv", pl.read_csv), ("jsonl", pl.read_ndjson), ("parquet", pl.read_parquet)):
         ikebana.predict(model, photos / "iris", tmp_path / f"table.{ending}")
         table = read(tmp_path / f"table.{ending}")
         nested = ending == "jsonl"
-        assert table.columns == ([*columns[:4], "probabilities"] if nested else columns)
+        assert table.columns == ([*columns[:5], "probabilities"] if nested else columns)
         assert not nested or table["probabilities"].struct.fields == list(KINDS)
         assert "ok" in set(table["status"])
 

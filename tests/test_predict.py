@@ -1,14 +1,17 @@
 """Any number of photos become rows of a table, whatever happens on the way."""
 
 import csv
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -20,6 +23,7 @@ import ikebana
 from ikebana.commands import predict as predict_command
 from ikebana.data import unlabelled
 from ikebana.errors import MachineError, ModelError, PhotosError, RecipeError, RunError
+from ikebana.evaluation.candidate_sets import CandidateRule
 from ikebana.inference import classifier, prediction_table, sorting
 from ikebana.inference.prediction_table import Table
 
@@ -75,7 +79,8 @@ def test_each_kind_of_table_holds_the_same_rows(paper_model, photos, tmp_path):
         predicted(paper_model, photos, tmp_path / f"said.{kind}")
     said = pl.read_csv(tmp_path / "said.csv", infer_schema_length=None)
     assert said["path"].to_list() == sorted(str(each) for each in photos.iterdir())
-    assert pl.read_parquet(tmp_path / "said.parquet").equals(said.cast({pl.Float64: pl.Float64}))
+    parquet = pl.read_parquet(tmp_path / "said.parquet")
+    assert parquet.drop("candidates").equals(said.drop("candidates").cast({pl.Float64: pl.Float64}))
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text("utf-8").splitlines()]
     for row, of_csv in zip(rows, said.iter_rows(named=True), strict=True):
         assert all(row[name] == of_csv[name] for name in ("path", "label", "confidence", "status"))
@@ -382,6 +387,36 @@ def test_a_flag_that_is_misspelt_is_wrong_usage_and_no_photo():
 def test_probabilities_survive_the_table_to_the_last_digit_that_is_kept():
     said = ikebana.Prediction("a.jpg", "x", 1 / 3, {"x": 1 / 3, "y": 2 / 3})
     row = prediction_table.to_row(said, ("x", "y"))
-    assert row == ["a.jpg", "x", 0.333333, "ok", 0.333333, 0.666667]
-    assert prediction_table.format_row(row) == ["a.jpg", "x", "0.333333", "ok", "0.333333", "0.666667"]
+    assert row == ["a.jpg", "x", 0.333333, "ok", [], 0.333333, 0.666667]
+    assert prediction_table.format_row(row) == ["a.jpg", "x", "0.333333", "ok", "", "0.333333", "0.666667"]
     assert np.isclose(sum(row[4:]), 1)
+
+
+# --- candidates ---
+
+
+def split_names(text):
+    """As docs/predict.md does."""
+    return [re.sub(r"\\(.)", r"\1", name) for name in re.findall(r"(?:^|; )((?:\\.|[^\\;])+)", text)]
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1), max_size=4))
+def test_joined_names_of_candidates_can_be_split_again(names):
+    assert split_names(prediction_table.join_candidates(names)) == names
+
+
+def test_each_kind_of_table_has_the_same_candidates(paper_classifier, photos, tmp_path):
+    rule = CandidateRule(0.9, 0.9, 0.95)
+    unsure = dataclasses.replace(paper_classifier, threshold=0.9, candidate_rule=rule)
+    expected = [list(prediction.candidates) for prediction in ikebana.predict(unsure, photos)]
+    assert len(set(map(len, expected)) - {0}) > 1
+    assert [] in expected
+    for kind, read in (("csv", pl.read_csv), ("jsonl", pl.read_ndjson), ("parquet", pl.read_parquet)):
+        ikebana.predict(unsure, photos, tmp_path / f"said.{kind}")
+        column = read(tmp_path / f"said.{kind}")["candidates"].to_list()
+        assert [split_names(text or "") for text in column] == expected if kind == "csv" else column == expected
+
+
+def test_the_docs_split_names_as_the_tests_do():
+    page = (Path(__file__).parent.parent / "docs/predict.md").read_text("utf-8")
+    assert r're.sub(r"\\(.)", r"\1", name) for name in re.findall(r"(?:^|; )((?:\\.|[^\\;])+)", text)' in page

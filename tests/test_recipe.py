@@ -45,6 +45,8 @@ def test_a_recipe_comes_back_from_json_as_it_was(name):
         ("split_fractions", (0.5, 0.5)),
         ("split_fractions", (0.5, 0.4, 0.2)), ("split_fractions", (0.0, 0.5, 0.5)), ("split_fractions", (0.8, 0.2, 0.0)),
         ("class_order", ("a", "a")),
+        ("coverage", 0.0), ("coverage", 1.0), ("coverage", "90"), ("coverage", "many"), ("at_most_wrong", "5"),
+        ("at_most_wrong", "0%"), ("at_most_wrong", "5 percent"), ("at_most_wrong", True),
     ],
 )  # fmt: skip
 def test_what_cannot_be_carried_out_is_refused_and_named(choice, value):
@@ -110,6 +112,18 @@ def test_a_list_on_the_command_line_may_hold_names_with_commas_in_quotes():
     for wrong in ("a,b", ""):
         with pytest.raises(RecipeError, match=r"split.fractions"):
             recipes.get_recipe("quick", **cli._parse_options(cli.RecipeOptions(split_fractions=wrong)))
+
+
+@pytest.mark.parametrize("text", ["5%", "5 %", "0.05", ".05", 0.05])
+def test_a_share_is_a_percentage_or_a_fraction(text):
+    from ikebana import cli
+
+    assert recipes.get_recipe("quick", at_most_wrong=text).at_most_wrong == 0.05
+    given = cli._parse_options(cli.RecipeOptions(at_most_wrong=str(text), coverage="95%"))
+    recipe = recipes.get_recipe("quick", **given)
+    assert (recipe.at_most_wrong, recipe.coverage) == (0.05, 0.95)
+    assert recipe_from_json(json.loads(json.dumps(recipe_to_json(recipe)))) == recipe
+    assert recipes.get_recipe("quick").at_most_wrong is None
 
 
 @pytest.mark.parametrize("choice", [{"epochs": 3}, {"batch_size": 5}, {"learning_rate": 0.1}, {"dropout": 0.3}])

@@ -42,6 +42,13 @@ def test_a_form_of_many_photos_gets_an_answer_for_each_in_order(served):
     assert [each["status"] for each in said] == ["ok", "not sure", "not a photo: text", "ok"]
     assert said[1]["probabilities"] == pytest.approx(dict.fromkeys(["red", "green", "blue"], 1 / 3), abs=1e-6)
     assert said[2]["probabilities"] == {}
+    assert [len(each["candidates"]) for each in said] == [1, 2, 0, 1]
+    assert said[0]["candidates"] == ["blue"]
+
+
+def test_the_classes_come_with_the_limits_of_the_candidates(served):
+    limits = {"coverage": 0.9, "limit": 0.75, "unsure_limit": 0.6}
+    assert served.client.get("/classes").json()["candidates"] == limits
 
 
 def test_fields_of_a_form_that_are_no_files_are_passed_over(served):
@@ -55,6 +62,7 @@ def test_a_model_file_says_by_http_what_it_says_in_python(paper_classifier, good
     for each, photo in zip(said, good_photos, strict=False):
         expected = paper_classifier.predict(photo)
         assert (each["label"], each["status"]) == (expected.label, expected.status)
+        assert tuple(each["candidates"]) == expected.candidates
         assert each["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
 
 

@@ -1,5 +1,6 @@
 """The page, as people meet it: in a real browser, with the server behind it and alone."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 from PIL import Image
 from support.browser import choose_photos, serve_files
 from support.images import draw_image, draw_noisy_image, encode_image
-from support.server import BLUE, GREY, RED, BrightestChannelClassifier, run_server
+from support.server import BLUE, GREY, RED, BrightestChannelClassifier, encode_square, run_server
 
 from ikebana.commands import export
 from ikebana.errors import ModelError
+from ikebana.evaluation.candidate_sets import CandidateRule
 from ikebana.exporting import web
 from ikebana.inference import page_files
 
@@ -66,10 +68,19 @@ def test_many_photos_are_answered_each_in_words_and_read_out(visit, served):
     assert re.search(r"It might be \w+ \(33%\) or \w+ \(33%\)", unsure.locator(".reason").inner_text())
     assert text.locator(".answer").inner_text() == "Not a photo: text"
     assert "blue" in blue.locator(".answer").inner_text()
+    assert not blue.locator(".reason").is_visible()
     assert empty.locator(".answer").inner_text() == "This file is empty"
     spoken = page.locator("#announcements[aria-live]")
     page.wait_for_timeout(300)
     assert spoken.text_content()
+
+
+def test_other_candidates_are_named_below_the_class(visit, served):
+    page = visit(served.url)
+    (card,) = choose_photos(page, ("a.png", encode_square("#ff6400")))
+    assert card.locator(".answer").inner_text().split() == ["red", "72%"]
+    assert card.locator(".reason").inner_text() == "It might also be green (28%)."
+    assert "For 90% of photos like those it learned from" in page.locator("#footnote").inner_text()
 
 
 def test_the_page_works_from_the_keyboard_alone(visit, served):
@@ -189,7 +200,9 @@ def test_every_text_stands_out_from_its_ground(scheme):
 # --- alone in a browser ---
 
 
-def test_the_browser_predicts_as_python_does_without_network_requests(visit, hosted, paper_classifier, good_photos):
+def test_the_browser_predicts_as_python_does_without_network_requests(
+    visit, hosted, folder, paper_classifier, good_photos
+):
     page = visit("about:blank")
     asked = []
     page.on("request", lambda request: asked.append((request.method, request.url)))
@@ -205,15 +218,31 @@ def test_the_browser_predicts_as_python_does_without_network_requests(visit, hos
     }
     photos = {each.name: each.read_bytes() for each in good_photos[:6]} | more
     cards = choose_photos(page, *photos.items())
+    rule = CandidateRule(**json.loads((folder / "model.json").read_text("utf-8"))["candidates"])
+    classifier = dataclasses.replace(paper_classifier, threshold=0.5, candidate_rule=rule)
     for card, (name, data) in zip(cards, photos.items(), strict=True):
-        expected = paper_classifier.predict(data)
+        expected = classifier.predict(data)
         shares = dict(zip(card.locator(".label").all_inner_texts(), _shares(card), strict=True))
         assert shares == pytest.approx(expected.probabilities, abs=0.03), name
         sure = expected.confidence >= 0.5
         if abs(expected.confidence - 0.5) > 0.03:
             assert card.locator(".answer").inner_text().startswith(expected.label if sure else "Not sure"), name
+            _check_candidates(card, expected, rule.limit if sure else rule.unsure_limit)
     assert {method for method, _ in asked} == {"GET"}
     assert all(url.startswith((hosted, "blob:")) for _, url in asked)
+
+
+def _check_candidates(card, expected, limit):
+    """The names below the answer are the candidates of Python, if none of them is close to the limit."""
+    ranked = sorted(expected.probabilities, key=lambda name: -expected.probabilities[name])
+    masses = np.cumsum([expected.probabilities[name] for name in ranked])
+    if np.abs(masses - limit).min() < 0.05:
+        return
+    named = re.findall(r"(\w+) \(", card.locator(".reason").text_content())
+    if expected.label is not None:
+        assert (expected.label, *named) == expected.candidates
+    else:
+        assert named == list(expected.candidates if len(expected.candidates) > 1 else ranked[:2])
 
 
 def _half_clear():

@@ -30,13 +30,16 @@ app = App(
 )
 RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
 Switch = Annotated[bool, Parameter(negative=())]
-TRAINING, NETWORK, SPLIT, SECURITY, LIMITS, OUTPUT = (
+TRAINING, NETWORK, SPLIT, CONFIDENCE, SECURITY, LIMITS, OUTPUT = (
     Group(name, sort_key=number)
-    for number, name in enumerate(("Training", "Network and images", "Split", "Security", "Limits", "Output"), 1)
+    for number, name in enumerate(
+        ("Training", "Network and images", "Split", "Confidence", "Security", "Limits", "Output"), 1
+    )
 )
 OPTION_GROUPS = {
     **dict.fromkeys(("network", "weights", "truncate_at", "image_size", "resize", "dropout"), NETWORK),
     **dict.fromkeys(("split", "split_seed", "split_fractions", "class_order"), SPLIT),
+    **dict.fromkeys(("coverage", "at_most_wrong"), CONFIDENCE),
 }
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
@@ -79,10 +82,10 @@ Advise = Annotated[
 def _flag_type(field: Any) -> Any:
     """Return the type of a recipe field's flag.
 
-    Tuples are parsed from text; None keeps the recipe's value.
+    Tuples and percentages are parsed from text; None keeps the recipe's value.
     """
     flag_type = _get_plain_type(field)
-    return (str if get_origin(flag_type) is tuple else flag_type) | None
+    return (str if get_origin(flag_type) is tuple or field.metadata["is_text"] else flag_type) | None
 
 
 def _get_plain_type(field: Any) -> Any:
@@ -236,6 +239,7 @@ def export(
     web: Path | None = None,
     int8: Switch = False,
     photos: str | None = None,
+    at_most_wrong: str | None = None,
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Export a run to one ONNX file that predicts the same everywhere.
@@ -254,18 +258,21 @@ def export(
         Quantise to 8 bits: a quarter of the size, often faster. Refused if it costs accuracy.
     photos
         Where the run's photos are, if they have moved.
+    at_most_wrong
+        Choose the threshold of 'not sure' so that at most this share of the answers is wrong, such as 5%. Refused if the
+        run cannot guarantee it.
     """
     output.apply()
     if file is not None and web is None:
         from ikebana.commands.export import export
 
-        export(run, file, int8=int8, photos=photos)
+        export(run, file, int8=int8, photos=photos, at_most_wrong=at_most_wrong)
         progress.event("done", file=str(file))
         progress.result(str(file))
     elif web is not None and file is None:
         from ikebana.commands.export import export_web
 
-        export_web(run, web, int8=int8, photos=photos)
+        export_web(run, web, int8=int8, photos=photos, at_most_wrong=at_most_wrong)
         progress.event("done", web=str(web))
         progress.result(str(web))
     else:

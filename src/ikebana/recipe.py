@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 
 from ikebana.errors import RecipeError
+from ikebana.system.percentages import parse_share
 
 # Strict: neither "3" nor True is a number of epochs.
 CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -44,6 +45,9 @@ DAMAGED_ADVICE = "an undamaged copy of it, or a recipe's name"
 
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+# Also accepts texts such as 5%.
+Share = Annotated[float, BeforeValidator(parse_share), Field(gt=0, lt=1)]
+OptionalShare = Annotated[Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(parse_share)]
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1e30)]
@@ -61,9 +65,13 @@ InitialHead = Literal["random", "linear_probe"]
 Trainable = Literal["all", "head", "last_stages"]
 
 
-def option(default: Any, explanation: str) -> Any:
-    """Declare a recipe field with its explanation for the command line and the docs."""
-    return field(default=default, metadata={"explanation": explanation})
+def option(default: Any, explanation: str, is_text: bool = False) -> Any:
+    """Declare a recipe field with its explanation for the command line and the docs.
+
+    Args:
+        is_text: the command line passes its text on, which the field's type parses.
+    """
+    return field(default=default, metadata={"explanation": explanation, "is_text": is_text})
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -108,7 +116,7 @@ def _describe_error(record: type[Record], error: ValidationError) -> RecipeError
         )
     if first["type"] == "dataclass_type":
         return RecipeError(f"{title}: {name} is {first['input']!r}", advice="a record, such as ikebana.Scratch()")
-    expected = first["msg"].replace("Input should be", "it must be")
+    expected = first["msg"].replace("Input should be", "it must be").removeprefix("Value error, ")
     return RecipeError(f"{title}: {name} is {first['input']!r}; {expected}")
 
 
@@ -280,6 +288,14 @@ class Recipe(Record):
     refit_on_all: bool = option(
         False, "after scoring, train once more on all photos: that network is exported, the score stays"
     )
+    coverage: Share = option(
+        0.9, "probability with which the candidate classes of a photo contain the true one, such as 90%", is_text=True
+    )
+    at_most_wrong: OptionalShare = option(
+        None,
+        "choose the threshold of 'not sure' so that at most this share of the answers is wrong, such as 5%",
+        is_text=True,
+    )
     precision: Precision = option("auto", "number format of the training step; 'auto' measures which is faster here")
 
     def _find_problems(self) -> list[tuple[str, str]]:
@@ -400,6 +416,8 @@ class FitOptions(TypedDict, total=False):
     split_fractions: tuple[float, float, float]
     class_order: Sequence[str]
     refit_on_all: bool
+    coverage: float | str
+    at_most_wrong: float | str | None
     precision: Precision
     learning_rate: float
     batch_size: int

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ikebana.data import decoding
+from ikebana.evaluation.candidate_sets import CandidateRule
 from ikebana.inference import prediction
 from ikebana.serving import connections, server
 from ikebana.serving.limits import Limits
@@ -31,6 +32,7 @@ class BrightestChannelClassifier:
 
     classes: tuple[str, ...] = ("red", "green", "blue")
     threshold: float | None = 0.6
+    candidate_rule: CandidateRule | None = CandidateRule(0.9, 0.75, 0.6)
     metadata: dict = field(
         default_factory=lambda: {"scores": {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95], "n": 40}}
     )
@@ -50,7 +52,9 @@ class BrightestChannelClassifier:
         return SimpleNamespace(probabilities=light / light.sum(1, keepdims=True))
 
     def to_prediction(self, probabilities, path=""):
-        return prediction.to_prediction(probabilities.tolist(), self.classes, self.threshold, path)
+        return prediction.to_prediction(
+            probabilities.tolist(), self.classes, self.threshold, path, candidate_rule=self.candidate_rule
+        )
 
 
 def encode_square(colour: str, side: int = 16, file_format: str = "PNG") -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ikebana.data.sources import PhotoSource
-from ikebana.errors import ModelError
+from ikebana.errors import ModelError, RecipeError
 from ikebana.exporting import metadata, onnx_file, quantisation, run_photos, verification
 from ikebana.exporting.web import add_runtime, build_index
 from ikebana.inference import classifier, page_files
@@ -15,6 +15,7 @@ from ikebana.learning.process_state import preserve_process_state
 from ikebana.runs.run import Run, open_run
 from ikebana.system import progress
 from ikebana.system.files import atomic_directory, atomic_write, resolve_output_path
+from ikebana.system.percentages import parse_share
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,7 @@ def export(
     int8: bool = False,
     photos: PhotoSource | None = None,
     model: "nn.Module | None" = None,
+    at_most_wrong: float | str | None = None,
 ) -> Classifier:
     """Write one ONNX file that predicts what the run's network predicts.
 
@@ -37,9 +39,11 @@ def export(
         int8: quantise to 8 bits: a quarter of the size, often faster; refused if it costs accuracy.
         photos: where the run's photos are, if they have moved; a frame for a run from a frame.
         model: your own module, if the run trained one.
+        at_most_wrong: choose the threshold anew, so that at most this share of the answers is
+            wrong, such as "5%" or 0.05; None for the threshold of the run.
     Raises:
         ModelError: the file would predict differently from the run; no file is written then.
-        RunError: the run has not finished.
+        RunError: the run has not finished, or cannot give that guarantee.
         PhotosError: the run's photos are missing.
         MachineError: the file cannot be written.
     """
@@ -48,7 +52,7 @@ def export(
         raise ModelError(
             "the name of a model file must end in .onnx", where=file, advice=f"{output_path.name or 'flowers'}.onnx"
         )
-    model_info = metadata.collect(source_run)
+    model_info = metadata.collect(source_run, _parse_share(at_most_wrong))
     splits = run_photos.find_photos(source_run, photos)
     network = onnx_file.load_network(source_run, model_info["temperature"], model)
     graph = onnx_file.trace_to_onnx(
@@ -83,6 +87,7 @@ def export_web(
     int8: bool = False,
     photos: PhotoSource | None = None,
     model: "nn.Module | None" = None,
+    at_most_wrong: float | str | None = None,
 ) -> Classifier:
     """Write a folder whose page classifies photos in the browser.
 
@@ -93,6 +98,7 @@ def export_web(
         int8: as for `export`: a quarter of the size to load.
         photos: where the run's photos are, if they have moved; a frame for a run from a frame.
         model: your own module, if the run trained one.
+        at_most_wrong: as for `export`.
     Raises:
         ModelError: the folder is not empty, or `export` refuses the run.
         RunError, PhotosError: as `export` does.
@@ -101,7 +107,8 @@ def export_web(
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ModelError("this path already exists and is not an empty folder", where=folder, advice="a new folder")
     with atomic_directory(target, allow_existing=False) as partial_folder:
-        shipped = export(run, partial_folder / "model.onnx", int8=int8, photos=photos, model=model)
+        file = partial_folder / "model.onnx"
+        shipped = export(run, file, int8=int8, photos=photos, model=model, at_most_wrong=at_most_wrong)
         runtime = add_runtime(partial_folder)
         page_info = asdict(page_files.summarise_classifier(shipped)) | {
             "image_size": shipped.image_size,
@@ -116,3 +123,14 @@ def export_web(
         f"{target}: serve it with any web server, for example: python3 -m http.server --directory {target} 8080"
     )
     return shipped
+
+
+def _parse_share(share: float | str | None) -> float | None:
+    """Parse a share of wrong answers; RecipeError if it is none."""
+    try:
+        parsed = parse_share(share)
+    except ValueError:
+        parsed = -1
+    if parsed is None or (isinstance(parsed, int | float) and 0 < parsed < 1):
+        return parsed
+    raise RecipeError(f"{share!r} is not a share of wrong answers", advice="--at-most-wrong 5%")

@@ -12,9 +12,10 @@ from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import IkebanaError
-from ikebana.evaluation.calibration import calibrate
+from ikebana.evaluation.calibration import Calibration, calibrate
+from ikebana.evaluation.calibration_photos import check_calibration_photos
 from ikebana.evaluation.leakage import measure_leakage
-from ikebana.evaluation.metrics import Evaluation, evaluate
+from ikebana.evaluation.metrics import Evaluation, evaluate, score_confidence
 from ikebana.evaluation.slices import score_slices
 from ikebana.learning import augmentation
 from ikebana.learning.device import collect_environment, load_settings
@@ -80,6 +81,7 @@ def fit(
         progress.message(changes)
     clock.lap("prepare")
     dataset, pixels = open_photos(plan.dataset, plan.recipe)
+    check_calibration_photos(dataset, plan.recipe.at_most_wrong)
     writer = run_writer.create_run(run, plan.recipe, dataset, environment)
     if robustness:
         writer = writer.request_robustness()
@@ -150,7 +152,11 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
         progress.event("epoch", **asdict(epoch))
     clock.lap("train", sum(epoch.seconds for epoch in epochs))
     raw_probabilities = predict_held_out(tasks, plan.settings)
-    calibration = calibrate(*select_for_calibration(splits, raw_probabilities))
+    calibration = calibrate(
+        *select_for_calibration(splits, raw_probabilities),
+        coverage=plan.recipe.coverage,
+        at_most_wrong=plan.recipe.at_most_wrong,
+    )
     probabilities = calibration.apply(raw_probabilities)
     held_out = concatenate(splits["validation"], splits["test"])
     writer.write_json("calibration.json", calibration)
@@ -162,7 +168,7 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
         clock.lap("train on all")
     checkpoint.save_weights(writer.run.weights, network)
     test_probabilities = probabilities[len(splits["validation"]) :]
-    evaluation = _evaluate(dataset, plan.recipe, splits, test_probabilities, calibration.threshold)
+    evaluation = _evaluate(dataset, plan.recipe, splits, test_probabilities, calibration)
     clock.lap("score")
     # The run is finished from here on, whatever becomes of its pictures.
     writer.finish(evaluation, clock.seconds)
@@ -205,14 +211,17 @@ def _evaluate(
     recipe: Recipe,
     splits: dict[str, PhotoExamples],
     probabilities: np.ndarray,
-    threshold: float | None,
+    calibration: Calibration,
 ) -> Evaluation:
     """Score the test photos' calibrated probabilities, float [photos, classes]."""
     test = splits["test"]
     is_right = probabilities.argmax(1) == test.labels
     leakage = measure_leakage(dataset, recipe, is_right)
     note = describe_refit(recipe, splits)
-    evaluation = evaluate(probabilities, test.labels, dataset.classes, note, threshold, leakage, test.groups)
+    evaluation = evaluate(probabilities, test.labels, dataset.classes, note, leakage=leakage, groups=test.groups)
+    evaluation = score_confidence(
+        evaluation, probabilities, test.labels, test.groups, calibration=calibration, coverage=recipe.coverage
+    )
     properties = slice_properties.collect_properties(dataset, test.pixels, test.rows)
     return replace(evaluation, slices=score_slices(is_right, properties, test.groups))
 

@@ -18,6 +18,7 @@ from ikebana.data.frame import Frame, is_frame
 from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
 from ikebana.errors import ModelError, PhotosError, RunError, UnreadablePhoto, UsageError
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
+from ikebana.evaluation.candidate_sets import NO_CANDIDATES_MESSAGE
 from ikebana.inference import classifier, photo_input, prediction_table
 from ikebana.inference.classifier import BATCH_PHOTOS, Classifier, ForwardResult, ModelFile
 from ikebana.inference.photo_input import NamedPhoto, Photo
@@ -206,9 +207,11 @@ def _predict_to_file(
 
 
 def _summarise(counts: Counts, ignored: int, model_classifier: Classifier) -> str:
-    """Describe the counts, and the lack of a threshold if there is none."""
+    """Describe the counts, and the lack of a threshold or of candidates."""
     summary = counts.summarise(ignored)
-    return summary if model_classifier.threshold is not None else f"{summary}\n{NO_THRESHOLD_MESSAGE}"
+    if model_classifier.threshold is None:
+        return f"{summary}\n{NO_THRESHOLD_MESSAGE}"
+    return summary if model_classifier.candidate_rule is not None else f"{summary}\n{NO_CANDIDATES_MESSAGE}"
 
 
 def _predict_all(
@@ -302,7 +305,7 @@ def _open_classifier(opened_model: Classifier | Run) -> Iterator[tuple[Classifie
     with preserve_process_state():
         run_classifier = _build_run_classifier(opened_model)
         weights = compute_file_sha256(opened_model.weights)
-        yield run_classifier, f"{weights} {run_classifier.threshold} {opened_model.calibration.temperature}"
+        yield run_classifier, f"{weights} {opened_model.calibration}"
 
 
 def _build_run_classifier(run: Run) -> Classifier:
@@ -324,7 +327,8 @@ def _build_run_classifier(run: Run) -> Classifier:
         inputs = torch.from_numpy(photos).to(settings.device).permute(0, 3, 1, 2)
         return ForwardResult(*(output.cpu().numpy() for output in shipped(inputs)))
 
-    return Classifier(run.classes, run.recipe.image_size, run.recipe.resize, calibration.threshold, {}, forward)
+    size, resize = run.recipe.image_size, run.recipe.resize
+    return Classifier(run.classes, size, resize, calibration.threshold, {}, forward, calibration.candidates)
 
 
 def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:

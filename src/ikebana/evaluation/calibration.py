@@ -1,19 +1,20 @@
 """Calibration of a network's confidence, and the threshold below which it is "not sure"."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ikebana.errors import PhotosError
+from ikebana.evaluation import candidate_sets, error_guarantee
+from ikebana.evaluation.candidate_sets import MIN_CALIBRATION_GROUPS, CandidateRule
+from ikebana.evaluation.error_guarantee import Guarantee
 from ikebana.evaluation.statistics import sort_descending
 
 # A probability of 0 has no logarithm.
 MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-# With fewer groups of photos, the network's own confidence is kept.
-MIN_CALIBRATION_GROUPS = 20
 # With as many wrong groups of photos, the errors alone determine the temperature.
 SUFFICIENT_ERRORS = 3
 # Accuracy that the answers other than "not sure" should have.
@@ -22,21 +23,26 @@ NO_THRESHOLD_MESSAGE = (
     'too few validation photos to know when to say "not sure", so every photo gets a label '
     f"(calibration takes half of them, and at least {MIN_CALIBRATION_GROUPS} independent ones)"
 )
+# Probability with which the candidate classes contain the true one.
+DEFAULT_COVERAGE = 0.9
 # Below this confidence, a label is more probably wrong than right.
 MIN_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Temperature that divides the logits, and confidence threshold for "not sure".
+    """Temperature that divides the logits, threshold for "not sure", limits of the candidates.
 
-    Above temperature 1 the network is over-confident. The threshold is None if the `photos`
-    validation photos cannot determine one.
+    Above temperature 1 the network is over-confident. Threshold and candidates are None if the
+    `photos` validation photos cannot determine them. The guarantee is None if the user asked for
+    none.
     """
 
     temperature: float = 1.0
     threshold: float | None = None
     photos: int = 0
+    candidates: CandidateRule | None = None
+    guarantee: Guarantee | None = None
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """Divide the logits by the temperature: probabilities [photos, classes].
@@ -51,22 +57,61 @@ class Calibration:
         return softmax(logits, axis=1).astype(probabilities.dtype)
 
 
-def calibrate(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Calibration:
-    """Fit temperature and threshold on photos used neither for training nor model selection.
+def calibrate(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    coverage: float = DEFAULT_COVERAGE,
+    at_most_wrong: float | None = None,
+) -> Calibration:
+    """Calibrate on photos used neither for training nor model selection.
 
     Args:
         probabilities: float [photos, classes].
         labels: class indices [photos].
         groups: a number per photo; None if each photo is its own group. Ten copies of a photo, or
             ten photos of one subject, are hardly more informative than one.
+        coverage: the probability with which the candidate classes contain the true one.
+        at_most_wrong: the share of wrong answers that the threshold should guarantee; None for the
+            threshold of `choose_threshold`.
     Returns:
-        Temperature 1 and no threshold if there are fewer than 20 groups or only one class.
+        Temperature 1, no threshold and no candidates if there are fewer than 20 groups or only one
+        class.
     """
     group_count = len(labels) if groups is None else len(np.unique(groups))
     if group_count < MIN_CALIBRATION_GROUPS or len(np.unique(labels)) < 2:
-        return Calibration(photos=len(labels))
-    fitted = Calibration(fit_temperature(np.log(np.maximum(probabilities, MIN_PROBABILITY)), labels, groups))
-    return Calibration(fitted.temperature, choose_threshold(fitted.apply(probabilities), labels, groups), len(labels))
+        guarantee = None if at_most_wrong is None else _refuse(group_count, at_most_wrong)
+        return Calibration(photos=len(labels), guarantee=guarantee)
+    temperature = fit_temperature(np.log(np.maximum(probabilities, MIN_PROBABILITY)), labels, groups)
+    calibration = Calibration(temperature, photos=len(labels))
+    calibrated = calibration.apply(probabilities)
+    return set_threshold(calibration, calibrated, labels, groups, coverage=coverage, at_most_wrong=at_most_wrong)
+
+
+def set_threshold(
+    calibration: Calibration,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    *,
+    coverage: float,
+    at_most_wrong: float | None,
+) -> Calibration:
+    """Choose threshold and candidates for calibrated probabilities; see `calibrate`."""
+    threshold, guarantee = None, None
+    if at_most_wrong is not None:
+        threshold, guarantee = error_guarantee.guarantee_threshold(probabilities, labels, groups, at_most_wrong)
+    if threshold is None:
+        threshold = choose_threshold(probabilities, labels, groups)
+    threshold = max(MIN_THRESHOLD, threshold)
+    candidates = candidate_sets.choose_rule(probabilities, labels, groups, threshold, coverage)
+    return replace(calibration, threshold=threshold, candidates=candidates, guarantee=guarantee)
+
+
+def _refuse(group_count: int, at_most_wrong: float) -> Guarantee:
+    reason = error_guarantee.describe_shortage(group_count, at_most_wrong)
+    return Guarantee(at_most_wrong, False, reason or "all calibration photos are of one class")
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
@@ -165,7 +210,10 @@ def from_json(values: Mapping[str, Any]) -> Calibration:
     """
     try:
         threshold = None if values["threshold"] is None else float(values["threshold"])
-        calibration = Calibration(float(values["temperature"]), threshold, int(values["photos"]))
+        candidates = candidate_sets.from_json(values["candidates"])
+        guarantee = error_guarantee.from_json(values["guarantee"])
+        temperature, photos = float(values["temperature"]), int(values["photos"])
+        calibration = Calibration(temperature, threshold, photos, candidates, guarantee)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     if not 0 < calibration.temperature < float("inf") or (threshold is not None and not 0 <= threshold <= 1):

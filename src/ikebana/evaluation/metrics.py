@@ -1,14 +1,17 @@
 """Scores of predictions: accuracy with its interval, per class, confusion matrix, calibration."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ikebana.evaluation import leakage, robustness, slices
-from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
+from ikebana.evaluation import coverage as candidate_coverage
+from ikebana.evaluation import leakage, risk_coverage, robustness, slices
+from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE, Calibration
+from ikebana.evaluation.coverage import CandidateScores, score_candidates
 from ikebana.evaluation.leakage import Leakage
+from ikebana.evaluation.risk_coverage import RiskCoverage, trace_curve
 from ikebana.evaluation.robustness import Robustness
 from ikebana.evaluation.slices import Slices
 from ikebana.evaluation.statistics import effective_sample_size, wilson_interval
@@ -55,6 +58,8 @@ class Evaluation:
         slices: groups of test photos compared with the others; None if none was large enough.
         robustness: accuracy on changed test photos; None if it was not measured.
         seconds: duration of each stage of the run.
+        candidates: coverage of the candidate classes.
+        risk_coverage: share of wrong answers as the threshold falls.
     """
 
     accuracy: float
@@ -76,6 +81,8 @@ class Evaluation:
     slices: Slices | None = None
     robustness: Robustness | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    candidates: CandidateScores | None = None
+    risk_coverage: RiskCoverage | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `evaluation.json`."""
@@ -89,6 +96,8 @@ class Evaluation:
             self._describe_uncertainty(),
             self._describe_untested(),
             self._describe_answers(),
+            self.risk_coverage.describe() if self.risk_coverage is not None else "",
+            self._describe_candidates(),
             self._describe_leakage(),
             self.slices.describe() if self.slices is not None else "",
             self.robustness.describe() if self.robustness is not None else "",
@@ -120,6 +129,10 @@ class Evaluation:
         rest = f'"not sure" below confidence {self.threshold:.2f}'
         return f"gives an answer for {self.answered_share:.1%} of them{right}; says {rest}"
 
+    def _describe_candidates(self) -> str:
+        # Without a threshold there are no candidates either, for the same reason.
+        return self.candidates.describe() if self.candidates is not None and self.threshold is not None else ""
+
     def _describe_leakage(self) -> str:
         return self.leakage.describe(self.accuracy_interval) if self.leakage is not None else ""
 
@@ -149,6 +162,8 @@ def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
                 "leakage": leakage.from_json(values["leakage"]) if values["leakage"] is not None else None,
                 "slices": _read_optional(values, "slices", slices.from_json),
                 "robustness": _read_optional(values, "robustness", robustness.from_json),
+                "candidates": _read_optional(values, "candidates", candidate_coverage.from_json),
+                "risk_coverage": _read_optional(values, "risk_coverage", risk_coverage.from_json),
             },
             report=report,
         )
@@ -204,6 +219,37 @@ def evaluate(
         answered_accuracy=sure_accuracy,
         leakage=leakage,
         n_effective=n_effective,
+    )
+
+
+def score_confidence(
+    evaluation: Evaluation,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    calibration: Calibration,
+    coverage: float,
+) -> Evaluation:
+    """Add the scores of threshold and candidates to an evaluation of the same photos.
+
+    Args:
+        probabilities: float [photos, classes], calibrated.
+        labels: class indices [photos].
+        groups: int [photos]; None if all photos are independent.
+        coverage: the requested coverage of the candidates.
+    """
+    threshold = calibration.threshold
+    share, accuracy = score_answered(probabilities, labels, threshold) if threshold is not None else (None, None)
+    return replace(
+        evaluation,
+        threshold=threshold,
+        answered_share=share,
+        answered_accuracy=accuracy,
+        candidates=score_candidates(
+            probabilities, labels, groups, classes=evaluation.classes, calibration=calibration, coverage=coverage
+        ),
+        risk_coverage=trace_curve(probabilities, labels, calibration.guarantee),
     )
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from ikebana.data import decoding
 from ikebana.errors import ModelError, get_first_line
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
+from ikebana.evaluation.error_guarantee import Guarantee
 from ikebana.exporting import metadata, quantisation, run_photos
 from ikebana.exporting.resize_graph import ONNX_IR_VERSION, ONNX_OPSET, build_resize_graph
 from ikebana.exporting.run_photos import RunPhoto
@@ -158,4 +159,7 @@ def summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str
         lines.append(quantisation.summarise(model_info["int8"]))
     if model_info["threshold"] is None:
         lines.append(NO_THRESHOLD_MESSAGE)
+    if model_info["guarantee"] is not None:
+        guarantee = Guarantee(**model_info["guarantee"])
+        lines.append(f'"not sure" below confidence {model_info["threshold"] or 0:.2f}: {guarantee.describe()}')
     return "\n".join(lines)

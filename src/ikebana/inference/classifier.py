@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, TypeAlias, overload
 import numpy as np
 
 from ikebana.errors import ModelError, PhotosError, RecipeError, UnreadablePhoto, get_first_line
+from ikebana.evaluation import candidate_sets
+from ikebana.evaluation.candidate_sets import CandidateRule
 from ikebana.inference import model_file, open_files, photo_input, prediction, runtime
 from ikebana.inference.open_files import BinaryFile
 from ikebana.inference.photo_input import NamedPhoto, Photo
@@ -65,6 +67,8 @@ class Classifier:
     # All metadata of the file: docs/export.md lists them.
     metadata: Mapping[str, Any]
     forward: Callable[[np.ndarray], ForwardResult]
+    # Selects the candidate classes; None if calibration had too few photos.
+    candidate_rule: CandidateRule | None = None
 
     @overload
     def predict(self, photos: Photo) -> Prediction: ...
@@ -110,7 +114,9 @@ class Classifier:
 
     def to_prediction(self, probabilities: np.ndarray, path: str = "") -> Prediction:
         """Turn the probabilities [classes] of one photo into a prediction."""
-        return prediction.to_prediction(probabilities.tolist(), self.classes, self.threshold, path)
+        return prediction.to_prediction(
+            probabilities.tolist(), self.classes, self.threshold, path, candidate_rule=self.candidate_rule
+        )
 
     def __repr__(self) -> str:
         scores = self.metadata.get("scores") or {}
@@ -160,7 +166,10 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
     session, classes = _create_session(data, where, threads), tuple(metadata["classes"])
     _raise_if_inconsistent(_find_graph_error(session, len(classes)), where)
     forward = partial(_run_session, session, len(classes), where)
-    return Classifier(classes, metadata["image_size"], metadata["resize"], metadata["threshold"], metadata, forward)
+    rule = candidate_sets.from_json(metadata.get("candidates"))
+    return Classifier(
+        classes, metadata["image_size"], metadata["resize"], metadata["threshold"], metadata, forward, rule
+    )
 
 
 def predict_photos(
@@ -219,6 +228,14 @@ def _find_metadata_error(metadata: Mapping[str, Any]) -> str | None:
         return "the resize method is unknown"
     if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
         return "the threshold is not a probability"
+    return _find_candidate_error(metadata.get("candidates"))
+
+
+def _find_candidate_error(values: Any) -> str | None:
+    try:
+        candidate_sets.from_json(values)
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ikebana.evaluation.candidate_sets import CandidateRule
+
 PAGE_FOLDER = Path(__file__).with_name("page")
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -32,6 +34,8 @@ class ClassifierDescription(Protocol):
     @property
     def threshold(self) -> float | None: ...
     @property
+    def candidate_rule(self) -> CandidateRule | None: ...
+    @property
     def metadata(self) -> Mapping[str, Any]: ...
 
 
@@ -42,6 +46,8 @@ class ClassifierSummary:
     classes: list[str]
     # The confidence below which the prediction is "not sure".
     threshold: float | None
+    # The limits of the candidate classes; None if there are none.
+    candidates: CandidateRule | None
     # Test accuracy of the scored network, with its 95 % interval.
     accuracy: float | None
     accuracy_interval: list[float] | None
@@ -64,6 +70,7 @@ def summarise_classifier(classifier: ClassifierDescription) -> ClassifierSummary
     return ClassifierSummary(
         list(classifier.classes),
         classifier.threshold,
+        classifier.candidate_rule,
         accuracy if has_score else None,
         [float(end) for end in interval] if has_interval and isinstance(interval, list | tuple) else None,
         photos if has_score else None,

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ikebana.evaluation.candidate_sets import CandidateRule
+
 STATUS_OK = "ok"
 NOT_SURE = "not sure"
-# Classes that repr() shows for a prediction that is "not sure".
-REPR_CLASSES = 2
+# Classes that repr() shows for a prediction that is "not sure": at least and at most.
+MIN_REPR_CLASSES, MAX_REPR_CLASSES = 2, 5
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,6 +25,9 @@ class Prediction:
     probabilities: dict[str, float]
     # "ok", "not sure", or the reason why the photo is unusable.
     status: str = STATUS_OK
+    # The classes that contain the true one with a stated probability, the most probable first; empty
+    # if the photo is unusable, or calibration had too few photos.
+    candidates: tuple[str, ...] = ()
 
     @property
     def is_usable(self) -> bool:
@@ -34,23 +39,32 @@ class Prediction:
             return f'Prediction("{self.label}", {self.confidence:.2f})'
         if not self.is_usable:
             return f"Prediction({self.status})"
-        top = sorted(self.probabilities.items(), key=lambda item: -item[1])[:REPR_CLASSES]
+        count = min(max(len(self.candidates), MIN_REPR_CLASSES), MAX_REPR_CLASSES)
+        top = sorted(self.probabilities.items(), key=lambda item: -item[1])[:count]
         return f'Prediction("{NOT_SURE}": {", ".join(f"{name} {value:.2f}" for name, value in top)})'
 
 
 def to_prediction(
-    probabilities: Sequence[float], classes: Sequence[str], threshold: float | None = None, path: str = ""
+    probabilities: Sequence[float],
+    classes: Sequence[str],
+    threshold: float | None = None,
+    path: str = "",
+    *,
+    candidate_rule: CandidateRule | None = None,
 ) -> Prediction:
     """Turn the probabilities [classes] of one photo into a prediction.
 
     Args:
         threshold: the confidence below which the prediction is "not sure"; None if it never is.
+        candidate_rule: selects the candidate classes; None if there are none.
     """
     values = [float(probability) for probability in probabilities]
     best = max(range(len(values)), key=values.__getitem__)
     is_sure = threshold is None or values[best] >= threshold
     label, status = (classes[best], STATUS_OK) if is_sure else (None, NOT_SURE)
-    return Prediction(path, label, values[best], dict(zip(classes, values, strict=True)), status)
+    indices = candidate_rule.select(values, is_sure) if candidate_rule is not None else ()
+    candidates = tuple(classes[index] for index in indices)
+    return Prediction(path, label, values[best], dict(zip(classes, values, strict=True)), status, candidates)
 
 
 def unusable_prediction(path: str, reason: str) -> Prediction:

@@ -30,14 +30,18 @@ TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 # A millionth is less than the difference between two processors.
 PROBABILITY_DECIMALS = 6
 # A part of another version is discarded.
-PART_FORMAT_VERSION = 2
+PART_FORMAT_VERSION = 3
+# The columns before those of the probabilities.
+FIXED_COLUMNS = ("path", "label", "confidence", "status", "candidates")
+# Between two candidates in a CSV; in their names, `\` precedes `;` and `\`.
+CANDIDATE_SEPARATOR = "; "
 # Replaces the digest if `find_existing` did not look up the photo: no call can resume from its row.
 NO_DIGEST = 0
 
 
 def get_column_names(classes: Sequence[str]) -> list[str]:
     """List the table's columns."""
-    return ["path", "label", "confidence", "status", *(f"p:{name}" for name in classes)]
+    return [*FIXED_COLUMNS, *(f"p:{name}" for name in classes)]
 
 
 def to_row(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
@@ -47,7 +51,12 @@ def to_row(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
         for name in classes
     ]
     confidence = round(prediction.confidence, PROBABILITY_DECIMALS) if prediction.is_usable else None
-    return [prediction.path, prediction.label, confidence, prediction.status, *numbers]
+    return [prediction.path, prediction.label, confidence, prediction.status, list(prediction.candidates), *numbers]
+
+
+def join_candidates(names: Sequence[str]) -> str:
+    """Join class names to one text, such as `tulip; rose`."""
+    return CANDIDATE_SEPARATOR.join(name.replace("\\", "\\\\").replace(";", "\\;") for name in names)
 
 
 def resolve_table_path(out: Path) -> Path:
@@ -158,8 +167,9 @@ class Table:
             return None
         offset = int(self.row_offsets[index])
         self._write(json.dumps({"after": self.new_count, "place": offset}) + "\n")
-        shown_path, label, confidence, status, *numbers = _read_row(self.reader, offset)
-        return Prediction(shown_path, label, confidence, dict(zip(self.classes, numbers, strict=True)), status)
+        shown_path, label, confidence, status, candidates, *numbers = _read_row(self.reader, offset)
+        probabilities = dict(zip(self.classes, numbers, strict=True))
+        return Prediction(shown_path, label, confidence, probabilities, status, tuple(candidates))
 
     def add(self, predictions: Iterable[Prediction]) -> None:
         """Add rows in the order of the `find_existing` calls; they survive a kill."""
@@ -214,9 +224,9 @@ class Table:
 
     def _to_jsonl(self, file: Path) -> None:
         with file.open("w", encoding="utf-8") as stream:
-            for *fields, numbers in ((*row[:4], row[4:]) for row in self._rows()):
-                row = dict(zip(get_column_names(()), fields, strict=True))
-                row["probabilities"] = dict(zip(self.classes, numbers, strict=True))
+            for fields in self._rows():
+                row: dict[str, Any] = dict(zip(FIXED_COLUMNS, fields, strict=False))
+                row["probabilities"] = dict(zip(self.classes, fields[len(FIXED_COLUMNS) :], strict=True))
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _to_parquet(self, file: Path) -> None:
@@ -224,7 +234,11 @@ class Table:
         import polars as pl
 
         names = get_column_names(self.classes)
-        schema = {name: pl.String if name in ("path", "label", "status") else pl.Float64 for name in names}
+        schema = {
+            **dict.fromkeys(names, pl.Float64),
+            **dict.fromkeys(("path", "label", "status"), pl.String),
+            "candidates": pl.List(pl.String),
+        }
         flat = file.with_name(f"{file.name}.flat")
         try:
             with flat.open("w", encoding="utf-8") as stream:
@@ -237,10 +251,15 @@ class Table:
 
 def format_row(row: Sequence[Any]) -> list[str]:
     """Format a row for CSV: probabilities with a fixed number of decimals, None as ""."""
-    return [
-        "" if value is None else f"{value:.{PROBABILITY_DECIMALS}f}" if isinstance(value, float) else str(value)
-        for value in row
-    ]
+    return [_format_value(value) for value in row]
+
+
+def _format_value(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return join_candidates(value)
+    return f"{value:.{PROBABILITY_DECIMALS}f}" if isinstance(value, float) else str(value)
 
 
 def _read_row(part: IO[bytes], offset: int) -> list[Any]:
@@ -262,7 +281,7 @@ def _parse_row(line: bytes) -> list[Any] | None:
         return None
     if isinstance(row, dict):
         return []
-    if not isinstance(row, list) or len(row) <= 1 + len(get_column_names(())):
+    if not isinstance(row, list) or len(row) <= 1 + len(FIXED_COLUMNS):
         return None
     digest, path = row[:2]
     return row if isinstance(path, str) and isinstance(digest, int) and 0 <= digest < 2**64 else None
@@ -270,7 +289,7 @@ def _parse_row(line: bytes) -> list[Any] | None:
 
 def _is_prediction(row: Sequence[Any]) -> bool:
     """Return whether the photo was usable; an unusable one is tried again."""
-    return row[1 + get_column_names(()).index("confidence")] is not None
+    return row[1 + FIXED_COLUMNS.index("confidence")] is not None
 
 
 def _compute_digest(path: str, file: Path) -> int:

@@ -48,6 +48,8 @@ class PredictionLike(Protocol):
     def probabilities(self) -> Mapping[str, float]: ...
     @property
     def status(self) -> str: ...
+    @property
+    def candidates(self) -> Sequence[str]: ...
 
 
 class Classifier(ClassifierDescription, Protocol):
@@ -78,6 +80,8 @@ class PhotoPrediction:
     probabilities: dict[str, float]
     # "ok", "not sure", or the reason why the photo is unusable.
     status: str
+    # The classes that contain the true one with a stated probability, the most probable first.
+    candidates: list[str]
 
     @property
     def outcome(self) -> str:
@@ -289,10 +293,15 @@ class _Job:
             queue.has_ready.set()
             result = queue.classifier.to_prediction(await probabilities)
             return PhotoPrediction(
-                self.upload.name, result.label, result.confidence, dict(result.probabilities), result.status
+                self.upload.name,
+                result.label,
+                result.confidence,
+                dict(result.probabilities),
+                result.status,
+                list(result.candidates),
             )
         except UnreadablePhoto as error:
-            return PhotoPrediction(self.upload.name, None, 0.0, {}, error.what)
+            return PhotoPrediction(self.upload.name, None, 0.0, {}, error.what, [])
         finally:
             # Threads cannot be cancelled: the photo counts as waiting until its decoding ends.
             decoding.add_done_callback(lambda _: _call_in_loop(loop, queue.release_photo))

@@ -199,7 +199,7 @@ def _add_predict_route(app: FastAPI, queue: PredictionQueue, limits: Limits, dep
 
 def _add_classes_route(app: FastAPI, classifier: Classifier, limits: Limits, dependencies: list[Any]) -> None:
     upload_limits = UploadLimits(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
-    response = ClassesResponse(**asdict(page_files.summarise_classifier(classifier)), limits=upload_limits)
+    response = ClassesResponse(**vars(page_files.summarise_classifier(classifier)), limits=upload_limits)
 
     @app.get("/classes", summary="Classes, accuracy and upload limits", dependencies=dependencies)
     def _classes() -> ClassesResponse:

@@ -3,6 +3,7 @@
 const THUMBNAIL_PIXELS = 320; // twice the size in CSS pixels, for high-density screens
 export const WAITING = "Waiting …";
 const SHOWN_CLASSES = 5; // the user can unfold the others
+const SHOWN_CANDIDATES = 4;
 
 export function percent(fraction) {
   const rounded = Math.round(fraction * 100);
@@ -67,21 +68,23 @@ export class Card {
   }
 
   // → the prediction as a sentence for screen readers
-  showPrediction({ label, probabilities }, threshold) {
+  showPrediction({ label, probabilities, candidates }) {
     const sorted = Object.entries(probabilities).sort(([, first], [, second]) => second - first);
-    const [[best, confidence], second] = sorted;
+    const confidence = sorted[0][1];
+    const likely = candidates.map((name) => [name, probabilities[name]]);
     if (label === null) {
-      const candidates = [[best, confidence], second].filter(Boolean).map(([name, value]) => `${name} (${formatProbability(value)})`);
-      this._setState("unsure", "Not sure", `It might be ${candidates.join(" or ")}.`);
+      this._setState("unsure", "Not sure", `It might be ${joinCandidates(likely.length > 1 ? likely : sorted.slice(0, 2))}.`);
     } else {
-      this._setState("named", label, "");
+      const others = likely.slice(1);
+      this._setState("named", label, others.length ? `It might also be ${joinCandidates(others)}.` : "");
       this.answer.append(" ", createElement("span", "share", formatProbability(confidence)));
     }
     const container = createElement("div", "shares");
     container.append(createBars(sorted.slice(0, SHOWN_CLASSES)));
     if (sorted.length > SHOWN_CLASSES) container.append(createDetails(sorted.slice(SHOWN_CLASSES)));
     this.element.append(container);
-    return label === null ? `${this.name}: not sure. ${this.reason.textContent}` : `${this.name}: ${label}, ${formatProbability(confidence)}.`;
+    const answer = label === null ? "not sure" : `${label}, ${formatProbability(confidence)}`;
+    return `${this.name}: ${answer}. ${this.reason.textContent}`.trim();
   }
 
   // → the error as a sentence for screen readers
@@ -96,6 +99,13 @@ export class Card {
     this.reason.textContent = reason;
     this.reason.hidden = !reason;
   }
+}
+
+// [name, probability] of some classes → "tulip (41%), rose (38%) or daisy (12%)"
+function joinCandidates(entries) {
+  const shown = entries.slice(0, SHOWN_CANDIDATES).map(([name, probability]) => `${name} (${formatProbability(probability)})`);
+  if (entries.length > SHOWN_CANDIDATES) shown.push(`one of ${entries.length - SHOWN_CANDIDATES} more`);
+  return shown.length < 2 ? shown.join() : `${shown.slice(0, -1).join(", ")} or ${shown.at(-1)}`;
 }
 
 function createBars(entries) {

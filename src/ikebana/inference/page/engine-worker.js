@@ -66,7 +66,20 @@ async function predict(file, model, session, ort) {
     confidence,
     probabilities: Object.fromEntries(model.classes.map((name, index) => [name, probabilities[index]])),
     status: isSure ? "ok" : "not sure",
+    candidates: model.candidates ? selectCandidates(probabilities, model.candidates, isSure).map((index) => model.classes[index]) : [],
   };
+}
+
+// The classes before which the more probable ones have at most the limit of probability, as evaluation/candidate_sets.py
+function selectCandidates(probabilities, { limit, unsure_limit: unsureLimit }, isSure) {
+  const selected = [];
+  let mass = 0;
+  for (const index of [...probabilities.keys()].sort((first, second) => probabilities[second] - probabilities[first])) {
+    if (mass > (isSure ? limit : unsureLimit)) break;
+    selected.push(index);
+    mass += probabilities[index];
+  }
+  return selected;
 }
 
 // Bits per channel in a PNG's header. Browsers decode all other formats to 8.

@@ -1,7 +1,8 @@
 // The page: adds photos and shows a card for each. An engine makes the predictions, on the server or in the browser.
 //
-// engine.loadModelInfo()            the classes, the accuracy and the threshold; or throws a Problem
-// engine.predict(file, showStatus)  { label, confidence, probabilities, status }, or throws a Problem; may call showStatus(text)
+// engine.loadModelInfo()            the classes, the accuracy, the threshold and the candidates' coverage; or throws a Problem
+// engine.predict(file, showStatus)  { label, confidence, probabilities, status, candidates }, or throws a Problem; may call
+//                                   showStatus(text)
 // engine.note                       where photos go
 // engine.concurrency                how many photos it classifies at a time
 
@@ -98,7 +99,7 @@ async function predict(card, engine) {
   try {
     await checkFile(card.file);
     const prediction = await engine.predict(card.file, (text) => card.showStatus(text));
-    announce(card.showPrediction(prediction, modelInfo.threshold), card);
+    announce(card.showPrediction(prediction), card);
   } catch (problem) {
     announce(card.showError(capitalise(problem.message), problem instanceof Problem ? problem.advice : ""), card);
   }
@@ -152,9 +153,10 @@ function describeModel({ classes, accuracy, accuracy_interval: interval, photos,
   return [summary, score, note].filter(Boolean).join(" ");
 }
 
-function describeThreshold({ threshold }) {
+function describeThreshold({ threshold, candidates }) {
   const unsure = threshold ? `It answers “not sure” if no class reaches ${percent(threshold)}. ` : "";
-  return `${unsure}A photo of anything else may still get one of these classes.`;
+  const coverage = candidates ? `For ${percent(candidates.coverage)} of photos like those it learned from, the true class is among the classes it names. ` : "";
+  return `${unsure}${coverage}A photo of anything else may still get one of these classes.`;
 }
 
 const joinWords = (words) => (words.length < 2 ? words.join() : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
