@@ -1,4 +1,4 @@
-"""A threshold for "not sure" with a guarantee: at most so many of the given answers are wrong.
+"""A threshold for "not sure" that guarantees a limit on the share of wrong answers.
 
 Photos are sorted by confidence. Thresholds are tested one after the other, from the highest to the
 lowest. A test passes if so few errors above the threshold would be improbable at the largest

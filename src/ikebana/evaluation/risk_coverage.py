@@ -1,4 +1,4 @@
-"""The risk-coverage curve: what share of the answers is wrong if only so many photos get one.
+"""The risk-coverage curve: the share of wrong answers as the threshold falls.
 
 Source: Geifman and El-Yaniv 2017, Selective classification for deep neural networks,
 arXiv:1705.08500, section 2.
