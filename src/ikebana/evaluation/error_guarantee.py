@@ -57,7 +57,7 @@ class Guarantee:
 
 
 def count_needed_answers(max_error: float, error_probability: float = 1 - GUARANTEE_CONFIDENCE) -> int:
-    """Return how many answers must all be right to show that at most `max_error` are wrong."""
+    """Return how many right answers, without a wrong one, show at most `max_error`."""
     return math.ceil(round(math.log(error_probability) / math.log1p(-max_error), 6))
 
 
