@@ -1,13 +1,14 @@
 """Measure false alarms of slices, and whether planted differences are found.
 
     python bench/slices.py --photos DIR --out DIR [--recipe quick] [--rounds 200] [--class rose]
+        [--dark-factor 0.04]
 
 The photos are split as `fit` splits them by default. Its validation photos are scored in place of
 the test photos, which are left out. Then
 
 - outcomes without any effect are drawn --rounds times for the real properties of these photos, once
   per photo and once per group of ten photos, and the share of rounds with a report is printed
-- 30% of the scored photos of one class are darkened, and the recipe is trained and scored
+- 30% of the scored photos of one class are multiplied by --dark-factor, and the recipe is trained and scored
 - the photos get a random site, and at one of five sites a fifth of all labels becomes wrong
 """
 
@@ -26,9 +27,9 @@ from ikebana.auditing.slice_properties import collect_properties
 from ikebana.data import decoding, pixel_cache, sources, split
 from ikebana.evaluation.slices import Properties, score_slices
 from ikebana.evaluation.statistics import wilson_interval
+from ikebana.runs.run import Run
 from ikebana.system import progress
 
-DARK_FACTOR = 0.15
 ACCURACY = 0.92
 PHOTOS_PER_GROUP = 10
 SITES = ("Bonn", "Lund", "Oslo", "Turin", "Vilnius")
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", default="quick")
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--dark-factor", type=float, default=0.04)
     parser.add_argument("--class", dest="darkened_class", default="rose")
     options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
@@ -49,10 +51,15 @@ def main() -> None:
     properties = read_properties(table, options.out / "plain.csv", options.recipe)
     for name, group_size in (("photos", 1), (f"groups of {PHOTOS_PER_GROUP}", PHOTOS_PER_GROUP)):
         print(f"false alarms, {name}: {count_false_alarms(properties, options.rounds, group_size)}", flush=True)
-    rng = random.Random(0)
-    darkened = darken(table, options.darkened_class, options.out / "dark", rng)
-    report("30% of one class darkened", darkened, options.out / "darkened", options.recipe)
-    report("a site with wrong labels", spoil_labels(table, rng), options.out / "sites", options.recipe)
+    darkened = darken(table, options.darkened_class, options.dark_factor, options.out / "dark")
+    report(
+        "30% of one class darkened",
+        darkened,
+        options.out / "darkened",
+        options.recipe,
+        pl.col("path").str.contains("/dark/"),
+    )
+    report("a site with wrong labels", spoil_labels(table), options.out / "sites", options.recipe)
 
 
 def split_photos(photos: Path, recipe: str) -> pl.DataFrame:
@@ -90,21 +97,22 @@ def count_false_alarms(properties: Properties, rounds: int, group_size: int) -> 
     return f"{alarms} of {rounds} rounds, {alarms / rounds:.3f} ({low:.3f} to {high:.3f}); {n} photos, {tests} slices"
 
 
-def darken(table: pl.DataFrame, name: str, folder: Path, rng: random.Random) -> pl.DataFrame:
+def darken(table: pl.DataFrame, name: str, factor: float, folder: Path) -> pl.DataFrame:
     """Darken 30% of the test photos of a class."""
     folder.mkdir(exist_ok=True)
     paths = table.filter(label=name, split="test")["path"].to_list()
     darkened = {}
-    for path in rng.sample(paths, round(0.3 * len(paths))):
-        photo = decoding.decode_full_size(Path(path).read_bytes()) * DARK_FACTOR
+    for path in random.Random(0).sample(paths, round(0.3 * len(paths))):
+        photo = decoding.decode_full_size(Path(path).read_bytes()) * factor
         darkened[path] = str(folder.resolve() / f"{Path(path).stem}.jpg")
         Image.fromarray(photo.astype(np.uint8)).save(darkened[path], quality=90)
     print(f"darkened {len(darkened)} of {len(paths)} scored photos of {name}", flush=True)
     return table.with_columns(pl.col("path").replace(darkened))
 
 
-def spoil_labels(table: pl.DataFrame, rng: random.Random) -> pl.DataFrame:
+def spoil_labels(table: pl.DataFrame) -> pl.DataFrame:
     """Give each photo a random site, and one site a fifth of wrong labels."""
+    rng = random.Random(0)
     classes = sorted(set(table["label"]))
     sites = [rng.choice(SITES) for _ in range(table.height)]
     labels = [
@@ -114,14 +122,26 @@ def spoil_labels(table: pl.DataFrame, rng: random.Random) -> pl.DataFrame:
     return table.with_columns(label=pl.Series(labels), site=pl.Series(sites))
 
 
-def report(title: str, table: pl.DataFrame, place: Path, recipe: str) -> None:
+def report(title: str, table: pl.DataFrame, place: Path, recipe: str, is_planted: pl.Expr | None = None) -> None:
     table.write_csv(place.with_suffix(".csv"))
-    evaluation = ikebana.fit(place.with_suffix(".csv"), recipe, run=place).evaluation
+    run = ikebana.fit(place.with_suffix(".csv"), recipe, run=place)
+    evaluation = run.evaluation
     assert evaluation.slices is not None
     print(f"{title}: accuracy {evaluation.accuracy:.3f} on {evaluation.n} photos")
+    if is_planted is not None:
+        print(f"accuracy on the changed photos: {score(run, is_planted):.3f}")
     print(f"{len(evaluation.slices.tested)} slices tested; significantly worse:")
     for worse in evaluation.slices.worse:
         print(f"  {worse.describe()}, p = {worse.p_value:.2g}", flush=True)
+
+
+def score(run: Run, selection: pl.Expr) -> float:
+    """Compute the accuracy on some of the test photos."""
+    predictions = run.predictions.filter(pl.col("split") == "test").filter(selection)
+    predicted = predictions.select(f"p:{name}" for name in run.classes).to_numpy().argmax(1)
+    return float(
+        np.mean([run.classes[index] == label for index, label in zip(predicted, predictions["label"], strict=True)])
+    )
 
 
 if __name__ == "__main__":

@@ -490,3 +490,20 @@ def test_a_class_that_loses_all_its_photos_is_reported(photos, tmp_path, capsys)
         tmp_path / "cleaned.csv", dataset, clean(dataset, spoilt, parse_words("dark")), Recipe()
     )
     assert "no photos are left of c" in capsys.readouterr().err
+
+
+def test_other_columns_of_a_table_stay_in_the_cleaned_one(photos, tmp_path):
+    paths = sorted(path.relative_to(tmp_path).as_posix() for path in photos.glob("*/*.jpg"))
+    columns = {"site": ["Lund", "Oslo"], "depth": [0.25, None], "reason": ["sharp", "near"]}
+    rows = {name: [values[number % 2] for number in range(len(paths))] for name, values in columns.items()}
+    table = pl.DataFrame({"path": paths, "label": [path.split("/")[1] for path in paths], **rows})
+    table = table.with_columns(depth=pl.col("depth") * pl.int_range(pl.len()))
+    table.write_csv(tmp_path / "photos.csv")
+    ikebana.audit(tmp_path / "photos.csv", write=tmp_path / "cleaned.csv", drop=["near_duplicate"])
+    cleaned = pl.read_csv(tmp_path / "cleaned.csv")
+    assert cleaned.columns == ["path", "label", "site", "depth", "reason"]
+    assert cleaned["reason"].null_count() == cleaned.height
+    merged = cleaned.join(table, on="path", suffix="_before")
+    assert 0 < merged.height == cleaned.height < table.height
+    assert (merged["site"] == merged["site_before"]).all()
+    assert merged["depth"].eq_missing(merged["depth_before"]).all()

@@ -18,7 +18,7 @@ import polars as pl
 
 from ikebana.auditing.findings import Finding
 from ikebana.data.columns import EXACT_LABEL, clean_labels
-from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
+from ikebana.data.dataset import EXTRA_PREFIX, SPLITS, STATUS_USED, Dataset
 from ikebana.data.labels import normalise_labels
 from ikebana.data.split import find_connected_components
 from ikebana.errors import PhotosError, RecipeError
@@ -69,7 +69,7 @@ class CleaningResult:
     """Tables of the kept and the dropped photos, with reasons.
 
     Attributes:
-        kept_photos: path, label, [split], [group] and the reason, null in unchanged rows.
+        kept_photos: path, label, [split], [group], other columns and the reason, null in unchanged rows.
         dropped_photos: path, label and the reason.
         suspect_label_count: photos dropped or relabelled because of a suspect label.
         protected_count: test photos that stay unchanged although their label is suspect.
@@ -268,7 +268,10 @@ def _make_tables(
     kept_photos = photos.filter(stays)
     changed = [labels.get(path, (label, None)) for path, label in kept_photos.select("path", "label").iter_rows()]
     columns = ["path", "label", *(["split"] if has_split else []), *(["group"] if kept_photos["group"].count() else [])]
-    kept_photos = kept_photos.select(columns).with_columns(
+    others = {name: name.removeprefix(EXTRA_PREFIX) for name in photos.columns if name.startswith(EXTRA_PREFIX)}
+    others.pop(f"{EXTRA_PREFIX}{REASON_COLUMN}", None)
+    kept_photos = kept_photos.select(*columns, *others).rename(others)
+    kept_photos = kept_photos.with_columns(
         pl.Series("label", [label for label, _ in changed], pl.String),
         pl.Series(REASON_COLUMN, [reason for _, reason in changed], pl.String),
     )
@@ -347,5 +350,5 @@ def _to_csv(table: pl.DataFrame) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(table.columns)
-    writer.writerows(table.with_columns(pl.all().fill_null("")).iter_rows())
+    writer.writerows(table.with_columns(pl.all().cast(pl.String).fill_null("")).iter_rows())
     return stream.getvalue()
