@@ -49,7 +49,7 @@ EVALUATION = {
     "answered_accuracy": "null", "leakage": {
         "photos": [], "accuracy_on_leaked": "null", "accuracy_on_others": "float",
         "naive_shuffle": {"n": "int", "with_duplicate": "int", "accuracy": "float"},
-    }, "n_effective": "float", "slices": "null", "robustness": "null",
+    }, "n_effective": "float", "cross_validation": "null", "slices": "null", "robustness": "null",
     "seconds": dict.fromkeys(("prepare", "read", "features", "train", "score", "draw"), "float"),
     "candidates": {"coverage": "float"} | dict.fromkeys(
         ("overall", "mean_size", "answered", "not_sure", "per_size", "per_class"), "null"

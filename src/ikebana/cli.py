@@ -146,6 +146,7 @@ def fit(
     recipe: RecipeName | Path | None = None,  # pyright: ignore[reportInvalidTypeForm]
     run: Path | None = None,
     resume: Path | None = None,
+    split_seeds: Annotated[int | None, Parameter(group=SPLIT)] = None,
     device: Device = "auto",
     robustness: Switch = False,
     options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
@@ -166,6 +167,9 @@ def fit(
     resume
         Continue this interrupted run, without flags that change the recipe. --photos gives the new place of photos that
         moved. With --robustness, measure it for this run, also if it is finished.
+    split_seeds
+        Repeat the run on this many splits, with split seeds 0, 1, ..., and report the mean and spread of the accuracy.
+        --run is then a folder of runs.
     robustness
         After scoring, also measure the accuracy on changed test photos: blurred, noisy, saved with low JPEG quality,
         darker, brighter and rotated, at five strengths. At most 200 photos are used.
@@ -175,17 +179,21 @@ def fit(
     from ikebana.commands import fit as fit_command
 
     if resume is not None:
-        if recipe or run or device != "auto" or _parse_options(options):
+        if recipe or run or device != "auto" or split_seeds is not None or _parse_options(options):
             raise UsageError("a resumed run has its own options", advice=f"ikebana fit --resume {resume}")
-        finished_run = fit_command.resume(resume, photos=photos, robustness=robustness)
+        folder = fit_command.resume(resume, photos=photos, robustness=robustness).folder
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
+    elif split_seeds is not None:
+        from ikebana.commands.fit_splits import fit_splits
+
+        given = _parse_options(options) | {"robustness": robustness}
+        folder = fit_splits(photos, recipe, splits=split_seeds, run=run, device=device, **given).folder
     else:
-        finished_run = fit_command.fit(
-            photos, recipe, run=run, device=device, robustness=robustness, **_parse_options(options)
-        )
-    progress.event("done", run=str(finished_run.folder))
-    progress.result(str(finished_run.folder))
+        given = _parse_options(options)
+        folder = fit_command.fit(photos, recipe, run=run, device=device, robustness=robustness, **given).folder
+    progress.event("done", run=str(folder))
+    progress.result(str(folder))
 
 
 @app.command(sort_key=1)

@@ -18,6 +18,7 @@ from ikebana.evaluation.leakage import measure_leakage
 from ikebana.evaluation.metrics import Evaluation, evaluate, score_confidence
 from ikebana.evaluation.slices import score_slices
 from ikebana.learning import augmentation
+from ikebana.learning.cross_validation import cross_validate
 from ikebana.learning.device import collect_environment, load_settings
 from ikebana.learning.estimate import get_spare_gpu_bytes, recipe_memory_errors, suggest_upgrade
 from ikebana.learning.examples import PhotoExamples, build_split_examples, concatenate, select_for_calibration
@@ -170,6 +171,9 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
     test_probabilities = probabilities[len(splits["validation"]) :]
     evaluation = _evaluate(dataset, plan.recipe, splits, test_probabilities, calibration)
     clock.lap("score")
+    if (all_photos := cross_validate(tasks, dataset.classes)) is not None:
+        evaluation = replace(evaluation, cross_validation=all_photos)
+        clock.lap("cross-validate")
     # The run is finished from here on, whatever becomes of its pictures.
     writer.finish(evaluation, clock.seconds)
     _draw_pictures(writer.run, dataset, pixels, evaluation)

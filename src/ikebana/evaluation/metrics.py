@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ikebana.evaluation import coverage as candidate_coverage
-from ikebana.evaluation import leakage, risk_coverage, robustness, slices
+from ikebana.evaluation import cross_validation, leakage, risk_coverage, robustness, slices
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE, Calibration
 from ikebana.evaluation.coverage import CandidateScores, score_candidates
+from ikebana.evaluation.cross_validation import CrossValidation
 from ikebana.evaluation.leakage import Leakage
 from ikebana.evaluation.risk_coverage import RiskCoverage, trace_curve
 from ikebana.evaluation.robustness import Robustness
@@ -57,6 +58,7 @@ class Evaluation:
         n_effective: number of independent photos that would be as informative.
         slices: groups of test photos compared with the others; None if none was large enough.
         robustness: accuracy on changed test photos; None if it was not measured.
+        cross_validation: scores over all photos; None if the recipe is not cross-validated.
         seconds: duration of each stage of the run.
         candidates: coverage of the candidate classes.
         risk_coverage: share of wrong answers as the threshold falls.
@@ -80,6 +82,7 @@ class Evaluation:
     n_effective: float | None = None
     slices: Slices | None = None
     robustness: Robustness | None = None
+    cross_validation: CrossValidation | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     candidates: CandidateScores | None = None
     risk_coverage: RiskCoverage | None = None
@@ -93,6 +96,7 @@ class Evaluation:
     def __repr__(self) -> str:
         low, high = self.accuracy_interval
         notes = (
+            self.cross_validation.describe() if self.cross_validation is not None else "",
             self._describe_uncertainty(),
             self._describe_untested(),
             self._describe_answers(),
@@ -164,6 +168,7 @@ def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
                 "robustness": _read_optional(values, "robustness", robustness.from_json),
                 "candidates": _read_optional(values, "candidates", candidate_coverage.from_json),
                 "risk_coverage": _read_optional(values, "risk_coverage", risk_coverage.from_json),
+                "cross_validation": _read_optional(values, "cross_validation", cross_validation.from_json),
             },
             report=report,
         )

@@ -172,13 +172,15 @@ class ScaledChunks:
 class RegularisationTrial:
     """Training and selection photos, with the head last fitted as regularisation gets weaker."""
 
-    def __init__(self, train: ScaledChunks, selection: ScaledChunks, classes: int):
-        self.train, self.selection, self.classes = train, selection, classes
+    def __init__(
+        self, train: ScaledChunks, selection: ScaledChunks, classes: int, tolerance: float = GRADIENT_TOLERANCE
+    ):
+        self.train, self.selection, self.classes, self.tolerance = train, selection, classes, tolerance
         self.coefficients = np.zeros((classes, train.width + 1))
 
     def evaluate(self, inverse_l2: float) -> tuple[float, float]:
         """Fit, starting from the last fit; return cross-entropy and accuracy on selection photos."""
-        self.coefficients = fit_coefficients(self.train, self.classes, inverse_l2, self.coefficients)
+        self.coefficients = fit_coefficients(self.train, self.classes, inverse_l2, self.coefficients, self.tolerance)
         selection_logits = compute_logits(self.coefficients, self.selection)
         accuracy = (selection_logits.argmax(1) == self.selection.labels).mean()
         return float(compute_cross_entropy(selection_logits, self.selection.labels).mean()), float(accuracy)
