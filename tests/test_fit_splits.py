@@ -16,8 +16,8 @@ from ikebana.errors import PhotosError, RecipeError, RunError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
-SMALL = {"image_size": 32, "batch_size": 16, "epochs": 1, "precision": "float32"}
-FLAGS = ["--recipe", "baseline", "--image-size", "32", "--batch-size", "16", "--epochs", "1", "--precision", "float32"]
+SMALL = {"image_size": 48, "batch_size": 16, "epochs": 1, "precision": "float32"}
+FLAGS = ["--recipe", "baseline", "--image-size", "48", "--batch-size", "16", "--epochs", "1", "--precision", "float32"]
 
 
 @pytest.fixture(scope="module")

@@ -170,10 +170,8 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
     checkpoint.save_weights(writer.run.weights, network)
     test_probabilities = probabilities[len(splits["validation"]) :]
     evaluation = _evaluate(dataset, plan.recipe, splits, test_probabilities, calibration)
+    evaluation = replace(evaluation, cross_validation=cross_validate(tasks, dataset.classes))
     clock.lap("score")
-    if (all_photos := cross_validate(tasks, dataset.classes)) is not None:
-        evaluation = replace(evaluation, cross_validation=all_photos)
-        clock.lap("cross-validate")
     # The run is finished from here on, whatever becomes of its pictures.
     writer.finish(evaluation, clock.seconds)
     _draw_pictures(writer.run, dataset, pixels, evaluation)
