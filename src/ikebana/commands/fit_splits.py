@@ -1,4 +1,4 @@
-"""`ikebana fit --split-seeds N`: the same recipe on N splits, and the spread of its score."""
+"""`ikebana fit --split-seeds N`: one recipe on N splits, and the spread of its score."""
 
 import secrets
 import statistics

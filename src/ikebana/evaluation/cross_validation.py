@@ -1,4 +1,4 @@
-"""A cross-validated score: every photo is predicted by a head that was fitted to other photos."""
+"""A cross-validated score: heads fitted to other photos predict every photo."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
