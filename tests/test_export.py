@@ -129,7 +129,9 @@ def test_ensembles_and_flip_tta_are_part_of_the_graph(name):
 
 
 def test_confidence_and_threshold_are_those_of_the_run(run_copy, paper_classifier, good_photos, tmp_path):
-    (run_copy.folder / "calibration.json").write_text('{"temperature": 0.5, "threshold": 0.4, "photos": 40}')
+    rule = {"coverage": 0.9, "limit": 0.3, "unsure_limit": 0.8}
+    calibration = {"temperature": 0.5, "threshold": 0.4, "photos": 40, "candidates": rule}
+    (run_copy.folder / "calibration.json").write_text(json.dumps(calibration))
     hot = ikebana.export(run_copy, tmp_path / "hot.onnx")
     assert (hot.threshold, hot.metadata["temperature"]) == (0.4, 0.5)
     predictions = hot.predict(good_photos)
@@ -141,9 +143,10 @@ def test_confidence_and_threshold_are_those_of_the_run(run_copy, paper_classifie
             {name: value / sum(squared.values()) for name, value in squared.items()}, abs=1e-5
         )
     by_run = ikebana.predict(run_copy, good_photos)
-    assert [(prediction.label, prediction.status) for prediction in by_run] == [
-        (prediction.label, prediction.status) for prediction in predictions
+    assert [(prediction.label, prediction.status, prediction.candidates) for prediction in by_run] == [
+        (prediction.label, prediction.status, prediction.candidates) for prediction in predictions
     ]
+    assert len({len(prediction.candidates) for prediction in predictions}) > 1
 
 
 # --- metadata ---

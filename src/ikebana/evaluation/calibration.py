@@ -210,8 +210,8 @@ def from_json(values: Mapping[str, Any]) -> Calibration:
     """
     try:
         threshold = None if values["threshold"] is None else float(values["threshold"])
-        candidates = candidate_sets.from_json(values["candidates"])
-        guarantee = error_guarantee.from_json(values["guarantee"])
+        candidates = candidate_sets.from_json(values.get("candidates"))
+        guarantee = error_guarantee.from_json(values.get("guarantee"))
         temperature, photos = float(values["temperature"]), int(values["photos"])
         calibration = Calibration(temperature, threshold, photos, candidates, guarantee)
     except (KeyError, TypeError, ValueError) as error:

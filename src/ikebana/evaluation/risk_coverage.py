@@ -66,4 +66,4 @@ def trace_curve(probabilities: np.ndarray, labels: np.ndarray, guarantee: Guaran
 def from_json(values: Mapping[str, Any]) -> RiskCoverage:
     """Read the curve from `evaluation.json`; TypeError or ValueError if it is damaged."""
     points = {name: tuple(map(float, values[name])) for name in ("thresholds", "answered", "wrong")}
-    return RiskCoverage(**points, guarantee=error_guarantee.from_json(values["guarantee"]))
+    return RiskCoverage(**points, guarantee=error_guarantee.from_json(values.get("guarantee")))
