@@ -169,7 +169,14 @@ def test_predicting_gives_one_row_per_path_with_the_probabilities_of_the_run(run
     done = run_command("predict", run.folder, photos, "--out", out)
     assert done.returncode == 0, done.stderr
     table = pl.read_csv(out, infer_schema_length=None)
-    assert table.columns == ["path", "label", "confidence", "status", *(f"p:{name}" for name in run.classes)]
+    assert table.columns == [
+        "path",
+        "label",
+        "confidence",
+        "status",
+        "candidates",
+        *(f"p:{name}" for name in run.classes),
+    ]
     assert table.height == run.dataset.height
     relative = table.with_columns(path=pl.col("path").str.strip_prefix(f"{photos}/"))
     both = run.predictions.join(relative, on="path", suffix="_said")
