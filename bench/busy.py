@@ -1,6 +1,7 @@
 """Time training alone and beside a busy process, with and without adapting to it.
 
     python bench/busy.py --photos DIR [--rounds 3] [--train 2590] [--validation 863] [--parts epoch,quick]
+                         [--places alone,beside]
 
 Measures an epoch of `good` on random pixels, and a whole cold `fit` of `quick`, each in a process
 of its own. "not adapted" is libgomp's default: all threads, which spin. Conditions take turns
@@ -77,19 +78,20 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=2590)
     parser.add_argument("--validation", type=int, default=863)
     parser.add_argument("--parts", default="epoch,quick")
+    parser.add_argument("--places", default="alone,beside")
     options = parser.parse_args()
     measurements = {"epoch": time_epoch, "quick": time_quick}
     print(format_header("torch"), flush=True)
     seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for number in range(options.rounds):
-        for is_busy in (False, True):
+        for place in options.places.split(","):
             conditions = list(CONDITIONS.items())
             for name, variables in conditions if number % 2 else reversed(conditions):
                 for part in options.parts.split(","):
-                    with run_busy_process(is_busy):
+                    with run_busy_process(place == "beside"):
                         value = measurements[part](options, {**os.environ, **variables})
-                    seconds[part, "beside a busy process" if is_busy else "alone", name].append(value)
-                    print(f"  {part}, {'beside' if is_busy else 'alone'}, {name}: {value:.1f} s", flush=True)
+                    seconds[part, place, name].append(value)
+                    print(f"  {part}, {place}, {name}: {value:.1f} s", flush=True)
     for (part, place, name), values in seconds.items():
         print(f"{part}, {place}, {name}: {format_spread(values, 1)} s, n = {len(values)}", flush=True)
 

@@ -50,6 +50,7 @@ EVALUATION = {
         "photos": [], "accuracy_on_leaked": "null", "accuracy_on_others": "float",
         "naive_shuffle": {"n": "int", "with_duplicate": "int", "accuracy": "float"},
     }, "n_effective": "float", "cross_validation": "null", "slices": "null", "robustness": "null",
+    "unknown_objects": "null",
     "seconds": dict.fromkeys(("prepare", "read", "features", "train", "score", "draw"), "float"),
     "candidates": {"coverage": "float"} | dict.fromkeys(
         ("overall", "mean_size", "answered", "not_sure", "per_size", "per_class"), "null"
@@ -101,11 +102,12 @@ DATASET = {
 AGREEMENT = {"photos": "int", "top1_agreement": "float", "largest_difference": "float", "mean_difference": "float"}
 PARITY = AGREEMENT | {
     "of": "str", "accuracy": "float", "candidate_agreement": "float", "tolerance": "float", "whole_photos": AGREEMENT,
+    "largest_familiarity_difference": "float",
 }  # fmt: skip
 METADATA = {
     "sha256": "str", "parity": PARITY, "ikebana": "int",
     "classes": ["str"], "image_size": "int", "resize": "str", "threshold": "null", "temperature": "float",
-    "candidates": "null", "guarantee": "null", "recipe": RECIPE, "data": {"fingerprint": "str"},
+    "familiarity": "null", "candidates": "null", "guarantee": "null", "recipe": RECIPE, "data": {"fingerprint": "str"},
     "scores": {
         name: value
         for name, value in EVALUATION.items()
@@ -193,9 +195,8 @@ def test_a_run_folder_has_these_files_and_no_others(fit):
 def test_tables_of_a_run_have_these_columns(fit):
     run: Run = fit[0]
     assert pl.read_parquet_schema(run.folder / "dataset.parquet") == DATASET
-    predictions = dict.fromkeys(("path", "label", "split"), pl.String) | dict.fromkeys(
-        (f"p:{name}" for name in KINDS), pl.Float32
-    )
+    predictions = dict.fromkeys(("path", "label", "split"), pl.String) | {"familiarity": pl.Float64}
+    predictions |= dict.fromkeys((f"p:{name}" for name in KINDS), pl.Float32)
     assert pl.read_parquet_schema(run.folder / "predictions.parquet") == predictions
 
 
@@ -219,12 +220,12 @@ def test_an_exported_file_has_this_input_these_outputs_and_this_metadata(model):
 
 
 def test_a_table_of_predictions_has_these_columns_in_every_format(model, photos, tmp_path):
-    columns = ["path", "label", "confidence", "status", "candidates", *(f"p:{name}" for name in KINDS)]
+    columns = ["path", "label", "confidence", "status", "candidates", "familiarity", *(f"p:{name}" for name in KINDS)]
     for ending, read in (("csv", pl.read_csv), ("jsonl", pl.read_ndjson), ("parquet", pl.read_parquet)):
         ikebana.predict(model, photos / "iris", tmp_path / f"table.{ending}")
         table = read(tmp_path / f"table.{ending}")
         nested = ending == "jsonl"
-        assert table.columns == ([*columns[:5], "probabilities"] if nested else columns)
+        assert table.columns == ([*columns[:6], "probabilities"] if nested else columns)
         assert not nested or table["probabilities"].struct.fields == list(KINDS)
         assert "ok" in set(table["status"])
 

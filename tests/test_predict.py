@@ -80,7 +80,7 @@ def test_each_kind_of_table_holds_the_same_rows(paper_model, photos, tmp_path):
     said = pl.read_csv(tmp_path / "said.csv", infer_schema_length=None)
     assert said["path"].to_list() == sorted(str(each) for each in photos.iterdir())
     parquet = pl.read_parquet(tmp_path / "said.parquet")
-    assert parquet.drop("candidates").equals(said.drop("candidates").cast({pl.Float64: pl.Float64}))
+    assert parquet.drop("candidates").equals(said.drop("candidates").cast({"familiarity": pl.Float64}))
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text("utf-8").splitlines()]
     for row, of_csv in zip(rows, said.iter_rows(named=True), strict=True):
         assert all(row[name] == of_csv[name] for name in ("path", "label", "confidence", "status"))
@@ -385,11 +385,11 @@ def test_a_flag_that_is_misspelt_is_wrong_usage_and_no_photo():
 
 
 def test_probabilities_survive_the_table_to_the_last_digit_that_is_kept():
-    said = ikebana.Prediction("a.jpg", "x", 1 / 3, {"x": 1 / 3, "y": 2 / 3})
+    said = ikebana.Prediction("a.jpg", "x", 1 / 3, {"x": 1 / 3, "y": 2 / 3}, familiarity=0.25)
     row = prediction_table.to_row(said, ("x", "y"))
-    assert row == ["a.jpg", "x", 0.333333, "ok", [], 0.333333, 0.666667]
-    assert prediction_table.format_row(row) == ["a.jpg", "x", "0.333333", "ok", "", "0.333333", "0.666667"]
-    assert np.isclose(sum(row[4:]), 1)
+    assert row == ["a.jpg", "x", 0.333333, "ok", [], 0.25, 0.333333, 0.666667]
+    assert prediction_table.format_row(row) == ["a.jpg", "x", "0.333333", "ok", "", "0.250000", "0.333333", "0.666667"]
+    assert np.isclose(sum(row[6:]), 1)
 
 
 # --- candidates ---

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 from ikebana.data import decoding
 from ikebana.evaluation.candidate_sets import CandidateRule
 from ikebana.inference import prediction
+from ikebana.inference.classifier import ForwardResult
 from ikebana.serving import connections, server
 from ikebana.serving.limits import Limits
 from ikebana.serving.prediction_queue import PredictionQueue
@@ -33,6 +33,7 @@ class BrightestChannelClassifier:
     classes: tuple[str, ...] = ("red", "green", "blue")
     threshold: float | None = 0.6
     candidate_rule: CandidateRule | None = CandidateRule(0.9, 0.75, 0.6)
+    familiarity_threshold: float | None = 0.05
     metadata: dict = field(
         default_factory=lambda: {"scores": {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95], "n": 40}}
     )
@@ -49,11 +50,19 @@ class BrightestChannelClassifier:
         if self.is_broken:
             raise RuntimeError("the network is broken")
         light = photos.astype(np.float64).mean((1, 2)) + 1e-6
-        return SimpleNamespace(probabilities=light / light.sum(1, keepdims=True))
+        # A black photo resembles nothing.
+        familiarity = np.minimum(light.max(1) / 100, 1)
+        return ForwardResult(light / light.sum(1, keepdims=True), light, familiarity)
 
-    def to_prediction(self, probabilities, path=""):
+    def to_prediction(self, probabilities, path="", *, familiarity=None):
         return prediction.to_prediction(
-            probabilities.tolist(), self.classes, self.threshold, path, candidate_rule=self.candidate_rule
+            probabilities.tolist(),
+            self.classes,
+            self.threshold,
+            path,
+            candidate_rule=self.candidate_rule,
+            familiarity=familiarity,
+            familiarity_threshold=self.familiarity_threshold,
         )
 
 

@@ -12,7 +12,6 @@ from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import IkebanaError
-from ikebana.evaluation.calibration import Calibration, calibrate
 from ikebana.evaluation.calibration_photos import check_calibration_photos
 from ikebana.evaluation.leakage import measure_leakage
 from ikebana.evaluation.metrics import Evaluation, evaluate, score_confidence
@@ -21,12 +20,13 @@ from ikebana.learning import augmentation
 from ikebana.learning.cross_validation import cross_validate
 from ikebana.learning.device import collect_environment, load_settings
 from ikebana.learning.estimate import get_spare_gpu_bytes, recipe_memory_errors, suggest_upgrade
-from ikebana.learning.examples import PhotoExamples, build_split_examples, concatenate, select_for_calibration
+from ikebana.learning.examples import PhotoExamples, build_split_examples, concatenate
+from ikebana.learning.familiarity import refit_familiarity
+from ikebana.learning.held_out import HeldOutResults, score_held_out
 from ikebana.learning.plan import (
     Plan,
     describe_refit,
     open_photos,
-    predict_held_out,
     prepare_tasks,
     refit_on_all,
     train_tasks,
@@ -152,24 +152,20 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
         writer.write_epochs(epochs)
         progress.event("epoch", **asdict(epoch))
     clock.lap("train", sum(epoch.seconds for epoch in epochs))
-    raw_probabilities = predict_held_out(tasks, plan.settings)
-    calibration = calibrate(
-        *select_for_calibration(splits, raw_probabilities),
-        coverage=plan.recipe.coverage,
-        at_most_wrong=plan.recipe.at_most_wrong,
-    )
-    probabilities = calibration.apply(raw_probabilities)
+    results = score_held_out(plan, tasks, splits, dataset.classes)
     held_out = concatenate(splits["validation"], splits["test"])
-    writer.write_json("calibration.json", calibration)
-    writer.write_predictions(dataset, held_out.rows, probabilities)
+    writer.write_json("calibration.json", results.calibration)
+    writer.write_predictions(dataset, held_out.rows, results.probabilities, results.familiarity)
     clock.lap("score")
-    network = plan.network
+    network, familiarity_model = plan.network, results.familiarity_model
     if plan.recipe.refit_on_all:
-        network = refit_on_all(plan, splits, pixels.folder.name, writer.refit_checkpoint)
+        network, refit_tasks = refit_on_all(plan, splits, pixels.folder.name, writer.refit_checkpoint)
+        familiarity_model = refit_familiarity(familiarity_model, refit_tasks, plan.settings)
         clock.lap("train on all")
     checkpoint.save_weights(writer.run.weights, network)
-    test_probabilities = probabilities[len(splits["validation"]) :]
-    evaluation = _evaluate(dataset, plan.recipe, splits, test_probabilities, calibration)
+    if familiarity_model is not None:
+        writer.write_familiarity(familiarity_model)
+    evaluation = _evaluate(dataset, plan.recipe, splits, results)
     evaluation = replace(evaluation, cross_validation=cross_validate(tasks, dataset.classes))
     clock.lap("score")
     # The run is finished from here on, whatever becomes of its pictures.
@@ -209,23 +205,30 @@ def _complete(writer: RunWriter, photos: PhotoSource | None, model: "nn.Module |
 
 
 def _evaluate(
-    dataset: Dataset,
-    recipe: Recipe,
-    splits: dict[str, PhotoExamples],
-    probabilities: np.ndarray,
-    calibration: Calibration,
+    dataset: Dataset, recipe: Recipe, splits: dict[str, PhotoExamples], results: HeldOutResults
 ) -> Evaluation:
-    """Score the test photos' calibrated probabilities, float [photos, classes]."""
-    test = splits["test"]
+    """Score the predictions of the test photos."""
+    test, start = splits["test"], len(splits["validation"])
+    probabilities = results.probabilities[start:]
     is_right = probabilities.argmax(1) == test.labels
     leakage = measure_leakage(dataset, recipe, is_right)
     note = describe_refit(recipe, splits)
     evaluation = evaluate(probabilities, test.labels, dataset.classes, note, leakage=leakage, groups=test.groups)
     evaluation = score_confidence(
-        evaluation, probabilities, test.labels, test.groups, calibration=calibration, coverage=recipe.coverage
+        evaluation,
+        probabilities,
+        test.labels,
+        test.groups,
+        calibration=results.calibration,
+        coverage=recipe.coverage,
+        is_known=None if results.is_known is None else results.is_known[start:],
     )
     properties = slice_properties.collect_properties(dataset, test.pixels, test.rows)
-    return replace(evaluation, slices=score_slices(is_right, properties, test.groups))
+    return replace(
+        evaluation,
+        slices=score_slices(is_right, properties, test.groups),
+        unknown_objects=results.unknown_objects,
+    )
 
 
 def _draw_pictures(run: Run, dataset: Dataset, pixels: PixelCache, evaluation: Evaluation) -> None:

@@ -22,7 +22,7 @@ from ikebana.evaluation.candidate_sets import NO_CANDIDATES_MESSAGE
 from ikebana.inference import classifier, photo_input, prediction_table
 from ikebana.inference.classifier import BATCH_PHOTOS, Classifier, ForwardResult, ModelFile
 from ikebana.inference.photo_input import NamedPhoto, Photo
-from ikebana.inference.prediction import NOT_SURE, Prediction
+from ikebana.inference.prediction import NOT_SURE, UNKNOWN, Prediction
 from ikebana.inference.prediction_table import Table
 from ikebana.inference.sorting import Sorter
 from ikebana.runs.run import Run, open_run
@@ -48,6 +48,7 @@ class Counts:
 
     sure: int = 0
     unsure: int = 0
+    unknown: int = 0
     # Predicted by an earlier call that was interrupted.
     resumed: int = 0
     unusable: int = 0
@@ -58,16 +59,23 @@ class Counts:
         """Count one prediction."""
         if prediction.is_usable:
             self.sure += prediction.label is not None
-            self.unsure += prediction.label is None
+            self.unsure += prediction.status == NOT_SURE
+            self.unknown += prediction.status == UNKNOWN
             return
         self.unusable += 1
         if len(self.reasons) < MAX_NAMED_PHOTOS:
             self.reasons.append(f"{prediction.path or 'a photo without a path'}: {prediction.status}")
 
+    @property
+    def predicted(self) -> int:
+        """Number of photos that this call predicted."""
+        return self.sure + self.unsure + self.unknown
+
     def summarise(self, ignored: int) -> str:
         """Describe the counts in one sentence."""
-        usable, more = self.sure + self.unsure, self.unusable - len(self.reasons)
+        usable, more = self.predicted, self.unusable - len(self.reasons)
         unsure = f', {self.unsure} of them "not sure"' if self.unsure else ""
+        unsure += f', {self.unknown} unlike the training photos ("unknown")' if self.unknown else ""
         resumed = f", {self.resumed} predicted earlier" if self.resumed else ""
         unusable = f"{self.unusable} unusable, {ignored} hidden files ignored"
         lines = [f"{usable} photo{'s' * (usable != 1)} predicted{unsure}{resumed}, {unusable}", *self.reasons]
@@ -262,7 +270,7 @@ def _predict_all(
 
 
 def _require_usable(counts: Counts) -> None:
-    if not counts.sure + counts.unsure + counts.resumed:
+    if not counts.predicted + counts.resumed:
         reason = f"none of {counts.unusable} paths is usable; the first: " if counts.unusable else "no photos found"
         raise PhotosError("".join([reason, *counts.reasons[:1]]), advice="paths of photos, or of folders with photos")
 
@@ -317,7 +325,10 @@ def _build_run_classifier(run: Run) -> Classifier:
 
     calibration = run.calibration
     settings = device.configure()
-    network = load_trained_network(run.recipe, len(run.classes), run.weights, calibration.temperature)
+    model = run.familiarity
+    network = load_trained_network(
+        run.recipe, len(run.classes), run.weights, calibration.temperature, familiarity=model
+    )
     with memory_errors():
         shipped = network.to(settings.device)
 
@@ -328,7 +339,8 @@ def _build_run_classifier(run: Run) -> Classifier:
         return ForwardResult(*(output.cpu().numpy() for output in shipped(inputs)))
 
     size, resize = run.recipe.image_size, run.recipe.resize
-    return Classifier(run.classes, size, resize, calibration.threshold, {}, forward, calibration.candidates)
+    threshold, rule, unknown_threshold = calibration.threshold, calibration.candidates, model and model.threshold
+    return Classifier(run.classes, size, resize, threshold, {}, forward, rule, unknown_threshold)
 
 
 def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:

@@ -64,6 +64,7 @@ def calibrate(
     *,
     coverage: float = DEFAULT_COVERAGE,
     at_most_wrong: float | None = None,
+    is_known: np.ndarray | None = None,
 ) -> Calibration:
     """Calibrate on photos used neither for training nor model selection.
 
@@ -75,6 +76,7 @@ def calibrate(
         coverage: the probability with which the candidate classes contain the true one.
         at_most_wrong: the share of wrong answers that the threshold should guarantee; None for the
             threshold of `choose_threshold`.
+        is_known: bool [photos], whether a photo is familiar enough to be answered; None if all are.
     Returns:
         Temperature 1, no threshold and no candidates if there are fewer than 20 groups or only one
         class.
@@ -86,7 +88,9 @@ def calibrate(
     temperature = fit_temperature(np.log(np.maximum(probabilities, MIN_PROBABILITY)), labels, groups)
     calibration = Calibration(temperature, photos=len(labels))
     calibrated = calibration.apply(probabilities)
-    return set_threshold(calibration, calibrated, labels, groups, coverage=coverage, at_most_wrong=at_most_wrong)
+    return set_threshold(
+        calibration, calibrated, labels, groups, coverage=coverage, at_most_wrong=at_most_wrong, is_known=is_known
+    )
 
 
 def set_threshold(
@@ -97,13 +101,17 @@ def set_threshold(
     *,
     coverage: float,
     at_most_wrong: float | None,
+    is_known: np.ndarray | None = None,
 ) -> Calibration:
     """Choose threshold and candidates for calibrated probabilities; see `calibrate`."""
     threshold, guarantee = None, None
+    # A photo that is unlike the training photos gets no answer, so it cannot be a wrong one.
+    known = np.ones(len(labels), bool) if is_known is None else is_known
+    answerable = probabilities[known], labels[known], None if groups is None else groups[known]
     if at_most_wrong is not None:
-        threshold, guarantee = error_guarantee.guarantee_threshold(probabilities, labels, groups, at_most_wrong)
+        threshold, guarantee = error_guarantee.guarantee_threshold(*answerable, at_most_wrong)
     if threshold is None:
-        threshold = choose_threshold(probabilities, labels, groups)
+        threshold = choose_threshold(*answerable)
     threshold = max(MIN_THRESHOLD, threshold)
     candidates = candidate_sets.choose_rule(probabilities, labels, groups, threshold, coverage)
     return replace(calibration, threshold=threshold, candidates=candidates, guarantee=guarantee)

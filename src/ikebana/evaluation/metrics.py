@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ikebana.evaluation import coverage as candidate_coverage
-from ikebana.evaluation import cross_validation, leakage, risk_coverage, robustness, slices
+from ikebana.evaluation import cross_validation, leakage, risk_coverage, robustness, slices, unknown_objects
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE, Calibration
 from ikebana.evaluation.coverage import CandidateScores, score_candidates
 from ikebana.evaluation.cross_validation import CrossValidation
@@ -16,6 +16,7 @@ from ikebana.evaluation.risk_coverage import RiskCoverage, trace_curve
 from ikebana.evaluation.robustness import Robustness
 from ikebana.evaluation.slices import Slices
 from ikebana.evaluation.statistics import effective_sample_size, wilson_interval
+from ikebana.evaluation.unknown_objects import UnknownObjects
 
 # As in Guo et al. 2017 (arXiv:1706.04599).
 CONFIDENCE_BINS = 15
@@ -62,6 +63,7 @@ class Evaluation:
         seconds: duration of each stage of the run.
         candidates: coverage of the candidate classes.
         risk_coverage: share of wrong answers as the threshold falls.
+        unknown_objects: how often photos of something else are recognised as such.
     """
 
     accuracy: float
@@ -86,6 +88,7 @@ class Evaluation:
     seconds: Mapping[str, float] = field(default_factory=dict)
     candidates: CandidateScores | None = None
     risk_coverage: RiskCoverage | None = None
+    unknown_objects: UnknownObjects | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `evaluation.json`."""
@@ -102,6 +105,7 @@ class Evaluation:
             self._describe_answers(),
             self.risk_coverage.describe() if self.risk_coverage is not None else "",
             self._describe_candidates(),
+            self.unknown_objects.describe() if self.unknown_objects is not None else "",
             self._describe_leakage(),
             self.slices.describe() if self.slices is not None else "",
             self.robustness.describe() if self.robustness is not None else "",
@@ -169,6 +173,7 @@ def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
                 "candidates": _read_optional(values, "candidates", candidate_coverage.from_json),
                 "risk_coverage": _read_optional(values, "risk_coverage", risk_coverage.from_json),
                 "cross_validation": _read_optional(values, "cross_validation", cross_validation.from_json),
+                "unknown_objects": _read_optional(values, "unknown_objects", unknown_objects.from_json),
             },
             report=report,
         )
@@ -235,6 +240,7 @@ def score_confidence(
     *,
     calibration: Calibration,
     coverage: float,
+    is_known: np.ndarray | None = None,
 ) -> Evaluation:
     """Add the scores of threshold and candidates to an evaluation of the same photos.
 
@@ -243,9 +249,11 @@ def score_confidence(
         labels: class indices [photos].
         groups: int [photos]; None if all photos are independent.
         coverage: the requested coverage of the candidates.
+        is_known: bool [photos], whether a photo is familiar enough to be answered; None if all are.
     """
-    threshold = calibration.threshold
-    share, accuracy = score_answered(probabilities, labels, threshold) if threshold is not None else (None, None)
+    threshold, share, accuracy = calibration.threshold, None, None
+    if threshold is not None:
+        share, accuracy = score_answered(probabilities, labels, threshold, is_known)
     return replace(
         evaluation,
         threshold=threshold,
@@ -304,12 +312,19 @@ def classification_report(per_class: Mapping[str, PerClass], accuracy: float) ->
     )
 
 
-def score_answered(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[float, float | None]:
+def score_answered(
+    probabilities: np.ndarray, labels: np.ndarray, threshold: float, is_known: np.ndarray | None = None
+) -> tuple[float, float | None]:
     """Return the share of answered photos and the accuracy on them.
 
     The accuracy is None if no photo is answered.
+
+    Args:
+        is_known: bool [photos], whether a photo is familiar enough to be answered; None if all are.
     """
     is_sure = probabilities.max(1) >= threshold
+    if is_known is not None:
+        is_sure &= is_known
     is_right = probabilities.argmax(1) == labels
     return float(is_sure.mean()), float(is_right[is_sure].mean()) if is_sure.any() else None
 

@@ -36,6 +36,7 @@ def collect(run: Run, at_most_wrong: float | None = None) -> dict[str, Any]:
         "resize": run.recipe.resize,
         "threshold": calibration.threshold,
         "temperature": calibration.temperature,
+        "familiarity": None if run.familiarity is None else {"threshold": run.familiarity.threshold},
         "candidates": None if calibration.candidates is None else asdict(calibration.candidates),
         "guarantee": None if calibration.guarantee is None else asdict(calibration.guarantee),
         "recipe": _strip_paths(recipe_to_json(run.recipe)),

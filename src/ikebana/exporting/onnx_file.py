@@ -25,7 +25,7 @@ from ikebana.exporting.resize_graph import ONNX_IR_VERSION, ONNX_OPSET, build_re
 from ikebana.exporting.run_photos import RunPhoto
 from ikebana.exporting.verification import Reference
 from ikebana.inference import model_file
-from ikebana.inference.classifier import FEATURES_OUTPUT, PROBABILITIES_OUTPUT
+from ikebana.inference.classifier import FAMILIARITY_OUTPUT, FEATURES_OUTPUT, PROBABILITIES_OUTPUT
 from ikebana.learning import device, examples, fast
 from ikebana.learning.models.assembly import load_trained_network
 from ikebana.learning.models.networks import CalibratedNetwork
@@ -41,7 +41,9 @@ TRACE_BATCH_SIZE = 2
 def load_network(run: Run, temperature: float, model: nn.Module | None = None) -> CalibratedNetwork:
     """Load in float32 on the CPU: scores must not depend on the exporting device."""
     device.configure()
-    return load_trained_network(run.recipe, len(run.classes), run.weights, temperature, model)
+    return load_trained_network(
+        run.recipe, len(run.classes), run.weights, temperature, model, familiarity=run.familiarity
+    )
 
 
 def decode_examples(photos: Sequence[RunPhoto], model_info: dict[str, Any]) -> np.ndarray:
@@ -54,9 +56,9 @@ def make_reference(network: CalibratedNetwork) -> Reference:
     """Return torch's predictions from the network as trained, without BatchNorm folding."""
 
     @torch.inference_mode()
-    def predict(images: np.ndarray) -> np.ndarray:
-        probabilities, _ = network(torch.from_numpy(images).permute(0, 3, 1, 2).float())
-        return probabilities.numpy()
+    def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        probabilities, _, *others = network(torch.from_numpy(images).permute(0, 3, 1, 2).float())
+        return probabilities.numpy(), others[0].numpy() if others else None
 
     return predict
 
@@ -73,7 +75,7 @@ def get_scored_classes(run: Run) -> dict[str, int] | None:
 def trace_to_onnx(network: CalibratedNetwork, image_size: int, images: np.ndarray) -> ModelProto:
     """Trace the network into an ONNX graph with BatchNorm folded.
 
-    The graph maps float [N, 3, image_size, image_size] to probabilities and features.
+    The graph maps float [N, 3, image_size, image_size] to probabilities, features and familiarity.
 
     Args:
         images: uint8 [photos, image_size, image_size, 3]; the folding is verified on them.
@@ -82,17 +84,19 @@ def trace_to_onnx(network: CalibratedNetwork, image_size: int, images: np.ndarra
     """
     folded = fast.fold_batchnorm(network.network, examples.make_unlabelled(images, np.arange(len(images))))
     inputs = torch.zeros(TRACE_BATCH_SIZE, 3, image_size, image_size)
+    outputs = [PROBABILITIES_OUTPUT, FEATURES_OUTPUT]
+    outputs += [FAMILIARITY_OUTPUT] if network.familiarity is not None else []
     progress.message("exporting the network to ONNX")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                CalibratedNetwork(folded, network.temperature).eval(),
+                CalibratedNetwork(folded, network.temperature, network.familiarity).eval(),
                 (inputs,),
                 dynamo=True,
                 opset_version=ONNX_OPSET,
                 input_names=[NETWORK_INPUT],
-                output_names=[PROBABILITIES_OUTPUT, FEATURES_OUTPUT],
+                output_names=outputs,
                 dynamic_shapes=({0: torch.export.Dim("N")},),
                 verbose=False,
             )

@@ -21,19 +21,22 @@ def guarantee_errors(run: Run, at_most_wrong: float) -> tuple[Calibration, Evalu
         RunError: its calibration photos do not show it; the message gives the reason.
     """
     used, coverage = run.dataset.filter(pl.col("status") == STATUS_USED), run.recipe.coverage
-    chosen = _read_predictions(run, find_calibration_photos(used))
-    calibration = set_threshold(run.calibration, *chosen, coverage=coverage, at_most_wrong=at_most_wrong)
+    *chosen, is_known = _read_predictions(run, find_calibration_photos(used))
+    calibration = set_threshold(
+        run.calibration, *chosen, coverage=coverage, at_most_wrong=at_most_wrong, is_known=is_known
+    )
     guarantee = calibration.guarantee
     if guarantee is None or not guarantee.holds:
         reason = guarantee.reason if guarantee is not None else ""
         raise RunError(reason, where=run.folder, advice="a larger share, or a run with more photos")
     grouped = used.with_columns(together=pl.Series(find_groups(used), dtype=pl.Int64))
-    test = _read_predictions(run, grouped.filter(pl.col("split") == "test"))
-    return calibration, score_confidence(run.evaluation, *test, calibration=calibration, coverage=coverage)
+    *test, is_known = _read_predictions(run, grouped.filter(pl.col("split") == "test"))
+    evaluation = score_confidence(run.evaluation, *test, calibration=calibration, coverage=coverage, is_known=is_known)
+    return calibration, evaluation
 
 
-def _read_predictions(run: Run, photos: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read probabilities [photos, classes], class indices [photos] and group numbers [photos].
+def _read_predictions(run: Run, photos: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Read probabilities [photos, classes], class indices, group numbers, and whether known [photos].
 
     Args:
         photos: rows of the run's dataset, with the column `together`.
@@ -42,4 +45,6 @@ def _read_predictions(run: Run, photos: pl.DataFrame) -> tuple[np.ndarray, np.nd
     indices = {name: index for index, name in enumerate(run.classes)}
     labels = np.array([indices[name] for name in rows["label"]], np.int64)
     probabilities = rows.select(f"p:{name}" for name in run.classes).to_numpy()
-    return probabilities, labels, rows["together"].to_numpy()
+    threshold = run.familiarity.threshold if run.familiarity is not None else 0.0
+    is_known = rows["familiarity"].fill_null(1.0).to_numpy() >= threshold
+    return probabilities, labels, rows["together"].to_numpy(), is_known

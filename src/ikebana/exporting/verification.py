@@ -22,11 +22,12 @@ from ikebana.inference.classifier import BATCH_PHOTOS, PREFETCH_BATCHES, Classif
 from ikebana.system import progress
 
 MAX_PROBABILITY_DIFFERENCE = 1e-3
+MAX_FAMILIARITY_DIFFERENCE = 0.02
 # Photos for which the resize inside the graph is compared as well.
 GRAPH_RESIZE_PHOTOS = 32
 
-# Images uint8 [photos, image_size, image_size, 3] → probabilities [photos, classes].
-Reference = Callable[[np.ndarray], np.ndarray]
+# Images uint8 [photos, image_size, image_size, 3] → probabilities [photos, classes] and familiarity [photos], if any.
+Reference = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class PredictedBatch:
     Attributes:
         images: uint8 [photos, image_size, image_size, 3].
         probabilities: float32 [photos, classes].
+        familiarity: float32 [photos]; None if the file has none.
     """
 
     photos: Sequence[RunPhoto]
     images: np.ndarray
     probabilities: np.ndarray
+    familiarity: np.ndarray | None
 
 
 def predict_batches(classifier: Classifier, photos: Sequence[RunPhoto], title: str) -> Iterator[PredictedBatch]:
@@ -54,7 +57,8 @@ def predict_batches(classifier: Classifier, photos: Sequence[RunPhoto], title: s
     with progress.stage(title, len(photos)) as bar:
         while chunk := list(islice(remaining, BATCH_PHOTOS)):
             images = np.stack([_require_image(result) for result in islice(preprocessed, len(chunk))])
-            yield PredictedBatch(chunk, images, classifier.forward(images).probabilities)
+            result = classifier.forward(images)
+            yield PredictedBatch(chunk, images, result.probabilities, result.familiarity)
             bar.advance(len(chunk))
 
 
@@ -86,9 +90,10 @@ def check_agreement(
     Raises:
         ModelError: they disagree; it names the first such photo.
     """
-    differences, ties, correct, same_candidates = [], 0, 0, 0
+    differences, familiarity_differences, ties, correct, same_candidates = [], [], 0, 0, 0
     for batch in predict_batches(classifier, photos, "verify the file"):
-        expected = reference(batch.images)
+        expected, expected_familiarity = reference(batch.images)
+        familiarity_differences.append(_compare_familiarity(batch, expected_familiarity))
         distances = np.abs(batch.probabilities - expected).max(1)
         for photo, actual, wanted, distance in zip(batch.photos, batch.probabilities, expected, distances, strict=True):
             best = int(actual.argmax())
@@ -118,7 +123,20 @@ def check_agreement(
         "largest_difference": float(all_differences.max()),
         "mean_difference": float(all_differences.mean()),
         "tolerance": MAX_PROBABILITY_DIFFERENCE,
+        "largest_familiarity_difference": max(familiarity_differences, default=0.0),
     }
+
+
+def _compare_familiarity(batch: PredictedBatch, expected: np.ndarray | None) -> float:
+    """Return the largest difference of familiarity; ModelError if it exceeds the tolerance."""
+    if batch.familiarity is None or expected is None:
+        return 0.0
+    differences = np.abs(batch.familiarity - expected)
+    worst = int(differences.argmax())
+    if differences[worst] > MAX_FAMILIARITY_DIFFERENCE:
+        claim = f"computes {expected[worst]:.3f}"
+        raise _disagreement(batch.photos[worst], f"a familiarity of {batch.familiarity[worst]:.3f}", claim)
+    return float(differences[worst])
 
 
 def _is_top_class(probabilities: np.ndarray, chosen: int) -> bool:

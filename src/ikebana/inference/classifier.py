@@ -36,7 +36,8 @@ Preprocessor: TypeAlias = Callable[[], np.ndarray]
 BATCH_PHOTOS = 16
 # Batches that threads preprocess during a forward pass.
 PREFETCH_BATCHES = 2
-PHOTOS_INPUT, PROBABILITIES_OUTPUT, FEATURES_OUTPUT = "photos", "probabilities", "features"
+PHOTOS_INPUT = "photos"
+PROBABILITIES_OUTPUT, FEATURES_OUTPUT, FAMILIARITY_OUTPUT = "probabilities", "features", "familiarity"
 
 
 class ForwardResult(NamedTuple):
@@ -46,6 +47,14 @@ class ForwardResult(NamedTuple):
     probabilities: np.ndarray
     # float32 [photos, features]: the input of the head, close for photos that look similar.
     features: np.ndarray
+    # float32 [photos], 0 to 1: share of known photos that resemble the training photos less; None if
+    # calibration had too few photos.
+    familiarity: np.ndarray | None = None
+
+    def iterate_photos(self) -> Iterator[tuple[np.ndarray, float | None]]:
+        """Yield the probabilities [classes] and the familiarity of each photo."""
+        for index, probabilities in enumerate(self.probabilities):
+            yield probabilities, None if self.familiarity is None else float(self.familiarity[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +78,8 @@ class Classifier:
     forward: Callable[[np.ndarray], ForwardResult]
     # Selects the candidate classes; None if calibration had too few photos.
     candidate_rule: CandidateRule | None = None
+    # The familiarity below which a photo is "unknown"; None if none is.
+    familiarity_threshold: float | None = None
 
     @overload
     def predict(self, photos: Photo) -> Prediction: ...
@@ -87,7 +98,8 @@ class Classifier:
         """
         if photo_input.is_single(photos):
             result = self.forward(self.preprocess(photos)[None])  # pyright: ignore[reportArgumentType]
-            return self.to_prediction(result.probabilities[0], photo_input.get_name(photos))
+            ((probabilities, familiarity),) = result.iterate_photos()
+            return self.to_prediction(probabilities, photo_input.get_name(photos), familiarity=familiarity)
         return list(self.stream(photos))  # pyright: ignore[reportArgumentType]
 
     def stream(self, photos: Iterable[Photo | NamedPhoto], batch_size: int = BATCH_PHOTOS) -> Iterator[Prediction]:
@@ -112,10 +124,18 @@ class Classifier:
         """
         return photo_input.decode(photo, self.image_size, self.resize)
 
-    def to_prediction(self, probabilities: np.ndarray, path: str = "") -> Prediction:
-        """Turn the probabilities [classes] of one photo into a prediction."""
+    def to_prediction(
+        self, probabilities: np.ndarray, path: str = "", *, familiarity: float | None = None
+    ) -> Prediction:
+        """Turn the probabilities [classes] and the familiarity of one photo into a prediction."""
         return prediction.to_prediction(
-            probabilities.tolist(), self.classes, self.threshold, path, candidate_rule=self.candidate_rule
+            probabilities.tolist(),
+            self.classes,
+            self.threshold,
+            path,
+            candidate_rule=self.candidate_rule,
+            familiarity=familiarity,
+            familiarity_threshold=self.familiarity_threshold,
         )
 
     def __repr__(self) -> str:
@@ -164,12 +184,17 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
     metadata = model_file.read_metadata(data, where)
     _raise_if_inconsistent(_find_metadata_error(metadata), where)
     session, classes = _create_session(data, where, threads), tuple(metadata["classes"])
-    _raise_if_inconsistent(_find_graph_error(session, len(classes)), where)
-    forward = partial(_run_session, session, len(classes), where)
-    rule = candidate_sets.from_json(metadata.get("candidates"))
-    return Classifier(
-        classes, metadata["image_size"], metadata["resize"], metadata["threshold"], metadata, forward, rule
+    unknown_threshold = (metadata.get("familiarity") or {}).get("threshold")
+    outputs = [PROBABILITIES_OUTPUT, FEATURES_OUTPUT]
+    outputs += [FAMILIARITY_OUTPUT] if unknown_threshold is not None else []
+    _raise_if_inconsistent(_find_graph_error(session, len(classes), outputs), where)
+    forward = partial(_run_session, session, len(classes), outputs, where)
+    rule, size, resize = (
+        candidate_sets.from_json(metadata.get("candidates")),
+        metadata["image_size"],
+        metadata["resize"],
     )
+    return Classifier(classes, size, resize, metadata["threshold"], metadata, forward, rule, unknown_threshold)
 
 
 def predict_photos(
@@ -183,13 +208,13 @@ def predict_photos(
     preprocessed = preprocess_ahead(photos, PREFETCH_BATCHES * batch)
     while chunk := list(islice(preprocessed, batch)):
         images = [image for _, image in chunk if not isinstance(image, str)]
-        rows = iter(classifier.forward(np.stack(images)).probabilities if images else ())
+        rows = classifier.forward(np.stack(images)).iterate_photos() if images else iter(())
         for path, image in chunk:
-            yield (
-                prediction.unusable_prediction(path, image)
-                if isinstance(image, str)
-                else classifier.to_prediction(next(rows), path)
-            )
+            if isinstance(image, str):
+                yield prediction.unusable_prediction(path, image)
+                continue
+            probabilities, familiarity = next(rows)
+            yield classifier.to_prediction(probabilities, path, familiarity=familiarity)
 
 
 def preprocess_ahead(photos: Iterable[tuple[str, Preprocessor]], ahead: int) -> Generator[tuple[str, np.ndarray | str]]:
@@ -228,7 +253,16 @@ def _find_metadata_error(metadata: Mapping[str, Any]) -> str | None:
         return "the resize method is unknown"
     if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
         return "the threshold is not a probability"
-    return _find_candidate_error(metadata.get("candidates"))
+    return _find_candidate_error(metadata.get("candidates")) or _find_familiarity_error(metadata.get("familiarity"))
+
+
+def _find_familiarity_error(values: Any) -> str | None:
+    if values is None:
+        return None
+    threshold = values.get("threshold") if isinstance(values, dict) else None
+    if isinstance(threshold, int | float) and type(threshold) is not bool and 0 <= threshold <= 1:
+        return None
+    return "the threshold of familiarity is not a share"
 
 
 def _find_candidate_error(values: Any) -> str | None:
@@ -239,16 +273,15 @@ def _find_candidate_error(values: Any) -> str | None:
     return None
 
 
-def _find_graph_error(session: Any, classes: int) -> str | None:
+def _find_graph_error(session: Any, classes: int, names: list[str]) -> str | None:
     """Describe what is invalid in the graph's inputs and outputs; None if they are valid."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [value.name for value in inputs] != [PHOTOS_INPUT]:
         return "the input is not a batch of photos"
     if inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
         return "the input is not a batch of photos"
-    expected = [(PROBABILITIES_OUTPUT, "tensor(float)"), (FEATURES_OUTPUT, "tensor(float)")]
-    if [(value.name, value.type) for value in outputs] != expected:
-        return "the outputs are not probabilities and features"
+    if [(value.name, value.type) for value in outputs] != [(name, "tensor(float)") for name in names]:
+        return f"the outputs are not {', '.join(names)}"
     if list(outputs[0].shape[1:]) != [classes]:
         return f"it lists {classes} classes but outputs another number of probabilities"
     return None
@@ -274,7 +307,9 @@ def _create_session(data: bytes, where: str | Path | None, threads: int | None) 
         ) from None
 
 
-def _run_session(session: Any, classes: int, where: str | Path | None, photos: np.ndarray) -> ForwardResult:
+def _run_session(
+    session: Any, classes: int, outputs: list[str], where: str | Path | None, photos: np.ndarray
+) -> ForwardResult:
     """Run a forward pass on uint8 [photos, height, width, 3]."""
     if not isinstance(photos, np.ndarray) or photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[3] != 3:
         shape = getattr(photos, "shape", None)
@@ -284,11 +319,13 @@ def _run_session(session: Any, classes: int, where: str | Path | None, photos: n
             advice="stack what .preprocess(photo) returns",
         )
     try:
-        result = ForwardResult(*session.run([PROBABILITIES_OUTPUT, FEATURES_OUTPUT], {PHOTOS_INPUT: photos}))
+        result = ForwardResult(*session.run(outputs, {PHOTOS_INPUT: photos}))
     except Exception as error:
         what = f"this model file cannot be run: {get_first_line(error)}"
         raise ModelError(what, where=where, advice="export it again with `ikebana export`") from None
-    if result.probabilities.shape != (len(photos), classes) or not np.isfinite(result.probabilities).all():
+    familiarity = np.zeros(len(photos)) if result.familiarity is None else result.familiarity
+    has_shapes = result.probabilities.shape == (len(photos), classes) and familiarity.shape == (len(photos),)
+    if not has_shapes or not np.isfinite(result.probabilities).all() or not np.isfinite(familiarity).all():
         raise ModelError(
             "this model file does not output probabilities", where=where, advice="export it again with `ikebana export`"
         )

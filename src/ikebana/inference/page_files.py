@@ -36,6 +36,8 @@ class ClassifierDescription(Protocol):
     @property
     def candidate_rule(self) -> CandidateRule | None: ...
     @property
+    def familiarity_threshold(self) -> float | None: ...
+    @property
     def metadata(self) -> Mapping[str, Any]: ...
 
 
@@ -48,6 +50,8 @@ class ClassifierSummary:
     threshold: float | None
     # The limits of the candidate classes; None if there are none.
     candidates: CandidateRule | None
+    # The familiarity below which the prediction is "unknown"; None if none is.
+    familiarity_threshold: float | None
     # Test accuracy of the scored network, with its 95 % interval.
     accuracy: float | None
     accuracy_interval: list[float] | None
@@ -71,6 +75,7 @@ def summarise_classifier(classifier: ClassifierDescription) -> ClassifierSummary
         list(classifier.classes),
         classifier.threshold,
         classifier.candidate_rule,
+        classifier.familiarity_threshold,
         accuracy if has_score else None,
         [float(end) for end in interval] if has_interval and isinstance(interval, list | tuple) else None,
         photos if has_score else None,

@@ -30,9 +30,9 @@ TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 # A millionth is less than the difference between two processors.
 PROBABILITY_DECIMALS = 6
 # A part of another version is discarded.
-PART_FORMAT_VERSION = 3
+PART_FORMAT_VERSION = 4
 # The columns before those of the probabilities.
-FIXED_COLUMNS = ("path", "label", "confidence", "status", "candidates")
+FIXED_COLUMNS = ("path", "label", "confidence", "status", "candidates", "familiarity")
 # Between two candidates in a CSV; in their names, `\` precedes `;` and `\`.
 CANDIDATE_SEPARATOR = "; "
 # Replaces the digest if `find_existing` did not look up the photo: no call can resume from its row.
@@ -51,7 +51,9 @@ def to_row(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
         for name in classes
     ]
     confidence = round(prediction.confidence, PROBABILITY_DECIMALS) if prediction.is_usable else None
-    return [prediction.path, prediction.label, confidence, prediction.status, list(prediction.candidates), *numbers]
+    familiarity = None if prediction.familiarity is None else round(prediction.familiarity, PROBABILITY_DECIMALS)
+    candidates = list(prediction.candidates)
+    return [prediction.path, prediction.label, confidence, prediction.status, candidates, familiarity, *numbers]
 
 
 def join_candidates(names: Sequence[str]) -> str:
@@ -167,9 +169,9 @@ class Table:
             return None
         offset = int(self.row_offsets[index])
         self._write(json.dumps({"after": self.new_count, "place": offset}) + "\n")
-        shown_path, label, confidence, status, candidates, *numbers = _read_row(self.reader, offset)
+        shown_path, label, confidence, status, candidates, familiarity, *numbers = _read_row(self.reader, offset)
         probabilities = dict(zip(self.classes, numbers, strict=True))
-        return Prediction(shown_path, label, confidence, probabilities, status, tuple(candidates))
+        return Prediction(shown_path, label, confidence, probabilities, status, tuple(candidates), familiarity)
 
     def add(self, predictions: Iterable[Prediction]) -> None:
         """Add rows in the order of the `find_existing` calls; they survive a kill."""

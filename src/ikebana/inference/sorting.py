@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ikebana.inference.prediction import NOT_SURE, Prediction
+from ikebana.inference.prediction import NOT_SURE, UNKNOWN, Prediction
 from ikebana.system.files import compute_file_sha256, write_error
 
 UNUSABLE = "unusable"
@@ -72,11 +72,12 @@ class _SameName:
 
 
 class Sorter:
-    """A sorter of photos into folders: one per class, "not sure" and "unusable"."""
+    """A sorter of photos into folders: one per class, "not sure", "unknown" and "unusable"."""
 
     def __init__(self, folder: Path, classes: Sequence[str], link: bool):
         self.target_folder, self.link = Path(os.path.expanduser(folder)), link
-        *class_folders, self.not_sure_folder, self.unusable_folder = make_folder_names([*classes, NOT_SURE, UNUSABLE])
+        *class_folders, not_sure, unknown, unusable = make_folder_names([*classes, NOT_SURE, UNKNOWN, UNUSABLE])
+        self.status_folders, self.unusable_folder = {NOT_SURE: not_sure, UNKNOWN: unknown}, unusable
         self.class_folders = dict(zip(classes, class_folders, strict=True))
         # Only for names that several photos share: all others need no memory.
         self.same_name: dict[str, _SameName] = {}
@@ -93,7 +94,7 @@ class Sorter:
         """
         if not os.path.isfile(file):  # Path.is_file raises an error if the name is too long
             return None
-        folder = self.target_folder / (self.not_sure_folder if prediction.is_usable else self.unusable_folder)
+        folder = self.target_folder / self.status_folders.get(prediction.status, self.unusable_folder)
         if prediction.label is not None:
             folder = self.target_folder / self.class_folders[prediction.label]
         link = self.link and Path(prediction.path) == file

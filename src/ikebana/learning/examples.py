@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import polars as pl
@@ -29,6 +29,12 @@ class Examples(Protocol):
     def for_selection(self) -> np.ndarray: ...  # bool [examples]: for model selection
     def __len__(self) -> int: ...
     def get_batch(self, indices: np.ndarray, device: str) -> tuple[Tensor, Tensor]: ...
+
+
+class SelectableExamples(Examples, Protocol):
+    """Examples of which some can be selected."""
+
+    def select(self, indices: np.ndarray) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -112,10 +118,10 @@ class FeatureExamples:
         """Read all features at once: float32 [examples, ...]."""
         return self.array[self.rows].astype(np.float32)
 
-    def take_first(self, count: int) -> "FeatureExamples":
-        """Return the first examples alone."""
+    def select(self, indices: np.ndarray | slice) -> "FeatureExamples":
+        """Return some of the examples, by indices: int64, bool or a slice."""
         columns = (self.rows, self.labels, self.for_selection, self.groups)
-        return FeatureExamples(self.array, *(column[:count] for column in columns))
+        return FeatureExamples(self.array, *(column[indices] for column in columns))
 
 
 def copy_to_device(pixels: np.ndarray, device: str, free_bytes: int) -> Tensor | None:
@@ -179,6 +185,15 @@ def concatenate(first: PhotoExamples, second: PhotoExamples) -> PhotoExamples:
     )
 
 
+def find_calibration_photos(splits: Mapping[str, PhotoExamples]) -> np.ndarray:
+    """Find the validation photos that were not used for model selection: int64 indices.
+
+    Classes without training photos are left out, since their probabilities mean nothing.
+    """
+    validation, trained_classes = splits["validation"], np.unique(splits["train"].labels)
+    return np.flatnonzero(~validation.for_selection & np.isin(validation.labels, trained_classes))
+
+
 def select_for_calibration(
     splits: Mapping[str, PhotoExamples], probabilities: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -192,7 +207,7 @@ def select_for_calibration(
         probabilities [photos, trained classes], labels among these classes, group numbers.
     """
     validation, trained_classes = splits["validation"], np.unique(splits["train"].labels)
-    chosen = np.flatnonzero(~validation.for_selection & np.isin(validation.labels, trained_classes))
+    chosen = find_calibration_photos(splits)
     labels = np.searchsorted(trained_classes, validation.labels[chosen])
     return probabilities[np.ix_(chosen, trained_classes)], labels, validation.groups[chosen]
 

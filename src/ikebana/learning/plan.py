@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self, Unpack
 
-import numpy as np
 from torch import nn
 
 from ikebana import recipes
@@ -24,13 +23,14 @@ from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import RecipeError
 from ikebana.learning import device as devices
-from ikebana.learning import estimate, fast, scoring
+from ikebana.learning import estimate, scoring
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.estimate import CostEstimate
 from ikebana.learning.examples import (
     Examples,
     FeatureExamples,
     PhotoExamples,
+    SelectableExamples,
     build_split_examples,
     concatenate,
     merge_for_refit,
@@ -174,7 +174,7 @@ class TrainingTask:
     # Of this network alone.
     recipe: Recipe
     network: nn.Module
-    train: Examples
+    train: SelectableExamples
     validation: Examples
     # Validation photos, then test photos.
     held_out: Examples
@@ -227,7 +227,7 @@ def _prepare_task(
     train_features = feature_cache.extract_features(member.backbone, key, train, settings)
     exact = replace(settings, precision="float32")
     held_out_features = feature_cache.extract_features(member.backbone, key, held_out, exact)
-    validation_features = held_out_features.take_first(len(validation))
+    validation_features = held_out_features.select(slice(len(validation)))
     head = nn.Sequential(OrderedDict(head=member.network.get_submodule("head")))
     return TrainingTask(
         recipe, head, train_features, validation_features, held_out_features, (train_features, validation_features)
@@ -354,13 +354,17 @@ def _check_same_plan(checkpoint_file: Path, recipe: Recipe, photos: str) -> None
 
 def refit_on_all(
     plan: Plan, splits: dict[str, PhotoExamples], pixel_cache_name: str, checkpoint_file: Path
-) -> nn.Module:
-    """Train the recipe from its initial weights on all photos, which leaves none for evaluation."""
+) -> tuple[nn.Module, tuple[TrainingTask, ...]]:
+    """Train the recipe from its initial weights on all photos, which leaves none for evaluation.
+
+    Returns:
+        The network, and the tasks that trained it.
+    """
     plan = plan.rebuild()
     tasks = prepare_tasks(plan, merge_for_refit(splits), pixel_cache_name)
     for _ in train_tasks(tasks, plan.settings, checkpoint_file, "train on all photos"):
         pass
-    return plan.network
+    return plan.network, tasks
 
 
 def describe_refit(recipe: Recipe, splits: dict[str, PhotoExamples]) -> str:
@@ -371,13 +375,3 @@ def describe_refit(recipe: Recipe, splits: dict[str, PhotoExamples]) -> str:
         f"The exported network was retrained on all {sum(map(len, splits.values()))} photos with the same recipe.\n"
         "The score is that of the network before, which was not trained on the test photos."
     )
-
-
-def predict_held_out(tasks: Sequence[TrainingTask], settings: DeviceSettings) -> np.ndarray:
-    """Predict the validation photos, then the test photos: float32 [photos, classes]."""
-    with progress.stage("score", sum(len(task.held_out) for task in tasks)) as bar:
-        predictions = []
-        for task in tasks:
-            network = fast.optimise_for_inference(task.network, task.held_out)
-            predictions.append(scoring.predict_probabilities(network, task.held_out, settings, bar))
-    return np.mean(predictions, axis=0)

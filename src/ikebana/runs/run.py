@@ -12,6 +12,7 @@ epochs.jsonl                one line per epoch
 weights.safetensors         the network
 predictions.parquet         validation and test photos with a probability for each class
 calibration.json            temperature, and the threshold below which the answer is "not sure"
+familiarity.safetensors     matrices that tell how much a photo resembles the training photos
 classification_report.txt   in scikit-learn's layout
 layers.txt                  layers, output shapes and parameter counts of the network
 evaluation.json             the scores; a run that has it is finished
@@ -30,10 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import safetensors.numpy
 
 from ikebana.errors import RecipeError, RunError, get_first_line
-from ikebana.evaluation import calibration, metrics
+from ikebana.evaluation import calibration, familiarity, metrics
 from ikebana.evaluation.calibration import Calibration
+from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.recipe import MODULE_PREFIX, Recipe, recipe_from_json
 
@@ -123,6 +126,18 @@ class Run:
             return calibration.from_json(self._read_json("calibration.json"))
         except ValueError as error:
             raise RunError(f"calibration.json is damaged: {error}", where=self.folder, advice=DAMAGED_ADVICE) from None
+
+    @property
+    def familiarity(self) -> FamiliarityModel | None:
+        """What familiarity is computed with; None if the run had too few calibration photos."""
+        file = self.folder / "familiarity.safetensors"
+        if not file.exists():
+            return None
+        try:
+            return familiarity.from_arrays(safetensors.numpy.load_file(file))
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            what = f"familiarity.safetensors is damaged: {get_first_line(error)}"
+            raise RunError(what, where=self.folder, advice=DAMAGED_ADVICE) from None
 
     @property
     def dataset(self) -> pl.DataFrame:

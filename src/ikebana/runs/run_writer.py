@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import safetensors.numpy
 
 from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.data.sources import PhotoSource
 from ikebana.data.split import fingerprint
 from ikebana.errors import MachineError, PhotosError, RecipeError, RunError
+from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.recipe import MODULE_PREFIX, Recipe, recipe_from_json, recipe_to_json
 from ikebana.runs.moved_photos import check_files, restore_paths
@@ -98,12 +100,22 @@ class RunWriter:
             progress.message(f"interrupted; nothing was lost. Resume with: {resume_command}")
             raise
 
-    def write_predictions(self, dataset: Dataset, rows: np.ndarray, probabilities: np.ndarray) -> None:
-        """Write one row per photo: path, label, split, and `p:<class>` for each class."""
-        columns = {f"p:{name}": probabilities[:, index] for index, name in enumerate(dataset.classes)}
+    def write_predictions(
+        self, dataset: Dataset, rows: np.ndarray, probabilities: np.ndarray, familiarity: np.ndarray | None
+    ) -> None:
+        """Write one row per photo: path, label, split, familiarity, and `p:<class>` for each class."""
+        columns: dict[str, Any] = {
+            "familiarity": pl.lit(None, dtype=pl.Float64) if familiarity is None else familiarity
+        }
+        columns |= {f"p:{name}": probabilities[:, index] for index, name in enumerate(dataset.classes)}
         self.write_table(
             "predictions.parquet", dataset.photos[rows].select("path", "label", "split").with_columns(**columns)
         )
+
+    def write_familiarity(self, model: FamiliarityModel) -> None:
+        """Write the matrices of familiarity."""
+        with atomic_write(self.folder / "familiarity.safetensors", create_parent=False) as partial_file:
+            partial_file.write_bytes(safetensors.numpy.save(model.to_arrays()))
 
     def finish(self, scores: Evaluation, seconds: Mapping[str, float]) -> None:
         """Write the scores, which finishes the run, and remove the checkpoints."""

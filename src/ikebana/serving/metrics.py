@@ -25,7 +25,7 @@ class Metrics:
         )
         self.photos = Counter(
             "ikebana_photos",
-            "Photos by outcome (named, not sure, unusable) and by predicted class.",
+            "Photos by outcome (named, not sure, unknown, unusable) and by predicted class.",
             ("outcome", "label"),
             registry=registry,
         )
@@ -54,7 +54,7 @@ class Metrics:
         """Count one answered photo.
 
         Args:
-            outcome: "named", "not sure" or "unusable".
+            outcome: "named", "not sure", "unknown" or "unusable".
             label: the predicted class.
         """
         self.photos.labels(outcome, label).inc()

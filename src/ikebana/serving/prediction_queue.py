@@ -19,7 +19,7 @@ import numpy as np
 from ikebana.data.decoding import read_dimensions
 from ikebana.errors import UnreadablePhoto
 from ikebana.inference.page_files import ClassifierDescription
-from ikebana.inference.prediction import NOT_SURE
+from ikebana.inference.prediction import NOT_SURE, UNKNOWN
 from ikebana.inference.sorting import UNUSABLE
 from ikebana.serving.bodies import Upload
 from ikebana.serving.limits import BYTES_PER_MEGABYTE, Limits, Refusal
@@ -49,6 +49,8 @@ class PredictionLike(Protocol):
     @property
     def status(self) -> str: ...
     @property
+    def familiarity(self) -> float | None: ...
+    @property
     def candidates(self) -> Sequence[str]: ...
 
 
@@ -60,10 +62,10 @@ class Classifier(ClassifierDescription, Protocol):
         ...
 
     def forward(self, photos: np.ndarray, /) -> Any:
-        """Run uint8 [photos, image_size, image_size, 3] → `.probabilities` [photos, classes]."""
+        """Run uint8 [photos, image_size, image_size, 3] → ForwardResult."""
         ...
 
-    def to_prediction(self, probabilities: np.ndarray, /) -> PredictionLike: ...
+    def to_prediction(self, probabilities: np.ndarray, /, *, familiarity: float | None = None) -> PredictionLike: ...
 
 
 @dataclass
@@ -72,22 +74,24 @@ class PhotoPrediction:
 
     # The file's name in the upload.
     name: str
-    # None if not sure, or the photo is unusable.
+    # None if not sure, unlike the training photos, or unusable.
     label: str | None
     # The probability of the most probable class; 0 if the photo is unusable.
     confidence: float
     # The probability of each class; empty if the photo is unusable.
     probabilities: dict[str, float]
-    # "ok", "not sure", or the reason why the photo is unusable.
+    # "ok", "not sure", "unknown", or the reason why the photo is unusable.
     status: str
     # The classes that contain the true one with a stated probability, the most probable first.
     candidates: list[str]
+    # Share of known photos that resemble the training photos less; null if it is not known.
+    familiarity: float | None
 
     @property
     def outcome(self) -> str:
         if self.label is not None:
             return OUTCOME_NAMED
-        return NOT_SURE if self.probabilities else UNUSABLE
+        return self.status if self.status in (NOT_SURE, UNKNOWN) else UNUSABLE
 
 
 class QueuedRequest:
@@ -114,10 +118,10 @@ class QueuedRequest:
 
 @dataclass
 class _DecodedPhoto:
-    """A decoded photo and the future of its probabilities."""
+    """A decoded photo and the future of its probabilities and familiarity."""
 
     image: np.ndarray
-    probabilities: "asyncio.Future[np.ndarray]"
+    outputs: "asyncio.Future[tuple[np.ndarray, float | None]]"
 
 
 class PredictionQueue:
@@ -228,7 +232,7 @@ class PredictionQueue:
             if not self.ready_photos:
                 self.has_ready.clear()
             # Requests that ended have cancelled the futures of their photos.
-            batch = [photo for photo in batch if not photo.probabilities.done()]
+            batch = [photo for photo in batch if not photo.outputs.done()]
             if not batch:
                 continue
             try:
@@ -236,18 +240,18 @@ class PredictionQueue:
                     self.network_executor, self._forward, [photo.image for photo in batch]
                 )
             except Exception as error:  # fails the requests of this batch only
-                _resolve(batch, lambda photo, _, error=error: photo.probabilities.set_exception(error))
+                _resolve(batch, lambda photo, _, error=error: photo.outputs.set_exception(error))
             else:
-                _resolve(batch, lambda photo, index, rows=rows: photo.probabilities.set_result(rows[index]))
+                _resolve(batch, lambda photo, index, rows=rows: photo.outputs.set_result(rows[index]))
 
-    def _forward(self, images: list[np.ndarray]) -> np.ndarray:
+    def _forward(self, images: list[np.ndarray]) -> list[tuple[np.ndarray, float | None]]:
         start = time.perf_counter()
-        probabilities = self.classifier.forward(np.stack(images)).probabilities
+        rows = list(self.classifier.forward(np.stack(images)).iterate_photos())
         seconds = time.perf_counter() - start
         self.seconds_per_photo += LAST_BATCH_WEIGHT * (seconds / len(images) - self.seconds_per_photo)
         self.metrics.network_seconds.observe(seconds)
         self.metrics.batch_photos.observe(len(images))
-        return probabilities
+        return rows
 
     @asynccontextmanager
     async def run_workers(self) -> AsyncIterator[None]:
@@ -264,7 +268,7 @@ class PredictionQueue:
 
 def _resolve(batch: list[_DecodedPhoto], set_outcome: Callable[[_DecodedPhoto, int], None]) -> None:
     for index, photo in enumerate(batch):
-        if not photo.probabilities.done():
+        if not photo.outputs.done():
             set_outcome(photo, index)
 
 
@@ -288,10 +292,11 @@ class _Job:
         decoding: Future[np.ndarray] = queue.decode_executor.submit(self._decode)
         try:
             image = await asyncio.wrap_future(decoding)
-            probabilities = loop.create_future()
-            queue.ready_photos.append(_DecodedPhoto(image, probabilities))
+            outputs = loop.create_future()
+            queue.ready_photos.append(_DecodedPhoto(image, outputs))
             queue.has_ready.set()
-            result = queue.classifier.to_prediction(await probabilities)
+            probabilities, familiarity = await outputs
+            result = queue.classifier.to_prediction(probabilities, familiarity=familiarity)
             return PhotoPrediction(
                 self.upload.name,
                 result.label,
@@ -299,9 +304,10 @@ class _Job:
                 dict(result.probabilities),
                 result.status,
                 list(result.candidates),
+                result.familiarity,
             )
         except UnreadablePhoto as error:
-            return PhotoPrediction(self.upload.name, None, 0.0, {}, error.what, [])
+            return PhotoPrediction(self.upload.name, None, 0.0, {}, error.what, [], None)
         finally:
             # Threads cannot be cancelled: the photo counts as waiting until its decoding ends.
             decoding.add_done_callback(lambda _: _call_in_loop(loop, queue.release_photo))

@@ -68,11 +68,13 @@ export class Card {
   }
 
   // → the prediction as a sentence for screen readers
-  showPrediction({ label, probabilities, candidates }) {
+  showPrediction({ label, probabilities, candidates, status }) {
     const sorted = Object.entries(probabilities).sort(([, first], [, second]) => second - first);
     const confidence = sorted[0][1];
     const likely = candidates.map((name) => [name, probabilities[name]]);
-    if (label === null) {
+    if (status === "unknown") {
+      this._setState("unknown", "Unlike the training photos", `The closest class is ${sorted[0][0]}.`);
+    } else if (label === null) {
       this._setState("unsure", "Not sure", `It might be ${joinCandidates(likely.length > 1 ? likely : sorted.slice(0, 2))}.`);
     } else {
       const others = likely.slice(1);
@@ -83,7 +85,7 @@ export class Card {
     container.append(createBars(sorted.slice(0, SHOWN_CLASSES)));
     if (sorted.length > SHOWN_CLASSES) container.append(createDetails(sorted.slice(SHOWN_CLASSES)));
     this.element.append(container);
-    const answer = label === null ? "not sure" : `${label}, ${formatProbability(confidence)}`;
+    const answer = status === "unknown" ? "unlike the training photos" : label === null ? "not sure" : `${label}, ${formatProbability(confidence)}`;
     return `${this.name}: ${answer}. ${this.reason.textContent}`.trim();
   }
 

@@ -56,16 +56,20 @@ async function createEngine() {
 async function predict(file, model, session, ort) {
   const { pixels, width, height } = await decode(file, model.image_size);
   const tensor = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
-  const output = await session.run({ photos: tensor }, ["probabilities"]);
+  const outputs = model.familiarity_threshold === null ? ["probabilities"] : ["probabilities", "familiarity"];
+  const output = await session.run({ photos: tensor }, outputs);
   const probabilities = [...output.probabilities.data];
   const confidence = Math.max(...probabilities);
   const isSure = model.threshold === null || confidence >= model.threshold;
+  const familiarity = output.familiarity?.data[0] ?? null;
+  const isKnown = familiarity === null || familiarity >= model.familiarity_threshold;
   return {
     name: file.name,
-    label: isSure ? model.classes[probabilities.indexOf(confidence)] : null,
+    label: isSure && isKnown ? model.classes[probabilities.indexOf(confidence)] : null,
     confidence,
     probabilities: Object.fromEntries(model.classes.map((name, index) => [name, probabilities[index]])),
-    status: isSure ? "ok" : "not sure",
+    status: !isKnown ? "unknown" : isSure ? "ok" : "not sure",
+    familiarity,
     candidates: model.candidates ? selectCandidates(probabilities, model.candidates, isSure).map((index) => model.classes[index]) : [],
   };
 }

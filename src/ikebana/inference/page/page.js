@@ -153,10 +153,11 @@ function describeModel({ classes, accuracy, accuracy_interval: interval, photos,
   return [summary, score, note].filter(Boolean).join(" ");
 }
 
-function describeThreshold({ threshold, candidates }) {
+function describeThreshold({ threshold, candidates, familiarity_threshold: familiarityThreshold }) {
   const unsure = threshold ? `It answers “not sure” if no class reaches ${percent(threshold)}. ` : "";
   const coverage = candidates ? `For ${percent(candidates.coverage)} of photos like those it learned from, the true class is among the classes it names. ` : "";
-  return `${unsure}${coverage}A photo of anything else may still get one of these classes.`;
+  const unknown = familiarityThreshold === null ? "" : "It recognises most photos of other things as unlike the training photos. ";
+  return `${unsure}${coverage}${unknown}A photo of anything else may still get one of these classes.`;
 }
 
 const joinWords = (words) => (words.length < 2 ? words.join() : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
+from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.learning.models import custom, layer_table, networks, weight_loading
+from ikebana.learning.models.familiarity_layer import FamiliarityLayer
 from ikebana.learning.models.layer_table import LayerSummary
 from ikebana.learning.models.networks import CalibratedNetwork
 from ikebana.learning.models.pretrained_weights import Weights
@@ -98,17 +100,25 @@ def assemble(recipe: Recipe, classes: int, model: nn.Module | None = None, *, lo
 
 
 def load_trained_network(
-    recipe: Recipe, classes: int, weights: Path, temperature: float, model: nn.Module | None = None
+    recipe: Recipe,
+    classes: int,
+    weights: Path,
+    temperature: float,
+    model: nn.Module | None = None,
+    *,
+    familiarity: FamiliarityModel | None = None,
 ) -> CalibratedNetwork:
     """Build the network of a finished run with its trained weights.
 
     Args:
         weights: the run's file.
         model: the user's own module, if the run trained one; its weights stay as they are.
+        familiarity: of the run, if it has one.
     Raises:
         RecipeError: the run trained a module that was not given.
         RunError: the weights cannot be read, or are of another network.
     """
     network = networks.build_network(recipe, classes, copy.deepcopy(model))
     checkpoint.load_weights(weights, network)
-    return CalibratedNetwork(network, temperature).eval()
+    layer = FamiliarityLayer(familiarity) if familiarity is not None else None
+    return CalibratedNetwork(network, temperature, layer).eval()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
 from ikebana.learning.models import backbones, custom
+from ikebana.learning.models.familiarity_layer import FamiliarityLayer
 from ikebana.learning.models.layers import (
     Ensemble,
     FlattenLikeKeras,
@@ -60,21 +61,36 @@ def count_classes(network: nn.Module) -> int:
 class CalibratedNetwork(nn.Module):
     """A trained network as exported.
 
-    It maps images [images, 3, image_size, image_size], 0 to 255, to calibrated probabilities and
-    features.
+    It maps images [images, 3, image_size, image_size], 0 to 255, to calibrated probabilities,
+    features and, if there is a layer for it, familiarity.
     """
 
-    def __init__(self, network: nn.Module, temperature: float):
+    def __init__(self, network: nn.Module, temperature: float, familiarity: FamiliarityLayer | None = None):
         super().__init__()
-        self.network, self.temperature = network, temperature
+        self.network, self.temperature, self.familiarity = network, temperature, familiarity
 
-    def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = [_compute_features_and_logits(member, photos) for member in get_members(self.network)]
+    def forward(self, photos: Tensor) -> tuple[Tensor, ...]:
+        outputs = [compute_features_and_logits(member, photos) for member in get_members(self.network)]
         logits = outputs[0][1] if len(outputs) == 1 else average_probabilities([logits for _, logits in outputs])
-        return torch.softmax(logits / self.temperature, 1), torch.cat([features for features, _ in outputs], 1)
+        probabilities = torch.softmax(logits / self.temperature, 1)
+        features = torch.cat([features for features, _ in outputs], 1)
+        if self.familiarity is None:
+            return probabilities, features
+        energy = torch.stack([compute_energy(logits) for _, logits in outputs]).mean(0)
+        return probabilities, features, self.familiarity(features, energy)
 
 
-def _compute_features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:
+def compute_energy(logits: Tensor) -> Tensor:
+    """Compute the log sum exp of logits [images, classes]: float [images].
+
+    It is high where one class has strong evidence, unlike the softmax, which only compares classes.
+
+    Source: Liu et al. 2020, arXiv:2010.03759.
+    """
+    return torch.logsumexp(logits, 1)
+
+
+def compute_features_and_logits(network: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:
     """Return the input of the network's last layer, and its output."""
     if isinstance(network, custom.CustomNetwork):  # its last layer is unknown
         logits = network(photos)

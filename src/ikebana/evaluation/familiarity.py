@@ -1,0 +1,234 @@
+"""Familiarity: how much a photo resembles the photos that a network was trained on.
+
+Three terms are averaged, each standardised by its values for known photos:
+
+neighbours  mean cosine similarity to the nearest training photos, along the main directions of
+            their features, of which the strongest count a little less (partial whitening)
+centroids   cosine similarity to the nearest of a few centroids of the training features as they are
+energy      log sum exp of the logits, which is high where one class has strong evidence
+
+The first tells similar things from known ones, the second distant things, the third photos between
+the classes. bench/records.md says how each scores alone. A photo's familiarity is the share of known
+photos that score lower, so that 0.05 means: 5% of known photos resemble the training photos less.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from ikebana.evaluation.candidate_sets import MIN_CALIBRATION_GROUPS, select_one_per_group
+
+# Share of known photos that may be called unknown.
+MAX_REJECTED_SHARE = 0.05
+MAX_AXES = 128
+# Exponent of each axis' variance that its projection is divided by; 0.5 would whiten completely.
+WHITENING_EXPONENT = 0.25
+# Added to each axis' variance, of features of unit length: noise is not amplified.
+MIN_VARIANCE = 1e-4
+NEIGHBOUR_COUNT = 5
+# Training photos that are compared; more would hardly change a score.
+MAX_REFERENCES = 4000
+CENTROIDS_PER_CLASS = 8
+MAX_CENTROIDS = 400
+MIN_PHOTOS_PER_CENTROID = 10
+KMEANS_STEPS = 10
+# Scores of known photos that a model keeps.
+MAX_KNOWN_SCORES = 256
+MIN_LENGTH = 1e-12
+MIN_SPREAD = 1e-6
+SEED = 0
+# What `calibrate` adds.
+CALIBRATED_FIELDS = ("term_means", "term_spreads", "known_scores", "known_shares")
+
+
+@dataclass(frozen=True)
+class FamiliarityModel:
+    """The matrices that familiarity is computed with.
+
+    Attributes:
+        mean, scale: float32 [features], to standardise features.
+        axes: float16 [features, axes], the main directions divided by a power of their variance.
+        centre: float32 [axes], projection of the mean.
+        references: float16 [photos, axes], projections of training photos, of unit length.
+        centroids: float16 [centroids, features], of unit length.
+        term_means, term_spreads: float32 [3], of known photos.
+        known_scores: float32 [scores], ascending quantiles of the scores of known photos.
+        known_shares: float32 [scores], the share of known photos below each.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    axes: np.ndarray
+    centre: np.ndarray
+    references: np.ndarray
+    centroids: np.ndarray
+    term_means: np.ndarray
+    term_spreads: np.ndarray
+    known_scores: np.ndarray
+    known_shares: np.ndarray
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return all matrices by name."""
+        return {record_field.name: getattr(self, record_field.name) for record_field in fields(self)}
+
+    @property
+    def threshold(self) -> float:
+        """The familiarity below which a photo is unknown: at most 5% of known photos."""
+        known = np.asarray(self.known_shares)
+        return float(known[np.searchsorted(known, MAX_REJECTED_SHARE + 1e-9, side="right") - 1])
+
+    def compute_scores(self, features: np.ndarray, energy: np.ndarray) -> np.ndarray:
+        """Score photos: float [photos], higher is more familiar.
+
+        Args:
+            features: float32 [photos, features].
+            energy: float32 [photos], log sum exp of the logits.
+        """
+        terms = _compute_terms(self, features, energy)
+        return ((terms - self.term_means) / self.term_spreads).mean(1)
+
+    def to_familiarity(self, scores: np.ndarray) -> np.ndarray:
+        """Turn scores into the share of known photos that score lower: float [photos], 0 to 1.
+
+        Between two known scores the share is interpolated. Below all of them it falls to 0, above
+        all of them it rises to 1, exponentially, so that the order of photos is kept.
+        """
+        low, high = self.known_scores[0], self.known_scores[-1]
+        spread = max(float(high - low), MIN_SPREAD)
+        inside = np.interp(scores, self.known_scores, self.known_shares)
+        below = self.known_shares[0] * np.exp(np.minimum(scores - low, 0) / spread)
+        above = 1 - (1 - self.known_shares[-1]) * np.exp(-np.maximum(scores - high, 0) / spread)
+        return np.where(scores < low, below, np.where(scores > high, above, inside))
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> FamiliarityModel:
+    """Read a model from its matrices.
+
+    Raises:
+        ValueError: a matrix is missing, not finite, or does not fit the others.
+    """
+    try:
+        model = FamiliarityModel(
+            **{record_field.name: arrays[record_field.name] for record_field in fields(FamiliarityModel)}
+        )
+    except KeyError as error:
+        raise ValueError(f"{error} is missing") from None
+    width, axes = len(model.mean), len(model.centre)
+    shapes = {
+        "scale": (width,),
+        "axes": (width, axes),
+        "references": (len(model.references), axes),
+        "centroids": (len(model.centroids), width),
+        "term_means": (3,),
+        "term_spreads": (3,),
+        "known_shares": (len(model.known_scores),),
+    }
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape or not np.isfinite(arrays[name].astype(np.float32)).all():
+            raise ValueError(f"{name} has the shape {arrays[name].shape} instead of {shape}, or is not finite")
+    return model
+
+
+def fit_references(features: np.ndarray, labels: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> FamiliarityModel:
+    """Describe the training photos; the scores of known photos are still missing.
+
+    Args:
+        features: float32 [photos, features], of training photos.
+        labels: class indices [photos].
+        mean, scale: float [features], to standardise the features with.
+    """
+    from sklearn.decomposition import PCA
+    from threadpoolctl import threadpool_limits
+
+    mean, scale = mean.astype(np.float32), scale.astype(np.float32)
+    unit = _normalise((features - mean) / scale)
+    axis_count = min(MAX_AXES, features.shape[1], max(1, len(features) // 4))
+    # The order of sums, and so the last digits, must not depend on the number of threads.
+    with threadpool_limits(1):
+        fitted: Any = PCA(axis_count, svd_solver="randomized", random_state=SEED).fit(unit)
+        centroids = _find_centroids(_normalise(features), len(np.unique(labels)))
+    axes = (fitted.components_.T * (fitted.explained_variance_ + MIN_VARIANCE) ** -WHITENING_EXPONENT).astype(
+        np.float16
+    )
+    centre = (fitted.mean_ @ axes.astype(np.float32)).astype(np.float32)
+    rng = np.random.default_rng(SEED)
+    chosen = np.sort(rng.choice(len(features), min(len(features), MAX_REFERENCES), replace=False))
+    references = _normalise(unit[chosen] @ axes.astype(np.float32) - centre).astype(np.float16)
+    none = np.zeros(0, np.float32)
+    return FamiliarityModel(
+        mean,
+        scale,
+        axes,
+        centre,
+        references,
+        centroids.astype(np.float16),
+        np.zeros(3, np.float32),
+        np.ones(3, np.float32),
+        none,
+        none,
+    )
+
+
+def calibrate(
+    model: FamiliarityModel, features: np.ndarray, energy: np.ndarray, groups: np.ndarray
+) -> FamiliarityModel | None:
+    """Add the scores of known photos, which the network was not trained on.
+
+    Args:
+        features: float32 [photos, features], of known photos.
+        energy: float32 [photos].
+        groups: a number per photo; one photo of each group counts.
+    Returns:
+        None if there are fewer than 20 groups.
+    """
+    chosen = select_one_per_group(groups, len(groups))
+    if len(chosen) < MIN_CALIBRATION_GROUPS:
+        return None
+    features, energy = features[chosen], energy[chosen]
+    terms = _compute_terms(model, features, energy)
+    spreads = np.maximum(terms.std(0), MIN_SPREAD)
+    standardised = replace(model, term_means=terms.mean(0).astype(np.float32), term_spreads=spreads.astype(np.float32))
+    scores = np.sort(standardised.compute_scores(features, energy))
+    ranks = _select_ranks(len(scores))
+    shares = ranks / (len(scores) + 1)
+    return replace(
+        standardised, known_scores=scores[ranks - 1].astype(np.float32), known_shares=shares.astype(np.float32)
+    )
+
+
+def _select_ranks(count: int) -> np.ndarray:
+    """Select the ranks, from 1, of the scores to keep, including the threshold's."""
+    threshold_rank = int(MAX_REJECTED_SHARE * (count + 1))
+    evenly = np.linspace(1, count, min(count, MAX_KNOWN_SCORES)).astype(int)
+    return np.unique([*evenly, threshold_rank])
+
+
+def _find_centroids(unit: np.ndarray, class_count: int) -> np.ndarray:
+    """Cluster features of unit length: float32 [centroids, features], of unit length."""
+    from sklearn.cluster import KMeans
+
+    wanted = min(CENTROIDS_PER_CLASS * class_count, MAX_CENTROIDS)
+    count = max(1, min(wanted, len(unit) // MIN_PHOTOS_PER_CENTROID))
+    clusters = KMeans(count, max_iter=KMEANS_STEPS, random_state=SEED).fit(unit)
+    return _normalise(clusters.cluster_centers_.astype(np.float32))
+
+
+def _normalise(vectors: np.ndarray) -> np.ndarray:
+    """Scale each row to unit length: float32."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(lengths, MIN_LENGTH)).astype(np.float32, copy=False)
+
+
+def _compute_terms(model: FamiliarityModel, features: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """Compute the three terms: float32 [photos, 3]."""
+    axes, references, centroids = (
+        matrix.astype(np.float32) for matrix in (model.axes, model.references, model.centroids)
+    )
+    projected = _normalise(_normalise((features - model.mean) / model.scale) @ axes - model.centre)
+    similarity = projected @ references.T
+    neighbours = min(NEIGHBOUR_COUNT, len(references))
+    nearest = np.partition(similarity, -neighbours, axis=1)[:, -neighbours:]
+    to_centroid = (_normalise(features) @ centroids.T).max(1)
+    return np.stack([nearest.mean(1), to_centroid, energy], axis=1)

@@ -1,0 +1,98 @@
+"""How often photos of something that a network was never trained on are recognised."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ikebana.evaluation.statistics import wilson_interval
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well one kind of unknown photos is told from known ones.
+
+    Attributes:
+        photos: unknown photos of this kind.
+        detected: share of them that is called unknown.
+        interval: Wilson's 95% interval of this share.
+        auroc: area under the ROC curve of familiarity, known test photos against these.
+    """
+
+    photos: int
+    detected: float
+    interval: tuple[float, float]
+    auroc: float
+
+
+@dataclass(frozen=True)
+class UnknownObjects:
+    """Detection rates at the threshold of familiarity.
+
+    Attributes:
+        threshold: familiarity below which a photo is called unknown.
+        known_photos: test photos of known classes.
+        known_kept: share of them that is not called unknown.
+        known_kept_interval: Wilson's 95% interval of this share.
+        left_out: per class: what a head that was trained without it says about its test photos.
+        drawn: per kind of drawn image.
+        note: what the reader must know to understand the rates.
+    """
+
+    threshold: float
+    known_photos: int
+    known_kept: float
+    known_kept_interval: tuple[float, float]
+    left_out: Mapping[str, Detection]
+    drawn: Mapping[str, Detection]
+    note: str = ""
+
+    def describe(self) -> str:
+        """Describe the rates in one or two lines for the terminal."""
+        drawn = _average(self.drawn)
+        lines = (
+            f'calls {1 - self.known_kept:.1%} of the test photos "unknown", and {drawn.detected:.0%} of drawn images'
+        )
+        if self.left_out:
+            left_out = _average(self.left_out)
+            lines += f"; of a class that was left out of training, {left_out.detected:.0%}"
+        return lines + (f"\n{self.note}" if self.note else "")
+
+
+def _average(detections: Mapping[str, Detection]) -> Detection:
+    """Average over kinds, each of the same weight."""
+    values = list(detections.values())
+    detected, auroc = (float(np.mean([getattr(value, name) for value in values])) for name in ("detected", "auroc"))
+    photos = sum(value.photos for value in values)
+    return Detection(photos, detected, wilson_interval(detected * photos, photos), auroc)
+
+
+def measure_detection(known: np.ndarray, unknown: np.ndarray, threshold: float) -> Detection:
+    """Compare the familiarity of known and unknown photos, float [photos] each."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([known, unknown]))
+    # The Mann-Whitney statistic: the share of pairs in which the known photo is more familiar.
+    wins = ranks[: len(known)].sum() - len(known) * (len(known) + 1) / 2
+    detected = float((unknown < threshold).mean())
+    interval = wilson_interval(detected * len(unknown), len(unknown))
+    return Detection(len(unknown), detected, interval, float(wins / (len(known) * len(unknown))))
+
+
+def from_json(values: Mapping[str, Any]) -> UnknownObjects:
+    """Read what `asdict` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: a value is missing or of the wrong type.
+    """
+    low, high = map(float, values["known_kept_interval"])
+    kinds = {
+        name: {kind: _read(detection) for kind, detection in values[name].items()} for name in ("left_out", "drawn")
+    }
+    return UnknownObjects(**{**values, **kinds, "known_kept_interval": (low, high)})
+
+
+def _read(values: Mapping[str, Any]) -> Detection:
+    low, high = map(float, values["interval"])
+    return Detection(**{**values, "interval": (low, high)})
