@@ -232,6 +232,21 @@ def test_the_browser_predicts_as_python_does_without_network_requests(
     assert all(url.startswith((hosted, "blob:")) for _, url in asked)
 
 
+def test_the_worker_selects_exactly_the_candidates_that_python_selects(visit):
+    code = (PAGE / "engine-worker.js").read_text("utf-8")
+    function = code[code.index("function selectCandidates") :].split("\n}\n")[0] + "}"
+    rng, rule = np.random.default_rng(0), CandidateRule(0.9, 0.25, 0.75)
+    rows = rng.integers(0, 9, (500, 6)) + 1e-3 * rng.integers(0, 2, (500, 6))  # some are equal
+    probabilities = ((rows + 1e-6) / (rows + 1e-6).sum(1, keepdims=True)).astype(np.float32)
+    for is_sure in (True, False):
+        expected = [rule.select(row.tolist(), is_sure) for row in probabilities]
+        selected = visit("about:blank").evaluate(
+            f"([rows, rule, isSure]) => {{ {function}; return rows.map((row) => selectCandidates(row, rule, isSure)); }}",
+            [probabilities.tolist(), dataclasses.asdict(rule), is_sure],
+        )
+        assert selected == expected
+
+
 def _check_candidates(card, expected, limit):
     """The names below the answer are the candidates of Python, if none of them is close to the limit."""
     ranked = sorted(expected.probabilities, key=lambda name: -expected.probabilities[name])

@@ -90,7 +90,7 @@ class FamiliarityModel:
         return ((terms - self.term_means) / self.term_spreads).mean(1)
 
     def to_familiarity(self, scores: np.ndarray) -> np.ndarray:
-        """Turn scores into the share of known photos that score lower: float [photos], 0 to 1.
+        """Return the share of known photos that score lower: float [photos], 0 to 1.
 
         Between two known scores the share is interpolated. Below all of them it falls to 0, above
         all of them it rises to 1, exponentially, so that the order of photos is kept.
