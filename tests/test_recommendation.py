@@ -23,6 +23,7 @@ from ikebana.auditing.recommendation import (
 from ikebana.commands import audit as audit_command
 from ikebana.data.split import get_selection_mask
 from ikebana.demo_data import paper_flowers
+from ikebana.evaluation.learning_curves import Forecast, LearningCurve
 from ikebana.learning import folds
 from ikebana.learning.features import depth_probe
 from ikebana.learning.features.depth_probe import DEPTH_NAMES, AccuracyEstimate, ProbeResult
@@ -124,8 +125,33 @@ def test_confidence_is_low_if_there_is_a_caveat():
 
 
 def test_the_advice_on_more_photos_follows_from_the_gain_of_doubling():
-    assert "would help" in get_recommendation(make_evidence(doubling=0.03), make_supply(PLENTIFUL_PHOTOS)).more_photos
-    assert "hardly help" in get_recommendation(make_evidence(doubling=0.001), make_supply(PLENTIFUL_PHOTOS)).more_photos
+    (gain,) = get_recommendation(make_evidence(doubling=0.03), make_supply(PLENTIFUL_PHOTOS)).more_photos
+    (no_gain,) = get_recommendation(make_evidence(doubling=0.001), make_supply(PLENTIFUL_PHOTOS)).more_photos
+    assert "would help" in gain
+    assert "hardly help" in no_gain
+
+
+def make_curve(name, low, high, present=0.8):
+    values, forecast = (present - 0.1, present - 0.05, present), Forecast(100, present + low, present + high)
+    return LearningCurve(name, (50, 100, 200), values, ((0.7, 0.9),) * 3, forecast)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.01, 0.05, "would help"), (-0.01, 0.05, "may help"), (-0.01, 0.005, "hardly help")]
+)
+def test_the_advice_on_more_photos_names_the_classes_that_gain_most(low, high, verdict):
+    curves = (
+        make_curve("", low, high),
+        make_curve("iris", -0.02, 0.0),
+        make_curve("rose", 0.01, 0.03),
+        make_curve("tulip", 0.03, 0.07),
+    )
+    advice = recommendation.recommend(make_evidence(), make_supply(PLENTIFUL_PHOTOS), "photos", {}, curves)
+    overall, *by_class = advice.more_photos
+    assert verdict in overall
+    assert [text.split(":")[0] for text in by_class] == ["100 more photos of tulip", "100 more photos of rose"]
+    assert "recall from 0.80 to between 0.83 and 0.87" in repr(advice)
+    assert advice.to_json()["learning_curves"][3]["forecast"]["low"] == pytest.approx(0.83)
 
 
 def draw_clouds(count, apart, width=10, classes=3, seed=0):

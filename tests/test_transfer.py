@@ -78,7 +78,7 @@ def test_the_next_recipe_has_a_time_estimate_only_for_the_same_photos(run, photo
     slow = device.DeviceSettings("cpu", "float32", 2, "system default", {}, seconds_per_photo=10.0)
     few = sources.read(photos)
     few = dataclasses.replace(few, photos=few.photos.with_columns(status=pl.lit(STATUS_USED), split=pl.lit("train")))
-    many = dataclasses.replace(few, photos=pl.concat([few.photos] * 10))
+    many = dataclasses.replace(few, photos=pl.concat([few.photos] * 40))
     other = suggest_upgrade(many, run.recipe, slow, 0.9, 0.8)
     assert run.recipe.image_size == 96
     assert "--recipe good\n  (on one Flowers Recognition split: good 0.950, quick 0.926)" in other
@@ -86,7 +86,22 @@ def test_the_next_recipe_has_a_time_estimate_only_for_the_same_photos(run, photo
     assert "--recipe good\n  (about " in plain
     resnet = suggest_upgrade(many, with_options(run.recipe, network="resnet18"), slow, 0.9, 0.8)
     assert resnet == f"possibly more accurate: ikebana fit {photos} --recipe good --network resnet18"
-    assert "more photos help more" in suggest_upgrade(few, run.recipe, slow, 0.9, 0.8)
+    doubtful = suggest_upgrade(few, run.recipe, slow, 0.9, 0.8)
+    assert doubtful.startswith(f"possibly more accurate: ikebana fit {photos} --recipe good")
+    assert "gained nothing with 25 and 50 training photos per class" in doubtful
+
+
+def test_quick_is_also_scored_over_all_photos(run):
+    evaluation = ikebana.open_run(run.folder).evaluation
+    scores = evaluation.cross_validation
+    assert scores is not None
+    assert scores.n == run.dataset.filter(status="used").height
+    assert set(scores.recall) == set(run.classes)
+    assert scores.describe() in repr(evaluation)
+    assert evaluation.learning_curves is not None
+    (curve,) = evaluation.learning_curves
+    assert curve.photos[-1] == scores.n
+    assert curve.describe() in repr(evaluation)
 
 
 def test_recipes_with_other_training_are_timed_separately(run, monkeypatch):

@@ -11,10 +11,17 @@ many             all                    last stages
 
 import shlex
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ikebana.learning.estimate import MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING, format_duration
+from ikebana.evaluation.learning_curves import LearningCurve
+from ikebana.learning.estimate import (
+    FEW_PHOTOS_EVIDENCE,
+    MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING,
+    MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN,
+    format_duration,
+)
 from ikebana.learning.features.depth_probe import AccuracyEstimate, ProbeResult
 from ikebana.recipe import Trainable
 
@@ -26,6 +33,10 @@ MAX_UNLIKE_LEAD = 0.02
 CEILING_ACCURACY = 0.99
 # Chance seldom exceeds this many standard errors.
 STANDARD_ERRORS = 2
+# A gain of less is not worth collecting photos for.
+MIN_WORTHWHILE_GAIN = 0.01
+# Classes for which the gain of more photos is stated.
+MAX_STATED_CLASSES = 3
 # With fewer scored photos, an accuracy is known to five points at best.
 MIN_SCORED_PHOTOS = 100
 # Within this factor of a threshold, the choice of the side is uncertain.
@@ -65,19 +76,21 @@ class Recommendation:
 
     Attributes:
         caveats: reasons to be unsure; none if the recommendation is fairly sure.
-        more_photos: whether more photos would help.
+        more_photos: whether more photos would help, and of which classes.
         photos: their path, for the command.
         costs: estimated seconds per recipe on this machine, if known.
+        learning_curves: of all classes together, then of those with the lowest recall.
     """
 
     trainable: Trainable
     reasons: tuple[str, ...]
     caveats: tuple[str, ...]
-    more_photos: str
+    more_photos: tuple[str, ...]
     photo_counts: PhotoCounts
     evidence: ProbeResult
     photos: str = ""
     costs: dict[str, float] = field(default_factory=dict)
+    learning_curves: tuple[LearningCurve, ...] = ()
 
     @property
     def recipe(self) -> str:
@@ -97,7 +110,7 @@ class Recommendation:
         cost = f"    (about {format_duration(self.costs[self.recipe])} here)" if self.recipe in self.costs else ""
         items = [
             *(("why", reason) for reason in self.reasons),
-            ("data", self.more_photos),
+            *(("data", sentence) for sentence in self.more_photos),
             *(("caveat", caveat) for caveat in self.caveats),
             ("confidence", "low" if self.caveats else "fairly high"),
         ]
@@ -107,7 +120,13 @@ class Recommendation:
         return "\n".join([f"Advice: {SENTENCES[self.trainable]}", "", *_format_table(self), "", *lines, run])
 
 
-def recommend(evidence: ProbeResult, supply: PhotoCounts, photos: str, costs: dict[str, float]) -> Recommendation:
+def recommend(
+    evidence: ProbeResult,
+    supply: PhotoCounts,
+    photos: str,
+    costs: dict[str, float],
+    learning_curves: Sequence[LearningCurve] = (),
+) -> Recommendation:
     """Recommend how much of the network to train.
 
     Args:
@@ -115,17 +134,19 @@ def recommend(evidence: ProbeResult, supply: PhotoCounts, photos: str, costs: di
         supply: numbers of photos.
         photos: their path, for the command.
         costs: estimated seconds per recipe on this machine.
+        learning_curves: of all classes together, then of single classes; empty if not measured.
     """
     trained = choose_trainable(evidence, supply)
     return Recommendation(
         trained,
         tuple(_list_reasons(evidence, supply, trained)),
         tuple(_list_caveats(evidence, supply)),
-        _describe_more_photos(evidence),
+        tuple(_describe_more_photos(evidence, learning_curves)),
         supply,
         evidence,
         photos,
         costs,
+        tuple(learning_curves),
     )
 
 
@@ -159,7 +180,7 @@ def _list_reasons(evidence: ProbeResult, supply: PhotoCounts, trained: Trainable
     minimum = MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING
     if supply.median_per_class < minimum:
         return [
-            f"{per_class}, fewer than {minimum}: fine-tuning the last stages would overfit",
+            f"{per_class}, fewer than {minimum}: with so few of the flowers, fine-tuning was no better than a head",
             resemblance,
         ]
     if trained == "head":
@@ -175,7 +196,7 @@ def _list_reasons(evidence: ProbeResult, supply: PhotoCounts, trained: Trainable
     more = f"; fine-tuning all of it takes {MIN_PHOTOS_PER_CLASS_FOR_ALL}" if _is_unlike_imagenet(evidence) else ""
     return [
         resemblance,
-        f"{per_class}, enough ({minimum} or more) to fine-tune the last stages without overfitting{more}",
+        f"{per_class}, enough ({minimum} or more) to fine-tune the last stages{more}",
     ]
 
 
@@ -219,6 +240,8 @@ def _list_caveats(evidence: ProbeResult, supply: PhotoCounts) -> list[str]:
         factor = NEAR_THRESHOLD_FACTOR
         near = [limit for limit in limits if limit / factor <= supply.median_per_class < limit * factor]
         caveats += [f"{_format_count(supply.median_per_class)} per class, near the limit of {limit}" for limit in near]
+        if MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING <= supply.median_per_class < MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN:
+            caveats.append(f"{FEW_PHOTOS_EVIDENCE}: compare with --recipe quick")
         if supply.median_per_class >= MIN_PHOTOS_PER_CLASS_FOR_ALL and _is_close(evidence):
             caveats.append("whether the photos resemble ImageNet's is too close to call")
     if _is_unlike_imagenet(evidence) and choose_trainable(evidence, supply) != "head":
@@ -231,13 +254,29 @@ def _list_caveats(evidence: ProbeResult, supply: PhotoCounts) -> list[str]:
     return caveats
 
 
-def _describe_more_photos(evidence: ProbeResult) -> str:
-    """Describe whether more photos would help, from the gain of doubling them."""
-    gain = evidence.doubling_gain
-    points = f"{100 * gain.value:+.1f} points"
-    if gain.value - STANDARD_ERRORS * gain.standard_error > 0:
-        return f"more photos would help: doubling them gained {points} here"
-    return f"more photos of the same kind would hardly help a head: doubling them gained {points} here, within chance"
+def _describe_more_photos(evidence: ProbeResult, learning_curves: Sequence[LearningCurve]) -> list[str]:
+    """Describe whether more photos would help, and of which classes most."""
+    if not learning_curves:
+        gain = evidence.doubling_gain
+        points = f"{100 * gain.value:+.1f} points"
+        if gain.value - STANDARD_ERRORS * gain.standard_error > 0:
+            return [f"more photos would help: doubling them gained {points} here"]
+        return [
+            f"more photos of the same kind would hardly help a head: doubling them gained {points} here, within chance"
+        ]
+    overall, *by_class = learning_curves
+    low, high = overall.gain
+    verdict = "may help"
+    if high < MIN_WORTHWHILE_GAIN:
+        verdict = "of the same kind would hardly help a head"
+    elif low > 0:
+        verdict = "would help"
+    helpful = [curve for curve in by_class if curve.gain[1] >= MIN_WORTHWHILE_GAIN]
+    helpful.sort(key=lambda curve: -sum(curve.gain))
+    return [
+        f"more photos {verdict}; {overall.describe()}",
+        *(curve.describe() for curve in helpful[:MAX_STATED_CLASSES]),
+    ]
 
 
 def _wrap(name: str, text: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 from ikebana.auditing import cleaning, content_checks
@@ -21,6 +22,7 @@ from ikebana.data.duplicates import near_duplicates
 from ikebana.data.pixel_cache import PixelCache, compute_cache_bytes, open_pixel_cache
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import MachineError, PhotosError, RecipeError
+from ikebana.evaluation.learning_curves import LearningCurve
 from ikebana.recipe import Recipe
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.reports import audit_page
@@ -30,6 +32,7 @@ from ikebana.system.files import atomic_write, resolve_output_path, write_json
 from ikebana.system.resources import memory_errors, require_disk
 
 if TYPE_CHECKING:
+    from ikebana.learning.examples import PhotoExamples
     from ikebana.learning.plan import Plan
 
 CANNOT_SPLIT = "cannot_split"
@@ -299,10 +302,33 @@ def _recommend(dataset: Dataset, pixel_cache: PixelCache, plan: "Plan", photos: 
         median_per_class=statistics.median_low(counts.values()),
         smallest=(smallest, counts[smallest]),
     )
-    advice = recommend(evidence, supply, photos, _estimate_costs(dataset, plan))
+    curves = _measure_learning_curves(dataset, splits, pixel_cache, plan)
+    advice = recommend(evidence, supply, photos, _estimate_costs(dataset, plan), curves)
     progress.message(f"\n{advice!r}")
     progress.event("recommendation", **advice.to_json())
     return advice
+
+
+def _measure_learning_curves(
+    dataset: Dataset, splits: "dict[str, PhotoExamples]", pixel_cache: PixelCache, plan: "Plan"
+) -> tuple[LearningCurve, ...]:
+    """Measure learning curves on training photos and model-selection photos.
+
+    Args:
+        splits: photos of each split.
+    """
+    from ikebana.learning.features import learning_curves, out_of_fold
+
+    (member,) = plan.assembly.members
+    extracted = out_of_fold.extract_labelled_features(splits, member, pixel_cache.folder.name, plan.settings)
+    validation = splits["validation"]
+    unseen = np.concatenate((validation.rows[~validation.for_selection], splits["test"].rows))
+    chosen = np.flatnonzero(~np.isin(extracted.rows, unseen))
+    groups = np.array(split.find_groups(dataset.photos[extracted.rows[chosen]]))
+    counts = {name: sum(of_class.values()) for name, of_class in dataset.count_photos().items()}
+    return learning_curves.measure_learning_curves(
+        extracted.features.select(chosen), extracted.labels[chosen], groups, counts
+    )
 
 
 def _estimate_costs(dataset: Dataset, plan: "Plan") -> dict[str, float]:

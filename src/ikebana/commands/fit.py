@@ -17,7 +17,7 @@ from ikebana.evaluation.leakage import measure_leakage
 from ikebana.evaluation.metrics import Evaluation, evaluate, score_confidence
 from ikebana.evaluation.slices import score_slices
 from ikebana.learning import augmentation
-from ikebana.learning.cross_validation import cross_validate
+from ikebana.learning.cross_validation import add_scores_of_all_photos
 from ikebana.learning.device import collect_environment, load_settings
 from ikebana.learning.estimate import get_spare_gpu_bytes, recipe_memory_errors, suggest_upgrade
 from ikebana.learning.examples import PhotoExamples, build_split_examples, concatenate
@@ -166,7 +166,7 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
     if familiarity_model is not None:
         writer.write_familiarity(familiarity_model)
     evaluation = _evaluate(dataset, plan.recipe, splits, results)
-    evaluation = replace(evaluation, cross_validation=cross_validate(tasks, dataset.classes))
+    evaluation = add_scores_of_all_photos(evaluation, tasks, dataset.classes)
     clock.lap("score")
     # The run is finished from here on, whatever becomes of its pictures.
     writer.finish(evaluation, clock.seconds)

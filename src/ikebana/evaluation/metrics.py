@@ -7,11 +7,20 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ikebana.evaluation import coverage as candidate_coverage
-from ikebana.evaluation import cross_validation, leakage, risk_coverage, robustness, slices, unknown_objects
+from ikebana.evaluation import (
+    cross_validation,
+    leakage,
+    learning_curves,
+    risk_coverage,
+    robustness,
+    slices,
+    unknown_objects,
+)
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE, Calibration
 from ikebana.evaluation.coverage import CandidateScores, score_candidates
 from ikebana.evaluation.cross_validation import CrossValidation
 from ikebana.evaluation.leakage import Leakage
+from ikebana.evaluation.learning_curves import LearningCurve
 from ikebana.evaluation.risk_coverage import RiskCoverage, trace_curve
 from ikebana.evaluation.robustness import Robustness
 from ikebana.evaluation.slices import Slices
@@ -60,6 +69,7 @@ class Evaluation:
         slices: groups of test photos compared with the others; None if none was large enough.
         robustness: accuracy on changed test photos; None if it was not measured.
         cross_validation: scores over all photos; None if the recipe is not cross-validated.
+        learning_curves: what more photos would bring; None if it was not measured.
         seconds: duration of each stage of the run.
         candidates: coverage of the candidate classes.
         risk_coverage: share of wrong answers as the threshold falls.
@@ -85,6 +95,7 @@ class Evaluation:
     slices: Slices | None = None
     robustness: Robustness | None = None
     cross_validation: CrossValidation | None = None
+    learning_curves: tuple[LearningCurve, ...] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     candidates: CandidateScores | None = None
     risk_coverage: RiskCoverage | None = None
@@ -100,6 +111,7 @@ class Evaluation:
         low, high = self.accuracy_interval
         notes = (
             self.cross_validation.describe() if self.cross_validation is not None else "",
+            *(curve.describe() for curve in self.learning_curves or ()),
             self._describe_uncertainty(),
             self._describe_untested(),
             self._describe_answers(),
@@ -174,6 +186,7 @@ def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
                 "risk_coverage": _read_optional(values, "risk_coverage", risk_coverage.from_json),
                 "cross_validation": _read_optional(values, "cross_validation", cross_validation.from_json),
                 "unknown_objects": _read_optional(values, "unknown_objects", unknown_objects.from_json),
+                "learning_curves": _read_optional(values, "learning_curves", learning_curves.all_from_json),
             },
             report=report,
         )
@@ -181,7 +194,7 @@ def from_json(values: Mapping[str, Any], report: str) -> Evaluation:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
-def _read_optional(values: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any]], Part]) -> Part | None:
+def _read_optional(values: Mapping[str, Any], name: str, read: Callable[[Any], Part]) -> Part | None:
     """Read a part of an evaluation; None if it is null or missing."""
     return read(values[name]) if values.get(name) is not None else None
 

@@ -7,13 +7,16 @@ photo is predicted once.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ikebana.evaluation.cross_validation import CrossValidation, score_cross_validation
+from ikebana.evaluation.learning_curves import LearningCurve
+from ikebana.evaluation.metrics import Evaluation
 from ikebana.learning.examples import FeatureExamples
 from ikebana.learning.features.feature_rows import FeatureRows
+from ikebana.learning.features.learning_curves import measure_learning_curves
 from ikebana.learning.features.scaling import FeatureTable, compute_mean_and_scale
 from ikebana.learning.folds import make_folds
 from ikebana.learning.plan import TrainingTask
@@ -26,6 +29,8 @@ from ikebana.system import progress
 
 # One trains, one selects and one is predicted.
 MIN_FOLDS = 3
+# With more photos, only the audit measures learning curves.
+MAX_CURVE_PHOTOS = 1000
 # A tenth of it takes more than twice as long, and gives the same accuracy.
 GRADIENT_TOLERANCE = 1e-3
 
@@ -57,23 +62,51 @@ def collect_photos(tasks: Sequence[TrainingTask]) -> ProbePhotos:
     return ProbePhotos(tuple(tables), labels, groups)
 
 
-def cross_validate(tasks: Sequence[TrainingTask], classes: Sequence[str]) -> CrossValidation | None:
-    """Score a recipe by cross-validation, if it fits its head to cached features.
+def add_scores_of_all_photos(
+    evaluation: Evaluation, tasks: Sequence[TrainingTask], classes: Sequence[str]
+) -> Evaluation:
+    """Add a cross-validated score and, for few photos, what more of them would bring.
 
     Args:
         tasks: of all networks of the recipe.
         classes: class names.
     Returns:
-        None for other recipes, for too few photos for three folds, and for features that do not fit
-        into memory, because fits would take long.
+        The evaluation as it was, if the recipe does not fit its head to cached features, and for
+        features that do not fit into memory, because fits would take long.
     """
     recipe = tasks[0].recipe
     if not isinstance(recipe.method, LinearProbe):
-        return None
+        return evaluation
     photos = collect_photos(tasks)
     if max(math.prod(table.shape) for table in photos.tables) > logistic_head.MAX_CACHED_VALUES:
+        return evaluation
+    return replace(
+        evaluation,
+        cross_validation=cross_validate(photos, classes, recipe.seed),
+        learning_curves=_measure_accuracy_curve(photos, classes),
+    )
+
+
+def _measure_accuracy_curve(photos: ProbePhotos, classes: Sequence[str]) -> tuple[LearningCurve, ...] | None:
+    """Measure the learning curve of all classes together, from the features of the first network."""
+    if len(photos.labels) > MAX_CURVE_PHOTOS:
         return None
-    folds = [test for _, test in make_folds(photos.labels, photos.groups, recipe.seed)]
+    counts = np.bincount(photos.labels, minlength=len(classes)).tolist()
+    by_class = dict(zip(classes, counts, strict=True))
+    curves = measure_learning_curves(photos.tables[0], photos.labels, photos.groups, by_class, max_class_curves=0)
+    return curves or None
+
+
+def cross_validate(photos: ProbePhotos, classes: Sequence[str], seed: int) -> CrossValidation | None:
+    """Score a linear probe by cross-validation.
+
+    Args:
+        classes: class names.
+        seed: of the folds.
+    Returns:
+        None if there are too few photos for three folds.
+    """
+    folds = [test for _, test in make_folds(photos.labels, photos.groups, seed)]
     if len(folds) < MIN_FOLDS:
         return None
     fold_numbers = np.zeros(len(photos.labels), np.int64)
