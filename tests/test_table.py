@@ -9,7 +9,7 @@ from support.images import encode_photo, two_classes, write_files
 from support.tables import ROWS, get_refusal, list_rows, make_csv, read_table
 
 from ikebana.data import pixel_cache, sources, split, table
-from ikebana.data.dataset import SCHEMA, STATUS_UNOPENED
+from ikebana.data.dataset import EXTRA_PREFIX, SCHEMA, STATUS_UNOPENED
 from ikebana.errors import PhotosError
 from ikebana.recipe import Recipe
 
@@ -202,6 +202,7 @@ def test_parquet_with_lists_of_labels_or_no_parquet_is_refused(photos):
 @example('path,label\n"open,quote\n')
 @example("path,label\na\0b,c\n")
 @example("path,label\n" + "x" * 5000 + ",y\n")
+@example("path,label,site,\na,b,Lund,1\nc,d,Oslo,2\n")
 @settings(max_examples=200)
 def test_any_text_is_read_as_a_table_or_refused(tmp_path_factory, text):
     file = tmp_path_factory.mktemp("table") / "photos.csv"
@@ -210,5 +211,6 @@ def test_any_text_is_read_as_a_table_or_refused(tmp_path_factory, text):
         dataset = table.read(file)
     except PhotosError:
         return
-    assert dataset.photos.schema == pl.Schema(SCHEMA)
+    assert dataset.photos.select(list(SCHEMA)).schema == pl.Schema(SCHEMA)
+    assert all(name.startswith(EXTRA_PREFIX) for name in dataset.photos.columns[len(SCHEMA) :])
     assert dataset.photos["status"].null_count() == 0
