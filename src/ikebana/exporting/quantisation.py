@@ -142,7 +142,7 @@ def _quantise(network: ModelProto, float32_classifier: Classifier, train: Sequen
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=["Conv", "Gemm", "MatMul", "Add", "MaxPool"],
-            nodes_to_exclude=_list_first_convolutions(network),
+            nodes_to_exclude=[*_list_first_convolutions(network), *_list_familiarity_nodes(network)],
             extra_options=options,
         )
         return _strip_unused(onnx.load(target))
@@ -164,6 +164,21 @@ def _list_first_convolutions(network: ModelProto) -> list[str]:
             names.append(node.input[1])
     first = {name for names in weights.values() for name in names[: len(names) // FLOAT32_CONVOLUTION_DIVISOR]}
     return [node.name for node in nodes if node.input[1] in first]
+
+
+def _list_familiarity_nodes(network: ModelProto) -> list[str]:
+    """Name the nodes that compute familiarity, which stays in float32.
+
+    It compares small differences of similarities. Its matrices are a tenth of the file.
+    """
+    derived = {value.name for value in network.graph.initializer if value.name.startswith("familiarity.")}
+    nodes = []
+    # A graph lists its nodes in the order in which they can be computed.
+    for node in network.graph.node:
+        if derived.intersection(node.input):
+            derived.update(node.output)
+            nodes.append(node.name)
+    return nodes
 
 
 @contextmanager
