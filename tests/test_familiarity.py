@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import onnx
 import polars as pl
 import pytest
 import torch
@@ -215,3 +216,19 @@ def test_a_run_with_too_few_photos_has_no_familiarity(paper_run, paper_classifie
     assert paper_run.evaluation.unknown_objects is None
     assert paper_classifier.familiarity_threshold is None
     assert paper_classifier.predict(good_photos[0]).familiarity is None
+
+
+@pytest.mark.slow
+def test_an_int8_file_computes_familiarity_in_float32(run, tmp_path):
+    ikebana.export(run, tmp_path / "int8.onnx", int8=True)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    producers = {output: node for node in graph.node for output in node.output}
+    derived = {value.name for value in graph.initializer if "familiarity." in value.name}
+    products = []
+    for node in graph.node:
+        if derived.intersection(node.input):
+            derived.update(node.output)
+            products += [node] if node.op_type == "MatMul" else []
+    assert len(products) == 3
+    sources = {producers[name].op_type for node in products for name in node.input if name in producers}
+    assert "DequantizeLinear" not in sources

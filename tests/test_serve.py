@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 from support.images import draw_noisy_image, encode_image
-from support.server import BLUE, GREY, RED, assert_error, run_server
+from support.server import BLUE, GREY, RED, assert_error, encode_square, run_server
 
 from ikebana.commands import serve
 from ikebana.errors import MachineError, RecipeError
@@ -267,3 +267,12 @@ def test_a_network_that_fails_is_said_to_be_the_servers_fault_and_the_next_photo
     finally:
         served.classifier.is_broken = False
     assert served.post().status_code == 200
+
+
+def test_a_photo_unlike_the_training_photos_is_unknown_and_counted_as_such():
+    with run_server() as server:
+        (prediction,) = server.post(encode_square("black")).json()["predictions"]
+        assert (prediction["label"], prediction["status"]) == (None, "unknown")
+        assert prediction["familiarity"] < server.classifier.familiarity_threshold
+        assert set(prediction["probabilities"]) == set(server.classifier.classes)
+        assert server.get_metric('ikebana_photos_total{label="",outcome="unknown"}') == 1

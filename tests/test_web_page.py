@@ -352,3 +352,10 @@ def test_every_file_that_the_page_needs_is_in_the_package(served):
     }
     assert {each.name for each in PAGE.iterdir()} == named
     assert httpx.get(f"{served.url}/engine-browser.js").status_code == 404
+
+
+def test_a_photo_unlike_the_training_photos_gets_its_closest_class_in_words(visit, served):
+    page = visit(served.url)
+    (card,) = choose_photos(page, ("black.png", encode_square("black")))
+    assert card.locator(".answer").inner_text() == "Unlike the training photos"
+    assert re.fullmatch(r"The closest class is \w+\.", card.locator(".reason").inner_text())
