@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 
 import pytest
+from support.archives import make_tar, make_zip
+from support.images import write_files
 
 from ikebana.errors import MachineError
 from ikebana.system import cache_folder, terminal_size
@@ -132,3 +135,29 @@ def test_a_terminal_width_too_small_for_text_is_corrected(value, corrected, monk
     monkeypatch.setenv("COLUMNS", value)
     terminal_size.correct_variables()
     assert os.environ.get("COLUMNS") == corrected
+
+
+# --- the encoding of file names ---
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take the encoding of names from elsewhere")
+@pytest.mark.parametrize("kind", ["folder", "table", "zip", "tar"])
+def test_names_that_the_locale_cannot_encode_are_refused_with_advice(kind, tmp_path):
+    folder = write_files(tmp_path / "photos", {f"{name}/1.jpg": b"x" for name in ("rose", "Gänseblümchen")})
+    rows = "".join(f"photos/{path.relative_to(folder)},{path.parent.name}\n" for path in folder.rglob("*.jpg"))
+    members = [(str(path.relative_to(folder)), path.read_bytes()) for path in folder.rglob("*.jpg")]
+    files = {
+        "photos.csv": f"path,label\n{rows}".encode(),
+        "photos.zip": make_zip([(*member, 0o100644) for member in members]),
+        "photos.tar": make_tar([(*member, tarfile.REGTYPE) for member in members]),
+    }
+    write_files(tmp_path, files)
+    source = {"folder": "photos", "table": "photos.csv", "zip": "photos.zip", "tar": "photos.tar"}[kind]
+    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_command("audit", tmp_path / source, **variables)
+    assert done.returncode == 1
+    assert "need" in done.stderr
+    assert "UTF-8, but Python uses ascii for file names here" in done.stderr
+    assert "set PYTHONUTF8=1" in done.stderr
+    assert "rename it" not in done.stderr

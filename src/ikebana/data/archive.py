@@ -17,7 +17,7 @@ from typing import IO
 
 from ikebana.data import tar_reader, zip_names
 from ikebana.data.archive_notes import ArchiveNotes
-from ikebana.data.folder import ScannedPath, to_printable
+from ikebana.data.folder import UTF8_ADVICE, ScannedPath, describe_encoding, to_printable
 from ikebana.data.tar_reader import ArchiveRefused
 from ikebana.errors import PhotosError
 from ikebana.system import progress
@@ -186,12 +186,12 @@ def _unpack_members(target: _Target, file: Path) -> None:
         advice = "if you trust it, unpack it yourself and give the folder"
         raise PhotosError(f"this archive is refused: {reason}", where=file, advice=advice) from None
     except CORRUPTION_ERRORS as error:
-        raise _damaged_archive(file, str(error)) from None
+        raise _translate_corruption(file, error) from None
     except OSError as error:
         # Decompressors raise OSError without a number; with one, it comes from the disk.
         if error.errno is not None:
             raise
-        raise _damaged_archive(file, str(error)) from None
+        raise _translate_corruption(file, error) from None
     if target.notes.holds_only_archives:
         what = f"this archive contains only other archives: {target.notes.name_inner_archives()}"
         raise PhotosError(
@@ -222,7 +222,7 @@ def _unpack_member(member: Member, target: _Target, budget: int) -> int:
         with _create_file(target.folder / path) as out, member.open_content() as stream:
             written = _copy_content(stream, out, budget)
     except CORRUPTION_ERRORS as error:
-        if not member.is_independent:
+        if not member.is_independent or isinstance(error, UnicodeEncodeError):
             raise
         (target.folder / path).unlink()
         raise _MemberSkipped(f"damaged in the archive: {error}") from None
@@ -393,6 +393,14 @@ def _find_path_problem(name: str, path: str) -> str | None:
 def _make_printable(name: str) -> str:
     """Escape a name that a table cannot hold or a terminal cannot print."""
     return re.sub(r"[\x00-\x1f\x7f]", progress.escape_control_character, to_printable(name))
+
+
+def _translate_corruption(file: Path, error: Exception) -> PhotosError:
+    """Translate an error of a decompressor, or of a name that the file system encoding lacks."""
+    if isinstance(error, UnicodeEncodeError):
+        what = f"this archive has names that need UTF-8, but {describe_encoding()}"
+        return PhotosError(what, where=file, advice=UTF8_ADVICE)
+    return _damaged_archive(file, str(error))
 
 
 def _damaged_archive(file: Path, how: str) -> PhotosError:

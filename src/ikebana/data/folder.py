@@ -5,6 +5,7 @@ This module neither opens a photo nor changes a user's file.
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ TEXT_SUFFIXES = frozenset(
         *(".py", ".pyc", ".ipynb", ".sh", ".m", ".mat", ".npy", ".npz", ".pkl", ".parquet", ".doc", ".docx", ".xlsx"),
     )
 )
+
+# Makes Python use UTF-8 for file names in any locale.
+UTF8_ADVICE = "set PYTHONUTF8=1"
 
 
 @dataclass(frozen=True)
@@ -182,13 +186,43 @@ def check_file(file: str | Path) -> str:
         return "a broken symbolic link" if os.path.islink(file) else "there is no such file"
     except OSError as error:
         return f"unreadable: {error.strerror}"
+    except UnicodeEncodeError:
+        return f"unreadable: {find_name_problem(str(file))}"
     if not stat.S_ISREG(mode):
         return "not a regular file"
-    if to_printable(str(file)) != str(file):
-        return "unreadable: its name is not valid Unicode (rename it)"
-    return STATUS_UNOPENED
+    problem = find_name_problem(str(file))
+    return f"unreadable: {problem}" if problem else STATUS_UNOPENED
+
+
+def find_name_problem(path: str) -> str:
+    """Describe why the encoding of a name prevents its use; empty if it does not.
+
+    Tables hold names as UTF-8. Python decodes file names with the encoding of the locale, which is
+    UTF-8 unless an old locale or PYTHONUTF8=0 is set.
+    """
+    try:
+        if os.fsencode(path).decode("utf-8") == path:
+            return ""
+        needs_utf8 = True
+    except UnicodeDecodeError:
+        needs_utf8 = False
+    except UnicodeEncodeError:
+        needs_utf8 = sys.getfilesystemencoding() != "utf-8"
+    if needs_utf8:
+        return f"its name needs UTF-8, but {describe_encoding()} ({UTF8_ADVICE})"
+    return "its name is not valid Unicode (rename it)"
+
+
+def describe_encoding() -> str:
+    """Describe the encoding of file names, for a name that it lacks."""
+    return f"Python uses {sys.getfilesystemencoding()} for file names here"
 
 
 def to_printable(path: str) -> str:
     """Escape bytes of a name that are not valid UTF-8: no table can hold them."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        raw = os.fsencode(path)
+    # The name does not come from this computer, whose locale cannot encode it.
+    except UnicodeEncodeError:
+        raw = path.encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "backslashreplace")

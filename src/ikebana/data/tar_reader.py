@@ -37,7 +37,8 @@ def open_tar(file: Path) -> tarfile.TarFile | None:
     # A class per archive, because the class stores the last header.
     tarinfo = type("BoundedTarInfo", (BoundedTarInfo,), {})
     try:
-        return tarfile.open(file, tarinfo=tarinfo)
+        # The default is the encoding of the locale.
+        return tarfile.open(file, tarinfo=tarinfo, encoding="utf-8")
     except tarfile.TarError:
         return None
 
