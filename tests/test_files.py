@@ -106,7 +106,7 @@ def test_the_working_directory_is_not_replaced_by_a_run(tmp_path, monkeypatch):
     (tmp_path / "empty" / "within").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "empty" / "within")
     for name in (".", "..", str(tmp_path / "empty")):
-        with pytest.raises(MachineError, match="the folder that you are in"):
+        with pytest.raises(MachineError, match="working directory cannot be replaced"):
             ikebana.fit(photos, run=name)
     assert files.resolve_output_path(".") == files.Path()
 

@@ -42,4 +42,6 @@ def test_a_deleted_working_directory_is_an_error_message(tmp_path):
     gone, source = tmp_path / "gone", Path(ikebana.__file__).parents[1]
     done = shell(f"mkdir {gone} && cd {gone} && rmdir {gone} && PYTHONPATH={source} {IKEBANA} doctor")
     assert done.returncode == 1
-    assert done.stderr == "MachineError: the folder that you are in has gone\n  try  go to one that is there: cd\n"
+    assert (
+        done.stderr == "MachineError: the working directory no longer exists\n  try  change to another folder with cd\n"
+    )

@@ -15,6 +15,7 @@ from ikebana.recipe import list_options
 from ikebana.recipes import RECIPES
 from ikebana.serving.limits import Limits
 from ikebana.system import process, progress
+from ikebana.system.usage import translate_parser_error
 
 EXIT_DONE, EXIT_REFUSED, EXIT_WRONG_USAGE, EXIT_LEAKAGE = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
@@ -453,9 +454,9 @@ def _run(arguments: list[str] | None) -> int:
     """Run a command and return the exit status."""
     try:
         process.check_working_directory()
-        status = app(arguments, exit_on_error=False, print_error=True) or EXIT_DONE
-    except CycloptsError:
-        status = EXIT_WRONG_USAGE
+        status = app(arguments, exit_on_error=False, print_error=False) or EXIT_DONE
+    except CycloptsError as error:
+        status = _report_error(translate_parser_error(error))
     # The reader of the output has ended, as in `ikebana predict … | head`.
     except BrokenPipeError:
         sys.stderr.close()

@@ -11,6 +11,7 @@ from ikebana.data import archive, class_folders, output_folders, table
 from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES, ArchiveNotes
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.data.frame import Frame, is_frame
+from ikebana.data.table_paths import WEB_ADDRESS
 from ikebana.errors import PhotosError
 
 # A folder, an archive, a table, or a table in memory.
@@ -41,9 +42,7 @@ def read(source: PhotoSource, class_order: tuple[str, ...] = ()) -> Dataset:
         output_folders.refuse_output_folder(path)
         dataset = class_folders.read(path)
     elif not os.path.exists(path):
-        what = f"there is no such folder, archive or table{_describe_access_error(path)}"
-        advice = _suggest_similar_path(path) or "give the path of a folder, an archive or a table"
-        raise PhotosError(what, where=source, advice=advice)
+        raise _describe_missing_source(source, path)
     elif not os.path.isfile(path):
         raise PhotosError(
             "this is neither a folder nor a regular file", where=source, advice="save it as a file on disk first"
@@ -205,6 +204,15 @@ def _order_classes(classes: tuple[str, ...], class_order: tuple[str, ...], sourc
             advice="name each class once",
         )
     return class_order
+
+
+def _describe_missing_source(source: str | Path, path: Path) -> PhotosError:
+    """Build the error for a path that does not exist, which may be a web address."""
+    if WEB_ADDRESS.match(str(source)):
+        return PhotosError("this is a web address, not a path", where=source, advice="download it, and give the file")
+    what = f"there is no such folder, archive or table{_describe_access_error(path)}"
+    advice = _suggest_similar_path(path) or "give the path of a folder, an archive or a table"
+    return PhotosError(what, where=source, advice=advice)
 
 
 def _describe_access_error(path: Path) -> str:

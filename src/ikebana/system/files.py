@@ -48,7 +48,7 @@ def resolve_output_path(path: str | Path, is_new_folder: bool = False) -> Path:
         raise write_error(OSError(errno.EINVAL, "a NUL in the name"), Path(str(expanded).replace("\0", "\\0")))
     if is_new_folder and expanded.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise MachineError(
-            "the folder that you are in cannot be made anew", where=path, advice="a folder in it: another name"
+            "the working directory cannot be replaced", where=path, advice="use another name, such as a folder in it"
         )
     try:
         if expanded.name:
@@ -211,7 +211,9 @@ def write_error(error: OSError, path: Path) -> MachineError:
     if full_without_errno or error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError("the disk is full", where=path, advice="free some space; IKEBANA_CACHE=DIR moves the cache")
     if error.errno == errno.ENOENT:
-        return MachineError("the folder to write to has gone", where=path.parent, advice="put it back, or begin anew")
+        return MachineError(
+            "the folder to write to no longer exists", where=path.parent, advice="run the command again"
+        )
     advice = ADVICE_BY_ERRNO.get(error.errno or 0, "a folder that you may write to")
     return MachineError(f"this cannot be written: {error.strerror or error}", where=path, advice=advice)
 

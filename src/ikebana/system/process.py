@@ -38,7 +38,9 @@ def check_working_directory() -> None:
     try:
         os.getcwd()
     except FileNotFoundError:
-        raise MachineError("the folder that you are in has gone", advice="go to one that is there: cd") from None
+        raise MachineError(
+            "the working directory no longer exists", advice="change to another folder with cd"
+        ) from None
 
 
 def translate_output_error(error: Exception) -> Exception:

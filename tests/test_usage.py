@@ -1,0 +1,33 @@
+"""Wrong usage is reported with what happened and what to try."""
+
+import pytest
+
+from ikebana import cli
+
+HELP = "ikebana fit --help"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "advice"),
+    [
+        (["fit", "a", "b"], "unexpected argument: b", HELP),
+        (["fit", "a", "--epohcs", "3"], "there is no option --epohcs", f"--epochs, or {HELP}"),
+        (["fit", "a", "--epohcs=3"], "there is no option --epohcs", f"--epochs, or {HELP}"),
+        (["fit", "a", "--sidelong", "3"], "there is no option --sidelong", HELP),
+        (["fit", "a", "--epochs"], "--epochs needs a value", HELP),
+        (["fit", "a", "--epochs", "many"], 'Invalid value for --epochs: unable to convert "many" into int.', HELP),
+        (["export"], "RUN is missing", "ikebana export --help"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_advice(arguments, message, advice, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    assert capsys.readouterr() == ("", f"UsageError: {message}\n  try  {advice}\n")
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train"])
+    assert end.value.code == 2
+    assert 'Unknown command "train"' in capsys.readouterr().err
