@@ -155,7 +155,7 @@ def test_names_that_the_locale_cannot_encode_are_refused_with_advice(kind, tmp_p
     write_files(tmp_path, files)
     source = {"folder": "photos", "table": "photos.csv", "zip": "photos.zip", "tar": "photos.tar"}[kind]
     variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = run_command("audit", tmp_path / source, **variables)
+    done = run_command("audit", tmp_path / source, **variables)  # pyright: ignore[reportArgumentType]
     assert done.returncode == 1
     assert "need" in done.stderr
     assert "UTF-8, but Python uses ascii for file names here" in done.stderr
