@@ -396,7 +396,7 @@ def _make_printable(name: str) -> str:
 
 
 def _translate_corruption(file: Path, error: Exception) -> PhotosError:
-    """Translate an error of a decompressor, or of a name that the file system encoding lacks."""
+    """Translate an error of a decompressor, or of a name that cannot be encoded."""
     if isinstance(error, UnicodeEncodeError):
         what = f"this archive has names that need UTF-8, but {describe_encoding()}"
         return PhotosError(what, where=file, advice=UTF8_ADVICE)

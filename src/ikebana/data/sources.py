@@ -207,7 +207,7 @@ def _order_classes(classes: tuple[str, ...], class_order: tuple[str, ...], sourc
 
 
 def _describe_missing_source(source: str | Path, path: Path) -> PhotosError:
-    """Build the error for a path that does not exist, which may be a web address."""
+    """Build the error for a path that does not exist, perhaps a web address."""
     if WEB_ADDRESS.match(str(source)):
         return PhotosError("this is a web address, not a path", where=source, advice="download it, and give the file")
     what = f"there is no such folder, archive or table{_describe_access_error(path)}"
