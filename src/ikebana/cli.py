@@ -188,8 +188,9 @@ def fit(
     elif split_seeds is not None:
         from ikebana.commands.fit_splits import fit_splits
 
-        given = _parse_options(options) | {"robustness": robustness}
-        folder = fit_splits(photos, recipe, splits=split_seeds, run=run, device=device, **given).folder
+        given = _parse_options(options)
+        scores = fit_splits(photos, recipe, splits=split_seeds, run=run, device=device, robustness=robustness, **given)
+        folder = scores.folder
     else:
         given = _parse_options(options)
         folder = fit_command.fit(photos, recipe, run=run, device=device, robustness=robustness, **given).folder
