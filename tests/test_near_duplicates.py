@@ -124,6 +124,26 @@ def test_the_same_scene_with_another_object_is_no_near_duplicate():
         assert found([one, other]) == {}
 
 
+def textured(thing):
+    """A background, and one sixth of it covered by a thing with as much detail and the same colours."""
+    rng = np.random.default_rng(0)
+    ground = Image.fromarray(rng.integers(70, 180, (4, 4, 3)).astype(np.uint8)).resize(
+        (256, 256), Image.Resampling.BICUBIC
+    )
+    detail = rng.normal(0, 20, (64, 64))
+    detail[20:46, 24:50] = np.random.default_rng(thing).normal(0, 20, (26, 26))
+    levels = np.asarray(ground) + np.kron(detail, np.ones((4, 4)))[..., None]
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+def test_different_things_before_the_same_background_are_no_near_duplicates(monkeypatch):
+    things = [textured(thing) for thing in range(1, 9)]
+    assert found(things) == {}
+    assert set(found([things[0], again(scale_image(things[0], 0.35), 40)])) == {(0, 1)}
+    monkeypatch.setattr(similarity, "MIN_UNIFORM_CORRELATION", similarity.MIN_DETAIL_CORRELATION)
+    assert len(found(things)) > 10
+
+
 def test_photos_that_show_nothing_are_not_taken_for_each_other():
     blank = [Image.new("RGB", (100, 80), (level, level, level)) for level in (0, 128, 254, 255, 255)]
     assert found([*blank, draw_scene(1)]) == {}

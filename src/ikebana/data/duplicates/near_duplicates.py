@@ -47,7 +47,7 @@ from ikebana.system.resources import require_disk
 from ikebana.system.threads import map_in_threads
 
 # Increase it with each change of the search; that invalidates cached results.
-SEARCH_VERSION = 6
+SEARCH_VERSION = 7
 # Photos per task.
 CHUNK_PHOTOS = 128
 # Pairs compared at once; each needs about 200 kB.

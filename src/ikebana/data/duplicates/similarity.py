@@ -44,6 +44,15 @@ MAX_BLOCK_COLOUR_DISTANCE = 48.0
 MIN_DETAIL_SPREAD = 0.38
 MIN_SPARSE_CORRELATION, MAX_SPARSE_COLOUR_DISTANCE = 0.92, 7.0
 
+# Different things before the same background correlate by 0.80 to 0.86 as a whole, and hardly where
+# the things are. A poor copy correlates a little less everywhere. So below the first number every
+# patch with detail must correlate by the second.
+MIN_UNIFORM_CORRELATION, MIN_PATCH_CORRELATION = 0.86, 0.5
+# Blocks of a side of a patch: one seventh of the photo.
+PATCH_BLOCKS = 3
+# Detail of a patch relative to the mean of all: less is not compared, and far less counts as this.
+MIN_PATCH_DETAIL, PATCH_DETAIL_FLOOR = 0.5, 0.1
+
 # What turns the second photo into the first: transpose, mirror left to right, mirror top to bottom.
 SYMMETRIES = tuple((transposed, across, down) for transposed in (0, 1) for across in (0, 1) for down in (0, 1))
 SYMMETRY_NAMES = (
@@ -81,6 +90,8 @@ class Similarity(NamedTuple):
     window: np.ndarray
     # Correlation of their fine detail, -1 to 1.
     correlation: np.ndarray
+    # Lowest correlation of the fine detail of any patch.
+    patch_correlation: np.ndarray
     # Mean colour difference of their blocks, in levels.
     colour_distance: np.ndarray
 
@@ -94,18 +105,21 @@ def compare_pairs(first: ReducedImages, second: ReducedImages, window: np.ndarra
         symmetry: int [pairs]: which of SYMMETRIES turns the second into the first.
     """
     coarse = _correlate_coarsely(first.colour, second.colour, window, symmetry)
-    result = Similarity(np.zeros(len(coarse), bool), symmetry, window.astype(np.float64), *np.zeros((2, len(coarse))))
+    result = Similarity(np.zeros(len(coarse), bool), symmetry, window.astype(np.float64), *np.zeros((3, len(coarse))))
     rows = np.flatnonzero(coarse > MIN_COARSE_CORRELATION)
     if len(rows):
         first, second = first.select(rows), second.select(rows)
-        fitted, correlation, spread = _fit_window(first.grey, _apply_each(second.grey, symmetry[rows]), window[rows])
+        fitted, detail = _fit_window(first.grey, _apply_each(second.grey, symmetry[rows]), window[rows])
+        correlation, spread = _correlate(*detail), np.minimum(*map(_measure_spread, detail))
         turned = _apply_each(second.colour, symmetry[rows])
         max_distance, mean_distance = _measure_colour_distance(first.colour, turned, fitted)
         result.window[rows], result.correlation[rows], result.colour_distance[rows] = fitted, correlation, mean_distance
         is_similar = (correlation >= MIN_SPARSE_CORRELATION) & (mean_distance <= MAX_SPARSE_COLOUR_DISTANCE)
         is_certain = (spread >= MIN_DETAIL_SPREAD) | is_similar
+        patch_correlation = result.patch_correlation[rows] = _correlate_patches(*detail)
+        is_uniform = (correlation >= MIN_UNIFORM_CORRELATION) | (patch_correlation >= MIN_PATCH_CORRELATION)
         is_match = (correlation >= MIN_DETAIL_CORRELATION) & (max_distance <= MAX_BLOCK_COLOUR_DISTANCE)
-        result.is_duplicate[rows] = is_match & is_certain
+        result.is_duplicate[rows] = is_match & is_certain & is_uniform
     return result
 
 
@@ -122,28 +136,52 @@ def _correlate_coarsely(first: np.ndarray, second: np.ndarray, window: np.ndarra
     return _correlate(_cut_window(first.mean(3), window), _apply_each(second.mean(3), symmetry))
 
 
-def _fit_window(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _fit_window(
+    first: np.ndarray, second: np.ndarray, window: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Fit the window.
 
     Returns:
-        The window, the correlation of fine detail, and the spread of that detail.
+        The window, and the fine detail of the first inside it and of the second.
     """
     for side, steps in GAUSS_NEWTON_SCHEDULE:
         left, right = average_blocks(first, side), average_blocks(second, side)
         for _ in range(steps):
             window = _take_step(left, right, window)
     left = _extract_detail(_cut_window(first.astype(np.float32), window))
-    right = _extract_detail(second.astype(np.float32))
-    return window, _correlate(left, right), np.minimum(_measure_spread(left), _measure_spread(right))
+    return window, (left, _extract_detail(second.astype(np.float32)))
 
 
 def _measure_spread(detail: np.ndarray) -> np.ndarray:
     """Compute the participation ratio of blocks: the share that would hold evenly spread detail."""
-    margin = detail.shape[1] % BLOCKS_PER_SIDE
-    before, after = margin // 2, margin - margin // 2
-    inner = detail[:, before : detail.shape[1] - after, before : detail.shape[2] - after]
-    power = average_blocks(np.square(inner), BLOCKS_PER_SIDE).reshape(len(inner), -1)
+    power = _average_detail(detail, detail).reshape(len(detail), -1)
     return power.sum(1) ** 2 / np.maximum(power.shape[1] * np.square(power).sum(1), MIN_VARIANCE)
+
+
+def _average_detail(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Average the product of two details over blocks: float32 [pairs, BLOCKS_PER_SIDE, BLOCKS_PER_SIDE]."""
+    margin = first.shape[1] % BLOCKS_PER_SIDE
+    before, after = margin // 2, margin - margin // 2
+    inner = slice(before, first.shape[1] - after)
+    return average_blocks(first[:, inner, inner] * second[:, inner, inner], BLOCKS_PER_SIDE)
+
+
+def _correlate_patches(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Correlate the detail of each patch, and return the lowest correlation of each pair.
+
+    Patches without detail in either photo are left out.
+    """
+    from numpy.lib.stride_tricks import sliding_window_view
+
+    def sum_patches(blocks: np.ndarray) -> np.ndarray:
+        return sliding_window_view(blocks, (PATCH_BLOCKS, PATCH_BLOCKS), (1, 2)).sum((3, 4))
+
+    left, right = sum_patches(_average_detail(first, first)), sum_patches(_average_detail(second, second))
+    left_mean, right_mean = (np.maximum(power.mean((1, 2), keepdims=True), MIN_VARIANCE) for power in (left, right))
+    left, right = left / left_mean, right / right_mean
+    product = sum_patches(_average_detail(first, second)) / np.sqrt(left_mean * right_mean)
+    correlation = product / np.sqrt(np.maximum(left, PATCH_DETAIL_FLOOR) * np.maximum(right, PATCH_DETAIL_FLOOR))
+    return np.where(np.maximum(left, right) >= MIN_PATCH_DETAIL, correlation, 1.0).min((1, 2))
 
 
 def _measure_colour_distance(
