@@ -1,11 +1,14 @@
 """What could tell a class without a look at its subject: found where it was planted, and only there."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from PIL import ImageOps
 from support.images import draw_noisy_image, encode_image, write_files
 
-from ikebana.auditing import file_facts, shortcuts
+from ikebana.auditing import content_checks, file_facts, shortcuts
 from ikebana.data import decoding, pixel_cache, sources
 from ikebana.errors import UnreadablePhoto
 
@@ -63,6 +66,8 @@ def test_what_only_one_class_has_is_found_and_named(fact, made, tmp_path):
     found = shortcuts.find_shortcuts(judged(tmp_path, made))
     assert {each.label for each in found} == {0, 1}
     assert all(each.auc > 0.97 for each in found)
+    (cause,) = shortcuts.group_by_cause(found)
+    assert cause.shortcuts == tuple(found)
     # A format changes more than its own fact: whatever is named must tell the classes on its own.
     assert all(each.fact_auc > 0.95 for each in found)
     assert fact in {each.fact for each in found} or fact in ("file type", "aspect ratio")
@@ -114,3 +119,46 @@ def test_a_header_of_no_photo_is_refused_in_plain_words(tmp_path):
     file.write_bytes(b"words " * 40)
     with pytest.raises(UnreadablePhoto):
         decoding.read_header(file)
+
+
+def revealed(label, **aucs):
+    named = {name.replace("_", " "): auc for name, auc in aucs.items()}
+    return shortcuts.Shortcut(label, max(named.values()), 0.5, 20, named)
+
+
+def test_one_fact_that_reveals_every_class_is_one_cause():
+    results = [
+        revealed(0, size=0.97, file_size=0.99, border=0.5),
+        revealed(1, size=0.93, file_size=0.80, border=0.6),
+        revealed(2, size=0.95, file_size=0.5, border=0.5),
+        revealed(3, size=0.90, file_size=0.94, border=0.5),
+    ]
+    (cause,) = shortcuts.group_by_cause(results)
+    assert cause.fact == "size"
+    assert cause.shortcuts == tuple(results)
+
+
+def test_classes_with_different_facts_have_different_causes():
+    bordered, small = revealed(0, border=1.0, size=0.6), revealed(1, border=0.7, size=0.98)
+    causes = shortcuts.group_by_cause([bordered, small])
+    assert {cause.fact: cause.shortcuts for cause in causes} == {"border": (bordered,), "size": (small,)}
+    assert shortcuts.group_by_cause([]) == []
+
+
+def test_a_class_that_only_all_facts_together_reveal_has_a_cause_too():
+    (cause,) = shortcuts.group_by_cause([shortcuts.Shortcut(0, 0.93, 0.1, 3, {"size": 0.7, "border": 0.8})])
+    assert cause.fact == "border"
+
+
+@pytest.mark.parametrize(
+    ("count", "named"), [(1, "a from"), (2, "a and b from"), (9, "a, b, c, d, e, f and 3 more from")]
+)
+def test_the_finding_names_the_classes_of_its_cause(count, named, monkeypatch):
+    results = tuple(revealed(label, size=0.95 - label / 1000, border=0.5) for label in range(count))
+    evaluation = shortcuts.FactsEvaluation(0.9, 0.5, results)
+    monkeypatch.setattr(content_checks, "evaluate_file_facts", lambda *_: evaluation)
+    monkeypatch.setattr(content_checks.image_quality, "check_image_quality", lambda *_: [])
+    dataset, cache = SimpleNamespace(classes=tuple("abcdefghi")), SimpleNamespace(pixels=None)
+    (finding,) = content_checks.check_content(cast(Any, dataset), cast(Any, cache), None)
+    assert f"distinguish {named} the other classes" in finding.evidence
+    assert "the size similar" in finding.advice

@@ -5,7 +5,7 @@ camera, it learns the border or the camera. It scores high on photos from the sa
 on others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ MIN_SHORTCUT_AUC = 0.9
 MIN_PRECISION, MIN_PICKED_SHARE = 0.95, 0.25
 # and at least this many photos: three or four come first by chance.
 MIN_PICKED_PHOTOS = 10
+# A fact that tells a class by so much less than the best one may be the cause of its shortcut, too.
+MAX_CAUSE_AUC_LOSS = 0.03
 SEED = 0
 
 
@@ -38,16 +40,37 @@ class Shortcut:
         auc: area under the ROC curve, from all facts.
         picked_share: share of its photos that can be picked out with hardly an error.
         picked_count: number of these photos.
-        fact: the most telling fact.
-        fact_auc: area under the ROC curve, from that fact alone.
+        fact_aucs: area under the ROC curve from each fact alone.
     """
 
     label: int
     auc: float
     picked_share: float
     picked_count: int
+    fact_aucs: Mapping[str, float]
+
+    @property
+    def fact(self) -> str:
+        """The most telling fact."""
+        return max(self.fact_aucs, key=lambda name: self.fact_aucs[name])
+
+    @property
+    def fact_auc(self) -> float:
+        """Area under the ROC curve from the most telling fact alone."""
+        return self.fact_aucs[self.fact]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One fact that reveals one or several classes.
+
+    Attributes:
+        fact: what reveals each of these classes on its own, or nearly as well as its most telling fact.
+        shortcuts: of these classes, the clearest first.
+    """
+
     fact: str
-    fact_auc: float
+    shortcuts: tuple[Shortcut, ...]
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,34 @@ def find_shortcuts(evaluation: FactsEvaluation) -> list[Shortcut]:
         or (result.picked_share >= MIN_PICKED_SHARE and result.picked_count >= MIN_PICKED_PHOTOS)
     ]
     return sorted(revealed, key=lambda result: -result.auc)
+
+
+def group_by_cause(revealed: Sequence[Shortcut]) -> list[Cause]:
+    """Group the classes that the same fact reveals.
+
+    If each class is from a camera of its own, that is one cause. The fact that explains the most
+    classes comes first, then the one that explains most of the others.
+
+    Args:
+        revealed: as `find_shortcuts` returns them.
+    """
+    remaining, causes = list(revealed), []
+    while remaining:
+        explained = {
+            fact: [result for result in remaining if _is_explained_by(fact, result)] for fact in remaining[0].fact_aucs
+        }
+        fact = max(explained, key=lambda name: (len(explained[name]), _sum_aucs(name, explained[name])))
+        causes.append(Cause(fact, tuple(explained[fact])))
+        remaining = [result for result in remaining if result not in explained[fact]]
+    return causes
+
+
+def _is_explained_by(fact: str, result: Shortcut) -> bool:
+    return result.fact_aucs[fact] >= min(MIN_SHORTCUT_AUC, result.fact_auc - MAX_CAUSE_AUC_LOSS)
+
+
+def _sum_aucs(fact: str, results: Sequence[Shortcut]) -> float:
+    return sum(result.fact_aucs[fact] for result in results)
 
 
 def evaluate_facts(facts: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray) -> FactsEvaluation:
@@ -117,10 +168,9 @@ def _evaluate_class(
     from sklearn.metrics import roc_auc_score
 
     aucs = {name: float(roc_auc_score(is_own, scores[:, column])) for name, scores in by_fact.items()}
-    best = max(aucs, key=lambda name: aucs[name])
     auc = float(roc_auc_score(is_own, by_all[:, column]))
     picked_count = _count_picked(by_all[:, column], is_own)
-    return Shortcut(label, auc, picked_count / int(is_own.sum()), picked_count, best, aucs[best])
+    return Shortcut(label, auc, picked_count / int(is_own.sum()), picked_count, aucs)
 
 
 def _count_picked(scores: np.ndarray, is_own: np.ndarray) -> int:
