@@ -199,14 +199,16 @@ def measure_flipped_labels(photo_set: PlantedPhotos, seeds: int) -> None:
         evidence = content_checks.collect_label_evidence(dataset, photo_set.cache, photo_set.plan)
         planted = np.array([path in wrong for path in evidence.paths])
         scores["ours"].append(
-            _compute_recalls(label_errors.rank_suspect_labels(evidence.combined, evidence.labels), planted)
+            _compute_recalls(
+                label_errors.rank_suspect_labels(evidence.combined, evidence.labels, evidence.errors), planted
+            )
         )
         scores["heads alone"].append(
             _compute_recalls(label_errors.rank_suspect_labels(evidence.out_of_fold, evidence.labels), planted)
         )
         if (order := _rank_with_cleanlab(evidence)) is not None:
             scores["cleanlab"].append(_compute_recalls(order, planted))
-        reported = label_errors.find_suspect_labels(evidence.combined, evidence.labels)
+        reported = label_errors.find_suspect_labels(evidence.combined, evidence.labels, evidence.errors)
         hits = [error for error in reported if planted[error.photo]]
         corrected = [
             error for error in hits if dataset.classes[error.suggested_label] == wrong[evidence.paths[error.photo]]

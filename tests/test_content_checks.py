@@ -6,6 +6,7 @@ from support.images import two_classes, write_files
 
 import ikebana
 from ikebana import recipes
+from ikebana.auditing import label_confidence
 from ikebana.auditing import label_errors as doubts
 from ikebana.commands import audit as audit_command
 from ikebana.demo_data import paper_flowers
@@ -63,10 +64,17 @@ def test_photos_under_a_wrong_label_are_doubted_and_the_right_one_is_named(tmp_p
     for file in moved:
         file.rename(target / f"moved-{file.name}")
     found = [each for each in ikebana.audit(folder).findings if each.kind == "suspect_label"]
-    named = {each.paths[0]: each.suggested_label for each in found}
+    named = {each.paths[0]: each for each in found}
     for file in moved:
-        assert named.get(f"{kinds[1]}/moved-{file.name}") == kinds[0]
-    assert all(each.confidence is not None and 0.9 <= each.confidence <= 1 for each in found)
+        finding = named[f"{kinds[1]}/moved-{file.name}"]
+        assert finding.suggested_label == kinds[0]
+        assert finding.confidence is not None
+        assert 0.2 < finding.confidence < 1
+    stated = [each.confidence or 0 for each in found]
+    assert stated == sorted(stated, reverse=True)
+    assert all(
+        (each.severity == "warning") == (confidence > 0.5) for each, confidence in zip(found, stated, strict=True)
+    )
 
 
 def test_a_class_that_lies_in_one_group_is_not_doubted_and_hides_no_doubt():
@@ -81,11 +89,9 @@ def test_a_class_that_lies_in_one_group_is_not_doubted_and_hides_no_doubt():
     assert heard.tolist() == (labels != 2).tolist()
     vote = doubts.vote(doubts.find_neighbours(features, labels, groups), labels, 3)
     judged = doubts.combine_probabilities(alone, vote, labels, heard)
-    assert {each.photo for each in doubts.find_suspect_labels(judged, labels)} == set(wrong)
-    unasked = doubts.combine_probabilities(
-        alone, vote, labels, np.ones(126, bool)
-    )  # one group of six is heard by everybody
-    assert {each.photo for each in doubts.find_suspect_labels(unasked, labels)} != set(wrong)
+    errors = label_confidence.estimate_errors(judged, labels, groups, heard)
+    assert {each.photo for each in doubts.find_suspect_labels(judged, labels, errors)} == set(wrong)
+    assert (judged[truth == 2] == np.eye(3)[2]).all()
 
 
 def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_one(monkeypatch):

@@ -39,6 +39,8 @@ PHOTO_KINDS = (
 )
 # A model's opinion of a label, which no person has checked yet.
 SUSPECT_LABEL_KINDS = ("suspect_label",)
+# `suspect_label` alone means `suspect_label>0.5`: labels that are more probably wrong than right.
+DEFAULT_CONFIDENCE = 0.5
 REASON_COLUMN = "reason"
 
 
@@ -109,6 +111,8 @@ def _parse_selector(word: str, flag: str) -> Selector:
         raise RecipeError(
             f"{flag} {word!r}: these findings suggest no other label", advice=f"{flag} 'suspect_label>0.95'"
         )
+    if above_confidence is None and kind in SUSPECT_LABEL_KINDS:
+        above_confidence = DEFAULT_CONFIDENCE
     if kind not in PHOTO_KINDS:
         raise RecipeError(
             f"{flag} {word!r}: photos cannot be dropped for this", advice=f"one of {', '.join(PHOTO_KINDS)}"

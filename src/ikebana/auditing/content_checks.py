@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from ikebana.auditing import image_quality, label_errors, shortcuts
+from ikebana.auditing import image_quality, label_confidence, label_errors, shortcuts
 from ikebana.auditing.file_facts import extract_file_facts
 from ikebana.auditing.findings import Finding
 from ikebana.data import split
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 SUSPECT_LABEL_ADVICE = "check the photo; if it shows the other class, move it there; if neither, remove it"
 OUTLIER_ADVICE = "check the photo; remove it unless the photos to classify will be like it"
 SHORTCUT_ADVICE = "make the {fact} similar in all classes, or a network may learn that instead of the subject"
+# A label is a warning if it is more probably wrong than right.
+MIN_WARNING_CONFIDENCE = 0.5
+# No label is certainly wrong.
+MAX_CONFIDENCE = 0.99
+# Classes that one finding names.
+MAX_SHORTCUT_NAMES = 6
 
 
 def check_content(dataset: Dataset, pixel_cache: PixelCache, plan: "Plan | None") -> list[Finding]:
@@ -67,14 +73,32 @@ def evaluate_file_facts(dataset: Dataset, pixel_cache: PixelCache) -> shortcuts.
 
 
 def _check_shortcuts(dataset: Dataset, pixel_cache: PixelCache) -> Iterator[Finding]:
-    for result in shortcuts.find_shortcuts(evaluate_file_facts(dataset, pixel_cache)):
-        name = dataset.classes[result.label]
-        evidence = (
-            f"file properties alone, without the image content, distinguish {name} from the other classes: "
-            f"ROC AUC {result.auc:.2f} from all properties, {result.fact_auc:.2f} from the {result.fact}; "
-            f"{result.picked_share:.0%} of its photos are found with at least {shortcuts.MIN_PRECISION:.0%} precision"
-        )
-        yield Finding("shortcut", "warning", (), evidence, SHORTCUT_ADVICE.format(fact=result.fact))
+    revealed = shortcuts.find_shortcuts(evaluate_file_facts(dataset, pixel_cache))
+    for cause in shortcuts.group_by_cause(revealed):
+        advice = SHORTCUT_ADVICE.format(fact=cause.fact)
+        yield Finding("shortcut", "warning", (), _describe_shortcut(cause, dataset.classes), advice)
+
+
+def _describe_shortcut(cause: shortcuts.Cause, classes: Sequence[str]) -> str:
+    """Describe one cause and all classes that it reveals."""
+    names = [classes[result.label] for result in cause.shortcuts]
+    shown = names[:MAX_SHORTCUT_NAMES] + (
+        [f"{len(names) - MAX_SHORTCUT_NAMES} more"] if len(names) > MAX_SHORTCUT_NAMES else []
+    )
+    subject = " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+    from_all = _format_range([result.auc for result in cause.shortcuts], "{:.2f}")
+    from_fact = _format_range([result.fact_aucs[cause.fact] for result in cause.shortcuts], "{:.2f}")
+    picked = _format_range([result.picked_share for result in cause.shortcuts], "{:.0%}")
+    return (
+        f"file properties alone, without the image content, distinguish {subject} from the other classes: "
+        f"ROC AUC {from_all} from all properties, {from_fact} from the {cause.fact}; "
+        f"{picked} of the photos are found with at least {shortcuts.MIN_PRECISION:.0%} precision"
+    )
+
+
+def _format_range(values: Sequence[float], number: str) -> str:
+    """Format the lowest and the highest value, or one if both look the same."""
+    return " to ".join(dict.fromkeys((number.format(min(values)), number.format(max(values)))))
 
 
 @dataclass(frozen=True)
@@ -86,6 +110,7 @@ class LabelEvidence:
         labels: class indices [photos].
         out_of_fold: float [photos, classes], from logistic regressions.
         combined: float [photos, classes], combined with the vote of the nearest neighbours.
+        errors: how probably each label is wrong.
     """
 
     paths: pl.Series
@@ -94,6 +119,7 @@ class LabelEvidence:
     neighbours: label_errors.Neighbours
     out_of_fold: np.ndarray
     combined: np.ndarray
+    errors: label_confidence.ErrorEstimates
 
 
 def collect_label_evidence(dataset: Dataset, pixel_cache: PixelCache, plan: "Plan") -> LabelEvidence:
@@ -119,18 +145,30 @@ def collect_label_evidence(dataset: Dataset, pixel_cache: PixelCache, plan: "Pla
     neighbours = label_errors.find_neighbours(labelled_features.features, labelled_features.labels, groups)
     votes = label_errors.vote(neighbours, labelled_features.labels, class_count)
     combined = label_errors.combine_probabilities(probabilities, votes, labelled_features.labels, is_known)
+    errors = label_confidence.estimate_errors(combined, labelled_features.labels, groups, is_known)
     return LabelEvidence(
-        photos["path"], labelled_features.features, labelled_features.labels, neighbours, probabilities, combined
+        photos["path"],
+        labelled_features.features,
+        labelled_features.labels,
+        neighbours,
+        probabilities,
+        combined,
+        errors,
     )
 
 
 def _check_labels(evidence: LabelEvidence, classes: Sequence[str]) -> Iterator[Finding]:
     """Report suspect labels, then outliers."""
-    for suspect in label_errors.find_suspect_labels(evidence.combined, evidence.labels):
+    suspects = label_errors.find_suspect_labels(evidence.combined, evidence.labels, evidence.errors)
+    for suspect in suspects:
         given, suggested = classes[evidence.labels[suspect.photo]], classes[suspect.suggested_label]
-        text = f"labelled {given}, looks like {suggested} ({min(suspect.confidence, 0.99):.0%} confident)"
-        path, confidence = (evidence.paths[suspect.photo],), round(suspect.confidence, 4)
-        yield Finding("suspect_label", "warning", path, text, SUSPECT_LABEL_ADVICE, suggested, confidence)
+        text, confidence = f"labelled {given}, the model suggests {suggested}", suspect.confidence
+        if confidence is not None:
+            confidence = round(min(confidence, MAX_CONFIDENCE), 4)
+            text = f"labelled {given}, looks like {suggested} (wrong with {confidence:.0%} probability)"
+        severity = "warning" if confidence is not None and confidence > MIN_WARNING_CONFIDENCE else "note"
+        path = (evidence.paths[suspect.photo],)
+        yield Finding("suspect_label", severity, path, text, SUSPECT_LABEL_ADVICE, suggested, confidence)
     for photo, score in label_errors.find_outliers(evidence.features, evidence.labels, evidence.neighbours):
         text = f"outlier score {score:.1f} (robust z-score)"
         yield Finding("outlier", "note", (evidence.paths[photo],), text, OUTLIER_ADVICE)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ikebana.evaluation.calibration import MIN_PROBABILITY, fit_temperature
+from ikebana.auditing.label_confidence import ErrorEstimates
+from ikebana.evaluation.calibration import MIN_PROBABILITY
 from ikebana.learning.features.scaling import FeatureTable, compute_mean_and_scale
 
 NEIGHBOUR_COUNT = 40
@@ -23,8 +24,8 @@ MAX_REFERENCE_PHOTOS = 20_000
 CHUNK_PHOTOS = 512
 # Of a chunk, photos whose similarities are sorted at a time.
 SORT_PHOTOS = 32
-# Confidence from which a label is reported: docs/audit.md says how often that is right.
-MIN_SUSPECT_CONFIDENCE = 0.9
+# Probability of an error from which it is stated.
+MIN_ERROR_PROBABILITY = 0.1
 MAX_PRINCIPAL_AXES = 64
 MIN_PHOTOS_PER_AXIS = 10
 # Of similarities and of logarithms: among photos that hardly differ there is no outlier.
@@ -61,13 +62,13 @@ class SuspectLabel:
 
     Attributes:
         photo: its row.
-        suggested_label: index of the class that it probably shows.
-        confidence: the confidence in that class, 0 to 1.
+        suggested_label: index of the class that the models suggest.
+        confidence: the probability that the label is wrong; None if it is small or not known.
     """
 
     photo: int
     suggested_label: int
-    confidence: float
+    confidence: float | None
 
 
 def find_neighbours(features: FeatureTable, labels: np.ndarray, groups: np.ndarray) -> Neighbours:
@@ -137,7 +138,11 @@ def vote(neighbours: Neighbours, labels: np.ndarray, class_count: int) -> np.nda
 def combine_probabilities(
     out_of_fold: np.ndarray, votes: np.ndarray, labels: np.ndarray, is_known: np.ndarray
 ) -> np.ndarray:
-    """Multiply both estimates and calibrate: 80% confidence agrees with 80% of the labels.
+    """Multiply both estimates.
+
+    The regressions alone are too unsure, because wrong labels make them choose strong
+    regularisation. The product is roughly calibrated, and unlike a temperature it does not depend on
+    how many labels are wrong.
 
     Args:
         out_of_fold: float [photos, classes], of heads that were not trained on the photo.
@@ -151,21 +156,24 @@ def combine_probabilities(
     from scipy.special import softmax
 
     logits = np.log(np.maximum(out_of_fold, MIN_PROBABILITY)) + np.log(np.maximum(votes, MIN_PROBABILITY))
-    if len(np.unique(labels[is_known])) > 1:
-        logits /= fit_temperature(logits[is_known], labels[is_known])
     probabilities = softmax(logits, axis=1)
     probabilities[~is_known] = np.eye(probabilities.shape[1])[labels[~is_known]]
     return probabilities
 
 
-def rank_suspect_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Rank photos, the most suspect label first, by the odds of another label.
+def rank_suspect_labels(
+    probabilities: np.ndarray, labels: np.ndarray, errors: ErrorEstimates | None = None
+) -> np.ndarray:
+    """Rank photos by the probability that their label is wrong, the highest first.
+
+    Where it is not known, or equal, they are ranked by the odds of another label.
 
     A ratio instead of a difference: of two very improbable labels, the less probable comes first.
 
     Source: normalised margin of Northcutt et al. 2021, arXiv:1911.00068.
     """
-    return np.argsort(-_log_odds(probabilities, labels), kind="stable")
+    by_odds = np.argsort(-_log_odds(probabilities, labels), kind="stable")
+    return by_odds if errors is None else by_odds[np.argsort(-errors.probabilities[by_odds], kind="stable")]
 
 
 def _log_odds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -176,22 +184,23 @@ def _log_odds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return logs.max(1) - given
 
 
-def find_suspect_labels(
-    probabilities: np.ndarray, labels: np.ndarray, min_confidence: float = MIN_SUSPECT_CONFIDENCE
-) -> list[SuspectLabel]:
-    """List the labels that are probably wrong, the most suspect first.
+def find_suspect_labels(probabilities: np.ndarray, labels: np.ndarray, errors: ErrorEstimates) -> list[SuspectLabel]:
+    """List the labels that may be wrong, the most probable error first.
+
+    After those whose probability is stated come those that stand out, without a probability.
 
     Args:
         probabilities: float [photos, classes], of models that were not trained on the photo's own label.
         labels: class indices [photos].
-        min_confidence: the confidence in another class from which a label is suspect.
+        errors: of these labels.
     """
-    best = probabilities.argmax(1)
-    is_suspect = (best != labels) & (probabilities.max(1) >= min_confidence)
+    best, stated = probabilities.argmax(1), errors.probabilities
+    is_stated = stated >= MIN_ERROR_PROBABILITY
+    order = rank_suspect_labels(probabilities, labels, errors)
+    listed = order[((best != labels) & (is_stated | errors.stands_out))[order]]
     return [
-        SuspectLabel(int(photo), int(best[photo]), float(probabilities[photo, best[photo]]))
-        for photo in rank_suspect_labels(probabilities, labels)
-        if is_suspect[photo]
+        SuspectLabel(int(photo), int(best[photo]), float(stated[photo]) if is_stated[photo] else None)
+        for photo in listed
     ]
 
 

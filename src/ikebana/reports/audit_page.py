@@ -58,7 +58,7 @@ KIND_DESCRIPTIONS = {
     ),
     "suspect_label": KindDescription(
         "Suspect labels",
-        "The network and the most similar photos both suggest another label. Most certain first.",
+        "The models suggest another label. The percentage is the share of such labels that is wrong. Highest first.",
     ),
     "shortcut": KindDescription(
         "Shortcuts",
