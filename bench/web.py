@@ -5,7 +5,8 @@
 RUN is a finished run. If its photos have moved, DIR has them. Needs Chromium and npm. The photos
 are sampled evenly from the test set. Differences come from decoding alone, because the graph is
 bit-identical. --megapixels first enlarges copies of the photos (JPEG quality 90), as large as those
-of a phone. Both sides then decode at a reduced scale.
+of a phone. Both sides then decode at a reduced scale. Familiarity, candidates and status are compared
+too, with the worker of the page.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from machine import format_header
@@ -27,6 +29,17 @@ from PIL import Image
 import ikebana
 
 MAX_TIE_DIFFERENCE = 0.02
+# Defines `predictPhoto` in the page: the name of a file beside it → the prediction of the worker.
+START_WORKER = """() => {
+  const worker = new Worker("engine-worker.js", { type: "module" });
+  window.predictPhoto = async (name) => {
+    const blob = await (await fetch(name)).blob();
+    return new Promise((resolve, reject) => {
+      worker.onmessage = ({ data }) => (data.error ? reject(new Error(data.error)) : resolve(data.result));
+      worker.postMessage({ id: 0, file: new File([blob], name, { type: blob.type }) });
+    });
+  };
+}"""
 
 
 class SilentHandler(http.server.SimpleHTTPRequestHandler):
@@ -94,6 +107,26 @@ def predict_in_browser(
         return [read_probabilities(card) for card in (earliest, *later)], first, seconds_per_photo
 
 
+def predict_in_worker(address: str, photos: list[Path], folder: Path) -> list[dict[str, Any]]:
+    """Predict the photos with the page's worker, which returns more than the page shows.
+
+    Args:
+        folder: that of the page; the photos are copied into it, so that the page can read them.
+    """
+    from playwright.sync_api import sync_playwright
+
+    for number, photo in enumerate(photos):
+        shutil.copyfile(photo, folder / f"photo-{number}{photo.suffix}")
+    names = [f"photo-{number}{photo.suffix}" for number, photo in enumerate(photos)]
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]", timeout=120_000)
+        page.evaluate(START_WORKER)
+        return [page.evaluate("(name) => predictPhoto(name)", name) for name in names]
+
+
 def submit_photos(page, photos: list[Path]) -> None:
     page.set_input_files("#choose", [str(photo) for photo in photos])
     while page.locator(".card.waiting").count():
@@ -104,6 +137,22 @@ def read_probabilities(card) -> dict[str, float]:
     """Read the unrounded probabilities from the bars."""
     values = card.locator(".fill").evaluate_all("all => all.map(each => +each.style.getPropertyValue('--share'))")
     return dict(zip(card.locator(".label").all_inner_texts(), values, strict=True))
+
+
+def compare_worker(of_worker: list[dict[str, Any]], expected: list[ikebana.Prediction]) -> None:
+    """Print how often status and candidates agree, and how much familiarity differs."""
+    pairs = list(zip(of_worker, expected, strict=True))
+    same_status = sum(result["status"] == prediction.status for result, prediction in pairs)
+    same_candidates = sum(tuple(result["candidates"]) == prediction.candidates for result, prediction in pairs)
+    differences = [
+        abs(result["familiarity"] - prediction.familiarity)
+        for result, prediction in pairs
+        if prediction.familiarity is not None
+    ]
+    print(
+        f"{len(pairs)} test photos: same status for {same_status}, same candidates for {same_candidates}; familiarity "
+        f"differs by {statistics.mean(differences):.1e} on average, {max(differences):.1e} at most"
+    )
 
 
 def main() -> None:
@@ -129,12 +178,14 @@ def main() -> None:
         )
         with serve_folder(folder) as address:
             predictions, first, seconds_per_photo = predict_in_browser(address, photos, options.picture)
+            of_worker = predict_in_worker(address, photos, folder)
         differences, n_different = [], 0
         for photo, predicted in zip(photos, predictions, strict=True):
             expected = classifier.predict(photo).probabilities
             differences += [abs(predicted[name] - probability) for name, probability in expected.items()]
             best = max(predicted, key=lambda name: predicted[name])
             n_different += max(expected.values()) - expected[best] > MAX_TIE_DIFFERENCE
+    compare_worker(of_worker, classifier.predict(photos))
     print(
         f"{len(photos)} test photos: same top-1 class in {len(photos) - n_different} "
         f"(ties within {MAX_TIE_DIFFERENCE} ignored); "
