@@ -1,4 +1,4 @@
-"""Fixtures that test modules share: a cache of their own, real photos, a trained run, a browser."""
+"""Shared fixtures: a separate cache, real photos, a trained run, a browser."""
 
 import dataclasses
 import functools
@@ -17,17 +17,17 @@ from hypothesis import settings
 from support import images  # noqa: F401 -- registers HEIF with Pillow
 from support.browser import CHROMIUM, serve_files
 
-# A shell that starts tests in the background has them ignore Ctrl-C, and so would every command that they start and interrupt.
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and their child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Test workers side by side, each with a thread for every processor, would wait for one another at every step.
+# Parallel test workers with one thread per processor each would wait for one another at every step.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# A shared machine may hold up any example; what takes long is shown by pytest's --durations.
+# A shared machine may delay any example. pytest's --durations shows slow tests.
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
@@ -46,7 +46,7 @@ NUMERICAL_MODULES = frozenset(
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Do not even import modules that are slow as a whole: Keras, timm and torch.onnx take seconds."""
+    """Do not import modules whose tests are all slow: Keras, timm and torch.onnx take seconds."""
     if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
         return None
     is_slow = re.search(r"^pytestmark = (\[\s*)?pytest\.mark\.slow", collection_path.read_text("utf-8"), re.MULTILINE)
@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def ikebana_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the cache of whoever runs it."""
+    """Give each test its own cache instead of that of the user."""
     place = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("IKEBANA_CACHE", str(place))
     return place
@@ -73,7 +73,7 @@ def ikebana_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="session")
 def uncontended():
-    """Let no other process, such as a second test worker, disturb the measurements of speed."""
+    """Ignore other processes, such as a second test worker, in speed measurements."""
     from ikebana.system.contention import WaitMeter
 
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +83,7 @@ def uncontended():
 
 @pytest.fixture
 def on_processor(monkeypatch):
-    """Within this test ikebana takes no GPU, whatever there is."""
+    """Keep ikebana on the CPU within this test."""
     from ikebana.learning import device
 
     monkeypatch.setattr(device, "_select_device", lambda: ("cpu", "the tests want it"))
@@ -91,7 +91,7 @@ def on_processor(monkeypatch):
 
 @pytest.fixture
 def terminal() -> Iterator[None]:
-    """Messages and bars of Python calls are printed, as by the command line."""
+    """Print messages and progress bars of Python calls, as the command line does."""
     from ikebana.system import progress
 
     with progress.use_reporter(progress.TerminalReporter()):
@@ -100,7 +100,7 @@ def terminal() -> Iterator[None]:
 
 @pytest.fixture
 def stages() -> Iterator[list[str]]:
-    """The names of all stages of work begun within the test, in order; nothing is printed."""
+    """Record the names of all stages that begin within the test, in order; print nothing."""
     from ikebana.system import progress
 
     begun: list[str] = []
@@ -122,7 +122,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fit_in_cache(cache, tmp_path_factory):
-    """A function that makes a run with the module's cache, for fixtures of a module."""
+    """A function that trains a run with the module's cache, for fixtures of a module."""
     import ikebana
 
     def fit(photos, recipe=None, **options):
@@ -135,7 +135,7 @@ def fit_in_cache(cache, tmp_path_factory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mounts a disk in memory of so many bytes."""
+    """A function that mounts an in-memory disk of a given size."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -150,28 +150,28 @@ def small_disk(tmp_path):
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Callable[[int], Path]:
-    """So many photos of each kind of paper flower, drawn once for all tests: they are only looked at."""
+    """A function that draws paper flowers, once per size, for tests that only read them."""
     from ikebana.demo_data import paper_flowers
 
     @functools.cache
-    def of(photos_per_kind: int) -> Path:
+    def draw_flowers(photos_per_kind: int) -> Path:
         folder = tmp_path_factory.mktemp("drawn") / "photos"
         paper_flowers.draw_collection(folder, photos_per_kind=photos_per_kind)
         return folder
 
-    return of
+    return draw_flowers
 
 
 @pytest.fixture
 def shared_cache(cache, monkeypatch, ikebana_cache):
-    """The module's cache instead of one of the test's own."""
+    """Use the module's cache instead of one per test."""
     monkeypatch.setenv("IKEBANA_CACHE", str(cache))
     return cache
 
 
 @pytest.fixture(scope="session")
 def paper_run(tmp_path_factory):
-    """A small network of the tutorial's kind that has learned 50 photos of paper flowers, which lie beside it."""
+    """A run of the tutorial's small network on 50 paper flowers."""
     import ikebana
     from ikebana.demo_data import paper_flowers
 
@@ -185,19 +185,19 @@ def paper_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def paper_photos(paper_run) -> Path:
-    """The photos that it has learned, faults included."""
+    """The photos of `paper_run`, planted defects included."""
     return paper_run.folder.parent / "photos"
 
 
 @pytest.fixture(scope="session")
 def good_photos(paper_run, paper_photos) -> list[Path]:
-    """Those of them that are not broken."""
+    """The photos of `paper_run` that can be decoded."""
     return [paper_photos / path for path in paper_run.dataset.filter(status="used")["path"]]
 
 
 @pytest.fixture(scope="session")
 def paper_model(paper_run) -> Path:
-    """The file that was made of it."""
+    """The ONNX file exported from `paper_run`."""
     import ikebana
 
     file = paper_run.folder.parent / "paper.onnx"
@@ -207,7 +207,7 @@ def paper_model(paper_run) -> Path:
 
 @pytest.fixture(scope="session")
 def paper_classifier(paper_model):
-    """The classifier in that file."""
+    """The classifier in `paper_model`."""
     from ikebana.inference.classifier import load
 
     return load(paper_model)
@@ -227,17 +227,17 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Opens the page, and tells afterwards if one of its scripts failed."""
+    """A function that opens a page and detects errors in its scripts."""
     failed = []
 
-    def opened(url, **options):
+    def open_page(url, **options):
         page = browser.new_page(**options)
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: failed.append(str(error)))
         page.goto(url)
         return page
 
-    yield opened
+    yield open_page
     assert not failed
     for context in browser.contexts:
         context.close()
@@ -245,26 +245,26 @@ def visit(browser):
 
 @pytest.fixture(scope="module")
 def folder(paper_run, paper_classifier, paper_model, tmp_path_factory):
-    """The exported page of the paper flowers, which is sure of little: it says "not sure" below 0.5."""
+    """The exported page of the paper flowers, with the threshold 0.5 for "not sure"."""
     from ikebana.commands import export
     from ikebana.evaluation.candidate_sets import CandidateRule
 
     place = tmp_path_factory.mktemp("web")
 
-    def copied(run, file, **_):
+    def copy_model(run, file, **_):
         shutil.copy(paper_model, file)
         return dataclasses.replace(paper_classifier, threshold=0.5, candidate_rule=CandidateRule(0.9, 0.3, 0.6))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(place / "cache"))
-        patch.setattr(export, "export", copied)  # tests/test_export.py tries the export itself
+        patch.setattr(export, "export", copy_model)  # tests/test_export.py tries the export itself
         export.export_web(paper_run, place / "flowers")
     return place / "flowers"
 
 
 @pytest.fixture
 def hosted(folder):
-    """Its address on such a host."""
+    """The address of `folder` on a file server."""
     from ikebana.exporting import web
 
     if json.loads((folder / "model.json").read_text("utf-8"))["runtime"]["place"] == web.RUNTIME_CDN_URL:

@@ -104,9 +104,9 @@ probability_rows = st.lists(st.integers(0, 20), min_size=2, max_size=12).filter(
 
 
 @given(probability_rows, st.floats(0, 1), st.floats(0, 1))
-def test_a_set_begins_with_the_best_class_and_grows_with_the_limit(weights, one, other):
+def test_a_set_begins_with_the_best_class_and_grows_with_the_limit(weights, first, second):
     probabilities = (np.array(weights) / sum(weights)).astype(np.float32).tolist()
-    small, large = (CandidateRule(0.9, limit, 1).select(probabilities, True) for limit in sorted((one, other)))
+    small, large = (CandidateRule(0.9, limit, 1).select(probabilities, True) for limit in sorted((first, second)))
     assert small[0] == int(np.argmax(probabilities))
     assert large[: len(small)] == small
     assert len(set(large)) == len(large)
@@ -150,8 +150,10 @@ def test_with_few_photos_there_are_no_candidates_and_with_few_unsure_ones_both_k
 
 def test_calibration_has_the_rule_for_the_requested_coverage():
     probabilities, labels = draw_photos(5, 400)
-    found = calibrate(probabilities, labels, coverage=0.8)
-    assert found.candidates == choose_rule(found.apply(probabilities), labels, None, found.threshold, 0.8)
+    calibration = calibrate(probabilities, labels, coverage=0.8)
+    assert calibration.candidates == choose_rule(
+        calibration.apply(probabilities), labels, None, calibration.threshold, 0.8
+    )
     assert calibrate(probabilities[:19], labels[:19]).candidates is None
 
 

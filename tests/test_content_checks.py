@@ -55,7 +55,7 @@ def test_the_same_photos_give_the_same_findings(drawn):
     assert ikebana.audit(drawn).findings == ikebana.audit(drawn).findings
 
 
-def test_photos_under_a_wrong_label_are_doubted_and_the_right_one_is_named(tmp_path):
+def test_wrong_labels_are_reported_with_the_right_class(tmp_path):
     folder = tmp_path / "photos"
     paper_flowers.draw_collection(folder, photos_per_kind=30)
     kinds = sorted(each.name for each in folder.iterdir() if each.is_dir())
@@ -77,7 +77,7 @@ def test_photos_under_a_wrong_label_are_doubted_and_the_right_one_is_named(tmp_p
     )
 
 
-def test_a_class_that_lies_in_one_group_is_not_doubted_and_hides_no_doubt():
+def test_a_class_in_a_single_group_has_no_suspects_and_hides_none():
     """No head learns such a class from photos of another group, and no neighbour is one of it: that says nothing."""
     truth = np.repeat([0, 1, 2], [60, 60, 6])
     features = (9 * np.eye(3, 24)[truth] + np.random.default_rng(0).normal(0, 1, (126, 24))).astype(np.float32)
@@ -94,7 +94,7 @@ def test_a_class_that_lies_in_one_group_is_not_doubted_and_hides_no_doubt():
     assert (judged[truth == 2] == np.eye(3)[2]).all()
 
 
-def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_one(monkeypatch):
+def test_heads_are_trained_on_a_sample_of_large_classes_and_all_of_a_rare_one(monkeypatch):
     labels = np.repeat([0, 1, 2], [900, 600, 5])
     photos = np.arange(len(labels))
     heads = []
@@ -119,7 +119,7 @@ def test_of_many_photos_a_head_learns_from_some_of_each_class_and_all_of_a_rare_
 
 
 @pytest.mark.usefixtures("terminal")
-def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp_path, capsys):
+def test_a_few_photos_are_audited_and_skipped_checks_are_reported(tmp_path, capsys):
     looked = ikebana.audit(write_files(tmp_path / "photos", two_classes(3)))
     assert not [each for each in looked.findings if each.kind in ("suspect_label", "outlier", "shortcut")]
     assert looked.dataset.used_photos.height == 6
@@ -128,7 +128,7 @@ def test_a_handful_of_photos_is_audited_and_what_could_not_be_judged_is_said(tmp
 
 
 @pytest.mark.usefixtures("terminal")
-def test_photos_that_fit_would_not_split_are_looked_at_all_the_same(drawn, tmp_path, capsys):
+def test_photos_that_fit_cannot_split_are_audited_anyway(drawn, tmp_path, capsys):
     table = tmp_path / "photos.csv"
     named = [f"{each},{each.parent.name},one" for each in sorted(drawn.glob("*/*.jpg"))]
     table.write_text("\n".join(["path,label,group", *named]), "utf-8")

@@ -1,6 +1,6 @@
-"""What programs rely on, pinned: events, exit statuses, the schema of a run folder, of an exported file and of tables.
+"""The interface for programs: events, exit statuses, and schemas of files.
 
-Nothing here depends on the processor. These tests change only where a name is part of what they pin.
+Nothing here depends on the processor. A change of these tests is a change of the interface.
 """
 
 import json
@@ -121,7 +121,7 @@ METADATA = {
 
 
 def differences(actual: Any, expected: Any, place: str = "") -> list[str]:
-    """Where two schemas differ, one line each."""
+    """List the differences of two schemas, one line each."""
     if isinstance(actual, dict) and isinstance(expected, dict):
         names = sorted(actual.keys() | expected.keys())
         return [
@@ -133,7 +133,10 @@ def differences(actual: Any, expected: Any, place: str = "") -> list[str]:
 
 
 def schema(value: Any) -> Any:
-    """Names and types of a JSON value; a list has each of its items' schemas once."""
+    """Describe names and types of a JSON value.
+
+    A list has each distinct schema of its items once.
+    """
     if isinstance(value, dict):
         return {name: schema(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -161,7 +164,7 @@ def photos(drawn):
 
 @pytest.fixture(scope="module")
 def fit(photos, cache, tmp_path_factory):
-    """A finished run of `good` by the command line, and the events that it printed."""
+    """A finished run of `good` from the command line, and its events."""
     place = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKEBANA_CACHE", str(cache))

@@ -154,11 +154,11 @@ def test_without_the_guarantee_the_default_threshold_stays_with_the_reason():
     probabilities, labels = draw_answers(
         np.random.default_rng(0), 600, lambda confidence: np.full(confidence.shape, 0.3)
     )
-    found = calibrate(probabilities, labels, at_most_wrong=0.05)
-    assert found.threshold == calibrate(probabilities, labels).threshold
-    assert found.guarantee is not None
-    assert not found.guarantee.holds
-    assert "the 600 independent calibration photos show it for no threshold" in found.guarantee.describe()
+    calibration = calibrate(probabilities, labels, at_most_wrong=0.05)
+    assert calibration.threshold == calibrate(probabilities, labels).threshold
+    assert calibration.guarantee is not None
+    assert not calibration.guarantee.holds
+    assert "the 600 independent calibration photos show it for no threshold" in calibration.guarantee.describe()
     few = calibrate(probabilities[:10], labels[:10], at_most_wrong=0.05)
     assert few.threshold is None
     assert few.guarantee is not None

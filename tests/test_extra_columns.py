@@ -24,15 +24,15 @@ def read_extras(folder, **columns):
 
 
 def list_extras(dataset):
-    kept = dataset.photos.drop(SCHEMA.keys())
-    assert all(name.startswith(EXTRA_PREFIX) for name in kept.columns)
-    return {name.removeprefix(EXTRA_PREFIX): kept[name].to_list() for name in kept.columns}
+    extras = dataset.photos.drop(SCHEMA.keys())
+    assert all(name.startswith(EXTRA_PREFIX) for name in extras.columns)
+    return {name.removeprefix(EXTRA_PREFIX): extras[name].to_list() for name in extras.columns}
 
 
 def test_texts_numbers_and_truth_values_are_kept_for_their_photos(photos):
     sites, wet, depth = ["Lund", "Oslo", None] * 2, [True, False] * 3, [1.5, 2, 2, 3, 1.5, 2]
-    kept = read_extras(photos, site=sites, wet=wet, depth=depth)
-    assert kept == {"site": sites, "wet": ["true", "false"] * 3, "depth": ["1.5", "2.0", "2.0", "3.0", "1.5", "2.0"]}
+    extras = read_extras(photos, site=sites, wet=wet, depth=depth)
+    assert extras == {"site": sites, "wet": ["true", "false"] * 3, "depth": ["1.5", "2.0", "2.0", "3.0", "1.5", "2.0"]}
 
 
 def test_a_csv_file_gives_the_same_as_a_data_frame(photos):
@@ -74,8 +74,8 @@ def test_a_column_of_mixed_python_objects_is_left_out_and_breaks_nothing(photos)
 
 def test_columns_without_a_name_and_those_beyond_twenty_are_left_out(photos):
     names = [f"column {number}" for number in range(25)]
-    kept = read_extras(photos, **{"": ["x", "y"] * 3}, **{name: ["x", "y"] * 3 for name in names})
-    assert list(kept) == names[:20]
+    extras = read_extras(photos, **{"": ["x", "y"] * 3}, **{name: ["x", "y"] * 3 for name in names})
+    assert list(extras) == names[:20]
 
 
 def test_a_repeated_row_counts_once_with_its_first_values(photos):

@@ -16,7 +16,7 @@ from ikebana.errors import PhotosError, RecipeError, RunError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
-SMALL = {"image_size": 48, "batch_size": 16, "epochs": 1, "precision": "float32"}
+SMALL_OPTIONS = {"image_size": 48, "batch_size": 16, "epochs": 1, "precision": "float32"}
 FLAGS = ["--recipe", "baseline", "--image-size", "48", "--batch-size", "16", "--epochs", "1", "--precision", "float32"]
 
 
@@ -46,21 +46,21 @@ def test_each_split_has_a_run_of_its_own_and_the_spread_is_that_of_their_scores(
 
 
 def test_the_same_call_continues_and_leaves_finished_runs_as_they_are(photos, tmp_path):
-    first = fit_splits(photos, "baseline", splits=2, run=tmp_path / "runs", **SMALL)
+    first = fit_splits(photos, "baseline", splits=2, run=tmp_path / "runs", **SMALL_OPTIONS)
     weights = tmp_path / "runs" / "split-0" / "weights.safetensors"
     written = weights.stat().st_mtime_ns
     shutil.rmtree(tmp_path / "runs" / "split-1")
-    again = fit_splits(photos, "baseline", splits=2, run=tmp_path / "runs", **SMALL)
+    again = fit_splits(photos, "baseline", splits=2, run=tmp_path / "runs", **SMALL_OPTIONS)
     assert again == first
     assert weights.stat().st_mtime_ns == written
 
 
 def test_a_folder_with_runs_of_another_recipe_or_of_other_photos_is_refused(photos, drawn, tmp_path):
-    fit_splits(photos, "baseline", splits=2, run=tmp_path / "runs", **SMALL)
+    fit_splits(photos, "baseline", splits=2, run=tmp_path / "runs", **SMALL_OPTIONS)
     with pytest.raises(RunError, match="another recipe"):
-        fit_splits(photos, "baseline", splits=2, run=tmp_path / "runs", **SMALL, seed=1)
+        fit_splits(photos, "baseline", splits=2, run=tmp_path / "runs", **SMALL_OPTIONS, seed=1)
     with pytest.raises(RunError, match="other photos"):
-        fit_splits(drawn(8), "baseline", splits=3, run=tmp_path / "runs", **SMALL)
+        fit_splits(drawn(8), "baseline", splits=3, run=tmp_path / "runs", **SMALL_OPTIONS)
 
 
 def test_photos_with_a_split_and_a_single_split_are_refused(photos, tmp_path):

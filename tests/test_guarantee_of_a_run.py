@@ -14,7 +14,7 @@ from ikebana.evaluation.error_guarantee import find_guaranteed_threshold
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
-SMALL = {"image_size": 48, "batch_size": 16, "epochs": 6, "precision": "float32"}
+SMALL_OPTIONS = {"image_size": 48, "batch_size": 16, "epochs": 6, "precision": "float32"}
 # At most 12% wrong: 20 calibration photos may suffice, but not those of a network that was trained for a moment.
 HARD, EASY = 0.12, 0.9
 
@@ -26,12 +26,12 @@ def photos(drawn):
 
 @pytest.fixture(scope="module")
 def run(photos, fit_in_cache):
-    return fit_in_cache(photos, "baseline", at_most_wrong=HARD, coverage="80%", **SMALL)
+    return fit_in_cache(photos, "baseline", at_most_wrong=HARD, coverage="80%", **SMALL_OPTIONS)
 
 
 def test_too_few_photos_for_the_guarantee_are_refused_before_a_run_begins(photos, tmp_path, stages):
     with pytest.raises(PhotosError, match="at most 1% wrong answers cannot be guaranteed") as refusal:
-        ikebana.fit(photos, "baseline", run=tmp_path / "run", at_most_wrong="1%", **SMALL)
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", at_most_wrong="1%", **SMALL_OPTIONS)
     assert "needs at least 230" in str(refusal.value)
     assert "train" not in stages
     assert not (tmp_path / "run").exists()

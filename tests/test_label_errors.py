@@ -43,7 +43,7 @@ def with_flips(labels, count, seed=0):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_wrong_labels_of_well_separated_classes_are_exactly_what_is_doubted(seed):
+def test_exactly_the_wrong_labels_of_well_separated_classes_are_suspects(seed):
     features, truth, groups, alone = clusters(apart=9, seed=seed)
     labels, flipped = with_flips(truth, 8, seed)
     _, said = judged(features, labels, groups, alone)
@@ -54,18 +54,18 @@ def test_the_wrong_labels_of_well_separated_classes_are_exactly_what_is_doubted(
     assert all(each.confidence is not None and 0.5 < each.confidence <= 1 for each in found)
 
 
-def test_right_labels_of_well_separated_classes_are_not_doubted():
+def test_correct_labels_of_well_separated_classes_are_not_suspects():
     features, labels, groups, alone = clusters(apart=9)
     assert listed(judged(features, labels, groups, alone)[1], labels) == []
 
 
-def test_where_classes_cannot_be_told_apart_no_label_is_doubted():
+def test_indistinguishable_classes_have_no_suspects():
     features, labels, groups, _ = clusters(apart=0)
     nobody_knows = np.full((len(labels), CLASSES), 1 / CLASSES)
     assert listed(judged(features, labels, groups, nobody_knows)[1], labels) == []
 
 
-def test_a_label_that_nobody_could_speak_for_is_taken_as_given_and_changes_no_other_judgement():
+def test_a_label_without_evidence_is_accepted_and_does_not_affect_others():
     features, truth, groups, alone = clusters(apart=4)
     labels, _ = with_flips(truth, 8)
     heard = labels != 3
@@ -79,7 +79,7 @@ def test_a_label_that_nobody_could_speak_for_is_taken_as_given_and_changes_no_ot
     np.testing.assert_allclose(said[heard], others)
 
 
-def test_the_neighbours_find_what_the_heads_overlook():
+def test_neighbours_find_errors_that_heads_miss():
     features, truth, groups, _ = clusters(apart=9)
     labels, flipped = with_flips(truth, 8)
     nobody_knows = np.full((len(labels), CLASSES), 1 / CLASSES)
@@ -87,7 +87,7 @@ def test_the_neighbours_find_what_the_heads_overlook():
     assert set(trust.rank_suspect_labels(said, labels)[:8].tolist()) == flipped
 
 
-def test_a_copy_is_no_witness():
+def test_a_duplicate_does_not_vote():
     features, labels, groups, _ = clusters(apart=9)
     features[1], labels[1], groups[1] = features[0], (labels[0] + 1) % CLASSES, groups[0]
     near = trust.find_neighbours(features, labels, groups)
@@ -97,7 +97,7 @@ def test_a_copy_is_no_witness():
     assert apart.rows[0, 0] == 1
 
 
-def test_the_order_of_the_photos_changes_no_judgement():
+def test_the_order_of_the_photos_does_not_change_the_suspects():
     features, truth, groups, alone = clusters(apart=4)
     labels, _ = with_flips(truth, 8)
     _, said = judged(features, labels, groups, alone)
@@ -107,7 +107,7 @@ def test_the_order_of_the_photos_changes_no_judgement():
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_photos_are_compared_a_few_at_a_time_with_the_same_outcome(chunk, monkeypatch):
+def test_comparing_photos_in_chunks_gives_the_same_result(chunk, monkeypatch):
     features, labels, groups, _ = clusters(apart=3)
     expected = trust.find_neighbours(features, labels, groups)
     monkeypatch.setattr(trust, "CHUNK_PHOTOS", chunk)
@@ -122,7 +122,7 @@ def test_photos_are_compared_a_few_at_a_time_with_the_same_outcome(chunk, monkey
     )
 
 
-def test_foreign_photos_are_the_oddest_and_odder_than_any_of_the_kind_before():
+def test_foreign_photos_have_the_highest_outlier_scores():
     features, labels, groups, _ = clusters(apart=6)
     before = trust.score_outliers(features, labels, trust.find_neighbours(features, labels, groups))
     features[::60, CLASSES:] += np.random.default_rng(1).normal(0, 6, (CLASSES, WIDTH - CLASSES))
@@ -136,7 +136,7 @@ def test_foreign_photos_are_the_oddest_and_odder_than_any_of_the_kind_before():
     assert [each for _, each in listed] == sorted((each for _, each in listed), reverse=True)
 
 
-def test_copies_of_one_photo_make_no_other_photo_odd():
+def test_duplicates_of_one_photo_do_not_make_other_photos_outliers():
     """Twenty copies beside ten photos: half of the class is one photo, which says nothing of how much photos differ."""
     features, labels, groups, _ = clusters(apart=6)
     copies = np.flatnonzero(labels == 0)[:1].repeat(4 * (labels == 0).sum())
@@ -146,7 +146,7 @@ def test_copies_of_one_photo_make_no_other_photo_odd():
     assert how.max() < 10  # it was some 1e8
 
 
-def test_further_from_all_others_is_odder():
+def test_a_greater_distance_from_all_others_has_a_higher_outlier_score():
     features, labels, groups, _ = clusters(apart=6)
     direction = np.random.default_rng(2).normal(0, 1, WIDTH)
     direction[:CLASSES] = 0
@@ -159,7 +159,7 @@ def test_further_from_all_others_is_odder():
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (2, 3), (1, 60)])
-def test_a_handful_of_photos_is_judged_without_complaint(sizes):
+def test_a_few_photos_are_scored_without_an_error(sizes):
     labels = np.repeat([0, 1], sizes)
     features = np.random.default_rng(0).normal(0, 1, (len(labels), WIDTH))
     near = trust.find_neighbours(features, labels, np.arange(len(labels)))

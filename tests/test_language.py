@@ -16,6 +16,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCE = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("bench/*.py")])
+# This file quotes the banned words. The other four still use them.
+UNCHECKED_TESTS = {
+    "test_language.py", "test_content_checks.py", "test_label_errors.py", "test_near_duplicates.py", "test_shortcuts.py",
+}  # fmt: skip
+TESTS = sorted(file for file in ROOT.glob("tests/**/*.py") if file.name not in UNCHECKED_TESTS)
 # What people read in a browser.
 WEB_PAGES = sorted(
     file for pattern in ("*.jinja", "*.html", "*.js") for file in ROOT.glob(f"src/**/{pattern}") if file.is_file()
@@ -110,7 +115,8 @@ def parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text("utf-8"))
 
 
-by_file = pytest.mark.parametrize("file", SOURCE, ids=lambda file: str(file.relative_to(ROOT)))
+by_file = pytest.mark.parametrize("file", [*SOURCE, *TESTS], ids=lambda file: str(file.relative_to(ROOT)))
+by_source_file = pytest.mark.parametrize("file", SOURCE, ids=lambda file: str(file.relative_to(ROOT)))
 
 
 @by_file
@@ -174,7 +180,7 @@ def test_prose_of_the_docs_is_wrapped_at_100_columns(file):
     assert not long_lines
 
 
-@by_file
+@by_source_file
 def test_the_first_line_of_a_docstring_is_short(file):
     for text, line in docstrings(parse(file)):
         first = text.split("\n\n")[0].split("\n")[0]

@@ -91,14 +91,14 @@ def test_a_subsample_keeps_groups_whole_and_other_classes_complete():
     groups = np.arange(240) // 12
     probe = SubsampledProbe(features, labels, groups, 3, make_folds(labels, groups))
     train = probe.folds[0][0]
-    kept = probe._subsample(train, 0.5, probe.orders[0], label=1)
-    assert np.array_equal(kept[labels[kept] != 1], train[labels[train] != 1])
+    sampled = probe._subsample(train, 0.5, probe.orders[0], label=1)
+    assert np.array_equal(sampled[labels[sampled] != 1], train[labels[train] != 1])
     of_class = train[labels[train] == 1]
-    kept_groups = set(groups[kept[labels[kept] == 1]])
+    kept_groups = set(groups[sampled[labels[sampled] == 1]])
     assert len(kept_groups) == np.ceil(len(set(groups[of_class])) / 2)
-    assert all(np.isin(of_class[groups[of_class] == group], kept).all() for group in kept_groups)
+    assert all(np.isin(of_class[groups[of_class] == group], sampled).all() for group in kept_groups)
     quarter = probe._subsample(train, 0.25, probe.orders[0], label=1)
-    assert set(quarter) < set(kept)
+    assert set(quarter) < set(sampled)
 
 
 def test_a_class_of_few_subjects_has_no_curve_of_its_own():

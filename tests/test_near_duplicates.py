@@ -66,7 +66,7 @@ TURNS = st.sampled_from([None, *(turn for turn in Image.Transpose)])
     seed=1000, sides=(0.09375, 0.0, 0.0, 0.0), turn=None, share=1.0, quality=50, size=(400, 220)
 )  # was missed once
 @settings(max_examples=60)
-def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(seed, sides, turn, share, quality, size):
+def test_a_transformed_copy_is_found_and_no_other_photo(seed, sides, turn, share, quality, size):
     original = draw_scene(seed, size)
     copy = cut(original, *sides)
     copy = again(scale_image(copy.transpose(turn) if turn is not None else copy, share), quality)
@@ -74,7 +74,7 @@ def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(seed, sides
 
 
 @pytest.mark.parametrize("turn", [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_90])
-def test_a_greyscale_copy_is_found_and_named(turn):
+def test_a_greyscale_copy_is_found_and_reported_as_such(turn):
     original = draw_scene(1000)
     turned = original.transpose(turn) if turn is not None else original
     copy = again(scale_image(ImageOps.grayscale(turned), 0.7), 80)
@@ -83,7 +83,7 @@ def test_a_greyscale_copy_is_found_and_named(turn):
     assert "greyscale" in pairs[len(OTHERS), len(OTHERS) + 1]
 
 
-def test_copies_among_greyscale_photos_are_found_as_among_coloured_ones():
+def test_copies_among_greyscale_photos_are_found_as_among_colour_photos():
     scenes = [ImageOps.grayscale(draw_scene(seed)).convert("RGB") for seed in range(12)]
     assert set(found([*scenes, again(scenes[3], 60)])) == {(3, 12)}
     assert set(found([*scenes, draw_scene(100), again(scenes[3], 60)])) == {(3, 13)}
@@ -112,11 +112,11 @@ def test_the_transformation_is_reported(change, expected):
 
 
 @pytest.mark.slow
-def test_different_drawings_are_no_near_duplicates():
+def test_different_drawings_are_not_near_duplicates():
     assert found([draw_scene(seed) for seed in range(150)]) == {}
 
 
-def test_the_same_scene_with_another_object_is_no_near_duplicate():
+def test_the_same_scene_with_another_object_is_not_a_near_duplicate():
     for seed in range(10):
         one, other = draw_scene(seed), draw_scene(seed)
         ImageDraw.Draw(other).ellipse((110, 70, 210, 170), fill=(255, 0, 255) if seed % 2 else (0, 255, 0))
@@ -144,7 +144,7 @@ def test_different_things_before_the_same_background_are_no_near_duplicates(monk
     assert len(found(things)) > 10
 
 
-def test_photos_that_show_nothing_are_not_taken_for_each_other():
+def test_uniform_photos_are_not_near_duplicates():
     blank = [Image.new("RGB", (100, 80), (level, level, level)) for level in (0, 128, 254, 255, 255)]
     assert found([*blank, draw_scene(1)]) == {}
 
@@ -167,7 +167,7 @@ def test_the_order_of_the_photos_is_irrelevant(rng):
 
 
 @pytest.mark.slow
-def test_many_copies_of_one_photo_are_all_joined():
+def test_many_copies_of_one_photo_are_all_in_one_group():
     copies = [again(scale_image(OTHERS[0], 0.5 + 0.015 * number), 60 + number) for number in range(30)]
     got = found([*OTHERS[1:], *copies])
     first = len(OTHERS) - 1
@@ -176,7 +176,7 @@ def test_many_copies_of_one_photo_are_all_joined():
 
 @given(st.integers(0, 10**6), TURNS)
 @settings(max_examples=20)
-def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the_same(seed, turn):
+def test_the_descriptor_of_a_rotated_photo_is_one_of_eight_with_the_same_norms(seed, turn):
     photo = draw_scene(seed, (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     pair = squares([photo, photo.transpose(turn) if turn is not None else photo])
     original, copy = candidates.describe_photos(pair)[:, candidates.UNCROPPED_WINDOW]
@@ -187,7 +187,7 @@ def test_a_description_of_a_turned_photo_is_one_of_eight_and_its_amounts_are_the
 @pytest.mark.slow
 @given(st.integers(0, 10**6), st.sampled_from([(4096, 8 * 4096), (5, 15)]))
 @settings(max_examples=10)
-def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed, at_a_time):
+def test_no_photo_within_the_search_radius_is_missed(seed, at_a_time):
     rng = np.random.default_rng(seed)
     photos = squares([cut(OTHERS[number % 3], *rng.uniform(0, 0.1, 4)) for number in range(12)] + OTHERS)
     described = candidates.describe_photos(photos)
@@ -211,7 +211,7 @@ def test_no_photo_that_is_near_enough_to_a_window_is_passed_over(seed, at_a_time
 @pytest.mark.slow
 @given(st.tuples(SIDES, SIDES, SIDES, SIDES), st.integers(0, 10**6))
 @settings(max_examples=20)
-def test_the_window_that_was_cut_out_is_found_again(sides, seed):
+def test_the_window_of_a_cropped_copy_is_found(sides, seed):
     original = draw_scene(seed, (512, 512))
     copy = cut(original, *sides)
     pair = [
@@ -245,7 +245,7 @@ def figure(seed):
 
 
 @pytest.mark.slow
-def test_two_figures_of_one_shape_are_seldom_taken_for_one_picture(monkeypatch):
+def test_two_drawings_of_one_shape_are_rarely_near_duplicates(monkeypatch):
     drawn = [figure(seed) for seed in range(60)]
     assert found([figure(1), again(scale_image(figure(1), 0.7), 75)])
     pairs = len(found(drawn))
@@ -304,7 +304,7 @@ def test_a_chain_of_near_and_exact_duplicates_is_one_group_and_one_finding(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_the_default_split_never_parts_near_duplicates(seed, tmp_path):
+def test_the_default_split_never_separates_near_duplicates(seed, tmp_path):
     rng, files = random.Random(seed), draw_two_class_scenes(16)
     for number, name in enumerate(rng.sample(sorted(files), 8)):
         change = rng.choice((ImageOps.mirror, ImageOps.flip, lambda photo: scale_image(photo, 0.6)))
@@ -319,7 +319,7 @@ def test_the_default_split_never_parts_near_duplicates(seed, tmp_path):
 
 
 @pytest.mark.slow
-def test_near_duplicates_across_given_parts_are_a_leak(tmp_path):
+def test_near_duplicates_across_given_splits_are_leakage(tmp_path):
     later = {path: draw_scene(50_000 + row) for row, path in enumerate(draw_two_class_scenes(4))}
     files = {
         f"{part}/{path}": photo
@@ -350,7 +350,7 @@ def test_a_class_of_duplicates_alone_is_reported_and_still_tested(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_found_is_kept_beside_the_pixels_and_damage_is_noticed(tmp_path, monkeypatch):
+def test_near_duplicates_are_cached_beside_the_pixels_and_damage_is_detected(tmp_path, monkeypatch):
     files = draw_two_class_scenes(6)
     folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})
     first, keep = with_twins(folder)
@@ -401,7 +401,7 @@ def test_few_photos_or_none_have_no_near_duplicates(photos):
     assert near_duplicates.find_pairs(array, np.arange(len(array))) == []
 
 
-def test_what_was_found_while_a_photo_could_not_be_read_is_not_taken_once_it_can_be(tmp_path):
+def test_near_duplicates_found_while_a_photo_was_unreadable_are_not_reused_later(tmp_path):
     """Another process reads all photos again, into the same place, while this one looks for twins in what it has read."""
     files = draw_two_class_scenes(6)
     folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})

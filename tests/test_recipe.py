@@ -1,4 +1,4 @@
-"""Choices: the named recipes, what is refused, and the way to JSON and back."""
+"""Recipes: the named ones, invalid options, and the round trip through JSON."""
 
 import dataclasses
 import json
@@ -29,9 +29,9 @@ ADAMW = AdamW(weight_decay=0.02, layer_decay=0.8, warmup_fraction=0.1, label_smo
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
-def test_a_recipe_comes_back_from_json_as_it_was(name):
-    made = recipes.get_recipe(name, class_order=("b", "a"), split_fractions=(0.5, 0.25, 0.25))
-    assert recipe_from_json(json.loads(json.dumps(recipe_to_json(made)))) == made
+def test_a_recipe_survives_json(name):
+    recipe = recipes.get_recipe(name, class_order=("b", "a"), split_fractions=(0.5, 0.25, 0.25))
+    assert recipe_from_json(json.loads(json.dumps(recipe_to_json(recipe)))) == recipe
 
 
 @pytest.mark.parametrize(
@@ -49,22 +49,22 @@ def test_a_recipe_comes_back_from_json_as_it_was(name):
         ("at_most_wrong", "0%"), ("at_most_wrong", "5 percent"), ("at_most_wrong", True),
     ],
 )  # fmt: skip
-def test_what_cannot_be_carried_out_is_refused_and_named(choice, value):
+def test_an_invalid_option_is_refused_by_name(choice, value):
     with pytest.raises(RecipeError, match=choice):
         recipes.get_recipe("baseline", **{choice: value})
 
 
-def test_weights_are_refused_by_a_recipe_that_begins_with_none():
+def test_weights_are_refused_for_a_recipe_that_trains_from_scratch():
     with pytest.raises(RecipeError, match="--weights has no effect on its training method, scratch"):
         recipes.get_recipe("baseline", network="resnet18", weights="mine.pth")
 
 
-def test_a_recipe_for_pretrained_networks_refuses_one_that_is_not():
+def test_a_recipe_for_pretrained_networks_refuses_other_networks():
     with pytest.raises(RecipeError, match="baseline"):
         recipes.get_recipe("quick", network="tutorial")
 
 
-def test_unknown_recipes_and_choices_are_refused_with_those_that_exist():
+def test_unknown_recipes_and_options_are_refused_with_the_known_ones():
     with pytest.raises(RecipeError) as refusal:
         recipes.get_recipe("best-ever")
     assert "baseline" in str(refusal.value)
@@ -75,12 +75,12 @@ def test_unknown_recipes_and_choices_are_refused_with_those_that_exist():
 
 @pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=8), st.integers() | st.text(max_size=8) | st.none(), max_size=5))
-def test_a_damaged_recipe_file_is_refused_in_words(values):
+def test_a_damaged_recipe_file_is_refused_with_a_message(values):
     with pytest.raises(RecipeError):
         recipe_from_json(values)
 
 
-def test_every_choice_explains_itself_for_the_command_line():
+def test_every_option_has_help_text_for_the_command_line():
     options = list_options()
     assert all(option.metadata["explanation"] for option in options.values())
     assert {field.name for field in dataclasses.fields(Recipe)} - {"name", "method"} <= options.keys()
@@ -88,7 +88,7 @@ def test_every_choice_explains_itself_for_the_command_line():
 
 
 @pytest.mark.parametrize("shift", [[0.2], [0.2, 0.2, 0.2], [], 0.2])
-def test_a_list_of_another_length_than_the_choice_is_refused(shift):
+def test_a_list_of_the_wrong_length_is_refused(shift):
     values = json.loads(json.dumps(recipe_to_json(recipes.get_recipe("augmented"))))
     assert len(values["method"]["augmentation"]["shift"]) == 2
     values["method"]["augmentation"]["shift"] = shift
@@ -96,12 +96,12 @@ def test_a_list_of_another_length_than_the_choice_is_refused(shift):
         recipe_from_json(values)
 
 
-def test_no_network_of_a_recipe_has_a_seed_that_a_library_refuses():
+def test_every_seed_of_a_recipe_is_valid_for_all_libraries():
     members = recipes.get_recipe("best", seed=MAX_SEED).members
-    assert len({each.seed for each in members}) == len(members) == 2
+    assert len({member.seed for member in members}) == len(members) == 2
 
 
-def test_a_list_on_the_command_line_may_hold_names_with_commas_in_quotes():
+def test_a_list_on_the_command_line_can_quote_names_with_commas():
     from ikebana import cli
 
     given = cli.RecipeOptions(class_order='tulip, "rose, wild",daisy', split_fractions="0.5, 0.25,0.25")
@@ -127,13 +127,13 @@ def test_a_share_is_a_percentage_or_a_fraction(text):
 
 
 @pytest.mark.parametrize("choice", [{"epochs": 3}, {"batch_size": 5}, {"learning_rate": 0.1}, {"dropout": 0.3}])
-def test_what_a_head_that_is_found_at_once_would_not_heed_is_refused(choice):
+def test_options_without_effect_on_a_linear_probe_are_refused(choice):
     with pytest.raises(RecipeError, match="has no effect on its training method, linear probe"):
         recipes.resolve_recipe("quick", **choice)
     assert recipes.resolve_recipe("augmented", **choice) != recipes.resolve_recipe("augmented")
 
 
-def test_choices_of_another_network_are_refused():
+def test_options_of_another_method_are_refused():
     with pytest.raises(RecipeError, match="dropout of a network from scratch"):
         recipes.resolve_recipe("baseline", network="resnet18", dropout=0.3)
     for name, network in (("baseline", "tutorial"), ("good", "resnet18"), ("good", "keras_inception_v3+resnet18")):
@@ -163,7 +163,7 @@ def test_choices_of_another_network_are_refused():
         (partial(replace, ADAMW), {"ema_decay": 1.0}, "ema_decay"),
     ],
 )
-def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(record, values, named):
+def test_an_invalid_field_of_a_recipe_record_is_refused_by_name(record, values, named):
     with pytest.raises(RecipeError, match=named):
         record(**values)
 
@@ -180,7 +180,7 @@ def test_a_part_of_a_recipe_that_cannot_be_carried_out_is_refused_and_named(reco
         {"method": 3},
     ],
 )
-def test_a_choice_of_another_kind_is_refused_before_anything_is_made_of_it(choices):
+def test_an_option_of_the_wrong_type_is_refused_immediately(choices):
     (name,) = choices
     if name != "method":
         with pytest.raises(RecipeError, match=f"{name} is"):
@@ -189,13 +189,13 @@ def test_a_choice_of_another_kind_is_refused_before_anything_is_made_of_it(choic
         Recipe(name="mine", **choices)
 
 
-def test_a_file_of_weights_may_be_a_path(tmp_path):
+def test_a_weights_file_may_be_a_path_object(tmp_path):
     assert recipes.get_recipe("quick", weights=tmp_path / "mine.safetensors").weights == str(
         tmp_path / "mine.safetensors"
     )
 
 
-def test_a_misspelt_recipe_is_answered_with_the_one_that_was_meant():
+def test_a_misspelt_recipe_is_refused_with_the_closest_name():
     with pytest.raises(RecipeError) as refusal:
         recipes.get_recipe("gud")
     assert str(refusal.value.advice).startswith("did you mean good?")
@@ -205,12 +205,12 @@ def test_a_misspelt_recipe_is_answered_with_the_one_that_was_meant():
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "", " ", "a:b"])
-def test_a_recipe_has_a_name_that_a_folder_can_have(name):
+def test_the_name_of_a_recipe_is_a_valid_folder_name(name):
     with pytest.raises(RecipeError, match="name is"):
         Recipe(name=name)
 
 
-def test_a_misspelt_option_is_answered_with_the_one_that_was_meant():
+def test_a_misspelt_option_is_refused_with_the_closest_name():
     with pytest.raises(RecipeError) as refusal:
         recipes.get_recipe("baseline", epoch=8)
     assert str(refusal.value.advice).startswith("did you mean epochs?")

@@ -24,7 +24,7 @@ from ikebana.learning.robustness import ChangedPhotos, measure_robustness
 from ikebana.recipe import LinearProbe, Recipe
 from ikebana.reports import robustness_figure
 
-SMALL = {"image_size": 48, "batch_size": 16, "epochs": 3, "precision": "float32"}
+SMALL_OPTIONS = {"image_size": 48, "batch_size": 16, "epochs": 3, "precision": "float32"}
 MEASURED = Robustness(
     200,
     0.925,
@@ -104,12 +104,12 @@ def photos(drawn):
 
 @pytest.fixture(scope="module")
 def measured_run(photos, fit_in_cache):
-    return fit_in_cache(photos, "baseline", robustness=True, **SMALL)
+    return fit_in_cache(photos, "baseline", robustness=True, **SMALL_OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def plain_run(photos, fit_in_cache):
-    return fit_in_cache(photos, "baseline", **SMALL)
+    return fit_in_cache(photos, "baseline", **SMALL_OPTIONS)
 
 
 runs = pytest.mark.usefixtures("shared_cache")
@@ -152,7 +152,7 @@ def test_ctrl_c_during_the_measurement_loses_nothing_and_a_resume_measures_again
 
     monkeypatch.setattr(run_robustness, "measure_robustness", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        ikebana.fit(photos, "baseline", run=tmp_path / "run", robustness=True, **SMALL)
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", robustness=True, **SMALL_OPTIONS)
     run = ikebana.open_run(tmp_path / "run")
     assert run.is_finished
     assert run.evaluation.robustness is None
@@ -165,7 +165,7 @@ def test_ctrl_c_during_the_measurement_loses_nothing_and_a_resume_measures_again
 @pytest.mark.slow
 def test_a_run_that_was_interrupted_in_training_remembers_that_robustness_is_wanted(measured_run, photos, tmp_path):
     with interrupt_after_steps(1):
-        ikebana.fit(photos, "baseline", run=tmp_path / "run", robustness=True, **SMALL)
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", robustness=True, **SMALL_OPTIONS)
     resumed = ikebana.resume(tmp_path / "run")
     assert resumed.evaluation.robustness == measured_run.evaluation.robustness
     assert resumed.weights.read_bytes() == measured_run.weights.read_bytes()
@@ -174,9 +174,9 @@ def test_a_run_that_was_interrupted_in_training_remembers_that_robustness_is_wan
 @runs
 @pytest.mark.slow
 def test_after_a_refit_only_the_scored_network_is_measured(photos, measured_run, tmp_path):
-    run = ikebana.fit(photos, "baseline", run=tmp_path / "run", refit_on_all=True, robustness=True, **SMALL)
+    run = ikebana.fit(photos, "baseline", run=tmp_path / "run", refit_on_all=True, robustness=True, **SMALL_OPTIONS)
     assert run.evaluation.robustness == measured_run.evaluation.robustness
-    later = ikebana.fit(photos, "baseline", run=tmp_path / "later", refit_on_all=True, **SMALL)
+    later = ikebana.fit(photos, "baseline", run=tmp_path / "later", refit_on_all=True, **SMALL_OPTIONS)
     with pytest.raises(ikebana.RunError, match="retrained on the test photos"):
         ikebana.resume(later.folder, robustness=True)
 
@@ -221,7 +221,7 @@ def test_a_run_compares_the_sites_of_its_table_also_when_it_is_resumed(photos, t
     frame = pl.DataFrame(
         {"path": [str(path) for path in paths], "label": [path.parent.name for path in paths], "site": sites}
     )
-    options = {**SMALL, "split_fractions": (0.3, 0.1, 0.6)}
+    options = {**SMALL_OPTIONS, "split_fractions": (0.3, 0.1, 0.6)}
     run = ikebana.fit(frame, "baseline", run=tmp_path / "run", **options)
     assert run.evaluation.slices is not None
     assert {tested.value for tested in run.evaluation.slices.tested if tested.name == "site"} == {"Lund", "Oslo"}

@@ -39,12 +39,12 @@ def bordered(picture):
 
 
 @pytest.mark.slow
-def test_photos_made_alike_have_no_shortcut(tmp_path):
+def test_photos_with_equal_properties_have_no_shortcut(tmp_path):
     assert shortcuts.find_shortcuts(judged(tmp_path, lambda _, picture: jpeg(picture))) == []
 
 
 @pytest.mark.slow
-def test_a_border_around_every_photo_is_none_either(tmp_path):
+def test_a_border_around_every_photo_is_not_a_shortcut(tmp_path):
     assert shortcuts.find_shortcuts(judged(tmp_path, lambda _, picture: jpeg(bordered(picture)))) == []
 
 
@@ -62,7 +62,7 @@ def test_a_border_around_every_photo_is_none_either(tmp_path):
         ),
     ],
 )
-def test_what_only_one_class_has_is_found_and_named(fact, made, tmp_path):
+def test_a_property_of_only_one_class_is_found_and_named(fact, made, tmp_path):
     found = shortcuts.find_shortcuts(judged(tmp_path, made))
     assert {each.label for each in found} == {0, 1}
     assert all(each.auc > 0.97 for each in found)
@@ -73,12 +73,12 @@ def test_what_only_one_class_has_is_found_and_named(fact, made, tmp_path):
     assert fact in {each.fact for each in found} or fact in ("file type", "aspect ratio")
 
 
-def test_classes_of_too_few_photos_are_not_judged():
+def test_classes_of_too_few_photos_are_not_checked():
     told = shortcuts.evaluate_facts({"size": np.arange(8.0)[:, None]}, np.repeat([0, 1], 4), np.arange(8))
     assert told.per_class == ()
 
 
-def test_copies_of_one_photo_prove_nothing():
+def test_duplicates_of_one_photo_are_not_evidence():
     """One photo, twenty times, would be told by anything."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 40)
@@ -89,7 +89,7 @@ def test_copies_of_one_photo_prove_nothing():
 
 
 @pytest.mark.slow
-def test_labels_by_chance_have_no_shortcut():
+def test_random_labels_have_no_shortcut():
     rng = np.random.default_rng(1)
     told = shortcuts.evaluate_facts({"size": rng.normal(0, 1, (400, 3))}, rng.integers(0, 4, 400), np.arange(400))
     assert shortcuts.find_shortcuts(told) == []
@@ -98,7 +98,7 @@ def test_labels_by_chance_have_no_shortcut():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("classes", "each"), [(2, 12), (2, 15), (3, 12)])
-def test_few_photos_have_hardly_ever_a_shortcut_by_chance(classes, each):
+def test_few_photos_rarely_have_a_shortcut_by_chance(classes, each):
     labels, found = np.repeat(np.arange(classes), each), 0
     for seed in range(20):
         facts = {"size": np.random.default_rng(seed).normal(0, 1, (len(labels), 3))}
@@ -107,14 +107,14 @@ def test_few_photos_have_hardly_ever_a_shortcut_by_chance(classes, each):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_a_header_tells_the_kind_of_file(kind, tmp_path):
+def test_the_file_type_is_recognised_from_the_header(kind, tmp_path):
     file = tmp_path / "photo"
     file.write_bytes(encode_image(draw_noisy_image(30, 20), kind))
     assert decoding.read_header(file).format == kind
     assert (decoding.read_header(file).mean_quantisation > 0) == (kind == "JPEG")
 
 
-def test_a_header_of_no_photo_is_refused_in_plain_words(tmp_path):
+def test_a_header_of_another_file_type_is_refused_with_a_message(tmp_path):
     file = tmp_path / "photo.jpg"
     file.write_bytes(b"words " * 40)
     with pytest.raises(UnreadablePhoto):

@@ -1,4 +1,4 @@
-"""The page, as people meet it: in a real browser, with the server behind it and alone."""
+"""The page in a real browser, with a server and without."""
 
 import dataclasses
 import json
@@ -26,32 +26,32 @@ PAGE = Path(page_files.__file__).with_name("page")
 
 @pytest.fixture(scope="module")
 def served():
-    with run_server() as one:
-        yield one
+    with run_server() as running_server:
+        yield running_server
 
 
 # --- with the server ---
 
 
-def test_a_chosen_photo_gets_its_picture_its_class_and_a_bar_for_each(visit, served):
+def test_a_chosen_photo_is_shown_with_its_class_and_one_bar_per_class(visit, served):
     page = visit(served.url)
     (card,) = choose_photos(page, ("rose.png", RED))
     assert card.locator(".answer").inner_text().split() == ["red", ">99%"]
     assert card.locator("canvas").count() == 1
     assert card.locator(".bars li").count() == 3
-    page.wait_for_timeout(700)  # the bars have grown
-    wide, full = (card.locator(f"{each} >> nth=0").bounding_box()["width"] for each in (".fill", ".track"))
+    page.wait_for_timeout(700)  # the animation of the bars has ended
+    wide, full = (card.locator(f"{selector} >> nth=0").bounding_box()["width"] for selector in (".fill", ".track"))
     assert wide == pytest.approx(full, abs=1)
 
 
-def test_a_score_that_is_not_of_what_ships_comes_with_the_note_that_says_so(visit, served):
+def test_a_score_of_another_network_is_shown_with_a_note(visit, served):
     plain = visit(served.url)
     plain.wait_for_selector("body[data-ready]")
     assert "It classified" in plain.locator("#about").inner_text()
     note = "The exported network was retrained on all 400 photos with the same recipe."
     scores = {**served.classifier.metadata["scores"], "note": note}
-    with run_server(BrightestChannelClassifier(metadata={"scores": scores})) as other:
-        page = visit(other.url)
+    with run_server(BrightestChannelClassifier(metadata={"scores": scores})) as other_server:
+        page = visit(other_server.url)
         page.wait_for_selector("body[data-ready]")
         about = page.locator("#about").inner_text()
     assert about.endswith(note)
@@ -59,7 +59,7 @@ def test_a_score_that_is_not_of_what_ships_comes_with_the_note_that_says_so(visi
     assert "The scored network classified" in about
 
 
-def test_many_photos_are_answered_each_in_words_and_read_out(visit, served):
+def test_many_photos_are_each_answered_and_announced_to_screen_readers(visit, served):
     page = visit(served.url)
     photos = [("a.png", RED), ("b.png", GREY), ("c.jpg", b"text, no photo"), ("d.png", BLUE), ("e.png", b"")]
     red, unsure, text, blue, empty = choose_photos(page, *photos)
@@ -83,7 +83,7 @@ def test_other_candidates_are_named_below_the_class(visit, served):
     assert "For 90% of photos like those it learned from" in page.locator("#footnote").inner_text()
 
 
-def test_the_page_works_from_the_keyboard_alone(visit, served):
+def test_the_page_works_with_the_keyboard_alone(visit, served):
     page = visit(served.url)
     choose_photos(page, ("a.png", RED), ("b.png", BLUE))
     page.locator("#choose").focus()
@@ -120,7 +120,7 @@ def test_photos_can_be_dropped_and_pasted(visit, served):
 
 
 @pytest.mark.parametrize("width", [320, 390, 1180])
-def test_nothing_sticks_out_at_the_side(visit, served, width):
+def test_the_page_never_scrolls_sideways(visit, served, width):
     page = visit(served.url, viewport={"width": width, "height": 700})
     choose_photos(
         page, ("a-very-long-name-without-a-place-to-break-it-" * 3 + ".png", RED), ("b.png", GREY), ("c", b"text")
@@ -129,10 +129,10 @@ def test_nothing_sticks_out_at_the_side(visit, served, width):
     for button in page.locator("button:visible, .button:visible").all():
         box = button.bounding_box()
         assert box is not None
-        assert box["height"] >= 40, button.inner_text()  # a finger's width
+        assert box["height"] >= 40, button.inner_text()  # large enough for a finger
 
 
-def test_with_a_token_the_page_asks_until_it_is_right(visit):
+def test_the_page_asks_for_the_token_until_it_is_correct(visit):
     with run_server(token="sesame") as served:
         page = visit(served.url)
         page.wait_for_selector("#token-dialog[open]")
@@ -145,7 +145,7 @@ def test_with_a_token_the_page_asks_until_it_is_right(visit):
         assert "red" in card.locator(".answer").inner_text()
 
 
-def test_while_the_server_is_busy_the_page_waits_and_comes_again(visit):
+def test_while_the_server_is_busy_the_page_waits_and_retries(visit):
     with run_server(waiting=1) as served:
         page = visit(served.url)
         page.wait_for_selector("body[data-ready]")
@@ -159,7 +159,7 @@ def test_while_the_server_is_busy_the_page_waits_and_comes_again(visit):
         assert first.result().status_code == 200
 
 
-def test_the_docs_for_programs_show_every_path_without_another_host(visit, served):
+def test_the_api_docs_show_every_path_without_another_host(visit, served):
     page = visit(f"{served.url}/docs")
     page.wait_for_selector("section >> nth=4")
     assert page.locator("h2 code >> nth=0").inner_text() == "/predict"
@@ -168,36 +168,36 @@ def test_the_docs_for_programs_show_every_path_without_another_host(visit, serve
 # --- colours ---
 
 
-def palette(block: str) -> dict[str, tuple[float, ...]]:
+def read_palette(block: str) -> dict[str, tuple[float, ...]]:
     named = re.findall(r"--([\w-]+): #(\w{6});", block)
     return {name: tuple(int(value[at : at + 2], 16) / 255 for at in (0, 2, 4)) for name, value in named}
 
 
-def contrast(one, other):
-    """WCAG 2.1's ratio."""
+def compute_contrast(first, second):
+    """Compute the contrast ratio of WCAG 2.1."""
 
-    def light(colour):
-        linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in colour]
+    def compute_luminance(colour):
+        linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in colour]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    high, low = sorted((light(one), light(other)), reverse=True)
+    high, low = sorted((compute_luminance(first), compute_luminance(second)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_stands_out_from_its_ground(scheme):
+def test_every_text_has_enough_contrast(scheme):
     blocks = re.findall(r":root \{(.*?)\}", (PAGE / "page.css").read_text("utf-8"), re.DOTALL)
-    colours = palette(blocks[0]) if scheme == "light" else palette(blocks[1])
+    colours = read_palette(blocks[0]) if scheme == "light" else read_palette(blocks[1])
     assert len(colours) == 12
     for text in ("ink", "quiet", "accent", "unsure", "wrong"):
         for ground in ("ground", "card", "track") if text in ("ink", "quiet") else ("ground", "card"):
-            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
-    assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
+            assert compute_contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    assert compute_contrast(colours["on-accent"], colours["accent"]) >= 4.5
     for shape, ground in (("line", "ground"), ("line", "card"), ("bar", "track"), ("accent", "ground")):
-        assert contrast(colours[shape], colours[ground]) >= 3, (shape, ground)  # what is no text
+        assert compute_contrast(colours[shape], colours[ground]) >= 3, (shape, ground)  # graphics need a contrast of 3
 
 
-# --- alone in a browser ---
+# --- without a server ---
 
 
 def test_the_browser_predicts_as_python_does_without_network_requests(
@@ -216,7 +216,7 @@ def test_the_browser_predicts_as_python_does_without_network_requests(
         "large.jpg": encode_image(draw_noisy_image(1900, 1300), quality=92),
         "odd.jpg": encode_image(draw_noisy_image(777, 1013), quality=92),
     }
-    photos = {each.name: each.read_bytes() for each in good_photos[:6]} | more
+    photos = {photo.name: photo.read_bytes() for photo in good_photos[:6]} | more
     cards = choose_photos(page, *photos.items())
     rule = CandidateRule(**json.loads((folder / "model.json").read_text("utf-8"))["candidates"])
     classifier = dataclasses.replace(paper_classifier, threshold=0.5, candidate_rule=rule)
@@ -267,10 +267,8 @@ def _half_clear():
 
 
 def _shares(card):
-    """The bars' own numbers, which are not rounded."""
-    return [
-        float(each.evaluate("bar => bar.style.getPropertyValue('--share')")) for each in card.locator(".fill").all()
-    ]
+    """Read the unrounded numbers of the bars."""
+    return [float(bar.evaluate("bar => bar.style.getPropertyValue('--share')")) for bar in card.locator(".fill").all()]
 
 
 def test_a_page_opened_as_a_file_shows_the_command_for_a_web_server(visit, folder):
@@ -287,7 +285,7 @@ def test_a_file_that_the_browser_cannot_open_gets_a_reason(visit, hosted):
     assert card.locator(".answer").inner_text() == "This browser cannot open this file as a photo"
 
 
-def test_a_runtime_from_another_host_serves_as_well(visit, hosted, folder):
+def test_a_runtime_from_another_host_works_too(visit, hosted, folder):
     file = folder / "model.json"
     original = file.read_text("utf-8")
     try:
@@ -300,7 +298,7 @@ def test_a_runtime_from_another_host_serves_as_well(visit, hosted, folder):
         file.write_text(original, "utf-8")
 
 
-def test_a_changed_runtime_is_not_run(visit, hosted, folder):
+def test_a_modified_runtime_is_not_run(visit, hosted, folder):
     file = folder / "onnxruntime" / web.RUNTIME_SCRIPT
     original = file.read_bytes()
     file.write_bytes(original + b"\n")
@@ -312,7 +310,7 @@ def test_a_changed_runtime_is_not_run(visit, hosted, folder):
         file.write_bytes(original)
 
 
-def test_the_folder_holds_the_page_and_the_model_and_names_no_other_host(folder, paper_model):
+def test_the_folder_has_the_page_and_the_model_and_names_no_other_host(folder, paper_model):
     assert (folder / "model.onnx").read_bytes() == paper_model.read_bytes()
     about = json.loads((folder / "model.json").read_text("utf-8"))
     assert about["threshold"] == 0.5
@@ -325,21 +323,21 @@ def test_the_folder_holds_the_page_and_the_model_and_names_no_other_host(folder,
         assert not re.search(r"(https?:)?//[a-z]", file.read_text("utf-8")), file.name
 
 
-def test_without_npm_the_page_loads_a_pinned_runtime_whose_bytes_browsers_check(tmp_path, monkeypatch):
+def test_without_npm_the_page_loads_a_pinned_runtime_with_integrity_hashes(tmp_path, monkeypatch):
     monkeypatch.setattr(web.shutil, "which", lambda _: None)
     about = web.add_runtime(tmp_path)
     assert about["place"] == f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{web.RUNTIME_VERSION}/dist/"
     assert set(about["integrity"]) == {about["script"], about["wasm"]}
-    assert all(each.startswith("sha384-") for each in about["integrity"].values())
+    assert all(digest.startswith("sha384-") for digest in about["integrity"].values())
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_taken_is_refused_and_left_alone(paper_run, tmp_path):
+def test_an_existing_folder_is_refused_and_not_changed(paper_run, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for taken in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(ModelError, match="already exists"):
             export.export_web(paper_run, taken)
-    assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_every_file_that_the_page_needs_is_in_the_package(served):
@@ -350,7 +348,7 @@ def test_every_file_that_the_page_needs_is_in_the_package(served):
         *page_files.SERVER_FILES,
         *page_files.STANDALONE_FILES,
     }
-    assert {each.name for each in PAGE.iterdir()} == named
+    assert {path.name for path in PAGE.iterdir()} == named
     assert httpx.get(f"{served.url}/engine-browser.js").status_code == 404
 
 

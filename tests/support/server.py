@@ -1,4 +1,4 @@
-"""A server in the tests' own process, with a classifier whose answers are obvious: it names the colour of a photo."""
+"""A server in the test process, which predicts the colour of a photo."""
 
 import re
 import socket
@@ -23,12 +23,16 @@ from ikebana.serving.prediction_queue import PredictionQueue
 
 from .images import encode_image
 
-TIMEOUT_SECONDS = 20  # a shared machine may delay anything
+# A shared machine may delay anything.
+TIMEOUT_SECONDS = 20
 
 
 @dataclass
 class BrightestChannelClassifier:
-    """Classifies a photo as its brightest channel, while its gate is open; probabilities are the channels' light."""
+    """Classifies a photo as its brightest channel while its gate is open.
+
+    Probabilities are the mean brightness of the channels.
+    """
 
     classes: tuple[str, ...] = ("red", "green", "blue")
     threshold: float | None = 0.6
@@ -39,7 +43,8 @@ class BrightestChannelClassifier:
     )
     gate: threading.Event = field(default_factory=threading.Event)
     is_broken: bool = False
-    batch_sizes: list[int] = field(default_factory=list)  # of all forward passes, noted as each begins
+    # Of all forward passes, recorded when they begin.
+    batch_sizes: list[int] = field(default_factory=list)
 
     def preprocess(self, photo):
         return decoding.decode(photo, 8).pixels
@@ -103,7 +108,7 @@ class RunningServer:
         return socket.create_connection(("127.0.0.1", int(self.url.rsplit(":", 1)[1])), timeout=TIMEOUT_SECONDS)
 
     def get_metric(self, name: str) -> float:
-        """Read the value of this metric, labels included in its name; 0 if there is none."""
+        """Read a metric, whose name includes labels; 0 if there is none."""
         lines = self.client.get("/metrics").text.splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + " ")), 0.0)
 
@@ -117,7 +122,7 @@ class RunningServer:
 
 @contextmanager
 def run_server(classifier=None, token: str | None = None, origins=(), **limits) -> Iterator[RunningServer]:
-    """Run a server at a free port of this machine; it must stop at the end of the block."""
+    """Run a server at a free port until the end of the block."""
     server_limits, test_classifier = Limits(**limits), BrightestChannelClassifier()
     test_classifier.gate.set()
     service = server.build(classifier or test_classifier, server_limits, token, origins=frozenset(origins))
@@ -146,7 +151,10 @@ def read_response(connection: socket.socket) -> tuple[int, bytes]:
 
 
 def assert_error(response: httpx.Response, status: int, pattern: str = "") -> dict:
-    """Assert that the response is an error with this status, a matching message and advice; return its body."""
+    """Assert that the response is an error, and return its body.
+
+    It must have this status, a matching message, and advice.
+    """
     assert response.status_code == status, response.text
     body = response.json()
     assert re.search(pattern, body["error"])
