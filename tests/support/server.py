@@ -38,6 +38,7 @@ class BrightestChannelClassifier:
     threshold: float | None = 0.6
     candidate_rule: CandidateRule | None = CandidateRule(0.9, 0.75, 0.6)
     familiarity_threshold: float | None = 0.05
+    familiarity_photos: int | None = 200
     metadata: dict = field(
         default_factory=lambda: {"scores": {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95], "n": 40}}
     )

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, islice, tee
 from pathlib import Path
@@ -19,6 +19,7 @@ from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
 from ikebana.errors import ModelError, PhotosError, RunError, UnreadablePhoto, UsageError
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.evaluation.candidate_sets import NO_CANDIDATES_MESSAGE
+from ikebana.evaluation.drift import FamiliarityCounts
 from ikebana.inference import classifier, photo_input, prediction_table
 from ikebana.inference.classifier import BATCH_PHOTOS, Classifier, ForwardResult, ModelFile
 from ikebana.inference.photo_input import NamedPhoto, Photo
@@ -54,9 +55,11 @@ class Counts:
     unusable: int = 0
     # Of the first unusable photos.
     reasons: list[str] = field(default_factory=list)
+    familiarity: FamiliarityCounts = field(default_factory=FamiliarityCounts)
 
     def add(self, prediction: Prediction) -> None:
         """Count one prediction."""
+        self.familiarity.add(prediction.familiarity)
         if prediction.is_usable:
             self.sure += prediction.label is not None
             self.unsure += prediction.status == NOT_SURE
@@ -117,7 +120,7 @@ def predict(
             rows.add(predictions)
             rows.finish()
     ignored = len(search.ignored_paths) if search is not None else 0
-    progress.message(_summarise(counts, ignored, model_classifier))
+    _report(counts, ignored, model_classifier)
     return predictions
 
 
@@ -197,7 +200,7 @@ def predict_to_table(
             counts = _predict_all(model_classifier, search, partial(_print_rows, model_classifier.classes), sorter)
         else:
             counts = _predict_to_file(model_classifier, identity, search, out, sorter)
-    progress.message(_summarise(counts, len(search.ignored_paths), model_classifier))
+    _report(counts, len(search.ignored_paths), model_classifier)
 
 
 def _predict_to_file(
@@ -220,6 +223,17 @@ def _summarise(counts: Counts, ignored: int, model_classifier: Classifier) -> st
     if model_classifier.threshold is None:
         return f"{summary}\n{NO_THRESHOLD_MESSAGE}"
     return summary if model_classifier.candidate_rule is not None else f"{summary}\n{NO_CANDIDATES_MESSAGE}"
+
+
+def _report(counts: Counts, ignored: int, model_classifier: Classifier) -> None:
+    """Report the counts, and whether the photos differ from the training photos."""
+    progress.message(_summarise(counts, ignored, model_classifier))
+    drift = counts.familiarity.compare(model_classifier.familiarity_photos)
+    if drift is None:
+        return
+    progress.event("drift", **asdict(drift))
+    if drift.is_significant:
+        progress.message(drift.describe())
 
 
 def _predict_all(
@@ -250,6 +264,7 @@ def _predict_all(
                     yield photo
                 else:
                     counts.resumed += 1
+                    counts.familiarity.add(existing.familiarity)
                     if sorter is not None:
                         sorter.put(existing, photo.file)
                     bar.advance(1)
@@ -340,7 +355,8 @@ def _build_run_classifier(run: Run) -> Classifier:
 
     size, resize = run.recipe.image_size, run.recipe.resize
     threshold, rule, unknown_threshold = calibration.threshold, calibration.candidates, model and model.threshold
-    return Classifier(run.classes, size, resize, threshold, {}, forward, rule, unknown_threshold)
+    known_photos = model and model.known_photos
+    return Classifier(run.classes, size, resize, threshold, {}, forward, rule, unknown_threshold, known_photos)
 
 
 def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:

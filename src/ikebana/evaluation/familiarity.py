@@ -79,6 +79,11 @@ class FamiliarityModel:
         known = np.asarray(self.known_shares)
         return float(known[np.searchsorted(known, MAX_REJECTED_SHARE + 1e-9, side="right") - 1])
 
+    @property
+    def known_photos(self) -> int:
+        """The number of calibration photos that count: the lowest of their n scores has the share 1 / (n + 1)."""
+        return round(1 / float(self.known_shares[0])) - 1
+
     def compute_scores(self, features: np.ndarray, energy: np.ndarray) -> np.ndarray:
         """Score photos: float [photos], higher is more familiar.
 

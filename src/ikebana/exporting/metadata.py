@@ -28,7 +28,7 @@ def collect(run: Run, at_most_wrong: float | None = None) -> dict[str, Any]:
     calibration, evaluation = run.calibration, run.evaluation
     if at_most_wrong is not None:
         calibration, evaluation = guarantee_errors(run, at_most_wrong)
-    scores = evaluation.to_json()
+    scores, model = evaluation.to_json(), run.familiarity
     return {
         "ikebana": FORMAT_VERSION,
         "classes": list(run.classes),
@@ -36,7 +36,7 @@ def collect(run: Run, at_most_wrong: float | None = None) -> dict[str, Any]:
         "resize": run.recipe.resize,
         "threshold": calibration.threshold,
         "temperature": calibration.temperature,
-        "familiarity": None if run.familiarity is None else {"threshold": run.familiarity.threshold},
+        "familiarity": model and {"threshold": model.threshold, "photos": model.known_photos},
         "candidates": None if calibration.candidates is None else asdict(calibration.candidates),
         "guarantee": None if calibration.guarantee is None else asdict(calibration.guarantee),
         "recipe": _strip_paths(recipe_to_json(run.recipe)),

@@ -80,6 +80,8 @@ class Classifier:
     candidate_rule: CandidateRule | None = None
     # The familiarity below which a photo is "unknown"; None if none is.
     familiarity_threshold: float | None = None
+    # Number of photos that familiarity was calibrated on; None if it is not known.
+    familiarity_photos: int | None = None
 
     @overload
     def predict(self, photos: Photo) -> Prediction: ...
@@ -184,7 +186,8 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
     metadata = model_file.read_metadata(data, where)
     _raise_if_inconsistent(_find_metadata_error(metadata), where)
     session, classes = _create_session(data, where, threads), tuple(metadata["classes"])
-    unknown_threshold = (metadata.get("familiarity") or {}).get("threshold")
+    of_familiarity = metadata.get("familiarity") or {}
+    unknown_threshold = of_familiarity.get("threshold")
     outputs = [PROBABILITIES_OUTPUT, FEATURES_OUTPUT]
     outputs += [FAMILIARITY_OUTPUT] if unknown_threshold is not None else []
     _raise_if_inconsistent(_find_graph_error(session, len(classes), outputs), where)
@@ -194,7 +197,17 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
         metadata["image_size"],
         metadata["resize"],
     )
-    return Classifier(classes, size, resize, metadata["threshold"], metadata, forward, rule, unknown_threshold)
+    return Classifier(
+        classes,
+        size,
+        resize,
+        metadata["threshold"],
+        metadata,
+        forward,
+        candidate_rule=rule,
+        familiarity_threshold=unknown_threshold,
+        familiarity_photos=of_familiarity.get("photos"),
+    )
 
 
 def predict_photos(
@@ -259,7 +272,11 @@ def _find_metadata_error(metadata: Mapping[str, Any]) -> str | None:
 def _find_familiarity_error(values: Any) -> str | None:
     if values is None:
         return None
-    threshold = values.get("threshold") if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        return "the entry about familiarity is not an object"
+    threshold, photos = values.get("threshold"), values.get("photos")
+    if photos is not None and (type(photos) is not int or photos < 1):
+        return "the number of photos for familiarity is not a count"
     if isinstance(threshold, int | float) and type(threshold) is not bool and 0 <= threshold <= 1:
         return None
     return "the threshold of familiarity is not a share"

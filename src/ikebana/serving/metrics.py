@@ -47,6 +47,15 @@ class Metrics:
         )
         self.held_bytes = Gauge("ikebana_held_bytes", "Bytes of uploads in memory.", registry=registry)
         self.open_requests = Gauge("ikebana_open_requests", "Uploads being received or answered.", registry=registry)
+        # NaN while they are not known.
+        self.drift_p_value = Gauge(
+            "ikebana_drift_p_value",
+            "Probability that photos like the training photos look as unfamiliar as the last 1,000.",
+            registry=registry,
+        )
+        self.median_familiarity = Gauge(
+            "ikebana_median_familiarity", "Median familiarity of the last 1,000 photos.", registry=registry
+        )
         info = Gauge("ikebana_info", "Always 1; the label is the version.", ("version",), registry=registry)
         info.labels(importlib.metadata.version("ikebana")).set(1)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ikebana.data.decoding import read_dimensions
 from ikebana.errors import UnreadablePhoto
+from ikebana.evaluation.drift import Drift, FamiliarityCounts
 from ikebana.inference.page_files import ClassifierDescription
 from ikebana.inference.prediction import NOT_SURE, UNKNOWN
 from ikebana.inference.sorting import UNUSABLE
@@ -33,6 +34,8 @@ MAX_RETRY_AFTER_SECONDS = 30
 INITIAL_SECONDS_PER_PHOTO = 0.05
 # Weight of the last batch in the moving average of seconds per photo.
 LAST_BATCH_WEIGHT = 0.2
+# Photos whose familiarity is compared with that of the calibration photos.
+RECENT_PHOTOS = 1000
 # Metric label of a photo that got a class.
 OUTCOME_NAMED = "named"
 
@@ -56,6 +59,9 @@ class PredictionLike(Protocol):
 
 class Classifier(ClassifierDescription, Protocol):
     """The part of the exported Classifier that the server needs; threads may share one."""
+
+    @property
+    def familiarity_photos(self) -> int | None: ...
 
     def preprocess(self, photo: bytes, /) -> np.ndarray:
         """Decode a photo to uint8 [image_size, image_size, 3]."""
@@ -138,8 +144,11 @@ class PredictionQueue:
         self.has_ready = asyncio.Event()
         self.waiting_photos = self.held_bytes = self.open_requests = 0
         self.seconds_per_photo = INITIAL_SECONDS_PER_PHOTO
+        self.recent_familiarity: deque[float] = deque(maxlen=RECENT_PHOTOS)
         # When close() was called, by time.monotonic.
         self.closed_at: float | None = None
+        metrics.drift_p_value.set_function(lambda: getattr(self.measure_drift(), "p_value", math.nan))
+        metrics.median_familiarity.set_function(lambda: getattr(self.measure_drift(), "median_familiarity", math.nan))
         metrics.waiting_photos.set_function(lambda: self.waiting_photos)
         metrics.held_bytes.set_function(lambda: self.held_bytes)
         metrics.open_requests.set_function(lambda: self.open_requests)
@@ -217,7 +226,13 @@ class PredictionQueue:
                 task.cancel()
         for prediction in predictions:
             self.metrics.count_photo(prediction.outcome, prediction.label or "")
+            if prediction.familiarity is not None:
+                self.recent_familiarity.append(prediction.familiarity)
         return predictions
+
+    def measure_drift(self) -> Drift | None:
+        """Compare the last photos with the calibration photos; None if that is not possible."""
+        return FamiliarityCounts(self.recent_familiarity.copy()).compare(self.classifier.familiarity_photos)
 
     def release_photo(self) -> None:
         """Count a photo that no longer needs a thread or memory."""

@@ -4,7 +4,7 @@ import hmac
 import importlib.metadata
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
+from ikebana.evaluation.drift import Drift
 from ikebana.inference import page_files
 from ikebana.inference.page_files import ClassifierSummary
 from ikebana.inference.sorting import UNUSABLE
@@ -101,6 +102,9 @@ class ClassesResponse(ClassifierSummary):
     """The classes, the accuracy of the classifier, and the limits of an upload."""
 
     limits: UploadLimits
+    # How familiar the last photos were, beside the calibration photos; null if it is not known.
+    drift: Drift | None = None
+    has_drifted: bool = False
 
 
 @dataclass
@@ -151,7 +155,7 @@ def build(
     _add_error_handlers(app)
     dependencies = [Depends(_make_token_check(token))] if token else []
     _add_predict_route(app, queue, limits, dependencies)
-    _add_classes_route(app, classifier, limits, dependencies)
+    _add_classes_route(app, queue, limits, dependencies)
 
     @app.get("/metrics", summary="Metrics in Prometheus' text format", dependencies=dependencies)
     def _metrics() -> Response:
@@ -197,13 +201,15 @@ def _add_predict_route(app: FastAPI, queue: PredictionQueue, limits: Limits, dep
         return JSONResponse({"predictions": body})
 
 
-def _add_classes_route(app: FastAPI, classifier: Classifier, limits: Limits, dependencies: list[Any]) -> None:
+def _add_classes_route(app: FastAPI, queue: PredictionQueue, limits: Limits, dependencies: list[Any]) -> None:
     upload_limits = UploadLimits(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
-    response = ClassesResponse(**vars(page_files.summarise_classifier(classifier)), limits=upload_limits)
+    response = ClassesResponse(**vars(page_files.summarise_classifier(queue.classifier)), limits=upload_limits)
 
-    @app.get("/classes", summary="Classes, accuracy and upload limits", dependencies=dependencies)
-    def _classes() -> ClassesResponse:
-        return response
+    # Not in a thread: the queue's methods run on the event loop.
+    @app.get("/classes", summary="Classes, accuracy, upload limits and drift", dependencies=dependencies)
+    async def _classes() -> ClassesResponse:
+        drift = queue.measure_drift()
+        return replace(response, drift=drift, has_drifted=drift is not None and drift.is_significant)
 
 
 def _add_health_routes(app: FastAPI, queue: PredictionQueue) -> None:

@@ -48,6 +48,8 @@ async function prepare(engine) {
   document.body.dataset.ready = "yes";
   getElement("about").textContent = describeModel(modelInfo);
   getElement("footnote").textContent = describeThreshold(modelInfo);
+  getElement("drift").textContent = modelInfo.has_drifted ? describeDrift(modelInfo.drift) : "";
+  getElement("drift").hidden = !modelInfo.has_drifted;
   startNext(engine);
 }
 
@@ -151,6 +153,11 @@ function describeModel({ classes, accuracy, accuracy_interval: interval, photos,
   const subject = note ? "The scored network" : "It";
   const score = `${subject} classified ${percent(accuracy)} of ${photos} unseen photos correctly${range}.`;
   return [summary, score, note].filter(Boolean).join(" ");
+}
+
+// Only a server has seen photos before.
+function describeDrift({ photos, median_familiarity: median }) {
+  return `The last ${photos} photos differ from the training photos: their median familiarity is ${median.toFixed(2)} instead of 0.50. Labels may be wrong more often than the score says.`;
 }
 
 function describeThreshold({ threshold, candidates, familiarity_threshold: familiarityThreshold }) {
