@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ikebana.commands.audit import Audit, audit
     from ikebana.commands.cache import Cache, cache
     from ikebana.commands.doctor import doctor
+    from ikebana.commands.explain import Explanation, explain
     from ikebana.commands.export import export, export_web
     from ikebana.commands.fit import fit, resume
     from ikebana.commands.predict import predict
@@ -49,6 +50,7 @@ _PUBLIC_NAMES = {
     "commands.audit": ("Audit", "audit"),
     "commands.cache": ("Cache", "cache"),
     "commands.doctor": ("doctor",),
+    "commands.explain": ("Explanation", "explain"),
     "commands.export": ("export", "export_web"),
     "commands.fit": ("fit", "resume"),
     "commands.predict": ("predict",),
@@ -83,6 +85,7 @@ __all__ = [
     "Classifier",
     "Epoch",
     "Evaluation",
+    "Explanation",
     "Finding",
     "FineTune",
     "FrozenBackbone",
@@ -105,6 +108,7 @@ __all__ = [
     "cache",
     "demo",
     "doctor",
+    "explain",
     "export",
     "export_web",
     "fit",

@@ -250,6 +250,7 @@ def export(
     int8: Switch = False,
     photos: str | None = None,
     at_most_wrong: str | None = None,
+    with_neighbours: Switch = False,
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Export a run to one ONNX file that predicts the same everywhere.
@@ -271,14 +272,20 @@ def export(
     at_most_wrong
         Choose the threshold of 'not sure' so that at most this share of the answers is wrong, such as 5%. Refused if the
         run cannot guarantee it.
+    with_neighbours
+        Put small copies of the training photos into the file, for explain. Anyone who has the file can see them.
     """
     output.apply()
     if file is not None and web is None:
         from ikebana.commands.export import export
 
-        export(run, file, int8=int8, photos=photos, at_most_wrong=at_most_wrong)
+        export(run, file, int8=int8, photos=photos, at_most_wrong=at_most_wrong, with_neighbours=with_neighbours)
         progress.event("done", file=str(file))
         progress.result(str(file))
+    elif with_neighbours:
+        raise UsageError(
+            "--with-neighbours needs a file", advice=f"ikebana export {run} flowers.onnx --with-neighbours"
+        )
     elif web is not None and file is None:
         from ikebana.commands.export import export_web
 
@@ -337,6 +344,34 @@ def predict(
     progress.event("done", out=str(out or ""))
     if out is not None:
         progress.result(str(out))
+
+
+@app.command(sort_key=4)
+def explain(
+    model: Path,
+    *photos: str,
+    count: int = 5,
+    output: Output = DEFAULT_OUTPUT,
+) -> None:
+    """Show the training photos that new photos resemble most.
+
+    Parameters
+    ----------
+    model
+        The folder of a run, or a file that export wrote with --with-neighbours.
+    photos
+        Files, folders, globs or archives.
+    count
+        The number of training photos to show per photo.
+    """
+    output.apply()
+    from ikebana.commands.explain import explain
+
+    if not photos:
+        raise UsageError("no photos were given", advice="ikebana explain MODEL PHOTOS")
+    explanations = explain(model, photos, count=count)
+    progress.event("done", photos=len(explanations))
+    progress.result("\n".join(map(repr, explanations)))
 
 
 @app.command(sort_key=5)

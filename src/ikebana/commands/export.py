@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import ModelError, RecipeError
-from ikebana.exporting import metadata, onnx_file, quantisation, run_photos, verification
+from ikebana.exporting import metadata, neighbours, onnx_file, quantisation, run_photos, verification
 from ikebana.exporting.web import add_runtime, build_index
 from ikebana.inference import classifier, page_files
 from ikebana.inference.classifier import Classifier
@@ -30,6 +30,7 @@ def export(
     photos: PhotoSource | None = None,
     model: "nn.Module | None" = None,
     at_most_wrong: float | str | None = None,
+    with_neighbours: bool = False,
 ) -> Classifier:
     """Write one ONNX file that predicts what the run's network predicts.
 
@@ -41,6 +42,8 @@ def export(
         model: your own module, if the run trained one.
         at_most_wrong: choose the threshold anew, so that at most this share of the answers is
             wrong, such as "5%" or 0.05; None for the threshold of the run.
+        with_neighbours: put small copies of the training photos into the file, so that it finds
+            those that a photo resembles. Anyone who has the file can see them.
     Raises:
         ModelError: the file would predict differently from the run; no file is written then.
         RunError: the run has not finished, or cannot give that guarantee.
@@ -71,6 +74,8 @@ def export(
             splits,
             lambda new: classifier.from_bytes(onnx_file.assemble_file(new, model_info)),
         )
+    if with_neighbours:
+        model_info["neighbours"] = neighbours.collect(source_run, splits)
     data = onnx_file.assemble_file(graph, model_info)
     # Loaded from the bytes that users will load.
     shipped = classifier.from_bytes(data, output_path)

@@ -21,7 +21,7 @@ from ikebana.learning.cross_validation import add_scores_of_all_photos
 from ikebana.learning.device import collect_environment, load_settings
 from ikebana.learning.estimate import get_spare_gpu_bytes, recipe_memory_errors, suggest_upgrade
 from ikebana.learning.examples import PhotoExamples, build_split_examples, concatenate
-from ikebana.learning.familiarity import refit_familiarity
+from ikebana.learning.familiarity import find_reference_rows, refit_familiarity
 from ikebana.learning.held_out import HeldOutResults, score_held_out
 from ikebana.learning.plan import (
     Plan,
@@ -164,7 +164,7 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
         clock.lap("train on all")
     checkpoint.save_weights(writer.run.weights, network)
     if familiarity_model is not None:
-        writer.write_familiarity(familiarity_model)
+        writer.write_familiarity(familiarity_model, dataset.photos[find_reference_rows(splits, plan.recipe)])
     evaluation = _evaluate(dataset, plan.recipe, splits, results)
     evaluation = add_scores_of_all_photos(evaluation, tasks, dataset.classes)
     clock.lap("score")

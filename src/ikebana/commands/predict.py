@@ -26,6 +26,7 @@ from ikebana.inference.photo_input import NamedPhoto, Photo
 from ikebana.inference.prediction import NOT_SURE, UNKNOWN, Prediction
 from ikebana.inference.prediction_table import Table
 from ikebana.inference.sorting import Sorter
+from ikebana.runs import neighbour_index
 from ikebana.runs.run import Run, open_run
 from ikebana.system import progress
 from ikebana.system.files import compute_file_sha256, resolve_output_path
@@ -105,12 +106,12 @@ def predict(
     """
     table_path = prediction_table.resolve_table_path(Path(out)) if out is not None else None
     predictions: list[Prediction] = []
-    opened_model = _open_model(model)
+    opened_model = open_model(model)
     paths, items = _separate_paths(photos)
     search = None
     if items is None:
         search = unlabelled.find_photos(paths, reports_errors=not isinstance(photos, str | os.PathLike))
-    with _open_classifier(opened_model) as (model_classifier, identity):
+    with open_classifier(opened_model) as (model_classifier, identity):
         if search is not None:
             counts = _predict_all(model_classifier, search, predictions.extend, out=table_path)
         else:
@@ -185,7 +186,7 @@ def predict_to_table(
     if sort_into is not None:
         # Check that the path can hold folders.
         sort_into = resolve_output_path(sort_into / NOT_SURE).parent
-    opened_model = _open_model(model)
+    opened_model = open_model(model)
     search = unlabelled.find_photos(photos, path_lines, excluded_folder=sort_into)
     if sort_into is not None and search.excluded_folder in [os.path.realpath(place) for place in search.paths]:
         raise UsageError(
@@ -193,7 +194,7 @@ def predict_to_table(
             where=sort_into,
             advice=f"a sub-folder: --copy-to {sort_into / 'sorted'}",
         )
-    with _open_classifier(opened_model) as (model_classifier, identity):
+    with open_classifier(opened_model) as (model_classifier, identity):
         sorter = Sorter(sort_into, model_classifier.classes, link) if sort_into is not None else None
         if out is None:
             _print([prediction_table.get_column_names(model_classifier.classes)])
@@ -296,7 +297,7 @@ def _preprocess(model_classifier: Classifier, photo: UnlabelledPhoto) -> np.ndar
     return model_classifier.preprocess(photo.file)
 
 
-def _open_model(model: Model) -> Classifier | Run:
+def open_model(model: Model) -> Classifier | Run:
     """Load a model file or open a run, whose network is not built yet.
 
     Raises:
@@ -318,7 +319,7 @@ def _open_model(model: Model) -> Classifier | Run:
 
 
 @contextmanager
-def _open_classifier(opened_model: Classifier | Run) -> Iterator[tuple[Classifier, str]]:
+def open_classifier(opened_model: Classifier | Run) -> Iterator[tuple[Classifier, str]]:
     """Provide the classifier, and a text that identifies it; RunError without weights."""
     if isinstance(opened_model, Classifier):
         yield opened_model, str(opened_model.metadata.get("sha256"))
@@ -354,9 +355,18 @@ def _build_run_classifier(run: Run) -> Classifier:
         return ForwardResult(*(output.cpu().numpy() for output in shipped(inputs)))
 
     size, resize = run.recipe.image_size, run.recipe.resize
-    threshold, rule, unknown_threshold = calibration.threshold, calibration.candidates, model and model.threshold
-    known_photos = model and model.known_photos
-    return Classifier(run.classes, size, resize, threshold, {}, forward, rule, unknown_threshold, known_photos)
+    return Classifier(
+        run.classes,
+        size,
+        resize,
+        calibration.threshold,
+        {},
+        forward,
+        candidate_rule=calibration.candidates,
+        familiarity_threshold=model and model.threshold,
+        familiarity_photos=model and model.known_photos,
+        neighbour_index=neighbour_index.load(run),
+    )
 
 
 def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:

@@ -44,6 +44,21 @@ CALIBRATED_FIELDS = ("term_means", "term_spreads", "known_scores", "known_shares
 
 
 @dataclass(frozen=True)
+class Projection:
+    """The main directions of the training features: attributes as in `FamiliarityModel`."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+    axes: np.ndarray
+    centre: np.ndarray
+
+    def project(self, features: np.ndarray) -> np.ndarray:
+        """Project features [photos, features]: float32 [photos, axes], of unit length."""
+        unit = _normalise((features - self.mean) / self.scale)
+        return _normalise(unit @ self.axes.astype(np.float32) - self.centre)
+
+
+@dataclass(frozen=True)
 class FamiliarityModel:
     """The matrices that familiarity is computed with.
 
@@ -72,6 +87,11 @@ class FamiliarityModel:
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return all matrices by name."""
         return {record_field.name: getattr(self, record_field.name) for record_field in fields(self)}
+
+    @property
+    def projection(self) -> Projection:
+        """The axes along which photos are compared."""
+        return Projection(self.mean, self.scale, self.axes, self.centre)
 
     @property
     def threshold(self) -> float:
@@ -158,8 +178,7 @@ def fit_references(features: np.ndarray, labels: np.ndarray, mean: np.ndarray, s
         np.float16
     )
     centre = (fitted.mean_ @ axes.astype(np.float32)).astype(np.float32)
-    rng = np.random.default_rng(SEED)
-    chosen = np.sort(rng.choice(len(features), min(len(features), MAX_REFERENCES), replace=False))
+    chosen = select_references(len(features))
     references = _normalise(unit[chosen] @ axes.astype(np.float32) - centre).astype(np.float16)
     none = np.zeros(0, np.float32)
     return FamiliarityModel(
@@ -174,6 +193,11 @@ def fit_references(features: np.ndarray, labels: np.ndarray, mean: np.ndarray, s
         none,
         none,
     )
+
+
+def select_references(count: int) -> np.ndarray:
+    """Select the training photos that others are compared with: ascending indices, at most 4,000."""
+    return np.sort(np.random.default_rng(SEED).choice(count, min(count, MAX_REFERENCES), replace=False))
 
 
 def calibrate(
@@ -228,11 +252,8 @@ def _normalise(vectors: np.ndarray) -> np.ndarray:
 
 def _compute_terms(model: FamiliarityModel, features: np.ndarray, energy: np.ndarray) -> np.ndarray:
     """Compute the three terms: float32 [photos, 3]."""
-    axes, references, centroids = (
-        matrix.astype(np.float32) for matrix in (model.axes, model.references, model.centroids)
-    )
-    projected = _normalise(_normalise((features - model.mean) / model.scale) @ axes - model.centre)
-    similarity = projected @ references.T
+    references, centroids = model.references.astype(np.float32), model.centroids.astype(np.float32)
+    similarity = model.projection.project(features) @ references.T
     neighbours = min(NEIGHBOUR_COUNT, len(references))
     nearest = np.partition(similarity, -neighbours, axis=1)[:, -neighbours:]
     to_centroid = (_normalise(features) @ centroids.T).max(1)

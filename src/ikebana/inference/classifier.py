@@ -20,7 +20,8 @@ import numpy as np
 from ikebana.errors import ModelError, PhotosError, RecipeError, UnreadablePhoto, get_first_line
 from ikebana.evaluation import candidate_sets
 from ikebana.evaluation.candidate_sets import CandidateRule
-from ikebana.inference import model_file, open_files, photo_input, prediction, runtime
+from ikebana.inference import model_file, neighbours, open_files, photo_input, prediction, runtime
+from ikebana.inference.neighbours import DEFAULT_COUNT, Neighbour, NeighbourIndex
 from ikebana.inference.open_files import BinaryFile
 from ikebana.inference.photo_input import NamedPhoto, Photo
 from ikebana.inference.prediction import Prediction
@@ -82,6 +83,8 @@ class Classifier:
     familiarity_threshold: float | None = None
     # Number of photos that familiarity was calibrated on; None if it is not known.
     familiarity_photos: int | None = None
+    # The training photos; None if the file was exported without them.
+    neighbour_index: NeighbourIndex | None = None
 
     @overload
     def predict(self, photos: Photo) -> Prediction: ...
@@ -125,6 +128,26 @@ class Classifier:
             UnreadablePhoto: with the reason.
         """
         return photo_input.decode(photo, self.image_size, self.resize)
+
+    def find_neighbours(self, photo: Photo | NamedPhoto, count: int = DEFAULT_COUNT) -> list[Neighbour]:
+        """Find the training photos that a photo resembles most, the nearest first.
+
+        Raises:
+            ModelError: the file was exported without `--with-neighbours`.
+            UnreadablePhoto: the photo cannot be used.
+        """
+        index = self.get_neighbour_index()
+        return index.find(self.forward(self.preprocess(photo)[None]).features[0], count)
+
+    def get_neighbour_index(self) -> NeighbourIndex:
+        """Return the training photos; ModelError if the classifier has none."""
+        if self.neighbour_index is None:
+            raise ModelError(
+                "this model contains no training photos to compare with",
+                advice="ikebana export RUN FILE --with-neighbours, or the run folder; a run needs at least 20 "
+                "independent calibration photos",
+            )
+        return self.neighbour_index
 
     def to_prediction(
         self, probabilities: np.ndarray, path: str = "", *, familiarity: float | None = None
@@ -186,6 +209,10 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
     metadata = model_file.read_metadata(data, where)
     _raise_if_inconsistent(_find_metadata_error(metadata), where)
     session, classes = _create_session(data, where, threads), tuple(metadata["classes"])
+    try:
+        index = neighbours.from_metadata(metadata.pop("neighbours", None), classes)
+    except ValueError as error:
+        index = _raise_if_inconsistent(str(error), where)
     of_familiarity = metadata.get("familiarity") or {}
     unknown_threshold = of_familiarity.get("threshold")
     outputs = [PROBABILITIES_OUTPUT, FEATURES_OUTPUT]
@@ -207,6 +234,7 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
         candidate_rule=rule,
         familiarity_threshold=unknown_threshold,
         familiarity_photos=of_familiarity.get("photos"),
+        neighbour_index=index,
     )
 
 

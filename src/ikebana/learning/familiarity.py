@@ -11,9 +11,9 @@ from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.evaluation.statistics import wilson_interval
 from ikebana.evaluation.unknown_objects import Detection, UnknownObjects
 from ikebana.learning.device import DeviceSettings
-from ikebana.learning.examples import PhotoExamples, find_calibration_photos, make_unlabelled
+from ikebana.learning.examples import PhotoExamples, find_calibration_photos, make_unlabelled, merge_for_refit
 from ikebana.learning.features.scaling import compute_mean_and_scale
-from ikebana.learning.outputs import Outputs, compute_images, compute_training
+from ikebana.learning.outputs import Outputs, compute_images, compute_training, select_training
 from ikebana.learning.plan import TrainingTask
 from ikebana.learning.training import logistic_head
 from ikebana.recipe import Recipe
@@ -100,6 +100,13 @@ def refit_familiarity(
     outputs, labels = compute_training(tasks, settings)
     fresh = familiarity.fit_references(outputs.features, labels, *compute_mean_and_scale(outputs.features))
     return replace(fresh, **{name: getattr(model, name) for name in familiarity.CALIBRATED_FIELDS})
+
+
+def find_reference_rows(splits: dict[str, PhotoExamples], recipe: Recipe) -> np.ndarray:
+    """Find the dataset row of each photo in `FamiliarityModel.references` of the exported network."""
+    train = (merge_for_refit(splits) if recipe.refit_on_all else splits)["train"]
+    chosen = select_training(len(train))
+    return train.rows[chosen[familiarity.select_references(len(chosen))]]
 
 
 def measure_unknown_objects(

@@ -59,10 +59,14 @@ def compute_training(
     Returns:
         The outputs, and the photos' class indices.
     """
-    count = len(tasks[0].train)
-    chosen = np.sort(np.random.default_rng(SEED).choice(count, min(count, max_photos), replace=False))
+    chosen = select_training(len(tasks[0].train), max_photos)
     parts = [(task.network, task.train.select(chosen)) for task in tasks]
     return _compute("compare photos", parts, settings), tasks[0].train.labels[chosen]
+
+
+def select_training(count: int, max_photos: int = MAX_TRAINING_PHOTOS) -> np.ndarray:
+    """Select the training photos that familiarity is fitted to: ascending indices."""
+    return np.sort(np.random.default_rng(SEED).choice(count, min(count, max_photos), replace=False))
 
 
 def compute_images(network: nn.Module, images: Examples, settings: DeviceSettings) -> Outputs:

@@ -13,6 +13,7 @@ weights.safetensors         the network
 predictions.parquet         validation and test photos with a probability for each class
 calibration.json            temperature, and the threshold below which the answer is "not sure"
 familiarity.safetensors     matrices that tell how much a photo resembles the training photos
+references.parquet          the training photos that these matrices compare a photo with
 classification_report.txt   in scikit-learn's layout
 layers.txt                  layers, output shapes and parameter counts of the network
 evaluation.json             the scores; a run that has it is finished
@@ -138,6 +139,12 @@ class Run:
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             what = f"familiarity.safetensors is damaged: {get_first_line(error)}"
             raise RunError(what, where=self.folder, advice=DAMAGED_ADVICE) from None
+
+    @property
+    def reference_photos(self) -> pl.DataFrame | None:
+        """The training photos that familiarity compares others with: path and label; None if not recorded."""
+        is_recorded = (self.folder / "references.parquet").exists()
+        return self._read_table("references.parquet", ("path", "label")) if is_recorded else None
 
     @property
     def dataset(self) -> pl.DataFrame:

@@ -112,8 +112,13 @@ class RunWriter:
             "predictions.parquet", dataset.photos[rows].select("path", "label", "split").with_columns(**columns)
         )
 
-    def write_familiarity(self, model: FamiliarityModel) -> None:
-        """Write the matrices of familiarity."""
+    def write_familiarity(self, model: FamiliarityModel, references: pl.DataFrame) -> None:
+        """Write the matrices of familiarity, and which training photos are among them.
+
+        Args:
+            references: rows of the dataset, in the order of the model's references.
+        """
+        self.write_table("references.parquet", references.select("path", "label"))
         with atomic_write(self.folder / "familiarity.safetensors", create_parent=False) as partial_file:
             partial_file.write_bytes(safetensors.numpy.save(model.to_arrays()))
 
