@@ -6,7 +6,7 @@ import json
 import numpy as np
 import polars as pl
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import ikebana
 from ikebana.errors import ModelError, PhotosError, RunError
@@ -126,8 +126,9 @@ def test_the_run_and_its_file_find_the_same_photos(run, file, train_photos):
     assert len(found) == 2
     assert found[0].thumbnail is not None
     thumbnail = Image.open(io.BytesIO(found[0].thumbnail))
-    original = Image.open(train_photos[found[0].path]).convert("RGB").resize(thumbnail.size)
-    assert np.abs(np.asarray(thumbnail, float) - np.asarray(original, float)).mean() < 25
+    upright = ImageOps.exif_transpose(Image.open(train_photos[found[0].path])).convert("RGB")
+    original = ImageOps.fit(upright, thumbnail.size)
+    assert np.abs(np.asarray(thumbnail, float) - np.asarray(original, float)).mean() < 6
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ikebana.commands.predict import Model, open_classifier, open_model
 from ikebana.data import unlabelled
 from ikebana.data.unlabelled import UnlabelledPhoto
@@ -27,7 +29,8 @@ class Explanation:
     neighbours: tuple[Neighbour, ...]
 
     def __repr__(self) -> str:
-        rows = [f"  {found.similarity:5.2f}  {found.label}  {found.path}" for found in self.neighbours]
+        width = max((len(found.label) for found in self.neighbours), default=0)
+        rows = [f"  {found.similarity:5.2f}  {found.label:<{width}}  {found.path}" for found in self.neighbours]
         return "\n".join([f"{self.prediction.path}: {_describe(self.prediction)}", *rows])
 
 
@@ -81,7 +84,7 @@ def _explain_photo(
         image = model_classifier.preprocess(photo.file)
     except UnreadablePhoto as error:
         return Explanation(prediction.unusable_prediction(photo.path, error.what), ())
-    outputs = model_classifier.forward(image[None])
+    outputs = model_classifier.forward(np.stack([image]))
     ((probabilities, familiarity),) = outputs.iterate_photos()
     answer = model_classifier.to_prediction(probabilities, photo.path, familiarity=familiarity)
     return Explanation(answer, tuple(index.find(outputs.features[0], count)))

@@ -101,7 +101,8 @@ class FamiliarityModel:
 
     @property
     def known_photos(self) -> int:
-        """The number of calibration photos that count: the lowest of their n scores has the share 1 / (n + 1)."""
+        """The number of calibration photos that count."""
+        # The lowest of n scores has the share 1 / (n + 1).
         return round(1 / float(self.known_shares[0])) - 1
 
     def compute_scores(self, features: np.ndarray, energy: np.ndarray) -> np.ndarray:

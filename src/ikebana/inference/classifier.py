@@ -137,7 +137,7 @@ class Classifier:
             UnreadablePhoto: the photo cannot be used.
         """
         index = self.get_neighbour_index()
-        return index.find(self.forward(self.preprocess(photo)[None]).features[0], count)
+        return index.find(self.forward(np.stack([self.preprocess(photo)])).features[0], count)
 
     def get_neighbour_index(self) -> NeighbourIndex:
         """Return the training photos; ModelError if the classifier has none."""
