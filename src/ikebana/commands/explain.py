@@ -29,8 +29,11 @@ class Explanation:
     neighbours: tuple[Neighbour, ...]
 
     def __repr__(self) -> str:
-        width = max((len(found.label) for found in self.neighbours), default=0)
-        rows = [f"  {found.similarity:5.2f}  {found.label:<{width}}  {found.path}" for found in self.neighbours]
+        width = max((len(neighbour.label) for neighbour in self.neighbours), default=0)
+        rows = [
+            f"  {neighbour.similarity:5.2f}  {neighbour.label:<{width}}  {neighbour.path}"
+            for neighbour in self.neighbours
+        ]
         return "\n".join([f"{self.prediction.path}: {_describe(self.prediction)}", *rows])
 
 
@@ -68,8 +71,8 @@ def explain(
             confidence=answer.confidence,
             status=answer.status,
             neighbours=[
-                {"path": found.path, "label": found.label, "similarity": found.similarity}
-                for found in explanation.neighbours
+                {"path": neighbour.path, "label": neighbour.label, "similarity": neighbour.similarity}
+                for neighbour in explanation.neighbours
             ],
         )
     return explanations

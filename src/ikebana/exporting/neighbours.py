@@ -1,6 +1,7 @@
 """The training photos, small, that a model file contains if the user asks for them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -41,8 +42,7 @@ def collect(run: Run, splits: Mapping[str, Sequence[RunPhoto]]) -> dict[str, Any
         for thumbnail in map_in_threads(_draw_thumbnail, photos, PREFETCH_PHOTOS):
             thumbnails.append(thumbnail)
             bar.advance(1)
-    whole = neighbours.NeighbourIndex(index.paths, index.labels, index.projection, index.references, tuple(thumbnails))
-    return neighbours.to_metadata(whole, run.classes)
+    return neighbours.to_metadata(replace(index, thumbnails=tuple(thumbnails)), run.classes)
 
 
 def _draw_thumbnail(photo: RunPhoto) -> bytes:
