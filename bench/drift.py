@@ -25,7 +25,7 @@ def main() -> None:
     run = ikebana.open_run(arguments.run)
     model, root = run.familiarity, Path(run.source["photos"])
     assert model is not None
-    samples = {
+    samples: dict[str, list[float | None]] = {
         split: run.predictions.filter(pl.col("split") == split)["familiarity"] for split in ("validation", "test")
     }
     paths = run.predictions.filter(pl.col("split") == "validation")["path"].gather_every(arguments.step)
