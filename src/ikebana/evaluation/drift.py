@@ -50,7 +50,7 @@ class Drift:
 class FamiliarityCounts:
     """Numbers of photos per interval of familiarity."""
 
-    def __init__(self, values: Iterable[float] = ()):
+    def __init__(self, values: Iterable[float | None] = ()):
         self.counts = np.zeros(BINS, np.int64)
         for value in values:
             self.add(value)
