@@ -26,7 +26,8 @@ def main() -> None:
     model, root = run.familiarity, Path(run.source["photos"])
     assert model is not None
     samples: dict[str, list[float | None]] = {
-        split: run.predictions.filter(pl.col("split") == split)["familiarity"] for split in ("validation", "test")
+        split: run.predictions.filter(pl.col("split") == split)["familiarity"].to_list()
+        for split in ("validation", "test")
     }
     paths = run.predictions.filter(pl.col("split") == "validation")["path"].gather_every(arguments.step)
     with tempfile.TemporaryDirectory() as folder:
