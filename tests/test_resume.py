@@ -199,7 +199,7 @@ def test_a_run_whose_folder_is_deleted_reports_it_and_creates_no_other(photos, t
         return real(*arguments)
 
     monkeypatch.setattr(Trainer, "step", vanishing)
-    with pytest.raises(ikebana.MachineError, match="gone"):
+    with pytest.raises(ikebana.MachineError, match="no longer exists"):
         ikebana.fit(photos, "baseline", run=tmp_path / "run", **SMALL_OPTIONS)
     assert not (tmp_path / "run").exists()
 

@@ -3,6 +3,8 @@
 These are columns of few different texts, and columns of numbers.
 """
 
+import re
+
 import polars as pl
 
 from ikebana.data.columns import RawTable, clean_labels, find_columns, to_text
@@ -13,6 +15,8 @@ from ikebana.errors import PhotosError
 MAX_EXTRA_COLUMNS = 20
 # A text column with more values names single photos, or describes them.
 MAX_EXTRA_VALUES = 20
+# The row numbers that pandas writes before the first column, after the table is read and written again.
+PANDAS_INDEX = re.compile(r"Unnamed: \d+")
 
 
 def select_extra_columns(table: RawTable) -> pl.DataFrame:
@@ -26,7 +30,7 @@ def select_extra_columns(table: RawTable) -> pl.DataFrame:
     selected: dict[str, pl.Series] = {}
     for place, (name, values) in enumerate(zip(table.names, table.columns, strict=True)):
         shown = name.strip("\ufeff\u200b \t\r\n")
-        if place in known or not shown or f"{EXTRA_PREFIX}{shown}" in selected:
+        if place in known or not shown or PANDAS_INDEX.fullmatch(shown) or f"{EXTRA_PREFIX}{shown}" in selected:
             continue
         column = _convert(name, values, table)
         if column is not None and len(selected) < MAX_EXTRA_COLUMNS:
