@@ -40,10 +40,10 @@ def test_the_nearest_photos_are_those_of_the_largest_cosine():
     standardised /= np.linalg.norm(standardised)
     projected = standardised @ projection.axes.astype(np.float64) - projection.centre
     cosines = index.references.astype(np.float64) @ projected / np.linalg.norm(projected)
-    found = index.find(features, 4)
-    assert [neighbour.path for neighbour in found] == [index.paths[row] for row in np.argsort(-cosines)[:4]]
-    assert [neighbour.similarity for neighbour in found] == pytest.approx(sorted(cosines)[::-1][:4], abs=1e-3)
-    assert all(neighbour.thumbnail == f"jpeg {neighbour.path}".encode() for neighbour in found)
+    nearest = index.find(features, 4)
+    assert [neighbour.path for neighbour in nearest] == [index.paths[row] for row in np.argsort(-cosines)[:4]]
+    assert [neighbour.similarity for neighbour in nearest] == pytest.approx(sorted(cosines)[::-1][:4], abs=1e-3)
+    assert all(neighbour.thumbnail == f"jpeg {neighbour.path}".encode() for neighbour in nearest)
     assert len(index.find(features, 99)) == 30
 
 
@@ -120,13 +120,15 @@ def test_the_run_and_its_file_find_the_same_photos(run, file, train_photos):
         assert {neighbour.path for neighbour in of_run.neighbours} == {
             neighbour.path for neighbour in of_file.neighbours
         }
-        similarities = [[neighbour.similarity for neighbour in found.neighbours] for found in (of_run, of_file)]
+        similarities = [
+            [neighbour.similarity for neighbour in explanation.neighbours] for explanation in (of_run, of_file)
+        ]
         assert similarities[0] == pytest.approx(similarities[1], abs=1e-3)
-    found = classifier.find_neighbours(photos[0], count=2)
-    assert len(found) == 2
-    assert found[0].thumbnail is not None
-    thumbnail = Image.open(io.BytesIO(found[0].thumbnail))
-    upright = ImageOps.exif_transpose(Image.open(train_photos[found[0].path])).convert("RGB")
+    nearest = classifier.find_neighbours(photos[0], count=2)
+    assert len(nearest) == 2
+    assert nearest[0].thumbnail is not None
+    thumbnail = Image.open(io.BytesIO(nearest[0].thumbnail))
+    upright = ImageOps.exif_transpose(Image.open(train_photos[nearest[0].path])).convert("RGB")
     original = ImageOps.fit(upright, thumbnail.size)
     assert np.abs(np.asarray(thumbnail, float) - np.asarray(original, float)).mean() < 6
 
