@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import ikebana
 from ikebana.errors import RunError
-from ikebana.evaluation import drawn_images, familiarity, unknown_objects
+from ikebana.evaluation import drawn_images, familiarity, familiarity_fit, unknown_objects
 from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.inference import prediction
 from ikebana.learning.models.familiarity_layer import FamiliarityLayer
@@ -44,13 +44,13 @@ def draw_photos(rng, count, shift: float | np.ndarray = 0.0):
 
 def fit_model(rng, train=300, calibration=200):
     features, _, labels = draw_photos(rng, train)
-    model = familiarity.fit_references(features, labels, features.mean(0), np.full(FEATURES, features.std()))
+    model = familiarity_fit.fit_references(features, labels, features.mean(0), np.full(FEATURES, features.std()))
     known, energy, _ = draw_photos(rng, calibration)
     return calibrate(model, known, energy, np.arange(calibration))
 
 
 def calibrate(model, known, energy, groups) -> FamiliarityModel:
-    calibrated = familiarity.calibrate(model, known, energy, groups)
+    calibrated = familiarity_fit.calibrate(model, known, energy, groups)
     assert calibrated is not None
     return calibrated
 
@@ -87,7 +87,7 @@ def test_photos_of_something_else_are_less_familiar_than_known_ones():
 def test_familiarity_is_the_share_of_known_photos_that_score_lower():
     rng = np.random.default_rng(1)
     features, _, labels = draw_photos(rng, 300)
-    model = familiarity.fit_references(features, labels, features.mean(0), np.full(FEATURES, features.std()))
+    model = familiarity_fit.fit_references(features, labels, features.mean(0), np.full(FEATURES, features.std()))
     known, energy, _ = draw_photos(rng, 119)
     model = calibrate(model, known, energy, np.arange(119))
     scores = model.compute_scores(known, energy)
@@ -116,7 +116,7 @@ def test_the_torch_layer_computes_what_numpy_computes():
 def test_copies_of_a_calibration_photo_count_once():
     rng = np.random.default_rng(4)
     features, _, labels = draw_photos(rng, 300)
-    references = familiarity.fit_references(features, labels, features.mean(0), np.full(FEATURES, features.std()))
+    references = familiarity_fit.fit_references(features, labels, features.mean(0), np.full(FEATURES, features.std()))
     known, energy, _ = draw_photos(rng, 60)
     once = calibrate(references, known, energy, np.arange(60))
     copied = np.repeat(np.arange(60), 5)
@@ -128,8 +128,8 @@ def test_copies_of_a_calibration_photo_count_once():
 def test_fewer_than_twenty_groups_calibrate_nothing():
     rng = np.random.default_rng(5)
     features, energy, labels = draw_photos(rng, 300)
-    references = familiarity.fit_references(features, labels, features.mean(0), np.full(FEATURES, features.std()))
-    assert familiarity.calibrate(references, features, energy, np.arange(300) % 19) is None
+    references = familiarity_fit.fit_references(features, labels, features.mean(0), np.full(FEATURES, features.std()))
+    assert familiarity_fit.calibrate(references, features, energy, np.arange(300) % 19) is None
 
 
 @pytest.mark.parametrize("name", ["axes", "centroids", "known_shares"])

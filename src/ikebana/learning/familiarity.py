@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from ikebana.evaluation import drawn_images, familiarity, unknown_objects
+from ikebana.evaluation import drawn_images, familiarity_fit, unknown_objects
 from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.evaluation.statistics import wilson_interval
 from ikebana.evaluation.unknown_objects import Detection, UnknownObjects
@@ -75,8 +75,10 @@ def collect_known_photos(
 def fit_familiarity(train: LabelledOutputs, calibration: LabelledOutputs) -> FamiliarityModel | None:
     """Fit familiarity; None if there are too few calibration photos."""
     features = train.outputs.features
-    model = familiarity.fit_references(features, train.labels, *compute_mean_and_scale(features))
-    return familiarity.calibrate(model, calibration.outputs.features, calibration.outputs.energy, calibration.groups)
+    model = familiarity_fit.fit_references(features, train.labels, *compute_mean_and_scale(features))
+    return familiarity_fit.calibrate(
+        model, calibration.outputs.features, calibration.outputs.energy, calibration.groups
+    )
 
 
 def compute_familiarity(model: FamiliarityModel, outputs: Outputs) -> np.ndarray:
@@ -98,15 +100,15 @@ def refit_familiarity(
     if model is None:
         return None
     outputs, labels = compute_training(tasks, settings)
-    fresh = familiarity.fit_references(outputs.features, labels, *compute_mean_and_scale(outputs.features))
-    return replace(fresh, **{name: getattr(model, name) for name in familiarity.CALIBRATED_FIELDS})
+    fresh = familiarity_fit.fit_references(outputs.features, labels, *compute_mean_and_scale(outputs.features))
+    return replace(fresh, **{name: getattr(model, name) for name in familiarity_fit.CALIBRATED_FIELDS})
 
 
 def find_reference_rows(splits: dict[str, PhotoExamples], recipe: Recipe) -> np.ndarray:
     """Find the dataset row of each photo in `FamiliarityModel.references` of the exported network."""
     train = (merge_for_refit(splits) if recipe.refit_on_all else splits)["train"]
     chosen = select_training(len(train))
-    return train.rows[chosen[familiarity.select_references(len(chosen))]]
+    return train.rows[chosen[familiarity_fit.select_references(len(chosen))]]
 
 
 def measure_unknown_objects(
