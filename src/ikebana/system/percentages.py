@@ -17,9 +17,12 @@ def parse_share(value: Any) -> Any:
     percentage = PERCENTAGE.fullmatch(value.strip())
     try:
         # Rounded, so that 7% is exactly 0.07.
-        return round(float(percentage[1]) / 100, 12) if percentage else float(value)
+        share = round(float(percentage[1]) / 100, 12) if percentage else float(value)
     except ValueError:
         raise ValueError("it must be a share such as 5% or 0.05") from None
+    if share >= 1:
+        raise ValueError("it must be a share below 1, such as 5% or 0.05")
+    return share
 
 
 def format_share(share: float) -> str:
