@@ -99,4 +99,4 @@ def _describe(answer: Prediction) -> str:
         return f"{answer.label} {answer.confidence:.2f}"
     if not answer.is_usable:
         return answer.status
-    return f"{answer.status}, closest to {answer.closest_class} {answer.confidence:.2f}"
+    return f"{answer.status}, most probably {answer.closest_class} {answer.confidence:.2f}"
