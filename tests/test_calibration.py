@@ -211,7 +211,7 @@ def test_the_evaluation_reports_coverage_and_accuracy_of_confident_predictions()
     sure = softmax(logits).max(1) >= 0.9
     assert evaluation.answered_share == pytest.approx(sure.mean())
     assert evaluation.answered_accuracy == pytest.approx((softmax(logits).argmax(1) == labels)[sure].mean())
-    assert f"gives an answer for {evaluation.answered_share:.1%} of them" in repr(evaluation)
+    assert f"gives an answer for {evaluation.answered_share:.1%} of the test photos" in repr(evaluation)
     assert "every photo gets a label" in repr(evaluate(softmax(logits), labels, names))
     assert "every photo gets a label" not in repr(evaluation)
 

@@ -147,7 +147,7 @@ class Evaluation:
             return NO_THRESHOLD_MESSAGE
         right = f" and is right in {self.answered_accuracy:.1%} of those" if self.answered_accuracy is not None else ""
         rest = f'"not sure" below confidence {self.threshold:.2f}'
-        return f"gives an answer for {self.answered_share:.1%} of them{right}; says {rest}"
+        return f"gives an answer for {self.answered_share:.1%} of the test photos{right}; says {rest}"
 
     def _describe_candidates(self) -> str:
         # Without a threshold there are no candidates either, for the same reason.
