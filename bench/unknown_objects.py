@@ -97,8 +97,8 @@ def read_photos(folder: Path, source: Plan, excluded: Iterable[str]) -> np.ndarr
             continue
         try:
             images.append(decoding.decode(file.read_bytes(), source.recipe.image_size, source.recipe.resize).pixels)
-        except UnreadablePhoto:
-            continue
+        except UnreadablePhoto as error:
+            print(f"  not used: {file.name}: {error.what}")
     return np.stack(images)
 
 

@@ -11,7 +11,7 @@ from ikebana.evaluation.statistics import wilson_interval
 
 @dataclass(frozen=True)
 class Detection:
-    """How well one kind of unknown photos is told from known ones.
+    """How well one kind of unknown photos is distinguished from known ones.
 
     Attributes:
         photos: unknown photos of this kind.

@@ -1,4 +1,4 @@
-"""Familiarity of a trained network, and how well it tells unknown photos from known ones."""
+"""Familiarity of a trained network, and how well it detects unknown photos."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
