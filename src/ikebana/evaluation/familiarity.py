@@ -7,7 +7,8 @@ neighbours  mean cosine similarity to the nearest training photos, along the mai
 centroids   cosine similarity to the nearest of a few centroids of the training features as they are
 energy      log sum exp of the logits, which is high where one class has strong evidence
 
-The first recognises similar things, the second distant things, the third photos between the classes. bench/records.md says how each scores alone. A photo's familiarity is the share of known
+The first recognises similar things, the second distant things, the third photos between the
+classes. bench/records.md says how each scores alone. A photo's familiarity is the share of known
 photos that score lower, so that 0.05 means: 5% of known photos resemble the training photos less.
 """
 
