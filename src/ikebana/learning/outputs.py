@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ikebana.learning import fast
+from ikebana.learning import fast, scoring
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import Examples, FeatureExamples
 from ikebana.learning.models import networks
@@ -94,16 +94,13 @@ def _compute_member(
     """Return features and logits of one network, or of a head on cached features."""
     network.eval()
     batches = []
-    for start in range(0, len(examples), settings.inference_batch_size):
-        indices = np.arange(start, min(start + settings.inference_batch_size, len(examples)))
-        inputs, _ = examples.get_batch(indices, settings.device)
+    for inputs in scoring.iterate_batches(examples, settings, bar):
         with settings.autocast():
             if isinstance(examples, FeatureExamples):
                 features, logits = inputs.flatten(1), network(inputs)
             else:
                 features, logits = networks.compute_features_and_logits(network, inputs)
         batches.append((features.float().cpu().numpy(), logits.float().cpu().numpy()))
-        bar.advance(len(inputs))
     if not batches:
         return np.zeros((0, 1), np.float32), np.zeros((0, networks.count_classes(network)), np.float32)
     features, logits = zip(*batches, strict=True)

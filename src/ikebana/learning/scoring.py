@@ -1,15 +1,26 @@
 """Forward passes over examples: logits, probabilities, loss and accuracy."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import Examples
 from ikebana.system import progress
+
+
+def iterate_batches(examples: Examples, settings: DeviceSettings, bar: progress.Bar | None = None) -> Iterator[Tensor]:
+    """Yield the inputs of inference batches, in order; the bar advances after each."""
+    for start in range(0, len(examples), settings.inference_batch_size):
+        indices = np.arange(start, min(start + settings.inference_batch_size, len(examples)))
+        inputs, _ = examples.get_batch(indices, settings.device)
+        yield inputs
+        if bar is not None:
+            bar.advance(len(inputs))
 
 
 @torch.inference_mode()
@@ -19,13 +30,9 @@ def compute_logits(
     """Run the network in evaluation mode: float32 logits [examples, classes]."""
     network.eval()
     logits = []
-    for start in range(0, len(examples), settings.inference_batch_size):
-        indices = np.arange(start, min(start + settings.inference_batch_size, len(examples)))
-        inputs, _ = examples.get_batch(indices, settings.device)
+    for inputs in iterate_batches(examples, settings, bar):
         with settings.autocast():
             logits.append(network(inputs).float().cpu().numpy())
-        if bar is not None:
-            bar.advance(len(inputs))
     return np.concatenate(logits) if logits else np.zeros((0, 1), np.float32)
 
 
