@@ -15,7 +15,7 @@ CONTENT_TYPES = {
     ".svg": "image/svg+xml",
 }
 # Files of the page with either engine, with the server's engine only, and with the browser's only.
-COMMON_FILES = ("page.css", "page.js", "photos.js", "cards.js", "icon.svg")
+COMMON_FILES = ("palette.css", "page.css", "page.js", "photos.js", "cards.js", "icon.svg")
 SERVER_FILES = ("engine-server.js", "docs.js")
 STANDALONE_FILES = ("engine-browser.js", "engine-worker.js", "file-notice.js")
 
