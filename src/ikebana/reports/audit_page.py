@@ -1,22 +1,17 @@
-"""The audit page: one self-contained HTML file that loads nothing from elsewhere."""
+"""The audit page."""
 
-import base64
-import io
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
 from ikebana.recipe import Resize
-from ikebana.reports import audit_charts
+from ikebana.reports import audit_charts, pages
 from ikebana.reports.thumbnails import restore_aspect_ratio
-from ikebana.system.files import atomic_write
 
 # With about 8 kB each, the page stays below 4 MB.
 MAX_PICTURES = 400
@@ -26,9 +21,6 @@ MAX_ROWS_PER_KIND = 2000
 MAX_PHOTOS_PER_CARD = 4
 SAMPLES_PER_CLASS, MAX_SAMPLED_CLASSES = 6, 12
 MAX_BARS = 60
-# Longer side of a thumbnail.
-THUMBNAIL_PIXELS = 168
-JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True)
@@ -146,24 +138,13 @@ def write(file: Path, dataset: Dataset, findings: Sequence[Finding], pixels: np.
     Raises:
         MachineError: the file cannot be written.
     """
-    with atomic_write(file) as partial_file:
-        partial_file.write_text(render(dataset, findings, pixels, resize), "utf-8")
+    pages.write_page(file, render(dataset, findings, pixels, resize))
 
 
 def render(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, resize: Resize) -> str:
     """Render the page as text, see `write`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     thumbnails = _Thumbnails(dataset, pixels, resize)
     sections = [_make_section(kind, of_kind, thumbnails) for kind, of_kind in _group_by_kind(findings)]
-    # Names of files and classes are untrusted, so everything is escaped.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     counts = dataset.count_photos()
     totals = {name: sum(of_class.values()) for name, of_class in counts.items()}
     ordered = sorted(totals, key=lambda name: (-totals[name], name))
@@ -171,7 +152,8 @@ def render(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, re
         (severity, title, sum(finding.severity == severity for finding in findings))
         for severity, title in SEVERITY_TITLES.items()
     ]
-    return environment.get_template("audit_page.html.jinja").render(
+    return pages.render(
+        "audit.html.jinja",
         name=Path(dataset.source).name or dataset.source,
         dataset=dataset,
         used=dataset.used_photos.height,
@@ -273,17 +255,4 @@ class _Thumbnails:
     def _render(self, path: str) -> Picture:
         number, row = self.rows[path]
         photo = restore_aspect_ratio(self.pixels[number], row["width"], row["height"], self.resize)
-        return Picture(path, row["label"], row["split"] or "", _to_data_uri(photo))
-
-
-def _to_data_uri(photo: np.ndarray) -> str:
-    picture = Image.fromarray(photo)
-    scale = THUMBNAIL_PIXELS / max(picture.size)
-    if scale < 1:
-        picture = picture.resize(
-            (max(1, math.ceil(picture.width * scale)), max(1, math.ceil(picture.height * scale))),
-            Image.Resampling.BILINEAR,
-        )
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+        return Picture(path, row["label"], row["split"] or "", pages.to_data_uri(photo))
