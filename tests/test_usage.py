@@ -3,6 +3,7 @@
 import pytest
 
 from ikebana import cli
+from ikebana.system.usage import unwrap_descriptions
 
 HELP = "ikebana fit --help"
 
@@ -24,6 +25,30 @@ def test_wrong_usage_exits_with_2_and_advice(arguments, message, advice, capsys)
         cli.main(arguments)
     assert end.value.code == 2
     assert capsys.readouterr() == ("", f"UsageError: {message}\n  try  {advice}\n")
+
+
+def test_the_help_breaks_lines_at_the_width_of_the_terminal_only():
+    def command(photos, out):
+        """Do something.
+
+        It takes a while.
+
+        Parameters
+        ----------
+        photos
+            A folder with
+            photos, or
+            an archive.
+        out
+            The file.
+        """
+
+    unwrap_descriptions(command)
+    assert command.__doc__ == (
+        "Do something.\n\nIt takes a while.\n\nParameters\n----------\nphotos\n    A folder with photos, or an archive."
+        "\nout\n    The file."
+    )
+    assert "a .csv or .parquet table with the columns path and label.\nrecipe" in (cli.fit.__doc__ or "")
 
 
 def test_an_unknown_command_is_refused_with_the_known_ones(capsys):

@@ -15,7 +15,7 @@ from ikebana.recipe import list_options
 from ikebana.recipes import RECIPES
 from ikebana.serving.limits import Limits
 from ikebana.system import process, progress
-from ikebana.system.usage import translate_parser_error
+from ikebana.system.usage import translate_parser_error, unwrap_descriptions
 
 EXIT_DONE, EXIT_REFUSED, EXIT_WRONG_USAGE, EXIT_LEAKAGE = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
@@ -458,6 +458,11 @@ def demo(*, out: Path | None = None, output: Output = DEFAULT_OUTPUT) -> None:
     folder = demo.demo(out).folder
     progress.event("done", folder=str(folder))
     progress.result(str(folder))
+
+
+for _name in app:
+    if not _name.startswith("-"):
+        unwrap_descriptions(app[_name].default_command)
 
 
 def _report_error(error: Any) -> int:

@@ -1,6 +1,9 @@
 """Messages for wrong usage, instead of those of the argument parser."""
 
+import inspect
+from collections.abc import Callable
 from difflib import get_close_matches
+from typing import Any
 
 from cyclopts.exceptions import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
@@ -8,6 +11,28 @@ from ikebana.errors import UsageError
 
 # Below this similarity, a suggestion would be a guess.
 MIN_SUGGESTION_SIMILARITY = 0.75
+
+
+def unwrap_descriptions(command: Callable[..., Any] | None) -> None:
+    """Join the lines of each parameter's description in the docstring of a command.
+
+    The help breaks lines to fit the terminal, and would also keep those of the docstring.
+    """
+    if command is None:
+        return
+    sections = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    command.__doc__ = "\n\n".join(_join_descriptions(section) for section in sections)
+
+
+def _join_descriptions(section: str) -> str:
+    """Join indented lines that follow an indented line."""
+    lines: list[str] = []
+    for line in section.splitlines():
+        if line.startswith("    ") and lines and lines[-1].startswith("    "):
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def translate_parser_error(error: CycloptsError) -> UsageError:
