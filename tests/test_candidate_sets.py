@@ -181,6 +181,26 @@ def test_the_evaluation_reports_coverage_for_all_photos_kinds_sizes_and_classes(
     assert "at least 90% requested" in scored.describe()
 
 
+def test_unknown_photos_are_neither_answered_nor_not_sure():
+    probabilities, labels = draw_photos(6, 900)
+    is_known = np.arange(900) % 3 > 0
+    scored = score_candidates(
+        probabilities,
+        labels,
+        None,
+        classes=tuple("abcdef"),
+        calibration=Calibration(1.0, 0.5, 400, CandidateRule(0.9, 0.1, 0.7)),
+        coverage=0.9,
+        is_known=is_known,
+    )
+    assert scored.overall is not None
+    assert scored.answered is not None
+    assert scored.not_sure is not None
+    assert scored.overall.photos == 900
+    assert scored.answered.photos == ((probabilities.max(1) >= 0.5) & is_known).sum()
+    assert scored.not_sure.photos == ((probabilities.max(1) < 0.5) & is_known).sum()
+
+
 @pytest.mark.parametrize("rule", [CandidateRule(0.9, 0.1, 0.7), None])
 def test_scores_with_and_without_candidates_come_back_from_json_as_they_were(rule):
     probabilities, labels = draw_photos(7, 60)

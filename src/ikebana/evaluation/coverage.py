@@ -34,7 +34,7 @@ class CandidateScores:
         overall: of all test photos; None if calibration had too few photos to name candidates, and then
             everything below is None or empty, too.
         mean_size: candidates per photo.
-        answered, not_sure: of the photos that get a label, and of those that do not.
+        answered, not_sure: of the photos that get a label, and of those that do not, without unknown ones.
         per_size: by number of candidates.
         per_class: by true class.
     """
@@ -70,6 +70,7 @@ def score_candidates(
     classes: Sequence[str],
     calibration: Calibration,
     coverage: float,
+    is_known: np.ndarray | None = None,
 ) -> CandidateScores:
     """Score the candidates of test photos.
 
@@ -79,11 +80,13 @@ def score_candidates(
         groups: int [photos]; None if all photos are independent.
         classes: class names.
         coverage: the requested coverage.
+        is_known: bool [photos], whether a photo is familiar enough to be answered; None if all are.
     """
     rule = calibration.candidates
     if rule is None:
         return CandidateScores(coverage)
     groups = np.arange(len(labels)) if groups is None else groups
+    is_known = np.ones(len(labels), bool) if is_known is None else is_known
     is_sure = probabilities.max(1) >= (calibration.threshold or 0)
     scores = score_classes(probabilities)
     limits = np.where(is_sure, rule.limit, rule.unsure_limit)
@@ -97,8 +100,8 @@ def score_candidates(
         coverage,
         _summarise(is_covered, groups),
         float(sizes.mean()),
-        summarise(is_sure),
-        summarise(~is_sure),
+        summarise(is_sure & is_known),
+        summarise(~is_sure & is_known),
         {str(size): summarise(sizes == size) for size in np.unique(sizes)},
         {name: summarise(labels == index) for index, name in enumerate(classes)},
     )
