@@ -146,7 +146,7 @@ class Evaluation:
         if self.threshold is None or self.answered_share is None:
             return NO_THRESHOLD_MESSAGE
         right = f" and is right in {self.answered_accuracy:.1%} of those" if self.answered_accuracy is not None else ""
-        rest = f'"not sure" below confidence {self.threshold:.2f}'
+        rest = f'"not sure" below confidence {self.threshold:.3g}'
         return f"gives an answer for {self.answered_share:.1%} of the test photos{right}; says {rest}"
 
     def _describe_candidates(self) -> str:
@@ -273,7 +273,13 @@ def score_confidence(
         answered_share=share,
         answered_accuracy=accuracy,
         candidates=score_candidates(
-            probabilities, labels, groups, classes=evaluation.classes, calibration=calibration, coverage=coverage
+            probabilities,
+            labels,
+            groups,
+            classes=evaluation.classes,
+            calibration=calibration,
+            coverage=coverage,
+            is_known=is_known,
         ),
         risk_coverage=trace_curve(probabilities, labels, calibration.guarantee),
     )

@@ -165,5 +165,5 @@ def summarise(output_path: Path, data: bytes, model_info: dict[str, Any]) -> str
         lines.append(NO_THRESHOLD_MESSAGE)
     if model_info["guarantee"] is not None:
         guarantee = Guarantee(**model_info["guarantee"])
-        lines.append(f'"not sure" below confidence {model_info["threshold"] or 0:.2f}: {guarantee.describe()}')
+        lines.append(f'"not sure" below confidence {model_info["threshold"] or 0:.3g}: {guarantee.describe()}')
     return "\n".join(lines)
