@@ -1,5 +1,6 @@
 """Accuracy on changed photos: of the network that was scored, also after an interruption and for a run that is finished."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -20,8 +21,9 @@ from ikebana.commands import robustness as run_robustness
 from ikebana.evaluation import robustness
 from ikebana.evaluation.image_changes import CHANGES
 from ikebana.evaluation.robustness import STRENGTHS, Robustness
-from ikebana.learning.robustness import ChangedPhotos, measure_robustness
+from ikebana.learning.robustness import ChangedPhotos, estimate_seconds, measure_robustness
 from ikebana.recipe import LinearProbe, Recipe
+from ikebana.recipes import RECIPES
 from ikebana.reports import robustness_figure
 
 SMALL_OPTIONS = {"image_size": 48, "batch_size": 16, "epochs": 3, "precision": "float32"}
@@ -70,6 +72,17 @@ def test_a_network_that_sees_only_brightness_fails_as_brightness_changes_and_sta
 def test_at_most_200_photos_are_used_evenly_spaced():
     measured = measure_robustness(Brightness(), make_striped_photos(333, side=8), CPU_SETTINGS)
     assert measured.n == 200
+
+
+def test_the_estimated_time_is_that_of_31_predictions_of_each_test_photo_in_float32():
+    quick, baseline = RECIPES["quick"], RECIPES["baseline"]
+    exact = dataclasses.replace(CPU_SETTINGS, seconds_per_photo=0.01)
+    fast = dataclasses.replace(exact, precision="bfloat16")
+    assert estimate_seconds(500, quick, exact) == pytest.approx(100 * 31 * 0.01)
+    assert estimate_seconds(5000, quick, exact) == pytest.approx(200 * 31 * 0.01)
+    # Without a backward pass, training steps are faster; float32 is slower than bfloat16.
+    assert estimate_seconds(500, baseline, exact) < estimate_seconds(500, quick, exact)
+    assert estimate_seconds(500, quick, exact) < estimate_seconds(500, quick, fast)
 
 
 def test_robustness_is_read_as_it_was_written_and_described_on_one_line():

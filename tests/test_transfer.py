@@ -16,10 +16,11 @@ from ikebana import recipes
 from ikebana.data import sources
 from ikebana.data.dataset import STATUS_USED
 from ikebana.learning import device, estimate
-from ikebana.learning.estimate import configure_device, estimate_cost, suggest_upgrade
+from ikebana.learning.estimate import configure_device, estimate_cost
 from ikebana.learning.features import feature_cache
 from ikebana.learning.models import weight_loading
 from ikebana.learning.models.assembly import assemble
+from ikebana.learning.upgrades import suggest_upgrade
 from ikebana.recipe import with_options
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ikebana.evaluation.learning_curves import LearningCurve
-from ikebana.learning.estimate import (
+from ikebana.learning.estimate import format_duration
+from ikebana.learning.features.depth_probe import AccuracyEstimate, ProbeResult
+from ikebana.learning.upgrades import (
     FEW_PHOTOS_EVIDENCE,
     MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING,
     MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN,
-    format_duration,
 )
-from ikebana.learning.features.depth_probe import AccuracyEstimate, ProbeResult
 from ikebana.recipe import Trainable
 
 # Training photos per class from which larger networks help; with 80 they did not (docs/log.md).

@@ -333,8 +333,9 @@ def _measure_learning_curves(
 
 def _estimate_costs(dataset: Dataset, plan: "Plan") -> dict[str, float]:
     """Estimate the seconds of the default recipe and the next better one on this machine."""
-    from ikebana.learning.estimate import UPGRADES, estimate_cost, estimate_upgrade_seconds
+    from ikebana.learning.estimate import estimate_cost
     from ikebana.learning.precision import get_seconds_per_photo
+    from ikebana.learning.upgrades import UPGRADES, estimate_upgrade_seconds
 
     recipe = plan.recipe
     # Estimated again: features are cached now.

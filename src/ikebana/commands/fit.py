@@ -19,7 +19,7 @@ from ikebana.evaluation.slices import score_slices
 from ikebana.learning import augmentation
 from ikebana.learning.cross_validation import add_scores_of_all_photos
 from ikebana.learning.device import collect_environment, load_settings
-from ikebana.learning.estimate import get_spare_gpu_bytes, recipe_memory_errors, suggest_upgrade
+from ikebana.learning.estimate import get_spare_gpu_bytes, recipe_memory_errors
 from ikebana.learning.examples import PhotoExamples, build_split_examples, concatenate
 from ikebana.learning.familiarity import find_reference_rows, refit_familiarity
 from ikebana.learning.held_out import HeldOutResults, score_held_out
@@ -33,6 +33,7 @@ from ikebana.learning.plan import (
 )
 from ikebana.learning.process_state import preserve_process_state
 from ikebana.learning.training import checkpoint
+from ikebana.learning.upgrades import suggest_upgrade
 from ikebana.recipe import FitOptions, Recipe
 from ikebana.reports import run_pictures
 from ikebana.runs import run_writer
@@ -77,6 +78,8 @@ def fit(
     plan = Plan.from_photos(photos, recipe, model=model, run_folder=run_folder, device=device, **options)
     plan.apply_settings()
     plan.estimate.report_and_check()
+    if robustness:
+        run_robustness.report_cost(plan)
     environment = collect_environment(plan.settings)
     if recipe is not None and (changes := describe_rerun_differences(recipe, environment)):
         progress.message(changes)

@@ -8,9 +8,11 @@ from ikebana.data.pixel_cache import PixelCache
 from ikebana.errors import RunError
 from ikebana.learning import device
 from ikebana.learning.device import DeviceSettings, load_settings
+from ikebana.learning.estimate import format_duration
 from ikebana.learning.examples import PhotoExamples, build_split_examples
 from ikebana.learning.models.assembly import load_trained_network
-from ikebana.learning.robustness import measure_robustness
+from ikebana.learning.plan import Plan
+from ikebana.learning.robustness import estimate_seconds, measure_robustness
 from ikebana.reports import run_pictures
 from ikebana.runs.run import Run
 from ikebana.runs.run_writer import RunWriter
@@ -29,6 +31,12 @@ def check_can_measure(run: Run) -> None:
             where=run.folder,
             advice="ikebana fit PHOTOS --recipe RUN/recipe.json --robustness",
         )
+
+
+def report_cost(plan: Plan) -> None:
+    """Report how long the measurement takes, before training."""
+    seconds = estimate_seconds(plan.dataset.photos.height, plan.recipe, plan.settings)
+    progress.message(f"--robustness takes about {format_duration(seconds)} more")
 
 
 def add(writer: RunWriter, network: "nn.Module", test: PhotoExamples, settings: DeviceSettings) -> Run:

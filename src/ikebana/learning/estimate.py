@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import shlex
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from ikebana.data.duplicates import near_duplicates
 from ikebana.learning import device
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.features import feature_cache
-from ikebana.learning.models import layer_table, networks, parameter_groups
+from ikebana.learning.models import layer_table, parameter_groups
 from ikebana.learning.models.assembly import Assembly, Member
-from ikebana.learning.precision import get_seconds_per_photo, select_precision
+from ikebana.learning.precision import select_precision
 from ikebana.learning.training import loop
 from ikebana.learning.training.trainer import plan_phases
 from ikebana.recipe import MIDDLE_STAGE, FineTune, GradientMethod, LinearProbe, Recipe, with_options
@@ -39,40 +38,15 @@ DECODE_SECONDS_PER_PHOTO = 0.0015
 HEAD_OPERATIONS_PER_SECOND = 1e11
 # Held-out photos are computed in float32, which is slower where bfloat16 was selected.
 FLOAT32_TIME_FACTOR = 1.4
-# Independent of the number of photos: building networks, the head, scores, figures.
-FIXED_SECONDS = 4.0
-# Training photos per class from which fine-tuning is recommended. With 25 and 50 of the flowers it was
-# about as accurate as a head (bench/records.md).
-MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING = 40
-# With fewer training photos per class, no gain of a better recipe was measured.
-MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN = 100
-
-FEW_PHOTOS_EVIDENCE = (
-    "on Flowers Recognition fine-tuning gained nothing with 25 and 50 training photos per class, and much with 500"
-)
-
-
-@dataclass(frozen=True)
-class RecipeUpgrade:
-    """A recipe that is more accurate than another.
-
-    Attributes:
-        epoch_cost_factor: its training time per photo over the lesser recipe's `seconds_per_photo`.
-        scores: measured test accuracies of both, for the user.
-    """
-
-    recipe: str
-    epoch_cost_factor: float
-    scores: str
-
-
-# Factors include validation. The first is from a Xeon with AMX. The second is from an EPYC with
-# avx512_bf16, before steps became faster (on the Xeon at most 5.6, under load).
-# Scores are test accuracies on Flowers Recognition with the tutorial's split: bench/records.md.
-UPGRADES = {
-    "quick": RecipeUpgrade("good", 3.8, "good 0.950, quick 0.926"),
-    "good": RecipeUpgrade("best", 4.0, "best 0.962, good 0.950"),
-}
+# Independent of the number of photos: building networks, the head, drawn images, figures.
+FIXED_SECONDS = 5.0
+# After training, per photo of the collection: its features are compared with others, per class that is left
+# out again. Fits of a linear probe to cached features then predict each photo once more. Measured with 1,280
+# features, five classes and two processors.
+COMPARE_SECONDS_PER_PHOTO = 0.0007
+CROSS_VALIDATE_SECONDS_PER_PHOTO = 0.0006
+# Training photos that new ones are compared with, at most: their features fit into memory.
+MAX_COMPARED_PHOTOS = 10_000
 
 
 @dataclass(frozen=True)
@@ -217,6 +191,7 @@ def estimate_cost(
     # Photos without a label have rows in the caches, but take no time.
     usable = dataset.photos.filter(dataset.photos["status"].is_in((STATUS_UNOPENED, STATUS_USED))).height
     seconds, work = _estimate_seconds(usable, min(missing_photos, usable), assembly, settings)
+    seconds += _estimate_score_seconds(usable, assembly, settings)
     seconds += FIXED_SECONDS + (0.0 if has_pixels else usable * DECODE_SECONDS_PER_PHOTO / count_threads())
     cache_bytes = _estimate_cache_bytes(dataset, recipe, pixels, features_bytes)
     run_bytes = _estimate_run_bytes(dataset, assembly) if run_folder is not None else 0.0
@@ -278,6 +253,17 @@ def _estimate_head_seconds(
         refit_seconds = 0.0 if settings.precision == "float32" else (photos - train_photos) * seconds_per_photo
         seconds += head_seconds / recipe.split_fractions[0] + refit_seconds
     return seconds, work
+
+
+def _estimate_score_seconds(photos: int, assembly: Assembly, settings: DeviceSettings) -> float:
+    """Estimate the time of the scores after training, beside that of the figures."""
+    seconds = min(photos, MAX_COMPARED_PHOTOS) * COMPARE_SECONDS_PER_PHOTO
+    if isinstance(assembly.recipe.method, LinearProbe):
+        seconds += photos * CROSS_VALIDATE_SECONDS_PER_PHOTO
+    if not assembly.recipe.caches_features:  # the trained network sees each photo once more
+        forward_seconds = loop.FORWARD_TIME_FRACTION * (settings.seconds_per_photo or 0.0)
+        seconds += min(photos, MAX_COMPARED_PHOTOS) * forward_seconds
+    return seconds
 
 
 def _estimate_missing_features(
@@ -358,49 +344,6 @@ def _estimate_activation_bytes(member: Member, photos: int, settings: DeviceSett
     return layer_table.estimate_activation_bytes(
         layer_table.skip_frozen_layers(member.layers), batch_size, settings.dtype.itemsize
     )
-
-
-def suggest_upgrade(
-    dataset: Dataset, recipe: Recipe, settings: DeviceSettings, accuracy: float, accuracy_lower_bound: float
-) -> str:
-    """Suggest the next better recipe, with measured scores and its cost here.
-
-    Args:
-        dataset: after `split_photos`.
-        accuracy_lower_bound: lower end of the confidence interval of the accuracy.
-    Returns:
-        "" if there is no better recipe or nothing to gain.
-    """
-    better = UPGRADES.get(recipe.name)
-    seconds_per_photo = get_seconds_per_photo(settings)
-    if better is None or seconds_per_photo is None or accuracy == 1:
-        return ""
-    if accuracy_lower_bound <= 1 / len(dataset.classes):
-        return "no better than guessing: check photos and labels with `ikebana audit`, and add photos"
-    preset, cost = networks.fill_defaults(recipes.RECIPES[recipe.name]), ""
-    command = f"ikebana fit {shlex.quote(dataset.command_argument)} --recipe {better.recipe}"
-    if recipe.network != preset.network:  # the scores were measured with the preset's network only
-        return f"possibly more accurate: {command} --network {recipe.network}"
-    if recipe.image_size == preset.image_size:  # time per photo is known for this image size only
-        cost = f"about {format_duration(estimate_upgrade_seconds(dataset, recipe, better, seconds_per_photo))} here; "
-    photos_per_class = dataset.used_photos.filter(split="train").group_by("label").len()["len"].median()
-    if isinstance(photos_per_class, float) and photos_per_class < MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN:
-        return f"possibly more accurate: {command}\n  ({cost}{FEW_PHOTOS_EVIDENCE})"
-    return f"more accurate: {command}\n  ({cost}on one Flowers Recognition split: {better.scores})"
-
-
-def estimate_upgrade_seconds(
-    dataset: Dataset, recipe: Recipe, better: RecipeUpgrade, seconds_per_photo: float
-) -> float:
-    """Estimate how long the next better recipe would train here.
-
-    Args:
-        seconds_per_photo: of the current recipe's frozen forward pass or training step.
-    """
-    shown_photos = (
-        dataset.used_photos.height * recipes.RECIPES[better.recipe].gradient_method.epochs * recipe.split_fractions[0]
-    )
-    return FIXED_SECONDS + shown_photos * seconds_per_photo * better.epoch_cost_factor
 
 
 def _describe_epochs(count: int, seconds: float, networks: int) -> str:

@@ -9,13 +9,12 @@ from torch import nn
 
 from ikebana.learning import fast, scoring
 from ikebana.learning.device import DeviceSettings
+from ikebana.learning.estimate import MAX_COMPARED_PHOTOS
 from ikebana.learning.examples import Examples, FeatureExamples
 from ikebana.learning.models import networks
 from ikebana.learning.plan import TrainingTask
 from ikebana.system import progress
 
-# Training photos that familiarity is fitted to: their features fit into memory.
-MAX_TRAINING_PHOTOS = 10_000
 SEED = 0
 
 
@@ -50,7 +49,7 @@ def compute_held_out(tasks: Sequence[TrainingTask], settings: DeviceSettings) ->
 
 
 def compute_training(
-    tasks: Sequence[TrainingTask], settings: DeviceSettings, max_photos: int = MAX_TRAINING_PHOTOS
+    tasks: Sequence[TrainingTask], settings: DeviceSettings, max_photos: int = MAX_COMPARED_PHOTOS
 ) -> tuple[Outputs, np.ndarray]:
     """Compute the outputs for training photos, in the precision of training.
 
@@ -64,7 +63,7 @@ def compute_training(
     return _compute("compare photos", parts, settings), tasks[0].train.labels[chosen]
 
 
-def select_training(count: int, max_photos: int = MAX_TRAINING_PHOTOS) -> np.ndarray:
+def select_training(count: int, max_photos: int = MAX_COMPARED_PHOTOS) -> np.ndarray:
     """Select the training photos that familiarity is fitted to: ascending indices."""
     return np.sort(np.random.default_rng(SEED).choice(count, min(count, max_photos), replace=False))
 

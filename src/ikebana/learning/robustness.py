@@ -10,11 +10,16 @@ from ikebana.evaluation.image_changes import CHANGES
 from ikebana.evaluation.robustness import STRENGTHS, Robustness
 from ikebana.learning import fast, scoring
 from ikebana.learning.device import DeviceSettings
+from ikebana.learning.estimate import FLOAT32_TIME_FACTOR
 from ikebana.learning.examples import Examples, PhotoExamples
+from ikebana.learning.training.loop import FORWARD_TIME_FRACTION
+from ikebana.recipe import Recipe
 from ikebana.system import progress
 from ikebana.system.threads import map_in_threads
 
-# Each is predicted 31 times, at most about as often as `quick` extracts features of all photos.
+# Predictions of each photo: as it is, and with each change at each strength.
+PASSES = 1 + len(CHANGES) * len(STRENGTHS)
+# At most about as many predictions as `quick` extracts features of all photos.
 MAX_ROBUSTNESS_PHOTOS = 200
 
 
@@ -53,6 +58,19 @@ class ChangedPhotos:
         return changed.permute(0, 3, 1, 2).to(device), torch.from_numpy(self.labels[indices]).to(device)
 
 
+def estimate_seconds(photos: int, recipe: Recipe, settings: DeviceSettings) -> float:
+    """Estimate how long `measure_robustness` takes.
+
+    Args:
+        photos: number of photos in the collection, not only of the test split.
+    """
+    test_photos = min(MAX_ROBUSTNESS_PHOTOS, photos * recipe.split_fractions[2])
+    # Measured in the precision of training, and where features are not cached, with a backward pass.
+    factor = 1.0 if recipe.caches_features else FORWARD_TIME_FRACTION
+    factor *= 1.0 if settings.precision == "float32" else FLOAT32_TIME_FACTOR
+    return test_photos * PASSES * factor * (settings.seconds_per_photo or 0.0)
+
+
 def measure_robustness(network: nn.Module, photos: PhotoExamples, settings: DeviceSettings) -> Robustness:
     """Measure the accuracy on changed copies of at most 200 evenly spaced photos.
 
@@ -65,7 +83,7 @@ def measure_robustness(network: nn.Module, photos: PhotoExamples, settings: Devi
     )
     exact = replace(settings, precision="float32")
     fast_network = fast.optimise_for_inference(network, chosen)
-    with progress.stage("robustness", len(chosen) * (1 + len(CHANGES) * len(STRENGTHS))) as bar:
+    with progress.stage("robustness", len(chosen) * PASSES) as bar:
 
         def measure_accuracy(examples: Examples) -> float:
             logits = scoring.compute_logits(fast_network, examples, exact, bar)

@@ -1,0 +1,88 @@
+"""Better recipes that are suggested after a run, with their cost here."""
+
+import shlex
+from dataclasses import dataclass
+
+from ikebana import recipes
+from ikebana.data.dataset import Dataset
+from ikebana.learning.device import DeviceSettings
+from ikebana.learning.estimate import FIXED_SECONDS, format_duration
+from ikebana.learning.models import networks
+from ikebana.learning.precision import get_seconds_per_photo
+from ikebana.recipe import Recipe
+
+# Training photos per class from which fine-tuning is recommended. With 25 and 50 of the flowers it was
+# about as accurate as a head (bench/records.md).
+MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING = 40
+# With fewer training photos per class, no gain of a better recipe was measured.
+MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN = 100
+
+FEW_PHOTOS_EVIDENCE = (
+    "on Flowers Recognition fine-tuning gained nothing with 25 and 50 training photos per class, and much with 500"
+)
+
+
+@dataclass(frozen=True)
+class RecipeUpgrade:
+    """A recipe that is more accurate than another.
+
+    Attributes:
+        epoch_cost_factor: its training time per photo over the lesser recipe's `seconds_per_photo`.
+        scores: measured test accuracies of both, for the user.
+    """
+
+    recipe: str
+    epoch_cost_factor: float
+    scores: str
+
+
+# Factors include validation. The first is from a Xeon with AMX. The second is from an EPYC with
+# avx512_bf16, before steps became faster (on the Xeon at most 5.6, under load).
+# Scores are test accuracies on Flowers Recognition with the tutorial's split: bench/records.md.
+UPGRADES = {
+    "quick": RecipeUpgrade("good", 3.8, "good 0.950, quick 0.926"),
+    "good": RecipeUpgrade("best", 4.0, "best 0.962, good 0.950"),
+}
+
+
+def suggest_upgrade(
+    dataset: Dataset, recipe: Recipe, settings: DeviceSettings, accuracy: float, accuracy_lower_bound: float
+) -> str:
+    """Suggest the next better recipe, with measured scores and its cost here.
+
+    Args:
+        dataset: after `split_photos`.
+        accuracy_lower_bound: lower end of the confidence interval of the accuracy.
+    Returns:
+        "" if there is no better recipe or nothing to gain.
+    """
+    better = UPGRADES.get(recipe.name)
+    seconds_per_photo = get_seconds_per_photo(settings)
+    if better is None or seconds_per_photo is None or accuracy == 1:
+        return ""
+    if accuracy_lower_bound <= 1 / len(dataset.classes):
+        return "no better than guessing: check photos and labels with `ikebana audit`, and add photos"
+    preset, cost = networks.fill_defaults(recipes.RECIPES[recipe.name]), ""
+    command = f"ikebana fit {shlex.quote(dataset.command_argument)} --recipe {better.recipe}"
+    if recipe.network != preset.network:  # the scores were measured with the preset's network only
+        return f"possibly more accurate: {command} --network {recipe.network}"
+    if recipe.image_size == preset.image_size:  # time per photo is known for this image size only
+        cost = f"about {format_duration(estimate_upgrade_seconds(dataset, recipe, better, seconds_per_photo))} here; "
+    photos_per_class = dataset.used_photos.filter(split="train").group_by("label").len()["len"].median()
+    if isinstance(photos_per_class, float) and photos_per_class < MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN:
+        return f"possibly more accurate: {command}\n  ({cost}{FEW_PHOTOS_EVIDENCE})"
+    return f"more accurate: {command}\n  ({cost}on one Flowers Recognition split: {better.scores})"
+
+
+def estimate_upgrade_seconds(
+    dataset: Dataset, recipe: Recipe, better: RecipeUpgrade, seconds_per_photo: float
+) -> float:
+    """Estimate how long the next better recipe would train here.
+
+    Args:
+        seconds_per_photo: of the current recipe's frozen forward pass or training step.
+    """
+    shown_photos = (
+        dataset.used_photos.height * recipes.RECIPES[better.recipe].gradient_method.epochs * recipe.split_fractions[0]
+    )
+    return FIXED_SECONDS + shown_photos * seconds_per_photo * better.epoch_cost_factor
