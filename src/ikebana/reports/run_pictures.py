@@ -58,6 +58,8 @@ def draw_missing(
         THUMBNAILS: lambda folder: write_thumbnails(folder, dataset, pixels.pixels, run.recipe.resize),
     }
     missing = {name: write for name, write in writers.items() if not (run.folder / name).is_dir()}
+    if not missing:
+        return
     with progress.stage("draw figures", len(missing), "steps") as bar:
         failures = {name: _try_to_write(write, run.folder / name, bar) for name, write in missing.items()}
     reasons = [f"{name}: {reason}" for name, reason in failures.items() if reason]
