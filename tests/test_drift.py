@@ -95,10 +95,13 @@ def test_the_last_line_of_predict_says_that_photos_differ(paper_classifier, good
 
     with caplog.at_level("INFO", "ikebana"):
         ikebana.predict(dataclasses.replace(classifier, forward=forward_with(0.9)), good_photos[:20])
-        assert "differ" not in caplog.text
+        assert "less like the training photos" not in caplog.text
+        assert '20 "unknown" (unlike the training photos)' not in caplog.text
         ikebana.predict(dataclasses.replace(classifier, forward=forward_with(0.01)), good_photos[:20])
+    assert '0 with a label, 0 "not sure", 20 "unknown" (unlike the training photos)' in caplog.messages[-2]
     assert caplog.messages[-1].startswith(
-        "these photos differ from the training photos: their median familiarity is 0.01"
+        "all together, these photos are less like the training photos than the test photos were: their median "
+        "familiarity is 0.01"
     )
 
 

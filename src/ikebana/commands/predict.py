@@ -75,14 +75,18 @@ class Counts:
         """Number of photos that this call predicted."""
         return self.sure + self.unsure + self.unknown
 
-    def summarise(self, ignored: int) -> str:
+    def summarise(self, ignored: int, model_classifier: Classifier) -> str:
         """Describe the counts in one sentence."""
         usable, more = self.predicted, self.unusable - len(self.reasons)
-        unsure = f', {self.unsure} of them "not sure"' if self.unsure else ""
-        unsure += f', {self.unknown} unlike the training photos ("unknown")' if self.unknown else ""
+        parts = [f"{self.sure} with a label"]
+        if model_classifier.threshold is not None:
+            parts.append(f'{self.unsure} "not sure"')
+        if model_classifier.familiarity_threshold is not None:
+            parts.append(f'{self.unknown} "unknown" (unlike the training photos)')
+        answers = f": {', '.join(parts)}" if len(parts) > 1 and usable else ""
         resumed = f", {self.resumed} predicted earlier" if self.resumed else ""
         unusable = f"{self.unusable} unusable, {ignored} hidden files ignored"
-        lines = [f"{usable} photo{'s' * (usable != 1)} predicted{unsure}{resumed}, {unusable}", *self.reasons]
+        lines = [f"{usable} photo{'s' * (usable != 1)} predicted{answers}{resumed}; {unusable}", *self.reasons]
         return "\n  ".join([*lines, f"and {more} more"] if more else lines)
 
 
@@ -220,7 +224,7 @@ def _predict_to_file(
 
 def _summarise(counts: Counts, ignored: int, model_classifier: Classifier) -> str:
     """Describe the counts, and the lack of a threshold or of candidates."""
-    summary = counts.summarise(ignored)
+    summary = counts.summarise(ignored, model_classifier)
     if model_classifier.threshold is None:
         return f"{summary}\n{NO_THRESHOLD_MESSAGE}"
     return summary if model_classifier.candidate_rule is not None else f"{summary}\n{NO_CANDIDATES_MESSAGE}"

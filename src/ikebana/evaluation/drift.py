@@ -42,8 +42,9 @@ class Drift:
         """Say in one sentence how the photos differ."""
         p_value = f"p = {self.p_value:.1g}" if self.p_value >= 1e-6 else "p < 0.000001"
         return (
-            f"these photos differ from the training photos: their median familiarity is {self.median_familiarity:.2f} "
-            f"instead of 0.50 ({p_value}); their labels may be less accurate than the test score says"
+            f"all together, these photos are less like the training photos than the test photos were: their median "
+            f"familiarity is {self.median_familiarity:.2f} instead of 0.50 ({p_value}); predictions may be less "
+            "accurate than the test score says"
         )
 
 
