@@ -58,39 +58,40 @@ def test_the_same_photos_give_the_same_findings(drawn):
 def test_wrong_labels_are_reported_with_the_right_class(tmp_path):
     folder = tmp_path / "photos"
     paper_flowers.draw_collection(folder, photos_per_kind=30)
-    kinds = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    kinds = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     source, target = folder / kinds[0], folder / kinds[1]
-    moved = sorted(each for each in source.iterdir() if each.suffix == ".jpg")[:2]
+    moved = sorted(photo for photo in source.iterdir() if photo.suffix == ".jpg")[:2]
     for file in moved:
         file.rename(target / f"moved-{file.name}")
-    found = [each for each in ikebana.audit(folder).findings if each.kind == "suspect_label"]
-    named = {each.paths[0]: each for each in found}
+    findings = [finding for finding in ikebana.audit(folder).findings if finding.kind == "suspect_label"]
+    named = {finding.paths[0]: finding for finding in findings}
     for file in moved:
         finding = named[f"{kinds[1]}/moved-{file.name}"]
         assert finding.suggested_label == kinds[0]
         assert finding.confidence is not None
         assert 0.2 < finding.confidence < 1
-    stated = [each.confidence or 0 for each in found]
+    stated = [finding.confidence or 0 for finding in findings]
     assert stated == sorted(stated, reverse=True)
     assert all(
-        (each.severity == "warning") == (confidence > 0.5) for each, confidence in zip(found, stated, strict=True)
+        (finding.severity == "warning") == (confidence > 0.5)
+        for finding, confidence in zip(findings, stated, strict=True)
     )
 
 
 def test_a_class_in_a_single_group_has_no_suspects_and_hides_none():
-    """No head learns such a class from photos of another group, and no neighbour is one of it: that says nothing."""
+    """No head learns such a class from other groups, and no neighbour belongs to it, which is no evidence."""
     truth = np.repeat([0, 1, 2], [60, 60, 6])
     features = (9 * np.eye(3, 24)[truth] + np.random.default_rng(0).normal(0, 1, (126, 24))).astype(np.float32)
     labels, wrong = truth.copy(), [3, 70, 80]
     labels[wrong] = 1 - truth[wrong]
     groups = np.where(truth == 2, 120, np.arange(126))
-    seen = out_of_fold.LabelledFeatures(FeatureRows([features], [np.arange(126)]), np.arange(126), labels)
-    alone, heard = out_of_fold.predict_out_of_fold(seen, groups, 3, "drawn")
+    features_seen = out_of_fold.LabelledFeatures(FeatureRows([features], [np.arange(126)]), np.arange(126), labels)
+    alone, heard = out_of_fold.predict_out_of_fold(features_seen, groups, 3, "drawn")
     assert heard.tolist() == (labels != 2).tolist()
     vote = doubts.vote(doubts.find_neighbours(features, labels, groups), labels, 3)
     judged = doubts.combine_probabilities(alone, vote, labels, heard)
     errors = label_confidence.estimate_errors(judged, labels, groups, heard)
-    assert {each.photo for each in doubts.find_suspect_labels(judged, labels, errors)} == set(wrong)
+    assert {suspect.photo for suspect in doubts.find_suspect_labels(judged, labels, errors)} == set(wrong)
     assert (judged[truth == 2] == np.eye(3)[2]).all()
 
 
@@ -121,7 +122,7 @@ def test_heads_are_trained_on_a_sample_of_large_classes_and_all_of_a_rare_one(mo
 @pytest.mark.usefixtures("terminal")
 def test_a_few_photos_are_audited_and_skipped_checks_are_reported(tmp_path, capsys):
     looked = ikebana.audit(write_files(tmp_path / "photos", two_classes(3)))
-    assert not [each for each in looked.findings if each.kind in ("suspect_label", "outlier", "shortcut")]
+    assert not [finding for finding in looked.findings if finding.kind in ("suspect_label", "outlier", "shortcut")]
     assert looked.dataset.used_photos.height == 6
     assert np.isfinite(looked.dataset.used_photos["width"].to_numpy()).all()
     assert "photos used" in capsys.readouterr().err
@@ -130,14 +131,14 @@ def test_a_few_photos_are_audited_and_skipped_checks_are_reported(tmp_path, caps
 @pytest.mark.usefixtures("terminal")
 def test_photos_that_fit_cannot_split_are_audited_anyway(drawn, tmp_path, capsys):
     table = tmp_path / "photos.csv"
-    named = [f"{each},{each.parent.name},one" for each in sorted(drawn.glob("*/*.jpg"))]
+    named = [f"{photo},{photo.parent.name},one" for photo in sorted(drawn.glob("*/*.jpg"))]
     table.write_text("\n".join(["path,label,group", *named]), "utf-8")
-    found = ikebana.audit(table, out=tmp_path / "page")
-    assert [(each.severity, each.kind) for each in found.split_errors] == [("error", "cannot_split")]
-    assert found.findings[0] is found.split_errors[0]
-    assert "unreadable" in {each.kind for each in found.findings}
+    audit = ikebana.audit(table, out=tmp_path / "page")
+    assert [(finding.severity, finding.kind) for finding in audit.split_errors] == [("error", "cannot_split")]
+    assert audit.findings[0] is audit.split_errors[0]
+    assert "unreadable" in {finding.kind for finding in audit.findings}
     assert "fit would refuse" in capsys.readouterr().err
     assert (tmp_path / "page" / "index.html").exists()
     with pytest.raises(PhotosError) as refused:
         ikebana.fit(table)
-    assert (refused.value.what, refused.value.advice) == (found.split_errors[0].evidence, found.split_errors[0].advice)
+    assert (refused.value.what, refused.value.advice) == (audit.split_errors[0].evidence, audit.split_errors[0].advice)

@@ -6,13 +6,13 @@ import pytest
 from ikebana.auditing import label_confidence
 from ikebana.auditing import label_errors as trust
 
-CLASSES, EACH, WIDTH = 4, 60, 24
+CLASSES, PHOTOS_PER_CLASS, WIDTH = 4, 60, 24
 
 
 def clusters(apart, seed=0):
     """Points around one centre a class: features, labels, groups, and what a perfect judge says of each."""
     rng = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(CLASSES), EACH)
+    labels = np.repeat(np.arange(CLASSES), PHOTOS_PER_CLASS)
     centres = apart * np.eye(CLASSES, WIDTH)
     features = centres[labels] + rng.normal(0, 1, (len(labels), WIDTH))
     distances = ((features[:, None] - centres[None]) ** 2).sum(2)
@@ -28,10 +28,10 @@ def judged(features, labels, groups, alone):
     )
 
 
-def listed(said, labels):
+def listed(probabilities, labels):
     everything = np.ones(len(labels), bool)
-    errors = label_confidence.estimate_errors(said, labels, np.arange(len(labels)), everything)
-    return trust.find_suspect_labels(said, labels, errors)
+    errors = label_confidence.estimate_errors(probabilities, labels, np.arange(len(labels)), everything)
+    return trust.find_suspect_labels(probabilities, labels, errors)
 
 
 def with_flips(labels, count, seed=0):
@@ -46,12 +46,12 @@ def with_flips(labels, count, seed=0):
 def test_exactly_the_wrong_labels_of_well_separated_classes_are_suspects(seed):
     features, truth, groups, alone = clusters(apart=9, seed=seed)
     labels, flipped = with_flips(truth, 8, seed)
-    _, said = judged(features, labels, groups, alone)
-    assert set(trust.rank_suspect_labels(said, labels)[:8].tolist()) == flipped
-    found = listed(said, labels)
-    assert {each.photo for each in found} == flipped
-    assert all(each.suggested_label == truth[each.photo] for each in found)
-    assert all(each.confidence is not None and 0.5 < each.confidence <= 1 for each in found)
+    _, probabilities = judged(features, labels, groups, alone)
+    assert set(trust.rank_suspect_labels(probabilities, labels)[:8].tolist()) == flipped
+    suspects = listed(probabilities, labels)
+    assert {suspect.photo for suspect in suspects} == flipped
+    assert all(suspect.suggested_label == truth[suspect.photo] for suspect in suspects)
+    assert all(suspect.confidence is not None and 0.5 < suspect.confidence <= 1 for suspect in suspects)
 
 
 def test_correct_labels_of_well_separated_classes_are_not_suspects():
@@ -61,8 +61,8 @@ def test_correct_labels_of_well_separated_classes_are_not_suspects():
 
 def test_indistinguishable_classes_have_no_suspects():
     features, labels, groups, _ = clusters(apart=0)
-    nobody_knows = np.full((len(labels), CLASSES), 1 / CLASSES)
-    assert listed(judged(features, labels, groups, nobody_knows)[1], labels) == []
+    is_unheard = np.full((len(labels), CLASSES), 1 / CLASSES)
+    assert listed(judged(features, labels, groups, is_unheard)[1], labels) == []
 
 
 def test_a_label_without_evidence_is_accepted_and_does_not_affect_others():
@@ -71,20 +71,20 @@ def test_a_label_without_evidence_is_accepted_and_does_not_affect_others():
     heard = labels != 3
     alone[~heard] = np.eye(CLASSES)[0]  # as sure as can be, of what it has never learned
     near = trust.find_neighbours(features, labels, groups)
-    said = trust.combine_probabilities(alone, trust.vote(near, labels, CLASSES), labels, heard)
-    assert not [each for each in listed(said, labels) if labels[each.photo] == 3]
+    probabilities = trust.combine_probabilities(alone, trust.vote(near, labels, CLASSES), labels, heard)
+    assert not [suspect for suspect in listed(probabilities, labels) if labels[suspect.photo] == 3]
     others = trust.combine_probabilities(
         alone[heard], trust.vote(near, labels, CLASSES)[heard], labels[heard], heard[heard]
     )
-    np.testing.assert_allclose(said[heard], others)
+    np.testing.assert_allclose(probabilities[heard], others)
 
 
 def test_neighbours_find_errors_that_heads_miss():
     features, truth, groups, _ = clusters(apart=9)
     labels, flipped = with_flips(truth, 8)
-    nobody_knows = np.full((len(labels), CLASSES), 1 / CLASSES)
-    _, said = judged(features, labels, groups, nobody_knows)
-    assert set(trust.rank_suspect_labels(said, labels)[:8].tolist()) == flipped
+    is_unheard = np.full((len(labels), CLASSES), 1 / CLASSES)
+    _, probabilities = judged(features, labels, groups, is_unheard)
+    assert set(trust.rank_suspect_labels(probabilities, labels)[:8].tolist()) == flipped
 
 
 def test_a_duplicate_does_not_vote():
@@ -100,10 +100,10 @@ def test_a_duplicate_does_not_vote():
 def test_the_order_of_the_photos_does_not_change_the_suspects():
     features, truth, groups, alone = clusters(apart=4)
     labels, _ = with_flips(truth, 8)
-    _, said = judged(features, labels, groups, alone)
+    _, probabilities = judged(features, labels, groups, alone)
     order = np.random.default_rng(5).permutation(len(labels))
     _, shuffled = judged(features[order], labels[order], groups[order], alone[order])
-    np.testing.assert_allclose(shuffled, said[order], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(shuffled, probabilities[order], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -111,11 +111,11 @@ def test_comparing_photos_in_chunks_gives_the_same_result(chunk, monkeypatch):
     features, labels, groups, _ = clusters(apart=3)
     expected = trust.find_neighbours(features, labels, groups)
     monkeypatch.setattr(trust, "CHUNK_PHOTOS", chunk)
-    found = trust.find_neighbours(features, labels, groups)
-    np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-5)
-    np.testing.assert_allclose(found.own_class_similarity, expected.own_class_similarity, atol=1e-5)
+    neighbours = trust.find_neighbours(features, labels, groups)
+    np.testing.assert_allclose(neighbours.similarity, expected.similarity, atol=1e-5)
+    np.testing.assert_allclose(neighbours.own_class_similarity, expected.own_class_similarity, atol=1e-5)
     np.testing.assert_allclose(
-        trust.score_outliers(features, labels, found),
+        trust.score_outliers(features, labels, neighbours),
         trust.score_outliers(features, labels, expected),
         rtol=1e-3,
         atol=1e-3,
@@ -133,7 +133,7 @@ def test_foreign_photos_have_the_highest_outlier_scores():
     assert how[foreign].min() > before.max()
     listed = trust.find_outliers(features, labels, near)
     assert {photo for photo, _ in listed} >= set(foreign)
-    assert [each for _, each in listed] == sorted((each for _, each in listed), reverse=True)
+    assert [score for _, score in listed] == sorted((score for _, score in listed), reverse=True)
 
 
 def test_duplicates_of_one_photo_do_not_make_other_photos_outliers():
@@ -164,8 +164,8 @@ def test_a_few_photos_are_scored_without_an_error(sizes):
     features = np.random.default_rng(0).normal(0, 1, (len(labels), WIDTH))
     near = trust.find_neighbours(features, labels, np.arange(len(labels)))
     alone = np.full((len(labels), 2), 0.5)
-    said = trust.combine_probabilities(alone, trust.vote(near, labels, 2), labels, np.ones(len(labels), bool))
-    np.testing.assert_allclose(said.sum(1), 1)
+    probabilities = trust.combine_probabilities(alone, trust.vote(near, labels, 2), labels, np.ones(len(labels), bool))
+    np.testing.assert_allclose(probabilities.sum(1), 1)
     assert (
         np.isfinite(trust.score_outliers(features, labels, near)).all()
         if len(labels) >= trust.MIN_OUTLIER_PHOTOS

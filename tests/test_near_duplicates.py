@@ -36,16 +36,16 @@ def again(photo, quality):
 
 
 def squares(photos):
-    """uint8 [photos, SMALL, SMALL, 3], as they are kept."""
+    """Return thumbnails as the pixel cache has them: uint8 [photos, side, side, 3]."""
     return np.stack(
-        [np.asarray(each.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BILINEAR)) for each in photos]
+        [np.asarray(photo.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BILINEAR)) for photo in photos]
     )
 
 
-def found(photos):
-    """{(row, row): what was done} among these photos."""
+def find_pairs(photos):
+    """Return the kind of change per pair of rows."""
     array = squares(photos)
-    return {(one, other): how for one, other, how, _ in near_duplicates.find_pairs(array, np.arange(len(array)))}
+    return {(first, second): how for first, second, how, _ in near_duplicates.find_pairs(array, np.arange(len(array)))}
 
 
 OTHERS = [draw_scene(seed) for seed in range(40)]
@@ -70,7 +70,7 @@ def test_a_transformed_copy_is_found_and_no_other_photo(seed, sides, turn, share
     original = draw_scene(seed, size)
     copy = cut(original, *sides)
     copy = again(scale_image(copy.transpose(turn) if turn is not None else copy, share), quality)
-    assert set(found([*OTHERS, original, copy])) == {(len(OTHERS), len(OTHERS) + 1)}
+    assert set(find_pairs([*OTHERS, original, copy])) == {(len(OTHERS), len(OTHERS) + 1)}
 
 
 @pytest.mark.parametrize("turn", [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_90])
@@ -78,15 +78,15 @@ def test_a_greyscale_copy_is_found_and_reported_as_such(turn):
     original = draw_scene(1000)
     turned = original.transpose(turn) if turn is not None else original
     copy = again(scale_image(ImageOps.grayscale(turned), 0.7), 80)
-    pairs = found([*OTHERS, copy, original])
+    pairs = find_pairs([*OTHERS, copy, original])
     assert set(pairs) == {(len(OTHERS), len(OTHERS) + 1)}
     assert "greyscale" in pairs[len(OTHERS), len(OTHERS) + 1]
 
 
 def test_copies_among_greyscale_photos_are_found_as_among_colour_photos():
     scenes = [ImageOps.grayscale(draw_scene(seed)).convert("RGB") for seed in range(12)]
-    assert set(found([*scenes, again(scenes[3], 60)])) == {(3, 12)}
-    assert set(found([*scenes, draw_scene(100), again(scenes[3], 60)])) == {(3, 13)}
+    assert set(find_pairs([*scenes, again(scenes[3], 60)])) == {(3, 12)}
+    assert set(find_pairs([*scenes, draw_scene(100), again(scenes[3], 60)])) == {(3, 13)}
 
 
 @pytest.mark.parametrize(
@@ -107,21 +107,21 @@ def test_copies_among_greyscale_photos_are_found_as_among_colour_photos():
 def test_the_transformation_is_reported(change, expected):
     for seed in range(5):
         original = draw_scene(seed)
-        assert found([original, change(original)]) == {(0, 1): expected}
-        assert found([change(original), original]) == {(0, 1): expected}
+        assert find_pairs([original, change(original)]) == {(0, 1): expected}
+        assert find_pairs([change(original), original]) == {(0, 1): expected}
 
 
 @pytest.mark.slow
 def test_different_drawings_are_not_near_duplicates():
-    assert found([draw_scene(seed) for seed in range(150)]) == {}
+    assert find_pairs([draw_scene(seed) for seed in range(150)]) == {}
 
 
 def test_the_same_scene_with_another_object_is_not_a_near_duplicate():
     for seed in range(10):
-        one, other = draw_scene(seed), draw_scene(seed)
-        ImageDraw.Draw(other).ellipse((110, 70, 210, 170), fill=(255, 0, 255) if seed % 2 else (0, 255, 0))
-        ImageDraw.Draw(one).ellipse((110, 70, 210, 170), fill=(0, 0, 0) if seed % 2 else (255, 255, 255))
-        assert found([one, other]) == {}
+        first, second = draw_scene(seed), draw_scene(seed)
+        ImageDraw.Draw(second).ellipse((110, 70, 210, 170), fill=(255, 0, 255) if seed % 2 else (0, 255, 0))
+        ImageDraw.Draw(first).ellipse((110, 70, 210, 170), fill=(0, 0, 0) if seed % 2 else (255, 255, 255))
+        assert find_pairs([first, second]) == {}
 
 
 def textured(thing):
@@ -138,15 +138,15 @@ def textured(thing):
 
 def test_different_things_before_the_same_background_are_no_near_duplicates(monkeypatch):
     things = [textured(thing) for thing in range(1, 9)]
-    assert found(things) == {}
-    assert set(found([things[0], again(scale_image(things[0], 0.35), 40)])) == {(0, 1)}
+    assert find_pairs(things) == {}
+    assert set(find_pairs([things[0], again(scale_image(things[0], 0.35), 40)])) == {(0, 1)}
     monkeypatch.setattr(similarity, "MIN_UNIFORM_CORRELATION", similarity.MIN_DETAIL_CORRELATION)
-    assert len(found(things)) > 10
+    assert len(find_pairs(things)) > 10
 
 
 def test_uniform_photos_are_not_near_duplicates():
     blank = [Image.new("RGB", (100, 80), (level, level, level)) for level in (0, 128, 254, 255, 255)]
-    assert found([*blank, draw_scene(1)]) == {}
+    assert find_pairs([*blank, draw_scene(1)]) == {}
 
 
 @pytest.mark.slow
@@ -161,15 +161,21 @@ def test_the_order_of_the_photos_is_irrelevant(rng):
     ]
     order = list(range(len(photos)))
     rng.shuffle(order)
-    got = found([photos[row] for row in order])
-    assert {frozenset((order[one], order[other])) for one, other in got} >= {frozenset((3, 12)), frozenset((5, 13))}
-    assert split.find_connected_components((order[one], order[other]) for one, other in got) == [[3, 12], [5, 13, 14]]
+    got = find_pairs([photos[row] for row in order])
+    assert {frozenset((order[first], order[second])) for first, second in got} >= {
+        frozenset((3, 12)),
+        frozenset((5, 13)),
+    }
+    assert split.find_connected_components((order[first], order[second]) for first, second in got) == [
+        [3, 12],
+        [5, 13, 14],
+    ]
 
 
 @pytest.mark.slow
 def test_many_copies_of_one_photo_are_all_in_one_group():
     copies = [again(scale_image(OTHERS[0], 0.5 + 0.015 * number), 60 + number) for number in range(30)]
-    got = found([*OTHERS[1:], *copies])
+    got = find_pairs([*OTHERS[1:], *copies])
     first = len(OTHERS) - 1
     assert split.find_connected_components(got) == [list(range(first, first + 30))]
 
@@ -191,13 +197,13 @@ def test_no_photo_within_the_search_radius_is_missed(seed, at_a_time):
     rng = np.random.default_rng(seed)
     photos = squares([cut(OTHERS[number % 3], *rng.uniform(0, 0.1, 4)) for number in range(12)] + OTHERS)
     described = candidates.describe_photos(photos)
-    whole = described[:, candidates.UNCROPPED_WINDOW].copy()
-    index = candidates.CandidateIndex(whole, candidates.lift_descriptions(whole))
+    described_photos = described[:, candidates.UNCROPPED_WINDOW].copy()
+    index = candidates.CandidateIndex(described_photos, candidates.lift_descriptions(described_photos))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "BLOCK_PHOTOS", at_a_time[0])
         patch.setattr(candidates, "MAX_PENDING_PHOTOS", at_a_time[1])
         near = index.find_candidates(range(len(photos)), described)
-    away = described[:, None, :, None] - candidates.apply_symmetries(whole)[None, :, None]
+    away = described[:, None, :, None] - candidates.apply_symmetries(described_photos)[None, :, None]
     away = np.sqrt((away**2).sum(-1)).min((2, 3)) + np.diag([np.inf] * len(photos))
     expected = away < candidates.compute_search_radius(described)[:, None]
     assert expected.sum(1).max() <= candidates.MAX_CANDIDATES_PER_PHOTO
@@ -216,9 +222,9 @@ def test_the_window_of_a_cropped_copy_is_found(sides, seed):
     copy = cut(original, *sides)
     pair = [
         similarity.ReducedImages(
-            np.rint(each.mean(3)).astype(np.uint8), np.rint(similarity.average_blocks(each, 16)).astype(np.uint8)
+            np.rint(photo.mean(3)).astype(np.uint8), np.rint(similarity.average_blocks(photo, 16)).astype(np.uint8)
         )
-        for each in (squares([original]), squares([copy]))
+        for photo in (squares([original]), squares([copy]))
     ]
     begun = np.array([[0.025 if side < 0.05 else 0.075 for side in sides]])
     like = similarity.compare_pairs(pair[0], pair[1], begun, np.zeros(1, np.int64))
@@ -238,7 +244,7 @@ def figure(seed):
     rng = np.random.default_rng(seed)
     ground, ink = (tuple(int(level) for level in rng.integers(low, low + 25, 3)) for low in (215, 40))
     drawing, radius = Image.new("RGB", (96, 96), ground), int(rng.integers(16, 20))
-    x, y = (int(each) for each in rng.integers(38, 59, 2))
+    x, y = (int(value) for value in rng.integers(38, 59, 2))
     shape = ImageDraw.Draw(drawing).ellipse if seed % 2 else ImageDraw.Draw(drawing).rectangle
     shape((x - radius, y - radius, x + radius, y + radius), fill=ink)
     return drawing
@@ -247,39 +253,39 @@ def figure(seed):
 @pytest.mark.slow
 def test_two_drawings_of_one_shape_are_rarely_near_duplicates(monkeypatch):
     drawn = [figure(seed) for seed in range(60)]
-    assert found([figure(1), again(scale_image(figure(1), 0.7), 75)])
-    pairs = len(found(drawn))
+    assert find_pairs([figure(1), again(scale_image(figure(1), 0.7), 75)])
+    pairs = len(find_pairs(drawn))
     monkeypatch.setattr(similarity, "MIN_DETAIL_SPREAD", 0.0)
-    assert len(found(drawn)) > 3 * pairs
+    assert len(find_pairs(drawn)) > 3 * pairs
 
 
-def with_twins(folder, recipe=None):
+def split_folder(folder, recipe=None):
     dataset, keep = pixel_cache.open_pixel_cache(sources.read(folder), 16, "squash")
     return split.split_photos(
         sources.assign_classes(near_duplicates.find_near_duplicates(dataset, keep), ()), recipe or Recipe()
     ), keep
 
 
-def of_kind(found, kind):
-    return [each for each in found if each.kind == kind]
+def of_kind(findings, kind):
+    return [finding for finding in findings if finding.kind == kind]
 
 
 def test_near_duplicates_in_a_folder_are_reported_with_their_transformation(tmp_path):
     files = draw_two_class_scenes()
     files |= {"a/again.jpg": ImageOps.mirror(files["a/3.jpg"]), "a/small.jpg": scale_image(files["a/5.jpg"], 0.5)}
     files |= {"b/wrong.jpg": cut(files["a/7.jpg"], 0.08, 0.0, 0.06, 0.0)}
-    dataset, _ = with_twins(folder_of(tmp_path, files))
-    told = dataset_checks.check_dataset(dataset)
-    assert {each.paths: each.evidence.split(",")[0] for each in of_kind(told, "near_duplicate")} == {
+    dataset, _ = split_folder(folder_of(tmp_path, files))
+    findings = dataset_checks.check_dataset(dataset)
+    assert {finding.paths: finding.evidence.split(",")[0] for finding in of_kind(findings, "near_duplicate")} == {
         ("a/3.jpg", "a/again.jpg"): "mirrored",
         ("a/5.jpg", "a/small.jpg"): "resized",
     }
-    (other,) = of_kind(told, "near_duplicate_conflicting_label")
-    assert other.paths == ("a/7.jpg", "b/wrong.jpg")
-    assert "a and b" in other.evidence
-    assert not of_kind(told, "leakage")
+    (second,) = of_kind(findings, "near_duplicate_conflicting_label")
+    assert second.paths == ("a/7.jpg", "b/wrong.jpg")
+    assert "a and b" in second.evidence
+    assert not of_kind(findings, "leakage")
     assert all(
-        len(line) <= dataset_checks.SUMMARY_COLUMNS for line in dataset_checks.summarise(dataset, told).split("\n")
+        len(line) <= dataset_checks.SUMMARY_COLUMNS for line in dataset_checks.summarise(dataset, findings).split("\n")
     )
 
 
@@ -292,10 +298,10 @@ def test_a_chain_of_near_and_exact_duplicates_is_one_group_and_one_finding(tmp_p
     }
     folder = folder_of(tmp_path, files)
     (folder / "b" / "half again.jpg").write_bytes((folder / "a" / "half.jpg").read_bytes())
-    dataset, _ = with_twins(folder)
+    dataset, _ = split_folder(folder)
     chain = {"a/0.jpg", "a/half.jpg", "a/turned.jpg", "b/half again.jpg"}
     assert {
-        each.paths for each in of_kind(dataset_checks.check_dataset(dataset), "near_duplicate_conflicting_label")
+        finding.paths for finding in of_kind(dataset_checks.check_dataset(dataset), "near_duplicate_conflicting_label")
     } == {tuple(sorted(chain))}
     group = dict(zip(dataset.photos["path"], split.find_groups(dataset.photos), strict=True))
     assert {path for path, number in group.items() if number == group["a/0.jpg"]} == chain
@@ -309,12 +315,12 @@ def test_the_default_split_never_separates_near_duplicates(seed, tmp_path):
     for number, name in enumerate(rng.sample(sorted(files), 8)):
         change = rng.choice((ImageOps.mirror, ImageOps.flip, lambda photo: scale_image(photo, 0.6)))
         files[f"{name[0]}/copy {number}.jpg"] = change(files[name])
-    dataset, _ = with_twins(folder_of(tmp_path, files), Recipe(split_seed=seed))
+    dataset, _ = split_folder(folder_of(tmp_path, files), Recipe(split_seed=seed))
     where = defaultdict(set)
     for name, part in dataset.used_photos.select("duplicate_of", "split").drop_nulls().iter_rows():
         where[name].add(part)
     assert len(where) == 8
-    assert all(len(found) == 1 for found in where.values())
+    assert all(len(splits) == 1 for splits in where.values())
     assert not of_kind(dataset_checks.check_dataset(dataset), "leakage")
 
 
@@ -327,24 +333,24 @@ def test_near_duplicates_across_given_splits_are_leakage(tmp_path):
         for path, photo in photos.items()
     }
     files["test/a/known.jpg"] = ImageOps.mirror(files["train/a/0.jpg"])
-    dataset, _ = with_twins(folder_of(tmp_path, files))
+    dataset, _ = split_folder(folder_of(tmp_path, files))
     parts = dict(dataset.photos.select("path", "split").iter_rows())
     if parts["train/a/0.jpg"] == "test":  # the given parts are kept
         pytest.fail("a given part was changed")
-    told = dataset_checks.check_dataset(dataset)
-    (leak,) = of_kind(told, "leakage")
+    findings = dataset_checks.check_dataset(dataset)
+    (leak,) = of_kind(findings, "leakage")
     assert leak.paths == ("test/a/known.jpg", "train/a/0.jpg")
     assert "mirrored" in leak.evidence
-    assert told[0] is leak
+    assert findings[0] is leak
 
 
 @pytest.mark.slow
 def test_a_class_of_duplicates_alone_is_reported_and_still_tested(tmp_path):
     files = draw_two_class_scenes(20) | {f"c/{row}.jpg": again(draw_scene(77), 60 + row) for row in range(20)}
-    dataset, _ = with_twins(folder_of(tmp_path, files))
+    dataset, _ = split_folder(folder_of(tmp_path, files))
     assert set(dataset.used_photos.filter(label="c")["split"]) == {"train", "validation", "test"}
-    told = dataset_checks.check_dataset(dataset)
-    (alike,) = of_kind(told, "near_duplicate")
+    findings = dataset_checks.check_dataset(dataset)
+    (alike,) = of_kind(findings, "near_duplicate")
     assert alike.severity == "warning"
     assert len(alike.paths) == 20
 
@@ -353,11 +359,11 @@ def test_a_class_of_duplicates_alone_is_reported_and_still_tested(tmp_path):
 def test_near_duplicates_are_cached_beside_the_pixels_and_damage_is_detected(tmp_path, monkeypatch):
     files = draw_two_class_scenes(6)
     folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})
-    first, keep = with_twins(folder)
+    first, keep = split_folder(folder)
     (file,) = keep.folder.glob("near_duplicates.*.json")
     with monkeypatch.context() as patch:
         patch.setattr(near_duplicates, "find_pairs", lambda *_: pytest.fail("it was looked for again"))
-        assert with_twins(folder)[0].near_duplicates == first.near_duplicates
+        assert split_folder(folder)[0].near_duplicates == first.near_duplicates
     listed = json.loads(file.read_text())
     listed[0][2] = "never found"
     for damage in (
@@ -370,7 +376,7 @@ def test_near_duplicates_are_cached_beside_the_pixels_and_damage_is_detected(tmp
         '[[3, 3, "x", 1]]',
     ):
         file.write_text(damage)
-        assert with_twins(folder)[0].near_duplicates == first.near_duplicates
+        assert split_folder(folder)[0].near_duplicates == first.near_duplicates
 
 
 def test_the_copies_among_the_flowers_are_found(flowers):
@@ -378,21 +384,21 @@ def test_the_copies_among_the_flowers_are_found(flowers):
     dataset = split.split_photos(
         sources.assign_classes(near_duplicates.find_near_duplicates(dataset, keep), ()), Recipe()
     )
-    told = dataset_checks.check_dataset(dataset)
-    assert len(of_kind(told, "exact_duplicate")) == 2
-    contradictions = of_kind(told, "exact_duplicate_conflicting_label")
+    findings = dataset_checks.check_dataset(dataset)
+    assert len(of_kind(findings, "exact_duplicate")) == 2
+    contradictions = of_kind(findings, "exact_duplicate_conflicting_label")
     assert len(contradictions) == 4
-    assert all({path.split("/")[0] for path in each.paths} == {"rose", "tulip"} for each in contradictions)
+    assert all({path.split("/")[0] for path in finding.paths} == {"rose", "tulip"} for finding in contradictions)
     same_picture = {
-        each
-        for each in dataset.photos["path"]
-        if each.endswith("_n.jpg") and each[:-6] + ".jpg" in set(dataset.photos["path"])
+        path
+        for path in dataset.photos["path"]
+        if path.endswith("_n.jpg") and path[:-6] + ".jpg" in set(dataset.photos["path"])
     }
-    joined = {path for each in of_kind(told, "near_duplicate") for path in each.paths}
+    joined = {path for finding in of_kind(findings, "near_duplicate") for path in finding.paths}
     assert len(same_picture & joined) >= 6  # the same photo in two sizes, by the name that the site gave it
     # A rose and its copy without colours, by eye.
     assert {"rose/13279526615_a3b0059bec.jpg", "rose/13342823005_16d3df58df_n.jpg"} <= joined
-    assert not of_kind(told, "leakage")
+    assert not of_kind(findings, "leakage")
 
 
 @pytest.mark.parametrize("photos", [[], [draw_scene(1)], [draw_scene(1), draw_scene(2)], [Image.new("RGB", (50, 50))]])
@@ -402,14 +408,14 @@ def test_few_photos_or_none_have_no_near_duplicates(photos):
 
 
 def test_near_duplicates_found_while_a_photo_was_unreadable_are_not_reused_later(tmp_path):
-    """Another process reads all photos again, into the same place, while this one looks for twins in what it has read."""
+    """Another process rebuilds the pixel cache while this one searches it for near-duplicates."""
     files = draw_two_class_scenes(6)
     folder = folder_of(tmp_path / "photos", files | {"a/m.jpg": ImageOps.mirror(files["a/0.jpg"])})
-    whole, keep = with_twins(folder)
+    complete, keep = split_folder(folder)
     (file,) = keep.folder.glob("near_duplicates.*.json")
     file.unlink()
     gone = pl.when(pl.col("path") == "a/m.jpg").then(pl.lit("Input/output error")).otherwise(pl.col("status"))
     assert not near_duplicates.find_near_duplicates(
-        whole.with_photos(whole.photos.with_columns(gone.alias("status"))), keep
+        complete.with_photos(complete.photos.with_columns(gone.alias("status"))), keep
     ).near_duplicates
-    assert with_twins(folder)[0].near_duplicates == whole.near_duplicates
+    assert split_folder(folder)[0].near_duplicates == complete.near_duplicates

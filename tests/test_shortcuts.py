@@ -12,21 +12,21 @@ from ikebana.auditing import content_checks, file_facts, shortcuts
 from ikebana.data import decoding, pixel_cache, sources
 from ikebana.errors import UnreadablePhoto
 
-EACH = 40
+PHOTOS_PER_CLASS = 40
 
 
-def judged(folder, made):
-    """What facts tell about photos of two classes; `made` gives a photo's bytes for its class and number."""
+def judged(folder, make_bytes):
+    """What facts tell about photos of two classes; `make_bytes` gives a photo's bytes for its class and number."""
     rng = np.random.default_rng(3)
     files = {}
     for place, name in enumerate("ab"):
-        for number in range(EACH):
+        for number in range(PHOTOS_PER_CLASS):
             size = (int(rng.integers(100, 160)), int(rng.integers(100, 160)))
-            files[f"{name}/{number}"] = made(name, draw_noisy_image(*size, seed=1000 * place + number))
+            files[f"{name}/{number}"] = make_bytes(name, draw_noisy_image(*size, seed=1000 * place + number))
     dataset, keep = pixel_cache.open_pixel_cache(sources.read(write_files(folder / "photos", files)), 96, "crop")
     dataset = sources.assign_classes(dataset, ())
     labels = np.array([dataset.classes.index(name) for name in dataset.used_photos["label"]])
-    assert dataset.used_photos.height == 2 * EACH
+    assert dataset.used_photos.height == 2 * PHOTOS_PER_CLASS
     return shortcuts.evaluate_facts(file_facts.extract_file_facts(dataset, keep.pixels), labels, np.arange(len(labels)))
 
 
@@ -50,7 +50,7 @@ def test_a_border_around_every_photo_is_not_a_shortcut(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fact", "made"),
+    ("fact", "make_bytes"),
     [
         ("border", lambda name, picture: jpeg(bordered(picture) if name == "a" else picture)),
         ("JPEG quality", lambda name, picture: encode_image(picture, "JPEG", quality=70 if name == "a" else 71)),
@@ -62,20 +62,20 @@ def test_a_border_around_every_photo_is_not_a_shortcut(tmp_path):
         ),
     ],
 )
-def test_a_property_of_only_one_class_is_found_and_named(fact, made, tmp_path):
-    found = shortcuts.find_shortcuts(judged(tmp_path, made))
-    assert {each.label for each in found} == {0, 1}
-    assert all(each.auc > 0.97 for each in found)
-    (cause,) = shortcuts.group_by_cause(found)
-    assert cause.shortcuts == tuple(found)
+def test_a_property_of_only_one_class_is_found_and_named(fact, make_bytes, tmp_path):
+    found_shortcuts = shortcuts.find_shortcuts(judged(tmp_path, make_bytes))
+    assert {shortcut.label for shortcut in found_shortcuts} == {0, 1}
+    assert all(shortcut.auc > 0.97 for shortcut in found_shortcuts)
+    (cause,) = shortcuts.group_by_cause(found_shortcuts)
+    assert cause.shortcuts == tuple(found_shortcuts)
     # A format changes more than its own fact: whatever is named must tell the classes on its own.
-    assert all(each.fact_auc > 0.95 for each in found)
-    assert fact in {each.fact for each in found} or fact in ("file type", "aspect ratio")
+    assert all(shortcut.fact_auc > 0.95 for shortcut in found_shortcuts)
+    assert fact in {shortcut.fact for shortcut in found_shortcuts} or fact in ("file type", "aspect ratio")
 
 
 def test_classes_of_too_few_photos_are_not_checked():
-    told = shortcuts.evaluate_facts({"size": np.arange(8.0)[:, None]}, np.repeat([0, 1], 4), np.arange(8))
-    assert told.per_class == ()
+    evidence = shortcuts.evaluate_facts({"size": np.arange(8.0)[:, None]}, np.repeat([0, 1], 4), np.arange(8))
+    assert evidence.per_class == ()
 
 
 def test_duplicates_of_one_photo_are_not_evidence():
@@ -91,19 +91,19 @@ def test_duplicates_of_one_photo_are_not_evidence():
 @pytest.mark.slow
 def test_random_labels_have_no_shortcut():
     rng = np.random.default_rng(1)
-    told = shortcuts.evaluate_facts({"size": rng.normal(0, 1, (400, 3))}, rng.integers(0, 4, 400), np.arange(400))
-    assert shortcuts.find_shortcuts(told) == []
-    assert all(0.35 < each.auc < 0.65 for each in told.per_class)
+    evidence = shortcuts.evaluate_facts({"size": rng.normal(0, 1, (400, 3))}, rng.integers(0, 4, 400), np.arange(400))
+    assert shortcuts.find_shortcuts(evidence) == []
+    assert all(0.35 < shortcut.auc < 0.65 for shortcut in evidence.per_class)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("classes", "each"), [(2, 12), (2, 15), (3, 12)])
-def test_few_photos_rarely_have_a_shortcut_by_chance(classes, each):
-    labels, found = np.repeat(np.arange(classes), each), 0
+@pytest.mark.parametrize(("classes", "photos_per_class"), [(2, 12), (2, 15), (3, 12)])
+def test_few_photos_rarely_have_a_shortcut_by_chance(classes, photos_per_class):
+    labels, false_alarms = np.repeat(np.arange(classes), photos_per_class), 0
     for seed in range(20):
         facts = {"size": np.random.default_rng(seed).normal(0, 1, (len(labels), 3))}
-        found += bool(shortcuts.find_shortcuts(shortcuts.evaluate_facts(facts, labels, np.arange(len(labels)))))
-    assert found <= 1
+        false_alarms += bool(shortcuts.find_shortcuts(shortcuts.evaluate_facts(facts, labels, np.arange(len(labels)))))
+    assert false_alarms <= 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
