@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.archives import make_archive, make_tar, make_zip, read_statuses
 from support.images import encode_photo, two_classes
 
-from ikebana.data import archive, pixel_cache, sources
+from ikebana.data import archive, archive_members, pixel_cache, sources
 from ikebana.data.dataset import STATUS_UNOPENED
 from ikebana.errors import MachineError, PhotosError
 from ikebana.system import files as system_files
@@ -306,7 +306,7 @@ def test_an_archive_with_changed_bytes_is_read_or_refused(tmp_path_factory, kind
 
 def test_an_unpacked_archive_is_not_unpacked_again(tmp_path, monkeypatch):
     first = read_statuses(tmp_path, make_archive(["../x.jpg"], "zip"))
-    monkeypatch.setattr(archive, "_iterate_members", None)
+    monkeypatch.setattr(archive_members, "iterate_members", None)
     assert read_statuses(tmp_path, make_archive(["../x.jpg"], "zip")) == first
     os.rename(tmp_path / "home" / "photos.zip", tmp_path / "home" / "other.zip")
     assert len(sources.read(tmp_path / "home" / "other.zip").photos) == len(first)

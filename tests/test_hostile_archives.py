@@ -9,7 +9,7 @@ import pytest
 from support.archives import make_archive, make_zip, read_statuses
 from support.images import encode_photo
 
-from ikebana.data import archive
+from ikebana.data import archive, archive_members
 from ikebana.data.dataset import STATUS_UNOPENED
 from ikebana.errors import PhotosError
 
@@ -37,15 +37,15 @@ def make_gzipped_tar(members):
     ],
 )
 def test_no_path_points_outside_the_archive_on_any_system(name):
-    path = archive._normalise_path(name)
-    problem = archive._find_path_problem(name, path)
+    path = archive_members.normalise_path(name)
+    problem = archive_members.find_path_problem(name, path)
     assert problem == "its path points outside the archive"
 
 
 @pytest.mark.parametrize("name", ["a/12.30.jpg", "console/1.jpg", "a/com10.jpg", "a/x.con", "./a//b.jpg"])
 def test_unusual_but_harmless_names_are_accepted(name, monkeypatch):
-    monkeypatch.setattr(archive, "IS_WINDOWS", True)
-    assert archive._find_path_problem(name, archive._normalise_path(name)) is None
+    monkeypatch.setattr(archive_members, "IS_WINDOWS", True)
+    assert archive_members.find_path_problem(name, archive_members.normalise_path(name)) is None
 
 
 NOT_ON_WINDOWS = [
@@ -62,12 +62,14 @@ NOT_ON_WINDOWS = [
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_names_of_windows_devices_and_streams_are_skipped_only_on_windows(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(archive, "IS_WINDOWS", True)
+    monkeypatch.setattr(archive_members, "IS_WINDOWS", True)
     statuses = read_statuses(tmp_path, make_archive(NOT_ON_WINDOWS, kind), f"photos.{kind}")
     assert {statuses.pop(name) for name in NOT_ON_WINDOWS} == {"Windows cannot store its name (rename it)"}
     assert list(statuses.values()) == [STATUS_UNOPENED] * 6
-    monkeypatch.setattr(archive, "IS_WINDOWS", False)
-    assert all(archive._find_path_problem(name, archive._normalise_path(name)) is None for name in NOT_ON_WINDOWS)
+    monkeypatch.setattr(archive_members, "IS_WINDOWS", False)
+    assert all(
+        archive_members.find_path_problem(name, archive_members.normalise_path(name)) is None for name in NOT_ON_WINDOWS
+    )
 
 
 def test_only_the_member_with_too_deep_a_path_is_skipped(tmp_path):

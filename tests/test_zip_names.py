@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.archives import make_raw_zip, make_unicode_path, make_zip
 from support.images import encode_photo
 
-from ikebana.data import archive, sources, unlabelled, zip_names
+from ikebana.data import archive, archive_members, sources, unlabelled, zip_names
 from ikebana.data.dataset import STATUS_UNOPENED
 from ikebana.system import progress
 
@@ -191,9 +191,9 @@ def test_a_backslash_in_a_name_from_unix_is_a_character(tmp_path):
 
 
 def test_windows_cannot_store_a_backslash_or_drop_the_end_of_a_folders_name(monkeypatch):
-    monkeypatch.setattr(archive, "IS_WINDOWS", True)
+    monkeypatch.setattr(archive_members, "IS_WINDOWS", True)
     for name in ("red\\rose/1.jpg", "rose./1.jpg", "rose /1.jpg", "rose/1.jpg.", "rose/1 "):
-        assert archive._find_path_problem(name, name) == "Windows cannot store its name (rename it)"
+        assert archive_members.find_path_problem(name, name) == "Windows cannot store its name (rename it)"
 
 
 # File systems that ignore case

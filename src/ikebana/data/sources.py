@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import polars as pl
 
-from ikebana.data import archive, class_folders, output_folders, table
+from ikebana.data import archive, archive_members, class_folders, output_folders, table
 from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES, ArchiveNotes
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.data.frame import Frame, is_frame
@@ -104,7 +104,7 @@ def _advise_without_photos(dataset: Dataset) -> str:
 
 def _advise_packed_labels(dataset: Dataset) -> str | None:
     """Suggest to use a table or to unpack encrypted members, if there are any."""
-    if archive.ENCRYPTED in dataset.photos["status"]:
+    if archive_members.ENCRYPTED in dataset.photos["status"]:
         return "unpack the archive with its password, and give the folder"
     prefix = dataset.archive_prefix
     paths = [path.removeprefix(prefix) for path in dataset.photos["path"] if path.lower().endswith(TABLE_SUFFIXES)]
