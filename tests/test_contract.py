@@ -60,7 +60,7 @@ EVALUATION = {
 }  # fmt: skip
 EPOCH = {
     "epoch": "int", "train_loss": "float", "train_accuracy": "float", "val_loss": "float", "val_accuracy": "float",
-    "seconds": "float",
+    "seconds": "float", "selection_loss": "null",
 }  # fmt: skip
 FINDING = {
     "kind": "str", "severity": "str", "paths": ["str"], "evidence": "str", "advice": "str", "suggested_label": "null",

@@ -60,7 +60,8 @@ def test_a_run_folder_has_the_documented_contents(run, photos):
     assert recipe_from_json(saved) == recipes.get_recipe("baseline", **SMALL_OPTIONS)
     assert Path(run.source["photos"]) == photos
     assert run.history["epoch"].to_list() == [1, 2, 3]
-    assert set(run.history.columns) == {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
+    columns = {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "selection_loss"}
+    assert set(run.history.columns) == columns
     reasons = json.loads((run.folder / "environment.json").read_text("utf-8"))["reasons"]
     assert set(reasons) == {"device", "threads", "allocator", "precision"}
     assert all(reasons.values())

@@ -47,9 +47,10 @@ DAMAGED_ADVICE = "an undamaged copy of the run, or repeat it: ikebana fit PHOTOS
 
 ADVICE_RUN_FOLDER = "a run folder that `ikebana fit` wrote, such as runs/baseline-7f3a"
 
-# Losses and accuracies are null where there are no validation photos.
+# Losses and accuracies are null where there are no validation photos. `selection_loss` is null where the
+# last epoch's weights are used.
 HISTORY_SCHEMA = {"epoch": pl.Int64} | dict.fromkeys(
-    ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"), pl.Float64
+    ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "selection_loss"), pl.Float64
 )
 
 

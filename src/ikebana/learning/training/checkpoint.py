@@ -34,6 +34,9 @@ class Epoch:
     val_loss: float | None
     val_accuracy: float | None
     seconds: float
+    # Cross-entropy of the model-selection photos, whose lowest value decides which epoch's weights the
+    # run has; None where that is the last epoch.
+    selection_loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -180,13 +180,23 @@ def _run_epoch(
     val_scores = {} if val_accuracy is None else {"val_accuracy": val_accuracy}
     bar.advance(0, epoch=name, loss=epoch_progress.loss, accuracy=epoch_progress.accuracy, **val_scores)
     with defer_signals():
+        selection_loss = None
         if trainer.recipe.adamw is not None:
             selection = np.flatnonzero(validation.for_selection)
-            has_enough = len(selection) >= MIN_SELECTION_PHOTOS
-            loss, _ = score(logits[selection], validation.labels[selection]) if has_enough else (None, None)
-            writer.best.update(loss, trainer.evaluated_network)
-        train_loss, train_accuracy, seconds = epoch_progress.loss, epoch_progress.accuracy, epoch_progress.seconds
-        writer.epochs.append(Epoch(epoch_progress.number, train_loss, train_accuracy, val_loss, val_accuracy, seconds))
+            if len(selection) >= MIN_SELECTION_PHOTOS:
+                selection_loss, _ = score(logits[selection], validation.labels[selection])
+            writer.best.update(selection_loss, trainer.evaluated_network)
+        writer.epochs.append(
+            Epoch(
+                epoch_progress.number,
+                epoch_progress.loss,
+                epoch_progress.accuracy,
+                val_loss,
+                val_accuracy,
+                epoch_progress.seconds,
+                selection_loss,
+            )
+        )
         writer.save(trainer)
     return writer.epochs[-1]
 
