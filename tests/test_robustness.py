@@ -24,7 +24,7 @@ from ikebana.evaluation.robustness import STRENGTHS, Robustness
 from ikebana.learning.robustness import ChangedPhotos, estimate_seconds, measure_robustness
 from ikebana.recipe import LinearProbe, Recipe
 from ikebana.recipes import RECIPES
-from ikebana.reports import robustness_figure
+from ikebana.reports import run_figures
 
 SMALL_OPTIONS = {"image_size": 48, "batch_size": 16, "epochs": 3, "precision": "float32"}
 MEASURED = Robustness(
@@ -102,7 +102,7 @@ def test_the_figure_is_drawn_also_where_all_lines_end_at_the_same_height(tmp_pat
     flat = Robustness(3, 1.0, dict.fromkeys(CHANGES, (1.0,) * 5))
     poor = Robustness(3, 0.0, dict.fromkeys(CHANGES, (0.0,) * 5))
     for number, measured in enumerate((MEASURED, flat, poor)):
-        robustness_figure.draw_robustness(measured, tmp_path / f"{number}.png")
+        run_figures.draw_robustness(measured, tmp_path / f"{number}.png")
         with Image.open(tmp_path / f"{number}.png") as figure:
             assert min(figure.size) > 500
 

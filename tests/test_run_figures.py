@@ -1,14 +1,15 @@
-"""The photos of samples.png, and their positions."""
+"""Which figures a run has, and which photos are in samples.png."""
 
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from PIL import Image
 
 from ikebana.data.dataset import STATUS_USED, Dataset
-from ikebana.reports import figures, run_figures
+from ikebana.evaluation.metrics import evaluate
+from ikebana.recipes import RECIPES
+from ikebana.reports import run_figures
 
 
 def make_classes(**train: int) -> tuple[Dataset, np.ndarray]:
@@ -24,30 +25,42 @@ def make_classes(**train: int) -> tuple[Dataset, np.ndarray]:
 
 
 @pytest.mark.parametrize("train", [{"a": 6, "b": 1, "c": 4}, {"a": 2, "b": 3}, {"a": 0, "b": 1, "c": 9}])
-def test_each_class_has_its_own_row_of_samples(train):
+def test_each_class_has_its_own_row_of_training_photos(train):
     dataset, pixels = make_classes(**train)
-    photos, captions = run_figures.pick_samples(dataset, pixels, "squash", 4)
-    assert len(photos) == len(captions) == 4 * sum(count > 0 for count in train.values())
-    rows = [(captions[start : start + 4], photos[start : start + 4]) for start in range(0, len(photos), 4)]
-    for (names, shown), (name, count) in zip(rows, ((n, c) for n, c in train.items() if c), strict=True):
-        shown_photos = min(count, 4)
-        assert names == [name] * shown_photos + [""] * (4 - shown_photos)
-        grey = dataset.classes.index(name) * 40
-        assert [int(photo.max()) for photo in shown] == [grey] * shown_photos + [255] * (4 - shown_photos)
+    samples = run_figures.pick_samples(dataset, pixels, "squash")
+    shown = {name: min(count, run_figures.SAMPLES_PER_CLASS) for name, count in train.items() if count}
+    assert {name: len(photos) for name, photos in samples.items()} == shown
+    for name, photos in samples.items():
+        assert {int(photo.max()) for photo in photos} == {dataset.classes.index(name) * 40}
 
 
-def test_with_many_classes_the_samples_show_one_photo_of_each():
+def test_with_many_classes_the_samples_have_a_bounded_number_of_rows():
     dataset, pixels = make_classes(**{f"class {number}": 1 + number % 2 for number in range(30)})
-    assert run_figures.count_samples_per_class(dataset) == 1
-    assert run_figures.pick_samples(dataset, pixels, "squash", 1)[1] == [f"class {number}" for number in range(24)]
+    assert list(run_figures.pick_samples(dataset, pixels, "squash")) == [f"class {number}" for number in range(24)]
 
 
-def test_an_empty_cell_has_the_colour_of_the_background(tmp_path):
-    picture = np.full((20, 30, 3), 90, np.uint8)
-    figures.draw_photo_grid(
-        [picture, run_figures.BLANK_PHOTO, picture, picture], ["a", "", "b", "b"], tmp_path / "it.png", columns=2
-    )
-    with Image.open(tmp_path / "it.png") as drawn:
-        grey = (np.asarray(drawn.convert("L")) == 90).sum(0)  # of each column of pixels
-    left, right = grey[: len(grey) // 2].max(), grey[len(grey) // 2 :].max()
-    assert left == 2 * right > 0
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "names"), [(8, {"classes_pie.png"}), (9, set())])
+def test_a_pie_is_drawn_for_few_classes_only(count, names, tmp_path):
+    dataset, pixels = make_classes(**{f"class {number}": 2 for number in range(count)})
+    run_figures.draw_dataset(tmp_path, dataset, pixels, "squash")
+    assert {file.name for file in tmp_path.iterdir()} == {"classes_bar.png", "samples.png"} | names
+
+
+@pytest.mark.slow
+def test_many_classes_get_a_second_figure_of_the_worst_pairs(tmp_path):
+    for count in (12, 13):
+        classes = [f"class {number}" for number in range(count)]
+        labels = np.arange(count).repeat(3)
+        probabilities = np.eye(count)[np.roll(labels, 1)]
+        (tmp_path / f"{count}").mkdir()
+        run_figures.draw_confusion(tmp_path / f"{count}", evaluate(probabilities, labels, classes))
+    assert {file.name for file in (tmp_path / "12").iterdir()} == {"confusion.png"}
+    assert {file.name for file in (tmp_path / "13").iterdir()} == {"confusion.png", "confused_pairs.png"}
+
+
+def test_only_curves_of_recipes_with_label_smoothing_explain_it():
+    notes = {name: run_figures.describe_losses(recipe) for name, recipe in RECIPES.items()}
+    smoothed = {name for name, recipe in RECIPES.items() if recipe.adamw is not None and recipe.adamw.label_smoothing}
+    assert {name for name, note in notes.items() if "label smoothing" in note} == smoothed >= {"good"}
+    assert not notes["baseline"]

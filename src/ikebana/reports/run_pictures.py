@@ -43,15 +43,14 @@ def draw_missing(
 
     def draw_figures(folder: Path) -> None:
         # matplotlib takes half a second to load, and may be missing.
-        from ikebana.reports import robustness_figure, run_figures
+        from ikebana.reports import run_figures
 
         first_row = dataset.used_photos_with_row.filter(split="train")["row"][0]
         examples = draw_examples(pixels.pixels[first_row])
         with atomic_directory(folder, create_parent=False) as partial_folder:
-            run_figures.draw_all(partial_folder, run, dataset, pixels.pixels, examples)
-            run_figures.draw_confusion(partial_folder, evaluation)
-            if evaluation.robustness is not None:
-                robustness_figure.draw_robustness(evaluation.robustness, partial_folder / ROBUSTNESS_FIGURE)
+            run_figures.draw_all(
+                partial_folder, run, evaluation, dataset=dataset, pixels=pixels.pixels, examples=examples
+            )
 
     writers: dict[str, Callable[[Path], None]] = {
         FIGURES: draw_figures,
@@ -78,9 +77,9 @@ def draw_robustness(run: Run, robustness: Robustness) -> None:
     """
 
     def draw(file: Path) -> None:
-        from ikebana.reports import robustness_figure
+        from ikebana.reports import run_figures
 
-        robustness_figure.draw_robustness(robustness, file)
+        run_figures.draw_robustness(robustness, file)
 
     if not (run.folder / FIGURES).is_dir():
         return

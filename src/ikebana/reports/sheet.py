@@ -1,4 +1,4 @@
-"""A white sheet on which figures are drawn, and its PNG file.
+"""A white sheet on which figures are drawn, as PNG or SVG.
 
 Positions are in inches from the top left corner; colours, sizes and fonts are explicit. So figures
 grow instead of shrinking their text, matplotlib styles have no effect, and threads may draw.
@@ -8,6 +8,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from html import escape
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,12 +25,16 @@ from matplotlib.font_manager import FontProperties, findfont, get_font, get_font
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from ikebana.reports.palette import GREY, INK
+from ikebana.reports.svg import SvgRenderer
 from ikebana.system.files import atomic_write
 
 # At this resolution 6.5 points are 13 pixels, the smallest text that reads without effort.
 DPI = 150
 MARGIN = 0.35
-INK, GREY, SILVER, GRID = "#2B2F33", "#6B7278", "#B9BFC4", "#E6E8EA"
+# On a narrow screen a figure shrinks to this share of its width, and is scrolled beyond that.
+MIN_SVG_SCALE = 0.72
+CSS_PIXELS_PER_INCH = 96
 # Outline fonts only: matplotlib cannot draw the bitmaps of colour emoji.
 FALLBACK_FONTS = (
     "Noto Sans CJK SC,Noto Sans CJK JP,Noto Sans SC,Noto Sans JP,Noto Sans KR,Source Han Sans SC,PingFang SC,"
@@ -39,10 +44,12 @@ FALLBACK_FONTS = (
 )
 
 
-def make_sheet(width: float, height: float, title: str, subtitle: str = "", names: Iterable[str] = ()) -> Axes:
+def make_sheet(
+    width: float, height: float, title: str, subtitle: str = "", names: Iterable[str] = (), *, dpi: int = DPI
+) -> Axes:
     """Make a white sheet, in inches from the top left corner, with title and subtitle."""
-    width, height = math.ceil(width * DPI) / DPI, math.ceil(height * DPI) / DPI
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", edgecolor="white")
+    width, height = math.ceil(width * dpi) / dpi, math.ceil(height * dpi) / dpi
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white", edgecolor="white")
     figure.set_layout_engine("none")
     sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     sheet.set_axis_off()
@@ -145,7 +152,29 @@ def _letters() -> frozenset[int]:
 
 def write_sheet(sheet: Axes, file: Path) -> None:
     """Write the sheet as a PNG without metadata, atomically."""
-    canvas = FigureCanvasAgg(cast(Figure, sheet.figure))
+    figure = cast(Figure, sheet.figure)
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     with atomic_write(file, create_parent=False) as partial_file:
-        Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(partial_file, format="PNG", dpi=(DPI, DPI))
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+        picture.save(partial_file, format="PNG", dpi=(figure.dpi, figure.dpi))
+
+
+def to_svg(sheet: Axes, label: str) -> str:
+    """Return the sheet as an SVG element for a page.
+
+    Texts are text, and colours of the palette are the page's CSS variables. There is no background,
+    and there are no ids, so a page may have any number of figures. On narrow screens the element is
+    wider than its container, which has to scroll.
+
+    Args:
+        label: what the figure shows, for those who do not see it.
+    """
+    width, height = sheet.bbox.width, sheet.bbox.height
+    dpi = cast(Figure, sheet.figure).dpi
+    renderer = SvgRenderer(width, height, dpi)
+    sheet.draw(renderer)
+    natural = width / dpi * CSS_PIXELS_PER_INCH
+    style = f"width:100%;height:auto;min-width:{natural * MIN_SVG_SCALE:.0f}px;max-width:{natural:.0f}px"
+    opening = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img"'
+    return f'{opening} aria-label="{escape(label)}" style="{style}">\n' + "\n".join(renderer.elements) + "\n</svg>"
