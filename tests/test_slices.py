@@ -13,7 +13,7 @@ from support.images import draw_noisy_image
 
 from ikebana.auditing.slice_properties import collect_properties
 from ikebana.data import pixel_cache, sources
-from ikebana.evaluation import slices
+from ikebana.evaluation import slices, statistics
 from ikebana.evaluation.slices import Slices
 
 COUNTS = st.integers(0, 40)
@@ -56,7 +56,7 @@ def test_the_p_value_is_that_of_fishers_exact_test(right_inside, wrong_inside, r
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_the_correction_rejects_what_holms_steps_reject(p_values):
-    adjusted = slices.adjust_p_values(np.array(p_values))
+    adjusted = statistics.adjust_p_values(np.array(p_values))
     order = np.argsort(p_values, kind="stable")
     level, rejected = 0.05, set()
     for step, index in enumerate(order):

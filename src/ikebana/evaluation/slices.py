@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ikebana.evaluation.statistics import effective_sample_size, wilson_interval
+from ikebana.evaluation.statistics import adjust_p_values, effective_sample_size, wilson_interval
 
 # The probability that any slice is reported although none scores worse.
 SIGNIFICANCE_LEVEL = 0.05
@@ -208,14 +208,3 @@ def correct_for_groups(p_value: float, design_effect: float) -> float:
     from scipy.special import ndtr, ndtri
 
     return float(ndtr(ndtri(p_value) / np.sqrt(design_effect)))
-
-
-def adjust_p_values(p_values: np.ndarray) -> np.ndarray:
-    """Correct p-values of several tests by Holm's method: float [tests].
-
-    A test is significant if its corrected p-value is at most the level for all tests together.
-    """
-    order, count = np.argsort(p_values, kind="stable"), len(p_values)
-    adjusted = np.empty(count)
-    adjusted[order] = np.minimum(np.maximum.accumulate((count - np.arange(count)) * p_values[order]), 1.0)
-    return adjusted

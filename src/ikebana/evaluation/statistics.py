@@ -67,3 +67,15 @@ def wilson_interval(right: float, n: float) -> tuple[float, float]:
     middle = (share + spread / 2) / (1 + spread)
     reach = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     return min(share, max(0.0, middle - reach)), max(share, min(1.0, middle + reach))
+
+
+def adjust_p_values(p_values: np.ndarray) -> np.ndarray:
+    """Correct p-values of several tests by Holm's method: float [tests].
+
+    A test is significant if its corrected p-value is at most the level for all tests together.
+    Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+    """
+    order, count = np.argsort(p_values, kind="stable"), len(p_values)
+    adjusted = np.empty(count)
+    adjusted[order] = np.minimum(np.maximum.accumulate((count - np.arange(count)) * p_values[order]), 1.0)
+    return adjusted
