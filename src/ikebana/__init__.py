@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ikebana.auditing.recommendation import Recommendation
     from ikebana.commands.audit import Audit, audit
     from ikebana.commands.cache import Cache, cache
+    from ikebana.commands.compare import compare
     from ikebana.commands.doctor import doctor
     from ikebana.commands.explain import Explanation, explain
     from ikebana.commands.export import export, export_web
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         RunError,
         UnreadablePhoto,
     )
+    from ikebana.evaluation.comparison import Comparison
     from ikebana.evaluation.metrics import Evaluation
     from ikebana.inference.classifier import Classifier, load
     from ikebana.inference.prediction import Prediction
@@ -49,6 +51,7 @@ _PUBLIC_NAMES = {
     "auditing.recommendation": ("Recommendation",),
     "commands.audit": ("Audit", "audit"),
     "commands.cache": ("Cache", "cache"),
+    "commands.compare": ("compare",),
     "commands.doctor": ("doctor",),
     "commands.explain": ("Explanation", "explain"),
     "commands.export": ("export", "export_web"),
@@ -65,6 +68,7 @@ _PUBLIC_NAMES = {
         "RunError",
         "UnreadablePhoto",
     ),
+    "evaluation.comparison": ("Comparison",),
     "evaluation.metrics": ("Evaluation",),
     "inference.classifier": ("Classifier", "load"),
     "inference.prediction": ("Prediction",),
@@ -83,6 +87,7 @@ __all__ = [
     "Augmentation",
     "Cache",
     "Classifier",
+    "Comparison",
     "Epoch",
     "Evaluation",
     "Explanation",
@@ -106,6 +111,7 @@ __all__ = [
     "__version__",
     "audit",
     "cache",
+    "compare",
     "demo",
     "doctor",
     "explain",

@@ -374,6 +374,29 @@ def explain(
     progress.result("\n".join(map(repr, explanations)))
 
 
+@app.command(sort_key=4)
+def compare(
+    *runs: Path,
+    out: Path | None = None,
+    output: Output = DEFAULT_OUTPUT,
+) -> None:
+    """Compare runs on the same test photos: better, worse, or a tie.
+
+    Parameters
+    ----------
+    runs
+        Run folders, or folders of runs.
+    out
+        A page to write, such as comparison.html, with the photos on which the runs differ.
+    """
+    output.apply()
+    from ikebana.commands.compare import compare
+
+    comparison = compare(*runs, out=out)
+    progress.result(repr(comparison))
+    progress.event("done", out=str(out or ""))
+
+
 @app.command(sort_key=5)
 def serve(
     file: Path,

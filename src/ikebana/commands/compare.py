@@ -1,0 +1,119 @@
+"""`ikebana compare`: which of several runs is better, and whether the test photos can tell."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ikebana.data.output_folders import is_run
+from ikebana.errors import RunError, UsageError
+from ikebana.evaluation.comparison import Comparison, compare_contestants
+from ikebana.recipe import Recipe
+from ikebana.runs.comparable import (
+    ComparableRun,
+    check_same_classes,
+    collect_splits,
+    describe_options,
+    group_contestants,
+    read_comparable,
+)
+from ikebana.runs.run import ADVICE_RUN_FOLDER, Run, open_run
+from ikebana.system import progress
+from ikebana.system.files import resolve_output_path
+
+
+def compare(*runs: str | Path | Run, out: str | Path | None = None) -> Comparison:
+    """Compare runs on their test photos, which must be the same.
+
+    Runs of one recipe with several seeds are pooled. Runs on several splits are compared split by
+    split, and over all of them.
+
+    Args:
+        runs: run folders, what `fit` returned, or folders of runs, such as `sweep` writes.
+        out: an HTML page to write, with the photos on which the runs differ.
+    Raises:
+        RunError: fewer than two runs, a run twice, an unfinished one, or other classes or test photos.
+        MachineError: the page cannot be written.
+    """
+    page = resolve_output_path(out) if out is not None else None
+    comparable = [read_comparable(run) for run in _open_runs(runs)]
+    check_same_classes(comparable)
+    contestants = group_contestants(comparable)
+    if len(contestants) == 1:
+        raise RunError(
+            "these runs have one recipe and several splits: there is no other recipe to compare it with",
+            where=comparable[0].name,
+            advice="add runs of another recipe on the same splits: ikebana sweep PHOTOS --recipes A,B",
+        )
+    comparison = compare_comparable(contestants)
+    progress.event("comparison", **comparison.to_json())
+    if page is not None:
+        from ikebana.reports.comparison_page import write_comparison_page
+
+        write_comparison_page(page, comparison, contestants)
+    return comparison
+
+
+def compare_comparable(contestants: dict[str, list[ComparableRun]]) -> Comparison:
+    """Compare contestants, each with its runs.
+
+    Raises:
+        RunError: two of them have no test photos in common.
+    """
+    splits = collect_splits(contestants)
+    runs = {name: [comparable.name for comparable in members] for name, members in contestants.items()}
+    return compare_contestants(splits, runs, _describe_pooling(contestants))
+
+
+def _describe_pooling(contestants: dict[str, list[ComparableRun]]) -> list[str]:
+    seeds = {name: {comparable.run.recipe.seed for comparable in members} for name, members in contestants.items()}
+    pooled = [name for name, own in seeds.items() if len(own) > 1]
+    recipes = {repr(members[0].pooled_recipe) for members in contestants.values()}
+    notes = _describe_namesakes(contestants)
+    if pooled:
+        notes.append(f"pooled over seeds: {', '.join(pooled)}. A photo counts as the share of runs that are right.")
+    if len(recipes) == 1 and len(contestants) > 1 and all(len(own) == 1 for own in seeds.values()):
+        photos = {members[0].hash_photos("train") for members in contestants.values()}
+        same = (
+            "and training photos: they differ by chance only" if len(photos) == 1 else "and differ in training photos"
+        )
+        notes.append(f"these runs have the same recipe {same}")
+    return notes
+
+
+def _describe_namesakes(contestants: dict[str, list[ComparableRun]]) -> list[str]:
+    """Say how recipes of the same name differ."""
+    first: dict[str, Recipe] = {}
+    notes = []
+    for name, members in contestants.items():
+        recipe = members[0].pooled_recipe
+        other = first.setdefault(recipe.name, recipe)
+        if options := describe_options(recipe, other):
+            notes.append(f"{name} is {recipe.name} with {', '.join(options)}")
+    return notes
+
+
+def _open_runs(runs: Sequence[str | Path | Run]) -> list[Run]:
+    opened = [run for given in runs for run in _open_folder(given)]
+    if len(opened) < 2:
+        raise UsageError(
+            f"{'one run has' if opened else 'no run was given, so there is'} nothing to compare",
+            advice="ikebana compare RUN RUN",
+        )
+    resolved: dict[Path, Run] = {}
+    for run in opened:
+        if resolved.setdefault(run.folder.resolve(), run) is not run:
+            raise RunError("this run is given twice", where=run.folder, advice="give each run once")
+    return opened
+
+
+def _open_folder(given: str | Path | Run) -> list[Run]:
+    """Open a run, or all runs of a folder, sorted by name."""
+    if isinstance(given, Run):
+        return [given]
+    folder = Path(os.path.expanduser(given))
+    if not folder.is_dir() or (folder / "recipe.json").exists():
+        return [open_run(given)]
+    members = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and is_run(entry)]
+    if not members:
+        raise RunError("there is no run in this folder", where=given, advice=ADVICE_RUN_FOLDER)
+    return [open_run(member) for member in members]
