@@ -56,7 +56,7 @@ SCENARIOS = [
 
 
 def draw(scenario: Scenario, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw differences: right runs of the second recipe minus those of the first [photos], and groups."""
+    """Draw right runs of the second recipe minus those of the first, and groups: [photos]."""
     # Probability that a run is right, beta-distributed over photos: the larger the spread, the more
     # often both recipes agree.
     strength = (1 - scenario.shared) / scenario.shared

@@ -58,7 +58,7 @@ def _sign(share: float) -> str:
 
 
 def format_p_value(p_value: float) -> str:
-    """Format a p-value without pretending to know more than three digits, such as p = 0.012."""
+    """Format a p-value with at most three digits, such as p = 0.012."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""Finished runs as a comparison needs them: their test photos, and whether these are the same.
+"""Finished runs as a comparison needs them: their test photos and their grouping.
 
 A test photo is its bytes (sha256) and its label, not its path: a renamed or moved photo stays the
 same photo. Exact copies with the same label count once.
@@ -114,7 +114,7 @@ def check_same_classes(runs: Sequence[ComparableRun]) -> None:
 
 
 def group_contestants(runs: Sequence[ComparableRun]) -> dict[str, list[ComparableRun]]:
-    """Group runs of the same recipe on the same photos; they may differ in seeds and splits.
+    """Group runs of one recipe on the same photos, whatever their seeds and splits.
 
     With a single split, runs on other training photos are other contestants: that is how more photos
     are compared with fewer.
@@ -135,13 +135,13 @@ def group_contestants(runs: Sequence[ComparableRun]) -> dict[str, list[Comparabl
 
 
 def _separate_repeats(runs: list[ComparableRun]) -> list[list[ComparableRun]]:
-    """Pool runs only if their seeds or splits differ: others are repeats, or differ in number format."""
+    """Separate runs that share seed and split: repeats, or another number format."""
     chances = {(comparable.run.recipe.seed, comparable.test_id) for comparable in runs}
     return [runs] if len(chances) == len(runs) else [[comparable] for comparable in runs]
 
 
 def _name_contestants(groups: Sequence[Sequence[ComparableRun]]) -> list[str]:
-    """Name each contestant by its recipe; namesakes by the folder of their run, or by their options."""
+    """Name contestants by recipe, and namesakes by folder or by options."""
     recipes = [members[0].pooled_recipe for members in groups]
     names = [recipe.name for recipe in recipes]
     folders = [members[0].run.folder for members in groups]
@@ -197,7 +197,7 @@ def collect_splits(contestants: dict[str, list[ComparableRun]]) -> list[SplitPre
 
 
 def _number_groups(runs: Sequence[ComparableRun]) -> list[np.ndarray]:
-    """Number the groups of duplicates over all splits: a photo may be a test photo of several."""
+    """Number groups of duplicates over all splits, which may share test photos."""
     columns = ("sha256", "duplicate_of", "group")
     numbers = np.array(find_groups(pl.concat([comparable.photos.select(columns) for comparable in runs])), np.int64)
     ends = np.cumsum([comparable.photos.height for comparable in runs])
