@@ -126,6 +126,15 @@ def test_two_columns_of_one_name_in_pandas_are_refused():
         sources.read(frame)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("others", [{"score": [1, 2]}, {"note": ["a", None]}, {"score": [1, 2], "note": ["a", "b"]}])
+def test_a_missing_label_column_is_named_whatever_the_other_columns_hold(kind, others):
+    frame = KINDS[kind](pl.DataFrame({"path": ["a.jpg", "b.jpg"], **others}))
+    with pytest.raises(PhotosError, match="no column 'label'; it has path") as refusal:
+        sources.read(frame)
+    assert "columns path and label" in (refusal.value.advice or "")
+
+
 # --- commands ---
 
 

@@ -200,7 +200,8 @@ def _find_indicator_columns(table: RawTable) -> list[str]:
         if find_standard_name(name) is None
     ]
     is_indicator = [
-        not values.dtype.is_nested() and set(map(str, values.drop_nulls().unique())) <= INDICATOR_VALUES
+        # Not `unique`, which polars lacks for the Python objects of a pandas frame.
+        not values.dtype.is_nested() and set(map(str, values.drop_nulls())) <= INDICATOR_VALUES
         for _, values in others
     ]
     return [name for name, _ in others] if len(others) > 1 and all(is_indicator) else []
