@@ -234,7 +234,7 @@ def test_wrong_commands_get_a_message_and_a_status_and_never_a_traceback(argumen
 
 def test_runs_and_evaluations_have_a_readable_representation(run):
     assert f"accuracy {run.evaluation.accuracy:.3f}" in repr(run)
-    assert "<pre>" in run._repr_html_()
+    assert "<table" in run._repr_html_()
     assert "macro avg" in repr(run.evaluation)
 
 

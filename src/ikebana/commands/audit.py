@@ -25,7 +25,7 @@ from ikebana.errors import MachineError, PhotosError, RecipeError
 from ikebana.evaluation.learning_curves import LearningCurve
 from ikebana.recipe import Recipe
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
-from ikebana.reports import audit_page
+from ikebana.reports import audit_page, audit_view
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_write, resolve_output_path, write_json
@@ -70,6 +70,11 @@ class Audit:
         lines += [f"  leak: {files.describe(leak)}" for leak in self.leaks[:MAX_SUMMARY_PATHS]]
         lines += [f"  fit would refuse: {error.evidence}\n  try  {error.advice}" for error in self.split_errors]
         return "\n".join(lines + ([f"\n{self.recommendation!r}"] if self.recommendation is not None else []))
+
+    def _repr_html_(self) -> str:
+        errors = [f"fit would refuse: {error.evidence}\ntry  {error.advice}" for error in self.split_errors]
+        advice = [repr(self.recommendation)] if self.recommendation is not None else []
+        return audit_view.render_audit(self.dataset, self.findings, self.page, *errors, *advice)
 
 
 def audit(

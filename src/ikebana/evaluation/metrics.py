@@ -108,6 +108,12 @@ class Evaluation:
         return values
 
     def __repr__(self) -> str:
+        headline, *notes = self.describe_lines()
+        note = "".join(f"{line}\n" for line in notes)
+        return f"{headline}\n{note}\n{self.report}"
+
+    def describe_lines(self) -> list[str]:
+        """Return the accuracy, and what the reader must know to understand it."""
         low, high = self.accuracy_interval
         notes = (
             self.cross_validation.describe() if self.cross_validation is not None else "",
@@ -123,10 +129,10 @@ class Evaluation:
             self.robustness.describe() if self.robustness is not None else "",
             self.note,
         )
-        note = "".join(f"{line}\n" for line in notes if line)
         is_mentioned = self.n_effective is not None and self.n_effective <= MAX_MENTIONED_SHARE * self.n
         worth = self._describe_sample_size() if is_mentioned else ""
-        return f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos{worth}\n{note}\n{self.report}"
+        headline = f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {self.n} test photos{worth}"
+        return [headline, *(line for line in notes if line)]
 
     def _describe_sample_size(self) -> str:
         return f" in groups, equivalent to {self.n_effective:.0f} independent photos"
@@ -157,9 +163,9 @@ class Evaluation:
         return self.leakage.describe(self.accuracy_interval) if self.leakage is not None else ""
 
     def _repr_html_(self) -> str:
-        import html
+        from ikebana.evaluation.evaluation_view import render_evaluation
 
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return render_evaluation(self)
 
 
 def from_json(values: Mapping[str, Any], report: str) -> Evaluation:

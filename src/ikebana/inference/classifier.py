@@ -169,6 +169,11 @@ class Classifier:
         score = f", accuracy {accuracy:.3f}{owner}" if isinstance(accuracy, float) else ""
         return f"Classifier({len(self.classes)} classes: {', '.join(self.classes[:8])}{score})"
 
+    def _repr_html_(self) -> str:
+        from ikebana.inference.views import render_classifier
+
+        return render_classifier(self)
+
 
 def load(file: ModelFile, *, threads: int | None = None) -> Classifier:
     """Load the classifier in a file that `ikebana export` made.

@@ -55,6 +55,11 @@ class Prediction:
         top = sorted(self.probabilities.items(), key=lambda item: -item[1])[:count]
         return f'Prediction("{NOT_SURE}": {", ".join(f"{name} {value:.2f}" for name, value in top)})'
 
+    def _repr_html_(self) -> str:
+        from ikebana.inference.views import render_prediction
+
+        return render_prediction(self)
+
 
 def to_prediction(
     probabilities: Sequence[float],

@@ -4,6 +4,7 @@ Positions are in inches from the top left corner; colours, sizes and fonts are e
 grow instead of shrinking their text, matplotlib styles have no effect, and threads may draw.
 """
 
+import io
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,8 @@ from ikebana.system.files import atomic_write
 
 # At this resolution 6.5 points are 13 pixels, the smallest text that reads without effort.
 DPI = 150
+# A notebook shows figures smaller than their pixels, so that they are sharp on any screen.
+NOTEBOOK_DPI = 84
 MARGIN = 0.35
 # On a narrow screen a figure shrinks to this share of its width, and is scrolled beyond that.
 MIN_SVG_SCALE = 0.72
@@ -44,12 +47,22 @@ FALLBACK_FONTS = (
 )
 
 
+class SheetFigure(Figure):
+    """A figure that notebooks show without pyplot, which would keep it in memory."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        stream = io.BytesIO()
+        _to_image(self).save(stream, "PNG")
+        width, height = (round(inches * NOTEBOOK_DPI) for inches in self.get_size_inches())
+        return stream.getvalue(), {"width": width, "height": height}
+
+
 def make_sheet(
     width: float, height: float, title: str, subtitle: str = "", names: Iterable[str] = (), *, dpi: int = DPI
 ) -> Axes:
     """Make a white sheet, in inches from the top left corner, with title and subtitle."""
     width, height = math.ceil(width * dpi) / dpi, math.ceil(height * dpi) / dpi
-    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white", edgecolor="white")
+    figure = SheetFigure(figsize=(width, height), dpi=dpi, facecolor="white", edgecolor="white")
     figure.set_layout_engine("none")
     sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     sheet.set_axis_off()
@@ -153,11 +166,15 @@ def _letters() -> frozenset[int]:
 def write_sheet(sheet: Axes, file: Path) -> None:
     """Write the sheet as a PNG without metadata, atomically."""
     figure = cast(Figure, sheet.figure)
+    picture = _to_image(figure)
+    with atomic_write(file, create_parent=False) as partial_file:
+        picture.save(partial_file, format="PNG", dpi=(figure.dpi, figure.dpi))
+
+
+def _to_image(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    with atomic_write(file, create_parent=False) as partial_file:
-        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-        picture.save(partial_file, format="PNG", dpi=(figure.dpi, figure.dpi))
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def to_svg(sheet: Axes, label: str) -> str:

@@ -29,7 +29,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import safetensors.numpy
@@ -37,15 +37,24 @@ import safetensors.numpy
 from ikebana.errors import RecipeError, RunError, get_first_line
 from ikebana.evaluation import calibration, familiarity, metrics
 from ikebana.evaluation.calibration import Calibration
+from ikebana.evaluation.evaluation_view import render_evaluation
 from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.recipe import MODULE_PREFIX, Recipe, recipe_from_json
+from ikebana.system.notebook_html import render_view
+
+if TYPE_CHECKING:
+    from ikebana.reports.mistakes_view import Mistakes
+    from ikebana.reports.run_plots import RunPlots
 
 # Columns of the dataset that must not change before a resume.
 RESUME_COLUMNS = ("path", "label", "split", "sha256")
 DAMAGED_ADVICE = "an undamaged copy of the run, or repeat it: ikebana fit PHOTOS --recipe RUN/recipe.json"
 
 ADVICE_RUN_FOLDER = "a run folder that `ikebana fit` wrote, such as runs/baseline-7f3a"
+
+# Attributes that `dir` does not list.
+INTERNAL_ATTRIBUTES = frozenset(("wants_robustness", "lacks_robustness", "source"))
 
 # Losses and accuracies are null where there are no validation photos. `selection_loss` is null where the
 # last epoch's weights are used.
@@ -154,9 +163,33 @@ class Run:
 
     @property
     def predictions(self) -> pl.DataFrame:
-        """Validation and test photos with a probability for each class."""
+        """Validation and test photos, the class predicted for them, and the probability of each class.
+
+        `predicted` is the most probable class, also where the answer would be "not sure" or
+        "unknown". The file has neither it nor its probability, `confidence`.
+        """
         classes = [f"p:{name}" for name in self.classes]
-        return self._read_table("predictions.parquet", ("path", "label", "split", *classes))
+        table = self._read_table("predictions.parquet", ("path", "label", "split", *classes))
+        best = (
+            pl.concat_list(classes).list.arg_max().replace_strict(dict(enumerate(self.classes)), return_dtype=pl.String)
+        )
+        answers = {"predicted": best, "confidence": pl.max_horizontal(classes)}
+        others = pl.exclude("path", "label", "split", *answers)
+        return table.with_columns(**answers).select("path", "label", "split", *answers, others)
+
+    @property
+    def mistakes(self) -> "Mistakes":
+        """The misclassified test photos, the most confident first; a notebook shows their thumbnails."""
+        from ikebana.reports.mistakes_view import Mistakes
+
+        return Mistakes(self)
+
+    @property
+    def plot(self) -> "RunPlots":
+        """The charts of the run as matplotlib figures, such as `run.plot.confusion()`."""
+        from ikebana.reports.run_plots import RunPlots
+
+        return RunPlots(self)
 
     @property
     def pretrained(self) -> dict[str, Any]:
@@ -203,20 +236,23 @@ class Run:
             raise RunError(what, where=self.folder, advice=DAMAGED_ADVICE)
         return table
 
+    def __dir__(self) -> list[str]:
+        """List what users need; the commands use the other attributes."""
+        return [name for name in vars(Run) | vars(self) if not name.startswith("_") and name not in INTERNAL_ATTRIBUTES]
+
     def __repr__(self) -> str:
-        state = repr(self.evaluation).split("\n", 1)[0] if self.is_finished else "not finished"
-        more = (
-            "; the exported network was retrained on all photos"
-            if self.is_finished and self.recipe.refit_on_all
-            else ""
-        )
-        return f"Run({self.folder}: {self.recipe.name}, {state}{more})"
+        state = self.evaluation.describe_lines()[0] if self.is_finished else "not finished"
+        return f"Run({self.folder}: {self.recipe.name}, {state}{self._describe_refit()})"
+
+    def _describe_refit(self) -> str:
+        is_refitted = self.is_finished and self.recipe.refit_on_all
+        return "; the exported network was retrained on all photos" if is_refitted else ""
 
     def _repr_html_(self) -> str:
-        import html
-
-        text = html.escape(repr(self))
-        return f"<p><b>{text}</b></p>" + (self.evaluation._repr_html_() if self.is_finished else "")
+        title = f"{self.recipe.name}: {self.folder}{self._describe_refit()}"
+        if self.is_finished:
+            return render_evaluation(self.evaluation, title)
+        return render_view(title, f"not finished; resume it with: {self.resume_command}")
 
 
 def _find_source_problem(values: Any) -> str:
