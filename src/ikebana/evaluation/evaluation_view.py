@@ -16,7 +16,7 @@ MAX_CONFUSED_PAIRS = 3
 
 
 def render_evaluation(evaluation: "Evaluation", title: str = "") -> str:
-    """Render the scores as HTML: accuracy, remarks, and a table of the classes.
+    """Render accuracy, remarks, and a table of the classes.
 
     Args:
         title: above the accuracy, such as the name of the run.
@@ -30,7 +30,7 @@ def render_evaluation(evaluation: "Evaluation", title: str = "") -> str:
 
 
 def describe_confusions(evaluation: "Evaluation") -> str:
-    """Name the pairs of classes that are most often confused; "" if no photo is misclassified."""
+    """Name the pairs of classes that are most often confused; "" if there are none."""
     confusion = np.array(evaluation.confusion)
     np.fill_diagonal(confusion, 0)
     order = np.argsort(-confusion, axis=None, kind="stable")[:MAX_CONFUSED_PAIRS]

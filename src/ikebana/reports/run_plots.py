@@ -12,7 +12,8 @@ from ikebana.runs.run import Run
 # matplotlib takes half a second to load.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from ikebana.reports.sheet import SheetFigure
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,17 @@ class RunPlots:
 
     run: Run
 
-    def classes(self) -> "Figure":
+    def classes(self) -> "SheetFigure":
         """Draw the photos per class: training, validation and test photos."""
         from ikebana.reports.figures import make_class_bars
 
         used = self.run.dataset.filter(status=STATUS_USED).group_by("label", "split").len()
-        counts = {name: dict.fromkeys(SPLITS, 0) for name in self.run.classes}
+        counts = {name: dict.fromkeys(map(str, SPLITS), 0) for name in self.run.classes}
         for label, split, photos in used.iter_rows():
             counts[label][split] = photos
         return _get_figure(make_class_bars(counts))
 
-    def curves(self, network: int = 1) -> "Figure":
+    def curves(self, network: int = 1) -> "SheetFigure":
         """Draw loss and accuracy per epoch.
 
         Args:
@@ -50,21 +51,21 @@ class RunPlots:
         interval = compute_interval(of_network, validation_count)
         return _get_figure(make_curves(of_network, interval, note=describe_losses(self.run.recipe)))
 
-    def confusion(self) -> "Figure":
+    def confusion(self) -> "SheetFigure":
         """Draw the confusion matrix of the test photos."""
         from ikebana.reports.figures import make_confusion_matrix
 
         evaluation = self.run.evaluation
         return _get_figure(make_confusion_matrix(np.array(evaluation.confusion), evaluation.classes))
 
-    def confused_pairs(self) -> "Figure":
+    def confused_pairs(self) -> "SheetFigure":
         """Draw the most frequent confusions of two classes, which helps with many classes."""
         from ikebana.reports.figures import make_worst_pairs
 
         evaluation = self.run.evaluation
         return _get_figure(make_worst_pairs(np.array(evaluation.confusion), evaluation.classes))
 
-    def reliability(self) -> "Figure":
+    def reliability(self) -> "SheetFigure":
         """Draw how often answers of a confidence are correct, on the test photos."""
         from ikebana.reports.run_charts import make_reliability
 
@@ -74,8 +75,8 @@ class RunPlots:
         probabilities = test.select(f"p:{name}" for name in self.run.classes).to_numpy()
         return _get_figure(make_reliability(probabilities, labels))
 
-    def risk_coverage(self) -> "Figure":
-        """Draw the share of wrong answers by the share of test photos that get an answer."""
+    def risk_coverage(self) -> "SheetFigure":
+        """Draw the share of wrong answers by the share of answered test photos."""
         from ikebana.reports.run_charts import make_risk_coverage
 
         evaluation = self.run.evaluation
@@ -83,7 +84,7 @@ class RunPlots:
             raise self._missing_error("risk-coverage curve", "repeat the run with this version of ikebana")
         return _get_figure(make_risk_coverage(evaluation.risk_coverage, evaluation.threshold))
 
-    def learning_curves(self) -> "Figure":
+    def learning_curves(self) -> "SheetFigure":
         """Draw what more photos would bring, overall and for single classes."""
         from ikebana.reports.run_charts import make_learning_curves
 
@@ -92,7 +93,7 @@ class RunPlots:
             raise self._missing_error("learning curves", advice)
         return _get_figure(make_learning_curves(self.run.evaluation.learning_curves))
 
-    def robustness(self) -> "Figure":
+    def robustness(self) -> "SheetFigure":
         """Draw the accuracy on changed test photos."""
         from ikebana.reports.run_charts import make_robustness
 
@@ -110,5 +111,5 @@ class RunPlots:
         return f"the charts of {self.run.folder}: " + ", ".join(f".{name}()" for name in dir(self))
 
 
-def _get_figure(sheet: "Axes") -> "Figure":
-    return cast("Figure", sheet.figure)
+def _get_figure(sheet: "Axes") -> "SheetFigure":
+    return cast("SheetFigure", sheet.figure)

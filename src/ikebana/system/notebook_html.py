@@ -27,7 +27,7 @@ def escape(text: object) -> Markup:
 
 
 def render_view(title: object, *parts: str) -> str:
-    """Render a record: a bold first line, then parts that are Markup or texts; "" is left out."""
+    """Render a bold first line and further parts, Markup or texts; "" is left out."""
     inner = "".join(render_paragraph(part) if not isinstance(part, Markup) else part for part in parts if part)
     return f'<div class="ikebana" style="{VIEW_STYLE}"><p style="margin:.3em 0"><b>{escape(title)}</b></p>{inner}</div>'
 
