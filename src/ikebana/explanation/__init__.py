@@ -1,0 +1,1 @@
+"""Heat maps: why a network predicts a class for a photo."""
