@@ -213,6 +213,16 @@ def to_dataset(dataset: Dataset, result: CleaningResult) -> Dataset:
     return replace(dataset, photos=photos.with_columns(labels, splits), classes=tuple(labels.unique().sort()))
 
 
+def list_used_photos(dataset: Dataset, has_given_split: bool) -> pl.DataFrame:
+    """Return the table that `clean` makes without any change, with absolute paths.
+
+    The second column is the label, and the last one the reason, which is empty.
+    """
+    table, _ = _make_tables(dataset, {}, {}, has_given_split)
+    paths = [str(dataset.resolve_path(path).expanduser().absolute()) for path in table["path"]]
+    return _mark_exact_labels(table.with_columns(pl.Series("path", paths, pl.String)))
+
+
 def _find_protected(protected: Collection[str], findings: Sequence[Finding], selectors: Sequence[Selector]) -> set[str]:
     """Return the protected paths that would be changed because of a suspect label."""
     return {

@@ -117,10 +117,10 @@ def audit(
     with preserve_process_state():
         plan = _make_plan(unopened, recipe, device, is_required=advise)
         result, pixel_cache = _check_photos(unopened, recipe, plan, page_file)
-        _report(result, pixel_cache, recipe)
+        has_split = unopened.photos["split"].count() > 0
+        _report(result, pixel_cache, recipe, has_split)
         command_photos = unopened.command_argument
         if write is not None:
-            has_split = unopened.photos["split"].count() > 0
             cleaned = cleaning.clean(result.dataset, result.findings, to_drop, to_relabel, has_split)
             if _write_table(Path(write), result.dataset, cleaned, recipe):
                 command_photos = str(write)
@@ -212,7 +212,7 @@ def _is_audit_folder(folder: Path) -> bool:
     return is_audit and names <= {PAGE_FILE, AUDIT_FILE, TABLE_FILE}
 
 
-def _report(result: Audit, pixel_cache: PixelCache, recipe: Recipe) -> None:
+def _report(result: Audit, pixel_cache: PixelCache, recipe: Recipe, has_given_split: bool) -> None:
     """Report the findings; if wanted, write the page, `audit.json` and `findings.csv`."""
     progress.message(repr(result))
     values = files.to_json(result.dataset, list(result.findings))
@@ -223,7 +223,14 @@ def _report(result: Audit, pixel_cache: PixelCache, recipe: Recipe) -> None:
     write_json(folder / AUDIT_FILE, values)
     with atomic_write(folder / TABLE_FILE) as partial_file:
         files.to_table(result.findings).write_csv(partial_file)
-    audit_page.write(result.page, result.dataset, result.findings, pixel_cache.pixels, recipe.resize)
+    audit_page.write(
+        result.page,
+        result.dataset,
+        result.findings,
+        pixel_cache.pixels,
+        recipe.resize,
+        has_given_split=has_given_split,
+    )
     progress.message(f"audit page: {result.page} (for programs, next to it: {AUDIT_FILE} and {TABLE_FILE})")
 
 

@@ -4,14 +4,11 @@ The page draws them as SVG, in light or dark colours.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-# Smaller classes share the last slice.
-MAX_SLICES = 10
 # The most frequent sizes are drawn.
 MAX_SPOTS = 600
 # Width and height inside the axes, in SVG units.
@@ -21,16 +18,6 @@ ASPECT_TICKS = {"1:3": -math.log2(3), "1:2": -1.0, "2:3": -math.log2(1.5), "1:1"
                 "3:1": math.log2(3)}  # fmt: skip
 # Aspect ratios from 1:4 to 4:1.
 MAX_LOG_ASPECT, ASPECT_BINS = 2.0, 32
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Slice of a pie; `path` is an SVG path around (0, 0) with radius 100."""
-
-    name: str
-    photos: int
-    share: float
-    path: str
 
 
 @dataclass(frozen=True)
@@ -72,30 +59,6 @@ class Aspects:
     bars: list[tuple[float, float, float, str]]
     ticks: list[Tick]
     summary: str
-
-
-def layout_pie(counts: Mapping[str, int]) -> list[Slice]:
-    """Lay out the classes' shares, the largest first; the smallest share one slice."""
-    shown = sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
-    if len(shown) > MAX_SLICES:
-        rest = shown[MAX_SLICES - 1 :]
-        shown = [*shown[: MAX_SLICES - 1], (f"{len(rest)} other classes", sum(count for _, count in rest))]
-    total, angle, slices = sum(count for _, count in shown), 0.0, []
-    for name, count in shown:
-        share = count / total
-        slices.append(Slice(name, count, share, _make_wedge(angle, angle + share)))
-        angle += share
-    return slices
-
-
-def _make_wedge(start: float, end: float) -> str:
-    """Return the SVG path between two shares of the full turn, clockwise from the top."""
-    if end - start > 0.9999:
-        return "M0,-100 A100,100 0 1 1 -0.01,-100 Z"
-    (x0, y0), (x1, y1) = (
-        (100 * math.sin(2 * math.pi * share), -100 * math.cos(2 * math.pi * share)) for share in (start, end)
-    )
-    return f"M0,0 L{x0:.2f},{y0:.2f} A100,100 0 {int(end - start > 0.5)} 1 {x1:.2f},{y1:.2f} Z"
 
 
 def layout_sizes(photos: pl.DataFrame) -> Sizes:

@@ -1,26 +1,35 @@
 """The audit page."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
+from ikebana.data.decoding import decode, read_bytes
+from ikebana.errors import UnreadablePhoto
 from ikebana.recipe import Resize
-from ikebana.reports import audit_charts, pages
+from ikebana.reports import audit_charts, audit_table, pages
 from ikebana.reports.thumbnails import restore_aspect_ratio
 
-# With about 8 kB each, the page stays below 4 MB.
+# With about 11 kB each, the page stays below 7 MB.
 MAX_PICTURES = 400
 # Findings of one kind that are shown with photos, and further ones in a table.
 MAX_CARDS_PER_KIND = 60
+# Notes with more cards are folded at first.
+MAX_OPEN_CARDS = 12
 MAX_ROWS_PER_KIND = 2000
 MAX_PHOTOS_PER_CARD = 4
-SAMPLES_PER_CLASS, MAX_SAMPLED_CLASSES = 6, 12
+SAMPLES_PER_CLASS, MAX_SAMPLED_CLASSES = 8, 12
 MAX_BARS = 60
+# Longer side of the photo of a finding, which can be enlarged.
+CARD_PIXELS = 224
+# Their evidence is a score that means nothing but an order.
+RANKED_KINDS = ("outlier",)
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ KIND_DESCRIPTIONS = {
         "Near-duplicates", "Almost the same photo more than once: resized, cropped, rotated or saved again."
     ),
     "outlier": KindDescription(
-        "Outliers", "Unlike all other photos, so perhaps of another subject. Highest outlier score first."
+        "Outliers", "Unlike all other photos, so perhaps of another subject. The most unusual first."
     ),
     "blurry": KindDescription("Blurry", "Nothing in these photos is in focus."),
     "dark": KindDescription("Dark", "Even the brightest parts of these photos are dark."),
@@ -89,12 +98,14 @@ class Picture:
 
     Attributes:
         source: a data URI; empty if there is no picture or the page has too many.
+        row: in the table of all used photos; None if the page has no table or the photo is not used.
     """
 
     path: str
     label: str
     split: str
     source: str
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,8 @@ class Section:
         advice: empty if the findings differ in it.
         listed: findings without a card.
         omitted_count: number of findings that are not on the page.
+        is_ranked: whether cards show the rank of a finding instead of its evidence.
+        is_folded: whether the reader has to open it.
     """
 
     kind: str
@@ -126,24 +139,43 @@ class Section:
     omitted_count: int
     count: int
     photos: int
+    is_ranked: bool
+    is_folded: bool
 
 
-def write(file: Path, dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, resize: Resize) -> None:
+def write(
+    file: Path,
+    dataset: Dataset,
+    findings: Sequence[Finding],
+    pixels: np.ndarray,
+    resize: Resize,
+    *,
+    has_given_split: bool = False,
+) -> None:
     """Write the page of an audit.
 
     Args:
         findings: of any kind, most severe first.
         pixels: uint8 [rows of the dataset, image_size, image_size, 3].
         resize: how the photos became square.
+        has_given_split: whether the photos came with a split, which a cleaned table then keeps.
     Raises:
         MachineError: the file cannot be written.
     """
-    pages.write_page(file, render(dataset, findings, pixels, resize))
+    pages.write_page(file, render(dataset, findings, pixels, resize, has_given_split=has_given_split))
 
 
-def render(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, resize: Resize) -> str:
+def render(
+    dataset: Dataset,
+    findings: Sequence[Finding],
+    pixels: np.ndarray,
+    resize: Resize,
+    *,
+    has_given_split: bool = False,
+) -> str:
     """Render the page as text, see `write`."""
-    thumbnails = _Thumbnails(dataset, pixels, resize)
+    table = audit_table.make_review_table(dataset, has_given_split)
+    thumbnails = _Thumbnails(dataset, pixels, resize, is_reviewed=table is not None)
     sections = [_make_section(kind, of_kind, thumbnails) for kind, of_kind in _group_by_kind(findings)]
     counts = dataset.count_photos()
     totals = {name: sum(of_class.values()) for name, of_class in counts.items()}
@@ -165,12 +197,14 @@ def render(dataset: Dataset, findings: Sequence[Finding], pixels: np.ndarray, re
         bars=[(name, totals[name], counts[name]) for name in ordered[:MAX_BARS]],
         bars_left_out=len(ordered) - MAX_BARS,
         most=max(totals.values(), default=1) or 1,
-        pie=audit_charts.layout_pie(totals),
         sizes=audit_charts.layout_sizes(dataset.used_photos),
         aspects=audit_charts.layout_aspects(dataset.used_photos),
         plot=audit_charts.PLOT_SIZE,
         samples=[(name, totals[name], thumbnails.sample(name)) for name in dataset.classes[:MAX_SAMPLED_CLASSES]],
         samples_left_out=len(dataset.classes) - MAX_SAMPLED_CLASSES,
+        table=audit_table.to_json(table),
+        can_write=not dataset.archive_prefix,
+        command=audit_table.suggest_command(dataset, findings),
     )
 
 
@@ -200,29 +234,34 @@ def _make_section(kind: str, findings: list[Finding], thumbnails: "_Thumbnails")
     card_count = MAX_CARDS_PER_KIND if not paths or any(thumbnails.has(path) for path in paths) else 0
     cards = [_make_card(finding, thumbnails) for finding in findings[:card_count]]
     rest = findings[card_count:]
+    severity = min((finding.severity for finding in findings), key=list(SEVERITY_TITLES).index)
     return Section(
         kind=kind,
         title=description.title,
         meaning=description.meaning,
-        severity=min((finding.severity for finding in findings), key=list(SEVERITY_TITLES).index),
+        severity=severity,
         advice=advices.pop() if len(advices) == 1 else "",
         cards=cards,
         listed=rest[:MAX_ROWS_PER_KIND],
         omitted_count=max(0, len(rest) - MAX_ROWS_PER_KIND),
         count=len(findings),
         photos=len(set(paths)),
+        is_ranked=kind in RANKED_KINDS,
+        is_folded=severity == "note" and len(cards) > MAX_OPEN_CARDS,
     )
 
 
 def _make_card(finding: Finding, thumbnails: "_Thumbnails") -> Card:
-    pictures = [thumbnails.make(path) for path in finding.paths[:MAX_PHOTOS_PER_CARD]]
+    has_unusual_shape = finding.kind == "odd_aspect_ratio"
+    pictures = [thumbnails.make(path, has_unusual_shape) for path in finding.paths[:MAX_PHOTOS_PER_CARD]]
     return Card(finding, pictures, finding.paths[MAX_PHOTOS_PER_CARD:])
 
 
 class _Thumbnails:
     """Thumbnails of photos, up to the page's limit."""
 
-    def __init__(self, dataset: Dataset, pixels: np.ndarray, resize: Resize):
+    def __init__(self, dataset: Dataset, pixels: np.ndarray, resize: Resize, is_reviewed: bool):
+        self.dataset = dataset
         columns = dataset.photos.select("path", "label", "split", "status", "width", "height")
         rows = list(enumerate(columns.iter_rows(named=True)))
         # If a path occurs both used and unused, the used row comes last and wins.
@@ -235,6 +274,8 @@ class _Thumbnails:
             if row["status"] == STATUS_USED:
                 self.classes[row["label"]].append(path)
         self.remaining = MAX_PICTURES
+        used = dataset.used_photos["path"] if is_reviewed else []
+        self.table_rows = {path: number for number, path in enumerate(used)}
 
     def has(self, path: str) -> bool:
         return path in self.rows and self.rows[path][1]["status"] == STATUS_USED
@@ -243,16 +284,27 @@ class _Thumbnails:
         """Return evenly spaced photos of a class; they do not count towards the limit."""
         paths = self.classes[name]
         places = np.unique(np.linspace(0, len(paths) - 1, SAMPLES_PER_CLASS).astype(int)) if paths else []
-        return [self._render(paths[int(place)]) for place in places]
+        return [self._render(paths[int(place)], pages.THUMBNAIL_PIXELS) for place in places]
 
-    def make(self, path: str) -> Picture:
+    def make(self, path: str, has_unusual_shape: bool) -> Picture:
         if self.has(path) and self.remaining > 0:
             self.remaining -= 1
-            return self._render(path)
+            return self._render(path, CARD_PIXELS, has_unusual_shape)
         row = self.rows[path][1] if path in self.rows else {}
-        return Picture(path, row.get("label") or "", row.get("split") or "", "")
+        return Picture(path, row.get("label") or "", row.get("split") or "", "", self.table_rows.get(path))
 
-    def _render(self, path: str) -> Picture:
+    def _render(self, path: str, longer_side: int, has_unusual_shape: bool = False) -> Picture:
         number, row = self.rows[path]
-        photo = restore_aspect_ratio(self.pixels[number], row["width"], row["height"], self.resize)
-        return Picture(path, row["label"], row["split"] or "", pages.to_data_uri(photo))
+        photo = self._read_whole(path, row) if has_unusual_shape and self.resize == "crop" else None
+        if photo is None:
+            photo = restore_aspect_ratio(self.pixels[number], row["width"], row["height"], self.resize)
+        source = pages.to_data_uri(photo, longer_side)
+        return Picture(path, row["label"], row["split"] or "", source, self.table_rows.get(path))
+
+    def _read_whole(self, path: str, row: Mapping[str, Any]) -> np.ndarray | None:
+        """Read the whole photo again, because its square is cropped; None if that fails."""
+        try:
+            square = decode(read_bytes(self.dataset.resolve_path(path)), len(self.pixels[0]), "squash").pixels
+        except (OSError, UnreadablePhoto):
+            return None
+        return restore_aspect_ratio(square, row["width"], row["height"], "squash")

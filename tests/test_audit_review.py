@@ -1,0 +1,113 @@
+"""The audit page in a browser: photos are enlarged, and decisions become a table for `fit`."""
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from ikebana.auditing.findings import Finding
+from ikebana.data import sources
+from ikebana.data.dataset import STATUS_USED, Dataset
+from ikebana.reports import audit_page
+
+pytestmark = pytest.mark.slow
+
+CLASSES = ("plain", '"><img src=x onerror=alert(1)>', "a, b")
+HOSTILE = 'plain/"><img src=x onerror=alert(1)>.png'
+
+
+@pytest.fixture
+def photos(tmp_path) -> Dataset:
+    """Six photos of three classes, with hostile names."""
+    folder = tmp_path / "photos"
+    names = {HOSTILE: 0, "plain/a.png": 0, "quoted/b.png": 1, "quoted/c.png": 1, "comma/d.png": 2, "comma/e.png": 2}
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), 20 * number, np.uint8)).save(folder / name)
+    opened = sources.read(folder)
+    labels = pl.Series("label", [CLASSES[names[path]] for path in opened.photos["path"]])
+    rows = opened.photos.with_columns(
+        labels, split=pl.lit("train"), status=pl.lit(STATUS_USED), width=pl.lit(30), height=pl.lit(20)
+    )
+    return Dataset(str(folder), folder, rows, CLASSES)
+
+
+@pytest.fixture
+def page(photos, tmp_path, visit):
+    findings = [
+        Finding("suspect_label", "warning", (HOSTILE,), "looks like", "look", CLASSES[1], 0.9),
+        *(Finding("outlier", "note", (path,), "5.0", "look") for path in photos.photos["path"]),
+    ]
+    file = tmp_path / "audit" / "index.html"
+    audit_page.write(file, photos, findings, np.zeros((6, 20, 20, 3), np.uint8), "squash")
+    return visit(file.as_uri())
+
+
+def decide(page, path: str, action: str, card: int = 0) -> None:
+    boxes = page.get_by_role("group", name=f"Your decision on the photo {path}", exact=True)
+    boxes.nth(card).get_by_role("button", name=action, exact=True).click()
+
+
+def test_decisions_become_a_table_that_fit_reads(page, photos, tmp_path):
+    # The table omits what all paths begin with.
+    decide(page, HOSTILE, "wrong")
+    decide(page, "comma/d.png", "remove")
+    decide(page, "comma/e.png", "wrong")
+    page.get_by_label("The right label of the photo comma/e.png").select_option("plain")
+    decide(page, "quoted/b.png", "right")
+    decide(page, "quoted/c.png", "remove")
+    decide(page, "quoted/c.png", "remove")  # a second click takes it back
+    assert "4 decided: 2 relabelled, 1 removed, 1 right" in page.inner_text("#review")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download cleaned.csv").click()
+    assert download.value.suggested_filename == "cleaned.csv"
+    download.value.save_as(tmp_path / "cleaned.csv")
+    read = sources.read(tmp_path / "cleaned.csv").photos
+    labels = {str(path).removeprefix(f"{photos.root}/"): label for path, label in read.select("path", "label").rows()}
+    assert labels == {
+        HOSTILE: CLASSES[1], "plain/a.png": "plain", "quoted/b.png": CLASSES[1], "quoted/c.png": CLASSES[1],
+        "comma/e.png": "plain",
+    }  # fmt: skip
+
+
+def test_a_photo_on_two_cards_has_one_decision_which_a_reload_keeps(page):
+    decide(page, HOSTILE, "remove", card=1)
+    pressed = page.locator("button[aria-pressed=true]")
+    assert pressed.all_inner_texts() == ["remove", "remove"]
+    page.reload()
+    assert pressed.all_inner_texts() == ["remove", "remove"]
+    page.get_by_role("button", name="Discard").click()
+    assert pressed.count() == 0
+    assert page.locator("#review").is_hidden()
+
+
+def test_photos_are_enlarged_and_left_by_the_keyboard(page):
+    first = page.locator("main img").first
+    first.focus()
+    page.keyboard.press("Enter")
+    viewer = page.locator("#viewer")
+    assert viewer.is_visible()
+    before = viewer.locator("p").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert viewer.locator("p").inner_text() != before
+    page.keyboard.press("Escape")
+    assert viewer.is_hidden()
+    assert first.evaluate("element => element === document.activeElement")
+
+
+def test_a_link_opens_a_folded_section(page):
+    page.locator("#fold").click()
+    assert not page.locator("#outlier .cards").is_visible()
+    page.get_by_role("link", name="Outliers").click()
+    assert page.locator("#outlier .cards").is_visible()
+
+
+def test_the_page_is_readable_without_scripts(page, browser):
+    context = browser.new_context(java_script_enabled=False)
+    plain = context.new_page()
+    plain.goto(page.url)
+    assert plain.locator("#suspect_label img").is_visible()
+    assert "ikebana audit" in plain.inner_text("#clean")
+    assert plain.locator(".decide").count() == 0
+    assert plain.locator("#fold").is_hidden()
+    context.close()
