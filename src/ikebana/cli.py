@@ -148,6 +148,7 @@ def fit(
     run: Path | None = None,
     resume: Path | None = None,
     split_seeds: Annotated[int | None, Parameter(group=SPLIT)] = None,
+    split_from: Annotated[Path | None, Parameter(group=SPLIT)] = None,
     device: Device = "auto",
     robustness: Switch = False,
     options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
@@ -171,6 +172,9 @@ def fit(
     split_seeds
         Repeat the run on this many splits, with split seeds 0, 1, ..., and report the mean and spread of the accuracy.
         --run is then a folder of runs.
+    split_from
+        An earlier run, whose photos stay in their split. New photos are for training and validation, so that compare can
+        say whether they helped.
     robustness
         After scoring, also measure the accuracy on changed test photos: blurred, noisy, saved with low JPEG quality,
         darker, brighter and rotated, at five strengths. At most 200 photos are used.
@@ -180,11 +184,13 @@ def fit(
     from ikebana.commands import fit as fit_command
 
     if resume is not None:
-        if recipe or run or device != "auto" or split_seeds is not None or _parse_options(options):
+        if recipe or run or device != "auto" or split_seeds is not None or split_from or _parse_options(options):
             raise UsageError("a resumed run has its own options", advice=f"ikebana fit --resume {resume}")
         folder = fit_command.resume(resume, photos=photos, robustness=robustness).folder
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
+    elif split_seeds is not None and split_from is not None:
+        raise UsageError("--split-seeds and --split-from exclude each other", advice="one of them")
     elif split_seeds is not None:
         from ikebana.commands.fit_splits import fit_splits
 
@@ -193,7 +199,8 @@ def fit(
         folder = scores.folder
     else:
         given = _parse_options(options)
-        folder = fit_command.fit(photos, recipe, run=run, device=device, robustness=robustness, **given).folder
+        run_options = {"run": run, "device": device, "robustness": robustness, "split_from": split_from}
+        folder = fit_command.fit(photos, recipe, **run_options, **given).folder
     progress.event("done", run=str(folder))
     progress.result(str(folder))
 

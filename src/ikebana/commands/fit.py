@@ -37,6 +37,7 @@ from ikebana.learning.upgrades import suggest_upgrade
 from ikebana.recipe import FitOptions, Recipe
 from ikebana.reports import run_pictures
 from ikebana.runs import run_writer
+from ikebana.runs.earlier_split import read_earlier_split, read_own_split
 from ikebana.runs.reproducibility import describe_rerun_differences, describe_resume_differences
 from ikebana.runs.run import Run, open_run
 from ikebana.runs.run_writer import RunWriter
@@ -56,6 +57,7 @@ def fit(
     model: "nn.Module | None" = None,
     device: str = "auto",
     robustness: bool = False,
+    split_from: str | Path | Run | None = None,
     **options: Unpack[FitOptions],
 ) -> Run:
     """Train a classifier on labelled photos and score it on photos it has never seen.
@@ -68,12 +70,15 @@ def fit(
             logits [N, classes]. It is copied.
         device: auto for a GPU if there is one, cpu, cuda or mps.
         robustness: after scoring, measure the accuracy on changed test photos: blurred, darker, rotated, …
+        split_from: an earlier run, whose photos stay in their split. New photos are for training and
+            validation, so that both runs can be compared.
         options: changes to the recipe, such as epochs=5 or seed=1.
     Raises:
         PhotosError, RecipeError, RunError, MachineError: each has advice on what to try.
     """
     clock = Stopwatch()
     run_writer.check_folder_is_free(run)
+    known = read_earlier_split(split_from) if split_from is not None else None
     run_folder = run or run_writer.DEFAULT_RUNS_FOLDER
     plan = Plan.from_photos(photos, recipe, model=model, run_folder=run_folder, device=device, **options)
     plan.apply_settings()
@@ -84,9 +89,10 @@ def fit(
     if recipe is not None and (changes := describe_rerun_differences(recipe, environment)):
         progress.message(changes)
     clock.lap("prepare")
-    dataset, pixels = open_photos(plan.dataset, plan.recipe)
+    dataset, pixels = open_photos(plan.dataset, plan.recipe, known)
     check_calibration_photos(dataset, plan.recipe.at_most_wrong)
-    writer = run_writer.create_run(run, plan.recipe, dataset, environment)
+    kept_split = known.run if known is not None else ""
+    writer = run_writer.create_run(run, plan.recipe, dataset, environment, split_from=kept_split)
     if robustness:
         writer = writer.request_robustness()
     clock.lap("read")
@@ -126,7 +132,7 @@ def resume(
     if changes := describe_resume_differences(opened.folder, collect_environment(plan.settings)):
         progress.warn(changes)
     clock.lap("prepare")
-    dataset, pixels = open_photos(plan.dataset, plan.recipe)
+    dataset, pixels = open_photos(plan.dataset, plan.recipe, read_own_split(opened))
     writer.check_same_photos(dataset)
     if photos is not None:
         writer = writer.record_photos(listed)
@@ -192,7 +198,7 @@ def _complete(writer: RunWriter, photos: PhotoSource | None, model: "nn.Module |
         return writer.run
     try:
         listed = writer.find_photos(photos)
-        dataset, pixels = open_photos(writer.restore_paths(listed), writer.run.recipe)
+        dataset, pixels = open_photos(writer.restore_paths(listed), writer.run.recipe, read_own_split(writer.run))
         writer.check_same_photos(dataset)
     except IkebanaError as error:
         if photos is not None or needs_robustness:

@@ -19,6 +19,7 @@ from ikebana import recipes
 from ikebana.data import pixel_cache, sources, split
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
+from ikebana.data.known_split import KnownSplit, split_like
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import RecipeError
@@ -182,16 +183,18 @@ class TrainingTask:
     head_features: tuple[FeatureExamples, FeatureExamples] | None = None
 
 
-def open_photos(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, PixelCache]:
+def open_photos(dataset: Dataset, recipe: Recipe, known: KnownSplit | None = None) -> tuple[Dataset, PixelCache]:
     """Decode every photo once, find duplicates, assign splits; the cache holds pixels by row.
 
+    Args:
+        known: the split of an earlier run, to be kept.
     Raises:
         PhotosError: the photos cannot be split, or not so that a network can learn the classes.
         MachineError: the disk is full.
     """
     decoded, pixels = pixel_cache.open_pixel_cache(dataset, recipe.image_size, recipe.resize)
     labelled = sources.assign_classes(near_duplicates.find_near_duplicates(decoded, pixels), recipe.class_order)
-    divided = split.split_photos(labelled, recipe)
+    divided = split.split_photos(labelled, recipe) if known is None else split_like(labelled, recipe, known)
     split.check_training_classes(divided)
     return divided, pixels
 

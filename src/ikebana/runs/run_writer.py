@@ -24,6 +24,7 @@ from ikebana.errors import MachineError, PhotosError, RecipeError, RunError
 from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.recipe import MODULE_PREFIX, Recipe, recipe_from_json, recipe_to_json
+from ikebana.runs.earlier_split import SPLIT_FROM
 from ikebana.runs.moved_photos import check_files, restore_paths
 from ikebana.runs.photo_source import FRAME_FILE, describe_source, get_location, read_photos
 from ikebana.runs.reproducibility import describe_recipe_changes
@@ -232,9 +233,18 @@ class RunWriter:
             )
 
 
-def create_run(folder: str | Path | None, recipe: Recipe, dataset: Dataset, environment: dict[str, Any]) -> RunWriter:
+def create_run(
+    folder: str | Path | None,
+    recipe: Recipe,
+    dataset: Dataset,
+    environment: dict[str, Any],
+    *,
+    split_from: str = "",
+) -> RunWriter:
     """Create a new run's folder, complete with everything that a resume needs.
 
+    Args:
+        split_from: the folder of the run whose split was kept; empty if there is none.
     Raises:
         RunError: the folder is not empty.
         MachineError: it cannot be made.
@@ -245,6 +255,7 @@ def create_run(folder: str | Path | None, recipe: Recipe, dataset: Dataset, envi
         "classes": list(dataset.classes),
         # A resume compares it with recipe.json, which a user may have edited.
         "recipe": recipe_to_json(recipe),
+        **({SPLIT_FROM: str(Path(split_from).resolve())} if split_from else {}),
     }
     path = Path(os.path.expanduser(folder)) if folder is not None else _choose_folder(recipe, source)
     check_folder_is_free(path)
