@@ -323,6 +323,8 @@ def test_the_page_is_one_file_that_loads_nothing_and_shows_the_photos(two_runs, 
     assert "good is better than quick" in text
     assert comparison.pairs[0].verdict == "better"
     assert "http" not in text
+    # Only `good` has several epochs.
+    assert "<svg viewBox" in text.split('<section id="curves">')[1]
 
 
 def test_names_of_photos_and_classes_cannot_run_code_in_the_page(tmp_path):

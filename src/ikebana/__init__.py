@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ikebana.commands.fit import fit, resume
     from ikebana.commands.predict import predict
     from ikebana.commands.serve import serve
+    from ikebana.commands.sweep import Sweep, sweep
     from ikebana.demo_data.demo import demo
     from ikebana.errors import (
         IkebanaError,
@@ -58,6 +59,7 @@ _PUBLIC_NAMES = {
     "commands.fit": ("fit", "resume"),
     "commands.predict": ("predict",),
     "commands.serve": ("serve",),
+    "commands.sweep": ("Sweep", "sweep"),
     "demo_data.demo": ("demo",),
     "errors": (
         "IkebanaError",
@@ -107,6 +109,7 @@ __all__ = [
     "Run",
     "RunError",
     "Scratch",
+    "Sweep",
     "UnreadablePhoto",
     "__version__",
     "audit",
@@ -125,6 +128,7 @@ __all__ = [
     "progress",
     "resume",
     "serve",
+    "sweep",
     "training",
 ]
 

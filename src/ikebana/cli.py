@@ -149,6 +149,7 @@ def fit(
     resume: Path | None = None,
     split_seeds: Annotated[int | None, Parameter(group=SPLIT)] = None,
     split_from: Annotated[Path | None, Parameter(group=SPLIT)] = None,
+    minutes: float | None = None,
     device: Device = "auto",
     robustness: Switch = False,
     options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
@@ -175,6 +176,8 @@ def fit(
     split_from
         An earlier run, whose photos stay in their split. New photos are for training and validation, so that compare can
         say whether they helped.
+    minutes
+        Instead of --recipe: choose the most accurate of quick, good and best that is expected to fit.
     robustness
         After scoring, also measure the accuracy on changed test photos: blurred, noisy, saved with low JPEG quality,
         darker, brighter and rotated, at five strengths. At most 200 photos are used.
@@ -184,13 +187,14 @@ def fit(
     from ikebana.commands import fit as fit_command
 
     if resume is not None:
-        if recipe or run or device != "auto" or split_seeds is not None or split_from or _parse_options(options):
+        if recipe or run or device != "auto" or split_seeds or split_from or minutes or _parse_options(options):
             raise UsageError("a resumed run has its own options", advice=f"ikebana fit --resume {resume}")
         folder = fit_command.resume(resume, photos=photos, robustness=robustness).folder
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
-    elif split_seeds is not None and split_from is not None:
-        raise UsageError("--split-seeds and --split-from exclude each other", advice="one of them")
+    elif split_seeds is not None and (split_from or minutes):
+        other = "--split-from" if split_from else "--minutes"
+        raise UsageError(f"--split-seeds and {other} exclude each other", advice="one of them")
     elif split_seeds is not None:
         from ikebana.commands.fit_splits import fit_splits
 
@@ -200,6 +204,7 @@ def fit(
     else:
         given = _parse_options(options)
         run_options = {"run": run, "device": device, "robustness": robustness, "split_from": split_from}
+        run_options["minutes"] = minutes
         folder = fit_command.fit(photos, recipe, **run_options, **given).folder
     progress.event("done", run=str(folder))
     progress.result(str(folder))
@@ -402,6 +407,52 @@ def compare(
     comparison = compare(*runs, out=out)
     progress.result(repr(comparison))
     progress.event("done", out=str(out or ""))
+
+
+@app.command(sort_key=2)
+def sweep(
+    photos: str,
+    *,
+    recipes: str = "quick,good",
+    seeds: int = 1,
+    split_seeds: Annotated[int, Parameter(group=SPLIT)] = 1,
+    out: Path | None = None,
+    minutes: float | None = None,
+    device: Device = "auto",
+    options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
+    output: Output = DEFAULT_OUTPUT,
+) -> int:
+    """Train several recipes with several seeds on several splits, and compare them.
+
+    After an interruption, the same command with --out resumes.
+
+    Parameters
+    ----------
+    photos
+        As for fit: a folder with one sub-folder per class, an archive of it, or a table.
+    recipes
+        Names or recipe.json files, separated by commas.
+    seeds
+        Train each recipe with this many seeds: 0, 1, ...
+    split_seeds
+        Train each recipe on this many splits, with split seeds 0, 1, ...
+    out
+        The folder to write, with one run folder each, sweep.json and comparison.html. Default: runs/sweep-<short hash>.
+    minutes
+        Train as many rounds of one run per recipe as are expected to fit, and leave out recipes that do not fit.
+    """
+    output.apply()
+    progress.show_loading()
+    from ikebana.commands.sweep import sweep
+
+    given = _parse_options(options)
+    names = [name.strip() for name in recipes.split(",") if name.strip()]
+    result = sweep(
+        photos, names, seeds=seeds, split_seeds=split_seeds, out=out, minutes=minutes, device=device, **given
+    )
+    progress.event("done", out=str(result.folder), failures=len(result.failures))
+    progress.result(str(result.folder))
+    return EXIT_REFUSED if result.failures else EXIT_DONE
 
 
 @app.command(sort_key=5)

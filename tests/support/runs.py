@@ -10,6 +10,7 @@ import polars as pl
 from ikebana.data.dataset import SCHEMA, Dataset
 from ikebana.evaluation.calibration import Calibration
 from ikebana.evaluation.metrics import evaluate
+from ikebana.learning.training.checkpoint import Epoch
 from ikebana.recipe import Recipe
 from ikebana.recipes import RECIPES
 from ikebana.runs.run import Run
@@ -66,6 +67,8 @@ def write_run(
     probabilities = np.full((len(rows), len(classes)), 0.1 / (len(classes) - 1), np.float32)
     probabilities[np.arange(len(rows)), predicted] = 0.9
     writer.write_predictions(dataset, rows, probabilities, None)
+    epochs = 1 if recipe.caches_features else 3
+    writer.write_epochs(Epoch(row, 1 / row, 0.5, 1.2 / row, 0.5 + 0.1 * row, 1.0) for row in range(1, epochs + 1))
     if is_finished:
         writer.write_json("calibration.json", asdict(Calibration()))
         writer.finish(evaluate(probabilities, labels, classes), {})

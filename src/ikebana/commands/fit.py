@@ -11,12 +11,12 @@ from ikebana.commands import robustness as run_robustness
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.sources import PhotoSource
-from ikebana.errors import IkebanaError
+from ikebana.errors import IkebanaError, RecipeError
 from ikebana.evaluation.calibration_photos import check_calibration_photos
 from ikebana.evaluation.leakage import measure_leakage
 from ikebana.evaluation.metrics import Evaluation, evaluate, score_confidence
 from ikebana.evaluation.slices import score_slices
-from ikebana.learning import augmentation
+from ikebana.learning import augmentation, budget
 from ikebana.learning.cross_validation import add_scores_of_all_photos
 from ikebana.learning.device import collect_environment, load_settings
 from ikebana.learning.estimate import get_spare_gpu_bytes, recipe_memory_errors
@@ -58,6 +58,7 @@ def fit(
     device: str = "auto",
     robustness: bool = False,
     split_from: str | Path | Run | None = None,
+    minutes: float | None = None,
     **options: Unpack[FitOptions],
 ) -> Run:
     """Train a classifier on labelled photos and score it on photos it has never seen.
@@ -72,12 +73,17 @@ def fit(
         robustness: after scoring, measure the accuracy on changed test photos: blurred, darker, rotated, …
         split_from: an earlier run, whose photos stay in their split. New photos are for training and
             validation, so that both runs can be compared.
+        minutes: choose the most accurate of quick, good and best that is expected to fit.
         options: changes to the recipe, such as epochs=5 or seed=1.
     Raises:
         PhotosError, RecipeError, RunError, MachineError: each has advice on what to try.
     """
     clock = Stopwatch()
     run_writer.check_folder_is_free(run)
+    if minutes is not None:
+        if recipe is not None or model is not None:
+            raise RecipeError("--minutes chooses the recipe", advice="leave --minutes or the recipe out")
+        recipe = budget.choose_recipe(photos, minutes, device=device, options=options)
     known = read_earlier_split(split_from) if split_from is not None else None
     run_folder = run or run_writer.DEFAULT_RUNS_FOLDER
     plan = Plan.from_photos(photos, recipe, model=model, run_folder=run_folder, device=device, **options)

@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from ikebana.commands.fit import fit, resume
-from ikebana.data import sources
+from ikebana.commands.run_series import check_same_photos, fit_or_resume, refuse_given_split
 from ikebana.data.sources import PhotoSource
-from ikebana.errors import PhotosError, RecipeError, RunError
+from ikebana.errors import RecipeError
 from ikebana.learning.models import networks
 from ikebana.recipe import FitOptions, Recipe
 from ikebana.recipes import DEFAULT_RECIPE, resolve_recipe
-from ikebana.runs.run import Run, open_run
+from ikebana.runs.run import Run
 from ikebana.runs.run_writer import DEFAULT_RUNS_FOLDER
 from ikebana.system import progress
 from ikebana.system.files import resolve_output_path, write_json
@@ -87,21 +86,15 @@ def fit_splits(
     if "split_seed" in options:
         raise RecipeError("--split-seed and --split-seeds exclude each other", advice="one of them")
     resolved = networks.fill_defaults(resolve_recipe(recipe or DEFAULT_RECIPE, **options))
-    listed = sources.read(photos, resolved.class_order)
-    if listed.photos["split"].count():
-        raise PhotosError(
-            "the photos come with a split, so there are no others to score",
-            where=listed.source,
-            advice="leave --split-seeds out, or give the photos without their split",
-        )
+    refuse_given_split(photos, resolved, "--split-seeds")
     folder = resolve_output_path(run if run is not None else _choose_folder(resolved), is_new_folder=True)
     runs: list[Run] = []
     for seed in range(splits):
         progress.message(f"split {seed + 1} of {splits} (split seed {seed})")
         place = folder / f"split-{seed}"
         of_split = replace(resolved, split_seed=seed)
-        runs.append(_fit_or_resume(photos, of_split, place, device, robustness))
-    _check_same_photos(runs)
+        runs.append(fit_or_resume(photos, of_split, place, device=device, robustness=robustness))
+    check_same_photos(runs)
     scores = summarise(folder, runs)
     write_json(folder / SCORES_FILE, scores.to_json())
     progress.event("splits", **scores.to_json())
@@ -125,20 +118,3 @@ def summarise(folder: Path, runs: list[Run]) -> SplitScores:
 
 def _choose_folder(recipe: Recipe) -> Path:
     return DEFAULT_RUNS_FOLDER / f"{recipe.name}-splits-{secrets.token_hex(3)}"
-
-
-def _fit_or_resume(photos: PhotoSource, recipe: Recipe, place: Path, device: str, robustness: bool) -> Run:
-    """Train on one split, or continue its run; RunError if the run has another recipe."""
-    if not (place / "recipe.json").exists():
-        return fit(photos, recipe, run=place, device=device, robustness=robustness)
-    existing = open_run(place)
-    # `fit` recorded the precision that it measured.
-    if existing.recipe != replace(recipe, precision=existing.recipe.precision):
-        raise RunError("this run has another recipe", where=place, advice="another --run DIR")
-    return resume(place, robustness=robustness)
-
-
-def _check_same_photos(runs: list[Run]) -> None:
-    for run in runs[1:]:
-        if run.source["fingerprint"] != runs[0].source["fingerprint"]:
-            raise RunError("this run has other photos than split-0", where=run.folder, advice="another --run DIR")

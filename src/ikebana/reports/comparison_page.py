@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from markupsafe import Markup
 
 from ikebana.data import decoding
-from ikebana.errors import UnreadablePhoto
+from ikebana.errors import RunError, UnreadablePhoto
 from ikebana.evaluation.comparison import Comparison, Difference
 from ikebana.evaluation.comparison_text import describe_need, format_p_value, format_points
 from ikebana.reports import pages
 from ikebana.runs.comparable import ComparableRun
+from ikebana.runs.run import Run
 
 # With about 8 kB each, the page stays below 2 MB.
 MAX_PHOTOS = 180
@@ -99,12 +101,33 @@ def render_comparison(comparison: Comparison, contestants: Contestants) -> str:
         pairs=[(pair, _place_difference(pair.difference, max(bounds))) for pair in comparison.pairs],
         split_pairs=[pair for pair in comparison.pairs if pair.by_split],
         run_count=sum(len(contestant.runs) for contestant in comparison.contestants),
+        curves=_draw_curves(contestants),
         groups=groups,
         differing_count=sum(group.count for group in groups),
         format_points=format_points,
         format_p_value=format_p_value,
         describe_need=describe_need,
     )
+
+
+def _draw_curves(contestants: Contestants) -> Markup | None:
+    """Draw the curves of each contestant's first run, if it was trained for more than one epoch."""
+    runs = {name: _read_epochs(members[0].run) for name, members in contestants.items()}
+    trained = {name: epochs for name, epochs in runs.items() if len(epochs) > 1}
+    if not trained:
+        return None
+    # matplotlib takes half a second to load.
+    from ikebana.reports import curves, sheet
+
+    return Markup(sheet.to_svg(curves.make_overlaid_curves(trained), f"Curves of {', '.join(trained)}"))
+
+
+def _read_epochs(run: Run) -> list[dict[str, Any]]:
+    """Read the epochs of a run; empty if they cannot be read."""
+    try:
+        return run.history.to_dicts()
+    except RunError:
+        return []
 
 
 def summarise(comparison: Comparison) -> str:
@@ -137,7 +160,7 @@ def _place_difference(difference: Difference, largest: float) -> Interval:
 
 
 def group_differing_photos(contestants: Contestants) -> list[PhotoGroup]:
-    """Group the photos on which contestants differ, the largest group first.
+    """Group the photos on which contestants differ, the most telling group first.
 
     Photos of several splits are shown once per split, each with the contestants that have it.
     """
@@ -145,7 +168,9 @@ def group_differing_photos(contestants: Contestants) -> list[PhotoGroup]:
     unordered: dict[str, list[DifferingPhoto]] = {}
     for photo in sorted(photos, key=_rank):
         unordered.setdefault(_title(photo, len(contestants)), []).append(photo)
-    groups = dict(sorted(unordered.items(), key=lambda item: (item[0] == PARTIAL_TITLE, -len(item[1]))))
+    # Of several contestants, a rare pattern says more than what only the worst one gets wrong.
+    direction = -1 if len(contestants) == 2 else 1
+    groups = dict(sorted(unordered.items(), key=lambda item: (item[0] == PARTIAL_TITLE, direction * len(item[1]))))
     runs = [comparable for members in contestants.values() for comparable in members]
     room, shown = MAX_PHOTOS, []
     for title, members in groups.items():
