@@ -14,6 +14,7 @@ from typing import Any
 import onnxruntime
 import polars as pl
 import pytest
+from support.runs import write_run
 
 import ikebana
 from ikebana.demo_data import paper_flowers
@@ -328,3 +329,33 @@ def test_a_broken_pipe_exits_with_141(paper_model, photos):
         process.stdout.close()
         process.wait(timeout=120)
     assert process.returncode == 141
+
+
+# --- comparing runs ---
+
+DIFFERENCE = {
+    "name": "str", "value": "float", "interval": ["float"], "p_value": "float", "n": "int", "n_groups": "int",
+    "first_ahead": "int", "second_ahead": "int",
+}  # fmt: skip
+
+
+def test_the_event_of_compare(tmp_path):
+    for name, wrong in (("quick", range(12)), ("good", range(2))):
+        write_run(tmp_path / name, wrong, recipe=ikebana.RECIPES[name])
+    comparison, done = events_of(ikebana_command("compare", tmp_path / "quick", tmp_path / "good", "--json").stdout)
+    assert schema(comparison["contestants"][0]) == {
+        "name": "str", "runs": ["str"], "accuracy": "float", "accuracy_interval": ["float"], "accuracies": ["float"],
+        "n": "int",
+    }  # fmt: skip
+    assert schema(comparison["pairs"][0]) == {
+        "first": "str", "second": "str", "verdict": "str", "difference": DIFFERENCE, "p_value": "float",
+        "photos_needed": "int", "by_split": [],
+    }  # fmt: skip
+    assert set(comparison) == {"event", "contestants", "pairs", "splits", "notes"}
+    assert schema(done) == {"event": "str", "out": "str"}
+
+
+def test_a_comparison_that_is_refused_exits_with_1_and_a_single_run_with_2(tmp_path):
+    write_run(tmp_path / "a")
+    assert ikebana_command("compare", tmp_path / "a").returncode == 2
+    assert ikebana_command("compare", tmp_path / "a", tmp_path / "b").returncode == 1

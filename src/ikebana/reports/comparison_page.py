@@ -111,7 +111,7 @@ def render_comparison(comparison: Comparison, contestants: Contestants) -> str:
 
 
 def _draw_curves(contestants: Contestants) -> Markup | None:
-    """Draw the curves of each contestant's first run, if it was trained for more than one epoch."""
+    """Draw the curves of each first run that has more than one epoch."""
     runs = {name: _read_epochs(members[0].run) for name, members in contestants.items()}
     trained = {name: epochs for name, epochs in runs.items() if len(epochs) > 1}
     if not trained:

@@ -22,7 +22,7 @@ def read_earlier_split(run: str | Path | Run) -> KnownSplit:
 
 
 def read_own_split(run: Run) -> KnownSplit | None:
-    """Read the split of a run that kept an earlier one; None if it did not.
+    """Read a run's split if it kept an earlier one; None if not.
 
     The earlier run may have changed or gone since, so its own table says it.
     """
