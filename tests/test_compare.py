@@ -345,5 +345,7 @@ def test_the_notebook_view_escapes_names(tmp_path):
     write_run(tmp_path / "<b>one", photos=PHOTOS)
     write_run(tmp_path / "two", photos=PHOTOS, options={"seed": 1})
     html = ikebana.compare(tmp_path / "<b>one", tmp_path / "two")._repr_html_()
+    assert "a tie" in html
+    assert "<table" in html
     assert "<b>one" not in html
     assert re.search(r"&lt;b&gt;one", html)

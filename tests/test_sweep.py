@@ -138,6 +138,7 @@ def test_a_single_recipe_gives_a_table_without_pairs(fake_fit, tmp_path):
     assert result.comparison is not None
     assert result.comparison.pairs == ()
     assert "quick" in repr(result)
+    assert "1 runs in" in result._repr_html_()
 
 
 def test_another_recipe_in_the_folder_is_refused(fake_fit, tmp_path):

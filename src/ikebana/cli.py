@@ -202,10 +202,8 @@ def fit(
         scores = fit_splits(photos, recipe, splits=split_seeds, run=run, device=device, robustness=robustness, **given)
         folder = scores.folder
     else:
-        given = _parse_options(options)
-        run_options = {"run": run, "device": device, "robustness": robustness, "split_from": split_from}
-        run_options["minutes"] = minutes
-        folder = fit_command.fit(photos, recipe, **run_options, **given).folder
+        given = _parse_options(options) | {"split_from": split_from, "minutes": minutes}
+        folder = fit_command.fit(photos, recipe, run=run, device=device, robustness=robustness, **given).folder
     progress.event("done", run=str(folder))
     progress.result(str(folder))
 

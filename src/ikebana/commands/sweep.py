@@ -47,6 +47,13 @@ class Sweep:
         failed = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
         return "\n\n".join([*([repr(self.comparison)] if self.comparison is not None else []), *failed])
 
+    def _repr_html_(self) -> str:
+        from ikebana.system.notebook_html import render_view
+
+        failed = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
+        comparison = self.comparison._repr_html_() if self.comparison is not None else ""
+        return comparison + render_view(f"{len(self.runs)} runs in {self.folder}", *failed)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `sweep.json`."""
         accuracies = {run.folder.name: run.evaluation.accuracy for run in self.runs}

@@ -131,9 +131,9 @@ class Comparison:
         return format_comparison(self)
 
     def _repr_html_(self) -> str:
-        import html
+        from ikebana.evaluation.comparison_view import render_comparison
 
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return render_comparison(self)
 
 
 def compare_contestants(

@@ -13,7 +13,7 @@ MAX_FORECAST_PHOTOS = 1_000_000
 
 def format_comparison(comparison: Comparison) -> str:
     """Format contestants, the differences of all pairs, and what they mean."""
-    blocks = [_describe_photos(comparison), _format_contestants(comparison.contestants)]
+    blocks = [describe_photos(comparison), _format_contestants(comparison.contestants)]
     if len(comparison.pairs) == 1:
         blocks.append(describe_pair(comparison.pairs[0]))
     elif comparison.pairs:
@@ -25,6 +25,25 @@ def format_comparison(comparison: Comparison) -> str:
 
 def _wrap(block: str) -> str:
     return "\n".join(line if len(line) <= COLUMNS else textwrap.fill(line, COLUMNS) for line in block.splitlines())
+
+
+def summarise(comparison: Comparison) -> str:
+    """Say in one sentence what the comparison shows."""
+    if len(comparison.pairs) == 1:
+        (pair,) = comparison.pairs
+        if pair.verdict == "tie":
+            return f"{pair.second} and {pair.first}: a tie"
+        return f"{pair.second} is {pair.verdict} than {pair.first}"
+    best = max(comparison.contestants, key=lambda contestant: contestant.accuracy).name
+    rivals = [
+        pair.first if pair.second == best else pair.second
+        for pair in comparison.pairs
+        if best in (pair.first, pair.second) and pair.verdict == "tie"
+    ]
+    if not rivals:
+        return f"{best} is better than the others"
+    others = f"{', '.join(rivals[:-1])} and {rivals[-1]}" if len(rivals) > 1 else rivals[0]
+    return f"{best} has the highest accuracy, and ties with {others}"
 
 
 def describe_pair(pair: PairComparison) -> str:
@@ -62,7 +81,8 @@ def format_p_value(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
 
 
-def _describe_photos(comparison: Comparison) -> str:
+def describe_photos(comparison: Comparison) -> str:
+    """Say how many runs are compared on which photos."""
     runs = sum(len(contestant.runs) for contestant in comparison.contestants)
     splits = comparison.splits
     if len(splits) == 1:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ikebana.data import sources
 from ikebana.data.dataset import Dataset
@@ -11,7 +11,7 @@ from ikebana.errors import MachineError, ModelError, RecipeError
 from ikebana.learning.estimate import FIXED_SECONDS, format_duration
 from ikebana.learning.plan import Plan
 from ikebana.learning.upgrades import MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING
-from ikebana.recipe import Recipe
+from ikebana.recipe import FitOptions, Recipe
 from ikebana.recipes import RECIPES
 from ikebana.system import progress
 
@@ -24,7 +24,7 @@ Key = TypeVar("Key")
 
 
 def choose_recipe(
-    photos: PhotoSource, minutes: float, *, device: str = "auto", options: Mapping[str, Any] | None = None
+    photos: PhotoSource, minutes: float, *, device: str = "auto", options: FitOptions | None = None
 ) -> str:
     """Choose the most accurate recipe whose estimated time fits, and report it.
 
@@ -68,10 +68,10 @@ def check_minutes(minutes: float) -> None:
 
 
 def estimate_seconds(
-    photos: PhotoSource, recipe: str | Recipe, *, device: str = "auto", options: Mapping[str, Any] | None = None
+    photos: PhotoSource, recipe: str | Recipe, *, device: str = "auto", options: FitOptions | None = None
 ) -> float:
     """Estimate how long a run takes here, with what is cached now."""
-    return Plan.from_photos(photos, recipe, device=device, **(options or {})).estimate.seconds
+    return Plan.from_photos(photos, recipe, device=device, **(options or FitOptions())).estimate.seconds
 
 
 def _count_training_photos_per_class(dataset: Dataset) -> float:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from ikebana.data import decoding
 from ikebana.errors import RunError, UnreadablePhoto
 from ikebana.evaluation.comparison import Comparison, Difference
-from ikebana.evaluation.comparison_text import describe_need, format_p_value, format_points
+from ikebana.evaluation.comparison_text import describe_need, format_p_value, format_points, summarise
 from ikebana.reports import pages
 from ikebana.runs.comparable import ComparableRun
 from ikebana.runs.run import Run
@@ -128,25 +128,6 @@ def _read_epochs(run: Run) -> list[dict[str, Any]]:
         return run.history.to_dicts()
     except RunError:
         return []
-
-
-def summarise(comparison: Comparison) -> str:
-    """Say in one sentence what the comparison shows."""
-    if len(comparison.pairs) == 1:
-        (pair,) = comparison.pairs
-        if pair.verdict == "tie":
-            return f"{pair.second} and {pair.first}: a tie"
-        return f"{pair.second} is {pair.verdict} than {pair.first}"
-    best = max(comparison.contestants, key=lambda contestant: contestant.accuracy).name
-    rivals = [
-        pair.first if pair.second == best else pair.second
-        for pair in comparison.pairs
-        if best in (pair.first, pair.second) and pair.verdict == "tie"
-    ]
-    if not rivals:
-        return f"{best} is better than the others"
-    others = f"{', '.join(rivals[:-1])} and {rivals[-1]}" if len(rivals) > 1 else rivals[0]
-    return f"{best} has the highest accuracy, and ties with {others}"
 
 
 def _place(interval: tuple[float, float], value: float, lowest: float, highest: float) -> Interval:
