@@ -113,8 +113,8 @@ def _report(
     used: pl.DataFrame, splits: list[str | None], is_new: list[bool], known: KnownSplit, divided_groups: int
 ) -> None:
     counts = {name: sum(new and split == name for new, split in zip(is_new, splits, strict=True)) for name in SPLITS}
-    kept, set_aside = is_new.count(False), splits.count("")
-    text = f"split of {known.run}: {kept:,} photos keep theirs"
+    known_count, set_aside = is_new.count(False), splits.count("")
+    text = f"split of {known.run}: {known_count:,} photos keep theirs"
     if added := is_new.count(True):
         text += (
             f"; of {added:,} new ones, {counts['train']:,} are for training, {counts['validation']:,} for validation"
