@@ -73,10 +73,9 @@ def measure_run(run: Run, count: int) -> list[dict[str, float]]:
     photos = run_photos.sample_evenly(run_photos.find_photos(run)["test"], count)
     size, resize = run.recipe.image_size, run.recipe.resize
     rows = []
-    predict = None
+    predict = torch_prediction.make_predict(network)
     for number, photo in enumerate(photos):
         pixels = decoding.decode(run_photos.read_photo(photo), size, resize).pixels[None]
-        predict = predict or torch_prediction.make_predict(network, pixels)
         class_index = int(predict(pixels)[0].argmax())
         start = time.perf_counter()
         maps = grad_cam.compute_maps(network, pixels, np.array([class_index]))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ikebana.commands.cache import Cache, cache
     from ikebana.commands.compare import compare
     from ikebana.commands.doctor import doctor
-    from ikebana.commands.explain import Explanation, explain
+    from ikebana.commands.explain import explain
     from ikebana.commands.export import export, export_web
     from ikebana.commands.fit import fit, resume
     from ikebana.commands.predict import predict
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from ikebana.evaluation.comparison import Comparison
     from ikebana.evaluation.metrics import Evaluation
+    from ikebana.explanation.explanation import Explanation
     from ikebana.inference.classifier import Classifier, load
     from ikebana.inference.prediction import Prediction
     from ikebana.learning.plan import Plan, training
@@ -54,7 +55,7 @@ _PUBLIC_NAMES = {
     "commands.cache": ("Cache", "cache"),
     "commands.compare": ("compare",),
     "commands.doctor": ("doctor",),
-    "commands.explain": ("Explanation", "explain"),
+    "commands.explain": ("explain",),
     "commands.export": ("export", "export_web"),
     "commands.fit": ("fit", "resume"),
     "commands.predict": ("predict",),
@@ -72,6 +73,7 @@ _PUBLIC_NAMES = {
     ),
     "evaluation.comparison": ("Comparison",),
     "evaluation.metrics": ("Evaluation",),
+    "explanation.explanation": ("Explanation",),
     "inference.classifier": ("Classifier", "load"),
     "inference.prediction": ("Prediction",),
     "learning.plan": ("Plan", "training"),

@@ -360,17 +360,21 @@ def predict(
 def explain(
     model: Path,
     *photos: str,
+    out: Path | None = None,
     count: int = 5,
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
-    """Show the training photos that new photos resemble most.
+    """Show why new photos get their class: nearest training photos and heat maps.
 
     Parameters
     ----------
     model
-        The folder of a run, or a file that export wrote with --with-neighbours.
+        The folder of a run, or a file that export wrote. A file has training photos if it was exported with
+        --with-neighbours.
     photos
         Files, folders, globs or archives.
+    out
+        A new folder for a page, index.html, and the heat maps as PNG files. Without it, no heat maps are drawn.
     count
         The number of training photos to show per photo.
     """
@@ -379,9 +383,9 @@ def explain(
 
     if not photos:
         raise UsageError("no photos were given", advice="ikebana explain MODEL PHOTOS")
-    explanations = explain(model, photos, count=count)
-    progress.event("done", photos=len(explanations))
-    progress.result("\n".join(map(repr, explanations)))
+    explanations = explain(model, photos, count=count, out=out, draws_heat_maps=out is not None)
+    progress.event("done", photos=len(explanations), out=str(out or ""))
+    progress.result("\n".join([*map(repr, explanations), *([str(out)] if out is not None else [])]))
 
 
 @app.command(sort_key=4)

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ikebana.commands.run_classifier import build_run_classifier
 from ikebana.data import table, unlabelled
 from ikebana.data.frame import Frame, is_frame
 from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
@@ -21,16 +22,14 @@ from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.evaluation.candidate_sets import NO_CANDIDATES_MESSAGE
 from ikebana.evaluation.drift import FamiliarityCounts
 from ikebana.inference import classifier, photo_input, prediction_table
-from ikebana.inference.classifier import BATCH_PHOTOS, Classifier, ForwardResult, ModelFile
+from ikebana.inference.classifier import BATCH_PHOTOS, Classifier, ModelFile
 from ikebana.inference.photo_input import NamedPhoto, Photo
 from ikebana.inference.prediction import NOT_SURE, UNKNOWN, Prediction
 from ikebana.inference.prediction_table import Table
 from ikebana.inference.sorting import Sorter
-from ikebana.runs import neighbour_index
 from ikebana.runs.run import Run, open_run
 from ikebana.system import progress
 from ikebana.system.files import compute_file_sha256, resolve_output_path
-from ikebana.system.resources import memory_errors
 
 Model: TypeAlias = Classifier | Run | ModelFile
 Receiver: TypeAlias = Callable[[Sequence[Prediction]], None]
@@ -331,46 +330,9 @@ def open_classifier(opened_model: Classifier | Run) -> Iterator[tuple[Classifier
     from ikebana.learning.process_state import preserve_process_state
 
     with preserve_process_state():
-        run_classifier = _build_run_classifier(opened_model)
+        run_classifier, _ = build_run_classifier(opened_model)
         weights = compute_file_sha256(opened_model.weights)
         yield run_classifier, f"{weights} {opened_model.calibration}"
-
-
-def _build_run_classifier(run: Run) -> Classifier:
-    """Build a classifier from a run's own network, which needs torch."""
-    import torch
-
-    from ikebana.learning import device
-    from ikebana.learning.models.assembly import load_trained_network
-
-    calibration = run.calibration
-    settings = device.configure()
-    model = run.familiarity
-    network = load_trained_network(
-        run.recipe, len(run.classes), run.weights, calibration.temperature, familiarity=model
-    )
-    with memory_errors():
-        shipped = network.to(settings.device)
-
-    @memory_errors()
-    @torch.inference_mode()
-    def forward(photos: np.ndarray) -> ForwardResult:
-        inputs = torch.from_numpy(photos).to(settings.device).permute(0, 3, 1, 2)
-        return ForwardResult(*(output.cpu().numpy() for output in shipped(inputs)))
-
-    size, resize = run.recipe.image_size, run.recipe.resize
-    return Classifier(
-        run.classes,
-        size,
-        resize,
-        calibration.threshold,
-        {},
-        forward,
-        candidate_rule=calibration.candidates,
-        familiarity_threshold=model and model.threshold,
-        familiarity_photos=model and model.known_photos,
-        neighbour_index=neighbour_index.load(run),
-    )
 
 
 def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:

@@ -1,7 +1,7 @@
 """Heat maps of photos, each with its deletion and insertion check."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -12,7 +12,10 @@ from ikebana.explanation.masking import Predict
 if TYPE_CHECKING:
     from ikebana.learning.models.networks import CalibratedNetwork
 
-__all__ = ["HeatMap", "explain_by_occlusion", "explain_photos", "overlay"]
+__all__ = ["HeatMap", "explain_by_occlusion", "explain_photos", "make_explainer", "overlay"]
+
+
+Explainer: TypeAlias = Callable[[np.ndarray, "Sequence[int] | np.ndarray"], "list[HeatMap]"]
 
 
 def explain_photos(
@@ -25,16 +28,23 @@ def explain_photos(
         photos: uint8 [photos, side, side, 3], as the network sees them.
         class_indices: the class to explain per photo.
     """
+    return make_explainer(network)(photos, class_indices)
+
+
+def make_explainer(network: "CalibratedNetwork") -> Explainer:
+    """Return a function from photos and class indices to heat maps, as `explain_photos`."""
     from ikebana.explanation import grad_cam, torch_prediction
 
-    if not len(photos):
-        return []
-    indices = np.asarray(class_indices, np.int64)
-    predict = torch_prediction.make_predict(network, photos)
-    maps = grad_cam.compute_maps(network, photos, indices)
-    if maps is None:
-        return explain_by_occlusion(predict, photos, indices)
-    return _check_all(predict, photos, indices, list(maps), "grad_cam")
+    predict = torch_prediction.make_predict(network)
+
+    def explain(photos: np.ndarray, class_indices: Sequence[int] | np.ndarray) -> list[HeatMap]:
+        indices = np.asarray(class_indices, np.int64)
+        maps = grad_cam.compute_maps(network, photos, indices) if len(photos) else None
+        if maps is None:
+            return explain_by_occlusion(predict, photos, indices)
+        return _check_all(predict, photos, indices, list(maps), "grad_cam")
+
+    return explain
 
 
 def explain_by_occlusion(

@@ -9,20 +9,23 @@ from ikebana.learning.models.networks import CalibratedNetwork
 from ikebana.system.resources import memory_errors
 
 
-def make_predict(network: CalibratedNetwork, photos: np.ndarray) -> Predict:
-    """Return a function from photos to probabilities; its layers are fused where that is faster.
+def make_predict(network: CalibratedNetwork) -> Predict:
+    """Return a function from photos, uint8 [photos, side, side, 3], to probabilities.
 
-    Args:
-        photos: uint8 [photos, side, side, 3]; the fused copy is compared with the network on some.
+    Its layers are fused where that is faster. The fused copy is made at the first call, because it is
+    compared with the network on the photos of that call.
     """
-    unlabelled = examples.make_unlabelled(photos, np.arange(len(photos)))
-    fused = CalibratedNetwork(fast.fuse_layers(network.network, unlabelled), network.temperature).eval()
-    device = next(fused.parameters()).device
+    device = next(network.parameters()).device
+    copies: list[CalibratedNetwork] = []
 
     @memory_errors()
     @torch.inference_mode()
-    def predict(batch: np.ndarray) -> np.ndarray:
-        inputs = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
-        return fused(inputs)[0].float().cpu().numpy()
+    def predict(photos: np.ndarray) -> np.ndarray:
+        if not copies:
+            unlabelled = examples.make_unlabelled(photos, np.arange(len(photos)))
+            fused = fast.fuse_layers(network.network, unlabelled)
+            copies.append(CalibratedNetwork(fused, network.temperature).eval())
+        inputs = torch.from_numpy(photos).to(device).permute(0, 3, 1, 2)
+        return copies[0](inputs)[0].float().cpu().numpy()
 
     return predict

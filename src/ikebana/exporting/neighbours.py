@@ -39,13 +39,14 @@ def collect(run: Run, splits: Mapping[str, Sequence[RunPhoto]]) -> dict[str, Any
     by_path = {photo.path: photo for photos in splits.values() for photo in photos}
     photos, thumbnails = [by_path[path] for path in index.paths], []
     with progress.stage("draw thumbnails", len(photos)) as bar:
-        for thumbnail in map_in_threads(_draw_thumbnail, photos, PREFETCH_PHOTOS):
+        for thumbnail in map_in_threads(draw_thumbnail, photos, PREFETCH_PHOTOS):
             thumbnails.append(thumbnail)
             bar.advance(1)
     return neighbours.to_metadata(replace(index, thumbnails=tuple(thumbnails)), run.classes)
 
 
-def _draw_thumbnail(photo: RunPhoto) -> bytes:
+def draw_thumbnail(photo: RunPhoto) -> bytes:
+    """Draw the centre square as a JPEG; PhotosError if the photo cannot be read."""
     pixels = decoding.decode(run_photos.read_photo(photo), THUMBNAIL_PIXELS, "crop").pixels
     file = BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)

@@ -20,10 +20,13 @@ def render_prediction(prediction: Prediction) -> str:
         return render_view("not classified", f"the photo cannot be used: {prediction.status}", path)
     top = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
     rows = [(name, render_bar(value, f"{value:.1%}")) for name, value in top[:MAX_REPR_CLASSES]]
-    return render_view(_describe_answer(prediction), path, render_table(("class", "probability"), rows))
+    return render_view(describe_answer(prediction), path, render_table(("class", "probability"), rows))
 
 
-def _describe_answer(prediction: Prediction) -> str:
+def describe_answer(prediction: Prediction) -> str:
+    """Describe the answer in some words, or why there is none."""
+    if not prediction.is_usable:
+        return f"not classified: {prediction.status}"
     if prediction.label is not None:
         return f"{prediction.label} ({prediction.confidence:.1%})"
     if prediction.status == UNKNOWN:
