@@ -122,11 +122,11 @@ class RunningServer:
 
 
 @contextmanager
-def run_server(classifier=None, token: str | None = None, origins=(), **limits) -> Iterator[RunningServer]:
+def run_server(classifier=None, token: str | None = None, origins=(), name="", **limits) -> Iterator[RunningServer]:
     """Run a server at a free port until the end of the block."""
     server_limits, test_classifier = Limits(**limits), BrightestChannelClassifier()
     test_classifier.gate.set()
-    service = server.build(classifier or test_classifier, server_limits, token, origins=frozenset(origins))
+    service = server.build(classifier or test_classifier, server_limits, token, origins=frozenset(origins), name=name)
     listener = connections.bind_socket("127.0.0.1", 0)
     url = connections.build_url(listener)
     thread = threading.Thread(target=connections.run, args=(service.app, service.queue, server_limits, listener))

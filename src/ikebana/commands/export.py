@@ -115,7 +115,7 @@ def export_web(
         file = partial_folder / "model.onnx"
         shipped = export(run, file, int8=int8, photos=photos, model=model, at_most_wrong=at_most_wrong)
         runtime = add_runtime(partial_folder)
-        page_info = asdict(page_files.summarise_classifier(shipped)) | {
+        page_info = asdict(page_files.summarise_classifier(shipped, target.name)) | {
             "image_size": shipped.image_size,
             "runtime": runtime,
         }

@@ -52,7 +52,7 @@ def serve(
     loaded = classifier.load(file)
     listener = connections.bind_socket(host, port)
     allowed_hosts = connections.get_allowed_hosts(listener, host)
-    service = build(loaded, limits, token, None if token else allowed_hosts, origins=origins)
+    service = build(loaded, limits, token, None if token else allowed_hosts, origins=origins, name=Path(file).stem)
     is_background = _has_event_loop() if background is None else background
     progress.message(f"{Path(file).name}: {', '.join(loaded.classes)}")
     end = "" if is_background else " Press Ctrl-C to stop; accepted requests are still answered."

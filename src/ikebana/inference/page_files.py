@@ -15,7 +15,7 @@ CONTENT_TYPES = {
     ".svg": "image/svg+xml",
 }
 # Files of the page with either engine, with the server's engine only, and with the browser's only.
-COMMON_FILES = ("palette.css", "page.css", "page.js", "photos.js", "cards.js", "icon.svg")
+COMMON_FILES = ("palette.css", "page.css", "page.js", "photos.js", "cards.js", "results.js", "icon.svg")
 SERVER_FILES = ("engine-server.js", "docs.js")
 STANDALONE_FILES = ("engine-browser.js", "engine-worker.js", "file-notice.js")
 
@@ -59,10 +59,16 @@ class ClassifierSummary:
     photos: int | None
     # Caveat of the score, for example that the exported network is not the scored one; may be "".
     note: str
+    # What the user calls the classifier, for the title; may be "".
+    name: str
 
 
-def summarise_classifier(classifier: ClassifierDescription) -> ClassifierSummary:
-    """Summarise a classifier; the metadata are untrusted, so malformed values are left out."""
+def summarise_classifier(classifier: ClassifierDescription, name: str = "") -> ClassifierSummary:
+    """Summarise a classifier; the metadata are untrusted, so malformed values are left out.
+
+    Args:
+        name: what the user calls it, such as the name of its file.
+    """
     scores = classifier.metadata.get("scores")
     scores = scores if isinstance(scores, Mapping) else {}
     accuracy, photos, interval = (scores.get(name) for name in ("accuracy", "n", "accuracy_interval"))
@@ -80,6 +86,7 @@ def summarise_classifier(classifier: ClassifierDescription) -> ClassifierSummary
         [float(end) for end in interval] if has_interval and isinstance(interval, list | tuple) else None,
         photos if has_score else None,
         note if has_score and isinstance(note, str) else "",
+        name,
     )
 
 

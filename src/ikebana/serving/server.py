@@ -129,12 +129,14 @@ def build(
     allowed_hosts: Collection[str] | None = None,
     *,
     origins: frozenset[str] = frozenset(),
+    name: str = "",
 ) -> Service:
     """Build the application without a socket.
 
     Args:
         allowed_hosts: host names that requests may use; None for any, which needs a token to be safe.
         origins: origins whose pages may read the responses.
+        name: of the classifier, for the title of the page.
     """
     metrics = Metrics()
     queue = PredictionQueue(classifier, limits, metrics)
@@ -155,15 +157,15 @@ def build(
     _add_error_handlers(app)
     dependencies = [Depends(_make_token_check(token))] if token else []
     _add_predict_route(app, queue, limits, dependencies)
-    _add_classes_route(app, queue, limits, dependencies)
+    _add_classes_route(app, queue, page_files.summarise_classifier(classifier, name), limits, dependencies)
 
     @app.get("/metrics", summary="Metrics in Prometheus' text format", dependencies=dependencies)
     def _metrics() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     _add_health_routes(app, queue)
-    for path, name in PAGES.items():
-        app.add_api_route(path, _make_page_endpoint(name), methods=["GET", "HEAD"], include_in_schema=False)
+    for path, file_name in PAGES.items():
+        app.add_api_route(path, _make_page_endpoint(file_name), methods=["GET", "HEAD"], include_in_schema=False)
     paths = [getattr(route, "path", "") for route in app.routes]
     # The links of a page are relative, so a page is redirected to its own path instead.
     api_paths = [path for path in paths if path not in PAGES]
@@ -201,9 +203,11 @@ def _add_predict_route(app: FastAPI, queue: PredictionQueue, limits: Limits, dep
         return JSONResponse({"predictions": body})
 
 
-def _add_classes_route(app: FastAPI, queue: PredictionQueue, limits: Limits, dependencies: list[Any]) -> None:
+def _add_classes_route(
+    app: FastAPI, queue: PredictionQueue, summary: ClassifierSummary, limits: Limits, dependencies: list[Any]
+) -> None:
     upload_limits = UploadLimits(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
-    response = ClassesResponse(**vars(page_files.summarise_classifier(queue.classifier)), limits=upload_limits)
+    response = ClassesResponse(**vars(summary), limits=upload_limits)
 
     # Not in a thread: the queue's methods run on the event loop.
     @app.get("/classes", summary="Classes, accuracy, upload limits and drift", dependencies=dependencies)

@@ -28,6 +28,8 @@ export class Card {
   constructor(file, onRemove) {
     this.file = file;
     this.name = file.name || "pasted photo";
+    this.prediction = null;
+    this.error = null;
     this.element = createElement("li", "card waiting");
     this.picture = createElement("div", "picture");
     this.picture.setAttribute("aria-hidden", "true");
@@ -68,7 +70,9 @@ export class Card {
   }
 
   // → the prediction as a sentence for screen readers
-  showPrediction({ label, probabilities, candidates, status }) {
+  showPrediction(prediction) {
+    const { label, probabilities, candidates, status } = prediction;
+    this.prediction = prediction;
     const sorted = Object.entries(probabilities).sort(([, first], [, second]) => second - first);
     const confidence = sorted[0][1];
     const likely = candidates.map((name) => [name, probabilities[name]]);
@@ -91,7 +95,8 @@ export class Card {
 
   // → the error as a sentence for screen readers
   showError(what, advice) {
-    this._setState("wrong", what.replace(/\.$/, ""), advice ? `Try: ${advice}` : "");
+    this.error = what.replace(/\.$/, "");
+    this._setState("wrong", this.error, advice ? `Try: ${advice}` : "");
     return `${this.name}: ${what}`;
   }
 

@@ -2,11 +2,16 @@
 
 if (location.protocol === "file:") {
   const about = document.getElementById("about");
-  const command = document.createElement("code");
-  command.textContent = "python3 -m http.server 8000";
+  const [command, other] = ["python3 -m http.server 8000", "ikebana serve model.onnx"].map((text) => {
+    const code = document.createElement("code");
+    code.textContent = text;
+    return code;
+  });
   about.replaceChildren(
     "Browsers run this page only from a web server. In the folder of this page, run ",
     command,
+    " or ",
+    other,
     " and open localhost:8000 in the browser.",
   );
   about.classList.add("error");

@@ -8,6 +8,7 @@
 
 import { Card, percent, WAITING } from "./cards.js";
 import { listen } from "./photos.js";
+import { download, summarise, toTable } from "./results.js";
 
 export class Problem extends Error {
   // What is wrong, and what to try.
@@ -18,6 +19,8 @@ export class Problem extends Error {
 }
 
 const MAX_CARDS = 500; // thousands of cards make a browser slow
+const MAX_LARGE_CARDS = 5; // with more, the list becomes compact unless the user chose
+const TITLE = document.title;
 const BLOCKED = "Not classified: see above";
 const getElement = (id) => document.getElementById(id);
 const cards = new Set();
@@ -25,11 +28,17 @@ const queue = [];
 let running = 0;
 let modelInfo = null;
 let isBlocked = false;
+let isCompact = null; // null until the user chooses
 
 export async function start(engine) {
   getElement("note").textContent = engine.note;
   listen((files) => addPhotos(files, engine));
   getElement("clear").addEventListener("click", clear);
+  getElement("layout").addEventListener("click", () => {
+    isCompact = !getElement("answers").classList.contains("compact");
+    updateResults();
+  });
+  getElement("download").addEventListener("click", () => download(toTable(listCards(), modelInfo?.classes ?? []), "predictions.csv"));
   getElement("retry").addEventListener("click", () => {
     showState("Loading …", false);
     prepare(engine);
@@ -46,6 +55,9 @@ async function prepare(engine) {
     return;
   }
   document.body.dataset.ready = "yes";
+  document.title = modelInfo.name ? `${modelInfo.name} · ${TITLE}` : TITLE;
+  getElement("name").textContent = modelInfo.name;
+  getElement("name").hidden = !modelInfo.name;
   getElement("about").textContent = describeModel(modelInfo);
   getElement("footnote").textContent = describeThreshold(modelInfo);
   getElement("drift").textContent = modelInfo.has_drifted ? describeDrift(modelInfo.drift) : "";
@@ -73,9 +85,24 @@ function addPhotos(files, engine) {
     queue.push(card);
     if (isBlocked) card.showStatus(BLOCKED);
   }
-  getElement("results").hidden = !cards.size;
+  updateResults();
   showLeftOut(files.length - accepted.length, files.length);
   startNext(engine);
+}
+
+// The cards in the order of the page; `cards` has them in the order of their arrival.
+function listCards() {
+  const places = new Map([...getElement("answers").children].map((element, index) => [element, index]));
+  return [...cards].sort((first, second) => places.get(first.element) - places.get(second.element));
+}
+
+function updateResults() {
+  const compact = isCompact ?? cards.size > MAX_LARGE_CARDS;
+  getElement("results").hidden = !cards.size;
+  getElement("summary").textContent = cards.size > 1 ? summarise(cards) : "";
+  getElement("answers").classList.toggle("compact", compact);
+  getElement("layout").textContent = compact ? "Show details" : "Compact list";
+  getElement("layout").hidden = cards.size <= MAX_LARGE_CARDS;
 }
 
 function showLeftOut(count, total) {
@@ -105,6 +132,7 @@ async function predict(card, engine) {
   } catch (problem) {
     announce(card.showError(capitalise(problem.message), problem instanceof Problem ? problem.advice : ""), card);
   }
+  updateResults();
   await thumbnail;
 }
 
@@ -121,7 +149,7 @@ function remove(card) {
   cards.delete(card);
   const index = queue.indexOf(card);
   if (index >= 0) queue.splice(index, 1);
-  getElement("results").hidden = !cards.size;
+  updateResults();
   showLeftOut(0);
   (cards.size ? getElement("results-title") : getElement("choose")).focus();
 }
