@@ -21,7 +21,7 @@ INK, GREY, SILVER, GRID, CARD = (PALETTE[name] for name in ("ink", "quiet", "bor
 SPLIT_COLOURS = {name: PALETTE[name] for name in ("train", "validation", "test")}
 CORRECT_COLOUR, WRONG_COLOUR = PALETTE["correct"], PALETTE["wrong"]
 # Of lines and slices that stand for anything else than splits, in the order of their use.
-SERIES_COLOURS = tuple(PALETTE[name] for name in ("s0", "wrong", "train", "test", "s3", "s7", "s4", "s8", "s6", "s9"))
+SERIES_COLOURS = tuple(PALETTE[name] for name in ("s0", "wrong", "train", "test", "s7", "s8", "s4", "s3", "s6", "s9"))
 # Where two variables have the same light value, figures mean the first of these.
 FIGURE_NAMES = ("ink", "quiet", "border", "line", "card", "correct", "wrong", "train", "validation", "test")
 CSS_NAMES = {PALETTE[name]: name for name in (*reversed(PALETTE), *reversed(FIGURE_NAMES))}
