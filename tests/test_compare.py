@@ -178,6 +178,20 @@ def test_runs_on_several_splits_are_compared_split_by_split_and_together(tmp_pat
     assert "split by split" in repr(comparison)
 
 
+def test_accuracies_are_in_the_order_of_the_runs_whatever_the_order_of_the_splits(tmp_path):
+    runs = []
+    for name, seed, split_seed, wrong in (("a", 0, 0, 1), ("b", 0, 1, 2), ("c", 1, 0, 3), ("d", 1, 1, 4)):
+        options = {"seed": seed, "split_seed": split_seed}
+        runs.append(write_run(tmp_path / name, range(wrong), photos=split_photos(split_seed), options=options))
+    runs.append(write_run(tmp_path / "good", photos=split_photos(0), recipe=RECIPES["good"]))
+    runs.append(
+        write_run(tmp_path / "good1", photos=split_photos(1), recipe=RECIPES["good"], options={"split_seed": 1})
+    )
+    contestant = ikebana.compare(*runs).contestants[0]
+    accuracies = {folder: ikebana.open_run(folder).evaluation.accuracy for folder in contestant.runs}
+    assert contestant.accuracies == pytest.approx(tuple(accuracies.values()))
+
+
 def test_a_split_that_only_one_recipe_has_is_left_out_of_the_difference(tmp_path):
     write_splits(tmp_path, range(2))
     write_splits(tmp_path, [2], ["quick"])

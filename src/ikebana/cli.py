@@ -187,12 +187,20 @@ def fit(
     from ikebana.commands import fit as fit_command
 
     if resume is not None:
-        if recipe or run or device != "auto" or split_seeds or split_from or minutes or _parse_options(options):
+        if (
+            recipe
+            or run
+            or device != "auto"
+            or split_seeds is not None
+            or split_from
+            or minutes is not None
+            or _parse_options(options)
+        ):
             raise UsageError("a resumed run has its own options", advice=f"ikebana fit --resume {resume}")
         folder = fit_command.resume(resume, photos=photos, robustness=robustness).folder
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
-    elif split_seeds is not None and (split_from or minutes):
+    elif split_seeds is not None and (split_from or minutes is not None):
         other = "--split-from" if split_from else "--minutes"
         raise UsageError(f"--split-seeds and {other} exclude each other", advice="one of them")
     elif split_seeds is not None:

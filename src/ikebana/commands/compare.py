@@ -60,7 +60,12 @@ def compare_comparable(contestants: dict[str, list[ComparableRun]]) -> Compariso
         RunError: two of them have no test photos in common.
     """
     splits = collect_splits(contestants)
-    runs = {name: [comparable.name for comparable in members] for name, members in contestants.items()}
+    # In the order of the splits, as their accuracies are.
+    order = list(dict.fromkeys(comparable.test_id for members in contestants.values() for comparable in members))
+    runs = {
+        name: [comparable.name for comparable in sorted(members, key=lambda member: order.index(member.test_id))]
+        for name, members in contestants.items()
+    }
     return compare_contestants(splits, runs, _describe_pooling(contestants))
 
 
