@@ -19,7 +19,7 @@ JPEG_QUALITY = 85
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A prediction, its heat map, and the training photos that the photo resembles.
+    """A prediction, its heat map and the nearest training photos.
 
     Attributes:
         neighbours: the nearest first; empty if the photo cannot be used, or if the model contains
@@ -35,7 +35,7 @@ class Explanation:
 
     @property
     def overlay(self) -> np.ndarray | None:
-        """The heat map over the photo, uint8 [side, side, 3]; None if there is none to be trusted."""
+        """The trusted heat map over the photo: uint8 [side, side, 3]; else None."""
         if self.photo is None or self.heat_map is None or not self.heat_map.is_trusted:
             return None
         return overlay(self.photo, self.heat_map)

@@ -1,4 +1,4 @@
-"""The page of `explain`: photos with heat maps, answers and nearest training photos."""
+"""The page of `explain`: photos, heat maps and nearest training photos."""
 
 import base64
 import re
@@ -89,7 +89,7 @@ def render_page(explanations: Sequence[Explanation], model: str) -> str:
 
 
 def name_heat_map(number: int, path: str) -> str:
-    """Name the PNG file of a photo: a number, and what is safe of the photo's name."""
+    """Name a PNG file: a number, and what is safe of the photo's name."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).stem)[:MAX_STEM_CHARACTERS].strip("-")
     return f"{number:03d}{'-' if stem else ''}{stem}.png"
 
