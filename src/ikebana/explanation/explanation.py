@@ -41,7 +41,7 @@ class Explanation:
         return overlay(self.photo, self.heat_map)
 
     def describe_heat_map(self) -> str:
-        """Say what the heat map shows, or why it is not shown; "" if there is none."""
+        """Say what the heat map shows, or why it is not shown."""
         if self.heat_map is None:
             return ""
         name = self.prediction.closest_class
@@ -62,7 +62,7 @@ class Explanation:
         return f"Labels of the {total} nearest training photos: {listed}."
 
     def describe_familiarity(self) -> str:
-        """Say how much the photo resembles the training photos; "" if it is not known."""
+        """Say how much the photo resembles the training photos, if it is known."""
         familiarity = self.prediction.familiarity
         if familiarity is None:
             return ""

@@ -47,7 +47,9 @@ def compute_maps(network: CalibratedNetwork, photos: np.ndarray, class_indices: 
 def _compute_member(member: nn.Module, photos: np.ndarray, class_indices: np.ndarray) -> np.ndarray | None:
     forward, flip_tta = _get_forward(member)
     parameter = next(member.parameters())
-    inputs = torch.from_numpy(photos).permute(0, 3, 1, 2).to(parameter.device, torch.float32)
+    # torch warns about arrays that cannot be written.
+    pixels = torch.from_numpy(np.require(photos, requirements="W"))
+    inputs = pixels.permute(0, 3, 1, 2).to(parameter.device, torch.float32)
     targets = torch.from_numpy(np.asarray(class_indices, np.int64)).to(parameter.device)
     layer = _find_layer(member, forward, inputs[:1])
     if layer is None:

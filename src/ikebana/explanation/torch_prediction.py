@@ -25,7 +25,7 @@ def make_predict(network: CalibratedNetwork) -> Predict:
             unlabelled = examples.make_unlabelled(photos, np.arange(len(photos)))
             fused = fast.fuse_layers(network.network, unlabelled)
             copies.append(CalibratedNetwork(fused, network.temperature).eval())
-        inputs = torch.from_numpy(photos).to(device).permute(0, 3, 1, 2)
+        inputs = torch.from_numpy(np.require(photos, requirements="W")).to(device).permute(0, 3, 1, 2)
         return copies[0](inputs)[0].float().cpu().numpy()
 
     return predict

@@ -147,7 +147,9 @@ def _describe_alternatives(answer: Prediction) -> str:
     if answer.status == UNKNOWN:
         return f"The closest class is {answer.closest_class}."
     by_probability = sorted(answer.probabilities, key=lambda name: -answer.probabilities[name])
-    likely = list(answer.candidates) or by_probability[: 1 if answer.label is not None else 2]
+    # "Not sure" between one class and nothing would be no answer.
+    min_classes = 1 if answer.label is not None else 2
+    likely = answer.candidates if len(answer.candidates) >= min_classes else by_probability[:min_classes]
     others = [f"{name} ({_format_share(answer.probabilities[name])})" for name in likely if name != answer.label]
     if not others:
         return ""
