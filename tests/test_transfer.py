@@ -80,14 +80,14 @@ def test_the_next_recipe_has_a_time_estimate_only_for_the_same_photos(run, photo
     few = sources.read(photos)
     few = dataclasses.replace(few, photos=few.photos.with_columns(status=pl.lit(STATUS_USED), split=pl.lit("train")))
     many = dataclasses.replace(few, photos=pl.concat([few.photos] * 40))
-    other = suggest_upgrade(many, run.recipe, slow, 0.9, 0.8)
+    other = str(suggest_upgrade(many, run.recipe, slow, 0.9, 0.8))
     assert run.recipe.image_size == 96
     assert "--recipe good\n  (on one Flowers Recognition split: good 0.950, quick 0.926)" in other
-    plain = suggest_upgrade(many, with_options(run.recipe, image_size=256), slow, 0.9, 0.8)
+    plain = str(suggest_upgrade(many, with_options(run.recipe, image_size=256), slow, 0.9, 0.8))
     assert "--recipe good\n  (about " in plain
-    resnet = suggest_upgrade(many, with_options(run.recipe, network="resnet18"), slow, 0.9, 0.8)
+    resnet = str(suggest_upgrade(many, with_options(run.recipe, network="resnet18"), slow, 0.9, 0.8))
     assert resnet == f"possibly more accurate: ikebana fit {photos} --recipe good --network resnet18"
-    doubtful = suggest_upgrade(few, run.recipe, slow, 0.9, 0.8)
+    doubtful = str(suggest_upgrade(few, run.recipe, slow, 0.9, 0.8))
     assert doubtful.startswith(f"possibly more accurate: ikebana fit {photos} --recipe good")
     assert "gained nothing with 25 and 50 training photos per class" in doubtful
 

@@ -10,6 +10,7 @@ from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.evaluation.unknown_objects import UnknownObjects
 from ikebana.learning import familiarity
 from ikebana.learning.examples import PhotoExamples, find_calibration_photos, select_for_calibration
+from ikebana.learning.mistake_neighbours import MistakeNeighbours, find_mistake_neighbours
 from ikebana.learning.outputs import compute_held_out
 from ikebana.learning.plan import Plan, TrainingTask
 
@@ -23,6 +24,7 @@ class HeldOutResults:
         familiarity: float [photos], of the same photos; None without a familiarity model.
         familiarity_model: None if there are too few calibration photos.
         unknown_objects: detection rates of that model.
+        mistake_neighbours: the training photos that the worst mistakes resemble; None without that model.
     """
 
     probabilities: np.ndarray
@@ -30,6 +32,7 @@ class HeldOutResults:
     familiarity: np.ndarray | None
     familiarity_model: FamiliarityModel | None
     unknown_objects: UnknownObjects | None
+    mistake_neighbours: MistakeNeighbours | None = None
 
     @property
     def is_known(self) -> np.ndarray | None:
@@ -64,4 +67,8 @@ def score_held_out(
         at_most_wrong=plan.recipe.at_most_wrong,
         is_known=is_known,
     )
-    return HeldOutResults(calibration.apply(outputs.probabilities), calibration, values, model, unknown_objects)
+    probabilities = calibration.apply(outputs.probabilities)
+    neighbours = None
+    if model is not None:
+        neighbours = find_mistake_neighbours(model, outputs.features, probabilities, splits, plan.recipe)
+    return HeldOutResults(probabilities, calibration, values, model, unknown_objects, neighbours)

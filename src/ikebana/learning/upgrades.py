@@ -1,7 +1,8 @@
-"""Better recipes that are suggested after a run, with their cost here."""
+"""The next better recipe: measured scores, the command, and its cost on this machine."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ikebana import recipes
 from ikebana.data.dataset import Dataset
@@ -45,33 +46,56 @@ UPGRADES = {
 }
 
 
+@dataclass(frozen=True)
+class Suggestion:
+    """What to try after a run.
+
+    Attributes:
+        text: what is to be expected of it.
+        command: to copy; empty if there is none.
+        note: its cost here and the evidence; may be empty.
+    """
+
+    text: str
+    command: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        command = f": {self.command}" if self.command else ""
+        return f"{self.text}{command}" + (f"\n  ({self.note})" if self.note else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for `suggestion.json`."""
+        return asdict(self)
+
+
 def suggest_upgrade(
     dataset: Dataset, recipe: Recipe, settings: DeviceSettings, accuracy: float, accuracy_lower_bound: float
-) -> str:
+) -> Suggestion | None:
     """Suggest the next better recipe, with measured scores and its cost here.
 
     Args:
         dataset: after `split_photos`.
         accuracy_lower_bound: lower end of the confidence interval of the accuracy.
     Returns:
-        "" if there is no better recipe or nothing to gain.
+        None if there is no better recipe or nothing to gain.
     """
     better = UPGRADES.get(recipe.name)
     seconds_per_photo = get_seconds_per_photo(settings)
     if better is None or seconds_per_photo is None or accuracy == 1:
-        return ""
+        return None
     if accuracy_lower_bound <= 1 / len(dataset.classes):
-        return "no better than guessing: check photos and labels with `ikebana audit`, and add photos"
+        return Suggestion("no better than guessing: check photos and labels with `ikebana audit`, and add photos")
     preset, cost = networks.fill_defaults(recipes.RECIPES[recipe.name]), ""
     command = f"ikebana fit {shlex.quote(dataset.command_argument)} --recipe {better.recipe}"
     if recipe.network != preset.network:  # the scores were measured with the preset's network only
-        return f"possibly more accurate: {command} --network {recipe.network}"
+        return Suggestion("possibly more accurate", f"{command} --network {recipe.network}")
     if recipe.image_size == preset.image_size:  # time per photo is known for this image size only
         cost = f"about {format_duration(estimate_upgrade_seconds(dataset, recipe, better, seconds_per_photo))} here; "
     photos_per_class = dataset.used_photos.filter(split="train").group_by("label").len()["len"].median()
     if isinstance(photos_per_class, float) and photos_per_class < MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN:
-        return f"possibly more accurate: {command}\n  ({cost}{FEW_PHOTOS_EVIDENCE})"
-    return f"more accurate: {command}\n  ({cost}on one Flowers Recognition split: {better.scores})"
+        return Suggestion("possibly more accurate", command, f"{cost}{FEW_PHOTOS_EVIDENCE}")
+    return Suggestion("more accurate", command, f"{cost}on one Flowers Recognition split: {better.scores}")
 
 
 def estimate_upgrade_seconds(

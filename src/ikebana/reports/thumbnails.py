@@ -1,5 +1,6 @@
 """Thumbnails of a run's validation and test photos."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,19 @@ from ikebana.system.files import atomic_directory
 from ikebana.system.threads import map_in_threads
 
 
-def write_thumbnails(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize) -> None:
-    """Write small validation and test photos in their own shape, named by the file's sha256."""
-    held_out = dataset.photos.with_row_index("row").filter(pl.col("split").is_in(("validation", "test")))
-    rows = list(held_out.select("row", "sha256", "width", "height").iter_rows())
+def write_thumbnails(
+    folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize, others: Collection[str] = ()
+) -> None:
+    """Write small validation and test photos in their own shape, named by the file's sha256.
+
+    Args:
+        others: sha256 of training photos to write as well.
+    """
+    is_wanted = pl.col("split").is_in(("validation", "test")) | pl.col("sha256").is_in(
+        pl.Series(list(others), dtype=pl.String).implode()
+    )
+    wanted = dataset.used_photos_with_row.filter(is_wanted)
+    rows = list(wanted.select("row", "sha256", "width", "height").iter_rows())
 
     def save(chunk: range, partial_folder: Path) -> None:
         for row, sha256, width, height in rows[chunk.start : chunk.stop]:

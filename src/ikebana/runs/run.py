@@ -14,9 +14,12 @@ predictions.parquet         validation and test photos with a probability for ea
 calibration.json            temperature, and the threshold below which the answer is "not sure"
 familiarity.safetensors     matrices that tell how much a photo resembles the training photos
 references.parquet          the training photos that these matrices compare a photo with
+mistakes.parquet            the training photos that the most confident mistakes resemble
 classification_report.txt   in scikit-learn's layout
 layers.txt                  layers, output shapes and parameter counts of the network
 evaluation.json             the scores; a run that has it is finished
+suggestion.json             what to try next: a better recipe and its cost, if there is one
+report.html                 a page about the run
 figures/, thumbnails/       pictures; each folder appears when it is complete
 checkpoint*.safetensors     state of an unfinished training
 
@@ -155,6 +158,38 @@ class Run:
         """The training photos that familiarity compares others with: path and label; None if not recorded."""
         is_recorded = (self.folder / "references.parquet").exists()
         return self._read_table("references.parquet", ("path", "label")) if is_recorded else None
+
+    @property
+    def mistake_neighbours(self) -> pl.DataFrame | None:
+        """The training photos that the most confident mistakes resemble; None if not recorded."""
+        columns = ("path", "neighbour", "label", "sha256", "similarity")
+        is_recorded = (self.folder / "mistakes.parquet").exists()
+        return self._read_table("mistakes.parquet", columns) if is_recorded else None
+
+    @property
+    def audit(self) -> dict[str, Any]:
+        """Totals and findings about the photos."""
+        return self._read_json("audit.json")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The machine, and the versions of the libraries."""
+        return self._read_json("environment.json")
+
+    @property
+    def layer_table(self) -> str:
+        """Layers, output shapes and parameter counts of the network, as text."""
+        return self._read_text("layers.txt")
+
+    @property
+    def suggestion(self) -> dict[str, Any]:
+        """What to try next; empty if there is nothing to suggest."""
+        return self._read_json("suggestion.json") if (self.folder / "suggestion.json").exists() else {}
+
+    @property
+    def report_file(self) -> Path:
+        """The page about the run, which may not exist yet."""
+        return self.folder / "report.html"
 
     @property
     def dataset(self) -> pl.DataFrame:
