@@ -96,6 +96,7 @@ RUN = {
     "pretrained.json": {"tf_efficientnet_lite0": {"source": "str", "sha256": "str", "license": "str"}},
     "recipe.json": RECIPE,
     "source.json": {"photos": "str", "fingerprint": "str", "classes": ["str"], "recipe": RECIPE},
+    "suggestion.json": {"text": "str", "command": "str", "note": "str"},
 }
 DATASET = {
     "path": pl.String, "label": pl.String, "split": pl.String, "group": pl.String, "duplicate_of": pl.String,
@@ -193,7 +194,15 @@ def test_a_json_file_of_a_run_has_this_schema(name, fit):
 
 def test_a_run_folder_has_these_files_and_no_others(fit):
     tables = {"dataset.parquet", "predictions.parquet"}
-    others = {"epochs.jsonl", "layers.txt", "weights.safetensors", "classification_report.txt", "figures", "thumbnails"}
+    others = {
+        "epochs.jsonl",
+        "layers.txt",
+        "weights.safetensors",
+        "classification_report.txt",
+        "figures",
+        "thumbnails",
+        "report.html",
+    }
     assert {entry.name for entry in fit[0].folder.iterdir()} == RUN.keys() | tables | others
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ikebana.commands.export import export, export_web
     from ikebana.commands.fit import fit, resume
     from ikebana.commands.predict import predict
+    from ikebana.commands.report import report
     from ikebana.commands.serve import serve
     from ikebana.commands.sweep import Sweep, sweep
     from ikebana.demo_data.demo import demo
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from ikebana.recipe import AdamW, Augmentation, FineTune, FrozenBackbone, LinearProbe, Recipe, Scratch
     from ikebana.recipes import RECIPES
     from ikebana.runs.run import Run, open_run
-    from ikebana.system.progress import listen, progress
+    from ikebana.system.progress import progress
 
     __version__: str
 
@@ -59,6 +60,7 @@ _PUBLIC_NAMES = {
     "commands.export": ("export", "export_web"),
     "commands.fit": ("fit", "resume"),
     "commands.predict": ("predict",),
+    "commands.report": ("report",),
     "commands.serve": ("serve",),
     "commands.sweep": ("Sweep", "sweep"),
     "demo_data.demo": ("demo",),
@@ -81,7 +83,7 @@ _PUBLIC_NAMES = {
     "recipe": ("AdamW", "Augmentation", "FineTune", "FrozenBackbone", "LinearProbe", "Recipe", "Scratch"),
     "recipes": ("RECIPES",),
     "runs.run": ("Run", "open_run"),
-    "system.progress": ("listen", "progress"),
+    "system.progress": ("progress",),
 }
 
 __all__ = [
@@ -123,11 +125,11 @@ __all__ = [
     "export",
     "export_web",
     "fit",
-    "listen",
     "load",
     "open_run",
     "predict",
     "progress",
+    "report",
     "resume",
     "serve",
     "sweep",

@@ -216,6 +216,32 @@ def fit(
     progress.result(str(folder))
 
 
+@app.command(sort_key=3)
+def report(
+    run: Path,
+    *,
+    out: Path | None = None,
+    output: Output = DEFAULT_OUTPUT,
+) -> None:
+    """Write one page about a run: its scores, its mistakes and what to do next.
+
+    fit writes it too. The page is one file that loads nothing from elsewhere.
+
+    Parameters
+    ----------
+    run
+        The folder that fit wrote. The photos are not needed.
+    out
+        The file to write. Default: report.html in the run's folder.
+    """
+    output.apply()
+    from ikebana.commands.report import report as write_report
+
+    file = write_report(run, out)
+    progress.event("done", report=str(file))
+    progress.result(str(file))
+
+
 @app.command(sort_key=1)
 def audit(
     photos: str,

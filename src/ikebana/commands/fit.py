@@ -171,6 +171,7 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
     held_out = concatenate(splits["validation"], splits["test"])
     writer.write_json("calibration.json", results.calibration)
     writer.write_predictions(dataset, held_out.rows, results.probabilities, results.familiarity)
+    _write_mistakes(writer, dataset, results)
     clock.lap("score")
     network, familiarity_model = plan.network, results.familiarity_model
     if plan.recipe.refit_on_all:
@@ -183,24 +184,43 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
     evaluation = _evaluate(dataset, plan.recipe, splits, results)
     evaluation = add_scores_of_all_photos(evaluation, tasks, dataset.classes)
     clock.lap("score")
+    _finish(writer, plan, dataset, pixels, evaluation, clock=clock)
+    run = writer.run
+    if run.wants_robustness:
+        run = run_robustness.add(writer, plan.network, splits["test"], plan.settings)
+    writer.name_report()
+    return run
+
+
+def _write_mistakes(writer: RunWriter, dataset: Dataset, results: HeldOutResults) -> None:
+    """Write the training photos that the worst mistakes resemble, if they are known."""
+    nearest = results.mistake_neighbours
+    if nearest is not None:
+        writer.write_mistake_neighbours(dataset, nearest.photos, nearest.neighbours, nearest.similarity)
+
+
+def _finish(
+    writer: RunWriter, plan: Plan, dataset: Dataset, pixels: PixelCache, evaluation: Evaluation, *, clock: Stopwatch
+) -> None:
+    """Write the scores, then the pictures, and report both."""
     # The run is finished from here on, whatever becomes of its pictures.
     writer.finish(evaluation, clock.seconds)
+    advice = suggest_upgrade(dataset, plan.recipe, plan.settings, evaluation.accuracy, evaluation.accuracy_interval[0])
+    if advice is not None:
+        writer.write_suggestion(advice.to_json())
     _draw_pictures(writer.run, dataset, pixels, evaluation)
     clock.lap("draw")
     writer.report(evaluation, clock.seconds)
-    if advice := suggest_upgrade(
-        dataset, plan.recipe, plan.settings, evaluation.accuracy, evaluation.accuracy_interval[0]
-    ):
-        progress.message(advice)
-    if writer.run.wants_robustness:
-        return run_robustness.add(writer, plan.network, splits["test"], plan.settings)
-    return writer.run
+    if advice is not None:
+        progress.message(str(advice))
 
 
 def _complete(writer: RunWriter, photos: PhotoSource | None, model: "nn.Module | None") -> Run:
     """Add the pictures and the robustness that a finished run lacks."""
     needs_robustness = writer.run.lacks_robustness
-    if photos is None and not needs_robustness and run_pictures.has_all_pictures(writer.run):
+    if photos is None and not needs_robustness and run_pictures.has_photo_pictures(writer.run):
+        if not run_pictures.has_all_pictures(writer.run):
+            run_pictures.write_report(writer.run)
         return writer.run
     try:
         listed = writer.find_photos(photos)

@@ -52,6 +52,7 @@ def add(writer: RunWriter, network: "nn.Module", test: PhotoExamples, settings: 
     writer.write_json("evaluation.json", scores.to_json())
     progress.event("robustness", **asdict(robustness))
     run_pictures.draw_robustness(writer.run, robustness)
+    run_pictures.write_report(writer.run)
     progress.message(f"\n{robustness.format_table()}\n")
     return Run(writer.folder)
 

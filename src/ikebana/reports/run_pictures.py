@@ -1,10 +1,10 @@
-"""The pictures of a run, without which it is complete: its figures and thumbnails.
+"""The pictures of a run, without which it is complete: its figures, thumbnails and report.
 
-Each of the two folders appears when it is complete. What cannot be written, because a disk is full
-or a library is missing, is reported and can be written later.
+Each of the two folders appears when it is complete; the report shows what is in them. What cannot
+be written, because a disk is full or a library is missing, is reported and can be written later.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,18 @@ from ikebana.runs.run import Run
 from ikebana.system import progress
 from ikebana.system.files import atomic_directory
 
-FIGURES, THUMBNAILS = "figures", "thumbnails"
+FIGURES, THUMBNAILS, REPORT = "figures", "thumbnails", "report.html"
 ROBUSTNESS_FIGURE = "robustness.png"
 DrawExamples = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
 def has_all_pictures(run: Run) -> bool:
-    """Return whether figures and thumbnails are complete."""
+    """Return whether figures, thumbnails and report are complete."""
+    return has_photo_pictures(run) and run.report_file.exists()
+
+
+def has_photo_pictures(run: Run) -> bool:
+    """Return whether figures and thumbnails are complete: the report needs no photos."""
     return all((run.folder / name).is_dir() for name in (FIGURES, THUMBNAILS))
 
 
@@ -54,20 +59,44 @@ def draw_missing(
 
     writers: dict[str, Callable[[Path], None]] = {
         FIGURES: draw_figures,
-        THUMBNAILS: lambda folder: write_thumbnails(folder, dataset, pixels.pixels, run.recipe.resize),
+        THUMBNAILS: lambda folder: write_thumbnails(
+            folder, dataset, pixels.pixels, run.recipe.resize, _find_others(run)
+        ),
     }
     missing = {name: write for name, write in writers.items() if not (run.folder / name).is_dir()}
-    if not missing:
-        return
-    with progress.stage("draw figures", len(missing), "steps") as bar:
-        failures = {name: _try_to_write(write, run.folder / name, bar) for name, write in missing.items()}
+    if missing or not run.report_file.exists():
+        _write_missing(run, {**missing, REPORT: _write_report})
+
+
+def write_report(run: Run) -> None:
+    """Write the report of a finished run, which needs no photos; an error is reported."""
+    _write_missing(run, {REPORT: _write_report})
+
+
+def _write_report(file: Path) -> None:
+    from ikebana.reports import report_page
+
+    # Read again: the scores have just been written.
+    report_page.write(file, Run(file.parent))
+
+
+def _write_missing(run: Run, writers: Mapping[str, Callable[[Path], None]]) -> None:
+    """Write what is missing, and report what cannot be written."""
+    with progress.stage("draw figures", len(writers), "steps") as bar:
+        failures = {name: _try_to_write(write, run.folder / name, bar) for name, write in writers.items()}
     reasons = [f"{name}: {reason}" for name, reason in failures.items() if reason]
     if reasons:
         lines = "\n  ".join(reasons)
         progress.warn(
-            "the run is complete, but not all of its figures and thumbnails could be written\n"
+            "the run is complete, but not all of its figures, thumbnails and report could be written\n"
             f"  {lines}\n  try  {run.resume_command}"
         )
+
+
+def _find_others(run: Run) -> list[str]:
+    """Return the sha256 of the training photos that the report shows."""
+    neighbours = run.mistake_neighbours
+    return [] if neighbours is None else neighbours["sha256"].unique().sort().to_list()
 
 
 def draw_robustness(run: Run, robustness: Robustness) -> None:

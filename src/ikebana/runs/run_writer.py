@@ -34,6 +34,7 @@ from ikebana.system.files import atomic_directory, atomic_write, remove_partial_
 from ikebana.system.locks import exclusive_lock
 
 DEFAULT_RUNS_FOLDER = Path("runs")
+GUARANTEE_ADVICE = "a larger --at-most-wrong, a more accurate recipe, or more photos"
 # Photos listed in a message per kind of change.
 MAX_NAMED_PHOTOS = 5
 
@@ -123,6 +124,29 @@ class RunWriter:
         with atomic_write(self.folder / "familiarity.safetensors", create_parent=False) as partial_file:
             partial_file.write_bytes(safetensors.numpy.save(model.to_arrays()))
 
+    def write_mistake_neighbours(
+        self, dataset: Dataset, photos: np.ndarray, neighbours: np.ndarray, similarity: np.ndarray
+    ) -> None:
+        """Write the training photos that the worst mistakes resemble, one row per pair.
+
+        Args:
+            photos: int [mistakes], rows of the dataset.
+            neighbours: int [mistakes, neighbours], rows of the dataset.
+            similarity: float [mistakes, neighbours], cosine similarity.
+        """
+        mistakes = dataset.photos[np.repeat(photos, neighbours.shape[1])]
+        nearest = dataset.photos[neighbours.ravel()]
+        self.write_table(
+            "mistakes.parquet",
+            nearest.select(
+                mistakes["path"],
+                neighbour="path",
+                label="label",
+                sha256="sha256",
+                similarity=pl.Series(similarity.ravel(), dtype=pl.Float32),
+            ),
+        )
+
     def finish(self, scores: Evaluation, seconds: Mapping[str, float]) -> None:
         """Write the scores, which finishes the run, and remove the checkpoints."""
         scores = replace(scores, seconds=dict(seconds))
@@ -147,8 +171,22 @@ class RunWriter:
         with suppress(MachineError):
             self.write_json("evaluation.json", scores.to_json())
         progress.event("evaluation", **scores.to_json())
-        figures = self.folder / "figures"
-        progress.message(f"\n{scores!r}" + (f"\nfigures: {figures}" if figures.is_dir() else ""))
+        progress.message(f"\n{scores!r}")
+        guarantee = scores.risk_coverage.guarantee if scores.risk_coverage is not None else None
+        if guarantee is not None and not guarantee.holds:
+            progress.warn(f"{guarantee.describe()}\n  try  {GUARANTEE_ADVICE}")
+
+    def write_suggestion(self, suggestion: Mapping[str, Any]) -> None:
+        """Write what to try next; the run is complete without it."""
+        with suppress(MachineError):
+            self.write_json("suggestion.json", suggestion)
+
+    def name_report(self) -> None:
+        """Report where the page about the run is, or its figures if there is none."""
+        for name, file in (("report", self.run.report_file), ("figures", self.folder / "figures")):
+            if file.exists():
+                progress.message(f"{name}: {file}")
+                return
 
     def check_same_recipe(self) -> None:
         """Raise RunError if recipe.json has changed since the run began."""

@@ -1,0 +1,254 @@
+"""The first screen of a run's report: questions of a lay reader, answered in sentences."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ikebana.data.dataset import STATUS_USED
+from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
+from ikebana.evaluation.metrics import Evaluation
+from ikebana.recipe import MODULE_PREFIX, Recipe
+from ikebana.reports.mistakes import SuspectPhoto
+from ikebana.runs.run import Run
+
+MAX_NAMED_CLASSES = 12
+MAX_NAMED_PAIRS = 3
+TRAINED_PARTS = {
+    "scratch": "all of its weights were trained from random values",
+    "linear_probe": "only its last layer was fitted to these photos, the rest was trained on ImageNet",
+    "frozen_backbone": "only its head was trained on these photos, the rest was trained on ImageNet",
+    "fine_tune": "it was trained on ImageNet first, and then on these photos",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question and its answer, a paragraph per entry."""
+
+    question: str
+    paragraphs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do next.
+
+    Attributes:
+        text: one or two sentences.
+        command: to copy; empty if there is none.
+        link: the id of a section of the page; empty if there is none.
+    """
+
+    text: str
+    command: str = ""
+    link: str = ""
+
+
+def percent(share: float) -> str:
+    """Format a share, with one decimal unless it is 0 or 1."""
+    return f"{share:.0%}" if share in (0.0, 1.0) else f"{share:.1%}"
+
+
+def count(number: int, singular: str, plural: str) -> str:
+    """Format a number and its noun."""
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
+def join_names(names: Sequence[str], limit: int = MAX_NAMED_CLASSES) -> str:
+    """Join names to "a, b and c"; beyond the limit, "and 88 more"."""
+    if len(names) > limit:
+        return f"{', '.join(names[:limit])} and {len(names) - limit} more"
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def answer_questions(run: Run) -> list[Answer]:
+    """Answer what a reader asks first about a finished run."""
+    evaluation = run.evaluation
+    answers = [
+        Answer("What does it distinguish?", _describe_task(run)),
+        Answer("How often is it right?", _describe_accuracy(evaluation)),
+        Answer("How sure is it?", _describe_confidence(evaluation)),
+        Answer("What does it confuse?", _describe_confusion(evaluation)),
+        Answer("What about other things?", _describe_unknown(evaluation)),
+    ]
+    return [answer for answer in answers if answer.paragraphs]
+
+
+def _describe_task(run: Run) -> tuple[str, ...]:
+    evaluation, learned = run.evaluation, run.dataset.filter(status=STATUS_USED, split="train").height
+    first = f"It distinguishes {count(len(run.classes), 'class', 'classes')}: {join_names(run.classes)}."
+    second = f"{describe_network(run.recipe)} It learned from {count(learned, 'photo', 'photos')}."
+    return (first, second, evaluation.note) if evaluation.note else (first, second)
+
+
+def describe_network(recipe: Recipe) -> str:
+    """Describe in a sentence which network was trained, and how much of it."""
+    how = TRAINED_PARTS[recipe.method.kind]
+    if recipe.network.startswith(MODULE_PREFIX):
+        return f"The network is the user's own {recipe.network.removeprefix(MODULE_PREFIX)}; {how}."
+    if len(recipe.networks) > 1:
+        return f"The networks are {join_names(recipe.networks)}, whose answers are averaged; {how}."
+    return f"The network is {recipe.network}; {how}."
+
+
+def _describe_accuracy(evaluation: Evaluation) -> tuple[str, ...]:
+    low, high = evaluation.accuracy_interval
+    correct = sum(row[index] for index, row in enumerate(evaluation.confusion))
+    most_frequent = max(scores.support for scores in evaluation.per_class.values()) / evaluation.n
+    paragraphs = [
+        f"It classified {correct:,} of {count(evaluation.n, 'test photo', 'test photos')} correctly: "
+        f"{percent(evaluation.accuracy)}. It was not trained on any of these photos, and no choice was based on them. "
+        f"For other photos of the same kind, expect {percent(low)} to {percent(high)}. "
+        f"Always naming the most frequent class would be right for {percent(most_frequent)}."
+    ]
+    if low <= most_frequent:
+        paragraphs.append("That is not clearly better than always naming the most frequent class.")
+    scores = evaluation.cross_validation
+    if scores is not None:
+        low, high = scores.accuracy_interval
+        paragraphs.append(
+            f"Cross-validated on all {scores.n:,} photos, each predicted by a network that was not trained on it: "
+            f"{percent(scores.accuracy)} ({percent(low)} to {percent(high)})."
+        )
+    leakage = evaluation.leakage
+    if leakage is not None and leakage.photos:
+        paragraphs.append(
+            f"{count(len(leakage.photos), 'test photo has', 'test photos have')} a duplicate among the training or "
+            "validation photos, so the accuracy is too optimistic."
+        )
+    return tuple(paragraphs)
+
+
+def _describe_confidence(evaluation: Evaluation) -> tuple[str, ...]:
+    if evaluation.threshold is None or evaluation.answered_share is None:
+        return (f"{_capitalise(NO_THRESHOLD_MESSAGE)}.",)
+    right = evaluation.answered_accuracy
+    of_those = f" and is right for {percent(right)} of those" if right is not None else ""
+    paragraphs = [
+        f"It gives an answer for {percent(evaluation.answered_share)} of the test photos{of_those}. For the others it "
+        f"says “not sure”, because its confidence is below {evaluation.threshold:.0%} or the photo is unlike "
+        "the training photos."
+    ]
+    guarantee = evaluation.risk_coverage.guarantee if evaluation.risk_coverage is not None else None
+    if guarantee is not None:
+        paragraphs.append(f"{_capitalise(guarantee.describe())}.")
+    paragraphs.append(
+        f"Its stated confidence and the share of correct answers differ by "
+        f"{100 * evaluation.expected_calibration_error:.1f} percentage points on average."
+    )
+    return tuple(paragraphs)
+
+
+def find_worst_pairs(evaluation: Evaluation) -> list[tuple[str, str, int, int]]:
+    """List the confused pairs, the most frequent first.
+
+    Returns:
+        Label, predicted class, number of such photos, and number of photos of the label.
+    """
+    pairs = [
+        (label, predicted, number, sum(row))
+        for label, row in zip(evaluation.classes, evaluation.confusion, strict=True)
+        for predicted, number in zip(evaluation.classes, row, strict=True)
+        if number and predicted != label
+    ]
+    return sorted(pairs, key=lambda pair: (-pair[2], pair[2] / -pair[3]))
+
+
+def _describe_confusion(evaluation: Evaluation) -> tuple[str, ...]:
+    pairs = find_worst_pairs(evaluation)
+    if not pairs:
+        return ("Nothing: it made no mistake on the test photos.",)
+    worst = [
+        f"{label} for {predicted} ({number} of {total})" for label, predicted, number, total in pairs[:MAX_NAMED_PAIRS]
+    ]
+    paragraphs = [f"Most often it takes {join_names(worst)}."]
+    scored = {name: scores for name, scores in evaluation.per_class.items() if scores.support}
+    if len(scored) > 2:
+        hardest, easiest = (choose(scored, key=lambda name: scored[name].recall) for choose in (min, max))
+        paragraphs.append(
+            f"The hardest class is {hardest}, recognised for {percent(scored[hardest].recall)} of its photos; the easiest "
+            f"is {easiest}, {percent(scored[easiest].recall)}."
+        )
+    return tuple(paragraphs)
+
+
+def _describe_unknown(evaluation: Evaluation) -> tuple[str, ...]:
+    scores = evaluation.unknown_objects
+    if scores is None:
+        return (
+            "It names one of its classes whatever a photo shows: how it answers to other things was not measured, "
+            "because there were too few validation photos.",
+        )
+    drawn = _average([detection.detected for detection in scores.drawn.values()])
+    paragraphs = [
+        f"It can say “unknown”. It does so for {percent(1 - scores.known_kept)} of the test photos, which it should "
+        f"know, and for {percent(drawn)} of drawn images that show no object."
+    ]
+    if scores.left_out:
+        left_out = _average([detection.detected for detection in scores.left_out.values()])
+        paragraphs.append(
+            f"Things that resemble its classes are harder: of photos of a class that was left out of training, it "
+            f"recognised {percent(left_out)} as unknown, and took the others for a class that it knows."
+        )
+    if scores.note:
+        paragraphs.append(f"{_capitalise(scores.note.strip('()'))}.")
+    return tuple(paragraphs)
+
+
+def _capitalise(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def suggest_next_steps(run: Run, suspects: Sequence[SuspectPhoto]) -> list[NextStep]:
+    """List what to do next, the most useful first, with commands to copy."""
+    photos = shlex.quote(get_photos_argument(run))
+    steps = []
+    if suspects:
+        labels = count(len(suspects), "label", "labels")
+        steps.append(
+            NextStep(
+                f"Check {labels} of validation and test photos that may be wrong. The audit checks the training photos too.",
+                f"ikebana audit {photos} --out audit",
+                "suspects",
+            )
+        )
+    steps += _suggest_photos(run.evaluation, photos)
+    suggestion = run.suggestion
+    if suggestion.get("command"):
+        note = f" ({suggestion['note']})" if suggestion.get("note") else ""
+        text = str(suggestion.get("text", ""))
+        steps.append(NextStep(f"Try a recipe that is {text}{note}.", str(suggestion["command"])))
+    elif suggestion.get("text"):
+        steps.append(NextStep(f"It is {suggestion['text']}."))
+    folder = shlex.quote(str(run.folder))
+    steps.append(NextStep("Use it: one file that predicts the same everywhere.", f"ikebana export {folder} model.onnx"))
+    return steps
+
+
+def _suggest_photos(evaluation: Evaluation, photos: str) -> list[NextStep]:
+    """Suggest photos of which class to add, as far as it is known."""
+    if evaluation.learning_curves:
+        text = "; ".join(curve.describe() for curve in evaluation.learning_curves)
+        return [NextStep(f"Add photos. {_capitalise(text)}.", f"ikebana audit {photos} --advise", "learning")]
+    recall = {name: scores.recall for name, scores in evaluation.per_class.items() if scores.support}
+    if evaluation.cross_validation is not None:
+        recall = dict(evaluation.cross_validation.recall)
+    if not recall or min(recall.values()) == 1:
+        return []
+    weakest = min(recall, key=lambda name: recall[name])
+    return [
+        NextStep(
+            f"Add photos of {weakest}, the class that it recognises least often ({percent(recall[weakest])}). "
+            "The audit measures what more photos of each class would bring.",
+            f"ikebana audit {photos} --advise",
+        )
+    ]
+
+
+def get_photos_argument(run: Run) -> str:
+    """Return the photos of a run for a command; a frame has no path."""
+    return "PHOTOS" if run.source.get("root") else str(run.source["photos"])
