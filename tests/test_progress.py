@@ -3,11 +3,12 @@
 import json
 import re
 import sys
+import threading
 import time
 
 import pytest
 
-from ikebana.system import progress
+from ikebana.system import progress, progress_bars
 
 
 def work():
@@ -54,7 +55,7 @@ def test_the_previous_reporter_is_restored_afterwards(capsys):
     assert capsys.readouterr().err == "heard\n"
 
 
-@pytest.mark.parametrize("kind", [progress.MovingBar, progress.PlainBar])
+@pytest.mark.parametrize("kind", [progress_bars.MovingBar, progress_bars.PlainBar])
 def test_a_bar_closes_after_interrupted_work_or_work_of_unknown_length(kind, capsys):
     for total in (10, 0):
         bar = kind("paint", total, "petals")
@@ -106,7 +107,7 @@ def test_a_class_name_cannot_control_the_terminal(capsys):
 def test_a_narrow_terminal_keeps_the_time_left_and_drops_the_rate(columns, monkeypatch, capfd):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    bar = progress.MovingBar("train 2/2", 100, "photos")
+    bar = progress_bars.MovingBar("train 2/2", 100, "photos")
     bar.started -= 10
     bar.progress.get_time = lambda: time.monotonic() + 10  # rich estimates the time left from these ten seconds
     bar.advance(33, epoch="12/30", loss=1.611, accuracy=0.233, val_accuracy=0.3)
@@ -123,15 +124,15 @@ def test_a_narrow_terminal_keeps_the_time_left_and_drops_the_rate(columns, monke
 def test_a_bar_is_readable_at_any_terminal_width(columns, monkeypatch, capfd):
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    bar = progress.MovingBar("read photos", 100, "photos")
+    bar = progress_bars.MovingBar("read photos", 100, "photos")
     bar.advance(100)
     bar.close()
     assert re.search(r"read photos .*100%", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capfd.readouterr().err))
 
 
 def test_only_photos_and_files_have_a_rate():
-    assert progress._format_speed(20, 2.0, "photos") == "10 photos/s"
-    assert progress._format_speed(20, 2.0, "steps") == ""
+    assert progress_bars.format_speed(20, 2.0, "photos") == "10 photos/s"
+    assert progress_bars.format_speed(20, 2.0, "steps") == ""
 
 
 def test_quiet_prints_warnings_errors_and_the_result(capfd):
@@ -146,3 +147,56 @@ def test_quiet_prints_warnings_errors_and_the_result(capfd):
     out, err = capfd.readouterr()
     assert out == "the result\n"
     assert err == "a warning\nan error\n"
+
+
+# --- listeners ---
+
+
+def test_a_listener_gets_the_events_of_json_and_changes_nothing_else(capsys):
+    with progress.use_reporter(progress.JsonReporter()):
+        work()
+        printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    events = []
+    with progress.use_reporter(progress.TerminalReporter()), progress.listen(events.append):
+        work()
+    assert events == printed
+    out, err = capsys.readouterr()
+    assert out == "a/folder\n"
+    assert "paint: 3/3 petals" in err
+    work()
+    assert events == printed  # the block has ended
+
+
+def test_listeners_may_be_nested_and_hear_no_other_thread():
+    outer, inner = [], []
+    with progress.listen(outer.append):
+        with progress.listen(inner.append):
+            progress.event("painted", petals=3)
+            thread = threading.Thread(target=lambda: progress.event("elsewhere"))
+            thread.start()
+            thread.join()
+        progress.event("dried")
+    assert inner == [{"event": "painted", "petals": 3}]
+    assert outer == [*inner, {"event": "dried"}]
+
+
+def test_an_exception_in_a_listener_ends_the_call():
+    def refuse(event):
+        raise ValueError(event["event"])
+
+    with progress.listen(refuse), pytest.raises(ValueError, match="painted"):
+        progress.event("painted")
+
+
+def test_a_warning_of_a_call_within_a_listener_is_still_logged(caplog):
+    with progress.listen(lambda event: None):
+        progress.warn("the disk is almost full")
+    assert [record.getMessage() for record in caplog.records] == ["the disk is almost full"]
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "elapsed", "expected"),
+    [(0, 10, 5, ""), (5, 10, 0.5, ""), (10, 10, 9, ""), (5, 10, 83, "1:23 left"), (1, 100, 100, "2:45 h left")],
+)
+def test_the_time_left_follows_from_the_speed(done, total, elapsed, expected):
+    assert progress_bars.format_time_left(done, total, elapsed) == expected

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ikebana.recipe import AdamW, Augmentation, FineTune, FrozenBackbone, LinearProbe, Recipe, Scratch
     from ikebana.recipes import RECIPES
     from ikebana.runs.run import Run, open_run
-    from ikebana.system.progress import progress
+    from ikebana.system.progress import listen, progress
 
     __version__: str
 
@@ -83,7 +83,7 @@ _PUBLIC_NAMES = {
     "recipe": ("AdamW", "Augmentation", "FineTune", "FrozenBackbone", "LinearProbe", "Recipe", "Scratch"),
     "recipes": ("RECIPES",),
     "runs.run": ("Run", "open_run"),
-    "system.progress": ("progress",),
+    "system.progress": ("listen", "progress"),
 }
 
 __all__ = [
@@ -125,6 +125,7 @@ __all__ = [
     "export",
     "export_web",
     "fit",
+    "listen",
     "load",
     "open_run",
     "predict",

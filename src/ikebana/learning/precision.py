@@ -25,7 +25,7 @@ from ikebana.learning.device import (
     describe_processor,
 )
 from ikebana.recipe import Precision
-from ikebana.system import progress
+from ikebana.system import progress, progress_bars
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.contention import WaitMeter
 from ikebana.system.files import atomic_write, discard
@@ -74,7 +74,7 @@ def select_precision(
     reason = candidates[best]
     if len(candidates) > 1:
         speeds = {
-            name: f"{progress.format_rate(1 / measurements[name])} photos/s"
+            name: f"{progress_bars.format_rate(1 / measurements[name])} photos/s"
             for name in candidates
             if name not in failures
         }

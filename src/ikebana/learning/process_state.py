@@ -6,11 +6,13 @@ Each command that learns or predicts with torch runs within `preserve_process_st
 
 import ctypes
 import functools
+import importlib
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -61,6 +63,7 @@ def preserve_process_state() -> Iterator[None]:
     glibc cannot report its thresholds, nor adjust them again once they were set. The outermost block
     therefore sets those that glibc's own adjustment reaches at most: 32 MiB, and twice that for trimming.
     """
+    _import_tqdm_quietly()
     restore_functions = [
         _save_threads(),
         _save_rng_states(),
@@ -75,6 +78,17 @@ def preserve_process_state() -> Iterator[None]:
         finally:
             for restore in restore_functions:
                 restore()
+
+
+def _import_tqdm_quietly() -> None:
+    """Import the progress bars of timm's hub without their warning about notebooks.
+
+    In a notebook without ipywidgets, which nothing here needs, they warn on standard error.
+    """
+    if "IPython" in sys.modules and "tqdm.auto" not in sys.modules:
+        with warnings.catch_warnings(), suppress(ImportError):
+            warnings.simplefilter("ignore")
+            importlib.import_module("tqdm.auto")
 
 
 def keep_large_blocks() -> tuple[str, str]:
