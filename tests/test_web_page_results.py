@@ -2,11 +2,16 @@
 
 import csv
 
+import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 from support.browser import choose_photos
+from support.images import encode_image
 from support.server import BLUE, GREY, RED, BrightestChannelClassifier, encode_square, run_server
 
+from ikebana.evaluation.familiarity import Projection
+from ikebana.inference.neighbours import NeighbourIndex
 from ikebana.inference.prediction import to_prediction
 from ikebana.inference.prediction_table import format_row, get_column_names, to_row
 
@@ -117,6 +122,42 @@ def test_an_answer_without_a_class_emphasises_none(visit, served):
         assert int(other_weight) < int(weight)
         assert other_colour != colour
         assert other_colour == "rgba(0, 0, 0, 0)"
+
+
+def make_index(labels: tuple[str, ...], has_thumbnails: bool = True) -> NeighbourIndex:
+    """Make an index of photos of 8 grey levels; the first of each class is unlike its others."""
+    directions = np.eye(3, dtype=np.float16)
+    rows = [directions[2] if labels.index(label) == number else directions[0] for number, label in enumerate(labels)]
+    thumbnails = tuple(encode_image(Image.new("RGB", (8, 8), (10 * number,) * 3)) for number in range(len(labels)))
+    empty = np.zeros(3, np.float32)
+    projection = Projection(empty, empty + 1, np.eye(3, dtype=np.float32), empty)
+    paths = tuple(f"{number}.jpg" for number in range(len(labels)))
+    return NeighbourIndex(paths, labels, projection, np.stack(rows), thumbnails if has_thumbnails else ())
+
+
+def test_the_most_typical_photo_of_each_class_is_its_sample():
+    index = make_index(("a", "b", "a", "a", "b", "b"))
+    assert index.pick_samples(2) == {"a": index.thumbnails[2], "b": index.thumbnails[4]}
+    assert index.pick_samples(1) == {}
+    assert make_index(("a", "b"), has_thumbnails=False).pick_samples(9) == {}
+
+
+def test_a_file_with_training_photos_shows_one_of_each_class(visit):
+    labels = ("red", HOSTILE, "red", HOSTILE)
+    classifier = BrightestChannelClassifier(classes=("red", HOSTILE, "blue"), neighbour_index=make_index(labels))
+    classifier.gate.set()
+    with run_server(classifier) as served:
+        page = visit(served.url)
+        page.wait_for_selector("body[data-ready]")
+        assert sorted(page.locator("#samples li").all_inner_texts()) == sorted((HOSTILE, "red"))
+        loaded = "images => images.every((image) => image.complete && image.naturalWidth === 8)"
+        assert page.locator("#samples img").evaluate_all(loaded)
+
+
+def test_a_file_without_training_photos_shows_none(visit, served):
+    page = visit(served.url)
+    page.wait_for_selector("body[data-ready]")
+    assert page.locator("#samples").is_hidden()
 
 
 @pytest.mark.parametrize("name", ["", "flowers", HOSTILE])

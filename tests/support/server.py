@@ -17,6 +17,7 @@ from ikebana.data import decoding
 from ikebana.evaluation.candidate_sets import CandidateRule
 from ikebana.inference import prediction
 from ikebana.inference.classifier import ForwardResult
+from ikebana.inference.neighbours import NeighbourIndex
 from ikebana.serving import connections, server
 from ikebana.serving.limits import Limits
 from ikebana.serving.prediction_queue import PredictionQueue
@@ -39,6 +40,7 @@ class BrightestChannelClassifier:
     candidate_rule: CandidateRule | None = CandidateRule(0.9, 0.75, 0.6)
     familiarity_threshold: float | None = 0.05
     familiarity_photos: int | None = 200
+    neighbour_index: NeighbourIndex | None = None
     metadata: dict = field(
         default_factory=lambda: {"scores": {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95], "n": 40}}
     )

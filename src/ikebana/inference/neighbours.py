@@ -72,6 +72,23 @@ class NeighbourIndex:
             for index in np.argsort(-similarity, kind="stable")[: max(count, 0)].tolist()
         ]
 
+    def pick_samples(self, max_classes: int) -> dict[str, bytes]:
+        """Pick the most typical thumbnail of each class; empty if there are none.
+
+        It is the photo that is most similar to the mean of its class.
+
+        Args:
+            max_classes: with more classes, there are no samples.
+        """
+        labels = np.array(self.labels)
+        classes = sorted(set(self.labels)) if self.thumbnails else []
+        samples = {}
+        for name in classes if len(classes) <= max_classes else ():
+            rows = np.flatnonzero(labels == name)
+            vectors = self.references[rows].astype(np.float32)
+            samples[name] = self.thumbnails[rows[int((vectors @ vectors.mean(0)).argmax())]]
+        return samples
+
 
 def to_metadata(index: NeighbourIndex, classes: Sequence[str]) -> dict[str, Any]:
     """Encode an index for the metadata of a model file."""

@@ -19,6 +19,7 @@ import numpy as np
 from ikebana.data.decoding import read_dimensions
 from ikebana.errors import UnreadablePhoto
 from ikebana.evaluation.drift import Drift, FamiliarityCounts
+from ikebana.inference.neighbours import NeighbourIndex
 from ikebana.inference.page_files import ClassifierDescription
 from ikebana.inference.prediction import NOT_SURE, UNKNOWN
 from ikebana.inference.sorting import UNUSABLE
@@ -62,6 +63,8 @@ class Classifier(ClassifierDescription, Protocol):
 
     @property
     def familiarity_photos(self) -> int | None: ...
+    @property
+    def neighbour_index(self) -> NeighbourIndex | None: ...
 
     def preprocess(self, photo: bytes, /) -> np.ndarray:
         """Decode a photo to uint8 [image_size, image_size, 3]."""

@@ -1,10 +1,11 @@
 """The HTTP API and the web page of a model file."""
 
+import base64
 import hmac
 import importlib.metadata
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -25,6 +26,8 @@ from ikebana.serving.uploads import read_uploads
 
 # Counts requests of clients that disconnected, as nginx does; no client reads it.
 CLIENT_CLOSED_REQUEST = 499
+# With more classes, the page shows no sample of each.
+MAX_SAMPLED_CLASSES = 24
 # Path → file of the page.
 PAGES = {"/": "index.html", "/docs": "docs.html"} | {
     f"/{name}": name for name in (*page_files.COMMON_FILES, *page_files.SERVER_FILES)
@@ -105,6 +108,8 @@ class ClassesResponse(ClassifierSummary):
     # How familiar the last photos were, beside the calibration photos; null if it is not known.
     drift: Drift | None = None
     has_drifted: bool = False
+    # A small JPEG of one training photo per class, as base64; empty unless the file contains training photos.
+    samples: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -207,7 +212,10 @@ def _add_classes_route(
     app: FastAPI, queue: PredictionQueue, summary: ClassifierSummary, limits: Limits, dependencies: list[Any]
 ) -> None:
     upload_limits = UploadLimits(limits.megabytes * 2**20, limits.files, limits.megapixels * 1_000_000)
-    response = ClassesResponse(**vars(summary), limits=upload_limits)
+    index = queue.classifier.neighbour_index
+    samples = {} if index is None else index.pick_samples(MAX_SAMPLED_CLASSES)
+    encoded = {name: base64.b64encode(thumbnail).decode() for name, thumbnail in samples.items()}
+    response = ClassesResponse(**vars(summary), limits=upload_limits, samples=encoded)
 
     # Not in a thread: the queue's methods run on the event loop.
     @app.get("/classes", summary="Classes, accuracy, upload limits and drift", dependencies=dependencies)

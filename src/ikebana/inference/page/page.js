@@ -59,10 +59,26 @@ async function prepare(engine) {
   getElement("name").textContent = modelInfo.name;
   getElement("name").hidden = !modelInfo.name;
   getElement("about").textContent = describeModel(modelInfo);
+  showSamples(modelInfo.samples ?? {});
   getElement("footnote").textContent = describeThreshold(modelInfo);
   getElement("drift").textContent = modelInfo.has_drifted ? describeDrift(modelInfo.drift) : "";
   getElement("drift").hidden = !modelInfo.has_drifted;
   startNext(engine);
+}
+
+// Only a server with a file that contains training photos has samples. Each is a JPEG in base64.
+function showSamples(samples) {
+  const items = Object.entries(samples).map(([name, text]) => {
+    const image = document.createElement("img");
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    image.src = URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" }));
+    image.alt = "";
+    const item = document.createElement("li");
+    item.append(image, name);
+    return item;
+  });
+  getElement("samples").replaceChildren(...items);
+  getElement("samples").hidden = !items.length;
 }
 
 // Shows why photos wait. With an error they wait until the user tries again.
