@@ -88,7 +88,7 @@ def test_the_same_call_trains_only_what_is_missing(fake_fit, tmp_path):
     assert fake_fit == ["quick-split0-seed1", "good-split0-seed1"]
 
 
-def test_after_ctrl_c_the_same_command_resumes(fake_fit, tmp_path, monkeypatch):
+def test_after_ctrl_c_the_same_command_resumes(fake_fit, tmp_path, monkeypatch, capsys):
     fit = run_series.fit
 
     def interrupt(photos, recipe, **options):
@@ -98,6 +98,7 @@ def test_after_ctrl_c_the_same_command_resumes(fake_fit, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_series, "fit", interrupt)
     assert run_cli("sweep", "photos", "--out", tmp_path / "sweep") == 130
+    assert f"repeat the same command with --out {tmp_path / 'sweep'}" in capsys.readouterr().err
     monkeypatch.setattr(run_series, "fit", fit)
     assert run_cli("sweep", "photos", "--out", tmp_path / "sweep") == 0
     assert fake_fit == ["quick-split0-seed0", "good-split0-seed0"]
@@ -139,6 +140,9 @@ def test_a_single_recipe_gives_a_table_without_pairs(fake_fit, tmp_path):
     assert result.comparison.pairs == ()
     assert "quick" in repr(result)
     assert "1 runs in" in result._repr_html_()
+    page = (tmp_path / "sweep" / "comparison.html").read_text("utf-8")
+    assert "<h1>Accuracy of quick</h1>" in page
+    assert 'id="differences"' not in page
 
 
 def test_another_recipe_in_the_folder_is_refused(fake_fit, tmp_path):

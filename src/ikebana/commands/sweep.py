@@ -197,7 +197,10 @@ def _train(
         progress.message(f"\nrun {number} of {len(runs)}: {run.name}")
         try:
             finished.append(fit_or_resume(photos, run.recipe, folder / run.name, device=device))
-        # One failing run does not end the others. Ctrl-C is no Exception.
+        except KeyboardInterrupt:
+            progress.message(f"the sweep was interrupted. To go on, repeat the same command with --out {folder}")
+            raise
+        # One failing run does not end the others.
         except Exception as error:
             errors[run.name] = error
             progress.warn(f"{run.name} failed: {error}")

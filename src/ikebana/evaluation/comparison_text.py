@@ -29,6 +29,8 @@ def _wrap(block: str) -> str:
 
 def summarise(comparison: Comparison) -> str:
     """Say in one sentence what the comparison shows."""
+    if not comparison.pairs:
+        return f"Accuracy of {comparison.contestants[0].name}"
     if len(comparison.pairs) == 1:
         (pair,) = comparison.pairs
         if pair.verdict == "tie":

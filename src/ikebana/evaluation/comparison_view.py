@@ -14,9 +14,12 @@ from ikebana.system.notebook_html import Markup, render_paragraph, render_table,
 def render_comparison(comparison: Comparison) -> str:
     """Render the contestants, and one row per pair."""
     notes = [render_paragraph(note, is_quiet=True) for note in comparison.notes]
-    title = summarise(comparison) if comparison.pairs else "Accuracy"
     return render_view(
-        title, describe_photos(comparison), _render_contestants(comparison), _render_pairs(comparison), *notes
+        summarise(comparison),
+        describe_photos(comparison),
+        _render_contestants(comparison),
+        _render_pairs(comparison),
+        *notes,
     )
 
 
