@@ -233,10 +233,13 @@ def test_a_band_shows_the_interval_of_few_validation_photos():
     assert curves.compute_interval(make_epochs(3, val_accuracy=None), 0) is None
 
 
-def test_a_note_below_the_curves_is_readable():
-    sheet = curves.make_curves(make_epochs(4), note=curves.SMOOTHING_NOTE)
+def test_notes_below_the_curves_are_readable():
+    notes = [curves.SMOOTHING_NOTE, curves.REFIT_NOTE]
+    sheet = curves.make_curves(make_epochs(4), note="\n".join(notes), mark=curves.SCORED_MARK)
     assert_readable(sheet)
-    assert curves.SMOOTHING_NOTE in [text for text, _ in list_texts(sheet)]
+    texts = [text for text, _ in list_texts(sheet)]
+    assert {*notes, curves.SCORED_MARK} <= set(texts)
+    assert "this network ships" not in texts
 
 
 @pytest.mark.slow

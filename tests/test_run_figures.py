@@ -1,5 +1,6 @@
 """Which figures a run has, and which photos are in samples.png."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.evaluation.metrics import evaluate
 from ikebana.recipes import RECIPES
-from ikebana.reports import run_figures
+from ikebana.reports import curves, run_figures
 
 
 def make_classes(**train: int) -> tuple[Dataset, np.ndarray]:
@@ -64,3 +65,4 @@ def test_only_curves_of_recipes_with_label_smoothing_explain_it():
     smoothed = {name for name, recipe in RECIPES.items() if recipe.adamw is not None and recipe.adamw.label_smoothing}
     assert {name for name, note in notes.items() if "label smoothing" in note} == smoothed >= {"good"}
     assert not notes["baseline"]
+    assert run_figures.describe_losses(replace(RECIPES["baseline"], refit_on_all=True)) == curves.REFIT_NOTE

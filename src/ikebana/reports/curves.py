@@ -24,13 +24,19 @@ HEADINGS = {"loss": "Loss (lower is better)", "accuracy": "Accuracy (higher is b
 MAX_NAME_WIDTH = 1.7
 # With more validation photos than this, the accuracy's interval is narrower than its changes.
 MAX_BAND_PHOTOS = 200
+NOTE_HEIGHT = 0.19
+# Above the marked epoch, if the exported network is another one.
+SCORED_MARK = "this network was scored"
+REFIT_NOTE = "The exported network was trained once more, on all photos. These curves are of the one that was scored."
 SMOOTHING_NOTE = (
     "The training loss contains label smoothing, so it stays above the validation loss: "
     "a gap between the two curves does not mean overfitting."
 )
 
 
-def make_curves(epochs: Epochs, interval: np.ndarray | None = None, *, note: str = "") -> Axes:
+def make_curves(
+    epochs: Epochs, interval: np.ndarray | None = None, *, note: str = "", mark: str = "this network ships"
+) -> Axes:
     """Make the chart of loss and accuracy per epoch.
 
     Marks the epoch whose network the run has. NaN and infinite values leave a gap. The val_ values
@@ -38,18 +44,21 @@ def make_curves(epochs: Epochs, interval: np.ndarray | None = None, *, note: str
 
     Args:
         interval: of the validation accuracy, float [epochs, 2], see `compute_interval`.
-        note: a line below the chart.
+        note: lines below the chart.
+        mark: above the epoch whose network the run has.
     """
     shipped = find_final_epoch(epochs)
-    sheet = make_sheet(11.0, 4.45, "Training curves", _describe_final_epoch(epochs, shipped))
-    for left, kind in zip(LEFT_EDGES, HEADINGS, strict=True) if epochs else ():
-        _draw_panel(sheet, epochs, shipped, left, kind=kind, interval=interval)
     losses = [key for key in ("train_loss", "val_loss") if any(row.get(key) is not None for row in epochs)]
     gaps = [row for row in epochs if not all(math.isfinite(_to_float(row.get(key))) for key in losses)]
     if gaps:
         note = "loss is NaN or infinite in epoch " + ", ".join(f"{row['epoch']:.0f}" for row in gaps)
-    if note:
-        print_text(sheet, (MARGIN, 4.2), shorten(note, 8, 10.3), 8, GREY)
+    lines = note.splitlines()
+    height = 4.45 + NOTE_HEIGHT * max(len(lines) - 1, 0)
+    sheet = make_sheet(11.0, height, "Training curves", _describe_final_epoch(epochs, shipped))
+    for left, kind in zip(LEFT_EDGES, HEADINGS, strict=True) if epochs else ():
+        _draw_panel(sheet, epochs, shipped, left, kind=kind, interval=interval, mark=mark)
+    for number, line in enumerate(lines):
+        print_text(sheet, (MARGIN, 4.2 + NOTE_HEIGHT * number), shorten(line, 8, 10.3), 8, GREY)
     return sheet
 
 
@@ -115,7 +124,7 @@ def _describe_final_epoch(epochs: Epochs, shipped: int | None) -> str:
 
 
 def _draw_panel(
-    sheet: Axes, epochs: Epochs, shipped: int | None, left: float, *, kind: str, interval: np.ndarray | None
+    sheet: Axes, epochs: Epochs, shipped: int | None, left: float, *, kind: str, interval: np.ndarray | None, mark: str
 ) -> None:
     lines = {"train": _read(epochs, f"train_{kind}"), "validation": _read(epochs, f"val_{kind}")}
     numbers = _read(epochs, "epoch")
@@ -134,7 +143,7 @@ def _draw_panel(
     x, right = float(panel.x(numbers[shipped])), left + CHART_SIZE[0]
     draw_line(sheet, [x, x], [TOP - 0.05, TOP + CHART_SIZE[1]], SILVER, (0, (2, 2)))
     side = "right" if x > right - 0.6 else "left" if x < left + 0.6 else "center"
-    print_text(sheet, (x, TOP - 0.16), "this network ships", 8, GREY, ha=side)
+    print_text(sheet, (x, TOP - 0.16), mark, 8, GREY, ha=side)
     ring = {"marker": "o", "markersize": 7.5, "markeredgewidth": 1.8, "markerfacecolor": CARD}
     for split in ("validation", "train"):
         if math.isfinite(value := lines[split][shipped]):

@@ -38,29 +38,27 @@ def draw_all(run: Run, held_out: HeldOutPhotos) -> dict[str, list[Chart]]:
 
 
 def _draw(make: Callable[..., Any], label: str, *arguments: Any, **options: Any) -> Chart:
+    return _to_chart(make(*arguments, **options), label)
+
+
+def _to_chart(sheet: Any, label: str) -> Chart:
     from markupsafe import Markup
 
     from ikebana.reports.sheet import to_svg
 
-    return Chart(label, Markup(to_svg(make(*arguments, **options), label)))
+    return Chart(label, Markup(to_svg(sheet, label)))
 
 
 def _draw_curves(run: Run) -> list[Chart]:
-    from ikebana.reports import curves, run_figures
+    from ikebana.reports import run_figures
 
     epochs, networks = run.history.to_dicts(), run.recipe.networks
-    validation_count = run.dataset.filter(status=STATUS_USED, split="validation").height
-    note = run_figures.describe_losses(run.recipe)
-    per_network = len(epochs) // len(networks)
-    if per_network < 2:
+    if len(epochs) <= len(networks):
         return []
-    charts = []
-    for number, network in enumerate(networks):
-        name = f" of {network}" if len(networks) > 1 else ""
-        of_network = epochs[number * per_network : (number + 1) * per_network]
-        interval = curves.compute_interval(of_network, validation_count)
-        charts.append(_draw(curves.make_curves, f"Loss and accuracy per epoch{name}", of_network, interval, note=note))
-    return charts
+    validation_count = run.dataset.filter(status=STATUS_USED, split="validation").height
+    names = [f" of {network}" if len(networks) > 1 else "" for network in networks]
+    sheets = run_figures.make_network_curves(epochs, run.recipe, validation_count)
+    return [_to_chart(sheet, f"Loss and accuracy per epoch{name}") for sheet, name in zip(sheets, names, strict=True)]
 
 
 def _draw_confidence(run: Run, held_out: HeldOutPhotos) -> list[Chart]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,9 @@ from ikebana.reports.sheet import write_sheet
 from ikebana.reports.thumbnails import restore_aspect_ratio
 from ikebana.runs.run import Run
 from ikebana.system import progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Rows of the sample photos, and photos in a row.
 MAX_SAMPLED_CLASSES, SAMPLES_PER_CLASS = 24, 7
@@ -94,14 +97,31 @@ def pick_samples(dataset: Dataset, pixels: np.ndarray, resize: Resize) -> Mappin
 
 def draw_training(folder: Path, epochs: Sequence[dict[str, Any]], recipe: Recipe, validation_count: int) -> None:
     """Draw loss and accuracy curves per network, if it was trained in several epochs."""
-    per_network = len(epochs) // len(recipe.networks)
-    for number in range(len(recipe.networks) if per_network > 1 else 0):
+    sheets = make_network_curves(epochs, recipe, validation_count) if len(epochs) > len(recipe.networks) else []
+    for number, sheet in enumerate(sheets):
+        write_sheet(sheet, folder / ("curves.png" if number == 0 else f"curves_{number + 1}.png"))
+
+
+def make_network_curves(epochs: Sequence[dict[str, Any]], recipe: Recipe, validation_count: int) -> "list[Axes]":
+    """Make the curves of each network of a run, with notes for the reader.
+
+    Args:
+        epochs: of all networks, one after the other.
+        validation_count: number of validation photos.
+    """
+    per_network, sheets = len(epochs) // len(recipe.networks), []
+    mark = {"mark": curves.SCORED_MARK} if recipe.refit_on_all else {}
+    for number in range(len(recipe.networks)):
         of_network = epochs[number * per_network : (number + 1) * per_network]
         interval = curves.compute_interval(of_network, validation_count)
-        sheet = curves.make_curves(of_network, interval, note=describe_losses(recipe))
-        write_sheet(sheet, folder / ("curves.png" if number == 0 else f"curves_{number + 1}.png"))
+        sheets.append(curves.make_curves(of_network, interval, note=describe_losses(recipe), **mark))
+    return sheets
 
 
 def describe_losses(recipe: Recipe) -> str:
     """Return what the reader of the curves has to know; empty if nothing."""
-    return curves.SMOOTHING_NOTE if recipe.adamw is not None and recipe.adamw.label_smoothing else ""
+    notes = {
+        curves.SMOOTHING_NOTE: recipe.adamw is not None and recipe.adamw.label_smoothing > 0,
+        curves.REFIT_NOTE: recipe.refit_on_all,
+    }
+    return "\n".join(note for note, holds in notes.items() if holds)

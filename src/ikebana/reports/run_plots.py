@@ -38,18 +38,14 @@ class RunPlots:
         Args:
             network: of an ensemble, from 1.
         """
-        from ikebana.reports.curves import compute_interval, make_curves
-        from ikebana.reports.run_figures import describe_losses
+        from ikebana.reports.run_figures import make_network_curves
 
         epochs, count = self.run.history.to_dicts(), len(self.run.recipe.networks)
         if not 1 <= network <= count:
             what = f"there is no network {network}: the recipe {self.run.recipe.name} has {count}"
             raise RunError(what, where=self.run.folder, advice="run.plot.curves()")
-        per_network = len(epochs) // count
-        of_network = epochs[(network - 1) * per_network : network * per_network]
         validation_count = self.run.dataset.filter(status=STATUS_USED, split="validation").height
-        interval = compute_interval(of_network, validation_count)
-        return _get_figure(make_curves(of_network, interval, note=describe_losses(self.run.recipe)))
+        return _get_figure(make_network_curves(epochs, self.run.recipe, validation_count)[network - 1])
 
     def confusion(self) -> "SheetFigure":
         """Draw the confusion matrix of the test photos."""
