@@ -317,7 +317,8 @@ def export(
         Choose the threshold of 'not sure' so that at most this share of the answers is wrong, such as 5%. Refused if the
         run cannot guarantee it.
     with_neighbours
-        Put small copies of the training photos into the file, for explain. Anyone who has the file can see them.
+        Put small copies of the training photos into the file or the folder, for explain and for the page. Anyone who
+        has it can see them.
     """
     output.apply()
     if file is not None and web is None:
@@ -326,14 +327,10 @@ def export(
         export(run, file, int8=int8, photos=photos, at_most_wrong=at_most_wrong, with_neighbours=with_neighbours)
         progress.event("done", file=str(file))
         progress.result(str(file))
-    elif with_neighbours:
-        raise UsageError(
-            "--with-neighbours needs a file", advice=f"ikebana export {run} flowers.onnx --with-neighbours"
-        )
     elif web is not None and file is None:
         from ikebana.commands.export import export_web
 
-        export_web(run, web, int8=int8, photos=photos, at_most_wrong=at_most_wrong)
+        export_web(run, web, int8=int8, photos=photos, at_most_wrong=at_most_wrong, with_neighbours=with_neighbours)
         progress.event("done", web=str(web))
         progress.result(str(web))
     else:

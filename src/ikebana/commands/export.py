@@ -1,5 +1,6 @@
 """`ikebana export`: run → graph → comparison with the run → file or web folder."""
 
+import base64
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -93,6 +94,7 @@ def export_web(
     photos: PhotoSource | None = None,
     model: "nn.Module | None" = None,
     at_most_wrong: float | str | None = None,
+    with_neighbours: bool = False,
 ) -> Classifier:
     """Write a folder whose page classifies photos in the browser.
 
@@ -104,6 +106,8 @@ def export_web(
         photos: where the run's photos are, if they have moved; a frame for a run from a frame.
         model: your own module, if the run trained one.
         at_most_wrong: as for `export`.
+        with_neighbours: put small copies of the training photos into the folder, so that the page
+            shows those that a photo resembles. Anyone who can load the page can see them.
     Raises:
         ModelError: the folder is not empty, or `export` refuses the run.
         RunError, PhotosError: as `export` does.
@@ -114,9 +118,12 @@ def export_web(
     with atomic_directory(target, allow_existing=False) as partial_folder:
         file = partial_folder / "model.onnx"
         shipped = export(run, file, int8=int8, photos=photos, model=model, at_most_wrong=at_most_wrong)
+        if with_neighbours:
+            _add_neighbours(run, partial_folder, photos)
         runtime = add_runtime(partial_folder)
         page_info = asdict(page_files.summarise_classifier(shipped, target.name)) | {
             "image_size": shipped.image_size,
+            "has_neighbours": with_neighbours,
             "runtime": runtime,
         }
         text = json.dumps(page_info, ensure_ascii=False, indent=1) + "\n"
@@ -128,6 +135,18 @@ def export_web(
         f"{target}: serve it with any web server, for example: python3 -m http.server --directory {target} 8080"
     )
     return shipped
+
+
+def _add_neighbours(run: Run | str | Path, folder: Path, photos: PhotoSource | None) -> None:
+    """Add what the page compares photos with, and a file per training photo."""
+    source_run = run if isinstance(run, Run) else open_run(run)
+    values = neighbours.collect(source_run, run_photos.find_photos(source_run, photos))
+    thumbnails = folder / "training-photos"
+    thumbnails.mkdir()
+    # The page loads only the few that it shows.
+    for number, thumbnail in enumerate(values.pop("thumbnails")):
+        (thumbnails / f"{number}.jpg").write_bytes(base64.b64decode(thumbnail))
+    (folder / "neighbours.json").write_text(json.dumps(values, ensure_ascii=False), "utf-8")
 
 
 def _parse_share(share: float | str | None) -> float | None:

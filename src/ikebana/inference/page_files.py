@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ikebana.evaluation.candidate_sets import CandidateRule
+from ikebana.inference.neighbours import NeighbourIndex
 
 PAGE_FOLDER = Path(__file__).with_name("page")
 CONTENT_TYPES = {
@@ -15,7 +16,16 @@ CONTENT_TYPES = {
     ".svg": "image/svg+xml",
 }
 # Files of the page with either engine, with the server's engine only, and with the browser's only.
-COMMON_FILES = ("palette.css", "page.css", "page.js", "photos.js", "cards.js", "results.js", "icon.svg")
+COMMON_FILES = (
+    "palette.css",
+    "page.css",
+    "page.js",
+    "photos.js",
+    "cards.js",
+    "neighbours.js",
+    "results.js",
+    "icon.svg",
+)
 SERVER_FILES = ("engine-server.js", "docs.js")
 STANDALONE_FILES = ("engine-browser.js", "engine-worker.js", "file-notice.js")
 
@@ -37,6 +47,8 @@ class ClassifierDescription(Protocol):
     def candidate_rule(self) -> CandidateRule | None: ...
     @property
     def familiarity_threshold(self) -> float | None: ...
+    @property
+    def neighbour_index(self) -> NeighbourIndex | None: ...
     @property
     def metadata(self) -> Mapping[str, Any]: ...
 
@@ -61,6 +73,8 @@ class ClassifierSummary:
     note: str
     # What the user calls the classifier, for the title; may be "".
     name: str
+    # Whether it finds the training photos that a photo resembles.
+    has_neighbours: bool
 
 
 def summarise_classifier(classifier: ClassifierDescription, name: str = "") -> ClassifierSummary:
@@ -87,6 +101,7 @@ def summarise_classifier(classifier: ClassifierDescription, name: str = "") -> C
         photos if has_score else None,
         note if has_score and isinstance(note, str) else "",
         name,
+        classifier.neighbour_index is not None,
     )
 
 

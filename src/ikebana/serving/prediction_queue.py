@@ -5,14 +5,15 @@ A single photo is classified at once, and batches grow with the load.
 """
 
 import asyncio
+import base64
 import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -78,6 +79,29 @@ class Classifier(ClassifierDescription, Protocol):
 
 
 @dataclass
+class TrainingPhoto:
+    """A training photo that resembles another photo."""
+
+    # Within the folder, archive or table of the training photos.
+    path: str
+    label: str
+    # Cosine similarity, -1 to 1.
+    similarity: float
+    # A small JPEG in base64.
+    thumbnail: str
+
+
+class PhotoOutputs(NamedTuple):
+    """What the network computes for one photo."""
+
+    # float32 [classes].
+    probabilities: np.ndarray
+    familiarity: float | None
+    # float32 [features]; None if the file has no training photos to compare with.
+    features: np.ndarray | None
+
+
+@dataclass
 class PhotoPrediction:
     """The predicted class of a photo and its confidence, or why there is none."""
 
@@ -95,6 +119,8 @@ class PhotoPrediction:
     candidates: list[str]
     # Share of known photos that resemble the training photos less; null if it is not known.
     familiarity: float | None
+    # The training photos that it resembles most, if the request asks for them and the file has them.
+    neighbours: list[TrainingPhoto] = field(default_factory=list)
 
     @property
     def outcome(self) -> str:
@@ -127,10 +153,10 @@ class QueuedRequest:
 
 @dataclass
 class _DecodedPhoto:
-    """A decoded photo and the future of its probabilities and familiarity."""
+    """A decoded photo and the future of what the network computes for it."""
 
     image: np.ndarray
-    outputs: "asyncio.Future[tuple[np.ndarray, float | None]]"
+    outputs: "asyncio.Future[PhotoOutputs]"
 
 
 class PredictionQueue:
@@ -207,15 +233,17 @@ class PredictionQueue:
         if self.waiting_photos and self.waiting_photos + photos > self.limits.waiting:
             raise self.make_busy_refusal("the queue is full")
 
-    async def predict(self, uploads: Sequence[Upload]) -> list[PhotoPrediction]:
+    async def predict(self, uploads: Sequence[Upload], neighbours: int = 0) -> list[PhotoPrediction]:
         """Predict each photo, in order.
 
+        Args:
+            neighbours: number of training photos to find per photo.
         Raises:
             Refusal: 503, the queue is full or the time is over; 422, one photo decodes too slowly.
         """
         self._require_capacity(len(uploads))
         self.waiting_photos += len(uploads)
-        jobs = [_Job(upload, self) for upload in uploads]
+        jobs = [_Job(upload, self, neighbours) for upload in uploads]
         tasks = [asyncio.ensure_future(job.run()) for job in jobs]
         try:
             async with asyncio.timeout(self.limits.answer_seconds):
@@ -262,9 +290,14 @@ class PredictionQueue:
             else:
                 _resolve(batch, lambda photo, index, rows=rows: photo.outputs.set_result(rows[index]))
 
-    def _forward(self, images: list[np.ndarray]) -> list[tuple[np.ndarray, float | None]]:
+    def _forward(self, images: list[np.ndarray]) -> list[PhotoOutputs]:
         start = time.perf_counter()
-        rows = list(self.classifier.forward(np.stack(images)).iterate_photos())
+        outputs = self.classifier.forward(np.stack(images))
+        features = [None] * len(images) if self.classifier.neighbour_index is None else list(outputs.features)
+        rows = [
+            PhotoOutputs(probabilities, familiarity, row)
+            for (probabilities, familiarity), row in zip(outputs.iterate_photos(), features, strict=True)
+        ]
         seconds = time.perf_counter() - start
         self.seconds_per_photo += LAST_BATCH_WEIGHT * (seconds / len(images) - self.seconds_per_photo)
         self.metrics.network_seconds.observe(seconds)
@@ -293,8 +326,8 @@ def _resolve(batch: list[_DecodedPhoto], set_outcome: Callable[[_DecodedPhoto, i
 class _Job:
     """The prediction of one photo of a request."""
 
-    def __init__(self, upload: Upload, queue: PredictionQueue):
-        self.upload, self.queue = upload, queue
+    def __init__(self, upload: Upload, queue: PredictionQueue, neighbours: int):
+        self.upload, self.queue, self.neighbours = upload, queue, neighbours
         self.decode_start: float | None = None
 
     @property
@@ -313,8 +346,8 @@ class _Job:
             outputs = loop.create_future()
             queue.ready_photos.append(_DecodedPhoto(image, outputs))
             queue.has_ready.set()
-            probabilities, familiarity = await outputs
-            result = queue.classifier.to_prediction(probabilities, familiarity=familiarity)
+            computed = await outputs
+            result = queue.classifier.to_prediction(computed.probabilities, familiarity=computed.familiarity)
             return PhotoPrediction(
                 self.upload.name,
                 result.label,
@@ -323,12 +356,27 @@ class _Job:
                 result.status,
                 list(result.candidates),
                 result.familiarity,
+                self._find_neighbours(computed.features),
             )
         except UnreadablePhoto as error:
             return PhotoPrediction(self.upload.name, None, 0.0, {}, error.what, [], None)
         finally:
             # Threads cannot be cancelled: the photo counts as waiting until its decoding ends.
             decoding.add_done_callback(lambda _: _call_in_loop(loop, queue.release_photo))
+
+    def _find_neighbours(self, features: np.ndarray | None) -> list[TrainingPhoto]:
+        index = self.queue.classifier.neighbour_index
+        if index is None or features is None or not self.neighbours:
+            return []
+        return [
+            TrainingPhoto(
+                neighbour.path,
+                neighbour.label,
+                neighbour.similarity,
+                base64.b64encode(neighbour.thumbnail or b"").decode(),
+            )
+            for neighbour in index.find(features, self.neighbours)
+        ]
 
     def _decode(self) -> np.ndarray:
         self.decode_start = time.perf_counter()

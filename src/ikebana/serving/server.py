@@ -32,6 +32,8 @@ MAX_SAMPLED_CLASSES = 24
 PAGES = {"/": "index.html", "/docs": "docs.html"} | {
     f"/{name}": name for name in (*page_files.COMMON_FILES, *page_files.SERVER_FILES)
 }
+# Training photos per photo: each takes 7 kB of the response.
+MAX_NEIGHBOURS = 20
 PHOTO_SCHEMA = {"type": "string", "format": "binary"}
 PHOTO_TEXT_SCHEMA = {"type": "string", "format": "byte", "description": "base64, or a data URL"}
 NAMED_PHOTO_SCHEMA = {
@@ -52,7 +54,14 @@ PREDICT_OPENAPI = {
             "in": "query",
             "schema": {"type": "string"},
             "description": "Name of the photo if the body is a single photo; returned in the response.",
-        }
+        },
+        {
+            "name": "neighbours",
+            "in": "query",
+            "schema": {"type": "integer", "minimum": 0, "maximum": MAX_NEIGHBOURS, "default": 0},
+            "description": "Number of training photos to return per photo that it resembles most, if the model file "
+            "was exported with its training photos.",
+        },
     ],
     "requestBody": {
         "required": True,
@@ -198,14 +207,23 @@ def _add_predict_route(app: FastAPI, queue: PredictionQueue, limits: Limits, dep
     )
     async def _predict(request: Request) -> JSONResponse:
         with queue.admit_request() as queued_request:
+            neighbours = _read_neighbours(request)
             uploads = await read_uploads(request, limits, queued_request)
-            predictions = await queue.predict(uploads)
+            predictions = await queue.predict(uploads, neighbours)
         body = [asdict(prediction) for prediction in predictions]
         if all(prediction.outcome == UNUSABLE for prediction in predictions):
             count = len(predictions)
             what = predictions[0].status if count == 1 else f"none of the {count} photos is usable"
             return JSONResponse({"error": what, "advice": "another photo", "predictions": body}, 422)
         return JSONResponse({"predictions": body})
+
+
+def _read_neighbours(request: Request) -> int:
+    """Read how many training photos a request asks for; Refusal if invalid."""
+    text = request.query_params.get("neighbours", "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= MAX_NEIGHBOURS):
+        raise Refusal(400, "`neighbours` is not a number of training photos", f"neighbours=0 to {MAX_NEIGHBOURS}")
+    return int(text)
 
 
 def _add_classes_route(

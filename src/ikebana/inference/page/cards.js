@@ -1,5 +1,7 @@
 // A photo's card: its thumbnail, and its prediction or the reason why there is none.
 
+import { createNeighbours } from "./neighbours.js";
+
 const THUMBNAIL_PIXELS = 320; // twice the size in CSS pixels, for high-density screens
 export const WAITING = "Waiting …";
 const SHOWN_CLASSES = 5; // the user can unfold the others
@@ -88,6 +90,7 @@ export class Card {
     const container = createElement("div", "shares");
     container.append(createBars(sorted.slice(0, SHOWN_CLASSES)));
     if (sorted.length > SHOWN_CLASSES) container.append(createDetails(sorted.slice(SHOWN_CLASSES)));
+    if (prediction.neighbours?.length) container.append(createNeighbours(prediction.neighbours));
     this.element.append(container);
     const answer = status === "unknown" ? "unlike the training photos" : label === null ? "not sure" : `${label}, ${formatProbability(confidence)}`;
     return `${this.name}: ${answer}. ${this.reason.textContent}`.trim();

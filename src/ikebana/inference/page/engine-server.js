@@ -5,7 +5,9 @@ import { Problem, start } from "./page.js";
 const TOKEN_KEY = "ikebana-token"; // in sessionStorage, which ends with the tab
 const MAX_TRIES = 8; // while the server is busy
 const getElement = (id) => document.getElementById(id);
+const NEIGHBOURS = 5; // training photos per photo
 let limits = null;
+let hasNeighbours = false;
 let tokenRequest = null;
 
 getElement("token-dialog").addEventListener("cancel", (event) => event.preventDefault());
@@ -58,6 +60,7 @@ async function loadModelInfo() {
   if (!response.ok) throw await createProblem(response);
   const modelInfo = await response.json();
   limits = modelInfo.limits;
+  hasNeighbours = modelInfo.has_neighbours;
   return modelInfo;
 }
 
@@ -75,14 +78,23 @@ function shortenName(name) {
   return [...name].slice(-100).join("").replace(/\p{Surrogate}/gu, "\ufffd");
 }
 
+// Turns thumbnails from base64 into URLs: the page's policy allows blobs, not data URLs.
+function withPictures(prediction) {
+  for (const neighbour of prediction.neighbours ?? []) {
+    const bytes = Uint8Array.from(atob(neighbour.thumbnail), (character) => character.charCodeAt(0));
+    neighbour.picture = URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" }));
+  }
+  return prediction;
+}
+
 async function predict(file, showStatus) {
   if (file.size > limits.bytes) throw new Problem(`this file is larger than ${Math.floor(limits.bytes / 2 ** 20)} MB`, "a smaller photo");
-  const path = `predict?name=${encodeURIComponent(shortenName(file.name))}`;
+  const path = `predict?name=${encodeURIComponent(shortenName(file.name))}${hasNeighbours ? `&neighbours=${NEIGHBOURS}` : ""}`;
   const body = await readFile(file);
   for (let tries = 1; ; tries += 1) {
     showStatus("Classifying …");
     const response = await fetchWithToken(path, { method: "POST", body, headers: { "Content-Type": "application/octet-stream" } });
-    if (response.ok) return (await response.json()).predictions[0];
+    if (response.ok) return withPictures((await response.json()).predictions[0]);
     if (response.status !== 503 || tries === MAX_TRIES) throw await createProblem(response);
     showStatus("Server busy, waiting …");
     await sleep((Number(response.headers.get("Retry-After")) || 1) * (1 + Math.random() / 2));

@@ -10,13 +10,14 @@ const MAX_REDUCTION = 8;
 const MAX_PIXELS = 100e6; // per photo: each takes four bytes
 const [TILE_ROWS, TILE_COLUMNS] = [512, 4096]; // bounds the memory, and the canvas below the limits of browsers
 const PNG_SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
+const NEIGHBOURS = 5; // training photos per photo
 let engine = null;
 
 self.addEventListener("message", async ({ data: { id, file } }) => {
   try {
     engine ??= createEngine();
-    const { model, session, ort } = await engine;
-    self.postMessage({ id, result: file ? await predict(file, model, session, ort) : model });
+    const { model, session, ort, index } = await engine;
+    self.postMessage({ id, result: file ? await predict(file, model, session, ort, index) : model });
   } catch (error) {
     if (!file) engine = null;
     self.postMessage({ id, error: error.message || "this photo cannot be classified", advice: error.advice ?? "" });
@@ -50,13 +51,16 @@ async function createEngine() {
   ort.env.wasm.wasmBinary = binary;
   ort.env.logLevel = "error";
   const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
-  return { model, session, ort };
+  const index = model.has_neighbours ? readIndex(await (await fetchFile("neighbours.json")).json()) : null;
+  return { model, session, ort, index };
 }
 
-async function predict(file, model, session, ort) {
+async function predict(file, model, session, ort, index) {
   const { pixels, width, height } = await decode(file, model.image_size);
   const tensor = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
-  const outputs = model.familiarity_threshold === null ? ["probabilities"] : ["probabilities", "familiarity"];
+  const outputs = ["probabilities"];
+  if (model.familiarity_threshold !== null) outputs.push("familiarity");
+  if (index) outputs.push("features");
   const output = await session.run({ photos: tensor }, outputs);
   const probabilities = [...output.probabilities.data];
   const confidence = Math.max(...probabilities);
@@ -70,8 +74,50 @@ async function predict(file, model, session, ort) {
     probabilities: Object.fromEntries(model.classes.map((name, index) => [name, probabilities[index]])),
     status: !isKnown ? "unknown" : isSure ? "ok" : "not sure",
     familiarity,
+    neighbours: index ? findNeighbours(index, output.features.data, model.classes) : [],
     candidates: model.candidates ? selectCandidates(probabilities, model.candidates, isSure).map((index) => model.classes[index]) : [],
   };
+}
+
+// The training photos along the axes of evaluation/familiarity.py; their pictures are files of the page
+function readIndex({ paths, labels, shape: [photos, width, axes], matrices }) {
+  const bytes = (name) => Uint8Array.from(atob(matrices[name]), (character) => character.charCodeAt(0)).buffer;
+  const [mean, scale, centre] = ["mean", "scale", "centre"].map((name) => new Float32Array(bytes(name)));
+  const [directions, references] = ["axes", "references"].map((name) => readHalves(bytes(name)));
+  return { paths, labels, photos, width, axes, mean, scale, centre, directions, references };
+}
+
+// float16 → float32; not every browser has Float16Array
+function readHalves(buffer) {
+  return Float32Array.from(new Uint16Array(buffer), (half) => {
+    const [sign, exponent, fraction] = [half & 0x8000 ? -1 : 1, (half >> 10) & 31, half & 1023];
+    return exponent ? sign * 2 ** (exponent - 15) * (1 + fraction / 1024) : sign * 2 ** -24 * fraction;
+  });
+}
+
+function normalise(vector) {
+  const length = Math.max(Math.sqrt(vector.reduce((sum, value) => sum + value * value, 0)), 1e-12);
+  return vector.map((value) => value / length);
+}
+
+function findNeighbours({ paths, labels, photos, width, axes, mean, scale, centre, directions, references }, features, classes) {
+  const unit = normalise(Float64Array.from(features, (value, index) => (value - mean[index]) / scale[index]));
+  const projected = Float64Array.from(centre, (value) => -value);
+  for (let row = 0; row < width; row += 1) {
+    for (let axis = 0; axis < axes; axis += 1) projected[axis] += unit[row] * directions[row * axes + axis];
+  }
+  const direction = normalise(projected);
+  const similarity = new Float64Array(photos);
+  for (let photo = 0; photo < photos; photo += 1) {
+    for (let axis = 0; axis < axes; axis += 1) similarity[photo] += direction[axis] * references[photo * axes + axis];
+  }
+  const nearest = [...similarity.keys()].sort((first, second) => similarity[second] - similarity[first]).slice(0, NEIGHBOURS);
+  return nearest.map((photo) => ({
+    path: paths[photo],
+    label: classes[labels[photo]],
+    similarity: similarity[photo],
+    picture: `training-photos/${photo}.jpg`,
+  }));
 }
 
 // The classes before which the more probable ones have at most the limit of probability, as evaluation/candidate_sets.py
