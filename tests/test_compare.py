@@ -355,6 +355,18 @@ def test_names_of_photos_and_classes_cannot_run_code_in_the_page(tmp_path):
     assert "img" not in page.tags
 
 
+def test_names_of_folders_cannot_run_code_in_the_page_or_its_curves(tmp_path):
+    for seed, name in enumerate(("<img src=x onerror=alert(1)>", "<script>alert(1)<")):
+        options = {"seed": seed}
+        write_run(tmp_path / name, range(seed), photos=PHOTOS, recipe=RECIPES["good"], options=options)
+    ikebana.compare(tmp_path, out=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text("utf-8")
+    page = Tags(text)
+    assert '<section id="curves">' in text
+    assert not {"img", "script"} & set(page.tags)
+    assert not page.handlers
+
+
 def test_the_notebook_view_escapes_names(tmp_path):
     write_run(tmp_path / "<b>one", photos=PHOTOS)
     write_run(tmp_path / "two", photos=PHOTOS, options={"seed": 1})
