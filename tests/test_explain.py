@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import ikebana
-from ikebana.errors import MachineError, ModelError, PhotosError
+from ikebana.errors import MachineError, ModelError, PhotosError, RecipeError
 from ikebana.explanation.explanation import Explanation
 from ikebana.explanation.faithfulness import Check
 from ikebana.explanation.heat_map import HeatMap
@@ -182,3 +182,21 @@ def test_no_usable_photo_is_an_error_as_in_predict(run, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "none of 1 paths is usable" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_with_a_module_of_the_user_is_explained_with_it(drawn, fit_in_cache):
+    from torch import nn
+
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 5),
+    )  # fmt: skip
+    run = fit_in_cache(drawn(60), model=module, image_size=64, epochs=1, batch_size=32, precision="float32")
+    photo = f"{run.source['photos']}/{run.predictions['path'][0]}"
+    with pytest.raises(RecipeError, match="your own network"):
+        ikebana.explain(run, photo)
+    (explanation,) = ikebana.explain(run, photo, network=module)
+    assert explanation.heat_map is not None
+    assert explanation.heat_map.method == "grad_cam"
+    assert explanation.heat_map.values.shape == (13, 13)
