@@ -13,6 +13,7 @@ from support.runs_with_photos import make_run
 
 import ikebana
 from ikebana.errors import MachineError, RunError, UsageError
+from ikebana.recipe import Recipe
 from ikebana.reports import mistakes, report_page, report_pictures
 from ikebana.runs.run import Run
 
@@ -322,3 +323,36 @@ def test_a_module_of_the_user_has_a_report_with_commands_in_python(drawn, fit_in
     model = nn.Sequential(nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 11 * 11, 5))
     trained = fit_in_cache(drawn(10), model=model, image_size=48, batch_size=16, epochs=1, precision="float32")
     assert "model=model" in (trained.folder / "report.html").read_text("utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_cache")
+def test_heat_maps_are_shown_where_they_passed_their_check_and_only_there(trained, tmp_path):
+    page = ikebana.report(trained, tmp_path / "page.html", heat_maps=True).read_text("utf-8")
+    shown = page.count("what speaks for") // 2
+    assert shown + page.count("No heat map: it failed its check") == len(report_page.list_worst_mistakes(trained))
+    assert "what speaks for" not in ikebana.report(trained, tmp_path / "page.html").read_text("utf-8")
+
+
+def test_a_picture_is_a_heat_map_only_if_it_may_be_shown(run):
+    first, second, *_ = report_page.list_worst_mistakes(run)
+    source = "data:image/jpeg;base64,AAAA"
+    pictures = {
+        first.path: report_page.HeatMapPicture(source),
+        second.path: report_page.HeatMapPicture(""),
+    }
+    text = report_page.render(run, pictures)
+    assert text.count(source) == 1
+    assert text.count("No heat map: it failed its check") == 1
+
+
+def test_heat_maps_of_a_network_that_was_trained_on_test_photos_are_refused(tmp_path):
+    refitted = make_run(tmp_path / "run", ("a", "b"), recipe=Recipe(name="baseline", image_size=24, refit_on_all=True))
+    with pytest.raises(RunError, match="was retrained on its test photos"):
+        ikebana.report(refitted, heat_maps=True)
+
+
+def test_a_weak_network_makes_no_labels_suspect(tmp_path):
+    weak = make_run(tmp_path / "run", ("a", "b", "c"), photos_per_class=90, accuracy=0.1)
+    suspects = mistakes.find_suspect_labels(weak, mistakes.read_held_out(weak))
+    assert all(suspect.probability is not None for suspect in suspects)

@@ -221,6 +221,7 @@ def report(
     run: Path,
     *,
     out: Path | None = None,
+    heat_maps: Switch = False,
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Write one page about a run: its scores, its mistakes and what to do next.
@@ -233,11 +234,13 @@ def report(
         The folder that fit wrote. The photos are not needed.
     out
         The file to write. Default: report.html in the run's folder.
+    heat_maps
+        Also show which parts of the worst mistakes spoke for the predicted class. Takes about half a minute.
     """
     output.apply()
     from ikebana.commands.report import report as write_report
 
-    file = write_report(run, out)
+    file = write_report(run, out, heat_maps=heat_maps)
     progress.event("done", report=str(file))
     progress.result(str(file))
 

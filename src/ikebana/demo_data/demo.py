@@ -97,6 +97,7 @@ def _list_files(folder: Path) -> str:
     run = folder / "run"
     contents = {
         folder / "photos": "the drawn photos, including the faults",
+        run / "report.html": "a page about the run",
         run / "figures": "sample photos, confusion matrix",
         run / "audit.json": "problems found in the files",
         run / "evaluation.json": "the score, for programs",

@@ -13,6 +13,8 @@ from ikebana.data.split import find_groups
 from ikebana.runs.run import Run
 
 NOT_SURE, UNKNOWN = "not sure", "unknown"
+# A less accurate network contradicts too many right labels: only those with a stated probability count.
+MIN_ACCURACY_TO_DOUBT = 0.8
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,9 @@ def find_suspect_labels(run: Run, held_out: HeldOutPhotos) -> list[SuspectPhoto]
     is_known = np.array([photo.label in trained for photo in held_out.photos])
     errors = label_confidence.estimate_errors(held_out.probabilities, held_out.labels, groups, is_known)
     suspects = label_errors.find_suspect_labels(held_out.probabilities, held_out.labels, errors)
+    is_accurate = run.evaluation.accuracy >= MIN_ACCURACY_TO_DOUBT
     return [
         SuspectPhoto(held_out.photos[suspect.photo], run.classes[suspect.suggested_label], suspect.confidence)
         for suspect in suspects
-        if is_known[suspect.photo]
+        if is_known[suspect.photo] and (is_accurate or suspect.confidence is not None)
     ]
