@@ -99,7 +99,7 @@ def _explain_mistakes(run: Run, model: "nn.Module | None") -> dict[str, HeatMapP
 
 
 def _read_squares(run: Run, photos: list[ScoredPhoto]) -> list[tuple[ScoredPhoto, np.ndarray, np.ndarray]]:
-    """Read thumbnails, and make of each the square that the network sees; missing ones are left out."""
+    """Read thumbnails that are there, and the square that the network sees of each."""
     thumbnails, size = open_thumbnails(run), (run.recipe.image_size, run.recipe.image_size)
     read = [(photo, thumbnails.read(photo.sha256)) for photo in photos]
     return [
