@@ -257,6 +257,7 @@ def test_fit_prints_these_events(fit):
         "progress": {"event": "str", "stage": "str", "done": "int", "total": "int", "unit": "str"},
         "stage_end": {"event": "str", "stage": "str", "done": "int"},
         "message": {"event": "str", "text": "str"},
+        "run": {"event": "str", "folder": "str", "photos": "str", "classes": ["str"], "recipe": RECIPE},
         "epoch": {"event": "str"} | EPOCH,
         "evaluation": {"event": "str"} | EVALUATION,
         "done": {"event": "str", "run": "str"},

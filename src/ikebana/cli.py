@@ -152,6 +152,8 @@ def fit(
     minutes: float | None = None,
     device: Device = "auto",
     robustness: Switch = False,
+    watch: Switch = False,
+    log: Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Parameter(negative=(), show_default=False)] = (),
     options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
@@ -181,6 +183,10 @@ def fit(
     robustness
         After scoring, also measure the accuracy on changed test photos: blurred, noisy, saved with low JPEG quality,
         darker, brighter and rotated, at five strengths. At most 200 photos are used.
+    watch
+        Show the training on a web page while it runs. Its address is printed; it works on this machine only.
+    log
+        Also log recipe, epochs and scores to TensorBoard or MLflow; repeat it for both.
     """
     output.apply()
     progress.show_loading()
@@ -197,7 +203,7 @@ def fit(
             or _parse_options(options)
         ):
             raise UsageError("a resumed run has its own options", advice=f"ikebana fit --resume {resume}")
-        folder = fit_command.resume(resume, photos=photos, robustness=robustness).folder
+        folder = fit_command.resume(resume, photos=photos, robustness=robustness, watch=watch, log=log).folder
     elif photos is None:
         raise UsageError("no photos were given", advice="ikebana fit PHOTOS, or ikebana fit --resume RUN")
     elif split_seeds is not None and (split_from or minutes is not None):
@@ -205,13 +211,16 @@ def fit(
         raise UsageError(f"--split-seeds and {other} exclude each other", advice="one of them")
     elif split_seeds is not None:
         from ikebana.commands.fit_splits import fit_splits
+        from ikebana.tracking.follow import follow
 
         given = _parse_options(options)
-        scores = fit_splits(photos, recipe, splits=split_seeds, run=run, device=device, robustness=robustness, **given)
-        folder = scores.folder
+        more = {"device": device, "robustness": robustness, **given}
+        with follow(watch=watch, log=log):
+            folder = fit_splits(photos, recipe, splits=split_seeds, run=run, **more).folder
     else:
-        given = _parse_options(options) | {"split_from": split_from, "minutes": minutes}
-        folder = fit_command.fit(photos, recipe, run=run, device=device, robustness=robustness, **given).folder
+        more = {"device": device, "robustness": robustness, "split_from": split_from, "minutes": minutes}
+        more |= {"watch": watch, "log": log, **_parse_options(options)}
+        folder = fit_command.fit(photos, recipe, run=run, **more).folder
     progress.event("done", run=str(folder))
     progress.result(str(folder))
 

@@ -1,5 +1,6 @@
 """`ikebana fit`: photos → plan → training → evaluation → run folder."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -34,7 +35,7 @@ from ikebana.learning.plan import (
 from ikebana.learning.process_state import preserve_process_state
 from ikebana.learning.training import checkpoint
 from ikebana.learning.upgrades import suggest_upgrade
-from ikebana.recipe import FitOptions, Recipe
+from ikebana.recipe import FitOptions, Recipe, recipe_to_json
 from ikebana.reports import run_pictures
 from ikebana.runs import run_writer
 from ikebana.runs.earlier_split import read_earlier_split, read_own_split
@@ -43,11 +44,13 @@ from ikebana.runs.run import Run, open_run
 from ikebana.runs.run_writer import RunWriter
 from ikebana.system import progress
 from ikebana.system.progress import Stopwatch
+from ikebana.tracking.follow import followed
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@followed
 @preserve_process_state()
 def fit(
     photos: PhotoSource,
@@ -59,6 +62,8 @@ def fit(
     robustness: bool = False,
     split_from: str | Path | Run | None = None,
     minutes: float | None = None,
+    watch: bool = False,
+    log: str | Sequence[str] = (),
     **options: Unpack[FitOptions],
 ) -> Run:
     """Train a classifier on labelled photos and score it on photos it has never seen.
@@ -74,6 +79,8 @@ def fit(
         split_from: an earlier run, whose photos stay in their split. New photos are for training and
             validation, so that both runs can be compared.
         minutes: choose the most accurate of quick, good and best that is expected to fit.
+        watch: serve a page that shows the training while it runs, on this machine only.
+        log: "tensorboard", "mlflow" or both: what also gets recipe, epochs and scores.
         options: changes to the recipe, such as epochs=5 or seed=1.
     Raises:
         PhotosError, RecipeError, RunError, MachineError: each has advice on what to try.
@@ -106,6 +113,7 @@ def fit(
         return _train_and_score(writer, plan, dataset, pixels, clock)
 
 
+@followed
 @preserve_process_state()
 def resume(
     run: str | Path,
@@ -113,6 +121,8 @@ def resume(
     photos: PhotoSource | None = None,
     model: "nn.Module | None" = None,
     robustness: bool = False,
+    watch: bool = False,
+    log: str | Sequence[str] = (),
 ) -> Run:
     """Continue a run from its last checkpoint, or add what a finished one lacks.
 
@@ -120,6 +130,7 @@ def resume(
         photos: where the run's photos are, if they have moved; the run records it.
         model: your own module, if the run was started with one.
         robustness: also measure the accuracy on changed test photos, as `fit` does.
+        watch, log: as for `fit`.
     Raises:
         RunError: photos or recipe have changed since the run began.
     """
@@ -150,6 +161,7 @@ def resume(
 
 def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: PixelCache, clock: Stopwatch) -> Run:
     """Train, score on the test photos once, and write the rest of the run."""
+    _report_run(writer, plan.recipe, dataset)
     findings = dataset_checks.check_dataset(dataset)
     writer.write_json("audit.json", dataset_checks.to_json(dataset, findings))
     progress.message(dataset_checks.summarise(dataset, findings))
@@ -213,6 +225,12 @@ def _finish(
     writer.report(evaluation, clock.seconds)
     if advice is not None:
         progress.message(str(advice))
+
+
+def _report_run(writer: RunWriter, recipe: Recipe, dataset: Dataset) -> None:
+    """Tell programs what is trained, and where it is written."""
+    facts = {"photos": str(dataset.source), "classes": list(dataset.classes), "recipe": recipe_to_json(recipe)}
+    progress.event("run", folder=str(writer.folder), **facts)
 
 
 def _complete(writer: RunWriter, photos: PhotoSource | None, model: "nn.Module | None") -> Run:

@@ -1,0 +1,1 @@
+"""Follow a training while it runs: a live page, TensorBoard, MLflow."""
