@@ -15,17 +15,20 @@ MAX_SHOWN_CLASSES = 40
 MAX_CONFUSED_PAIRS = 3
 
 
-def render_evaluation(evaluation: "Evaluation", title: str = "") -> str:
+def render_evaluation(evaluation: "Evaluation", title: str = "", more: str = "") -> str:
     """Render accuracy, remarks, and a table of the classes.
 
     Args:
         title: above the accuracy, such as the name of the run.
+        more: below the table.
     """
     headline, *notes = evaluation.describe_lines()
     parts = [render_paragraph(note) for note in notes]
     if confused := describe_confusions(evaluation):
         parts.append(render_paragraph(confused))
     parts.append(_render_classes(evaluation))
+    if more:
+        parts.append(render_paragraph(more, is_quiet=True))
     return render_view(title or headline, *([Markup(render_paragraph(headline))] if title else []), *parts)
 
 

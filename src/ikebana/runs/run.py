@@ -57,7 +57,9 @@ DAMAGED_ADVICE = "an undamaged copy of the run, or repeat it: ikebana fit PHOTOS
 ADVICE_RUN_FOLDER = "a run folder that `ikebana fit` wrote, such as runs/baseline-7f3a"
 
 # Attributes that `dir` does not list.
-INTERNAL_ATTRIBUTES = frozenset(("wants_robustness", "lacks_robustness", "source"))
+INTERNAL_ATTRIBUTES = frozenset(
+    ("wants_robustness", "lacks_robustness", "source", "mistake_neighbours", "suggestion", "reference_photos")
+)
 
 # Losses and accuracies are null where there are no validation photos. `selection_loss` is null where the
 # last epoch's weights are used.
@@ -286,7 +288,8 @@ class Run:
     def _repr_html_(self) -> str:
         title = f"{self.recipe.name}: {self.folder}{self._describe_refit()}"
         if self.is_finished:
-            return render_evaluation(self.evaluation, title)
+            report = f"; the report: {self.report_file}" if self.report_file.exists() else ""
+            return render_evaluation(self.evaluation, title, f"more: run.mistakes, run.plot, run.predictions{report}")
         return render_view(title, f"not finished; resume it with: {self.resume_command}")
 
 
