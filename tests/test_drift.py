@@ -87,7 +87,9 @@ def test_the_median_is_that_of_the_photos():
 
 
 def test_the_last_line_of_predict_says_that_photos_differ(paper_classifier, good_photos, caplog):
-    classifier = dataclasses.replace(paper_classifier, familiarity_threshold=0.05, familiarity_photos=200)
+    classifier = dataclasses.replace(
+        paper_classifier, threshold=0.5, familiarity_threshold=0.05, familiarity_photos=200
+    )
     real = classifier.forward
 
     def forward_with(familiarity: float):
