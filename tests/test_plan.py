@@ -13,7 +13,8 @@ from support.interrupts import interrupt_after_steps
 from torch import nn
 
 import ikebana
-from ikebana import cli, recipes
+from ikebana import recipes
+from ikebana.cli import options as cli_options
 from ikebana.demo_data import paper_flowers
 from ikebana.errors import RecipeError
 from ikebana.learning.models import networks
@@ -202,7 +203,7 @@ def test_the_typed_options_of_fit_are_the_options_of_recipes_and_their_methods()
     method_fields = {field.name for method in METHODS for field in fields(method)} - {"kind"}
     recipe_fields = {field.name for field in fields(Recipe)} - {"name"}
     assert get_type_hints(FitOptions).keys() == method_fields | recipe_fields
-    assert {field.name for field in cli._OPTION_FIELDS} <= method_fields | recipe_fields
+    assert {field.name for field in cli_options.OPTION_FIELDS} <= method_fields | recipe_fields
     assert "options" in inspect.signature(ikebana.fit).parameters
 
 

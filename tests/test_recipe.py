@@ -102,24 +102,24 @@ def test_every_seed_of_a_recipe_is_valid_for_all_libraries():
 
 
 def test_a_list_on_the_command_line_can_quote_names_with_commas():
-    from ikebana import cli
+    from ikebana.cli import options
 
-    given = cli.RecipeOptions(class_order='tulip, "rose, wild",daisy', split_fractions="0.5, 0.25,0.25")
-    assert cli._parse_options(given) == {
+    given = options.RecipeOptions(class_order='tulip, "rose, wild",daisy', split_fractions="0.5, 0.25,0.25")
+    assert options.parse_options(given) == {
         "class_order": ("tulip", "rose, wild", "daisy"),
         "split_fractions": (0.5, 0.25, 0.25),
     }
     for wrong in ("a,b", ""):
         with pytest.raises(RecipeError, match=r"split.fractions"):
-            recipes.get_recipe("quick", **cli._parse_options(cli.RecipeOptions(split_fractions=wrong)))
+            recipes.get_recipe("quick", **options.parse_options(options.RecipeOptions(split_fractions=wrong)))
 
 
 @pytest.mark.parametrize("text", ["5%", "5 %", "0.05", ".05", 0.05])
 def test_a_share_is_a_percentage_or_a_fraction(text):
-    from ikebana import cli
+    from ikebana.cli import options
 
     assert recipes.get_recipe("quick", at_most_wrong=text).at_most_wrong == 0.05
-    given = cli._parse_options(cli.RecipeOptions(at_most_wrong=str(text), coverage="95%"))
+    given = options.parse_options(options.RecipeOptions(at_most_wrong=str(text), coverage="95%"))
     recipe = recipes.get_recipe("quick", **given)
     assert (recipe.at_most_wrong, recipe.coverage) == (0.05, 0.95)
     assert recipe_from_json(json.loads(json.dumps(recipe_to_json(recipe)))) == recipe

@@ -3,6 +3,7 @@
 import pytest
 
 from ikebana import cli
+from ikebana.cli import training_commands
 from ikebana.system.usage import unwrap_descriptions
 
 HELP = "ikebana fit --help"
@@ -48,7 +49,7 @@ def test_the_help_breaks_lines_at_the_width_of_the_terminal_only():
         "Do something.\n\nIt takes a while.\n\nParameters\n----------\nphotos\n    A folder with photos, or an archive."
         "\nout\n    The file."
     )
-    assert "a .csv or .parquet table with the columns path and label.\nrecipe" in (cli.fit.__doc__ or "")
+    assert "a .csv or .parquet table with the columns path and label.\nrecipe" in (training_commands.fit.__doc__ or "")
 
 
 def test_an_unknown_command_is_refused_with_the_known_ones(capsys):

@@ -1,0 +1,62 @@
+"""The command's name, exit statuses, and the flags that several commands have."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import App, Group, Parameter
+
+from ikebana.errors import UsageError
+from ikebana.system import progress
+
+EXIT_DONE, EXIT_REFUSED, EXIT_WRONG_USAGE, EXIT_LEAKAGE = 0, 1, 2, 3
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
+
+app = App(
+    name="ikebana",
+    help="From a folder of labelled photos to an image classifier that its owner can trust and ship.",
+    version_flags=["--version"],
+    help_format="plaintext",
+    result_action="return_value",
+    # `main` distinguishes Ctrl-C from SIGTERM.
+    suppress_keyboard_interrupt=False,
+)
+Switch = Annotated[bool, Parameter(negative=())]
+TRAINING, NETWORK, SPLIT, CONFIDENCE, SECURITY, LIMITS, OUTPUT = (
+    Group(name, sort_key=number)
+    for number, name in enumerate(
+        ("Training", "Network and images", "Split", "Confidence", "Security", "Limits", "Output"), 1
+    )
+)
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    Parameter(help="where to compute: auto uses a GPU if torch can use one", group=TRAINING),
+]
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Flags that every command has."""
+
+    quiet: Annotated[
+        bool,
+        Parameter(negative=(), group=OUTPUT, show_default=False, help="print only warnings, errors and the result"),
+    ] = False
+    json: Annotated[
+        bool,
+        Parameter(
+            negative=(), group=OUTPUT, show_default=False, help="print one JSON event per line on standard output"
+        ),
+    ] = False
+
+    def apply(self) -> None:
+        """Choose the reporter."""
+        if self.quiet and self.json:
+            raise UsageError("--quiet and --json exclude each other", advice="one of them")
+        if self.json:
+            progress.set_reporter(progress.JsonReporter())
+        elif self.quiet:
+            progress.set_reporter(progress.QuietReporter())
+
+
+Output = Annotated[OutputOptions, Parameter(name="*")]
+DEFAULT_OUTPUT = OutputOptions()
