@@ -96,10 +96,10 @@ class RunWriter:
                 remove_partial_files(self.folder)
                 yield
         except MachineError:
-            progress.message(f"the last checkpoint is safe. Resume with: {resume_command}")
+            progress.warn(f"the last checkpoint is safe. Resume with: {resume_command}")
             raise
         except KeyboardInterrupt:
-            progress.message(f"interrupted; nothing was lost. Resume with: {resume_command}")
+            progress.warn(f"interrupted; nothing was lost. Resume with: {resume_command}")
             raise
 
     def write_predictions(
