@@ -94,7 +94,7 @@ def test_the_counts_add_up_and_the_summary_names_the_photos_set_aside(tmp_path):
     assert (values["paths"], values["used"], values["set_aside"], values["ignored"]) == (51, 48, 3, 1)
     assert sum(values["reasons"].values()) == values["set_aside"]
     assert sum(sum(parts.values()) for parts in values["classes"].values()) == values["used"]
-    summary = dataset_checks.summarise(dataset, findings)
+    summary = dataset_checks.summarise(dataset, findings, "audit.json")
     for path, status in dataset.set_aside_photos.select("path", "status").iter_rows():
         assert f"{path}: {status}" in summary
 
@@ -106,7 +106,7 @@ def test_examples_have_their_own_column_and_are_not_truncated(tmp_path):
         Finding("outlier", "note", (), " ".join(words), "none"),
         Finding("small_class", "note", (), "x " * 400, "none"),
     ]
-    lines = dataset_checks.summarise(dataset, long_findings).split("\n")
+    lines = dataset_checks.summarise(dataset, long_findings, "audit.json").split("\n")
     assert [word for line in lines for word in line.split() if word.startswith("word")] == words
     assert all(len(line) <= dataset_checks.SUMMARY_COLUMNS for line in lines)
     assert sum(line.count("x") for line in lines) < 400
@@ -125,8 +125,8 @@ def test_duplicates_do_not_count_towards_the_size_of_a_class(tmp_path):
 def test_a_thousand_unreadable_files_are_summarised_in_a_few_lines(tmp_path):
     files = make_clean_photos() | {f"a/{number:04}.jpg": b"x%d" % number for number in range(1000)}
     dataset, findings = audit_folder(write_files(tmp_path / "photos", files))
-    assert dataset_checks.summarise(dataset, findings).count("\n") < 20
-    assert "992 more" in dataset_checks.summarise(dataset, findings)
+    assert dataset_checks.summarise(dataset, findings, "audit.json").count("\n") < 20
+    assert "992 more" in dataset_checks.summarise(dataset, findings, "audit.json")
     assert dataset.set_aside_photos.height == 1000
 
 
@@ -136,7 +136,7 @@ def test_an_unreadable_photo_is_listed_among_many_without_labels(tmp_path):
     }
     files |= {f"test/{number}.jpg": encode_photo(5000 + number) for number in range(20)}
     dataset, findings = audit_folder(write_files(tmp_path / "photos", files))
-    assert "skipped: train/b/broken.jpg: unreadable" in dataset_checks.summarise(dataset, findings)
+    assert "skipped: train/b/broken.jpg: unreadable" in dataset_checks.summarise(dataset, findings, "audit.json")
 
 
 def test_the_estimated_time_is_printed_before_a_run_begins(tmp_path):

@@ -63,7 +63,8 @@ def test_a_curve_comes_back_from_json_as_it_was_and_says_what_it_promises():
     curve = make_learning_curve("rose", (50, 100, 200), draw_answers([0.3, 0.2, 0.15], 200, 3), np.arange(200))
     assert from_json(json.loads(json.dumps(asdict(curve)))) == curve
     assert curve.forecast.added == learning_curves.MIN_ADDED_PHOTOS
-    assert curve.describe().startswith("100 more photos of rose: recall from 0.")
+    low, high = (f"{100 * value:+.1f}" for value in curve.gain)
+    assert curve.describe() == f"100 more photos of rose may change its recall by {low} to {high} points"
 
 
 def make_clusters(photos, classes=3, width=40, distance=0.6, seed=0):

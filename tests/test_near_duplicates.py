@@ -285,7 +285,8 @@ def test_near_duplicates_in_a_folder_are_reported_with_their_transformation(tmp_
     assert "a and b" in second.evidence
     assert not of_kind(findings, "leakage")
     assert all(
-        len(line) <= dataset_checks.SUMMARY_COLUMNS for line in dataset_checks.summarise(dataset, findings).split("\n")
+        len(line) <= dataset_checks.SUMMARY_COLUMNS
+        for line in dataset_checks.summarise(dataset, findings, "audit.json").split("\n")
     )
 
 

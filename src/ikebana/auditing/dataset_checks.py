@@ -76,13 +76,13 @@ def to_table(findings: Iterable[Finding]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={**texts, "confidence": pl.Float64})
 
 
-def summarise(dataset: Dataset, findings: list[Finding], details: str = "audit.json") -> str:
+def summarise(dataset: Dataset, findings: list[Finding], details: str) -> str:
     """Summarise the totals, the unused photos, and the findings per kind.
 
     Args:
         dataset: opened and split.
         findings: in the order to show.
-        details: the file with everything that the summary leaves out.
+        details: the file, or the command that writes it, with everything that the summary leaves out.
     """
     used, paths = dataset.used_photos, dataset.photos.height
     splits = "  ".join(f"{split} {sum(used['split'] == split):,}" for split in SPLITS)

@@ -271,10 +271,12 @@ def _describe_more_photos(evidence: ProbeResult, learning_curves: Sequence[Learn
         verdict = "of the same kind would hardly help a head"
     elif low > 0:
         verdict = "would help"
+    elif not overall.is_gain_likely:
+        verdict = "may or may not help"
     helpful = [curve for curve in by_class if curve.gain[1] >= MIN_WORTHWHILE_GAIN]
     helpful.sort(key=lambda curve: -sum(curve.gain))
     return [
-        f"more photos {verdict}; {overall.describe()}",
+        f"more photos {verdict}: {overall.describe()}",
         *(curve.describe() for curve in helpful[:MAX_STATED_CLASSES]),
     ]
 

@@ -65,7 +65,8 @@ class Audit:
         return tuple(finding for finding in self.findings if finding.kind == CANNOT_SPLIT)
 
     def __repr__(self) -> str:
-        details = "--out DIR (in Python: .findings)" if self.page is None else str(self.page)
+        command = f"ikebana audit {shlex.quote(self.dataset.command_argument)} --out DIR (in Python: .findings)"
+        details = command if self.page is None else str(self.page)
         lines = [files.summarise(self.dataset, list(self.findings), details)]
         lines += [f"  leak: {files.describe(leak)}" for leak in self.leaks[:MAX_SUMMARY_PATHS]]
         lines += [f"  fit would refuse: {error.evidence}\n  try  {error.advice}" for error in self.split_errors]

@@ -164,7 +164,7 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
     _report_run(writer, plan.recipe, dataset)
     findings = dataset_checks.check_dataset(dataset)
     writer.write_json("audit.json", dataset_checks.to_json(dataset, findings))
-    progress.message(dataset_checks.summarise(dataset, findings))
+    progress.message(dataset_checks.summarise(dataset, findings, str(writer.folder / "audit.json")))
     writer.write_text("layers.txt", plan.layer_table)
     # A checkpoint has all weights of a module of the user's own; only a refit starts from its initial ones.
     if plan.assembly.model is None or plan.recipe.refit_on_all or not writer.checkpoint.exists():

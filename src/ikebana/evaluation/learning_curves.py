@@ -25,6 +25,8 @@ MAX_GROWTH = 2.0
 # Photos that a suggestion adds: half of the present ones in hundreds, but at least this many.
 MIN_ADDED_PHOTOS = 100
 SEED = 0
+# Middle of the interval of a gain from which more photos are suggested.
+MIN_LIKELY_GAIN = 0.005
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,25 @@ class LearningCurve:
         """The lowest and highest gain that the added photos may bring."""
         return self.forecast.low - self.values[-1], self.forecast.high - self.values[-1]
 
+    @property
+    def is_gain_likely(self) -> bool:
+        """Whether the added photos gain even at the lower end, or clearly gain on average."""
+        return self.gain[0] > 0 or sum(self.gain) / 2 >= MIN_LIKELY_GAIN
+
     def describe(self) -> str:
         """Describe what more photos would change, on one line."""
-        kind, noun, digits = ("recall", f" of {self.name}", 2) if self.name else ("accuracy", "", 3)
-        added, present = self.forecast.added, self.values[-1]
-        amount = "twice as many photos" if added == self.photos[-1] else f"{added:,} more photos"
-        return (
-            f"{amount}{noun}: {kind} from {present:.{digits}f} to between "
-            f"{self.forecast.low:.{digits}f} and {self.forecast.high:.{digits}f}"
+        # The change alone: another accuracy would compete with the test accuracy.
+        score, noun = ("its recall", f" of {self.name}") if self.name else ("the accuracy", "")
+        amount = (
+            "twice as many photos" if self.forecast.added == self.photos[-1] else f"{self.forecast.added:,} more photos"
         )
+        low, high = (_format_points(change) for change in self.gain)
+        return f"{amount}{noun} may change {score} by {low} to {high} points"
+
+
+def _format_points(change: float) -> str:
+    """Format a change in percentage points, never as -0.0."""
+    return f"{round(100 * change, 1) + 0.0:+.1f}"
 
 
 def make_learning_curve(
