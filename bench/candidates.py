@@ -24,7 +24,7 @@ from scipy.special import softmax
 from ikebana.data import pixel_cache, sources, split
 from ikebana.data.duplicates import near_duplicates
 from ikebana.evaluation.calibration import Calibration, calibrate
-from ikebana.evaluation.candidate_sets import compute_limit, score_classes, select_one_per_group
+from ikebana.evaluation.candidate_sets import are_candidates, compute_limit, score_classes, select_one_per_group
 from ikebana.evaluation.metrics import score_answered
 from ikebana.learning import examples
 from ikebana.learning.estimate import configure_device
@@ -204,8 +204,7 @@ def simulate(draws: int) -> None:
             rule, threshold = calibration.candidates, calibration.threshold
             assert rule is not None
             is_sure = new.max(1) >= (threshold or 0)
-            scores = score_classes(new)[np.arange(len(truth)), truth]
-            is_covered = scores <= np.where(is_sure, rule.limit, rule.unsure_limit)
+            is_covered = are_candidates(new, rule, is_sure)[np.arange(len(truth)), truth]
             covered["all"].append(is_covered.mean())
             covered["answered"].append(is_covered[is_sure].mean())
             covered["not sure"].append(is_covered[~is_sure].mean())

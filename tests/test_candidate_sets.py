@@ -12,6 +12,7 @@ from scipy import stats
 from ikebana.evaluation.calibration import Calibration, calibrate
 from ikebana.evaluation.candidate_sets import (
     CandidateRule,
+    are_candidates,
     choose_rule,
     compute_limit,
     count_needed_groups,
@@ -115,8 +116,19 @@ def test_a_set_begins_with_the_best_class_and_grows_with_the_limit(weights, firs
 @given(probability_rows, st.floats(0, 1))
 def test_one_photo_and_many_photos_get_the_same_sets(weights, limit):
     row = (np.array(weights) / sum(weights)).astype(np.float32)
-    by_scores = set(np.flatnonzero(score_classes(row[None])[0] <= limit))
-    assert set(CandidateRule(0.9, 0, limit).select(row.tolist(), False)) == by_scores
+    for is_sure in (True, False):
+        rule = CandidateRule(0.9, limit, limit / 2)
+        expected = np.flatnonzero(are_candidates(row[None], rule, np.array([is_sure]))[0])
+        assert sorted(rule.select(row.tolist(), is_sure)) == expected.tolist()
+
+
+@given(probability_rows, st.floats(0, 1))
+def test_a_photo_that_is_not_sure_has_two_candidates_or_more_and_they_contain_those_of_the_limit(weights, limit):
+    row = (np.array(weights) / sum(weights)).astype(np.float32)
+    within_limit = CandidateRule(0.9, limit, 0).select(row.tolist(), True)
+    unsure = CandidateRule(0.9, 0, limit).select(row.tolist(), False)
+    assert len(unsure) == max(2, len(within_limit))
+    assert unsure[: len(within_limit)] == within_limit
 
 
 def test_of_each_group_one_photo_counts_and_copies_change_nothing():

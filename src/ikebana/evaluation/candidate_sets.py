@@ -3,7 +3,8 @@
 Classes are ranked by probability. The score of a class is the probability mass of the classes
 ranked before it: 0 for the first. The candidates are the classes whose score is at most a limit,
 which comes from photos with known classes (split conformal prediction). So there is always at least
-one candidate, and a photo gets more of them where the network hesitates.
+one candidate, and a photo gets more of them where the network hesitates. A photo that is "not sure"
+gets at least two, because one class is no alternative. More candidates only raise the coverage.
 
 Only numpy is needed here: a program that loads a model file uses the same rule.
 
@@ -24,6 +25,8 @@ MIN_CALIBRATION_GROUPS = 20
 NO_CANDIDATES_MESSAGE = "too few validation photos to name candidate classes with the requested coverage"
 # Probabilities in float32 may add up to slightly more than 1.
 MAX_MASS = 1.01
+# Of a photo that is "not sure", if there are as many classes.
+MIN_UNSURE_CANDIDATES = 2
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,13 @@ class CandidateRule:
             probabilities: [classes].
             is_sure: whether the photo gets a label.
         Returns:
-            Class indices; at least one.
+            Class indices: at least one, or two without a label.
         """
         limit = self.limit if is_sure else self.unsure_limit
+        min_count = 1 if is_sure else MIN_UNSURE_CANDIDATES
         candidates, mass = [], 0.0
         for index in sorted(range(len(probabilities)), key=lambda index: -probabilities[index]):
-            if mass > limit:
+            if mass > limit and len(candidates) >= min_count:
                 break
             candidates.append(index)
             mass += probabilities[index]
@@ -69,6 +73,21 @@ def score_classes(probabilities: np.ndarray) -> np.ndarray:
     scores = np.empty(ranked.shape)
     np.put_along_axis(scores, order, before, axis=1)
     return scores
+
+
+def are_candidates(probabilities: np.ndarray, rule: CandidateRule, is_sure: np.ndarray) -> np.ndarray:
+    """Select the candidates of many photos, as `CandidateRule.select`: bool [photos, classes].
+
+    Args:
+        probabilities: float [photos, classes].
+        is_sure: bool [photos], whether a photo gets a label.
+    """
+    limits = np.where(is_sure, rule.limit, rule.unsure_limit)
+    min_counts = np.where(is_sure, 1, MIN_UNSURE_CANDIDATES)
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), axis=1)
+    return (score_classes(probabilities) <= limits[:, None]) | (ranks < min_counts[:, None])
 
 
 def select_one_per_group(groups: np.ndarray | None, count: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ikebana.evaluation.calibration import Calibration
-from ikebana.evaluation.candidate_sets import MIN_CALIBRATION_GROUPS, count_needed_groups, score_classes
+from ikebana.evaluation.candidate_sets import MIN_CALIBRATION_GROUPS, are_candidates, count_needed_groups
 from ikebana.evaluation.statistics import effective_sample_size, wilson_interval
 from ikebana.system.percentages import format_share
 
@@ -88,10 +88,9 @@ def score_candidates(
     groups = np.arange(len(labels)) if groups is None else groups
     is_known = np.ones(len(labels), bool) if is_known is None else is_known
     is_sure = probabilities.max(1) >= (calibration.threshold or 0)
-    scores = score_classes(probabilities)
-    limits = np.where(is_sure, rule.limit, rule.unsure_limit)
-    sizes = (scores <= limits[:, None]).sum(1)
-    is_covered = scores[np.arange(len(labels)), labels] <= limits
+    is_named = are_candidates(probabilities, rule, is_sure)
+    sizes = is_named.sum(1)
+    is_covered = is_named[np.arange(len(labels)), labels]
 
     def summarise(chosen: np.ndarray) -> Coverage:
         return _summarise(is_covered[chosen], groups[chosen])

@@ -120,12 +120,14 @@ function findNeighbours({ paths, labels, photos, width, axes, mean, scale, centr
   }));
 }
 
-// The classes before which the more probable ones have at most the limit of probability, as evaluation/candidate_sets.py
+// The classes before which the more probable ones have at most the limit of probability, and at least two without a label,
+// as evaluation/candidate_sets.py
 function selectCandidates(probabilities, { limit, unsure_limit: unsureLimit }, isSure) {
   const selected = [];
+  const minCount = isSure ? 1 : 2;
   let mass = 0;
   for (const index of [...probabilities.keys()].sort((first, second) => probabilities[second] - probabilities[first])) {
-    if (mass > (isSure ? limit : unsureLimit)) break;
+    if (mass > (isSure ? limit : unsureLimit) && selected.length >= minCount) break;
     selected.push(index);
     mass += probabilities[index];
   }
