@@ -50,16 +50,18 @@ def decide(page, path: str, action: str, card: int = 0) -> None:
 
 def test_decisions_become_a_table_that_fit_reads(page, photos, tmp_path):
     # The table omits what all paths begin with.
-    decide(page, HOSTILE, "wrong")
+    download_button = page.get_by_role("button", name="Download cleaned.csv")
+    assert download_button.is_visible()
+    assert download_button.is_disabled()
+    decide(page, HOSTILE, f"change to {CLASSES[1]}")
     decide(page, "comma/d.png", "remove")
-    decide(page, "comma/e.png", "wrong")
     page.get_by_label("The right label of the photo comma/e.png").select_option("plain")
-    decide(page, "quoted/b.png", "right")
+    decide(page, "quoted/b.png", f"keep {CLASSES[1]}")
     decide(page, "quoted/c.png", "remove")
     decide(page, "quoted/c.png", "remove")  # a second click takes it back
-    assert "4 decided: 2 relabelled, 1 removed, 1 right" in page.inner_text("#review")
+    assert "4 decided: 1 kept, 2 changed, 1 removed" in page.inner_text("#review")
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download cleaned.csv").click()
+        download_button.click()
     assert download.value.suggested_filename == "cleaned.csv"
     download.value.save_as(tmp_path / "cleaned.csv")
     read = sources.read(tmp_path / "cleaned.csv").photos
@@ -78,7 +80,29 @@ def test_a_photo_on_two_cards_has_one_decision_which_a_reload_keeps(page):
     assert pressed.all_inner_texts() == ["remove", "remove"]
     page.get_by_role("button", name="Discard").click()
     assert pressed.count() == 0
-    assert page.locator("#review").is_hidden()
+    assert page.get_by_role("button", name="Download cleaned.csv").is_disabled()
+
+
+def test_copies_are_kept_or_removed_and_only_a_suggestion_has_a_button_of_its_own(photos, tmp_path, visit):
+    findings = [
+        Finding("near_duplicate", "note", ("comma/d.png", "comma/e.png"), "cropped", "look"),
+        Finding("suspect_label", "note", ("plain/a.png",), "look", "look", "a, b", None),
+        Finding("outlier", "note", ("quoted/b.png",), "5.0", "look"),
+    ]
+    file = tmp_path / "index.html"
+    audit_page.write(file, photos, findings, np.zeros((6, 20, 20, 3), np.uint8), "squash")
+    page = visit(file.as_uri())
+    words = {
+        kind: page.locator(f"#{kind} .decide button").all_inner_texts()
+        for kind in ("near_duplicate", "suspect_label", "outlier")
+    }
+    assert words == {
+        "near_duplicate": ["keep", "remove", "keep", "remove"],
+        "suspect_label": ["keep plain", "change to a, b", "remove"],
+        "outlier": [f"keep {CLASSES[1]}", "remove"],
+    }
+    assert page.locator("#near_duplicate select").count() == 0
+    assert page.get_by_text("then download cleaned.csv").first.is_visible()
 
 
 def test_photos_are_enlarged_and_left_by_the_keyboard(page):
@@ -109,5 +133,7 @@ def test_the_page_is_readable_without_scripts(page, browser):
     assert plain.locator("#suspect_label img").is_visible()
     assert "ikebana audit" in plain.inner_text("#clean")
     assert plain.locator(".decide").count() == 0
+    assert plain.locator("#review").is_hidden()
+    assert plain.locator(".scripted").first.is_hidden()
     assert plain.locator("#fold").is_hidden()
     context.close()

@@ -21,8 +21,8 @@ from ikebana.system.resources import memory_errors
 if TYPE_CHECKING:
     from ikebana.learning.plan import Plan
 
-SUSPECT_LABEL_ADVICE = "check the photo; if it shows the other class, move it there; if neither, remove it"
-OUTLIER_ADVICE = "check the photo; remove it unless the photos to classify will be like it"
+SUSPECT_LABEL_ADVICE = "look at the photo: keep its label, change it to the suggested one, or remove the photo"
+OUTLIER_ADVICE = "look at the photo: keep it if the photos to classify will be like it, or remove it"
 SHORTCUT_ADVICE = "make the {fact} similar in all classes, or a network may learn that instead of the subject"
 # A label is a warning if it is more probably wrong than right.
 MIN_WARNING_CONFIDENCE = 0.5

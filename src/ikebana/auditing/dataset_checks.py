@@ -150,7 +150,7 @@ def _check_exact_duplicates(dataset: Dataset) -> Iterator[Finding]:
     for _, paths, labels, splits in by_hash.sort(pl.col("path").list.first()).iter_rows():
         if len(set(labels)) > 1:
             names = " and ".join(sorted(set(labels)))
-            advice = "check the photo and keep one file; until then all stay, in the same split"
+            advice = "keep the file with the right label, and remove the others; until then all stay, in the same split"
             yield Finding(
                 "exact_duplicate_conflicting_label",
                 "warning",
@@ -159,7 +159,7 @@ def _check_exact_duplicates(dataset: Dataset) -> Iterator[Finding]:
                 advice,
             )
         else:
-            advice = "keep one: a copy adds no information"
+            advice = "keep one, and remove the others: a copy adds no information"
             yield Finding("exact_duplicate", "note", tuple(paths), "identical files", advice)
         if len(set(splits)) > 1:
             where = " and ".join(sorted(set(splits)))
@@ -199,10 +199,13 @@ def _check_component(photos: pl.DataFrame, pairs: list[NearDuplicate]) -> Iterat
         return
     if len(labels) > 1:
         names = " and ".join(sorted(labels))
-        advice = "check them and fix a label, or keep one; until then all stay, in the same split"
+        advice = (
+            "keep those with the right label, and change or remove the others; until then all stay, in the same split"
+        )
         yield Finding("near_duplicate_conflicting_label", "warning", paths, f"{evidence}; labelled {names}", advice)
     else:
-        yield Finding("near_duplicate", "note", paths, evidence, "keep the best one: a copy adds little information")
+        advice = "keep the best one, and remove the others: a copy adds little information"
+        yield Finding("near_duplicate", "note", paths, evidence, advice)
     if len(splits) > 1:
         where = " and ".join(sorted(splits))
         yield Finding("leakage", "error", paths, f"{evidence}, in {where}", LEAK_ADVICE)

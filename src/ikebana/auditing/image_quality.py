@@ -98,7 +98,11 @@ def _check_size(width: np.ndarray, height: np.ndarray, image_size: int, paths: p
     yield from _report("low_resolution", shorter * MAX_ENLARGEMENT < image_size, paths, describe, advice)
     stretched = (aspect > MAX_ASPECT_RATIO) & (_outlier_scores(np.log(aspect)) > MIN_OUTLIER_SCORE)
     yield from _report(
-        "odd_aspect_ratio", stretched, paths, describe, "crop it to its subject: networks take square images"
+        "odd_aspect_ratio",
+        stretched,
+        paths,
+        describe,
+        "crop the file to its subject in an image editor: networks take square images",
     )
 
 

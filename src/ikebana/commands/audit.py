@@ -246,7 +246,10 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult,
     cleaning.check_classes(cleaned, dataset)
     cleaning.write(file, dataset, cleaned)
     _, errors = _split(cleaning.to_dataset(dataset, cleaned), recipe)
-    advice = "" if errors else f". Train on it with: ikebana fit {shlex.quote(str(file))}"
+    command = f"ikebana fit {shlex.quote(str(file))}"
+    advice = (
+        "" if errors else f". Train on it with: {command}, to compare with an earlier run: {command} --split-from RUN"
+    )
     progress.message(
         f"{file}: {cleaned.kept_photos.height:,} photos, {cleaned.relabelled_count:,} of them relabelled; "
         f"{cleaned.dropped_photos.height:,} dropped, with reasons in {cleaning.dropped_table_path(file)}{advice}"

@@ -59,7 +59,8 @@ KIND_DESCRIPTIONS = {
     ),
     "suspect_label": KindDescription(
         "Suspect labels",
-        "The models suggest another label. The percentage is the share of such labels that is wrong. Highest first.",
+        "The model suggests another label. The percentage is the probability that the given label is wrong. "
+        "Without one, it is small or not known. Highest first.",
     ),
     "shortcut": KindDescription(
         "Shortcuts",
@@ -184,9 +185,11 @@ def render(
         (severity, title, sum(finding.severity == severity for finding in findings))
         for severity, title in SEVERITY_TITLES.items()
     ]
+    name = Path(dataset.source).name or dataset.source
     return pages.render(
         "audit.html.jinja",
-        name=Path(dataset.source).name or dataset.source,
+        name=name,
+        source="" if dataset.source.strip("/") == name else dataset.source,
         dataset=dataset,
         used=dataset.used_photos.height,
         skipped=dataset.set_aside_photos.height,
@@ -194,6 +197,7 @@ def render(
         severities=severities,
         words=SEVERITY_TITLES,
         sections=sections,
+        first_reviewed=_find_first_reviewed(sections),
         bars=[(name, totals[name], counts[name]) for name in ordered[:MAX_BARS]],
         bars_left_out=len(ordered) - MAX_BARS,
         most=max(totals.values(), default=1) or 1,
@@ -206,6 +210,14 @@ def render(
         can_write=not dataset.archive_prefix,
         command=audit_table.suggest_command(dataset, findings),
     )
+
+
+def _find_first_reviewed(sections: Iterable[Section]) -> str:
+    """Return the first kind whose photos have buttons; "" if there is none."""
+    for section in sections:
+        if any(picture.row is not None for card in section.cards for picture in card.pictures):
+            return section.kind
+    return ""
 
 
 def _group_by_kind(findings: Iterable[Finding]) -> list[tuple[str, list[Finding]]]:

@@ -88,7 +88,7 @@
 
   // Decisions by row of the table; the same photo may be on several cards.
   if (!table) return;
-  const memory = `ikebana-audit ${table.key}`;
+  const memory = `ikebana-audit-decisions ${table.key}`;
   let decisions = new Map();
   try {
     decisions = new Map(JSON.parse(localStorage.getItem(memory) || "[]"));
@@ -99,60 +99,74 @@
   const controls = new Map();
   const bar = document.getElementById("review");
 
+  const isSame = (first, second) => first?.action === second.action && first.label === second.label;
   const build = (figure) => {
     const row = Number(figure.dataset.row);
     const suggested = figure.dataset.suggested;
+    const isCopy = "copy" in figure.dataset;
     const name = `the photo ${table.rows[row][0]}`;
     const box = make("div", { className: "decide" });
     box.setAttribute("role", "group");
     box.setAttribute("aria-label", `Your decision on ${name}`);
-    const buttons = {};
-    for (const [action, word] of [["right", "right"], ["wrong", "wrong"], ["remove", "remove"]]) {
-      buttons[action] = make("button", { type: "button" }, word);
-      buttons[action].addEventListener("click", () => {
-        const same = (decisions.get(row) || {}).action === action;
-        if (same) decisions.delete(row);
-        else decisions.set(row, action === "wrong" ? { action, label: suggested || "" } : { action });
+    const choices = [[isCopy ? "keep" : `keep ${labelOf(row)}`, { action: "keep" }]];
+    if (suggested) choices.push([`change to ${suggested}`, { action: "change", label: suggested }]);
+    choices.push(["remove", { action: "remove" }]);
+    const buttons = choices.map(([words, decision]) => {
+      const button = make("button", { type: "button" }, words);
+      button.addEventListener("click", () => {
+        if (isSame(decisions.get(row), decision)) decisions.delete(row);
+        else decisions.set(row, decision);
         update();
       });
-      box.append(buttons[action]);
-    }
-    const select = make("select");
-    select.setAttribute("aria-label", `The right label of ${name}`);
-    select.append(make("option", { value: "" }, "it is…"));
-    for (const label of table.classes) {
-      if (label !== labelOf(row)) select.append(make("option", { value: label }, label));
-    }
-    select.addEventListener("change", () => {
-      decisions.set(row, { action: "wrong", label: select.value });
-      update();
+      box.append(button);
+      return [button, decision];
     });
-    box.append(select);
+    const select = isCopy ? null : makeSelect(row, name, suggested);
+    if (select) box.append(select);
     figure.append(box);
     if (!controls.has(row)) controls.set(row, []);
     controls.get(row).push({ buttons, select });
   };
-  find("figure[data-row]").forEach(build);
+  // Any other class; the suggested one has a button.
+  const makeSelect = (row, name, suggested) => {
+    const labels = table.classes.filter((label) => label !== labelOf(row) && label !== suggested);
+    if (!labels.length) return null;
+    const select = make("select");
+    select.setAttribute("aria-label", `The right label of ${name}`);
+    select.append(make("option", { value: "" }, suggested ? "another label…" : "change to…"));
+    for (const label of labels) select.append(make("option", { value: label }, label));
+    select.addEventListener("change", () => {
+      if (select.value) decisions.set(row, { action: "change", label: select.value });
+      else decisions.delete(row);
+      update();
+    });
+    return select;
+  };
+  const reviewed = find("figure[data-row]");
+  reviewed.forEach(build);
+  bar.hidden = !reviewed.length;
+  find(".scripted").forEach((element) => (element.hidden = !reviewed.length));
 
-  const count = (test) => [...decisions.values()].filter(test).length;
+  const count = (action) => [...decisions.values()].filter((decision) => decision.action === action).length;
   const update = () => {
     for (const [row, boxes] of controls) {
       const decision = decisions.get(row) || {};
       for (const { buttons, select } of boxes) {
-        for (const [action, button] of Object.entries(buttons)) {
-          button.setAttribute("aria-pressed", String(decision.action === action));
+        for (const [button, choice] of buttons) {
+          button.setAttribute("aria-pressed", String(isSame(decision, choice)));
         }
-        select.hidden = decision.action !== "wrong";
+        if (!select) continue;
         select.value = decision.label || "";
+        // The suggested label is no option: it has a button.
+        if (select.selectedIndex < 0) select.selectedIndex = 0;
+        select.classList.toggle("chosen", select.selectedIndex > 0);
       }
     }
-    const open = count((decision) => decision.action === "wrong" && !decision.label);
-    bar.hidden = !decisions.size;
-    bar.querySelector("p").textContent =
-      `${decisions.size} decided: ${count((decision) => decision.label)} relabelled, ` +
-      `${count((decision) => decision.action === "remove")} removed, ` +
-      `${count((decision) => decision.action === "right")} right` +
-      (open ? `. ${open} without a new label will stay as ${open === 1 ? "it is" : "they are"}` : "");
+    const total = decisions.size;
+    for (const id of ["download", "discard"]) document.getElementById(id).disabled = !total;
+    bar.querySelector("p").textContent = total
+      ? `${total} decided: ${count("keep")} kept, ${count("change")} changed, ${count("remove")} removed`
+      : "No decisions yet";
     try {
       localStorage.setItem(memory, JSON.stringify([...decisions]));
     } catch {
