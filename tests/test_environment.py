@@ -27,8 +27,8 @@ def run_command(*arguments: object, timeout: float = 120, **variables: str) -> s
 FIGURE = """
 import os, sys
 from pathlib import Path
-from ikebana.reports import figures
-figures.draw_class_bars({"a": {"train": 1}, "b": {"test": 2}}, Path(sys.argv[1]))
+from ikebana.reports import figures, sheet
+sheet.write_sheet(figures.make_class_bars({"a": {"train": 1}, "b": {"test": 2}}), Path(sys.argv[1]))
 import matplotlib
 print(os.environ["MPLBACKEND"], matplotlib.rcParams._get("backend") if os.environ["MPLBACKEND"] == "pdf" else "")
 """

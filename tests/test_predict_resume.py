@@ -209,7 +209,7 @@ def test_the_table_is_not_a_photo_of_its_folder(
         ikebana.predict(paper_model, ".", "out.csv")
         assert read("out.csv").height == 24
     output = capsys.readouterr().err
-    assert output.count(", 0 unusable") == output.count("unusable") == 6
+    assert output.count("; 0 unusable") == output.count("unusable") == 6
     (photos / "sub").mkdir()
     shutil.copy("out.csv", "sub/out.csv")  # an unrelated file
     predict_command.predict_to_table(paper_model, ["."], out=Path("out.csv"))
