@@ -15,7 +15,9 @@ from support.runs import CLASSES, make_photos, write_run
 import ikebana
 from ikebana import cli
 from ikebana.errors import RunError, UsageError
+from ikebana.evaluation.comparison_text import _wrap
 from ikebana.recipes import RECIPES
+from ikebana.reports.comparison_page import make_scale
 
 PHOTOS = make_photos(300)
 
@@ -375,3 +377,38 @@ def test_the_notebook_view_escapes_names(tmp_path):
     assert "<table" in html
     assert "<b>one" not in html
     assert re.search(r"&lt;b&gt;one", html)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "ticks"),
+    [
+        ([0.907, 0.961], ["90%", "92%", "94%", "96%", "98%"]),
+        ([0.56, 0.96], ["50%", "60%", "70%", "80%", "90%", "100%"]),
+        ([0.9, 0.9], ["90%", "91%"]),
+        ([0.0, 1.0], ["0%", "50%", "100%"]),
+    ],
+)
+def test_a_scale_goes_from_round_number_to_round_number_and_contains_the_bounds(bounds, ticks):
+    scale = make_scale(bounds, "{:.0f}%")
+    assert [label for _, label in scale.ticks] == ticks
+    assert (scale.ticks[0][0], scale.ticks[-1][0]) == (0, 100)
+    place = scale.place((min(bounds), max(bounds)), min(bounds))
+    assert place.start >= -1e-6
+    assert place.start + place.width <= 100 + 1e-6
+    assert place.value == place.start
+
+
+def test_copies_of_test_photos_are_counted_and_named(tmp_path):
+    test = PHOTOS.filter(split="test")
+    photos = pl.concat([PHOTOS, test.head(1).with_columns(path=pl.lit("copy.jpg"))])
+    write_run(tmp_path / "a", photos=photos)
+    write_run(tmp_path / "b", photos=photos, recipe=RECIPES["good"])
+    text = repr(ikebana.compare(tmp_path / "a", tmp_path / "b", out=tmp_path / "page.html"))
+    assert "the same 300 test photos" in text
+    assert "1 exact copy of test photos left out" in text
+
+
+def test_a_p_value_is_not_split_at_the_end_of_a_line():
+    for padding in range(60, 90):
+        lines = _wrap("x" * padding + " p = 0.012 and more words that fill the line").splitlines()
+        assert any("p = 0.012" in line for line in lines)

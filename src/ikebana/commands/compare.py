@@ -50,6 +50,7 @@ def compare(*runs: str | Path | Run, out: str | Path | None = None) -> Compariso
         from ikebana.reports.comparison_page import write_comparison_page
 
         write_comparison_page(page, comparison, contestants)
+        progress.message(f"page: {page}")
     return comparison
 
 
@@ -66,7 +67,17 @@ def compare_comparable(contestants: dict[str, list[ComparableRun]]) -> Compariso
         name: [comparable.name for comparable in sorted(members, key=lambda member: order.index(member.test_id))]
         for name, members in contestants.items()
     }
-    return compare_contestants(splits, runs, _describe_pooling(contestants))
+    return compare_contestants(splits, runs, [*_describe_copies(contestants), *_describe_pooling(contestants)])
+
+
+def _describe_copies(contestants: dict[str, list[ComparableRun]]) -> list[str]:
+    """Say how many copies do not count, since a run has more test photos."""
+    # Runs on the same split may have different copies of the same photos.
+    by_split: dict[str, int] = {}
+    for comparable in (comparable for members in contestants.values() for comparable in members):
+        by_split[comparable.test_id] = max(by_split.get(comparable.test_id, 0), comparable.copies)
+    count = sum(by_split.values())
+    return [f"{count:,} exact {'copy' if count == 1 else 'copies'} of test photos left out"] if count else []
 
 
 def _describe_pooling(contestants: dict[str, list[ComparableRun]]) -> list[str]:

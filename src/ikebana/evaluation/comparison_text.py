@@ -1,5 +1,6 @@
 """A comparison as text for the terminal, in 80 columns."""
 
+import re
 import textwrap
 
 from ikebana.evaluation.comparison import Comparison, Contestant, Difference, PairComparison
@@ -18,13 +19,21 @@ def format_comparison(comparison: Comparison) -> str:
         blocks.append(describe_pair(comparison.pairs[0]))
     elif comparison.pairs:
         blocks.append(_format_pairs(comparison.pairs))
+    elif len(comparison.contestants[0].runs) > 1:
+        blocks.append(_format_runs(comparison.contestants[0]))
     blocks += [_format_splits(pair) for pair in comparison.pairs if pair.by_split]
     blocks += comparison.notes
     return "\n\n".join(map(_wrap, blocks))
 
 
 def _wrap(block: str) -> str:
-    return "\n".join(line if len(line) <= COLUMNS else textwrap.fill(line, COLUMNS) for line in block.splitlines())
+    return "\n".join(line if len(line) <= COLUMNS else _fill(line) for line in block.splitlines())
+
+
+def _fill(line: str) -> str:
+    """Wrap a line, but not within "p = 0.012"."""
+    bound = re.sub(r"\bp ([=<]) ", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", line)
+    return textwrap.fill(bound, COLUMNS).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def summarise(comparison: Comparison) -> str:
@@ -84,14 +93,14 @@ def format_p_value(p_value: float) -> str:
 
 
 def describe_photos(comparison: Comparison) -> str:
-    """Say how many runs are compared on which photos."""
+    """Say how many runs are compared on which photos, or scored if there is nothing to compare."""
     runs = sum(len(contestant.runs) for contestant in comparison.contestants)
     splits = comparison.splits
     if len(splits) == 1:
         photos = f"the same {next(iter(splits.values())):,} test photos"
     else:
         photos = f"{len(splits)} splits, on the same test photos per split ({sum(splits.values()):,} together)"
-    return f"{runs} runs compared on {photos}"
+    return f"{runs} runs compared on {photos}" if comparison.pairs else f"{runs} runs on {photos}"
 
 
 def _format_contestants(contestants: tuple[Contestant, ...]) -> str:
@@ -139,6 +148,12 @@ def _format_splits(pair: PairComparison) -> str:
     width = max(len(difference.name) for difference in pair.by_split)
     rows = [f"  {difference.name:<{width}}  {format_points(difference)}" for difference in pair.by_split]
     return "\n".join([f"{pair.second} - {pair.first}, split by split:", *rows])
+
+
+def _format_runs(contestant: Contestant) -> str:
+    """Format the accuracy of each run, where there is no other contestant."""
+    rows = zip(contestant.runs, contestant.accuracies, strict=True)
+    return "\n".join(["accuracy per run:", *(f"  {accuracy:.3f}  {folder}" for folder, accuracy in rows)])
 
 
 def _shorten(name: str, width: int) -> str:

@@ -1,5 +1,6 @@
 """The page of a comparison: accuracies, differences, and the photos on which the runs differ."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from markupsafe import Markup
 
 from ikebana.data import decoding
 from ikebana.errors import RunError, UnreadablePhoto
-from ikebana.evaluation.comparison import Comparison, Difference
+from ikebana.evaluation.comparison import Comparison
 from ikebana.evaluation.comparison_text import describe_need, format_p_value, format_points, summarise
 from ikebana.reports import pages
 from ikebana.runs.comparable import ComparableRun
@@ -20,6 +21,10 @@ from ikebana.runs.run import Run
 # With about 8 kB each, the page stays below 2 MB.
 MAX_PHOTOS = 180
 MAX_PHOTOS_PER_GROUP = 60
+# Steps of the ticks of a scale, as shares, and how many of them the bounds span at most.
+TICK_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+MAX_TICK_STEPS = 4
+MIN_SPAN = 0.01
 PARTIAL_TITLE = "Only some runs differ"
 Contestants = Mapping[str, Sequence[ComparableRun]]
 
@@ -74,6 +79,45 @@ class Interval:
     value: float
 
 
+@dataclass(frozen=True)
+class Scale:
+    """A scale that all intervals of a table share.
+
+    Attributes:
+        ticks: places in percent of the width, and labels.
+    """
+
+    lowest: float
+    highest: float
+    ticks: tuple[tuple[float, str], ...]
+
+    def place(self, interval: tuple[float, float], value: float) -> Interval:
+        """Place an interval and the value in it."""
+        start, end, middle = (self._place_one(bound) for bound in (*interval, value))
+        return Interval(start, end - start, middle)
+
+    def _place_one(self, value: float) -> float:
+        return 100 * (value - self.lowest) / (self.highest - self.lowest)
+
+
+def make_scale(bounds: Sequence[float], format_tick: str) -> Scale:
+    """Make a scale from round number to round number that contains all bounds.
+
+    Args:
+        bounds: shares.
+        format_tick: for the percentage of a tick, such as "{:.0f}%".
+    """
+    span = max(max(bounds) - min(bounds), MIN_SPAN)
+    # The smallest step that needs few ticks.
+    step = next(step for step in TICK_STEPS if span / step <= MAX_TICK_STEPS)
+    first, last = math.floor(min(bounds) / step + 1e-9), math.ceil(max(bounds) / step - 1e-9)
+    last = max(last, first + 1)
+    ticks = range(first, last + 1)
+    width = last - first
+    labels = tuple((100 * (tick - first) / width, format_tick.format(100 * tick * step)) for tick in ticks)
+    return Scale(first * step, last * step, labels)
+
+
 def write_comparison_page(file: Path, comparison: Comparison, contestants: Contestants) -> None:
     """Write the page.
 
@@ -89,16 +133,23 @@ def render_comparison(comparison: Comparison, contestants: Contestants) -> str:
     """Render the page as text, see `write_comparison_page`."""
     groups = group_differing_photos(contestants)
     accuracies = [bound for contestant in comparison.contestants for bound in contestant.accuracy_interval]
-    bounds = [abs(bound) for pair in comparison.pairs for bound in pair.difference.interval]
+    differences = [bound for pair in comparison.pairs for bound in pair.difference.interval]
+    scale = make_scale(accuracies, "{:.0f}%")
+    # 0 is on the scale, since it means no difference.
+    difference_scale = make_scale([0.0, *differences], "{:+.0f}")
     return pages.render(
         "compare.html.jinja",
         comparison=comparison,
         headline=summarise(comparison),
         rows=[
-            (contestant, _place(contestant.accuracy_interval, contestant.accuracy, min(accuracies), max(accuracies)))
+            (contestant, scale.place(contestant.accuracy_interval, contestant.accuracy))
             for contestant in sorted(comparison.contestants, key=lambda contestant: -contestant.accuracy)
         ],
-        pairs=[(pair, _place_difference(pair.difference, max(bounds))) for pair in comparison.pairs],
+        pairs=[
+            (pair, difference_scale.place(pair.difference.interval, pair.difference.value)) for pair in comparison.pairs
+        ],
+        scale=scale,
+        difference_scale=difference_scale,
         split_pairs=[pair for pair in comparison.pairs if pair.by_split],
         run_count=sum(len(contestant.runs) for contestant in comparison.contestants),
         curves=_draw_curves(contestants),
@@ -128,16 +179,6 @@ def _read_epochs(run: Run) -> list[dict[str, Any]]:
         return run.history.to_dicts()
     except RunError:
         return []
-
-
-def _place(interval: tuple[float, float], value: float, lowest: float, highest: float) -> Interval:
-    scale = 100 / max(highest - lowest, 1e-9)
-    return Interval(scale * (interval[0] - lowest), scale * (interval[1] - interval[0]), scale * (value - lowest))
-
-
-def _place_difference(difference: Difference, largest: float) -> Interval:
-    """Place a difference on a scale with 0 in the middle."""
-    return _place(difference.interval, difference.value, -largest, largest)
 
 
 def group_differing_photos(contestants: Contestants) -> list[PhotoGroup]:

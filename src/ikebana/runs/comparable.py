@@ -37,6 +37,8 @@ class ComparableRun:
     run: Run
     # sha256, label, predicted, path, duplicate_of, group; unique in KEY_COLUMNS and sorted by them.
     photos: pl.DataFrame
+    # Test photos left out, because they are exact copies of one of `photos` with the same label.
+    copies: int = 0
 
     @property
     def name(self) -> str:
@@ -92,7 +94,8 @@ def read_comparable(run: Run) -> ComparableRun:
             advice=DAMAGED_ADVICE,
         )
     photos = photos.select(*KEY_COLUMNS, "predicted", "path", "duplicate_of", "group")
-    return ComparableRun(run, photos.sort(*KEY_COLUMNS, "path").unique(KEY_COLUMNS, keep="first", maintain_order=True))
+    unique = photos.sort(*KEY_COLUMNS, "path").unique(KEY_COLUMNS, keep="first", maintain_order=True)
+    return ComparableRun(run, unique, photos.height - unique.height)
 
 
 def check_same_classes(runs: Sequence[ComparableRun]) -> None:
