@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import ikebana
-from ikebana.errors import MachineError, ModelError, PhotosError, RecipeError
+from ikebana.errors import ModelError, PhotosError, RecipeError
 from ikebana.explanation.explanation import Explanation
 from ikebana.explanation.faithfulness import Check
 from ikebana.explanation.heat_map import HeatMap
@@ -129,8 +129,13 @@ def test_a_run_is_explained_with_page_heat_maps_and_thumbnails(run, photos, tmp_
     thumbnail = explanations[0].neighbours[0].thumbnail
     assert thumbnail is not None
     assert base64.b64encode(thumbnail).decode() in page
-    with pytest.raises(MachineError, match="not an empty folder"):
+    # Earlier explanations are replaced, and nothing else is.
+    ikebana.explain(run, photos[:1], out=tmp_path / "out", count=2)
+    assert (tmp_path / "out/index.html").read_text("utf-8").count('<section class="photo') == 1
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(ModelError, match="not empty"):
         ikebana.explain(run, photos, out=tmp_path / "out")
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -118,6 +118,11 @@ def test_a_failing_run_does_not_lose_the_others(error, fake_fit, tmp_path, monke
     assert run_cli(*arguments) == 1
     output = capsys.readouterr()
     assert output.out == f"{tmp_path / 'sweep'}\n"
+    assert [line[:21] for line in output.err.splitlines() if line.startswith("run ")] == [
+        "run 1 of 3: baseline-",
+        "run 2 of 3: accuracy ",
+        "run 3 of 3: accuracy ",
+    ]
     assert "good is better than quick" in output.err
     assert (
         f"failed: baseline-split0-seed0: {str(error) if isinstance(error, MachineError) else 'ValueError: a bug'}"

@@ -81,7 +81,8 @@ def explain(
     photos
         Files, folders, globs or archives.
     out
-        A new folder for a page, index.html, and the heat maps as PNG files. Without it, no heat maps are drawn.
+        A folder for a page, index.html, and the heat maps as PNG files. An earlier page of explain is replaced. Without
+        it, no heat maps are drawn.
     count
         The number of training photos to show per photo.
     """

@@ -17,7 +17,7 @@ from ikebana.commands.predict import Model, open_model
 from ikebana.commands.run_classifier import build_run_classifier
 from ikebana.data import unlabelled
 from ikebana.data.unlabelled import UnlabelledPhoto
-from ikebana.errors import MachineError, ModelError, PhotosError, UnreadablePhoto
+from ikebana.errors import ModelError, PhotosError, UnreadablePhoto
 from ikebana.explanation import heat_maps
 from ikebana.explanation.explanation import Explanation
 from ikebana.explanation.heat_maps import Explainer
@@ -53,11 +53,11 @@ def explain(
             training photos only if it was exported with them.
         photos: files, folders, globs or archives.
         count: number of training photos per photo.
-        out: a new folder for a page and the heat maps as PNG files.
+        out: a folder for a page and the heat maps as PNG files: new, empty, or of earlier explanations.
         draws_heat_maps: False for the training photos alone, which is much faster.
         network: your own module, if the run trained one.
     Raises:
-        ModelError: there is nothing to explain with, or `out` exists and is not empty.
+        ModelError: there is nothing to explain with, or `out` has other files.
         PhotosError: no photo was found, or none can be used.
     """
     folder = _check_folder(out)
@@ -87,8 +87,12 @@ def _check_folder(out: str | Path | None) -> Path | None:
     if out is None:
         return None
     folder = resolve_output_path(out, is_new_folder=True)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise MachineError("this path already exists and is not an empty folder", where=out, advice="a new folder")
+    from ikebana.reports.explanation_page import is_explanation_folder
+
+    is_taken = folder.is_dir() and any(folder.iterdir()) and not is_explanation_folder(folder)
+    if is_taken or (folder.exists() and not folder.is_dir()):
+        what = "this folder exists and is not empty" if is_taken else "this is an existing file, not a folder"
+        raise ModelError(what, where=out, advice="choose an empty or a new folder")
     return folder
 
 

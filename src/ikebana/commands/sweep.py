@@ -1,6 +1,7 @@
 """`ikebana sweep`: recipes x seeds x splits, one run each, and their comparison."""
 
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,16 +195,22 @@ def _train(
     finished: list[Run] = []
     errors: dict[str, Exception] = {}
     for number, run in enumerate(runs, 1):
-        progress.message(f"\nrun {number} of {len(runs)}: {run.name}")
+        started = time.monotonic()
         try:
-            finished.append(fit_or_resume(photos, run.recipe, folder / run.name, device=device))
+            with progress.without_messages():
+                finished.append(fit_or_resume(photos, run.recipe, folder / run.name, device=device))
         except KeyboardInterrupt:
             progress.message(f"the sweep was interrupted. To go on, repeat the same command with --out {folder}")
             raise
         # One failing run does not end the others.
         except Exception as error:
             errors[run.name] = error
-            progress.warn(f"{run.name} failed: {error}")
+            progress.warn(f"run {number} of {len(runs)}: {run.name} failed: {error}")
+        else:
+            progress.message(
+                f"run {number} of {len(runs)}: accuracy {finished[-1].evaluation.accuracy:.3f}"
+                f"  {format_duration(time.monotonic() - started)}  {finished[-1].folder}"
+            )
     return finished, errors
 
 

@@ -93,14 +93,18 @@ def format_p_value(p_value: float) -> str:
 
 
 def describe_photos(comparison: Comparison) -> str:
-    """Say how many runs are compared on which photos, or scored if there is nothing to compare."""
+    """Say how many runs are compared or scored on which photos."""
     runs = sum(len(contestant.runs) for contestant in comparison.contestants)
     splits = comparison.splits
     if len(splits) == 1:
         photos = f"the same {next(iter(splits.values())):,} test photos"
     else:
         photos = f"{len(splits)} splits, on the same test photos per split ({sum(splits.values()):,} together)"
-    return f"{runs} runs compared on {photos}" if comparison.pairs else f"{runs} runs on {photos}"
+    if comparison.pairs:
+        return f"{runs} runs compared on {photos}"
+    count = f"{runs} run{'s' * (runs != 1)}"
+    where = f"{len(splits)} splits, " if len(splits) > 1 else ""
+    return f"{count} on {where}{sum(splits.values()):,} test photos{' together' if where else ''}"
 
 
 def _format_contestants(contestants: tuple[Contestant, ...]) -> str:

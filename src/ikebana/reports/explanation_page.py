@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from ikebana.system import progress
 from ikebana.system.files import atomic_directory
 
 PAGE_FILE, HEAT_MAP_FOLDER = "index.html", "heat-maps"
+# The first bytes of the page contain its title.
+PAGE_MARK, MARK_BYTES = b"<title>Explanations by ", 2000
 # Longer side of the photo and of its heat map.
 PHOTO_PIXELS = 400
 # Each takes about 100 kB.
@@ -42,6 +45,8 @@ class PhotoView:
     """An explained photo as the template shows it."""
 
     path: str
+    # The most probable class; "" if the photo cannot be used.
+    closest_class: str
     # "ok", "unsure", "unknown" or "unusable".
     state: str
     answer: str
@@ -60,7 +65,7 @@ def write_explanations(folder: Path, explanations: Sequence[Explanation], model:
     """Write the page and the heat maps that can be trusted.
 
     Args:
-        folder: appears when it is complete.
+        folder: appears when it is complete, and replaces earlier explanations.
         model: name of the run or the file.
     Raises:
         MachineError: the folder cannot be written.
@@ -70,6 +75,20 @@ def write_explanations(folder: Path, explanations: Sequence[Explanation], model:
     with atomic_directory(folder, allow_existing=False) as partial_folder:
         (partial_folder / PAGE_FILE).write_text(render_page(explanations, model), "utf-8")
         _write_heat_maps(partial_folder / HEAT_MAP_FOLDER, explanations)
+        # Checked again: the folder may have changed while the photos were explained.
+        if folder.is_dir() and is_explanation_folder(folder):
+            shutil.rmtree(folder)
+
+
+def is_explanation_folder(folder: Path) -> bool:
+    """Return whether the folder holds only earlier explanations, which may be replaced."""
+    page, heat_maps = folder / PAGE_FILE, folder / HEAT_MAP_FOLDER
+    names = {file.name for file in folder.iterdir()}
+    if names != {PAGE_FILE, HEAT_MAP_FOLDER} or not page.is_file() or not heat_maps.is_dir():
+        return False
+    with page.open("rb") as file:
+        is_page = PAGE_MARK in file.read(MARK_BYTES)
+    return is_page and all(re.fullmatch(r"\d{3,}.*\.png", file.name) for file in heat_maps.iterdir())
 
 
 def render_page(explanations: Sequence[Explanation], model: str) -> str:
@@ -105,6 +124,7 @@ def _make_view(explanation: Explanation) -> PhotoView:
     answer = explanation.prediction
     return PhotoView(
         answer.path or "photo",
+        answer.closest_class or "",
         _get_state(answer),
         _describe_answer(answer),
         _describe_alternatives(answer),

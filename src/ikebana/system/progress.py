@@ -92,6 +92,28 @@ class QuietReporter(SilentReporter):
         TerminalReporter().result(text)
 
 
+class BriefReporter:
+    """All that another reporter reports but messages, for one of many similar tasks.
+
+    Bars disappear from a terminal. In a log file, only those that take long are printed.
+    """
+
+    def __init__(self, reporter: Reporter):
+        self.reporter = reporter
+        self.warning, self.error = reporter.warning, reporter.error
+        self.event, self.result, self.open = reporter.event, reporter.result, reporter.open
+
+    def message(self, text: str) -> None:
+        """Print nothing: the caller summarises the task."""
+
+    def close(self, bar: Bar) -> None:
+        if isinstance(bar, PlainBar):
+            return
+        if isinstance(bar, MovingBar):
+            bar.progress.live.transient = True
+        self.reporter.close(bar)
+
+
 class LoggingReporter(SilentReporter):
     """Messages and results in the log of Python's `logging`; no bars and no events.
 
@@ -154,6 +176,13 @@ def use_reporter(reporter: Reporter) -> Iterator[None]:
         yield
     finally:
         _block_reporter.reset(token)
+
+
+@contextmanager
+def without_messages() -> Iterator[None]:
+    """Report warnings, errors, events and long stages within this block, but no messages."""
+    with use_reporter(BriefReporter(_get_reporter())):
+        yield
 
 
 @contextmanager
