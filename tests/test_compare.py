@@ -226,6 +226,14 @@ def test_fewer_than_two_runs_are_refused(tmp_path):
         ikebana.compare(tmp_path / "empty", tmp_path / "a")
 
 
+def test_a_missing_run_is_refused_with_the_runs_beside_it(tmp_path):
+    write_run(tmp_path / "quick-1")
+    (tmp_path / "quick-notes").mkdir()
+    with pytest.raises(RunError, match="no such run folder") as error:
+        ikebana.compare(tmp_path / "nope", tmp_path / "quick-1")
+    assert error.value.advice == f"did you mean {tmp_path / 'quick-1'}?"
+
+
 def test_the_same_run_twice_is_refused_also_under_another_path(tmp_path):
     write_run(tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "a")

@@ -444,6 +444,18 @@ def test_an_archive_of_a_folder_is_read_like_the_folder(tmp_path, name, shape):
     assert [path.name for path in tmp_path.iterdir()].count(name) == 1
 
 
+def test_a_missing_folder_is_never_confused_with_an_unrelated_file_or_a_folder_without_folders(tmp_path):
+    write_files(tmp_path, {"foto.err": b"x", "fotos2/1.jpg": b"x", "photos/a/1.jpg": b"x"})
+    assert get_refusal(tmp_path / "foto").advice == str(tmp_path / "photos")
+
+
+def test_a_folder_of_unlabelled_photos_is_not_taken_for_a_class_of_the_folder_above(tmp_path):
+    write_files(tmp_path, {"new/1.jpg": b"x", "audit/index.html": b"x", "photos/a/1.jpg": b"x"})
+    with pytest.raises(PhotosError) as refusal:
+        sources.assign_classes(sources.read(tmp_path / "new"), ())
+    assert "did you mean" not in str(refusal.value)
+
+
 def test_the_folder_of_one_class_is_refused_with_the_folder_above_it(tmp_path):
     folder = write_files(tmp_path / "photos", {f"{name}/{number}.jpg": b"x" for name in "ab" for number in range(3)})
     with pytest.raises(PhotosError, match="folder of one class") as refusal:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,12 +12,14 @@ from ikebana.data import archive, archive_members, class_folders, output_folders
 from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES, ArchiveNotes
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.data.frame import Frame, is_frame
-from ikebana.data.table_paths import WEB_ADDRESS
+from ikebana.data.table_paths import COMMON_SUFFIXES, WEB_ADDRESS
 from ikebana.errors import PhotosError
 
 # A folder, an archive, a table, or a table in memory.
 PhotoSource: TypeAlias = str | Path | Frame
 
+# Entries of a folder that are looked at before an error suggests it.
+MAX_SIBLINGS = 1000
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 WORKBOOK_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 
@@ -176,7 +179,7 @@ def _find_parent_of_class(dataset: Dataset) -> Path | None:
         return None
     parent = given.absolute().parent
     try:
-        siblings = [entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        siblings = [folder for folder in _list_visible_folders(parent) if _has_photos(folder)]
         has_folders = any(entry.is_dir() for entry in given.iterdir())
     except OSError:
         return None
@@ -227,12 +230,29 @@ def _describe_access_error(path: Path) -> str:
 
 
 def _suggest_similar_path(path: Path) -> str | None:
-    """Find a sibling whose name the user may have meant."""
+    """Find a collection beside the path that the user may have meant."""
     import difflib
 
     try:
-        names = [sibling.name for sibling in path.parent.iterdir()]
+        names = [sibling.name for sibling in islice(path.parent.iterdir(), MAX_SIBLINGS) if _may_have_photos(sibling)]
     except OSError:
         return None
     matches = difflib.get_close_matches(path.name, names, n=1)
     return str(path.parent / matches[0]) if matches else None
+
+
+def _may_have_photos(path: Path) -> bool:
+    """Return whether the path looks like a collection: class folders, an archive or a table."""
+    if not path.is_dir():
+        return path.name.lower().endswith((*ARCHIVE_SUFFIXES, *TABLE_SUFFIXES))
+    return bool(_list_visible_folders(path))
+
+
+def _list_visible_folders(folder: Path) -> list[Path]:
+    entries = islice(folder.iterdir(), MAX_SIBLINGS)
+    return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _has_photos(folder: Path) -> bool:
+    """Return whether the folder itself has a photo, by the names of its files."""
+    return any(entry.suffix.lower() in COMMON_SUFFIXES for entry in islice(folder.iterdir(), MAX_SIBLINGS))

@@ -39,6 +39,11 @@ class HeatMap:
         """Whether the map passed the deletion and insertion check; others are not shown."""
         return self.check.is_passed
 
+    def __repr__(self) -> str:
+        rows, columns = self.values.shape
+        trust = "trusted" if self.is_trusted else "not trusted"
+        return f"HeatMap(class {self.class_index}, {self.method}, {rows} x {columns}, {trust})"
+
 
 def overlay(photo: np.ndarray, heat_map: HeatMap) -> np.ndarray:
     """Draw a heat map over a photo: warm where it is high, dark elsewhere.

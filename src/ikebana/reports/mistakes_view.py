@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -29,6 +30,12 @@ class Mistakes:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a row as a dictionary; iteration uses it too."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} mistakes")
+        return self.frame.row(index, named=True)
 
     def __repr__(self) -> str:
         return f"{self._describe()}\n{self.frame}"

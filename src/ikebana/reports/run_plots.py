@@ -40,6 +40,9 @@ class RunPlots:
         """
         from ikebana.reports.run_figures import make_network_curves
 
+        if not hasattr(self.run.recipe.method, "epochs"):
+            what = f"the recipe {self.run.recipe.name} has no epochs, so there are no curves"
+            raise RunError(what, where=self.run.folder, advice="a recipe with epochs: ikebana fit PHOTOS --recipe good")
         epochs, count = self.run.history.to_dicts(), len(self.run.recipe.networks)
         if not 1 <= network <= count:
             what = f"there is no network {network}: the recipe {self.run.recipe.name} has {count}"

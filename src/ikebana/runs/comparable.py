@@ -238,7 +238,7 @@ def _describe_other_photos(first: ComparableRun, second: ComparableRun) -> RunEr
         options = _describe_split(first, second)
         reason = f"the runs have other test photos, because they split the same photos differently{options}"
     elif common:
-        reason = "the runs have other test photos, and other photos in all"
+        reason = "the runs were trained on different collections, so their test photos differ"
     else:
         reason = "the runs have no test photo in common: they were trained on other photos"
     return RunError(f"{reason}; {counts}", where=second.name, advice=SPLIT_ADVICE)

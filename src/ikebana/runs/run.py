@@ -26,6 +26,7 @@ checkpoint*.safetensors     state of an unfinished training
 Reading a missing or damaged file raises RunError.
 """
 
+import difflib
 import functools
 import json
 import os
@@ -54,7 +55,9 @@ if TYPE_CHECKING:
 RESUME_COLUMNS = ("path", "label", "split", "sha256")
 DAMAGED_ADVICE = "an undamaged copy of the run, or repeat it: ikebana fit PHOTOS --recipe RUN/recipe.json"
 
-ADVICE_RUN_FOLDER = "a run folder that `ikebana fit` wrote, such as runs/baseline-7f3a"
+# Run folders that an error names instead of a missing one.
+MAX_SUGGESTED_RUNS = 3
+ADVICE_RUN_FOLDER = "a run folder that `ikebana fit` wrote, such as runs/quick-7f3a21"
 
 # Attributes that `dir` does not list.
 INTERNAL_ATTRIBUTES = frozenset(
@@ -311,10 +314,23 @@ def _describe_non_folder(path: Path) -> str:
     return "this is a model file, not a run" if path.suffix == ".onnx" else "this is a file, not a run folder"
 
 
+def _suggest_runs(missing: Path) -> str:
+    """Suggest run folders beside a missing one, or return ""."""
+    if os.path.lexists(missing):
+        return ""
+    try:
+        names = [entry.name for entry in missing.parent.iterdir() if (entry / "recipe.json").is_file()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(missing.name, names, n=MAX_SUGGESTED_RUNS, cutoff=0.0)
+    return f"did you mean {' or '.join(str(missing.parent / name) for name in close)}?" if close else ""
+
+
 def open_run(folder: str | Path) -> Run:
     """Open the run in a folder; RunError if there is none."""
     run = Run(Path(os.path.expanduser(folder)))
     if not os.path.isdir(run.folder):
-        raise RunError(_describe_non_folder(run.folder), where=folder, advice=ADVICE_RUN_FOLDER)
+        advice = _suggest_runs(run.folder) or ADVICE_RUN_FOLDER
+        raise RunError(_describe_non_folder(run.folder), where=folder, advice=advice)
     _ = run.recipe, run.source
     return run
