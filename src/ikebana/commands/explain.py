@@ -15,6 +15,7 @@ import numpy as np
 
 from ikebana.commands.predict import Model, open_model
 from ikebana.commands.run_classifier import build_run_classifier
+from ikebana.commands.run_paths import resolve_run_paths
 from ikebana.data import unlabelled
 from ikebana.data.unlabelled import UnlabelledPhoto
 from ikebana.errors import ModelError, PhotosError, UnreadablePhoto
@@ -51,7 +52,8 @@ def explain(
     Args:
         model: a run's folder, a model file, or what `load`, `export` or `fit` returned. A file has
             training photos only if it was exported with them.
-        photos: files, folders, globs or archives.
+        photos: files, folders, globs or archives; also paths of the run's photos, as its report has
+            them.
         count: number of training photos per photo.
         out: a folder for a page and the heat maps as PNG files: new, empty, or of earlier explanations.
         draws_heat_maps: False for the training photos alone, which is much faster.
@@ -61,8 +63,9 @@ def explain(
         PhotosError: no photo was found, or none can be used.
     """
     folder = _check_folder(out)
-    search = unlabelled.find_photos([photos] if isinstance(photos, str | Path) else list(photos))
     opened = open_model(model)
+    given = [photos] if isinstance(photos, str | Path) else list(photos)
+    search = unlabelled.find_photos(resolve_run_paths(opened, given))
     with _open_explainer(opened, network) as (classifier, explainer):
         _check_neighbours(classifier, draws_heat_maps)
         explanations: list[Explanation] = []

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ikebana.commands.run_classifier import build_run_classifier
+from ikebana.commands.run_paths import resolve_run_paths
 from ikebana.data import table, unlabelled
 from ikebana.data.frame import Frame, is_frame
 from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
@@ -113,6 +114,7 @@ def predict(
     paths, items = _separate_paths(photos)
     search = None
     if items is None:
+        paths = resolve_run_paths(opened_model, paths) if isinstance(photos, str | os.PathLike) else paths
         search = unlabelled.find_photos(paths, reports_errors=not isinstance(photos, str | os.PathLike))
     with open_classifier(opened_model) as (model_classifier, identity):
         if search is not None:
@@ -190,7 +192,7 @@ def predict_to_table(
         # Check that the path can hold folders.
         sort_into = resolve_output_path(sort_into / NOT_SURE).parent
     opened_model = open_model(model)
-    search = unlabelled.find_photos(photos, path_lines, excluded_folder=sort_into)
+    search = unlabelled.find_photos(resolve_run_paths(opened_model, photos), path_lines, excluded_folder=sort_into)
     if sort_into is not None and search.excluded_folder in [os.path.realpath(place) for place in search.paths]:
         raise UsageError(
             "sorted copies would be mixed with the input photos and predicted again the next time",
