@@ -51,7 +51,7 @@ EVALUATION = {
         "photos": [], "accuracy_on_leaked": "null", "accuracy_on_others": "float",
         "naive_shuffle": {"n": "int", "with_duplicate": "int", "accuracy": "float"},
     }, "n_effective": "float", "cross_validation": "null", "learning_curves": "null",
-    "slices": "null", "robustness": "null",
+    "slices": "null", "robustness": "null", "calibration_photos": "int",
     "unknown_objects": "null",
     "seconds": dict.fromkeys(("prepare", "read", "features", "train", "score", "draw"), "float"),
     "candidates": {"coverage": "float"} | dict.fromkeys(

@@ -22,6 +22,7 @@ from ikebana.learning.models import weight_loading
 from ikebana.learning.models.assembly import assemble
 from ikebana.learning.upgrades import suggest_upgrade
 from ikebana.recipe import with_options
+from ikebana.recipes import RECIPES
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cache")]
 
@@ -90,6 +91,17 @@ def test_the_next_recipe_has_a_time_estimate_only_for_the_same_photos(run, photo
     doubtful = str(suggest_upgrade(few, run.recipe, slow, 0.9, 0.8))
     assert doubtful.startswith(f"possibly more accurate: ikebana fit {photos} --recipe good")
     assert "gained nothing with 25 and 50 training photos per class" in doubtful
+
+
+def test_networks_trained_from_scratch_lead_to_quick(photos):
+    settings, dataset = device.DeviceSettings("cpu", "float32", 2, "system default", {}), sources.read(photos)
+    scratch, inception = (
+        str(suggest_upgrade(dataset, RECIPES[name], settings, 0.7, 0.66)) for name in ("baseline", "frozen")
+    )
+    assert scratch.startswith(f"usually much more accurate: ikebana fit {photos} --recipe quick")
+    assert "quick 0.926, baseline 0.626" in scratch
+    assert inception == "None"
+    assert "--recipe quick" in str(suggest_upgrade(dataset, RECIPES["frozen"], settings, 0.5, 0.4))
 
 
 def test_quick_is_also_scored_over_all_photos(run):

@@ -33,6 +33,10 @@ CONFIDENCE_BINS = 15
 MAX_MENTIONED_SHARE = 0.9
 # An accuracy whose interval is wider than this is called uncertain.
 MAX_INTERVAL_WIDTH = 0.3
+# Of the lower end of the interval. A weaker network contradicts too many right labels, and is of little use.
+MIN_USEFUL_ACCURACY = 0.6
+# With fewer calibration photos, the threshold of "not sure" is a rough estimate (bench/threshold_spread.py).
+MIN_CALIBRATION_PHOTOS = 200
 # The longest name in scikit-learn's report.
 WEIGHTED_AVERAGE = "weighted avg"
 # The log loss clips lower probabilities, as in Keras.
@@ -74,6 +78,7 @@ class Evaluation:
         candidates: coverage of the candidate classes.
         risk_coverage: share of wrong answers as the threshold falls.
         unknown_objects: how often photos of something else are recognised as such.
+        calibration_photos: validation photos that determined the threshold; None if not recorded.
     """
 
     accuracy: float
@@ -100,6 +105,16 @@ class Evaluation:
     candidates: CandidateScores | None = None
     risk_coverage: RiskCoverage | None = None
     unknown_objects: UnknownObjects | None = None
+    calibration_photos: int | None = None
+
+    @property
+    def is_threshold_rough(self) -> bool:
+        """Whether too few photos determined the threshold for a good estimate."""
+        return (
+            self.threshold is not None
+            and self.calibration_photos is not None
+            and self.calibration_photos < MIN_CALIBRATION_PHOTOS
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `evaluation.json`."""
@@ -153,7 +168,10 @@ class Evaluation:
             return NO_THRESHOLD_MESSAGE
         right = f" and is right in {self.answered_accuracy:.1%} of those" if self.answered_accuracy is not None else ""
         rest = f'"not sure" below confidence {self.threshold:.3g}'
-        return f"gives an answer for {self.answered_share:.1%} of the test photos{right}; says {rest}"
+        answers = f"gives an answer for {self.answered_share:.1%} of the test photos{right}; says {rest}"
+        if not self.is_threshold_rough:
+            return answers
+        return f"{answers}\n  (a rough estimate from {self.calibration_photos} photos; more validation photos make it reliable)"
 
     def _describe_candidates(self) -> str:
         # Without a threshold there are no candidates either, for the same reason.
@@ -276,6 +294,7 @@ def score_confidence(
     return replace(
         evaluation,
         threshold=threshold,
+        calibration_photos=calibration.photos,
         answered_share=share,
         answered_accuracy=accuracy,
         candidates=score_candidates(

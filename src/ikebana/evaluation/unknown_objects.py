@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ikebana.evaluation.statistics import wilson_interval
+from ikebana.system.percentages import format_percentage
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ class UnknownObjects:
         """Describe the rates in one or two lines for the terminal."""
         drawn = _average(self.drawn)
         lines = (
-            f'calls {1 - self.known_kept:.1%} of the test photos "unknown", and {drawn.detected:.0%} of drawn images'
+            f'calls {format_percentage(1 - self.known_kept)} of the test photos "unknown", and '
+            f"{format_percentage(drawn.detected)} of drawn images"
         )
         if self.left_out:
             left_out = _average(self.left_out)
-            lines += f"; of a class that was left out of training, {left_out.detected:.0%}"
+            lines += f"; of a class that was left out of training, {format_percentage(left_out.detected)}"
         return lines + (f"\n{self.note}" if self.note else "")
 
 

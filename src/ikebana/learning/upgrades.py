@@ -6,11 +6,12 @@ from typing import Any
 
 from ikebana import recipes
 from ikebana.data.dataset import Dataset
+from ikebana.evaluation.metrics import MIN_USEFUL_ACCURACY
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.estimate import FIXED_SECONDS, format_duration
 from ikebana.learning.models import networks
 from ikebana.learning.precision import get_seconds_per_photo
-from ikebana.recipe import Recipe
+from ikebana.recipe import MODULE_PREFIX, Recipe
 
 # Training photos per class from which fine-tuning is recommended. With 25 and 50 of the flowers it was
 # about as accurate as a head (bench/records.md).
@@ -44,6 +45,9 @@ UPGRADES = {
     "quick": RecipeUpgrade("good", 3.8, "good 0.950, quick 0.926"),
     "good": RecipeUpgrade("best", 4.0, "best 0.962, good 0.950"),
 }
+# Test accuracies of the tutorial's recipes on the same split.
+TUTORIAL_SCORES = {"baseline": 0.626, "augmented": 0.589, "features": 0.861, "frozen": 0.885, "finetuned": 0.870}
+QUICK_SCORE = 0.926
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def suggest_upgrade(
     Returns:
         None if there is no better recipe or nothing to gain.
     """
+    if accuracy < 1 and _is_quick_better(recipe, accuracy_lower_bound):
+        return _suggest_quick(dataset, recipe)
     better = UPGRADES.get(recipe.name)
     seconds_per_photo = get_seconds_per_photo(settings)
     if better is None or seconds_per_photo is None or accuracy == 1:
@@ -96,6 +102,22 @@ def suggest_upgrade(
     if isinstance(photos_per_class, float) and photos_per_class < MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN:
         return Suggestion("possibly more accurate", command, f"{cost}{FEW_PHOTOS_EVIDENCE}")
     return Suggestion("more accurate", command, f"{cost}on one Flowers Recognition split: {better.scores}")
+
+
+def _is_quick_better(recipe: Recipe, accuracy_lower_bound: float) -> bool:
+    """Return whether the default recipe is usually much more accurate than this one."""
+    if recipe.name in (*UPGRADES, "best") or recipe.network.startswith(MODULE_PREFIX):
+        return False
+    return not recipe.is_pretrained or accuracy_lower_bound < MIN_USEFUL_ACCURACY
+
+
+def _suggest_quick(dataset: Dataset, recipe: Recipe) -> Suggestion:
+    command = f"ikebana fit {shlex.quote(dataset.command_argument)} --recipe quick"
+    score = TUTORIAL_SCORES.get(recipe.name)
+    note = "it starts from a network that was trained on ImageNet"
+    if score is not None:
+        note += f"; on one Flowers Recognition split: quick {QUICK_SCORE:.3f}, {recipe.name} {score:.3f}"
+    return Suggestion("usually much more accurate", command, note)
 
 
 def estimate_upgrade_seconds(

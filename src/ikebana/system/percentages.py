@@ -1,5 +1,6 @@
-"""Shares that users write as a percentage or as a fraction."""
+"""Shares as percentages: those that users write, and those that are shown."""
 
+import math
 import re
 from typing import Any
 
@@ -28,3 +29,22 @@ def parse_share(value: Any) -> Any:
 def format_share(share: float) -> str:
     """Format a fraction as a percentage with at most three significant digits, such as 0.5%."""
     return f"{100 * share:.3g}%"
+
+
+def format_percentage(share: float, decimals: int = 1) -> str:
+    """Format a share, halves rounded up; without decimals if it is 0 or 1.
+
+    Python rounds halves to even digits, so 37 of 40 would be 92.5% here and 92% there.
+    """
+    if share in (0.0, 1.0):
+        return f"{share:.0%}"
+    # 100 * 0.145 is slightly less than 14.5.
+    scale = 10**decimals
+    return f"{math.floor(100 * scale * share + 0.5 + 1e-9) / scale:.{decimals}f}%"
+
+
+def format_confidence(share: float) -> str:
+    """Format a confidence in whole percent, as <1% or >99% rather than as certain."""
+    if 0 < share < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= share < 1 else format_percentage(share, 0)
