@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from ikebana.reports.palette import GREY, GRID
 from ikebana.reports.sheet import draw_line, print_text, spread
+from ikebana.system.percentages import format_confidence
 
 # Between the lines of text beside a chart, in inches.
 LINE_HEIGHT = 0.19
@@ -88,8 +89,8 @@ class Panel:
 
 
 def format_share(share: float) -> str:
-    """Return a share in whole percent; <1% if it would look like none."""
-    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
+    """Return a share in whole percent; <1% or >99% instead of none or all."""
+    return format_confidence(share)
 
 
 def format_percent(share: float) -> str:

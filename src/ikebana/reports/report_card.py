@@ -9,7 +9,8 @@ from typing import Any
 from ikebana.data.dataset import SPLITS
 from ikebana.errors import RunError
 from ikebana.recipe import MODULE_PREFIX, recipe_to_json
-from ikebana.reports.report_text import count, describe_network, get_photos_argument, join_names, percent
+from ikebana.reports.report_steps import get_photos_argument, shorten_path
+from ikebana.reports.report_text import capitalise, count, describe_network, join_names, percent
 from ikebana.runs.run import Run
 
 # Test photos of a class below which its score is uncertain.
@@ -47,7 +48,7 @@ def _describe_data(run: Run) -> list[tuple[str, str]]:
     recipe = run.recipe
     how = {"stratified": "the same share of each class, duplicates and groups together", "shuffle": "shuffled"}
     return [
-        ("photos", get_photos_argument(run)),
+        ("photos", str(run.source.get("root") or run.source["photos"])),
         ("used", f"{count(used.height, 'photo', 'photos')} in {count(len(run.classes), 'class', 'classes')}"),
         ("skipped", f"{run.dataset.height - used.height:,}"),
         ("split", f"{splits}; {how[recipe.split]}, split seed {recipe.split_seed}"),
@@ -98,7 +99,8 @@ def _describe_training(run: Run) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in libraries.items()) if libraries else ""
     rows = [
         ("recipe", f"{run.recipe.name}, seed {run.recipe.seed}"),
-        ("epochs", f"{run.history.height:,}"),
+        # A linear probe is fitted directly, and its history has one row.
+        ("epochs", "" if run.recipe.method.kind == "linear_probe" else f"{run.history.height:,}"),
         ("seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())),
         ("processor", str(environment.get("processor") or "")),
         ("accelerator", str(environment.get("accelerator") or "")),
@@ -137,11 +139,11 @@ def format_recipe(run: Run) -> str:
 
 def list_commands(run: Run) -> list[tuple[str, str]]:
     """List what each command does that repeats or uses the run, and the command."""
-    folder, photos = shlex.quote(str(run.folder)), shlex.quote(get_photos_argument(run))
-    recipe_file = str(run.folder / "recipe.json")
+    path = shorten_path(run.folder)
+    folder, photos, recipe_file = shlex.quote(path), shlex.quote(get_photos_argument(run)), f"{path}/recipe.json"
     if run.recipe.network.startswith(MODULE_PREFIX):
         repeat = f"ikebana.fit({get_photos_argument(run)!r}, {recipe_file!r}, model=model)"
-        export = f"ikebana.export({str(run.folder)!r}, 'model.onnx', model=model)"
+        export = f"ikebana.export({path!r}, 'model.onnx', model=model)"
     else:
         repeat = f"ikebana fit {photos} --recipe {shlex.quote(recipe_file)}"
         export = f"ikebana export {folder} model.onnx"
@@ -155,4 +157,5 @@ def list_commands(run: Run) -> list[tuple[str, str]]:
 
 def get_reproducibility(environment: Mapping[str, Any]) -> str:
     """Return what must be the same for the same bits; empty if not recorded."""
-    return str(environment.get("reproducibility") or "")
+    text = str(environment.get("reproducibility") or "")
+    return f"{capitalise(text).rstrip('.')}." if text else ""

@@ -10,7 +10,7 @@ import polars as pl
 from ikebana.errors import RunError
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.evaluation.statistics import wilson_interval
-from ikebana.reports import pages, report_card, report_charts, report_text
+from ikebana.reports import pages, report_card, report_charts, report_steps, report_text
 from ikebana.reports.audit_page import KIND_DESCRIPTIONS
 from ikebana.reports.mistakes import (
     HeldOutPhotos,
@@ -32,6 +32,7 @@ from ikebana.reports.report_pictures import (
     pick_samples,
 )
 from ikebana.runs.run import Run
+from ikebana.system.percentages import format_confidence
 
 # Mistakes that are shown with the training photos that they resemble.
 MAX_MISTAKES = 20
@@ -104,7 +105,7 @@ def list_worst_mistakes(run: Run) -> list[ScoredPhoto]:
 def render(run: Run, heat_maps: Mapping[str, HeatMapPicture] | None = None) -> str:
     """Render the page as text, see `write`."""
     evaluation, held_out, thumbnails = run.evaluation, read_held_out(run), open_thumbnails(run)
-    suspects = find_suspect_labels(run, held_out)
+    suspects = [] if report_steps.is_weak(run) else find_suspect_labels(run, held_out)
     mistakes = find_worst_mistakes(held_out.test, MAX_MISTAKES)
     samples = pick_samples(held_out.photos, run.classes)
     small = _encode_lists(thumbnails, held_out, suspects, samples)
@@ -115,8 +116,9 @@ def render(run: Run, heat_maps: Mapping[str, HeatMapPicture] | None = None) -> s
         name=get_title(run),
         evaluation=evaluation,
         percent=report_text.percent,
+        format_confidence=format_confidence,
         answers=report_text.answer_questions(run),
-        steps=report_text.suggest_next_steps(run, suspects),
+        steps=report_steps.suggest_next_steps(run, suspects, mistakes),
         matrix=matrix if len(run.classes) <= MAX_MATRIX_CLASSES else None,
         pairs=_list_pairs(matrix),
         cells=_list_cells(matrix, held_out.test, small),
@@ -132,6 +134,7 @@ def render(run: Run, heat_maps: Mapping[str, HeatMapPicture] | None = None) -> s
         augmented=_read_augmented(run),
         charts=report_charts.draw_all(run, held_out),
         slices=evaluation.slices.tested[:MAX_SLICES] if evaluation.slices is not None else (),
+        worse_count=len(evaluation.slices.worse) if evaluation.slices is not None else 0,
         findings=_summarise_findings(run),
         cards=report_card.make_cards(run),
         intended_use=report_card.INTENDED_USE,

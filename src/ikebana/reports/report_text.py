@@ -1,6 +1,5 @@
 """The first screen of a run's report: questions of a lay reader, answered in sentences."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,8 +7,8 @@ from ikebana.data.dataset import STATUS_USED
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.recipe import MODULE_PREFIX, Recipe
-from ikebana.reports.mistakes import SuspectPhoto
 from ikebana.runs.run import Run
+from ikebana.system.percentages import format_confidence, format_percentage
 
 MAX_NAMED_CLASSES = 12
 MAX_NAMED_PAIRS = 3
@@ -29,24 +28,8 @@ class Answer:
     paragraphs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class NextStep:
-    """What to do next.
-
-    Attributes:
-        text: one or two sentences.
-        command: to copy; empty if there is none.
-        link: the id of a section of the page; empty if there is none.
-    """
-
-    text: str
-    command: str = ""
-    link: str = ""
-
-
-def percent(share: float) -> str:
-    """Format a share, with one decimal unless it is 0 or 1."""
-    return f"{share:.0%}" if share in (0.0, 1.0) else f"{share:.1%}"
+# One rounding everywhere on the page.
+percent = format_percentage
 
 
 def count(number: int, singular: str, plural: str) -> str:
@@ -77,8 +60,9 @@ def answer_questions(run: Run) -> list[Answer]:
 def _describe_task(run: Run) -> tuple[str, ...]:
     evaluation, learned = run.evaluation, run.dataset.filter(status=STATUS_USED, split="train").height
     first = f"It distinguishes {count(len(run.classes), 'class', 'classes')}: {join_names(run.classes)}."
-    second = f"{describe_network(run.recipe)} It learned from {count(learned, 'photo', 'photos')}."
-    return (first, second, evaluation.note) if evaluation.note else (first, second)
+    second = f"It learned from {count(learned, 'photo', 'photos')}."
+    task = f"{first} {second}"
+    return (task, evaluation.note) if evaluation.note else (task,)
 
 
 def describe_network(recipe: Recipe) -> str:
@@ -107,8 +91,9 @@ def _describe_accuracy(evaluation: Evaluation) -> tuple[str, ...]:
     if scores is not None:
         low, high = scores.accuracy_interval
         paragraphs.append(
-            f"Cross-validated on all {scores.n:,} photos, each predicted by a network that was not trained on it: "
-            f"{percent(scores.accuracy)} ({percent(low)} to {percent(high)})."
+            f"A second test uses all {scores.n:,} photos: they are divided into {len(scores.accuracy_by_fold)} parts, and "
+            "each part is predicted by a network that was trained on the others (cross-validation). "
+            f"It classified {percent(scores.accuracy)} correctly ({percent(low)} to {percent(high)})."
         )
     leakage = evaluation.leakage
     if leakage is not None and leakage.photos:
@@ -121,17 +106,22 @@ def _describe_accuracy(evaluation: Evaluation) -> tuple[str, ...]:
 
 def _describe_confidence(evaluation: Evaluation) -> tuple[str, ...]:
     if evaluation.threshold is None or evaluation.answered_share is None:
-        return (f"{_capitalise(NO_THRESHOLD_MESSAGE)}.",)
+        return (f"{capitalise(NO_THRESHOLD_MESSAGE)}.",)
     right = evaluation.answered_accuracy
     of_those = f" and is right for {percent(right)} of those" if right is not None else ""
     paragraphs = [
         f"It gives an answer for {percent(evaluation.answered_share)} of the test photos{of_those}. For the others it "
-        f"says “not sure”, because its confidence is below {evaluation.threshold:.0%} or the photo is unlike "
+        f"says “not sure”, because its confidence is below {format_confidence(evaluation.threshold)} or the photo is unlike "
         "the training photos."
     ]
+    if evaluation.is_threshold_rough:
+        paragraphs.append(
+            f"That limit is a rough estimate, because only {evaluation.calibration_photos} validation photos determined it. "
+            "With other photos it may be quite different."
+        )
     guarantee = evaluation.risk_coverage.guarantee if evaluation.risk_coverage is not None else None
     if guarantee is not None:
-        paragraphs.append(f"{_capitalise(guarantee.describe())}.")
+        paragraphs.append(f"{capitalise(guarantee.describe())}.")
     paragraphs.append(
         f"Its stated confidence and the share of correct answers differ by "
         f"{100 * evaluation.expected_calibration_error:.1f} percentage points on average."
@@ -158,18 +148,46 @@ def _describe_confusion(evaluation: Evaluation) -> tuple[str, ...]:
     pairs = find_worst_pairs(evaluation)
     if not pairs:
         return ("Nothing: it made no mistake on the test photos.",)
-    worst = [
-        f"{label} for {predicted} ({number} of {total})" for label, predicted, number, total in pairs[:MAX_NAMED_PAIRS]
-    ]
-    paragraphs = [f"Most often it takes {join_names(worst)}."]
-    scored = {name: scores for name, scores in evaluation.per_class.items() if scores.support}
-    if len(scored) > 2:
-        hardest, easiest = (choose(scored, key=lambda name: scored[name].recall) for choose in (min, max))
+    paragraphs = [_describe_pairs(pairs)]
+    recall = get_recall(evaluation)
+    if len(recall) > 2:
+        hardest, easiest = (choose(recall, key=lambda name: recall[name]) for choose in (min, max))
+        of_photos = "all its photos" if evaluation.cross_validation is not None else "its test photos"
         paragraphs.append(
-            f"The hardest class is {hardest}, recognised for {percent(scored[hardest].recall)} of its photos; the easiest "
-            f"is {easiest}, {percent(scored[easiest].recall)}."
+            f"The hardest class is {hardest}, recognised in {percent(recall[hardest])} of {of_photos}. The easiest "
+            f"is {easiest}, {percent(recall[easiest])}."
         )
     return tuple(paragraphs)
+
+
+def _describe_pairs(pairs: Sequence[tuple[str, str, int, int]]) -> str:
+    """Describe the most frequent confusions.
+
+    Pairs as frequent as the last one are counted, not named.
+    """
+    named, others = list(pairs[:MAX_NAMED_PAIRS]), ""
+    if len(pairs) > MAX_NAMED_PAIRS and pairs[MAX_NAMED_PAIRS][2] == named[-1][2]:
+        least = named[-1][2]
+        named = [pair for pair in named if pair[2] > least]
+        tied = sum(pair[2] == least for pair in pairs)
+        times = count(least, "mistake", "mistakes")
+        if not named:
+            return f"No pair of classes stands out: {tied} pairs have {times} each."
+        others = f" {tied} other pairs have {times} each."
+    (label, predicted, number, total), *rest = named
+    then = join_names([f"{name} for {other} ({photos} of {all_})" for name, other, photos, all_ in rest])
+    then = f", then {then}" if then else ""
+    return f"Most often, {label} is mistaken for {predicted} ({number} of {total}){then}.{others}"
+
+
+def get_recall(evaluation: Evaluation) -> dict[str, float]:
+    """Return the recall of each class, cross-validated where that was measured.
+
+    Cross-validation scores more photos than the test does.
+    """
+    if evaluation.cross_validation is not None:
+        return dict(evaluation.cross_validation.recall)
+    return {name: scores.recall for name, scores in evaluation.per_class.items() if scores.support}
 
 
 def _describe_unknown(evaluation: Evaluation) -> tuple[str, ...]:
@@ -191,64 +209,14 @@ def _describe_unknown(evaluation: Evaluation) -> tuple[str, ...]:
             f"recognised {percent(left_out)} as unknown, and took the others for a class that it knows."
         )
     if scores.note:
-        paragraphs.append(f"{_capitalise(scores.note.strip('()'))}.")
+        paragraphs.append(f"{capitalise(scores.note.strip('()'))}.")
     return tuple(paragraphs)
 
 
-def _capitalise(text: str) -> str:
+def capitalise(text: str) -> str:
+    """Begin a text with a capital letter."""
     return f"{text[:1].upper()}{text[1:]}"
 
 
 def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def suggest_next_steps(run: Run, suspects: Sequence[SuspectPhoto]) -> list[NextStep]:
-    """List what to do next, the most useful first, with commands to copy."""
-    photos = shlex.quote(get_photos_argument(run))
-    steps = []
-    if suspects:
-        labels = count(len(suspects), "label", "labels")
-        steps.append(
-            NextStep(
-                f"Check {labels} of validation and test photos that may be wrong. The audit checks the training photos too.",
-                f"ikebana audit {photos} --out audit",
-                "suspects",
-            )
-        )
-    steps += _suggest_photos(run.evaluation, photos)
-    suggestion = run.suggestion
-    if suggestion.get("command"):
-        note = f" ({suggestion['note']})" if suggestion.get("note") else ""
-        text = str(suggestion.get("text", ""))
-        steps.append(NextStep(f"Try a recipe that is {text}{note}.", str(suggestion["command"])))
-    elif suggestion.get("text"):
-        steps.append(NextStep(f"It is {suggestion['text']}."))
-    folder = shlex.quote(str(run.folder))
-    steps.append(NextStep("Use it: one file that predicts the same everywhere.", f"ikebana export {folder} model.onnx"))
-    return steps
-
-
-def _suggest_photos(evaluation: Evaluation, photos: str) -> list[NextStep]:
-    """Suggest photos of which class to add, as far as it is known."""
-    if evaluation.learning_curves:
-        text = "; ".join(curve.describe() for curve in evaluation.learning_curves)
-        return [NextStep(f"Add photos. {_capitalise(text)}.", f"ikebana audit {photos} --advise", "learning")]
-    recall = {name: scores.recall for name, scores in evaluation.per_class.items() if scores.support}
-    if evaluation.cross_validation is not None:
-        recall = dict(evaluation.cross_validation.recall)
-    if not recall or min(recall.values()) == 1:
-        return []
-    weakest = min(recall, key=lambda name: recall[name])
-    return [
-        NextStep(
-            f"Add photos of {weakest}, the class that it recognises least often ({percent(recall[weakest])}). "
-            "The audit measures what more photos of each class would bring.",
-            f"ikebana audit {photos} --advise",
-        )
-    ]
-
-
-def get_photos_argument(run: Run) -> str:
-    """Return the photos of a run for a command; a frame has no path."""
-    return "PHOTOS" if run.source.get("root") else str(run.source["photos"])

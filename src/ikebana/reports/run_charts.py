@@ -16,7 +16,16 @@ from matplotlib.axes import Axes
 
 from ikebana.reports.palette import CORRECT_COLOUR, GREY, PALETTE, SERIES_COLOURS, SILVER, WRONG_COLOUR
 from ikebana.reports.panel import Panel, format_percent
-from ikebana.reports.sheet import MARGIN, choose_ticks, draw_line, fill_boxes, fit_labels, make_sheet, print_text
+from ikebana.reports.sheet import (
+    MARGIN,
+    choose_ticks,
+    draw_line,
+    fill_boxes,
+    fit_labels,
+    make_sheet,
+    measure_width,
+    print_text,
+)
 
 TENTHS = [number / 10 for number in range(0, 11, 2)]
 # Of the lines of robustness, beside their colours.
@@ -106,7 +115,8 @@ def make_risk_coverage(curve: RiskCoverage, threshold: float | None = None) -> A
 def make_learning_curves(curves: Sequence[LearningCurve]) -> Axes:
     """Make one chart per learning curve, with 90% intervals and what more photos would bring."""
     columns = max(1, min(MAX_COLUMNS, len(curves)))
-    width, height, rows = 3.1, 2.6, -(-len(curves) // columns)
+    # A single chart has the whole width.
+    width, height, rows = 5.8 if columns == 1 else 3.1, 2.8, -(-len(curves) // columns)
     names = [f"recall of {name}" if name else "accuracy" for name in (curve.name for curve in curves)]
     labels = fit_labels(names, 10, width - 0.4)
     subtitle = "by the number of photos; bars: 90% intervals; dashed: forecast with more photos"
@@ -115,7 +125,7 @@ def make_learning_curves(curves: Sequence[LearningCurve]) -> Axes:
     for index, (curve, label) in enumerate(zip(curves, labels, strict=True)):
         left, top = MARGIN + index % columns * width, 1.0 + index // columns * height
         print_text(sheet, (left, top + 0.12), label, 10)
-        _draw_learning_curve(sheet, curve, (left + 0.5, left + width - 0.3, top + 0.4, top + height - 0.55))
+        _draw_learning_curve(sheet, curve, (left + 0.5, left + width - 0.3, top + 0.4, top + height - 0.75))
     return sheet
 
 
@@ -126,9 +136,15 @@ def _draw_learning_curve(sheet: Axes, curve: LearningCurve, place: tuple[float, 
     low, high = min(ticks[0], *known), max(ticks[-1], *known)
     panel = Panel(sheet, place, (0.0, float(target)), (low, high))
     panel.draw_y_ticks(ticks, format_percent)
-    for count in (curve.photos[-1], target):
-        print_text(sheet, (float(panel.x(count)), place[3] + 0.18), f"{count:,}", 8, GREY, ha="center")
-    print_text(sheet, (place[0], place[3] + 0.18), "photos", 8, GREY)
+    right = float("inf")
+    # From the right, as far as there is space.
+    for count in (target, *reversed(curve.photos)):
+        label, x = f"{count:,}", float(panel.x(count))
+        half = measure_width(label, 8) / 2
+        if x + half + 0.05 < right:
+            print_text(sheet, (x, place[3] + 0.18), label, 8, GREY, ha="center")
+            right = x - half
+    print_text(sheet, ((place[0] + place[1]) / 2, place[3] + 0.38), "number of photos", 8, GREY, ha="center")
     last = curve.photos[-1], curve.values[-1]
     for count, interval in zip((*curve.photos, target), (*curve.intervals, forecast), strict=True):
         x, is_forecast = float(panel.x(count)), count == target
