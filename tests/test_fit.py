@@ -54,7 +54,7 @@ def test_a_run_folder_has_the_documented_contents(run, photos):
     assert names == {
         "recipe.json", "source.json", "dataset.parquet", "audit.json", "environment.json", "epochs.jsonl", "layers.txt",
         "weights.safetensors", "predictions.parquet", "calibration.json", "classification_report.txt", "evaluation.json",
-        "figures", "thumbnails", "report.html",
+        "figures", "thumbnails", "report.html", "suggestion.json",
     }  # fmt: skip
     saved = json.loads((run.folder / "recipe.json").read_text("utf-8"))
     assert recipe_from_json(saved) == recipes.get_recipe("baseline", **SMALL_OPTIONS)
