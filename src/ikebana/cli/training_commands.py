@@ -162,7 +162,7 @@ def report(
     out
         The file to write. Default: report.html in the run's folder.
     heat_maps
-        Also show which parts of the worst mistakes spoke for the predicted class. Takes about half a minute.
+        Also show which parts of the worst mistakes spoke for the predicted class. Takes about ten seconds.
     """
     output.apply()
     from ikebana.commands.report import report as write_report
