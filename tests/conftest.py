@@ -290,3 +290,20 @@ def _shared(name: str) -> Path:
     if not place.exists():
         pytest.skip(f"{place} is not there: real photos are never part of the project")
     return place
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """The messages and warnings of the test, in their order."""
+    from ikebana.system import progress
+
+    texts: list[str] = []
+
+    class Recorder(progress.SilentReporter):
+        def message(self, text):
+            texts.append(text)
+
+        warning = message
+
+    with progress.use_reporter(Recorder()):
+        yield texts

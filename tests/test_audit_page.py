@@ -5,12 +5,12 @@ import dataclasses
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from PIL import Image
+from support.html_reader import Reader
 
 from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import SCHEMA, STATUS_USED, Dataset
@@ -18,7 +18,6 @@ from ikebana.reports import audit_charts, audit_page, audit_table
 
 SIDE = 40
 HOSTILE = "a<b>&\"'/<script>alert(1)</script>.jpg"
-VOID_TAGS = {"meta", "img", "br", "link", "rect", "line", "circle", "path", "input", "hr"}
 
 
 def dataset(paths, classes=("a<b>&\"'", "plain"), status=STATUS_USED):
@@ -38,32 +37,6 @@ def render(findings, paths=None, **choices):
     paths = paths or [HOSTILE, *(f"plain/{place}.jpg" for place in range(30))]
     pixels = np.random.default_rng(0).integers(0, 256, (len(paths), SIDE, SIDE, 3), np.uint8)
     return audit_page.render(dataset(paths, **choices), findings, pixels, "squash")
-
-
-class Reader(HTMLParser):
-    """Parses the page as a browser does: text, attributes and balanced tags."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.words, self.attributes, self.tags, self.open = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in VOID_TAGS:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID_TAGS:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 EVERY_KIND = [

@@ -5,10 +5,10 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import polars as pl
 import pytest
+from support.html_reader import Reader
 from support.runs_with_photos import make_run
 
 import ikebana
@@ -18,41 +18,6 @@ from ikebana.reports import mistakes, report_page, report_pictures
 from ikebana.runs.run import Run
 
 SCRIPT, IMAGE = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'
-VOID_TAGS = {"meta", "img", "br", "link", "rect", "line", "circle", "path", "input", "hr", "use", "polyline", "stop"}
-
-
-class Reader(HTMLParser):
-    """Parses the page as a browser does: text, attributes and balanced tags."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.words, self.attributes, self.tags, self.open = [], [], [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in VOID_TAGS:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        if tag not in VOID_TAGS:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def values(self, wanted):
-        return [value for _, name, value in self.attributes if name == wanted]
 
 
 @pytest.fixture(scope="module")

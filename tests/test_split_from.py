@@ -11,7 +11,6 @@ from ikebana.data.known_split import STATUS_TEST_DUPLICATE, KnownSplit, split_li
 from ikebana.errors import PhotosError, RunError
 from ikebana.recipes import RECIPES
 from ikebana.runs.earlier_split import read_earlier_split, read_own_split
-from ikebana.system import progress
 
 RECIPE = RECIPES["quick"]
 COLUMNS = ("path", "label", "split", "sha256")
@@ -31,21 +30,6 @@ def split_again(photos, tmp_path, known=KNOWN):
 def make_new(count=40, **columns):
     new = make_photos(0, train=count, prefix="abc")
     return new.with_columns(**columns) if columns else new
-
-
-@pytest.fixture
-def messages():
-    texts = []
-
-    class Recorder(progress.SilentReporter):
-        def message(self, text):
-            texts.append(text)
-
-        def warning(self, text):
-            texts.append(text)
-
-    with progress.use_reporter(Recorder()):
-        yield texts
 
 
 def test_known_photos_keep_their_split_and_new_ones_are_for_training_and_validation(tmp_path, messages):

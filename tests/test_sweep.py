@@ -14,7 +14,6 @@ from ikebana.errors import MachineError, PhotosError, RecipeError, RunError
 from ikebana.learning import budget
 from ikebana.learning.budget import RunCost, select_rounds
 from ikebana.recipes import RECIPES
-from ikebana.system import progress
 
 PHOTOS = make_photos(60)
 
@@ -41,20 +40,6 @@ def make_listed():
     from ikebana.data.dataset import Dataset
 
     return Dataset("photos", Path(), PHOTOS.with_columns(split=None), ("daisy", "rose", "tulip"))
-
-
-@pytest.fixture
-def messages():
-    texts = []
-
-    class Recorder(progress.SilentReporter):
-        def message(self, text):
-            texts.append(text)
-
-        warning = message
-
-    with progress.use_reporter(Recorder()):
-        yield texts
 
 
 def run_cli(*arguments):
