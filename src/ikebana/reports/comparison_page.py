@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from ikebana.data import decoding
-from ikebana.errors import RunError, UnreadablePhoto
+from ikebana.errors import RunError
 from ikebana.evaluation.comparison import Comparison
 from ikebana.evaluation.comparison_text import describe_need, format_p_value, format_points, summarise
 from ikebana.reports import pages
+from ikebana.reports.report_pictures import open_thumbnails
 from ikebana.runs.comparable import ComparableRun
 from ikebana.runs.run import Run
 
@@ -254,10 +254,7 @@ def _title(photo: DifferingPhoto, contestants: int) -> str:
 def _add_picture(photo: DifferingPhoto, runs: Sequence[ComparableRun]) -> DifferingPhoto:
     """Add the thumbnail of the first run that has one."""
     for comparable in runs:
-        file = comparable.run.folder / "thumbnails" / f"{photo.sha256}.jpg"
-        try:
-            source = pages.to_data_uri(decoding.decode_full_size(decoding.read_bytes(file)))
-        except (OSError, UnreadablePhoto):
-            continue
-        return DifferingPhoto(photo.path, photo.label, photo.sha256, photo.answers, source)
+        source = open_thumbnails(comparable.run).to_data_uri(photo.sha256, pages.THUMBNAIL_PIXELS)
+        if source:
+            return DifferingPhoto(photo.path, photo.label, photo.sha256, photo.answers, source)
     return photo

@@ -30,7 +30,6 @@ from ikebana.reports.palette import (
     SPLIT_COLOURS,
     WRONG_COLOUR,
 )
-from ikebana.reports.panel import format_share
 from ikebana.reports.sheet import (
     DPI,
     MARGIN,
@@ -45,6 +44,7 @@ from ikebana.reports.sheet import (
     spread,
     to_printable,
 )
+from ikebana.system.percentages import format_confidence
 
 # With more classes, slices are thin and the bars say the same.
 MAX_PIE_CLASSES = 8
@@ -220,7 +220,7 @@ def make_worst_pairs(confusion: np.ndarray, classes: Sequence[str]) -> Axes:
     sheet = make_sheet(width, top + pitch * len(drawn) + MARGIN, "Most frequent confusions", subtitle, labels)
     left = MARGIN + max((measure_width(label, 9.5) for label in labels), default=0) + 0.14
     texts = [
-        f"{photos:,} of {supports[true]:,} ({format_share(photos / max(supports[true], 1))})"
+        f"{photos:,} of {supports[true]:,} ({format_confidence(photos / max(supports[true], 1))})"
         for true, _, photos in drawn
     ]
     room = width - MARGIN - left - max((measure_width(text, 9) for text in texts), default=0) - 0.1
@@ -250,7 +250,7 @@ def _draw_cells(sheet: Axes, confusion: np.ndarray, corner: tuple[float, float],
         x, y, share = left + (column + 0.5) * cell, top + (row + 0.5) * cell, shares[row, column]
         print_text(sheet, (x, y - 0.07 * has_share), f"{confusion[row, column]:,.0f}", digits, ha="center")
         if has_share:
-            print_text(sheet, (x, y + 0.13), format_share(share), 7.5, ha="center")
+            print_text(sheet, (x, y + 0.13), format_confidence(share), 7.5, ha="center")
     return largest
 
 

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 
 from ikebana.reports.palette import GREY, GRID
 from ikebana.reports.sheet import draw_line, print_text, spread
-from ikebana.system.percentages import format_confidence
 
 # Between the lines of text beside a chart, in inches.
 LINE_HEIGHT = 0.19
@@ -86,11 +85,6 @@ class Panel:
         places = spread(wanted, LINE_HEIGHT, top, bottom)
         for (name, (_, colour)), y in zip(ends.items(), places, strict=True):
             print_text(self.sheet, (right + 0.1, float(y)), name, 9, colour)
-
-
-def format_share(share: float) -> str:
-    """Return a share in whole percent; <1% or >99% instead of none or all."""
-    return format_confidence(share)
 
 
 def format_percent(share: float) -> str:
