@@ -260,8 +260,11 @@ def test_photos_per_class_are_training_photos():
 def test_a_real_sweep_compares_two_recipes_on_two_splits(drawn, tmp_path):
     small = {"batch_size": 16, "epochs": 1, "precision": "float32", "image_size": 48}
     recipes = [ikebana.RECIPES["baseline"], RECIPES["augmented"]]
-    result = ikebana.sweep(drawn(10), recipes, split_seeds=2, out=tmp_path / "sweep", **small)
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'ikebana[tensorboard]'")
+    result = ikebana.sweep(drawn(10), recipes, split_seeds=2, out=tmp_path / "sweep", log="tensorboard", **small)
     assert not result.failures
+    # Each run has a log of its own.
+    assert len(list((tmp_path / "sweep").glob("*/tensorboard/events.*"))) == 4
     assert result.comparison is not None
     (pair,) = result.comparison.pairs
     assert (pair.first, pair.second, len(pair.by_split)) == ("baseline", "augmented", 2)

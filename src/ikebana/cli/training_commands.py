@@ -10,6 +10,7 @@ from ikebana.cli.options import RecipeName, RecipeOptions, parse_options
 from ikebana.errors import UsageError
 from ikebana.system import progress
 
+Log = Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Parameter(negative=(), show_default=False)]
 Advise = Annotated[
     bool, Parameter(negative=(), help="also recommend how much of a network to train on these photos, and the command")
 ]
@@ -71,7 +72,7 @@ def fit(
     device: Device = "auto",
     robustness: Switch = False,
     watch: Switch = False,
-    log: Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Parameter(negative=(), show_default=False)] = (),
+    log: Log = (),
     options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
@@ -205,6 +206,8 @@ def sweep(
     out: Path | None = None,
     minutes: float | None = None,
     device: Device = "auto",
+    watch: Switch = False,
+    log: Log = (),
     options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
     output: Output = DEFAULT_OUTPUT,
 ) -> int:
@@ -226,6 +229,10 @@ def sweep(
         The folder to write, with one run folder each, sweep.json and comparison.html. Default: runs/sweep-<short hash>.
     minutes
         Train as many rounds of one run per recipe as are expected to fit, and leave out recipes that do not fit.
+    watch
+        Show the current run on a web page. Its address is printed; it works on this machine only.
+    log
+        Also log recipe, epochs and scores of each run to TensorBoard or MLflow; repeat it for both.
     """
     output.apply()
     progress.show_loading()
@@ -233,9 +240,8 @@ def sweep(
 
     given = parse_options(options)
     names = [name.strip() for name in recipes.split(",") if name.strip()]
-    result = sweep(
-        photos, names, seeds=seeds, split_seeds=split_seeds, out=out, minutes=minutes, device=device, **given
-    )
+    given |= {"device": device, "watch": watch, "log": log}
+    result = sweep(photos, names, seeds=seeds, split_seeds=split_seeds, out=out, minutes=minutes, **given)
     progress.event("done", out=str(result.folder), failures=len(result.failures))
     progress.result(str(result.folder))
     return EXIT_REFUSED if result.failures else EXIT_DONE

@@ -23,6 +23,7 @@ from ikebana.runs.run import Run
 from ikebana.runs.run_writer import DEFAULT_RUNS_FOLDER
 from ikebana.system import progress
 from ikebana.system.files import resolve_output_path, write_json
+from ikebana.tracking.follow import followed
 
 DEFAULT_RECIPES = ("quick", "good")
 PAGE, RESULT_FILE = "comparison.html", "sweep.json"
@@ -70,6 +71,7 @@ class PlannedRun:
     recipe: Recipe
 
 
+@followed
 def sweep(
     photos: PhotoSource,
     recipes: Sequence[str | Path | Recipe] = DEFAULT_RECIPES,
@@ -79,6 +81,8 @@ def sweep(
     out: str | Path | None = None,
     minutes: float | None = None,
     device: str = "auto",
+    watch: bool = False,
+    log: str | Sequence[str] = (),
     **options: Unpack[FitOptions],
 ) -> Sweep:
     """Train every recipe with several seeds on several splits, and compare the recipes.
@@ -92,7 +96,7 @@ def sweep(
         split_seeds: number of splits, with split seeds from 0.
         out: the folder to create; default: `runs/sweep-<short hash>`.
         minutes: train as many rounds of one run per recipe as are expected to fit.
-        device: as for `fit`.
+        device, watch, log: as for `fit`; page and logs follow one run after the other.
         options: changes to every recipe.
     Raises:
         RecipeError: there is no recipe, seed or split, or nothing fits into the minutes.
