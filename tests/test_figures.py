@@ -246,8 +246,9 @@ def test_notes_below_the_curves_are_readable():
 @pytest.mark.parametrize("count", [0, 1, 2, 9, 14])
 def test_curves_of_several_runs_are_readable(count):
     runs = {name: make_epochs(3 + index) for index, name in enumerate(make_names(count))}
-    assert_readable(curves.make_overlaid_curves(runs))
-    assert_readable(curves.make_overlaid_curves(dict.fromkeys(runs, HARD_EPOCHS["nothing is a number"])))
+    for kind in curves.HEADINGS:
+        assert_readable(curves.make_overlaid_curves(runs, kind))
+        assert_readable(curves.make_overlaid_curves(dict.fromkeys(runs, HARD_EPOCHS["nothing is a number"]), kind))
 
 
 def test_labels_that_are_moved_apart_keep_their_order_distance_and_limits():

@@ -36,7 +36,7 @@ def make_sheets() -> dict[str, Axes]:
         "confusion": figures.make_confusion_matrix(make_confusion(5), HOSTILE),
         "pairs": figures.make_worst_pairs(np.arange(25).reshape(5, 5), HOSTILE),
         "curves": curves.make_curves(make_epochs(5), curves.compute_interval(make_epochs(5), 40), note="a & b"),
-        "overlaid": curves.make_overlaid_curves(dict.fromkeys(HOSTILE, make_epochs(4))),
+        "overlaid": curves.make_overlaid_curves(dict.fromkeys(HOSTILE, make_epochs(4)), "loss"),
         "reliability": run_charts.make_reliability(probabilities, labels),
         "risk": run_charts.make_risk_coverage(trace_curve(probabilities, labels), 0.6),
         "learning": run_charts.make_learning_curves(learning),

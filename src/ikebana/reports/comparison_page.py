@@ -161,16 +161,21 @@ def render_comparison(comparison: Comparison, contestants: Contestants) -> str:
     )
 
 
-def _draw_curves(contestants: Contestants) -> Markup | None:
-    """Draw the curves of each first run that has more than one epoch."""
+def _draw_curves(contestants: Contestants) -> dict[str, Markup]:
+    """Draw loss and accuracy of each first run that has more than one epoch; empty without such runs."""
     runs = {name: _read_epochs(members[0].run) for name, members in contestants.items()}
     trained = {name: epochs for name, epochs in runs.items() if len(epochs) > 1}
     if not trained:
-        return None
+        return {}
     # matplotlib takes half a second to load.
     from ikebana.reports import curves, sheet
 
-    return Markup(sheet.to_svg(curves.make_overlaid_curves(trained), f"Curves of {', '.join(trained)}"))
+    return {
+        kind: Markup(
+            sheet.to_svg(curves.make_overlaid_curves(trained, kind), f"Validation {kind} of {', '.join(trained)}")
+        )
+        for kind in curves.HEADINGS
+    }
 
 
 def _read_epochs(run: Run) -> list[dict[str, Any]]:

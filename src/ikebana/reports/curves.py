@@ -22,6 +22,8 @@ LEFT_EDGES, TOP = (MARGIN + 0.6, 6.4), 1.5
 HEADINGS = {"loss": "Loss (lower is better)", "accuracy": "Accuracy (higher is better)"}
 # Of a run beside its line, in inches.
 MAX_NAME_WIDTH = 1.7
+# Of the sheet of several runs, and the top of its chart, in inches.
+OVERLAID_WIDTH, OVERLAID_TOP = 6.4, 1.25
 # With more validation photos than this, the accuracy's interval is narrower than its changes.
 MAX_BAND_PHOTOS = 200
 NOTE_HEIGHT = 0.19
@@ -62,30 +64,32 @@ def make_curves(
     return sheet
 
 
-def make_overlaid_curves(runs: Mapping[str, Epochs]) -> Axes:
-    """Make the chart of several runs: validation loss and accuracy per epoch.
+def make_overlaid_curves(runs: Mapping[str, Epochs], kind: str) -> Axes:
+    """Make the chart of several runs: their validation loss or accuracy per epoch.
 
     Args:
         runs: epochs by the name of the run.
+        kind: "loss" or "accuracy". Each has a sheet of its own, so that both fit a narrow screen.
     """
     drawn = {name: epochs for name, epochs in runs.items() if epochs}
     labels = fit_labels(list(drawn), 9, MAX_NAME_WIDTH)
     subtitle = "validation photos, one line per run" if drawn else "no epochs"
     if left_out := len(drawn) - len(SERIES_COLOURS):
         subtitle += f"; {left_out} further runs are left out" if left_out > 0 else ""
-    sheet = make_sheet(13.0, 4.45, "Training curves", subtitle, labels)
-    for left, kind in zip((LEFT_EDGES[0], 7.35), HEADINGS, strict=True) if drawn else ():
-        lines = {
-            label: (epochs, _read(epochs, f"val_{kind}"), colour)
-            for label, epochs, colour in zip(labels, drawn.values(), SERIES_COLOURS, strict=False)
-        }
-        known = [value for _, line, _ in lines.values() for value in line[np.isfinite(line)]]
-        numbers = [number for epochs, _, _ in lines.values() for number in _read(epochs, "epoch")]
-        panel = _make_panel(sheet, left, kind, np.array(numbers), known)
-        for epochs, line, colour in lines.values():
-            panel.draw_series(_read(epochs, "epoch"), line, colour)
-        ends = {label: (line[np.isfinite(line)], colour) for label, (_, line, colour) in lines.items()}
-        panel.label_ends({label: (float(line[-1]), colour) for label, (line, colour) in ends.items() if len(line)})
+    sheet = make_sheet(OVERLAID_WIDTH, 4.2, HEADINGS[kind], subtitle, labels)
+    if not drawn:
+        return sheet
+    lines = {
+        label: (_read(epochs, "epoch"), _read(epochs, f"val_{kind}"), colour)
+        for label, epochs, colour in zip(labels, drawn.values(), SERIES_COLOURS, strict=False)
+    }
+    known = [value for _, line, _ in lines.values() for value in line[np.isfinite(line)]]
+    numbers = np.concatenate([numbers for numbers, _, _ in lines.values()])
+    panel = _make_panel(sheet, (LEFT_EDGES[0], OVERLAID_TOP), kind, numbers, known)
+    for of_run, line, colour in lines.values():
+        panel.draw_series(of_run, line, colour)
+    ends = {label: (line[np.isfinite(line)], colour) for label, (_, line, colour) in lines.items()}
+    panel.label_ends({label: (float(line[-1]), colour) for label, (line, colour) in ends.items() if len(line)})
     return sheet
 
 
@@ -130,7 +134,8 @@ def _draw_panel(
     numbers = _read(epochs, "epoch")
     known = [value for line in lines.values() for value in line[np.isfinite(line)]]
     band = interval if kind == "accuracy" and interval is not None else np.empty((0, 2))
-    panel = _make_panel(sheet, left, kind, numbers, [*known, *band[np.isfinite(band)]])
+    panel = _make_panel(sheet, (left, TOP), kind, numbers, [*known, *band[np.isfinite(band)]])
+    print_text(sheet, (left - 0.6, TOP - 0.38), HEADINGS[kind], 10)
     if len(band):
         panel.fill_band(numbers, band[:, 0], band[:, 1], SPLIT_COLOURS["validation"])
         print_text(sheet, (left + CHART_SIZE[0], TOP - 0.38), "band: 95% interval", 8, GREY, ha="right")
@@ -151,20 +156,21 @@ def _draw_panel(
             break
 
 
-def _make_panel(sheet: Axes, left: float, kind: str, numbers: np.ndarray, values: Sequence[float]) -> Panel:
-    """Make the panel of losses or accuracies per epoch, with its ticks."""
+def _make_panel(
+    sheet: Axes, corner: tuple[float, float], kind: str, numbers: np.ndarray, values: Sequence[float]
+) -> Panel:
+    """Make the panel of losses or accuracies per epoch, with its ticks, from its top left corner."""
     known = list(values) or [0.0, 1.0]
     ticks = choose_ticks(min(known), max(known), 5, outside=True)
     ticks = [tick for tick in ticks if kind == "loss" or tick < max(1, *known) + 1e-9]
     padding = 0 if numbers.max() > numbers.min() else 1
-    width, height = CHART_SIZE
+    (left, top), (width, height) = corner, CHART_SIZE
     panel = Panel(
         sheet,
-        (left, left + width, TOP, TOP + height),
+        (left, left + width, top, top + height),
         (float(numbers.min()) - padding, float(numbers.max()) + padding),
         (min(ticks[0], *known), max(ticks[-1], *known)),
     )
-    print_text(sheet, (left - 0.6, TOP - 0.38), HEADINGS[kind], 10)
     panel.draw_y_ticks(ticks, format_percent if kind == "accuracy" else "{:.6g}".format)
     x_ticks = choose_ticks(float(numbers.min()), float(numbers.max()), 6, only_integers=True)
     panel.draw_x_ticks(x_ticks, "{:.0f}".format, "epoch")
