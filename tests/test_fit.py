@@ -18,7 +18,7 @@ import ikebana
 from ikebana import recipes
 from ikebana.demo_data import paper_flowers
 from ikebana.errors import PhotosError
-from ikebana.inference import prediction_table
+from ikebana.inference import table_formats
 from ikebana.learning.training import loop
 from ikebana.recipe import recipe_from_json
 
@@ -171,7 +171,7 @@ def test_predicting_gives_one_row_per_path_with_the_probabilities_of_the_run(run
     done = run_command("predict", run.folder, photos, "--out", out)
     assert done.returncode == 0, done.stderr
     table = pl.read_csv(out, infer_schema_length=None)
-    assert table.columns == [*prediction_table.FIXED_COLUMNS, *(f"p:{name}" for name in run.classes)]
+    assert table.columns == [*table_formats.FIXED_COLUMNS, *(f"p:{name}" for name in run.classes)]
     assert table.height == run.dataset.height
     relative = table.with_columns(path=pl.col("path").str.strip_prefix(f"{photos}/"))
     both = run.predictions.join(relative, on="path", suffix="_said")

@@ -24,7 +24,7 @@ from ikebana.commands import predict as predict_command
 from ikebana.data import unlabelled
 from ikebana.errors import MachineError, ModelError, PhotosError, RecipeError, RunError
 from ikebana.evaluation.candidate_sets import CandidateRule
-from ikebana.inference import classifier, prediction_table, sorting
+from ikebana.inference import classifier, sorting, table_formats
 from ikebana.inference.prediction_table import Table
 
 
@@ -388,9 +388,9 @@ def test_a_misspelt_flag_is_wrong_usage_and_not_a_photo():
 
 def test_probabilities_are_read_back_to_the_stored_precision():
     table = ikebana.Prediction("a.jpg", "x", 1 / 3, {"x": 1 / 3, "y": 2 / 3}, familiarity=0.25)
-    row = prediction_table.to_row(table, ("x", "y"))
+    row = table_formats.to_row(table, ("x", "y"))
     assert row == ["a.jpg", "x", 0.333333, "ok", [], 0.25, 0.333333, 0.666667]
-    assert prediction_table.format_row(row) == ["a.jpg", "x", "0.333333", "ok", "", "0.250000", "0.333333", "0.666667"]
+    assert table_formats.format_row(row) == ["a.jpg", "x", "0.333333", "ok", "", "0.250000", "0.333333", "0.666667"]
     assert np.isclose(sum(row[6:]), 1)
 
 
@@ -404,7 +404,7 @@ def split_names(text):
 
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1), max_size=4))
 def test_joined_names_of_candidates_can_be_split_again(names):
-    assert split_names(prediction_table.join_candidates(names)) == names
+    assert split_names(table_formats.join_candidates(names)) == names
 
 
 def test_each_kind_of_table_has_the_same_candidates(paper_classifier, photos, tmp_path):

@@ -13,7 +13,7 @@ from support.server import BLUE, GREY, RED, BrightestChannelClassifier, encode_s
 from ikebana.evaluation.familiarity import Projection
 from ikebana.inference.neighbours import NeighbourIndex
 from ikebana.inference.prediction import to_prediction
-from ikebana.inference.prediction_table import format_row, get_column_names, to_row
+from ikebana.inference.table_formats import format_row, get_column_names, to_row
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from ikebana.errors import ModelError, PhotosError, RunError, UnreadablePhoto, U
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.evaluation.candidate_sets import NO_CANDIDATES_MESSAGE
 from ikebana.evaluation.drift import FamiliarityCounts
-from ikebana.inference import classifier, photo_input, prediction_table
+from ikebana.inference import classifier, photo_input, prediction_table, table_formats
 from ikebana.inference.classifier import BATCH_PHOTOS, Classifier, ModelFile
 from ikebana.inference.photo_input import NamedPhoto, Photo
 from ikebana.inference.prediction import NOT_SURE, UNKNOWN, Prediction
@@ -111,7 +111,7 @@ def predict(
     table_path = prediction_table.resolve_table_path(Path(out)) if out is not None else None
     predictions: list[Prediction] = []
     opened_model = open_model(model)
-    paths, items = _separate_paths(photos)
+    paths, items = separate_paths(photos)
     search = None
     if items is None:
         paths = resolve_run_paths(opened_model, paths) if isinstance(photos, str | os.PathLike) else paths
@@ -126,11 +126,11 @@ def predict(
             rows.add(predictions)
             rows.finish()
     ignored = len(search.ignored_paths) if search is not None else 0
-    _report(counts, ignored, model_classifier)
+    report(counts, ignored, model_classifier)
     return predictions
 
 
-def _separate_paths(
+def separate_paths(
     photos: Photo | Frame | Iterable[Photo | NamedPhoto],
 ) -> tuple[list[str | Path], Iterable[Photo | NamedPhoto] | None]:
     """Separate photos that are all paths from photos in memory.
@@ -165,7 +165,7 @@ def _predict_in_memory(
             counts.add(prediction)
             predictions.append(prediction)
             bar.advance(1)
-    _require_usable(counts)
+    require_usable(counts)
     return counts
 
 
@@ -202,11 +202,11 @@ def predict_to_table(
     with open_classifier(opened_model) as (model_classifier, identity):
         sorter = Sorter(sort_into, model_classifier.classes, link) if sort_into is not None else None
         if out is None:
-            _print([prediction_table.get_column_names(model_classifier.classes)])
+            _print([table_formats.get_column_names(model_classifier.classes)])
             counts = _predict_all(model_classifier, search, partial(_print_rows, model_classifier.classes), sorter)
         else:
             counts = _predict_to_file(model_classifier, identity, search, out, sorter)
-    _report(counts, len(search.ignored_paths), model_classifier)
+    report(counts, len(search.ignored_paths), model_classifier)
 
 
 def _predict_to_file(
@@ -231,7 +231,7 @@ def _summarise(counts: Counts, ignored: int, model_classifier: Classifier) -> st
     return summary if model_classifier.candidate_rule is not None else f"{summary}\n{NO_CANDIDATES_MESSAGE}"
 
 
-def _report(counts: Counts, ignored: int, model_classifier: Classifier) -> None:
+def report(counts: Counts, ignored: int, model_classifier: Classifier) -> None:
     """Report the counts, and whether the photos differ from the training photos."""
     progress.message(_summarise(counts, ignored, model_classifier))
     drift = counts.familiarity.compare(model_classifier.familiarity_photos)
@@ -286,11 +286,11 @@ def _predict_all(
                     sorter.put(prediction, photo.file)
             receive([prediction for prediction, _ in chunk])
             bar.advance(len(chunk))
-    _require_usable(counts)
+    require_usable(counts)
     return counts
 
 
-def _require_usable(counts: Counts) -> None:
+def require_usable(counts: Counts) -> None:
     if not counts.predicted + counts.resumed:
         reason = f"none of {counts.unusable} paths is usable; the first: " if counts.unusable else "no photos found"
         raise PhotosError("".join([reason, *counts.reasons[:1]]), advice="paths of photos, or of folders with photos")
@@ -338,7 +338,7 @@ def open_classifier(opened_model: Classifier | Run) -> Iterator[tuple[Classifier
 
 
 def _print_rows(classes: Sequence[str], predictions: Sequence[Prediction]) -> None:
-    _print([prediction_table.format_row(prediction_table.to_row(prediction, classes)) for prediction in predictions])
+    _print([table_formats.format_row(table_formats.to_row(prediction, classes)) for prediction in predictions])
 
 
 def _print(rows: Iterable[Sequence[str]]) -> None:

@@ -6,7 +6,6 @@ last call are therefore the table, in the order of its photos. Only a complete t
 rename; then the part is deleted. The memory needed is 16 bytes per prediction that exists.
 """
 
-import csv
 import heapq
 import json
 import os
@@ -22,43 +21,16 @@ from typing import IO, Any, Self
 import numpy as np
 
 from ikebana.errors import MachineError, RecipeError
+from ikebana.inference import table_formats
 from ikebana.inference.prediction import Prediction
+from ikebana.inference.table_formats import FIXED_COLUMNS, TABLE_SUFFIXES, to_row
 from ikebana.system import progress
 from ikebana.system.files import atomic_write, resolve_output_path, write_error
 
-TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
-# A millionth is less than the difference between two processors.
-PROBABILITY_DECIMALS = 6
 # A part of another version is discarded.
 PART_FORMAT_VERSION = 4
-# The columns before those of the probabilities.
-FIXED_COLUMNS = ("path", "label", "confidence", "status", "candidates", "familiarity")
-# Between two candidates in a CSV; in their names, `\` precedes `;` and `\`.
-CANDIDATE_SEPARATOR = "; "
 # Replaces the digest if `find_existing` did not look up the photo: no call can resume from its row.
 NO_DIGEST = 0
-
-
-def get_column_names(classes: Sequence[str]) -> list[str]:
-    """List the table's columns."""
-    return [*FIXED_COLUMNS, *(f"p:{name}" for name in classes)]
-
-
-def to_row(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
-    """Make the row of a prediction; unknown values are None."""
-    numbers = [
-        round(prediction.probabilities[name], PROBABILITY_DECIMALS) if prediction.is_usable else None
-        for name in classes
-    ]
-    confidence = round(prediction.confidence, PROBABILITY_DECIMALS) if prediction.is_usable else None
-    familiarity = None if prediction.familiarity is None else round(prediction.familiarity, PROBABILITY_DECIMALS)
-    candidates = list(prediction.candidates)
-    return [prediction.path, prediction.label, confidence, prediction.status, candidates, familiarity, *numbers]
-
-
-def join_candidates(names: Sequence[str]) -> str:
-    """Join class names to one text, such as `tulip; rose`."""
-    return CANDIDATE_SEPARATOR.join(name.replace("\\", "\\\\").replace(";", "\\;") for name in names)
 
 
 def resolve_table_path(out: Path) -> Path:
@@ -71,7 +43,8 @@ def resolve_table_path(out: Path) -> Path:
     path = resolve_output_path(out)
     if path.suffix.lower() not in TABLE_SUFFIXES or path.is_dir():
         raise RecipeError(
-            f"{out} is not a supported table file", advice=f"a name that ends in {', '.join(TABLE_SUFFIXES)}"
+            f"{out} is not a supported table file",
+            advice=f"a name that ends in {', '.join(TABLE_SUFFIXES)}; or the name of a folder, {out}/, for shards",
         )
     return path
 
@@ -192,10 +165,9 @@ class Table:
 
     def finish(self) -> None:
         """Write the table from the rows and delete the part."""
-        write = {".csv": self._to_csv, ".jsonl": self._to_jsonl, ".parquet": self._to_parquet}[self.out.suffix.lower()]
         self._write("", flush=True)
         with atomic_write(self.out) as partial_file:
-            write(partial_file)
+            table_formats.write_table(partial_file, self.out.suffix, self.classes, self._rows())
         if os.name == "nt":  # Windows cannot delete open files; elsewhere the lock is held until the end
             self.open_files.close()
         with suppress(OSError):
@@ -217,51 +189,6 @@ class Table:
             # Of equal keys heapq.merge yields the first iterable's item first.
             for _, row in heapq.merge(old_rows, new_rows, key=itemgetter(0)):
                 yield row
-
-    def _to_csv(self, file: Path) -> None:
-        with file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(get_column_names(self.classes))
-            writer.writerows(map(format_row, self._rows()))
-
-    def _to_jsonl(self, file: Path) -> None:
-        with file.open("w", encoding="utf-8") as stream:
-            for fields in self._rows():
-                row: dict[str, Any] = dict(zip(FIXED_COLUMNS, fields, strict=False))
-                row["probabilities"] = dict(zip(self.classes, fields[len(FIXED_COLUMNS) :], strict=True))
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def _to_parquet(self, file: Path) -> None:
-        """Write with polars, which streams the rows."""
-        import polars as pl
-
-        names = get_column_names(self.classes)
-        schema = {
-            **dict.fromkeys(names, pl.Float64),
-            **dict.fromkeys(("path", "label", "status"), pl.String),
-            "candidates": pl.List(pl.String),
-        }
-        flat = file.with_name(f"{file.name}.flat")
-        try:
-            with flat.open("w", encoding="utf-8") as stream:
-                for row in self._rows():
-                    stream.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n")
-            pl.scan_ndjson(flat, schema=schema).sink_parquet(file)
-        finally:
-            flat.unlink(missing_ok=True)
-
-
-def format_row(row: Sequence[Any]) -> list[str]:
-    """Format a row for CSV: probabilities with a fixed number of decimals, None as ""."""
-    return [_format_value(value) for value in row]
-
-
-def _format_value(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return join_candidates(value)
-    return f"{value:.{PROBABILITY_DECIMALS}f}" if isinstance(value, float) else str(value)
 
 
 def _read_row(part: IO[bytes], offset: int) -> list[Any]:

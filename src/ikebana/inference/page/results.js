@@ -37,7 +37,7 @@ export function toTable(cards, classes) {
 }
 
 const formatNumber = (value) => (value === null || value === undefined ? "" : value.toFixed(PROBABILITY_DECIMALS));
-// As inference/prediction_table.py does.
+// As inference/table_formats.py does.
 const joinCandidates = (names) => names.map((name) => name.replaceAll("\\", "\\\\").replaceAll(";", "\\;")).join("; ");
 const quote = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
 
