@@ -9,7 +9,7 @@ The graph does all the rest up to calibrated probabilities, so nothing here can 
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from ikebana.errors import ModelError, PhotosError, RecipeError, UnreadablePhoto
 from ikebana.evaluation import candidate_sets
 from ikebana.evaluation.candidate_sets import CandidateRule
 from ikebana.inference import model_file, neighbours, open_files, photo_input, prediction, runtime
+from ikebana.inference.model_metadata import find_metadata_error
 from ikebana.inference.neighbours import DEFAULT_COUNT, Neighbour, NeighbourIndex
 from ikebana.inference.open_files import BinaryFile
 from ikebana.inference.photo_input import NamedPhoto, Photo
@@ -58,6 +59,14 @@ class ForwardResult(NamedTuple):
             yield probabilities, None if self.familiarity is None else float(self.familiarity[index])
 
 
+class ModelSource(NamedTuple):
+    """What a classifier was loaded from, so that another process can load it too."""
+
+    data: bytes
+    where: str | Path | None
+    threads: int | None
+
+
 @dataclass(frozen=True, eq=False)
 class Classifier:
     """An exported classifier; threads may share one.
@@ -85,6 +94,8 @@ class Classifier:
     familiarity_photos: int | None = None
     # The training photos; None if the file was exported without them.
     neighbour_index: NeighbourIndex | None = None
+    # The model file; None for the network of a run.
+    source: ModelSource | None = None
 
     @overload
     def predict(self, photos: Photo) -> Prediction: ...
@@ -163,6 +174,20 @@ class Classifier:
             familiarity_threshold=self.familiarity_threshold,
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Describe how another process makes the same classifier: from the bytes of the model file.
+
+        Raises:
+            ModelError: it is the classifier of a run, which has no model file.
+        """
+        if self.source is None:
+            raise ModelError(
+                "the classifier of a run cannot be sent to another process",
+                advice="export it: ikebana.export(run, 'flowers.onnx') returns one that can",
+            )
+        changed = {name: getattr(self, name) for name in COPIED_FIELDS}
+        return _restore, (self.source, changed)
+
     def __repr__(self) -> str:
         scores = self.metadata.get("scores") or {}
         accuracy, owner = scores.get("accuracy"), " of the scored network" if scores.get("note") else ""
@@ -173,6 +198,15 @@ class Classifier:
         from ikebana.inference.views import render_classifier
 
         return render_classifier(self)
+
+
+# What a caller may have replaced in a classifier, such as its threshold.
+COPIED_FIELDS = ("threshold", "metadata", "candidate_rule", "familiarity_threshold", "familiarity_photos")
+
+
+def _restore(source: ModelSource, changed: dict[str, Any]) -> Classifier:
+    """Load a classifier in another process."""
+    return replace(from_bytes(source.data, source.where, threads=source.threads), **changed)
 
 
 def load(file: ModelFile, *, threads: int | None = None) -> Classifier:
@@ -212,7 +246,7 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
         ModelError: the bytes are damaged, foreign or too new.
     """
     metadata = model_file.read_metadata(data, where)
-    _raise_if_inconsistent(_find_metadata_error(metadata), where)
+    _raise_if_inconsistent(find_metadata_error(metadata), where)
     session, classes = _create_session(data, where, threads), tuple(metadata["classes"])
     try:
         index = neighbours.from_metadata(metadata.pop("neighbours", None), classes)
@@ -240,6 +274,7 @@ def from_bytes(data: bytes, where: str | Path | None = None, *, threads: int | N
         familiarity_threshold=unknown_threshold,
         familiarity_photos=of_familiarity.get("photos"),
         neighbour_index=index,
+        source=ModelSource(data, where, threads),
     )
 
 
@@ -283,44 +318,6 @@ def _raise_if_inconsistent(problem: str | None, where: str | Path | None) -> Non
     if problem is not None:
         advice = "export it again with `ikebana export`"
         raise ModelError(f"this model file is inconsistent: {problem}", where=where, advice=advice)
-
-
-def _find_metadata_error(metadata: Mapping[str, Any]) -> str | None:
-    """Describe what is invalid in the metadata; None if they are valid."""
-    classes, image_size, resize = (metadata.get(name) for name in ("classes", "image_size", "resize"))
-    threshold = metadata.get("threshold")
-    if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) and name for name in classes):
-        return "the classes are not a list of names"
-    if len(set(classes)) != len(classes):
-        return "a class is listed twice"
-    if type(image_size) is not int or not 1 <= image_size <= 4096:
-        return "the image size is not an integer from 1 to 4096"
-    if resize not in ("squash", "crop"):
-        return "the resize method is unknown"
-    if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
-        return "the threshold is not a probability"
-    return _find_candidate_error(metadata.get("candidates")) or _find_familiarity_error(metadata.get("familiarity"))
-
-
-def _find_familiarity_error(values: Any) -> str | None:
-    if values is None:
-        return None
-    if not isinstance(values, dict):
-        return "the entry about familiarity is not an object"
-    threshold, photos = values.get("threshold"), values.get("photos")
-    if photos is not None and (type(photos) is not int or photos < 1):
-        return "the number of photos for familiarity is not a count"
-    if isinstance(threshold, int | float) and type(threshold) is not bool and 0 <= threshold <= 1:
-        return None
-    return "the threshold of familiarity is not a share"
-
-
-def _find_candidate_error(values: Any) -> str | None:
-    try:
-        candidate_sets.from_json(values)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def _find_graph_error(session: Any, classes: int, names: list[str]) -> str | None:
