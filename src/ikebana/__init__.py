@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ikebana.commands.export import export, export_web
     from ikebana.commands.fit import fit, resume
     from ikebana.commands.predict import predict
+    from ikebana.commands.predict_shards import join_shards, plan_shards, predict_shard
     from ikebana.commands.report import report
     from ikebana.commands.serve import serve
     from ikebana.commands.sweep import Sweep, sweep
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from ikebana.explanation.explanation import Explanation
     from ikebana.inference.classifier import Classifier, load
     from ikebana.inference.prediction import Prediction
+    from ikebana.inference.shard_plan import ShardPlan
     from ikebana.learning.plan import Plan, training
     from ikebana.learning.training.checkpoint import Epoch
     from ikebana.recipe import AdamW, Augmentation, FineTune, FrozenBackbone, LinearProbe, Recipe, Scratch
@@ -60,6 +62,7 @@ _PUBLIC_NAMES = {
     "commands.export": ("export", "export_web"),
     "commands.fit": ("fit", "resume"),
     "commands.predict": ("predict",),
+    "commands.predict_shards": ("join_shards", "plan_shards", "predict_shard"),
     "commands.report": ("report",),
     "commands.serve": ("serve",),
     "commands.sweep": ("Sweep", "sweep"),
@@ -78,6 +81,7 @@ _PUBLIC_NAMES = {
     "explanation.explanation": ("Explanation",),
     "inference.classifier": ("Classifier", "load"),
     "inference.prediction": ("Prediction",),
+    "inference.shard_plan": ("ShardPlan",),
     "learning.plan": ("Plan", "training"),
     "learning.training.checkpoint": ("Epoch",),
     "recipe": ("AdamW", "Augmentation", "FineTune", "FrozenBackbone", "LinearProbe", "Recipe", "Scratch"),
@@ -113,6 +117,7 @@ __all__ = [
     "Run",
     "RunError",
     "Scratch",
+    "ShardPlan",
     "Sweep",
     "UnreadablePhoto",
     "__version__",
@@ -125,10 +130,13 @@ __all__ = [
     "export",
     "export_web",
     "fit",
+    "join_shards",
     "listen",
     "load",
     "open_run",
+    "plan_shards",
     "predict",
+    "predict_shard",
     "progress",
     "report",
     "resume",

@@ -21,10 +21,10 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 Switch = Annotated[bool, Parameter(negative=())]
-TRAINING, NETWORK, SPLIT, CONFIDENCE, SECURITY, LIMITS, OUTPUT = (
+TRAINING, NETWORK, SPLIT, CONFIDENCE, SECURITY, LIMITS, SHARDS, OUTPUT = (
     Group(name, sort_key=number)
     for number, name in enumerate(
-        ("Training", "Network and images", "Split", "Confidence", "Security", "Limits", "Output"), 1
+        ("Training", "Network and images", "Split", "Confidence", "Security", "Limits", "Shards", "Output"), 1
     )
 )
 Device = Annotated[

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from ikebana.cli.app import DEFAULT_OUTPUT, SECURITY, Output, Switch, app
 from ikebana.cli.options import LimitOptions
+from ikebana.cli.shard_options import DEFAULT_SHARDS, ShardFlags, is_folder
 from ikebana.errors import UsageError
 from ikebana.serving.limits import Limits
 from ikebana.system import progress
@@ -18,9 +19,10 @@ from ikebana.system import progress
 def predict(
     model: Path,
     *photos: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    out: Path | None = None,
+    out: str | None = None,
     copy_to: Path | None = None,
     link_to: Path | None = None,
+    shards: ShardFlags = DEFAULT_SHARDS,
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Classify new photos: one table row per photo.
@@ -34,14 +36,13 @@ def predict(
     photos
         Files, folders, globs or archives; - reads a list from standard input, one path per line.
     out
-        The table to write: .csv, .jsonl or .parquet. Default: CSV on standard output.
+        The table to write: .csv, .jsonl or .parquet; or DIR/, a folder for shards. Default: CSV on standard output.
     copy_to
         A folder: each photo is copied into a sub-folder named after its class.
     link_to
         The same with links instead of copies.
     """
     output.apply()
-    from ikebana.commands import predict as predict_command
 
     # `-` is standard input; any other argument with a leading hyphen is a misspelt flag.
     for photo in photos:
@@ -57,10 +58,21 @@ def predict(
         raise UsageError("--json needs --out: both would write to standard output", advice="--out predictions.jsonl")
     path_lines = sys.stdin if "-" in photos else None
     paths = [photo for photo in photos if photo != "-"]
-    predict_command.predict_to_table(model, paths, path_lines, out, copy_to or link_to, link=link_to is not None)
-    progress.event("done", out=str(out or ""))
+    if out is not None and is_folder(out):
+        if copy_to is not None or link_to is not None:
+            raise UsageError("--copy-to and --link-to need a table", advice="--out predictions.csv")
+        from ikebana.commands.predict_shards import predict_to_shards
+
+        predict_to_shards(model, paths, path_lines, Path(out), shards.to_options())
+    else:
+        shards.refuse_for_table()
+        from ikebana.commands.predict import predict_to_table
+
+        table = None if out is None else Path(out)
+        predict_to_table(model, paths, path_lines, table, copy_to or link_to, link=link_to is not None)
+    progress.event("done", out=out or "")
     if out is not None:
-        progress.result(str(out))
+        progress.result(out)
 
 
 @app.command(sort_key=7)

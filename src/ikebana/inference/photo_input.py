@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ikebana.data import decoding
+from ikebana.data.photo_file import read_photo_file
 from ikebana.errors import PhotosError, UnreadablePhoto, get_first_line
 from ikebana.inference import open_files
 from ikebana.inference.open_files import BinaryFile
@@ -106,15 +107,9 @@ def decode(photo: Any, image_size: int, resize: Resize) -> np.ndarray:
 
 def _decode_file(file: Path, image_size: int, resize: Resize) -> np.ndarray:
     try:
-        return decoding.decode(decoding.read_bytes(file), image_size, resize).pixels
+        return decoding.decode(read_photo_file(file), image_size, resize).pixels
     except UnreadablePhoto as error:
-        raise UnreadablePhoto(error.what, where=file) from None
-    except FileNotFoundError:
-        raise UnreadablePhoto("there is no such file", where=file) from None
-    except IsADirectoryError:
-        raise UnreadablePhoto("this is a folder", where=file, advice="ikebana.predict(model, folder)") from None
-    except (OSError, ValueError) as error:
-        raise UnreadablePhoto(f"unreadable: {getattr(error, 'strerror', None) or error}", where=file) from None
+        raise UnreadablePhoto(error.what, where=file, advice=error.advice) from None
 
 
 def _is_pair(photo: tuple[Any, ...]) -> bool:

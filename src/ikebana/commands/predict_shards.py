@@ -1,0 +1,321 @@
+"""Predictions in shards: `ikebana predict --out DIR/`, and the functions for engines such as Dask."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ikebana.commands import predict as predict_command
+from ikebana.commands.predict import Counts, Model, open_classifier, open_model
+from ikebana.commands.run_paths import resolve_run_paths
+from ikebana.data import unlabelled
+from ikebana.data.frame import Frame
+from ikebana.data.listing import STATUS_CHANGED
+from ikebana.data.unlabelled import UnlabelledPhotos
+from ikebana.errors import MachineError, ModelError, PhotosError, UsageError
+from ikebana.inference import classifier, prediction_table, shard_join, shard_plan
+from ikebana.inference.classifier import Classifier
+from ikebana.inference.prediction import NOT_SURE, STATUS_OK, UNKNOWN
+from ikebana.inference.shard_plan import DEFAULT_SHARD_PHOTOS, PlanHeader, ShardPlan
+from ikebana.inference.shards import UNUSABLE, ShardSummary, compute_shard
+from ikebana.runs.run import Run
+from ikebana.system import progress
+from ikebana.system.files import resolve_output_path
+
+# Sources of which the absolute path is none.
+ADDRESS_MARK = "://"
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """Flags of `predict` that only matter with shards."""
+
+    # (K, N): compute the K-th of N shares, from 1; None for all shards.
+    share: tuple[int, int] | None = None
+    # Photos per shard; None for those of the plan, or 1,000.
+    shard_photos: int | None = None
+    # List the photos again.
+    replan: bool = False
+    # A single table with all rows.
+    join: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.shard_photos is not None and self.shard_photos < 1:
+            raise UsageError(f"--shard-photos {self.shard_photos} is too small", advice=f"{DEFAULT_SHARD_PHOTOS}")
+        if self.share is not None and self.join is not None:
+            raise UsageError(
+                "--join needs all shards, and --shard computes a share of them",
+                advice="--join in a later call without --shard",
+            )
+        if self.share is not None and self.replan:
+            raise UsageError(
+                "--replan with --shard would list the photos once per share",
+                advice=f"remove {shard_plan.PLAN_FILE} from the folder before the shares start",
+            )
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """Parse "K/N", such as 1/8 to 8/8."""
+    first, _, second = text.partition("/")
+    if not (first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
+        raise UsageError(f"--shard {text} is not a share", advice="--shard 1/8 for the first of eight shares")
+    share, shares = int(first), int(second)
+    if not 1 <= share <= shares:
+        raise UsageError(f"--shard {text}: the shares are 1/{shares} to {shares}/{shares}", advice="count from 1")
+    return share, shares
+
+
+def predict_to_shards(
+    model: Model, photos: Sequence[str], path_lines: Iterator[str] | None, out: Path, options: ShardOptions
+) -> None:
+    """Predict any number of photos to shards; each call continues the earlier ones.
+
+    Args:
+        path_lines: more photos, one path per line.
+    Raises:
+        PhotosError: there is no usable photo, or the folder has the predictions of other photos.
+        ModelError, MachineError: the folder has the predictions of another model or by other versions.
+    """
+    table = prediction_table.resolve_table_path(options.join) if options.join is not None else None
+    folder = _resolve_folder(out)
+    opened_model = open_model(model)
+    lines = None if path_lines is None else [line.rstrip("\r\n") for line in path_lines]
+    with open_classifier(opened_model) as (model_classifier, identity):
+        plan = _prepare_plan(
+            (model_classifier, identity, _find_path(model)),
+            folder,
+            _describe_sources(photos, lines),
+            lambda: unlabelled.find_photos(
+                resolve_run_paths(opened_model, photos), None if lines is None else iter(lines), folder
+            ),
+            options,
+        )
+        try:
+            _predict_share(model_classifier, plan, options.share)
+            summary = _complete(model_classifier, plan)
+        except KeyboardInterrupt:
+            progress.message("interrupted; nothing was lost. Run the same command again to resume.")
+            raise
+        if summary is not None:
+            _report(model_classifier, plan, summary)
+    if table is not None:
+        shard_join.write_joined_table(plan, table)
+
+
+def _predict_share(model_classifier: Classifier, plan: ShardPlan, share: tuple[int, int] | None) -> None:
+    """Compute the missing shards of a share, every N-th of all."""
+    first, step = (share[0] - 1, share[1]) if share is not None else (0, 1)
+    numbers = plan.shards[first::step]
+    missing = plan.list_missing(numbers)
+    if len(missing) < len(numbers):
+        progress.message(f"{len(numbers) - len(missing)} of {len(numbers)} shards were predicted earlier")
+    if not missing:
+        return
+    shard_join.remove_success(plan)
+    with progress.stage("predict", sum(map(plan.count_photos, missing))) as bar:
+        for number in missing:
+            compute_shard(model_classifier, plan, number, bar.advance)
+
+
+def _complete(model_classifier: Classifier, plan: ShardPlan) -> ShardSummary | None:
+    """Check all shards and write `_SUCCESS.json`; None if other processes still compute some."""
+    missing = plan.list_missing()
+    progress.event("shards", complete=len(plan.names) - len(missing), total=len(plan.names))
+    if missing:
+        shard_join.remove_success(plan)
+        progress.message(
+            f"{len(missing)} of {len(plan.names)} shards are left to other processes. "
+            "Run the same command without --shard to compute what is missing then."
+        )
+        return None
+    summary = shard_join.check_shards(plan, partial(compute_shard, model_classifier, plan))
+    counts = _to_counts(summary)
+    predict_command.require_usable(counts)
+    shard_join.write_success(plan, summary)
+    return summary
+
+
+def _report(model_classifier: Classifier, plan: ShardPlan, summary: ShardSummary) -> None:
+    predict_command.report(_to_counts(summary), plan.ignored, model_classifier)
+    changed = summary.reasons[STATUS_CHANGED]
+    if changed:
+        progress.warn(f"{changed} photos changed since they were listed: --replan predicts them again")
+
+
+def _to_counts(summary: ShardSummary) -> Counts:
+    statuses = summary.statuses
+    return Counts(
+        sure=statuses[STATUS_OK],
+        unsure=statuses[NOT_SURE],
+        unknown=statuses[UNKNOWN],
+        unusable=statuses[UNUSABLE],
+        reasons=summary.examples,
+        familiarity=summary.familiarity,
+    )
+
+
+def _prepare_plan(
+    model: tuple[Classifier, str, str | None],
+    out: Path,
+    sources: str,
+    find_photos: Callable[[], UnlabelledPhotos],
+    options: ShardOptions,
+) -> ShardPlan:
+    """Open or write the plan, and check that this model computes it.
+
+    Args:
+        model: the classifier, what identifies it, and its path.
+    """
+    model_classifier, identity, path = model
+    rules = shard_plan.describe_rules(model_classifier)
+    header = PlanHeader(identity, model_classifier.classes, rules, sources, model_path=path)
+    plan = shard_plan.prepare_plan(out, header, find_photos, shard_photos=options.shard_photos, replan=options.replan)
+    plan.require(identity, model_classifier)
+    return plan
+
+
+def _resolve_folder(out: str | Path) -> Path:
+    """Return the absolute path of the folder for shards, which other processes get too."""
+    return Path(os.path.abspath(resolve_output_path(out)))
+
+
+def _describe_sources(photos: Iterable[str | Path], lines: Iterable[str] | None) -> str:
+    """Identify the photos that the user gave, as they are shown and where they are."""
+    texts = [str(photo) if ADDRESS_MARK in str(photo) else str(Path(photo)) for photo in photos]
+    places = [text if ADDRESS_MARK in text else os.path.abspath(os.path.expanduser(text)) for text in texts]
+    listed = None if lines is None else [os.getcwd(), *lines]
+    return hashlib.sha256(json.dumps([texts, places, listed]).encode()).hexdigest()
+
+
+def _find_path(model: Model | Classifier | Run) -> str | None:
+    """Find the path of a model for other processes; None without a file."""
+    if isinstance(model, Run):
+        return os.path.abspath(model.folder)
+    if isinstance(model, Classifier):
+        where = model.source and model.source.where
+        return None if where is None else os.path.abspath(os.path.expanduser(where))
+    return os.path.abspath(os.path.expanduser(os.fsdecode(model))) if isinstance(model, str | os.PathLike) else None
+
+
+def plan_shards(
+    model: Model,
+    photos: str | Path | Frame | Iterable[str | Path],
+    out: str | Path,
+    *,
+    shard_photos: int | None = None,
+    replan: bool = False,
+) -> ShardPlan:
+    """List photos and cut them into shards, which any process can predict.
+
+    Args:
+        model: a model file, or a run or its folder, at a path that all processes can read.
+        photos: files, folders, globs or archives, or a frame with a column `path`.
+        out: the folder for the plan and the shards. A plan that it has is used again.
+        shard_photos: photos per shard; by default 1,000.
+        replan: list the photos again.
+    Returns:
+        The plan, whose `shards` are the numbers for `predict_shard`.
+    Raises:
+        PhotosError: there are no photos, or the folder has the predictions of others.
+        ModelError, MachineError: the folder has the predictions of another model or by other versions.
+    """
+    paths, items = predict_command.separate_paths(photos)
+    if items is not None:
+        raise PhotosError("photos in memory cannot be predicted in shards", advice="their paths; or ikebana.predict")
+    folder = _resolve_folder(out)
+    opened_model = open_model(model)
+    is_list = not isinstance(photos, str | os.PathLike)
+    with open_classifier(opened_model) as (model_classifier, identity):
+        return _prepare_plan(
+            (model_classifier, identity, _find_path(model)),
+            folder,
+            _describe_sources(paths, None),
+            lambda: unlabelled.find_photos(
+                paths if is_list else resolve_run_paths(opened_model, paths),
+                excluded_folder=folder,
+                reports_errors=is_list,
+            ),
+            ShardOptions(shard_photos=shard_photos, replan=replan),
+        )
+
+
+def predict_shard(plan: ShardPlan | str | Path, number: int, *, model: Model | None = None) -> Path:
+    """Predict one shard, in any process on any machine that can read the photos.
+
+    Args:
+        plan: what `plan_shards` returned, or its folder.
+        number: one of `plan.shards`.
+        model: the same model; by default the file that the plan was made with.
+    Returns:
+        The Parquet file of the shard. One that exists is not computed again.
+    Raises:
+        ModelError, MachineError: the model or the version of a library differs from the plan.
+    """
+    plan = _to_plan(plan)
+    if number not in plan.shards:
+        raise UsageError(f"there is no shard {number}", where=plan.folder, advice=f"0 to {len(plan.names) - 1}")
+    if plan.list_missing([number]):
+        with _open_worker_model(plan, model) as (model_classifier, identity):
+            plan.require(identity, model_classifier)
+            compute_shard(model_classifier, plan, number)
+    return plan.get_path(number)
+
+
+def join_shards(plan: ShardPlan | str | Path, out: str | Path | None = None) -> Path:
+    """Check that all shards are complete, write `_SUCCESS.json`, and join them to one table.
+
+    Args:
+        plan: what `plan_shards` returned, or its folder.
+        out: a table, .csv, .jsonl or .parquet; None to leave the shards as they are.
+    Returns:
+        The table, or `_SUCCESS.json`.
+    Raises:
+        MachineError: a shard is missing or damaged.
+        PhotosError: no photo could be used.
+    """
+    table = prediction_table.resolve_table_path(Path(out)) if out is not None else None
+    plan = _to_plan(plan)
+    summary = shard_join.check_shards(plan)
+    predict_command.require_usable(_to_counts(summary))
+    file = shard_join.write_success(plan, summary)
+    if table is None:
+        return file
+    shard_join.write_joined_table(plan, table)
+    return table
+
+
+def _to_plan(plan: ShardPlan | str | Path) -> ShardPlan:
+    if isinstance(plan, ShardPlan):
+        return plan
+    opened = shard_plan.open_plan(Path(os.path.abspath(os.path.expanduser(plan))))
+    if opened is None:
+        raise MachineError("this folder has no plan", where=plan, advice="ikebana.plan_shards(model, photos, folder)")
+    return opened
+
+
+@contextmanager
+def _open_worker_model(plan: ShardPlan, model: Model | None) -> Iterator[tuple[Classifier, str]]:
+    """Provide the classifier of a plan and what identifies it.
+
+    A model file is loaded once per process.
+    """
+    given = plan.header.model_path if model is None else model
+    if given is None:
+        raise ModelError(
+            "the plan was made with a model that is in no file", advice="predict_shard(plan, number, model=…)"
+        )
+    if isinstance(given, str | os.PathLike) and os.path.isfile(given):
+        given = _load_once(os.fspath(given), os.stat(given).st_mtime_ns)
+    with open_classifier(open_model(given)) as opened:
+        yield opened
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(path: str, modified: int) -> Classifier:
+    """Load a model file; one that was modified since is loaded again."""
+    return classifier.load(path)

@@ -1,0 +1,129 @@
+"""The last step of a prediction in shards: checking and joining all.
+
+`_SUCCESS.json` exists only while every shard of the plan exists and has been checked.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ikebana.errors import MachineError
+from ikebana.inference import table_formats
+from ikebana.inference.shard_plan import PLAN_FILE, ShardPlan, open_plan
+from ikebana.inference.shards import ShardSummary, check_shard
+from ikebana.system import progress
+from ikebana.system.files import atomic_write, discard, remove_stale_files, write_error, write_json
+from ikebana.system.versions import find_versions
+
+SUCCESS_FILE = "_SUCCESS.json"
+SHARD_NAME = re.compile(r"part-\d+-[0-9a-f]+\.parquet")
+
+
+def remove_success(plan: ShardPlan) -> None:
+    """Remove the mark of a complete result, because shards are missing."""
+    try:
+        (plan.folder / SUCCESS_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(error, plan.folder / SUCCESS_FILE) from error
+
+
+def check_shards(plan: ShardPlan, compute: Callable[[int], object] | None = None) -> ShardSummary:
+    """Check all shards.
+
+    Args:
+        compute: computes a shard; a damaged one is then discarded and computed again.
+    Raises:
+        MachineError: shards are missing or damaged, or another process has replaced the plan.
+    """
+    missing = plan.list_missing()
+    if missing:
+        raise MachineError(
+            f"{len(missing)} of {len(plan.names)} shards are missing; the first is number {missing[0]}",
+            where=plan.folder,
+            advice="ikebana predict without --shard, or predict_shard for each missing number",
+        )
+    current = open_plan(plan.folder)
+    if current is None or current.names != plan.names:
+        raise MachineError(
+            "another process has replaced the plan meanwhile",
+            where=plan.folder / PLAN_FILE,
+            advice="run the same command again",
+        )
+    total = ShardSummary()
+    with progress.stage("check", plan.photos) as bar:
+        for number in plan.shards:
+            total.add(_check_or_repair(plan, number, compute))
+            bar.advance(plan.count_photos(number))
+    return total
+
+
+def _check_or_repair(plan: ShardPlan, number: int, compute: Callable[[int], object] | None) -> ShardSummary:
+    outcome = check_shard(plan, number)
+    if isinstance(outcome, str) and compute is not None:
+        progress.warn(f"{plan.names[number]} is damaged ({outcome}): predicting its photos again")
+        discard(plan.get_path(number))
+        compute(number)
+        outcome = check_shard(plan, number)
+    if isinstance(outcome, str):
+        raise MachineError(
+            f"this shard is damaged: {outcome}", where=plan.get_path(number), advice="remove it and predict it again"
+        )
+    return outcome
+
+
+def write_success(plan: ShardPlan, summary: ShardSummary) -> Path:
+    """Write `_SUCCESS.json`, and remove shards of earlier plans and of killed processes.
+
+    Args:
+        summary: what `check_shards` returned.
+    """
+    names = set(plan.names)
+    for name in os.listdir(plan.folder):
+        if SHARD_NAME.fullmatch(name) and name not in names:
+            with suppress(OSError):
+                (plan.folder / name).unlink()
+    remove_stale_files(plan.folder)
+    file = plan.folder / SUCCESS_FILE
+    write_json(file, _describe(plan, summary), create_parent=False)
+    return file
+
+
+def _describe(plan: ShardPlan, summary: ShardSummary) -> dict[str, Any]:
+    return {
+        "rows": plan.photos,
+        "shards": len(plan.names),
+        "statuses": dict(sorted(summary.statuses.items())),
+        "model": plan.header.model,
+        "classes": plan.header.classes,
+        "versions": {**find_versions(["ikebana"]), **plan.header.rules},
+        "files": plan.names,
+    }
+
+
+def write_joined_table(plan: ShardPlan, out: Path) -> None:
+    """Write the rows of all shards, which have been checked, as one table.
+
+    Args:
+        out: .csv, .jsonl or .parquet.
+    """
+    import polars as pl
+
+    with atomic_write(out) as partial_file, progress.stage("join", plan.photos) as bar:
+        if out.suffix.lower() == ".parquet":
+            paths = [plan.get_path(number) for number in plan.shards]
+            pl.scan_parquet(paths, glob=False).sink_parquet(partial_file)
+            bar.advance(plan.photos)
+        else:
+            rows = _iterate_rows(plan, bar.advance)
+            table_formats.write_table(partial_file, out.suffix, plan.header.classes, rows)
+
+
+def _iterate_rows(plan: ShardPlan, advance: Callable[[int], object]) -> Iterator[tuple[Any, ...]]:
+    import polars as pl
+
+    for number in plan.shards:
+        yield from pl.read_parquet(plan.get_path(number), glob=False).iter_rows()
+        advance(plan.count_photos(number))

@@ -1,0 +1,141 @@
+"""Computing a shard of a prediction, and checking the file of one."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ikebana.data import listing
+from ikebana.data.listing import ListedPhoto
+from ikebana.errors import MachineError, get_first_line
+from ikebana.evaluation.drift import FamiliarityCounts
+from ikebana.inference import classifier, table_formats
+from ikebana.inference.classifier import Classifier
+from ikebana.inference.shard_plan import ShardPlan
+from ikebana.system.files import atomic_write
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# The status, in counts, of all photos that cannot be used.
+UNUSABLE = "unusable"
+# Unusable photos that a summary lists.
+MAX_NAMED_PHOTOS = 20
+
+
+def compute_shard(
+    model_classifier: Classifier, plan: ShardPlan, number: int, advance: Callable[[int], object] | None = None
+) -> Path:
+    """Predict the photos of a shard and write its file; a file that exists stays.
+
+    Args:
+        model_classifier: of the plan's model, which the caller has checked by `plan.require`.
+        advance: called with the number of photos that were predicted since the last call.
+    Raises:
+        MachineError: the disk is full, the folder cannot be written, or the photos of an archive
+            are on another machine.
+    """
+    import polars as pl
+
+    file = plan.get_path(number)
+    if file.is_file():
+        return file
+    _require_archives(plan)
+    photos = [(photo.path, partial(_preprocess, model_classifier, photo)) for photo in plan.read_photos(number)]
+    rows = []
+    for prediction in classifier.predict_photos(model_classifier, photos):
+        rows.append(table_formats.to_row(prediction, plan.header.classes))
+        if advance is not None:
+            advance(1)
+    schema = table_formats.get_parquet_schema(plan.header.classes)
+    try:
+        with atomic_write(file, create_parent=False) as partial_file:
+            pl.DataFrame(rows, schema=schema, orient="row").write_parquet(partial_file)
+            _flush(partial_file)
+    except MachineError:
+        # Another process may have written the same shard, and cleaned up after this one.
+        if not file.is_file():
+            raise
+    return file
+
+
+def _preprocess(model_classifier: Classifier, photo: ListedPhoto) -> np.ndarray:
+    return model_classifier.preprocess(listing.read_photo(photo))
+
+
+def _flush(file: Path) -> None:
+    """Wait until a file is on the disk.
+
+    After a power failure, the name of a shard must not stand for half a file.
+    """
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _require_archives(plan: ShardPlan) -> None:
+    """Raise MachineError if this machine lacks the unpacked photos of an archive."""
+    for folder in plan.unpacked_folders:
+        if not os.path.isdir(folder):
+            raise MachineError(
+                "the photos of an archive were unpacked here, and this folder does not exist",
+                where=folder,
+                advice="IKEBANA_CACHE=DIR on a disk that all machines share, or unpack the archive; then --replan",
+            )
+
+
+@dataclass
+class ShardSummary:
+    """The outcome of the photos of one or several shards."""
+
+    # Photos per status: "ok", "not sure", "unknown", "unusable".
+    statuses: Counter[str] = field(default_factory=Counter)
+    # Unusable photos per reason.
+    reasons: Counter[str] = field(default_factory=Counter)
+    # The first unusable photos, with the reason.
+    examples: list[str] = field(default_factory=list)
+    familiarity: FamiliarityCounts = field(default_factory=FamiliarityCounts)
+
+    def add(self, other: "ShardSummary") -> None:
+        """Add the photos of other shards, which come later."""
+        self.statuses.update(other.statuses)
+        self.reasons.update(other.reasons)
+        self.examples = [*self.examples, *other.examples][:MAX_NAMED_PHOTOS]
+        self.familiarity.counts += other.familiarity.counts
+
+
+def check_shard(plan: ShardPlan, number: int) -> ShardSummary | str:
+    """Check that a shard has a row for each of its photos, in order.
+
+    Returns:
+        What the shard contains, or what is wrong with it.
+    """
+    import polars as pl
+
+    try:
+        file = pl.scan_parquet(plan.get_path(number), glob=False)
+        if file.collect_schema() != pl.Schema(table_formats.get_parquet_schema(plan.header.classes)):
+            return "its columns are not those of a prediction table"
+        table = file.select("path", "status", "confidence", "familiarity").collect()
+    # polars raises errors of many kinds.
+    except Exception as error:
+        return f"it cannot be read: {get_first_line(error)}"
+    if not table["path"].equals(plan.read_paths(number)):
+        return "its rows are not the photos of the plan"
+    return _summarise(table)
+
+
+def _summarise(table: "pl.DataFrame") -> ShardSummary:
+    import polars as pl
+
+    is_usable = pl.col("confidence").is_not_null()
+    usable, unusable = table.filter(is_usable), table.filter(~is_usable)
+    statuses = Counter(usable["status"].to_list())
+    statuses[UNUSABLE] += unusable.height
+    examples = [f"{path or 'a photo without a path'}: {status}" for path, status, *_ in unusable.iter_rows()]
+    familiarity = FamiliarityCounts(usable["familiarity"].to_list())
+    return ShardSummary(statuses, Counter(unusable["status"].to_list()), examples[:MAX_NAMED_PHOTOS], familiarity)
