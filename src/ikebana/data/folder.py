@@ -144,7 +144,8 @@ def scan(folder: Path, ignored: list[str], excluded_folder: str | None = None) -
             continue
         for name in file_names:
             path = _join(relative, name)
-            yield ScannedPath(to_printable(path), check_file(current / name))
+            # Joining `Path` objects would take half the time of the scan.
+            yield ScannedPath(to_printable(path), check_file(os.path.join(current, name)))
         folders += [(_join(relative, name), current / name) for name in reversed(folder_names)]
         links += [(_join(relative, name), current / name) for name in link_names]
 
