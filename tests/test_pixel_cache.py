@@ -92,7 +92,7 @@ def test_the_table_has_the_size_of_each_photo(tmp_path):
 
 def test_cached_pixels_are_read_only(photos):
     with pytest.raises(ValueError, match="read-only"):
-        open_folder(photos)[1].pixels[0] = 0
+        open_folder(photos)[1].pixels[0][:] = 0
 
 
 def test_cached_photos_are_not_opened_again(photos, decode_count):
@@ -202,10 +202,14 @@ def flip_byte(file, place):
     file.write_bytes(data)
 
 
-DAMAGE = {
-    "the first pixel": lambda cache: flip_byte(array_file(cache), -8 * SIDE * SIDE * 3),
-    "a pixel in the middle": lambda cache: flip_byte(array_file(cache), -4 * SIDE * SIDE * 3 - 100),
-    "the last photo": lambda cache: flip_byte(array_file(cache), -1),
+DAMAGED_ROWS = {
+    "the first pixel": (lambda cache: flip_byte(array_file(cache), -8 * SIDE * SIDE * 3), 1),
+    "a pixel in the middle": (lambda cache: flip_byte(array_file(cache), -4 * SIDE * SIDE * 3 - 100), 1),
+    "the last photo": (lambda cache: flip_byte(array_file(cache), -1), 1),
+    "all pixels": (lambda cache: write_zeros(array_file(cache), 8 * SIDE * SIDE * 3), 6),
+}  # fmt: skip
+
+DAMAGED_FILES = {
     "the array's magic": lambda cache: flip_byte(array_file(cache), 1),
     "the array's kind": lambda cache: array_file(cache).write_bytes(array_file(cache).read_bytes().replace(b"|u1", b"|i1")),
     "the array's shape": lambda cache: array_file(cache).write_bytes(array_file(cache).read_bytes().replace(b"(8,", b"(4,")),
@@ -218,22 +222,76 @@ DAMAGE = {
 }  # fmt: skip
 
 for tenth in range(10):
-    DAMAGE[f"the index at {tenth} tenths"] = lambda cache, tenth=tenth: flip_byte(
+    DAMAGED_FILES[f"the index at {tenth} tenths"] = lambda cache, tenth=tenth: flip_byte(
         index_file(cache), index_file(cache).stat().st_size * tenth // 10
     )
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+def write_zeros(file, count):
+    data = file.read_bytes()
+    file.write_bytes(data[:-count] + bytes(count))
+
+
+@pytest.mark.parametrize("damage", DAMAGED_FILES)
 @pytest.mark.usefixtures("terminal")
-def test_a_damaged_array_is_detected_and_rebuilt(photos, decode_count, ikebana_cache, capsys, damage):
+def test_a_damaged_file_is_detected_and_all_photos_are_read_again(photos, decode_count, ikebana_cache, capsys, damage):
     first, complete = open_folder(photos)
-    DAMAGE[damage](ikebana_cache)
+    DAMAGED_FILES[damage](ikebana_cache)
     again, mended = open_folder(photos)
     assert "have changed on disk" in capsys.readouterr().err
     assert len(decode_count) == 2 * 8
     assert_frame_equal(again.photos, first.photos)
     assert np.array_equal(used_pixels(again, mended), decode_without_cache(photos))
     assert complete.folder == mended.folder
+
+
+@pytest.mark.parametrize("damage", DAMAGED_ROWS)
+@pytest.mark.usefixtures("terminal")
+def test_damaged_pixels_are_detected_on_use_and_only_their_photos_read_again(
+    photos, decode_count, ikebana_cache, capsys, damage
+):
+    first, expected = open_folder(photos)[0], decode_without_cache(photos)
+    break_rows, count = DAMAGED_ROWS[damage]
+    break_rows(ikebana_cache)
+    decode_count.clear()
+    again, cache = open_folder(photos)
+    assert "have changed on disk" not in capsys.readouterr().err
+    assert np.array_equal(used_pixels(again, cache), expected)
+    assert "have changed on disk" in capsys.readouterr().err
+    assert len(decode_count) == count
+    assert_frame_equal(again.photos, first.photos)
+    # The file is whole again as well.
+    assert np.array_equal(used_pixels(*open_folder(photos)), expected)
+    assert len(decode_count) == count
+    assert "have changed on disk" not in capsys.readouterr().err
+
+
+def test_a_damaged_thumbnail_is_detected_on_use(photos, decode_count, ikebana_cache):
+    dataset, cache = open_folder(photos)
+    rows = np.flatnonzero((dataset.photos["status"] == STATUS_USED).to_numpy())
+    expected = cache.thumbnails[rows]
+    flip_byte(array_file(ikebana_cache).with_name("small.npy"), -1)
+    assert np.array_equal(open_folder(photos)[1].thumbnails[rows], expected)
+    assert len(decode_count) == 8 + 1
+
+
+def test_damaged_pixels_of_a_photo_that_has_gone_are_an_error_that_names_it(photos, ikebana_cache):
+    open_folder(photos)
+    flip_byte(array_file(ikebana_cache), -1)
+    dataset, cache = open_folder(photos)
+    last = dataset.photos["path"][-1]
+    (photos / last).unlink()
+    assert cache.pixels[0].shape == (SIDE, SIDE, 3)
+    with pytest.raises(MachineError, match=f"pixels of {last} are damaged"):
+        cache.pixels[[-1]]
+
+
+def test_a_disk_that_does_not_keep_repaired_pixels_is_an_error(photos, ikebana_cache, monkeypatch):
+    open_folder(photos)
+    flip_byte(array_file(ikebana_cache), -1)
+    monkeypatch.setattr(pixel_cache, "_write_rows", lambda file, first, rows: None)
+    with pytest.raises(MachineError, match="differ from what was written"):
+        np.asarray(open_folder(photos)[1].pixels)
 
 
 def decode_without_cache(photos):
@@ -243,7 +301,7 @@ def decode_without_cache(photos):
 
 
 def test_a_disk_that_corrupts_the_cache_is_an_error_and_not_an_endless_loop(photos, monkeypatch, decode_count):
-    monkeypatch.setattr(pixel_cache, "_is_intact", lambda index, *arrays: False)
+    monkeypatch.setattr(pixel_cache, "_load_if_complete", lambda *given: None)
     with pytest.raises(MachineError, match="differ from what was written"):
         open_folder(photos)
     assert len(decode_count) == 8 * pixel_cache.MAX_ATTEMPTS
@@ -270,6 +328,7 @@ def test_a_full_disk_is_refused_before_a_photo_is_opened_with_both_sizes(photos,
 OPEN = """
 import hashlib, sys, time
 from pathlib import Path
+import numpy as np
 from ikebana.data import decoding, pixel_cache, sources
 dataset = sources.read(sys.argv[1])
 decode = decoding.decode
@@ -278,7 +337,7 @@ print("ready", flush=True)
 while not Path(sys.argv[2]).exists():
     time.sleep(0.005)
 dataset, keep = pixel_cache.open_pixel_cache(dataset, 16, "squash")
-print(hashlib.sha256(keep.pixels.tobytes()).hexdigest(), dataset.used_photos.height)
+print(hashlib.sha256(np.asarray(keep.pixels).tobytes()).hexdigest(), dataset.used_photos.height)
 """
 
 
@@ -307,7 +366,7 @@ def test_two_processes_at_the_same_time_get_the_same_array(photos, tmp_path, ike
 def hash_array(photos):
     dataset, keep = open_folder(photos)
     assert np.array_equal(used_pixels(dataset, keep), decode_without_cache(photos))
-    return keep.pixels.tobytes()
+    return np.asarray(keep.pixels).tobytes()
 
 
 @pytest.mark.slow

@@ -59,7 +59,8 @@ def test_each_changed_photo_keeps_its_label_and_place():
 
 def test_a_network_that_sees_only_brightness_fails_as_brightness_changes_and_stands_rotation():
     photos = make_striped_photos(40)
-    pixels = np.where((photos.labels == 1)[:, None, None, None], photos.pixels // 4 + 150, photos.pixels // 4 + 40)
+    dark = np.asarray(photos.pixels) // 4
+    pixels = np.where((photos.labels == 1)[:, None, None, None], dark + 150, dark + 40)
     photos = type(photos)(pixels.astype(np.uint8), photos.rows, photos.labels, photos.for_selection, photos.groups)
     measured = measure_robustness(Brightness(), photos, CPU_SETTINGS)
     assert (measured.n, measured.accuracy) == (40, 1.0)

@@ -7,6 +7,7 @@ import numpy as np
 from ikebana.data import decoding as photos
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import make_chunks
+from ikebana.data.verified_array import Pixels
 from ikebana.errors import UnreadablePhoto
 from ikebana.system.threads import map_in_threads
 
@@ -21,7 +22,7 @@ CORNER_PIXELS = 8
 Facts = Mapping[str, np.ndarray]
 
 
-def extract_file_facts(dataset: Dataset, pixels: np.ndarray, selection: np.ndarray | None = None) -> Facts:
+def extract_file_facts(dataset: Dataset, pixels: Pixels, selection: np.ndarray | None = None) -> Facts:
     """Extract the facts of usable photos, in the dataset's order; only file headers are read.
 
     Args:
@@ -72,7 +73,7 @@ def _encode(words: list[str]) -> np.ndarray:
     return np.array([indices[word] for word in words], float)
 
 
-def _measure_borders(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _measure_borders(pixels: Pixels, rows: np.ndarray) -> np.ndarray:
     """Measure how uniform each photo's sides are, and how they contrast with the inside.
 
     A frame is uniform and contrasts; a subject at the edge of a photo does neither. Only the two

@@ -14,6 +14,7 @@ import polars as pl
 from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import make_chunks
+from ikebana.data.verified_array import Pixels
 from ikebana.system import progress
 from ikebana.system.threads import map_in_threads
 
@@ -55,7 +56,7 @@ class ImageStatistics:
     lightest: np.ndarray
 
 
-def check_image_quality(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
+def check_image_quality(dataset: Dataset, pixels: Pixels) -> list[Finding]:
     """Report photos of poor image quality.
 
     Args:
@@ -120,7 +121,7 @@ def correct_enlargement(
     return replace(statistics, sharpness=statistics.sharpness * enlargement)
 
 
-def measure(pixels: np.ndarray, rows: np.ndarray) -> ImageStatistics:
+def measure(pixels: Pixels, rows: np.ndarray) -> ImageStatistics:
     """Measure sharpness and brightness of some rows of the pixel cache, chunk by chunk.
 
     Args:

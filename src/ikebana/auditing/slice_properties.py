@@ -7,6 +7,7 @@ from ikebana.auditing import image_quality
 from ikebana.auditing.file_facts import read_header
 from ikebana.data.dataset import EXTRA_PREFIX, Dataset
 from ikebana.data.pixel_cache import make_chunks
+from ikebana.data.verified_array import Pixels
 from ikebana.evaluation.slices import Properties
 from ikebana.system.threads import map_in_threads
 
@@ -14,7 +15,7 @@ from ikebana.system.threads import map_in_threads
 CHUNK_PHOTOS = 128
 
 
-def collect_properties(dataset: Dataset, pixels: np.ndarray, rows: np.ndarray) -> Properties:
+def collect_properties(dataset: Dataset, pixels: Pixels, rows: np.ndarray) -> Properties:
     """Collect the measured properties of photos, and the columns of their table.
 
     Measured are brightness, sharpness, size, aspect ratio and file type.

@@ -2,16 +2,17 @@
 
 A cache folder is named by the hash of its inputs: the files' paths, sizes and times, the image
 size, and the decoder version. So nothing needs manual invalidation, and a second run starts at
-once. An index holds each photo's status, sha256, size, and the checksum of its pixels, by which a
-damaged array is detected. The index has its own checksum in its name.
+once. An index holds each photo's status, sha256, size, and the checksums of its pixels. They are
+compared when a row is first read; damaged photos are then decoded again. The index has its own
+checksum in its name.
 """
 
 import hashlib
 import io
 import json
 import os
-import zlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,12 @@ import polars as pl
 from ikebana.data import decoding
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset, collect_rows
 from ikebana.data.decoding import read_bytes
+from ikebana.data.verified_array import VerifiedArray, compute_checksum
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.recipe import Resize
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import atomic_directory, discard
+from ikebana.system.files import atomic_directory, discard, write_error
 from ikebana.system.resources import require_disk
 from ikebana.system.threads import map_in_threads
 
@@ -37,6 +39,8 @@ MAX_ATTEMPTS = 3
 # Photos per task: large enough that scheduling costs nothing, small enough that the progress bar
 # moves and no thread waits.
 CHUNK_PHOTOS = 8
+# Photos whose sizes and times are read per task.
+STAMP_CHUNK_PHOTOS = 4096
 # Photos of each transient reason that are retried; if all fail, the others are not retried.
 RETRIES_PER_REASON = 4
 # Bytes of pixels that a task may hold before it writes them.
@@ -44,7 +48,7 @@ MAX_CHUNK_BYTES = 2**24
 # Pixels; thumbnails are squashed, whatever the resize option.
 THUMBNAIL_SIZE = 64
 # Increase it when the format of the cached files changes.
-PIXEL_CACHE_VERSION = 3
+PIXEL_CACHE_VERSION = 4
 INDEX_SCHEMA = {
     "path": pl.String,
     "status": pl.String,
@@ -52,14 +56,15 @@ INDEX_SCHEMA = {
     "bytes": pl.Int64,
     "width": pl.Int32,
     "height": pl.Int32,
-    # Of the photo's pixels, then of its thumbnail.
-    "crc32": pl.Int64,
+    # Checksums of the photo's pixels and of its thumbnail.
+    "pixels_crc32": pl.Int64,
+    "thumbnail_crc32": pl.Int64,
     # Whether the photo is unused for a transient reason: a disk, memory, a missing extra.
     "passing": pl.Boolean,
 }
 
 # All columns of INDEX_SCHEMA but the path.
-IndexRow = tuple[str, str | None, int | None, int | None, int | None, int, bool]
+IndexRow = tuple[str, str | None, int | None, int | None, int | None, int, int, bool]
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,10 @@ class PixelCache:
     """The memory-mapped, read-only pixels of a Dataset's rows; those of unused photos are zeros."""
 
     # uint8 [rows of the dataset, image_size, image_size, 3].
-    pixels: np.ndarray
+    pixels: VerifiedArray
     folder: Path
     # uint8 [rows of the dataset, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3].
-    thumbnails: np.ndarray
+    thumbnails: VerifiedArray
 
 
 def compute_cache_bytes(dataset: Dataset, image_size: int) -> int:
@@ -95,17 +100,71 @@ def open_pixel_cache(dataset: Dataset, image_size: int, resize: Resize) -> tuple
             loaded = None
             discard(folder)
         if loaded is not None:
-            index, array, small = loaded
+            index, *arrays = loaded
             columns = ("status", "sha256", "bytes", "width", "height")
             photos = dataset.photos.with_columns(index[name] for name in columns)
-            return dataset.with_photos(photos), PixelCache(array, folder, small)
+            return dataset.with_photos(photos), _verify_on_use(dataset, index, folder, resize, arrays)
         if attempt < MAX_ATTEMPTS:
             _build(dataset, image_size, resize, folder)
-    raise MachineError(
+    raise _corruption_error(folder)
+
+
+def _corruption_error(folder: Path) -> MachineError:
+    return MachineError(
         "the cached pixels on disk differ from what was written",
         where=folder,
         advice="check the disk, or move the cache to another one: IKEBANA_CACHE=DIR",
     )
+
+
+def _verify_on_use(
+    dataset: Dataset, index: pl.DataFrame, folder: Path, resize: Resize, arrays: Sequence[np.ndarray]
+) -> PixelCache:
+    """Make both arrays compare the checksum of each row when it is first read."""
+    is_used, lock = (index["status"] == STATUS_USED).to_numpy(), threading.Lock()
+
+    def repair(rows: np.ndarray) -> None:
+        # A photo and its thumbnail may be found damaged by two threads.
+        with lock:
+            progress.warn(f"cached pixels of {len(rows):,} photos have changed on disk: reading these photos again")
+            for row in rows.tolist():
+                _decode_again(dataset, index.row(row, named=True), row, folder, arrays, resize)
+
+    pixels, thumbnails = (
+        VerifiedArray(array, index[name].to_numpy(), is_used, repair)
+        for array, name in zip(arrays, ("pixels_crc32", "thumbnail_crc32"), strict=True)
+    )
+    return PixelCache(pixels, folder, thumbnails)
+
+
+def _decode_again(
+    dataset: Dataset, photo: dict[str, Any], row: int, folder: Path, arrays: Sequence[np.ndarray], resize: Resize
+) -> None:
+    """Decode the photo of a damaged row, and write it into the files that the arrays map.
+
+    A row that is written only in part is still damaged, so an interruption loses nothing.
+
+    Args:
+        photo: its row of the index.
+    Raises:
+        MachineError: the photo has changed since it was decoded, or the disk does not keep pixels.
+    """
+    target, small = (np.zeros(array.shape[1:], np.uint8) for array in arrays)
+    _decode_into(dataset.resolve_path(photo["path"]), STATUS_UNOPENED, target, small, resize)
+    expected = (photo["pixels_crc32"], photo["thumbnail_crc32"])
+    if (compute_checksum(target), compute_checksum(small)) != expected:
+        raise MachineError(
+            f"the cached pixels of {photo['path']} are damaged, and the photo itself can no longer be read as before",
+            where=folder,
+            advice="run the command again: it reads changed photos anew",
+        )
+    try:
+        for name, values in (("pixels", target), ("small", small)):
+            _write_rows(folder / f"{name}.npy", row, values[None])
+    except OSError as error:
+        raise write_error(error, folder) from error
+    if tuple(compute_checksum(array[row]) for array in arrays) != expected:
+        raise _corruption_error(folder)
 
 
 def _can_read_more(index: pl.DataFrame, dataset: Dataset, image_size: int, resize: Resize) -> bool:
@@ -130,13 +189,23 @@ def get_cache_path(dataset: Dataset, image_size: int, resize: Resize) -> Path:
         str(dataset.root.resolve()),
     ]
     digest.update(json.dumps(versions).encode())
-    for path, status in dataset.photos.select("path", "status").iter_rows():
-        stamp = _stamp_file(dataset.resolve_path(path)) if status == STATUS_UNOPENED else None
-        digest.update(json.dumps([path, status, stamp]).encode())
+    photos, folder = dataset.photos.select("path", "status"), os.fspath(dataset.root)
+
+    def stamp_chunk(chunk: range) -> bytes:
+        """Write the stamps of some photos as one JSON text, which is faster than one per photo."""
+        stamps = []
+        for path, status in photos[chunk.start : chunk.stop].iter_rows():
+            file = os.path.join(folder, path.removeprefix(dataset.archive_prefix))
+            stamps.append((path, status, _stamp_file(file) if status == STATUS_UNOPENED else None))
+        return json.dumps(stamps).encode()
+
+    # A network disk answers several threads at once.
+    for stamps in map_in_threads(stamp_chunk, make_chunks(photos.height, STAMP_CHUNK_PHOTOS)):
+        digest.update(stamps)
     return cache_folder() / "pixels" / digest.hexdigest()[:32]
 
 
-def _stamp_file(file: Path) -> tuple[int, ...] | None:
+def _stamp_file(file: str) -> tuple[int, ...] | None:
     """Return what changes with a file: its size and its modification times."""
     try:
         stat = os.stat(file)
@@ -187,7 +256,7 @@ def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Resize)
 def _decode_into(file: Path, status: str, target: np.ndarray, small: np.ndarray, resize: Resize) -> IndexRow:
     """Decode one photo into its rows; an error becomes its status."""
     if status != STATUS_UNOPENED:
-        return status, None, None, None, None, 0, False
+        return status, None, None, None, None, 0, 0, False
     digest = size = None
     try:
         size = os.stat(file).st_size
@@ -195,15 +264,12 @@ def _decode_into(file: Path, status: str, target: np.ndarray, small: np.ndarray,
         size, digest = len(data), decoding.compute_sha256(data)
         photo = decoding.decode(data, len(target), resize, THUMBNAIL_SIZE)
     except UnreadablePhoto as reason:
-        return reason.what, digest, size, None, None, 0, reason.what in decoding.TRANSIENT_REASONS
+        return reason.what, digest, size, None, None, 0, 0, reason.what in decoding.TRANSIENT_REASONS
     except OSError as error:
-        return f"unreadable: {error.strerror or error}", digest, size, None, None, 0, True
+        return f"unreadable: {error.strerror or error}", digest, size, None, None, 0, 0, True
     target[:], small[:] = photo.pixels, photo.thumbnail
-    return STATUS_USED, digest, size, photo.width, photo.height, _compute_checksum(target, small), False
-
-
-def _compute_checksum(photo: np.ndarray, small: np.ndarray) -> int:
-    return zlib.crc32(small.data, zlib.crc32(photo.data))
+    checksums = compute_checksum(target), compute_checksum(small)
+    return STATUS_USED, digest, size, photo.width, photo.height, *checksums, False
 
 
 def make_chunks(rows: int, size: int = CHUNK_PHOTOS) -> list[range]:
@@ -262,43 +328,34 @@ def _read_index(folder: Path) -> pl.DataFrame:
 
 
 def _load(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
-    """Load the index and the arrays.
+    """Load the index and the arrays, whose rows are checked when they are read.
 
-    If they are missing or damaged, remove them and return None.
+    If files are missing or damaged, remove them and return None.
     """
     if not folder.exists():
         return None
-    if (loaded := _load_if_intact(folder, image_size, rows)) is not None:
+    if (loaded := _load_if_complete(folder, image_size, rows)) is not None:
         return loaded
     progress.warn("the cached pixels have changed on disk: reading the photos again")
     discard(folder)
     return None
 
 
-def _load_if_intact(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
-    """Load the index and the arrays if they are intact, else leave nothing memory-mapped."""
+def _load_if_complete(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
+    """Load the index and the arrays if they fit each other, else leave nothing memory-mapped."""
     try:
         index = _read_index(folder)
         array, small = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pixels", "small"))
-        is_valid = _has_layout(array, (rows, image_size, image_size, 3)) and _has_layout(
-            small, (rows, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
-        )
-        is_valid = is_valid and index.schema == pl.Schema(INDEX_SCHEMA) and index.height == rows
-        return (index, array, small) if is_valid and _is_intact(index, array, small) else None
     except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
         return None
+    is_complete = (
+        _has_layout(array, (rows, image_size, image_size, 3))
+        and _has_layout(small, (rows, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3))
+        and index.schema == pl.Schema(INDEX_SCHEMA)
+        and index.height == rows
+    )
+    return (index, np.asarray(array), np.asarray(small)) if is_complete else None
 
 
 def _has_layout(array: np.ndarray, shape: tuple[int, ...]) -> bool:
     return array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
-
-
-def _is_intact(index: pl.DataFrame, array: np.ndarray, small: np.ndarray) -> bool:
-    """Compare all checksums."""
-    is_used = (index["status"] == STATUS_USED).to_numpy()
-    expected = index["crc32"].to_numpy()
-
-    def check(chunk: range) -> bool:
-        return all(_compute_checksum(array[row], small[row]) == expected[row] for row in chunk if is_used[row])
-
-    return all(map_in_threads(check, make_chunks(index.height)))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ikebana.data.dataset import SPLITS, Dataset
 from ikebana.data.split import find_groups, get_selection_mask
+from ikebana.data.verified_array import Pixels
 
 # Of the device memory that is free beside a training step; the memory of a step is an estimate.
 MAX_PIXEL_MEMORY_FRACTION = 0.5
@@ -42,7 +43,7 @@ class PhotoExamples:
     """Labelled photos: rows of the pixel cache."""
 
     # uint8 [rows, image_size, image_size, 3].
-    pixels: np.ndarray
+    pixels: Pixels
     # int64 [photos]: of each photo in `pixels`.
     rows: np.ndarray
     # int64 [photos]: class indices.
@@ -124,7 +125,7 @@ class FeatureExamples:
         return FeatureExamples(self.array, *(column[indices] for column in columns))
 
 
-def copy_to_device(pixels: np.ndarray, device: str, free_bytes: int) -> Tensor | None:
+def copy_to_device(pixels: Pixels, device: str, free_bytes: int) -> Tensor | None:
     """Copy all pixels to the device if they fit in half of its free memory.
 
     Else return None, and each batch is read from the mapped file.
@@ -142,7 +143,7 @@ def copy_to_device(pixels: np.ndarray, device: str, free_bytes: int) -> Tensor |
 
 
 def build_split_examples(
-    dataset: Dataset, pixels: np.ndarray, device: str = "cpu", free_bytes: int = 0
+    dataset: Dataset, pixels: Pixels, device: str = "cpu", free_bytes: int = 0
 ) -> dict[str, PhotoExamples]:
     """Return the photos of each split; copy their pixels to a GPU if they fit.
 
@@ -168,7 +169,7 @@ def build_split_examples(
     }
 
 
-def make_unlabelled(pixels: np.ndarray, rows: np.ndarray) -> PhotoExamples:
+def make_unlabelled(pixels: Pixels, rows: np.ndarray) -> PhotoExamples:
     """Make photos without labels: all of class 0, each in its own group."""
     return PhotoExamples(pixels, rows, np.zeros(len(rows), np.int64), np.zeros(len(rows), bool), np.arange(len(rows)))
 

@@ -11,6 +11,7 @@ import numpy as np
 from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
 from ikebana.data.decoding import decode, read_bytes
+from ikebana.data.verified_array import Pixels
 from ikebana.errors import UnreadablePhoto
 from ikebana.recipe import Resize
 from ikebana.reports import audit_charts, audit_table, pages
@@ -148,7 +149,7 @@ def write(
     file: Path,
     dataset: Dataset,
     findings: Sequence[Finding],
-    pixels: np.ndarray,
+    pixels: Pixels,
     resize: Resize,
     *,
     has_given_split: bool = False,
@@ -169,7 +170,7 @@ def write(
 def render(
     dataset: Dataset,
     findings: Sequence[Finding],
-    pixels: np.ndarray,
+    pixels: Pixels,
     resize: Resize,
     *,
     has_given_split: bool = False,
@@ -272,7 +273,7 @@ def _make_card(finding: Finding, thumbnails: "_Thumbnails") -> Card:
 class _Thumbnails:
     """Thumbnails of photos, up to the page's limit."""
 
-    def __init__(self, dataset: Dataset, pixels: np.ndarray, resize: Resize, is_reviewed: bool):
+    def __init__(self, dataset: Dataset, pixels: Pixels, resize: Resize, is_reviewed: bool):
         self.dataset = dataset
         columns = dataset.photos.select("path", "label", "split", "status", "width", "height")
         rows = list(enumerate(columns.iter_rows(named=True)))

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from ikebana.data.dataset import Dataset
+from ikebana.data.verified_array import Pixels
 from ikebana.evaluation.metrics import Evaluation
 from ikebana.evaluation.robustness import Robustness
 from ikebana.recipe import Recipe, Resize
@@ -35,7 +36,7 @@ def draw_all(
     evaluation: Evaluation,
     *,
     dataset: Dataset,
-    pixels: np.ndarray,
+    pixels: Pixels,
     examples: Sequence[np.ndarray],
 ) -> None:
     """Draw every figure of a run.
@@ -71,7 +72,7 @@ def draw_confusion(folder: Path, evaluation: Evaluation) -> None:
     write_sheet(figures.make_confusion_matrix(confusion, evaluation.classes), folder / "confusion.png")
 
 
-def draw_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize) -> None:
+def draw_dataset(folder: Path, dataset: Dataset, pixels: Pixels, resize: Resize) -> None:
     """Draw class counts, as bars and a pie, and sample photos."""
     counts = dataset.count_photos()
     write_sheet(figures.make_class_bars(counts), folder / "classes_bar.png")
@@ -81,7 +82,7 @@ def draw_dataset(folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Res
     write_sheet(sheet, folder / "samples.png")
 
 
-def pick_samples(dataset: Dataset, pixels: np.ndarray, resize: Resize) -> Mapping[str, list[np.ndarray]]:
+def pick_samples(dataset: Dataset, pixels: Pixels, resize: Resize) -> Mapping[str, list[np.ndarray]]:
     """Pick evenly spaced training photos per class, always the same ones."""
     training = dataset.photos.with_row_index("row").filter(pl.col("split") == "train")
     samples = {}

@@ -9,13 +9,14 @@ from PIL import Image
 
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import make_chunks
+from ikebana.data.verified_array import Pixels
 from ikebana.recipe import Resize
 from ikebana.system.files import atomic_directory
 from ikebana.system.threads import map_in_threads
 
 
 def write_thumbnails(
-    folder: Path, dataset: Dataset, pixels: np.ndarray, resize: Resize, others: Collection[str] = ()
+    folder: Path, dataset: Dataset, pixels: Pixels, resize: Resize, others: Collection[str] = ()
 ) -> None:
     """Write small validation and test photos in their own shape, named by the file's sha256.
 

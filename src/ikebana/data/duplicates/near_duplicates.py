@@ -40,6 +40,7 @@ from ikebana.data.duplicates.similarity import (
 )
 from ikebana.data.pixel_cache import PixelCache, allocate_zeros, make_chunks
 from ikebana.data.split import find_connected_components
+from ikebana.data.verified_array import Pixels
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_write, discard, write_error
@@ -79,7 +80,7 @@ def find_near_duplicates(dataset: Dataset, pixel_cache: PixelCache) -> Dataset:
     )
 
 
-def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str, float]]:
+def find_pairs(photos: Pixels, rows: np.ndarray) -> list[tuple[int, int, str, float]]:
     """Find all pairs of photos of which one is a copy of the other.
 
     Args:
@@ -105,7 +106,7 @@ def find_pairs(photos: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, str
 class _BrightnessView:
     """Photos without their colours, of which only those that are read are computed."""
 
-    def __init__(self, photos: np.ndarray):
+    def __init__(self, photos: Pixels):
         self.photos = photos
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
@@ -113,7 +114,7 @@ class _BrightnessView:
         return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def _find_greyscale(photos: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _find_greyscale(photos: Pixels, rows: np.ndarray) -> np.ndarray:
     """Return for each row whether its thumbnail has no colours."""
 
     def is_grey(chunk: range) -> np.ndarray:
@@ -124,7 +125,7 @@ def _find_greyscale(photos: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _search(
-    photos: "np.ndarray | _BrightnessView", rows: np.ndarray, queries: int
+    photos: "Pixels | _BrightnessView", rows: np.ndarray, queries: int
 ) -> dict[tuple[int, int], tuple[str, float]]:
     """Find the pairs that contain one of the first `queries` rows.
 
@@ -194,7 +195,7 @@ def _create_scratch_array(photos: int, dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def _describe_chunk(
-    photos: "np.ndarray | _BrightnessView", rows: np.ndarray, chunk: range, descriptions: np.ndarray, lifted: np.ndarray
+    photos: "Pixels | _BrightnessView", rows: np.ndarray, chunk: range, descriptions: np.ndarray, lifted: np.ndarray
 ) -> int:
     """Fill in the descriptions of a chunk and return its number of photos."""
     target, images = slice(chunk.start, chunk.stop), _select(photos, rows, chunk)
@@ -206,12 +207,12 @@ def _describe_chunk(
     return len(chunk)
 
 
-def _select(photos: "np.ndarray | _BrightnessView", rows: np.ndarray, chunk: range) -> np.ndarray:
+def _select(photos: "Pixels | _BrightnessView", rows: np.ndarray, chunk: range) -> np.ndarray:
     return photos[rows[chunk.start : chunk.stop]]
 
 
 def _find_pairs_of_chunk(
-    photos: "np.ndarray | _BrightnessView",
+    photos: "Pixels | _BrightnessView",
     rows: np.ndarray,
     chunk: range,
     index: CandidateIndex,
