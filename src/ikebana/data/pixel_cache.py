@@ -192,7 +192,7 @@ def get_cache_path(dataset: Dataset, image_size: int, resize: Resize) -> Path:
     photos, folder = dataset.photos.select("path", "status"), os.fspath(dataset.root)
 
     def stamp_chunk(chunk: range) -> bytes:
-        """Write the stamps of some photos as one JSON text, which is faster than one per photo."""
+        """Write the stamps of some photos as one JSON text, for speed."""
         stamps = []
         for path, status in photos[chunk.start : chunk.stop].iter_rows():
             file = os.path.join(folder, path.removeprefix(dataset.archive_prefix))
