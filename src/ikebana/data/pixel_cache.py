@@ -140,7 +140,7 @@ def _verify_on_use(
 def _decode_again(
     dataset: Dataset, photo: dict[str, Any], row: int, folder: Path, arrays: Sequence[np.ndarray], resize: Resize
 ) -> None:
-    """Decode the photo of a damaged row, and write it into the files that the arrays map.
+    """Decode the photo of a damaged row into the files that the arrays map.
 
     A row that is written only in part is still damaged, so an interruption loses nothing.
 
