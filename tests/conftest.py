@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 from support import images  # noqa: F401 -- registers HEIF with Pillow
 from support.browser import CHROMIUM, serve_files
+from support.stores import CREDENTIALS, serve_s3
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and their child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,8 +32,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
-# Fixtures that train a network, start a browser or read thousands of photos: all tests that use them are slow.
-SLOW_FIXTURES = frozenset(("paper_run", "browser", "flowers"))
+# Fixtures that train a network, start a browser or a server of S3, or read thousands of photos: all tests that use them are slow.
+SLOW_FIXTURES = frozenset(("paper_run", "browser", "flowers", "s3"))
 
 
 # Tests whose last digits depend on the processor.
@@ -307,3 +308,30 @@ def messages() -> Iterator[list[str]]:
 
     with progress.use_reporter(Recorder()):
         yield texts
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The endpoint of an S3 server, and its faults."""
+    with serve_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """The endpoint of an S3 server that ikebana finds by environment variables, and its faults."""
+    from ikebana.data import stores
+
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_server[0]}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(stores, "_filesystems", {})
+    s3_server[1].reset()
+    return s3_server
+
+
+@pytest.fixture
+def immediate_retries(monkeypatch):
+    """Retry requests without a pause."""
+    from ikebana.data import store_errors
+
+    monkeypatch.setattr(store_errors, "RETRY_DELAYS_SECONDS", (0, 0, 0))

@@ -31,7 +31,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -81,7 +81,9 @@ TIFF_TILE_SIZE = (322, 323)
 
 REASON_OUT_OF_MEMORY = "too large for this machine's memory"
 REASON_NO_HEIF = "unsupported format: HEIF (to read it: pip install 'ikebana[heif]')"
-TRANSIENT_REASONS = (REASON_OUT_OF_MEMORY, REASON_NO_HEIF)
+REASON_STORE_UNAVAILABLE = "unreadable: its store does not answer"
+REASON_TOO_LARGE_FILE = f"too large: a file of more than {MAX_FILE_BYTES // 2**20} MB"
+TRANSIENT_REASONS = (REASON_OUT_OF_MEMORY, REASON_NO_HEIF, REASON_STORE_UNAVAILABLE)
 
 # Load all plug-ins now: loading them at the first unusual file would be a race between threads.
 # Pillow itself loads them at the first file that it does not know.
@@ -197,19 +199,18 @@ class Header:
     markers: str
 
 
-def read_header(file: str | Path) -> Header:
-    """Read a file's header without decoding it; raise UnreadablePhoto or OSError if it is bad."""
-    with open(file, "rb") as stream:
-        start = stream.read(64)
-        stream.seek(0)
-        if corruption.is_heif(start):
-            return Header("HEIF", "RGB", 0.0, "")
-        with _translate_errors(start), Image.open(stream, formats=FORMATS) as image:
-            tables = getattr(image, "quantization", None) or {}
-            levels = [level for table in tables.values() for level in table]
-            names = ("exif", "icc_profile", "jfif", "adobe", "progressive", "photoshop", "comment")
-            markers = ", ".join(name for name in names if image.info.get(name))
-            return Header(str(image.format), image.mode, float(np.mean(levels)) if levels else 0.0, markers)
+def read_header(stream: IO[bytes]) -> Header:
+    """Read the header of an open file; raise UnreadablePhoto or OSError if it is bad."""
+    start = stream.read(64)
+    stream.seek(0)
+    if corruption.is_heif(start):
+        return Header("HEIF", "RGB", 0.0, "")
+    with _translate_errors(start), Image.open(stream, formats=FORMATS) as image:
+        tables = getattr(image, "quantization", None) or {}
+        levels = [level for table in tables.values() for level in table]
+        names = ("exif", "icc_profile", "jfif", "adobe", "progressive", "photoshop", "comment")
+        markers = ", ".join(name for name in names if image.info.get(name))
+        return Header(str(image.format), image.mode, float(np.mean(levels)) if levels else 0.0, markers)
 
 
 def read_bytes(file: str | Path) -> bytes:
@@ -220,7 +221,7 @@ def read_bytes(file: str | Path) -> bytes:
     """
     with open(file, "rb") as stream:
         if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
-            raise UnreadablePhoto(f"too large: a file of more than {MAX_FILE_BYTES // 2**20} MB")
+            raise UnreadablePhoto(REASON_TOO_LARGE_FILE)
         try:
             return stream.read()
         except MemoryError:

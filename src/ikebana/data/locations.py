@@ -1,0 +1,111 @@
+"""Where the bytes of a photo are: a file, a range or a Parquet row."""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ikebana.data import decoding, parquet_photos, stores
+from ikebana.data.decoding import MAX_FILE_BYTES, REASON_STORE_UNAVAILABLE
+from ikebana.data.store_errors import ChangedFile, StoreError
+from ikebana.data.stores import StoredFile
+from ikebana.errors import UnreadablePhoto
+
+# Bytes of the first request if only the header of a photo is read.
+HEADER_BYTES = 2**15
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the bytes of a photo are; can be pickled and read on another machine.
+
+    Attributes:
+        address: a path or an address of a store: of the photo, or of the file that contains it.
+        offset: position of the photo in an uncompressed tar; None otherwise.
+        length: bytes of the photo in the tar; None otherwise.
+        row: row of a Parquet file; None otherwise.
+        size: bytes of the photo, if known.
+        stamp: what changes with the file at the address: its modification time in ns, or its ETag.
+    """
+
+    address: str
+    offset: int | None = None
+    length: int | None = None
+    row: int | None = None
+    size: int | None = None
+    stamp: str = ""
+
+    @property
+    def is_whole_file(self) -> bool:
+        """Whether the photo is a file of its own, here or in a store."""
+        return self.offset is None and self.row is None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the photo is a file of its own on this computer."""
+        return self.is_whole_file and not stores.is_address(self.address)
+
+    def read(self) -> bytes:
+        """Read the photo's bytes.
+
+        Raises:
+            UnreadablePhoto: it is too large, has changed, or its store does not answer.
+            OSError: a file of this computer cannot be read.
+        """
+        try:
+            return self._read()
+        except ChangedFile:
+            raise UnreadablePhoto(f"unreadable: {stores.CHANGED}", where=self.address) from None
+        except StoreError as error:
+            what = REASON_STORE_UNAVAILABLE if error.is_transient else f"unreadable: {error.what}"
+            raise UnreadablePhoto(what, where=self.address, advice=error.advice) from None
+
+    def _read(self) -> bytes:
+        if self.row is not None:
+            return parquet_photos.read_photo(self.address, self.row, self.stamp)
+        size = self.size if self.length is None else self.length
+        if size is not None and size > MAX_FILE_BYTES:
+            raise UnreadablePhoto(decoding.REASON_TOO_LARGE_FILE)
+        if self.is_file:
+            return decoding.read_bytes(self.address)
+        if stores.is_address(self.address):
+            start = self.offset or 0
+            end = None if size is None else start + size
+            data = stores.read(StoredFile(self.address, self.size, self.stamp), start, end)
+            if len(data) > MAX_FILE_BYTES:
+                raise UnreadablePhoto(decoding.REASON_TOO_LARGE_FILE)
+            return data
+        return self._read_local_range(size or 0)
+
+    def _read_local_range(self, size: int) -> bytes:
+        with open(self.address, "rb") as stream:
+            if self.stamp and str(os.fstat(stream.fileno()).st_mtime_ns) != self.stamp:
+                raise ChangedFile
+            stream.seek(self.offset or 0)
+            data = stream.read(size)
+        if len(data) != size:
+            raise ChangedFile
+        return data
+
+    def open(self) -> IO[bytes]:
+        """Open the photo as a stream, of which a store sends only what is read.
+
+        Raises:
+            UnreadablePhoto, OSError: as in `read`.
+        """
+        if self.is_file:
+            return open(self.address, "rb")
+        if self.offset is None and self.row is None and self.size is not None:
+            return stores.open_stream(StoredFile(self.address, self.size, self.stamp), HEADER_BYTES)
+        return io.BytesIO(self.read())
+
+
+def locate_file(file: str | Path) -> Location:
+    """Return the location of a local file, with its size and modification time."""
+    try:
+        status = os.stat(file)
+    # Opening the file will report the reason.
+    except (OSError, ValueError):
+        return Location(str(file))
+    return Location(str(file), size=status.st_size, stamp=str(status.st_mtime_ns))
