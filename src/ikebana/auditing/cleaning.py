@@ -316,11 +316,17 @@ def check_writable(file: Path) -> None:
 
 
 def check_not_archive(dataset: Dataset) -> None:
-    """Refuse photos in an archive, before any is read: a table cannot point into it.
+    """Refuse photos that a table cannot refer to: in an archive or a store.
 
     Raises:
-        PhotosError: the photos are in an archive.
+        PhotosError: the photos are not files of this computer.
     """
+    if dataset.locations is not None:
+        raise PhotosError(
+            "the photos are not files of this computer, and a table cannot refer to them",
+            where=dataset.source,
+            advice="download or unpack them and audit the folder",
+        )
     if dataset.archive_prefix:
         raise PhotosError(
             "the photos are in an archive, and a table cannot refer to files inside it",

@@ -62,7 +62,8 @@ def read_header(dataset: Dataset, path: str) -> photos.Header:
     It is empty if the file has disappeared since it was cached.
     """
     try:
-        return photos.read_header(dataset.resolve_path(path))
+        with dataset.locate(path).open() as stream:
+            return photos.read_header(stream)
     except (UnreadablePhoto, OSError):
         return photos.Header("", "", 0.0, "")
 

@@ -40,7 +40,8 @@ def resolve_run_paths(opened: Classifier | Run, photos: Sequence[str | Path]) ->
         splits = run_photos.find_photos(opened)
     except IkebanaError as error:
         raise PhotosError(error.what, where=error.where, advice="the path of the photo where it is now") from None
-    files = {photo.path: photo.file for split in splits.values() for photo in split}
+    locations = {photo.path: photo.location for split in splits.values() for photo in split}
+    files = {path: location.address for path, location in locations.items() if location.is_whole_file}
     return [files.get(str(photo), photo) if photo in missing else photo for photo in photos]
 
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import lzma
 import os
-import re
 import tarfile
 import zipfile
 import zlib
@@ -16,7 +15,7 @@ from typing import IO
 from ikebana.data import archive_members
 from ikebana.data.archive_members import Member
 from ikebana.data.archive_notes import ArchiveNotes
-from ikebana.data.folder import UTF8_ADVICE, ScannedPath, describe_encoding, to_printable
+from ikebana.data.folder import UTF8_ADVICE, ScannedPath, describe_encoding
 from ikebana.data.tar_reader import ArchiveRefused
 from ikebana.errors import PhotosError
 from ikebana.system import progress
@@ -141,7 +140,7 @@ def _unpack_members(target: _Target, file: Path) -> None:
                     bar.advance(1)
                 except _MemberSkipped as reason:
                     budget -= member.skip_bytes
-                    target.skipped.append(ScannedPath(_make_printable(member.name), str(reason)))
+                    target.skipped.append(ScannedPath(archive_members.make_printable(member.name), str(reason)))
                 if budget < 0:
                     raise ArchiveRefused(f"it expands to more than {MAX_EXPANSION_RATIO} times its size")
     except ArchiveRefused as reason:
@@ -244,11 +243,6 @@ def _convert_os_error(error: OSError) -> Exception:
     if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
         return _MemberSkipped("another member has the same path")
     return _MemberSkipped("this disk cannot store its name") if error.errno in INVALID_NAME_ERRNOS else error
-
-
-def _make_printable(name: str) -> str:
-    """Escape a name that a table cannot hold or a terminal cannot print."""
-    return re.sub(r"[\x00-\x1f\x7f]", progress.escape_control_character, to_printable(name))
 
 
 def _translate_corruption(file: Path, error: Exception) -> PhotosError:

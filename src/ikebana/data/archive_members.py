@@ -12,7 +12,9 @@ from typing import IO
 
 from ikebana.data import tar_reader, zip_names
 from ikebana.data.archive_notes import ArchiveNotes
+from ikebana.data.folder import to_printable
 from ikebana.errors import PhotosError
+from ikebana.system import progress
 
 FOREIGN_SIGNATURES = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
@@ -162,6 +164,11 @@ def find_path_problem(name: str, path: str) -> str | None:
         return "its name has unprintable characters"
     is_reserved = IS_WINDOWS and any(map(WINDOWS_RESERVED_NAME.match, path.split("/")))
     return "Windows cannot store its name (rename it)" if is_reserved else None
+
+
+def make_printable(name: str) -> str:
+    """Escape a name that a table cannot hold or a terminal cannot print."""
+    return re.sub(r"[\x00-\x1f\x7f]", progress.escape_control_character, to_printable(name))
 
 
 def damaged_archive(file: Path, how: str) -> PhotosError:

@@ -4,15 +4,19 @@
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import polars as pl
 
+from ikebana.data import stores
 from ikebana.data.dataset import SCHEMA, STATUS_UNOPENED, Dataset, collect_rows
 from ikebana.data.folder import ScannedPath, scan, to_printable
 from ikebana.data.layout import find_layout
+from ikebana.data.listed_tree import make_listed_tree
+from ikebana.data.photo_listing import PhotoListing
 from ikebana.data.regions import Layout, Region
 from ikebana.data.roboflow import NOT_LISTED
 from ikebana.errors import PhotosError
@@ -42,25 +46,43 @@ def read(
         if source is None:
             raise
         raise _name_archive(error, folder, source) from None
-    notes, ignored = list(layout.notes), list[str]()
+    ignored: list[str] = []
     rows = (_to_row(scanned, archive_prefix, layout) for scanned in scan(folder, ignored))
     missing = (ScannedPath(path, "there is no such file") for path in layout.missing_paths)
     extra_rows = (
         {"path": archive_prefix + scanned.path, "status": scanned.status} for scanned in chain(skipped_members, missing)
     )
-    photos = _check_groups(collect_rows(chain(rows, extra_rows), SCHEMA).sort("path"), notes)
-    empty = layout.classes - set(photos["label"].drop_nulls())
-    return Dataset(
-        source or str(folder),
-        folder,
-        photos,
-        (),
-        len(ignored),
-        archive_prefix,
-        tuple(sorted(empty)),
-        tuple(notes),
-        layout.doubts,
+    dataset = _build_dataset(source or str(folder), folder, chain(rows, extra_rows), layout)
+    return replace(dataset, ignored_count=len(ignored), archive_prefix=archive_prefix)
+
+
+def read_listing(listing: PhotoListing, source: str) -> Dataset:
+    """Read the folders in listed paths like those on disk.
+
+    Args:
+        source: the address or path that the user gave.
+    Raises:
+        PhotosError: the folders can be understood in two ways.
+    """
+    # It does not exist: the layout is found in the listing alone.
+    root = Path("/", source)
+    try:
+        layout = find_layout(root, stores.get_name(source), make_listed_tree(root, listing.photos["path"]))
+    except PhotosError as error:
+        where, advice = (str(text).replace(str(root), source) for text in (error.where, error.advice))
+        raise PhotosError(error.what, where=where, advice=advice) from None
+    rows = (
+        _to_row(ScannedPath(path, status), prefix or "", layout)
+        for path, status, prefix in listing.photos.select("path", "status", "prefix").iter_rows()
     )
+    return _build_dataset(source, root, rows, layout)
+
+
+def _build_dataset(source: str, root: Path, rows: Iterable[Mapping[str, str | None]], layout: Layout) -> Dataset:
+    notes = list(layout.notes)
+    photos = _check_groups(collect_rows(rows, SCHEMA).sort("path"), notes)
+    empty = tuple(sorted(layout.classes - set(photos["label"].drop_nulls())))
+    return Dataset(source, root, photos, (), empty_classes=empty, notes=tuple(notes), doubts=layout.doubts)
 
 
 def _name_archive(error: PhotosError, folder: Path, source: str) -> PhotosError:

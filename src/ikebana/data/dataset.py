@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from ikebana.data.locations import Location
+
 STATUS_USED = "used"
 STATUS_UNOPENED = "not opened yet"
 
@@ -26,6 +28,17 @@ SPLIT_ALIASES = {
 
 # Rows that `collect_rows` holds as Python objects at a time.
 CHUNK_ROWS = 8192
+
+# Where the bytes of a photo are: its path in the dataset, then the fields of `Location`.
+LOCATION_SCHEMA = {
+    "path": pl.String,
+    "address": pl.String,
+    "offset": pl.Int64,
+    "length": pl.Int64,
+    "row": pl.Int64,
+    "size": pl.Int64,
+    "stamp": pl.String,
+}
 
 SCHEMA = {
     # Below the root; `archive!member` for an archive; as written for a table.
@@ -85,6 +98,18 @@ class Dataset:
     near_duplicates: tuple[NearDuplicate, ...] = ()
     # The rows as given, if they came from a frame: a run stores them, because there is no file to read again.
     frame: pl.DataFrame | None = None
+    # For photos in a store, in a tar that is not unpacked or in Parquet: where the bytes of each openable photo are.
+    # The columns of `LOCATION_SCHEMA`, sorted by path. None if photos are files of this computer.
+    locations: pl.DataFrame | None = None
+
+    def locate(self, path: str) -> Location:
+        """Return where the bytes of a row's photo are."""
+        if self.locations is None:
+            return Location(str(self.resolve_path(path)))
+        index = self.locations["path"].search_sorted(path)
+        if index == self.locations.height or self.locations["path"][index] != path:
+            return Location(path)
+        return Location(*self.locations.row(index)[1:])
 
     def resolve_path(self, path: str) -> Path:
         """Return the file on disk of a row's path."""

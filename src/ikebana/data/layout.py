@@ -14,20 +14,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ikebana.data import class_regions, folder_names, roboflow, split_folders, split_regions
+from ikebana.data.folder import FolderTree
 from ikebana.data.folder_copies import find_copied_sets
 from ikebana.data.regions import Layout, LayoutDraft, join_names, show_folder
 from ikebana.errors import PhotosError
 
 
-def find_layout(folder: Path, name: str) -> Layout:
+def find_layout(folder: Path, name: str, tree: FolderTree | None = None) -> Layout:
     """Decide how the folders of a collection are read.
 
     Args:
         name: of the collection, for notes.
+        tree: the folders; by default those on disk.
     Raises:
         PhotosError: the folders have two readings, or no labels; or one cannot be read.
     """
-    draft = LayoutDraft(folder)
+    draft = LayoutDraft(folder) if tree is None else LayoutDraft(folder, tree)
     top = _enter_wrappers(draft, name)
     folders = draft.list_folders(top)
     if splits := split_folders.find_split_folders(top, folders, draft.tree):

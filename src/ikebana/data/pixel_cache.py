@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,7 @@ import polars as pl
 
 from ikebana.data import decoding
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset, collect_rows
-from ikebana.data.decoding import read_bytes
+from ikebana.data.locations import Location
 from ikebana.data.verified_array import VerifiedArray, compute_checksum
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.recipe import Resize
@@ -150,7 +150,7 @@ def _decode_again(
         MachineError: the photo has changed since it was decoded, or the disk does not keep pixels.
     """
     target, small = (np.zeros(array.shape[1:], np.uint8) for array in arrays)
-    _decode_into(dataset.resolve_path(photo["path"]), STATUS_UNOPENED, target, small, resize)
+    _decode_into(dataset.locate(photo["path"]), STATUS_UNOPENED, target, small, resize)
     expected = (photo["pixels_crc32"], photo["thumbnail_crc32"])
     if (compute_checksum(target), compute_checksum(small)) != expected:
         raise MachineError(
@@ -172,8 +172,7 @@ def _can_read_more(index: pl.DataFrame, dataset: Dataset, image_size: int, resiz
     retried = index.filter("passing").group_by("status").head(RETRIES_PER_REASON)["path"].to_list()
     target, small = (np.zeros((size, size, 3), np.uint8) for size in (image_size, THUMBNAIL_SIZE))
     return any(
-        _decode_into(dataset.resolve_path(path), STATUS_UNOPENED, target, small, resize)[0] == STATUS_USED
-        for path in retried
+        _decode_into(dataset.locate(path), STATUS_UNOPENED, target, small, resize)[0] == STATUS_USED for path in retried
     )
 
 
@@ -186,7 +185,7 @@ def get_cache_path(dataset: Dataset, image_size: int, resize: Resize) -> Path:
         PIL.__version__,
         image_size,
         resize,
-        str(dataset.root.resolve()),
+        str(dataset.root.resolve()) if dataset.locations is None else dataset.source,
     ]
     digest.update(json.dumps(versions).encode())
     photos, folder = dataset.photos.select("path", "status"), os.fspath(dataset.root)
@@ -195,6 +194,9 @@ def get_cache_path(dataset: Dataset, image_size: int, resize: Resize) -> Path:
         """Write the stamps of some photos as one JSON text, for speed."""
         stamps = []
         for path, status in photos[chunk.start : chunk.stop].iter_rows():
+            if dataset.locations is not None:
+                stamps.append((path, status, *astuple(dataset.locate(path))))
+                continue
             file = os.path.join(folder, path.removeprefix(dataset.archive_prefix))
             stamps.append((path, status, _stamp_file(file) if status == STATUS_UNOPENED else None))
         return json.dumps(stamps).encode()
@@ -233,7 +235,7 @@ def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Resize)
         array, small = (np.zeros((len(chunk), size, size, 3), np.uint8) for size in (image_size, THUMBNAIL_SIZE))
         rows = zip(table[chunk.start : chunk.stop].iter_rows(), array, small, strict=True)
         index_rows = [
-            (path, *_decode_into(dataset.resolve_path(path), status, target, small_target, resize))
+            (path, *_decode_into(dataset.locate(path), status, target, small_target, resize))
             for (path, status), target, small_target in rows
         ]
         for name, values in (("pixels", array), ("small", small)):
@@ -253,14 +255,14 @@ def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Resize)
     return collect_rows(decode_rows(), INDEX_SCHEMA)
 
 
-def _decode_into(file: Path, status: str, target: np.ndarray, small: np.ndarray, resize: Resize) -> IndexRow:
+def _decode_into(location: Location, status: str, target: np.ndarray, small: np.ndarray, resize: Resize) -> IndexRow:
     """Decode one photo into its rows; an error becomes its status."""
     if status != STATUS_UNOPENED:
         return status, None, None, None, None, 0, 0, False
     digest = size = None
     try:
-        size = os.stat(file).st_size
-        data = read_bytes(file)
+        size = os.stat(location.address).st_size if location.is_file else location.size
+        data = location.read()
         size, digest = len(data), decoding.compute_sha256(data)
         photo = decoding.decode(data, len(target), resize, THUMBNAIL_SIZE)
     except UnreadablePhoto as reason:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import polars as pl
 
-from ikebana.data import archive, archive_members, class_folders, output_folders, table
+from ikebana.data import archive, archive_members, class_folders, container_sources, containers, output_folders, table
 from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES, ArchiveNotes
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.data.frame import Frame, is_frame
@@ -33,6 +33,8 @@ def read(source: PhotoSource, class_order: tuple[str, ...] = ()) -> Dataset:
     if is_frame(source):
         return assign_classes(table.read_frame(source), class_order)
     source = _require_path(source)
+    if containers.is_container_source(source):
+        return assign_classes(container_sources.read(source), class_order)
     # An empty path would be the working directory.
     if not str(source):
         raise PhotosError(

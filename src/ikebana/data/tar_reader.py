@@ -7,7 +7,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 MAX_NAME_BYTES = 2**16
 # Extended headers of one member: macOS stores the file's extended attributes there.
@@ -34,13 +34,24 @@ def open_tar(file: Path) -> tarfile.TarFile | None:
     Raises:
         ArchiveRefused: the first member exceeds a bound; or an error of tarfile.
     """
-    # A class per archive, because the class stores the last header.
-    tarinfo = type("BoundedTarInfo", (BoundedTarInfo,), {})
     try:
         # The default is the encoding of the locale.
-        return tarfile.open(file, tarinfo=tarinfo, encoding="utf-8")
+        return tarfile.open(file, tarinfo=_make_header_class(), encoding="utf-8")
     except tarfile.TarError:
         return None
+
+
+def open_uncompressed_tar(stream: IO[bytes]) -> tarfile.TarFile | None:
+    """Open an uncompressed tar from a seekable stream; return None if it is none."""
+    try:
+        return tarfile.open(fileobj=stream, mode="r:", tarinfo=_make_header_class(), encoding="utf-8")
+    except tarfile.TarError:
+        return None
+
+
+def _make_header_class() -> type[tarfile.TarInfo]:
+    """Make a class per archive, because the class stores the last header."""
+    return type("BoundedTarInfo", (BoundedTarInfo,), {})
 
 
 def iterate_members(

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from ikebana.data import decoding, sources
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
+from ikebana.data.locations import Location
 from ikebana.data.sources import PhotoSource
 from ikebana.data.split import get_selection_mask
 from ikebana.errors import PhotosError
@@ -28,7 +28,7 @@ class RunPhoto:
     """A photo of a run."""
 
     path: str
-    file: Path
+    location: Location
     sha256: str
     # Class index.
     label: int
@@ -59,17 +59,17 @@ def find_photos(run: Run, photos: PhotoSource | None = None) -> dict[str, list[R
         in_split = used.filter(split=split)
         rows = in_split.select("path", "label", "sha256").iter_rows()
         for (path, label, digest), selected in zip(rows, get_selection_mask(in_split), strict=True):
-            file = _locate(path, dataset, present)
-            splits[split].append(RunPhoto(path, file, digest, class_indices[label], bool(selected)))
+            location = _locate(path, dataset, present)
+            splits[split].append(RunPhoto(path, location, digest, class_indices[label], bool(selected)))
     return splits
 
 
-def _locate(path: str, dataset: Dataset, present: set[str]) -> Path:
+def _locate(path: str, dataset: Dataset, present: set[str]) -> Location:
     """Return where a photo is now; the archive may have been renamed or unpacked since."""
     in_archive = PATH_IN_ARCHIVE.fullmatch(path)
     if path in present or in_archive is None:
-        return dataset.resolve_path(path)
-    return dataset.root / in_archive["member"]
+        return dataset.locate(path)
+    return Location(str(dataset.root / in_archive["member"]))
 
 
 def sample_evenly(photos: Sequence[RunPhoto], count: int) -> list[RunPhoto]:
@@ -85,13 +85,15 @@ def read_photo(photo: RunPhoto) -> bytes:
         PhotosError: the photo is missing or has changed.
     """
     try:
-        data = decoding.read_bytes(photo.file)
+        data = photo.location.read()
     except OSError as error:
         raise PhotosError(
             f"a photo of this run cannot be read: {error.strerror or error}",
-            where=photo.file,
+            where=photo.location.address,
             advice="ikebana export RUN FILE --photos DIR with their new folder",
         ) from None
     if decoding.compute_sha256(data) != photo.sha256:
-        raise PhotosError("this photo has changed since the run", where=photo.file, advice="restore the original file")
+        raise PhotosError(
+            "this photo has changed since the run", where=photo.location.address, advice="restore the original file"
+        )
     return data

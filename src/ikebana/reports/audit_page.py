@@ -10,7 +10,7 @@ import numpy as np
 
 from ikebana.auditing.findings import Finding
 from ikebana.data.dataset import SPLITS, STATUS_USED, Dataset
-from ikebana.data.decoding import decode, read_bytes
+from ikebana.data.decoding import decode
 from ikebana.data.verified_array import Pixels
 from ikebana.errors import UnreadablePhoto
 from ikebana.recipe import Resize
@@ -208,7 +208,7 @@ def render(
         samples=[(name, totals[name], thumbnails.sample(name)) for name in dataset.classes[:MAX_SAMPLED_CLASSES]],
         samples_left_out=len(dataset.classes) - MAX_SAMPLED_CLASSES,
         table=audit_table.to_json(table),
-        can_write=not dataset.archive_prefix,
+        can_write=not dataset.archive_prefix and dataset.locations is None,
         command=audit_table.suggest_command(dataset, findings),
     )
 
@@ -317,7 +317,7 @@ class _Thumbnails:
     def _read_whole(self, path: str, row: Mapping[str, Any]) -> np.ndarray | None:
         """Read the whole photo again, because its square is cropped; None if that fails."""
         try:
-            square = decode(read_bytes(self.dataset.resolve_path(path)), len(self.pixels[0]), "squash").pixels
+            square = decode(self.dataset.locate(path).read(), len(self.pixels[0]), "squash").pixels
         except (OSError, UnreadablePhoto):
             return None
         return restore_aspect_ratio(square, row["width"], row["height"], "squash")

@@ -39,7 +39,7 @@ class ReviewTable:
 
 def make_review_table(dataset: Dataset, has_given_split: bool) -> ReviewTable | None:
     """List all used photos; None for an archive or too many photos."""
-    if dataset.archive_prefix or dataset.used_photos.height > MAX_TABLE_PHOTOS:
+    if dataset.archive_prefix or dataset.locations is not None or dataset.used_photos.height > MAX_TABLE_PHOTOS:
         return None
     table = cleaning.list_used_photos(dataset, has_given_split)
     paths = table["path"].to_list()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ikebana.data.stores import is_address
 from ikebana.evaluation.metrics import MIN_USEFUL_ACCURACY, Evaluation
 from ikebana.recipe import MODULE_PREFIX
 from ikebana.reports.mistakes import ScoredPhoto, SuspectPhoto
@@ -122,6 +123,8 @@ def get_photos_argument(run: Run) -> str:
 
 def shorten_path(path: str | Path) -> str:
     """Return a path relative to the working directory if it is inside."""
+    if is_address(path):
+        return str(path)
     try:
         relative = os.path.relpath(path)
     # The working directory has gone, or is on another drive.

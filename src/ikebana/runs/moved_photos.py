@@ -4,13 +4,14 @@ A run records each photo's path below its source, so photos that moved together 
 If an archive was renamed or unpacked, or a table was rewritten, the beginning of all paths differs.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import polars as pl
 
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
+from ikebana.data.locations import Location
 from ikebana.errors import RunError
 
 # What ends the name of a folder or of an archive in a path.
@@ -33,6 +34,11 @@ def restore_paths(dataset: Dataset, recorded: pl.DataFrame) -> Dataset:
         return dataset
     renamed = pl.lit(old_prefix) + pl.col("path").str.strip_prefix(prefix)
     path = pl.when(pl.col("path").str.starts_with(prefix)).then(renamed).otherwise("path")
+    if dataset.locations is not None:
+        photos, locations = (
+            table.with_columns(path.alias("path")).sort("path") for table in (dataset.photos, dataset.locations)
+        )
+        return replace(dataset, photos=photos, locations=locations)
     root = dataset.root / prefix.removeprefix(dataset.archive_prefix)
     photos = dataset.photos.with_columns(path.alias("path")).sort("path")
     return replace(dataset, root=root, archive_prefix=old_prefix, photos=photos)
@@ -59,7 +65,7 @@ def check_files(recorded: pl.DataFrame, dataset: Dataset) -> None:
         for path, label, size, now in used.join(listed, "path", "left")
         .select("path", "label", "bytes", "now")
         .iter_rows()
-        if (reason := _compare(dataset.resolve_path(path), label, size, now))
+        if (reason := _compare(dataset.locate(path), label, size, now))
     ]
     new = sorted(set(listed["path"]) - set(recorded["path"]))
     differences += [(path, "not in the run") for path in new]
@@ -73,14 +79,15 @@ def check_files(recorded: pl.DataFrame, dataset: Dataset) -> None:
         )
 
 
-def _compare(file: Path, label: str, size: int, label_now: str | None) -> str:
+def _compare(location: Location, label: str, size: int, label_now: str | None) -> str:
     """Return how a photo differs from its record, or ""."""
     if label_now is None:
         return "missing"
     if label_now != label:
         return f"its label was {label} and is {label_now}"
     try:
-        size_now = file.stat().st_size
+        size_now = os.stat(location.address).st_size if location.is_file else location.size
     except OSError as error:
         return f"unreadable: {error.strerror}"
-    return "" if size_now == size else f"it had {size:,} bytes and has {size_now:,}"
+    # The size of a photo in Parquet is known once it is read, and its content is compared then.
+    return "" if size_now in (None, size) else f"it had {size:,} bytes and has {size_now:,}"

@@ -12,6 +12,7 @@ import polars as pl
 from ikebana.data import sources, table
 from ikebana.data.dataset import Dataset
 from ikebana.data.sources import PhotoSource
+from ikebana.data.stores import is_address
 from ikebana.errors import RunError, get_first_line
 from ikebana.runs.run import DAMAGED_ADVICE, Run
 
@@ -22,6 +23,8 @@ def describe_source(dataset: Dataset) -> dict[str, str]:
     """Return the entries of source.json by which `read_photos` finds the photos."""
     if dataset.frame is not None:
         return {"photos": FRAME_FILE, "root": str(dataset.root)}
+    if is_address(dataset.source):
+        return {"photos": dataset.source}
     return {"photos": str(Path(os.path.expanduser(dataset.source)).resolve())}
 
 

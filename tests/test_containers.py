@@ -1,0 +1,325 @@
+"""Photos in buckets, tar shards and Parquet: the same collection as a folder."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.images import draw_noisy_image, encode_image, encode_photo
+from support.stores import pack_samples, pack_shard, put_files, read_files, serve_store, write_parquet
+
+import ikebana
+from ikebana.data import containers, parquet_photos, sources, stores, tar_shards
+from ikebana.data.address_patterns import expand_braces
+from ikebana.data.pixel_cache import open_pixel_cache
+from ikebana.errors import PhotosError
+
+PHOTOS_PER_CLASS = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three classes of photos, of which some are no photos."""
+    place = tmp_path_factory.mktemp("photos") / "flowers"
+    for number, name in enumerate(("daisy", "rose", "tulip")):
+        (place / name).mkdir(parents=True)
+        for photo in range(PHOTOS_PER_CLASS):
+            (place / name / f"{photo}.jpg").write_bytes(encode_photo(10 * number + photo))
+    (place / "rose/6.jpg").write_bytes(b"words, not a photo")
+    (place / "rose/7.jpg").write_bytes(encode_photo(3)[:300])
+    (place / "tulip/.DS_Store").write_bytes(b"hidden")
+    return place
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    """The visible files of the folder by path, in the order of a scan."""
+    return {path: data for path, data in read_files(folder).items() if ".DS" not in path}
+
+
+def describe(source):
+    """Describe the photos of a source, and their pixels."""
+    dataset, cache = open_pixel_cache(sources.read(source), 32, "squash")
+    columns = ("label", "status", "sha256", "bytes", "width", "height")
+    order = dataset.photos.with_row_index("number").sort("label", "bytes", "sha256", nulls_last=True)
+    return order.select(columns).rows(), np.array(cache.pixels)[order["number"].to_numpy()]
+
+
+def assert_same(source, folder):
+    rows, pixels = describe(source)
+    expected_rows, expected_pixels = describe(folder)
+    assert rows == expected_rows
+    np.testing.assert_array_equal(pixels, expected_pixels)
+
+
+def test_a_tar_pattern_of_class_folders_equals_the_folder(folder, files, tmp_path):
+    parts = list(files.items())
+    for number in range(3):
+        (tmp_path / f"part-{number:02}.tar").write_bytes(pack_shard(parts[number::3]))
+    assert_same(str(tmp_path / "part-{00..02}.tar"), folder)
+    assert_same(str(tmp_path / "part-*.tar"), folder)
+
+
+@pytest.mark.parametrize("kind", ["cls", "json", "txt", "json number"])
+def test_labels_beside_the_photos_of_a_tar_equal_those_of_folders(kind, folder, files, tmp_path):
+    members = []
+    for number, (path, data) in enumerate(files.items()):
+        label = path.split("/")[0]
+        values = {"cls": label + "\n", "txt": label, "json": json.dumps({"id": number, "label": label})}
+        values["json number"] = json.dumps({"label": ["daisy", "rose", "tulip"].index(label), "class_name": label})
+        members += [(f"{number:04}.{kind.split()[0]}", values[kind].encode()), (f"{number:04}.jpg", data)]
+    (tmp_path / "photos.tar").write_bytes(pack_shard(members))
+    assert_same(tmp_path / "photos.tar", folder)
+
+
+def test_captions_beside_photos_are_not_labels(files, tmp_path):
+    members = []
+    for number, (path, data) in enumerate(files.items()):
+        stem = path.removesuffix(".jpg")
+        members += [(path, data), (f"{stem}.txt", f"a photo of number {number}".encode())]
+    (tmp_path / "photos.tar").write_bytes(pack_shard(members))
+    dataset = sources.read(tmp_path / "photos.tar")
+    assert dataset.classes == ("daisy", "rose", "tulip")
+    assert any("captions" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("group_rows", [1, 4, 1000])
+def test_parquet_with_image_bytes_equals_the_folder(group_rows, folder, files, tmp_path):
+    write_parquet(tmp_path / "photos.parquet", files, group_rows)
+    assert_same(tmp_path / "photos.parquet", folder)
+
+
+def test_class_labels_of_hugging_face_are_the_names_in_the_metadata(folder, files, tmp_path):
+    names = ["tulip", "daisy", "rose"]
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    rows = {
+        "image": [{"bytes": data, "path": None} for data in files.values()],
+        "label": [names.index(path.split("/")[0]) for path in files],
+    }
+    frame = pl.DataFrame(rows, schema_overrides={"image": pl.Struct({"bytes": pl.Binary, "path": pl.String})})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    frame.write_parquet(tmp_path / "train-00000-of-00001.parquet", metadata=metadata)
+    assert_same(tmp_path / "train-00000-of-00001.parquet", folder)
+
+
+def test_names_of_files_give_the_splits(files, tmp_path):
+    parts = list(files.items())
+    for split, part in (("train", parts[::2]), ("validation", parts[1::4]), ("test", parts[3::4])):
+        write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", dict(part))
+    dataset = sources.read(str(tmp_path / "*.parquet"))
+    assert dict(dataset.photos["split"].value_counts().iter_rows()) == {
+        "train": len(parts[::2]),
+        "validation": len(parts[1::4]),
+        "test": len(parts[3::4]),
+    }
+
+
+def test_parquet_without_labels_is_refused_with_what_can_be_given(files, tmp_path):
+    frame = pl.DataFrame({"image": list(files.values())}, schema={"image": pl.Binary})
+    frame.write_parquet(tmp_path / "photos.parquet")
+    with pytest.raises(PhotosError, match="no labels") as refusal:
+        sources.read(tmp_path / "photos.parquet")
+    assert "a column label of a Parquet file" in str(refusal.value)
+
+
+def test_a_web_server_equals_the_folder(folder, files, tmp_path):
+    (tmp_path / "photos.tar").write_bytes(pack_samples(files))
+    (tmp_path / "part-0.tar").write_bytes(pack_shard(files.items()))
+    write_parquet(tmp_path / "photos.parquet", files)
+    with serve_store(folder.parent) as (address, _):
+        assert_same(f"{address}/flowers/", folder)
+    with serve_store(tmp_path) as (address, _):
+        for name in ("photos.tar", "part-{0..0}.tar", "photos.parquet"):
+            assert_same(f"{address}/{name}", folder)
+
+
+def test_a_bucket_equals_the_folder(s3, folder, files, tmp_path):
+    write_parquet(tmp_path / "photos.parquet", files)
+    stored = {f"flowers/{path}": data for path, data in files.items()} | {"flowers/tulip/.DS_Store": b"hidden"}
+    stored["shards/photos-000.tar"] = pack_samples(dict(list(files.items())[:7]))
+    stored["shards/photos-001.tar"] = pack_samples(dict(list(files.items())[7:]))
+    stored["photos.parquet"] = (tmp_path / "photos.parquet").read_bytes()
+    put_files(s3[0], "garden", stored)
+    for source in ("flowers", "flowers/", "shards/photos-{000..001}.tar", "shards/*.tar", "photos.parquet"):
+        assert_same(f"s3://garden/{source}", folder)
+    assert sources.read("s3://garden/flowers").ignored_count == 1
+    with pytest.raises(PhotosError, match=r"only \.tar files") as refusal:
+        sources.read("s3://garden/shards")
+    assert refusal.value.advice == "give them: s3://garden/shards/*.tar"
+
+
+def test_only_the_row_groups_that_are_needed_are_requested(files, tmp_path):
+    padding = [encode_image(draw_noisy_image(200, 200, seed), "PNG") for seed in range(40)]
+    frame = pl.DataFrame({"image": padding, "label": ["a", "b"] * 20})
+    frame.write_parquet(tmp_path / "photos.parquet", row_group_size=4, compression="uncompressed")
+    size = (tmp_path / "photos.parquet").stat().st_size
+    with serve_store(tmp_path) as (address, faults):
+        assert parquet_photos.read_photo(f"{address}/photos.parquet", 21) == padding[21]
+        ranges = [request[2].removeprefix("bytes=").split("-") for request in faults.requests if request[2]]
+        assert sum(int(end) - int(start) + 1 for start, end in ranges) < size / 4
+        requested = len(faults.requests)
+        assert parquet_photos.read_photo(f"{address}/photos.parquet", 22) == padding[22]
+        assert len(faults.requests) == requested
+
+
+def test_listing_a_tar_of_a_store_does_not_request_its_photos(tmp_path):
+    big = [(f"a/{number}.bin", bytes([number]) * 2**20) for number in range(8)]
+    (tmp_path / "photos.tar").write_bytes(pack_shard(big))
+    with serve_store(tmp_path) as (address, faults):
+        file = stores.stat(f"{address}/photos.tar")
+        assert file is not None
+        listing = tar_shards.list_tar(file)
+        ranges = [request[2].removeprefix("bytes=").split("-") for request in faults.requests if request[2]]
+    assert listing is not None
+    assert listing.photos.height == 8
+    assert sum(int(end) - int(start) + 1 for start, end in ranges) < 0.5 * (tmp_path / "photos.tar").stat().st_size
+
+
+def test_members_of_a_hostile_tar_get_the_reasons_of_an_unpacked_one(tmp_path):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:") as archive:
+        for name, kind in (
+            ("../out.jpg", tarfile.REGTYPE),
+            ("/etc/a.jpg", tarfile.REGTYPE),
+            ("a/link.jpg", tarfile.SYMTYPE),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, "/etc/passwd"
+            archive.addfile(entry)
+        for name in ("a/1.jpg", "a/1.jpg", "A/1.jpg", "b/1.jpg"):
+            data = encode_photo(len(name))
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    (tmp_path / "photos.tar").write_bytes(stream.getvalue())
+    unpacked = sources.read(tmp_path / "photos.tar").photos
+    listing = tar_shards.list_tar(parquet_photos.locate(str(tmp_path / "photos.tar")))
+    assert listing is not None
+    expected = sorted(unpacked.select(pl.col("path").str.strip_prefix("photos.tar!"), "status").rows())
+    assert sorted(listing.photos.select("path", "status").rows()) == expected
+
+
+@pytest.mark.parametrize("cut", [100, 700, 5000, -600])
+def test_a_cut_tar_is_damaged(cut, files, tmp_path):
+    (tmp_path / "part-0.tar").write_bytes(pack_shard(files.items())[:cut])
+    with pytest.raises(PhotosError, match=r"damaged|not an uncompressed tar"):
+        sources.read(str(tmp_path / "part-{0..0}.tar"))
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_damaged_parquet_file_is_an_error_or_a_status_and_never_a_crash(data, tmp_path_factory):
+    place = tmp_path_factory.mktemp("damaged")
+    write_parquet(
+        place / "photos.parquet", {f"{'ab'[number % 2]}/{number}.jpg": bytes([number]) * 90 for number in range(12)}
+    )
+    content = bytearray((place / "photos.parquet").read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(len(content) - 40, len(content)))]
+    (place / "photos.parquet").write_bytes(content)
+    with serve_store(place) as (address, _):
+        for source in (f"{address}/photos.parquet", str(place / "photos.parquet")):
+            try:
+                dataset = sources.read(source)
+                for path in dataset.photos["path"]:
+                    dataset.locate(path).read()
+            except PhotosError:
+                pass
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_as_the_footer_of_parquet_are_damage(content):
+    from ikebana.data.parquet_footer import DamagedFooter, parse_row_groups
+
+    with pytest.raises(DamagedFooter):
+        parse_row_groups(content, 10**6)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.sampled_from([0, 3, 5]))
+def test_a_range_in_braces_is_every_number_between(first, last, width):
+    names = expand_braces(f"a-{{{str(first).zfill(width)}..{str(last).zfill(width)}}}.tar")
+    numbers = [int(name.removeprefix("a-").removesuffix(".tar")) for name in names]
+    assert numbers == list(range(first, last + 1) if first <= last else range(first, last - 1, -1))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        (
+            "s3://b/{train,test}-{0..1}.tar",
+            ["s3://b/train-0.tar", "s3://b/train-1.tar", "s3://b/test-0.tar", "s3://b/test-1.tar"],
+        ),
+        ("a{1}.jpg", ["a{1}.jpg"]),
+        ("{09..11}", ["09", "10", "11"]),
+        ("plain", ["plain"]),
+    ],
+)
+def test_braces_expand_like_those_of_a_shell(pattern, names):
+    assert expand_braces(pattern) == names
+
+
+def test_a_pattern_of_too_many_names_is_refused():
+    for pattern in ("{0..99999999}.tar", "{0..9999}{0..9999}.tar"):
+        with pytest.raises(PhotosError, match="more than 1,000,000 names"):
+            expand_braces(pattern)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("https://x.invalid/photos.zip", "compressed archives cannot be read from a store"),
+        ("s3://bucket/labels.csv", "tables cannot be read from a store"),
+        ("https://x.invalid/part-*.tar", "a web server cannot list the files of a pattern"),
+    ],
+)
+def test_what_cannot_be_read_in_place_is_refused_before_any_request(name, message):
+    if "*" in name:
+        with pytest.raises(PhotosError, match=message):
+            stores.find_matches(name)
+    else:
+        with pytest.raises(PhotosError, match=message):
+            sources.read(name)
+
+
+def test_a_listing_has_the_columns_of_the_plan(files, tmp_path):
+    (tmp_path / "part-0.tar").write_bytes(pack_shard(files.items()))
+    (listing,) = containers.list_containers(containers.find_containers(str(tmp_path / "part-{0..0}.tar")))
+    assert {"path", "address", "offset", "length", "row", "size", "stamp", "status"} <= set(listing.photos.columns)
+    content = (tmp_path / "part-0.tar").read_bytes()
+    for path, offset, length in listing.photos.select("path", "offset", "length").iter_rows():
+        assert content[offset : offset + length] == files[path]
+
+
+@pytest.mark.slow
+def test_an_audit_of_a_bucket_and_of_shards_has_the_findings_of_the_folder(s3, drawn, tmp_path):
+    folder = drawn(12)
+    files = read_files(folder)
+    put_files(s3[0], "meadow", {f"photos/{path}": data for path, data in files.items()})
+    (tmp_path / "part-0.tar").write_bytes(pack_shard(files.items()))
+
+    def list_findings(source, prefix=""):
+        findings = ikebana.audit(source).findings
+        return [
+            (finding.kind, finding.severity, [path.removeprefix(prefix) for path in finding.paths])
+            for finding in findings
+        ]
+
+    expected = list_findings(folder)
+    assert {"exact_duplicate", "unreadable"} <= {kind for kind, _, _ in expected}
+    assert list_findings("s3://meadow/photos") == expected
+    assert list_findings(str(tmp_path / "part-{0..0}.tar"), "part-0.tar!") == expected
+
+
+@pytest.mark.slow
+def test_a_run_on_a_bucket_can_be_exported(s3, drawn, tmp_path):
+    put_files(s3[0], "orchard", {f"photos/{path}": data for path, data in read_files(drawn(12)).items()})
+    choices = {"image_size": 48, "batch_size": 16, "epochs": 2, "precision": "float32"}
+    run = ikebana.fit("s3://orchard/photos", "baseline", run=tmp_path / "run", **choices)
+    assert run.source["photos"] == "s3://orchard/photos"
+    ikebana.export(run, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").exists()
