@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ikebana.system.threads import count_threads, map_in_threads
+from ikebana.system.threads import count_threads, limit_threads, map_in_threads
 
 
 def test_results_are_in_the_order_of_the_items():
@@ -52,3 +52,12 @@ def test_an_error_is_raised_in_order_and_pending_items_are_dropped():
     with pytest.raises(ValueError, match="1"):
         next(results)
     assert len(started) <= 2 + 2 * count_threads()
+
+
+def test_a_limit_holds_within_its_block_and_in_this_thread_only():
+    usable = count_threads()
+    with limit_threads(1):
+        assert count_threads() == 1
+        # Each of the threads sees the processors, as other calls in this process do.
+        assert list(map_in_threads(lambda _: count_threads(), range(3))) == [usable] * 3
+    assert count_threads() == usable

@@ -1,9 +1,12 @@
 """Work in threads: results in order, with little computed ahead."""
 
 import os
+import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from typing import TypeVar
 
@@ -14,8 +17,26 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+# The limit of a `limit_threads` block, which other threads do not see.
+_thread_limit: ContextVar[int | None] = ContextVar("thread_limit", default=None)
+
+
+@contextmanager
+def limit_threads(threads: int) -> Iterator[None]:
+    """Use at most so many threads within this block, in this thread only."""
+    token = _thread_limit.set(threads)
+    try:
+        yield
+    finally:
+        _thread_limit.reset(token)
+
+
 def count_threads() -> int:
-    """Count the processors that this process may use."""
+    """Count the threads to use: one per usable processor, unless `limit_threads` allows fewer."""
+    return min(_count_processors(), _thread_limit.get() or sys.maxsize)
+
+
+def _count_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
