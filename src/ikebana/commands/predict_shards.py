@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from ikebana.commands import predict as predict_command
 from ikebana.commands.predict import Counts, Model, open_classifier, open_model
@@ -26,6 +27,9 @@ from ikebana.inference.shards import UNUSABLE, ShardSummary, compute_shard
 from ikebana.runs.run import Run
 from ikebana.system import progress
 from ikebana.system.files import resolve_output_path
+
+# Computes shards with these numbers, and reports the photos that are done.
+ComputeShards: TypeAlias = Callable[[Classifier, ShardPlan, Sequence[int], Callable[[int], object]], None]
 
 # Sources of which the absolute path is none.
 ADDRESS_MARK = "://"
@@ -70,13 +74,28 @@ def parse_share(text: str) -> tuple[int, int]:
     return share, shares
 
 
+def _compute_here(
+    model_classifier: Classifier, plan: ShardPlan, numbers: Sequence[int], advance: Callable[[int], object]
+) -> None:
+    """Compute shards in this process, one after the other."""
+    for number in numbers:
+        compute_shard(model_classifier, plan, number, advance)
+
+
 def predict_to_shards(
-    model: Model, photos: Sequence[str], path_lines: Iterator[str] | None, out: Path, options: ShardOptions
+    model: Model,
+    photos: Sequence[str],
+    path_lines: Iterator[str] | None,
+    out: Path,
+    options: ShardOptions,
+    *,
+    compute: ComputeShards = _compute_here,
 ) -> None:
     """Predict any number of photos to shards; each call continues the earlier ones.
 
     Args:
         path_lines: more photos, one path per line.
+        compute: computes the missing shards, here or on other machines.
     Raises:
         PhotosError: there is no usable photo, or the folder has the predictions of other photos.
         ModelError, MachineError: the folder has the predictions of another model or by other versions.
@@ -96,7 +115,7 @@ def predict_to_shards(
             options,
         )
         try:
-            _predict_share(model_classifier, plan, options.share)
+            _predict_share(model_classifier, plan, options.share, compute)
             summary = _complete(model_classifier, plan)
         except KeyboardInterrupt:
             progress.message("interrupted; nothing was lost. Run the same command again to resume.")
@@ -107,7 +126,9 @@ def predict_to_shards(
         shard_join.write_joined_table(plan, table)
 
 
-def _predict_share(model_classifier: Classifier, plan: ShardPlan, share: tuple[int, int] | None) -> None:
+def _predict_share(
+    model_classifier: Classifier, plan: ShardPlan, share: tuple[int, int] | None, compute: ComputeShards
+) -> None:
     """Compute the missing shards of a share, every N-th of all."""
     first, step = (share[0] - 1, share[1]) if share is not None else (0, 1)
     numbers = plan.shards[first::step]
@@ -118,8 +139,7 @@ def _predict_share(model_classifier: Classifier, plan: ShardPlan, share: tuple[i
         return
     shard_join.remove_success(plan)
     with progress.stage("predict", sum(map(plan.count_photos, missing))) as bar:
-        for number in missing:
-            compute_shard(model_classifier, plan, number, bar.advance)
+        compute(model_classifier, plan, missing, bar.advance)
 
 
 def _complete(model_classifier: Classifier, plan: ShardPlan) -> ShardSummary | None:

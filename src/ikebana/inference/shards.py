@@ -2,10 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from ikebana.errors import MachineError, get_first_line
 from ikebana.evaluation.drift import FamiliarityCounts
 from ikebana.inference import classifier, table_formats
 from ikebana.inference.classifier import Classifier
+from ikebana.inference.prediction import Prediction
 from ikebana.inference.shard_plan import ShardPlan
 from ikebana.system.files import atomic_write
 
@@ -29,13 +31,19 @@ MAX_NAMED_PHOTOS = 20
 
 
 def compute_shard(
-    model_classifier: Classifier, plan: ShardPlan, number: int, advance: Callable[[int], object] | None = None
+    model_classifier: Classifier,
+    plan: ShardPlan,
+    number: int,
+    advance: Callable[[int], object] | None = None,
+    *,
+    unusable: Mapping[int, str] = MappingProxyType({}),
 ) -> Path:
     """Predict the photos of a shard and write its file; a file that exists stays.
 
     Args:
         model_classifier: of the plan's model, which the caller has checked by `plan.require`.
         advance: called with the number of photos that were predicted since the last call.
+        unusable: the status of photos that must not be opened, by their position in the shard.
     Raises:
         MachineError: the disk is full, the folder cannot be written, or the photos of an archive
             are on another machine.
@@ -46,9 +54,11 @@ def compute_shard(
     if file.is_file():
         return file
     _require_archives(plan)
-    photos = [(photo.path, partial(_preprocess, model_classifier, photo)) for photo in plan.read_photos(number)]
+    photos = plan.read_photos(number)
+    for position, status in unusable.items():
+        photos[position] = photos[position]._replace(status=status)
     rows = []
-    for prediction in classifier.predict_photos(model_classifier, photos):
+    for prediction in predict_listed(model_classifier, photos):
         rows.append(table_formats.to_row(prediction, plan.header.classes))
         if advance is not None:
             advance(1)
@@ -62,6 +72,12 @@ def compute_shard(
         if not file.is_file():
             raise
     return file
+
+
+def predict_listed(model_classifier: Classifier, photos: Iterable[ListedPhoto]) -> Iterator[Prediction]:
+    """Yield a prediction for each photo of a plan, in order."""
+    named = ((photo.path, partial(_preprocess, model_classifier, photo)) for photo in photos)
+    return classifier.predict_photos(model_classifier, named)
 
 
 def _preprocess(model_classifier: Classifier, photo: ListedPhoto) -> np.ndarray:
