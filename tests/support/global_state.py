@@ -40,7 +40,7 @@ def import_libraries() -> None:
 
 def take_snapshot() -> dict[str, Any]:
     """Describe the state of the process by name, as values that can be compared."""
-    return {**_describe_python(), **_describe_torch(), **_describe_libraries()}
+    return {**describe_python(), **_describe_torch(), **_describe_libraries()}
 
 
 def find_differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -48,7 +48,8 @@ def find_differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]
     return [f"{name}: {before[name]!r:.300} -> {after[name]!r:.300}" for name in before if before[name] != after[name]]
 
 
-def _describe_python() -> dict[str, Any]:
+def describe_python() -> dict[str, Any]:
+    """Describe the state of Python alone, as `take_snapshot` does for all libraries."""
     umask = os.umask(0)
     os.umask(umask)
     return {

@@ -1,9 +1,10 @@
 """Flags of `predict` that write shards to a folder."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -31,12 +32,25 @@ class ShardOptionFlags:
         Path | None, Parameter(group=SHARDS, help="a table that gets the rows of all shards: .csv, .jsonl or .parquet")
     ] = None
 
+    backend: Annotated[
+        Literal["ray"] | None,
+        Parameter(group=SHARDS, help="compute the shards on the Ray cluster that this machine belongs to"),
+    ] = None
+
     def to_options(self) -> "ShardOptions":
         """Parse and check the flags; UsageError if they contradict each other."""
         from ikebana.commands.predict_shards import ShardOptions, parse_share
 
         share = None if self.shard is None else parse_share(self.shard)
         return ShardOptions(share, self.shard_photos, self.replan, self.join)
+
+    def import_predictor(self) -> Callable[..., None]:
+        """Import the function that predicts photos to shards."""
+        if self.backend == "ray":
+            from ikebana.cluster.predict import predict_to_shards
+        else:
+            from ikebana.commands.predict_shards import predict_to_shards
+        return predict_to_shards
 
     def refuse_for_table(self) -> None:
         """Raise UsageError if a flag was given without a folder."""

@@ -1,0 +1,1 @@
+"""The same work on an existing Ray cluster. The only package that imports ray."""

@@ -1,0 +1,94 @@
+"""The nodes of a cluster, and whether each can compute what the driver planned."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ikebana.errors import MachineError, get_first_line
+
+# A node that starts its first worker imports ikebana from a slow disk.
+INSPECTION_SECONDS = 120
+
+
+class Node(NamedTuple):
+    """A living node with CPUs."""
+
+    node_id: str
+    # As `ray status` shows it, with the name of the machine.
+    name: str
+    cpus: int
+
+
+def list_nodes() -> list[Node]:
+    """List the living nodes that have CPUs for tasks."""
+    nodes = [
+        Node(node["NodeID"], _describe_node(node), int(node["Resources"].get("CPU", 0)))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted((node for node in nodes if node.cpus), key=lambda node: node.name)
+
+
+def _describe_node(node: Mapping[str, Any]) -> str:
+    name, host, address = node["NodeName"], node["NodeManagerHostname"], node["NodeManagerAddress"]
+    return f"{name} ({', '.join(dict.fromkeys([host, address]))})" if name != host else name
+
+
+def count_cpus() -> int:
+    """Count the CPUs of all living nodes."""
+    return sum(node.cpus for node in list_nodes())
+
+
+def count_gpus() -> int:
+    """Count the GPUs of the cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def check_nodes(inspect: Callable[..., list[str]], *arguments: Any) -> None:
+    """Run an inspection on each node, and refuse unfit nodes by name.
+
+    Args:
+        inspect: returns the problems of the node that it runs on.
+    Raises:
+        MachineError: a node has problems or does not answer, or there is no node.
+    """
+    nodes = list_nodes()
+    if not nodes:
+        raise MachineError("no node of the Ray cluster has CPUs", advice="ray start --address=HEAD:6379 --num-cpus=N")
+    remote = ray.remote(inspect)
+    references = {
+        remote.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        ).remote(*arguments): node
+        for node in nodes
+    }
+    ready, _ = ray.wait(list(references), num_returns=len(references), timeout=INSPECTION_SECONDS)
+    problems = {node.name: _get_problems(reference, reference in ready) for reference, node in references.items()}
+    alive = {node.name for node in list_nodes()}
+    unfit = [f"\n  node {name}: {problem}" for name, texts in problems.items() if name in alive for problem in texts]
+    if unfit:
+        raise MachineError(
+            f"{len(unfit)} problem{'s' * (len(unfit) > 1)} on the {len(nodes)} nodes of the cluster:{''.join(unfit)}",
+            advice="the same versions, photos and output folder on all nodes; or stop these nodes with `ray stop`",
+        )
+
+
+def _get_problems(reference: Any, is_ready: bool) -> list[str]:
+    if not is_ready:
+        ray.cancel(reference, force=True)
+        return [f"no answer within {INSPECTION_SECONDS} s"]
+    try:
+        return ray.get(reference)
+    # Anything may be missing on a node, such as ikebana itself.
+    except Exception as error:
+        return [_summarise(error)]
+
+
+def _summarise(error: Exception) -> str:
+    """Summarise an error from another process, whose text begins with a traceback."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        return f"{type(cause).__name__}: {get_first_line(cause)}"
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

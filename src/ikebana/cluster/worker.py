@@ -1,0 +1,147 @@
+"""What runs on the nodes of a cluster.
+
+Ray sends these functions by name, so each node runs its own ikebana. Arguments and results that are
+compared before the versions are therefore plain values.
+"""
+
+import functools
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from socket import gethostname
+from typing import Any
+
+import ray
+
+from ikebana.data import listing
+from ikebana.errors import IkebanaError, MachineError, UnreadablePhoto, get_first_line
+from ikebana.inference import shard_plan
+from ikebana.inference.classifier import Classifier
+from ikebana.inference.shard_plan import ShardPlan
+from ikebana.inference.shards import compute_shard, predict_listed
+from ikebana.system.files import atomic_write
+from ikebana.system.threads import limit_threads
+
+# CPUs, and threads, per task.
+CPUS_PER_TASK = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What each worker needs; sent once per node, and opened once per process."""
+
+    plan: ShardPlan
+    # Pickled as the bytes of its model file.
+    classifier: Classifier
+    # Distinguishes jobs in the cache of a worker.
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
+@dataclass(frozen=True)
+class JobHandle:
+    """Where a worker finds a job, and the versions that it must have."""
+
+    # Ray's reference to the Job, in a list, so that Ray does not fetch it for each task.
+    reference: Sequence[Any]
+    key: str
+    versions: Mapping[str, str]
+
+
+def describe_versions() -> dict[str, str]:
+    """Describe what must be equal on all nodes before anything else is compared."""
+    return {"ikebana": version("ikebana"), "Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+
+
+def compare_versions(versions: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
+    """Describe how the versions of this process differ from those of the driver."""
+    return [
+        f"{name} {own.get(name) or 'none'} instead of {versions.get(name) or 'none'}"
+        for name in sorted({*own, *versions})
+        if own.get(name) != versions.get(name)
+    ]
+
+
+def compute(handle: JobHandle, number: int, crashed: Mapping[int, str]) -> IkebanaError | None:
+    """Compute a shard; return the error that ends the command, or None.
+
+    Args:
+        crashed: the status of photos that are not opened, by their position in the shard.
+    """
+    try:
+        with limit_threads(CPUS_PER_TASK):
+            job = _open_job(handle)
+            compute_shard(job.classifier, job.plan, number, unusable=crashed)
+    except IkebanaError as error:
+        error.what = f"{error.what} (on node {gethostname()})"
+        return error
+    return None
+
+
+def try_photos(handle: JobHandle, number: int, start: int, stop: int) -> None:
+    """Predict some photos of a shard, to see whether the process crashes."""
+    with limit_threads(CPUS_PER_TASK):
+        job = _open_job(handle)
+        for _ in predict_listed(job.classifier, job.plan.read_photos(number)[start:stop]):
+            pass
+
+
+def _open_job(handle: JobHandle) -> Job:
+    """Open a job; MachineError if this node would compute other rows than the driver."""
+    differences = compare_versions(handle.versions, describe_versions())
+    if differences:
+        raise MachineError(", ".join(differences), advice="the same versions on all nodes")
+    return _fetch_job(handle.key, handle.reference[0])
+
+
+@functools.lru_cache(maxsize=1)
+def _fetch_job(key: str, reference: Any) -> Job:
+    job: Any = ray.get(reference)
+    job.plan.require(str(job.classifier.metadata.get("sha256")), job.classifier)
+    return job
+
+
+def inspect(handle: JobHandle, photo: Sequence[Any] | None) -> list[str]:
+    """Describe why this node cannot compute the shards; an empty list if it can.
+
+    Args:
+        photo: a row of the plan that the driver can read, as a plain tuple.
+    """
+    differences = compare_versions(handle.versions, describe_versions())
+    if differences:
+        return differences
+    try:
+        with limit_threads(CPUS_PER_TASK):
+            job = _open_job(handle)
+    except IkebanaError as error:
+        return [error.what]
+    return [*_inspect_photo(photo), *_inspect_target(job.plan)]
+
+
+def _inspect_photo(photo: Sequence[Any] | None) -> list[str]:
+    if photo is None:
+        return []
+    row = listing.ListedPhoto(*photo)
+    try:
+        listing.read_photo(row)
+    except UnreadablePhoto as error:
+        return [f"the photo {row.address} cannot be read: {error.what}"]
+    return []
+
+
+def _inspect_target(plan: ShardPlan) -> list[str]:
+    """Check that the folder has the driver's plan and can be written."""
+    try:
+        opened = shard_plan.open_plan(plan.folder)
+        if opened is None or opened.names != plan.names:
+            return [f"{plan.folder} is not the folder of the driver, which has the plan"]
+        trial = plan.folder / f".trial-{secrets.token_hex(4)}"
+        with atomic_write(trial, create_parent=False) as partial_file:
+            partial_file.write_bytes(b"trial")
+        with suppress(OSError):
+            trial.unlink()
+    except IkebanaError as error:
+        return [f"{plan.folder} cannot be used: {get_first_line(error)}"]
+    return []
