@@ -129,7 +129,10 @@ def resolve_recipe(source: "str | Path | Recipe", **options: Any) -> Recipe:
 
 
 def _change(recipe: Recipe, options: dict[str, Any]) -> Recipe:
-    """Change options; the error for one that the recipe does not have names recipes that do."""
+    """Change options of a recipe.
+
+    The error for an option that its method does not have names the recipes that have it.
+    """
     try:
         return with_options(recipe, **options)
     except InapplicableOption as error:
