@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,11 +64,11 @@ def interrupt_after(steps: int) -> Iterator[None]:
     """Raise KeyboardInterrupt in the training step after `steps` steps."""
     original, steps_left = Trainer.step, [steps]
 
-    def step(self: Trainer, inputs: Tensor, labels: Tensor, settings: DeviceSettings) -> tuple[Tensor, Tensor]:
+    def step(self: Trainer, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
         if not steps_left[0]:
             raise KeyboardInterrupt
         steps_left[0] -= 1
-        return original(self, inputs, labels, settings)
+        return original(self, *arguments, **options)
 
     Trainer.step = step
     try:

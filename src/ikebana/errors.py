@@ -8,6 +8,7 @@ IkebanaError             the base class
 ├── RunError             a run folder is missing, damaged, locked, not empty, or its photos changed
 ├── ModelError           a model file is damaged, foreign, too new, or differs from its run
 └── MachineError         too little disk space or memory, or a file or port is unusable
+    └── PeerError        another process of the same training has failed
 """
 
 from pathlib import Path
@@ -63,6 +64,18 @@ class ModelError(IkebanaError):
 
 class MachineError(IkebanaError):
     """Too little disk space or memory, or a file or port is unusable."""
+
+
+class PeerError(MachineError):
+    """Another process of the same training has failed or ended.
+
+    Args:
+        is_reported: whether other processes report it already.
+    """
+
+    def __init__(self, what: str, *, advice: str, is_reported: bool = False):
+        super().__init__(what, advice=advice)
+        self.is_reported = is_reported
 
 
 def get_first_line(error: Exception) -> str:

@@ -20,19 +20,24 @@ CHUNK_VALUES = 2**20
 MAX_LOG_ASPECT_RATIO = 0.2
 
 
-def augment(photos: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(
+    photos: Tensor, augmentation: Augmentation, generator: torch.Generator, batch: tuple[int, slice] | None = None
+) -> Tensor:
     """Augment each photo of the batch on its own.
 
     Args:
         photos: uint8 [photos, 3, image_size, image_size].
         generator: on the CPU, whatever the device, so that a seed gives the same maps everywhere.
+        batch: if the photos are a share of a batch, how many photos the batch has, and which of them
+            these are. Random numbers are drawn for all of them.
     Returns:
         float32 of the same shape, 0 to 255, channels last.
     """
-    maps = draw_affine_maps(len(photos), photos.shape[-1], augmentation, generator)
-    changed = warp(photos, maps)
+    count, rows = batch or (len(photos), slice(None))
+    maps = draw_affine_maps(count, photos.shape[-1], augmentation, generator)
+    changed = warp(photos, maps[rows])
     return (
-        jitter_contrast_and_brightness(changed, augmentation.brightness, generator)
+        jitter_contrast_and_brightness(changed, augmentation.brightness, generator, batch)
         if augmentation.brightness
         else changed
     )
@@ -88,17 +93,21 @@ def _crop_maps(maps: Tensor, min_area: float, image_size: int, generator: torch.
     return maps
 
 
-def jitter_contrast_and_brightness(photos: Tensor, limit: float, generator: torch.Generator) -> Tensor:
+def jitter_contrast_and_brightness(
+    photos: Tensor, limit: float, generator: torch.Generator, batch: tuple[int, slice] | None = None
+) -> Tensor:
     """Change contrast about each photo's own mean, then brightness.
 
     Args:
         photos: float [photos, 3, image_size, image_size], 0 to 255; changed in place.
         limit: both factors are drawn from 1 - limit to 1 + limit.
+        batch: as in `augment`.
     """
+    count, rows = batch or (len(photos), slice(None))
 
     def draw_factors() -> Tensor:
-        factors = 1 + (2 * torch.rand(len(photos), generator=generator) - 1) * limit
-        return factors.to(photos.device).view(-1, 1, 1, 1)
+        factors = 1 + (2 * torch.rand(count, generator=generator) - 1) * limit
+        return factors[rows].to(photos.device).view(-1, 1, 1, 1)
 
     mean = photos.mean((1, 2, 3), keepdim=True)
     contrast, brightness = draw_factors(), draw_factors()

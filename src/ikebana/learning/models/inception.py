@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ikebana.errors import RecipeError
+from ikebana.learning.whole_batch import count_photos
 
 # Keras' default, added to every variance; torch's is 1e-5.
 BATCH_NORM_EPSILON = 1e-3
@@ -59,7 +60,7 @@ class BatchNorm(nn.Module):
         normalised = functional.batch_norm(
             features, mean, variance, gamma, self.bias, training=True, momentum=1.0, eps=self.eps
         )
-        count = features.numel() // features.shape[1]
+        count = count_photos(features) * features[0, 0].numel()
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (1 - 1 / count), self.momentum)
         return normalised

@@ -1,5 +1,6 @@
 """Checkpoints and final weights as safetensors files."""
 
+import io
 import json
 import math
 import struct
@@ -7,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
+import safetensors.torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -57,9 +60,32 @@ class TrainingState:
 
 def save(file: Path, state: TrainingState) -> None:
     """Write a checkpoint atomically: an interrupted write leaves the previous one."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
+    _write_tensors(file, _copy_to_host(state.tensors), _make_metadata(state))
+
+
+def to_bytes(state: TrainingState) -> bytes:
+    """Return the content of the checkpoint that `save` writes."""
+    return safetensors.torch.save(_copy_to_host(state.tensors), _make_metadata(state))
+
+
+def from_bytes(content: bytes) -> TrainingState:
+    """Read the result of `to_bytes`."""
+    return _make_state(safetensors.torch.load(content), _read_metadata(io.BytesIO(content)))
+
+
+def _copy_to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _make_metadata(state: TrainingState) -> dict[str, str]:
     training = {"epochs": [asdict(epoch) for epoch in state.epochs], "best_loss": repr(state.best_loss)}
-    _write_tensors(file, tensors, {"training": json.dumps(training)})
+    return {"training": json.dumps(training)}
+
+
+def _make_state(tensors: dict[str, Tensor], metadata: dict[str, str]) -> TrainingState:
+    training = json.loads(metadata["training"])
+    epochs = [Epoch(**epoch) for epoch in training["epochs"]]
+    return TrainingState(epochs, tensors, float(training["best_loss"]))
 
 
 def load(file: Path) -> TrainingState:
@@ -71,9 +97,8 @@ def load(file: Path) -> TrainingState:
     with checkpoint_errors(file):
         # First, since it validates the whole file. Windows cannot replace a mapped file: clone.
         tensors = {name: value.clone() for name, value in load_file(file).items()}
-        training = json.loads(_read_metadata(file)["training"])
-        epochs = [Epoch(**epoch) for epoch in training["epochs"]]
-        return TrainingState(epochs, tensors, float(training["best_loss"]))
+        with file.open("rb") as stream:
+            return _make_state(tensors, _read_metadata(stream))
 
 
 @contextmanager
@@ -103,8 +128,7 @@ def checkpoint_errors(file: Path | None) -> Iterator[None]:
 
 def save_weights(file: Path, network: nn.Module) -> None:
     """Write `weights.safetensors`, without time or path: equal weights give equal files."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    _write_tensors(file, tensors)
+    _write_tensors(file, _copy_to_host(network.state_dict()))
 
 
 def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -133,8 +157,7 @@ def load_weights(file: Path, network: nn.Module) -> None:
         raise RunError(what, where=file, advice="an undamaged copy of the run") from None
 
 
-def _read_metadata(file: Path) -> dict[str, str]:
+def _read_metadata(stream: BinaryIO) -> dict[str, str]:
     """Read the header of a safetensors file: its length in 8 bytes, little-endian, then JSON."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        return json.loads(stream.read(length))["__metadata__"]
+    (length,) = struct.unpack("<Q", stream.read(8))
+    return json.loads(stream.read(length))["__metadata__"]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ikebana.learning.augmentation import augment
 from ikebana.learning.examples import Examples
+from ikebana.learning.processes import ProcessGroup
+from ikebana.learning.training.batch_share import BatchShare, make_share
 from ikebana.recipe import Recipe
 
 
@@ -16,17 +18,24 @@ class EpochProgress:
     """One epoch over the training photos, which can be saved and resumed between two steps."""
 
     def __init__(
-        self, recipe: Recipe, number: int, examples: Examples, device: str, avoid_single_photo_batches: bool = False
+        self,
+        recipe: Recipe,
+        number: int,
+        examples: Examples,
+        device: str,
+        avoid_single_photo_batches: bool = False,
+        group: ProcessGroup | None = None,
     ):
         """Seed the random generators and shuffle the photos.
 
         Args:
             number: of the epoch, from 1.
             avoid_single_photo_batches: avoid batches of a single photo, which BatchNorm cannot normalise.
+            group: the processes that share each batch, if there are several.
         """
         self.number, self.examples, self.device = number, examples, device
         self.batch_size, self.augmentation = recipe.gradient_method.batch_size, recipe.augmentation
-        self.avoid_single_photo_batches = avoid_single_photo_batches
+        self.avoid_single_photo_batches, self.group = avoid_single_photo_batches, group
         seed = recipe.seed * 1_000_003 + number  # a separate random stream per epoch
         self.generator = torch.Generator().manual_seed(seed)
         # Dropout draws from torch's global generator, which `preserve_process_state` restores.
@@ -38,11 +47,17 @@ class EpochProgress:
 
     def iterate_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the remaining batches: photos (augmented) or features, and their labels."""
+        return ((inputs, labels) for inputs, labels, _ in self.iterate_shares())
+
+    def iterate_shares(self) -> Iterator[tuple[Tensor, Tensor, BatchShare | None]]:
+        """Iterate over this process's shares of the remaining batches; None for whole batches."""
         for indices in self._iterate_indices():
-            inputs, labels = self.examples.get_batch(indices, self.device)
+            share = make_share(self.group, len(indices)) if self.group is not None else None
+            inputs, labels = self.examples.get_batch(indices if share is None else indices[share.rows], self.device)
             if self.augmentation is not None:
-                inputs = augment(inputs, self.augmentation, self.generator)
-            yield inputs, labels
+                batch = (share.photos, share.rows) if share is not None else None
+                inputs = augment(inputs, self.augmentation, self.generator, batch)
+            yield inputs, labels, share
 
     def _iterate_indices(self) -> Iterator[np.ndarray]:
         """Iterate over the remaining batches' indices; a single last photo joins the batch before."""
@@ -55,7 +70,7 @@ class EpochProgress:
             start = end
 
     def add_step(self, loss: Tensor, correct: Tensor, photos: int) -> None:
-        """Add a step: its mean loss, its number of correct predictions and of photos."""
+        """Add a step: the batch's mean loss, its number of correct predictions and of photos."""
         self.loss_sum = self.loss_sum + loss * photos
         self.correct = self.correct + correct
         self.photos_seen += photos

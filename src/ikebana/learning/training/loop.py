@@ -1,9 +1,11 @@
 """The training loop: a generator that yields each `Epoch` once it is saved."""
 
 import copy
+import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from ikebana.errors import RecipeError
-from ikebana.learning import fast
+from ikebana.learning import fast, processes
 from ikebana.learning.augmentation import augment
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.examples import Examples
 from ikebana.learning.models import parameter_groups
 from ikebana.learning.precision import record_faster_speed
+from ikebana.learning.processes import ProcessGroup
 from ikebana.learning.scoring import compute_logits, score
 from ikebana.learning.training import checkpoint
 from ikebana.learning.training.checkpoint import Epoch, TrainingState
 from ikebana.learning.training.epoch_progress import EpochProgress
-from ikebana.learning.training.interrupts import defer_signals
+from ikebana.learning.training.interrupts import DeferredSignals, defer_signals
 from ikebana.learning.training.trainer import Trainer, plan_phases
 from ikebana.recipe import Recipe
 from ikebana.system import progress
@@ -56,21 +59,20 @@ def train(
     SIGTERM ends the training. At the end the network has the weights of the last epoch. In a recipe
     with `adamw` it has the EMA weights of the epoch with the lowest model-selection loss.
 
+    If this process has joined others, they share each step. All start from the leader's weights or
+    checkpoint. Only the leader validates, and only its network has the best weights at the end.
+
     Args:
         checkpoint_file: where it exists, training resumes from it. Its epochs are yielded again
             first, so the stream equals that of an uninterrupted training. On a CPU the weights are
-            bit-equal too.
+            bit-equal too. Workers of a group have none.
         title: of the progress bar.
     Raises:
         RecipeError: the loss became NaN or infinite.
     """
     network.to(settings.device)
-    state = TrainingState()
-    if checkpoint_file is not None and checkpoint_file.exists():
-        state = checkpoint.load(checkpoint_file)
-    if state.tensors:
-        with checkpoint.checkpoint_errors(checkpoint_file):
-            network.load_state_dict(state.get_tensors("network."))
+    group = processes.get_group()
+    state = _load_state(network, checkpoint_file, group)
     yield from state.epochs
     writer, plan, epoch_state = (
         CheckpointWriter(checkpoint_file, state),
@@ -89,7 +91,7 @@ def train(
             while len(writer.epochs) < phase.last_epoch:
                 has_batch_norm = parameter_groups.uses_batch_statistics(recipe, phase.trainable)
                 epoch_progress = EpochProgress(
-                    recipe, len(writer.epochs) + 1, examples, settings.device, has_batch_norm
+                    recipe, len(writer.epochs) + 1, examples, settings.device, has_batch_norm, group
                 )
                 if epoch_state:
                     with checkpoint.checkpoint_errors(checkpoint_file):
@@ -98,11 +100,38 @@ def train(
                     bar.advance(epoch_progress.photos_seen)
                 name = f"{epoch_progress.number}/{plan[-1].last_epoch}"
                 yield _run_epoch(epoch_progress, name, trainer, validation, settings, writer, bar)
-                if phase is plan[-1]:
+                if phase is plan[-1] and group is None:
                     steps = len(examples) + FORWARD_TIME_FRACTION * len(validation)
                     record_faster_speed(settings, writer.epochs[-1].seconds / steps)
     if writer.best.weights:
         network.load_state_dict(writer.best.weights)
+
+
+def _load_state(network: nn.Module, checkpoint_file: Path | None, group: ProcessGroup | None) -> TrainingState:
+    """Load the checkpoint, if there is one, and its weights into the network."""
+    state = TrainingState()
+    if checkpoint_file is not None and checkpoint_file.exists():
+        state = checkpoint.load(checkpoint_file)
+    if group is not None:
+        state = _share_state(group, network, state)
+    if state.tensors:
+        with checkpoint.checkpoint_errors(checkpoint_file):
+            network.load_state_dict(state.get_tensors("network."))
+    return state
+
+
+def _share_state(group: ProcessGroup, network: nn.Module, state: TrainingState) -> TrainingState:
+    """Return the leader's state in every process.
+
+    Before the first step it is that of the leader's network.
+    """
+    name = "training state"
+    if not group.is_leader:
+        return checkpoint.from_bytes(group.receive(name))
+    tensors = state.tensors or {f"network.{name}": value for name, value in network.state_dict().items()}
+    shared = TrainingState(state.epochs, tensors, state.best_loss)
+    group.send(name, checkpoint.to_bytes(shared))
+    return shared
 
 
 class BestWeights:
@@ -166,6 +195,10 @@ def _run_epoch(
 ) -> Epoch:
     """Make the remaining steps of an epoch, validate, and write the checkpoint."""
     _run_steps(epoch_progress, name, trainer, settings, writer, bar)
+    group = epoch_progress.group
+    if group is not None and not group.is_leader:
+        writer.epochs.append(Epoch(**json.loads(group.receive("epoch"))))
+        return writer.epochs[-1]
     try:
         logits = compute_logits(
             fast.optimise_for_inference(trainer.evaluated_network, validation), validation, settings
@@ -198,6 +231,8 @@ def _run_epoch(
             )
         )
         writer.save(trainer)
+    if group is not None:
+        group.send("epoch", json.dumps(asdict(writer.epochs[-1])).encode())
     return writer.epochs[-1]
 
 
@@ -217,19 +252,28 @@ def _run_steps(
     parameter_groups.set_training_mode(trainer.network, trainer.recipe, trainer.phase.trainable)
     displayed_at = 0.0
     with defer_signals() as signals:
-        for inputs, labels in epoch_progress.iterate_batches():
-            loss, logits = trainer.step(inputs, labels, settings)
-            epoch_progress.add_step(loss, (logits.argmax(1) == labels).sum(), len(labels))
+        for inputs, labels, share in epoch_progress.iterate_shares():
+            photos = len(labels) if share is None else share.photos
+            loss, correct = trainer.step(inputs, labels, settings, share)
+            epoch_progress.add_step(loss, correct, photos)
             scores: dict[str, float | str] = {}
             if time.monotonic() - displayed_at > MIN_DISPLAY_INTERVAL_SECONDS:
                 scores = {"epoch": name, "loss": epoch_progress.loss, "accuracy": epoch_progress.accuracy}
                 displayed_at = time.monotonic()
-            bar.advance(len(labels), **scores)
+            bar.advance(photos, **scores)
+            if epoch_progress.group is not None:
+                _share_signal(epoch_progress.group, signals)
             if signals.pending_signal or writer.is_due:
                 writer.save(trainer, epoch_progress)
             signals.deliver()
     if not math.isfinite(epoch_progress.loss):
         raise _non_finite_error(epoch_progress, trainer)
+
+
+def _share_signal(group: ProcessGroup, signals: DeferredSignals) -> None:
+    """End all processes after the same step if a signal has reached one."""
+    number = int(group.max_(torch.tensor([signals.pending_signal or 0])))
+    signals.pending_signal = number or None
 
 
 def _non_finite_error(epoch_progress: EpochProgress, trainer: Trainer) -> RecipeError:

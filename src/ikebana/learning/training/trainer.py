@@ -1,6 +1,7 @@
 """Training phases, and the trainer that makes the steps of one phase."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,11 @@ from ikebana.learning.device import DeviceSettings
 from ikebana.learning.models import parameter_groups
 from ikebana.learning.models.networks import count_classes
 from ikebana.learning.training import optimisers
+from ikebana.learning.training.batch_share import BatchShare
 from ikebana.learning.training.checkpoint import TrainingState
 from ikebana.learning.training.class_priors import compute_log_priors
 from ikebana.learning.training.ema import make_ema
+from ikebana.learning.whole_batch import WholeBatch
 from ikebana.recipe import FineTune, Recipe, Trainable
 
 
@@ -72,25 +75,48 @@ class Trainer:
         """The network to evaluate and export: the EMA, where there is one."""
         return self.network if self.ema is None else self.ema.module
 
-    def step(self, inputs: Tensor, labels: Tensor, settings: DeviceSettings) -> tuple[Tensor, Tensor]:
+    def step(
+        self, inputs: Tensor, labels: Tensor, settings: DeviceSettings, share: BatchShare | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Make one training step on one batch.
 
+        Args:
+            inputs, labels: of the share of the batch, if several processes share it.
         Returns:
-            The batch's mean loss and its logits, both from before the update.
+            The whole batch's mean loss and its number of correct predictions, from before the update.
         """
-        if self._forward is None:
-            self._forward = fast.build_training_forward(self.network, inputs, self.batch_size, settings)
-        with settings.autocast():
-            logits = self._forward(inputs)
+        forward = self._get_forward(inputs, settings, share)
+        with settings.autocast(), WholeBatch(share) if share is not None else nullcontext():
+            logits = forward(inputs)
         # The loss is never computed in half precision.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = self._compute_loss(logits, labels)
+        correct = (logits.detach().argmax(1) == labels).sum()
+        if share is not None:
+            loss = loss * share.weight
         self.network.zero_grad(set_to_none=True)
         loss.backward()
+        if share is not None:
+            weights = [weight for weight in self.network.parameters() if weight.requires_grad]
+            loss, correct = share.sum_gradients(weights, loss, correct)
         self.optimiser.step()
         if isinstance(self.optimiser, optimisers.AdamW) and self.ema is not None:
             self.ema.update(self.network, step=self.optimiser.step_count + 1)
-        return loss.detach(), logits.detach()
+        return loss.detach(), correct
+
+    def _get_forward(
+        self, inputs: Tensor, settings: DeviceSettings, share: BatchShare | None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the fastest forward pass for this batch."""
+        if share is not None and settings.device == "cuda":
+            # A CUDA graph repeats the exchange and the dropout of the batch that it captured.
+            has_exchange = parameter_groups.uses_batch_statistics(self.recipe, self.phase.trainable)
+            if has_exchange or share.photos != self.batch_size:
+                return self.network
+        if self._forward is None:
+            batch_size = self.batch_size if share is None else len(inputs)
+            self._forward = fast.build_training_forward(self.network, inputs, batch_size, settings)
+        return self._forward
 
     def _compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         adamw = self.recipe.adamw

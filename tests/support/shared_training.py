@@ -1,0 +1,105 @@
+"""Trainings that several processes share, in float64, for tests that compare them with one process.
+
+As a script, under torchrun, it writes the results of process 0 into a folder.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ikebana import recipes
+from ikebana.learning import processes
+from ikebana.learning.models import networks, parameter_groups
+from ikebana.learning.training import loop
+from ikebana.learning.training.epoch_progress import EpochProgress
+from ikebana.learning.training.trainer import Trainer, plan_phases
+from ikebana.recipe import FineTune, Recipe, with_options
+from support.training import CPU_SETTINGS, make_striped_photos
+
+SETTINGS = replace(CPU_SETTINGS, threads=1)
+FINETUNED = recipes.get_recipe("finetuned", image_size=75, truncate_at="mixed0", batch_size=7)
+assert isinstance(FINETUNED.method, FineTune)
+# Batches that two processes cannot halve. The last batch of `baseline` has one photo: one share is empty.
+CASES: Mapping[str, tuple[Recipe, int]] = {
+    "baseline": (recipes.get_recipe("baseline", image_size=46, batch_size=15, epochs=4), 61),
+    "augmented": (recipes.get_recipe("augmented", image_size=46, batch_size=15, epochs=4, learning_rate=1e-3), 70),
+    "good": (recipes.get_recipe("good", image_size=32, batch_size=7, epochs=4), 33),
+    # No head-only epochs: BatchNorm trains from the first step.
+    "finetuned": (replace(FINETUNED, method=replace(FINETUNED.method, head_epochs=0, epochs=4)), 33),
+}
+# Two photos for three processes.
+EMPTY_SHARES = {"finetuned": (with_options(CASES["finetuned"][0], batch_size=3, epochs=2), 8)}
+# Of a training that is killed: after 13 of 20 steps, in the third epoch.
+KILLED_CASE, KILLED_STEP = "augmented", 13
+
+
+def build_network(recipe: Recipe, dtype: torch.dtype) -> nn.Module:
+    """Build a network that computes in this precision."""
+    network = networks.build_network(recipe, 2).to(dtype)
+    network.register_forward_pre_hook(lambda _, photos: (photos[0].to(dtype),))
+    return network
+
+
+def train(recipe: Recipe, photos: int, checkpoint: Path | None = None) -> tuple[dict[str, Tensor], list[loop.Epoch]]:
+    """Train in float64; return the weights and the epochs."""
+    network = build_network(recipe, torch.float64)
+    side = recipe.image_size
+    examples = make_striped_photos(photos, side=side), make_striped_photos(8, seed=1, side=side)
+    epochs = list(loop.train(network, recipe, *examples, SETTINGS, checkpoint))
+    return dict(network.state_dict()), epochs
+
+
+def compute_first_gradient(recipe: Recipe, photos: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Make one step, and return the gradients of the whole batch."""
+    network, phase = build_network(recipe, dtype), plan_phases(recipe)[-1]
+    examples = make_striped_photos(photos, side=recipe.image_size)
+    trainer = Trainer(network, recipe, phase, examples.labels)
+    parameter_groups.set_training_mode(network, recipe, phase.trainable)
+    progress = EpochProgress(recipe, 1, examples, "cpu", group=processes.get_group())
+    inputs, labels, share = next(progress.iterate_shares())
+    trainer.step(inputs, labels, SETTINGS, share)
+    return {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
+
+
+def main(task: str, folder: Path) -> None:
+    """Do one of the tasks: all, empty or killed."""
+    torch.set_num_threads(1)
+    with processes.join():
+        if task == "killed":
+            loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = 0.0, float("inf")
+            kill_after_steps(KILLED_STEP)
+            train(*CASES[KILLED_CASE], folder / "checkpoint" if processes.is_leader() else None)
+        for name, case in (CASES if task == "all" else EMPTY_SHARES).items():
+            weights, epochs = train(*case)
+            losses = torch.tensor(np.array([[epoch.train_loss, epoch.train_accuracy] for epoch in epochs]))
+            results = {"weights": weights, "losses": {"losses": losses}, "gradient": compute_first_gradient(*case)}
+            if processes.is_leader():
+                for kind, tensors in results.items():
+                    contiguous = {key: value.contiguous() for key, value in tensors.items()}
+                    save_file(contiguous, folder / f"{name} {kind}.safetensors")
+
+
+def kill_after_steps(steps: int) -> None:
+    """Kill this process after so many training steps, and the checkpoint of the last one."""
+    real, steps_made = Trainer.step, []
+
+    def step(*arguments):
+        steps_made.append(1)
+        if len(steps_made) > steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    pytest.MonkeyPatch().setattr(Trainer, "step", step)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
