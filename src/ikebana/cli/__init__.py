@@ -17,7 +17,7 @@ from ikebana.cli.app import (
     EXIT_WRONG_USAGE,
     app,
 )
-from ikebana.errors import IkebanaError, UsageError
+from ikebana.errors import IkebanaError, PeerError, UsageError
 from ikebana.system import process, progress
 from ikebana.system.usage import translate_parser_error, unwrap_descriptions
 
@@ -30,6 +30,8 @@ def _report_error(error: Any) -> int:
     """Report an IkebanaError and return the exit status; raise any other error."""
     if not isinstance(error, IkebanaError):
         raise error
+    if isinstance(error, PeerError) and error.is_reported:
+        return EXIT_REFUSED
     progress.error(f"{type(error).__name__}: {error}")
     details = {"what": error.what, "where": str(error.where or ""), "advice": error.advice or ""}
     progress.event("error", kind=type(error).__name__, **details)

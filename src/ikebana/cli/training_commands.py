@@ -9,6 +9,7 @@ from ikebana.cli.app import DEFAULT_OUTPUT, EXIT_DONE, EXIT_LEAKAGE, EXIT_REFUSE
 from ikebana.cli.options import RecipeName, RecipeOptions, parse_options
 from ikebana.errors import UsageError
 from ikebana.system import progress
+from ikebana.system.launch import read_launch
 
 Log = Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Parameter(negative=(), show_default=False)]
 Advise = Annotated[
@@ -108,6 +109,9 @@ def fit(
         Also log recipe, epochs and scores to TensorBoard or MLflow; repeat it for both.
     """
     output.apply()
+    launch = read_launch()
+    if not launch.is_leader:
+        progress.set_reporter(progress.WorkerReporter(str(launch)))
     progress.show_loading()
     from ikebana.commands import fit as fit_command
 

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from ikebana.auditing import dataset_checks, slice_properties
 from ikebana.commands import robustness as run_robustness
+from ikebana.commands.workers import ListPhotos, check_can_share, shared_by_processes, start_workers
+from ikebana.data import sources
 from ikebana.data.dataset import Dataset
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.sources import PhotoSource
@@ -50,8 +52,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def _list_given_photos(photos: PhotoSource, *_: Any, **__: Any) -> ListPhotos:
+    return lambda recipe: sources.read(photos, recipe.class_order)
+
+
+def _list_photos_of_run(run: str | Path, *, photos: PhotoSource | None = None, **_: Any) -> ListPhotos:
+    writer = RunWriter(open_run(run))
+    return lambda _: writer.restore_paths(writer.find_photos(photos))
+
+
 @followed
 @preserve_process_state()
+@shared_by_processes(_list_given_photos)
 def fit(
     photos: PhotoSource,
     recipe: str | Path | Recipe | None = None,
@@ -94,6 +106,7 @@ def fit(
     known = read_earlier_split(split_from) if split_from is not None else None
     run_folder = run or run_writer.DEFAULT_RUNS_FOLDER
     plan = Plan.from_photos(photos, recipe, model=model, run_folder=run_folder, device=device, **options)
+    check_can_share(plan.recipe)
     plan.apply_settings()
     plan.estimate.report_and_check()
     if robustness:
@@ -104,6 +117,7 @@ def fit(
     clock.lap("prepare")
     dataset, pixels = open_photos(plan.dataset, plan.recipe, known)
     check_calibration_photos(dataset, plan.recipe.at_most_wrong)
+    start_workers(plan, dataset)
     kept_split = known.run if known is not None else ""
     writer = run_writer.create_run(run, plan.recipe, dataset, environment, split_from=kept_split)
     if robustness:
@@ -115,6 +129,7 @@ def fit(
 
 @followed
 @preserve_process_state()
+@shared_by_processes(_list_photos_of_run)
 def resume(
     run: str | Path,
     *,
@@ -142,6 +157,7 @@ def resume(
     if writer.report_if_finished():
         return _complete(writer, photos, model)
     writer.check_same_recipe()
+    check_can_share(opened.recipe)
     # Other settings would change the result.
     settings = load_settings(opened.folder / "environment.json")
     listed = writer.find_photos(photos)
@@ -156,7 +172,10 @@ def resume(
     clock.lap("read")
     with writer.lock_for_training(), recipe_memory_errors(plan.recipe):
         # Another process may have finished it while the photos were read.
-        return opened if writer.report_if_finished() else _train_and_score(writer, plan, dataset, pixels, clock)
+        if writer.report_if_finished():
+            return opened
+        start_workers(plan, dataset)
+        return _train_and_score(writer, plan, dataset, pixels, clock)
 
 
 def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: PixelCache, clock: Stopwatch) -> Run:

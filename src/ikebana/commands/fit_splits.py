@@ -16,6 +16,7 @@ from ikebana.runs.run import Run
 from ikebana.runs.run_writer import DEFAULT_RUNS_FOLDER
 from ikebana.system import progress
 from ikebana.system.files import resolve_output_path, write_json
+from ikebana.system.launch import require_one_process
 
 # One split has no spread.
 MIN_SPLITS = 2
@@ -81,6 +82,7 @@ def fit_splits(
         RecipeError: fewer than two splits, a split seed is given, or as for `fit`.
         MachineError: as for `fit`.
     """
+    require_one_process("a series of runs")
     if splits < MIN_SPLITS:
         raise RecipeError(f"{splits} split has no spread", advice=f"--split-seeds {MIN_SPLITS} or more")
     if "split_seed" in options:

@@ -23,6 +23,7 @@ from ikebana.runs.run import Run
 from ikebana.runs.run_writer import DEFAULT_RUNS_FOLDER
 from ikebana.system import progress
 from ikebana.system.files import resolve_output_path, write_json
+from ikebana.system.launch import require_one_process
 from ikebana.tracking.follow import followed
 
 DEFAULT_RECIPES = ("quick", "good")
@@ -103,6 +104,7 @@ def sweep(
         PhotosError: the photos cannot be read, or come with a split.
         RunError, MachineError: no run finished; the error of the first.
     """
+    require_one_process("a sweep")
     planned = _plan_rounds(_resolve_recipes(recipes, options), seeds, split_seeds)
     first = planned[0][0].recipe
     if split_seeds > 1:

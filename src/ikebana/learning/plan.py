@@ -24,7 +24,7 @@ from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import RecipeError
 from ikebana.learning import device as devices
-from ikebana.learning import estimate, scoring
+from ikebana.learning import estimate, processes, scoring
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.estimate import CostEstimate
 from ikebana.learning.examples import (
@@ -179,7 +179,7 @@ class TrainingTask:
     validation: Examples
     # Validation photos, then test photos.
     held_out: Examples
-    # Of training and validation photos, for a linear probe.
+    # Of training and validation photos, for a linear probe; None in a process that gets the fitted head.
     head_features: tuple[FeatureExamples, FeatureExamples] | None = None
 
 
@@ -202,12 +202,15 @@ def open_photos(dataset: Dataset, recipe: Recipe, known: KnownSplit | None = Non
 def prepare_tasks(plan: Plan, splits: dict[str, PhotoExamples], pixel_cache_name: str) -> tuple[TrainingTask, ...]:
     """Make the training task of each network; features that it trains on are extracted here.
 
+    Workers wait until the leader has extracted them. They need none for a head that the leader fits.
+
     Raises:
         RecipeError: features are NaN or infinite.
         MachineError: the disk is too small.
     """
     plan.network.to(plan.settings.device)
-    return tuple(_prepare_task(member, splits, pixel_cache_name, plan.settings) for member in plan.assembly.members)
+    with processes.take_turns("features"):
+        return tuple(_prepare_task(member, splits, pixel_cache_name, plan.settings) for member in plan.assembly.members)
 
 
 def _prepare_task(
@@ -216,7 +219,7 @@ def _prepare_task(
     """Make one task. Held-out photos are evaluated in float32, as in the exported network."""
     recipe, train, validation = member.recipe, splits["train"], splits["validation"]
     held_out = concatenate(validation, splits["test"])
-    if not (recipe.caches_features or recipe.fits_linear_probe):
+    if not (recipe.caches_features or (recipe.fits_linear_probe and processes.is_leader())):
         return TrainingTask(recipe, member.network, train, validation, held_out)
     key = feature_cache.make_feature_key(pixel_cache_name, recipe, member.weights)
     if not recipe.caches_features:
@@ -263,7 +266,7 @@ def _train_task(
     """Yield the epochs of one task; fitting a linear probe counts as one epoch."""
     started_at = time.perf_counter()
     is_resumed = checkpoint_file is not None and checkpoint_file.exists()
-    if task.recipe.fits_linear_probe and not is_resumed:
+    if task.recipe.fits_linear_probe and task.head_features is not None and not is_resumed:
         _fit_linear_probe(task)
     if isinstance(task.recipe.method, LinearProbe):
         yield _score_linear_probe(task, settings, time.perf_counter() - started_at)

@@ -11,7 +11,8 @@ from ikebana.recipe import Recipe
 # Entries of `environment.json` that affect the last digits of a sum: how many threads share it, and
 # which library computes it. `fast_paths` is there only if they are off.
 REPRODUCIBILITY_KEYS = (
-    "device", "accelerator", "precision", "processor", "threads", "fast_paths", "ikebana", "libraries",
+    "device", "accelerator", "precision", "processor", "threads", "fast_paths", "processes", "ikebana",
+    "libraries",
 )  # fmt: skip
 
 

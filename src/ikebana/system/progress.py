@@ -92,6 +92,16 @@ class QuietReporter(SilentReporter):
         TerminalReporter().result(text)
 
 
+class WorkerReporter(SilentReporter):
+    """Errors alone, under the name of one of several processes; another one reports the rest."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def error(self, text: str) -> None:
+        TerminalReporter().message(f"{self.name}: {text}")
+
+
 class BriefReporter:
     """All that another reporter reports but messages, for one of many similar tasks.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 from ikebana.errors import IkebanaError, RecipeError, get_first_line
 from ikebana.system import progress
+from ikebana.system.launch import read_launch
 
 LogName = Literal["tensorboard", "mlflow"]
 
@@ -51,6 +52,8 @@ def followed(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
     @functools.wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         watch, log = kwargs.get("watch", False), kwargs.get("log", ())
+        if not read_launch().is_leader:
+            watch, log = False, ()
         with follow(watch=watch, log=log):  # pyright: ignore[reportArgumentType] -- as the function declares them
             return function(*args, **kwargs)
 
