@@ -1,7 +1,10 @@
 """`ikebana doctor`: this machine's hardware and versions, and how ikebana uses them."""
 
 import importlib.metadata
+import os
 import platform
+
+import torch
 
 from ikebana.commands.cache import measure_size
 from ikebana.learning import fast
@@ -13,6 +16,7 @@ from ikebana.learning.process_state import preserve_process_state
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import free_space
+from ikebana.system.launch import MEETING_POINT, read_launch
 from ikebana.system.versions import find_versions
 
 LIBRARIES = (
@@ -36,6 +40,7 @@ def doctor(*, device: str = "auto") -> dict[str, str]:
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": describe_processor(),
         "GPU": "yes" if settings.device != "cpu" else "none that PyTorch can use: ikebana trains on the CPU",
+        "processes": _describe_processes(settings.device),
         "device": f"{settings.device}: {settings.reasons['device']}",
         "threads": f"{settings.threads}: {settings.reasons['threads']}",
         "allocator": f"{settings.allocator}: {settings.reasons['allocator']}",
@@ -45,6 +50,18 @@ def doctor(*, device: str = "auto") -> dict[str, str]:
         "disk": f"{free_space(cache) / 1e9:.0f} GB free",
         **{name: version or "not installed" for name, version in find_versions(LIBRARIES).items()},
     }
+
+
+def _describe_processes(device: str) -> str:
+    """Describe the processes that a launcher started, and how they exchange gradients."""
+    launch, gpus = read_launch(), torch.cuda.device_count()
+    if not launch.has_peers:
+        unused = f": training uses one of {gpus} GPUs (to use all: docs/several-gpus.md)" if gpus > 1 else ""
+        return f"1{unused}"
+    backend = "NCCL" if device == "cuda" else "gloo"
+    place = ":".join(os.environ[name] for name in MEETING_POINT)
+    where = f"number {launch.local_rank} of {launch.local_size} on this machine, which has {gpus} GPUs"
+    return f"{launch.size}: this is {launch.rank}, {where}; gradients by {backend}, meeting at {place}"
 
 
 def _describe_fast_paths() -> dict[str, str]:
