@@ -128,8 +128,13 @@ def test_a_share_is_a_percentage_or_a_fraction(text):
 
 @pytest.mark.parametrize("choice", [{"epochs": 3}, {"batch_size": 5}, {"learning_rate": 0.1}, {"dropout": 0.3}])
 def test_options_without_effect_on_a_linear_probe_are_refused(choice):
-    with pytest.raises(RecipeError, match="has no effect on its training method, linear probe"):
+    with pytest.raises(RecipeError, match="has no effect on its training method, linear probe") as refusal:
         recipes.resolve_recipe("quick", **choice)
+    assert refusal.value.advice is not None
+    others = refusal.value.advice.rpartition(": ")[2].split(", ")
+    # Every recipe that is suggested has the option.
+    assert "good" in others
+    assert all(recipes.resolve_recipe(name, **choice).name == name for name in others)
     assert recipes.resolve_recipe("augmented", **choice) != recipes.resolve_recipe("augmented")
 
 

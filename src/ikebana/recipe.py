@@ -378,6 +378,10 @@ def list_options() -> dict[str, RecordField[Any]]:
     return {record_field.name: record_field for record_field in declared if "explanation" in record_field.metadata}
 
 
+class InapplicableOption(RecipeError):
+    """An option that the recipe's training method does not have."""
+
+
 def with_options(recipe: Recipe, **options: Any) -> Recipe:
     """Return the recipe with some options changed, those of its method included.
 
@@ -395,7 +399,7 @@ def with_options(recipe: Recipe, **options: Any) -> Recipe:
             raise RecipeError(f"a recipe has no option {name!r}", advice=f"{guess}one of: {', '.join(sorted(known))}")
         if name not in recipe_names | method_names:
             flag, kind = f"--{name.replace('_', '-')}", method.kind.replace("_", " ")
-            raise RecipeError(
+            raise InapplicableOption(
                 f"recipe {recipe.name}: {flag} has no effect on its training method, {kind}",
                 advice=f"leave {flag} out, or another recipe",
             )

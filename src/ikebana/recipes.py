@@ -16,6 +16,7 @@ from ikebana.recipe import (
     Augmentation,
     FineTune,
     FrozenBackbone,
+    InapplicableOption,
     LinearProbe,
     Recipe,
     Scratch,
@@ -106,7 +107,7 @@ def get_recipe(name: str, **options: Any) -> Recipe:
         raise RecipeError(
             f"there is no recipe {name!r}", advice=f"{guess}one of: {', '.join(RECIPES)}; or the recipe.json of a run"
         )
-    return with_options(RECIPES[name], **options)
+    return _change(RECIPES[name], options)
 
 
 def resolve_recipe(source: "str | Path | Recipe", **options: Any) -> Recipe:
@@ -119,12 +120,26 @@ def resolve_recipe(source: "str | Path | Recipe", **options: Any) -> Recipe:
             version, or an option is invalid.
     """
     if isinstance(source, Recipe):
-        return with_options(source, **options)
+        return _change(source, options)
     if not isinstance(source, str | Path):
         raise RecipeError(f"the recipe is {source!r}", advice="a recipe's name, the path of a recipe.json, or a Recipe")
     if isinstance(source, str) and not source.endswith(".json"):
         return get_recipe(source, **options)
-    return with_options(read_recipe(Path(os.path.expanduser(source))), **options)
+    return _change(read_recipe(Path(os.path.expanduser(source))), options)
+
+
+def _change(recipe: Recipe, options: dict[str, Any]) -> Recipe:
+    """Change options of a recipe.
+
+    The error for an option that its method does not have names the recipes that have it.
+    """
+    try:
+        return with_options(recipe, **options)
+    except InapplicableOption as error:
+        missing = [name for name in options if not hasattr(recipe, name) and not hasattr(recipe.method, name)]
+        names = [known.name for known in RECIPES.values() if all(hasattr(known.method, name) for name in missing)]
+        advice = f"{error.advice}: {', '.join(names)}" if names else error.advice
+        raise RecipeError(error.what, advice=advice) from None
 
 
 def read_recipe(file: Path) -> Recipe:

@@ -162,7 +162,10 @@ def render_comparison(comparison: Comparison, contestants: Contestants) -> str:
 
 
 def _draw_curves(contestants: Contestants) -> dict[str, Markup]:
-    """Draw loss and accuracy of each first run that has more than one epoch; empty without such runs."""
+    """Draw loss and accuracy of each first run that has more than one epoch.
+
+    Empty without such runs.
+    """
     runs = {name: _read_epochs(members[0].run) for name, members in contestants.items()}
     trained = {name: epochs for name, epochs in runs.items() if len(epochs) > 1}
     if not trained:

@@ -159,7 +159,7 @@ def _draw_panel(
 def _make_panel(
     sheet: Axes, corner: tuple[float, float], kind: str, numbers: np.ndarray, values: Sequence[float]
 ) -> Panel:
-    """Make the panel of losses or accuracies per epoch, with its ticks, from its top left corner."""
+    """Make the panel of losses or accuracies per epoch, from its top left corner."""
     known = list(values) or [0.0, 1.0]
     ticks = choose_ticks(min(known), max(known), 5, outside=True)
     ticks = [tick for tick in ticks if kind == "loss" or tick < max(1, *known) + 1e-9]
