@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import logging
 import os
 import re
 import tarfile
@@ -120,6 +121,7 @@ def serve_s3() -> Iterator[tuple[str, Faults]]:
             return [b""]
         return application(environ, start_response)
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = werkzeug.serving.make_server("127.0.0.1", 0, answer, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", faults
@@ -132,6 +134,7 @@ def put_files(endpoint: str, bucket: str, files: Mapping[str, bytes]) -> None:
 
     names = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
     client = boto3.client("s3", endpoint_url=endpoint, **names)
+    # In this region, creating a bucket that exists changes nothing.
     client.create_bucket(Bucket=bucket)
     for name, data in files.items():
         client.put_object(Bucket=bucket, Key=name, Body=data)

@@ -61,7 +61,7 @@ def predict(
     if out is not None and is_folder(out):
         if copy_to is not None or link_to is not None:
             raise UsageError("--copy-to and --link-to need a table", advice="--out predictions.csv")
-        shards.import_predictor()(model, paths, path_lines, Path(out), shards.to_options())
+        shards.import_predictor()(model, paths, path_lines, out, shards.to_options())
     else:
         shards.refuse_for_table()
         from ikebana.commands.predict import predict_to_table

@@ -68,6 +68,10 @@ DEFAULT_SHARDS = ShardOptionFlags()
 def is_folder(out: str) -> bool:
     """Return whether the output is a folder for shards.
 
-    It is one if its name ends in a slash, or if it exists.
+    It is one if its name ends in a slash, if it exists, or if it is in a store.
     """
+    from ikebana.data.stores import is_address
+
+    if is_address(out):
+        return True
     return out.endswith(("/", os.sep)) or os.path.isdir(os.path.expanduser(out))

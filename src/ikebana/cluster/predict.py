@@ -14,7 +14,7 @@ from ikebana.runs.run import Run
 
 
 def predict_to_shards(
-    model: Model, photos: Sequence[str], path_lines: Iterator[str] | None, out: Path, options: ShardOptions
+    model: Model, photos: Sequence[str], path_lines: Iterator[str] | None, out: str | Path, options: ShardOptions
 ) -> None:
     """Predict photos to a folder of Parquet files, as `commands.predict_shards.predict_to_shards` does.
 

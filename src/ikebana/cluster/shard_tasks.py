@@ -171,7 +171,7 @@ class ShardDriver:
         if search.is_hopeless:
             raise MachineError(
                 f"the worker of shard {task.number} crashes, but with none of its photos alone: {get_first_line(crash)}",
-                where=self.plan.get_path(task.number),
+                where=self.plan.get_place(task.number),
                 advice="more memory per CPU on the nodes, or fewer photos per shard: --replan --shard-photos 100",
             )
 

@@ -8,7 +8,6 @@ import functools
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from socket import gethostname
@@ -18,7 +17,6 @@ import ray
 
 from ikebana.data import listing
 from ikebana.errors import IkebanaError, MachineError, UnreadablePhoto, get_first_line
-from ikebana.inference import shard_plan
 from ikebana.inference.classifier import Classifier
 from ikebana.inference.shard_plan import ShardPlan
 from ikebana.inference.shards import compute_shard, predict_listed
@@ -133,15 +131,15 @@ def _inspect_photo(photo: Sequence[Any] | None) -> list[str]:
 
 def _inspect_target(plan: ShardPlan) -> list[str]:
     """Check that the folder has the driver's plan and can be written."""
+    target, trial = plan.describe_target(), f".trial-{secrets.token_hex(4)}"
     try:
-        opened = shard_plan.open_plan(plan.folder)
+        opened = plan.reopen()
         if opened is None or opened.names != plan.names:
-            return [f"{plan.folder} is not the folder of the driver, which has the plan"]
-        trial = plan.folder / f".trial-{secrets.token_hex(4)}"
-        with atomic_write(trial, create_parent=False) as partial_file:
+            return [f"{target} is not the folder of the driver, which has the plan"]
+        with atomic_write(plan.folder / trial, create_parent=False) as partial_file:
             partial_file.write_bytes(b"trial")
-        with suppress(OSError):
-            trial.unlink()
+        plan.publish(trial)
+        plan.remove(trial)
     except IkebanaError as error:
-        return [f"{plan.folder} cannot be used: {get_first_line(error)}"]
+        return [f"{target} cannot be used: {get_first_line(error)}"]
     return []

@@ -146,7 +146,7 @@ def _explain_batch(
 def _try_preprocess(classifier: Classifier, photo: UnlabelledPhoto) -> np.ndarray | str:
     """Decode a photo for the network, or return why it cannot be used."""
     try:
-        return classifier.preprocess(photo.file) if unlabelled.is_openable(photo) else photo.status
+        return classifier.preprocess(unlabelled.read_photo(photo))
     except UnreadablePhoto as error:
         return error.what
 

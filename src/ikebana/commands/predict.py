@@ -17,8 +17,9 @@ from ikebana.commands.run_classifier import build_run_classifier
 from ikebana.commands.run_paths import resolve_run_paths
 from ikebana.data import table, unlabelled
 from ikebana.data.frame import Frame, is_frame
+from ikebana.data.read_ahead import read_ahead
 from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
-from ikebana.errors import ModelError, PhotosError, RunError, UnreadablePhoto, UsageError
+from ikebana.errors import ModelError, PhotosError, RunError, UsageError
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
 from ikebana.evaluation.candidate_sets import NO_CANDIDATES_MESSAGE
 from ikebana.evaluation.drift import FamiliarityCounts
@@ -199,6 +200,12 @@ def predict_to_table(
             where=sort_into,
             advice=f"a sub-folder: --copy-to {sort_into / 'sorted'}",
         )
+    if sort_into is not None and search.has_containers:
+        raise UsageError(
+            "only files on this computer can be copied or linked",
+            where=sort_into,
+            advice="a table: --out predictions.csv",
+        )
     with open_classifier(opened_model) as (model_classifier, identity):
         sorter = Sorter(sort_into, model_classifier.classes, link) if sort_into is not None else None
         if out is None:
@@ -247,14 +254,14 @@ def _predict_all(
     photos: UnlabelledPhotos,
     receive: Receiver,
     sorter: Sorter | None = None,
-    find_existing: Callable[[str, Path], Prediction | None] | None = None,
+    find_existing: Callable[[str, Path, str | None], Prediction | None] | None = None,
     out: Path | None = None,
 ) -> Counts:
     """Pass predictions to `receive` in batches, with a progress bar.
 
     Args:
-        find_existing: returns the prediction that the table already has for a path and its file.
-            It is sorted and counted, but not passed on.
+        find_existing: returns the prediction that the table already has for a path, its file or
+            its stamp. It is sorted and counted, but not passed on.
         out: the table, which is skipped if it is among the photos.
     Raises:
         PhotosError: no photo could be used.
@@ -266,7 +273,7 @@ def _predict_all(
             for photo in photos:
                 if out is not None and prediction_table.is_own(photo.file, out):
                     bar.advance(1)
-                elif find_existing is None or (existing := find_existing(photo.path, photo.file)) is None:
+                elif find_existing is None or (existing := find_existing(photo.path, photo.file, photo.stamp)) is None:
                     yield photo
                 else:
                     counts.resumed += 1
@@ -276,7 +283,8 @@ def _predict_all(
                     bar.advance(1)
 
         first, second = tee(remaining())
-        openers = ((photo.path, partial(_preprocess, model_classifier, photo)) for photo in first)
+        contents = read_ahead(first, unlabelled.read_photo, unlabelled.is_in_store)
+        openers = ((photo.path, partial(_preprocess, model_classifier, read)) for photo, read in contents)
         predictions = classifier.predict_photos(model_classifier, openers)
         pairs = zip(predictions, second, strict=True)
         while chunk := list(islice(pairs, BATCH_PHOTOS)):
@@ -296,10 +304,8 @@ def require_usable(counts: Counts) -> None:
         raise PhotosError("".join([reason, *counts.reasons[:1]]), advice="paths of photos, or of folders with photos")
 
 
-def _preprocess(model_classifier: Classifier, photo: UnlabelledPhoto) -> np.ndarray:
-    if not unlabelled.is_openable(photo):
-        raise UnreadablePhoto(photo.status)
-    return model_classifier.preprocess(photo.file)
+def _preprocess(model_classifier: Classifier, read: Callable[[], bytes]) -> np.ndarray:
+    return model_classifier.preprocess(read())
 
 
 def open_model(model: Model) -> Classifier | Run:

@@ -17,9 +17,10 @@ from ikebana.commands.run_paths import resolve_run_paths
 from ikebana.data import unlabelled
 from ikebana.data.frame import Frame
 from ikebana.data.listing import STATUS_CHANGED
+from ikebana.data.stores import is_address
 from ikebana.data.unlabelled import UnlabelledPhotos
 from ikebana.errors import MachineError, ModelError, PhotosError, UsageError
-from ikebana.inference import classifier, prediction_table, shard_join, shard_plan
+from ikebana.inference import classifier, prediction_table, shard_join, shard_plan, stored_shards
 from ikebana.inference.classifier import Classifier
 from ikebana.inference.prediction import NOT_SURE, STATUS_OK, UNKNOWN
 from ikebana.inference.shard_plan import DEFAULT_SHARD_PHOTOS, PlanHeader, ShardPlan
@@ -86,7 +87,7 @@ def predict_to_shards(
     model: Model,
     photos: Sequence[str],
     path_lines: Iterator[str] | None,
-    out: Path,
+    out: str | Path,
     options: ShardOptions,
     *,
     compute: ComputeShards = _compute_here,
@@ -110,7 +111,9 @@ def predict_to_shards(
             folder,
             _describe_sources(photos, lines),
             lambda: unlabelled.find_photos(
-                resolve_run_paths(opened_model, photos), None if lines is None else iter(lines), folder
+                resolve_run_paths(opened_model, photos),
+                None if lines is None else iter(lines),
+                folder if isinstance(folder, Path) else None,
             ),
             options,
         )
@@ -181,7 +184,7 @@ def _to_counts(summary: ShardSummary) -> Counts:
 
 def _prepare_plan(
     model: tuple[Classifier, str, str | None],
-    out: Path,
+    out: Path | str,
     sources: str,
     find_photos: Callable[[], UnlabelledPhotos],
     options: ShardOptions,
@@ -194,13 +197,25 @@ def _prepare_plan(
     model_classifier, identity, path = model
     rules = shard_plan.describe_rules(model_classifier)
     header = PlanHeader(identity, model_classifier.classes, rules, sources, model_path=path)
-    plan = shard_plan.prepare_plan(out, header, find_photos, shard_photos=options.shard_photos, replan=options.replan)
+    choices = {"shard_photos": options.shard_photos, "replan": options.replan}
+    if isinstance(out, Path):
+        plan = shard_plan.prepare_plan(out, header, find_photos, **choices)
+    else:
+        plan = stored_shards.prepare_plan(out, header, find_photos, **choices)
     plan.require(identity, model_classifier)
     return plan
 
 
-def _resolve_folder(out: str | Path) -> Path:
-    """Return the absolute path of the folder for shards, which other processes get too."""
+def _resolve_folder(out: str | Path) -> Path | str:
+    """Return the absolute path, or the address, of the folder for shards."""
+    if isinstance(out, str) and is_address(out):
+        if out.lower().endswith(prediction_table.TABLE_SUFFIXES):
+            raise UsageError(
+                "a store gets shards, not a single table",
+                where=out,
+                advice=f"--out {out.rpartition('/')[0]}/predictions/",
+            )
+        return out
     return Path(os.path.abspath(resolve_output_path(out)))
 
 
@@ -235,7 +250,7 @@ def plan_shards(
     Args:
         model: a model file, or a run or its folder, at a path that all processes can read.
         photos: files, folders, globs or archives, or a frame with a column `path`.
-        out: the folder for the plan and the shards. A plan that it has is used again.
+        out: the folder for the plan and the shards, here or in a store. A plan that it has is used again.
         shard_photos: photos per shard; by default 1,000.
         replan: list the photos again.
     Returns:
@@ -257,14 +272,14 @@ def plan_shards(
             _describe_sources(paths, None),
             lambda: unlabelled.find_photos(
                 paths if is_list else resolve_run_paths(opened_model, paths),
-                excluded_folder=folder,
+                excluded_folder=folder if isinstance(folder, Path) else None,
                 reports_errors=is_list,
             ),
             ShardOptions(shard_photos=shard_photos, replan=replan),
         )
 
 
-def predict_shard(plan: ShardPlan | str | Path, number: int, *, model: Model | None = None) -> Path:
+def predict_shard(plan: ShardPlan | str | Path, number: int, *, model: Model | None = None) -> Path | str:
     """Predict one shard, in any process on any machine that can read the photos.
 
     Args:
@@ -272,7 +287,7 @@ def predict_shard(plan: ShardPlan | str | Path, number: int, *, model: Model | N
         number: one of `plan.shards`.
         model: the same model; by default the file that the plan was made with.
     Returns:
-        The Parquet file of the shard. One that exists is not computed again.
+        The Parquet file of the shard, or its address in a store. One that exists is not computed again.
     Raises:
         ModelError, MachineError: the model or the version of a library differs from the plan.
     """
@@ -283,10 +298,10 @@ def predict_shard(plan: ShardPlan | str | Path, number: int, *, model: Model | N
         with _open_worker_model(plan, model) as (model_classifier, identity):
             plan.require(identity, model_classifier)
             compute_shard(model_classifier, plan, number)
-    return plan.get_path(number)
+    return plan.get_place(number)
 
 
-def join_shards(plan: ShardPlan | str | Path, out: str | Path | None = None) -> Path:
+def join_shards(plan: ShardPlan | str | Path, out: str | Path | None = None) -> Path | str:
     """Check that all shards are complete, write `_SUCCESS.json`, and join them to one table.
 
     Args:
@@ -312,7 +327,10 @@ def join_shards(plan: ShardPlan | str | Path, out: str | Path | None = None) -> 
 def _to_plan(plan: ShardPlan | str | Path) -> ShardPlan:
     if isinstance(plan, ShardPlan):
         return plan
-    opened = shard_plan.open_plan(Path(os.path.abspath(os.path.expanduser(plan))))
+    if isinstance(plan, str) and is_address(plan):
+        opened = stored_shards.open_plan(plan)
+    else:
+        opened = shard_plan.open_plan(Path(os.path.abspath(os.path.expanduser(plan))))
     if opened is None:
         raise MachineError("this folder has no plan", where=plan, advice="ikebana.plan_shards(model, photos, folder)")
     return opened

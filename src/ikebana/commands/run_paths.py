@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ikebana.data.containers import is_container_source
 from ikebana.data.dataset import STATUS_USED
 from ikebana.errors import IkebanaError, PhotosError
 from ikebana.exporting import run_photos
@@ -47,6 +48,8 @@ def resolve_run_paths(opened: Classifier | Run, photos: Sequence[str | Path]) ->
 
 def _is_missing(photo: str | Path) -> bool:
     text = str(photo)
+    if is_container_source(photo):
+        return False
     return bool(text) and not GLOB_CHARACTERS.search(text) and not os.path.lexists(os.path.expanduser(text))
 
 

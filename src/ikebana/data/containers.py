@@ -50,6 +50,14 @@ class Container:
     def is_folder(self) -> bool:
         return self.file is None
 
+    @property
+    def photo_prefix(self) -> str:
+        """What to show before the paths of its photos."""
+        address = stores.decode_path(self.address)
+        if self.is_archive:
+            return f"{address}!"
+        return f"{address.rstrip('/')}/" if self.is_folder else address.removesuffix(stores.get_name(address))
+
 
 def is_container_source(source: object) -> bool:
     """Return whether this module reads a source, in place."""
@@ -65,6 +73,18 @@ def is_container_source(source: object) -> bool:
         return name.endswith(TAR_SUFFIX) and tar_shards.is_shard(parquet_photos.locate(path))
     is_pattern = has_braces(text) or stores.GLOB_CHARACTERS.search(text) is not None
     return is_pattern and name.endswith(CONTAINER_SUFFIXES) and not os.path.lexists(path)
+
+
+def is_photo_address(text: str) -> bool:
+    """Return whether this is the address of a photo, by its name."""
+    name = stores.get_name(text).lower() if stores.is_address(text) and not text.endswith("/") else ""
+    return "." in name and not name.endswith((*CONTAINER_SUFFIXES, *ARCHIVE_SUFFIXES)) and not _has_pattern(text)
+
+
+def _has_pattern(text: str) -> bool:
+    # A question mark of a web address begins its query.
+    is_glob = stores.GLOB_CHARACTERS.search(text) is not None and not text.lower().startswith("http")
+    return is_glob or has_braces(text)
 
 
 def find_containers(source: str) -> list[Container]:

@@ -6,10 +6,13 @@ Each row therefore tells where the photo is and which version of it was listed.
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ikebana.data import stores
 from ikebana.data.folder import STATUS_UNOPENED, to_printable
+from ikebana.data.locations import Location, PhotoChanged
 from ikebana.data.photo_file import read_photo_file
 from ikebana.data.unlabelled import NO_FILE, UnlabelledPhoto
 from ikebana.errors import UnreadablePhoto
@@ -39,6 +42,13 @@ class ListedPhoto(NamedTuple):
 def list_photos(photos: Iterable[UnlabelledPhoto]) -> Iterator[ListedPhoto]:
     """Yield a row for each photo, in order."""
     for photo in photos:
+        if photo.location is not None:
+            place = photo.location
+            if not stores.is_address(place.address):
+                place = replace(place, address=os.path.abspath(place.address))
+            columns = (place.address, place.offset, place.length, place.row, place.size, place.stamp)
+            yield ListedPhoto(photo.path, *columns, photo.status)
+            continue
         size, stamp = _read_version(photo.file) if photo.file != NO_FILE else (None, None)
         address = to_printable(os.path.abspath(photo.file)) if photo.file != NO_FILE else ""
         yield ListedPhoto(photo.path, address, None, None, None, size, stamp, photo.status)
@@ -52,12 +62,30 @@ def read_photo(photo: ListedPhoto) -> bytes:
     """
     if photo.status != STATUS_UNOPENED:
         raise UnreadablePhoto(photo.status)
+    location = Location(*photo[1:-1])
+    if not location.is_file:
+        return _read_location(location)
     file = Path(photo.address)
     data = read_photo_file(file)
     # After reading, so that a change during the reading is noticed too.
     if _read_version(file) != (photo.size, photo.stamp):
         raise UnreadablePhoto(STATUS_CHANGED, where=file)
     return data
+
+
+def _read_location(location: Location) -> bytes:
+    """Read a photo in a store or in a container, if it has not changed."""
+    try:
+        return location.read()
+    except PhotoChanged:
+        raise UnreadablePhoto(STATUS_CHANGED, where=location.address) from None
+    except OSError as error:
+        raise UnreadablePhoto(f"unreadable: {error.strerror or error}", where=location.address) from None
+
+
+def is_in_store(photo: ListedPhoto) -> bool:
+    """Return whether reading a photo waits for a store."""
+    return Location(*photo[1:-1]).is_in_store
 
 
 def _read_version(file: Path) -> tuple[int | None, str | None]:

@@ -16,6 +16,10 @@ from ikebana.errors import UnreadablePhoto
 HEADER_BYTES = 2**15
 
 
+class PhotoChanged(UnreadablePhoto):
+    """A photo, or the file that contains it, is not the one that was listed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where the bytes of a photo are; can be pickled and read on another machine.
@@ -26,7 +30,8 @@ class Location:
         length: bytes of the photo in the tar; None otherwise.
         row: row of a Parquet file; None otherwise.
         size: bytes of the photo, if known.
-        stamp: what changes with the file at the address: its modification time in ns, or its ETag.
+        stamp: what changes with the file at the address: its modification time in ns, or its ETag;
+            None if unknown.
     """
 
     address: str
@@ -34,12 +39,17 @@ class Location:
     length: int | None = None
     row: int | None = None
     size: int | None = None
-    stamp: str = ""
+    stamp: str | None = None
 
     @property
     def is_whole_file(self) -> bool:
         """Whether the photo is a file of its own, here or in a store."""
         return self.offset is None and self.row is None
+
+    @property
+    def is_in_store(self) -> bool:
+        """Whether reading it waits for a store."""
+        return self.row is None and stores.is_address(self.address)
 
     @property
     def is_file(self) -> bool:
@@ -50,20 +60,21 @@ class Location:
         """Read the photo's bytes.
 
         Raises:
-            UnreadablePhoto: it is too large, has changed, or its store does not answer.
+            PhotoChanged: it has changed since it was listed.
+            UnreadablePhoto: it is too large, or its store does not answer.
             OSError: a file of this computer cannot be read.
         """
         try:
             return self._read()
         except ChangedFile:
-            raise UnreadablePhoto(f"unreadable: {stores.CHANGED}", where=self.address) from None
+            raise PhotoChanged(f"unreadable: {stores.CHANGED}", where=self.address) from None
         except StoreError as error:
             what = REASON_STORE_UNAVAILABLE if error.is_transient else f"unreadable: {error.what}"
             raise UnreadablePhoto(what, where=self.address, advice=error.advice) from None
 
     def _read(self) -> bytes:
         if self.row is not None:
-            return parquet_photos.read_photo(self.address, self.row, self.stamp)
+            return parquet_photos.read_photo(self.address, self.row, self.stamp or "")
         size = self.size if self.length is None else self.length
         if size is not None and size > MAX_FILE_BYTES:
             raise UnreadablePhoto(decoding.REASON_TOO_LARGE_FILE)
@@ -72,7 +83,7 @@ class Location:
         if stores.is_address(self.address):
             start = self.offset or 0
             end = None if size is None else start + size
-            data = stores.read(StoredFile(self.address, self.size, self.stamp), start, end)
+            data = stores.read(StoredFile(self.address, self.size, self.stamp or ""), start, end)
             if len(data) > MAX_FILE_BYTES:
                 raise UnreadablePhoto(decoding.REASON_TOO_LARGE_FILE)
             return data
@@ -97,7 +108,7 @@ class Location:
         if self.is_file:
             return open(self.address, "rb")
         if self.offset is None and self.row is None and self.size is not None:
-            return stores.open_stream(StoredFile(self.address, self.size, self.stamp), HEADER_BYTES)
+            return stores.open_stream(StoredFile(self.address, self.size, self.stamp or ""), HEADER_BYTES)
         return io.BytesIO(self.read())
 
 

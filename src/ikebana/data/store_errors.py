@@ -17,6 +17,7 @@ TRANSIENT_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 DENIED_STATUSES = frozenset((401, 403))
 # HTTP: the file is not the one that was asked for, and the range begins after its end.
 CHANGED_STATUSES = frozenset((412, 416))
+CONFLICT_STATUSES = frozenset((409, 412))
 # Clients whose errors without an HTTP status are those of a connection.
 CLIENT_MODULES = ("aiohttp", "botocore", "aiobotocore", "httpx", "httpcore", "requests", "urllib3")
 # Errors of these modules and of these names concern credentials or the address, not a connection.
@@ -48,10 +49,12 @@ class StoreError(PhotosError):
     Attributes:
         is_transient: whether the same request may succeed later.
         is_missing: whether there is no such file, folder or bucket.
+        is_conflict: whether a file exists that should be new.
     """
 
     is_transient = False
     is_missing = False
+    is_conflict = False
 
 
 class ChangedFile(Exception):
@@ -105,11 +108,13 @@ def translate(error: Exception, address: str) -> StoreError:
         )
         translated.is_missing = True
         return translated
-    return StoreError(
+    translated = StoreError(
         f"the store refused the request{_describe_status(status)}: {get_first_line(error)}",
         where=address,
         advice="check the address, and the endpoint and the region of the store",
     )
+    translated.is_conflict = status in CONFLICT_STATUSES or isinstance(error, FileExistsError)
+    return translated
 
 
 def _describe_status(status: int | None) -> str:

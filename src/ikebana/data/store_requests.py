@@ -14,7 +14,9 @@ from ikebana.data.store_errors import CHANGED_STATUSES, ChangedFile, NoRanges, f
 # Of one request.
 TIMEOUT_SECONDS = 120
 CHUNK_BYTES = 2**20
-HTTP_OK, HTTP_PARTIAL = 200, 206
+HTTP_PARTIAL = 206
+# The range begins after the end: of a file that was not listed, the file is empty.
+HTTP_NO_RANGE = 416
 # How long a compared stamp counts, and how many are kept.
 STAMP_SECONDS = 60
 MAX_CHECKED_STAMPS = 1000
@@ -92,7 +94,10 @@ async def _read_s3(filesystem: Any, address: str, start: int, end: int, stamp: s
             "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **conditions
         )
     except Exception as error:
-        if find_status(error) in CHANGED_STATUSES:
+        status = find_status(error)
+        if status == HTTP_NO_RANGE and start == 0 and not stamp:
+            return b""
+        if status in CHANGED_STATUSES:
             raise ChangedFile from None
         raise
     try:
@@ -109,6 +114,8 @@ async def _read_http(filesystem: Any, address: str, start: int, end: int, stamp:
         **options.get("headers", {}), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"
     }  # fmt: skip
     async with session.get(filesystem.encode_url(address), **options) as response:
+        if response.status == HTTP_NO_RANGE and start == 0 and not stamp:
+            return b""
         if response.status in CHANGED_STATUSES:
             raise ChangedFile
         response.raise_for_status()

@@ -202,17 +202,50 @@ def open_stream(file: StoredFile, block_bytes: int = BLOCK_BYTES) -> io.Buffered
     return io.BufferedReader(RangeReader(file), block_bytes)
 
 
-def write(address: str, data: bytes) -> None:
+def write(address: str, data: bytes, *, is_new: bool = False) -> bool:
     """Write a file with one PUT, so that readers see all of it or none.
+
+    Args:
+        is_new: leave a file that exists.
+    Returns:
+        Whether the file was written.
+    Raises:
+        StoreError: the store refused the request.
+    """
+    refuse_web_server(address)
+    assert len(data) <= MAX_PUT_BYTES, "the store would write it in parts"
+    # gcsfs and s3fs divide a file that is larger than their chunk.
+    options: dict[str, Any] = {"chunksize": MAX_PUT_BYTES} if address.lower().startswith(("s3:", "gs:")) else {}
+    if is_new and address.lower().startswith("s3:"):
+        options["mode"] = "create"
+    elif is_new and _exists(address):
+        return False
+    try:
+        request(lambda: _get_filesystem(address).pipe_file(address, data, **options), address)
+    except StoreError as error:
+        if is_new and error.is_conflict:
+            return False
+        raise
+    return True
+
+
+def _exists(address: str) -> bool:
+    try:
+        return stat(address) is not None
+    except StoreError as error:
+        if error.is_missing:
+            return False
+        raise
+
+
+def remove(address: str) -> None:
+    """Remove a file; nothing happens if there is none.
 
     Raises:
         StoreError: the store refused the request.
     """
-    _refuse_web_server(address)
-    assert len(data) <= MAX_PUT_BYTES, "the store would write it in parts"
-    # gcsfs and s3fs divide a file that is larger than their chunk.
-    options = {"chunksize": MAX_PUT_BYTES} if address.lower().startswith(("s3:", "gs:")) else {}
-    request(lambda: _get_filesystem(address).pipe_file(address, data, **options), address)
+    if _exists(address):
+        request(lambda: _get_filesystem(address).rm_file(address), address)
 
 
 def list_names(folder: str) -> set[str]:
@@ -221,7 +254,7 @@ def list_names(folder: str) -> set[str]:
     Raises:
         StoreError: the store refused the request.
     """
-    _refuse_web_server(folder)
+    refuse_web_server(folder)
     try:
         files, _ = _list_folder(folder.rstrip("/") + "/")
     except StoreError as error:
@@ -231,7 +264,8 @@ def list_names(folder: str) -> set[str]:
     return {get_name(file.address) for file in files}
 
 
-def _refuse_web_server(address: str) -> None:
+def refuse_web_server(address: str) -> None:
+    """Raise StoreError if the address is that of a web server, which cannot be written."""
     if address.lower().startswith("http"):
         raise StoreError(
             "a web server takes no files", where=address, advice="write to a folder, or to s3://, gs:// or hf://"

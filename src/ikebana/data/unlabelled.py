@@ -1,17 +1,23 @@
-"""Photos without labels: files, folders, globs or archives to predict."""
+"""Photos without labels: files, folders, globs, archives, or photos in stores to predict."""
 
 import glob
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-from ikebana.data import archive, folder
+from ikebana.data import archive, containers, folder
 from ikebana.data.archive import UnpackedArchive
 from ikebana.data.archive_notes import ARCHIVE_SUFFIXES
+from ikebana.data.containers import Container, is_container_source
+from ikebana.data.dataset import LOCATION_SCHEMA
 from ikebana.data.folder import STATUS_UNOPENED, check_file
-from ikebana.errors import PhotosError
+from ikebana.data.locations import Location
+from ikebana.data.photo_file import read_photo_file
+from ikebana.data.photo_listing import PhotoListing
+from ikebana.errors import PhotosError, UnreadablePhoto
 from ikebana.system import progress
 
 # The file of a photo that does not exist on disk.
@@ -24,20 +30,28 @@ class UnlabelledPhoto:
 
     Attributes:
         path: the path to show.
-        file: the file on disk.
+        file: the file on disk; NO_FILE without one.
         status: whether it can be opened, or why not.
+        location: where the photo is in a store, a tar shard or a Parquet file; None for a file on disk.
     """
 
     path: str
     file: Path
     status: str
+    location: Location | None = None
+
+    @property
+    def stamp(self) -> str | None:
+        """What changes with a photo that is no file on disk; None for a file."""
+        return None if self.location is None else json.dumps(astuple(self.location))
 
 
 @dataclass
 class UnlabelledPhotos:
     """The photos of some sources, listed again in each iteration to save memory."""
 
-    paths: list[Path]
+    # A str is an address, or a path or pattern of containers that are read in place.
+    paths: list[Path | str]
     # More sources, one per line, from a stream that can be iterated once.
     path_lines: Iterator[str] | None = None
     # Whether a path that is missing or a damaged archive is a photo with a reason, not an error.
@@ -47,28 +61,44 @@ class UnlabelledPhotos:
     # Hidden and system files of the last iteration.
     ignored_paths: list[str] = field(default_factory=list)
     unpacked_archives: dict[Path, UnpackedArchive] = field(default_factory=dict)
+    # What stores and containers contain: they are listed once.
+    listings: dict[str, list[tuple[Container, PhotoListing]]] = field(default_factory=dict)
+
+    @property
+    def has_containers(self) -> bool:
+        """Whether some photos are no files on this computer."""
+        return any(isinstance(path, str) for path in self.paths)
 
     def __iter__(self) -> Iterator[UnlabelledPhoto]:
         self.ignored_paths.clear()
         for path in self.paths:
             yield from self._iterate_line(path) if self.reports_errors else self._iterate_source(path)
         for line in self.path_lines or ():
-            if line.rstrip("\r\n"):
-                yield from self._iterate_line(Path(os.path.expanduser(line.rstrip("\r\n"))))
+            if text := line.rstrip("\r\n"):
+                yield from self._iterate_text(text)
+
+    def _iterate_text(self, text: str) -> Iterator[UnlabelledPhoto]:
+        if containers.is_photo_address(text):
+            # Not looked up, because a list may have millions: its size and its ETag stay unknown.
+            yield UnlabelledPhoto(folder.to_printable(text), NO_FILE, STATUS_UNOPENED, Location(text))
+        else:
+            yield from self._iterate_line(text if is_container_source(text) else Path(os.path.expanduser(text)))
 
     def count(self) -> int:
         """Count the paths; 0 if the number is not known yet."""
         return 0 if self.path_lines is not None else sum(1 for _ in self)
 
-    def _iterate_line(self, path: Path) -> Iterator[UnlabelledPhoto]:
+    def _iterate_line(self, path: Path | str) -> Iterator[UnlabelledPhoto]:
         """Report an archive that cannot be unpacked like any other bad line, and go on."""
         try:
             yield from self._iterate_source(path)
         except PhotosError as error:
-            yield UnlabelledPhoto(folder.to_printable(str(path)), path, error.what)
+            yield UnlabelledPhoto(folder.to_printable(str(path)), NO_FILE, error.what)
 
-    def _iterate_source(self, path: Path) -> Iterator[UnlabelledPhoto]:
-        if "\0" in str(path):
+    def _iterate_source(self, path: Path | str) -> Iterator[UnlabelledPhoto]:
+        if isinstance(path, str):
+            yield from self._iterate_containers(path)
+        elif "\0" in str(path):
             yield UnlabelledPhoto(str(path).replace("\0", "\\0"), NO_FILE, "there is no such file")
         # pathlib's `is_dir` raises where a name is too long.
         elif os.path.isdir(path):
@@ -84,6 +114,16 @@ class UnlabelledPhotos:
                 yield UnlabelledPhoto(f"{path}!{member.path}", NO_FILE, member.status)
         else:
             yield UnlabelledPhoto(folder.to_printable(str(path)), path, check_file(path))
+
+    def _iterate_containers(self, source: str) -> Iterator[UnlabelledPhoto]:
+        if source not in self.listings:
+            members = containers.find_containers(source)
+            self.listings[source] = list(zip(members, containers.list_containers(members), strict=True))
+        for container, listing in self.listings[source]:
+            self.ignored_paths += [container.address] * listing.ignored_count
+            prefix = container.photo_prefix
+            for path, *place, status in listing.photos.select(*LOCATION_SCHEMA, "status").iter_rows():
+                yield UnlabelledPhoto(folder.to_printable(prefix + path), NO_FILE, status, Location(*place))
 
     def _iterate_folder(self, path: Path, prefix: str) -> Iterator[UnlabelledPhoto]:
         for scanned in folder.scan(path, self.ignored_paths, self.excluded_folder):
@@ -112,7 +152,9 @@ def find_photos(
     # An empty path would be the working directory.
     if not all(map(str, given)):
         raise PhotosError("an empty path was given", advice="give photos, folders or archives")
-    paths = [path for source in given for path in _expand_source(source, reports_errors)]
+    paths: list[Path | str] = []
+    for source in given:
+        paths += [str(source)] if is_container_source(source) else _expand_source(source, reports_errors)
     excluded = os.path.realpath(excluded_folder) if excluded_folder is not None else None
     photos = UnlabelledPhotos(paths, path_lines, reports_errors, excluded)
     if path_lines is None and next(iter(photos), None) is None:
@@ -152,3 +194,23 @@ def _escape_existing(path: Path) -> str:
 
 def is_openable(photo: UnlabelledPhoto) -> bool:
     return photo.status == STATUS_UNOPENED
+
+
+def read_photo(photo: UnlabelledPhoto) -> bytes:
+    """Read the bytes of a photo.
+
+    Raises:
+        UnreadablePhoto: with the reason.
+    """
+    if not is_openable(photo):
+        raise UnreadablePhoto(photo.status)
+    if photo.location is None:
+        return read_photo_file(photo.file)
+    try:
+        return photo.location.read()
+    except OSError as error:
+        raise UnreadablePhoto(f"unreadable: {error.strerror or error}", where=photo.path) from None
+
+
+def is_in_store(photo: UnlabelledPhoto) -> bool:
+    return photo.location is not None and photo.location.is_in_store

@@ -127,14 +127,15 @@ class Table:
         if digests:
             progress.message(f"resuming after {len(digests)} earlier predictions")
 
-    def find_existing(self, path: str, file: Path) -> Prediction | None:
+    def find_existing(self, path: str, file: Path, stamp: str | None = None) -> Prediction | None:
         """Find an earlier call's prediction; None if the caller must predict and add it.
 
         Args:
             file: the file at the path; one that changed since the earlier call has no prediction.
+            stamp: what changes with a photo that is no file; None for a file.
         """
         assert self.reader is not None
-        digest = _compute_digest(path, file)
+        digest = _compute_digest(path, _stamp_file(file) if stamp is None else stamp)
         index = int(np.searchsorted(self.known_digests, np.uint64(digest)))
         if index == len(self.known_digests) or int(self.known_digests[index]) != digest:
             self.pending_digests.append(digest)
@@ -221,13 +222,17 @@ def _is_prediction(row: Sequence[Any]) -> bool:
     return row[1 + FIXED_COLUMNS.index("confidence")] is not None
 
 
-def _compute_digest(path: str, file: Path) -> int:
-    """Hash a path with the size and modification time of its file."""
+def _stamp_file(file: Path) -> str:
+    """Return the size and modification time of a file."""
     try:
         stat = os.stat(file)
-        stamp = f"{stat.st_size} {stat.st_mtime_ns}"
     except (OSError, ValueError):  # the file cannot be opened either; its row will report the reason
-        stamp = ""
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _compute_digest(path: str, stamp: str) -> int:
+    """Hash a path with what changes with its photo."""
     return int.from_bytes(blake2b(f"{stamp}\n{path}".encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 

@@ -3,19 +3,19 @@
 `_SUCCESS.json` exists only while every shard of the plan exists and has been checked.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ikebana.data.store_errors import StoreError
 from ikebana.errors import MachineError
 from ikebana.inference import table_formats
-from ikebana.inference.shard_plan import PLAN_FILE, ShardPlan, open_plan
+from ikebana.inference.shard_plan import PLAN_FILE, ShardPlan
 from ikebana.inference.shards import ShardSummary, check_shard
 from ikebana.system import progress
-from ikebana.system.files import atomic_write, discard, remove_stale_files, write_error, write_json
+from ikebana.system.files import atomic_write, discard, remove_stale_files, write_json
 from ikebana.system.versions import find_versions
 
 SUCCESS_FILE = "_SUCCESS.json"
@@ -24,10 +24,7 @@ SHARD_NAME = re.compile(r"part-\d+-[0-9a-f]+\.parquet")
 
 def remove_success(plan: ShardPlan) -> None:
     """Remove the mark of a complete result, because shards are missing."""
-    try:
-        (plan.folder / SUCCESS_FILE).unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(error, plan.folder / SUCCESS_FILE) from error
+    plan.remove(SUCCESS_FILE)
 
 
 def check_shards(plan: ShardPlan, compute: Callable[[int], object] | None = None) -> ShardSummary:
@@ -45,7 +42,7 @@ def check_shards(plan: ShardPlan, compute: Callable[[int], object] | None = None
             where=plan.folder,
             advice="ikebana predict without --shard, or predict_shard for each missing number",
         )
-    current = open_plan(plan.folder)
+    current = plan.reopen()
     if current is None or current.names != plan.names:
         raise MachineError(
             "another process has replaced the plan meanwhile",
@@ -61,34 +58,44 @@ def check_shards(plan: ShardPlan, compute: Callable[[int], object] | None = None
 
 
 def _check_or_repair(plan: ShardPlan, number: int, compute: Callable[[int], object] | None) -> ShardSummary:
-    outcome = check_shard(plan, number)
+    outcome = _check_shard(plan, number)
     if isinstance(outcome, str) and compute is not None:
         progress.warn(f"{plan.names[number]} is damaged ({outcome}): predicting its photos again")
         discard(plan.get_path(number))
+        plan.remove(plan.names[number])
         compute(number)
-        outcome = check_shard(plan, number)
+        outcome = _check_shard(plan, number)
     if isinstance(outcome, str):
         raise MachineError(
-            f"this shard is damaged: {outcome}", where=plan.get_path(number), advice="remove it and predict it again"
+            f"this shard is damaged: {outcome}", where=plan.get_place(number), advice="remove it and predict it again"
         )
     return outcome
 
 
-def write_success(plan: ShardPlan, summary: ShardSummary) -> Path:
+def _check_shard(plan: ShardPlan, number: int) -> ShardSummary | str:
+    plan.fetch(plan.names[number])
+    try:
+        return check_shard(plan, number)
+    finally:
+        plan.release(plan.names[number])
+
+
+def write_success(plan: ShardPlan, summary: ShardSummary) -> Path | str:
     """Write `_SUCCESS.json`, and remove shards of earlier plans and of killed processes.
 
     Args:
         summary: what `check_shards` returned.
     """
     names = set(plan.names)
-    for name in os.listdir(plan.folder):
+    for name in plan.list_names():
         if SHARD_NAME.fullmatch(name) and name not in names:
-            with suppress(OSError):
-                (plan.folder / name).unlink()
+            with suppress(MachineError, StoreError):
+                plan.remove(name)
     remove_stale_files(plan.folder)
     file = plan.folder / SUCCESS_FILE
     write_json(file, _describe(plan, summary), create_parent=False)
-    return file
+    plan.publish(file.name)
+    return plan.locate(file.name)
 
 
 def _describe(plan: ShardPlan, summary: ShardSummary) -> dict[str, Any]:
@@ -112,6 +119,8 @@ def write_joined_table(plan: ShardPlan, out: Path) -> None:
     import polars as pl
 
     with atomic_write(out) as partial_file, progress.stage("join", plan.photos) as bar:
+        for name in plan.names:
+            plan.fetch(name)
         if out.suffix.lower() == ".parquet":
             paths = [plan.get_path(number) for number in plan.shards]
             pl.scan_parquet(paths, glob=False).sink_parquet(partial_file)
@@ -119,6 +128,8 @@ def write_joined_table(plan: ShardPlan, out: Path) -> None:
         else:
             rows = _iterate_rows(plan, bar.advance)
             table_formats.write_table(partial_file, out.suffix, plan.header.classes, rows)
+        for name in plan.names:
+            plan.release(name)
 
 
 def _iterate_rows(plan: ShardPlan, advance: Callable[[int], object]) -> Iterator[tuple[Any, ...]]:

@@ -90,6 +90,47 @@ class ShardPlan:
         """Get the file of a shard."""
         return self.folder / self.names[number]
 
+    def locate(self, name: str) -> Path | str:
+        """Return the path of a file, or its address in a store."""
+        return self.folder / name
+
+    def describe_target(self) -> str:
+        """Return the folder, or its address in a store."""
+        return str(self.folder)
+
+    def get_place(self, number: int) -> Path | str:
+        """Return the path of a shard, or its address in a store."""
+        return self.locate(self.names[number])
+
+    def has(self, number: int) -> bool:
+        """Return whether a shard exists."""
+        return self.get_path(number).is_file()
+
+    def list_names(self) -> list[str]:
+        """List the files beside the shards, and the shards."""
+        return os.listdir(self.folder)
+
+    def publish(self, name: str) -> None:
+        """Show a complete file to other processes; in a folder, they see it already."""
+
+    def fetch(self, name: str) -> None:
+        """Make a file readable at its path; in a folder, it is."""
+
+    def release(self, name: str) -> None:
+        """Give up what `fetch` made."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(error, self.folder / name) from error
+
+    def reopen(self) -> "ShardPlan | None":
+        """Open the plan that is there now."""
+        self.fetch(PLAN_FILE)
+        return open_plan(self.folder)
+
     def list_missing(self, numbers: Iterable[int] | None = None) -> list[int]:
         """List the shards, of all or of these, that do not exist yet."""
         return [

@@ -13,6 +13,7 @@ import numpy as np
 
 from ikebana.data import listing
 from ikebana.data.listing import ListedPhoto
+from ikebana.data.read_ahead import read_ahead
 from ikebana.errors import MachineError, get_first_line
 from ikebana.evaluation.drift import FamiliarityCounts
 from ikebana.inference import classifier, table_formats
@@ -37,7 +38,7 @@ def compute_shard(
     advance: Callable[[int], object] | None = None,
     *,
     unusable: Mapping[int, str] = MappingProxyType({}),
-) -> Path:
+) -> Path | str:
     """Predict the photos of a shard and write its file; a file that exists stays.
 
     Args:
@@ -51,8 +52,8 @@ def compute_shard(
     import polars as pl
 
     file = plan.get_path(number)
-    if file.is_file():
-        return file
+    if plan.has(number):
+        return plan.get_place(number)
     _require_archives(plan)
     photos = plan.read_photos(number)
     for position, status in unusable.items():
@@ -69,19 +70,21 @@ def compute_shard(
             _flush(partial_file)
     except MachineError:
         # Another process may have written the same shard, and cleaned up after this one.
-        if not file.is_file():
+        if not plan.has(number):
             raise
-    return file
+    plan.publish(file.name)
+    return plan.get_place(number)
 
 
 def predict_listed(model_classifier: Classifier, photos: Iterable[ListedPhoto]) -> Iterator[Prediction]:
     """Yield a prediction for each photo of a plan, in order."""
-    named = ((photo.path, partial(_preprocess, model_classifier, photo)) for photo in photos)
+    contents = read_ahead(photos, listing.read_photo, listing.is_in_store)
+    named = ((photo.path, partial(_preprocess, model_classifier, read)) for photo, read in contents)
     return classifier.predict_photos(model_classifier, named)
 
 
-def _preprocess(model_classifier: Classifier, photo: ListedPhoto) -> np.ndarray:
-    return model_classifier.preprocess(listing.read_photo(photo))
+def _preprocess(model_classifier: Classifier, read: Callable[[], bytes]) -> np.ndarray:
+    return model_classifier.preprocess(read())
 
 
 def _flush(file: Path) -> None:
