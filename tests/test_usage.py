@@ -49,7 +49,7 @@ def test_the_help_breaks_lines_at_the_width_of_the_terminal_only():
         "Do something.\n\nIt takes a while.\n\nParameters\n----------\nphotos\n    A folder with photos, or an archive."
         "\nout\n    The file."
     )
-    assert "a .csv or .parquet table with the columns path and label.\nrecipe" in (training_commands.fit.__doc__ or "")
+    assert "path and label, or an address such as s3://bucket/folder.\nrecipe" in (training_commands.fit.__doc__ or "")
 
 
 def test_an_unknown_command_is_refused_with_the_known_ones(capsys):

@@ -34,7 +34,8 @@ def predict(
     model
         A file that export wrote, or the folder of a run.
     photos
-        Files, folders, globs or archives; - reads a list from standard input, one path per line.
+        Files, folders, globs, archives, or addresses such as s3://bucket/folder; - reads a list from standard input, one
+        path per line.
     out
         The table to write: .csv, .jsonl or .parquet; or DIR/, a folder for shards. Default: CSV on standard output.
     copy_to
@@ -89,7 +90,7 @@ def explain(
         The folder of a run, or a file that export wrote. A file has training photos if it was exported with
         --with-neighbours.
     photos
-        Files, folders, globs or archives.
+        Files, folders, globs, archives, or addresses such as s3://bucket/folder.
     out
         A folder for a page, index.html, and the heat maps as PNG files. An earlier page of explain is replaced. Without
         it, no heat maps are drawn.

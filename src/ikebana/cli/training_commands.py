@@ -36,7 +36,7 @@ def audit(
     Parameters
     ----------
     photos
-        As for fit: a folder with one sub-folder per class, an archive of it, or a table.
+        As for fit: a folder with one sub-folder per class, an archive of it, a table, or an address.
     out
         A folder for the report: index.html to look at, audit.json and findings.csv for programs.
     write
@@ -83,7 +83,8 @@ def fit(
     ----------
     photos
         A folder with one sub-folder per class (or with train, validation and test folders of these), a .zip or .tar
-        archive of it, or a .csv or .parquet table with the columns path and label.
+        archive of it, a .csv or .parquet table with the columns path and label, or an address such as
+        s3://bucket/folder.
     recipe
         What to train and how: a name, or the recipe.json of a run to repeat it. Default: quick. The flags below
         change single options of it.
@@ -222,7 +223,7 @@ def sweep(
     Parameters
     ----------
     photos
-        As for fit: a folder with one sub-folder per class, an archive of it, or a table.
+        As for fit: a folder with one sub-folder per class, an archive of it, a table, or an address.
     recipes
         Names or recipe.json files, separated by commas.
     seeds
