@@ -74,8 +74,9 @@ def finish(process, status=0):
     output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == status, errors
     assert "Traceback" not in errors
-    if status:
-        assert not output
+    # Ray and its workers print nothing.
+    assert output == ("" if status else f"{process.args[process.args.index('--out') + 1]}\n")
+    assert "(raylet)" not in errors
     return errors
 
 

@@ -213,6 +213,7 @@ def sweep(
     device: Device = "auto",
     watch: Switch = False,
     log: Log = (),
+    backend: Literal["ray"] | None = None,
     options: Annotated[RecipeOptions, Parameter(name="*")] = RecipeOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
     output: Output = DEFAULT_OUTPUT,
 ) -> int:
@@ -238,10 +239,15 @@ def sweep(
         Show the current run on a web page. Its address is printed; it works on this machine only.
     log
         Also log recipe, epochs and scores of each run to TensorBoard or MLflow; repeat it for both.
+    backend
+        Train the runs on the Ray cluster that this machine belongs to, one per node or GPU at a time.
     """
     output.apply()
     progress.show_loading()
-    from ikebana.commands.sweep import sweep
+    if backend == "ray":
+        from ikebana.cluster.sweep import sweep
+    else:
+        from ikebana.commands.sweep import sweep
 
     given = parse_options(options)
     names = [name.strip() for name in recipes.split(",") if name.strip()]

@@ -54,12 +54,31 @@ def connect() -> Iterator[None]:
             except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 what = f"the Ray cluster refused the connection: {get_first_line(error)}"
                 raise MachineError(what, where=_describe_address(), advice=ADVICE_REFUSED) from error
+    if not is_own:
+        yield
+        return
+    # Its end prints the rest.
+    with _silence(ray):
+        try:
+            yield
+        finally:
+            with _preserve_process():
+                ray.shutdown()
+
+
+@contextmanager
+def _silence(ray: ModuleType) -> Iterator[None]:
+    """Keep Ray from printing on standard output that a process of the cluster died.
+
+    There is no public switch: `log_to_driver` is about what the workers print.
+    """
+    internals = ray._private.worker
+    previous = getattr(internals, "_worker_logs_enabled", True)
+    internals._worker_logs_enabled = False
     try:
         yield
     finally:
-        if is_own:
-            with _preserve_process():
-                ray.shutdown()
+        internals._worker_logs_enabled = previous
 
 
 def _import_ray() -> ModuleType:

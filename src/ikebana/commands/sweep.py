@@ -2,10 +2,10 @@
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, TypeAlias, Unpack
 
 from ikebana.commands.compare import compare_comparable
 from ikebana.commands.run_series import check_same_photos, fit_or_resume, refuse_given_split
@@ -72,6 +72,37 @@ class PlannedRun:
     recipe: Recipe
 
 
+class TrainedRun(NamedTuple):
+    """How the training of a planned run ended."""
+
+    planned: PlannedRun
+    # The run, or why there is none.
+    outcome: Run | Exception
+    seconds: float
+
+
+# Trains runs in a folder on a device, or uses the finished ones, and yields each as it ends.
+TrainRuns: TypeAlias = Callable[[PhotoSource, Sequence[PlannedRun], Path, str], Iterator[TrainedRun]]
+
+
+def train_run(photos: PhotoSource, planned: PlannedRun, folder: Path, device: str) -> TrainedRun:
+    """Train a run, continue it, or use a finished one; an error is the outcome."""
+    started = time.monotonic()
+    try:
+        with progress.without_messages():
+            outcome = fit_or_resume(photos, planned.recipe, folder / planned.name, device=device)
+    # One failing run does not end the others.
+    except Exception as error:
+        outcome = error
+    return TrainedRun(planned, outcome, time.monotonic() - started)
+
+
+def _train_here(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, device: str) -> Iterator[TrainedRun]:
+    """Train the runs in this process, one after the other."""
+    for run in runs:
+        yield train_run(photos, run, folder, device)
+
+
 @followed
 def sweep(
     photos: PhotoSource,
@@ -84,6 +115,7 @@ def sweep(
     device: str = "auto",
     watch: bool = False,
     log: str | Sequence[str] = (),
+    train: TrainRuns = _train_here,
     **options: Unpack[FitOptions],
 ) -> Sweep:
     """Train every recipe with several seeds on several splits, and compare the recipes.
@@ -98,6 +130,7 @@ def sweep(
         out: the folder to create; default: `runs/sweep-<short hash>`.
         minutes: train as many rounds of one run per recipe as are expected to fit.
         device, watch, log: as for `fit`; page and logs follow one run after the other.
+        train: trains the runs, here or on other machines.
         options: changes to every recipe.
     Raises:
         RecipeError: there is no recipe, seed or split, or nothing fits into the minutes.
@@ -116,7 +149,7 @@ def sweep(
         planned = _select_affordable(planned, photos, folder, minutes, device)
     runs = [run for planned_round in planned for run in planned_round]
     progress.message(f"{len(runs)} runs in {folder}; after an interruption, repeat with --out {folder}")
-    finished, errors = _train(photos, runs, folder, device)
+    finished, errors = _train(photos, runs, folder, device, train)
     if not finished:
         raise next(iter(errors.values()))
     return _summarise(folder, finished, {name: _describe(error) for name, error in errors.items()})
@@ -195,29 +228,26 @@ def _is_finished(folder: Path, run: PlannedRun) -> bool:
 
 
 def _train(
-    photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, device: str
+    photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, device: str, train: TrainRuns
 ) -> tuple[list[Run], dict[str, Exception]]:
-    """Train all runs; return the finished ones, and the errors by name."""
-    finished: list[Run] = []
+    """Train all runs; return the finished ones in order, and errors by name."""
+    finished: dict[str, Run] = {}
     errors: dict[str, Exception] = {}
-    for number, run in enumerate(runs, 1):
-        started = time.monotonic()
-        try:
-            with progress.without_messages():
-                finished.append(fit_or_resume(photos, run.recipe, folder / run.name, device=device))
-        except KeyboardInterrupt:
-            progress.message(f"the sweep was interrupted. To go on, repeat the same command with --out {folder}")
-            raise
-        # One failing run does not end the others.
-        except Exception as error:
-            errors[run.name] = error
-            progress.warn(f"run {number} of {len(runs)}: {run.name} failed: {error}")
-        else:
+    try:
+        for number, (planned, outcome, seconds) in enumerate(train(photos, runs, folder, device), 1):
+            if isinstance(outcome, Exception):
+                errors[planned.name] = outcome
+                progress.warn(f"run {number} of {len(runs)}: {planned.name} failed: {outcome}")
+                continue
+            finished[planned.name] = outcome
             progress.message(
-                f"run {number} of {len(runs)}: accuracy {finished[-1].evaluation.accuracy:.3f}"
-                f"  {format_duration(time.monotonic() - started)}  {finished[-1].folder}"
+                f"run {number} of {len(runs)}: accuracy {outcome.evaluation.accuracy:.3f}"
+                f"  {format_duration(seconds)}  {outcome.folder}"
             )
-    return finished, errors
+    except KeyboardInterrupt:
+        progress.message(f"the sweep was interrupted. To go on, repeat the same command with --out {folder}")
+        raise
+    return [finished[run.name] for run in runs if run.name in finished], errors
 
 
 def _describe(error: Exception) -> str:

@@ -1,0 +1,146 @@
+"""Runs of a sweep as tasks on a Ray cluster, one per node or GPU.
+
+The run folders are on a disk that all nodes share, and are the state: a run that was interrupted
+continues from its checkpoint on any node.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+
+from ikebana.cluster import training_worker
+from ikebana.cluster.nodes import check_nodes, count_gpus, list_nodes
+from ikebana.commands.sweep import PlannedRun, TrainedRun, train_run
+from ikebana.data.sources import PhotoSource
+from ikebana.errors import MachineError, get_first_line
+from ikebana.runs.run import open_run
+from ikebana.system.files import write_error
+
+MAX_ATTEMPTS = 3
+WAIT_SECONDS = 1.0
+# Ray ends the processes of a node that was cut off within 60 s. Before that, they may still write
+# into the run's folder.
+CUT_OFF_SECONDS = 90.0
+
+
+@dataclass
+class TrainingTask:
+    """A run that is not finished."""
+
+    planned: PlannedRun
+    attempts: int = 0
+    # Seconds of the monotonic clock: not to be started before.
+    not_before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+
+def train_runs(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, device: str) -> Iterator[TrainedRun]:
+    """Train runs on the connected cluster, and yield each as it ends.
+
+    Args:
+        photos: at a path that is the same on all nodes, or a table in memory.
+        folder: of the run folders, on a disk that all nodes share.
+    Raises:
+        MachineError: a node differs from this machine, or the cluster has ended.
+    """
+    folder = Path(os.path.abspath(folder))
+    missing = []
+    for run in runs:
+        if (folder / run.name / "evaluation.json").exists():
+            yield train_run(photos, run, folder, device)
+        else:
+            missing.append(run)
+    if not missing:
+        return
+    photos = os.path.abspath(os.path.expanduser(photos)) if isinstance(photos, str | os.PathLike) else photos
+    try:
+        _check_nodes(photos, folder)
+        yield from _run_tasks(photos, missing, folder, device)
+    except RayError as error:
+        raise MachineError(
+            f"the Ray cluster failed: {get_first_line(error)}", advice=f"repeat the command with --out {folder}"
+        ) from error
+
+
+def _check_nodes(photos: PhotoSource, folder: Path) -> None:
+    """Refuse nodes that cannot read the photos or the folder of this machine."""
+    mark = folder / training_worker.MARK_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise write_error(error, folder) from error
+    try:
+        check_nodes(training_worker.inspect, training_worker.describe_versions(), photos, str(folder))
+    finally:
+        with suppress(OSError):
+            mark.unlink()
+
+
+def _choose_resources(device: str) -> dict[str, float]:
+    """Choose the share of a node for one run: a GPU, or the whole node."""
+    cpus = min(node.cpus for node in list_nodes())
+    gpus = 0 if device == "cpu" else count_gpus()
+    if not gpus:
+        return {"num_cpus": cpus}
+    gpus_per_node = max(1, gpus // len(list_nodes()))
+    return {"num_cpus": max(1, cpus // gpus_per_node), "num_gpus": 1}
+
+
+def _run_tasks(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, device: str) -> Iterator[TrainedRun]:
+    remote = ray.remote(training_worker.train).options(
+        max_retries=0, scheduling_strategy="SPREAD", **_choose_resources(device)
+    )
+    versions, waiting = training_worker.describe_versions(), deque(TrainingTask(run) for run in runs)
+    tasks: dict[Any, TrainingTask] = {}
+    try:
+        while waiting or tasks:
+            now = time.monotonic()
+            for task in [task for task in waiting if task.not_before <= now]:
+                waiting.remove(task)
+                task.started = now
+                arguments = (photos, task.planned.recipe, str(folder / task.planned.name), device)
+                tasks[remote.remote(versions, *arguments)] = task
+            if not tasks:
+                time.sleep(WAIT_SECONDS)
+                continue
+            ready, _ = ray.wait(list(tasks), timeout=WAIT_SECONDS)
+            for reference in ready:
+                task = tasks.pop(reference)
+                ended = _receive(reference, task, folder)
+                if ended is None:
+                    waiting.append(task)
+                else:
+                    yield ended
+    finally:
+        for reference in tasks:
+            with suppress(RayError):
+                ray.cancel(reference)
+
+
+def _receive(reference: Any, task: TrainingTask, folder: Path) -> TrainedRun | None:
+    """Return how a run ended, or None if it has to be continued."""
+    seconds = time.monotonic() - task.started
+    task.attempts += 1
+    try:
+        error: Any = ray.get(reference)
+    except (NodeDiedError, WorkerCrashedError, OutOfMemoryError) as crash:
+        if isinstance(crash, NodeDiedError):
+            task.not_before = time.monotonic() + CUT_OFF_SECONDS
+        if task.attempts < MAX_ATTEMPTS:
+            return None
+        what = f"the process of this run ended {task.attempts} times: {get_first_line(crash)}"
+        return TrainedRun(task.planned, MachineError(what, advice="more memory on the nodes"), seconds)
+    except RayTaskError as failure:
+        return TrainedRun(task.planned, failure.cause or failure, seconds)
+    if error is not None:
+        return TrainedRun(task.planned, error, seconds)
+    return TrainedRun(task.planned, open_run(folder / task.planned.name), seconds)
