@@ -126,6 +126,7 @@ def test_parquet_without_labels_is_refused_with_what_can_be_given(files, tmp_pat
     assert "a column label of a Parquet file" in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_web_server_equals_the_folder(folder, files, tmp_path):
     (tmp_path / "photos.tar").write_bytes(pack_samples(files))
     (tmp_path / "part-0.tar").write_bytes(pack_shard(files.items()))
@@ -203,6 +204,29 @@ def test_members_of_a_hostile_tar_get_the_reasons_of_an_unpacked_one(tmp_path):
     assert sorted(listing.photos.select("path", "status").rows()) == expected
 
 
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("somewhere/flowers/daisy", "somewhere/flowers/rose"),
+        ("train/daisy", "train/rose", "test/daisy", "test/rose"),
+        ("flowers/daisy/train", "flowers/daisy/test", "flowers/rose/train", "flowers/rose/test"),
+        tuple(f"{label}/plant {number}" for label in ("daisy", "rose") for number in range(6)),
+        ("images/daisy", "images/rose", "Annotations"),
+    ],
+)
+def test_folders_in_a_shard_mean_what_they_mean_in_an_unpacked_tar(folders, tmp_path):
+    names = [f"{folder}/{number}.jpg" for folder in folders for number in range(3)]
+    members = [(name, encode_photo(seed)) for seed, name in enumerate(names)]
+    members = [(name.replace(".jpg", ".xml") if "Annot" in name else name, data) for name, data in members]
+    (tmp_path / "part-0.tar").write_bytes(pack_shard(members))
+    unpacked, streamed = (sources.read(str(tmp_path / name)) for name in ("part-0.tar", "part-{0..0}.tar"))
+    assert (unpacked.locations is None, streamed.locations is None) == (True, False)
+    columns = ("path", "label", "split", "group", "status")
+    assert streamed.photos.select(columns).rows() == unpacked.photos.select(columns).rows()
+    assert streamed.classes == unpacked.classes
+    assert len(set(unpacked.photos["label"].drop_nulls())) == 2
+
+
 @pytest.mark.parametrize("cut", [100, 700, 5000, -600])
 def test_a_cut_tar_is_damaged(cut, files, tmp_path):
     (tmp_path / "part-0.tar").write_bytes(pack_shard(files.items())[:cut])
@@ -210,6 +234,7 @@ def test_a_cut_tar_is_damaged(cut, files, tmp_path):
         sources.read(str(tmp_path / "part-{0..0}.tar"))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data())
 def test_a_damaged_parquet_file_is_an_error_or_a_status_and_never_a_crash(data, tmp_path_factory):

@@ -145,6 +145,7 @@ def serve_hub(handler: type[_Handler], files: Mapping[str, bytes]) -> Iterator[s
     """Serve files within this block; gives the address."""
     kind = type("Handler", (handler,), {"files": dict(files)})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # The default interval would delay the end of each test by half a second.
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

@@ -100,7 +100,8 @@ def serve_store(folder: Path) -> Iterator[tuple[str, Faults]]:
         return kind(*arguments, directory=folder)
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # The default interval would delay the end of each test by half a second.
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", faults
         server.shutdown()
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ikebana.data import stores
 from ikebana.data.folder import STATUS_UNOPENED, to_printable
 from ikebana.data.locations import Location, PhotoChanged
+from ikebana.data.locations import is_in_store as is_location_in_store
 from ikebana.data.photo_file import read_photo_file
 from ikebana.data.unlabelled import NO_FILE, UnlabelledPhoto
 from ikebana.errors import UnreadablePhoto
@@ -85,7 +86,7 @@ def _read_location(location: Location) -> bytes:
 
 def is_in_store(photo: ListedPhoto) -> bool:
     """Return whether reading a photo waits for a store."""
-    return Location(*photo[1:-1]).is_in_store
+    return is_location_in_store(Location(*photo[1:-1]))
 
 
 def _read_version(file: Path) -> tuple[int | None, str | None]:

@@ -3,7 +3,6 @@
 import io
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from ikebana.data import decoding, parquet_photos, stores
@@ -45,11 +44,6 @@ class Location:
     def is_whole_file(self) -> bool:
         """Whether the photo is a file of its own, here or in a store."""
         return self.offset is None and self.row is None
-
-    @property
-    def is_in_store(self) -> bool:
-        """Whether reading it waits for a store."""
-        return self.row is None and stores.is_address(self.address)
 
     @property
     def is_file(self) -> bool:
@@ -112,11 +106,6 @@ class Location:
         return io.BytesIO(self.read())
 
 
-def locate_file(file: str | Path) -> Location:
-    """Return the location of a local file, with its size and modification time."""
-    try:
-        status = os.stat(file)
-    # Opening the file will report the reason.
-    except (OSError, ValueError):
-        return Location(str(file))
-    return Location(str(file), size=status.st_size, stamp=str(status.st_mtime_ns))
+def is_in_store(location: Location) -> bool:
+    """Return whether reading a photo waits for a store; photos in Parquet are read by row groups."""
+    return location.row is None and stores.is_address(location.address)

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ import polars as pl
 
 from ikebana.data import decoding
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset, collect_rows
-from ikebana.data.locations import Location
+from ikebana.data.locations import Location, is_in_store
+from ikebana.data.read_ahead import read_ahead
 from ikebana.data.verified_array import VerifiedArray, compute_checksum
 from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.recipe import Resize
@@ -233,10 +234,14 @@ def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Resize)
 
     def decode_chunk(chunk: range) -> list[tuple[str, *IndexRow]]:
         array, small = (np.zeros((len(chunk), size, size, 3), np.uint8) for size in (image_size, THUMBNAIL_SIZE))
-        rows = zip(table[chunk.start : chunk.stop].iter_rows(), array, small, strict=True)
+        photos = table[chunk.start : chunk.stop].rows()
+        # The photos of a chunk are requested from a store at the same time.
+        contents = read_ahead((dataset.locate(path) for path, _ in photos), Location.read, is_in_store)
         index_rows = [
-            (path, *_decode_into(dataset.locate(path), status, target, small_target, resize))
-            for (path, status), target, small_target in rows
+            (path, *_decode_into(location, status, target, small_target, resize, read))
+            for (path, status), (location, read), target, small_target in zip(
+                photos, contents, array, small, strict=True
+            )
         ]
         for name, values in (("pixels", array), ("small", small)):
             _write_rows(folder / f"{name}.npy", chunk.start, values)
@@ -255,14 +260,25 @@ def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Resize)
     return collect_rows(decode_rows(), INDEX_SCHEMA)
 
 
-def _decode_into(location: Location, status: str, target: np.ndarray, small: np.ndarray, resize: Resize) -> IndexRow:
-    """Decode one photo into its rows; an error becomes its status."""
+def _decode_into(
+    location: Location,
+    status: str,
+    target: np.ndarray,
+    small: np.ndarray,
+    resize: Resize,
+    read: Callable[[], bytes] | None = None,
+) -> IndexRow:
+    """Decode one photo into its rows; an error becomes its status.
+
+    Args:
+        read: returns the bytes of the photo, if they were requested earlier.
+    """
     if status != STATUS_UNOPENED:
         return status, None, None, None, None, 0, 0, False
     digest = size = None
     try:
         size = os.stat(location.address).st_size if location.is_file else location.size
-        data = location.read()
+        data = location.read() if read is None else read()
         size, digest = len(data), decoding.compute_sha256(data)
         photo = decoding.decode(data, len(target), resize, THUMBNAIL_SIZE)
     except UnreadablePhoto as reason:

@@ -15,6 +15,7 @@ from ikebana.data.containers import Container, is_container_source
 from ikebana.data.dataset import LOCATION_SCHEMA
 from ikebana.data.folder import STATUS_UNOPENED, check_file
 from ikebana.data.locations import Location
+from ikebana.data.locations import is_in_store as is_location_in_store
 from ikebana.data.photo_file import read_photo_file
 from ikebana.data.photo_listing import PhotoListing
 from ikebana.errors import PhotosError, UnreadablePhoto
@@ -213,4 +214,4 @@ def read_photo(photo: UnlabelledPhoto) -> bytes:
 
 
 def is_in_store(photo: UnlabelledPhoto) -> bool:
-    return photo.location is not None and photo.location.is_in_store
+    return photo.location is not None and is_location_in_store(photo.location)
