@@ -1,0 +1,55 @@
+"""A Ray cluster reads photos from a bucket and writes shards to it, while the bucket answers 503."""
+
+import os
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+from support.stores import put_files, read_files
+
+import ikebana
+from ikebana.data import stores
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ikebana[cluster]'")
+
+from support.ray_cluster import RayCluster  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+# Of probabilities, between batches of different photos.
+TOLERANCE = 2e-6
+
+
+def test_a_bucket_that_answers_503_gives_every_photo_one_row_in_order(s3, paper_model, paper_photos, tmp_path):
+    endpoint, faults = s3
+    put_files(endpoint, "photos", read_files(paper_photos))
+    put_files(endpoint, "results", {})
+    ikebana.predict(paper_model, "s3://photos", tmp_path / "one.parquet")
+    # The nodes get the credentials and the endpoint from their environment.
+    cluster = RayCluster(tmp_path / "ray.log")
+    command = [sys.executable, "-m", "ikebana", "predict", str(paper_model), "s3://photos"]
+    command += ["--out", "s3://results/out/", "--shard-photos", "10", "--backend", "ray"]
+    try:
+        cluster.add_node("second")
+        # Fewer than the attempts per request, for each of several photos and shards.
+        faults.failures, faults.pattern = 12, r"(part-0000\d|\.jpg$)"
+        done = subprocess.run(
+            command,
+            env={**os.environ, "RAY_ADDRESS": cluster.address},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+    finally:
+        cluster.close()
+    assert (done.returncode, done.stdout) == (0, "s3://results/out/\n"), done.stderr
+    assert faults.failures == 0
+    names = [name for name in sorted(stores.list_names("s3://results/out")) if name.startswith("part-")]
+    parts = [stores.read(stored) for name in names if (stored := stores.stat(f"s3://results/out/{name}"))]
+    table = pl.concat([pl.read_parquet(part) for part in parts])
+    assert_frame_equal(
+        table, pl.read_parquet(tmp_path / "one.parquet"), check_exact=False, abs_tol=TOLERANCE, rel_tol=0
+    )
