@@ -69,14 +69,14 @@ def request(action: Callable[[], Result], address: str) -> Result:
     """Run a request; retry it while the store is overloaded or the connection breaks.
 
     Raises:
-        StoreError: the request failed; ChangedFile and NoRanges as they are.
+        StoreError: the request failed; ChangedFile, NoRanges and PhotosError as they are.
     """
     # gcsfs retries by itself, for a minute.
     delays = () if address.startswith("gs:") else RETRY_DELAYS_SECONDS
     for delay in (*delays, None):
         try:
             return action()
-        except (ChangedFile, NoRanges, StoreError):
+        except (ChangedFile, NoRanges, PhotosError):
             raise
         # The clients of stores have no common base class.
         except Exception as error:
