@@ -107,5 +107,8 @@ class Location:
 
 
 def is_in_store(location: Location) -> bool:
-    """Return whether reading a photo waits for a store; photos in Parquet are read by row groups."""
+    """Return whether reading a photo waits for a store.
+
+    Photos in Parquet do not: they are read by row groups.
+    """
     return location.row is None and stores.is_address(location.address)
