@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Faults:
         failures: requests that are still to be answered with `status`.
         pattern: only of paths that match.
         has_ranges: whether it can send a part of a file.
+        delay_seconds: of each answer.
         requests: method, path and range of each request.
     """
 
@@ -35,6 +37,7 @@ class Faults:
     status: int = 503
     pattern: str = ""
     has_ranges: bool = True
+    delay_seconds: float = 0
     requests: list[tuple[str, str, str]] = field(default_factory=list)
 
     def reset(self) -> None:
@@ -43,7 +46,8 @@ class Faults:
         self.requests.clear()
 
     def is_due(self, path: str) -> bool:
-        """Return whether to fail this request."""
+        """Return whether to fail this request, after the delay."""
+        time.sleep(self.delay_seconds)
         if self.failures and re.search(self.pattern, path):
             self.failures -= 1
             return True
