@@ -90,8 +90,9 @@ def test_the_first_gradient_with_trained_batchnorm_is_as_exact_as_that_of_one_pr
     assert compute_relative_distance(shared, exact) <= compute_relative_distance(alone, exact)
 
 
-def test_processes_with_empty_shares_train_the_weights_of_one(three_processes):
-    assert_same_training(EMPTY_SHARES["finetuned"], three_processes, "finetuned")
+@pytest.mark.parametrize("name", EMPTY_SHARES)
+def test_processes_with_empty_shares_train_the_weights_of_one(name, three_processes):
+    assert_same_training(EMPTY_SHARES[name], three_processes, name)
 
 
 def test_a_training_that_was_killed_resumes_in_one_process_to_the_same_weights(tmp_path):

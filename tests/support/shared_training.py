@@ -36,8 +36,14 @@ CASES: Mapping[str, tuple[Recipe, int]] = {
     # No head-only epochs: BatchNorm trains from the first step.
     "finetuned": (replace(FINETUNED, method=replace(FINETUNED.method, head_epochs=0, epochs=4)), 33),
 }
-# Two photos for three processes.
-EMPTY_SHARES = {"finetuned": (with_options(CASES["finetuned"][0], batch_size=3, epochs=2), 8)}
+# Two photos for three processes, where BatchNorm trains: Keras', and torch's in a network of timm.
+EMPTY_SHARES = {
+    "finetuned": (with_options(CASES["finetuned"][0], batch_size=3, epochs=2), 8),
+    "scratch": (
+        recipes.get_recipe("baseline", network="resnet10t", image_size=64, batch_size=3, epochs=2, learning_rate=1e-5),
+        8,
+    ),
+}
 # Of a training that is killed: after 13 of 20 steps, in the third epoch.
 KILLED_CASE, KILLED_STEP = "augmented", 13
 

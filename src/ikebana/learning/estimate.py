@@ -21,6 +21,7 @@ from ikebana.learning.training.trainer import plan_phases
 from ikebana.recipe import MIDDLE_STAGE, FineTune, GradientMethod, LinearProbe, Recipe, with_options
 from ikebana.system import progress, resources
 from ikebana.system.cache_folder import cache_folder
+from ikebana.system.launch import read_launch
 from ikebana.system.threads import count_threads
 
 # A machine with less than this fraction of the estimated memory never has enough.
@@ -230,10 +231,15 @@ def _estimate_seconds(
     if recipe.caches_features:
         return _estimate_head_seconds(photos, missing_photos, assembly, settings)
     train_fraction, validation_fraction, _ = recipe.split_fractions
-    epoch_seconds = photos * seconds_per_photo * (train_fraction + loop.FORWARD_TIME_FRACTION * validation_fraction)
+    # Several processes share the steps, but not the validation.
+    processes = read_launch().size
+    forward_fraction = loop.FORWARD_TIME_FRACTION * validation_fraction
+    epoch_seconds = photos * seconds_per_photo * (train_fraction / processes + forward_fraction)
     epochs, members = plan_phases(recipe)[-1].last_epoch, len(assembly.members)
     refit_factor = 1 + 1 / train_fraction if recipe.refit_on_all else 1.0
-    return epochs * epoch_seconds * refit_factor, _describe_epochs(epochs, epoch_seconds / members, members)
+    work = _describe_epochs(epochs, epoch_seconds / members, members)
+    shared = f" in {processes} processes" if processes > 1 else ""
+    return epochs * epoch_seconds * refit_factor, f"{work}{shared}"
 
 
 def _estimate_head_seconds(
