@@ -302,7 +302,13 @@ def _make_filesystem(protocol: str, address: str) -> Any:
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if protocol == "s3":
         # Retries are those of `store_errors`.
-        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, "connect_timeout": 20, "read_timeout": 60}
+        options["config_kwargs"] = {
+            "retries": {"total_max_attempts": 1},
+            "connect_timeout": 20,
+            "read_timeout": 60,
+            # By default, ten connections would serve all threads.
+            "max_pool_connections": PARALLEL_REQUESTS,
+        }
     try:
         return fsspec.filesystem(protocol, **options)
     except ImportError:
