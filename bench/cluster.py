@@ -1,0 +1,296 @@
+"""Predict on a Ray cluster of two machines while machines, links, drivers and disks fail.
+
+    python bench/cluster.py --place DIR                                    # as root: 600 photos, all scenarios
+    python bench/cluster.py --place DIR --photos 20000 --recipe quick --scenarios plain    # processor seconds
+    python bench/cluster.py --place DIR --photos 200000 --shard-photos 1000 --scenarios plain,node,driver,link
+
+The machines are network namespaces with one CPU each (`cluster_nodes.py`). Photos are paper flowers;
+each has bytes of its own. After each scenario, every photo must have exactly one row, in order, with
+probabilities within 1e-6 of one process (`ikebana predict` without a cluster).
+
+    plain     processor seconds of driver, workers and Ray from start to end, and of one process
+    node      the second machine is killed at a third of the shards
+    driver    the driver is killed at a third, and repeated
+    link      the second machine is cut off at a third; it returns at the end, and still writes
+    drivers   two drivers write to one folder
+    disk      the disk is full at a third; the command is repeated with space
+    crash     one more photo kills each process that reads it
+
+`--default-keep-alive` runs with Ray's own keep-alive, to see how long `link` takes then.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from cluster_nodes import Machines, adopt_orphans, reap
+
+from ikebana.demo_data import paper_flowers
+
+FAULTS = Path(__file__).resolve().parent.parent / "tests/support/node_faults"
+# Probabilities have six decimals, so two that differ by less than 1e-6 may differ by one unit.
+TOLERANCE = 1.5e-6
+RETURN_SECONDS = 15
+JPEG_COMMENT = b"\xff\xfe"
+
+
+def draw_photos(folder: Path, count: int) -> None:
+    """Write JPEGs that differ in a comment at least."""
+    paper_flowers.draw_collection(folder.parent / "drawn", photos_per_kind=10)
+    originals = [file.read_bytes() for file in sorted((folder.parent / "drawn").rglob("*.jpg"))]
+    originals = [data for data in originals if data[:2] == b"\xff\xd8"]
+    folder.mkdir()
+    for number in range(count):
+        data, comment = originals[number % len(originals)], f"{number:012}".encode()
+        header = JPEG_COMMENT + (len(comment) + 2).to_bytes(2, "big") + comment
+        (folder / f"{number:07}.jpg").write_bytes(data[:2] + header + data[2:])
+
+
+def train_model(place: Path, recipe: str) -> Path:
+    """Train on paper flowers and export."""
+    options = ["--image-size", "48", "--epochs", "20", "--batch-size", "16"] if recipe == "baseline" else []
+    # In other processes: a child's largest memory begins with that of the process that forked it.
+    for arguments in (
+        ["fit", place / "drawn", "--recipe", recipe, "--run", place / "run", *options],
+        ["export", place / "run", place / "model.onnx"],
+    ):
+        command = [sys.executable, "-m", "ikebana", *map(str, arguments), "--quiet"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return place / "model.onnx"
+
+
+class Bench:
+    """The photos, the model, the machines, and the table of one process."""
+
+    def __init__(self, place: Path, options: argparse.Namespace):
+        self.place, self.options = place, options
+        self.photos, self.table = place / "photos", place / "one.parquet"
+        self.out, self.log = place / "shards", place / "driver-plain.log"
+        draw_photos(self.photos, options.photos)
+        self.model = train_model(place, options.recipe)
+        self.environment = {
+            **os.environ,
+            "IKEBANA_CACHE": str(place / "cache"),
+            "PYTHONPATH": os.pathsep.join([str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        self.shards = -(-options.photos // options.shard_photos)
+        self.machines = Machines(2, self.environment, place)
+        self.one_process_seconds, self.cpu_seconds = 0.0, 0.0
+        self.driver_kilobytes = 0
+
+    def predict_in_one_process(self) -> None:
+        """Predict all photos without a cluster."""
+        before = _measure_cpu()
+        started = time.monotonic()
+        command = [sys.executable, "-m", "ikebana", "predict", self.model, self.photos, "--out", self.table, "--quiet"]
+        subprocess.run(list(map(str, command)), check=True, env=self.environment, stdout=subprocess.DEVNULL)
+        self.one_process_seconds = _measure_cpu() - before
+        print(f"one process: {time.monotonic() - started:.1f} s, {self.one_process_seconds:.1f} processor seconds")
+
+    def start_driver(self, *more: Path) -> "Driver":
+        """Start the command on the head."""
+        arguments = [self.model, self.photos, *more, "--out", f"{self.out}/", "--backend", "ray"]
+        arguments += ["--shard-photos", self.options.shard_photos, "--quiet"]
+        command = [sys.executable, "-m", "ikebana", "predict", *map(str, arguments)]
+        # The faults are in the workers only.
+        environment = {**os.environ, "IKEBANA_CACHE": self.environment["IKEBANA_CACHE"]}
+        environment["RAY_ADDRESS"] = self.machines.ray_address
+        return Driver(self, self.machines.head.popen(command, environment, self.log))
+
+    def check_rows(self, killers: int = 0) -> str:
+        """Compare the shards with the table of one process."""
+        files = json.loads((self.out / "_SUCCESS.json").read_text("utf-8"))["files"]
+        assert sorted(file.name for file in self.out.glob("part-*")) == files, "other files than the plan's"
+        rows = pl.read_parquet([self.out / name for name in files])
+        if killers:
+            tail = rows[-killers:]
+            assert set(tail["status"]) == {"the process crashed while decoding this photo"}, tail["status"]
+            rows = rows[:-killers]
+        expected = pl.read_parquet(self.table)
+        for column in ("path", "label", "status"):
+            assert rows[column].equals(expected[column]), f"{column} differs"
+        numbers = [name for name in rows.columns if name.startswith("p:")]
+        # Photos that cannot be used have no probabilities in either table.
+        difference = float(np.nanmax(np.abs(rows.select(numbers).to_numpy() - expected.select(numbers).to_numpy())))
+        assert difference <= TOLERANCE, difference
+        return f"{rows.height} rows in order, largest difference {difference:.1e}"
+
+    def wait_for_shards(self, count: int, driver: "Driver") -> None:
+        """Wait until so many shards exist."""
+        while len(list(self.out.glob("part-*"))) < count:
+            assert driver.process.poll() is None, f"the driver has ended; see {self.log}"
+            time.sleep(0.05)
+
+
+class Driver:
+    """A running `ikebana predict --backend ray`."""
+
+    def __init__(self, bench: Bench, process: subprocess.Popen[bytes]):
+        self.bench, self.process = bench, process
+
+    def finish(self, status: int = 0) -> None:
+        """Wait for the end, and note the largest memory."""
+        _, raw, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(raw)
+        assert self.process.returncode == status, f"exit status {self.process.returncode}; see {self.bench.log}"
+        self.bench.driver_kilobytes = max(self.bench.driver_kilobytes, usage.ru_maxrss)
+
+
+def run_plain(bench: Bench) -> str:
+    bench.start_driver().finish()
+    return ""
+
+
+def run_node(bench: Bench) -> str:
+    driver = bench.start_driver()
+    bench.wait_for_shards(bench.shards // 3, driver)
+    bench.machines.others[0].kill_ray()
+    driver.finish()
+    return ""
+
+
+def run_driver(bench: Bench) -> str:
+    driver = bench.start_driver()
+    bench.wait_for_shards(bench.shards // 3, driver)
+    driver.process.send_signal(signal.SIGKILL)
+    driver.finish(-signal.SIGKILL)
+    before = {file.name: file.stat().st_ino for file in bench.out.glob("part-*")}
+    bench.start_driver().finish()
+    after = {file.name: file.stat().st_ino for file in bench.out.glob("part-*")}
+    assert before.items() <= after.items(), "shards were computed again"
+    return f"{len(before)} shards kept"
+
+
+def run_link(bench: Bench) -> str:
+    driver = bench.start_driver()
+    bench.wait_for_shards(bench.shards // 3, driver)
+    machine = bench.machines.others[0]
+    machine.cut()
+    started = time.monotonic()
+    driver.finish()
+    took = time.monotonic() - started
+    bench.check_rows()
+    machine.reconnect()
+    time.sleep(RETURN_SECONDS)
+    return f"{took:.1f} s from the cut to the end"
+
+
+def run_drivers(bench: Bench) -> str:
+    # Both on the head: in another namespace, Ray would use the head's socket on the shared disk.
+    drivers = [bench.start_driver() for _ in range(2)]
+    for driver in drivers:
+        driver.finish()
+    return ""
+
+
+def run_disk(bench: Bench) -> str:
+    driver = bench.start_driver()
+    bench.wait_for_shards(bench.shards // 3, driver)
+    # A page more than is used: the next shard does not fit.
+    used = shutil.disk_usage(bench.out).used
+    subprocess.run(["mount", "-o", f"remount,size={used + 4096}", str(bench.out)], check=True)
+    driver.finish(status=1)
+    assert "the disk is full" in bench.log.read_text("utf-8"), "no error about the disk"
+    complete = len(list(bench.out.glob("part-*")))
+    subprocess.run(["mount", "-o", "remount,size=1g", str(bench.out)], check=True)
+    bench.start_driver().finish()
+    return f"{complete} shards before the disk was full"
+
+
+def run_crash(bench: Bench) -> str:
+    killer = bench.place / "kills.jpg"
+    shutil.copy(next(bench.photos.iterdir()), killer)
+    bench.start_driver(killer).finish()
+    return bench.check_rows(killers=1)
+
+
+SCENARIOS: dict[str, Callable[[Bench], str]] = {
+    "plain": run_plain,
+    "node": run_node,
+    "driver": run_driver,
+    "link": run_link,
+    "drivers": run_drivers,
+    "disk": run_disk,
+    "crash": run_crash,
+}
+
+
+def run_scenario(bench: Bench, name: str) -> bool:
+    """Run one scenario on a fresh cluster; return whether the rows were right."""
+    bench.log = bench.place / f"driver-{name}.log"
+    bench.driver_kilobytes = 0
+    if name == "disk":
+        # Before the machines, which see no later mounts.
+        bench.out.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(bench.out)], check=True)
+    before = _measure_cpu()
+    bench.machines.start({} if bench.options.default_keep_alive else None)
+    started = time.monotonic()
+    problem = ""
+    try:
+        details = SCENARIOS[name](bench)
+        took = time.monotonic() - started
+        rows = bench.check_rows() if name != "crash" else ""
+    except AssertionError as error:
+        details, rows, took, problem = "", "", time.monotonic() - started, f"FAILED: {error}"
+    bench.machines.stop()
+    seconds = _measure_cpu() - before
+    facts = [f"{took:.1f} s", f"{seconds:.1f} processor seconds with Ray"]
+    if name == "plain":
+        facts.append(f"{seconds / bench.one_process_seconds:.2f} times one process")
+    facts.append(f"driver {bench.driver_kilobytes / 1024:.0f} MB")
+    print(f"{name}: {'; '.join(filter(None, [*facts, details, rows, problem]))}", flush=True)
+    if name == "disk":
+        subprocess.run(["umount", "-l", str(bench.out)], check=False, capture_output=True)
+    if problem and bench.out.exists():
+        shutil.move(bench.out, bench.place / f"shards-{name}")
+    shutil.rmtree(bench.out, ignore_errors=True)
+    return not problem
+
+
+def _measure_cpu() -> float:
+    """Return the processor seconds of all child processes that have ended."""
+    reap()
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=600)
+    parser.add_argument("--shard-photos", type=int, default=0, help="default: 30 shards")
+    parser.add_argument("--recipe", choices=("baseline", "quick"), default="baseline")
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS))
+    parser.add_argument("--default-keep-alive", action="store_true")
+    parser.add_argument("--place", type=Path, required=True, help="an empty folder for photos and results")
+    options = parser.parse_args()
+    options.shard_photos = options.shard_photos or max(1, options.photos // 30)
+    names = options.scenarios.split(",")
+    unknown = set(names) - set(SCENARIOS)
+    if unknown:
+        raise SystemExit(f"there is no scenario {', '.join(unknown)}")
+    options.place = options.place.absolute()
+    options.place.mkdir(parents=True, exist_ok=True)
+    os.environ["IKEBANA_CACHE"] = str(options.place / "cache")
+    adopt_orphans()
+    bench = Bench(options.place, options)
+    try:
+        bench.predict_in_one_process()
+        outcomes = [run_scenario(bench, name) for name in names]
+    finally:
+        bench.machines.close()
+    sys.exit(not all(outcomes))
+
+
+if __name__ == "__main__":
+    main()
