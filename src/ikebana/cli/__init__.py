@@ -67,6 +67,8 @@ def _run(arguments: list[str] | None) -> int:
         status = EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
+    except ModuleNotFoundError as error:
+        status = _report_error(process.translate_missing_library(error))
     except Exception as error:
         status = EXIT_INTERRUPTED if process.received_signals else _report_error(process.translate_output_error(error))
     if status == EXIT_INTERRUPTED and process.received_signals[:1] == [signal.SIGTERM]:

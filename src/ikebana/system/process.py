@@ -56,6 +56,20 @@ def translate_output_error(error: Exception) -> Exception:
     return error
 
 
+def translate_missing_library(error: ModuleNotFoundError) -> Exception:
+    """Translate a missing library to a MachineError; return the error of a bug unchanged.
+
+    An installation for prediction only has neither torch nor what draws and scores.
+    """
+    library = (error.name or "").partition(".")[0]
+    if not library or library == "ikebana":
+        return error
+    return MachineError(
+        f"this needs {library}, which is not installed; this installation may be for prediction only",
+        advice="the complete installation: pip install -c requirements.lock . in ikebana's folder",
+    )
+
+
 def _reduce_garbage_collection() -> None:
     """Collect garbage rarely, since libraries create half a million objects that all stay.
 
