@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from polars.testing import assert_frame_equal
 import ikebana
 from ikebana.commands import predict_shards
 from ikebana.commands.predict_shards import ShardOptions, predict_to_shards
+from ikebana.data import listing, unlabelled
 from ikebana.data.listing import STATUS_CHANGED
 from ikebana.errors import MachineError, ModelError, PhotosError, UsageError
 from ikebana.inference import shard_plan
@@ -174,12 +175,30 @@ def test_two_processes_that_start_at_once_have_one_plan_and_one_result(paper_mod
     assert {name for name in os.listdir(out) if not name.startswith("part-")} == {"_SUCCESS.json", "_plan.parquet"}
 
 
+def test_of_processes_that_start_at_once_one_lists_the_photos(photos, out, monkeypatch):
+    header = shard_plan.PlanHeader("model", ("a", "b"), {}, "sources")
+    listings = []
+
+    def list_slowly(listed_photos):
+        listings.append(1)
+        time.sleep(0.2)
+        yield from listing.list_photos(listed_photos)
+
+    monkeypatch.setattr(shard_plan, "list_photos", list_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        plans = [
+            pool.submit(shard_plan.prepare_plan, out, header, lambda: unlabelled.find_photos(photos)) for _ in range(4)
+        ]
+        assert len({plan.result().names for plan in plans}) == 1
+    assert len(listings) == 1
+
+
 def test_a_writer_that_returns_late_renames_an_identical_file_into_place(paper_model, photos, out):
     plan = ikebana.plan_shards(paper_model, photos, out, shard_photos=10)
-    file = ikebana.predict_shard(plan, 1)
+    file = Path(ikebana.predict_shard(plan, 1))
     first = file.read_bytes()
     file.unlink()
-    assert ikebana.predict_shard(plan, 1).read_bytes() == first
+    assert Path(ikebana.predict_shard(plan, 1)).read_bytes() == first
 
 
 def test_a_full_disk_leaves_no_partial_shard_and_the_call_can_be_repeated(paper_model, photos, small_disk, one_table):
@@ -202,6 +221,7 @@ def test_a_full_disk_leaves_no_partial_shard_and_the_call_can_be_repeated(paper_
 
 def test_partial_files_of_killed_processes_are_removed_at_the_end(paper_model, photos, out):
     plan = ikebana.plan_shards(paper_model, photos, out)
+    ikebana.predict_shard(plan, 0)
     old, new = (out / f".{plan.names[0]}.{name}{PARTIAL_SUFFIX}" for name in ("old", "new"))
     for file in (old, new):
         file.write_bytes(b"half a shard")
@@ -231,7 +251,7 @@ def test_the_mark_of_success_exists_only_while_all_shards_do(paper_model, photos
 
 def test_a_damaged_shard_is_refused_or_predicted_again(paper_model, photos, out, one_table):
     plan = ikebana.plan_shards(paper_model, photos, out, shard_photos=10)
-    first, second = (ikebana.predict_shard(plan, number) for number in plan.shards)
+    first, second = (Path(ikebana.predict_shard(plan, number)) for number in plan.shards)
     intact = first.read_bytes()
     for damage in (intact[:-10], second.read_bytes(), b""):
         first.write_bytes(damage)
@@ -246,7 +266,7 @@ def test_a_photo_that_changed_since_the_plan_is_reported_and_predicted_after_pla
     paper_model, photos, out, good_photos
 ):
     plan = ikebana.plan_shards(paper_model, photos, out, shard_photos=5)
-    first = ikebana.predict_shard(plan, 0)
+    first = Path(ikebana.predict_shard(plan, 0))
     shutil.copy(good_photos[1], photos / "17.jpg")
     os.utime(photos / "17.jpg", ns=(1, 1))
     (photos / "18.jpg").unlink()
@@ -258,8 +278,9 @@ def test_a_photo_that_changed_since_the_plan_is_reported_and_predicted_after_pla
     predict(paper_model, photos, out, replan=True, shard_photos=5)
     table = read_shards(out)
     assert (table.height, table.filter(status=STATUS_CHANGED).height) == (19, 0)
-    assert describe_shards(out)[first.name] == before[first.name]
-    assert len(describe_shards(out)) == 4
+    after = describe_shards(out)
+    assert after[first.name] == before[first.name]
+    assert (len(after), len(after.keys() - before.keys())) == (4, 1)
 
 
 # --- refusals ---
