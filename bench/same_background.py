@@ -25,7 +25,9 @@ from ikebana.data.duplicates.candidates import (
     UNCROPPED_WINDOW,
     WINDOW_CROPS,
     CandidateIndex,
+    compute_invariants,
     describe_photos,
+    describe_shapes,
     lift_descriptions,
 )
 from ikebana.data.pixel_cache import THUMBNAIL_SIZE
@@ -114,7 +116,8 @@ def compare(first: Image.Image, second: Image.Image) -> list[tuple[float, float]
     colour = np.rint(similarity.average_blocks(squares, similarity.COLOUR_SIZE)).astype(np.uint8)
     descriptions = describe_photos(squares)
     uncropped = descriptions[:, UNCROPPED_WINDOW]
-    pairs = CandidateIndex(uncropped, lift_descriptions(uncropped)).find_candidates(range(1), descriptions[:1])
+    shapes = describe_shapes(compute_invariants(uncropped))
+    pairs = CandidateIndex(uncropped, lift_descriptions(uncropped), shapes).find_candidates(range(1), descriptions[:1])
     if not len(pairs.first):
         return []
     left, right = (similarity.ReducedImages(grey[rows], colour[rows]) for rows in (pairs.first, pairs.second))

@@ -10,7 +10,7 @@ from ikebana import recipes
 from ikebana.auditing import dataset_checks
 from ikebana.auditing.findings import Finding
 from ikebana.data import labels, pixel_cache, sources, split
-from ikebana.data.duplicates import near_duplicates
+from ikebana.data.duplicates import near_duplicates, search
 
 
 def audit_folder(folder, **choices):
@@ -152,9 +152,7 @@ def test_the_estimated_time_is_printed_before_a_run_begins(tmp_path):
     dataset = sources.read(folder)
     built = assemble(chosen, len(dataset.classes))
     before = estimate_cost(dataset, built, setting)
-    assert before.cache_bytes == 21 * (
-        46 * 46 + pixel_cache.THUMBNAIL_SIZE**2
-    ) * 3 + near_duplicates.compute_scratch_bytes(21)
+    assert before.cache_bytes == 21 * (46 * 46 + pixel_cache.THUMBNAIL_SIZE**2) * 3 + search.compute_scratch_bytes(21)
     assert 10 * 21 * 0.6 * 0.5 < before.seconds < 2 * 10 * 21 * 0.6 * 0.5
     near_duplicates.find_near_duplicates(*pixel_cache.open_pixel_cache(dataset, 46, "squash"))
     again = estimate_cost(dataset, built, setting)

@@ -1,6 +1,7 @@
 """Copies are found whatever was done to them, other photos are not, and no split parts them."""
 
 import io
+import itertools
 import json
 import random
 from collections import defaultdict
@@ -15,7 +16,7 @@ from support.images import draw_scene, draw_two_class_scenes, encode_image, scal
 
 from ikebana.auditing import dataset_checks
 from ikebana.data import pixel_cache, sources, split
-from ikebana.data.duplicates import candidates, near_duplicates, similarity
+from ikebana.data.duplicates import candidates, near_duplicates, search, similarity
 from ikebana.data.pixel_cache import THUMBNAIL_SIZE
 from ikebana.recipe import Recipe
 
@@ -190,6 +191,75 @@ def test_the_descriptor_of_a_rotated_photo_is_one_of_eight_with_the_same_norms(s
     assert np.isclose(candidates.apply_symmetries(copy), original, atol=1e-2).all(-1).sum() == 1
 
 
+def make_index(uncropped):
+    shapes = candidates.describe_shapes(candidates.compute_invariants(uncropped))
+    return candidates.CandidateIndex(uncropped, candidates.lift_descriptions(uncropped), shapes)
+
+
+@given(st.integers(0, 10**6), st.floats(0.5, 1.5), st.floats(-30, 30))
+@settings(max_examples=20)
+def test_neither_brightness_nor_contrast_changes_the_shape(seed, contrast, brightness):
+    photo = squares([draw_scene(seed)]).astype(np.float32)
+    shapes = [
+        candidates.describe_shapes(candidates.describe_photos(levels))
+        for levels in (photo, photo * contrast + brightness)
+    ]
+    assert np.allclose(*shapes, atol=1e-3)
+    assert np.allclose(np.linalg.norm(shapes[0], axis=-1), 1, atol=1e-5)
+
+
+def recolour(photo, contrast, brightness):
+    levels = np.asarray(photo, np.float32) * contrast + brightness
+    return Image.fromarray(np.rint(levels).clip(0, 255).astype(np.uint8))
+
+
+def test_a_recoloured_copy_is_a_candidate_although_more_photos_are_nearer_than_can_be_compared(monkeypatch):
+    original = draw_scene(7, (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    # The same with other detail: their low frequencies are nearer to the original than those of its copy.
+    rng = np.random.default_rng(0)
+    levels = np.asarray(original, np.float32)
+    waves = np.cos(np.pi * np.outer([4, 5], (np.arange(THUMBNAIL_SIZE) + 0.5) / THUMBNAIL_SIZE))
+    others = []
+    for _ in range(40):
+        down, across = rng.normal(0, 6, (2, 2)) @ waves
+        others.append(Image.fromarray((levels + (down[:, None] + across)[..., None]).clip(0, 255).astype(np.uint8)))
+    described = candidates.describe_photos(squares([original, *others, recolour(original, 0.93, 4)]))
+    monkeypatch.setattr(candidates, "MAX_SIGN_COMPARISONS", 8)
+    monkeypatch.setattr(candidates, "MAX_CANDIDATES_PER_PHOTO", 4)
+
+    def find_copy():
+        index = make_index(described[:, candidates.UNCROPPED_WINDOW].copy())
+        return 41 in index.find_candidates(range(1), described[:1]).second
+
+    assert find_copy()
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "_take_highest", lambda values, scores, count: values[:count])
+        assert not find_copy()
+
+
+PARTITIONS = st.lists(st.integers(0, 24), max_size=6).map(lambda cuts: [0, *sorted(cuts), 24])
+
+
+@pytest.fixture(scope="module")
+def photos_with_copies():
+    """24 photos, of which six are copies, some without colours."""
+    originals = [draw_scene(seed) for seed in range(18)]
+    grey = [ImageOps.grayscale(originals[seed]).convert("RGB") for seed in (3, 4)]
+    turned = [cut(originals[5], 0.05, 0, 0.1, 0), originals[6].transpose(Image.Transpose.ROTATE_90), originals[7]]
+    photos = [grey[0], *originals, *turned, grey[1], ImageOps.mirror(grey[1])]
+    return squares(photos), np.arange(24)
+
+
+@given(PARTITIONS)
+@settings(max_examples=15)
+def test_ranges_of_queries_find_together_what_one_search_finds(photos_with_copies, cuts):
+    photos, rows = photos_with_copies
+    expected = search.find_pairs(photos, rows)
+    parts = [search.find_matches(photos, rows, range(*ends)) for ends in itertools.pairwise(cuts)]
+    assert len(expected) >= 6
+    assert search.list_pairs(parts) == search.list_pairs(reversed(parts)) == expected
+
+
 @pytest.mark.slow
 @given(st.integers(0, 10**6), st.sampled_from([(4096, 8 * 4096), (5, 15)]))
 @settings(max_examples=10)
@@ -198,12 +268,14 @@ def test_no_photo_within_the_search_radius_is_missed(seed, at_a_time):
     photos = squares([cut(OTHERS[number % 3], *rng.uniform(0, 0.1, 4)) for number in range(12)] + OTHERS)
     described = candidates.describe_photos(photos)
     described_photos = described[:, candidates.UNCROPPED_WINDOW].copy()
-    index = candidates.CandidateIndex(described_photos, candidates.lift_descriptions(described_photos))
+    index = make_index(described_photos)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "BLOCK_PHOTOS", at_a_time[0])
         patch.setattr(candidates, "MAX_PENDING_PHOTOS", at_a_time[1])
         near = index.find_candidates(range(len(photos)), described)
-    away = described[:, None, :, None] - candidates.apply_symmetries(described_photos)[None, :, None]
+    searched = described[..., : candidates.SEARCHED_COUNT]
+    turned = candidates.apply_symmetries(searched[:, candidates.UNCROPPED_WINDOW])
+    away = searched[:, None, :, None] - turned[None, :, None]
     away = np.sqrt((away**2).sum(-1)).min((2, 3)) + np.diag([np.inf] * len(photos))
     expected = away < candidates.compute_search_radius(described)[:, None]
     assert expected.sum(1).max() <= candidates.MAX_CANDIDATES_PER_PHOTO

@@ -18,7 +18,7 @@ from ikebana.auditing.findings import Finding
 from ikebana.auditing.recommendation import PhotoCounts, Recommendation, recommend
 from ikebana.data import sources, split
 from ikebana.data.dataset import STATUS_USED, Dataset
-from ikebana.data.duplicates import near_duplicates
+from ikebana.data.duplicates import near_duplicates, search
 from ikebana.data.pixel_cache import PixelCache, compute_cache_bytes, open_pixel_cache
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import MachineError, PhotosError, RecipeError
@@ -182,7 +182,7 @@ def _make_plan(dataset: Dataset, recipe: Recipe, device: str, *, is_required: bo
         reason = error.what + (f" ({error.advice})" if error.advice else "")
         progress.message(f"labels and outliers are not checked: {reason}")
         cache_bytes = compute_cache_bytes(dataset, recipe.image_size)
-        require_disk({cache_folder(): cache_bytes + near_duplicates.compute_scratch_bytes(dataset.photos.height)})
+        require_disk({cache_folder(): cache_bytes + search.compute_scratch_bytes(dataset.photos.height)})
         return None
     plan.estimate.report_and_check()
     return plan

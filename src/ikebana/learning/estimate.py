@@ -9,7 +9,7 @@ from pathlib import Path
 from ikebana import recipes
 from ikebana.data import pixel_cache
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
-from ikebana.data.duplicates import near_duplicates
+from ikebana.data.duplicates import near_duplicates, search
 from ikebana.learning import device
 from ikebana.learning.device import DeviceSettings
 from ikebana.learning.features import feature_cache
@@ -307,7 +307,7 @@ def _estimate_cache_bytes(dataset: Dataset, recipe: Recipe, pixels: Path, featur
     scratch_bytes = (
         0
         if has_pixels and near_duplicates.has_cached_pairs(pixels)
-        else near_duplicates.compute_scratch_bytes(dataset.photos.height)
+        else search.compute_scratch_bytes(dataset.photos.height)
     )
     return float(pixel_bytes + max(scratch_bytes, features_bytes))
 

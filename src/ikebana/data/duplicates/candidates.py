@@ -13,6 +13,10 @@ the nearest one.
 To save comparisons, all windows of a photo are covered by one large ball and by sixteen smaller ones.
 Photos inside the large ball are compared with the small balls, those inside one with the windows,
 and the nearest by their signs, which reveal the symmetry.
+
+Among millions of photos, more lie nearer to a recoloured photo than its copy does. So where many are
+near, half of those that are kept are the nearest by shape: a longer description, of frequency up to
+five and without the means, divided by its length. Neither brightness nor contrast changes it.
 """
 
 import itertools
@@ -44,8 +48,8 @@ CELLS = np.array(
 
 # Brightness and two colour differences.
 COLOUR_BANDS = np.array([(0.299, 0.587, 0.114), (0.5, -0.5, 0.0), (0.25, 0.25, -0.5)], np.float32)
-# Highest frequency of each band, horizontal and vertical added.
-MAX_FREQUENCIES = (3, 1, 1)
+# Highest frequency of each band, horizontal and vertical added: of the search, and of shapes.
+MAX_FREQUENCIES, MAX_SHAPE_FREQUENCIES = (3, 1, 1), (5, 2, 2)
 # Median error of each coefficient of a copy against the nearest window, over 2,000 cropped copies
 # of flowers, in levels; per band and by the two frequencies, the lower first.
 NOISE_LEVELS = (
@@ -53,23 +57,44 @@ NOISE_LEVELS = (
     {(0, 0): 0.11, (0, 1): 0.09},
     {(0, 0): 0.20, (0, 1): 0.12},
 )
-# (band, vertical frequency, horizontal frequency) of each coefficient, in order.
-COEFFICIENTS = tuple(
-    (band, down, across)
-    for band, highest in enumerate(MAX_FREQUENCIES)
-    for down in range(highest + 1)
-    for across in range(highest + 1 - down)
+# Levels of each band that count the same in a shape.
+SHAPE_LEVELS = (1.0, 0.4, 0.6)
+
+
+def _list_coefficients(max_frequencies: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    return [
+        (band, down, across)
+        for band, highest in enumerate(max_frequencies)
+        for down in range(highest + 1)
+        for across in range(highest + 1 - down)
+    ]
+
+
+_SEARCHED = _list_coefficients(MAX_FREQUENCIES)
+# (band, vertical frequency, horizontal frequency) of each coefficient; those of the search come first.
+COEFFICIENTS = (*_SEARCHED, *(waves for waves in _list_coefficients(MAX_SHAPE_FREQUENCIES) if waves not in _SEARCHED))
+SEARCHED_COUNT = len(_SEARCHED)
+# Levels of one unit of each coefficient.
+NOISE = np.array(
+    [NOISE_LEVELS[band].get((min(waves), max(waves)), SHAPE_LEVELS[band]) for band, *waves in COEFFICIENTS], np.float32
 )
-NOISE = np.array([NOISE_LEVELS[band][min(waves), max(waves)] for band, *waves in COEFFICIENTS], np.float32)
+# All coefficients but the means, and the factors that make them equal in a shape.
+SHAPE_POSITIONS = [position for position, (_, *waves) in enumerate(COEFFICIENTS) if any(waves)]
+SHAPE_FACTORS = (NOISE / np.array([SHAPE_LEVELS[band] for band, *_ in COEFFICIENTS], np.float32))[SHAPE_POSITIONS]
+# A shape of a smaller length is that of a photo without content.
+MIN_SHAPE_LENGTH = 1e-6
 # The search radius: a factor on half a step between windows, plus a margin for changed colours in
 # units of noise. The farthest copy lay at 0.6 of it for 2,000 copies of flowers, most of them with
 # 0, 0.05 or 0.1 cropped; at 0.4 for 2,000 copies of drawings; at 0.9 for the flowers' real
 # near-duplicates, some of them recoloured.
 RADIUS_FACTOR, RADIUS_MARGIN = 1.2, 25.0
-# Photos per photo whose signs are compared, and the candidates among them. Both bound the time per
+# Photos per photo whose signs are compared, half of them by shape, and the candidates among them. Both bound the time per
 # photo where all photos are similar.
 MAX_SIGN_COMPARISONS = 256
 MAX_CANDIDATES_PER_PHOTO = 8
+# Further candidates of similar shape. The scalar product of two shapes was 0.98 for copies of flowers
+# and drawings, and above 0.93 for recoloured ones.
+MAX_SHAPE_CANDIDATES, MIN_SHAPE_SIMILARITY = 2, 0.93
 # Photos compared at a time.
 BLOCK_PHOTOS = 4096
 # Up to this many photos are compared with all windows directly; small balls would save little.
@@ -100,7 +125,7 @@ def describe_photos(squares: np.ndarray, axis_crops: tuple[tuple[float, float], 
         float32 [photos, windows, coefficients], in units of noise.
     """
     bands = np.tensordot(squares.astype(np.float32), COLOUR_BANDS, (3, 1)).transpose(0, 3, 1, 2)
-    n_waves, n_crops = max(MAX_FREQUENCIES) + 1, len(axis_crops)
+    n_waves, n_crops = max(MAX_SHAPE_FREQUENCIES) + 1, len(axis_crops)
     weights = np.concatenate([_compute_cosines(*ends) for ends in axis_crops])
     products = (weights @ bands @ weights.T).reshape(
         len(squares), len(COLOUR_BANDS), n_crops, n_waves, n_crops, n_waves
@@ -120,15 +145,20 @@ def _compute_cosines(before: float, after: float) -> np.ndarray:
     phases = np.pi * (edges - before) / (1 - before - after)
     rows = [np.diff(phases) / np.pi]
     rows += [
-        np.sqrt(2) * np.diff(np.sin(wave * phases)) / (np.pi * wave) for wave in range(1, max(MAX_FREQUENCIES) + 1)
+        np.sqrt(2) * np.diff(np.sin(wave * phases)) / (np.pi * wave)
+        for wave in range(1, max(MAX_SHAPE_FREQUENCIES) + 1)
     ]
     return np.stack(rows).astype(np.float32)
 
 
 def compute_invariants(descriptions: np.ndarray) -> np.ndarray:
-    """Compute what all eight symmetries preserve: [..., coefficients] -> [..., coefficients]."""
+    """Compute what all eight symmetries preserve: [..., coefficients] -> [..., coefficients].
+
+    Args:
+        descriptions: all coefficients, or those of the search alone.
+    """
     invariants = []
-    for (band, down, across), position in _POSITIONS.items():
+    for position, (band, down, across) in enumerate(COEFFICIENTS[: descriptions.shape[-1]]):
         value, swapped = descriptions[..., position], descriptions[..., _POSITIONS[band, across, down]]
         if down < across:
             invariants.append(np.maximum(np.abs(value), np.abs(swapped)))
@@ -143,16 +173,42 @@ _POSITIONS = {coefficient: position for position, coefficient in enumerate(COEFF
 
 
 def apply_symmetries(descriptions: np.ndarray) -> np.ndarray:
-    """Apply each of SYMMETRIES: [..., coefficients] -> [..., symmetries, coefficients]."""
-    variants = []
-    for transposed, mirror_across, mirror_down in SYMMETRIES:
-        order = [
+    """Apply each of SYMMETRIES: [..., coefficients] -> [..., symmetries, coefficients].
+
+    Args:
+        descriptions: all coefficients, or those of the search alone.
+    """
+    count = descriptions.shape[-1]
+    return descriptions[..., _ORDERS[:, :count]] * _SIGNS[:, :count]
+
+
+# [symmetries, coefficients]: from which position each coefficient comes, and its sign.
+_ORDERS = np.array(
+    [
+        [
             _POSITIONS[(band, across, down) if transposed else (band, down, across)]
             for band, down, across in COEFFICIENTS
         ]
-        signs = [(-1) ** (mirror_across * across + mirror_down * down) for _, down, across in COEFFICIENTS]
-        variants.append(descriptions[..., order] * np.array(signs, np.float32))
-    return np.stack(variants, -2)
+        for transposed, _, _ in SYMMETRIES
+    ]
+)
+_SIGNS = np.array(
+    [
+        [(-1) ** (mirror_across * across + mirror_down * down) for _, down, across in COEFFICIENTS]
+        for _, mirror_across, mirror_down in SYMMETRIES
+    ],
+    np.float32,
+)
+
+
+def describe_shapes(descriptions: np.ndarray) -> np.ndarray:
+    """Describe shapes by unit vectors: [..., coefficients] -> [..., len(SHAPE_POSITIONS)].
+
+    Args:
+        descriptions: all coefficients, with signs or invariant.
+    """
+    shapes = descriptions[..., SHAPE_POSITIONS] * SHAPE_FACTORS
+    return shapes / np.maximum(np.sqrt((shapes**2).sum(-1, keepdims=True)), MIN_SHAPE_LENGTH)
 
 
 def lift_descriptions(uncropped: np.ndarray) -> np.ndarray:
@@ -164,9 +220,9 @@ def lift_descriptions(uncropped: np.ndarray) -> np.ndarray:
     Args:
         uncropped: float32 [photos, coefficients].
     Returns:
-        float32 [photos, coefficients + 1].
+        float32 [photos, SEARCHED_COUNT + 1].
     """
-    invariants = compute_invariants(uncropped)
+    invariants = compute_invariants(uncropped[:, :SEARCHED_COUNT])
     has_content = np.isfinite(invariants).all(-1, keepdims=True)
     half_norms = np.where(has_content, (invariants**2).sum(-1, keepdims=True) / 2, np.inf)
     return np.concatenate([np.where(has_content, invariants, 0), -half_norms], -1)
@@ -175,15 +231,16 @@ def lift_descriptions(uncropped: np.ndarray) -> np.ndarray:
 class CandidateIndex:
     """Descriptions of uncropped photos, searched for those near a window of another photo.
 
-    Both arrays may be memory-mapped.
+    The arrays may be memory-mapped.
 
     Args:
         uncropped: float32 [photos, coefficients].
-        lifted: float32 [photos, coefficients + 1], as `lift_descriptions` returns them.
+        lifted: float32 [photos, SEARCHED_COUNT + 1], as `lift_descriptions` returns them.
+        shapes: float32 [photos, len(SHAPE_POSITIONS)], `describe_shapes` of the invariants.
     """
 
-    def __init__(self, uncropped: np.ndarray, lifted: np.ndarray):
-        self.uncropped, self.lifted = uncropped, lifted
+    def __init__(self, uncropped: np.ndarray, lifted: np.ndarray, shapes: np.ndarray):
+        self.uncropped, self.lifted, self.shapes = uncropped, lifted, shapes
 
     def find_candidates(self, photos: range, descriptions: np.ndarray) -> Candidates:
         """Find the photos that may be copies, perhaps cropped, of some photos.
@@ -193,7 +250,7 @@ class CandidateIndex:
         """
         rows_with_content = np.flatnonzero(np.isfinite(self.lifted[photos.start : photos.stop, -1]))
         descriptions = descriptions[rows_with_content]
-        radii, invariants = compute_search_radius(descriptions), compute_invariants(descriptions)
+        radii, invariants = compute_search_radius(descriptions), compute_invariants(descriptions[..., :SEARCHED_COUNT])
         large_balls, nearest = _make_balls(invariants, radii), [[] for _ in rows_with_content]
         windows = np.concatenate([invariants, -(invariants**2).sum(2, keepdims=True) / 2], 2)
         for start in range(0, len(self.lifted), MAX_PENDING_PHOTOS):
@@ -201,13 +258,13 @@ class CandidateIndex:
             for number, rows in enumerate(self._find_inside_each(large_balls, block)):
                 if len(rows) > MAX_DIRECT_PHOTOS:
                     rows = self._find_inside_any(_make_balls(invariants[number, CELLS], radii[number]), rows)  # noqa: PLW2901
-                nearest[number].append(self._find_nearest(windows[number], rows, radii[number]))
+                nearest[number].append(self._find_nearest(windows[number], descriptions[number], rows, radii[number]))
         pairs = [np.zeros((0, 4), np.int64)]
         for number, parts in enumerate(nearest):
             first = photos[int(rows_with_content[number])]
             rows = parts[0]
             if len(parts) > 1:
-                rows = self._find_nearest(windows[number], np.concatenate(parts), radii[number])
+                rows = self._find_nearest(windows[number], descriptions[number], np.concatenate(parts), radii[number])
             if len(rows := rows[rows != first]):
                 pairs.append(self._match_signs(first, descriptions[number], rows, radii[number]))
         return Candidates(*np.concatenate(pairs).T)
@@ -230,11 +287,16 @@ class CandidateIndex:
         inside = (block[(centres @ self.lifted[block].T > thresholds).any(0)] for block in blocks)
         return np.concatenate([rows[:0], *inside])
 
-    def _find_nearest(self, windows: np.ndarray, rows: np.ndarray, radius: float) -> np.ndarray:
+    def _find_nearest(
+        self, windows: np.ndarray, descriptions: np.ndarray, rows: np.ndarray, radius: float
+    ) -> np.ndarray:
         """Find those of the rows that are nearest to a window, within the radius.
 
+        Where there are too many, half of the result is the nearest by distance, the rest by shape.
+
         Args:
-            windows: float32 [windows, coefficients + 1], lifted like photos.
+            windows: float32 [windows, SEARCHED_COUNT + 1], lifted like photos.
+            descriptions: float32 [windows, coefficients], of the same windows.
         """
         invariants, lengths = windows[:, :-1], windows[:, -1:]
         blocks = [np.zeros(0, np.float32)]
@@ -244,25 +306,51 @@ class CandidateIndex:
             blocks.append((invariants @ photos[:, :-1].T + lengths).max(0) + photos[:, -1])
         closeness = np.concatenate(blocks)
         inside = np.flatnonzero(closeness > -(radius**2) / 2)
-        return rows[inside[(-closeness[inside]).argsort(kind="stable")[:MAX_SIGN_COMPARISONS]]]
+        inside = inside[(-closeness[inside]).argsort(kind="stable")]
+        if len(inside) <= MAX_SIGN_COMPARISONS:
+            return rows[inside]
+        near, others = np.split(rows[inside], [MAX_SIGN_COMPARISONS // 2])
+        shapes = describe_shapes(compute_invariants(descriptions))
+        similarity = np.concatenate(
+            [
+                (shapes @ self.shapes[others[start : start + BLOCK_PHOTOS]].T).max(0)
+                for start in range(0, len(others), BLOCK_PHOTOS)
+            ]
+        )
+        return np.concatenate([near, _take_highest(others, similarity, MAX_SIGN_COMPARISONS - len(near))])
 
     def _match_signs(self, first: int, descriptions: np.ndarray, rows: np.ndarray, radius: float) -> np.ndarray:
         """Find the nearest rows by signed coefficients: int64 [pairs, 4] in the order of `Candidates`."""
-        variants = apply_symmetries(self.uncropped[rows]).reshape(-1, len(COEFFICIENTS))
-        squares = (descriptions**2).sum(1)[:, None] + (variants**2).sum(1) - 2 * descriptions @ variants.T
-        by_row = squares.reshape(len(descriptions), len(rows), len(SYMMETRIES)).swapaxes(0, 1)
-        by_row = by_row.reshape(len(rows), len(descriptions) * len(SYMMETRIES))
+        searched, photos = descriptions[:, :SEARCHED_COUNT], self.uncropped[rows]
+        variants = apply_symmetries(photos[:, :SEARCHED_COUNT]).reshape(-1, SEARCHED_COUNT)
+        squares = (searched**2).sum(1)[:, None] + (variants**2).sum(1) - 2 * searched @ variants.T
+        by_row = squares.reshape(len(searched), len(rows), len(SYMMETRIES)).swapaxes(0, 1)
+        by_row = by_row.reshape(len(rows), len(searched) * len(SYMMETRIES))
         best = by_row.argmin(1)
         distances = by_row[np.arange(len(rows)), best]
-        nearest = distances.argsort(kind="stable")[:MAX_CANDIDATES_PER_PHOTO]
-        nearest = nearest[distances[nearest] < radius**2]
-        window, symmetry = np.divmod(best[nearest], len(SYMMETRIES))
-        return np.stack([np.full(len(nearest), first), rows[nearest], window, symmetry], 1)
+        window, symmetry = np.divmod(best, len(SYMMETRIES))
+        inside = np.flatnonzero(distances < radius**2)
+        inside = inside[distances[inside].argsort(kind="stable")]
+        nearest, others = np.split(inside, [MAX_CANDIDATES_PER_PHOTO])
+        if len(others):
+            turned = apply_symmetries(photos[others])[np.arange(len(others)), symmetry[others]]
+            shapes = describe_shapes(descriptions[window[others]])
+            similarity = (describe_shapes(turned) * shapes).sum(1)
+            is_similar = similarity >= MIN_SHAPE_SIMILARITY
+            similar = _take_highest(others[is_similar], similarity[is_similar], MAX_SHAPE_CANDIDATES)
+            nearest = np.concatenate([nearest, similar])
+        return np.stack([np.full(len(nearest), first), rows[nearest], window[nearest], symmetry[nearest]], 1)
+
+
+def _take_highest(values: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
+    """Take the values with the highest scores, of equal scores the first."""
+    return values[(-scores).argsort(kind="stable")[:count]]
 
 
 def compute_search_radius(descriptions: np.ndarray) -> np.ndarray:
     """Bound the distance of a copy from the nearest window, for each photo: [photos]."""
-    grid = descriptions.reshape(len(descriptions), *(len(CROP_SHARES),) * 4, len(COEFFICIENTS))
+    searched = descriptions[..., :SEARCHED_COUNT]
+    grid = searched.reshape(len(searched), *(len(CROP_SHARES),) * 4, SEARCHED_COUNT)
     half_steps = [np.sqrt((np.diff(grid, axis=axis) ** 2).sum(-1)).mean((1, 2, 3, 4)) / 2 for axis in range(1, 5)]
     return RADIUS_MARGIN + RADIUS_FACTOR * np.sqrt(np.sum(np.square(half_steps), 0))
 
