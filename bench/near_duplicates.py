@@ -2,6 +2,7 @@
 
     python bench/near_duplicates.py --photos DIR [--seeds 0,1,2] [--each 40] [--sheet FILE.jpg]
     python bench/near_duplicates.py --drawn 10000
+    python bench/near_duplicates.py --planted 1000000 [--copies 1440] [--queries 4096] [--recoloured]
 
 Links the photos into a folder and adds copies of some of them: resized to 50 to 80 %, re-encoded at
 quality 50 to 80, cropped by up to 10 % per side, mirrored, rotated by 90, 180 or 270 degrees, and
@@ -11,9 +12,16 @@ the original photos side by side, for visual inspection.
 
 `--drawn N` instead searches N small drawings (64 px, as in the pixel cache), a tenth of them
 mirrored copies. It reports seconds, peak anonymous memory and recall.
+
+`--planted N` searches N such drawings, among them copies of the kinds above, made from drawings of
+256 px. Only originals and copies, and some others for the time per photo, are queries. Each pair is
+found or missed as in a search of all photos, which takes N times the time per photo. --recoloured
+also changes contrast by up to 5% and each colour by up to 3 levels. The thumbnails take 12 kB per
+photo below IKEBANA_CACHE.
 """
 
 import argparse
+import io
 import random
 import sys
 import tempfile
@@ -28,10 +36,11 @@ from PIL import Image, ImageDraw, ImageOps
 
 from ikebana.data import pixel_cache, sources
 from ikebana.data.dataset import Dataset
-from ikebana.data.duplicates import near_duplicates
+from ikebana.data.duplicates import near_duplicates, search
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.split import find_connected_components
 from ikebana.system import progress
+from ikebana.system.cache_folder import cache_folder
 
 # Width and height of a photo on the sheet.
 CELL_PIXELS = 200
@@ -188,16 +197,18 @@ def draw_sheet(dataset: Dataset, cache: PixelCache, file: Path) -> None:
     sheet.save(file)
 
 
-def draw_picture(rng: np.random.Generator) -> Image.Image:
+def draw_picture(rng: np.random.Generator, size: int = 64) -> Image.Image:
     """Draw random shapes on a smooth background."""
     ground = Image.fromarray(rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)).resize(
-        (64, 64), Image.Resampling.BICUBIC
+        (size, size), Image.Resampling.BICUBIC
     )
+    factor = size / 64
     draw = ImageDraw.Draw(ground)
     for _ in range(6):
         x, y, wide, high = (int(number) for number in rng.integers(2, 50, 4))
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
-        shape((x, y, x + wide // 2, y + high // 2), fill=tuple(int(level) for level in rng.integers(0, 256, 3)))
+        box = (x * factor, y * factor, (x + wide // 2) * factor, (y + high // 2) * factor)
+        shape(box, fill=tuple(int(level) for level in rng.integers(0, 256, 3)))
     return ground
 
 
@@ -238,6 +249,64 @@ def measure_search_time(number: int) -> None:
     )
 
 
+def plant_copies(photos: np.ndarray, copies: int, is_recoloured: bool) -> None:
+    """Draw all photos; the last ones are copies of the first ones, kind by kind."""
+    drawing_rng, rng = np.random.default_rng(1), random.Random(0)
+    kinds = [*COPY_KINDS.values()]
+    for row in range(copies):
+        original = draw_picture(np.random.default_rng([0, row]), 256)
+        photos[row] = _make_thumbnail(original)
+        change, (low, high) = kinds[row % len(kinds)]
+        source = original
+        if is_recoloured:
+            shift = np.array([rng.uniform(-3, 3) for _ in range(3)])
+            levels = np.asarray(original, np.float32) * rng.uniform(0.95, 1.05) + shift
+            source = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+        stream = io.BytesIO()
+        change(source, rng).save(stream, "JPEG", quality=rng.randint(low, high))
+        photos[len(photos) - copies + row] = _make_thumbnail(Image.open(stream))
+    for row in range(copies, len(photos) - copies):
+        photos[row] = np.asarray(draw_picture(drawing_rng))
+
+
+def _make_thumbnail(photo: Image.Image) -> np.ndarray:
+    return np.asarray(photo.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC))
+
+
+def measure_planted(number: int, copies: int, queries: int, is_recoloured: bool) -> None:
+    """Measure the recall of planted copies and the time per photo among `number` drawings."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        file = Path(scratch) / "small.npy"
+        pixel_cache.reserve_array(file, (number, 64, 64, 3), np.dtype(np.uint8))
+        photos, rows = np.load(file, mmap_mode="r+"), np.arange(number)
+        plant_copies(photos, copies, is_recoloured)
+        seconds, matches = [], []
+        # One query shows what the description of all photos takes.
+        ranges = (
+            range(copies, copies + 1),
+            range(copies, copies + queries),
+            range(copies),
+            range(number - copies, number),
+        )
+        for part in ranges:
+            start = time.process_time()
+            matches.append(search.find_matches(photos, rows, part))
+            seconds.append(time.process_time() - start)
+    pairs = {(first, second) for first, second, *_ in search.list_pairs(matches)}
+    is_found = np.array([(row, number - copies + row) in pairs for row in range(copies)])
+    kinds = "  ".join(
+        f"{kind} {is_found[place :: len(COPY_KINDS)].sum()}/{len(is_found[place :: len(COPY_KINDS)])}"
+        for place, kind in enumerate(COPY_KINDS)
+    )
+    print(
+        f"{number:,} drawings: {is_found.sum()} of {copies} copies found ({kinds}), other pairs {len(pairs) - is_found.sum()}; "
+        f"CPU per photo: description {seconds[0] / number * 1e3:.2f} ms, "
+        f"search {(seconds[1] - seconds[0]) / (queries - 1) * 1e3:.2f} ms"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path)
@@ -245,15 +314,21 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=40)
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--drawn", type=int)
+    parser.add_argument("--planted", type=int)
+    parser.add_argument("--copies", type=int, default=1440)
+    parser.add_argument("--queries", type=int, default=4096)
+    parser.add_argument("--recoloured", action="store_true")
     options = parser.parse_args()
     progress.set_reporter(progress.SilentReporter())
     print(format_header("numpy", "pillow", "scipy"), flush=True)
     if options.drawn:
         measure_search_time(options.drawn)
+    elif options.planted:
+        measure_planted(options.planted, options.copies, options.queries, options.recoloured)
     elif options.photos:
         measure_recall(options.photos, [int(seed) for seed in options.seeds.split(",")], options.each, options.sheet)
     else:
-        sys.exit("--photos DIR or --drawn N")
+        sys.exit("--photos DIR, --drawn N or --planted N")
 
 
 if __name__ == "__main__":
