@@ -286,7 +286,7 @@ def test_runs_without_common_photos_are_refused(tmp_path):
 
 def test_one_recipe_on_several_splits_has_nothing_to_compare(tmp_path):
     write_splits(tmp_path, range(2), ["quick"])
-    with pytest.raises(RunError, match="no other recipe"):
+    with pytest.raises(RunError, match="same recipe and different test photos"):
         ikebana.compare(tmp_path)
 
 
@@ -420,3 +420,11 @@ def test_a_p_value_is_not_split_at_the_end_of_a_line():
     for padding in range(60, 90):
         lines = _wrap("x" * padding + " p = 0.012 and more words that fill the line").splitlines()
         assert any("p = 0.012" in line for line in lines)
+
+
+def test_cards_of_photos_name_the_split_where_there_are_several(tmp_path):
+    write_splits(tmp_path, range(2), ["quick", "good"])
+    ikebana.compare(tmp_path, out=tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    for split in range(2):
+        assert f'<span class="quiet">split seed {split}</span>' in page

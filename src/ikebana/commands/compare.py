@@ -40,7 +40,7 @@ def compare(*runs: str | Path | Run, out: str | Path | None = None) -> Compariso
     contestants = group_contestants(comparable)
     if len(contestants) == 1:
         raise RunError(
-            "these runs have one recipe and several splits: there is no other recipe to compare it with",
+            "these runs have the same recipe and different test photos, so there is nothing to compare",
             where=comparable[0].name,
             advice="add runs of another recipe on the same splits: ikebana sweep PHOTOS --recipes A,B",
         )

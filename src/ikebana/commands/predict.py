@@ -320,7 +320,7 @@ def open_model(model: Model) -> Classifier | Run:
         return classifier.load(model)
     model = _to_path(model)
     path = Path(os.path.expanduser(model))
-    if path.suffix.lower() in FOREIGN_MODEL_SUFFIXES and not os.path.isdir(path):
+    if path.suffix.lower() in FOREIGN_MODEL_SUFFIXES and os.path.isfile(path):
         raise ModelError(f"{path.name} is not a model file that ikebana can load", where=model, advice=ADVICE_MODEL)
     if os.path.isfile(path) or path.suffix == ".onnx":
         return classifier.load(model)

@@ -23,6 +23,10 @@ from ikebana.evaluation.statistics import adjust_p_values, compute_design_effect
 
 # The probability that any pair is called different although none is.
 SIGNIFICANCE_LEVEL = 0.05
+CLOSE_TIE_NOTE = (
+    "A tie whose interval does not contain 0 is a close call: the interval is approximate, and the verdict follows "
+    "the exact test. More test photos would decide."
+)
 Verdict = Literal["better", "worse", "tie"]
 
 
@@ -163,7 +167,14 @@ def compare_contestants(
         for (first, second), (combined, sums, by_split), p_value in zip(pairs, differences, p_values, strict=True)
     ]
     sizes = {split.name: len(split.groups) for split in splits}
-    return Comparison(tuple(contestants), tuple(compared), sizes, tuple(notes))
+    all_notes = [*notes, *([CLOSE_TIE_NOTE] if any(map(_is_close_tie, compared)) else [])]
+    return Comparison(tuple(contestants), tuple(compared), sizes, tuple(all_notes))
+
+
+def _is_close_tie(pair: "PairComparison") -> bool:
+    """Return whether a pair is a tie although 0 is outside its interval."""
+    low, high = pair.difference.interval
+    return pair.verdict == "tie" and not low <= 0 <= high
 
 
 def _judge(value: float, p_value: float) -> Verdict:

@@ -25,7 +25,7 @@ INVERSE_L2 = 0.02
 MAX_LEFT_OUT_CLASSES = 10
 # Test photos of a class from which its rate is given.
 MIN_LEFT_OUT_PHOTOS = 10
-FINE_TUNED_NOTE = "(the features were trained with that class too, so the rate for a new kind of object is lower)"
+FINE_TUNED_NOTE = "the features were trained with that class too, so the rate for a new kind of object is lower"
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,18 @@ def measure_unknown_objects(
     """
     of_test = compute_familiarity(model, known.test.outputs)
     known_kept = float((of_test >= model.threshold).mean())
+    left_out, skipped = _leave_classes_out(known, classes)
+    notes = [] if recipe.caches_features or not left_out else [FINE_TUNED_NOTE]
+    if skipped:
+        notes.append(f"not measured without {', '.join(skipped)}: too few calibration photos of the other classes")
     return UnknownObjects(
         threshold=model.threshold,
         known_photos=len(of_test),
         known_kept=known_kept,
         known_kept_interval=wilson_interval(known_kept * len(of_test), len(of_test)),
-        left_out=_leave_classes_out(known, classes),
+        left_out=left_out,
         drawn=_measure_drawn_images(model, of_test, network, recipe.image_size, settings),
-        note="" if recipe.caches_features else FINE_TUNED_NOTE,
+        note=f"({'; '.join(notes)})" if notes else "",
     )
 
 
@@ -152,23 +156,30 @@ def _measure_drawn_images(
     }
 
 
-def _leave_classes_out(known: KnownPhotos, classes: Sequence[str]) -> dict[str, Detection]:
+def _leave_classes_out(known: KnownPhotos, classes: Sequence[str]) -> tuple[dict[str, Detection], list[str]]:
+    """Measure detection of each class that is left out.
+
+    Returns:
+        Detection by class, and the classes without which too few calibration photos remain.
+    """
     counts = np.bincount(known.test.labels, minlength=len(classes))
     trained = np.unique(known.train.labels)
     candidates = [label for label in trained if counts[label] >= MIN_LEFT_OUT_PHOTOS]
     left_out = sorted(candidates, key=lambda label: -counts[label])[:MAX_LEFT_OUT_CLASSES]
     if len(trained) < 2 or not left_out:
-        return {}
+        return {}, []
     mean, scale = compute_mean_and_scale(known.train.outputs.features)
     chunks = logistic_head.ScaledChunks(known.train.outputs.features, known.train.labels, mean, scale)
-    results = {}
+    results, skipped = {}, []
     with progress.stage("leave a class out", len(left_out), "classes") as bar:
         for label in sorted(left_out):
             detection = _leave_out(known, int(label), chunks)
             if detection is not None:
                 results[classes[label]] = detection
+            else:
+                skipped.append(classes[label])
             bar.advance(1)
-    return results
+    return results, skipped
 
 
 def _leave_out(known: KnownPhotos, label: int, chunks: logistic_head.ScaledChunks) -> Detection | None:

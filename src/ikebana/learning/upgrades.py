@@ -91,7 +91,9 @@ def suggest_upgrade(
     if better is None or seconds_per_photo is None or accuracy == 1:
         return None
     if accuracy_lower_bound <= 1 / len(dataset.classes):
-        return Suggestion("no better than guessing: check photos and labels with `ikebana audit`, and add photos")
+        return Suggestion(
+            "not shown to be better than guessing on so few test photos: check the labels, and add photos"
+        )
     preset, cost = networks.fill_defaults(recipes.RECIPES[recipe.name]), ""
     command = f"ikebana fit {shlex.quote(dataset.command_argument)} --recipe {better.recipe}"
     if recipe.network != preset.network:  # the scores were measured with the preset's network only

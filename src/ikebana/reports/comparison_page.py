@@ -15,7 +15,7 @@ from ikebana.evaluation.comparison import Comparison
 from ikebana.evaluation.comparison_text import describe_need, format_p_value, format_points, summarise
 from ikebana.reports import pages
 from ikebana.reports.report_pictures import open_thumbnails
-from ikebana.runs.comparable import ComparableRun
+from ikebana.runs.comparable import ComparableRun, name_splits
 from ikebana.runs.run import Run
 
 # With about 8 kB each, the page stays below 2 MB.
@@ -58,6 +58,8 @@ class DifferingPhoto:
     label: str
     sha256: str
     answers: tuple[Answer, ...]
+    # Empty if there is only one.
+    split: str = ""
     source: str = ""
 
 
@@ -194,7 +196,9 @@ def group_differing_photos(contestants: Contestants) -> list[PhotoGroup]:
 
     Photos of several splits are shown once per split, each with the contestants that have it.
     """
-    photos = [photo for split in _list_splits(contestants) for photo in _find_differing(split)]
+    splits = _list_splits(contestants)
+    names = name_splits([next(iter(split.values()))[0] for split in splits]) if len(splits) > 1 else [""] * len(splits)
+    photos = [photo for split, name in zip(splits, names, strict=True) for photo in _find_differing(split, name)]
     unordered: dict[str, list[DifferingPhoto]] = {}
     for photo in sorted(photos, key=_rank):
         unordered.setdefault(_title(photo, len(contestants)), []).append(photo)
@@ -219,7 +223,7 @@ def _list_splits(contestants: Contestants) -> list[dict[str, list[ComparableRun]
     return [named for named in by_test.values() if len(named) > 1]
 
 
-def _find_differing(split: Mapping[str, Sequence[ComparableRun]]) -> list[DifferingPhoto]:
+def _find_differing(split: Mapping[str, Sequence[ComparableRun]], name: str) -> list[DifferingPhoto]:
     """Find the photos of one split that some contestants get right more often."""
     photos = next(iter(split.values()))[0].photos.select("path", "label", "sha256")
     predicted = {
@@ -228,9 +232,9 @@ def _find_differing(split: Mapping[str, Sequence[ComparableRun]]) -> list[Differ
     }
     differing = []
     for row, (path, label, sha256) in enumerate(photos.iter_rows()):
-        answers = tuple(_summarise_answers(name, rows[row], label) for name, rows in predicted.items())
+        answers = tuple(_summarise_answers(own, rows[row], label) for own, rows in predicted.items())
         if len({answer.share for answer in answers}) > 1:
-            differing.append(DifferingPhoto(path, label, sha256, answers))
+            differing.append(DifferingPhoto(path, label, sha256, answers, name))
     return differing
 
 

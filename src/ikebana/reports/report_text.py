@@ -1,6 +1,6 @@
 """The first screen of a run's report: questions of a lay reader, answered in sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ikebana.data.dataset import STATUS_USED
@@ -151,13 +151,21 @@ def _describe_confusion(evaluation: Evaluation) -> tuple[str, ...]:
     paragraphs = [_describe_pairs(pairs)]
     recall = get_recall(evaluation)
     if len(recall) > 2:
-        hardest, easiest = (choose(recall, key=lambda name: recall[name]) for choose in (min, max))
-        of_photos = "all its photos" if evaluation.cross_validation is not None else "its test photos"
-        paragraphs.append(
-            f"The hardest class is {hardest}, recognised in {percent(recall[hardest])} of {of_photos}. The easiest "
-            f"is {easiest}, {percent(recall[easiest])}."
-        )
+        paragraphs.append(_describe_extremes(recall, evaluation.cross_validation is not None))
     return tuple(paragraphs)
+
+
+def _describe_extremes(recall: Mapping[str, float], is_cross_validated: bool) -> str:
+    """Name the hardest and the easiest classes; several if they are equally so."""
+    lowest, highest = (percent(choose(recall.values())) for choose in (min, max))
+    of_photos = "all their photos" if is_cross_validated else "their test photos"
+    if lowest == highest:
+        return f"No class is harder than another: each is recognised in {lowest} of {of_photos}."
+    hardest, easiest = ([name for name in recall if percent(recall[name]) == share] for share in (lowest, highest))
+    return (
+        f"Hardest: {join_names(hardest)}, recognised in {lowest} of {of_photos}. "
+        f"Easiest: {join_names(easiest)}, {highest}."
+    )
 
 
 def _describe_pairs(pairs: Sequence[tuple[str, str, int, int]]) -> str:

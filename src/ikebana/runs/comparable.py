@@ -186,7 +186,7 @@ def collect_splits(contestants: dict[str, list[ComparableRun]]) -> list[SplitPre
             by_test.setdefault(comparable.test_id, {}).setdefault(name, []).append(comparable)
     _check_common_splits(contestants)
     numbers = _number_groups([next(iter(named.values()))[0] for named in by_test.values()])
-    names = _name_splits([next(iter(named.values()))[0] for named in by_test.values()])
+    names = name_splits([next(iter(named.values()))[0] for named in by_test.values()])
     splits = []
     for split_name, groups, named in zip(names, numbers, by_test.values(), strict=True):
         is_right = {
@@ -207,7 +207,8 @@ def _number_groups(runs: Sequence[ComparableRun]) -> list[np.ndarray]:
     return np.split(numbers, ends[:-1])
 
 
-def _name_splits(runs: Sequence[ComparableRun]) -> list[str]:
+def name_splits(runs: Sequence[ComparableRun]) -> list[str]:
+    """Name the splits of runs on different test photos, for people."""
     if len(runs) == 1:
         return ["the same test photos"]
     seeds = [f"split seed {comparable.run.recipe.split_seed}" for comparable in runs]
