@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -196,7 +197,7 @@ def test_the_photos_of_a_run_from_a_frame_are_found_even_if_moved(folder, frame,
         there = run_photos.find_photos(finished_run, photos)
         assert [photo.path for photo in there["test"]] == [photo.path for photo in here["test"]]
         assert all(run_photos.read_photo(photo) for photo in (*here["test"], *there["test"]))
-        assert there["test"][0].file.resolve().is_relative_to(tmp_path.resolve())
+        assert Path(there["test"][0].location.address).resolve().is_relative_to(tmp_path.resolve())
 
 
 @pytest.mark.slow
@@ -214,7 +215,9 @@ def test_a_run_resumes_with_a_frame_of_photos_that_moved(
     assert_frame_equal(resumed.predictions, finished_run.predictions)
     monkeypatch.chdir(tmp_path)
     photos = run_photos.find_photos(ikebana.open_run(unfinished_run))
-    assert all(photo.file.is_relative_to(moved) and run_photos.read_photo(photo) for photo in photos["test"])
+    assert all(
+        Path(photo.location.address).is_relative_to(moved) and run_photos.read_photo(photo) for photo in photos["test"]
+    )
 
 
 @pytest.mark.slow
