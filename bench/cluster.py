@@ -16,7 +16,7 @@ probabilities within 1e-6 of one process (`ikebana predict` without a cluster).
     disk      the disk is full at a third; the command is repeated with space
     crash     one more photo kills each process that reads it
 
-`--default-keep-alive` runs with Ray's own keep-alive, to see how long `link` takes then.
+`--default-health-check` runs with Ray's own health check, to see how long `link` takes then.
 """
 
 import argparse
@@ -234,7 +234,7 @@ def run_scenario(bench: Bench, name: str) -> bool:
         bench.out.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(bench.out)], check=True)
     before = _measure_cpu()
-    bench.machines.start({} if bench.options.default_keep_alive else None)
+    bench.machines.start({} if bench.options.default_health_check else None)
     started = time.monotonic()
     problem = ""
     try:
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--shard-photos", type=int, default=0, help="default: 30 shards")
     parser.add_argument("--recipe", choices=("baseline", "quick"), default="baseline")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
-    parser.add_argument("--default-keep-alive", action="store_true")
+    parser.add_argument("--default-health-check", action="store_true")
     parser.add_argument("--place", type=Path, required=True, help="an empty folder for photos and results")
     options = parser.parse_args()
     options.shard_photos = options.shard_photos or max(1, options.photos // 30)

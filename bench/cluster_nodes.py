@@ -19,10 +19,8 @@ BRIDGE, NETWORK, PORT = "ikebench", "10.77.0", 6379
 START_SECONDS = 120
 # From `man prctl`.
 PR_SET_CHILD_SUBREAPER = 36
-# A lost link is noticed within seconds, as docs/cluster.md recommends.
-SHORT_KEEP_ALIVE = {
-    "RAY_grpc_client_keepalive_time_ms": "5000",
-    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+# A lost machine is noticed within seconds, as docs/cluster.md recommends.
+SHORT_HEALTH_CHECK = {
     "RAY_health_check_period_ms": "3000",
     "RAY_health_check_timeout_ms": "3000",
 }
@@ -58,7 +56,7 @@ class Machine:
                 ["ip", "netns", "exec", self.name, *command], env=environment, stdout=stream, stderr=stream
             )
 
-    def start_ray(self, head: "Machine", environment: dict[str, str], log: Path, keep_alive: dict[str, str]) -> None:
+    def start_ray(self, head: "Machine", environment: dict[str, str], log: Path, health_check: dict[str, str]) -> None:
         """Start this machine's node; the head first."""
         where = (
             ["--head", f"--port={PORT}", "--include-dashboard=false"]
@@ -72,7 +70,7 @@ class Machine:
             "--object-store-memory=80000000",
             "--block",
         ]
-        variables = {**environment, "RAY_USAGE_STATS_ENABLED": "0", **keep_alive}
+        variables = {**environment, "RAY_USAGE_STATS_ENABLED": "0", **health_check}
         self.node = self.popen([str(RAY), "start", *where, *options], variables, log)
 
     def kill_ray(self) -> None:
@@ -118,16 +116,18 @@ class Machines:
     def ray_address(self) -> str:
         return f"{self.head.address}:{PORT}"
 
-    def start(self, keep_alive: dict[str, str] | None = None) -> None:
+    def start(self, health_check: dict[str, str] | None = None) -> None:
         """Start Ray on all machines, and wait until all have joined."""
         for machine in self.all:
-            self.start_one(machine, keep_alive)
+            self.start_one(machine, health_check)
             self.wait_for_nodes(self.all.index(machine) + 1)
 
-    def start_one(self, machine: Machine, keep_alive: dict[str, str] | None = None) -> None:
+    def start_one(self, machine: Machine, health_check: dict[str, str] | None = None) -> None:
         """Start Ray on one machine."""
         log = self.logs / f"{machine.name}.log"
-        machine.start_ray(self.head, self.environment, log, SHORT_KEEP_ALIVE if keep_alive is None else keep_alive)
+        machine.start_ray(
+            self.head, self.environment, log, SHORT_HEALTH_CHECK if health_check is None else health_check
+        )
 
     def wait_for_nodes(self, count: int) -> None:
         """Wait until so many nodes are alive."""

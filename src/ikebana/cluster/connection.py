@@ -24,12 +24,9 @@ ADVICE_START = (
     "`ray start --address=HEAD:6379`; or set RAY_ADDRESS=HEAD:6379"
 )
 ADVICE_REFUSED = "the same version of Ray on all machines; RAY_AUTH_MODE=token and the cluster's token, if it has one"
-# For this process, unless the user has set them: notice a lost network link within seconds, and report nothing.
-DRIVER_VARIABLES = {
-    "RAY_grpc_client_keepalive_time_ms": "5000",
-    "RAY_grpc_client_keepalive_timeout_ms": "5000",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+# For this process, unless the user has set it. No shorter keep-alive: workers answer pings during a long
+# task with "too_many_pings" and close the connection, which looks like a crash.
+DRIVER_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @contextmanager
