@@ -282,6 +282,8 @@ def main() -> None:
     options.place = options.place.absolute()
     options.place.mkdir(parents=True, exist_ok=True)
     os.environ["IKEBANA_CACHE"] = str(options.place / "cache")
+    # `ray start` would otherwise want a token wherever the user has one.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     adopt_orphans()
     bench = Bench(options.place, options)
     try:
