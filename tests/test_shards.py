@@ -95,6 +95,14 @@ def test_shares_in_any_order_are_one_table(
     assert json.loads((out / "_SUCCESS.json").read_text("utf-8"))["rows"] == 20
 
 
+def test_shares_that_would_have_no_shard_are_reported(paper_model, photos, out, caplog):
+    predict(paper_model, photos, out, (1, 4), shard_photos=10)
+    assert "2 shards cannot keep 4 processes busy: --shard-photos 5" in caplog.text
+    caplog.clear()
+    predict(paper_model, photos, out, (2, 2), shard_photos=10)
+    assert "cannot keep" not in caplog.text
+
+
 def test_the_joined_table_has_the_rows_of_the_shards(paper_model, photos, out, tmp_path, one_table):
     for suffix, read in (("csv", pl.read_csv), ("jsonl", pl.read_ndjson), ("parquet", pl.read_parquet)):
         joined, single = tmp_path / f"joined.{suffix}", tmp_path / f"single.{suffix}"

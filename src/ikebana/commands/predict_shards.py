@@ -134,6 +134,12 @@ def _predict_share(
 ) -> None:
     """Compute the missing shards of a share, every N-th of all."""
     first, step = (share[0] - 1, share[1]) if share is not None else (0, 1)
+    if step > len(plan.names):
+        size = -(-plan.photos // step)
+        progress.warn(
+            f"{len(plan.names)} shards cannot keep {step} processes busy: --shard-photos {size} in a new folder divides "
+            "the work evenly"
+        )
     numbers = plan.shards[first::step]
     missing = plan.list_missing(numbers)
     if len(missing) < len(numbers):

@@ -5,19 +5,12 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from ikebana.data.dataset import collect_rows
+from ikebana.data.dataset import LOCATION_SCHEMA, collect_rows
 
 # One row per photo; the plan of a prediction has the same columns.
 LISTING_SCHEMA = {
-    # Below the collection, or inside the container.
-    "path": pl.String,
-    # See `locations.Location`.
-    "address": pl.String,
-    "offset": pl.Int64,
-    "length": pl.Int64,
-    "row": pl.Int64,
-    "size": pl.Int64,
-    "stamp": pl.String,
+    # The path is below the collection, or inside the container.
+    **LOCATION_SCHEMA,
     # Whether it can be opened, or why not.
     "status": pl.String,
     # Null if the container has none.
