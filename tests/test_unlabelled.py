@@ -53,6 +53,13 @@ def test_hidden_files_are_counted_and_used_if_named(photos):
     assert list_names(photos, "a/.hidden.jpg") == ["a/.hidden.jpg"]
 
 
+def test_a_misspelt_folder_gets_the_similar_one_as_advice(tmp_path):
+    (tmp_path / "garden").mkdir()
+    with pytest.raises(PhotosError, match="no such file or folder") as refusal:
+        unlabelled.find_photos(str(tmp_path / "gardn"))
+    assert refusal.value.advice == str(tmp_path / "garden")
+
+
 @pytest.mark.parametrize("name", ["n" * 300, "~nobody-of-that-name/a.jpg"])
 def test_a_line_with_an_impossible_name_is_reported_and_the_next_is_used(photos, name):
     first, second = unlabelled.find_photos([], iter([f"{name}\n", f"{photos}/single.jpg\n"]))

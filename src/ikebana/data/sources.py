@@ -12,14 +12,13 @@ from ikebana.data import archive, archive_members, class_folders, container_sour
 from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES, ArchiveNotes
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.data.frame import Frame, is_frame
+from ikebana.data.similar_paths import MAX_SIBLINGS, suggest_similar_path
 from ikebana.data.table_paths import COMMON_SUFFIXES, WEB_ADDRESS
 from ikebana.errors import PhotosError
 
 # A folder, an archive, a table, or a table in memory.
 PhotoSource: TypeAlias = str | Path | Frame
 
-# Entries of a folder that are looked at before an error suggests it.
-MAX_SIBLINGS = 1000
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 WORKBOOK_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 
@@ -216,7 +215,7 @@ def _describe_missing_source(source: str | Path, path: Path) -> PhotosError:
     if WEB_ADDRESS.match(str(source)):
         return PhotosError("this is a web address, not a path", where=source, advice="download it, and give the file")
     what = f"there is no such folder, archive or table{_describe_access_error(path)}"
-    advice = _suggest_similar_path(path) or "give the path of a folder, an archive or a table"
+    advice = suggest_similar_path(path, _may_have_photos) or "give the path of a folder, an archive or a table"
     return PhotosError(what, where=source, advice=advice)
 
 
@@ -229,18 +228,6 @@ def _describe_access_error(path: Path) -> str:
     except OSError as error:
         return f": {error.strerror}"
     return ""
-
-
-def _suggest_similar_path(path: Path) -> str | None:
-    """Find a collection beside the path that the user may have meant."""
-    import difflib
-
-    try:
-        names = [sibling.name for sibling in islice(path.parent.iterdir(), MAX_SIBLINGS) if _may_have_photos(sibling)]
-    except OSError:
-        return None
-    matches = difflib.get_close_matches(path.name, names, n=1)
-    return str(path.parent / matches[0]) if matches else None
 
 
 def _may_have_photos(path: Path) -> bool:

@@ -18,6 +18,7 @@ from ikebana.data.locations import Location
 from ikebana.data.locations import is_in_store as is_location_in_store
 from ikebana.data.photo_file import read_photo_file
 from ikebana.data.photo_listing import PhotoListing
+from ikebana.data.similar_paths import suggest_similar_path
 from ikebana.errors import PhotosError, UnreadablePhoto
 from ikebana.system import progress
 
@@ -181,9 +182,8 @@ def _expand_source(source: str | Path, reports_errors: bool) -> list[Path]:
     if not matches and reports_errors:
         return [path]
     if not matches:
-        raise PhotosError(
-            "there is no such file or folder", where=source, advice="give existing photos, folders or archives"
-        )
+        advice = suggest_similar_path(path) or "give existing photos, folders or archives"
+        raise PhotosError("there is no such file or folder", where=source, advice=advice)
     return [Path(match) for match in matches]
 
 
