@@ -10,7 +10,7 @@ MAX_SIBLINGS = 1000
 
 
 def suggest_similar_path(path: Path, is_candidate: Callable[[Path], bool] = Path.exists) -> str | None:
-    """Find a path beside a missing one whose name is similar; None if there is none.
+    """Find a path with a similar name beside a missing one; None without.
 
     Args:
         is_candidate: whether a sibling may be meant.

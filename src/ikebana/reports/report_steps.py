@@ -49,7 +49,8 @@ def suggest_next_steps(
         labels = count(len(suspects), "label", "labels")
         steps.append(
             NextStep(
-                f"Check {labels} of validation and test photos that may be wrong. The audit checks the training photos "
+                f"Look at {labels} of validation and test photos that may be wrong. Correct a wrong one in your "
+                "collection: move the photo to its class, or change the table. The audit checks the training photos "
                 "too; it uses other evidence, so its list differs.",
                 f"ikebana audit {photos} --out audit",
                 "suspects",
