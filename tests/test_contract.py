@@ -74,8 +74,8 @@ AUDIT = {
     "findings": [FINDING, FINDING | {"paths": []}],
 }  # fmt: skip
 ENVIRONMENT = {
-    "ikebana": "str", "python": "str", "system": "str", "processor": "str", "accelerator": "null", "device": "str",
-    "precision": "str", "threads": "int", "allocator": "str",
+    "ikebana": "str", "python": "str", "system": "str", "processor": "str", "processes": "int", "accelerator": "null",
+    "device": "str", "precision": "str", "threads": "int", "allocator": "str",
     "reasons": dict.fromkeys(("device", "threads", "allocator", "precision"), "str"),
     "seconds_per_photo": "float", "measurement_id": "str",
     "libraries": dict.fromkeys(
@@ -281,6 +281,7 @@ def test_audit_cache_and_doctor_end_with_these_events(photos):
         "processor",
         "GPU",
         "device",
+        "processes",
         "threads",
         "allocator",
         "precision",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -315,7 +316,10 @@ class Full(io.FileIO):
 def test_a_photo_whose_file_does_not_fit_in_memory_is_set_aside_alone(tmp_path, monkeypatch):
     photos = write_files(tmp_path, two_classes(2))
     monkeypatch.setattr(
-        decoding, "open", lambda file, mode: (Full if file.name == "1.jpg" else io.FileIO)(file, mode), raising=False
+        decoding,
+        "open",
+        lambda file, mode: (Full if Path(file).name == "1.jpg" else io.FileIO)(file, mode),
+        raising=False,
     )
     dataset, _ = pixel_cache.open_pixel_cache(sources.read(photos), 8, "squash")
     assert dataset.used_photos["path"].to_list() == ["a/0.jpg", "b/0.jpg"]

@@ -151,9 +151,9 @@ def test_the_shipped_network_is_the_same_recipe_trained_on_every_photo(shipped, 
     batch_sizes = []
     real = Trainer.step
 
-    def step(self, inputs, labels, setting):
+    def step(self, inputs, labels, *settings):
         batch_sizes.append(len(labels))
-        return real(self, inputs, labels, setting)
+        return real(self, inputs, labels, *settings)
 
     monkeypatch.setattr(Trainer, "step", step)
     fit(photos, tmp_path / "again", refit_on_all=True)

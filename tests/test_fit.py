@@ -218,7 +218,7 @@ def test_an_existing_folder_is_refused_before_any_work(run, photos):
         (["fit", ".", "--epochs", "many"], 2, "many"),
         (["fit", ".", "--no-such-flag", "1"], 2, "no-such-flag"),
         (["predict", "no-such-run", "x.jpg"], 1, "no such model file or run folder"),
-        (["predict", "x.pt", "x.jpg"], 1, "x.pt is not a model file"),
+        (["predict", "x.pt", "x.jpg"], 1, "no such model file or run folder"),
         (["predict", ".", "x.jpg"], 1, "not a run"),
         (["fit", "--resume", "no-such-run"], 1, "no such run folder"),
         (["frobnicate"], 2, "frobnicate"),

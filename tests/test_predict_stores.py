@@ -203,11 +203,11 @@ def read_stored(s3, bucket, prefix=""):
 
 
 def test_shards_in_a_bucket_are_those_in_a_folder(s3, paper_model, folder, expected, tmp_path):
-    put_files(s3[0], "results", {})
+    put_files(s3[0], "shards", {})
     predict_to_shards(paper_model, [str(folder)], None, tmp_path / "out", ShardOptions(None, 5))
     for share in ((1, 2), (2, 2), None):
-        predict_to_shards(paper_model, [str(folder)], None, "s3://results/flowers/", ShardOptions(share, 5))
-    table, names = read_stored(s3, "results")
+        predict_to_shards(paper_model, [str(folder)], None, "s3://shards/flowers/", ShardOptions(share, 5))
+    table, names = read_stored(s3, "shards")
     assert_same_rows(table, expected)
     assert names == {file.name for file in (tmp_path / "out").iterdir()}
 

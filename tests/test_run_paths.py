@@ -26,7 +26,7 @@ def run(tmp_path):
 
 def test_a_path_of_the_run_is_found_in_its_photos(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resolve_run_paths(run, ["rose/3.jpg"]) == [tmp_path / "photos" / "rose" / "3.jpg"]
+    assert resolve_run_paths(run, ["rose/3.jpg"]) == [str(tmp_path / "photos" / "rose" / "3.jpg")]
 
 
 def test_a_path_that_exists_and_a_pattern_stay_as_they_are(run, tmp_path, monkeypatch):

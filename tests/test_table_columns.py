@@ -178,9 +178,8 @@ def test_a_nul_in_a_label_is_stripped(photos):
     assert read_labels(photos, ["a", "a\0", "\0a", "b", "b", "b"]).classes == ("a", "b")
 
 
-def test_images_in_a_table_are_refused_with_advice(photos):
+def test_images_in_a_frame_are_refused_with_advice():
     frame = pl.DataFrame({"image": [{"bytes": b"x", "path": "x.jpg"}], "label": [0]})
-    frame.write_parquet(photos / "photos.parquet")
     with pytest.raises(PhotosError, match="'image' contains Struct") as refusal:
-        sources.read(photos / "photos.parquet")
+        sources.read(frame)
     assert "save the images as files" in (refusal.value.advice or "")

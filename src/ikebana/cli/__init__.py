@@ -18,7 +18,7 @@ from ikebana.cli.app import (
     app,
 )
 from ikebana.errors import IkebanaError, PeerError, UsageError
-from ikebana.system import process, progress
+from ikebana.system import launch, process, progress
 from ikebana.system.usage import translate_parser_error, unwrap_descriptions
 
 for _name in app:
@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     broken pipe, 143 interrupted (SIGTERM).
     """
     process.set_up()
+    launch.silence_torch()
     previous_reporter = progress.set_reporter(progress.TerminalReporter())
     try:
         status = _run(arguments)

@@ -67,6 +67,16 @@ def read_launch(variables: Mapping[str, str] = os.environ) -> Launch:
     return launch
 
 
+def silence_torch() -> None:
+    """Keep warnings of torch's C++ code out of the output of several processes.
+
+    It warns, for example, when the process of rank 0 has ended before the others. Takes effect only
+    before torch is imported.
+    """
+    if SIZE in os.environ:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def require_one_process(task: str) -> None:
     """Refuse a task that several processes would repeat instead of sharing it.
 
