@@ -171,7 +171,7 @@ def compare_contestants(
     return Comparison(tuple(contestants), tuple(compared), sizes, tuple(all_notes))
 
 
-def _is_close_tie(pair: "PairComparison") -> bool:
+def _is_close_tie(pair: PairComparison) -> bool:
     """Return whether a pair is a tie although 0 is outside its interval."""
     low, high = pair.difference.interval
     return pair.verdict == "tie" and not low <= 0 <= high

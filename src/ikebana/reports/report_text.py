@@ -158,14 +158,11 @@ def _describe_confusion(evaluation: Evaluation) -> tuple[str, ...]:
 def _describe_extremes(recall: Mapping[str, float], is_cross_validated: bool) -> str:
     """Name the hardest and the easiest classes; several if they are equally so."""
     lowest, highest = (percent(choose(recall.values())) for choose in (min, max))
-    of_photos = "all their photos" if is_cross_validated else "their test photos"
+    basis = "in cross-validation" if is_cross_validated else "among the test photos"
     if lowest == highest:
-        return f"No class is harder than another: each is recognised in {lowest} of {of_photos}."
+        return f"No class is harder than another: {lowest} of each are recognised {basis}."
     hardest, easiest = ([name for name in recall if percent(recall[name]) == share] for share in (lowest, highest))
-    return (
-        f"Hardest: {join_names(hardest)}, recognised in {lowest} of {of_photos}. "
-        f"Easiest: {join_names(easiest)}, {highest}."
-    )
+    return f"Hardest: {join_names(hardest)} ({lowest} recognised {basis}). Easiest: {join_names(easiest)} ({highest})."
 
 
 def _describe_pairs(pairs: Sequence[tuple[str, str, int, int]]) -> str:
