@@ -14,7 +14,7 @@ from support.runs_with_photos import make_run
 import ikebana
 from ikebana.errors import MachineError, RunError, UsageError
 from ikebana.recipe import Recipe
-from ikebana.reports import mistakes, report_page, report_pictures
+from ikebana.reports import mistakes, report_page, report_pictures, report_text
 from ikebana.runs.run import Run
 
 SCRIPT, IMAGE = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'
@@ -321,3 +321,11 @@ def test_a_weak_network_makes_no_labels_suspect(tmp_path):
     weak = make_run(tmp_path / "run", ("a", "b", "c"), photos_per_class=90, accuracy=0.1)
     suspects = mistakes.find_suspect_labels(weak, mistakes.read_held_out(weak))
     assert all(suspect.probability is not None for suspect in suspects)
+
+
+def test_all_classes_that_are_equally_hard_are_named():
+    recall = {"daisy": 0.9, "rose": 0.9, "tulip": 0.95}
+    assert report_text._describe_extremes(recall, True) == (
+        "Hardest: daisy and rose (90.0% recognised in cross-validation). Easiest: tulip (95.0%)."
+    )
+    assert report_text._describe_extremes(dict.fromkeys(recall, 0.9), False).startswith("No class is harder")
