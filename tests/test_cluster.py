@@ -235,6 +235,47 @@ def test_a_table_is_refused(paper_model, photos, tmp_path):
     assert "--backend needs a folder for shards" in process.stderr
 
 
+CHECK_NODES = """
+import sys
+
+from ikebana.cluster import nodes
+from ikebana.cluster.connection import connect
+
+with connect():
+    listed = nodes.list_nodes()
+    print("listed", flush=True)
+    sys.stdin.readline()
+    current = nodes.list_nodes()
+    # Ray lists a dead node as alive for some seconds.
+    nodes.list_nodes = lambda: sorted({*listed, *current}, key=lambda node: node.name)
+    print(sum(node.name.startswith("fourth") for node in nodes.list_nodes()))
+    nodes.check_nodes(lambda: [])
+"""
+
+
+def test_a_node_that_left_and_returned_is_not_refused(cluster):
+    cluster.add_node("fourth")
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHECK_NODES],
+            env={**os.environ, "RAY_ADDRESS": cluster.address},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listed\n"
+    finally:
+        cluster.kill_node("fourth")
+    cluster.add_node("fourth")
+    try:
+        output, errors = process.communicate("\n", timeout=TIMEOUT_SECONDS)
+    finally:
+        cluster.kill_node("fourth")
+    assert (process.returncode, output) == (0, "2\n"), errors
+
+
 # --- from Python ---
 
 CONNECT = """

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import NodeDiedError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ikebana.errors import MachineError, get_first_line
@@ -49,6 +50,9 @@ def count_gpus() -> int:
 def check_nodes(inspect: Callable[..., list[str]], *arguments: Any) -> None:
     """Run an inspection on each node, and refuse unfit nodes by name.
 
+    A node that leaves meanwhile is not refused. Ray lists a dead node as alive for some seconds, and
+    a node that returns has a new id and its old name.
+
     Args:
         inspect: returns the problems of the node that it runs on.
     Raises:
@@ -65,22 +69,28 @@ def check_nodes(inspect: Callable[..., list[str]], *arguments: Any) -> None:
         for node in nodes
     }
     ready, _ = ray.wait(list(references), num_returns=len(references), timeout=INSPECTION_SECONDS)
-    problems = {node.name: _get_problems(reference, reference in ready) for reference, node in references.items()}
-    alive = {node.name for node in list_nodes()}
-    unfit = [f"\n  node {name}: {problem}" for name, texts in problems.items() if name in alive for problem in texts]
+    problems = {node: _get_problems(reference, reference in ready) for reference, node in references.items()}
+    alive = {node.node_id for node in list_nodes()}
+    present = {node: texts for node, texts in problems.items() if texts is not None and node.node_id in alive}
+    if not present:
+        raise MachineError("all nodes of the Ray cluster left while they were checked", advice="repeat the command")
+    unfit = [f"\n  node {node.name}: {problem}" for node, texts in present.items() for problem in texts]
     if unfit:
         raise MachineError(
-            f"{len(unfit)} problem{'s' * (len(unfit) > 1)} on the {len(nodes)} nodes of the cluster:{''.join(unfit)}",
+            f"{len(unfit)} problem{'s' * (len(unfit) > 1)} on the {len(present)} nodes of the cluster:{''.join(unfit)}",
             advice="the same versions, photos and output folder on all nodes; or stop these nodes with `ray stop`",
         )
 
 
-def _get_problems(reference: Any, is_ready: bool) -> list[str]:
+def _get_problems(reference: Any, is_ready: bool) -> list[str] | None:
+    """Return what an inspection found; None if its node has left the cluster."""
     if not is_ready:
         ray.cancel(reference, force=True)
         return [f"no answer within {INSPECTION_SECONDS} s"]
     try:
         return ray.get(reference)
+    except (NodeDiedError, TaskUnschedulableError):
+        return None
     # Anything may be missing on a node, such as ikebana itself.
     except Exception as error:
         return [_summarise(error)]
