@@ -15,6 +15,7 @@ probabilities within 1e-6 of one process (`ikebana predict` without a cluster).
     drivers   two drivers write to one folder
     disk      the disk is full at a third; the command is repeated with space
     crash     one more photo kills each process that reads it
+    bucket    photos and shards are in a bucket (moto's server); one path in ten is first answered with 503
 
 `--default-health-check` runs with Ray's own health check, to see how long `link` takes then.
 """
@@ -28,14 +29,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import polars as pl
-from cluster_nodes import Machines, adopt_orphans, reap
+from cluster_nodes import HOST, Machines, adopt_orphans, reap
 
 from ikebana.demo_data import paper_flowers
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from support.stores import CREDENTIALS, Faults, put_files, serve_s3  # pyright: ignore[reportMissingImports]
 
 FAULTS = Path(__file__).resolve().parent.parent / "tests/support/node_faults"
 # Probabilities have six decimals, so two that differ by less than 1e-6 may differ by one unit.
@@ -87,6 +95,7 @@ class Bench:
         self.machines = Machines(2, self.environment, place)
         self.one_process_seconds, self.cpu_seconds = 0.0, 0.0
         self.driver_kilobytes = 0
+        self.bucket = OverloadedBucket()
 
     def predict_in_one_process(self) -> None:
         """Predict all photos without a cluster."""
@@ -98,8 +107,12 @@ class Bench:
         print(f"one process: {time.monotonic() - started:.1f} s, {self.one_process_seconds:.1f} processor seconds")
 
     def start_driver(self, *more: Path) -> "Driver":
-        """Start the command on the head."""
-        arguments = [self.model, self.photos, *more, "--out", f"{self.out}/", "--backend", "ray"]
+        """Start the command on the head, with more photos."""
+        return self.start_driver_on(self.photos, *more, out=self.out)
+
+    def start_driver_on(self, *photos: str | Path, out: str | Path) -> "Driver":
+        """Start the command on the head, with these photos only."""
+        arguments = [self.model, *photos, "--out", f"{out}/", "--backend", "ray"]
         arguments += ["--shard-photos", self.options.shard_photos, "--quiet"]
         command = [sys.executable, "-m", "ikebana", "predict", *map(str, arguments)]
         # The faults are in the workers only.
@@ -107,8 +120,13 @@ class Bench:
         environment["RAY_ADDRESS"] = self.machines.ray_address
         return Driver(self, self.machines.head.popen(command, environment, self.log))
 
-    def check_rows(self, killers: int = 0) -> str:
-        """Compare the shards with the table of one process."""
+    def check_rows(self, killers: int = 0, photos: str | None = None) -> str:
+        """Compare the shards with the table of one process.
+
+        Args:
+            killers: photos at the end that kill their process.
+            photos: where the photos were read; by default in the folder.
+        """
         files = json.loads((self.out / "_SUCCESS.json").read_text("utf-8"))["files"]
         assert sorted(file.name for file in self.out.glob("part-*")) == files, "other files than the plan's"
         rows = pl.read_parquet([self.out / name for name in files])
@@ -117,6 +135,9 @@ class Bench:
             assert set(tail["status"]) == {"the process crashed while decoding this photo"}, tail["status"]
             rows = rows[:-killers]
         expected = pl.read_parquet(self.table)
+        if photos is not None:
+            path = pl.col("path").str.replace(str(self.photos), photos, literal=True)
+            expected = expected.with_columns(path)
         for column in ("path", "label", "status"):
             assert rows[column].equals(expected[column]), f"{column} differs"
         numbers = [name for name in rows.columns if name.startswith("p:")]
@@ -214,6 +235,58 @@ def run_crash(bench: Bench) -> str:
     return bench.check_rows(killers=1)
 
 
+class OverloadedBucket(Faults):
+    """A bucket that answers the first request for one path in ten with 503."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[str] = set()
+        self.is_overloaded = False
+
+    def is_due(self, path: str) -> bool:
+        """Return whether to refuse this request."""
+        is_chosen = self.is_overloaded and zlib.crc32(path.encode()) % 10 == 0
+        is_due = is_chosen and path not in self.refused
+        if is_due:
+            self.refused.add(path)
+        return is_due
+
+
+@contextmanager
+def serve_bucket(bench: Bench) -> Iterator[None]:
+    """Serve the photos from a bucket that the machines reach, within this block."""
+    with serve_s3(OverloadedBucket(), HOST) as (endpoint, bench.bucket):
+        variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+        put_files(endpoint, "photos", {file.name: file.read_bytes() for file in sorted(bench.photos.iterdir())})
+        put_files(endpoint, "results", {})
+        bench.bucket.is_overloaded = True
+        bench.environment.update(variables)
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for name in variables:
+                del bench.environment[name], os.environ[name]
+
+
+def run_bucket(bench: Bench) -> str:
+    bench.start_driver_on("s3://photos", out="s3://results/shards").finish()
+    bucket = fsspec.filesystem("s3")
+    bucket.get("results/shards", str(bench.out), recursive=True)
+    return f"{len(bench.bucket.refused)} requests answered with 503"
+
+
+@contextmanager
+def limit_disk(bench: Bench) -> Iterator[None]:
+    """Give the shards a disk of their own within this block."""
+    bench.out.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(bench.out)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(bench.out)], check=False, capture_output=True)
+
+
 SCENARIOS: dict[str, Callable[[Bench], str]] = {
     "plain": run_plain,
     "node": run_node,
@@ -222,38 +295,36 @@ SCENARIOS: dict[str, Callable[[Bench], str]] = {
     "drivers": run_drivers,
     "disk": run_disk,
     "crash": run_crash,
+    "bucket": run_bucket,
 }
+# What must exist before the machines, which see no later mounts and no later variables.
+SURROUNDINGS: dict[str, Callable[[Bench], AbstractContextManager[None]]] = {"disk": limit_disk, "bucket": serve_bucket}
 
 
 def run_scenario(bench: Bench, name: str) -> bool:
     """Run one scenario on a fresh cluster; return whether the rows were right."""
     bench.log = bench.place / f"driver-{name}.log"
     bench.driver_kilobytes = 0
-    if name == "disk":
-        # Before the machines, which see no later mounts.
-        bench.out.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(bench.out)], check=True)
-    before = _measure_cpu()
-    bench.machines.start({} if bench.options.default_health_check else None)
-    started = time.monotonic()
-    problem = ""
-    try:
-        details = SCENARIOS[name](bench)
-        took = time.monotonic() - started
-        rows = bench.check_rows() if name != "crash" else ""
-    except AssertionError as error:
-        details, rows, took, problem = "", "", time.monotonic() - started, f"FAILED: {error}"
-    bench.machines.stop()
-    seconds = _measure_cpu() - before
+    with SURROUNDINGS.get(name, lambda _: nullcontext())(bench):
+        before = _measure_cpu()
+        bench.machines.start({} if bench.options.default_health_check else None)
+        started = time.monotonic()
+        problem = ""
+        try:
+            details = SCENARIOS[name](bench)
+            took = time.monotonic() - started
+            rows = bench.check_rows(photos="s3://photos" if name == "bucket" else None) if name != "crash" else ""
+        except AssertionError as error:
+            details, rows, took, problem = "", "", time.monotonic() - started, f"FAILED: {error}"
+        bench.machines.stop()
+        seconds = _measure_cpu() - before
+        if problem and bench.out.exists():
+            shutil.copytree(bench.out, bench.place / f"shards-{name}")
     facts = [f"{took:.1f} s", f"{seconds:.1f} processor seconds with Ray"]
     if name == "plain":
         facts.append(f"{seconds / bench.one_process_seconds:.2f} times one process")
     facts.append(f"driver {bench.driver_kilobytes / 1024:.0f} MB")
     print(f"{name}: {'; '.join(filter(None, [*facts, details, rows, problem]))}", flush=True)
-    if name == "disk":
-        subprocess.run(["umount", "-l", str(bench.out)], check=False, capture_output=True)
-    if problem and bench.out.exists():
-        shutil.move(bench.out, bench.place / f"shards-{name}")
     shutil.rmtree(bench.out, ignore_errors=True)
     return not problem
 

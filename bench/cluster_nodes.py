@@ -16,6 +16,8 @@ from pathlib import Path
 
 RAY = Path(sys.executable).with_name("ray")
 BRIDGE, NETWORK, PORT = "ikebench", "10.77.0", 6379
+# Of this machine on the bridge; the machines' default route.
+HOST = f"{NETWORK}.254"
 START_SECONDS = 120
 # From `man prctl`.
 PR_SET_CHILD_SUBREAPER = 36
@@ -46,8 +48,8 @@ class Machine:
         _ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", inside)
         _ip("-n", self.name, "link", "set", inside, "up")
         _ip("-n", self.name, "link", "set", "lo", "up")
-        # Nothing answers there, but Ray finds its own address by the route.
-        _ip("-n", self.name, "route", "add", "default", "via", f"{NETWORK}.254")
+        # Ray finds its own address by the route.
+        _ip("-n", self.name, "route", "add", "default", "via", HOST)
 
     def popen(self, command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Start a command on this machine."""
@@ -108,6 +110,7 @@ class Machines:
         for number in range(count):
             subprocess.run(["ip", "netns", "del", f"ikebench{number}"], check=False, capture_output=True)
         _ip("link", "add", BRIDGE, "type", "bridge")
+        _ip("addr", "add", f"{HOST}/24", "dev", BRIDGE)
         _ip("link", "set", BRIDGE, "up")
         self.all = [Machine(number) for number in range(count)]
         self.head, *self.others = self.all

@@ -111,12 +111,13 @@ def serve_store(folder: Path) -> Iterator[tuple[str, Faults]]:
 
 
 @contextmanager
-def serve_s3() -> Iterator[tuple[str, Faults]]:
+def serve_s3(faults: Faults | None = None, host: str = "127.0.0.1") -> Iterator[tuple[str, Faults]]:
     """Run moto's S3 server within this block, behind faults; gives the endpoint."""
     moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[s3]' flask flask-cors")
     import werkzeug.serving
 
-    faults, application = Faults(), moto.DomainDispatcherApplication(moto.create_backend_app)
+    faults = Faults() if faults is None else faults
+    application = moto.DomainDispatcherApplication(moto.create_backend_app)
 
     def answer(environ, start_response):
         path = environ["PATH_INFO"]
@@ -127,9 +128,9 @@ def serve_s3() -> Iterator[tuple[str, Faults]]:
         return application(environ, start_response)
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = werkzeug.serving.make_server("127.0.0.1", 0, answer, threaded=True)
+    server = werkzeug.serving.make_server(host, 0, answer, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", faults
+    yield f"http://{host}:{server.server_port}", faults
     server.shutdown()
 
 
