@@ -16,7 +16,7 @@ from support.images import draw_scene, draw_two_class_scenes, encode_image, scal
 
 from ikebana.auditing import dataset_checks
 from ikebana.data import pixel_cache, sources, split
-from ikebana.data.duplicates import candidates, near_duplicates, search, similarity
+from ikebana.data.duplicates import candidates, cells, near_duplicates, search, similarity
 from ikebana.data.pixel_cache import THUMBNAIL_SIZE
 from ikebana.recipe import Recipe
 
@@ -237,6 +237,8 @@ def test_a_recoloured_copy_is_a_candidate_although_more_photos_are_nearer_than_c
         assert not find_copy()
 
 
+# Missing at the left, right, top and bottom.
+SHARES = ((0, 0, 0, 0), (0.1, 0, 0, 0.05), (0.03, 0.08, 0, 0.1), (0.07, 0.02, 0.06, 0.01))
 PARTITIONS = st.lists(st.integers(0, 24), max_size=6).map(lambda cuts: [0, *sorted(cuts), 24])
 
 
@@ -250,14 +252,56 @@ def photos_with_copies():
     return squares(photos), np.arange(24)
 
 
-@given(PARTITIONS)
+@given(PARTITIONS, st.sampled_from([1, candidates.MIN_DIVIDED_PHOTOS]))
 @settings(max_examples=15)
-def test_ranges_of_queries_find_together_what_one_search_finds(photos_with_copies, cuts):
+def test_ranges_of_queries_find_together_what_one_search_finds(photos_with_copies, cuts, min_divided):
     photos, rows = photos_with_copies
-    expected = search.find_pairs(photos, rows)
-    parts = [search.find_matches(photos, rows, range(*ends)) for ends in itertools.pairwise(cuts)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "MIN_DIVIDED_PHOTOS", min_divided)
+        expected = search.find_pairs(photos, rows)
+        parts = [search.find_matches(photos, rows, range(*ends)) for ends in itertools.pairwise(cuts)]
     assert len(expected) >= 6
     assert search.list_pairs(parts) == search.list_pairs(reversed(parts)) == expected
+
+
+def test_photos_in_cells_have_the_pairs_of_a_search_of_all(monkeypatch):
+    photos = [draw_scene(seed) for seed in range(300)]
+    copies = [again(cut(photos[number], *SHARES[number % 4]), 80) for number in range(60)]
+    blank = [Image.new("RGB", (THUMBNAIL_SIZE, THUMBNAIL_SIZE), (level,) * 3) for level in (0, 90, 255)]
+    array = squares([blank[0], *photos, *copies, *blank[1:]])
+    rows, all_pairs = np.arange(len(array)), search.find_pairs(array, np.arange(len(array)))
+    monkeypatch.setattr(candidates, "MIN_DIVIDED_PHOTOS", 1)
+    found, read = [], cells.Cells.find_rows
+
+    def count_rows(self, shapes):
+        found.append(len(read(self, shapes)))
+        return read(self, shapes)
+
+    monkeypatch.setattr(cells.Cells, "find_rows", count_rows)
+    assert search.find_pairs(array, rows) == all_pairs
+    assert len(all_pairs) >= 55
+    assert len(found) == len(photos) + len(copies)
+    # Among so few photos, a cell holds a larger share of them than among many.
+    assert np.mean(found) < len(array) / 2
+
+
+@given(st.integers(1, 300), st.integers(0, 10**6))
+@settings(max_examples=30)
+def test_a_photo_is_found_in_its_own_cell(count, seed):
+    rng = np.random.default_rng(seed)
+    shapes = rng.normal(size=(count, 5)).astype(np.float32)
+    shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
+    rows = np.flatnonzero(rng.random(count) < 0.8)
+    divided = cells.Cells(shapes, rows)
+    for row in rows:
+        found = divided.find_rows(np.stack([shapes[row], rng.permutation(shapes[row])]))
+        assert row in found
+        assert set(found) <= set(rows)
+        assert (np.diff(found) > 0).all()
+
+
+def test_cells_without_photos_are_possible():
+    assert cells.Cells(np.zeros((3, 5), np.float32), np.zeros(0, np.int64))
 
 
 @pytest.mark.slow

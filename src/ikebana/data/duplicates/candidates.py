@@ -20,10 +20,12 @@ five and without the means, divided by its length. Neither brightness nor contra
 """
 
 import itertools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from ikebana.data.duplicates.cells import Cells
 from ikebana.data.duplicates.similarity import SYMMETRIES
 
 # Pixels of a side of the described squares.
@@ -81,6 +83,8 @@ NOISE = np.array(
 # All coefficients but the means, and the factors that make them equal in a shape.
 SHAPE_POSITIONS = [position for position, (_, *waves) in enumerate(COEFFICIENTS) if any(waves)]
 SHAPE_FACTORS = (NOISE / np.array([SHAPE_LEVELS[band] for band, *_ in COEFFICIENTS], np.float32))[SHAPE_POSITIONS]
+# Of a photo without content. Infinity would become NaN in some matrix products.
+EXCLUDED_HALF_NORM = np.float32(1e30)
 # A shape of a smaller length is that of a photo without content.
 MIN_SHAPE_LENGTH = 1e-6
 # The search radius: a factor on half a step between windows, plus a margin for changed colours in
@@ -95,6 +99,8 @@ MAX_CANDIDATES_PER_PHOTO = 8
 # Further candidates of similar shape. The scalar product of two shapes was 0.98 for copies of flowers
 # and drawings, and above 0.93 for recoloured ones.
 MAX_SHAPE_CANDIDATES, MIN_SHAPE_SIMILARITY = 2, 0.93
+# From this many photos on, only those in cells of a similar shape are compared (`duplicates/cells`).
+MIN_DIVIDED_PHOTOS = 50_000
 # Photos compared at a time.
 BLOCK_PHOTOS = 4096
 # Up to this many photos are compared with all windows directly; small balls would save little.
@@ -215,7 +221,7 @@ def lift_descriptions(uncropped: np.ndarray) -> np.ndarray:
     """Append minus half the squared norm to the invariants of uncropped photos.
 
     The product with (a, 1) is then (|a|^2 - distance^2) / 2: distances by matrix multiplication.
-    Photos without content are NaN, and infinitely far from all others.
+    Photos without content are NaN, and at EXCLUDED_HALF_NORM: far from all others.
 
     Args:
         uncropped: float32 [photos, coefficients].
@@ -224,8 +230,13 @@ def lift_descriptions(uncropped: np.ndarray) -> np.ndarray:
     """
     invariants = compute_invariants(uncropped[:, :SEARCHED_COUNT])
     has_content = np.isfinite(invariants).all(-1, keepdims=True)
-    half_norms = np.where(has_content, (invariants**2).sum(-1, keepdims=True) / 2, np.inf)
+    half_norms = np.where(has_content, (invariants**2).sum(-1, keepdims=True) / 2, EXCLUDED_HALF_NORM)
     return np.concatenate([np.where(has_content, invariants, 0), -half_norms], -1)
+
+
+def find_content(lifted: np.ndarray) -> np.ndarray:
+    """Return the positions of lifted photos with content."""
+    return np.flatnonzero(lifted[:, -1] > -EXCLUDED_HALF_NORM)
 
 
 class CandidateIndex:
@@ -241,6 +252,15 @@ class CandidateIndex:
 
     def __init__(self, uncropped: np.ndarray, lifted: np.ndarray, shapes: np.ndarray):
         self.uncropped, self.lifted, self.shapes = uncropped, lifted, shapes
+        self.cells: Cells | None = None
+
+    def divide(self) -> None:
+        """Divide many photos into cells, after which only some of them are searched.
+
+        To be called once the arrays are filled in.
+        """
+        if len(self.lifted) >= MIN_DIVIDED_PHOTOS:
+            self.cells = Cells(self.shapes, find_content(self.lifted))
 
     def find_candidates(self, photos: range, descriptions: np.ndarray) -> Candidates:
         """Find the photos that may be copies, perhaps cropped, of some photos.
@@ -248,14 +268,13 @@ class CandidateIndex:
         Args:
             descriptions: float32 [photos of the range, windows, coefficients].
         """
-        rows_with_content = np.flatnonzero(np.isfinite(self.lifted[photos.start : photos.stop, -1]))
+        rows_with_content = find_content(self.lifted[photos.start : photos.stop])
         descriptions = descriptions[rows_with_content]
         radii, invariants = compute_search_radius(descriptions), compute_invariants(descriptions[..., :SEARCHED_COUNT])
-        large_balls, nearest = _make_balls(invariants, radii), [[] for _ in rows_with_content]
+        nearest = [[] for _ in rows_with_content]
         windows = np.concatenate([invariants, -(invariants**2).sum(2, keepdims=True) / 2], 2)
-        for start in range(0, len(self.lifted), MAX_PENDING_PHOTOS):
-            block = range(start, min(start + MAX_PENDING_PHOTOS, len(self.lifted)))
-            for number, rows in enumerate(self._find_inside_each(large_balls, block)):
+        for near in self._find_near_rows(descriptions, invariants, radii):
+            for number, rows in enumerate(near):
                 if len(rows) > MAX_DIRECT_PHOTOS:
                     rows = self._find_inside_any(_make_balls(invariants[number, CELLS], radii[number]), rows)  # noqa: PLW2901
                 nearest[number].append(self._find_nearest(windows[number], descriptions[number], rows, radii[number]))
@@ -268,6 +287,17 @@ class CandidateIndex:
             if len(rows := rows[rows != first]):
                 pairs.append(self._match_signs(first, descriptions[number], rows, radii[number]))
         return Candidates(*np.concatenate(pairs).T)
+
+    def _find_near_rows(
+        self, descriptions: np.ndarray, invariants: np.ndarray, radii: np.ndarray
+    ) -> Iterator[Iterable[np.ndarray]]:
+        """Find for each photo the rows that may be near, in blocks of all rows."""
+        if self.cells is not None:
+            yield (self.cells.find_rows(describe_shapes(compute_invariants(windows))) for windows in descriptions)
+            return
+        large_balls = _make_balls(invariants, radii)
+        for start in range(0, len(self.lifted), MAX_PENDING_PHOTOS):
+            yield self._find_inside_each(large_balls, range(start, min(start + MAX_PENDING_PHOTOS, len(self.lifted))))
 
     def _find_inside_each(self, balls: tuple[np.ndarray, np.ndarray], among: range) -> list[np.ndarray]:
         """Find for each ball the rows of the photos inside."""

@@ -21,7 +21,7 @@ from ikebana.data.split import find_connected_components
 from ikebana.system.files import atomic_write, discard
 
 # Increase it with each change of the search; that invalidates cached results.
-SEARCH_VERSION = 8
+SEARCH_VERSION = 9
 # Share of a class. More copies than this in one group would leave a split without photos.
 MAX_GROUP_SHARE = 0.5
 # A group of at most this many photos of a class is always kept.

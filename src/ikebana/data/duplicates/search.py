@@ -176,6 +176,7 @@ def _search(photos: "Pixels | _BrightnessView", rows: np.ndarray, queries: range
         with progress.stage("index photos", len(rows)) as bar, work as counts:
             for count in counts:
                 bar.advance(count)
+        index.divide()
         ranges = _select_chunks(ranges, queries)
         work = closing(
             map_in_threads(lambda chunk: _find_pairs_of_chunk(photos, rows, chunk, index, descriptions), ranges)
