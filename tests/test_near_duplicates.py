@@ -271,13 +271,14 @@ def test_photos_in_cells_have_the_pairs_of_a_search_of_all(monkeypatch):
     array = squares([blank[0], *photos, *copies, *blank[1:]])
     rows, all_pairs = np.arange(len(array)), search.find_pairs(array, np.arange(len(array)))
     monkeypatch.setattr(candidates, "MIN_DIVIDED_PHOTOS", 1)
-    found, read = [], cells.Cells.find_rows
+    found, find_places = [], cells.Cells.find_places
 
-    def count_rows(self, shapes):
-        found.append(len(read(self, shapes)))
-        return read(self, shapes)
+    def count_photos(self, shapes):
+        places = find_places(self, shapes)
+        found.append(len(places))
+        return places
 
-    monkeypatch.setattr(cells.Cells, "find_rows", count_rows)
+    monkeypatch.setattr(cells.Cells, "find_places", count_photos)
     assert search.find_pairs(array, rows) == all_pairs
     assert len(all_pairs) >= 55
     assert len(found) == len(photos) + len(copies)
@@ -294,10 +295,10 @@ def test_a_photo_is_found_in_its_own_cell(count, seed):
     rows = np.flatnonzero(rng.random(count) < 0.8)
     divided = cells.Cells(shapes, rows)
     for row in rows:
-        found = divided.find_rows(np.stack([shapes[row], rng.permutation(shapes[row])]))
-        assert row in found
-        assert set(found) <= set(rows)
-        assert (np.diff(found) > 0).all()
+        places = divided.find_places(np.stack([shapes[row], rng.permutation(shapes[row])]))
+        assert row in divided.order[places]
+        assert (np.diff(places) > 0).all()
+    assert sorted(divided.order) == list(rows)
 
 
 def test_cells_without_photos_are_possible():

@@ -242,7 +242,8 @@ def find_content(lifted: np.ndarray) -> np.ndarray:
 class CandidateIndex:
     """Descriptions of uncropped photos, searched for those near a window of another photo.
 
-    The arrays may be memory-mapped.
+    The arrays may be memory-mapped. A photo is found in them at its place, which is its row until they
+    are divided into cells.
 
     Args:
         uncropped: float32 [photos, coefficients].
@@ -253,14 +254,21 @@ class CandidateIndex:
     def __init__(self, uncropped: np.ndarray, lifted: np.ndarray, shapes: np.ndarray):
         self.uncropped, self.lifted, self.shapes = uncropped, lifted, shapes
         self.cells: Cells | None = None
+        self.rows, self.places = np.arange(len(lifted)), np.arange(len(lifted))
 
     def divide(self) -> None:
         """Divide many photos into cells, after which only some of them are searched.
 
-        To be called once the arrays are filled in.
+        To be called once the arrays are filled in. It sorts them by cell, because photos of one cell are
+        read together.
         """
-        if len(self.lifted) >= MIN_DIVIDED_PHOTOS:
-            self.cells = Cells(self.shapes, find_content(self.lifted))
+        if len(self.lifted) < MIN_DIVIDED_PHOTOS:
+            return
+        self.cells = Cells(self.shapes, find_content(self.lifted))
+        self.rows = np.concatenate([self.cells.order, np.setdiff1d(self.rows, self.cells.order)])
+        self.places[self.rows] = np.arange(len(self.rows))
+        for array in (self.uncropped, self.lifted, self.shapes):
+            array[:] = array[self.rows]
 
     def find_candidates(self, photos: range, descriptions: np.ndarray) -> Candidates:
         """Find the photos that may be copies, perhaps cropped, of some photos.
@@ -268,59 +276,62 @@ class CandidateIndex:
         Args:
             descriptions: float32 [photos of the range, windows, coefficients].
         """
-        rows_with_content = find_content(self.lifted[photos.start : photos.stop])
-        descriptions = descriptions[rows_with_content]
+        own_places = self.places[photos.start : photos.stop]
+        with_content = find_content(self.lifted[own_places])
+        descriptions, own_places = descriptions[with_content], own_places[with_content]
         radii, invariants = compute_search_radius(descriptions), compute_invariants(descriptions[..., :SEARCHED_COUNT])
-        nearest = [[] for _ in rows_with_content]
+        nearest = [[] for _ in with_content]
         windows = np.concatenate([invariants, -(invariants**2).sum(2, keepdims=True) / 2], 2)
-        for near in self._find_near_rows(descriptions, invariants, radii):
-            for number, rows in enumerate(near):
-                if len(rows) > MAX_DIRECT_PHOTOS:
-                    rows = self._find_inside_any(_make_balls(invariants[number, CELLS], radii[number]), rows)  # noqa: PLW2901
-                nearest[number].append(self._find_nearest(windows[number], descriptions[number], rows, radii[number]))
+        for near in self._find_near_places(descriptions, invariants, radii):
+            for number, places in enumerate(near):
+                if len(places) > MAX_DIRECT_PHOTOS:
+                    places = self._find_inside_any(_make_balls(invariants[number, CELLS], radii[number]), places)  # noqa: PLW2901
+                nearest[number].append(self._find_nearest(windows[number], descriptions[number], places, radii[number]))
         pairs = [np.zeros((0, 4), np.int64)]
         for number, parts in enumerate(nearest):
-            first = photos[int(rows_with_content[number])]
-            rows = parts[0]
+            places = parts[0]
             if len(parts) > 1:
-                rows = self._find_nearest(windows[number], descriptions[number], np.concatenate(parts), radii[number])
-            if len(rows := rows[rows != first]):
-                pairs.append(self._match_signs(first, descriptions[number], rows, radii[number]))
+                places = self._find_nearest(windows[number], descriptions[number], np.concatenate(parts), radii[number])
+            if len(places := places[places != own_places[number]]):
+                first = photos[int(with_content[number])]
+                pairs.append(self._match_signs(first, descriptions[number], places, radii[number]))
         return Candidates(*np.concatenate(pairs).T)
 
-    def _find_near_rows(
+    def _find_near_places(
         self, descriptions: np.ndarray, invariants: np.ndarray, radii: np.ndarray
     ) -> Iterator[Iterable[np.ndarray]]:
-        """Find for each photo the rows that may be near, in blocks of all rows."""
+        """Find for each photo the places that may be near, in blocks of all photos."""
         if self.cells is not None:
-            yield (self.cells.find_rows(describe_shapes(compute_invariants(windows))) for windows in descriptions)
+            yield (self.cells.find_places(describe_shapes(compute_invariants(windows))) for windows in descriptions)
             return
         large_balls = _make_balls(invariants, radii)
         for start in range(0, len(self.lifted), MAX_PENDING_PHOTOS):
             yield self._find_inside_each(large_balls, range(start, min(start + MAX_PENDING_PHOTOS, len(self.lifted))))
 
     def _find_inside_each(self, balls: tuple[np.ndarray, np.ndarray], among: range) -> list[np.ndarray]:
-        """Find for each ball the rows of the photos inside."""
+        """Find for each ball the places of the photos inside."""
         centres, thresholds = balls
         hits = []
         for start in range(among.start, among.stop, BLOCK_PHOTOS):
-            ball, row = np.nonzero(centres @ self.lifted[start : min(start + BLOCK_PHOTOS, among.stop)].T > thresholds)
-            hits.append(np.stack([ball, row + start]))
-        ball, rows = np.concatenate(hits, 1)
+            ball, place = np.nonzero(
+                centres @ self.lifted[start : min(start + BLOCK_PHOTOS, among.stop)].T > thresholds
+            )
+            hits.append(np.stack([ball, place + start]))
+        ball, places = np.concatenate(hits, 1)
         order = ball.argsort(kind="stable")
-        return np.split(rows[order], np.searchsorted(ball[order], np.arange(len(centres))))[1:]
+        return np.split(places[order], np.searchsorted(ball[order], np.arange(len(centres))))[1:]
 
-    def _find_inside_any(self, balls: tuple[np.ndarray, np.ndarray], rows: np.ndarray) -> np.ndarray:
-        """Find those of the rows that at least one ball contains."""
+    def _find_inside_any(self, balls: tuple[np.ndarray, np.ndarray], places: np.ndarray) -> np.ndarray:
+        """Find those of the places that at least one ball contains."""
         centres, thresholds = balls
-        blocks = [rows[start : start + BLOCK_PHOTOS] for start in range(0, len(rows), BLOCK_PHOTOS)]
+        blocks = [places[start : start + BLOCK_PHOTOS] for start in range(0, len(places), BLOCK_PHOTOS)]
         inside = (block[(centres @ self.lifted[block].T > thresholds).any(0)] for block in blocks)
-        return np.concatenate([rows[:0], *inside])
+        return np.concatenate([places[:0], *inside])
 
     def _find_nearest(
-        self, windows: np.ndarray, descriptions: np.ndarray, rows: np.ndarray, radius: float
+        self, windows: np.ndarray, descriptions: np.ndarray, places: np.ndarray, radius: float
     ) -> np.ndarray:
-        """Find those of the rows that are nearest to a window, within the radius.
+        """Find those of the places that are nearest to a window, within the radius.
 
         Where there are too many, half of the result is the nearest by distance, the rest by shape.
 
@@ -330,16 +341,16 @@ class CandidateIndex:
         """
         invariants, lengths = windows[:, :-1], windows[:, -1:]
         blocks = [np.zeros(0, np.float32)]
-        for start in range(0, len(rows), BLOCK_PHOTOS):
-            photos = self.lifted[rows[start : start + BLOCK_PHOTOS]]
+        for start in range(0, len(places), BLOCK_PHOTOS):
+            photos = self.lifted[places[start : start + BLOCK_PHOTOS]]
             # Minus half the squared distance.
             blocks.append((invariants @ photos[:, :-1].T + lengths).max(0) + photos[:, -1])
         closeness = np.concatenate(blocks)
         inside = np.flatnonzero(closeness > -(radius**2) / 2)
         inside = inside[(-closeness[inside]).argsort(kind="stable")]
         if len(inside) <= MAX_SIGN_COMPARISONS:
-            return rows[inside]
-        near, others = np.split(rows[inside], [MAX_SIGN_COMPARISONS // 2])
+            return places[inside]
+        near, others = np.split(places[inside], [MAX_SIGN_COMPARISONS // 2])
         shapes = describe_shapes(compute_invariants(descriptions))
         similarity = np.concatenate(
             [
@@ -349,15 +360,15 @@ class CandidateIndex:
         )
         return np.concatenate([near, _take_highest(others, similarity, MAX_SIGN_COMPARISONS - len(near))])
 
-    def _match_signs(self, first: int, descriptions: np.ndarray, rows: np.ndarray, radius: float) -> np.ndarray:
-        """Find the nearest rows by signed coefficients: int64 [pairs, 4] in the order of `Candidates`."""
-        searched, photos = descriptions[:, :SEARCHED_COUNT], self.uncropped[rows]
+    def _match_signs(self, first: int, descriptions: np.ndarray, places: np.ndarray, radius: float) -> np.ndarray:
+        """Find the nearest photos by signed coefficients: int64 [pairs, 4] in the order of `Candidates`."""
+        searched, photos = descriptions[:, :SEARCHED_COUNT], self.uncropped[places]
         variants = apply_symmetries(photos[:, :SEARCHED_COUNT]).reshape(-1, SEARCHED_COUNT)
         squares = (searched**2).sum(1)[:, None] + (variants**2).sum(1) - 2 * searched @ variants.T
-        by_row = squares.reshape(len(searched), len(rows), len(SYMMETRIES)).swapaxes(0, 1)
-        by_row = by_row.reshape(len(rows), len(searched) * len(SYMMETRIES))
+        by_row = squares.reshape(len(searched), len(places), len(SYMMETRIES)).swapaxes(0, 1)
+        by_row = by_row.reshape(len(places), len(searched) * len(SYMMETRIES))
         best = by_row.argmin(1)
-        distances = by_row[np.arange(len(rows)), best]
+        distances = by_row[np.arange(len(places)), best]
         window, symmetry = np.divmod(best, len(SYMMETRIES))
         inside = np.flatnonzero(distances < radius**2)
         inside = inside[distances[inside].argsort(kind="stable")]
@@ -369,7 +380,9 @@ class CandidateIndex:
             is_similar = similarity >= MIN_SHAPE_SIMILARITY
             similar = _take_highest(others[is_similar], similarity[is_similar], MAX_SHAPE_CANDIDATES)
             nearest = np.concatenate([nearest, similar])
-        return np.stack([np.full(len(nearest), first), rows[nearest], window[nearest], symmetry[nearest]], 1)
+        return np.stack(
+            [np.full(len(nearest), first), self.rows[places[nearest]], window[nearest], symmetry[nearest]], 1
+        )
 
 
 def _take_highest(values: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:

@@ -23,6 +23,9 @@ BLOCK_PHOTOS = 1024
 class Cells:
     """A division of photos into cells.
 
+    Attributes:
+        order: the rows of the photos, cell by cell. A place is a position in it.
+
     Args:
         shapes: float32 [photos, coefficients], unit vectors; may be memory-mapped.
         rows: of the photos with content, in ascending order; the others are in no cell.
@@ -38,19 +41,18 @@ class Cells:
 
         blocks = map_in_threads(find_cells, range(0, len(rows), BLOCK_PHOTOS))
         cells = np.concatenate([np.zeros(0, np.int64), *blocks])
-        order = cells.argsort(kind="stable")
-        self._rows, self._starts = rows[order], np.searchsorted(cells[order], np.arange(count + 1))
+        by_cell = cells.argsort(kind="stable")
+        self.order, self._starts = rows[by_cell], np.searchsorted(cells[by_cell], np.arange(count + 1))
 
-    def find_rows(self, shapes: np.ndarray) -> np.ndarray:
+    def find_places(self, shapes: np.ndarray) -> np.ndarray:
         """Find the photos in the cells that are most similar to the windows of a photo.
 
         Args:
             shapes: float32 [windows, coefficients], unit vectors.
         Returns:
-            Their rows, in ascending order.
+            Their places, in ascending order.
         """
         similarity = shapes @ self._prototypes
         searched = min(CELLS_PER_WINDOW, similarity.shape[1])
         cells = np.unique(np.argpartition(-similarity, searched - 1, axis=1)[:, :searched])
-        parts = [self._rows[self._starts[cell] : self._starts[cell + 1]] for cell in cells]
-        return np.sort(np.concatenate(parts))
+        return np.concatenate([np.arange(self._starts[cell], self._starts[cell + 1]) for cell in cells])
