@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ikebana.cli.app import DEFAULT_OUTPUT, SECURITY, Output, Switch, app
+from ikebana.cli.argument_order import refuse_file_first, refuse_photos_first
 from ikebana.cli.options import LimitOptions
 from ikebana.cli.shard_options import DEFAULT_SHARDS, ShardFlags, is_folder
 from ikebana.errors import UsageError
@@ -53,6 +54,7 @@ def predict(
             )
     if not photos:
         raise UsageError("no photos were given", advice="ikebana predict MODEL PHOTOS")
+    refuse_photos_first("predict", model, photos)
     if copy_to is not None and link_to is not None:
         raise UsageError("--copy-to and --link-to exclude each other", advice="one of them")
     if output.json and out is None:
@@ -102,6 +104,7 @@ def explain(
 
     if not photos:
         raise UsageError("no photos were given", advice="ikebana explain MODEL PHOTOS")
+    refuse_photos_first("explain", model, photos)
     explanations = explain(model, photos, count=count, out=out, draws_heat_maps=out is not None)
     progress.event("done", photos=len(explanations), out=str(out or ""))
     progress.result("\n".join([*map(repr, explanations), *([str(out)] if out is not None else [])]))
@@ -144,6 +147,7 @@ def export(
     """
     output.apply()
     if file is not None and web is None:
+        refuse_file_first(run, file)
         from ikebana.commands.export import export
 
         export(run, file, int8=int8, photos=photos, at_most_wrong=at_most_wrong, with_neighbours=with_neighbours)
