@@ -4,11 +4,13 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from support.browser import find_covered_headings
 
 from ikebana.auditing.findings import Finding
 from ikebana.data import sources
 from ikebana.data.dataset import STATUS_USED, Dataset
 from ikebana.reports import audit_page
+from ikebana.reports.audit_page import KIND_DESCRIPTIONS
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +126,15 @@ def test_a_link_opens_a_folded_section(page):
     assert not page.locator("#outlier .cards").is_visible()
     page.get_by_role("link", name="Outliers").click()
     assert page.locator("#outlier .cards").is_visible()
+
+
+@pytest.mark.parametrize("width", [1280, 700, 390])
+def test_the_menu_covers_no_heading_that_its_links_jump_to(photos, tmp_path, visit, width):
+    paths = photos.photos["path"]
+    findings = [Finding(kind, "note", (path,), "", "look") for kind in KIND_DESCRIPTIONS for path in paths]
+    file = tmp_path / "audit" / "index.html"
+    audit_page.write(file, photos, findings, np.zeros((6, 20, 20, 3), np.uint8), "squash")
+    assert find_covered_headings(visit(file.as_uri()), width) == []
 
 
 def test_the_page_is_readable_without_scripts(page, browser):

@@ -8,6 +8,7 @@ import sys
 
 import polars as pl
 import pytest
+from support.browser import find_covered_headings
 from support.html_reader import Reader
 from support.runs_with_photos import make_run
 
@@ -214,6 +215,12 @@ def test_a_cell_opens_its_photos_without_javascript_and_nothing_is_requested(run
         if has_scripts:
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
         context.close()
+
+
+@pytest.mark.parametrize("width", [1280, 700, 390])
+def test_the_menu_covers_no_heading_that_its_links_jump_to(run, visit, width, tmp_path):
+    page = visit(ikebana.report(run, tmp_path / "page.html").as_uri())
+    assert find_covered_headings(page, width) == []
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,21 @@ def choose_photos(page, *photos: tuple[str, bytes]):
     return page.locator(".card").all()
 
 
+def find_covered_headings(page, width: int) -> list[str]:
+    """Follow each link of a page's menu at this width: the links whose heading the menu covers."""
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(reduced_motion="reduce")
+    return page.evaluate(
+        """() => [...document.querySelectorAll("nav a")].map((link) => link.hash).filter((hash) => {
+          if (!hash) return false;
+          location.hash = hash;
+          const heading = document.querySelector(`${hash} h2`).getBoundingClientRect();
+          const menu = document.querySelector("nav").getBoundingClientRect();
+          return heading.top < Math.max(menu.bottom, 0);
+        })"""
+    )
+
+
 class FileRequestHandler(http.server.SimpleHTTPRequestHandler):
     """Serve files and nothing else, to pages of other origins too, as public hosts do."""
 

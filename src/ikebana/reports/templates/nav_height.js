@@ -1,0 +1,7 @@
+// The targets of links stop below the sticky menu, however many lines it has.
+(() => {
+  const nav = document.querySelector("nav");
+  const measure = () => document.documentElement.style.setProperty("--nav-height", `${nav.offsetHeight}px`);
+  addEventListener("resize", measure);
+  measure();
+})();
