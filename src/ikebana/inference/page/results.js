@@ -4,7 +4,7 @@ const COLUMNS = ["path", "label", "confidence", "status", "candidates", "familia
 const NO_LABEL = ["not sure", "unlike the training photos", "not classified", "waiting"];
 const PROBABILITY_DECIMALS = 6;
 
-// → "9 tulip, 5 not sure": classes by their number of photos, then photos without a class
+// → "9 tulip, 5 not sure": classes by their number of photos, then photos without a label
 export function summarise(cards) {
   const counts = new Map();
   for (const card of cards) counts.set(describe(card), (counts.get(describe(card)) ?? 0) + 1);
