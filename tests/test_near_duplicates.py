@@ -271,19 +271,19 @@ def test_photos_in_cells_have_the_pairs_of_a_search_of_all(monkeypatch):
     array = squares([blank[0], *photos, *copies, *blank[1:]])
     rows, all_pairs = np.arange(len(array)), search.find_pairs(array, np.arange(len(array)))
     monkeypatch.setattr(candidates, "MIN_DIVIDED_PHOTOS", 1)
-    found, find_places = [], cells.Cells.find_places
+    counts, find_places = [], cells.Cells.find_places
 
     def count_photos(self, shapes):
         places = find_places(self, shapes)
-        found.append(len(places))
+        counts.append(len(places))
         return places
 
     monkeypatch.setattr(cells.Cells, "find_places", count_photos)
     assert search.find_pairs(array, rows) == all_pairs
     assert len(all_pairs) >= 55
-    assert len(found) == len(photos) + len(copies)
+    assert len(counts) == len(photos) + len(copies)
     # Among so few photos, a cell holds a larger share of them than among many.
-    assert np.mean(found) < len(array) / 2
+    assert np.mean(counts) < len(array) / 2
 
 
 @given(st.integers(1, 300), st.integers(0, 10**6))

@@ -1,4 +1,4 @@
-"""Cells of photos with similar shapes, so that a search reads a small share of many photos.
+"""Cells of photos with similar shapes, of which a search reads a few.
 
 Each cell has a prototype: the shape of a photo of the collection, chosen at random. So where many
 photos are similar, there are many cells, and none is large. A photo is in the cell of the prototype
