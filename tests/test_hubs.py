@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from support.hubs import GoogleHandler, HuggingFaceHandler, serve_hub
+from support.hubs import GoogleHandler, HuggingFaceHandler, RefusingGoogleHandler, serve_hub
 from support.images import encode_photo
 from support.stores import write_parquet
 
@@ -68,3 +68,12 @@ def test_a_file_of_google_cloud_storage_is_written_once():
         variables = {**os.environ, "STORAGE_EMULATOR_HOST": address, **GOOGLE}
         done = subprocess.run([sys.executable, "-c", WRITE], capture_output=True, text=True, check=False, env=variables)
     assert done.stdout.split("\n")[:2] == ["True False", "{'a.parquet'} b'rows'"], done.stderr[-3000:]
+
+
+def test_a_refusal_of_google_cloud_storage_is_an_error_and_no_traceback():
+    with serve_hub(RefusingGoogleHandler, FILES) as address:
+        variables = {**os.environ, "STORAGE_EMULATOR_HOST": address, **GOOGLE}
+        command = [sys.executable, "-m", "ikebana", "audit", "gs://garden/flowers"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    assert done.returncode == 1
+    assert done.stderr.startswith("StoreError: the store refused the request"), done.stderr[-3000:]

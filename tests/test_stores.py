@@ -183,6 +183,24 @@ def test_a_missing_package_is_an_error_with_the_command_that_installs_it(monkeyp
     assert refusal.value.advice == "pip install 'ikebana[s3]'"
 
 
+# Messages of gcsfs within a request and after it.
+LOG = """
+import logging, sys
+from ikebana.data import store_errors
+if sys.argv[1] == "configured":
+    logging.basicConfig(format="%(message)s")
+logger = logging.getLogger("gcsfs.credentials")
+store_errors.request(lambda: logger.warning("within"), "gs://garden")
+logger.warning("after")
+"""
+
+
+@pytest.mark.parametrize(("program", "printed"), [("plain", "after\n"), ("configured", "within\nafter\n")])
+def test_gcsfs_prints_nothing_during_a_request_unless_the_program_configures_logging(program, printed):
+    done = subprocess.run([sys.executable, "-c", LOG, program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", printed)
+
+
 def test_a_location_can_be_read_by_another_process(bucket):
     location = Location("s3://bucket/photos/a/two words.jpg", size=3000)
     code = "import pickle, sys; print(len(pickle.loads(sys.stdin.buffer.read()).read()))"

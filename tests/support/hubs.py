@@ -140,6 +140,13 @@ class GoogleHandler(_Handler):
         }
 
 
+class RefusingGoogleHandler(_Handler):
+    """Google Cloud Storage that refuses each request."""
+
+    def do_GET(self):
+        self.send_json({"error": {"code": 400, "message": "Bad Request"}}, 400)
+
+
 @contextmanager
 def serve_hub(handler: type[_Handler], files: Mapping[str, bytes]) -> Iterator[str]:
     """Serve files within this block; gives the address."""

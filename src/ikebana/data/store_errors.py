@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from ikebana.data.store_loggers import shared_logger
 from ikebana.errors import PhotosError, get_first_line
 
 # Seconds before each retry.
@@ -75,7 +76,8 @@ def request(action: Callable[[], Result], address: str) -> Result:
     delays = () if address.startswith("gs:") else RETRY_DELAYS_SECONDS
     for delay in (*delays, None):
         try:
-            return action()
+            with shared_logger.use():
+                return action()
         except (ChangedFile, NoRanges, PhotosError):
             raise
         # The clients of stores have no common base class.
