@@ -23,10 +23,12 @@ ADVICE_START = (
     "start one: `ray start --head` on one machine, then on each other machine "
     "`ray start --address=HEAD:6379`; or set RAY_ADDRESS=HEAD:6379"
 )
-ADVICE_REFUSED = "the same version of Ray on all machines; RAY_AUTH_MODE=token and the cluster's token, if it has one"
+ADVICE_REFUSED = "the address of a Ray cluster, and the same version of Ray on all machines"
+ADVICE_TOKEN = "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token or in RAY_AUTH_TOKEN"
 # For this process, unless the user has set it. No shorter keep-alive: workers answer pings during a long
 # task with "too_many_pings" and close the connection, which looks like a crash.
-DRIVER_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0"}
+# One attempt instead of twenty, each of which prints a line; it waits for a slow cluster.
+DRIVER_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_server_port_wait_time_s": "1"}
 
 
 @contextmanager
@@ -42,15 +44,13 @@ def connect() -> Iterator[None]:
         ray = _import_ray()
         is_own = not ray.is_initialized()
         if is_own:
-            _require_reachable(os.environ.get(ADDRESS_VARIABLE, ""))
+            address = _find_address(ray)
+            _require_reachable(address)
             try:
                 ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-            except ConnectionError as error:
-                raise _connection_error(error) from None
             # Another version of Ray, no token, and more.
-            except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
-                what = f"the Ray cluster refused the connection: {get_first_line(error)}"
-                raise MachineError(what, where=_describe_address(), advice=ADVICE_REFUSED) from error
+            except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+                raise _make_refusal(error, address) from error
     if not is_own:
         yield
         return
@@ -96,34 +96,66 @@ def _import_ray() -> ModuleType:
     return ray
 
 
+def _find_address(ray: ModuleType) -> str:
+    """Find the address that Ray will connect to.
+
+    It is that of RAY_ADDRESS, or of a cluster on this machine. Ray has no public function for it.
+
+    Raises:
+        MachineError: no cluster was started on this machine.
+    """
+    services = ray._private.services
+    # A cluster may have ended since the last call.
+    services.find_gcs_addresses.cache_clear()
+    is_disabled = services.logger.disabled
+    # Its warning of several clusters comes again when Ray connects.
+    services.logger.disabled = True
+    try:
+        return services.get_ray_address_from_environment("auto", None)
+    except ConnectionError:
+        raise MachineError("no Ray cluster found", where="this machine", advice=ADVICE_START) from None
+    finally:
+        services.logger.disabled = is_disabled
+
+
 def _require_reachable(address: str) -> None:
     """Raise an error at once if an address HOST:PORT does not answer."""
     if address.startswith("ray://"):
         raise UsageError(
             "a connection through Ray Client is not supported",
-            where=f"{ADDRESS_VARIABLE}={address}",
+            where=_describe_address(address),
             advice="run the command on a machine of the cluster, with RAY_ADDRESS=HEAD:6379 or without RAY_ADDRESS",
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return
+    # Ray would start a cluster for `local`.
+    if not host or not port.isdecimal():
+        what, advice = "the address of a Ray cluster is HOST:PORT", "for example RAY_ADDRESS=10.0.0.5:6379"
+        raise UsageError(what, where=_describe_address(address), advice=advice)
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
-        raise _connection_error(error) from None
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        what = f"no Ray cluster found: {get_first_line(error)}"
+        raise MachineError(what, where=_describe_address(address), advice=ADVICE_START) from None
 
 
-def _connection_error(error: OSError) -> MachineError:
-    """Build the error for a missing cluster, or one that wants a token."""
-    what = f"no Ray cluster found: {get_first_line(error)}"
-    # Ray's own errors have no number. If an address was given, something answered there.
-    is_refused = error.errno is None and ADDRESS_VARIABLE in os.environ
-    return MachineError(what, where=_describe_address(), advice=ADVICE_REFUSED if is_refused else ADVICE_START)
+def _make_refusal(error: Exception, address: str) -> MachineError:
+    """Make the error for a cluster that answers, but refuses the connection.
+
+    It wants a token, or another version of Ray, or it is not a cluster of Ray at all.
+    """
+    where = _describe_address(address)
+    # The text of the cause has the traceback of the first error.
+    if "AuthenticationError" in f"{type(error).__name__} {error.__cause__}":
+        what = "the Ray cluster refused the connection: the token is missing or wrong"
+        return MachineError(what, where=where, advice=ADVICE_TOKEN)
+    what = f"the Ray cluster refused the connection: {get_first_line(error)}"
+    return MachineError(what, where=where, advice=ADVICE_REFUSED)
 
 
-def _describe_address() -> str:
-    address = os.environ.get(ADDRESS_VARIABLE)
-    return f"{ADDRESS_VARIABLE}={address}" if address else "this machine"
+def _describe_address(address: str) -> str:
+    if os.environ.get(ADDRESS_VARIABLE):
+        return f"{ADDRESS_VARIABLE}={os.environ[ADDRESS_VARIABLE]}"
+    return f"{address}, the latest cluster on this machine"
 
 
 @contextmanager
