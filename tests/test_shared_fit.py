@@ -14,6 +14,8 @@ from support.images import encode_photo
 
 import ikebana
 from ikebana.errors import UsageError
+from ikebana.learning import device
+from ikebana.learning.features import feature_cache
 from ikebana.system.launch import Launch, read_launch
 
 OPTIONS = {"image_size": 48, "batch_size": 7, "epochs": 2, "precision": "float32"}
@@ -175,7 +177,7 @@ def test_the_variables_of_a_launcher_are_read():
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
         ({"RANK": "2"}, "RANK is 2, but there are 2 processes"),
         ({"RANK": ""}, "RANK is not set"),
-        ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "MASTER_ADDR and MASTER_PORT"),
+        ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "MASTER_ADDR and MASTER_PORT are not set"),
     ],
 )
 def test_incomplete_or_invalid_variables_are_refused(changes, words):
@@ -189,3 +191,14 @@ def test_a_sweep_in_several_processes_is_refused(monkeypatch, photos):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="not shared by 2 processes"):
         ikebana.sweep(photos)
+
+
+def test_doctor_reports_variables_that_a_training_refuses(monkeypatch):
+    monkeypatch.setattr(feature_cache, "measure_seconds_per_photo", lambda *_, **__: 0.01)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    # It is counted once per process.
+    device._count_threads.cache_clear()
+    assert "MASTER_ADDR and MASTER_PORT are not set" in ikebana.doctor()["processes"]

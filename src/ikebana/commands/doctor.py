@@ -7,6 +7,7 @@ import platform
 import torch
 
 from ikebana.commands.cache import measure_size
+from ikebana.errors import UsageError
 from ikebana.learning import fast
 from ikebana.learning.device import describe_processor
 from ikebana.learning.estimate import configure_device
@@ -54,7 +55,11 @@ def doctor(*, device: str = "auto") -> dict[str, str]:
 
 def _describe_processes(device: str) -> str:
     """Describe the processes that a launcher started, and how they exchange gradients."""
-    launch, gpus = read_launch(), torch.cuda.device_count()
+    try:
+        launch = read_launch()
+    except UsageError as error:
+        return f"invalid variables: {error.what} ({error.advice})"
+    gpus = torch.cuda.device_count()
     if not launch.has_peers:
         unused = f": training uses one of {gpus} GPUs (to use all: docs/several-gpus.md)" if gpus > 1 else ""
         return f"1{unused}"

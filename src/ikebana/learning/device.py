@@ -22,7 +22,7 @@ from ikebana.learning import fast
 from ikebana.learning.process_state import CUBLAS_VARIABLE, keep_large_blocks
 from ikebana.system import progress
 from ikebana.system.contention import estimate_competing_processors
-from ikebana.system.launch import read_launch
+from ikebana.system.launch import count_local_processes, read_launch
 from ikebana.system.threads import count_threads
 from ikebana.system.versions import find_versions
 
@@ -154,7 +154,7 @@ def _count_threads() -> tuple[int, str]:
     if quota is not None and quota < allowed:
         return max(1, int(quota)), f"the container's quota is {quota:g} of {allowed} processors"
     physical = min(allowed, torch.get_num_threads())
-    local_size = read_launch().local_size
+    local_size = count_local_processes()
     if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         return max(1, physical // local_size), f"{local_size} processes share {physical} processors"
     return physical, f"{allowed} processors available; a second thread per physical core would not be faster"

@@ -55,7 +55,8 @@ def read_launch(variables: Mapping[str, str] = os.environ) -> Launch:
         return Launch()
     missing = [name for name in (RANK, *MEETING_POINT) if not variables.get(name)]
     if missing:
-        raise UsageError(f"{SIZE} is {size}, but {' and '.join(missing)} is not set", advice=ADVICE)
+        verb = "is" if len(missing) == 1 else "are"
+        raise UsageError(f"{SIZE} is {size}, but {' and '.join(missing)} {verb} not set", advice=ADVICE)
     launch = Launch(
         _read_count(variables, RANK),
         size,
@@ -65,6 +66,17 @@ def read_launch(variables: Mapping[str, str] = os.environ) -> Launch:
     if launch.rank >= size:
         raise UsageError(f"{RANK} is {launch.rank}, but there are {size} processes, counted from 0", advice=ADVICE)
     return launch
+
+
+def count_local_processes() -> int:
+    """Count the processes on this machine; 1 if the launcher's variables are invalid.
+
+    A training reads them before, and is refused then. `ikebana doctor` reports them.
+    """
+    try:
+        return read_launch().local_size
+    except UsageError:
+        return 1
 
 
 def silence_torch() -> None:
