@@ -1,6 +1,7 @@
 """`ikebana fit` in several processes: one run, one output, and errors that end all."""
 
 import contextlib
+import inspect
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ from safetensors.torch import load_file
 from support.images import encode_photo
 
 import ikebana
-from ikebana.errors import UsageError
+from ikebana.commands import fit as fit_command
+from ikebana.errors import RecipeError, UsageError
 from ikebana.learning import device
 from ikebana.learning.features import feature_cache
 from ikebana.system.launch import Launch, read_launch
@@ -184,6 +186,14 @@ def test_incomplete_or_invalid_variables_are_refused(changes, words):
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "1"}
     with pytest.raises(UsageError, match=words):
         read_launch(place | changes)
+
+
+def test_a_recipe_without_training_steps_is_refused_before_the_photos_are_listed(monkeypatch, tmp_path):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    # Without its decorators it does not wait for the other process.
+    with pytest.raises(RecipeError, match="no training steps that 2 processes could share"):
+        inspect.unwrap(fit_command.fit)(tmp_path / "no such folder")
 
 
 def test_a_sweep_in_several_processes_is_refused(monkeypatch, photos):

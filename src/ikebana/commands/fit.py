@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from ikebana import recipes
 from ikebana.auditing import dataset_checks, slice_properties
 from ikebana.commands import robustness as run_robustness
 from ikebana.commands.workers import ListPhotos, check_can_share, shared_by_processes, start_workers
@@ -105,8 +106,10 @@ def fit(
         recipe = budget.choose_recipe(photos, minutes, device=device, options=options)
     known = read_earlier_split(split_from) if split_from is not None else None
     run_folder = run or run_writer.DEFAULT_RUNS_FOLDER
+    # Before the photos are listed and the speed is measured. A module of the user's own has training steps.
+    if model is None:
+        check_can_share(recipes.resolve_recipe(recipe or recipes.DEFAULT_RECIPE, **options))
     plan = Plan.from_photos(photos, recipe, model=model, run_folder=run_folder, device=device, **options)
-    check_can_share(plan.recipe)
     plan.apply_settings()
     plan.estimate.report_and_check()
     if robustness:
