@@ -45,7 +45,7 @@ class Cells:
         self.order, self._starts = rows[by_cell], np.searchsorted(cells[by_cell], np.arange(count + 1))
 
     def find_places(self, shapes: np.ndarray) -> np.ndarray:
-        """Find the photos in the cells that are most similar to the windows of a photo.
+        """Find the photos in the cells most similar to the windows of a photo.
 
         Args:
             shapes: float32 [windows, coefficients], unit vectors.
