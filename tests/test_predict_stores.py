@@ -15,7 +15,8 @@ from ikebana.commands.predict_shards import ShardOptions, predict_to_shards
 from ikebana.data import stores
 from ikebana.data.decoding import REASON_STORE_UNAVAILABLE
 from ikebana.data.listing import STATUS_CHANGED
-from ikebana.errors import IkebanaError, PhotosError, UsageError
+from ikebana.data.store_errors import StoreError
+from ikebana.errors import IkebanaError, IncompleteShard, PhotosError, UsageError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("immediate_retries")]
 
@@ -279,3 +280,99 @@ def test_an_overloaded_bucket_gets_all_shards_in_the_end(s3, paper_model, folder
 def test_a_place_that_takes_no_shards_is_an_error(s3, paper_model, folder, out, message):
     with pytest.raises(IkebanaError, match=message):
         predict_to_shards(paper_model, [str(folder)], None, out, ShardOptions(None, 5))
+
+
+# --- photos that cannot be read now ---
+
+
+@pytest.mark.parametrize("status", [503, 403])
+def test_a_shard_with_a_photo_that_cannot_be_read_now_is_computed_by_the_next_call(
+    status, s3, paper_model, files, expected, tmp_path
+):
+    put_files(s3[0], f"later-{status}", files)
+    victim = next(path for path, found in zip(files, expected["status"], strict=True) if found == "ok")
+    s3[1].failures, s3[1].status, s3[1].pattern = 1000, status, f"/{victim}$"
+    out, options = tmp_path / "out", ShardOptions(None, 5)
+    with pytest.raises(PhotosError, match="1 photo could not be read, so 1 of 6 shards is missing") as refusal:
+        predict_to_shards(paper_model, [f"s3://later-{status}"], None, out, options)
+    assert refusal.value.where == f"s3://later-{status}/{victim}"
+    assert len(list(out.glob("part-*"))) == 5
+    assert not (out / "_SUCCESS.json").exists()
+    s3[1].reset()
+    predict_to_shards(paper_model, [f"s3://later-{status}"], None, out, options)
+    assert_same_rows(pl.read_parquet(sorted(out.glob("part-*"))), expected)
+    assert (out / "_SUCCESS.json").exists()
+
+
+def test_a_store_that_is_down_ends_the_command_after_the_first_shards(s3, paper_model, files, tmp_path):
+    put_files(s3[0], "down", files)
+    plan = ikebana.plan_shards(paper_model, "s3://down", tmp_path / "out", shard_photos=3)
+    assert len(plan.shards) > 4
+    s3[1].requests.clear()
+    s3[1].failures, s3[1].pattern = 100_000, r"\.jpg$"
+    with pytest.raises(PhotosError, match=f"so {len(plan.shards)} of {len(plan.shards)} shards are missing"):
+        predict_to_shards(paper_model, ["s3://down"], None, tmp_path / "out", ShardOptions())
+    requested = {path for method, path, _ in s3[1].requests if method == "GET" and path.endswith(".jpg")}
+    assert requested == {photo.address.removeprefix("s3:/") for number in (0, 1, 2) for photo in plan.read_photos(number)}
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_denied_access_to_all_photos_ends_the_command_at_once(kind, s3, paper_model, folder, files, tmp_path):
+    put_files(s3[0], "closed", files)
+    with serve_store(folder) as (address, faults):
+        source, faults = ("s3://closed", s3[1]) if kind == "s3" else (f"{address}/", faults)
+        plan = ikebana.plan_shards(paper_model, source, tmp_path / "out", shard_photos=5)
+        faults.requests.clear()
+        faults.failures, faults.status, faults.pattern = 100_000, 403, r"\.jpg$"
+        with pytest.raises(StoreError, match=r"^access denied \(HTTP 403\)") as refusal:
+            predict_to_shards(paper_model, [source], None, tmp_path / "out", ShardOptions())
+        assert ("AWS_ACCESS_KEY_ID" in str(refusal.value)) == (kind == "s3")
+        photos = {stores.get_name(photo.address) for photo in plan.read_photos(0)}
+        assert {stores.get_name(path) for _, path, _ in faults.requests} <= photos
+        with pytest.raises(StoreError, match="access denied"):
+            ikebana.predict_shard(plan, 0)
+        assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_the_command_reports_unread_photos_by_its_exit_status_and_computes_them_when_repeated(
+    s3, paper_model, files, expected, tmp_path
+):
+    put_files(s3[0], "status", {**files, "results/none": b""})
+    command = [sys.executable, "-m", "ikebana", "predict", str(paper_model), "s3://status/a", "--shard-photos", "5"]
+    put_files(s3[0], "status", {f"a/{path}": data for path, data in files.items()})
+    command += ["--out", "s3://status/results/"]
+    s3[1].failures, s3[1].status, s3[1].pattern = 100_000, 403, rf"/a/{list(files)[7]}$"
+    for share in (["--shard", "2/3"], []):
+        failed = subprocess.run([*command, *share], capture_output=True, text=True, check=False)
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert "1 photo could not be read" in failed.stderr
+        assert "Traceback" not in failed.stderr
+        assert "_SUCCESS.json" not in stores.list_names("s3://status/results")
+    s3[1].reset()
+    subprocess.run(command, capture_output=True, check=True)
+    table, names = read_stored(s3, "status", "results/")
+    assert_same_rows(table, expected)
+    assert "_SUCCESS.json" in names
+
+
+def test_a_photo_that_cannot_be_read_now_has_a_row_if_the_user_accepts_it(s3, paper_model, files, expected, tmp_path):
+    put_files(s3[0], "accepted", files)
+    victim = next(path for path, found in zip(files, expected["status"], strict=True) if found == "ok")
+    s3[1].failures, s3[1].status, s3[1].pattern = 1000, 403, f"/{victim}$"
+    plan = ikebana.plan_shards(paper_model, "s3://accepted", tmp_path / "out", shard_photos=40)
+    with pytest.raises(IncompleteShard, match="shard 0 is not written: 1 photo could not be read"):
+        ikebana.predict_shard(pickle.loads(pickle.dumps(plan)), 0)
+    plan = ikebana.plan_shards(paper_model, "s3://accepted", tmp_path / "out", accept_unreadable=True)
+    ikebana.predict_shard(pickle.loads(pickle.dumps(plan)), 0)
+    ikebana.join_shards(plan)
+    statuses = pl.read_parquet(plan.get_path(0))["status"]
+    assert statuses[list(files).index(victim)].startswith("unreadable: access denied (HTTP 403)")
+
+
+def test_a_photo_that_is_gone_since_it_was_listed_has_a_row(s3, paper_model, files, tmp_path):
+    put_files(s3[0], "gone", files)
+    plan = ikebana.plan_shards(paper_model, "s3://gone", tmp_path / "out", shard_photos=5)
+    stores.remove(f"s3://gone/{list(files)[1]}")
+    ikebana.predict_shard(plan, 0)
+    assert pl.read_parquet(plan.get_path(0))["status"][1] == "unreadable: there is no such file, folder or bucket"

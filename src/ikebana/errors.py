@@ -2,7 +2,9 @@
 
 IkebanaError             the base class
 ├── PhotosError          the photos cannot be used as they are
-│   └── UnreadablePhoto  one photo cannot be used; it is reported and skipped
+│   ├── UnreadablePhoto  one photo cannot be used; it is reported and skipped
+│   │   └── UnavailablePhoto  it cannot be read now, but may be readable later
+│   └── IncompleteShard  a shard of predictions has photos that cannot be read now
 ├── RecipeError          an option is invalid
 │   └── UsageError       a command is incomplete or contradictory
 ├── RunError             a run folder is missing, damaged, locked, not empty, or its photos changed
@@ -44,6 +46,30 @@ class PhotosError(IkebanaError):
 
 class UnreadablePhoto(PhotosError):
     """One photo cannot be used; it is reported with this reason and skipped."""
+
+
+class UnavailablePhoto(UnreadablePhoto):
+    """One photo cannot be read now: its store or its disk fails, or denies access.
+
+    Attributes:
+        is_denied: whether the credentials are missing, wrong or lack the permission.
+    """
+
+    is_denied = False
+
+
+class IncompleteShard(PhotosError):
+    """A shard of predictions is not written, because photos of it cannot be read now.
+
+    Attributes:
+        number: of the shard.
+        photos: how many cannot be read, at least.
+        reason: of the first of them.
+    """
+
+    number = -1
+    photos = 0
+    reason = ""
 
 
 class RecipeError(IkebanaError):

@@ -28,6 +28,15 @@ class ShardOptionFlags:
         bool,
         Parameter(negative=(), group=SHARDS, show_default=False, help="list the photos of the folder again"),
     ] = False
+    accept_unreadable: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            group=SHARDS,
+            show_default=False,
+            help="write a row with the reason for photos whose store does not answer or denies access",
+        ),
+    ] = False
     join: Annotated[
         Path | None, Parameter(group=SHARDS, help="a table that gets the rows of all shards: .csv, .jsonl or .parquet")
     ] = None
@@ -42,7 +51,9 @@ class ShardOptionFlags:
         from ikebana.commands.predict_shards import ShardOptions, parse_share
 
         share = None if self.shard is None else parse_share(self.shard)
-        return ShardOptions(share, self.shard_photos, self.replan, self.join)
+        return ShardOptions(
+            share, self.shard_photos, self.replan, join=self.join, accept_unreadable=self.accept_unreadable
+        )
 
     def import_predictor(self) -> Callable[..., None]:
         """Import the function that predicts photos to shards."""

@@ -19,11 +19,12 @@ from ikebana.data.frame import Frame
 from ikebana.data.listing import STATUS_CHANGED
 from ikebana.data.stores import is_address
 from ikebana.data.unlabelled import UnlabelledPhotos
-from ikebana.errors import MachineError, ModelError, PhotosError, UsageError
+from ikebana.errors import IncompleteShard, MachineError, ModelError, PhotosError, UsageError
 from ikebana.inference import classifier, prediction_table, shard_join, shard_plan, stored_shards
 from ikebana.inference.classifier import Classifier
 from ikebana.inference.prediction import NOT_SURE, STATUS_OK, UNKNOWN
 from ikebana.inference.shard_plan import DEFAULT_SHARD_PHOTOS, PlanHeader, ShardPlan
+from ikebana.inference.shard_reading import ADVICE_AGAIN, describe_count
 from ikebana.inference.shards import UNUSABLE, ShardSummary, compute_shard
 from ikebana.runs.run import Run
 from ikebana.system import progress
@@ -34,6 +35,8 @@ ComputeShards: TypeAlias = Callable[[Classifier, ShardPlan, Sequence[int], Calla
 
 # Sources of which the absolute path is none.
 ADDRESS_MARK = "://"
+# Shards in a row whose photos cannot be read; after them, the store counts as down.
+MAX_INCOMPLETE_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class ShardOptions:
     shard_photos: int | None = None
     # List the photos again.
     replan: bool = False
+    # Write a row with the reason for a photo that cannot be read now.
+    accept_unreadable: bool = False
     # A single table with all rows.
     join: Path | None = None
 
@@ -100,6 +105,7 @@ def predict_to_shards(
     Raises:
         PhotosError: there is no usable photo, or the folder has the predictions of other photos.
         ModelError, MachineError: the folder has the predictions of another model or by other versions.
+        PhotosError, StoreError: photos cannot be read now, so shards are missing.
     """
     table = prediction_table.resolve_table_path(options.join) if options.join is not None else None
     folder = _resolve_folder(out)
@@ -148,7 +154,47 @@ def _predict_share(
         return
     shard_join.remove_success(plan)
     with progress.stage("predict", sum(map(plan.count_photos, missing))) as bar:
-        compute(model_classifier, plan, missing, bar.advance)
+        incomplete = _compute_all(compute, model_classifier, plan, missing, bar.advance)
+    if incomplete:
+        raise _describe_incomplete(plan, numbers, incomplete)
+
+
+def _compute_all(
+    compute: ComputeShards,
+    model_classifier: Classifier,
+    plan: ShardPlan,
+    numbers: Sequence[int],
+    advance: Callable[[int], object],
+) -> list[IncompleteShard]:
+    """Compute shards; go on after one whose photos cannot be read, unless nothing else succeeds.
+
+    Returns:
+        The shards that were not written.
+    """
+    incomplete: dict[int, IncompleteShard] = {}
+    in_a_row, remaining = 0, list(numbers)
+    while remaining and in_a_row < MAX_INCOMPLETE_IN_A_ROW:
+        try:
+            compute(model_classifier, plan, remaining, advance)
+            break
+        except IncompleteShard as error:
+            progress.warn(error.what)
+            incomplete[error.number] = error
+        still_missing = [number for number in plan.list_missing(remaining) if number not in incomplete]
+        in_a_row = in_a_row + 1 if len(still_missing) == len(remaining) - 1 else 1
+        remaining = still_missing
+    return list(incomplete.values())
+
+
+def _describe_incomplete(plan: ShardPlan, numbers: Sequence[int], incomplete: Sequence[IncompleteShard]) -> PhotosError:
+    """Describe which photos could not be read, and how many shards that leaves."""
+    count, missing = describe_count([error.photos for error in incomplete]), len(plan.list_missing(numbers))
+    return PhotosError(
+        f"{count} could not be read, so {missing} of {len(numbers)} shards {'is' if missing == 1 else 'are'} missing; "
+        f"the first is {incomplete[0].reason}",
+        where=incomplete[0].where,
+        advice=f"{ADVICE_AGAIN}. --accept-unreadable writes them with the reason in place of a prediction",
+    )
 
 
 def _complete(model_classifier: Classifier, plan: ShardPlan) -> ShardSummary | None:
@@ -203,7 +249,11 @@ def _prepare_plan(
     model_classifier, identity, path = model
     rules = shard_plan.describe_rules(model_classifier)
     header = PlanHeader(identity, model_classifier.classes, rules, sources, model_path=path)
-    choices = {"shard_photos": options.shard_photos, "replan": options.replan}
+    choices = {
+        "shard_photos": options.shard_photos,
+        "replan": options.replan,
+        "accepts_unreadable": options.accept_unreadable,
+    }
     if isinstance(out, Path):
         plan = shard_plan.prepare_plan(out, header, find_photos, **choices)
     else:
@@ -250,6 +300,7 @@ def plan_shards(
     *,
     shard_photos: int | None = None,
     replan: bool = False,
+    accept_unreadable: bool = False,
 ) -> ShardPlan:
     """List photos and cut them into shards, which any process can predict.
 
@@ -259,6 +310,8 @@ def plan_shards(
         out: the folder for the plan and the shards, here or in a store. A plan that it has is used again.
         shard_photos: photos per shard; by default 1,000.
         replan: list the photos again.
+        accept_unreadable: write a row with the reason for a photo that cannot be read now, because its
+            store does not answer or denies access. By default, its shard is not written.
     Returns:
         The plan, whose `shards` are the numbers for `predict_shard`.
     Raises:
@@ -281,7 +334,7 @@ def plan_shards(
                 excluded_folder=folder if isinstance(folder, Path) else None,
                 reports_errors=is_list,
             ),
-            ShardOptions(shard_photos=shard_photos, replan=replan),
+            ShardOptions(shard_photos=shard_photos, replan=replan, accept_unreadable=accept_unreadable),
         )
 
 
@@ -296,6 +349,8 @@ def predict_shard(plan: ShardPlan | str | Path, number: int, *, model: Model | N
         The Parquet file of the shard, or its address in a store. One that exists is not computed again.
     Raises:
         ModelError, MachineError: the model or the version of a library differs from the plan.
+        IncompleteShard: photos cannot be read now; the same call later may succeed.
+        StoreError: access to all photos is denied.
     """
     plan = _to_plan(plan)
     if number not in plan.shards:

@@ -14,7 +14,7 @@ from ikebana.data import stores
 from ikebana.data.folder import STATUS_UNOPENED, to_printable
 from ikebana.data.locations import Location, PhotoChanged
 from ikebana.data.locations import is_in_store as is_location_in_store
-from ikebana.data.photo_file import read_photo_file
+from ikebana.data.photo_file import describe_disk_error, read_photo_file
 from ikebana.data.unlabelled import NO_FILE, UnlabelledPhoto
 from ikebana.errors import UnreadablePhoto
 
@@ -59,6 +59,7 @@ def read_photo(photo: ListedPhoto) -> bytes:
     """Read the photo of a row.
 
     Raises:
+        UnavailablePhoto: its store or its disk fails, or denies access.
         UnreadablePhoto: it cannot be read, or is not the version that was listed.
     """
     if photo.status != STATUS_UNOPENED:
@@ -81,7 +82,7 @@ def _read_location(location: Location) -> bytes:
     except PhotoChanged:
         raise UnreadablePhoto(STATUS_CHANGED, where=location.address) from None
     except OSError as error:
-        raise UnreadablePhoto(f"unreadable: {error.strerror or error}", where=location.address) from None
+        raise describe_disk_error(error, location.address) from None
 
 
 def is_in_store(photo: ListedPhoto) -> bool:

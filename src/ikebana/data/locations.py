@@ -9,7 +9,7 @@ from ikebana.data import decoding, parquet_photos, stores
 from ikebana.data.decoding import MAX_FILE_BYTES, REASON_STORE_UNAVAILABLE
 from ikebana.data.store_errors import ChangedFile, StoreError
 from ikebana.data.stores import StoredFile
-from ikebana.errors import UnreadablePhoto
+from ikebana.errors import UnavailablePhoto, UnreadablePhoto
 
 # Bytes of the first request if only the header of a photo is read.
 HEADER_BYTES = 2**15
@@ -55,7 +55,8 @@ class Location:
 
         Raises:
             PhotoChanged: it has changed since it was listed.
-            UnreadablePhoto: it is too large, or its store does not answer.
+            UnavailablePhoto: its store does not answer, or denies access.
+            UnreadablePhoto: it is too large, or its store has no such photo.
             OSError: a file of this computer cannot be read.
         """
         try:
@@ -63,8 +64,7 @@ class Location:
         except ChangedFile:
             raise PhotoChanged(f"unreadable: {stores.CHANGED}", where=self.address) from None
         except StoreError as error:
-            what = REASON_STORE_UNAVAILABLE if error.is_transient else f"unreadable: {error.what}"
-            raise UnreadablePhoto(what, where=self.address, advice=error.advice) from None
+            raise _describe_failure(error, self.address) from None
 
     def _read(self) -> bytes:
         if self.row is not None:
@@ -104,6 +104,15 @@ class Location:
         if self.offset is None and self.row is None and self.size is not None:
             return stores.open_stream(StoredFile(self.address, self.size, self.stamp or ""), HEADER_BYTES)
         return io.BytesIO(self.read())
+
+
+def _describe_failure(error: StoreError, address: str) -> UnreadablePhoto:
+    what = REASON_STORE_UNAVAILABLE if error.is_transient else f"unreadable: {error.what}"
+    if not error.is_transient and not error.is_denied:
+        return UnreadablePhoto(what, where=address, advice=error.advice)
+    unavailable = UnavailablePhoto(what, where=address, advice=error.advice)
+    unavailable.is_denied = error.is_denied
+    return unavailable
 
 
 def is_in_store(location: Location) -> bool:

@@ -49,11 +49,13 @@ class StoreError(PhotosError):
 
     Attributes:
         is_transient: whether the same request may succeed later.
+        is_denied: whether the credentials are missing, wrong or lack the permission.
         is_missing: whether there is no such file, folder or bucket.
         is_conflict: whether a file exists that should be new.
     """
 
     is_transient = False
+    is_denied = False
     is_missing = False
     is_conflict = False
 
@@ -94,9 +96,10 @@ def translate(error: Exception, address: str) -> StoreError:
     protocol = address.partition("://")[0]
     if isinstance(error, PermissionError) or status in DENIED_STATUSES or kinds & CREDENTIAL_ERRORS:
         what = f"access denied{_describe_status(status)}: the credentials are missing, wrong or lack the permission"
-        return StoreError(
-            what, where=address, advice=CREDENTIAL_ADVICE.get(protocol, "check the address and its token")
-        )
+        advice = CREDENTIAL_ADVICE.get(protocol, "check the address and its token")
+        translated = StoreError(what, where=address, advice=advice)
+        translated.is_denied = True
+        return translated
     if is_transient(error):
         what = f"the store does not answer{_describe_status(status)}: {get_first_line(error)}"
         translated = StoreError(what, where=address, advice="check the connection, or try again later")

@@ -16,7 +16,7 @@ from ikebana.data.dataset import LOCATION_SCHEMA
 from ikebana.data.folder import STATUS_UNOPENED, check_file
 from ikebana.data.locations import Location
 from ikebana.data.locations import is_in_store as is_location_in_store
-from ikebana.data.photo_file import read_photo_file
+from ikebana.data.photo_file import describe_disk_error, read_photo_file
 from ikebana.data.photo_listing import PhotoListing
 from ikebana.data.similar_paths import suggest_similar_path
 from ikebana.errors import PhotosError, UnreadablePhoto
@@ -210,7 +210,7 @@ def read_photo(photo: UnlabelledPhoto) -> bytes:
     try:
         return photo.location.read()
     except OSError as error:
-        raise UnreadablePhoto(f"unreadable: {error.strerror or error}", where=photo.path) from None
+        raise describe_disk_error(error, photo.path) from None
 
 
 def is_in_store(photo: UnlabelledPhoto) -> bool:

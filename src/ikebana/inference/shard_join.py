@@ -61,6 +61,7 @@ def _check_or_repair(plan: ShardPlan, number: int, compute: Callable[[int], obje
     outcome = _check_shard(plan, number)
     if isinstance(outcome, str) and compute is not None:
         progress.warn(f"{plan.names[number]} is damaged ({outcome}): predicting its photos again")
+        remove_success(plan)
         discard(plan.get_path(number))
         plan.remove(plan.names[number])
         compute(number)

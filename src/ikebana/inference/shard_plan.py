@@ -80,6 +80,8 @@ class ShardPlan:
     ignored: int = 0
     # Folders in the cache of the machine that listed the photos, with the photos of archives.
     unpacked_folders: tuple[str, ...] = ()
+    # Whether photos that cannot be read now get a row; a choice of this call, which is not saved.
+    accepts_unreadable: bool = False
 
     @property
     def shards(self) -> range:
@@ -227,6 +229,7 @@ def prepare_plan(
     *,
     shard_photos: int | None = None,
     replan: bool = False,
+    accepts_unreadable: bool = False,
 ) -> ShardPlan:
     """Open the plan of a folder, or list the photos and write it.
 
@@ -236,6 +239,7 @@ def prepare_plan(
         find_photos: called only if there is no plan yet.
         shard_photos: the number that the user wants; None for that of the plan, or the default.
         replan: replace an existing plan. Shards of photos that did not change keep their names.
+        accepts_unreadable: whether photos that cannot be read now get a row with the reason.
     Raises:
         PhotosError: the plan is one of other photos, or there is no photo.
         MachineError: the plan cannot be read, or the folder cannot be written.
@@ -252,7 +256,7 @@ def prepare_plan(
     if shard_photos not in (None, plan.header.shard_photos):
         what = f"the shards of this folder have {plan.header.shard_photos} photos, not {shard_photos}"
         raise PhotosError(what, where=folder, advice=f"--shard-photos {plan.header.shard_photos}, or --replan")
-    return plan
+    return replace(plan, accepts_unreadable=accepts_unreadable)
 
 
 def _require_folder(folder: Path) -> None:
@@ -329,7 +333,7 @@ def write_plan(folder: Path, header: PlanHeader, photos: UnlabelledPhotos) -> Sh
 
 def _save(plan: ShardPlan, table: "pl.DataFrame") -> None:
     values = {"version": PLAN_VERSION, **asdict(plan)}
-    del values["folder"]
+    del values["folder"], values["accepts_unreadable"]
     metadata = {METADATA_KEY: json.dumps(values)}
     with atomic_write(plan.folder / PLAN_FILE) as partial_file:
         table.write_parquet(partial_file, metadata=metadata, row_group_size=CHUNK_PHOTOS)

@@ -20,6 +20,7 @@ from ikebana.inference import classifier, table_formats
 from ikebana.inference.classifier import Classifier
 from ikebana.inference.prediction import Prediction
 from ikebana.inference.shard_plan import ShardPlan
+from ikebana.inference.shard_reading import ShardReader
 from ikebana.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def compute_shard(
     Raises:
         MachineError: the disk is full, the folder cannot be written, or the photos of an archive
             are on another machine.
+        IncompleteShard: photos cannot be read now, and the plan does not accept that.
+        StoreError: the store denies access to all photos.
     """
     import polars as pl
 
@@ -58,11 +61,12 @@ def compute_shard(
     photos = plan.read_photos(number)
     for position, status in unusable.items():
         photos[position] = photos[position]._replace(status=status)
-    rows = []
-    for prediction in predict_listed(model_classifier, photos):
+    rows, reader = [], ShardReader(number, accepts_unreadable=plan.accepts_unreadable)
+    for prediction in predict_listed(model_classifier, photos, reader.read):
         rows.append(table_formats.to_row(prediction, plan.header.classes))
         if advance is not None:
             advance(1)
+    reader.require_all()
     schema = table_formats.get_parquet_schema(plan.header.classes)
     try:
         with atomic_write(file, create_parent=False) as partial_file:
@@ -76,10 +80,14 @@ def compute_shard(
     return plan.get_place(number)
 
 
-def predict_listed(model_classifier: Classifier, photos: Iterable[ListedPhoto]) -> Iterator[Prediction]:
+def predict_listed(
+    model_classifier: Classifier,
+    photos: Iterable[ListedPhoto],
+    read: Callable[[ListedPhoto], bytes] = listing.read_photo,
+) -> Iterator[Prediction]:
     """Yield a prediction for each photo of a plan, in order."""
-    contents = read_ahead(photos, listing.read_photo, listing.is_in_store)
-    named = ((photo.path, partial(_preprocess, model_classifier, read)) for photo, read in contents)
+    contents = read_ahead(photos, read, listing.is_in_store)
+    named = ((photo.path, partial(_preprocess, model_classifier, get_bytes)) for photo, get_bytes in contents)
     return classifier.predict_photos(model_classifier, named)
 
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ class StoredShardPlan(ShardPlan):
     address: str = ""
 
     def __reduce__(self) -> tuple[Callable[[str], ShardPlan], tuple[Any, ...]]:
-        return _open_required, (self.address,)
+        return _open_required, (self.address, self.accepts_unreadable)
 
     def locate(self, name: str) -> str:
         """Return the address of a file."""
@@ -110,6 +110,7 @@ def prepare_plan(
     *,
     shard_photos: int | None = None,
     replan: bool = False,
+    accepts_unreadable: bool = False,
 ) -> ShardPlan:
     """Open the plan of a folder in a store, or list the photos.
 
@@ -126,10 +127,10 @@ def prepare_plan(
     if not exists and not _put(address, folder / PLAN_FILE, is_new=not replan):
         _fetch(f"{address}/{PLAN_FILE}", folder / PLAN_FILE)
         plan = shard_plan.prepare_plan(folder, header, find_photos, shard_photos=shard_photos)
-    return _to_stored(plan, address)
+    return _to_stored(replace(plan, accepts_unreadable=accepts_unreadable), address)
 
 
-def open_plan(address: str) -> ShardPlan | None:
+def open_plan(address: str, *, accepts_unreadable: bool = False) -> ShardPlan | None:
     """Open the plan of a folder in a store; None if it has none.
 
     Raises:
@@ -138,11 +139,11 @@ def open_plan(address: str) -> ShardPlan | None:
     address, folder = address.rstrip("/"), _make_folder()
     _fetch(f"{address}/{PLAN_FILE}", folder / PLAN_FILE)
     plan = shard_plan.open_plan(folder)
-    return None if plan is None else _to_stored(plan, address)
+    return None if plan is None else _to_stored(replace(plan, accepts_unreadable=accepts_unreadable), address)
 
 
-def _open_required(address: str) -> ShardPlan:
-    plan = open_plan(address)
+def _open_required(address: str, accepts_unreadable: bool) -> ShardPlan:
+    plan = open_plan(address, accepts_unreadable=accepts_unreadable)
     if plan is None:
         raise MachineError(
             "this folder has no plan", where=address, advice="ikebana.plan_shards(model, photos, folder)"
