@@ -1,15 +1,19 @@
 """Wrong usage is reported with what happened and what to try."""
 
+import os
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+import ikebana
 from ikebana import cli
 from ikebana.cli import training_commands
 from ikebana.cli.argument_order import refuse_photos_first
 from ikebana.data.output_folders import RUN_FILES
 from ikebana.errors import UsageError
+from ikebana.system.files import resolve_output_path
 from ikebana.system.usage import unwrap_descriptions
 
 HELP = "ikebana fit --help"
@@ -74,6 +78,77 @@ def test_a_corrected_command_can_be_pasted_into_a_shell(tmp_path):
 def test_a_model_that_is_given_first_is_no_error(photos):
     refuse_photos_first("predict", Path("flowers.onnx"), photos)
     refuse_photos_first("predict", Path("model"), ["garden"])
+
+
+def list_path_arguments():
+    """List command and name of each argument that is a path on this computer; positional ones lack dashes."""
+    for command in cli.app:
+        if not command.startswith("-"):
+            for argument in cli.app[command].assemble_argument_collection():
+                if argument.hint is Path or Path in get_args(argument.hint):
+                    yield command, argument.name if argument.index is None else ""
+
+
+@pytest.mark.parametrize("address", ["s3://garden/x.onnx", "s3://garden/x/", "gs://x/y.csv", "azure://x/y"])
+@pytest.mark.parametrize(("command", "name"), sorted(set(list_path_arguments())))
+def test_no_path_on_this_computer_may_be_an_address(command, name, address, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    positional = {"predict": ["m.onnx", "p"], "explain": ["m.onnx", "p"], "export": ["run"], "fit": ["p"]}
+    given = [name, address] if name else []
+    arguments = positional.get(command, ["p"]) if name else [address, *(["p"] if command in positional else [])]
+    if command == "demo":
+        arguments = []
+    if name == "--join":
+        given += ["--out", "out/"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, *arguments, *given])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "UsageError: this is an address, and a path on this computer is needed here" in error
+    assert f"in   {address.rstrip('/')}\n" in error
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("out", ["azure://x/y/", "azure://x/y.csv", "s3:/x/y/", "ftp://x"])
+def test_predictions_are_written_to_no_unknown_kind_of_store(out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["predict", "m.onnx", "p", "--out", out])
+    assert end.value.code == 2
+    assert "this is an address" in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+def test_functions_refuse_an_address_as_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for address in ("s3://garden/x.csv", Path("s3://garden/x.csv")):
+        for work in (
+            lambda address=address: ikebana.predict(address, "photo.jpg"),
+            lambda address=address: ikebana.predict("model.onnx", "photo.jpg", address),
+            lambda address=address: resolve_output_path(address),
+        ):
+            with pytest.raises(UsageError, match="this is an address") as refusal:
+                work()
+            assert refusal.value.where == "s3://garden/x.csv"
+    monkeypatch.setenv("IKEBANA_CACHE", "s3://garden/cache")
+    with pytest.raises(UsageError, match="this is an address"):
+        ikebana.cache()
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "advice"),
+    [
+        ("ftp://x/y", "s3://, gs://, hf://, https://, http://"),
+        ("azure://x/y", "s3://, gs://, hf://, https://, http://"),
+        ("s3:/garden", "s3://garden"),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_answered_with_those_that_can(source, advice, paper_model):
+    for work in (ikebana.audit, ikebana.fit, lambda photos: ikebana.predict(paper_model, photos)):
+        with pytest.raises(ikebana.PhotosError) as refusal:
+            work(source)
+        assert advice in str(refusal.value)
 
 
 def test_the_help_breaks_lines_at_the_width_of_the_terminal_only():

@@ -104,6 +104,11 @@ class PeerError(MachineError):
         self.is_reported = is_reported
 
 
+def advise_extra(extra: str) -> str:
+    """Return the command that installs an optional part of ikebana."""
+    return f"pip install -c requirements.lock '.[{extra}]' in ikebana's folder"
+
+
 def get_first_line(error: Exception) -> str:
     """Return the first line of an error's text, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,15 +1,24 @@
 """The command's name, exit statuses, and the flags that several commands have."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
 from ikebana.errors import UsageError
 from ikebana.system import progress
+from ikebana.system.local_paths import refuse_address
 
 EXIT_DONE, EXIT_REFUSED, EXIT_WRONG_USAGE, EXIT_LEAKAGE = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
+
+
+def _refuse_address(_: Any, value: object) -> None:
+    """Refuse the address of a store as a path; text such as PHOTOS may be one."""
+    if isinstance(value, Path):
+        refuse_address(value)
+
 
 app = App(
     name="ikebana",
@@ -17,6 +26,7 @@ app = App(
     version_flags=["--version"],
     help_format="plaintext",
     result_action="return_value",
+    default_parameter=Parameter(validator=_refuse_address),
     # `main` distinguishes Ctrl-C from SIGTERM.
     suppress_keyboard_interrupt=False,
 )

@@ -16,8 +16,10 @@ import numpy as np
 from ikebana.commands.run_classifier import build_run_classifier
 from ikebana.commands.run_paths import resolve_run_paths
 from ikebana.data import table, unlabelled
+from ikebana.data.corruption import REASON_WEB_PAGE
 from ikebana.data.frame import Frame, is_frame
 from ikebana.data.read_ahead import read_ahead
+from ikebana.data.stores import ADVICE_WEB_FOLDER
 from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
 from ikebana.errors import ModelError, PhotosError, RunError, UsageError
 from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
@@ -32,6 +34,7 @@ from ikebana.inference.sorting import Sorter
 from ikebana.runs.run import Run, open_run
 from ikebana.system import progress
 from ikebana.system.files import compute_file_sha256, resolve_output_path
+from ikebana.system.local_paths import refuse_address
 
 Model: TypeAlias = Classifier | Run | ModelFile
 Receiver: TypeAlias = Callable[[Sequence[Prediction]], None]
@@ -188,7 +191,7 @@ def predict_to_table(
         PhotosError: there is no usable photo.
     """
     if out is not None:
-        out = prediction_table.resolve_table_path(out)
+        out = prediction_table.resolve_table_path(out, advises_folder=True)
     if sort_into is not None:
         # Check that the path can hold folders.
         sort_into = resolve_output_path(sort_into / NOT_SURE).parent
@@ -301,7 +304,9 @@ def _predict_all(
 def require_usable(counts: Counts) -> None:
     if not counts.predicted + counts.resumed:
         reason = f"none of {counts.unusable} paths is usable; the first: " if counts.unusable else "no photos found"
-        raise PhotosError("".join([reason, *counts.reasons[:1]]), advice="paths of photos, or of folders with photos")
+        is_web_page = any(first.endswith(REASON_WEB_PAGE) for first in counts.reasons[:1])
+        advice = ADVICE_WEB_FOLDER if is_web_page else "paths of photos, or of folders with photos"
+        raise PhotosError("".join([reason, *counts.reasons[:1]]), advice=advice)
 
 
 def _preprocess(model_classifier: Classifier, read: Callable[[], bytes]) -> np.ndarray:
@@ -319,6 +324,7 @@ def open_model(model: Model) -> Classifier | Run:
     if not isinstance(model, str | os.PathLike):
         return classifier.load(model)
     model = _to_path(model)
+    refuse_address(model)
     path = Path(os.path.expanduser(model))
     if path.suffix.lower() in FOREIGN_MODEL_SUFFIXES and os.path.isfile(path):
         raise ModelError(f"{path.name} is not a model file that ikebana can load", where=model, advice=ADVICE_MODEL)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ikebana.data import stores
 from ikebana.data.containers import is_container_source
 from ikebana.data.dataset import STATUS_USED
 from ikebana.errors import IkebanaError, PhotosError
@@ -31,6 +32,8 @@ def resolve_run_paths(opened: Classifier | Run, photos: Sequence[str | Path]) ->
     recorded = opened.dataset.filter(status=STATUS_USED)["path"].to_list()
     known = set(recorded)
     for photo in missing:
+        if error := stores.describe_unsupported(photo):
+            raise error
         if str(photo) not in known:
             raise PhotosError(
                 "there is no such file or folder, and the run has no such photo",

@@ -80,7 +80,8 @@ def _use_file_splits(dataset: Dataset, listing: PhotoListing, collection: Sequen
 
 def _refuse_single_photo(collection: Sequence[Container], source: str) -> None:
     if not any(container.is_archive or container.is_folder for container in collection):
-        raise PhotosError("this is one file, not a collection of photos", where=source, advice=ADVICE_LABELS)
+        advice = f"{stores.ADVICE_WEB_FOLDER}; {ADVICE_LABELS}" if source.lower().startswith("http") else ADVICE_LABELS
+        raise PhotosError("this is one file, not a collection of photos", where=source, advice=advice)
 
 
 def _refuse_containers(listing: PhotoListing, source: str) -> None:

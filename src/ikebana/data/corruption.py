@@ -20,18 +20,21 @@ JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 PNG_SIGNATURE_BYTES = 8
 ICO_SIGNATURE = b"\0\0\1\0"
 
+WEB_PAGE = "a web page"
+REASON_WEB_PAGE = f"not a photo: {WEB_PAGE}"
 FOREIGN_SIGNATURES = {
     b"%pdf": "PDF",
     b"pk\x03\x04": "a zip archive or an office document",
     b"\xd0\xcf\x11\xe0": "an office document",
     b"<svg": "SVG",
-    b"<!doctype html": "a web page",
-    b"<html": "a web page",
+    b"<!doctype html": WEB_PAGE,
+    b"<html": WEB_PAGE,
     b"8bps": "Photoshop",
     b"\x1ae\xdf\xa3": "a video",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"rar!\x1a\x07": "a RAR archive",
     b"\x1f\x8b": "a gzip archive",
+    b"par1": "a Parquet file without a column of image bytes, such as image",
 }
 VIDEO_BRANDS = (b"mp4", b"iso", b"qt ", b"m4v", b"avc", b"3gp")
 # Raw files that are not TIFFs: Olympus, Panasonic, Fujifilm, Canon before 2004, Sigma, Minolta.

@@ -8,12 +8,21 @@ from typing import TypeAlias
 
 import polars as pl
 
-from ikebana.data import archive, archive_members, class_folders, container_sources, containers, output_folders, table
+from ikebana.data import (
+    archive,
+    archive_members,
+    class_folders,
+    container_sources,
+    containers,
+    output_folders,
+    stores,
+    table,
+)
 from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES, ArchiveNotes
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.data.frame import Frame, is_frame
 from ikebana.data.similar_paths import MAX_SIBLINGS, suggest_similar_path
-from ikebana.data.table_paths import COMMON_SUFFIXES, WEB_ADDRESS
+from ikebana.data.table_paths import COMMON_SUFFIXES
 from ikebana.errors import PhotosError
 
 # A folder, an archive, a table, or a table in memory.
@@ -212,8 +221,8 @@ def _order_classes(classes: tuple[str, ...], class_order: tuple[str, ...], sourc
 
 def _describe_missing_source(source: str | Path, path: Path) -> PhotosError:
     """Build the error for a path that does not exist, perhaps a web address."""
-    if WEB_ADDRESS.match(str(source)):
-        return PhotosError("this is a web address, not a path", where=source, advice="download it, and give the file")
+    if error := stores.describe_unsupported(source):
+        return error
     what = f"there is no such folder, archive or table{_describe_access_error(path)}"
     advice = suggest_similar_path(path, _may_have_photos) or "give the path of a folder, an archive or a table"
     return PhotosError(what, where=source, advice=advice)

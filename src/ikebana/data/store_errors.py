@@ -5,6 +5,7 @@ often as the cause of another error. They are recognised by HTTP status, type an
 client has to be imported.
 """
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -134,7 +135,9 @@ def is_transient(error: Exception) -> bool:
     causes = list(iterate_causes(error))
     if any(type(cause).__name__ in CREDENTIAL_ERRORS | ADDRESS_ERRORS for cause in causes):
         return False
-    return any(isinstance(cause, TimeoutError | ConnectionError) or _is_client_error(cause) for cause in causes)
+    # A name that cannot be resolved is more often a network that is down than a misspelt address.
+    connection_errors = (TimeoutError, ConnectionError, socket.gaierror)
+    return any(isinstance(cause, connection_errors) or _is_client_error(cause) for cause in causes)
 
 
 def is_missing(error: Exception) -> bool:

@@ -11,16 +11,20 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ikebana.data import store_requests
 from ikebana.data.store_errors import ChangedFile, NoRanges, StoreError, request
-from ikebana.errors import PhotosError
+from ikebana.errors import PhotosError, advise_extra
+from ikebana.system.local_paths import ADDRESS_START
 
-ADDRESS = re.compile(r"(s3|gs|hf|https?)://", re.IGNORECASE)
-# What pip installs for each kind of address.
+SCHEMES = ("s3", "gs", "hf", "https", "http")
+ADDRESS = re.compile(rf"({'|'.join(SCHEMES)})://", re.IGNORECASE)
+# What pip installs for each kind of address: an extra of ikebana, and the packages alone.
 EXTRAS = {"s3": "s3", "gs": "gcs", "http": "https", "https": "https"}
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface-hub", "http": "fsspec aiohttp", "https": "fsspec aiohttp"}
 # Requests that run at the same time. They wait for the network, not for a processor.
 PARALLEL_REQUESTS = 16
 # Bytes of one request while headers are read: most photos are smaller, so one request has several.
@@ -31,6 +35,7 @@ MAX_PUT_BYTES = 2**30
 MAX_UNKNOWN_BYTES = 512 * 2**20 + 1
 GLOB_CHARACTERS = re.compile(r"[*?\[]")
 
+ADVICE_WEB_FOLDER = "end the address of a folder with /"
 CHANGED = "it has changed since it was listed"
 
 _filesystems: dict[tuple[str, int], Any] = {}
@@ -57,6 +62,21 @@ class StoredFile:
 def is_address(text: object) -> bool:
     """Return whether this is the address of a store, and not a path."""
     return isinstance(text, str) and ADDRESS.match(text) is not None
+
+
+def describe_unsupported(source: str | Path) -> PhotosError | None:
+    """Build the error for an address of another kind, or with a slash too few; None for a path."""
+    match = ADDRESS_START.match(str(source))
+    if match is None:
+        return None
+    scheme = match[1].lower()
+    if scheme in SCHEMES:
+        what = f"this address lacks a slash after {scheme}:"
+        advice = f"{ADDRESS_START.sub(f'{scheme}://', str(source))}, in Python as a str: a Path has only one slash"
+    else:
+        what = f"addresses that begin with {scheme}:// are not supported"
+        advice = f"a path, or an address that begins with {', '.join(f'{name}://' for name in SCHEMES)}"
+    return PhotosError(what, where=source, advice=advice)
 
 
 def get_name(address: str) -> str:
@@ -264,6 +284,21 @@ def list_names(folder: str) -> set[str]:
     return {get_name(file.address) for file in files}
 
 
+def require_bucket(address: str) -> None:
+    """Raise StoreError if the bucket of an address does not exist, before long work ends there.
+
+    Other stores have no buckets, and one may exist although its name cannot be looked up.
+    """
+    scheme, _, path = address.partition("://")
+    if scheme.lower() not in ("s3", "gs"):
+        return
+    try:
+        stat(f"{scheme}://{path.partition('/')[0]}")
+    except StoreError as error:
+        if not error.is_denied:
+            raise
+
+
 def refuse_web_server(address: str) -> None:
     """Raise StoreError if the address is that of a web server, which cannot be written."""
     if address.lower().startswith("http"):
@@ -296,8 +331,6 @@ def _get_filesystem(address: str) -> Any:
 
 
 def _make_filesystem(protocol: str, address: str) -> Any:
-    import fsspec
-
     # Listings are never reused: files may have changed.
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if protocol == "s3":
@@ -310,12 +343,13 @@ def _make_filesystem(protocol: str, address: str) -> Any:
             "max_pool_connections": PARALLEL_REQUESTS,
         }
     try:
+        import fsspec
+
         return fsspec.filesystem(protocol, **options)
     except ImportError:
+        packages = f"pip install -c requirements.lock {PACKAGES[protocol]}"
         raise PhotosError(
             f"addresses that begin with {protocol}:// need another package",
             where=address,
-            advice=f"pip install 'ikebana[{EXTRAS[protocol]}]'"
-            if protocol in EXTRAS
-            else "pip install huggingface-hub",
+            advice=f"{advise_extra(EXTRAS[protocol])}; without PyTorch: {packages}" if protocol in EXTRAS else packages,
         ) from None

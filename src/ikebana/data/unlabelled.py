@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-from ikebana.data import archive, containers, folder
+from ikebana.data import archive, containers, folder, stores
 from ikebana.data.archive import UnpackedArchive
 from ikebana.data.archive_notes import ARCHIVE_SUFFIXES
 from ikebana.data.containers import Container, is_container_source
@@ -182,6 +182,8 @@ def _expand_source(source: str | Path, reports_errors: bool) -> list[Path]:
     if not matches and reports_errors:
         return [path]
     if not matches:
+        if error := stores.describe_unsupported(source):
+            raise error
         advice = suggest_similar_path(path) or "give existing photos, folders or archives"
         raise PhotosError("there is no such file or folder", where=source, advice=advice)
     return [Path(match) for match in matches]

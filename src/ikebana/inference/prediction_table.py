@@ -20,7 +20,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from ikebana.errors import MachineError, RecipeError
+from ikebana.errors import MachineError, UsageError
 from ikebana.inference import table_formats
 from ikebana.inference.prediction import Prediction
 from ikebana.inference.table_formats import FIXED_COLUMNS, TABLE_SUFFIXES, to_row
@@ -33,18 +33,20 @@ PART_FORMAT_VERSION = 4
 NO_DIGEST = 0
 
 
-def resolve_table_path(out: Path) -> Path:
+def resolve_table_path(out: Path, *, advises_folder: bool = False) -> Path:
     """Resolve ~ in the table's path and check it before any work is done.
 
+    Args:
+        advises_folder: whether a folder for shards is possible instead.
     Raises:
-        RecipeError: the name does not end in a table's suffix, or is a folder.
+        UsageError: the name does not end in a table's suffix, or is a folder.
         MachineError: the path is not writable.
     """
     path = resolve_output_path(out)
     if path.suffix.lower() not in TABLE_SUFFIXES or path.is_dir():
-        raise RecipeError(
-            f"{out} is not a supported table file",
-            advice=f"a name that ends in {', '.join(TABLE_SUFFIXES)}; or the name of a folder, {out}/, for shards",
+        folder = f"; or the name of a folder, {out}/, for shards" if advises_folder else ""
+        raise UsageError(
+            f"{out} is not a supported table file", advice=f"a name that ends in {', '.join(TABLE_SUFFIXES)}{folder}"
         )
     return path
 

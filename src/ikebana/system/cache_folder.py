@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ikebana.errors import MachineError
 from ikebana.system import progress
+from ikebana.system.local_paths import refuse_address
 
 VARIABLE = "IKEBANA_CACHE"
 OWNER_ONLY_MODE = 0o700
@@ -42,6 +43,7 @@ def _expand(path: str) -> Path:
         raise MachineError(
             f"{VARIABLE} is {path!r}, but this user has no home folder", advice=f"{VARIABLE}=/tmp/ikebana"
         )
+    refuse_address(expanded)
     return Path(expanded)
 
 

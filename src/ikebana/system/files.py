@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from ikebana.errors import MachineError
+from ikebana.system.local_paths import refuse_address
 
 # Age at which a partial file counts as left behind by a killed process.
 STALE_SECONDS = 3600
@@ -40,9 +41,11 @@ def resolve_output_path(path: str | Path, is_new_folder: bool = False) -> Path:
     Args:
         is_new_folder: whether it is a folder that is renamed into place when complete.
     Raises:
+        UsageError: this is the address of a store.
         MachineError: the name is too long, a file is in the way, permission is missing, or the
             new folder would replace the working directory or one around it.
     """
+    refuse_address(path)
     expanded = Path(os.path.expanduser(path))
     if "\0" in str(expanded):
         raise write_error(OSError(errno.EINVAL, "a NUL in the name"), Path(str(expanded).replace("\0", "\\0")))
@@ -210,7 +213,7 @@ def write_error(error: OSError, path: Path) -> MachineError:
     full_without_errno = error.errno is None and free_space(path) < FULL_DISK_BYTES
     if full_without_errno or error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError("the disk is full", where=path, advice="free some space; IKEBANA_CACHE=DIR moves the cache")
-    if error.errno == errno.ENOENT:
+    if error.errno == errno.ENOENT and not path.parent.is_dir():
         return MachineError(
             "the folder to write to no longer exists", where=path.parent, advice="run the command again"
         )
