@@ -282,6 +282,31 @@ def test_a_place_that_takes_no_shards_is_an_error(s3, paper_model, folder, out, 
         predict_to_shards(paper_model, [str(folder)], None, out, ShardOptions(None, 5))
 
 
+def test_a_bucket_that_does_not_exist_is_an_error_before_photos_are_listed(s3, paper_model, folder, stages):
+    with pytest.raises(StoreError, match="there is no such file, folder or bucket") as refusal:
+        predict_to_shards(paper_model, [str(folder)], None, "s3://gardn/out/", ShardOptions(None, 5))
+    assert refusal.value.where == "s3://gardn"
+    assert not stages
+
+
+def test_planning_again_in_a_bucket_keeps_the_size_of_the_shards(s3, paper_model, folder):
+    put_files(s3[0], "replan", {})
+    predict_to_shards(paper_model, [str(folder)], None, "s3://replan/out", ShardOptions(None, 5))
+    names = stores.list_names("s3://replan/out")
+    predict_to_shards(paper_model, [str(folder)], None, "s3://replan/out", ShardOptions(replan=True))
+    assert stores.list_names("s3://replan/out") == names
+
+
+def test_the_address_of_a_web_folder_without_a_slash_is_explained(paper_model, folder, tmp_path):
+    with serve_store(folder.parent) as (address, _):
+        for work in (
+            lambda: ikebana.predict(paper_model, f"{address}/flowers"),
+            lambda: ikebana.audit(f"{address}/flowers"),
+        ):
+            with pytest.raises(PhotosError, match="end the address of a folder with /"):
+                work()
+
+
 # --- photos that cannot be read now ---
 
 
@@ -313,15 +338,17 @@ def test_a_store_that_is_down_ends_the_command_after_the_first_shards(s3, paper_
     with pytest.raises(PhotosError, match=f"so {len(plan.shards)} of {len(plan.shards)} shards are missing"):
         predict_to_shards(paper_model, ["s3://down"], None, tmp_path / "out", ShardOptions())
     requested = {path for method, path, _ in s3[1].requests if method == "GET" and path.endswith(".jpg")}
-    assert requested == {photo.address.removeprefix("s3:/") for number in (0, 1, 2) for photo in plan.read_photos(number)}
+    assert requested == {
+        photo.address.removeprefix("s3:/") for number in (0, 1, 2) for photo in plan.read_photos(number)
+    }
     assert not list((tmp_path / "out").glob("part-*"))
 
 
 @pytest.mark.parametrize("kind", ["s3", "http"])
 def test_denied_access_to_all_photos_ends_the_command_at_once(kind, s3, paper_model, folder, files, tmp_path):
     put_files(s3[0], "closed", files)
-    with serve_store(folder) as (address, faults):
-        source, faults = ("s3://closed", s3[1]) if kind == "s3" else (f"{address}/", faults)
+    with serve_store(folder) as (address, web_faults):
+        source, faults = ("s3://closed", s3[1]) if kind == "s3" else (f"{address}/", web_faults)
         plan = ikebana.plan_shards(paper_model, source, tmp_path / "out", shard_photos=5)
         faults.requests.clear()
         faults.failures, faults.status, faults.pattern = 100_000, 403, r"\.jpg$"

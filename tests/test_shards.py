@@ -1,6 +1,7 @@
 """Predictions in shards: any processes together give the table of one process, whatever happens to them."""
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ from polars.testing import assert_frame_equal
 import ikebana
 from ikebana.commands import predict_shards
 from ikebana.commands.predict_shards import ShardOptions, predict_to_shards
-from ikebana.data import listing, unlabelled
+from ikebana.data import listing, photo_file, unlabelled
 from ikebana.data.listing import STATUS_CHANGED
 from ikebana.errors import MachineError, ModelError, PhotosError, UsageError
 from ikebana.inference import shard_plan
@@ -291,6 +292,47 @@ def test_a_photo_that_changed_since_the_plan_is_reported_and_predicted_after_pla
     assert (len(after), len(after.keys() - before.keys())) == (4, 1)
 
 
+def test_planning_again_keeps_the_size_of_the_shards(paper_model, photos, out):
+    predict(paper_model, photos, out, shard_photos=5)
+    before = describe_shards(out)
+    predict(paper_model, photos, out, replan=True)
+    assert describe_shards(out) == before
+    predict(paper_model, photos, out, replan=True, shard_photos=10)
+    assert len(describe_shards(out)) == 2
+    (out / "_plan.parquet").write_bytes(b"damaged")
+    predict(paper_model, photos, out, replan=True)
+    assert len(describe_shards(out)) == 1
+
+
+def test_a_photo_on_a_disk_that_fails_is_predicted_by_the_next_call(paper_model, photos, out, one_table, monkeypatch):
+    read, faults = listing.read_photo_file, {"05.jpg": errno.EIO}
+
+    def read_faultily(file):
+        if file.name in faults:
+            raise photo_file.describe_disk_error(OSError(faults[file.name], "failed"), file)
+        return read(file)
+
+    monkeypatch.setattr(listing, "read_photo_file", read_faultily)
+    with pytest.raises(PhotosError, match="1 photo could not be read, so 1 of 4 shards is missing"):
+        predict(paper_model, photos, out, shard_photos=5)
+    assert len(describe_shards(out)) == 3
+    assert not (out / "_SUCCESS.json").exists()
+    faults.clear()
+    predict(paper_model, photos, out)
+    assert_same_rows(read_shards(out), one_table)
+    assert (out / "_SUCCESS.json").exists()
+
+
+def test_a_photo_that_the_user_may_not_read_has_a_row(paper_model, photos, out, monkeypatch):
+    def refuse(file):
+        raise photo_file.describe_disk_error(OSError(errno.EACCES, "Permission denied"), file)
+
+    plan = ikebana.plan_shards(paper_model, photos, out)
+    monkeypatch.setattr(listing, "read_photo_file", refuse)
+    ikebana.predict_shard(plan, 0)
+    assert set(read_shards(out)["status"].to_list()) == {"unreadable: Permission denied"}
+
+
 # --- refusals ---
 
 
@@ -311,13 +353,32 @@ def test_a_folder_of_another_model_other_photos_or_other_versions_is_refused(
             predict(paper_model, photos, out)
     assert describe_shards(out) == before
     predict(paper_run, photos, out, replan=True)
-    assert len(describe_shards(out)) == 1
+    assert len(describe_shards(out)) == 2
+    assert not describe_shards(out).keys() & before.keys()
 
 
 def test_a_folder_with_other_files_is_refused(paper_model, photos):
     with pytest.raises(MachineError, match=r"a folder of their own, and this one contains 00\.jpg"):
         predict(paper_model, photos, photos)
     assert len(os.listdir(photos)) == 20
+
+
+@pytest.mark.parametrize("kind", ["file", "photos", "/proc/ikebana"])
+def test_the_advice_for_a_folder_that_takes_no_shards_is_another_folder(kind, paper_model, photos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError) as refusal:
+        predict(paper_model, photos, tmp_path / kind)
+    if kind.startswith("/proc"):
+        assert refusal.value.what.startswith("this cannot be written")
+        assert refusal.value.advice == "a folder that you may write to"
+    else:
+        assert refusal.value.advice == f"a new folder, such as --out {tmp_path}/{kind}-predictions/"
+
+
+def test_the_command_names_the_table_that_it_joined(paper_model, photos, out, tmp_path):
+    process = start_command(paper_model, photos, "--out", f"{out}/", "--join", tmp_path / "all.csv")
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, output) == (0, f"{tmp_path / 'all.csv'}\n"), errors
 
 
 def test_shards_inside_the_folder_of_the_photos_are_no_photos(paper_model, photos):
@@ -361,6 +422,7 @@ def test_an_impossible_share_is_refused(text, reason):
         (["--out", "shards/", "--shard", "1/2", "--join", "a.csv"], "--join needs all shards"),
         (["--out", "shards/", "--shard", "1/2", "--replan"], "remove _plan.parquet"),
         (["--out", "shards/", "--shard-photos", "0"], "too small"),
+        (["--out", "shards/", "--join", "all/"], "all is not a supported table file"),
         (["--out", "shards/", "--copy-to", "sorted"], "need a table"),
     ],
 )

@@ -71,9 +71,9 @@ def predict(
 
         table = None if out is None else Path(out)
         predict_to_table(model, paths, path_lines, table, copy_to or link_to, link=link_to is not None)
-    progress.event("done", out=out or "")
+    progress.event("done", out=out or "", join=str(shards.join or ""))
     if out is not None:
-        progress.result(out)
+        progress.result(str(shards.join or out))
 
 
 @app.command(sort_key=7)

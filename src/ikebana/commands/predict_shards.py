@@ -143,13 +143,16 @@ def _predict_share(
     if step > len(plan.names):
         size = -(-plan.photos // step)
         progress.warn(
-            f"{len(plan.names)} shards cannot keep {step} processes busy: --shard-photos {size} in a new folder divides "
-            "the work evenly"
+            f"{len(plan.names)} shard{'s' * (len(plan.names) != 1)} cannot keep {step} processes busy: "
+            f"--shard-photos {size} in a new folder divides the work evenly"
         )
     numbers = plan.shards[first::step]
     missing = plan.list_missing(numbers)
     if len(missing) < len(numbers):
-        progress.message(f"{len(numbers) - len(missing)} of {len(numbers)} shards were predicted earlier")
+        earlier = len(numbers) - len(missing)
+        progress.message(
+            f"{_describe_part(earlier, len(numbers))} {'was' if earlier == 1 else 'were'} predicted earlier"
+        )
     if not missing:
         return
     shard_join.remove_success(plan)
@@ -190,11 +193,15 @@ def _describe_incomplete(plan: ShardPlan, numbers: Sequence[int], incomplete: Se
     """Describe which photos could not be read, and how many shards that leaves."""
     count, missing = describe_count([error.photos for error in incomplete]), len(plan.list_missing(numbers))
     return PhotosError(
-        f"{count} could not be read, so {missing} of {len(numbers)} shards {'is' if missing == 1 else 'are'} missing; "
-        f"the first is {incomplete[0].reason}",
+        f"{count} could not be read, so {_describe_part(missing, len(numbers))} {'is' if missing == 1 else 'are'} "
+        f"missing; the first is {incomplete[0].reason}",
         where=incomplete[0].where,
         advice=f"{ADVICE_AGAIN}. --accept-unreadable writes them with the reason in place of a prediction",
     )
+
+
+def _describe_part(count: int, shards: int) -> str:
+    return f"{count} of {shards} shard{'s' * (shards != 1)}"
 
 
 def _complete(model_classifier: Classifier, plan: ShardPlan) -> ShardSummary | None:
@@ -204,8 +211,8 @@ def _complete(model_classifier: Classifier, plan: ShardPlan) -> ShardSummary | N
     if missing:
         shard_join.remove_success(plan)
         progress.message(
-            f"{len(missing)} of {len(plan.names)} shards are left to other processes. "
-            "Run the same command without --shard to compute what is missing then."
+            f"{_describe_part(len(missing), len(plan.names))} {'is' if len(missing) == 1 else 'are'} left to other "
+            "processes. Once these have ended, run the same command without --shard: it computes what is missing."
         )
         return None
     summary = shard_join.check_shards(plan, partial(compute_shard, model_classifier, plan))
@@ -219,7 +226,8 @@ def _report(model_classifier: Classifier, plan: ShardPlan, summary: ShardSummary
     predict_command.report(_to_counts(summary), plan.ignored, model_classifier)
     changed = summary.reasons[STATUS_CHANGED]
     if changed:
-        progress.warn(f"{changed} photos changed since they were listed: --replan predicts them again")
+        what = "1 photo changed since it was" if changed == 1 else f"{changed} photos changed since they were"
+        progress.warn(f"{what} listed: --replan predicts {'it' if changed == 1 else 'them'} again")
 
 
 def _to_counts(summary: ShardSummary) -> Counts:

@@ -149,7 +149,7 @@ def list_containers(containers: Sequence[Container]) -> list[PhotoListing]:
 
         def list_container(container: Container) -> PhotoListing:
             listing = _list_container(container, bar.advance)
-            if container.is_archive:
+            if not container.is_folder:
                 bar.advance(listing.photos.height)
             return listing
 

@@ -26,7 +26,7 @@ class PhotoListing:
 
     Attributes:
         photos: LISTING_SCHEMA.
-        ignored_count: hidden files, and the labels beside photos in a tar.
+        ignored_count: hidden files; the labels beside photos in a tar are used.
         notes: how the containers were understood, for the user.
     """
 

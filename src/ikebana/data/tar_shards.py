@@ -142,11 +142,10 @@ def _to_listing(file: StoredFile, contents: _Contents) -> PhotoListing:
     """Leave out the members that belong to a photo, and give photos their labels."""
     photo_keys = {key for key, suffix in map(divide_name, _list_openable(contents)) if sample_labels.is_photo(suffix)}
     labels, notes = contents.labels.choose(photo_keys)
-    rows, ignored_count = [], contents.ignored_count
+    rows = []
     for member in contents.members:
         key, suffix = divide_name(member.path)
         if key in photo_keys and not sample_labels.is_photo(suffix) and contents.labels.has(key):
-            ignored_count += 1
             continue
         rows.append(
             {
@@ -164,7 +163,7 @@ def _to_listing(file: StoredFile, contents: _Contents) -> PhotoListing:
         rows, {name: dtype for name, dtype in LISTING_SCHEMA.items() if name not in ("prefix", "row")}
     )
     photos = photos.with_columns(prefix=None, row=None).select(*LISTING_SCHEMA).cast(LISTING_SCHEMA)  # type: ignore[arg-type]
-    return PhotoListing(photos, ignored_count, (*contents.notes.to_lines(), *notes))
+    return PhotoListing(photos, contents.ignored_count, (*contents.notes.to_lines(), *notes))
 
 
 def _list_openable(contents: _Contents) -> Iterator[str]:

@@ -238,13 +238,15 @@ def prepare_plan(
     Args:
         find_photos: called only if there is no plan yet.
         shard_photos: the number that the user wants; None for that of the plan, or the default.
-        replan: replace an existing plan. Shards of photos that did not change keep their names.
+        replan: replace an existing plan, with as many photos per shard. Shards of photos that did not
+            change keep their names.
         accepts_unreadable: whether photos that cannot be read now get a row with the reason.
     Raises:
         PhotosError: the plan is one of other photos, or there is no photo.
         MachineError: the plan cannot be read, or the folder cannot be written.
     """
-    header = replace(header, shard_photos=shard_photos or DEFAULT_SHARD_PHOTOS)
+    size = shard_photos or (_find_shard_photos(folder) if replan else None) or DEFAULT_SHARD_PHOTOS
+    header = replace(header, shard_photos=size)
     plan = None if replan else open_plan(folder)
     if plan is None:
         _require_folder(folder)
@@ -259,8 +261,21 @@ def prepare_plan(
     return replace(plan, accepts_unreadable=accepts_unreadable)
 
 
+def _find_shard_photos(folder: Path) -> int | None:
+    """Find the photos per shard of an existing plan; None if there is none that can be read."""
+    try:
+        plan = open_plan(folder)
+    # Planning again replaces such a plan.
+    except MachineError:
+        return None
+    return None if plan is None else plan.header.shard_photos
+
+
 def _require_folder(folder: Path) -> None:
     """Make the folder; refuse one with files of other programs, such as the photos themselves."""
+    advice = f"a new folder, such as --out {folder.parent / f'{folder.name}-predictions'}/"
+    if folder.exists() and not folder.is_dir():
+        raise MachineError("shards need a folder, and this is a file", where=folder, advice=advice)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [name for name in os.listdir(folder) if not name.startswith((".", "_", "part-"))]
@@ -268,7 +283,7 @@ def _require_folder(folder: Path) -> None:
         raise write_error(error, folder) from error
     if names:
         what = f"shards need a folder of their own, and this one contains {min(names)}"
-        raise MachineError(what, where=folder, advice=f"a new folder, such as --out {folder / 'predictions'}/")
+        raise MachineError(what, where=folder, advice=advice)
 
 
 @contextmanager
@@ -285,7 +300,7 @@ def _lock_plan(folder: Path) -> Iterator[None]:
         yield
         return
     except OSError as error:
-        raise write_error(error, folder) from error
+        raise write_error(error, folder / LOCK_FILE) from error
     try:
         yield
     finally:
@@ -313,7 +328,8 @@ def write_plan(folder: Path, header: PlanHeader, photos: UnlabelledPhotos) -> Sh
 
     digests, frames, schema = [], [], _get_schema()
     shards_per_chunk = max(1, CHUNK_PHOTOS // header.shard_photos)
-    with progress.stage("list photos", 0) as bar:
+    # Photos in stores and containers have been listed before.
+    with progress.stage("plan shards" if photos.has_containers else "list photos", 0) as bar:
         rows = list_photos(photos)
         while chunk := list(islice(rows, shards_per_chunk * header.shard_photos)):
             starts = range(0, len(chunk), header.shard_photos)

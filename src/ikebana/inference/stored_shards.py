@@ -122,9 +122,12 @@ def prepare_plan(
     """
     stores.refuse_web_server(address)
     address, folder = address.rstrip("/"), _make_folder()
-    exists = not replan and _fetch(f"{address}/{PLAN_FILE}", folder / PLAN_FILE)
+    exists = _fetch(f"{address}/{PLAN_FILE}", folder / PLAN_FILE)
+    if not exists:
+        stores.require_bucket(address)
     plan = shard_plan.prepare_plan(folder, header, find_photos, shard_photos=shard_photos, replan=replan)
-    if not exists and not _put(address, folder / PLAN_FILE, is_new=not replan):
+    is_listed = replan or not exists
+    if is_listed and not _put(address, folder / PLAN_FILE, is_new=not replan):
         _fetch(f"{address}/{PLAN_FILE}", folder / PLAN_FILE)
         plan = shard_plan.prepare_plan(folder, header, find_photos, shard_photos=shard_photos)
     return _to_stored(replace(plan, accepts_unreadable=accepts_unreadable), address)
