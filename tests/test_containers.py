@@ -13,10 +13,10 @@ from support.images import draw_noisy_image, encode_image, encode_photo
 from support.stores import pack_samples, pack_shard, put_files, read_files, serve_store, write_parquet
 
 import ikebana
-from ikebana.data import containers, parquet_photos, sources, stores, tar_shards
+from ikebana.data import containers, decoding, parquet_photos, sources, stores, tar_shards
 from ikebana.data.address_patterns import expand_braces
 from ikebana.data.pixel_cache import open_pixel_cache
-from ikebana.errors import PhotosError
+from ikebana.errors import PhotosError, UnreadablePhoto
 
 PHOTOS_PER_CLASS = 6
 
@@ -348,3 +348,18 @@ def test_a_run_on_a_bucket_can_be_exported(s3, drawn, tmp_path):
     assert run.source["photos"] == "s3://orchard/photos"
     ikebana.export(run, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").exists()
+
+
+def test_a_parquet_file_with_bytes_under_another_name_is_explained(files, tmp_path):
+    rows = [{"payload": data, "klass": path.split("/")[0]} for path, data in files.items()]
+    pl.DataFrame(rows).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(PhotosError) as refusal:
+        sources.read(tmp_path / "rows.parquet")
+    assert "image, img, photo" in str(refusal.value)
+    with pytest.raises(UnreadablePhoto, match="a Parquet file without a column of image bytes"):
+        decoding.decode((tmp_path / "rows.parquet").read_bytes(), 32)
+
+
+def test_labels_in_a_tar_are_not_counted_as_hidden_files(files, tmp_path):
+    (tmp_path / "photos-0.tar").write_bytes(pack_samples(files))
+    assert sources.read(f"{tmp_path}/photos-*.tar").ignored_count == 0

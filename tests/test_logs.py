@@ -209,7 +209,7 @@ def test_a_missing_library_is_reported_with_the_command_that_installs_it(log, li
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MachineError, match="is not installed") as refusal:
         log()
-    assert refusal.value.advice == f"pip install 'ikebana[{library}]'"
+    assert refusal.value.advice == f"pip install -c requirements.lock '.[{library}]' in ikebana's folder"
 
 
 def test_an_unknown_log_is_refused_before_any_photo_is_read():

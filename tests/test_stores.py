@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import socket
 import subprocess
 import sys
 
@@ -117,6 +118,16 @@ def test_a_refused_connection_names_the_address_and_no_traceback(monkeypatch):
     assert refusal.value.where == "http://127.0.0.1:9/photos/"
 
 
+def test_a_name_that_cannot_be_resolved_is_a_connection_that_fails():
+    def resolve():
+        raise OSError("no connection") from socket.gaierror(-2, "Name or service not known")
+
+    with pytest.raises(StoreError, match="does not answer") as refusal:
+        store_errors.request(resolve, "hf://datasets/user/name")
+    assert refusal.value.is_transient
+    assert "check the connection" in str(refusal.value)
+
+
 @pytest.mark.parametrize("kind", ["s3", "http"])
 def test_a_file_that_changed_since_it_was_listed_is_not_used(kind, bucket, web, tmp_path):
     root = "s3://bucket" if kind == "s3" else web[0]
@@ -180,7 +191,10 @@ def test_a_missing_package_is_an_error_with_the_command_that_installs_it(monkeyp
     monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, "s3", raising=False)
     with pytest.raises(PhotosError, match="need another package") as refusal:
         stores.stat("s3://bucket/photos")
-    assert refusal.value.advice == "pip install 'ikebana[s3]'"
+    assert refusal.value.advice == (
+        "pip install -c requirements.lock '.[s3]' in ikebana's folder; "
+        "without PyTorch: pip install -c requirements.lock s3fs"
+    )
 
 
 # Messages of gcsfs within a request and after it.

