@@ -53,3 +53,35 @@ def test_a_bucket_that_answers_503_gives_every_photo_one_row_in_order(s3, paper_
     assert_frame_equal(
         table, pl.read_parquet(tmp_path / "one.parquet"), check_exact=False, abs_tol=TOLERANCE, rel_tol=0
     )
+
+
+def test_shards_of_a_cluster_with_photos_that_cannot_be_read_are_computed_by_the_next_call(
+    s3, paper_model, paper_photos, tmp_path
+):
+    endpoint, faults = s3
+    photos = read_files(paper_photos)
+    put_files(endpoint, "denied", photos)
+    ikebana.predict(paper_model, "s3://denied", tmp_path / "one.parquet")
+    cluster = RayCluster(tmp_path / "ray.log")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ikebana", "predict", str(paper_model), "s3://denied", "--out", f"{out}/"]
+    command += ["--shard-photos", "10", "--backend", "ray"]
+    options = {"env": {**os.environ, "RAY_ADDRESS": cluster.address}, "capture_output": True, "text": True}
+    try:
+        # In the second shard.
+        faults.failures, faults.status, faults.pattern = 100_000, 403, rf"/{list(photos)[12]}$"
+        failed = subprocess.run(command, check=False, timeout=240, **options)
+        written = sorted(out.glob("part-*"))
+        faults.reset()
+        done = subprocess.run(command, check=False, timeout=240, **options)
+    finally:
+        cluster.close()
+    assert (failed.returncode, failed.stdout) == (1, ""), failed.stderr
+    assert "1 photo could not be read, so 1 of" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not [file for file in written if file.name.startswith("part-00001")]
+    assert len(written) == len(list(out.glob("part-*"))) - 1
+    assert (done.returncode, done.stdout) == (0, f"{out}/\n"), done.stderr
+    assert (out / "_SUCCESS.json").exists()
+    table, expected = pl.read_parquet(sorted(out.glob("part-*"))), pl.read_parquet(tmp_path / "one.parquet")
+    assert_frame_equal(table, expected, check_exact=False, abs_tol=TOLERANCE, rel_tol=0)

@@ -315,7 +315,7 @@ def test_a_shard_with_a_photo_that_cannot_be_read_now_is_computed_by_the_next_ca
     status, s3, paper_model, files, expected, tmp_path
 ):
     put_files(s3[0], f"later-{status}", files)
-    victim = next(path for path, found in zip(files, expected["status"], strict=True) if found == "ok")
+    victim = next(path for path, status in zip(files, expected["status"], strict=True) if status == "ok")
     s3[1].failures, s3[1].status, s3[1].pattern = 1000, status, f"/{victim}$"
     out, options = tmp_path / "out", ShardOptions(None, 5)
     with pytest.raises(PhotosError, match="1 photo could not be read, so 1 of 6 shards is missing") as refusal:
@@ -385,7 +385,7 @@ def test_the_command_reports_unread_photos_by_its_exit_status_and_computes_them_
 
 def test_a_photo_that_cannot_be_read_now_has_a_row_if_the_user_accepts_it(s3, paper_model, files, expected, tmp_path):
     put_files(s3[0], "accepted", files)
-    victim = next(path for path, found in zip(files, expected["status"], strict=True) if found == "ok")
+    victim = next(path for path, status in zip(files, expected["status"], strict=True) if status == "ok")
     s3[1].failures, s3[1].status, s3[1].pattern = 1000, 403, f"/{victim}$"
     plan = ikebana.plan_shards(paper_model, "s3://accepted", tmp_path / "out", shard_photos=40)
     with pytest.raises(IncompleteShard, match="shard 0 is not written: 1 photo could not be read"):

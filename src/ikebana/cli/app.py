@@ -15,7 +15,7 @@ EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
 
 
 def _refuse_address(_: Any, value: object) -> None:
-    """Refuse the address of a store as a path; text such as PHOTOS may be one."""
+    """Refuse an address as a path; PHOTOS and other text may be one."""
     if isinstance(value, Path):
         refuse_address(value)
 

@@ -65,7 +65,7 @@ def is_address(text: object) -> bool:
 
 
 def describe_unsupported(source: str | Path) -> PhotosError | None:
-    """Build the error for an address of another kind, or with a slash too few; None for a path."""
+    """Build the error for an address that no store has; None for a path."""
     match = ADDRESS_START.match(str(source))
     if match is None:
         return None

@@ -262,7 +262,7 @@ def prepare_plan(
 
 
 def _find_shard_photos(folder: Path) -> int | None:
-    """Find the photos per shard of an existing plan; None if there is none that can be read."""
+    """Find the photos per shard of an existing plan; None without a readable one."""
     try:
         plan = open_plan(folder)
     # Planning again replaces such a plan.

@@ -1,4 +1,4 @@
-"""Reading the photos of a shard, which is written only if all of them have an answer that lasts.
+"""Reading the photos of a shard, which is written only with final rows.
 
 A damaged photo stays damaged, so its row is final. A photo whose store does not answer, or denies
 access, may be readable an hour later. A file with such a row would count as done.

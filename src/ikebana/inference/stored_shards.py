@@ -33,7 +33,7 @@ class StoredShardPlan(ShardPlan):
     # The folder in the store, without a slash at its end.
     address: str = ""
 
-    def __reduce__(self) -> tuple[Callable[[str], ShardPlan], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., ShardPlan], tuple[Any, ...]]:
         return _open_required, (self.address, self.accepts_unreadable)
 
     def locate(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Paths on this computer, where the address of a store would become a folder called `s3:`."""
+"""Paths on this computer; an address would become a folder called `s3:`."""
 
 import re
 from pathlib import Path
