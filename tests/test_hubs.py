@@ -50,6 +50,16 @@ def test_parquet_of_a_data_set_of_hugging_face_is_a_collection(tmp_path):
             assert [row[1:] for row in rows] == [row[1:] for row in EXPECTED]
 
 
+def test_hugging_face_without_a_connection_does_not_answer(tmp_path):
+    # No server listens on this port.
+    variables = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "ikebana", "audit", "hf://datasets/user/name"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("StoreError: the store does not answer"), failed.stderr
+    assert "check the connection" in failed.stderr
+
+
 def test_a_folder_of_google_cloud_storage_is_a_collection():
     with serve_hub(GoogleHandler, FILES) as address:
         rows = list_photos("gs://garden/flowers", STORAGE_EMULATOR_HOST=address, **GOOGLE)

@@ -81,7 +81,7 @@ def test_a_model_that_is_given_first_is_no_error(photos):
 
 
 def list_path_arguments():
-    """List command and name of each argument that is a path on this computer; positional ones lack dashes."""
+    """List the command and the name of each path on this computer; "" if positional."""
     for command in cli.app:
         if not command.startswith("-"):
             for argument in cli.app[command].assemble_argument_collection():

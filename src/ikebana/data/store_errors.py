@@ -21,7 +21,9 @@ DENIED_STATUSES = frozenset((401, 403))
 CHANGED_STATUSES = frozenset((412, 416))
 CONFLICT_STATUSES = frozenset((409, 412))
 # Clients whose errors without an HTTP status are those of a connection.
-CLIENT_MODULES = ("aiohttp", "botocore", "aiobotocore", "httpx", "httpcore", "requests", "urllib3")
+CLIENT_MODULES = (
+    "aiohttp", "aiobotocore", "botocore", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3",
+)  # fmt: skip
 # Errors of these modules and of these names concern credentials or the address, not a connection.
 CREDENTIAL_ERRORS = frozenset(
     (

@@ -285,9 +285,10 @@ def list_names(folder: str) -> set[str]:
 
 
 def require_bucket(address: str) -> None:
-    """Raise StoreError if the bucket of an address does not exist, before long work ends there.
+    """Raise StoreError if the bucket of an address does not exist.
 
-    Other stores have no buckets, and one may exist although its name cannot be looked up.
+    Callers check it before long work, which would end there. Other stores have no buckets, and one
+    may exist although its name cannot be looked up.
     """
     scheme, _, path = address.partition("://")
     if scheme.lower() not in ("s3", "gs"):

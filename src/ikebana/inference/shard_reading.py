@@ -19,7 +19,9 @@ ADVICE_AGAIN = "the same command again, later: it computes the shards that are m
 
 
 class ShardReader:
-    """Reads the photos of one shard, in any threads, and counts those that cannot be read now.
+    """Reads the photos of one shard, and counts those that cannot be read now.
+
+    Threads may share it.
 
     Args:
         number: of the shard.
