@@ -386,4 +386,6 @@ def test_files_of_other_kinds_are_refused_by_name(data, word):
 
 def test_without_its_plugin_heif_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
-    assert "pip install -c requirements.lock '.[heif]'" in get_decoding_error(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    assert "pip install -c requirements.lock '.[heif]'" in get_decoding_error(
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    )
