@@ -74,6 +74,17 @@ def test_clearing_removes_the_files_of_dead_processes_and_not_of_running_ones(fi
     assert ikebana.cache().kinds[1].entries == 1
 
 
+def test_clearing_leaves_what_a_cluster_is_building_and_removes_what_it_left(filled_cache):
+    fresh, old = (filled_cache / "pixels" / f"{digit * 32}.parts" for digit in "12")
+    for folder in (fresh, old):
+        folder.mkdir()
+        (folder / "pixels.npy").touch()
+    os.utime(old / "pixels.npy", (0, 0))
+    assert ikebana.cache().kinds[0].entries == 3
+    ikebana.cache(clear=True)
+    assert list((filled_cache / "pixels").iterdir()) == [fresh]
+
+
 def test_a_link_is_removed_and_its_target_stays(filled_cache, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("photos")
     (elsewhere / "rose.jpg").write_text("mine")

@@ -4,19 +4,21 @@ import datetime
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ikebana.data.pixel_cache import BUILDING_SUFFIX
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import discard, remove_stale_files
+from ikebana.system.files import STALE_SECONDS, discard, remove_stale_files
 
 # Per folder of the cache: a description, and the pattern of its entries' names. Other names are not
 # ikebana's and stay.
 CACHE_KINDS = {
-    "pixels": ("decoded photos", r"[0-9a-f]{32}"),
+    "pixels": ("decoded photos", r"[0-9a-f]{32}(\.parts)?"),
     "features": ("image features", r"[0-9a-f]{32}"),
     "archives": ("unpacked archives", r"[0-9a-f]{64}"),
     "weights": ("converted pretrained weights", r"[\w.+-]+-[0-9a-f]{64}-[0-9a-f]{16}\.safetensors"),
@@ -86,6 +88,8 @@ def _clear(folder: Path, kind: str) -> int:
     """Remove the entries of a kind and return the freed bytes."""
     freed = 0
     for entry in _list_entries(folder, kind):
+        if _is_being_built(entry):
+            continue
         before = measure_size(entry)
         discard(entry)
         freed += before - measure_size(entry)
@@ -94,6 +98,12 @@ def _clear(folder: Path, kind: str) -> int:
     with suppress(OSError):
         (folder / kind).rmdir()
     return freed
+
+
+def _is_being_built(entry: Path) -> bool:
+    """Return whether machines of a cluster may be filling a folder: it has no lock."""
+    times = [status.st_mtime for status in _stat_files(entry)]
+    return entry.name.endswith(BUILDING_SUFFIX) and time.time() - max(times, default=0.0) < STALE_SECONDS
 
 
 def _stat_files(entry: Path) -> Iterator[os.stat_result]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import PIL
@@ -31,7 +31,7 @@ from ikebana.errors import MachineError, UnreadablePhoto
 from ikebana.recipe import Resize
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
-from ikebana.system.files import atomic_directory, discard, write_error
+from ikebana.system.files import atomic_directory, atomic_write, discard, write_error
 from ikebana.system.resources import require_disk
 from ikebana.system.threads import map_in_threads
 
@@ -50,6 +50,8 @@ MAX_CHUNK_BYTES = 2**24
 THUMBNAIL_SIZE = 64
 # Increase it when the format of the cached files changes.
 PIXEL_CACHE_VERSION = 4
+# Of a cache that several processes build (`data/pixel_cache_parts`), beside the folder that it becomes.
+BUILDING_SUFFIX = ".parts"
 INDEX_SCHEMA = {
     "path": pl.String,
     "status": pl.String,
@@ -66,6 +68,8 @@ INDEX_SCHEMA = {
 
 # All columns of INDEX_SCHEMA but the path.
 IndexRow = tuple[str, str | None, int | None, int | None, int | None, int, int, bool]
+# The index, the pixels and the thumbnails.
+LoadedCache: TypeAlias = tuple[pl.DataFrame, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,7 @@ def open_pixel_cache(dataset: Dataset, image_size: int, resize: Resize) -> tuple
     """
     folder, rows = get_cache_path(dataset, image_size, resize), dataset.photos.height
     for attempt in range(MAX_ATTEMPTS + 1):
-        loaded = _load(folder, image_size, rows)
-        if loaded is not None and attempt == 0 and _can_read_more(loaded[0], dataset, image_size, resize):
-            progress.message("some photos that could not be read earlier can be read now: reading all photos again")
-            # Unmap the arrays before their files are removed, as Windows demands.
-            loaded = None
-            discard(folder)
+        loaded = _load(folder, image_size, rows) if attempt else load_current(dataset, image_size, resize, folder)
         if loaded is not None:
             index, *arrays = loaded
             columns = ("status", "sha256", "bytes", "width", "height")
@@ -108,6 +107,35 @@ def open_pixel_cache(dataset: Dataset, image_size: int, resize: Resize) -> tuple
         if attempt < MAX_ATTEMPTS:
             _build(dataset, image_size, resize, folder)
     raise _corruption_error(folder)
+
+
+def load_current(dataset: Dataset, image_size: int, resize: Resize, folder: Path) -> LoadedCache | None:
+    """Load a cache; remove one that is damaged or lacks photos that are readable now."""
+    loaded = _load(folder, image_size, dataset.photos.height)
+    if loaded is not None and can_read_more(loaded[0], dataset, image_size, resize):
+        progress.message("some photos that could not be read earlier can be read now: reading all photos again")
+        # Unmap the arrays before their files are removed, as Windows demands.
+        loaded = None
+        discard(folder)
+    return loaded
+
+
+def reopen_pixel_cache(dataset: Dataset, rows: int, image_size: int, resize: Resize, folder: Path) -> PixelCache:
+    """Open a cache that another process has completed.
+
+    Args:
+        dataset: locates photos whose pixels are damaged; its table is not used.
+        rows: of the cache.
+    Raises:
+        MachineError: it is missing or damaged.
+    """
+    loaded = _load_if_complete(folder, image_size, rows)
+    if loaded is None:
+        raise MachineError(
+            "the cached pixels are missing or damaged", where=folder, advice="run the same command again"
+        )
+    index, *arrays = loaded
+    return _verify_on_use(dataset, index, folder, resize, arrays)
 
 
 def _corruption_error(folder: Path) -> MachineError:
@@ -151,7 +179,7 @@ def _decode_again(
         MachineError: the photo has changed since it was decoded, or the disk does not keep pixels.
     """
     target, small = (np.zeros(array.shape[1:], np.uint8) for array in arrays)
-    _decode_into(dataset.locate(photo["path"]), STATUS_UNOPENED, target, small, resize)
+    decode_into(dataset.locate(photo["path"]), STATUS_UNOPENED, target, small, resize)
     expected = (photo["pixels_crc32"], photo["thumbnail_crc32"])
     if (compute_checksum(target), compute_checksum(small)) != expected:
         raise MachineError(
@@ -168,12 +196,12 @@ def _decode_again(
         raise _corruption_error(folder)
 
 
-def _can_read_more(index: pl.DataFrame, dataset: Dataset, image_size: int, resize: Resize) -> bool:
+def can_read_more(index: pl.DataFrame, dataset: Dataset, image_size: int, resize: Resize) -> bool:
     """Return whether a transient reason is gone, by retrying a few photos of each reason."""
     retried = index.filter("passing").group_by("status").head(RETRIES_PER_REASON)["path"].to_list()
     target, small = (np.zeros((size, size, 3), np.uint8) for size in (image_size, THUMBNAIL_SIZE))
     return any(
-        _decode_into(dataset.locate(path), STATUS_UNOPENED, target, small, resize)[0] == STATUS_USED for path in retried
+        decode_into(dataset.locate(path), STATUS_UNOPENED, target, small, resize)[0] == STATUS_USED for path in retried
     )
 
 
@@ -219,17 +247,36 @@ def _stamp_file(file: str) -> tuple[int, ...] | None:
 
 
 def _build(dataset: Dataset, image_size: int, resize: Resize, target: Path) -> None:
-    rows = dataset.photos.height
-    shapes = {"pixels": (rows, image_size, image_size, 3), "small": (rows, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)}
     require_disk({cache_folder(): compute_cache_bytes(dataset, image_size)})
     with atomic_directory(target) as folder:
-        for name, shape in shapes.items():
-            reserve_array(folder / f"{name}.npy", shape, np.dtype(np.uint8))
-        _write_index(folder, _decode_all(folder, dataset, image_size, resize))
+        reserve_arrays(folder, dataset.photos.height, image_size)
+        with progress.stage("read photos", dataset.photos.height) as bar:
+            write_index(folder, decode_photos(folder, dataset, image_size, resize, advance=bar.advance))
+    # What other processes had begun together takes as much space.
+    discard(target.with_name(target.name + BUILDING_SUFFIX))
 
 
-def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Resize) -> pl.DataFrame:
-    """Decode every photo into the arrays of the folder, and return the index."""
+def reserve_arrays(folder: Path, rows: int, image_size: int) -> None:
+    """Write both array files of zeros."""
+    for name, size in (("pixels", image_size), ("small", THUMBNAIL_SIZE)):
+        reserve_array(folder / f"{name}.npy", (rows, size, size, 3), np.dtype(np.uint8))
+
+
+def decode_photos(
+    folder: Path,
+    dataset: Dataset,
+    image_size: int,
+    resize: Resize,
+    *,
+    first_row: int = 0,
+    advance: Callable[[int], object] = lambda count: None,
+) -> pl.DataFrame:
+    """Decode photos into the arrays of the folder, and return their index.
+
+    Args:
+        first_row: of the arrays, for the first photo.
+        advance: called with the number of photos that were decoded since the last call.
+    """
     table = dataset.photos.select("path", "status")
 
     def decode_chunk(chunk: range) -> list[tuple[str, *IndexRow]]:
@@ -238,29 +285,26 @@ def _decode_all(folder: Path, dataset: Dataset, image_size: int, resize: Resize)
         # The photos of a chunk are requested from a store at the same time.
         contents = read_ahead((dataset.locate(path) for path, _ in photos), Location.read, is_in_store)
         index_rows = [
-            (path, *_decode_into(location, status, target, small_target, resize, read))
+            (path, *decode_into(location, status, target, small_target, resize, read))
             for (path, status), (location, read), target, small_target in zip(
                 photos, contents, array, small, strict=True
             )
         ]
         for name, values in (("pixels", array), ("small", small)):
-            _write_rows(folder / f"{name}.npy", chunk.start, values)
+            _write_rows(folder / f"{name}.npy", first_row + chunk.start, values)
         return index_rows
 
     def decode_rows() -> Iterator[tuple[str, *IndexRow]]:
         chunk_size = max(1, min(CHUNK_PHOTOS, MAX_CHUNK_BYTES // (3 * image_size**2)))
-        with (
-            progress.stage("read photos", table.height) as bar,
-            closing(map_in_threads(decode_chunk, make_chunks(table.height, chunk_size))) as results,
-        ):
+        with closing(map_in_threads(decode_chunk, make_chunks(table.height, chunk_size))) as results:
             for index_rows in results:
                 yield from index_rows
-                bar.advance(len(index_rows))
+                advance(len(index_rows))
 
     return collect_rows(decode_rows(), INDEX_SCHEMA)
 
 
-def _decode_into(
+def decode_into(
     location: Location,
     status: str,
     target: np.ndarray,
@@ -312,10 +356,15 @@ def _write_rows(file: Path, first: int, rows: np.ndarray) -> None:
     Filling new pages through a memory map takes ten times as long.
     """
     with file.open("r+b") as stream:
-        np.lib.format.read_magic(stream)
-        np.lib.format.read_array_header_2_0(stream)
-        stream.seek(first * rows[0].nbytes, os.SEEK_CUR)
+        stream.seek(skip_header(stream) + first * rows[0].nbytes)
         stream.write(rows.data)
+
+
+def skip_header(stream: IO[bytes]) -> int:
+    """Read the header of a reserved array; return the position of its first row."""
+    np.lib.format.read_magic(stream)
+    np.lib.format.read_array_header_2_0(stream)
+    return stream.tell()
 
 
 def allocate_zeros(stream: IO[bytes], size: int) -> None:
@@ -330,10 +379,18 @@ def allocate_zeros(stream: IO[bytes], size: int) -> None:
         stream.flush()
 
 
-def _write_index(folder: Path, index: pl.DataFrame) -> None:
+def write_index(folder: Path, index: pl.DataFrame) -> None:
+    """Write the index of all rows, with its checksum in the name."""
+    data = encode_index(index)
+    with atomic_write(folder / f"index.{decoding.compute_sha256(data)}.parquet", create_parent=False) as partial:
+        partial.write_bytes(data)
+
+
+def encode_index(index: pl.DataFrame) -> bytes:
+    """Encode the index, or a part of it, as Parquet."""
     stream = io.BytesIO()
     index.write_parquet(stream)
-    (folder / f"index.{decoding.compute_sha256(stream.getvalue())}.parquet").write_bytes(stream.getvalue())
+    return stream.getvalue()
 
 
 def _read_index(folder: Path) -> pl.DataFrame:
@@ -345,7 +402,7 @@ def _read_index(folder: Path) -> pl.DataFrame:
     raise ValueError("there is no index")
 
 
-def _load(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
+def _load(folder: Path, image_size: int, rows: int) -> LoadedCache | None:
     """Load the index and the arrays, whose rows are checked when they are read.
 
     If files are missing or damaged, remove them and return None.
@@ -359,7 +416,7 @@ def _load(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.nd
     return None
 
 
-def _load_if_complete(folder: Path, image_size: int, rows: int) -> tuple[pl.DataFrame, np.ndarray, np.ndarray] | None:
+def _load_if_complete(folder: Path, image_size: int, rows: int) -> LoadedCache | None:
     """Load the index and the arrays if they fit each other, else leave nothing memory-mapped."""
     try:
         index = _read_index(folder)
