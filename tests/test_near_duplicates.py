@@ -4,7 +4,9 @@ import io
 import itertools
 import json
 import random
+import sys
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -303,6 +305,35 @@ def test_a_photo_is_found_in_its_own_cell(count, seed):
 
 def test_cells_without_photos_are_possible():
     assert cells.Cells(np.zeros((3, 5), np.float32), np.zeros(0, np.int64))
+
+
+@given(PARTITIONS)
+@settings(max_examples=5)
+def test_ranges_of_one_search_find_what_each_finds_alone(photos_with_copies, cuts):
+    photos, rows = photos_with_copies
+    with search.CopySearch(photos, rows) as copies:
+        for ends in itertools.pairwise(cuts):
+            assert copies.find_matches(range(*ends)) == search.find_matches(photos, rows, range(*ends))
+
+
+def test_photos_are_described_once_for_several_ranges(photos_with_copies, stages):
+    photos, rows = photos_with_copies
+    with search.CopySearch(photos, rows) as copies:
+        for start in range(0, 24, 6):
+            copies.find_matches(range(start, start + 6))
+        assert stages.count("index photos") == 2
+        copies.close()
+        copies.find_by_colour(range(5))
+    assert stages.count("index photos") == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="lists mapped files the Linux way")
+def test_a_closed_search_gives_its_disk_space_back(photos_with_copies, ikebana_cache):
+    photos, rows = photos_with_copies
+    with search.CopySearch(photos, rows) as copies:
+        copies.find_matches(range(24))
+        assert str(ikebana_cache) in Path("/proc/self/maps").read_text()
+    assert str(ikebana_cache) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.slow

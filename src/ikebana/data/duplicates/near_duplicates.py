@@ -7,6 +7,7 @@ and resize option, so no photo is opened again. The result is cached beside them
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,18 +31,15 @@ MAX_SMALL_GROUP_PHOTOS = 10
 
 def find_near_duplicates(dataset: Dataset, pixel_cache: PixelCache) -> Dataset:
     """Add the near-duplicates to a dataset, and the column `duplicate_of` that names their groups."""
-    rows = _get_unique_rows(dataset)
-    file_prefix = _make_file_prefix(dataset)
-    pairs = _load_pairs(pixel_cache, file_prefix)
+    pairs = load_pairs(dataset, pixel_cache)
     if pairs is None:
-        pairs = [_describe_pair(dataset, *pair) for pair in find_pairs(pixel_cache.thumbnails, rows)]
-        _save_pairs(pixel_cache, file_prefix, pairs)
+        pairs = save_pairs(dataset, pixel_cache, find_pairs(pixel_cache.thumbnails, get_unique_rows(dataset)))
     return replace(
         dataset, near_duplicates=tuple(pairs), photos=dataset.photos.with_columns(_name_groups(dataset, pairs))
     )
 
 
-def _get_unique_rows(dataset: Dataset) -> np.ndarray:
+def get_unique_rows(dataset: Dataset) -> np.ndarray:
     """Get the rows of the used photos, exact copies once."""
     return (
         dataset.used_photos_with_row.unique("sha256", keep="first", maintain_order=True)["row"]
@@ -94,25 +92,30 @@ def _make_file_prefix(dataset: Dataset) -> str:
     return f"near_duplicates.{SEARCH_VERSION}.{hashlib.sha256(joined.encode()).hexdigest()[:16]}"
 
 
-def _save_pairs(pixel_cache: PixelCache, prefix: str, pairs: list[NearDuplicate]) -> None:
-    """Save the pairs in a file whose name holds their checksum.
+def save_pairs(
+    dataset: Dataset, pixel_cache: PixelCache, pairs: Iterable[tuple[int, int, str, float]]
+) -> list[NearDuplicate]:
+    """Save the result of `search.find_pairs` in a file whose name holds its checksum.
 
     The pixel cache's index is saved in the same way.
     """
-    text = json.dumps([[pair.first, pair.second, pair.transformation, pair.similarity] for pair in pairs])
-    with atomic_write(pixel_cache.folder / _make_file_name(prefix, text)) as partial:
+    described = [_describe_pair(dataset, *pair) for pair in pairs]
+    text = json.dumps([[pair.first, pair.second, pair.transformation, pair.similarity] for pair in described])
+    with atomic_write(pixel_cache.folder / _make_file_name(_make_file_prefix(dataset), text)) as partial:
         partial.write_text(text, "utf-8")
+    return described
 
 
 def _make_file_name(prefix: str, text: str) -> str:
     return f"{prefix}.{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _load_pairs(pixel_cache: PixelCache, prefix: str) -> list[NearDuplicate] | None:
+def load_pairs(dataset: Dataset, pixel_cache: PixelCache) -> list[NearDuplicate] | None:
     """Load the pairs of an earlier search.
 
     Returns None if there was no search or the file was changed.
     """
+    prefix = _make_file_prefix(dataset)
     for file in pixel_cache.folder.glob(f"{prefix}.*.json"):
         with suppress(OSError, ValueError):
             text = file.read_text("utf-8")
@@ -120,3 +123,8 @@ def _load_pairs(pixel_cache: PixelCache, prefix: str) -> list[NearDuplicate] | N
                 return [NearDuplicate(*pair) for pair in json.loads(text)]
         discard(file)
     return None
+
+
+def get_parts_folder(dataset: Dataset, pixel_cache: PixelCache) -> Path:
+    """Get the folder in which several processes put the results of ranges of queries."""
+    return pixel_cache.folder / f"{_make_file_prefix(dataset)}.parts"

@@ -6,7 +6,7 @@ aligned and compared pixel by pixel (`duplicates/similarity`).
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -92,19 +92,74 @@ def find_matches(photos: Pixels, rows: np.ndarray, queries: range | None = None)
         queries: places in `rows` of the photos whose copies are searched; by default all.
     """
     queries = range(len(rows)) if queries is None else queries
-    by_colour = _search(photos, rows, queries)
-    # A greyscale copy has other colours than its original, but the same brightness.
-    is_grey = _find_greyscale(photos, rows)
-    if not is_grey.any() or is_grey.all():
-        return Matches(by_colour, {})
-    grey_first = np.concatenate([rows[is_grey], rows[~is_grey]])
-    grey_before = np.concatenate([[0], is_grey.cumsum()])
-    grey_queries = range(int(grey_before[queries.start]), int(grey_before[queries.stop]))
-    greyscale, by_brightness = set(rows[is_grey].tolist()), {}
-    for pair, (changes, similarity) in _search(_BrightnessView(photos), grey_first, grey_queries).items():
-        is_mixed = len(greyscale.intersection(pair)) == 1
-        by_brightness[pair] = ", ".join(filter(None, (changes, "greyscale" if is_mixed else ""))), similarity
-    return Matches(by_colour, by_brightness)
+    with CopySearch(photos, rows) as search:
+        by_colour = search.find_by_colour(queries)
+        # Two indexes would take the disk space twice.
+        search.close()
+        return Matches(by_colour, search.find_by_brightness(queries))
+
+
+class CopySearch:
+    """The search for copies of several ranges of photos.
+
+    All photos are described once. The descriptions are in temporary files until the search is closed.
+
+    Args:
+        photos, rows: as for `find_pairs`.
+    """
+
+    def __init__(self, photos: Pixels, rows: np.ndarray):
+        self._photos, self._rows = photos, rows
+        self._opened = ExitStack()
+        self._colour_index: _PhotoIndex | None = None
+        self._brightness_index: _PhotoIndex | None = None
+        self._is_grey: np.ndarray | None = None
+
+    def __enter__(self) -> "CopySearch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the temporary files; a later search describes the photos again."""
+        self._colour_index = self._brightness_index = None
+        self._opened.close()
+
+    def find_matches(self, queries: range) -> Matches:
+        """Find the copies of some photos, given by their places in `rows`."""
+        return Matches(self.find_by_colour(queries), self.find_by_brightness(queries))
+
+    def find_by_colour(self, queries: range) -> dict[Pair, Match]:
+        """Find the copies of some photos by brightness and colours."""
+        if not queries:
+            return {}
+        if self._colour_index is None:
+            self._colour_index = self._opened.enter_context(_index_photos(self._photos, self._rows))
+        return self._colour_index.find_pairs(queries)
+
+    def find_by_brightness(self, queries: range) -> dict[Pair, Match]:
+        """Find copies by brightness alone, if a photo of the pair has no colours.
+
+        A greyscale copy has other colours than its original, but the same brightness.
+        """
+        if self._is_grey is None:
+            self._is_grey = _find_greyscale(self._photos, self._rows)
+        is_grey = self._is_grey
+        grey_before = np.concatenate([[0], is_grey.cumsum()])
+        grey_queries = range(int(grey_before[queries.start]), int(grey_before[queries.stop]))
+        if not grey_queries or is_grey.all():
+            return {}
+        if self._brightness_index is None:
+            grey_first = np.concatenate([self._rows[is_grey], self._rows[~is_grey]])
+            self._brightness_index = self._opened.enter_context(
+                _index_photos(_BrightnessView(self._photos), grey_first)
+            )
+        greyscale, by_brightness = set(self._rows[is_grey].tolist()), {}
+        for pair, (changes, similarity) in self._brightness_index.find_pairs(grey_queries).items():
+            is_mixed = len(greyscale.intersection(pair)) == 1
+            by_brightness[pair] = ", ".join(filter(None, (changes, "greyscale" if is_mixed else ""))), similarity
+        return by_brightness
 
 
 def list_pairs(parts: Iterable[Matches]) -> list[tuple[int, int, str, float]]:
@@ -151,46 +206,55 @@ def _find_greyscale(photos: Pixels, rows: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(0, bool), *map_in_threads(is_grey, chunks)])
 
 
-def _search(photos: "Pixels | _BrightnessView", rows: np.ndarray, queries: range) -> dict[Pair, Match]:
-    """Find the pairs that contain one of some rows.
+class _PhotoIndex(NamedTuple):
+    """Descriptions of all photos, in which ranges of them are searched."""
 
-    Args:
-        queries: places in `rows`.
-    """
+    photos: "Pixels | _BrightnessView"
+    rows: np.ndarray
+    descriptions: np.ndarray
+    candidates: CandidateIndex
+
+    def find_pairs(self, queries: range) -> dict[Pair, Match]:
+        """Find the pairs that contain one of some photos, given by their places in `rows`."""
+        from threadpoolctl import threadpool_limits
+
+        best: dict[Pair, Match] = {}
+        ranges = _select_chunks(make_chunks(len(self.rows), CHUNK_PHOTOS), queries)
+        work = closing(map_in_threads(lambda chunk: _find_pairs_of_chunk(self, chunk), ranges))
+        with (
+            threadpool_limits(1, "blas"),
+            progress.stage("find duplicates", len(queries)) as bar,
+            work as results,
+        ):
+            for chunk, pairs in zip(ranges, results, strict=True):
+                for (first, second), match in pairs:
+                    numbers = self.rows[first].item(), self.rows[second].item()
+                    _add_best(best, [((min(numbers), max(numbers)), match)])
+                bar.advance(len(chunk))
+        return best
+
+
+@contextmanager
+def _index_photos(photos: "Pixels | _BrightnessView", rows: np.ndarray) -> Iterator[_PhotoIndex]:
+    """Describe all photos in temporary files."""
     from threadpoolctl import threadpool_limits
 
-    best: dict[Pair, Match] = {}
-    if not queries:
-        return best
     require_disk({cache_folder(): compute_scratch_bytes(len(rows))})
     descriptions_file, lifted_file, shapes_file = (
         _create_scratch_array(len(rows), dtype) for dtype in (_DESCRIPTION, _LIFTED, _SHAPE)
     )
-    # Threads work on photos already: BLAS threads for small products would wait for each other.
-    with (
-        threadpool_limits(1, "blas"),
-        descriptions_file as descriptions,
-        lifted_file as lifted,
-        shapes_file as shapes,
-    ):
-        index = CandidateIndex(descriptions["uncropped"], lifted, shapes)
-        ranges = make_chunks(len(rows), CHUNK_PHOTOS)
-        work = closing(map_in_threads(lambda chunk: _describe_chunk(photos, rows, chunk, descriptions, index), ranges))
-        with progress.stage("index photos", len(rows)) as bar, work as counts:
-            for count in counts:
-                bar.advance(count)
-        index.divide()
-        ranges = _select_chunks(ranges, queries)
+    with descriptions_file as descriptions, lifted_file as lifted, shapes_file as shapes:
+        index = _PhotoIndex(photos, rows, descriptions, CandidateIndex(descriptions["uncropped"], lifted, shapes))
         work = closing(
-            map_in_threads(lambda chunk: _find_pairs_of_chunk(photos, rows, chunk, index, descriptions), ranges)
+            map_in_threads(lambda chunk: _describe_chunk(index, chunk), make_chunks(len(rows), CHUNK_PHOTOS))
         )
-        with progress.stage("find duplicates", len(queries)) as bar, work as results:
-            for chunk, pairs in zip(ranges, results, strict=True):
-                for (first, second), match in pairs:
-                    pair = min(rows[first], rows[second]).item(), max(rows[first], rows[second]).item()
-                    _add_best(best, [(pair, match)])
-                bar.advance(len(chunk))
-    return best
+        # Threads work on photos already: BLAS threads for small products would wait for each other.
+        with threadpool_limits(1, "blas"):
+            with progress.stage("index photos", len(rows)) as bar, work as counts:
+                for count in counts:
+                    bar.advance(count)
+            index.candidates.divide()
+        yield index
 
 
 def _select_chunks(chunks: list[range], queries: range) -> list[range]:
@@ -238,21 +302,16 @@ def _create_scratch_array(photos: int, dtype: np.dtype) -> Iterator[np.ndarray]:
         raise write_error(error, folder) from error
 
 
-def _describe_chunk(
-    photos: "Pixels | _BrightnessView",
-    rows: np.ndarray,
-    chunk: range,
-    descriptions: np.ndarray,
-    index: CandidateIndex,
-) -> int:
+def _describe_chunk(index: _PhotoIndex, chunk: range) -> int:
     """Fill in the descriptions of a chunk and return its number of photos."""
-    target, images = slice(chunk.start, chunk.stop), _select(photos, rows, chunk)
+    target, images = slice(chunk.start, chunk.stop), _select(index.photos, index.rows, chunk)
+    descriptions, candidates = index.descriptions, index.candidates
     descriptions["grey"][target] = np.rint(images.astype(np.float32) @ COLOUR_BANDS[0])
     descriptions["colour"][target] = np.rint(average_blocks(images, COLOUR_SIZE))
     uncropped = describe_photos(images, AXIS_CROPS[:1])[:, UNCROPPED_WINDOW]
     uncropped[descriptions["grey"][target].std((1, 2)) < MIN_GREY_STD] = np.nan
-    index.uncropped[target], index.lifted[target] = uncropped, lift_descriptions(uncropped)
-    index.shapes[target] = describe_shapes(compute_invariants(uncropped))
+    candidates.uncropped[target], candidates.lifted[target] = uncropped, lift_descriptions(uncropped)
+    candidates.shapes[target] = describe_shapes(compute_invariants(uncropped))
     return len(chunk)
 
 
@@ -260,16 +319,10 @@ def _select(photos: "Pixels | _BrightnessView", rows: np.ndarray, chunk: range) 
     return photos[rows[chunk.start : chunk.stop]]
 
 
-def _find_pairs_of_chunk(
-    photos: "Pixels | _BrightnessView",
-    rows: np.ndarray,
-    chunk: range,
-    index: CandidateIndex,
-    descriptions: np.ndarray,
-) -> list[tuple[Pair, Match]]:
+def _find_pairs_of_chunk(index: _PhotoIndex, chunk: range) -> list[tuple[Pair, Match]]:
     """Find the pairs that contain a photo of the chunk."""
-    candidates = index.find_candidates(chunk, describe_photos(_select(photos, rows, chunk)))
-    pairs = []
+    candidates = index.candidates.find_candidates(chunk, describe_photos(_select(index.photos, index.rows, chunk)))
+    descriptions, pairs = index.descriptions, []
     for start in range(0, len(candidates.first), CHUNK_PAIRS):
         first, second, window, symmetry = (column[start : start + CHUNK_PAIRS] for column in candidates)
         left, right = (
