@@ -11,10 +11,10 @@ import importlib.metadata
 import json
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from ikebana.system.resources import require_disk
 MIN_TIMED_PHOTOS = 256
 # Increase it when the features of the same images change, even in the last bit.
 FEATURES_VERSION = 3
+# In the folder of a dataset's features.
+FEATURES_FILE, CHECKSUMS_FILE = "features.npy", "checks.npy"
 
 
 @dataclass(frozen=True)
@@ -77,50 +79,74 @@ def extract_features(
         MachineError: the disk is too small.
         RecipeError: features are NaN or infinite.
     """
-    is_exact = settings.precision == "float32"
-    shape = (photos.pixel_row_count, *get_feature_shape(backbone, photos.image_size))
-    dtype = np.dtype(np.float32 if is_exact else np.float16)
     # A file without rows cannot be mapped.
     if not photos.pixel_row_count:
-        return FeatureExamples(np.zeros(shape, dtype), photos.rows, photos.labels, photos.for_selection, photos.groups)
-    array, checksums = _open_cache(key, settings, shape, dtype)
-    missing = np.array(
-        [row for row in np.unique(photos.rows) if checksums[row] != _compute_checksum(array[row])], np.int64
-    )
+        array = np.zeros((0, *get_feature_shape(backbone, photos.image_size)), get_dtype(settings))
+        return FeatureExamples(array, photos.rows, photos.labels, photos.for_selection, photos.groups)
+    cache = open_cache(backbone, key, photos, settings)
+    missing = cache.find_missing(photos.rows)
     if len(missing):
         start = time.perf_counter()
         fused = fast.fuse_layers(backbone.to(settings.device), photos)
-        _compute_rows(fused, photos.select_unlabelled_rows(missing), array, checksums, settings)
+        with progress.stage("extract features", len(missing)) as bar:
+            for rows, features in compute_features(fused, photos.select_unlabelled_rows(missing), settings):
+                cache.array[rows] = features
+                cache.checksums[rows] = compute_checksums(cache.array[rows])
+                bar.advance(len(rows))
         if len(missing) >= MIN_TIMED_PHOTOS:
             record_faster_speed(settings, (time.perf_counter() - start) / len(missing))
-    return FeatureExamples(array, photos.rows, photos.labels, photos.for_selection, photos.groups)
+    return FeatureExamples(cache.array, photos.rows, photos.labels, photos.for_selection, photos.groups)
 
 
-@torch.inference_mode()
-def _compute_rows(
-    backbone: nn.Module, photos: PhotoExamples, array: np.ndarray, checksums: np.ndarray, settings: DeviceSettings
-) -> None:
-    """Compute the features of these photos, and write them with their checksums."""
-    with progress.stage("extract features", len(photos)) as bar:
-        for start in range(0, len(photos), settings.inference_batch_size):
-            rows = photos.rows[start : start + settings.inference_batch_size]
-            # Every batch is full: another batch size changes the last digits. A resumed run, or one
-            # with cached rows, would then learn something else.
-            chosen = np.resize(np.arange(start, start + len(rows)), settings.inference_batch_size)
-            pixels, _ = photos.get_batch(chosen, settings.device)
-            with settings.autocast():
-                features = backbone(pixels)[: len(rows)].float().cpu().numpy()
-            # Values beyond half precision become infinite.
-            with np.errstate(over="ignore"):
-                features = features.astype(array.dtype)
-            if not np.isfinite(features).all():
-                raise RecipeError(
-                    "the frozen network's features of a photo are NaN, infinite or too large for half precision",
-                    advice="--precision float32, or another --network",
-                )
-            array[rows] = features
-            checksums[rows] = [_compute_checksum(array[row]) for row in rows]
-            bar.advance(len(rows))
+class FeatureCache(NamedTuple):
+    """The mapped files of a feature cache.
+
+    Another process may write to them at the same time: it writes the same rows.
+    """
+
+    folder: Path
+    # float [rows, ...].
+    array: np.ndarray
+    # uint32 [rows].
+    checksums: np.ndarray
+
+    def find_missing(self, rows: np.ndarray) -> np.ndarray:
+        """Find those of the rows that are missing or damaged: int64, sorted."""
+        return np.array(
+            [row for row in np.unique(rows) if self.checksums[row] != _compute_checksum(self.array[row])], np.int64
+        )
+
+
+def get_dtype(settings: DeviceSettings) -> np.dtype:
+    """Return the number format of cached features."""
+    return np.dtype(np.float32 if settings.precision == "float32" else np.float16)
+
+
+def compute_features(
+    backbone: nn.Module, photos: PhotoExamples, settings: DeviceSettings
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Compute the features of photos, and yield rows of the pixel cache with their features.
+
+    Raises:
+        RecipeError: features are NaN or infinite.
+    """
+    for start in range(0, len(photos), settings.inference_batch_size):
+        rows = photos.rows[start : start + settings.inference_batch_size]
+        # Every batch is full: another batch size changes the last digits. A resumed run, or one
+        # with cached rows, would then learn something else.
+        chosen = np.resize(np.arange(start, start + len(rows)), settings.inference_batch_size)
+        pixels, _ = photos.get_batch(chosen, settings.device)
+        with torch.inference_mode(), settings.autocast():
+            features = backbone(pixels)[: len(rows)].float().cpu().numpy()
+        # Values beyond half precision become infinite.
+        with np.errstate(over="ignore"):
+            features = features.astype(get_dtype(settings))
+        if not np.isfinite(features).all():
+            raise RecipeError(
+                "the frozen network's features of a photo are NaN, infinite or too large for half precision",
+                advice="--precision float32, or another --network",
+            )
+        yield rows, features
 
 
 @torch.inference_mode()
@@ -141,6 +167,11 @@ def measure_seconds_per_photo(network: nn.Module, image_size: int, settings: Dev
     return min(seconds) / count
 
 
+def compute_checksums(features: np.ndarray) -> list[int]:
+    """Compute the checksum of each row."""
+    return [_compute_checksum(row) for row in features]
+
+
 def _compute_checksum(row: np.ndarray) -> int:
     # 0 marks a row that was not written yet.
     return zlib.crc32(row.tobytes()) or 1
@@ -157,23 +188,20 @@ def _get_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _open_cache(
-    key: FeatureKey, settings: DeviceSettings, shape: tuple[int, ...], dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray]:
-    """Map the array and its checksums, created if missing.
-
-    Another process may write to them at the same time: it writes the same rows.
-    """
-    path = _get_cache_path(key, settings, shape)
-    if not _is_intact(path, shape, dtype):
+def open_cache(backbone: nn.Module, key: FeatureKey, photos: PhotoExamples, settings: DeviceSettings) -> FeatureCache:
+    """Map the features and checksums of all rows, created if missing."""
+    shape = (photos.pixel_row_count, *get_feature_shape(backbone, photos.image_size))
+    folder, dtype = _get_cache_path(key, settings, shape), get_dtype(settings)
+    if not _is_intact(folder, shape, dtype):
         require_disk({cache_folder(): int(np.prod(shape)) * dtype.itemsize})
-        with atomic_directory(path) as folder:
-            reserve_array(folder / "features.npy", shape, dtype)
-            reserve_array(folder / "checks.npy", shape[:1], np.dtype(np.uint32))
+        with atomic_directory(folder) as partial:
+            reserve_array(partial / FEATURES_FILE, shape, dtype)
+            reserve_array(partial / CHECKSUMS_FILE, shape[:1], np.dtype(np.uint32))
     try:
-        return np.load(path / "features.npy", mmap_mode="r+"), np.load(path / "checks.npy", mmap_mode="r+")
+        array, checksums = (np.load(folder / name, mmap_mode="r+") for name in (FEATURES_FILE, CHECKSUMS_FILE))
     except OSError as error:
-        raise write_error(error, path) from error
+        raise write_error(error, folder) from error
+    return FeatureCache(folder, array, checksums)
 
 
 def _get_cache_path(key: FeatureKey, settings: DeviceSettings, shape: tuple[int, ...]) -> Path:
@@ -209,7 +237,7 @@ def estimate_missing(
 def _count_cached_rows(path: Path) -> int:
     """Count the cached rows; 0 if the files are damaged and will be created again."""
     try:
-        return int(np.count_nonzero(np.load(path / "checks.npy", mmap_mode="r")))
+        return int(np.count_nonzero(np.load(path / CHECKSUMS_FILE, mmap_mode="r")))
     except (OSError, ValueError, EOFError):
         return 0
 
@@ -231,7 +259,7 @@ def _read_shapes(path: Path) -> tuple[Any, ...] | None:
     Nothing stays mapped: Windows cannot remove a mapped file.
     """
     try:
-        array, checksums = (np.load(path / name, mmap_mode="r") for name in ("features.npy", "checks.npy"))
+        array, checksums = (np.load(path / name, mmap_mode="r") for name in (FEATURES_FILE, CHECKSUMS_FILE))
     except (OSError, ValueError, EOFError):
         return None
     return array.shape, array.dtype, checksums.shape, checksums.dtype

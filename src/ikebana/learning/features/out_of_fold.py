@@ -47,17 +47,27 @@ def extract_labelled_features(
         pixel_cache: name of the pixel cache.
     """
     key = feature_cache.make_feature_key(pixel_cache, member.recipe, member.weights)
-    exact = replace(settings, precision="float32")
-    held_out = concatenate(splits["validation"], splits["test"])
     extracted = [
         feature_cache.extract_features(member.backbone, key, photos, split_settings)
-        for photos, split_settings in ((splits["train"], settings), (held_out, exact))
-        if len(photos)
+        for photos, split_settings in list_extractions(splits, settings)
     ]
     rows, labels = (np.concatenate([getattr(part, name) for part in extracted]) for name in ("rows", "labels"))
     order = np.argsort(rows)
     table = FeatureRows([part.array for part in extracted], [part.rows for part in extracted], order)
     return LabelledFeatures(table, rows[order], labels[order])
+
+
+def list_extractions(
+    splits: dict[str, PhotoExamples], settings: DeviceSettings
+) -> list[tuple[PhotoExamples, DeviceSettings]]:
+    """List the photos whose features are extracted together, with their settings."""
+    exact = replace(settings, precision="float32")
+    held_out = concatenate(splits["validation"], splits["test"])
+    return [
+        (photos, split_settings)
+        for photos, split_settings in ((splits["train"], settings), (held_out, exact))
+        if len(photos)
+    ]
 
 
 def predict_out_of_fold(
