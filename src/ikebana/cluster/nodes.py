@@ -37,17 +37,30 @@ def _describe_node(node: Mapping[str, Any]) -> str:
     return f"{name} ({', '.join(dict.fromkeys([host, address]))})" if name != host else name
 
 
-def count_cpus() -> int:
-    """Count the CPUs of all living nodes."""
-    return sum(node.cpus for node in list_nodes())
-
-
 def count_gpus() -> int:
     """Count the GPUs of the cluster."""
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def check_nodes(inspect: Callable[..., list[str]], *arguments: Any) -> None:
+def count_slots(resources: Mapping[str, float]) -> int:
+    """Count the tasks with these resources that the living nodes can run at a time."""
+    if resources.get("num_gpus"):
+        return count_gpus()
+    return sum(int(node.cpus // resources["num_cpus"]) for node in list_nodes())
+
+
+def choose_resources(device: str) -> dict[str, float]:
+    """Choose a GPU with its share of CPUs for a task, or a whole node."""
+    nodes = list_nodes()
+    cpus = min((node.cpus for node in nodes), default=1)
+    gpus = 0 if device == "cpu" else count_gpus()
+    if not gpus:
+        return {"num_cpus": cpus}
+    gpus_per_node = max(1, gpus // max(1, len(nodes)))
+    return {"num_cpus": max(1, cpus // gpus_per_node), "num_gpus": 1}
+
+
+def check_nodes(inspect: Callable[..., list[str]], *arguments: Any, shared: str = "output folder") -> None:
     """Run an inspection on each node, and refuse unfit nodes by name.
 
     A node that leaves meanwhile is not refused. Ray lists a dead node as alive for some seconds, and
@@ -55,6 +68,7 @@ def check_nodes(inspect: Callable[..., list[str]], *arguments: Any) -> None:
 
     Args:
         inspect: returns the problems of the node that it runs on.
+        shared: what all nodes must share besides the photos.
     Raises:
         MachineError: a node has problems or does not answer, or there is no node.
     """
@@ -78,7 +92,7 @@ def check_nodes(inspect: Callable[..., list[str]], *arguments: Any) -> None:
     if unfit:
         raise MachineError(
             f"{len(unfit)} problem{'s' * (len(unfit) > 1)} on the {len(present)} nodes of the cluster:{''.join(unfit)}",
-            advice="the same versions, photos and output folder on all nodes; or stop these nodes with `ray stop`",
+            advice=f"the same versions, photos and {shared} on all nodes; or stop these nodes with `ray stop`",
         )
 
 

@@ -16,13 +16,13 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
-from ikebana.cluster import training_worker
-from ikebana.cluster.nodes import check_nodes, count_gpus, list_nodes
+from ikebana.cluster import jobs, training_worker
+from ikebana.cluster.node_checks import mark_folder
+from ikebana.cluster.nodes import check_nodes, choose_resources
 from ikebana.commands.sweep import PlannedRun, TrainedRun, train_run
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import MachineError, get_first_line
 from ikebana.runs.run import open_run
-from ikebana.system.files import write_error
 
 MAX_ATTEMPTS = 3
 WAIT_SECONDS = 1.0
@@ -72,34 +72,15 @@ def train_runs(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, de
 
 def _check_nodes(photos: PhotoSource, folder: Path) -> None:
     """Refuse nodes that cannot read the photos or the folder of this machine."""
-    mark = folder / training_worker.MARK_FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    except OSError as error:
-        raise write_error(error, folder) from error
-    try:
-        check_nodes(training_worker.inspect, training_worker.describe_versions(), photos, str(folder))
-    finally:
-        with suppress(OSError):
-            mark.unlink()
-
-
-def _choose_resources(device: str) -> dict[str, float]:
-    """Choose the share of a node for one run: a GPU, or the whole node."""
-    cpus = min(node.cpus for node in list_nodes())
-    gpus = 0 if device == "cpu" else count_gpus()
-    if not gpus:
-        return {"num_cpus": cpus}
-    gpus_per_node = max(1, gpus // len(list_nodes()))
-    return {"num_cpus": max(1, cpus // gpus_per_node), "num_gpus": 1}
+    with mark_folder(folder) as mark:
+        check_nodes(training_worker.inspect, jobs.describe_all_versions(), photos, mark)
 
 
 def _run_tasks(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, device: str) -> Iterator[TrainedRun]:
     remote = ray.remote(training_worker.train).options(
-        max_retries=0, scheduling_strategy="SPREAD", **_choose_resources(device)
+        max_retries=0, scheduling_strategy="SPREAD", **choose_resources(device)
     )
-    versions, waiting = training_worker.describe_versions(), deque(TrainingTask(run) for run in runs)
+    versions, waiting = jobs.describe_all_versions(), deque(TrainingTask(run) for run in runs)
     tasks: dict[Any, TrainingTask] = {}
     try:
         while waiting or tasks:

@@ -1,22 +1,14 @@
-"""What runs on the nodes of a cluster.
+"""What runs on the nodes of a cluster for `ikebana predict`."""
 
-Ray sends these functions by name, so each node runs its own ikebana. Arguments and results that are
-compared before the versions are therefore plain values.
-"""
-
-import functools
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from socket import gethostname
+from dataclasses import dataclass
 from typing import Any
 
-import ray
-
+from ikebana.cluster import jobs
+from ikebana.cluster.jobs import JobHandle
 from ikebana.data import listing
-from ikebana.errors import IkebanaError, MachineError, UnreadablePhoto, get_first_line
+from ikebana.errors import IkebanaError, UnreadablePhoto, get_first_line
 from ikebana.inference.classifier import Classifier
 from ikebana.inference.shard_plan import ShardPlan
 from ikebana.inference.shards import compute_shard, predict_listed
@@ -29,37 +21,11 @@ CPUS_PER_TASK = 1
 
 @dataclass(frozen=True)
 class Job:
-    """What each worker needs; sent once per node, and opened once per process."""
+    """What each worker needs."""
 
     plan: ShardPlan
     # Pickled as the bytes of its model file.
     classifier: Classifier
-    # Distinguishes jobs in the cache of a worker.
-    key: str = field(default_factory=lambda: secrets.token_hex(8))
-
-
-@dataclass(frozen=True)
-class JobHandle:
-    """Where a worker finds a job, and the versions that it must have."""
-
-    # Ray's reference to the Job, in a list, so that Ray does not fetch it for each task.
-    reference: Sequence[Any]
-    key: str
-    versions: Mapping[str, str]
-
-
-def describe_versions() -> dict[str, str]:
-    """Describe what must be equal on all nodes before anything else is compared."""
-    return {"ikebana": version("ikebana"), "Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
-
-
-def compare_versions(versions: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
-    """Describe how the versions of this process differ from those of the driver."""
-    return [
-        f"{name} {own.get(name) or 'none'} instead of {versions.get(name) or 'none'}"
-        for name in sorted({*own, *versions})
-        if own.get(name) != versions.get(name)
-    ]
 
 
 def compute(handle: JobHandle, number: int, crashed: Mapping[int, str]) -> IkebanaError | None:
@@ -68,14 +34,13 @@ def compute(handle: JobHandle, number: int, crashed: Mapping[int, str]) -> Ikeba
     Args:
         crashed: the status of photos that are not opened, by their position in the shard.
     """
-    try:
+
+    def work() -> None:
         with limit_threads(CPUS_PER_TASK):
             job = _open_job(handle)
             compute_shard(job.classifier, job.plan, number, unusable=crashed)
-    except IkebanaError as error:
-        error.what = f"{error.what} (on node {gethostname()})"
-        return error
-    return None
+
+    return jobs.return_error(work)
 
 
 def try_photos(handle: JobHandle, number: int, start: int, stop: int) -> None:
@@ -88,17 +53,11 @@ def try_photos(handle: JobHandle, number: int, start: int, stop: int) -> None:
 
 def _open_job(handle: JobHandle) -> Job:
     """Open a job; MachineError if this node would compute other rows than the driver."""
-    differences = compare_versions(handle.versions, describe_versions())
-    if differences:
-        raise MachineError(", ".join(differences), advice="the same versions on all nodes")
-    return _fetch_job(handle.key, handle.reference[0])
+    return jobs.fetch_job(handle, jobs.describe_versions, _require_plan)
 
 
-@functools.lru_cache(maxsize=1)
-def _fetch_job(key: str, reference: Any) -> Job:
-    job: Any = ray.get(reference)
+def _require_plan(job: Job) -> None:
     job.plan.require(str(job.classifier.metadata.get("sha256")), job.classifier)
-    return job
 
 
 def inspect(handle: JobHandle, photo: Sequence[Any] | None) -> list[str]:
@@ -107,7 +66,7 @@ def inspect(handle: JobHandle, photo: Sequence[Any] | None) -> list[str]:
     Args:
         photo: a row of the plan that the driver can read, as a plain tuple.
     """
-    differences = compare_versions(handle.versions, describe_versions())
+    differences = jobs.compare_versions(handle.versions, jobs.describe_versions())
     if differences:
         return differences
     try:
