@@ -20,6 +20,8 @@ class RayCluster:
     def __init__(self, log: Path):
         paths = [str(FAULTS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "RAY_USAGE_STATS_ENABLED": "0"}
+        # By default, workers wait while any other process of the machine computes.
+        variables["RAY_worker_niceness"] = "0"
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, __file__],

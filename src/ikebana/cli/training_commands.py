@@ -27,6 +27,7 @@ def audit(
     drop: str = "",
     relabel: str = "",
     device: Device = "auto",
+    backend: Literal["ray"] | None = None,
     output: Output = DEFAULT_OUTPUT,
 ) -> int:
     """Check a photo collection for problems before training.
@@ -45,12 +46,17 @@ def audit(
         Findings whose photos are left out of that table, such as near_duplicate (one copy stays) or 'suspect_label>0.9'.
     relabel
         Findings whose photos get the suggested label, such as 'suspect_label>0.95'.
+    backend
+        Decode photos, compare them and extract features on the Ray cluster that this machine belongs to.
     """
     output.apply()
     progress.show_loading()
-    from ikebana.commands import audit as audit_command
+    if backend == "ray":
+        from ikebana.cluster.audit import audit as run_audit
+    else:
+        from ikebana.commands.audit import audit as run_audit
 
-    result = audit_command.audit(
+    result = run_audit(
         photos, advise, out=out, write=write, drop=drop.split(","), relabel=relabel.split(","), device=device
     )
     command = result.recommendation.command if result.recommendation is not None else ""

@@ -40,6 +40,22 @@ CANNOT_SPLIT = "cannot_split"
 PAGE_FILE, AUDIT_FILE, TABLE_FILE = "index.html", "audit.json", "findings.csv"
 
 
+class CacheFiller:
+    """Fills caches before an audit reads them; this one leaves that to the audit.
+
+    Other machines may do it, and the result is the same.
+    """
+
+    def decode(self, dataset: Dataset, recipe: Recipe) -> None:
+        """Decode the photos into the pixel cache."""
+
+    def search(self, dataset: Dataset, opened: PixelCache, recipe: Recipe) -> None:
+        """Search for near-duplicates."""
+
+    def extract(self, dataset: Dataset, opened: PixelCache, plan: "Plan") -> None:
+        """Extract the features that the checks of labels need."""
+
+
 @dataclass(frozen=True)
 class Audit:
     """Problems found in the photos before anything is trained.
@@ -87,6 +103,7 @@ def audit(
     drop: Sequence[str] = (),
     relabel: Sequence[str] = (),
     device: str = "auto",
+    caches: CacheFiller = CacheFiller(),  # noqa: B008
 ) -> Audit:
     """Check a folder, an archive or a table of photos for problems.
 
@@ -100,6 +117,7 @@ def audit(
         drop: kinds of findings whose photos are dropped from it, such as "near_duplicate".
         relabel: findings whose photos get the suggested label: "suspect_label>0.95".
         device: auto for a GPU if there is one, cpu, cuda or mps.
+        caches: fills the caches here or on other machines.
     Raises:
         PhotosError: there are no usable photos, or with `advise` too few.
         RecipeError, MachineError: with `advise`, the backbone is not available.
@@ -117,7 +135,7 @@ def audit(
     page_file = Path(out).expanduser() / PAGE_FILE if out is not None else None
     with preserve_process_state():
         plan = _make_plan(unopened, recipe, device, is_required=advise)
-        result, pixel_cache = _check_photos(unopened, recipe, plan, page_file)
+        result, pixel_cache = _check_photos(unopened, recipe, plan, page_file, caches)
         has_split = unopened.photos["split"].count() > 0
         _report(result, pixel_cache, recipe, has_split)
         command_photos = unopened.command_argument
@@ -133,13 +151,17 @@ def audit(
 
 
 def _check_photos(
-    unopened: Dataset, recipe: Recipe, plan: "Plan | None", page_file: Path | None
+    unopened: Dataset, recipe: Recipe, plan: "Plan | None", page_file: Path | None, caches: CacheFiller
 ) -> tuple[Audit, PixelCache]:
     """Decode and split the photos like `fit`, and look for problems."""
+    caches.decode(unopened, recipe)
     opened, pixel_cache = open_pixel_cache(unopened, recipe.image_size, recipe.resize)
+    caches.search(opened, pixel_cache, recipe)
     dataset, split_errors = _split(
         sources.assign_classes(near_duplicates.find_near_duplicates(opened, pixel_cache), ()), recipe
     )
+    if plan is not None:
+        caches.extract(dataset, pixel_cache, plan)
     findings = [
         *split_errors,
         *files.check_dataset(dataset),
