@@ -65,6 +65,12 @@ except IkebanaError as error:
     sys.exit(str(error))
 """
 
+# `tests/test_crash_search.py` tries the numbers of crashes; each starts a process.
+FEW_CRASHES = """
+from ikebana.cluster import crash_search
+crash_search.MAX_CRASHES = crash_search.MAX_PHOTO_CRASHES = 1
+"""
+
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
@@ -212,7 +218,7 @@ def test_a_photo_that_kills_its_decoder_is_set_aside_and_the_rest_is_as_usual(cl
     row = dataset.photos["path"].to_list().index(path)
     # It sorts where the other was.
     (photos / path).rename(photos / "a" / "kills.jpg")
-    finish(start(DECODE, photos, cluster=cluster))
+    finish(start(FEW_CRASHES + DECODE, photos, cluster=cluster))
     after, rebuilt = pixel_cache.open_pixel_cache(sources.read(photos), IMAGE_SIZE, RESIZE)
     (crashed,) = after.photos.filter(path="a/kills.jpg").rows(named=True)
     assert (crashed["status"], crashed["sha256"]) == (STATUS_CRASHED, None)

@@ -56,6 +56,9 @@ class CacheFiller:
         """Extract the features that the checks of labels need."""
 
 
+NO_FILLER = CacheFiller()
+
+
 @dataclass(frozen=True)
 class Audit:
     """Problems found in the photos before anything is trained.
@@ -103,7 +106,7 @@ def audit(
     drop: Sequence[str] = (),
     relabel: Sequence[str] = (),
     device: str = "auto",
-    caches: CacheFiller = CacheFiller(),  # noqa: B008
+    caches: CacheFiller = NO_FILLER,
 ) -> Audit:
     """Check a folder, an archive or a table of photos for problems.
 
