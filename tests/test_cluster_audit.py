@@ -23,7 +23,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ikeb
 from support.images import encode_photo, write_files  # noqa: E402
 from support.ray_cluster import RayCluster  # noqa: E402
 
-from ikebana.cluster import cache_worker, jobs, node_checks  # noqa: E402
+from ikebana.cluster import cache_worker, jobs, node_checks, nodes  # noqa: E402
 from ikebana.cluster.crash_search import STATUS_CRASHED  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -274,3 +274,12 @@ def test_without_a_cluster_the_command_says_how_to_start_one(photos, ikebana_cac
     assert "no Ray cluster found" in errors
     assert "ray start --head" in errors
     assert not list(ikebana_cache.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cpus"), [([8, 8, 8], 8), ([2, 64, 64], 64), ([4, 8], 4), ([3, 5], 3), ([1, 1], 1), ([16], 16)]
+)
+def test_large_tasks_use_whole_nodes_unless_many_cpus_would_be_idle(monkeypatch, sizes, cpus):
+    listed = [nodes.Node(str(number), str(number), size) for number, size in enumerate(sizes)]
+    monkeypatch.setattr(nodes, "list_nodes", lambda: listed)
+    assert nodes.choose_cpus() == cpus

@@ -17,11 +17,11 @@ from ikebana.cluster import cache_worker, jobs
 from ikebana.cluster.cache_worker import CPUS_PER_DECODING_TASK, CompleteCache, SearchJob
 from ikebana.cluster.jobs import JobHandle
 from ikebana.cluster.node_checks import mark_folder
-from ikebana.cluster.nodes import check_nodes, choose_resources, count_gpus, count_slots
+from ikebana.cluster.nodes import check_nodes, choose_cpus, choose_resources, count_gpus, count_slots
 from ikebana.cluster.shard_driver import run_shards
 from ikebana.commands.audit import CacheFiller
 from ikebana.data import pixel_cache, pixel_cache_parts
-from ikebana.data.dataset import STATUS_UNOPENED, Dataset
+from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.data.duplicates.search import list_pairs
 from ikebana.data.parts import Parts, prepare_parts
@@ -128,10 +128,10 @@ class ClusterCaches(CacheFiller):
             return
         with _cluster_errors():
             self._check_nodes(dataset, opened.folder)
-            resources = choose_resources("cpu")
+            resources = {"num_cpus": choose_cpus()}
             part_photos = _choose_part_photos(len(rows), SEARCH_PARTS_PER_SLOT * count_slots(resources), len(rows))
             parts = prepare_parts(near_duplicates.get_parts_folder(dataset, opened).absolute(), len(rows), part_photos)
-            job = SearchJob(_describe_cache(dataset, opened, recipe), rows, parts, int(resources["num_cpus"]))
+            job = SearchJob(_describe_cache(dataset, opened, recipe), rows, parts, resources["num_cpus"])
             _run(PartsJob(jobs.put_job(job, self._versions), parts, resources, cache_worker.search), "find duplicates")
         contents = parts.read_all()
         if contents is not None:
@@ -171,10 +171,9 @@ class ClusterCaches(CacheFiller):
         from ikebana.cluster import feature_worker
         from ikebana.learning.features import feature_cache, feature_parts
 
-        resources = choose_resources(settings.device)
-        if settings.device == "cpu":
-            # As many threads as on one machine, because their number may change the last digits.
-            resources = {"num_cpus": max(1, min(settings.threads, int(resources["num_cpus"])))}
+        # As many threads as on one machine, because their number may change the last digits.
+        is_cpu = settings.device == "cpu"
+        resources = {"num_cpus": min(settings.threads, choose_cpus())} if is_cpu else choose_resources(settings.device)
         part_photos = _choose_part_photos(len(photos), PARTS_PER_SLOT * count_slots(resources))
         key = feature_cache.make_feature_key(cache.folder.name, member.recipe, member.weights)
         prepared = feature_parts.prepare(member.backbone, key, photos, settings, part_photos)
@@ -241,7 +240,7 @@ def _describe_cache(dataset: Dataset, opened: PixelCache, recipe: Recipe) -> Com
 def _find_readable_photo(dataset: Dataset) -> tuple[Any, ...] | None:
     """Find a photo that this machine can read; None if none of the first."""
     photos = dataset.photos.select("path", "status").with_row_index("row")
-    rows = photos.filter(photos["status"].is_in((STATUS_UNOPENED, "used")))["row"]
+    rows = photos.filter(photos["status"].is_in((STATUS_UNOPENED, STATUS_USED)))["row"]
     for row in rows[:MAX_TRIED_PHOTOS].to_list():
         location = pixel_cache_parts.select_photos(dataset, range(row, row + 1)).locate(photos["path"][row])
         with suppress(UnreadablePhoto, OSError):

@@ -11,6 +11,8 @@ from ikebana.errors import MachineError, get_first_line
 
 # A node that starts its first worker imports ikebana from a slow disk.
 INSPECTION_SECONDS = 120
+# Of all CPUs, that large tasks must be able to use.
+MIN_USED_CPUS_SHARE = 0.75
 
 
 class Node(NamedTuple):
@@ -58,6 +60,18 @@ def choose_resources(device: str) -> dict[str, float]:
         return {"num_cpus": cpus}
     gpus_per_node = max(1, gpus // max(1, len(nodes)))
     return {"num_cpus": max(1, cpus // gpus_per_node), "num_gpus": 1}
+
+
+def choose_cpus() -> int:
+    """Choose the CPUs of a task with a large fixed cost, so that few tasks share a node.
+
+    As many as the largest node has, unless too many CPUs of smaller nodes would then be idle.
+    """
+    sizes = sorted((node.cpus for node in list_nodes()), reverse=True)
+    for cpus in sizes:
+        if sum(size // cpus * cpus for size in sizes) >= MIN_USED_CPUS_SHARE * sum(sizes):
+            return cpus
+    return min(sizes, default=1)
 
 
 def check_nodes(inspect: Callable[..., list[str]], *arguments: Any, shared: str = "output folder") -> None:
