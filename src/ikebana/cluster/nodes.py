@@ -63,9 +63,10 @@ def choose_resources(device: str) -> dict[str, float]:
 
 
 def choose_cpus() -> int:
-    """Choose the CPUs of a task with a large fixed cost, so that few tasks share a node.
+    """Choose the CPUs of a task, so that few tasks share a node.
 
-    As many as the largest node has, unless too many CPUs of smaller nodes would then be idle.
+    For tasks with a large fixed cost. As many as the largest node has, unless too many CPUs of
+    smaller nodes would then be idle.
     """
     sizes = sorted((node.cpus for node in list_nodes()), reverse=True)
     for cpus in sizes:
