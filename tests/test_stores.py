@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 from support.stores import CREDENTIALS, put_files, serve_store
 
-from ikebana.data import store_errors, stores
+from ikebana.data import pixel_cache, sources, store_errors, stores
 from ikebana.data.decoding import REASON_STORE_UNAVAILABLE, TRANSIENT_REASONS
 from ikebana.data.locations import Location
 from ikebana.data.store_errors import ChangedFile, StoreError
@@ -108,6 +109,20 @@ def test_a_store_that_stays_overloaded_is_a_transient_reason_of_the_photo(kind, 
         Location(file.address, size=file.size, stamp=file.stamp).read()
     assert refusal.value.what == REASON_STORE_UNAVAILABLE
     assert REASON_STORE_UNAVAILABLE in TRANSIENT_REASONS
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_photos_that_a_store_denied_once_are_read_by_the_next_call(web, paper_photos, tmp_path, status, monkeypatch):
+    monkeypatch.setenv("IKEBANA_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(paper_photos, tmp_path / "web" / "paper")
+    root, faults = web
+    listed = sources.read(f"{root}/paper/")
+    faults.status, faults.pattern, faults.failures = status, r"\.(jpg|png|webp)$", 10**6
+    dataset, _ = pixel_cache.open_pixel_cache(listed, 32, "squash")
+    assert dataset.used_photos.height == 0
+    faults.reset()
+    dataset, _ = pixel_cache.open_pixel_cache(listed, 32, "squash")
+    assert dataset.used_photos.height > 0.9 * dataset.photos.height
 
 
 def test_a_refused_connection_names_the_address_and_no_traceback(monkeypatch):

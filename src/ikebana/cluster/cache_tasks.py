@@ -26,7 +26,7 @@ from ikebana.data.duplicates import near_duplicates
 from ikebana.data.duplicates.search import list_pairs
 from ikebana.data.parts import Parts, prepare_parts
 from ikebana.data.pixel_cache import PixelCache
-from ikebana.errors import MachineError, RecipeError, UnreadablePhoto, get_first_line
+from ikebana.errors import MachineError, RecipeError, UnavailablePhoto, UnreadablePhoto, get_first_line
 from ikebana.recipe import Recipe
 from ikebana.system import progress
 
@@ -243,7 +243,12 @@ def _find_readable_photo(dataset: Dataset) -> tuple[Any, ...] | None:
     rows = photos.filter(photos["status"].is_in((STATUS_UNOPENED, STATUS_USED)))["row"]
     for row in rows[:MAX_TRIED_PHOTOS].to_list():
         location = pixel_cache_parts.select_photos(dataset, range(row, row + 1)).locate(photos["path"][row])
-        with suppress(UnreadablePhoto, OSError):
+        try:
             location.read()
-            return astuple(location)
+        except UnavailablePhoto:
+            # Its store does not answer. Each other photo would wait as long.
+            return None
+        except (UnreadablePhoto, OSError):
+            continue
+        return astuple(location)
     return None

@@ -1,7 +1,6 @@
 """Shards of predictions as tasks on a Ray cluster."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +13,7 @@ from ikebana.cluster.nodes import check_nodes
 from ikebana.cluster.shard_driver import run_shards
 from ikebana.cluster.worker import CPUS_PER_TASK, Job
 from ikebana.data import listing
-from ikebana.errors import MachineError, UnreadablePhoto, get_first_line
+from ikebana.errors import MachineError, UnavailablePhoto, UnreadablePhoto, get_first_line
 from ikebana.inference.classifier import Classifier
 from ikebana.inference.shard_plan import ShardPlan
 from ikebana.inference.shards import check_shard
@@ -78,7 +77,12 @@ def compute_shards(
 def _find_readable_photo(plan: ShardPlan) -> tuple[Any, ...] | None:
     """Find a photo that this machine can read; None if none of the first."""
     for photo in plan.read_photos(0)[:MAX_TRIED_PHOTOS]:
-        with suppress(UnreadablePhoto):
+        try:
             listing.read_photo(photo)
-            return tuple(photo)
+        except UnavailablePhoto:
+            # Its store does not answer. Each other photo would wait as long.
+            return None
+        except UnreadablePhoto:
+            continue
+        return tuple(photo)
     return None

@@ -27,7 +27,7 @@ from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset, collect_
 from ikebana.data.locations import Location, is_in_store
 from ikebana.data.read_ahead import read_ahead
 from ikebana.data.verified_array import VerifiedArray, compute_checksum
-from ikebana.errors import MachineError, UnreadablePhoto
+from ikebana.errors import MachineError, UnavailablePhoto, UnreadablePhoto
 from ikebana.recipe import Resize
 from ikebana.system import progress
 from ikebana.system.cache_folder import cache_folder
@@ -326,7 +326,8 @@ def decode_into(
         size, digest = len(data), decoding.compute_sha256(data)
         photo = decoding.decode(data, len(target), resize, THUMBNAIL_SIZE)
     except UnreadablePhoto as reason:
-        return reason.what, digest, size, None, None, 0, 0, reason.what in decoding.TRANSIENT_REASONS
+        is_transient = isinstance(reason, UnavailablePhoto) or reason.what in decoding.TRANSIENT_REASONS
+        return reason.what, digest, size, None, None, 0, 0, is_transient
     except OSError as error:
         return f"unreadable: {error.strerror or error}", digest, size, None, None, 0, 0, True
     target[:], small[:] = photo.pixels, photo.thumbnail
