@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from types import ModuleType
 
-from ikebana.errors import MachineError, UsageError, get_first_line
+from ikebana.errors import MachineError, UsageError, advise_extra, get_first_line
 
 # Earlier versions have no node affinity by name, or no token authentication.
 MIN_RAY_VERSION = (2, 54)
@@ -83,16 +83,14 @@ def _import_ray() -> ModuleType:
         import ray
         import ray.exceptions
     except ModuleNotFoundError:
-        advice = "pip install 'ikebana[cluster]' on each machine"
+        advice = f"{advise_extra('cluster')} on each machine"
         if sys.platform != "linux":
             advice = "a Linux machine; or --shard K/N, which needs no engine"
         raise MachineError("Ray is not installed", advice=advice) from None
     installed = version("ray")
     if tuple(int(part) for part in installed.split(".")[:2]) < MIN_RAY_VERSION:
         wanted = ".".join(map(str, MIN_RAY_VERSION))
-        raise MachineError(
-            f"Ray {installed} is too old; {wanted} or newer is needed", advice="pip install -U 'ikebana[cluster]'"
-        )
+        raise MachineError(f"Ray {installed} is too old; {wanted} or newer is needed", advice=advise_extra("cluster"))
     return ray
 
 
