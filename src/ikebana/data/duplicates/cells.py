@@ -42,7 +42,9 @@ class Cells:
         blocks = map_in_threads(find_cells, range(0, len(rows), BLOCK_PHOTOS))
         cells = np.concatenate([np.zeros(0, np.int64), *blocks])
         by_cell = cells.argsort(kind="stable")
-        self.order, self._starts = rows[by_cell], np.searchsorted(cells[by_cell], np.arange(count + 1))
+        self.order = rows[by_cell]
+        # The place at which each cell begins, and the end of the last one.
+        self._starts: list[int] = np.searchsorted(cells[by_cell], np.arange(count + 1)).tolist()
 
     def find_places(self, shapes: np.ndarray) -> np.ndarray:
         """Find the photos in the cells most similar to the windows of a photo.
@@ -54,5 +56,5 @@ class Cells:
         """
         similarity = shapes @ self._prototypes
         searched = min(CELLS_PER_WINDOW, similarity.shape[1])
-        cells = np.unique(np.argpartition(-similarity, searched - 1, axis=1)[:, :searched])
+        cells = np.unique(np.argpartition(-similarity, searched - 1, axis=1)[:, :searched]).tolist()
         return np.concatenate([np.arange(self._starts[cell], self._starts[cell + 1]) for cell in cells])
