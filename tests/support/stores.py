@@ -27,6 +27,7 @@ class Faults:
 
     Attributes:
         failures: requests that are still to be answered with `status`.
+        fails_first: whether the first request for each path is answered with `status` too.
         pattern: only of paths that match.
         has_ranges: whether it can send a part of a file.
         delay_seconds: of each answer.
@@ -34,24 +35,31 @@ class Faults:
     """
 
     failures: int = 0
+    fails_first: bool = False
     status: int = 503
     pattern: str = ""
     has_ranges: bool = True
     delay_seconds: float = 0
     requests: list[tuple[str, str, str]] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
 
     def reset(self) -> None:
         """Answer correctly again, and forget what was asked."""
-        self.failures, self.status, self.pattern, self.has_ranges = 0, 503, "", True
+        self.failures, self.fails_first, self.status, self.pattern, self.has_ranges = 0, False, 503, "", True
         self.requests.clear()
+        self.failed.clear()
 
     def is_due(self, path: str) -> bool:
         """Return whether to fail this request, after the delay."""
         time.sleep(self.delay_seconds)
-        if self.failures and re.search(self.pattern, path):
-            self.failures -= 1
-            return True
-        return False
+        if not re.search(self.pattern, path):
+            return False
+        is_first = self.fails_first and path not in self.failed
+        if not (self.failures or is_first):
+            return False
+        self.failures = max(0, self.failures - 1)
+        self.failed.add(path)
+        return True
 
 
 class StoreRequestHandler(http.server.SimpleHTTPRequestHandler):
