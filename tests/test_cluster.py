@@ -276,6 +276,63 @@ def test_a_node_that_left_and_returned_is_not_refused(cluster):
     assert (process.returncode, output) == (0, "2\n"), errors
 
 
+LOSE_NODE = """
+import itertools
+import sys
+import time
+from pathlib import Path
+
+from ikebana.cluster import shard_driver
+from ikebana.cluster.connection import connect
+
+
+def compute(place, number, _):
+    started = Path(place) / f"started-{number}"
+    if number == 0 and not started.exists():
+        started.touch()
+        time.sleep(3600)
+    (Path(place) / f"done-{number}").touch()
+
+
+class Job:
+    resources, compute, try_photos, crash_advice = {"num_cpus": 1}, staticmethod(compute), None, ""
+
+    def get_arguments(self, number):
+        return sys.argv[1], number
+
+    def count_photos(self, number):
+        return 1
+
+    def is_done(self, number):
+        return (Path(sys.argv[1]) / f"done-{number}").exists()
+
+    def get_place(self, number):
+        return sys.argv[1]
+
+
+with connect():
+    known, calls = shard_driver.list_nodes(), itertools.count()
+    lost = known[0]._replace(node_id="lost")
+    shard_driver.list_nodes = lambda: known if next(calls) else [*known, lost]
+    shard_driver.WATCH_SECONDS, shard_driver.MIN_SLOW_SECONDS = 1.0, 3600.0
+    done = []
+    shard_driver.run_shards(Job(), range(6), done.append)
+    print(len(done))
+"""
+
+
+def test_a_task_that_never_ends_is_repeated_once_a_node_has_left(cluster, tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", LOSE_NODE, tmp_path],
+        env={**os.environ, "RAY_ADDRESS": cluster.address},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_SECONDS,
+    )
+    assert (process.returncode, process.stdout) == (0, "6\n"), process.stderr
+
+
 # --- from Python ---
 
 CONNECT = """

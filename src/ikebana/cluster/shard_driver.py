@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from ikebana.cluster.crash_search import MAX_CRASHES, CrashSearch, Work
-from ikebana.cluster.nodes import count_slots
+from ikebana.cluster.nodes import count_slots, list_nodes
 from ikebana.errors import MachineError, get_first_line
 from ikebana.system import progress
 
@@ -86,8 +86,12 @@ class ShardDriver:
         self.compute: Any = ray.remote(job.compute).options(**options)
         self.try_photos: Any = None if job.try_photos is None else ray.remote(job.try_photos).options(**options)
         self.tasks: dict[Any, Task] = {}
-        # Before new shards.
+        # Before new shards, and after them.
         self.urgent: deque[tuple[int, Work]] = deque()
+        self.late: deque[tuple[int, Work]] = deque()
+        # Tasks in flight that may never end, because their node may be lost. They take no place in the window.
+        self.doubted: set[Any] = set()
+        self.node_ids: set[str] = set()
         self.unfinished: set[int] = set()
         self.searches: dict[int, CrashSearch] = {}
         self.copied: set[int] = set()
@@ -96,15 +100,15 @@ class ShardDriver:
 
     def run(self, numbers: Iterable[int]) -> None:
         """Compute the shards with these numbers."""
-        waiting = deque(numbers)
-        self.unfinished.update(waiting)
+        waiting: deque[tuple[int, Work]] = deque((number, None) for number in numbers)
+        self.unfinished.update(number for number, _ in waiting)
         next_watch = 0.0
         while self.unfinished:
             if time.monotonic() >= next_watch:
                 self._watch()
                 next_watch = time.monotonic() + WATCH_SECONDS
-            while len(self.tasks) < self.window and (self.urgent or waiting):
-                self._submit(*(self.urgent.popleft() if self.urgent else (waiting.popleft(), None)))
+            while len(self.tasks) - len(self.doubted) < self.window and (queue := self.urgent or waiting or self.late):
+                self._submit(*queue.popleft())
             if self.tasks:
                 ready, _ = ray.wait(list(self.tasks), timeout=WAIT_SECONDS, fetch_local=False)
                 for reference in ready:
@@ -117,6 +121,7 @@ class ShardDriver:
     def _cancel(self, references: Iterable[Any]) -> None:
         for reference in list(references):
             del self.tasks[reference]
+            self.doubted.discard(reference)
             with suppress(RayError):
                 ray.cancel(reference)
 
@@ -134,6 +139,7 @@ class ShardDriver:
     def _receive(self, reference: Any) -> None:
         """Handle a task that has ended."""
         task = self.tasks.pop(reference, None)
+        self.doubted.discard(reference)
         # It was cancelled because another task has written the same shard.
         if task is None:
             return
@@ -191,6 +197,7 @@ class ShardDriver:
             needed = "a GPU" if self.job.resources.get("num_gpus") else f"{self.job.resources['num_cpus']:g} CPUs"
             progress.warn(f"no node of the Ray cluster has {needed}: waiting for one to join")
         self.window = TASKS_PER_SLOT * max(1, slots)
+        self._doubt_lost_nodes()
         now = time.monotonic()
         ages = {task.number: now - task.started for task in self.tasks.values() if task.work is None}
         for number, age in ages.items():
@@ -201,9 +208,28 @@ class ShardDriver:
             elif age > max(MIN_SLOW_SECONDS, SLOW_FACTOR * self.longest_seconds):
                 self._copy(number)
 
+    def _doubt_lost_nodes(self) -> None:
+        """Compute the tasks in flight once more, at the end, if a node has left.
+
+        Ray may wait for minutes for a node that was cut off before it accepted a task. Most of these
+        tasks are on other nodes, and have ended when their turn comes.
+        """
+        node_ids = {node.node_id for node in list_nodes()}
+        has_lost = bool(self.node_ids - node_ids)
+        self.node_ids = node_ids
+        if not has_lost:
+            return
+        trials = [reference for reference, task in self.tasks.items() if task.work is not None]
+        # Each trial is counted once.
+        self.urgent.extend((self.tasks[reference].number, self.tasks[reference].work) for reference in trials)
+        self._cancel(trials)
+        self.late.extend((task.number, None) for reference, task in self.tasks.items() if reference not in self.doubted)
+        self.doubted.update(self.tasks)
+
     def _copy(self, number: int) -> None:
         """Compute a shard a second time, because its node may have been cut off."""
         if number not in self.copied and number not in self.searches:
             self.copied.add(number)
+            self.doubted.update(reference for reference, task in self.tasks.items() if task.number == number)
             self.urgent.append((number, None))
             progress.message(f"shard {number} takes long: computing it on another node too")
