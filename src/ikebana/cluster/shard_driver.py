@@ -9,12 +9,11 @@ Neither photos nor results pass through Ray: a worker reads the photos and write
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from ikebana.cluster.crash_search import MAX_CRASHES, CrashSearch, Work
 from ikebana.cluster.nodes import count_slots, list_nodes
@@ -69,11 +68,7 @@ def run_shards(job: ShardJob, numbers: Iterable[int], advance: Callable[[int], o
     Raises:
         MachineError: a shard cannot be written, or crashes each time.
     """
-    driver = ShardDriver(job, advance)
-    try:
-        driver.run(numbers)
-    finally:
-        driver.cancel_all()
+    ShardDriver(job, advance).run(numbers)
 
 
 class ShardDriver:
@@ -114,16 +109,14 @@ class ShardDriver:
                 for reference in ready:
                     self._receive(reference)
 
-    def cancel_all(self) -> None:
-        """Cancel all tasks in flight; half-written files keep their temporary names."""
-        self._cancel(self.tasks)
+    def _forget(self, references: Iterable[Any]) -> None:
+        """Stop waiting for tasks. They may end as they like: what they write is complete or unnamed.
 
-    def _cancel(self, references: Iterable[Any]) -> None:
+        `ray.cancel` ends the driver's process if the task completes at the same moment (Ray 2.60).
+        """
         for reference in list(references):
             del self.tasks[reference]
             self.doubted.discard(reference)
-            with suppress(RayError):
-                ray.cancel(reference)
 
     def _submit(self, number: int, work: Work) -> None:
         if number not in self.unfinished:
@@ -140,7 +133,7 @@ class ShardDriver:
         """Handle a task that has ended."""
         task = self.tasks.pop(reference, None)
         self.doubted.discard(reference)
-        # It was cancelled because another task has written the same shard.
+        # Another task has written the same shard.
         if task is None:
             return
         try:
@@ -187,7 +180,7 @@ class ShardDriver:
     def _finish(self, number: int) -> None:
         """Count a shard as done."""
         self.unfinished.discard(number)
-        self._cancel([reference for reference, task in self.tasks.items() if task.number == number])
+        self._forget([reference for reference, task in self.tasks.items() if task.number == number])
         self.advance(self.job.count_photos(number))
 
     def _watch(self) -> None:
@@ -222,7 +215,7 @@ class ShardDriver:
         trials = [reference for reference, task in self.tasks.items() if task.work is not None]
         # Each trial is counted once.
         self.urgent.extend((self.tasks[reference].number, self.tasks[reference].work) for reference in trials)
-        self._cancel(trials)
+        self._forget(trials)
         self.late.extend((task.number, None) for reference, task in self.tasks.items() if reference not in self.doubted)
         self.doubted.update(self.tasks)
 
