@@ -110,7 +110,7 @@ class ShardDriver:
                     self._receive(reference)
 
     def _forget(self, references: Iterable[Any]) -> None:
-        """Stop waiting for tasks. They may end as they like: what they write is complete or unnamed.
+        """Stop waiting for tasks, which may end as they like: their files are whole.
 
         `ray.cancel` ends the driver's process if the task completes at the same moment (Ray 2.60).
         """
