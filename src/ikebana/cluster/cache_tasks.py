@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ikebana.cluster import cache_worker, jobs
 from ikebana.cluster.cache_worker import CPUS_PER_DECODING_TASK, CompleteCache, SearchJob
 from ikebana.cluster.jobs import JobHandle
-from ikebana.cluster.node_checks import mark_folder
+from ikebana.cluster.node_checks import MAX_TRIED_PHOTOS, find_readable, mark_folder
 from ikebana.cluster.nodes import check_nodes, choose_cpus, choose_resources, count_gpus, count_slots
 from ikebana.cluster.shard_driver import run_shards
 from ikebana.commands.audit import CacheFiller
@@ -24,9 +24,10 @@ from ikebana.data import pixel_cache, pixel_cache_parts
 from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.data.duplicates.search import list_pairs
+from ikebana.data.locations import Location
 from ikebana.data.parts import Parts, prepare_parts
 from ikebana.data.pixel_cache import PixelCache
-from ikebana.errors import MachineError, RecipeError, UnavailablePhoto, UnreadablePhoto, get_first_line
+from ikebana.errors import MachineError, RecipeError, get_first_line
 from ikebana.recipe import Recipe
 from ikebana.system import progress
 
@@ -41,8 +42,6 @@ PARTS_PER_SLOT = 8
 MIN_PART_PHOTOS, MAX_PART_PHOTOS = 8, 512
 # Each process that searches describes all photos first, so there are fewer parts.
 SEARCH_PARTS_PER_SLOT = 4
-# Photos that the driver tries, to find a readable one.
-MAX_TRIED_PHOTOS = 20
 # Photos on which the backbone with fused layers is compared with the original.
 TRIAL_PHOTOS = 16
 # Until a network disk shows a machine what another one has written.
@@ -241,14 +240,9 @@ def _find_readable_photo(dataset: Dataset) -> tuple[Any, ...] | None:
     """Find a photo that this machine can read; None if none of the first."""
     photos = dataset.photos.select("path", "status").with_row_index("row")
     rows = photos.filter(photos["status"].is_in((STATUS_UNOPENED, STATUS_USED)))["row"]
-    for row in rows[:MAX_TRIED_PHOTOS].to_list():
-        location = pixel_cache_parts.select_photos(dataset, range(row, row + 1)).locate(photos["path"][row])
-        try:
-            location.read()
-        except UnavailablePhoto:
-            # Its store does not answer. Each other photo would wait as long.
-            return None
-        except (UnreadablePhoto, OSError):
-            continue
-        return astuple(location)
-    return None
+    locations = (
+        pixel_cache_parts.select_photos(dataset, range(row, row + 1)).locate(photos["path"][row])
+        for row in rows[:MAX_TRIED_PHOTOS].to_list()
+    )
+    location = find_readable(locations, Location.read)
+    return None if location is None else astuple(location)

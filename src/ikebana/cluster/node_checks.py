@@ -1,15 +1,35 @@
-"""Checks of a folder that all nodes of a cluster must share."""
+"""Checks of the photos and the folder that all nodes of a cluster must share."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
-from ikebana.errors import IkebanaError, get_first_line
+from ikebana.errors import IkebanaError, UnavailablePhoto, UnreadablePhoto, get_first_line
 from ikebana.system.files import atomic_write, write_error
 
 # In the shared folder while nodes are checked. Two drivers may check theirs at the same time.
 MARK_PREFIX = ".nodes-check-"
+# Photos that the driver tries, to find a readable one.
+MAX_TRIED_PHOTOS = 20
+
+Photo = TypeVar("Photo")
+
+
+def find_readable(photos: Iterable[Photo], read: Callable[[Photo], object]) -> Photo | None:
+    """Find a photo that this machine can read; None if none of the first."""
+    for photo in islice(photos, MAX_TRIED_PHOTOS):
+        try:
+            read(photo)
+        except UnavailablePhoto:
+            # Its store does not answer. Each other photo would wait as long.
+            return None
+        except (UnreadablePhoto, OSError):
+            continue
+        return photo
+    return None
 
 
 @contextmanager

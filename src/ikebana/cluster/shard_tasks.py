@@ -9,17 +9,15 @@ from ray.exceptions import RayError
 
 from ikebana.cluster import jobs, worker
 from ikebana.cluster.jobs import JobHandle
+from ikebana.cluster.node_checks import find_readable
 from ikebana.cluster.nodes import check_nodes
 from ikebana.cluster.shard_driver import run_shards
 from ikebana.cluster.worker import CPUS_PER_TASK, Job
 from ikebana.data import listing
-from ikebana.errors import MachineError, UnavailablePhoto, UnreadablePhoto, get_first_line
+from ikebana.errors import MachineError, get_first_line
 from ikebana.inference.classifier import Classifier
 from ikebana.inference.shard_plan import ShardPlan
 from ikebana.inference.shards import check_shard
-
-# Photos of the plan that the driver tries, to find a readable one.
-MAX_TRIED_PHOTOS = 20
 
 
 class PredictionJob:
@@ -66,23 +64,10 @@ def compute_shards(
     """
     try:
         handle = jobs.put_job(Job(plan, classifier), jobs.describe_versions())
-        check_nodes(worker.inspect, handle, _find_readable_photo(plan))
+        photo = find_readable(plan.read_photos(0), listing.read_photo)
+        check_nodes(worker.inspect, handle, None if photo is None else tuple(photo))
         run_shards(PredictionJob(handle, plan), numbers, advance)
     except RayError as error:
         raise MachineError(
             f"the Ray cluster failed: {get_first_line(error)}", advice="run the same command again to resume"
         ) from error
-
-
-def _find_readable_photo(plan: ShardPlan) -> tuple[Any, ...] | None:
-    """Find a photo that this machine can read; None if none of the first."""
-    for photo in plan.read_photos(0)[:MAX_TRIED_PHOTOS]:
-        try:
-            listing.read_photo(photo)
-        except UnavailablePhoto:
-            # Its store does not answer. Each other photo would wait as long.
-            return None
-        except UnreadablePhoto:
-            continue
-        return tuple(photo)
-    return None
