@@ -29,7 +29,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -95,7 +94,7 @@ class Bench:
         self.machines = Machines(2, self.environment, place)
         self.one_process_seconds, self.cpu_seconds = 0.0, 0.0
         self.driver_kilobytes = 0
-        self.bucket = OverloadedBucket()
+        self.bucket = Faults()
 
     def predict_in_one_process(self) -> None:
         """Predict all photos without a cluster."""
@@ -235,31 +234,15 @@ def run_crash(bench: Bench) -> str:
     return bench.check_rows(killers=1)
 
 
-class OverloadedBucket(Faults):
-    """A bucket that answers the first request for one path in ten with 503."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.refused: set[str] = set()
-        self.is_overloaded = False
-
-    def is_due(self, path: str) -> bool:
-        """Return whether to refuse this request."""
-        is_chosen = self.is_overloaded and zlib.crc32(path.encode()) % 10 == 0
-        is_due = is_chosen and path not in self.refused
-        if is_due:
-            self.refused.add(path)
-        return is_due
-
-
 @contextmanager
 def serve_bucket(bench: Bench) -> Iterator[None]:
     """Serve the photos from a bucket that the machines reach, within this block."""
-    with serve_s3(OverloadedBucket(), HOST) as (endpoint, bench.bucket):
+    with serve_s3(HOST) as (endpoint, bench.bucket):
         variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
         put_files(endpoint, "photos", {file.name: file.read_bytes() for file in sorted(bench.photos.iterdir())})
         put_files(endpoint, "results", {})
-        bench.bucket.is_overloaded = True
+        # One photo and one shard in ten.
+        bench.bucket.fails_first, bench.bucket.pattern = True, r"0\.jpg$|part-\d+0-"
         bench.environment.update(variables)
         os.environ.update(variables)
         try:
@@ -273,7 +256,7 @@ def run_bucket(bench: Bench) -> str:
     bench.start_driver_on("s3://photos", out="s3://results/shards").finish()
     bucket = fsspec.filesystem("s3")
     bucket.get("results/shards", str(bench.out), recursive=True)
-    return f"{len(bench.bucket.refused)} requests answered with 503"
+    return f"{len(bench.bucket.failed)} requests answered with 503"
 
 
 @contextmanager

@@ -80,6 +80,18 @@ def finish(process, status=0):
     return errors
 
 
+def run_script(cluster, script, argument):
+    """Run Python code in a process that finds the cluster."""
+    return subprocess.run(
+        [sys.executable, "-c", script, argument],
+        env={**os.environ, "RAY_ADDRESS": cluster.address},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_SECONDS,
+    )
+
+
 def wait_for_shards(process, out, count):
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while len(list(out.glob("part-*"))) < count:
@@ -322,14 +334,7 @@ with connect():
 
 
 def test_a_task_that_never_ends_is_repeated_once_a_node_has_left(cluster, tmp_path):
-    process = subprocess.run(
-        [sys.executable, "-c", LOSE_NODE, tmp_path],
-        env={**os.environ, "RAY_ADDRESS": cluster.address},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_SECONDS,
-    )
+    process = run_script(cluster, LOSE_NODE, tmp_path)
     assert (process.returncode, process.stdout) == (0, "6\n"), process.stderr
 
 
@@ -358,12 +363,5 @@ assert ray.is_initialized()
 
 
 def test_a_connection_changes_nothing_of_the_process_and_leaves_the_callers_open(cluster):
-    process = subprocess.run(
-        [sys.executable, "-c", CONNECT, Path(__file__).parent],
-        env={**os.environ, "RAY_ADDRESS": cluster.address},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_SECONDS,
-    )
+    process = run_script(cluster, CONNECT, Path(__file__).parent)
     assert (process.returncode, process.stdout) == (0, "[]\n"), process.stderr

@@ -119,13 +119,12 @@ def serve_store(folder: Path) -> Iterator[tuple[str, Faults]]:
 
 
 @contextmanager
-def serve_s3(faults: Faults | None = None, host: str = "127.0.0.1") -> Iterator[tuple[str, Faults]]:
+def serve_s3(host: str = "127.0.0.1") -> Iterator[tuple[str, Faults]]:
     """Run moto's S3 server within this block, behind faults; gives the endpoint."""
     moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[s3]' flask flask-cors")
     import werkzeug.serving
 
-    faults = Faults() if faults is None else faults
-    application = moto.DomainDispatcherApplication(moto.create_backend_app)
+    faults, application = Faults(), moto.DomainDispatcherApplication(moto.create_backend_app)
 
     def answer(environ, start_response):
         path = environ["PATH_INFO"]
