@@ -1,9 +1,10 @@
-"""Compare the confidence of `quick` with its accuracy on subsamples of a collection.
+"""Compare the confidence of a recipe with its accuracy on subsamples of a collection.
 
     python bench/calibration.py --photos DIR [--subsamples 20] [--first-seed 0] [--recipe quick] [--sufficient-errors inf,3]
 
 Each subsample has two classes or more, and a number of photos per class drawn from 40 to 800. It is
-split as by `fit`, and a head is fitted to cached features. The calibration half of its validation
+split as by `fit`. With a linear probe, a head is fitted to cached features; other recipes are
+trained, which takes as long as so many runs. The calibration half of the validation
 photos determines the temperature: with Platt's targets for all photos (`inf`), and with targets that
 depend on the number of errors. Confidence is compared with accuracy on the test photos together
 with all photos of these classes that the subsample does not have. Positive differences mean an
@@ -12,7 +13,9 @@ over-confident network.
 
 import argparse
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from feature_collection import FeatureCollection
@@ -23,12 +26,53 @@ from ikebana.data import split
 from ikebana.evaluation import calibration
 from ikebana.evaluation.calibration import Calibration
 from ikebana.evaluation.metrics import log_loss
+from ikebana.learning import outputs, plan
+from ikebana.learning.examples import PhotoExamples
+from ikebana.learning.models import networks
+from ikebana.learning.plan import Plan
 from ikebana.learning.training import logistic_head
+from ikebana.recipe import with_options
+from ikebana.recipes import RECIPES
+from ikebana.system import progress
 
 MIN_PER_CLASS, MAX_PER_CLASS = 40, 800
 
 
-def draw_subsample(collection: FeatureCollection, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+class Collection(Protocol):
+    """Photos of a collection: class indices, and a number per group of duplicates."""
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    groups: np.ndarray
+
+
+class PhotoCollection:
+    """The photos of a collection, to train a recipe on some of them.
+
+    Attributes:
+        source: the plan for all photos.
+        table: their rows of the dataset's table.
+        labels, groups: as in `FeatureCollection`.
+    """
+
+    def __init__(self, photos: Path, recipe_name: str):
+        self.source = Plan.from_photos(photos, recipe_name)
+        self.source.apply_settings()
+        self.dataset, self.cache = plan.open_photos(self.source.dataset, self.source.recipe)
+        self.classes = self.dataset.classes
+        self.table = self.dataset.used_photos_with_row
+        self.labels = np.array([self.classes.index(name) for name in self.table["label"]])
+        self.groups = np.array(split.find_groups(self.table.drop("row")))
+
+    def select(self, rows: np.ndarray, labels: np.ndarray) -> PhotoExamples:
+        """Select photos, with other class indices."""
+        table = self.table[rows]
+        pixel_rows = table["row"].to_numpy().astype(np.int64)
+        for_selection = split.get_selection_mask(table)
+        return PhotoExamples(self.cache.pixels, pixel_rows, labels, for_selection, self.groups[rows])
+
+
+def draw_subsample(collection: Collection, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw rows of a subsample, and the other rows of its classes."""
     class_count = int(rng.integers(2, len(collection.classes) + 1))
     classes = rng.choice(len(collection.classes), class_count, replace=False)
@@ -44,32 +88,87 @@ def draw_subsample(collection: FeatureCollection, rng: np.random.Generator) -> t
     return chosen, others
 
 
-def predict(collection: FeatureCollection, chosen: np.ndarray, others: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Fit a head like `fit` does, and predict its calibration photos and the scored photos."""
-    table, groups = collection.table[chosen], collection.groups[chosen]
-    class_numbers, labels = np.unique(collection.labels[chosen], return_inverse=True)
-    parts = np.array(split.assign_stratified([str(label) for label in labels], groups.tolist(), (0.6, 0.2, 0.2), seed))
-    train, validation, test = (np.flatnonzero(parts == name) for name in ("train", "validation", "test"))
-    is_selection = split.get_selection_mask(table[validation])
-    selection, calibrating = validation[is_selection], validation[~is_selection]
-    features = collection.features[chosen]
+@dataclass(frozen=True)
+class Subsample:
+    """Photos of a subsample by rows of the collection, with class indices among its classes."""
+
+    classes: tuple[str, ...]
+    train: np.ndarray
+    validation: np.ndarray
+    scored: np.ndarray
+    labels: np.ndarray
+
+
+def split_subsample(
+    collection: FeatureCollection | PhotoCollection, chosen: np.ndarray, others: np.ndarray, seed: int
+) -> Subsample:
+    """Split a subsample as `fit` does; its test photos are scored together with the others."""
+    class_numbers = np.unique(collection.labels[chosen])
+    labels = np.searchsorted(class_numbers, collection.labels)
+    names, groups = [str(label) for label in labels[chosen]], collection.groups[chosen].tolist()
+    parts = np.array(split.assign_stratified(names, groups, (0.6, 0.2, 0.2), seed))
+    train, validation, test = (chosen[parts == name] for name in ("train", "validation", "test"))
+    classes = tuple(collection.classes[number] for number in class_numbers)
+    return Subsample(classes, train, validation, np.concatenate((test, others)), labels)
+
+
+def fit_head(collection: FeatureCollection, subsample: Subsample, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fit a head to features, as a linear probe does: probabilities of calibration and of scored photos."""
+    is_selection = split.get_selection_mask(collection.table[subsample.validation])
+    train, selection = subsample.train, subsample.validation[is_selection]
     head = logistic_head.fit_head(
-        features[train],
-        labels[train],
-        features[selection],
-        labels[selection],
-        len(class_numbers),
+        collection.features[train],
+        subsample.labels[train],
+        collection.features[selection],
+        subsample.labels[selection],
+        len(subsample.classes),
         seed,
-        groups[train],
+        collection.groups[train],
     )
-    scored = np.concatenate((features[test], collection.features[others]))
-    truth = np.concatenate((labels[test], np.searchsorted(class_numbers, collection.labels[others])))
+    calibrating, scored = (
+        softmax(collection.features[rows] @ head.weight.T + head.bias, axis=1)
+        for rows in (subsample.validation[~is_selection], subsample.scored)
+    )
+    return calibrating, scored
+
+
+def train(collection: PhotoCollection, subsample: Subsample, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Train the recipe: probabilities of calibration and of scored photos."""
+    source = collection.source
+    splits = {
+        name: collection.select(rows, subsample.labels[rows])
+        for name, rows in (
+            ("train", subsample.train),
+            ("validation", subsample.validation),
+            ("test", subsample.scored),
+        )
+    }
+    dataset, recipe = replace(collection.dataset, classes=subsample.classes), with_options(source.recipe, seed=seed)
+    smaller = Plan.from_dataset(dataset, recipe, settings=source.settings)
+    tasks = plan.prepare_tasks(smaller, splits, collection.cache.folder.name)
+    for _ in plan.train_tasks(tasks, source.settings, None):
+        pass
+    probabilities = outputs.compute_held_out(tasks, source.settings).probabilities
+    is_selection = splits["validation"].for_selection
+    return probabilities[: len(is_selection)][~is_selection], probabilities[len(is_selection) :]
+
+
+def predict(
+    collection: FeatureCollection | PhotoCollection, chosen: np.ndarray, others: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Train on a subsample, and predict its calibration photos and the scored photos."""
+    subsample = split_subsample(collection, chosen, others, seed)
+    if isinstance(collection, FeatureCollection):
+        calibrating, scored = fit_head(collection, subsample, seed)
+    else:
+        calibrating, scored = train(collection, subsample, seed)
+    calibration_rows = subsample.validation[~split.get_selection_mask(collection.table[subsample.validation])]
     return {
-        "calibrating": softmax(features[calibrating] @ head.weight.T + head.bias, axis=1),
-        "calibration labels": labels[calibrating],
-        "calibration groups": groups[calibrating],
-        "scored": softmax(scored @ head.weight.T + head.bias, axis=1),
-        "truth": truth,
+        "calibrating": calibrating,
+        "calibration labels": subsample.labels[calibration_rows],
+        "calibration groups": collection.groups[calibration_rows],
+        "scored": scored,
+        "truth": subsample.labels[subsample.scored],
     }
 
 
@@ -93,8 +192,10 @@ def main() -> None:
     parser.add_argument("--sufficient-errors", default="inf,3")
     options = parser.parse_args()
     limits = [float(text) for text in options.sufficient_errors.split(",")]
+    progress.set_reporter(progress.SilentReporter())
     print(format_header("torch", "scipy"))
-    collection = FeatureCollection(options.photos, options.recipe)
+    is_probe = networks.fill_defaults(RECIPES[options.recipe]).caches_features
+    collection = (FeatureCollection if is_probe else PhotoCollection)(options.photos, options.recipe)
     results = []
     for seed in range(options.first_seed, options.first_seed + options.subsamples):
         chosen, others = draw_subsample(collection, np.random.default_rng(seed))
