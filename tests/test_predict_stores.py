@@ -10,13 +10,15 @@ from polars.testing import assert_frame_equal
 from support.stores import pack_samples, pack_shard, put_files, read_files, serve_store, write_parquet
 
 import ikebana
+from ikebana.commands import predict_shards
 from ikebana.commands.predict import predict_to_table
 from ikebana.commands.predict_shards import ShardOptions, predict_to_shards
-from ikebana.data import stores
+from ikebana.data import store_errors, stores
 from ikebana.data.decoding import REASON_STORE_UNAVAILABLE
 from ikebana.data.listing import STATUS_CHANGED
 from ikebana.data.store_errors import StoreError
 from ikebana.errors import IkebanaError, IncompleteShard, PhotosError, UsageError
+from ikebana.inference.shards import compute_shard
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("immediate_retries")]
 
@@ -403,3 +405,48 @@ def test_a_photo_that_is_gone_since_it_was_listed_has_a_row(s3, paper_model, fil
     stores.remove(f"s3://gone/{list(files)[1]}")
     ikebana.predict_shard(plan, 0)
     assert pl.read_parquet(plan.get_path(0))["status"][1] == "unreadable: there is no such file, folder or bucket"
+
+
+def test_shards_are_written_although_a_store_does_not_answer_for_a_while(
+    s3, paper_model, folder, expected, monkeypatch, caplog
+):
+    put_files(s3[0], "down", {})
+    monkeypatch.setattr(predict_shards, "STORE_DELAYS_SECONDS", (0, 0, 0))
+    # The first shard fails three times, after four requests each.
+    s3[1].failures, s3[1].pattern = 3 * (1 + len(store_errors.RETRY_DELAYS_SECONDS)), "part-"
+    predict_to_shards(paper_model, [str(folder)], None, "s3://down/out/", ShardOptions(None, 5))
+    assert s3[1].failures == 0
+    assert caplog.text.count("the store does not answer (HTTP 503)") == 3
+    table, names = read_stored(s3, "down")
+    assert_same_rows(table, expected)
+    assert "_SUCCESS.json" in names
+
+
+def test_a_store_that_never_answers_ends_the_command(s3, paper_model, folder, monkeypatch):
+    put_files(s3[0], "silent", {})
+    monkeypatch.setattr(predict_shards, "STORE_DELAYS_SECONDS", (0, 0, 0))
+    s3[1].failures, s3[1].pattern = 1000, "part-"
+    with pytest.raises(StoreError, match="the store does not answer"):
+        predict_to_shards(paper_model, [str(folder)], None, "s3://silent/out/", ShardOptions(None, 5))
+    assert s3[1].failures == 1000 - 4 * (1 + len(store_errors.RETRY_DELAYS_SECONDS))
+
+
+def test_any_number_of_outages_is_waited_for_while_shards_are_completed(
+    paper_model, folder, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(predict_shards, "STORE_DELAYS_SECONDS", (0, 0))
+    computed = []
+
+    def compute_one_then_fail(model_classifier, plan, numbers, advance):
+        compute_shard(model_classifier, plan, numbers[0], advance)
+        computed.append(numbers[0])
+        if len(numbers) > 1:
+            error = StoreError("the store does not answer")
+            error.is_transient = True
+            raise error
+
+    out = tmp_path / "out"
+    predict_to_shards(paper_model, [str(folder)], None, out, ShardOptions(None, 5), compute=compute_one_then_fail)
+    assert computed == list(range(len(computed)))
+    assert len(computed) > 4
+    assert_same_rows(pl.read_parquet(sorted(out.glob("part-*"))), expected)

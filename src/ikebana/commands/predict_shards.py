@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ikebana.commands.run_paths import resolve_run_paths
 from ikebana.data import unlabelled
 from ikebana.data.frame import Frame
 from ikebana.data.listing import STATUS_CHANGED
+from ikebana.data.store_errors import StoreError
 from ikebana.data.stores import is_address
 from ikebana.data.unlabelled import UnlabelledPhotos
 from ikebana.errors import IncompleteShard, MachineError, ModelError, PhotosError, UsageError
@@ -37,6 +39,8 @@ ComputeShards: TypeAlias = Callable[[Classifier, ShardPlan, Sequence[int], Calla
 ADDRESS_MARK = "://"
 # Shards in a row whose photos cannot be read; after them, the store counts as down.
 MAX_INCOMPLETE_IN_A_ROW = 3
+# Seconds before shards are computed again, after a store has not answered to several requests.
+STORE_DELAYS_SECONDS = (15.0, 30.0, 60.0)
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ def _compute_all(
     in_a_row, remaining = 0, list(numbers)
     while remaining and in_a_row < MAX_INCOMPLETE_IN_A_ROW:
         try:
-            compute(model_classifier, plan, remaining, advance)
+            _compute_while_store_fails(compute, model_classifier, plan, remaining, advance)
             break
         except IncompleteShard as error:
             progress.warn(error.what)
@@ -187,6 +191,35 @@ def _compute_all(
         in_a_row = in_a_row + 1 if len(still_missing) == len(remaining) - 1 else 1
         remaining = still_missing
     return list(incomplete.values())
+
+
+def _compute_while_store_fails(
+    compute: ComputeShards,
+    model_classifier: Classifier,
+    plan: ShardPlan,
+    numbers: Sequence[int],
+    advance: Callable[[int], object],
+) -> None:
+    """Compute shards; go on after a store has not answered, unless nothing succeeds for minutes.
+
+    Raises:
+        StoreError: the store still does not answer.
+    """
+    missing, failures = list(numbers), 0
+    while True:
+        try:
+            if failures:
+                still_missing = plan.list_missing(missing)
+                failures = 1 if len(still_missing) < len(missing) else failures
+                missing = still_missing
+            return compute(model_classifier, plan, missing, advance)
+        except StoreError as error:
+            if not error.is_transient or failures == len(STORE_DELAYS_SECONDS):
+                raise
+            delay = STORE_DELAYS_SECONDS[failures]
+            progress.warn(f"{error.what}: going on in {delay:.0f} s")
+            time.sleep(delay)
+            failures += 1
 
 
 def _describe_incomplete(plan: ShardPlan, numbers: Sequence[int], incomplete: Sequence[IncompleteShard]) -> PhotosError:
