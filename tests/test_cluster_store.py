@@ -1,5 +1,6 @@
 """A Ray cluster reads photos from a bucket and writes shards to it, while the bucket answers 503."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,18 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ikeb
 from support.ray_cluster import RayCluster  # noqa: E402
 
 pytestmark = pytest.mark.slow
+
+# The audit, in float32: which precision is faster would depend on the load.
+AUDIT = """
+import sys
+from ikebana import recipes
+from ikebana.cluster import cache_tasks
+from ikebana.commands import audit
+audit.RECIPES = {"quick": recipes.with_options(recipes.RECIPES["quick"], precision="float32")}
+cache_tasks.MIN_PART_PHOTOS = 10
+from ikebana.cli import main
+main(["audit", *sys.argv[1:]])
+"""
 
 # Of probabilities, between batches of different photos.
 TOLERANCE = 2e-6
@@ -85,3 +98,31 @@ def test_shards_of_a_cluster_with_photos_that_cannot_be_read_are_computed_by_the
     assert (out / "_SUCCESS.json").exists()
     table, expected = pl.read_parquet(sorted(out.glob("part-*"))), pl.read_parquet(tmp_path / "one.parquet")
     assert_frame_equal(table, expected, check_exact=False, abs_tol=TOLERANCE, rel_tol=0)
+
+
+def test_an_audit_of_a_bucket_on_a_cluster_is_that_of_one_machine(s3, paper_photos, tmp_path):
+    endpoint, faults = s3
+    put_files(endpoint, "audited", {**read_files(paper_photos), "rose/empty.jpg": b"", "rose/words.jpg": b"no photo"})
+    cluster = RayCluster(tmp_path / "ray.log")
+    audits = {}
+    try:
+        cluster.add_node("second")
+        for name, flags in (("cluster", ["--backend", "ray"]), ("here", [])):
+            faults.reset()
+            faults.fails_first, faults.pattern = True, r"\.jpg$"
+            variables = {"RAY_ADDRESS": cluster.address, "IKEBANA_CACHE": str(tmp_path / f"cache-{name}")}
+            done = subprocess.run(
+                [sys.executable, "-c", AUDIT, "s3://audited", "--out", str(tmp_path / name), *flags],
+                env={**os.environ, **variables},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=240,
+            )
+            assert done.returncode == 0, done.stderr
+            assert len(faults.failed) >= 40
+            audits[name] = json.loads((tmp_path / name / "audit.json").read_text("utf-8"))
+    finally:
+        cluster.close()
+    assert "unreadable" in {finding["kind"] for finding in audits["here"]["findings"]}
+    assert audits["cluster"] == audits["here"]
