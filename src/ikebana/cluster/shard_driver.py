@@ -75,11 +75,10 @@ class ShardDriver:
     """Keeps a window of tasks in flight until all shards are done."""
 
     def __init__(self, job: ShardJob, advance: Callable[[int], object]):
-        # Ray would retry tasks that ran out of memory forever, so the driver retries them itself.
-        options: dict[str, Any] = {"max_retries": 0, "scheduling_strategy": "SPREAD", **job.resources}
         self.job, self.advance = job, advance
-        self.compute: Any = ray.remote(job.compute).options(**options)
-        self.try_photos: Any = None if job.try_photos is None else ray.remote(job.try_photos).options(**options)
+        # How many times nodes have left.
+        self.losses = 0
+        self._define_tasks()
         self.tasks: dict[Any, Task] = {}
         # Before new shards, and after them.
         self.urgent: deque[tuple[int, Work]] = deque()
@@ -108,6 +107,21 @@ class ShardDriver:
                 ready, _ = ray.wait(list(self.tasks), timeout=WAIT_SECONDS, fetch_local=False)
                 for reference in ready:
                     self._receive(reference)
+
+    def _define_tasks(self) -> None:
+        """Define the Ray tasks, anew after each loss of nodes.
+
+        Ray requests workers per kind of task, and no more than tasks wait. Requests that were sent to
+        a lost node stay unanswered until its connection times out, so tasks of the same kind wait for
+        minutes. A byte of memory makes another kind.
+        """
+        # Ray would retry tasks that ran out of memory forever, so the driver retries them itself.
+        options: dict[str, Any] = {"max_retries": 0, "scheduling_strategy": "SPREAD", **self.job.resources}
+        if self.losses:
+            options["memory"] = self.losses
+        self.compute: Any = ray.remote(self.job.compute).options(**options)
+        has_trials = self.job.try_photos is not None
+        self.try_photos: Any = ray.remote(self.job.try_photos).options(**options) if has_trials else None
 
     def _forget(self, references: Iterable[Any]) -> None:
         """Stop waiting for tasks, which may end as they like: their files are whole.
@@ -212,6 +226,8 @@ class ShardDriver:
         self.node_ids = node_ids
         if not has_lost:
             return
+        self.losses += 1
+        self._define_tasks()
         trials = [reference for reference, task in self.tasks.items() if task.work is not None]
         # Each trial is counted once.
         self.urgent.extend((self.tasks[reference].number, self.tasks[reference].work) for reference in trials)
