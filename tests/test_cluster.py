@@ -123,7 +123,8 @@ def test_the_cluster_gives_the_rows_of_one_process_in_order(cluster, paper_model
     assert_same_rows(read_shards(out), one_table)
     assert f"{PHOTOS}/{PHOTOS} photos" in errors
     # Only ikebana's own lines: Ray and its workers print nothing.
-    assert not [line for line in errors.splitlines() if "ray" in line.lower() or "pid=" in line]
+    lines = [line for line in errors.splitlines() if "ray" in line.lower() or "pid=" in line]
+    assert lines == [f"Ray cluster {cluster.address}: 2 nodes, 2 CPUs"]
 
 
 def test_a_node_killed_at_a_third_costs_no_row(cluster, paper_model, photos, out, one_table):
@@ -247,6 +248,11 @@ def test_a_table_is_refused(paper_model, photos, tmp_path):
     assert "--backend needs a folder for shards" in process.stderr
 
 
+def test_a_share_is_refused_because_the_cluster_divides_the_shards(paper_model, photos, out):
+    errors = finish(start_predict("127.0.0.1:9", paper_model, photos, out, "--shard", "1/2"), status=2)
+    assert "--backend ray without --shard" in errors
+
+
 CHECK_NODES = """
 import sys
 
@@ -307,7 +313,7 @@ def compute(place, number, _):
 
 
 class Job:
-    resources, compute, try_photos, crash_advice = {"num_cpus": 1}, staticmethod(compute), None, ""
+    resources, compute, try_photos, crash_advice, noun = {"num_cpus": 1}, staticmethod(compute), None, "", "shard"
 
     def get_arguments(self, number):
         return sys.argv[1], number
@@ -331,6 +337,50 @@ with connect():
     shard_driver.run_shards(Job(), range(6), done.append)
     print(len(done))
 """
+
+
+SLOW_SHARDS = """
+import sys
+import time
+from pathlib import Path
+
+from ikebana.cluster import shard_driver
+from ikebana.cluster.connection import connect
+
+
+def compute(place, number, _):
+    (Path(place) / f"started-{number}-{time.monotonic_ns()}").touch()
+    time.sleep(4)
+    (Path(place) / f"done-{number}").touch()
+
+
+class Job:
+    resources, compute, try_photos, crash_advice, noun = {"num_cpus": 1}, staticmethod(compute), None, "", "shard"
+
+    def get_arguments(self, number):
+        return sys.argv[1], number
+
+    def count_photos(self, number):
+        return 1
+
+    def is_done(self, number):
+        return (Path(sys.argv[1]) / f"done-{number}").exists()
+
+    def get_place(self, number):
+        return sys.argv[1]
+
+
+with connect():
+    shard_driver.WATCH_SECONDS, shard_driver.MIN_SLOW_SECONDS = 0.2, 0.5
+    shard_driver.run_shards(Job(), range(2), lambda _: None)
+    print(len(list(Path(sys.argv[1]).glob("started-*"))))
+"""
+
+
+def test_no_shard_is_computed_twice_because_all_are_slow(cluster, tmp_path):
+    process = run_script(cluster, SLOW_SHARDS, tmp_path)
+    assert (process.returncode, process.stdout) == (0, "2\n"), process.stderr
+    assert "takes long" not in process.stderr
 
 
 def test_a_task_that_never_ends_is_repeated_once_a_node_has_left(cluster, tmp_path):

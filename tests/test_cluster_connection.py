@@ -56,12 +56,17 @@ def test_a_cluster_that_has_ended_is_noticed_before_ray_tries_to_connect(lonely_
 
 
 @pytest.mark.usefixtures("lonely_machine")
-@pytest.mark.parametrize("address", ["local", "10.0.0.5", "ray://10.0.0.5:10001"])
+@pytest.mark.parametrize("address", ["local", "10.0.0.5", "ray://10.0.0.5:10001", "http://10.0.0.5:8265"])
 def test_an_address_that_is_not_a_host_and_a_port_is_wrong_usage(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     error = get_refusal(UsageError)
     assert error.where == f"RAY_ADDRESS={address}"
     assert "RAY_ADDRESS=" in str(error.advice)
+
+
+def test_an_address_that_does_not_answer_is_to_be_checked_first(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", STALE_ADDRESS)
+    assert str(get_refusal(MachineError).advice).startswith("check RAY_ADDRESS; or start one")
 
 
 CONNECT = """

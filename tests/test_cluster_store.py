@@ -100,6 +100,37 @@ def test_shards_of_a_cluster_with_photos_that_cannot_be_read_are_computed_by_the
     assert_frame_equal(table, expected, check_exact=False, abs_tol=TOLERANCE, rel_tol=0)
 
 
+def test_nodes_without_credentials_are_refused_with_the_reason_and_the_folder(s3, paper_model, paper_photos, tmp_path):
+    put_files(s3[0], "private", {**read_files(paper_photos), "results/none": b""})
+    cluster = RayCluster(tmp_path / "ray.log")
+    command = [sys.executable, "-m", "ikebana", "predict", str(paper_model), "s3://private", "--backend", "ray"]
+    errors = {}
+    try:
+        cluster.add_node("second", AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
+        for out in (f"{tmp_path}/out/", "s3://private/results/"):
+            refused = subprocess.run(
+                [*command, "--out", out],
+                env={**os.environ, "RAY_ADDRESS": cluster.address},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=240,
+            )
+            assert refused.returncode == 1
+            assert "Traceback" not in refused.stderr
+            errors[out] = refused.stderr
+    finally:
+        cluster.close()
+    folder, bucket = errors.values()
+    assert "node second" in folder
+    assert "the photo s3://private/" in folder
+    assert "cannot be read: access denied" in folder
+    assert "s3://private/results cannot be used: access denied" in bucket
+    for text in errors.values():
+        assert "AWS_ACCESS_KEY_ID" in text
+        assert "node first" not in text
+
+
 def test_an_audit_of_a_bucket_on_a_cluster_is_that_of_one_machine(s3, paper_photos, tmp_path):
     endpoint, faults = s3
     put_files(endpoint, "audited", {**read_files(paper_photos), "rose/empty.jpg": b"", "rose/words.jpg": b"no photo"})

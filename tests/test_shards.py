@@ -136,6 +136,8 @@ def test_a_list_of_paths_and_the_members_of_an_archive_are_predicted(paper_model
     assert table["status"].to_list() == ["ok", "there is no such file", "ok"]
     with pytest.raises(PhotosError, match="predictions of other photos"):
         predict_to_shards(paper_model, [], iter(lines[:1]), out, ShardOptions())
+    with pytest.raises(PhotosError, match="there is no such file or folder"):
+        predict_to_shards(paper_model, [f"{photos}x"], None, out, ShardOptions())
 
 
 def test_an_archive_that_another_machine_unpacked_is_not_a_missing_photo(paper_model, photos, out, tmp_path):

@@ -51,6 +51,11 @@ class ShardOptionFlags:
         from ikebana.commands.predict_shards import ShardOptions, parse_share
 
         share = None if self.shard is None else parse_share(self.shard)
+        if share is not None and self.backend is not None:
+            raise UsageError(
+                "--shard and --backend exclude each other: a cluster divides the shards itself",
+                advice=f"--backend {self.backend} without --shard",
+            )
         return ShardOptions(
             share, self.shard_photos, self.replan, join=self.join, accept_unreadable=self.accept_unreadable
         )

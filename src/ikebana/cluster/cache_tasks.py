@@ -58,6 +58,7 @@ class PartsJob:
     resources: Mapping[str, float]
     compute: Callable[..., Any]
     try_photos: Callable[..., Any] | None = None
+    noun: str = "part"
     crash_advice: str = "more memory per CPU on the nodes: ray start --num-cpus=N"
 
     def get_arguments(self, number: int) -> tuple[Any, ...]:
@@ -95,6 +96,17 @@ class ClusterCaches(CacheFiller):
     def __init__(self) -> None:
         self._versions = jobs.describe_all_versions()
         self._are_nodes_checked = False
+
+    def prepare(self, dataset: Dataset, recipe: Recipe) -> None:
+        """Refuse nodes that differ from this machine, unless the photos were decoded earlier.
+
+        Raises:
+            MachineError: as in `decode`.
+        """
+        target = pixel_cache.get_cache_path(dataset, recipe.image_size, recipe.resize)
+        if not target.exists():
+            with _cluster_errors():
+                self._check_nodes(dataset, target)
 
     def decode(self, dataset: Dataset, recipe: Recipe) -> None:
         """Decode the photos into the pixel cache.

@@ -10,7 +10,7 @@ import numpy as np
 
 from ikebana.cluster import jobs
 from ikebana.cluster.jobs import JobHandle
-from ikebana.cluster.node_checks import inspect_folder
+from ikebana.cluster.node_checks import inspect_folder, inspect_photo
 from ikebana.data import pixel_cache, pixel_cache_parts
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates.search import CopySearch, Match, Matches, Pair
@@ -18,7 +18,7 @@ from ikebana.data.locations import Location
 from ikebana.data.parts import Parts
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.pixel_cache_parts import PixelParts
-from ikebana.errors import IkebanaError, UnreadablePhoto
+from ikebana.errors import IkebanaError
 from ikebana.recipe import Resize
 from ikebana.system.threads import limit_threads
 
@@ -35,11 +35,7 @@ def inspect(versions: Mapping[str, str], photo: Sequence[Any] | None, mark: str)
     """
     problems = jobs.compare_versions(versions, jobs.describe_all_versions())
     if photo is not None:
-        try:
-            Location(*photo).read()
-        except (UnreadablePhoto, OSError) as error:
-            reason = error.what if isinstance(error, UnreadablePhoto) else error.strerror or error
-            problems.append(f"the photo {photo[0]} cannot be read: {reason}")
+        problems += inspect_photo(photo[0], Location(*photo).read)
     return [*problems, *inspect_folder(mark)]
 
 

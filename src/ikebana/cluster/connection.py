@@ -13,6 +13,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 from ikebana.errors import MachineError, UsageError, advise_extra, get_first_line
+from ikebana.system import progress
 
 # Earlier versions have no node affinity by name, or no token authentication.
 MIN_RAY_VERSION = (2, 54)
@@ -51,6 +52,7 @@ def connect() -> Iterator[None]:
             # Another version of Ray, no token, and more.
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise _make_refusal(error, address) from error
+            _report_cluster(address)
     if not is_own:
         yield
         return
@@ -61,6 +63,16 @@ def connect() -> Iterator[None]:
         finally:
             with _preserve_process():
                 ray.shutdown()
+
+
+def _report_cluster(address: str) -> None:
+    from ikebana.cluster.nodes import list_nodes
+
+    nodes = list_nodes()
+    cpus = sum(node.cpus for node in nodes)
+    progress.message(
+        f"Ray cluster {address}: {len(nodes)} node{'s' * (len(nodes) != 1)}, {cpus} CPU{'s' * (cpus != 1)}"
+    )
 
 
 @contextmanager
@@ -124,6 +136,12 @@ def _require_reachable(address: str) -> None:
             where=_describe_address(address),
             advice="run the command on a machine of the cluster, with RAY_ADDRESS=HEAD:6379 or without RAY_ADDRESS",
         )
+    if "://" in address:
+        raise UsageError(
+            "the address of a Ray cluster is HOST:PORT; this is an address of its dashboard or of another service",
+            where=_describe_address(address),
+            advice="RAY_ADDRESS=HEAD:6379, with the port that `ray start --head` prints",
+        )
     host, _, port = address.rpartition(":")
     # Ray would start a cluster for `local`.
     if not host or not port.isdecimal():
@@ -133,7 +151,8 @@ def _require_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         what = f"no Ray cluster found: {get_first_line(error)}"
-        raise MachineError(what, where=_describe_address(address), advice=ADVICE_START) from None
+        advice = f"check {ADDRESS_VARIABLE}; or {ADVICE_START}" if os.environ.get(ADDRESS_VARIABLE) else ADVICE_START
+        raise MachineError(what, where=_describe_address(address), advice=advice) from None
 
 
 def _make_refusal(error: Exception, address: str) -> MachineError:

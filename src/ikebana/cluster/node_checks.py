@@ -32,6 +32,17 @@ def find_readable(photos: Iterable[Photo], read: Callable[[Photo], object]) -> P
     return None
 
 
+def inspect_photo(address: str, read: Callable[[], object]) -> list[str]:
+    """Describe why this node cannot read a photo that the driver can read, if so."""
+    try:
+        read()
+    except UnreadablePhoto as error:
+        return [f"the photo {address} cannot be read: {error.what.removeprefix('unreadable: ')}"]
+    except OSError as error:
+        return [f"the photo {address} cannot be read: {error.strerror or error}"]
+    return []
+
+
 @contextmanager
 def mark_folder(folder: Path) -> Iterator[str]:
     """Yield a file by which nodes recognise the folder, which is made if missing.

@@ -1,18 +1,25 @@
 """The nodes of a cluster, and whether each can compute what the driver planned."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import NodeDiedError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ikebana.data.store_errors import ACCESS_DENIED
 from ikebana.errors import MachineError, get_first_line
 
 # A node that starts its first worker imports ikebana from a slow disk.
 INSPECTION_SECONDS = 120
 # Of all CPUs, that large tasks must be able to use.
 MIN_USED_CPUS_SHARE = 0.75
+# Characters of a node's id that distinguish nodes of one name.
+SHORT_ID_LENGTH = 8
+ADVICE_CREDENTIALS = (
+    "the variables of the store on these nodes, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL, set before `ray start`"
+)
 
 
 class Node(NamedTuple):
@@ -31,12 +38,19 @@ def list_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
-    return sorted((node for node in nodes if node.cpus), key=lambda node: node.name)
+    counts = Counter(node.name for node in nodes)
+    # Several nodes of one machine may have one name. `ray status` shows their ids.
+    distinct = [
+        node if counts[node.name] == 1 else node._replace(name=f"{node.name} {node.node_id[:SHORT_ID_LENGTH]}")
+        for node in nodes
+    ]
+    return sorted((node for node in distinct if node.cpus), key=lambda node: node.name)
 
 
 def _describe_node(node: Mapping[str, Any]) -> str:
     name, host, address = node["NodeName"], node["NodeManagerHostname"], node["NodeManagerAddress"]
-    return f"{name} ({', '.join(dict.fromkeys([host, address]))})" if name != host else name
+    others = [text for text in dict.fromkeys([host, address]) if text != name]
+    return f"{name} ({', '.join(others)})" if name != host and others else name
 
 
 def count_gpus() -> int:
@@ -103,12 +117,36 @@ def check_nodes(inspect: Callable[..., list[str]], *arguments: Any, shared: str 
     present = {node: texts for node, texts in problems.items() if texts is not None and node.node_id in alive}
     if not present:
         raise MachineError("all nodes of the Ray cluster left while they were checked", advice="repeat the command")
-    unfit = [f"\n  node {node.name}: {problem}" for node, texts in present.items() for problem in texts]
-    if unfit:
-        raise MachineError(
-            f"{len(unfit)} problem{'s' * (len(unfit) > 1)} on the {len(present)} nodes of the cluster:{''.join(unfit)}",
-            advice=f"the same versions, photos and {shared} on all nodes; or stop these nodes with `ray stop`",
-        )
+    names_by_problem: dict[str, list[str]] = {}
+    for node, texts in present.items():
+        for text in texts:
+            names_by_problem.setdefault(text, []).append(node.name)
+    if names_by_problem:
+        raise _make_refusal(names_by_problem, len(present), shared)
+
+
+def _make_refusal(names_by_problem: Mapping[str, list[str]], nodes: int, shared: str) -> MachineError:
+    """Make the error for unfit nodes.
+
+    Args:
+        names_by_problem: the names of the nodes that have each problem.
+        nodes: the number of all nodes.
+    """
+    count = len(names_by_problem)
+    lines = [_describe_problem(problem, names) for problem, names in names_by_problem.items()]
+    denied = [problem for problem in names_by_problem if ACCESS_DENIED in problem]
+    advice = [ADVICE_CREDENTIALS] if denied else []
+    if len(denied) < count:
+        advice.append(f"the same versions, photos and {shared} on all nodes")
+    return MachineError(
+        f"{count} problem{'s' * (count > 1)} on the {nodes} node{'s' * (nodes > 1)} of the cluster:{''.join(lines)}",
+        advice="; ".join([*advice, "or stop these nodes with `ray stop`"]),
+    )
+
+
+def _describe_problem(problem: str, names: Iterable[str]) -> str:
+    names = list(names)
+    return f"\n  node{'s' * (len(names) > 1)} {', '.join(names)}: {problem}"
 
 
 def _get_problems(reference: Any, is_ready: bool) -> list[str] | None:

@@ -37,6 +37,8 @@ class ShardJob(Protocol):
 
     @property
     def crash_advice(self) -> str: ...  # if a shard crashes each time
+    @property
+    def noun(self) -> str: ...  # what the user knows a shard as
 
     # compute(*arguments, statuses of photos that are not opened) returns the error that ends the command.
     @property
@@ -182,7 +184,7 @@ class ShardDriver:
                 "crashes, but with none of its photos alone" if search.is_hopeless else f"crashed {MAX_CRASHES} times"
             )
             raise MachineError(
-                f"the worker of shard {task.number} {reason}: {get_first_line(crash)}",
+                f"the worker of {self.job.noun} {task.number} {reason}: {get_first_line(crash)}",
                 where=self.job.get_place(task.number),
                 advice=self.job.crash_advice,
             )
@@ -212,7 +214,8 @@ class ShardDriver:
                 continue
             if self.job.is_done(number):
                 self._finish(number)
-            elif age > max(MIN_SLOW_SECONDS, SLOW_FACTOR * self.longest_seconds):
+            # Before one shard has ended, all may be slow.
+            elif self.longest_seconds and age > max(MIN_SLOW_SECONDS, SLOW_FACTOR * self.longest_seconds):
                 self._copy(number)
 
     def _doubt_lost_nodes(self) -> None:
@@ -241,4 +244,4 @@ class ShardDriver:
             self.copied.add(number)
             self.doubted.update(reference for reference, task in self.tasks.items() if task.number == number)
             self.urgent.append((number, None))
-            progress.message(f"shard {number} takes long: computing it on another node too")
+            progress.message(f"{self.job.noun} {number} takes long: computing it on another node too")

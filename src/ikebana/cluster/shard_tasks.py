@@ -24,6 +24,7 @@ class PredictionJob:
     """The shards of a plan."""
 
     resources: Mapping[str, float] = MappingProxyType({"num_cpus": CPUS_PER_TASK})
+    noun = "shard"
     crash_advice = "more memory per CPU on the nodes, or fewer photos per shard: --replan --shard-photos 100"
     compute = staticmethod(worker.compute)
     try_photos = staticmethod(worker.try_photos)
@@ -65,7 +66,7 @@ def compute_shards(
     try:
         handle = jobs.put_job(Job(plan, classifier), jobs.describe_versions())
         photo = find_readable(plan.read_photos(0), listing.read_photo)
-        check_nodes(worker.inspect, handle, None if photo is None else tuple(photo))
+        check_nodes(worker.inspect, handle, None if photo is None else tuple(photo), plan.describe_target())
         run_shards(PredictionJob(handle, plan), numbers, advance)
     except RayError as error:
         raise MachineError(

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import RaySystemError
+
 from ikebana.cluster import jobs
 from ikebana.cluster.jobs import JobHandle
+from ikebana.cluster.node_checks import inspect_photo
 from ikebana.data import listing
-from ikebana.errors import IkebanaError, UnreadablePhoto, get_first_line
+from ikebana.errors import IkebanaError, get_first_line
 from ikebana.inference.classifier import Classifier
 from ikebana.inference.shard_plan import ShardPlan
 from ikebana.inference.shards import compute_shard, predict_listed
@@ -60,11 +63,12 @@ def _require_plan(job: Job) -> None:
     job.plan.require(str(job.classifier.metadata.get("sha256")), job.classifier)
 
 
-def inspect(handle: JobHandle, photo: Sequence[Any] | None) -> list[str]:
+def inspect(handle: JobHandle, photo: Sequence[Any] | None, target: str) -> list[str]:
     """Describe why this node cannot compute the shards; an empty list if it can.
 
     Args:
         photo: a row of the plan that the driver can read, as a plain tuple.
+        target: the folder of the shards, as the user knows it.
     """
     differences = jobs.compare_versions(handle.versions, jobs.describe_versions())
     if differences:
@@ -74,18 +78,14 @@ def inspect(handle: JobHandle, photo: Sequence[Any] | None) -> list[str]:
             job = _open_job(handle)
     except IkebanaError as error:
         return [error.what]
-    return [*_inspect_photo(photo), *_inspect_target(job.plan)]
-
-
-def _inspect_photo(photo: Sequence[Any] | None) -> list[str]:
-    if photo is None:
-        return []
-    row = listing.ListedPhoto(*photo)
-    try:
-        listing.read_photo(row)
-    except UnreadablePhoto as error:
-        return [f"the photo {row.address} cannot be read: {error.what}"]
-    return []
+    # A plan in a store is opened when the job is received.
+    except RaySystemError as error:
+        return [f"{target} cannot be used: {get_first_line(error).removeprefix('System error: ')}"]
+    problems = _inspect_target(job.plan)
+    if photo is not None:
+        row = listing.ListedPhoto(*photo)
+        problems += inspect_photo(row.address, lambda: listing.read_photo(row))
+    return problems
 
 
 def _inspect_target(plan: ShardPlan) -> list[str]:

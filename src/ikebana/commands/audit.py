@@ -46,6 +46,9 @@ class CacheFiller:
     Other machines may do it, and the result is the same.
     """
 
+    def prepare(self, dataset: Dataset, recipe: Recipe) -> None:
+        """Refuse what cannot work, before anything takes long."""
+
     def decode(self, dataset: Dataset, recipe: Recipe) -> None:
         """Decode the photos into the pixel cache."""
 
@@ -137,6 +140,7 @@ def audit(
     recipe = networks.fill_defaults(RECIPES[DEFAULT_RECIPE])
     page_file = Path(out).expanduser() / PAGE_FILE if out is not None else None
     with preserve_process_state():
+        caches.prepare(unopened, recipe)
         plan = _make_plan(unopened, recipe, device, is_required=advise)
         result, pixel_cache = _check_photos(unopened, recipe, plan, page_file, caches)
         has_split = unopened.photos["split"].count() > 0

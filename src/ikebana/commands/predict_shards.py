@@ -80,7 +80,8 @@ def parse_share(text: str) -> tuple[int, int]:
         raise UsageError(f"--shard {text} is not a share", advice="--shard 1/8 for the first of eight shares")
     share, shares = int(first), int(second)
     if not 1 <= share <= shares:
-        raise UsageError(f"--shard {text}: the shares are 1/{shares} to {shares}/{shares}", advice="count from 1")
+        advice = f"--shard {shares}/{shares} for the last share" if share > shares else "count from 1"
+        raise UsageError(f"--shard {text}: the shares are 1/{shares} to {shares}/{shares}", advice=advice)
     return share, shares
 
 
@@ -128,7 +129,7 @@ def predict_to_shards(
             options,
         )
         try:
-            _predict_share(model_classifier, plan, options.share, compute)
+            _predict_share(model_classifier, plan, options, compute)
             summary = _complete(model_classifier, plan)
         except KeyboardInterrupt:
             progress.message("interrupted; nothing was lost. Run the same command again to resume.")
@@ -140,10 +141,10 @@ def predict_to_shards(
 
 
 def _predict_share(
-    model_classifier: Classifier, plan: ShardPlan, share: tuple[int, int] | None, compute: ComputeShards
+    model_classifier: Classifier, plan: ShardPlan, options: ShardOptions, compute: ComputeShards
 ) -> None:
     """Compute the missing shards of a share, every N-th of all."""
-    first, step = (share[0] - 1, share[1]) if share is not None else (0, 1)
+    first, step = (options.share[0] - 1, options.share[1]) if options.share is not None else (0, 1)
     if step > len(plan.names):
         size = -(-plan.photos // step)
         progress.warn(
@@ -157,6 +158,8 @@ def _predict_share(
         progress.message(
             f"{_describe_part(earlier, len(numbers))} {'was' if earlier == 1 else 'were'} predicted earlier"
         )
+    elif options.replan:
+        progress.message("no earlier shard has the same photos in the same order: all photos are predicted")
     if not missing:
         return
     shard_join.remove_success(plan)
@@ -308,7 +311,7 @@ def _resolve_folder(out: str | Path) -> Path | str:
     if isinstance(out, str) and is_address(out):
         if out.lower().endswith(prediction_table.TABLE_SUFFIXES):
             raise UsageError(
-                "a store gets shards, not a single table",
+                "a bucket gets shards, not a single table",
                 where=out,
                 advice=f"--out {out.rpartition('/')[0]}/predictions/",
             )

@@ -17,6 +17,7 @@ from ikebana.errors import PhotosError, get_first_line
 RETRY_DELAYS_SECONDS = (0.5, 2.0, 8.0)
 TRANSIENT_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 DENIED_STATUSES = frozenset((401, 403))
+ACCESS_DENIED = "access denied"
 # HTTP: the file is not the one that was asked for, and the range begins after its end.
 CHANGED_STATUSES = frozenset((412, 416))
 CONFLICT_STATUSES = frozenset((409, 412))
@@ -98,7 +99,7 @@ def translate(error: Exception, address: str) -> StoreError:
     status, kinds = find_status(error), {type(cause).__name__ for cause in iterate_causes(error)}
     protocol = address.partition("://")[0]
     if isinstance(error, PermissionError) or status in DENIED_STATUSES or kinds & CREDENTIAL_ERRORS:
-        what = f"access denied{_describe_status(status)}: the credentials are missing, wrong or lack the permission"
+        what = f"{ACCESS_DENIED}{_describe_status(status)}: the credentials are missing, wrong or lack the permission"
         advice = CREDENTIAL_ADVICE.get(protocol, "check the address and its token")
         translated = StoreError(what, where=address, advice=advice)
         translated.is_denied = True

@@ -254,6 +254,8 @@ def prepare_plan(
             plan = None if replan else open_plan(folder)
             plan = plan or write_plan(folder, header, find_photos())
     if plan.header.model == header.model and plan.header.sources != header.sources:
+        # A misspelt path is reported as such.
+        find_photos()
         raise PhotosError("this folder has the predictions of other photos", where=folder, advice=ADVICE_REPLAN)
     if shard_photos not in (None, plan.header.shard_photos):
         what = f"the shards of this folder have {plan.header.shard_photos} photos, not {shard_photos}"

@@ -78,8 +78,10 @@ class PlainBar:
     def print(self) -> None:
         self.printed_time, self.printed_done = time.monotonic(), self.done
         elapsed = self.printed_time - self.started
-        remaining = elapsed * (self.total - self.done) / max(self.done, 1)
-        ending = f"{remaining:.0f} s left" if self.done < self.total else f"{elapsed:.1f} s"
+        ending = f"{elapsed:.1f} s"
+        if self.done < self.total:
+            # Before the first result, the time left is not known.
+            ending = f"{elapsed * (self.total - self.done) / self.done:.0f} s left" if self.done else ""
         count = f"{self.done}/{self.total}" if self.total else f"{self.done}"
         speed = format_speed(self.done, elapsed, self.unit)
         columns = [f"{self.name}: {count} {self.unit}", speed, ending, self.scores]
