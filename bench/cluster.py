@@ -23,7 +23,6 @@ probabilities within 1e-6 of one process (`ikebana predict` without a cluster).
 import argparse
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -37,6 +36,7 @@ import fsspec
 import numpy as np
 import polars as pl
 from cluster_nodes import HOST, Machines, adopt_orphans, reap
+from processor_time import ProcessorTime
 
 from ikebana.demo_data import paper_flowers
 
@@ -98,11 +98,11 @@ class Bench:
 
     def predict_in_one_process(self) -> None:
         """Predict all photos without a cluster."""
-        before = _measure_cpu()
         started = time.monotonic()
         command = [sys.executable, "-m", "ikebana", "predict", self.model, self.photos, "--out", self.table, "--quiet"]
-        subprocess.run(list(map(str, command)), check=True, env=self.environment, stdout=subprocess.DEVNULL)
-        self.one_process_seconds = _measure_cpu() - before
+        with ProcessorTime() as processor_time:
+            subprocess.run(list(map(str, command)), check=True, env=self.environment, stdout=subprocess.DEVNULL)
+        self.one_process_seconds = processor_time.seconds
         print(f"one process: {time.monotonic() - started:.1f} s, {self.one_process_seconds:.1f} processor seconds")
 
     def start_driver(self, *more: Path) -> "Driver":
@@ -288,8 +288,7 @@ def run_scenario(bench: Bench, name: str) -> bool:
     """Run one scenario on a fresh cluster; return whether the rows were right."""
     bench.log = bench.place / f"driver-{name}.log"
     bench.driver_kilobytes = 0
-    with SURROUNDINGS.get(name, lambda _: nullcontext())(bench):
-        before = _measure_cpu()
+    with SURROUNDINGS.get(name, lambda _: nullcontext())(bench), ProcessorTime() as processor_time:
         bench.machines.start({} if bench.options.default_health_check else None)
         started = time.monotonic()
         problem = ""
@@ -300,9 +299,10 @@ def run_scenario(bench: Bench, name: str) -> bool:
         except AssertionError as error:
             details, rows, took, problem = "", "", time.monotonic() - started, f"FAILED: {error}"
         bench.machines.stop()
-        seconds = _measure_cpu() - before
+        reap()
         if problem and bench.out.exists():
             shutil.copytree(bench.out, bench.place / f"shards-{name}")
+    seconds = processor_time.seconds
     facts = [f"{took:.1f} s", f"{seconds:.1f} processor seconds with Ray"]
     if name == "plain":
         facts.append(f"{seconds / bench.one_process_seconds:.2f} times one process")
@@ -312,13 +312,6 @@ def run_scenario(bench: Bench, name: str) -> bool:
     print(f"{name}: {'; '.join(filter(None, [*facts, details, rows, problem]))}", flush=True)
     shutil.rmtree(bench.out, ignore_errors=True)
     return not problem
-
-
-def _measure_cpu() -> float:
-    """Return the processor seconds of all child processes that have ended."""
-    reap()
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ SHORT_HEALTH_CHECK = {
 
 
 def adopt_orphans() -> None:
-    """Become the parent of all descendants, so that their CPU time counts."""
+    """Become the parent of all orphans among the descendants, so that their CPU time counts."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -78,13 +78,9 @@ class Machine:
     def kill_ray(self) -> None:
         """Kill all processes on this machine, as a power failure does."""
         listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
-        pids = [int(text) for text in listed.stdout.split()]
-        # The raylet ignores SIGCHLD: the CPU time of workers that end before it does would be lost.
-        for pid in sorted(pids, key=lambda pid: _read_name(pid) != "raylet"):
+        for text in listed.stdout.split():
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            while _read_name(pid) == "raylet" and _read_state(pid) != "Z":
-                time.sleep(0.01)
+                os.kill(int(text), signal.SIGKILL)
         if self.node is not None:
             self.node.wait()
 
@@ -165,7 +161,7 @@ class Machines:
 
 
 def reap() -> None:
-    """Wait for adopted processes that have ended, so that their CPU time counts."""
+    """Wait for adopted processes that have ended."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:
@@ -174,20 +170,6 @@ def reap() -> None:
             return
         if not pid:
             time.sleep(0.05)
-
-
-def _read_name(pid: int) -> str:
-    """Read the name of a process; an empty string if it has ended."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return ""
-
-
-def _read_state(pid: int) -> str:
-    """Read the state of a process; Z if it has ended."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return "Z"
 
 
 def _ip(*arguments: str) -> None:
