@@ -113,7 +113,7 @@ def split_subsample(
 
 
 def fit_head(collection: FeatureCollection, subsample: Subsample, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a head to features, as a linear probe does: probabilities of calibration and of scored photos."""
+    """Fit a head to features: probabilities of calibration and of scored photos."""
     is_selection = split.get_selection_mask(collection.table[subsample.validation])
     train, selection = subsample.train, subsample.validation[is_selection]
     head = logistic_head.fit_head(

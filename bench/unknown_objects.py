@@ -126,7 +126,7 @@ class Experiment:
         return KnownPhotos(**self._keep(self.classes[left_out], compute))
 
     def compute_with_all(self) -> tuple[KnownPhotos, dict[str, LabelledOutputs]]:
-        """Compute the outputs of the network with all classes: of known photos, and of others by kind."""
+        """Compute the outputs with all classes: of known photos, and of others by kind."""
 
         def compute() -> dict[str, LabelledOutputs]:
             tasks = plan.prepare_tasks(self.source, self.splits, self.pixels.folder.name)
