@@ -62,10 +62,15 @@ def test_a_heat_map_that_failed_the_check_is_not_shown():
     explanation = make_explanation(gain=0.1)
     assert explanation.overlay is None
     text = explanation_page.render_page([explanation], "run")
-    assert "No heat map: hiding its warm parts costs rose no more than hiding other parts." in text
+    assert "No heat map: hiding its warm parts lowers the probability of rose no more than hiding others." in text
     assert "0 of 1" in text
     assert "no heat map" in repr(explanation)
     assert "no heat map" not in repr(make_explanation())
+
+
+def test_a_photo_that_resembles_the_training_photos_least_is_described_by_the_others():
+    text = make_explanation(familiarity=0.004).describe_familiarity()
+    assert text == "More than 99% of known photos resemble the training photos more."
 
 
 @pytest.mark.parametrize(

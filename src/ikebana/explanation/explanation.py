@@ -46,8 +46,8 @@ class Explanation:
             return ""
         name = self.prediction.closest_class
         if self.heat_map.is_trusted:
-            return f"The warm parts speak for {name}: hiding them costs the class more than hiding other parts."
-        return f"No heat map: hiding its warm parts costs {name} no more than hiding other parts."
+            return f"The warm parts speak for {name}: hiding them lowers its probability more than hiding other parts."
+        return f"No heat map: hiding its warm parts lowers the probability of {name} no more than hiding others."
 
     def describe_neighbours(self) -> str:
         """Say which classes the nearest training photos have."""
@@ -66,7 +66,9 @@ class Explanation:
         familiarity = self.prediction.familiarity
         if familiarity is None:
             return ""
-        share = "fewer than 1%" if familiarity < 0.01 else f"{min(familiarity, 0.99):.0%}"
+        if familiarity < 0.01:
+            return "More than 99% of known photos resemble the training photos more."
+        share = f"{min(familiarity, 0.99):.0%}"
         return f"It resembles the training photos more than {share} of known photos do."
 
     def __repr__(self) -> str:
@@ -78,7 +80,7 @@ class Explanation:
         untrusted = (
             []
             if self.heat_map is None or self.heat_map.is_trusted
-            else ["  no heat map: hiding its warm parts costs the class no more than hiding others"]
+            else ["  no heat map: hiding its warm parts lowers the probability of the class no more than hiding others"]
         )
         return "\n".join([f"{self.prediction.path}: {_describe(self.prediction)}", *rows, *untrusted])
 
