@@ -40,7 +40,9 @@ def read_neighbours(card):
     """The labels, paths and similarities that a card shows."""
     card.locator(".neighbours summary").click()
     names = card.locator(".neighbours .name")
-    similarities = [float(text) for text in card.locator(".neighbours .similarity").all_inner_texts()]
+    similarities = [
+        float(text.removeprefix("similarity ")) for text in card.locator(".neighbours .similarity").all_inner_texts()
+    ]
     paths = [name.get_attribute("title") for name in names.all()]
     return list(zip(paths, names.all_inner_texts(), similarities, strict=True))
 

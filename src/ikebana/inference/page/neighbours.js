@@ -18,7 +18,7 @@ export function createNeighbours(neighbours) {
     image.alt = "";
     const name = createElement("span", "name", label);
     name.title = path;
-    item.append(image, name, createElement("span", "similarity", similarity.toFixed(2)));
+    item.append(image, name, createElement("span", "similarity", `similarity ${similarity.toFixed(2)}`));
     list.append(item);
   }
   details.append(createElement("summary", "", `Training photos that it resembles: ${countLabels(neighbours)}`), list);

@@ -201,13 +201,13 @@ function describeModel({ classes, accuracy, accuracy_interval: interval, photos,
 
 // Only a server has seen photos before.
 function describeDrift({ photos, median_familiarity: median }) {
-  return `The last ${photos} photos differ from the training photos: their median familiarity is ${median.toFixed(2)} instead of 0.50. Labels may be wrong more often than the score says.`;
+  return `The last ${photos} photos differ from the training photos: their median familiarity is ${median.toFixed(2)} instead of 0.50. Predictions may be wrong more often than the score says.`;
 }
 
 function describeThreshold({ threshold, candidates, familiarity_threshold: familiarityThreshold }) {
   const unsure = threshold ? `It answers “not sure” if no class reaches ${percent(threshold)}. ` : "";
   const coverage = candidates ? `For ${percent(candidates.coverage)} of photos like those it learned from, the true class is among the classes it names. ` : "";
-  const unknown = familiarityThreshold === null ? "" : "It recognises most photos of other things as unlike the training photos. ";
+  const unknown = familiarityThreshold === null ? "" : "It recognises most photos of very different things as unlike the training photos. ";
   return `${unsure}${coverage}${unknown}A photo of anything else may still get one of these classes.`;
 }
 
