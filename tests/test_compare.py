@@ -265,7 +265,7 @@ def test_other_labels_of_the_same_test_photos_are_refused_and_named(tmp_path):
     write_run(tmp_path / "a", photos=PHOTOS)
     label = pl.when(pl.int_range(pl.len()) == 20).then(pl.lit("daisy")).otherwise("label")
     write_run(tmp_path / "b", photos=PHOTOS.with_columns(label=label))
-    with pytest.raises(RunError, match=r"1 test photos have another label.*tulip/0020.jpg \(tulip, then daisy\)"):
+    with pytest.raises(RunError, match=r"1 test photo has different labels.*tulip/0020.jpg \(tulip, then daisy\)"):
         ikebana.compare(tmp_path / "a", tmp_path / "b")
 
 

@@ -224,12 +224,13 @@ def _check_common_splits(contestants: dict[str, list[ComparableRun]]) -> None:
 
 
 def _describe_other_photos(first: ComparableRun, second: ComparableRun) -> RunError:
-    """Build the error for runs with other test photos, or other labels of them."""
+    """Build the error for runs with different test photos, or different labels of them."""
     labels = first.photos.join(second.photos, on="sha256", suffix="_now").filter(pl.col("label") != pl.col("label_now"))
     if labels.height:
         rows = labels.select("path", "label", "label_now").head(MAX_NAMED_PHOTOS).iter_rows()
         named = ", ".join(f"{path} ({label}, then {label_now})" for path, label, label_now in rows)
-        what = f"{labels.height:,} test photos have another label in the two runs: {named}"
+        photos = "1 test photo has" if labels.height == 1 else f"{labels.height:,} test photos have"
+        what = f"{photos} different labels in the two runs: {named}"
         return RunError(
             what, where=second.name, advice="train both on the same labels; --split-from RUN keeps the split"
         )
@@ -237,7 +238,7 @@ def _describe_other_photos(first: ComparableRun, second: ComparableRun) -> RunEr
     counts = f"{first.name} has {first.photos.height:,}, {second.name} {second.photos.height:,}, {common:,} in common"
     if first.hash_photos(None) == second.hash_photos(None):
         options = _describe_split(first, second)
-        reason = f"the runs have other test photos, because they split the same photos differently{options}"
+        reason = f"the runs have different test photos, because they split the same photos differently{options}"
     elif common:
         reason = "the runs were trained on different collections, so their test photos differ"
     else:
