@@ -83,7 +83,7 @@ def test_the_next_recipe_has_a_time_estimate_only_for_the_same_photos(run, photo
     many = dataclasses.replace(few, photos=pl.concat([few.photos] * 40))
     other = str(suggest_upgrade(many, run.recipe, slow, 0.9, 0.8))
     assert run.recipe.image_size == 96
-    assert "--recipe good\n  (on one Flowers Recognition split: good 0.950, quick 0.926)" in other
+    assert "--recipe good\n  (accuracy on one Flowers Recognition split: good 0.950, quick 0.926)" in other
     plain = str(suggest_upgrade(many, with_options(run.recipe, image_size=256), slow, 0.9, 0.8))
     assert "--recipe good\n  (about " in plain
     resnet = str(suggest_upgrade(many, with_options(run.recipe, network="resnet18"), slow, 0.9, 0.8))

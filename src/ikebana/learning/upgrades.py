@@ -103,7 +103,7 @@ def suggest_upgrade(
     photos_per_class = dataset.used_photos.filter(split="train").group_by("label").len()["len"].median()
     if isinstance(photos_per_class, float) and photos_per_class < MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN:
         return Suggestion("possibly more accurate", command, f"{cost}{FEW_PHOTOS_EVIDENCE}")
-    return Suggestion("more accurate", command, f"{cost}on one Flowers Recognition split: {better.scores}")
+    return Suggestion("more accurate", command, f"{cost}accuracy on one Flowers Recognition split: {better.scores}")
 
 
 def _is_quick_better(recipe: Recipe, accuracy_lower_bound: float) -> bool:
@@ -118,7 +118,7 @@ def _suggest_quick(dataset: Dataset, recipe: Recipe) -> Suggestion:
     score = TUTORIAL_SCORES.get(recipe.name)
     note = "it starts from a network that was trained on ImageNet"
     if score is not None:
-        note += f"; on one Flowers Recognition split: quick {QUICK_SCORE:.3f}, {recipe.name} {score:.3f}"
+        note += f"; accuracy on one Flowers Recognition split: quick {QUICK_SCORE:.3f}, {recipe.name} {score:.3f}"
     return Suggestion("usually much more accurate", command, note)
 
 
