@@ -112,6 +112,12 @@ def test_the_point_of_the_threshold_is_marked():
     assert f"this run: answers {answered.mean():.0%}, {wrong[answered].mean():.1%} of them wrong" in texts
 
 
+def test_a_run_that_answers_no_photo_is_not_marked_at_the_first_answer():
+    probabilities, labels = np.array([[0.4, 0.3, 0.3]] * 40), np.repeat([0, 1], 20)
+    texts = [text for text, _ in list_texts(run_charts.make_risk_coverage(trace_curve(probabilities, labels), 0.5))]
+    assert "this run: answers almost no photo" in texts
+
+
 def test_the_reliability_chart_has_a_point_per_occupied_bin_near_the_diagonal():
     """Labels are drawn by the probabilities, so accuracy equals confidence."""
     probabilities, labels = make_scores(5000)

@@ -93,7 +93,7 @@ def make_risk_coverage(curve: RiskCoverage, threshold: float | None = None) -> A
     ticks = choose_ticks(0.0, max(0.01, wrong.max(initial=0), *limits), 5, outside=True)
     ticks = [tick for tick in ticks if 0 <= tick <= 1]
     panel = Panel(sheet, (MARGIN + 0.6, 5.4, 1.35, 3.85), (0.0, 1.0), (0.0, ticks[-1]))
-    print_text(sheet, (MARGIN, 1.08), "wrong answers", 8, GREY)
+    title_end = print_text(sheet, (MARGIN, 1.08), "wrong answers", 8, GREY)
     panel.draw_y_ticks(ticks, format_percent)
     panel.draw_x_ticks(TENTHS, format_percent, "photos answered")
     left, right, top, bottom = panel.place
@@ -104,11 +104,16 @@ def make_risk_coverage(curve: RiskCoverage, threshold: float | None = None) -> A
     panel.draw_series(answered, wrong, CORRECT_COLOUR)
     if threshold is not None and len(answered):
         # The thresholds fall, so the last one that is high enough has the most answers.
-        index = max(int((np.array(curve.thresholds) >= threshold).sum()) - 1, 0)
-        x = float(panel.x(answered[index]))
+        count = int((np.array(curve.thresholds) >= threshold).sum())
+        share, wrong_share = (answered[count - 1], wrong[count - 1]) if count else (0.0, 0.0)
+        x = float(panel.x(share))
         draw_line(sheet, [x, x], [top - 0.05, bottom], SILVER, (0, (2, 2)))
-        text = f"this run: answers {answered[index]:.0%}, {wrong[index]:.1%} of them wrong"
-        print_text(sheet, (x, top - 0.16), text, 8, GREY, ha="right" if x > 3 else "left")
+        text = f"this run: answers {share:.0%}, {wrong_share:.1%} of them wrong"
+        if not count:  # the first point may stand for 1% of the photos
+            text = "this run: answers almost no photo"
+        is_right = x > 3
+        start = x if is_right else max(x, title_end + 0.15)
+        print_text(sheet, (start, top - 0.16), text, 8, GREY, ha="right" if is_right else "left")
     return sheet
 
 
