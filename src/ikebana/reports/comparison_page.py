@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,5 +268,5 @@ def _add_picture(photo: DifferingPhoto, runs: Sequence[ComparableRun]) -> Differ
     for comparable in runs:
         source = open_thumbnails(comparable.run).to_data_uri(photo.sha256, pages.THUMBNAIL_PIXELS)
         if source:
-            return DifferingPhoto(photo.path, photo.label, photo.sha256, photo.answers, source)
+            return replace(photo, source=source)
     return photo
