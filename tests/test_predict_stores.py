@@ -434,7 +434,8 @@ def test_a_store_that_never_answers_ends_the_command(s3, paper_model, folder, mo
 def test_any_number_of_outages_is_waited_for_while_shards_are_completed(
     paper_model, folder, expected, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(predict_shards, "STORE_DELAYS_SECONDS", (0, 0))
+    # The second of them is never reached.
+    monkeypatch.setattr(predict_shards, "STORE_DELAYS_SECONDS", (0, 1e9))
     computed = []
 
     def compute_one_then_fail(model_classifier, plan, numbers, advance):

@@ -213,7 +213,7 @@ def _compute_while_store_fails(
         try:
             if failures:
                 still_missing = plan.list_missing(missing)
-                failures = 1 if len(still_missing) < len(missing) else failures
+                failures = 0 if len(still_missing) < len(missing) else failures
                 missing = still_missing
             return compute(model_classifier, plan, missing, advance)
         except StoreError as error:
