@@ -90,6 +90,16 @@ def test_seeds_of_a_recipe_are_pooled_and_a_photo_counts_as_the_share_of_runs_th
     assert "pooled over seeds: quick, good" in repr(comparison)
 
 
+def test_the_notes_of_the_page_are_sentences_and_names_of_runs_stay_as_they_are(tmp_path):
+    for name, options in (("a0", {}), ("b0", {"seed": 1}), ("c0", {"image_size": 160})):
+        write_run(tmp_path / name, [len(options)], photos=PHOTOS, options=options)
+    notes = ikebana.compare(*(tmp_path / name for name in ("a0", "b0", "c0")), out=tmp_path / "page.html").notes
+    assert [note.split()[0] for note in notes] == ["c0", "pooled"]
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert '<p class="quiet">c0 is quick with image_size=160.</p>' in text
+    assert '<p class="quiet">Pooled over seeds: quick. A photo counts as the share of runs that are right.</p>' in text
+
+
 def test_two_seeds_of_one_recipe_alone_are_not_pooled(tmp_path):
     write_run(tmp_path / "a", [1, 2], photos=PHOTOS)
     write_run(tmp_path / "b", [3], photos=PHOTOS, options={"seed": 1})

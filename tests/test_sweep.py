@@ -113,6 +113,9 @@ def test_a_failing_run_does_not_lose_the_others(error, fake_fit, tmp_path, monke
         f"failed: baseline-split0-seed0: {str(error) if isinstance(error, MachineError) else 'ValueError: a bug'}"
         in output.err
     )
+    [page] = (tmp_path / "sweep").glob("*.html")
+    reason = str(error) if isinstance(error, MachineError) else "ValueError: a bug"
+    assert f"Not finished: baseline-split0-seed0 ({reason})." in page.read_text("utf-8")
 
 
 def test_if_every_run_fails_the_first_error_is_raised(fake_fit, tmp_path, monkeypatch):

@@ -268,7 +268,10 @@ def _summarise(folder: Path, runs: Sequence[Run], failures: Mapping[str, str]) -
     else:
         from ikebana.reports.comparison_page import write_comparison_page
 
-        write_comparison_page(folder / PAGE, comparison, contestants)
+        # The page is often read where nobody sees the terminal.
+        missing = [f"not finished: {name} ({reason})" for name, reason in failures.items()]
+        shown = replace(comparison, notes=(*comparison.notes, *missing))
+        write_comparison_page(folder / PAGE, shown, contestants)
     result = Sweep(folder, tuple(runs), failures, comparison)
     write_json(folder / RESULT_FILE, result.to_json())
     progress.event("sweep", **result.to_json())

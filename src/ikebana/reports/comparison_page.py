@@ -1,7 +1,7 @@
 """The page of a comparison: accuracies, differences, and the photos on which the runs differ."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ def render_comparison(comparison: Comparison, contestants: Contestants) -> str:
         "compare.html.jinja",
         comparison=comparison,
         headline=summarise(comparison),
+        notes=[_to_sentence(note, contestants) for note in comparison.notes],
         rows=[
             (contestant, scale.place(contestant.accuracy_interval, contestant.accuracy))
             for contestant in sorted(comparison.contestants, key=lambda contestant: -contestant.accuracy)
@@ -161,6 +162,12 @@ def render_comparison(comparison: Comparison, contestants: Contestants) -> str:
         format_p_value=format_p_value,
         describe_need=describe_need,
     )
+
+
+def _to_sentence(note: str, names: Container[str]) -> str:
+    """Write a note as a sentence; the name of a run stays as it is."""
+    is_name = note.partition(" ")[0] in names
+    return (note if is_name else note[:1].upper() + note[1:]).rstrip(".") + "."
 
 
 def _draw_curves(contestants: Contestants) -> dict[str, Markup]:
