@@ -64,6 +64,18 @@ def test_a_bar_closes_after_interrupted_work_or_work_of_unknown_length(kind, cap
     assert "paint" in capsys.readouterr().err
 
 
+def test_a_line_of_a_log_file_says_something_new_and_no_time_left_before_the_first_result(monkeypatch, capsys):
+    monkeypatch.setattr(progress_bars, "LINE_SECONDS", -1.0)
+    bar = progress_bars.PlainBar("paint", 10, "petals")
+    for done in (0, 0, 5, 0, 5, 0):
+        bar.advance(done)
+    bar.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [f"paint: {done}/10 petals" for done in (0, 5, 10)]
+    assert "left" not in lines[0]
+    assert "left" in lines[1]
+
+
 def test_times_of_one_name_add_up():
     clock = progress.Stopwatch()
     clock.lap("train")

@@ -72,7 +72,7 @@ class PlainBar:
     def advance(self, done: int, **scores: float | str) -> None:
         self.done += done
         self.scores = format_scores(scores) or self.scores
-        if time.monotonic() - self.printed_time > LINE_SECONDS:
+        if self.done != self.printed_done and time.monotonic() - self.printed_time > LINE_SECONDS:
             self.print()
 
     def print(self) -> None:
