@@ -295,7 +295,8 @@ def test_a_node_that_left_and_returned_is_not_refused(cluster):
     assert (process.returncode, output) == (0, "2\n"), errors
 
 
-LOSE_NODE = """
+# Shards of a file each, in the folder of the first argument; a script adds `compute`.
+FILE_JOB = """
 import itertools
 import sys
 import time
@@ -305,6 +306,26 @@ from ikebana.cluster import shard_driver
 from ikebana.cluster.connection import connect
 
 
+class FileJob:
+    resources, try_photos, crash_advice, noun = {"num_cpus": 1}, None, "", "shard"
+
+    def __init__(self, compute):
+        self.compute = compute
+
+    def get_arguments(self, number):
+        return sys.argv[1], number
+
+    def count_photos(self, number):
+        return 1
+
+    def is_done(self, number):
+        return (Path(sys.argv[1]) / f"done-{number}").exists()
+
+    def get_place(self, number):
+        return sys.argv[1]
+"""
+
+LOSE_NODE = """
 def compute(place, number, _):
     started = Path(place) / f"started-{number}"
     if number == 0 and not started.exists():
@@ -313,62 +334,22 @@ def compute(place, number, _):
     (Path(place) / f"done-{number}").touch()
 
 
-class Job:
-    resources, compute, try_photos, crash_advice, noun = {"num_cpus": 1}, staticmethod(compute), None, "", "shard"
-
-    def get_arguments(self, number):
-        return sys.argv[1], number
-
-    def count_photos(self, number):
-        return 1
-
-    def is_done(self, number):
-        return (Path(sys.argv[1]) / f"done-{number}").exists()
-
-    def get_place(self, number):
-        return sys.argv[1]
-
-
 with connect():
     known, calls = shard_driver.list_nodes(), itertools.count()
     lost = known[0]._replace(node_id="lost")
     shard_driver.list_nodes = lambda: known if next(calls) else [*known, lost]
     shard_driver.WATCH_SECONDS, shard_driver.MIN_SLOW_SECONDS = 1.0, 3600.0
     done = []
-    shard_driver.run_shards(Job(), range(6), done.append)
+    shard_driver.run_shards(FileJob(compute), range(6), done.append)
     print(len(done))
 """
 
 
 SLOW_SHARDS = """
-import sys
-import time
-from pathlib import Path
-
-from ikebana.cluster import shard_driver
-from ikebana.cluster.connection import connect
-
-
 def compute(place, number, _):
     (Path(place) / f"started-{number}-{time.monotonic_ns()}").touch()
     time.sleep(4)
     (Path(place) / f"done-{number}").touch()
-
-
-class Job:
-    resources, compute, try_photos, crash_advice, noun = {"num_cpus": 1}, staticmethod(compute), None, "", "shard"
-
-    def get_arguments(self, number):
-        return sys.argv[1], number
-
-    def count_photos(self, number):
-        return 1
-
-    def is_done(self, number):
-        return (Path(sys.argv[1]) / f"done-{number}").exists()
-
-    def get_place(self, number):
-        return sys.argv[1]
 
 
 with connect():
@@ -376,19 +357,19 @@ with connect():
     nodes = shard_driver.list_nodes()
     shard_driver.list_nodes = lambda: nodes
     shard_driver.WATCH_SECONDS, shard_driver.MIN_SLOW_SECONDS = 0.2, 0.5
-    shard_driver.run_shards(Job(), range(2), lambda _: None)
+    shard_driver.run_shards(FileJob(compute), range(2), lambda _: None)
     print(len(list(Path(sys.argv[1]).glob("started-*"))))
 """
 
 
 def test_no_shard_is_computed_twice_because_all_are_slow(cluster, tmp_path):
-    process = run_script(cluster, SLOW_SHARDS, tmp_path)
+    process = run_script(cluster, FILE_JOB + SLOW_SHARDS, tmp_path)
     assert (process.returncode, process.stdout) == (0, "2\n"), process.stderr
     assert "takes long" not in process.stderr
 
 
 def test_a_task_that_never_ends_is_repeated_once_a_node_has_left(cluster, tmp_path):
-    process = run_script(cluster, LOSE_NODE, tmp_path)
+    process = run_script(cluster, FILE_JOB + LOSE_NODE, tmp_path)
     assert (process.returncode, process.stdout) == (0, "6\n"), process.stderr
 
 
