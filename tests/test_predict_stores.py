@@ -275,7 +275,7 @@ def test_an_overloaded_bucket_gets_all_shards_in_the_end(s3, paper_model, folder
     ("out", "message"),
     [
         ("s3://missing-bucket/out/", "there is no such file, folder or bucket"),
-        ("s3://results/out.csv", "a store gets shards, not a single table"),
+        ("s3://results/out.csv", "a bucket gets shards, not a single table"),
         ("https://x.invalid/out/", "a web server takes no files"),
     ],
 )
