@@ -268,7 +268,7 @@ def _summarise(folder: Path, runs: Sequence[Run], failures: Mapping[str, str]) -
     else:
         from ikebana.reports.comparison_page import write_comparison_page
 
-        # The page is often read where nobody sees the terminal.
+        # The page is often read without the terminal beside it.
         missing = [f"not finished: {name} ({reason})" for name, reason in failures.items()]
         shown = replace(comparison, notes=(*comparison.notes, *missing))
         write_comparison_page(folder / PAGE, shown, contestants)
