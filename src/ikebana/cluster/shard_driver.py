@@ -122,8 +122,8 @@ class ShardDriver:
         if self.losses:
             options["memory"] = self.losses
         self.compute: Any = ray.remote(self.job.compute).options(**options)
-        has_trials = self.job.try_photos is not None
-        self.try_photos: Any = ray.remote(self.job.try_photos).options(**options) if has_trials else None
+        try_photos = self.job.try_photos
+        self.try_photos: Any = None if try_photos is None else ray.remote(try_photos).options(**options)
 
     def _forget(self, references: Iterable[Any]) -> None:
         """Stop waiting for tasks, which may end as they like: their files are whole.
