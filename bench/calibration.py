@@ -4,23 +4,23 @@
 
 Each subsample has two classes or more, and a number of photos per class drawn from 40 to 800. It is
 split as by `fit`. With a linear probe, a head is fitted to cached features; other recipes are
-trained, which takes as long as so many runs. The calibration half of the validation
-photos determines the temperature: with Platt's targets for all photos (`inf`), and with targets that
-depend on the number of errors. Confidence is compared with accuracy on the test photos together
-with all photos of these classes that the subsample does not have. Positive differences mean an
-over-confident network.
+trained, which takes as long as so many runs. The calibration half of the validation photos
+determines the temperature: with Platt's targets for all photos (`inf`), and with targets that depend
+on the number of errors. Confidence is compared with accuracy on the test photos together with all
+photos of these classes that the subsample does not have. Positive differences mean an over-confident
+network.
 """
 
 import argparse
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from feature_collection import FeatureCollection
 from machine import format_header
 from scipy.special import softmax
+from unknown_objects import train_on_classes
 
 from ikebana.data import split
 from ikebana.evaluation import calibration
@@ -36,14 +36,6 @@ from ikebana.recipes import RECIPES
 from ikebana.system import progress
 
 MIN_PER_CLASS, MAX_PER_CLASS = 40, 800
-
-
-class Collection(Protocol):
-    """Photos of a collection: class indices, and a number per group of duplicates."""
-
-    classes: tuple[str, ...]
-    labels: np.ndarray
-    groups: np.ndarray
 
 
 class PhotoCollection:
@@ -72,7 +64,9 @@ class PhotoCollection:
         return PhotoExamples(self.cache.pixels, pixel_rows, labels, for_selection, self.groups[rows])
 
 
-def draw_subsample(collection: Collection, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_subsample(
+    collection: FeatureCollection | PhotoCollection, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw rows of a subsample, and the other rows of its classes."""
     class_count = int(rng.integers(2, len(collection.classes) + 1))
     classes = rng.choice(len(collection.classes), class_count, replace=False)
@@ -94,7 +88,8 @@ class Subsample:
 
     classes: tuple[str, ...]
     train: np.ndarray
-    validation: np.ndarray
+    selection: np.ndarray
+    calibration: np.ndarray
     scored: np.ndarray
     labels: np.ndarray
 
@@ -108,49 +103,48 @@ def split_subsample(
     names, groups = [str(label) for label in labels[chosen]], collection.groups[chosen].tolist()
     parts = np.array(split.assign_stratified(names, groups, (0.6, 0.2, 0.2), seed))
     train, validation, test = (chosen[parts == name] for name in ("train", "validation", "test"))
-    classes = tuple(collection.classes[number] for number in class_numbers)
-    return Subsample(classes, train, validation, np.concatenate((test, others)), labels)
+    is_selection = split.get_selection_mask(collection.table[validation])
+    return Subsample(
+        classes=tuple(collection.classes[number] for number in class_numbers),
+        train=train,
+        selection=validation[is_selection],
+        calibration=validation[~is_selection],
+        scored=np.concatenate((test, others)),
+        labels=labels,
+    )
 
 
 def fit_head(collection: FeatureCollection, subsample: Subsample, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Fit a head to features: probabilities of calibration and of scored photos."""
-    is_selection = split.get_selection_mask(collection.table[subsample.validation])
-    train, selection = subsample.train, subsample.validation[is_selection]
     head = logistic_head.fit_head(
-        collection.features[train],
-        subsample.labels[train],
-        collection.features[selection],
-        subsample.labels[selection],
+        collection.features[subsample.train],
+        subsample.labels[subsample.train],
+        collection.features[subsample.selection],
+        subsample.labels[subsample.selection],
         len(subsample.classes),
         seed,
-        collection.groups[train],
+        collection.groups[subsample.train],
     )
     calibrating, scored = (
         softmax(collection.features[rows] @ head.weight.T + head.bias, axis=1)
-        for rows in (subsample.validation[~is_selection], subsample.scored)
+        for rows in (subsample.calibration, subsample.scored)
     )
     return calibrating, scored
 
 
 def train(collection: PhotoCollection, subsample: Subsample, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Train the recipe: probabilities of calibration and of scored photos."""
-    source = collection.source
-    splits = {
-        name: collection.select(rows, subsample.labels[rows])
-        for name, rows in (
-            ("train", subsample.train),
-            ("validation", subsample.validation),
-            ("test", subsample.scored),
-        )
+    rows = {
+        "train": subsample.train,
+        "validation": np.concatenate((subsample.selection, subsample.calibration)),
+        "test": subsample.scored,
     }
-    dataset, recipe = replace(collection.dataset, classes=subsample.classes), with_options(source.recipe, seed=seed)
-    smaller = Plan.from_dataset(dataset, recipe, settings=source.settings)
-    tasks = plan.prepare_tasks(smaller, splits, collection.cache.folder.name)
-    for _ in plan.train_tasks(tasks, source.settings, None):
-        pass
-    probabilities = outputs.compute_held_out(tasks, source.settings).probabilities
-    is_selection = splits["validation"].for_selection
-    return probabilities[: len(is_selection)][~is_selection], probabilities[len(is_selection) :]
+    splits = {name: collection.select(chosen, subsample.labels[chosen]) for name, chosen in rows.items()}
+    recipe = with_options(collection.source.recipe, seed=seed)
+    tasks = train_on_classes(collection.source, splits, collection.cache.folder.name, subsample.classes, recipe=recipe)
+    probabilities = outputs.compute_held_out(tasks, collection.source.settings).probabilities
+    calibrating, scored = np.split(probabilities[len(subsample.selection) :], [len(subsample.calibration)])
+    return calibrating, scored
 
 
 def predict(
@@ -162,11 +156,10 @@ def predict(
         calibrating, scored = fit_head(collection, subsample, seed)
     else:
         calibrating, scored = train(collection, subsample, seed)
-    calibration_rows = subsample.validation[~split.get_selection_mask(collection.table[subsample.validation])]
     return {
         "calibrating": calibrating,
-        "calibration labels": subsample.labels[calibration_rows],
-        "calibration groups": collection.groups[calibration_rows],
+        "calibration labels": subsample.labels[subsample.calibration],
+        "calibration groups": collection.groups[subsample.calibration],
         "scored": scored,
         "truth": subsample.labels[subsample.scored],
     }

@@ -92,7 +92,7 @@ class Bench:
         }
         self.shards = -(-options.photos // options.shard_photos)
         self.machines = Machines(2, self.environment, place)
-        self.one_process_seconds, self.cpu_seconds = 0.0, 0.0
+        self.one_process_seconds = 0.0
         self.driver_kilobytes = 0
         self.bucket = Faults()
 

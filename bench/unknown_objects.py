@@ -23,7 +23,6 @@ import numpy as np
 from machine import format_header
 
 from ikebana.data import decoding
-from ikebana.data.dataset import Dataset
 from ikebana.errors import UnreadablePhoto
 from ikebana.evaluation import drawn_images, familiarity, unknown_objects
 from ikebana.learning import familiarity as learning_familiarity
@@ -32,6 +31,7 @@ from ikebana.learning.examples import PhotoExamples, build_split_examples, make_
 from ikebana.learning.familiarity import KnownPhotos, LabelledOutputs
 from ikebana.learning.outputs import Outputs
 from ikebana.learning.plan import Plan, TrainingTask
+from ikebana.recipe import Recipe
 from ikebana.system import progress
 
 SCORES = ("maximum softmax", "energy", "familiarity")
@@ -46,20 +46,27 @@ def select_classes(splits: dict[str, PhotoExamples], left_out: int) -> dict[str,
     return selected
 
 
-def train_without(source: Plan, splits: dict[str, PhotoExamples], pixels: str, left_out: int) -> Sequence[TrainingTask]:
-    """Train the recipe without a class."""
-    dataset = source.dataset
-    classes = tuple(name for index, name in enumerate(dataset.classes) if index != left_out)
-    smaller = Plan.from_dataset(replace_classes(dataset, classes), source.recipe, settings=source.settings)
+def train_on_classes(
+    source: Plan,
+    splits: dict[str, PhotoExamples],
+    pixels: str,
+    classes: tuple[str, ...],
+    *,
+    recipe: Recipe | None = None,
+) -> Sequence[TrainingTask]:
+    """Train on photos of some classes, whose labels are indices of these.
+
+    Args:
+        pixels: the name of the pixel cache.
+        recipe: instead of the plan's.
+    """
+    # Only the number of classes matters to the network.
+    dataset = replace(source.dataset, classes=classes)
+    smaller = Plan.from_dataset(dataset, recipe or source.recipe, settings=source.settings)
     tasks = plan.prepare_tasks(smaller, splits, pixels)
     for _ in plan.train_tasks(tasks, source.settings, None):
         pass
     return tasks
-
-
-def replace_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """Return the dataset with other classes: only their number matters to the network."""
-    return replace(dataset, classes=classes)
 
 
 def fit_model(known: KnownPhotos) -> familiarity.FamiliarityModel:
@@ -120,7 +127,8 @@ class Experiment:
 
         def compute() -> dict[str, LabelledOutputs]:
             without = select_classes(self.splits, left_out)
-            tasks = train_without(self.source, without, self.pixels.folder.name, left_out)
+            classes = tuple(name for index, name in enumerate(self.classes) if index != left_out)
+            tasks = train_on_classes(self.source, without, self.pixels.folder.name, classes)
             return vars(self._collect(tasks, without))
 
         return KnownPhotos(**self._keep(self.classes[left_out], compute))
