@@ -125,6 +125,8 @@ def test_a_link_opens_a_folded_section(page):
     page.locator("#fold").click()
     assert not page.locator("#outlier .cards").is_visible()
     page.get_by_role("link", name="Outliers").click()
+    # The browser sends the event of the new address after the click has returned.
+    page.locator("#outlier .cards").wait_for()
     assert page.locator("#outlier .cards").is_visible()
 
 
