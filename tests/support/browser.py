@@ -26,6 +26,11 @@ def find_covered_headings(page, width: int) -> list[str]:
     """Follow each link of a page's menu at this width: the links whose heading the menu covers."""
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(reduced_motion="reduce")
+    # The page measures its menu after the change of size, in the browser's next frame.
+    page.wait_for_function(
+        """() => document.documentElement.style.getPropertyValue("--nav-height") ===
+          `${document.querySelector("nav").offsetHeight}px`"""
+    )
     return page.evaluate(
         """() => [...document.querySelectorAll("nav a")].map((link) => link.hash).filter((hash) => {
           if (!hash) return false;

@@ -2,6 +2,6 @@
 (() => {
   const nav = document.querySelector("nav");
   const measure = () => document.documentElement.style.setProperty("--nav-height", `${nav.offsetHeight}px`);
-  addEventListener("resize", measure);
+  new ResizeObserver(measure).observe(nav);
   measure();
 })();
