@@ -175,8 +175,28 @@ def test_the_help_breaks_lines_at_the_width_of_the_terminal_only():
     assert "path and label, or an address such as s3://bucket/folder.\nrecipe" in (training_commands.fit.__doc__ or "")
 
 
-def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("pedict", "ikebana predict, or"),
+        ("train", "ikebana fit, or"),
+        ("flowers", "one of audit, cache, compare, demo, doctor, explain, export, fit, predict, report, serve, sweep"),
+    ],
+)
+def test_an_unknown_command_is_refused_with_the_one_that_was_meant_or_all(name, advice, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["train"])
+        cli.main([name])
     assert end.value.code == 2
-    assert 'Unknown command "train"' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f'there is no command "{name}"' in error
+    assert advice in error
+
+
+def test_no_usage_line_hides_the_names_of_arguments(capsys):
+    for name in cli.app:
+        if not name.startswith("-"):
+            with pytest.raises(SystemExit):
+                cli.main([name, "--help"])
+            usage = capsys.readouterr().out.splitlines()[0]
+            assert usage.startswith(f"Usage: ikebana {name} ")
+            assert "ARGS" not in usage

@@ -16,7 +16,7 @@ from ikebana.serving.limits import Limits
 from ikebana.system import progress
 
 
-@app.command(sort_key=6)
+@app.command(sort_key=6, usage="Usage: ikebana predict [OPTIONS] MODEL PHOTOS...")
 def predict(
     model: Path,
     *photos: Annotated[str, Parameter(allow_leading_hyphen=True)],
@@ -76,7 +76,7 @@ def predict(
         progress.result(str(shards.join or out))
 
 
-@app.command(sort_key=7)
+@app.command(sort_key=7, usage="Usage: ikebana explain [OPTIONS] MODEL PHOTOS...")
 def explain(
     model: Path,
     *photos: str,
@@ -110,7 +110,7 @@ def explain(
     progress.result("\n".join([*map(repr, explanations), *([str(out)] if out is not None else [])]))
 
 
-@app.command(sort_key=8)
+@app.command(sort_key=8, usage="Usage: ikebana export [OPTIONS] RUN [FILE]")
 def export(
     run: Path,
     file: Path | None = None,

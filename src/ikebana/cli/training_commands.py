@@ -66,7 +66,7 @@ def audit(
     return EXIT_REFUSED if result.split_errors else EXIT_LEAKAGE if result.leaks else EXIT_DONE
 
 
-@app.command(sort_key=2)
+@app.command(sort_key=2, usage="Usage: ikebana fit [OPTIONS] PHOTOS")
 def fit(
     photos: str | None = None,
     *,
@@ -184,7 +184,7 @@ def report(
     progress.result(str(file))
 
 
-@app.command(sort_key=4)
+@app.command(sort_key=4, usage="Usage: ikebana compare [OPTIONS] RUN RUN...")
 def compare(
     *runs: Path,
     out: Path | None = None,

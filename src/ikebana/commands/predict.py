@@ -22,7 +22,7 @@ from ikebana.data.read_ahead import read_ahead
 from ikebana.data.stores import ADVICE_WEB_FOLDER
 from ikebana.data.unlabelled import UnlabelledPhoto, UnlabelledPhotos
 from ikebana.errors import ModelError, PhotosError, RunError, UsageError
-from ikebana.evaluation.calibration import NO_THRESHOLD_MESSAGE
+from ikebana.evaluation.calibration import NO_THRESHOLD_SUMMARY
 from ikebana.evaluation.candidate_sets import NO_CANDIDATES_MESSAGE
 from ikebana.evaluation.drift import FamiliarityCounts
 from ikebana.inference import classifier, photo_input, prediction_table, table_formats
@@ -237,7 +237,7 @@ def _summarise(counts: Counts, ignored: int, model_classifier: Classifier) -> st
     """Describe the counts, and the lack of a threshold or of candidates."""
     summary = counts.summarise(ignored, model_classifier)
     if model_classifier.threshold is None:
-        return f"{summary}\n{NO_THRESHOLD_MESSAGE}"
+        return f"{summary}\n{NO_THRESHOLD_SUMMARY}"
     return summary if model_classifier.candidate_rule is not None else f"{summary}\n{NO_CANDIDATES_MESSAGE}"
 
 

@@ -19,9 +19,9 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 SUFFICIENT_ERRORS = 3
 # Accuracy that the answers other than "not sure" should have.
 TARGET_ACCURACY = 0.95
+NO_THRESHOLD_SUMMARY = 'too few validation photos to know when to say "not sure", so every photo gets a label'
 NO_THRESHOLD_MESSAGE = (
-    'too few validation photos to know when to say "not sure", so every photo gets a label '
-    f"(calibration takes half of them, and at least {MIN_CALIBRATION_GROUPS} independent ones)"
+    f"{NO_THRESHOLD_SUMMARY} (calibration takes half of them, and at least {MIN_CALIBRATION_GROUPS} independent ones)"
 )
 # Probability with which the candidate classes contain the true one.
 DEFAULT_COVERAGE = 0.9

@@ -5,12 +5,27 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-from cyclopts.exceptions import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
+from cyclopts import App
+from cyclopts.exceptions import (
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from ikebana.errors import UsageError
 
 # Below this similarity, a suggestion would be a guess.
 MIN_SUGGESTION_SIMILARITY = 0.75
+# What other tools call the commands.
+COMMANDS_OF_OTHER_TOOLS = {
+    "check": "audit",
+    "train": "fit",
+    "resume": "fit --resume RUN",
+    "infer": "predict",
+    "classify": "predict",
+}
 
 
 def unwrap_descriptions(command: Callable[..., Any] | None) -> None:
@@ -38,6 +53,8 @@ def _join_descriptions(section: str) -> str:
 def translate_parser_error(error: CycloptsError) -> UsageError:
     """Translate an error of the parser to one that says what to try."""
     help_command = " ".join(("ikebana", *(error.command_chain or ()), "--help"))
+    if isinstance(error, UnknownCommandError):
+        return _translate_unknown_command((error.unused_tokens or [""])[0], error.app)
     if isinstance(error, UnusedCliTokensError):
         return UsageError(f"unexpected argument: {' '.join(error.unused_tokens or ())}", advice=help_command)
     if isinstance(error, UnknownOptionError):
@@ -52,3 +69,12 @@ def translate_parser_error(error: CycloptsError) -> UsageError:
             return UsageError(f"{error.argument.name.lstrip('-').upper()} is missing", advice=help_command)
         return UsageError(f"{error.keyword} needs a value", advice=help_command)
     return UsageError(str(error), advice=help_command)
+
+
+def _translate_unknown_command(name: str, app: App | None) -> UsageError:
+    """Suggest the command that was probably meant, or name all commands."""
+    commands = [command for command in app or () if not command.startswith("-")]
+    similar = get_close_matches(name, commands, n=1, cutoff=MIN_SUGGESTION_SIMILARITY)
+    suggestion = COMMANDS_OF_OTHER_TOOLS.get(name) or "".join(similar)
+    advice = f"ikebana {suggestion}, or ikebana --help" if suggestion else f"one of {', '.join(sorted(commands))}"
+    return UsageError(f'there is no command "{name}"', advice=advice)
