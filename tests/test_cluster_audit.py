@@ -17,6 +17,7 @@ from ikebana.auditing import dataset_checks
 from ikebana.data import pixel_cache, sources
 from ikebana.data.dataset import STATUS_USED
 from ikebana.data.locations import Location
+from ikebana.errors import MachineError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ikebana[cluster]'")
 
@@ -267,6 +268,15 @@ def test_a_marked_folder_that_can_be_written_has_no_problems(tmp_path):
         assert node_checks.inspect_folder(mark) == []
     assert node_checks.inspect_folder(mark)
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_after_an_error_a_marked_folder_is_removed_if_it_is_new_and_empty(tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    for folder in (old, tmp_path / "new"):
+        with pytest.raises(MachineError), node_checks.mark_folder(folder):
+            raise MachineError("a node differs")
+    assert list(tmp_path.iterdir()) == [old]
 
 
 def test_without_a_cluster_the_command_says_how_to_start_one(photos, ikebana_cache):

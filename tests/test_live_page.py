@@ -45,7 +45,7 @@ def state():
     state.on_event({"event": "stage", "stage": "train", "total": 200, "unit": "photos"})
     state.on_event(make_epoch(1, val_accuracy=0.71))
     done = {"event": "progress", "stage": "train", "done": 150, "total": 200, "unit": "photos"}
-    state.on_event(done | {"epoch": "2/2", "loss": 0.4321})
+    state.on_event(done | {"epoch": "2/2", "loss": 0.4321, "accuracy": 0.875})
     return state
 
 
@@ -79,7 +79,7 @@ def wait_for(condition):
 
 
 def test_the_state_shows_stage_share_and_scores(state):
-    assert read(state, "state") == "train 75% epoch 2/2 loss 0.432 runs/good, 2 classes"
+    assert read(state, "state") == "Train 75% epoch 2/2 loss 0.432 accuracy 87.5% runs/good, 2 classes"
     (bar,) = parse(state, "state").iter("progress")
     assert float(bar.get("value", "")) == 0.75
 

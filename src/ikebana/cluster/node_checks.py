@@ -47,20 +47,26 @@ def inspect_photo(address: str, read: Callable[[], object]) -> list[str]:
 def mark_folder(folder: Path) -> Iterator[str]:
     """Yield a file by which nodes recognise the folder, which is made if missing.
 
+    After an error, a folder that was made is removed if it is empty.
+
     Raises:
         MachineError: it cannot be written.
     """
-    mark = folder / f"{MARK_PREFIX}{secrets.token_hex(4)}"
+    mark, is_new = folder / f"{MARK_PREFIX}{secrets.token_hex(4)}", not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
     except OSError as error:
         raise write_error(error, folder) from error
+    is_used = False
     try:
         yield str(mark)
+        is_used = True
     finally:
         with suppress(OSError):
             mark.unlink()
+            if is_new and not is_used:
+                folder.rmdir()
 
 
 def inspect_folder(mark: str) -> list[str]:

@@ -232,7 +232,9 @@ def _prepare_task(
         return TrainingTask(recipe, member.network, train, validation, held_out, features)
     train_features = feature_cache.extract_features(member.backbone, key, train, settings)
     exact = replace(settings, precision="float32")
-    held_out_features = feature_cache.extract_features(member.backbone, key, held_out, exact)
+    held_out_features = feature_cache.extract_features(
+        member.backbone, key, held_out, exact, "extract features (held out)"
+    )
     validation_features = held_out_features.select(slice(len(validation)))
     head = nn.Sequential(OrderedDict(head=member.network.get_submodule("head")))
     return TrainingTask(

@@ -206,6 +206,11 @@ def _find_greyscale(photos: Pixels, rows: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(0, bool), *map_in_threads(is_grey, chunks)])
 
 
+def _name_stage(name: str, photos: "Pixels | _BrightnessView") -> str:
+    """Name a stage, which a search by brightness alone repeats."""
+    return f"{name} (greyscale)" if isinstance(photos, _BrightnessView) else name
+
+
 class _PhotoIndex(NamedTuple):
     """Descriptions of all photos, in which ranges of them are searched."""
 
@@ -223,7 +228,7 @@ class _PhotoIndex(NamedTuple):
         work = closing(map_in_threads(lambda chunk: _find_pairs_of_chunk(self, chunk), ranges))
         with (
             threadpool_limits(1, "blas"),
-            progress.stage("find duplicates", len(queries)) as bar,
+            progress.stage(_name_stage("find duplicates", self.photos), len(queries)) as bar,
             work as results,
         ):
             for chunk, pairs in zip(ranges, results, strict=True):
@@ -250,7 +255,7 @@ def _index_photos(photos: "Pixels | _BrightnessView", rows: np.ndarray) -> Itera
         )
         # Threads work on photos already: BLAS threads for small products would wait for each other.
         with threadpool_limits(1, "blas"):
-            with progress.stage("index photos", len(rows)) as bar, work as counts:
+            with progress.stage(_name_stage("index photos", photos), len(rows)) as bar, work as counts:
                 for count in counts:
                     bar.advance(count)
             index.candidates.divide()

@@ -69,12 +69,17 @@ def make_feature_key(pixel_cache: str, recipe: Recipe, weights: Weights | None) 
 
 
 def extract_features(
-    backbone: nn.Module, key: FeatureKey, photos: PhotoExamples, settings: DeviceSettings
+    backbone: nn.Module,
+    key: FeatureKey,
+    photos: PhotoExamples,
+    settings: DeviceSettings,
+    stage: str = "extract features",
 ) -> FeatureExamples:
     """Extract the features of the photos; only missing rows are computed.
 
     Args:
         settings: float32 caches features exactly; bfloat16 is faster and caches half precision.
+        stage: what progress bars call it.
     Raises:
         MachineError: the disk is too small.
         RecipeError: features are NaN or infinite.
@@ -88,7 +93,7 @@ def extract_features(
     if len(missing):
         start = time.perf_counter()
         fused = fast.fuse_layers(backbone.to(settings.device), photos)
-        with progress.stage("extract features", len(missing)) as bar:
+        with progress.stage(stage, len(missing)) as bar:
             for rows, features in compute_features(fused, photos.select_unlabelled_rows(missing), settings):
                 cache.array[rows] = features
                 cache.checksums[rows] = compute_checksums(cache.array[rows])
