@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 .venv/bin/python bench/processes.py flowers/ --recipe good --processes 1 2
 
 Each round trains every variant once, with as many threads per process as OMP_NUM_THREADS says.
-Validation runs in one process and is part of the time.
+Validation is part of the time.
 """
 
 import argparse

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from support import shared_training
 from support.shared_training import CASES, EMPTY_SHARES, KILLED_CASE
 
+from ikebana.learning.training import checkpoint
+
 pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
@@ -60,8 +62,11 @@ def assert_same_training(case, folder, name):
     assert shared.keys() == weights.keys()
     for key, value in weights.items():
         torch.testing.assert_close(shared[key], value, rtol=0, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
-    losses = torch.tensor([[epoch.train_loss, epoch.train_accuracy] for epoch in epochs], dtype=torch.float64)
-    torch.testing.assert_close(load_file(folder / f"{name} losses.safetensors")["losses"], losses, rtol=0, atol=1e-12)
+    shared_scores = load_file(folder / f"{name} scores.safetensors")
+    for key, value in shared_training.get_scores(epochs).items():
+        # Logits of validation photos are float32.
+        tolerance = 1e-6 if key == "val_loss" else 1e-12
+        torch.testing.assert_close(shared_scores[key], value, rtol=tolerance, atol=tolerance, msg=key)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -93,6 +98,15 @@ def test_the_first_gradient_with_trained_batchnorm_is_as_exact_as_that_of_one_pr
 @pytest.mark.parametrize("name", EMPTY_SHARES)
 def test_processes_with_empty_shares_train_the_weights_of_one(name, three_processes):
     assert_same_training(EMPTY_SHARES[name], three_processes, name)
+
+
+def test_a_worker_that_is_interrupted_while_validating_costs_no_step(tmp_path):
+    done = run_trainings(2, "interrupted", tmp_path)
+    assert done.returncode != 0
+    assert "was interrupted" in done.stderr
+    state = checkpoint.load(tmp_path / "checkpoint")
+    assert len(state.epochs) == 1
+    assert state.get_tensors("epoch_progress.")["photos_seen"] == CASES[KILLED_CASE][1]
 
 
 def test_a_training_that_was_killed_resumes_in_one_process_to_the_same_weights(tmp_path):

@@ -6,18 +6,17 @@ As a script, under torchrun, it writes the results of process 0 into a folder.
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ikebana import recipes
-from ikebana.learning import processes
+from ikebana.learning import processes, scoring
 from ikebana.learning.models import networks, parameter_groups
 from ikebana.learning.training import loop
 from ikebana.learning.training.epoch_progress import EpochProgress
@@ -26,6 +25,8 @@ from ikebana.recipe import FineTune, Recipe, with_options
 from support.training import CPU_SETTINGS, make_striped_photos
 
 SETTINGS = replace(CPU_SETTINGS, threads=1)
+# Three batches, so that the shares of two processes differ.
+VALIDATION_PHOTOS = 2 * SETTINGS.inference_batch_size + 1
 FINETUNED = recipes.get_recipe("finetuned", image_size=75, truncate_at="mixed0", batch_size=7)
 assert isinstance(FINETUNED.method, FineTune)
 # Batches that two processes cannot halve. The last batch of `baseline` has one photo: one share is empty.
@@ -59,9 +60,15 @@ def train(recipe: Recipe, photos: int, checkpoint: Path | None = None) -> tuple[
     """Train in float64; return the weights and the epochs."""
     network = build_network(recipe, torch.float64)
     side = recipe.image_size
-    examples = make_striped_photos(photos, side=side), make_striped_photos(8, seed=1, side=side)
+    examples = make_striped_photos(photos, side=side), make_striped_photos(VALIDATION_PHOTOS, seed=1, side=side)
     epochs = list(loop.train(network, recipe, *examples, SETTINGS, checkpoint))
     return dict(network.state_dict()), epochs
+
+
+def get_scores(epochs: Sequence[loop.Epoch]) -> dict[str, Tensor]:
+    """Return the scores of all epochs by name: float64 [epochs]."""
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    return {name: torch.tensor([getattr(epoch, name) for epoch in epochs], dtype=torch.float64) for name in names}
 
 
 def compute_first_gradient(recipe: Recipe, photos: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -77,17 +84,20 @@ def compute_first_gradient(recipe: Recipe, photos: int, dtype: torch.dtype = tor
 
 
 def main(task: str, folder: Path) -> None:
-    """Do one of the tasks: all, empty or killed."""
+    """Do one of the tasks: all, empty, killed or interrupted."""
     torch.set_num_threads(1)
     with processes.join():
         if task == "killed":
             loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = 0.0, float("inf")
             kill_after_steps(KILLED_STEP)
             train(*CASES[KILLED_CASE], folder / "checkpoint" if processes.is_leader() else None)
+        if task == "interrupted":
+            if not processes.is_leader():
+                interrupt_second_validation()
+            train(*CASES[KILLED_CASE], folder / "checkpoint" if processes.is_leader() else None)
         for name, case in (CASES if task == "all" else EMPTY_SHARES).items():
             weights, epochs = train(*case)
-            losses = torch.tensor(np.array([[epoch.train_loss, epoch.train_accuracy] for epoch in epochs]))
-            results = {"weights": weights, "losses": {"losses": losses}, "gradient": compute_first_gradient(*case)}
+            results = {"weights": weights, "scores": get_scores(epochs), "gradient": compute_first_gradient(*case)}
             if processes.is_leader():
                 for kind, tensors in results.items():
                     contiguous = {key: value.contiguous() for key, value in tensors.items()}
@@ -105,6 +115,19 @@ def kill_after_steps(steps: int) -> None:
         return real(*arguments)
 
     pytest.MonkeyPatch().setattr(Trainer, "step", step)
+
+
+def interrupt_second_validation() -> None:
+    """Interrupt this process while it validates the second epoch."""
+    real, calls = scoring.compute_logits, []
+
+    def compute_logits(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    pytest.MonkeyPatch().setattr(scoring, "compute_logits", compute_logits)
 
 
 if __name__ == "__main__":

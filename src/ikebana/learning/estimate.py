@@ -231,10 +231,9 @@ def _estimate_seconds(
     if recipe.caches_features:
         return _estimate_head_seconds(photos, missing_photos, assembly, settings)
     train_fraction, validation_fraction, _ = recipe.split_fractions
-    # Several processes share the steps, but not the validation.
     processes = read_launch().size
-    forward_fraction = loop.FORWARD_TIME_FRACTION * validation_fraction
-    epoch_seconds = photos * seconds_per_photo * (train_fraction / processes + forward_fraction)
+    epoch_fraction = train_fraction + loop.FORWARD_TIME_FRACTION * validation_fraction
+    epoch_seconds = photos * seconds_per_photo * epoch_fraction / processes
     epochs, members = plan_phases(recipe)[-1].last_epoch, len(assembly.members)
     refit_factor = 1 + 1 / train_fraction if recipe.refit_on_all else 1.0
     work = _describe_epochs(epochs, epoch_seconds / members, members)

@@ -176,7 +176,7 @@ class TrainingTask:
     recipe: Recipe
     network: nn.Module
     train: SelectableExamples
-    validation: Examples
+    validation: SelectableExamples
     # Validation photos, then test photos.
     held_out: Examples
     # Of training and validation photos, for a linear probe; None in a process that gets the fitted head.

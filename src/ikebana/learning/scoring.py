@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ikebana.learning.device import DeviceSettings
-from ikebana.learning.examples import Examples
+from ikebana.learning.examples import Examples, SelectableExamples
+from ikebana.learning.processes import ProcessGroup
 from ikebana.system import progress
 
 
@@ -34,6 +35,26 @@ def compute_logits(
         with settings.autocast():
             logits.append(network(inputs).float().cpu().numpy())
     return np.concatenate(logits) if logits else np.zeros((0, 1), np.float32)
+
+
+def compute_shared_logits(
+    network: nn.Module, examples: SelectableExamples, classes: int, settings: DeviceSettings, group: ProcessGroup
+) -> np.ndarray:
+    """Compute the logits of all examples, each process those of some whole batches.
+
+    The batches are those of one process, so that the logits are too.
+
+    Returns:
+        float32 [examples, classes], in every process.
+    """
+    batches = -(-len(examples) // settings.inference_batch_size)
+    rank, size = group.launch.rank, group.launch.size
+    start, stop = (batches * number // size * settings.inference_batch_size for number in (rank, rank + 1))
+    own_rows = np.arange(start, min(stop, len(examples)))
+    logits = torch.zeros(len(examples), classes)
+    if len(own_rows):
+        logits[own_rows] = torch.from_numpy(compute_logits(network, examples.select(own_rows), settings))
+    return group.sum_(logits).numpy()
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> tuple[float | None, float | None]:

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ikebana.errors import RecipeError
+from ikebana.errors import PeerError, RecipeError
 from ikebana.learning import fast, processes
 from ikebana.learning.augmentation import augment
 from ikebana.learning.device import DeviceSettings
-from ikebana.learning.examples import Examples
+from ikebana.learning.examples import Examples, SelectableExamples
 from ikebana.learning.models import parameter_groups
+from ikebana.learning.models.networks import count_classes
 from ikebana.learning.precision import record_faster_speed
 from ikebana.learning.processes import ProcessGroup
-from ikebana.learning.scoring import compute_logits, score
+from ikebana.learning.scoring import compute_logits, compute_shared_logits, score
 from ikebana.learning.training import checkpoint
 from ikebana.learning.training.checkpoint import Epoch, TrainingState
 from ikebana.learning.training.epoch_progress import EpochProgress
@@ -48,7 +49,7 @@ def train(
     network: nn.Module,
     recipe: Recipe,
     examples: Examples,
-    validation: Examples,
+    validation: SelectableExamples,
     settings: DeviceSettings,
     checkpoint_file: Path | None = None,
     title: str = "train",
@@ -59,8 +60,8 @@ def train(
     SIGTERM ends the training. At the end the network has the weights of the last epoch. In a recipe
     with `adamw` it has the EMA weights of the epoch with the lowest model-selection loss.
 
-    If this process has joined others, they share each step. All start from the leader's weights or
-    checkpoint. Only the leader validates, and only its network has the best weights at the end.
+    If this process has joined others, they share each step and the validation. All start from the
+    leader's weights or checkpoint. Only the leader's network has the best weights at the end.
 
     Args:
         checkpoint_file: where it exists, training resumes from it. Its epochs are yielded again
@@ -188,7 +189,7 @@ def _run_epoch(
     epoch_progress: EpochProgress,
     name: str,
     trainer: Trainer,
-    validation: Examples,
+    validation: SelectableExamples,
     settings: DeviceSettings,
     writer: CheckpointWriter,
     bar: progress.Bar,
@@ -196,19 +197,18 @@ def _run_epoch(
     """Make the remaining steps of an epoch, validate, and write the checkpoint."""
     _run_steps(epoch_progress, name, trainer, settings, writer, bar)
     group = epoch_progress.group
-    if group is not None and not group.is_leader:
-        writer.epochs.append(Epoch(**json.loads(group.receive("epoch"))))
-        return writer.epochs[-1]
+    # All steps are made, and validation changes no state.
     try:
-        logits = compute_logits(
-            fast.optimise_for_inference(trainer.evaluated_network, validation), validation, settings
-        )
-    except KeyboardInterrupt:  # all steps are made, and validation changes no state
+        logits = _compute_validation_logits(trainer, validation, settings, group)
+    except (KeyboardInterrupt, PeerError):
         writer.save(trainer, epoch_progress)
         raise
     # The last step may have diverged, which the loss before it does not show.
     if not np.isfinite(logits).all():
         raise _non_finite_error(epoch_progress, trainer)
+    if group is not None and not group.is_leader:
+        writer.epochs.append(Epoch(**json.loads(group.receive("epoch"))))
+        return writer.epochs[-1]
     val_loss, val_accuracy = score(logits, validation.labels)
     val_scores = {} if val_accuracy is None else {"val_accuracy": val_accuracy}
     bar.advance(0, epoch=name, loss=epoch_progress.loss, accuracy=epoch_progress.accuracy, **val_scores)
@@ -234,6 +234,15 @@ def _run_epoch(
     if group is not None:
         group.send("epoch", json.dumps(asdict(writer.epochs[-1])).encode())
     return writer.epochs[-1]
+
+
+def _compute_validation_logits(
+    trainer: Trainer, validation: SelectableExamples, settings: DeviceSettings, group: ProcessGroup | None
+) -> np.ndarray:
+    network = fast.optimise_for_inference(trainer.evaluated_network, validation)
+    if group is None or not len(validation):
+        return compute_logits(network, validation, settings)
+    return compute_shared_logits(network, validation, count_classes(trainer.network), settings, group)
 
 
 def _run_steps(
