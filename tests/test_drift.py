@@ -102,7 +102,7 @@ def test_the_last_line_of_predict_says_that_photos_differ(paper_classifier, good
         ikebana.predict(dataclasses.replace(classifier, forward=forward_with(0.01)), good_photos[:20])
     assert '0 with a label, 0 "not sure", 20 "unknown" (unlike the training photos)' in caplog.messages[-2]
     assert caplog.messages[-1].startswith(
-        "all together, these photos are less like the training photos than the test photos were: their median "
+        "all together, these photos are less like the training photos than the calibration photos were: their median "
         "familiarity is 0.01"
     )
 

@@ -5,6 +5,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ikebana.evaluation.calibration import Calibration, calibrate, from_json
 from ikebana.evaluation.error_guarantee import (
@@ -13,6 +15,7 @@ from ikebana.evaluation.error_guarantee import (
     count_needed_answers,
     describe_shortage,
     find_guaranteed_threshold,
+    find_lowest_limit,
     plan_starts,
 )
 from ikebana.evaluation.metrics import evaluate, score_confidence
@@ -182,3 +185,16 @@ def test_the_curve_has_the_share_of_wrong_answers_at_each_threshold(photos):
         is_answered = probabilities.max(1) >= threshold
         assert answered == is_answered.mean()
         assert wrong == pytest.approx((probabilities.argmax(1) != labels)[is_answered].mean())
+
+
+@given(st.integers(20, 100_000))
+def test_the_lowest_limit_can_be_shown_by_so_many_photos_and_a_lower_one_cannot(count):
+    limit = find_lowest_limit(count)
+    assert limit is not None
+    assert not describe_shortage(count, limit)
+    if limit > 0.001:
+        assert describe_shortage(count, limit - 0.001)
+
+
+def test_fewer_photos_than_calibration_needs_can_show_no_limit():
+    assert find_lowest_limit(19) is None

@@ -1,6 +1,7 @@
 """The guarantee on wrong answers in a run and in what is exported from it; candidates go along."""
 
 import json
+import re
 
 import numpy as np
 import polars as pl
@@ -35,6 +36,23 @@ def test_too_few_photos_for_the_guarantee_are_refused_before_a_run_begins(photos
     assert "needs at least 230" in str(refusal.value)
     assert "train" not in stages
     assert not (tmp_path / "run").exists()
+
+
+def test_the_advised_split_has_enough_photos_for_the_guarantee(photos, tmp_path):
+    with pytest.raises(PhotosError) as refusal:
+        ikebana.fit(photos, "baseline", run=tmp_path / "few", at_most_wrong="5%", **SMALL_OPTIONS)
+    advised = re.search(r"--split-fractions ([\d.,]+);? ?", str(refusal.value))
+    assert advised is not None
+    fractions = tuple(map(float, advised[1].split(",")))
+    run = ikebana.fit(
+        photos, "baseline", run=tmp_path / "run", at_most_wrong="5%", split_fractions=fractions, **SMALL_OPTIONS
+    )
+    assert run.is_finished
+
+
+def test_where_no_split_suffices_the_number_of_photos_is_advised(photos, tmp_path):
+    with pytest.raises(PhotosError, match=r"try +about [0-9],[0-9]00 photos in all"):
+        ikebana.fit(photos, "baseline", run=tmp_path / "run", at_most_wrong="1%", **SMALL_OPTIONS)
 
 
 def test_a_run_that_cannot_give_the_guarantee_finishes_with_the_default_threshold(run):

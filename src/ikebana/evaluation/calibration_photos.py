@@ -1,11 +1,19 @@
 """The calibration photos of a run: validation photos that no selection has used."""
 
+import math
+
 import polars as pl
 
 from ikebana.data.dataset import Dataset
 from ikebana.data.split import find_groups, get_selection_mask
 from ikebana.errors import PhotosError
-from ikebana.evaluation.error_guarantee import describe_shortage
+from ikebana.evaluation.error_guarantee import count_needed_groups, describe_shortage, find_lowest_limit
+from ikebana.system.percentages import format_share
+
+# With a smaller share of training photos, accuracy would suffer more than the guarantee is worth.
+MIN_TRAINING_SHARE = 0.4
+# Groups are assigned by chance, so calibration may get fewer than its share.
+CHANCE_MARGIN = 1.15
 
 
 def find_calibration_photos(photos: pl.DataFrame) -> pl.DataFrame:
@@ -39,5 +47,20 @@ def check_calibration_photos(dataset: Dataset, at_most_wrong: float | None) -> N
         raise PhotosError(
             shortage,
             where=dataset.source,
-            advice="more photos, a larger --at-most-wrong, or more validation photos: --split-fractions 0.4,0.4,0.2",
+            advice=_advise(dataset.used_photos, group_count, at_most_wrong),
         )
+
+
+def _advise(photos: pl.DataFrame, group_count: int, at_most_wrong: float) -> str:
+    """Name what would suffice: more validation photos, or else more photos, and a limit that is possible."""
+    factor = count_needed_groups(at_most_wrong) / max(group_count, 1) * CHANCE_MARGIN
+    shares = {split: (photos["split"] == split).sum() / len(photos) for split in ("validation", "test")}
+    # Rounded up.
+    validation = math.ceil(20 * factor * shares["validation"]) / 20
+    training = round(1 - validation - shares["test"], 2)
+    if training >= MIN_TRAINING_SHARE:
+        advice = f"more validation photos: --split-fractions {training:g},{validation:g},{shares['test']:.2g}"
+    else:
+        advice = f"about {math.ceil(factor * len(photos) / 100) * 100:,} photos in all"
+    limit = find_lowest_limit(group_count)
+    return advice if limit is None else f"{advice}; or at least --at-most-wrong {format_share(limit)}"

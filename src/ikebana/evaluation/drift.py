@@ -42,7 +42,7 @@ class Drift:
         """Say in one sentence how the photos differ."""
         p_value = f"p = {self.p_value:.1g}" if self.p_value >= 1e-6 else "p < 0.000001"
         return (
-            f"all together, these photos are less like the training photos than the test photos were: their median "
+            f"all together, these photos are less like the training photos than the calibration photos were: their median "
             f"familiarity is {self.median_familiarity:.2f} instead of 0.50 ({p_value}); predictions may be less "
             "accurate than the test score says"
         )

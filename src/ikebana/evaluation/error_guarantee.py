@@ -61,9 +61,14 @@ def count_needed_answers(max_error: float, error_probability: float = 1 - GUARAN
     return math.ceil(round(math.log(error_probability) / math.log1p(-max_error), 6))
 
 
+def count_needed_groups(max_error: float) -> int:
+    """Return how many independent calibration photos the guarantee needs at least."""
+    return max(MIN_CALIBRATION_GROUPS, count_needed_answers(max_error))
+
+
 def describe_shortage(group_count: int, max_error: float) -> str:
     """Describe why so few independent photos cannot give the guarantee; empty if they may."""
-    needed = max(MIN_CALIBRATION_GROUPS, count_needed_answers(max_error))
+    needed = count_needed_groups(max_error)
     if group_count >= needed:
         return ""
     photos = "1 independent photo" if group_count == 1 else f"{group_count} independent photos"
@@ -71,6 +76,17 @@ def describe_shortage(group_count: int, max_error: float) -> str:
         f"at most {format_share(max_error)} wrong answers cannot be guaranteed: calibration has {photos} "
         f"and needs at least {needed}"
     )
+
+
+def find_lowest_limit(group_count: int) -> float | None:
+    """Return the lowest share of wrong answers that can be guaranteed, rounded up to 0.1%.
+
+    None if so few photos can guarantee none.
+    """
+    if group_count < MIN_CALIBRATION_GROUPS:
+        return None
+    limit = 1 - (1 - GUARANTEE_CONFIDENCE) ** (1 / group_count)
+    return math.ceil(1000 * limit - 1e-6) / 1000
 
 
 def find_guaranteed_threshold(

@@ -57,8 +57,10 @@ class UnknownObjects:
             f"{format_percentage(drawn.detected)} of drawn images"
         )
         if self.left_out:
-            left_out = _average(self.left_out)
-            lines += f"; of a class that was left out of training, {format_percentage(left_out.detected)}"
+            shares = [detection.detected for detection in self.left_out.values()]
+            mean, low, high = map(format_percentage, (_average(self.left_out).detected, min(shares), max(shares)))
+            of_class = f"{low} to {high}, on average {mean}" if low != high else mean
+            lines += f"\n  of a class that was left out of training, {of_class}"
         return lines + (f"\n{self.note}" if self.note else "")
 
 

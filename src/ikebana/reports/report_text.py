@@ -111,8 +111,8 @@ def _describe_confidence(evaluation: Evaluation) -> tuple[str, ...]:
     of_those = f" and is right for {percent(right)} of those" if right is not None else ""
     paragraphs = [
         f"It gives an answer for {percent(evaluation.answered_share)} of the test photos{of_those}. For the others it "
-        f"says “not sure”, because its confidence is below {format_confidence(evaluation.threshold)} or the photo is unlike "
-        "the training photos."
+        f"says “not sure”, because its confidence is below {format_confidence(evaluation.threshold)}, or “unknown”, "
+        "because the photo is unlike the training photos."
     ]
     if evaluation.is_threshold_rough:
         paragraphs.append(
@@ -208,10 +208,13 @@ def _describe_unknown(evaluation: Evaluation) -> tuple[str, ...]:
         f"know, and for {percent(drawn)} of drawn images that show no object."
     ]
     if scores.left_out:
-        left_out = _average([detection.detected for detection in scores.left_out.values()])
+        shares = {name: detection.detected for name, detection in scores.left_out.items()}
+        lowest, highest = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+        span = f", from {percent(shares[lowest])} ({lowest}) to {percent(shares[highest])} ({highest})"
         paragraphs.append(
-            f"Things that resemble its classes are harder: of photos of a class that was left out of training, it "
-            f"recognised {percent(left_out)} as unknown, and took the others for a class that it knows."
+            "Things that resemble its classes are harder: of photos of a class that was left out of training, it "
+            f"recognised {percent(_average(list(shares.values())))} as unknown on average{span * (len(shares) > 1)}. "
+            "The others got one of its classes or “not sure”."
         )
     if scores.note:
         paragraphs.append(f"{capitalise(scores.note.strip('()'))}.")

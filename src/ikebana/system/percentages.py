@@ -22,7 +22,8 @@ def parse_share(value: Any) -> Any:
     except ValueError:
         raise ValueError("it must be a share such as 5% or 0.05") from None
     if share >= 1:
-        raise ValueError("it must be a share below 1, such as 5% or 0.05")
+        example = f"{share:g}% or {share / 100:g}" if 1 < share < 100 else "5% or 0.05"
+        raise ValueError(f"it must be a share below 1, such as {example}")
     return share
 
 
