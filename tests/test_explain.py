@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import ikebana
-from ikebana.errors import ModelError, PhotosError, RecipeError
+from ikebana.errors import ModelError, PhotosError, RecipeError, UsageError
 from ikebana.explanation.explanation import Explanation
 from ikebana.explanation.faithfulness import Check
 from ikebana.explanation.heat_map import HeatMap
@@ -70,7 +70,7 @@ def test_a_heat_map_that_failed_the_check_is_not_shown():
 
 def test_a_photo_that_resembles_the_training_photos_least_is_described_by_the_others():
     text = make_explanation(familiarity=0.004).describe_familiarity()
-    assert text == "More than 99% of known photos resemble the training photos more."
+    assert text == "More than 99% of other photos of these classes resemble the training photos more."
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_the_page_says_the_answer_in_words(status, heading, note):
     text = explanation_page.render_page([make_explanation(status=status)], "run")
     assert heading in text
     assert note in text
-    assert "It resembles the training photos more than 40% of known photos do." in text
+    assert "It resembles the training photos more than 40% of other photos of these classes do." in text
     assert "Labels of the 2 nearest training photos: 1 rose, 1 tulip." in text
     assert "Heat map for rose, highest at the top right" in text
 
@@ -152,8 +152,24 @@ def test_a_file_is_explained_by_occlusion_also_without_training_photos(run, phot
         assert explanation.neighbours == ()
         assert explanation.heat_map is not None
         assert explanation.heat_map.method == "occlusion"
+    assert "copies of the nearest training photos" not in explanation_page.render_page(explanations, "file")
     with pytest.raises(ModelError, match="with-neighbours"):
         ikebana.explain(file, photos[0], draws_heat_maps=False)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 101])
+def test_a_number_of_training_photos_out_of_range_is_refused(count, tmp_path):
+    with pytest.raises(UsageError, match=f"--count is {count}"):
+        ikebana.explain(tmp_path / "run", "photo.jpg", count=count)
+
+
+@pytest.mark.slow
+def test_a_training_photo_is_recognised_as_one(run):
+    paths = {split: run.predictions.filter(split=split)["path"][0] for split in ("test", "validation")}
+    trained = run.dataset.filter(split="train", status="used")["path"][0]
+    explanations = ikebana.explain(run, [trained, *paths.values()], draws_heat_maps=False)
+    texts = [explanation.describe_neighbours() for explanation in explanations]
+    assert ["It is a training photo or a copy of one" in text for text in texts] == [True, False, False]
 
 
 @pytest.mark.slow

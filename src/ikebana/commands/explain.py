@@ -18,7 +18,7 @@ from ikebana.commands.run_classifier import build_run_classifier
 from ikebana.commands.run_paths import resolve_run_paths
 from ikebana.data import unlabelled
 from ikebana.data.unlabelled import UnlabelledPhoto
-from ikebana.errors import ModelError, PhotosError, UnreadablePhoto
+from ikebana.errors import ModelError, PhotosError, UnreadablePhoto, UsageError
 from ikebana.explanation import heat_maps
 from ikebana.explanation.explanation import Explanation
 from ikebana.explanation.heat_maps import Explainer
@@ -34,6 +34,8 @@ from ikebana.system.files import resolve_output_path
 if TYPE_CHECKING:
     from torch import nn
 
+# Training photos per photo that a reader may want to see.
+MAX_COUNT = 100
 # Photos per backward pass.
 BATCH_PHOTOS = 8
 
@@ -54,14 +56,16 @@ def explain(
             training photos only if it was exported with them.
         photos: files, folders, globs or archives; also paths of the run's photos, as its report has
             them.
-        count: number of training photos per photo.
+        count: number of training photos per photo, 1 to 100.
         out: a folder for a page and the heat maps as PNG files: new, empty, or of earlier explanations.
         draws_heat_maps: False for the training photos alone, which is much faster.
         network: your own module, if the run trained one.
     Raises:
+        UsageError: `count` is out of range.
         ModelError: there is nothing to explain with, or `out` has other files.
         PhotosError: no photo was found, or none can be used.
     """
+    _check_count(count)
     folder = _check_folder(out)
     opened = open_model(model)
     given = [photos] if isinstance(photos, str | Path) else list(photos)
@@ -83,6 +87,11 @@ def explain(
     for explanation in explanations:
         _report(explanation)
     return explanations
+
+
+def _check_count(count: int) -> None:
+    if not 1 <= count <= MAX_COUNT:
+        raise UsageError(f"--count is {count}", advice=f"--count between 1 and {MAX_COUNT}")
 
 
 def _check_folder(out: str | Path | None) -> Path | None:

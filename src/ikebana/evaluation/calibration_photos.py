@@ -52,7 +52,7 @@ def check_calibration_photos(dataset: Dataset, at_most_wrong: float | None) -> N
 
 
 def _advise(photos: pl.DataFrame, group_count: int, at_most_wrong: float) -> str:
-    """Name what would suffice: more validation photos, or else more photos, and a limit that is possible."""
+    """Name what would suffice: another split or more photos, and a possible limit."""
     factor = count_needed_groups(at_most_wrong) / max(group_count, 1) * CHANCE_MARGIN
     shares = {split: (photos["split"] == split).sum() / len(photos) for split in ("validation", "test")}
     # Rounded up.

@@ -15,6 +15,9 @@ from ikebana.system.notebook_html import Markup, render_paragraph, render_pictur
 
 VIEW_PIXELS = 192
 JPEG_QUALITY = 85
+# Cosine similarity of features that equal each other, up to rounding to half precision.
+MIN_COPY_SIMILARITY = 0.999
+COPY_NOTE = "It is a training photo or a copy of one, so its answer says little about new photos."
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +53,16 @@ class Explanation:
         return f"No heat map: hiding its warm parts lowers the probability of {name} no more than hiding others."
 
     def describe_neighbours(self) -> str:
-        """Say which classes the nearest training photos have."""
+        """Say which classes the nearest training photos have, and whether one is the photo itself."""
         counts = Counter(neighbour.label for neighbour in self.neighbours).most_common()
         if not counts:
             return ""
-        total = len(self.neighbours)
+        total, listed = len(self.neighbours), ", ".join(f"{count} {label}" for label, count in counts)
+        labels = f"Labels of the {total} nearest training photos: {listed}."
         if len(counts) == 1:
             number = "The nearest training photo is" if total == 1 else f"All {total} nearest training photos are"
-            return f"{number} labelled {counts[0][0]}."
-        listed = ", ".join(f"{count} {label}" for label, count in counts)
-        return f"Labels of the {total} nearest training photos: {listed}."
+            labels = f"{number} labelled {counts[0][0]}."
+        return labels if self.neighbours[0].similarity < MIN_COPY_SIMILARITY else f"{COPY_NOTE} {labels}"
 
     def describe_familiarity(self) -> str:
         """Say how much the photo resembles the training photos, if it is known."""
@@ -67,9 +70,9 @@ class Explanation:
         if familiarity is None:
             return ""
         if familiarity < 0.01:
-            return "More than 99% of known photos resemble the training photos more."
+            return "More than 99% of other photos of these classes resemble the training photos more."
         share = f"{min(familiarity, 0.99):.0%}"
-        return f"It resembles the training photos more than {share} of known photos do."
+        return f"It resembles the training photos more than {share} of other photos of these classes do."
 
     def __repr__(self) -> str:
         width = max((len(neighbour.label) for neighbour in self.neighbours), default=0)
