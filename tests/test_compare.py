@@ -239,9 +239,10 @@ def test_fewer_than_two_runs_are_refused(tmp_path):
 def test_a_missing_run_is_refused_with_the_runs_beside_it(tmp_path):
     write_run(tmp_path / "quick-1")
     (tmp_path / "quick-notes").mkdir()
-    with pytest.raises(RunError, match="no such run folder") as error:
-        ikebana.compare(tmp_path / "nope", tmp_path / "quick-1")
-    assert error.value.advice == f"did you mean {tmp_path / 'quick-1'}?"
+    for name, start in (("quick-2", "did you mean"), ("nope", "a run that exists, such as")):
+        with pytest.raises(RunError, match="no such run folder") as error:
+            ikebana.compare(tmp_path / name, tmp_path / "quick-1")
+        assert str(error.value.advice).rstrip("?") == f"{start} {tmp_path / 'quick-1'}"
 
 
 def test_the_same_run_twice_is_refused_also_under_another_path(tmp_path):

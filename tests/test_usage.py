@@ -26,8 +26,11 @@ HELP = "ikebana fit --help"
         (["fit", "a", "--epohcs", "3"], "there is no option --epohcs", f"--epochs, or {HELP}"),
         (["fit", "a", "--epohcs=3"], "there is no option --epohcs", f"--epochs, or {HELP}"),
         (["fit", "a", "--sidelong", "3"], "there is no option --sidelong", HELP),
+        (["fit", "a", "--out", "b"], "there is no option --out", f"--run, or {HELP}"),
+        (["audit", "a", "--output", "b"], "there is no option --output", "--out, or ikebana audit --help"),
         (["fit", "a", "--epochs"], "--epochs needs a value", HELP),
-        (["fit", "a", "--epochs", "many"], 'Invalid value for --epochs: unable to convert "many" into int.', HELP),
+        (["fit", "a", "--epochs", "many"], "Invalid value for --epochs: 'many' is not a whole number", HELP),
+        (["fit", "a", "--split-seed", "0.5"], "Invalid value for --split-seed: '0.5' is not a whole number", HELP),
         (["export"], "RUN is missing", "ikebana export --help"),
     ],
 )

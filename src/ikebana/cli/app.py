@@ -1,10 +1,11 @@
 """The command's name, exit statuses, and the flags that several commands have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, Token
 
 from ikebana.errors import UsageError
 from ikebana.system import progress
@@ -31,6 +32,17 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 Switch = Annotated[bool, Parameter(negative=())]
+
+
+def parse_integer(_: Any, tokens: Sequence[Token]) -> int:
+    """Parse a whole number; the parser would round 0.5 to 0."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number") from None
+
+
+Integer = Annotated[int, Parameter(converter=parse_integer)]
 TRAINING, NETWORK, SPLIT, CONFIDENCE, SECURITY, LIMITS, SHARDS, OUTPUT = (
     Group(name, sort_key=number)
     for number, name in enumerate(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
-from ikebana.cli.app import CONFIDENCE, LIMITS, NETWORK, SPLIT, TRAINING
+from ikebana.cli.app import CONFIDENCE, LIMITS, NETWORK, SPLIT, TRAINING, parse_integer
 from ikebana.errors import UsageError
 from ikebana.recipe import list_options
 from ikebana.recipes import RECIPES
@@ -43,6 +43,8 @@ def _make_flags_class(name: str, flags: list[tuple[str, Any, Any]]) -> type[Any]
 
 
 def _annotate(flag_type: Any, field: Any, group: Group, **settings: Any) -> Any:
+    if int in (flag_type, *get_args(flag_type)):
+        settings["converter"] = parse_integer
     return Annotated[flag_type, Parameter(help=field.metadata["explanation"], group=group, **settings)]
 
 

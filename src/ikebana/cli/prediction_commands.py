@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ikebana.cli.app import DEFAULT_OUTPUT, SECURITY, Output, Switch, app
+from ikebana.cli.app import DEFAULT_OUTPUT, SECURITY, Integer, Output, Switch, app
 from ikebana.cli.argument_order import refuse_file_first, refuse_photos_first
 from ikebana.cli.options import LimitOptions
 from ikebana.cli.shard_options import DEFAULT_SHARDS, ShardFlags, is_folder
@@ -49,9 +49,8 @@ def predict(
     # `-` is standard input; any other argument with a leading hyphen is a misspelt flag.
     for photo in photos:
         if photo.startswith("-") and photo != "-":
-            raise UsageError(
-                f"there is no option {photo}", advice="ikebana predict --help; a photo of that name: ./" + photo
-            )
+            named = f"; a photo of that name: ./{photo}" if Path(photo).exists() else ""
+            raise UsageError(f"there is no option {photo}", advice=f"ikebana predict --help{named}")
     if not photos:
         raise UsageError("no photos were given", advice="ikebana predict MODEL PHOTOS")
     refuse_photos_first("predict", model, photos)
@@ -81,7 +80,7 @@ def explain(
     model: Path,
     *photos: str,
     out: Path | None = None,
-    count: int = 5,
+    count: Integer = 5,
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Show why new photos get their class: nearest training photos and heat maps.
@@ -169,7 +168,7 @@ def serve(
     file: Path,
     *,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Integer = 8000,
     token: Annotated[str | None, Parameter(env_var="IKEBANA_TOKEN", group=SECURITY)] = None,
     allow_origin: Annotated[tuple[str, ...], Parameter(group=SECURITY, negative=(), show_default=False)] = (),
     limits: Annotated[LimitOptions, Parameter(name="*")] = LimitOptions(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]

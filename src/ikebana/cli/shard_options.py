@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from ikebana.cli.app import SHARDS
+from ikebana.cli.app import SHARDS, Integer
 from ikebana.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class ShardOptionFlags:
         str | None,
         Parameter(group=SHARDS, help="K/N: compute the K-th of N shares only, on one of several machines"),
     ] = None
-    shard_photos: Annotated[int | None, Parameter(group=SHARDS, help="photos per shard; 1,000 by default")] = None
+    shard_photos: Annotated[Integer | None, Parameter(group=SHARDS, help="photos per shard; 1,000 by default")] = None
     replan: Annotated[
         bool,
         Parameter(negative=(), group=SHARDS, show_default=False, help="list the photos of the folder again"),

@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ikebana.cli.app import DEFAULT_OUTPUT, EXIT_DONE, EXIT_LEAKAGE, EXIT_REFUSED, SPLIT, Device, Output, Switch, app
+from ikebana.cli.app import (
+    DEFAULT_OUTPUT,
+    EXIT_DONE,
+    EXIT_LEAKAGE,
+    EXIT_REFUSED,
+    SPLIT,
+    Device,
+    Integer,
+    Output,
+    Switch,
+    app,
+)
 from ikebana.cli.options import RecipeName, RecipeOptions, parse_options
 from ikebana.errors import UsageError
 from ikebana.system import progress
@@ -73,7 +84,7 @@ def fit(
     recipe: RecipeName | Path | None = None,  # pyright: ignore[reportInvalidTypeForm]
     run: Path | None = None,
     resume: Path | None = None,
-    split_seeds: Annotated[int | None, Parameter(group=SPLIT)] = None,
+    split_seeds: Annotated[Integer | None, Parameter(group=SPLIT)] = None,
     split_from: Annotated[Path | None, Parameter(group=SPLIT)] = None,
     minutes: float | None = None,
     device: Device = "auto",
@@ -212,8 +223,8 @@ def sweep(
     photos: str,
     *,
     recipes: str = "quick,good",
-    seeds: int = 1,
-    split_seeds: Annotated[int, Parameter(group=SPLIT)] = 1,
+    seeds: Integer = 1,
+    split_seeds: Annotated[Integer, Parameter(group=SPLIT)] = 1,
     out: Path | None = None,
     minutes: float | None = None,
     device: Device = "auto",

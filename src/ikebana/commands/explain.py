@@ -19,6 +19,7 @@ from ikebana.commands.run_paths import resolve_run_paths
 from ikebana.data import unlabelled
 from ikebana.data.unlabelled import UnlabelledPhoto
 from ikebana.errors import ModelError, PhotosError, UnreadablePhoto, UsageError
+from ikebana.evaluation.candidate_sets import MIN_CALIBRATION_GROUPS
 from ikebana.explanation import heat_maps
 from ikebana.explanation.explanation import Explanation
 from ikebana.explanation.heat_maps import Explainer
@@ -71,7 +72,7 @@ def explain(
     given = [photos] if isinstance(photos, str | Path) else list(photos)
     search = unlabelled.find_photos(resolve_run_paths(opened, given))
     with _open_explainer(opened, network) as (classifier, explainer):
-        _check_neighbours(classifier, draws_heat_maps)
+        _check_neighbours(classifier, draws_heat_maps, is_run=isinstance(opened, Run))
         explanations: list[Explanation] = []
         with progress.stage("explain", search.count()) as bar:
             for batch in _batch(search):
@@ -121,14 +122,17 @@ def _open_explainer(opened: Classifier | Run, network: "nn.Module | None") -> It
         yield classifier, heat_maps.make_explainer(trained)
 
 
-def _check_neighbours(classifier: Classifier, draws_heat_maps: bool) -> None:
+def _check_neighbours(classifier: Classifier, draws_heat_maps: bool, *, is_run: bool) -> None:
     """Say that there are no training photos; ModelError if there are no heat maps either."""
     try:
         classifier.get_neighbour_index()
     except ModelError as error:
+        advice = (
+            f"a run with at least {MIN_CALIBRATION_GROUPS} independent calibration photos" if is_run else error.advice
+        )
         if not draws_heat_maps:
-            raise
-        progress.message(f"{error.what}\n  try  {error.advice}")
+            raise ModelError(error.what, advice=advice) from None
+        progress.message(f"{error.what}\n  try  {advice}")
 
 
 def _batch(photos: Iterable[UnlabelledPhoto]) -> Iterator[list[UnlabelledPhoto]]:

@@ -84,7 +84,10 @@ def fit_splits(
     """
     require_one_process("a series of runs")
     if splits < MIN_SPLITS:
-        raise RecipeError(f"{splits} split has no spread", advice=f"--split-seeds {MIN_SPLITS} or more")
+        raise RecipeError(
+            f"--split-seeds is {splits}, and fewer than {MIN_SPLITS} splits have no spread",
+            advice=f"--split-seeds {MIN_SPLITS}",
+        )
     if "split_seed" in options:
         raise RecipeError("--split-seed and --split-seeds exclude each other", advice="one of them")
     resolved = networks.fill_defaults(resolve_recipe(recipe or DEFAULT_RECIPE, **options))

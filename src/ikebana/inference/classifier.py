@@ -155,8 +155,7 @@ class Classifier:
         if self.neighbour_index is None:
             raise ModelError(
                 "this model contains no training photos to compare with",
-                advice="ikebana export RUN FILE --with-neighbours, or the run folder; a run needs at least 20 "
-                "independent calibration photos",
+                advice="ikebana export RUN FILE --with-neighbours, or the run folder",
             )
         return self.neighbour_index
 

@@ -322,8 +322,10 @@ def _suggest_runs(missing: Path) -> str:
         names = [entry.name for entry in missing.parent.iterdir() if (entry / "recipe.json").is_file()]
     except OSError:
         return ""
-    close = difflib.get_close_matches(missing.name, names, n=MAX_SUGGESTED_RUNS, cutoff=0.0)
-    return f"did you mean {' or '.join(str(missing.parent / name) for name in close)}?" if close else ""
+    if close := difflib.get_close_matches(missing.name, names, n=MAX_SUGGESTED_RUNS):
+        return f"did you mean {' or '.join(str(missing.parent / name) for name in close)}?"
+    listed = ", ".join(str(missing.parent / name) for name in sorted(names)[:MAX_SUGGESTED_RUNS])
+    return f"a run that exists, such as {listed}" if listed else ""
 
 
 def open_run(folder: str | Path) -> Run:

@@ -26,6 +26,13 @@ COMMANDS_OF_OTHER_TOOLS = {
     "infer": "predict",
     "classify": "predict",
 }
+# What other tools or other commands call an option; the first that the command has is suggested.
+OTHER_NAMES_OF_OPTIONS = {
+    "--out": ("--run",),
+    "--output": ("--out", "--run"),
+    "--lr": ("--learning-rate",),
+    "--model": ("--network",),
+}
 
 
 def unwrap_descriptions(command: Callable[..., Any] | None) -> None:
@@ -61,6 +68,7 @@ def translate_parser_error(error: CycloptsError) -> UsageError:
         option = (error.token.keyword or error.token.value).split("=", 1)[0]
         names = [name for argument in error.argument_collection for name in argument.names if name.startswith("--")]
         similar = get_close_matches(option, names, n=1, cutoff=MIN_SUGGESTION_SIMILARITY)
+        similar = similar or [name for name in OTHER_NAMES_OF_OPTIONS.get(option, ()) if name in names]
         return UsageError(
             f"there is no option {option}", advice=f"{similar[0]}, or {help_command}" if similar else help_command
         )
