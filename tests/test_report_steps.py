@@ -9,6 +9,7 @@ from support.runs_with_photos import make_run
 
 from ikebana.evaluation.learning_curves import Forecast, LearningCurve
 from ikebana.evaluation.metrics import MIN_CALIBRATION_PHOTOS, evaluate
+from ikebana.evaluation.slices import Slice, Slices
 from ikebana.recipe import LinearProbe, Recipe
 from ikebana.reports import mistakes, report_page, report_steps, report_text
 from ikebana.runs.run import Run
@@ -73,6 +74,15 @@ def test_photos_are_suggested_only_where_they_are_likely_to_help(low, high, is_s
     (step,) = report_steps._suggest_photos(scored, "photos")
     assert step.text.startswith("Add photos" if is_suggested else "More photos of the same kind may not help")
     assert bool(step.command) == is_suggested
+
+
+@pytest.mark.parametrize("p_value", [0.2, 0.004])
+def test_a_group_that_is_harder_is_a_next_step(p_value, strong):
+    tested = Slice("site", "Lund", 10, 0.5, (0.2, 0.8), 0.9, p_value)
+    steps = report_steps._suggest_groups(replace(strong.evaluation, slices=Slices((tested,))))
+    texts = [step.text for step in steps]
+    assert ["Look at photos where site is Lund: 50.0% of these" in text for text in texts] == [True] * (p_value < 0.05)
+    assert [step.link for step in steps] == ["groups"] * (p_value < 0.05)
 
 
 def test_a_threshold_from_few_photos_is_called_rough(strong):

@@ -279,9 +279,10 @@ def _write_table(file: Path, dataset: Dataset, cleaned: cleaning.CleaningResult,
     advice = (
         "" if errors else f". Train on it with: {command}, to compare with an earlier run: {command} --split-from RUN"
     )
+    reasons = f", with reasons in {cleaning.dropped_table_path(file)}" if cleaned.dropped_photos.height else ""
     progress.message(
         f"{file}: {cleaned.kept_photos.height:,} photos, {cleaned.relabelled_count:,} of them relabelled; "
-        f"{cleaned.dropped_photos.height:,} dropped, with reasons in {cleaning.dropped_table_path(file)}{advice}"
+        f"{cleaned.dropped_photos.height:,} dropped{reasons}{advice}"
     )
     for error in errors:
         progress.warn(f"fit would refuse {file}: {error.evidence} ({error.advice})")

@@ -65,9 +65,26 @@ def suggest_next_steps(
                 "mistakes",
             )
         )
+    steps += _suggest_groups(run.evaluation)
     steps += _suggest_photos(run.evaluation, photos) + _suggest_recipe(run, photos)
     steps.append(NextStep("Use it: one file that predicts the same everywhere.", f"ikebana export {folder} model.onnx"))
     return steps
+
+
+def _suggest_groups(evaluation: Evaluation) -> list[NextStep]:
+    """Point to the group of photos that is harder than the others by most."""
+    worse = evaluation.slices.worse if evaluation.slices is not None else ()
+    if not worse:
+        return []
+    hardest = worse[0]
+    return [
+        NextStep(
+            f"Look at photos where {hardest.name} is {hardest.value}: {percent(hardest.accuracy)} of these test photos "
+            f"are classified correctly, and {percent(hardest.accuracy_of_others)} of the others. Add such photos, or "
+            "check their labels.",
+            link="groups",
+        )
+    ]
 
 
 def is_weak(run: Run) -> bool:
