@@ -109,6 +109,8 @@ def test_no_path_on_this_computer_may_be_an_address(command, name, address, tmp_
     error = capsys.readouterr().err
     assert "UsageError: this is an address, and a path on this computer is needed here" in error
     assert f"in   {address.rstrip('/')}\n" in error
+    # Photos may also be on a web server, which the advice must not exclude.
+    assert "only photos may be at an address" in error
     assert not os.listdir(tmp_path)
 
 

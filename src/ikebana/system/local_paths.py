@@ -15,6 +15,6 @@ def refuse_address(path: str | Path) -> None:
         raise UsageError(
             "this is an address, and a path on this computer is needed here",
             where=ADDRESS_START.sub(r"\1://", str(path), count=1),
-            advice="a path on this computer; only photos, and the folder of predict --out, may be in s3://, gs:// or "
-            "hf://",
+            advice="a path on this computer; only photos may be at an address, and the folder of predict --out in s3://, "
+            "gs:// or hf://",
         )
