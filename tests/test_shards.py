@@ -419,7 +419,8 @@ def test_an_impossible_share_is_refused(text, reason):
     ("arguments", "reason"),
     [
         (["--out", "shards"], "shards/, for shards"),
-        (["--out", "a.csv", "--shard", "1/2"], "--shard needs a folder for shards"),
+        (["--out", "a.csv", "--shard", "1/2"], "--shard needs a folder for shards\n  try  --out predictions/"),
+        (["--out", "new", "--shard", "1/2"], "--shard needs a folder for shards\n  try  --out new/"),
         (["--replan"], "--replan needs a folder"),
         (["--out", "shards/", "--shard", "1/2", "--join", "a.csv"], "--join needs all shards"),
         (["--out", "shards/", "--shard", "1/2", "--replan"], "remove _plan.parquet"),

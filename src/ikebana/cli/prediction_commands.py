@@ -65,7 +65,7 @@ def predict(
             raise UsageError("--copy-to and --link-to need a table", advice="--out predictions.csv")
         shards.import_predictor()(model, paths, path_lines, out, shards.to_options())
     else:
-        shards.refuse_for_table()
+        shards.refuse_for_table(out)
         from ikebana.commands.predict import predict_to_table
 
         table = None if out is None else Path(out)

@@ -68,13 +68,14 @@ class ShardOptionFlags:
             from ikebana.commands.predict_shards import predict_to_shards
         return predict_to_shards
 
-    def refuse_for_table(self) -> None:
+    def refuse_for_table(self, out: str | None) -> None:
         """Raise UsageError if a flag was given without a folder."""
+        from ikebana.inference.table_formats import TABLE_SUFFIXES
+
+        folder = "predictions" if out is None or out.lower().endswith(TABLE_SUFFIXES) else out
         for field in fields(self):
             if getattr(self, field.name) != field.default:
-                raise UsageError(
-                    f"--{field.name.replace('_', '-')} needs a folder for shards", advice="--out predictions/"
-                )
+                raise UsageError(f"--{field.name.replace('_', '-')} needs a folder for shards", advice=f"--out {folder}/")
 
 
 ShardFlags = Annotated[ShardOptionFlags, Parameter(name="*")]
