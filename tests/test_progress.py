@@ -76,6 +76,14 @@ def test_a_line_of_a_log_file_says_something_new_and_no_time_left_before_the_fir
     assert "left" in lines[1]
 
 
+@pytest.mark.parametrize(("total", "done", "counted"), [(0, 1, "1 photo"), (1, 1, "1/1 photo"), (2, 1, "1/2 photos")])
+def test_a_line_of_a_log_file_counts_one_photo_in_the_singular(total, done, counted, capsys):
+    bar = progress_bars.PlainBar("read", total, "photos")
+    bar.advance(done)
+    bar.close()
+    assert capsys.readouterr().err.split("  ")[0].strip() == f"read: {counted}"
+
+
 def test_times_of_one_name_add_up():
     clock = progress.Stopwatch()
     clock.lap("train")

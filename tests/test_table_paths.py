@@ -90,6 +90,12 @@ def test_a_table_whose_photos_have_moved_is_refused_with_their_likely_folder(pho
     assert f"photos/a/0.jpg exists in {photos}" in (refusal.advice or "")
 
 
+def test_a_table_of_web_addresses_is_refused_without_mention_of_a_file_of_the_same_path(photos):
+    refusal = get_refusal(photos, rewrite(lambda path: f"https://example.org/{path}"))
+    assert "a web address, not a file" in refusal.what
+    assert refusal.advice == "download the photos, and write the paths of the files into the table"
+
+
 @pytest.mark.parametrize("lost", [".jpg", "photos/", "photos/ .jpg"])
 def test_names_without_suffix_or_folder_are_refused_with_an_existing_path(photos, lost):
     """Tables of competitions have identifiers like these, beside a folder of images."""

@@ -83,6 +83,8 @@ def _list_near_paths(path: str, root: str) -> Iterator[str]:
 
 def suggest_path(path: str, root: str) -> str:
     """Suggest how to write paths of a table, from its first one."""
+    if WEB_ADDRESS.match(path):
+        return "download the photos, and write the paths of the files into the table"
     folder, file = root or ".", os.path.join(root, path)
     if not os.path.exists(file):
         for moved in _list_tails(path):

@@ -84,7 +84,8 @@ class PlainBar:
             ending = f"{elapsed * (self.total - self.done) / self.done:.0f} s left" if self.done else ""
         count = f"{self.done}/{self.total}" if self.total else f"{self.done}"
         speed = format_speed(self.done, elapsed, self.unit)
-        columns = [f"{self.name}: {count} {self.unit}", speed, ending, self.scores]
+        unit = self.unit.removesuffix("s") if (self.total or self.done) == 1 else self.unit
+        columns = [f"{self.name}: {count} {unit}", speed, ending, self.scores]
         print("  ".join(column for column in columns if column), file=sys.stderr, flush=True)
 
     def close(self) -> None:
