@@ -299,16 +299,37 @@ def test_a_pattern_of_too_many_names_is_refused():
     [
         ("https://x.invalid/photos.zip", "compressed archives cannot be read from a store"),
         ("s3://bucket/labels.csv", "tables cannot be read from a store"),
-        ("https://x.invalid/part-*.tar", "a web server cannot list the files of a pattern"),
     ],
 )
 def test_what_cannot_be_read_in_place_is_refused_before_any_request(name, message):
-    if "*" in name:
-        with pytest.raises(PhotosError, match=message):
-            stores.find_matches(name)
-    else:
-        with pytest.raises(PhotosError, match=message):
-            sources.read(name)
+    with pytest.raises(PhotosError, match=message):
+        sources.read(name)
+
+
+@pytest.mark.parametrize("pattern", ["shards/part-*.tar", "*/part-[0-9]*.tar", "**/*.tar"])
+def test_a_pattern_on_a_web_server_is_all_matches_in_its_index(pattern, files, tmp_path):
+    parts = list(files.items())
+    (tmp_path / "shards").mkdir()
+    for number in range(3):
+        (tmp_path / f"shards/part-{number}.tar").write_bytes(pack_shard(parts[number::3]))
+    (tmp_path / "shards/other.txt").write_bytes(b"words")
+    with serve_store(tmp_path) as (address, _):
+        matches = containers.find_containers(f"{address}/{pattern}")
+        assert [container.file for container in matches] == [
+            stores.stat(f"{address}/shards/part-{number}.tar") for number in range(3)
+        ]
+        assert sources.read(f"{address}/{pattern}").photos.height == len(files)
+
+
+def test_a_pattern_on_a_web_server_without_an_index_is_refused_with_numbers_to_use(tmp_path):
+    (tmp_path / "index.html").write_text("welcome")
+    (tmp_path / "part-0.tar").write_bytes(b"")
+    with serve_store(tmp_path) as (address, _):
+        with pytest.raises(PhotosError, match="no file matches this pattern") as refusal:
+            sources.read(f"{address}/part-*.tar")
+        assert "{000..127}" in str(refusal.value.advice)
+        # A star in a query is no pattern.
+        assert not stores.is_glob(f"{address}/photo.jpg?name=*")
 
 
 def test_a_listing_has_the_columns_of_the_plan(files, tmp_path):

@@ -75,7 +75,9 @@ class ShardOptionFlags:
         folder = "predictions" if out is None or out.lower().endswith(TABLE_SUFFIXES) else out
         for field in fields(self):
             if getattr(self, field.name) != field.default:
-                raise UsageError(f"--{field.name.replace('_', '-')} needs a folder for shards", advice=f"--out {folder}/")
+                raise UsageError(
+                    f"--{field.name.replace('_', '-')} needs a folder for shards", advice=f"--out {folder}/"
+                )
 
 
 ShardFlags = Annotated[ShardOptionFlags, Parameter(name="*")]

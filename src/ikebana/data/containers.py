@@ -26,6 +26,9 @@ TAR_SUFFIX, PARQUET_SUFFIX = ".tar", ".parquet"
 CONTAINER_SUFFIXES = (TAR_SUFFIX, PARQUET_SUFFIX)
 # Files of a store that neither are photos nor contain any.
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+ADVICE_WEB_PATTERN = (
+    "check the pattern; if the web server shows no index with links, number the files: photos-{000..127}.tar"
+)
 NO_PHOTOS_ADVICE = "give a folder of photos, .tar shards, or Parquet files with image bytes"
 
 
@@ -71,8 +74,7 @@ def is_container_source(source: object) -> bool:
         if name.endswith(PARQUET_SUFFIX):
             return parquet_photos.has_photos(Path(path))
         return name.endswith(TAR_SUFFIX) and tar_shards.is_shard(parquet_photos.locate(path))
-    is_pattern = has_braces(text) or stores.GLOB_CHARACTERS.search(text) is not None
-    return is_pattern and name.endswith(CONTAINER_SUFFIXES) and not os.path.lexists(path)
+    return _has_pattern(text) and name.endswith(CONTAINER_SUFFIXES) and not os.path.lexists(path)
 
 
 def is_photo_address(text: str) -> bool:
@@ -82,9 +84,7 @@ def is_photo_address(text: str) -> bool:
 
 
 def _has_pattern(text: str) -> bool:
-    # A question mark of a web address begins its query.
-    is_glob = stores.GLOB_CHARACTERS.search(text) is not None and not text.lower().startswith("http")
-    return is_glob or has_braces(text)
+    return stores.is_glob(text) or has_braces(text)
 
 
 def find_containers(source: str) -> list[Container]:
@@ -102,18 +102,18 @@ def _exists(source: str) -> bool:
 
 
 def _find_matches(name: str) -> list[Container]:
-    is_pattern = stores.GLOB_CHARACTERS.search(name) is not None
+    is_pattern = stores.is_glob(name)
     if not stores.is_address(name):
         path = os.path.expanduser(name)
         paths = [path] if os.path.lexists(path) or not is_pattern else sorted(glob.glob(path, recursive=True))
         if not paths:
             raise PhotosError("no file matches this pattern", where=name, advice="check the pattern")
         return [Container(_locate(path), path) for path in paths]
-    # A question mark of a web address begins its query.
-    if is_pattern and not name.lower().startswith("http"):
+    if is_pattern:
         files = stores.find_matches(name)
         if not files:
-            raise PhotosError("no file matches this pattern", where=name, advice="check the pattern")
+            advice = ADVICE_WEB_PATTERN if name.lower().startswith("http") else "check the pattern"
+            raise PhotosError("no file matches this pattern", where=name, advice=advice)
         return [Container(file, file.address) for file in files]
     _refuse_foreign(name)
     # A web server does not tell a folder from a file.

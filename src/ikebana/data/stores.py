@@ -119,10 +119,7 @@ def list_files(folder: str, advance: Callable[[int], None] = lambda count: None)
             files += matches
             advance(len(matches))
             pending += [name for name in folders if name not in visited]
-    if folder.lower().startswith("http"):
-        # A listing in HTML has neither sizes nor ETags.
-        files = [file for file in map_requests(stat, (file.address for file in files)) if file is not None]
-    return sorted(files, key=lambda file: file.address)
+    return sorted(_complete(files, folder), key=lambda file: file.address)
 
 
 def _list_folder(folder: str) -> tuple[list[StoredFile], list[str]]:
@@ -144,15 +141,31 @@ def _list_folder(folder: str) -> tuple[list[StoredFile], list[str]]:
 def find_matches(pattern: str) -> list[StoredFile]:
     """List the files that match a glob pattern, sorted.
 
+    Those of a web server are found by its index pages.
+
     Raises:
-        StoreError: the store refused the request, or it is a web server, which has no listings.
+        StoreError: the store refused the request.
     """
-    if pattern.lower().startswith("http"):
-        advice = "number the files instead: shard-{000..127}.tar"
-        raise StoreError("a web server cannot list the files of a pattern", where=pattern, advice=advice)
     matches = request(lambda: _get_filesystem(pattern).glob(pattern, detail=True), pattern)
     files = [_to_file(_to_address(pattern, name), info) for name, info in matches.items() if info["type"] == "file"]
-    return sorted(files, key=lambda file: file.address)
+    return sorted(_complete(files, pattern), key=lambda file: file.address)
+
+
+def is_glob(text: str) -> bool:
+    """Return whether a path or an address is a pattern.
+
+    A question mark of a web address begins its query.
+    """
+    if text.lower().startswith("http"):
+        return "*" in text.partition("?")[0]
+    return GLOB_CHARACTERS.search(text) is not None
+
+
+def _complete(files: list[StoredFile], address: str) -> list[StoredFile]:
+    """Look up the files of a web server, whose index has neither sizes nor ETags."""
+    if not address.lower().startswith("http"):
+        return files
+    return [file for file in map_requests(stat, (file.address for file in files)) if file is not None]
 
 
 def map_requests(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
