@@ -13,7 +13,7 @@ from support.images import draw_noisy_image, encode_image, encode_photo
 from support.stores import pack_samples, pack_shard, put_files, read_files, serve_store, write_parquet
 
 import ikebana
-from ikebana.data import containers, decoding, parquet_photos, sources, stores, tar_shards
+from ikebana.data import containers, decoding, parquet_photos, sources, stores, tar_shards, unlabelled
 from ikebana.data.address_patterns import expand_braces
 from ikebana.data.pixel_cache import open_pixel_cache
 from ikebana.errors import PhotosError, UnreadablePhoto
@@ -148,9 +148,9 @@ def test_a_bucket_equals_the_folder(s3, folder, files, tmp_path):
     for source in ("flowers", "flowers/", "shards/photos-{000..001}.tar", "shards/*.tar", "photos.parquet"):
         assert_same(f"s3://garden/{source}", folder)
     assert sources.read("s3://garden/flowers").ignored_count == 1
-    with pytest.raises(PhotosError, match=r"only \.tar files") as refusal:
+    with pytest.raises(PhotosError, match="only tar shards or Parquet files") as refusal:
         sources.read("s3://garden/shards")
-    assert refusal.value.advice == "give them: s3://garden/shards/*.tar"
+    assert refusal.value.advice == "give the files themselves: 's3://garden/shards/*.tar'"
 
 
 def test_only_the_row_groups_that_are_needed_are_requested(files, tmp_path):
@@ -377,10 +377,89 @@ def test_a_parquet_file_with_bytes_under_another_name_is_explained(files, tmp_pa
     with pytest.raises(PhotosError) as refusal:
         sources.read(tmp_path / "rows.parquet")
     assert "image, img, photo" in str(refusal.value)
-    with pytest.raises(UnreadablePhoto, match="a Parquet file without a column of image bytes"):
+    with pytest.raises(UnreadablePhoto, match=r"a Parquet file .* has a column of image bytes"):
         decoding.decode((tmp_path / "rows.parquet").read_bytes(), 32)
 
 
 def test_labels_in_a_tar_are_not_counted_as_hidden_files(files, tmp_path):
     (tmp_path / "photos-0.tar").write_bytes(pack_samples(files))
     assert sources.read(f"{tmp_path}/photos-*.tar").ignored_count == 0
+
+
+def put_containers(place, files, suffix):
+    """Write the photos as two tar shards, or two Parquet files, beside a text."""
+    place.mkdir()
+    for number in range(2):
+        part = dict(list(files.items())[number::2])
+        if suffix == ".parquet":
+            write_parquet(place / f"photos-{number}.parquet", part)
+        else:
+            (place / f"photos-{number}.tar").write_bytes(pack_samples(part, number * 100))
+    (place / "README.md").write_bytes(b"words")
+
+
+@pytest.mark.parametrize("suffix", containers.CONTAINER_SUFFIXES)
+@pytest.mark.parametrize("kind", ["disk", "http"])
+def test_a_folder_of_containers_is_refused_with_what_lists_their_photos(kind, suffix, files, tmp_path, monkeypatch):
+    put_containers(tmp_path / "shards", files, suffix)
+    monkeypatch.chdir(tmp_path)
+    with serve_store(tmp_path) as (address, _):
+        source = "shards" if kind == "disk" else f"{address}/shards/"
+        for read in (sources.read, unlabelled.find_photos):
+            with pytest.raises(PhotosError) as refusal:
+                read(source)
+            advised = str(refusal.value.advice).split("'")[1]
+            assert advised == f"{source.rstrip('/')}/*{suffix}"
+            assert len(list_photo_paths(read(advised))) == len(files)
+        source = "." if kind == "disk" else f"{address}/"
+        with pytest.raises(PhotosError) as refusal:
+            unlabelled.find_photos(source)
+        advised = str(refusal.value.advice).split("'")[1]
+        assert advised == f"{source.rstrip('/')}/**/*{suffix}"
+        assert len(list_photo_paths(unlabelled.find_photos(advised))) == len(files)
+        (tmp_path / f"shards/photos-1{suffix}").unlink()
+        with pytest.raises(PhotosError) as refusal:
+            unlabelled.find_photos(source)
+        assert refusal.value.advice == f"give the file itself: {source.rstrip('/')}/shards/photos-0{suffix}"
+
+
+def list_photo_paths(photos):
+    return (
+        [photo.path for photo in photos] if isinstance(photos, unlabelled.UnlabelledPhotos) else photos.photos["path"]
+    )
+
+
+def test_a_container_beside_photos_is_skipped_with_the_way_to_read_it(files, tmp_path):
+    put_containers(tmp_path / "garden", files, ".parquet")
+    (tmp_path / "garden/shard.tar").write_bytes(pack_samples(files))
+    (tmp_path / "garden/photo.jpg").write_bytes(encode_photo(1))
+    reasons = {}
+    for photo in unlabelled.find_photos(tmp_path / "garden"):
+        try:
+            decoding.decode(unlabelled.read_photo(photo), 32)
+        except UnreadablePhoto as reason:
+            reasons[photo.file.name] = reason.what
+    assert reasons.keys() == {"README.md", "shard.tar", "photos-0.parquet", "photos-1.parquet"}
+    assert reasons["shard.tar"] == "not a photo: a tar archive (it is read if it is given itself)"
+    assert "a Parquet file (it is read if it is given itself" in reasons["photos-0.parquet"]
+
+
+def test_a_folder_of_tables_is_no_folder_of_photos_in_parquet(tmp_path):
+    for name in ("train", "test"):
+        pl.DataFrame({"path": ["1.jpg"], "label": ["a"]}).write_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(PhotosError) as refusal:
+        sources.read(tmp_path)
+    assert refusal.value.advice == f"if the labels are in a table, give the table: {tmp_path}/test.parquet"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("labels.csv", "download it and the photos, and give the table: "), ("more.parquet", "give the file itself: ")],
+)
+def test_a_table_beside_the_photos_of_a_store_is_named_by_its_address(name, advice, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / f"photos/{name}").write_bytes(b"path,label")
+    (tmp_path / "photos/1.jpg").write_bytes(encode_photo(1))
+    with serve_store(tmp_path) as (address, _), pytest.raises(PhotosError, match="no photos found") as refusal:
+        sources.read(f"{address}/photos/")
+    assert str(refusal.value.advice).endswith(f"{advice}{address}/photos/{name}")

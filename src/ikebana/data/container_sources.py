@@ -1,6 +1,5 @@
 """Labelled photos in a store, in tar shards or in Parquet, read into a Dataset."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ def read(source: str | Path) -> Dataset:
     collection = containers.find_containers(str(source))
     _refuse_single_photo(collection, str(source))
     listing = containers.join(collection, containers.list_containers(collection))
-    _refuse_containers(listing, str(source))
+    _refuse_containers(listing, collection, str(source))
     if listing.photos["label"].null_count() < listing.photos.height:
         dataset = _use_labels(listing, str(source))
     elif all(container.address.lower().endswith(PARQUET_SUFFIX) for container in collection):
@@ -84,13 +83,10 @@ def _refuse_single_photo(collection: Sequence[Container], source: str) -> None:
         raise PhotosError("this is one file, not a collection of photos", where=source, advice=advice)
 
 
-def _refuse_containers(listing: PhotoListing, source: str) -> None:
+def _refuse_containers(listing: PhotoListing, collection: Sequence[Container], source: str) -> None:
     """Refuse a folder of tars or Parquet files, which a pattern can name."""
-    suffixes = {os.path.splitext(path)[1].lower() for path in listing.photos["path"]}
-    for suffix in containers.CONTAINER_SUFFIXES:
-        if suffixes == {suffix} and listing.photos["offset"].is_null().all():
-            raise PhotosError(
-                f"this folder contains only {suffix} files",
-                where=source,
-                advice=f"give them: {source.rstrip('/')}/*{suffix}",
-            )
+    if not all(container.is_folder for container in collection):
+        return
+    paths = (f"{source.rstrip('/')}/{path}" for path in listing.photos["path"])
+    if advice := containers.advise_files(source, paths):
+        raise PhotosError(containers.REASON_ONLY_CONTAINERS, where=source, advice=advice)

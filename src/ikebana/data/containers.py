@@ -5,7 +5,7 @@ They are listed once, without being opened, and read where they are.
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import polars as pl
 
 from ikebana.data import parquet_photos, stores, tar_shards
 from ikebana.data.address_patterns import expand_braces, has_braces
-from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, FOREIGN_SUFFIXES
+from ikebana.data.archive_notes import ARCHIVE_SUFFIXES, DOCUMENT_SUFFIXES, FOREIGN_SUFFIXES
 from ikebana.data.dataset import STATUS_UNOPENED, collect_rows
 from ikebana.data.folder import is_hidden, to_printable
 from ikebana.data.photo_listing import LISTING_SCHEMA, PhotoListing, join_listings
@@ -29,6 +29,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 ADVICE_WEB_PATTERN = (
     "check the pattern; if the web server shows no index with links, number the files: photos-{000..127}.tar"
 )
+REASON_ONLY_CONTAINERS = "this folder contains only tar shards or Parquet files, which are not searched in a folder"
 NO_PHOTOS_ADVICE = "give a folder of photos, .tar shards, or Parquet files with image bytes"
 
 
@@ -81,6 +82,31 @@ def is_photo_address(text: str) -> bool:
     """Return whether this is the address of a photo, by its name."""
     name = stores.get_name(text).lower() if stores.is_address(text) and not text.endswith("/") else ""
     return "." in name and not name.endswith((*CONTAINER_SUFFIXES, *ARCHIVE_SUFFIXES)) and not _has_pattern(text)
+
+
+def advise_files(folder: str, paths: Iterable[str]) -> str | None:
+    """Suggest how to give the tars or Parquet files of a folder.
+
+    None if it has other files too, except documents.
+
+    Args:
+        folder: as the user gave it.
+        paths: all paths in it, which begin with the folder.
+    """
+    files = []
+    for path in paths:
+        if path.lower().endswith(CONTAINER_SUFFIXES):
+            files.append(path)
+        elif not path.lower().endswith(DOCUMENT_SUFFIXES):
+            return None
+    suffixes = {os.path.splitext(path)[1].lower() for path in files}
+    if len(suffixes) != 1 or (suffixes == {PARQUET_SUFFIX} and not is_container_source(files[0])):
+        return None
+    if len(files) == 1:
+        return f"give the file itself: {files[0]}"
+    place = folder.rstrip("/")
+    is_nested = any("/" in path.removeprefix(f"{place}/") for path in files)
+    return f"give the files themselves: '{place}/{'**/' * is_nested}*{suffixes.pop()}'"
 
 
 def _has_pattern(text: str) -> bool:

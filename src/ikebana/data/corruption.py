@@ -34,8 +34,11 @@ FOREIGN_SIGNATURES = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"rar!\x1a\x07": "a RAR archive",
     b"\x1f\x8b": "a gzip archive",
-    b"par1": "a Parquet file without a column of image bytes, such as image",
+    b"par1": "a Parquet file (it is read if it is given itself, and has a column of image bytes, such as image)",
 }
+# The signature of a tar is not at its beginning.
+TAR_SIGNATURE, TAR_SIGNATURE_POSITION = b"ustar", 257
+TAR = "a tar archive (it is read if it is given itself)"
 VIDEO_BRANDS = (b"mp4", b"iso", b"qt ", b"m4v", b"avc", b"3gp")
 # Raw files that are not TIFFs: Olympus, Panasonic, Fujifilm, Canon before 2004, Sigma, Minolta.
 RAW_SIGNATURES = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"II\x1a\0\0\0HEAPCCDR", b"FOVb", b"\0MRM")
@@ -120,12 +123,18 @@ def identify_foreign_file(data: bytes) -> str:
         return "not a photo: SVG"
     if start[4:8] == b"ftyp" and start[8:11] in VIDEO_BRANDS:
         return "not a photo: a video"
-    for magic, name in FOREIGN_SIGNATURES.items():
-        if start.startswith(magic):
-            return f"not a photo: {name}"
+    if name := _find_foreign_format(data, start):
+        return f"not a photo: {name}"
     if b"\x00" not in data[:4096] and _is_text(data[:4096]):
         return "not a photo: text"
     return REASON_UNKNOWN_TIFF if data.startswith(TIFF_SIGNATURES) else REASON_UNKNOWN_FORMAT
+
+
+def _find_foreign_format(data: bytes, start: bytes) -> str | None:
+    """Find the format of a file that is no photo, by its signature."""
+    if data.startswith(TAR_SIGNATURE, TAR_SIGNATURE_POSITION):
+        return TAR
+    return next((name for magic, name in FOREIGN_SIGNATURES.items() if start.startswith(magic)), None)
 
 
 def _is_text(start: bytes) -> bool:

@@ -119,13 +119,34 @@ def _advise_packed_labels(dataset: Dataset) -> str | None:
     """Suggest to use a table or to unpack encrypted members, if there are any."""
     if archive_members.ENCRYPTED in dataset.photos["status"]:
         return "unpack the archive with its password, and give the folder"
+    if files := _advise_files(dataset):
+        return files
     prefix = dataset.archive_prefix
     paths = [path.removeprefix(prefix) for path in dataset.photos["path"] if path.lower().endswith(TABLE_SUFFIXES)]
     if not paths:
         return None
     first = min(paths, key=lambda path: (path.count("/"), path))
-    where = f"unpack the archive and give the table: {first}" if prefix else f"give the table: {dataset.root / first}"
-    return f"if the labels are in a table, {where}"
+    is_in_tar = dataset.locations is not None and dataset.source.lower().endswith(containers.CONTAINER_SUFFIXES)
+    if prefix or is_in_tar:
+        return f"if the labels are in a table, unpack the archive and give the table: {first}"
+    if stores.is_address(dataset.source):
+        return _advise_stored_table(f"{dataset.source.rstrip('/')}/{first}")
+    return f"if the labels are in a table, give the table: {dataset.root / first}"
+
+
+def _advise_stored_table(address: str) -> str:
+    """Suggest how to use a table in a store; only Parquet is read there."""
+    if address.lower().endswith(containers.PARQUET_SUFFIX):
+        return f"if the photos and their labels are in the Parquet file, give the file itself: {address}"
+    return f"if the labels are in a table, download it and the photos, and give the table: {address}"
+
+
+def _advise_files(dataset: Dataset) -> str | None:
+    """Suggest how to give the tars or Parquet files of a folder without others."""
+    if dataset.archive_prefix or not (stores.is_address(dataset.source) or os.path.isdir(dataset.source)):
+        return None
+    folder = dataset.source.rstrip("/")
+    return containers.advise_files(folder, (f"{folder}/{path}" for path in dataset.photos["path"]))
 
 
 def _name_archives(dataset: Dataset) -> str:
@@ -147,10 +168,12 @@ def assign_classes(dataset: Dataset, class_order: tuple[str, ...]) -> Dataset:
     usable = dataset.photos.filter(pl.col("status").is_in((STATUS_UNOPENED, STATUS_USED)))
     classes = tuple(sorted(usable["label"].drop_nulls().unique().to_list()))
     if not usable.height and (archives := _name_archives(dataset)):
+        unpack = "unpack them into one folder per class, and give the folder around them"
+        files = _advise_files(dataset)
         raise PhotosError(
             f"this folder contains only archives: {archives}",
             where=dataset.source,
-            advice="unpack them into one folder per class, and give the folder around them; or give one archive alone",
+            advice=f"{files}; or {unpack}" if files else f"{unpack}; or give one archive alone",
         )
     if not usable.height and (parent := _find_parent_of_class(dataset)):
         raise PhotosError(

@@ -118,14 +118,29 @@ class UnlabelledPhotos:
             yield UnlabelledPhoto(folder.to_printable(str(path)), path, check_file(path))
 
     def _iterate_containers(self, source: str) -> Iterator[UnlabelledPhoto]:
-        if source not in self.listings:
-            members = containers.find_containers(source)
-            self.listings[source] = list(zip(members, containers.list_containers(members), strict=True))
-        for container, listing in self.listings[source]:
+        for container, listing in self._list_containers(source):
             self.ignored_paths += [container.address] * listing.ignored_count
             prefix = container.photo_prefix
             for path, *place, status in listing.photos.select(*LOCATION_SCHEMA, "status").iter_rows():
                 yield UnlabelledPhoto(folder.to_printable(prefix + path), NO_FILE, status, Location(*place))
+
+    def find_container_folder(self) -> tuple[str, str] | None:
+        """Find a folder that contains only tars or Parquet files, and what to give instead."""
+        for source in self.paths:
+            if not os.path.isdir(source) and not (isinstance(source, str) and self._is_store_folder(source)):
+                continue
+            if advice := containers.advise_files(str(source), (photo.path for photo in self._iterate_source(source))):
+                return str(source), advice
+        return None
+
+    def _is_store_folder(self, source: str) -> bool:
+        return all(container.is_folder for container, _ in self._list_containers(source))
+
+    def _list_containers(self, source: str) -> list[tuple[Container, PhotoListing]]:
+        if source not in self.listings:
+            members = containers.find_containers(source)
+            self.listings[source] = list(zip(members, containers.list_containers(members), strict=True))
+        return self.listings[source]
 
     def _iterate_folder(self, path: Path, prefix: str) -> Iterator[UnlabelledPhoto]:
         for scanned in folder.scan(path, self.ignored_paths, self.excluded_folder):
@@ -165,6 +180,9 @@ def find_photos(
             where=", ".join(str(source) for source in given),
             advice="give photos, folders or archives",
         )
+    if not reports_errors and (refused := photos.find_container_folder()):
+        where, advice = refused
+        raise PhotosError(containers.REASON_ONLY_CONTAINERS, where=where, advice=advice)
     return photos
 
 
