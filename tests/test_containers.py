@@ -118,12 +118,33 @@ def test_names_of_files_give_the_splits(files, tmp_path):
     }
 
 
-def test_parquet_without_labels_is_refused_with_what_can_be_given(files, tmp_path):
-    frame = pl.DataFrame({"image": list(files.values())}, schema={"image": pl.Binary})
-    frame.write_parquet(tmp_path / "photos.parquet")
-    with pytest.raises(PhotosError, match="no labels") as refusal:
+def test_parquet_without_labels_is_refused_with_its_columns_and_the_names_for_labels(files, tmp_path):
+    rows = {"image": list(files.values()), "species": [path.split("/")[0] for path in files]}
+    pl.DataFrame(rows, schema_overrides={"image": pl.Binary}).write_parquet(tmp_path / "photos.parquet")
+    with pytest.raises(PhotosError, match="no labels; the columns of the Parquet file are image, species") as refusal:
         sources.read(tmp_path / "photos.parquet")
-    assert "a column label of a Parquet file" in str(refusal.value)
+    assert str(refusal.value.advice).endswith(", ".join(parquet_photos.LABEL_COLUMNS))
+
+
+@pytest.mark.parametrize(
+    ("beside", "reason"),
+    [
+        ({"json": '{"flower": "rose", "id": %d}'}, "the .json files in the tar have no label: they have flower, id,"),
+        ({"txt": "a rose with the number %d"}, "the .txt files in the tar are captions"),
+        ({"txt": "a rose called %d", "json": '{"width": %d}'}, "they have width, and none of label_name, class_name"),
+        ({}, "these photos have no labels"),
+    ],
+)
+def test_shards_without_labels_are_refused_with_what_they_have_instead(beside, reason, files, tmp_path):
+    members = []
+    for number, data in enumerate(files.values()):
+        members.append((f"{number:04}.jpg", data))
+        members += [(f"{number:04}.{suffix}", (text % number).encode()) for suffix, text in beside.items()]
+    (tmp_path / "photos-0.tar").write_bytes(pack_shard(members))
+    with pytest.raises(PhotosError, match="these photos have no labels") as refusal:
+        sources.read(f"{tmp_path}/photos-*.tar")
+    assert reason in refusal.value.what
+    assert ".cls or .json files beside the photos of a tar" in str(refusal.value.advice)
 
 
 @pytest.mark.slow

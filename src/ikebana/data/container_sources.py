@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ikebana.data import class_folders, containers, stores
+from ikebana.data import class_folders, containers, parquet_photos, stores
 from ikebana.data.containers import PARQUET_SUFFIX, Container
 from ikebana.data.dataset import LOCATION_SCHEMA, SCHEMA, SPLIT_ALIASES, STATUS_UNOPENED, Dataset
 from ikebana.data.photo_listing import PhotoListing
@@ -16,6 +16,10 @@ from ikebana.errors import PhotosError
 ADVICE_LABELS = (
     "labels come from class folders, from .cls or .json files beside the photos of a tar, "
     "or from a column label of a Parquet file"
+)
+
+ADVICE_LABEL_COLUMN = "give the column of labels, which has texts or whole numbers, one of the names " + ", ".join(
+    parquet_photos.LABEL_COLUMNS
 )
 
 
@@ -32,9 +36,12 @@ def read(source: str | Path) -> Dataset:
     if listing.photos["label"].null_count() < listing.photos.height:
         dataset = _use_labels(listing, str(source))
     elif all(container.address.lower().endswith(PARQUET_SUFFIX) for container in collection):
-        raise PhotosError("these photos have no labels", where=source, advice=ADVICE_LABELS)
+        raise _describe_unlabelled(listing, source, ADVICE_LABEL_COLUMN)
     else:
         dataset = class_folders.read_listing(listing, str(source))
+        is_unlabelled = dataset.photos.height > 0 and dataset.photos["label"].is_null().all()
+        if is_unlabelled and all(container.is_archive for container in collection):
+            raise _describe_unlabelled(listing, source, ADVICE_LABELS)
     dataset = _use_file_splits(dataset, listing, collection)
     locations = listing.photos.filter(pl.col("status") == STATUS_UNOPENED).with_columns(_show_path())
     return replace(
@@ -43,6 +50,11 @@ def read(source: str | Path) -> Dataset:
         notes=(*listing.notes, *dataset.notes),
         locations=locations.select(*LOCATION_SCHEMA).unique("path", keep="first").sort("path"),
     )
+
+
+def _describe_unlabelled(listing: PhotoListing, source: str | Path, advice: str) -> PhotosError:
+    """Build the error for photos without labels; the notes say what was found instead."""
+    return PhotosError("; ".join(("these photos have no labels", *listing.notes)), where=source, advice=advice)
 
 
 def _show_path() -> pl.Expr:

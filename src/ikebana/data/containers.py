@@ -234,8 +234,11 @@ def _list_parquet(file: StoredFile) -> PhotoListing:
         status=pl.lit(STATUS_UNOPENED),
         **{name: pl.lit(None) for name in ("offset", "length", "size", "prefix")},
     )
-    notes = (f"labels are read from the column {photos.label_column!r}",) if photos.label_column else ()
-    return PhotoListing(frame.select(*LISTING_SCHEMA).cast(LISTING_SCHEMA), notes=notes)  # type: ignore[arg-type]
+    if photos.label_column:
+        note = f"labels are read from the column {photos.label_column!r}"
+    else:
+        note = f"the columns of the Parquet file are {', '.join(photos.columns)}"
+    return PhotoListing(frame.select(*LISTING_SCHEMA).cast(LISTING_SCHEMA), notes=(note,))  # type: ignore[arg-type]
 
 
 def _to_frame(rows: Sequence[dict[str, object]]) -> pl.DataFrame:

@@ -53,6 +53,7 @@ class ParquetPhotos:
     label_column: str | None
     # Names of the labels 0, 1, …; empty if the labels are names.
     label_names: tuple[str, ...]
+    columns: tuple[str, ...]
 
     @property
     def rows(self) -> int:
@@ -124,7 +125,7 @@ def open_file(file: StoredFile) -> ParquetPhotos:
         )
     label_column = next((name for name in LABEL_COLUMNS if name in schema and _is_label(schema[name])), None)
     names = _read_label_names(metadata, label_column) if label_column and schema[label_column].is_integer() else ()
-    return ParquetPhotos(file, tuple(groups), image_columns[0], label_column, names)
+    return ParquetPhotos(file, tuple(groups), image_columns[0], label_column, names, tuple(schema))
 
 
 def _is_label(dtype: pl.DataType) -> bool:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from ikebana.data.folder import TEXT_SUFFIXES
 
@@ -13,6 +14,8 @@ JSON_NAMES = ("label_name", "class_name", "category_name", "label", "class", "ca
 # A larger member is no label.
 MAX_LABEL_BYTES = 2**16
 MAX_LABEL_CHARACTERS = 200
+# Entries that a message names.
+MAX_NAMED_ENTRIES = 8
 # Texts are captions, not labels, if there is more than one per so many photos.
 MIN_PHOTOS_PER_TEXT = 2
 
@@ -44,11 +47,22 @@ class SampleLabels:
     """The labels of the samples that have been read, per kind of member."""
 
     by_suffix: dict[str, dict[str, str | None]] = field(default_factory=lambda: {name: {} for name in LABEL_SUFFIXES})
+    # Names of the entries of each `.json` without a label, the first ones.
+    other_entries: dict[str, None] = field(default_factory=dict)
 
     def add(self, key: str, suffix: str, content: bytes) -> None:
         """Add the content of a label member."""
         text = content.decode("utf-8", "replace").strip("\ufeff \t\r\n\0")
-        self.by_suffix[suffix][key] = _parse_json(text) if suffix == "json" else _clean(text)
+        self.by_suffix[suffix][key] = self._find_entry(text) if suffix == "json" else _clean(text)
+
+    def _find_entry(self, text: str) -> str | None:
+        """Find the label in a `.json`, or remember what it has instead."""
+        values = _parse_object(text)
+        label = _choose_entry(values)
+        if label is None:
+            names = [name for name in values if _clean(name) and name not in self.other_entries]
+            self.other_entries.update(dict.fromkeys(names[: MAX_NAMED_ENTRIES - len(self.other_entries)]))
+        return label
 
     def has(self, key: str) -> bool:
         """Return whether a key has a label member, also one without a label."""
@@ -66,11 +80,18 @@ class SampleLabels:
                 continue
             texts = len(set(of_photos.values()))
             if suffix == "txt" and texts * MIN_PHOTOS_PER_TEXT > len(of_photos):
-                return {}, (
-                    "the .txt files in the tar are captions or annotations, not labels: almost each is different",
-                )
+                note = "the .txt files in the tar are captions or annotations, not labels: almost each is different"
+                return {}, (note, *self._describe_other_entries())
             return of_photos, (f"labels are read from the .{suffix} files in the tar",)
-        return {}, ()
+        return {}, self._describe_other_entries()
+
+    def _describe_other_entries(self) -> tuple[str, ...]:
+        if not self.other_entries:
+            return ()
+        return (
+            f"the .json files in the tar have no label: they have {', '.join(self.other_entries)}, and none of "
+            f"{', '.join(JSON_NAMES)}",
+        )
 
 
 def _clean(text: str) -> str | None:
@@ -78,12 +99,17 @@ def _clean(text: str) -> str | None:
     return text if is_short else None
 
 
-def _parse_json(text: str) -> str | None:
+def _parse_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object; an empty one if the text is another value, or damaged."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    for name in JSON_NAMES if isinstance(values, dict) else ():
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _choose_entry(values: dict[str, Any]) -> str | None:
+    for name in JSON_NAMES:
         value = values.get(name)
         if isinstance(value, str | int) and not isinstance(value, bool):
             return _clean(str(value))
