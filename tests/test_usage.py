@@ -11,6 +11,7 @@ import ikebana
 from ikebana import cli
 from ikebana.cli import training_commands
 from ikebana.cli.argument_order import refuse_photos_first
+from ikebana.data.containers import CONTAINER_SUFFIXES
 from ikebana.data.output_folders import RUN_FILES
 from ikebana.errors import UsageError
 from ikebana.system.files import resolve_output_path
@@ -39,6 +40,21 @@ def test_wrong_usage_exits_with_2_and_advice(arguments, message, advice, capsys)
         cli.main(arguments)
     assert end.value.code == 2
     assert capsys.readouterr() == ("", f"UsageError: {message}\n  try  {advice}\n")
+
+
+@pytest.mark.parametrize("suffix", CONTAINER_SUFFIXES)
+def test_a_pattern_that_the_shell_replaced_is_to_be_quoted(suffix, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    files = [f"shards/photos-{number}{suffix}" for number in range(3)]
+    for file in files:
+        (tmp_path / file).touch()
+    with pytest.raises(SystemExit):
+        cli.main(["audit", *files])
+    assert capsys.readouterr().err.endswith(f"so that the shell does not replace it: 'shards/*{suffix}'\n")
+    with pytest.raises(SystemExit):
+        cli.main(["audit", files[0], "missing.tar"])
+    assert capsys.readouterr().err.endswith("ikebana audit --help\n")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Messages for wrong usage, instead of those of the argument parser."""
 
 import inspect
+import os
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
@@ -18,6 +19,8 @@ from ikebana.errors import UsageError
 
 # Below this similarity, a suggestion would be a guess.
 MIN_SUGGESTION_SIMILARITY = 0.75
+# Of files that a command takes as one collection of photos, by their pattern.
+PATTERN_SUFFIXES = (".tar", ".parquet")
 # What other tools call the commands.
 COMMANDS_OF_OTHER_TOOLS = {
     "check": "audit",
@@ -63,7 +66,7 @@ def translate_parser_error(error: CycloptsError) -> UsageError:
     if isinstance(error, UnknownCommandError):
         return _translate_unknown_command((error.unused_tokens or [""])[0], error.app)
     if isinstance(error, UnusedCliTokensError):
-        return UsageError(f"unexpected argument: {' '.join(error.unused_tokens or ())}", advice=help_command)
+        return _translate_unused_arguments(error.unused_tokens or [], help_command)
     if isinstance(error, UnknownOptionError):
         option = (error.token.keyword or error.token.value).split("=", 1)[0]
         names = [name for argument in error.argument_collection for name in argument.names if name.startswith("--")]
@@ -77,6 +80,17 @@ def translate_parser_error(error: CycloptsError) -> UsageError:
             return UsageError(f"{error.argument.name.lstrip('-').upper()} is missing", advice=help_command)
         return UsageError(f"{error.keyword} needs a value", advice=help_command)
     return UsageError(str(error), advice=help_command)
+
+
+def _translate_unused_arguments(arguments: list[str], help_command: str) -> UsageError:
+    """Suggest to quote the pattern that the shell seems to have replaced with its files."""
+    suffixes = {suffix for suffix in PATTERN_SUFFIXES if all(name.endswith(suffix) for name in arguments)}
+    is_expanded = bool(suffixes) and all(map(os.path.isfile, arguments))
+    pattern = os.path.join(os.path.dirname(arguments[-1]), f"*{suffixes.pop()}") if is_expanded else ""
+    return UsageError(
+        f"unexpected argument: {' '.join(arguments)}",
+        advice=f"quote a pattern, so that the shell does not replace it: '{pattern}'" if pattern else help_command,
+    )
 
 
 def _translate_unknown_command(name: str, app: App | None) -> UsageError:
