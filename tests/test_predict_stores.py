@@ -1,8 +1,11 @@
 """Predictions of photos in stores and containers: the rows of a folder."""
 
+import os
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -397,6 +400,26 @@ def test_a_photo_that_cannot_be_read_now_has_a_row_if_the_user_accepts_it(s3, pa
     ikebana.join_shards(plan)
     statuses = pl.read_parquet(plan.get_path(0))["status"]
     assert statuses[list(files).index(victim)].startswith("unreadable: access denied (HTTP 403)")
+
+
+def test_the_lines_of_the_docs_delete_the_shards_of_accepted_photos_and_no_others(
+    s3, paper_model, files, expected, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    put_files(s3[0], "outage", files)
+    victim = next(path for path, status in zip(files, expected["status"], strict=True) if status == "ok")
+    s3[1].failures, s3[1].status, s3[1].pattern = 100_000, 403, f"/{victim}$"
+    options = ShardOptions(None, 5, accept_unreadable=True)
+    predict_to_shards(paper_model, ["s3://outage"], None, "predictions", options)
+    s3[1].reset()
+    names = set(os.listdir("predictions"))
+    page = (Path(__file__).parents[1] / "docs/many-photos.md").read_text("utf-8")
+    (code,) = (code for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "unlink()" in code)
+    exec(code, {})
+    assert len(names - set(os.listdir("predictions"))) == 1
+    predict_to_shards(paper_model, ["s3://outage"], None, "predictions", ShardOptions())
+    assert set(os.listdir("predictions")) == names
+    assert_same_rows(pl.read_parquet(sorted(Path("predictions").glob("part-*"))), expected)
 
 
 def test_a_photo_that_is_gone_since_it_was_listed_has_a_row(s3, paper_model, files, tmp_path):
