@@ -1,13 +1,15 @@
-"""Paths of a run's photos on the command line, as its report has them."""
+"""Runs on the command line, and paths of their photos as the report has them."""
 
 import json
 
 import pytest
 from PIL import Image
+from support.runs import write_run
 from support.runs_with_photos import make_run
 
+import ikebana
 from ikebana.commands.run_paths import resolve_run_paths
-from ikebana.errors import PhotosError
+from ikebana.errors import PhotosError, RunError
 from ikebana.runs.run import Run
 
 
@@ -47,3 +49,18 @@ def test_photos_that_have_moved_are_an_error_with_advice(run, tmp_path):
     with pytest.raises(PhotosError, match="not found") as error:
         resolve_run_paths(run, ["rose/3.jpg"])
     assert "where it is now" in str(error.value)
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "explain"])
+def test_a_run_that_was_interrupted_is_refused_with_how_to_resume_it(command, tmp_path):
+    unfinished = write_run(tmp_path / "run", is_finished=False)
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (24, 24), "red").save(photo)
+    calls = {
+        "predict": lambda: ikebana.predict(unfinished, photo),
+        "export": lambda: ikebana.export(unfinished, tmp_path / "flowers.onnx"),
+        "explain": lambda: ikebana.explain(unfinished, photo, out=tmp_path / "page.html"),
+    }
+    with pytest.raises(RunError, match="this run has not finished") as refusal:
+        calls[command]()
+    assert refusal.value.advice == f"ikebana fit --resume {unfinished.folder}"

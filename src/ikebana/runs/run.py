@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from ikebana.reports.mistakes_view import Mistakes
     from ikebana.reports.run_plots import RunPlots
 
+# Files that a run has from its start, and that `resume_command` needs.
+START_FILES = ("recipe.json", "source.json")
 # Columns of the dataset that must not change before a resume.
 RESUME_COLUMNS = ("path", "label", "split", "sha256")
 DAMAGED_ADVICE = "an undamaged copy of the run, or repeat it: ikebana fit PHOTOS --recipe RUN/recipe.json"
@@ -131,7 +133,7 @@ class Run:
     def evaluation(self) -> Evaluation:
         """The scores on the test photos; RunError if the run has not finished."""
         if not self.is_finished:
-            raise RunError("this run has not finished", where=self.folder, advice=self.resume_command)
+            raise self._describe_unfinished()
         report = self._read_text("classification_report.txt")
         try:
             return metrics.from_json(self._read_json("evaluation.json"), report)
@@ -245,14 +247,18 @@ class Run:
         except (OSError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
             raise RunError(f"epochs.jsonl cannot be read: {error}", where=self.folder, advice=DAMAGED_ADVICE) from None
 
+    def _describe_unfinished(self) -> RunError:
+        return RunError("this run has not finished", where=self.folder, advice=self.resume_command)
+
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
             return json.loads((self.folder / name).read_text("utf-8"))
         except FileNotFoundError:
+            # Without recipe or source, nothing shows that this is a run at all.
+            if name not in START_FILES and not self.is_finished:
+                raise self._describe_unfinished() from None
             raise RunError(
-                f"this is not a run: it has no {name}",
-                where=self.folder,
-                advice=ADVICE_RUN_FOLDER,
+                f"this is not a run: it has no {name}", where=self.folder, advice=ADVICE_RUN_FOLDER
             ) from None
         except (ValueError, OSError) as error:
             raise RunError(f"{name} cannot be read: {error}", where=self.folder, advice=DAMAGED_ADVICE) from None
