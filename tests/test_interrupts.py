@@ -1,5 +1,6 @@
 """Training can be interrupted at any time and resumed without any difference."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from ikebana.learning.models import networks
 from ikebana.learning.training import interrupts, loop
 from ikebana.learning.training.trainer import Trainer
 from ikebana.recipe import Augmentation, FineTune, with_options
+from ikebana.system import progress
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +106,17 @@ def test_a_signal_ends_the_training_after_the_current_step(tmp_path, monkeypatch
         train(BASELINE, tmp_path / "checkpoint")
     saved = loop.checkpoint.load(tmp_path / "checkpoint")
     assert int(saved.tensors["epoch_progress.photos_seen"]) == 32
+
+
+def test_the_progress_of_a_resumed_training_counts_only_its_own_photos(tmp_path, monkeypatch, capsys):
+    interrupt_steps(monkeypatch, {7})  # two batches of the second epoch are done
+    with pytest.raises(KeyboardInterrupt):
+        train(AUGMENTED, tmp_path / "checkpoint")
+    with progress.use_reporter(progress.JsonReporter()):
+        train(AUGMENTED, tmp_path / "checkpoint")
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["total"] for event in events if event["event"] == "stage"] == [72 - 32]
+    assert [event["done"] for event in events if event["event"] == "stage_end"] == [72 - 32]
 
 
 def test_ctrl_c_during_validation_loses_no_step(tmp_path, monkeypatch):

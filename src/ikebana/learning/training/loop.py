@@ -80,7 +80,10 @@ def train(
         plan_phases(recipe),
         state.get_tensors("epoch_progress."),
     )
-    with progress.stage(title, (plan[-1].last_epoch - len(writer.epochs)) * len(examples)) as bar:
+    # Photos that an interrupted process has seen would count into this one's rate and time left.
+    with checkpoint.checkpoint_errors(checkpoint_file):
+        photos_seen = int(epoch_state.get("photos_seen", 0))
+    with progress.stage(title, (plan[-1].last_epoch - len(writer.epochs)) * len(examples) - photos_seen) as bar:
         for phase in plan:
             if len(writer.epochs) >= phase.last_epoch:
                 continue
@@ -98,7 +101,6 @@ def train(
                     with checkpoint.checkpoint_errors(checkpoint_file):
                         epoch_progress.restore(epoch_state)
                     epoch_state = {}
-                    bar.advance(epoch_progress.photos_seen)
                 name = f"{epoch_progress.number}/{plan[-1].last_epoch}"
                 yield _run_epoch(epoch_progress, name, trainer, validation, settings, writer, bar)
                 if phase is plan[-1] and group is None:
