@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,8 @@ class TrainingTask:
 
     planned: PlannedRun
     attempts: int = 0
-    # Seconds of the monotonic clock: not to be started before.
+    # By the monotonic clock: not to be started before.
     not_before: float = 0.0
-    started: float = field(default_factory=time.monotonic)
 
 
 def train_runs(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, device: str) -> Iterator[TrainedRun]:
@@ -51,7 +50,6 @@ def train_runs(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, de
     Raises:
         MachineError: a node differs from this machine, or the cluster has ended.
     """
-    folder = Path(os.path.abspath(folder))
     missing = []
     for run in runs:
         if (folder / run.name / "evaluation.json").exists():
@@ -62,7 +60,7 @@ def train_runs(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, de
         return
     photos = os.path.abspath(os.path.expanduser(photos)) if isinstance(photos, str | os.PathLike) else photos
     try:
-        _check_nodes(photos, folder)
+        _check_nodes(photos, folder.absolute())
         yield from _run_tasks(photos, missing, folder, device)
     except RayError as error:
         raise MachineError(
@@ -87,8 +85,8 @@ def _run_tasks(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, de
             now = time.monotonic()
             for task in [task for task in waiting if task.not_before <= now]:
                 waiting.remove(task)
-                task.started = now
-                arguments = (photos, task.planned.recipe, str(folder / task.planned.name), device)
+                place = os.path.abspath(folder / task.planned.name)
+                arguments = (photos, task.planned.recipe, place, device)
                 tasks[remote.remote(versions, *arguments)] = task
             if not tasks:
                 time.sleep(WAIT_SECONDS)
@@ -109,19 +107,18 @@ def _run_tasks(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, de
 
 def _receive(reference: Any, task: TrainingTask, folder: Path) -> TrainedRun | None:
     """Return how a run ended, or None if it has to be continued."""
-    seconds = time.monotonic() - task.started
     task.attempts += 1
     try:
-        error: Any = ray.get(reference)
+        error, seconds = ray.get(reference)
     except (NodeDiedError, WorkerCrashedError, OutOfMemoryError) as crash:
         if isinstance(crash, NodeDiedError):
             task.not_before = time.monotonic() + CUT_OFF_SECONDS
         if task.attempts < MAX_ATTEMPTS:
             return None
         what = f"the process of this run ended {task.attempts} times: {get_first_line(crash)}"
-        return TrainedRun(task.planned, MachineError(what, advice="more memory on the nodes"), seconds)
+        return TrainedRun(task.planned, MachineError(what, advice="more memory on the nodes"))
     except RayTaskError as failure:
-        return TrainedRun(task.planned, failure.cause or failure, seconds)
+        return TrainedRun(task.planned, failure.cause or failure)
     if error is not None:
         return TrainedRun(task.planned, error, seconds)
     return TrainedRun(task.planned, open_run(folder / task.planned.name), seconds)

@@ -1,6 +1,7 @@
 """What runs on the nodes of a cluster for `ikebana sweep`."""
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from socket import gethostname
@@ -26,8 +27,16 @@ def inspect(versions: Mapping[str, str], photos: PhotoSource, mark: str) -> list
 
 def train(
     versions: Mapping[str, str], photos: PhotoSource, recipe: Recipe, place: str, device: str
+) -> tuple[IkebanaError | None, float]:
+    """Train a run or continue it; return the error if it fails, and the seconds that it took."""
+    started = time.monotonic()
+    error = _train(versions, photos, recipe, place, device)
+    return error, time.monotonic() - started
+
+
+def _train(
+    versions: Mapping[str, str], photos: PhotoSource, recipe: Recipe, place: str, device: str
 ) -> IkebanaError | None:
-    """Train a run or continue it; return the error if it fails."""
     # Loading torch and timm takes seconds, in which the versions are compared.
     differences = jobs.compare_versions(versions, jobs.describe_all_versions())
     if differences:

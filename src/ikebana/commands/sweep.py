@@ -78,7 +78,8 @@ class TrainedRun(NamedTuple):
     planned: PlannedRun
     # The run, or why there is none.
     outcome: Run | Exception
-    seconds: float
+    # Of the last attempt, without the time that it waited for a node; 0 if its process ended.
+    seconds: float = 0.0
 
 
 # Trains runs in a folder on a device, or uses the finished ones, and yields each as it ends.
