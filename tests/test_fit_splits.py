@@ -8,6 +8,7 @@ import statistics
 import polars as pl
 import pytest
 from support.images import two_classes, write_files
+from support.runs import write_run
 
 import ikebana
 from ikebana import cli
@@ -53,6 +54,13 @@ def test_the_same_call_continues_and_leaves_finished_runs_as_they_are(photos, tm
     again = fit_splits(photos, "baseline", splits=2, run=tmp_path / "runs", **SMALL_OPTIONS)
     assert again == first
     assert weights.stat().st_mtime_ns == written
+
+
+def test_a_run_is_no_folder_for_the_runs_of_several_splits(photos, tmp_path):
+    run = write_run(tmp_path / "run")
+    with pytest.raises(RunError, match="this is a run, not a folder of runs"):
+        fit_splits(photos, "baseline", splits=2, run=run.folder, **SMALL_OPTIONS)
+    assert not (run.folder / "split-0").exists()
 
 
 def test_a_folder_with_runs_of_another_recipe_or_of_other_photos_is_refused(photos, drawn, tmp_path):

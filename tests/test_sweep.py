@@ -132,7 +132,7 @@ def test_a_single_recipe_gives_a_table_without_pairs(fake_fit, tmp_path):
     assert result.comparison is not None
     assert result.comparison.pairs == ()
     assert "quick" in repr(result)
-    assert "1 runs in" in result._repr_html_()
+    assert "1 run in" in result._repr_html_()
     page = (tmp_path / "sweep" / "comparison.html").read_text("utf-8")
     assert "<h1>Accuracy of quick</h1>" in page
     assert 'id="differences"' not in page
@@ -142,6 +142,16 @@ def test_another_recipe_in_the_folder_is_refused(fake_fit, tmp_path):
     ikebana.sweep("photos", ("quick",), out=tmp_path / "sweep")
     with pytest.raises(RunError, match="another recipe"):
         ikebana.sweep("photos", ("quick",), out=tmp_path / "sweep", image_size=96)
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_run_is_no_folder_for_a_sweep(is_finished, fake_fit, tmp_path):
+    run = write_run(tmp_path / "run", is_finished=is_finished)
+    files = sorted(run.folder.rglob("*"))
+    with pytest.raises(RunError, match="this is a run, not a folder of runs"):
+        ikebana.sweep("photos", ("quick",), out=run.folder)
+    assert sorted(run.folder.rglob("*")) == files
+    assert not fake_fit
 
 
 def test_wrong_sweeps_are_refused_before_any_training(fake_fit, tmp_path):

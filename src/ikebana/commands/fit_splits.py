@@ -6,7 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from ikebana.commands.run_series import check_same_photos, fit_or_resume, refuse_given_split
+from ikebana.commands.run_series import (
+    check_same_photos,
+    fit_or_resume,
+    refuse_given_split,
+    resolve_series_folder,
+)
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import RecipeError
 from ikebana.learning.models import networks
@@ -15,7 +20,7 @@ from ikebana.recipes import DEFAULT_RECIPE, resolve_recipe
 from ikebana.runs.run import Run
 from ikebana.runs.run_writer import DEFAULT_RUNS_FOLDER
 from ikebana.system import progress
-from ikebana.system.files import resolve_output_path, write_json
+from ikebana.system.files import write_json
 from ikebana.system.launch import require_one_process
 
 # One split has no spread.
@@ -78,7 +83,7 @@ def fit_splits(
         options: changes to the recipe.
     Raises:
         PhotosError: the photos come with a split, or as for `fit`.
-        RunError: the folder has a run of another recipe or of other photos, or as for `fit`.
+        RunError: the folder is a run itself, has a run of another recipe or of other photos, or as for `fit`.
         RecipeError: fewer than two splits, a split seed is given, or as for `fit`.
         MachineError: as for `fit`.
     """
@@ -92,7 +97,7 @@ def fit_splits(
         raise RecipeError("--split-seed and --split-seeds exclude each other", advice="one of them")
     resolved = networks.fill_defaults(resolve_recipe(recipe or DEFAULT_RECIPE, **options))
     refuse_given_split(photos, resolved, "--split-seeds")
-    folder = resolve_output_path(run if run is not None else _choose_folder(resolved), is_new_folder=True)
+    folder = resolve_series_folder(run if run is not None else _choose_folder(resolved))
     runs: list[Run] = []
     for seed in range(splits):
         progress.message(f"split {seed + 1} of {splits} (split seed {seed})")

@@ -10,6 +10,7 @@ from ikebana.data.sources import PhotoSource
 from ikebana.errors import PhotosError, RunError
 from ikebana.recipe import Recipe
 from ikebana.runs.run import Run, open_run
+from ikebana.system.files import resolve_output_path
 
 
 def refuse_given_split(photos: PhotoSource, recipe: Recipe, flag: str) -> None:
@@ -25,6 +26,19 @@ def refuse_given_split(photos: PhotoSource, recipe: Recipe, flag: str) -> None:
             where=listed.source,
             advice=f"leave {flag} out, or give the photos without their split",
         )
+
+
+def resolve_series_folder(folder: str | Path) -> Path:
+    """Expand the folder of a series of runs and check early that it can be written.
+
+    Raises:
+        RunError: it is a run itself.
+        MachineError: it cannot be written.
+    """
+    place = resolve_output_path(folder, is_new_folder=True)
+    if (place / "recipe.json").exists():
+        raise RunError("this is a run, not a folder of runs", where=folder, advice="another folder for the runs")
+    return place
 
 
 def fit_or_resume(

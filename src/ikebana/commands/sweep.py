@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, Unpack
 
 from ikebana.commands.compare import compare_comparable
-from ikebana.commands.run_series import check_same_photos, fit_or_resume, refuse_given_split
+from ikebana.commands.run_series import (
+    check_same_photos,
+    fit_or_resume,
+    refuse_given_split,
+    resolve_series_folder,
+)
 from ikebana.data import sources
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import IkebanaError, RecipeError, get_first_line
@@ -22,7 +27,7 @@ from ikebana.runs.comparable import group_contestants, read_comparable
 from ikebana.runs.run import Run
 from ikebana.runs.run_writer import DEFAULT_RUNS_FOLDER
 from ikebana.system import progress
-from ikebana.system.files import resolve_output_path, write_json
+from ikebana.system.files import write_json
 from ikebana.system.launch import require_one_process
 from ikebana.tracking.follow import followed
 
@@ -55,7 +60,7 @@ class Sweep:
 
         failed = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
         comparison = self.comparison._repr_html_() if self.comparison is not None else ""
-        return comparison + render_view(f"{len(self.runs)} runs in {self.folder}", *failed)
+        return comparison + render_view(f"{_count_runs(self.runs)} in {self.folder}", *failed)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `sweep.json`."""
@@ -136,6 +141,7 @@ def sweep(
     Raises:
         RecipeError: there is no recipe, seed or split, or nothing fits into the minutes.
         PhotosError: the photos cannot be read, or come with a split.
+        RunError: the folder is a run itself.
         RunError, MachineError: no run finished; the error of the first.
     """
     require_one_process("a sweep")
@@ -145,15 +151,19 @@ def sweep(
         refuse_given_split(photos, first, "--split-seeds")
     else:
         sources.read(photos, first.class_order)
-    folder = resolve_output_path(out if out is not None else _choose_folder(), is_new_folder=True)
+    folder = resolve_series_folder(out if out is not None else _choose_folder())
     if minutes is not None:
         planned = _select_affordable(planned, photos, folder, minutes, device)
     runs = [run for planned_round in planned for run in planned_round]
-    progress.message(f"{len(runs)} runs in {folder}; after an interruption, repeat with --out {folder}")
+    progress.message(f"{_count_runs(runs)} in {folder}; after an interruption, repeat with --out {folder}")
     finished, errors = _train(photos, runs, folder, device, train)
     if not finished:
         raise next(iter(errors.values()))
     return _summarise(folder, finished, {name: _describe(error) for name, error in errors.items()})
+
+
+def _count_runs(runs: Sequence[object]) -> str:
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}"
 
 
 def _choose_folder() -> Path:
