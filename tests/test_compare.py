@@ -16,6 +16,7 @@ import ikebana
 from ikebana import cli
 from ikebana.errors import RunError, UsageError
 from ikebana.evaluation.comparison_text import _wrap
+from ikebana.evaluation.metrics import evaluate
 from ikebana.recipes import RECIPES
 from ikebana.reports.comparison_page import make_scale
 
@@ -106,6 +107,22 @@ def test_two_seeds_of_one_recipe_alone_are_not_pooled(tmp_path):
     comparison = ikebana.compare(tmp_path / "a", tmp_path / "b")
     assert [contestant.name for contestant in comparison.contestants] == ["a", "b"]
     assert "differ by chance only" in repr(comparison)
+
+
+@pytest.mark.parametrize("has_groups", [False, True])
+def test_the_interval_of_a_run_is_that_of_its_own_evaluation(has_groups, tmp_path):
+    groups = pl.int_range(pl.len()).cast(pl.String) if not has_groups else (pl.int_range(pl.len()) // 3).cast(pl.String)
+    photos = PHOTOS.with_columns(group=groups)
+    wrong = [*range(30), 40, 50]
+    write_run(tmp_path / "a", wrong, photos=photos)
+    write_run(tmp_path / "b", photos=photos, recipe=RECIPES["good"])
+    is_right = ~np.isin(np.arange(300), wrong)
+    probabilities = np.stack([is_right, ~is_right], 1).astype(np.float32)
+    of_test = photos.filter(split="test")
+    numbers = np.unique(of_test["group"].to_numpy(), return_inverse=True)[1]
+    evaluation = evaluate(probabilities, np.zeros(300, np.int64), ("right", "wrong"), groups=numbers)
+    contestant = ikebana.compare(tmp_path / "a", tmp_path / "b").contestants[0]
+    assert contestant.accuracy_interval == pytest.approx(evaluation.accuracy_interval, abs=1e-12)
 
 
 def test_the_number_format_of_training_does_not_separate_seeds(tmp_path):

@@ -19,7 +19,7 @@ from ikebana.evaluation.paired_tests import (
     forecast_photos_needed,
     sum_by_group,
 )
-from ikebana.evaluation.statistics import adjust_p_values, compute_design_effect, wilson_interval
+from ikebana.evaluation.statistics import adjust_p_values, effective_sample_size, wilson_interval
 
 # The probability that any pair is called different although none is.
 SIGNIFICANCE_LEVEL = 0.05
@@ -188,7 +188,7 @@ def _score_contestant(name: str, runs: tuple[str, ...], splits: Sequence[SplitPr
     shares = np.concatenate([split.is_right[name].mean(0) for split in own])
     groups = np.concatenate([split.groups for split in own])
     accuracies = [float(accuracy) for split in own for accuracy in split.is_right[name].mean(1)]
-    n_effective = len(shares) / compute_design_effect(shares, groups)
+    n_effective = effective_sample_size(shares, groups)
     accuracy = float(shares.mean())
     interval = wilson_interval(accuracy * n_effective, n_effective)
     return Contestant(name, runs, accuracy, interval, tuple(accuracies), len(shares))

@@ -38,27 +38,27 @@ def sort_descending(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 NORMAL_QUANTILE = 1.959963984540054
 
 
-def effective_sample_size(is_right: np.ndarray, groups: np.ndarray) -> float:
+def effective_sample_size(values: np.ndarray, groups: np.ndarray) -> float:
     """Return the number of independent photos that would give the same precision.
 
     Photos of one plant, patient or film tend to be right or wrong together. With fewer groups, the
     variance between groups is also known less precisely.
 
     Args:
-        is_right: bool [photos].
+        values: bool [photos], which are right; or float [photos], the share of runs that are right.
         groups: int [photos].
     Source: variance of a ratio over clusters, Cochran 1977, Sampling Techniques, 11.8. Korn and
         Graubard 1998, Survey Methodology 24, divide n by the design effect and by the square of
         Student's t over the normal quantile.
     """
-    n, group_count = len(is_right), len(np.unique(groups))
+    n, group_count = len(values), len(np.unique(groups))
     # Without any difference, the variance between groups is unknown.
-    if group_count in (1, n) or is_right.all() or not is_right.any():
+    if group_count in (1, n) or values.min() == values.max():
         return float(group_count)
     from scipy.special import stdtrit
 
     t_quantile = stdtrit(group_count - 1, 0.975)
-    return max(1.0, n / compute_design_effect(is_right, groups) * (NORMAL_QUANTILE / float(t_quantile)) ** 2)
+    return max(1.0, n / compute_design_effect(values, groups) * (NORMAL_QUANTILE / float(t_quantile)) ** 2)
 
 
 def wilson_interval(right: float, n: float) -> tuple[float, float]:
