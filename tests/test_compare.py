@@ -104,9 +104,16 @@ def test_the_notes_of_the_page_are_sentences_and_names_of_runs_stay_as_they_are(
 def test_two_seeds_of_one_recipe_alone_are_not_pooled(tmp_path):
     write_run(tmp_path / "a", [1, 2], photos=PHOTOS)
     write_run(tmp_path / "b", [3], photos=PHOTOS, options={"seed": 1})
-    comparison = ikebana.compare(tmp_path / "a", tmp_path / "b")
+    comparison = ikebana.compare(tmp_path / "a", tmp_path / "b", out=tmp_path / "page.html")
     assert [contestant.name for contestant in comparison.contestants] == ["a", "b"]
     assert "differ by chance only" in repr(comparison)
+    # So more test photos would tell nothing.
+    assert comparison.pairs[0].photos_needed is None
+    page = (tmp_path / "page.html").read_text("utf-8")
+    for text in (repr(comparison), comparison._repr_html_(), page):
+        assert "would be needed" not in text
+        assert "no difference" not in text
+    assert "Of each run that is trained" not in page  # `quick` has no epochs
 
 
 @pytest.mark.parametrize("has_groups", [False, True])
@@ -123,6 +130,15 @@ def test_the_interval_of_a_run_is_that_of_its_own_evaluation(has_groups, tmp_pat
     evaluation = evaluate(probabilities, np.zeros(300, np.int64), ("right", "wrong"), groups=numbers)
     contestant = ikebana.compare(tmp_path / "a", tmp_path / "b").contestants[0]
     assert contestant.accuracy_interval == pytest.approx(evaluation.accuracy_interval, abs=1e-12)
+
+
+def test_the_curves_are_of_each_run_or_of_the_first_run_of_a_recipe(tmp_path):
+    options = [{}, {"seed": 1}]
+    runs = [write_run(tmp_path / f"b{row}", [row], recipe=RECIPES["baseline"], options=options[row]) for row in (0, 1)]
+    ikebana.compare(*runs, out=tmp_path / "page.html")
+    assert "Of each run that is trained" in (tmp_path / "page.html").read_text("utf-8")
+    ikebana.compare(*runs, write_run(tmp_path / "g", recipe=RECIPES["good"]), out=tmp_path / "page.html")
+    assert "Of the first run of each recipe that is trained" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_the_number_format_of_training_does_not_separate_seeds(tmp_path):
@@ -205,6 +221,8 @@ def test_runs_on_several_splits_are_compared_split_by_split_and_together(tmp_pat
     tests = [set(split_photos(seed).filter(split="test")["sha256"]) for seed in range(3)]
     assert pair.difference.n_groups == len(set.union(*tests))
     assert "split by split" in repr(comparison)
+    repeated = sum(sum(sha256 in test for test in tests) > 1 for sha256 in set.union(*tests))
+    assert f"{repeated} photos are test photos of several splits" in repr(comparison)
 
 
 def test_accuracies_are_in_the_order_of_the_runs_whatever_the_order_of_the_splits(tmp_path):
@@ -456,3 +474,4 @@ def test_cards_of_photos_name_the_split_where_there_are_several(tmp_path):
     page = (tmp_path / "page.html").read_text("utf-8")
     for split in range(2):
         assert f'<span class="quiet">split seed {split}</span>' in page
+    assert "<strong>200</strong><span>test photos, counted per split</span>" in page

@@ -28,7 +28,7 @@ def inspect(versions: Mapping[str, str], photos: PhotoSource, mark: str) -> list
 def train(
     versions: Mapping[str, str], photos: PhotoSource, recipe: Recipe, place: str, device: str
 ) -> tuple[IkebanaError | None, float]:
-    """Train a run or continue it; return the error if it fails, and the seconds that it took."""
+    """Train a run or continue it; return the error, if it fails, and the seconds."""
     started = time.monotonic()
     error = _train(versions, photos, recipe, place, device)
     return error, time.monotonic() - started

@@ -4,11 +4,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import polars as pl
+
 from ikebana.data.output_folders import is_run
 from ikebana.errors import RunError, UsageError
 from ikebana.evaluation.comparison import Comparison, compare_contestants
 from ikebana.recipe import Recipe
 from ikebana.runs.comparable import (
+    KEY_COLUMNS,
     ComparableRun,
     check_same_classes,
     collect_splits,
@@ -67,7 +70,19 @@ def compare_comparable(contestants: dict[str, list[ComparableRun]]) -> Compariso
         name: [comparable.name for comparable in sorted(members, key=lambda member: order.index(member.test_id))]
         for name, members in contestants.items()
     }
-    return compare_contestants(splits, runs, [*_describe_copies(contestants), *_describe_pooling(contestants)])
+    notes = [*_describe_copies(contestants), *_describe_repeats(contestants), *_describe_pooling(contestants)]
+    return compare_contestants(splits, runs, notes, differ_by_chance=_differ_by_chance(contestants))
+
+
+def _differ_by_chance(contestants: dict[str, list[ComparableRun]]) -> bool:
+    """Return whether all are runs of one recipe, trained on the same photos."""
+    return _have_same_recipe(contestants) and (
+        len({members[0].hash_photos("train") for members in contestants.values()}) == 1
+    )
+
+
+def _have_same_recipe(contestants: dict[str, list[ComparableRun]]) -> bool:
+    return len({repr(members[0].pooled_recipe) for members in contestants.values()}) == 1
 
 
 def _describe_copies(contestants: dict[str, list[ComparableRun]]) -> list[str]:
@@ -80,18 +95,28 @@ def _describe_copies(contestants: dict[str, list[ComparableRun]]) -> list[str]:
     return [f"{count:,} exact {'copy' if count == 1 else 'copies'} of test photos left out"] if count else []
 
 
+def _describe_repeats(contestants: dict[str, list[ComparableRun]]) -> list[str]:
+    """Say how many photos are test photos of several splits."""
+    by_split = {comparable.test_id: comparable for members in contestants.values() for comparable in members}
+    if len(by_split) == 1:
+        return []
+    photos = pl.concat([comparable.photos.select(KEY_COLUMNS) for comparable in by_split.values()])
+    count = photos.filter(pl.struct(KEY_COLUMNS).is_duplicated()).unique().height
+    if not count:
+        return []
+    are = "photo is a test photo" if count == 1 else "photos are test photos"
+    return [f"{count:,} {are} of several splits: counted once per split, but as one unit in intervals and p"]
+
+
 def _describe_pooling(contestants: dict[str, list[ComparableRun]]) -> list[str]:
     seeds = {name: {comparable.run.recipe.seed for comparable in members} for name, members in contestants.items()}
     pooled = [name for name, own in seeds.items() if len(own) > 1]
-    recipes = {repr(members[0].pooled_recipe) for members in contestants.values()}
     notes = _describe_namesakes(contestants)
     if pooled:
         notes.append(f"pooled over seeds: {', '.join(pooled)}. A photo counts as the share of runs that are right.")
-    if len(recipes) == 1 and len(contestants) > 1 and all(len(own) == 1 for own in seeds.values()):
-        photos = {members[0].hash_photos("train") for members in contestants.values()}
-        same = (
-            "and training photos: they differ by chance only" if len(photos) == 1 else "and differ in training photos"
-        )
+    elif len(contestants) > 1 and _have_same_recipe(contestants):
+        is_chance = _differ_by_chance(contestants)
+        same = "and training photos: they differ by chance only" if is_chance else "and differ in training photos"
         notes.append(f"these runs have the same recipe {same}")
     return notes
 

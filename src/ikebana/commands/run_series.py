@@ -29,7 +29,7 @@ def refuse_given_split(photos: PhotoSource, recipe: Recipe, flag: str) -> None:
 
 
 def resolve_series_folder(folder: str | Path) -> Path:
-    """Expand the folder of a series of runs and check early that it can be written.
+    """Expand the folder of a series of runs and check it early.
 
     Raises:
         RunError: it is a run itself.

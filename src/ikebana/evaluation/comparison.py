@@ -96,7 +96,8 @@ class PairComparison:
     Attributes:
         verdict: what the second is, compared with the first.
         p_value: corrected by Holm's method for all pairs.
-        photos_needed: test photos that would show a difference of this size; None if there is none.
+        photos_needed: test photos that would show a difference of this size; None if there is no
+            difference, or none that other photos would show.
         by_split: the differences of single splits, if there are several.
     """
 
@@ -141,7 +142,11 @@ class Comparison:
 
 
 def compare_contestants(
-    splits: Sequence[SplitPredictions], runs: Mapping[str, Sequence[str]], notes: Sequence[str] = ()
+    splits: Sequence[SplitPredictions],
+    runs: Mapping[str, Sequence[str]],
+    notes: Sequence[str] = (),
+    *,
+    differ_by_chance: bool = False,
 ) -> Comparison:
     """Compare every pair of contestants.
 
@@ -149,6 +154,8 @@ def compare_contestants(
         splits: each pair of contestants is compared on those that have both.
         runs: the folders of each contestant's runs, in the order of `is_right` of all splits.
         notes: how the runs were understood.
+        differ_by_chance: whether the contestants are trainings of one recipe on the same photos. No
+            number of test photos would tell which is better.
     """
     contestants = [_score_contestant(name, tuple(folders), splits) for name, folders in runs.items()]
     pairs = list(combinations(runs, 2))
@@ -161,7 +168,7 @@ def compare_contestants(
             _judge(combined.value, float(p_value)),
             combined,
             float(p_value),
-            forecast_photos_needed(*sums, comparisons=len(pairs)),
+            None if differ_by_chance else forecast_photos_needed(*sums, comparisons=len(pairs)),
             by_split,
         )
         for (first, second), (combined, sums, by_split), p_value in zip(pairs, differences, p_values, strict=True)

@@ -62,15 +62,15 @@ def describe_pair(pair: PairComparison) -> str:
     numbers = f"{format_points(pair.difference)}, {format_p_value(pair.p_value)}"
     if pair.verdict != "tie":
         return f"{pair.second} is {pair.verdict} than {pair.first}: {numbers}"
-    return (
-        f"{pair.second} and {pair.first}: tie on these {pair.difference.n:,} photos: {numbers}\n{describe_need(pair)}"
-    )
+    splits = f" of {len(pair.by_split)} splits" if pair.by_split else ""
+    tie = f"{pair.second} and {pair.first}: tie on these {pair.difference.n:,} photos{splits}: {numbers}"
+    return "\n".join(filter(None, (tie, describe_need(pair))))
 
 
 def describe_need(pair: PairComparison) -> str:
-    """Say how many photos would be needed to tell the contestants apart."""
+    """Say how many photos would tell the contestants apart; "" if that is unknown."""
     if pair.photos_needed is None:
-        return "no difference was seen"
+        return "" if pair.difference.value else "no difference was seen"
     is_tiny = pair.photos_needed > MAX_FORECAST_PHOTOS
     count = f"more than {MAX_FORECAST_PHOTOS:,}" if is_tiny else f"about {pair.photos_needed:,}"
     return f"{count} test photos would be needed to tell, if the difference is really that large"
