@@ -437,6 +437,16 @@ def test_training_leaves_out_processors_that_others_use(monkeypatch, threads, bu
     assert ("other processes" in reason) == (left < threads)
 
 
+@pytest.mark.parametrize(("value", "is_reason"), [("1", True), ("many", False), (None, False)])
+def test_the_reason_for_the_number_of_threads_names_the_variable_that_set_it(value, is_reason):
+    environment = {name: text for name, text in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": value} if value else {}
+    command = "from ikebana.learning import device; print(*device._count_threads())"
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert ("set by OMP_NUM_THREADS" in done.stdout) == is_reason
+    assert done.stdout.startswith("1 ") or not is_reason
+
+
 def test_the_users_number_of_threads_is_kept_beside_other_processes(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setattr(device, "estimate_competing_processors", lambda: 9.0)

@@ -151,12 +151,14 @@ def _count_threads() -> tuple[int, str]:
     """Count the processors that this process and its container may use; return the reason too."""
     allowed = count_threads()
     quota = _read_container_quota()
-    if quota is not None and quota < allowed:
-        return max(1, int(quota)), f"the container's quota is {quota:g} of {allowed} processors"
     physical = min(allowed, torch.get_num_threads())
+    if quota is not None and quota < physical:
+        return max(1, int(quota)), f"the container's quota is {quota:g} of {allowed} processors"
     local_size = count_local_processes()
     if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         return max(1, physical // local_size), f"{local_size} processes share {physical} processors"
+    if os.environ.get("OMP_NUM_THREADS") == str(physical):
+        return physical, f"set by OMP_NUM_THREADS; {allowed} processors available"
     return physical, f"{allowed} processors available; a second thread per physical core would not be faster"
 
 
