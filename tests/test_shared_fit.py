@@ -212,3 +212,10 @@ def test_doctor_reports_variables_that_a_training_refuses(monkeypatch):
     # It is counted once per process.
     device._count_threads.cache_clear()
     assert "MASTER_ADDR and MASTER_PORT are not set" in ikebana.doctor()["processes"]
+
+
+def test_doctor_reports_a_rank_without_the_number_of_processes(monkeypatch):
+    monkeypatch.setattr(feature_cache, "measure_seconds_per_photo", lambda *_, **__: 0.01)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "0")
+    assert ikebana.doctor()["processes"] == "1: WORLD_SIZE is not set, so RANK is ignored"

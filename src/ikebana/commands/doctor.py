@@ -17,7 +17,7 @@ from ikebana.learning.process_state import preserve_process_state
 from ikebana.recipes import DEFAULT_RECIPE, RECIPES
 from ikebana.system.cache_folder import cache_folder
 from ikebana.system.files import free_space
-from ikebana.system.launch import MEETING_POINT, read_launch
+from ikebana.system.launch import MEETING_POINT, SIZE, find_ignored_variables, read_launch
 from ikebana.system.versions import find_versions
 
 LIBRARIES = (
@@ -61,6 +61,8 @@ def _describe_processes(device: str) -> str:
         return f"invalid variables: {error.what} ({error.advice})"
     gpus = torch.cuda.device_count()
     if not launch.has_peers:
+        if ignored := find_ignored_variables():
+            return f"1: {SIZE} is not set, so {' and '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} ignored"
         unused = f": training uses one of {gpus} GPUs (to use all: docs/several-gpus.md)" if gpus > 1 else ""
         return f"1{unused}"
     backend = "NCCL" if device == "cuda" else "gloo"

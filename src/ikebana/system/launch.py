@@ -68,6 +68,11 @@ def read_launch(variables: Mapping[str, str] = os.environ) -> Launch:
     return launch
 
 
+def find_ignored_variables(variables: Mapping[str, str] = os.environ) -> list[str]:
+    """Find variables that number a process, without the number of processes."""
+    return [name for name in (RANK, LOCAL_RANK, LOCAL_SIZE) if name in variables and SIZE not in variables]
+
+
 def count_local_processes() -> int:
     """Count the processes on this machine; 1 if the launcher's variables are invalid.
 
