@@ -62,6 +62,14 @@ def test_the_page_of_a_verb_names_exactly_its_flags(verb, no_flag):
     assert documented == flags
 
 
+@pytest.mark.parametrize("verb", ["compare", "demo", "doctor", "report"])
+def test_the_page_of_a_verb_with_few_flags_names_all_of_them(verb):
+    page = (ROOT / f"docs/{verb}.md").read_text("utf-8")
+    arguments = cli.app[verb].assemble_argument_collection()
+    flags = {name for argument in arguments if argument.index is None for name in argument.names}
+    assert {name for name in flags if name.startswith("--")} <= set(re.findall(r"--[a-z][a-z-]+", page))
+
+
 def test_the_recipes_page_has_a_section_for_each_recipe():
     page = (ROOT / "docs/recipes.md").read_text("utf-8")
     assert set(re.findall(r"^## `(\w+)`", page, re.MULTILINE)) == set(RECIPES)
