@@ -43,9 +43,14 @@ def test_the_advised_split_has_enough_photos_for_the_guarantee(photos, tmp_path)
         ikebana.fit(photos, "baseline", run=tmp_path / "few", at_most_wrong="5%", **SMALL_OPTIONS)
     advised = re.search(r"--split-fractions ([\d.,]+);? ?", str(refusal.value))
     assert advised is not None
-    fractions = tuple(map(float, advised[1].split(",")))
+    train, validation, test = map(float, advised[1].split(","))
     run = ikebana.fit(
-        photos, "baseline", run=tmp_path / "run", at_most_wrong="5%", split_fractions=fractions, **SMALL_OPTIONS
+        photos,
+        "baseline",
+        run=tmp_path / "run",
+        at_most_wrong="5%",
+        split_fractions=(train, validation, test),
+        **SMALL_OPTIONS,
     )
     assert run.is_finished
 

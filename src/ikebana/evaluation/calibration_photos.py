@@ -54,12 +54,12 @@ def check_calibration_photos(dataset: Dataset, at_most_wrong: float | None) -> N
 def _advise(photos: pl.DataFrame, group_count: int, at_most_wrong: float) -> str:
     """Name what would suffice: another split or more photos, and a possible limit."""
     factor = count_needed_groups(at_most_wrong) / max(group_count, 1) * CHANCE_MARGIN
-    shares = {split: (photos["split"] == split).sum() / len(photos) for split in ("validation", "test")}
+    validation_now, test = (photos.filter(split=split).height / len(photos) for split in ("validation", "test"))
     # Rounded up.
-    validation = math.ceil(20 * factor * shares["validation"]) / 20
-    training = round(1 - validation - shares["test"], 2)
+    validation = math.ceil(20 * factor * validation_now) / 20
+    training = round(1 - validation - test, 2)
     if training >= MIN_TRAINING_SHARE:
-        advice = f"more validation photos: --split-fractions {training:g},{validation:g},{shares['test']:.2g}"
+        advice = f"more validation photos: --split-fractions {training:g},{validation:g},{round(1 - training - validation, 2):g}"
     else:
         advice = f"about {math.ceil(factor * len(photos) / 100) * 100:,} photos in all"
     limit = find_lowest_limit(group_count)
