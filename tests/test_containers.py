@@ -465,12 +465,18 @@ def test_a_container_beside_photos_is_skipped_with_the_way_to_read_it(files, tmp
     assert "a Parquet file (it is read if it is given itself" in reasons["photos-0.parquet"]
 
 
-def test_a_folder_of_tables_is_no_folder_of_photos_in_parquet(tmp_path):
+def test_a_folder_of_tables_is_no_folder_of_photos_in_parquet_nor_of_a_class(tmp_path):
+    # Class folders beside it.
+    for name in ("rose", "tulip"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(encode_photo(1))
+    tables = tmp_path / "tables"
+    tables.mkdir()
     for name in ("train", "test"):
-        pl.DataFrame({"path": ["1.jpg"], "label": ["a"]}).write_parquet(tmp_path / f"{name}.parquet")
+        pl.DataFrame({"path": ["1.jpg"], "label": ["a"]}).write_parquet(tables / f"{name}.parquet")
     with pytest.raises(PhotosError) as refusal:
-        sources.read(tmp_path)
-    assert refusal.value.advice == f"if the labels are in a table, give the table: {tmp_path}/test.parquet"
+        sources.read(tables)
+    assert refusal.value.advice == f"if the labels are in a table, give the table: {tables}/test.parquet"
 
 
 @pytest.mark.parametrize(

@@ -213,11 +213,11 @@ def _find_parent_of_class(dataset: Dataset) -> Path | None:
     parent = given.absolute().parent
     try:
         siblings = [folder for folder in _list_visible_folders(parent) if _has_photos(folder)]
-        has_folders = any(entry.is_dir() for entry in given.iterdir())
+        is_class = _has_photos(given) and not any(entry.is_dir() for entry in given.iterdir())
     except OSError:
         return None
     # As the user wrote it, if possible: relative paths stay relative.
-    return None if has_folders or len(siblings) < 2 else (given.parent if given.name else parent)
+    return (given.parent if given.name else parent) if is_class and len(siblings) > 1 else None
 
 
 def _summarise_reasons(dataset: Dataset) -> str:
