@@ -7,7 +7,7 @@ import polars as pl
 from ikebana.data.dataset import Dataset
 from ikebana.data.split import find_groups, get_selection_mask
 from ikebana.errors import PhotosError
-from ikebana.evaluation.error_guarantee import count_needed_groups, describe_shortage, find_lowest_limit
+from ikebana.evaluation.error_guarantee import count_groups_for_guarantee, describe_shortage, find_lowest_limit
 from ikebana.system.percentages import format_share
 
 # With a smaller share of training photos, accuracy would suffer more than the guarantee is worth.
@@ -53,7 +53,7 @@ def check_calibration_photos(dataset: Dataset, at_most_wrong: float | None) -> N
 
 def _advise(photos: pl.DataFrame, group_count: int, at_most_wrong: float) -> str:
     """Name what would suffice: another split or more photos, and a possible limit."""
-    factor = count_needed_groups(at_most_wrong) / max(group_count, 1) * CHANCE_MARGIN
+    factor = count_groups_for_guarantee(at_most_wrong) / max(group_count, 1) * CHANCE_MARGIN
     validation_now, test = (photos.filter(split=split).height / len(photos) for split in ("validation", "test"))
     # Rounded up.
     validation = math.ceil(20 * factor * validation_now) / 20

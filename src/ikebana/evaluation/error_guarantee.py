@@ -61,14 +61,14 @@ def count_needed_answers(max_error: float, error_probability: float = 1 - GUARAN
     return math.ceil(round(math.log(error_probability) / math.log1p(-max_error), 6))
 
 
-def count_needed_groups(max_error: float) -> int:
+def count_groups_for_guarantee(max_error: float) -> int:
     """Return how many independent calibration photos the guarantee needs at least."""
     return max(MIN_CALIBRATION_GROUPS, count_needed_answers(max_error))
 
 
 def describe_shortage(group_count: int, max_error: float) -> str:
     """Describe why so few independent photos cannot give the guarantee; empty if they may."""
-    needed = count_needed_groups(max_error)
+    needed = count_groups_for_guarantee(max_error)
     if group_count >= needed:
         return ""
     photos = "1 independent photo" if group_count == 1 else f"{group_count} independent photos"

@@ -49,6 +49,11 @@ class UnknownObjects:
     drawn: Mapping[str, Detection]
     note: str = ""
 
+    @property
+    def mean_left_out(self) -> float:
+        """Mean share of photos of left-out classes that are called unknown; 0 without any."""
+        return _average(self.left_out).detected if self.left_out else 0.0
+
     def describe(self) -> str:
         """Describe the rates in one or two lines for the terminal."""
         drawn = _average(self.drawn)
@@ -58,7 +63,7 @@ class UnknownObjects:
         )
         if self.left_out:
             shares = [detection.detected for detection in self.left_out.values()]
-            mean, low, high = map(format_percentage, (_average(self.left_out).detected, min(shares), max(shares)))
+            mean, low, high = map(format_percentage, (self.mean_left_out, min(shares), max(shares)))
             of_class = f"{low} to {high}, on average {mean}" if low != high else mean
             lines += f"\n  of a class that was left out of training, {of_class}"
         return lines + (f"\n{self.note}" if self.note else "")

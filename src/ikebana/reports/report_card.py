@@ -123,10 +123,9 @@ def list_limits(run: Run) -> list[str]:
     if evaluation.slices is not None:
         limits += [f"{slice_.describe().rstrip('.')}." for slice_ in evaluation.slices.worse]
     if evaluation.unknown_objects is not None:
-        detected = [scores.detected for scores in evaluation.unknown_objects.left_out.values()]
-        if detected:
-            share = sum(detected) / len(detected)
-            limits.append(f"Of things that resemble its classes, it recognises only about {percent(share)} as unknown.")
+        if evaluation.unknown_objects.left_out:
+            share = percent(evaluation.unknown_objects.mean_left_out)
+            limits.append(f"Of things that resemble its classes, it recognises only about {share} as unknown.")
     else:
         limits.append("It names one of its classes whatever a photo shows.")
     return [*limits, GENERAL_LIMIT]

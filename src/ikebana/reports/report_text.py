@@ -213,7 +213,7 @@ def _describe_unknown(evaluation: Evaluation) -> tuple[str, ...]:
         span = f", from {percent(shares[lowest])} ({lowest}) to {percent(shares[highest])} ({highest})"
         paragraphs.append(
             "Things that resemble its classes are harder: of photos of a class that was left out of training, it "
-            f"recognised {percent(_average(list(shares.values())))} as unknown on average{span * (len(shares) > 1)}. "
+            f"recognised {percent(scores.mean_left_out)} as unknown on average{span * (len(shares) > 1)}. "
             "The others got one of its classes or “not sure”."
         )
     if scores.note:
