@@ -108,6 +108,23 @@ def test_a_signal_ends_the_training_after_the_current_step(tmp_path, monkeypatch
     assert int(saved.tensors["epoch_progress.photos_seen"]) == 32
 
 
+def test_a_second_signal_during_the_save_after_an_interrupted_validation_costs_no_step(tmp_path, monkeypatch):
+    real, is_saving = loop.checkpoint.save, []
+
+    def save(*arguments):
+        is_saving.append(True)
+        signal.raise_signal(signal.SIGINT)
+        real(*arguments)
+
+    monkeypatch.setattr(loop.checkpoint, "save", save)
+    monkeypatch.setattr(loop, "compute_logits", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(BASELINE, tmp_path / "checkpoint")
+    assert is_saving
+    saved = loop.checkpoint.load(tmp_path / "checkpoint")
+    assert int(saved.tensors["epoch_progress.photos_seen"]) == 72
+
+
 def test_the_progress_of_a_resumed_training_counts_only_its_own_photos(tmp_path, monkeypatch, capsys):
     interrupt_steps(monkeypatch, {7})  # two batches of the second epoch are done
     with pytest.raises(KeyboardInterrupt):

@@ -22,6 +22,7 @@ from ikebana.learning.training import loop
 from ikebana.learning.training.epoch_progress import EpochProgress
 from ikebana.learning.training.trainer import Trainer, plan_phases
 from ikebana.recipe import FineTune, Recipe, with_options
+from ikebana.system import process
 from support.training import CPU_SETTINGS, make_striped_photos
 
 SETTINGS = replace(CPU_SETTINGS, threads=1)
@@ -86,6 +87,8 @@ def compute_first_gradient(recipe: Recipe, photos: int, dtype: torch.dtype = tor
 def main(task: str, folder: Path) -> None:
     """Do one of the tasks: all, empty, killed or interrupted."""
     torch.set_num_threads(1)
+    # As the command does: torchrun ends the other processes with SIGTERM.
+    process.set_up()
     with processes.join():
         if task == "killed":
             loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = 0.0, float("inf")

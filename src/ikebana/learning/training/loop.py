@@ -203,7 +203,9 @@ def _run_epoch(
     try:
         logits = _compute_validation_logits(trainer, validation, settings, group)
     except (KeyboardInterrupt, PeerError):
-        writer.save(trainer, epoch_progress)
+        # A launcher ends the others with SIGTERM once one process has ended.
+        with defer_signals():
+            writer.save(trainer, epoch_progress)
         raise
     # The last step may have diverged, which the loss before it does not show.
     if not np.isfinite(logits).all():
