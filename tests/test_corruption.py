@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 from PIL.IcoImagePlugin import IcoFile
+from PIL.PngImagePlugin import PngInfo
 from support.images import (
     GRADIENT,
     decode_as_int,
@@ -83,6 +84,19 @@ def test_a_truncated_file_is_refused_or_shows_the_complete_picture(name):
     data = whole_file(name)
     complete = decode_as_int(data, 24)
     assert sum(is_refused_or_equal(data[:place], complete) for place in list_positions(len(data))) >= 19
+
+
+@pytest.mark.parametrize("name", ["JPEG", "progressive JPEG", "PNG", "GIF", "BMP", "TIFF"])
+def test_the_reason_for_half_a_file_is_its_missing_end(name):
+    data = whole_file(name)
+    assert get_decoding_error(data[: len(data) // 2]) == "unreadable: its end is missing"
+
+
+def test_the_reason_for_a_huge_compressed_text_names_the_text():
+    text = PngInfo()
+    text.add_text("Comment", "a" * 2_000_000, zip=True)
+    reason = get_decoding_error(encode_image(draw_image(32), "PNG", pnginfo=text))
+    assert reason == "unreadable: a text or colour profile in it is too large when decompressed"
 
 
 @pytest.mark.parametrize("name", ["JPEG", "progressive JPEG", "PNG", "GIF", "JPEG 2000"])

@@ -81,6 +81,14 @@ TIFF_TILE_SIZE = (322, 323)
 
 REASON_OUT_OF_MEMORY = "too large for this machine's memory"
 REASON_NO_HEIF = f"unsupported format: HEIF (to read it: {advise_extra('heif')})"
+# The beginning of some errors of Pillow, and what they mean to the owner of the photo.
+REASONS_OF_PILLOW = {
+    "Truncated File Read": corruption.MISSING_END,
+    "image file is truncated": corruption.MISSING_END,
+    "decoder error": "its data are damaged",
+    "broken data stream": "its data are damaged",
+    "Decompressed data too large": "a text or colour profile in it is too large when decompressed",
+}
 REASON_STORE_UNAVAILABLE = "unreadable: its store does not answer"
 REASON_TOO_LARGE_FILE = f"too large: a file of more than {MAX_FILE_BYTES // 2**20} MB"
 TRANSIENT_REASONS = (REASON_OUT_OF_MEMORY, REASON_NO_HEIF, REASON_STORE_UNAVAILABLE)
@@ -431,7 +439,8 @@ def _open_heif(data: bytes) -> ImageFile:
 
 
 def _describe_error(error: Exception) -> str:
-    return str(error).strip().rstrip(".") or type(error).__name__
+    text = str(error).strip().rstrip(".") or type(error).__name__
+    return next((reason for start, reason in REASONS_OF_PILLOW.items() if text.startswith(start)), text)
 
 
 def _find_first_number(text: str) -> int:

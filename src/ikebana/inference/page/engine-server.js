@@ -45,7 +45,7 @@ function askForToken(isRetry) {
 
 const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-// Replaces the decoder's technical reason, such as "unreadable: truncated file read".
+// Replaces the decoder's technical reason, such as "unreadable: cannot identify image file".
 function describeError(error) {
   return /^unreadable\b/.test(error) ? "the file is damaged or not an image" : error;
 }
