@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 from cyclopts import App
@@ -78,8 +79,19 @@ def translate_parser_error(error: CycloptsError) -> UsageError:
     if type(error) is MissingArgumentError and error.argument is not None:
         if error.keyword is None:
             return UsageError(f"{error.argument.name.lstrip('-').upper()} is missing", advice=help_command)
-        return UsageError(f"{error.keyword} needs a value", advice=help_command)
+        return _translate_missing_value(error.keyword, error.root_input_tokens or [], help_command)
     return UsageError(str(error), advice=help_command)
+
+
+def _translate_missing_value(option: str, arguments: list[str], help_command: str) -> UsageError:
+    """Suggest an equals sign where the value starts with a hyphen, as an option does."""
+    for name, value in pairwise(arguments):
+        if name == option and value[1:2].isdigit():
+            return UsageError(
+                f"{option} needs a value, and {value} was read as an option",
+                advice=f"{option}={value}, or {help_command}",
+            )
+    return UsageError(f"{option} needs a value", advice=help_command)
 
 
 def _translate_unused_arguments(arguments: list[str], help_command: str) -> UsageError:
