@@ -24,7 +24,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ikeb
 from support.images import encode_photo, write_files  # noqa: E402
 from support.ray_cluster import RayCluster  # noqa: E402
 
-from ikebana.cluster import cache_worker, jobs, node_checks, nodes  # noqa: E402
+from ikebana.cluster import jobs, node_checks, nodes  # noqa: E402
 from ikebana.cluster.crash_search import STATUS_CRASHED  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -252,7 +252,7 @@ def test_a_node_with_another_version_is_refused_by_name(cluster, photos, ikebana
 
 def test_a_node_without_the_photos_or_the_cache_reports_both(tmp_path):
     location = Location(str(tmp_path / "missing.jpg"))
-    problems = cache_worker.inspect(
+    problems = node_checks.inspect_node(
         {**jobs.describe_all_versions(), "pillow": "1.0"},
         (location.address, *(getattr(location, name) for name in ("offset", "length", "row", "size", "stamp"))),
         str(tmp_path / "cache" / "mark"),

@@ -5,10 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from support.stores import pack_samples, put_files, read_files
 
 import ikebana
+from ikebana import recipes
+from ikebana.data import sources
 from ikebana.errors import UsageError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ikebana[cluster]'")
@@ -67,6 +71,34 @@ def test_the_time_of_a_run_is_that_of_its_node_without_the_wait_for_one(tmp_path
     task = training_tasks.TrainingTask(PlannedRun("quick", run.recipe))
     ended = training_tasks._receive("reference", task, tmp_path)
     assert ended == (task.planned, run, 5.25)
+
+
+@pytest.mark.parametrize("source", ["s3://garden", "shards/photos-*.tar", "folder", Path("folder")])
+def test_nodes_get_the_photos_of_the_driver_wherever_they_are(source, s3, paper_photos, tmp_path, monkeypatch):
+    (tmp_path / "folder").symlink_to(paper_photos)
+    photos = read_files(paper_photos)
+    put_files(s3[0], "garden", photos)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "photos-0.tar").write_bytes(pack_samples(photos))
+    monkeypatch.chdir(tmp_path)
+    driver, received = sources.read(source), []
+
+    def check_nodes(inspect, *arguments):
+        # The working directory of a node is another one.
+        monkeypatch.chdir("/")
+        assert arguments[1] is not None
+        assert inspect(*arguments) == []
+
+    def run_tasks(photos, *_):
+        received.append(sources.read(photos))
+        yield from ()
+
+    monkeypatch.setattr(training_tasks, "check_nodes", check_nodes)
+    monkeypatch.setattr(training_tasks, "_run_tasks", run_tasks)
+    planned = PlannedRun("quick", recipes.get_recipe("quick"))
+    assert list(training_tasks.train_runs(source, [planned], tmp_path / "sweep", "cpu")) == []
+    assert len(driver.photos) == len(photos)
+    assert received[0].photos["label"].to_list() == driver.photos["label"].to_list()
 
 
 @pytest.mark.parametrize("option", [{"watch": True}, {"log": ["mlflow"]}, {"minutes": 5}])

@@ -7,7 +7,7 @@ computed before an interruption is used by the next command.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,14 @@ from ray.exceptions import RayError
 from ikebana.cluster import cache_worker, jobs
 from ikebana.cluster.cache_worker import CPUS_PER_DECODING_TASK, CompleteCache, SearchJob
 from ikebana.cluster.jobs import JobHandle
-from ikebana.cluster.node_checks import MAX_TRIED_PHOTOS, find_readable, mark_folder
+from ikebana.cluster.node_checks import find_readable_photo, inspect_node, mark_folder
 from ikebana.cluster.nodes import check_nodes, choose_cpus, choose_resources, count_gpus, count_slots
 from ikebana.cluster.shard_driver import run_shards
 from ikebana.commands.audit import CacheFiller
 from ikebana.data import pixel_cache, pixel_cache_parts
-from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
+from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates import near_duplicates
 from ikebana.data.duplicates.search import list_pairs
-from ikebana.data.locations import Location
 from ikebana.data.parts import Parts, prepare_parts
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.errors import MachineError, RecipeError, get_first_line
@@ -206,7 +205,7 @@ class ClusterCaches(CacheFiller):
         if self._are_nodes_checked:
             return
         with mark_folder(cache.absolute().parent) as mark:
-            check_nodes(cache_worker.inspect, self._versions, _find_readable_photo(dataset), mark, shared=SHARED)
+            check_nodes(inspect_node, self._versions, find_readable_photo(dataset), mark, shared=SHARED)
         self._are_nodes_checked = True
 
 
@@ -246,15 +245,3 @@ def _choose_part_photos(photos: int, parts: int, max_photos: int = MAX_PART_PHOT
 def _describe_cache(dataset: Dataset, opened: PixelCache, recipe: Recipe) -> CompleteCache:
     everywhere = pixel_cache_parts.select_photos(dataset, None)
     return CompleteCache(opened.folder.absolute(), len(opened.pixels), recipe.image_size, recipe.resize, everywhere)
-
-
-def _find_readable_photo(dataset: Dataset) -> tuple[Any, ...] | None:
-    """Find a photo that this machine can read; None if none of the first."""
-    photos = dataset.photos.select("path", "status").with_row_index("row")
-    rows = photos.filter(photos["status"].is_in((STATUS_UNOPENED, STATUS_USED)))["row"]
-    locations = (
-        pixel_cache_parts.select_photos(dataset, range(row, row + 1)).locate(photos["path"][row])
-        for row in rows[:MAX_TRIED_PHOTOS].to_list()
-    )
-    location = find_readable(locations, Location.read)
-    return None if location is None else astuple(location)

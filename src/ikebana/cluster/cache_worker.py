@@ -10,11 +10,9 @@ import numpy as np
 
 from ikebana.cluster import jobs
 from ikebana.cluster.jobs import JobHandle
-from ikebana.cluster.node_checks import inspect_folder, inspect_photo
 from ikebana.data import pixel_cache, pixel_cache_parts
 from ikebana.data.dataset import Dataset
 from ikebana.data.duplicates.search import CopySearch, Match, Matches, Pair
-from ikebana.data.locations import Location
 from ikebana.data.parts import Parts
 from ikebana.data.pixel_cache import PixelCache
 from ikebana.data.pixel_cache_parts import PixelParts
@@ -24,19 +22,6 @@ from ikebana.system.threads import limit_threads
 
 # CPUs, and threads, of a task that decodes photos.
 CPUS_PER_DECODING_TASK = 1
-
-
-def inspect(versions: Mapping[str, str], photo: Sequence[Any] | None, mark: str) -> list[str]:
-    """Describe why this node cannot fill the caches; an empty list if it can.
-
-    Args:
-        photo: the fields of the `Location` of a photo that the driver can read.
-        mark: a file of the driver in the cache.
-    """
-    problems = jobs.compare_versions(versions, jobs.describe_all_versions())
-    if photo is not None:
-        problems += inspect_photo(photo[0], Location(*photo).read)
-    return [*problems, *inspect_folder(mark)]
 
 
 # --- decoding ---

@@ -1,12 +1,17 @@
 """Checks of the photos and the folder that all nodes of a cluster must share."""
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from ikebana.cluster import jobs
+from ikebana.data import pixel_cache_parts
+from ikebana.data.dataset import STATUS_UNOPENED, STATUS_USED, Dataset
+from ikebana.data.locations import Location
 from ikebana.errors import IkebanaError, UnavailablePhoto, UnreadablePhoto, get_first_line
 from ikebana.system.files import atomic_write, write_error
 
@@ -30,6 +35,31 @@ def find_readable(photos: Iterable[Photo], read: Callable[[Photo], object]) -> P
             continue
         return photo
     return None
+
+
+def find_readable_photo(dataset: Dataset) -> tuple[Any, ...] | None:
+    """Return the fields of the `Location` of a photo that this machine can read, if any."""
+    photos = dataset.photos.select("path", "status").with_row_index("row")
+    rows = photos.filter(photos["status"].is_in((STATUS_UNOPENED, STATUS_USED)))["row"]
+    locations = (
+        pixel_cache_parts.select_photos(dataset, range(row, row + 1)).locate(photos["path"][row])
+        for row in rows[:MAX_TRIED_PHOTOS].to_list()
+    )
+    location = find_readable(locations, Location.read)
+    return None if location is None else astuple(location)
+
+
+def inspect_node(versions: Mapping[str, str], photo: Sequence[Any] | None, mark: str) -> list[str]:
+    """Describe why this node cannot work on the photos; an empty list if it can.
+
+    Args:
+        photo: the fields of the `Location` of a photo that the driver can read.
+        mark: a file of the driver in the shared folder.
+    """
+    problems = jobs.compare_versions(versions, jobs.describe_all_versions())
+    if photo is not None:
+        problems += inspect_photo(photo[0], Location(*photo).read)
+    return [*problems, *inspect_folder(mark)]
 
 
 def inspect_photo(address: str, read: Callable[[], object]) -> list[str]:

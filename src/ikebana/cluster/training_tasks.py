@@ -17,10 +17,12 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from ikebana.cluster import jobs, training_worker
-from ikebana.cluster.node_checks import mark_folder
+from ikebana.cluster.node_checks import find_readable_photo, inspect_node, mark_folder
 from ikebana.cluster.nodes import check_nodes, choose_resources
 from ikebana.commands.sweep import PlannedRun, TrainedRun, train_run
+from ikebana.data import sources
 from ikebana.data.sources import PhotoSource
+from ikebana.data.stores import is_address
 from ikebana.errors import MachineError, get_first_line
 from ikebana.runs.run import open_run
 
@@ -45,7 +47,7 @@ def train_runs(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, de
     """Train runs on the connected cluster, and yield each as it ends.
 
     Args:
-        photos: at a path that is the same on all nodes, or a table in memory.
+        photos: at an address or a path that is the same on all nodes, or a table in memory.
         folder: of the run folders, on a disk that all nodes share.
     Raises:
         MachineError: a node differs from this machine, or the cluster has ended.
@@ -58,7 +60,8 @@ def train_runs(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, de
             missing.append(run)
     if not missing:
         return
-    photos = os.path.abspath(os.path.expanduser(photos)) if isinstance(photos, str | os.PathLike) else photos
+    if isinstance(photos, str | os.PathLike) and not is_address(photos):
+        photos = os.path.abspath(os.path.expanduser(photos))
     try:
         _check_nodes(photos, folder.absolute())
         yield from _run_tasks(photos, missing, folder, device)
@@ -71,7 +74,7 @@ def train_runs(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, de
 def _check_nodes(photos: PhotoSource, folder: Path) -> None:
     """Refuse nodes that cannot read the photos or the folder of this machine."""
     with mark_folder(folder) as mark:
-        check_nodes(training_worker.inspect, jobs.describe_all_versions(), photos, mark)
+        check_nodes(inspect_node, jobs.describe_all_versions(), find_readable_photo(sources.read(photos)), mark)
 
 
 def _run_tasks(photos: PhotoSource, runs: Sequence[PlannedRun], folder: Path, device: str) -> Iterator[TrainedRun]:

@@ -1,28 +1,14 @@
 """What runs on the nodes of a cluster for `ikebana sweep`."""
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from socket import gethostname
 
 from ikebana.cluster import jobs
-from ikebana.cluster.node_checks import inspect_folder
 from ikebana.data.sources import PhotoSource
 from ikebana.errors import IkebanaError, MachineError
 from ikebana.recipe import Recipe
-
-
-def inspect(versions: Mapping[str, str], photos: PhotoSource, mark: str) -> list[str]:
-    """Describe why this node cannot train the runs; an empty list if it can.
-
-    Args:
-        mark: a file of the driver in the folder of the runs.
-    """
-    problems = jobs.compare_versions(versions, jobs.describe_all_versions())
-    if isinstance(photos, str) and not os.path.exists(photos):
-        problems.append(f"{photos} does not exist")
-    return [*problems, *inspect_folder(mark)]
 
 
 def train(
