@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import shared_training
-from support.shared_training import CASES, EMPTY_SHARES, KILLED_CASE
+from support.shared_training import CASES, EMPTY_SHARES, INTERRUPTED_CASE
 
 from ikebana.learning.training import checkpoint
 
@@ -106,15 +106,17 @@ def test_a_worker_that_is_interrupted_while_validating_costs_no_step(tmp_path):
     # The leader learns of it by a note or, if torchrun is faster, by SIGTERM.
     state = checkpoint.load(tmp_path / "checkpoint")
     assert len(state.epochs) == 1
-    assert state.get_tensors("epoch_progress.")["photos_seen"] == CASES[KILLED_CASE][1]
+    assert state.get_tensors("epoch_progress.")["photos_seen"] == CASES[INTERRUPTED_CASE][1]
 
 
-def test_a_training_that_was_killed_resumes_in_one_process_to_the_same_weights(tmp_path):
-    done = run_trainings(2, "killed", tmp_path)
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_that_was_killed_resumes_in_one_process_to_the_same_weights(name, tmp_path):
+    done = run_trainings(2, name, tmp_path)
     assert done.returncode != 0
     assert (tmp_path / "checkpoint").exists(), done.stderr
-    expected, _ = shared_training.train(*CASES[KILLED_CASE])
-    weights, epochs = shared_training.train(*CASES[KILLED_CASE], tmp_path / "checkpoint")
-    assert len(epochs) == CASES[KILLED_CASE][0].gradient_method.epochs
+    assert len(checkpoint.load(tmp_path / "checkpoint").epochs) == 2
+    expected, _ = shared_training.train(*CASES[name])
+    weights, epochs = shared_training.train(*CASES[name], tmp_path / "checkpoint")
+    assert len(epochs) == CASES[name][0].gradient_method.epochs
     for key, value in expected.items():
         torch.testing.assert_close(weights[key], value, rtol=0, atol=1e-12)

@@ -46,8 +46,9 @@ EMPTY_SHARES = {
         8,
     ),
 }
-# Of a training that is killed: after 13 of 20 steps, in the third epoch.
-KILLED_CASE, KILLED_STEP = "augmented", 13
+# Trainings are killed after 13 of 20 steps, in the third epoch, and interrupted at the end of the second.
+KILLED_STEP = 13
+INTERRUPTED_CASE = "augmented"
 
 
 def build_network(recipe: Recipe, dtype: torch.dtype) -> nn.Module:
@@ -85,19 +86,20 @@ def compute_first_gradient(recipe: Recipe, photos: int, dtype: torch.dtype = tor
 
 
 def main(task: str, folder: Path) -> None:
-    """Do one of the tasks: all, empty, killed or interrupted."""
+    """Do one of the tasks: all, empty, interrupted, or the name of a case that is killed."""
     torch.set_num_threads(1)
     # As the command does: torchrun ends the other processes with SIGTERM.
     process.set_up()
     with processes.join():
-        if task == "killed":
+        checkpoint = folder / "checkpoint" if processes.is_leader() else None
+        if task in CASES:
             loop.MIN_CHECKPOINT_INTERVAL_SECONDS, loop.MAX_CHECKPOINT_TIME_FRACTION = 0.0, float("inf")
             kill_after_steps(KILLED_STEP)
-            train(*CASES[KILLED_CASE], folder / "checkpoint" if processes.is_leader() else None)
+            train(*CASES[task], checkpoint)
         if task == "interrupted":
             if not processes.is_leader():
                 interrupt_second_validation()
-            train(*CASES[KILLED_CASE], folder / "checkpoint" if processes.is_leader() else None)
+            train(*CASES[INTERRUPTED_CASE], checkpoint)
         for name, case in (CASES if task == "all" else EMPTY_SHARES).items():
             weights, epochs = train(*case)
             results = {"weights": weights, "scores": get_scores(epochs), "gradient": compute_first_gradient(*case)}
