@@ -4,10 +4,13 @@ import base64
 import json
 
 import pytest
+from PIL import Image
 from support.browser import choose_photos, serve_files
+from support.images import encode_image
 from support.server import RED, run_server
 
 import ikebana
+from ikebana.evaluation.drawn_images import draw_images
 from ikebana.exporting import web
 
 pytestmark = pytest.mark.slow
@@ -36,6 +39,11 @@ def folder(run):
     return run.folder.parent / "web"
 
 
+def skip_without_runtime(folder):
+    if json.loads((folder / "model.json").read_text("utf-8"))["runtime"]["place"] == web.RUNTIME_CDN_URL:
+        pytest.skip("npm cannot give onnxruntime-web here")
+
+
 def read_neighbours(card):
     """The labels, paths and similarities that a card shows."""
     card.locator(".neighbours summary").click()
@@ -62,9 +70,21 @@ def check(cards, photos, classifier):
             assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 96
 
 
+def test_the_browser_calls_drawn_texts_unlike_the_training_photos_as_python_does(visit, folder, classifier):
+    skip_without_runtime(folder)
+    images = draw_images(classifier.image_size, 4)["text"]
+    texts = {f"text {number}.png": encode_image(Image.fromarray(image), "PNG") for number, image in enumerate(images)}
+    with serve_files(folder) as address:
+        cards = choose_photos(visit(address), *texts.items())
+        for card, data in zip(cards, texts.values(), strict=True):
+            expected = classifier.predict([data])[0]
+            assert expected.status == "unknown"
+            assert card.locator(".answer").inner_text() == "Unlike the training photos"
+            assert card.locator(".reason").inner_text() == f"The closest class is {expected.closest_class}."
+
+
 def test_the_browser_finds_the_training_photos_that_python_finds(visit, folder, photos, classifier):
-    if json.loads((folder / "model.json").read_text("utf-8"))["runtime"]["place"] == web.RUNTIME_CDN_URL:
-        pytest.skip("npm cannot give onnxruntime-web here")
+    skip_without_runtime(folder)
     with serve_files(folder) as address:
         check(choose_photos(visit(address), *photos.items()), photos, classifier)
 

@@ -356,3 +356,13 @@ def test_a_photo_unlike_the_training_photos_gets_its_closest_class_in_words(visi
     (card,) = choose_photos(page, ("black.png", encode_square("black")))
     assert card.locator(".answer").inner_text() == "Unlike the training photos"
     assert re.fullmatch(r"The closest class is \w+\.", card.locator(".reason").inner_text())
+
+
+def test_a_page_that_stays_open_says_when_photos_begin_to_differ(visit):
+    with run_server() as server:
+        page = visit(server.url)
+        choose_photos(page, *((f"grey {number}.png", GREY) for number in range(3)))
+        assert page.locator("#drift").is_hidden()
+        choose_photos(page, *((f"black {number}.png", encode_square("black")) for number in range(15)))
+        page.locator("#drift").wait_for()
+        assert page.locator("#drift").inner_text().startswith("The last 18 photos differ from the training photos")

@@ -101,4 +101,10 @@ async function predict(file, showStatus) {
   }
 }
 
-start({ loadModelInfo, predict, concurrency: 3, note: "Photos are sent to this server, which does not store them." });
+start({
+  loadModelInfo,
+  predict,
+  concurrency: 3,
+  measuresDrift: true,
+  note: "Photos are sent to this server, which does not store them.",
+});

@@ -5,6 +5,7 @@
 //                                   showStatus(text)
 // engine.note                       where photos go
 // engine.concurrency                how many photos it classifies at a time
+// engine.measuresDrift              whether the model info changes with the photos that it has seen
 
 import { Card, percent, WAITING } from "./cards.js";
 import { listen } from "./photos.js";
@@ -61,9 +62,24 @@ async function prepare(engine) {
   getElement("about").textContent = describeModel(modelInfo);
   showSamples(modelInfo.samples ?? {});
   getElement("footnote").textContent = describeThreshold(modelInfo);
-  getElement("drift").textContent = modelInfo.has_drifted ? describeDrift(modelInfo.drift) : "";
-  getElement("drift").hidden = !modelInfo.has_drifted;
+  showDrift(modelInfo);
   startNext(engine);
+}
+
+function showDrift({ has_drifted: hasDrifted, drift }) {
+  const text = hasDrifted ? describeDrift(drift) : "";
+  if (hasDrifted && getElement("drift").hidden) announce(text);
+  getElement("drift").textContent = text;
+  getElement("drift").hidden = !hasDrifted;
+}
+
+// A page may stay open for days, so the note follows the photos.
+async function updateDrift(engine) {
+  try {
+    showDrift(await engine.loadModelInfo());
+  } catch {
+    // The next photo reports a server that cannot be reached.
+  }
 }
 
 // Only a server with a file that contains training photos has samples. Each is a JPEG in base64.
@@ -135,6 +151,7 @@ function startNext(engine) {
     predict(card, engine).finally(() => {
       running -= 1;
       startNext(engine);
+      if (engine.measuresDrift && !running) updateDrift(engine);
     });
   }
 }
